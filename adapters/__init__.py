@@ -1,0 +1,1 @@
+"""Everything that touches the outside: sources, matchers, views and the command line."""

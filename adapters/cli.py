@@ -1,0 +1,242 @@
+"""The command line: the composition root, where everything meets.
+
+Exit codes: 0 when something useful was made, 1 when nothing was, 2 when the request is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from adapters.views.rerun_view import ViewMode
+from engine.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from adapters.launch import LaunchOptions
+    from engine.config import Config
+    from engine.runtime import RunOutcome
+
+NOTHING_MADE = 1
+REFUSED = 2
+
+_DEMO_SOURCE = "synthetic:town"
+
+app = typer.Typer(
+    name="livesfm",
+    help="Live camera feeds into a growing, bundle-adjusted COLMAP model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="YAML overlay on the defaults; later ones win."),
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, section.key=value; wins over files."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
+]
+ViewOption = Annotated[
+    ViewMode,
+    typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a former run in the folder.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON instead of a table.")]
+
+
+@app.command()
+def run(
+    source: Annotated[
+        list[str], typer.Argument(help="Image folder, video file or synthetic:town; several mix.")
+    ],
+    config: ConfigOption = None,
+    settings: SettingOption = None,
+    out: OutOption = None,
+    view: ViewOption = ViewMode.RECORD,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Reconstructs SOURCE while its frames arrive; writes a run folder."""
+    with _told_errors():
+        outcome = _launch(
+            _load(config, settings),
+            _options(
+                source,
+                out=out or _default_out(source[0]),
+                view=view,
+                overwrite=overwrite,
+                quiet=quiet,
+            ),
+        )
+    _finish(outcome)
+
+
+@app.command()
+def demo(
+    config: ConfigOption = None,
+    settings: SettingOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
+    view: ViewOption = ViewMode.RECORD,
+    quiet: QuietOption = False,
+) -> None:
+    """Streams a synthetic drone flight, reconstructs it and prints the accuracy."""
+    with _told_errors():
+        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=True, quiet=quiet)
+        outcome = _launch(_load(config, settings), options)
+        if outcome.num_registered:
+            _print_evaluation(outcome.path, outcome.path / "groundtruth.txt")
+    _finish(outcome)
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="TUM trajectory; default groundtruth.txt of the run."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compares a run's poses, final and as first reported, with a reference."""
+    with _told_errors():
+        _print_evaluation(run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    to: Annotated[Path, typer.Option(help="Folder to make.")],
+    undistort: Annotated[
+        bool, typer.Option("--undistort", help="PINHOLE images and model for splat trainers.")
+    ] = False,
+    ply: Annotated[bool, typer.Option("--ply", help="points.ply")] = False,
+    nerfstudio: Annotated[bool, typer.Option("--nerfstudio", help="transforms.json")] = False,
+    tum: Annotated[bool, typer.Option("--tum", help="Trajectories in TUM format.")] = False,
+) -> None:
+    """Writes the newest snapshot in the formats of other tools."""
+    with _told_errors():
+        from adapters.export import ExportFormat
+        from adapters.export import export as export_run
+
+        asked = {
+            ExportFormat.UNDISTORT: undistort,
+            ExportFormat.PLY: ply,
+            ExportFormat.NERFSTUDIO: nerfstudio,
+            ExportFormat.TUM: tum,
+        }
+        formats = {kind for kind, is_asked in asked.items() if is_asked}
+        if not formats:
+            raise ConfigError("say what to export: --undistort, --ply, --nerfstudio, --tum")
+        written = export_run(run_folder, to, formats=formats)
+    typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+
+
+@app.command()
+def doctor() -> None:
+    """Tells what is installed and what can run here."""
+    from adapters.doctor import examine, findings_table, is_core_ready
+
+    findings = examine()
+    _print_table(findings_table(findings))
+    if not is_core_ready(findings):
+        raise typer.Exit(NOTHING_MADE)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    app()
+
+
+def _load(config: list[Path] | None, settings: list[str] | None) -> Config:
+    from engine.config import load_config
+
+    return load_config(config or [], settings or [])
+
+
+def _options(
+    sources: list[str], *, out: Path, view: ViewMode, overwrite: bool, quiet: bool
+) -> LaunchOptions:
+    from adapters.launch import LaunchOptions
+
+    return LaunchOptions(
+        sources=tuple(sources),
+        path=out,
+        overwrite=overwrite,
+        view_mode=view,
+        show_progress=not quiet,
+    )
+
+
+def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
+    from adapters.launch import launch
+
+    return launch(config, options)
+
+
+def _default_out(source: str) -> Path:
+    """runs/NAME, NAME from the last telling part of the source."""
+    from engine.run_folder import unique_run_path
+
+    parts = [part for part in re.split(r"[/\\:?]+", source) if part not in ("", ".", "..")]
+    stem = Path(parts[-1]).stem if parts else "run"
+    if stem in {"images", "frames", "video"} and len(parts) > 1:
+        stem = parts[-2]
+    return unique_run_path(Path("runs"), stem)
+
+
+def _finish(outcome: RunOutcome) -> NoReturn:
+    """Says what was made and ends with the exit code that fits."""
+    made = outcome.num_registered >= 2
+    typer.echo(
+        f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
+        + ("" if made else "; no map could be made")
+    )
+    failed = outcome.stopped_by == "failure" or not made
+    raise typer.Exit(NOTHING_MADE if failed else 0)
+
+
+def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:
+    from adapters.evaluate import evaluate as evaluate_run
+    from adapters.evaluate import evaluation_table
+
+    evaluation = evaluate_run(run_folder, reference)
+    if as_json:
+        typer.echo(json.dumps(evaluation.as_record()))
+    else:
+        _print_table(evaluation_table(evaluation))
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+@contextmanager
+def _told_errors() -> Iterator[None]:
+    """Turns the engine's errors into one line and an exit code."""
+    try:
+        yield
+    except ConfigError as error:
+        typer.echo(f"livesfm: {error}", err=True)
+        raise typer.Exit(REFUSED) from error
+    except EngineError as error:
+        typer.echo(f"livesfm: {error}", err=True)
+        raise typer.Exit(NOTHING_MADE) from error

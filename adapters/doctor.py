@@ -1,0 +1,124 @@
+"""What is installed and what can run here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    part: str
+    is_ready: bool
+    detail: str
+
+
+_CORE = {  # distribution: what it is for
+    "numpy": "arrays",
+    "pycolmap": "map and bundle adjustment",
+    "opencv-python-headless": "SIFT and optical flow",
+    "torch": "descriptor matching",
+    "networkx": "scene graph",
+    "av": "video files",
+    "pillow": "EXIF",
+    "rerun-sdk": "live view and recording",
+}
+_EXTRAS = {"aiomqtt": ("MQTT", "mqtt"), "aiohttp": ("phone page", "phone")}
+
+
+def examine() -> list[Finding]:
+    """Looks at the interpreter, the packages, the processor and the matchers."""
+    return [_python(), *_packages(), _processor(), _gpu(), _matcher(), _viewer()]
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    """The findings for a terminal."""
+    from rich.table import Table
+
+    table = Table(title="livesfm doctor")
+    table.add_column("part")
+    table.add_column("ready")
+    table.add_column("detail")
+    for finding in findings:
+        table.add_row(finding.part, "yes" if finding.is_ready else "no", finding.detail)
+    return table
+
+
+def is_core_ready(findings: list[Finding]) -> bool:
+    """Whether the default run works."""
+    optional = {name for name, _ in _EXTRAS.values()} | {"GPU", "viewer window"}
+    return all(finding.is_ready for finding in findings if finding.part not in optional)
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    return Finding(part="Python", is_ready=sys.version_info >= (3, 11), detail=version)
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, purpose in _CORE.items():
+        version = _version(name)
+        detail = f"{version}, {purpose}" if version else f"missing: {purpose} needs it"
+        findings.append(Finding(part=name, is_ready=version is not None, detail=detail))
+    for name, (purpose, extra) in _EXTRAS.items():
+        version = _version(name)
+        detail = version or f"not installed: pip install 'livesfm[{extra}]'"
+        findings.append(Finding(part=purpose, is_ready=version is not None, detail=detail))
+    return findings
+
+
+def _processor() -> Finding:
+    return Finding(
+        part="processor",
+        is_ready=True,
+        detail=f"{platform.machine()}, {os.cpu_count()} cores; every stage runs on it",
+    )
+
+
+def _gpu() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding(part="GPU", is_ready=False, detail="torch is not installed")
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(part="GPU", is_ready=False, detail="no CUDA device; none is needed")
+    return Finding(part="GPU", is_ready=True, detail=torch.cuda.get_device_name())
+
+
+def _matcher() -> Finding:
+    ready = _version("opencv-python-headless") is not None and _version("torch") is not None
+    return Finding(
+        part="matcher sift", is_ready=ready, detail="no weights needed; free to use (Apache-2.0)"
+    )
+
+
+def _viewer() -> Finding:
+    has_screen = bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin"
+    )
+    if has_screen and shutil.which("rerun") is not None:
+        return Finding(part="viewer window", is_ready=True, detail="--view spawn opens it")
+    return Finding(
+        part="viewer window",
+        is_ready=False,
+        detail="no screen here: --view serve shows the run in a browser",
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,232 @@
+"""Copies of a run's latest map in the formats of other tools.
+
+All formats of one export share a folder:
+
+    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them
+    transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
+    points.ply                  ply, nerfstudio
+    trajectory.txt              tum: all frames; trajectory_keyframes.txt: the keyframes of the map
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.errors import ConfigError, SnapshotError
+from engine.geometry import invert_pose, quat_xyzw_from_rotation
+
+if TYPE_CHECKING:
+    import pycolmap
+
+# Where nerfstudio's names stand in COLMAP's parameters of each model; the rest are zero.
+_NERFSTUDIO_PARAMS = {
+    "SIMPLE_PINHOLE": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2},
+    "PINHOLE": {"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3},
+    "SIMPLE_RADIAL": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3},
+    "RADIAL": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3, "k2": 4},
+    "OPENCV": {"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3, "k1": 4, "k2": 5, "p1": 6, "p2": 7},
+}
+_OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
+_POINTS_NAME = "points.ply"
+
+
+class ExportFormat(StrEnum):
+    """What can be written."""
+
+    UNDISTORT = "undistort"
+    PLY = "ply"
+    NERFSTUDIO = "nerfstudio"
+    TUM = "tum"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What was written."""
+
+    path: Path
+    num_images: int
+    num_points3D: int
+
+
+def export(run: Path, to: Path, *, formats: Collection[ExportFormat]) -> Export:
+    """Writes the largest map of a run's latest snapshot to a new folder.
+
+    The folder appears whole or not at all.
+
+    Args:
+        run: a run folder.
+        to: a folder that does not exist, or is empty.
+        formats: at least one.
+
+    Raises:
+        ConfigError: the run has no snapshot, the target holds something, or a camera model does not
+            fit the format.
+        SnapshotError: the files cannot be written, or images of the map are missing.
+    """
+    model = run / "latest" / "sparse" / "0"
+    if not formats:
+        raise ConfigError("an export needs at least one format")
+    if not model.is_dir():
+        raise ConfigError(f"{run}: has no snapshot to export")
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise ConfigError(f"{to}: exists and is not an empty folder")
+    temporary = to.with_name(f".tmp-{to.name}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        reconstruction = _write(run, model, temporary, formats=set(formats))
+        temporary.replace(to)
+    except OSError as error:
+        raise SnapshotError(f"{to}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Export(
+        path=to,
+        num_images=reconstruction.num_reg_images(),
+        num_points3D=reconstruction.num_points3D(),
+    )
+
+
+def _write(
+    run: Path, model: Path, to: Path, *, formats: set[ExportFormat]
+) -> pycolmap.Reconstruction:
+    reconstruction = _read_model(model)
+    if formats & {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}:
+        _check_images(reconstruction, run / "images")
+    if ExportFormat.UNDISTORT in formats:
+        _write_undistorted(run, model, to)
+        reconstruction = _read_model(to / "sparse" / "0")
+        _check_images(reconstruction, to / "images")
+    if formats & {ExportFormat.PLY, ExportFormat.NERFSTUDIO}:
+        _write_points(reconstruction, to / _POINTS_NAME)
+    if ExportFormat.NERFSTUDIO in formats:
+        _write_nerfstudio(reconstruction, to)
+        if ExportFormat.UNDISTORT not in formats:
+            _copy_images(reconstruction, run / "images", to / "images")
+    if ExportFormat.TUM in formats:
+        _write_tum(reconstruction, run, to)
+    return reconstruction
+
+
+def _read_model(path: Path) -> pycolmap.Reconstruction:
+    import pycolmap
+
+    try:
+        return pycolmap.Reconstruction(path)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise SnapshotError(f"{path}: is not a whole COLMAP model: {error}") from error
+
+
+def _check_images(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raises SnapshotError unless every image of the model is a file.
+
+    pycolmap passes over an image it cannot read or write, and trainers then fail far from here.
+    """
+    missing = sorted(
+        image.name
+        for image in reconstruction.images.values()
+        if not (folder / image.name).is_file()
+    )
+    if missing:
+        raise SnapshotError(
+            f"{len(missing)} of {reconstruction.num_images()} images cannot be read or written, "
+            f"first {missing[0]}"
+        )
+
+
+def _write_undistorted(run: Path, model: Path, to: Path) -> None:
+    import pycolmap
+
+    pycolmap.undistort_images(to, model, run / "images")
+    # Beside images and model pycolmap leaves a workspace for dense stereo; and it puts the model
+    # itself where trainers look for folders of models.
+    shutil.rmtree(to / "stereo")
+    for script in to.glob("run-colmap-*.sh"):
+        script.unlink()
+    (to / "sparse").rename(to / "model")
+    (to / "sparse").mkdir()
+    (to / "model").rename(to / "sparse" / "0")
+
+
+def _write_points(reconstruction: pycolmap.Reconstruction, path: Path) -> None:
+    reconstruction.export_PLY(path)
+    # pycolmap does not notice a full disk; a point takes three floats and three bytes.
+    if path.stat().st_size < 15 * reconstruction.num_points3D():
+        raise SnapshotError(f"{path.name} is cut short; the disk may be full")
+
+
+def _copy_images(reconstruction: pycolmap.Reconstruction, source: Path, to: Path) -> None:
+    for image in reconstruction.images.values():
+        (to / image.name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / image.name, to / image.name)
+
+
+def _write_nerfstudio(reconstruction: pycolmap.Reconstruction, to: Path) -> None:
+    """Writes ``transforms.json``: OpenGL world_from_cam, intrinsics with each frame.
+
+    The world is the map's own, for the poses and for the points, hence ``applied_transform`` is
+    the identity.
+    """
+    images = sorted(reconstruction.images.values(), key=lambda image: image.image_id)
+    record = {
+        "camera_model": "OPENCV",
+        "applied_transform": np.eye(4)[:3].tolist(),
+        "ply_file_path": _POINTS_NAME,
+        "frames": [_nerfstudio_frame(image) for image in images],
+    }
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    (to / "transforms.json").write_text(text, encoding="utf-8")
+
+
+def _nerfstudio_frame(image: pycolmap.Image) -> dict[str, Any]:
+    world_from_cam = np.vstack([invert_pose(image.cam_from_world().matrix()), [0, 0, 0, 1]])
+    return {
+        "file_path": f"images/{image.name}",
+        "colmap_im_id": image.image_id,
+        "transform_matrix": (world_from_cam @ _OPENCV_FROM_OPENGL).tolist(),
+        **_nerfstudio_intrinsics(image.camera),
+    }
+
+
+def _nerfstudio_intrinsics(camera: pycolmap.Camera) -> dict[str, float]:
+    try:
+        positions = _NERFSTUDIO_PARAMS[camera.model_name]
+    except KeyError:
+        raise ConfigError(
+            f"nerfstudio has no camera like {camera.model_name}; export undistorted images with it"
+        ) from None
+    distortion = dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0)
+    params = {name: float(camera.params[position]) for name, position in positions.items()}
+    return {"w": camera.width, "h": camera.height, **distortion, **params}
+
+
+def _write_tum(reconstruction: pycolmap.Reconstruction, run: Path, to: Path) -> None:
+    """Writes the poses of all frames, where the run came so far, and of the map's keyframes."""
+    if (run / "trajectory.txt").is_file():
+        shutil.copyfile(run / "trajectory.txt", to / "trajectory.txt")
+    with (run / "frames.csv").open(newline="", encoding="utf-8") as file:
+        times = {row["name"]: row["captured_at_s"] for row in csv.DictReader(file)}
+    lines = [
+        (times[image.name], _tum_pose(image))
+        for image in reconstruction.images.values()
+        if image.name in times
+    ]
+    lines.sort(key=lambda line: float(line[0]))
+    text = "".join(f"{time} {pose}\n" for time, pose in lines)
+    header = "# timestamp tx ty tz qx qy qz qw (world_from_cam)\n"
+    (to / "trajectory_keyframes.txt").write_text(header + text, encoding="utf-8")
+
+
+def _tum_pose(image: pycolmap.Image) -> str:
+    world_from_cam = invert_pose(image.cam_from_world().matrix())
+    quat_xyzw = quat_xyzw_from_rotation(world_from_cam[:, :3])
+    return " ".join(f"{value:.12g}" for value in (*world_from_cam[:, 3], *quat_xyzw))

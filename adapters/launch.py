@@ -1,0 +1,153 @@
+"""Puts a run together from its parts and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.config import Config, dump_config
+from engine.errors import SourceError
+from engine.ports import FrameIds, FrameSource, View
+from engine.types import Float64Array, FrameId
+
+if TYPE_CHECKING:
+    from adapters.views.rerun_view import ViewMode
+    from engine.runtime import RunOutcome
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOptions:
+    """What the command line says about a run besides its configuration."""
+
+    sources: tuple[str, ...]
+    path: Path  # of the run folder
+    overwrite: bool  # a former run there may be replaced
+    view_mode: ViewMode
+    show_progress: bool
+
+
+def launch(config: Config, options: LaunchOptions) -> RunOutcome:
+    """Runs to the end of the sources or a signal.
+
+    A source that is there but cannot be read leaves a valid, empty run folder.
+
+    Raises:
+        ConfigError: the folder cannot be used, or the view cannot be opened.
+        SourceError: no source can be read.
+    """
+    limit_library_threads()
+    next_frame_id = count_frame_ids()
+    sources, refused = _open_sources(options.sources, config, next_frame_id=next_frame_id)
+    if not sources and not any(_is_there(spec) for spec in options.sources):
+        raise refused[0]
+    outcome = asyncio.run(_run(config, options, sources))
+    for error in refused[1:] if not sources else refused:
+        logger.error("%s", error)
+    if not sources:
+        raise refused[0]
+    return outcome
+
+
+def count_frame_ids() -> FrameIds:
+    """A counter of frame ids from 1 on."""
+    counter = itertools.count(1)
+    return lambda: FrameId(next(counter))
+
+
+def limit_library_threads() -> None:
+    """Gives each library call one thread: the engine's own threads keep the cores busy."""
+    import cv2
+    import numpy as np  # noqa: F401 - only libraries that are loaded can be limited
+    import pycolmap
+    import threadpoolctl
+    import torch
+
+    threadpoolctl.threadpool_limits(1, user_api="blas")
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.WARNING.value
+
+
+async def _run(
+    config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
+) -> RunOutcome:
+    from adapters.matchers.sift import SiftMatcher
+    from engine.run_folder import RunFolder
+    from engine.runtime import Engine
+
+    folder = RunFolder.create(
+        options.path, config_text=dump_config(config), overwrite=options.overwrite
+    )
+    views = _open_views(config, options, sources)
+    engine = Engine(
+        config,
+        folder=folder,
+        sources=sources,
+        matcher=SiftMatcher(config.sift),
+        views=views,
+        groundtruth=_groundtruth(sources),
+    )
+    return await engine.run()
+
+
+def _open_sources(
+    specs: Sequence[str], config: Config, *, next_frame_id: FrameIds
+) -> tuple[list[FrameSource], list[SourceError]]:
+    from adapters.sources.factory import open_source
+
+    opened: list[FrameSource] = []
+    refused: list[SourceError] = []
+    for spec in specs:
+        try:
+            opened.append(open_source(spec, config=config, next_frame_id=next_frame_id))
+        except SourceError as error:
+            refused.append(error)
+    return opened, refused
+
+
+def _is_there(spec: str) -> bool:
+    try:
+        return Path(spec).exists()
+    except OSError:
+        return False
+
+
+def _open_views(
+    config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
+) -> list[View]:
+    from adapters.views.rerun_view import ViewMode
+
+    views: list[View] = []
+    if options.show_progress:
+        from adapters.views.console import ConsoleView
+
+        counts = [source.num_frames for source in sources]
+        known = [count for count in counts if count is not None]
+        views.append(ConsoleView(sum(known) if len(known) == len(counts) else None))
+    if options.view_mode is not ViewMode.NONE:
+        from adapters.views.rerun_view import RerunView
+
+        views.append(
+            RerunView.open(
+                options.path.name,
+                mode=options.view_mode,
+                recording_path=options.path / "recording.rrd" if config.views.recording else None,
+                config=config.views,
+            )
+        )
+    return views
+
+
+def _groundtruth(sources: Sequence[FrameSource]) -> list[tuple[float, Float64Array]]:
+    """True poses, when the only source knows them."""
+    known: Callable[[], list[tuple[float, Float64Array]]] | None = None
+    if len(sources) == 1:
+        known = getattr(sources[0], "ground_truth", None)
+    return known() if known is not None else []

@@ -1,0 +1,1 @@
+"""What describes keyframes and matches pairs."""

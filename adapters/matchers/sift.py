@@ -1,0 +1,213 @@
+"""SIFT keypoints on the CPU: the matcher that runs anywhere, without weights.
+
+Detection is OpenCV's SIFT (Lowe, 2004). Descriptors become RootSIFT (Arandjelovic and Zisserman,
+2012) in bytes. Matching is brute force in whole numbers: byte products summed in int32 are exact,
+so every machine and every number of threads finds the same matches, with or without int8 units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import SiftConfig
+from engine.errors import InferenceError
+from engine.types import (
+    Features,
+    Float32Array,
+    Float64Array,
+    Frame,
+    ImagePair,
+    Int64Array,
+    PairMatches,
+    Uint8Array,
+)
+
+# RootSIFT components rarely exceed 127 / 256; at this scale they fit signed bytes.
+_DESCRIPTOR_SCALE = 256.0
+_MAX_COMPONENT = 127
+_BLOCK_ROWS = 2048  # bounds the score matrix to 2048 rows, 64 MB for 8192 keypoints
+
+
+class SiftMatcher:
+    """``PairMatcher`` over OpenCV SIFT and an exact brute-force search."""
+
+    def __init__(self, config: SiftConfig) -> None:
+        self._config = config
+        self._detector: Any = None
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and summaries."""
+        return "sift"
+
+    def describe(self, frame: Frame) -> Features:
+        """Detects up to ``max_features`` keypoints, strongest first.
+
+        Raises:
+            InferenceError: OpenCV could not work on the image.
+        """
+        import cv2
+
+        working, scale = _working_image(frame.pixels, max_edge_px=self._config.working_edge_px)
+        try:
+            keypoints, raw = self._sift().detectAndCompute(working, None)
+        except cv2.error as error:
+            raise InferenceError(f"SIFT failed on {frame.name}: {error}") from error
+        if not keypoints:
+            return _no_features(frame)
+        keep = _strongest_first(keypoints, limit=self._config.max_features)
+        points_xy = np.array([keypoints[k].pt for k in keep])
+        # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
+        keypoints_xy = (points_xy + 0.5) * scale
+        return Features(
+            frame_id=frame.frame_id,
+            keypoints_xy=keypoints_xy,
+            descriptors=_root_sift_bytes(raw[keep]),
+            scales=np.array([keypoints[k].size * scale.max() for k in keep], np.float32),
+            colors=_colors_at(frame.pixels, keypoints_xy),
+        )
+
+    def match(self, pairs: Sequence[tuple[ImagePair, Features, Features]]) -> list[PairMatches]:
+        """Matches each pair by ratio test and, when configured, mutual best."""
+        return [self._match_pair(pair, first, second) for pair, first, second in pairs]
+
+    def _sift(self) -> Any:
+        if self._detector is None:
+            import cv2
+
+            self._detector = cv2.SIFT.create(
+                nfeatures=self._config.max_features,
+                contrastThreshold=self._config.contrast_threshold,
+                edgeThreshold=self._config.edge_threshold,
+            )
+        return self._detector
+
+    def _match_pair(self, pair: ImagePair, first: Features, second: Features) -> PairMatches:
+        if len(first) == 0 or len(second) < 2:
+            return PairMatches(
+                pair=pair,
+                matches_idx=np.empty((0, 2), np.uint32),
+                confidence=np.empty((0,), np.float32),
+            )
+        best, best_distance, second_distance = _two_nearest(first, second)
+        passed = best_distance < self._config.max_ratio**2 * second_distance
+        rows = np.flatnonzero(passed)
+        if self._config.mutual and len(rows):
+            rows = rows[_nearest(second.descriptors[best[rows]], first) == rows]
+        rows = _one_per_target(rows, best=best, distance=best_distance)
+        ratio = np.sqrt(best_distance[rows] / np.maximum(second_distance[rows], 1e-6))
+        return PairMatches(
+            pair=pair,
+            matches_idx=np.column_stack([rows, best[rows]]).astype(np.uint32),
+            confidence=np.clip(1.0 - ratio, 0.0, 1.0).astype(np.float32),
+        )
+
+
+def _working_image(pixels: Uint8Array, *, max_edge_px: int) -> tuple[Uint8Array, Float64Array]:
+    """The grey image SIFT works on, and original px per working px in x and y, (2,)."""
+    import cv2
+
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    height, width = grey.shape
+    if max(height, width) <= max_edge_px:
+        return grey, np.ones(2)
+    ratio = max_edge_px / max(height, width)
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return small, np.array([width / size[0], height / size[1]])
+
+
+def _strongest_first(keypoints: Sequence[Any], *, limit: int) -> Int64Array:
+    """Rows by response, the rest of the key making the order the same on every run."""
+    key = np.array([(-k.response, k.pt[0], k.pt[1], k.size, k.angle) for k in keypoints])
+    order: Int64Array = np.lexsort(key.T[::-1])
+    return order[:limit]
+
+
+def _root_sift_bytes(raw: Float32Array) -> Uint8Array:
+    total = np.maximum(raw.sum(axis=1, keepdims=True), 1e-6)
+    scaled = np.sqrt(raw / total) * _DESCRIPTOR_SCALE
+    clipped: Uint8Array = np.minimum(np.rint(scaled), _MAX_COMPONENT).astype(np.uint8)
+    return clipped
+
+
+def _colors_at(pixels: Uint8Array, keypoints_xy: Float64Array) -> Uint8Array:
+    height, width = pixels.shape[:2]
+    columns = np.clip(keypoints_xy[:, 0].astype(np.int64), 0, width - 1)
+    rows = np.clip(keypoints_xy[:, 1].astype(np.int64), 0, height - 1)
+    return np.asarray(pixels[rows, columns])
+
+
+def _no_features(frame: Frame) -> Features:
+    return Features(
+        frame_id=frame.frame_id,
+        keypoints_xy=np.empty((0, 2)),
+        descriptors=np.empty((0, 128), np.uint8),
+        scales=np.empty((0,), np.float32),
+        colors=np.empty((0, 3), np.uint8),
+    )
+
+
+def _two_nearest(
+    first: Features, second: Features
+) -> tuple[Int64Array, Float32Array, Float32Array]:
+    """For each keypoint of ``first``: the nearest of ``second`` and two squared distances.
+
+    Returns:
+        nearest (N,), squared distance to it (N,), squared distance to the runner-up (N,).
+    """
+    target = second.descriptors
+    target_square = _squared_norms(target)
+    square = _squared_norms(first.descriptors)
+    nearest = np.empty(len(first), np.int64)
+    distances = np.empty((2, len(first)), np.float32)
+    for start in range(0, len(first), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        score = _products(first.descriptors[block], target)
+        rows = np.arange(len(score))
+        best = score.argmax(axis=1)
+        nearest[block] = best
+        distances[0, block] = square[block] + target_square[best] - 2.0 * score[rows, best]
+        score[rows, best] = np.iinfo(score.dtype).min
+        runner_up = score.argmax(axis=1)
+        distances[1, block] = (
+            square[block] + target_square[runner_up] - 2.0 * score[rows, runner_up]
+        )
+    return nearest, distances[0], distances[1]
+
+
+def _nearest(descriptors: Uint8Array, among: Features) -> Int64Array:
+    """The row of ``among`` with the largest product for each descriptor, (N,)."""
+    nearest: Int64Array = _products(descriptors, among.descriptors).argmax(axis=1)
+    return nearest
+
+
+def _one_per_target(rows: Int64Array, *, best: Int64Array, distance: Float32Array) -> Int64Array:
+    """Keeps the closest of the rows that chose the same target."""
+    by_distance = rows[np.lexsort((rows, distance[rows]))]
+    _, first_of_target = np.unique(best[by_distance], return_index=True)
+    return np.sort(by_distance[first_of_target])
+
+
+def _squared_norms(descriptors: Uint8Array) -> Float32Array:
+    wide = descriptors.astype(np.int32)
+    norms: Float32Array = np.einsum("nd,nd->n", wide, wide).astype(np.float32)
+    return norms
+
+
+def _products(rows: Uint8Array, columns: Uint8Array) -> NDArray[np.int32]:
+    """All inner products of two sets of descriptors, exact, (N, M)."""
+    import torch
+
+    left = torch.from_numpy(rows.astype(np.int8))
+    right = torch.from_numpy(columns.astype(np.int8))
+    if "AVX512" in torch.backends.cpu.get_cpu_capability():
+        products = torch._int_mm(left, right.T)
+    else:
+        # Sums of 128 products of 7-bit numbers stay below 2**24, where float32 is exact.
+        products = (left.float() @ right.float().T).int()
+    return np.asarray(products.numpy())

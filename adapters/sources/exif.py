@@ -1,0 +1,250 @@
+"""What a photo's EXIF block says about its camera: orientation, focal length, position.
+
+The reader is our own because blocks in the wild are often damaged: it is bounds-checked, takes a
+broken value for an absent one, and neither raises nor warns. It reads the few tags named below
+(Exif 2.32, CIPA DC-008; TIFF 6.0, section 2).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.types import GpsFix, IntrinsicsPrior, Uint8Array
+
+Value = str | tuple[float, ...]
+Directory = Mapping[int, Value]
+
+_IMAGE_WIDTH, _IMAGE_HEIGHT = 0x0100, 0x0101
+_MAKE, _MODEL, _ORIENTATION = 0x010F, 0x0110, 0x0112
+_EXIF_DIRECTORY, _GPS_DIRECTORY = 0x8769, 0x8825
+_FOCAL_LENGTH, _FOCAL_LENGTH_35MM = 0x920A, 0xA405
+_PIXEL_X_DIMENSION, _PIXEL_Y_DIMENSION = 0xA002, 0xA003
+_FOCAL_PLANE_X_RESOLUTION, _FOCAL_PLANE_RESOLUTION_UNIT = 0xA20E, 0xA210
+_GPS_LATITUDE, _GPS_LONGITUDE, _GPS_ALTITUDE = 2, 4, 6  # each has its reference one below
+
+_ASCII, _RATIONAL, _SRATIONAL = 2, 5, 10
+_FORMATS = {1: "B", 3: "H", 4: "I", _RATIONAL: "II", 9: "i", _SRATIONAL: "ii", 11: "f", 12: "d"}
+_MAX_COUNT = 512  # longer values (maker notes, tables) are none of ours
+
+_FILM_DIAGONAL_MM = 43.27  # of the 36 x 24 mm frame
+_UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # inch, cm; mm and um are out of the standard
+_SENSOR_EDGE_MM = (2.0, 70.0)  # between a phone's and a medium format's
+_FOCAL_RATIO = (0.2, 30.0)  # of the longer edge: from a fisheye to the longest telephoto lens
+
+# Width in mm of the whole sensor, which the longer edge of the full-size image spans, by EXIF model
+# in lower case. Only models whose files lack a 35 mm equivalent or give a misleading one.
+_SENSOR_WIDTH_MM = {
+    "canon powershot elph 300 hs": 6.17,
+    "fc220": 6.17,  # Mavic Pro
+    "fc300c": 6.17,  # Phantom 3 Standard
+    "fc300s": 6.17,  # Phantom 3 Professional and Advanced
+    "fc300x": 6.17,  # Phantom 3 Professional
+    "fc330": 6.17,  # Phantom 4
+    "fc350": 6.17,  # Inspire 1
+    "fc550": 17.3,  # Zenmuse X5
+    "fc6310": 13.2,  # Phantom 4 Pro
+    "fc6310r": 13.2,  # Phantom 4 RTK
+    "fc6310s": 13.2,  # Phantom 4 Pro V2
+    "fc6510": 13.2,  # Zenmuse X4S
+    "fc6520": 17.3,  # Zenmuse X5S
+    "fc7203": 6.17,  # Mavic Mini
+    "fc7303": 6.17,  # Mini 2
+    "l1d-20c": 13.2,  # Mavic 2 Pro
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exif:
+    """The tags we use; None, "" or upright where a tag is absent or broken."""
+
+    make: str = ""
+    model: str = ""
+    orientation: int = 1  # 1..8, as EXIF counts them; 1: upright
+    focal_length_mm: float | None = None
+    focal_length_35mm: float | None = None  # equivalent on 36 x 24 mm film, by the diagonal
+    focal_plane_px_per_mm: float | None = None  # in pixels of the size the camera recorded
+    recorded_edge_px: float | None = None  # longer edge of the image when the camera recorded it
+    gps: GpsFix | None = None
+
+
+def read_exif(block: bytes) -> Exif:
+    """Reads an EXIF block: a TIFF structure, with or without the leading ``Exif`` marker."""
+    tiff = _Tiff.open(block.removeprefix(b"Exif\0\0"))
+    if tiff is None:
+        return Exif()
+    main = tiff.directory(tiff.first_offset)
+    exif = tiff.directory(_pointer(main, _EXIF_DIRECTORY))
+    orientation = int(_number(main, _ORIENTATION) or 1)
+    edges = (_positive(exif, _PIXEL_X_DIMENSION), _positive(exif, _PIXEL_Y_DIMENSION))
+    return Exif(
+        make=_text(main, _MAKE),
+        model=_text(main, _MODEL),
+        orientation=orientation if orientation in range(1, 9) else 1,
+        focal_length_mm=_positive(exif, _FOCAL_LENGTH),
+        focal_length_35mm=_positive(exif, _FOCAL_LENGTH_35MM),
+        focal_plane_px_per_mm=_focal_plane_px_per_mm(exif),
+        recorded_edge_px=max((edge for edge in edges if edge), default=None),
+        gps=_gps_fix(tiff.directory(_pointer(main, _GPS_DIRECTORY))),
+    )
+
+
+def tiff_image_size(block: bytes) -> tuple[int, int] | None:
+    """Width and height in px of the first image of a TIFF file, as stored."""
+    tiff = _Tiff.open(block)
+    if tiff is None:
+        return None
+    main = tiff.directory(tiff.first_offset)
+    width, height = _positive(main, _IMAGE_WIDTH), _positive(main, _IMAGE_HEIGHT)
+    return (int(width), int(height)) if width and height else None
+
+
+def upright(pixels: Uint8Array, orientation: int) -> Uint8Array:
+    """Turns stored pixels (H, W, 3) the way EXIF ``orientation`` (1..8) says they are seen."""
+    turns: Mapping[int, Callable[[Uint8Array], Uint8Array]] = {
+        2: np.fliplr,
+        3: lambda image: np.rot90(image, 2),
+        4: np.flipud,
+        5: lambda image: np.swapaxes(image, 0, 1),
+        6: lambda image: np.rot90(image, -1),
+        7: lambda image: np.rot90(np.swapaxes(image, 0, 1), 2),
+        8: np.rot90,
+    }
+    return turns[orientation](pixels) if orientation in turns else pixels
+
+
+def intrinsics_prior(exif: Exif, *, width: int, height: int) -> IntrinsicsPrior | None:
+    """The focal length in px of an image of this size, or None where EXIF does not tell.
+
+    The most trustworthy of: focal length and a sensor width we know; the 35 mm equivalent; focal
+    length and the focal plane's resolution. A known sensor goes first because the 35 mm equivalent
+    is a rounded integer, and some cameras give that of the whole sensor for images cropped to 16:9.
+    """
+    focal_px = _focal_px(exif, edge_px=max(width, height), diagonal_px=math.hypot(width, height))
+    shortest, longest = _FOCAL_RATIO
+    if not shortest * max(width, height) <= focal_px <= longest * max(width, height):
+        return None
+    return IntrinsicsPrior(focal_px=focal_px)
+
+
+def _focal_px(exif: Exif, *, edge_px: float, diagonal_px: float) -> float:
+    """The focal length in px, 0 where nothing tells it."""
+    known_sensor_mm = _SENSOR_WIDTH_MM.get(exif.model.lower())
+    if exif.focal_length_mm and known_sensor_mm:
+        return exif.focal_length_mm / known_sensor_mm * edge_px
+    if exif.focal_length_35mm:
+        return exif.focal_length_35mm / _FILM_DIAGONAL_MM * diagonal_px
+    if exif.focal_length_mm and exif.focal_plane_px_per_mm:
+        # The resolution counts pixels of the recorded size. Where software shrank the image and
+        # the recorded size with it, but not the resolution, the sensor comes out impossibly small.
+        sensor_mm = (exif.recorded_edge_px or edge_px) / exif.focal_plane_px_per_mm
+        if _SENSOR_EDGE_MM[0] <= sensor_mm <= _SENSOR_EDGE_MM[1]:
+            return exif.focal_length_mm / sensor_mm * edge_px
+    return 0.0
+
+
+def _focal_plane_px_per_mm(exif: Directory) -> float | None:
+    per_unit = _positive(exif, _FOCAL_PLANE_X_RESOLUTION)
+    unit_mm = _UNIT_MM.get(int(_number(exif, _FOCAL_PLANE_RESOLUTION_UNIT) or 2))
+    return per_unit / unit_mm if per_unit and unit_mm else None
+
+
+def _gps_fix(gps: Directory) -> GpsFix | None:
+    latitude_deg = _degrees(gps, _GPS_LATITUDE, hemispheres="NS")
+    longitude_deg = _degrees(gps, _GPS_LONGITUDE, hemispheres="EW")
+    altitude_m = _number(gps, _GPS_ALTITUDE)
+    if latitude_deg is None or longitude_deg is None or altitude_m is None:
+        return None
+    if latitude_deg == longitude_deg == 0.0:  # what cameras write when they have no fix
+        return None
+    if _number(gps, _GPS_ALTITUDE - 1) == 1:  # below sea level
+        altitude_m = -altitude_m
+    return GpsFix(latitude_deg=latitude_deg, longitude_deg=longitude_deg, altitude_m=altitude_m)
+
+
+def _degrees(gps: Directory, tag: int, *, hemispheres: str) -> float | None:
+    """Degrees, minutes and seconds (the last ones may be missing), negative in the second one."""
+    parts = gps.get(tag, ())
+    hemisphere = _text(gps, tag - 1).upper()[:1]
+    if isinstance(parts, str) or not 1 <= len(parts) <= 3 or hemisphere not in tuple(hemispheres):
+        return None
+    degrees = sum(part / 60.0**place for place, part in enumerate(parts))
+    if not 0.0 <= degrees <= (90.0 if hemispheres == "NS" else 180.0):  # refuses nan too
+        return None
+    return -degrees if hemisphere == hemispheres[1] else degrees
+
+
+def _pointer(directory: Directory, tag: int) -> int:
+    return int(_number(directory, tag) or 0)
+
+
+def _number(directory: Directory, tag: int) -> float | None:
+    value = directory.get(tag)
+    if not isinstance(value, tuple) or not value or not math.isfinite(value[0]):
+        return None
+    return value[0]
+
+
+def _positive(directory: Directory, tag: int) -> float | None:
+    value = _number(directory, tag)
+    return value if value is not None and value > 0.0 else None
+
+
+def _text(directory: Directory, tag: int) -> str:
+    value = directory.get(tag)
+    return value if isinstance(value, str) else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tiff:
+    """Bounds-checked access to a TIFF structure."""
+
+    block: bytes
+    byte_order: str  # as struct writes it
+    first_offset: int
+
+    @classmethod
+    def open(cls, block: bytes) -> _Tiff | None:
+        byte_order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+        if byte_order is None or len(block) < 8:
+            return None
+        (first_offset,) = struct.unpack_from(byte_order + "I", block, 4)
+        return cls(block=block, byte_order=byte_order, first_offset=first_offset)
+
+    def directory(self, offset: int) -> Directory:
+        """The readable values of the directory at ``offset`` by tag; empty where there is none."""
+        if offset < 8 or offset + 2 > len(self.block):
+            return {}
+        (num_entries,) = struct.unpack_from(self.byte_order + "H", self.block, offset)
+        num_whole = min(num_entries, (len(self.block) - offset - 2) // 12)
+        values: dict[int, Value] = {}
+        for entry in range(offset + 2, offset + 2 + 12 * num_whole, 12):
+            tag, kind, count = struct.unpack_from(self.byte_order + "HHI", self.block, entry)
+            value = self._value(kind, count, entry + 8)
+            if value is not None:
+                values.setdefault(tag, value)
+        return values
+
+    def _value(self, kind: int, count: int, place: int) -> Value | None:
+        pattern = "B" if kind == _ASCII else _FORMATS.get(kind)
+        if pattern is None or not 0 < count <= _MAX_COUNT:
+            return None
+        whole = self.byte_order + pattern * count
+        size = struct.calcsize(whole)
+        if size > 4:
+            (place,) = struct.unpack_from(self.byte_order + "I", self.block, place)
+        if place + size > len(self.block):
+            return None
+        if kind == _ASCII:
+            text = self.block[place : place + size].split(b"\0", 1)[0]
+            return text.decode("utf-8", errors="replace").strip()
+        numbers: tuple[Any, ...] = struct.unpack_from(whole, self.block, place)
+        if kind in {_RATIONAL, _SRATIONAL}:
+            over, under = numbers[::2], numbers[1::2]
+            return tuple(a / b if b else math.nan for a, b in zip(over, under, strict=True))
+        return tuple(float(number) for number in numbers)

@@ -1,0 +1,59 @@
+"""From what the user named as SOURCE to a frame source."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from adapters.sources.image_folder import IMAGE_SUFFIXES, ImageFolder
+from engine.config import Config
+from engine.errors import SourceError
+from engine.ports import FrameIds, FrameSource
+
+_KINDS = "a folder of images, an image file, a video file, or synthetic:town"
+
+
+def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+    """Opens the source that ``spec`` names.
+
+    Args:
+        spec: a path, or ``synthetic:town`` with options as in ``synthetic:town?seed=1``. A path
+            that exists wins over a scheme of the same name.
+        config: the resolved configuration.
+        next_frame_id: the run's counter of frame ids.
+
+    Raises:
+        SourceError: there is no such source, or it cannot be read.
+    """
+    path = Path(spec)
+    if _exists(path):
+        return _open_path(path, config=config, next_frame_id=next_frame_id)
+    scheme, colon, name = spec.partition(":")
+    if not (colon and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme)):
+        raise SourceError(f"{spec}: no such file or folder")
+    if scheme.lower() == "synthetic" and re.match(r"town(\?|$)", name):
+        from adapters.sources.synthetic_town import SyntheticTown, parse_town_spec
+
+        return SyntheticTown(parse_town_spec(spec), next_frame_id=next_frame_id)
+    # The rest of the spec stays out of the message: it may hold a password.
+    raise SourceError(f"{scheme}: is no kind of source, nor is there such a file; use {_KINDS}")
+
+
+def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageFolder(
+            path,
+            config=config.sources,
+            next_frame_id=next_frame_id,
+            single_camera_per_size=config.cameras.single_camera_per_size,
+        )
+    from adapters.sources.video_file import VideoFile
+
+    return VideoFile(path, config=config.sources, next_frame_id=next_frame_id)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error

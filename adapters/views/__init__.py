@@ -1,0 +1,1 @@
+"""Where the growing map is shown."""

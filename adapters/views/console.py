@@ -1,0 +1,219 @@
+"""Shows a run in the terminal: a panel of figures with noteworthy events above it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, TextIO
+
+from adapters.views.notes import Note, NoteLevel, note_of
+from adapters.views.run_counters import RunCounters
+from engine.events import Event
+from engine.types import Frame, FramePose, MapView
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+REFRESH_HZ = 4.0
+PLAIN_INTERVAL_S = 2.0  # between status lines where nothing can be redrawn
+PANEL_WIDTH = 88  # narrower on narrower terminals
+BAR_WIDTH = 30
+
+
+class ConsoleView:
+    """Progress of a run on a terminal, or as plain lines where the stream is none.
+
+    Attributes:
+        console: the console that is drawn to; log handlers that write to it write above the panel.
+    """
+
+    def __init__(
+        self,
+        total_frames: int | None,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts drawing.
+
+        Args:
+            total_frames: how many frames will come, where that is known.
+            stream: where to write; standard error by default.
+            clock: seconds, monotonic.
+        """
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console: Console = Console(file=stream or sys.stderr, highlight=False)
+        self._total_frames = total_frames
+        self._clock = clock
+        self._started_s = clock()
+        self._next_line_s = self._started_s + PLAIN_INTERVAL_S
+        self._counters = RunCounters()
+        self._lock = Lock()  # the panel is drawn by a thread of its own
+        self._live: Live | None = None
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self._panel, console=self.console, refresh_per_second=REFRESH_HZ
+            )
+            self._live.start()
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        """Shows nothing: a terminal has no pictures."""
+
+    def show_map(self, view: MapView) -> None:
+        """Takes over the map's counts."""
+        with self._lock:
+            self._counters.update_from_map(view)
+
+    def show_event(self, event: Event) -> None:
+        """Counts the event and, when it is noteworthy, writes a line."""
+        with self._lock:
+            self._counters.update(event)
+            note = note_of(event, self._counters)
+        if note is not None:
+            self._write_note(note)
+        if self._live is None and self._clock() >= self._next_line_s:
+            self._write_status()
+
+    def close(self) -> None:
+        """Draws the last figures and leaves them on the screen."""
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._write_status()
+
+    def _write_note(self, note: Note) -> None:
+        from rich.text import Text
+
+        is_warning = note.level is NoteLevel.WARNING
+        mark = ("warning: ", "yellow") if is_warning else ""
+        self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, note.text))
+
+    def _write_status(self) -> None:
+        self._next_line_s = self._clock() + PLAIN_INTERVAL_S
+        self._print(f"{self._elapsed()}  {status_line(self._counters, self._total_frames)}")
+
+    def _print(self, line: RenderableType) -> None:
+        self.console.print(line, markup=False, soft_wrap=self._live is None)
+
+    def _elapsed(self) -> str:
+        return format_elapsed(self._clock() - self._started_s)
+
+    def _panel(self) -> RenderableType:
+        with self._lock:
+            return build_panel(
+                self._counters, total_frames=self._total_frames, elapsed=self._elapsed()
+            )
+
+
+def format_elapsed(elapsed_s: float) -> str:
+    """Minutes and seconds, and hours when there are any."""
+    minutes, seconds = divmod(int(elapsed_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
+
+
+def status_line(counters: RunCounters, total_frames: int | None) -> str:
+    """All figures in one line of plain text."""
+    received = f"{counters.frames_received}"
+    frames = received if total_frames is None else f"{received}/{total_frames}"
+    median, high = format_latency(counters)
+    parts = [
+        f"frames {frames}",
+        f"keyframes {counters.keyframes}",
+        f"registered {counters.registered}",
+        f"points {counters.points3D}",
+        f"error {format_error(counters)}",
+        f"latency {median} (p95 {high})",
+        f"dropped {format_drops(counters)}",
+        f"loops {counters.loops}",
+        f"snapshots {counters.snapshots}",
+    ]
+    return "  ".join(parts)
+
+
+def format_error(counters: RunCounters) -> str:
+    """Mean reprojection error of the last global bundle adjustment."""
+    error_px = counters.reprojection_error_px
+    return "-" if error_px is None else f"{error_px:.2f} px"
+
+
+def format_latency(counters: RunCounters) -> tuple[str, str]:
+    """Median and 95th percentile of the time from arrival to pose."""
+    percentiles_s = counters.latency_percentiles_s()
+    if percentiles_s is None:
+        return "-", "-"
+    median_s, high_s = percentiles_s
+    return f"{1e3 * median_s:.0f} ms", f"{1e3 * high_s:.0f} ms"
+
+
+def format_drops(counters: RunCounters) -> str:
+    """Dropped frames, by reason."""
+    by_reason = counters.dropped_by_reason.most_common()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason)
+    return f"{counters.dropped} ({reasons})" if reasons else "0"
+
+
+def build_panel(counters: RunCounters, *, total_frames: int | None, elapsed: str) -> RenderableType:
+    """The figures as a panel with three lines."""
+    from rich import box
+    from rich.console import Group
+    from rich.panel import Panel
+
+    return Panel(
+        Group(_frames_line(counters, total_frames), _figures(counters)),
+        title="[bold]LiveSfM[/bold]",
+        title_align="left",
+        subtitle=elapsed,
+        subtitle_align="right",
+        border_style="bright_black",
+        box=box.ROUNDED,
+        padding=(0, 1),
+        width=PANEL_WIDTH,
+    )
+
+
+def _frames_line(counters: RunCounters, total_frames: int | None) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    received = counters.frames_received
+    line = Table.grid(padding=(0, 2))
+    text = Text(f"{received:,}", style="bold", no_wrap=True, overflow="ellipsis")
+    if total_frames is not None:
+        text.append(f" of {total_frames:,}", style="not bold")
+    text.append(" frames", style="not bold bright_black")
+    if counters.dropped:
+        text.append(f"   dropped {format_drops(counters)}", style="not bold yellow")
+    if total_frames is None:
+        line.add_row(text)
+    else:
+        line.add_row(ProgressBar(max(total_frames, 1), received, width=BAR_WIDTH), text)
+    return line
+
+
+def _figures(counters: RunCounters) -> RenderableType:
+    from rich.table import Table
+
+    median, high = format_latency(counters)
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for value_width in (6, 10, 9, 3):
+        grid.add_column(style="bright_black", no_wrap=True)
+        grid.add_column(style="bold", no_wrap=True, min_width=value_width)
+    grid.add_row(
+        *("keyframes", f"{counters.keyframes:,}"),
+        *("points", f"{counters.points3D:,}"),
+        *("latency", median),
+        *("snapshots", f"{counters.snapshots:,}"),
+    )
+    grid.add_row(
+        *("registered", f"{counters.registered:,}"),
+        *("error", format_error(counters)),
+        *("p95", high),
+        *("loops", f"{counters.loops:,}"),
+    )
+    return grid

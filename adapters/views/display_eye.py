@@ -1,0 +1,92 @@
+"""A viewpoint from which a whole map can be seen; numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters.views.display_geometry import cam_centers
+from engine.types import Float32Array, Float64Array
+
+ELEVATION_RAD = 0.6  # above the horizon of the map
+HALF_WIDTH_RATIO = 0.80  # of the distance; the viewer sees 55 degrees vertically, in a wide window
+HALF_HEIGHT_RATIO = 0.46
+POINTS_IN_SIGHT_RATIO = 0.96  # the rest of the points may lie outside the picture
+
+_COHERENT = 0.5  # length of a mean of unit vectors, from which on it is a common direction
+_FLAT = 0.3  # second to first extent of camera centres that fill a plane rather than a line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Eye:
+    """Where a map is looked at from."""
+
+    position: Float64Array  # (3,) in the world
+    look_target: Float64Array  # (3,) in the world
+    up: Float64Array  # (3,) unit vector
+
+
+def overview_eye(cam_from_world: Float64Array, points3D_in_world: Float32Array) -> Eye:
+    """A viewpoint above and behind the cameras.
+
+    Args:
+        cam_from_world: (K, 3, 4), K > 0; all cameras are in sight.
+        points3D_in_world: (P, 3); most of them are in sight.
+    """
+    up = upright(cam_from_world)
+    toward_eye = np.cos(ELEVATION_RAD) * _backward(cam_from_world, up) + np.sin(ELEVATION_RAD) * up
+    right = np.cross(up, toward_eye)
+    right /= np.linalg.norm(right)
+    world_from_eye = np.stack([right, np.cross(toward_eye, right), toward_eye], axis=1)
+    points = points3D_in_world @ world_from_eye
+    tails = 0.5 * (1.0 - POINTS_IN_SIGHT_RATIO)
+    spread = np.quantile(points, [tails, 1.0 - tails], axis=0) if len(points) else np.zeros((0, 3))
+    seen = np.concatenate([spread, cam_centers(cam_from_world) @ world_from_eye])
+    middle = 0.5 * (seen.min(axis=0) + seen.max(axis=0))
+    inside = (points >= seen.min(axis=0)).all(axis=1) & (points <= seen.max(axis=0)).all(axis=1)
+    offsets = np.concatenate([points[inside], seen[len(spread) :]]) - middle
+    distances = offsets[:, 2] + np.maximum(
+        np.abs(offsets[:, 0]) / HALF_WIDTH_RATIO, np.abs(offsets[:, 1]) / HALF_HEIGHT_RATIO
+    )
+    target = world_from_eye @ middle
+    distance = float(distances.max()) or 1.0
+    return Eye(position=target + distance * toward_eye, look_target=target, up=up)
+
+
+def upright(cam_from_world: Float64Array) -> Float64Array:
+    """The direction (3,) that is up in the world, judged by how cameras (K, 3, 4) are held.
+
+    They are held upright on average, except where they look straight down: cameras that fill a
+    plane and look across it, or that turn back and forth.
+    """
+    held = -cam_from_world[:, 1, :3].mean(axis=0)
+    sight = cam_from_world[:, 2, :3].mean(axis=0)
+    looks_down = np.linalg.norm(held) < _COHERENT or _looks_across(cam_from_world, sight)
+    up = -sight if looks_down and np.linalg.norm(sight) >= _COHERENT else held
+    length = np.linalg.norm(up)
+    return up / length if length > 0.0 else np.array([0.0, -1.0, 0.0])
+
+
+def _looks_across(cam_from_world: Float64Array, sight: Float64Array) -> bool:
+    if len(cam_from_world) < 3 or np.linalg.norm(sight) < 0.9:
+        return False
+    centers = cam_centers(cam_from_world)
+    _, extents, axes = np.linalg.svd(centers - centers.mean(axis=0), full_matrices=False)
+    fills_plane = extents[1] > _FLAT * extents[0]
+    return bool(fills_plane and abs(axes[2] @ sight) > 0.9 * np.linalg.norm(sight))
+
+
+def _backward(cam_from_world: Float64Array, up: Float64Array) -> Float64Array:
+    """Horizontal unit vector (3,) against the common line of sight, else against the first one's."""
+    candidates = [
+        -cam_from_world[:, 2, :3].mean(axis=0),
+        -cam_from_world[0, 2, :3],
+        cam_from_world[0, 1, :3],  # looks straight down: the lower edge of its image
+    ]
+    flat = [candidate - (candidate @ up) * up for candidate in candidates]
+    clear = [vector for vector in flat if np.linalg.norm(vector) > 0.1]
+    chosen = clear[0] if clear else np.eye(3)[np.abs(up).argmin()]
+    level = chosen - (chosen @ up) * up
+    backward: Float64Array = level / np.linalg.norm(level)
+    return backward

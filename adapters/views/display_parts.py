@@ -1,0 +1,90 @@
+"""Drawings in parts, of which only those that changed are drawn again; numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.types import Float32Array, Int64Array, Uint8Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """A piece of a drawing."""
+
+    positions: Float32Array  # (N, 3) points, (N, 2, 3) segments or (N, M, 3) strokes
+    colors: Uint8Array | None = None  # (N, 3) RGB; None: all of the drawing's one colour
+
+    def looks_like(self, other: Part, *, tolerance_map: float) -> bool:
+        """Whether nobody could tell the two apart."""
+        return (
+            self.positions.shape == other.positions.shape
+            and _same_colors(self.colors, other.colors)
+            and float(np.abs(self.positions - other.positions).max(initial=0.0)) <= tolerance_map
+        )
+
+
+def _same_colors(one: Uint8Array | None, other: Uint8Array | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def split_parts(
+    numbers: Int64Array, positions: Float32Array, colors: Uint8Array | None = None
+) -> dict[int, Part]:
+    """Splits rows by their part number (N,), keeping the order within each part."""
+    order = np.argsort(numbers, kind="stable")
+    unique, starts = np.unique(numbers[order], return_index=True)
+    groups = np.split(order, starts[1:]) if len(unique) else []
+    return {
+        int(number): Part(
+            positions=positions[rows], colors=None if colors is None else colors[rows]
+        )
+        for number, rows in zip(unique, groups, strict=True)
+    }
+
+
+class PartTracker:
+    """Remembers what is on the screen, part by part."""
+
+    def __init__(self) -> None:
+        self._drawn: dict[int, Part] = {}
+
+    def update(
+        self, parts: Mapping[int, Part], *, tolerance_map: float
+    ) -> tuple[dict[int, Part], list[int]]:
+        """Takes the wanted parts; returns those to draw and the keys of those to clear.
+
+        Each is compared with what was drawn, not with what was last wanted, so small moves add up.
+        """
+        vanished = [key for key in self._drawn if key not in parts]
+        changed = {
+            key: part
+            for key, part in parts.items()
+            if key not in self._drawn
+            or not part.looks_like(self._drawn[key], tolerance_map=tolerance_map)
+        }
+        for key in vanished:
+            del self._drawn[key]
+        self._drawn.update(changed)
+        return changed, vanished
+
+
+class ChunkNumbers:
+    """Numbers keyframes into chunks, in order of first sight; a number never changes."""
+
+    def __init__(self, *, size: int) -> None:
+        self._size = size
+        self._chunk_of: dict[int, int] = {}
+
+    def of(self, keyframe_ids: Int64Array) -> Int64Array:
+        """The chunk (N,) of each id (N,); ids not seen before are numbered, smallest first."""
+        unique, inverse = np.unique(keyframe_ids, return_inverse=True)
+        for keyframe_id in unique.tolist():
+            self._chunk_of.setdefault(keyframe_id, len(self._chunk_of) // self._size)
+        chunks = np.array([self._chunk_of[keyframe_id] for keyframe_id in unique.tolist()])
+        numbers: Int64Array = chunks.astype(np.int64)[inverse.reshape(-1)]
+        return numbers

@@ -1,0 +1,106 @@
+"""Noteworthy events in words, the same in every view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from adapters.views.run_counters import RunCounters
+from engine.events import (
+    BundleAdjusted,
+    CameraCalibrated,
+    Event,
+    FrameDropped,
+    LoopClosed,
+    MapInitialized,
+    RegistrationFailed,
+    RunFinished,
+    RunStarted,
+    SnapshotWritten,
+    Warned,
+)
+from engine.types import RegistrationStatus
+
+DROPS_TOLD_EACH = 10  # of one reason; from then on a line whenever their number has doubled
+
+
+class NoteLevel(StrEnum):
+    """How much a note matters."""
+
+    INFO = "INFO"
+    WARNING = "WARN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """One line worth a reader's attention."""
+
+    level: NoteLevel
+    text: str
+
+
+def note_of(event: Event, counters: RunCounters) -> Note | None:
+    """Words for an event, or None when it is routine.
+
+    Args:
+        event: the fact.
+        counters: the counts of the run, this event included: a live source that drops thousands of
+            frames gets a line for the first ones and then for every doubling.
+    """
+    match event:
+        case FrameDropped():
+            return _dropped(event, counters.dropped_by_reason[event.reason])
+        case Warned():
+            return Note(level=NoteLevel.WARNING, text=event.message)
+        case _:
+            text = _milestone(event) or _mapping(event)
+            return Note(level=NoteLevel.INFO, text=text) if text else None
+
+
+def _dropped(event: FrameDropped, num_dropped: int) -> Note | None:
+    is_power_of_two = num_dropped & (num_dropped - 1) == 0
+    if num_dropped > DROPS_TOLD_EACH and not is_power_of_two:
+        return None
+    total = f" ({num_dropped:,} so far)" if num_dropped > 1 else ""
+    detail = f": {event.detail}" if event.detail else ""
+    text = f"dropped {event.name} as {event.reason}{detail}{total}"
+    return Note(level=NoteLevel.WARNING, text=text)
+
+
+def _milestone(event: Event) -> str | None:
+    match event:
+        case RunStarted():
+            return f"started: {', '.join(event.sources)} with {event.matcher}"
+        case SnapshotWritten():
+            return (
+                f"snapshot {event.sequence:06d}: {event.num_keyframes} keyframes, "
+                f"{event.num_points3D:,} points"
+            )
+        case RunFinished():
+            why = event.stopped_by.replace("_", " ")
+            return f"finished ({why}): {event.num_registered}/{event.num_keyframes} registered"
+    return None
+
+
+def _mapping(event: Event) -> str | None:
+    match event:
+        case CameraCalibrated():
+            how = event.how.replace("_", " ")
+            return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
+        case MapInitialized():
+            again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
+            pair = f"{event.first} and {event.second}"
+            return f"map started from frames {pair}: {event.num_points3D:,} points{again}"
+        case RegistrationFailed() if event.status is not RegistrationStatus.WAITING_FOR_MAP:
+            inliers = f"{event.num_inliers} of {event.num_correspondences} correspondences fit"
+            return f"frame {event.frame_id} not registered yet: {inliers}"
+        case LoopClosed():
+            return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
+        case BundleAdjusted():
+            before_px, after_px = (
+                event.reprojection_error_before_px,
+                event.reprojection_error_after_px,
+            )
+            errors = f"{before_px:.2f} to {after_px:.2f} px"
+            return f"global bundle adjustment of {event.num_keyframes} keyframes: {errors}"
+    return None

@@ -1,0 +1,133 @@
+"""The layout of the Rerun viewer: the map large, the current image beside it, figures below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapters.views.display_eye import Eye
+
+if TYPE_CHECKING:
+    import rerun.blueprint as rrb
+
+Color = tuple[int, int, int, int]
+
+BACKGROUND: Color = (14, 17, 22, 255)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One curve: entity ``metrics/<name>``."""
+
+    name: str
+    label: str
+    color: Color
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """Curves of one unit, which share an axis."""
+
+    title: str
+    metrics: tuple[Metric, ...]
+
+
+PLOTS = (
+    Plot(
+        title="Keyframes",
+        metrics=(
+            Metric(name="keyframes", label="keyframes", color=(120, 144, 168, 255)),
+            Metric(name="registered", label="registered", color=(88, 196, 140, 255)),
+            Metric(name="dropped", label="frames dropped", color=(232, 96, 84, 255)),
+        ),
+    ),
+    Plot(
+        title="Points",
+        metrics=(Metric(name="points", label="points", color=(98, 168, 240, 255)),),
+    ),
+    Plot(
+        title="Reprojection error (px)",
+        metrics=(
+            Metric(
+                name="reprojection_error_px", label="mean error, px", color=(186, 140, 240, 255)
+            ),
+        ),
+    ),
+    Plot(
+        title="Latency (ms)",
+        metrics=(
+            Metric(name="latency_ms", label="arrival to pose, ms", color=(240, 180, 72, 255)),
+        ),
+    ),
+)
+METRICS = tuple(metric for plot in PLOTS for metric in plot.metrics)
+
+
+def build_blueprint(eye: Eye | None = None) -> rrb.Blueprint:
+    """The layout; ``eye`` None: the map's camera follows the map as it grows."""
+    import rerun.blueprint as rrb
+
+    beside = rrb.Vertical(
+        rrb.Spatial2DView(origin="/world/live/image", name="Current image"),
+        rrb.Tabs(_log_view(), _graph_view(), active_tab=0),
+        row_shares=[1.0, 1.0],
+    )
+    return rrb.Blueprint(
+        rrb.Vertical(
+            rrb.Horizontal(_map_view(eye), beside, column_shares=[2.6, 1.0]),
+            rrb.Horizontal(*(_plot_view(plot) for plot in PLOTS)),
+            row_shares=[3.6, 1.0],
+        ),
+        rrb.TimePanel(
+            timeline="frame", play_state="following", state=rrb.components.PanelState.Collapsed
+        ),
+        rrb.SelectionPanel(state=rrb.components.PanelState.Hidden),
+        rrb.BlueprintPanel(state=rrb.components.PanelState.Hidden),
+        auto_views=False,
+        auto_layout=False,
+    )
+
+
+def _map_view(eye: Eye | None) -> rrb.Spatial3DView:
+    import rerun.blueprint as rrb
+
+    place = (
+        {"position": eye.position, "look_target": eye.look_target, "eye_up": eye.up} if eye else {}
+    )
+    return rrb.Spatial3DView(
+        origin="/world",
+        name="Map",
+        background=BACKGROUND,
+        line_grid=False,
+        eye_controls=rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, **place),
+        overrides={"world/keyframe_path": rrb.EntityBehavior(visible=False)},
+    )
+
+
+def _graph_view() -> rrb.GraphView:
+    import rerun.blueprint as rrb
+
+    return rrb.GraphView(origin="/graph", name="Scene graph")
+
+
+def _log_view() -> rrb.TextLogView:
+    import rerun.blueprint as rrb
+
+    return rrb.TextLogView(
+        origin="/logs",
+        name="Log",
+        columns=rrb.TextLogColumns(
+            timeline_columns=["frame"], text_log_columns=["LogLevel", "Body"]
+        ),
+    )
+
+
+def _plot_view(plot: Plot) -> rrb.TimeSeriesView:
+    import rerun.blueprint as rrb
+
+    return rrb.TimeSeriesView(
+        origin="/metrics",
+        contents=[f"/metrics/{metric.name}" for metric in plot.metrics],
+        name=plot.title,
+        plot_legend=rrb.PlotLegend(rrb.Corner2D.LeftTop, visible=len(plot.metrics) > 1),
+    )

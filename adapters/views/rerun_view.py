@@ -1,0 +1,266 @@
+"""Shows a run in Rerun: as a recording on disk, and live in a window or a browser."""
+
+from __future__ import annotations
+
+import logging
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.views.display_image import DisplayImage, display_image
+from adapters.views.notes import note_of
+from adapters.views.rerun_blueprint import METRICS, build_blueprint
+from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
+from adapters.views.rerun_service import LiveServer
+from adapters.views.run_counters import RunCounters
+from engine.config import ViewsConfig
+from engine.errors import ConfigError
+from engine.events import (
+    BundleAdjusted,
+    Event,
+    FrameDropped,
+    FramePosed,
+    FrameRegistered,
+    KeyframeAdded,
+    MapInitialized,
+    RunFinished,
+)
+from engine.types import Frame, FramePose, MapView
+
+if TYPE_CHECKING:
+    from rerun import RecordingStream
+
+APPLICATION_ID = "livesfm"  # under this name the viewer keeps a layout that a user arranged
+FLUSH_TIMEOUT_S = 10.0
+LINGER_S = 0.5  # connected viewers fetch the last messages after the recording has ended
+ASSUMED_FOCAL_RATIO = 0.85  # of the longer edge, for a live camera that the map does not know yet
+LOST_RATIO = 1e-6  # of the size of the live camera
+
+_METRICS_OF_EVENT: dict[type[Event], tuple[str, ...]] = {
+    FrameDropped: ("dropped",),
+    FramePosed: ("latency_ms",),
+    KeyframeAdded: ("keyframes",),
+    MapInitialized: ("registered", "points"),
+    FrameRegistered: ("registered", "points"),
+    BundleAdjusted: ("points", "reprojection_error_px"),
+    RunFinished: ("keyframes", "registered"),
+}
+
+logger = logging.getLogger(__name__)
+
+
+class ViewMode(StrEnum):
+    """Where a run is shown."""
+
+    RECORD = "record"  # in a file only
+    SPAWN = "spawn"  # also in a window that is opened now
+    SERVE = "serve"  # also to browsers
+    NONE = "none"
+
+
+class RerunView:
+    """A run as a Rerun recording.
+
+    Timelines: ``frame`` (frame ids), ``capture`` (the source's clock, from the first frame on) and
+    ``run`` (time since the start). Points far outside the map are left out of the drawing, so that
+    the viewer's automatic camera frames the map; the map itself and its snapshots keep them.
+    """
+
+    def __init__(
+        self, recording: RecordingStream, *, config: ViewsConfig, server: LiveServer | None = None
+    ) -> None:
+        """Takes a recording whose sinks are set; ``open`` makes one."""
+        self._recording = recording
+        self._config = config
+        self._server = server
+        self._scene = SceneDrawing(recording)
+        self._counters = RunCounters()
+        self._focal_of_size: dict[tuple[int, int], float] = {}
+        self._newest_frame_id = 0
+        self._newest_capture_s = 0.0
+        self._first_capture_s: float | None = None
+        self._run_s = 0.0
+        self._log_constants()
+
+    @classmethod
+    def open(
+        cls, run_name: str, *, mode: ViewMode, recording_path: Path | None, config: ViewsConfig
+    ) -> RerunView:
+        """Starts a recording, and in live modes the server and the viewer.
+
+        Args:
+            run_name: the recording's name in the viewer.
+            mode: any but ``none``.
+            recording_path: the file to write, or None for a live view without a file.
+            config: the views' settings.
+
+        Raises:
+            ConfigError: there is nothing to show to, a port is taken, there is no screen, or the
+                file cannot be created.
+        """
+        import rerun as rr
+
+        if mode is ViewMode.NONE or (mode is ViewMode.RECORD and recording_path is None):
+            raise ConfigError(f"the view '{mode}' without a recording shows nothing")
+        is_live = mode is not ViewMode.RECORD
+        server = LiveServer(config, with_page=mode is ViewMode.SERVE) if is_live else None
+        recording = rr.RecordingStream(APPLICATION_ID)
+        try:
+            _connect(recording, recording_path=recording_path, server=server)
+        except ConfigError:
+            recording.disconnect()
+            raise
+        recording.send_recording_name(run_name)
+        return cls(recording, config=config, server=server)
+
+    @property
+    def url(self) -> str | None:
+        """Where a browser finds the run; None unless it is served."""
+        return self._server.url if self._server else None
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        """Shows the current image and, when known, the camera that took it."""
+        import rerun as rr
+
+        self._see(frame.frame_id, frame.captured_at_s)
+        self._stamp(frame.frame_id, frame.captured_at_s)
+        image = display_image(frame, config=self._config)
+        if pose is not None:
+            self._log_live_pose(pose)
+        self._log_live_camera(frame, image=image, is_placed=pose is not None)
+        encoded = rr.EncodedImage(contents=image.jpeg, media_type="image/jpeg")
+        self._recording.log("world/live/image", encoded)
+        self._stamp()
+        self._scene.draw_tail()
+
+    def show_map(self, view: MapView) -> None:
+        """Shows the map; only what changed is sent."""
+        self._counters.update_from_map(view)
+        for focal_px, (width, height) in zip(view.focal_px, view.image_sizes, strict=True):
+            self._focal_of_size[int(width), int(height)] = float(focal_px)
+        self._stamp()
+        self._scene.draw_map(view)
+        self._log_metrics("registered", "points")
+
+    def show_event(self, event: Event) -> None:
+        """Shows one fact: as a figure, a line of the log, or a step of the trajectory."""
+        import rerun as rr
+
+        self._counters.update(event)
+        self._run_s = event.at_s
+        if isinstance(event, FramePosed | KeyframeAdded):
+            self._see(event.frame_id, event.captured_at_s)
+        if isinstance(event, FramePosed):
+            self._scene.add_position(event.frame_id, event.cam_center_in_world)
+        self._stamp()
+        self._log_metrics(*_METRICS_OF_EVENT.get(type(event), ()))
+        if note := note_of(event, self._counters):
+            self._recording.log("logs", rr.TextLog(note.text, level=note.level.value))
+
+    def close(self) -> None:
+        """Finishes the file; a window that was opened stays, a page that was served ends."""
+        try:
+            eye = self._scene.overview()
+            if self._server is None and eye is not None:
+                # Nobody watches, so the view may move to where a reader sees the whole map.
+                self._recording.send_blueprint(build_blueprint(eye))
+            self._recording.flush(timeout_sec=FLUSH_TIMEOUT_S)
+        except RuntimeError as error:
+            logger.warning("the end of the recording may be missing: %s", error)
+        self._recording.disconnect()
+        if self._server is not None:
+            time.sleep(LINGER_S)
+            self._server.stop()
+
+    def _see(self, frame_id: int, captured_at_s: float) -> None:
+        if self._first_capture_s is None:
+            self._first_capture_s = captured_at_s
+        self._newest_frame_id = max(self._newest_frame_id, frame_id)
+        self._newest_capture_s = max(self._newest_capture_s, captured_at_s)
+
+    def _stamp(self, frame_id: int | None = None, captured_at_s: float | None = None) -> None:
+        """Sets the time of what this thread logs next: of a frame, or of the newest one seen."""
+        sequence = self._newest_frame_id if frame_id is None else int(frame_id)
+        capture_s = self._newest_capture_s if captured_at_s is None else captured_at_s
+        since_first_s = capture_s - (self._first_capture_s or 0.0)
+        self._recording.set_time("frame", sequence=sequence)
+        self._recording.set_time("capture", duration=since_first_s)
+        self._recording.set_time("run", duration=self._run_s)
+
+    def _log_constants(self) -> None:
+        import rerun as rr
+
+        self._recording.log("world", rr.ViewCoordinates.RDF, static=True)
+        self._recording.log("world/live/image", rr.TransformAxes3D(0.0), static=True)
+        for metric in METRICS:
+            style = rr.SeriesLines(names=metric.label, colors=metric.color, widths=2.0)
+            self._recording.log(f"metrics/{metric.name}", style, static=True)
+        self._stamp()
+        self._log_metrics("keyframes", "registered", "points", "dropped")
+
+    def _log_metrics(self, *names: str) -> None:
+        import rerun as rr
+
+        for name in names:
+            value = self._metric(name)
+            if value is not None:
+                self._recording.log(f"metrics/{name}", rr.Scalars(value))
+
+    def _metric(self, name: str) -> float | None:
+        counters = self._counters
+        latency_s = counters.latest_latency_s
+        return {
+            "keyframes": counters.keyframes,
+            "registered": counters.registered,
+            "dropped": counters.dropped,
+            "points": counters.points3D,
+            "reprojection_error_px": counters.reprojection_error_px,
+            "latency_ms": None if latency_s is None else 1e3 * latency_s,
+        }[name]
+
+    def _log_live_pose(self, pose: FramePose) -> None:
+        import rerun as rr
+
+        world_from_cam = pose.cam_from_world[:, :3].T
+        center = -world_from_cam @ pose.cam_from_world[:, 3]
+        self._recording.log("world/live", rr.Transform3D(translation=center, mat3x3=world_from_cam))
+
+    def _log_live_camera(self, frame: Frame, *, image: DisplayImage, is_placed: bool) -> None:
+        import rerun as rr
+
+        distance = self._scene.live_image_distance_map
+        camera = rr.Pinhole(
+            focal_length=self._focal_px(frame) * image.width / frame.width,
+            width=image.width,
+            height=image.height,
+            camera_xyz=rr.ViewCoordinates.RDF,
+            # The 3D view complains about an image without a camera, so a lost one is made a dot.
+            image_plane_distance=distance if is_placed else LOST_RATIO * distance,
+            color=LIVE_COLOR,
+            line_width=rr.Radius.ui_points(0.75),
+        )
+        self._recording.log("world/live/image", camera)
+
+    def _focal_px(self, frame: Frame) -> float:
+        known = self._focal_of_size.get((frame.width, frame.height))
+        if known is not None:
+            return known
+        if frame.intrinsics_prior is not None:
+            return frame.intrinsics_prior.focal_px
+        return ASSUMED_FOCAL_RATIO * max(frame.width, frame.height)
+
+
+def _connect(
+    recording: RecordingStream, *, recording_path: Path | None, server: LiveServer | None
+) -> None:
+    import rerun as rr
+
+    file_sinks = [rr.FileSink(recording_path)] if recording_path is not None else []
+    live_sinks = [server.sink] if server is not None else []
+    try:
+        recording.set_sinks(*file_sinks, *live_sinks, default_blueprint=build_blueprint())
+    except RuntimeError as error:
+        raise ConfigError(f"the recording cannot be started: {error}") from error
+    if server is not None:
+        server.start_viewer()

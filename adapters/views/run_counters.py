@@ -1,0 +1,96 @@
+"""The figures a view shows, counted from the facts of a run."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.events import (
+    BundleAdjusted,
+    Event,
+    FrameDropped,
+    FramePosed,
+    FrameReceived,
+    FrameRegistered,
+    KeyframeAdded,
+    LoopClosed,
+    MapInitialized,
+    RunFinished,
+    SnapshotWritten,
+)
+from engine.types import DropReason, MapView
+
+LATENCY_WINDOW = 300  # frames: ten seconds of video
+
+
+@dataclass(slots=True)
+class RunCounters:
+    """Counts of a run so far; ``update`` takes every event, in order."""
+
+    frames_received: int = 0
+    frames_posed: int = 0
+    keyframes: int = 0
+    registered: int = 0
+    points3D: int = 0
+    reprojection_error_px: float | None = None  # mean after the last global bundle adjustment
+    dropped_by_reason: Counter[DropReason] = field(default_factory=Counter)
+    loops: int = 0
+    snapshots: int = 0
+    latest_latency_s: float | None = None
+    finished: RunFinished | None = None
+    _latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped so far, for any reason."""
+        return self.dropped_by_reason.total()
+
+    def latency_percentiles_s(self) -> tuple[float, float] | None:
+        """Median and 95th percentile of the latest latencies; None before the first pose."""
+        if not self._latencies_s:
+            return None
+        median_s, high_s = np.percentile(np.array(self._latencies_s), (50, 95))
+        return float(median_s), float(high_s)
+
+    def update(self, event: Event) -> None:
+        """Counts one fact."""
+        match event:
+            case FrameReceived():
+                self.frames_received += 1
+            case FrameDropped():
+                self.dropped_by_reason[event.reason] += 1
+            case FramePosed():
+                self.frames_posed += 1
+                self.latest_latency_s = event.latency_s
+                self._latencies_s.append(event.latency_s)
+            case KeyframeAdded():
+                self.keyframes += 1
+            case LoopClosed():
+                self.loops += 1
+            case SnapshotWritten():
+                self.snapshots += 1
+            case _:
+                self._update_map(event)
+
+    def update_from_map(self, view: MapView) -> None:
+        """Takes over the counts of the map itself."""
+        self.registered = len(view.keyframe_ids)
+        self.points3D = len(view.points3D_in_world)
+
+    def _update_map(self, event: Event) -> None:
+        match event:
+            case MapInitialized():
+                self.registered = 2  # a new start holds its first pair and nothing else
+                self.points3D = event.num_points3D
+            case FrameRegistered():
+                self.registered = event.num_registered
+                self.points3D = event.num_points3D
+            case BundleAdjusted():
+                self.points3D = event.num_points3D
+                self.reprojection_error_px = event.reprojection_error_after_px
+            case RunFinished():
+                self.keyframes = event.num_keyframes
+                self.registered = event.num_registered
+                self.finished = event

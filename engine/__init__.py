@@ -1,0 +1,1 @@
+"""LiveSfM: live camera feeds into a growing, bundle-adjusted COLMAP model."""

@@ -1,0 +1,50 @@
+"""The exception tree. Expected outcomes are values; these are for what should not happen.
+
+EngineError
+├── ConfigError               a configuration file or --set value is refused
+├── SourceError               a source cannot be opened or read at all
+├── AdapterUnavailableError   an optional package is missing; names the extra to install
+├── InferenceError            one description, pair or window failed; the run goes on
+├── MapError                  an invariant of the map is broken
+├── JournalError              the durable journal cannot be written or read
+└── SnapshotError             a snapshot cannot be written
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every error the engine raises on purpose."""
+
+
+class ConfigError(EngineError):
+    """A configuration value, key or file is refused."""
+
+
+class SourceError(EngineError):
+    """A source cannot be opened or read at all."""
+
+
+class AdapterUnavailableError(EngineError):
+    """An optional package is missing."""
+
+    def __init__(self, adapter: str, *, package: str, extra: str) -> None:
+        super().__init__(f"{adapter} needs the package {package}: pip install 'livesfm[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
+class InferenceError(EngineError):
+    """Describing one keyframe or matching one pair failed; the run goes on without it."""
+
+
+class MapError(EngineError):
+    """An invariant of the map is broken."""
+
+
+class JournalError(EngineError):
+    """The durable journal of a run cannot be written or read."""
+
+
+class SnapshotError(EngineError):
+    """A snapshot cannot be written."""

@@ -1,0 +1,306 @@
+"""Stateless robust estimation: two-view geometry, focal length, absolute pose, relative pose.
+
+Everything is deterministic: OpenCV's USAC samplers start from a fixed state and COLMAP's get a
+seed. Pixels follow COLMAP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from engine.config import RegistrationConfig, TwoViewConfig
+from engine.geometry import image_scale, rotation_from_vector
+from engine.types import Float64Array, PairMatches, PairReason, VerifiedPair
+
+_USAC_CONFIDENCE = 0.9999
+_USAC_MAX_ITERATIONS = 5000
+_MIN_POINTS_FOR_FUNDAMENTAL = 8
+_MIN_POINTS_FOR_POSE = 6
+
+# Focal lengths searched, as ratios of the longer image edge: 125 to 23 degrees of view.
+_FOCAL_RATIOS = np.geomspace(0.26, 2.5, 96)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RelativePose:
+    """Two views related by their matches."""
+
+    cam2_from_cam1: Float64Array  # (3, 4), translation of unit length
+    num_inliers: int
+    median_triangulation_angle_rad: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AbsolutePose:
+    """A view posed against points."""
+
+    cam_from_world: Float64Array  # (3, 4)
+    inlier_mask: NDArray[np.bool_]  # (N,)
+
+    @property
+    def num_inliers(self) -> int:
+        """Number of points that agree."""
+        return int(self.inlier_mask.sum())
+
+
+def verify_pair(
+    matches: PairMatches,
+    points1_xy: Float64Array,
+    points2_xy: Float64Array,
+    *,
+    reason: PairReason,
+    image_size: tuple[int, int],
+    config: TwoViewConfig,
+) -> VerifiedPair | None:
+    """Keeps the matches that one epipolar geometry explains; None when there are too few.
+
+    The fundamental matrix is found with MAGSAC++ (Barath et al., 2020), which needs no sharp inlier
+    threshold; a homography fitted to its inliers tells planes and pure rotations.
+
+    Args:
+        matches: tentative matches.
+        points1_xy: (M, 2) px, the matches' points in the first image.
+        points2_xy: (M, 2) px, in the second.
+        reason: why the pair was tried.
+        image_size: width and height that pixel thresholds scale with.
+        config: thresholds.
+    """
+    if len(matches) < max(config.min_inliers, _MIN_POINTS_FOR_FUNDAMENTAL):
+        return None
+    max_error_px = config.max_error_px * image_scale(*image_size)
+    fundamental, mask = cv2.findFundamentalMat(
+        points1_xy,
+        points2_xy,
+        cv2.USAC_MAGSAC,
+        ransacReprojThreshold=max_error_px,
+        confidence=_USAC_CONFIDENCE,
+        maxIters=_USAC_MAX_ITERATIONS,
+    )
+    if fundamental is None or mask is None or fundamental.shape != (3, 3):
+        return None
+    inliers = mask.ravel().astype(bool)
+    num_inliers = int(inliers.sum())
+    if num_inliers < config.min_inliers or num_inliers < config.min_inlier_ratio * len(matches):
+        return None
+    return VerifiedPair(
+        pair=matches.pair,
+        reason=reason,
+        inlier_matches_idx=matches.matches_idx[inliers],
+        num_matches=len(matches),
+        fundamental=fundamental,
+        homography_inlier_ratio=homography_inlier_ratio(
+            points1_xy[inliers], points2_xy[inliers], max_error_px=max_error_px
+        ),
+    )
+
+
+def homography_inlier_ratio(
+    points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
+) -> float:
+    """Share of correspondences (N, 2), (N, 2) that one homography explains, 0..1."""
+    if len(points1_xy) < 4:
+        return 1.0
+    _, mask = cv2.findHomography(
+        points1_xy,
+        points2_xy,
+        cv2.USAC_MAGSAC,
+        ransacReprojThreshold=max_error_px,
+        confidence=_USAC_CONFIDENCE,
+        maxIters=_USAC_MAX_ITERATIONS,
+    )
+    return 0.0 if mask is None else float(mask.mean())
+
+
+def estimate_focal_length(
+    pairs: Sequence[VerifiedPair], *, width: int, height: int
+) -> float | None:
+    """One focal length in px for a camera, from its fundamental matrices alone.
+
+    With square pixels and a centred principal point, K^T F K is an essential matrix only for the
+    right focal length: its two singular values are equal (Mendonca and Cipolla, CVPR 1999). Each
+    pair votes with its relative singular value gap over a range of focal lengths, weighted by its
+    inliers and robust to pairs that are planes or nearly pure translations along the optical axis.
+
+    Returns:
+        The focal length, or None when the pairs do not tell.
+    """
+    usable = [pair for pair in pairs if pair.homography_inlier_ratio < 0.8]
+    if not usable:
+        return None
+    edge = max(width, height)
+    gaps = np.stack([_singular_value_gaps(pair.fundamental, width, height) for pair in usable])
+    weights = np.sqrt([pair.num_inliers for pair in usable])
+    # A bounded loss lets a wrong pair cost no more than a constant anywhere on the curve.
+    costs = (weights[:, None] * np.minimum(gaps, 0.15)).sum(axis=0) / weights.sum()
+    best = int(costs.argmin())
+    tells = costs[best] < 0.8 * float(np.median(costs)) and 0 < best < len(costs) - 1
+    return float(_FOCAL_RATIOS[best] * edge) if tells else None
+
+
+def _singular_value_gaps(fundamental: Float64Array, width: int, height: int) -> Float64Array:
+    """(F,) relative gap of the two largest singular values of K^T F K per searched focal."""
+    edge = max(width, height)
+    calibrations = np.zeros((len(_FOCAL_RATIOS), 3, 3))
+    calibrations[:, 0, 0] = calibrations[:, 1, 1] = _FOCAL_RATIOS * edge
+    calibrations[:, :, 2] = (width / 2.0, height / 2.0, 1.0)
+    essentials = np.swapaxes(calibrations, 1, 2) @ fundamental @ calibrations
+    singular = np.linalg.svd(essentials, compute_uv=False)
+    return np.asarray((singular[:, 0] - singular[:, 1]) / singular[:, 0])
+
+
+def estimate_relative_pose(
+    points1_xy: Float64Array,
+    points2_xy: Float64Array,
+    *,
+    camera1: pycolmap.Camera,
+    camera2: pycolmap.Camera,
+    max_error_px: float,
+    seed: int,
+) -> RelativePose | None:
+    """The relative pose of two calibrated views from matches (N, 2), (N, 2), if one fits."""
+    if len(points1_xy) < _MIN_POINTS_FOR_POSE:
+        return None
+    options = pycolmap.RANSACOptions(
+        max_error=max_error_px,
+        random_seed=seed,
+        min_num_trials=100,
+        max_num_trials=2000,
+        min_inlier_ratio=0.2,
+    )
+    estimate = pycolmap.estimate_relative_pose(camera1, points1_xy, camera2, points2_xy, options)
+    if estimate is None:
+        return None
+    cam2_from_cam1 = np.asarray(estimate["cam2_from_cam1"].matrix())
+    inliers = np.asarray(estimate["inlier_mask"], dtype=bool)
+    if not inliers.any():
+        return None
+    angles = _ray_angles_rad(
+        camera1.cam_from_img(points1_xy[inliers]),
+        camera2.cam_from_img(points2_xy[inliers]),
+        cam2_from_cam1,
+    )
+    return RelativePose(
+        cam2_from_cam1=cam2_from_cam1,
+        num_inliers=int(inliers.sum()),
+        median_triangulation_angle_rad=float(np.median(angles)),
+    )
+
+
+def _ray_angles_rad(
+    rays1_xy: Float64Array, rays2_xy: Float64Array, cam2_from_cam1: Float64Array
+) -> Float64Array:
+    """Angles (N,) between the viewing rays of matches, given on the two image planes z = 1."""
+    one = np.ones((len(rays1_xy), 1))
+    rays1 = np.hstack([rays1_xy, one]) @ cam2_from_cam1[:, :3].T
+    rays2 = np.hstack([rays2_xy, one])
+    cosine = (rays1 * rays2).sum(axis=1)
+    sine = np.linalg.norm(np.cross(rays1, rays2), axis=1)
+    return np.asarray(np.arctan2(sine, cosine))
+
+
+def estimate_absolute_pose(
+    points_xy: Float64Array,
+    points3D_in_world: Float64Array,
+    *,
+    camera: pycolmap.Camera,
+    config: RegistrationConfig,
+    seed: int,
+) -> AbsolutePose | None:
+    """Poses a view by LO-RANSAC over 2D-3D correspondences (N, 2), (N, 3), then refines it.
+
+    Returns:
+        The pose with its inliers, or None when no pose explains enough of the points.
+    """
+    if len(points_xy) < _MIN_POINTS_FOR_POSE:
+        return None
+    options = pycolmap.AbsolutePoseEstimationOptions()
+    options.ransac.max_error = config.max_error_px * image_scale(camera.width, camera.height)
+    options.ransac.min_inlier_ratio = config.min_inlier_ratio
+    options.ransac.random_seed = seed
+    options.ransac.max_num_trials = 3000
+    estimate = pycolmap.estimate_and_refine_absolute_pose(
+        points_xy, points3D_in_world, camera, options
+    )
+    if estimate is None:
+        return None
+    return AbsolutePose(
+        cam_from_world=np.asarray(estimate["cam_from_world"].matrix()),
+        inlier_mask=np.asarray(estimate["inlier_mask"], dtype=bool),
+    )
+
+
+def refine_absolute_pose(
+    cam_from_world: Float64Array,
+    *,
+    image_plane_xy: Float64Array,
+    points3D_in_world: Float64Array,
+    max_error: float,
+    num_iterations: int = 8,
+) -> AbsolutePose | None:
+    """Refines a nearby pose by Gauss-Newton on robustly weighted reprojection errors.
+
+    Cheap enough for every video frame: the previous frame's pose is close, so no sampling is
+    needed. Weights follow Cauchy's loss with scale ``max_error`` / 2.
+
+    Args:
+        cam_from_world: (3, 4) starting pose.
+        image_plane_xy: (N, 2) undistorted points on the plane z = 1 of the camera.
+        points3D_in_world: (N, 3).
+        max_error: inlier bound on the plane z = 1, px divided by focal length.
+        num_iterations: at most so many steps.
+
+    Returns:
+        The pose and which points agree with it, or None when the problem has no solution.
+    """
+    pose = cam_from_world.copy()
+    scale_square = (0.5 * max_error) ** 2
+    for _ in range(num_iterations):
+        points = points3D_in_world @ pose[:, :3].T + pose[:, 3]
+        in_front = points[:, 2] > 1e-9
+        if int(in_front.sum()) < _MIN_POINTS_FOR_POSE:
+            return None
+        points, observed = points[in_front], image_plane_xy[in_front]
+        inverse_depth = 1.0 / points[:, 2]
+        residuals = points[:, :2] * inverse_depth[:, None] - observed
+        weights = 1.0 / (1.0 + (residuals**2).sum(axis=1) / scale_square)
+        step = _gauss_newton_step(points, inverse_depth, residuals=residuals, weights=weights)
+        if step is None:
+            return None
+        rotation = rotation_from_vector(step[:3])
+        pose = np.column_stack([rotation @ pose[:, :3], rotation @ pose[:, 3] + step[3:]])
+        if float(np.abs(step[:3]).max()) < 1e-7:
+            break
+    points = points3D_in_world @ pose[:, :3].T + pose[:, 3]
+    depth = np.where(points[:, 2] > 1e-9, points[:, 2], np.inf)
+    errors = np.linalg.norm(points[:, :2] / depth[:, None] - image_plane_xy, axis=1)
+    return AbsolutePose(
+        cam_from_world=pose, inlier_mask=(errors < max_error) & (points[:, 2] > 1e-9)
+    )
+
+
+def _gauss_newton_step(
+    points_in_cam: Float64Array,
+    inverse_depth: Float64Array,
+    *,
+    residuals: Float64Array,
+    weights: Float64Array,
+) -> Float64Array | None:
+    """The weighted step (6,): rotation vector, then translation, both on the camera's side."""
+    x, y = (points_in_cam[:, :2] * inverse_depth[:, None]).T
+    zero = np.zeros_like(x)
+    jacobian = np.empty((len(x), 2, 6))
+    jacobian[:, 0] = np.stack([-x * y, 1 + x * x, -y, inverse_depth, zero, -x * inverse_depth], 1)
+    jacobian[:, 1] = np.stack([-1 - y * y, x * y, x, zero, inverse_depth, -y * inverse_depth], 1)
+    weighted = jacobian * weights[:, None, None]
+    normal = np.einsum("nri,nrj->ij", weighted, jacobian)
+    gradient = np.einsum("nri,nr->i", weighted, residuals)
+    try:
+        return -np.linalg.solve(normal, gradient)
+    except np.linalg.LinAlgError:
+        return None

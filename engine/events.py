@@ -1,0 +1,178 @@
+"""Facts about a run: ids and numbers only, one JSON object per line in ``events.jsonl``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of every fact. ``at_s`` is monotonic, counted from the start of the run."""
+
+    at_s: float
+
+    def as_record(self) -> dict[str, Any]:
+        """The event as a JSON-able mapping, its class name under ``event``."""
+        return {"event": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """The engine is ready for frames."""
+
+    sources: tuple[str, ...]
+    matcher: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameReceived(Event):
+    """A frame arrived and is readable."""
+
+    frame_id: FrameId
+    index: int
+    captured_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameDropped(Event):
+    """A frame was not used."""
+
+    source: str
+    index: int
+    name: str
+    captured_at_s: float
+    reason: DropReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramePosed(Event):
+    """A frame has its first pose."""
+
+    frame_id: FrameId
+    captured_at_s: float
+    cam_center_in_world: tuple[float, float, float]
+    is_keyframe: bool
+    latency_s: float  # from arrival
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyframeAdded(Event):
+    """A frame became a keyframe."""
+
+    frame_id: FrameId
+    name: str
+    captured_at_s: float
+    num_keypoints: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairVerified(Event):
+    """A pair passed geometric verification."""
+
+    first: FrameId
+    second: FrameId
+    reason: PairReason
+    num_matches: int
+    num_inliers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraCalibrated(Event):
+    """A camera's focal length was initialised."""
+
+    camera_key: str
+    focal_px: float
+    how: str  # known, exif, configured, two_view_geometries or assumed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapInitialized(Event):
+    """The first map, or a better one after a poor start."""
+
+    first: FrameId
+    second: FrameId
+    num_points3D: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameRegistered(Event):
+    """A keyframe got its place in the map."""
+
+    frame_id: FrameId
+    num_inliers: int
+    num_correspondences: int
+    num_registered: int
+    num_points3D: int
+    is_retry: bool
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationFailed(Event):
+    """A keyframe could not be registered yet; it stays in the scene graph and is tried again."""
+
+    frame_id: FrameId
+    status: RegistrationStatus
+    num_inliers: int
+    num_correspondences: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MisplacementFound(Event):
+    """Keyframes were taken out of the map: a strong pair contradicts where weak ones put them."""
+
+    keyframe_ids: tuple[FrameId, ...]
+    evidence_first: FrameId
+    evidence_second: FrameId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopClosed(Event):
+    """A keyframe met a part of the map that was left long ago."""
+
+    first: FrameId
+    second: FrameId
+    num_inliers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleAdjusted(Event):
+    """A global bundle adjustment was merged into the map."""
+
+    num_keyframes: int
+    num_points3D: int
+    reprojection_error_before_px: float
+    reprojection_error_after_px: float
+    keyframes_added_meanwhile: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotWritten(Event):
+    """A COLMAP model is on disk."""
+
+    sequence: int
+    num_keyframes: int
+    num_points3D: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something is degraded; the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Event):
+    """Everything is written."""
+
+    stopped_by: str  # end_of_sources, signal or failure
+    num_keyframes: int
+    num_registered: int

@@ -1,0 +1,81 @@
+"""Files that lie on disk whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"  # unfinished work; what a crash leaves under it may be deleted
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Where ``path`` is prepared before it is renamed into place."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that readers, and a power cut, meet the former content or the new one.
+
+    Raises:
+        OSError: it cannot be written; the former content is untouched.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_atomically(path: Path, target: str) -> None:
+    """Makes ``path`` a symbolic link to ``target``, replacing a former link in one step.
+
+    Raises:
+        OSError: the link cannot be made; the former one is untouched.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of entries, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LineFile:
+    """An append-only text file of whole lines, each readable as soon as it is appended."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, line: str) -> None:
+        """Appends one line.
+
+        Raises:
+            OSError: it cannot be written; no part of it stays in the file.
+        """
+        # Names of files need not be valid Unicode; such a character is written as its escape.
+        data = f"{line}\n".encode(errors="backslashreplace")
+        size_before = os.fstat(self._descriptor).st_size
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            os.ftruncate(self._descriptor, size_before)
+            raise
+
+    def close(self) -> None:
+        """Lets the file go."""
+        os.close(self._descriptor)

@@ -1,0 +1,211 @@
+"""Following a keyframe's keypoints by optical flow, and deciding when the next keyframe is due.
+
+Decisions look at image motion only, never at the map, so they do not depend on how far mapping got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import cv2
+import numpy as np
+
+from engine.config import FrameTrackingConfig
+from engine.types import (
+    Features,
+    Float32Array,
+    Float64Array,
+    Frame,
+    Int64Array,
+    Keyframe,
+    TrackedFrame,
+    Uint8Array,
+)
+
+_FLOW_WINDOW_PX = 21
+_FLOW_LEVELS = 3
+_GRID_CELLS = 12  # per image edge; tracked keypoints are spread over the cells
+_BORDER_PX = 2.0
+
+
+class KeyframeReason(StrEnum):
+    """Why a frame became a keyframe."""
+
+    FIRST = "first"
+    PHOTO = "photo"
+    PARALLAX = "parallax"
+    OVERLAP = "overlap"
+    TIME = "time"
+    CAMERA = "camera"  # another camera, or another image size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewKeyframe:
+    """A keyframe and why it is one."""
+
+    keyframe: Keyframe
+    reason: KeyframeReason
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Following:
+    """The keyframe being followed and where its keypoints are in the last frame."""
+
+    keyframe: Keyframe
+    grey: Uint8Array  # (h, w) of the last frame, working size
+    scale: Float64Array  # (2,) original px per working px
+    keypoint_idx: Int64Array  # (M,)
+    start_xy: Float32Array  # (M, 2) working px, in the keyframe, cv2 convention
+    points_xy: Float32Array  # (M, 2) working px, in the last frame
+    num_started: int
+
+
+class FrameTracker:
+    """Turns the frames of one camera into keyframes and tracked frames, in order.
+
+    Args:
+        config: thresholds.
+        describe: detects and describes a keyframe's keypoints.
+        is_sequence: False: every frame is a photo and becomes a keyframe.
+    """
+
+    def __init__(
+        self,
+        config: FrameTrackingConfig,
+        *,
+        describe: Callable[[Frame], Features],
+        is_sequence: bool,
+    ) -> None:
+        self._config = config
+        self._describe = describe
+        self._photos = config.mode == "photos" or (config.mode == "auto" and not is_sequence)
+        self._following: _Following | None = None
+
+    def process(self, frame: Frame) -> NewKeyframe | TrackedFrame:
+        """Follows the keypoints into a frame; makes it a keyframe when one is due.
+
+        Raises:
+            InferenceError: the frame is due as a keyframe and cannot be described.
+        """
+        if self._photos:
+            return NewKeyframe(keyframe=self._keyframe(frame), reason=KeyframeReason.PHOTO)
+        following = self._following
+        if following is None:
+            return self._start(frame, KeyframeReason.FIRST)
+        grey, _ = self._working_image(frame)
+        if following.grey.shape != grey.shape or following.keyframe.camera_key != frame.camera_key:
+            return self._start(frame, KeyframeReason.CAMERA)
+        self._follow(following, grey)
+        reason = self._keyframe_due(following, frame)
+        if reason is not None:
+            return self._start(frame, reason)
+        return TrackedFrame(
+            frame_id=frame.frame_id,
+            keyframe_id=following.keyframe.frame_id,
+            index=frame.index,
+            captured_at_s=frame.captured_at_s,
+            received_at_s=frame.received_at_s,
+            keypoint_idx=following.keypoint_idx,
+            # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
+            points_xy=(following.points_xy.astype(np.float64) + 0.5) * following.scale,
+        )
+
+    def _follow(self, following: _Following, grey: Uint8Array) -> None:
+        """Moves the followed keypoints on to the next image; drops those that got lost."""
+        if len(following.points_xy):
+            moved, found, _ = cv2.calcOpticalFlowPyrLK(
+                following.grey,
+                grey,
+                following.points_xy.reshape(-1, 1, 2),
+                None,
+                winSize=(_FLOW_WINDOW_PX, _FLOW_WINDOW_PX),
+                maxLevel=_FLOW_LEVELS,
+            )
+            points_xy = moved.reshape(-1, 2)
+            height, width = grey.shape
+            inside = (points_xy >= _BORDER_PX).all(axis=1) & (
+                points_xy < np.array([width, height]) - _BORDER_PX
+            ).all(axis=1)
+            kept = inside & (found.ravel() == 1)
+            following.keypoint_idx = following.keypoint_idx[kept]
+            following.start_xy = following.start_xy[kept]
+            following.points_xy = points_xy[kept]
+        following.grey = grey
+
+    def _keyframe_due(self, following: _Following, frame: Frame) -> KeyframeReason | None:
+        num_left = len(following.points_xy)
+        config = self._config
+        overlap = num_left / max(1, following.num_started)
+        if num_left < config.min_tracked_points or overlap < config.min_overlap_ratio:
+            return KeyframeReason.OVERLAP
+        diagonal_px = float(np.hypot(*following.grey.shape))
+        moved_px = np.linalg.norm(following.points_xy - following.start_xy, axis=1)
+        flow_ratio = float(np.median(moved_px)) / diagonal_px
+        if flow_ratio > config.max_flow_ratio:
+            return KeyframeReason.PARALLAX
+        gap_s = frame.captured_at_s - following.keyframe.captured_at_s
+        if 0 < config.max_gap_s < gap_s and flow_ratio > config.min_flow_ratio:
+            return KeyframeReason.TIME
+        return None
+
+    def _start(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe:
+        keyframe = self._keyframe(frame)
+        grey, scale = self._working_image(frame)
+        chosen = _spread(
+            keyframe.features.keypoints_xy,
+            size=(frame.width, frame.height),
+            limit=self._config.max_tracked_points,
+        )
+        start_xy = (keyframe.features.keypoints_xy[chosen] / scale - 0.5).astype(np.float32)
+        self._following = _Following(
+            keyframe=keyframe,
+            grey=grey,
+            scale=scale,
+            keypoint_idx=chosen,
+            start_xy=start_xy,
+            points_xy=start_xy,
+            num_started=len(chosen),
+        )
+        return NewKeyframe(keyframe=keyframe, reason=reason)
+
+    def _keyframe(self, frame: Frame) -> Keyframe:
+        return Keyframe(
+            frame_id=frame.frame_id,
+            camera_key=frame.camera_key,
+            index=frame.index,
+            name=frame.name,
+            width=frame.width,
+            height=frame.height,
+            captured_at_s=frame.captured_at_s,
+            received_at_s=frame.received_at_s,
+            features=self._describe(frame),
+            gps=frame.gps,
+            intrinsics_prior=frame.intrinsics_prior,
+        )
+
+    def _working_image(self, frame: Frame) -> tuple[Uint8Array, Float64Array]:
+        """The grey image flow runs on, and original px per working px (2,)."""
+        grey = cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2GRAY)
+        ratio = self._config.working_edge_px / max(frame.width, frame.height)
+        if ratio >= 1.0:
+            return grey, np.ones(2)
+        size = (max(1, round(frame.width * ratio)), max(1, round(frame.height * ratio)))
+        small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        return small, np.array([frame.width / size[0], frame.height / size[1]])
+
+
+def _spread(keypoints_xy: Float64Array, *, size: tuple[int, int], limit: int) -> Int64Array:
+    """Rows of at most ``limit`` keypoints, strongest first within each cell of a grid."""
+    if len(keypoints_xy) <= limit:
+        return np.arange(len(keypoints_xy))
+    cells_xy = np.minimum((keypoints_xy / size * _GRID_CELLS).astype(np.int64), _GRID_CELLS - 1)
+    cell = cells_xy[:, 1] * _GRID_CELLS + cells_xy[:, 0]
+    by_cell = np.argsort(cell, kind="stable")
+    _, starts = np.unique(cell[by_cell], return_index=True)
+    rank_in_cell = np.empty(len(cell), np.int64)
+    counts = np.diff([*starts, len(cell)])
+    rank_in_cell[by_cell] = np.arange(len(cell)) - np.repeat(starts, counts)
+    # All cells' strongest, then all second strongest, and so on.
+    return np.sort(np.lexsort((np.arange(len(cell)), rank_in_cell))[:limit])

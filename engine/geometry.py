@@ -1,0 +1,154 @@
+"""Pure functions on poses, projections and positions; numpy only.
+
+A pose is a (3, 4) array [R | t] mapping world to camera coordinates (``cam_from_world``), camera
+axes x right, y down, z forward. Pixels follow COLMAP: the centre of the first pixel is (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.types import Float64Array, GpsFix
+
+# WGS84 ellipsoid (NIMA TR8350.2).
+_WGS84_SEMI_MAJOR_M = 6378137.0
+_WGS84_FLATTENING = 1.0 / 298.257223563
+_WGS84_ECCENTRICITY_SQUARED = _WGS84_FLATTENING * (2.0 - _WGS84_FLATTENING)
+
+
+def invert_pose(b_from_a: Float64Array) -> Float64Array:
+    """The inverse of one pose (3, 4) or of many (..., 3, 4)."""
+    rotation = np.swapaxes(b_from_a[..., :3], -1, -2)
+    translation = -rotation @ b_from_a[..., 3:]
+    return np.concatenate([rotation, translation], axis=-1)
+
+
+def compose_poses(c_from_b: Float64Array, b_from_a: Float64Array) -> Float64Array:
+    """``c_from_a`` of two poses (..., 3, 4)."""
+    rotation = c_from_b[..., :3] @ b_from_a[..., :3]
+    translation = c_from_b[..., :3] @ b_from_a[..., 3:] + c_from_b[..., 3:]
+    return np.concatenate([rotation, translation], axis=-1)
+
+
+def camera_center(cam_from_world: Float64Array) -> Float64Array:
+    """The camera's centre in the world, (3,) of a pose (3, 4), or (..., 3) of many."""
+    return invert_pose(cam_from_world)[..., 3]
+
+
+def transform_points(b_from_a: Float64Array, points_in_a: Float64Array) -> Float64Array:
+    """Points (N, 3) of frame a in frame b."""
+    transformed: Float64Array = points_in_a @ b_from_a[:, :3].T + b_from_a[:, 3]
+    return transformed
+
+
+def rotation_from_quat_xyzw(quat_xyzw: Float64Array) -> Float64Array:
+    """The rotation matrix (3, 3) of a unit quaternion (4,), x y z w."""
+    x, y, z, w = quat_xyzw / np.linalg.norm(quat_xyzw)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def quat_xyzw_from_rotation(rotation: Float64Array) -> Float64Array:
+    """The unit quaternion (4,), x y z w with w >= 0, of a rotation matrix (3, 3).
+
+    Takes the largest of the four candidates, which is stable for every rotation (Shepperd, 1978).
+    """
+    m = rotation
+    trace = float(np.trace(m))
+    squares = np.array([m[0, 0], m[1, 1], m[2, 2], trace])
+    largest = int(squares.argmax())
+    if largest == 3:
+        quat = np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], 1.0 + trace])
+    else:
+        i, j, k = largest, (largest + 1) % 3, (largest + 2) % 3
+        quat = np.empty(4)
+        quat[i] = 1.0 + m[i, i] - m[j, j] - m[k, k]
+        quat[j] = m[j, i] + m[i, j]
+        quat[k] = m[k, i] + m[i, k]
+        quat[3] = m[k, j] - m[j, k]
+    quat /= np.linalg.norm(quat)
+    return quat if quat[3] >= 0 else -quat
+
+
+def rotation_from_vector(rotation_vector: Float64Array) -> Float64Array:
+    """The rotation matrix (3, 3) of an axis times an angle in radians, (3,) (Rodrigues)."""
+    angle = float(np.linalg.norm(rotation_vector))
+    cross = skew(rotation_vector)
+    if angle < 1e-8:
+        return np.eye(3) + cross
+    return np.asarray(
+        np.eye(3)
+        + np.sin(angle) / angle * cross
+        + (1.0 - np.cos(angle)) / angle**2 * (cross @ cross)
+    )
+
+
+def skew(vector: Float64Array) -> Float64Array:
+    """The matrix (3, 3) whose product with x is the cross product of ``vector`` (3,) and x."""
+    x, y, z = vector
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
+def rotation_angle_rad(one_from_other: Float64Array) -> float:
+    """The angle of a rotation matrix (3, 3)."""
+    return float(np.arccos(np.clip((np.trace(one_from_other) - 1.0) / 2.0, -1.0, 1.0)))
+
+
+def interpolate_poses(
+    first: Float64Array, second: Float64Array, *, fraction: float
+) -> Float64Array:
+    """The pose between two ``cam_from_world`` (3, 4), the centre linear, the rotation on the arc.
+
+    ``fraction`` 0 gives the first, 1 the second; values outside extrapolate.
+    """
+    delta = second[:, :3] @ first[:, :3].T
+    vector = rotation_vector_from(delta)
+    rotation = rotation_from_vector(fraction * vector) @ first[:, :3]
+    center = (1.0 - fraction) * camera_center(first) + fraction * camera_center(second)
+    return np.column_stack([rotation, -rotation @ center])
+
+
+def rotation_vector_from(rotation: Float64Array) -> Float64Array:
+    """Axis times angle in radians, (3,), of a rotation matrix (3, 3)."""
+    quat = quat_xyzw_from_rotation(rotation)
+    sine = float(np.linalg.norm(quat[:3]))
+    if sine < 1e-12:
+        return np.zeros(3)
+    return np.asarray(quat[:3] / sine * (2.0 * np.arctan2(sine, quat[3])))
+
+
+def image_scale(width: int, height: int) -> float:
+    """How much larger an image is than the 1000 px edge that pixel thresholds are stated for."""
+    return max(width, height) / 1000.0
+
+
+def ecef_from_wgs84(fix: GpsFix) -> Float64Array:
+    """Earth-centred coordinates (3,) in metres of a WGS84 position."""
+    latitude, longitude = np.radians(fix.latitude_deg), np.radians(fix.longitude_deg)
+    sine = np.sin(latitude)
+    normal_m = _WGS84_SEMI_MAJOR_M / np.sqrt(1.0 - _WGS84_ECCENTRICITY_SQUARED * sine**2)
+    horizontal_m = (normal_m + fix.altitude_m) * np.cos(latitude)
+    vertical_m = (normal_m * (1.0 - _WGS84_ECCENTRICITY_SQUARED) + fix.altitude_m) * sine
+    return np.array(
+        [horizontal_m * np.cos(longitude), horizontal_m * np.sin(longitude), vertical_m]
+    )
+
+
+def enu_from_wgs84(fix: GpsFix, *, origin: GpsFix) -> Float64Array:
+    """East, north, up (3,) in metres of a position, seen from ``origin``."""
+    latitude, longitude = np.radians(origin.latitude_deg), np.radians(origin.longitude_deg)
+    sin_lat, cos_lat = np.sin(latitude), np.cos(latitude)
+    sin_lon, cos_lon = np.sin(longitude), np.cos(longitude)
+    enu_from_ecef = np.array(
+        [
+            [-sin_lon, cos_lon, 0.0],
+            [-sin_lat * cos_lon, -sin_lat * sin_lon, cos_lat],
+            [cos_lat * cos_lon, cos_lat * sin_lon, sin_lat],
+        ]
+    )
+    return np.asarray(enu_from_ecef @ (ecef_from_wgs84(fix) - ecef_from_wgs84(origin)))

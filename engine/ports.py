@@ -1,0 +1,99 @@
+"""What the engine asks of the outside, as small protocols; adapters implement them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from engine.events import Event
+from engine.types import (
+    Features,
+    Frame,
+    FrameId,
+    FramePose,
+    ImagePair,
+    MapView,
+    PairMatches,
+    RejectedFrame,
+)
+
+
+class FrameIds(Protocol):
+    """Gives out frame ids, 1, 2, 3, ..., one counter for all sources of a run."""
+
+    def __call__(self) -> FrameId:
+        """The next id; called on the event loop's thread or one source's thread at a time."""
+
+
+class FrameSource(Protocol):
+    """Where frames come from.
+
+    ``frames`` runs on the event loop; blocking work (decoding) goes to threads. It ends when the
+    source is exhausted. Closing the iterator (``aclose``) releases files, sockets and threads.
+    Unreadable frames are yielded as ``RejectedFrame``; ``SourceError`` is only for a source that
+    cannot be opened or read at all.
+    """
+
+    @property
+    def label(self) -> str:
+        """The source as the user named it, without credentials."""
+
+    @property
+    def is_live(self) -> bool:
+        """True: frames come whether or not the engine keeps up, so the oldest are dropped."""
+
+    @property
+    def is_sequence(self) -> bool:
+        """True: consecutive frames are a video; False: every frame is a photo worth a keyframe."""
+
+    @property
+    def num_frames(self) -> int | None:
+        """How many frames will come, where that is known."""
+
+    def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
+        """Yields frames in order of capture."""
+
+
+class PairMatcher(Protocol):
+    """Describes keyframes and matches pairs of them. Blocking; called from one thread at a time."""
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and summaries."""
+
+    def describe(self, frame: Frame) -> Features:
+        """Detects and describes keypoints, in px of the original image.
+
+        Raises:
+            InferenceError: the frame cannot be described.
+        """
+
+    def match(self, pairs: Sequence[tuple[ImagePair, Features, Features]]) -> list[PairMatches]:
+        """Matches each pair; the result has one entry per pair, in order, possibly with no rows.
+
+        Raises:
+            InferenceError: the batch cannot be matched.
+        """
+
+
+class EventSink(Protocol):
+    """Takes facts. Called from any thread; must not block."""
+
+    def __call__(self, event: Event) -> None:
+        """Takes one fact."""
+
+
+class View(Protocol):
+    """Shows a run. All calls come from one thread, throttled, latest wins; may block briefly."""
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        """Shows the current image and, when known, where it was taken."""
+
+    def show_map(self, view: MapView) -> None:
+        """Shows the map."""
+
+    def show_event(self, event: Event) -> None:
+        """Shows one fact."""
+
+    def close(self) -> None:
+        """Writes what is pending and lets go; called once."""

@@ -1,0 +1,416 @@
+"""The scene graph: which keyframes see the same things, and which pairs to match next.
+
+Nodes are keyframes, edges are verified pairs. For each new keyframe the graph proposes a bounded
+number of earlier ones from four points of view: the last few with exponentially growing gaps,
+GPS neighbours, neighbours of the last few in the map, and places that look alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import networkx as nx
+import numpy as np
+
+from engine.config import SceneGraphConfig
+from engine.geometry import enu_from_wgs84
+from engine.types import (
+    Features,
+    Float64Array,
+    FrameId,
+    GpsFix,
+    ImagePair,
+    Keyframe,
+    PairCandidate,
+    PairReason,
+    VerifiedPair,
+)
+
+_NUM_PREDECESSORS = 3  # the last keyframes of a sequence; their neighbours are candidates
+_MIN_SHARED = 15  # fewer shared points (or inliers) do not make two keyframes covisible
+_EXTRA_PAIRS = 4  # beyond `pairs_per_keyframe`, for the second round around a found place
+_PLACE_RADIUS = 2  # keyframes this close in their sequence show one place
+_MAX_PER_PLACE = 2  # retrieved of one place; its other neighbours come in the second round
+_RETRIEVED_POOL = 8  # similar keyframes looked at for each one wanted
+
+Ranked = Iterable[tuple[FrameId, float]]  # best first
+
+
+class PlaceIndex(Protocol):
+    """Finds keyframes that look alike."""
+
+    def add(self, features: Features) -> None:
+        """Makes a keyframe known."""
+
+    def query(
+        self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
+    ) -> list[tuple[FrameId, float]]:
+        """Known keyframes most like a known one and their scores in 0..1, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """One point of view on what to match."""
+
+    reason: PairReason
+    ranked: Iterator[tuple[FrameId, float]]
+    limit: int  # candidates of this kind at most
+
+    @property
+    def per_round(self) -> int:
+        """Candidates taken before the other kinds have their turn."""
+        return 2 if self.reason is PairReason.TEMPORAL else 1
+
+
+class SceneGraph:
+    """Keyframes, the verified pairs between them, and what the map says about them.
+
+    Orders ("earlier", gaps) are orders of adding. The keyframes of one camera are a sequence.
+    Choosing changes nothing: a pair counts as tried once it is recorded, as verified
+    (`record_pair`) or not (`record_tried`), and is not proposed again.
+
+    The map speaks to the graph through `set_registered` and `set_covisibility` only.
+
+    Memory: the keyframes themselves, and per keyframe at most ``pairs_per_keyframe`` + 4 pairs
+    (``exhaustive_below`` while matching is exhaustive) with their inlier matches. One thread at a
+    time.
+    """
+
+    def __init__(self, config: SceneGraphConfig, *, recognizer: PlaceIndex) -> None:
+        self._config = config
+        self._recognizer = recognizer
+        self._graph: nx.Graph[FrameId] = nx.Graph()  # edges: is_loop
+        self._covisibility: nx.Graph[FrameId] = nx.Graph()  # edges: num_points
+        self._keyframes: dict[FrameId, Keyframe] = {}
+        self._order: dict[FrameId, int] = {}
+        self._sequences: dict[str, list[FrameId]] = {}
+        self._place_in_sequence: dict[FrameId, int] = {}
+        self._verified: dict[ImagePair, VerifiedPair] = {}
+        self._tried: dict[FrameId, set[FrameId]] = {}
+        self._registered: set[FrameId] = set()
+        self._gps_origin: GpsFix | None = None
+        self._east_north_m: dict[FrameId, Float64Array] = {}  # (2,) from the first fix
+
+    # -- keyframes and pairs --------------------------------------------------------------------
+
+    def add_keyframe(self, keyframe: Keyframe) -> None:
+        """Adds a keyframe without pairs, also to the place recognition.
+
+        Raises:
+            ValueError: the keyframe is already there.
+        """
+        frame_id = keyframe.frame_id
+        if frame_id in self._keyframes:
+            raise ValueError(f"keyframe {frame_id} was added before")
+        self._recognizer.add(keyframe.features)
+        self._graph.add_node(frame_id)
+        self._covisibility.add_node(frame_id)
+        self._order[frame_id] = len(self._keyframes)
+        self._keyframes[frame_id] = keyframe
+        self._tried[frame_id] = set()
+        sequence = self._sequences.setdefault(keyframe.camera_key, [])
+        self._place_in_sequence[frame_id] = len(sequence)
+        sequence.append(frame_id)
+        if keyframe.gps is not None:
+            self._gps_origin = self._gps_origin or keyframe.gps
+            position_in_enu = enu_from_wgs84(keyframe.gps, origin=self._gps_origin)
+            self._east_north_m[frame_id] = position_in_enu[:2]
+
+    def record_pair(self, verified: VerifiedPair) -> None:
+        """Adds the edge of a verified pair; recorded again, the newer matches replace the older.
+
+        Raises:
+            KeyError: a keyframe of the pair was never added.
+        """
+        pair = verified.pair
+        is_loop = self.is_loop(pair)
+        self.record_tried(pair)
+        self._verified[pair] = verified
+        self._graph.add_edge(pair.first, pair.second, is_loop=is_loop)
+
+    def record_tried(self, pair: ImagePair) -> None:
+        """Remembers that a pair was matched, whatever came of it.
+
+        Raises:
+            KeyError: a keyframe of the pair was never added.
+        """
+        tried_first, tried_second = self._tried[pair.first], self._tried[pair.second]
+        tried_first.add(pair.second)
+        tried_second.add(pair.first)
+
+    def was_tried(self, pair: ImagePair) -> bool:
+        """Whether a pair was recorded, verified or not."""
+        return pair.second in self._tried.get(pair.first, ())
+
+    def is_loop(self, pair: ImagePair) -> bool:
+        """Whether a pair joins parts of the graph that were far from each other.
+
+        They are far when at least ``loop_min_gap`` keyframes were added between the two (the pair
+        included) and no chain of at most three links leads from one to the other without the pair
+        itself; links are verified pairs and steps within a sequence. The verdict falls when the
+        pair is recorded and stays: the first pair that meets an old place is a loop, those that
+        follow beside it are not.
+        """
+        edge = self._graph.get_edge_data(pair.first, pair.second)
+        if edge is not None:
+            return bool(edge["is_loop"])
+        gap = abs(self._order[pair.first] - self._order[pair.second])
+        return gap >= self._config.loop_min_gap and not self._is_short_way(pair)
+
+    @property
+    def keyframe_ids(self) -> list[FrameId]:
+        """All keyframes in order of adding."""
+        return list(self._keyframes)
+
+    def keyframe(self, frame_id: FrameId) -> Keyframe:
+        """One keyframe; KeyError when it was never added."""
+        return self._keyframes[frame_id]
+
+    def edges(self) -> list[VerifiedPair]:
+        """All verified pairs in the order in which they were first recorded."""
+        return list(self._verified.values())
+
+    def neighbors(self, frame_id: FrameId) -> list[FrameId]:
+        """Keyframes with a verified pair to this one, in order of adding."""
+        return sorted(self._graph[frame_id], key=self._order.__getitem__)
+
+    def verified_pairs(self, frame_id: FrameId) -> list[VerifiedPair]:
+        """Verified pairs of a keyframe, in the order of `neighbors`."""
+        return [self._edge(frame_id, other) for other in self.neighbors(frame_id)]
+
+    # -- what the map says ----------------------------------------------------------------------
+
+    def set_registered(self, frame_id: FrameId, is_registered: bool) -> None:
+        """Says whether a keyframe has a pose; one without shares no points either.
+
+        Raises:
+            KeyError: the keyframe was never added.
+        """
+        if frame_id not in self._keyframes:
+            raise KeyError(frame_id)
+        if is_registered:
+            self._registered.add(frame_id)
+        else:
+            self._registered.discard(frame_id)
+            self.set_covisibility(frame_id, {})
+
+    def set_covisibility(self, frame_id: FrameId, counts: Mapping[FrameId, int]) -> None:
+        """Replaces what is known of the 3D points a keyframe shares, on both sides.
+
+        Raises:
+            KeyError: a keyframe was never added.
+        """
+        for other in (frame_id, *counts):
+            if other not in self._keyframes:
+                raise KeyError(other)
+        self._covisibility.remove_edges_from([(frame_id, o) for o in self._covisibility[frame_id]])
+        for other, num_points in counts.items():
+            self._covisibility.add_edge(frame_id, other, num_points=num_points)
+
+    def retry_candidates(self, limit: int) -> list[FrameId]:
+        """Keyframes without a pose, those with most verified inliers to registered ones first."""
+        inliers = {
+            frame_id: sum(
+                self._edge(frame_id, other).num_inliers
+                for other in self._graph[frame_id]
+                if other in self._registered
+            )
+            for frame_id in self._keyframes
+            if frame_id not in self._registered
+        }
+        promising = [frame_id for frame_id, total in inliers.items() if total > 0]
+        return sorted(promising, key=lambda frame_id: -inliers[frame_id])[:limit]
+
+    # -- choosing pairs -------------------------------------------------------------------------
+
+    def choose_pairs(self, frame_id: FrameId) -> list[PairCandidate]:
+        """The pairs of a new keyframe with earlier ones that are worth matching, best first.
+
+        All of them while there are at most ``exhaustive_below`` keyframes. After that at most
+        ``pairs_per_keyframe``, shared out in rounds: two temporal ones, one near by GPS, one
+        covisible, one retrieved; what one kind has no use for goes to the others. A keyframe that
+        several kinds propose counts for the first of them only, and the others go on.
+        """
+        if self._order[frame_id] < self._config.exhaustive_below:
+            newest_first = reversed(self.keyframe_ids[: self._order[frame_id]])
+            ranked = ((other, 1.0 / gap) for gap, other in enumerate(newest_first, start=1))
+            return self._open_candidates(frame_id, ranked, reason=PairReason.EXHAUSTIVE)
+        config, reached = self._config, self._reached(frame_id)
+        temporal = self._temporal(frame_id)
+        planned = {other for other, _ in temporal}
+        further = (
+            (PairReason.GPS, self._near_by_gps(frame_id), config.num_gps),
+            (PairReason.COVISIBLE, self._covisible(frame_id, reached), config.num_covisible),
+            (PairReason.RETRIEVED, self._retrieved(frame_id, reached), config.num_retrieved),
+        )
+        kinds = [_Kind(reason=PairReason.TEMPORAL, ranked=iter(temporal), limit=len(temporal))]
+        for reason, hits, limit in further:
+            unplanned = (hit for hit in hits if hit[0] not in planned)
+            kinds.append(_Kind(reason=reason, ranked=unplanned, limit=limit))
+        return self._share_out(frame_id, kinds)
+
+    def expand_pairs(
+        self, frame_id: FrameId, verified: Sequence[VerifiedPair]
+    ) -> list[PairCandidate]:
+        """Second round: what lies around the places that the first round found.
+
+        Args:
+            frame_id: the new keyframe.
+            verified: its pairs that held; all pairs of the first round must be recorded.
+
+        Returns:
+            Earlier keyframes not yet tried that share most with the far ends of ``verified``
+            (those that the last few keyframes do not lead to), best first, as many as complete
+            ``pairs_per_keyframe`` + 4 pairs.
+        """
+        reached = self._reached(frame_id)
+        ends = [_other(found.pair, frame_id) for found in verified]
+        ranked = self._by_shared(end for end in ends if end not in reached)
+        far = (hit for hit in ranked if hit[0] not in reached)
+        num_tried = sum(self._is_earlier(other, frame_id) for other in self._tried[frame_id])
+        room = max(self._config.pairs_per_keyframe + _EXTRA_PAIRS - num_tried, 0)
+        return self._open_candidates(frame_id, far, reason=PairReason.COVISIBLE)[:room]
+
+    def _share_out(self, frame_id: FrameId, kinds: Sequence[_Kind]) -> list[PairCandidate]:
+        """Lets the kinds take turns until the budget is spent or none has anything left."""
+        chosen: dict[FrameId, PairCandidate] = {}
+        turns = deque(kinds)
+        while turns:
+            kind = turns.popleft()
+            num_of_kind = sum(known.reason is kind.reason for known in chosen.values())
+            room = min(
+                kind.per_round,
+                kind.limit - num_of_kind,
+                self._config.pairs_per_keyframe - len(chosen),
+            )
+            fresh = (hit for hit in kind.ranked if hit[0] not in chosen)
+            taken = self._open_candidates(frame_id, fresh, reason=kind.reason, limit=room)
+            chosen.update((_other(new.pair, frame_id), new) for new in taken)
+            if taken:
+                turns.append(kind)
+        return list(chosen.values())
+
+    def _open_candidates(
+        self, frame_id: FrameId, ranked: Ranked, *, reason: PairReason, limit: int | None = None
+    ) -> list[PairCandidate]:
+        """The best ``limit`` of a ranking that are earlier than a keyframe and not yet tried."""
+        open_hits = (
+            hit
+            for hit in ranked
+            if self._is_earlier(hit[0], frame_id) and hit[0] not in self._tried[frame_id]
+        )
+        return [
+            PairCandidate(pair=ImagePair.of(frame_id, other), reason=reason, score=score)
+            for other, score in islice(open_hits, limit)
+        ]
+
+    # -- four points of view --------------------------------------------------------------------
+
+    def _temporal(self, frame_id: FrameId) -> list[tuple[FrameId, float]]:
+        """Earlier keyframes of the same sequence at the configured gaps."""
+        recent = self._recent(frame_id, max(self._config.temporal_offsets, default=0))
+        return [
+            (recent[-offset], 1.0 / offset)
+            for offset in sorted(set(self._config.temporal_offsets))
+            if offset <= len(recent)
+        ]
+
+    def _near_by_gps(self, frame_id: FrameId) -> Ranked:
+        """The nearest keyframes over ground; altitudes of consumer receivers wander too much."""
+        position = self._east_north_m.get(frame_id)
+        if position is None:
+            return []
+        frame_ids = list(self._east_north_m)
+        offsets_m = np.array(list(self._east_north_m.values())) - position
+        distances_m = np.hypot(*offsets_m.T)
+        limit_m = self._config.max_gps_distance_m
+        nearest = [int(idx) for idx in np.argsort(distances_m, kind="stable")]
+        return (
+            (frame_ids[idx], 1.0 - float(distances_m[idx]) / limit_m)
+            for idx in nearest
+            if distances_m[idx] <= limit_m
+        )
+
+    def _covisible(self, frame_id: FrameId, reached: Collection[FrameId]) -> Ranked:
+        """Keyframes that share most with the last few; those not reached anyway come first."""
+        ranked = self._by_shared(self._recent(frame_id, _NUM_PREDECESSORS))
+        return sorted(ranked, key=lambda hit: hit[0] in reached)
+
+    def _retrieved(self, frame_id: FrameId, reached: Collection[FrameId]) -> Ranked:
+        """Places that look alike, beyond what the last few keyframes lead to anyway."""
+        num_retrieved = self._config.num_retrieved
+        if num_retrieved == 0:
+            return
+        pool = _RETRIEVED_POOL * num_retrieved
+        taken: list[FrameId] = []
+        exclude = self._tried[frame_id] | set(reached)
+        for other, score in self._recognizer.query(frame_id, exclude=exclude, limit=pool):
+            if score < self._config.min_retrieval_score:
+                return
+            if sum(self._is_one_place(other, known) for known in taken) < _MAX_PER_PLACE:
+                taken.append(other)
+                yield other, score
+
+    def _reached(self, frame_id: FrameId) -> set[FrameId]:
+        """Temporal candidates, and recent keyframes with a verified pair to the last few."""
+        recent = self._recent(frame_id, max(self._config.temporal_offsets, default=0))
+        last_few = set(self._recent(frame_id, _NUM_PREDECESSORS))
+        linked = {other for other in recent if not last_few.isdisjoint(self._graph[other])}
+        return linked | {other for other, _ in self._temporal(frame_id)}
+
+    # -- small questions ------------------------------------------------------------------------
+
+    def _by_shared(self, frame_ids: Iterable[FrameId]) -> list[tuple[FrameId, float]]:
+        """Keyframes by what they share with the given ones together, most first.
+
+        3D points between registered keyframes; else verified inliers, the best guess there is.
+        """
+        totals: Counter[FrameId] = Counter()
+        for frame_id in frame_ids:
+            is_registered = frame_id in self._registered
+            for other in self._graph[frame_id]:
+                if not (is_registered and other in self._registered):
+                    totals[other] += self._edge(frame_id, other).num_inliers
+            for other, edge in self._covisibility[frame_id].items():
+                totals[other] += edge["num_points"]
+        ranked = sorted(totals.items(), key=lambda item: (-item[1], self._order[item[0]]))
+        return [(other, float(total)) for other, total in ranked if total >= _MIN_SHARED]
+
+    def _is_short_way(self, pair: ImagePair) -> bool:
+        """Whether at most three links join a pair, itself not counted."""
+        near_first = self._linked(pair.first) - {pair.second}
+        near_second = self._linked(pair.second) - {pair.first}
+        return not near_first.isdisjoint(near_second) or any(
+            not near_second.isdisjoint(self._linked(frame_id)) for frame_id in near_first
+        )
+
+    def _linked(self, frame_id: FrameId) -> set[FrameId]:
+        place = self._place_in_sequence[frame_id]
+        beside = self._sequence(frame_id)[max(place - 1, 0) : place + 2]
+        return {*self._graph[frame_id], *beside} - {frame_id}
+
+    def _sequence(self, frame_id: FrameId) -> list[FrameId]:
+        return self._sequences[self._keyframes[frame_id].camera_key]
+
+    def _recent(self, frame_id: FrameId, num: int) -> list[FrameId]:
+        """The last ``num`` keyframes before one in its sequence, oldest first."""
+        place = self._place_in_sequence[frame_id]
+        return self._sequence(frame_id)[max(place - num, 0) : place]
+
+    def _is_earlier(self, frame_id: FrameId, than: FrameId) -> bool:
+        return self._order[frame_id] < self._order[than]
+
+    def _is_one_place(self, one: FrameId, other: FrameId) -> bool:
+        gap = abs(self._place_in_sequence[one] - self._place_in_sequence[other])
+        return self._sequence(one) is self._sequence(other) and gap <= _PLACE_RADIUS
+
+    def _edge(self, one: FrameId, other: FrameId) -> VerifiedPair:
+        return self._verified[ImagePair.of(one, other)]
+
+
+def _other(pair: ImagePair, frame_id: FrameId) -> FrameId:
+    return pair.first if pair.second == frame_id else pair.second

@@ -1,0 +1,307 @@
+"""Ids and the frozen products that flow between the stages; numpy only.
+
+Arrays are checked when a product is made and are read-only afterwards. Pixels follow COLMAP: the
+centre of the first pixel is (0.5, 0.5). Poses are ``cam_from_world``, camera axes x right, y down,
+z forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NewType
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+FrameId = NewType("FrameId", int)  # 1, 2, 3, ... in order of arrival; equals COLMAP's image_id
+Point3DId = NewType("Point3DId", int)
+
+Float64Array = NDArray[np.float64]
+Float32Array = NDArray[np.float32]
+Uint8Array = NDArray[np.uint8]
+Uint32Array = NDArray[np.uint32]
+Int64Array = NDArray[np.int64]
+
+
+def frozen_array(
+    name: str, values: Any, shape: tuple[int | None, ...], dtype: DTypeLike
+) -> NDArray[Any]:
+    """Returns ``values`` as a read-only array of ``dtype``.
+
+    Args:
+        name: the field's name, for the message.
+        values: anything array-like.
+        shape: the expected shape; None stands for any length.
+        dtype: the wanted dtype.
+
+    Raises:
+        ValueError: the shape differs, or a floating value is not finite.
+    """
+    array = np.array(values, dtype=dtype, order="C", copy=None)
+    if array.ndim != len(shape) or any(
+        want is not None and have != want for have, want in zip(array.shape, shape, strict=True)
+    ):
+        raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise ValueError(f"{name}: holds values that are not finite")
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+def _freeze(product: object, name: str, shape: tuple[int | None, ...], dtype: DTypeLike) -> None:
+    object.__setattr__(product, name, frozen_array(name, getattr(product, name), shape, dtype))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpsFix:
+    """A WGS84 position of the camera."""
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntrinsicsPrior:
+    """What a source knows about its camera.
+
+    ``params`` are in COLMAP's order for ``camera_model``; None unless all of them are known.
+    """
+
+    focal_px: float
+    camera_model: str | None = None
+    params: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frame:
+    """One received image."""
+
+    frame_id: FrameId
+    camera_key: str  # frames of one camera share it, and so share intrinsics
+    source: str  # the source as the user named it, without credentials
+    index: int  # position in its source, 0-based
+    name: str  # unique in the run; relative file name of the keyframe image
+    captured_at_s: float  # the source's clock; a folder without times: the index
+    received_at_s: float  # monotonic
+    pixels: Uint8Array  # (H, W, 3) RGB, upright
+    jpeg: bytes | None = None  # the bytes as received, when they decode to `pixels`
+    gps: GpsFix | None = None
+    intrinsics_prior: IntrinsicsPrior | None = None
+
+    def __post_init__(self) -> None:
+        _freeze(self, "pixels", (None, None, 3), np.uint8)
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return int(self.pixels.shape[0])
+
+
+class DropReason(StrEnum):
+    """Why a received frame did not become part of the run."""
+
+    UNREADABLE = "unreadable"
+    TOO_SMALL = "too_small"
+    TOO_LARGE = "too_large"
+    DUPLICATE = "duplicate"
+    OVERLOAD = "overload"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedFrame:
+    """A frame that its source could not turn into pixels; counted and evented, never silent."""
+
+    source: str
+    index: int
+    name: str
+    captured_at_s: float
+    reason: DropReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Features:
+    """Keypoints and compact descriptors of one keyframe."""
+
+    frame_id: FrameId
+    keypoints_xy: Float64Array  # (N, 2) px of the original image
+    descriptors: Uint8Array  # (N, D), compact: RootSIFT scaled to bytes
+    scales: Float32Array  # (N,) px, diameter of the described patch
+    colors: Uint8Array  # (N, 3) RGB at the keypoints
+
+    def __post_init__(self) -> None:
+        _freeze(self, "keypoints_xy", (None, 2), np.float64)
+        num = len(self.keypoints_xy)
+        _freeze(self, "descriptors", (num, None), np.uint8)
+        _freeze(self, "scales", (num,), np.float32)
+        _freeze(self, "colors", (num, 3), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.keypoints_xy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Keyframe:
+    """A frame that takes part in the map; carries no pixels."""
+
+    frame_id: FrameId
+    camera_key: str
+    index: int
+    name: str
+    width: int
+    height: int
+    captured_at_s: float
+    received_at_s: float
+    features: Features
+    gps: GpsFix | None = None
+    intrinsics_prior: IntrinsicsPrior | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrackedFrame:
+    """A frame between keyframes: where some of a keyframe's keypoints went."""
+
+    frame_id: FrameId
+    keyframe_id: FrameId  # the keyframe whose keypoints were followed
+    index: int
+    captured_at_s: float
+    received_at_s: float
+    keypoint_idx: Int64Array  # (M,) rows of the keyframe's keypoints
+    points_xy: Float64Array  # (M, 2) px in this frame
+
+    def __post_init__(self) -> None:
+        _freeze(self, "keypoint_idx", (None,), np.int64)
+        _freeze(self, "points_xy", (len(self.keypoint_idx), 2), np.float64)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ImagePair:
+    """Two keyframes, first < second."""
+
+    first: FrameId
+    second: FrameId
+
+    def __post_init__(self) -> None:
+        if self.first >= self.second:
+            raise ValueError(f"an image pair is ordered and never a loop: {self}")
+
+    @classmethod
+    def of(cls, one: FrameId, other: FrameId) -> ImagePair:
+        """The pair of two different keyframes, given in any order."""
+        return cls(min(one, other), max(one, other))
+
+
+class PairReason(StrEnum):
+    """Why the scene graph asked for a pair."""
+
+    TEMPORAL = "temporal"
+    COVISIBLE = "covisible"
+    RETRIEVED = "retrieved"
+    GPS = "gps"
+    EXHAUSTIVE = "exhaustive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairCandidate:
+    """A pair worth matching, best score first."""
+
+    pair: ImagePair
+    reason: PairReason
+    score: float  # comparable within one reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairMatches:
+    """Tentative matches of a pair, as rows of the two keypoint tables."""
+
+    pair: ImagePair
+    matches_idx: Uint32Array  # (M, 2): row in first's keypoints, row in second's
+    confidence: Float32Array  # (M,) in 0..1, higher is better
+
+    def __post_init__(self) -> None:
+        _freeze(self, "matches_idx", (None, 2), np.uint32)
+        _freeze(self, "confidence", (len(self.matches_idx),), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.matches_idx)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VerifiedPair:
+    """Geometrically verified matches of a pair."""
+
+    pair: ImagePair
+    reason: PairReason
+    inlier_matches_idx: Uint32Array  # (M, 2)
+    num_matches: int  # before verification
+    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention
+    homography_inlier_ratio: float  # inliers that one plane or a pure rotation explains, 0..1
+
+    def __post_init__(self) -> None:
+        _freeze(self, "inlier_matches_idx", (None, 2), np.uint32)
+        _freeze(self, "fundamental", (3, 3), np.float64)
+
+    @property
+    def num_inliers(self) -> int:
+        """Number of verified matches."""
+        return len(self.inlier_matches_idx)
+
+
+class RegistrationStatus(StrEnum):
+    """What became of a keyframe in the map."""
+
+    REGISTERED = "registered"
+    WAITING_FOR_MAP = "waiting_for_map"
+    TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
+    TOO_FEW_INLIERS = "too_few_inliers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FramePose:
+    """The pose of one frame as it is known now."""
+
+    frame_id: FrameId
+    index: int
+    captured_at_s: float
+    cam_from_world: Float64Array  # (3, 4)
+    is_keyframe: bool
+
+    def __post_init__(self) -> None:
+        _freeze(self, "cam_from_world", (3, 4), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MapView:
+    """An immutable picture of the map for views; rows of the arrays belong together."""
+
+    version: int  # grows with every change of the map
+    keyframe_ids: Int64Array  # (K,) registered keyframes, in order of arrival
+    cam_from_world: Float64Array  # (K, 3, 4)
+    focal_px: Float64Array  # (K,)
+    image_sizes: Int64Array  # (K, 2) width, height
+    points3D_in_world: Float32Array  # (P, 3)
+    colors: Uint8Array  # (P, 3) RGB
+    chunk_ids: Int64Array  # (P,) the keyframe that first observed each point
+    edges: Int64Array  # (E, 2) frame ids of verified pairs
+    edge_reasons: tuple[PairReason, ...]  # (E,)
+
+    def __post_init__(self) -> None:
+        _freeze(self, "keyframe_ids", (None,), np.int64)
+        num_keyframes = len(self.keyframe_ids)
+        _freeze(self, "cam_from_world", (num_keyframes, 3, 4), np.float64)
+        _freeze(self, "focal_px", (num_keyframes,), np.float64)
+        _freeze(self, "image_sizes", (num_keyframes, 2), np.int64)
+        _freeze(self, "points3D_in_world", (None, 3), np.float32)
+        num_points = len(self.points3D_in_world)
+        _freeze(self, "colors", (num_points, 3), np.uint8)
+        _freeze(self, "chunk_ids", (num_points,), np.int64)
+        _freeze(self, "edges", (len(self.edge_reasons), 2), np.int64)

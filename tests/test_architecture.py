@@ -1,0 +1,316 @@
+"""The house: which module may import what.
+
+README.md draws the same table; change both together.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The engine's modules by floor, each with the packages from outside that it may import. A module
+# imports engine modules from strictly lower floors only.
+FLOORS = (
+    {  # 0: the words
+        "errors": "",
+        "types": "numpy",
+    },
+    {  # 1: what adapters may see, too
+        "config": "pydantic yaml",
+        "events": "",
+        "geometry": "numpy",
+        "ports": "",
+    },
+    {  # 2: single skills, and state that knows no map
+        "cameras": "pycolmap",
+        "estimators": "cv2 numpy pycolmap",
+        "files": "",
+        "frame_tracking": "cv2 numpy",
+        "retrieval": "numpy",
+        "run_statistics": "numpy",
+        "scene_graph": "networkx numpy",
+        "view_dispatch": "",
+    },
+    {  # 3: the map, and what lasts
+        "journal": "cv2 numpy pycolmap",
+        "pair_matching": "",
+        "run_folder": "",
+        "sparse_map": "numpy pycolmap",
+        "trajectory": "numpy",
+    },
+    {  # 4: work on the map
+        "bundle_adjustment": "numpy pycolmap",
+        "frame_posing": "numpy",
+        "georeference": "numpy pycolmap",
+        "snapshots": "pycolmap",
+    },
+    {  # 5: that work put in order
+        "map_growth": "numpy",
+        "recorder": "pycolmap",
+    },
+    {  # 6: the mapping state machine
+        "pipeline": "numpy pycolmap",
+    },
+    {  # 7: tasks, threads and signals
+        "runtime": "",
+    },
+)
+SIDEWAYS = {("ports", "events")}  # (importer, imported) on one floor: a port speaks of facts
+KNOWS_ASYNCIO = "runtime"  # no other engine module does
+
+# The adapters' families and modules, each with the packages from outside that it may import. They
+# see engine floors up to ADAPTER_FLOOR, and nothing of each other.
+ADAPTER_FLOOR = 1
+ADAPTERS = {
+    "matchers": "cv2 numpy torch",
+    "sources": "aiohttp aiomqtt av cv2 numpy",
+    "views": "aiomqtt cv2 numpy rerun rich",
+    "doctor": "rich torch",
+    "evaluate": "numpy pycolmap rich",
+    "export": "numpy pycolmap",
+    "cli": "rich typer",
+    "launch": "cv2 pycolmap torch",
+}
+SEE_EVERYTHING = {"cli", "launch"}  # they put a run together
+# Adapters import these where they use them: a command pays only for what it needs.
+HEAVY = {"aiohttp", "aiomqtt", "av", "cv2", "pycolmap", "rerun", "rich", "torch"}
+
+FLOOR_OF = {name: floor for floor, modules in enumerate(FLOORS) for name in modules}
+PACKAGES_OF = {name: packages for modules in FLOORS for name, packages in modules.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """One imported name."""
+
+    name: str  # absolute and dotted; leading dots when it is relative
+    line: int
+    at_module_level: bool  # runs when the module is imported
+
+    @property
+    def package(self) -> str:
+        """The top-level package."""
+        return self.name.partition(".")[0]
+
+    @property
+    def part(self) -> str:
+        """The second component: an engine module, an adapter family or an adapter module."""
+        return self.name.split(".")[1] if "." in self.name else ""
+
+    @property
+    def is_from_outside(self) -> bool:
+        """Whether it is neither the project's nor the standard library's."""
+        return self.package not in {*sys.stdlib_module_names, "", "engine", "adapters"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """One module of the project."""
+
+    path: str  # in the repository
+    name: str  # its key in the tables above
+    imports: list[Import]
+
+
+def imports_in(source: str) -> list[Import]:
+    return list(_imports_below(ast.parse(source), at_module_level=True))
+
+
+def _imports_below(node: ast.AST, *, at_module_level: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            names = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom):
+            origin = "." * child.level + (f"{child.module}." if child.module else "")
+            names = [origin + alias.name for alias in child.names]
+        else:
+            inside = at_module_level and not _runs_later_or_never(child)
+            yield from _imports_below(child, at_module_level=inside)
+            continue
+        for name in names:
+            yield Import(name=name, line=child.lineno, at_module_level=at_module_level)
+
+
+def _runs_later_or_never(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def engine_modules() -> list[Module]:
+    return _modules("engine", name_of=lambda path: path.with_suffix("").as_posix())
+
+
+def adapter_modules() -> list[Module]:
+    return _modules("adapters", name_of=lambda path: path.with_suffix("").parts[0])
+
+
+def _modules(folder: str, *, name_of: Callable[[Path], str]) -> list[Module]:
+    """All modules below a folder, the packages' own files left out."""
+    modules = [
+        Module(
+            path=path.relative_to(ROOT).as_posix(),
+            name=name_of(path.relative_to(ROOT / folder)),
+            imports=imports_in(path.read_text(encoding="utf-8")),
+        )
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
+    assert modules, f"nothing to look at in {folder}"
+    return modules
+
+
+def assert_no_import(
+    modules: list[Module], is_wrong: Callable[[Module, Import], bool], *, rule: str
+) -> None:
+    wrong = [
+        f"{module.path}:{one.line} imports {one.name}"
+        for module in modules
+        for one in module.imports
+        if is_wrong(module, one)
+    ]
+    assert not wrong, "\n".join([rule, *wrong])
+
+
+def test_every_engine_module_has_a_floor_and_the_table_holds_no_other() -> None:
+    existing = {module.name for module in engine_modules()}
+    missing, gone = sorted(existing - set(FLOOR_OF)), sorted(set(FLOOR_OF) - existing)
+    tables = "FLOORS in tests/test_architecture.py and README.md"
+    assert not missing, f"give these engine modules a floor in {tables}: {missing}"
+    assert not gone, f"these engine modules are gone, take them out of {tables}: {gone}"
+
+
+def test_every_adapter_has_its_row_and_the_table_holds_no_other() -> None:
+    existing = {module.name for module in adapter_modules()}
+    missing, gone = sorted(existing - set(ADAPTERS)), sorted(set(ADAPTERS) - existing)
+    tables = "ADAPTERS in tests/test_architecture.py and README.md"
+    assert not missing, f"give these adapters a row in {tables}: {missing}"
+    assert not gone, f"these adapters are gone, take them out of {tables}: {gone}"
+
+
+def test_engine_modules_import_from_lower_floors_only() -> None:
+    def is_wrong(module: Module, one: Import) -> bool:
+        if one.package != "engine" or (module.name, one.part) in SIDEWAYS:
+            return False
+        return FLOOR_OF.get(one.part, len(FLOORS)) >= FLOOR_OF.get(module.name, len(FLOORS))
+
+    assert_no_import(engine_modules(), is_wrong, rule="only downwards through FLOORS, please:")
+
+
+def test_the_engine_never_imports_adapters() -> None:
+    assert_no_import(
+        engine_modules(),
+        lambda _, one: one.package == "adapters",
+        rule="what the engine needs of the outside comes through engine/ports.py:",
+    )
+
+
+def test_only_the_runtime_knows_asyncio() -> None:
+    assert_no_import(
+        engine_modules(),
+        lambda module, one: one.package == "asyncio" and module.name != KNOWS_ASYNCIO,
+        rule=f"asyncio lives in engine/{KNOWS_ASYNCIO}.py:",
+    )
+
+
+def test_engine_modules_import_the_packages_of_their_row_only() -> None:
+    assert_no_import(
+        engine_modules(),
+        lambda module, one: (
+            one.is_from_outside and one.package not in PACKAGES_OF.get(module.name, "").split()
+        ),
+        rule="packages that FLOORS does not give the module:",
+    )
+
+
+def test_adapters_import_the_packages_of_their_row_only() -> None:
+    assert_no_import(
+        adapter_modules(),
+        lambda module, one: (
+            one.is_from_outside and one.package not in ADAPTERS.get(module.name, "").split()
+        ),
+        rule="packages that ADAPTERS does not give the module:",
+    )
+
+
+def test_adapters_see_the_lowest_floors_only() -> None:
+    low = {name for name, floor in FLOOR_OF.items() if floor <= ADAPTER_FLOOR}
+    assert_no_import(
+        adapter_modules(),
+        lambda module, one: (
+            module.name not in SEE_EVERYTHING and one.package == "engine" and one.part not in low
+        ),
+        rule=f"adapters may import {sorted(low)} of the engine:",
+    )
+
+
+def test_adapters_never_import_each_other() -> None:
+    assert_no_import(
+        adapter_modules(),
+        lambda module, one: (
+            module.name not in SEE_EVERYTHING
+            and one.package == "adapters"
+            and one.part != module.name
+        ),
+        rule=f"adapters meet in {sorted(SEE_EVERYTHING)} only:",
+    )
+
+
+def test_adapters_import_heavy_packages_where_they_use_them() -> None:
+    assert_no_import(
+        adapter_modules(),
+        lambda _, one: one.package in HEAVY and one.at_module_level,
+        rule="import these inside functions, or for TYPE_CHECKING:",
+    )
+
+
+def test_imports_are_absolute() -> None:
+    assert_no_import(
+        [*engine_modules(), *adapter_modules()],
+        lambda _, one: one.name.startswith("."),
+        rule="write the whole name:",
+    )
+
+
+def test_package_files_hold_a_docstring_and_nothing_else() -> None:
+    for path in [*ROOT.glob("engine/**/__init__.py"), *ROOT.glob("adapters/**/__init__.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), f"{path} says nothing about its package"
+        assert len(tree.body) == 1, f"{path} holds code"
+
+
+def test_the_reader_of_imports_sees_every_kind() -> None:
+    source = """
+import os, numpy.linalg
+from engine import types
+from ..views import notes
+from . import events
+if TYPE_CHECKING:
+    import rerun
+try:
+    import cv2
+except ImportError:
+    pass
+class Reader:
+    import av
+    def read(self):
+        with open("x"):
+            from torch.nn import Module
+"""
+    found = {(one.name, one.line, one.at_module_level) for one in imports_in(source)}
+    assert found == {
+        ("os", 2, True),
+        ("numpy.linalg", 2, True),
+        ("engine.types", 3, True),
+        ("..views.notes", 4, True),
+        (".events", 5, True),
+        ("rerun", 7, False),
+        ("cv2", 9, True),
+        ("av", 13, True),
+        ("torch.nn.Module", 16, False),
+    }

@@ -1,0 +1,280 @@
+"""Progress in the terminal, the counters behind it and the words for events."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from adapters.views.console import ConsoleView, build_panel, format_elapsed
+from adapters.views.notes import DROPS_TOLD_EACH, NoteLevel, note_of
+from adapters.views.run_counters import RunCounters
+from engine.events import (
+    BundleAdjusted,
+    Event,
+    FrameDropped,
+    FramePosed,
+    FrameReceived,
+    FrameRegistered,
+    KeyframeAdded,
+    LoopClosed,
+    MapInitialized,
+    PairVerified,
+    RegistrationFailed,
+    RunFinished,
+    SnapshotWritten,
+    Warned,
+)
+from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
+
+
+def dropped(reason: DropReason, detail: str = "") -> FrameDropped:
+    return FrameDropped(
+        at_s=1.0,
+        source="folder",
+        index=6,
+        name="7.jpg",
+        captured_at_s=7.0,
+        reason=reason,
+        detail=detail,
+    )
+
+
+def registration_failed(status: RegistrationStatus) -> RegistrationFailed:
+    return RegistrationFailed(
+        at_s=1.0, frame_id=FrameId(5), status=status, num_inliers=7, num_correspondences=40
+    )
+
+
+def posed(frame_id: int, latency_s: float) -> FramePosed:
+    return FramePosed(
+        at_s=1.0,
+        frame_id=FrameId(frame_id),
+        captured_at_s=0.0,
+        cam_center_in_world=(0.0, 0.0, 0.0),
+        is_keyframe=False,
+        latency_s=latency_s,
+    )
+
+
+def registered(frame_id: int, num_registered: int, num_points3D: int) -> FrameRegistered:
+    return FrameRegistered(
+        at_s=1.0,
+        frame_id=FrameId(frame_id),
+        num_inliers=90,
+        num_correspondences=100,
+        num_registered=num_registered,
+        num_points3D=num_points3D,
+        is_retry=False,
+        elapsed_s=0.1,
+    )
+
+
+def a_short_run() -> list[Event]:
+    first, third = FrameId(1), FrameId(3)
+    received = [
+        FrameReceived(at_s=0.1 * i, frame_id=FrameId(i), index=i - 1, captured_at_s=0.1 * i)
+        for i in range(1, 5)
+    ]
+    keyframes = [
+        KeyframeAdded(at_s=0.5, frame_id=frame_id, name="k.jpg", captured_at_s=0.1, num_keypoints=9)
+        for frame_id in (first, third)
+    ]
+    return [
+        *received,
+        *keyframes,
+        MapInitialized(at_s=0.6, first=first, second=third, num_points3D=120, attempt=1),
+        registered(4, 3, 1234),
+        *(posed(i, latency_s=0.01 * i) for i in range(1, 5)),
+        dropped(DropReason.UNREADABLE, "the JPEG ends early"),
+        LoopClosed(at_s=0.8, first=first, second=third, num_inliers=55),
+        BundleAdjusted(
+            at_s=0.9,
+            num_keyframes=3,
+            num_points3D=1230,
+            reprojection_error_before_px=0.9,
+            reprojection_error_after_px=0.6,
+            keyframes_added_meanwhile=0,
+            elapsed_s=0.2,
+        ),
+        SnapshotWritten(at_s=1.0, sequence=1, num_keyframes=3, num_points3D=1230, elapsed_s=0.1),
+        Warned(at_s=1.1, message="the loop stalled"),
+        RunFinished(at_s=1.2, stopped_by="end_of_sources", num_keyframes=3, num_registered=3),
+    ]
+
+
+def test_the_counters_add_up_over_a_run() -> None:
+    counters = RunCounters()
+    for event in a_short_run():
+        counters.update(event)
+
+    assert counters.frames_received == 4
+    assert counters.frames_posed == 4
+    assert counters.keyframes == 3
+    assert counters.registered == 3
+    assert counters.points3D == 1230
+    assert counters.reprojection_error_px == 0.6
+    assert counters.dropped == 1
+    assert counters.dropped_by_reason == {DropReason.UNREADABLE: 1}
+    assert counters.loops == 1
+    assert counters.snapshots == 1
+    assert counters.finished is not None
+
+
+def test_a_new_start_of_the_map_resets_what_is_registered() -> None:
+    counters = RunCounters()
+    counters.update(registered(9, 8, 900))
+    counters.update(
+        MapInitialized(at_s=1.0, first=FrameId(2), second=FrameId(5), num_points3D=80, attempt=2)
+    )
+
+    assert (counters.registered, counters.points3D) == (2, 80)
+
+
+def test_latency_percentiles_are_of_the_latest_frames_only() -> None:
+    counters = RunCounters()
+    assert counters.latency_percentiles_s() is None
+    for frame_id in range(1, 1001):
+        counters.update(posed(frame_id, latency_s=10.0 if frame_id <= 500 else 0.1))
+
+    percentiles_s = counters.latency_percentiles_s()
+    assert percentiles_s is not None
+    assert percentiles_s == pytest.approx((0.1, 0.1))
+    assert counters.latest_latency_s == 0.1
+
+
+def test_routine_events_are_not_worth_a_line() -> None:
+    counters = RunCounters()
+    pair = PairVerified(
+        at_s=1.0,
+        first=FrameId(1),
+        second=FrameId(2),
+        reason=PairReason.TEMPORAL,
+        num_matches=99,
+        num_inliers=60,
+    )
+
+    waiting = registration_failed(RegistrationStatus.WAITING_FOR_MAP)
+    for event in (pair, waiting, registered(3, 3, 90), posed(3, 0.1)):
+        assert note_of(event, counters) is None
+
+
+def test_a_failed_registration_and_a_warning_are_told_with_their_level() -> None:
+    failed = registration_failed(RegistrationStatus.TOO_FEW_INLIERS)
+    note = note_of(failed, RunCounters())
+    warning = note_of(Warned(at_s=1.0, message="disk nearly full"), RunCounters())
+
+    assert note is not None
+    assert (note.level, note.text) == (
+        NoteLevel.INFO,
+        "frame 5 not registered yet: 7 of 40 correspondences fit",
+    )
+    assert warning is not None
+    assert (warning.level, warning.text) == (NoteLevel.WARNING, "disk nearly full")
+
+
+def test_thousands_of_drops_are_told_a_few_times_with_their_number() -> None:
+    counters = RunCounters()
+    told = []
+    for _ in range(2000):
+        event = dropped(DropReason.OVERLOAD)
+        counters.update(event)
+        if note := note_of(event, counters):
+            told.append(note.text)
+
+    assert DROPS_TOLD_EACH < len(told) <= DROPS_TOLD_EACH + 8
+    assert told[0] == "dropped 7.jpg as overload"
+    assert told[-1] == "dropped 7.jpg as overload (1,024 so far)"
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_stream_that_is_no_terminal_gets_plain_lines_without_control_codes() -> None:
+    stream, clock = io.StringIO(), FakeClock()
+    view = ConsoleView(10, stream=stream, clock=clock)
+    for event in a_short_run():
+        clock.now_s += 0.1
+        view.show_event(event)
+    view.close()
+    lines = stream.getvalue().splitlines()
+
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
+    assert "00:01  warning: dropped 7.jpg as unreadable: the JPEG ends early" in lines
+    assert "00:01  snapshot 000001: 3 keyframes, 1,230 points" in lines
+    assert lines[-1] == (
+        "00:01  frames 4/10  keyframes 3  registered 3  points 1230  error 0.60 px  "
+        "latency 25 ms (p95 38 ms)  dropped 1 (1 unreadable)  loops 1  snapshots 1"
+    )
+
+
+def test_a_plain_status_line_comes_every_two_seconds_and_not_more_often() -> None:
+    stream, clock = io.StringIO(), FakeClock()
+    view = ConsoleView(None, stream=stream, clock=clock)
+    for frame_id in range(1, 101):  # ten seconds
+        clock.now_s += 0.1
+        view.show_event(posed(frame_id, latency_s=0.02))
+
+    assert 4 <= len(stream.getvalue().splitlines()) <= 5
+    view.close()
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_panel_that_is_redrawn_below_the_notes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = FakeTerminal()
+    view = ConsoleView(10, stream=stream, clock=FakeClock())
+    for event in a_short_run():
+        view.show_event(event)
+    view.close()
+    last_panel = stream.getvalue().rsplit("LiveSfM", maxsplit=1)[1]
+
+    assert "\x1b" in stream.getvalue()
+    assert "the loop stalled" in stream.getvalue()
+    for figure in ("of 10", "1,230", "0.60 px", "25 ms", "38 ms", "1 unreadable"):
+        assert figure in last_panel
+
+
+@pytest.mark.parametrize("width", [72, 100])
+def test_the_panel_shows_every_figure_in_full_at_common_widths(width: int) -> None:
+    from rich.console import Console
+
+    counters = RunCounters(
+        frames_received=1000,
+        keyframes=1234,
+        registered=1230,
+        points3D=1_234_567,
+        reprojection_error_px=0.61,
+        loops=12,
+        snapshots=40,
+    )
+    for frame_id in range(20):
+        counters.update(posed(frame_id, latency_s=1.234))
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    console.print(build_panel(counters, total_frames=2000, elapsed="01:00"))
+
+    for figure in ("1,000 of 2,000", "1,234,567", "1234 ms", "snapshots 40", "loops     12"):
+        assert figure in stream.getvalue()
+    assert "…" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "text"), [(0.4, "00:00"), (61.0, "01:01"), (3600.0 + 125.0, "1:02:05")]
+)
+def test_elapsed_time_has_hours_only_when_it_has_hours(elapsed_s: float, text: str) -> None:
+    assert format_elapsed(elapsed_s) == text

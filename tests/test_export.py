@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+from adapters.export import ExportFormat, export
+from engine.errors import ConfigError, SnapshotError
+from engine.geometry import rotation_from_quat_xyzw
+from engine.types import Float64Array, Uint8Array
+
+WIDTH, HEIGHT = 320, 240
+NERFSTUDIO_KEYS = {"fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k2", "p1", "p2"}
+
+
+def make_model(*, model: str = "SIMPLE_RADIAL", k: float = 0.08) -> pycolmap.Reconstruction:
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs = 1
+    options.num_frames_per_rig = 4
+    options.num_points3D = 40
+    options.num_points2D_without_point3D = 3
+    options.camera_width, options.camera_height = WIDTH, HEIGHT
+    options.camera_model_id = getattr(pycolmap.CameraModelId, model)
+    centre = [WIDTH / 2 + 3, HEIGHT / 2 - 2]
+    options.camera_params = {
+        "SIMPLE_RADIAL": [300.0, *centre, k],
+        "PINHOLE": [300.0, 310.0, *centre],
+        "OPENCV": [300.0, 310.0, *centre, 0.05, -0.01, 0.002, -0.003],
+        "SIMPLE_RADIAL_FISHEYE": [300.0, *centre, 0.01],
+    }[model]
+    return pycolmap.synthesize_dataset(options)
+
+
+def dotted_image(image: pycolmap.Image) -> Uint8Array:
+    """A black image with a soft white dot at every keypoint that has a point."""
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
+    canvas = np.zeros((HEIGHT, WIDTH))
+    for point2D in image.get_observation_points2D():
+        x, y = point2D.xy
+        canvas += 250 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 1.5**2))
+    return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def make_run(run: Path, model: pycolmap.Reconstruction) -> Path:
+    """A run folder as the engine leaves it, frames one second apart from 100 s."""
+    sparse = run / "snapshots" / "000001" / "sparse" / "0"
+    sparse.mkdir(parents=True)
+    rows = ["frame_id,source,index,name,captured_at_s,status"]
+    for number, image in enumerate(sorted(model.images.values(), key=lambda im: im.image_id)):
+        image.name = f"left/{number:06d}.png"
+        path = run / "images" / image.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), dotted_image(image))
+        rows.append(f"{image.image_id},folder,{number},{image.name},{100 + number}.5,keyframe")
+    model.write_binary(sparse)
+    (run / "latest").symlink_to("snapshots/000001")
+    (run / "frames.csv").write_text("\n".join(rows) + "\n")
+    (run / "trajectory.txt").write_text("# all\n100.5 0 0 0 0 0 0 1\n")
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run", make_model())
+
+
+def entries(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def read_ply(path: Path) -> Float64Array:
+    """Points (N, 3) of a binary PLY with float coordinates and byte colours."""
+    header, _, body = path.read_bytes().partition(b"end_header\n")
+    assert b"format binary_little_endian 1.0" in header
+    layout = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    return np.array(np.frombuffer(body, layout)["xyz"], dtype=np.float64)
+
+
+def project_as_nerfstudio(frame: dict[str, object], points: Float64Array) -> Float64Array:
+    """Pixels (N, 2) of points by the convention of transforms.json: y up, looking along -z."""
+    value = {name: float(str(frame[name])) for name in NERFSTUDIO_KEYS}
+    world_from_cam = np.array(frame["transform_matrix"])
+    in_cam = (np.column_stack([points, np.ones(len(points))]) @ np.linalg.inv(world_from_cam).T).T
+    x, y = in_cam[0] / -in_cam[2], -in_cam[1] / -in_cam[2]
+    assert (in_cam[2] < 0).all()
+    r2 = x**2 + y**2
+    radial = 1 + value["k1"] * r2 + value["k2"] * r2**2
+    p1, p2 = value["p1"], value["p2"]
+    x_bent = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2)
+    y_bent = y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y**2)
+    return np.column_stack(
+        [value["fl_x"] * x_bent + value["cx"], value["fl_y"] * y_bent + value["cy"]]
+    )
+
+
+def brightest_near(picture: Uint8Array, at: Float64Array) -> Float64Array:
+    """The centre of the light within 6 px of a pixel position."""
+    rows, columns = np.mgrid[0 : picture.shape[0], 0 : picture.shape[1]] + 0.5
+    near = np.hypot(columns - at[0], rows - at[1]) < 6
+    weight = np.where(near, picture.astype(np.float64), 0)
+    moments = np.array([(columns * weight).sum(), (rows * weight).sum()])
+    return np.asarray(moments / weight.sum())
+
+
+def test_undistorted_images_and_model_lie_as_trainers_read_them(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    model_files = {f"sparse/0/{name}.bin" for name in ("cameras", "images", "points3D")}
+    extra_files = {f"sparse/0/{name}.bin" for name in ("rigs", "frames")}
+    image_files = {f"images/left/{number:06d}.png" for number in range(4)}
+    assert entries(done.path) == model_files | extra_files | image_files
+    assert (done.num_images, done.num_points3D) == (4, 40)
+    model = pycolmap.Reconstruction(done.path / "sparse" / "0")
+    assert model.is_valid()
+    assert {camera.model_name for camera in model.cameras.values()} == {"PINHOLE"}
+
+
+def test_undistorted_pixels_lie_where_the_pinhole_model_says(run: Path, tmp_path: Path) -> None:
+    original = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    model = pycolmap.Reconstruction(done.path / "sparse" / "0")
+    num_checked, moved_px = 0, []
+    for image in model.images.values():
+        picture = cv2.imread(str(done.path / "images" / image.name), cv2.IMREAD_GRAYSCALE)
+        assert picture is not None
+        assert picture.shape == (image.camera.height, image.camera.width)
+        projected = {
+            point.point3D_id: image.project_point(model.point3D(point.point3D_id).xyz)
+            for point in image.get_observation_points2D()
+        }
+        for point3D_id, xy in projected.items():
+            alone = all(
+                np.hypot(*(xy - other)) > 14
+                for key, other in projected.items()
+                if key != point3D_id
+            )
+            inside = (xy > 8).all() and (xy < np.array(picture.shape[::-1]) - 8).all()
+            if not (alone and inside):
+                continue
+            num_checked += 1
+            assert np.hypot(*(brightest_near(picture, xy) - xy)) < 0.25
+            before = original.image(image.image_id).project_point(original.point3D(point3D_id).xyz)
+            moved_px.append(np.hypot(*(before - xy)))
+    assert num_checked >= 10
+    assert max(moved_px) > 1  # the distortion was worth removing
+
+
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "PINHOLE", "OPENCV"])
+def test_transforms_json_projects_points_onto_their_keypoints(tmp_path: Path, model: str) -> None:
+    run = make_run(tmp_path / "run", make_model(model=model))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    record = json.loads((done.path / "transforms.json").read_text())
+    truth = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
+    points = read_ply(done.path / record["ply_file_path"])
+    point3D_ids = list(truth.points3D)
+    xyz = np.array([truth.point3D(point3D_id).xyz for point3D_id in point3D_ids])
+    assert len(record["frames"]) == 4
+    for frame in record["frames"]:
+        assert (done.path / frame["file_path"]).is_file()
+        assert (frame["w"], frame["h"]) == (WIDTH, HEIGHT)
+        image = truth.image(frame["colmap_im_id"])
+        assert frame["file_path"] == f"images/{image.name}"
+        projected = project_as_nerfstudio(frame, points)
+        for observed in image.get_observation_points2D():
+            target = truth.point3D(observed.point3D_id).xyz
+            nearest = int(np.linalg.norm(points - target, axis=1).argmin())
+            np.testing.assert_allclose(projected[nearest], observed.xy, atol=2e-3)
+    assert len(points) == len(xyz)
+
+
+def test_the_applied_transform_maps_the_world_of_the_map_to_that_of_the_frames(
+    run: Path, tmp_path: Path
+) -> None:
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    record = json.loads((done.path / "transforms.json").read_text())
+    truth = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
+    applied = np.array(record["applied_transform"])
+    assert applied.shape == (3, 4)
+    for frame in record["frames"]:
+        center = truth.image(frame["colmap_im_id"]).projection_center()
+        in_frames_world = applied @ np.append(center, 1)
+        position = np.array(frame["transform_matrix"])[:3, 3]
+        np.testing.assert_allclose(in_frames_world, position, atol=1e-9)
+
+
+def test_transforms_json_follows_the_undistorted_images(run: Path, tmp_path: Path) -> None:
+    formats = [ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO]
+    done = export(run, tmp_path / "out", formats=formats)
+    model = pycolmap.Reconstruction(done.path / "sparse" / "0")
+    for frame in json.loads((done.path / "transforms.json").read_text())["frames"]:
+        image = model.image(frame["colmap_im_id"])
+        assert frame["k1"] == frame["k2"] == frame["p1"] == frame["p2"] == 0
+        assert [frame["fl_x"], frame["fl_y"], frame["cx"], frame["cy"]] == list(image.camera.params)
+        picture = cv2.imread(str(done.path / frame["file_path"]))
+        assert picture is not None
+        assert picture.shape[:2] == (frame["h"], frame["w"])
+
+
+def test_a_camera_nerfstudio_does_not_know_is_refused_unless_undistorted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_model(model="SIMPLE_RADIAL_FISHEYE"))
+    with pytest.raises(ConfigError, match="SIMPLE_RADIAL_FISHEYE"):
+        export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    assert not (tmp_path / "out").exists()
+    formats = [ExportFormat.NERFSTUDIO, ExportFormat.UNDISTORT]
+    assert export(run, tmp_path / "out", formats=formats).num_images == 4
+
+
+def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", formats=[ExportFormat.PLY])
+    assert entries(done.path) == {"points.ply"}
+    truth = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
+    points = read_ply(done.path / "points.ply")
+    expected = np.array([point.xyz for point in truth.points3D.values()])
+    gaps = np.linalg.norm(points[:, None] - expected, axis=2)
+    assert len(points) == len(expected)
+    assert gaps.min(axis=0).max() < 1e-5
+    assert gaps.min(axis=1).max() < 1e-5
+
+
+def test_tum_has_all_frames_and_the_keyframes_at_their_capture_times(
+    run: Path, tmp_path: Path
+) -> None:
+    done = export(run, tmp_path / "out", formats=[ExportFormat.TUM])
+    assert (done.path / "trajectory.txt").read_text() == (run / "trajectory.txt").read_text()
+    lines = (done.path / "trajectory_keyframes.txt").read_text().splitlines()
+    rows = np.array([[float(word) for word in line.split()] for line in lines[1:]])
+    np.testing.assert_array_equal(rows[:, 0], [100.5, 101.5, 102.5, 103.5])
+    truth = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
+    for row in rows:
+        image = truth.find_image_with_name(f"left/{int(row[0] - 100):06d}.png")
+        np.testing.assert_allclose(row[1:4], image.projection_center(), atol=1e-9)
+        cam_from_world = rotation_from_quat_xyzw(row[4:]).T
+        np.testing.assert_allclose(
+            cam_from_world, image.cam_from_world().matrix()[:, :3], atol=1e-9
+        )
+
+
+def test_a_crashed_run_without_trajectory_still_has_its_keyframes(
+    run: Path, tmp_path: Path
+) -> None:
+    (run / "trajectory.txt").unlink()
+    done = export(run, tmp_path / "out", formats=[ExportFormat.TUM])
+    assert entries(done.path) == {"trajectory_keyframes.txt"}
+
+
+def test_a_target_that_holds_something_is_refused_and_left_alone(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        export(run, target, formats=list(ExportFormat))
+    assert entries(target) == {"mine.txt"}
+
+
+def test_an_empty_target_is_filled(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert export(run, tmp_path / "out", formats=list(ExportFormat)).num_images == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+
+
+def test_a_run_without_a_snapshot_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "latest").unlink()
+    with pytest.raises(ConfigError, match="no snapshot"):
+        export(run, tmp_path / "out", formats=[ExportFormat.PLY])
+
+
+def test_an_export_of_nothing_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one format"):
+        export(run, tmp_path / "out", formats=[])
+
+
+@pytest.mark.parametrize("format_", [ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO])
+def test_a_missing_image_is_an_error_and_leaves_nothing(
+    run: Path, tmp_path: Path, format_: ExportFormat
+) -> None:
+    (run / "images" / "left" / "000002.png").unlink()
+    with pytest.raises(SnapshotError, match=r"1 of 4 images .* left/000002\.png"):
+        export(run, tmp_path / "out", formats=[format_])
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_an_unreadable_image_is_an_error_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    (run / "images" / "left" / "000002.png").write_bytes(b"no image")
+    with pytest.raises(SnapshotError, match=r"1 of 4 images .* left/000002\.png"):
+        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_damaged_model_is_an_error(run: Path, tmp_path: Path) -> None:
+    images = run / "latest" / "sparse" / "0" / "images.bin"
+    images.write_bytes(images.read_bytes()[:500])
+    with pytest.raises(SnapshotError, match="not a whole COLMAP model"):
+        export(run, tmp_path / "out", formats=[ExportFormat.PLY])
+
+
+@pytest.mark.parametrize("format_", list(ExportFormat))
+def test_a_full_disk_leaves_nothing_half_written(
+    run: Path, tmp_path: Path, format_: ExportFormat
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(SnapshotError):
+            export(run, tmp_path / "out", formats=[format_])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_run_that_was_moved_exports_all_the_same(run: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.move(run, tmp_path / "elsewhere"))
+    assert export(moved, tmp_path / "out", formats=[ExportFormat.UNDISTORT]).num_images == 4
