@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def count_frame_ids() -> FrameIds:
 
 def limit_library_threads() -> None:
     """Gives each library call one thread: the engine's own threads keep the cores busy."""
+    # OpenMP's limit belongs to a thread, unless the environment sets it before the library loads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     import cv2
     import numpy as np  # noqa: F401 - only libraries that are loaded can be limited
     import pycolmap

@@ -152,12 +152,12 @@ class LocalBundleAdjustmentConfig(Section):
 class GlobalBundleAdjustmentConfig(Section):
     """Refinement of the whole map, on a copy beside the growing map."""
 
-    growth_ratio: Annotated[float, Field(gt=1.0)] = 1.25  # registered keyframes since the last
+    growth_ratio: Annotated[float, Field(gt=1.0)] = 1.3  # registered keyframes since the last
     synchronous_until: NonNegativeInt = 12  # maps of at most so many keyframes wait for it
     merge_after_keyframes: PositiveInt = 3  # the result joins the map so many keyframes later
     max_iterations: PositiveInt = 20
     final_iterations: PositiveInt = 50
-    final_passes: PositiveInt = 2  # bundle adjustment and filtering at the end of the run
+    final_passes: PositiveInt = 1  # bundle adjustment and filtering at the end of the run
 
 
 class RescueConfig(Section):

@@ -70,6 +70,7 @@ class SparseMap:
         self._neighbors: dict[FrameId, dict[FrameId, VerifiedPair]] = {}
         self._camera_ids: dict[str, int] = {}
         self._made_by: dict[int, FrameId] = {}  # point3D_id -> keyframe that made it
+        self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
 
     # -- what is in the map ---------------------------------------------------------------------
@@ -142,18 +143,11 @@ class SparseMap:
         rows = [point3D(int(point3D_id)).xyz for point3D_id in point3D_ids]
         return np.array(rows) if rows else np.empty((0, 3))
 
-    def covisibility(self, frame_id: FrameId) -> dict[FrameId, int]:
+    def covisibility(self, frame_id: FrameId) -> Mapping[FrameId, int]:
         """How many points a keyframe shares with other registered ones, most first."""
-        ids = self.point3D_ids(frame_id)
-        point3D = self._reconstruction.point3D
-        shared = Counter(
-            element.image_id
-            for point3D_id in ids[ids != _NO_POINT].tolist()
-            for element in point3D(point3D_id).track.elements
-        )
-        del shared[frame_id]
-        by_count = sorted(shared.items(), key=lambda item: (-item[1], item[0]))
-        return {FrameId(other): count for other, count in by_count}
+        if frame_id not in self._covisibility:
+            self._covisibility[frame_id] = self._count_covisibility(frame_id)
+        return self._covisibility[frame_id]
 
     # -- growing --------------------------------------------------------------------------------
 
@@ -276,6 +270,7 @@ class SparseMap:
 
     def triangulate(self, frame_id: FrameId) -> int:
         """Continues tracks into a registered keyframe, makes points; returns observations made."""
+        self._covisibility.clear()
         num = self._triangulator.triangulate_image(self._triangulator_options(), frame_id)
         self._note_new_points(frame_id)
         return int(num)
@@ -284,6 +279,7 @@ class SparseMap:
 
     def complete_and_merge(self, frame_id: FrameId) -> int:
         """Merges and completes the tracks touched since the last call; returns the changes."""
+        self._covisibility.clear()
         options = self._triangulator_options()
         modified = self._triangulator.get_modified_points3D()
         num = self._triangulator.merge_tracks(options, modified)
@@ -296,6 +292,7 @@ class SparseMap:
 
     def filter_touched(self, frame_ids: Collection[FrameId]) -> int:
         """Removes bad observations of the given keyframes and of points touched lately."""
+        self._covisibility.clear()
         max_error_px = self._max_error_px()
         min_angle_deg = self._triangulation.min_angle_deg
         num = self._observations.filter_points3D_in_images(
@@ -312,6 +309,7 @@ class SparseMap:
 
     def filter_all(self) -> int:
         """Removes bad observations everywhere; returns how many."""
+        self._covisibility.clear()
         return int(
             self._observations.filter_all_points3D(
                 self._max_error_px(), self._triangulation.min_angle_deg
@@ -320,6 +318,7 @@ class SparseMap:
 
     def retriangulate(self) -> int:
         """Completes, merges and re-triangulates everything, as before a final adjustment."""
+        self._covisibility.clear()
         options = self._triangulator_options()
         num = self._triangulator.complete_all_tracks(options)
         num += self._triangulator.merge_all_tracks(options)
@@ -336,6 +335,7 @@ class SparseMap:
         COLMAP's manager loses count of images added after their neighbours were registered, so the
         reconstruction is changed beneath it and the managers are made anew.
         """
+        self._covisibility.clear()
         for frame_id in frame_ids:
             self._reconstruction.deregister_frame(self._reconstruction.image(frame_id).frame_id)
         if frame_ids:
@@ -389,6 +389,18 @@ class SparseMap:
             self._graph, self._reconstruction, self._observations
         )
 
+    def _count_covisibility(self, frame_id: FrameId) -> dict[FrameId, int]:
+        ids = self.point3D_ids(frame_id)
+        point3D = self._reconstruction.point3D
+        shared = Counter(
+            element.image_id
+            for point3D_id in ids[ids != _NO_POINT].tolist()
+            for element in point3D(point3D_id).track.elements
+        )
+        del shared[frame_id]
+        by_count = sorted(shared.items(), key=lambda item: (-item[1], item[0]))
+        return {FrameId(other): count for other, count in by_count}
+
     def _add_pair(self, verified: VerifiedPair, *, newest: FrameId | None) -> None:
         first, second = verified.pair.first, verified.pair.second
         known = first in self._keyframes and second in self._keyframes
@@ -425,6 +437,7 @@ class SparseMap:
         self, frame_id: FrameId, rows: Int64Array, *, point3D_ids: Int64Array
     ) -> None:
         """Adds inlier observations; a keypoint joins one track and a track one keypoint."""
+        self._covisibility.clear()
         used_rows: set[int] = set()
         used_points: set[int] = set()
         for row, point3D_id in zip(rows.tolist(), point3D_ids.tolist(), strict=True):

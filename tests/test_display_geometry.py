@@ -1,4 +1,4 @@
-"""Sizes, pyramids, viewpoints and plans of a map, and which parts of it are drawn again."""
+"""Sizes, pyramids and plans of a map, and which parts of it are drawn again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from adapters.views.display_geometry import (
     display_scale,
     frustum_strokes,
     median_spacing,
-    overview_eye,
     plan_positions,
 )
 from adapters.views.display_parts import ChunkNumbers, Part, PartTracker, split_parts
@@ -113,34 +112,6 @@ def test_the_corners_of_a_pyramid_project_to_the_corners_of_the_image() -> None:
         assert len(corners) == 4
         assert np.allclose(np.abs(pixels - [320, 240]), [320.0, 240.0], atol=0.2)
         assert np.allclose(corners[:, 2], 0.7, atol=1e-3)
-
-
-def test_the_overview_of_an_orbit_is_from_above_and_looks_at_the_middle() -> None:
-    poses = circle_of_cameras(24)
-    scale = display_scale(np.zeros((50, 3), np.float32), cam_centers(poses))
-    assert scale is not None
-    eye = overview_eye(poses, scale)
-
-    assert np.allclose(eye.up, [0.0, -1.0, 0.0], atol=1e-6)  # y is down
-    assert eye.position[1] < -1.0
-    assert np.allclose(eye.look_target, scale.center_in_world)
-
-
-def test_the_overview_of_a_straight_down_flight_is_from_the_cameras_side() -> None:
-    headings = [np.array([0.0, 0.0, sign]) for sign in (1.0, -1.0, 1.0, -1.0)]
-    poses = np.stack(
-        [
-            camera(np.array([x, -30.0, 0.0]), np.array([x, 0.0, 0.0]), heading)
-            for x, heading in zip((0.0, 5.0, 10.0, 15.0), headings, strict=True)
-        ]
-    )
-    ground = np.random.default_rng(0).uniform(-10.0, 10.0, (500, 3)) * [1.0, 0.1, 1.0]
-    scale = display_scale(ground.astype(np.float32), cam_centers(poses))
-    assert scale is not None
-    eye = overview_eye(poses, scale)
-
-    assert np.allclose(eye.up, [0.0, -1.0, 0.0], atol=1e-6)
-    assert eye.position[1] < scale.center_in_world[1]
 
 
 def test_a_plan_keeps_distances_on_the_main_plane_with_neighbours_one_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -17,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from adapters.views import rerun_service
 from adapters.views.display_image import MAX_PASSED_BYTES
 from adapters.views.rerun_service import free_endpoint, viewer_program
 from adapters.views.rerun_view import RerunView, ViewMode
@@ -482,29 +484,45 @@ def test_a_frame_of_one_pixel_is_shown(tmp_path: Path) -> None:
     assert camera["Pinhole:resolution"] == [[1.0, 1.0]]
 
 
+def empty_map() -> MapView:
+    return MapView(
+        version=0,
+        keyframe_ids=np.zeros(0, np.int64),
+        cam_from_world=np.zeros((0, 3, 4)),
+        focal_px=np.zeros(0),
+        image_sizes=np.zeros((0, 2), np.int64),
+        points3D_in_world=np.zeros((0, 3), np.float32),
+        colors=np.zeros((0, 3), np.uint8),
+        chunk_ids=np.zeros(0, np.int64),
+        edges=np.zeros((0, 2), np.int64),
+        edge_reasons=(),
+    )
+
+
 def test_a_run_without_a_map_leaves_a_recording_that_verifies(tmp_path: Path) -> None:
     path = tmp_path / "recording.rrd"
     view = open_recording(path)
-    view.show_map(
-        MapView(
-            version=0,
-            keyframe_ids=np.zeros(0, np.int64),
-            cam_from_world=np.zeros((0, 3, 4)),
-            focal_px=np.zeros(0),
-            image_sizes=np.zeros((0, 2), np.int64),
-            points3D_in_world=np.zeros((0, 3), np.float32),
-            colors=np.zeros((0, 3), np.uint8),
-            chunk_ids=np.zeros(0, np.int64),
-            edges=np.zeros((0, 2), np.int64),
-            edge_reasons=(),
-        )
-    )
+    view.show_map(empty_map())
     view.close()
     check = subprocess.run(
         [viewer_program(), "rrd", "verify", str(path)], capture_output=True, check=False
     )
 
     assert check.returncode == 0, check.stderr
+
+
+def test_a_map_that_starts_again_from_nothing_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_map(map_view(10))
+    view.show_map(empty_map())
+    view.close()
+    rows = read_rows(path)
+
+    for entity in ("/world/map/chunk_00001", "/world/keyframes/chunk_00000"):
+        assert "Clear:is_recursive" in rows[entity][-1]
+    assert rows["/world/keyframe_path"][-1]["LineStrips3D:strips"] == []
+    assert rows["/metrics/points"][-1]["Scalars:scalars"] == [0.0]
 
 
 def test_a_recording_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
@@ -579,6 +597,20 @@ def test_a_window_is_detached_and_fetches_from_loopback(
 
 
 @pytest.mark.network
+def test_a_web_viewer_that_does_not_start_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "viewer"
+    broken.write_text("#!/bin/sh\necho out of order\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(rerun_service, "viewer_program", lambda: str(broken))
+    with pytest.raises(ConfigError, match="out of order"):
+        RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
+
+    assert not psutil.Process().children()
+
+
+@pytest.mark.network
 def test_a_served_run_is_on_loopback_only_and_ends_with_close(tmp_path: Path) -> None:
     path = tmp_path / "recording.rrd"
     view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=path, config=CONFIG)
@@ -632,3 +664,23 @@ def test_who_connects_late_gets_the_run_from_its_beginning(tmp_path: Path) -> No
     latencies = [row for row in read_rows(fetched)["/metrics/latency_ms"] if "frame" in row]
 
     assert [row["frame"] for row in latencies] == list(range(1, NUM_FRAMES + 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["missing.rrd", "picture.png"], "missing.rrd is not a file"),
+        ([__file__, "picture.jpg"], "must end in .png"),
+        ([__file__, "picture.png", "--size", "big"], "expected WIDTHxHEIGHT"),
+    ],
+)
+def test_the_screenshot_tool_says_what_it_cannot_work_with(
+    arguments: list[str], complaint: str
+) -> None:
+    tool = Path(__file__).parents[1] / "tools" / "screenshot"
+    result = subprocess.run(
+        [sys.executable, str(tool), *arguments], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 2
+    assert complaint in result.stderr

@@ -39,19 +39,41 @@ def overview_eye(cam_from_world: Float64Array, points3D_in_world: Float32Array) 
     right = np.cross(up, toward_eye)
     right /= np.linalg.norm(right)
     world_from_eye = np.stack([right, np.cross(toward_eye, right), toward_eye], axis=1)
-    points = points3D_in_world @ world_from_eye
-    tails = 0.5 * (1.0 - POINTS_IN_SIGHT_RATIO)
-    spread = np.quantile(points, [tails, 1.0 - tails], axis=0) if len(points) else np.zeros((0, 3))
-    seen = np.concatenate([spread, cam_centers(cam_from_world) @ world_from_eye])
-    middle = 0.5 * (seen.min(axis=0) + seen.max(axis=0))
-    inside = (points >= seen.min(axis=0)).all(axis=1) & (points <= seen.max(axis=0)).all(axis=1)
-    offsets = np.concatenate([points[inside], seen[len(spread) :]]) - middle
-    distances = offsets[:, 2] + np.maximum(
-        np.abs(offsets[:, 0]) / HALF_WIDTH_RATIO, np.abs(offsets[:, 1]) / HALF_HEIGHT_RATIO
+    cameras = cam_centers(cam_from_world) @ world_from_eye
+    target, distance = _fit(np.concatenate([cameras, _bulk(points3D_in_world @ world_from_eye)]))
+    return Eye(
+        position=world_from_eye @ (target + [0.0, 0.0, distance]),
+        look_target=world_from_eye @ target,
+        up=up,
     )
-    target = world_from_eye @ middle
-    distance = float(distances.max()) or 1.0
-    return Eye(position=target + distance * toward_eye, look_target=target, up=up)
+
+
+def _bulk(points: Float64Array) -> Float64Array:
+    """The points (P, 3) that are not among the outermost along any axis."""
+    if not len(points):
+        return points
+    tail = 0.5 * (1.0 - POINTS_IN_SIGHT_RATIO)
+    low, high = np.quantile(points, [tail, 1.0 - tail], axis=0)
+    inner: Float64Array = points[((points >= low) & (points <= high)).all(axis=1)]
+    return inner
+
+
+def _fit(positions: Float64Array) -> tuple[Float64Array, float]:
+    """Target (3,) and distance along +z from which positions (N, 3) just fill the picture.
+
+    What is near looks larger, so the middle of the picture is not the middle of the positions:
+    centring and measuring the distance are repeated a few times.
+    """
+    target = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
+    distance = 0.0
+    for _ in range(5):
+        offsets = positions - target
+        needed = np.abs(offsets[:, :2]) / [HALF_WIDTH_RATIO, HALF_HEIGHT_RATIO]
+        distance = float((offsets[:, 2] + needed.max(axis=1)).max()) or 1.0
+        depths = np.maximum(distance - offsets[:, 2], 1e-3 * distance)
+        projected = offsets[:, :2] / depths[:, None]
+        target[:2] += 0.5 * distance * (projected.min(axis=0) + projected.max(axis=0))
+    return target, distance
 
 
 def upright(cam_from_world: Float64Array) -> Float64Array:
@@ -78,7 +100,7 @@ def _looks_across(cam_from_world: Float64Array, sight: Float64Array) -> bool:
 
 
 def _backward(cam_from_world: Float64Array, up: Float64Array) -> Float64Array:
-    """Horizontal unit vector (3,) against the common line of sight, else against the first one's."""
+    """Level unit vector (3,) against the common line of sight, else against the first one's."""
     candidates = [
         -cam_from_world[:, 2, :3].mean(axis=0),
         -cam_from_world[0, 2, :3],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adapters.views.display_eye import Eye, overview_eye
 from adapters.views.display_geometry import (
     DisplayScale,
     cam_centers,
@@ -14,7 +15,6 @@ from adapters.views.display_geometry import (
     frustum_strokes,
     plan_positions,
 )
-from adapters.views.display_eye import Eye, overview_eye
 from adapters.views.display_parts import ChunkNumbers, Part, PartTracker, split_parts
 from adapters.views.display_trajectory import FRAMES_PER_PART, Trajectory
 from adapters.views.rerun_blueprint import Color
@@ -78,16 +78,17 @@ class SceneDrawing:
     def draw_map(self, view: MapView) -> None:
         """Draws what changed: cameras, points, paths and scene graph."""
         centers = cam_centers(view.cam_from_world)
-        scale = display_scale(view.points3D_in_world, centers, previous=self._scale)
+        scale = display_scale(view.points3D_in_world, centers, previous=self._scale) or self._scale
         if scale is None:
-            return
+            return  # nothing yet; a map that became empty is drawn as such
         self._scale = scale
         self._view = view
         self._trajectory.move(view.keyframe_ids, centers)
         self._draw_cameras(view, scale)
         self._draw_points(view, scale)
         self._draw_trajectory(scale)
-        self._log("world/keyframe_path", _lines([centers], KEYFRAME_COLOR, width=1.5))
+        path = [centers] if len(centers) else []
+        self._log("world/keyframe_path", _lines(path, KEYFRAME_COLOR, width=1.5))
         self._draw_scene_graph(view, centers)
 
     def draw_tail(self) -> None:

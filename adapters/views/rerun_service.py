@@ -142,7 +142,7 @@ def open_native_viewer(grpc_url: str, *, bind: str) -> None:
     try:
         subprocess.run(
             command,
-            env=_viewer_environment(),
+            env=viewer_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -173,7 +173,7 @@ class WebViewer:
                     *(viewer_program(), "--serve-web", "--bind", endpoint.ip),
                     *("--web-viewer-port", str(endpoint.port), grpc_url),
                 ],
-                env=_viewer_environment(),
+                env=viewer_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -214,14 +214,15 @@ def viewer_program() -> str:
     raise ConfigError("the installed rerun-sdk has no viewer program; use the view 'record'")
 
 
+def viewer_environment() -> dict[str, str]:
+    """Environment for the viewer program, in which it sends no usage statistics."""
+    return {**os.environ, "CI": "1"}
+
+
 def _require_screen() -> None:
     has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform.startswith("linux") and not has_screen:
         raise ConfigError("the view 'spawn' needs a screen; use 'serve' or 'record' instead")
-
-
-def _viewer_environment() -> dict[str, str]:
-    return {**os.environ, "CI": "1"}  # the viewer sends no usage statistics under CI
 
 
 def _answers(process: subprocess.Popen[bytes], endpoint: Endpoint) -> bool:
