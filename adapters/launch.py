@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.native_log import native_log_captured
+from adapters.views.rerun_view import ViewMode
 from engine.config import Config, dump_config
-from engine.errors import SourceError
+from engine.errors import ConfigError, SourceError
 from engine.ports import FrameIds, FrameSource, View
 from engine.types import Float64Array, FrameId
 
 if TYPE_CHECKING:
-    from adapters.views.rerun_view import ViewMode
     from engine.runtime import RunOutcome
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,13 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
         SourceError: no source can be read.
     """
     limit_library_threads()
+    _refuse_own_input(options)
     next_frame_id = count_frame_ids()
     sources, refused = _open_sources(options.sources, config, next_frame_id=next_frame_id)
     if not sources and not any(_is_there(spec) for spec in options.sources):
         raise refused[0]
-    outcome = asyncio.run(_run(config, options, sources))
+    with native_log_captured():
+        outcome = asyncio.run(_run(config, options, sources))
     for error in refused[1:] if not sources else refused:
         logger.error("%s", error)
     if not sources:
@@ -68,14 +71,12 @@ def limit_library_threads() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import cv2
     import numpy as np  # noqa: F401 - only libraries that are loaded can be limited
-    import pycolmap
     import threadpoolctl
     import torch
 
     threadpoolctl.threadpool_limits(1, user_api="blas")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.WARNING.value
 
 
 async def _run(
@@ -122,29 +123,40 @@ def _is_there(spec: str) -> bool:
         return False
 
 
+def _refuse_own_input(options: LaunchOptions) -> None:
+    """Refuses to replace a run folder that its own source lies in."""
+    target = options.path.resolve()
+    for spec in options.sources:
+        if options.overwrite and _is_there(spec) and Path(spec).resolve().is_relative_to(target):
+            raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
+
+
 def _open_views(
     config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
 ) -> list[View]:
-    from adapters.views.rerun_view import ViewMode
-
     views: list[View] = []
+    recording_path = options.path / "recording.rrd" if config.views.recording else None
+    if options.view_mode in (ViewMode.SPAWN, ViewMode.SERVE) or (
+        options.view_mode is ViewMode.RECORD and recording_path is not None
+    ):
+        from adapters.views.rerun_view import RerunView
+
+        rerun_view = RerunView.open(
+            options.path.name,
+            mode=options.view_mode,
+            recording_path=recording_path,
+            config=config.views,
+        )
+        if rerun_view.url is not None:
+            logger.warning("watch the run at %s", rerun_view.url)
+        views.append(rerun_view)
     if options.show_progress:
+        # Last, because from here on the terminal belongs to the panel.
         from adapters.views.console import ConsoleView
 
         counts = [source.num_frames for source in sources]
         known = [count for count in counts if count is not None]
         views.append(ConsoleView(sum(known) if len(known) == len(counts) else None))
-    if options.view_mode is not ViewMode.NONE:
-        from adapters.views.rerun_view import RerunView
-
-        views.append(
-            RerunView.open(
-                options.path.name,
-                mode=options.view_mode,
-                recording_path=options.path / "recording.rrd" if config.views.recording else None,
-                config=config.views,
-            )
-        )
     return views
 
 

@@ -73,7 +73,7 @@ class FrameTrackingConfig(Section):
 class SiftConfig(Section):
     """The SIFT matcher."""
 
-    max_features: PositiveInt = 4096  # keypoints kept per keyframe, strongest first
+    max_features: PositiveInt = 8192  # keypoints kept per keyframe, strongest first
     working_edge_px: PositiveInt = 1600  # detection runs on images of at most this longer edge
     contrast_threshold: PositiveFloat = 0.01
     edge_threshold: PositiveFloat = 10.0
@@ -94,14 +94,14 @@ class SceneGraphConfig(Section):
     """Which pairs of keyframes are matched."""
 
     pairs_per_keyframe: PositiveInt = 14  # budget of pairs for a new keyframe
-    exhaustive_below: NonNegativeInt = 12  # all pairs while there are at most so many keyframes
+    exhaustive_below: NonNegativeInt = 30  # all pairs while there are at most so many keyframes
     temporal_offsets: tuple[PositiveInt, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     num_covisible: NonNegativeInt = 4
     num_retrieved: NonNegativeInt = 4
     num_gps: NonNegativeInt = 4
     max_gps_distance_m: PositiveFloat = 150.0
     min_retrieval_score: Ratio = 0.15
-    loop_min_gap: PositiveInt = 30  # keyframes between two that make their pair a loop
+    loop_min_gap: PositiveInt = 12  # keyframes between two that make their pair a loop
 
 
 class TwoViewConfig(Section):
@@ -172,8 +172,8 @@ class RescueConfig(Section):
 class SnapshotsConfig(Section):
     """COLMAP models written during the run."""
 
-    every_keyframes: NonNegativeInt = 25  # 0: only on stop
-    every_s: NonNegativeFloat = 30.0  # 0: only by keyframes
+    every_keyframes: NonNegativeInt = 10  # 0: only on stop
+    every_s: NonNegativeFloat = 15.0  # 0: only by keyframes
     keep: NonNegativeInt = 10  # newest kept; 0: all
     min_registered: Annotated[int, Field(ge=2)] = 3
     min_track_length: Annotated[int, Field(ge=2)] = 2  # shorter points stay out of snapshots

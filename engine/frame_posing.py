@@ -17,6 +17,8 @@ from engine.types import Float64Array, FrameId, FramePose, Int64Array, Keyframe,
 _MIN_INLIERS = 12
 _MIN_INLIER_RATIO = 0.4
 _MAX_ERROR_PX = 4.0  # at an image edge of 1000 px; optical flow is exact to a pixel or so
+_MAX_REFERENCE_POINTS = 64
+_MIN_REFERENCE_POINTS = 8
 _MAX_PENDING_FRAMES = 4000  # about 40 MB; beyond it the oldest are interpolated at the end
 
 
@@ -26,7 +28,15 @@ class _KeyframePoints:
 
     row_of_keypoint: Int64Array  # (N,) row in points3D_in_world, -1 for none
     points3D_in_world: Float64Array  # (P, 3)
-    median_depth_map: float
+    scale: float  # depths now per depth when the keyframe was first used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _DepthReference:
+    """Depths of some points of a keyframe when it was first used; the scale is told by them."""
+
+    point3D_ids: Int64Array  # (S,)
+    depths_map: Float64Array  # (S,)
 
 
 class FramePoser:
@@ -44,6 +54,7 @@ class FramePoser:
         self._trajectory = Trajectory()
         self._pending: deque[TrackedFrame] = deque(maxlen=_MAX_PENDING_FRAMES)
         self._points: dict[FrameId, _KeyframePoints] = {}
+        self._references: dict[FrameId, _DepthReference] = {}
         self._last: tuple[FrameId, Float64Array] | None = None  # keyframe, cam_from_keyframe
 
     @property
@@ -107,7 +118,7 @@ class FramePoser:
         cam_from_keyframe = compose_poses(pose.cam_from_world, invert_pose(keyframe_from_world))
         self._last = tracked.keyframe_id, cam_from_keyframe
         self._trajectory.set_relative_pose(
-            tracked, cam_from_keyframe=cam_from_keyframe, median_depth_map=points.median_depth_map
+            tracked, cam_from_keyframe=cam_from_keyframe, scale=points.scale
         )
         return FramePose(
             frame_id=tracked.frame_id,
@@ -156,25 +167,54 @@ class FramePoser:
         if frame_id not in self._points:
             if len(self._points) > 2:
                 self._points.clear()
-            self._points[frame_id] = _keyframe_points(sparse_map, frame_id)
+            self._points[frame_id] = self._read_points(frame_id, sparse_map)
         return self._points[frame_id]
+
+    def _read_points(self, frame_id: FrameId, sparse_map: SparseMap) -> _KeyframePoints:
+        ids = sparse_map.point3D_ids(frame_id)
+        seen = np.flatnonzero(ids >= 0)
+        points = sparse_map.points3D_in_world(ids[seen])
+        row_of_keypoint = np.full(len(ids), -1, np.int64)
+        row_of_keypoint[seen] = np.arange(len(seen))
+        if frame_id not in self._references:
+            self._references[frame_id] = _depth_reference(sparse_map, frame_id, ids[seen])
+        return _KeyframePoints(
+            row_of_keypoint=row_of_keypoint,
+            points3D_in_world=points,
+            scale=self._scale(sparse_map, frame_id),
+        )
+
+    def _scale(self, sparse_map: SparseMap, frame_id: FrameId) -> float:
+        """Median ratio of depths now to depths then, over the reference points that still exist."""
+        reference = self._references.get(frame_id)
+        if reference is None:
+            return 1.0
+        kept = np.array([sparse_map.has_point3D(i) for i in reference.point3D_ids.tolist()], bool)
+        if int(kept.sum()) < _MIN_REFERENCE_POINTS:
+            return 1.0
+        depths = _depths(sparse_map, frame_id, reference.point3D_ids[kept])
+        ratio = float(np.median(depths / reference.depths_map[kept]))
+        return ratio if ratio > 0 else 1.0
 
     def _keyframe_state(self, sparse_map: SparseMap, frame_id: FrameId) -> KeyframeState:
         return KeyframeState(
             cam_from_world=sparse_map.cam_from_world(frame_id),
-            median_depth_map=_keyframe_points(sparse_map, frame_id).median_depth_map,
+            scale=self._scale(sparse_map, frame_id),
         )
 
 
-def _keyframe_points(sparse_map: SparseMap, frame_id: FrameId) -> _KeyframePoints:
-    ids = sparse_map.point3D_ids(frame_id)
-    seen = np.flatnonzero(ids >= 0)
-    points = sparse_map.points3D_in_world(ids[seen])
-    row_of_keypoint = np.full(len(ids), -1, np.int64)
-    row_of_keypoint[seen] = np.arange(len(seen))
-    depths = transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
-    return _KeyframePoints(
-        row_of_keypoint=row_of_keypoint,
-        points3D_in_world=points,
-        median_depth_map=float(np.median(depths)) if len(depths) else 1.0,
-    )
+def _depth_reference(
+    sparse_map: SparseMap, frame_id: FrameId, point3D_ids: Int64Array
+) -> _DepthReference:
+    """Points evenly taken from a keyframe's, those in front of it."""
+    step = max(1, len(point3D_ids) // _MAX_REFERENCE_POINTS)
+    chosen = point3D_ids[::step]
+    depths = _depths(sparse_map, frame_id, chosen)
+    in_front = depths > 0
+    return _DepthReference(point3D_ids=chosen[in_front], depths_map=depths[in_front])
+
+
+def _depths(sparse_map: SparseMap, frame_id: FrameId, point3D_ids: Int64Array) -> Float64Array:
+    """Depths (N,) of points in front of a keyframe."""
+    points = sparse_map.points3D_in_world(point3D_ids.tolist())
+    return transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]

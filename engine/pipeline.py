@@ -237,6 +237,10 @@ class MappingPipeline:
         )
         self._after_change()
 
+    def abandon_adjustment(self) -> None:
+        """Forgets the adjustment in flight, which failed; the next one is due by growth."""
+        self._in_flight = None
+
     def finish(self) -> None:
         """After the last frame: registers what is left, rescues what is missing, adjusts all."""
         if not self.is_initialized:

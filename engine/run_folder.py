@@ -28,7 +28,6 @@ from engine.types import DropReason, Float64Array, Frame, FrameId, FramePose, Re
 FRAMES_HEADER = ("frame_id", "source", "index", "name", "captured_at_s", "status")
 KEYFRAME_STATUS = "keyframe"
 TRACKED_STATUS = "tracked"
-STOPPED_STATUS = "dropped:stopped"  # the run ended before the frame's turn came
 
 _TUM_HEADER = "# timestamp tx ty tz qx qy qz qw (world_from_cam)"
 _FILES = {
@@ -226,7 +225,7 @@ class RunFolder:
             JournalError: the rows cannot be written; the files are let go all the same.
         """
         for row in self._unsettled_rows.values():
-            row.status = STOPPED_STATUS
+            row.status = dropped_status(DropReason.STOPPED)
         self._unsettled_rows.clear()
         try:
             self._write_settled_rows()

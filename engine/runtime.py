@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,7 +123,6 @@ class Engine:
         self._matcher = matcher
         self._groundtruth = groundtruth
         self._started_s = time.monotonic()
-        self._cpu_at_start_s = _cpu_s()
         self._statistics = RunStatistics()
         self._views = ViewDispatcher(views, config.views)
         self._new_events: deque[Event] = deque()
@@ -192,7 +191,8 @@ class Engine:
                 group.create_task(self._write(), name="writing")
                 mapping = group.create_task(self._map(), name="mapping")
                 tracking = group.create_task(self._track(), name="tracking")
-                await self._schedule(lambda: self._recorder.groundtruth(self._groundtruth))
+                if self._groundtruth:
+                    await self._schedule(lambda: self._recorder.groundtruth(self._groundtruth))
                 await self._ingest_all()
                 await self._frames.put(None)
                 await tracking
@@ -207,6 +207,8 @@ class Engine:
 
     async def _ingest_all(self) -> None:
         """Reads all sources; one that breaks does not stop the others."""
+        if not self._sources:
+            return
         readers = [
             asyncio.create_task(self._ingest(number, source), name=f"source {source.label}")
             for number, source in enumerate(self._sources)
@@ -234,7 +236,8 @@ class Engine:
 
     async def _ingest(self, number: int, source: FrameSource) -> None:
         async with aclosing(source.frames()) as frames:
-            async for frame in frames:
+            async for received in frames:
+                frame = received if len(self._sources) == 1 else _of_source(received, number)
                 await self._schedule(functools.partial(self._recorder.frame_arrived, frame))
                 if isinstance(frame, RejectedFrame):
                     self._emit_dropped(frame, reason=frame.reason, detail=frame.detail)
@@ -248,10 +251,18 @@ class Engine:
                         captured_at_s=frame.captured_at_s,
                     )
                 )
-                if source.is_live:
-                    await self._make_room()
-                await self._budget.take(frame)
-                await self._frames.put((number, frame))
+                await self._hand_over(number, frame, is_live=source.is_live)
+
+    async def _hand_over(self, number: int, frame: Frame, *, is_live: bool) -> None:
+        """Queues a frame for tracking: a file's frame waits for room, a live one makes some."""
+        try:
+            if is_live:
+                await self._make_room()
+            await self._budget.take(frame)
+            await self._frames.put((number, frame))
+        except asyncio.CancelledError:
+            self._emit_dropped(frame, reason=DropReason.STOPPED, detail="the run was stopped")
+            raise
 
     async def _make_room(self) -> None:
         """Drops the oldest waiting frame when the queue is full."""
@@ -348,8 +359,15 @@ class Engine:
             return
         if not wait and not self._adjustment.done():
             return
-        adjusted = await self._adjustment
-        self._adjustment = None
+        adjustment, self._adjustment = self._adjustment, None
+        try:
+            adjusted = await adjustment
+        except (RuntimeError, ValueError) as error:  # what COLMAP raises; the map is untouched
+            self._emit(
+                Warned(at_s=self._clock(), message=f"global bundle adjustment failed: {error}")
+            )
+            await self._in(self._mapping_thread, self._pipeline.abandon_adjustment)
+            return
         await self._in(self._mapping_thread, self._pipeline.merge, adjusted)
 
     async def _snapshot_if_due(self) -> None:
@@ -459,7 +477,7 @@ class Engine:
             peak_rss_mb=_peak_rss_mb(),
             peak_gpu_mb=0,
             wall_s=self._clock(),
-            cpu_s=_cpu_s() - self._cpu_at_start_s,
+            cpu_s=_cpu_s(),
             components=int(self._pipeline.is_initialized),
             stopped_by=self._stopped_by,
             georeferenced=False,
@@ -560,6 +578,14 @@ class Engine:
             yield
         finally:
             task.cancel()
+
+
+def _of_source(frame: Frame | RejectedFrame, number: int) -> Frame | RejectedFrame:
+    """A frame under names that are unique among several sources."""
+    name = f"source{number + 1}/{frame.name}"
+    if isinstance(frame, RejectedFrame):
+        return replace(frame, name=name)
+    return replace(frame, name=name, camera_key=f"source{number + 1}|{frame.camera_key}")
 
 
 def _cpu_s() -> float:

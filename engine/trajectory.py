@@ -1,8 +1,8 @@
 """A pose for every frame: keyframes from the map, the rest relative to their keyframe.
 
-A frame between keyframes is stored as its motion since its keyframe, the translation in units of
-the keyframe's median scene depth. When bundle adjustment or a closed loop moves or rescales the
-keyframe's surroundings, its frames follow.
+A frame between keyframes is stored as its motion since its keyframe, the translation in the scale
+that the map had around the keyframe when it was first asked. When bundle adjustment or a closed
+loop moves or rescales the keyframe's surroundings, its frames follow.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from engine.types import Float64Array, FrameId, FramePose, Keyframe, TrackedFram
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyframeState:
-    """Where a keyframe is now and how far away its scene is."""
+    """Where a keyframe is now and how much its surroundings have grown since it was mapped."""
 
     cam_from_world: Float64Array  # (3, 4)
-    median_depth_map: float
+    scale: float  # map lengths now per map length then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class _FrameTime:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _RelativePose:
     keyframe_id: FrameId
-    cam_from_keyframe: Float64Array  # (3, 4), translation in median depths of the keyframe
+    cam_from_keyframe: Float64Array  # (3, 4), translation at scale 1 of the keyframe
 
 
 class Trajectory:
@@ -78,11 +78,11 @@ class Trajectory:
         tracked: TrackedFrame,
         *,
         cam_from_keyframe: Float64Array,
-        median_depth_map: float,
+        scale: float,
     ) -> None:
-        """Stores a frame's motion since its keyframe, both in today's scale of the map."""
+        """Stores a frame's motion (3, 4) since its keyframe, found at the keyframe's scale."""
         scaled = cam_from_keyframe.copy()
-        scaled[:, 3] /= median_depth_map
+        scaled[:, 3] /= scale
         self._relative[tracked.frame_id] = _RelativePose(
             keyframe_id=tracked.keyframe_id, cam_from_keyframe=scaled
         )
@@ -144,7 +144,7 @@ class Trajectory:
             return None
         state = keyframes[relative.keyframe_id]
         cam_from_keyframe = relative.cam_from_keyframe.copy()
-        cam_from_keyframe[:, 3] *= state.median_depth_map
+        cam_from_keyframe[:, 3] *= state.scale
         return compose_poses(cam_from_keyframe, state.cam_from_world)
 
 

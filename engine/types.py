@@ -114,6 +114,7 @@ class DropReason(StrEnum):
     TOO_LARGE = "too_large"
     DUPLICATE = "duplicate"
     OVERLOAD = "overload"
+    STOPPED = "stopped"  # the run ended before the frame's turn came
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ FLOORS = (
         "bundle_adjustment": "numpy pycolmap",
         "frame_posing": "numpy",
         "georeference": "numpy pycolmap",
+        "map_consistency": "numpy networkx",
         "snapshots": "pycolmap",
     },
     {  # 5: that work put in order
@@ -74,7 +75,8 @@ ADAPTERS = {
     "evaluate": "numpy pycolmap rich",
     "export": "numpy pycolmap",
     "cli": "rich typer",
-    "launch": "cv2 pycolmap torch",
+    "launch": "cv2 numpy threadpoolctl torch",
+    "native_log": "",
 }
 SEE_EVERYTHING = {"cli", "launch"}  # they put a run together
 # Adapters import these where they use them: a command pays only for what it needs.

@@ -1,0 +1,81 @@
+"""Keeps the native libraries' chatter off the terminal.
+
+COLMAP's library writes information lines straight to file descriptor 2, whatever its log level is
+set to, in the midst of the progress panel. While a run lasts, that descriptor leads through a
+thread that hands such lines to Python's logging and passes everything else on unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+logger = logging.getLogger(__name__)
+
+_STDERR = 2
+# glog: severity, date, time, thread, then "file:line] message".
+_GLOG_LINE = re.compile(rb"^([IWEF])\d{8} \d\d:\d\d:\d\d\.\d+ +\d+ ([^\]]*\] .*)$")
+_LEVELS = {
+    b"I": logging.DEBUG,
+    b"W": logging.WARNING,
+    b"E": logging.ERROR,
+    b"F": logging.CRITICAL,
+}
+
+
+@contextmanager
+def native_log_captured() -> Iterator[None]:
+    """Sends native log lines to ``logging`` while the context lasts; information as DEBUG.
+
+    Python's own ``sys.stderr`` keeps writing to the terminal directly.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(_STDERR)
+    former = sys.stderr
+    sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1, encoding="utf-8", errors="replace")
+    handlers = _handlers_writing_to(former)
+    for handler in handlers:
+        handler.setStream(sys.stderr)
+    reading, writing = os.pipe()
+    os.dup2(writing, _STDERR)
+    os.close(writing)
+    thread = threading.Thread(
+        target=_pass_on, args=(reading, terminal), name="native log", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, _STDERR)  # closes the pipe's last writing end: the thread ends
+        thread.join()
+        for handler in handlers:
+            handler.setStream(former)
+        sys.stderr.close()
+        sys.stderr = former
+        os.close(terminal)
+
+
+def _handlers_writing_to(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:
+    return [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream
+    ]
+
+
+def _pass_on(reading: int, terminal: int) -> None:
+    with os.fdopen(reading, "rb") as lines:
+        for line in lines:
+            known = _GLOG_LINE.match(line)
+            if known is None:
+                os.write(terminal, line)
+            else:
+                text = known[2].decode(errors="replace")
+                logger.log(_LEVELS[known[1]], "%s", text)
