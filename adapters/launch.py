@@ -15,7 +15,7 @@ from adapters.native_log import native_log_captured
 from adapters.views.rerun_view import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, SourceError
-from engine.ports import FrameIds, FrameSource, View
+from engine.ports import FrameIds, FrameSource, PairMatcher, View
 from engine.types import Float64Array, FrameId
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def limit_library_threads() -> None:
 async def _run(
     config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
 ) -> RunOutcome:
-    from adapters.matchers.sift import SiftMatcher
     from engine.run_folder import RunFolder
     from engine.runtime import Engine
 
@@ -94,11 +93,21 @@ async def _run(
         config,
         folder=folder,
         sources=sources,
-        matcher=SiftMatcher(config.sift),
+        matcher=_matcher(config, sources),
         views=views,
         groundtruth=_groundtruth(sources),
     )
     return await engine.run()
+
+
+def _matcher(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
+    """The matcher; leaner when there are only videos."""
+    from adapters.matchers.sift import SiftMatcher
+
+    sift = config.sift
+    if all(source.is_sequence for source in sources):
+        sift = sift.model_copy(update={"max_features": sift.max_features_in_video})
+    return SiftMatcher(sift)
 
 
 def _open_sources(

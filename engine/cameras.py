@@ -8,14 +8,15 @@ from enum import StrEnum
 import pycolmap
 
 from engine.config import CamerasConfig
+from engine.errors import MapError
 from engine.types import Keyframe
 
 
 class CalibrationOrigin(StrEnum):
     """Where a camera's first calibration comes from, most trusted first."""
 
-    KNOWN = "known"  # the source knows it completely
     CONFIGURED = "configured"
+    KNOWN = "known"  # the source knows it completely
     EXIF = "exif"
     TWO_VIEW_GEOMETRIES = "two_view_geometries"
     ASSUMED = "assumed"
@@ -31,7 +32,14 @@ class InitialCamera:
 
 
 def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
-    """The camera of a keyframe from the source's word, the configuration, EXIF or an assumption."""
+    """The camera of a keyframe, from the first of these that knows it.
+
+    The configuration's whole calibration, the source's, the configured focal length, the source's
+    (EXIF), an assumption.
+
+    Raises:
+        MapError: the whole calibration does not fit its camera model.
+    """
     prior = keyframe.intrinsics_prior
     fixed = config.intrinsics == "fixed"
     if config.params:
@@ -59,7 +67,7 @@ def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
 
 
 def with_focal_length(camera: pycolmap.Camera, focal_px: float) -> list[float]:
-    """A camera's parameters with another focal length and no distortion."""
+    """Parameters for a camera's model and size: another focal length, no distortion, centred."""
     return list(
         pycolmap.Camera.create_from_model_name(
             1, camera.model_name, focal_px, camera.width, camera.height
@@ -68,9 +76,17 @@ def with_focal_length(camera: pycolmap.Camera, focal_px: float) -> list[float]:
 
 
 def _camera(keyframe: Keyframe, model: str, *, params: tuple[float, ...]) -> pycolmap.Camera:
-    camera = pycolmap.Camera.create_from_model_name(
-        1, model, params[0], keyframe.width, keyframe.height
+    # COLMAP takes any number of parameters without a word and reads beyond their end later.
+    if model not in pycolmap.CameraModelId.__members__:
+        raise MapError(f"{keyframe.name}: COLMAP knows no camera model {model}")
+    camera = pycolmap.Camera(
+        camera_id=1,
+        model=model,
+        width=keyframe.width,
+        height=keyframe.height,
+        params=list(params),
     )
-    camera.params = list(params)
+    if not camera.verify_params():
+        raise MapError(f"{keyframe.name}: {model} does not have {len(params)} parameters")
     camera.has_prior_focal_length = True
     return camera

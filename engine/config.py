@@ -73,7 +73,8 @@ class FrameTrackingConfig(Section):
 class SiftConfig(Section):
     """The SIFT matcher."""
 
-    max_features: PositiveInt = 8192  # keypoints kept per keyframe, strongest first
+    max_features: PositiveInt = 8192  # keypoints kept per photo, strongest first
+    max_features_in_video: PositiveInt = 2000  # per keyframe of a video, whose frames overlap more
     working_edge_px: PositiveInt = 1600  # detection runs on images of at most this longer edge
     contrast_threshold: PositiveFloat = 0.01
     edge_threshold: PositiveFloat = 10.0

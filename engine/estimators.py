@@ -15,7 +15,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from engine.config import RegistrationConfig, TwoViewConfig
-from engine.geometry import image_scale, rotation_from_vector
+from engine.geometry import image_scale, rotation_from_vector, transform_points
 from engine.types import Float64Array, PairMatches, PairReason, VerifiedPair
 
 _USAC_CONFIDENCE = 0.9999
@@ -25,6 +25,11 @@ _MIN_POINTS_FOR_POSE = 6
 
 # Focal lengths searched, as ratios of the longer image edge: 125 to 23 degrees of view.
 _FOCAL_RATIOS = np.geomspace(0.26, 2.5, 96)
+_MAX_GAP = 0.15  # what a pair that fits no focal length costs
+_MIN_FOCAL_CONTRAST = 0.01  # between the best focal length's gap and the typical one
+
+_MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
+_CONVERGED_RAD = 1e-7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,17 +79,10 @@ def verify_pair(
     if len(matches) < max(config.min_inliers, _MIN_POINTS_FOR_FUNDAMENTAL):
         return None
     max_error_px = config.max_error_px * image_scale(*image_size)
-    fundamental, mask = cv2.findFundamentalMat(
-        points1_xy,
-        points2_xy,
-        cv2.USAC_MAGSAC,
-        ransacReprojThreshold=max_error_px,
-        confidence=_USAC_CONFIDENCE,
-        maxIters=_USAC_MAX_ITERATIONS,
-    )
-    if fundamental is None or mask is None or fundamental.shape != (3, 3):
+    found = _find_fundamental(points1_xy, points2_xy, max_error_px=max_error_px)
+    if found is None:
         return None
-    inliers = mask.ravel().astype(bool)
+    fundamental, inliers = found
     num_inliers = int(inliers.sum())
     if num_inliers < config.min_inliers or num_inliers < config.min_inlier_ratio * len(matches):
         return None
@@ -100,21 +98,48 @@ def verify_pair(
     )
 
 
+def _find_fundamental(
+    points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
+) -> tuple[Float64Array, NDArray[np.bool_]] | None:
+    """The fundamental matrix (3, 3) and which of the N correspondences agree with it."""
+    try:
+        fundamental, mask = cv2.findFundamentalMat(
+            points1_xy,
+            points2_xy,
+            cv2.USAC_MAGSAC,
+            ransacReprojThreshold=max_error_px,
+            confidence=_USAC_CONFIDENCE,
+            maxIters=_USAC_MAX_ITERATIONS,
+        )
+    except cv2.error:
+        # OpenCV 5 asserts where all samples are degenerate: points on a line, few places.
+        return None
+    if fundamental is None or fundamental.shape != (3, 3) or not np.isfinite(fundamental).all():
+        return None
+    return fundamental, mask.ravel().astype(bool)
+
+
 def homography_inlier_ratio(
     points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
 ) -> float:
-    """Share of correspondences (N, 2), (N, 2) that one homography explains, 0..1."""
+    """Share of correspondences (N, 2), (N, 2) that one homography explains, 0..1.
+
+    Points that determine no homography, being few or on a line, tell of no depth: 1.
+    """
     if len(points1_xy) < 4:
         return 1.0
-    _, mask = cv2.findHomography(
-        points1_xy,
-        points2_xy,
-        cv2.USAC_MAGSAC,
-        ransacReprojThreshold=max_error_px,
-        confidence=_USAC_CONFIDENCE,
-        maxIters=_USAC_MAX_ITERATIONS,
-    )
-    return 0.0 if mask is None else float(mask.mean())
+    try:
+        homography, mask = cv2.findHomography(
+            points1_xy,
+            points2_xy,
+            cv2.USAC_MAGSAC,
+            ransacReprojThreshold=max_error_px,
+            confidence=_USAC_CONFIDENCE,
+            maxIters=_USAC_MAX_ITERATIONS,
+        )
+    except cv2.error:  # as for the fundamental matrix
+        return 1.0
+    return 1.0 if homography is None else float(mask.mean())
 
 
 def estimate_focal_length(
@@ -125,7 +150,8 @@ def estimate_focal_length(
     With square pixels and a centred principal point, K^T F K is an essential matrix only for the
     right focal length: its two singular values are equal (Mendonca and Cipolla, CVPR 1999). Each
     pair votes with its relative singular value gap over a range of focal lengths, weighted by its
-    inliers and robust to pairs that are planes or nearly pure translations along the optical axis.
+    inliers. Pairs that one plane explains have no vote. After a pure translation the gap is small
+    for every focal length: such pairs vote for none.
 
     Returns:
         The focal length, or None when the pairs do not tell.
@@ -137,9 +163,11 @@ def estimate_focal_length(
     gaps = np.stack([_singular_value_gaps(pair.fundamental, width, height) for pair in usable])
     weights = np.sqrt([pair.num_inliers for pair in usable])
     # A bounded loss lets a wrong pair cost no more than a constant anywhere on the curve.
-    costs = (weights[:, None] * np.minimum(gaps, 0.15)).sum(axis=0) / weights.sum()
+    costs = (weights[:, None] * np.minimum(gaps, _MAX_GAP)).sum(axis=0) / weights.sum()
     best = int(costs.argmin())
-    tells = costs[best] < 0.8 * float(np.median(costs)) and 0 < best < len(costs) - 1
+    typical = float(np.median(costs))
+    stands_out = costs[best] < min(0.8 * typical, typical - _MIN_FOCAL_CONTRAST)
+    tells = stands_out and 0 < best < len(costs) - 1
     return float(_FOCAL_RATIOS[best] * edge) if tells else None
 
 
@@ -215,7 +243,7 @@ def estimate_absolute_pose(
     """Poses a view by LO-RANSAC over 2D-3D correspondences (N, 2), (N, 3), then refines it.
 
     Returns:
-        The pose with its inliers, or None when no pose explains enough of the points.
+        The pose with its inliers, however few; None when there is no pose at all.
     """
     if len(points_xy) < _MIN_POINTS_FOR_POSE:
         return None
@@ -258,41 +286,46 @@ def refine_absolute_pose(
     Returns:
         The pose and which points agree with it, or None when the problem has no solution.
     """
-    pose = cam_from_world.copy()
-    scale_square = (0.5 * max_error) ** 2
+    # Lens distortion cannot be undone everywhere: such points are not finite, and outliers.
+    finite = np.isfinite(image_plane_xy).all(axis=1)
+    pose = cam_from_world
     for _ in range(num_iterations):
-        points = points3D_in_world @ pose[:, :3].T + pose[:, 3]
-        in_front = points[:, 2] > 1e-9
+        points = transform_points(pose, points3D_in_world[finite])
+        in_front = points[:, 2] > _MIN_DEPTH
         if int(in_front.sum()) < _MIN_POINTS_FOR_POSE:
             return None
-        points, observed = points[in_front], image_plane_xy[in_front]
-        inverse_depth = 1.0 / points[:, 2]
-        residuals = points[:, :2] * inverse_depth[:, None] - observed
-        weights = 1.0 / (1.0 + (residuals**2).sum(axis=1) / scale_square)
-        step = _gauss_newton_step(points, inverse_depth, residuals=residuals, weights=weights)
+        points = points[in_front]
+        step = _gauss_newton_step(
+            points, image_plane_xy[finite][in_front], loss_scale=0.5 * max_error
+        )
         if step is None:
             return None
         rotation = rotation_from_vector(step[:3])
         pose = np.column_stack([rotation @ pose[:, :3], rotation @ pose[:, 3] + step[3:]])
-        if float(np.abs(step[:3]).max()) < 1e-7:
+        turn_rad = np.abs(step[:3]).max()
+        shift_rad = np.abs(step[3:]).max() / np.median(points[:, 2])
+        if max(turn_rad, shift_rad) < _CONVERGED_RAD:
             break
-    points = points3D_in_world @ pose[:, :3].T + pose[:, 3]
-    depth = np.where(points[:, 2] > 1e-9, points[:, 2], np.inf)
+    points = transform_points(pose, points3D_in_world)
+    depth = np.where(points[:, 2] > _MIN_DEPTH, points[:, 2], np.inf)
     errors = np.linalg.norm(points[:, :2] / depth[:, None] - image_plane_xy, axis=1)
-    return AbsolutePose(
-        cam_from_world=pose, inlier_mask=(errors < max_error) & (points[:, 2] > 1e-9)
-    )
+    return AbsolutePose(cam_from_world=pose, inlier_mask=(errors < max_error) & np.isfinite(depth))
 
 
 def _gauss_newton_step(
-    points_in_cam: Float64Array,
-    inverse_depth: Float64Array,
-    *,
-    residuals: Float64Array,
-    weights: Float64Array,
+    points_in_cam: Float64Array, observed_xy: Float64Array, *, loss_scale: float
 ) -> Float64Array | None:
-    """The weighted step (6,): rotation vector, then translation, both on the camera's side."""
-    x, y = (points_in_cam[:, :2] * inverse_depth[:, None]).T
+    """One step of robust least squares on the reprojection errors of points (N, 3), (N, 2).
+
+    Returns:
+        Rotation vector, then translation, (6,), both on the camera's side; None when the points do
+        not determine them.
+    """
+    inverse_depth = 1.0 / points_in_cam[:, 2]
+    projected_xy = points_in_cam[:, :2] * inverse_depth[:, None]
+    residuals = projected_xy - observed_xy
+    weights = 1.0 / (1.0 + (residuals**2).sum(axis=1) / loss_scale**2)
+    x, y = projected_xy.T
     zero = np.zeros_like(x)
     jacobian = np.empty((len(x), 2, 6))
     jacobian[:, 0] = np.stack([-x * y, 1 + x * x, -y, inverse_depth, zero, -x * inverse_depth], 1)
@@ -301,6 +334,7 @@ def _gauss_newton_step(
     normal = np.einsum("nri,nrj->ij", weighted, jacobian)
     gradient = np.einsum("nri,nr->i", weighted, residuals)
     try:
-        return -np.linalg.solve(normal, gradient)
+        step = -np.linalg.solve(normal, gradient)
     except np.linalg.LinAlgError:
         return None
+    return step if np.isfinite(step).all() else None

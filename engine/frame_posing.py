@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -33,9 +34,12 @@ class _KeyframePoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _DepthReference:
-    """Depths of some points of a keyframe when it was first used; the scale is told by them."""
+    """Depths of some points of a keyframe when it was first used; the scale is told by them.
 
-    point3D_ids: Int64Array  # (S,)
+    Keypoints outlive points: tracks are merged and made anew, and whole maps are replaced.
+    """
+
+    keypoint_idx: Int64Array  # (S,) rows of the keyframe's keypoints that observed the points
     depths_map: Float64Array  # (S,)
 
 
@@ -177,7 +181,9 @@ class FramePoser:
         row_of_keypoint = np.full(len(ids), -1, np.int64)
         row_of_keypoint[seen] = np.arange(len(seen))
         if frame_id not in self._references:
-            self._references[frame_id] = _depth_reference(sparse_map, frame_id, ids[seen])
+            self._references[frame_id] = _depth_reference(
+                sparse_map.cam_from_world(frame_id), points, keypoint_idx=seen
+            )
         return _KeyframePoints(
             row_of_keypoint=row_of_keypoint,
             points3D_in_world=points,
@@ -185,14 +191,16 @@ class FramePoser:
         )
 
     def _scale(self, sparse_map: SparseMap, frame_id: FrameId) -> float:
-        """Median ratio of depths now to depths then, over the reference points that still exist."""
+        """Median ratio of depths now to depths then, over reference keypoints with a point now."""
         reference = self._references.get(frame_id)
         if reference is None:
             return 1.0
-        kept = np.array([sparse_map.has_point3D(i) for i in reference.point3D_ids.tolist()], bool)
+        ids = sparse_map.point3D_ids(frame_id)[reference.keypoint_idx]
+        kept = ids >= 0
         if int(kept.sum()) < _MIN_REFERENCE_POINTS:
             return 1.0
-        depths = _depths(sparse_map, frame_id, reference.point3D_ids[kept])
+        points = sparse_map.points3D_in_world(ids[kept].tolist())
+        depths = transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
         ratio = float(np.median(depths / reference.depths_map[kept]))
         return ratio if ratio > 0 else 1.0
 
@@ -204,17 +212,10 @@ class FramePoser:
 
 
 def _depth_reference(
-    sparse_map: SparseMap, frame_id: FrameId, point3D_ids: Int64Array
+    cam_from_world: Float64Array, points3D_in_world: Float64Array, *, keypoint_idx: Int64Array
 ) -> _DepthReference:
     """Points evenly taken from a keyframe's, those in front of it."""
-    step = max(1, len(point3D_ids) // _MAX_REFERENCE_POINTS)
-    chosen = point3D_ids[::step]
-    depths = _depths(sparse_map, frame_id, chosen)
+    step = max(1, math.ceil(len(keypoint_idx) / _MAX_REFERENCE_POINTS))
+    depths = transform_points(cam_from_world, points3D_in_world[::step])[:, 2]
     in_front = depths > 0
-    return _DepthReference(point3D_ids=chosen[in_front], depths_map=depths[in_front])
-
-
-def _depths(sparse_map: SparseMap, frame_id: FrameId, point3D_ids: Int64Array) -> Float64Array:
-    """Depths (N,) of points in front of a keyframe."""
-    points = sparse_map.points3D_in_world(point3D_ids.tolist())
-    return transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
+    return _DepthReference(keypoint_idx=keypoint_idx[::step][in_front], depths_map=depths[in_front])

@@ -86,6 +86,9 @@ class FrameTracker:
     def process(self, frame: Frame) -> NewKeyframe | TrackedFrame:
         """Follows the keypoints into a frame; makes it a keyframe when one is due.
 
+        A frame without texture could not be followed in its turn: it never takes over from another
+        keyframe, and is tracked with what is left of that one's points.
+
         Raises:
             InferenceError: the frame is due as a keyframe and cannot be described.
         """
@@ -93,14 +96,16 @@ class FrameTracker:
             return NewKeyframe(keyframe=self._keyframe(frame), reason=KeyframeReason.PHOTO)
         following = self._following
         if following is None:
-            return self._start(frame, KeyframeReason.FIRST)
+            return self._start(frame, self._keyframe(frame), reason=KeyframeReason.FIRST)
+        if not _same_camera(following.keyframe, frame):
+            return self._start(frame, self._keyframe(frame), reason=KeyframeReason.CAMERA)
         grey, _ = self._working_image(frame)
-        if following.grey.shape != grey.shape or following.keyframe.camera_key != frame.camera_key:
-            return self._start(frame, KeyframeReason.CAMERA)
         self._follow(following, grey)
         reason = self._keyframe_due(following, frame)
         if reason is not None:
-            return self._start(frame, reason)
+            keyframe = self._keyframe(frame)
+            if len(keyframe.features) >= self._config.min_tracked_points:
+                return self._start(frame, keyframe, reason=reason)
         return TrackedFrame(
             frame_id=frame.frame_id,
             keyframe_id=following.keyframe.frame_id,
@@ -150,8 +155,7 @@ class FrameTracker:
             return KeyframeReason.TIME
         return None
 
-    def _start(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe:
-        keyframe = self._keyframe(frame)
+    def _start(self, frame: Frame, keyframe: Keyframe, *, reason: KeyframeReason) -> NewKeyframe:
         grey, scale = self._working_image(frame)
         chosen = _spread(
             keyframe.features.keypoints_xy,
@@ -194,6 +198,11 @@ class FrameTracker:
         size = (max(1, round(frame.width * ratio)), max(1, round(frame.height * ratio)))
         small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         return small, np.array([frame.width / size[0], frame.height / size[1]])
+
+
+def _same_camera(keyframe: Keyframe, frame: Frame) -> bool:
+    size = (keyframe.width, keyframe.height)
+    return keyframe.camera_key == frame.camera_key and size == (frame.width, frame.height)
 
 
 def _spread(keypoints_xy: Float64Array, *, size: tuple[int, int], limit: int) -> Int64Array:

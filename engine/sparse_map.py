@@ -16,7 +16,7 @@ import pycolmap
 
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
-from engine.estimators import estimate_absolute_pose
+from engine.estimators import AbsolutePose, estimate_absolute_pose
 from engine.geometry import image_scale
 from engine.types import (
     Float32Array,
@@ -31,6 +31,7 @@ from engine.types import (
 )
 
 _NO_POINT = -1
+_MAX_NOTES_ON_DELETED_POINTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,13 +172,15 @@ class SparseMap:
         """Adds a keyframe, unregistered, with its verified pairs to keyframes added before.
 
         Raises:
-            MapError: the keyframe is known, its camera is not, or a pair has nothing to do with it.
+            MapError: the keyframe is known, its camera is not, or a pair does not join it to a
+                keyframe added before; the map is as it was.
         """
         frame_id = keyframe.frame_id
         if frame_id in self._keyframes:
             raise MapError(f"keyframe {frame_id} was added before")
         if keyframe.camera_key not in self._camera_ids:
             raise MapError(f"camera {keyframe.camera_key} is unknown")
+        self._check_pairs(pairs, newest=frame_id)
         keypoints = keyframe.features.keypoints_xy
         image = pycolmap.Image(
             name=keyframe.name,
@@ -190,7 +193,7 @@ class SparseMap:
         self._keyframes[frame_id] = keyframe
         self._neighbors[frame_id] = {}
         for pair in pairs:
-            self._add_pair(pair, newest=frame_id)
+            self._add_pair(pair)
         # The manager counts an image's correspondences when it is added: pairs come first.
         self._observations.add_image(frame_id)
 
@@ -198,9 +201,13 @@ class SparseMap:
         """Adds verified pairs between keyframes that are both in the map already.
 
         COLMAP's managers count correspondences when an image is added, so they are made anew.
+
+        Raises:
+            MapError: a keyframe of a pair is unknown, or the pair is known; the map is as it was.
         """
+        self._check_pairs(pairs)
         for pair in pairs:
-            self._add_pair(pair, newest=None)
+            self._add_pair(pair)
         if pairs:
             self._rebuild_managers()
 
@@ -214,6 +221,9 @@ class SparseMap:
 
         Returns:
             The number of points made.
+
+        Raises:
+            MapError: the map is initialised already.
         """
         if self.num_registered:
             raise MapError("the map is initialised already")
@@ -234,26 +244,20 @@ class SparseMap:
         Args:
             frame_id: a keyframe that is not registered.
             min_inlier_ratio: share of its matched keypoints that must agree on the pose.
+
+        Raises:
+            MapError: the keyframe is registered already.
         """
+        self._check_registered([frame_id], is_registered=False)
         rows, point3D_ids = self._correspondences(frame_id)
         num = len(rows)
         if num < self._registration.min_inliers:
             return Registration(
                 status=RegistrationStatus.TOO_FEW_CORRESPONDENCES, num_correspondences=num
             )
-        keyframe = self._keyframes[frame_id]
-        pose = estimate_absolute_pose(
-            keyframe.features.keypoints_xy[rows],
-            self.points3D_in_world(point3D_ids),
-            camera=self.camera(keyframe.camera_key),
-            config=self._registration,
-            seed=self._seed,
-        )
+        pose = self._estimate_pose(frame_id, rows, point3D_ids=point3D_ids)
         num_inliers = 0 if pose is None else len(np.unique(rows[pose.inlier_mask]))
-        enough = max(
-            self._registration.min_inliers,
-            min_inlier_ratio * len(np.unique(rows)),
-        )
+        enough = max(self._registration.min_inliers, min_inlier_ratio * len(np.unique(rows)))
         if pose is None or num_inliers < enough:
             return Registration(
                 status=RegistrationStatus.TOO_FEW_INLIERS,
@@ -331,6 +335,7 @@ class SparseMap:
         for point3D_id in self._reconstruction.point3D_ids():
             if point3D_id not in self._made_by:
                 self._color_point(point3D_id)
+        self._forget_deleted_points()
         return int(num)
 
     def deregister(self, frame_ids: Collection[FrameId]) -> None:
@@ -338,7 +343,11 @@ class SparseMap:
 
         COLMAP's manager loses count of images added after their neighbours were registered, so the
         reconstruction is changed beneath it and the managers are made anew.
+
+        Raises:
+            MapError: one of them is not registered; the map is as it was.
         """
+        self._check_registered(frame_ids, is_registered=True)
         self._covisibility.clear()
         for frame_id in frame_ids:
             self._reconstruction.deregister_frame(self._reconstruction.image(frame_id).frame_id)
@@ -381,8 +390,6 @@ class SparseMap:
             xyz[row] = point.xyz
             colors[row] = point.color
             made_by[row] = self._made_by[point3D_id]
-        if len(self._made_by) > 2 * num + 1000:
-            self._made_by = {k: v for k, v in self._made_by.items() if k in points}
         return PointCloud(points3D_in_world=xyz, colors=colors, first_keyframe_ids=made_by)
 
     # -- inside ---------------------------------------------------------------------------------
@@ -405,13 +412,28 @@ class SparseMap:
         by_count = sorted(shared.items(), key=lambda item: (-item[1], item[0]))
         return {FrameId(other): count for other, count in by_count}
 
-    def _add_pair(self, verified: VerifiedPair, *, newest: FrameId | None) -> None:
+    def _check_pairs(self, pairs: Sequence[VerifiedPair], *, newest: FrameId | None = None) -> None:
+        """Refuses pairs that do not join known keyframes, each two once."""
+        checked: set[ImagePair] = set()
+        for verified in pairs:
+            pair = verified.pair
+            ends = {pair.first, pair.second}
+            if newest is not None and newest not in ends:
+                raise MapError(f"{pair} does not join the new keyframe {newest}")
+            if not all(i == newest or i in self._keyframes for i in ends):
+                raise MapError(f"{pair} does not join keyframes of this map")
+            if pair in checked or self._graph.num_matches_between_images(*sorted(ends)):
+                raise MapError(f"{pair} was added before")
+            checked.add(pair)
+
+    def _check_registered(self, frame_ids: Collection[FrameId], *, is_registered: bool) -> None:
+        for frame_id in frame_ids:
+            if self.is_registered(frame_id) is not is_registered:
+                state = "not registered" if is_registered else "registered already"
+                raise MapError(f"keyframe {frame_id} is {state}")
+
+    def _add_pair(self, verified: VerifiedPair) -> None:
         first, second = verified.pair.first, verified.pair.second
-        known = first in self._keyframes and second in self._keyframes
-        if not known or (newest is not None and newest not in (first, second)):
-            raise MapError(f"{verified.pair} does not join keyframes of this map")
-        if second in self._neighbors[first]:
-            raise MapError(f"{verified.pair} was added before")
         geometry = pycolmap.TwoViewGeometry()
         geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
         geometry.inlier_matches = verified.inlier_matches_idx
@@ -437,11 +459,22 @@ class SparseMap:
         unique = np.unique(np.concatenate(couples), axis=0)
         return unique[:, 0], unique[:, 1]
 
+    def _estimate_pose(
+        self, frame_id: FrameId, rows: Int64Array, *, point3D_ids: Int64Array
+    ) -> AbsolutePose | None:
+        keyframe = self._keyframes[frame_id]
+        return estimate_absolute_pose(
+            keyframe.features.keypoints_xy[rows],
+            self.points3D_in_world(point3D_ids),
+            camera=self.camera(keyframe.camera_key),
+            config=self._registration,
+            seed=self._seed,
+        )
+
     def _extend_tracks(
         self, frame_id: FrameId, rows: Int64Array, *, point3D_ids: Int64Array
     ) -> None:
         """Adds inlier observations; a keypoint joins one track and a track one keypoint."""
-        self._covisibility.clear()
         used_rows: set[int] = set()
         used_points: set[int] = set()
         for row, point3D_id in zip(rows.tolist(), point3D_ids.tolist(), strict=True):
@@ -453,6 +486,7 @@ class SparseMap:
             self._triangulator.add_modified_point3D(point3D_id)
 
     def _set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
+        self._covisibility.clear()
         self.set_pose(frame_id, cam_from_world)
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
 
@@ -461,6 +495,13 @@ class SparseMap:
         for point3D_id in self._triangulator.get_modified_points3D():
             if point3D_id not in self._made_by and self._reconstruction.exists_point3D(point3D_id):
                 self._color_point(point3D_id, made_by=frame_id)
+        self._forget_deleted_points()
+
+    def _forget_deleted_points(self) -> None:
+        """Keeps the notes on points in proportion to the points there are."""
+        if len(self._made_by) > 2 * self.num_points3D + _MAX_NOTES_ON_DELETED_POINTS:
+            points = self._reconstruction.points3D
+            self._made_by = {k: v for k, v in self._made_by.items() if k in points}
 
     def _color_point(self, point3D_id: int, made_by: FrameId | None = None) -> None:
         point = self._reconstruction.point3D(point3D_id)

@@ -30,7 +30,7 @@ class _FrameTime:
     frame_id: FrameId
     index: int
     captured_at_s: float
-    source_order: int  # frames of one camera are interpolated among themselves
+    camera_key: str  # frames of one camera are interpolated among themselves
     is_keyframe: bool
 
 
@@ -46,17 +46,14 @@ class Trajectory:
     def __init__(self) -> None:
         self._times: dict[FrameId, _FrameTime] = {}
         self._relative: dict[FrameId, _RelativePose] = {}
-        self._cameras: dict[str, int] = {}
-        self._camera_of: dict[FrameId, str] = {}
 
     def __len__(self) -> int:
         return len(self._times)
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Notes a keyframe."""
-        self._camera_of[keyframe.frame_id] = keyframe.camera_key
-        self._add(
-            keyframe.frame_id,
+        self._times[keyframe.frame_id] = _FrameTime(
+            frame_id=keyframe.frame_id,
             index=keyframe.index,
             captured_at_s=keyframe.captured_at_s,
             camera_key=keyframe.camera_key,
@@ -64,12 +61,12 @@ class Trajectory:
         )
 
     def add_tracked(self, tracked: TrackedFrame) -> None:
-        """Notes a frame between keyframes."""
-        self._add(
-            tracked.frame_id,
+        """Notes a frame between keyframes, of the camera of the keyframe it was tracked from."""
+        self._times[tracked.frame_id] = _FrameTime(
+            frame_id=tracked.frame_id,
             index=tracked.index,
             captured_at_s=tracked.captured_at_s,
-            camera_key=self._camera_of[tracked.keyframe_id],
+            camera_key=self._times[tracked.keyframe_id].camera_key,
             is_keyframe=False,
         )
 
@@ -90,49 +87,33 @@ class Trajectory:
     def poses(self, keyframes: Mapping[FrameId, KeyframeState]) -> list[FramePose]:
         """Poses of every frame by the keyframes' present states, in order of arrival.
 
-        Frames without a pose of their own are interpolated in capture time between the frames
-        around them of the same camera, or take the nearest pose beyond the ends. Empty while no
-        keyframe is registered.
+        Frames without a pose of their own are interpolated in capture time between the posed frames
+        of their camera that came before and after them, or take the nearest one's pose beyond the
+        ends. A camera without any pose borrows those of the others. Empty while no keyframe is
+        registered.
         """
         known = {
             frame_id: pose
             for frame_id in self._times
             if (pose := self._pose(frame_id, keyframes)) is not None
         }
-        by_camera: dict[int, list[_FrameTime]] = {}
-        for time in self._times.values():
-            if time.frame_id in known:
-                by_camera.setdefault(time.source_order, []).append(time)
+        if not known:
+            return []
+        posed = [self._times[frame_id] for frame_id in sorted(known)]
+        by_camera: dict[str, list[_FrameTime]] = {}
+        for time in posed:
+            by_camera.setdefault(time.camera_key, []).append(time)
         poses = []
         for time in self._times.values():
             pose = known.get(time.frame_id)
-            if pose is None and by_camera:
-                around = by_camera.get(time.source_order) or next(iter(by_camera.values()))
-                pose = _interpolated(time, around, known)
-            if pose is not None:
-                poses.append(_frame_pose(time, pose))
+            if pose is None:
+                pose = _interpolated(time, by_camera.get(time.camera_key, posed), known)
+            poses.append(_frame_pose(time, pose))
         return poses
 
     def num_without_own_pose(self, keyframes: Mapping[FrameId, KeyframeState]) -> int:
         """How many frames ``poses`` has to interpolate."""
         return sum(self._pose(frame_id, keyframes) is None for frame_id in self._times)
-
-    def _add(
-        self,
-        frame_id: FrameId,
-        *,
-        index: int,
-        captured_at_s: float,
-        camera_key: str,
-        is_keyframe: bool,
-    ) -> None:
-        self._times[frame_id] = _FrameTime(
-            frame_id=frame_id,
-            index=index,
-            captured_at_s=captured_at_s,
-            source_order=self._cameras.setdefault(camera_key, len(self._cameras)),
-            is_keyframe=is_keyframe,
-        )
 
     def _pose(
         self, frame_id: FrameId, keyframes: Mapping[FrameId, KeyframeState]
@@ -151,15 +132,16 @@ class Trajectory:
 def _interpolated(
     time: _FrameTime, around: Sequence[_FrameTime], known: Mapping[FrameId, Float64Array]
 ) -> Float64Array:
-    after = bisect.bisect(around, time.captured_at_s, key=lambda other: other.captured_at_s)
-    if after == 0:
-        return known[around[0].frame_id]
-    if after == len(around):
-        return known[around[-1].frame_id]
-    before, behind = around[after - 1], around[after]
-    span_s = behind.captured_at_s - before.captured_at_s
+    # Ids tell the order of arrival on every clock; capture times only how far between.
+    position = bisect.bisect(around, time.frame_id, key=lambda other: other.frame_id)
+    before, after = around[max(0, position - 1)], around[min(position, len(around) - 1)]
+    span_s = after.captured_at_s - before.captured_at_s
     fraction = (time.captured_at_s - before.captured_at_s) / span_s if span_s > 0 else 0.0
-    return interpolate_poses(known[before.frame_id], known[behind.frame_id], fraction=fraction)
+    return interpolate_poses(
+        known[before.frame_id],
+        known[after.frame_id],
+        fraction=min(max(fraction, 0.0), 1.0),
+    )
 
 
 def _frame_pose(time: _FrameTime, cam_from_world: Float64Array) -> FramePose:

@@ -27,7 +27,7 @@ Int64Array = NDArray[np.int64]
 def frozen_array(
     name: str, values: Any, shape: tuple[int | None, ...], dtype: DTypeLike
 ) -> NDArray[Any]:
-    """Returns ``values`` as a read-only array of ``dtype``.
+    """Returns ``values`` as a read-only array of ``dtype``; copies only to convert.
 
     Args:
         name: the field's name, for the message.
@@ -36,15 +36,20 @@ def frozen_array(
         dtype: the wanted dtype.
 
     Raises:
-        ValueError: the shape differs, or a floating value is not finite.
+        ValueError: the shape differs, a floating value is not finite, or ``dtype`` is an integer
+            that cannot hold a value.
     """
-    array = np.array(values, dtype=dtype, order="C", copy=None)
+    given = np.asarray(values)
+    with np.errstate(invalid="ignore"):  # what does not survive the cast is refused below
+        array = given.astype(dtype, order="C", copy=False)
     if array.ndim != len(shape) or any(
         want is not None and have != want for have, want in zip(array.shape, shape, strict=True)
     ):
         raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         raise ValueError(f"{name}: holds values that are not finite")
+    if array.dtype.kind in "iu" and array is not given and not np.array_equal(array, given):
+        raise ValueError(f"{name}: holds values that {array.dtype} cannot hold")
     if array.flags.writeable:
         array = array.view()
         array.flags.writeable = False

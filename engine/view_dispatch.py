@@ -23,7 +23,7 @@ class ViewDispatcher:
     """Hands frames, maps and events to views.
 
     A newer frame or map replaces one that still waits. Events keep their order; when too many wait,
-    the oldest go and are counted. A view that raises is logged and left out from then on.
+    the oldest go and are counted. A view that raises is logged, closed and left out from then on.
     """
 
     def __init__(self, views: Sequence[View], config: ViewsConfig) -> None:
@@ -58,6 +58,8 @@ class ViewDispatcher:
 
     def offer_map(self, view: MapView) -> None:
         """Takes a map; replaces one that waits."""
+        if not self._views:
+            return
         with self._changed:
             self._map = view
             self._last_map_s = time.monotonic()
@@ -86,7 +88,7 @@ class ViewDispatcher:
 
     def close(self) -> None:
         """Shows what waits and closes the views; gives up on a stuck one. Blocks."""
-        if not self._views:
+        if not self._thread.is_alive():
             return
         with self._changed:
             self._closing = True
@@ -104,10 +106,12 @@ class ViewDispatcher:
                 self._events.clear()
                 closing = self._closing
             for shown in list(self._views):
-                self._show(shown, frame=frame, view=view, events=events)
+                if not self._show(shown, frame=frame, view=view, events=events):
+                    self._views.remove(shown)
+                    _guarded(shown.close)
             if closing:
                 for shown in self._views:
-                    self._guarded(shown, shown.close)
+                    _guarded(shown.close)
                 return
 
     def _has_work(self) -> bool:
@@ -120,7 +124,9 @@ class ViewDispatcher:
         frame: tuple[Frame, FramePose | None] | None,
         view: MapView | None,
         events: Sequence[Event],
-    ) -> None:
+    ) -> bool:
+        """Whether the view took it all."""
+
         def show_all() -> None:
             for event in events:
                 shown.show_event(event)
@@ -129,12 +135,14 @@ class ViewDispatcher:
             if view is not None:
                 shown.show_map(view)
 
-        self._guarded(shown, show_all)
+        return _guarded(show_all)
 
-    def _guarded(self, shown: View, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception:  # a task boundary: a broken view must not end the run
-            logger.exception("a view failed and is left out from now on")
-            if shown in self._views:
-                self._views.remove(shown)
+
+def _guarded(action: Callable[[], None]) -> bool:
+    """Whether an action of a view went well; a broken view must not end the run."""
+    try:
+        action()
+    except Exception:  # a task boundary
+        logger.exception("a view failed and is left out from now on")
+        return False
+    return True

@@ -52,8 +52,8 @@ class SiftMatcher:
         """
         import cv2
 
-        working, scale = _working_image(frame.pixels, max_edge_px=self._config.working_edge_px)
         try:
+            working, scale = _working_image(frame.pixels, max_edge_px=self._config.working_edge_px)
             keypoints, raw = self._sift().detectAndCompute(working, None)
         except cv2.error as error:
             raise InferenceError(f"SIFT failed on {frame.name}: {error}") from error
@@ -83,6 +83,8 @@ class SiftMatcher:
                 nfeatures=self._config.max_features,
                 contrastThreshold=self._config.contrast_threshold,
                 edgeThreshold=self._config.edge_threshold,
+                # Else OpenCV doubles the image with a shift: every keypoint is 0.25 px off.
+                enable_precise_upscale=True,
             )
         return self._detector
 
@@ -182,7 +184,10 @@ def _two_nearest(
 
 def _nearest(descriptors: Uint8Array, among: Features) -> Int64Array:
     """The row of ``among`` with the largest product for each descriptor, (N,)."""
-    nearest: Int64Array = _products(descriptors, among.descriptors).argmax(axis=1)
+    nearest = np.empty(len(descriptors), np.int64)
+    for start in range(0, len(descriptors), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        nearest[block] = _products(descriptors[block], among.descriptors).argmax(axis=1)
     return nearest
 
 

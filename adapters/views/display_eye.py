@@ -12,7 +12,7 @@ from engine.types import Float32Array, Float64Array
 ELEVATION_RAD = 0.6  # above the horizon of the map
 HALF_WIDTH_RATIO = 0.80  # of the distance; the viewer sees 55 degrees vertically, in a wide window
 HALF_HEIGHT_RATIO = 0.46
-POINTS_IN_SIGHT_RATIO = 0.96  # the rest of the points may lie outside the picture
+POINTS_IN_SIGHT_RATIO = 0.8  # the rest of the points may lie outside the picture
 
 _COHERENT = 0.5  # length of a mean of unit vectors, from which on it is a common direction
 _FLAT = 0.3  # second to first extent of camera centres that fill a plane rather than a line
