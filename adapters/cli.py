@@ -1,12 +1,14 @@
 """The command line: the composition root, where everything meets.
 
-Exit codes: 0 when something useful was made, 1 when nothing was, 2 when the request is refused.
+Exit codes: 0 when something useful was made, 1 when nothing was or the run broke off, 2 when the
+request is refused, 130 when a second signal ended the run.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ NOTHING_MADE = 1
 REFUSED = 2
 
 _DEMO_SOURCE = "synthetic:town"
+_MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
 
 app = typer.Typer(
     name="livesfm",
@@ -63,7 +66,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON instea
 @app.command()
 def run(
     source: Annotated[
-        list[str], typer.Argument(help="Image folder, video file or synthetic:town; several mix.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE", help="Image folder, video file or synthetic:town; several mix."
+        ),
     ],
     config: ConfigOption = None,
     settings: SettingOption = None,
@@ -191,25 +197,29 @@ def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
 
 
 def _default_out(source: str) -> Path:
-    """runs/NAME, NAME from the last telling part of the source."""
+    """runs/NAME, NAME from the last telling part of the source, without options or credentials."""
     from engine.run_folder import unique_run_path
 
-    parts = [part for part in re.split(r"[/\\:?]+", source) if part not in ("", ".", "..")]
-    stem = Path(parts[-1]).stem if parts else "run"
-    if stem in {"images", "frames", "video"} and len(parts) > 1:
-        stem = parts[-2]
-    return unique_run_path(Path("runs"), stem)
+    if not os.path.exists(source):
+        address = source.partition("?")[0].rpartition("@")[2]
+        name = re.split(r"[/:]+", address.rstrip("/:"))[-1]
+    else:
+        path = Path(source).resolve()
+        name = path.name if path.is_dir() else path.stem
+        if name in {"images", "frames", "video"}:
+            name = path.parent.name
+    return unique_run_path(Path("runs"), name[:_MAX_NAME_CHARS])
 
 
 def _finish(outcome: RunOutcome) -> NoReturn:
     """Says what was made and ends with the exit code that fits."""
-    made = outcome.num_registered >= 2
+    is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
     typer.echo(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
-        + ("" if made else "; no map could be made")
+        + ("" if is_made else "; no map could be made")
+        + ("; the run broke off, see the errors above" if is_broken else "")
     )
-    failed = outcome.stopped_by == "failure" or not made
-    raise typer.Exit(NOTHING_MADE if failed else 0)
+    raise typer.Exit(0 if is_made and not is_broken else NOTHING_MADE)
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,10 +28,14 @@ _CORE = {  # distribution: what it is for
     "pycolmap": "map and bundle adjustment",
     "opencv-python-headless": "SIFT and optical flow",
     "torch": "descriptor matching",
+    "threadpoolctl": "sharing the cores",
     "networkx": "scene graph",
     "av": "video files",
-    "pillow": "EXIF",
     "rerun-sdk": "live view and recording",
+    "pydantic": "configuration",
+    "PyYAML": "configuration",
+    "typer": "command line",
+    "rich": "progress on the terminal",
 }
 _EXTRAS = {"aiomqtt": ("MQTT", "mqtt"), "aiohttp": ("phone page", "phone")}
 
@@ -44,6 +47,7 @@ def examine() -> list[Finding]:
 
 def findings_table(findings: list[Finding]) -> Table:
     """The findings for a terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="livesfm doctor")
@@ -51,7 +55,7 @@ def findings_table(findings: list[Finding]) -> Table:
     table.add_column("ready")
     table.add_column("detail")
     for finding in findings:
-        table.add_row(finding.part, "yes" if finding.is_ready else "no", finding.detail)
+        table.add_row(finding.part, "yes" if finding.is_ready else "no", escape(finding.detail))
     return table
 
 
@@ -105,16 +109,17 @@ def _matcher() -> Finding:
 
 
 def _viewer() -> Finding:
-    has_screen = bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin"
+    needs_display = sys.platform.startswith("linux")
+    has_screen = not needs_display or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )
-    if has_screen and shutil.which("rerun") is not None:
+    if importlib.util.find_spec("rerun_cli") is None:
+        problem = "the installed rerun-sdk has no viewer program"
+    elif not has_screen:
+        problem = "no screen here: --view serve shows the run in a browser"
+    else:
         return Finding(part="viewer window", is_ready=True, detail="--view spawn opens it")
-    return Finding(
-        part="viewer window",
-        is_ready=False,
-        detail="no screen here: --view serve shows the run in a browser",
-    )
+    return Finding(part="viewer window", is_ready=False, detail=problem)
 
 
 def _version(distribution: str) -> str | None:

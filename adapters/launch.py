@@ -6,22 +6,25 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.native_log import native_log_captured
+from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.views.rerun_view import ViewMode
 from engine.config import Config, dump_config
-from engine.errors import ConfigError, SourceError
+from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import FrameIds, FrameSource, PairMatcher, View
-from engine.types import Float64Array, FrameId
+from engine.types import Float64Array, Frame, FrameId, RejectedFrame
 
 if TYPE_CHECKING:
     from engine.runtime import RunOutcome
 
 logger = logging.getLogger(__name__)
+
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,25 +41,19 @@ class LaunchOptions:
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
     """Runs to the end of the sources or a signal.
 
-    A source that is there but cannot be read leaves a valid, empty run folder.
+    A source that cannot be opened is told in the log and in the run folder, which is valid even if
+    nothing else is in it.
 
     Raises:
         ConfigError: the folder cannot be used, or the view cannot be opened.
-        SourceError: no source can be read.
+        JournalError: the folder cannot be written.
+        SourceError: not one of the sources exists.
     """
     limit_library_threads()
     _refuse_own_input(options)
-    next_frame_id = count_frame_ids()
-    sources, refused = _open_sources(options.sources, config, next_frame_id=next_frame_id)
-    if not sources and not any(_is_there(spec) for spec in options.sources):
-        raise refused[0]
+    sources = _open_sources(options.sources, config)
     with native_log_captured():
-        outcome = asyncio.run(_run(config, options, sources))
-    for error in refused[1:] if not sources else refused:
-        logger.error("%s", error)
-    if not sources:
-        raise refused[0]
-    return outcome
+        return asyncio.run(_run(config, options, sources))
 
 
 def count_frame_ids() -> FrameIds:
@@ -89,15 +86,30 @@ async def _run(
         options.path, config_text=dump_config(config), overwrite=options.overwrite
     )
     views = _open_views(config, options, sources)
-    engine = Engine(
-        config,
-        folder=folder,
-        sources=sources,
-        matcher=_matcher(config, sources),
-        views=views,
-        groundtruth=_groundtruth(sources),
-    )
+    try:
+        engine = Engine(
+            config,
+            folder=folder,
+            sources=sources,
+            matcher=_matcher(config, sources),
+            views=views,
+            groundtruth=_groundtruth(sources),
+            leave=_leave_at_once,
+        )
+    except EngineError:
+        for view in views:
+            view.close()
+        raise
     return await engine.run()
+
+
+def _leave_at_once() -> None:
+    from engine.runtime import leave_at_once
+
+    if sys.stderr.isatty():
+        sys.stderr.write(_SHOW_CURSOR)  # the panel hid it and has no time to close
+        sys.stderr.flush()
+    leave_at_once()
 
 
 def _matcher(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
@@ -110,33 +122,52 @@ def _matcher(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
     return SiftMatcher(sift)
 
 
-def _open_sources(
-    specs: Sequence[str], config: Config, *, next_frame_id: FrameIds
-) -> tuple[list[FrameSource], list[SourceError]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RefusedSource:
+    """A source that cannot be opened: the run tells of it and goes on with the others."""
+
+    label: str
+    error: SourceError
+    is_live: bool = False
+    is_sequence: bool = True
+    num_frames: int | None = 0
+
+    async def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
+        raise self.error
+        yield  # makes it a generator
+
+
+def _open_sources(specs: Sequence[str], config: Config) -> list[FrameSource]:
+    """Opens what can be opened.
+
+    Raises:
+        SourceError: nothing can be opened, nor does any of it exist.
+    """
     from adapters.sources.factory import open_source
 
-    opened: list[FrameSource] = []
+    next_frame_id = count_frame_ids()
+    sources: list[FrameSource] = []
     refused: list[SourceError] = []
     for spec in specs:
         try:
-            opened.append(open_source(spec, config=config, next_frame_id=next_frame_id))
+            sources.append(open_source(spec, config=config, next_frame_id=next_frame_id))
         except SourceError as error:
+            # What is no path may hold a password.
+            label = spec if os.path.exists(spec) else spec.partition(":")[0]
+            sources.append(_RefusedSource(label=label, error=error))
             refused.append(error)
-    return opened, refused
-
-
-def _is_there(spec: str) -> bool:
-    try:
-        return Path(spec).exists()
-    except OSError:
-        return False
+    if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
+        raise refused[0]
+    return sources
 
 
 def _refuse_own_input(options: LaunchOptions) -> None:
     """Refuses to replace a run folder that its own source lies in."""
+    if not options.overwrite:
+        return
     target = options.path.resolve()
     for spec in options.sources:
-        if options.overwrite and _is_there(spec) and Path(spec).resolve().is_relative_to(target):
+        if os.path.exists(spec) and Path(spec).resolve().is_relative_to(target):
             raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
 
 
@@ -165,7 +196,10 @@ def _open_views(
 
         counts = [source.num_frames for source in sources]
         known = [count for count in counts if count is not None]
+        handlers = handlers_writing_to(sys.stderr)
         views.append(ConsoleView(sum(known) if len(known) == len(counts) else None))
+        for handler in handlers:
+            handler.setStream(sys.stderr)  # now it leads to the lines above the panel
     return views
 
 

@@ -13,12 +13,13 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 logger = logging.getLogger(__name__)
 
 _STDERR = 2
+_END = b"\0end of the capture\n"
 # glog: severity, date, time, thread, then "file:line] message".
 _GLOG_LINE = re.compile(rb"^([IWEF])\d{8} \d\d:\d\d:\d\d\.\d+ +\d+ ([^\]]*\] .*)$")
 _LEVELS = {
@@ -39,12 +40,11 @@ def native_log_captured() -> Iterator[None]:
     terminal = os.dup(_STDERR)
     former = sys.stderr
     sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1, encoding="utf-8", errors="replace")
-    handlers = _handlers_writing_to(former)
+    handlers = handlers_writing_to(former)
     for handler in handlers:
         handler.setStream(sys.stderr)
     reading, writing = os.pipe()
     os.dup2(writing, _STDERR)
-    os.close(writing)
     thread = threading.Thread(
         target=_pass_on, args=(reading, terminal), name="native log", daemon=True
     )
@@ -53,8 +53,10 @@ def native_log_captured() -> Iterator[None]:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(terminal, _STDERR)  # closes the pipe's last writing end: the thread ends
+        os.dup2(terminal, _STDERR)
+        os.write(writing, _END)  # a child may hold the pipe open, so its end is no sign
         thread.join()
+        os.close(writing)
         for handler in handlers:
             handler.setStream(former)
         sys.stderr.close()
@@ -62,7 +64,8 @@ def native_log_captured() -> Iterator[None]:
         os.close(terminal)
 
 
-def _handlers_writing_to(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:
+def handlers_writing_to(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:
+    """The handlers of the root logger that write to a stream."""
     return [
         handler
         for handler in logging.getLogger().handlers
@@ -73,9 +76,12 @@ def _handlers_writing_to(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:
 def _pass_on(reading: int, terminal: int) -> None:
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
-            known = _GLOG_LINE.match(line)
-            if known is None:
-                os.write(terminal, line)
+            text = line.removesuffix(_END)
+            known = _GLOG_LINE.match(text)
+            if known is not None:
+                logger.log(_LEVELS[known[1]], "%s", known[2].decode(errors="replace"))
             else:
-                text = known[2].decode(errors="replace")
-                logger.log(_LEVELS[known[1]], "%s", text)
+                with suppress(OSError):  # the terminal may be gone; who writes must not block
+                    os.write(terminal, text)
+            if len(text) < len(line):
+                return

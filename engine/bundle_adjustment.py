@@ -46,7 +46,7 @@ class GlobalAdjustment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GlobalMerge:
-    """What merging a global adjustment did."""
+    """What a global adjustment did to the map."""
 
     num_keyframes: int
     keyframes_added_meanwhile: int
@@ -80,7 +80,8 @@ def adjust_locally(
 ) -> LocalAdjustment:
     """Refines a keyframe and its best covisible neighbours, then completes, merges and filters.
 
-    Keyframes outside that see the same points stay fixed; without any, two of the local ones do.
+    Keyframes outside that see the same points stay fixed, and so do those two of the neighbours
+    that share least. A map of local keyframes only is held by two of them.
 
     Args:
         sparse_map: the map; the calling thread owns it.
@@ -92,7 +93,7 @@ def adjust_locally(
     num_changed = 0
     for _ in range(config.num_passes):
         _solve_locally(sparse_map, local, config=config, constant_camera_ids=constant_camera_ids)
-        num_changed = sparse_map.complete_and_merge(frame_id)
+        num_changed += sparse_map.complete_and_merge(frame_id)
         num_changed += sparse_map.filter_touched([frame_id])
     return LocalAdjustment(keyframe_ids=tuple(local), num_changed=num_changed)
 
@@ -122,8 +123,8 @@ def _solve_locally(
     if all_local:
         problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     else:
-        # The farthest two local keyframes hold the window in place.
-        for frame_id in local[-2:] if len(local) > 2 else local[-1:]:
+        # The newest keyframe is never held: what it is seen with holds it.
+        for frame_id in local[1:][-2:]:
             problem.set_constant_rig_from_world_pose(reconstruction.image(frame_id).frame_id)
     for point3D_id in _points_of(sparse_map, local):
         problem.add_variable_point(point3D_id)
@@ -194,14 +195,32 @@ def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -
 
     Keyframes and points of the copy take the adjusted values. What was added meanwhile moves
     rigidly, and with the local change of scale, with the keyframe it hangs on: the newest one of
-    the copy for keyframes, the first one of its track for points.
+    the copy for keyframes, the first one of its track for points. A map that holds no keyframe of
+    the copy any more stays as it is.
     """
-    live, copy = sparse_map.reconstruction, adjusted.reconstruction
     adjusted_ids = set(adjusted.keyframe_ids)
     kept = [i for i in adjusted.keyframe_ids if sparse_map.is_registered(i)]
-    moves = _Moves(sparse_map, copy, kept)
     added = [i for i in sparse_map.registered_ids if i not in adjusted_ids]
-    for point3D_id, point in live.points3D.items():
+    if kept:
+        _bring_back(sparse_map, adjusted.reconstruction, kept=kept, added=added)
+    return GlobalMerge(
+        num_keyframes=len(kept),
+        keyframes_added_meanwhile=len(added),
+        error_before_px=adjusted.error_before_px,
+        error_after_px=sparse_map.mean_reprojection_error_px(),
+        elapsed_s=time.monotonic() - adjusted.started_s,
+    )
+
+
+def _bring_back(
+    sparse_map: SparseMap,
+    copy: pycolmap.Reconstruction,
+    *,
+    kept: Sequence[FrameId],
+    added: Sequence[FrameId],
+) -> None:
+    moves = _Moves(sparse_map, copy, kept)
+    for point3D_id, point in sparse_map.reconstruction.points3D.items():
         if copy.exists_point3D(point3D_id):
             point.xyz = copy.point3D(point3D_id).xyz
         else:
@@ -212,15 +231,8 @@ def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -
     for frame_id in kept:
         sparse_map.set_pose(frame_id, moves.pose_after(frame_id))
     for camera_id, camera in copy.cameras.items():
-        live.camera(camera_id).params = camera.params
+        sparse_map.reconstruction.camera(camera_id).params = camera.params
     sparse_map.filter_all()
-    return GlobalMerge(
-        num_keyframes=len(kept),
-        keyframes_added_meanwhile=len(added),
-        error_before_px=adjusted.error_before_px,
-        error_after_px=sparse_map.mean_reprojection_error_px(),
-        elapsed_s=time.monotonic() - adjusted.started_s,
-    )
 
 
 class _Moves:

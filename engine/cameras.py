@@ -76,16 +76,14 @@ def with_focal_length(camera: pycolmap.Camera, focal_px: float) -> list[float]:
 
 
 def _camera(keyframe: Keyframe, model: str, *, params: tuple[float, ...]) -> pycolmap.Camera:
+    try:
+        camera = pycolmap.Camera.create_from_model_name(
+            1, model, 1.0, keyframe.width, keyframe.height
+        )
+    except ValueError as error:
+        raise MapError(f"{keyframe.name}: COLMAP knows no camera model {model}") from error
     # COLMAP takes any number of parameters without a word and reads beyond their end later.
-    if model not in pycolmap.CameraModelId.__members__:
-        raise MapError(f"{keyframe.name}: COLMAP knows no camera model {model}")
-    camera = pycolmap.Camera(
-        camera_id=1,
-        model=model,
-        width=keyframe.width,
-        height=keyframe.height,
-        params=list(params),
-    )
+    camera.params = list(params)
     if not camera.verify_params():
         raise MapError(f"{keyframe.name}: {model} does not have {len(params)} parameters")
     camera.has_prior_focal_length = True

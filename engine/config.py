@@ -198,7 +198,7 @@ class RuntimeConfig(Section):
     """Threads, seeds and the run as a whole."""
 
     seed: NonNegativeInt = 0
-    num_threads: NonNegativeInt = 0  # of global bundle adjustment; 0: all cores
+    num_threads: NonNegativeInt = 1  # of global bundle adjustment; 0: all cores
     keyframe_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95  # frames without own JPEG
 
 

@@ -1,4 +1,4 @@
-"""What a run asks of its event loop besides its stages: signals, lag, and work on threads."""
+"""Where a run's event loop meets the rest: blocking calls on threads, signals, its own lag."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 _LAG_PERIOD_S = 0.05
+_MAX_WAITING_WRITES = 256
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -26,6 +28,52 @@ async def run_in(
     """
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(executor, lambda: call(*args, **kwargs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Write:
+    call: Callable[[], None]
+    then: Callable[[], Awaitable[None]] | None
+
+
+class Writer:
+    """Does blocking writes in order on one thread; who schedules one waits when too many wait."""
+
+    def __init__(self, thread: Executor, *, failed: Callable[[Exception], None]) -> None:
+        """Makes a writer that starts in the context of `running`.
+
+        Args:
+            thread: runs one call at a time.
+            failed: told of a write that broke; later writes still get their turn.
+        """
+        self._thread = thread
+        self._failed = failed
+        self._writes: asyncio.Queue[_Write | None] = asyncio.Queue(_MAX_WAITING_WRITES)
+
+    async def schedule(
+        self, call: Callable[[], None], *, then: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Queues a write; ``then`` is awaited on the event loop once it is done."""
+        await self._writes.put(_Write(call=call, then=then))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Writes what is scheduled; on leaving the context all of it is done."""
+        working = asyncio.create_task(self._work(), name="writing")
+        try:
+            yield
+        finally:
+            await self._writes.put(None)
+            await working
+
+    async def _work(self) -> None:
+        while (write := await self._writes.get()) is not None:
+            try:
+                await run_in(self._thread, write.call)
+            except Exception as error:  # a task boundary: who made the writer decides
+                self._failed(error)
+            if write.then is not None:
+                await write.then()
 
 
 @asynccontextmanager

@@ -94,11 +94,6 @@ def skew(vector: Float64Array) -> Float64Array:
     return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
 
 
-def rotation_angle_rad(one_from_other: Float64Array) -> float:
-    """The angle of a rotation matrix (3, 3)."""
-    return float(np.arccos(np.clip((np.trace(one_from_other) - 1.0) / 2.0, -1.0, 1.0)))
-
-
 def interpolate_poses(
     first: Float64Array, second: Float64Array, *, fraction: float
 ) -> Float64Array:

@@ -1,15 +1,25 @@
-"""Frames from the sources to tracking: who waits, what is dropped, and how much memory they take."""
+"""Frames from the sources to tracking: who waits, what is dropped, how much memory they take."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from engine.types import Frame, FrameId
+from engine.errors import SourceError
+from engine.event_loop import Writer
+from engine.event_queue import EventQueue
+from engine.events import FrameReceived
+from engine.ports import FrameSource
+from engine.recorder import Recorder
+from engine.types import DropReason, Frame, FrameId, RejectedFrame
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -48,6 +58,11 @@ class FrameQueue:
     def frames_in_engine(self) -> list[Frame]:
         """Frames that were put in and neither dropped nor given back, in order of arrival."""
         return list(self._in_engine.values())
+
+    @property
+    def used_bytes(self) -> int:
+        """Pixels of the frames that were put in and neither dropped nor given back."""
+        return self._used_bytes
 
     async def put(self, arrival: Arrival) -> None:
         """Adds a frame when there is room for it."""
@@ -91,7 +106,7 @@ class FrameQueue:
             self._changed.notify_all()
 
     async def end(self) -> None:
-        """Says that no frame will come any more."""
+        """Says that no frame will come, or be taken, any more; what is put in later stays out."""
         async with self._changed:
             self._has_ended = True
             self._changed.notify_all()
@@ -100,12 +115,14 @@ class FrameQueue:
         num_waiting = sum(other.source_idx == arrival.source_idx for other in self._waiting)
         wanted_bytes = self._used_bytes + arrival.frame.pixels.nbytes
         fits = wanted_bytes <= self._max_bytes or self._used_bytes == 0
-        return fits and num_waiting < self._max_waiting
+        return self._has_ended or (fits and num_waiting < self._max_waiting)
 
     def _oldest_of(self, source_idx: int) -> Arrival | None:
         return next((other for other in self._waiting if other.source_idx == source_idx), None)
 
     def _add(self, arrival: Arrival) -> None:
+        if self._has_ended:
+            return
         self._waiting.append(arrival)
         self._used_bytes += arrival.frame.pixels.nbytes
         self._changed.notify_all()
@@ -113,6 +130,100 @@ class FrameQueue:
     def _leave(self, frame: Frame) -> None:
         del self._in_engine[frame.frame_id]
         self._used_bytes -= frame.pixels.nbytes
+
+
+class Ingestion:
+    """Reads the sources of a run into its queue of frames.
+
+    A file's frame waits for room; a live source's frame takes the place of an older one, which is
+    dropped and counted.
+
+    Args:
+        sources: each is a camera of its own.
+        queue: where frames go.
+        recorder: told of every frame, through the writer.
+        writer: runs writes in order.
+        events: takes facts.
+        tell: passes facts on; called where no frame follows that would bring it about.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[FrameSource],
+        *,
+        queue: FrameQueue,
+        recorder: Recorder,
+        writer: Writer,
+        events: EventQueue,
+        tell: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._sources = sources
+        self._queue = queue
+        self._recorder = recorder
+        self._writer = writer
+        self._events = events
+        self._tell = tell
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Takes nothing new from now on; frames that arrived still go their way."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Reads all sources to their ends, or until stopped."""
+        async with asyncio.TaskGroup() as group:
+            for source_idx, source in enumerate(self._sources):
+                group.create_task(self._read(source_idx), name=f"source {source.label}")
+
+    async def drop(self, frame: Frame, *, reason: DropReason, detail: str) -> None:
+        """Counts and records a frame that was taken in and is not used."""
+        self._events.frame_dropped(frame, reason=reason, detail=detail)
+        await self._writer.schedule(
+            functools.partial(self._recorder.frame_dropped, frame.frame_id, reason)
+        )
+
+    async def _read(self, source_idx: int) -> None:
+        """Reads one source; when it cannot be read, that is told and the others go on."""
+        try:
+            arriving = until_stopped(self._sources[source_idx].frames(), self._stop)
+            async with aclosing(arriving) as frames:
+                async for frame in frames:
+                    await self._take_in(frame, source_idx=source_idx)
+        except SourceError as error:
+            logger.error("%s", error)
+            self._events.warn(str(error))
+            await self._tell()
+
+    async def _take_in(self, received: Frame | RejectedFrame, *, source_idx: int) -> None:
+        frame = received if len(self._sources) == 1 else _of_source(received, source_idx)
+        await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
+        if isinstance(frame, RejectedFrame):
+            self._events.frame_dropped(frame, reason=frame.reason, detail=frame.detail)
+            await self._tell()
+            return
+        self._events(
+            FrameReceived(
+                at_s=self._events.clock(),
+                frame_id=frame.frame_id,
+                index=frame.index,
+                captured_at_s=frame.captured_at_s,
+            )
+        )
+        arrival = Arrival(frame=frame, source_idx=source_idx)
+        if not self._sources[source_idx].is_live:
+            await self._queue.put(arrival)
+            return
+        for dropped in await self._queue.put_newest(arrival):
+            await self.drop(dropped, reason=DropReason.OVERLOAD, detail="the engine is behind")
+
+
+def _of_source(frame: Frame | RejectedFrame, source_idx: int) -> Frame | RejectedFrame:
+    """A frame under names that are unique among several sources."""
+    source_name = f"source{source_idx + 1}"
+    name = f"{source_name}/{frame.name}"
+    if isinstance(frame, RejectedFrame):
+        return replace(frame, name=name)
+    return replace(frame, name=name, camera_key=f"{source_name}|{frame.camera_key}")
 
 
 async def until_stopped(

@@ -24,13 +24,22 @@ from engine.config import (
 from engine.estimators import RelativePose, estimate_relative_pose
 from engine.geometry import image_scale
 from engine.sparse_map import Registration, SparseMap
-from engine.types import FrameId, ImagePair, RegistrationStatus, VerifiedPair
+from engine.types import (
+    Float64Array,
+    FrameId,
+    ImagePair,
+    Keyframe,
+    RegistrationStatus,
+    VerifiedPair,
+)
 
 _INITIAL_PASSES = 2  # adjustment and filtering of a map of two keyframes
 _SATURATION_ANGLE_RAD = float(np.radians(16.0))  # wider is no better for a first pair
 _GOOD_START_RATIO = 0.8  # of the keyframes seen: no other first pair is tried
 _RELATIVE_POSE_ERROR_PX = 3.0  # at an image edge of 1000 px
 _PAIRS_EXAMINED_PER_PAIR_TRIED = 4
+_PLANAR_RATIO = 0.7  # of a pair's inliers on one homography: a plane, or no motion at all
+_FOCAL_DOUBTS = np.geomspace(0.6, 1.0 / 0.6, 13)  # factors by which a focal length may be wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +140,7 @@ def rank_initial_pairs(
     config: GrowthConfig,
     excluded: Collection[ImagePair] = (),
 ) -> list[InitialPair]:
-    """Pairs a map can start from, best first: many matches, a good angle, not one plane.
+    """Pairs a map can start from, best first: many matches, a good angle, not only a turn.
 
     Args:
         sparse_map: knows the keyframes and their cameras; need not be initialised.
@@ -153,6 +162,8 @@ def rank_initial_pairs(
             continue
         angle = relative.median_triangulation_angle_rad
         if angle < np.radians(settings.min_triangulation_angle_deg):
+            continue
+        if _may_only_turn(sparse_map, verified):
             continue
         score = relative.num_inliers * min(angle, _SATURATION_ANGLE_RAD)
         ranked.append(InitialPair(pair=verified.pair, relative_pose=relative, score=score))
@@ -195,8 +206,10 @@ def _built_maps(
             continue
         grow_fully(sparse_map, config=config)
         enough = min(3, len(sparse_map.keyframe_ids))
-        if sparse_map.num_registered >= enough:
-            adjust_in_place(sparse_map, config=config)
+        if sparse_map.num_registered < enough:
+            continue
+        adjust_in_place(sparse_map, config=config)
+        if _has_enough_points(sparse_map, config.initialization):
             yield BuiltMap(sparse_map=sparse_map, initial=initial)
 
 
@@ -210,7 +223,7 @@ def _initialize(sparse_map: SparseMap, initial: InitialPair, *, config: GrowthCo
     )
     everything_constant = frozenset(int(i) for i in sparse_map.reconstruction.cameras)
     for _ in range(_INITIAL_PASSES):
-        if sparse_map.num_points3D < settings.min_inliers // 2:
+        if not _has_enough_points(sparse_map, settings):
             return False
         solve_globally(
             sparse_map.reconstruction,
@@ -223,9 +236,13 @@ def _initialize(sparse_map: SparseMap, initial: InitialPair, *, config: GrowthCo
     keyframe = sparse_map.keyframe(initial.pair.first)
     max_error_px = settings.max_reprojection_error_px * image_scale(keyframe.width, keyframe.height)
     return (
-        sparse_map.num_points3D >= settings.min_inliers // 2
+        _has_enough_points(sparse_map, settings)
         and sparse_map.mean_reprojection_error_px() <= max_error_px
     )
+
+
+def _has_enough_points(sparse_map: SparseMap, settings: InitializationConfig) -> bool:
+    return sparse_map.num_points3D >= settings.min_inliers // 2
 
 
 def _fullness(built: BuiltMap) -> tuple[int, int]:
@@ -242,12 +259,61 @@ def _relative_pose(
 ) -> RelativePose | None:
     first = sparse_map.keyframe(verified.pair.first)
     second = sparse_map.keyframe(verified.pair.second)
-    rows1, rows2 = verified.inlier_matches_idx.T
+    points1_xy, points2_xy = _matched_points(sparse_map, verified)
     return estimate_relative_pose(
-        first.features.keypoints_xy[rows1],
-        second.features.keypoints_xy[rows2],
+        points1_xy,
+        points2_xy,
         camera1=sparse_map.camera(first.camera_key),
         camera2=sparse_map.camera(second.camera_key),
-        max_error_px=_RELATIVE_POSE_ERROR_PX * image_scale(first.width, first.height),
+        max_error_px=_max_error_px(first),
         seed=seed,
     )
+
+
+def _may_only_turn(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
+    """Whether a camera turning on the spot explains a pair, for a focal length not far off.
+
+    With a wrong focal length a turn looks like a motion before a plane, and at a good angle.
+    """
+    if verified.homography_inlier_ratio < _PLANAR_RATIO:
+        return False
+    first = sparse_map.keyframe(verified.pair.first)
+    second = sparse_map.keyframe(verified.pair.second)
+    camera1, camera2 = (sparse_map.camera(k.camera_key) for k in (first, second))
+    points1_xy, points2_xy = _matched_points(sparse_map, verified)
+    plane1_xy = np.asarray(camera1.cam_from_img(points1_xy))
+    plane2_xy = np.asarray(camera2.cam_from_img(points2_xy))
+    max_error = _max_error_px(second) / camera2.mean_focal_length()
+    return any(
+        doubt * _turn_error(plane1_xy / doubt, plane2_xy / doubt) < max_error
+        for doubt in _FOCAL_DOUBTS
+    )
+
+
+def _turn_error(points1_xy: Float64Array, points2_xy: Float64Array) -> float:
+    """Median distance of points (N, 2) on z = 1 to where the best rotation puts their matches.
+
+    The rotation is found in closed form (Kabsch, 1976).
+    """
+    ones = np.ones((len(points1_xy), 1))
+    rays1, rays2 = np.hstack([points1_xy, ones]), np.hstack([points2_xy, ones])
+    rays1 /= np.linalg.norm(rays1, axis=1, keepdims=True)
+    rays2 /= np.linalg.norm(rays2, axis=1, keepdims=True)
+    left, _, right = np.linalg.svd(rays2.T @ rays1)
+    rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    turned = rays1 @ rotation.T
+    return float(np.median(np.linalg.norm(turned[:, :2] / turned[:, 2:] - points2_xy, axis=1)))
+
+
+def _matched_points(
+    sparse_map: SparseMap, verified: VerifiedPair
+) -> tuple[Float64Array, Float64Array]:
+    """The matched keypoints (M, 2), (M, 2) of a pair in px."""
+    rows1, rows2 = verified.inlier_matches_idx.T
+    first = sparse_map.keyframe(verified.pair.first)
+    second = sparse_map.keyframe(verified.pair.second)
+    return first.features.keypoints_xy[rows1], second.features.keypoints_xy[rows2]
+
+
+def _max_error_px(keyframe: Keyframe) -> float:
+    return _RELATIVE_POSE_ERROR_PX * image_scale(keyframe.width, keyframe.height)

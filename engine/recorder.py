@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 class Recorder:
     """Writes tables, journal and snapshots of a run. One thread calls it after construction.
 
-    What cannot be written is counted, logged and told once per kind as a ``Warned`` event; the
-    run goes on, and later writes are tried again.
+    What cannot be written is counted, and told once per kind in the log and as a ``Warned`` event;
+    the run goes on, and later writes are tried again.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class Recorder:
         def write() -> None:
             image_bytes = encode_keyframe_image(frame, quality=self._runtime.keyframe_jpeg_quality)
             self._journal.add_keyframe(keyframe, camera=camera, image_bytes=image_bytes)
-            for pair in pairs:
-                self._journal.add_pair(pair)
 
-        self._guard("database.db", write)
+        if self._guard("database.db", write):
+            for pair in pairs:
+                self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals present calibrations."""
@@ -161,15 +161,21 @@ class Recorder:
     def _settle(self, frame_id: FrameId, status: str) -> None:
         self._guard("frames.csv", lambda: self._folder.frame_settled(frame_id, status=status))
 
-    def _guard(self, what: str, write: Callable[[], None]) -> None:
+    def _guard(self, what: str, write: Callable[[], None]) -> bool:
+        """Whether it was written."""
         try:
             write()
         except JournalError as error:
             self._failed(what, error)
+            return False
+        return True
 
     def _failed(self, what: str, error: Exception) -> None:
         self.num_failed_writes += 1
-        logger.error("%s", error)
-        if what not in self._warned:
-            self._warned.add(what)
-            self._emit(Warned(at_s=self._clock(), message=f"{what} cannot be written: {error}"))
+        if what in self._warned:
+            logger.debug("%s", error)
+            return
+        self._warned.add(what)
+        message = f"{error}; the run goes on, more of this kind is only counted"
+        logger.error("%s", message)
+        self._emit(Warned(at_s=self._clock(), message=message))

@@ -41,7 +41,7 @@ class _RelativePose:
 
 
 class Trajectory:
-    """All frames of a run in order of arrival. Memory: about 300 bytes a frame."""
+    """All frames of a run in order of arrival. Memory: about 500 bytes a frame."""
 
     def __init__(self) -> None:
         self._times: dict[FrameId, _FrameTime] = {}

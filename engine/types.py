@@ -141,7 +141,7 @@ class Features:
     frame_id: FrameId
     keypoints_xy: Float64Array  # (N, 2) px of the original image
     descriptors: Uint8Array  # (N, D), compact: RootSIFT scaled to bytes
-    scales: Float32Array  # (N,) px, diameter of the described patch
+    scales: Float32Array  # (N,) px, diameter of the keypoint, twice its sigma in scale space
     colors: Uint8Array  # (N, 3) RGB at the keypoints
 
     def __post_init__(self) -> None:

@@ -15,9 +15,16 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from engine.config import RegistrationConfig, TriangulationConfig
+from engine.config import (
+    RegistrationConfig,
+    RetrievalConfig,
+    SceneGraphConfig,
+    TriangulationConfig,
+)
 from engine.errors import InferenceError
 from engine.geometry import camera_center, compose_poses, invert_pose, skew, transform_points
+from engine.retrieval import PlaceRecognizer
+from engine.scene_graph import SceneGraph
 from engine.sparse_map import SparseMap
 from engine.types import (
     Features,
@@ -86,14 +93,14 @@ def look_at(center: Float64Array, target: Float64Array) -> Float64Array:
     return np.column_stack([rotation, -rotation @ center])
 
 
-def straight_path(num: int, *, step: float = 2.0) -> Float64Array:
+def straight_path(num: int, *, step: float = 2.0, looks_down: float = LOOKS_DOWN) -> Float64Array:
     """Poses (num, 3, 4) flying east, swaying a little, looking ahead and down."""
     along = step * np.arange(num)
     centers = np.column_stack(
         [along, 0.8 * np.sin(along / 3.0), FLIGHT_HEIGHT + 0.6 * np.cos(along / 2.0)]
     )
     headings = np.asarray(0.15 * np.sin(along / 4.0))
-    return _looking_ahead(centers, headings)
+    return _looking_ahead(centers, headings, looks_down=looks_down)
 
 
 def round_path(num: int, *, radius: float = 12.0, turns: float = 1.0) -> Float64Array:
@@ -111,10 +118,11 @@ def turning_path(num: int) -> Float64Array:
     )
 
 
-def _looking_ahead(centers: Float64Array, headings: Float64Array) -> Float64Array:
-    aims = np.column_stack(
-        [np.cos(headings), np.sin(headings), np.full(len(headings), -LOOKS_DOWN)]
-    )
+def _looking_ahead(
+    centers: Float64Array, headings: Float64Array, *, looks_down: float = LOOKS_DOWN
+) -> Float64Array:
+    downwards = np.full(len(headings), -looks_down)
+    aims = np.column_stack([np.cos(headings), np.sin(headings), downwards])
     return np.array([look_at(c, c + aim) for c, aim in zip(centers, aims, strict=True)])
 
 
@@ -149,6 +157,7 @@ class SyntheticWorld:
         points: (P, 3); by default the ground around the path.
         looks_like: (P,) the look of each point; by default each has its own.
         cameras: the cameras of the frames, taken in turn.
+        camera_idx: which of them took each frame, when they do not take turns.
         noise_px: standard deviation of keypoints.
         seed: of everything random.
     """
@@ -160,13 +169,15 @@ class SyntheticWorld:
         points: Float64Array | None = None,
         looks_like: Int64Array | None = None,
         cameras: Sequence[SyntheticCamera] = (SyntheticCamera.known(),),
+        camera_idx: Sequence[int] | None = None,
         noise_px: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.poses = poses
         self.points = ground(poses, seed=seed) if points is None else points
         self.looks_like = np.arange(len(self.points)) if looks_like is None else looks_like
-        self._cameras = tuple(cameras)
+        turns = [number % len(cameras) for number in range(len(poses))]
+        self._cameras = [cameras[idx] for idx in camera_idx or turns]
         self._noise_px = noise_px
         self._seed = seed
         rng = np.random.default_rng((seed, 2))
@@ -178,6 +189,13 @@ class SyntheticWorld:
     def frame_ids(self) -> list[FrameId]:
         """All frames in order."""
         return [FrameId(i) for i in range(1, len(self.poses) + 1)]
+
+    @property
+    def homography_inlier_ratio(self) -> float:
+        """What one homography explains in every pair: nearly all of a plane or after a turn."""
+        heights, centers = self.points[:, 2], camera_center(self.poses)
+        is_simple = np.ptp(heights) < 0.01 or np.ptp(centers, axis=0).max() < 0.01
+        return 0.95 if is_simple else 0.3
 
     @property
     def extent(self) -> float:
@@ -192,7 +210,7 @@ class SyntheticWorld:
 
     def camera(self, frame_id: int) -> SyntheticCamera:
         """The camera of a frame."""
-        return self._cameras[(frame_id - 1) % len(self._cameras)]
+        return self._cameras[frame_id - 1]
 
     def color(self, point_id: int) -> tuple[int, int, int]:
         """The colour of a point."""
@@ -276,7 +294,12 @@ class SyntheticWorld:
         return np.column_stack([rows1, rows2]).astype(np.uint32)
 
     def verified_pair(
-        self, one: int, other: int, *, wrong_ratio: float = 0.0, num: int | None = None
+        self,
+        one: int,
+        other: int,
+        *,
+        wrong_ratio: float = 0.0,
+        among: Collection[int] | None = None,
     ) -> VerifiedPair:
         """A pair as verification would pass it, with the true fundamental matrix.
 
@@ -284,10 +307,13 @@ class SyntheticWorld:
             one: a frame.
             other: another frame.
             wrong_ratio: share of the matches that are wrong.
-            num: at most so many matches.
+            among: the points that may be matched; None for all.
         """
         pair = ImagePair.of(FrameId(one), FrameId(other))
-        matches = self.matches(pair)[:num]
+        matches = self.matches(pair)
+        if among is not None:
+            matched = self.view(pair.first).point_ids[matches[:, 0]]
+            matches = matches[np.isin(matched, list(among))]
         rng = np.random.default_rng((self._seed, 5, pair.first, pair.second))
         return VerifiedPair(
             pair=pair,
@@ -295,7 +321,7 @@ class SyntheticWorld:
             inlier_matches_idx=spoil_matches(matches, wrong_ratio=wrong_ratio, rng=rng),
             num_matches=len(matches),
             fundamental=self._fundamental(pair),
-            homography_inlier_ratio=0.3,
+            homography_inlier_ratio=self.homography_inlier_ratio,
         )
 
     def _project(self, cam_from_world: Float64Array, camera: SyntheticCamera) -> View:
@@ -404,6 +430,13 @@ class FakeMatcher:
             matches_idx=spoil_matches(matches, wrong_ratio=self.wrong_ratio, rng=rng),
             confidence=np.ones(len(matches), np.float32),
         )
+
+
+def scene_graph(**settings: Any) -> SceneGraph:
+    """A scene graph with real place recognition; ``settings`` of its section."""
+    places = RetrievalConfig(num_words=64, first_vocabulary_at=6)
+    recognizer = PlaceRecognizer(places, seed=0)
+    return SceneGraph(SceneGraphConfig(**settings), recognizer=recognizer)
 
 
 # -- maps -----------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_a_fifth_of_wrong_matches_is_left_out(exact_world: SyntheticWorld) -> No
     assert num >= 0.9 * num_true_observations(grown_map(exact_world), exact_world)[1]
 
 
-def test_the_order_of_pairs_does_not_matter(noisy_world: SyntheticWorld) -> None:
+def test_the_order_of_keyframes_and_pairs_does_not_matter(noisy_world: SyntheticWorld) -> None:
     maps = []
     for seed in range(3):
         shuffled = map_with_shuffled_pairs(noisy_world, seed=seed)
@@ -119,7 +119,7 @@ def test_the_order_of_pairs_does_not_matter(noisy_world: SyntheticWorld) -> None
         assert abs(other.num_points3D - maps[0].num_points3D) <= 0.02 * maps[0].num_points3D
         for frame_id in noisy_world.frame_ids:
             np.testing.assert_allclose(
-                other.cam_from_world(frame_id), maps[0].cam_from_world(frame_id), atol=0.05
+                other.cam_from_world(frame_id), maps[0].cam_from_world(frame_id), atol=1e-3
             )
 
 
@@ -130,7 +130,8 @@ def map_with_shuffled_pairs(world: SyntheticWorld, *, seed: int) -> SparseMap:
         for second in world.frame_ids
         for first in range(max(1, second - 4), second)
     ]
-    sparse_map = map_of_keyframes(world, skips=lambda pair: True)
+    frame_ids = rng.permutation(world.frame_ids).tolist()
+    sparse_map = map_of_keyframes(world, frame_ids=frame_ids, skips=lambda pair: True)
     sparse_map.add_late_pairs([pairs[idx] for idx in rng.permutation(len(pairs))])
     return sparse_map
 
@@ -181,7 +182,8 @@ def test_the_first_camera_is_the_world_and_the_baseline_as_given(
 
 def test_late_pairs_join_what_grew_apart(exact_world: SyntheticWorld) -> None:
     sparse_map = map_of_keyframes(exact_world, skips=lambda pair: True)
-    chain = [exact_world.verified_pair(i, i + 1, num=100) for i in range(1, NUM_FRAMES)]
+    half = range(len(exact_world.points) // 2)
+    chain = [exact_world.verified_pair(i, i + 1, among=half) for i in range(1, NUM_FRAMES)]
     sparse_map.add_late_pairs(chain)
     grow(sparse_map, exact_world, exact_world.frame_ids)
     late = [exact_world.verified_pair(i, i + 2) for i in range(1, NUM_FRAMES - 1)]

@@ -1,0 +1,158 @@
+"""Starting maps: the first one, another instead of a poor one, others while keyframes are missing.
+
+Each start builds a whole map from the scene graph and places it onto the present one by the
+keyframes they share. Whether it replaces it is for the caller to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pycolmap
+
+from engine.camera_calibration import CameraCalibration
+from engine.config import InitializationConfig, RescueConfig
+from engine.geometry import camera_center
+from engine.map_growth import BuiltMap, GrowthConfig, build_best_map, rank_initial_pairs
+from engine.scene_graph import SceneGraph
+from engine.sparse_map import SparseMap
+from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
+
+_MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
+_MIN_COMMON_TO_PLACE = 3  # keyframes; fewer centres determine no similarity
+
+
+class MapStarts:
+    """Builds maps from the scene graph and remembers what was tried.
+
+    Args:
+        initialization: when a first map is tried.
+        rescue: when another one is.
+        graph: knows all keyframes and pairs.
+        cameras: knows all cameras.
+        new_map: makes an empty map.
+    """
+
+    def __init__(
+        self,
+        *,
+        initialization: InitializationConfig,
+        rescue: RescueConfig,
+        graph: SceneGraph,
+        cameras: CameraCalibration,
+        new_map: Callable[[], SparseMap],
+    ) -> None:
+        self._initialization = initialization
+        self._rescue = rescue
+        self._graph = graph
+        self._cameras = cameras
+        self._new_map = new_map
+        self._all_pairs_were_tried = False
+        self._num_restarts = 0
+        self._num_keyframes_at_restart = 0
+        self._tried_at_end: set[ImagePair] = set()
+        self._distrusted: set[ImagePair] = set()
+
+    def distrust(self, pairs: Iterable[ImagePair]) -> None:
+        """Leaves pairs that misled a map out of all maps to come."""
+        self._distrusted.update(pairs)
+
+    def first(
+        self, present: SparseMap, newest: Sequence[VerifiedPair], *, config: GrowthConfig
+    ) -> BuiltMap | None:
+        """The first map, once there are enough keyframes and some of them make a sound one.
+
+        Args:
+            present: the map without registered keyframes; it knows the cameras.
+            newest: pairs of the newest keyframe; those of older ones are tried only once.
+            config: thresholds.
+        """
+        if len(self._graph.keyframe_ids) < self._initialization.min_keyframes:
+            return None
+        pairs = newest if self._all_pairs_were_tried else self._pairs()
+        self._all_pairs_were_tried = True
+        self._cameras.calibrate_from_pairs(present, self._graph)
+        return self._build(present, pairs, config=config)
+
+    def first_at_end(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
+        """The first map when no more keyframes will come: few are enough, all pairs are tried."""
+        self._cameras.calibrate_from_pairs(present, self._graph)
+        return self._build(present, self._pairs(), config=config)
+
+    def instead_of_poor(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
+        """A map from another start when most keyframes do not fit the present one.
+
+        Tried each time a quarter more keyframes came, up to the configured number.
+        """
+        num_seen = len(self._graph.keyframe_ids)
+        if (
+            present.num_registered >= self._rescue.restart_below_registered_ratio * num_seen
+            or num_seen < self._rescue.restart_min_keyframes
+            or num_seen < _MORE_TO_RESTART * self._num_keyframes_at_restart
+            or self._num_restarts >= self._rescue.max_restarts
+        ):
+            return None
+        self._num_restarts += 1
+        self._num_keyframes_at_restart = num_seen
+        return self._build(present, self._pairs_outside(present), config=config)
+
+    def another_at_end(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
+        """A map from a start not tried here before, while the present one misses keyframes."""
+        if present.num_registered == len(self._graph.keyframe_ids):
+            return None
+        pairs = self._pairs_outside(present) or self._pairs()
+        built = self._build(present, pairs, config=config)
+        if built is not None:
+            self._tried_at_end.add(built.initial.pair)
+        return built
+
+    def _build(
+        self, present: SparseMap, pairs: Sequence[VerifiedPair], *, config: GrowthConfig
+    ) -> BuiltMap | None:
+        ranked = rank_initial_pairs(present, pairs, config=config, excluded=self._tried_at_end)
+        built = build_best_map(lambda: self._with_everything(present), ranked, config=config)
+        if built is not None:
+            _place(built.sparse_map, onto=present)
+        return built
+
+    def _with_everything(self, present: SparseMap) -> SparseMap:
+        """A map with every keyframe and pair, none registered, cameras as calibrated now."""
+        fresh = self._new_map()
+        self._cameras.add_all(fresh, like=present)
+        order = {frame_id: number for number, frame_id in enumerate(self._graph.keyframe_ids)}
+        pairs_of: dict[FrameId, list[VerifiedPair]] = {frame_id: [] for frame_id in order}
+        for pair in self._pairs():
+            # Frames of several sources need not come in the order of their ids.
+            later = max(pair.pair.first, pair.pair.second, key=order.__getitem__)
+            pairs_of[later].append(pair)
+        for frame_id, pairs in pairs_of.items():
+            fresh.add_keyframe(self._graph.keyframe(frame_id), pairs)
+        return fresh
+
+    def _pairs(self) -> list[VerifiedPair]:
+        return [pair for pair in self._graph.edges() if pair.pair not in self._distrusted]
+
+    def _pairs_outside(self, present: SparseMap) -> list[VerifiedPair]:
+        """Pairs of which the present map does not hold both keyframes."""
+        return [
+            pair
+            for pair in self._pairs()
+            if not (
+                present.is_registered(pair.pair.first) and present.is_registered(pair.pair.second)
+            )
+        ]
+
+
+def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
+    """Moves a map onto another by the centres of the keyframes that both hold."""
+    common = [i for i in sparse_map.registered_ids if onto.is_registered(i)]
+    if len(common) < _MIN_COMMON_TO_PLACE:
+        return
+    similarity = pycolmap.estimate_sim3d(_centers(sparse_map, common), _centers(onto, common))
+    if similarity is not None:
+        sparse_map.reconstruction.transform(similarity)
+
+
+def _centers(sparse_map: SparseMap, frame_ids: Sequence[FrameId]) -> Float64Array:
+    return camera_center(np.array([sparse_map.cam_from_world(i) for i in frame_ids]))

@@ -1,0 +1,131 @@
+"""What a growing map needs now and then: global adjustment on a copy, and snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import Executor
+
+from engine.bundle_adjustment import GlobalAdjustment, solve_globally
+from engine.config import Config
+from engine.event_loop import Writer, run_in
+from engine.event_queue import EventQueue
+from engine.pipeline import MappingPipeline
+from engine.recorder import Recorder
+
+
+class MapUpkeep:
+    """Adjusts the map as a whole and writes snapshots of it, beside its growing.
+
+    Args:
+        config: the resolved configuration.
+        pipeline: owns the map; called on the mapping thread.
+        mapping_thread: runs one call at a time.
+        adjusting_thread: runs global adjustments.
+        recorder: writes snapshots; called through the writer.
+        writer: runs writes in order.
+        events: takes facts.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        pipeline: MappingPipeline,
+        mapping_thread: Executor,
+        adjusting_thread: Executor,
+        recorder: Recorder,
+        writer: Writer,
+        events: EventQueue,
+    ) -> None:
+        self._config = config
+        self._pipeline = pipeline
+        self._mapping_thread = mapping_thread
+        self._adjusting_thread = adjusting_thread
+        self._recorder = recorder
+        self._writer = writer
+        self._events = events
+        self._adjustment: asyncio.Task[GlobalAdjustment] | None = None
+        self._registered_at_snapshot = 0
+        self._snapshot_at_s = 0.0
+        self._snapshot_waits = False
+
+    async def start_adjustment_if_due(self) -> None:
+        """Starts a global adjustment on a copy when the map has grown enough."""
+        job = await run_in(self._mapping_thread, self._pipeline.start_global_adjustment)
+        if job is not None:
+            self._adjustment = asyncio.create_task(
+                run_in(self._adjusting_thread, self._adjust, job), name="global adjustment"
+            )
+
+    async def merge_adjustment_if_due(self, *, wait: bool) -> None:
+        """Merges the adjustment in flight when its time has come.
+
+        Args:
+            wait: for its end; otherwise one that is not ready is merged before a later keyframe.
+        """
+        if self._adjustment is None or not self._pipeline.merge_is_due:
+            return
+        if wait or self._adjustment.done():
+            await self.merge_adjustment()
+
+    async def merge_adjustment(self) -> None:
+        """Waits for the adjustment in flight, if any, and merges it."""
+        if self._adjustment is None:
+            return
+        adjustment, self._adjustment = self._adjustment, None
+        try:
+            adjusted = await adjustment
+        except (RuntimeError, ValueError) as error:  # what COLMAP raises; the map is untouched
+            self._events.warn(f"global bundle adjustment failed: {error}")
+            await run_in(self._mapping_thread, self._pipeline.abandon_adjustment)
+            return
+        await run_in(self._mapping_thread, self._pipeline.merge, adjusted)
+
+    async def abandon_adjustment(self) -> None:
+        """Stops waiting for the adjustment in flight; its thread ends when it is done."""
+        if self._adjustment is not None:
+            self._adjustment.cancel()
+            await asyncio.wait((self._adjustment,))
+
+    async def snapshot_if_due(self) -> None:
+        """Writes a snapshot when enough is new, unless the one before still waits."""
+        settings = self._config.snapshots
+        num_registered = self._pipeline.sparse_map.num_registered
+        if num_registered < settings.min_registered or self._snapshot_waits:
+            return
+        new_keyframes = num_registered - self._registered_at_snapshot
+        by_keyframes = 0 < settings.every_keyframes <= new_keyframes
+        by_time = 0 < settings.every_s <= self._events.clock() - self._snapshot_at_s
+        if new_keyframes > 0 and (by_keyframes or by_time):
+            await self.snapshot(is_final=False)
+
+    async def snapshot(self, *, is_final: bool) -> None:
+        """Copies the map and schedules writing the copy."""
+        sparse_map = self._pipeline.sparse_map
+        reconstruction = await run_in(self._mapping_thread, sparse_map.copy_reconstruction)
+        self._registered_at_snapshot = sparse_map.num_registered
+        self._snapshot_at_s = self._events.clock()
+        self._snapshot_waits = True
+        facts = {
+            "at_s": round(self._snapshot_at_s, 3),
+            "num_keyframes": self._pipeline.num_keyframes,
+            "is_final": is_final,
+        }
+
+        def write() -> None:
+            try:
+                self._recorder.snapshot(reconstruction, facts=facts)
+            finally:
+                self._snapshot_waits = False
+
+        await self._writer.schedule(write)
+
+    def _adjust(self, job: GlobalAdjustment) -> GlobalAdjustment:
+        solve_globally(
+            job.reconstruction,
+            constant_camera_ids=job.constant_camera_ids,
+            max_iterations=self._config.global_bundle_adjustment.max_iterations,
+            num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
+        )
+        return job

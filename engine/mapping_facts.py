@@ -1,0 +1,159 @@
+"""The facts that mapping tells: what happened to keyframes, pairs and the map, as events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from engine.bundle_adjustment import GlobalMerge
+from engine.events import (
+    BundleAdjusted,
+    FramePosed,
+    FrameRegistered,
+    KeyframeAdded,
+    LoopClosed,
+    MapInitialized,
+    MisplacementFound,
+    PairVerified,
+    RegistrationFailed,
+)
+from engine.geometry import camera_center
+from engine.map_consistency import Misplacement
+from engine.ports import EventSink
+from engine.sparse_map import Registration, SparseMap
+from engine.types import FrameId, FramePose, ImagePair, Keyframe, VerifiedPair
+
+
+class MappingFacts:
+    """Puts facts into events.
+
+    Args:
+        emit: takes them.
+        clock: seconds since the start of the run.
+    """
+
+    def __init__(self, *, emit: EventSink, clock: Callable[[], float]) -> None:
+        self._emit = emit
+        self._clock = clock
+
+    def keyframe_added(self, keyframe: Keyframe) -> None:
+        """A frame became a keyframe."""
+        self._emit(
+            KeyframeAdded(
+                at_s=self._clock(),
+                frame_id=keyframe.frame_id,
+                name=keyframe.name,
+                captured_at_s=keyframe.captured_at_s,
+                num_keypoints=len(keyframe.features),
+            )
+        )
+
+    def pair_verified(self, verified: VerifiedPair) -> None:
+        """A pair passed geometric verification."""
+        self._emit(
+            PairVerified(
+                at_s=self._clock(),
+                first=verified.pair.first,
+                second=verified.pair.second,
+                reason=verified.reason,
+                num_matches=verified.num_matches,
+                num_inliers=verified.num_inliers,
+            )
+        )
+
+    def loop_closed(self, verified: VerifiedPair) -> None:
+        """A pair joined parts of the scene graph that were far from each other."""
+        self._emit(
+            LoopClosed(
+                at_s=self._clock(),
+                first=verified.pair.first,
+                second=verified.pair.second,
+                num_inliers=verified.num_inliers,
+            )
+        )
+
+    def map_initialized(self, pair: ImagePair, *, sparse_map: SparseMap, attempt: int) -> None:
+        """A map started from a pair and is the map now."""
+        self._emit(
+            MapInitialized(
+                at_s=self._clock(),
+                first=pair.first,
+                second=pair.second,
+                num_points3D=sparse_map.num_points3D,
+                attempt=attempt,
+            )
+        )
+
+    def registered(
+        self,
+        frame_id: FrameId,
+        registration: Registration,
+        *,
+        sparse_map: SparseMap,
+        is_retry: bool,
+        elapsed_s: float,
+    ) -> None:
+        """A keyframe got its place in the map."""
+        self._emit(
+            FrameRegistered(
+                at_s=self._clock(),
+                frame_id=frame_id,
+                num_inliers=registration.num_inliers,
+                num_correspondences=registration.num_correspondences,
+                num_registered=sparse_map.num_registered,
+                num_points3D=sparse_map.num_points3D,
+                is_retry=is_retry,
+                elapsed_s=elapsed_s,
+            )
+        )
+
+    def registration_failed(self, frame_id: FrameId, registration: Registration) -> None:
+        """A keyframe has no place in the map yet."""
+        self._emit(
+            RegistrationFailed(
+                at_s=self._clock(),
+                frame_id=frame_id,
+                status=registration.status,
+                num_inliers=registration.num_inliers,
+                num_correspondences=registration.num_correspondences,
+            )
+        )
+
+    def misplacement_found(self, misplacement: Misplacement) -> None:
+        """Keyframes were taken out of the map."""
+        self._emit(
+            MisplacementFound(
+                at_s=self._clock(),
+                keyframe_ids=misplacement.keyframe_ids,
+                evidence_first=misplacement.evidence.first,
+                evidence_second=misplacement.evidence.second,
+            )
+        )
+
+    def adjusted(self, merge: GlobalMerge, *, sparse_map: SparseMap) -> None:
+        """The whole map was adjusted."""
+        self._emit(
+            BundleAdjusted(
+                at_s=self._clock(),
+                num_keyframes=merge.num_keyframes,
+                num_points3D=sparse_map.num_points3D,
+                reprojection_error_before_px=merge.error_before_px,
+                reprojection_error_after_px=merge.error_after_px,
+                keyframes_added_meanwhile=merge.keyframes_added_meanwhile,
+                elapsed_s=merge.elapsed_s,
+            )
+        )
+
+    def posed(self, pose: FramePose, *, received_at_s: float) -> None:
+        """A frame has its first pose."""
+        x, y, z = camera_center(pose.cam_from_world).tolist()
+        self._emit(
+            FramePosed(
+                at_s=self._clock(),
+                frame_id=pose.frame_id,
+                captured_at_s=pose.captured_at_s,
+                cam_center_in_world=(x, y, z),
+                is_keyframe=pose.is_keyframe,
+                latency_s=time.monotonic() - received_at_s,
+            )
+        )

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from adapters import doctor
+from adapters.doctor import Finding, examine, findings_table, is_core_ready
+
+PYPROJECT = tomllib.loads(
+    (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+)
+
+
+def finding(part: str) -> Finding:
+    (found,) = [one for one in examine() if one.part == part]
+    return found
+
+
+def text_of(findings: list[Finding]) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(findings_table(findings))
+    return stream.getvalue()
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    original = doctor._version
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: None if name in missing else original(name)
+    )
+
+
+def test_this_environment_is_ready() -> None:
+    assert is_core_ready(examine())
+
+
+def test_what_the_core_needs_is_what_the_package_installs() -> None:
+    required = {re.split("[<>=]", name)[0] for name in PYPROJECT["project"]["dependencies"]}
+    assert set(doctor._CORE) == required
+
+
+def test_every_extra_for_users_is_told() -> None:
+    extras = set(PYPROJECT["project"]["optional-dependencies"]) - {"dev"}
+    assert {extra for _, extra in doctor._EXTRAS.values()} == extras
+
+
+@pytest.mark.parametrize("package", sorted(doctor._CORE))
+def test_a_missing_package_of_the_core_is_told_with_what_needs_it(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    without(monkeypatch, package)
+    found = finding(package)
+    assert not found.is_ready
+    assert doctor._CORE[package] in found.detail
+    assert not is_core_ready(examine())
+
+
+def test_missing_extras_tell_what_to_install_and_the_core_is_ready_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without(monkeypatch, "aiomqtt", "aiohttp")
+    findings = examine()
+    assert is_core_ready(findings)
+    text = text_of(findings)
+    assert "pip install 'livesfm[mqtt]'" in text
+    assert "pip install 'livesfm[phone]'" in text
+
+
+def test_an_old_python_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10))
+    assert not doctor._python().is_ready
+
+
+def test_a_gpu_is_told_and_none_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not finding("GPU").is_ready
+    assert is_core_ready(examine())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU 9000")
+    assert finding("GPU") == Finding(part="GPU", is_ready=True, detail="Test GPU 9000")
+
+
+@pytest.mark.parametrize(
+    ("display", "has_viewer", "is_ready", "word"),
+    [
+        (":0", True, True, "spawn"),
+        ("", True, False, "--view serve"),
+        (":0", False, False, "no viewer program"),
+    ],
+)
+def test_a_viewer_window_needs_a_screen_and_the_program(
+    monkeypatch: pytest.MonkeyPatch, display: str, has_viewer: bool, is_ready: bool, word: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if has_viewer else None)
+    found = doctor._viewer()
+    assert found.is_ready is is_ready
+    assert word in found.detail
+
+
+def test_the_table_has_a_row_for_every_finding() -> None:
+    findings = examine()
+    text = text_of(findings)
+    assert all(one.part in text for one in findings)
+    assert findings_table(findings).row_count == len(findings)

@@ -1,0 +1,140 @@
+"""Facts: one JSON line each, complete, and never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from engine.events import (
+    BundleAdjusted,
+    CameraCalibrated,
+    Event,
+    FrameDropped,
+    FramePosed,
+    FrameReceived,
+    FrameRegistered,
+    KeyframeAdded,
+    LoopClosed,
+    MapInitialized,
+    MisplacementFound,
+    PairVerified,
+    RegistrationFailed,
+    RunFinished,
+    RunStarted,
+    SnapshotWritten,
+    Warned,
+)
+from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
+
+ONE, TWO = FrameId(1), FrameId(2)
+
+EVENTS: tuple[Event, ...] = (
+    RunStarted(at_s=0.5, sources=("folder", "camera:0"), matcher="sift"),
+    FrameReceived(at_s=0.5, frame_id=ONE, index=0, captured_at_s=0.0),
+    FrameDropped(
+        at_s=0.5,
+        source="folder",
+        index=3,
+        name="bäume.jpg",
+        captured_at_s=3.0,
+        reason=DropReason.UNREADABLE,
+        detail="the JPEG ends early",
+    ),
+    FramePosed(
+        at_s=0.5,
+        frame_id=ONE,
+        captured_at_s=0.0,
+        cam_center_in_world=(0.0, 1.5, -2.0),
+        is_keyframe=True,
+        latency_s=0.25,
+    ),
+    KeyframeAdded(at_s=0.5, frame_id=ONE, name="a.jpg", captured_at_s=0.0, num_keypoints=900),
+    PairVerified(
+        at_s=0.5,
+        first=ONE,
+        second=TWO,
+        reason=PairReason.RETRIEVED,
+        num_matches=300,
+        num_inliers=200,
+    ),
+    CameraCalibrated(at_s=0.5, camera_key="camera", focal_px=800.0, how="exif"),
+    MapInitialized(at_s=0.5, first=ONE, second=TWO, num_points3D=120, attempt=1),
+    FrameRegistered(
+        at_s=0.5,
+        frame_id=TWO,
+        num_inliers=50,
+        num_correspondences=60,
+        num_registered=2,
+        num_points3D=120,
+        is_retry=False,
+        elapsed_s=0.01,
+    ),
+    RegistrationFailed(
+        at_s=0.5,
+        frame_id=TWO,
+        status=RegistrationStatus.TOO_FEW_INLIERS,
+        num_inliers=5,
+        num_correspondences=60,
+    ),
+    MisplacementFound(
+        at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
+    ),
+    LoopClosed(at_s=0.5, first=ONE, second=TWO, num_inliers=70),
+    BundleAdjusted(
+        at_s=0.5,
+        num_keyframes=9,
+        num_points3D=120,
+        reprojection_error_before_px=0.9,
+        reprojection_error_after_px=0.5,
+        keyframes_added_meanwhile=2,
+        elapsed_s=0.3,
+    ),
+    SnapshotWritten(at_s=0.5, sequence=4, num_keyframes=9, num_points3D=120, elapsed_s=0.1),
+    Warned(at_s=0.5, message="the disk is slow"),
+    RunFinished(at_s=0.5, stopped_by="signal", num_keyframes=9, num_registered=8),
+)
+event_by_name = pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+
+
+def test_every_kind_of_fact_is_tested_here() -> None:
+    # By name: a class with slots is made twice, and the first one is listed, too.
+    kinds = {kind.__name__ for kind in Event.__subclasses__()}
+    assert {type(event).__name__ for event in EVENTS} == kinds
+
+
+@event_by_name
+def test_a_fact_survives_being_a_line_of_json(event: Event) -> None:
+    line = json.dumps(event.as_record(), allow_nan=False)
+    record = json.loads(line)
+    expected: dict[str, Any] = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in event.as_record().items()
+    }
+    assert "\n" not in line
+    assert record == expected
+
+
+@event_by_name
+def test_a_record_starts_with_the_kind_and_the_time_and_holds_every_field(event: Event) -> None:
+    names = [field.name for field in dataclasses.fields(event)]
+    assert list(event.as_record()) == ["event", *names]
+    assert names[0] == "at_s"
+    assert event.as_record()["event"] == type(event).__name__
+
+
+@event_by_name
+def test_a_fact_is_a_value_and_never_changes(event: Event) -> None:
+    assert dataclasses.replace(event) == event
+    assert dataclasses.replace(event, at_s=0.75) != event
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.at_s = 1.0  # type: ignore[misc]
+
+
+def test_reasons_are_written_as_their_words() -> None:
+    by_name = {type(event).__name__: json.dumps(event.as_record()) for event in EVENTS}
+    assert '"reason": "unreadable"' in by_name["FrameDropped"]
+    assert '"reason": "retrieved"' in by_name["PairVerified"]
+    assert '"status": "too_few_inliers"' in by_name["RegistrationFailed"]

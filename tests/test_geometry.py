@@ -1,0 +1,247 @@
+"""Laws of poses and rotations, extreme ones too; positions on the Earth against COLMAP's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pycolmap
+import pytest
+
+from engine.geometry import (
+    camera_center,
+    compose_poses,
+    ecef_from_wgs84,
+    enu_from_wgs84,
+    image_scale,
+    interpolate_poses,
+    invert_pose,
+    quat_xyzw_from_rotation,
+    rotation_from_quat_xyzw,
+    rotation_from_vector,
+    rotation_vector_from,
+    skew,
+    transform_points,
+)
+from engine.types import Float64Array, GpsFix
+
+EXACT = 1e-12
+ANGLES_RAD = (0.0, 1e-12, 1e-9, 1e-7, 1e-3, 1.0, 3.0, np.pi - 1e-7, np.pi - 1e-12, np.pi)
+
+
+def random_axes(num: int, *, seed: int) -> Float64Array:
+    """Unit vectors (num, 3), the coordinate axes and one diagonal first."""
+    axes = np.random.default_rng(seed).normal(size=(num, 3))
+    axes[:4] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, -1.0, 0.0]]
+    return np.asarray(axes / np.linalg.norm(axes, axis=1, keepdims=True))
+
+
+def extreme_rotation_vectors() -> Float64Array:
+    """Rotation vectors (N, 3) of no turn, half a turn and everything between."""
+    axes = random_axes(20, seed=1)
+    return np.concatenate([angle * axes for angle in ANGLES_RAD])
+
+
+def random_poses(num: int, *, seed: int = 0) -> Float64Array:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(scale=2.0, size=(num, 3))
+    rotations = np.array([rotation_from_vector(vector) for vector in vectors])
+    return np.concatenate([rotations, rng.normal(scale=5.0, size=(num, 3, 1))], axis=2)
+
+
+# -- poses ----------------------------------------------------------------------------------------
+
+
+def test_the_inverse_of_the_inverse_is_the_pose() -> None:
+    poses = random_poses(50)
+    assert np.abs(invert_pose(invert_pose(poses)) - poses).max() < EXACT
+
+
+def test_a_pose_and_its_inverse_make_the_identity_in_both_orders() -> None:
+    poses = random_poses(50)
+    identity = np.eye(4)[:3]
+    assert np.abs(compose_poses(poses, invert_pose(poses)) - identity).max() < EXACT
+    assert np.abs(compose_poses(invert_pose(poses), poses) - identity).max() < EXACT
+
+
+def test_many_poses_at_once_are_as_one_by_one() -> None:
+    first, second = random_poses(7, seed=1), random_poses(7, seed=2)
+    composed = compose_poses(first, second)
+
+    assert np.allclose(composed, [compose_poses(a, b) for a, b in zip(first, second, strict=True)])
+    assert np.allclose(invert_pose(first), [invert_pose(pose) for pose in first])
+    assert np.allclose(camera_center(first), [camera_center(pose) for pose in first])
+
+
+def test_composing_is_transforming_in_turn() -> None:
+    c_from_b, b_from_a = random_poses(2)
+    points_in_a = np.random.default_rng(3).normal(size=(10, 3))
+    in_turn = transform_points(c_from_b, transform_points(b_from_a, points_in_a))
+    assert np.allclose(transform_points(compose_poses(c_from_b, b_from_a), points_in_a), in_turn)
+
+
+def test_poses_agree_with_colmaps() -> None:
+    first, second = random_poses(2)
+    composed = pycolmap.Rigid3d(first) * pycolmap.Rigid3d(second)
+    assert np.allclose(compose_poses(first, second), composed.matrix())
+    assert np.allclose(invert_pose(first), pycolmap.Rigid3d(first).inverse().matrix())
+
+
+def test_the_camera_centre_is_the_origin_of_the_camera() -> None:
+    (pose,) = random_poses(1)
+    in_cam = transform_points(pose, camera_center(pose)[None])
+    assert np.abs(in_cam).max() < EXACT
+
+
+# -- rotations ------------------------------------------------------------------------------------
+
+
+def test_a_quaternion_gives_the_rotation_colmap_gives() -> None:
+    for quat_xyzw in np.random.default_rng(4).normal(size=(50, 4)):
+        expected = pycolmap.Rotation3d(quat_xyzw / np.linalg.norm(quat_xyzw)).matrix()
+        # The length of the quaternion does not matter.
+        assert np.abs(rotation_from_quat_xyzw(quat_xyzw) - expected).max() < EXACT
+
+
+def test_every_rotation_survives_being_a_quaternion() -> None:
+    for vector in extreme_rotation_vectors():
+        rotation = rotation_from_vector(vector)
+        quat_xyzw = quat_xyzw_from_rotation(rotation)
+
+        assert quat_xyzw[3] >= 0.0
+        assert np.linalg.norm(quat_xyzw) == pytest.approx(1.0, abs=EXACT)
+        assert np.abs(rotation_from_quat_xyzw(quat_xyzw) - rotation).max() < EXACT
+
+
+def test_every_quaternion_survives_being_a_rotation() -> None:
+    for quat_xyzw in random_axes(30, seed=5):
+        with_real_part = np.append(quat_xyzw, 0.3)
+        unit = with_real_part / np.linalg.norm(with_real_part)
+        assert np.abs(quat_xyzw_from_rotation(rotation_from_quat_xyzw(unit)) - unit).max() < EXACT
+
+
+def test_a_rotation_vector_turns_about_its_axis_by_its_length() -> None:
+    rng = np.random.default_rng(6)
+    for axis in random_axes(10, seed=7):
+        across = np.cross(axis, rng.normal(size=3))
+        for angle in ANGLES_RAD:
+            rotation = rotation_from_vector(angle * axis)
+            turned = np.cos(angle) * across + np.sin(angle) * np.cross(axis, across)
+
+            assert np.abs(rotation @ axis - axis).max() < EXACT
+            assert np.abs(rotation @ across - turned).max() < 1e-11
+            assert np.abs(rotation @ rotation.T - np.eye(3)).max() < EXACT
+
+
+def test_every_rotation_survives_being_a_vector() -> None:
+    for vector in extreme_rotation_vectors():
+        rotation = rotation_from_vector(vector)
+        assert np.linalg.norm(rotation_vector_from(rotation)) <= np.pi + EXACT
+        again = rotation_from_vector(rotation_vector_from(rotation))
+        assert np.abs(again - rotation).max() < 1e-11
+
+
+def test_more_than_half_a_turn_is_the_shorter_turn_the_other_way() -> None:
+    vector = rotation_vector_from(rotation_from_vector(np.array([0.0, 0.0, 1.5 * np.pi])))
+    assert np.allclose(vector, [0.0, 0.0, -0.5 * np.pi])
+
+
+def test_the_skew_matrix_is_the_cross_product() -> None:
+    one, other = np.random.default_rng(8).normal(size=(2, 3))
+    assert np.allclose(skew(one) @ other, np.cross(one, other))
+
+
+# -- between two poses ----------------------------------------------------------------------------
+
+
+def test_interpolation_starts_at_the_first_pose_and_ends_at_the_second() -> None:
+    first, second = random_poses(2)
+    assert np.allclose(interpolate_poses(first, second, fraction=0.0), first)
+    assert np.allclose(interpolate_poses(first, second, fraction=1.0), second)
+
+
+def test_the_middle_is_as_far_from_both_ends() -> None:
+    first, second = random_poses(2, seed=9)
+    middle = interpolate_poses(first, second, fraction=0.5)
+    from_first = rotation_vector_from(middle[:, :3] @ first[:, :3].T)
+    to_second = rotation_vector_from(second[:, :3] @ middle[:, :3].T)
+
+    assert np.allclose(camera_center(middle), (camera_center(first) + camera_center(second)) / 2.0)
+    assert np.allclose(from_first, to_second)
+    assert np.linalg.norm(from_first) <= np.pi / 2.0
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, np.pi - 1e-9, np.pi])
+def test_interpolation_between_no_turn_and_half_a_turn_stays_a_rotation(angle: float) -> None:
+    (first,) = random_poses(1)
+    turn = rotation_from_vector(angle * random_axes(9, seed=10)[8])
+    second = np.column_stack([turn @ first[:, :3], first[:, 3]])
+    rotation = interpolate_poses(first, second, fraction=0.25)[:, :3]
+    turned = np.linalg.norm(rotation_vector_from(rotation @ first[:, :3].T))
+
+    assert np.allclose(rotation @ rotation.T, np.eye(3))
+    assert np.linalg.det(rotation) == pytest.approx(1.0)
+    assert turned == pytest.approx(0.25 * angle, abs=1e-11)
+
+
+def test_fractions_beyond_the_ends_extrapolate() -> None:
+    first, second = random_poses(2, seed=11)
+    beyond = interpolate_poses(first, second, fraction=2.0)
+    centers = camera_center(np.array([first, second, beyond]))
+    assert np.allclose(centers[2] - centers[1], centers[1] - centers[0])
+
+
+# -- images and the Earth -------------------------------------------------------------------------
+
+
+def test_pixel_thresholds_scale_with_the_longer_edge() -> None:
+    assert image_scale(1000, 600) == 1.0
+    assert image_scale(480, 640) == 0.64
+
+
+def gps_fix(latitude_deg: float, longitude_deg: float, altitude_m: float = 0.0) -> GpsFix:
+    return GpsFix(latitude_deg=latitude_deg, longitude_deg=longitude_deg, altitude_m=altitude_m)
+
+
+def test_the_ellipsoid_has_the_axes_of_wgs84() -> None:
+    assert np.allclose(ecef_from_wgs84(gps_fix(0.0, 0.0)), [6_378_137.0, 0.0, 0.0])
+    assert np.allclose(ecef_from_wgs84(gps_fix(0.0, 90.0, 1.0)), [0.0, 6_378_138.0, 0.0])
+    pole_m = ecef_from_wgs84(gps_fix(90.0, 0.0))
+    assert np.allclose(pole_m, [0.0, 0.0, 6_356_752.314_245], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        gps_fix(0.0, 0.0),
+        gps_fix(47.37, 8.54, 400.0),
+        gps_fix(-33.86, 151.21, -20.0),
+        gps_fix(10.0, 179.9999),
+        gps_fix(89.99, 12.0),
+        gps_fix(-90.0, 0.0, 2800.0),
+    ],
+)
+def test_local_positions_agree_with_colmaps_to_a_millimetre(origin: GpsFix) -> None:
+    latitudes = np.clip(origin.latitude_deg + np.array([-0.01, 0.0, 0.004]), -90.0, 90.0)
+    fixes = [
+        gps_fix(float(latitude), origin.longitude_deg + shift, origin.altitude_m + 300.0 * shift)
+        for latitude in latitudes
+        for shift in (-0.02, 0.0, 0.003)
+    ]
+    expected_m = pycolmap.GPSTransform().ellipsoid_to_enu(
+        np.array([(fix.latitude_deg, fix.longitude_deg, fix.altitude_m) for fix in fixes]),
+        origin.latitude_deg,
+        origin.longitude_deg,
+        origin.altitude_m,
+    )
+    positions_m = np.array([enu_from_wgs84(fix, origin=origin) for fix in fixes])
+    assert np.abs(positions_m - expected_m).max() < 1e-3
+
+
+def test_east_north_and_up_are_the_axes() -> None:
+    origin = gps_fix(45.0, 7.0, 100.0)
+    east_m = enu_from_wgs84(gps_fix(45.0, 7.001, 100.0), origin=origin)
+    north_m = enu_from_wgs84(gps_fix(45.001, 7.0, 100.0), origin=origin)
+    up_m = enu_from_wgs84(gps_fix(45.0, 7.0, 130.0), origin=origin)
+
+    assert east_m == pytest.approx([78.85, 0.0, 0.0], abs=0.05)
+    assert north_m == pytest.approx([0.0, 111.13, 0.0], abs=0.05)
+    assert up_m == pytest.approx([0.0, 0.0, 30.0], abs=1e-6)

@@ -1,0 +1,277 @@
+"""The products that flow between the stages: what they check and that nobody changes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.types import (
+    Features,
+    Frame,
+    FrameId,
+    FramePose,
+    GpsFix,
+    ImagePair,
+    Keyframe,
+    MapView,
+    PairMatches,
+    PairReason,
+    TrackedFrame,
+    VerifiedPair,
+    frozen_array,
+)
+
+ONE, TWO = FrameId(1), FrameId(2)
+
+
+def frame(**changes: Any) -> Frame:
+    fields: dict[str, Any] = {
+        "frame_id": ONE,
+        "camera_key": "camera",
+        "source": "folder",
+        "index": 0,
+        "name": "a.jpg",
+        "captured_at_s": 0.0,
+        "received_at_s": 0.0,
+        "pixels": np.zeros((30, 40, 3), np.uint8),
+    }
+    return Frame(**fields | changes)
+
+
+def features(**changes: Any) -> Features:
+    fields: dict[str, Any] = {
+        "frame_id": ONE,
+        "keypoints_xy": np.zeros((5, 2)),
+        "descriptors": np.zeros((5, 128), np.uint8),
+        "scales": np.ones(5, np.float32),
+        "colors": np.zeros((5, 3), np.uint8),
+    }
+    return Features(**fields | changes)
+
+
+def keyframe() -> Keyframe:
+    return Keyframe(
+        frame_id=ONE,
+        camera_key="camera",
+        index=0,
+        name="a.jpg",
+        width=40,
+        height=30,
+        captured_at_s=0.0,
+        received_at_s=0.0,
+        features=features(),
+    )
+
+
+def tracked_frame(**changes: Any) -> TrackedFrame:
+    fields: dict[str, Any] = {
+        "frame_id": TWO,
+        "keyframe_id": ONE,
+        "index": 1,
+        "captured_at_s": 0.0,
+        "received_at_s": 0.0,
+        "keypoint_idx": np.arange(3),
+        "points_xy": np.zeros((3, 2)),
+    }
+    return TrackedFrame(**fields | changes)
+
+
+def pair_matches(**changes: Any) -> PairMatches:
+    fields: dict[str, Any] = {
+        "pair": ImagePair(ONE, TWO),
+        "matches_idx": np.zeros((4, 2), np.uint32),
+        "confidence": np.ones(4, np.float32),
+    }
+    return PairMatches(**fields | changes)
+
+
+def verified_pair(**changes: Any) -> VerifiedPair:
+    fields: dict[str, Any] = {
+        "pair": ImagePair(ONE, TWO),
+        "reason": PairReason.TEMPORAL,
+        "inlier_matches_idx": np.zeros((4, 2), np.uint32),
+        "num_matches": 6,
+        "fundamental": np.eye(3),
+        "homography_inlier_ratio": 0.5,
+    }
+    return VerifiedPair(**fields | changes)
+
+
+def frame_pose(**changes: Any) -> FramePose:
+    fields: dict[str, Any] = {
+        "frame_id": ONE,
+        "index": 0,
+        "captured_at_s": 0.0,
+        "cam_from_world": np.eye(4)[:3],
+        "is_keyframe": True,
+    }
+    return FramePose(**fields | changes)
+
+
+def map_view(**changes: Any) -> MapView:
+    fields: dict[str, Any] = {
+        "version": 1,
+        "keyframe_ids": np.array([1, 2]),
+        "cam_from_world": np.zeros((2, 3, 4)),
+        "focal_px": np.ones(2),
+        "image_sizes": np.ones((2, 2), np.int64),
+        "points3D_in_world": np.zeros((7, 3), np.float32),
+        "colors": np.zeros((7, 3), np.uint8),
+        "chunk_ids": np.ones(7, np.int64),
+        "edges": np.array([[1, 2]]),
+        "edge_reasons": (PairReason.GPS,),
+    }
+    return MapView(**fields | changes)
+
+
+PRODUCTS: list[Callable[..., Any]] = [
+    frame,
+    features,
+    tracked_frame,
+    pair_matches,
+    verified_pair,
+    frame_pose,
+    map_view,
+]
+
+
+# -- arrays ---------------------------------------------------------------------------------------
+
+
+def test_an_array_that_fits_is_not_copied_and_cannot_be_written_through() -> None:
+    given = np.zeros((4, 2))
+    frozen = frozen_array("points_xy", given, (None, 2), np.float64)
+
+    assert np.shares_memory(frozen, given)
+    with pytest.raises(ValueError, match="read-only"):
+        frozen[0, 0] = 1.0
+    given[0, 0] = 1.0  # who made the array may still use it
+
+
+def test_anything_array_like_becomes_an_array_of_the_wanted_kind() -> None:
+    frozen = frozen_array("colors", [[1, 2, 3]], (None, 3), np.uint8)
+    assert frozen.dtype == np.uint8
+    assert frozen.tolist() == [[1, 2, 3]]
+    assert frozen_array("ids", [], (None,), np.int64).dtype == np.int64
+    assert frozen_array("columns", np.zeros((3, 2)).T, (2, 3), np.float64).flags.c_contiguous
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (1, 3, 2)])
+def test_a_wrong_shape_is_refused_with_the_fields_name(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"points_xy: shape \(.*\), expected \(None, 2\)"):
+        frozen_array("points_xy", np.zeros(shape), (None, 2), np.float64)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    for dtype in (np.float64, np.float32, np.int64):
+        with pytest.raises(ValueError, match="scales: holds values"):
+            frozen_array("scales", [1.0, value], (None,), dtype)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(-1, np.uint32), (256, np.uint8), (0.5, np.int64), (2**32, np.uint32)]
+)
+def test_whole_numbers_never_wrap_or_lose_their_fraction(value: float, dtype: type) -> None:
+    with pytest.raises(ValueError, match="rows: holds values that u?int.* cannot hold"):
+        frozen_array("rows", np.array([0, value]), (None,), dtype)
+
+
+# -- products -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", PRODUCTS)
+def test_the_arrays_of_a_product_are_read_only(make: Callable[..., Any]) -> None:
+    product = make()
+    arrays = [
+        value
+        for field in dataclasses.fields(product)
+        if isinstance(value := getattr(product, field.name), np.ndarray)
+    ]
+    assert arrays
+    assert not any(array.flags.writeable for array in arrays)
+
+
+@pytest.mark.parametrize("make", [*PRODUCTS, keyframe])
+def test_a_product_cannot_be_changed_and_is_itself_only(make: Callable[..., Any]) -> None:
+    product = make()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(product, dataclasses.fields(product)[0].name, 3)
+    assert product == product  # noqa: PLR0124
+    assert product != make()  # comparing arrays would be costly and ambiguous
+    assert len({product, make()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (frame, {"pixels": np.zeros((30, 40), np.uint8)}),
+        (frame, {"pixels": np.zeros((30, 40, 4), np.uint8)}),
+        (features, {"keypoints_xy": np.zeros((4, 2))}),
+        (features, {"descriptors": np.zeros((4, 128), np.uint8)}),
+        (features, {"scales": np.ones(6, np.float32)}),
+        (features, {"colors": np.zeros((5, 4), np.uint8)}),
+        (tracked_frame, {"points_xy": np.zeros((2, 2))}),
+        (pair_matches, {"confidence": np.ones(3, np.float32)}),
+        (pair_matches, {"matches_idx": np.array([[-1, 0]] * 4)}),
+        (verified_pair, {"fundamental": np.full((3, 3), np.nan)}),
+        (verified_pair, {"inlier_matches_idx": np.zeros((4, 3), np.uint32)}),
+        (frame_pose, {"cam_from_world": np.eye(4)}),
+        (map_view, {"focal_px": np.ones(3)}),
+        (map_view, {"cam_from_world": np.zeros((2, 4, 4))}),
+        (map_view, {"colors": np.zeros((6, 3), np.uint8)}),
+        (map_view, {"chunk_ids": np.ones(8, np.int64)}),
+        (map_view, {"edge_reasons": ()}),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(
+    make: Callable[..., Any], changes: dict[str, Any]
+) -> None:
+    (name,) = changes
+    with pytest.raises(ValueError, match="shape|holds values"):
+        make(**changes)
+    assert getattr(make(), name) is not None  # without the change it is made
+
+
+def test_products_tell_their_sizes() -> None:
+    assert (frame().width, frame().height) == (40, 30)
+    assert len(features()) == 5
+    assert len(pair_matches()) == 4
+    assert verified_pair().num_inliers == 4
+
+
+def test_products_may_be_empty() -> None:
+    nothing = features(
+        keypoints_xy=np.empty((0, 2)),
+        descriptors=np.empty((0, 128)),
+        scales=np.empty(0),
+        colors=np.empty((0, 3)),
+    )
+    assert len(nothing) == 0
+    assert len(pair_matches(matches_idx=np.empty((0, 2)), confidence=np.empty(0))) == 0
+    assert len(tracked_frame(keypoint_idx=[], points_xy=np.empty((0, 2))).points_xy) == 0
+
+
+# -- pairs ----------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_ordered_and_never_a_loop() -> None:
+    assert ImagePair.of(TWO, ONE) == ImagePair.of(ONE, TWO) == ImagePair(ONE, TWO)
+    for first, second in ((TWO, ONE), (ONE, ONE)):
+        with pytest.raises(ValueError, match="ordered and never a loop"):
+            ImagePair(first, second)
+
+
+def test_pairs_sort_by_their_first_then_their_second_keyframe() -> None:
+    pairs = [ImagePair(FrameId(a), FrameId(b)) for a, b in ((2, 3), (1, 9), (1, 2))]
+    assert [(pair.first, pair.second) for pair in sorted(pairs)] == [(1, 2), (1, 9), (2, 3)]
+
+
+def test_fixes_are_values() -> None:
+    here = GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0)
+    assert here == GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0)
+    assert hash(here) == hash(dataclasses.replace(here))
