@@ -66,7 +66,7 @@ class FrameTrackingConfig(Section):
     min_tracked_points: PositiveInt = 30  # fewer left: a keyframe now, if the frame is usable
     max_flow_ratio: Ratio = 0.06  # median motion since the keyframe, of the image diagonal
     min_overlap_ratio: Ratio = 0.55  # share of the keyframe's points still followed
-    min_flow_ratio: Ratio = 0.01  # below this nothing but time makes a keyframe
+    min_flow_ratio: Ratio = 0.01  # below this the camera stands still: time makes no keyframe
     max_gap_s: NonNegativeFloat = 2.0  # a moving camera gets a keyframe at least this often; 0: off
 
 

@@ -17,10 +17,10 @@ from engine.geometry import camera_center
 from engine.map_growth import BuiltMap, GrowthConfig, build_best_map, rank_initial_pairs
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import SparseMap
-from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
+from engine.types import FrameId, ImagePair, VerifiedPair
 
 _MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
-_MIN_COMMON_TO_PLACE = 3  # keyframes; fewer centres determine no similarity
+_MIN_COMMON_TO_PLACE = 2  # keyframes; one tells no scale
 
 
 class MapStarts:
@@ -145,14 +145,28 @@ class MapStarts:
 
 
 def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
-    """Moves a map onto another by the centres of the keyframes that both hold."""
+    """Moves a map onto another by the poses of the keyframes that both hold.
+
+    Orientations count, too: the centres of a straight flight leave a turn about it open.
+    """
     common = [i for i in sparse_map.registered_ids if onto.is_registered(i)]
     if len(common) < _MIN_COMMON_TO_PLACE:
         return
-    similarity = pycolmap.estimate_sim3d(_centers(sparse_map, common), _centers(onto, common))
-    if similarity is not None:
-        sparse_map.reconstruction.transform(similarity)
-
-
-def _centers(sparse_map: SparseMap, frame_ids: Sequence[FrameId]) -> Float64Array:
-    return camera_center(np.array([sparse_map.cam_from_world(i) for i in frame_ids]))
+    poses, onto_poses = (
+        np.array([one.cam_from_world(i) for i in common]) for one in (sparse_map, onto)
+    )
+    # The rotation nearest to all that the keyframes ask for.
+    turns = np.swapaxes(onto_poses[:, :, :3], 1, 2) @ poses[:, :, :3]
+    left, _, right = np.linalg.svd(turns.sum(axis=0))
+    rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    centers, onto_centers = camera_center(poses), camera_center(onto_poses)
+    middle, onto_middle = centers.mean(axis=0), onto_centers.mean(axis=0)
+    spread, onto_spread = (
+        np.linalg.norm(centers - middle),
+        np.linalg.norm(onto_centers - onto_middle),
+    )
+    if not (spread and onto_spread):
+        return
+    scale = onto_spread / spread
+    onto_from_map = np.column_stack([scale * rotation, onto_middle - scale * rotation @ middle])
+    sparse_map.reconstruction.transform(pycolmap.Sim3d(onto_from_map))

@@ -23,7 +23,7 @@ from engine.events import (
 from engine.types import DropReason
 
 # Why frames are dropped that had been received; other drops never became frames.
-_AFTER_ARRIVAL = frozenset({DropReason.OVERLOAD, DropReason.STOPPED})
+_AFTER_ARRIVAL = frozenset({DropReason.FAILED, DropReason.OVERLOAD, DropReason.STOPPED})
 
 
 class RunStatistics:

@@ -224,7 +224,7 @@ class Engine:
                 tracked = await run_in(self._tracking_thread, tracker.process, frame)
             except InferenceError as error:
                 await self._frames.give_back(frame)
-                await self._ingestion.drop(frame, reason=DropReason.UNREADABLE, detail=str(error))
+                await self._ingestion.drop(frame, reason=DropReason.FAILED, detail=str(error))
                 continue
             is_live = self._sources[arrival.source_idx].is_live
             await self._items.put(

@@ -138,10 +138,6 @@ class SparseMap:
         ids[observed] = [points2D[k].point3D_id for k in observed]
         return ids
 
-    def has_point3D(self, point3D_id: int) -> bool:
-        """Whether a point (still) exists."""
-        return bool(self._reconstruction.exists_point3D(point3D_id))
-
     def points3D_in_world(self, point3D_ids: Iterable[int]) -> Float64Array:
         """Positions (N, 3) of points that exist."""
         point3D = self._reconstruction.point3D

@@ -119,6 +119,7 @@ class DropReason(StrEnum):
     TOO_LARGE = "too_large"
     DUPLICATE = "duplicate"
     OVERLOAD = "overload"
+    FAILED = "failed"  # readable, but the matcher could not describe it
     STOPPED = "stopped"  # the run ended before the frame's turn came
 
 

@@ -354,10 +354,10 @@ def test_points_that_are_gone_meanwhile_are_skipped(exact_world: SyntheticWorld)
     for point3D_id in gone:
         sparse_map.reconstruction.point3D(point3D_id).xyz += (50.0, 0.0, 0.0)
     sparse_map.filter_all()
-    assert not any(sparse_map.has_point3D(i) for i in gone)
+    assert not any(sparse_map.reconstruction.exists_point3D(i) for i in gone)
     assert all(adjustment.reconstruction.exists_point3D(i) for i in gone)
     merge_global_adjustment(sparse_map, adjustment)
-    assert not any(sparse_map.has_point3D(i) for i in gone)
+    assert not any(sparse_map.reconstruction.exists_point3D(i) for i in gone)
     assert errors_of(sparse_map, exact_world).max_ratio < 1e-6
     assert sparse_map.reconstruction.is_valid()
 

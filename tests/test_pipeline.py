@@ -615,10 +615,11 @@ def test_an_unknown_camera_that_joins_late_is_calibrated_and_let_in() -> None:
         camera_idx=[0] * 12 + [1] * 12,
         noise_px=0.3,
     )
-    mapped = run(world)
+    mapped = Run(world).feed(world.frame_ids)
     told = [event for event in mapped.told(CameraCalibrated) if event.camera_key == "phone"]
     assert [event.how for event in told][:2] == ["assumed", "two_view_geometries"]
     assert mapped.registered_ids == world.frame_ids
+    mapped.finish()
     assert abs(camera_of(mapped, "phone")[0] - 1400.0) < 0.02 * 1400.0
     assert camera_of(mapped) == list(EXACT_CAMERA)
     assert 1e-5 < mapped.errors().rmse_ratio < 3e-3

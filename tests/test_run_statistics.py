@@ -21,6 +21,9 @@ from engine.run_statistics import RunStatistics
 from engine.types import DropReason, FrameId
 
 
+AFTER_ARRIVAL = (DropReason.FAILED, DropReason.OVERLOAD, DropReason.STOPPED)
+
+
 def received(number: int) -> FrameReceived:
     return FrameReceived(
         at_s=0.1 * number, frame_id=FrameId(number), index=number - 1, captured_at_s=0.0
@@ -69,7 +72,7 @@ def test_a_run_without_events_has_every_figure() -> None:
     }
 
 
-@pytest.mark.parametrize("reason", [DropReason.OVERLOAD, DropReason.STOPPED])
+@pytest.mark.parametrize("reason", AFTER_ARRIVAL)
 def test_a_frame_dropped_after_it_arrived_is_received_once(reason: DropReason) -> None:
     statistics = RunStatistics()
     for number in (1, 2, 3):
@@ -80,9 +83,7 @@ def test_a_frame_dropped_after_it_arrived_is_received_once(reason: DropReason) -
     assert statistics.figures()["frames_dropped"] == {reason.value: 1}
 
 
-@pytest.mark.parametrize(
-    "reason", [r for r in DropReason if r not in (DropReason.OVERLOAD, DropReason.STOPPED)]
-)
+@pytest.mark.parametrize("reason", [r for r in DropReason if r not in AFTER_ARRIVAL])
 def test_a_frame_that_its_source_rejected_is_received_too(reason: DropReason) -> None:
     statistics = RunStatistics()
     statistics(received(1))

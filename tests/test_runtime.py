@@ -172,16 +172,16 @@ def test_rows_stay_in_order_when_frames_are_rejected_and_undescribed(tmp_path: P
     outcome, written = run_world(
         tmp_path / "run", matcher=matcher(undescribed=[7, 8]), sources=[source(mixed)]
     )
-    lost = "dropped:unreadable"
+    rejected_row, failed_row = "dropped:unreadable", "dropped:failed"
     assert written.statuses == [
-        *(["keyframe"] * 4 + [lost] + ["keyframe"] * 2 + [lost] * 2 + ["keyframe"] * 2),
-        *([lost] + ["keyframe"] * 6),
+        *(["keyframe"] * 4 + [rejected_row] + ["keyframe"] * 2 + [failed_row] * 2),
+        *(["keyframe"] * 2 + [rejected_row] + ["keyframe"] * 6),
     ]
     dropped = written.of_kind("FrameDropped")
     assert sorted(record["detail"] for record in dropped) == [
         *("000006.jpg: too dark", "000007.jpg: too dark", "damaged", "damaged"),
     ]
-    assert written.summary["frames_dropped"] == {"unreadable": 4}
+    assert written.summary["frames_dropped"] == {"failed": 2, "unreadable": 2}
     assert outcome.num_registered == outcome.num_keyframes == NUM_FRAMES - 2
 
 

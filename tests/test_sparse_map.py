@@ -273,7 +273,7 @@ def test_filtering_removes_the_points_that_do_not_fit(
     for point3D_id in moved:
         exact_map.reconstruction.point3D(point3D_id).xyz += (3.0, 0.0, 0.0)
     assert exact_map.filter_all() > 0
-    assert not any(exact_map.has_point3D(i) for i in moved)
+    assert not any(exact_map.reconstruction.exists_point3D(i) for i in moved)
     assert exact_map.num_points3D == num_points - len(moved)
     assert exact_map.reconstruction.is_valid()
     exact_map.triangulate(FIVE)
@@ -289,8 +289,8 @@ def test_filtering_what_was_touched_leaves_far_points_alone(exact_map: SparseMap
     for point3D_id in (spoiled_near, spoiled_far):
         exact_map.reconstruction.point3D(point3D_id).xyz += (3.0, 0.0, 0.0)
     assert exact_map.filter_touched([ONE]) > 0
-    assert not exact_map.has_point3D(spoiled_near)
-    assert exact_map.has_point3D(spoiled_far)
+    assert not exact_map.reconstruction.exists_point3D(spoiled_near)
+    assert exact_map.reconstruction.exists_point3D(spoiled_far)
 
 
 def test_retriangulation_fills_an_emptied_map(exact_map: SparseMap) -> None:
