@@ -20,7 +20,6 @@ from engine.events import (
 from engine.run_statistics import RunStatistics
 from engine.types import DropReason, FrameId
 
-
 AFTER_ARRIVAL = (DropReason.FAILED, DropReason.OVERLOAD, DropReason.STOPPED)
 
 
