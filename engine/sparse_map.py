@@ -18,20 +18,19 @@ from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators import AbsolutePose, estimate_absolute_pose
 from engine.geometry import image_scale
+from engine.match_graph import MatchGraph
+from engine.point_notes import PointCloud, PointNotes
 from engine.types import (
-    Float32Array,
     Float64Array,
     FrameId,
     ImagePair,
     Int64Array,
     Keyframe,
     RegistrationStatus,
-    Uint8Array,
     VerifiedPair,
 )
 
 _NO_POINT = -1
-_MAX_NOTES_ON_DELETED_POINTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +40,6 @@ class Registration:
     status: RegistrationStatus
     num_inliers: int = 0
     num_correspondences: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PointCloud:
-    """The points of a map as arrays; rows belong together."""
-
-    points3D_in_world: Float32Array  # (P, 3)
-    colors: Uint8Array  # (P, 3) RGB
-    first_keyframe_ids: Int64Array  # (P,) the keyframe that made the point
 
 
 class SparseMap:
@@ -66,11 +56,10 @@ class SparseMap:
         self._registration = registration
         self._seed = seed
         self._reconstruction = pycolmap.Reconstruction()
-        self._graph = pycolmap.CorrespondenceGraph()
+        self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
-        self._neighbors: dict[FrameId, dict[FrameId, VerifiedPair]] = {}
         self._camera_ids: dict[str, int] = {}
-        self._made_by: dict[int, FrameId] = {}  # point3D_id -> keyframe that made it
+        self._notes = PointNotes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
 
@@ -111,7 +100,7 @@ class SparseMap:
 
     def neighbors(self, frame_id: FrameId) -> Mapping[FrameId, VerifiedPair]:
         """Keyframes with a verified pair to this one."""
-        return self._neighbors[frame_id]
+        return self._matches.neighbors(frame_id)
 
     def cam_from_world(self, frame_id: FrameId) -> Float64Array:
         """The pose (3, 4) of a registered keyframe."""
@@ -172,24 +161,17 @@ class SparseMap:
                 keyframe added before; the map is as it was.
         """
         frame_id = keyframe.frame_id
-        if frame_id in self._keyframes:
-            raise MapError(f"keyframe {frame_id} was added before")
         if keyframe.camera_key not in self._camera_ids:
             raise MapError(f"camera {keyframe.camera_key} is unknown")
-        self._check_pairs(pairs, newest=frame_id)
-        keypoints = keyframe.features.keypoints_xy
+        self._matches.add_keyframe(frame_id, pairs, num_keypoints=len(keyframe.features))
         image = pycolmap.Image(
             name=keyframe.name,
-            keypoints=keypoints,
+            keypoints=keyframe.features.keypoints_xy,
             camera_id=self._camera_ids[keyframe.camera_key],
             image_id=frame_id,
         )
         self._reconstruction.add_image_with_trivial_frame(image)
-        self._graph.add_image(frame_id, len(keypoints))
         self._keyframes[frame_id] = keyframe
-        self._neighbors[frame_id] = {}
-        for pair in pairs:
-            self._add_pair(pair)
         # The manager counts an image's correspondences when it is added: pairs come first.
         self._observations.add_image(frame_id)
 
@@ -201,9 +183,7 @@ class SparseMap:
         Raises:
             MapError: a keyframe of a pair is unknown, or the pair is known; the map is as it was.
         """
-        self._check_pairs(pairs)
-        for pair in pairs:
-            self._add_pair(pair)
+        self._matches.add_pairs(pairs)
         if pairs:
             self._rebuild_managers()
 
@@ -328,10 +308,7 @@ class SparseMap:
         num += self._triangulator.merge_all_tracks(options)
         num += self._triangulator.retriangulate(options)
         self._triangulator.clear_modified_points3D()
-        for point3D_id in self._reconstruction.point3D_ids():
-            if point3D_id not in self._made_by:
-                self._color_point(point3D_id)
-        self._forget_deleted_points()
+        self._notes.note_new(self._reconstruction.point3D_ids())
         return int(num)
 
     def deregister(self, frame_ids: Collection[FrameId]) -> None:
@@ -355,8 +332,7 @@ class SparseMap:
 
         COLMAP's graph keeps its matches; triangulation tests each of them against the poses anyway.
         """
-        for frame_id, other in ((pair.first, pair.second), (pair.second, pair.first)):
-            del self._neighbors[frame_id][other]
+        self._matches.distrust(pair)
 
     def set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
         """Moves a registered keyframe."""
@@ -377,23 +353,15 @@ class SparseMap:
 
     def point_cloud(self) -> PointCloud:
         """All points as arrays."""
-        points = self._reconstruction.points3D
-        num = len(points)
-        xyz = np.empty((num, 3), np.float32)
-        colors = np.empty((num, 3), np.uint8)
-        made_by = np.empty(num, np.int64)
-        for row, (point3D_id, point) in enumerate(points.items()):
-            xyz[row] = point.xyz
-            colors[row] = point.color
-            made_by[row] = self._made_by[point3D_id]
-        return PointCloud(points3D_in_world=xyz, colors=colors, first_keyframe_ids=made_by)
+        return self._notes.cloud()
 
     # -- inside ---------------------------------------------------------------------------------
 
     def _rebuild_managers(self) -> None:
-        self._observations = pycolmap.ObservationManager(self._reconstruction, self._graph)
+        graph = self._matches.correspondence_graph
+        self._observations = pycolmap.ObservationManager(self._reconstruction, graph)
         self._triangulator = pycolmap.IncrementalTriangulator(
-            self._graph, self._reconstruction, self._observations
+            graph, self._reconstruction, self._observations
         )
 
     def _count_covisibility(self, frame_id: FrameId) -> dict[FrameId, int]:
@@ -408,39 +376,16 @@ class SparseMap:
         by_count = sorted(shared.items(), key=lambda item: (-item[1], item[0]))
         return {FrameId(other): count for other, count in by_count}
 
-    def _check_pairs(self, pairs: Sequence[VerifiedPair], *, newest: FrameId | None = None) -> None:
-        """Refuses pairs that do not join known keyframes, each two once."""
-        checked: set[ImagePair] = set()
-        for verified in pairs:
-            pair = verified.pair
-            ends = {pair.first, pair.second}
-            if newest is not None and newest not in ends:
-                raise MapError(f"{pair} does not join the new keyframe {newest}")
-            if not all(i == newest or i in self._keyframes for i in ends):
-                raise MapError(f"{pair} does not join keyframes of this map")
-            if pair in checked or self._graph.num_matches_between_images(*sorted(ends)):
-                raise MapError(f"{pair} was added before")
-            checked.add(pair)
-
     def _check_registered(self, frame_ids: Collection[FrameId], *, is_registered: bool) -> None:
         for frame_id in frame_ids:
             if self.is_registered(frame_id) is not is_registered:
                 state = "not registered" if is_registered else "registered already"
                 raise MapError(f"keyframe {frame_id} is {state}")
 
-    def _add_pair(self, verified: VerifiedPair) -> None:
-        first, second = verified.pair.first, verified.pair.second
-        geometry = pycolmap.TwoViewGeometry()
-        geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
-        geometry.inlier_matches = verified.inlier_matches_idx
-        self._graph.add_two_view_geometry(first, second, geometry)
-        self._neighbors[first][second] = verified
-        self._neighbors[second][first] = verified
-
     def _correspondences(self, frame_id: FrameId) -> tuple[Int64Array, Int64Array]:
         """Keypoints of a keyframe and the points they match; unique (row, point) couples."""
         couples: list[Int64Array] = []
-        for other, verified in sorted(self._neighbors[frame_id].items()):
+        for other, verified in sorted(self._matches.neighbors(frame_id).items()):
             if not self.is_registered(other):
                 continue
             matches = verified.inlier_matches_idx.astype(np.int64)
@@ -487,24 +432,7 @@ class SparseMap:
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
 
     def _note_new_points(self, frame_id: FrameId) -> None:
-        """Colours points made since and remembers which keyframe made them."""
-        for point3D_id in self._triangulator.get_modified_points3D():
-            if point3D_id not in self._made_by and self._reconstruction.exists_point3D(point3D_id):
-                self._color_point(point3D_id, made_by=frame_id)
-        self._forget_deleted_points()
-
-    def _forget_deleted_points(self) -> None:
-        """Keeps the notes on points in proportion to the points there are."""
-        if len(self._made_by) > 2 * self.num_points3D + _MAX_NOTES_ON_DELETED_POINTS:
-            points = self._reconstruction.points3D
-            self._made_by = {k: v for k, v in self._made_by.items() if k in points}
-
-    def _color_point(self, point3D_id: int, made_by: FrameId | None = None) -> None:
-        point = self._reconstruction.point3D(point3D_id)
-        element = point.track.element(0)
-        image_id = FrameId(int(element.image_id))
-        point.color = self._keyframes[image_id].features.colors[element.point2D_idx]
-        self._made_by[point3D_id] = image_id if made_by is None else made_by
+        self._notes.note_new(self._triangulator.get_modified_points3D(), made_by=frame_id)
 
     def _max_error_px(self) -> float:
         """The reprojection threshold at the size of the largest camera."""

@@ -32,6 +32,8 @@ FLOORS = (
         "event_queue": "",
         "files": "",
         "frame_tracking": "cv2 numpy",
+        "match_graph": "pycolmap",
+        "point_notes": "numpy pycolmap",
         "retrieval": "numpy",
         "run_statistics": "numpy",
         "scene_graph": "networkx numpy",

@@ -182,6 +182,7 @@ def test_rows_stay_in_order_when_frames_are_rejected_and_undescribed(tmp_path: P
         *("000006.jpg: too dark", "000007.jpg: too dark", "damaged", "damaged"),
     ]
     assert written.summary["frames_dropped"] == {"failed": 2, "unreadable": 2}
+    assert written.summary["frames_received"] == NUM_FRAMES + 2
     assert outcome.num_registered == outcome.num_keyframes == NUM_FRAMES - 2
 
 

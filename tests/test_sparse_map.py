@@ -366,19 +366,6 @@ def test_covisibility_follows_every_change(exact_world: SyntheticWorld) -> None:
     assert TWO not in sparse_map.covisibility(ONE)
 
 
-def test_notes_on_points_do_not_outgrow_the_points(exact_world: SyntheticWorld) -> None:
-    sparse_map = grown_map(exact_world)
-    for _ in range(12):
-        for point3D_id in list(sparse_map.reconstruction.point3D_ids()):
-            sparse_map.reconstruction.point3D(point3D_id).xyz += (50.0, 0.0, 0.0)
-        sparse_map.filter_all()
-        for frame_id in exact_world.frame_ids:
-            sparse_map.triangulate(frame_id)
-    newest = max(sparse_map.reconstruction.point3D_ids())
-    assert newest > 10 * sparse_map.num_points3D  # so many were made
-    assert len(sparse_map._made_by) <= 2 * sparse_map.num_points3D + 1000
-
-
 def test_a_copy_stays_as_it_was(exact_map: SparseMap) -> None:
     copy = exact_map.copy_reconstruction()
     num_points, pose = copy.num_points3D(), copy.image(FIVE).cam_from_world().matrix()

@@ -1,0 +1,89 @@
+"""The verified pairs of a map: by keyframe for posing, and as COLMAP's correspondence graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+
+import pycolmap
+
+from engine.errors import MapError
+from engine.types import FrameId, ImagePair, VerifiedPair
+
+
+class MatchGraph:
+    """Keyframes and their verified pairs, each two keyframes once.
+
+    COLMAP's correspondence graph grows along and is never finalised, which would end its growth.
+    """
+
+    def __init__(self) -> None:
+        self._correspondences = pycolmap.CorrespondenceGraph()
+        self._neighbors: dict[FrameId, dict[FrameId, VerifiedPair]] = {}
+
+    @property
+    def correspondence_graph(self) -> pycolmap.CorrespondenceGraph:
+        """COLMAP's view of it, for its managers; distrusted pairs stay in it."""
+        return self._correspondences
+
+    def neighbors(self, frame_id: FrameId) -> Mapping[FrameId, VerifiedPair]:
+        """Keyframes with a verified pair to this one."""
+        return self._neighbors[frame_id]
+
+    def add_keyframe(
+        self, frame_id: FrameId, pairs: Sequence[VerifiedPair], *, num_keypoints: int
+    ) -> None:
+        """Adds a keyframe with its pairs to keyframes added before.
+
+        Raises:
+            MapError: the keyframe is known, or a pair does not join it to a known one, or comes
+                twice; nothing is added.
+        """
+        if frame_id in self._neighbors:
+            raise MapError(f"keyframe {frame_id} was added before")
+        for verified in pairs:
+            if frame_id not in _ends(verified.pair):
+                raise MapError(f"{verified.pair} does not join the new keyframe {frame_id}")
+        self._check(pairs, known=self._neighbors.keys() | {frame_id})
+        self._correspondences.add_image(frame_id, num_keypoints)
+        self._neighbors[frame_id] = {}
+        self._add(pairs)
+
+    def add_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
+        """Adds pairs between known keyframes.
+
+        Raises:
+            MapError: a keyframe of a pair is unknown, or the pair was added before, even if it is
+                distrusted now; nothing is added.
+        """
+        self._check(pairs, known=self._neighbors.keys())
+        self._add(pairs)
+
+    def distrust(self, pair: ImagePair) -> None:
+        """Takes a pair from its keyframes' neighbours; COLMAP's graph forgets nothing."""
+        for frame_id, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            del self._neighbors[frame_id][other]
+
+    def _check(self, pairs: Sequence[VerifiedPair], *, known: Set[FrameId]) -> None:
+        checked: set[ImagePair] = set()
+        for verified in pairs:
+            pair = verified.pair
+            if not _ends(pair) <= known:
+                raise MapError(f"{pair} does not join keyframes of this map")
+            was_added = self._correspondences.num_matches_between_images(pair.first, pair.second)
+            if pair in checked or was_added:
+                raise MapError(f"{pair} was added before")
+            checked.add(pair)
+
+    def _add(self, pairs: Sequence[VerifiedPair]) -> None:
+        for verified in pairs:
+            first, second = verified.pair.first, verified.pair.second
+            geometry = pycolmap.TwoViewGeometry()
+            geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
+            geometry.inlier_matches = verified.inlier_matches_idx
+            self._correspondences.add_two_view_geometry(first, second, geometry)
+            self._neighbors[first][second] = verified
+            self._neighbors[second][first] = verified
+
+
+def _ends(pair: ImagePair) -> set[FrameId]:
+    return {pair.first, pair.second}
