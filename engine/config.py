@@ -38,7 +38,7 @@ class SourcesConfig(Section):
     max_image_megapixels: PositiveFloat = 120.0  # larger frames are dropped as too_large
     max_frames: NonNegativeInt = 0  # stop after this many frames; 0: all
     every_nth_frame: PositiveInt = 1  # video: take one frame of n
-    frame_queue_size: PositiveInt = 4  # frames waiting for tracking; files wait, live drops oldest
+    frame_queue_size: PositiveInt = 4  # of one source; then a file waits, a live one drops oldest
     mapping_queue_size: PositiveInt = 16  # tracked frames waiting for mapping
     max_buffered_mb: PositiveInt = 512  # pixels of all frames on their way through the engine
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config import FrameTrackingConfig, RegistrationConfig
+from engine.config import RegistrationConfig
 from engine.estimators import AbsolutePose, estimate_absolute_pose, refine_absolute_pose
 from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
 from engine.sparse_map import SparseMap
@@ -49,10 +49,7 @@ class FramePoser:
     A frame whose keyframe is not registered yet waits and is posed when it is.
     """
 
-    def __init__(
-        self, *, tracking: FrameTrackingConfig, registration: RegistrationConfig, seed: int
-    ) -> None:
-        self._tracking = tracking
+    def __init__(self, *, registration: RegistrationConfig, seed: int) -> None:
         self._registration = registration
         self._seed = seed
         self._trajectory = Trajectory()

@@ -54,6 +54,8 @@ class MapUpkeep:
         """Starts a global adjustment on a copy when the map has grown enough."""
         job = await run_in(self._mapping_thread, self._pipeline.start_global_adjustment)
         if job is not None:
+            # One that is still there was given up by the pipeline, because the map was replaced.
+            await self.abandon_adjustment()
             self._adjustment = asyncio.create_task(
                 run_in(self._adjusting_thread, self._adjust, job), name="global adjustment"
             )

@@ -87,7 +87,6 @@ class MappingPipeline:
         self._map = self._new_map()
         self._num_maps = 0  # adopted so far, each better than the one before
         self._poser = FramePoser(
-            tracking=config.frame_tracking,
             registration=config.registration,
             seed=config.runtime.seed,
         )

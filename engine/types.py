@@ -297,7 +297,7 @@ class MapView:
     image_sizes: Int64Array  # (K, 2) width, height
     points3D_in_world: Float32Array  # (P, 3)
     colors: Uint8Array  # (P, 3) RGB
-    chunk_ids: Int64Array  # (P,) the keyframe that first observed each point
+    chunk_ids: Int64Array  # (P,) the keyframe that made each point
     edges: Int64Array  # (E, 2) frame ids of verified pairs
     edge_reasons: tuple[PairReason, ...]  # (E,)
 

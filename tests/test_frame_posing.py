@@ -11,7 +11,7 @@ import pytest
 from synthetic import SyntheticCamera, SyntheticWorld, grow, map_of_keyframes, straight_path
 
 from engine import frame_posing
-from engine.config import FrameTrackingConfig, RegistrationConfig
+from engine.config import RegistrationConfig
 from engine.estimators import AbsolutePose, refine_absolute_pose
 from engine.frame_posing import FramePoser
 from engine.geometry import camera_center, compose_poses, invert_pose, rotation_from_vector
@@ -45,7 +45,7 @@ def map_with(world: SyntheticWorld, registered: tuple[int, ...]) -> SparseMap:
 
 
 def poser_with(world: SyntheticWorld) -> FramePoser:
-    poser = FramePoser(tracking=FrameTrackingConfig(), registration=RegistrationConfig(), seed=0)
+    poser = FramePoser(registration=RegistrationConfig(), seed=0)
     for frame_id in KEYFRAMES:
         poser.add_keyframe(world.keyframe(frame_id))
     return poser
