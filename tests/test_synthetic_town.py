@@ -23,6 +23,7 @@ from adapters.sources.synthetic_town_world import (
     TownLayout,
     lay_out_town,
 )
+from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.types import Float64Array, Frame, FrameId, RejectedFrame
 
@@ -411,3 +412,13 @@ def test_a_spec_that_does_not_fit_is_refused_in_clear_words(spec: str, words: st
         parse_town_spec(spec)
     assert words in str(caught.value)
     assert spec in str(caught.value)
+
+
+def test_the_configuration_takes_some_frames_of_the_flight() -> None:
+    options = TownOptions(num_frames=20, width=160, height=120)
+    config = SourcesConfig(every_nth_frame=3, max_frames=4)
+    town = SyntheticTown(options, next_frame_id=lambda: FrameId(1), config=config)
+
+    whole = SyntheticTown(options, next_frame_id=lambda: FrameId(1)).ground_truth()
+    assert town.num_frames == 4
+    assert [time_s for time_s, _ in town.ground_truth()] == [whole[i][0] for i in (0, 3, 6, 9)]

@@ -34,7 +34,9 @@ def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameS
     if scheme.lower() == "synthetic" and re.match(r"town(\?|$)", name):
         from adapters.sources.synthetic_town import SyntheticTown, parse_town_spec
 
-        return SyntheticTown(parse_town_spec(spec), next_frame_id=next_frame_id)
+        return SyntheticTown(
+            parse_town_spec(spec), next_frame_id=next_frame_id, config=config.sources
+        )
     # The rest of the spec stays out of the message: it may hold a password.
     raise SourceError(f"{scheme}: is no kind of source, nor is there such a file; use {_KINDS}")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from adapters.sources.synthetic_town_flight import PathName, fly
 from adapters.sources.synthetic_town_world import TownLayout, lay_out_town
+from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.types import (
     Float32Array,
@@ -136,8 +137,16 @@ class SyntheticTown:
     seconds.
     """
 
-    def __init__(self, options: TownOptions, *, next_frame_id: FrameIds) -> None:
+    def __init__(
+        self,
+        options: TownOptions,
+        *,
+        next_frame_id: FrameIds,
+        config: SourcesConfig = SourcesConfig(),  # noqa: B008 - frozen
+    ) -> None:
         self.options = options
+        taken = range(0, options.num_frames, config.every_nth_frame)
+        self._taken = taken[: config.max_frames] if config.max_frames else taken
         self.layout: TownLayout = lay_out_town(options.seed)
         self._next_frame_id = next_frame_id
         focal_x, focal_y, center_x, center_y = self.intrinsics
@@ -170,8 +179,8 @@ class SyntheticTown:
 
     @property
     def num_frames(self) -> int:
-        """Length of the flight."""
-        return self.options.num_frames
+        """Frames of the flight that are taken."""
+        return len(self._taken)
 
     @property
     def intrinsics(self) -> tuple[float, float, float, float]:
@@ -184,8 +193,8 @@ class SyntheticTown:
         return index / self.options.fps
 
     def ground_truth(self) -> list[tuple[float, Float64Array]]:
-        """Capture time and exact ``cam_from_world`` (3, 4), metres, of every frame."""
-        return [(self.captured_at_s(index), pose) for index, pose in enumerate(self._poses)]
+        """Capture time and exact ``cam_from_world`` (3, 4), metres, of every frame taken."""
+        return [(self.captured_at_s(index), self._poses[index]) for index in self._taken]
 
     def render(self, index: int) -> RenderedFrame:
         """Draws one frame, blocking; frames may be drawn in any order."""
@@ -195,7 +204,7 @@ class SyntheticTown:
 
     async def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
         """Yields the flight's frames in order, each drawn in a thread when it is asked for."""
-        for index in range(self.num_frames):
+        for index in self._taken:
             rendered = await asyncio.to_thread(self.render, index)
             yield Frame(
                 frame_id=self._next_frame_id(),
