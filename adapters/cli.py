@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from adapters.native_log import native_log_captured
 from adapters.views.rerun_view import ViewMode
 from engine.errors import ConfigError, EngineError
 
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
 NOTHING_MADE = 1
 REFUSED = 2
 
+_WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
 
 app = typer.Typer(
     name="livesfm",
-    help="Live camera feeds into a growing, bundle-adjusted COLMAP model.",
+    help="Videos and photos into a growing, bundle-adjusted COLMAP model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -149,7 +152,8 @@ def export(
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
             raise ConfigError("say what to export: --undistort, --ply, --nerfstudio, --tum")
-        written = export_run(run_folder, to, formats=formats)
+        with native_log_captured():
+            written = export_run(run_folder, to, formats=formats)
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
 
 
@@ -166,7 +170,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="livesfm: %(message)s")
     app()
 
 
@@ -216,9 +220,13 @@ def _finish(outcome: RunOutcome) -> NoReturn:
     is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
     typer.echo(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
-        + ("" if is_made else "; no map could be made")
+        + ("" if is_made else f"; no map could be made{_WHY_NO_MAP}")
         + ("; the run broke off, see the errors above" if is_broken else "")
     )
+    recording = outcome.path / "recording.rrd"
+    if is_made and recording.exists():
+        viewer = Path(sys.executable).with_name("rerun")
+        typer.echo(f"look at it again: {os.path.relpath(viewer)} {recording}")
     raise typer.Exit(0 if is_made and not is_broken else NOTHING_MADE)
 
 

@@ -37,7 +37,6 @@ _CORE = {  # distribution: what it is for
     "typer": "command line",
     "rich": "progress on the terminal",
 }
-_EXTRAS = {"aiomqtt": ("MQTT", "mqtt"), "aiohttp": ("phone page", "phone")}
 
 
 def examine() -> list[Finding]:
@@ -61,7 +60,7 @@ def findings_table(findings: list[Finding]) -> Table:
 
 def is_core_ready(findings: list[Finding]) -> bool:
     """Whether the default run works."""
-    optional = {name for name, _ in _EXTRAS.values()} | {"GPU", "viewer window"}
+    optional = {"GPU", "viewer window"}
     return all(finding.is_ready for finding in findings if finding.part not in optional)
 
 
@@ -76,10 +75,6 @@ def _packages() -> list[Finding]:
         version = _version(name)
         detail = f"{version}, {purpose}" if version else f"missing: {purpose} needs it"
         findings.append(Finding(part=name, is_ready=version is not None, detail=detail))
-    for name, (purpose, extra) in _EXTRAS.items():
-        version = _version(name)
-        detail = version or f"not installed: pip install 'livesfm[{extra}]'"
-        findings.append(Finding(part=purpose, is_ready=version is not None, detail=detail))
     return findings
 
 

@@ -138,7 +138,10 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     from rich.table import Table
 
     table = Table(
-        title=f"{evaluation.run} against {evaluation.reference} (by {evaluation.clock})",
+        title=(
+            f"{evaluation.run} against {evaluation.reference}, "
+            f"matched by {evaluation.clock.replace('_', ' ')}"
+        ),
         caption=(
             f"{evaluation.num_registered_keyframes} of {evaluation.num_keyframes} keyframes "
             f"registered; {evaluation.num_referenced_frames} of {evaluation.num_frames} frames "
@@ -269,6 +272,8 @@ def _reference_of_frames(
     frames: Sequence[_FrameRow], reference: Path
 ) -> tuple[ReferenceClock, Float64Array]:
     """The clock of the reference, and its poses (F, 3, 4), NaN where a frame has none."""
+    if len({frame.captured_at_s for frame in frames}) < len(frames):
+        raise ConfigError("frames share capture times, so a trajectory cannot tell them apart")
     poses = read_tum(reference)
     times = {ReferenceClock.CAPTURE_TIME: [frame.captured_at_s for frame in frames]}
     if len({frame.source for frame in frames}) == 1:
@@ -396,7 +401,7 @@ def _table_column(score: TrajectoryScore | None) -> dict[str, str]:
         "ATE after Sim(3)": f"{error.rmse:.4g}" if error else "-",
         "  % of the extent": f"{error.rmse_percent_of_extent:.3f}" if error else "-",
         "  largest": f"{error.max:.4g}" if error else "-",
-        "ATE after SE(3)": f"{error.rmse_rigid:.4g}" if error else "-",
+        "ATE at the map's own scale": f"{error.rmse_rigid:.4g}" if error else "-",
         "scale": f"{error.scale:.5g}" if error else "-",
         "AUC@5 deg": f"{score.auc_5_deg:.3f}" if score else "-",
         "AUC@10 deg": f"{score.auc_10_deg:.3f}" if score else "-",

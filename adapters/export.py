@@ -73,6 +73,7 @@ def export(run: Path, to: Path, *, formats: Collection[ExportFormat]) -> Export:
             fit the format.
         SnapshotError: the files cannot be written, or images of the map are missing.
     """
+    to = to.resolve()
     model = run / "latest" / "sparse" / "0"
     if not formats:
         raise ConfigError("an export needs at least one format")

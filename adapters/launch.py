@@ -82,6 +82,8 @@ async def _run(
     from engine.run_folder import RunFolder
     from engine.runtime import Engine
 
+    # Before a former run is replaced: a view that cannot open must not cost it.
+    _check_live_view(config, options)
     folder = RunFolder.create(
         options.path, config_text=dump_config(config), overwrite=options.overwrite
     )
@@ -141,7 +143,7 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[FrameSource]:
     """Opens what can be opened.
 
     Raises:
-        SourceError: nothing can be opened, nor does any of it exist.
+        ConfigError: nothing can be opened, nor does any of it exist.
     """
     from adapters.sources.factory import open_source
 
@@ -157,7 +159,7 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[FrameSource]:
             sources.append(_RefusedSource(label=label, error=error))
             refused.append(error)
     if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
-        raise refused[0]
+        raise ConfigError(str(refused[0])) from refused[0]
     return sources
 
 
@@ -169,6 +171,14 @@ def _refuse_own_input(options: LaunchOptions) -> None:
     for spec in options.sources:
         if os.path.exists(spec) and Path(spec).resolve().is_relative_to(target):
             raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
+
+
+def _check_live_view(config: Config, options: LaunchOptions) -> None:
+    """Refuses a live view whose ports are taken or that has no screen."""
+    if options.view_mode in (ViewMode.SPAWN, ViewMode.SERVE):
+        from adapters.views.rerun_service import LiveServer
+
+        LiveServer(config.views, with_page=options.view_mode is ViewMode.SERVE).stop()
 
 
 def _open_views(

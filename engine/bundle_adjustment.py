@@ -230,13 +230,18 @@ def _bring_back(
         sparse_map.set_pose(frame_id, moves.pose(sparse_map.cam_from_world(frame_id)))
     for frame_id in kept:
         sparse_map.set_pose(frame_id, moves.pose_after(frame_id))
-    for camera_id, camera in copy.cameras.items():
-        sparse_map.reconstruction.camera(camera_id).params = camera.params
+    # Cameras without a keyframe in the copy may have been calibrated meanwhile.
+    for camera_id in sorted({int(copy.image(i).camera_id) for i in kept}):
+        sparse_map.reconstruction.camera(camera_id).params = copy.camera(camera_id).params
     sparse_map.filter_all()
 
 
 class _Moves:
-    """How the surroundings of each adjusted keyframe moved: a similarity per keyframe."""
+    """How the surroundings of each adjusted keyframe moved.
+
+    The motion is each keyframe's own; the change of scale is that around the newest of them, where
+    what was added meanwhile lies.
+    """
 
     def __init__(
         self, sparse_map: SparseMap, copy: pycolmap.Reconstruction, kept: Sequence[FrameId]

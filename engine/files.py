@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"  # unfinished work; what a crash leaves under it may be deleted
+_KEPT_NAME_CHARS = 40
 
 
 def temporary_sibling(path: Path) -> Path:
-    """Where ``path`` is prepared before it is renamed into place."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    """Where ``path`` is prepared before it is renamed into place.
+
+    A name as long as the file system allows leaves no room for more, so only its start is kept.
+    """
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name[:_KEPT_NAME_CHARS]}-{os.getpid()}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -96,6 +96,8 @@ class MapUpkeep:
         num_registered = self._pipeline.sparse_map.num_registered
         if num_registered < settings.min_registered or self._snapshot_waits:
             return
+        # Keyframes taken out of the map must not count against those that come in.
+        self._registered_at_snapshot = min(self._registered_at_snapshot, num_registered)
         new_keyframes = num_registered - self._registered_at_snapshot
         by_keyframes = 0 < settings.every_keyframes <= new_keyframes
         by_time = 0 < settings.every_s <= self._events.clock() - self._snapshot_at_s

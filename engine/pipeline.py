@@ -339,12 +339,12 @@ class MappingPipeline:
     # -- adjusting ------------------------------------------------------------------------------
 
     def _grow_existing(self, config: GrowthConfig) -> None:
-        for frame_id, registration in grow_fully(self._map, config=config).items():
+        started_s = time.monotonic()
+        grown = grow_fully(self._map, config=config)
+        each_s = (time.monotonic() - started_s) / max(1, len(grown))
+        for frame_id, registration in grown.items():
             self._note_registration(
-                frame_id,
-                registration,
-                started_s=time.monotonic(),
-                is_retry=True,
+                frame_id, registration, started_s=time.monotonic() - each_s, is_retry=True
             )
 
     def _final_adjustment(self) -> None:

@@ -126,6 +126,8 @@ class Recorder:
                 config=self._snapshots,
             )
         except SnapshotError as error:
+            # The folder may be in place and only its link missing: its number stays taken.
+            self._sequence = max(self._sequence, next_sequence(self._folder.path))
             self._failed("snapshots", error)
             return
         self._sequence += 1

@@ -256,7 +256,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _delete_former_run(path: Path, *, overwrite: bool) -> None:
     """Deletes what a run wrote into the folder, and nothing else."""
     if not overwrite:
-        raise ConfigError(f"{path}: exists and is not empty; choose another folder or overwrite it")
+        raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
     if not _is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
     for entry in path.iterdir():

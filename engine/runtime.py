@@ -233,6 +233,9 @@ class Engine:
 
     async def _map(self) -> bool:
         is_sound = await self._attempt(self._map_items(), what="mapping")
+        if not is_sound:
+            # Lets go who waits for the memory of frames that will never be mapped.
+            await self._frames.end()
         while not is_sound and await self._items.get() is not None:
             continue  # never mapped: these frames are told as stopped at the end
         return is_sound

@@ -313,7 +313,7 @@ except SystemExit:
         timeout=TIMEOUT_S,
         check=True,
     )
-    assert done.stderr == "WARNING engine.test: told\n"
+    assert done.stderr == "livesfm: told\n"
 
 
 def test_figures_can_be_asked_for_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_failed_registration_and_a_warning_are_told_with_their_level() -> None
     assert note is not None
     assert (note.level, note.text) == (
         NoteLevel.INFO,
-        "frame 5 not registered yet: 7 of 40 correspondences fit",
+        "frame 5 waits for better evidence: 7 of 40 matches agree",
     )
     assert warning is not None
     assert (warning.level, warning.text) == (NoteLevel.WARNING, "disk nearly full")

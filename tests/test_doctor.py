@@ -45,11 +45,6 @@ def test_what_the_core_needs_is_what_the_package_installs() -> None:
     assert set(doctor._CORE) == required
 
 
-def test_every_extra_for_users_is_told() -> None:
-    extras = set(PYPROJECT["project"]["optional-dependencies"]) - {"dev"}
-    assert {extra for _, extra in doctor._EXTRAS.values()} == extras
-
-
 @pytest.mark.parametrize("package", sorted(doctor._CORE))
 def test_a_missing_package_of_the_core_is_told_with_what_needs_it(
     monkeypatch: pytest.MonkeyPatch, package: str
@@ -59,17 +54,6 @@ def test_a_missing_package_of_the_core_is_told_with_what_needs_it(
     assert not found.is_ready
     assert doctor._CORE[package] in found.detail
     assert not is_core_ready(examine())
-
-
-def test_missing_extras_tell_what_to_install_and_the_core_is_ready_without(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    without(monkeypatch, "aiomqtt", "aiohttp")
-    findings = examine()
-    assert is_core_ready(findings)
-    text = text_of(findings)
-    assert "pip install 'livesfm[mqtt]'" in text
-    assert "pip install 'livesfm[phone]'" in text
 
 
 def test_an_old_python_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:

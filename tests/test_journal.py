@@ -16,6 +16,7 @@ import pycolmap
 import pytest
 
 from engine.errors import JournalError
+from engine.files import write_atomically
 from engine.journal import Journal, encode_keyframe_image
 from engine.types import (
     Features,
@@ -437,3 +438,10 @@ def test_a_frame_without_jpeg_is_encoded_in_rgb(name: str, tolerance: int) -> No
     assert bgr is not None
     difference = np.abs(bgr[..., ::-1].astype(int) - frame().pixels)
     assert difference.max() <= tolerance
+
+
+def test_an_image_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("図" * 83 + ".jpg")  # 253 bytes
+    write_atomically(path, b"bytes")
+    assert path.read_bytes() == b"bytes"
+    assert list(tmp_path.iterdir()) == [path]

@@ -21,7 +21,7 @@ from adapters.sources.synthetic_town import parse_town_spec
 from adapters.views.console import ConsoleView
 from adapters.views.rerun_view import RerunView, ViewMode
 from engine.config import Config
-from engine.errors import ConfigError, JournalError, SourceError
+from engine.errors import ConfigError, JournalError
 from engine.journal import Journal
 from engine.ports import FrameSource
 from engine.runtime import StoppedBy
@@ -110,7 +110,7 @@ def test_one_source_that_cannot_be_opened_does_not_stop_the_others(
 
 
 def test_sources_of_which_none_exists_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"none\.mp4: no such file or folder"):
+    with pytest.raises(ConfigError, match=r"none\.mp4: no such file or folder"):
         launch(QUIET, options(tmp_path / "run", "none.mp4", "carrier-pigeon:3"))
     assert not (tmp_path / "run").exists()
 

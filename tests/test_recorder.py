@@ -16,6 +16,7 @@ from fake_runs import JPEG, frame_of, rejected, trajectory_lines, world_of
 from synthetic import grown_map
 
 from engine import recorder as recorder_module
+from engine import snapshots as snapshots_module
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
@@ -303,3 +304,16 @@ def test_closing_tells_what_cannot_be_closed(
     recording.recorder.close()
     assert len(recording.warnings()) == 1
     assert closed == [True]
+
+
+def test_a_snapshot_whose_link_could_not_be_moved_does_not_block_the_next(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots_module, "link_atomically", full_disk)
+        recording.recorder.snapshot(model(), facts={})
+    assert not (recording.path / "latest").exists()
+
+    recording.recorder.snapshot(model(), facts={})
+    assert (recording.path / "latest").resolve().name == "000002"
+    assert recording.recorder.num_failed_writes == 1

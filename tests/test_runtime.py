@@ -691,3 +691,20 @@ def test_poses_agree_with_the_true_ones(tmp_path: Path) -> None:
     assert true_from_map is not None
     placed = np.array([true_from_map * center for center in centers])
     assert np.abs(placed - true_centers).max() < 1e-6 * world.extent
+
+
+def test_mapping_that_breaks_while_frames_wait_for_memory_still_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_at_once(self: MappingPipeline, keyframe: Any) -> None:
+        raise RuntimeError("CHECK failed")
+
+    monkeypatch.setattr(MappingPipeline, "add_keyframe", break_at_once)
+    megabyte = np.zeros((600, 600, 3), np.uint8)  # a lone frame fills the budget
+    outcome, written = run_world(
+        tmp_path / "run",
+        sources=[source(frames(1, 8, pixels=megabyte))],
+        settings=["sources.max_buffered_mb=1"],
+    )
+    assert outcome.stopped_by is StoppedBy.FAILURE
+    assert set(written.statuses) == {"dropped:stopped"}

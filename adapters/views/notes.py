@@ -92,8 +92,7 @@ def _mapping(event: Event) -> str | None:
             pair = f"{event.first} and {event.second}"
             return f"map started from frames {pair}: {event.num_points3D:,} points{again}"
         case RegistrationFailed() if event.status is not RegistrationStatus.WAITING_FOR_MAP:
-            inliers = f"{event.num_inliers} of {event.num_correspondences} correspondences fit"
-            return f"frame {event.frame_id} not registered yet: {inliers}"
+            return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
         case BundleAdjusted():
@@ -104,3 +103,9 @@ def _mapping(event: Event) -> str | None:
             errors = f"{before_px:.2f} to {after_px:.2f} px"
             return f"global bundle adjustment of {event.num_keyframes} keyframes: {errors}"
     return None
+
+
+def _evidence(event: RegistrationFailed) -> str:
+    if event.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES:
+        return "too few matches with the map so far"
+    return f"{event.num_inliers} of {event.num_correspondences} matches agree"
