@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 FrameId = NewType("FrameId", int)  # 1, 2, 3, ... in order of arrival; equals COLMAP's image_id
-Point3DId = NewType("Point3DId", int)
 
 Float64Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]

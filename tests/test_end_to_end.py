@@ -129,7 +129,7 @@ def test_the_demo_tells_its_accuracy(town_run: Path, monkeypatch: pytest.MonkeyP
     result = livesfm("demo", "--out", town_run)
     assert result.exit_code == 0
     assert "% of the extent" in result.stdout
-    assert result.stdout.endswith(f"{town_run}: 20 of 20 keyframes registered\n")
+    assert f"{town_run}: 20 of 20 keyframes registered\n" in result.stdout
 
 
 def test_it_is_exported_for_other_tools(town_run: Path, tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_a_folder_that_exists_is_refused_until_it_may_be_replaced(
 
 def test_a_source_that_does_not_exist_makes_no_folder(tmp_path: Path) -> None:
     result = reconstruct(tmp_path / "none", tmp_path / "run")
-    assert result.exit_code == cli.NOTHING_MADE
+    assert result.exit_code == cli.REFUSED
     assert "no such file or folder" in result.stderr
     assert os.listdir(tmp_path) == []
 
