@@ -1,1 +1,1 @@
-"""LiveSfM: live camera feeds into a growing, bundle-adjusted COLMAP model."""
+"""LiveSfM: videos and photos into a growing, bundle-adjusted COLMAP model."""
