@@ -44,6 +44,7 @@ from engine.sparse_map import Registration, SparseMap
 from engine.types import (
     FrameId,
     FramePose,
+    ImagePair,
     Keyframe,
     MapView,
     RegistrationStatus,
@@ -91,6 +92,7 @@ class MappingPipeline:
             seed=config.runtime.seed,
         )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
+        self._evidence_used: set[ImagePair] = set()
         self._in_flight: GlobalAdjustment | None = None
         self._keyframes_since_start = 0
         self._loop_waits_for_adjustment = False
@@ -267,8 +269,9 @@ class MappingPipeline:
     def _repair(self, frame_id: FrameId) -> None:
         """Takes out keyframes that the new one shows to be misplaced; they are tried again."""
         misplacement = find_misplacement(self._map, frame_id)
-        if misplacement is None:
-            return
+        if misplacement is None or misplacement.evidence in self._evidence_used:
+            return  # taking the same keyframes out for the same reason would change nothing
+        self._evidence_used.add(misplacement.evidence)
         take_out(self._map, misplacement)
         self._starts.distrust(misplacement.misleading)
         self.abandon_adjustment()  # it knows them in the wrong place
@@ -309,6 +312,7 @@ class MappingPipeline:
         if built is None or built.sparse_map.num_registered <= self._map.num_registered:
             return
         self.abandon_adjustment()
+        self._evidence_used.clear()
         self._map = built.sparse_map
         self._num_maps += 1
         self._schedule.done(self._map.num_registered)

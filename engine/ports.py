@@ -22,7 +22,7 @@ class FrameIds(Protocol):
     """Gives out frame ids, 1, 2, 3, ..., one counter for all sources of a run."""
 
     def __call__(self) -> FrameId:
-        """The next id; called on the event loop's thread or one source's thread at a time."""
+        """The next id; several sources' threads may ask at the same time."""
 
 
 class FrameSource(Protocol):
@@ -55,7 +55,11 @@ class FrameSource(Protocol):
 
 
 class PairMatcher(Protocol):
-    """Describes keyframes and matches pairs of them. Blocking; called from one thread at a time."""
+    """Describes keyframes and matches pairs of them. Blocking.
+
+    One thread describes and another matches, possibly at the same time: an implementation whose two
+    methods share state guards it itself.
+    """
 
     @property
     def name(self) -> str:
