@@ -307,7 +307,22 @@ class Engine:
             self._views.offer_map(await run_in(self._mapping_thread, self._pipeline.view))
 
     async def _close(self) -> RunOutcome:
-        """Settles what is left, writes the summary and lets everything go."""
+        """Reports the run and lets everything go, whatever the report meets."""
+        try:
+            return await self._report()
+        finally:
+            await run_in(self._io_thread, self._recorder.close)
+            await asyncio.to_thread(self._views.close)
+            for thread in (
+                self._tracking_thread,
+                self._mapping_thread,
+                self._adjusting_thread,
+                self._io_thread,
+            ):
+                thread.shutdown(wait=False)
+
+    async def _report(self) -> RunOutcome:
+        """Settles what is left and writes the summary."""
         await self._upkeep.abandon_adjustment()
         for frame in self._frames.frames_in_engine:
             self._events.frame_dropped(
@@ -325,15 +340,6 @@ class Engine:
         )
         await run_in(self._io_thread, self._recorder.summary, outcome.summary)
         await run_in(self._io_thread, self._recorder.events, self._take_events())
-        await run_in(self._io_thread, self._recorder.close)
-        await asyncio.to_thread(self._views.close)
-        for thread in (
-            self._tracking_thread,
-            self._mapping_thread,
-            self._adjusting_thread,
-            self._io_thread,
-        ):
-            thread.shutdown(wait=False)
         return outcome
 
     def _outcome(self) -> RunOutcome:

@@ -266,7 +266,6 @@ class RegistrationStatus(StrEnum):
     """What became of a keyframe in the map."""
 
     REGISTERED = "registered"
-    WAITING_FOR_MAP = "waiting_for_map"
     TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
     TOO_FEW_INLIERS = "too_few_inliers"
 

@@ -154,8 +154,7 @@ def test_routine_events_are_not_worth_a_line() -> None:
         num_inliers=60,
     )
 
-    waiting = registration_failed(RegistrationStatus.WAITING_FOR_MAP)
-    for event in (pair, waiting, registered(3, 3, 90), posed(3, 0.1)):
+    for event in (pair, registered(3, 3, 90), posed(3, 0.1)):
         assert note_of(event, counters) is None
 
 

@@ -91,7 +91,7 @@ def _mapping(event: Event) -> str | None:
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
             pair = f"{event.first} and {event.second}"
             return f"map started from frames {pair}: {event.num_points3D:,} points{again}"
-        case RegistrationFailed() if event.status is not RegistrationStatus.WAITING_FOR_MAP:
+        case RegistrationFailed():
             return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
