@@ -25,6 +25,7 @@ from engine.errors import ConfigError, EngineError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from adapters.doctor import Weights
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.runtime import RunOutcome
@@ -158,12 +159,15 @@ def export(
 
 
 @app.command()
-def doctor() -> None:
-    """Tells what is installed and what can run here."""
+def doctor(config: ConfigOption = None, settings: SettingOption = None) -> None:
+    """Tells what is installed and what can run here, and how to get weights."""
     from adapters.doctor import examine, findings_table, is_core_ready
 
-    findings = examine()
+    with _told_errors():
+        weights = _mast3r_weights(_load(config, settings))
+    findings = examine([weights])
     _print_table(findings_table(findings))
+    typer.echo(weights.note())
     if not is_core_ready(findings):
         raise typer.Exit(NOTHING_MADE)
 
@@ -172,6 +176,20 @@ def main() -> None:
     """Entry point of the console script."""
     logging.basicConfig(level=logging.WARNING, format="livesfm: %(message)s")
     app()
+
+
+def _mast3r_weights(config: Config) -> Weights:
+    from adapters.doctor import Weights
+    from adapters.matchers.mast3r.weights import WEIGHTS_LICENCE, download_command
+
+    checkpoint = config.mast3r.checkpoint
+    return Weights(
+        matcher="mast3r",
+        setting="mast3r.checkpoint",
+        path=Path(checkpoint).expanduser() if checkpoint else None,
+        licence=WEIGHTS_LICENCE,
+        how_to_get=download_command(),
+    )
 
 
 def _load(config: list[Path] | None, settings: list[str] | None) -> Config:

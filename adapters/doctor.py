@@ -7,7 +7,9 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,13 +23,37 @@ class Finding:
     part: str
     is_ready: bool
     detail: str
+    is_optional: bool = False  # the default run works without it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What a matcher needs besides its code."""
+
+    matcher: str
+    setting: str  # section.key=value of the configuration that names them
+    path: Path | None  # where the configuration says they are
+    licence: str
+    how_to_get: str  # a command
+
+    @property
+    def is_there(self) -> bool:
+        """Whether something lies where they should be."""
+        return self.path is not None and self.path.exists()
+
+    def note(self) -> str:
+        """What a user must know of them, in lines to copy from."""
+        lines = [f"matcher {self.matcher}: {self.licence}"]
+        if not self.is_there:
+            lines.append(f"To get them:\n  {self.how_to_get}")
+        return "\n".join(lines)
 
 
 _CORE = {  # distribution: what it is for
     "numpy": "arrays",
     "pycolmap": "map and bundle adjustment",
     "opencv-python-headless": "SIFT and optical flow",
-    "torch": "descriptor matching",
+    "torch": "descriptor matching and networks",
     "threadpoolctl": "sharing the cores",
     "networkx": "scene graph",
     "av": "video files",
@@ -39,9 +65,14 @@ _CORE = {  # distribution: what it is for
 }
 
 
-def examine() -> list[Finding]:
-    """Looks at the interpreter, the packages, the processor and the matchers."""
-    return [_python(), *_packages(), _processor(), _gpu(), _matcher(), _viewer()]
+def examine(weights: Sequence[Weights] = ()) -> list[Finding]:
+    """Looks at the interpreter, the packages, the processor and the matchers.
+
+    Args:
+        weights: what matchers need that do not come with LiveSfM.
+    """
+    learned = [_learned_matcher(needed) for needed in weights]
+    return [_python(), *_packages(), _processor(), _gpu(), _sift(), *learned, _viewer()]
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -60,8 +91,7 @@ def findings_table(findings: list[Finding]) -> Table:
 
 def is_core_ready(findings: list[Finding]) -> bool:
     """Whether the default run works."""
-    optional = {"GPU", "viewer window"}
-    return all(finding.is_ready for finding in findings if finding.part not in optional)
+    return all(finding.is_ready for finding in findings if not finding.is_optional)
 
 
 def _python() -> Finding:
@@ -88,18 +118,36 @@ def _processor() -> Finding:
 
 def _gpu() -> Finding:
     if importlib.util.find_spec("torch") is None:
-        return Finding(part="GPU", is_ready=False, detail="torch is not installed")
-    import torch
+        ready, detail = False, "torch is not installed"
+    else:
+        import torch
 
-    if not torch.cuda.is_available():
-        return Finding(part="GPU", is_ready=False, detail="no CUDA device; none is needed")
-    return Finding(part="GPU", is_ready=True, detail=torch.cuda.get_device_name())
+        ready = torch.cuda.is_available()
+        detail = (
+            torch.cuda.get_device_name()
+            if ready
+            else "no CUDA device; only the learned matchers are slow without one"
+        )
+    return Finding(part="GPU", is_ready=ready, detail=detail, is_optional=True)
 
 
-def _matcher() -> Finding:
+def _sift() -> Finding:
     ready = _version("opencv-python-headless") is not None and _version("torch") is not None
     return Finding(
         part="matcher sift", is_ready=ready, detail="no weights needed; free to use (Apache-2.0)"
+    )
+
+
+def _learned_matcher(needed: Weights) -> Finding:
+    if needed.path is None:
+        detail = f"its weights are not configured: --set {needed.setting}=PATH"
+    else:
+        detail = f"weights {needed.path}" + ("" if needed.is_there else ", which is not there")
+    return Finding(
+        part=f"matcher {needed.matcher}",
+        is_ready=needed.is_there and _version("torch") is not None,
+        detail=detail,
+        is_optional=True,
     )
 
 
@@ -113,8 +161,12 @@ def _viewer() -> Finding:
     elif not has_screen:
         problem = "no screen here: --view serve shows the run in a browser"
     else:
-        return Finding(part="viewer window", is_ready=True, detail="--view spawn opens it")
-    return Finding(part="viewer window", is_ready=False, detail=problem)
+        return _viewer_window(is_ready=True, detail="--view spawn opens it")
+    return _viewer_window(is_ready=False, detail=problem)
+
+
+def _viewer_window(*, is_ready: bool, detail: str) -> Finding:
+    return Finding(part="viewer window", is_ready=is_ready, detail=detail, is_optional=True)
 
 
 def _version(distribution: str) -> str | None:

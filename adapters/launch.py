@@ -16,7 +16,7 @@ from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.views.rerun_view import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
-from engine.ports import FrameIds, FrameSource, PairMatcher, View
+from engine.ports import FrameIds, FrameSource, PairMatcher, PlaceIndex, View
 from engine.types import Float64Array, Frame, FrameId, RejectedFrame
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ async def _run(
     from engine.run_folder import RunFolder
     from engine.runtime import Engine
 
-    # Before a former run is replaced: a view that cannot open must not cost it.
+    # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
+    matcher, places = _matching(config, sources)
     folder = RunFolder.create(
         options.path, config_text=dump_config(config), overwrite=options.overwrite
     )
@@ -93,7 +94,8 @@ async def _run(
             config,
             folder=folder,
             sources=sources,
-            matcher=_matcher(config, sources),
+            matcher=matcher,
+            places=places,
             views=views,
             groundtruth=_groundtruth(sources),
             leave=_leave_at_once,
@@ -114,14 +116,55 @@ def _leave_at_once() -> None:
     leave_at_once()
 
 
-def _matcher(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
-    """The matcher; leaner when there are only videos."""
+def _matching(
+    config: Config, sources: Sequence[FrameSource]
+) -> tuple[PairMatcher, PlaceIndex | None]:
+    """The configured matcher, and how it finds places; None: by its descriptors.
+
+    Raises:
+        ConfigError: the matcher does not fit the sources, or its weights cannot be used.
+    """
+    match config.matching.matcher:
+        case "sift":
+            return _sift(config, sources), None
+        case "oracle":
+            return _oracle(config, sources)
+        case "mast3r":
+            from adapters.matchers.mast3r.opening import open_mast3r
+
+            return open_mast3r(config.mast3r, dense=config.dense_matching)
+
+
+def _sift(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
+    """SIFT; leaner when there are only videos."""
     from adapters.matchers.sift import SiftMatcher
 
     sift = config.sift
     if all(source.is_sequence for source in sources):
         sift = sift.model_copy(update={"max_features": sift.max_features_in_video})
     return SiftMatcher(sift)
+
+
+def _oracle(config: Config, sources: Sequence[FrameSource]) -> tuple[PairMatcher, PlaceIndex]:
+    from adapters.matchers.oracle import OracleMatcher, OraclePlaces, TrueView
+    from adapters.sources.synthetic_town import SyntheticTown
+
+    town = sources[0]
+    if len(sources) != 1 or not isinstance(town, SyntheticTown):
+        raise ConfigError("matching.matcher=oracle knows the truth of one synthetic:town only")
+
+    def truth(index: int) -> TrueView:
+        rendered = town.render(index)
+        return TrueView(
+            depth_m=rendered.depth,
+            cam_from_world=rendered.cam_from_world,
+            intrinsics=town.intrinsics,
+        )
+
+    oracle = OracleMatcher(
+        config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
+    )
+    return oracle, OraclePlaces(oracle)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

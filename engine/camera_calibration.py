@@ -6,8 +6,10 @@ Parameters live in the map; here is remembered where they come from.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 import pycolmap
 
 from engine.cameras import CalibrationOrigin, InitialCamera, initial_camera, with_focal_length
@@ -20,6 +22,7 @@ from engine.sparse_map import SparseMap
 from engine.types import Keyframe, VerifiedPair
 
 _MAX_PAIRS = 200  # a focal length is voted on by at most so many, the strongest
+_MAX_SEEN = 500  # the latest focal lengths that a matcher saw
 
 
 class CameraCalibration:
@@ -38,6 +41,7 @@ class CameraCalibration:
         self._emit = emit
         self._clock = clock
         self._initial: dict[str, InitialCamera] = {}
+        self._seen_focal_px: dict[str, deque[float]] = {}
 
     def meet(self, keyframe: Keyframe, sparse_map: SparseMap) -> None:
         """Adds a keyframe's camera to the map when it is the first of that camera.
@@ -70,32 +74,41 @@ class CameraCalibration:
             if initial.is_constant
         )
 
-    def calibrate_from_pairs(self, sparse_map: SparseMap, graph: SceneGraph) -> None:
-        """Gives cameras that nobody knows a focal length from their fundamental matrices.
+    def note_seen(self, camera_key: str, focal_px: float) -> None:
+        """Takes a focal length that a matcher saw in an image of a camera."""
+        self._seen_focal_px.setdefault(camera_key, deque(maxlen=_MAX_SEEN)).append(focal_px)
 
-        Once a keyframe of a camera is in the map, bundle adjustment knows better.
-        """
-        unknown = [
+    def is_unknown(self, camera_key: str, sparse_map: SparseMap) -> bool:
+        """Whether nobody knows a camera's focal length, nor does the map yet."""
+        return self._initial[
             camera_key
-            for camera_key, initial in self._initial.items()
-            if initial.origin is CalibrationOrigin.ASSUMED
-        ]
-        if not unknown:
-            return
-        in_map = {sparse_map.keyframe(i).camera_key for i in sparse_map.registered_ids}
-        for camera_key in unknown:
-            if camera_key not in in_map:
+        ].origin is CalibrationOrigin.ASSUMED and camera_key not in _cameras_in(sparse_map)
+
+    def calibrate_from_pairs(self, sparse_map: SparseMap, graph: SceneGraph) -> None:
+        """Gives cameras that nobody knows a focal length.
+
+        What a matcher saw counts, else the cameras' fundamental matrices. Once a keyframe of a
+        camera is in the map, bundle adjustment knows better.
+        """
+        for camera_key in self._initial:
+            if self.is_unknown(camera_key, sparse_map):
                 self._calibrate(camera_key, sparse_map, graph)
 
     def _calibrate(self, camera_key: str, sparse_map: SparseMap, graph: SceneGraph) -> None:
         camera = sparse_map.camera(camera_key)
-        pairs = sorted(_pairs_of(camera_key, graph), key=lambda pair: -pair.num_inliers)
-        focal_px = estimate_focal_length(
-            pairs[:_MAX_PAIRS], width=camera.width, height=camera.height
-        )
+        seen = self._seen_focal_px.get(camera_key)
+        if seen:
+            focal_px: float | None = float(np.median(seen))
+            origin = CalibrationOrigin.POINTMAPS
+        else:
+            pairs = sorted(_pairs_of(camera_key, graph), key=lambda pair: -pair.num_inliers)
+            focal_px = estimate_focal_length(
+                pairs[:_MAX_PAIRS], width=camera.width, height=camera.height
+            )
+            origin = CalibrationOrigin.TWO_VIEW_GEOMETRIES
         if focal_px is not None and focal_px != camera.mean_focal_length():
             sparse_map.set_camera_params(camera_key, with_focal_length(camera, focal_px))
-            self._tell(camera_key, camera, origin=CalibrationOrigin.TWO_VIEW_GEOMETRIES)
+            self._tell(camera_key, camera, origin=origin)
 
     def _tell(self, camera_key: str, camera: pycolmap.Camera, *, origin: CalibrationOrigin) -> None:
         self._emit(
@@ -106,6 +119,10 @@ class CameraCalibration:
                 how=origin.value,
             )
         )
+
+
+def _cameras_in(sparse_map: SparseMap) -> set[str]:
+    return {sparse_map.keyframe(i).camera_key for i in sparse_map.registered_ids}
 
 
 def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:

@@ -18,6 +18,7 @@ class CalibrationOrigin(StrEnum):
     CONFIGURED = "configured"
     KNOWN = "known"  # the source knows it completely
     EXIF = "exif"
+    POINTMAPS = "pointmaps"  # a dense matcher saw it
     TWO_VIEW_GEOMETRIES = "two_view_geometries"
     ASSUMED = "assumed"
 

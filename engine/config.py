@@ -70,6 +70,60 @@ class FrameTrackingConfig(Section):
     max_gap_s: NonNegativeFloat = 2.0  # a moving camera gets a keyframe at least this often; 0: off
 
 
+class MatchingConfig(Section):
+    """Which matcher relates keyframes, and what it may tell besides matches."""
+
+    matcher: Literal["sift", "mast3r", "oracle"] = "sift"  # oracle: true matches of synthetic:town
+    use_focal_lengths: bool = True  # of a matcher that sees them, for cameras nobody knows
+    metric_scale: Literal["off", "report", "apply"] = "report"  # of a matcher that sees metres
+
+
+class DenseMatchingConfig(Section):
+    """How matches of a dense matcher become keypoints; radii are at an image edge of 1000 px."""
+
+    max_corners: NonNegativeInt = 1024  # keypoints of a keyframe at corners, which flow can follow
+    max_keypoints: Annotated[int, Field(ge=16)] = 4096  # the rest are free rows on a grid
+    max_query_points: PositiveInt = 2048  # keypoints of each image looked up in the other
+    min_confidence: Ratio = 0.5  # of a match
+    border_px: NonNegativeFloat = 6.0  # matches this close to an image's edge are left out
+    max_matches_per_pair: PositiveInt = 2000  # the most confident, spread over the image
+    merge_radius_px: Annotated[float, Field(ge=0.5)] = (
+        2.0  # ends this close to a keypoint become that keypoint
+    )
+    expected_radius_px: PositiveFloat = 6.0  # the same, where third keyframes lead to it
+
+
+class Mast3rConfig(Section):
+    """The MASt3R matcher."""
+
+    checkpoint: str = ""  # the public .pth file, or a folder of config.json and model.safetensors
+    retrieval_checkpoint: str = ""  # the public _retrieval_trainingfree.pth; "": pooled tokens
+    implementation: Literal["native", "upstream"] = "native"
+    upstream_root: str = ""  # a checkout of upstream's repository; "": the installed package
+    device: str = "auto"  # auto: cuda when there is one; cpu, cuda, cuda:1
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on GPUs
+    image_edge_px: Annotated[int, Field(ge=64, le=2048)] = 512  # longer edge the network sees
+    batch_pairs: PositiveInt = 8  # decoded together
+    symmetric: bool = False  # decode each pair in both orders: twice the work, more matches
+    scheme: Literal["queries", "fast_reciprocal"] = "queries"
+    reciprocal_tolerance_px: NonNegativeFloat = 1.0  # network px between a query and the way back
+    subsample: PositiveInt = 8  # network px between the seeds of fast_reciprocal
+    device_cache_mb: NonNegativeInt = 2048  # encoded keyframes kept on the device
+    host_cache_mb: NonNegativeInt = 2048  # kept in main memory; what does not fit goes to disk
+
+
+class OracleConfig(Section):
+    """The matcher that knows the truth of synthetic:town, and how it spoils it."""
+
+    noise_px: NonNegativeFloat = 1.0  # standard deviation of a match's far end, in x and in y
+    outlier_ratio: Ratio = 0.1  # matches that end anywhere in the other image
+    dropped_ratio: Ratio = 0.0  # of the image's cells, in which nothing is matched
+    exposed_outlier_ratio: Ratio = 0.0  # of the outliers, those that low confidence gives away
+    depth_noise_ratio: NonNegativeFloat = 0.05  # standard deviation of depths, relative
+    tells_focal_length: bool = True
+    tells_depths: bool = True
+
+
 class SiftConfig(Section):
     """The SIFT matcher."""
 
@@ -208,6 +262,10 @@ class Config(Section):
     sources: SourcesConfig = SourcesConfig()
     cameras: CamerasConfig = CamerasConfig()
     frame_tracking: FrameTrackingConfig = FrameTrackingConfig()
+    matching: MatchingConfig = MatchingConfig()
+    dense_matching: DenseMatchingConfig = DenseMatchingConfig()
+    mast3r: Mast3rConfig = Mast3rConfig()
+    oracle: OracleConfig = OracleConfig()
     sift: SiftConfig = SiftConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     scene_graph: SceneGraphConfig = SceneGraphConfig()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.config import RegistrationConfig, TwoViewConfig
 from engine.geometry import image_scale, rotation_from_vector, transform_points
-from engine.types import Float64Array, PairMatches, PairReason, VerifiedPair
+from engine.types import Float64Array, PairMatches, VerifiedPair
 
 _USAC_CONFIDENCE = 0.9999
 _USAC_MAX_ITERATIONS = 5000
@@ -30,6 +30,15 @@ _MIN_FOCAL_CONTRAST = 0.01  # between the best focal length's gap and the typica
 
 _MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
 _CONVERGED_RAD = 1e-7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VerifiedMatches:
+    """Matches that agree on one two-view geometry."""
+
+    inliers: PairMatches
+    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention
+    homography_inlier_ratio: float  # inliers that one plane or a pure rotation explains, 0..1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,15 +63,9 @@ class AbsolutePose:
         return int(self.inlier_mask.sum())
 
 
-def verify_pair(
-    matches: PairMatches,
-    points1_xy: Float64Array,
-    points2_xy: Float64Array,
-    *,
-    reason: PairReason,
-    image_size: tuple[int, int],
-    config: TwoViewConfig,
-) -> VerifiedPair | None:
+def verify_matches(
+    matches: PairMatches, *, image_size: tuple[int, int], config: TwoViewConfig
+) -> VerifiedMatches | None:
     """Keeps the matches that one epipolar geometry explains; None when there are too few.
 
     The fundamental matrix is found with MAGSAC++ (Barath et al., 2020), which needs no sharp inlier
@@ -70,30 +73,25 @@ def verify_pair(
 
     Args:
         matches: tentative matches.
-        points1_xy: (M, 2) px, the matches' points in the first image.
-        points2_xy: (M, 2) px, in the second.
-        reason: why the pair was tried.
         image_size: width and height that pixel thresholds scale with.
         config: thresholds.
     """
     if len(matches) < max(config.min_inliers, _MIN_POINTS_FOR_FUNDAMENTAL):
         return None
     max_error_px = config.max_error_px * image_scale(*image_size)
-    found = _find_fundamental(points1_xy, points2_xy, max_error_px=max_error_px)
+    found = _find_fundamental(matches.points1_xy, matches.points2_xy, max_error_px=max_error_px)
     if found is None:
         return None
-    fundamental, inliers = found
-    num_inliers = int(inliers.sum())
+    fundamental, is_inlier = found
+    num_inliers = int(is_inlier.sum())
     if num_inliers < config.min_inliers or num_inliers < config.min_inlier_ratio * len(matches):
         return None
-    return VerifiedPair(
-        pair=matches.pair,
-        reason=reason,
-        inlier_matches_idx=matches.matches_idx[inliers],
-        num_matches=len(matches),
+    inliers = matches.take(is_inlier)
+    return VerifiedMatches(
+        inliers=inliers,
         fundamental=fundamental,
         homography_inlier_ratio=homography_inlier_ratio(
-            points1_xy[inliers], points2_xy[inliers], max_error_px=max_error_px
+            inliers.points1_xy, inliers.points2_xy, max_error_px=max_error_px
         ),
     )
 

@@ -86,7 +86,17 @@ class CameraCalibrated(Event):
 
     camera_key: str
     focal_px: float
-    how: str  # known, exif, configured, two_view_geometries or assumed
+    how: str  # known, exif, configured, pointmaps, two_view_geometries or assumed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricScaleEstimated(Event):
+    """The matcher's depths told how long the map's unit is."""
+
+    metres_per_map_unit: float  # before it was applied
+    num_depths: int
+    spread_ratio: float  # of single depths around the scale
+    is_applied: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

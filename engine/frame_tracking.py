@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from engine.config import FrameTrackingConfig
+from engine.geometry import spread_over_image
 from engine.types import (
     Features,
     Float32Array,
@@ -26,7 +27,6 @@ from engine.types import (
 
 _FLOW_WINDOW_PX = 21
 _FLOW_LEVELS = 3
-_GRID_CELLS = 12  # per image edge; tracked keypoints are spread over the cells
 _BORDER_PX = 2.0
 
 
@@ -104,7 +104,7 @@ class FrameTracker:
         reason = self._keyframe_due(following, frame)
         if reason is not None:
             keyframe = self._keyframe(frame)
-            if len(keyframe.features) >= self._config.min_tracked_points:
+            if len(keyframe.features.fixed_rows) >= self._config.min_tracked_points:
                 return self._start(frame, keyframe, reason=reason)
         return TrackedFrame(
             frame_id=frame.frame_id,
@@ -157,11 +157,14 @@ class FrameTracker:
 
     def _start(self, frame: Frame, keyframe: Keyframe, *, reason: KeyframeReason) -> NewKeyframe:
         grey, scale = self._working_image(frame)
-        chosen = _spread(
-            keyframe.features.keypoints_xy,
-            size=(frame.width, frame.height),
-            limit=self._config.max_tracked_points,
-        )
+        fixed = keyframe.features.fixed_rows  # others may move, or show nothing to follow
+        chosen = fixed[
+            spread_over_image(
+                keyframe.features.keypoints_xy[fixed],
+                size=(frame.width, frame.height),
+                limit=self._config.max_tracked_points,
+            )
+        ]
         start_xy = (keyframe.features.keypoints_xy[chosen] / scale - 0.5).astype(np.float32)
         self._following = _Following(
             keyframe=keyframe,
@@ -203,18 +206,3 @@ class FrameTracker:
 def _same_camera(keyframe: Keyframe, frame: Frame) -> bool:
     size = (keyframe.width, keyframe.height)
     return keyframe.camera_key == frame.camera_key and size == (frame.width, frame.height)
-
-
-def _spread(keypoints_xy: Float64Array, *, size: tuple[int, int], limit: int) -> Int64Array:
-    """Rows of at most ``limit`` keypoints, strongest first within each cell of a grid."""
-    if len(keypoints_xy) <= limit:
-        return np.arange(len(keypoints_xy))
-    cells_xy = np.minimum((keypoints_xy / size * _GRID_CELLS).astype(np.int64), _GRID_CELLS - 1)
-    cell = cells_xy[:, 1] * _GRID_CELLS + cells_xy[:, 0]
-    by_cell = np.argsort(cell, kind="stable")
-    _, starts = np.unique(cell[by_cell], return_index=True)
-    rank_in_cell = np.empty(len(cell), np.int64)
-    counts = np.diff([*starts, len(cell)])
-    rank_in_cell[by_cell] = np.arange(len(cell)) - np.repeat(starts, counts)
-    # All cells' strongest, then all second strongest, and so on.
-    return np.sort(np.lexsort((np.arange(len(cell)), rank_in_cell))[:limit])

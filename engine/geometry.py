@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.types import Float64Array, GpsFix
+from engine.types import Float64Array, GpsFix, Int64Array
 
 # WGS84 ellipsoid (NIMA TR8350.2).
 _WGS84_SEMI_MAJOR_M = 6378137.0
 _WGS84_FLATTENING = 1.0 / 298.257223563
 _WGS84_ECCENTRICITY_SQUARED = _WGS84_FLATTENING * (2.0 - _WGS84_FLATTENING)
+
+_SPREAD_CELLS = 12  # per image edge
 
 
 def invert_pose(b_from_a: Float64Array) -> Float64Array:
@@ -120,6 +122,26 @@ def rotation_vector_from(rotation: Float64Array) -> Float64Array:
 def image_scale(width: int, height: int) -> float:
     """How much larger an image is than the 1000 px edge that pixel thresholds are stated for."""
     return max(width, height) / 1000.0
+
+
+def spread_over_image(points_xy: Float64Array, *, size: tuple[int, int], limit: int) -> Int64Array:
+    """Rows of at most ``limit`` points, spread over the image, ascending.
+
+    Args:
+        points_xy: (N, 2) px, the most wanted first.
+        size: width and height of the image.
+        limit: all cells of a grid give their first points, then their second ones, up to so many.
+    """
+    if len(points_xy) <= limit:
+        return np.arange(len(points_xy))
+    cells_xy = np.clip((points_xy / size * _SPREAD_CELLS).astype(np.int64), 0, _SPREAD_CELLS - 1)
+    cell = cells_xy[:, 1] * _SPREAD_CELLS + cells_xy[:, 0]
+    by_cell = np.argsort(cell, kind="stable")
+    _, starts = np.unique(cell[by_cell], return_index=True)
+    rank_in_cell = np.empty(len(cell), np.int64)
+    counts = np.diff([*starts, len(cell)])
+    rank_in_cell[by_cell] = np.arange(len(cell)) - np.repeat(starts, counts)
+    return np.sort(np.lexsort((np.arange(len(cell)), rank_in_cell))[:limit])
 
 
 def ecef_from_wgs84(fix: GpsFix) -> Float64Array:

@@ -17,7 +17,7 @@ import pycolmap
 
 from engine.errors import JournalError
 from engine.files import write_atomically
-from engine.types import Frame, GpsFix, ImagePair, Keyframe, VerifiedPair
+from engine.types import Features, Float32Array, Frame, GpsFix, ImagePair, Keyframe, VerifiedPair
 
 _CAMERA_SENSOR = 0  # colmap::SensorType::CAMERA
 _SIFT_DIMENSIONS = 128
@@ -133,6 +133,21 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, image_bytes)
 
+    def move_keypoints(self, features: Features) -> None:
+        """Writes the present keypoint table of a keyframe, as long as the former one.
+
+        Raises:
+            JournalError: it cannot be written, or the keyframe is not in the journal.
+        """
+        image_id = int(features.frame_id)
+        with self._transaction(f"keypoints of keyframe {image_id}"):
+            updated = self._connection.execute(
+                "UPDATE keypoints SET data = ? WHERE image_id = ? AND rows = ?",
+                (_keypoint_rows(features).tobytes(), image_id, len(features)),
+            )
+            if updated.rowcount != 1:
+                raise JournalError(f"keyframe {image_id} has no table of {len(features)} rows")
+
     def add_pair(self, verified: VerifiedPair) -> None:
         """Writes a pair's verified matches and geometry; a pair written again is replaced.
 
@@ -235,10 +250,6 @@ class Journal:
     def _insert_features(self, keyframe: Keyframe) -> None:
         features, image_id = keyframe.features, int(keyframe.frame_id)
         num, dimensions = features.descriptors.shape
-        # COLMAP's columns: x, y, scale (a radius, not a diameter), orientation.
-        keypoints = np.zeros((num, 4), dtype=np.float32)
-        keypoints[:, :2] = features.keypoints_xy
-        keypoints[:, 2] = features.scales / 2
         feature_type = (
             pycolmap.FeatureExtractorType.SIFT
             if dimensions == _SIFT_DIMENSIONS
@@ -246,7 +257,7 @@ class Journal:
         )
         self._connection.execute(
             "INSERT INTO keypoints (image_id, rows, cols, data) VALUES (?, ?, 4, ?)",
-            (image_id, num, keypoints.tobytes()),
+            (image_id, num, _keypoint_rows(features).tobytes()),
         )
         self._connection.execute(
             "INSERT INTO descriptors (image_id, type, rows, cols, data) VALUES (?, ?, ?, ?, ?)",
@@ -268,6 +279,14 @@ class Journal:
                 int(pycolmap.PosePriorCoordinateSystem.WGS84),
             ),
         )
+
+
+def _keypoint_rows(features: Features) -> Float32Array:
+    """COLMAP's columns (N, 4): x, y, scale (a radius, not a diameter), orientation."""
+    rows = np.zeros((len(features), 4), dtype=np.float32)
+    rows[:, :2] = features.keypoints_xy
+    rows[:, 2] = features.scales / 2
+    return rows
 
 
 def _camera_row(camera: pycolmap.Camera) -> tuple[int, int, int, int, bytes, bool]:

@@ -13,12 +13,14 @@ from engine.events import (
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
+    MetricScaleEstimated,
     MisplacementFound,
     PairVerified,
     RegistrationFailed,
 )
 from engine.geometry import camera_center
 from engine.map_consistency import Misplacement
+from engine.metric_scale import MetricScale
 from engine.ports import EventSink
 from engine.sparse_map import Registration, SparseMap
 from engine.types import FrameId, FramePose, ImagePair, Keyframe, VerifiedPair
@@ -81,6 +83,18 @@ class MappingFacts:
                 second=pair.second,
                 num_points3D=sparse_map.num_points3D,
                 attempt=attempt,
+            )
+        )
+
+    def metric_scale_estimated(self, scale: MetricScale, *, is_applied: bool) -> None:
+        """The length of the map's unit became known."""
+        self._emit(
+            MetricScaleEstimated(
+                at_s=self._clock(),
+                metres_per_map_unit=scale.metres_per_map_unit,
+                num_depths=scale.num_depths,
+                spread_ratio=scale.spread_ratio,
+                is_applied=is_applied,
             )
         )
 

@@ -4,66 +4,182 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.config import TwoViewConfig
-from engine.estimators import verify_pair
+import numpy as np
+
+from engine.config import DenseMatchingConfig, TwoViewConfig
+from engine.dense_matches import select_matches
+from engine.estimators import VerifiedMatches, verify_matches
+from engine.keypoint_tables import KeypointTables
 from engine.ports import PairMatcher
 from engine.scene_graph import SceneGraph
-from engine.types import FrameId, PairCandidate, VerifiedPair
+from engine.types import (
+    NO_ROW,
+    Features,
+    Float32Array,
+    FrameId,
+    ImagePair,
+    Int64Array,
+    Keyframe,
+    MatchRequest,
+    PairCandidate,
+    PairMatches,
+    PairReason,
+    VerifiedPair,
+)
 
 
-def match_keyframe(
-    frame_id: FrameId, *, graph: SceneGraph, matcher: PairMatcher, config: TwoViewConfig
-) -> list[VerifiedPair]:
-    """Matches a new keyframe against the keyframes its graph chooses, and around those that fit.
+class PairMatching:
+    """Matches pairs that the scene graph chooses, verifies them and records what holds.
 
-    Every pair tried is recorded in the graph, so none is tried twice.
+    Every pair tried is recorded in the graph, so none is tried twice. Keypoints of dense matchers
+    move as matches claim them (see ``keypoint_tables``): the graph always has the present ones, and
+    ``take_changed`` tells which others must know.
 
-    Raises:
-        InferenceError: the matcher failed.
+    Args:
+        graph: chooses pairs and keeps those that hold.
+        matcher: matches them.
+        two_view: what verification asks for.
+        dense: how dense matches become keypoints.
     """
-    verified = match_pairs(
-        graph.choose_pairs(frame_id), graph=graph, matcher=matcher, config=config
-    )
-    expanded = graph.expand_pairs(frame_id, verified)
-    return verified + match_pairs(expanded, graph=graph, matcher=matcher, config=config)
 
+    def __init__(
+        self,
+        graph: SceneGraph,
+        matcher: PairMatcher,
+        *,
+        two_view: TwoViewConfig,
+        dense: DenseMatchingConfig,
+    ) -> None:
+        self._graph = graph
+        self._matcher = matcher
+        self._two_view = two_view
+        self._dense = dense
+        self._tables = KeypointTables(dense)
+        self._changed: dict[FrameId, Features] = {}
+        self._seen_focal_lengths: list[tuple[FrameId, float]] = []
 
-def match_pairs(
-    candidates: Sequence[PairCandidate],
-    *,
-    graph: SceneGraph,
-    matcher: PairMatcher,
-    config: TwoViewConfig,
-) -> list[VerifiedPair]:
-    """Matches and verifies candidates; returns those that hold, in order.
+    def add_keyframe(self, keyframe: Keyframe) -> None:
+        """Takes the keypoint table of a keyframe of the graph."""
+        self._tables.add(keyframe.features, size=(keyframe.width, keyframe.height))
 
-    Raises:
-        InferenceError: the matcher failed.
-    """
-    keyframes = [
-        (graph.keyframe(candidate.pair.first), graph.keyframe(candidate.pair.second))
-        for candidate in candidates
-    ]
-    matched = matcher.match(
-        [
-            (candidate.pair, first.features, second.features)
-            for candidate, (first, second) in zip(candidates, keyframes, strict=True)
-        ]
-    )
-    held = []
-    for candidate, (first, second), matches in zip(candidates, keyframes, matched, strict=True):
-        rows1, rows2 = matches.matches_idx.T
-        verified = verify_pair(
+    def match_keyframe(
+        self, frame_id: FrameId, *, wants_pointmaps: bool = False
+    ) -> list[VerifiedPair]:
+        """Matches a new keyframe against what its graph chooses, and around those that fit.
+
+        Args:
+            frame_id: a keyframe that was added here and to the graph.
+            wants_pointmaps: whether depths and focal lengths are of use.
+
+        Raises:
+            InferenceError: the matcher failed.
+        """
+        verified = self.match_pairs(
+            self._graph.choose_pairs(frame_id), wants_pointmaps=wants_pointmaps
+        )
+        expanded = self._graph.expand_pairs(frame_id, verified)
+        return verified + self.match_pairs(expanded, wants_pointmaps=wants_pointmaps)
+
+    def match_pairs(
+        self, candidates: Sequence[PairCandidate], *, wants_pointmaps: bool = False
+    ) -> list[VerifiedPair]:
+        """Matches and verifies candidates; returns those that hold, in order.
+
+        Raises:
+            InferenceError: the matcher failed.
+        """
+        matched = self._matcher.match(
+            [self._request(candidate.pair, wants_pointmaps) for candidate in candidates]
+        )
+        held = []
+        for candidate, matches in zip(candidates, matched, strict=True):
+            verified = self._verify(matches, reason=candidate.reason)
+            if verified is None:
+                self._graph.record_tried(candidate.pair)
+            else:
+                self._graph.record_pair(verified)
+                held.append(verified)
+        self._tables.forget_rasters()
+        return held
+
+    def depths_m(self, frame_id: FrameId) -> Float32Array:
+        """Depths in metres that the matcher gave a keyframe's keypoints, (N,); 0: unknown."""
+        return self._tables.depths_m(frame_id)
+
+    def take_changed(self) -> list[Features]:
+        """Keypoint tables that changed since the last call; the graph has them already."""
+        changed, self._changed = list(self._changed.values()), {}
+        return changed
+
+    def take_seen_focal_lengths(self) -> list[tuple[FrameId, float]]:
+        """Focal lengths in px that the matcher saw in keyframes since the last call."""
+        taken, self._seen_focal_lengths = self._seen_focal_lengths, []
+        return taken
+
+    def _request(self, pair: ImagePair, wants_pointmaps: bool) -> MatchRequest:
+        return MatchRequest(
+            pair=pair,
+            first=self._graph.keyframe(pair.first).features,
+            second=self._graph.keyframe(pair.second).features,
+            query_rows1=self._tables.query_rows(pair.first),
+            query_rows2=self._tables.query_rows(pair.second),
+            wants_pointmaps=wants_pointmaps,
+        )
+
+    def _verify(self, matches: PairMatches, *, reason: PairReason) -> VerifiedPair | None:
+        first, second = (self._graph.keyframe(i) for i in (matches.pair.first, matches.pair.second))
+        sizes = ((first.width, first.height), (second.width, second.height))
+        is_dense = bool((matches.matches_idx == NO_ROW).any())
+        if is_dense:
+            matches = select_matches(matches, sizes=sizes, config=self._dense)
+        verified = verify_matches(
             matches,
-            first.features.keypoints_xy[rows1],
-            second.features.keypoints_xy[rows2],
-            reason=candidate.reason,
             image_size=(max(first.width, second.width), max(first.height, second.height)),
-            config=config,
+            config=self._two_view,
         )
         if verified is None:
-            graph.record_tried(candidate.pair)
-        else:
-            graph.record_pair(verified)
-            held.append(verified)
-    return held
+            return None
+        rows = self._rows_of(verified) if is_dense else verified.inliers.matches_idx
+        if len(rows) < self._two_view.min_inliers:
+            return None
+        seen = zip((first.frame_id, second.frame_id), matches.focal_px, strict=True)
+        self._seen_focal_lengths += [(i, focal_px) for i, focal_px in seen if focal_px > 0]
+        return VerifiedPair(
+            pair=matches.pair,
+            reason=reason,
+            inlier_matches_idx=rows.astype(np.uint32),
+            num_matches=len(matches),
+            fundamental=verified.fundamental,
+            homography_inlier_ratio=verified.homography_inlier_ratio,
+        )
+
+    def _rows_of(self, verified: VerifiedMatches) -> Int64Array:
+        """Verified dense matches as keypoints of both keyframes, (K, 2)."""
+        pair = verified.inliers.pair
+        rows = self._tables.rows_of(verified.inliers, expected=self._expected_rows(pair))
+        for frame_id in (pair.first, pair.second):
+            features = self._tables.features(frame_id)
+            if features is not self._graph.keyframe(frame_id).features:
+                self._graph.replace_features(features)
+                self._changed[frame_id] = features
+        return rows
+
+    def _expected_rows(self, pair: ImagePair) -> Int64Array:
+        """Rows (E, 2) of a pair that third keyframes' verified pairs relate, of the newest last."""
+        common = set(self._graph.neighbors(pair.first)) & set(self._graph.neighbors(pair.second))
+        links = []
+        for third in sorted(common):
+            from_first = self._matched_rows(pair.first, third)
+            to_second = self._matched_rows(third, pair.second)
+            _, of_first, of_second = np.intersect1d(
+                from_first[:, 1], to_second[:, 0], assume_unique=True, return_indices=True
+            )
+            links.append(np.column_stack([from_first[of_first, 0], to_second[of_second, 1]]))
+        return np.concatenate(links) if links else np.empty((0, 2), np.int64)
+
+    def _matched_rows(self, one: FrameId, other: FrameId) -> Int64Array:
+        """Matched rows (M, 2) of a verified pair, those of ``one`` first."""
+        verified = self._graph.edge(ImagePair.of(one, other))
+        assert verified is not None, "neighbours share a verified pair"
+        rows = verified.inlier_matches_idx.astype(np.int64)
+        return rows if one < other else rows[:, ::-1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
@@ -37,11 +38,13 @@ from engine.map_growth import (
 )
 from engine.map_starts import MapStarts
 from engine.mapping_facts import MappingFacts
-from engine.pair_matching import match_keyframe
+from engine.metric_scale import MetricScale, estimate_metric_scale
+from engine.pair_matching import PairMatching
 from engine.ports import EventSink, PairMatcher
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import Registration, SparseMap
 from engine.types import (
+    Features,
     FrameId,
     FramePose,
     ImagePair,
@@ -51,6 +54,16 @@ from engine.types import (
     TrackedFrame,
     VerifiedPair,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyframeRecord:
+    """What the journal keeps of a keyframe."""
+
+    keyframe: Keyframe
+    camera: pycolmap.Camera  # a copy
+    pairs: tuple[VerifiedPair, ...]
+    moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
 
 
 class MappingPipeline:
@@ -74,8 +87,10 @@ class MappingPipeline:
         clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._matcher = matcher
         self._graph = graph
+        self._matching = PairMatching(
+            graph, matcher, two_view=config.two_view, dense=config.dense_matching
+        )
         self._facts = MappingFacts(emit=emit, clock=clock)
         self._cameras = CameraCalibration(config.cameras, emit=emit, clock=clock)
         self._starts = MapStarts(
@@ -87,6 +102,7 @@ class MappingPipeline:
         )
         self._map = self._new_map()
         self._num_maps = 0  # adopted so far, each better than the one before
+        self._knows_metric_scale = False
         self._poser = FramePoser(
             registration=config.registration,
             seed=config.runtime.seed,
@@ -97,6 +113,7 @@ class MappingPipeline:
         self._keyframes_since_start = 0
         self._loop_waits_for_adjustment = False
         self._reported: set[FrameId] = set()
+        self._moved: dict[FrameId, Features] = {}  # since the last record
         self._new_poses: list[FramePose] = []
         self._version = 0
 
@@ -130,10 +147,17 @@ class MappingPipeline:
         """Today's pose of every frame, in order of arrival; empty without a map."""
         return self._poser.trajectory(self._map)
 
-    def keyframe_record(self, frame_id: FrameId) -> tuple[pycolmap.Camera, list[VerifiedPair]]:
-        """What is worth keeping of the newest keyframe: a copy of its camera, and its pairs."""
-        camera = copy.deepcopy(self._map.camera(self._graph.keyframe(frame_id).camera_key))
-        return camera, self._graph.verified_pairs(frame_id)
+    def keyframe_record(self, frame_id: FrameId) -> KeyframeRecord:
+        """What is worth keeping of the newest keyframe, and of what it changed."""
+        keyframe = self._graph.keyframe(frame_id)
+        self._moved.pop(frame_id, None)
+        moved, self._moved = tuple(self._moved.values()), {}
+        return KeyframeRecord(
+            keyframe=keyframe,
+            camera=copy.deepcopy(self._map.camera(keyframe.camera_key)),
+            pairs=tuple(self._graph.verified_pairs(frame_id)),
+            moved=moved,
+        )
 
     def cameras(self) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated now."""
@@ -145,6 +169,12 @@ class MappingPipeline:
         known = {i: fix for i, fix in fixes.items() if fix is not None}
         poses = np.array([self._map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
         return gps_rmse_m(camera_center(poses), list(known.values()))
+
+    def metric_scale(self) -> MetricScale | None:
+        """How long the map's unit is, as the matcher's depths have it; None when nothing tells."""
+        if self._config.matching.metric_scale == "off":
+            return None
+        return estimate_metric_scale(self._map, self._matching.depths_m)
 
     def take_new_poses(self) -> list[FramePose]:
         """Poses that became known since the last call, each frame once, as first reported."""
@@ -167,15 +197,16 @@ class MappingPipeline:
         started_s = time.monotonic()
         self._cameras.meet(keyframe, self._map)
         self._graph.add_keyframe(keyframe)
+        self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
         self._facts.keyframe_added(keyframe)
         try:
-            verified = self._match(keyframe.frame_id)
+            verified = self._match(keyframe)
         except InferenceError:
             # Graph and map must know the same pairs.
-            self._add_to_map(keyframe, self._graph.verified_pairs(keyframe.frame_id))
+            self._add_to_map(keyframe.frame_id, self._graph.verified_pairs(keyframe.frame_id))
             raise
-        self._add_to_map(keyframe, verified)
+        self._add_to_map(keyframe.frame_id, verified)
         if self.is_initialized:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
             self._register(keyframe.frame_id, started_s=started_s)
@@ -239,24 +270,34 @@ class MappingPipeline:
             self._grow_existing(growth)
             self._rescue_missing(growth)
             self._grow_existing(self._growth_config(final=True))
+            self._note_metric_scale()
             self._final_adjustment()
         self._after_change()
 
     # -- the steps of add_keyframe --------------------------------------------------------------
 
-    def _match(self, frame_id: FrameId) -> list[VerifiedPair]:
-        return match_keyframe(
-            frame_id, graph=self._graph, matcher=self._matcher, config=self._config.two_view
+    def _match(self, keyframe: Keyframe) -> list[VerifiedPair]:
+        is_unknown = self._cameras.is_unknown(keyframe.camera_key, self._map)
+        verified = self._matching.match_keyframe(
+            keyframe.frame_id, wants_pointmaps=is_unknown or not self.is_initialized
         )
+        if self._config.matching.use_focal_lengths:
+            for frame_id, focal_px in self._matching.take_seen_focal_lengths():
+                self._cameras.note_seen(self._graph.keyframe(frame_id).camera_key, focal_px)
+        return verified
 
-    def _add_to_map(self, keyframe: Keyframe, verified: Sequence[VerifiedPair]) -> None:
+    def _add_to_map(self, frame_id: FrameId, verified: Sequence[VerifiedPair]) -> None:
+        for features in self._matching.take_changed():
+            self._moved[features.frame_id] = features
+            if features.frame_id != frame_id:
+                self._map.replace_features(features)
         for pair in verified:
             self._facts.pair_verified(pair)
         loops = [pair for pair in verified if self._graph.is_loop(pair.pair)]
         if loops:
             self._loop_waits_for_adjustment = True
             self._facts.loop_closed(loops[0])
-        self._map.add_keyframe(keyframe, verified)
+        self._map.add_keyframe(self._graph.keyframe(frame_id), verified)
         self._keyframes_since_start += 1
 
     def _register(self, frame_id: FrameId, *, started_s: float) -> None:
@@ -315,6 +356,7 @@ class MappingPipeline:
         self._evidence_used.clear()
         self._map = built.sparse_map
         self._num_maps += 1
+        self._note_metric_scale()
         self._schedule.done(self._map.num_registered)
         for frame_id in self._map.keyframe_ids:
             is_registered = self._map.is_registered(frame_id)
@@ -324,6 +366,20 @@ class MappingPipeline:
         self._facts.map_initialized(
             built.initial.pair, sparse_map=self._map, attempt=self._num_maps
         )
+
+    def _note_metric_scale(self) -> None:
+        """Tells, once it is known, how long the map's unit is, and makes it a metre when asked to.
+
+        Later maps are placed onto the one before, and so have its scale.
+        """
+        scale = None if self._knows_metric_scale else self.metric_scale()
+        if scale is None:
+            return
+        self._knows_metric_scale = True
+        is_applied = self._config.matching.metric_scale == "apply"
+        if is_applied:
+            self._map.scale(scale.metres_per_map_unit)
+        self._facts.metric_scale_estimated(scale, is_applied=is_applied)
 
     def _rescue_missing(self, config: GrowthConfig) -> None:
         """Tries other starts while keyframes are missing."""

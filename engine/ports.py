@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Protocol
 
 from engine.events import Event
@@ -11,8 +11,8 @@ from engine.types import (
     Frame,
     FrameId,
     FramePose,
-    ImagePair,
     MapView,
+    MatchRequest,
     PairMatches,
     RejectedFrame,
 )
@@ -57,6 +57,10 @@ class FrameSource(Protocol):
 class PairMatcher(Protocol):
     """Describes keyframes and matches pairs of them. Blocking.
 
+    A sparse matcher detects keypoints in each image and matches these. A dense one matches any
+    pixel: it gives its keyframes free rows (see ``Features``), and is told which keypoints to look
+    up in the other image; such a match may end beside that image's keypoints.
+
     One thread describes and another matches, possibly at the same time: an implementation whose two
     methods share state guards it itself.
     """
@@ -65,18 +69,42 @@ class PairMatcher(Protocol):
     def name(self) -> str:
         """Short name for logs and summaries."""
 
+    @property
+    def peak_gpu_mb(self) -> float:
+        """The most memory it ever held on a GPU; 0 without one."""
+
     def describe(self, frame: Frame) -> Features:
-        """Detects and describes keypoints, in px of the original image.
+        """Makes the keypoint table of a keyframe, in px of the original image.
 
         Raises:
             InferenceError: the frame cannot be described.
         """
 
-    def match(self, pairs: Sequence[tuple[ImagePair, Features, Features]]) -> list[PairMatches]:
-        """Matches each pair; the result has one entry per pair, in order, possibly with no rows.
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """Matches each pair; the result has one entry per request, in order, possibly with no rows.
 
         Raises:
             InferenceError: the batch cannot be matched.
+        """
+
+
+class PlaceIndex(Protocol):
+    """Finds keyframes that look alike. One thread at a time."""
+
+    def add(self, features: Features) -> None:
+        """Makes a keyframe known.
+
+        Raises:
+            ValueError: it is known already.
+        """
+
+    def query(
+        self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
+    ) -> list[tuple[FrameId, float]]:
+        """Known keyframes most like a known one and their scores in (0, 1], best first.
+
+        Raises:
+            KeyError: the keyframe was never added.
         """
 
 

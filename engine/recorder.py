@@ -22,6 +22,7 @@ from engine.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, droppe
 from engine.snapshots import JsonScalar, next_sequence, write_snapshot
 from engine.types import (
     DropReason,
+    Features,
     Float64Array,
     Frame,
     FrameId,
@@ -84,14 +85,20 @@ class Recorder:
         *,
         camera: pycolmap.Camera,
         pairs: Sequence[VerifiedPair],
+        moved: Sequence[Features] = (),
     ) -> None:
-        """Journals a keyframe with its image and pairs, and settles its frame."""
+        """Journals a keyframe with its image and pairs, and settles its frame.
+
+        ``moved`` are keypoint tables of earlier keyframes that the pairs changed.
+        """
         self._settle(keyframe.frame_id, KEYFRAME_STATUS)
 
         def write() -> None:
             image_bytes = encode_keyframe_image(frame, quality=self._runtime.keyframe_jpeg_quality)
             self._journal.add_keyframe(keyframe, camera=camera, image_bytes=image_bytes)
 
+        for features in moved:
+            self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
         if self._guard("database.db", write):
             for pair in pairs:
                 self._guard("database.db", functools.partial(self._journal.add_pair, pair))

@@ -23,6 +23,7 @@ def summary_figures(
     """
     sparse_map = pipeline.sparse_map
     reconstruction = sparse_map.reconstruction
+    scale = pipeline.metric_scale()
     return {
         **statistics.figures(),
         "registered_keyframes": sparse_map.num_registered,
@@ -34,8 +35,8 @@ def summary_figures(
         "components": int(pipeline.is_initialized),
         "georeferenced": False,
         "gps_rmse_m": pipeline.gps_rmse_m(),
+        "metres_per_map_unit": scale.metres_per_map_unit if scale else None,
         "peak_rss_mb": _peak_rss_mb(),
-        "peak_gpu_mb": 0,
         "wall_s": wall_s,
         "cpu_s": _cpu_s(),
         "stopped_by": stopped_by,

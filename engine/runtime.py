@@ -31,7 +31,7 @@ from engine.frame_tracking import FrameTracker, NewKeyframe
 from engine.ingestion import FrameQueue, Ingestion
 from engine.map_upkeep import MapUpkeep
 from engine.pipeline import MappingPipeline
-from engine.ports import FrameSource, PairMatcher, View
+from engine.ports import FrameSource, PairMatcher, PlaceIndex, View
 from engine.recorder import Recorder
 from engine.retrieval import PlaceRecognizer
 from engine.run_folder import RunFolder
@@ -92,6 +92,7 @@ class Engine:
         views: shown on a thread of their own; closed at the end.
         groundtruth: capture times and true cam_from_world (3, 4), where a source knows them.
         leave: called at the second signal; must not return.
+        places: finds keyframes that look alike; by default learned from the matcher's descriptors.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -107,6 +108,7 @@ class Engine:
         views: Sequence[View] = (),
         groundtruth: Sequence[tuple[float, Float64Array]] = (),
         leave: Callable[[], None] = leave_at_once,
+        places: PlaceIndex | None = None,
     ) -> None:
         self._config = config
         self._sources = tuple(sources)
@@ -128,7 +130,11 @@ class Engine:
             matcher=matcher,
             graph=SceneGraph(
                 config.scene_graph,
-                recognizer=PlaceRecognizer(config.retrieval, seed=config.runtime.seed),
+                recognizer=(
+                    PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
+                    if places is None
+                    else places
+                ),
             ),
             emit=self._events,
             clock=self._events.clock,
@@ -255,12 +261,17 @@ class Engine:
             await run_in(self._mapping_thread, self._pipeline.add_keyframe, keyframe)
         except InferenceError as error:
             self._events.warn(f"{keyframe.name}: {error}")
-        camera, pairs = await run_in(
+        record = await run_in(
             self._mapping_thread, self._pipeline.keyframe_record, keyframe.frame_id
         )
         await self._writer.schedule(
             functools.partial(
-                self._recorder.keyframe_added, frame, keyframe, camera=camera, pairs=pairs
+                self._recorder.keyframe_added,
+                frame,
+                record.keyframe,
+                camera=record.camera,
+                pairs=record.pairs,
+                moved=record.moved,
             ),
             then=functools.partial(self._frames.give_back, frame),
         )
@@ -352,6 +363,7 @@ class Engine:
         summary.update(
             failed_writes=self._recorder.num_failed_writes,
             view_events_lost=self._views.num_events_lost,
+            peak_gpu_mb=self._matcher.peak_gpu_mb,
         )
         return RunOutcome(
             path=self._recorder.path,

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
 
 import networkx as nx
 import numpy as np
 
 from engine.config import SceneGraphConfig
 from engine.geometry import enu_from_wgs84
+from engine.ports import PlaceIndex
 from engine.types import (
     Features,
     Float64Array,
@@ -38,18 +38,6 @@ _MAX_PER_PLACE = 2  # retrieved of one place; its other neighbours come in the s
 _RETRIEVED_POOL = 8  # similar keyframes looked at for each one wanted
 
 Ranked = Iterable[tuple[FrameId, float]]  # best first
-
-
-class PlaceIndex(Protocol):
-    """Finds keyframes that look alike."""
-
-    def add(self, features: Features) -> None:
-        """Makes a keyframe known."""
-
-    def query(
-        self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
-    ) -> list[tuple[FrameId, float]]:
-        """Known keyframes most like a known one and their scores in 0..1, best first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +108,15 @@ class SceneGraph:
             position_in_enu = enu_from_wgs84(keyframe.gps, origin=self._gps_origin)
             self._east_north_m[frame_id] = position_in_enu[:2]
 
+    def replace_features(self, features: Features) -> None:
+        """Puts a keyframe's present keypoint table in place of a former one.
+
+        Raises:
+            KeyError: the keyframe was never added.
+        """
+        keyframe = self._keyframes[features.frame_id]
+        self._keyframes[features.frame_id] = replace(keyframe, features=features)
+
     def record_pair(self, verified: VerifiedPair) -> None:
         """Adds the edge of a verified pair; recorded again, the newer matches replace the older.
 
@@ -173,6 +170,10 @@ class SceneGraph:
     def edges(self) -> list[VerifiedPair]:
         """All verified pairs in the order in which they were first recorded."""
         return list(self._verified.values())
+
+    def edge(self, pair: ImagePair) -> VerifiedPair | None:
+        """One verified pair; None when it is not."""
+        return self._verified.get(pair)
 
     def neighbors(self, frame_id: FrameId) -> list[FrameId]:
         """Keyframes with a verified pair to this one, in order of adding."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
@@ -21,6 +21,7 @@ from engine.geometry import image_scale
 from engine.match_graph import MatchGraph
 from engine.point_notes import PointCloud, PointNotes
 from engine.types import (
+    Features,
     Float64Array,
     FrameId,
     ImagePair,
@@ -174,6 +175,23 @@ class SparseMap:
         self._keyframes[frame_id] = keyframe
         # The manager counts an image's correspondences when it is added: pairs come first.
         self._observations.add_image(frame_id)
+
+    def replace_features(self, features: Features) -> None:
+        """Puts a keyframe's present keypoint table in place of a former one.
+
+        Only free rows, which no match names, may have moved meanwhile.
+
+        Raises:
+            MapError: the keyframe is unknown, or its table has another length.
+        """
+        keyframe = self._keyframes.get(features.frame_id)
+        if keyframe is None or len(keyframe.features) != len(features):
+            raise MapError(f"keyframe {features.frame_id} has no table of {len(features)} rows")
+        before_xy, after_xy = keyframe.features.keypoints_xy, features.keypoints_xy
+        points2D = self._reconstruction.image(features.frame_id).points2D
+        for row in np.flatnonzero((before_xy != after_xy).any(axis=1)).tolist():
+            points2D[row].xy = after_xy[row]
+        self._keyframes[features.frame_id] = replace(keyframe, features=features)
 
     def add_late_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
         """Adds verified pairs between keyframes that are both in the map already.
@@ -333,6 +351,12 @@ class SparseMap:
         COLMAP's graph keeps its matches; triangulation tests each of them against the poses anyway.
         """
         self._matches.distrust(pair)
+
+    def scale(self, factor: float) -> None:
+        """Makes all lengths of the map ``factor`` times as long, about the world's origin."""
+        self._reconstruction.transform(
+            pycolmap.Sim3d(np.column_stack([factor * np.eye(3), np.zeros(3)]))
+        )
 
     def set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
         """Moves a registered keyframe."""

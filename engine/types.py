@@ -7,7 +7,7 @@ z forward.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NewType
 
@@ -21,10 +21,18 @@ Float32Array = NDArray[np.float32]
 Uint8Array = NDArray[np.uint8]
 Uint32Array = NDArray[np.uint32]
 Int64Array = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+NO_ROW = -1  # in place of a row: the match ends beside the keypoint table
 
 
 def frozen_array(
-    name: str, values: Any, shape: tuple[int | None, ...], dtype: DTypeLike
+    name: str,
+    values: Any,
+    shape: tuple[int | None, ...],
+    dtype: DTypeLike,
+    *,
+    finite: bool = True,
 ) -> NDArray[Any]:
     """Returns ``values`` as a read-only array of ``dtype``; copies only to convert.
 
@@ -33,10 +41,11 @@ def frozen_array(
         values: anything array-like.
         shape: the expected shape; None stands for any length.
         dtype: the wanted dtype.
+        finite: whether floating values must be finite; else the reader judges them.
 
     Raises:
-        ValueError: the shape differs, a floating value is not finite, or ``dtype`` is an integer
-            that cannot hold a value.
+        ValueError: the shape differs, a floating value is not finite and has to be, or ``dtype``
+            is an integer that cannot hold a value.
     """
     given = np.asarray(values)
     with np.errstate(invalid="ignore"):  # what does not survive the cast is refused below
@@ -45,7 +54,7 @@ def frozen_array(
         want is not None and have != want for have, want in zip(array.shape, shape, strict=True)
     ):
         raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+    if finite and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         raise ValueError(f"{name}: holds values that are not finite")
     if array.dtype.kind in "iu" and array is not given and not np.array_equal(array, given):
         raise ValueError(f"{name}: holds values that {array.dtype} cannot hold")
@@ -55,8 +64,16 @@ def frozen_array(
     return array
 
 
-def _freeze(product: object, name: str, shape: tuple[int | None, ...], dtype: DTypeLike) -> None:
-    object.__setattr__(product, name, frozen_array(name, getattr(product, name), shape, dtype))
+def _freeze(
+    product: object,
+    name: str,
+    shape: tuple[int | None, ...],
+    dtype: DTypeLike,
+    *,
+    finite: bool = True,
+) -> None:
+    array = frozen_array(name, getattr(product, name), shape, dtype, finite=finite)
+    object.__setattr__(product, name, array)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,13 +153,21 @@ class RejectedFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Features:
-    """Keypoints and compact descriptors of one keyframe."""
+    """The keypoint table of one keyframe, with compact descriptors where the matcher has some.
+
+    A dense matcher matches any pixel: its tables hold free rows, one to a cell of a regular grid
+    over the image. A free row stands at the centre of its cell until a match claims it, moves there
+    and stays. So a table never grows, and every row is a valid keypoint at all times.
+    """
 
     frame_id: FrameId
     keypoints_xy: Float64Array  # (N, 2) px of the original image
-    descriptors: Uint8Array  # (N, D), compact: RootSIFT scaled to bytes
+    descriptors: Uint8Array  # (N, D), compact: RootSIFT scaled to bytes; D may be 0
     scales: Float32Array  # (N,) px, diameter of the keypoint, twice its sigma in scale space
     colors: Uint8Array  # (N, 3) RGB at the keypoints
+    is_free: BoolArray = field(  # (N,) rows that no match has claimed yet; empty stands for none
+        default_factory=lambda: np.zeros(0, np.bool_)
+    )
 
     def __post_init__(self) -> None:
         _freeze(self, "keypoints_xy", (None, 2), np.float64)
@@ -150,6 +175,14 @@ class Features:
         _freeze(self, "descriptors", (num, None), np.uint8)
         _freeze(self, "scales", (num,), np.float32)
         _freeze(self, "colors", (num, 3), np.uint8)
+        if not len(self.is_free):
+            object.__setattr__(self, "is_free", np.zeros(num, np.bool_))
+        _freeze(self, "is_free", (num,), np.bool_)
+
+    @property
+    def fixed_rows(self) -> Int64Array:
+        """Rows whose keypoints stay where they are, (F,)."""
+        return np.flatnonzero(~self.is_free)
 
     def __len__(self) -> int:
         return len(self.keypoints_xy)
@@ -226,19 +259,81 @@ class PairCandidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairMatches:
-    """Tentative matches of a pair, as rows of the two keypoint tables."""
+class MatchRequest:
+    """A pair to match and, for dense matchers, what to look up."""
 
     pair: ImagePair
-    matches_idx: Uint32Array  # (M, 2): row in first's keypoints, row in second's
-    confidence: Float32Array  # (M,) in 0..1, higher is better
+    first: Features
+    second: Features
+    query_rows1: Int64Array  # (Q1,) rows of first to look up in second; sparse matchers use all
+    query_rows2: Int64Array  # (Q2,) rows of second to look up in first
+    wants_pointmaps: bool = False  # whether depths and focal lengths are of use, where they cost
 
     def __post_init__(self) -> None:
-        _freeze(self, "matches_idx", (None, 2), np.uint32)
-        _freeze(self, "confidence", (len(self.matches_idx),), np.float32)
+        _freeze(self, "query_rows1", (None,), np.int64)
+        _freeze(self, "query_rows2", (None,), np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairMatches:
+    """Tentative matches of a pair: points in both images, keypoints or beside them."""
+
+    pair: ImagePair
+    matches_idx: Int64Array  # (M, 2): row in first's keypoints, row in second's; NO_ROW: beside all
+    points1_xy: Float64Array  # (M, 2) px in first; the keypoint's own where there is a row
+    points2_xy: Float64Array  # (M, 2) px in second
+    confidence: Float32Array  # (M,) in 0..1, higher is better
+    depths_m: Float32Array = field(  # (M, 2) along each optical axis; 0: unknown; empty: all
+        default_factory=lambda: np.zeros((0, 2), np.float32)
+    )
+    focal_px: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # of both cameras as the matcher sees them; 0: unknown
+
+    def __post_init__(self) -> None:
+        _freeze(self, "matches_idx", (None, 2), np.int64)
+        num = len(self.matches_idx)
+        _freeze(self, "points1_xy", (num, 2), np.float64)
+        _freeze(self, "points2_xy", (num, 2), np.float64)
+        _freeze(self, "confidence", (num,), np.float32)
+        if not len(self.depths_m):
+            object.__setattr__(self, "depths_m", np.zeros((num, 2), np.float32))
+        _freeze(self, "depths_m", (num, 2), np.float32)
+        if (self.matches_idx < NO_ROW).any():
+            raise ValueError(f"matches_idx: rows below {NO_ROW}")
 
     def __len__(self) -> int:
         return len(self.matches_idx)
+
+    @classmethod
+    def of_rows(
+        cls,
+        request: MatchRequest,
+        *,
+        matches_idx: NDArray[np.integer[Any]],
+        confidence: Float32Array,
+    ) -> PairMatches:
+        """Matches (M, 2) between keypoints of both images."""
+        rows = matches_idx.astype(np.int64)
+        return cls(
+            pair=request.pair,
+            matches_idx=rows,
+            points1_xy=request.first.keypoints_xy[rows[:, 0]],
+            points2_xy=request.second.keypoints_xy[rows[:, 1]],
+            confidence=confidence,
+        )
+
+    def take(self, which: NDArray[Any]) -> PairMatches:
+        """Some of the matches, by rows or a mask."""
+        return replace(
+            self,
+            matches_idx=self.matches_idx[which],
+            points1_xy=self.points1_xy[which],
+            points2_xy=self.points2_xy[which],
+            confidence=self.confidence[which],
+            depths_m=self.depths_m[which],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

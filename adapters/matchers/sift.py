@@ -20,8 +20,8 @@ from engine.types import (
     Float32Array,
     Float64Array,
     Frame,
-    ImagePair,
     Int64Array,
+    MatchRequest,
     PairMatches,
     Uint8Array,
 )
@@ -43,6 +43,11 @@ class SiftMatcher:
     def name(self) -> str:
         """Short name for logs and summaries."""
         return "sift"
+
+    @property
+    def peak_gpu_mb(self) -> float:
+        """0: everything runs on the processor."""
+        return 0.0
 
     def describe(self, frame: Frame) -> Features:
         """Detects up to ``max_features`` keypoints, strongest first.
@@ -71,9 +76,9 @@ class SiftMatcher:
             colors=_colors_at(frame.pixels, keypoints_xy),
         )
 
-    def match(self, pairs: Sequence[tuple[ImagePair, Features, Features]]) -> list[PairMatches]:
-        """Matches each pair by ratio test and, when configured, mutual best."""
-        return [self._match_pair(pair, first, second) for pair, first, second in pairs]
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """Matches all keypoints of each pair by ratio test and, when configured, mutual best."""
+        return [self._match_pair(request) for request in requests]
 
     def _sift(self) -> Any:
         if self._detector is None:
@@ -88,11 +93,12 @@ class SiftMatcher:
             )
         return self._detector
 
-    def _match_pair(self, pair: ImagePair, first: Features, second: Features) -> PairMatches:
+    def _match_pair(self, request: MatchRequest) -> PairMatches:
+        first, second = request.first, request.second
         if len(first) == 0 or len(second) < 2:
-            return PairMatches(
-                pair=pair,
-                matches_idx=np.empty((0, 2), np.uint32),
+            return PairMatches.of_rows(
+                request,
+                matches_idx=np.empty((0, 2), np.int64),
                 confidence=np.empty((0,), np.float32),
             )
         best, best_distance, second_distance = _two_nearest(first, second)
@@ -102,9 +108,9 @@ class SiftMatcher:
             rows = rows[_nearest(second.descriptors[best[rows]], first) == rows]
         rows = _one_per_target(rows, best=best, distance=best_distance)
         ratio = np.sqrt(best_distance[rows] / np.maximum(second_distance[rows], 1e-6))
-        return PairMatches(
-            pair=pair,
-            matches_idx=np.column_stack([rows, best[rows]]).astype(np.uint32),
+        return PairMatches.of_rows(
+            request,
+            matches_idx=np.column_stack([rows, best[rows]]),
             confidence=np.clip(1.0 - ratio, 0.0, 1.0).astype(np.float32),
         )
 

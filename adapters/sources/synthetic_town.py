@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -133,8 +134,7 @@ class RenderedFrame:
 class SyntheticTown:
     """A town and a flight over it, as a source of frames.
 
-    ``render`` is called from one thread at a time; the first call paints the town, which takes
-    seconds.
+    ``render`` may be called from any thread; the first call paints the town, which takes seconds.
     """
 
     def __init__(
@@ -149,6 +149,7 @@ class SyntheticTown:
         self._taken = taken[: config.max_frames] if config.max_frames else taken
         self.layout: TownLayout = lay_out_town(options.seed)
         self._next_frame_id = next_frame_id
+        self._rendering = threading.Lock()
         focal_x, focal_y, center_x, center_y = self.intrinsics
         self._poses = frozen_array(
             "poses",
@@ -199,7 +200,8 @@ class SyntheticTown:
     def render(self, index: int) -> RenderedFrame:
         """Draws one frame, blocking; frames may be drawn in any order."""
         cam_from_world = self._poses[index]
-        pixels, depth = self._renderer.draw(cam_from_world, index=index)
+        with self._rendering:
+            pixels, depth = self._renderer.draw(cam_from_world, index=index)
         return RenderedFrame(pixels=pixels, depth=depth, cam_from_world=cam_from_world)
 
     async def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:

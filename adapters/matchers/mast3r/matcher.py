@@ -1,0 +1,237 @@
+"""MASt3R as the engine's dense matcher: keyframes encoded once, pairs decoded in batches.
+
+Leroy, Cabon and Revaud, "Grounding Image Matching in 3D with MASt3R" (2024).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adapters.matchers.dense_keypoints import dense_features
+from adapters.matchers.mast3r.architecture import Grid
+from adapters.matchers.mast3r.heads import ViewOutput
+from adapters.matchers.mast3r.images import PATCH_PX, normalise, prepare_image
+from adapters.matchers.mast3r.pair_matches import (
+    DecodedPairs,
+    ImageFrame,
+    match_pairs,
+    no_matches,
+)
+from adapters.matchers.mast3r.token_store import TokenStore
+from engine.config import DenseMatchingConfig, Mast3rConfig
+from engine.errors import InferenceError
+from engine.types import Features, Frame, FrameId, MatchRequest, PairMatches
+
+logger = logging.getLogger(__name__)
+
+_BYTES_PER_MB = 1_000_000
+
+
+class PairNetwork(Protocol):
+    """The network, ours or upstream's."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), RGB from -1 to 1, to tokens (B, N, E)."""
+
+    def decode(
+        self, tokens1: Tensor, tokens2: Tensor, *, grid1: Grid, grid2: Grid, with_points: bool
+    ) -> tuple[ViewOutput, ViewOutput]:
+        """Tokens (B, N1, E), (B, N2, E) of two views to what is matched; points in view 1."""
+
+
+class PlaceNotes(Protocol):
+    """A place index that learns of keyframes when they are described."""
+
+    def note(self, frame_id: FrameId, tokens: Tensor) -> None:
+        """Remembers a keyframe's (N, E) tokens until it is added."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Where the network runs."""
+
+    name: str  # cpu, cuda or cuda:N
+    dtype: torch.dtype  # of weights and tokens
+    num_threads: int = 1  # of inference on a CPU
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is a GPU of CUDA."""
+        return self.name.startswith("cuda")
+
+
+class Mast3rMatcher:
+    """``PairMatcher`` over a MASt3R network.
+
+    The network works for one thread at a time; encoded keyframes are kept in a bounded store.
+
+    Args:
+        config: how images are matched, and how much memory that may take.
+        dense: the keypoint tables it makes.
+        network: encodes and decodes.
+        device: where it does so.
+        places: is told of each keyframe's tokens.
+        is_metric: whether the network's points are in metres.
+    """
+
+    def __init__(
+        self,
+        config: Mast3rConfig,
+        *,
+        dense: DenseMatchingConfig,
+        network: PairNetwork,
+        device: Device,
+        places: PlaceNotes,
+        is_metric: bool,
+    ) -> None:
+        self._config = config
+        self._dense = dense
+        self._network = network
+        self._device = device
+        self._places = places
+        self._is_metric = is_metric
+        self._images: dict[FrameId, ImageFrame] = {}
+        self._tokens = TokenStore(
+            device=device.name,
+            dtype=device.dtype,
+            device_limit_bytes=config.device_cache_mb * _BYTES_PER_MB,
+            host_limit_bytes=config.host_cache_mb * _BYTES_PER_MB,
+        )
+        self._batch_pairs = config.batch_pairs
+        self._inference = Lock()
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and summaries."""
+        return "mast3r"
+
+    @property
+    def peak_gpu_mb(self) -> float:
+        """The most memory PyTorch ever held on the GPU; 0 without one."""
+        if not self._device.is_cuda:
+            return 0.0
+        return torch.cuda.max_memory_allocated(self._device.name) / _BYTES_PER_MB
+
+    @property
+    def batch_pairs(self) -> int:
+        """Pairs decoded together now: fewer than configured when memory ran out."""
+        return self._batch_pairs
+
+    def describe(self, frame: Frame) -> Features:
+        """Encodes a keyframe and gives it corners and a grid of free rows.
+
+        Raises:
+            InferenceError: the device has no room for one image, or its tokens cannot be kept.
+        """
+        image = prepare_image(frame.pixels, edge_px=self._config.image_edge_px)
+        try:
+            with self._one_at_a_time():
+                pixels = torch.tensor(image.pixels, device=self._device.name)[None]
+                tokens = self._network.encode(normalise(pixels))[0]
+            self._tokens.put(frame.frame_id, tokens)
+            self._places.note(frame.frame_id, tokens)
+        except torch.OutOfMemoryError as error:
+            raise InferenceError(
+                f"{frame.name}: {self._device.name} has no room to encode it"
+            ) from error
+        self._images[frame.frame_id] = ImageFrame(
+            mapping=image.mapping,
+            grid=(image.height // PATCH_PX, image.width // PATCH_PX),
+            original_size=(frame.width, frame.height),
+        )
+        return dense_features(frame, self._dense)
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """Matches each pair; pairs of images of the same sizes are decoded together.
+
+        When the device runs out of memory, batches are halved from then on.
+
+        Raises:
+            InferenceError: there is no room for a single pair, or tokens cannot be read back.
+            KeyError: a keyframe was not described here.
+        """
+        matched: list[PairMatches] = [no_matches(request) for request in requests]
+        groups: defaultdict[tuple[Grid, Grid, bool], list[int]] = defaultdict(list)
+        for idx, request in enumerate(requests):
+            groups[*self._grids(request), request.wants_pointmaps].append(idx)
+        for group in groups.values():
+            done = 0
+            while done < len(group):
+                batch = group[done : done + self._batch_pairs]
+                found = self._match_or_halve([requests[idx] for idx in batch])
+                if found is not None:
+                    for idx, matches in zip(batch, found, strict=True):
+                        matched[idx] = matches
+                    done += len(batch)
+        return matched
+
+    def _match_or_halve(self, requests: Sequence[MatchRequest]) -> list[PairMatches] | None:
+        """The matches of a batch; None when it must be tried again with a smaller one."""
+        try:
+            with self._one_at_a_time():
+                return self._match_batch(requests)
+        except torch.OutOfMemoryError as error:
+            if len(requests) == 1:
+                raise InferenceError(
+                    f"{self._device.name} has no room for a single pair"
+                ) from error
+        if self._device.is_cuda:
+            torch.cuda.empty_cache()
+        if self._batch_pairs == self._config.batch_pairs:
+            logger.warning(
+                "%s has no room for %d pairs at once; going on with smaller batches",
+                self._device.name,
+                len(requests),
+            )
+        self._batch_pairs = max(1, len(requests) // 2)
+        return None
+
+    def _match_batch(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """Decodes and matches pairs whose images have the same two sizes."""
+        grid1, grid2 = self._grids(requests[0])
+        tokens1 = torch.stack(self._tokens.get([request.pair.first for request in requests]))
+        tokens2 = torch.stack(self._tokens.get([request.pair.second for request in requests]))
+        wants_points = requests[0].wants_pointmaps
+        first_leads = self._network.decode(
+            tokens1, tokens2, grid1=grid1, grid2=grid2, with_points=wants_points
+        )
+        second_leads = None
+        if self._config.symmetric:
+            second, first = self._network.decode(
+                tokens2, tokens1, grid1=grid2, grid2=grid1, with_points=wants_points
+            )
+            second_leads = first, second
+        decoded = DecodedPairs(
+            images1=[self._images[request.pair.first] for request in requests],
+            images2=[self._images[request.pair.second] for request in requests],
+            first_leads=first_leads,
+            second_leads=second_leads,
+            is_metric=self._is_metric,
+        )
+        return match_pairs(requests, decoded, config=self._config)
+
+    def _grids(self, request: MatchRequest) -> tuple[Grid, Grid]:
+        return self._images[request.pair.first].grid, self._images[request.pair.second].grid
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Gives one thread the network, and on a CPU the cores that the network may use."""
+        with self._inference:
+            if self._device.is_cuda or self._device.num_threads == 1:
+                yield
+                return
+            num_threads = torch.get_num_threads()
+            torch.set_num_threads(self._device.num_threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(num_threads)

@@ -1,0 +1,111 @@
+"""Puts the MASt3R matcher together from its configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from adapters.matchers.mast3r.checkpoint import load_checkpoint, names_metric
+from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher
+from adapters.matchers.mast3r.network import Mast3rNetwork
+from adapters.matchers.mast3r.retrieval import AsmkPlaceIndex, PooledPlaceIndex
+from adapters.matchers.mast3r.retrieval_checkpoint import load_retrieval
+from adapters.matchers.mast3r.upstream import UpstreamNetwork, load_upstream
+from adapters.matchers.mast3r.weights import WEIGHTS_LICENCE, download_command
+from engine.config import DenseMatchingConfig, Mast3rConfig
+from engine.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Places = AsmkPlaceIndex | PooledPlaceIndex
+
+
+def open_mast3r(
+    config: Mast3rConfig, *, dense: DenseMatchingConfig
+) -> tuple[Mast3rMatcher, Places]:
+    """Loads the weights; returns the matcher, and the place index that it tells of keyframes.
+
+    Raises:
+        ConfigError: no checkpoint is configured, a file cannot be used, the device is not there,
+            or upstream's package is asked for and incomplete.
+    """
+    if not config.checkpoint:
+        raise ConfigError(
+            "matching.matcher=mast3r needs its weights: --set mast3r.checkpoint=PATH; "
+            f"to get them: {download_command()} ({WEIGHTS_LICENCE})"
+        )
+    device = choose_device(config)
+    network, is_metric = _load_network(config, device)
+    logger.warning("MASt3R weights %s: %s", config.checkpoint, WEIGHTS_LICENCE)
+    places = _open_places(config, device, token_dim=network.shape.encoder_dim)
+    matcher = Mast3rMatcher(
+        config, dense=dense, network=network, device=device, places=places, is_metric=is_metric
+    )
+    return matcher, places
+
+
+def choose_device(config: Mast3rConfig) -> Device:
+    """Where the network runs, and in which type.
+
+    ``auto`` takes a GPU when there is one, and bfloat16 where the hardware multiplies it.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, ImportError, RuntimeError) as error:  # by PyTorch's build
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"mast3r.device={name}: is not usable here: {reason}") from error
+    return Device(name=name, dtype=_dtype(config, name), num_threads=os.cpu_count() or 1)
+
+
+def _dtype(config: Mast3rConfig, device: str) -> torch.dtype:
+    match config.precision:
+        case "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case "float16":
+            return torch.float16
+        case "auto":
+            return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _load_network(
+    config: Mast3rConfig, device: Device
+) -> tuple[Mast3rNetwork | UpstreamNetwork, bool]:
+    path = Path(config.checkpoint).expanduser()
+    if config.implementation == "native":
+        loaded = load_checkpoint(path, device=device.name, dtype=device.dtype)
+        return loaded.network, loaded.is_metric
+    root = Path(config.upstream_root).expanduser() if config.upstream_root else None
+    return load_upstream(path, root=root, device=device.name), names_metric(path)
+
+
+def _open_places(config: Mast3rConfig, device: Device, *, token_dim: int) -> Places:
+    if not config.retrieval_checkpoint:
+        return PooledPlaceIndex()
+    path = Path(config.retrieval_checkpoint).expanduser()
+    model = load_retrieval(path, device=device.name)
+    if model.mean.shape[1] != token_dim:
+        raise ConfigError(
+            f"{path}: expected a retrieval checkpoint for tokens of {token_dim} values, as"
+            f" {config.checkpoint} makes them, found one for {model.mean.shape[1]}"
+        )
+    return AsmkPlaceIndex(model)

@@ -1,0 +1,36 @@
+"""Weights in a file: what they are of, their names and shapes, and one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredWeights:
+    """An opened checkpoint whose tensors are read one by one, so that memory is needed once."""
+
+    path: Path
+    arguments: Mapping[str, object]  # of the network's constructor
+    shapes: Mapping[str, tuple[int, ...]]  # by name
+    read: Callable[[str], Tensor]  # on the CPU, as stored; each name may be read once
+
+
+def first_bytes(path: Path) -> bytes:
+    """What a file begins with, to tell what it is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(24)
+
+
+def listed(names: Collection[str], *, limit: int = 4) -> str:
+    """The first few of some names, and how many more there are."""
+    shown = ", ".join(repr(name) for name in list(names)[:limit])
+    more = len(names) - limit
+    return f"{shown} and {more} more" if more > 0 else shown or "nothing"

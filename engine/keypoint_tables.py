@@ -1,0 +1,292 @@
+"""From dense matches to shared keypoints: where a match ends beside a keypoint, it becomes one.
+
+A dense matcher finds the place of one image's keypoint anywhere in another image. Long tracks need
+the places found from several images to be one keypoint. So each keyframe owns one table of
+keypoints (``Features``), and the end of a match becomes, in this order:
+
+1. the keypoint that a third keyframe already matched to the other end, if it is near by; when that
+   one is elsewhere the match contradicts what is known, and is left out;
+2. the nearest keypoint within ``merge_radius_px``;
+3. the free row of the cell it falls into, which moves there and stays;
+4. nothing, when the cell's row is taken: one keypoint a cell keeps matches spread over the image
+   and makes images that see the same things agree on the same keypoints.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import DenseMatchingConfig
+from engine.geometry import image_scale, spread_over_image
+from engine.types import (
+    NO_ROW,
+    BoolArray,
+    Features,
+    Float32Array,
+    Float64Array,
+    FrameId,
+    Int64Array,
+    PairMatches,
+)
+
+_RASTER_STEPS = 2  # raster cells per merge radius: nearest keypoints are found to half a cell
+
+
+class KeypointTable:
+    """The keypoints of one keyframe; free rows are claimed as matches need them.
+
+    Args:
+        features: the table as the matcher made it.
+        size: width and height of the image in px.
+        config: radii, which scale with the image.
+    """
+
+    def __init__(
+        self, features: Features, *, size: tuple[int, int], config: DenseMatchingConfig
+    ) -> None:
+        self._features = features
+        self._size = size
+        self._keypoints_xy = features.keypoints_xy.copy()
+        self._is_free = features.is_free.copy()
+        self._num_matches = np.zeros(len(features), np.int64)
+        self._depths_m = np.zeros(len(features), np.float32)
+        self._merge_radius_px = config.merge_radius_px * image_scale(*size)
+        self._expected_radius_px = config.expected_radius_px * image_scale(*size)
+        self._row_of_cell = _row_of_cell(features)
+        self._raster: NDArray[np.int32] | None = None
+        self._is_dense = bool(self._is_free.any())
+        self._is_changed = False
+
+    @property
+    def depths_m(self) -> Float32Array:
+        """The latest depth a matcher gave each row, (N,); 0: unknown."""
+        return self._depths_m
+
+    def features(self) -> Features:
+        """The table as it is now."""
+        if self._is_changed:
+            self._features = Features(
+                frame_id=self._features.frame_id,
+                keypoints_xy=self._keypoints_xy.copy(),
+                descriptors=self._features.descriptors,
+                scales=self._features.scales,
+                colors=self._features.colors,
+                is_free=self._is_free.copy(),
+            )
+            self._is_changed = False
+        return self._features
+
+    def query_rows(self, limit: int) -> Int64Array:
+        """At most ``limit`` rows worth looking up in another image, spread over this one.
+
+        Keypoints with many matches come first, to make their tracks longer, then those without,
+        then free rows, in whose cells nothing was found yet. A sparse matcher uses all rows.
+        """
+        if not self._is_dense:
+            return np.arange(len(self._keypoints_xy))
+        order = np.lexsort((-self._num_matches, self._is_free))
+        chosen = spread_over_image(self._keypoints_xy[order], size=self._size, limit=limit)
+        return np.sort(order[chosen])
+
+    def note_matches(self, rows: Int64Array, *, depths_m: Float32Array) -> None:
+        """Counts verified matches of rows, and keeps the depths that are known, (M,), (M,)."""
+        self._fix(rows)
+        np.add.at(self._num_matches, rows, 1)
+        known = depths_m > 0
+        self._depths_m[rows[known]] = depths_m[known]
+
+    def place(self, points_xy: Float64Array, *, expected_rows: Int64Array) -> Int64Array:
+        """Makes ends of matches keypoints; (M,) rows, NO_ROW for ends that are left out.
+
+        Args:
+            points_xy: (M, 2) px, the most trusted first.
+            expected_rows: (M,) the rows that third keyframes lead to; NO_ROW: they tell nothing.
+        """
+        rows = np.full(len(points_xy), NO_ROW, np.int64)
+        is_expected = expected_rows != NO_ROW
+        near = self._is_within(points_xy, expected_rows, radius_px=self._expected_radius_px)
+        rows[near] = expected_rows[near]
+        unknown = np.flatnonzero(~is_expected)
+        rows[unknown] = self._nearest_rows(points_xy[unknown])
+        homeless = unknown[rows[unknown] == NO_ROW]
+        rows[homeless] = self._claim(points_xy[homeless])
+        # Of those that found their cell just taken, some lie beside what took it.
+        homeless = homeless[rows[homeless] == NO_ROW]
+        rows[homeless] = self._nearest_rows(points_xy[homeless])
+        return rows
+
+    def forget_raster(self) -> None:
+        """Lets go of a few MB; made anew, it prefers the nearest of crowded keypoints again."""
+        self._raster = None
+
+    def _is_within(
+        self, points_xy: Float64Array, rows: Int64Array, *, radius_px: float
+    ) -> BoolArray:
+        """Whether points (M, 2) lie near their rows (M,); never where that is NO_ROW."""
+        is_within: BoolArray = rows != NO_ROW
+        offsets = points_xy[is_within] - self._keypoints_xy[rows[is_within]]
+        is_within[is_within] = np.einsum("md,md->m", offsets, offsets) <= radius_px**2
+        return is_within
+
+    def _nearest_rows(self, points_xy: Float64Array) -> Int64Array:
+        """The fixed row nearest to each point within the merge radius, NO_ROW for none."""
+        if self._raster is None:
+            self._raster = np.full(self._raster_shape, NO_ROW, np.int32)
+            self._paint(np.flatnonzero(~self._is_free))
+        cells = self._raster_cells(points_xy)
+        rows = self._raster[cells[:, 1], cells[:, 0]].astype(np.int64)
+        rows[~self._is_within(points_xy, rows, radius_px=self._merge_radius_px)] = NO_ROW
+        return rows
+
+    def _claim(self, points_xy: Float64Array) -> Int64Array:
+        """Moves the free rows of the points' cells to them; NO_ROW where the row is taken."""
+        rows = np.full(len(points_xy), NO_ROW, np.int64)
+        if not self._row_of_cell.size:
+            return rows
+        num_cells = np.array(self._row_of_cell.shape[::-1])
+        cells = np.clip((points_xy / self._size * num_cells).astype(np.int64), 0, num_cells - 1)
+        wanted = self._row_of_cell[cells[:, 1], cells[:, 0]]
+        open_idx = np.flatnonzero(self._is_free[wanted])
+        _, first_of_row = np.unique(wanted[open_idx], return_index=True)
+        taken_idx = open_idx[first_of_row]
+        rows[taken_idx] = wanted[taken_idx]
+        self._keypoints_xy[rows[taken_idx]] = points_xy[taken_idx]
+        self._fix(rows[taken_idx])
+        return rows
+
+    def fix_where_looked_up(self, rows: Int64Array, points_xy: Float64Array) -> Int64Array:
+        """Fixes rows (M,) that were looked up at points (M, 2); NO_ROW for those that moved since.
+
+        A free row that was looked up for several images may be claimed by the matches of the first.
+        """
+        stayed = self._is_within(points_xy, rows, radius_px=self._merge_radius_px)
+        self._fix(rows[stayed])
+        return np.where(stayed, rows, NO_ROW)
+
+    def _fix(self, rows: Int64Array) -> None:
+        """Ends the freedom of rows (M,) where they stand."""
+        newly = rows[self._is_free[rows]]
+        if not len(newly):
+            return
+        self._is_free[newly] = False
+        self._is_changed = True
+        if self._raster is not None:
+            self._paint(newly)
+
+    @property
+    def _raster_shape(self) -> tuple[int, int]:
+        step_px = self._merge_radius_px / _RASTER_STEPS
+        return int(self._size[1] / step_px) + 1, int(self._size[0] / step_px) + 1
+
+    def _raster_cells(self, points_xy: Float64Array) -> Int64Array:
+        height, width = self._raster_shape
+        cells = (points_xy * (_RASTER_STEPS / self._merge_radius_px)).astype(np.int64)
+        return np.clip(cells, 0, (width - 1, height - 1))
+
+    def _paint(self, rows: Int64Array) -> None:
+        """Marks the surroundings of rows on the raster, the farthest cells first."""
+        assert self._raster is not None
+        cells = self._raster_cells(self._keypoints_xy[rows])
+        height, width = self._raster_shape
+        reach = range(-_RASTER_STEPS, _RASTER_STEPS + 1)
+        offsets = [(x, y) for x in reach for y in reach if x * x + y * y <= _RASTER_STEPS**2 + 1]
+        for x, y in sorted(offsets, key=lambda offset: -(offset[0] ** 2 + offset[1] ** 2)):
+            columns, lines = cells[:, 0] + x, cells[:, 1] + y
+            inside = (columns >= 0) & (columns < width) & (lines >= 0) & (lines < height)
+            self._raster[lines[inside], columns[inside]] = rows[inside]
+
+
+class KeypointTables:
+    """The keypoint tables of all keyframes of a run. One thread at a time.
+
+    Memory: about 40 bytes a keypoint.
+    """
+
+    def __init__(self, config: DenseMatchingConfig) -> None:
+        self._config = config
+        self._tables: dict[FrameId, KeypointTable] = {}
+
+    def add(self, features: Features, *, size: tuple[int, int]) -> None:
+        """Takes a keyframe's table; ``size`` is width and height in px."""
+        self._tables[features.frame_id] = KeypointTable(features, size=size, config=self._config)
+
+    def features(self, frame_id: FrameId) -> Features:
+        """A keyframe's table as it is now."""
+        return self._tables[frame_id].features()
+
+    def depths_m(self, frame_id: FrameId) -> Float32Array:
+        """The latest depth a matcher gave each keypoint of a keyframe, (N,); 0: unknown."""
+        return self._tables[frame_id].depths_m
+
+    def query_rows(self, frame_id: FrameId) -> Int64Array:
+        """Rows of a keyframe to look up in another one."""
+        return self._tables[frame_id].query_rows(self._config.max_query_points)
+
+    def rows_of(self, matches: PairMatches, *, expected: Int64Array) -> Int64Array:
+        """The verified matches of a pair as keypoints of both, each at most once, (K, 2).
+
+        Args:
+            matches: what passed verification.
+            expected: (E, 2) rows of both keyframes that third keyframes matched to one keypoint;
+                of several for one row the last counts.
+        """
+        matches = matches.take(np.argsort(-matches.confidence, kind="stable"))
+        first, second = self._tables[matches.pair.first], self._tables[matches.pair.second]
+        ends_xy = (matches.points1_xy, matches.points2_xy)
+        rows = matches.matches_idx.copy()
+        for side, table in enumerate((first, second)):
+            # Before anything is placed: a row looked up where it stood must not move.
+            rows[:, side] = table.fix_where_looked_up(rows[:, side], ends_xy[side])
+        for side, table in enumerate((first, second)):
+            to_place = np.flatnonzero(rows[:, side] == NO_ROW)
+            points_xy = ends_xy[side]
+            links = expected if side == 0 else expected[:, ::-1]
+            rows[to_place, side] = table.place(
+                points_xy[to_place],
+                expected_rows=_expected_ends(links, rows[to_place, 1 - side]),
+            )
+        kept = _one_to_one(rows)
+        rows = rows[kept]
+        for side, table in enumerate((first, second)):
+            table.note_matches(rows[:, side], depths_m=matches.depths_m[kept, side])
+        return rows
+
+    def forget_rasters(self) -> None:
+        """Lets go of what serves ``rows_of`` within a batch of pairs, a few MB a table."""
+        for table in self._tables.values():
+            table.forget_raster()
+
+
+def _row_of_cell(features: Features) -> Int64Array:
+    """The free row of each cell of the grid, (lines, columns); (0, 0) without free rows.
+
+    Raises:
+        ValueError: the free rows are not one regular grid.
+    """
+    free = np.flatnonzero(features.is_free)
+    points_xy = features.keypoints_xy[free]
+    columns, lines = len(np.unique(points_xy[:, 0])), len(np.unique(points_xy[:, 1]))
+    if columns * lines != len(free):
+        raise ValueError(f"keyframe {features.frame_id}: its free rows are not a regular grid")
+    in_order = free[np.lexsort((points_xy[:, 0], points_xy[:, 1]))]
+    return np.asarray(in_order.reshape(lines, columns))
+
+
+def _expected_ends(links: Int64Array, other_rows: Int64Array) -> Int64Array:
+    """Where links (E, 2) from own rows to other rows lead from the other rows, NO_ROW: nowhere."""
+    if not len(links):
+        return np.full(len(other_rows), NO_ROW, np.int64)
+    own_of_other = np.full(max(links[:, 1].max(), other_rows.max(initial=0)) + 2, NO_ROW, np.int64)
+    own_of_other[links[:, 1]] = links[:, 0]
+    # NO_ROW looks at the last entry, which no row has.
+    return np.asarray(own_of_other[other_rows])
+
+
+def _one_to_one(rows: Int64Array) -> Int64Array:
+    """Which of the matches (M, 2), best first, to keep so that no keypoint has two; ascending."""
+    kept = np.flatnonzero((rows != NO_ROW).all(axis=1))
+    for side in range(2):
+        _, first = np.unique(rows[kept, side], return_index=True)
+        kept = np.sort(kept[first])
+    return kept
