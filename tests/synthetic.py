@@ -36,6 +36,7 @@ from engine.types import (
     Int64Array,
     IntrinsicsPrior,
     Keyframe,
+    MatchRequest,
     PairMatches,
     PairReason,
     RegistrationStatus,
@@ -411,22 +412,27 @@ class FakeMatcher:
     def name(self) -> str:
         return "fake"
 
+    @property
+    def peak_gpu_mb(self) -> float:
+        return 0.0
+
     def describe(self, frame: Frame) -> Features:
         raise InferenceError(f"{frame.name}: synthetic keyframes come described")
 
-    def match(self, pairs: Sequence[tuple[ImagePair, Features, Features]]) -> list[PairMatches]:
-        self.calls.append([pair for pair, _, _ in pairs])
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        self.calls.append([request.pair for request in requests])
         if len(self.calls) - 1 in self.fails:
             raise InferenceError("out of memory")
-        return [self._match(pair) for pair, _, _ in pairs]
+        return [self._match(request) for request in requests]
 
-    def _match(self, pair: ImagePair) -> PairMatches:
+    def _match(self, request: MatchRequest) -> PairMatches:
+        pair = request.pair
         matches = self.world.matches(pair)
         if self.dropped(pair):
             matches = matches[:0]
         rng = np.random.default_rng((7, pair.first, pair.second))
-        return PairMatches(
-            pair=pair,
+        return PairMatches.of_rows(
+            request,
             matches_idx=spoil_matches(matches, wrong_ratio=self.wrong_ratio, rng=rng),
             confidence=np.ones(len(matches), np.float32),
         )

@@ -28,10 +28,12 @@ FLOORS = (
     },
     {  # 2: single skills, and state that knows no map
         "cameras": "pycolmap",
+        "dense_matches": "numpy",
         "estimators": "cv2 numpy pycolmap",
         "event_queue": "",
         "files": "",
         "frame_tracking": "cv2 numpy",
+        "keypoint_tables": "numpy",
         "match_graph": "pycolmap",
         "point_notes": "numpy pycolmap",
         "retrieval": "numpy",
@@ -41,17 +43,18 @@ FLOORS = (
     },
     {  # 3: the map, and what lasts
         "journal": "cv2 numpy pycolmap",
-        "pair_matching": "",
+        "pair_matching": "numpy",
         "run_folder": "",
         "sparse_map": "numpy pycolmap",
         "trajectory": "numpy",
     },
     {  # 4: work on the map
         "bundle_adjustment": "numpy pycolmap",
-        "camera_calibration": "pycolmap",
+        "camera_calibration": "numpy pycolmap",
         "frame_posing": "numpy",
         "georeference": "numpy pycolmap",
         "map_consistency": "numpy networkx",
+        "metric_scale": "numpy",
         "snapshots": "pycolmap",
     },
     {  # 5: that work put in order
@@ -97,6 +100,10 @@ ADAPTERS = {
 SEE_EVERYTHING = {"cli", "launch"}  # they put a run together
 # Adapters import these where they use them: a command pays only for what it needs.
 HEAVY = {"aiohttp", "aiomqtt", "av", "cv2", "pycolmap", "rerun", "rich", "torch"}
+# Its modules define networks, whose base classes must be there when they are read. So they import
+# torch at once, and nobody outside imports them before a run asks for this matcher.
+LOADED_LATE = "adapters.matchers.mast3r"
+LOADS_AT_ONCE = {"torch"}  # nothing else
 
 FLOOR_OF = {name: floor for floor, modules in enumerate(FLOORS) for name in modules}
 PACKAGES_OF = {name: packages for modules in FLOORS for name, packages in modules.items()}
@@ -133,6 +140,11 @@ class Module:
     path: str  # in the repository
     name: str  # its key in the tables above
     imports: list[Import]
+
+    @property
+    def is_loaded_late(self) -> bool:
+        """Whether it is imported as part of a package that nobody imports early."""
+        return self.path.startswith(LOADED_LATE.replace(".", "/") + "/")
 
 
 def imports_in(source: str) -> list[Import]:
@@ -282,8 +294,26 @@ def test_adapters_never_import_each_other() -> None:
 def test_adapters_import_heavy_packages_where_they_use_them() -> None:
     assert_no_import(
         adapter_modules(),
-        lambda _, one: one.package in HEAVY and one.at_module_level,
+        lambda module, one: (
+            one.package in HEAVY
+            and one.at_module_level
+            and not (module.is_loaded_late and one.package in LOADS_AT_ONCE)
+        ),
         rule="import these inside functions, or for TYPE_CHECKING:",
+    )
+
+
+def test_what_defines_networks_is_imported_where_it_is_used() -> None:
+    modules = adapter_modules()
+    assert any(module.is_loaded_late for module in modules), f"{LOADED_LATE} is gone"
+    assert_no_import(
+        modules,
+        lambda module, one: (
+            f"{one.name}.".startswith(f"{LOADED_LATE}.")
+            and one.at_module_level
+            and not module.is_loaded_late
+        ),
+        rule=f"import {LOADED_LATE} inside functions, since it loads {sorted(LOADS_AT_ONCE)}:",
     )
 
 

@@ -182,3 +182,67 @@ def test_pairs_that_do_not_tell_leave_the_assumption() -> None:
     cameras.calibration.calibrate_from_pairs(sparse_map, graph)
     assert sparse_map.camera("unknown").mean_focal_length() == ASSUMED_FOCAL_PX
     assert len(cameras.told) == 1
+
+
+# -- what a matcher sees --------------------------------------------------------------------------
+
+
+def test_what_a_matcher_sees_counts_before_pairs() -> None:
+    world, cameras = world_of(UNKNOWN), Cameras()
+    sparse_map, graph = met(world, cameras), graph_of(world)
+    for focal_px in (500.0, 610.0, 605.0, 5000.0, 590.0):
+        cameras.calibration.note_seen("unknown", focal_px)
+    cameras.calibration.calibrate_from_pairs(sparse_map, graph)
+    assert cameras.origins == [("unknown", "assumed"), ("unknown", "pointmaps")]
+    assert sparse_map.camera("unknown").mean_focal_length() == 605.0, "the median"
+    assert cameras.told[-1].focal_px == 605.0
+    cameras.calibration.calibrate_from_pairs(sparse_map, graph)
+    assert len(cameras.told) == 2  # nothing new
+    cameras.calibration.note_seen("unknown", 615.0)
+    cameras.calibration.calibrate_from_pairs(sparse_map, graph)
+    assert cameras.told[-1].focal_px == 607.5
+
+
+def test_what_is_seen_of_one_camera_tells_nothing_of_another() -> None:
+    other = dataclasses.replace(UNKNOWN, key="other", params=(1000.0, 500.0, 375.0, 0.0))
+    world, cameras = world_of(UNKNOWN, other), Cameras()
+    sparse_map = met(world, cameras)
+    cameras.calibration.note_seen("other", 990.0)
+    cameras.calibration.calibrate_from_pairs(sparse_map, scene_graph())
+    assert sparse_map.camera("other").mean_focal_length() == 990.0
+    assert sparse_map.camera("unknown").mean_focal_length() == ASSUMED_FOCAL_PX
+
+
+def test_only_the_latest_sights_count() -> None:
+    world, cameras = world_of(UNKNOWN), Cameras()
+    sparse_map = met(world, cameras)
+    for focal_px in [900.0] * 600 + [600.0] * 300:
+        cameras.calibration.note_seen("unknown", focal_px)
+    cameras.calibration.calibrate_from_pairs(sparse_map, scene_graph())
+    assert sparse_map.camera("unknown").mean_focal_length() == 600.0  # 300 of the last 500
+
+
+def test_a_calibration_from_elsewhere_is_better_than_what_is_seen() -> None:
+    exif = dataclasses.replace(UNKNOWN, key="exif", prior=IntrinsicsPrior(focal_px=700.0))
+    known = SyntheticCamera.known("known")
+    cameras = Cameras()
+    sparse_map = met(world_of(exif, known), cameras)
+    for key in ("exif", "known"):
+        cameras.calibration.note_seen(key, 640.0)
+        assert not cameras.calibration.is_unknown(key, sparse_map)
+    cameras.calibration.calibrate_from_pairs(sparse_map, scene_graph())
+    assert sparse_map.camera("exif").mean_focal_length() == 700.0
+    assert sparse_map.camera("known").mean_focal_length() == FOCAL_PX
+
+
+def test_a_camera_is_unknown_until_the_map_holds_one_of_its_keyframes() -> None:
+    world, cameras = world_of(UNKNOWN), Cameras()
+    present = map_of_keyframes(world)
+    cameras.calibration.meet(world.keyframe(1), empty_map())
+    assert cameras.calibration.is_unknown("unknown", present)
+    grow(present, world, world.frame_ids)
+    assert not cameras.calibration.is_unknown("unknown", present)
+    present.set_camera_params("unknown", (640.0, 500.0, 375.0, 0.0))
+    cameras.calibration.note_seen("unknown", 615.0)
+    cameras.calibration.calibrate_from_pairs(present, graph_of(world))
+    assert present.camera("unknown").mean_focal_length() == 640.0

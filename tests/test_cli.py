@@ -268,7 +268,7 @@ def test_the_doctor_is_content_here() -> None:
 
 def test_the_doctor_fails_when_the_core_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [Finding(part="pycolmap", is_ready=False, detail="missing")]
-    monkeypatch.setattr("adapters.doctor.examine", lambda: broken)
+    monkeypatch.setattr("adapters.doctor.examine", lambda _: broken)
     result = livesfm("doctor")
     assert result.exit_code == cli.NOTHING_MADE
     assert "missing" in result.stdout

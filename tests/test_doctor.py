@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from adapters import doctor
-from adapters.doctor import Finding, examine, findings_table, is_core_ready
+from adapters.doctor import Finding, Weights, examine, findings_table, is_core_ready
 
 PYPROJECT = tomllib.loads(
     (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
@@ -67,7 +67,8 @@ def test_a_gpu_is_told_and_none_is_needed(monkeypatch: pytest.MonkeyPatch) -> No
     assert is_core_ready(examine())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU 9000")
-    assert finding("GPU") == Finding(part="GPU", is_ready=True, detail="Test GPU 9000")
+    assert finding("GPU").is_ready
+    assert finding("GPU").detail == "Test GPU 9000"
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,33 @@ def test_the_table_has_a_row_for_every_finding() -> None:
     text = text_of(findings)
     assert all(one.part in text for one in findings)
     assert findings_table(findings).row_count == len(findings)
+
+
+def weights_at(path: Path | None) -> Weights:
+    return Weights(
+        matcher="net",
+        setting="net.checkpoint",
+        path=path,
+        licence="Free for penguins.",
+        how_to_get="fetch net --to folder",
+    )
+
+
+def test_a_matcher_without_weights_says_how_to_name_and_get_them(tmp_path: Path) -> None:
+    for path in (None, tmp_path / "none.pth"):
+        (found,) = [one for one in examine([weights_at(path)]) if one.part == "matcher net"]
+        assert not found.is_ready
+        assert is_core_ready(examine([weights_at(path)]))
+        assert "Free for penguins." in weights_at(path).note()
+        assert "\n  fetch net --to folder" in weights_at(path).note()
+    assert "net.checkpoint=PATH" in text_of(examine([weights_at(None)]))
+    assert f"{path}, which is not there" in found.detail
+
+
+def test_a_matcher_whose_weights_are_there_is_ready_and_tells_their_licence(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"weights")
+    (found,) = [one for one in examine([weights_at(path)]) if one.part == "matcher net"]
+    assert found.is_ready
+    assert found.detail == f"weights {path}"
+    assert weights_at(path).note() == "matcher net: Free for penguins."

@@ -160,6 +160,96 @@ def test_the_same_flight_gives_the_same_map_to_the_last_bit(town_run: Path, tmp_
     assert one.read_text() == other.read_text()
 
 
+# -- dense matches of the town --------------------------------------------------------------------
+
+
+def reconstruct_densely(out: Path, *settings: str) -> Result:
+    """A part of the flight by true matches, with an error of a pixel and a tenth of outliers."""
+    given = ("oracle.noise_px=1.0", "oracle.outlier_ratio=0.1", "dense_matching.max_keypoints=2048")
+    sets = [part for setting in (*given, *settings) for part in ("--set", setting)]
+    source = "synthetic:town?path=lawnmower&width=480&height=360&frames=60"
+    return reconstruct(source, out, "--config", ROOT / "configs" / "oracle.yaml", *sets)
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests only read it."""
+    path = tmp_path_factory.mktemp("dense") / "run"
+    result = reconstruct_densely(path, "sources.max_frames=50", "matching.metric_scale=apply")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def accuracy_of(run: Path) -> dict[str, Any]:
+    result = livesfm("evaluate", run, "--json")
+    assert result.exit_code == 0, result.output
+    figures: dict[str, Any] = json.loads(result.stdout)
+    return figures
+
+
+def test_noisy_dense_matches_make_an_accurate_map_of_long_tracks(dense_run: Path) -> None:
+    written = assert_valid(dense_run)
+    assert written.events[0]["matcher"] == "oracle"
+    assert written.summary["registered_keyframes"] == written.summary["keyframes"] >= 15
+    assert written.summary["mean_track_length"] >= 5.0
+    assert 0.3 < written.summary["mean_reprojection_error_px"] < 1.2
+    figures = accuracy_of(dense_run)
+    assert figures["registered_ratio"] == 1.0
+    for name in ("final", "live"):
+        assert 0.01 < figures[name]["absolute"]["rmse_percent_of_extent"] <= 0.3, name
+
+
+def test_the_map_of_a_matcher_that_sees_metres_is_in_metres(dense_run: Path) -> None:
+    written = Written.read(dense_run)
+    (told,) = written.of_kind("MetricScaleEstimated")
+    assert told["is_applied"]
+    assert 0.03 < told["spread_ratio"] < 0.1
+    for name in ("final", "live"):
+        assert abs(accuracy_of(dense_run)[name]["absolute"]["scale"] - 1.0) < 0.02, name
+    assert abs(written.summary["metres_per_map_unit"] - 1.0) < 0.02
+
+
+def test_the_database_has_the_keypoints_of_the_snapshot_row_by_row(dense_run: Path) -> None:
+    model = model_of(dense_run)
+    database = pycolmap.Database.open(dense_run / "database.db")
+    num_moved = 0
+    for image in model.images.values():
+        stored_xy = database.read_keypoints(image.image_id)[:, :2]
+        keypoints_xy = np.array([point.xy for point in image.points2D])
+        assert stored_xy.shape == keypoints_xy.shape
+        assert np.abs(stored_xy - keypoints_xy).max() < 1e-3
+        # Free rows start at centres of cells; matches end elsewhere.
+        num_moved += int((np.abs(keypoints_xy % 1.0 - 0.5) > 1e-3).any(axis=1).sum())
+    assert num_moved > 100 * model.num_images()
+    for pair_id, geometry in zip(*database.read_two_view_geometries(), strict=True):
+        first, second = pycolmap.pair_id_to_image_pair(pair_id)
+        rows = geometry.inlier_matches
+        points1, points2 = (
+            np.column_stack([database.read_keypoints(i)[rows[:, side], :2], np.ones(len(rows))])
+            for side, i in enumerate((first, second))
+        )
+        lines = points1 @ geometry.F.T
+        distances_px = np.abs((lines * points2).sum(axis=1)) / np.linalg.norm(lines[:, :2], axis=1)
+        assert np.quantile(distances_px, 0.9) < 4.0, (first, second)
+    database.close()
+
+
+def test_images_with_holes_are_reconstructed_from_what_is_left(
+    dense_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    result = reconstruct_densely(out, "sources.max_frames=16", "oracle.dropped_ratio=0.4")
+    assert result.exit_code == 0, result.output
+    summary = assert_valid(out).summary
+    assert summary["registered_keyframes"] == summary["keyframes"] >= 6
+    assert 0.01 < accuracy_of(out)["final"]["absolute"]["rmse_percent_of_extent"] < 0.6
+    num_seen, num_seen_without_holes = (
+        each["num_observations"] / each["keyframes"]
+        for each in (summary, Written.read(dense_run).summary)
+    )
+    assert 0.2 < num_seen / num_seen_without_holes < 0.8
+
+
 # -- signals --------------------------------------------------------------------------------------
 
 

@@ -31,15 +31,16 @@ from engine.config import RegistrationConfig, TwoViewConfig
 from engine.estimators import (
     AbsolutePose,
     RelativePose,
+    VerifiedMatches,
     estimate_absolute_pose,
     estimate_focal_length,
     estimate_relative_pose,
     homography_inlier_ratio,
     refine_absolute_pose,
-    verify_pair,
+    verify_matches,
 )
 from engine.geometry import camera_center, compose_poses, rotation_from_vector, transform_points
-from engine.types import Float64Array, PairReason, VerifiedPair
+from engine.types import Float64Array, FrameId, ImagePair, PairReason, VerifiedPair
 
 CONFIG = TwoViewConfig(max_error_px=3.0, min_inliers=18, min_inlier_ratio=0.25)
 REGISTRATION = RegistrationConfig(max_error_px=8.0)
@@ -49,28 +50,34 @@ MAX_ERROR = 4.0 / FOCAL_PX  # on the image plane
 
 def verify(
     points1_xy: Float64Array, points2_xy: Float64Array, *, config: TwoViewConfig = CONFIG
-) -> VerifiedPair | None:
-    return verify_pair(
-        tentative_matches(len(points1_xy)),
-        points1_xy,
-        points2_xy,
-        reason=PairReason.TEMPORAL,
-        image_size=(WIDTH, HEIGHT),
-        config=config,
+) -> VerifiedMatches | None:
+    return verify_matches(
+        tentative_matches(points1_xy, points2_xy), image_size=(WIDTH, HEIGHT), config=config
     )
 
 
-def is_inlier(pair: VerifiedPair, *, num: int) -> Any:
+def is_inlier(verified: VerifiedMatches, *, num: int) -> Any:
     """(num,) whether each tentative match was kept."""
     inlier = np.zeros(num, bool)
-    inlier[pair.inlier_matches_idx[:, 0]] = True
+    inlier[verified.inliers.matches_idx[:, 0]] = True
     return inlier
 
 
-def epipolar_distances_px(pair: VerifiedPair, views: TwoViews) -> Float64Array:
+def as_pair(verified: VerifiedMatches) -> VerifiedPair:
+    return VerifiedPair(
+        pair=ImagePair(FrameId(1), FrameId(2)),
+        reason=PairReason.TEMPORAL,
+        inlier_matches_idx=verified.inliers.matches_idx.astype(np.uint32),
+        num_matches=len(verified.inliers),
+        fundamental=verified.fundamental,
+        homography_inlier_ratio=verified.homography_inlier_ratio,
+    )
+
+
+def epipolar_distances_px(verified: VerifiedMatches, views: TwoViews) -> Float64Array:
     """Distances (N,) of points in the second image to the epipolar lines of the first."""
     one = np.ones((len(views.points1_xy), 1))
-    lines = np.hstack([views.points1_xy, one]) @ pair.fundamental.T
+    lines = np.hstack([views.points1_xy, one]) @ verified.fundamental.T
     products = (lines * np.hstack([views.points2_xy, one])).sum(axis=1)
     return np.asarray(np.abs(products) / np.linalg.norm(lines[:, :2], axis=1))
 
@@ -80,13 +87,13 @@ def epipolar_distances_px(pair: VerifiedPair, views: TwoViews) -> Float64Array:
 
 def test_exact_matches_are_all_kept() -> None:
     views = two_views(box_of_points(200), cam2_from_world=SECOND_POSE)
-    pair = verify(views.points1_xy, views.points2_xy)
+    verified = verify(views.points1_xy, views.points2_xy)
 
-    assert pair is not None
-    assert (pair.num_inliers, pair.num_matches) == (200, 200)
-    assert epipolar_distances_px(pair, views).max() < 0.01
-    assert pair.homography_inlier_ratio < 0.3
-    assert pair.reason is PairReason.TEMPORAL
+    assert verified is not None
+    assert len(verified.inliers) == 200
+    assert verified.inliers.pair == ImagePair(FrameId(1), FrameId(2))
+    assert epipolar_distances_px(verified, views).max() < 0.01
+    assert verified.homography_inlier_ratio < 0.3
 
 
 @pytest.mark.parametrize("wrong_ratio", [0.3, 0.6])
@@ -94,36 +101,33 @@ def test_true_matches_are_kept_and_wrong_ones_thrown_out(wrong_ratio: float) -> 
     views = two_views(
         box_of_points(400), cam2_from_world=SECOND_POSE, noise_px=0.5, wrong_ratio=wrong_ratio
     )
-    pair = verify(views.points1_xy, views.points2_xy)
-    assert pair is not None
-    kept = is_inlier(pair, num=400)
+    verified = verify(views.points1_xy, views.points2_xy)
+    assert verified is not None
+    kept = is_inlier(verified, num=400)
 
-    assert pair.num_matches == 400
+    assert len(verified.inliers) == kept.sum()
     assert 0.95 < kept[views.is_true].mean() <= 1.0
     # Some wrong ones lie near their epipolar line by chance, which no geometry can tell.
     assert 0.0 < kept[~views.is_true].mean() < 0.1
-    distances_px = epipolar_distances_px(pair, views)[views.is_true]
+    distances_px = epipolar_distances_px(verified, views)[views.is_true]
     assert 0.1 < np.median(distances_px) < 1.0
 
 
 def test_noise_beyond_the_threshold_costs_matches() -> None:
     views = two_views(box_of_points(400), cam2_from_world=SECOND_POSE, noise_px=6.0)
-    pair = verify(views.points1_xy, views.points2_xy)
-    assert pair is not None
-    assert 100 < pair.num_inliers < 300
+    verified = verify(views.points1_xy, views.points2_xy)
+    assert verified is not None
+    assert 100 < len(verified.inliers) < 300
 
 
 def test_the_threshold_grows_with_the_image() -> None:
     views = two_views(box_of_points(400), cam2_from_world=SECOND_POSE, noise_px=2.0)
     kept = [
-        pair.num_inliers
+        len(verified.inliers)
         for image_size in ((WIDTH // 2, HEIGHT // 2), (WIDTH, HEIGHT), (HEIGHT, 4 * WIDTH))
         if (
-            pair := verify_pair(
-                tentative_matches(400),
-                views.points1_xy,
-                views.points2_xy,
-                reason=PairReason.GPS,
+            verified := verify_matches(
+                tentative_matches(views.points1_xy, views.points2_xy),
                 image_size=image_size,
                 config=CONFIG,
             )
@@ -133,26 +137,27 @@ def test_the_threshold_grows_with_the_image() -> None:
     assert kept[1] < kept[2] == 400
 
 
-def test_kept_matches_are_rows_of_the_keypoint_tables() -> None:
+def test_kept_matches_keep_their_rows_points_and_depths() -> None:
     views = two_views(box_of_points(100), cam2_from_world=SECOND_POSE, wrong_ratio=0.2)
-    matches = tentative_matches(100)
     shuffled = np.random.default_rng(0).permutation(100)
-    pair = verify_pair(
-        type(matches)(
-            pair=matches.pair,
-            matches_idx=np.column_stack([shuffled + 7, shuffled + 1000]),
-            confidence=matches.confidence,
-        ),
+    matches = tentative_matches(
         views.points1_xy[shuffled],
         views.points2_xy[shuffled],
-        reason=PairReason.GPS,
+        rows=np.column_stack([shuffled + 7, shuffled + 1000]),
+    )
+    depths_m = np.column_stack([shuffled + 1.0, shuffled + 2.0]).astype(np.float32)
+    verified = verify_matches(
+        dataclasses.replace(matches, depths_m=depths_m),
         image_size=(WIDTH, HEIGHT),
         config=CONFIG,
     )
-    assert pair is not None
-    rows1, rows2 = pair.inlier_matches_idx.astype(np.int64).T
+    assert verified is not None
+    rows1, rows2 = verified.inliers.matches_idx.T
     assert np.array_equal(rows1 - 7, rows2 - 1000)
     assert views.is_true[rows1 - 7].mean() > 0.95
+    assert np.array_equal(verified.inliers.points1_xy, views.points1_xy[rows1 - 7])
+    assert np.array_equal(verified.inliers.points2_xy, views.points2_xy[rows1 - 7])
+    assert np.array_equal(verified.inliers.depths_m[:, 0], rows1 - 6)
 
 
 @pytest.mark.parametrize("num", [0, 1, 7, 17])
@@ -185,9 +190,9 @@ def test_a_plane_and_a_pure_rotation_are_told_by_their_homography() -> None:
     plane = two_views(slanted_plane(200), cam2_from_world=SECOND_POSE, noise_px=0.3)
     turned = two_views(box_of_points(200), cam2_from_world=rotation, noise_px=0.3)
     for views in (plane, turned):
-        pair = verify(views.points1_xy, views.points2_xy)
-        assert pair is not None
-        assert pair.homography_inlier_ratio > 0.95
+        verified = verify(views.points1_xy, views.points2_xy)
+        assert verified is not None
+        assert verified.homography_inlier_ratio > 0.95
 
 
 def test_half_a_plane_is_told_as_half() -> None:
@@ -203,7 +208,7 @@ def test_the_same_matches_give_the_same_bits() -> None:
     )
     one, other = (verify(views.points1_xy, views.points2_xy) for _ in range(2))
     assert one is not None and other is not None
-    assert np.array_equal(one.inlier_matches_idx, other.inlier_matches_idx)
+    assert np.array_equal(one.inliers.matches_idx, other.inliers.matches_idx)
     assert np.array_equal(one.fundamental, other.fundamental)
     assert one.homography_inlier_ratio == other.homography_inlier_ratio
 
@@ -262,8 +267,8 @@ DEGENERATE: list[Degenerate] = [
 def test_degenerate_matches_give_a_value(points: Degenerate) -> None:
     for seed in range(60):
         points1_xy, points2_xy = points(np.random.default_rng(seed))
-        pair = verify(points1_xy, points2_xy)
-        assert pair is None or np.isfinite(pair.fundamental).all()
+        verified = verify(points1_xy, points2_xy)
+        assert verified is None or np.isfinite(verified.fundamental).all()
         ratio = homography_inlier_ratio(points1_xy, points2_xy, max_error_px=3.0)
         assert 0.0 <= ratio <= 1.0
 
@@ -282,9 +287,9 @@ def test_what_opencv_raises_becomes_a_value(monkeypatch: pytest.MonkeyPatch) -> 
 
     views = two_views(box_of_points(50), cam2_from_world=SECOND_POSE)
     monkeypatch.setattr(cv2, "findHomography", raises)
-    pair = verify(views.points1_xy, views.points2_xy)
-    assert pair is not None
-    assert pair.homography_inlier_ratio == 1.0
+    verified = verify(views.points1_xy, views.points2_xy)
+    assert verified is not None
+    assert verified.homography_inlier_ratio == 1.0
     monkeypatch.setattr(cv2, "findFundamentalMat", raises)
     assert verify(views.points1_xy, views.points2_xy) is None
 
@@ -328,9 +333,9 @@ def pairs_of(
             noise_px=noise_px,
             seed=seed,
         )
-        pair = verify(views.points1_xy, views.points2_xy)
-        assert pair is not None
-        pairs.append(pair)
+        verified = verify(views.points1_xy, views.points2_xy)
+        assert verified is not None
+        pairs.append(as_pair(verified))
     return pairs
 
 
@@ -345,7 +350,7 @@ def test_a_portrait_image_has_its_own_centre() -> None:
     views = two_views(box_of_points(300), cam2_from_world=SECOND_POSE)
     flipped = verify(views.points1_xy[:, ::-1], views.points2_xy[:, ::-1])
     assert flipped is not None
-    estimated_px = estimate_focal_length([flipped], width=HEIGHT, height=WIDTH)
+    estimated_px = estimate_focal_length([as_pair(flipped)], width=HEIGHT, height=WIDTH)
     assert estimated_px == pytest.approx(FOCAL_PX, rel=0.03)
 
 

@@ -19,6 +19,7 @@ from engine.events import (
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
+    MetricScaleEstimated,
     MisplacementFound,
     PairVerified,
     RegistrationFailed,
@@ -62,6 +63,9 @@ EVENTS: tuple[Event, ...] = (
     ),
     CameraCalibrated(at_s=0.5, camera_key="camera", focal_px=800.0, how="exif"),
     MapInitialized(at_s=0.5, first=ONE, second=TWO, num_points3D=120, attempt=1),
+    MetricScaleEstimated(
+        at_s=0.5, metres_per_map_unit=7.5, num_depths=900, spread_ratio=0.1, is_applied=True
+    ),
     FrameRegistered(
         at_s=0.5,
         frame_id=TWO,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from dense_world import table_of
 from textured_images import (
     features_at,
     frame_of,
@@ -206,6 +207,25 @@ def test_followed_points_are_spread_over_the_image_the_strongest_of_each_part() 
     assert np.median(in_crowd) < 200  # the strongest of their cells
 
 
+def with_free_rows(keypoints_xy: Float64Array) -> Callable[[Frame], Features]:
+    """Describes frames by keypoints (N, 2) and a grid of free rows, as dense matchers do."""
+
+    def describe(frame: Frame) -> Features:
+        size = (frame.width, frame.height)
+        return table_of(keypoints_xy, size=size, grid=(16, 12), frame_id=frame.frame_id)
+
+    return describe
+
+
+def test_free_rows_are_not_followed() -> None:
+    keypoints_xy = grid_of_points()
+    tracker = tracker_with(describe=with_free_rows(keypoints_xy))
+    results = run(tracker, [image(STANDING_STILL)] * 2)
+    assert isinstance(results[0], NewKeyframe)
+    assert len(results[0].keyframe.features) == len(keypoints_xy) + 16 * 12
+    assert last_tracked(results).keypoint_idx.tolist() == list(range(len(keypoints_xy)))
+
+
 # -- keyframes ------------------------------------------------------------------------------------
 
 
@@ -324,6 +344,11 @@ def test_without_texture_there_is_one_keyframe_until_something_shows() -> None:
     results = run(tracker, [*[flat_image()] * 4, still, still])
     assert reasons(results) == ["first", "-", "-", "-", "overlap", "-"]
     assert [len(r.points_xy) for r in results if isinstance(r, TrackedFrame)][:3] == [0, 0, 0]
+
+
+def test_free_rows_alone_make_no_keyframe_of_a_frame_without_texture() -> None:
+    tracker = tracker_with(FrameTrackingConfig(), describe=with_free_rows(np.empty((0, 2))))
+    assert reasons(run(tracker, [flat_image()] * 4)) == ["first", "-", "-", "-"]
 
 
 def test_a_moment_without_texture_makes_no_keyframe_and_the_next_sight_one() -> None:

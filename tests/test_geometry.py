@@ -19,6 +19,7 @@ from engine.geometry import (
     rotation_from_vector,
     rotation_vector_from,
     skew,
+    spread_over_image,
     transform_points,
 )
 from engine.types import Float64Array, GpsFix
@@ -195,6 +196,43 @@ def test_fractions_beyond_the_ends_extrapolate() -> None:
 def test_pixel_thresholds_scale_with_the_longer_edge() -> None:
     assert image_scale(1000, 600) == 1.0
     assert image_scale(480, 640) == 0.64
+
+
+def test_few_points_need_no_spreading() -> None:
+    points_xy = np.random.default_rng(0).uniform(0.0, 100.0, (7, 2))
+    for limit in (7, 8, 1000):
+        rows = spread_over_image(points_xy, size=(100, 100), limit=limit)
+        assert rows.tolist() == list(range(7))
+    assert spread_over_image(points_xy[:0], size=(100, 100), limit=5).tolist() == []
+
+
+def test_points_of_a_crowd_give_way_to_lonely_ones() -> None:
+    rng = np.random.default_rng(1)
+    crowd_xy = rng.uniform((0.0, 0.0), (30.0, 20.0), (900, 2))  # one cell, the most wanted
+    lonely_xy = rng.uniform((0.0, 0.0), (360.0, 240.0), (100, 2))
+    rows = spread_over_image(np.concatenate([crowd_xy, lonely_xy]), size=(360, 240), limit=150)
+    assert len(rows) == 150
+    assert (np.diff(rows) > 0).all()
+    is_beside_crowd = (lonely_xy >= (30.0, 20.0)).any(axis=1)
+    assert set(900 + np.flatnonzero(is_beside_crowd)) <= set(rows.tolist())
+    # Of a cell the most wanted come first.
+    in_crowd = rows[rows < 900]
+    assert in_crowd.tolist() == list(range(len(in_crowd)))
+
+
+@pytest.mark.parametrize("limit", [1, 10, 144, 300])
+def test_every_cell_gives_its_first_points_before_any_gives_its_second_ones(limit: int) -> None:
+    points_xy = np.random.default_rng(2).uniform((0.0, 0.0), (640.0, 480.0), (2000, 2))
+    rows = spread_over_image(points_xy, size=(640, 480), limit=limit)
+    columns, lines = (points_xy * 12 / (640, 480)).astype(int).T
+    counts = np.bincount((12 * lines + columns)[rows], minlength=144)
+    assert counts.sum() == limit
+    assert np.ptp(counts) <= 1
+
+
+def test_points_beyond_the_image_count_for_the_cells_at_its_edge() -> None:
+    points_xy = np.array([[-50.0, 10.0], [10.0, 10.0], [900.0, 700.0], [639.0, 479.0]])
+    assert spread_over_image(points_xy, size=(640, 480), limit=2).tolist() == [0, 2]
 
 
 def gps_fix(latitude_deg: float, longitude_deg: float, altitude_m: float = 0.0) -> GpsFix:

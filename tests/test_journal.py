@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import sqlite3
@@ -245,6 +246,38 @@ def test_a_pair_written_again_is_replaced(journal: Journal, tmp_path: Path) -> N
     with reading(tmp_path) as database:
         assert database.num_matched_image_pairs() == 1
         np.testing.assert_array_equal(database.read_matches(1, 2), [[9, 9]])
+
+
+def test_keypoints_that_moved_are_written_in_place(journal: Journal, tmp_path: Path) -> None:
+    for number in (1, 2):
+        written = keyframe(number, of=features(number, dimensions=0))
+        journal.add_keyframe(written, camera=camera(), image_bytes=JPEG)
+    former = written.features
+    moved_xy = former.keypoints_xy.copy()
+    moved_xy[[3, 7]] += (0.25, -1.5)
+    moved = dataclasses.replace(former, keypoints_xy=moved_xy)
+    journal.move_keypoints(moved)
+    with reading(tmp_path) as database:
+        keypoints = database.read_keypoints(2)
+        untouched = database.read_keypoints(1)
+        assert database.read_descriptors(2).data.shape == (40, 0)
+    np.testing.assert_array_equal(keypoints[:, :2], moved_xy.astype(np.float32))
+    np.testing.assert_array_equal(keypoints[:, 2], moved.scales / 2)
+    np.testing.assert_array_equal(
+        untouched[:, :2], features(1, dimensions=0).keypoints_xy.astype(np.float32)
+    )
+
+
+def test_keypoints_move_only_in_a_table_that_is_there_and_as_long(
+    journal: Journal, tmp_path: Path
+) -> None:
+    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    before = rows(tmp_path / "database.db", "keypoints")
+    with pytest.raises(JournalError, match="keyframe 2 has no table of 40 rows"):
+        journal.move_keypoints(features(2))
+    with pytest.raises(JournalError, match="keyframe 1 has no table of 39 rows"):
+        journal.move_keypoints(features(1, num=39))
+    assert rows(tmp_path / "database.db", "keypoints") == before
 
 
 def test_a_pair_needs_both_keyframes(journal: Journal, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 import threadpoolctl
 import torch
 from fake_runs import FakeSource, Written, trajectory_lines
+from textured_images import frame_of as textured_frame
 
 from adapters import launch as launch_module
 from adapters.launch import LaunchOptions, count_frame_ids, launch, limit_library_threads
+from adapters.matchers.oracle import OracleMatcher, OraclePlaces
 from adapters.matchers.sift import SiftMatcher
-from adapters.sources.synthetic_town import parse_town_spec
+from adapters.sources.synthetic_town import SyntheticTown, parse_town_spec
 from adapters.views.console import ConsoleView
 from adapters.views.rerun_view import RerunView, ViewMode
 from engine.config import Config
@@ -139,11 +141,61 @@ def test_only_a_source_that_knows_the_truth_gives_it(tmp_path: Path, photos: Pat
 def test_keypoints_are_leaner_when_there_are_only_videos(photos: Path, has_photos: bool) -> None:
     specs = ["synthetic:town", *([str(photos)] if has_photos else [])]
     sources = launch_module._open_sources(specs, Config())
-    matcher = launch_module._matcher(Config(), sources)
+    matcher, places = launch_module._matching(Config(), sources)
     assert isinstance(matcher, SiftMatcher)
+    assert places is None, "found by what SIFT describes"
     sift = Config().sift
     expected = sift.max_features if has_photos else sift.max_features_in_video
     assert matcher._config.max_features == expected
+
+
+def oracle_config(**settings: Any) -> Config:
+    return Config.model_validate(
+        {"matching": {"matcher": "oracle"}, "views": {"recording": False}, **settings}
+    )
+
+
+def test_the_oracle_is_told_the_truth_of_the_town() -> None:
+    config = oracle_config(oracle={"noise_px": 0.0, "outlier_ratio": 0.0}, runtime={"seed": 5})
+    (town,) = launch_module._open_sources(["synthetic:town?frames=4&width=64&height=64"], config)
+    assert isinstance(town, SyntheticTown)
+    matcher, places = launch_module._matching(config, [town])
+    assert isinstance(matcher, OracleMatcher)
+    assert isinstance(places, OraclePlaces)
+    rendered = town.render(2)
+    features = matcher.describe(textured_frame(rendered.pixels, frame_id=3))
+    view = matcher.view(features.frame_id)
+    assert np.array_equal(view.depth_m, rendered.depth)
+    assert np.array_equal(view.cam_from_world, rendered.cam_from_world)
+    assert view.intrinsics == town.intrinsics
+    places.add(features)
+    assert places.query(features.frame_id, exclude=(), limit=1) == []
+
+
+TINY_TOWN = "synthetic:town?frames=2&width=64&height=64"
+
+
+@pytest.mark.parametrize(
+    "specs", [["{photos}"], [TINY_TOWN, "{photos}"], [TINY_TOWN, TINY_TOWN]], ids=str
+)
+def test_the_oracle_refuses_sources_whose_truth_it_does_not_know(
+    tmp_path: Path, photos: Path, specs: list[str]
+) -> None:
+    sources = [spec.format(photos=photos) for spec in specs]
+    former = launch(QUIET, options(tmp_path / "run", photos)).path
+    before = (former / "events.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="oracle knows the truth of one synthetic:town only"):
+        launch(oracle_config(), options(tmp_path / "run", *sources, overwrite=True))
+    assert (former / "events.jsonl").read_bytes() == before, "nothing was replaced for it"
+
+
+def test_a_matcher_without_weights_is_refused_before_a_folder_is_made(
+    tmp_path: Path, photos: Path
+) -> None:
+    config = Config.model_validate({"matching": {"matcher": "mast3r"}})
+    with pytest.raises(ConfigError, match=r"mast3r\.checkpoint"):
+        launch(config, options(tmp_path / "run", photos))
+    assert not (tmp_path / "run").exists()
 
 
 # -- the run folder -------------------------------------------------------------------------------

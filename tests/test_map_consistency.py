@@ -26,7 +26,7 @@ from engine.config import (
     LocalBundleAdjustmentConfig,
     TwoViewConfig,
 )
-from engine.estimators import verify_pair
+from engine.estimators import verify_matches
 from engine.geometry import rotation_from_vector
 from engine.map_consistency import Misplacement, find_misplacement, take_out
 from engine.map_growth import GrowthConfig, grow_fully, register_and_refine
@@ -65,14 +65,23 @@ def pair_by_looks(world: SyntheticWorld, one: int, other: int) -> VerifiedPair |
     """What verification makes of matches between all points that look alike."""
     pair = ImagePair.of(FrameId(one), FrameId(other))
     rows = world.matches(pair)
-    matches = PairMatches(pair=pair, matches_idx=rows, confidence=np.ones(len(rows), np.float32))
-    return verify_pair(
-        matches,
-        world.view(pair.first).points_xy[rows[:, 0]],
-        world.view(pair.second).points_xy[rows[:, 1]],
+    matches = PairMatches(
+        pair=pair,
+        matches_idx=rows.astype(np.int64),
+        points1_xy=world.view(pair.first).points_xy[rows[:, 0]],
+        points2_xy=world.view(pair.second).points_xy[rows[:, 1]],
+        confidence=np.ones(len(rows), np.float32),
+    )
+    verified = verify_matches(matches, image_size=(1000, 750), config=TwoViewConfig())
+    if verified is None:
+        return None
+    return VerifiedPair(
+        pair=pair,
         reason=PairReason.EXHAUSTIVE,
-        image_size=(1000, 750),
-        config=TwoViewConfig(),
+        inlier_matches_idx=verified.inliers.matches_idx.astype(np.uint32),
+        num_matches=len(matches),
+        fundamental=verified.fundamental,
+        homography_inlier_ratio=verified.homography_inlier_ratio,
     )
 
 

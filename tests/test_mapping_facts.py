@@ -18,12 +18,14 @@ from engine.events import (
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
+    MetricScaleEstimated,
     MisplacementFound,
     PairVerified,
     RegistrationFailed,
 )
 from engine.map_consistency import Misplacement
 from engine.mapping_facts import MappingFacts
+from engine.metric_scale import MetricScale
 from engine.sparse_map import Registration
 from engine.types import FrameId, FramePose, ImagePair, PairReason, RegistrationStatus
 
@@ -63,6 +65,15 @@ FACTS: dict[str, tuple[Callable[[MappingFacts], None], Event]] = {
     "map": (
         lambda facts: facts.map_initialized(PAIR.pair, sparse_map=SPARSE_MAP, attempt=2),
         MapInitialized(at_s=AT_S, first=ONE, second=THREE, num_points3D=NUM_POINTS, attempt=2),
+    ),
+    "metric scale": (
+        lambda facts: facts.metric_scale_estimated(
+            MetricScale(metres_per_map_unit=7.5, num_depths=900, spread_ratio=0.1),
+            is_applied=True,
+        ),
+        MetricScaleEstimated(
+            at_s=AT_S, metres_per_map_unit=7.5, num_depths=900, spread_ratio=0.1, is_applied=True
+        ),
     ),
     "registered": (
         lambda facts: facts.registered(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from dense_world import DenseFakeMatcher, dense_graph
 from synthetic import (
     EXACT_CAMERA,
     FOCAL_PX,
@@ -22,6 +23,7 @@ from synthetic import (
     repeated_place,
     round_path,
     scene_graph,
+    similarity,
     straight_path,
     turning_path,
 )
@@ -31,6 +33,7 @@ from engine.config import (
     CamerasConfig,
     Config,
     GlobalBundleAdjustmentConfig,
+    MatchingConfig,
     RescueConfig,
     RuntimeConfig,
 )
@@ -44,17 +47,25 @@ from engine.events import (
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
+    MetricScaleEstimated,
     MisplacementFound,
     PairVerified,
     RegistrationFailed,
 )
-from engine.pipeline import MappingPipeline
+from engine.geometry import camera_center
+from engine.pipeline import KeyframeRecord, MappingPipeline
+from engine.ports import PairMatcher
+from engine.scene_graph import SceneGraph
 from engine.types import (
+    Features,
     FrameId,
     FramePose,
+    GpsFix,
     ImagePair,
     IntrinsicsPrior,
+    Keyframe,
     RegistrationStatus,
+    TrackedFrame,
 )
 
 CONFIG = Config(
@@ -64,6 +75,11 @@ CONFIG = Config(
     runtime=RuntimeConfig(num_threads=1),
 )
 NO_RESTARTS = RescueConfig(max_restarts=0)
+GRAPH: dict[str, Any] = {
+    "exhaustive_below": 4,
+    "temporal_offsets": (1, 2, 3, 4, 6),
+    "pairs_per_keyframe": 10,
+}
 
 
 class Run:
@@ -74,10 +90,9 @@ class Run:
     ) -> None:
         self.world = world
         self.config = config
-        self.matcher = FakeMatcher(world=world, **matcher_settings)
-        self.graph = scene_graph(
-            exhaustive_below=4, temporal_offsets=(1, 2, 3, 4, 6), pairs_per_keyframe=10
-        )
+        self.matcher: PairMatcher
+        self.graph: SceneGraph
+        self.matcher, self.graph = self._matching(matcher_settings)
         self.events: list[Event] = []
         self.poses: list[FramePose] = []
         self.pipeline = MappingPipeline(
@@ -88,6 +103,12 @@ class Run:
             clock=lambda: float(len(self.events)),
         )
         self.adjustment: GlobalAdjustment | None = None
+
+    def _matching(self, settings: dict[str, Any]) -> tuple[PairMatcher, SceneGraph]:
+        return FakeMatcher(world=self.world, **settings), scene_graph(**GRAPH)
+
+    def _keyframe(self, frame_id: int, *, gps: GpsFix | None) -> Keyframe:
+        return self.world.keyframe(frame_id, gps=gps)
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)
@@ -127,7 +148,7 @@ class Run:
             self.pipeline.merge(self.adjustment)
             self.adjustment = None
         fix = self.world.gps(frame_id) if gps else None
-        self.pipeline.add_keyframe(self.world.keyframe(frame_id, gps=fix))
+        self.pipeline.add_keyframe(self._keyframe(frame_id, gps=fix))
         started = self.pipeline.start_global_adjustment()
         if started is not None:
             solve(started)
@@ -253,10 +274,12 @@ def test_the_view_of_no_map_is_empty(video: SyntheticWorld) -> None:
 
 def test_the_record_of_a_keyframe_holds_copies(video: SyntheticWorld) -> None:
     fed = Run(video).feed(KEYFRAMES[:6])
-    camera, pairs = fed.pipeline.keyframe_record(FrameId(KEYFRAMES[5]))
-    assert {pair.pair.second for pair in pairs} == {KEYFRAMES[5]}
-    assert len(pairs) >= 3
-    camera.params = [1.0, 2.0, 3.0, 4.0]
+    record = fed.pipeline.keyframe_record(FrameId(KEYFRAMES[5]))
+    assert record.keyframe.frame_id == KEYFRAMES[5]
+    assert {pair.pair.second for pair in record.pairs} == {KEYFRAMES[5]}
+    assert len(record.pairs) >= 3
+    assert record.moved == ()
+    record.camera.params = [1.0, 2.0, 3.0, 4.0]
     fed.pipeline.cameras()[0].params = [1.0, 2.0, 3.0, 4.0]
     assert fed.pipeline.sparse_map.camera("camera").params.tolist() == list(EXACT_CAMERA)
 
@@ -511,10 +534,10 @@ def feed_with_failures(fed: Run, frame_ids: Sequence[int]) -> list[int]:
         except InferenceError:
             failed.append(frame_id)
             fed.pipeline.start_global_adjustment()
-        camera, pairs = fed.pipeline.keyframe_record(FrameId(frame_id))
-        assert camera.width == 1000
+        record = fed.pipeline.keyframe_record(FrameId(frame_id))
+        assert record.camera.width == 1000
         known = fed.pipeline.sparse_map.neighbors(FrameId(frame_id))
-        assert {id(pair) for pair in pairs} == {id(pair) for pair in known.values()}
+        assert {id(pair) for pair in record.pairs} == {id(pair) for pair in known.values()}
     return failed
 
 
@@ -625,6 +648,260 @@ def test_an_unknown_camera_that_joins_late_is_calibrated_and_let_in() -> None:
     assert 1e-5 < mapped.errors().rmse_ratio < 3e-3
 
 
+# -- a dense matcher ------------------------------------------------------------------------------
+
+
+class DenseRun(Run):
+    """The same with a dense matcher, whose keypoints move as matches claim them."""
+
+    def __init__(self, world: SyntheticWorld, **settings: Any) -> None:
+        super().__init__(world, **settings)
+        self.records: list[KeyframeRecord] = []
+
+    def _matching(self, settings: dict[str, Any]) -> tuple[PairMatcher, SceneGraph]:
+        self.dense_matcher = DenseFakeMatcher(world=self.world, **settings)
+        return self.dense_matcher, dense_graph(**GRAPH)
+
+    def _keyframe(self, frame_id: int, *, gps: GpsFix | None) -> Keyframe:
+        return self.dense_matcher.keyframe(frame_id)
+
+    def _feed_keyframe(self, frame_id: int, *, gps: bool) -> None:
+        try:
+            super()._feed_keyframe(frame_id, gps=gps)
+        finally:  # as the runtime does
+            self.records.append(self.pipeline.keyframe_record(FrameId(frame_id)))
+
+
+def dense_run(world: SyntheticWorld, **settings: Any) -> DenseRun:
+    mapped = DenseRun(world, **settings)
+    mapped.feed(world.frame_ids).finish()
+    return mapped
+
+
+def with_metric_scale(metric_scale: Literal["off", "report", "apply"]) -> Config:
+    return CONFIG.model_copy(update={"matching": MatchingConfig(metric_scale=metric_scale)})
+
+
+METRES_PER_UNIT = 6.5
+
+
+@pytest.fixture(scope="module")
+def dense_world() -> SyntheticWorld:
+    return SyntheticWorld(straight_path(16, step=1.2))
+
+
+@pytest.fixture(scope="module")
+def mapped_densely(dense_world: SyntheticWorld) -> DenseRun:
+    return dense_run(dense_world, noise_px=0.5, wrong_ratio=0.1, metres_per_unit=METRES_PER_UNIT)
+
+
+def test_dense_matches_make_a_map(mapped_densely: DenseRun, dense_world: SyntheticWorld) -> None:
+    assert mapped_densely.registered_ids == dense_world.frame_ids
+    errors = mapped_densely.errors()
+    assert 1e-5 < errors.rmse_ratio < 2e-3
+    assert errors.max_rotation_rad < 0.01
+    reconstruction = mapped_densely.pipeline.sparse_map.reconstruction
+    assert reconstruction.is_valid()
+    assert 0.3 < mapped_densely.pipeline.sparse_map.mean_reprojection_error_px() < 0.9
+    assert 4.5 < reconstruction.compute_mean_track_length() < 9.0
+
+
+def test_graph_map_and_records_agree_on_where_keypoints_are(
+    mapped_densely: DenseRun, dense_world: SyntheticWorld
+) -> None:
+    recorded: dict[FrameId, Features] = {}
+    for record in mapped_densely.records:
+        keyframe = record.keyframe
+        assert keyframe.frame_id not in recorded
+        assert all(moved.frame_id in recorded for moved in record.moved)
+        recorded[keyframe.frame_id] = keyframe.features
+        recorded.update((moved.frame_id, moved) for moved in record.moved)
+    assert any(record.moved for record in mapped_densely.records)
+    sparse_map = mapped_densely.pipeline.sparse_map
+    for frame_id in dense_world.frame_ids:
+        keypoints_xy = mapped_densely.graph.keyframe(frame_id).features.keypoints_xy
+        assert np.array_equal(recorded[frame_id].keypoints_xy, keypoints_xy)
+        assert np.array_equal(sparse_map.keyframe(frame_id).features.keypoints_xy, keypoints_xy)
+        points2D = sparse_map.reconstruction.image(frame_id).points2D
+        assert np.array_equal([point.xy for point in points2D], keypoints_xy)
+
+
+def test_a_record_tells_of_tables_that_moved_once(mapped_densely: DenseRun) -> None:
+    last = mapped_densely.records[-1]
+    assert mapped_densely.pipeline.keyframe_record(last.keyframe.frame_id).moved == ()
+    for record in mapped_densely.records:
+        moved = [features.frame_id for features in record.moved]
+        assert record.keyframe.frame_id not in moved
+        assert len(set(moved)) == len(moved)
+
+
+def test_the_same_dense_matches_give_the_same_map_to_the_last_bit(
+    mapped_densely: DenseRun, dense_world: SyntheticWorld
+) -> None:
+    again = dense_run(dense_world, noise_px=0.5, wrong_ratio=0.1, metres_per_unit=METRES_PER_UNIT)
+    for frame_id, pose in poses_of(mapped_densely.pipeline.sparse_map).items():
+        assert np.array_equal(again.pipeline.sparse_map.cam_from_world(frame_id), pose)
+
+
+def test_frames_between_are_tracked_by_keypoints_of_dense_tables() -> None:
+    world = SyntheticWorld(straight_path(31, step=0.6))
+    mapped = DenseRun(world, noise_px=0.3)
+
+    def tracked(frame_id: int, *, keyframe_id: int) -> TrackedFrame:
+        """Follows the corners that the keyframe's table starts with."""
+        sparse = world.view(frame_id)
+        fixed = mapped.dense_matcher.keyframe(keyframe_id).features.fixed_rows
+        starts_xy = mapped.dense_matcher.keyframe(keyframe_id).features.keypoints_xy[fixed]
+        ids = mapped.dense_matcher.point_ids(keyframe_id, starts_xy)
+        _, places, rows = np.intersect1d(sparse.point_ids, ids, return_indices=True)
+        return TrackedFrame(
+            frame_id=FrameId(frame_id),
+            keyframe_id=FrameId(keyframe_id),
+            index=frame_id - 1,
+            captured_at_s=0.1 * frame_id,
+            received_at_s=0.1 * frame_id,
+            keypoint_idx=fixed[rows],
+            points_xy=sparse.points_xy[places],
+        )
+
+    for frame_id in world.frame_ids:
+        keyframe_id = frame_id - (frame_id - 1) % 3
+        if frame_id == keyframe_id:
+            mapped.feed([frame_id])
+        else:
+            mapped.pipeline.add_tracked(tracked(frame_id, keyframe_id=keyframe_id))
+    mapped.finish()
+    trajectory = mapped.pipeline.trajectory()
+    assert [pose.frame_id for pose in trajectory] == world.frame_ids
+    assert mapped.pipeline.num_interpolated_frames() == 0
+    errors = pose_errors({pose.frame_id: pose.cam_from_world for pose in trajectory}, world)
+    assert 1e-5 < errors.rmse_ratio < 5e-3
+
+
+def test_a_dense_matcher_that_fails_costs_its_keyframe_some_pairs_only(
+    dense_world: SyntheticWorld,
+) -> None:
+    fed = DenseRun(dense_world, fails=[6, 9])
+    failed = []
+    for frame_id in dense_world.frame_ids:
+        try:
+            fed.feed([frame_id])
+        except InferenceError:
+            failed.append(frame_id)
+    fed.finish()
+    assert len(failed) == 2
+    assert set(dense_world.frame_ids) - set(fed.registered_ids) <= {failed[-1]}
+    assert 1e-5 < fed.errors().rmse_ratio < 2e-3
+    for frame_id in dense_world.frame_ids:
+        features = fed.pipeline.sparse_map.keyframe(frame_id).features
+        assert features is fed.graph.keyframe(frame_id).features
+
+
+# -- metric scale ---------------------------------------------------------------------------------
+
+
+def metres_per_unit_of(mapped: Run) -> float:
+    """Of the map, by the true flight."""
+    centers = camera_center(np.array(list(poses_of(mapped.pipeline.sparse_map).values())))
+    true_centers = METRES_PER_UNIT * camera_center(mapped.world.poses)
+    scaling = similarity(centers, true_centers)
+    return float(np.cbrt(np.linalg.det(scaling[:, :3])))
+
+
+def test_the_scale_is_told_and_left_alone(mapped_densely: DenseRun) -> None:
+    (told,) = mapped_densely.told(MetricScaleEstimated)
+    assert not told.is_applied
+    assert told.num_depths > 200
+    assert 0.03 < told.spread_ratio < 0.08
+    (initialized,) = mapped_densely.told(MapInitialized)
+    order = mapped_densely.events
+    assert order.index(told) < order.index(initialized)
+    scale = mapped_densely.pipeline.metric_scale()
+    assert scale is not None
+    assert abs(scale.metres_per_map_unit / metres_per_unit_of(mapped_densely) - 1.0) < 0.01
+    assert abs(metres_per_unit_of(mapped_densely) - 1.0) > 0.2, "nobody made it metres"
+
+
+def test_a_map_is_made_metric_when_asked_for(dense_world: SyntheticWorld) -> None:
+    mapped = dense_run(
+        dense_world, config=with_metric_scale("apply"), metres_per_unit=METRES_PER_UNIT
+    )
+    (told,) = mapped.told(MetricScaleEstimated)
+    assert told.is_applied
+    assert abs(told.metres_per_map_unit - 1.0) > 0.2
+    assert abs(metres_per_unit_of(mapped) - 1.0) < 0.02
+    scale = mapped.pipeline.metric_scale()
+    assert scale is not None
+    assert abs(scale.metres_per_map_unit - 1.0) < 0.02
+    assert mapped.registered_ids == dense_world.frame_ids
+    assert 1e-5 < mapped.errors().rmse_ratio < 2e-3
+    # Poses were in metres from the first one on.
+    first = {pose.frame_id: pose.cam_from_world for pose in mapped.poses}
+    length = np.linalg.norm(camera_center(first[FrameId(16)]) - camera_center(first[FrameId(1)]))
+    truth = METRES_PER_UNIT * np.linalg.norm(
+        np.diff(camera_center(dense_world.poses)[[0, 15]], axis=0)
+    )
+    assert abs(length / truth - 1.0) < 0.03
+
+
+@pytest.mark.parametrize("metric_scale", ["report", "apply"])
+def test_without_depths_there_is_no_scale(
+    dense_world: SyntheticWorld, metric_scale: Literal["report", "apply"]
+) -> None:
+    mapped = dense_run(dense_world, config=with_metric_scale(metric_scale))
+    assert mapped.told(MetricScaleEstimated) == []
+    assert mapped.pipeline.metric_scale() is None
+    assert len(mapped.registered_ids) == len(dense_world.frame_ids)
+
+
+def test_the_scale_is_not_looked_for_when_switched_off(dense_world: SyntheticWorld) -> None:
+    mapped = DenseRun(dense_world, config=with_metric_scale("off"), metres_per_unit=METRES_PER_UNIT)
+    mapped.feed(dense_world.frame_ids[:8])
+    assert mapped.pipeline.is_initialized
+    assert mapped.told(MetricScaleEstimated) == []
+    assert mapped.pipeline.metric_scale() is None
+
+
+# -- focal lengths a matcher sees -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uses", [True, False])
+def test_a_camera_nobody_knows_is_calibrated_by_what_the_matcher_sees(uses: bool) -> None:
+    camera = SyntheticCamera(params=(600.0, 500.0, 375.0, 0.0))
+    world = SyntheticWorld(straight_path(14), cameras=[camera])
+    config = CONFIG.model_copy(update={"matching": MatchingConfig(use_focal_lengths=uses)})
+    mapped = dense_run(world, config=config, noise_px=0.3, tells_focal_length=True)
+    told = mapped.told(CameraCalibrated)
+    assert [event.how for event in told] == [
+        "assumed",
+        "pointmaps" if uses else "two_view_geometries",
+    ]
+    assert told[1].focal_px == 600.0 if uses else abs(told[1].focal_px - 600.0) < 60.0
+    assert abs(camera_of(mapped)[0] - 600.0) < 0.01 * 600.0
+    assert 1e-5 < mapped.errors().rmse_ratio < 3e-3
+
+
+def test_pointmaps_are_wanted_until_there_is_a_map_of_known_cameras(
+    dense_world: SyntheticWorld,
+) -> None:
+    mapped = DenseRun(dense_world)
+    mapped.feed(dense_world.frame_ids)
+    wanted = [
+        (max(request.pair.first, request.pair.second), request.wants_pointmaps)
+        for call in mapped.dense_matcher.requests
+        for request in call
+    ]
+    (initialized,) = mapped.told(MapInitialized)
+    known = [event for event in mapped.events if isinstance(event, KeyframeAdded)]
+    before = [
+        e.frame_id for e in known if mapped.events.index(e) < mapped.events.index(initialized)
+    ]
+    assert {frame_id for frame_id, wants in wanted if wants} == set(before) - {1}
+    assert {frame_id for frame_id, wants in wanted if not wants} == (
+        set(dense_world.frame_ids) - set(before)
+    )
+
+
 # -- the rest -------------------------------------------------------------------------------------
 
 
@@ -632,8 +909,8 @@ def test_frames_of_several_sources_need_not_come_in_the_order_of_their_ids() -> 
     world = SyntheticWorld(straight_path(14), noise_px=0.5)
     order = [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13]
     mapped = Run(world).feed(order)
-    _, pairs = mapped.pipeline.keyframe_record(FrameId(13))
-    assert ImagePair(FrameId(13), FrameId(14)) in {pair.pair for pair in pairs}
+    pairs = {pair.pair for pair in mapped.pipeline.keyframe_record(FrameId(13)).pairs}
+    assert ImagePair(FrameId(13), FrameId(14)) in pairs
     mapped.finish()
     assert mapped.registered_ids == world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3

@@ -3,7 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from engine.files import LineFile
 from engine.journal import Journal
 from engine.recorder import Recorder
 from engine.run_folder import RunFolder
-from engine.types import DropReason, Frame, FrameId, FramePose
+from engine.types import DropReason, Features, Frame, FrameId, FramePose
 
 WORLD = world_of(4)
 
@@ -53,7 +53,9 @@ class Recording:
     def warnings(self) -> list[str]:
         return [event.message for event in self.events if isinstance(event, Warned)]
 
-    def add_keyframe(self, frame_id: int, frame: Frame | None = None) -> None:
+    def add_keyframe(
+        self, frame_id: int, frame: Frame | None = None, *, moved: Sequence[Features] = ()
+    ) -> None:
         frame = frame or frame_of(frame_id, world=WORLD)
         self.recorder.frame_arrived(frame)
         self.recorder.keyframe_added(
@@ -67,6 +69,7 @@ class Recording:
                 params=(800, 500, 375, 0),
             ),
             pairs=[WORLD.verified_pair(other, frame_id) for other in range(1, frame_id)],
+            moved=moved,
         )
 
 
@@ -112,6 +115,23 @@ def test_a_keyframe_is_journalled_with_its_image_and_pairs(recording: Recording)
     np.testing.assert_array_equal(matches, WORLD.verified_pair(1, 2).inlier_matches_idx)
     database.close()
     assert recording.recorder.num_failed_writes == 0
+
+
+def test_keypoints_that_a_keyframe_moved_elsewhere_are_journalled_with_it(
+    recording: Recording,
+) -> None:
+    recording.add_keyframe(1)
+    features = WORLD.keyframe(1).features
+    moved = replace(features, keypoints_xy=features.keypoints_xy + 1.0)
+    recording.add_keyframe(2, moved=[moved])
+    database = pycolmap.Database.open(recording.path / "database.db")
+    keypoints_xy = database.read_keypoints(1)[:, :2]
+    database.close()
+    np.testing.assert_array_equal(keypoints_xy, moved.keypoints_xy.astype(np.float32))
+    # Of a keyframe that could not be journalled nothing can move; that is counted.
+    recording.add_keyframe(3, moved=[replace(moved, frame_id=FrameId(4))])
+    assert recording.recorder.num_failed_writes == 1
+    assert recording.rows() == ["keyframe"] * 3
 
 
 def test_a_frame_without_a_jpeg_of_its_own_is_encoded(recording: Recording) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pycolmap
 import pytest
 from blockbuster import BlockBuster
+from dense_world import DenseFakeMatcher, NoPlaces
 from fake_runs import (
     FakeSource,
     Happening,
@@ -33,7 +34,7 @@ from engine.journal import Journal
 from engine.pipeline import MappingPipeline
 from engine.run_folder import RunFolder
 from engine.runtime import Engine, RunOutcome, StoppedBy
-from engine.types import Frame, FramePose, MapView
+from engine.types import Features, Frame, FramePose, MapView
 
 NUM_FRAMES = 16
 WAIT_S = 20.0
@@ -45,7 +46,8 @@ SUMMARY_KEYS = {
     *("num_points3D", "num_observations", "mean_track_length", "mean_reprojection_error_px"),
     *("time_to_first_map_s", "latency_ms", "window_solves", "global_ba_runs", "loops_closed"),
     *("snapshots_written", "loop_lag_ms", "peak_rss_mb", "peak_gpu_mb", "wall_s", "cpu_s"),
-    *("components", "georeferenced", "gps_rmse_m", "stopped_by", "failed_writes"),
+    *("components", "georeferenced", "gps_rmse_m", "metres_per_map_unit"),
+    *("stopped_by", "failed_writes"),
 }
 
 
@@ -137,6 +139,36 @@ def test_the_summary_holds_every_promised_figure(tmp_path: Path) -> None:
         latency_ms = summary["latency_ms"][kind]
         assert 0.0 < latency_ms["p50"] <= latency_ms["p95"] <= latency_ms["max"]
     assert 0.0 < summary["time_to_first_map_s"] < summary["wall_s"]
+
+
+def test_a_dense_matcher_is_run_with_the_places_it_brings(tmp_path: Path) -> None:
+    class Places(NoPlaces):
+        """Knows nothing, like an index that has a length and is still empty."""
+
+        def __init__(self) -> None:
+            self.added: list[int] = []
+
+        def __len__(self) -> int:
+            return 0
+
+        def add(self, features: Features) -> None:
+            self.added.append(features.frame_id)
+
+    world, places = world_of(NUM_FRAMES), Places()
+    dense = DenseFakeMatcher(world=world, metres_per_unit=2.0)
+    outcome, written = run_world(tmp_path / "run", matcher=dense, places=places)
+    assert outcome.num_registered == NUM_FRAMES
+    assert places.added == world.frame_ids
+    assert written.events[0]["matcher"] == dense.name
+    assert written.summary["peak_gpu_mb"] == dense.peak_gpu_mb
+    (told,) = written.of_kind("MetricScaleEstimated")
+    assert abs(written.summary["metres_per_map_unit"] / told["metres_per_map_unit"] - 1) < 0.1
+    assert written.summary["failed_writes"] == 0
+    database = pycolmap.Database.open(outcome.path / "database.db")
+    for image in latest_model(outcome.path).images.values():
+        keypoints_xy = np.array([point.xy for point in image.points2D], np.float32)
+        assert np.array_equal(database.read_keypoints(image.image_id)[:, :2], keypoints_xy)
+    database.close()
 
 
 def test_events_tell_the_run_in_order(tmp_path: Path) -> None:

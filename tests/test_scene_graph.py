@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
@@ -526,6 +527,34 @@ def test_edges_form_a_set_in_the_order_of_recording() -> None:
     assert graph.neighbors(FrameId(5)) == []
     assert graph.was_tried(pair_of(5, 1))
     assert not graph.was_tried(pair_of(3, 5))
+
+
+def test_a_verified_pair_is_found_by_its_keyframes() -> None:
+    graph = graph_of(3)
+    recorded = verified(1, 2)
+    graph.record_pair(recorded)
+    graph.record_tried(pair_of(1, 3))
+    assert graph.edge(pair_of(2, 1)) is recorded
+    assert graph.edge(pair_of(1, 3)) is None
+    assert graph.edge(pair_of(2, 3)) is None
+    again = verified(1, 2)
+    graph.record_pair(again)
+    assert graph.edge(pair_of(1, 2)) is again
+
+
+def test_a_keyframe_gets_its_present_keypoint_table() -> None:
+    graph = graph_of(3)
+    before = graph.keyframe(FrameId(2))
+    features = dataclasses.replace(before.features)
+    graph.record_pair(verified(1, 2))
+    graph.replace_features(features)
+    after = graph.keyframe(FrameId(2))
+    assert after.features is features
+    assert dataclasses.replace(after, features=before.features).name == before.name
+    assert graph.keyframe_ids == [1, 2, 3]
+    assert graph.neighbors(FrameId(2)) == [1]
+    with pytest.raises(KeyError):
+        graph.replace_features(dataclasses.replace(features, frame_id=FrameId(9)))
 
 
 def test_unknown_and_repeated_keyframes_are_refused() -> None:

@@ -20,12 +20,19 @@ from adapters.matchers import sift
 from adapters.matchers.sift import SiftMatcher
 from engine.config import SiftConfig
 from engine.errors import InferenceError
-from engine.types import Features, Float64Array, FrameId, ImagePair, PairMatches, Uint8Array
+from engine.types import (
+    Features,
+    Float64Array,
+    FrameId,
+    ImagePair,
+    MatchRequest,
+    PairMatches,
+    Uint8Array,
+)
 
 WIDTH, HEIGHT = 320, 240
 CENTER = (WIDTH / 2, HEIGHT / 2)
 TEXTURE = random_texture()
-PAIR = ImagePair(FrameId(1), FrameId(2))
 NUM_COMPONENTS = 128
 
 
@@ -82,9 +89,19 @@ def unit(component: int, *, length: int = 100) -> list[int]:
 
 def match(first: Any, second: Any, **settings: Any) -> PairMatches:
     """Matches two sets of descriptors."""
-    pair = (PAIR, features_with(first), features_with(second, frame_id=2))
-    (matches,) = matcher(**settings).match([pair])
+    request = request_of(features_with(first), features_with(second, frame_id=2))
+    (matches,) = matcher(**settings).match([request])
     return matches
+
+
+def request_of(first: Features, second: Features) -> MatchRequest:
+    return MatchRequest(
+        pair=ImagePair(first.frame_id, second.frame_id),
+        first=first,
+        second=second,
+        query_rows1=np.arange(len(first)),
+        query_rows2=np.arange(len(second)),
+    )
 
 
 def rows_of(matches: PairMatches) -> list[tuple[int, int]]:
@@ -224,7 +241,7 @@ def test_matches_of_a_turned_and_scaled_image_agree_with_the_truth(
     sift_matcher = matcher()
     first = sift_matcher.describe(frame_of(texture_image()))
     second = sift_matcher.describe(frame_of(texture_image(motion), frame_id=2))
-    (matches,) = sift_matcher.match([(PAIR, first, second)])
+    (matches,) = sift_matcher.match([request_of(first, second)])
     rows1, rows2 = matches.matches_idx.T
     true_xy = transformed(first.keypoints_xy[rows1], motion)
     errors_px = np.linalg.norm(second.keypoints_xy[rows2] - true_xy, axis=1)
@@ -243,7 +260,7 @@ def test_images_of_different_things_hardly_match() -> None:
     first = sift_matcher.describe(frame_of(texture_image()))
     elsewhere = random_texture(1).image(WIDTH, HEIGHT, image_from_texture=similarity_about(CENTER))
     second = sift_matcher.describe(frame_of(elsewhere, frame_id=2))
-    (matches,) = sift_matcher.match([(PAIR, first, second)])
+    (matches,) = sift_matcher.match([request_of(first, second)])
     assert len(matches) < 0.05 * min(len(first), len(second))
 
 
@@ -251,13 +268,9 @@ def test_each_pair_is_answered_in_order() -> None:
     first, second, third = (
         features_with(random_descriptors(20, seed=seed), frame_id=seed + 1) for seed in range(3)
     )
-    pairs = [
-        (ImagePair(FrameId(2), FrameId(3)), second, third),
-        (ImagePair(FrameId(1), FrameId(2)), first, second),
-        (ImagePair(FrameId(1), FrameId(3)), first, third),
-    ]
-    answers = matcher().match(pairs)
-    assert [answer.pair for answer in answers] == [pair for pair, _, _ in pairs]
+    requests = [request_of(second, third), request_of(first, second), request_of(first, third)]
+    answers = matcher().match(requests)
+    assert [answer.pair for answer in answers] == [request.pair for request in requests]
     assert matcher().match([]) == []
     assert matcher().name == "sift"
 

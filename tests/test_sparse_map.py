@@ -23,9 +23,16 @@ from synthetic import (
 
 from engine.config import TriangulationConfig
 from engine.errors import MapError
-from engine.geometry import compose_poses, invert_pose
+from engine.geometry import camera_center, compose_poses, invert_pose
 from engine.sparse_map import SparseMap
-from engine.types import FrameId, ImagePair, RegistrationStatus, VerifiedPair
+from engine.types import (
+    Features,
+    Float64Array,
+    FrameId,
+    ImagePair,
+    RegistrationStatus,
+    VerifiedPair,
+)
 
 NUM_FRAMES = 10
 ONE, TWO, THREE, FOUR, FIVE = (FrameId(i) for i in range(1, 6))
@@ -61,6 +68,12 @@ def num_true_observations(sparse_map: SparseMap, world: SyntheticWorld) -> tuple
         num_true += max(map(seen.count, seen))
         num += len(seen)
     return num_true, num
+
+
+def rows_of(pair: VerifiedPair, frame_id: FrameId) -> list[int]:
+    """Rows of a keyframe that a pair matches."""
+    rows: list[int] = pair.inlier_matches_idx[:, int(frame_id == pair.pair.second)].tolist()
+    return rows
 
 
 def refine(sparse_map: SparseMap, frame_id: FrameId) -> None:
@@ -384,6 +397,103 @@ def test_the_reconstruction_survives_writing_and_reading(
     assert read.is_valid()
     assert read.num_points3D() == exact_map.num_points3D
     assert sorted(read.reg_image_ids()) == exact_map.registered_ids
+
+
+# -- what changes later ---------------------------------------------------------------------------
+
+
+def moved_keypoints(sparse_map: SparseMap, frame_id: FrameId, rows: list[int]) -> Features:
+    """A keyframe's table in which some rows are elsewhere."""
+    features = sparse_map.keyframe(frame_id).features
+    keypoints_xy = features.keypoints_xy.copy()
+    keypoints_xy[rows] += (3.0, -2.0)
+    return dataclasses.replace(features, keypoints_xy=keypoints_xy)
+
+
+def points2D_xy(reconstruction: pycolmap.Reconstruction, frame_id: FrameId) -> Float64Array:
+    return np.array([point.xy for point in reconstruction.image(frame_id).points2D])
+
+
+def test_rows_without_a_match_may_move_and_nothing_else_does(exact_world: SyntheticWorld) -> None:
+    sparse_map = grown_map(exact_world, max_gap=1)
+    matched = {row for pair in sparse_map.neighbors(THREE).values() for row in rows_of(pair, THREE)}
+    rows = sorted(set(range(len(sparse_map.keyframe(THREE).features))) - matched)[:3]
+    assert len(rows) == 3
+    assert len(matched) > 100
+    point3D_ids, pose = sparse_map.point3D_ids(THREE), sparse_map.cam_from_world(THREE)
+    former_xy = sparse_map.keyframe(THREE).features.keypoints_xy
+    copy = sparse_map.copy_reconstruction()
+    features = moved_keypoints(sparse_map, THREE, rows)
+    sparse_map.replace_features(features)
+    assert sparse_map.keyframe(THREE).features is features
+    assert np.array_equal(points2D_xy(sparse_map.reconstruction, THREE), features.keypoints_xy)
+    assert np.array_equal(points2D_xy(copy, THREE), former_xy)
+    assert np.array_equal(sparse_map.point3D_ids(THREE), point3D_ids)
+    assert np.array_equal(sparse_map.cam_from_world(THREE), pose)
+    assert sparse_map.reconstruction.is_valid()
+
+
+def test_a_match_with_a_row_that_moved_counts_at_its_new_place(exact_world: SyntheticWorld) -> None:
+    """Keyframe 2 comes with rows out of place; they are put right before anything matches them."""
+    sparse_map = map_of_keyframes(exact_world, frame_ids=[1])
+    keyframe = exact_world.keyframe(2)
+    away_xy = keyframe.features.keypoints_xy + (40.0, 30.0)
+    away = dataclasses.replace(keyframe.features, keypoints_xy=away_xy)
+    sparse_map.add_keyframe(dataclasses.replace(keyframe, features=away), [])
+    sparse_map.replace_features(keyframe.features)
+    sparse_map.add_late_pairs([exact_world.verified_pair(1, 2)])
+    for number in range(3, NUM_FRAMES + 1):
+        pairs = [exact_world.verified_pair(other, number) for other in range(1, number)][-4:]
+        sparse_map.add_keyframe(exact_world.keyframe(number), pairs)
+    grow(sparse_map, exact_world, exact_world.frame_ids)
+    assert errors_of(sparse_map, exact_world).max_ratio < 1e-6
+    assert sparse_map.mean_reprojection_error_px() < 1e-6
+
+
+def test_a_table_of_another_length_or_keyframe_is_refused(exact_map: SparseMap) -> None:
+    features = exact_map.keyframe(THREE).features
+    shorter = dataclasses.replace(
+        features,
+        **{
+            name: getattr(features, name)[:-1]
+            for name in ("keypoints_xy", "descriptors", "scales", "colors", "is_free")
+        },
+    )
+    with pytest.raises(MapError, match=rf"keyframe 3 has no table of {len(shorter)} rows"):
+        exact_map.replace_features(shorter)
+    with pytest.raises(MapError, match="keyframe 99 has no table"):
+        exact_map.replace_features(dataclasses.replace(features, frame_id=FrameId(99)))
+    assert exact_map.keyframe(THREE).features is features
+
+
+@pytest.mark.parametrize("factor", [0.25, 7.0])
+def test_scaling_makes_all_lengths_longer_and_changes_no_pixel(
+    exact_map: SparseMap, factor: float
+) -> None:
+    before_px = exact_map.mean_reprojection_error_px()
+    poses, ids = poses_of(exact_map), list(exact_map.reconstruction.point3D_ids())
+    points = exact_map.points3D_in_world(ids)
+    exact_map.scale(factor)
+    assert np.allclose(exact_map.points3D_in_world(ids), factor * points)
+    for frame_id, pose in poses_of(exact_map).items():
+        assert np.allclose(pose[:, :3], poses[frame_id][:, :3])
+        assert np.allclose(pose[:, 3], factor * poses[frame_id][:, 3])
+    assert abs(exact_map.mean_reprojection_error_px() - before_px) < 1e-9
+
+
+def test_a_scaled_map_grows_on(exact_world: SyntheticWorld) -> None:
+    sparse_map = map_of_keyframes(exact_world)
+    grow(sparse_map, exact_world, [1, 2, 3, 4])
+    sparse_map.scale(5.0)
+    for frame_id in map(FrameId, range(5, NUM_FRAMES + 1)):
+        registration = sparse_map.register(frame_id, min_inlier_ratio=0.25)
+        assert registration.status is RegistrationStatus.REGISTERED
+        sparse_map.triangulate(frame_id)
+    assert errors_of(sparse_map, exact_world).max_ratio < 1e-6
+    centers = camera_center(np.array(list(poses_of(sparse_map).values())))
+    true_centers = camera_center(exact_world.poses)
+    length, true_length = (np.linalg.norm(c[-1] - c[0]) for c in (centers, true_centers))
+    assert abs(length / true_length - 5.0) < 1e-6
 
 
 # -- cameras --------------------------------------------------------------------------------------

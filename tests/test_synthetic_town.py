@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -368,6 +369,17 @@ def test_the_source_yields_all_frames_in_order_with_exact_calibration(
     times, poses = zip(*tiny_town.ground_truth(), strict=True)
     assert list(times) == [frame.captured_at_s for frame in frames]
     assert np.array_equal(poses[2], tiny_town.render(2).cam_from_world)
+
+
+def test_frames_drawn_from_several_threads_are_the_same(tiny_town: SyntheticTown) -> None:
+    """One thread draws the frames of the source while another asks for their depths."""
+    one_by_one = [tiny_town.render(index) for index in range(4)]
+    other = make_town(tiny_town.options)
+    with ThreadPoolExecutor(4) as threads:
+        at_once = list(threads.map(other.render, [0, 1, 2, 3] * 3))
+    for index, rendered in enumerate(at_once):
+        assert np.array_equal(rendered.pixels, one_by_one[index % 4].pixels)
+        assert np.array_equal(rendered.depth, one_by_one[index % 4].depth)
 
 
 def test_closing_the_source_early_stops_it(tiny_town: SyntheticTown) -> None:

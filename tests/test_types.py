@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine.types import (
+    NO_ROW,
     Features,
     Frame,
     FrameId,
@@ -18,6 +19,7 @@ from engine.types import (
     ImagePair,
     Keyframe,
     MapView,
+    MatchRequest,
     PairMatches,
     PairReason,
     TrackedFrame,
@@ -83,10 +85,23 @@ def tracked_frame(**changes: Any) -> TrackedFrame:
 def pair_matches(**changes: Any) -> PairMatches:
     fields: dict[str, Any] = {
         "pair": ImagePair(ONE, TWO),
-        "matches_idx": np.zeros((4, 2), np.uint32),
+        "matches_idx": np.zeros((4, 2), np.int64),
+        "points1_xy": np.zeros((4, 2)),
+        "points2_xy": np.zeros((4, 2)),
         "confidence": np.ones(4, np.float32),
     }
     return PairMatches(**fields | changes)
+
+
+def match_request(**changes: Any) -> MatchRequest:
+    fields: dict[str, Any] = {
+        "pair": ImagePair(ONE, TWO),
+        "first": features(keypoints_xy=np.arange(10.0).reshape(5, 2)),
+        "second": features(frame_id=TWO, keypoints_xy=np.arange(20.0, 30.0).reshape(5, 2)),
+        "query_rows1": np.arange(5),
+        "query_rows2": np.arange(3),
+    }
+    return MatchRequest(**fields | changes)
 
 
 def verified_pair(**changes: Any) -> VerifiedPair:
@@ -132,6 +147,7 @@ PRODUCTS: list[Callable[..., Any]] = [
     frame,
     features,
     tracked_frame,
+    match_request,
     pair_matches,
     verified_pair,
     frame_pose,
@@ -215,9 +231,16 @@ def test_a_product_cannot_be_changed_and_is_itself_only(make: Callable[..., Any]
         (features, {"descriptors": np.zeros((4, 128), np.uint8)}),
         (features, {"scales": np.ones(6, np.float32)}),
         (features, {"colors": np.zeros((5, 4), np.uint8)}),
+        (features, {"is_free": np.zeros(4, bool)}),
+        (match_request, {"query_rows1": np.zeros((3, 2), np.int64)}),
+        (match_request, {"query_rows2": np.array([0.5])}),
         (tracked_frame, {"points_xy": np.zeros((2, 2))}),
         (pair_matches, {"confidence": np.ones(3, np.float32)}),
-        (pair_matches, {"matches_idx": np.array([[-1, 0]] * 4)}),
+        (pair_matches, {"matches_idx": np.zeros((4, 3), np.int64)}),
+        (pair_matches, {"points1_xy": np.zeros((3, 2))}),
+        (pair_matches, {"points2_xy": np.full((4, 2), np.nan)}),
+        (pair_matches, {"depths_m": np.zeros((4, 1), np.float32)}),
+        (pair_matches, {"depths_m": np.full((4, 2), np.inf)}),
         (verified_pair, {"fundamental": np.full((3, 3), np.nan)}),
         (verified_pair, {"inlier_matches_idx": np.zeros((4, 3), np.uint32)}),
         (frame_pose, {"cam_from_world": np.eye(4)}),
@@ -252,8 +275,66 @@ def test_products_may_be_empty() -> None:
         colors=np.empty((0, 3)),
     )
     assert len(nothing) == 0
-    assert len(pair_matches(matches_idx=np.empty((0, 2)), confidence=np.empty(0))) == 0
+    assert nothing.fixed_rows.tolist() == []
+    empty = np.empty((0, 2))
+    no_matches = {"matches_idx": empty, "points1_xy": empty, "points2_xy": empty}
+    assert len(pair_matches(**no_matches, confidence=np.empty(0))) == 0
     assert len(tracked_frame(keypoint_idx=[], points_xy=np.empty((0, 2))).points_xy) == 0
+
+
+# -- keypoints and matches ------------------------------------------------------------------------
+
+
+def test_keypoints_are_fixed_unless_they_are_said_to_be_free() -> None:
+    assert features().is_free.tolist() == [False] * 5
+    assert features().fixed_rows.tolist() == [0, 1, 2, 3, 4]
+    some_free = features(is_free=np.array([False, True, True, False, True]))
+    assert some_free.fixed_rows.tolist() == [0, 3]
+    assert features(is_free=np.ones(5, bool)).fixed_rows.tolist() == []
+
+
+@pytest.mark.parametrize("rows", [[-2, 0], [3, -7]])
+def test_a_match_ends_at_keypoints_or_beside_them(rows: list[int]) -> None:
+    with pytest.raises(ValueError, match="rows below -1"):
+        pair_matches(matches_idx=np.array([[0, 0], rows, [1, NO_ROW], [NO_ROW, 2]]))
+    beside = [[0, 0], [NO_ROW, NO_ROW], [1, NO_ROW], [NO_ROW, 2]]
+    assert len(pair_matches(matches_idx=np.array(beside))) == 4
+
+
+def test_depths_that_nobody_tells_are_unknown() -> None:
+    assert pair_matches().depths_m.tolist() == [[0.0, 0.0]] * 4
+    assert pair_matches().focal_px == (0.0, 0.0)
+
+
+def test_matches_of_rows_end_at_their_keypoints() -> None:
+    request = match_request()
+    rows = np.array([[0, 4], [3, 1]], np.uint32)
+    matches = PairMatches.of_rows(request, matches_idx=rows, confidence=np.ones(2, np.float32))
+    assert matches.pair == request.pair
+    assert matches.matches_idx.tolist() == rows.tolist()
+    assert np.array_equal(matches.points1_xy, request.first.keypoints_xy[[0, 3]])
+    assert np.array_equal(matches.points2_xy, request.second.keypoints_xy[[4, 1]])
+
+
+def test_some_of_the_matches_keep_everything_that_belongs_to_them() -> None:
+    matches = pair_matches(
+        matches_idx=np.arange(8).reshape(4, 2),
+        points1_xy=np.arange(8.0).reshape(4, 2),
+        points2_xy=np.arange(8.0).reshape(4, 2) + 100.0,
+        confidence=np.arange(4) / 4,
+        depths_m=np.arange(8.0).reshape(4, 2) + 200.0,
+        focal_px=(700.0, 800.0),
+    )
+    by_rows, by_mask = matches.take(np.array([3, 1])), matches.take(np.array([0, 1, 0, 1], bool))
+    assert by_rows.matches_idx.tolist() == [[6, 7], [2, 3]]
+    assert by_mask.matches_idx.tolist() == [[2, 3], [6, 7]]
+    for taken in (by_rows, by_mask):
+        firsts = taken.matches_idx[:, 0]
+        assert np.array_equal(taken.points1_xy[:, 0], firsts)
+        assert np.array_equal(taken.points2_xy[:, 0], firsts + 100)
+        assert np.array_equal(taken.depths_m[:, 0], firsts + 200)
+        assert np.array_equal(taken.confidence, firsts / 8)
+        assert (taken.pair, taken.focal_px) == (matches.pair, (700.0, 800.0))
 
 
 # -- pairs ----------------------------------------------------------------------------------------

@@ -99,12 +99,16 @@ def two_views(
     )
 
 
-def tentative_matches(num: int, *, first: int = 1, second: int = 2) -> PairMatches:
-    """Matches of row k with row k."""
-    rows = np.arange(num)
+def tentative_matches(
+    points1_xy: Float64Array, points2_xy: Float64Array, *, rows: NDArray[np.int64] | None = None
+) -> PairMatches:
+    """Matches between keypoints; ``rows`` (N, 2) of the tables, by default k with k."""
+    num = len(points1_xy)
     return PairMatches(
-        pair=ImagePair(FrameId(first), FrameId(second)),
-        matches_idx=np.column_stack([rows, rows]),
+        pair=ImagePair(FrameId(1), FrameId(2)),
+        matches_idx=np.column_stack([np.arange(num)] * 2) if rows is None else rows,
+        points1_xy=points1_xy,
+        points2_xy=points2_xy,
         confidence=np.ones(num, np.float32),
     )
 
