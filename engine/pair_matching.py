@@ -148,7 +148,8 @@ class PairMatching:
             pair=matches.pair,
             reason=reason,
             inlier_matches_idx=rows.astype(np.uint32),
-            num_matches=len(matches),
+            # Several dense matches may be one of two keypoints; the share that held is what counts.
+            num_matches=round(len(rows) * len(matches) / len(verified.inliers)),
             fundamental=verified.fundamental,
             homography_inlier_ratio=verified.homography_inlier_ratio,
         )

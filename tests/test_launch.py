@@ -358,6 +358,7 @@ def test_libraries_work_on_one_thread_per_call() -> None:
     assert cv2.getNumThreads() == 1
     assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} <= {1}
     assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_leaving_at_once_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,14 @@ def choose_device(config: Mast3rConfig) -> Device:
     except (AssertionError, ImportError, RuntimeError) as error:  # by PyTorch's build
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"mast3r.device={name}: is not usable here: {reason}") from error
-    return Device(name=name, dtype=_dtype(config, name), num_threads=os.cpu_count() or 1)
+    return Device(name=name, dtype=_dtype(config, name), num_threads=_num_cores())
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _dtype(config: Mast3rConfig, device: str) -> torch.dtype:

@@ -29,6 +29,8 @@ from engine.types import (
     PairMatches,
 )
 
+_MAX_CONFIDENCE = 1e9  # 1 when squeezed into 0..1, and its square is finite
+
 Views = tuple[ViewOutput, ViewOutput]  # what a decode says of the first and of the second images
 
 
@@ -256,5 +258,10 @@ def _maps_of(views: Views, pair: int) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     first, second = views
     return (
         (first.descriptors[pair], second.descriptors[pair]),
-        (first.descriptor_confidence[pair], second.descriptor_confidence[pair]),
+        (_finite(first.descriptor_confidence[pair]), _finite(second.descriptor_confidence[pair])),
     )
+
+
+def _finite(confidence: Tensor) -> Tensor:
+    """Confidence without overflow: what is not a number counts for nothing."""
+    return confidence.nan_to_num(nan=0.0).clamp(max=_MAX_CONFIDENCE)
