@@ -84,15 +84,18 @@ class CameraCalibration:
             camera_key
         ].origin is CalibrationOrigin.ASSUMED and camera_key not in _cameras_in(sparse_map)
 
+    def unknown_keys(self, sparse_map: SparseMap) -> list[str]:
+        """Cameras whose focal length nobody knows, nor does the map yet."""
+        return [key for key in self._initial if self.is_unknown(key, sparse_map)]
+
     def calibrate_from_pairs(self, sparse_map: SparseMap, graph: SceneGraph) -> None:
         """Gives cameras that nobody knows a focal length.
 
         What a matcher saw counts, else the cameras' fundamental matrices. Once a keyframe of a
         camera is in the map, bundle adjustment knows better.
         """
-        for camera_key in self._initial:
-            if self.is_unknown(camera_key, sparse_map):
-                self._calibrate(camera_key, sparse_map, graph)
+        for camera_key in self.unknown_keys(sparse_map):
+            self._calibrate(camera_key, sparse_map, graph)
 
     def _calibrate(self, camera_key: str, sparse_map: SparseMap, graph: SceneGraph) -> None:
         camera = sparse_map.camera(camera_key)

@@ -215,6 +215,21 @@ class GlobalBundleAdjustmentConfig(Section):
     final_passes: PositiveInt = 1  # bundle adjustment and filtering at the end of the run
 
 
+class WindowConfig(Section):
+    """Stretches of keyframes solved as a whole, as VGGSfM does it, beside the growing map."""
+
+    enabled: bool = True
+    size: Annotated[int, Field(ge=3)] = 12  # newest keyframes of a window, whose poses may change
+    num_older: Annotated[int, Field(ge=2)] = 6  # held keyframes that share most with them
+    interval: PositiveInt = 8  # keyframes between windows; longer while they change nothing
+    min_keyframes: PositiveInt = 20  # of the map before the first one
+    merge_after_keyframes: PositiveInt = 2  # the result joins the map so many keyframes later
+    min_gain_ratio: Ratio = 0.01  # by which the window's keypoints must fit better, to merge it
+    bootstrap: bool = True  # a first map from a window when no pair of keyframes gives one
+    max_rescues: NonNegativeInt = 8  # windows around missing keyframes, at the end
+    max_final: NonNegativeInt = 4  # windows around keyframes that fit worse than most, at the end
+
+
 class RescueConfig(Section):
     """What happens when the map does not hold the keyframes it should."""
 
@@ -275,6 +290,7 @@ class Config(Section):
     triangulation: TriangulationConfig = TriangulationConfig()
     local_bundle_adjustment: LocalBundleAdjustmentConfig = LocalBundleAdjustmentConfig()
     global_bundle_adjustment: GlobalBundleAdjustmentConfig = GlobalBundleAdjustmentConfig()
+    window: WindowConfig = WindowConfig()
     rescue: RescueConfig = RescueConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()

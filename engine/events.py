@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
@@ -160,6 +161,42 @@ class BundleAdjusted(Event):
     reprojection_error_after_px: float
     keyframes_added_meanwhile: int
     elapsed_s: float
+
+
+class WindowPurpose(StrEnum):
+    """Why a window was solved."""
+
+    BOOTSTRAP = "bootstrap"  # no pair of keyframes gave a first map
+    RESOLVE = "resolve"  # the newest keyframes, now and then
+    RESCUE = "rescue"  # keyframes that the map misses
+    FINAL = "final"  # keyframes that fit worst, at the end
+
+
+class WindowVerdict(StrEnum):
+    """What became of a window's result."""
+
+    MERGED = "merged"
+    NOT_BETTER = "not_better"
+    NOT_SOLVED = "not_solved"
+    STALE = "stale"  # the map it hangs on is no longer there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSolved(Event):
+    """A stretch of keyframes was solved as a whole; figures are of its keyframes in the map."""
+
+    purpose: WindowPurpose
+    verdict: WindowVerdict
+    reason: str
+    keyframe_ids: tuple[FrameId, ...]
+    num_registered: int  # keyframes that it brought into the map
+    num_observations_before: int
+    num_observations_after: int
+    error_before_px: float
+    error_after_px: float
+    moved_map: float  # the farthest that a camera moved, in units of the map
+    elapsed_s: float
+    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,6 +119,43 @@ def rotation_vector_from(rotation: Float64Array) -> Float64Array:
     return np.asarray(quat[:3] / sine * (2.0 * np.arctan2(sine, quat[3])))
 
 
+def similarity_between_poses(poses: Float64Array, onto_poses: Float64Array) -> Float64Array | None:
+    """The similarity [s R | t] (3, 4) that moves cameras onto where others have them.
+
+    Orientations count, too: the centres of a straight flight leave a turn about it open.
+
+    Args:
+        poses: cam_from_world (N, 3, 4).
+        onto_poses: (N, 3, 4) of the same cameras in another world.
+
+    Returns:
+        ``onto_from_world``; None when the cameras of one side lie in one place, or are one only.
+    """
+    # The rotation nearest to all that the cameras ask for.
+    turns = np.swapaxes(onto_poses[:, :, :3], 1, 2) @ poses[:, :, :3]
+    left, _, right = np.linalg.svd(turns.sum(axis=0))
+    rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    centers, onto_centers = camera_center(poses), camera_center(onto_poses)
+    middle, onto_middle = centers.mean(axis=0), onto_centers.mean(axis=0)
+    spread = np.linalg.norm(centers - middle)
+    onto_spread = np.linalg.norm(onto_centers - onto_middle)
+    if not (spread and onto_spread):
+        return None
+    scale = onto_spread / spread
+    return np.column_stack([scale * rotation, onto_middle - scale * rotation @ middle])
+
+
+def pose_in_other_world(
+    cam_from_world: Float64Array, onto_from_world: Float64Array
+) -> Float64Array:
+    """Poses (..., 3, 4) after a similarity (3, 4) of their world."""
+    scaled_rotation, translation = onto_from_world[:, :3], onto_from_world[:, 3]
+    scale = np.cbrt(np.linalg.det(scaled_rotation))
+    rotation = cam_from_world[..., :3] @ (scaled_rotation / scale).T
+    moved = scale * cam_from_world[..., 3] - rotation @ translation
+    return np.concatenate([rotation, moved[..., None]], axis=-1)
+
+
 def image_scale(width: int, height: int) -> float:
     """How much larger an image is than the 1000 px edge that pixel thresholds are stated for."""
     return max(width, height) / 1000.0

@@ -35,7 +35,7 @@ from engine.types import (
 
 _INITIAL_PASSES = 2  # adjustment and filtering of a map of two keyframes
 _SATURATION_ANGLE_RAD = float(np.radians(16.0))  # wider is no better for a first pair
-_GOOD_START_RATIO = 0.8  # of the keyframes seen: no other first pair is tried
+_GOOD_START_RATIO = 0.8  # of the keyframes that match any: no other first pair is tried
 _RELATIVE_POSE_ERROR_PX = 3.0  # at an image edge of 1000 px
 _PAIRS_EXAMINED_PER_PAIR_TRIED = 4
 _PLANAR_RATIO = 0.7  # of a pair's inliers on one homography: a plane, or no motion at all
@@ -66,10 +66,11 @@ class InitialPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BuiltMap:
-    """A map built from one pair."""
+    """A map and what it was built from."""
 
     sparse_map: SparseMap
-    initial: InitialPair
+    pair: ImagePair  # what it started from, or the strongest pair of the window
+    initial: InitialPair | None  # None: it started from a window
 
 
 def register_and_refine(
@@ -191,8 +192,8 @@ def build_best_map(
     for built in _built_maps(new_map, initial_pairs, config=config):
         if best is None or _fullness(built) > _fullness(best):
             best = built
-        num_keyframes = len(built.sparse_map.keyframe_ids)
-        if built.sparse_map.num_registered >= _GOOD_START_RATIO * num_keyframes:
+        num_matched = sum(1 for i in built.sparse_map.keyframe_ids if built.sparse_map.neighbors(i))
+        if built.sparse_map.num_registered >= _GOOD_START_RATIO * num_matched:
             break
     return best
 
@@ -210,7 +211,7 @@ def _built_maps(
             continue
         adjust_in_place(sparse_map, config=config)
         if _has_enough_points(sparse_map, config.initialization):
-            yield BuiltMap(sparse_map=sparse_map, initial=initial)
+            yield BuiltMap(sparse_map=sparse_map, pair=initial.pair, initial=initial)
 
 
 def _initialize(sparse_map: SparseMap, initial: InitialPair, *, config: GrowthConfig) -> bool:

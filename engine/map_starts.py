@@ -12,14 +12,17 @@ import numpy as np
 import pycolmap
 
 from engine.camera_calibration import CameraCalibration
-from engine.config import InitializationConfig, RescueConfig
-from engine.geometry import camera_center
+from engine.config import InitializationConfig, RescueConfig, WindowConfig
+from engine.geometry import similarity_between_poses
 from engine.map_growth import BuiltMap, GrowthConfig, build_best_map, rank_initial_pairs
+from engine.ports import WindowSolver
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import SparseMap
 from engine.types import FrameId, ImagePair, VerifiedPair
+from engine.window_bootstrap import bootstrap_map
 
 _MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
+_STRONG_START_RATIO = 0.8  # of the keyframes that match any: no window is tried
 _MIN_COMMON_TO_PLACE = 2  # keyframes; one tells no scale
 
 
@@ -29,9 +32,11 @@ class MapStarts:
     Args:
         initialization: when a first map is tried.
         rescue: when another one is.
+        window: whether and how large a window may give the first one.
         graph: knows all keyframes and pairs.
         cameras: knows all cameras.
         new_map: makes an empty map.
+        solve_window: solves windows.
     """
 
     def __init__(
@@ -39,12 +44,17 @@ class MapStarts:
         *,
         initialization: InitializationConfig,
         rescue: RescueConfig,
+        window: WindowConfig,
         graph: SceneGraph,
         cameras: CameraCalibration,
         new_map: Callable[[], SparseMap],
+        solve_window: WindowSolver,
     ) -> None:
         self._initialization = initialization
         self._rescue = rescue
+        self._window = window
+        self._solve_window = solve_window
+        self._num_keyframes_at_bootstrap = 0
         self._graph = graph
         self._cameras = cameras
         self._new_map = new_map
@@ -73,19 +83,28 @@ class MapStarts:
         pairs = newest if self._all_pairs_were_tried else self._pairs()
         self._all_pairs_were_tried = True
         self._cameras.calibrate_from_pairs(present, self._graph)
-        return self._build(present, pairs, config=config)
+        built = self._build(present, pairs, config=config)
+        num_connected = len(self._graph.connected_ids)
+        # Small windows are easily wrong, and cost as much as they tell.
+        if num_connected < max(
+            self._window.size, _MORE_TO_RESTART * self._num_keyframes_at_bootstrap
+        ):
+            return built
+        self._num_keyframes_at_bootstrap = num_connected
+        return self._or_from_window(built, present, config=config)
 
     def first_at_end(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
         """The first map when no more keyframes will come: few are enough, all pairs are tried."""
         self._cameras.calibrate_from_pairs(present, self._graph)
-        return self._build(present, self._pairs(), config=config)
+        built = self._build(present, self._pairs(), config=config)
+        return self._or_from_window(built, present, config=config)
 
     def instead_of_poor(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
         """A map from another start when most keyframes do not fit the present one.
 
         Tried each time a quarter more keyframes came, up to the configured number.
         """
-        num_seen = len(self._graph.keyframe_ids)
+        num_seen = len(self._graph.connected_ids)
         if (
             present.num_registered >= self._rescue.restart_below_registered_ratio * num_seen
             or num_seen < self._rescue.restart_min_keyframes
@@ -99,12 +118,12 @@ class MapStarts:
 
     def another_at_end(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
         """A map from a start not tried here before, while the present one misses keyframes."""
-        if present.num_registered == len(self._graph.keyframe_ids):
+        if present.num_registered == len(self._graph.connected_ids):
             return None
         pairs = self._pairs_outside(present) or self._pairs()
         built = self._build(present, pairs, config=config)
         if built is not None:
-            self._tried_at_end.add(built.initial.pair)
+            self._tried_at_end.add(built.pair)
         return built
 
     def _build(
@@ -115,6 +134,33 @@ class MapStarts:
         if built is not None:
             _place(built.sparse_map, onto=present)
         return built
+
+    def _or_from_window(
+        self, built: BuiltMap | None, present: SparseMap, *, config: GrowthConfig
+    ) -> BuiltMap | None:
+        """A map from a window instead of a weak one, when it holds more keyframes."""
+        enough = _STRONG_START_RATIO * len(self._graph.connected_ids)
+        num_registered = 0 if built is None else built.sparse_map.num_registered
+        if num_registered >= enough:
+            return built
+        from_window = self._bootstrap(present, config=config)
+        if from_window is None or from_window.sparse_map.num_registered <= num_registered:
+            return built
+        return from_window
+
+    def _bootstrap(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
+        """A map from a window of the best connected keyframes."""
+        if not (self._window.enabled and self._window.bootstrap):
+            return None
+        return bootstrap_map(
+            self._graph,
+            self._pairs(),
+            new_map=lambda: self._with_everything(present),
+            unknown_cameras=self._cameras.unknown_keys(present),
+            size=self._window.size + self._window.num_older,
+            solve=self._solve_window,
+            config=config,
+        )
 
     def _with_everything(self, present: SparseMap) -> SparseMap:
         """A map with every keyframe and pair, none registered, cameras as calibrated now."""
@@ -145,28 +191,13 @@ class MapStarts:
 
 
 def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
-    """Moves a map onto another by the poses of the keyframes that both hold.
-
-    Orientations count, too: the centres of a straight flight leave a turn about it open.
-    """
+    """Moves a map onto another by the poses of the keyframes that both hold."""
     common = [i for i in sparse_map.registered_ids if onto.is_registered(i)]
     if len(common) < _MIN_COMMON_TO_PLACE:
         return
     poses, onto_poses = (
         np.array([one.cam_from_world(i) for i in common]) for one in (sparse_map, onto)
     )
-    # The rotation nearest to all that the keyframes ask for.
-    turns = np.swapaxes(onto_poses[:, :, :3], 1, 2) @ poses[:, :, :3]
-    left, _, right = np.linalg.svd(turns.sum(axis=0))
-    rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
-    centers, onto_centers = camera_center(poses), camera_center(onto_poses)
-    middle, onto_middle = centers.mean(axis=0), onto_centers.mean(axis=0)
-    spread, onto_spread = (
-        np.linalg.norm(centers - middle),
-        np.linalg.norm(onto_centers - onto_middle),
-    )
-    if not (spread and onto_spread):
-        return
-    scale = onto_spread / spread
-    onto_from_map = np.column_stack([scale * rotation, onto_middle - scale * rotation @ middle])
-    sparse_map.reconstruction.transform(pycolmap.Sim3d(onto_from_map))
+    onto_from_map = similarity_between_poses(poses, onto_poses)
+    if onto_from_map is not None:
+        sparse_map.reconstruction.transform(pycolmap.Sim3d(onto_from_map))

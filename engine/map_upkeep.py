@@ -1,10 +1,11 @@
-"""What a growing map needs now and then: global adjustment on a copy, and snapshots."""
+"""What a growing map needs now and then: global adjustment, windows, and snapshots."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from concurrent.futures import Executor
+from typing import Any
 
 from engine.bundle_adjustment import GlobalAdjustment, solve_globally
 from engine.config import Config
@@ -12,16 +13,17 @@ from engine.event_loop import Writer, run_in
 from engine.event_queue import EventQueue
 from engine.pipeline import MappingPipeline
 from engine.recorder import Recorder
+from engine.windows import SolvedWindow
 
 
 class MapUpkeep:
-    """Adjusts the map as a whole and writes snapshots of it, beside its growing.
+    """Adjusts the map as a whole, solves windows of it and writes snapshots, beside its growing.
 
     Args:
         config: the resolved configuration.
         pipeline: owns the map; called on the mapping thread.
         mapping_thread: runs one call at a time.
-        adjusting_thread: runs global adjustments.
+        adjusting_thread: runs global adjustments and solves windows.
         recorder: writes snapshots; called through the writer.
         writer: runs writes in order.
         events: takes facts.
@@ -46,6 +48,7 @@ class MapUpkeep:
         self._writer = writer
         self._events = events
         self._adjustment: asyncio.Task[GlobalAdjustment] | None = None
+        self._window: asyncio.Task[SolvedWindow] | None = None
         self._registered_at_snapshot = 0
         self._snapshot_at_s = 0.0
         self._snapshot_waits = False
@@ -86,9 +89,46 @@ class MapUpkeep:
 
     async def abandon_adjustment(self) -> None:
         """Stops waiting for the adjustment in flight; its thread ends when it is done."""
-        if self._adjustment is not None:
-            self._adjustment.cancel()
-            await asyncio.wait((self._adjustment,))
+        await self._stop_waiting(self._adjustment)
+
+    async def abandon_all(self) -> None:
+        """Stops waiting for adjustment and window; their thread ends when it is done."""
+        await self._stop_waiting(self._adjustment)
+        await self._stop_waiting(self._window)
+
+    @staticmethod
+    async def _stop_waiting(task: asyncio.Task[Any] | None) -> None:
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def start_window_if_due(self) -> None:
+        """Starts solving a window of the newest keyframes when it is time."""
+        job = await run_in(self._mapping_thread, self._pipeline.start_window)
+        if job is not None:
+            await self._stop_waiting(self._window)  # given up by the pipeline before
+            self._window = asyncio.create_task(
+                run_in(self._adjusting_thread, self._pipeline.solve_window, job), name="window"
+            )
+
+    async def merge_window_if_due(self, *, wait: bool) -> None:
+        """Merges the window in flight when its time has come.
+
+        Args:
+            wait: for its end; otherwise one that is not ready is merged before a later keyframe.
+        """
+        if self._window is None or not self._pipeline.window_merge_is_due:
+            return
+        if wait or self._window.done():
+            await self.merge_window()
+
+    async def merge_window(self) -> None:
+        """Waits for the window in flight, if any, and merges it."""
+        if self._window is None:
+            return
+        window, self._window = self._window, None
+        solved = await window
+        await run_in(self._mapping_thread, self._pipeline.merge_window, solved)
 
     async def snapshot_if_due(self) -> None:
         """Writes a snapshot when enough is new, unless the one before still waits."""

@@ -17,6 +17,7 @@ from engine.events import (
     MisplacementFound,
     PairVerified,
     RegistrationFailed,
+    WindowSolved,
 )
 from engine.geometry import camera_center
 from engine.map_consistency import Misplacement
@@ -24,6 +25,8 @@ from engine.metric_scale import MetricScale
 from engine.ports import EventSink
 from engine.sparse_map import Registration, SparseMap
 from engine.types import FrameId, FramePose, ImagePair, Keyframe, VerifiedPair
+from engine.window_merging import WindowMerge
+from engine.windows import SolvedWindow
 
 
 class MappingFacts:
@@ -155,6 +158,26 @@ class MappingFacts:
                 reprojection_error_after_px=merge.error_after_px,
                 keyframes_added_meanwhile=merge.keyframes_added_meanwhile,
                 elapsed_s=merge.elapsed_s,
+            )
+        )
+
+    def window_solved(self, solved: SolvedWindow, merge: WindowMerge, *, elapsed_s: float) -> None:
+        """A stretch of keyframes was solved as a whole."""
+        self._emit(
+            WindowSolved(
+                at_s=self._clock(),
+                purpose=solved.job.window.purpose,
+                verdict=merge.verdict,
+                reason=merge.reason,
+                keyframe_ids=solved.job.window.frame_ids,
+                num_registered=len(merge.registered),
+                num_observations_before=merge.before.num_observations,
+                num_observations_after=merge.after.num_observations,
+                error_before_px=merge.before.mean_error_px,
+                error_after_px=merge.after.mean_error_px,
+                moved_map=merge.moved_map,
+                elapsed_s=elapsed_s,
+                cpu_s=solved.estimate.cpu_s,
             )
         )
 

@@ -8,6 +8,7 @@ same map however fast the other thread was.
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from engine.map_starts import MapStarts
 from engine.mapping_facts import MappingFacts
 from engine.metric_scale import MetricScale, estimate_metric_scale
 from engine.pair_matching import PairMatching
-from engine.ports import EventSink, PairMatcher
+from engine.ports import EventSink, PairMatcher, WindowSolver
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import Registration, SparseMap
 from engine.types import (
@@ -54,6 +55,11 @@ from engine.types import (
     TrackedFrame,
     VerifiedPair,
 )
+from engine.window_merging import WindowMerge, WindowMergeConfig
+from engine.window_model import WindowSolverConfig
+from engine.window_solver import solve_window as solve
+from engine.window_work import WindowWork
+from engine.windows import SolvedWindow, WindowJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,6 +81,7 @@ class MappingPipeline:
         graph: chooses pairs and keeps them.
         emit: takes facts.
         clock: seconds since the start of the run.
+        solve_window: solves stretches of keyframes; by default the engine's own solver.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class MappingPipeline:
         graph: SceneGraph,
         emit: EventSink,
         clock: Callable[[], float],
+        solve_window: WindowSolver | None = None,
     ) -> None:
         self._config = config
         self._graph = graph
@@ -93,13 +101,6 @@ class MappingPipeline:
         )
         self._facts = MappingFacts(emit=emit, clock=clock)
         self._cameras = CameraCalibration(config.cameras, emit=emit, clock=clock)
-        self._starts = MapStarts(
-            initialization=config.initialization,
-            rescue=config.rescue,
-            graph=graph,
-            cameras=self._cameras,
-            new_map=self._new_map,
-        )
         self._map = self._new_map()
         self._num_maps = 0  # adopted so far, each better than the one before
         self._knows_metric_scale = False
@@ -108,6 +109,23 @@ class MappingPipeline:
             seed=config.runtime.seed,
         )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
+        solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
+        self._starts = MapStarts(
+            initialization=config.initialization,
+            rescue=config.rescue,
+            window=config.window,
+            graph=graph,
+            cameras=self._cameras,
+            new_map=self._new_map,
+            solve_window=solve_window,
+        )
+        self._windows = WindowWork(
+            config.window,
+            graph=graph,
+            solve=solve_window,
+            merge_config=self._window_merge_config,
+            facts=self._facts,
+        )
         self._evidence_used: set[ImagePair] = set()
         self._in_flight: GlobalAdjustment | None = None
         self._keyframes_since_start = 0
@@ -256,6 +274,31 @@ class MappingPipeline:
         self._facts.adjusted(merged, sparse_map=self._map)
         self._after_change()
 
+    @property
+    def window_merge_is_due(self) -> bool:
+        """Whether the window in flight must be merged before the next keyframe."""
+        return self._windows.merge_is_due
+
+    def start_window(self) -> WindowJob | None:
+        """A window of the newest keyframes to solve elsewhere, when one is due; else None."""
+        return self._windows.start(self._map) if self.is_initialized else None
+
+    def solve_window(self, job: WindowJob) -> SolvedWindow:
+        """Solves a window; another thread than the mapping one may call it."""
+        return self._windows.solved(job)
+
+    def merge_window(self, solved: SolvedWindow) -> None:
+        """Changes the map by a window where that makes it better; the event tells."""
+        merge = self._windows.merge(self._map, solved)
+        if merge is not None and merge.better_map is not None:
+            self._take_over(merge)
+            self._retry_waiting()
+            self._after_change()
+
+    def abandon_window(self) -> None:
+        """Forgets the window in flight."""
+        self._windows.abandon()
+
     def abandon_adjustment(self) -> None:
         """Forgets the adjustment in flight; the next one is due by growth."""
         self._in_flight = None
@@ -263,6 +306,7 @@ class MappingPipeline:
     def finish(self) -> None:
         """After the last frame: registers what is left, rescues what is missing, adjusts all."""
         self.abandon_adjustment()  # merged after the last one it would undo it
+        self.abandon_window()
         growth = self._growth_config()
         if not self.is_initialized:
             self._adopt_if_fuller(self._starts.first_at_end(self._map, config=growth))
@@ -270,6 +314,8 @@ class MappingPipeline:
             self._grow_existing(growth)
             self._rescue_missing(growth)
             self._grow_existing(self._growth_config(final=True))
+            self._rescue_by_windows()
+            self._improve_by_windows()
             self._note_metric_scale()
             self._final_adjustment()
         self._after_change()
@@ -299,6 +345,7 @@ class MappingPipeline:
             self._facts.loop_closed(loops[0])
         self._map.add_keyframe(self._graph.keyframe(frame_id), verified)
         self._keyframes_since_start += 1
+        self._windows.keyframe_added()
 
     def _register(self, frame_id: FrameId, *, started_s: float) -> None:
         registration = register_and_refine(self._map, frame_id, config=self._growth_config())
@@ -316,6 +363,7 @@ class MappingPipeline:
         take_out(self._map, misplacement)
         self._starts.distrust(misplacement.misleading)
         self.abandon_adjustment()  # it knows them in the wrong place
+        self.abandon_window()
         for misplaced in misplacement.keyframe_ids:
             self._graph.set_registered(misplaced, False)
         self._facts.misplacement_found(misplacement)
@@ -353,6 +401,7 @@ class MappingPipeline:
         if built is None or built.sparse_map.num_registered <= self._map.num_registered:
             return
         self.abandon_adjustment()
+        self.abandon_window()
         self._evidence_used.clear()
         self._map = built.sparse_map
         self._num_maps += 1
@@ -363,9 +412,7 @@ class MappingPipeline:
             self._graph.set_registered(frame_id, is_registered)
             if is_registered:
                 self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
-        self._facts.map_initialized(
-            built.initial.pair, sparse_map=self._map, attempt=self._num_maps
-        )
+        self._facts.map_initialized(built.pair, sparse_map=self._map, attempt=self._num_maps)
 
     def _note_metric_scale(self) -> None:
         """Tells, once it is known, how long the map's unit is, and makes it a metre when asked to.
@@ -388,6 +435,38 @@ class MappingPipeline:
             if built is None:
                 return
             self._adopt_if_fuller(built)
+
+    def _rescue_by_windows(self) -> None:
+        """Solves stretches of missing keyframes as windows of their own while some come in."""
+        while (merge := self._windows.rescue(self._map)) is not None:
+            self._take_over(merge)
+            self._grow_existing(self._growth_config(final=True))
+
+    def _improve_by_windows(self) -> None:
+        """Solves the weakest parts of the map once more."""
+        tried: set[FrameId] = set()
+        for _ in range(self._config.window.max_final):
+            merge = self._windows.improve(self._map, tried=tried)
+            if merge is None:
+                return
+            self._take_over(merge)
+
+    def _take_over(self, merge: WindowMerge) -> None:
+        """Makes the map that a window made better the map."""
+        if merge.better_map is None:
+            return
+        self._map = merge.better_map
+        for frame_id in merge.registered:
+            self._graph.set_registered(frame_id, True)
+            self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
+
+    def _window_merge_config(self) -> WindowMergeConfig:
+        return WindowMergeConfig(
+            window=self._config.window,
+            registration=self._config.registration,
+            local_bundle_adjustment=self._config.local_bundle_adjustment,
+            constant_camera_ids=self._cameras.constant_ids(self._map),
+        )
 
     def _new_map(self) -> SparseMap:
         return SparseMap(

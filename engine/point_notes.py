@@ -42,6 +42,14 @@ class PointNotes:
     def __len__(self) -> int:
         return len(self._made_by)
 
+    def copy_for(
+        self, reconstruction: pycolmap.Reconstruction, keyframes: Mapping[FrameId, Keyframe]
+    ) -> PointNotes:
+        """The same notes for a copy of the reconstruction."""
+        twin = PointNotes(reconstruction, keyframes)
+        twin._made_by = dict(self._made_by)
+        return twin
+
     def note_new(self, point3D_ids: Iterable[int], *, made_by: FrameId | None = None) -> None:
         """Colours those points that are new, and notes who made them.
 

@@ -15,6 +15,8 @@ from engine.types import (
     MatchRequest,
     PairMatches,
     RejectedFrame,
+    WindowEstimate,
+    WindowProblem,
 )
 
 
@@ -85,6 +87,16 @@ class PairMatcher(Protocol):
 
         Raises:
             InferenceError: the batch cannot be matched.
+        """
+
+
+class WindowSolver(Protocol):
+    """Solves windows. Called from any one thread at a time; blocks for as long as it takes."""
+
+    def __call__(self, problem: WindowProblem) -> WindowEstimate:
+        """Solves a window; whatever comes of it is a value, see ``WindowStatus``.
+
+        Held poses stay as they are, and the frame of reference is theirs.
         """
 
 

@@ -19,6 +19,8 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     SnapshotWritten,
+    WindowSolved,
+    WindowVerdict,
 )
 from engine.types import DropReason
 
@@ -39,6 +41,8 @@ class RunStatistics:
         self._frame_latency_s = array("d")
         self._loop_lag_s = array("d")
         self._first_map_s: float | None = None
+        self._num_windows_merged = 0
+        self._window_cpu_s = 0.0
 
     def __call__(self, event: Event) -> None:
         """Takes one fact."""
@@ -50,6 +54,9 @@ class RunStatistics:
                 self._frame_latency_s.append(event.latency_s)
                 if event.is_keyframe:
                     self._keyframe_latency_s.append(event.latency_s)
+            case WindowSolved():
+                self._num_windows_merged += event.verdict is WindowVerdict.MERGED
+                self._window_cpu_s += event.cpu_s
             case MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
             case _:
@@ -75,7 +82,9 @@ class RunStatistics:
                 "keyframes": _latency_ms(self._keyframe_latency_s),
                 "frames": _latency_ms(self._frame_latency_s),
             },
-            "window_solves": 0,
+            "window_solves": self._counts[WindowSolved],
+            "windows_merged": self._num_windows_merged,
+            "window_cpu_s": round(self._window_cpu_s, 3),
             "global_ba_runs": self._counts[BundleAdjusted],
             "loops_closed": self._counts[LoopClosed],
             "snapshots_written": self._counts[SnapshotWritten],

@@ -250,6 +250,7 @@ class Engine:
         while (item := await self._items.get()) is not None:
             if isinstance(item.tracked, NewKeyframe):
                 await self._upkeep.merge_adjustment_if_due(wait=item.wait_for_adjustment)
+                await self._upkeep.merge_window_if_due(wait=item.wait_for_adjustment)
                 await self._map_keyframe(item.frame, item.tracked)
             else:
                 await self._map_tracked(item.frame, item.tracked)
@@ -276,6 +277,7 @@ class Engine:
             then=functools.partial(self._frames.give_back, frame),
         )
         await self._upkeep.start_adjustment_if_due()
+        await self._upkeep.start_window_if_due()
         await self._upkeep.snapshot_if_due()
         await self._show(frame)
 
@@ -301,6 +303,7 @@ class Engine:
     async def _finish_map(self) -> None:
         """Last adjustments, and a last try for keyframes without a place in the map."""
         await self._upkeep.merge_adjustment()
+        await self._upkeep.merge_window()
         await run_in(self._mapping_thread, self._pipeline.finish)
 
     async def _save_poses(self) -> None:
@@ -334,7 +337,7 @@ class Engine:
 
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
-        await self._upkeep.abandon_adjustment()
+        await self._upkeep.abandon_all()
         for frame in self._frames.frames_in_engine:
             self._events.frame_dropped(
                 frame, reason=DropReason.STOPPED, detail="the run broke off before its turn"

@@ -163,6 +163,11 @@ class SceneGraph:
         """All keyframes in order of adding."""
         return list(self._keyframes)
 
+    @property
+    def connected_ids(self) -> list[FrameId]:
+        """Keyframes with a verified pair, in order of adding: no map can hold another one."""
+        return [frame_id for frame_id in self._keyframes if self._graph.degree[frame_id]]
+
     def keyframe(self, frame_id: FrameId) -> Keyframe:
         """One keyframe; KeyError when it was never added."""
         return self._keyframes[frame_id]

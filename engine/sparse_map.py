@@ -17,7 +17,7 @@ import pycolmap
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators import AbsolutePose, estimate_absolute_pose
-from engine.geometry import image_scale
+from engine.geometry import image_scale, transform_points
 from engine.match_graph import MatchGraph
 from engine.point_notes import PointCloud, PointNotes
 from engine.types import (
@@ -41,6 +41,15 @@ class Registration:
     status: RegistrationStatus
     num_inliers: int = 0
     num_correspondences: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How well the keypoints of some keyframes agree with the map."""
+
+    num_observations: int
+    mean_error_px: float  # 0 without any
+    gain: float  # sum of 1 - (error / bound)^2 over the observations below the bound
 
 
 class SparseMap:
@@ -266,6 +275,24 @@ class SparseMap:
             status=RegistrationStatus.REGISTERED, num_inliers=num_inliers, num_correspondences=num
         )
 
+    def place(self, poses: Mapping[FrameId, Float64Array]) -> None:
+        """Puts keyframes where something else than the map says they are, registered or not.
+
+        Their observations stay as they are, and those registered anew have none yet.
+
+        Raises:
+            MapError: a keyframe is unknown; the map is as it was.
+        """
+        unknown = [i for i in poses if i not in self._keyframes]
+        if unknown:
+            raise MapError(f"keyframe {unknown[0]} is not in the map")
+        self._covisibility.clear()
+        for frame_id, cam_from_world in poses.items():
+            if self.is_registered(frame_id):
+                self.set_pose(frame_id, cam_from_world)
+            else:
+                self._set_pose(frame_id, cam_from_world)
+
     def num_visible_points(self, frame_id: FrameId) -> int:
         """How many keypoints of a keyframe match a point of the map."""
         return len(np.unique(self._correspondences(frame_id)[0]))
@@ -369,7 +396,34 @@ class SparseMap:
         self._reconstruction.update_point_3d_errors()
         return float(self._reconstruction.compute_mean_reprojection_error())
 
+    def fit(self, frame_ids: Iterable[FrameId]) -> Fit:
+        """How well the registered ones of some keyframes agree with the map."""
+        errors = [self._errors_px(i) for i in frame_ids if self.is_registered(i)]
+        errors_px = np.concatenate(errors) if errors else np.empty(0)
+        bounded = np.minimum(errors_px / self._max_error_px(), 1.0)
+        return Fit(
+            num_observations=len(errors_px),
+            mean_error_px=float(errors_px.mean()) if len(errors_px) else 0.0,
+            gain=float((1.0 - bounded**2).sum()),
+        )
+
     # -- copies ---------------------------------------------------------------------------------
+
+    def copy(self) -> SparseMap:
+        """A map of its own to try something on.
+
+        Both share the verified pairs: only one of the two may take further keyframes and pairs.
+        """
+        twin = SparseMap(
+            triangulation=self._triangulation, registration=self._registration, seed=self._seed
+        )
+        twin._reconstruction = self.copy_reconstruction()
+        twin._matches = self._matches
+        twin._keyframes = dict(self._keyframes)
+        twin._camera_ids = dict(self._camera_ids)
+        twin._notes = self._notes.copy_for(twin._reconstruction, twin._keyframes)
+        twin._rebuild_managers()
+        return twin
 
     def copy_reconstruction(self) -> pycolmap.Reconstruction:
         """A private copy for another thread."""
@@ -399,6 +453,18 @@ class SparseMap:
         del shared[frame_id]
         by_count = sorted(shared.items(), key=lambda item: (-item[1], item[0]))
         return {FrameId(other): count for other, count in by_count}
+
+    def _errors_px(self, frame_id: FrameId) -> Float64Array:
+        """Reprojection errors (M,) of a registered keyframe's observations."""
+        point3D_ids = self.point3D_ids(frame_id)
+        seen = np.flatnonzero(point3D_ids != _NO_POINT)
+        keyframe = self._keyframes[frame_id]
+        points = transform_points(
+            self.cam_from_world(frame_id), self.points3D_in_world(point3D_ids[seen])
+        )
+        projected_xy = np.asarray(self.camera(keyframe.camera_key).img_from_cam(points))
+        offsets = projected_xy.reshape(-1, 2) - keyframe.features.keypoints_xy[seen]
+        return np.asarray(np.linalg.norm(np.nan_to_num(offsets, nan=np.inf), axis=1))
 
     def _check_registered(self, frame_ids: Collection[FrameId], *, is_registered: bool) -> None:
         for frame_id in frame_ids:

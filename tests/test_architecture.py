@@ -40,6 +40,8 @@ FLOORS = (
         "run_statistics": "numpy",
         "scene_graph": "networkx numpy",
         "view_dispatch": "",
+        "window_model": "numpy pycolmap",
+        "window_tracks": "numpy",
     },
     {  # 3: the map, and what lasts
         "journal": "cv2 numpy pycolmap",
@@ -47,6 +49,8 @@ FLOORS = (
         "run_folder": "",
         "sparse_map": "numpy pycolmap",
         "trajectory": "numpy",
+        "window_adjustment": "numpy pycolmap",
+        "window_triangulation": "numpy torch",
     },
     {  # 4: work on the map
         "bundle_adjustment": "numpy pycolmap",
@@ -56,27 +60,35 @@ FLOORS = (
         "map_consistency": "numpy networkx",
         "metric_scale": "numpy",
         "snapshots": "pycolmap",
+        "window_initialization": "numpy",
+        "windows": "numpy pycolmap",
     },
     {  # 5: that work put in order
         "map_growth": "numpy",
-        "mapping_facts": "",
         "recorder": "pycolmap",
+        "window_merging": "numpy",
+        "window_solver": "numpy",
     },
-    {  # 6: beginning again
+    {  # 6: what it says, and maps that begin with a window
+        "mapping_facts": "",
+        "window_bootstrap": "",
+    },
+    {  # 7: beginning again, and windows of a run
         "map_starts": "numpy pycolmap",
+        "window_work": "",
     },
-    {  # 7: the mapping state machine
+    {  # 8: the mapping state machine
         "pipeline": "numpy pycolmap",
     },
-    {  # 8: around the mapping
+    {  # 9: around the mapping
         "event_loop": "",
         "run_summary": "",
     },
-    {  # 9: what goes in, and what is done with the map now and then
+    {  # 10: what goes in, and what is done with the map now and then
         "ingestion": "",
         "map_upkeep": "",
     },
-    {  # 10: tasks, threads and signals
+    {  # 11: tasks, threads and signals
         "runtime": "",
     },
 )

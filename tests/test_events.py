@@ -27,6 +27,9 @@ from engine.events import (
     RunStarted,
     SnapshotWritten,
     Warned,
+    WindowPurpose,
+    WindowSolved,
+    WindowVerdict,
 )
 from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
 
@@ -65,6 +68,21 @@ EVENTS: tuple[Event, ...] = (
     MapInitialized(at_s=0.5, first=ONE, second=TWO, num_points3D=120, attempt=1),
     MetricScaleEstimated(
         at_s=0.5, metres_per_map_unit=7.5, num_depths=900, spread_ratio=0.1, is_applied=True
+    ),
+    WindowSolved(
+        at_s=0.5,
+        purpose=WindowPurpose.RESCUE,
+        verdict=WindowVerdict.MERGED,
+        reason="fits by +2.0%",
+        keyframe_ids=(FrameId(1), TWO),
+        num_registered=1,
+        num_observations_before=90,
+        num_observations_after=120,
+        error_before_px=0.5,
+        error_after_px=0.4,
+        moved_map=0.25,
+        elapsed_s=0.4,
+        cpu_s=0.3,
     ),
     FrameRegistered(
         at_s=0.5,

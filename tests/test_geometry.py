@@ -14,10 +14,12 @@ from engine.geometry import (
     image_scale,
     interpolate_poses,
     invert_pose,
+    pose_in_other_world,
     quat_xyzw_from_rotation,
     rotation_from_quat_xyzw,
     rotation_from_vector,
     rotation_vector_from,
+    similarity_between_poses,
     skew,
     spread_over_image,
     transform_points,
@@ -283,3 +285,44 @@ def test_east_north_and_up_are_the_axes() -> None:
     assert east_m == pytest.approx([78.85, 0.0, 0.0], abs=0.05)
     assert north_m == pytest.approx([0.0, 111.13, 0.0], abs=0.05)
     assert up_m == pytest.approx([0.0, 0.0, 30.0], abs=1e-6)
+
+
+# -- worlds that a similarity relates -------------------------------------------------------------
+
+
+def a_similarity(seed: int) -> Float64Array:
+    rng = np.random.default_rng(seed)
+    rotation = rotation_from_vector(rng.normal(size=3))
+    return np.column_stack([2.5 * rotation, rng.normal(size=3)])
+
+
+def test_poses_after_a_similarity_see_moved_points_at_the_same_place() -> None:
+    poses, onto_from_world = random_poses(4, seed=1), a_similarity(2)
+    points = np.random.default_rng(3).normal(size=(5, 3))
+    moved = pose_in_other_world(poses, onto_from_world)
+    for before, after in zip(poses, moved, strict=True):
+        in_cam = transform_points(before, points)
+        in_cam_after = transform_points(after, transform_points(onto_from_world, points))
+        np.testing.assert_allclose(in_cam_after, 2.5 * in_cam, atol=1e-12)
+
+
+def test_the_similarity_between_poses_is_found_exactly() -> None:
+    poses, onto_from_world = random_poses(5, seed=4), a_similarity(5)
+    found = similarity_between_poses(poses, pose_in_other_world(poses, onto_from_world))
+    assert found is not None
+    np.testing.assert_allclose(found, onto_from_world, atol=1e-12)
+
+
+def test_orientations_settle_the_turn_about_a_straight_line() -> None:
+    poses, onto_from_world = random_poses(3, seed=6), a_similarity(7)
+    centers = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    poses[:, :, 3] = -np.einsum("nij,nj->ni", poses[:, :, :3], centers)
+    found = similarity_between_poses(poses, pose_in_other_world(poses, onto_from_world))
+    assert found is not None
+    np.testing.assert_allclose(found, onto_from_world, atol=1e-12)
+
+
+def test_cameras_in_one_place_tell_no_similarity() -> None:
+    poses = random_poses(3, seed=8)
+    poses[:, :, 3] = 0.0
+    assert similarity_between_poses(poses, random_poses(3, seed=9)) is None

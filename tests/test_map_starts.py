@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,12 +27,15 @@ from engine.config import (
     RegistrationConfig,
     RescueConfig,
     TriangulationConfig,
+    WindowConfig,
 )
 from engine.geometry import camera_center
 from engine.map_growth import GrowthConfig
 from engine.map_starts import MapStarts
 from engine.sparse_map import SparseMap
 from engine.types import FrameId, ImagePair
+from engine.window_model import WindowSolverConfig
+from engine.window_solver import solve_window
 
 GROWTH = GrowthConfig(
     initialization=InitializationConfig(),
@@ -64,6 +69,7 @@ class Scene:
         order: keyframes in order of arrival.
         skips: pairs left out.
         registered: keyframes of the present map.
+        window: whether a window may give the first map.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Scene:
         order: Sequence[int] | None = None,
         skips: Skips = nothing,
         registered: Sequence[int] = (),
+        window: WindowConfig = WindowConfig(enabled=False),  # noqa: B008 - frozen
     ) -> None:
         self.world = world
         self.graph = scene_graph()
@@ -84,9 +91,11 @@ class Scene:
         self.starts = MapStarts(
             initialization=InitializationConfig(min_keyframes=4),
             rescue=RESCUE,
+            window=window,
             graph=self.graph,
             cameras=self._cameras,
             new_map=new_map,
+            solve_window=functools.partial(solve_window, config=WindowSolverConfig()),
         )
         for frame_id in order or world.frame_ids:
             self.add(frame_id)
@@ -173,7 +182,7 @@ def test_pairs_that_misled_a_map_do_not_come_back(world: SyntheticWorld) -> None
     assert built is not None
     for pair in misleading:
         assert pair.second not in built.sparse_map.neighbors(pair.first)
-    assert built.initial.pair not in misleading
+    assert built.pair not in misleading
 
 
 # -- another map ----------------------------------------------------------------------------------
@@ -190,7 +199,7 @@ def test_a_poor_map_gets_a_rival_placed_onto_it() -> None:
     rival = scene.starts.instead_of_poor(scene.present, config=GROWTH)
     assert rival is not None
     assert rival.sparse_map.registered_ids == world.frame_ids
-    assert not {rival.initial.pair.first, rival.initial.pair.second} <= {3, 4, 5}
+    assert not {rival.pair.first, rival.pair.second} <= {3, 4, 5}
     for frame_id in (3, 4, 5):
         center, present = (
             camera_center(m.cam_from_world(FrameId(frame_id)))
@@ -225,7 +234,7 @@ def test_other_starts_are_tried_at_the_end_each_once(world: SyntheticWorld) -> N
     for _ in range(3):
         built = scene.starts.another_at_end(scene.present, config=GROWTH)
         assert built is not None
-        tried.append(built.initial.pair)
+        tried.append(built.pair)
     assert len(set(tried)) == 3
 
 
@@ -235,10 +244,9 @@ def test_a_complete_map_needs_no_other_start(world: SyntheticWorld) -> None:
 
 
 def test_when_no_pair_leads_outside_the_map_all_pairs_are_tried(world: SyntheticWorld) -> None:
-    """Keyframe 10 has no pair at all: another start cannot reach it, but may be tried."""
-    scene = Scene(
-        world, skips=lambda pair: pair.second == 10, registered=list(range(1, NUM_FRAMES))
-    )
+    """All pairs of keyframe 10 are distrusted: another start cannot reach it, but may be tried."""
+    scene = Scene(world, registered=list(range(1, NUM_FRAMES)))
+    scene.starts.distrust(pair.pair for pair in scene.graph.verified_pairs(FrameId(10)))
     built = scene.starts.another_at_end(scene.present, config=GROWTH)
     assert built is not None
     assert built.sparse_map.registered_ids == world.frame_ids[:-1]
@@ -251,3 +259,33 @@ def test_nothing_to_start_from_is_no_map() -> None:
     assert scene.starts.first_at_end(scene.present, config=GROWTH) is None
     assert scene.starts.another_at_end(scene.present, config=GROWTH) is None
     assert map_of_keyframes(world).num_registered == 0
+
+
+# -- from a window --------------------------------------------------------------------------------
+
+
+def test_a_window_gives_the_first_map_where_no_pair_does(world: SyntheticWorld) -> None:
+    impossible = dataclasses.replace(
+        GROWTH,
+        initialization=GROWTH.initialization.model_copy(
+            update={"min_triangulation_angle_deg": 89.0}
+        ),
+    )
+    for window, is_expected in ((WindowConfig(), True), (WindowConfig(bootstrap=False), False)):
+        scene = Scene(world, window=window)
+        built = scene.starts.first_at_end(scene.present, config=impossible)
+        assert (built is not None) is is_expected
+        if built is not None:
+            assert built.initial is None
+            assert built.sparse_map.registered_ids == world.frame_ids
+            assert pose_errors(poses_of(built.sparse_map), world).rmse_ratio < 0.01
+
+
+def test_a_keyframe_that_matches_nothing_asks_for_no_other_start(world: SyntheticWorld) -> None:
+    alone = FrameId(5)
+    scene = Scene(
+        world,
+        skips=lambda pair: alone in (pair.first, pair.second),
+        registered=[i for i in world.frame_ids if i != alone],
+    )
+    assert scene.starts.another_at_end(scene.present, config=GROWTH) is None

@@ -17,7 +17,7 @@ from engine import map_upkeep
 from engine.config import Config, load_config
 from engine.event_loop import Writer
 from engine.event_queue import EventQueue
-from engine.events import Event, SnapshotWritten, Warned
+from engine.events import Event, SnapshotWritten, Warned, WindowSolved
 from engine.map_upkeep import MapUpkeep
 from engine.pipeline import MappingPipeline
 from engine.recorder import Recorder
@@ -29,6 +29,13 @@ WAIT_S = 20.0
 NUM_FRAMES = 16
 WORLD = world_of(NUM_FRAMES)
 
+WINDOWS = [
+    "window.size=4",
+    "window.num_older=4",
+    "window.interval=3",
+    "window.min_keyframes=8",
+    "window.merge_after_keyframes=2",
+]
 BACKGROUND = [
     "global_bundle_adjustment.synchronous_until=0",
     "global_bundle_adjustment.merge_after_keyframes=2",
@@ -273,3 +280,41 @@ def test_an_abandoned_adjustment_is_not_waited_for(
         may_end.set()
 
     run(test, *BACKGROUND)
+
+
+# -- windows --------------------------------------------------------------------------------------
+
+
+def test_a_window_is_solved_beside_the_map_and_merged_keyframes_later(
+    run: Callable[..., None],
+) -> None:
+    async def test(made: Upkeep) -> None:
+        made.add(1, 9)
+        await made.upkeep.start_window_if_due()
+        await made.upkeep.merge_window_if_due(wait=True)
+        assert made.told(WindowSolved) == []  # its time has not come
+        made.add(10, 11)
+        assert made.pipeline.window_merge_is_due
+        await made.upkeep.merge_window_if_due(wait=True)
+        (event,) = made.told(WindowSolved)
+        assert isinstance(event, WindowSolved)
+        assert event.keyframe_ids == tuple(range(2, 10))
+        assert not made.pipeline.window_merge_is_due
+
+    run(test, *WINDOWS)
+
+
+def test_a_window_in_flight_is_waited_for_at_the_end_or_given_up(
+    run: Callable[..., None],
+) -> None:
+    async def test(made: Upkeep) -> None:
+        made.add(1, 9)
+        await made.upkeep.start_window_if_due()
+        await made.upkeep.merge_window()
+        assert len(made.told(WindowSolved)) == 1
+        made.add(10, 16)
+        await made.upkeep.start_window_if_due()
+        await made.upkeep.abandon_all()
+        assert made.told(WindowSolved) == []
+
+    run(test, *WINDOWS)

@@ -16,6 +16,9 @@ from engine.events import (
     MapInitialized,
     SnapshotWritten,
     Warned,
+    WindowPurpose,
+    WindowSolved,
+    WindowVerdict,
 )
 from engine.run_statistics import RunStatistics
 from engine.types import DropReason, FrameId
@@ -64,6 +67,8 @@ def test_a_run_without_events_has_every_figure() -> None:
             "frames": {"p50": None, "p95": None, "max": None},
         },
         "window_solves": 0,
+        "windows_merged": 0,
+        "window_cpu_s": 0.0,
         "global_ba_runs": 0,
         "loops_closed": 0,
         "snapshots_written": 0,
@@ -167,3 +172,31 @@ def test_the_figures_are_json_with_a_decimal_at_most_in_latencies() -> None:
     statistics(posed(1, latency_s=1.0 / 3.0, is_keyframe=True))
     figures = json.loads(json.dumps(statistics.figures(), allow_nan=False))
     assert figures["latency_ms"]["frames"] == {"p50": 333.3, "p95": 333.3, "max": 333.3}
+
+
+def window(verdict: WindowVerdict, *, cpu_s: float) -> WindowSolved:
+    return WindowSolved(
+        at_s=1.0,
+        purpose=WindowPurpose.RESOLVE,
+        verdict=verdict,
+        reason="",
+        keyframe_ids=(FrameId(1), FrameId(2)),
+        num_registered=0,
+        num_observations_before=1,
+        num_observations_after=2,
+        error_before_px=0.5,
+        error_after_px=0.4,
+        moved_map=0.0,
+        elapsed_s=1.0,
+        cpu_s=cpu_s,
+    )
+
+
+def test_windows_are_counted_with_what_they_took() -> None:
+    statistics = RunStatistics()
+    statistics(window(WindowVerdict.MERGED, cpu_s=0.25))
+    statistics(window(WindowVerdict.NOT_BETTER, cpu_s=0.5))
+    figures = statistics.figures()
+    assert figures["window_solves"] == 2
+    assert figures["windows_merged"] == 1
+    assert figures["window_cpu_s"] == 0.75

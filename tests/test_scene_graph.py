@@ -637,3 +637,11 @@ def test_no_pair_is_ever_asked_twice_and_every_keyframe_keeps_its_budget() -> No
 
 def test_two_runs_over_the_same_keyframes_ask_for_the_same_pairs() -> None:
     assert circling_run(seed=3)[1] == circling_run(seed=3)[1]
+
+
+def test_keyframes_are_connected_by_verified_pairs_only() -> None:
+    graph = graph_of(5)
+    assert graph.connected_ids == []
+    graph.record_tried(pair_of(1, 2))
+    graph.record_pair(verified(4, 2))
+    assert graph.connected_ids == [2, 4]

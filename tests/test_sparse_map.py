@@ -623,3 +623,68 @@ def test_two_view_points_are_made_when_asked_for(exact_world: SyntheticWorld) ->
     generous = grown_map(exact_world, triangulation=config)
     strict = grown_map(exact_world)
     assert generous.num_points3D > strict.num_points3D
+
+
+# -- trying things on a copy ----------------------------------------------------------------------
+
+
+def test_a_copy_and_the_map_change_apart_from_each_other(exact_world: SyntheticWorld) -> None:
+    sparse_map = grown_map(exact_world)
+    poses, num_points = poses_of(sparse_map), sparse_map.num_points3D
+    twin = sparse_map.copy()
+    assert np.array_equal(
+        np.sort(twin.point_cloud().points3D_in_world, axis=0),
+        np.sort(sparse_map.point_cloud().points3D_in_world, axis=0),
+    )
+    last = sparse_map.registered_ids[-1]
+    twin.deregister([last])
+    twin.scale(2.0)
+    assert not twin.is_registered(last)
+    assert twin.num_points3D <= num_points
+    assert sparse_map.num_points3D == num_points
+    for frame_id, pose in poses.items():
+        assert np.array_equal(sparse_map.cam_from_world(frame_id), pose)
+    assert sparse_map.reconstruction.is_valid()
+    assert twin.reconstruction.is_valid()
+
+
+def test_a_copy_goes_on_growing(exact_world: SyntheticWorld) -> None:
+    sparse_map = map_of_keyframes(exact_world)
+    grow(sparse_map, exact_world, exact_world.frame_ids[:-1])
+    twin, last = sparse_map.copy(), exact_world.frame_ids[-1]
+    first_from_true_world = exact_world.pose(exact_world.frame_ids[0])  # the map's world
+    pose = compose_poses(exact_world.pose(last), invert_pose(first_from_true_world))
+    twin.place({last: pose})
+    assert twin.is_registered(last)
+    assert twin.fit([last]).num_observations == 0
+    twin.triangulate(last)
+    assert twin.fit([last]).num_observations > 20
+    assert len(twin.point_cloud().colors) == twin.num_points3D
+    assert not sparse_map.is_registered(last)
+
+
+def test_the_fit_falls_when_a_keyframe_is_moved(exact_world: SyntheticWorld) -> None:
+    sparse_map = grown_map(exact_world)
+    some = sparse_map.registered_ids[2:4]
+    before = sparse_map.fit(some)
+    assert before.num_observations > 50
+    assert 0.0 <= before.mean_error_px < 0.5
+    assert 0.9 * before.num_observations < before.gain <= before.num_observations
+    pose = sparse_map.cam_from_world(some[0]).copy()
+    pose[:, 3] += 0.02
+    sparse_map.place({some[0]: pose})
+    after = sparse_map.fit(some)
+    assert after.num_observations == before.num_observations
+    assert after.mean_error_px > before.mean_error_px + 0.1
+    assert after.gain < before.gain
+
+
+def test_a_map_without_the_keyframes_fits_nothing(exact_world: SyntheticWorld) -> None:
+    nothing = map_of_keyframes(exact_world).fit(exact_world.frame_ids)
+    assert (nothing.num_observations, nothing.mean_error_px, nothing.gain) == (0, 0.0, 0.0)
+
+
+def test_placing_a_keyframe_that_is_not_there_is_refused(exact_world: SyntheticWorld) -> None:
+    sparse_map = grown_map(exact_world)
+    with pytest.raises(MapError, match="keyframe 999 is not in the map"):
+        sparse_map.place({FrameId(999): np.eye(4)[:3]})
