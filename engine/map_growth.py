@@ -155,7 +155,7 @@ def rank_initial_pairs(
         for pair in pairs
         if pair.num_inliers >= settings.min_inliers and pair.pair not in excluded
     ]
-    usable.sort(key=lambda pair: (-_promise(pair), pair.pair))
+    usable.sort(key=lambda pair: (-pair.promise, pair.pair))
     ranked = []
     for verified in usable[: _PAIRS_EXAMINED_PER_PAIR_TRIED * settings.max_pairs_tried]:
         relative = _relative_pose(sparse_map, verified, seed=config.seed)
@@ -248,11 +248,6 @@ def _has_enough_points(sparse_map: SparseMap, settings: InitializationConfig) ->
 
 def _fullness(built: BuiltMap) -> tuple[int, int]:
     return built.sparse_map.num_registered, built.sparse_map.num_points3D
-
-
-def _promise(pair: VerifiedPair) -> float:
-    """Matches that a plane or a rotation does not explain, and a few that it does."""
-    return pair.num_inliers * (1.1 - pair.homography_inlier_ratio)
 
 
 def _relative_pose(

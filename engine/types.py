@@ -356,6 +356,14 @@ class VerifiedPair:
         """Number of verified matches."""
         return len(self.inlier_matches_idx)
 
+    @property
+    def promise(self) -> float:
+        """Matches that a plane or a rotation does not explain, and a tenth of those that it does.
+
+        The more, the better a map can start from the pair.
+        """
+        return self.num_inliers * (1.1 - self.homography_inlier_ratio)
+
 
 class RegistrationStatus(StrEnum):
     """What became of a keyframe in the map."""

@@ -108,7 +108,7 @@ def _best_connected(pairs: Sequence[VerifiedPair], *, size: int) -> set[FrameId]
     """Keyframes joined one by one to the strongest pair, each by most inliers to those before."""
     if not pairs:
         return set()
-    strongest = max(pairs, key=lambda pair: (_promise(pair), pair.pair)).pair
+    strongest = max(pairs, key=lambda pair: (pair.promise, pair.pair)).pair
     chosen = {strongest.first, strongest.second}
     while len(chosen) < size:
         links: Counter[FrameId] = Counter()
@@ -120,11 +120,6 @@ def _best_connected(pairs: Sequence[VerifiedPair], *, size: int) -> set[FrameId]
             break
         chosen.add(max(links, key=lambda i: (links[i], -i)))
     return chosen
-
-
-def _promise(pair: VerifiedPair) -> float:
-    """Matches that a plane or a rotation does not explain, and a few that it does."""
-    return pair.num_inliers * (1.1 - pair.homography_inlier_ratio)
 
 
 def _among(pairs: Sequence[VerifiedPair], frame_ids: Collection[FrameId]) -> list[VerifiedPair]:

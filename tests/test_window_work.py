@@ -25,6 +25,9 @@ def world() -> SyntheticWorld:
 
 
 def work_on(graph: SceneGraph, told: list[Event], config: WindowConfig = CONFIG) -> WindowWork:
+    def emit(event: Event) -> None:
+        told.append(event)
+
     return WindowWork(
         config,
         graph=graph,
@@ -35,7 +38,7 @@ def work_on(graph: SceneGraph, told: list[Event], config: WindowConfig = CONFIG)
             local_bundle_adjustment=LocalBundleAdjustmentConfig(),
             constant_camera_ids=frozenset({1}),
         ),
-        facts=MappingFacts(emit=lambda event: told.append(event), clock=lambda: 5.0),
+        facts=MappingFacts(emit=emit, clock=lambda: 5.0),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, InferenceError
 
 Grid = tuple[int, int]  # rows and columns of tokens
 ValueRange = tuple[float, float]  # the least and the largest value
@@ -63,6 +63,19 @@ class NetworkShape:
             )
         if self.descriptor_dim < 1:
             raise ConfigError("a MASt3R network has descriptors, this one has none")
+
+    def grid_of(self, *, height: int, width: int) -> Grid:
+        """Rows and columns of tokens of an image, px.
+
+        Raises:
+            InferenceError: an edge is not made of whole patches.
+        """
+        if height % self.patch_size or width % self.patch_size or not height * width:
+            raise InferenceError(
+                f"MASt3R reads images of whole {self.patch_size} px patches,"
+                f" not {width} x {height} px"
+            )
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def hooks(self) -> tuple[int, int, int, int]:

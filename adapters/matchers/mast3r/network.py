@@ -80,18 +80,11 @@ class Mast3rNetwork(nn.Module):
         Raises:
             InferenceError: an edge of the images is not made of whole patches.
         """
-        patch_size = self.shape.patch_size
         height, width = images.shape[-2:]
-        if height % patch_size or width % patch_size or not height * width:
-            raise InferenceError(
-                f"MASt3R reads images of whole {patch_size} px patches, not {width} x {height} px"
-            )
+        grid = self.shape.grid_of(height=height, width=width)
         tokens = self.patch_embed(images.to(self.dtype))
-        table = self._table(
-            tokens,
-            (height // patch_size, width // patch_size),
-            head_dim=self.shape.encoder_dim // self.shape.encoder_heads,
-        )
+        head_dim = self.shape.encoder_dim // self.shape.encoder_heads
+        table = self._table(tokens, grid, head_dim=head_dim)
         for block in self.enc_blocks:
             tokens = block(tokens, table)
         normed: Tensor = self.enc_norm(tokens)

@@ -60,12 +60,8 @@ class UpstreamNetwork:
         Raises:
             InferenceError: an edge of the images is not made of whole patches.
         """
-        patch_size = self.shape.patch_size
         height, width = images.shape[-2:]
-        if height % patch_size or width % patch_size or not height * width:
-            raise InferenceError(
-                f"MASt3R reads images of whole {patch_size} px patches, not {width} x {height} px"
-            )
+        self.shape.grid_of(height=height, width=width)  # refuses what upstream would only assert
         true_shape = torch.tensor([[height, width]] * len(images), device=images.device)
         tokens: Tensor = self._model._encode_image(images.float(), true_shape)[0]
         return tokens
