@@ -19,11 +19,15 @@ from engine.events import (
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
+    MetricScaleEstimated,
     PairVerified,
     RegistrationFailed,
     RunFinished,
     SnapshotWritten,
     Warned,
+    WindowPurpose,
+    WindowSolved,
+    WindowVerdict,
 )
 from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
 
@@ -170,6 +174,46 @@ def test_a_failed_registration_and_a_warning_are_told_with_their_level() -> None
     )
     assert warning is not None
     assert (warning.level, warning.text) == (NoteLevel.WARNING, "disk nearly full")
+
+
+def window(verdict: WindowVerdict) -> WindowSolved:
+    return WindowSolved(
+        at_s=1.0,
+        purpose=WindowPurpose.RESCUE,
+        verdict=verdict,
+        reason="fits by +2.0%, 3 keyframes more",
+        keyframe_ids=(FrameId(1), FrameId(2), FrameId(3)),
+        num_registered=3,
+        num_observations_before=10,
+        num_observations_after=20,
+        error_before_px=0.5,
+        error_after_px=0.4,
+        moved_map=0.0,
+        elapsed_s=0.3,
+        cpu_s=0.2,
+    )
+
+
+def test_a_window_is_told_when_it_changed_the_map() -> None:
+    note = note_of(window(WindowVerdict.MERGED), RunCounters())
+    assert note is not None
+    assert note.text == "window of 3 keyframes (rescue): fits by +2.0%, 3 keyframes more"
+    for verdict in set(WindowVerdict) - {WindowVerdict.MERGED}:
+        assert note_of(window(verdict), RunCounters()) is None
+
+
+@pytest.mark.parametrize(("is_applied", "ending"), [(False, ""), (True, ", applied")])
+def test_the_length_of_the_map_s_unit_is_told(is_applied: bool, ending: str) -> None:
+    event = MetricScaleEstimated(
+        at_s=1.0,
+        metres_per_map_unit=25.322,
+        num_depths=900,
+        spread_ratio=0.1,
+        is_applied=is_applied,
+    )
+    note = note_of(event, RunCounters())
+    assert note is not None
+    assert note.text == f"the map's unit is 25.32 m by depths seen{ending}"
 
 
 def test_thousands_of_drops_are_told_a_few_times_with_their_number() -> None:

@@ -13,11 +13,14 @@ from engine.events import (
     FrameDropped,
     LoopClosed,
     MapInitialized,
+    MetricScaleEstimated,
     RegistrationFailed,
     RunFinished,
     RunStarted,
     SnapshotWritten,
     Warned,
+    WindowSolved,
+    WindowVerdict,
 )
 from engine.types import RegistrationStatus
 
@@ -102,6 +105,14 @@ def _mapping(event: Event) -> str | None:
             )
             errors = f"{before_px:.2f} to {after_px:.2f} px"
             return f"global bundle adjustment of {event.num_keyframes} keyframes: {errors}"
+        case MetricScaleEstimated():
+            applied = ", applied" if event.is_applied else ""
+            return f"the map's unit is {event.metres_per_map_unit:.4g} m by depths seen{applied}"
+        case WindowSolved() if event.verdict is WindowVerdict.MERGED:
+            # Windows that change nothing are routine.
+            return (
+                f"window of {len(event.keyframe_ids)} keyframes ({event.purpose}): {event.reason}"
+            )
     return None
 
 
