@@ -15,9 +15,8 @@ from engine.types import (
     MatchRequest,
     PairMatches,
     RejectedFrame,
-    WindowEstimate,
-    WindowProblem,
 )
+from engine.window_types import WindowEstimate, WindowProblem
 
 
 class FrameIds(Protocol):

@@ -64,7 +64,7 @@ def frozen_array(
     return array
 
 
-def _freeze(
+def freeze_field(
     product: object,
     name: str,
     shape: tuple[int | None, ...],
@@ -72,6 +72,7 @@ def _freeze(
     *,
     finite: bool = True,
 ) -> None:
+    """Checks a field of a frozen product and makes it a read-only array, see ``frozen_array``."""
     array = frozen_array(name, getattr(product, name), shape, dtype, finite=finite)
     object.__setattr__(product, name, array)
 
@@ -114,7 +115,7 @@ class Frame:
     intrinsics_prior: IntrinsicsPrior | None = None
 
     def __post_init__(self) -> None:
-        _freeze(self, "pixels", (None, None, 3), np.uint8)
+        freeze_field(self, "pixels", (None, None, 3), np.uint8)
 
     @property
     def width(self) -> int:
@@ -170,14 +171,14 @@ class Features:
     )
 
     def __post_init__(self) -> None:
-        _freeze(self, "keypoints_xy", (None, 2), np.float64)
+        freeze_field(self, "keypoints_xy", (None, 2), np.float64)
         num = len(self.keypoints_xy)
-        _freeze(self, "descriptors", (num, None), np.uint8)
-        _freeze(self, "scales", (num,), np.float32)
-        _freeze(self, "colors", (num, 3), np.uint8)
+        freeze_field(self, "descriptors", (num, None), np.uint8)
+        freeze_field(self, "scales", (num,), np.float32)
+        freeze_field(self, "colors", (num, 3), np.uint8)
         if not len(self.is_free):
             object.__setattr__(self, "is_free", np.zeros(num, np.bool_))
-        _freeze(self, "is_free", (num,), np.bool_)
+        freeze_field(self, "is_free", (num,), np.bool_)
 
     @property
     def fixed_rows(self) -> Int64Array:
@@ -218,8 +219,8 @@ class TrackedFrame:
     points_xy: Float64Array  # (M, 2) px in this frame
 
     def __post_init__(self) -> None:
-        _freeze(self, "keypoint_idx", (None,), np.int64)
-        _freeze(self, "points_xy", (len(self.keypoint_idx), 2), np.float64)
+        freeze_field(self, "keypoint_idx", (None,), np.int64)
+        freeze_field(self, "points_xy", (len(self.keypoint_idx), 2), np.float64)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -270,8 +271,8 @@ class MatchRequest:
     wants_pointmaps: bool = False  # whether depths and focal lengths are of use, where they cost
 
     def __post_init__(self) -> None:
-        _freeze(self, "query_rows1", (None,), np.int64)
-        _freeze(self, "query_rows2", (None,), np.int64)
+        freeze_field(self, "query_rows1", (None,), np.int64)
+        freeze_field(self, "query_rows2", (None,), np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -292,14 +293,14 @@ class PairMatches:
     )  # of both cameras as the matcher sees them; 0: unknown
 
     def __post_init__(self) -> None:
-        _freeze(self, "matches_idx", (None, 2), np.int64)
+        freeze_field(self, "matches_idx", (None, 2), np.int64)
         num = len(self.matches_idx)
-        _freeze(self, "points1_xy", (num, 2), np.float64)
-        _freeze(self, "points2_xy", (num, 2), np.float64)
-        _freeze(self, "confidence", (num,), np.float32)
+        freeze_field(self, "points1_xy", (num, 2), np.float64)
+        freeze_field(self, "points2_xy", (num, 2), np.float64)
+        freeze_field(self, "confidence", (num,), np.float32)
         if not len(self.depths_m):
             object.__setattr__(self, "depths_m", np.zeros((num, 2), np.float32))
-        _freeze(self, "depths_m", (num, 2), np.float32)
+        freeze_field(self, "depths_m", (num, 2), np.float32)
         if (self.matches_idx < NO_ROW).any():
             raise ValueError(f"matches_idx: rows below {NO_ROW}")
 
@@ -348,8 +349,8 @@ class VerifiedPair:
     homography_inlier_ratio: float  # inliers that one plane or a pure rotation explains, 0..1
 
     def __post_init__(self) -> None:
-        _freeze(self, "inlier_matches_idx", (None, 2), np.uint32)
-        _freeze(self, "fundamental", (3, 3), np.float64)
+        freeze_field(self, "inlier_matches_idx", (None, 2), np.uint32)
+        freeze_field(self, "fundamental", (3, 3), np.float64)
 
     @property
     def num_inliers(self) -> int:
@@ -384,7 +385,7 @@ class FramePose:
     is_keyframe: bool
 
     def __post_init__(self) -> None:
-        _freeze(self, "cam_from_world", (3, 4), np.float64)
+        freeze_field(self, "cam_from_world", (3, 4), np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -403,143 +404,13 @@ class MapView:
     edge_reasons: tuple[PairReason, ...]  # (E,)
 
     def __post_init__(self) -> None:
-        _freeze(self, "keyframe_ids", (None,), np.int64)
+        freeze_field(self, "keyframe_ids", (None,), np.int64)
         num_keyframes = len(self.keyframe_ids)
-        _freeze(self, "cam_from_world", (num_keyframes, 3, 4), np.float64)
-        _freeze(self, "focal_px", (num_keyframes,), np.float64)
-        _freeze(self, "image_sizes", (num_keyframes, 2), np.int64)
-        _freeze(self, "points3D_in_world", (None, 3), np.float32)
+        freeze_field(self, "cam_from_world", (num_keyframes, 3, 4), np.float64)
+        freeze_field(self, "focal_px", (num_keyframes,), np.float64)
+        freeze_field(self, "image_sizes", (num_keyframes, 2), np.int64)
+        freeze_field(self, "points3D_in_world", (None, 3), np.float32)
         num_points = len(self.points3D_in_world)
-        _freeze(self, "colors", (num_points, 3), np.uint8)
-        _freeze(self, "chunk_ids", (num_points,), np.int64)
-        _freeze(self, "edges", (len(self.edge_reasons), 2), np.int64)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WindowProblem:
-    """Tracks through a few frames, to be solved for cameras and points together.
-
-    Shapes are checked here; what the values are worth, the solver says. An observation that is not
-    finite is none. ``focal_px`` 0 stands for unknown; one camera for all frames shares a focal
-    length, one camera for each frame gives every frame its own.
-    """
-
-    tracks_xy: Float64Array  # (S, N, 2) px; anything where not visible, NaN too
-    is_visible: BoolArray  # (S, N)
-    image_sizes: Int64Array  # (C, 2) width, height of each camera's images
-    camera_idx: Int64Array = field(  # (S,) the camera of each frame; empty: the first for all
-        default_factory=lambda: np.zeros(0, np.int64)
-    )
-    score: Float32Array = field(  # (S, N) trust in each observation, 0..1; empty: all 1
-        default_factory=lambda: np.zeros((0, 0), np.float32)
-    )
-    focal_px: Float64Array = field(  # (C,) 0: unknown; empty: all unknown
-        default_factory=lambda: np.zeros(0)
-    )
-    distortion: Float64Array = field(  # (C,) k of SIMPLE_RADIAL; empty: all 0
-        default_factory=lambda: np.zeros(0)
-    )
-    principal_points_xy: Float64Array = field(  # (C, 2) px, never refined; empty: image centres
-        default_factory=lambda: np.zeros((0, 2))
-    )
-    is_calibrated: BoolArray = field(  # (C,) intrinsics that must not change; empty: none
-        default_factory=lambda: np.zeros(0, np.bool_)
-    )
-    cam_from_world: Float64Array | None = None  # (S, 3, 4) where known; rows may be NaN
-    is_held: BoolArray = field(  # (S,) poses that must not move; empty: none
-        default_factory=lambda: np.zeros(0, np.bool_)
-    )
-
-    def __post_init__(self) -> None:
-        _freeze(self, "tracks_xy", (None, None, 2), np.float64, finite=False)
-        num_frames, num_tracks = self.tracks_xy.shape[:2]
-        _freeze(self, "is_visible", (num_frames, num_tracks), np.bool_)
-        _freeze(self, "image_sizes", (None, 2), np.int64)
-        num_cameras = len(self.image_sizes)
-        if not self.score.size:
-            object.__setattr__(self, "score", np.ones((num_frames, num_tracks), np.float32))
-        _freeze(self, "score", (num_frames, num_tracks), np.float32, finite=False)
-        if not len(self.principal_points_xy):
-            object.__setattr__(self, "principal_points_xy", self.image_sizes / 2.0)
-        _freeze(self, "principal_points_xy", (num_cameras, 2), np.float64, finite=False)
-        self._fill("camera_idx", num_frames, np.int64)
-        self._fill("is_held", num_frames, np.bool_)
-        self._fill("focal_px", num_cameras, np.float64)
-        self._fill("distortion", num_cameras, np.float64)
-        self._fill("is_calibrated", num_cameras, np.bool_)
-        if self.cam_from_world is not None:
-            _freeze(self, "cam_from_world", (num_frames, 3, 4), np.float64, finite=False)
-        if ((self.camera_idx < 0) | (self.camera_idx >= num_cameras)).any():
-            raise ValueError("camera_idx: names a camera that image_sizes does not have")
-
-    def _fill(self, name: str, num: int, dtype: DTypeLike) -> None:
-        """Zeros where nothing is given."""
-        if not len(getattr(self, name)):
-            object.__setattr__(self, name, np.zeros(num, dtype))
-        _freeze(self, name, (num,), dtype, finite=False)
-
-    @property
-    def num_frames(self) -> int:
-        """S."""
-        return int(self.tracks_xy.shape[0])
-
-    @property
-    def num_tracks(self) -> int:
-        """N."""
-        return int(self.tracks_xy.shape[1])
-
-
-class WindowStatus(StrEnum):
-    """What became of a window."""
-
-    SOLVED = "solved"
-    TOO_FEW_FRAMES = "too_few_frames"  # fewer than two see anything
-    TOO_FEW_TRACKS = "too_few_tracks"  # seen in two frames or more
-    BAD_INTRINSICS = "bad_intrinsics"  # given ones that no camera can have
-    BAD_POSES = "bad_poses"  # held ones that are no poses, or that the tracks contradict
-    NO_INITIAL_PAIR = "no_initial_pair"  # no two frames are related by their tracks
-    NO_PARALLAX = "no_parallax"  # a turn on the spot, one place twice, or all is far away
-    INCONSISTENT = "inconsistent"  # cameras were found, but too little of the tracks agrees
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WindowEstimate:
-    """Cameras and points of a window; one that is not solved has none.
-
-    Rows of points that are not valid hold zeros, and so do poses that were not found.
-    """
-
-    status: WindowStatus
-    reason: str  # one sentence with the figures that decided
-    cam_from_world: Float64Array  # (S, 3, 4)
-    is_valid: BoolArray  # (S,) frames that enough inliers hold
-    focal_px: Float64Array  # (C,)
-    distortion: Float64Array  # (C,)
-    points3D_in_world: Float64Array  # (N, 3)
-    is_point_valid: BoolArray  # (N,)
-    is_inlier: BoolArray  # (S, N) observations that agree
-    mean_reprojection_px: float  # over the inliers; 0 without any
-    num_unusable: int  # visible observations that were left out: not finite, or of low score
-    is_bootstrapped: bool  # the poses come from the tracks alone, in a gauge of their own
-    elapsed_s: float
-    cpu_s: float  # of the calling thread
-
-    def __post_init__(self) -> None:
-        _freeze(self, "is_inlier", (None, None), np.bool_)
-        num_frames, num_points = self.is_inlier.shape
-        _freeze(self, "cam_from_world", (num_frames, 3, 4), np.float64)
-        _freeze(self, "is_valid", (num_frames,), np.bool_)
-        _freeze(self, "focal_px", (None,), np.float64)
-        _freeze(self, "distortion", (len(self.focal_px),), np.float64)
-        _freeze(self, "points3D_in_world", (num_points, 3), np.float64)
-        _freeze(self, "is_point_valid", (num_points,), np.bool_)
-
-    @property
-    def num_observations(self) -> int:
-        """Observations that agree with cameras and points."""
-        return int(self.is_inlier.sum())
-
-    @property
-    def num_points(self) -> int:
-        """Tracks that became points."""
-        return int(self.is_point_valid.sum())
+        freeze_field(self, "colors", (num_points, 3), np.uint8)
+        freeze_field(self, "chunk_ids", (num_points,), np.int64)
+        freeze_field(self, "edges", (len(self.edge_reasons), 2), np.int64)

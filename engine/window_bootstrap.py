@@ -18,7 +18,8 @@ from engine.map_growth import BuiltMap, GrowthConfig, adjust_in_place, grow_full
 from engine.ports import WindowSolver
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import SparseMap
-from engine.types import FrameId, VerifiedPair, WindowEstimate, WindowStatus
+from engine.types import FrameId, VerifiedPair
+from engine.window_types import WindowEstimate, WindowStatus
 from engine.windows import Window, WindowJob, window_problem
 
 _MIN_VALID = 5  # keyframes that the window poses: with fewer a pair does as well

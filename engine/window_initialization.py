@@ -28,11 +28,11 @@ from engine.types import (
     PairMatches,
     PairReason,
     VerifiedPair,
-    WindowStatus,
 )
 from engine.window_adjustment import adjust_window, keep_what_agrees
 from engine.window_model import ASSUMED_FOCAL_RATIO, WindowModel, WindowSolverConfig
 from engine.window_triangulation import triangulate_window
+from engine.window_types import WindowStatus
 
 _NUM_PAIRS_VERIFIED = 30
 _MAX_RESIDUAL_RATIO = 0.02  # of the image edge: deviation from a plane's motion beyond is as good

@@ -16,7 +16,8 @@ from engine.config import LocalBundleAdjustmentConfig, RegistrationConfig, Windo
 from engine.events import WindowVerdict
 from engine.geometry import camera_center, pose_in_other_world, similarity_between_poses
 from engine.sparse_map import Fit, SparseMap
-from engine.types import Float64Array, FrameId, WindowEstimate, WindowStatus
+from engine.types import Float64Array, FrameId
+from engine.window_types import WindowEstimate, WindowStatus
 from engine.windows import WindowJob
 
 _MIN_COMMON = 2  # keyframes; one tells no scale
@@ -144,23 +145,25 @@ def _try_poses(
     )
     after = candidate.fit(job.window.frame_ids)
     registered = tuple(i for i in kept if not sparse_map.is_registered(i))
-    gain_ratio = after.gain / before.gain - 1.0 if before.gain else float("inf")
     is_better = bool(registered) or (
-        gain_ratio >= config.window.min_gain_ratio
+        after.gain >= (1.0 + config.window.min_gain_ratio) * before.gain
         and after.mean_error_px <= _MAX_ERROR_RATIO * before.mean_error_px
     )
     return WindowMerge(
         verdict=WindowVerdict.MERGED if is_better else WindowVerdict.NOT_BETTER,
-        reason=(
-            f"fits by {gain_ratio:+.1%}, {len(registered)} keyframes more, "
-            f"{before.mean_error_px:.3f} to {after.mean_error_px:.3f} px"
-        ),
+        reason=_figures(before, after, num_registered=len(registered)),
         before=before,
         after=after,
         registered=registered if is_better else (),
         moved_map=_farthest_move(sparse_map, candidate, kept) if is_better else 0.0,
         better_map=candidate if is_better else None,
     )
+
+
+def _figures(before: Fit, after: Fit, *, num_registered: int) -> str:
+    gain = f"{after.gain / before.gain - 1.0:+.1%}" if before.gain else "from nothing"
+    more = f", {num_registered} keyframes more" if num_registered else ""
+    return f"fit {gain}, {before.mean_error_px:.2f} to {after.mean_error_px:.2f} px{more}"
 
 
 def _take_out_unsupported(

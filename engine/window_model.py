@@ -12,7 +12,8 @@ import numpy as np
 import pycolmap
 
 from engine.geometry import image_scale
-from engine.types import BoolArray, Float64Array, Int64Array, WindowProblem
+from engine.types import BoolArray, Float64Array, Int64Array
+from engine.window_types import WindowProblem
 
 _MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
 FOCAL_RATIOS = (0.15, 10.0)  # of the longer image edge: 147 to 6 degrees of view

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from engine.geometry import compose_poses, invert_pose, transform_points
-from engine.types import BoolArray, WindowEstimate, WindowProblem, WindowStatus
+from engine.types import BoolArray
 from engine.window_adjustment import adjust_window, keep_what_agrees
 from engine.window_initialization import (
     adjust_coarsely,
@@ -28,6 +28,7 @@ from engine.window_initialization import (
 )
 from engine.window_model import FOCAL_RATIOS, WindowModel, WindowSolverConfig
 from engine.window_triangulation import triangulate_window
+from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
 
 logger = logging.getLogger(__name__)
 

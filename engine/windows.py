@@ -18,16 +18,9 @@ from engine.config import WindowConfig
 from engine.events import WindowPurpose
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import SparseMap
-from engine.types import (
-    NO_ROW,
-    Float64Array,
-    FrameId,
-    Int64Array,
-    VerifiedPair,
-    WindowEstimate,
-    WindowProblem,
-)
+from engine.types import NO_ROW, Float64Array, FrameId, Int64Array, VerifiedPair
 from engine.window_tracks import tracks_through
+from engine.window_types import WindowEstimate, WindowProblem
 
 _MIN_TRACK_LENGTH = 3  # two views agree with anything on their epipolar line
 _MAX_INTERVALS = 4  # between windows that change nothing

@@ -25,6 +25,7 @@ FLOORS = (
         "events": "",
         "geometry": "numpy",
         "ports": "",
+        "window_types": "numpy",
     },
     {  # 2: single skills, and state that knows no map
         "cameras": "pycolmap",
@@ -92,7 +93,10 @@ FLOORS = (
         "runtime": "",
     },
 )
-SIDEWAYS = {("ports", "events")}  # (importer, imported) on one floor: a port speaks of facts
+SIDEWAYS = {
+    ("ports", "events"),
+    ("ports", "window_types"),
+}  # (importer, imported) on one floor: a port speaks of facts
 KNOW_ASYNCIO = {"event_loop", "ingestion", "map_upkeep", "runtime"}  # no other module does
 
 # The adapters' families and modules, each with the packages from outside that it may import. They

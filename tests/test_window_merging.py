@@ -13,10 +13,11 @@ from engine.events import WindowPurpose, WindowVerdict
 from engine.geometry import rotation_from_vector
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import SparseMap
-from engine.types import FrameId, WindowEstimate, WindowStatus
+from engine.types import FrameId
 from engine.window_merging import WindowMergeConfig, try_window
 from engine.window_model import WindowSolverConfig
 from engine.window_solver import solve_window
+from engine.window_types import WindowEstimate, WindowStatus
 from engine.windows import Window, WindowJob, make_job
 
 NUM_FRAMES = 12

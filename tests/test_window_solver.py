@@ -14,9 +14,10 @@ from synthetic import similarity
 from window_scenes import FOCAL_PX, WindowScene, arc_scene, scene_of, turning_scene
 
 from engine.geometry import camera_center
-from engine.types import BoolArray, Float64Array, WindowEstimate, WindowProblem, WindowStatus
+from engine.types import BoolArray, Float64Array
 from engine.window_model import WindowSolverConfig
 from engine.window_solver import solve_window
+from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
 
 CONFIG = WindowSolverConfig()
 GOLDEN = Path(__file__).parent / "golden" / "vggsfm_window" / "window16.npz"

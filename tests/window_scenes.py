@@ -9,7 +9,8 @@ import numpy as np
 from synthetic import look_at, similarity
 
 from engine.geometry import camera_center, rotation_from_vector
-from engine.types import BoolArray, Float64Array, WindowEstimate, WindowProblem
+from engine.types import BoolArray, Float64Array
+from engine.window_types import WindowEstimate, WindowProblem
 
 WIDTH, HEIGHT = 1000, 750
 FOCAL_PX = 800.0

@@ -47,12 +47,10 @@ from engine.types import (
     ImagePair,
     Int64Array,
     MatchRequest,
-    WindowEstimate,
-    WindowProblem,
-    WindowStatus,
 )
 from engine.window_model import WindowSolverConfig
 from engine.window_solver import solve_window
+from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden/vggsfm_window/window16.npz"
 NUM_TIMED = 3  # the fastest counts: the machine has other things to do

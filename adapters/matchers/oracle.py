@@ -26,7 +26,7 @@ from engine.types import (
     Int64Array,
     MatchRequest,
     PairMatches,
-    frozen_array,
+    freeze_field,
 )
 
 _SAME_SURFACE_RATIO = 0.01  # relative difference of inverse depths on one face, or of one point
@@ -48,8 +48,7 @@ class TrueView:
         depth_m = self.depth_m.astype(np.float32)
         depth_m.flags.writeable = False
         object.__setattr__(self, "depth_m", depth_m)  # frozen_array would refuse the sky
-        pose = frozen_array("cam_from_world", self.cam_from_world, (3, 4), np.float64)
-        object.__setattr__(self, "cam_from_world", pose)
+        freeze_field(self, "cam_from_world", (3, 4), np.float64)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def note_of(event: Event, counters: RunCounters) -> Note | None:
         case Warned():
             return Note(level=NoteLevel.WARNING, text=event.message)
         case _:
-            text = _milestone(event) or _mapping(event)
+            text = _milestone(event) or _mapping(event) or _refinement(event)
             return Note(level=NoteLevel.INFO, text=text) if text else None
 
 
@@ -98,6 +98,11 @@ def _mapping(event: Event) -> str | None:
             return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
+    return None
+
+
+def _refinement(event: Event) -> str | None:
+    match event:
         case BundleAdjusted():
             before_px, after_px = (
                 event.reprojection_error_before_px,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from adapters.matchers.mast3r.reciprocal import fast_reciprocal_matches, grid_xy
-from engine.types import Float32Array, Int64Array, frozen_array
+from engine.types import Float32Array, Int64Array, freeze_field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,8 +30,7 @@ class Correspondences:
             ("second_xy", (num, 2), np.int64),
             ("confidence", (num,), np.float32),
         ):
-            array = frozen_array(name, getattr(self, name), shape, dtype)
-            object.__setattr__(self, name, array)
+            freeze_field(self, name, shape, dtype)
 
 
 def correspondences_of_decode(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from engine.types import Float64Array, Uint8Array, frozen_array
+from engine.types import Float64Array, Uint8Array, freeze_field
 
 PATCH_PX = 16
 
@@ -30,8 +30,7 @@ class PixelMapping:
 
     def __post_init__(self) -> None:
         for name in ("scale_xy", "offset_xy"):
-            array = frozen_array(name, getattr(self, name), (2,), np.float64)
-            object.__setattr__(self, name, array)
+            freeze_field(self, name, (2,), np.float64)
 
     def to_original(self, points_xy: ArrayLike) -> Float64Array:
         """Points (N, 2) in px of the original image from points in network px."""
@@ -55,8 +54,7 @@ class NetworkImage:
     mapping: PixelMapping
 
     def __post_init__(self) -> None:
-        pixels = frozen_array("pixels", self.pixels, (None, None, 3), np.uint8)
-        object.__setattr__(self, "pixels", pixels)
+        freeze_field(self, "pixels", (None, None, 3), np.uint8)
 
     @property
     def width(self) -> int:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from adapters.matchers.mast3r.nearest import nearest_rows
-from engine.types import Float32Array, Float64Array, Int64Array, frozen_array
+from engine.types import Float32Array, Float64Array, Int64Array, freeze_field, frozen_array
 
 _MAX_OFFSET_PX = 0.5  # a peak further from the best pixel is not one that its scores show
 
@@ -37,8 +37,7 @@ class QueryMatches:
             ("points_xy", (num, 2), np.float64),
             ("confidence", (num,), np.float32),
         ):
-            array = frozen_array(name, getattr(self, name), shape, dtype)
-            object.__setattr__(self, name, array)
+            freeze_field(self, name, shape, dtype)
 
 
 @torch.no_grad()
