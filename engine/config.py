@@ -87,9 +87,7 @@ class DenseMatchingConfig(Section):
     min_confidence: Ratio = 0.5  # of a match
     border_px: NonNegativeFloat = 6.0  # matches this close to an image's edge are left out
     max_matches_per_pair: PositiveInt = 2000  # the most confident, spread over the image
-    merge_radius_px: Annotated[float, Field(ge=0.5)] = (
-        2.0  # ends this close to a keypoint become that keypoint
-    )
+    merge_radius_px: Annotated[float, Field(ge=0.5)] = 2.0  # ends this near a keypoint become it
     expected_radius_px: PositiveFloat = 6.0  # the same, where third keyframes lead to it
 
 

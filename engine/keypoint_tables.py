@@ -49,6 +49,8 @@ class KeypointTable:
         self._size = size
         self._keypoints_xy = features.keypoints_xy.copy()
         self._is_free = features.is_free.copy()
+        self._colors = features.colors.copy()
+        self._is_elsewhere = np.zeros(len(features), np.bool_)  # than where its colour is from
         self._num_matches = np.zeros(len(features), np.int64)
         self._depths_m = np.zeros(len(features), np.float32)
         self._merge_radius_px = config.merge_radius_px * image_scale(*size)
@@ -71,7 +73,7 @@ class KeypointTable:
                 keypoints_xy=self._keypoints_xy.copy(),
                 descriptors=self._features.descriptors,
                 scales=self._features.scales,
-                colors=self._features.colors,
+                colors=self._colors.copy(),
                 is_free=self._is_free.copy(),
             )
             self._is_changed = False
@@ -95,6 +97,20 @@ class KeypointTable:
         np.add.at(self._num_matches, rows, 1)
         known = depths_m > 0
         self._depths_m[rows[known]] = depths_m[known]
+
+    def take_colors(
+        self, rows: Int64Array, *, other: KeypointTable, other_rows: Int64Array
+    ) -> None:
+        """Gives rows (M,) that a match moved the colours of what they match, (M,) in ``other``.
+
+        A row that moved has the colour of its cell's centre, which may be far away. Where both ends
+        moved, that stays.
+        """
+        stale = self._is_elsewhere[rows] & ~other._is_elsewhere[other_rows]
+        if stale.any():
+            self._colors[rows[stale]] = other._colors[other_rows[stale]]
+            self._is_elsewhere[rows[stale]] = False
+            self._is_changed = True
 
     def place(self, points_xy: Float64Array, *, expected_rows: Int64Array) -> Int64Array:
         """Makes ends of matches keypoints; (M,) rows, NO_ROW for ends that are left out.
@@ -152,6 +168,7 @@ class KeypointTable:
         taken_idx = open_idx[first_of_row]
         rows[taken_idx] = wanted[taken_idx]
         self._keypoints_xy[rows[taken_idx]] = points_xy[taken_idx]
+        self._is_elsewhere[rows[taken_idx]] = True
         self._fix(rows[taken_idx])
         return rows
 
@@ -200,7 +217,7 @@ class KeypointTable:
 class KeypointTables:
     """The keypoint tables of all keyframes of a run. One thread at a time.
 
-    Memory: about 40 bytes a keypoint.
+    Memory: about 45 bytes a keypoint.
     """
 
     def __init__(self, config: DenseMatchingConfig) -> None:
@@ -248,8 +265,9 @@ class KeypointTables:
             )
         kept = _one_to_one(rows)
         rows = rows[kept]
-        for side, table in enumerate((first, second)):
+        for side, (table, other) in enumerate(((first, second), (second, first))):
             table.note_matches(rows[:, side], depths_m=matches.depths_m[kept, side])
+            table.take_colors(rows[:, side], other=other, other_rows=rows[:, 1 - side])
         return rows
 
     def forget_rasters(self) -> None:

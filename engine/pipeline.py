@@ -61,6 +61,8 @@ from engine.window_solver import solve_window as solve
 from engine.window_work import WindowWork
 from engine.windows import SolvedWindow, WindowJob
 
+_SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyframeRecord:
@@ -323,13 +325,17 @@ class MappingPipeline:
     # -- the steps of add_keyframe --------------------------------------------------------------
 
     def _match(self, keyframe: Keyframe) -> list[VerifiedPair]:
-        is_unknown = self._cameras.is_unknown(keyframe.camera_key, self._map)
-        verified = self._matching.match_keyframe(
-            keyframe.frame_id, wants_pointmaps=is_unknown or not self.is_initialized
+        settings = self._config.matching
+        wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
+            keyframe.camera_key, self._map
         )
-        if self._config.matching.use_focal_lengths:
-            for frame_id, focal_px in self._matching.take_seen_focal_lengths():
-                self._cameras.note_seen(self._graph.keyframe(frame_id).camera_key, focal_px)
+        wants_depths = settings.metric_scale != "off" and not self.is_initialized
+        verified = self._matching.match_keyframe(
+            keyframe.frame_id, wants_pointmaps=wants_focal_length or wants_depths
+        )
+        seen = self._matching.take_seen_focal_lengths()
+        for frame_id, focal_px in seen if settings.use_focal_lengths else ():
+            self._cameras.note_seen(self._graph.keyframe(frame_id).camera_key, focal_px)
         return verified
 
     def _add_to_map(self, frame_id: FrameId, verified: Sequence[VerifiedPair]) -> None:
@@ -417,13 +423,19 @@ class MappingPipeline:
     def _note_metric_scale(self) -> None:
         """Tells, once it is known, how long the map's unit is, and makes it a metre when asked to.
 
-        Later maps are placed onto the one before, and so have its scale.
+        Later maps are placed onto the one before, and so have its scale, unless they share too
+        little with it.
         """
-        scale = None if self._knows_metric_scale else self.metric_scale()
+        is_applied = self._config.matching.metric_scale == "apply"
+        if self._knows_metric_scale and not is_applied:
+            return
+        scale = self.metric_scale()
         if scale is None:
             return
+        has_its_scale = 1 / _SAME_SCALE < scale.metres_per_map_unit < _SAME_SCALE
+        if self._knows_metric_scale and has_its_scale:
+            return
         self._knows_metric_scale = True
-        is_applied = self._config.matching.metric_scale == "apply"
         if is_applied:
             self._map.scale(scale.metres_per_map_unit)
         self._facts.metric_scale_estimated(scale, is_applied=is_applied)

@@ -287,10 +287,7 @@ class PairMatches:
     depths_m: Float32Array = field(  # (M, 2) along each optical axis; 0: unknown; empty: all
         default_factory=lambda: np.zeros((0, 2), np.float32)
     )
-    focal_px: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # of both cameras as the matcher sees them; 0: unknown
+    focal_px: tuple[float, float] = (0.0, 0.0)  # as the matcher sees both cameras; 0: unknown
 
     def __post_init__(self) -> None:
         freeze_field(self, "matches_idx", (None, 2), np.int64)

@@ -223,6 +223,29 @@ def test_ends_find_the_keypoint_next_to_them_and_none_beyond_the_radius(grows: b
     assert (found_px - distances_px.min(axis=1)[is_known] < 0.01).mean() > 0.95
 
 
+def coloured(tables: KeypointTables, frame_id: FrameId, *, red: int) -> None:
+    """Gives every keypoint of a keyframe that starts a colour of its image."""
+    features = tables.features(frame_id)
+    colors = np.full((len(features), 3), (red, 0, 0), np.uint8)
+    tables.add(dataclasses.replace(features, colors=colors), size=SIZE)
+
+
+def test_a_row_that_moved_has_the_colour_of_what_it_matches() -> None:
+    tables = tables_with()
+    coloured(tables, ONE, red=10)
+    coloured(tables, TWO, red=20)
+    end, moved = (820.0, 330.0), free_row((820.0, 330.0))
+    assert place(tables, looked_up(tables, [0], [end])) == [(0, moved)]
+    others = np.delete(tables.features(TWO).colors[:, 0], moved)
+    assert tables.features(TWO).colors[moved, 0] == 10
+    assert (others == 20).all()
+    assert (tables.features(ONE).colors[:, 0] == 10).all(), "what stayed keeps its own"
+    # Seen again, from another image, it keeps the colour that it has.
+    coloured(tables, THREE, red=30)
+    assert place(tables, looked_up(tables, [1], [end], own=TWO, other=THREE))
+    assert tables.features(TWO).colors[moved, 0] == 10
+
+
 # -- what third keyframes tell --------------------------------------------------------------------
 
 

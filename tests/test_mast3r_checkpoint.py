@@ -354,6 +354,20 @@ def test_a_file_with_a_damaged_pickle_is_refused(mini_file: Path, tmp_path: Path
         assert "torch.save" in refusal(path)
 
 
+def test_an_archive_whose_pickle_breaks_off_is_refused(mini_file: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(mini_file) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (pickled,) = [name for name in files if name.endswith("data.pkl")]
+    # Within the length of a text, and at places where something else is missing.
+    cut_within_a_length = files[pickled].index(b"X") + 3
+    path = tmp_path / "broken_off.pth"
+    for kept in (cut_within_a_length, 0, 1, 100, len(files[pickled]) // 2):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data[:kept] if name == pickled else data)
+        assert "torch.save" in refusal(path)
+
+
 class Wish:
     """Unpickling this would run something."""
 

@@ -60,16 +60,23 @@ class Places:
 class WatchedNetwork(PatchNetwork):
     """Counts what is asked of it, and has memory for few pairs only."""
 
-    def __init__(self, *, max_pairs: int = 1000, can_encode: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        max_pairs: int = 1000,
+        can_encode: bool = True,
+        full: Exception | None = None,
+    ) -> None:
         self.num_encoded = 0
         self.decoded: list[tuple[int, bool]] = []  # pairs, and whether points were asked for
         self.num_threads: list[int] = []
         self._max_pairs = max_pairs
         self._can_encode = can_encode
+        self._full = full or torch.OutOfMemoryError("no memory left")
 
     def encode(self, images: Tensor) -> Tensor:
         if not self._can_encode:
-            raise torch.OutOfMemoryError("no memory left")
+            raise self._full
         self.num_encoded += len(images)
         self.num_threads.append(torch.get_num_threads())
         return super().encode(images)
@@ -78,7 +85,7 @@ class WatchedNetwork(PatchNetwork):
         self, tokens1: Tensor, tokens2: Tensor, *, grid1: Grid, grid2: Grid, with_points: bool
     ) -> tuple[ViewOutput, ViewOutput]:
         if len(tokens1) > self._max_pairs:
-            raise torch.OutOfMemoryError("no memory left")
+            raise self._full
         self.decoded.append((len(tokens1), with_points))
         return super().decode(tokens1, tokens2, grid1=grid1, grid2=grid2, with_points=with_points)
 
@@ -616,6 +623,34 @@ def test_a_batch_that_was_not_full_is_halved_from_what_it_was() -> None:
     features = described(matcher, [picture((160, 120))] * 3)
     assert len(matcher.match(all_requests(features))) == 3
     assert matcher.batch_pairs == 1
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError("Unable to allocate 4 bytes"),
+    ],
+)
+def test_whoever_has_no_memory_left_is_given_smaller_batches(full: Exception) -> None:
+    matcher = new_matcher(WatchedNetwork(max_pairs=1, full=full), **SMALL)
+    features = described(matcher, [picture((160, 120))] * 3)
+    assert len(matcher.match(all_requests(features))) == 3
+    assert matcher.batch_pairs == 1
+    with pytest.raises(InferenceError, match="has no room to encode it"):
+        described(new_matcher(WatchedNetwork(can_encode=False, full=full)), [picture((160, 120))])
+
+
+def test_an_error_that_is_not_about_memory_is_not_hidden() -> None:
+    broken = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    matcher = new_matcher(WatchedNetwork(max_pairs=0, full=broken), **SMALL)
+    features = described(matcher, [picture((160, 120))] * 2)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        matcher.match(all_requests(features))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        described(new_matcher(WatchedNetwork(can_encode=False, full=broken)), [picture((80, 60))])
 
 
 def test_no_room_for_a_single_pair_is_an_inference_error() -> None:

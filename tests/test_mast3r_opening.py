@@ -218,6 +218,18 @@ def test_a_gpu_runs_the_network(checkpoint: Path) -> None:
     assert matcher.peak_gpu_mb > 0
 
 
+@pytest.mark.parametrize("place", ["load_checkpoint", "load_retrieval"])
+def test_a_device_without_room_for_the_weights_is_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(path: Path, **_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 MiB.")
+
+    monkeypatch.setattr(opening, place, full)
+    with pytest.raises(ConfigError, match=f"mast3r.device=cpu: has no room for {checkpoint}"):
+        opened(checkpoint, retrieval_checkpoint="retrieval.pth")
+
+
 # -- upstream's code ------------------------------------------------------------------------------
 
 
@@ -229,6 +241,21 @@ def test_a_checkout_of_upstream_that_is_not_there_is_refused(
     root = tmp_path / "checkout"
     with pytest.raises(ConfigError, match=f"{root} is no checkout of upstream's MASt3R"):
         opened(checkpoint, implementation="upstream", upstream_root=str(root))
+
+
+def test_tokens_for_upstream_are_kept_in_full_whatever_precision_is_asked_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path, **_: object) -> Mast3rNetwork:
+        return load_checkpoint(path, device="cpu", dtype=torch.float32).network
+
+    monkeypatch.setattr(opening, "load_upstream", load)
+    rounded, exact = (
+        match_images(*opened(checkpoint, implementation="upstream", precision=precision))
+        for precision in ("bfloat16", "float32")
+    )
+    assert np.array_equal(rounded.points2_xy, exact.points2_xy)
+    assert np.array_equal(rounded.confidence, exact.confidence)
 
 
 @pytest.mark.parametrize("root", ["", "~/mast3r"])

@@ -11,7 +11,6 @@ import torch
 
 from adapters.matchers.mast3r.query_matching import (
     QueryMatches,
-    match_queries,
     match_query_batch,
 )
 from engine.types import Float64Array
@@ -63,6 +62,29 @@ def queries(num: int = 400, *, margin_px: float = 12.0, seed: int = 0) -> Float6
 
 def ones(maps: torch.Tensor) -> torch.Tensor:
     return torch.ones(maps.shape[:-1])
+
+
+def match_queries(
+    queries_xy: Float64Array,
+    descriptors_from: torch.Tensor,
+    confidence_from: torch.Tensor,
+    descriptors_to: torch.Tensor,
+    confidence_to: torch.Tensor,
+    *,
+    tolerance_px: float,
+    max_block_scores: int | None = None,
+) -> QueryMatches:
+    """A batch of one pair."""
+    (found,) = match_query_batch(
+        [queries_xy],
+        descriptors_from[None],
+        confidence_from[None],
+        descriptors_to[None],
+        confidence_to[None],
+        tolerance_px=tolerance_px,
+        max_block_scores=max_block_scores,
+    )
+    return found
 
 
 def match(

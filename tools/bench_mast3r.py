@@ -110,25 +110,13 @@ def measure_matcher(
     describe = bench.describe()
     encodes = [bench.encode(batch) for batch in sorted({1, *batches})]
     per_keyframe = SceneGraphConfig().pairs_per_keyframe
-    encoder_s = encodes[0].busy_s / per_keyframe  # alone, as keyframes come
-    figures: list[PairFigures] = []
-    num_queries = 0
-    for batch in batches:
-        matcher = bench.open_matcher(batch)
-        tables = [matcher.describe(frame) for frame in bench.frames]
-        requests = bench.requests(tables, num=batch)
-        num_queries = max(len(request.query_rows1) for request in requests)
-        for with_points in (False, True):
-            tell(f"matching {batch} at once, {'with' if with_points else 'without'} points")
-            figures.append(
-                bench.match(
-                    matcher,
-                    [replace(request, wants_pointmaps=with_points) for request in requests],
-                    gflop=pair_gflop[with_points],
-                    matrix_tflops=matrix_tflops,
-                    encoder_s=encoder_s,
-                )
-            )
+    num_queries, figures = measure_pairs(
+        bench,
+        batches,
+        pair_gflop=pair_gflop,
+        matrix_tflops=matrix_tflops,
+        encoder_s=encodes[0].busy_s / per_keyframe,  # alone, as keyframes come
+    )
     random = "random weights, tiny" if arguments.tiny else "random weights, ViT-L"
     return Report(
         device=device_name(stage.device),
@@ -150,6 +138,44 @@ def measure_matcher(
         upstream=[],
         agreement=None,
     )
+
+
+def measure_pairs(
+    bench: Bench,
+    batches: Sequence[int],
+    *,
+    pair_gflop: Sequence[float],
+    matrix_tflops: float,
+    encoder_s: float,
+) -> tuple[int, list[PairFigures]]:
+    """How many points are looked up each way, and each batch without and with points.
+
+    Args:
+        bench: what is measured.
+        batches: numbers of pairs.
+        pair_gflop: work of a pair without and with points.
+        matrix_tflops: of large matrix products.
+        encoder_s: a pair's share of encoding a keyframe.
+    """
+    figures: list[PairFigures] = []
+    num_queries = 0
+    for batch in batches:
+        matcher = bench.open_matcher(batch)
+        tables = [matcher.describe(frame) for frame in bench.frames]
+        requests = bench.requests(tables, num=batch)
+        num_queries = max(len(request.query_rows1) for request in requests)
+        for with_points in (False, True):
+            tell(f"matching {batch} at once, {'with' if with_points else 'without'} points")
+            figures.append(
+                bench.match(
+                    matcher,
+                    [replace(request, wants_pointmaps=with_points) for request in requests],
+                    gflop=pair_gflop[with_points],
+                    matrix_tflops=matrix_tflops,
+                    encoder_s=encoder_s,
+                )
+            )
+    return num_queries, figures
 
 
 def compare(report: Report, bench: Bench, exact: Mast3rNetwork, *, root: Path) -> Report:

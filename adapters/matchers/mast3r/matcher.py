@@ -6,6 +6,7 @@ Leroy, Cabon and Revaud, "Grounding Image Matching in 3D with MASt3R" (2024).
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ from engine.types import Features, Frame, FrameId, MatchRequest, PairMatches
 logger = logging.getLogger(__name__)
 
 _BYTES_PER_MB = 1_000_000
+# PyTorch has an error of its own for a GPU's memory alone. That of a processor, of pinned memory
+# and of CUDA's libraries runs out with one that only its words tell.
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class PairNetwork(Protocol):
@@ -67,6 +71,13 @@ class Device:
     def is_cuda(self) -> bool:
         """Whether it is a GPU of CUDA."""
         return self.name.startswith("cuda")
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error says that the device, or the processor beside it, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(
+        _NO_MEMORY.search(str(error))
+    )
 
 
 class Mast3rMatcher:
@@ -139,7 +150,10 @@ class Mast3rMatcher:
                 tokens = self._network.encode(normalise(pixels))[0]
             self._tokens.put(frame.frame_id, tokens)
             self._places.note(frame.frame_id, tokens)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            self._tokens.discard(frame.frame_id)  # nobody will ask for them
+            if not is_out_of_memory(error):
+                raise
             raise InferenceError(
                 f"{frame.name}: {self._device.name} has no room to encode it"
             ) from error
@@ -179,7 +193,9 @@ class Mast3rMatcher:
         try:
             with self._one_at_a_time():
                 return self._match_batch(requests)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(requests) == 1:
                 raise InferenceError(
                     f"{self._device.name} has no room for a single pair"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from adapters.matchers.mast3r.checkpoint import load_checkpoint, names_metric
-from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher
+from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher, is_out_of_memory
 from adapters.matchers.mast3r.network import Mast3rNetwork
 from adapters.matchers.mast3r.retrieval import AsmkPlaceIndex, PooledPlaceIndex
 from adapters.matchers.mast3r.retrieval_checkpoint import load_retrieval
@@ -29,8 +30,8 @@ def open_mast3r(
     """Loads the weights; returns the matcher, and the place index that it tells of keyframes.
 
     Raises:
-        ConfigError: no checkpoint is configured, a file cannot be used, the device is not there,
-            or upstream's package is asked for and incomplete.
+        ConfigError: no checkpoint is configured, a file cannot be used, the device is not there or
+            has no room for the weights, or upstream's package is asked for and incomplete.
     """
     if not config.checkpoint:
         raise ConfigError(
@@ -38,9 +39,17 @@ def open_mast3r(
             f"to get them: {download_command()} ({WEIGHTS_LICENCE})"
         )
     device = choose_device(config)
-    network, is_metric = _load_network(config, device)
+    try:
+        network, is_metric = _load_network(config, device)
+        places = _open_places(config, device, token_dim=network.shape.encoder_dim)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"mast3r.device={device.name}: has no room for {config.checkpoint}"
+        ) from error
     logger.warning("MASt3R weights %s: %s", config.checkpoint, WEIGHTS_LICENCE)
-    places = _open_places(config, device, token_dim=network.shape.encoder_dim)
+    device = replace(device, dtype=network.dtype)  # upstream's runs in float32 whatever is asked
     matcher = Mast3rMatcher(
         config, dense=dense, network=network, device=device, places=places, is_metric=is_metric
     )

@@ -41,39 +41,6 @@ class QueryMatches:
 
 
 @torch.no_grad()
-def match_queries(
-    queries_xy: ArrayLike,
-    descriptors_from: torch.Tensor,
-    confidence_from: torch.Tensor,
-    descriptors_to: torch.Tensor,
-    confidence_to: torch.Tensor,
-    *,
-    tolerance_px: float,
-    max_block_scores: int | None = None,
-) -> QueryMatches:
-    """Matches of one pair: ``match_query_batch`` with a batch of one.
-
-    Args:
-        queries_xy: (Q, 2) network px of the first image.
-        descriptors_from: (H, W, D) of the first image.
-        confidence_from: (H, W).
-        descriptors_to: (H2, W2, D) of the other image.
-        confidence_to: (H2, W2).
-        tolerance_px: as in ``match_query_batch``.
-        max_block_scores: as in ``match_query_batch``.
-    """
-    return match_query_batch(
-        [queries_xy],
-        descriptors_from[None],
-        confidence_from[None],
-        descriptors_to[None],
-        confidence_to[None],
-        tolerance_px=tolerance_px,
-        max_block_scores=max_block_scores,
-    )[0]
-
-
-@torch.no_grad()
 def match_query_batch(
     queries_xy: Sequence[ArrayLike],
     descriptors_from: torch.Tensor,

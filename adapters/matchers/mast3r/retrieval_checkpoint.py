@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.matchers.mast3r.asmk import AsmkModel
+from adapters.matchers.mast3r.stored_weights import DAMAGES
 from engine.errors import ConfigError
 
 _DEFAULT_NUM_FEATURES = 300
-
-# What reading a file that is cut off or made of other bytes can raise.
-_DAMAGES = (
-    pickle.UnpicklingError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 
 
 def load_retrieval(path: Path, *, device: str) -> AsmkModel:
@@ -86,7 +69,7 @@ def _read_head(path: Path) -> tuple[argparse.Namespace, Mapping[str, Any]]:
     with stream, torch.serialization.safe_globals([argparse.Namespace]):
         try:
             content = torch.load(stream, map_location="cpu", weights_only=True)
-        except (*_DAMAGES, OSError) as error:  # OSError: sought beyond the end of a cut-off file
+        except (*DAMAGES, OSError) as error:  # OSError: sought beyond the end of a cut-off file
             raise _not_a_head(path) from error
     settings = content.get("args") if isinstance(content, dict) else None
     state = content.get("model") if isinstance(content, dict) else None
@@ -146,7 +129,7 @@ def _read_codebook(path: Path) -> NDArray[np.float32]:
         raise ConfigError(
             f"the codebook that belongs to the retrieval checkpoint cannot be read: {error}"
         ) from error
-    except _DAMAGES as error:
+    except DAMAGES as error:
         raise _not_a_codebook(path, str(error)) from error
     match content:
         case {

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+
+# What reading a file that is cut, damaged or of another kind raises: a broken pickle is a broken
+# program, and fails wherever it happens to.
+DAMAGES = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -16,24 +16,15 @@ import torch
 from torch import Tensor
 
 from adapters.matchers.mast3r.model_string import parse_model_string
-from adapters.matchers.mast3r.stored_weights import StoredWeights, first_bytes, listed
+from adapters.matchers.mast3r.stored_weights import (
+    DAMAGES,
+    StoredWeights,
+    first_bytes,
+    listed,
+)
 from engine.errors import ConfigError
 
 _ZIP_MAGIC = b"PK\x03\x04"
-# What torch raises for archives that are cut, damaged or not its own: a broken pickle is a broken
-# program, and fails wherever it happens to.
-_LOADING_ERRORS = (
-    OSError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-)
 
 
 def open_torch_file(path: Path) -> StoredWeights:
@@ -81,7 +72,7 @@ def _contents(path: Path) -> dict[Any, Any]:
             raise ConfigError(f"{path}: {expected}, found a file that begins with {beginning!r}")
         with torch.serialization.safe_globals([Namespace]):
             contents = torch.load(path, map_location="cpu", weights_only=True)
-    except _LOADING_ERRORS as error:
+    except (*DAMAGES, OSError) as error:
         raise ConfigError(f"{path}: {expected}, found {_reason(error)}") from error
     if not isinstance(contents, dict):
         raise ConfigError(
