@@ -16,8 +16,8 @@ from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.views.rerun_view import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
-from engine.ports import FrameIds, FrameSource, PairMatcher, PlaceIndex, View
-from engine.types import Float64Array, Frame, FrameId, RejectedFrame
+from engine.ports import FrameIds, FrameSource, PairMatcher, PlaceIndex, RunControl, View
+from engine.types import Float64Array, FrameId, Received
 
 if TYPE_CHECKING:
     from engine.runtime import RunOutcome
@@ -82,16 +82,19 @@ def limit_library_threads() -> None:
 async def _run(
     config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
 ) -> RunOutcome:
+    from engine.event_loop import RunRequests
     from engine.run_folder import RunFolder
     from engine.runtime import Engine
 
     # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
+    requests = RunRequests()
+    telling = _open_telling_views(config, options, sources, requests)
     folder = RunFolder.create(
         options.path, config_text=dump_config(config), overwrite=options.overwrite
     )
-    views = _open_views(config, options, sources)
+    views = [*telling, *_open_views(config, options, sources)]
     try:
         engine = Engine(
             config,
@@ -102,6 +105,7 @@ async def _run(
             views=views,
             groundtruth=_groundtruth(sources),
             leave=_leave_at_once,
+            requests=requests,
         )
     except EngineError:
         for view in views:
@@ -180,7 +184,7 @@ class _RefusedSource:
     is_sequence: bool = True
     num_frames: int | None = 0
 
-    async def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
+    async def frames(self) -> AsyncGenerator[Received, None]:
         raise self.error
         yield  # makes it a generator
 
@@ -225,6 +229,32 @@ def _check_live_view(config: Config, options: LaunchOptions) -> None:
         from adapters.views.rerun_service import LiveServer
 
         LiveServer(config.views, with_page=options.view_mode is ViewMode.SERVE).stop()
+
+
+def _open_telling_views(
+    config: Config,
+    options: LaunchOptions,
+    sources: Sequence[FrameSource],
+    control: RunControl,
+) -> list[View]:
+    """Views for people and programs elsewhere: MQTT, and phones that are a source.
+
+    Raises:
+        ConfigError: MQTT is not set up as it has to be.
+    """
+    views: list[View] = []
+    if config.mqtt.publish:
+        from adapters.views.mqtt_view import MqttView
+
+        views.append(MqttView.open(config, run_path=options.path, control=control))
+    for source in sources:
+        feedback: Callable[[], View] | None = getattr(source, "feedback_view", None)
+        if feedback is not None:
+            views.append(feedback())
+        invitation: Callable[[], str] | None = getattr(source, "invitation", None)
+        if invitation is not None:
+            sys.stderr.write(invitation() + "\n")
+    return views
 
 
 def _open_views(

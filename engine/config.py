@@ -43,6 +43,59 @@ class SourcesConfig(Section):
     max_buffered_mb: PositiveInt = 512  # pixels of all frames on their way through the engine
 
 
+class LiveSourcesConfig(Section):
+    """Sources that go on by themselves: streams, MQTT, phones and watched folders."""
+
+    open_timeout_s: PositiveFloat = 10.0  # until a connection is there
+    read_timeout_s: PositiveFloat = 5.0  # without a frame, before a stream counts as lost
+    retry_first_s: PositiveFloat = 0.5  # before the first try to connect again; then doubled
+    retry_max_s: PositiveFloat = 10.0
+    give_up_after_s: NonNegativeFloat = 0.0  # without a frame, the source ends; 0: never
+    max_cameras: PositiveInt = 16  # of one source; frames of more are dropped
+    max_payload_mb: PositiveInt = 32  # larger messages are refused unread
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    settle_s: NonNegativeFloat = 0.5  # a watched file counts as written after so long unchanged
+    camera_size: str = ""  # camera:N: WIDTHxHEIGHT to ask for; "": the camera's own
+    camera_rate_hz: NonNegativeFloat = 0.0  # camera:N: frames a second to ask for; 0: its own
+
+
+class MqttConfig(Section):
+    """MQTT: how to connect, and what is published. Passwords come from the environment."""
+
+    publish: str = ""  # mqtt(s)://[USER@]HOST[:PORT]/PREFIX that the run is told to; "": nowhere
+    commands: bool = False  # take commands from PREFIX/command; needs a user and a password
+    telemetry_topic: str = ""  # of positions for a source's frames; "": TOPIC with /telemetry
+    ca_file: str = ""  # certificates that sign the broker's; "": the system's
+    client_certificate: str = ""  # with its key, for brokers that ask for one
+    client_key: str = ""
+    max_pose_hz: PositiveFloat = 30.0  # of each camera
+
+
+class PhoneConfig(Section):
+    """The page that a phone's browser opens."""
+
+    image_edge_px: Annotated[int, Field(ge=64)] = 1280  # longer edge the page asks the camera for
+    max_rate_hz: PositiveFloat = 10.0  # frames a second that the page sends
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 80
+    certificate: str = ""  # with its key, in PEM; "": a self-signed one is made
+    certificate_key: str = ""
+    max_phones: PositiveInt = 4  # at the same time
+
+
+class GeoreferenceConfig(Section):
+    """Laying the map onto GPS positions."""
+
+    enabled: bool = True
+    min_fixes: Annotated[int, Field(ge=4)] = 6  # keyframes with GPS before the first try
+    min_extent_m: PositiveFloat = 10.0  # of the positions, for the directions to be certain
+    max_error_m: PositiveFloat = 10.0  # a position farther from the map is left out
+    max_gap_s: PositiveFloat = 2.0  # positions farther apart in time are not interpolated
+    accuracy_m: PositiveFloat = 2.0  # horizontal standard deviation where a receiver tells none
+    vertical_accuracy_m: PositiveFloat = 4.0
+    adjust: bool = True  # let positions pull on the map, in a last bundle adjustment
+    metric_map: bool = True  # snapshots and exports in metres east, north, up
+
+
 class CamerasConfig(Section):
     """Camera models and how far their calibration is trusted."""
 
@@ -235,6 +288,7 @@ class RescueConfig(Section):
     restart_min_keyframes: PositiveInt = 8  # keyframes seen before a restart is considered
     max_restarts: NonNegativeInt = 4
     final_rebuilds: NonNegativeInt = 3  # other starts tried at the end when keyframes are missing
+    separate_maps: bool = True  # keyframes that cannot be joined to the map get maps of their own
 
 
 class SnapshotsConfig(Section):
@@ -259,6 +313,8 @@ class ViewsConfig(Section):
     bind: str = "127.0.0.1"
     memory_limit_mb: PositiveInt = 512  # of the live server's buffer
     recording: bool = True  # write recording.rrd
+    max_recording_mb: NonNegativeInt = 4096  # then images and graphs are left out; 0: no limit
+    geographic_map: bool = False  # a map of the world beside the 3D view; the viewer loads tiles
 
 
 class RuntimeConfig(Section):
@@ -273,6 +329,10 @@ class Config(Section):
     """Everything a run can be told."""
 
     sources: SourcesConfig = SourcesConfig()
+    live_sources: LiveSourcesConfig = LiveSourcesConfig()
+    mqtt: MqttConfig = MqttConfig()
+    phone: PhoneConfig = PhoneConfig()
+    georeference: GeoreferenceConfig = GeoreferenceConfig()
     cameras: CamerasConfig = CamerasConfig()
     frame_tracking: FrameTrackingConfig = FrameTrackingConfig()
     matching: MatchingConfig = MatchingConfig()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+from engine.types import RunCommand
+
 _LAG_PERIOD_S = 0.05
 _MAX_WAITING_WRITES = 256
+_MAX_WAITING_REQUESTS = 32
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -102,6 +107,46 @@ async def stop_signals(
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+class RunRequests:
+    """A ``RunControl`` that keeps what is asked until a run's event loop takes it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[RunCommand] = deque(maxlen=_MAX_WAITING_REQUESTS)
+        self._wake: Callable[[], object] | None = None
+
+    def __call__(self, command: RunCommand) -> None:
+        """Takes a request, from any thread; when too many wait, the oldest is forgotten."""
+        with self._lock:
+            self._waiting.append(command)
+            if self._wake is not None:
+                self._wake()
+
+    @asynccontextmanager
+    async def answered(self, take: Callable[[RunCommand], Awaitable[None]]) -> AsyncIterator[None]:
+        """Has ``take`` answer requests, one after the other, while the context is open."""
+        loop, something = asyncio.get_running_loop(), asyncio.Event()
+
+        async def answer() -> None:
+            while True:
+                await something.wait()
+                something.clear()
+                while self._waiting:
+                    await take(self._waiting.popleft())
+
+        with self._lock:
+            self._wake = functools.partial(loop.call_soon_threadsafe, something.set)
+            something.set()
+        answering = asyncio.create_task(answer(), name="requests")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wake = None
+            answering.cancel()
+            await asyncio.wait((answering,))
 
 
 @asynccontextmanager

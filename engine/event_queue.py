@@ -35,6 +35,7 @@ class EventQueue:
         self(
             FrameDropped(
                 at_s=self.clock(),
+                frame_id=frame.frame_id if isinstance(frame, Frame) else None,
                 source=frame.source,
                 index=frame.index,
                 name=frame.name,

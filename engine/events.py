@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
+from engine.types import (
+    DropReason,
+    FrameId,
+    PairReason,
+    RegistrationStatus,
+    RunCommand,
+    SourceState,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +36,22 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceChanged(Event):
+    """A live source connected, was lost, was refused or ended."""
+
+    source: str
+    state: SourceState
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandTaken(Event):
+    """Somebody who watches asked for something."""
+
+    command: RunCommand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameReceived(Event):
     """A frame arrived and is readable."""
 
@@ -41,6 +64,7 @@ class FrameReceived(Event):
 class FrameDropped(Event):
     """A frame was not used."""
 
+    frame_id: FrameId | None  # None: it never became a frame
     source: str
     index: int
     name: str
@@ -56,6 +80,7 @@ class FramePosed(Event):
     frame_id: FrameId
     captured_at_s: float
     cam_center_in_world: tuple[float, float, float]
+    world_from_cam_quat_xyzw: tuple[float, float, float, float]
     is_keyframe: bool
     latency_s: float  # from arrival
 
@@ -200,10 +225,24 @@ class WindowSolved(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Georeferenced(Event):
+    """The map was laid onto GPS positions: east, north, up in metres from an origin."""
+
+    origin_latitude_deg: float
+    origin_longitude_deg: float
+    origin_altitude_m: float
+    metres_per_map_unit: float
+    num_fixes: int  # that agree with the map
+    rmse_m: float  # of those, over camera centres
+    rejected_ids: tuple[FrameId, ...]  # keyframes whose GPS disagrees with the map; left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotWritten(Event):
     """A COLMAP model is on disk."""
 
     sequence: int
+    path: str  # of its folder
     num_keyframes: int
     num_points3D: int
     elapsed_s: float
@@ -220,6 +259,6 @@ class Warned(Event):
 class RunFinished(Event):
     """Everything is written."""
 
-    stopped_by: str  # end_of_sources, signal or failure
+    stopped_by: str  # end_of_sources, signal, command or failure
     num_keyframes: int
     num_registered: int

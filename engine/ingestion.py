@@ -14,14 +14,26 @@ from typing import TypeVar
 from engine.errors import SourceError
 from engine.event_loop import Writer
 from engine.event_queue import EventQueue
-from engine.events import FrameReceived
+from engine.events import FrameReceived, SourceChanged
+from engine.gps_track import GpsTracks
 from engine.ports import FrameSource
 from engine.recorder import Recorder
-from engine.types import DropReason, Frame, FrameId, RejectedFrame
+from engine.types import (
+    DropReason,
+    Frame,
+    FrameId,
+    GpsFix,
+    GpsReading,
+    Received,
+    RejectedFrame,
+    SourceNotice,
+    SourceState,
+)
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+Named = TypeVar("Named", Frame, RejectedFrame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,20 +42,27 @@ class Arrival:
 
     frame: Frame
     source_idx: int
+    is_live: bool = False
+
+    @property
+    def lane(self) -> tuple[int, str]:
+        """Frames of one lane follow each other: those of a source, or of a live source's camera."""
+        return self.source_idx, self.frame.camera_key if self.is_live else ""
 
 
 class FrameQueue:
     """Frames that wait for tracking, oldest first, and the memory of all frames in the engine.
 
-    Every source has places of its own, so that none takes another's. A frame's pixels count from
-    its arrival until it is given back; a lone frame always passes. For the event loop only.
+    Every source, and every camera of a live one, has places of its own, so that none takes
+    another's. A frame's pixels count from its arrival until it is given back; a lone frame always
+    passes. For the event loop only.
     """
 
     def __init__(self, *, max_waiting: int, max_bytes: int) -> None:
         """Makes an empty queue.
 
         Args:
-            max_waiting: frames of one source that may wait.
+            max_waiting: frames of one lane that may wait.
             max_bytes: pixels of all frames between their arrival and their being given back.
         """
         self._max_waiting = max_waiting
@@ -72,7 +91,7 @@ class FrameQueue:
             self._add(arrival)
 
     async def put_newest(self, arrival: Arrival) -> list[Frame]:
-        """Adds a frame at once, in the place of older ones of its source if need be.
+        """Adds a frame at once, in the place of older ones of its lane if need be.
 
         Returns:
             The frames dropped for it, or the frame itself where older ones would not make room.
@@ -80,7 +99,7 @@ class FrameQueue:
         dropped: list[Frame] = []
         async with self._changed:
             while not self._has_room(arrival):
-                oldest = self._oldest_of(arrival.source_idx)
+                oldest = self._oldest_of(arrival.lane)
                 if oldest is None:
                     return [*dropped, arrival.frame]
                 self._waiting.remove(oldest)
@@ -112,13 +131,13 @@ class FrameQueue:
             self._changed.notify_all()
 
     def _has_room(self, arrival: Arrival) -> bool:
-        num_waiting = sum(other.source_idx == arrival.source_idx for other in self._waiting)
+        num_waiting = sum(other.lane == arrival.lane for other in self._waiting)
         wanted_bytes = self._used_bytes + arrival.frame.pixels.nbytes
         fits = wanted_bytes <= self._max_bytes or self._used_bytes == 0
         return self._has_ended or (fits and num_waiting < self._max_waiting)
 
-    def _oldest_of(self, source_idx: int) -> Arrival | None:
-        return next((other for other in self._waiting if other.source_idx == source_idx), None)
+    def _oldest_of(self, lane: tuple[int, str]) -> Arrival | None:
+        return next((other for other in self._waiting if other.lane == lane), None)
 
     def _add(self, arrival: Arrival) -> None:
         if self._has_ended:
@@ -145,6 +164,7 @@ class Ingestion:
         writer: runs writes in order.
         events: takes facts.
         tell: passes facts on; called where no frame follows that would bring it about.
+        max_gps_gap_s: positions farther apart in time are not interpolated.
     """
 
     def __init__(
@@ -156,18 +176,40 @@ class Ingestion:
         writer: Writer,
         events: EventQueue,
         tell: Callable[[], Awaitable[None]],
+        max_gps_gap_s: float,
     ) -> None:
         self._sources = sources
+        self._positions = [GpsTracks(max_gap_s=max_gps_gap_s) for _ in sources]
+        self._source_of_camera: dict[str, tuple[int, str]] = {}  # and its key there
         self._queue = queue
         self._recorder = recorder
         self._writer = writer
         self._events = events
         self._tell = tell
         self._stop = asyncio.Event()
+        self._may_read = asyncio.Event()
+        self._may_read.set()
 
     def stop(self) -> None:
         """Takes nothing new from now on; frames that arrived still go their way."""
         self._stop.set()
+        self._may_read.set()
+
+    def pause(self) -> None:
+        """Takes no frames for now: a file waits, frames of live sources are dropped and counted."""
+        if not self._stop.is_set():
+            self._may_read.clear()
+
+    def resume(self) -> None:
+        """Takes frames again."""
+        self._may_read.set()
+
+    def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
+        """Where a camera was by what its source has told beside the frames until now."""
+        if camera_key not in self._source_of_camera:
+            return None
+        source_idx, own_key = self._source_of_camera[camera_key]
+        return self._positions[source_idx].fix_at(own_key, captured_at_s)
 
     async def run(self) -> None:
         """Reads all sources to their ends, or until stopped."""
@@ -187,20 +229,53 @@ class Ingestion:
         try:
             arriving = until_stopped(self._sources[source_idx].frames(), self._stop)
             async with aclosing(arriving) as frames:
-                async for frame in frames:
-                    await self._take_in(frame, source_idx=source_idx)
+                async for received in frames:
+                    await self._take_in(received, source_idx=source_idx)
+                    if not self._sources[source_idx].is_live:
+                        await self._may_read.wait()
         except SourceError as error:
             logger.error("%s", error)
             self._events.warn(str(error))
             await self._tell()
 
-    async def _take_in(self, received: Frame | RejectedFrame, *, source_idx: int) -> None:
-        frame = received if len(self._sources) == 1 else _of_source(received, source_idx)
+    async def _take_in(self, received: Received, *, source_idx: int) -> None:
+        match received:
+            case SourceNotice():
+                await self._tell_of_source(received)
+            case GpsReading():
+                self._positions[source_idx].add(received)
+            case RejectedFrame():
+                await self._take_in_rejected(self._named(received, source_idx))
+            case Frame():
+                await self._take_in_frame(received, source_idx=source_idx)
+
+    async def _tell_of_source(self, notice: SourceNotice) -> None:
+        is_bad = notice.state in (SourceState.LOST, SourceState.REFUSED)
+        level = logging.WARNING if is_bad else logging.INFO
+        logger.log(level, "%s: %s: %s", notice.source, notice.state.value, notice.detail)
+        self._events(
+            SourceChanged(
+                at_s=self._events.clock(),
+                source=notice.source,
+                state=notice.state,
+                detail=notice.detail,
+            )
+        )
+        await self._tell()
+
+    async def _take_in_rejected(self, rejected: RejectedFrame) -> None:
+        await self._writer.schedule(functools.partial(self._recorder.frame_arrived, rejected))
+        self._events.frame_dropped(rejected, reason=rejected.reason, detail=rejected.detail)
+        await self._tell()
+
+    async def _take_in_frame(self, received: Frame, *, source_idx: int) -> None:
+        source = self._sources[source_idx]
+        if received.gps is None:
+            fix = self._positions[source_idx].fix_at(received.camera_key, received.captured_at_s)
+            received = replace(received, gps=fix)
+        frame = self._named(received, source_idx)
+        self._source_of_camera[frame.camera_key] = source_idx, received.camera_key
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
-        if isinstance(frame, RejectedFrame):
-            self._events.frame_dropped(frame, reason=frame.reason, detail=frame.detail)
-            await self._tell()
-            return
         self._events(
             FrameReceived(
                 at_s=self._events.clock(),
@@ -209,21 +284,27 @@ class Ingestion:
                 captured_at_s=frame.captured_at_s,
             )
         )
-        arrival = Arrival(frame=frame, source_idx=source_idx)
-        if not self._sources[source_idx].is_live:
+        arrival = Arrival(frame=frame, source_idx=source_idx, is_live=source.is_live)
+        if not source.is_live:
             await self._queue.put(arrival)
-            return
-        for dropped in await self._queue.put_newest(arrival):
-            await self.drop(dropped, reason=DropReason.OVERLOAD, detail="the engine is behind")
+        elif not self._may_read.is_set():
+            await self.drop(frame, reason=DropReason.PAUSED, detail="the run is paused")
+            await self._tell()
+        else:
+            for dropped in await self._queue.put_newest(arrival):
+                await self.drop(dropped, reason=DropReason.OVERLOAD, detail="the engine is behind")
+
+    def _named(self, item: Named, source_idx: int) -> Named:
+        return item if len(self._sources) == 1 else _of_source(item, source_idx)
 
 
-def _of_source(frame: Frame | RejectedFrame, source_idx: int) -> Frame | RejectedFrame:
+def _of_source(frame: Named, source_idx: int) -> Named:
     """A frame under names that are unique among several sources."""
     source_name = f"source{source_idx + 1}"
-    name = f"{source_name}/{frame.name}"
-    if isinstance(frame, RejectedFrame):
-        return replace(frame, name=name)
-    return replace(frame, name=name, camera_key=f"{source_name}|{frame.camera_key}")
+    named = replace(frame, name=f"{source_name}/{frame.name}")
+    if isinstance(named, Frame):
+        return replace(named, camera_key=f"{source_name}|{named.camera_key}")
+    return named
 
 
 async def until_stopped(

@@ -6,7 +6,7 @@ keyframes they share. Whether it replaces it is for the caller to decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 import pycolmap
@@ -126,49 +126,74 @@ class MapStarts:
             self._tried_at_end.add(built.pair)
         return built
 
+    def apart(
+        self, present: SparseMap, frame_ids: Collection[FrameId], *, config: GrowthConfig
+    ) -> BuiltMap | None:
+        """A map of some keyframes alone, in a frame of its own; it knows no others.
+
+        Args:
+            present: knows the cameras.
+            frame_ids: keyframes that have no place in ``present``.
+            config: thresholds.
+        """
+        ranked = rank_initial_pairs(present, self._pairs_among(frame_ids), config=config)
+        built = build_best_map(lambda: self._with(present, frame_ids), ranked, config=config)
+        return self._or_from_window(built, present, config=config, only=frame_ids)
+
     def _build(
         self, present: SparseMap, pairs: Sequence[VerifiedPair], *, config: GrowthConfig
     ) -> BuiltMap | None:
         ranked = rank_initial_pairs(present, pairs, config=config, excluded=self._tried_at_end)
-        built = build_best_map(lambda: self._with_everything(present), ranked, config=config)
+        built = build_best_map(
+            lambda: self._with(present, self._graph.keyframe_ids), ranked, config=config
+        )
         if built is not None:
             _place(built.sparse_map, onto=present)
         return built
 
     def _or_from_window(
-        self, built: BuiltMap | None, present: SparseMap, *, config: GrowthConfig
+        self,
+        built: BuiltMap | None,
+        present: SparseMap,
+        *,
+        config: GrowthConfig,
+        only: Collection[FrameId] | None = None,
     ) -> BuiltMap | None:
         """A map from a window instead of a weak one, when it holds more keyframes."""
-        enough = _STRONG_START_RATIO * len(self._graph.connected_ids)
+        enough = _STRONG_START_RATIO * len(self._graph.connected_ids if only is None else only)
         num_registered = 0 if built is None else built.sparse_map.num_registered
         if num_registered >= enough:
             return built
-        from_window = self._bootstrap(present, config=config)
+        chosen = self._graph.keyframe_ids if only is None else only
+        from_window = self._bootstrap(present, chosen, config=config)
         if from_window is None or from_window.sparse_map.num_registered <= num_registered:
             return built
         return from_window
 
-    def _bootstrap(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
-        """A map from a window of the best connected keyframes."""
+    def _bootstrap(
+        self, present: SparseMap, frame_ids: Collection[FrameId], *, config: GrowthConfig
+    ) -> BuiltMap | None:
+        """A map from a window of the best connected of some keyframes."""
         if not (self._window.enabled and self._window.bootstrap):
             return None
         return bootstrap_map(
             self._graph,
-            self._pairs(),
-            new_map=lambda: self._with_everything(present),
+            self._pairs_among(frame_ids),
+            new_map=lambda: self._with(present, frame_ids),
             unknown_cameras=self._cameras.unknown_keys(present),
             size=self._window.size + self._window.num_older,
             solve=self._solve_window,
             config=config,
         )
 
-    def _with_everything(self, present: SparseMap) -> SparseMap:
-        """A map with every keyframe and pair, none registered, cameras as calibrated now."""
+    def _with(self, present: SparseMap, frame_ids: Collection[FrameId]) -> SparseMap:
+        """A map with keyframes and their pairs, none registered, cameras as calibrated now."""
         fresh = self._new_map()
         self._cameras.add_all(fresh, like=present)
-        order = {frame_id: number for number, frame_id in enumerate(self._graph.keyframe_ids)}
+        chosen = set(frame_ids)
+        order = {i: number for number, i in enumerate(self._graph.keyframe_ids) if i in chosen}
         pairs_of: dict[FrameId, list[VerifiedPair]] = {frame_id: [] for frame_id in order}
-        for pair in self._pairs():
+        for pair in self._pairs_among(chosen):
             # Frames of several sources need not come in the order of their ids.
             later = max(pair.pair.first, pair.pair.second, key=order.__getitem__)
             pairs_of[later].append(pair)
@@ -178,6 +203,10 @@ class MapStarts:
 
     def _pairs(self) -> list[VerifiedPair]:
         return [pair for pair in self._graph.edges() if pair.pair not in self._distrusted]
+
+    def _pairs_among(self, frame_ids: Collection[FrameId]) -> list[VerifiedPair]:
+        inside = set(frame_ids)
+        return [p for p in self._pairs() if p.pair.first in inside and p.pair.second in inside]
 
     def _pairs_outside(self, present: SparseMap) -> list[VerifiedPair]:
         """Pairs of which the present map does not hold both keyframes."""

@@ -144,10 +144,18 @@ class MapUpkeep:
         if new_keyframes > 0 and (by_keyframes or by_time):
             await self.snapshot(is_final=False)
 
+    async def snapshot_now(self) -> None:
+        """Writes a snapshot because somebody asked, if there is a map and none waits already."""
+        if self._pipeline.sparse_map.num_registered >= 2 and not self._snapshot_waits:
+            await self.snapshot(is_final=False)
+
     async def snapshot(self, *, is_final: bool) -> None:
         """Copies the map and schedules writing the copy."""
         sparse_map = self._pipeline.sparse_map
-        reconstruction = await run_in(self._mapping_thread, sparse_map.copy_reconstruction)
+        maps = (sparse_map, *self._pipeline.separate_maps)
+        copies = await run_in(
+            self._mapping_thread, lambda: [one.copy_reconstruction() for one in maps]
+        )
         self._registered_at_snapshot = sparse_map.num_registered
         self._snapshot_at_s = self._events.clock()
         self._snapshot_waits = True
@@ -159,7 +167,7 @@ class MapUpkeep:
 
         def write() -> None:
             try:
-                self._recorder.snapshot(reconstruction, facts=facts)
+                self._recorder.snapshot(copies, facts=facts)
             finally:
                 self._snapshot_waits = False
 

@@ -19,7 +19,7 @@ from engine.events import (
     RegistrationFailed,
     WindowSolved,
 )
-from engine.geometry import camera_center
+from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.map_consistency import Misplacement
 from engine.metric_scale import MetricScale
 from engine.ports import EventSink
@@ -184,12 +184,14 @@ class MappingFacts:
     def posed(self, pose: FramePose, *, received_at_s: float) -> None:
         """A frame has its first pose."""
         x, y, z = camera_center(pose.cam_from_world).tolist()
+        qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
         self._emit(
             FramePosed(
                 at_s=self._clock(),
                 frame_id=pose.frame_id,
                 captured_at_s=pose.captured_at_s,
                 cam_center_in_world=(x, y, z),
+                world_from_cam_quat_xyzw=(qx, qy, qz, qw),
                 is_keyframe=pose.is_keyframe,
                 latency_s=time.monotonic() - received_at_s,
             )

@@ -19,49 +19,38 @@ import pycolmap
 from engine.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
-    GlobalMerge,
     merge_global_adjustment,
     start_global_adjustment,
 )
 from engine.camera_calibration import CameraCalibration
 from engine.config import Config
+from engine.current_map import CurrentMap
 from engine.errors import InferenceError
 from engine.frame_posing import FramePoser
 from engine.geometry import camera_center
 from engine.georeference import gps_rmse_m
-from engine.map_consistency import find_misplacement, take_out
-from engine.map_growth import (
-    BuiltMap,
-    GrowthConfig,
-    adjust_in_place,
-    grow_fully,
-    register_and_refine,
-)
+from engine.map_end import MapEnd
+from engine.map_growth import BuiltMap
 from engine.map_starts import MapStarts
 from engine.mapping_facts import MappingFacts
-from engine.metric_scale import MetricScale, estimate_metric_scale
+from engine.metric_scale import MetricScale
 from engine.pair_matching import PairMatching
 from engine.ports import EventSink, PairMatcher, WindowSolver
 from engine.scene_graph import SceneGraph
-from engine.sparse_map import Registration, SparseMap
+from engine.sparse_map import SparseMap
 from engine.types import (
     Features,
     FrameId,
     FramePose,
-    ImagePair,
     Keyframe,
     MapView,
-    RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
 )
-from engine.window_merging import WindowMerge, WindowMergeConfig
 from engine.window_model import WindowSolverConfig
 from engine.window_solver import solve_window as solve
 from engine.window_work import WindowWork
 from engine.windows import SolvedWindow, WindowJob
-
-_SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,9 +92,13 @@ class MappingPipeline:
         )
         self._facts = MappingFacts(emit=emit, clock=clock)
         self._cameras = CameraCalibration(config.cameras, emit=emit, clock=clock)
-        self._map = self._new_map()
-        self._num_maps = 0  # adopted so far, each better than the one before
-        self._knows_metric_scale = False
+        self._current = CurrentMap(
+            config,
+            graph=graph,
+            cameras=self._cameras,
+            facts=self._facts,
+            depths_m=self._matching.depths_m,
+        )
         self._poser = FramePoser(
             registration=config.registration,
             seed=config.runtime.seed,
@@ -118,17 +111,20 @@ class MappingPipeline:
             window=config.window,
             graph=graph,
             cameras=self._cameras,
-            new_map=self._new_map,
+            new_map=self._current.new_map,
             solve_window=solve_window,
         )
         self._windows = WindowWork(
             config.window,
             graph=graph,
             solve=solve_window,
-            merge_config=self._window_merge_config,
+            merge_config=self._current.window_merge_config,
             facts=self._facts,
         )
-        self._evidence_used: set[ImagePair] = set()
+        self._end = MapEnd(
+            config, current=self._current, starts=self._starts, windows=self._windows, graph=graph
+        )
+        self._separate_maps: tuple[SparseMap, ...] = ()
         self._in_flight: GlobalAdjustment | None = None
         self._keyframes_since_start = 0
         self._loop_waits_for_adjustment = False
@@ -142,12 +138,17 @@ class MappingPipeline:
     @property
     def sparse_map(self) -> SparseMap:
         """The map; for the mapping thread only."""
-        return self._map
+        return self._current.sparse_map
+
+    @property
+    def separate_maps(self) -> tuple[SparseMap, ...]:
+        """Maps of keyframes that could not be joined to the map; known when it is finished."""
+        return self._separate_maps
 
     @property
     def is_initialized(self) -> bool:
         """Whether there is a map."""
-        return self._map.num_registered > 0
+        return self._current.is_initialized
 
     @property
     def num_keyframes(self) -> int:
@@ -192,9 +193,7 @@ class MappingPipeline:
 
     def metric_scale(self) -> MetricScale | None:
         """How long the map's unit is, as the matcher's depths have it; None when nothing tells."""
-        if self._config.matching.metric_scale == "off":
-            return None
-        return estimate_metric_scale(self._map, self._matching.depths_m)
+        return self._current.metric_scale()
 
     def take_new_poses(self) -> list[FramePose]:
         """Poses that became known since the last call, each frame once, as first reported."""
@@ -227,16 +226,14 @@ class MappingPipeline:
             self._add_to_map(keyframe.frame_id, self._graph.verified_pairs(keyframe.frame_id))
             raise
         self._add_to_map(keyframe.frame_id, verified)
+        growth = self._current.growth_config()
         if self.is_initialized:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
             self._register(keyframe.frame_id, started_s=started_s)
-            self._adopt_if_fuller(
-                self._starts.instead_of_poor(self._map, config=self._growth_config())
-            )
+            growth = self._current.growth_config()
+            self._adopt_if_fuller(self._starts.instead_of_poor(self._map, config=growth))
         else:
-            self._adopt_if_fuller(
-                self._starts.first(self._map, verified, config=self._growth_config())
-            )
+            self._adopt_if_fuller(self._starts.first(self._map, verified, config=growth))
         self._after_change()
 
     def add_tracked(self, tracked: TrackedFrame) -> None:
@@ -258,7 +255,7 @@ class MappingPipeline:
         self._schedule.done(num_registered)
         self._loop_waits_for_adjustment = False
         if num_registered <= self._config.global_bundle_adjustment.synchronous_until:
-            self._adjust_here(self._growth_config())
+            self._current.adjust(self._current.growth_config())
             self._after_change()
             return None
         self._in_flight = start_global_adjustment(
@@ -293,8 +290,8 @@ class MappingPipeline:
         """Changes the map by a window where that makes it better; the event tells."""
         merge = self._windows.merge(self._map, solved)
         if merge is not None and merge.better_map is not None:
-            self._take_over(merge)
-            self._retry_waiting()
+            self._current.take_over(merge)
+            self._current.retry_waiting()
             self._after_change()
 
     def abandon_window(self) -> None:
@@ -309,17 +306,7 @@ class MappingPipeline:
         """After the last frame: registers what is left, rescues what is missing, adjusts all."""
         self.abandon_adjustment()  # merged after the last one it would undo it
         self.abandon_window()
-        growth = self._growth_config()
-        if not self.is_initialized:
-            self._adopt_if_fuller(self._starts.first_at_end(self._map, config=growth))
-        if self.is_initialized:
-            self._grow_existing(growth)
-            self._rescue_missing(growth)
-            self._grow_existing(self._growth_config(final=True))
-            self._rescue_by_windows()
-            self._improve_by_windows()
-            self._note_metric_scale()
-            self._final_adjustment()
+        self._separate_maps = tuple(self._end.finish())
         self._after_change()
 
     # -- the steps of add_keyframe --------------------------------------------------------------
@@ -354,186 +341,26 @@ class MappingPipeline:
         self._windows.keyframe_added()
 
     def _register(self, frame_id: FrameId, *, started_s: float) -> None:
-        registration = register_and_refine(self._map, frame_id, config=self._growth_config())
-        self._note_registration(frame_id, registration, started_s=started_s, is_retry=False)
-        if registration.status is RegistrationStatus.REGISTERED:
-            self._repair(frame_id)
-            self._retry_waiting()
-
-    def _repair(self, frame_id: FrameId) -> None:
-        """Takes out keyframes that the new one shows to be misplaced; they are tried again."""
-        misplacement = find_misplacement(self._map, frame_id)
-        if misplacement is None or misplacement.evidence in self._evidence_used:
-            return  # taking the same keyframes out for the same reason would change nothing
-        self._evidence_used.add(misplacement.evidence)
-        take_out(self._map, misplacement)
-        self._starts.distrust(misplacement.misleading)
-        self.abandon_adjustment()  # it knows them in the wrong place
-        self.abandon_window()
-        for misplaced in misplacement.keyframe_ids:
-            self._graph.set_registered(misplaced, False)
-        self._facts.misplacement_found(misplacement)
-        self._grow_existing(self._growth_config())
-
-    def _retry_waiting(self) -> None:
-        """Tries keyframes that failed before, those with the best pairs into the map first."""
-        limit = self._config.registration.max_retries_per_keyframe
-        for frame_id in self._graph.retry_candidates(limit):
-            started_s = time.monotonic()
-            registration = register_and_refine(self._map, frame_id, config=self._growth_config())
-            if registration.status is RegistrationStatus.REGISTERED:
-                self._note_registration(frame_id, registration, started_s=started_s, is_retry=True)
-
-    def _note_registration(
-        self, frame_id: FrameId, registration: Registration, *, started_s: float, is_retry: bool
-    ) -> None:
-        if registration.status is not RegistrationStatus.REGISTERED:
-            self._facts.registration_failed(frame_id, registration)
+        if not self._current.register(frame_id, started_s=started_s):
             return
-        self._graph.set_registered(frame_id, True)
-        self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
-        self._facts.registered(
-            frame_id,
-            registration,
-            sparse_map=self._map,
-            is_retry=is_retry,
-            elapsed_s=time.monotonic() - started_s,
-        )
-
-    # -- replacing the map ----------------------------------------------------------------------
+        misplacement = self._current.repair(frame_id)
+        if misplacement is not None:
+            self._starts.distrust(misplacement.misleading)
+            self.abandon_adjustment()  # it knows them in the wrong place
+            self.abandon_window()
+            self._current.grow(self._current.growth_config())
+        self._current.retry_waiting()
 
     def _adopt_if_fuller(self, built: BuiltMap | None) -> None:
         """Makes a built map the map when it holds more keyframes."""
-        if built is None or built.sparse_map.num_registered <= self._map.num_registered:
-            return
-        self.abandon_adjustment()
-        self.abandon_window()
-        self._evidence_used.clear()
-        self._map = built.sparse_map
-        self._num_maps += 1
-        self._note_metric_scale()
-        self._schedule.done(self._map.num_registered)
-        for frame_id in self._map.keyframe_ids:
-            is_registered = self._map.is_registered(frame_id)
-            self._graph.set_registered(frame_id, is_registered)
-            if is_registered:
-                self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
-        self._facts.map_initialized(built.pair, sparse_map=self._map, attempt=self._num_maps)
+        if self._current.adopt_if_fuller(built):
+            self.abandon_adjustment()
+            self.abandon_window()
+            self._schedule.done(self._map.num_registered)
 
-    def _note_metric_scale(self) -> None:
-        """Tells, once it is known, how long the map's unit is, and makes it a metre when asked to.
-
-        Later maps are placed onto the one before, and so have its scale, unless they share too
-        little with it.
-        """
-        is_applied = self._config.matching.metric_scale == "apply"
-        if self._knows_metric_scale and not is_applied:
-            return
-        scale = self.metric_scale()
-        if scale is None:
-            return
-        has_its_scale = 1 / _SAME_SCALE < scale.metres_per_map_unit < _SAME_SCALE
-        if self._knows_metric_scale and has_its_scale:
-            return
-        self._knows_metric_scale = True
-        if is_applied:
-            self._map.scale(scale.metres_per_map_unit)
-        self._facts.metric_scale_estimated(scale, is_applied=is_applied)
-
-    def _rescue_missing(self, config: GrowthConfig) -> None:
-        """Tries other starts while keyframes are missing."""
-        for _ in range(self._config.rescue.final_rebuilds):
-            built = self._starts.another_at_end(self._map, config=config)
-            if built is None:
-                return
-            self._adopt_if_fuller(built)
-
-    def _rescue_by_windows(self) -> None:
-        """Solves stretches of missing keyframes as windows of their own while some come in."""
-        while (merge := self._windows.rescue(self._map)) is not None:
-            self._take_over(merge)
-            self._grow_existing(self._growth_config(final=True))
-
-    def _improve_by_windows(self) -> None:
-        """Solves the weakest parts of the map once more."""
-        tried: set[FrameId] = set()
-        for _ in range(self._config.window.max_final):
-            merge = self._windows.improve(self._map, tried=tried)
-            if merge is None:
-                return
-            self._take_over(merge)
-
-    def _take_over(self, merge: WindowMerge) -> None:
-        """Makes the map that a window made better the map."""
-        if merge.better_map is None:
-            return
-        self._map = merge.better_map
-        for frame_id in merge.registered:
-            self._graph.set_registered(frame_id, True)
-            self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
-
-    def _window_merge_config(self) -> WindowMergeConfig:
-        return WindowMergeConfig(
-            window=self._config.window,
-            registration=self._config.registration,
-            local_bundle_adjustment=self._config.local_bundle_adjustment,
-            constant_camera_ids=self._cameras.constant_ids(self._map),
-        )
-
-    def _new_map(self) -> SparseMap:
-        return SparseMap(
-            triangulation=self._config.triangulation,
-            registration=self._config.registration,
-            seed=self._config.runtime.seed,
-        )
-
-    # -- adjusting ------------------------------------------------------------------------------
-
-    def _grow_existing(self, config: GrowthConfig) -> None:
-        started_s = time.monotonic()
-        grown = grow_fully(self._map, config=config)
-        each_s = (time.monotonic() - started_s) / max(1, len(grown))
-        for frame_id, registration in grown.items():
-            self._note_registration(
-                frame_id, registration, started_s=time.monotonic() - each_s, is_retry=True
-            )
-
-    def _final_adjustment(self) -> None:
-        settings = self._config.global_bundle_adjustment
-        config = self._growth_config(final=True)
-        for _ in range(settings.final_passes):
-            self._map.retriangulate()
-            self._adjust_here(config)
-
-    def _adjust_here(self, config: GrowthConfig) -> None:
-        started_s = time.monotonic()
-        before_px = self._map.mean_reprojection_error_px()
-        adjust_in_place(self._map, config=config)
-        merge = GlobalMerge(
-            num_keyframes=self._map.num_registered,
-            keyframes_added_meanwhile=0,
-            error_before_px=before_px,
-            error_after_px=self._map.mean_reprojection_error_px(),
-            elapsed_s=time.monotonic() - started_s,
-        )
-        self._facts.adjusted(merge, sparse_map=self._map)
-
-    def _growth_config(self, *, final: bool = False) -> GrowthConfig:
-        registration = self._config.registration
-        settings = self._config.global_bundle_adjustment
-        if final:
-            settings = settings.model_copy(update={"max_iterations": settings.final_iterations})
-        return GrowthConfig(
-            initialization=self._config.initialization,
-            min_inlier_ratio=(
-                registration.min_inlier_ratio if final else registration.sure_inlier_ratio
-            ),
-            local_bundle_adjustment=self._config.local_bundle_adjustment,
-            global_bundle_adjustment=settings,
-            constant_camera_ids=self._cameras.constant_ids(self._map),
-            num_threads=self._config.runtime.num_threads,
-            seed=self._config.runtime.seed,
-        )
+    @property
+    def _map(self) -> SparseMap:
+        return self._current.sparse_map
 
     # -- output ---------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from engine.types import (
     MapView,
     MatchRequest,
     PairMatches,
-    RejectedFrame,
+    Received,
+    RunCommand,
 )
 from engine.window_types import WindowEstimate, WindowProblem
 
@@ -31,8 +32,10 @@ class FrameSource(Protocol):
 
     ``frames`` runs on the event loop; blocking work (decoding) goes to threads. It ends when the
     source is exhausted. Closing the iterator (``aclose``) releases files, sockets and threads.
-    Unreadable frames are yielded as ``RejectedFrame``; ``SourceError`` is only for a source that
-    cannot be opened or read at all.
+    Unreadable frames are yielded as ``RejectedFrame``, positions that come beside the frames as
+    ``GpsReading``, lost and found connections as ``SourceNotice``; ``SourceError`` is only for a
+    source that cannot be opened or read at all. A live source ends only when nothing can come any
+    more: what breaks is tried again.
     """
 
     @property
@@ -51,7 +54,7 @@ class FrameSource(Protocol):
     def num_frames(self) -> int | None:
         """How many frames will come, where that is known."""
 
-    def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
+    def frames(self) -> AsyncGenerator[Received, None]:
         """Yields frames in order of capture."""
 
 
@@ -124,6 +127,13 @@ class EventSink(Protocol):
 
     def __call__(self, event: Event) -> None:
         """Takes one fact."""
+
+
+class RunControl(Protocol):
+    """Takes what watchers ask of the run. Called from any thread; returns at once."""
+
+    def __call__(self, command: RunCommand) -> None:
+        """Asks for something; what comes of it is told by events."""
 
 
 class View(Protocol):

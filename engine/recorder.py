@@ -121,13 +121,13 @@ class Recorder:
             )
 
     def snapshot(
-        self, reconstruction: pycolmap.Reconstruction, *, facts: Mapping[str, JsonScalar]
+        self, reconstructions: Sequence[pycolmap.Reconstruction], *, facts: Mapping[str, JsonScalar]
     ) -> None:
-        """Writes a snapshot of a private copy of the map and tells of it."""
+        """Writes a snapshot of private copies of the maps and tells of it."""
         try:
             written = write_snapshot(
                 self._folder.path,
-                [reconstruction],
+                reconstructions,
                 sequence=self._sequence,
                 facts=facts,
                 config=self._snapshots,
@@ -142,6 +142,7 @@ class Recorder:
             SnapshotWritten(
                 at_s=self._clock(),
                 sequence=written.sequence,
+                path=str(written.path),
                 num_keyframes=written.largest.num_registered,
                 num_points3D=written.largest.num_points3D,
                 elapsed_s=written.elapsed_s,

@@ -24,9 +24,6 @@ from engine.events import (
 )
 from engine.types import DropReason
 
-# Why frames are dropped that had been received; other drops never became frames.
-_AFTER_ARRIVAL = frozenset({DropReason.FAILED, DropReason.OVERLOAD, DropReason.STOPPED})
-
 
 class RunStatistics:
     """Counts facts; an ``EventSink`` for one thread at a time.
@@ -37,6 +34,7 @@ class RunStatistics:
     def __init__(self) -> None:
         self._counts: Counter[type[Event]] = Counter()
         self._dropped: Counter[DropReason] = Counter()
+        self._num_never_frames = 0  # dropped before they had been received
         self._keyframe_latency_s = array("d")
         self._frame_latency_s = array("d")
         self._loop_lag_s = array("d")
@@ -50,6 +48,7 @@ class RunStatistics:
         match event:
             case FrameDropped():
                 self._dropped[event.reason] += 1
+                self._num_never_frames += event.frame_id is None
             case FramePosed():
                 self._frame_latency_s.append(event.latency_s)
                 if event.is_keyframe:
@@ -68,11 +67,8 @@ class RunStatistics:
 
     def figures(self) -> dict[str, Any]:
         """What the events tell of ``summary.json``."""
-        never_frames = sum(
-            count for reason, count in self._dropped.items() if reason not in _AFTER_ARRIVAL
-        )
         return {
-            "frames_received": self._counts[FrameReceived] + never_frames,
+            "frames_received": self._counts[FrameReceived] + self._num_never_frames,
             "frames_dropped": {
                 reason.value: count for reason, count in sorted(self._dropped.items())
             },

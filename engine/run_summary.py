@@ -32,7 +32,7 @@ def summary_figures(
         "mean_track_length": reconstruction.compute_mean_track_length(),
         "mean_reprojection_error_px": sparse_map.mean_reprojection_error_px(),
         "frames_interpolated": pipeline.num_interpolated_frames(),
-        "components": int(pipeline.is_initialized),
+        "components": int(pipeline.is_initialized) + len(pipeline.separate_maps),
         "georeferenced": False,
         "gps_rmse_m": pipeline.gps_rmse_m(),
         "metres_per_map_unit": scale.metres_per_map_unit if scale else None,

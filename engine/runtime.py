@@ -2,7 +2,10 @@
 
     sources -> frames -> [tracking thread] -> items -> [mapping thread] -> writes -> [I/O thread]
 
-Files wait for room in a queue; a live source drops its oldest waiting frame, counted. Writes wait
+Files wait for room in a queue; a live source drops its oldest waiting frame, counted. While a
+keyframe waits for mapping no further frame of a live run is tracked: frames that are taken are
+fresh, those that grow old were never looked at. Where mapping one takes long, none is tracked
+meanwhile either. Writes wait
 for room. Views have a thread of their own where the latest wins. Global bundle adjustment runs on
 a copy in one more thread. Threads cannot be cancelled: stopping means no new frames, then draining
 what waits, a last adjustment and a last snapshot; a second signal leaves at once. A stage that
@@ -15,8 +18,9 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,11 +28,11 @@ from typing import Any
 
 from engine.config import Config
 from engine.errors import InferenceError
-from engine.event_loop import Writer, lag_measured, run_in, stop_signals
+from engine.event_loop import RunRequests, Writer, lag_measured, run_in, stop_signals
 from engine.event_queue import EventQueue
-from engine.events import Event, RunFinished, RunStarted
+from engine.events import CommandTaken, Event, RunFinished, RunStarted
 from engine.frame_tracking import FrameTracker, NewKeyframe
-from engine.ingestion import FrameQueue, Ingestion
+from engine.ingestion import Arrival, FrameQueue, Ingestion
 from engine.map_upkeep import MapUpkeep
 from engine.pipeline import MappingPipeline
 from engine.ports import FrameSource, PairMatcher, PlaceIndex, View
@@ -38,12 +42,13 @@ from engine.run_folder import RunFolder
 from engine.run_statistics import RunStatistics
 from engine.run_summary import summary_figures
 from engine.scene_graph import SceneGraph
-from engine.types import DropReason, Float64Array, Frame, TrackedFrame
+from engine.types import DropReason, Float64Array, Frame, RunCommand, TrackedFrame
 from engine.view_dispatch import ViewDispatcher
 
 logger = logging.getLogger(__name__)
 
 _HARD_EXIT_CODE = 130  # as shells report an interrupted program
+_BRISK_MAPPING_S = 0.5  # mapping that takes longer is not worth a queue of live frames
 
 
 class StoppedBy(StrEnum):
@@ -51,6 +56,7 @@ class StoppedBy(StrEnum):
 
     END_OF_SOURCES = "end_of_sources"
     SIGNAL = "signal"
+    COMMAND = "command"
     FAILURE = "failure"  # something broke; what was mapped until then is saved
 
 
@@ -93,6 +99,7 @@ class Engine:
         groundtruth: capture times and true cam_from_world (3, 4), where a source knows them.
         leave: called at the second signal; must not return.
         places: finds keyframes that look alike; by default learned from the matcher's descriptors.
+        requests: what people who watch ask of the run.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -109,12 +116,14 @@ class Engine:
         groundtruth: Sequence[tuple[float, Float64Array]] = (),
         leave: Callable[[], None] = leave_at_once,
         places: PlaceIndex | None = None,
+        requests: RunRequests | None = None,
     ) -> None:
         self._config = config
         self._sources = tuple(sources)
         self._matcher = matcher
         self._groundtruth = groundtruth
         self._leave = leave
+        self._requests = requests or RunRequests()
         self._events = EventQueue()
         self._statistics = RunStatistics()
         self._recorder = Recorder(
@@ -155,6 +164,10 @@ class Engine:
             max_waiting=sources.frame_queue_size, max_bytes=sources.max_buffered_mb * 1_000_000
         )
         self._items: asyncio.Queue[_MappingItem | None] = asyncio.Queue(sources.mapping_queue_size)
+        self._num_keyframes_waiting = 0  # for mapping
+        self._is_mapping_keyframe = False
+        self._last_mapping_s = 0.0  # of a keyframe
+        self._keyframe_moved_on = asyncio.Condition()
         self._ingestion = Ingestion(
             self._sources,
             queue=self._frames,
@@ -162,6 +175,7 @@ class Engine:
             writer=self._writer,
             events=self._events,
             tell=self._tell,
+            max_gps_gap_s=self._config.georeference.max_gap_s,
         )
         self._upkeep = MapUpkeep(
             self._config,
@@ -183,7 +197,11 @@ class Engine:
             )
         )
         async with stop_signals(self._on_signal, leave=self._leave):
-            async with lag_measured(self._statistics.add_loop_lag), self._writer.running():
+            async with (
+                lag_measured(self._statistics.add_loop_lag),
+                self._writer.running(),
+                self._requests.answered(self._take_command),
+            ):
                 if await self._run_stages():
                     await self._attempt(self._finish_map(), what="finishing the map")
                 await self._attempt(self._save_poses(), what="saving the trajectory")
@@ -216,45 +234,80 @@ class Engine:
         await self._items.put(None)
 
     async def _track_frames(self) -> None:
-        trackers = [
-            FrameTracker(
-                self._config.frame_tracking,
-                describe=self._matcher.describe,
-                is_sequence=source.is_sequence,
-            )
-            for source in self._sources
-        ]
-        while (arrival := await self._frames.get()) is not None:
-            frame, tracker = arrival.frame, trackers[arrival.source_idx]
+        trackers: dict[tuple[int, str], FrameTracker] = {}
+        while (arrival := await self._next_frame()) is not None:
+            frame = arrival.frame
+            tracker = trackers.setdefault(arrival.lane, self._new_tracker(arrival.source_idx))
             try:
                 tracked = await run_in(self._tracking_thread, tracker.process, frame)
             except InferenceError as error:
                 await self._frames.give_back(frame)
                 await self._ingestion.drop(frame, reason=DropReason.FAILED, detail=str(error))
                 continue
-            is_live = self._sources[arrival.source_idx].is_live
+            self._num_keyframes_waiting += isinstance(tracked, NewKeyframe)
             await self._items.put(
-                _MappingItem(frame=frame, tracked=tracked, wait_for_adjustment=not is_live)
+                _MappingItem(frame=frame, tracked=tracked, wait_for_adjustment=not arrival.is_live)
             )
+
+    def _new_tracker(self, source_idx: int) -> FrameTracker:
+        return FrameTracker(
+            self._config.frame_tracking,
+            describe=self._matcher.describe,
+            is_sequence=self._sources[source_idx].is_sequence,
+        )
+
+    async def _next_frame(self) -> Arrival | None:
+        """The next frame to track; None after the last."""
+        if any(source.is_live for source in self._sources):
+            async with self._keyframe_moved_on:
+                await self._keyframe_moved_on.wait_for(self._may_track)
+        return await self._frames.get()
+
+    def _may_track(self) -> bool:
+        """Whether a frame of a live run that is tracked now would soon be mapped."""
+        is_slow = self._is_mapping_keyframe and self._last_mapping_s > _BRISK_MAPPING_S
+        return not (self._num_keyframes_waiting or is_slow)
+
+    async def _next_item(self) -> _MappingItem | None:
+        """What tracking made of the next frame; None after the last."""
+        item = await self._items.get()
+        if item is not None and isinstance(item.tracked, NewKeyframe):
+            async with self._keyframe_moved_on:
+                self._num_keyframes_waiting -= 1
+                self._keyframe_moved_on.notify_all()
+        return item
 
     async def _map(self) -> bool:
         is_sound = await self._attempt(self._map_items(), what="mapping")
         if not is_sound:
             # Lets go who waits for the memory of frames that will never be mapped.
             await self._frames.end()
-        while not is_sound and await self._items.get() is not None:
+        while not is_sound and await self._next_item() is not None:
             continue  # never mapped: these frames are told as stopped at the end
         return is_sound
 
     async def _map_items(self) -> None:
-        while (item := await self._items.get()) is not None:
+        while (item := await self._next_item()) is not None:
             if isinstance(item.tracked, NewKeyframe):
-                await self._upkeep.merge_adjustment_if_due(wait=item.wait_for_adjustment)
-                await self._upkeep.merge_window_if_due(wait=item.wait_for_adjustment)
-                await self._map_keyframe(item.frame, item.tracked)
+                async with self._timed_mapping():
+                    await self._upkeep.merge_adjustment_if_due(wait=item.wait_for_adjustment)
+                    await self._upkeep.merge_window_if_due(wait=item.wait_for_adjustment)
+                    await self._map_keyframe(item.frame, item.tracked)
             else:
                 await self._map_tracked(item.frame, item.tracked)
             await self._tell()
+
+    @asynccontextmanager
+    async def _timed_mapping(self) -> AsyncIterator[None]:
+        """Notes that a keyframe is being mapped, and how long that took."""
+        started_s, self._is_mapping_keyframe = self._events.clock(), True
+        try:
+            yield
+        finally:
+            self._last_mapping_s = self._events.clock() - started_s
+            async with self._keyframe_moved_on:
+                self._is_mapping_keyframe = False
+                self._keyframe_moved_on.notify_all()
 
     async def _map_keyframe(self, frame: Frame, tracked: NewKeyframe) -> None:
         keyframe = tracked.keyframe
@@ -391,6 +444,24 @@ class Engine:
         logger.error("%s failed", what, exc_info=error)
         self._events.warn(f"{what} failed: {_cause_of(error)}")
         self._stopped_by = StoppedBy.FAILURE
+        self.stop()
+
+    async def _take_command(self, command: RunCommand) -> None:
+        self._events(CommandTaken(at_s=self._events.clock(), command=command))
+        match command:
+            case RunCommand.SNAPSHOT:
+                await self._upkeep.snapshot_now()
+            case RunCommand.PAUSE:
+                self._ingestion.pause()
+            case RunCommand.RESUME:
+                self._ingestion.resume()
+            case RunCommand.STOP:
+                self._stopped_by_request()
+        await self._tell()
+
+    def _stopped_by_request(self) -> None:
+        if self._stopped_by is StoppedBy.END_OF_SOURCES:
+            self._stopped_by = StoppedBy.COMMAND
         self.stop()
 
     def _on_signal(self) -> None:

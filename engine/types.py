@@ -79,11 +79,55 @@ def freeze_field(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpsFix:
-    """A WGS84 position of the camera."""
+    """A WGS84 position of the camera.
+
+    A source that knows no altitude gives no fix.
+    """
 
     latitude_deg: float
     longitude_deg: float
     altitude_m: float
+    accuracy_m: float | None = None  # horizontal, one standard deviation, where the receiver tells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpsReading:
+    """A position that came beside the frames, by its own time: telemetry, a phone's location.
+
+    Frames of the same camera are joined to readings by capture time.
+    """
+
+    source: str  # the source as the user named it, without credentials
+    camera_key: str | None  # None: of all cameras of the source
+    captured_at_s: float  # on the clock of the source's frames
+    fix: GpsFix
+
+
+class SourceState(StrEnum):
+    """What a live source is doing."""
+
+    CONNECTED = "connected"  # frames can come from now on
+    LOST = "lost"  # the connection broke or frames stopped; it is tried again
+    REFUSED = "refused"  # trying again is useless: wrong credentials, no such camera
+    ENDED = "ended"  # nothing more will come
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceNotice:
+    """News of a live source, for the people who watch the run."""
+
+    source: str  # the source as the user named it, without credentials
+    state: SourceState
+    detail: str  # a line for humans, without credentials
+
+
+class RunCommand(StrEnum):
+    """What somebody who watches a run may ask of it."""
+
+    SNAPSHOT = "snapshot"  # write one now
+    PAUSE = "pause"  # take no frames for now: a file waits, frames of live sources are dropped
+    RESUME = "resume"
+    STOP = "stop"  # end the run as the first Ctrl-C does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +181,7 @@ class DropReason(StrEnum):
     DUPLICATE = "duplicate"
     OVERLOAD = "overload"
     FAILED = "failed"  # readable, but the matcher could not describe it
+    PAUSED = "paused"  # the run takes no frames for now
     STOPPED = "stopped"  # the run ended before the frame's turn came
 
 
@@ -150,6 +195,9 @@ class RejectedFrame:
     captured_at_s: float
     reason: DropReason
     detail: str
+
+
+Received = Frame | RejectedFrame | GpsReading | SourceNotice  # what a source yields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,6 +18,7 @@ def adjust_window(
     config: WindowSolverConfig,
     max_iterations: int,
     which: BoolArray | None = None,
+    doubts_calibration: bool = False,
 ) -> None:
     """Refines poses, points and intrinsics of a window in place by its inliers.
 
@@ -31,6 +32,7 @@ def adjust_window(
         config: loss and what may be refined.
         max_iterations: at most so many steps.
         which: (N,) tracks that take part; all by default.
+        doubts_calibration: calibrated cameras are refined like the others.
     """
     uses = _used_observations(model, which)
     frames = np.unique(model.frame_idx[uses])
@@ -38,7 +40,8 @@ def adjust_window(
         return
     reconstruction, tracks = _reconstruction_of(model, uses)
     cameras = np.unique(model.problem.camera_idx[frames])
-    is_constant = model.problem.is_calibrated[cameras] | (len(frames) < config.min_frames_for_focal)
+    is_constant = model.problem.is_calibrated[cameras] & (not doubts_calibration)
+    is_constant |= len(frames) < config.min_frames_for_focal
     options = _options(model, config, max_iterations=max_iterations)
     options.refine_focal_length = not is_constant.all()
     options.refine_extra_params = (

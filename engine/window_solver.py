@@ -39,6 +39,8 @@ _ROTATION_TOLERANCE = 1e-3
 _WEAK = 0.5  # a frame with less than this share of the median frame's support is posed anew
 _SETTLED_RATIO = 0.01  # of the inliers: fewer that change are not worth another round
 _MAX_ROUNDS = 4
+_WRONG_FOCAL_FACTOR = 1.1  # smaller differences cost less than a percent of the extent
+_MUCH_BETTER = 0.9  # of the mean error: what is less is noise that another focal length fits
 
 
 def solve_window(problem: WindowProblem, config: WindowSolverConfig) -> WindowEstimate:
@@ -128,7 +130,34 @@ def _refusal_of_result(model: WindowModel, config: WindowSolverConfig) -> _Refus
         return WindowStatus.NO_PARALLAX, f"{num_points} tracks have a point with enough parallax"
     if num_valid < 2 or model.support() < config.min_inlier_ratio:
         return WindowStatus.INCONSISTENT, f"{num_valid} valid frames, {_figures(model)}"
-    return None
+    wrong = _wrong_calibration(model, config)
+    return None if wrong is None else (WindowStatus.BAD_INTRINSICS, wrong)
+
+
+def _wrong_calibration(model: WindowModel, config: WindowSolverConfig) -> str | None:
+    """Which calibrated focal length the tracks contradict, in words.
+
+    A window bends to a wrong focal length and still agrees with it by and large. Where poses are
+    held the map has vouched for the calibration, and it bends less.
+    """
+    problem = model.problem
+    if not problem.is_calibrated.any() or problem.is_held.sum() >= 2:
+        return None
+    known, given_px = model.state(), model.focal_px.copy()
+    before_px = float(model.errors_px()[known.is_inlier].mean())
+    adjust_window(
+        model, config=config, max_iterations=config.max_iterations, doubts_calibration=True
+    )
+    wanted_px, after_px = model.focal_px.copy(), model.errors_px()[known.is_inlier].mean()
+    model.restore(known)
+    factor = np.exp(np.abs(np.log(wanted_px / given_px)))
+    worst = int(np.argmax(np.where(problem.is_calibrated, factor, 0.0)))
+    if factor[worst] < _WRONG_FOCAL_FACTOR or after_px > _MUCH_BETTER * before_px:
+        return None
+    return (
+        f"the tracks want a focal length of {wanted_px[worst]:.0f} px, not {given_px[worst]:.0f}: "
+        f"{before_px:.2f} to {after_px:.2f} px"
+    )
 
 
 def _valid_frames(model: WindowModel, config: WindowSolverConfig) -> BoolArray:

@@ -22,12 +22,22 @@ from engine.errors import InferenceError
 from engine.ports import FrameSource, PairMatcher, View
 from engine.run_folder import RunFolder
 from engine.runtime import Engine, RunOutcome
-from engine.types import DropReason, Features, Frame, FrameId, RejectedFrame, Uint8Array
+from engine.types import (
+    DropReason,
+    Features,
+    Frame,
+    FrameId,
+    GpsReading,
+    Received,
+    RejectedFrame,
+    SourceNotice,
+    Uint8Array,
+)
 
 JPEG = b"\xff\xd8 as received \xff\xd9"
 _BLANK = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
-Happening = Frame | RejectedFrame | Exception | Callable[[], Awaitable[None]]
+Happening = Received | Exception | Callable[[], Awaitable[None]]
 
 
 @lru_cache
@@ -79,7 +89,7 @@ def rejected(index: int) -> RejectedFrame:
 
 @dataclass(kw_only=True)
 class FakeSource:
-    """Plays happenings: frames are yielded, exceptions raised, functions awaited."""
+    """Plays happenings: what is received is yielded, exceptions raised, functions awaited."""
 
     happenings: Iterable[Happening]
     label: str = "fake"
@@ -89,13 +99,15 @@ class FakeSource:
     num_given: int = 0
     is_closed: bool = False
 
-    async def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
+    async def frames(self) -> AsyncGenerator[Received, None]:
         try:
             for happening in self.happenings:
                 if isinstance(happening, Exception):
                     raise happening
                 if isinstance(happening, Frame | RejectedFrame):
                     self.num_given += 1
+                    yield happening
+                elif isinstance(happening, GpsReading | SourceNotice):
                     yield happening
                 else:
                     await happening()

@@ -21,6 +21,7 @@ FLOORS = (
         "types": "numpy",
     },
     {  # 1: what adapters may see, too
+        "capture_clock": "",
         "config": "pydantic yaml",
         "events": "",
         "geometry": "numpy",
@@ -34,6 +35,7 @@ FLOORS = (
         "event_queue": "",
         "files": "",
         "frame_tracking": "cv2 numpy",
+        "gps_track": "",
         "keypoint_tables": "numpy",
         "match_graph": "pycolmap",
         "point_notes": "numpy pycolmap",
@@ -74,22 +76,26 @@ FLOORS = (
         "mapping_facts": "",
         "window_bootstrap": "",
     },
-    {  # 7: beginning again, and windows of a run
+    {  # 7: the map of the run, beginning again, and windows of a run
+        "current_map": "",
         "map_starts": "numpy pycolmap",
         "window_work": "",
     },
-    {  # 8: the mapping state machine
+    {  # 8: the end of a run
+        "map_end": "networkx",
+    },
+    {  # 9: the mapping state machine
         "pipeline": "numpy pycolmap",
     },
-    {  # 9: around the mapping
+    {  # 10: around the mapping
         "event_loop": "",
         "run_summary": "",
     },
-    {  # 10: what goes in, and what is done with the map now and then
+    {  # 11: what goes in, and what is done with the map now and then
         "ingestion": "",
         "map_upkeep": "",
     },
-    {  # 11: tasks, threads and signals
+    {  # 12: tasks, threads and signals
         "runtime": "",
     },
 )
@@ -104,8 +110,9 @@ KNOW_ASYNCIO = {"event_loop", "ingestion", "map_upkeep", "runtime"}  # no other 
 ADAPTER_FLOOR = 1
 ADAPTERS = {
     "matchers": "cv2 numpy torch",
-    "sources": "aiohttp aiomqtt av cv2 numpy",
+    "sources": "aiohttp aiomqtt av cryptography cv2 numpy segno watchfiles",
     "views": "aiomqtt cv2 numpy rerun rich",
+    "mqtt_connection": "aiomqtt paho",
     "doctor": "rich torch",
     "evaluate": "numpy pycolmap rich",
     "export": "numpy pycolmap",
@@ -114,8 +121,22 @@ ADAPTERS = {
     "native_log": "",
 }
 SEE_EVERYTHING = {"cli", "launch"}  # they put a run together
+SHARED = {"mqtt_connection"}  # what several families need; sees none of them
 # Adapters import these where they use them: a command pays only for what it needs.
-HEAVY = {"aiohttp", "aiomqtt", "av", "cv2", "pycolmap", "rerun", "rich", "torch"}
+HEAVY = {
+    "aiohttp",
+    "aiomqtt",
+    "av",
+    "cryptography",
+    "paho",
+    "segno",
+    "watchfiles",
+    "cv2",
+    "pycolmap",
+    "rerun",
+    "rich",
+    "torch",
+}
 # Its modules define networks, whose base classes must be there when they are read. So they import
 # torch at once, and nobody outside imports them before a run asks for this matcher.
 LOADED_LATE = "adapters.matchers.mast3r"
@@ -301,7 +322,7 @@ def test_adapters_never_import_each_other() -> None:
         lambda module, one: (
             module.name not in SEE_EVERYTHING
             and one.package == "adapters"
-            and one.part != module.name
+            and one.part not in {module.name, *SHARED}
         ),
         rule=f"adapters meet in {sorted(SEE_EVERYTHING)} only:",
     )

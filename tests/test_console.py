@@ -35,6 +35,7 @@ from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
 def dropped(reason: DropReason, detail: str = "") -> FrameDropped:
     return FrameDropped(
         at_s=1.0,
+        frame_id=None,
         source="folder",
         index=6,
         name="7.jpg",
@@ -56,6 +57,7 @@ def posed(frame_id: int, latency_s: float) -> FramePosed:
         frame_id=FrameId(frame_id),
         captured_at_s=0.0,
         cam_center_in_world=(0.0, 0.0, 0.0),
+        world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
         is_keyframe=False,
         latency_s=latency_s,
     )
@@ -101,7 +103,14 @@ def a_short_run() -> list[Event]:
             keyframes_added_meanwhile=0,
             elapsed_s=0.2,
         ),
-        SnapshotWritten(at_s=1.0, sequence=1, num_keyframes=3, num_points3D=1230, elapsed_s=0.1),
+        SnapshotWritten(
+            at_s=1.0,
+            sequence=1,
+            path="runs/x/snapshots/000001",
+            num_keyframes=3,
+            num_points3D=1230,
+            elapsed_s=0.1,
+        ),
         Warned(at_s=1.1, message="the loop stalled"),
         RunFinished(at_s=1.2, stopped_by="end_of_sources", num_keyframes=3, num_registered=3),
     ]

@@ -11,11 +11,13 @@ import pytest
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
+    CommandTaken,
     Event,
     FrameDropped,
     FramePosed,
     FrameReceived,
     FrameRegistered,
+    Georeferenced,
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
@@ -26,12 +28,20 @@ from engine.events import (
     RunFinished,
     RunStarted,
     SnapshotWritten,
+    SourceChanged,
     Warned,
     WindowPurpose,
     WindowSolved,
     WindowVerdict,
 )
-from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
+from engine.types import (
+    DropReason,
+    FrameId,
+    PairReason,
+    RegistrationStatus,
+    RunCommand,
+    SourceState,
+)
 
 ONE, TWO = FrameId(1), FrameId(2)
 
@@ -40,6 +50,7 @@ EVENTS: tuple[Event, ...] = (
     FrameReceived(at_s=0.5, frame_id=ONE, index=0, captured_at_s=0.0),
     FrameDropped(
         at_s=0.5,
+        frame_id=None,
         source="folder",
         index=3,
         name="bäume.jpg",
@@ -52,6 +63,7 @@ EVENTS: tuple[Event, ...] = (
         frame_id=ONE,
         captured_at_s=0.0,
         cam_center_in_world=(0.0, 1.5, -2.0),
+        world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
         is_keyframe=True,
         latency_s=0.25,
     ),
@@ -114,7 +126,28 @@ EVENTS: tuple[Event, ...] = (
         keyframes_added_meanwhile=2,
         elapsed_s=0.3,
     ),
-    SnapshotWritten(at_s=0.5, sequence=4, num_keyframes=9, num_points3D=120, elapsed_s=0.1),
+    SourceChanged(
+        at_s=0.5, source="rtsp://drone", state=SourceState.LOST, detail="no frame for 5 s"
+    ),
+    CommandTaken(at_s=0.5, command=RunCommand.PAUSE),
+    Georeferenced(
+        at_s=0.5,
+        origin_latitude_deg=47.0,
+        origin_longitude_deg=8.5,
+        origin_altitude_m=430.0,
+        metres_per_map_unit=3.2,
+        num_fixes=13,
+        rmse_m=0.4,
+        rejected_ids=(TWO,),
+    ),
+    SnapshotWritten(
+        at_s=0.5,
+        sequence=4,
+        path="runs/x/snapshots/000001",
+        num_keyframes=9,
+        num_points3D=120,
+        elapsed_s=0.1,
+    ),
     Warned(at_s=0.5, message="the disk is slow"),
     RunFinished(at_s=0.5, stopped_by="signal", num_keyframes=9, num_registered=8),
 )

@@ -128,6 +128,7 @@ def posed(frame_id: int) -> FramePosed:
         frame_id=FrameId(frame_id),
         captured_at_s=50.0 + 0.1 * frame_id,
         cam_center_in_world=(0.5 * frame_id, 0.0, 0.0),
+        world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
         is_keyframe=frame_id % 2 == 1,
         latency_s=0.05,
     )
@@ -195,7 +196,14 @@ def show_a_run(view: RerunView) -> dict[int, bytes]:
             keyframes_added_meanwhile=1,
             elapsed_s=0.2,
         ),
-        SnapshotWritten(at_s=3.2, sequence=1, num_keyframes=15, num_points3D=600, elapsed_s=0.1),
+        SnapshotWritten(
+            at_s=3.2,
+            sequence=1,
+            path="runs/x/snapshots/000001",
+            num_keyframes=15,
+            num_points3D=600,
+            elapsed_s=0.1,
+        ),
         Warned(at_s=3.3, message="the disk is nearly full"),
         RunFinished(at_s=3.4, stopped_by="end_of_sources", num_keyframes=15, num_registered=15),
     ):
@@ -206,6 +214,7 @@ def show_a_run(view: RerunView) -> dict[int, bytes]:
 def dropped() -> FrameDropped:
     return FrameDropped(
         at_s=3.0,
+        frame_id=None,
         source="synthetic",
         index=30,
         name="00031.jpg",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -479,3 +480,24 @@ def test_a_fifth_of_wrong_observations_barely_moves_the_recorded_window() -> Non
     assert np.median(golden_errors_pct(estimate)) < 0.2
     assert estimate.is_inlier[problem.is_visible & ~is_moved].mean() > 0.95
     assert estimate.is_inlier[is_moved].sum() < 50
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.8, 1.2, 1.5])
+def test_a_calibration_that_the_tracks_contradict_is_refused_with_what_they_want(
+    factor: float,
+) -> None:
+    scene = arc_scene(8, noise_px=0.5)
+    given = {"focal_px": np.array([factor * FOCAL_PX]), "is_calibrated": np.array([True])}
+    estimate = solve_window(scene.problem(**given), WindowSolverConfig())
+    assert estimate.status is WindowStatus.BAD_INTRINSICS
+    assert re.match(r"the tracks want a focal length of (7\d\d|8\d\d) px, not", estimate.reason)
+    assert not estimate.is_valid.any()
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.0, 1.03])
+def test_a_calibration_that_is_about_right_is_believed(factor: float) -> None:
+    scene = arc_scene(8, noise_px=0.5)
+    given = {"focal_px": np.array([factor * FOCAL_PX]), "is_calibrated": np.array([True])}
+    estimate = solve_window(scene.problem(**given), WindowSolverConfig())
+    assert estimate.status is WindowStatus.SOLVED
+    assert estimate.focal_px.tolist() == [factor * FOCAL_PX]

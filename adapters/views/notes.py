@@ -9,8 +9,10 @@ from adapters.views.run_counters import RunCounters
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
+    CommandTaken,
     Event,
     FrameDropped,
+    Georeferenced,
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
@@ -18,11 +20,12 @@ from engine.events import (
     RunFinished,
     RunStarted,
     SnapshotWritten,
+    SourceChanged,
     Warned,
     WindowSolved,
     WindowVerdict,
 )
-from engine.types import RegistrationStatus
+from engine.types import RegistrationStatus, SourceState
 
 DROPS_TOLD_EACH = 10  # of one reason; from then on a line whenever their number has doubled
 
@@ -55,6 +58,10 @@ def note_of(event: Event, counters: RunCounters) -> Note | None:
             return _dropped(event, counters.dropped_by_reason[event.reason])
         case Warned():
             return Note(level=NoteLevel.WARNING, text=event.message)
+        case SourceChanged():
+            is_bad = event.state in (SourceState.LOST, SourceState.REFUSED)
+            level = NoteLevel.WARNING if is_bad else NoteLevel.INFO
+            return Note(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
             text = _milestone(event) or _mapping(event) or _refinement(event)
             return Note(level=NoteLevel.INFO, text=text) if text else None
@@ -79,6 +86,8 @@ def _milestone(event: Event) -> str | None:
                 f"snapshot {event.sequence:06d}: {event.num_keyframes} keyframes, "
                 f"{event.num_points3D:,} points"
             )
+        case CommandTaken():
+            return f"asked to: {event.command}"
         case RunFinished():
             why = event.stopped_by.replace("_", " ")
             return f"finished ({why}): {event.num_registered}/{event.num_keyframes} registered"
@@ -113,6 +122,12 @@ def _refinement(event: Event) -> str | None:
         case MetricScaleEstimated():
             applied = ", applied" if event.is_applied else ""
             return f"the map's unit is {event.metres_per_map_unit:.4g} m by depths seen{applied}"
+        case Georeferenced():
+            left_out = f", {len(event.rejected_ids)} left out" if event.rejected_ids else ""
+            return (
+                f"map laid onto {event.num_fixes} GPS positions{left_out}: "
+                f"{event.rmse_m:.2f} m rms, unit {event.metres_per_map_unit:.4g} m"
+            )
         case WindowSolved() if event.verdict is WindowVerdict.MERGED:
             # Windows that change nothing are routine.
             return (

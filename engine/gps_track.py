@@ -1,0 +1,94 @@
+"""Positions that come beside the frames, and where a camera was in between."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from dataclasses import dataclass, field
+
+from engine.types import GpsFix, GpsReading
+
+_MAX_READINGS = 100_000  # of one track, about 20 MB: a day at 1 Hz, three hours at 10 Hz
+
+
+@dataclass(slots=True, kw_only=True)
+class _Track:
+    """Readings in order of time; equal times keep the later one."""
+
+    times_s: list[float] = field(default_factory=list)
+    fixes: list[GpsFix] = field(default_factory=list)
+
+    def add(self, time_s: float, fix: GpsFix) -> None:
+        place = bisect.bisect_left(self.times_s, time_s)
+        if place < len(self.times_s) and self.times_s[place] == time_s:
+            self.fixes[place] = fix
+            return
+        self.times_s.insert(place, time_s)
+        self.fixes.insert(place, fix)
+        if len(self.times_s) > _MAX_READINGS:
+            del self.times_s[0], self.fixes[0]
+
+    def fix_at(self, time_s: float, *, max_gap_s: float) -> GpsFix | None:
+        after = bisect.bisect_left(self.times_s, time_s)
+        before = after - 1
+        if after < len(self.times_s) and (before < 0 or self.times_s[after] == time_s):
+            return self.fixes[after] if self.times_s[after] - time_s <= max_gap_s else None
+        if after == len(self.times_s):
+            is_near = before >= 0 and time_s - self.times_s[before] <= max_gap_s
+            return self.fixes[before] if is_near else None
+        gap_s = self.times_s[after] - self.times_s[before]
+        if gap_s > max_gap_s:
+            return None
+        fraction = (time_s - self.times_s[before]) / gap_s
+        return _between(self.fixes[before], self.fixes[after], fraction=fraction)
+
+
+class GpsTracks:
+    """The positions of one source's cameras by time. Any threads.
+
+    Args:
+        max_gap_s: readings farther apart are not interpolated, nor is one used that far away.
+    """
+
+    def __init__(self, *, max_gap_s: float) -> None:
+        self._max_gap_s = max_gap_s
+        self._tracks: dict[str | None, _Track] = {}
+        self._lock = threading.Lock()
+
+    def add(self, reading: GpsReading) -> None:
+        """Takes a position; late ones find their place in time."""
+        with self._lock:
+            track = self._tracks.setdefault(reading.camera_key, _Track())
+            track.add(reading.captured_at_s, reading.fix)
+
+    def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
+        """Where a camera was, by its own positions or else by those of all cameras of the source.
+
+        Interpolated in time between two readings; the nearest one before the first and after the
+        last. None where none is near enough.
+        """
+        with self._lock:
+            for key in (camera_key, None):
+                if key not in self._tracks:
+                    continue
+                fix = self._tracks[key].fix_at(captured_at_s, max_gap_s=self._max_gap_s)
+                if fix is not None:
+                    return fix
+        return None
+
+
+def _between(one: GpsFix, other: GpsFix, *, fraction: float) -> GpsFix:
+    """A fix on the straight way from one to the other, the short way around the globe."""
+
+    def mix(start: float, end: float) -> float:
+        return start + fraction * (end - start)
+
+    turn_deg = (other.longitude_deg - one.longitude_deg + 180.0) % 360.0 - 180.0
+    longitude_deg = (one.longitude_deg + fraction * turn_deg + 180.0) % 360.0 - 180.0
+    accuracies_m = (one.accuracy_m, other.accuracy_m)
+    return GpsFix(
+        latitude_deg=mix(one.latitude_deg, other.latitude_deg),
+        longitude_deg=longitude_deg,
+        altitude_m=mix(one.altitude_m, other.altitude_m),
+        accuracy_m=max((a for a in accuracies_m if a is not None), default=None),
+    )
