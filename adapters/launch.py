@@ -261,21 +261,19 @@ def _open_views(
     config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
 ) -> list[View]:
     views: list[View] = []
-    recording_path = options.path / "recording.rrd" if config.views.recording else None
-    if options.view_mode in (ViewMode.SPAWN, ViewMode.SERVE) or (
-        options.view_mode is ViewMode.RECORD and recording_path is not None
-    ):
+    is_live = options.view_mode in (ViewMode.SPAWN, ViewMode.SERVE)
+    if is_live:
+        views.append(_open_live_view(config, options))
+    if config.views.recording and options.view_mode is not ViewMode.NONE:
         from adapters.views.rerun_view import RerunView
 
-        rerun_view = RerunView.open(
+        recording = RerunView.open(
             options.path.name,
-            mode=options.view_mode,
-            recording_path=recording_path,
+            mode=ViewMode.RECORD,
+            recording_path=options.path / "recording.rrd",
             config=config.views,
         )
-        if rerun_view.url is not None:
-            logger.warning("watch the run at %s", rerun_view.url)
-        views.append(rerun_view)
+        views.append(recording)
     if options.show_progress:
         # Last, because from here on the terminal belongs to the panel.
         from adapters.views.console import ConsoleView
@@ -287,6 +285,18 @@ def _open_views(
         for handler in handlers:
             handler.setStream(sys.stderr)  # now it leads to the lines above the panel
     return views
+
+
+def _open_live_view(config: Config, options: LaunchOptions) -> View:
+    from adapters.views.rerun_view import RerunView
+
+    live = RerunView.open(
+        options.path.name, mode=options.view_mode, recording_path=None, config=config.views
+    )
+    if live.url is not None:
+        logger.warning("watch the run at %s", live.url)
+        logger.warning("or in a window: %s", live.viewer_command)
+    return live
 
 
 def _groundtruth(sources: Sequence[FrameSource]) -> list[tuple[float, Float64Array]]:

@@ -54,6 +54,8 @@ class LiveSourcesConfig(Section):
     max_cameras: PositiveInt = 16  # of one source; frames of more are dropped
     max_payload_mb: PositiveInt = 32  # larger messages are refused unread
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    verify_certificates: bool = True  # of rtsps, rtmps and https; False: whoever answers is trusted
+    ca_file: str = ""  # certificates that sign theirs; "": the system's
     settle_s: NonNegativeFloat = 0.5  # a watched file counts as written after so long unchanged
     camera_size: str = ""  # camera:N: WIDTHxHEIGHT to ask for; "": the camera's own
     camera_rate_hz: NonNegativeFloat = 0.0  # camera:N: frames a second to ask for; 0: its own

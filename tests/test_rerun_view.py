@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from engine.types import (
     Frame,
     FrameId,
     FramePose,
+    GpsFix,
     MapView,
     PairReason,
     RegistrationStatus,
@@ -251,6 +252,10 @@ def read_rows(path: Path) -> dict[str, Rows]:
 
 def jpeg_of(row: dict[str, Any]) -> bytes:
     return np.array(row["EncodedImage:blob"], dtype=np.uint8).tobytes()
+
+
+def has_image(row: dict[str, Any]) -> bool:
+    return "EncodedImage:blob" in row
 
 
 def entities_below(rows: dict[str, Rows], prefix: str) -> list[str]:
@@ -546,16 +551,13 @@ def test_a_view_that_would_show_nothing_is_refused(mode: ViewMode) -> None:
 
 
 @pytest.mark.parametrize("setting", ["grpc_port", "web_port"])
-def test_a_port_that_is_taken_is_refused_by_its_setting(setting: str, tmp_path: Path) -> None:
-    path = tmp_path / "recording.rrd"
+def test_a_port_that_is_taken_is_refused_by_its_setting(setting: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         config = CONFIG.model_copy(update={setting: taken.getsockname()[1]})
         with pytest.raises(ConfigError, match=rf"views\.{setting}.*in use"):
-            RerunView.open("test", mode=ViewMode.SERVE, recording_path=path, config=config)
-
-    assert not path.exists()
+            RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=config)
 
 
 @pytest.mark.parametrize("bind", ["203.0.113.7", "no.such.host.invalid"])
@@ -564,15 +566,12 @@ def test_an_address_of_another_machine_is_refused(bind: str) -> None:
         free_endpoint(bind, 0, port_setting="views.grpc_port")
 
 
-def test_a_window_needs_a_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_window_needs_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    path = tmp_path / "recording.rrd"
     with pytest.raises(ConfigError, match="screen"):
-        RerunView.open("test", mode=ViewMode.SPAWN, recording_path=path, config=CONFIG)
-
-    assert not path.exists()
+        RerunView.open("test", mode=ViewMode.SPAWN, recording_path=None, config=CONFIG)
 
 
 def listening_addresses(process: psutil.Process) -> set[str]:
@@ -582,7 +581,7 @@ def listening_addresses(process: psutil.Process) -> set[str]:
 
 @pytest.mark.network
 def test_a_window_is_detached_and_fetches_from_loopback(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     commands: list[list[str]] = []
 
@@ -592,8 +591,7 @@ def test_a_window_is_detached_and_fetches_from_loopback(
 
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("subprocess.run", note_command)
-    path = tmp_path / "recording.rrd"
-    view = RerunView.open("test", mode=ViewMode.SPAWN, recording_path=path, config=CONFIG)
+    view = RerunView.open("test", mode=ViewMode.SPAWN, recording_path=None, config=CONFIG)
     addresses = listening_addresses(psutil.Process())
     view.close()
     (command,) = commands
@@ -602,7 +600,6 @@ def test_a_window_is_detached_and_fetches_from_loopback(
     assert "--detach-process" in command
     assert command[command.index("--bind") + 1] == "127.0.0.1"
     assert command[command.index("--connect") + 1].startswith("rerun+http://127.0.0.1:")
-    assert read_rows(path)["/metrics/points"]
 
 
 @pytest.mark.network
@@ -620,9 +617,8 @@ def test_a_web_viewer_that_does_not_start_is_an_error(
 
 
 @pytest.mark.network
-def test_a_served_run_is_on_loopback_only_and_ends_with_close(tmp_path: Path) -> None:
-    path = tmp_path / "recording.rrd"
-    view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=path, config=CONFIG)
+def test_a_served_run_is_on_loopback_only_and_ends_with_close() -> None:
+    view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
     try:
         (child,) = psutil.Process().children()
         assert listening_addresses(psutil.Process()) == {"127.0.0.1"}
@@ -636,7 +632,6 @@ def test_a_served_run_is_on_loopback_only_and_ends_with_close(tmp_path: Path) ->
         view.close()
 
     assert not child.is_running()
-    assert "/world/map/chunk_00000" in read_rows(path)
 
 
 def wait_until_quiet(path: Path, *, timeout_s: float = 20.0) -> None:
@@ -648,31 +643,99 @@ def wait_until_quiet(path: Path, *, timeout_s: float = 20.0) -> None:
         sizes.append(path.stat().st_size if path.exists() else 0)
 
 
+def fetch_late(view: RerunView, path: Path) -> dict[str, Rows]:
+    """What a viewer gets that connects now."""
+    assert view.viewer_command is not None
+    grpc_url = view.viewer_command.removeprefix("rerun ")
+    command = [viewer_program(), "--bind", "127.0.0.1", "--save", str(path), "--connect", grpc_url]
+    client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until_quiet(path)
+    finally:
+        client.terminate()
+        client.wait()
+    return read_rows(path)
+
+
 @pytest.mark.network
 @pytest.mark.filterwarnings("ignore:RRD file has no footer")
 def test_who_connects_late_gets_the_run_from_its_beginning(tmp_path: Path) -> None:
-    fetched = tmp_path / "fetched.rrd"
     view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
     try:
         show_a_run(view)
-        assert view.url is not None
-        grpc_url = urllib.parse.unquote(view.url.partition("?url=")[2])
-        command = [viewer_program(), "--bind", "127.0.0.1", "--save", str(fetched)]
-        client = subprocess.Popen(
-            [*command, "--connect", grpc_url],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_until_quiet(fetched)
-        finally:
-            client.terminate()
-            client.wait()
+        rows = fetch_late(view, tmp_path / "fetched.rrd")
     finally:
         view.close()
-    latencies = [row for row in read_rows(fetched)["/metrics/latency_ms"] if "frame" in row]
+    latencies = [row for row in rows["/metrics/latency_ms"] if "frame" in row]
 
     assert [row["frame"] for row in latencies] == list(range(1, NUM_FRAMES + 1))
+
+
+@pytest.mark.network
+@pytest.mark.filterwarnings("ignore:RRD file has no footer")
+def test_who_connects_after_the_server_forgot_the_beginning_gets_the_whole_map(
+    tmp_path: Path,
+) -> None:
+    config = CONFIG.model_copy(update={"memory_limit_mb": 2})
+    view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=config)
+    whole_map = map_view(15)
+    noise = np.random.default_rng(0)
+    try:
+        view.show_map(whole_map)
+        for frame_id in range(1, 121):  # 6 MB of images, of a server that keeps 2
+            view.show_frame(frame(frame_id, jpeg=noise.bytes(50_000)), frame_pose(frame_id))
+            time.sleep(0.01)  # what is sent at once is also kept or forgotten at once
+            if frame_id % 5 == 0:
+                view.show_map(whole_map)
+        rows = fetch_late(view, tmp_path / "fetched.rrd")
+    finally:
+        view.close()
+    chunks = entities_below(rows, "/world/map/chunk_")
+    shown = [next(r for r in reversed(rows[c]) if "Points3D:positions" in r) for c in chunks]
+
+    assert sum(has_image(row) for row in rows["/world/live/image"]) < 100
+    assert sum(len(row["Points3D:positions"]) for row in shown) == 15 * POINTS_PER_KEYFRAME
+
+
+def test_a_full_recording_goes_on_without_images_and_ends_with_the_map(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    config = CONFIG.model_copy(update={"max_recording_mb": 1})
+    view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=config)
+    noise = np.random.default_rng(0)
+    for frame_id in range(1, 201):  # 10 MB
+        view.show_frame(frame(frame_id, jpeg=noise.bytes(50_000)), frame_pose(frame_id))
+        view.show_event(posed(frame_id))
+        time.sleep(0.002)  # a file is written now and then
+    view.show_map(map_view(15))
+    view.close()
+    rows = read_rows(path)
+
+    assert path.stat().st_size < 8_000_000
+    assert 10 < len([row for row in rows["/world/live/image"] if has_image(row)]) < 150
+    assert len(rows["/metrics/latency_ms"]) >= 200
+    points = [row for c in entities_below(rows, "/world/map/chunk_") for row in rows[c]]
+    assert sum(len(r["Points3D:positions"]) for r in points) == 15 * POINTS_PER_KEYFRAME
+
+
+def jpeg_bytes(row: dict[str, Any]) -> bool:
+    return "EncodedImage:blob" in row
+
+
+def test_the_way_over_the_globe_is_drawn_on_request_only(tmp_path: Path) -> None:
+    paths = {True: tmp_path / "with.rrd", False: tmp_path / "without.rrd"}
+    for geographic_map, path in paths.items():
+        config = CONFIG.model_copy(update={"geographic_map": geographic_map})
+        view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=config)
+        for frame_id in range(1, 4):
+            fix = GpsFix(latitude_deg=47.0, longitude_deg=8.0 + 1e-4 * frame_id, altitude_m=400.0)
+            view.show_frame(replace(frame(frame_id), gps=fix), None)
+        view.close()
+    with_map, without = read_rows(paths[True]), read_rows(paths[False])
+
+    (last_track,) = with_map["/geo/track"][-1]["GeoLineStrings:line_strings"]
+    assert last_track[-1] == pytest.approx([47.0, 8.0003])
+    assert len(last_track) == 3
+    assert not entities_below(without, "/geo")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ class Part:
     positions: Float32Array  # (N, 3) points, (N, 2, 3) segments or (N, M, 3) strokes
     colors: Uint8Array | None = None  # (N, 3) RGB; None: all of the drawing's one colour
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its arrays."""
+        return self.positions.nbytes + (0 if self.colors is None else self.colors.nbytes)
+
     def looks_like(self, other: Part, *, tolerance_map: float) -> bool:
         """Whether nobody could tell the two apart."""
         return (
@@ -52,6 +57,11 @@ class PartTracker:
 
     def __init__(self) -> None:
         self._drawn: dict[int, Part] = {}
+        self._is_forgotten = False
+
+    def forget_looks(self) -> None:
+        """Counts every part as changed at the next update."""
+        self._is_forgotten = True
 
     def update(
         self, parts: Mapping[int, Part], *, tolerance_map: float
@@ -64,12 +74,14 @@ class PartTracker:
         changed = {
             key: part
             for key, part in parts.items()
-            if key not in self._drawn
+            if self._is_forgotten
+            or key not in self._drawn
             or not part.looks_like(self._drawn[key], tolerance_map=tolerance_map)
         }
         for key in vanished:
             del self._drawn[key]
         self._drawn.update(changed)
+        self._is_forgotten = False
         return changed, vanished
 
 

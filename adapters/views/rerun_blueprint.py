@@ -63,13 +63,21 @@ PLOTS = (
 METRICS = tuple(metric for plot in PLOTS for metric in plot.metrics)
 
 
-def build_blueprint(eye: Eye | None = None) -> rrb.Blueprint:
-    """The layout; ``eye`` None: the map's camera follows the map as it grows."""
+def build_blueprint(eye: Eye | None = None, *, with_geography: bool = False) -> rrb.Blueprint:
+    """The layout.
+
+    Args:
+        eye: where the map is seen from; None: its camera follows the map as it grows.
+        with_geography: a map of the world beside the scene graph, whose tiles the viewer fetches.
+    """
     import rerun.blueprint as rrb
 
+    tabs = [_log_view(), _graph_view()]
+    if with_geography:
+        tabs.append(rrb.MapView(origin="/geo", name="World", zoom=17.0))
     beside = rrb.Vertical(
         rrb.Spatial2DView(origin="/world/live/image", name="Current image"),
-        rrb.Tabs(_log_view(), _graph_view(), active_tab=0),
+        rrb.Tabs(*tabs, active_tab=len(tabs) - 1 if with_geography else 0),
         row_shares=[1.0, 1.0],
     )
     return rrb.Blueprint(

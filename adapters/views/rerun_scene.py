@@ -58,6 +58,7 @@ class SceneDrawing:
         self._trajectory = Trajectory()
         self._plan: dict[int, Float64Array] = {}
         self._view: MapView | None = None
+        self._num_bytes = 0  # drawn by the map at hand
 
     @property
     def live_image_distance_map(self) -> float:
@@ -75,12 +76,22 @@ class SceneDrawing:
         """Takes the first position of a frame; drawn with the next map or tail."""
         self._trajectory.add(frame_id, center_in_world)
 
-    def draw_map(self, view: MapView) -> None:
-        """Draws what changed: cameras, points, paths and scene graph."""
+    def draw_all_again(self) -> None:
+        """Has the next map drawn whole, also what did not change."""
+        for tracker in self._trackers.values():
+            tracker.forget_looks()
+
+    def draw_map(self, view: MapView) -> int:
+        """Draws what changed: cameras, points, paths and scene graph.
+
+        Returns:
+            About how many bytes that took.
+        """
+        self._num_bytes = 0
         centers = cam_centers(view.cam_from_world)
         scale = display_scale(view.points3D_in_world, centers, previous=self._scale) or self._scale
         if scale is None:
-            return  # nothing yet; a map that became empty is drawn as such
+            return 0  # nothing yet; a map that became empty is drawn as such
         self._scale = scale
         self._view = view
         self._trajectory.move(view.keyframe_ids, centers)
@@ -90,6 +101,7 @@ class SceneDrawing:
         path = [centers] if len(centers) else []
         self._log("world/keyframe_path", _lines(path, KEYFRAME_COLOR, width=1.5))
         self._draw_scene_graph(view, centers)
+        return self._num_bytes
 
     def draw_tail(self) -> None:
         """Draws the newest piece of the trajectory, up to where the camera is now."""
@@ -168,6 +180,7 @@ class SceneDrawing:
         tracker = self._trackers.setdefault(entity, PartTracker())
         changed, vanished = tracker.update(wanted, tolerance_map=tolerance_map)
         for number, part in changed.items():
+            self._num_bytes += part.num_bytes
             self._log(f"{entity}_{number:05d}", draw(part))
         for number in vanished:
             self._clear(f"{entity}_{number:05d}")

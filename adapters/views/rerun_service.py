@@ -55,6 +55,7 @@ class LiveServer:
 
     Attributes:
         sink: takes the recording; it listens as soon as it is a recording's sink.
+        grpc_url: what a viewer program connects to.
         url: the page for browsers; None until it is served.
     """
 
@@ -76,6 +77,7 @@ class LiveServer:
             else None
         )
         self._web_viewer: WebViewer | None = None
+        self.grpc_url = f"rerun+http://{self._grpc.host}:{self._grpc.port}/proxy"
         self.url: str | None = None
         self.sink = rr.GrpcServerSink(
             bind_ip=self._grpc.bracketed_ip,
@@ -89,11 +91,10 @@ class LiveServer:
         Raises:
             ConfigError: there is no viewer program, or it does not start.
         """
-        grpc_url = f"rerun+http://{self._grpc.host}:{self._grpc.port}/proxy"
         if self._page is None:
-            open_native_viewer(grpc_url, bind=self._grpc.ip)
+            open_native_viewer(self.grpc_url, bind=self._grpc.ip)
         else:
-            self._web_viewer = WebViewer.start(grpc_url, endpoint=self._page)
+            self._web_viewer = WebViewer.start(self.grpc_url, endpoint=self._page)
             self.url = self._web_viewer.url
 
     def stop(self) -> None:

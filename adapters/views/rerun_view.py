@@ -8,9 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.views.display_eye import Eye
 from adapters.views.display_image import DisplayImage, display_image
 from adapters.views.notes import note_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
+from adapters.views.rerun_geography import GeographyDrawing
+from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
 from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
 from adapters.views.rerun_service import LiveServer
 from adapters.views.run_counters import RunCounters
@@ -30,6 +33,7 @@ from engine.types import Frame, FramePose, MapView
 
 if TYPE_CHECKING:
     from rerun import RecordingStream
+    from rerun.blueprint import Blueprint
 
 APPLICATION_ID = "livesfm"  # under this name the viewer keeps a layout that a user arranged
 FLUSH_TIMEOUT_S = 10.0
@@ -68,12 +72,20 @@ class RerunView:
     """
 
     def __init__(
-        self, recording: RecordingStream, *, config: ViewsConfig, server: LiveServer | None = None
+        self,
+        recording: RecordingStream,
+        *,
+        config: ViewsConfig,
+        server: LiveServer | None = None,
+        path: Path | None = None,
     ) -> None:
-        """Takes a recording whose sinks are set; ``open`` makes one."""
+        """Takes a recording whose sink is set: a server or a file; ``open`` makes one."""
         self._recording = recording
         self._config = config
         self._server = server
+        self._limit = RecordingLimit(path, max_mb=config.max_recording_mb)
+        self._redraws = RedrawSchedule(memory_limit_mb=config.memory_limit_mb)
+        self._geography = GeographyDrawing(recording) if config.geographic_map else None
         self._scene = SceneDrawing(recording)
         self._counters = RunCounters()
         self._focal_of_size: dict[tuple[int, int], float] = {}
@@ -81,18 +93,22 @@ class RerunView:
         self._newest_capture_s = 0.0
         self._first_capture_s: float | None = None
         self._run_s = 0.0
+        self._undrawn: MapView | None = None  # the newest map, when the recording is full
         self._log_constants()
 
     @classmethod
     def open(
         cls, run_name: str, *, mode: ViewMode, recording_path: Path | None, config: ViewsConfig
     ) -> RerunView:
-        """Starts a recording, and in live modes the server and the viewer.
+        """Starts a recording in a file, or in live modes a server and a viewer.
+
+        Whoever wants both opens two: a viewer that hangs is nothing to the file, and a file that is
+        full goes without images while the viewer shows them.
 
         Args:
             run_name: the recording's name in the viewer.
             mode: any but ``none``.
-            recording_path: the file to write, or None for a live view without a file.
+            recording_path: the file to write, with ``record``; else None.
             config: the views' settings.
 
         Raises:
@@ -101,36 +117,46 @@ class RerunView:
         """
         import rerun as rr
 
-        if mode is ViewMode.NONE or (mode is ViewMode.RECORD and recording_path is None):
-            raise ConfigError(f"the view '{mode}' without a recording shows nothing")
+        if mode is ViewMode.NONE or (mode is ViewMode.RECORD) != (recording_path is not None):
+            raise ConfigError(f"the view '{mode}' does not go with the file {recording_path}")
         is_live = mode is not ViewMode.RECORD
         server = LiveServer(config, with_page=mode is ViewMode.SERVE) if is_live else None
         recording = rr.RecordingStream(APPLICATION_ID)
         try:
-            _connect(recording, recording_path=recording_path, server=server)
+            _connect(recording, recording_path=recording_path, server=server, config=config)
         except ConfigError:
             recording.disconnect()
             raise
         recording.send_recording_name(run_name)
-        return cls(recording, config=config, server=server)
+        return cls(recording, config=config, server=server, path=recording_path)
 
     @property
     def url(self) -> str | None:
         """Where a browser finds the run; None unless it is served."""
         return self._server.url if self._server else None
 
+    @property
+    def viewer_command(self) -> str | None:
+        """What shows the run in a window of its own; None unless it is live."""
+        return f"rerun {self._server.grpc_url}" if self._server else None
+
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Shows the current image and, when known, the camera that took it."""
         import rerun as rr
 
         self._see(frame.frame_id, frame.captured_at_s)
+        if self._limit.is_full:
+            return
         self._stamp(frame.frame_id, frame.captured_at_s)
+        if self._geography is not None and frame.gps is not None:
+            self._geography.draw(frame.gps)
         image = display_image(frame, config=self._config)
         if pose is not None:
             self._log_live_pose(pose)
         self._log_live_camera(frame, image=image, is_placed=pose is not None)
         encoded = rr.EncodedImage(contents=image.jpeg, media_type="image/jpeg")
         self._recording.log("world/live/image", encoded)
+        self._redraws.told(len(image.jpeg))
         self._stamp()
         self._scene.draw_tail()
 
@@ -140,8 +166,13 @@ class RerunView:
         for focal_px, (width, height) in zip(view.focal_px, view.image_sizes, strict=True):
             self._focal_of_size[int(width), int(height)] = float(focal_px)
         self._stamp()
-        self._scene.draw_map(view)
         self._log_metrics("registered", "points")
+        self._undrawn = view if self._limit.is_full else None
+        if self._undrawn is not None:
+            return
+        if self._server is not None and self._redraws.take_due():
+            self._scene.draw_all_again()
+        self._redraws.told(self._scene.draw_map(view))
 
     def show_event(self, event: Event) -> None:
         """Shows one fact: as a figure, a line of the log, or a step of the trajectory."""
@@ -161,10 +192,12 @@ class RerunView:
     def close(self) -> None:
         """Finishes the file; a window that was opened stays, a page that was served ends."""
         try:
+            if self._undrawn is not None:
+                self._scene.draw_map(self._undrawn)
             eye = self._scene.overview()
             if self._server is None and eye is not None:
                 # Nobody watches, so the view may move to where a reader sees the whole map.
-                self._recording.send_blueprint(build_blueprint(eye))
+                self._recording.send_blueprint(self._blueprint(eye))
             self._recording.flush(timeout_sec=FLUSH_TIMEOUT_S)
         except RuntimeError as error:
             logger.warning("the end of the recording may be missing: %s", error)
@@ -172,6 +205,9 @@ class RerunView:
         if self._server is not None:
             time.sleep(LINGER_S)
             self._server.stop()
+
+    def _blueprint(self, eye: Eye) -> Blueprint:
+        return build_blueprint(eye, with_geography=self._config.geographic_map)
 
     def _see(self, frame_id: int, captured_at_s: float) -> None:
         if self._first_capture_s is None:
@@ -252,14 +288,19 @@ class RerunView:
 
 
 def _connect(
-    recording: RecordingStream, *, recording_path: Path | None, server: LiveServer | None
+    recording: RecordingStream,
+    *,
+    recording_path: Path | None,
+    server: LiveServer | None,
+    config: ViewsConfig,
 ) -> None:
     import rerun as rr
 
     file_sinks = [rr.FileSink(recording_path)] if recording_path is not None else []
     live_sinks = [server.sink] if server is not None else []
+    blueprint = build_blueprint(with_geography=config.geographic_map)
     try:
-        recording.set_sinks(*file_sinks, *live_sinks, default_blueprint=build_blueprint())
+        recording.set_sinks(*file_sinks, *live_sinks, default_blueprint=blueprint)
     except RuntimeError as error:
         raise ConfigError(f"the recording cannot be started: {error}") from error
     if server is not None:
