@@ -75,13 +75,18 @@ class FrameDropped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramePosed(Event):
-    """A frame has its first pose."""
+    """A frame has its first pose, or a keyframe that was followed before has its place in the map.
+
+    A frame that is due as a keyframe is followed from the last one first, like any other: that
+    takes milliseconds, and mapping it many more.
+    """
 
     frame_id: FrameId
     captured_at_s: float
     cam_center_in_world: tuple[float, float, float]
     world_from_cam_quat_xyzw: tuple[float, float, float, float]
     is_keyframe: bool
+    is_first: bool  # pose of the frame
     latency_s: float  # from arrival
 
 

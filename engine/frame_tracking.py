@@ -49,6 +49,14 @@ class NewKeyframe:
     reason: KeyframeReason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Followed:
+    """What a frame shows of its camera's last keyframe."""
+
+    tracked: TrackedFrame | None  # None: there is nothing to follow
+    due: KeyframeReason | None  # why it should become a keyframe; None: it need not
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Following:
     """The keyframe being followed and where its keypoints are in the last frame."""
@@ -64,6 +72,9 @@ class _Following:
 
 class FrameTracker:
     """Turns the frames of one camera into keyframes and tracked frames, in order.
+
+    A frame is followed first, which takes milliseconds and is enough to pose it; only then is it
+    made a keyframe, if one is due.
 
     Args:
         config: thresholds.
@@ -83,39 +94,41 @@ class FrameTracker:
         self._photos = config.mode == "photos" or (config.mode == "auto" and not is_sequence)
         self._following: _Following | None = None
 
-    def process(self, frame: Frame) -> NewKeyframe | TrackedFrame:
-        """Follows the keypoints into a frame; makes it a keyframe when one is due.
-
-        A frame without texture could not be followed in its turn: it never takes over from another
-        keyframe, and is tracked with what is left of that one's points.
-
-        Raises:
-            InferenceError: the frame is due as a keyframe and cannot be described.
-        """
+    def follow(self, frame: Frame) -> Followed:
+        """Follows the keypoints into the next frame; tells whether a keyframe is due."""
         if self._photos:
-            return NewKeyframe(keyframe=self._keyframe(frame), reason=KeyframeReason.PHOTO)
+            return Followed(tracked=None, due=KeyframeReason.PHOTO)
         following = self._following
         if following is None:
-            return self._start(frame, self._keyframe(frame), reason=KeyframeReason.FIRST)
+            return Followed(tracked=None, due=KeyframeReason.FIRST)
         if not _same_camera(following.keyframe, frame):
-            return self._start(frame, self._keyframe(frame), reason=KeyframeReason.CAMERA)
+            return Followed(tracked=None, due=KeyframeReason.CAMERA)
         grey, _ = self._working_image(frame)
         self._follow(following, grey)
-        reason = self._keyframe_due(following, frame)
-        if reason is not None:
-            keyframe = self._keyframe(frame)
-            if len(keyframe.features.fixed_rows) >= self._config.min_tracked_points:
-                return self._start(frame, keyframe, reason=reason)
-        return TrackedFrame(
-            frame_id=frame.frame_id,
-            keyframe_id=following.keyframe.frame_id,
-            index=frame.index,
-            captured_at_s=frame.captured_at_s,
-            received_at_s=frame.received_at_s,
-            keypoint_idx=following.keypoint_idx,
-            # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
-            points_xy=(following.points_xy.astype(np.float64) + 0.5) * following.scale,
+        return Followed(
+            tracked=_tracked(frame, following), due=self._keyframe_due(following, frame)
         )
+
+    def make_keyframe(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe | None:
+        """Makes the frame followed last a keyframe, whose keypoints are followed from now on.
+
+        A frame without texture could not be followed in its turn: it never takes over from another
+        keyframe of its camera, and stays tracked with what is left of that one's points.
+
+        Returns:
+            None for such a frame.
+
+        Raises:
+            InferenceError: the frame cannot be described.
+        """
+        keyframe = self._keyframe(frame)
+        if self._photos:
+            return NewKeyframe(keyframe=keyframe, reason=reason)
+        replaces = self._following is not None and _same_camera(self._following.keyframe, frame)
+        has_texture = len(keyframe.features.fixed_rows) >= self._config.min_tracked_points
+        if replaces and not has_texture:
+            return None
+        return self._start(frame, keyframe, reason=reason)
 
     def _follow(self, following: _Following, grey: Uint8Array) -> None:
         """Moves the followed keypoints on to the next image; drops those that got lost."""
@@ -201,6 +214,19 @@ class FrameTracker:
         size = (max(1, round(frame.width * ratio)), max(1, round(frame.height * ratio)))
         small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         return small, np.array([frame.width / size[0], frame.height / size[1]])
+
+
+def _tracked(frame: Frame, following: _Following) -> TrackedFrame:
+    return TrackedFrame(
+        frame_id=frame.frame_id,
+        keyframe_id=following.keyframe.frame_id,
+        index=frame.index,
+        captured_at_s=frame.captured_at_s,
+        received_at_s=frame.received_at_s,
+        keypoint_idx=following.keypoint_idx,
+        # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
+        points_xy=(following.points_xy.astype(np.float64) + 0.5) * following.scale,
+    )
 
 
 def _same_camera(keyframe: Keyframe, frame: Frame) -> bool:

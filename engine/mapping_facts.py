@@ -181,8 +181,8 @@ class MappingFacts:
             )
         )
 
-    def posed(self, pose: FramePose, *, received_at_s: float) -> None:
-        """A frame has its first pose."""
+    def posed(self, pose: FramePose, *, received_at_s: float, is_first: bool = True) -> None:
+        """A frame has its first pose, or a keyframe has its place in the map."""
         x, y, z = camera_center(pose.cam_from_world).tolist()
         qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
         self._emit(
@@ -193,6 +193,7 @@ class MappingFacts:
                 cam_center_in_world=(x, y, z),
                 world_from_cam_quat_xyzw=(qx, qy, qz, qw),
                 is_keyframe=pose.is_keyframe,
+                is_first=is_first,
                 latency_s=time.monotonic() - received_at_s,
             )
         )

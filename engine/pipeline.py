@@ -128,7 +128,8 @@ class MappingPipeline:
         self._in_flight: GlobalAdjustment | None = None
         self._keyframes_since_start = 0
         self._loop_waits_for_adjustment = False
-        self._reported: set[FrameId] = set()
+        self._reported: set[FrameId] = set()  # frames with a pose
+        self._placed: set[FrameId] = set()  # keyframes told as registered
         self._moved: dict[FrameId, Features] = {}  # since the last record
         self._new_poses: list[FramePose] = []
         self._version = 0
@@ -371,7 +372,7 @@ class MappingPipeline:
         if not self.is_initialized:
             return
         for frame_id in self._map.registered_ids:
-            if frame_id not in self._reported:
+            if frame_id not in self._placed:
                 keyframe = self._map.keyframe(frame_id)
                 pose = FramePose(
                     frame_id=frame_id,
@@ -380,14 +381,20 @@ class MappingPipeline:
                     cam_from_world=self._map.cam_from_world(frame_id),
                     is_keyframe=True,
                 )
-                self._reported.add(frame_id)
+                self._placed.add(frame_id)
                 self._report_pose(pose, received_at_s=keyframe.received_at_s)
         for tracked, pose in self._poser.pose_pending(self._map):
             self._report_pose(pose, received_at_s=tracked.received_at_s)
 
     def _report_pose(self, pose: FramePose, *, received_at_s: float) -> None:
-        self._new_poses.append(pose)
-        self._facts.posed(pose, received_at_s=received_at_s)
+        """Tells the pose of a frame: once, or for a keyframe again when the map has it."""
+        is_first = pose.frame_id not in self._reported
+        if not (is_first or pose.is_keyframe):
+            return  # the map has it already, and better
+        self._reported.add(pose.frame_id)
+        if is_first:
+            self._new_poses.append(pose)
+        self._facts.posed(pose, received_at_s=received_at_s, is_first=is_first)
 
     def view(self) -> MapView:
         """An immutable picture of the map."""

@@ -50,7 +50,8 @@ class RunStatistics:
                 self._dropped[event.reason] += 1
                 self._num_never_frames += event.frame_id is None
             case FramePosed():
-                self._frame_latency_s.append(event.latency_s)
+                if event.is_first:
+                    self._frame_latency_s.append(event.latency_s)
                 if event.is_keyframe:
                     self._keyframe_latency_s.append(event.latency_s)
             case WindowSolved():

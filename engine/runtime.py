@@ -76,7 +76,9 @@ class _MappingItem:
     """What tracking made of a frame."""
 
     frame: Frame
-    tracked: NewKeyframe | TrackedFrame
+    tracked: TrackedFrame | None
+    keyframe: NewKeyframe | None
+    is_settled: bool  # False: the frame may still become a keyframe, in a later item
     wait_for_adjustment: bool  # a file waits, so that the map does not depend on timing
 
 
@@ -239,15 +241,46 @@ class Engine:
             frame = arrival.frame
             tracker = trackers.setdefault(arrival.lane, self._new_tracker(arrival.source_idx))
             try:
-                tracked = await run_in(self._tracking_thread, tracker.process, frame)
+                await self._track_frame(arrival, tracker)
             except InferenceError as error:
                 await self._frames.give_back(frame)
                 await self._ingestion.drop(frame, reason=DropReason.FAILED, detail=str(error))
-                continue
-            self._num_keyframes_waiting += isinstance(tracked, NewKeyframe)
-            await self._items.put(
-                _MappingItem(frame=frame, tracked=tracked, wait_for_adjustment=not arrival.is_live)
+
+    async def _track_frame(self, arrival: Arrival, tracker: FrameTracker) -> None:
+        """Follows a frame and passes that on at once; then makes it a keyframe if one is due.
+
+        Raises:
+            InferenceError: it is due as a keyframe and cannot be described.
+        """
+        frame = arrival.frame
+        followed = await run_in(self._tracking_thread, tracker.follow, frame)
+        await self._put_item(arrival, tracked=followed.tracked, is_settled=followed.due is None)
+        if followed.due is not None:
+            keyframe = await run_in(
+                self._tracking_thread, tracker.make_keyframe, frame, followed.due
             )
+            self._num_keyframes_waiting += keyframe is not None
+            await self._put_item(arrival, keyframe=keyframe, is_settled=True)
+
+    async def _put_item(
+        self,
+        arrival: Arrival,
+        *,
+        tracked: TrackedFrame | None = None,
+        keyframe: NewKeyframe | None = None,
+        is_settled: bool,
+    ) -> None:
+        if tracked is None and keyframe is None and not is_settled:
+            return  # nothing to tell yet
+        await self._items.put(
+            _MappingItem(
+                frame=arrival.frame,
+                tracked=tracked,
+                keyframe=keyframe,
+                is_settled=is_settled,
+                wait_for_adjustment=not arrival.is_live,
+            )
+        )
 
     def _new_tracker(self, source_idx: int) -> FrameTracker:
         return FrameTracker(
@@ -271,7 +304,7 @@ class Engine:
     async def _next_item(self) -> _MappingItem | None:
         """What tracking made of the next frame; None after the last."""
         item = await self._items.get()
-        if item is not None and isinstance(item.tracked, NewKeyframe):
+        if item is not None and item.keyframe is not None:
             async with self._keyframe_moved_on:
                 self._num_keyframes_waiting -= 1
                 self._keyframe_moved_on.notify_all()
@@ -288,13 +321,19 @@ class Engine:
 
     async def _map_items(self) -> None:
         while (item := await self._next_item()) is not None:
-            if isinstance(item.tracked, NewKeyframe):
+            if item.tracked is not None:
+                await run_in(self._mapping_thread, self._pipeline.add_tracked, item.tracked)
+            if item.keyframe is not None:
                 async with self._timed_mapping():
                     await self._upkeep.merge_adjustment_if_due(wait=item.wait_for_adjustment)
                     await self._upkeep.merge_window_if_due(wait=item.wait_for_adjustment)
-                    await self._map_keyframe(item.frame, item.tracked)
-            else:
-                await self._map_tracked(item.frame, item.tracked)
+                    await self._map_keyframe(item.frame, item.keyframe)
+            elif item.is_settled:
+                await self._writer.schedule(
+                    functools.partial(self._recorder.frame_tracked, item.frame.frame_id),
+                    then=functools.partial(self._frames.give_back, item.frame),
+                )
+            await self._show(item.frame)
             await self._tell()
 
     @asynccontextmanager
@@ -332,15 +371,6 @@ class Engine:
         await self._upkeep.start_adjustment_if_due()
         await self._upkeep.start_window_if_due()
         await self._upkeep.snapshot_if_due()
-        await self._show(frame)
-
-    async def _map_tracked(self, frame: Frame, tracked: TrackedFrame) -> None:
-        await run_in(self._mapping_thread, self._pipeline.add_tracked, tracked)
-        await self._writer.schedule(
-            functools.partial(self._recorder.frame_tracked, tracked.frame_id),
-            then=functools.partial(self._frames.give_back, frame),
-        )
-        await self._show(frame)
 
     async def _show(self, frame: Frame) -> None:
         poses = self._pipeline.take_new_poses()

@@ -58,6 +58,7 @@ def posed(frame_id: int, latency_s: float) -> FramePosed:
         captured_at_s=0.0,
         cam_center_in_world=(0.0, 0.0, 0.0),
         world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+        is_first=True,
         is_keyframe=False,
         latency_s=latency_s,
     )

@@ -64,6 +64,7 @@ EVENTS: tuple[Event, ...] = (
         captured_at_s=0.0,
         cam_center_in_world=(0.0, 1.5, -2.0),
         world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+        is_first=True,
         is_keyframe=True,
         latency_s=0.25,
     ),

@@ -88,11 +88,20 @@ def sideways(step: int, *, px: float = 2.0) -> Float64Array:
     return similarity_about(CENTER, shift_xy=(px * step, 0.0))
 
 
+def process(tracker: FrameTracker, frame: Frame) -> NewKeyframe | TrackedFrame:
+    """Follows a frame and makes it a keyframe when one is due."""
+    followed = tracker.follow(frame)
+    keyframe = tracker.make_keyframe(frame, followed.due) if followed.due is not None else None
+    result = keyframe or followed.tracked
+    assert result is not None
+    return result
+
+
 def run(
     tracker: FrameTracker, images: Sequence[Uint8Array], *, seconds_apart: float = 1.0 / 30.0
 ) -> list[NewKeyframe | TrackedFrame]:
     return [
-        tracker.process(frame_of(pixels, frame_id=number, captured_at_s=seconds_apart * number))
+        process(tracker, frame_of(pixels, frame_id=number, captured_at_s=seconds_apart * number))
         for number, pixels in enumerate(images, start=1)
     ]
 
@@ -181,8 +190,8 @@ def test_points_that_leave_the_image_are_lost_and_do_not_come_back() -> None:
 
 def test_a_tracked_frame_tells_whose_points_it_follows_and_when() -> None:
     tracker = tracker_with()
-    tracker.process(frame_of(image(STANDING_STILL), frame_id=5))
-    tracked = tracker.process(frame_of(image(sideways(1)), frame_id=8, captured_at_s=0.25))
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=5))
+    tracked = process(tracker, frame_of(image(sideways(1)), frame_id=8, captured_at_s=0.25))
     assert isinstance(tracked, TrackedFrame)
     assert (tracked.frame_id, tracked.keyframe_id, tracked.index) == (8, 5, 7)
     assert (tracked.captured_at_s, tracked.received_at_s) == (0.25, 8.0)
@@ -247,7 +256,7 @@ def test_photos_are_all_keyframes(mode: str, is_sequence: bool, every_frame: boo
 
 def test_a_keyframe_carries_what_is_known_of_its_frame() -> None:
     frame = frame_of(image(STANDING_STILL), frame_id=3, camera_key="left")
-    result = tracker_with().process(frame)
+    result = process(tracker_with(), frame)
     assert isinstance(result, NewKeyframe)
     keyframe = result.keyframe
     assert (keyframe.frame_id, keyframe.camera_key, keyframe.name) == (3, "left", "000003.jpg")
@@ -315,10 +324,10 @@ def test_another_camera_or_image_size_starts_anew() -> None:
     tracker = tracker_with()
     still = image(STANDING_STILL)
     results = [
-        tracker.process(frame_of(still, frame_id=1, camera_key="left")),
-        tracker.process(frame_of(still, frame_id=2, camera_key="right")),
-        tracker.process(frame_of(still[:-10], frame_id=3, camera_key="right")),
-        tracker.process(frame_of(still[:-10], frame_id=4, camera_key="right")),
+        process(tracker, frame_of(still, frame_id=1, camera_key="left")),
+        process(tracker, frame_of(still, frame_id=2, camera_key="right")),
+        process(tracker, frame_of(still[:-10], frame_id=3, camera_key="right")),
+        process(tracker, frame_of(still[:-10], frame_id=4, camera_key="right")),
     ]
     assert reasons(results) == ["first", "camera", "camera", "-"]
     assert last_tracked(results).keyframe_id == 3
@@ -366,9 +375,9 @@ def test_a_frame_that_cannot_be_described_is_an_error_and_the_next_one_is_not() 
     run(tracker, [image(STANDING_STILL)])
     describer.fails = True
     with pytest.raises(InferenceError):
-        tracker.process(frame_of(image(sideways(3)), frame_id=2))
+        process(tracker, frame_of(image(sideways(3)), frame_id=2))
     describer.fails = False
-    result = tracker.process(frame_of(image(sideways(4)), frame_id=3))
+    result = process(tracker, frame_of(image(sideways(4)), frame_id=3))
     assert isinstance(result, NewKeyframe)
     assert result.reason is KeyframeReason.PARALLAX
 
@@ -394,3 +403,25 @@ def test_the_same_frames_give_the_same_bits() -> None:
     one, other = (last_tracked(run(tracker_with(), images)) for _ in range(2))
     assert np.array_equal(one.points_xy, other.points_xy)
     assert np.array_equal(one.keypoint_idx, other.keypoint_idx)
+
+
+# -- before a keyframe ----------------------------------------------------------------------------
+
+
+def test_a_frame_that_is_due_as_a_keyframe_is_followed_before_it_is_described() -> None:
+    describe = Describer()
+    tracker = tracker_with(PATIENT.model_copy(update={"max_flow_ratio": 0.01}), describe=describe)
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+    followed = tracker.follow(frame_of(image(sideways(4)), frame_id=2))
+
+    assert followed.due is KeyframeReason.PARALLAX
+    assert followed.tracked is not None
+    assert (followed.tracked.frame_id, followed.tracked.keyframe_id) == (2, 1)
+    moved_xy = followed.tracked.points_xy - grid_of_points()[followed.tracked.keypoint_idx]
+    assert np.median(moved_xy, axis=0) == pytest.approx([8.0, 0.0], abs=0.1)
+    assert describe.num_calls == 1
+
+
+def test_a_first_frame_has_nothing_to_follow() -> None:
+    followed = tracker_with().follow(frame_of(image(STANDING_STILL), frame_id=1))
+    assert (followed.tracked, followed.due) == (None, KeyframeReason.FIRST)

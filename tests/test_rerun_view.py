@@ -130,6 +130,7 @@ def posed(frame_id: int) -> FramePosed:
         captured_at_s=50.0 + 0.1 * frame_id,
         cam_center_in_world=(0.5 * frame_id, 0.0, 0.0),
         world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+        is_first=True,
         is_keyframe=frame_id % 2 == 1,
         latency_s=0.05,
     )

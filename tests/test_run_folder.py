@@ -263,6 +263,7 @@ def test_events_are_readable_line_by_line_at_once(run: RunFolder) -> None:
             captured_at_s=0.5,
             cam_center_in_world=(float("nan"), 0.0, 1.0),
             world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+            is_first=True,
             is_keyframe=True,
             latency_s=0.01,
         )

@@ -61,7 +61,7 @@ class RunCounters:
                 self.frames_received += 1
             case FrameDropped():
                 self.dropped_by_reason[event.reason] += 1
-            case FramePosed():
+            case FramePosed() if event.is_first:
                 self.frames_posed += 1
                 self.latest_latency_s = event.latency_s
                 self._latencies_s.append(event.latency_s)
