@@ -281,6 +281,9 @@ class WindowConfig(Section):
     bootstrap: bool = True  # a first map from a window when no pair of keyframes gives one
     max_rescues: NonNegativeInt = 8  # windows around missing keyframes, at the end
     max_final: NonNegativeInt = 4  # windows around keyframes that fit worse than most, at the end
+    solver: Literal["native", "vggsfm"] = "native"  # vggsfm: upstream's own package
+    vggsfm_root: str = ""  # a checkout of upstream's repository; "": the installed package
+    camera_predictor: str = ""  # weights of upstream's camera predictor; "": it is not used
 
 
 class RescueConfig(Section):

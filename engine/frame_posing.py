@@ -67,13 +67,28 @@ class FramePoser:
         """Notes a keyframe's place in time."""
         self._trajectory.add_keyframe(keyframe)
 
-    def add_tracked(self, tracked: TrackedFrame, sparse_map: SparseMap | None) -> FramePose | None:
-        """Poses a frame now when its keyframe is registered, else keeps it waiting."""
+    def add_tracked(
+        self,
+        tracked: TrackedFrame,
+        sparse_map: SparseMap | None,
+        *,
+        fallback: TrackedFrame | None = None,
+    ) -> FramePose | None:
+        """Poses a frame now when its keyframe is registered, else keeps it waiting.
+
+        A frame that waits still gets a first pose from its fallback, the same frame as followed
+        from an earlier keyframe, when the map has that one.
+        """
         self._trajectory.add_tracked(tracked)
-        if sparse_map is None or not sparse_map.is_registered(tracked.keyframe_id):
+        if sparse_map is None:
             self._pending.append(tracked)
             return None
-        return self._pose(tracked, sparse_map)
+        if sparse_map.is_registered(tracked.keyframe_id):
+            return self._pose(tracked, sparse_map)
+        self._pending.append(tracked)
+        if fallback is None or not sparse_map.is_registered(fallback.keyframe_id):
+            return None
+        return self._pose(fallback, sparse_map)
 
     def pose_pending(self, sparse_map: SparseMap) -> list[tuple[TrackedFrame, FramePose]]:
         """Poses the waiting frames whose keyframe was registered meanwhile."""

@@ -54,6 +54,7 @@ class Followed:
     """What a frame shows of its camera's last keyframe."""
 
     tracked: TrackedFrame | None  # None: there is nothing to follow
+    fallback: TrackedFrame | None  # the same, followed from the keyframe before the last one
     due: KeyframeReason | None  # why it should become a keyframe; None: it need not
 
 
@@ -91,22 +92,31 @@ class FrameTracker:
     ) -> None:
         self._config = config
         self._describe = describe
+        self._previous: _Following | None = None  # of the keyframe before
         self._photos = config.mode == "photos" or (config.mode == "auto" and not is_sequence)
         self._following: _Following | None = None
 
-    def follow(self, frame: Frame) -> Followed:
-        """Follows the keypoints into the next frame; tells whether a keyframe is due."""
+    def follow(self, frame: Frame, *, wants_fallback: bool = False) -> Followed:
+        """Follows the keypoints into the next frame; tells whether a keyframe is due.
+
+        Args:
+            frame: the next frame.
+            wants_fallback: also follow those of the keyframe before the last one. Frames can be
+                posed by it while the last one is still being mapped.
+        """
         if self._photos:
-            return Followed(tracked=None, due=KeyframeReason.PHOTO)
+            return Followed(tracked=None, fallback=None, due=KeyframeReason.PHOTO)
         following = self._following
         if following is None:
-            return Followed(tracked=None, due=KeyframeReason.FIRST)
+            return Followed(tracked=None, fallback=None, due=KeyframeReason.FIRST)
         if not _same_camera(following.keyframe, frame):
-            return Followed(tracked=None, due=KeyframeReason.CAMERA)
+            return Followed(tracked=None, fallback=None, due=KeyframeReason.CAMERA)
         grey, _ = self._working_image(frame)
         self._follow(following, grey)
         return Followed(
-            tracked=_tracked(frame, following), due=self._keyframe_due(following, frame)
+            tracked=_tracked(frame, following),
+            fallback=self._fallback(frame, grey, is_wanted=wants_fallback),
+            due=self._keyframe_due(following, frame),
         )
 
     def make_keyframe(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe | None:
@@ -129,6 +139,14 @@ class FrameTracker:
         if replaces and not has_texture:
             return None
         return self._start(frame, keyframe, reason=reason)
+
+    def _fallback(self, frame: Frame, grey: Uint8Array, *, is_wanted: bool) -> TrackedFrame | None:
+        """Follows the keyframe before the last one; once that is not wanted, never again."""
+        if self._previous is None or not is_wanted:
+            self._previous = None
+            return None
+        self._follow(self._previous, grey)
+        return _tracked(frame, self._previous)
 
     def _follow(self, following: _Following, grey: Uint8Array) -> None:
         """Moves the followed keypoints on to the next image; drops those that got lost."""
@@ -179,6 +197,7 @@ class FrameTracker:
             )
         ]
         start_xy = (keyframe.features.keypoints_xy[chosen] / scale - 0.5).astype(np.float32)
+        self._previous = None if reason is KeyframeReason.CAMERA else self._following
         self._following = _Following(
             keyframe=keyframe,
             grey=grey,

@@ -215,31 +215,75 @@ class MappingPipeline:
                 before, and is registered when others bring it in.
         """
         started_s = time.monotonic()
+        self.meet_keyframe(keyframe)
+        try:
+            verified = self.match_keyframe(keyframe.frame_id)
+        except InferenceError:
+            self.map_unmatched(keyframe.frame_id)
+            raise
+        self.map_keyframe(keyframe.frame_id, verified, started_s=started_s)
+
+    def meet_keyframe(self, keyframe: Keyframe) -> None:
+        """Makes a keyframe known; frames that are tracked from it may come from now on.
+
+        ``match_keyframe`` and ``map_keyframe`` follow, before the next one is met.
+        """
         self._cameras.meet(keyframe, self._map)
         self._graph.add_keyframe(keyframe)
         self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
         self._facts.keyframe_added(keyframe)
-        try:
-            verified = self._match(keyframe)
-        except InferenceError:
-            # Graph and map must know the same pairs.
-            self._add_to_map(keyframe.frame_id, self._graph.verified_pairs(keyframe.frame_id))
-            raise
-        self._add_to_map(keyframe.frame_id, verified)
+
+    def match_keyframe(self, frame_id: FrameId) -> list[VerifiedPair]:
+        """Matches the keyframe met last against those the scene graph chooses.
+
+        The only part of mapping that another thread may do while this one poses tracked frames.
+
+        Raises:
+            InferenceError: the matcher failed; ``map_unmatched`` is to follow.
+        """
+        settings = self._config.matching
+        camera_key = self._graph.keyframe(frame_id).camera_key
+        wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
+            camera_key, self._map
+        )
+        wants_depths = settings.metric_scale != "off" and not self.is_initialized
+        return self._matching.match_keyframe(
+            frame_id, wants_pointmaps=wants_focal_length or wants_depths
+        )
+
+    def map_keyframe(
+        self, frame_id: FrameId, verified: Sequence[VerifiedPair], *, started_s: float
+    ) -> None:
+        """Registers the keyframe that was matched, or tries to begin a map."""
+        self._note_focal_lengths()
+        self._add_to_map(frame_id, verified)
         growth = self._current.growth_config()
         if self.is_initialized:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
-            self._register(keyframe.frame_id, started_s=started_s)
+            self._register(frame_id, started_s=started_s)
             growth = self._current.growth_config()
             self._adopt_if_fuller(self._starts.instead_of_poor(self._map, config=growth))
         else:
             self._adopt_if_fuller(self._starts.first(self._map, verified, config=growth))
         self._after_change()
 
-    def add_tracked(self, tracked: TrackedFrame) -> None:
-        """Poses a frame between keyframes, now or when its keyframe is registered."""
-        pose = self._poser.add_tracked(tracked, self._map if self.is_initialized else None)
+    def map_unmatched(self, frame_id: FrameId) -> None:
+        """Keeps a keyframe whose matching failed, with the pairs that held before."""
+        # Graph and map must know the same pairs.
+        self._add_to_map(frame_id, self._graph.verified_pairs(frame_id))
+
+    def add_tracked(self, tracked: TrackedFrame, fallback: TrackedFrame | None = None) -> None:
+        """Poses a frame between keyframes, now or when its keyframe is registered.
+
+        Args:
+            tracked: the frame as followed from its keyframe.
+            fallback: the same as followed from the keyframe before, for a first pose while the map
+                has not got the newer one.
+        """
+        pose = self._poser.add_tracked(
+            tracked, self._map if self.is_initialized else None, fallback=fallback
+        )
         if pose is not None:
             self._report_pose(pose, received_at_s=tracked.received_at_s)
 
@@ -310,21 +354,13 @@ class MappingPipeline:
         self._separate_maps = tuple(self._end.finish())
         self._after_change()
 
-    # -- the steps of add_keyframe --------------------------------------------------------------
+    # -- the steps of mapping a keyframe --------------------------------------------------------
 
-    def _match(self, keyframe: Keyframe) -> list[VerifiedPair]:
-        settings = self._config.matching
-        wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
-            keyframe.camera_key, self._map
-        )
-        wants_depths = settings.metric_scale != "off" and not self.is_initialized
-        verified = self._matching.match_keyframe(
-            keyframe.frame_id, wants_pointmaps=wants_focal_length or wants_depths
-        )
-        seen = self._matching.take_seen_focal_lengths()
-        for frame_id, focal_px in seen if settings.use_focal_lengths else ():
-            self._cameras.note_seen(self._graph.keyframe(frame_id).camera_key, focal_px)
-        return verified
+    def _note_focal_lengths(self) -> None:
+        """Passes on the focal lengths that the matcher saw."""
+        for frame_id, focal_px in self._matching.take_seen_focal_lengths():
+            if self._config.matching.use_focal_lengths:
+                self._cameras.note_seen(self._graph.keyframe(frame_id).camera_key, focal_px)
 
     def _add_to_map(self, frame_id: FrameId, verified: Sequence[VerifiedPair]) -> None:
         for features in self._matching.take_changed():

@@ -1,15 +1,16 @@
 """The engine: one task per stage, bounded queues between them, threads for what blocks.
 
     sources -> frames -> [tracking thread] -> items -> [mapping thread] -> writes -> [I/O thread]
+                                                       [matching thread]
 
 Files wait for room in a queue; a live source drops its oldest waiting frame, counted. While a
-keyframe waits for mapping no further frame of a live run is tracked: frames that are taken are
-fresh, those that grow old were never looked at. Where mapping one takes long, none is tracked
-meanwhile either. Writes wait
-for room. Views have a thread of their own where the latest wins. Global bundle adjustment runs on
-a copy in one more thread. Threads cannot be cancelled: stopping means no new frames, then draining
-what waits, a last adjustment and a last snapshot; a second signal leaves at once. A stage that
-breaks stops the sources, too, and the stages behind it finish what they have.
+keyframe of a live run waits for mapping no further frame is tracked: frames that are taken are
+fresh, those that grow old were never looked at. While one is being matched, frames after it are
+posed by the keyframe before. Writes wait for room. Views have a thread of their own where the
+latest wins. Global bundle adjustment runs on a copy in one more thread. Threads cannot be
+cancelled: stopping means no new frames, then draining what waits, a last adjustment and a last
+snapshot; a second signal leaves at once. A stage that breaks stops the sources, too, and the stages
+behind it finish what they have.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,20 @@ from engine.run_folder import RunFolder
 from engine.run_statistics import RunStatistics
 from engine.run_summary import summary_figures
 from engine.scene_graph import SceneGraph
-from engine.types import DropReason, Float64Array, Frame, RunCommand, TrackedFrame
+from engine.types import (
+    DropReason,
+    Float64Array,
+    Frame,
+    FrameId,
+    Keyframe,
+    RunCommand,
+    TrackedFrame,
+)
 from engine.view_dispatch import ViewDispatcher
 
 logger = logging.getLogger(__name__)
 
 _HARD_EXIT_CODE = 130  # as shells report an interrupted program
-_BRISK_MAPPING_S = 0.5  # mapping that takes longer is not worth a queue of live frames
 
 
 class StoppedBy(StrEnum):
@@ -77,9 +86,10 @@ class _MappingItem:
 
     frame: Frame
     tracked: TrackedFrame | None
+    fallback: TrackedFrame | None
     keyframe: NewKeyframe | None
     is_settled: bool  # False: the frame may still become a keyframe, in a later item
-    wait_for_adjustment: bool  # a file waits, so that the map does not depend on timing
+    is_live: bool  # False: a file waits, so that the map does not depend on timing
 
 
 def leave_at_once() -> None:
@@ -155,9 +165,12 @@ class Engine:
 
     def _make_stages(self) -> None:
         sources = self._config.sources
-        self._tracking_thread, self._mapping_thread, self._adjusting_thread, self._io_thread = (
+        self._tracking_thread, self._matching_thread, self._mapping_thread = (
             ThreadPoolExecutor(1, thread_name_prefix=name)
-            for name in ("tracking", "mapping", "adjusting", "io")
+            for name in ("tracking", "matching", "mapping")
+        )
+        self._adjusting_thread, self._io_thread = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("adjusting", "io")
         )
         self._writer = Writer(
             self._io_thread, failed=functools.partial(self._note_failure, "writing")
@@ -166,10 +179,10 @@ class Engine:
             max_waiting=sources.frame_queue_size, max_bytes=sources.max_buffered_mb * 1_000_000
         )
         self._items: asyncio.Queue[_MappingItem | None] = asyncio.Queue(sources.mapping_queue_size)
+        self._put_back: deque[_MappingItem | None] = deque()  # taken too early; come first
         self._num_keyframes_waiting = 0  # for mapping
         self._is_mapping_keyframe = False
-        self._last_mapping_s = 0.0  # of a keyframe
-        self._keyframe_moved_on = asyncio.Condition()
+        self._keyframe_taken = asyncio.Condition()
         self._ingestion = Ingestion(
             self._sources,
             queue=self._frames,
@@ -238,13 +251,15 @@ class Engine:
     async def _track_frames(self) -> None:
         trackers: dict[tuple[int, str], FrameTracker] = {}
         while (arrival := await self._next_frame()) is not None:
-            frame = arrival.frame
-            tracker = trackers.setdefault(arrival.lane, self._new_tracker(arrival.source_idx))
+            if arrival.lane not in trackers:
+                trackers[arrival.lane] = self._new_tracker(arrival)
             try:
-                await self._track_frame(arrival, tracker)
+                await self._track_frame(arrival, trackers[arrival.lane])
             except InferenceError as error:
-                await self._frames.give_back(frame)
-                await self._ingestion.drop(frame, reason=DropReason.FAILED, detail=str(error))
+                await self._frames.give_back(arrival.frame)
+                await self._ingestion.drop(
+                    arrival.frame, reason=DropReason.FAILED, detail=str(error)
+                )
 
     async def _track_frame(self, arrival: Arrival, tracker: FrameTracker) -> None:
         """Follows a frame and passes that on at once; then makes it a keyframe if one is due.
@@ -253,61 +268,52 @@ class Engine:
             InferenceError: it is due as a keyframe and cannot be described.
         """
         frame = arrival.frame
-        followed = await run_in(self._tracking_thread, tracker.follow, frame)
-        await self._put_item(arrival, tracked=followed.tracked, is_settled=followed.due is None)
-        if followed.due is not None:
-            keyframe = await run_in(
-                self._tracking_thread, tracker.make_keyframe, frame, followed.due
-            )
-            self._num_keyframes_waiting += keyframe is not None
-            await self._put_item(arrival, keyframe=keyframe, is_settled=True)
-
-    async def _put_item(
-        self,
-        arrival: Arrival,
-        *,
-        tracked: TrackedFrame | None = None,
-        keyframe: NewKeyframe | None = None,
-        is_settled: bool,
-    ) -> None:
-        if tracked is None and keyframe is None and not is_settled:
-            return  # nothing to tell yet
+        is_ahead = self._is_mapping_keyframe or self._num_keyframes_waiting > 0
+        followed = await run_in(
+            self._tracking_thread,
+            tracker.follow,
+            frame,
+            wants_fallback=arrival.is_live and is_ahead,
+        )
+        item = _MappingItem(
+            frame=frame,
+            tracked=followed.tracked,
+            fallback=followed.fallback,
+            keyframe=None,
+            is_settled=followed.due is None,
+            is_live=arrival.is_live,
+        )
+        if followed.tracked is not None:
+            await self._items.put(item)
+        if followed.due is None:
+            return
+        keyframe = await run_in(self._tracking_thread, tracker.make_keyframe, frame, followed.due)
+        self._num_keyframes_waiting += keyframe is not None
         await self._items.put(
-            _MappingItem(
-                frame=arrival.frame,
-                tracked=tracked,
-                keyframe=keyframe,
-                is_settled=is_settled,
-                wait_for_adjustment=not arrival.is_live,
-            )
+            replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )
 
-    def _new_tracker(self, source_idx: int) -> FrameTracker:
+    def _new_tracker(self, arrival: Arrival) -> FrameTracker:
         return FrameTracker(
             self._config.frame_tracking,
             describe=self._matcher.describe,
-            is_sequence=self._sources[source_idx].is_sequence,
+            is_sequence=self._sources[arrival.source_idx].is_sequence,
         )
 
     async def _next_frame(self) -> Arrival | None:
         """The next frame to track; None after the last."""
         if any(source.is_live for source in self._sources):
-            async with self._keyframe_moved_on:
-                await self._keyframe_moved_on.wait_for(self._may_track)
+            async with self._keyframe_taken:
+                await self._keyframe_taken.wait_for(lambda: not self._num_keyframes_waiting)
         return await self._frames.get()
-
-    def _may_track(self) -> bool:
-        """Whether a frame of a live run that is tracked now would soon be mapped."""
-        is_slow = self._is_mapping_keyframe and self._last_mapping_s > _BRISK_MAPPING_S
-        return not (self._num_keyframes_waiting or is_slow)
 
     async def _next_item(self) -> _MappingItem | None:
         """What tracking made of the next frame; None after the last."""
-        item = await self._items.get()
+        item = self._put_back.popleft() if self._put_back else await self._items.get()
         if item is not None and item.keyframe is not None:
-            async with self._keyframe_moved_on:
+            async with self._keyframe_taken:
                 self._num_keyframes_waiting -= 1
-                self._keyframe_moved_on.notify_all()
+                self._keyframe_taken.notify_all()
         return item
 
     async def _map(self) -> bool:
@@ -321,42 +327,75 @@ class Engine:
 
     async def _map_items(self) -> None:
         while (item := await self._next_item()) is not None:
-            if item.tracked is not None:
-                await run_in(self._mapping_thread, self._pipeline.add_tracked, item.tracked)
-            if item.keyframe is not None:
-                async with self._timed_mapping():
-                    await self._upkeep.merge_adjustment_if_due(wait=item.wait_for_adjustment)
-                    await self._upkeep.merge_window_if_due(wait=item.wait_for_adjustment)
-                    await self._map_keyframe(item.frame, item.keyframe)
-            elif item.is_settled:
-                await self._writer.schedule(
-                    functools.partial(self._recorder.frame_tracked, item.frame.frame_id),
-                    then=functools.partial(self._frames.give_back, item.frame),
-                )
-            await self._show(item.frame)
+            if item.keyframe is None:
+                await self._map_tracked(item)
+            else:
+                self._is_mapping_keyframe = True
+                await self._upkeep.merge_adjustment_if_due(wait=not item.is_live)
+                await self._upkeep.merge_window_if_due(wait=not item.is_live)
+                await self._map_keyframe(item, item.keyframe.keyframe)
+                self._is_mapping_keyframe = False
+            await self._show(item.frame, with_map=True)
             await self._tell()
 
-    @asynccontextmanager
-    async def _timed_mapping(self) -> AsyncIterator[None]:
-        """Notes that a keyframe is being mapped, and how long that took."""
-        started_s, self._is_mapping_keyframe = self._events.clock(), True
-        try:
-            yield
-        finally:
-            self._last_mapping_s = self._events.clock() - started_s
-            async with self._keyframe_moved_on:
-                self._is_mapping_keyframe = False
-                self._keyframe_moved_on.notify_all()
+    async def _map_tracked(self, item: _MappingItem) -> None:
+        """Poses a frame, and settles one that does not become a keyframe."""
+        if item.tracked is not None:
+            await run_in(
+                self._mapping_thread, self._pipeline.add_tracked, item.tracked, item.fallback
+            )
+        if item.is_settled:
+            await self._writer.schedule(
+                functools.partial(self._recorder.frame_tracked, item.frame.frame_id),
+                then=functools.partial(self._frames.give_back, item.frame),
+            )
 
-    async def _map_keyframe(self, frame: Frame, tracked: NewKeyframe) -> None:
-        keyframe = tracked.keyframe
+    async def _map_keyframe(self, item: _MappingItem, keyframe: Keyframe) -> None:
+        started_s = time.monotonic()
+        await run_in(self._mapping_thread, self._pipeline.meet_keyframe, keyframe)
+        matching = asyncio.create_task(
+            run_in(self._matching_thread, self._pipeline.match_keyframe, keyframe.frame_id),
+            name="matching",
+        )
+        if item.is_live:
+            await self._pose_until(matching)
         try:
-            await run_in(self._mapping_thread, self._pipeline.add_keyframe, keyframe)
+            verified = await matching
         except InferenceError as error:
             self._events.warn(f"{keyframe.name}: {error}")
-        record = await run_in(
-            self._mapping_thread, self._pipeline.keyframe_record, keyframe.frame_id
-        )
+            await run_in(self._mapping_thread, self._pipeline.map_unmatched, keyframe.frame_id)
+        else:
+            await run_in(
+                self._mapping_thread,
+                self._pipeline.map_keyframe,
+                keyframe.frame_id,
+                verified,
+                started_s=started_s,
+            )
+        await self._keep_keyframe(item.frame, keyframe.frame_id)
+
+    async def _pose_until(self, done: asyncio.Task[Any]) -> None:
+        """Poses tracked frames until a task is done or the next keyframe comes."""
+        while not (done.done() or self._put_back):
+            getting = asyncio.create_task(self._items.get(), name="next item")
+            await asyncio.wait((done, getting), return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done():
+                getting.cancel()
+                await asyncio.wait((getting,))
+            if getting.cancelled():
+                return
+            item = getting.result()
+            if item is None or item.keyframe is not None:
+                self._put_back.append(item)
+                return
+            await self._map_tracked(item)
+            # The scene graph changes while pairs are matched: no map is to be shown now.
+            await self._show(item.frame, with_map=False)
+            await self._tell()
+
+    async def _keep_keyframe(self, frame: Frame, frame_id: FrameId) -> None:
+        """Journals a keyframe, and does what is due after one."""
+        record = await run_in(self._mapping_thread, self._pipeline.keyframe_record, frame_id)
         await self._writer.schedule(
             functools.partial(
                 self._recorder.keyframe_added,
@@ -372,13 +411,13 @@ class Engine:
         await self._upkeep.start_window_if_due()
         await self._upkeep.snapshot_if_due()
 
-    async def _show(self, frame: Frame) -> None:
+    async def _show(self, frame: Frame, *, with_map: bool) -> None:
         poses = self._pipeline.take_new_poses()
         if poses:
             await self._writer.schedule(functools.partial(self._recorder.live_poses, poses))
         own = next((pose for pose in poses if pose.frame_id == frame.frame_id), None)
         self._views.offer_frame(frame, own)
-        if self._pipeline.is_initialized and self._views.wants_map():
+        if with_map and self._pipeline.is_initialized and self._views.wants_map():
             self._views.offer_map(await run_in(self._mapping_thread, self._pipeline.view))
 
     # -- the end --------------------------------------------------------------------------------
@@ -412,6 +451,7 @@ class Engine:
             await asyncio.to_thread(self._views.close)
             for thread in (
                 self._tracking_thread,
+                self._matching_thread,
                 self._mapping_thread,
                 self._adjusting_thread,
                 self._io_thread,

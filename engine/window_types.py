@@ -45,6 +45,7 @@ class WindowProblem:
     is_held: BoolArray = field(  # (S,) poses that must not move; empty: none
         default_factory=lambda: np.zeros(0, np.bool_)
     )
+    image_names: tuple[str, ...] = ()  # (S,) names of the frames, for solvers that look; (): none
 
     def __post_init__(self) -> None:
         freeze_field(self, "tracks_xy", (None, None, 2), np.float64, finite=False)
@@ -65,6 +66,8 @@ class WindowProblem:
         self._fill("is_calibrated", num_cameras, np.bool_)
         if self.cam_from_world is not None:
             freeze_field(self, "cam_from_world", (num_frames, 3, 4), np.float64, finite=False)
+        if self.image_names and len(self.image_names) != num_frames:
+            raise ValueError(f"image_names: {len(self.image_names)} for {num_frames} frames")
         if ((self.camera_idx < 0) | (self.camera_idx >= num_cameras)).any():
             raise ValueError("camera_idx: names a camera that image_sizes does not have")
 
@@ -96,6 +99,8 @@ class WindowStatus(StrEnum):
     NO_INITIAL_PAIR = "no_initial_pair"  # no two frames are related by their tracks
     NO_PARALLAX = "no_parallax"  # a turn on the spot, one place twice, or all is far away
     INCONSISTENT = "inconsistent"  # cameras were found, but too little of the tracks agrees
+    NO_IMAGES = "no_images"  # the solver looks at images, and one is missing or another than said
+    SOLVER_FAILED = "solver_failed"  # it is not this project's, and did not get through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

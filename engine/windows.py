@@ -182,6 +182,7 @@ def window_problem(
         is_held=np.array(
             [sparse_map.is_registered(i) and i not in window.free_ids for i in frame_ids]
         ),
+        image_names=tuple(graph.keyframe(i).name for i in frame_ids),
     )
 
 

@@ -399,3 +399,33 @@ def test_frames_keep_their_place_when_the_map_is_replaced(
     for frame_id, pose in own_poses(poser, other).items():
         in_first = compose_poses(pose, last_from_first)
         assert np.abs(in_first - true_pose(world, frame_id)).max() < 1e-5
+
+
+# -- before the keyframe is in the map ------------------------------------------------------------
+
+
+def test_a_frame_that_waits_gets_its_first_pose_from_the_keyframe_before(
+    world: SyntheticWorld,
+) -> None:
+    sparse_map = map_with(world, (1, 4, 7))
+    poser = poser_with(world)
+    tracked = world.tracked(11, keyframe_id=10)
+    pose = poser.add_tracked(tracked, sparse_map, fallback=world.tracked(11, keyframe_id=7))
+    assert pose is not None
+    assert largest_error([pose], world) < 1e-6
+    assert poser.num_pending == 1
+    ((posed, better),) = poser.pose_pending(map_with(world, (1, 4, 7, 10)))
+    assert posed is tracked
+    assert largest_error([better], world) < 1e-6
+    assert poser.num_pending == 0
+
+
+def test_without_the_keyframe_before_in_the_map_it_only_waits(world: SyntheticWorld) -> None:
+    sparse_map = map_with(world, (1, 4))
+    poser = poser_with(world)
+    fallback = world.tracked(11, keyframe_id=7)
+    assert poser.add_tracked(world.tracked(11, keyframe_id=10), sparse_map) is None
+    assert (
+        poser.add_tracked(world.tracked(12, keyframe_id=10), sparse_map, fallback=fallback) is None
+    )
+    assert poser.num_pending == 2

@@ -422,6 +422,24 @@ def test_a_frame_that_is_due_as_a_keyframe_is_followed_before_it_is_described() 
     assert describe.num_calls == 1
 
 
+def test_the_keyframe_before_is_followed_on_as_long_as_that_is_wanted() -> None:
+    tracker = tracker_with(PATIENT.model_copy(update={"max_flow_ratio": 0.01}))
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+    process(tracker, frame_of(image(sideways(4)), frame_id=2))
+    frames = [frame_of(image(sideways(4 + i, px=2.0)), frame_id=2 + i) for i in (1, 2, 3, 4)]
+
+    for number, frame in enumerate(frames[:2], start=1):
+        followed = tracker.follow(frame, wants_fallback=True)
+        assert followed.tracked is not None
+        assert followed.fallback is not None
+        assert (followed.tracked.keyframe_id, followed.fallback.keyframe_id) == (2, 1)
+        start_xy = grid_of_points()[followed.fallback.keypoint_idx]
+        moved_xy = np.median(followed.fallback.points_xy - start_xy, axis=0)
+        assert moved_xy == pytest.approx([8.0 + 2.0 * number, 0.0], abs=0.15)
+    assert tracker.follow(frames[2], wants_fallback=False).fallback is None
+    assert tracker.follow(frames[3], wants_fallback=True).fallback is None  # it lost its place
+
+
 def test_a_first_frame_has_nothing_to_follow() -> None:
     followed = tracker_with().follow(frame_of(image(STANDING_STILL), frame_id=1))
     assert (followed.tracked, followed.due) == (None, KeyframeReason.FIRST)

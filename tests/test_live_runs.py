@@ -265,9 +265,8 @@ def test_a_slow_engine_maps_fresh_frames_and_drops_those_between(tmp_path: Path)
     assert written.summary["frames_dropped"]["overload"] > 150
     started_s = written.of_kind("MapInitialized")[0]["at_s"]
     ages_s = [e["latency_s"] for e in written.of_kind("FramePosed") if e["at_s"] > started_s + 0.01]
-    # The last two wait in the queue with no newer ones to replace them. One more that waits for
-    # mapping would double the age.
-    assert MAPPING_S <= max(ages_s[:-2]) < 1.6 * MAPPING_S
+    # One more may wait while one is mapped; the last two wait with no newer ones to replace them.
+    assert MAPPING_S <= max(ages_s[:-2]) < 2.6 * MAPPING_S
 
 
 def test_cameras_of_one_live_source_do_not_push_out_each_other_s_frames(tmp_path: Path) -> None:

@@ -957,3 +957,29 @@ def test_a_camera_that_does_not_fit_its_model_leaves_the_pipeline_as_it_was(
     assert fed.pipeline.num_keyframes == 4
     fed.feed([5])
     assert fed.registered_ids == [1, 2, 3, 4, 5]
+
+
+def test_a_frame_is_first_posed_as_followed_and_told_again_when_it_is_a_keyframe_of_the_map(
+    video: SyntheticWorld,
+) -> None:
+    fed = Run(video).feed([1, 4, 7, 10])
+    fed.pipeline.add_tracked(video.tracked(13, keyframe_id=10))
+    fed.feed([13])
+    told = [event for event in fed.told(FramePosed) if event.frame_id == 13]
+    assert [(event.is_first, event.is_keyframe) for event in told] == [(True, False), (False, True)]
+    assert [pose.frame_id for pose in fed.poses].count(FrameId(13)) == 1
+    trajectory = [pose for pose in fed.pipeline.trajectory() if pose.frame_id == 13]
+    assert [pose.is_keyframe for pose in trajectory] == [True]
+
+
+def test_while_a_keyframe_is_matched_frames_after_it_are_posed_by_the_one_before(
+    video: SyntheticWorld,
+) -> None:
+    fed = Run(video).feed([1, 4, 7, 10])
+    fed.pipeline.meet_keyframe(video.keyframe(13))
+    fed.pipeline.add_tracked(video.tracked(14, keyframe_id=13), video.tracked(14, keyframe_id=10))
+    (early,) = fed.pipeline.take_new_poses()
+    assert early.frame_id == 14
+    fed.pipeline.map_keyframe(FrameId(13), fed.pipeline.match_keyframe(FrameId(13)), started_s=0.0)
+    assert [pose.frame_id for pose in fed.pipeline.take_new_poses()] == [13]
+    assert pose_errors(poses_of(fed.pipeline.sparse_map), video).rmse_ratio < 1e-3

@@ -468,14 +468,14 @@ def test_an_unexpected_error_of_one_source_ends_the_others_too(tmp_path: Path) -
 def test_an_unexpected_error_while_mapping_saves_the_map_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = MappingPipeline.add_keyframe
+    original = MappingPipeline.meet_keyframe
 
     def break_at_ten(self: MappingPipeline, keyframe: Any) -> None:
         if keyframe.frame_id == 10:
             raise RuntimeError("CHECK failed")
         original(self, keyframe)
 
-    monkeypatch.setattr(MappingPipeline, "add_keyframe", break_at_ten)
+    monkeypatch.setattr(MappingPipeline, "meet_keyframe", break_at_ten)
     outcome, written = run_world(tmp_path / "run")
     assert_saved(outcome, written, num_registered=9)
     assert written.statuses[:9] == ["keyframe"] * 9
@@ -731,7 +731,7 @@ def test_mapping_that_breaks_while_frames_wait_for_memory_still_ends(
     def break_at_once(self: MappingPipeline, keyframe: Any) -> None:
         raise RuntimeError("CHECK failed")
 
-    monkeypatch.setattr(MappingPipeline, "add_keyframe", break_at_once)
+    monkeypatch.setattr(MappingPipeline, "meet_keyframe", break_at_once)
     megabyte = np.zeros((600, 600, 3), np.uint8)  # a lone frame fills the budget
     outcome, written = run_world(
         tmp_path / "run",
