@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 from dataclasses import dataclass, field
 
@@ -30,24 +31,22 @@ class _Track:
 
     def fix_at(self, time_s: float, *, max_gap_s: float) -> GpsFix | None:
         after = bisect.bisect_left(self.times_s, time_s)
-        before = after - 1
-        if after < len(self.times_s) and (before < 0 or self.times_s[after] == time_s):
-            return self.fixes[after] if self.times_s[after] - time_s <= max_gap_s else None
-        if after == len(self.times_s):
-            is_near = before >= 0 and time_s - self.times_s[before] <= max_gap_s
-            return self.fixes[before] if is_near else None
-        gap_s = self.times_s[after] - self.times_s[before]
-        if gap_s > max_gap_s:
-            return None
-        fraction = (time_s - self.times_s[before]) / gap_s
-        return _between(self.fixes[before], self.fixes[after], fraction=fraction)
+        around = [place for place in (after - 1, after) if 0 <= place < len(self.times_s)]
+        if len(around) == 2:
+            start_s, end_s = (self.times_s[place] for place in around)
+            if end_s - start_s <= max_gap_s:
+                fraction = (time_s - start_s) / (end_s - start_s)
+                return _between(self.fixes[after - 1], self.fixes[after], fraction=fraction)
+        near = [place for place in around if abs(self.times_s[place] - time_s) <= max_gap_s]
+        nearest = min(near, key=lambda place: abs(self.times_s[place] - time_s), default=None)
+        return None if nearest is None else self.fixes[nearest]
 
 
 class GpsTracks:
     """The positions of one source's cameras by time. Any threads.
 
     Args:
-        max_gap_s: readings farther apart are not interpolated, nor is one used that far away.
+        max_gap_s: readings farther apart are not interpolated, nor is one used from farther away.
     """
 
     def __init__(self, *, max_gap_s: float) -> None:
@@ -56,7 +55,9 @@ class GpsTracks:
         self._lock = threading.Lock()
 
     def add(self, reading: GpsReading) -> None:
-        """Takes a position; late ones find their place in time."""
+        """Takes a position; late ones find their place in time, those of no time have none."""
+        if not math.isfinite(reading.captured_at_s):
+            return
         with self._lock:
             track = self._tracks.setdefault(reading.camera_key, _Track())
             track.add(reading.captured_at_s, reading.fix)
@@ -64,8 +65,8 @@ class GpsTracks:
     def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
         """Where a camera was, by its own positions or else by those of all cameras of the source.
 
-        Interpolated in time between two readings; the nearest one before the first and after the
-        last. None where none is near enough.
+        Interpolated in time between two readings; the nearest one before the first, after the last
+        and where they are too far apart. None where none is near enough.
         """
         with self._lock:
             for key in (camera_key, None):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import networkx
 
+from engine.camera_calibration import CameraCalibration
 from engine.config import Config
 from engine.current_map import CurrentMap
+from engine.georeferencing import Georeferencing
 from engine.map_growth import GrowthConfig, adjust_in_place, grow_fully
 from engine.map_starts import MapStarts
 from engine.scene_graph import SceneGraph
@@ -29,6 +31,8 @@ class MapEnd:
         current: the map, and what replaces it.
         starts: builds maps.
         windows: rescues and improves by windows.
+        georeferencing: lays the map onto GPS.
+        cameras: knows which cameras must not change.
         graph: knows keyframes and pairs.
     """
 
@@ -39,12 +43,16 @@ class MapEnd:
         current: CurrentMap,
         starts: MapStarts,
         windows: WindowWork,
+        georeferencing: Georeferencing,
+        cameras: CameraCalibration,
         graph: SceneGraph,
     ) -> None:
         self._config = config
         self._current = current
         self._starts = starts
         self._windows = windows
+        self._georeferencing = georeferencing
+        self._cameras = cameras
         self._graph = graph
 
     def finish(self) -> list[SparseMap]:
@@ -66,6 +74,7 @@ class MapEnd:
         self._improve_by_windows()
         current.note_metric_scale()
         self._adjust_finally()
+        self._georeference()
         return self._separate_maps(current.growth_config(final=True))
 
     def _rescue(self, config: GrowthConfig) -> None:
@@ -96,6 +105,12 @@ class MapEnd:
         for _ in range(self._config.global_bundle_adjustment.final_passes):
             self._current.sparse_map.retriangulate()
             self._current.adjust(config)
+
+    def _georeference(self) -> None:
+        sparse_map = self._current.sparse_map
+        constant_ids = self._cameras.constant_ids(sparse_map)
+        self._georeferencing.adjust(sparse_map, constant_camera_ids=constant_ids)
+        self._georeferencing.update(sparse_map, is_final=True)
 
     def _separate_maps(self, config: GrowthConfig) -> list[SparseMap]:
         maps: list[SparseMap] = []

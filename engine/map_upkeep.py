@@ -13,6 +13,7 @@ from engine.event_loop import Writer, run_in
 from engine.event_queue import EventQueue
 from engine.pipeline import MappingPipeline
 from engine.recorder import Recorder
+from engine.snapshots import JsonValue
 from engine.windows import SolvedWindow
 
 
@@ -152,17 +153,15 @@ class MapUpkeep:
     async def snapshot(self, *, is_final: bool) -> None:
         """Copies the map and schedules writing the copy."""
         sparse_map = self._pipeline.sparse_map
-        maps = (sparse_map, *self._pipeline.separate_maps)
-        copies = await run_in(
-            self._mapping_thread, lambda: [one.copy_reconstruction() for one in maps]
-        )
+        copies, placement = await run_in(self._mapping_thread, self._pipeline.copies_in_metres)
         self._registered_at_snapshot = sparse_map.num_registered
         self._snapshot_at_s = self._events.clock()
         self._snapshot_waits = True
-        facts = {
+        facts: dict[str, JsonValue] = {
             "at_s": round(self._snapshot_at_s, 3),
             "num_keyframes": self._pipeline.num_keyframes,
             "is_final": is_final,
+            "georeference": None if placement is None else placement.as_record(),
         }
 
         def write() -> None:

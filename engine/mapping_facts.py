@@ -10,6 +10,7 @@ from engine.events import (
     BundleAdjusted,
     FramePosed,
     FrameRegistered,
+    Georeferenced,
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
@@ -17,9 +18,11 @@ from engine.events import (
     MisplacementFound,
     PairVerified,
     RegistrationFailed,
+    Warned,
     WindowSolved,
 )
 from engine.geometry import camera_center, quat_xyzw_from_rotation
+from engine.georeference import Georeference
 from engine.map_consistency import Misplacement
 from engine.metric_scale import MetricScale
 from engine.ports import EventSink
@@ -160,6 +163,25 @@ class MappingFacts:
                 elapsed_s=merge.elapsed_s,
             )
         )
+
+    def georeferenced(self, found: Georeference, *, rejected_ids: tuple[FrameId, ...]) -> None:
+        """The map was laid onto GPS positions."""
+        self._emit(
+            Georeferenced(
+                at_s=self._clock(),
+                origin_latitude_deg=found.origin.latitude_deg,
+                origin_longitude_deg=found.origin.longitude_deg,
+                origin_altitude_m=found.origin.altitude_m,
+                metres_per_map_unit=found.metres_per_map_unit,
+                num_fixes=found.num_inliers,
+                rmse_m=found.rmse_m,
+                rejected_ids=rejected_ids,
+            )
+        )
+
+    def warned(self, message: str) -> None:
+        """Something is degraded; the run goes on."""
+        self._emit(Warned(at_s=self._clock(), message=message))
 
     def window_solved(self, solved: SolvedWindow, merge: WindowMerge, *, elapsed_s: float) -> None:
         """A stretch of keyframes was solved as a whole."""

@@ -29,6 +29,7 @@ from engine.errors import InferenceError
 from engine.frame_posing import FramePoser
 from engine.geometry import camera_center
 from engine.georeference import gps_rmse_m
+from engine.georeferencing import Georeferencing, Placement
 from engine.map_end import MapEnd
 from engine.map_growth import BuiltMap
 from engine.map_starts import MapStarts
@@ -42,6 +43,7 @@ from engine.types import (
     Features,
     FrameId,
     FramePose,
+    GpsFix,
     Keyframe,
     MapView,
     TrackedFrame,
@@ -73,6 +75,7 @@ class MappingPipeline:
         emit: takes facts.
         clock: seconds since the start of the run.
         solve_window: solves stretches of keyframes; by default the engine's own solver.
+        fix_at: where a camera (by its key) was at a capture time, by what came beside its frames.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class MappingPipeline:
         emit: EventSink,
         clock: Callable[[], float],
         solve_window: WindowSolver | None = None,
+        fix_at: Callable[[str, float], GpsFix | None] = lambda camera_key, captured_at_s: None,
     ) -> None:
         self._config = config
         self._graph = graph
@@ -121,8 +125,18 @@ class MappingPipeline:
             merge_config=self._current.window_merge_config,
             facts=self._facts,
         )
+        self._fix_at = fix_at
+        self._georeferencing = Georeferencing(
+            config, position_of=self._position_of, facts=self._facts
+        )
         self._end = MapEnd(
-            config, current=self._current, starts=self._starts, windows=self._windows, graph=graph
+            config,
+            current=self._current,
+            starts=self._starts,
+            windows=self._windows,
+            georeferencing=self._georeferencing,
+            cameras=self._cameras,
+            graph=graph,
         )
         self._separate_maps: tuple[SparseMap, ...] = ()
         self._in_flight: GlobalAdjustment | None = None
@@ -166,8 +180,11 @@ class MappingPipeline:
         )
 
     def trajectory(self) -> list[FramePose]:
-        """Today's pose of every frame, in order of arrival; empty without a map."""
-        return self._poser.trajectory(self._map)
+        """Today's pose of every frame, in order of arrival; empty without a map.
+
+        In metres east, north, up once the map is laid onto GPS.
+        """
+        return self._georeferencing.poses_in_metres(self._poser.trajectory(self._map))
 
     def keyframe_record(self, frame_id: FrameId) -> KeyframeRecord:
         """What is worth keeping of the newest keyframe, and of what it changed."""
@@ -185,12 +202,43 @@ class MappingPipeline:
         """Copies of all cameras as calibrated now."""
         return self._cameras.copies(self._map)
 
+    @property
+    def placement(self) -> Placement | None:
+        """Where the map was last found to lie on the globe."""
+        return self._georeferencing.placement
+
     def gps_rmse_m(self) -> float | None:
-        """How far registered keyframes are from their GPS fixes; None without enough of them."""
-        fixes = {i: self._map.keyframe(i).gps for i in self._map.registered_ids}
-        known = {i: fix for i, fix in fixes.items() if fix is not None}
+        """How far registered keyframes are from their GPS positions, wrong ones left out.
+
+        None without enough of them.
+        """
+        if self.placement is not None:
+            return self.placement.georeference.rmse_m
+        known = {
+            i: fix
+            for i in self._map.registered_ids
+            if (fix := self._position_of(self._map.keyframe(i))) is not None
+        }
         poses = np.array([self._map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
         return gps_rmse_m(camera_center(poses), list(known.values()))
+
+    def copies_in_metres(self) -> tuple[list[pycolmap.Reconstruction], Placement | None]:
+        """Private copies of the map and of those apart from it, each in metres if it was placed.
+
+        Also where the map lies on the globe.
+        """
+        placement = self._georeferencing.update(self._map)
+        main = self._map.copy_reconstruction()
+        if placement is not None:
+            self._georeferencing.to_metres(main, placement.georeference)
+        copies = [main]
+        for separate in self._separate_maps:
+            copy_apart = separate.copy_reconstruction()
+            found = self._georeferencing.place_apart(separate)
+            if found is not None:
+                self._georeferencing.to_metres(copy_apart, found)
+            copies.append(copy_apart)
+        return copies, placement
 
     def metric_scale(self) -> MetricScale | None:
         """How long the map's unit is, as the matcher's depths have it; None when nothing tells."""
@@ -394,6 +442,10 @@ class MappingPipeline:
             self.abandon_adjustment()
             self.abandon_window()
             self._schedule.done(self._map.num_registered)
+
+    def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
+        """Positions beside the frames are known better later, when those after them came, too."""
+        return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
 
     @property
     def _map(self) -> SparseMap:

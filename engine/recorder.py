@@ -19,7 +19,7 @@ from engine.events import Event, SnapshotWritten, Warned
 from engine.journal import Journal, encode_keyframe_image
 from engine.ports import EventSink
 from engine.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, dropped_status
-from engine.snapshots import JsonScalar, next_sequence, write_snapshot
+from engine.snapshots import JsonValue, next_sequence, write_snapshot
 from engine.types import (
     DropReason,
     Features,
@@ -121,7 +121,7 @@ class Recorder:
             )
 
     def snapshot(
-        self, reconstructions: Sequence[pycolmap.Reconstruction], *, facts: Mapping[str, JsonScalar]
+        self, reconstructions: Sequence[pycolmap.Reconstruction], *, facts: Mapping[str, JsonValue]
     ) -> None:
         """Writes a snapshot of private copies of the maps and tells of it."""
         try:

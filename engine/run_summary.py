@@ -24,6 +24,7 @@ def summary_figures(
     sparse_map = pipeline.sparse_map
     reconstruction = sparse_map.reconstruction
     scale = pipeline.metric_scale()
+    placement = pipeline.placement
     return {
         **statistics.figures(),
         "registered_keyframes": sparse_map.num_registered,
@@ -33,7 +34,8 @@ def summary_figures(
         "mean_reprojection_error_px": sparse_map.mean_reprojection_error_px(),
         "frames_interpolated": pipeline.num_interpolated_frames(),
         "components": int(pipeline.is_initialized) + len(pipeline.separate_maps),
-        "georeferenced": False,
+        "georeferenced": placement is not None,
+        "georeference": None if placement is None else placement.as_record(with_residuals=True),
         "gps_rmse_m": pipeline.gps_rmse_m(),
         "metres_per_map_unit": scale.metres_per_map_unit if scale else None,
         "peak_rss_mb": _peak_rss_mb(),

@@ -37,7 +37,7 @@ from engine.frame_tracking import FrameTracker, NewKeyframe
 from engine.ingestion import Arrival, FrameQueue, Ingestion
 from engine.map_upkeep import MapUpkeep
 from engine.pipeline import MappingPipeline
-from engine.ports import FrameSource, PairMatcher, PlaceIndex, View
+from engine.ports import FrameSource, PairMatcher, PlaceIndex, View, WindowSolver
 from engine.recorder import Recorder
 from engine.retrieval import PlaceRecognizer
 from engine.run_folder import RunFolder
@@ -49,6 +49,7 @@ from engine.types import (
     Float64Array,
     Frame,
     FrameId,
+    GpsFix,
     Keyframe,
     RunCommand,
     TrackedFrame,
@@ -112,6 +113,7 @@ class Engine:
         leave: called at the second signal; must not return.
         places: finds keyframes that look alike; by default learned from the matcher's descriptors.
         requests: what people who watch ask of the run.
+        solve_window: solves stretches of keyframes; by default the engine's own solver.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -129,6 +131,7 @@ class Engine:
         leave: Callable[[], None] = leave_at_once,
         places: PlaceIndex | None = None,
         requests: RunRequests | None = None,
+        solve_window: WindowSolver | None = None,
     ) -> None:
         self._config = config
         self._sources = tuple(sources)
@@ -159,6 +162,8 @@ class Engine:
             ),
             emit=self._events,
             clock=self._events.clock,
+            solve_window=solve_window,
+            fix_at=self._fix_at,
         )
         self._stopped_by = StoppedBy.END_OF_SOURCES
         self._make_stages()
@@ -515,6 +520,9 @@ class Engine:
         self._events.warn(f"{what} failed: {_cause_of(error)}")
         self._stopped_by = StoppedBy.FAILURE
         self.stop()
+
+    def _fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
+        return self._ingestion.fix_at(camera_key, captured_at_s)
 
     async def _take_command(self, command: RunCommand) -> None:
         self._events(CommandTaken(at_s=self._events.clock(), command=command))

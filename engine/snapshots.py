@@ -30,7 +30,7 @@ from engine.files import (
 
 logger = logging.getLogger(__name__)
 
-JsonScalar = str | int | float | bool | None
+JsonValue = object  # what json can write: scalars, and lists and mappings of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def write_snapshot(
     reconstructions: Sequence[pycolmap.Reconstruction],
     *,
     sequence: int,
-    facts: Mapping[str, JsonScalar],
+    facts: Mapping[str, JsonValue],
     config: SnapshotsConfig,
 ) -> SnapshotFacts:
     """Writes models as one snapshot and makes it `latest`.
@@ -110,7 +110,7 @@ def _write_folder(
     reconstructions: Sequence[pycolmap.Reconstruction],
     *,
     sequence: int,
-    facts: Mapping[str, JsonScalar],
+    facts: Mapping[str, JsonValue],
     config: SnapshotsConfig,
 ) -> tuple[ModelFacts, ...]:
     """Prepares the snapshot beside its place and renames it there."""

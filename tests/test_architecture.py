@@ -42,6 +42,7 @@ FLOORS = (
         "retrieval": "numpy",
         "run_statistics": "numpy",
         "scene_graph": "networkx numpy",
+        "similarity_fit": "numpy",
         "view_dispatch": "",
         "window_model": "numpy pycolmap",
         "window_tracks": "numpy",
@@ -68,6 +69,7 @@ FLOORS = (
     },
     {  # 5: that work put in order
         "map_growth": "numpy",
+        "position_adjustment": "numpy pycolmap",
         "recorder": "pycolmap",
         "window_merging": "numpy",
         "window_solver": "numpy",
@@ -78,6 +80,7 @@ FLOORS = (
     },
     {  # 7: the map of the run, beginning again, and windows of a run
         "current_map": "",
+        "georeferencing": "numpy pycolmap",
         "map_starts": "numpy pycolmap",
         "window_work": "",
     },
@@ -136,6 +139,9 @@ HEAVY = {
     "rerun",
     "rich",
     "torch",
+    "vggsfm",
+    "kornia",
+    "poselib",
 }
 # Its modules define networks, whose base classes must be there when they are read. So they import
 # torch at once, and nobody outside imports them before a run asks for this matcher.
