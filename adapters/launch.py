@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -16,7 +17,15 @@ from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.views.rerun_view import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
-from engine.ports import FrameIds, FrameSource, PairMatcher, PlaceIndex, RunControl, View
+from engine.ports import (
+    FrameIds,
+    FrameSource,
+    PairMatcher,
+    PlaceIndex,
+    RunControl,
+    View,
+    WindowSolver,
+)
 from engine.types import Float64Array, FrameId, Received
 
 if TYPE_CHECKING:
@@ -89,13 +98,15 @@ async def _run(
     # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
+    solve_window = _window_solver(config, options)
     requests = RunRequests()
     telling = _open_telling_views(config, options, sources, requests)
-    folder = RunFolder.create(
-        options.path, config_text=dump_config(config), overwrite=options.overwrite
-    )
-    views = [*telling, *_open_views(config, options, sources)]
+    views = list(telling)
     try:
+        folder = RunFolder.create(
+            options.path, config_text=dump_config(config), overwrite=options.overwrite
+        )
+        views += _open_views(config, options, sources)
         engine = Engine(
             config,
             folder=folder,
@@ -106,6 +117,7 @@ async def _run(
             groundtruth=_groundtruth(sources),
             leave=_leave_at_once,
             requests=requests,
+            solve_window=solve_window,
         )
     except EngineError:
         for view in views:
@@ -172,6 +184,27 @@ def _oracle(config: Config, sources: Sequence[FrameSource]) -> tuple[PairMatcher
         config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
     )
     return oracle, OraclePlaces(oracle)
+
+
+def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | None:
+    """The configured solver of windows; None: the engine's own.
+
+    Raises:
+        ConfigError: upstream's package or something it needs is missing, or its weights cannot be
+            used.
+    """
+    if config.window.solver == "native" or not config.window.enabled:
+        return None
+    from adapters.windows.vggsfm import open_vggsfm
+    from adapters.windows.vggsfm_predictor import FolderImages
+    from engine.window_model import WindowSolverConfig
+    from engine.window_solver import solve_window
+
+    return open_vggsfm(
+        config.window,
+        first_solver=functools.partial(solve_window, config=WindowSolverConfig()),
+        read_image=FolderImages(options.path / "images"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,11 @@ class Followed:
     fallback: TrackedFrame | None  # the same, followed from the keyframe before the last one
     due: KeyframeReason | None  # why it should become a keyframe; None: it need not
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether a later frame will do as well: the last keyframe is still in view."""
+        return self.due in (None, KeyframeReason.PARALLAX, KeyframeReason.TIME)
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Following:

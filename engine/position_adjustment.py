@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
@@ -48,7 +49,8 @@ def adjust_with_positions(
 ) -> PositionAdjustment:
     """Adjusts a private copy of the map with positions as measurements beside the images.
 
-    Fixes pull by their accuracy times their weight in the georeference, with Cauchy's loss on top.
+    Fixes pull by their accuracy, as far as the map bears it out, and by their weight in the
+    georeference, with Cauchy's loss on top.
     The copy stays in the frame and unit of the map, so it can be merged back like any global
     adjustment, and ``georeference.enu_from_map`` goes on to hold. COLMAP's adjuster keeps the
     interpreter lock all the time.
@@ -78,6 +80,7 @@ def adjust_with_positions(
         weights=weights,
     )
     to_enu(reconstruction, georeference)
+    positions = positions.believed(_centers(reconstruction, positions.frame_ids))
     before = after = _State.of(reconstruction, positions)
     reason = _reason_to_leave_it(georeference, num_pulling=len(pulling))
     if not reason:
@@ -96,6 +99,16 @@ class _Positions:
     enu_m: Float64Array  # (M, 3)
     stds_m: Float64Array  # (M, 3)
     weights: Float64Array  # (M,) 0..1
+
+    def believed(self, centers_m: Float64Array) -> _Positions:
+        """With standard deviations as large as what they differ from the map, at least.
+
+        Receivers that promise more than they hold would pull a good map apart, or to one half of
+        themselves.
+        """
+        normalized = (centers_m - self.enu_m) / self.stds_m
+        excess = math.sqrt(float(np.mean(normalized**2))) if normalized.size else 1.0
+        return replace(self, stds_m=self.stds_m * max(excess, 1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

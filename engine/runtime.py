@@ -6,11 +6,11 @@
 Files wait for room in a queue; a live source drops its oldest waiting frame, counted. While a
 keyframe of a live run waits for mapping no further frame is tracked: frames that are taken are
 fresh, those that grow old were never looked at. While one is being matched, frames after it are
-posed by the keyframe before. Writes wait for room. Views have a thread of their own where the
-latest wins. Global bundle adjustment runs on a copy in one more thread. Threads cannot be
-cancelled: stopping means no new frames, then draining what waits, a last adjustment and a last
-snapshot; a second signal leaves at once. A stage that breaks stops the sources, too, and the stages
-behind it finish what they have.
+posed by the keyframe before, and become keyframes themselves only if the view would be lost. Writes
+wait for room. Views have a thread of their own where the latest wins. Global bundle adjustment runs
+on a copy in one more thread. Threads cannot be cancelled: stopping means no new frames, then
+draining what waits, a last adjustment and a last snapshot; a second signal leaves at once. A stage
+that breaks stops the sources, too, and the stages behind it finish what they have.
 """
 
 from __future__ import annotations
@@ -273,26 +273,26 @@ class Engine:
             InferenceError: it is due as a keyframe and cannot be described.
         """
         frame = arrival.frame
-        is_ahead = self._is_mapping_keyframe or self._num_keyframes_waiting > 0
-        followed = await run_in(
-            self._tracking_thread,
-            tracker.follow,
-            frame,
-            wants_fallback=arrival.is_live and is_ahead,
+        is_ahead = arrival.is_live and (
+            self._is_mapping_keyframe or self._num_keyframes_waiting > 0
         )
+        followed = await run_in(
+            self._tracking_thread, tracker.follow, frame, wants_fallback=is_ahead
+        )
+        due = None if is_ahead and followed.can_wait else followed.due
         item = _MappingItem(
             frame=frame,
             tracked=followed.tracked,
             fallback=followed.fallback,
             keyframe=None,
-            is_settled=followed.due is None,
+            is_settled=due is None,
             is_live=arrival.is_live,
         )
         if followed.tracked is not None:
             await self._items.put(item)
-        if followed.due is None:
+        if due is None:
             return
-        keyframe = await run_in(self._tracking_thread, tracker.make_keyframe, frame, followed.due)
+        keyframe = await run_in(self._tracking_thread, tracker.make_keyframe, frame, due)
         self._num_keyframes_waiting += keyframe is not None
         await self._items.put(
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
