@@ -80,7 +80,8 @@ class Georeferencing:
         self._position_of = position_of
         self._facts = facts
         self._placement: Placement | None = None
-        self._told: tuple[FrameId, ...] | None = None  # the rejected ones when it was told last
+        self._was_told = False
+        self._warned_of: tuple[FrameId, ...] = ()
 
     @property
     def placement(self) -> Placement | None:
@@ -95,12 +96,8 @@ class Georeferencing:
         self._placement = self._place(sparse_map)
         if self._placement is None:
             return None
-        rejected = self._placement.rejected_ids
-        if is_final or self._told is None:
-            self._facts.georeferenced(self._placement.georeference, rejected_ids=rejected)
-        if rejected and rejected != self._told and (is_final or self._told is None):
-            self._warn(self._placement)
-        self._told = rejected
+        if is_final or not self._was_told:
+            self._tell(self._placement)
         return self._placement
 
     def adjust(self, sparse_map: SparseMap, *, constant_camera_ids: frozenset[int]) -> None:
@@ -170,6 +167,14 @@ class Georeferencing:
     def _fixes(self, sparse_map: SparseMap, frame_ids: Sequence[FrameId]) -> list[GpsFix]:
         fixes = [self._position_of(sparse_map.keyframe(i)) for i in frame_ids]
         return [fix for fix in fixes if fix is not None]
+
+    def _tell(self, placement: Placement) -> None:
+        self._was_told = True
+        rejected = placement.rejected_ids
+        self._facts.georeferenced(placement.georeference, rejected_ids=rejected)
+        if rejected and rejected != self._warned_of:
+            self._warned_of = rejected
+            self._warn(placement)
 
     def _warn(self, placement: Placement) -> None:
         names = placement.rejected_names

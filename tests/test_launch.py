@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,11 @@ from adapters.matchers.sift import SiftMatcher
 from adapters.sources.synthetic_town import SyntheticTown, parse_town_spec
 from adapters.views.console import ConsoleView
 from adapters.views.rerun_view import RerunView, ViewMode
-from engine.config import Config
+from engine.config import Config, LiveSourcesConfig
 from engine.errors import ConfigError, JournalError
 from engine.journal import Journal
 from engine.ports import FrameSource
-from engine.runtime import StoppedBy
+from engine.runtime import RunOutcome, StoppedBy
 from engine.types import FrameId
 
 QUIET = Config.model_validate({"views": {"recording": False}})
@@ -117,15 +118,37 @@ def test_sources_of_which_none_exists_are_refused_before_a_folder_is_made(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_credentials_of_a_source_are_told_nowhere(
+def told_by(outcome: RunOutcome) -> str:
+    """All that the run wrote in words."""
+    told = {".jsonl", ".csv", ".yaml", ".json"}
+    return "".join(path.read_text() for path in outcome.path.iterdir() if path.suffix in told)
+
+
+def test_credentials_of_a_source_nobody_knows_are_told_nowhere(
     tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outcome = launch(QUIET, options(tmp_path / "run", "rtsp://me:secret@host/x", photos))
-    assert Written.by(outcome).events[0]["sources"] == ["rtsp", str(photos)]
-    told = [
-        path.read_text() for path in outcome.path.iterdir() if path.suffix in {".jsonl", ".csv"}
-    ]
-    assert not any("secret" in text for text in [*told, caplog.text])
+    outcome = launch(QUIET, options(tmp_path / "run", "pigeon://me:secret@host/x", photos))
+    assert Written.by(outcome).events[0]["sources"] == ["pigeon", str(photos)]
+    assert "secret" not in told_by(outcome) + caplog.text
+
+
+@pytest.mark.network
+def test_credentials_of_a_stream_are_told_nowhere(
+    tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as taken:  # nothing listens there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}/x"
+        config = QUIET.model_copy(
+            update={"live_sources": LiveSourcesConfig(give_up_after_s=0.5, open_timeout_s=0.5)}
+        )
+        source = f"rtsp://me:secret@{address}"
+        outcome = launch(config, options(tmp_path / "run", source, photos))
+    written = Written.by(outcome)
+    assert written.events[0]["sources"] == [f"rtsp://{address}", str(photos)]
+    assert {event["state"] for event in written.of_kind("SourceChanged")} == {"lost", "ended"}
+    assert outcome.num_keyframes == 2
+    assert "secret" not in told_by(outcome) + caplog.text
 
 
 def test_only_a_source_that_knows_the_truth_gives_it(tmp_path: Path, photos: Path) -> None:
