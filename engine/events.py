@@ -82,6 +82,7 @@ class FramePosed(Event):
     """
 
     frame_id: FrameId
+    camera_key: str
     captured_at_s: float
     cam_center_in_world: tuple[float, float, float]
     world_from_cam_quat_xyzw: tuple[float, float, float, float]
@@ -95,6 +96,7 @@ class KeyframeAdded(Event):
     """A frame became a keyframe."""
 
     frame_id: FrameId
+    camera_key: str
     name: str
     captured_at_s: float
     num_keypoints: int

@@ -12,7 +12,12 @@ import pycolmap
 from engine.bundle_adjustment import merge_global_adjustment, start_global_adjustment
 from engine.config import Config
 from engine.geometry import pose_in_other_world
-from engine.georeference import Georeference, estimate_georeference, to_enu
+from engine.georeference import (
+    Georeference,
+    estimate_georeference,
+    positions_in_enu,
+    to_enu,
+)
 from engine.mapping_facts import MappingFacts
 from engine.position_adjustment import PositionAdjustment, adjust_with_positions
 from engine.sparse_map import SparseMap
@@ -20,6 +25,7 @@ from engine.types import Float64Array, FrameId, FramePose, GpsFix, Keyframe
 
 logger = logging.getLogger(__name__)
 
+_MAX_BEND_RATIO = 0.05  # of a map, by its extent
 _MAX_NAMED = 8  # keyframes with wrong positions, in a message
 
 PositionOf = Callable[[Keyframe], GpsFix | None]
@@ -101,8 +107,14 @@ class Georeferencing:
         return self._placement
 
     def adjust(self, sparse_map: SparseMap, *, constant_camera_ids: frozenset[int]) -> None:
-        """Lets positions pull on the map where the images agree; places it anew."""
-        placement = self.update(sparse_map)
+        """Lets positions pull on the map where the images agree.
+
+        A long strip is bent by more than positions may be wrong: it is pulled straight by all of
+        them before it is judged by each.
+        """
+        placement = self.update(sparse_map) or self._place(
+            sparse_map, max_error_ratio=_MAX_BEND_RATIO
+        )
         if placement is None or not self._config.georeference.adjust:
             return
         copy = start_global_adjustment(sparse_map, constant_camera_ids=constant_camera_ids)
@@ -141,13 +153,24 @@ class Georeferencing:
             to_enu(reconstruction, found)
         return self._config.georeference.metric_map
 
-    def _place(self, sparse_map: SparseMap) -> Placement | None:
+    def _place(self, sparse_map: SparseMap, *, max_error_ratio: float = 0.0) -> Placement | None:
+        """Where the map lies now.
+
+        Args:
+            sparse_map: the map.
+            max_error_ratio: share of the positions' extent that one may be off, where that is more
+                than the configured distance.
+        """
         settings = self._config.georeference
         keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
         known = [k for k in keyframes if self._position_of(k) is not None]
         if not settings.enabled or len(known) < settings.min_fixes:
             return None
         frame_ids = tuple(keyframe.frame_id for keyframe in known)
+        if max_error_ratio:
+            extent_m = _extent_m(self._fixes(sparse_map, frame_ids))
+            max_error_m = max(settings.max_error_m, max_error_ratio * extent_m)
+            settings = settings.model_copy(update={"max_error_m": max_error_m})
         found = estimate_georeference(
             np.array([sparse_map.cam_from_world(i) for i in frame_ids]),
             self._fixes(sparse_map, frame_ids),
@@ -184,6 +207,10 @@ class Georeferencing:
             f"the GPS positions of {len(names)} keyframes disagree with the map, by up to"
             f" {farthest_m:.0f} m, and are left out: {listed}"
         )
+
+
+def _extent_m(fixes: Sequence[GpsFix]) -> float:
+    return float(np.linalg.norm(np.ptp(positions_in_enu(fixes, origin=fixes[0]), axis=0)))
 
 
 def _with_pose(pose: FramePose, cam_from_world: Float64Array) -> FramePose:

@@ -50,6 +50,7 @@ class MappingFacts:
             KeyframeAdded(
                 at_s=self._clock(),
                 frame_id=keyframe.frame_id,
+                camera_key=keyframe.camera_key,
                 name=keyframe.name,
                 captured_at_s=keyframe.captured_at_s,
                 num_keypoints=len(keyframe.features),
@@ -203,7 +204,9 @@ class MappingFacts:
             )
         )
 
-    def posed(self, pose: FramePose, *, received_at_s: float, is_first: bool = True) -> None:
+    def posed(
+        self, pose: FramePose, *, camera_key: str, received_at_s: float, is_first: bool = True
+    ) -> None:
         """A frame has its first pose, or a keyframe has its place in the map."""
         x, y, z = camera_center(pose.cam_from_world).tolist()
         qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
@@ -211,6 +214,7 @@ class MappingFacts:
             FramePosed(
                 at_s=self._clock(),
                 frame_id=pose.frame_id,
+                camera_key=camera_key,
                 captured_at_s=pose.captured_at_s,
                 cam_center_in_world=(x, y, z),
                 world_from_cam_quat_xyzw=(qx, qy, qz, qw),

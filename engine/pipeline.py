@@ -333,7 +333,11 @@ class MappingPipeline:
             tracked, self._map if self.is_initialized else None, fallback=fallback
         )
         if pose is not None:
-            self._report_pose(pose, received_at_s=tracked.received_at_s)
+            self._report_pose(
+                pose,
+                camera_key=self._graph.keyframe(tracked.keyframe_id).camera_key,
+                received_at_s=tracked.received_at_s,
+            )
 
     def start_global_adjustment(self) -> GlobalAdjustment | None:
         """A copy of the map to adjust elsewhere, when one is due; None otherwise.
@@ -470,11 +474,17 @@ class MappingPipeline:
                     is_keyframe=True,
                 )
                 self._placed.add(frame_id)
-                self._report_pose(pose, received_at_s=keyframe.received_at_s)
+                self._report_pose(
+                    pose, camera_key=keyframe.camera_key, received_at_s=keyframe.received_at_s
+                )
         for tracked, pose in self._poser.pose_pending(self._map):
-            self._report_pose(pose, received_at_s=tracked.received_at_s)
+            self._report_pose(
+                pose,
+                camera_key=self._graph.keyframe(tracked.keyframe_id).camera_key,
+                received_at_s=tracked.received_at_s,
+            )
 
-    def _report_pose(self, pose: FramePose, *, received_at_s: float) -> None:
+    def _report_pose(self, pose: FramePose, *, camera_key: str, received_at_s: float) -> None:
         """Tells the pose of a frame: once, or for a keyframe again when the map has it."""
         is_first = pose.frame_id not in self._reported
         if not (is_first or pose.is_keyframe):
@@ -482,7 +492,9 @@ class MappingPipeline:
         self._reported.add(pose.frame_id)
         if is_first:
             self._new_poses.append(pose)
-        self._facts.posed(pose, received_at_s=received_at_s, is_first=is_first)
+        self._facts.posed(
+            pose, camera_key=camera_key, received_at_s=received_at_s, is_first=is_first
+        )
 
     def view(self) -> MapView:
         """An immutable picture of the map."""

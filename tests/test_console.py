@@ -53,6 +53,7 @@ def registration_failed(status: RegistrationStatus) -> RegistrationFailed:
 
 def posed(frame_id: int, latency_s: float) -> FramePosed:
     return FramePosed(
+        camera_key="camera",
         at_s=1.0,
         frame_id=FrameId(frame_id),
         captured_at_s=0.0,
@@ -84,7 +85,14 @@ def a_short_run() -> list[Event]:
         for i in range(1, 5)
     ]
     keyframes = [
-        KeyframeAdded(at_s=0.5, frame_id=frame_id, name="k.jpg", captured_at_s=0.1, num_keypoints=9)
+        KeyframeAdded(
+            camera_key="camera",
+            at_s=0.5,
+            frame_id=frame_id,
+            name="k.jpg",
+            captured_at_s=0.1,
+            num_keypoints=9,
+        )
         for frame_id in (first, third)
     ]
     return [

@@ -59,6 +59,7 @@ EVENTS: tuple[Event, ...] = (
         detail="the JPEG ends early",
     ),
     FramePosed(
+        camera_key="camera",
         at_s=0.5,
         frame_id=ONE,
         captured_at_s=0.0,
@@ -68,7 +69,14 @@ EVENTS: tuple[Event, ...] = (
         is_keyframe=True,
         latency_s=0.25,
     ),
-    KeyframeAdded(at_s=0.5, frame_id=ONE, name="a.jpg", captured_at_s=0.0, num_keypoints=900),
+    KeyframeAdded(
+        camera_key="camera",
+        at_s=0.5,
+        frame_id=ONE,
+        name="a.jpg",
+        captured_at_s=0.0,
+        num_keypoints=900,
+    ),
     PairVerified(
         at_s=0.5,
         first=ONE,

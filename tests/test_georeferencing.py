@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pycolmap
 import pytest
-from synthetic import FakeMatcher, SyntheticWorld, round_path, scene_graph, straight_path
+from synthetic import (
+    FakeMatcher,
+    SyntheticWorld,
+    round_path,
+    scene_graph,
+    straight_path,
+)
 from test_map_end import two_fields
 
 from engine.config import Config, GeoreferenceConfig
@@ -174,3 +180,15 @@ def test_a_map_without_positions_stays_where_it_is() -> None:
     assert placement is None
     first = run.pipeline.sparse_map.cam_from_world(FrameId(1))
     np.testing.assert_array_equal(copy.image(1).cam_from_world().matrix(), first)
+
+
+def test_a_bent_map_is_pulled_straight_before_its_positions_are_judged() -> None:
+    world = SyntheticWorld(round_path(40, radius=30.0, turns=0.5), noise_px=1.0)
+    exact: dict[str, Any] = {"max_error_m": 0.07, "accuracy_m": 0.02, "vertical_accuracy_m": 0.02}
+    assert PlacedRun(world, adjust=False, **exact).pipeline.placement is None
+    pulled = PlacedRun(world, **exact)
+    placement = pulled.pipeline.placement
+    assert placement is not None
+    assert placement.rejected_ids == ()
+    (copy,), _ = pulled.pipeline.copies_in_metres()
+    assert 0.005 < pulled.errors_m(copy).mean() < 0.05

@@ -40,6 +40,7 @@ FACTS: dict[str, tuple[Callable[[MappingFacts], None], Event]] = {
     "keyframe": (
         lambda facts: facts.keyframe_added(WORLD.keyframe(3)),
         KeyframeAdded(
+            camera_key="camera",
             at_s=AT_S,
             frame_id=THREE,
             name="000003.jpg",
@@ -165,7 +166,9 @@ def test_a_pose_is_told_by_its_centre_and_its_latency() -> None:
         is_keyframe=True,
     )
     received_at_s = time.monotonic() - 3.0
-    (event,) = told_by(lambda facts: facts.posed(pose, received_at_s=received_at_s))
+    (event,) = told_by(
+        lambda facts: facts.posed(pose, camera_key="camera", received_at_s=received_at_s)
+    )
     assert isinstance(event, FramePosed)
     assert event.cam_center_in_world == (4.0, 5.0, 6.0)
     assert (event.frame_id, event.captured_at_s, event.is_keyframe) == (THREE, 0.3, True)

@@ -125,6 +125,7 @@ def map_view(
 
 def posed(frame_id: int) -> FramePosed:
     return FramePosed(
+        camera_key="camera",
         at_s=0.1 * frame_id,
         frame_id=FrameId(frame_id),
         captured_at_s=50.0 + 0.1 * frame_id,
@@ -143,6 +144,7 @@ def events_of_frame(frame_id: int) -> Iterator[Event]:
     )
     if frame_id % 2 == 1:
         yield KeyframeAdded(
+            camera_key="camera",
             at_s=at_s,
             frame_id=FrameId(frame_id),
             name=f"{frame_id:05d}.jpg",

@@ -258,6 +258,7 @@ def test_events_are_readable_line_by_line_at_once(run: RunFolder) -> None:
     )
     run.append_event(
         FramePosed(
+            camera_key="camera",
             at_s=0.2,
             frame_id=FrameId(1),
             captured_at_s=0.5,

@@ -45,6 +45,7 @@ def dropped(reason: DropReason, *, frame_id: FrameId | None = None) -> FrameDrop
 
 def posed(number: int, *, latency_s: float, is_keyframe: bool) -> FramePosed:
     return FramePosed(
+        camera_key="camera",
         at_s=1.0,
         frame_id=FrameId(number),
         captured_at_s=0.0,
@@ -118,7 +119,12 @@ def test_facts_are_counted_by_their_kind() -> None:
     for number in (1, 2):
         statistics(
             KeyframeAdded(
-                at_s=0.0, frame_id=FrameId(number), name="n", captured_at_s=0.0, num_keypoints=9
+                camera_key="camera",
+                at_s=0.0,
+                frame_id=FrameId(number),
+                name="n",
+                captured_at_s=0.0,
+                num_keypoints=9,
             )
         )
     statistics(LoopClosed(at_s=0.0, first=FrameId(1), second=FrameId(2), num_inliers=50))

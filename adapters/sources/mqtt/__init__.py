@@ -1,0 +1,1 @@
+"""Frames and positions that cameras publish on an MQTT broker."""

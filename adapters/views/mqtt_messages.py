@@ -1,0 +1,144 @@
+"""A run's facts as MQTT messages: JSON objects on topics below a prefix."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from adapters.views.run_counters import RunCounters
+from engine.events import (
+    CommandTaken,
+    Event,
+    FramePosed,
+    FrameRegistered,
+    Georeferenced,
+    KeyframeAdded,
+    SnapshotWritten,
+    SourceChanged,
+    Warned,
+)
+from engine.types import RunCommand
+
+
+class Channel(StrEnum):
+    """Topics below the prefix."""
+
+    STATUS = "status"  # retained; also the last will
+    POSE = "pose"
+    KEYFRAME = "keyframe"
+    SNAPSHOT = "snapshot"  # retained
+    METRICS = "metrics"
+    EVENT = "event"
+    COMMAND = "command"  # read, not written
+
+
+class RunState(StrEnum):
+    """What a run does."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    OFFLINE = "offline"  # said by the broker when the run's connection is gone
+
+
+_MAX_COMMAND_BYTES = 1_024
+_LASTING = {Channel.STATUS, Channel.SNAPSHOT}  # for those who come later
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One JSON object for one topic."""
+
+    channel: Channel
+    payload: str
+
+    @classmethod
+    def of(cls, channel: Channel, record: Mapping[str, Any]) -> Message:
+        """The message that says ``record``."""
+        return cls(channel=channel, payload=json.dumps(record, separators=(",", ":")))
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the broker keeps it for who subscribes later, and acknowledges it."""
+        return self.channel in _LASTING
+
+
+def message_of(event: Event) -> Message | None:
+    """What the world is told of a fact; None for what stays inside.
+
+    Positions are of the camera's centre, and turns lead from the camera's axes (x right, y down,
+    z forward) to the world's. The world is the map's: its unit and axes are arbitrary until a
+    ``Georeferenced`` tells otherwise.
+    """
+    match event:
+        case FramePosed():
+            return Message.of(Channel.POSE, _pose(event))
+        case KeyframeAdded() | FrameRegistered():
+            return Message.of(Channel.KEYFRAME, event.as_record())
+        case SnapshotWritten():
+            record = {**event.as_record(), "path": os.path.abspath(event.path)}
+            return Message.of(Channel.SNAPSHOT, record)
+        case SourceChanged() | Georeferenced() | Warned() | CommandTaken():
+            return Message.of(Channel.EVENT, event.as_record())
+    return None
+
+
+def _pose(event: FramePosed) -> dict[str, Any]:
+    return {
+        "frame_id": event.frame_id,
+        "camera": event.camera_key,
+        "captured_at_s": event.captured_at_s,
+        "position": event.cam_center_in_world,
+        "quaternion_xyzw": event.world_from_cam_quat_xyzw,
+        "is_keyframe": event.is_keyframe,
+        "is_first": event.is_first,
+        "latency_s": round(event.latency_s, 6),
+    }
+
+
+def status_message(state: RunState, *, run: str, **more: object) -> Message:
+    """What a run does now."""
+    return Message.of(Channel.STATUS, {"state": state, "run": run, **more})
+
+
+def refused_command() -> Message:
+    """The answer to a command that there is not."""
+    known = ", ".join(RunCommand)
+    return Message.of(
+        Channel.EVENT, {"event": "CommandRefused", "detail": f"no such command; there are {known}"}
+    )
+
+
+def read_command(payload: bytes) -> RunCommand | None:
+    """A command: its name, or a JSON object with the name under ``command``; None: neither."""
+    if len(payload) > _MAX_COMMAND_BYTES:
+        return None
+    try:
+        text = payload.decode().strip()
+        record = json.loads(text) if text.startswith("{") else {"command": text}
+        return RunCommand(str(record.get("command")).lower())
+    except (ValueError, RecursionError):
+        return None
+
+
+def metrics_message(counters: RunCounters, *, lost_messages: int) -> Message:
+    """The figures of a run so far; times are of the latest few hundred frames, from arrival."""
+    latency_s = counters.latency_percentiles_s()
+    record: dict[str, object] = {
+        "frames": counters.frames_received,
+        "posed": counters.frames_posed,
+        "dropped": dict(counters.dropped_by_reason),
+        "keyframes": counters.keyframes,
+        "registered": counters.registered,
+        "points": counters.points3D,
+        "snapshots": counters.snapshots,
+        "latency_median_s": round(latency_s[0], 6) if latency_s else None,
+        "latency_p95_s": round(latency_s[1], 6) if latency_s else None,
+        "reprojection_error_px": counters.reprojection_error_px,
+        "lost_messages": lost_messages,
+    }
+    return Message.of(Channel.METRICS, record)
