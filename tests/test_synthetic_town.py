@@ -434,3 +434,18 @@ def test_the_configuration_takes_some_frames_of_the_flight() -> None:
     whole = SyntheticTown(options, next_frame_id=lambda: FrameId(1)).ground_truth()
     assert town.num_frames == 4
     assert [time_s for time_s, _ in town.ground_truth()] == [whole[i][0] for i in (0, 3, 6, 9)]
+
+
+def test_a_blank_wall_hides_some_frames_and_nothing_else() -> None:
+    options = "synthetic:town?frames=6&width=96&height=64&noise=2"
+    plain = make_town(parse_town_spec(options))
+    walled = make_town(parse_town_spec(f"{options}&blank_from=2&blank=3"))
+    for index in range(6):
+        rendered, expected = walled.render(index), plain.render(index)
+        np.testing.assert_array_equal(rendered.cam_from_world, expected.cam_from_world)
+        if index in (2, 3, 4):
+            assert not np.isfinite(rendered.depth).any()
+            assert 1.5 < rendered.pixels.std() < 2.5
+        else:
+            np.testing.assert_array_equal(rendered.pixels, expected.pixels)
+    assert walled.label.endswith("blank_from=2&blank=3")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from adapters.sources.synthetic_town_flight import PathName, fly
 from adapters.sources.synthetic_town_world import TownLayout, lay_out_town
 from engine.config import SourcesConfig
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _FOCAL_PER_WIDTH = 0.58  # a horizontal field of view of 82 degrees, as small drones have
 _SCHEME, _WORLD = "synthetic", "town"
+_WALL_LEVEL = 170.0  # grey level of a blank wall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,8 @@ class TownOptions:
     fps: float = 30.0  # sets capture times only
     path: PathName = "flight"
     noise_sigma: float = 1.5  # of the sensor noise, in grey levels of 255
+    blank_from: int = 0  # the first frame that shows a blank wall; the flight goes on behind it
+    num_blank: int = 0  # how many show it
 
     def __post_init__(self) -> None:
         for key, value, low, high in (
@@ -62,6 +67,8 @@ class TownOptions:
             ("height", self.height, 64, 4096),
             ("fps", self.fps, 0.01, 1000.0),
             ("noise", self.noise_sigma, 0.0, 50.0),
+            ("blank_from", self.blank_from, 0, 1_000_000),
+            ("blank", self.num_blank, 0, 1_000_000),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{key}={value}: expected {low} to {high}")
@@ -88,6 +95,8 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "fps": ("fps", float),
     "path": ("path", str),
     "noise": ("noise_sigma", float),
+    "blank_from": ("blank_from", int),
+    "blank": ("num_blank", int),
 }
 _DEFAULTS = TownOptions()
 
@@ -200,8 +209,11 @@ class SyntheticTown:
     def render(self, index: int) -> RenderedFrame:
         """Draws one frame, blocking; frames may be drawn in any order."""
         cam_from_world = self._poses[index]
-        with self._rendering:
-            pixels, depth = self._renderer.draw(cam_from_world, index=index)
+        if 0 <= index - self.options.blank_from < self.options.num_blank:
+            pixels, depth = self._blank_wall(index)
+        else:
+            with self._rendering:
+                pixels, depth = self._renderer.draw(cam_from_world, index=index)
         return RenderedFrame(pixels=pixels, depth=depth, cam_from_world=cam_from_world)
 
     async def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
@@ -219,6 +231,13 @@ class SyntheticTown:
                 pixels=rendered.pixels,
                 intrinsics_prior=self._intrinsics_prior(),
             )
+
+    def _blank_wall(self, index: int) -> tuple[Uint8Array, Float32Array]:
+        """An image that shows nothing but the sensor's noise; it has no depth, as the sky."""
+        size = self.options.height, self.options.width
+        rng = np.random.default_rng((self.options.seed, index))
+        noisy = _WALL_LEVEL + rng.normal(scale=self.options.noise_sigma, size=(*size, 3))
+        return np.clip(np.round(noisy), 0, 255).astype(np.uint8), np.full(size, np.inf, np.float32)
 
     def _intrinsics_prior(self) -> IntrinsicsPrior:
         return IntrinsicsPrior(
