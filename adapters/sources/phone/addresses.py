@@ -1,0 +1,72 @@
+"""What this computer is called in its networks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
+_IPV6_TABLE = Path("/proc/net/if_inet6")
+# Never reached: choosing a route sends nothing (RFC 5737 and RFC 3849 keep these for examples).
+_FAR_AWAY = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+
+
+def local_addresses() -> list[IPAddress]:
+    """All addresses of this computer, loopback included; the one that reaches others first."""
+    found = [address for family, far in _FAR_AWAY if (address := _outgoing(family, far))]
+    found += _interface_ipv4() + _interface_ipv6()
+    found += [ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1")]
+    return list(dict.fromkeys(found))
+
+
+def lan_address() -> IPAddress:
+    """The address under which others most likely reach this computer; IPv4 where there is one."""
+    reachable = [address for address in local_addresses() if not address.is_loopback]
+    reachable = [address for address in reachable if not address.is_link_local] or reachable
+    reachable.sort(key=lambda address: address.version)  # stable: the outgoing one stays first
+    return reachable[0] if reachable else ipaddress.IPv4Address("127.0.0.1")
+
+
+def local_names() -> list[str]:
+    """Names under which this computer may be known."""
+    name = socket.gethostname().lower()
+    if not name or name == "localhost":
+        return ["localhost"]
+    names = [name, name.partition(".")[0] + ".local", "localhost"]
+    return list(dict.fromkeys(names))
+
+
+def _outgoing(family: socket.AddressFamily, far: str) -> IPAddress | None:
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((far, 9))
+        return ipaddress.ip_address(probe.getsockname()[0])
+    return None
+
+
+def _interface_ipv4() -> list[IPAddress]:
+    """One address of every interface that has one."""
+    return list(_each_ipv4())
+
+
+def _each_ipv4() -> Iterator[IPAddress]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # it has none
+                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, request)
+                yield ipaddress.IPv4Address(answer[20:24])
+
+
+def _interface_ipv6() -> list[IPAddress]:
+    try:
+        lines = _IPV6_TABLE.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    return [ipaddress.IPv6Address(int(line.split()[0], 16)) for line in lines if line.strip()]
