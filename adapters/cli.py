@@ -39,7 +39,7 @@ _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take a
 
 app = typer.Typer(
     name="livesfm",
-    help="Videos and photos into a growing, bundle-adjusted COLMAP model.",
+    help="Live cameras, videos and photos into a growing, bundle-adjusted COLMAP model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,7 +72,9 @@ def run(
     source: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE", help="Image folder, video file or synthetic:town; several mix."
+            metavar="SOURCE",
+            help="Image folder, video file or synthetic:town; live: rtsp://, rtmp://, http://, "
+            "camera:0, watch:FOLDER, mqtt(s)://, phone://; several mix.",
         ),
     ],
     config: ConfigOption = None,

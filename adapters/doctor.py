@@ -62,6 +62,13 @@ _CORE = {  # distribution: what it is for
     "PyYAML": "configuration",
     "typer": "command line",
     "rich": "progress on the terminal",
+    "watchfiles": "watched folders",
+}
+_EXTRAS = {  # distribution: the extra that brings it
+    "aiomqtt": "mqtt",
+    "aiohttp": "phone",
+    "cryptography": "phone",
+    "segno": "phone",
 }
 
 

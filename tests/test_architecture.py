@@ -115,6 +115,7 @@ ADAPTERS = {
     "matchers": "cv2 numpy torch",
     "sources": "aiohttp aiomqtt av cryptography cv2 numpy segno watchfiles",
     "views": "aiomqtt cv2 numpy rerun rich",
+    "windows": "cv2 numpy pycolmap torch vggsfm",
     "mqtt_connection": "aiomqtt paho",
     "doctor": "rich torch",
     "evaluate": "numpy pycolmap rich",

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from window_scenes import FOCAL_PX, arc_scene
 
+from engine.errors import ConfigError
 from engine.geometry import compose_poses
 from engine.types import Features, Float64Array, FrameId
 from engine.window_model import WindowSolverConfig
@@ -43,12 +44,26 @@ def bench() -> ModuleType:
 
 @pytest.mark.slow
 def test_json_is_one_object_with_the_figures_of_the_recorded_window(
-    bench: ModuleType, capsys: pytest.CaptureFixture[str]
+    bench: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bench, "upstream_solver", lambda root: bench.native_solver)
     bench.main(["--json"])
     figures: dict[str, Any] = json.loads(capsys.readouterr().out)
     for name, (low, high) in REPORTED.items():
         assert low < figures[name] <= high, name
+    assert figures["upstream"].keys() == figures.keys() - {"upstream"}
+
+
+def test_upstream_takes_part_where_it_is_installed_only(bench: ModuleType, tmp_path: Path) -> None:
+    assert bench.upstream_solver(None) is None
+    with pytest.raises(ConfigError, match="no checkout"):
+        bench.upstream_solver(tmp_path)
+
+
+def test_a_window_that_is_not_solved_has_no_centre_error(bench: ModuleType) -> None:
+    scene = arc_scene()
+    blind = scene.problem(is_visible=np.zeros_like(scene.is_visible))
+    assert bench.median_error_pct(bench.native_solver(blind), scene.poses) is None
 
 
 def test_centre_errors_do_not_see_a_similarity_and_frames_that_are_wrong_stay_alone(

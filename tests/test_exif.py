@@ -104,6 +104,17 @@ def test_a_position_that_cannot_be_trusted_is_no_position(gps: dict[int, Any], w
 def test_altitudes_below_the_sea_are_negative_and_missing_minutes_are_zero() -> None:
     gps = {1: "N", 2: (31.5,), 3: "W", 4: (35.0, 30.0), 5: b"\x01", 6: 430.0}
     assert position(read_exif(block(gps=gps)).gps) == pytest.approx((31.5, -35.5, -430.0))
+    below_ellipsoid = read_exif(block(gps={**gps, 5: b"\x03"})).gps
+    assert position(below_ellipsoid) == pytest.approx((31.5, -35.5, -430.0))
+
+
+@pytest.mark.parametrize(("error_m", "expected"), [(3.5, 3.5), (0.0, None), (None, None)])
+def test_the_accuracy_of_a_position_is_read_where_the_camera_tells_it(
+    error_m: float | None, expected: float | None
+) -> None:
+    gps = read_exif(block(gps=SYDNEY if error_m is None else {**SYDNEY, 31: error_m})).gps
+    assert gps is not None
+    assert gps.accuracy_m == expected
 
 
 @pytest.mark.parametrize("value", [0, 9, 77])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import av
@@ -12,11 +13,15 @@ import pytest
 
 from adapters.sources.factory import open_source
 from adapters.sources.image_folder import ImageFolder
+from adapters.sources.live_stream import LiveStream
 from adapters.sources.video_file import VideoFile
+from adapters.sources.watched_folder import WatchedFolder
 from engine.config import Config, load_config
 from engine.errors import SourceError
-from engine.ports import FrameSource
+from engine.ports import FrameIds, FrameSource
 from engine.types import FrameId
+
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="cameras differ")
 
 
 def open_spec(spec: str | Path, config: Config | None = None) -> FrameSource:
@@ -86,6 +91,57 @@ def test_the_synthetic_town_is_a_source_with_options() -> None:
     source = open_spec("synthetic:town")
     assert not source.is_live
     assert source.label.startswith("synthetic:town")
+
+
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [
+        ("rtsp://user:secret@host/x", "rtsp://host/x"),
+        ("rtsps://host/x", "rtsps://host/x"),
+        ("rtmp://0.0.0.0:1935/live/x?listen=1", "rtmp://0.0.0.0:1935/live/x?listen=1"),
+        ("rtmps://host/live/x", "rtmps://host/live/x"),
+        ("http://host/video", "http://host/video"),
+        ("HTTPS://host/video", "https://host/video"),
+        pytest.param("camera:0", "camera:0", marks=ON_LINUX),
+    ],
+)
+def test_streams_and_cameras_are_live_sources_that_connect_later(spec: str, label: str) -> None:
+    source = open_spec(spec)
+    assert isinstance(source, LiveStream)
+    assert (source.label, source.is_live, source.is_sequence) == (label, True, True)
+
+
+def test_a_folder_is_watched_when_told_so(tmp_path: Path) -> None:
+    source = open_spec(f"watch:{tmp_path}")
+    assert isinstance(source, WatchedFolder)
+    assert source.label == f"watch:{tmp_path}"
+    with pytest.raises(SourceError, match="no such folder"):
+        open_spec(f"watch:{tmp_path}/missing")
+    with pytest.raises(SourceError, match="which folder"):
+        open_spec("watch:")
+
+
+@pytest.mark.parametrize(
+    ("spec", "opener"),
+    [
+        ("mqtt://broker/topic", "mqtt.source.open_mqtt_source"),
+        ("mqtts://broker/topic", "mqtt.source.open_mqtt_source"),
+        ("phone://0.0.0.0:8443", "phone.source.open_phone_source"),
+    ],
+)
+def test_brokers_and_phones_have_openers_of_their_own(
+    spec: str, opener: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, opened = Config(), ImageFolder.__new__(ImageFolder)
+    told: list[tuple[str, Config, FrameId]] = []
+
+    def open_one(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+        told.append((spec, config, next_frame_id()))
+        return opened
+
+    monkeypatch.setattr(f"adapters.sources.{opener}", open_one)
+    assert open_spec(spec, config) is opened
+    assert told == [(spec, config, FrameId(1))]
 
 
 @pytest.mark.parametrize("spec", ["missing", "missing/folder", "./a:b", "7:30.mp4", "x" * 5000])

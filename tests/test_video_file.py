@@ -8,65 +8,36 @@ import math
 import threading
 import wave
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
+from small_videos import picture, write_video
 
 from adapters.sources import video_file
 from adapters.sources.video_file import CaptureClock, VideoFile
 from engine.config import SourcesConfig
 from engine.errors import SourceError
-from engine.types import DropReason, Frame, FrameId, RejectedFrame, Uint8Array
+from engine.gps_track import GpsTracks
+from engine.types import (
+    DropReason,
+    Frame,
+    FrameId,
+    GpsReading,
+    Received,
+    RejectedFrame,
+    SourceNotice,
+    SourceState,
+)
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-WIDTH, HEIGHT = 160, 120
-
-
-def picture(number: int, *, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Uint8Array:
-    """Texture that moves with the frame number, the number as brightness of the left quarter."""
-    coarse = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    wide = cv2.resize(coarse, (size[0] + 300, size[1]), interpolation=cv2.INTER_CUBIC)
-    image: Uint8Array = np.ascontiguousarray(wide[:, number : number + size[0]])
-    image[:, : size[0] // 4] = number
-    return image
 
 
 def number_in(frame: Frame) -> int:
     return round(float(frame.pixels[10:-10, 4 : frame.width // 4 - 8].mean()))
-
-
-def write_video(
-    path: Path,
-    num_frames: int = 30,
-    *,
-    size: tuple[int, int] = (WIDTH, HEIGHT),
-    pts_ms: Sequence[int] | None = None,
-    rotation_deg: int = 0,
-    pix_fmt: str = "yuv420p",
-) -> Path:
-    """H.264 with a key frame every ten frames, its index in front where the format has one."""
-    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=30, options={"g": "10", "crf": "12"})
-        stream.width, stream.height = size
-        stream.pix_fmt = pix_fmt
-        time_base = Fraction(1, 30) if pts_ms is None else Fraction(1, 1000)
-        stream.codec_context.time_base = time_base
-        if rotation_deg:
-            stream.set_display_rotation(rotation_deg)
-        for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, size=size), format="rgb24")
-            frame.time_base = time_base
-            frame.pts = number if pts_ms is None else pts_ms[number]
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def open_video(path: Path, **limits: Any) -> VideoFile:
@@ -75,11 +46,18 @@ def open_video(path: Path, **limits: Any) -> VideoFile:
     return VideoFile(path, config=config, next_frame_id=lambda: FrameId(next(ids)))
 
 
-def read(video: VideoFile) -> list[Frame | RejectedFrame]:
-    async def collect() -> list[Frame | RejectedFrame]:
+def read_all(video: VideoFile) -> list[Received]:
+    async def collect() -> list[Received]:
         return [item async for item in video.frames()]
 
     return asyncio.run(collect())
+
+
+def read(video: VideoFile) -> list[Frame | RejectedFrame]:
+    items = read_all(video)
+    frames = [item for item in items if isinstance(item, Frame | RejectedFrame)]
+    assert len(frames) == len(items)  # a video without positions gives nothing else
+    return frames
 
 
 def frames_of(items: Sequence[Frame | RejectedFrame]) -> list[Frame]:
@@ -344,7 +322,9 @@ def test_cancelling_ends_the_thread_even_between_frames_that_are_left_out(
 
     async def cancel() -> None:
         items = video.frames()
-        assert (await anext(items)).index == 0
+        first = await anext(items)
+        assert isinstance(first, Frame)
+        assert first.index == 0
         waiting = asyncio.ensure_future(anext(items))
         assert await asyncio.to_thread(is_turning.wait, 5.0)
         waiting.cancel()
@@ -356,6 +336,61 @@ def test_cancelling_ends_the_thread_even_between_frames_that_are_left_out(
 
     asyncio.run(cancel())
     assert "video endless.mp4" not in [thread.name for thread in threading.enumerate()]
+
+
+def write_side_file(path: Path, *, num_blocks: int, step_ms: int) -> None:
+    """One block each step, from the first frame on, a hundred-thousandth of a degree apart."""
+    blocks = (
+        f"{number + 1}\n00:00:{start_ms // 1000:02d},{start_ms % 1000:03d} --> 00:00:59,000\n"
+        f"[latitude: {47.0 + number * 1e-5:.6f}] [longitude: 8.5] [rel_alt: 30 abs_alt: 430]\n"
+        for number, start_ms in enumerate(range(0, num_blocks * step_ms, step_ms))
+    )
+    path.write_text("\n".join(blocks))
+
+
+def test_positions_of_a_side_file_come_before_the_frames_that_need_them(tmp_path: Path) -> None:
+    video = open_video(write_video(tmp_path / "a.mp4"), every_nth_frame=3)
+    write_side_file(tmp_path / "a.SRT", num_blocks=6, step_ms=200)
+    notice, *items = read_all(video)
+    assert isinstance(notice, SourceNotice)
+    assert (notice.source, notice.state) == (video.label, SourceState.CONNECTED)
+    assert notice.detail == "6 positions from a.SRT, absolute altitude"
+    assert len([item for item in items if isinstance(item, Frame)]) == 10
+    known_s: list[float] = []
+    for item in items:
+        if isinstance(item, GpsReading):
+            assert (item.source, item.camera_key) == (video.label, None)
+            known_s.append(item.captured_at_s)
+        else:
+            assert isinstance(item, Frame)
+            assert known_s[-1] > item.captured_at_s
+    assert known_s == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_the_engine_gives_each_frame_of_such_a_video_its_place(tmp_path: Path) -> None:
+    video = open_video(write_video(tmp_path / "a.mkv", pts_ms=[5000 + 33 * n for n in range(30)]))
+    write_side_file(tmp_path / "a.srt", num_blocks=6, step_ms=200)
+    tracks, latitudes, times_s = GpsTracks(max_gap_s=2.0), [], []
+    for item in read_all(video):
+        if isinstance(item, GpsReading):
+            tracks.add(item)
+        elif isinstance(item, Frame):
+            fix = tracks.fix_at(item.camera_key, item.captured_at_s)
+            assert fix is not None
+            latitudes.append(fix.latitude_deg)
+            times_s.append(item.captured_at_s)
+    expected = 47.0 + np.array(times_s) / 0.2 * 1e-5
+    np.testing.assert_allclose(latitudes, expected, atol=1e-9)
+
+
+def test_a_broken_side_file_costs_its_positions_only(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    (tmp_path / "a.srt").write_bytes(b"1\n00:00:00,000 --> 00:00:01,000\nlatitude\xff: \0 7\n")
+    notice, *items = read_all(open_video(path))
+    assert isinstance(notice, SourceNotice)
+    assert notice.detail.startswith("no positions from a.srt")
+    assert "1 of 1 blocks cannot be used" in notice.detail
+    assert [type(item) for item in items] == [Frame] * 30
 
 
 def test_a_real_video_is_read_at_its_frame_rate() -> None:

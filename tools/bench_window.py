@@ -10,6 +10,11 @@ tracks, two-view geometry the first cameras.
     tools/bench_window.py
     tools/bench_window.py --json
     tools/bench_window.py --images photos/ --reference groundtruth.txt --sizes 8 16 25
+    tools/bench_window.py --vggsfm CHECKOUT
+
+Where upstream's VGGSfM is installed, or a checkout of it is named, it solves the same windows; the
+JSON object then holds the same keys once more under ``upstream``. What it needs besides the tracks,
+initial cameras for windows that start from nothing, is our solution's.
 
 Centre errors are those after the best similarity, in percent of the largest distance of a reference
 centre from their mean. All runs use one thread.
@@ -18,6 +23,7 @@ centre from their mean. All runs use one thread.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import sys
@@ -35,9 +41,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adapters.matchers.sift import SiftMatcher
 from adapters.native_log import native_log_captured
-from engine.config import SiftConfig, TwoViewConfig
+from adapters.windows.vggsfm import open_vggsfm
+from engine.config import SiftConfig, TwoViewConfig, WindowConfig
 from engine.estimators import verify_matches
 from engine.geometry import camera_center, invert_pose, rotation_from_quat_xyzw
+from engine.ports import WindowSolver
 from engine.types import (
     BoolArray,
     Features,
@@ -102,15 +110,36 @@ def golden_problem(
     )
 
 
-def measure_golden(path: Path) -> dict[str, float]:
+def native_solver(problem: WindowProblem) -> WindowEstimate:
+    """The engine's own solver."""
+    return solve_window(problem, WindowSolverConfig())
+
+
+def upstream_solver(root: Path | None) -> WindowSolver | None:
+    """Upstream's VGGSfM; None where it is neither installed nor named.
+
+    Raises:
+        ConfigError: it is there, and cannot be used.
+    """
+    if root is None and importlib.util.find_spec("vggsfm") is None:
+        return None
+    config = WindowConfig(solver="vggsfm", vggsfm_root="" if root is None else str(root))
+    return open_vggsfm(config, first_solver=native_solver)
+
+
+def measure_golden(
+    path: Path, *, solve: WindowSolver = native_solver, num_timed: int = NUM_TIMED
+) -> dict[str, float | None]:
     """The figures of the recorded window."""
     golden = dict(np.load(path))
     reference = golden["ref_ngp_extrinsics"]
-    config = WindowSolverConfig()
-    solve_window(golden_problem(golden), config)  # warms up
-    shared, cpu_s = timed(golden_problem(golden))
-    own, own_cpu_s = timed(golden_problem(golden, shares_focal=False))
-    moved = solve_window(golden_problem(golden, with_outliers=True), config)
+    if num_timed > 1:
+        solve(golden_problem(golden))  # warms up
+    shared, cpu_s = timed(golden_problem(golden), solve=solve, num_timed=num_timed)
+    own, own_cpu_s = timed(
+        golden_problem(golden, shares_focal=False), solve=solve, num_timed=num_timed
+    )
+    moved = solve(golden_problem(golden, with_outliers=True))
     is_good = golden["vis"].astype(np.bool_) & ~golden["tri_out_is_outlier"].astype(np.bool_)
     return {
         "mean_reprojection_px": shared.mean_reprojection_px,
@@ -129,18 +158,22 @@ def measure_golden(path: Path) -> dict[str, float]:
     }
 
 
-def timed(problem: WindowProblem) -> tuple[WindowEstimate, float]:
+def timed(
+    problem: WindowProblem, *, solve: WindowSolver, num_timed: int
+) -> tuple[WindowEstimate, float]:
     """A solution, and the CPU time of the whole process for the fastest of some."""
     cpu_s = []
-    for _ in range(NUM_TIMED):
+    for _ in range(num_timed):
         started_s = time.process_time()
-        estimate = solve_window(problem, WindowSolverConfig())
+        estimate = solve(problem)
         cpu_s.append(time.process_time() - started_s)
     return estimate, min(cpu_s)
 
 
-def median_error_pct(estimate: WindowEstimate, reference: Float64Array) -> float:
-    """Median centre error of a solved window against reference poses (S, 3, 4)."""
+def median_error_pct(estimate: WindowEstimate, reference: Float64Array) -> float | None:
+    """Median centre error of a window against reference poses (S, 3, 4); None: it is not solved."""
+    if estimate.status is not WindowStatus.SOLVED:
+        return None
     return float(np.median(centre_errors_pct(estimate.cam_from_world, reference)))
 
 
@@ -270,15 +303,12 @@ def read_poses(path: Path) -> dict[int, Float64Array]:
     return poses
 
 
-def measure_folder(
-    folder: Path, *, sizes: Sequence[int], reference: Path | None
-) -> list[dict[str, Any]]:
-    """One row for each window of the first images of a folder."""
+def folder_problems(folder: Path, *, sizes: Sequence[int]) -> list[WindowProblem]:
+    """Windows of the first images of a folder."""
     matcher = SiftMatcher(SiftConfig())
     described, image_size = describe_folder(folder, matcher=matcher, limit=max(sizes))
     verified = match_all(described, matcher=matcher, image_size=image_size)
-    poses = {} if reference is None else read_poses(reference)
-    rows = []
+    problems = []
     for size in sizes:
         tracks = tracks_of(described, verified, num_frames=min(size, len(described)))
         problem = WindowProblem(
@@ -286,9 +316,19 @@ def measure_folder(
             is_visible=tracks.is_visible,
             image_sizes=np.array([image_size]),
         )
-        estimate = solve_window(problem, WindowSolverConfig())
-        rows.append(folder_row(problem, estimate, poses))
-    return rows
+        problems.append(problem)
+    return problems
+
+
+def measure_folder(
+    problems: Sequence[WindowProblem],
+    *,
+    reference: Path | None,
+    solve: WindowSolver = native_solver,
+) -> list[dict[str, Any]]:
+    """One row for each window."""
+    poses = {} if reference is None else read_poses(reference)
+    return [folder_row(problem, solve(problem), poses) for problem in problems]
 
 
 def folder_row(
@@ -333,6 +373,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="a folder of images to make windows of")
     parser.add_argument("--reference", type=Path, help="TUM poses, camera-to-world, by frame index")
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 25])
+    parser.add_argument("--vggsfm", type=Path, help="a checkout of upstream's VGGSfM")
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     return parser.parse_args(arguments)
 
@@ -343,25 +384,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     started_s = time.monotonic()
+    upstream = upstream_solver(options.vggsfm)
     with native_log_captured():
         figures: dict[str, Any] = measure_golden(options.golden)
-        if options.images is not None:
-            figures["windows"] = measure_folder(
-                options.images, sizes=options.sizes, reference=options.reference
+        problems = (
+            [] if options.images is None else folder_problems(options.images, sizes=options.sizes)
+        )
+        if problems:
+            figures["windows"] = measure_folder(problems, reference=options.reference)
+        if upstream is not None:
+            figures["upstream"] = measure_golden(options.golden, solve=upstream, num_timed=1)
+        if upstream is not None and problems:
+            figures["upstream"]["windows"] = measure_folder(
+                problems, reference=options.reference, solve=upstream
             )
     if options.json:
         print(json.dumps(figures))
         return
-    for name, value in figures.items():
-        if name != "windows":
-            print(f"{name:42s} {value:.4f}" if isinstance(value, float) else f"{name:42s} {value}")
-    for row in figures.get("windows", []):
-        print(
-            ", ".join(
-                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
-            )
-        )
+    print_figures(figures)
     print(f"({time.monotonic() - started_s:.1f} s)")
+
+
+def print_figures(figures: Mapping[str, Any], *, prefix: str = "") -> None:
+    """One line for each figure and each window."""
+    for name, value in figures.items():
+        if name == "windows":
+            for row in value:
+                cells = (
+                    f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+                )
+                print(prefix + ", ".join(cells))
+        elif name == "upstream":
+            print_figures(value, prefix="upstream ")
+        else:
+            text = f"{value:.4f}" if isinstance(value, float) else str(value)
+            print(f"{prefix + name:51s} {text}")
 
 
 if __name__ == "__main__":

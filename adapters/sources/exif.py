@@ -27,6 +27,8 @@ _FOCAL_LENGTH, _FOCAL_LENGTH_35MM = 0x920A, 0xA405
 _PIXEL_X_DIMENSION, _PIXEL_Y_DIMENSION = 0xA002, 0xA003
 _FOCAL_PLANE_X_RESOLUTION, _FOCAL_PLANE_RESOLUTION_UNIT = 0xA20E, 0xA210
 _GPS_LATITUDE, _GPS_LONGITUDE, _GPS_ALTITUDE = 2, 4, 6  # each has its reference one below
+_GPS_HORIZONTAL_ERROR = 31
+_BELOW_REFERENCE = (1, 3)  # sea level; the ellipsoid (Exif 3.0)
 
 _ASCII, _RATIONAL, _SRATIONAL = 2, 5, 10
 _FORMATS = {1: "B", 3: "H", 4: "I", _RATIONAL: "II", 9: "i", _SRATIONAL: "ii", 11: "f", 12: "d"}
@@ -162,9 +164,14 @@ def _gps_fix(gps: Directory) -> GpsFix | None:
         return None
     if latitude_deg == longitude_deg == 0.0:  # what cameras write when they have no fix
         return None
-    if _number(gps, _GPS_ALTITUDE - 1) == 1:  # below sea level
+    if _number(gps, _GPS_ALTITUDE - 1) in _BELOW_REFERENCE:
         altitude_m = -altitude_m
-    return GpsFix(latitude_deg=latitude_deg, longitude_deg=longitude_deg, altitude_m=altitude_m)
+    return GpsFix(
+        latitude_deg=latitude_deg,
+        longitude_deg=longitude_deg,
+        altitude_m=altitude_m,
+        accuracy_m=_positive(gps, _GPS_HORIZONTAL_ERROR),
+    )
 
 
 def _degrees(gps: Directory, tag: int, *, hemispheres: str) -> float | None:

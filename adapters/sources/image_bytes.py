@@ -63,11 +63,9 @@ def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | Refuse
     header = read_image_header(data)
     if header is None:
         return _unreadable("no image" if data else "empty")
-    size = f"{header.width} x {header.height} px"
-    if min(header.width, header.height) < config.min_image_edge_px:
-        return RefusedImage(reason=DropReason.TOO_SMALL, detail=size)
-    if header.width * header.height > config.max_image_megapixels * 1e6:
-        return RefusedImage(reason=DropReason.TOO_LARGE, detail=size)
+    refused = refused_by_size(header.width, header.height, config=config)
+    if refused is not None:
+        return refused
     if not header.is_complete:
         return _unreadable("truncated: the JPEG has no end marker")
     stored = _decode(data)
@@ -79,6 +77,16 @@ def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | Refuse
         jpeg=data if header.is_plain_jpeg and exif.orientation == 1 else None,
         exif=exif,
     )
+
+
+def refused_by_size(width: int, height: int, *, config: SourcesConfig) -> RefusedImage | None:
+    """Why an image of this size in px is not taken; None when it is."""
+    size = f"{width} x {height} px"
+    if min(width, height) < config.min_image_edge_px:
+        return RefusedImage(reason=DropReason.TOO_SMALL, detail=size)
+    if width * height > config.max_image_megapixels * 1e6:
+        return RefusedImage(reason=DropReason.TOO_LARGE, detail=size)
+    return None
 
 
 def read_image_header(data: bytes) -> ImageHeader | None:

@@ -10,20 +10,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from adapters.sources.blocking import iterate_in_thread
+from adapters.sources.image_bytes import refused_by_size
+from adapters.sources.video_frames import decode_packet, picture_stream, upright_rgb
+from adapters.sources.video_gps import ReadingFeed, positions_of_video
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.types import DropReason, Frame, RejectedFrame, Uint8Array
+from engine.types import (
+    DropReason,
+    Frame,
+    Received,
+    RejectedFrame,
+    SourceNotice,
+    SourceState,
+    Uint8Array,
+)
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-_TEXT_ART_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})  # how FFmpeg "plays" a text file
 _DEFAULT_RATE_HZ = 25.0  # FFmpeg's own, for streams that do not tell
 _MISSING_END_S = 0.5  # a file is cut when more is missing; sound may outlast the pictures a little
 _MAX_DETAIL_CHARS = 120
@@ -34,6 +42,9 @@ class VideoFile:
 
     ``index`` counts every frame of the file, also those that ``every_nth_frame`` leaves out and
     those that cannot be decoded, so that it stays the frame's number in the file.
+
+    Positions of a subtitle file beside the video, or of a subtitle track in it, come as readings,
+    each before the frames that it concerns, with a notice before all of them.
     """
 
     def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
@@ -77,11 +88,17 @@ class VideoFile:
         num_taken = len(range(0, self._num_frames_in_file, self._config.every_nth_frame))
         return min(num_taken, self._config.max_frames or num_taken)
 
-    def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
+    def frames(self) -> AsyncGenerator[Received, None]:
         """Yields the frames; decodes on a thread of its own, as far as they are asked for."""
         return iterate_in_thread(self._read, name=f"video {self._path.name}")
 
-    def _read(self, stop: threading.Event) -> Generator[Frame | RejectedFrame, None, None]:
+    def _read(self, stop: threading.Event) -> Generator[Received, None, None]:
+        positions = positions_of_video(self._path, stop=stop)
+        if positions is not None:
+            yield SourceNotice(
+                source=self._label, state=SourceState.CONNECTED, detail=positions.words
+            )
+        readings = ReadingFeed(positions.fixes if positions else (), source=self._label)
         num_readable = 0
         with _open(self._path) as (container, stream):
             clock = CaptureClock(step_s=1.0 / float(stream.average_rate or _DEFAULT_RATE_HZ))
@@ -94,6 +111,7 @@ class VideoFile:
                 captured_at_s = clock.tick(decoded.time)
                 if index % self._config.every_nth_frame:
                     continue
+                yield from readings.until(captured_at_s)
                 item = self._convert(index, decoded, captured_at_s=captured_at_s)
                 yield item
                 num_readable += isinstance(item, Frame)
@@ -103,15 +121,12 @@ class VideoFile:
     def _convert(
         self, index: int, decoded: VideoFrame, *, captured_at_s: float
     ) -> Frame | RejectedFrame:
-        width, height = decoded.width, decoded.height
-        if min(width, height) < self._config.min_image_edge_px:
-            reason = DropReason.TOO_SMALL
-        elif width * height > self._config.max_image_megapixels * 1e6:
-            reason = DropReason.TOO_LARGE
-        else:
-            return self._frame(index, _upright_rgb(decoded), captured_at_s=captured_at_s)
-        size = f"{width} x {height} px"
-        return self._rejected(index, size, captured_at_s=captured_at_s, reason=reason)
+        refused = refused_by_size(decoded.width, decoded.height, config=self._config)
+        if refused is None:
+            return self._frame(index, upright_rgb(decoded), captured_at_s=captured_at_s)
+        return self._rejected(
+            index, refused.detail, captured_at_s=captured_at_s, reason=refused.reason
+        )
 
     def _frame(self, index: int, pixels: Uint8Array, *, captured_at_s: float) -> Frame:
         height, width = pixels.shape[:2]
@@ -185,26 +200,10 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{path}: not a readable video: {error.strerror or error}") from error
     with container:
-        stream = _picture_stream(container)
+        stream = picture_stream(container)
         if stream is None:
             raise SourceError(f"{path}: holds no video that can be decoded")
-        # Frame threads lose healthy frames around a damaged one, slice threads do not mark frames
-        # decoded with errors, and the cores have other work.
-        stream.thread_type = "NONE"
         yield container, stream
-
-
-def _picture_stream(container: InputContainer) -> VideoStream | None:
-    """The first stream of moving pictures: no cover picture, no text file shown as pictures."""
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        codec = stream.codec_context
-        if codec is None or codec.name in _TEXT_ART_CODECS:
-            continue
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    return None
 
 
 def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | str]:
@@ -215,16 +214,7 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
     try:
         for packet in container.demux(stream):
             extent.add(packet)
-            if packet.is_corrupt:
-                yield "the file is damaged here"
-                continue
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
-                yield f"cannot be decoded: {error.strerror}"
-                continue
-            for frame in frames:
-                yield "decoded with errors" if frame.is_corrupt else frame
+            yield from decode_packet(packet)
     except av.error.FFmpegError as error:
         yield f"cannot be read further: {error.strerror}"
         return
@@ -259,9 +249,3 @@ def _promised_duration_s(container: InputContainer, stream: VideoStream) -> floa
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return float(container.duration or 0) / float(av.time_base)
-
-
-def _upright_rgb(decoded: VideoFrame) -> Uint8Array:
-    """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees."""
-    pixels: Uint8Array = decoded.to_ndarray(format="rgb24")
-    return np.rot90(pixels, round(decoded.rotation / 90))

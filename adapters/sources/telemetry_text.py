@@ -1,0 +1,243 @@
+"""Positions in subtitles, as drones write them beside a video or into it.
+
+What DJI drones are known to write, one block of text to a frame or a second:
+
+    [latitude: 47.376900] [longitude: 8.541700] [rel_alt: 30.100 abs_alt: 430.200]
+    [latitude : 47.376900] [longtitude : 8.541700] [altitude: 430.200012]
+    GPS(8.5417,47.3769,19) BAROMETER:30.1
+    F/2.8, SS 206.14, ISO 100, EV 0, GPS (8.5417, 47.3769, 15), D 2.09m, H 30.10m
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from engine.types import GpsFix
+
+_TIMING = re.compile(r"^\s*(\d+):(\d\d):(\d\d)(?:[,.](\d{1,3}))?\s*-->")
+_NUMBER = r"([-+]?\d{1,9}(?:\.\d{1,15})?)"
+_NAMES = "latitude|longitude|longtitude|abs_alt|rel_alt|altitude"
+# Of text in lower case, which is searched several times faster than text in any case.
+_NAMED = re.compile(rf"\b({_NAMES})\s{{0,4}}[:=]\s{{0,4}}{_NUMBER}(?=m?(?![\w.]))(?!,\d)")
+_TUPLE = re.compile(r"\bgps\s?\(([^()]{1,100})\)")
+_IN_TUPLE = re.compile(rf"\s*{_NUMBER}\s*(m?)\s*")
+_ABOVE_START = (re.compile(rf"\bbarometer\s?:\s?{_NUMBER}"), re.compile(rf"\bh\s{_NUMBER}\s?m\b"))
+_SPEAKS_OF_PLACES = re.compile(r"\blatitude\b|\bgps\s?\(")
+
+_LONGITUDES = ("longitude", "longtitude")  # the second is how some drones spell it
+_MAX_BLOCK_CHARS = 4096
+_ALTITUDES_M = (-1000.0, 20_000.0)
+_LONG_STAND_S = 1.5  # receivers repeat themselves for up to a second anyway
+_STAND_STEP_S = 1.0
+
+
+class AltitudeKind(StrEnum):
+    """What the altitudes of a track are counted from."""
+
+    ABSOLUTE = "absolute"  # sea level, to the accuracy of the drone's barometer
+    UNNAMED = "unnamed"  # the drone does not say
+    RELATIVE = "relative"  # the place of take-off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextBlock:
+    """What a subtitle track shows from a time on."""
+
+    time_s: float  # of the video
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedFix:
+    """A position at a time of the video."""
+
+    time_s: float
+    fix: GpsFix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """The positions of a subtitle track, and what could not be used."""
+
+    fixes: tuple[TimedFix, ...]  # in order of time, each time once
+    altitude: AltitudeKind  # of all of them
+    num_blocks: int  # that speak of a place
+    num_unusable: int  # of these, for what reason ever
+    problem: str  # the most frequent reason; "" where there is none
+
+    @property
+    def is_any(self) -> bool:
+        """Whether the track speaks of places at all."""
+        return self.num_blocks > 0
+
+
+def read_telemetry(blocks: Iterable[TextBlock]) -> Telemetry:
+    """Takes the positions out of subtitles.
+
+    A block that cannot be used is counted and left out. All positions have one kind of altitude,
+    the best that most of them have. Where a receiver repeats itself, only its first word counts, so
+    that a camera moves evenly between one position and the next; a long stand is told on and on.
+    """
+    places: list[_Place] = []
+    problems: Counter[str] = Counter()
+    for block in blocks:
+        text = block.text[:_MAX_BLOCK_CHARS].lower()
+        if not _SPEAKS_OF_PLACES.search(text):
+            continue
+        place = _place_in(block.time_s, text)
+        if isinstance(place, str):
+            problems[place] += 1
+        else:
+            places.append(place)
+    num_blocks = len(places) + problems.total()
+    kind = _common_altitude(places)
+    usable = [place for place in places if kind in place.altitudes_m]
+    if len(usable) < len(places):
+        problems[f"no {kind.value} altitude"] += len(places) - len(usable)
+    in_order = {place.time_s: place for place in sorted(usable, key=lambda place: place.time_s)}
+    fixes = [place.timed_fix(kind) for place in in_order.values()]
+    return Telemetry(
+        fixes=tuple(_without_repetitions(fixes)),
+        altitude=kind,
+        num_blocks=num_blocks,
+        num_unusable=problems.total(),
+        problem=problems.most_common(1)[0][0] if problems else "",
+    )
+
+
+def blocks_of_srt(text: str) -> Iterator[TextBlock]:
+    """The blocks of a SubRip file, whatever stands between them."""
+    time_s: float | None = None
+    lines: list[str] = []
+    for line in text.splitlines():
+        timing = _TIMING.match(line)
+        if timing is None:
+            lines.append(line)
+            continue
+        if time_s is not None:
+            yield TextBlock(time_s=time_s, text="\n".join(lines))
+        hours, minutes, seconds, fraction = timing.groups(default="0")
+        whole_s = 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+        time_s, lines = whole_s + int(fraction) / 10.0 ** len(fraction), []
+    if time_s is not None:
+        yield TextBlock(time_s=time_s, text="\n".join(lines))
+
+
+def text_of_packet(data: bytes, *, is_mov_text: bool) -> str:
+    """The text of one packet of a subtitle track.
+
+    ``mov_text`` (3GPP TS 26.245, section 5.17) puts the length before it, two bytes, and styles
+    behind it.
+    """
+    if is_mov_text:
+        data = data[2 : 2 + int.from_bytes(data[:2], "big")]
+    return data.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A position with all altitudes that are told."""
+
+    time_s: float
+    latitude_deg: float
+    longitude_deg: float
+    altitudes_m: dict[AltitudeKind, float]
+
+    def timed_fix(self, kind: AltitudeKind) -> TimedFix:
+        fix = GpsFix(
+            latitude_deg=self.latitude_deg,
+            longitude_deg=self.longitude_deg,
+            altitude_m=self.altitudes_m[kind],
+        )
+        return TimedFix(time_s=self.time_s, fix=fix)
+
+
+def _place_in(time_s: float, text: str) -> _Place | str:
+    """The position in a block, or why there is none."""
+    named = {name: float(value) for name, value in _NAMED.findall(text)}
+    latitude_deg = named.get("latitude")
+    longitude_deg = next((named[name] for name in _LONGITUDES if name in named), None)
+    altitudes_m = _named_altitudes(named, text)
+    if latitude_deg is None or longitude_deg is None:
+        numbers = _numbers_of_tuple(text)
+        if numbers is None:
+            return "no latitude and longitude that can be read"
+        longitude_deg, latitude_deg = numbers[0][0], numbers[1][0]
+        if len(numbers) > 2 and numbers[2][1]:
+            altitudes_m.setdefault(AltitudeKind.UNNAMED, numbers[2][0])
+    if latitude_deg == longitude_deg == 0.0:
+        return "the receiver had no fix"
+    if abs(latitude_deg) > 90.0 or abs(longitude_deg) > 180.0:
+        return "latitude or longitude out of range"
+    lowest_m, highest_m = _ALTITUDES_M
+    possible_m = {kind: m for kind, m in altitudes_m.items() if lowest_m <= m <= highest_m}
+    if not possible_m:
+        return "no altitude"
+    return _Place(
+        time_s=time_s,
+        latitude_deg=latitude_deg,
+        longitude_deg=longitude_deg,
+        altitudes_m=possible_m,
+    )
+
+
+def _named_altitudes(named: dict[str, float], text: str) -> dict[AltitudeKind, float]:
+    altitudes_m = {
+        kind: named[name]
+        for kind, name in (
+            (AltitudeKind.ABSOLUTE, "abs_alt"),
+            (AltitudeKind.UNNAMED, "altitude"),
+            (AltitudeKind.RELATIVE, "rel_alt"),
+        )
+        if name in named
+    }
+    for pattern in () if altitudes_m else _ABOVE_START:
+        found = pattern.search(text)
+        if found is not None:
+            altitudes_m.setdefault(AltitudeKind.RELATIVE, float(found[1]))
+    return altitudes_m
+
+
+def _numbers_of_tuple(text: str) -> list[tuple[float, bool]] | None:
+    """The numbers of GPS(longitude, latitude, ...), each with whether it is a length.
+
+    The third one is the number of satellites where it is whole, and an altitude otherwise.
+    """
+    found = _TUPLE.search(text)
+    if found is None:
+        return None
+    parts = [_IN_TUPLE.fullmatch(part) for part in found[1].split(",")]
+    if len(parts) < 2 or None in parts[:2]:
+        return None
+    return [(float(part[1]), bool(part[2]) or "." in part[1]) for part in parts if part is not None]
+
+
+def _common_altitude(places: Sequence[_Place]) -> AltitudeKind:
+    """The best kind that at least half of the places have, else the most frequent one.
+
+    Zeros do not count while there is anything else: some drones write them for want of a value.
+    """
+    told = [(kind, m) for place in places for kind, m in place.altitudes_m.items()]
+    counts = Counter(kind for kind, m in told if m) or Counter(kind for kind, _ in told)
+    for kind in AltitudeKind:
+        if 2 * counts[kind] >= len(places) > 0:
+            return kind
+    return counts.most_common(1)[0][0] if counts else AltitudeKind.ABSOLUTE
+
+
+def _without_repetitions(fixes: Sequence[TimedFix]) -> Iterator[TimedFix]:
+    for _, equal in itertools.groupby(fixes, key=lambda timed: timed.fix):
+        repeated = list(equal)
+        yield repeated[0]
+        if repeated[-1].time_s - repeated[0].time_s <= _LONG_STAND_S:
+            continue
+        told_at_s = repeated[0].time_s
+        for timed in repeated[1:]:
+            if timed.time_s - told_at_s >= _STAND_STEP_S or timed is repeated[-1]:
+                told_at_s = timed.time_s
+                yield timed

@@ -1,0 +1,55 @@
+"""Packets and pictures of FFmpeg, as video files and live streams share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.types import Uint8Array
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+_TEXT_ART_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})  # how FFmpeg "plays" a text file
+
+
+def picture_stream(container: InputContainer) -> VideoStream | None:
+    """The first stream of moving pictures: no cover picture, no text file shown as pictures."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        codec = stream.codec_context
+        if codec is None or codec.name in _TEXT_ART_CODECS:
+            continue
+        if not stream.disposition & Disposition.attached_pic:
+            # Frame threads lose healthy frames around a damaged one, slice threads do not mark
+            # frames decoded with errors, and the cores have other work.
+            stream.thread_type = "NONE"
+            return stream
+    return None
+
+
+def decode_packet(packet: Packet) -> Iterator[VideoFrame | str]:
+    """Decoded frames, and in the place of a damaged one the words that say so."""
+    import av
+
+    if packet.is_corrupt:
+        yield "damaged here"
+        return
+    try:
+        frames = packet.decode()
+    except av.error.FFmpegError as error:
+        yield f"cannot be decoded: {error.strerror}"
+        return
+    for frame in frames:
+        yield "decoded with errors" if frame.is_corrupt else frame
+
+
+def upright_rgb(decoded: VideoFrame) -> Uint8Array:
+    """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees."""
+    pixels: Uint8Array = decoded.to_ndarray(format="rgb24")
+    return np.rot90(pixels, round(decoded.rotation / 90))

@@ -1,0 +1,1 @@
+"""Other solvers of windows than the engine's own."""
