@@ -79,7 +79,7 @@ def examine(weights: Sequence[Weights] = ()) -> list[Finding]:
         weights: what matchers need that do not come with LiveSfM.
     """
     learned = [_learned_matcher(needed) for needed in weights]
-    return [_python(), *_packages(), _processor(), _gpu(), _sift(), *learned, _viewer()]
+    return [_python(), *_packages(), *_extras(), _processor(), _gpu(), _sift(), *learned, _viewer()]
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -112,6 +112,19 @@ def _packages() -> list[Finding]:
         version = _version(name)
         detail = f"{version}, {purpose}" if version else f"missing: {purpose} needs it"
         findings.append(Finding(part=name, is_ready=version is not None, detail=detail))
+    return findings
+
+
+def _extras() -> list[Finding]:
+    """What some sources and views need besides."""
+    findings = []
+    for name, extra in _EXTRAS.items():
+        version = _version(name)
+        how_to_get = f"missing: for {extra}, pip install 'livesfm[{extra}]'"
+        detail = f"{version}, {extra}" if version else how_to_get
+        findings.append(
+            Finding(part=name, is_ready=version is not None, is_optional=True, detail=detail)
+        )
     return findings
 
 

@@ -11,6 +11,7 @@ from engine.bundle_adjustment import GlobalAdjustment, solve_globally
 from engine.config import Config
 from engine.event_loop import Writer, run_in
 from engine.event_queue import EventQueue
+from engine.memory import return_free_memory
 from engine.pipeline import MappingPipeline
 from engine.recorder import Recorder
 from engine.snapshots import JsonValue
@@ -87,6 +88,7 @@ class MapUpkeep:
             await run_in(self._mapping_thread, self._pipeline.abandon_adjustment)
             return
         await run_in(self._mapping_thread, self._pipeline.merge, adjusted)
+        await self._writer.schedule(return_free_memory)
 
     async def abandon_adjustment(self) -> None:
         """Stops waiting for the adjustment in flight; its thread ends when it is done."""
@@ -130,6 +132,7 @@ class MapUpkeep:
         window, self._window = self._window, None
         solved = await window
         await run_in(self._mapping_thread, self._pipeline.merge_window, solved)
+        await self._writer.schedule(return_free_memory)
 
     async def snapshot_if_due(self) -> None:
         """Writes a snapshot when enough is new, unless the one before still waits."""

@@ -38,6 +38,7 @@ FLOORS = (
         "gps_track": "",
         "keypoint_tables": "numpy",
         "match_graph": "pycolmap",
+        "memory": "",
         "point_notes": "numpy pycolmap",
         "retrieval": "numpy",
         "run_statistics": "numpy",

@@ -56,6 +56,19 @@ def test_a_missing_package_of_the_core_is_told_with_what_needs_it(
     assert not is_core_ready(examine())
 
 
+@pytest.mark.parametrize("package", sorted(doctor._EXTRAS))
+def test_a_missing_package_of_an_extra_is_told_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert any(name.startswith(package) for name in extras[doctor._EXTRAS[package]])
+    without(monkeypatch, package)
+    found = finding(package)
+    assert not found.is_ready
+    assert f"livesfm[{doctor._EXTRAS[package]}]" in found.detail
+    assert is_core_ready(examine())
+
+
 def test_an_old_python_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10))
     assert not doctor._python().is_ready
