@@ -19,23 +19,21 @@ import asyncio
 import functools
 import logging
 import os
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from engine.config import Config
-from engine.errors import InferenceError
 from engine.event_loop import RunRequests, Writer, lag_measured, run_in, stop_signals
 from engine.event_queue import EventQueue
 from engine.events import CommandTaken, Event, RunFinished, RunStarted
-from engine.frame_tracking import FrameTracker, NewKeyframe
-from engine.ingestion import Arrival, FrameQueue, Ingestion
+from engine.ingestion import FrameQueue, Ingestion
 from engine.map_upkeep import MapUpkeep
+from engine.mapping_items import MappingItems
+from engine.mapping_stage import MappingStage
 from engine.pipeline import MappingPipeline
 from engine.ports import FrameSource, PairMatcher, PlaceIndex, View, WindowSolver
 from engine.recorder import Recorder
@@ -44,15 +42,12 @@ from engine.run_folder import RunFolder
 from engine.run_statistics import RunStatistics
 from engine.run_summary import summary_figures
 from engine.scene_graph import SceneGraph
+from engine.tracking_stage import TrackingStage
 from engine.types import (
     DropReason,
     Float64Array,
-    Frame,
-    FrameId,
     GpsFix,
-    Keyframe,
     RunCommand,
-    TrackedFrame,
 )
 from engine.view_dispatch import ViewDispatcher
 
@@ -79,18 +74,6 @@ class RunOutcome:
     num_keyframes: int
     num_registered: int
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _MappingItem:
-    """What tracking made of a frame."""
-
-    frame: Frame
-    tracked: TrackedFrame | None
-    fallback: TrackedFrame | None
-    keyframe: NewKeyframe | None
-    is_settled: bool  # False: the frame may still become a keyframe, in a later item
-    is_live: bool  # False: a file waits, so that the map does not depend on timing
 
 
 def leave_at_once() -> None:
@@ -183,11 +166,7 @@ class Engine:
         self._frames = FrameQueue(
             max_waiting=sources.frame_queue_size, max_bytes=sources.max_buffered_mb * 1_000_000
         )
-        self._items: asyncio.Queue[_MappingItem | None] = asyncio.Queue(sources.mapping_queue_size)
-        self._put_back: deque[_MappingItem | None] = deque()  # taken too early; come first
-        self._num_keyframes_waiting = 0  # for mapping
-        self._is_mapping_keyframe = False
-        self._keyframe_taken = asyncio.Condition()
+        self._items = MappingItems(max_waiting=sources.mapping_queue_size)
         self._ingestion = Ingestion(
             self._sources,
             queue=self._frames,
@@ -205,6 +184,28 @@ class Engine:
             recorder=self._recorder,
             writer=self._writer,
             events=self._events,
+        )
+        self._tracking = TrackingStage(
+            self._config.frame_tracking,
+            sources=self._sources,
+            describe=self._matcher.describe,
+            thread=self._tracking_thread,
+            frames=self._frames,
+            items=self._items,
+            ingestion=self._ingestion,
+        )
+        self._mapping = MappingStage(
+            self._pipeline,
+            mapping_thread=self._mapping_thread,
+            matching_thread=self._matching_thread,
+            items=self._items,
+            frames=self._frames,
+            upkeep=self._upkeep,
+            recorder=self._recorder,
+            writer=self._writer,
+            views=self._views,
+            events=self._events,
+            tell=self._tell,
         )
 
     async def run(self) -> RunOutcome:
@@ -249,181 +250,18 @@ class Engine:
         await self._frames.end()
 
     async def _track(self) -> None:
-        if not await self._attempt(self._track_frames(), what="tracking"):
+        if not await self._attempt(self._tracking.run(), what="tracking"):
             await self._frames.end()
-        await self._items.put(None)
-
-    async def _track_frames(self) -> None:
-        trackers: dict[tuple[int, str], FrameTracker] = {}
-        while (arrival := await self._next_frame()) is not None:
-            if arrival.lane not in trackers:
-                trackers[arrival.lane] = self._new_tracker(arrival)
-            try:
-                await self._track_frame(arrival, trackers[arrival.lane])
-            except InferenceError as error:
-                await self._frames.give_back(arrival.frame)
-                await self._ingestion.drop(
-                    arrival.frame, reason=DropReason.FAILED, detail=str(error)
-                )
-
-    async def _track_frame(self, arrival: Arrival, tracker: FrameTracker) -> None:
-        """Follows a frame and passes that on at once; then makes it a keyframe if one is due.
-
-        Raises:
-            InferenceError: it is due as a keyframe and cannot be described.
-        """
-        frame = arrival.frame
-        is_ahead = arrival.is_live and (
-            self._is_mapping_keyframe or self._num_keyframes_waiting > 0
-        )
-        followed = await run_in(
-            self._tracking_thread, tracker.follow, frame, wants_fallback=is_ahead
-        )
-        due = None if is_ahead and followed.can_wait else followed.due
-        item = _MappingItem(
-            frame=frame,
-            tracked=followed.tracked,
-            fallback=followed.fallback,
-            keyframe=None,
-            is_settled=due is None,
-            is_live=arrival.is_live,
-        )
-        if followed.tracked is not None:
-            await self._items.put(item)
-        if due is None:
-            return
-        keyframe = await run_in(self._tracking_thread, tracker.make_keyframe, frame, due)
-        self._num_keyframes_waiting += keyframe is not None
-        await self._items.put(
-            replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
-        )
-
-    def _new_tracker(self, arrival: Arrival) -> FrameTracker:
-        return FrameTracker(
-            self._config.frame_tracking,
-            describe=self._matcher.describe,
-            is_sequence=self._sources[arrival.source_idx].is_sequence,
-        )
-
-    async def _next_frame(self) -> Arrival | None:
-        """The next frame to track; None after the last."""
-        if any(source.is_live for source in self._sources):
-            async with self._keyframe_taken:
-                await self._keyframe_taken.wait_for(lambda: not self._num_keyframes_waiting)
-        return await self._frames.get()
-
-    async def _next_item(self) -> _MappingItem | None:
-        """What tracking made of the next frame; None after the last."""
-        item = self._put_back.popleft() if self._put_back else await self._items.get()
-        if item is not None and item.keyframe is not None:
-            async with self._keyframe_taken:
-                self._num_keyframes_waiting -= 1
-                self._keyframe_taken.notify_all()
-        return item
+        await self._items.end()
 
     async def _map(self) -> bool:
-        is_sound = await self._attempt(self._map_items(), what="mapping")
+        is_sound = await self._attempt(self._mapping.run(), what="mapping")
         if not is_sound:
             # Lets go who waits for the memory of frames that will never be mapped.
             await self._frames.end()
-        while not is_sound and await self._next_item() is not None:
+        while not is_sound and await self._items.get() is not None:
             continue  # never mapped: these frames are told as stopped at the end
         return is_sound
-
-    async def _map_items(self) -> None:
-        while (item := await self._next_item()) is not None:
-            if item.keyframe is None:
-                await self._map_tracked(item)
-            else:
-                self._is_mapping_keyframe = True
-                await self._upkeep.merge_adjustment_if_due(wait=not item.is_live)
-                await self._upkeep.merge_window_if_due(wait=not item.is_live)
-                await self._map_keyframe(item, item.keyframe.keyframe)
-                self._is_mapping_keyframe = False
-            await self._show(item.frame, with_map=True)
-            await self._tell()
-
-    async def _map_tracked(self, item: _MappingItem) -> None:
-        """Poses a frame, and settles one that does not become a keyframe."""
-        if item.tracked is not None:
-            await run_in(
-                self._mapping_thread, self._pipeline.add_tracked, item.tracked, item.fallback
-            )
-        if item.is_settled:
-            await self._writer.schedule(
-                functools.partial(self._recorder.frame_tracked, item.frame.frame_id),
-                then=functools.partial(self._frames.give_back, item.frame),
-            )
-
-    async def _map_keyframe(self, item: _MappingItem, keyframe: Keyframe) -> None:
-        started_s = time.monotonic()
-        await run_in(self._mapping_thread, self._pipeline.meet_keyframe, keyframe)
-        matching = asyncio.create_task(
-            run_in(self._matching_thread, self._pipeline.match_keyframe, keyframe.frame_id),
-            name="matching",
-        )
-        if item.is_live:
-            await self._pose_until(matching)
-        try:
-            verified = await matching
-        except InferenceError as error:
-            self._events.warn(f"{keyframe.name}: {error}")
-            await run_in(self._mapping_thread, self._pipeline.map_unmatched, keyframe.frame_id)
-        else:
-            await run_in(
-                self._mapping_thread,
-                self._pipeline.map_keyframe,
-                keyframe.frame_id,
-                verified,
-                started_s=started_s,
-            )
-        await self._keep_keyframe(item.frame, keyframe.frame_id)
-
-    async def _pose_until(self, done: asyncio.Task[Any]) -> None:
-        """Poses tracked frames until a task is done or the next keyframe comes."""
-        while not (done.done() or self._put_back):
-            getting = asyncio.create_task(self._items.get(), name="next item")
-            await asyncio.wait((done, getting), return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
-                getting.cancel()
-                await asyncio.wait((getting,))
-            if getting.cancelled():
-                return
-            item = getting.result()
-            if item is None or item.keyframe is not None:
-                self._put_back.append(item)
-                return
-            await self._map_tracked(item)
-            # The scene graph changes while pairs are matched: no map is to be shown now.
-            await self._show(item.frame, with_map=False)
-            await self._tell()
-
-    async def _keep_keyframe(self, frame: Frame, frame_id: FrameId) -> None:
-        """Journals a keyframe, and does what is due after one."""
-        record = await run_in(self._mapping_thread, self._pipeline.keyframe_record, frame_id)
-        await self._writer.schedule(
-            functools.partial(
-                self._recorder.keyframe_added,
-                frame,
-                record.keyframe,
-                camera=record.camera,
-                pairs=record.pairs,
-                moved=record.moved,
-            ),
-            then=functools.partial(self._frames.give_back, frame),
-        )
-        await self._upkeep.start_adjustment_if_due()
-        await self._upkeep.start_window_if_due()
-        await self._upkeep.snapshot_if_due()
-
-    async def _show(self, frame: Frame, *, with_map: bool) -> None:
-        poses = self._pipeline.take_new_poses()
-        if poses:
-            await self._writer.schedule(functools.partial(self._recorder.live_poses, poses))
-        own = next((pose for pose in poses if pose.frame_id == frame.frame_id), None)
-        self._views.offer_frame(frame, own)
-        if with_map and self._pipeline.is_initialized and self._views.wants_map():
-            self._views.offer_map(await run_in(self._mapping_thread, self._pipeline.view))
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -528,7 +366,7 @@ class Engine:
         self._events(CommandTaken(at_s=self._events.clock(), command=command))
         match command:
             case RunCommand.SNAPSHOT:
-                await self._upkeep.snapshot_now()
+                await self._attempt(self._upkeep.snapshot_now(), what="the snapshot asked for")
             case RunCommand.PAUSE:
                 self._ingestion.pause()
             case RunCommand.RESUME:

@@ -99,7 +99,14 @@ FLOORS = (
         "ingestion": "",
         "map_upkeep": "",
     },
-    {  # 12: tasks, threads and signals
+    {  # 12: what waits between the stages of a run
+        "mapping_items": "",
+    },
+    {  # 13: the stages
+        "mapping_stage": "",
+        "tracking_stage": "",
+    },
+    {  # 14: tasks, threads and signals
         "runtime": "",
     },
 )
@@ -107,7 +114,9 @@ SIDEWAYS = {
     ("ports", "events"),
     ("ports", "window_types"),
 }  # (importer, imported) on one floor: a port speaks of facts
-KNOW_ASYNCIO = {"event_loop", "ingestion", "map_upkeep", "runtime"}  # no other module does
+KNOW_ASYNCIO = {
+    *("event_loop", "ingestion", "map_upkeep", "mapping_items", "mapping_stage", "runtime")
+}  # no other module does
 
 # The adapters' families and modules, each with the packages from outside that it may import. They
 # see engine floors up to ADAPTER_FLOOR, and nothing of each other.
