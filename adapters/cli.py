@@ -225,8 +225,7 @@ def _default_out(source: str) -> Path:
     from engine.run_folder import unique_run_path
 
     if not os.path.exists(source):
-        address = source.partition("?")[0].rpartition("@")[2]
-        name = re.split(r"[/:]+", address.rstrip("/:"))[-1]
+        name = _name_of_address(source)
     else:
         path = Path(source).resolve()
         name = path.name if path.is_dir() else path.stem
@@ -235,12 +234,27 @@ def _default_out(source: str) -> Path:
     return unique_run_path(Path("runs"), name[:_MAX_NAME_CHARS])
 
 
+def _name_of_address(source: str) -> str:
+    scheme = source.partition(":")[0].lower()
+    address = source.partition("?")[0].rpartition("@")[2]
+    parts = re.split(r"[/:]+", address.rstrip("/:"))
+    if scheme == "phone":
+        return scheme
+    if scheme == "camera":
+        return f"{scheme}-{parts[-1]}"
+    if scheme in {"mqtt", "mqtts"}:  # the levels of a topic that tell one place from another
+        parts = [part for part in parts[2:] if part not in {"+", "#", "frame", "frames"}]
+        return "-".join(parts) or "mqtt"
+    return parts[-1]
+
+
 def _finish(outcome: RunOutcome) -> NoReturn:
     """Says what was made and ends with the exit code that fits."""
     is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
+    why = _WHY_NO_MAP if outcome.num_keyframes else ": no frame came, see above"
     typer.echo(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
-        + ("" if is_made else f"; no map could be made{_WHY_NO_MAP}")
+        + ("" if is_made else f"; no map could be made{why}")
         + ("; the run broke off, see the errors above" if is_broken else "")
     )
     recording = outcome.path / "recording.rrd"

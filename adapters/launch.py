@@ -252,7 +252,8 @@ def _refuse_own_input(options: LaunchOptions) -> None:
         return
     target = options.path.resolve()
     for spec in options.sources:
-        if os.path.exists(spec) and Path(spec).resolve().is_relative_to(target):
+        path = spec if os.path.exists(spec) else spec.removeprefix("watch:")
+        if os.path.exists(path) and Path(path).resolve().is_relative_to(target):
             raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
 
 
@@ -285,8 +286,8 @@ def _open_telling_views(
         if feedback is not None:
             views.append(feedback())
         invitation: Callable[[], str] | None = getattr(source, "invitation", None)
-        if invitation is not None:
-            sys.stderr.write(invitation() + "\n")
+        if invitation is not None and (words := invitation()):
+            sys.stderr.write(f"{words}\n")
     return views
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import signal
 import threading
 import time
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from engine.types import RunCommand
+
+logger = logging.getLogger(__name__)
 
 _LAG_PERIOD_S = 0.05
 _MAX_WAITING_WRITES = 256
@@ -134,7 +137,11 @@ class RunRequests:
                 await something.wait()
                 something.clear()
                 while self._waiting:
-                    await take(self._waiting.popleft())
+                    command = self._waiting.popleft()
+                    try:
+                        await take(command)
+                    except Exception:  # a task boundary: later requests still get their answer
+                        logger.exception("could not do what was asked: %s", command)
 
         with self._lock:
             self._wake = functools.partial(loop.call_soon_threadsafe, something.set)

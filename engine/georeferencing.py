@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,7 @@ class Georeferencing:
         self._position_of = position_of
         self._facts = facts
         self._placement: Placement | None = None
+        self._origin: GpsFix | None = None  # of the first placement, for good
         self._was_told = False
         self._warned_of: tuple[FrameId, ...] = ()
 
@@ -102,6 +104,7 @@ class Georeferencing:
         self._placement = self._place(sparse_map)
         if self._placement is None:
             return None
+        self._origin = self._placement.georeference.origin
         if is_final or not self._was_told:
             self._tell(self._placement)
         return self._placement
@@ -126,7 +129,7 @@ class Georeferencing:
             config=self._config.georeference,
             constant_camera_ids=constant_camera_ids,
             max_iterations=self._config.global_bundle_adjustment.final_iterations,
-            num_threads=self._config.runtime.num_threads or 1,
+            num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
         )
         if outcome.is_accepted:
             merge = merge_global_adjustment(sparse_map, copy)
@@ -175,7 +178,7 @@ class Georeferencing:
             np.array([sparse_map.cam_from_world(i) for i in frame_ids]),
             self._fixes(sparse_map, frame_ids),
             config=settings,
-            origin=self._placement.georeference.origin if self._placement else None,
+            origin=self._origin,
             seed=self._config.runtime.seed,
         )
         if not isinstance(found, Georeference):

@@ -230,9 +230,9 @@ class Ingestion:
             arriving = until_stopped(self._sources[source_idx].frames(), self._stop)
             async with aclosing(arriving) as frames:
                 async for received in frames:
-                    await self._take_in(received, source_idx=source_idx)
                     if not self._sources[source_idx].is_live:
                         await self._may_read.wait()
+                    await self._take_in(received, source_idx=source_idx)
         except SourceError as error:
             logger.error("%s", error)
             self._events.warn(str(error))
@@ -272,7 +272,8 @@ class Ingestion:
         source = self._sources[source_idx]
         if received.gps is None:
             fix = self._positions[source_idx].fix_at(received.camera_key, received.captured_at_s)
-            received = replace(received, gps=fix)
+            if fix is not None:
+                received = replace(received, gps=replace(fix, is_provisional=True))
         frame = self._named(received, source_idx)
         self._source_of_camera[frame.camera_key] = source_idx, received.camera_key
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))

@@ -54,6 +54,7 @@ class MapUpkeep:
         self._registered_at_snapshot = 0
         self._snapshot_at_s = 0.0
         self._snapshot_waits = False
+        self._final_was_begun = False
 
     async def start_adjustment_if_due(self) -> None:
         """Starts a global adjustment on a copy when the map has grown enough."""
@@ -130,7 +131,12 @@ class MapUpkeep:
         if self._window is None:
             return
         window, self._window = self._window, None
-        solved = await window
+        try:
+            solved = await window
+        except (RuntimeError, ValueError) as error:  # what COLMAP and PyTorch raise
+            self._events.warn(f"a window could not be solved: {error}")
+            await run_in(self._mapping_thread, self._pipeline.abandon_window)
+            return
         await run_in(self._mapping_thread, self._pipeline.merge_window, solved)
         await self._writer.schedule(return_free_memory)
 
@@ -149,17 +155,27 @@ class MapUpkeep:
             await self.snapshot(is_final=False)
 
     async def snapshot_now(self) -> None:
-        """Writes a snapshot because somebody asked, if there is a map and none waits already."""
+        """Writes a snapshot because somebody asked, if there is a map and none waits already.
+
+        Once the final one was begun, none follows it.
+        """
+        if self._final_was_begun:
+            return
         if self._pipeline.sparse_map.num_registered >= 2 and not self._snapshot_waits:
             await self.snapshot(is_final=False)
 
     async def snapshot(self, *, is_final: bool) -> None:
         """Copies the map and schedules writing the copy."""
+        self._final_was_begun |= is_final
         sparse_map = self._pipeline.sparse_map
-        copies, placement = await run_in(self._mapping_thread, self._pipeline.copies_in_metres)
+        self._snapshot_waits = True
+        try:
+            copies, placement = await run_in(self._mapping_thread, self._pipeline.copies_in_metres)
+        except BaseException:
+            self._snapshot_waits = False
+            raise
         self._registered_at_snapshot = sparse_map.num_registered
         self._snapshot_at_s = self._events.clock()
-        self._snapshot_waits = True
         facts: dict[str, JsonValue] = {
             "at_s": round(self._snapshot_at_s, 3),
             "num_keyframes": self._pipeline.num_keyframes,

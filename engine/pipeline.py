@@ -28,7 +28,7 @@ from engine.current_map import CurrentMap
 from engine.errors import InferenceError
 from engine.frame_posing import FramePoser
 from engine.geometry import camera_center
-from engine.georeference import gps_rmse_m
+from engine.georeference import Georeference, gps_rmse_m
 from engine.georeferencing import Georeferencing, Placement
 from engine.map_end import MapEnd
 from engine.map_growth import BuiltMap
@@ -38,6 +38,7 @@ from engine.metric_scale import MetricScale
 from engine.pair_matching import PairMatching
 from engine.ports import EventSink, PairMatcher, WindowSolver
 from engine.scene_graph import SceneGraph
+from engine.snapshots import MapCopy
 from engine.sparse_map import SparseMap
 from engine.types import (
     Features,
@@ -222,23 +223,22 @@ class MappingPipeline:
         poses = np.array([self._map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
         return gps_rmse_m(camera_center(poses), list(known.values()))
 
-    def copies_in_metres(self) -> tuple[list[pycolmap.Reconstruction], Placement | None]:
+    def copies_in_metres(self) -> tuple[list[MapCopy], Placement | None]:
         """Private copies of the map and of those apart from it, each in metres if it was placed.
 
-        Also where the map lies on the globe.
+        Also where the map lies on the globe. Maps apart are placed by the same origin, if at all.
         """
         placement = self._georeferencing.update(self._map)
-        main = self._map.copy_reconstruction()
-        if placement is not None:
-            self._georeferencing.to_metres(main, placement.georeference)
-        copies = [main]
+        copies = [self._copy(self._map, None if placement is None else placement.georeference)]
         for separate in self._separate_maps:
-            copy_apart = separate.copy_reconstruction()
-            found = self._georeferencing.place_apart(separate)
-            if found is not None:
-                self._georeferencing.to_metres(copy_apart, found)
-            copies.append(copy_apart)
+            found = self._georeferencing.place_apart(separate) if placement else None
+            copies.append(self._copy(separate, found))
         return copies, placement
+
+    def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
+        reconstruction = sparse_map.copy_reconstruction()
+        is_in_metres = found is not None and self._georeferencing.to_metres(reconstruction, found)
+        return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
 
     def metric_scale(self) -> MetricScale | None:
         """How long the map's unit is, as the matcher's depths have it; None when nothing tells."""
@@ -449,6 +449,8 @@ class MappingPipeline:
 
     def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
         """Positions beside the frames are known better later, when those after them came, too."""
+        if keyframe.gps is not None and not keyframe.gps.is_provisional:
+            return keyframe.gps
         return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,9 @@ _MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name
 _MIN_PULLING = 4
 _MAX_ERROR_GROWTH_RATIO = 0.02  # of the mean reprojection error
 _FUNCTION_TOLERANCE = 1e-6
+_SLICE_ITERATIONS = 4  # solved without a pause
+_BREATH_S = 0.02  # in which other threads run
+_MAX_SOLVING_S = 30.0  # what is reached by then is judged
 _PRIOR_LOSS_SCALE = 2.795  # standard deviations: 95 % of three normal components lie within
 _MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
 
@@ -53,7 +57,7 @@ def adjust_with_positions(
     georeference, with Cauchy's loss on top.
     The copy stays in the frame and unit of the map, so it can be merged back like any global
     adjustment, and ``georeference.enu_from_map`` goes on to hold. COLMAP's adjuster keeps the
-    interpreter lock all the time.
+    interpreter lock while it solves: a few iterations at a time, half a minute at most.
 
     Args:
         reconstruction: a private copy in the map's frame; adjusted in place, useless when refused.
@@ -84,8 +88,13 @@ def adjust_with_positions(
     before = after = _State.of(reconstruction, positions)
     reason = _reason_to_leave_it(georeference, num_pulling=len(pulling))
     if not reason:
-        options = _options(max_iterations=max_iterations, num_threads=num_threads)
-        reason = _solve(reconstruction, positions, options, constant_camera_ids=constant_camera_ids)
+        reason = _solve(
+            reconstruction,
+            positions,
+            _options(num_threads=num_threads),
+            constant_camera_ids=constant_camera_ids,
+            max_iterations=max_iterations,
+        )
         after = _State.of(reconstruction, positions)
     reconstruction.transform(sim3d_of(georeference.enu_from_map).inverse())
     return _outcome(positions, before, after, reason=reason or _reason_against(before, after))
@@ -172,8 +181,12 @@ def _solve(
     options: pycolmap.BundleAdjustmentOptions,
     *,
     constant_camera_ids: Collection[int],
+    max_iterations: int,
 ) -> str:
-    """Adjusts in metres; the reason where it cannot be done."""
+    """Adjusts in metres; the reason where it cannot be done.
+
+    In slices: COLMAP's adjuster holds the interpreter lock, and others need it now and then.
+    """
     problem = pycolmap.BundleAdjustmentConfig()
     for image_id in sorted(reconstruction.reg_image_ids()):
         problem.add_image(image_id)
@@ -182,10 +195,21 @@ def _solve(
     for camera_id in sorted(constant_camera_ids):
         if reconstruction.exists_camera(camera_id):
             problem.set_constant_cam_intrinsics(camera_id)
-    adjuster = pycolmap.create_pose_prior_bundle_adjuster(
-        options, _prior_options(), problem, _priors(reconstruction, positions), reconstruction
-    )
-    return "" if adjuster.solve().is_solution_usable() else "it cannot be solved"
+    priors = _priors(reconstruction, positions)
+    num_left, options.ceres.solver_options.max_num_iterations = max_iterations, _SLICE_ITERATIONS
+    deadline_s = time.monotonic() + _MAX_SOLVING_S
+    while num_left > 0 and time.monotonic() < deadline_s:
+        adjuster = pycolmap.create_pose_prior_bundle_adjuster(
+            options, _prior_options(), problem, priors, reconstruction
+        )
+        summary = adjuster.solve()
+        if not summary.is_solution_usable():
+            return "it cannot be solved"
+        if summary.termination_type == pycolmap.BundleAdjustmentTerminationType.CONVERGENCE:
+            break
+        num_left -= _SLICE_ITERATIONS
+        time.sleep(_BREATH_S)
+    return ""
 
 
 def _priors(
@@ -212,11 +236,10 @@ def _prior_options() -> pycolmap.PosePriorBundleAdjustmentOptions:
     return options
 
 
-def _options(*, max_iterations: int, num_threads: int) -> pycolmap.BundleAdjustmentOptions:
+def _options(*, num_threads: int) -> pycolmap.BundleAdjustmentOptions:
     options = pycolmap.BundleAdjustmentOptions(print_summary=False)
     options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
     options.ceres.loss_function_scale = 1.0
-    options.ceres.solver_options.max_num_iterations = max_iterations
     options.ceres.solver_options.function_tolerance = _FUNCTION_TOLERANCE
     options.ceres.solver_options.num_threads = num_threads
     return options

@@ -19,7 +19,7 @@ from engine.events import Event, SnapshotWritten, Warned
 from engine.journal import Journal, encode_keyframe_image
 from engine.ports import EventSink
 from engine.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, dropped_status
-from engine.snapshots import JsonValue, next_sequence, write_snapshot
+from engine.snapshots import JsonValue, MapCopy, next_sequence, write_snapshot
 from engine.types import (
     DropReason,
     Features,
@@ -120,14 +120,12 @@ class Recorder:
                 "trajectory_live.txt", functools.partial(self._folder.append_live_pose, pose)
             )
 
-    def snapshot(
-        self, reconstructions: Sequence[pycolmap.Reconstruction], *, facts: Mapping[str, JsonValue]
-    ) -> None:
+    def snapshot(self, copies: Sequence[MapCopy], *, facts: Mapping[str, JsonValue]) -> None:
         """Writes a snapshot of private copies of the maps and tells of it."""
         try:
             written = write_snapshot(
                 self._folder.path,
-                reconstructions,
+                copies,
                 sequence=self._sequence,
                 facts=facts,
                 config=self._snapshots,

@@ -78,7 +78,7 @@ class RunOutcome:
 
 def leave_at_once() -> None:
     """Ends the process without finishing anything, as a second signal asks for."""
-    logger.error("stopped at once; the last snapshot stands")
+    logger.error("stopped at once; the last snapshot stands, if there was one")
     logging.shutdown()
     os._exit(_HARD_EXIT_CODE)
 
@@ -193,6 +193,7 @@ class Engine:
             frames=self._frames,
             items=self._items,
             ingestion=self._ingestion,
+            warn=self._events.warn,
         )
         self._mapping = MappingStage(
             self._pipeline,
@@ -223,6 +224,7 @@ class Engine:
                 self._writer.running(),
                 self._requests.answered(self._take_command),
             ):
+                await self._tell()
                 if await self._run_stages():
                     await self._attempt(self._finish_map(), what="finishing the map")
                 await self._attempt(self._save_poses(), what="saving the trajectory")
@@ -366,7 +368,7 @@ class Engine:
         self._events(CommandTaken(at_s=self._events.clock(), command=command))
         match command:
             case RunCommand.SNAPSHOT:
-                await self._attempt(self._upkeep.snapshot_now(), what="the snapshot asked for")
+                await self._snapshot_now()
             case RunCommand.PAUSE:
                 self._ingestion.pause()
             case RunCommand.RESUME:
@@ -374,6 +376,13 @@ class Engine:
             case RunCommand.STOP:
                 self._stopped_by_request()
         await self._tell()
+
+    async def _snapshot_now(self) -> None:
+        try:
+            await self._upkeep.snapshot_now()
+        except Exception as error:  # a task boundary: the run goes on without that snapshot
+            logger.exception("the snapshot asked for failed")
+            self._events.warn(f"the snapshot asked for failed: {_cause_of(error)}")
 
     def _stopped_by_request(self) -> None:
         if self._stopped_by is StoppedBy.END_OF_SOURCES:

@@ -116,7 +116,7 @@ def level_cameras(
     """
     placed = transform_points(fit.onto_from_map, points)
     center = _weighted_mean(placed, fit.weights)
-    line = np.linalg.svd(fit.weights[:, None] * (placed - center))[2][0]
+    line = np.linalg.svd(fit.weights[:, None] * (placed - center), full_matrices=False)[2][0]
     turned = _turn(fit.onto_from_map, _turn_to_level(fit.onto_from_map, rotations, line), center)
     settled = _refine(
         turned,

@@ -33,10 +33,19 @@ logger = logging.getLogger(__name__)
 JsonValue = object  # what json can write: scalars, and lists and mappings of them
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MapCopy:
+    """A private copy of a map, to be written."""
+
+    reconstruction: pycolmap.Reconstruction
+    is_in_metres: bool  # east, north, up of the run's origin; else in the map's own frame and unit
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """Figures of one COLMAP model."""
 
+    is_georeferenced: bool  # in metres east, north, up of the snapshot's origin
     num_registered: int
     num_points3D: int
     num_observations: int
@@ -66,7 +75,7 @@ def next_sequence(run_folder: Path) -> int:
 
 def write_snapshot(
     run_folder: Path,
-    reconstructions: Sequence[pycolmap.Reconstruction],
+    copies: Sequence[MapCopy],
     *,
     sequence: int,
     facts: Mapping[str, JsonValue],
@@ -78,7 +87,7 @@ def write_snapshot(
 
     Args:
         run_folder: the run.
-        reconstructions: private copies, one per separate map; short tracks are deleted from them.
+        copies: one per separate map; short tracks are deleted from them.
         sequence: the snapshot's number, see `next_sequence`.
         facts: what ``snapshot.json`` tells besides the figures of the models.
         config: how long tracks must be, and how many snapshots are kept.
@@ -88,12 +97,12 @@ def write_snapshot(
             written. Nothing unfinished is left, and `latest` points where it did.
     """
     started_at_s = time.monotonic()
-    if not reconstructions:
+    if not copies:
         raise SnapshotError("a snapshot needs at least one model")
     path = run_folder / "snapshots" / f"{sequence:06d}"
     if path.exists():
         raise SnapshotError(f"{path}: the snapshot exists")
-    ordered = sorted(reconstructions, key=lambda rec: (-rec.num_reg_images(), -rec.num_points3D()))
+    ordered = sorted(copies, key=_emptiness)
     try:
         models = _write_folder(path, ordered, sequence=sequence, facts=facts, config=config)
         link_atomically(run_folder / "latest", f"snapshots/{path.name}")
@@ -107,7 +116,7 @@ def write_snapshot(
 
 def _write_folder(
     path: Path,
-    reconstructions: Sequence[pycolmap.Reconstruction],
+    copies: Sequence[MapCopy],
     *,
     sequence: int,
     facts: Mapping[str, JsonValue],
@@ -120,10 +129,10 @@ def _write_folder(
     temporary = temporary_sibling(path)
     try:
         models = []
-        for number, reconstruction in enumerate(reconstructions):
-            _prepare_model(reconstruction, min_track_length=config.min_track_length)
-            _write_model(reconstruction, temporary / "sparse" / str(number))
-            models.append(_model_facts(reconstruction))
+        for number, copy in enumerate(copies):
+            _prepare_model(copy.reconstruction, min_track_length=config.min_track_length)
+            _write_model(copy.reconstruction, temporary / "sparse" / str(number))
+            models.append(_model_facts(copy))
         (temporary / "images").symlink_to("../../images")
         record = {**facts, "sequence": sequence, "models": [asdict(model) for model in models]}
         write_atomically(temporary / "snapshot.json", f"{json.dumps(record, indent=2)}\n".encode())
@@ -187,8 +196,14 @@ def _sizes(reconstruction: pycolmap.Reconstruction) -> dict[str, int]:
     }
 
 
-def _model_facts(reconstruction: pycolmap.Reconstruction) -> ModelFacts:
+def _emptiness(copy: MapCopy) -> tuple[int, int]:
+    return -copy.reconstruction.num_reg_images(), -copy.reconstruction.num_points3D()
+
+
+def _model_facts(copy: MapCopy) -> ModelFacts:
+    reconstruction = copy.reconstruction
     return ModelFacts(
+        is_georeferenced=copy.is_in_metres,
         num_registered=reconstruction.num_reg_images(),
         num_points3D=reconstruction.num_points3D(),
         num_observations=reconstruction.compute_num_observations(),

@@ -27,6 +27,7 @@ class TrackingStage:
         frames: where frames wait.
         items: where what was made of them goes.
         ingestion: counts frames that cannot be described.
+        warn: tells that something is degraded.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class TrackingStage:
         frames: FrameQueue,
         items: MappingItems,
         ingestion: Ingestion,
+        warn: Callable[[str], None],
     ) -> None:
         self._config = config
         self._sources = sources
@@ -47,6 +49,7 @@ class TrackingStage:
         self._frames = frames
         self._items = items
         self._ingestion = ingestion
+        self._warn = warn
         self._trackers: dict[tuple[int, str], FrameTracker] = {}
 
     async def run(self) -> None:
@@ -70,7 +73,7 @@ class TrackingStage:
         """Follows a frame and passes that on at once; then makes it a keyframe if one is due.
 
         Raises:
-            InferenceError: it is due as a keyframe and cannot be described.
+            InferenceError: it can only be a keyframe, and cannot be described.
         """
         tracker = self._tracker(arrival)
         is_ahead = arrival.is_live and self._items.is_behind
@@ -90,7 +93,13 @@ class TrackingStage:
             await self._items.put(item)
         if due is None:
             return
-        keyframe = await run_in(self._thread, tracker.make_keyframe, arrival.frame, due)
+        try:
+            keyframe = await run_in(self._thread, tracker.make_keyframe, arrival.frame, due)
+        except InferenceError as error:
+            if followed.tracked is None:
+                raise
+            keyframe = None  # it has its pose already
+            self._warn(f"{arrival.frame.name} does not become a keyframe: {error}")
         await self._items.put(
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )

@@ -88,6 +88,7 @@ class GpsFix:
     longitude_deg: float
     altitude_m: float
     accuracy_m: float | None = None  # horizontal, one standard deviation, where the receiver tells
+    is_provisional: bool = False  # from positions beside the frames; later ones may tell it better
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

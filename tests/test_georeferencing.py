@@ -21,6 +21,7 @@ from test_map_end import two_fields
 from engine.config import Config, GeoreferenceConfig
 from engine.events import Event, Georeferenced, Warned
 from engine.geometry import camera_center, enu_from_wgs84
+from engine.georeferencing import Placement
 from engine.pipeline import MappingPipeline
 from engine.types import Float64Array, FrameId, GpsFix
 
@@ -78,6 +79,12 @@ class PlacedRun:
         return np.asarray(np.linalg.norm(np.array(centers) - np.array(true_m), axis=1))
 
 
+def the_copy(run: PlacedRun) -> tuple[pycolmap.Reconstruction, Placement | None]:
+    """The copy of a run without separate maps, and where it lies."""
+    (copy,), placement = run.pipeline.copies_in_metres()
+    return copy.reconstruction, placement
+
+
 def true_fix(world: SyntheticWorld, frame_id: int) -> GpsFix:
     return world.gps(frame_id, metres_per_unit=METRES_PER_UNIT)
 
@@ -93,7 +100,7 @@ def placed(loop: SyntheticWorld) -> PlacedRun:
 
 
 def test_copies_of_the_map_are_in_metres_east_north_up(placed: PlacedRun) -> None:
-    (copy,), placement = placed.pipeline.copies_in_metres()
+    copy, placement = the_copy(placed)
     errors_m = placed.errors_m(copy)
     assert placement is not None
     assert len(errors_m) == NUM_FRAMES
@@ -106,7 +113,7 @@ def test_copies_of_the_map_are_in_metres_east_north_up(placed: PlacedRun) -> Non
 
 
 def test_the_final_trajectory_is_in_the_frame_of_the_snapshots(placed: PlacedRun) -> None:
-    (copy,), _ = placed.pipeline.copies_in_metres()
+    copy, _ = the_copy(placed)
     for pose in placed.pipeline.trajectory():
         expected = copy.image(pose.frame_id).projection_center()
         assert camera_center(pose.cam_from_world) == pytest.approx(expected, abs=1e-6)
@@ -127,7 +134,7 @@ def test_the_placement_is_told_when_it_is_first_known_or_final(placed: PlacedRun
 def test_shifted_positions_are_named_and_bend_nothing(loop: SyntheticWorld) -> None:
     shifted = (3, 7, 8, 13, 18)
     run = PlacedRun(loop, shifted=shifted)
-    (copy,), placement = run.pipeline.copies_in_metres()
+    copy, placement = the_copy(run)
     assert placement is not None
     assert placement.rejected_ids == shifted
     assert run.told(Georeferenced)[-1].rejected_ids == shifted
@@ -139,7 +146,7 @@ def test_shifted_positions_are_named_and_bend_nothing(loop: SyntheticWorld) -> N
 
 def test_without_the_wish_for_metres_maps_keep_their_frame(loop: SyntheticWorld) -> None:
     run = PlacedRun(loop, metric_map=False)
-    (copy,), placement = run.pipeline.copies_in_metres()
+    copy, placement = the_copy(run)
     assert placement is not None
     for frame_id in loop.frame_ids:
         own = run.pipeline.sparse_map.cam_from_world(frame_id)
@@ -158,7 +165,7 @@ def test_positions_beside_the_frames_place_the_map_too(loop: SyntheticWorld) -> 
         return true_fix(loop, round(captured_at_s / 0.1))
 
     run = PlacedRun(loop, fix_at=fix_at)
-    (copy,), _ = run.pipeline.copies_in_metres()
+    copy, _ = the_copy(run)
     assert run.errors_m(copy).max() < 0.3
 
 
@@ -168,7 +175,10 @@ def test_maps_that_nothing_joins_are_placed_by_the_same_origin() -> None:
     assert placement is not None
     assert len(copies) == 2
     for copy in copies:
-        assert run.errors_m(copy).max() < 2.0  # straight paths, turned about by level cameras
+        assert copy.is_in_metres
+        assert (
+            run.errors_m(copy.reconstruction).max() < 2.0
+        )  # straight paths, turned about by level cameras
 
 
 def test_a_map_without_positions_stays_where_it_is() -> None:
@@ -176,7 +186,7 @@ def test_a_map_without_positions_stays_where_it_is() -> None:
     run = PlacedRun(world, fix_at=lambda camera_key, captured_at_s: None)
     assert run.pipeline.placement is None
     assert run.pipeline.gps_rmse_m() is None
-    (copy,), placement = run.pipeline.copies_in_metres()
+    copy, placement = the_copy(run)
     assert placement is None
     first = run.pipeline.sparse_map.cam_from_world(FrameId(1))
     np.testing.assert_array_equal(copy.image(1).cam_from_world().matrix(), first)
@@ -190,5 +200,16 @@ def test_a_bent_map_is_pulled_straight_before_its_positions_are_judged() -> None
     placement = pulled.pipeline.placement
     assert placement is not None
     assert placement.rejected_ids == ()
-    (copy,), _ = pulled.pipeline.copies_in_metres()
+    copy, _ = the_copy(pulled)
     assert 0.005 < pulled.errors_m(copy).mean() < 0.05
+
+
+def test_a_frame_s_own_position_is_not_replaced_by_one_beside_it(loop: SyntheticWorld) -> None:
+    def elsewhere(camera_key: str, captured_at_s: float) -> GpsFix | None:
+        return GpsFix(latitude_deg=50.0, longitude_deg=9.0, altitude_m=0.0)
+
+    run = PlacedRun(loop)
+    run.pipeline._fix_at = elsewhere
+    copy, placement = the_copy(run)
+    assert placement is not None
+    assert run.errors_m(copy).max() < 0.3

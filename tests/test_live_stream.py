@@ -492,20 +492,20 @@ def connected(url: str) -> Any:
         yield client
 
 
-def test_a_port_that_is_taken_is_told_and_tried_again(clip: Path) -> None:
+def test_a_port_that_is_taken_is_refused_before_the_run() -> None:
     with listening() as (url, spec):
         port = int(url.split(":")[2].partition("/")[0])
-        taken = socket.create_server((LOOPBACK, port))
+        with (
+            socket.create_server((LOOPBACK, port)),
+            pytest.raises(SourceError, match="cannot listen there: Address already in use"),
+        ):
+            open_stream(spec)
 
-        def release(item: Item) -> None:
-            if isinstance(item, SourceNotice) and item.state is LOST:
-                taken.close()
 
-        with pushing(clip, url):
-            items = read(open_stream(spec), after=release, until=num_frames(1))
-    details = [notice.detail for notice in of_kind(items, SourceNotice)]
-    assert details[0] == "cannot listen there: Address already in use"
-    assert states_of(items)[-1] is CONNECTED
+def test_a_listening_engine_says_where_to_push() -> None:
+    with listening() as (url, spec):
+        assert open_stream(spec).invitation() == f"waiting for a push to {url}"
+    assert open_stream("rtsp://192.0.2.1/x").invitation() == ""
 
 
 def test_a_sender_that_freezes_is_lost(clip: Path) -> None:

@@ -24,6 +24,7 @@ from engine.files import LineFile
 from engine.journal import Journal
 from engine.recorder import Recorder
 from engine.run_folder import RunFolder
+from engine.snapshots import MapCopy
 from engine.types import DropReason, Features, Frame, FrameId, FramePose
 
 WORLD = world_of(4)
@@ -97,8 +98,8 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def model() -> pycolmap.Reconstruction:
-    return grown_map(WORLD).copy_reconstruction()
+def model() -> MapCopy:
+    return MapCopy(reconstruction=grown_map(WORLD).copy_reconstruction(), is_in_metres=False)
 
 
 # -- what is written ------------------------------------------------------------------------------

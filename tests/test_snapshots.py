@@ -15,7 +15,7 @@ import pytest
 from engine import snapshots
 from engine.config import SnapshotsConfig
 from engine.errors import SnapshotError
-from engine.snapshots import SnapshotFacts, next_sequence, write_snapshot
+from engine.snapshots import MapCopy, SnapshotFacts, next_sequence, write_snapshot
 
 KEEP_ALL = SnapshotsConfig(keep=0)
 
@@ -28,6 +28,10 @@ def synthetic_model(*, num_images: int = 5, num_points3D: int = 60) -> pycolmap.
     return pycolmap.synthesize_dataset(options)
 
 
+def in_own_frame(model: pycolmap.Reconstruction) -> MapCopy:
+    return MapCopy(reconstruction=model, is_in_metres=False)
+
+
 def write(
     run: Path,
     *models: pycolmap.Reconstruction,
@@ -36,7 +40,7 @@ def write(
 ) -> SnapshotFacts:
     return write_snapshot(
         run,
-        models or [synthetic_model()],
+        [in_own_frame(model) for model in models or [synthetic_model()]],
         sequence=next_sequence(run) if sequence is None else sequence,
         facts={"at_s": 1.5},
         config=config,
@@ -312,3 +316,16 @@ def test_latest_is_whole_for_a_reader_that_never_pauses(run: Path) -> None:
     assert not failures
     assert sequences == sorted(sequences)
     assert len(set(sequences)) > 1
+
+
+def test_each_model_tells_whether_it_is_georeferenced_in_the_order_of_the_folders(
+    run: Path,
+) -> None:
+    copies = [
+        MapCopy(reconstruction=synthetic_model(num_images=3), is_in_metres=True),
+        MapCopy(reconstruction=synthetic_model(num_images=6), is_in_metres=False),
+    ]
+    write_snapshot(run, copies, sequence=1, facts={}, config=KEEP_ALL)
+    record = json.loads((run / "latest" / "snapshot.json").read_text())
+    told = [(model["num_registered"], model["is_georeferenced"]) for model in record["models"]]
+    assert told == [(6, False), (3, True)]

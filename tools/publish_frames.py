@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Plays a folder of photos, a video or synthetic:town as a camera on an MQTT broker.
 
-    tools/publish_frames.py walk.mp4 mqtt://localhost/site/+/frame --camera phone --rate 10
-    tools/publish_frames.py synthetic:town mqtts://pilot@broker/site/a/frame --ca-file ca.pem
+    .venv/bin/python tools/publish_frames.py walk.mp4 mqtt://localhost/site/+/frame --rate 10
+    .venv/bin/python tools/publish_frames.py synthetic:town mqtts://pilot@broker/a --ca-file ca.pem
 
 A message is a JPEG file as it is; its MQTT 5 user properties tell the capture time, and position
 and focal length where the source knows them. Frames are read first, then published at a steady

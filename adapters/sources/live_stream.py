@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from adapters.sources.exif import intrinsics_prior
 from adapters.sources.image_bytes import RefusedImage, decode_image, refused_by_size
+from adapters.sources.listening import reachable_host, refuse_taken_address
 from adapters.sources.newest_slot import NewestSlot, Picture
 from adapters.sources.stream_address import parse_stream_address
 from adapters.sources.stream_reader import StreamReader, frame_name, rejected_frame
@@ -58,13 +60,17 @@ class LiveStream:
             next_frame_id: gives out frame ids.
 
         Raises:
-            SourceError: the address is none, or FFmpeg lacks what it needs.
+            SourceError: the address is none, nothing can listen there, or FFmpeg lacks what it
+                needs.
         """
         self._address = parse_stream_address(spec, config=live_sources)
         self._sources = sources
         self._live_sources = live_sources
         self._next_frame_id = next_frame_id
         _check_format(self._address.format, label=self.label)
+        if self._address.is_listening:
+            parts = urlsplit(self._address.url)
+            refuse_taken_address(parts.hostname or "", parts.port or 0, label=self.label)
 
     @property
     def label(self) -> str:
@@ -85,6 +91,14 @@ class LiveStream:
     def num_frames(self) -> int | None:
         """None: nobody knows."""
         return None
+
+    def invitation(self) -> str:
+        """Where others may push to, in a line for the terminal; "" when nobody is to."""
+        if not self._address.is_listening:
+            return ""
+        parts = urlsplit(self._address.url)
+        host = reachable_host(parts.hostname or "")
+        return f"waiting for a push to {parts.scheme}://{host}:{parts.port}{parts.path}"
 
     async def frames(self) -> AsyncGenerator[Item, None]:
         """Yields the frames and news of the connection.

@@ -84,13 +84,17 @@ def _split(spec: str) -> SplitResult:
         raise SourceError(f"{scheme}: blanks or control characters in the address")
     try:
         parts = urlsplit(spec)
-        host, port = parts.hostname, parts.port
+        host = parts.hostname
     except ValueError:
-        host, port = None, None  # the error may quote a password
-    if not host or port == 0 or not spec[len(scheme) :].startswith("://"):
+        host = None  # the error may quote a password
+    if not host or not spec[len(scheme) :].startswith("://"):
         raise SourceError(
             f"{scheme}: no address of a stream: expected {scheme}://[USER:PASSWORD@]HOST[:PORT]/PATH"
             ", what is special in a password written as %40 for @, %2F for /, %3F for ?"
+        )
+    if not _has_port_or_none(parts):
+        raise SourceError(
+            f"{scheme}: behind the host stands no port, which is a number up to 65535"
         )
     if "@" in spec.partition("://")[2][len(parts.netloc) :]:
         # Half a password may stand before that sign, and the wrong host.
@@ -99,6 +103,13 @@ def _split(spec: str) -> SplitResult:
             "%3F"
         )
     return parts
+
+
+def _has_port_or_none(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _label(parts: SplitResult) -> str:

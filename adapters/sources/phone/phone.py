@@ -101,8 +101,9 @@ class Phone:
         match message:
             case RefusedMessage():
                 await self._refuse_malformed(message)
-            case PhoneHello():
+            case PhoneHello():  # the page was opened anew: what it said before is past
                 self._last_sequence = -1
+                self._num_malformed = 0
             case PhonePosition():
                 self._num_malformed = 0
                 await self._take_position(message)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKEN_KEY = "token"
+_KEEPALIVE_S = 15.0  # of a connection that asks for nothing more
 _PICTURE = "application/octet-stream"
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,260}")
 _REFUSED = {
@@ -88,7 +89,9 @@ class PhoneServer:
         app.router.add_get("/frames", self._socket, allow_head=False)
         app.router.add_post("/frames", self._post)
         app.router.add_get("/{name:[a-z]+\\.(?:js|css)}", self._asset)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEEPALIVE_S
+        )
         await self._runner.setup()
         self._intake.desk.open(self._wake_all)
         self._listening = await asyncio.get_running_loop().create_server(

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from adapters.sources.listening import refuse_taken_address
 from adapters.sources.phone.addresses import lan_address
 from adapters.sources.phone.admission import Admission
 from adapters.sources.phone.assets import read_assets
@@ -39,12 +40,13 @@ def open_phone_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> 
 
     Raises:
         ConfigError: a package is missing, or the configured certificate cannot be used.
-        SourceError: the spec is none.
+        SourceError: the spec is none, or nothing can listen there.
     """
     host, port = parse_phone_spec(spec)
     for package in ("aiohttp", "cryptography", "segno"):
         if find_spec(package) is None:
             raise ConfigError(f"phone:// needs the package {package}: pip install 'livesfm[phone]'")
+    refuse_taken_address(host, port, label=f"phone://{host}:{port}")
     import aiohttp.web  # noqa: F401 - loading it on the event loop would hold that up
 
     certificate = page_certificate(config.phone, host=host)
