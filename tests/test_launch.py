@@ -261,6 +261,15 @@ def test_a_run_that_is_its_own_source_is_never_replaced(
     assert (run / "images" / "0.jpg").is_file()
 
 
+def test_a_watched_folder_inside_the_run_is_not_replaced_either(
+    tmp_path: Path, photos: Path
+) -> None:
+    run = launch(QUIET, options(tmp_path / "run", photos)).path
+    with pytest.raises(ConfigError, match="lies in the run folder that would be replaced"):
+        launch(QUIET, options(run, f"watch:{run / 'images'}", overwrite=True))
+    assert (run / "images" / "0.jpg").is_file()
+
+
 def test_a_run_folder_in_the_folder_of_its_photos_is_fine(photos: Path) -> None:
     outcome = launch(QUIET, options(photos / "run", photos))
     assert outcome.num_keyframes == 2

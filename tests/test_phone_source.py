@@ -467,6 +467,10 @@ async def test_who_sends_nothing_but_nonsense_is_sent_away() -> None:
         assert connected.close_code == 1008
         assert len(heard.rejected) == 10
         await heard.until(lambda: "makes sense" in heard.notices[-1])
+        returned = await phone.enter()  # the page, loaded again
+        await returned.send_str("{")
+        await heard.until(lambda: len(heard.rejected) == 11)
+        assert not returned.closed
 
 
 CLOSED = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)

@@ -618,6 +618,21 @@ def test_a_global_adjustment_that_fails_is_told_and_the_map_grows_on(
     assert written.summary["global_ba_runs"] >= 1
 
 
+def test_a_window_that_fails_is_told_and_the_map_grows_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(MappingPipeline, "solve_window", fail)
+    outcome, written = run_world(
+        tmp_path / "run", settings=["window.min_keyframes=6", "window.interval=3"]
+    )
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert outcome.num_registered == NUM_FRAMES
+    assert set(written.warnings()) == {"a window could not be solved: CUDA out of memory"}
+
+
 # -- a full disk ----------------------------------------------------------------------------------
 
 
