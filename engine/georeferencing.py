@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
@@ -22,7 +22,7 @@ from engine.georeference import (
 from engine.mapping_facts import MappingFacts
 from engine.position_adjustment import PositionAdjustment, adjust_with_positions
 from engine.sparse_map import SparseMap
-from engine.types import Float64Array, FrameId, FramePose, GpsFix, Keyframe
+from engine.types import FrameId, FramePose, GpsFix, Keyframe
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Georeferencing:
             return list(poses)
         enu_from_map = self._placement.georeference.enu_from_map
         placed = pose_in_other_world(np.array([p.cam_from_world for p in poses]), enu_from_map)
-        return [_with_pose(pose, own) for pose, own in zip(poses, placed, strict=True)]
+        return [replace(pose, cam_from_world=own) for pose, own in zip(poses, placed, strict=True)]
 
     def to_metres(self, reconstruction: pycolmap.Reconstruction, found: Georeference) -> bool:
         """Moves a private copy of a map to metres east, north, up, unless that is not wanted."""
@@ -214,16 +214,6 @@ class Georeferencing:
 
 def _extent_m(fixes: Sequence[GpsFix]) -> float:
     return float(np.linalg.norm(np.ptp(positions_in_enu(fixes, origin=fixes[0]), axis=0)))
-
-
-def _with_pose(pose: FramePose, cam_from_world: Float64Array) -> FramePose:
-    return FramePose(
-        frame_id=pose.frame_id,
-        index=pose.index,
-        captured_at_s=pose.captured_at_s,
-        cam_from_world=cam_from_world,
-        is_keyframe=pose.is_keyframe,
-    )
 
 
 def _log(outcome: PositionAdjustment) -> None:

@@ -12,7 +12,7 @@ from engine.camera_calibration import CameraCalibration
 from engine.config import Config
 from engine.current_map import CurrentMap
 from engine.georeferencing import Georeferencing
-from engine.map_growth import GrowthConfig, adjust_in_place, grow_fully
+from engine.map_growth import GrowthConfig
 from engine.map_starts import MapStarts
 from engine.scene_graph import SceneGraph
 from engine.sparse_map import SparseMap
@@ -116,14 +116,12 @@ class MapEnd:
         maps: list[SparseMap] = []
         if not self._config.rescue.separate_maps:
             return maps
-        waiting = [stretch for stretch in self._missing_stretches() if len(stretch) > 0]
+        waiting = self._missing_stretches()
         while waiting and len(maps) < _MAX_SEPARATE_MAPS:
             stretch = waiting.pop(0)
             built = self._starts.apart(self._current.sparse_map, stretch, config=config)
             if built is None or built.sparse_map.num_registered < _MIN_SEPARATE:
                 continue
-            grow_fully(built.sparse_map, config=config)
-            adjust_in_place(built.sparse_map, config=config)
             maps.append(built.sparse_map)
             waiting += self._stretches(stretch - set(built.sparse_map.registered_ids))
         return sorted(maps, key=lambda one: -one.num_registered)

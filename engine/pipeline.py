@@ -109,7 +109,21 @@ class MappingPipeline:
             seed=config.runtime.seed,
         )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
-        solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
+        self._fix_at = fix_at
+        self._make_work(solve_window or functools.partial(solve, config=WindowSolverConfig()))
+        self._separate_maps: tuple[SparseMap, ...] = ()
+        self._in_flight: GlobalAdjustment | None = None
+        self._keyframes_since_start = 0
+        self._loop_waits_for_adjustment = False
+        self._reported: set[FrameId] = set()  # frames with a pose
+        self._placed: set[FrameId] = set()  # keyframes told as registered
+        self._moved: dict[FrameId, Features] = {}  # since the last record
+        self._new_poses: list[FramePose] = []
+        self._version = 0
+
+    def _make_work(self, solve_window: WindowSolver) -> None:
+        """Makes what works on the map: starts, windows, its place on the globe, its end."""
+        config, graph = self._config, self._graph
         self._starts = MapStarts(
             initialization=config.initialization,
             rescue=config.rescue,
@@ -126,7 +140,6 @@ class MappingPipeline:
             merge_config=self._current.window_merge_config,
             facts=self._facts,
         )
-        self._fix_at = fix_at
         self._georeferencing = Georeferencing(
             config, position_of=self._position_of, facts=self._facts
         )
@@ -139,15 +152,6 @@ class MappingPipeline:
             cameras=self._cameras,
             graph=graph,
         )
-        self._separate_maps: tuple[SparseMap, ...] = ()
-        self._in_flight: GlobalAdjustment | None = None
-        self._keyframes_since_start = 0
-        self._loop_waits_for_adjustment = False
-        self._reported: set[FrameId] = set()  # frames with a pose
-        self._placed: set[FrameId] = set()  # keyframes told as registered
-        self._moved: dict[FrameId, Features] = {}  # since the last record
-        self._new_poses: list[FramePose] = []
-        self._version = 0
 
     # -- state ----------------------------------------------------------------------------------
 

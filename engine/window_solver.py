@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 _Refusal = tuple[WindowStatus, str]
 
 _MIN_POINTS = 15  # of a window
-_ROTATION_TOLERANCE = 1e-3
 _WEAK = 0.5  # a frame with less than this share of the median frame's support is posed anew
 _SETTLED_RATIO = 0.01  # of the inliers: fewer that change are not worth another round
 _MAX_ROUNDS = 4
@@ -78,10 +77,10 @@ def solve_window(problem: WindowProblem, config: WindowSolverConfig) -> WindowEs
 
 def _refusal_of_input(model: WindowModel) -> _Refusal | None:
     problem = model.problem
-    wrong = _wrong_intrinsics(problem)
+    wrong = problem.wrong_intrinsics(focal_ratios=FOCAL_RATIOS)
     if wrong is not None:
         return WindowStatus.BAD_INTRINSICS, wrong
-    if (problem.is_held & ~_has_pose(problem)).any():
+    if (problem.is_held & ~problem.has_pose).any():
         return WindowStatus.BAD_POSES, "a held pose is missing, or no rotation and translation"
     num_seeing = int((model.num_seen() > 0).sum())
     if num_seeing < 2:
@@ -93,35 +92,6 @@ def _refusal_of_input(model: WindowModel) -> _Refusal | None:
     if num_shared < _MIN_POINTS:
         return WindowStatus.TOO_FEW_TRACKS, f"{num_shared} tracks are seen twice"
     return None
-
-
-def _wrong_intrinsics(problem: WindowProblem) -> str | None:
-    """What no camera can have, in words."""
-    values = (problem.focal_px, problem.distortion, problem.principal_points_xy)
-    if not all(np.isfinite(value).all() for value in values):
-        return "intrinsics are not finite"
-    if (problem.image_sizes <= 0).any():
-        return "an image has no size"
-    is_known, ratio = problem.focal_px != 0.0, problem.focal_px / problem.image_sizes.max(axis=1)
-    low, high = FOCAL_RATIOS
-    if (is_known & ((ratio < low) | (ratio > high))).any():
-        return f"a focal length is not between {low} and {high} times its image's edge"
-    if (problem.is_calibrated & ~is_known).any():
-        return "a calibrated camera has no focal length"
-    return None
-
-
-def _has_pose(problem: WindowProblem) -> BoolArray:
-    """(S,) frames that come with a rotation and a translation."""
-    poses = problem.cam_from_world
-    if poses is None:
-        return np.zeros(problem.num_frames, np.bool_)
-    is_finite = np.asarray(np.isfinite(poses).all(axis=(1, 2)))
-    rotation = np.where(is_finite[:, None, None], poses[:, :, :3], 0.0)
-    product = rotation @ np.swapaxes(rotation, 1, 2)
-    is_rotation = np.isclose(product, np.eye(3), atol=_ROTATION_TOLERANCE).all(axis=(1, 2))
-    is_rotation &= np.linalg.det(rotation) > 0
-    return np.asarray(is_finite & is_rotation)
 
 
 def _refusal_of_result(model: WindowModel, config: WindowSolverConfig) -> _Refusal | None:
@@ -181,7 +151,7 @@ def _find_poses(model: WindowModel, config: WindowSolverConfig) -> tuple[_Refusa
     Given poses that can be mended so that all frames agree are good. Where some frames do not, the
     window may sit in a wrong optimum: other starts get their try.
     """
-    is_given = _has_pose(model.problem)
+    is_given = model.problem.has_pose
     if is_given.sum() >= 2:
         _start_from_given(model, is_given, config)
         if _mend_given_poses(model, config):

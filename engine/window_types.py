@@ -10,6 +10,8 @@ from numpy.typing import DTypeLike
 
 from engine.types import BoolArray, Float32Array, Float64Array, Int64Array, freeze_field
 
+_ROTATION_TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowProblem:
@@ -76,6 +78,36 @@ class WindowProblem:
         if not len(getattr(self, name)):
             object.__setattr__(self, name, np.zeros(num, dtype))
         freeze_field(self, name, (num,), dtype, finite=False)
+
+    @property
+    def has_pose(self) -> BoolArray:
+        """(S,) frames that come with a rotation and a translation."""
+        if self.cam_from_world is None:
+            return np.zeros(self.num_frames, np.bool_)
+        is_finite = np.asarray(np.isfinite(self.cam_from_world).all(axis=(1, 2)))
+        rotation = np.where(is_finite[:, None, None], self.cam_from_world[:, :, :3], 0.0)
+        product = rotation @ np.swapaxes(rotation, 1, 2)
+        is_rotation = np.isclose(product, np.eye(3), atol=_ROTATION_TOLERANCE).all(axis=(1, 2))
+        return np.asarray(is_finite & is_rotation & (np.linalg.det(rotation) > 0))
+
+    def wrong_intrinsics(self, *, focal_ratios: tuple[float, float]) -> str | None:
+        """What no camera can have, in words; None where all is well.
+
+        Args:
+            focal_ratios: least and most focal length, of the longer image edge.
+        """
+        values = (self.focal_px, self.distortion, self.principal_points_xy)
+        if not all(np.isfinite(value).all() for value in values):
+            return "intrinsics are not finite"
+        if (self.image_sizes <= 0).any():
+            return "an image has no size"
+        is_known, ratio = self.focal_px != 0.0, self.focal_px / self.image_sizes.max(axis=1)
+        low, high = focal_ratios
+        if (is_known & ((ratio < low) | (ratio > high))).any():
+            return f"a focal length is not between {low} and {high} times its image's edge"
+        if (self.is_calibrated & ~is_known).any():
+            return "a calibrated camera has no focal length"
+        return None
 
     @property
     def num_frames(self) -> int:

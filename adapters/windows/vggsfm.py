@@ -34,7 +34,6 @@ from adapters.windows.vggsfm_window import (
     agreeing,
     bent_like_given,
     errors_px,
-    given_poses,
     in_frame_of_problem,
     refusal_of_input,
     square_scale,
@@ -146,7 +145,7 @@ class VggsfmWindowSolver:
     def _initial_cameras(
         self, problem: WindowProblem, is_used: BoolArray
     ) -> InitialCameras | Refusal:
-        is_given = given_poses(problem)
+        is_given = problem.has_pose
         assumed_px = ASSUMED_FOCAL_RATIO * problem.image_sizes.max(axis=1)
         if problem.cam_from_world is not None and (is_given | ~is_used.any(axis=1)).all():
             return InitialCameras(

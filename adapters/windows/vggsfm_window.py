@@ -35,7 +35,6 @@ _MIN_SCORE: Final = 0.5
 _MIN_FRAME_INLIERS: Final = 15  # of a frame that is valid
 _MIN_FRAME_INLIER_RATIO: Final = 0.25  # of what it sees
 _MIN_DEPTH: Final = 1e-9
-_ROTATION_TOLERANCE: Final = 1e-3
 _NEWTON_STEPS: Final = 20
 
 
@@ -87,18 +86,6 @@ def usable_observations(problem: WindowProblem) -> BoolArray:
     return np.asarray(problem.is_visible & is_finite & (problem.score >= _MIN_SCORE))
 
 
-def given_poses(problem: WindowProblem) -> BoolArray:
-    """(S,) frames that come with a rotation and a translation."""
-    poses = problem.cam_from_world
-    if poses is None:
-        return np.zeros(problem.num_frames, np.bool_)
-    is_finite = np.asarray(np.isfinite(poses).all(axis=(1, 2)))
-    rotation = np.where(is_finite[:, None, None], poses[:, :, :3], 0.0)
-    product = rotation @ np.swapaxes(rotation, 1, 2)
-    is_rotation = np.isclose(product, np.eye(3), atol=_ROTATION_TOLERANCE).all(axis=(1, 2))
-    return np.asarray(is_finite & is_rotation & (np.linalg.det(rotation) > 0))
-
-
 def refusal_of_input(problem: WindowProblem, is_used: BoolArray) -> Refusal | None:
     """What is wrong with a problem whoever solves it, or too little for upstream.
 
@@ -106,10 +93,12 @@ def refusal_of_input(problem: WindowProblem, is_used: BoolArray) -> Refusal | No
         problem: the window.
         is_used: (S, N) usable observations of tracks that have enough of them.
     """
-    wrong = _wrong_intrinsics(problem)
+    wrong = problem.wrong_intrinsics(focal_ratios=FOCAL_RATIOS)
+    if wrong is None and ((problem.distortion != 0.0) & (problem.focal_px == 0.0)).any():
+        wrong = "a camera distorts, but has no focal length"
     if wrong is not None:
         return Refusal(status=WindowStatus.BAD_INTRINSICS, reason=wrong)
-    if (problem.is_held & ~given_poses(problem)).any():
+    if (problem.is_held & ~problem.has_pose).any():
         reason = "a held pose is missing, or no rotation and translation"
         return Refusal(status=WindowStatus.BAD_POSES, reason=reason)
     num_seeing = int(usable_observations(problem).any(axis=1).sum())
@@ -120,22 +109,6 @@ def refusal_of_input(problem: WindowProblem, is_used: BoolArray) -> Refusal | No
     if num_tracks < MIN_POINTS:
         reason = f"{num_tracks} tracks are seen three times"
         return Refusal(status=WindowStatus.TOO_FEW_TRACKS, reason=reason)
-    return None
-
-
-def _wrong_intrinsics(problem: WindowProblem) -> str | None:
-    """What no camera, or none of upstream's, can have, in words."""
-    values = (problem.focal_px, problem.distortion, problem.principal_points_xy)
-    if not all(np.isfinite(value).all() for value in values):
-        return "intrinsics are not finite"
-    if (problem.image_sizes <= 0).any():
-        return "an image has no size"
-    is_known, ratio = problem.focal_px != 0.0, problem.focal_px / problem.image_sizes.max(axis=1)
-    low, high = FOCAL_RATIOS
-    if (is_known & ((ratio < low) | (ratio > high))).any():
-        return f"a focal length is not between {low} and {high} times its image's edge"
-    if ((problem.is_calibrated | (problem.distortion != 0.0)) & ~is_known).any():
-        return "a camera is calibrated or distorts, but has no focal length"
     return None
 
 
