@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from adapters.doctor import Weights
     from adapters.launch import LaunchOptions
     from engine.config import Config
-    from engine.runtime import RunOutcome
+    from engine.run.engine import RunOutcome
 
 NOTHING_MADE = 1
 REFUSED = 2
@@ -222,7 +222,7 @@ def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
 
 def _default_out(source: str) -> Path:
     """runs/NAME, NAME from the last telling part of the source, without options or credentials."""
-    from engine.run_folder import unique_run_path
+    from engine.output.run_folder import unique_run_path
 
     if not os.path.exists(source):
         name = _name_of_address(source)

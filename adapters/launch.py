@@ -29,7 +29,7 @@ from engine.ports import (
 from engine.types import Float64Array, FrameId, Received
 
 if TYPE_CHECKING:
-    from engine.runtime import RunOutcome
+    from engine.run.engine import RunOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +91,9 @@ def limit_library_threads() -> None:
 async def _run(
     config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
 ) -> RunOutcome:
-    from engine.event_loop import RunRequests
-    from engine.run_folder import RunFolder
-    from engine.runtime import Engine
+    from engine.output.run_folder import RunFolder
+    from engine.run.engine import Engine
+    from engine.run.event_loop import RunRequests
 
     # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
@@ -127,7 +127,7 @@ async def _run(
 
 
 def _leave_at_once() -> None:
-    from engine.runtime import leave_at_once
+    from engine.run.engine import leave_at_once
 
     if sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)  # the panel hid it and has no time to close
@@ -165,8 +165,8 @@ def _sift(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
 
 
 def _oracle(config: Config, sources: Sequence[FrameSource]) -> tuple[PairMatcher, PlaceIndex]:
-    from adapters.matchers.oracle import OracleMatcher, OraclePlaces, TrueView
-    from adapters.sources.synthetic_town import SyntheticTown
+    from adapters.town.oracle import OracleMatcher, OraclePlaces, TrueView
+    from adapters.town.source import SyntheticTown
 
     town = sources[0]
     if len(sources) != 1 or not isinstance(town, SyntheticTown):
@@ -197,8 +197,8 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
         return None
     from adapters.windows.vggsfm import open_vggsfm
     from adapters.windows.vggsfm_predictor import FolderImages
-    from engine.window_model import WindowSolverConfig
-    from engine.window_solver import solve_window
+    from engine.windows.model import WindowSolverConfig
+    from engine.windows.solver import solve_window
 
     return open_vggsfm(
         config.window,
@@ -228,7 +228,7 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[FrameSource]:
     Raises:
         ConfigError: nothing can be opened, nor does any of it exist.
     """
-    from adapters.sources.factory import open_source
+    from adapters.open_source import open_source
 
     next_frame_id = count_frame_ids()
     sources: list[FrameSource] = []
@@ -278,7 +278,7 @@ def _open_telling_views(
     """
     views: list[View] = []
     if config.mqtt.publish:
-        from adapters.views.mqtt_view import MqttView
+        from adapters.mqtt.view import MqttView
 
         views.append(MqttView.open(config, run_path=options.path, control=control))
     for source in sources:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import REAL_SETS
+
 # Read by the libraries when they are loaded, so no test pays for one it does not use, and inherited
 # by the processes tests start. One thread each: figures do not depend on the machine's cores, and
 # sums are always added in the same order.
@@ -17,8 +19,6 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # torch and every BLAS
     OPENBLAS_NUM_THREADS="1",  # NumPy's own build
 )
-
-REAL_SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")

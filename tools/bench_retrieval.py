@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import RetrievalConfig
-from engine.retrieval import PlaceRecognizer, Vocabulary
+from engine.matching.place_recognition import PlaceRecognizer, Vocabulary
 from engine.types import Features, Float32Array, Float64Array, FrameId, Uint8Array
 
 BoolArray = NDArray[np.bool_]

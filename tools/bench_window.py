@@ -43,7 +43,7 @@ from adapters.matchers.sift import SiftMatcher
 from adapters.native_log import native_log_captured
 from adapters.windows.vggsfm import open_vggsfm
 from engine.config import SiftConfig, TwoViewConfig, WindowConfig
-from engine.estimators import verify_matches
+from engine.estimators.estimators import verify_matches
 from engine.geometry import camera_center, invert_pose, rotation_from_quat_xyzw
 from engine.ports import WindowSolver
 from engine.types import (
@@ -56,9 +56,9 @@ from engine.types import (
     Int64Array,
     MatchRequest,
 )
-from engine.window_model import WindowSolverConfig
-from engine.window_solver import solve_window
 from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
+from engine.windows.model import WindowSolverConfig
+from engine.windows.solver import solve_window
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden/vggsfm_window/window16.npz"
 NUM_TIMED = 3  # the fastest counts: the machine has other things to do

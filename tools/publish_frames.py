@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adapters.mqtt_connection import MqttAddress, MqttLink, keep_connected
-from adapters.sources.factory import open_source
+from adapters.mqtt.connection import MqttAddress, MqttLink, keep_connected
+from adapters.open_source import open_source
 from engine.config import Config, load_config
 from engine.errors import EngineError
 from engine.types import Frame, FrameId, SourceState

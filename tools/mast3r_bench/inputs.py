@@ -15,7 +15,7 @@ from adapters.matchers.mast3r.architecture import NetworkShape
 from adapters.matchers.mast3r.images import normalise
 from adapters.matchers.mast3r.matcher import Device
 from adapters.matchers.mast3r.network import Mast3rNetwork
-from adapters.sources.synthetic_town import SyntheticTown, TownOptions
+from adapters.town.source import SyntheticTown, TownOptions
 from engine.errors import ConfigError
 from engine.types import Frame, FrameId, Uint8Array
 

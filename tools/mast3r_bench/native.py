@@ -17,7 +17,7 @@ from adapters.matchers.mast3r.matcher import Mast3rMatcher
 from adapters.matchers.mast3r.network import Mast3rNetwork
 from adapters.matchers.mast3r.retrieval import PooledPlaceIndex
 from engine.config import DenseMatchingConfig, Mast3rConfig
-from engine.keypoint_tables import KeypointTable
+from engine.matching.keypoint_tables import KeypointTable
 from engine.types import Features, Frame, ImagePair, MatchRequest
 from mast3r_bench.figures import PARTS, EncodeFigures, PairFigures, Timing
 from mast3r_bench.inputs import network_images

@@ -1,0 +1,226 @@
+"""One encoded image (JPEG, PNG, TIFF, WebP, BMP) from bytes to upright RGB pixels.
+
+Size and completeness are read from the bytes before anything is decoded, so that neither a
+decompression bomb nor a half-written file reaches a decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters.images.exif import Exif, read_exif, tiff_image_size, upright
+from engine.config import SourcesConfig
+from engine.types import DropReason, Uint8Array
+
+# Start-of-frame markers of JPEG (ITU-T T.81, table B.1); C4, C8 and CC are no frames.
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PLAIN_FRAME_MARKERS = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive Huffman coding
+_BARE_MARKERS = frozenset(range(0xD0, 0xD9)) | {0x01}  # carry no length
+_SCAN_MARKER, _APP1_MARKER = 0xDA, 0xE1
+_END_OF_IMAGE = b"\xff\xd9"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHeader:
+    """What the bytes say before decoding."""
+
+    width: int  # px, as stored: before the EXIF orientation
+    height: int
+    exif_block: bytes = b""
+    is_complete: bool = True  # False: a JPEG that ends before its end marker
+    is_plain_jpeg: bool = False  # a JPEG of one or three 8-bit channels that any reader takes
+    decodes_upright: bool = False  # TIFF: OpenCV turns the pixels, told to or not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DecodedImage:
+    """A readable image."""
+
+    pixels: Uint8Array  # (H, W, 3) RGB, upright
+    jpeg: bytes | None  # the bytes as given, when any JPEG reader gets `pixels` from them
+    exif: Exif
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedImage:
+    """Why bytes did not become an image."""
+
+    reason: DropReason
+    detail: str
+
+
+def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | RefusedImage:
+    """Decodes an image to 8-bit RGB, upright by its EXIF orientation.
+
+    Grey and palette images become RGB, alpha is left out, 16-bit values are divided by 257. A JPEG
+    must reach its end marker: decoders fill what is missing with grey and say nothing. (In the
+    entropy-coded data after the first scan header a byte FF is never followed by D9, so the first
+    such pair ends the image; a thumbnail's end marker lies before, what lies after is ignored.)
+    """
+    header = read_image_header(data)
+    if header is None:
+        return _unreadable("no image" if data else "empty")
+    refused = refused_by_size(header.width, header.height, config=config)
+    if refused is not None:
+        return refused
+    if not header.is_complete:
+        return _unreadable("truncated: the JPEG has no end marker")
+    stored = _decode(data)
+    if isinstance(stored, RefusedImage):
+        return stored
+    exif = read_exif(header.exif_block)
+    return DecodedImage(
+        pixels=stored if header.decodes_upright else upright(stored, exif.orientation),
+        jpeg=data if header.is_plain_jpeg and exif.orientation == 1 else None,
+        exif=exif,
+    )
+
+
+def refused_by_size(width: int, height: int, *, config: SourcesConfig) -> RefusedImage | None:
+    """Why an image of this size in px is not taken; None when it is."""
+    size = f"{width} x {height} px"
+    if min(width, height) < config.min_image_edge_px:
+        return RefusedImage(reason=DropReason.TOO_SMALL, detail=size)
+    if width * height > config.max_image_megapixels * 1e6:
+        return RefusedImage(reason=DropReason.TOO_LARGE, detail=size)
+    return None
+
+
+def read_image_header(data: bytes) -> ImageHeader | None:
+    """Size, EXIF block and completeness of an encoded image; None when it is none we know."""
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg_header(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png_header(data)
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return _tiff_header(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _webp_header(data)
+    if data.startswith(b"BM"):
+        return _bmp_header(data)
+    return None
+
+
+def _unreadable(detail: str) -> RefusedImage:
+    return RefusedImage(reason=DropReason.UNREADABLE, detail=detail)
+
+
+def _decode(data: bytes) -> Uint8Array | RefusedImage:
+    """The pixels (H, W, 3) RGB as the decoder gives them."""
+    import cv2
+
+    # Not IMREAD_COLOR_RGB: OpenCV 5.0.0 returns garbage with it for 16-bit TIFF.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        return _unreadable(f"cannot be decoded: {error.err}")
+    if image is None:
+        return _unreadable("damaged: cannot be decoded")
+    if image.dtype == np.uint16:
+        image = cv2.convertScaleAbs(image, alpha=1.0 / 257.0)
+    if image.dtype != np.uint8:
+        return _unreadable(f"pixels of type {image.dtype} are not supported")
+    pixels: Uint8Array = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return pixels
+
+
+def _jpeg_header(data: bytes) -> ImageHeader | None:
+    frame, exif_block, is_plain = b"", b"", False
+    for marker, start, segment in _jpeg_segments(data):
+        if marker in _FRAME_MARKERS:
+            frame, is_plain = segment, marker in _PLAIN_FRAME_MARKERS
+        elif marker == _APP1_MARKER and segment.startswith(b"Exif\0\0") and not exif_block:
+            exif_block = segment
+        elif marker == _SCAN_MARKER and len(frame) >= 6:
+            return ImageHeader(
+                width=int.from_bytes(frame[3:5], "big"),
+                height=int.from_bytes(frame[1:3], "big"),
+                exif_block=exif_block,
+                is_complete=data.find(_END_OF_IMAGE, start) >= 0,
+                is_plain_jpeg=is_plain and frame[0] == 8 and frame[5] in {1, 3},
+            )
+    return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, where its payload starts, and the payload, up to the first scan."""
+    place = data.find(b"\xff", 2)
+    while 0 <= place < len(data) - 3:
+        marker = data[place + 1]
+        if marker in _BARE_MARKERS or marker in {0x00, 0xFF}:  # stuffing and fill bytes
+            place = data.find(b"\xff", place + (1 if marker == 0xFF else 2))
+            continue
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        yield marker, place + 4, data[place + 4 : end]
+        if marker == _SCAN_MARKER:
+            return
+        place = data.find(b"\xff", end)
+
+
+def _png_header(data: bytes) -> ImageHeader | None:
+    """Chunks of length, type, payload and checksum (PNG, third edition, section 5.3)."""
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        return None
+    exif_block = b""
+    place = 8
+    while not exif_block and place + 8 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] == b"eXIf":
+            exif_block = data[place + 8 : place + 8 + length]
+        place += length + 12
+    return ImageHeader(
+        width=int.from_bytes(data[16:20], "big"),
+        height=int.from_bytes(data[20:24], "big"),
+        exif_block=exif_block,
+    )
+
+
+def _webp_header(data: bytes) -> ImageHeader | None:
+    """Chunks of type, length and padded payload (RFC 9649, section 2)."""
+    size: tuple[int, int] | None = None
+    exif_block = b""
+    place = 12
+    while place + 8 <= len(data):
+        kind = data[place : place + 4]
+        length = int.from_bytes(data[place + 4 : place + 8], "little")
+        payload = data[place + 8 : place + 8 + length]
+        if size is None and len(payload) >= 10:
+            size = _webp_size(kind, payload)
+        if kind == b"EXIF":
+            exif_block = payload
+        place += 8 + length + length % 2
+    return ImageHeader(width=size[0], height=size[1], exif_block=exif_block) if size else None
+
+
+def _webp_size(kind: bytes, payload: bytes) -> tuple[int, int] | None:
+    if kind == b"VP8X":  # the canvas of an extended file
+        width, height = (int.from_bytes(payload[i : i + 3], "little") + 1 for i in (4, 7))
+        return width, height
+    if kind == b"VP8 " and payload[3:6] == b"\x9d\x01\x2a":  # a key frame's start code
+        width, height = (int.from_bytes(payload[i : i + 2], "little") & 0x3FFF for i in (6, 8))
+        return width, height
+    if kind == b"VP8L" and payload[0] == 0x2F:  # the lossless signature
+        bits = int.from_bytes(payload[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return None
+
+
+def _tiff_header(data: bytes) -> ImageHeader | None:
+    size = tiff_image_size(data)
+    if size is None:
+        return None
+    return ImageHeader(width=size[0], height=size[1], exif_block=data, decodes_upright=True)
+
+
+def _bmp_header(data: bytes) -> ImageHeader | None:
+    if len(data) < 26:
+        return None
+    if int.from_bytes(data[14:18], "little") == 12:  # the header of OS/2
+        width, height = (int.from_bytes(data[i : i + 2], "little") for i in (18, 20))
+    else:
+        width, height = (int.from_bytes(data[i : i + 4], "little", signed=True) for i in (18, 22))
+    return ImageHeader(width=abs(width), height=abs(height))  # a negative height: stored top down

@@ -1,0 +1,1 @@
+"""What live sources share: clocks, back-off, queues, threads, listening addresses."""

@@ -1,0 +1,1 @@
+"""MQTT: frames and telemetry in; poses, facts and snapshots out; commands."""

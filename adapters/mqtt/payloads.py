@@ -1,0 +1,121 @@
+"""What publishers put into a message, to the bytes of one encoded image and what is told of it.
+
+There is no standard: plain scripts and Home Assistant send the image file itself or its base64
+text, browsers a data URI, others a JSON object that holds either and says more. Which it is shows
+in the first bytes. Text that stands where an image should is never taken for a path or an address.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from adapters.mqtt.telemetry import (
+    Position,
+    read_json,
+    read_number,
+    read_position,
+    read_time,
+)
+
+Properties = Mapping[str, str]  # MQTT 5 user properties
+
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo")  # of the same
+_DATA_URI_START = b"data:image/"
+_IMAGE_NAMES = ("image", "imagebase64", "data")
+_FOCAL_NAME = "focal_px"
+_WHITESPACE = b" \t\r\n"
+_LOOKED_AT_BYTES = 64
+
+
+class PayloadKind(StrEnum):
+    """How an image travels."""
+
+    IMAGE = "image"
+    BASE64 = "base64"
+    DATA_URI = "data URI"
+    JSON = "JSON"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a message tells beside the image."""
+
+    told_s: float | None = None  # capture time on the sender's clock
+    position: Position | None = None
+    focal_px: float | None = None  # of the image as sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwrapped:
+    """The bytes of an encoded image and what came with it."""
+
+    image: bytes
+    facts: Facts
+
+
+def kind_of(payload: bytes) -> PayloadKind | None:
+    """How a payload carries an image, by its first bytes; None when it carries none."""
+    if payload.startswith(_IMAGE_STARTS):
+        return PayloadKind.IMAGE
+    start = payload[:_LOOKED_AT_BYTES].lstrip(_WHITESPACE)
+    if start.startswith(_BASE64_STARTS):
+        return PayloadKind.BASE64
+    if start[: len(_DATA_URI_START)].lower() == _DATA_URI_START:
+        return PayloadKind.DATA_URI
+    return PayloadKind.JSON if start.startswith(b"{") else None
+
+
+def unwrap(payload: bytes, properties: Properties) -> Unwrapped | str:
+    """The image in a payload, or in words why there is none.
+
+    What a JSON object tells wins over user properties of the same names.
+    """
+    kind = kind_of(payload)
+    facts = _facts(properties)
+    match kind:
+        case None:
+            return "neither an image nor base64 nor JSON" if payload else "empty"
+        case PayloadKind.IMAGE:
+            return Unwrapped(image=payload, facts=facts)
+        case PayloadKind.BASE64 | PayloadKind.DATA_URI:
+            image = _from_text(payload)
+        case PayloadKind.JSON:
+            record = read_json(payload)
+            if record is None:
+                return "no valid JSON object"
+            facts = _facts({**properties, **record})
+            texts = [record[name] for name in _IMAGE_NAMES if isinstance(record.get(name), str)]
+            if not texts:
+                return f"JSON without a text under {', '.join(_IMAGE_NAMES)}"
+            image = _from_text(str(texts[0]).encode(errors="replace"))
+    if image is None:
+        return f"{kind} that holds no JPEG or PNG"
+    return Unwrapped(image=image, facts=facts)
+
+
+def _facts(record: Mapping[str, object]) -> Facts:
+    focal_px = read_number(record, _FOCAL_NAME)
+    return Facts(
+        told_s=read_time(record),
+        position=read_position(record),
+        focal_px=focal_px if focal_px is not None and focal_px > 0.0 else None,
+    )
+
+
+def _from_text(text: bytes) -> bytes | None:
+    """The image in base64 text or a data URI; None when the text is neither."""
+    if kind_of(text) is PayloadKind.DATA_URI:
+        head, comma, text = text.partition(b",")
+        if not comma or not head.rstrip().lower().endswith(b";base64"):
+            return None
+    compact = text.translate(None, delete=_WHITESPACE).rstrip(b"=")
+    try:
+        image = base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
+    except binascii.Error:
+        return None
+    return image if image.startswith(_IMAGE_STARTS) else None

@@ -1,0 +1,323 @@
+"""Tells a run on MQTT, and takes commands from there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.mqtt.connection import (
+    PASSWORD_VARIABLE,
+    MqttAddress,
+    MqttLink,
+    is_refusal,
+    keep_connected,
+)
+from adapters.mqtt.messages import (
+    Channel,
+    Message,
+    RunState,
+    message_of,
+    metrics_message,
+    read_command,
+    refused_command,
+    status_message,
+)
+from adapters.mqtt.outbox import Outbox, Throttle
+from adapters.views.run_counters import RunCounters
+from engine.config import Config
+from engine.errors import ConfigError
+from engine.events import CommandTaken, Event, FramePosed, RunFinished, RunStarted
+from engine.ports import RunControl
+from engine.types import Frame, FramePose, MapView, RunCommand, SourceState
+
+if TYPE_CHECKING:
+    import aiomqtt
+
+_METRICS_PERIOD_S = 1.0
+_CLOSE_TIMEOUT_S = 2.0
+_FAREWELL_S = 1.5  # of those, for what still waits
+_MAX_WAITING_COMMANDS = 32
+_KEY = "mqtt.publish"
+
+logger = logging.getLogger(__name__)
+
+
+class MqttView:
+    """Publishes the facts of a run below a prefix, on a thread and an event loop of its own.
+
+    Topics are those of ``Channel``, payloads JSON objects. The broker may be absent, slow or gone:
+    the run never waits for it. What waits too long is left out and counted under ``metrics``.
+    """
+
+    def __init__(
+        self, link: MqttLink, *, config: Config, run_path: Path, control: RunControl | None
+    ) -> None:
+        """Takes what is to be connected; ``open`` checks it and starts."""
+        self._link = link
+        self._prefix = link.address.topic.rstrip("/")
+        self._run = str(run_path.absolute())
+        self._control = control if config.mqtt.commands else None
+        self._max_pose_hz = config.mqtt.max_pose_hz
+        self._outbox = Outbox()
+        self._throttles: dict[str, Throttle] = {}  # by camera
+        self._lock = threading.Lock()  # of the two that follow
+        self._counters = RunCounters()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_over = False  # nothing more can be published
+        self._is_connected = False
+        self._changed = asyncio.Event()  # these two belong to the loop
+        self._closing = asyncio.Event()
+        self._is_started = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="mqtt view", daemon=True)
+
+    @classmethod
+    def open(cls, config: Config, *, run_path: Path, control: RunControl | None) -> MqttView:
+        """Starts to tell a run; connecting goes on in the background.
+
+        Args:
+            config: with ``mqtt.publish`` set.
+            run_path: of the run folder.
+            control: takes commands, where ``mqtt.commands`` allows them.
+
+        Raises:
+            ConfigError: the address is none, holds a password, or commands are to be taken from
+                just anybody.
+            AdapterUnavailableError: a package is missing.
+        """
+        address = _address_of(config)
+        link = MqttLink(address, config=config)
+        view = cls(link, config=config, run_path=run_path, control=control)
+        view._put(status_message(RunState.RUNNING, run=view._run))
+        view._thread.start()
+        view._is_started.wait()
+        return view
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        """Nothing: images are not published."""
+
+    def show_map(self, view: MapView) -> None:
+        """Takes over the map's counts."""
+        with self._lock:
+            self._counters.update_from_map(view)
+
+    def show_event(self, event: Event) -> None:
+        """Hands a fact over to be published."""
+        with self._lock:
+            self._counters.update(event)
+        if isinstance(event, FramePosed) and not self._may_pass(event.camera_key):
+            return
+        if (message := message_of(event)) is not None:
+            self._put(message)
+        if (state := _state_after(event)) is not None:
+            self._put(status_message(state, run=self._run, **_figures(event)))
+
+    def close(self) -> None:
+        """Says that the run is over, as far as the broker listens, and lets go; takes 2 s at most.
+
+        A broker that does not answer may learn of it later, by the last will.
+        """
+        if self._counters.finished is None:
+            self._put(status_message(RunState.STOPPED, run=self._run))
+        self._call(self._closing.set)
+        self._call(self._changed.set)
+        self._thread.join(timeout=_CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            logger.debug("%s: did not take leave in time", self._link.address.broker)
+
+    def _may_pass(self, camera_key: str) -> bool:
+        """Whether a pose of a camera may be told now."""
+        if camera_key not in self._throttles:
+            self._throttles[camera_key] = Throttle(self._max_pose_hz)
+        return self._throttles[camera_key].lets_through()
+
+    def _put(self, message: Message) -> None:
+        if not self._is_over:
+            self._outbox.put(message)
+            self._call(self._changed.set)
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        """Has the loop call something, as long as it runs."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(callback)
+
+    # On the thread of the view from here on.
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._publish_until_closed())
+        finally:
+            self._is_over = True
+
+    async def _publish_until_closed(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._is_started.set()
+        connecting = asyncio.create_task(
+            keep_connected(self._link, self._use, tell=self._tell, client=self._connection),
+            name="connection",
+        )
+        closing = asyncio.create_task(self._closing.wait(), name="closing")
+        await asyncio.wait((connecting, closing), return_when=asyncio.FIRST_COMPLETED)
+        if self._is_connected:
+            await asyncio.wait((connecting,), timeout=_FAREWELL_S)
+        with self._lock:
+            self._loop = None
+        closing.cancel()
+        if connecting.done():
+            connecting.result()  # raises what nobody expected
+
+    def _connection(self) -> AbstractAsyncContextManager[aiomqtt.Client]:
+        import aiomqtt
+
+        will = status_message(RunState.OFFLINE, run=self._run)
+        return self._link.client(
+            will=aiomqtt.Will(self._topic(will.channel), will.payload, qos=1, retain=True),
+            max_queued_incoming=_MAX_WAITING_COMMANDS,
+        )
+
+    def _tell(self, state: SourceState, detail: str) -> None:
+        levels = {SourceState.LOST: logging.WARNING, SourceState.REFUSED: logging.ERROR}
+        level = levels.get(state, logging.INFO)
+        logger.log(level, "%s: %s: %s", self._link.address.label, state.value, detail)
+
+    def _topic(self, channel: Channel) -> str:
+        return f"{self._prefix}/{channel}"
+
+    async def _use(self, client: aiomqtt.Client) -> None:
+        """Publishes and reads until the connection breaks or the view is closed."""
+        self._is_connected = True
+        if self._control is not None:
+            await self._subscribe(client)
+        self._tell(SourceState.CONNECTED, "telling the run there")
+        self._outbox.repeat_lasting()
+        tasks = [
+            asyncio.create_task(self._write(client), name="publish"),
+            asyncio.create_task(self._read(client), name="commands"),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._is_connected = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in done:
+            task.result()
+
+    async def _subscribe(self, client: aiomqtt.Client) -> None:
+        topic = self._topic(Channel.COMMAND)
+        codes = await client.subscribe(topic, qos=1)
+        if any(is_refusal(code) for code in codes):
+            logger.warning("%s: the broker does not let us read commands", topic)
+
+    async def _write(self, client: aiomqtt.Client) -> None:
+        """Publishes what waits, and figures once a second; ends when the view is closed."""
+        loop = asyncio.get_running_loop()
+        metrics_at_s = loop.time()
+        while True:
+            is_last = self._closing.is_set()
+            if is_last or loop.time() >= metrics_at_s:
+                metrics_at_s = loop.time() + _METRICS_PERIOD_S
+                await self._publish(client, self._metrics())
+            while (message := self._outbox.take()) is not None:
+                await self._publish(client, message)
+            if is_last:
+                return
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(metrics_at_s):
+                    await self._changed.wait()
+
+    async def _publish(self, client: aiomqtt.Client, message: Message) -> None:
+        import aiomqtt
+
+        try:
+            await client.publish(
+                self._topic(message.channel),
+                message.payload,
+                qos=1 if message.is_lasting else 0,
+                retain=message.is_lasting,
+            )
+        except aiomqtt.MqttError:
+            if not message.is_lasting:  # those are told again
+                self._outbox.count_lost()
+            raise
+
+    def _metrics(self) -> Message:
+        with self._lock:
+            return metrics_message(self._counters, lost_messages=self._outbox.num_lost)
+
+    async def _read(self, client: aiomqtt.Client) -> None:
+        """Takes commands; also where there are none, since it hears of a broken connection."""
+        async for message in client.messages:
+            if message.retain:
+                logger.warning("%s: a command from before is ignored", message.topic)
+            else:
+                self._take_command(message.payload)
+
+    def _take_command(self, payload: bytes) -> None:
+        command = read_command(payload)
+        if self._control is None:
+            return
+        if command is None:
+            logger.warning("%s: no such command", self._topic(Channel.COMMAND))
+            self._put(refused_command())
+            return
+        logger.info("%s: %s", self._topic(Channel.COMMAND), command)
+        self._control(command)
+
+
+def _address_of(config: Config) -> MqttAddress:
+    """Where to publish, with the password in it that the environment holds.
+
+    Raises:
+        ConfigError: it is none, or is not allowed; messages hold no credentials.
+    """
+    try:
+        address = MqttAddress.parse(config.mqtt.publish)
+    except ValueError as error:
+        raise ConfigError(f"{_KEY}: not an address of MQTT: {error}") from None
+    if address.password is not None:
+        # The configuration is written beside every run.
+        raise ConfigError(f"{_KEY}: no password here, please; put it into {PASSWORD_VARIABLE}")
+    if not address.topic.strip("/") or "+" in address.topic or "#" in address.topic:
+        raise ConfigError(f"{_KEY}: the topic is a prefix, and so has no wildcards")
+    if config.mqtt.commands and not (address.user and address.secret):
+        raise ConfigError(
+            f"mqtt.commands: only with a user in {_KEY} and a password in {PASSWORD_VARIABLE}: "
+            "whoever may write there could stop the run"
+        )
+    return address
+
+
+def _state_after(event: Event) -> RunState | None:
+    """What the run does from an event on; None where that does not change."""
+    match event:
+        case RunStarted():
+            return RunState.RUNNING
+        case RunFinished():
+            return RunState.STOPPED
+        case CommandTaken(command=RunCommand.PAUSE):
+            return RunState.PAUSED
+        case CommandTaken(command=RunCommand.RESUME):
+            return RunState.RUNNING
+    return None
+
+
+def _figures(event: Event) -> dict[str, object]:
+    match event:
+        case RunStarted():
+            return {"sources": event.sources, "matcher": event.matcher}
+        case RunFinished():
+            return {
+                "stopped_by": event.stopped_by,
+                "keyframes": event.num_keyframes,
+                "registered": event.num_registered,
+            }
+    return {}

@@ -1,0 +1,170 @@
+"""Between the thread of views, which hears of the run, and the event loop, which tells phones.
+
+Whatever the views thread says is put down and taken up by the event loop; neither waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adapters.phone.feedback import PhoneState, RunFeedback
+from adapters.phone.map_plan import Plan, draw_plan
+from adapters.phone.messages import Direction
+from engine.events import Event
+from engine.types import Frame, FrameId, FramePose, MapView
+
+logger = logging.getLogger(__name__)
+
+_MAX_WAITING = 20_000  # facts; when the event loop is that late, the oldest are forgotten
+_MAX_PATH_POINTS = 500  # of one phone
+
+
+class FeedbackDesk:
+    """The state of the run as phones show it. For the event loop, except ``put``."""
+
+    def __init__(self) -> None:
+        self.feedback = RunFeedback()
+        self.plan_version = 0  # grows with every plan; 0: there is none
+        self._plan: Plan | None = None
+        self._plan_record: dict[str, Any] | None = None
+        self._waiting: deque[Event | Plan] = deque(maxlen=_MAX_WAITING)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_over = False
+        self._changed: Callable[[], None] = lambda: None
+
+    @property
+    def version(self) -> int:
+        """Grows with everything that may change what phones show."""
+        return self.feedback.version + self.plan_version
+
+    def open(self, changed: Callable[[], None]) -> None:
+        """From now on ``changed`` is called on this event loop when there is news."""
+        self._loop = asyncio.get_running_loop()
+        self._changed = changed
+        self._take_up()
+
+    def close(self) -> None:
+        """Takes up nothing any more."""
+        self._is_over = True
+        self._loop = None
+        self._waiting.clear()
+
+    def put(self, news: Event | Plan) -> None:
+        """Puts news down; from any thread, returns at once."""
+        if self._is_over:
+            return
+        self._waiting.append(news)
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(self._take_up)
+            except RuntimeError:
+                logger.debug("the event loop closed while the run told of itself")
+
+    def end(self) -> None:
+        """The run listens to no phone any more."""
+        self._take_up()
+        self.feedback.end()
+        self._changed()
+
+    def state_record(self, phone: int) -> dict[str, Any]:
+        """What a phone shows, as JSON; places are on the newest plan."""
+        state = self.feedback.state_of(phone)
+        return {
+            "phone": phone,
+            "advice": state.advice,
+            "hint": state.hint,
+            "frames": state.num_frames,
+            "keyframes": state.num_keyframes,
+            "registered": state.num_registered,
+            "points": state.num_points3D,
+            "plan": self.plan_version,
+            **self._places(state),
+        }
+
+    def plan_record(self, *, known_version: int) -> dict[str, Any] | None:
+        """The newest plan as JSON, unless the page has it."""
+        if self._plan is None or known_version == self.plan_version:
+            return None
+        if self._plan_record is None:
+            self._plan_record = self._as_record(self._plan)
+        return self._plan_record
+
+    def _take_up(self) -> None:
+        if self._loop is None or not self._waiting:
+            return
+        while self._waiting:
+            news = self._waiting.popleft()
+            if isinstance(news, Plan):
+                self._plan, self._plan_record = news, None
+                self.plan_version += 1
+            else:
+                self.feedback.take(news)
+        self._changed()
+
+    def _places(self, state: PhoneState) -> dict[str, Any]:
+        plan = self._plan
+
+        def place(point: Direction | None) -> list[float] | None:
+            return None if plan is None or point is None else _rounded(plan.place(point))
+
+        heading = state.heading_in_world
+        return {
+            "here": place(state.position_in_world),
+            "heading": None
+            if plan is None or heading is None
+            else _rounded(plan.direction(heading)),
+            "lost_at": place(state.lost_at_in_world),
+        }
+
+    def _as_record(self, plan: Plan) -> dict[str, Any]:
+        paths: dict[int, list[list[float]]] = {}
+        for frame_id, place in zip(plan.keyframe_ids.tolist(), plan.path_xy.tolist(), strict=True):
+            phone = self.feedback.phone_of_keyframe(FrameId(frame_id))
+            paths.setdefault(phone, []).append(_rounded(place))
+        height, width = plan.cells.shape[:2]
+        return {
+            "version": self.plan_version,
+            "width": width,
+            "height": height,
+            "cells": base64.b64encode(plan.cells.tobytes()).decode("ascii"),
+            "paths": [{"phone": phone, "places": _thinned(path)} for phone, path in paths.items()],
+        }
+
+
+class FeedbackView:
+    """Tells phones of the run; every call comes from the views thread and returns at once."""
+
+    def __init__(self, desk: FeedbackDesk) -> None:
+        self._desk = desk
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        """Nothing: the phone has its own picture."""
+
+    def show_map(self, view: MapView) -> None:
+        """Draws the map from above and puts it down."""
+        plan = draw_plan(view, up_in_world=self._desk.feedback.up_in_world)
+        if plan is not None:
+            self._desk.put(plan)
+
+    def show_event(self, event: Event) -> None:
+        """Puts a fact down."""
+        self._desk.put(event)
+
+    def close(self) -> None:
+        """Nothing is pending."""
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 2) for value in values]
+
+
+def _thinned(path: list[list[float]]) -> list[list[float]]:
+    """The path with its last place and not many more than the page can draw."""
+    step = -(-len(path) // _MAX_PATH_POINTS)
+    return path[::step] if (len(path) - 1) % step == 0 else [*path[::step], path[-1]]

@@ -1,0 +1,262 @@
+"""The HTTPS server behind the page: who may come in, and what they get."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from adapters.phone.certificate import PageCertificate
+from adapters.phone.connections import Line
+from adapters.phone.phone_session import Intake
+from adapters.phone.sessions import Admission, Refusal
+from adapters.phone.static_files import Assets
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+logger = logging.getLogger(__name__)
+
+TOKEN_KEY = "token"
+_KEEPALIVE_S = 15.0  # of a connection that asks for nothing more
+_PICTURE = "application/octet-stream"
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,260}")
+_REFUSED = {
+    Refusal.NOT_INVITED: (
+        "This page needs an invitation",
+        "Scan the code that LiveSfM shows in its terminal. Every run has a new one.",
+    ),
+    Refusal.FULL: (
+        "No seat is left",
+        "As many phones as this run takes are here already (phone.max_phones).",
+    ),
+}
+
+_Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+
+
+class PhoneServer:
+    """Serves the page and listens to phones, on the event loop that it is started on."""
+
+    def __init__(
+        self,
+        *,
+        address: tuple[str, int],
+        certificate: PageCertificate,
+        admission: Admission,
+        assets: Assets,
+        intake: Intake,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """Prepares a server.
+
+        Args:
+            address: host and port to listen at.
+            certificate: shown to phones.
+            admission: who may come in.
+            assets: the page.
+            intake: what phones' messages become.
+            failed: told when decoding broke in a way that must not be.
+        """
+        self._address = address
+        self._certificate = certificate
+        self._admission = admission
+        self._assets = assets
+        self._intake = intake
+        self._failed = failed
+        self._live = intake.config.live_sources
+        self._cookie = f"__Host-livesfm-{address[1]}"  # cookies do not know ports
+        self._lines: dict[str, Line] = {}
+        self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
+        self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections without a request so far
+
+    async def start(self) -> None:
+        """Begins to listen.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
+        from aiohttp import web
+
+        app = web.Application(
+            client_max_size=self._live.max_payload_mb << 20, middlewares=[self._note_request()]
+        )
+        app.on_response_prepare.append(_add_headers)
+        app.router.add_get("/", self._page, allow_head=False)
+        app.router.add_get("/frames", self._socket, allow_head=False)
+        app.router.add_post("/frames", self._post)
+        app.router.add_get("/{name:[a-z]+\\.(?:js|css)}", self._asset)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEEPALIVE_S
+        )
+        await self._runner.setup()
+        self._intake.desk.open(self._wake_all)
+        self._listening = await asyncio.get_running_loop().create_server(
+            self._new_connection,
+            *self._address,
+            ssl=self._certificate.context,
+            ssl_handshake_timeout=self._live.open_timeout_s,
+        )
+
+    async def stop(self) -> None:
+        """Tells phones that it is over and lets go of everything."""
+        self._intake.desk.end()
+        await asyncio.gather(*(line.say_farewell() for line in self._lines.values()))
+        self._intake.desk.close()
+        if self._listening is not None:
+            self._listening.close()
+        await asyncio.gather(*(line.close() for line in self._lines.values()))
+        self._lines.clear()
+        for waiting in self._silent.values():
+            waiting.cancel()
+        if self._runner is not None and self._runner.server is not None:
+            transports = [connection.transport for connection in self._runner.server.connections]
+            await self._runner.cleanup()
+            for transport in transports:
+                if transport is not None:
+                    transport.abort()  # TLS would wait for the other side to close, too
+            await asyncio.sleep(0)
+
+    # -- connections ------------------------------------------------------------------------------
+
+    def _new_connection(self) -> asyncio.Protocol:
+        """A connection that has to send a request soon."""
+        if self._runner is None or self._runner.server is None:
+            raise ConnectionAbortedError("the server is not set up")
+        connection = self._runner.server()
+        self._silent[connection] = asyncio.get_running_loop().call_later(
+            self._live.open_timeout_s, self._drop_silent, connection
+        )
+        return connection
+
+    def _drop_silent(self, connection: Any) -> None:
+        del self._silent[connection]
+        if connection.transport is not None:
+            connection.transport.abort()
+
+    def _note_request(self) -> Any:
+        from aiohttp import web
+
+        @web.middleware
+        async def note(request: web.Request, handler: _Handler) -> web.StreamResponse:
+            waiting = self._silent.pop(request.protocol, None)
+            if waiting is not None:
+                waiting.cancel()
+            return await handler(request)
+
+        return note
+
+    # -- the page ---------------------------------------------------------------------------------
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        seat = self._admission.admit(
+            request.query.get(TOKEN_KEY), session=request.cookies.get(self._cookie)
+        )
+        if isinstance(seat, Refusal):
+            title, text = _REFUSED[seat]
+            logger.warning("%s: a device was turned away: %s", self._intake.label, title.lower())
+            body = self._assets.notice(title=title, text=text)
+            return web.Response(status=403, text=body, content_type="text/html")
+        response = web.Response(text=self._assets.page, content_type="text/html")
+        response.set_cookie(
+            self._cookie, seat.session, secure=True, httponly=True, samesite="Strict", path="/"
+        )
+        return response
+
+    async def _asset(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        asset = self._assets.files.get(request.match_info["name"])
+        if asset is None:
+            raise web.HTTPNotFound
+        return web.Response(text=asset.text, content_type=asset.content_type)
+
+    # -- phones -----------------------------------------------------------------------------------
+
+    async def _socket(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        line = await self._line_of(request)
+        socket = web.WebSocketResponse(
+            heartbeat=self._live.read_timeout_s,
+            timeout=1.0,
+            max_msg_size=self._live.max_payload_mb << 20,
+            compress=False,
+        )
+        await socket.prepare(request)
+        await line.talk(socket)
+        return socket
+
+    async def _post(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        line = await self._line_of(request)
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            await line.phone.refuse_oversized()
+            raise
+        known_plan = request.headers.get("X-Plan", "")
+        answer = await line.answer(
+            body,
+            is_picture=request.content_type == _PICTURE,
+            known_plan=int(known_plan) if re.fullmatch("[0-9]{1,9}", known_plan) else 0,
+        )
+        if line.phone.is_babbling:
+            raise web.HTTPBadRequest
+        return web.json_response(answer)
+
+    async def _line_of(self, request: web.Request) -> Line:
+        """The line of the device that asks, from the page of this server and no other.
+
+        Raises:
+            HTTPForbidden: it was not admitted, or another site's page asks in its name.
+        """
+        from aiohttp import web
+
+        seat = self._admission.seat_of(request.cookies.get(self._cookie))
+        origin = request.headers.get("Origin", "")
+        if seat is None or origin.lower() != f"https://{request.host}".lower():
+            raise web.HTTPForbidden
+        if seat.session not in self._lines:
+            line = Line(seat, intake=self._intake, admission=self._admission)
+            line.open(self._failed)
+            self._lines[seat.session] = line
+            for gone in [
+                s for s, line in self._lines.items() if not self._admission.has(line.seat)
+            ]:
+                await self._lines.pop(gone).close()
+        return self._lines[seat.session]
+
+    def _wake_all(self) -> None:
+        for line in self._lines.values():
+            line.wake()
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Lets browsers load the page's own parts from here and nothing else, and keep nothing."""
+    # Older Safari does not count wss: as 'self'.
+    socket = f"wss://{request.host}" if _HOST.fullmatch(request.host) else ""
+    response.headers.update(
+        {
+            "Content-Security-Policy": (
+                "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+                f"connect-src 'self' {socket}; base-uri 'none'; form-action 'none'; "
+                "frame-ancestors 'none'"
+            ),
+            "Permissions-Policy": (
+                "camera=(self), geolocation=(self), accelerometer=(self), gyroscope=(self), "
+                "magnetometer=(self), screen-wake-lock=(self), microphone=()"
+            ),
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+    )

@@ -1,0 +1,242 @@
+"""``phone://HOST:PORT``: a page that a phone opens and that sends what its camera sees."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import ipaddress
+import time
+from collections.abc import AsyncGenerator
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from adapters.live.listening import refuse_taken_address
+from adapters.phone.addresses import lan_address
+from adapters.phone.certificate import PageCertificate, page_certificate
+from adapters.phone.feedback_view import FeedbackDesk, FeedbackView
+from adapters.phone.phone_session import Intake
+from adapters.phone.server import TOKEN_KEY, PhoneServer
+from adapters.phone.sessions import Admission
+from adapters.phone.static_files import read_assets
+from engine.config import Config
+from engine.errors import ConfigError, SourceError
+from engine.ports import FrameIds, View
+from engine.types import Frame, Received, SourceNotice, SourceState
+
+DEFAULT_PORT = 8443
+_EVERYWHERE = "0.0.0.0"  # noqa: S104 - phones are other computers
+_MAX_WAITING = 64  # what phones sent and the engine has not taken yet
+
+
+def open_phone_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> PhoneSource:
+    """Prepares the page that ``phone://HOST:PORT`` stands for; nothing listens yet.
+
+    Args:
+        spec: an address or a name of this computer and a port, 8443 where there is none; all its
+            addresses where there is no host, or 0.0.0.0.
+        config: the resolved configuration.
+        next_frame_id: the run's counter of frame ids; called on the event loop.
+
+    Raises:
+        ConfigError: a package is missing, or the configured certificate cannot be used.
+        SourceError: the spec is none, or nothing can listen there.
+    """
+    host, port = parse_phone_spec(spec)
+    for package in ("aiohttp", "cryptography", "segno"):
+        if find_spec(package) is None:
+            raise ConfigError(f"phone:// needs the package {package}: pip install 'livesfm[phone]'")
+    refuse_taken_address(host, port, label=f"phone://{host}:{port}")
+    import aiohttp.web  # noqa: F401 - loading it on the event loop would hold that up
+
+    certificate = page_certificate(config.phone, host=host)
+    return PhoneSource(
+        (host, port), config=config, certificate=certificate, next_frame_id=next_frame_id
+    )
+
+
+def parse_phone_spec(spec: str) -> tuple[str, int]:
+    """Host and port of ``phone://HOST:PORT``.
+
+    Raises:
+        SourceError: it says something else.
+    """
+    wanted = "expected phone://HOST:PORT, such as phone://0.0.0.0:8443"
+    try:
+        parts = urlsplit(spec)
+        port = DEFAULT_PORT if parts.port is None else parts.port
+    except ValueError as error:
+        raise SourceError(f"phone: {error}; {wanted}") from error
+    if parts.scheme.lower() != "phone" or not parts.path.strip("/") == "" or port == 0:
+        raise SourceError(f"phone: {wanted}")
+    if parts.username is not None or parts.query or parts.fragment:
+        # Not repeated: it may hold a password.
+        raise SourceError(f"phone: takes no user and no options; {wanted}")
+    return parts.hostname or _EVERYWHERE, port
+
+
+def qr_code_text(url: str) -> str:
+    """A QR code of half blocks that phones read from dark and bright terminals alike."""
+    import segno
+
+    drawn = io.StringIO()
+    segno.make(url, error="l", micro=False).terminal(drawn, compact=True, border=2)
+    return drawn.getvalue().rstrip("\n")
+
+
+class PhoneSource:
+    """Phones as cameras: each phone, and each size of its pictures, is one.
+
+    The server runs while ``frames`` is iterated.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        config: Config,
+        certificate: PageCertificate,
+        next_frame_id: FrameIds,
+    ) -> None:
+        """Prepares the server.
+
+        Args:
+            address: host and port to listen at.
+            config: the resolved configuration.
+            certificate: shown to phones.
+            next_frame_id: the run's counter of frame ids.
+        """
+        self._address = address
+        self._live = config.live_sources
+        self._certificate = certificate
+        self._desk = FeedbackDesk()
+        self._admission = Admission(max_seats=config.phone.max_phones, clock=time.monotonic)
+        self._received: asyncio.Queue[Received] = asyncio.Queue(_MAX_WAITING)
+        self._failure: BaseException | None = None
+        self._server = PhoneServer(
+            address=address,
+            certificate=certificate,
+            admission=self._admission,
+            assets=read_assets(config.phone),
+            intake=Intake(
+                label=self.label,
+                config=config,
+                next_frame_id=next_frame_id,
+                put=self._received.put,
+                desk=self._desk,
+            ),
+            failed=self._fail,
+        )
+
+    @property
+    def label(self) -> str:
+        """The source without its secret."""
+        return f"phone://{_in_url(self._address[0])}:{self._address[1]}"
+
+    @property
+    def is_live(self) -> bool:
+        """True: phones do not wait."""
+        return True
+
+    @property
+    def is_sequence(self) -> bool:
+        """True: what a phone films is a video."""
+        return True
+
+    @property
+    def num_frames(self) -> None:
+        """Nobody knows."""
+        return
+
+    @property
+    def url(self) -> str:
+        """What a phone has to open; holds the secret that lets it in."""
+        return f"https://{_in_url(self._reachable_host())}:{self._address[1]}/?{self._query}"
+
+    @property
+    def _query(self) -> str:
+        return f"{TOKEN_KEY}={self._admission.secret}"
+
+    def invitation(self) -> str:
+        """Lines for the terminal: what to open on a phone, as a QR code too."""
+        lines = ["Scan this with the phone's camera, or open the address below.", ""]
+        lines += [qr_code_text(self.url), "", f"  {self.url}", ""]
+        if self._certificate.is_self_signed:
+            lines += [
+                "The browser warns once, since nobody but this computer signed the certificate.",
+                f"SHA-256 {self._certificate.fingerprint}",
+                "",
+            ]
+        return "\n".join(lines)
+
+    def feedback_view(self) -> View:
+        """A view that tells phones how the run goes."""
+        return FeedbackView(self._desk)
+
+    async def frames(self) -> AsyncGenerator[Received, None]:
+        """Serves the page and yields what phones send, until closed.
+
+        Raises:
+            SourceError: the address cannot be listened at.
+        """
+        try:
+            await self._start()
+            yield self._notice(SourceState.CONNECTED, "the page is open; no phone yet")
+            last_frame_s = time.monotonic()
+            while True:
+                received = await self._next(last_frame_s)
+                if received is None:
+                    detail = f"no picture for {self._live.give_up_after_s:g} s"
+                    yield self._notice(SourceState.ENDED, detail)
+                    return
+                if isinstance(received, Frame):
+                    last_frame_s = received.received_at_s
+                yield received
+        finally:
+            await self._server.stop()
+
+    async def _start(self) -> None:
+        try:
+            await self._server.start()
+        except OSError as error:
+            detail = error.strerror or str(error)
+            raise SourceError(f"{self.label}: cannot listen there: {detail}") from error
+
+    async def _next(self, last_frame_s: float) -> Received | None:
+        """What comes next; None when no frame came for too long."""
+        give_up_s = self._live.give_up_after_s
+        remaining_s = max(last_frame_s + give_up_s - time.monotonic(), 0.0) if give_up_s else None
+        try:
+            async with asyncio.timeout(remaining_s):
+                received = await self._received.get()
+        except TimeoutError:
+            return None
+        if self._failure is not None:
+            raise self._failure
+        return received
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        with contextlib.suppress(asyncio.QueueFull):  # then something comes anyway
+            self._received.put_nowait(self._notice(SourceState.LOST, "decoding broke"))
+
+    def _notice(self, state: SourceState, detail: str) -> SourceNotice:
+        return SourceNotice(source=self.label, state=state, detail=detail)
+
+    def _reachable_host(self) -> str:
+        """What phones call this computer."""
+        host = self._address[0]
+        try:
+            is_everywhere = ipaddress.ip_address(host).is_unspecified
+        except ValueError:
+            return host
+        if not is_everywhere:
+            return host
+        names = [name for name in self._certificate.names if "*" not in name]
+        if names and not self._certificate.is_self_signed:
+            return names[0]  # a signed certificate is valid for its names only
+        return str(lan_address())
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,1 @@
+"""Photos and videos on disk as sources."""

@@ -1,0 +1,136 @@
+"""Image files as photos: which they are, in what order, under what names, and what is in them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
+from adapters.images.exif import intrinsics_prior
+from engine.config import SourcesConfig
+from engine.ports import FrameIds
+from engine.types import DropReason, Frame, RejectedFrame
+
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
+IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
+
+
+class PhotoReader:
+    """Reads the image files of one source, one after the other."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        label: str,
+        config: SourcesConfig,
+        next_frame_id: FrameIds,
+        single_camera_per_size: bool,
+    ) -> None:
+        """Takes what all files share.
+
+        Args:
+            root: the folder that the files lie in.
+            label: the source as the user named it.
+            config: limits on what is taken.
+            next_frame_id: gives out frame ids; called on the thread that reads.
+            single_camera_per_size: images of one subfolder, camera model, focal length and size
+                share a camera; False: each image has its own.
+        """
+        self._root = root
+        self._label = label
+        self._config = config
+        self._next_frame_id = next_frame_id
+        self._single_camera_per_size = single_camera_per_size
+        self._previous = b""  # of the readable image before
+
+    def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Frame | RejectedFrame:
+        """The photo in a file, given by its path in the folder.
+
+        Its capture time is ``index``. A file with the same bytes as the image before is refused.
+        """
+        image = self._load(file)
+        if isinstance(image, RefusedImage):
+            return RejectedFrame(
+                source=self._label,
+                index=index,
+                name=str(printable(file)),
+                captured_at_s=float(index),
+                reason=image.reason,
+                detail=image.detail,
+            )
+        height, width = image.pixels.shape[:2]
+        return Frame(
+            frame_id=self._next_frame_id(),
+            camera_key=self._camera_key(file, image) or frame_name,
+            source=self._label,
+            index=index,
+            name=frame_name,
+            captured_at_s=float(index),
+            received_at_s=time.monotonic(),
+            pixels=image.pixels,
+            jpeg=image.jpeg,
+            gps=image.exif.gps,
+            intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
+        )
+
+    def _load(self, file: PurePosixPath) -> DecodedImage | RefusedImage:
+        try:
+            data = (self._root / file).read_bytes()
+        except OSError as error:
+            detail = error.strerror or str(error)
+            return RefusedImage(reason=DropReason.UNREADABLE, detail=detail)
+        if data and data == self._previous:
+            detail = "the same bytes as the image before"
+            return RefusedImage(reason=DropReason.DUPLICATE, detail=detail)
+        image = decode_image(data, config=self._config)
+        if isinstance(image, DecodedImage):
+            self._previous = data
+        return image
+
+    def _camera_key(self, file: PurePosixPath, image: DecodedImage) -> str:
+        """The key of the camera that images share; empty where each has its own."""
+        if not self._single_camera_per_size:
+            return ""
+        height, width = image.pixels.shape[:2]
+        exif = image.exif
+        subfolder = "/".join(printable(file).parts[:-1])
+        camera = f"{exif.make} {exif.model}".strip()
+        focal = f"{exif.focal_length_mm:g}mm" if exif.focal_length_mm else ""
+        return "|".join(part for part in (subfolder, camera, focal, f"{width}x{height}") if part)
+
+
+def natural_key(file: PurePosixPath) -> tuple[tuple[tuple[str | int, ...], ...], str]:
+    """Orders img2 before img10; text and numbers alternate, so like is compared with like."""
+    parts = (re.split("([0-9]+)", part.casefold()) for part in file.parts)
+    keys = tuple(
+        tuple(int(piece) if place % 2 else piece for place, piece in enumerate(part))
+        for part in parts
+    )
+    return keys, str(file)
+
+
+def possible_frame_names(file: PurePosixPath) -> Iterator[str]:
+    """Names for a file's keyframe image, best first; the first that is free is the one to take.
+
+    Keyframe images are JPEG files: a JPEG keeps its name, any other image changes its extension,
+    and gets another one behind it where that name belongs to a JPEG (a.png, a.jpg -> a.png.jpg).
+    """
+    name = printable(file)
+    yield str(name if is_jpeg(file) else name.with_suffix(".jpg"))
+    yield f"{name}.jpg"
+    yield from (f"{name}.{number}.jpg" for number in itertools.count(2))
+
+
+def is_jpeg(file: PurePosixPath) -> bool:
+    """Whether its name says so."""
+    return file.suffix.lower() in JPEG_SUFFIXES
+
+
+def printable(file: PurePosixPath) -> PurePosixPath:
+    """The path with what no text file or other system can carry replaced by an underscore."""
+    chars = (char if char.isprintable() and char != "\\" else "_" for char in str(file))
+    return PurePosixPath("".join(chars))

@@ -1,0 +1,251 @@
+"""A video file as a source, decoded by FFmpeg through PyAV."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.images.decoding import refused_by_size
+from adapters.live.blocking import iterate_in_thread
+from adapters.sources.files.video_frames import decode_packet, picture_stream, upright_rgb
+from adapters.sources.files.video_gps import ReadingFeed, positions_of_video
+from engine.config import SourcesConfig
+from engine.errors import SourceError
+from engine.ports import FrameIds
+from engine.types import (
+    DropReason,
+    Frame,
+    Received,
+    RejectedFrame,
+    SourceNotice,
+    SourceState,
+    Uint8Array,
+)
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+_DEFAULT_RATE_HZ = 25.0  # FFmpeg's own, for streams that do not tell
+_MISSING_END_S = 0.5  # a file is cut when more is missing; sound may outlast the pictures a little
+_MAX_DETAIL_CHARS = 120
+
+
+class VideoFile:
+    """The frames of a video in order of presentation.
+
+    ``index`` counts every frame of the file, also those that ``every_nth_frame`` leaves out and
+    those that cannot be decoded, so that it stays the frame's number in the file.
+
+    Positions of a subtitle file beside the video, or of a subtitle track in it, come as readings,
+    each before the frames that it concerns, with a notice before all of them.
+    """
+
+    def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
+        """Opens the file once, to see that it is a video.
+
+        Args:
+            path: the video.
+            config: limits on what is taken.
+            next_frame_id: gives out frame ids; called on this source's thread.
+
+        Raises:
+            SourceError: the file is missing, is no video, or holds no pictures.
+        """
+        self._path = path
+        self._label = str(path)
+        self._config = config
+        self._next_frame_id = next_frame_id
+        with _open(path) as (_, stream):
+            self._num_frames_in_file = int(stream.frames)  # 0: the container does not tell
+
+    @property
+    def label(self) -> str:
+        """The path as the user gave it."""
+        return self._label
+
+    @property
+    def is_live(self) -> bool:
+        """False: a file waits."""
+        return False
+
+    @property
+    def is_sequence(self) -> bool:
+        """True: consecutive frames see nearly the same."""
+        return True
+
+    @property
+    def num_frames(self) -> int | None:
+        """How many frames will be taken, where the file tells; some may turn out unreadable."""
+        if self._num_frames_in_file <= 0:
+            return None
+        num_taken = len(range(0, self._num_frames_in_file, self._config.every_nth_frame))
+        return min(num_taken, self._config.max_frames or num_taken)
+
+    def frames(self) -> AsyncGenerator[Received, None]:
+        """Yields the frames; decodes on a thread of its own, as far as they are asked for."""
+        return iterate_in_thread(self._read, name=f"video {self._path.name}")
+
+    def _read(self, stop: threading.Event) -> Generator[Received, None, None]:
+        positions = positions_of_video(self._path, stop=stop)
+        if positions is not None:
+            yield SourceNotice(
+                source=self._label, state=SourceState.CONNECTED, detail=positions.words
+            )
+        readings = ReadingFeed(positions.fixes if positions else (), source=self._label)
+        num_readable = 0
+        with _open(self._path) as (container, stream):
+            clock = CaptureClock(step_s=1.0 / float(stream.average_rate or _DEFAULT_RATE_HZ))
+            for index, decoded in enumerate(_decode(container, stream)):
+                if stop.is_set():
+                    return
+                if isinstance(decoded, str):
+                    yield self._rejected(index, decoded, captured_at_s=clock.expected_s)
+                    continue
+                captured_at_s = clock.tick(decoded.time)
+                if index % self._config.every_nth_frame:
+                    continue
+                yield from readings.until(captured_at_s)
+                item = self._convert(index, decoded, captured_at_s=captured_at_s)
+                yield item
+                num_readable += isinstance(item, Frame)
+                if num_readable == self._config.max_frames > 0:
+                    return
+
+    def _convert(
+        self, index: int, decoded: VideoFrame, *, captured_at_s: float
+    ) -> Frame | RejectedFrame:
+        refused = refused_by_size(decoded.width, decoded.height, config=self._config)
+        if refused is None:
+            return self._frame(index, upright_rgb(decoded), captured_at_s=captured_at_s)
+        return self._rejected(
+            index, refused.detail, captured_at_s=captured_at_s, reason=refused.reason
+        )
+
+    def _frame(self, index: int, pixels: Uint8Array, *, captured_at_s: float) -> Frame:
+        height, width = pixels.shape[:2]
+        return Frame(
+            frame_id=self._next_frame_id(),
+            camera_key=f"video|{width}x{height}",
+            source=self._label,
+            index=index,
+            name=f"{index:06d}.jpg",
+            captured_at_s=captured_at_s,
+            received_at_s=time.monotonic(),
+            pixels=pixels,
+        )
+
+    def _rejected(
+        self,
+        index: int,
+        detail: str,
+        *,
+        captured_at_s: float,
+        reason: DropReason = DropReason.UNREADABLE,
+    ) -> RejectedFrame:
+        return RejectedFrame(
+            source=self._label,
+            index=index,
+            name=f"{index:06d}.jpg",
+            captured_at_s=captured_at_s,
+            reason=reason,
+            detail=detail[:_MAX_DETAIL_CHARS],
+        )
+
+
+class CaptureClock:
+    """Capture times in s from the first frame on, strictly increasing.
+
+    Follows the presentation times of the stream; where one is missing or does not grow, the frame
+    comes one step of the average rate after the one before.
+    """
+
+    def __init__(self, *, step_s: float) -> None:
+        self._step_s = step_s
+        self._origin_s: float | None = None
+        self._last_s = -step_s
+
+    @property
+    def expected_s(self) -> float:
+        """When the next frame is due."""
+        return self._last_s + self._step_s
+
+    def tick(self, presented_at_s: float | None) -> float:
+        """The capture time of the next frame, whose presentation time is given."""
+        captured_at_s = self.expected_s
+        if presented_at_s is not None:
+            if self._origin_s is None:
+                self._origin_s = presented_at_s - captured_at_s
+            if presented_at_s - self._origin_s > self._last_s:
+                captured_at_s = presented_at_s - self._origin_s
+        self._last_s = captured_at_s
+        return captured_at_s
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    import av
+
+    if not path.exists():
+        raise SourceError(f"{path}: no such file")
+    try:
+        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        container = av.open(str(path.absolute()))
+    except (av.error.FFmpegError, OSError) as error:
+        raise SourceError(f"{path}: not a readable video: {error.strerror or error}") from error
+    with container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise SourceError(f"{path}: holds no video that can be decoded")
+        yield container, stream
+
+
+def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | str]:
+    """Decoded frames, and in the place of a damaged one the words that say so."""
+    import av
+
+    extent = _Extent()
+    try:
+        for packet in container.demux(stream):
+            extent.add(packet)
+            yield from decode_packet(packet)
+    except av.error.FFmpegError as error:
+        yield f"cannot be read further: {error.strerror}"
+        return
+    promised_s = _promised_duration_s(container, stream)
+    if extent.duration_s < promised_s - _MISSING_END_S:
+        yield f"the file ends at {extent.duration_s:.2f} s of {promised_s:.2f} s"
+
+
+class _Extent:
+    """The stretch of time that the packets read so far cover."""
+
+    def __init__(self) -> None:
+        self._first_s = math.inf
+        self._last_s = -math.inf
+
+    def add(self, packet: Packet) -> None:
+        if packet.pts is not None and packet.time_base is not None:
+            self._first_s = min(self._first_s, float(packet.pts * packet.time_base))
+            end = packet.pts + (packet.duration or 0)
+            self._last_s = max(self._last_s, float(end * packet.time_base))
+
+    @property
+    def duration_s(self) -> float:
+        """Infinite when no packet told its time."""
+        return self._last_s - self._first_s if self._first_s < math.inf else math.inf
+
+
+def _promised_duration_s(container: InputContainer, stream: VideoStream) -> float:
+    """What the header says, 0 where it says nothing."""
+    import av
+
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return float(container.duration or 0) / float(av.time_base)

@@ -1,0 +1,267 @@
+"""A folder in which photos appear, as a source."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from adapters.live.backoff import Backoff
+from adapters.sources.files.arriving_files import ArrivingFile, ArrivingFiles
+from adapters.sources.files.photo_files import PhotoReader, possible_frame_names
+from engine.config import LiveSourcesConfig, SourcesConfig
+from engine.errors import SourceError
+from engine.ports import FrameIds
+from engine.types import DropReason, Frame, RejectedFrame, SourceNotice, SourceState
+
+logger = logging.getLogger(__name__)
+
+Item = Frame | RejectedFrame | SourceNotice
+
+_LOOK_AGAIN_S = 2.0  # network folders tell nothing of changes
+_GATHER_MS = 20  # changes that come so close are told at once
+_GATHER_AT_MOST_MS = 200
+
+
+class WatchedFolder:
+    """Photos that are in a folder, in natural order, and then those that appear in it.
+
+    Nothing is lost when the engine is slow: files wait. Each path is taken once, when it is
+    written (see ``ArrivingFiles``); what replaces it later is not. When the folder vanishes, its
+    return is awaited. It never ends by itself, unless ``give_up_after_s`` says so.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sources: SourcesConfig,
+        live_sources: LiveSourcesConfig,
+        next_frame_id: FrameIds,
+        single_camera_per_size: bool,
+    ) -> None:
+        """Sees that the folder is there.
+
+        Args:
+            path: the folder; what is below its subfolders is left alone.
+            sources: limits on what is taken.
+            live_sources: how long to wait for what.
+            next_frame_id: gives out frame ids.
+            single_camera_per_size: images of one camera model, focal length and size share a
+                camera; False: each image has its own.
+
+        Raises:
+            SourceError: there is no such folder.
+        """
+        self._path = path
+        self._label = f"watch:{path}"
+        self._sources = sources
+        self._live_sources = live_sources
+        self._next_frame_id = next_frame_id
+        self._single_camera_per_size = single_camera_per_size
+        try:
+            if not path.is_dir():
+                raise SourceError(f"{self._label}: no such folder")
+        except OSError as error:
+            raise SourceError(f"{self._label}: {error.strerror or error}") from error
+
+    @property
+    def label(self) -> str:
+        """The folder as the user gave it."""
+        return self._label
+
+    @property
+    def is_live(self) -> bool:
+        """False: files wait."""
+        return False
+
+    @property
+    def is_sequence(self) -> bool:
+        """False: photos may be taken from anywhere."""
+        return False
+
+    @property
+    def num_frames(self) -> int | None:
+        """None: nobody knows."""
+        return None
+
+    async def frames(self) -> AsyncGenerator[Item, None]:
+        """Yields the photos and news of the folder; reads and decodes on another thread."""
+        files = ArrivingFiles(self._path, settle_s=self._live_sources.settle_s)
+        taking = _Taking(files, self._photos(), every_nth_file=self._sources.every_nth_frame)
+        async with aclosing(self._arrivals(files)) as arrivals:
+            async for arrival in arrivals:
+                item: Item | None
+                if isinstance(arrival, SourceNotice):
+                    item = arrival
+                else:
+                    item = await asyncio.to_thread(taking.take, arrival)
+                if item is None:
+                    continue
+                yield item
+                if taking.num_readable == self._sources.max_frames > 0:
+                    yield self._notice(
+                        SourceState.ENDED, f"{taking.num_readable} photos were taken, as configured"
+                    )
+                    return
+
+    async def _arrivals(
+        self, files: ArrivingFiles
+    ) -> AsyncGenerator[ArrivingFile | SourceNotice, None]:
+        """Files whose turn it is, and news of the folder."""
+        backoff = Backoff(
+            first_s=self._live_sources.retry_first_s, max_s=self._live_sources.retry_max_s
+        )
+        is_there: bool | None = None  # nobody was told yet
+        deadline_s = self._deadline_s()
+        async with _FolderWatch(self._path) as watch:
+            found = await self._look_first(files)
+            while time.monotonic() < deadline_s:
+                if is_there is not isinstance(found, list):
+                    is_there = isinstance(found, list)
+                    yield self._news(found)
+                if isinstance(found, str):
+                    await watch.wait(min(backoff.next_wait_s(), deadline_s - time.monotonic()))
+                    found = await self._look(files)
+                    continue
+                backoff.reset()
+                for file in found:
+                    yield file
+                    deadline_s = self._deadline_s()
+                if not found:
+                    await watch.follow(files.folder_identity)
+                    wait_s = min(files.settles_in_s(now_s=time.monotonic()), _LOOK_AGAIN_S)
+                    await watch.wait(min(wait_s, deadline_s - time.monotonic()))
+                found = await self._look(files)
+        give_up_after_s = self._live_sources.give_up_after_s
+        yield self._notice(SourceState.ENDED, f"no new file for {give_up_after_s:g} s")
+
+    async def _look_first(self, files: ArrivingFiles) -> list[ArrivingFile] | str:
+        """What is there already, in one list: formats without an end marker must settle first."""
+        found = await self._look(files)
+        if len(found) < files.num_unfinished:
+            await asyncio.sleep(self._live_sources.settle_s)
+            found = await self._look(files)
+        return found
+
+    async def _look(self, files: ArrivingFiles) -> list[ArrivingFile] | str:
+        """The files whose turn it is, or why the folder cannot be read."""
+        try:
+            return await asyncio.to_thread(files.look, now_s=time.monotonic())
+        except OSError as error:
+            return error.strerror or str(error)
+
+    def _photos(self) -> PhotoReader:
+        return PhotoReader(
+            self._path,
+            label=self._label,
+            config=self._sources,
+            next_frame_id=self._next_frame_id,
+            single_camera_per_size=self._single_camera_per_size,
+        )
+
+    def _deadline_s(self) -> float:
+        """When to give up, on the monotonic clock, if a file came now."""
+        give_up_after_s = self._live_sources.give_up_after_s
+        return time.monotonic() + give_up_after_s if give_up_after_s else math.inf
+
+    def _news(self, found: list[ArrivingFile] | str) -> SourceNotice:
+        if isinstance(found, str):
+            return self._notice(SourceState.LOST, f"the folder is gone: {found}")
+        return self._notice(SourceState.CONNECTED, f"{len(found)} images are there")
+
+    def _notice(self, state: SourceState, detail: str) -> SourceNotice:
+        return SourceNotice(source=self._label, state=state, detail=detail)
+
+
+class _Taking:
+    """Makes photos of files. Its methods belong to one thread at a time."""
+
+    def __init__(self, files: ArrivingFiles, photos: PhotoReader, *, every_nth_file: int) -> None:
+        self._files = files
+        self._photos = photos
+        self._every_nth_file = every_nth_file
+        self._num_taken = 0
+        self._frame_names: set[str] = set()
+        self.num_readable = 0
+
+    def take(self, arrived: ArrivingFile) -> Frame | RejectedFrame | None:
+        """The photo in a file; None when it is left out, or not whole yet after all."""
+        index = self._num_taken
+        if index % self._every_nth_file:
+            self._count(arrived)
+            return None
+        file = PurePosixPath(arrived.name)
+        names = possible_frame_names(file)
+        frame_name = next(name for name in names if name not in self._frame_names)
+        photo = self._photos.read(file, index=index, frame_name=frame_name)
+        if isinstance(photo, Frame):
+            self._frame_names.add(frame_name)
+            self.num_readable += 1
+        elif photo.reason is DropReason.UNREADABLE and not arrived.is_settled:
+            self._files.wait_for(arrived)
+            return None
+        self._count(arrived)
+        return photo
+
+    def _count(self, arrived: ArrivingFile) -> None:
+        self._files.take(arrived)
+        self._num_taken += 1
+
+
+class _FolderWatch:
+    """Wakes whoever waits when something changes in a folder; without it they wait longer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._followed: tuple[int, int] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._end()
+
+    async def follow(self, identity: tuple[int, int]) -> None:
+        """Watches the folder from now on, if it is not the one that is watched already."""
+        if identity == self._followed:
+            return
+        await self._end()
+        self._followed = identity
+        self._task = asyncio.create_task(self._watch(), name=f"watch {self._folder.name}")
+        await asyncio.sleep(0)  # now it watches
+        self._changed.set()  # what came before is to be found
+
+    async def wait(self, at_most_s: float) -> None:
+        """Waits for the next change."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                await self._changed.wait()
+        self._changed.clear()
+
+    async def _end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _watch(self) -> None:
+        from watchfiles import awatch
+
+        try:
+            async for _ in awatch(
+                self._folder,
+                watch_filter=None,
+                recursive=False,
+                step=_GATHER_MS,
+                debounce=_GATHER_AT_MOST_MS,
+            ):
+                self._changed.set()
+        except (OSError, RuntimeError) as error:  # gone again, or the system watches no more
+            logger.warning("%s: looked at every %g s: %s", self._folder, _LOOK_AGAIN_S, error)

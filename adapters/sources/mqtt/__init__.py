@@ -1,1 +1,0 @@
-"""Frames and positions that cameras publish on an MQTT broker."""

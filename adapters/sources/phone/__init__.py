@@ -1,1 +1,0 @@
-"""A phone's browser as a source."""

@@ -1,0 +1,1 @@
+"""Network streams and cameras of this computer as sources."""

@@ -1,0 +1,299 @@
+"""The thread that stays connected to a live stream and decodes it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapters.live.backoff import Backoff
+from adapters.live.capture_clock import CaptureClock
+from adapters.live.newest_slot import NewestSlot, Picture
+from adapters.sources.files.video_frames import decode_packet, picture_stream
+from adapters.sources.streams.ffmpeg_interrupt import interrupt_when
+from adapters.sources.streams.stream_address import StreamAddress
+from engine.config import LiveSourcesConfig
+from engine.types import DropReason, RejectedFrame, SourceNotice, SourceState
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+logger = logging.getLogger(__name__)
+
+_JOIN_S = 0.5
+_MIN_STEP_S = 1e-3  # of capture times across two connections
+_MB = 1e6
+_MAX_DETAIL_CHARS = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loss:
+    """Why a connection is no more, or never was; without credentials."""
+
+    detail: str
+    is_refused: bool = False  # trying again is useless
+    is_nobody: bool = False  # whom we listened for did not come yet
+
+
+class StreamReader:
+    """Reads a stream on a thread of its own, as fast as it comes, and connects again for ever.
+
+    Where FFmpeg cannot be interrupted, in the look-up of a host's name or a camera's driver, the
+    thread outlives ``close`` until that returns. It is a daemon.
+    """
+
+    def __init__(
+        self,
+        address: StreamAddress,
+        *,
+        config: LiveSourcesConfig,
+        every_nth_frame: int,
+        slot: NewestSlot,
+    ) -> None:
+        """Prepares the thread.
+
+        Args:
+            address: the stream.
+            config: time-outs, and how to try again.
+            every_nth_frame: of the frames received, one of n goes on.
+            slot: takes pictures, frames that cannot be decoded, and news; ended with the thread.
+        """
+        self._address = address
+        self._config = config
+        self._every_nth_frame = every_nth_frame
+        self._slot = slot
+        self._backoff = Backoff(first_s=config.retry_first_s, max_s=config.retry_max_s)
+        self._clock = CaptureClock()
+        self._last_captured_at_s = 0.0
+        self._num_received = 0
+        self._last_loss = ""
+        self._stop = threading.Event()
+        self._ended: Future[None] = Future()
+        # A running future refuses to be cancelled: whoever stops waiting does not stop the thread.
+        self._ended.set_running_or_notify_cancel()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        name = f"stream {self._address.label}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    async def close(self) -> None:
+        """Tells the thread to end, and waits for it for a moment."""
+        self._stop.set()
+        self._slot.end()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(self._ended), _JOIN_S)
+
+    def _run(self) -> None:
+        try:
+            interrupt_when(self._stop)
+            self._stay_connected()
+        except BaseException as error:  # handed over, not handled: it belongs to who takes
+            self._slot.end(error)
+        else:
+            self._slot.end()
+        finally:
+            self._ended.set_result(None)
+
+    def _stay_connected(self) -> None:
+        while not self._stop.is_set():
+            num_before = self._num_received
+            loss = self._read_once()
+            if loss.is_refused:
+                self._tell(SourceState.REFUSED, loss.detail)
+                return
+            if loss.is_nobody or self._stop.is_set():
+                continue
+            if loss.detail != self._last_loss:  # the same is not told at every try
+                self._tell(SourceState.LOST, loss.detail)
+                self._last_loss = loss.detail
+            # Whoever pushes must not stand before a closed door for long.
+            if self._num_received > num_before or self._address.is_listening:
+                self._backoff.reset()
+            self._stop.wait(self._backoff.next_wait_s())
+
+    def _read_once(self) -> _Loss:
+        """Connects and reads until that is over, for whatever reason."""
+        import av
+
+        if self._address.is_listening and not self._last_loss and not self._num_received:
+            logger.info("%s: waits for a stream to be pushed", self._address.label)
+        is_open = False
+        try:
+            with _open(self._address, self._config) as (container, stream):
+                is_open = True
+                if stream is None:
+                    return _Loss(detail="no pictures in this stream")
+                self._clock = CaptureClock()
+                self._tell_connected(stream)
+                return _Loss(detail=self._read(container, stream))
+        except (av.error.FFmpegError, OSError) as error:
+            return self._reading_failed(error) if is_open else self._opening_failed(error)
+
+    def _read(self, container: InputContainer, stream: VideoStream) -> str:
+        """Takes what comes; returns why nothing more does."""
+        picture_came_s = frame_came_s = time.monotonic()
+        # All streams, because FFmpeg's time-out begins anew with every packet of sound.
+        for packet in container.demux():
+            if self._stop.is_set():
+                return "stopped"
+            now_s = time.monotonic()
+            if packet.stream_index == stream.index:
+                picture_came_s = now_s
+                if self._take(packet):
+                    frame_came_s = now_s
+            if now_s - picture_came_s > self._config.read_timeout_s:
+                return f"no picture for {self._config.read_timeout_s:g} s"
+            # A decoder that joins in the middle waits for the next key frame.
+            if now_s - frame_came_s > self._config.open_timeout_s + self._config.read_timeout_s:
+                return "nothing that comes can be decoded"
+        return "the stream ended"
+
+    def _take(self, packet: Packet) -> bool:
+        """Hands on what a packet holds; False when that is no picture."""
+        if self._address.carries_jpegs:
+            return packet.dts is not None and self._take_jpeg(packet)  # None: only marks the end
+        has_picture = False
+        for decoded in decode_packet(packet):
+            if isinstance(decoded, str):
+                self._reject(DropReason.UNREADABLE, decoded)
+            else:
+                self._hand_on(decoded, told_s=decoded.time)
+                has_picture = True
+        return has_picture
+
+    def _take_jpeg(self, packet: Packet) -> bool:
+        if packet.size > self._config.max_payload_mb * _MB:
+            self._reject(DropReason.TOO_LARGE, f"{packet.size / _MB:.0f} MB")
+        else:
+            self._hand_on(bytes(packet), told_s=None)
+        return True
+
+    def _hand_on(self, content: VideoFrame | bytes, *, told_s: float | None) -> None:
+        now_s = time.time()
+        captured_at_s = self._clock.tick(told_s, arrived_at_s=now_s)
+        captured_at_s = max(captured_at_s, self._last_captured_at_s + _MIN_STEP_S)
+        self._last_captured_at_s = captured_at_s
+        index = self._next_index()
+        if index % self._every_nth_frame:
+            return
+        self._slot.put(
+            Picture(
+                index=index,
+                captured_at_s=captured_at_s,
+                received_at_s=time.monotonic(),
+                content=content,
+            )
+        )
+
+    def _reject(self, reason: DropReason, detail: str) -> None:
+        self._slot.put(
+            rejected_frame(
+                self._address.label,
+                index=self._next_index(),
+                captured_at_s=self._last_captured_at_s or time.time(),
+                reason=reason,
+                detail=detail,
+            )
+        )
+
+    def _next_index(self) -> int:
+        self._num_received += 1
+        return self._num_received - 1
+
+    def _tell_connected(self, stream: VideoStream) -> None:
+        self._last_loss = ""
+        codec = stream.codec_context
+        size = f", {codec.width} x {codec.height} px" if codec.width else ""
+        self._tell(SourceState.CONNECTED, f"{codec.name}{size}")
+
+    def _tell(self, state: SourceState, detail: str) -> None:
+        self._slot.put(SourceNotice(source=self._address.label, state=state, detail=detail))
+
+    def _opening_failed(self, error: Exception) -> _Loss:
+        import av
+
+        refusals = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
+        if isinstance(error, refusals):
+            return _Loss(detail=_words(error), is_refused=True)
+        if self._address.is_listening:
+            return _listening_failed(error)
+        if isinstance(error, av.error.ExitError):
+            return _Loss(detail=f"no stream within {self._config.open_timeout_s:g} s")
+        if not _is_vague(error):
+            return _Loss(detail=f"no connection: {_words(error)}")
+        doubt = ", or its certificate is not trusted" if self._address.is_secure else ""
+        return _Loss(detail=f"no connection: the host is unknown or broke it off{doubt}")
+
+    def _reading_failed(self, error: Exception) -> _Loss:
+        import av
+
+        if isinstance(error, av.error.ExitError):
+            return _Loss(detail=f"nothing came for {self._config.read_timeout_s:g} s")
+        words = "the other side ended it" if _is_vague(error) else _words(error)
+        return _Loss(detail=f"the connection broke: {words}")
+
+
+def rejected_frame(
+    source: str, *, index: int, captured_at_s: float, reason: DropReason, detail: str
+) -> RejectedFrame:
+    """A frame of a stream that does not go on, under the name it would have had."""
+    return RejectedFrame(
+        source=source,
+        index=index,
+        name=frame_name(index),
+        captured_at_s=captured_at_s,
+        reason=reason,
+        detail=detail[:_MAX_DETAIL_CHARS],
+    )
+
+
+def frame_name(index: int) -> str:
+    """The name of a frame of a stream."""
+    return f"{index:06d}.jpg"
+
+
+def _words(error: Exception) -> str:
+    """What FFmpeg or the system says of the kind of error; its full text repeats the URL."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _listening_failed(error: Exception) -> _Loss:
+    import av
+
+    if isinstance(error, av.error.TimeoutError):
+        return _Loss(detail="nobody came", is_nobody=True)
+    if isinstance(error, OSError) and error.errno in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}:
+        return _Loss(detail=f"cannot listen there: {_words(error)}")
+    return _Loss(detail="whoever connected pushed no stream")
+
+
+def _is_vague(error: Exception) -> bool:
+    """Whether FFmpeg only says that something about the connection went wrong."""
+    return isinstance(error, OSError) and error.errno == errno.EIO
+
+
+@contextmanager
+def _open(
+    address: StreamAddress, config: LiveSourcesConfig
+) -> Iterator[tuple[InputContainer, VideoStream | None]]:
+    import av
+
+    container = av.open(
+        address.url,
+        format=address.format,
+        options=dict(address.options),
+        timeout=(address.max_wait_s + config.open_timeout_s, config.read_timeout_s),
+        metadata_errors="replace",
+    )
+    with container:
+        yield container, picture_stream(container)

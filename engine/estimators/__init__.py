@@ -1,0 +1,1 @@
+"""Two-view geometry, absolute pose and triangulation from matched points."""

@@ -1,0 +1,1 @@
+"""GPS tracks, similarity transforms and georeferences."""

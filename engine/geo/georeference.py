@@ -1,0 +1,278 @@
+"""A map against GPS: laying it onto east, north, up in metres, and how well both agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from enum import StrEnum
+
+import numpy as np
+import pycolmap
+
+from engine.config import GeoreferenceConfig
+from engine.geo.similarity_fit import SimilarityFit, fit_similarity, level_cameras
+from engine.geometry import camera_center, enu_from_wgs84
+from engine.types import BoolArray, Float64Array, GpsFix, freeze_field
+
+_MIN_FIXES = 4  # three points fit any similarity
+_MIN_AGREEING_RATIO = 0.5  # of the fixes; what fewer of them say together may be chance
+_MAX_ROTATION_STD_DEG = 4.0
+_MAX_SCALE_STD_RATIO = 0.1
+_MAX_TILT_DEG = 10.0  # of cameras that are taken for level
+_MIN_ACCURACY_M = 0.02  # what receivers claim below that is not true of cameras
+
+
+class RefusalReason(StrEnum):
+    """Why a map was not laid onto GPS positions."""
+
+    TOO_FEW_FIXES = "too_few_fixes"  # different ones
+    TOO_SMALL = "too_small"  # the positions are too close together
+    CONTRADICTION = "contradiction"  # map and positions do not have one shape
+    STRAIGHT_PATH = "straight_path"  # the turn about it is open
+    TOO_UNCERTAIN = "too_uncertain"  # the positions are too noisy for their extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeoreferenceRefused:
+    """Fixes and map do not tell where the map lies; more of them may."""
+
+    reason: RefusalReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Georeference:
+    """Where a map lies: east, north, up in metres from an origin. N: the fixes, in order."""
+
+    origin: GpsFix
+    enu_from_map: Float64Array  # (3, 4) similarity [s R | t], m
+    residuals_m: Float64Array  # (N,) distances of camera centres to fixes; inf: no usable fix
+    weights: Float64Array  # (N,) 0..1, how much each fix counts
+    is_inlier: BoolArray  # (N,) those that agree with the map
+    rmse_m: float  # of the inliers, root mean square
+    rotation_std_deg: float  # about the axis that is known least
+    scale_std_ratio: float
+    is_levelled_by_cameras: bool  # the path is straight; the turn about it is from level cameras
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "enu_from_map", (3, 4), np.float64)
+        freeze_field(self, "residuals_m", (None,), np.float64, finite=False)
+        freeze_field(self, "weights", (len(self.residuals_m),), np.float64)
+        freeze_field(self, "is_inlier", (len(self.residuals_m),), np.bool_)
+
+    @property
+    def metres_per_map_unit(self) -> float:
+        """The length of the map's unit."""
+        return float(np.cbrt(np.linalg.det(self.enu_from_map[:, :3])))
+
+    @property
+    def num_inliers(self) -> int:
+        """How many fixes agree with the map."""
+        return int(self.is_inlier.sum())
+
+
+def estimate_georeference(
+    cam_from_map: Float64Array,
+    fixes: Sequence[GpsFix],
+    *,
+    config: GeoreferenceConfig,
+    origin: GpsFix | None = None,
+    seed: int = 0,
+) -> Georeference | GeoreferenceRefused:
+    """Lays a map onto the fixes of its cameras, whatever some of them say.
+
+    Fixes farther than ``max_error_m`` from the map are left out; nearer ones count by their
+    accuracy, and less the farther they are from what most of them say. A straight path leaves the
+    turn about it open: then the cameras decide, if they were held level, as gimbals and hands do.
+
+    Args:
+        cam_from_map: (N, 3, 4) poses.
+        fixes: N positions. One with values that are not finite counts as none.
+        config: when there is enough to try, and what counts as an error.
+        origin: to keep the one of an earlier estimate; by default the median fix.
+        seed: of random samples; the same arguments give the same result.
+
+    Returns:
+        Where the map lies, or why that cannot be told. No value is ever not a number.
+    """
+    is_usable = np.array([_is_finite(fix) for fix in fixes], np.bool_)
+    usable = [fix for fix, is_good in zip(fixes, is_usable, strict=True) if is_good]
+    num_different = len({(fix.latitude_deg, fix.longitude_deg, fix.altitude_m) for fix in usable})
+    if num_different < config.min_fixes:
+        return GeoreferenceRefused(
+            reason=RefusalReason.TOO_FEW_FIXES,
+            detail=f"{num_different} different positions, {config.min_fixes} needed",
+        )
+    origin = origin or median_fix(usable)
+    problem = _Problem(
+        rotations=cam_from_map[is_usable, :, :3],
+        centers=camera_center(cam_from_map[is_usable]),
+        positions_m=positions_in_enu(usable, origin=origin),
+        stds_m=stds_m(usable, config=config),
+        config=config,
+    )
+    solution = problem.solve(seed=seed)
+    if isinstance(solution, GeoreferenceRefused):
+        return solution
+    residuals_m, weights = np.full(len(fixes), math.inf), np.zeros(len(fixes))
+    residuals_m[is_usable] = solution.fit.residuals_m
+    weights[is_usable] = solution.fit.weights
+    is_inlier = residuals_m <= config.max_error_m
+    return Georeference(
+        origin=origin,
+        enu_from_map=solution.fit.onto_from_map,
+        residuals_m=residuals_m,
+        weights=weights,
+        is_inlier=is_inlier,
+        rmse_m=float(np.sqrt(np.mean(residuals_m[is_inlier] ** 2))),
+        rotation_std_deg=math.degrees(solution.fit.rotation_std_rad),
+        scale_std_ratio=solution.fit.scale_std_ratio,
+        is_levelled_by_cameras=solution.is_levelled_by_cameras,
+    )
+
+
+def sim3d_of(onto_from_map: Float64Array) -> pycolmap.Sim3d:
+    """A similarity [s R | t] (3, 4) as COLMAP has it."""
+    return pycolmap.Sim3d(np.array(onto_from_map))
+
+
+def to_enu(reconstruction: pycolmap.Reconstruction, georeference: Georeference) -> None:
+    """Moves a private copy of the map into metres east, north, up, in place."""
+    reconstruction.transform(sim3d_of(georeference.enu_from_map))
+
+
+def median_fix(fixes: Sequence[GpsFix]) -> GpsFix:
+    """The middle of positions, coordinate by coordinate; half of them may be wrong.
+
+    Longitudes are taken relative to the first, so that none of them lies across the date line.
+    """
+    first_deg = fixes[0].longitude_deg
+    turns_deg = [(fix.longitude_deg - first_deg + 180.0) % 360.0 - 180.0 for fix in fixes]
+    longitude_deg = first_deg + float(np.median(turns_deg))
+    return GpsFix(
+        latitude_deg=float(np.median([fix.latitude_deg for fix in fixes])),
+        longitude_deg=(longitude_deg + 180.0) % 360.0 - 180.0,
+        altitude_m=float(np.median([fix.altitude_m for fix in fixes])),
+    )
+
+
+def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array:
+    """Positions (N, 3) in metres east, north, up of an origin."""
+    return np.array([enu_from_wgs84(fix, origin=origin) for fix in fixes]).reshape(-1, 3)
+
+
+def stds_m(fixes: Sequence[GpsFix], *, config: GeoreferenceConfig) -> Float64Array:
+    """Standard deviations (N, 3) of positions, east, north, up.
+
+    Receivers tell the horizontal one, if any; the vertical one is as much larger as configured.
+    """
+    told_m = [config.accuracy_m if fix.accuracy_m is None else fix.accuracy_m for fix in fixes]
+    horizontal_m = np.maximum(np.array(told_m), _MIN_ACCURACY_M)
+    vertical_m = horizontal_m * (config.vertical_accuracy_m / config.accuracy_m)
+    return np.column_stack([horizontal_m, horizontal_m, vertical_m])
+
+
+def gps_rmse_m(centers_in_world: Float64Array, fixes: Sequence[GpsFix]) -> float | None:
+    """Root mean square distance in metres of camera centres to their GPS fixes, to all of them.
+
+    The map is placed by the best similarity (Umeyama, 1991) in local east, north, up coordinates.
+
+    Args:
+        centers_in_world: (N, 3) camera centres in the map.
+        fixes: N positions.
+
+    Returns:
+        None with too few fixes to tell, or when the centres do not determine a similarity.
+    """
+    if len(fixes) < _MIN_FIXES:
+        return None
+    positions_m = positions_in_enu(fixes, origin=fixes[0])
+    enu_from_map = pycolmap.estimate_sim3d(centers_in_world, positions_m)
+    if enu_from_map is None:
+        return None
+    matrix = np.asarray(enu_from_map.matrix())
+    placed_m = centers_in_world @ matrix[:, :3].T + matrix[:, 3]
+    return float(np.sqrt(((placed_m - positions_m) ** 2).sum(axis=1).mean()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Solution:
+    fit: SimilarityFit
+    is_levelled_by_cameras: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Problem:
+    """Cameras of the map and where their fixes are."""
+
+    rotations: Float64Array  # (N, 3, 3) cameras from map
+    centers: Float64Array  # (N, 3) in the map
+    positions_m: Float64Array  # (N, 3) east, north, up
+    stds_m: Float64Array  # (N, 3)
+    config: GeoreferenceConfig
+
+    def solve(self, *, seed: int) -> _Solution | GeoreferenceRefused:
+        fit = fit_similarity(
+            self.centers,
+            self.positions_m,
+            stds_m=self.stds_m,
+            max_error_m=self.config.max_error_m,
+            seed=seed,
+        )
+        if fit is None:
+            return _too_small(0.0, self.config)
+        refused = self._disagreement(fit)
+        if refused is not None:
+            return refused
+        if math.degrees(fit.rotation_std_rad) <= _MAX_ROTATION_STD_DEG:
+            return self._if_certain(_Solution(fit=fit, is_levelled_by_cameras=False))
+        fit, tilt_rad = level_cameras(
+            fit,
+            self.centers,
+            self.positions_m,
+            self.rotations,
+            stds_m=self.stds_m,
+            max_error_m=self.config.max_error_m,
+        )
+        if math.degrees(tilt_rad) > _MAX_TILT_DEG:
+            return GeoreferenceRefused(
+                reason=RefusalReason.STRAIGHT_PATH,
+                detail="the turn about the path is open, and the cameras were not held level",
+            )
+        return self._if_certain(_Solution(fit=fit, is_levelled_by_cameras=True))
+
+    def _disagreement(self, fit: SimilarityFit) -> GeoreferenceRefused | None:
+        agrees = fit.residuals_m <= self.config.max_error_m
+        num_different = len(np.unique(self.positions_m[agrees], axis=0))
+        if agrees.mean() <= _MIN_AGREEING_RATIO or num_different < self.config.min_fixes:
+            return GeoreferenceRefused(
+                reason=RefusalReason.CONTRADICTION,
+                detail=f"{agrees.sum()} of {len(agrees)} positions agree with the map"
+                f" to {self.config.max_error_m:g} m",
+            )
+        extent_m = float(np.linalg.norm(np.ptp(self.positions_m[agrees], axis=0)))
+        return _too_small(extent_m, self.config) if extent_m < self.config.min_extent_m else None
+
+    def _if_certain(self, solution: _Solution) -> _Solution | GeoreferenceRefused:
+        rotation_std_deg = math.degrees(solution.fit.rotation_std_rad)
+        scale_std_ratio = solution.fit.scale_std_ratio
+        if rotation_std_deg <= _MAX_ROTATION_STD_DEG and scale_std_ratio <= _MAX_SCALE_STD_RATIO:
+            return solution
+        is_known = scale_std_ratio <= _MAX_SCALE_STD_RATIO
+        return GeoreferenceRefused(
+            reason=RefusalReason.STRAIGHT_PATH if is_known else RefusalReason.TOO_UNCERTAIN,
+            detail=f"directions are known to {min(rotation_std_deg, 180.0):.0f} degrees only,"
+            f" the scale to {100.0 * min(scale_std_ratio, 1.0):.0f} %",
+        )
+
+
+def _too_small(extent_m: float, config: GeoreferenceConfig) -> GeoreferenceRefused:
+    return GeoreferenceRefused(
+        reason=RefusalReason.TOO_SMALL,
+        detail=f"the positions span {extent_m:.1f} m, {config.min_extent_m:g} m needed",
+    )
+
+
+def _is_finite(fix: GpsFix) -> bool:
+    return all(value is None or math.isfinite(value) for value in astuple(fix))

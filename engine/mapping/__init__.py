@@ -1,0 +1,1 @@
+"""The growing map: from keyframes with verified pairs to a bundle-adjusted COLMAP model."""

@@ -1,0 +1,233 @@
+"""Poses of frames between keyframes, from the keypoints optical flow carried to them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.config import RegistrationConfig
+from engine.estimators.estimators import AbsolutePose, estimate_absolute_pose, refine_absolute_pose
+from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
+from engine.mapping.sparse_map import SparseMap
+from engine.tracking.trajectory import KeyframeState, Trajectory
+from engine.types import Float64Array, FrameId, FramePose, Int64Array, Keyframe, TrackedFrame
+
+_MIN_INLIERS = 12
+_MIN_INLIER_RATIO = 0.4
+_MAX_ERROR_PX = 4.0  # at an image edge of 1000 px; optical flow is exact to a pixel or so
+_MAX_REFERENCE_POINTS = 64
+_MIN_REFERENCE_POINTS = 8
+_MAX_PENDING_FRAMES = 4000  # about 40 MB; beyond it the oldest are interpolated at the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _KeyframePoints:
+    """A keyframe's observed points, as tracked frames need them."""
+
+    row_of_keypoint: Int64Array  # (N,) row in points3D_in_world, -1 for none
+    points3D_in_world: Float64Array  # (P, 3)
+    scale: float  # depths now per depth when the keyframe was first used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _DepthReference:
+    """Depths of some points of a keyframe when it was first used; the scale is told by them.
+
+    Keypoints outlive points: tracks are merged and made anew, and whole maps are replaced.
+    """
+
+    keypoint_idx: Int64Array  # (S,) rows of the keyframe's keypoints that observed the points
+    depths_map: Float64Array  # (S,)
+
+
+class FramePoser:
+    """Gives tracked frames their poses and keeps the trajectory of the run.
+
+    A frame whose keyframe is not registered yet waits and is posed when it is.
+    """
+
+    def __init__(self, *, registration: RegistrationConfig, seed: int) -> None:
+        self._registration = registration
+        self._seed = seed
+        self._trajectory = Trajectory()
+        self._pending: deque[TrackedFrame] = deque(maxlen=_MAX_PENDING_FRAMES)
+        self._points: dict[FrameId, _KeyframePoints] = {}
+        self._references: dict[FrameId, _DepthReference] = {}
+        self._last: tuple[FrameId, Float64Array] | None = None  # keyframe, cam_from_keyframe
+
+    @property
+    def num_pending(self) -> int:
+        """Frames waiting for their keyframe."""
+        return len(self._pending)
+
+    def add_keyframe(self, keyframe: Keyframe) -> None:
+        """Notes a keyframe's place in time."""
+        self._trajectory.add_keyframe(keyframe)
+
+    def add_tracked(
+        self,
+        tracked: TrackedFrame,
+        sparse_map: SparseMap | None,
+        *,
+        fallback: TrackedFrame | None = None,
+    ) -> FramePose | None:
+        """Poses a frame now when its keyframe is registered, else keeps it waiting.
+
+        A frame that waits still gets a first pose from its fallback, the same frame as followed
+        from an earlier keyframe, when the map has that one.
+        """
+        self._trajectory.add_tracked(tracked)
+        if sparse_map is None:
+            self._pending.append(tracked)
+            return None
+        if sparse_map.is_registered(tracked.keyframe_id):
+            return self._pose(tracked, sparse_map)
+        self._pending.append(tracked)
+        if fallback is None or not sparse_map.is_registered(fallback.keyframe_id):
+            return None
+        return self._pose(fallback, sparse_map)
+
+    def pose_pending(self, sparse_map: SparseMap) -> list[tuple[TrackedFrame, FramePose]]:
+        """Poses the waiting frames whose keyframe was registered meanwhile."""
+        posed = []
+        waiting: list[TrackedFrame] = []
+        for tracked in self._pending:
+            if not sparse_map.is_registered(tracked.keyframe_id):
+                waiting.append(tracked)
+            elif (pose := self._pose(tracked, sparse_map)) is not None:
+                posed.append((tracked, pose))
+        self._pending = deque(waiting, maxlen=_MAX_PENDING_FRAMES)
+        return posed
+
+    def forget_points(self) -> None:
+        """Drops what is remembered of the map's points; to be called when they moved."""
+        self._points.clear()
+
+    def trajectory(self, sparse_map: SparseMap) -> list[FramePose]:
+        """Today's pose of every frame, in order of arrival."""
+        return self._trajectory.poses(
+            {i: self._keyframe_state(sparse_map, i) for i in sparse_map.registered_ids}
+        )
+
+    def num_interpolated(self, sparse_map: SparseMap) -> int:
+        """How many frames of the trajectory have no pose of their own."""
+        return self._trajectory.num_without_own_pose(
+            {i: self._keyframe_state(sparse_map, i) for i in sparse_map.registered_ids}
+        )
+
+    def _pose(self, tracked: TrackedFrame, sparse_map: SparseMap) -> FramePose | None:
+        points = self._points_of(tracked.keyframe_id, sparse_map)
+        rows = points.row_of_keypoint[tracked.keypoint_idx]
+        seen = rows >= 0
+        pose = self._estimate(
+            tracked,
+            tracked.points_xy[seen],
+            points3D_in_world=points.points3D_in_world[rows[seen]],
+            sparse_map=sparse_map,
+        )
+        if pose is None:
+            return None
+        keyframe_from_world = sparse_map.cam_from_world(tracked.keyframe_id)
+        cam_from_keyframe = compose_poses(pose.cam_from_world, invert_pose(keyframe_from_world))
+        self._last = tracked.keyframe_id, cam_from_keyframe
+        self._trajectory.set_relative_pose(
+            tracked, cam_from_keyframe=cam_from_keyframe, scale=points.scale
+        )
+        return FramePose(
+            frame_id=tracked.frame_id,
+            index=tracked.index,
+            captured_at_s=tracked.captured_at_s,
+            cam_from_world=pose.cam_from_world,
+            is_keyframe=False,
+        )
+
+    def _estimate(
+        self,
+        tracked: TrackedFrame,
+        points_xy: Float64Array,
+        *,
+        points3D_in_world: Float64Array,
+        sparse_map: SparseMap,
+    ) -> AbsolutePose | None:
+        """Refines the pose of the frame before; searches anew only when that does not fit."""
+        if len(points_xy) < _MIN_INLIERS:
+            return None
+        keyframe = sparse_map.keyframe(tracked.keyframe_id)
+        camera = sparse_map.camera(keyframe.camera_key)
+        enough = max(_MIN_INLIERS, _MIN_INLIER_RATIO * len(points_xy))
+        start = sparse_map.cam_from_world(tracked.keyframe_id)
+        if self._last is not None and self._last[0] == tracked.keyframe_id:
+            start = compose_poses(self._last[1], start)
+        max_error_px = _MAX_ERROR_PX * image_scale(camera.width, camera.height)
+        pose = refine_absolute_pose(
+            start,
+            image_plane_xy=np.asarray(camera.cam_from_img(points_xy)),
+            points3D_in_world=points3D_in_world,
+            max_error=max_error_px / camera.mean_focal_length(),
+        )
+        if pose is not None and pose.num_inliers >= enough:
+            return pose
+        pose = estimate_absolute_pose(
+            points_xy,
+            points3D_in_world,
+            camera=camera,
+            config=self._registration,
+            seed=self._seed,
+        )
+        return pose if pose is not None and pose.num_inliers >= enough else None
+
+    def _points_of(self, frame_id: FrameId, sparse_map: SparseMap) -> _KeyframePoints:
+        if frame_id not in self._points:
+            if len(self._points) > 2:
+                self._points.clear()
+            self._points[frame_id] = self._read_points(frame_id, sparse_map)
+        return self._points[frame_id]
+
+    def _read_points(self, frame_id: FrameId, sparse_map: SparseMap) -> _KeyframePoints:
+        ids = sparse_map.point3D_ids(frame_id)
+        seen = np.flatnonzero(ids >= 0)
+        points = sparse_map.points3D_in_world(ids[seen])
+        row_of_keypoint = np.full(len(ids), -1, np.int64)
+        row_of_keypoint[seen] = np.arange(len(seen))
+        if frame_id not in self._references:
+            self._references[frame_id] = _depth_reference(
+                sparse_map.cam_from_world(frame_id), points, keypoint_idx=seen
+            )
+        return _KeyframePoints(
+            row_of_keypoint=row_of_keypoint,
+            points3D_in_world=points,
+            scale=self._scale(sparse_map, frame_id),
+        )
+
+    def _scale(self, sparse_map: SparseMap, frame_id: FrameId) -> float:
+        """Median ratio of depths now to depths then, over reference keypoints with a point now."""
+        reference = self._references.get(frame_id)
+        if reference is None:
+            return 1.0
+        ids = sparse_map.point3D_ids(frame_id)[reference.keypoint_idx]
+        kept = ids >= 0
+        if int(kept.sum()) < _MIN_REFERENCE_POINTS:
+            return 1.0
+        points = sparse_map.points3D_in_world(ids[kept].tolist())
+        depths = transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
+        ratio = float(np.median(depths / reference.depths_map[kept]))
+        return ratio if ratio > 0 else 1.0
+
+    def _keyframe_state(self, sparse_map: SparseMap, frame_id: FrameId) -> KeyframeState:
+        return KeyframeState(
+            cam_from_world=sparse_map.cam_from_world(frame_id),
+            scale=self._scale(sparse_map, frame_id),
+        )
+
+
+def _depth_reference(
+    cam_from_world: Float64Array, points3D_in_world: Float64Array, *, keypoint_idx: Int64Array
+) -> _DepthReference:
+    """Points evenly taken from a keyframe's, those in front of it."""
+    step = max(1, math.ceil(len(keypoint_idx) / _MAX_REFERENCE_POINTS))
+    depths = transform_points(cam_from_world, points3D_in_world[::step])[:, 2]
+    in_front = depths > 0
+    return _DepthReference(keypoint_idx=keypoint_idx[::step][in_front], depths_map=depths[in_front])

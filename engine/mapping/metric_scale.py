@@ -1,0 +1,61 @@
+"""How long a map's unit is, from depths that a matcher sees in metres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.geometry import transform_points
+from engine.mapping.sparse_map import SparseMap
+from engine.types import Float32Array, Float64Array, FrameId
+
+_MIN_DEPTHS = 50
+_NORMAL_PER_MAD = 1.4826  # standard deviations of a normal distribution per median deviation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricScale:
+    """The length of a map's unit."""
+
+    metres_per_map_unit: float
+    num_depths: int
+    spread_ratio: float  # robust standard deviation of what single depths say, relative
+
+
+def estimate_metric_scale(
+    sparse_map: SparseMap, depths_m: Callable[[FrameId], Float32Array]
+) -> MetricScale | None:
+    """Compares seen depths of keypoints with the depths of their points in the map.
+
+    The median of the ratios is taken on a logarithmic scale, where twice and half weigh alike.
+
+    Args:
+        sparse_map: a map of any scale.
+        depths_m: for each keyframe the depths of its keypoints, (N,); 0: unknown.
+
+    Returns:
+        None when too few depths tell.
+    """
+    ratios = [_log_ratios(sparse_map, i, depths_m(i)) for i in sparse_map.registered_ids]
+    log_ratios = np.concatenate(ratios) if ratios else np.empty(0)
+    if len(log_ratios) < _MIN_DEPTHS:
+        return None
+    middle = float(np.median(log_ratios))
+    deviation = _NORMAL_PER_MAD * float(np.median(np.abs(log_ratios - middle)))
+    return MetricScale(
+        metres_per_map_unit=float(np.exp(middle)),
+        num_depths=len(log_ratios),
+        spread_ratio=float(np.expm1(deviation)),
+    )
+
+
+def _log_ratios(sparse_map: SparseMap, frame_id: FrameId, depths_m: Float32Array) -> Float64Array:
+    """Logarithms of metres per map unit, one for each observation with a seen depth."""
+    point3D_ids = sparse_map.point3D_ids(frame_id)
+    known = np.flatnonzero((point3D_ids >= 0) & (depths_m > 0))
+    points = sparse_map.points3D_in_world(point3D_ids[known])
+    depths_map = transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
+    in_front = depths_map > 0
+    return np.asarray(np.log(depths_m[known][in_front]) - np.log(depths_map[in_front]))

@@ -1,0 +1,245 @@
+"""Bundle adjustment in which GPS positions pull on the cameras, where the images agree."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pycolmap
+
+from engine.config import GeoreferenceConfig
+from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
+from engine.geometry import camera_center
+from engine.types import Float64Array, FrameId, GpsFix
+
+_MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name
+_MIN_PULLING = 4
+_MAX_ERROR_GROWTH_RATIO = 0.02  # of the mean reprojection error
+_FUNCTION_TOLERANCE = 1e-6
+_SLICE_ITERATIONS = 4  # solved without a pause
+_BREATH_S = 0.02  # in which other threads run
+_MAX_SOLVING_S = 30.0  # what is reached by then is judged
+_PRIOR_LOSS_SCALE = 2.795  # standard deviations: 95 % of three normal components lie within
+_MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionAdjustment:
+    """What pulling on the map did; ``is_accepted`` says whether it is any better for it."""
+
+    is_accepted: bool
+    reason: str  # why not; "" when accepted
+    num_positions: int  # that pulled
+    error_before_px: float  # mean reprojection error
+    error_after_px: float
+    rmse_before_m: float  # of the positions that pulled, by their weights
+    rmse_after_m: float
+    moved_m: float  # the farthest that a camera moved
+
+
+def adjust_with_positions(
+    reconstruction: pycolmap.Reconstruction,
+    frame_ids: Sequence[FrameId],
+    fixes: Sequence[GpsFix],
+    georeference: Georeference,
+    *,
+    config: GeoreferenceConfig,
+    constant_camera_ids: Collection[int],
+    max_iterations: int,
+    num_threads: int = 1,
+) -> PositionAdjustment:
+    """Adjusts a private copy of the map with positions as measurements beside the images.
+
+    Fixes pull by their accuracy, as far as the map bears it out, and by their weight in the
+    georeference, with Cauchy's loss on top.
+    The copy stays in the frame and unit of the map, so it can be merged back like any global
+    adjustment, and ``georeference.enu_from_map`` goes on to hold. COLMAP's adjuster keeps the
+    interpreter lock while it solves: a few iterations at a time, half a minute at most.
+
+    Args:
+        reconstruction: a private copy in the map's frame; adjusted in place, useless when refused.
+        frame_ids: N keyframes, each registered there.
+        fixes: their N positions.
+        georeference: of these keyframes and fixes, in the same order.
+        config: accuracies.
+        constant_camera_ids: cameras whose calibration must not change.
+        max_iterations: of the solver.
+        num_threads: of the solver.
+
+    Returns:
+        What came of it. It is refused when it makes the images fit worse, or the positions no
+        better; when too few positions pull; and after a straight path, whose positions leave the
+        turn about it open.
+    """
+    pulling: list[int] = np.flatnonzero(georeference.weights >= _MIN_WEIGHT).tolist()
+    weights = georeference.weights[pulling]
+    told = [fixes[i] for i in pulling]
+    positions = _Positions(
+        frame_ids=[frame_ids[i] for i in pulling],
+        enu_m=positions_in_enu(told, origin=georeference.origin),
+        stds_m=stds_m(told, config=config) / np.sqrt(weights)[:, None],
+        weights=weights,
+    )
+    to_enu(reconstruction, georeference)
+    positions = positions.believed(_centers(reconstruction, positions.frame_ids))
+    before = after = _State.of(reconstruction, positions)
+    reason = _reason_to_leave_it(georeference, num_pulling=len(pulling))
+    if not reason:
+        reason = _solve(
+            reconstruction,
+            positions,
+            _options(num_threads=num_threads),
+            constant_camera_ids=constant_camera_ids,
+            max_iterations=max_iterations,
+        )
+        after = _State.of(reconstruction, positions)
+    reconstruction.transform(sim3d_of(georeference.enu_from_map).inverse())
+    return _outcome(positions, before, after, reason=reason or _reason_against(before, after))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Positions:
+    """Where keyframes should be."""
+
+    frame_ids: list[FrameId]
+    enu_m: Float64Array  # (M, 3)
+    stds_m: Float64Array  # (M, 3)
+    weights: Float64Array  # (M,) 0..1
+
+    def believed(self, centers_m: Float64Array) -> _Positions:
+        """With standard deviations as large as what they differ from the map, at least.
+
+        Receivers that promise more than they hold would pull a good map apart, or to one half of
+        themselves.
+        """
+        normalized = (centers_m - self.enu_m) / self.stds_m
+        excess = math.sqrt(float(np.mean(normalized**2))) if normalized.size else 1.0
+        return replace(self, stds_m=self.stds_m * max(excess, 1.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _State:
+    """A map in metres as it is at one time."""
+
+    error_px: float
+    rmse_m: float
+    centers_m: Float64Array  # (K, 3) of all cameras
+
+    @classmethod
+    def of(cls, reconstruction: pycolmap.Reconstruction, positions: _Positions) -> _State:
+        reconstruction.update_point_3d_errors()
+        offsets_m = _centers(reconstruction, positions.frame_ids) - positions.enu_m
+        total = float(positions.weights.sum()) or 1.0
+        return cls(
+            error_px=float(reconstruction.compute_mean_reprojection_error()),
+            rmse_m=float(np.sqrt(positions.weights @ (offsets_m**2).sum(axis=1) / total)),
+            centers_m=_centers(reconstruction, sorted(reconstruction.reg_image_ids())),
+        )
+
+
+def _centers(reconstruction: pycolmap.Reconstruction, image_ids: Sequence[int]) -> Float64Array:
+    poses = [reconstruction.image(i).cam_from_world().matrix() for i in image_ids]
+    return camera_center(np.array(poses).reshape(-1, 3, 4))
+
+
+def _reason_to_leave_it(georeference: Georeference, *, num_pulling: int) -> str:
+    if num_pulling < _MIN_PULLING:
+        return f"only {num_pulling} positions count"
+    if georeference.is_levelled_by_cameras:
+        return "the path is straight"
+    return ""
+
+
+def _reason_against(before: _State, after: _State) -> str:
+    growth_ratio = after.error_px / before.error_px - 1.0 if before.error_px else 0.0
+    if growth_ratio > _MAX_ERROR_GROWTH_RATIO:
+        return f"the images would fit worse by {100.0 * growth_ratio:.0f} %"
+    return "" if after.rmse_m < before.rmse_m else "the positions would fit no better"
+
+
+def _outcome(
+    positions: _Positions, before: _State, after: _State, *, reason: str
+) -> PositionAdjustment:
+    return PositionAdjustment(
+        is_accepted=not reason,
+        reason=reason,
+        num_positions=len(positions.frame_ids),
+        error_before_px=before.error_px,
+        error_after_px=after.error_px,
+        rmse_before_m=before.rmse_m,
+        rmse_after_m=after.rmse_m,
+        moved_m=float(np.linalg.norm(after.centers_m - before.centers_m, axis=1).max(initial=0.0)),
+    )
+
+
+def _solve(
+    reconstruction: pycolmap.Reconstruction,
+    positions: _Positions,
+    options: pycolmap.BundleAdjustmentOptions,
+    *,
+    constant_camera_ids: Collection[int],
+    max_iterations: int,
+) -> str:
+    """Adjusts in metres; the reason where it cannot be done.
+
+    In slices: COLMAP's adjuster holds the interpreter lock, and others need it now and then.
+    """
+    problem = pycolmap.BundleAdjustmentConfig()
+    for image_id in sorted(reconstruction.reg_image_ids()):
+        problem.add_image(image_id)
+    has_few_views = reconstruction.num_reg_frames() < _MIN_KEYFRAMES_FOR_DISTORTION
+    options.refine_extra_params = not has_few_views
+    for camera_id in sorted(constant_camera_ids):
+        if reconstruction.exists_camera(camera_id):
+            problem.set_constant_cam_intrinsics(camera_id)
+    priors = _priors(reconstruction, positions)
+    num_left, options.ceres.solver_options.max_num_iterations = max_iterations, _SLICE_ITERATIONS
+    deadline_s = time.monotonic() + _MAX_SOLVING_S
+    while num_left > 0 and time.monotonic() < deadline_s:
+        adjuster = pycolmap.create_pose_prior_bundle_adjuster(
+            options, _prior_options(), problem, priors, reconstruction
+        )
+        summary = adjuster.solve()
+        if not summary.is_solution_usable():
+            return "it cannot be solved"
+        if summary.termination_type == pycolmap.BundleAdjustmentTerminationType.CONVERGENCE:
+            break
+        num_left -= _SLICE_ITERATIONS
+        time.sleep(_BREATH_S)
+    return ""
+
+
+def _priors(
+    reconstruction: pycolmap.Reconstruction, positions: _Positions
+) -> list[pycolmap.PosePrior]:
+    priors = []
+    rows = zip(positions.frame_ids, positions.enu_m, positions.stds_m, strict=True)
+    for number, (frame_id, position_m, std_m) in enumerate(rows, start=1):
+        prior = pycolmap.PosePrior()
+        prior.pose_prior_id = number
+        prior.corr_data_id = reconstruction.image(frame_id).data_id
+        prior.position = position_m
+        prior.position_covariance = np.diag(std_m**2)
+        prior.coordinate_system = pycolmap.PosePriorCoordinateSystem.CARTESIAN
+        priors.append(prior)
+    return priors
+
+
+def _prior_options() -> pycolmap.PosePriorBundleAdjustmentOptions:
+    options = pycolmap.PosePriorBundleAdjustmentOptions()
+    options.ceres.prior_position_loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    options.ceres.prior_position_loss_scale = _PRIOR_LOSS_SCALE
+    options.alignment_ransac.random_seed = 0
+    return options
+
+
+def _options(*, num_threads: int) -> pycolmap.BundleAdjustmentOptions:
+    options = pycolmap.BundleAdjustmentOptions(print_summary=False)
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.loss_function_scale = 1.0
+    options.ceres.solver_options.function_tolerance = _FUNCTION_TOLERANCE
+    options.ceres.solver_options.num_threads = num_threads
+    return options

@@ -1,0 +1,1 @@
+"""Which keyframes are matched with which, and what their matches become."""

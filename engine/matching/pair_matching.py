@@ -1,0 +1,186 @@
+"""From chosen pairs to verified ones: a keyframe's place in the scene graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.config import DenseMatchingConfig, TwoViewConfig
+from engine.estimators.estimators import VerifiedMatches, verify_matches
+from engine.matching.dense_matches import select_matches
+from engine.matching.keypoint_tables import KeypointTables
+from engine.matching.scene_graph import SceneGraph
+from engine.ports import PairMatcher
+from engine.types import (
+    NO_ROW,
+    Features,
+    Float32Array,
+    FrameId,
+    ImagePair,
+    Int64Array,
+    Keyframe,
+    MatchRequest,
+    PairCandidate,
+    PairMatches,
+    PairReason,
+    VerifiedPair,
+)
+
+
+class PairMatching:
+    """Matches pairs that the scene graph chooses, verifies them and records what holds.
+
+    Every pair tried is recorded in the graph, so none is tried twice. Keypoints of dense matchers
+    move as matches claim them (see ``keypoint_tables``): the graph always has the present ones, and
+    ``take_changed`` tells which others must know.
+
+    Args:
+        graph: chooses pairs and keeps those that hold.
+        matcher: matches them.
+        two_view: what verification asks for.
+        dense: how dense matches become keypoints.
+    """
+
+    def __init__(
+        self,
+        graph: SceneGraph,
+        matcher: PairMatcher,
+        *,
+        two_view: TwoViewConfig,
+        dense: DenseMatchingConfig,
+    ) -> None:
+        self._graph = graph
+        self._matcher = matcher
+        self._two_view = two_view
+        self._dense = dense
+        self._tables = KeypointTables(dense)
+        self._changed: dict[FrameId, Features] = {}
+        self._seen_focal_lengths: list[tuple[FrameId, float]] = []
+
+    def add_keyframe(self, keyframe: Keyframe) -> None:
+        """Takes the keypoint table of a keyframe of the graph."""
+        self._tables.add(keyframe.features, size=(keyframe.width, keyframe.height))
+
+    def match_keyframe(
+        self, frame_id: FrameId, *, wants_pointmaps: bool = False
+    ) -> list[VerifiedPair]:
+        """Matches a new keyframe against what its graph chooses, and around those that fit.
+
+        Args:
+            frame_id: a keyframe that was added here and to the graph.
+            wants_pointmaps: whether depths and focal lengths are of use.
+
+        Raises:
+            InferenceError: the matcher failed.
+        """
+        verified = self.match_pairs(
+            self._graph.choose_pairs(frame_id), wants_pointmaps=wants_pointmaps
+        )
+        expanded = self._graph.expand_pairs(frame_id, verified)
+        return verified + self.match_pairs(expanded, wants_pointmaps=wants_pointmaps)
+
+    def match_pairs(
+        self, candidates: Sequence[PairCandidate], *, wants_pointmaps: bool = False
+    ) -> list[VerifiedPair]:
+        """Matches and verifies candidates; returns those that hold, in order.
+
+        Raises:
+            InferenceError: the matcher failed.
+        """
+        matched = self._matcher.match(
+            [self._request(candidate.pair, wants_pointmaps) for candidate in candidates]
+        )
+        held = []
+        for candidate, matches in zip(candidates, matched, strict=True):
+            verified = self._verify(matches, reason=candidate.reason)
+            if verified is None:
+                self._graph.record_tried(candidate.pair)
+            else:
+                self._graph.record_pair(verified)
+                held.append(verified)
+        self._tables.forget_rasters()
+        return held
+
+    def depths_m(self, frame_id: FrameId) -> Float32Array:
+        """Depths in metres that the matcher gave a keyframe's keypoints, (N,); 0: unknown."""
+        return self._tables.depths_m(frame_id)
+
+    def take_changed(self) -> list[Features]:
+        """Keypoint tables that changed since the last call; the graph has them already."""
+        changed, self._changed = list(self._changed.values()), {}
+        return changed
+
+    def take_seen_focal_lengths(self) -> list[tuple[FrameId, float]]:
+        """Focal lengths in px that the matcher saw in keyframes since the last call."""
+        taken, self._seen_focal_lengths = self._seen_focal_lengths, []
+        return taken
+
+    def _request(self, pair: ImagePair, wants_pointmaps: bool) -> MatchRequest:
+        return MatchRequest(
+            pair=pair,
+            first=self._graph.keyframe(pair.first).features,
+            second=self._graph.keyframe(pair.second).features,
+            query_rows1=self._tables.query_rows(pair.first),
+            query_rows2=self._tables.query_rows(pair.second),
+            wants_pointmaps=wants_pointmaps,
+        )
+
+    def _verify(self, matches: PairMatches, *, reason: PairReason) -> VerifiedPair | None:
+        first, second = (self._graph.keyframe(i) for i in (matches.pair.first, matches.pair.second))
+        sizes = ((first.width, first.height), (second.width, second.height))
+        is_dense = bool((matches.matches_idx == NO_ROW).any())
+        if is_dense:
+            matches = select_matches(matches, sizes=sizes, config=self._dense)
+        verified = verify_matches(
+            matches,
+            image_size=(max(first.width, second.width), max(first.height, second.height)),
+            config=self._two_view,
+        )
+        if verified is None:
+            return None
+        rows = self._rows_of(verified) if is_dense else verified.inliers.matches_idx
+        if len(rows) < self._two_view.min_inliers:
+            return None
+        seen = zip((first.frame_id, second.frame_id), matches.focal_px, strict=True)
+        self._seen_focal_lengths += [(i, focal_px) for i, focal_px in seen if focal_px > 0]
+        return VerifiedPair(
+            pair=matches.pair,
+            reason=reason,
+            inlier_matches_idx=rows.astype(np.uint32),
+            # Several dense matches may be one of two keypoints; the share that held is what counts.
+            num_matches=round(len(rows) * len(matches) / len(verified.inliers)),
+            fundamental=verified.fundamental,
+            homography_inlier_ratio=verified.homography_inlier_ratio,
+        )
+
+    def _rows_of(self, verified: VerifiedMatches) -> Int64Array:
+        """Verified dense matches as keypoints of both keyframes, (K, 2)."""
+        pair = verified.inliers.pair
+        rows = self._tables.rows_of(verified.inliers, expected=self._expected_rows(pair))
+        for frame_id in (pair.first, pair.second):
+            features = self._tables.features(frame_id)
+            if features is not self._graph.keyframe(frame_id).features:
+                self._graph.replace_features(features)
+                self._changed[frame_id] = features
+        return rows
+
+    def _expected_rows(self, pair: ImagePair) -> Int64Array:
+        """Rows (E, 2) of a pair that third keyframes' verified pairs relate, of the newest last."""
+        common = set(self._graph.neighbors(pair.first)) & set(self._graph.neighbors(pair.second))
+        links = []
+        for third in sorted(common):
+            from_first = self._matched_rows(pair.first, third)
+            to_second = self._matched_rows(third, pair.second)
+            _, of_first, of_second = np.intersect1d(
+                from_first[:, 1], to_second[:, 0], assume_unique=True, return_indices=True
+            )
+            links.append(np.column_stack([from_first[of_first, 0], to_second[of_second, 1]]))
+        return np.concatenate(links) if links else np.empty((0, 2), np.int64)
+
+    def _matched_rows(self, one: FrameId, other: FrameId) -> Int64Array:
+        """Matched rows (M, 2) of a verified pair, those of ``one`` first."""
+        verified = self._graph.edge(ImagePair.of(one, other))
+        assert verified is not None, "neighbours share a verified pair"
+        rows = verified.inlier_matches_idx.astype(np.int64)
+        return rows if one < other else rows[:, ::-1]

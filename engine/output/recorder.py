@@ -1,0 +1,189 @@
+"""Everything a run leaves on disk, written by one thread.
+
+A full disk degrades the run and is told; it never ends it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pycolmap
+
+from engine.config import RuntimeConfig, SnapshotsConfig
+from engine.errors import JournalError, SnapshotError
+from engine.events import Event, SnapshotWritten, Warned
+from engine.output.journal import Journal, encode_keyframe_image
+from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, dropped_status
+from engine.output.snapshots import JsonValue, MapCopy, next_sequence, write_snapshot
+from engine.ports import EventSink
+from engine.types import (
+    DropReason,
+    Features,
+    Float64Array,
+    Frame,
+    FrameId,
+    FramePose,
+    Keyframe,
+    RejectedFrame,
+    VerifiedPair,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes tables, journal and snapshots of a run. One thread calls it after construction.
+
+    What cannot be written is counted, and told once per kind in the log and as a ``Warned`` event;
+    the run goes on, and later writes are tried again.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        snapshots: SnapshotsConfig,
+        runtime: RuntimeConfig,
+        emit: EventSink,
+        clock: Callable[[], float],
+    ) -> None:
+        self._folder = folder
+        self._journal = Journal.open(folder.path)
+        self._snapshots = snapshots
+        self._runtime = runtime
+        self._emit = emit
+        self._clock = clock
+        self._sequence = next_sequence(folder.path)
+        self._warned: set[str] = set()
+        self.num_failed_writes = 0
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._folder.path
+
+    def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
+        """Notes a frame for ``frames.csv``."""
+        self._guard("frames.csv", lambda: self._folder.frame_arrived(frame))
+
+    def frame_dropped(self, frame_id: FrameId, reason: DropReason) -> None:
+        """Settles a frame that was not used."""
+        self._settle(frame_id, dropped_status(reason))
+
+    def frame_tracked(self, frame_id: FrameId) -> None:
+        """Settles a frame between keyframes."""
+        self._settle(frame_id, TRACKED_STATUS)
+
+    def keyframe_added(
+        self,
+        frame: Frame,
+        keyframe: Keyframe,
+        *,
+        camera: pycolmap.Camera,
+        pairs: Sequence[VerifiedPair],
+        moved: Sequence[Features] = (),
+    ) -> None:
+        """Journals a keyframe with its image and pairs, and settles its frame.
+
+        ``moved`` are keypoint tables of earlier keyframes that the pairs changed.
+        """
+        self._settle(keyframe.frame_id, KEYFRAME_STATUS)
+
+        def write() -> None:
+            image_bytes = encode_keyframe_image(frame, quality=self._runtime.keyframe_jpeg_quality)
+            self._journal.add_keyframe(keyframe, camera=camera, image_bytes=image_bytes)
+
+        for features in moved:
+            self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
+        if self._guard("database.db", write):
+            for pair in pairs:
+                self._guard("database.db", functools.partial(self._journal.add_pair, pair))
+
+    def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
+        """Journals present calibrations."""
+        for camera in cameras:
+            self._guard("database.db", functools.partial(self._journal.update_camera, camera))
+
+    def events(self, events: Iterable[Event]) -> None:
+        """Appends facts."""
+        for event in events:
+            self._guard("events.jsonl", functools.partial(self._folder.append_event, event))
+
+    def live_poses(self, poses: Iterable[FramePose]) -> None:
+        """Appends poses as first reported."""
+        for pose in poses:
+            self._guard(
+                "trajectory_live.txt", functools.partial(self._folder.append_live_pose, pose)
+            )
+
+    def snapshot(self, copies: Sequence[MapCopy], *, facts: Mapping[str, JsonValue]) -> None:
+        """Writes a snapshot of private copies of the maps and tells of it."""
+        try:
+            written = write_snapshot(
+                self._folder.path,
+                copies,
+                sequence=self._sequence,
+                facts=facts,
+                config=self._snapshots,
+            )
+        except SnapshotError as error:
+            # The folder may be in place and only its link missing: its number stays taken.
+            self._sequence = max(self._sequence, next_sequence(self._folder.path))
+            self._failed("snapshots", error)
+            return
+        self._sequence += 1
+        self._emit(
+            SnapshotWritten(
+                at_s=self._clock(),
+                sequence=written.sequence,
+                path=str(written.path),
+                num_keyframes=written.largest.num_registered,
+                num_points3D=written.largest.num_points3D,
+                elapsed_s=written.elapsed_s,
+            )
+        )
+
+    def trajectory(self, poses: Sequence[FramePose]) -> None:
+        """Writes the final trajectory."""
+        self._guard(
+            "trajectory.txt", lambda: self._folder.write_trajectory("trajectory.txt", poses)
+        )
+
+    def groundtruth(self, rows: Sequence[tuple[float, Float64Array]]) -> None:
+        """Writes true poses, from a source that knows them."""
+        self._guard("groundtruth.txt", lambda: self._folder.write_groundtruth(rows))
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Writes the figures of the run."""
+        self._guard("summary.json", lambda: self._folder.write_summary(figures))
+
+    def close(self) -> None:
+        """Writes what waits and lets the files go."""
+        self._guard("frames.csv", self._folder.close)
+        self._guard("database.db", self._journal.close)
+
+    def _settle(self, frame_id: FrameId, status: str) -> None:
+        self._guard("frames.csv", lambda: self._folder.frame_settled(frame_id, status=status))
+
+    def _guard(self, what: str, write: Callable[[], None]) -> bool:
+        """Whether it was written."""
+        try:
+            write()
+        except JournalError as error:
+            self._failed(what, error)
+            return False
+        return True
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self.num_failed_writes += 1
+        if what in self._warned:
+            logger.debug("%s", error)
+            return
+        self._warned.add(what)
+        message = f"{error}; the run goes on, more of this kind is only counted"
+        logger.error("%s", message)
+        self._emit(Warned(at_s=self._clock(), message=message))

@@ -1,0 +1,299 @@
+"""The folder of a run: everything in it but the journal, the snapshots and the recording.
+
+Every file is readable while the run goes on: tables grow by whole lines, documents are replaced in
+one step. All methods are called from one I/O thread.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError, JournalError
+from engine.events import Event
+from engine.geometry import invert_pose, quat_xyzw_from_rotation
+from engine.output.files import TEMPORARY_PREFIX, LineFile, write_atomically
+from engine.types import DropReason, Float64Array, Frame, FrameId, FramePose, RejectedFrame
+
+FRAMES_HEADER = ("frame_id", "source", "index", "name", "captured_at_s", "status")
+KEYFRAME_STATUS = "keyframe"
+TRACKED_STATUS = "tracked"
+
+_TUM_HEADER = "# timestamp tx ty tz qx qy qz qw (world_from_cam)"
+_FILES = {
+    "config.yaml",
+    "database.db",
+    "database.db-shm",
+    "database.db-wal",
+    "events.jsonl",
+    "frames.csv",
+    "groundtruth.txt",
+    "latest",
+    "recording.rrd",
+    "summary.json",
+    "trajectory.txt",
+    "trajectory_live.txt",
+}
+_FOLDERS = {"images", "snapshots"}
+
+
+def dropped_status(reason: DropReason) -> str:
+    """The status in ``frames.csv`` of a frame that was not used."""
+    return f"dropped:{reason.value}"
+
+
+def unique_run_path(base: Path, stem: str) -> Path:
+    """The first of ``base/stem``, ``base/stem-2``, ``base/stem-3``, ... that does not exist.
+
+    Characters of ``stem`` that do not suit a folder's name become dashes.
+    """
+    name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
+    path, number = base / name, 1
+    while path.exists() or path.is_symlink():
+        number += 1
+        path = base / f"{name}-{number}"
+    return path
+
+
+def format_timestamp(captured_at_s: float) -> str:
+    """A capture time as every file of the run writes it: to the nanosecond, no trailing zeros."""
+    return f"{captured_at_s:.9f}".rstrip("0").rstrip(".")
+
+
+@dataclass(slots=True)
+class _FrameRow:
+    """A row of ``frames.csv`` that may still wait for its status."""
+
+    frame_id: FrameId | None
+    source: str
+    index: int
+    name: str
+    captured_at_s: float
+    status: str | None
+
+    def as_line(self) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(
+            [
+                "" if self.frame_id is None else self.frame_id,
+                self.source,
+                self.index,
+                self.name,
+                format_timestamp(self.captured_at_s),
+                self.status,
+            ]
+        )
+        return text.getvalue().removesuffix("\n")
+
+
+class RunFolder:
+    """Writes the tables and documents of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the tables of a folder that `create` made, for appending."""
+        self.path = path
+        self._unsettled_rows: dict[FrameId, _FrameRow] = {}
+        self._rows: deque[_FrameRow] = deque()  # in order of arrival, not yet written
+        with _writing(path):
+            self._frames = LineFile(path / "frames.csv")
+            self._events = LineFile(path / "events.jsonl")
+            self._live_trajectory = LineFile(path / "trajectory_live.txt")
+
+    @classmethod
+    def create(cls, path: Path, *, config_text: str, overwrite: bool = False) -> RunFolder:
+        """Makes the folder of a new run.
+
+        Args:
+            path: a folder that does not exist, or is empty.
+            config_text: the resolved configuration, for ``config.yaml``.
+            overwrite: a former run may be in the folder; what it wrote is deleted. Files that no
+                run writes stay.
+
+        Raises:
+            ConfigError: the folder holds something and may not be used, or cannot be made.
+            JournalError: the first files cannot be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file; a run needs a folder of its own")
+        try:
+            if path.exists() and any(path.iterdir()):
+                _delete_former_run(path, overwrite=overwrite)
+            for folder in _FOLDERS:
+                (path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
+        with _writing(path):
+            write_atomically(path / "config.yaml", config_text.encode())
+        run = cls(path)
+        with _writing(path):
+            run._frames.append(",".join(FRAMES_HEADER))
+            run._live_trajectory.append(_TUM_HEADER)
+        return run
+
+    def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
+        """Notes a frame; its row is written once its status and those of earlier frames are known.
+
+        A rejected frame has its status already.
+
+        Raises:
+            JournalError: rows cannot be written; they are kept and tried again with the next ones.
+        """
+        row = _FrameRow(
+            frame_id=None,
+            source=frame.source,
+            index=frame.index,
+            name=frame.name,
+            captured_at_s=frame.captured_at_s,
+            status=None,
+        )
+        self._rows.append(row)
+        if isinstance(frame, RejectedFrame):
+            row.status = dropped_status(frame.reason)
+            self._write_settled_rows()
+        else:
+            row.frame_id = frame.frame_id
+            self._unsettled_rows[frame.frame_id] = row
+
+    def frame_settled(self, frame_id: FrameId, *, status: str) -> None:
+        """Gives a frame that arrived its status, once.
+
+        Raises:
+            JournalError: rows cannot be written; they are kept and tried again with the next ones.
+        """
+        self._unsettled_rows.pop(frame_id).status = status
+        self._write_settled_rows()
+
+    def append_event(self, event: Event) -> None:
+        """Adds a fact to ``events.jsonl``.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        with _writing(self.path / "events.jsonl"):
+            self._events.append(_json_text(event.as_record()))
+
+    def append_live_pose(self, pose: FramePose) -> None:
+        """Adds a pose, as it was first reported, to ``trajectory_live.txt``.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        with _writing(self.path / "trajectory_live.txt"):
+            self._live_trajectory.append(_tum_line(pose.captured_at_s, pose.cam_from_world))
+
+    def write_trajectory(self, name: str, poses: Iterable[FramePose]) -> None:
+        """Writes poses to the file ``name`` in TUM format, one line per frame, by capture time.
+
+        Raises:
+            JournalError: it cannot be written; a former file stays as it was.
+        """
+        ordered = sorted(poses, key=lambda pose: (pose.captured_at_s, pose.frame_id))
+        self._write_tum(name, ((pose.captured_at_s, pose.cam_from_world) for pose in ordered))
+
+    def write_groundtruth(self, rows: Iterable[tuple[float, Float64Array]]) -> None:
+        """Writes ``groundtruth.txt``: capture times and true ``cam_from_world`` (3, 4).
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        self._write_tum("groundtruth.txt", sorted(rows, key=lambda row: row[0]))
+
+    def write_summary(self, figures: Mapping[str, Any]) -> None:
+        """Writes ``summary.json``; figures that are not finite become null.
+
+        Raises:
+            JournalError: it cannot be written; a former file stays as it was.
+        """
+        with _writing(self.path / "summary.json"):
+            text = _json_text(figures, indent=2) + "\n"
+            write_atomically(self.path / "summary.json", text.encode(errors="backslashreplace"))
+
+    def close(self) -> None:
+        """Writes the rows that still wait, unsettled frames as stopped, and lets the files go.
+
+        Raises:
+            JournalError: the rows cannot be written; the files are let go all the same.
+        """
+        for row in self._unsettled_rows.values():
+            row.status = dropped_status(DropReason.STOPPED)
+        self._unsettled_rows.clear()
+        try:
+            self._write_settled_rows()
+        finally:
+            for table in (self._frames, self._events, self._live_trajectory):
+                table.close()
+
+    def _write_settled_rows(self) -> None:
+        with _writing(self.path / "frames.csv"):
+            while self._rows and self._rows[0].status is not None:
+                self._frames.append(self._rows[0].as_line())
+                self._rows.popleft()
+
+    def _write_tum(self, name: str, rows: Iterable[tuple[float, Float64Array]]) -> None:
+        lines = [_TUM_HEADER, *(_tum_line(captured_at_s, pose) for captured_at_s, pose in rows)]
+        with _writing(self.path / name):
+            write_atomically(self.path / name, ("\n".join(lines) + "\n").encode())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _delete_former_run(path: Path, *, overwrite: bool) -> None:
+    """Deletes what a run wrote into the folder, and nothing else."""
+    if not overwrite:
+        raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
+    if not _is_run(path):
+        raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
+    for entry in path.iterdir():
+        if entry.name in _FOLDERS and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name in _FILES | _FOLDERS or entry.name.startswith(TEMPORARY_PREFIX):
+            entry.unlink()
+
+
+def _is_run(path: Path) -> bool:
+    frames, config = path / "frames.csv", path / "config.yaml"
+    if not (frames.is_file() and config.is_file()):
+        return False
+    with frames.open("rb") as file:
+        return file.readline().strip() == ",".join(FRAMES_HEADER).encode()
+
+
+def _tum_line(captured_at_s: float, cam_from_world: Float64Array) -> str:
+    world_from_cam = invert_pose(cam_from_world)
+    center = " ".join(f"{value:.12g}" for value in world_from_cam[:, 3])
+    quat_xyzw = quat_xyzw_from_rotation(world_from_cam[:, :3])
+    rotation = " ".join(f"{value:.12g}" for value in quat_xyzw)
+    return f"{format_timestamp(captured_at_s)} {center} {rotation}"
+
+
+def _json_text(record: Mapping[str, Any], *, indent: int | None = None) -> str:
+    return json.dumps(_json_value(record), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _json_value(value: Any) -> Any:
+    """``value`` in JSON's own types: JSON has no word for what is not finite, nor for numpy."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _json_value(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""The event loop of a run: its stages, queues, background jobs and views."""

@@ -1,0 +1,1 @@
+"""Frames between keyframes: optical flow and trajectories."""

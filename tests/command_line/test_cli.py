@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from adapters import cli
+from adapters.doctor import Finding
+from adapters.launch import LaunchOptions
+from adapters.views.rerun_view import ViewMode
+from engine.config import Config
+from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
+from engine.run.engine import RunOutcome, StoppedBy
+from tests.support.paths import ROOT
+
+TIMEOUT_S = 60.0
+
+
+def livesfm(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments)
+
+
+class Launches:
+    """Takes the place of running: remembers what was asked, and answers as told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Config, LaunchOptions]] = []
+        self.answer: EngineError | None = None
+        self.num_keyframes, self.num_registered = 10, 9
+        self.stopped_by = StoppedBy.END_OF_SOURCES
+
+    def __call__(self, config: Config, options: LaunchOptions) -> RunOutcome:
+        self.asked.append((config, options))
+        if self.answer is not None:
+            raise self.answer
+        return RunOutcome(
+            path=options.path,
+            stopped_by=self.stopped_by,
+            num_keyframes=self.num_keyframes,
+            num_registered=self.num_registered,
+            summary={},
+        )
+
+    @property
+    def config(self) -> Config:
+        return self.asked[-1][0]
+
+    @property
+    def options(self) -> LaunchOptions:
+        return self.asked[-1][1]
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
+    """No run is started; the current folder is empty."""
+    fake = Launches()
+    monkeypatch.setattr(cli, "_launch", fake)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_asked_for_with_the_defaults(launches: Launches) -> None:
+    result = livesfm("run", "photos")
+    assert result.exit_code == 0
+    assert launches.config == Config()
+    assert launches.options == LaunchOptions(
+        sources=("photos",),
+        path=Path("runs/photos"),
+        overwrite=False,
+        view_mode=ViewMode.RECORD,
+        show_progress=True,
+    )
+
+
+def test_every_option_of_a_run_arrives(launches: Launches) -> None:
+    result = livesfm("run", "a", "b", "--out=there", "--view=none", "--overwrite", "--quiet")
+    assert result.exit_code == 0
+    assert launches.options == LaunchOptions(
+        sources=("a", "b"),
+        path=Path("there"),
+        overwrite=True,
+        view_mode=ViewMode.NONE,
+        show_progress=False,
+    )
+
+
+def test_several_files_and_settings_are_laid_over_each_other(launches: Launches) -> None:
+    Path("one.yaml").write_text("sift:\n  max_features: 100\n  max_ratio: 0.7\n")
+    Path("two.yaml").write_text("sift:\n  max_features: 200\n")
+    result = livesfm(
+        *("run", "photos", "--config", "one.yaml", "-c", "two.yaml"),
+        *("--set", "sift.max_ratio=0.9", "--set", "scene_graph.temporal_offsets=[1, 5]"),
+        *("--set", "runtime.seed=3"),
+    )
+    assert result.exit_code == 0
+    sift = launches.config.sift
+    assert (sift.max_features, sift.max_ratio) == (200, 0.9)
+    assert launches.config.scene_graph.temporal_offsets == (1, 5)
+    assert launches.config.runtime.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("synthetic:town", "town"),
+        ("synthetic:town?frames=60&path=orbit", "town"),
+        ("rtsp://user:secret@camera.local/stream", "stream"),
+        ("rtsp://user:secret@camera.local", "camera.local"),
+        ("camera:0", "camera-0"),
+        ("phone://0.0.0.0:8443", "phone"),
+        ("mqtts://user:secret@broker:8883/site/+/frame", "site"),
+        ("mqtt://broker/farm/north/frame", "farm-north"),
+        ("mqtt://broker/+/frame", "mqtt"),
+        ("rtsp://camera.local/", "camera.local"),
+        ("???", "run"),
+        ("x" * 5000, "x" * 100),
+    ],
+)
+def test_the_folder_is_named_after_the_address_without_options_and_credentials(
+    launches: Launches, source: str, name: str
+) -> None:
+    livesfm("run", source)
+    assert launches.options.path == Path("runs", name)
+
+
+@pytest.mark.parametrize(
+    ("made", "source", "name"),
+    [
+        ("holiday/photos", "holiday/photos", "photos"),
+        ("holiday/images", "holiday/images/", "holiday"),
+        ("holiday/video.mp4", "holiday/video.mp4", "holiday"),
+        ("my clip.v2.mp4", "my clip.v2.mp4", "my-clip.v2"),
+        ("photos.2024", "photos.2024", "photos.2024"),
+        ("Fjällräven é", "Fjällräven é", "Fjällräven-é"),
+        ("here/photos", "here/photos/../photos/.", "photos"),
+    ],
+)
+def test_the_folder_is_named_after_the_path(
+    launches: Launches, made: str, source: str, name: str
+) -> None:
+    path = Path(made)
+    if path.suffix == ".mp4":
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    else:
+        path.mkdir(parents=True)
+    livesfm("run", source)
+    assert launches.options.path == Path("runs", name)
+
+
+def test_a_folder_that_exists_is_left_alone_and_the_next_name_taken(launches: Launches) -> None:
+    Path("runs/photos").mkdir(parents=True)
+    livesfm("run", "photos")
+    assert launches.options.path == Path("runs/photos-2")
+
+
+def test_the_demo_replaces_its_last_run(launches: Launches) -> None:
+    launches.num_registered = 0  # nothing to evaluate
+    livesfm("demo", "--quiet")
+    assert launches.options.sources == ("synthetic:town",)
+    assert launches.options.path == Path("runs/demo")
+    assert launches.options.overwrite
+    assert not launches.options.show_progress
+
+
+# -- answering ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_registered", "stopped_by", "code", "words"),
+    [
+        (9, StoppedBy.END_OF_SOURCES, 0, "9 of 10 keyframes registered\n"),
+        (2, StoppedBy.SIGNAL, 0, "2 of 10 keyframes registered\n"),
+        (0, StoppedBy.END_OF_SOURCES, 1, "no map could be made"),
+        (0, StoppedBy.SIGNAL, 1, "no map could be made"),
+        (9, StoppedBy.FAILURE, 1, "the run broke off, see the errors above"),
+    ],
+)
+def test_the_exit_code_tells_whether_something_useful_was_made(
+    launches: Launches, num_registered: int, stopped_by: StoppedBy, code: int, words: str
+) -> None:
+    launches.num_registered, launches.stopped_by = num_registered, stopped_by
+    result = livesfm("run", "photos", "--out", "there")
+    assert result.exit_code == code
+    assert result.stdout.startswith("there: ")
+    assert words in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("there: exists and is not empty"), 2),
+        (SourceError("photos: no such file or folder"), 1),
+        (AdapterUnavailableError("MQTT", package="aiomqtt", extra="mqtt"), 1),
+    ],
+    ids=["refused", "no source", "no adapter"],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    launches: Launches, error: EngineError, code: int
+) -> None:
+    launches.answer = error
+    result = livesfm("run", "photos")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr == f"livesfm: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("sift.max_feature=5", "unknown key of sift: max_feature; did you mean max_features?"),
+        ("shift.max_features=5", "unknown section: shift; did you mean sift?"),
+        ("sift.max_features=-5", "sift.max_features"),
+        ("sift.max_features", "expected section.key=value"),
+    ],
+)
+def test_a_setting_that_does_not_exist_or_fit_is_refused(
+    launches: Launches, setting: str, words: str
+) -> None:
+    result = livesfm("run", "photos", "--set", setting)
+    assert result.exit_code == cli.REFUSED
+    assert words in result.stderr
+    assert launches.asked == []
+
+
+def test_a_configuration_file_that_is_not_there_is_refused(launches: Launches) -> None:
+    result = livesfm("run", "photos", "--config", "none.yaml")
+    assert result.exit_code == cli.REFUSED
+    assert "none.yaml: cannot be read: No such file or directory" in result.stderr
+
+
+def test_an_unknown_view_is_refused_with_the_known_ones(launches: Launches) -> None:
+    result = livesfm("run", "photos", "--view", "hologram")
+    assert result.exit_code == cli.REFUSED
+    assert all(mode in result.stderr for mode in ViewMode)
+
+
+def test_a_run_needs_a_source(launches: Launches) -> None:
+    result = livesfm("run")
+    assert result.exit_code == cli.REFUSED
+    assert "SOURCE" in result.stderr
+
+
+# -- the other commands ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "evaluate", "export", "doctor"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = livesfm(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_without_a_command_all_of_them_are_listed() -> None:
+    result = livesfm()
+    for command in ("run", "demo", "evaluate", "export", "doctor"):
+        assert command in result.output
+
+
+def test_the_doctor_is_content_here() -> None:
+    result = livesfm("doctor")
+    assert result.exit_code == 0, result.output
+    assert "pycolmap" in result.stdout
+
+
+def test_the_doctor_fails_when_the_core_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [Finding(part="pycolmap", is_ready=False, detail="missing")]
+    monkeypatch.setattr("adapters.doctor.examine", lambda _: broken)
+    result = livesfm("doctor")
+    assert result.exit_code == cli.NOTHING_MADE
+    assert "missing" in result.stdout
+
+
+def test_evaluating_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    result = livesfm("evaluate", str(tmp_path))
+    assert result.exit_code in {cli.NOTHING_MADE, cli.REFUSED}
+    assert result.stderr.startswith("livesfm: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_export_says_what_it_could_write(tmp_path: Path) -> None:
+    result = livesfm("export", str(tmp_path), "--to", str(tmp_path / "out"))
+    assert result.exit_code == cli.REFUSED
+    assert "--undistort, --ply, --nerfstudio, --tum" in result.stderr
+
+
+def test_an_export_of_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    result = livesfm("export", str(tmp_path), "--to", str(tmp_path / "out"), "--ply")
+    assert result.exit_code in {cli.NOTHING_MADE, cli.REFUSED}
+    assert result.stderr.startswith("livesfm: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_program_logs_warnings_to_standard_error() -> None:
+    program = """
+import logging, sys
+sys.argv = ["livesfm", "--help"]
+from adapters.cli import main
+try:
+    main()
+except SystemExit:
+    logging.getLogger("engine.test").info("not told")
+    logging.getLogger("engine.test").warning("told")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    assert done.stderr == "livesfm: told\n"
+
+
+def test_figures_can_be_asked_for_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Evaluation:
+        def as_record(self) -> dict[str, object]:
+            return {"run": "ä", "ate": 0.5}
+
+    monkeypatch.setattr("adapters.evaluate.evaluate", lambda run, reference: Evaluation())
+    result = livesfm("evaluate", str(tmp_path), "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"run": "ä", "ate": 0.5}

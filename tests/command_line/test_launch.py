@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import threadpoolctl
+import torch
+
+from adapters import launch as launch_module
+from adapters.launch import LaunchOptions, count_frame_ids, launch, limit_library_threads
+from adapters.matchers.sift import SiftMatcher
+from adapters.town.oracle import OracleMatcher, OraclePlaces
+from adapters.town.source import SyntheticTown, parse_town_spec
+from adapters.views.console import ConsoleView
+from adapters.views.rerun_view import RerunView, ViewMode
+from engine.config import Config, LiveSourcesConfig
+from engine.errors import ConfigError, JournalError
+from engine.output.journal import Journal
+from engine.ports import FrameSource
+from engine.run.engine import RunOutcome, StoppedBy
+from engine.types import FrameId
+from tests.support.fake_runs import FakeSource, Written, trajectory_lines
+from tests.support.textured_images import frame_of as textured_frame
+
+QUIET = Config.model_validate({"views": {"recording": False}})
+
+
+@pytest.fixture(autouse=True)
+def _library_threads_restored() -> Iterator[None]:
+    """Launching limits the whole process; other tests must not notice."""
+    former = os.environ.get("OMP_NUM_THREADS"), cv2.getNumThreads(), torch.get_num_threads()
+    with threadpoolctl.threadpool_limits():
+        yield
+    assert former[0] is not None  # conftest sets it, so launching did not
+    cv2.setNumThreads(former[1])
+    torch.set_num_threads(former[2])
+
+
+def options(path: Path, *sources: str | Path, **changes: Any) -> LaunchOptions:
+    given: dict[str, Any] = {
+        "sources": tuple(str(source) for source in sources),
+        "path": path,
+        "overwrite": False,
+        "view_mode": ViewMode.NONE,
+        "show_progress": False,
+        **changes,
+    }
+    return LaunchOptions(**given)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two photos without anything in common, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        texture = rng.integers(0, 256, (15, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        assert cv2.imwrite(str(folder / f"{number}.jpg"), texture)
+    (folder / "2.jpg").write_text("no picture")
+    return folder
+
+
+# -- sources --------------------------------------------------------------------------------------
+
+
+def test_photos_go_through_the_engine_into_the_run_folder(tmp_path: Path, photos: Path) -> None:
+    outcome = launch(QUIET, options(tmp_path / "run", photos))
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert (outcome.num_keyframes, outcome.num_registered) == (2, 0)
+    written = Written.by(outcome)
+    assert written.statuses == ["keyframe", "keyframe", "dropped:unreadable"]
+    assert written.events[0]["matcher"] == "sift"
+    assert (outcome.path / "images" / "0.jpg").read_bytes() == (photos / "0.jpg").read_bytes()
+
+
+def test_sources_share_one_counter_of_frame_ids(tmp_path: Path, photos: Path) -> None:
+    written = Written.by(launch(QUIET, options(tmp_path / "run", photos, photos)))
+    ids = [int(row["frame_id"]) for row in written.rows if row["frame_id"]]
+    assert sorted(ids) == [1, 2, 3, 4]
+    next_frame_id = count_frame_ids()
+    assert [next_frame_id(), next_frame_id()] == [FrameId(1), FrameId(2)]
+
+
+def test_a_source_that_is_there_but_cannot_be_read_leaves_a_valid_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = tmp_path / "notes.mp4"
+    text.write_text("no video")
+    outcome = launch(QUIET, options(tmp_path / "run", text))
+    assert outcome.num_keyframes == 0
+    (warning,) = Written.by(outcome).warnings()
+    assert warning.startswith(f"{text}: ")
+    assert [record.message for record in caplog.records] == [warning]
+
+
+def test_one_source_that_cannot_be_opened_does_not_stop_the_others(
+    tmp_path: Path, photos: Path
+) -> None:
+    outcome = launch(QUIET, options(tmp_path / "run", "none.mp4", photos))
+    written = Written.by(outcome)
+    assert outcome.num_keyframes == 2
+    assert written.events[0]["sources"] == ["none.mp4", str(photos)]
+    assert written.warnings() == ["none.mp4: no such file or folder"]
+
+
+def test_sources_of_which_none_exists_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.mp4: no such file or folder"):
+        launch(QUIET, options(tmp_path / "run", "none.mp4", "carrier-pigeon:3"))
+    assert not (tmp_path / "run").exists()
+
+
+def told_by(outcome: RunOutcome) -> str:
+    """All that the run wrote in words."""
+    told = {".jsonl", ".csv", ".yaml", ".json"}
+    return "".join(path.read_text() for path in outcome.path.iterdir() if path.suffix in told)
+
+
+def test_credentials_of_a_source_nobody_knows_are_told_nowhere(
+    tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = launch(QUIET, options(tmp_path / "run", "pigeon://me:secret@host/x", photos))
+    assert Written.by(outcome).events[0]["sources"] == ["pigeon", str(photos)]
+    assert "secret" not in told_by(outcome) + caplog.text
+
+
+@pytest.mark.network
+def test_credentials_of_a_stream_are_told_nowhere(
+    tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as taken:  # nothing listens there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}/x"
+        config = QUIET.model_copy(
+            update={"live_sources": LiveSourcesConfig(give_up_after_s=0.5, open_timeout_s=0.5)}
+        )
+        source = f"rtsp://me:secret@{address}"
+        outcome = launch(config, options(tmp_path / "run", source, photos))
+    written = Written.by(outcome)
+    assert written.events[0]["sources"] == [f"rtsp://{address}", str(photos)]
+    assert {event["state"] for event in written.of_kind("SourceChanged")} == {"lost", "ended"}
+    assert outcome.num_keyframes == 2
+    assert "secret" not in told_by(outcome) + caplog.text
+
+
+def test_only_a_source_that_knows_the_truth_gives_it(tmp_path: Path, photos: Path) -> None:
+    outcome = launch(QUIET, options(tmp_path / "photos run", photos))
+    assert not (outcome.path / "groundtruth.txt").exists()
+    town = "synthetic:town?frames=2&width=64&height=64"
+    outcome = launch(QUIET, options(tmp_path / "town run", town))
+    assert len(trajectory_lines(outcome.path / "groundtruth.txt")) == 2
+    assert parse_town_spec(town).num_frames == 2
+
+
+@pytest.mark.parametrize("has_photos", [True, False])
+def test_keypoints_are_leaner_when_there_are_only_videos(photos: Path, has_photos: bool) -> None:
+    specs = ["synthetic:town", *([str(photos)] if has_photos else [])]
+    sources = launch_module._open_sources(specs, Config())
+    matcher, places = launch_module._matching(Config(), sources)
+    assert isinstance(matcher, SiftMatcher)
+    assert places is None, "found by what SIFT describes"
+    sift = Config().sift
+    expected = sift.max_features if has_photos else sift.max_features_in_video
+    assert matcher._config.max_features == expected
+
+
+def oracle_config(**settings: Any) -> Config:
+    return Config.model_validate(
+        {"matching": {"matcher": "oracle"}, "views": {"recording": False}, **settings}
+    )
+
+
+def test_the_oracle_is_told_the_truth_of_the_town() -> None:
+    config = oracle_config(oracle={"noise_px": 0.0, "outlier_ratio": 0.0}, runtime={"seed": 5})
+    (town,) = launch_module._open_sources(["synthetic:town?frames=4&width=64&height=64"], config)
+    assert isinstance(town, SyntheticTown)
+    matcher, places = launch_module._matching(config, [town])
+    assert isinstance(matcher, OracleMatcher)
+    assert isinstance(places, OraclePlaces)
+    rendered = town.render(2)
+    features = matcher.describe(textured_frame(rendered.pixels, frame_id=3))
+    view = matcher.view(features.frame_id)
+    assert np.array_equal(view.depth_m, rendered.depth)
+    assert np.array_equal(view.cam_from_world, rendered.cam_from_world)
+    assert view.intrinsics == town.intrinsics
+    places.add(features)
+    assert places.query(features.frame_id, exclude=(), limit=1) == []
+
+
+TINY_TOWN = "synthetic:town?frames=2&width=64&height=64"
+
+
+@pytest.mark.parametrize(
+    "specs", [["{photos}"], [TINY_TOWN, "{photos}"], [TINY_TOWN, TINY_TOWN]], ids=str
+)
+def test_the_oracle_refuses_sources_whose_truth_it_does_not_know(
+    tmp_path: Path, photos: Path, specs: list[str]
+) -> None:
+    sources = [spec.format(photos=photos) for spec in specs]
+    former = launch(QUIET, options(tmp_path / "run", photos)).path
+    before = (former / "events.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="oracle knows the truth of one synthetic:town only"):
+        launch(oracle_config(), options(tmp_path / "run", *sources, overwrite=True))
+    assert (former / "events.jsonl").read_bytes() == before, "nothing was replaced for it"
+
+
+def test_a_matcher_without_weights_is_refused_before_a_folder_is_made(
+    tmp_path: Path, photos: Path
+) -> None:
+    config = Config.model_validate({"matching": {"matcher": "mast3r"}})
+    with pytest.raises(ConfigError, match=r"mast3r\.checkpoint"):
+        launch(config, options(tmp_path / "run", photos))
+    assert not (tmp_path / "run").exists()
+
+
+# -- the run folder -------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_untouched(tmp_path: Path, photos: Path) -> None:
+    launch(QUIET, options(tmp_path / "run", photos))
+    before = (tmp_path / "run" / "events.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        launch(QUIET, options(tmp_path / "run", photos))
+    assert (tmp_path / "run" / "events.jsonl").read_bytes() == before
+
+
+def test_a_former_run_is_replaced_when_asked(tmp_path: Path, photos: Path) -> None:
+    former = launch(QUIET, options(tmp_path / "run", photos))
+    (former.path / "snapshots" / "000007").mkdir()
+    outcome = launch(QUIET, options(tmp_path / "run", photos, overwrite=True))
+    assert outcome.num_keyframes == 2
+    assert list((outcome.path / "snapshots").iterdir()) == []
+    assert len(Written.by(outcome).of_kind("RunStarted")) == 1
+
+
+def test_a_foreign_folder_is_never_replaced(tmp_path: Path, photos: Path) -> None:
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "config.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
+        launch(QUIET, options(foreign, photos, overwrite=True))
+    assert (foreign / "config.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("inside", ["", "images", "images/0.jpg"])
+def test_a_run_that_is_its_own_source_is_never_replaced(
+    tmp_path: Path, photos: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launch(QUIET, options(tmp_path / "run", photos)).path
+    monkeypatch.chdir(run)
+    with pytest.raises(ConfigError, match="lies in the run folder that would be replaced"):
+        launch(QUIET, options(Path("../run"), run / inside, overwrite=True))
+    assert (run / "images" / "0.jpg").is_file()
+
+
+def test_a_watched_folder_inside_the_run_is_not_replaced_either(
+    tmp_path: Path, photos: Path
+) -> None:
+    run = launch(QUIET, options(tmp_path / "run", photos)).path
+    with pytest.raises(ConfigError, match="lies in the run folder that would be replaced"):
+        launch(QUIET, options(run, f"watch:{run / 'images'}", overwrite=True))
+    assert (run / "images" / "0.jpg").is_file()
+
+
+def test_a_run_folder_in_the_folder_of_its_photos_is_fine(photos: Path) -> None:
+    outcome = launch(QUIET, options(photos / "run", photos))
+    assert outcome.num_keyframes == 2
+
+
+# -- views ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "recording", "show_progress", "kinds"),
+    [
+        (ViewMode.NONE, True, False, []),
+        (ViewMode.NONE, True, True, [ConsoleView]),
+        (ViewMode.RECORD, True, False, [RerunView]),
+        (ViewMode.RECORD, False, False, []),
+        (ViewMode.RECORD, True, True, [RerunView, ConsoleView]),
+    ],
+)
+def test_views_are_opened_as_asked(
+    tmp_path: Path, mode: ViewMode, recording: bool, show_progress: bool, kinds: list[type]
+) -> None:
+    config = Config.model_validate({"views": {"recording": recording}})
+    views = launch_module._open_views(
+        config, options(tmp_path, view_mode=mode, show_progress=show_progress), []
+    )
+    assert [type(view) for view in views] == kinds
+    for view in views:
+        view.close()
+    assert (tmp_path / "recording.rrd").exists() == (RerunView in kinds)
+
+
+def test_the_progress_knows_how_many_frames_come_when_every_source_does(
+    tmp_path: Path, photos: Path
+) -> None:
+    def total(*others: FrameSource) -> int | None:
+        sources = [*launch_module._open_sources([str(photos), "none.mp4"], Config()), *others]
+        asked = options(tmp_path, show_progress=True)
+        (view,) = launch_module._open_views(Config(), asked, sources)
+        view.close()
+        assert isinstance(view, ConsoleView)
+        return view._total_frames
+
+    assert total(FakeSource(happenings=[], num_frames=9)) == 3 + 9
+    assert total(FakeSource(happenings=[], num_frames=None)) is None
+
+
+def test_log_lines_go_above_the_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal:
+        """Standard error as a terminal that takes everything."""
+
+        encoding = "utf-8"
+
+        def __init__(self) -> None:
+            self.text = ""
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            self.text += text
+            return len(text)
+
+        def flush(self) -> None:
+            pass
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    handler = logging.StreamHandler(terminal)
+    logging.getLogger().addHandler(handler)
+    try:
+        views = launch_module._open_views(Config(), options(tmp_path, show_progress=True), [])
+        terminal.text = ""
+        logging.getLogger("engine.test").warning("careful")
+        drawn_after = terminal.text.partition("careful")[2]
+        views[0].close()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "LiveSfM" in drawn_after, "the panel is drawn again below the line"
+
+
+def test_views_are_closed_when_the_engine_cannot_be_made(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    class Watched:
+        def close(self) -> None:
+            closed.append(True)
+
+    def fail(path: Path) -> Journal:
+        raise JournalError(f"{path}: cannot be opened")
+
+    monkeypatch.setattr(launch_module, "_open_views", lambda *_: [Watched()])
+    monkeypatch.setattr(Journal, "open", fail)
+    with pytest.raises(JournalError):
+        launch(QUIET, options(tmp_path / "run", photos))
+    assert closed == [True]
+
+
+def test_a_view_that_cannot_be_opened_is_a_refused_request(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    if not sys.platform.startswith("linux"):
+        pytest.skip("other systems always have a screen")
+    with pytest.raises(ConfigError, match="screen"):
+        launch(QUIET, options(tmp_path / "run", photos, view_mode=ViewMode.SPAWN))
+
+
+# -- the process ----------------------------------------------------------------------------------
+
+
+def test_libraries_work_on_one_thread_per_call() -> None:
+    limit_library_threads()
+    assert torch.get_num_threads() == 1
+    assert cv2.getNumThreads() == 1
+    assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} <= {1}
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_leaving_at_once_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    written: list[str] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "write", written.append)
+    launch_module._leave_at_once()
+    assert codes == [130]
+    assert "\x1b[?25h" in written

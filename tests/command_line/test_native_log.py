@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from adapters.native_log import handlers_writing_to, native_log_captured
+from tests.support.paths import ROOT
+
+TIMEOUT_S = 30.0
+GLOG = "{severity}20261123 01:07:45.352366 137602743600896 timer.cc:90] {message}\n"
+
+
+def say(text: str) -> None:
+    """Writes as a native library does: past Python."""
+    os.write(2, text.encode())
+
+
+@pytest.mark.parametrize(
+    ("severity", "level"),
+    [
+        ("I", logging.DEBUG),
+        ("W", logging.WARNING),
+        ("E", logging.ERROR),
+        ("F", logging.CRITICAL),
+    ],
+)
+def test_native_log_lines_become_records_and_leave_the_terminal(
+    severity: str,
+    level: int,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with native_log_captured():
+        say(GLOG.format(severity=severity, message="Elapsed time: 0.001 [minutes]"))
+    (record,) = [one for one in caplog.records if one.name == "adapters.native_log"]
+    assert record.levelno == level
+    assert record.message == "timer.cc:90] Elapsed time: 0.001 [minutes]"
+    assert "Elapsed" not in capfd.readouterr().err
+
+
+def test_everything_else_reaches_the_terminal_unchanged(capfd: pytest.CaptureFixture[str]) -> None:
+    with native_log_captured():
+        say("E is no severity without a date\n")
+        say("half a ")
+        say("line\nand no end")
+    assert capfd.readouterr().err == "E is no severity without a date\nhalf a line\nand no end"
+
+
+def test_a_native_log_line_without_an_end_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with native_log_captured():
+        say(GLOG.format(severity="E", message="aborting").removesuffix("\n"))
+    (record,) = [one for one in caplog.records if one.name == "adapters.native_log"]
+    assert record.message == "timer.cc:90] aborting"
+
+
+def test_afterwards_native_lines_go_where_they_went_before(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with native_log_captured():
+        pass
+    line = GLOG.format(severity="I", message="after")
+    say(line)
+    assert capfd.readouterr().err == line
+    assert caplog.records == []
+
+
+def test_an_error_inside_puts_everything_back(capfd: pytest.CaptureFixture[str]) -> None:
+    former = sys.stderr
+    with pytest.raises(ZeroDivisionError), native_log_captured():
+        raise ZeroDivisionError
+    assert sys.stderr is former
+    say("as before\n")
+    assert capfd.readouterr().err == "as before\n"
+
+
+def test_a_child_that_keeps_the_descriptor_does_not_hold_up_the_end() -> None:
+    program = """
+        import os, subprocess, sys
+        from adapters.native_log import native_log_captured
+        with native_log_captured():
+            child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        assert child.poll() is None, "the child ended first"
+        child.communicate(b"\\n")
+        print("done")
+    """
+    done = run_python(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_run() -> None:
+    program = """
+        import os, sys
+        from adapters.native_log import native_log_captured
+        reading, writing = os.pipe()
+        os.dup2(writing, 2)
+        os.close(writing)
+        os.close(reading)
+        with native_log_captured():
+            for _ in range(3000):  # far more than a pipe holds
+                os.write(2, b"x" * 100 + b"\\n")
+        print("done")
+        sys.stdout.flush()
+        os._exit(0)
+    """
+    done = run_python(program)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_pythons_own_messages_pass_by_the_capture(capfd: pytest.CaptureFixture[str]) -> None:
+    program = """
+        import logging, sys
+        from adapters.native_log import handlers_writing_to, native_log_captured
+        logging.basicConfig(format="%(levelname)s %(message)s")
+        former = sys.stderr
+        with native_log_captured():
+            assert handlers_writing_to(former) == []
+            assert len(handlers_writing_to(sys.stderr)) == 1
+            logging.warning("during")
+            print("printed", file=sys.stderr)
+        assert len(handlers_writing_to(former)) == 1
+        logging.warning("after")
+    """
+    done = run_python(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "WARNING during\nprinted\nWARNING after\n"
+
+
+def test_only_handlers_of_that_stream_are_found() -> None:
+    assert handlers_writing_to(sys.__stdout__ or sys.stdout) == []
+
+
+def run_python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )

@@ -1,0 +1,215 @@
+"""The map of a run laid onto GPS: in what leaves the run, and when positions are wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import pycolmap
+import pytest
+
+from engine.config import Config, GeoreferenceConfig
+from engine.events import Event, Georeferenced, Warned
+from engine.geometry import camera_center, enu_from_wgs84
+from engine.mapping.georeferencing import Placement
+from engine.mapping.mapper import MappingPipeline
+from engine.types import Float64Array, FrameId, GpsFix
+from tests.mapping.test_finishing import two_fields
+from tests.support.synthetic import (
+    FakeMatcher,
+    SyntheticWorld,
+    round_path,
+    scene_graph,
+    straight_path,
+)
+
+METRES_PER_UNIT = 4.0
+NUM_FRAMES = 20
+
+
+class PlacedRun:
+    """A pipeline over a world whose keyframes have GPS positions."""
+
+    def __init__(
+        self,
+        world: SyntheticWorld,
+        *,
+        shifted: Collection[int] = (),
+        fix_at: Callable[[str, float], GpsFix | None] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.world = world
+        self.events: list[Event] = []
+        options: dict[str, Any] = {} if fix_at is None else {"fix_at": fix_at}
+        self.pipeline = MappingPipeline(
+            Config(georeference=GeoreferenceConfig(**settings)),
+            matcher=FakeMatcher(world=world),
+            graph=scene_graph(),
+            emit=self._emit,
+            clock=lambda: 0.0,
+            **options,
+        )
+        for frame_id in world.frame_ids:
+            fix = true_fix(world, frame_id)
+            if frame_id in shifted:
+                fix = dataclasses.replace(fix, latitude_deg=fix.latitude_deg + 80.0 / 110_574.0)
+            self.pipeline.add_keyframe(
+                world.keyframe(frame_id, gps=None if fix_at is not None else fix)
+            )
+        self.pipeline.finish()
+
+    def _emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def told(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def errors_m(self, reconstruction: pycolmap.Reconstruction) -> Float64Array:
+        """Distances of camera centres to where they were, both east, north, up of the origin."""
+        placement = self.pipeline.placement
+        assert placement is not None
+        ids = sorted(reconstruction.reg_image_ids())
+        centers = [reconstruction.image(i).projection_center() for i in ids]
+        true_m = [
+            enu_from_wgs84(true_fix(self.world, i), origin=placement.georeference.origin)
+            for i in ids
+        ]
+        return np.asarray(np.linalg.norm(np.array(centers) - np.array(true_m), axis=1))
+
+
+def the_copy(run: PlacedRun) -> tuple[pycolmap.Reconstruction, Placement | None]:
+    """The copy of a run without separate maps, and where it lies."""
+    (copy,), placement = run.pipeline.copies_in_metres()
+    return copy.reconstruction, placement
+
+
+def true_fix(world: SyntheticWorld, frame_id: int) -> GpsFix:
+    return world.gps(frame_id, metres_per_unit=METRES_PER_UNIT)
+
+
+@pytest.fixture(scope="module")
+def loop() -> SyntheticWorld:
+    return SyntheticWorld(round_path(NUM_FRAMES), noise_px=0.5)
+
+
+@pytest.fixture(scope="module")
+def placed(loop: SyntheticWorld) -> PlacedRun:
+    return PlacedRun(loop)
+
+
+def test_copies_of_the_map_are_in_metres_east_north_up(placed: PlacedRun) -> None:
+    copy, placement = the_copy(placed)
+    errors_m = placed.errors_m(copy)
+    assert placement is not None
+    assert len(errors_m) == NUM_FRAMES
+    assert 1e-4 < errors_m.max() < 0.3  # 0.5 px at 40 m height is 2.5 cm
+    map_extent = np.ptp(
+        [placed.pipeline.sparse_map.cam_from_world(i)[:, 3] for i in placed.world.frame_ids], axis=0
+    )
+    assert np.linalg.norm(map_extent) > 0.0
+    assert placed.pipeline.gps_rmse_m() == placement.georeference.rmse_m
+
+
+def test_the_final_trajectory_is_in_the_frame_of_the_snapshots(placed: PlacedRun) -> None:
+    copy, _ = the_copy(placed)
+    for pose in placed.pipeline.trajectory():
+        expected = copy.image(pose.frame_id).projection_center()
+        assert camera_center(pose.cam_from_world) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_placement_is_told_when_it_is_first_known_or_final(placed: PlacedRun) -> None:
+    last = placed.told(Georeferenced)[-1]
+    assert (last.num_fixes, last.rejected_ids) == (NUM_FRAMES, ())
+    assert 0.0 < last.rmse_m < 0.3
+    record = placed.pipeline.placement.as_record(with_residuals=True)  # type: ignore[union-attr]
+    assert record["rejected"] == []
+    residuals_m = record["residuals_m"]
+    assert isinstance(residuals_m, dict)
+    assert len(residuals_m) == NUM_FRAMES
+    assert not placed.told(Warned)
+
+
+def test_shifted_positions_are_named_and_bend_nothing(loop: SyntheticWorld) -> None:
+    shifted = (3, 7, 8, 13, 18)
+    run = PlacedRun(loop, shifted=shifted)
+    copy, placement = the_copy(run)
+    assert placement is not None
+    assert placement.rejected_ids == shifted
+    assert run.told(Georeferenced)[-1].rejected_ids == shifted
+    assert run.errors_m(copy).max() < 0.4
+    (warning,) = run.told(Warned)
+    assert warning.message.startswith("the GPS positions of 5 keyframes disagree with the map")
+    assert all(loop.keyframe(i).name in warning.message for i in shifted)
+
+
+def test_without_the_wish_for_metres_maps_keep_their_frame(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, metric_map=False)
+    copy, placement = the_copy(run)
+    assert placement is not None
+    for frame_id in loop.frame_ids:
+        own = run.pipeline.sparse_map.cam_from_world(frame_id)
+        np.testing.assert_array_equal(copy.image(frame_id).cam_from_world().matrix(), own)
+
+
+def test_it_can_be_turned_off(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, enabled=False)
+    assert run.pipeline.placement is None
+    assert run.told(Georeferenced) == []
+
+
+def test_positions_beside_the_frames_place_the_map_too(loop: SyntheticWorld) -> None:
+    def fix_at(camera_key: str, captured_at_s: float) -> GpsFix | None:
+        assert camera_key == "camera"
+        return true_fix(loop, round(captured_at_s / 0.1))
+
+    run = PlacedRun(loop, fix_at=fix_at)
+    copy, _ = the_copy(run)
+    assert run.errors_m(copy).max() < 0.3
+
+
+def test_maps_that_nothing_joins_are_placed_by_the_same_origin() -> None:
+    run = PlacedRun(two_fields(14, 10, noise_px=0.3), max_error_m=5.0)
+    copies, placement = run.pipeline.copies_in_metres()
+    assert placement is not None
+    assert len(copies) == 2
+    for copy in copies:
+        assert copy.is_in_metres
+        assert (
+            run.errors_m(copy.reconstruction).max() < 2.0
+        )  # straight paths, turned about by level cameras
+
+
+def test_a_map_without_positions_stays_where_it_is() -> None:
+    world = SyntheticWorld(straight_path(8))
+    run = PlacedRun(world, fix_at=lambda camera_key, captured_at_s: None)
+    assert run.pipeline.placement is None
+    assert run.pipeline.gps_rmse_m() is None
+    copy, placement = the_copy(run)
+    assert placement is None
+    first = run.pipeline.sparse_map.cam_from_world(FrameId(1))
+    np.testing.assert_array_equal(copy.image(1).cam_from_world().matrix(), first)
+
+
+def test_a_bent_map_is_pulled_straight_before_its_positions_are_judged() -> None:
+    world = SyntheticWorld(round_path(40, radius=30.0, turns=0.5), noise_px=1.0)
+    exact: dict[str, Any] = {"max_error_m": 0.07, "accuracy_m": 0.02, "vertical_accuracy_m": 0.02}
+    assert PlacedRun(world, adjust=False, **exact).pipeline.placement is None
+    pulled = PlacedRun(world, **exact)
+    placement = pulled.pipeline.placement
+    assert placement is not None
+    assert placement.rejected_ids == ()
+    copy, _ = the_copy(pulled)
+    assert 0.005 < pulled.errors_m(copy).mean() < 0.05
+
+
+def test_a_frame_s_own_position_is_not_replaced_by_one_beside_it(loop: SyntheticWorld) -> None:
+    def elsewhere(camera_key: str, captured_at_s: float) -> GpsFix | None:
+        return GpsFix(latitude_deg=50.0, longitude_deg=9.0, altitude_m=0.0)
+
+    run = PlacedRun(loop)
+    run.pipeline._fix_at = elsewhere
+    copy, placement = the_copy(run)
+    assert placement is not None
+    assert run.errors_m(copy).max() < 0.3

@@ -1,0 +1,545 @@
+"""From a keyframe's candidates to verified pairs in its scene graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import networkx
+import numpy as np
+import pytest
+
+from adapters.town.oracle import OracleMatcher
+from engine.config import DenseMatchingConfig, OracleConfig, TwoViewConfig
+from engine.errors import InferenceError
+from engine.geometry import camera_center, transform_points
+from engine.matching.pair_matching import PairMatching
+from engine.matching.scene_graph import SceneGraph
+from engine.ports import PairMatcher
+from engine.types import (
+    NO_ROW,
+    FrameId,
+    ImagePair,
+    Keyframe,
+    MatchRequest,
+    PairCandidate,
+    PairMatches,
+    PairReason,
+    VerifiedPair,
+)
+from tests.support import true_scene
+from tests.support.dense_world import DEPTH_NOISE_RATIO, DenseFakeMatcher, dense_graph, table_of
+from tests.support.synthetic import (
+    HEIGHT,
+    WIDTH,
+    FakeMatcher,
+    SyntheticCamera,
+    SyntheticWorld,
+    round_path,
+    scene_graph,
+    straight_path,
+)
+
+CONFIG = TwoViewConfig()
+DENSE = DenseMatchingConfig()
+
+
+def pair(first: int, second: int) -> ImagePair:
+    return ImagePair(FrameId(first), FrameId(second))
+
+
+def candidate(first: int, second: int) -> PairCandidate:
+    return PairCandidate(pair=pair(first, second), reason=PairReason.TEMPORAL, score=1.0)
+
+
+def matching_over(
+    graph: SceneGraph, matcher: PairMatcher, keyframes: Iterable[Keyframe] = (), **dense: Any
+) -> PairMatching:
+    matching = PairMatching(graph, matcher, two_view=CONFIG, dense=DENSE.model_copy(update=dense))
+    for keyframe in keyframes:
+        graph.add_keyframe(keyframe)
+        matching.add_keyframe(keyframe)
+    return matching
+
+
+def keyframes_of(world: SyntheticWorld) -> list[Keyframe]:
+    return [world.keyframe(frame_id) for frame_id in world.frame_ids]
+
+
+def match_next(graph: SceneGraph, matching: PairMatching, keyframe: Keyframe) -> list[VerifiedPair]:
+    graph.add_keyframe(keyframe)
+    matching.add_keyframe(keyframe)
+    return matching.match_keyframe(keyframe.frame_id)
+
+
+def test_pairs_that_hold_are_returned_in_order_and_recorded() -> None:
+    world = SyntheticWorld(straight_path(4), noise_px=0.5)
+    graph, matcher = scene_graph(), FakeMatcher(world=world)
+    matching = matching_over(graph, matcher, keyframes_of(world))
+    asked = [candidate(2, 4), candidate(1, 2), candidate(3, 4)]
+    held = matching.match_pairs(asked)
+    assert [one.pair for one in held] == [pair(2, 4), pair(1, 2), pair(3, 4)]
+    assert graph.edges() == held
+    assert matcher.calls == [[one.pair for one in asked]]
+    for verified in held:
+        assert verified.reason is PairReason.TEMPORAL
+        assert verified.num_matches == len(world.matches(verified.pair))
+        assert verified.num_inliers > 0.95 * verified.num_matches
+        assert verified.homography_inlier_ratio < 0.8
+
+
+def test_matches_that_break_the_geometry_are_left_out() -> None:
+    world = SyntheticWorld(straight_path(3), noise_px=0.5)
+    graph, matcher = scene_graph(), FakeMatcher(world=world, wrong_ratio=0.2)
+    matching = matching_over(graph, matcher, keyframes_of(world))
+    (verified,) = matching.match_pairs([candidate(1, 2)])
+    true = {tuple(row) for row in world.matches(pair(1, 2)).tolist()}
+    kept = {tuple(row) for row in verified.inlier_matches_idx.tolist()}
+    assert len(kept & true) >= 0.75 * len(true)  # a fifth of them was spoiled
+    assert len(kept - true) <= 0.05 * len(kept)
+    assert verified.num_matches == len(true)
+
+
+def test_pairs_that_do_not_hold_are_tried_once() -> None:
+    world = SyntheticWorld(straight_path(16))
+    graph, matcher = scene_graph(), FakeMatcher(world=world)
+    matching = matching_over(graph, matcher, keyframes_of(world))
+    asked = [candidate(1, 16), candidate(1, 2)]
+    held = matching.match_pairs(asked)
+    assert [one.pair for one in held] == [pair(1, 2)]
+    assert graph.was_tried(pair(1, 16))
+    assert graph.was_tried(pair(1, 2))
+    assert not graph.was_tried(pair(2, 3))
+
+
+def test_a_matcher_that_finds_nothing_makes_no_pair() -> None:
+    world = SyntheticWorld(straight_path(3))
+    graph, matcher = scene_graph(), FakeMatcher(world=world, dropped=lambda one: True)
+    matching = matching_over(graph, matcher, keyframes_of(world))
+    assert matching.match_pairs([candidate(1, 2)]) == []
+    assert graph.edges() == []
+    assert graph.was_tried(pair(1, 2))
+
+
+def test_nothing_asked_is_nothing_answered() -> None:
+    world = SyntheticWorld(straight_path(1))
+    graph, matcher = scene_graph(), FakeMatcher(world=world)
+    matching = matching_over(graph, matcher, keyframes_of(world))
+    assert matching.match_pairs([]) == []
+    assert matching.match_keyframe(FrameId(1)) == []
+    assert not any(matcher.calls)
+
+
+def test_thresholds_grow_with_the_larger_image() -> None:
+    """3 px at an edge of 1000 px are 12 px at one of 4000."""
+    world = SyntheticWorld(straight_path(2), noise_px=3.0)
+    held = {}
+    for width in (1000, 4000):
+        keyframes = [world.keyframe(1), dataclasses.replace(world.keyframe(2), width=width)]
+        matching = matching_over(scene_graph(), FakeMatcher(world=world), keyframes)
+        (verified,) = matching.match_pairs([candidate(1, 2)])
+        held[width] = verified.num_inliers / verified.num_matches
+    assert held[1000] < 0.85
+    assert held[4000] > 0.95
+
+
+def test_a_keyframe_is_matched_around_the_place_it_returns_to() -> None:
+    """The ring closes: recognition finds some keyframes of the old place, the rest follow."""
+    world = SyntheticWorld(round_path(32, turns=1.25), noise_px=0.5)
+    graph = scene_graph(exhaustive_below=2, temporal_offsets=(1, 2, 3), num_retrieved=2)
+    matcher = FakeMatcher(world=world)
+    matching = matching_over(graph, matcher)
+    for frame_id in range(1, 27):
+        match_next(graph, matching, world.keyframe(frame_id))
+    matcher.calls.clear()
+    held = match_next(graph, matching, world.keyframe(27))
+    first_round, second_round = matcher.calls
+    reasons = {one.pair: one.reason for one in held}
+    assert PairReason.RETRIEVED in reasons.values()
+    assert second_round
+    assert not set(first_round) & set(second_round)
+    assert all(
+        reasons.get(one, PairReason.COVISIBLE) is PairReason.COVISIBLE for one in second_round
+    )
+    assert any(one in reasons for one in second_round)
+    assert any(one.first <= 3 for one in reasons)
+
+
+def test_an_error_of_the_matcher_passes_and_what_held_before_stays() -> None:
+    world = SyntheticWorld(round_path(32, turns=1.25), noise_px=0.5)
+    graph = scene_graph(exhaustive_below=2, temporal_offsets=(1, 2, 3), num_retrieved=2)
+    matcher = FakeMatcher(world=world)
+    matching = matching_over(graph, matcher)
+    for frame_id in range(1, 27):
+        match_next(graph, matching, world.keyframe(frame_id))
+    matcher.fails = [len(matcher.calls) + 1]  # the second round
+    with pytest.raises(InferenceError, match="out of memory"):
+        match_next(graph, matching, world.keyframe(27))
+    first_round, second_round = matcher.calls[-2:]
+    assert all(graph.was_tried(one) for one in first_round)
+    assert not any(graph.was_tried(one) for one in second_round)
+    assert {one.pair for one in graph.verified_pairs(FrameId(27))} <= set(first_round)
+    assert graph.verified_pairs(FrameId(27))
+
+
+# -- dense matches --------------------------------------------------------------------------------
+
+NUM_DENSE = 12
+Tracks = list[list[tuple[FrameId, int]]]  # frames and rows
+
+
+@pytest.fixture(scope="module")
+def dense_world() -> SyntheticWorld:
+    return SyntheticWorld(straight_path(NUM_DENSE, step=1.2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A graph whose keyframes were matched densely, one after the other."""
+
+    matcher: DenseFakeMatcher
+    graph: SceneGraph
+    matching: PairMatching
+
+    def tracks(self) -> Tracks:
+        """Keypoints that matches join."""
+        joined: networkx.Graph[tuple[FrameId, int]] = networkx.Graph()
+        for edge in self.graph.edges():
+            first, second = edge.pair.first, edge.pair.second
+            joined.add_edges_from(
+                ((first, a), (second, b)) for a, b in edge.inlier_matches_idx.tolist()
+            )
+        return [list(track) for track in networkx.connected_components(joined)]
+
+    def points_of(self, frame_id: FrameId, rows: Any) -> Any:
+        """Which points of the world rows (M,) of a keyframe show, -1 for none."""
+        keypoints_xy = self.graph.keyframe(frame_id).features.keypoints_xy
+        return self.matcher.point_ids(frame_id, keypoints_xy[np.asarray(rows, np.int64)])
+
+
+def matched_densely(
+    world: SyntheticWorld, *, matcher: DenseFakeMatcher | None = None, **dense: Any
+) -> Dense:
+    matcher = matcher or DenseFakeMatcher(world=world)
+    graph = dense_graph(exhaustive_below=NUM_DENSE)
+    matching = matching_over(graph, matcher, **dense)
+    for frame_id in world.frame_ids:
+        match_next(graph, matching, matcher.keyframe(frame_id))
+    return Dense(matcher=matcher, graph=graph, matching=matching)
+
+
+@pytest.fixture(scope="module")
+def dense(dense_world: SyntheticWorld) -> Dense:
+    """Tests only read it."""
+    return matched_densely(dense_world)
+
+
+def num_frames(track: list[tuple[FrameId, int]]) -> int:
+    return len({frame_id for frame_id, _ in track})
+
+
+def test_dense_matches_become_keypoints_of_both_images(dense: Dense) -> None:
+    num = num_right = 0
+    for edge in dense.graph.edges():
+        rows1, rows2 = edge.inlier_matches_idx.astype(np.int64).T
+        assert len(np.unique(rows1)) == len(np.unique(rows2)) == edge.num_inliers
+        for frame_id, rows in ((edge.pair.first, rows1), (edge.pair.second, rows2)):
+            assert not dense.graph.keyframe(frame_id).features.is_free[rows].any()
+        points1, points2 = (
+            dense.points_of(frame_id, rows)
+            for frame_id, rows in ((edge.pair.first, rows1), (edge.pair.second, rows2))
+        )
+        num_right += int(((points1 == points2) & (points1 >= 0)).sum())
+        num += edge.num_inliers
+    assert len(dense.graph.edges()) > 50
+    assert num > 5000
+    assert 0.97 * num < num_right <= num
+
+
+def test_tracks_are_long_because_ends_of_matches_merge(
+    dense: Dense, dense_world: SyntheticWorld
+) -> None:
+    tracks = dense.tracks()
+    seen = np.concatenate([dense_world.view(i).point_ids for i in dense_world.frame_ids])
+    num_sights = np.bincount(seen)
+    lengths = [num_frames(track) for track in tracks]
+    # As many tracks as points that two frames see, and about as long as they are seen.
+    assert len(tracks) < 1.1 * (num_sights >= 2).sum()
+    assert np.mean(lengths) > 0.9 * num_sights[num_sights >= 2].mean()
+    assert max(lengths) == NUM_DENSE
+    # Nearly all see one point, each frame at one of its keypoints.
+    points = [{int(dense.points_of(i, [row])[0]) for i, row in track} for track in tracks]
+    assert np.mean([len(track_points) == 1 for track_points in points]) > 0.97
+    assert np.mean([num_frames(track) == len(track) for track in tracks]) > 0.85
+
+
+def test_ends_that_never_merge_make_more_keypoints_and_worse_tracks(
+    dense: Dense, dense_world: SyntheticWorld
+) -> None:
+    apart = matched_densely(dense_world, merge_radius_px=0.5, expected_radius_px=0.5)
+    num_keypoints, num_apart = (
+        sum(len(one.graph.keyframe(i).features.fixed_rows) for i in dense_world.frame_ids)
+        for one in (dense, apart)
+    )
+    assert num_apart > 1.1 * num_keypoints
+    assert sum(e.num_inliers for e in apart.graph.edges()) < 0.7 * sum(
+        e.num_inliers for e in dense.graph.edges()
+    )
+    assert np.mean([num_frames(track) == len(track) for track in apart.tracks()]) < 0.75
+
+
+def test_a_table_never_grows_and_only_free_rows_move(
+    dense: Dense, dense_world: SyntheticWorld
+) -> None:
+    for frame_id in dense_world.frame_ids:
+        before = dense.matcher.keyframe(frame_id).features
+        after = dense.graph.keyframe(frame_id).features
+        assert len(after) == len(before)
+        fixed = before.fixed_rows
+        assert np.array_equal(after.keypoints_xy[fixed], before.keypoints_xy[fixed])
+        assert len(after.fixed_rows) > 1.5 * len(fixed)
+        still_free = np.flatnonzero(after.is_free)
+        assert np.array_equal(after.keypoints_xy[still_free], before.keypoints_xy[still_free])
+
+
+def test_the_same_keyframes_give_the_same_keypoints_to_the_last_bit(
+    dense: Dense, dense_world: SyntheticWorld
+) -> None:
+    again = matched_densely(dense_world)
+    for one, other in zip(dense.graph.edges(), again.graph.edges(), strict=True):
+        assert np.array_equal(one.inlier_matches_idx, other.inlier_matches_idx)
+    for frame_id in dense_world.frame_ids:
+        one_xy, other_xy = (
+            each.graph.keyframe(frame_id).features.keypoints_xy for each in (dense, again)
+        )
+        assert np.array_equal(one_xy, other_xy)
+
+
+def all_pairs(num: int) -> list[PairCandidate]:
+    return [candidate(i, j) for j in range(2, num + 1) for i in range(1, j)]
+
+
+def test_the_order_of_pairs_hardly_matters(dense_world: SyntheticWorld) -> None:
+    """Which match claims a cell depends on it, how much holds does not."""
+    outcomes = []
+    for seed in range(3):
+        asked = [all_pairs(8)[k] for k in np.random.default_rng(seed).permutation(28)]
+        matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
+        keyframes = [matcher.keyframe(frame_id) for frame_id in range(1, 9)]
+        matching = matching_over(graph, matcher, keyframes)
+        matching.match_pairs(asked)
+        made = Dense(matcher=matcher, graph=graph, matching=matching)
+        lengths = [num_frames(track) for track in made.tracks()]
+        num_inliers = sum(edge.num_inliers for edge in graph.edges())
+        outcomes.append((len(graph.edges()), num_inliers, len(lengths), np.mean(lengths)))
+    figures = np.array(outcomes)
+    assert (figures[:, 0] == figures[0, 0]).all()
+    assert (np.ptp(figures, axis=0) <= 0.05 * figures.mean(axis=0)).all()
+    assert len(np.unique(figures[:, 1])) > 1
+
+
+# -- dense matches and third keyframes ------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Misled(DenseFakeMatcher):
+    """Sees a share of the points of one pair at another depth, where epipolar lines allow it."""
+
+    misled_pair: ImagePair
+    misled_share: float
+
+    def _match(self, request: MatchRequest) -> PairMatches:
+        matches = super()._match(request)
+        if request.pair != self.misled_pair:
+            return matches
+        rng = np.random.default_rng(23)
+        is_there = np.flatnonzero(matches.matches_idx[:, 0] != NO_ROW)
+        chosen = is_there[rng.random(len(is_there)) < self.misled_share]
+        points = self.world.points[self.point_ids(request.pair.first, matches.points1_xy[chosen])]
+        eye = camera_center(self.world.pose(request.pair.first))
+        camera = self.world.camera(request.pair.second).as_colmap()
+        nearer = transform_points(self.world.pose(request.pair.second), eye + 0.9 * (points - eye))
+        points2_xy = matches.points2_xy.copy()
+        points2_xy[chosen] = camera.img_from_cam(nearer)
+        return dataclasses.replace(matches, points2_xy=points2_xy)
+
+
+def related_by_second(one: VerifiedPair, other: VerifiedPair) -> dict[int, int]:
+    """Rows of keyframe 3 by the rows of keyframe 1 that match the same row of keyframe 2."""
+    row3_of_row2 = dict(other.inlier_matches_idx.tolist())
+    return {
+        row1: row3_of_row2[row2]
+        for row1, row2 in one.inlier_matches_idx.tolist()
+        if row2 in row3_of_row2
+    }
+
+
+def test_what_third_keyframes_contradict_is_left_out(dense_world: SyntheticWorld) -> None:
+    matcher = Misled(world=dense_world, misled_pair=pair(1, 3), misled_share=1.0)
+    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
+    graph = dense_graph()
+    matching = matching_over(graph, matcher, keyframes)
+    one, other = matching.match_pairs([candidate(1, 2), candidate(2, 3)])
+    expected = related_by_second(one, other)
+    alone = matching_over(dense_graph(), matcher, keyframes)
+    num_wrong = []
+    for which in (matching, alone):
+        (verified,) = which.match_pairs([candidate(1, 3)])
+        found = dict(verified.inlier_matches_idx.tolist())
+        assert len(found) > 60
+        num_wrong.append(sum(found[row] != expected[row] for row in expected.keys() & found.keys()))
+    assert num_wrong[0] <= 2
+    assert num_wrong[1] >= 15, "without the second keyframe they are believed"
+
+
+def test_rows_that_third_keyframes_relate_are_matched_with_each_other(
+    dense_world: SyntheticWorld,
+) -> None:
+    matcher = DenseFakeMatcher(world=dense_world)
+    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
+    matching = matching_over(dense_graph(), matcher, keyframes)
+    one, other, last = matching.match_pairs([candidate(1, 2), candidate(2, 3), candidate(1, 3)])
+    expected, found = related_by_second(one, other), dict(last.inlier_matches_idx.tolist())
+    common = expected.keys() & found.keys()
+    assert len(common) > 40
+    assert np.mean([found[row] == expected[row] for row in common]) > 0.98
+
+
+# -- dense matches and what else they tell --------------------------------------------------------
+
+
+def test_tables_that_changed_are_told_once(dense_world: SyntheticWorld) -> None:
+    matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
+    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
+    matching = matching_over(graph, matcher, keyframes)
+    assert matching.take_changed() == []
+    matching.match_pairs([candidate(1, 2), candidate(1, 3)])
+    changed = {features.frame_id: features for features in matching.take_changed()}
+    assert changed.keys() == {1, 2, 3}
+    for frame_id, features in changed.items():
+        assert graph.keyframe(frame_id).features is features
+    assert matching.take_changed() == []
+    matching.match_pairs([candidate(2, 3)])
+    assert {features.frame_id for features in matching.take_changed()} <= {2, 3}
+
+
+def test_tables_of_sparse_matchers_never_change() -> None:
+    world = SyntheticWorld(straight_path(3))
+    graph = scene_graph()
+    matching = matching_over(graph, FakeMatcher(world=world), keyframes_of(world))
+    assert len(matching.match_pairs(all_pairs(3))) == 3
+    assert matching.take_changed() == []
+    assert not matching.depths_m(FrameId(1)).any()
+    assert matching.take_seen_focal_lengths() == []
+
+
+def test_queries_are_limited_and_pointmaps_asked_for_when_wanted(
+    dense_world: SyntheticWorld,
+) -> None:
+    matcher = DenseFakeMatcher(world=dense_world)
+    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
+    matching = matching_over(dense_graph(), matcher, keyframes, max_query_points=150)
+    matching.match_pairs([candidate(1, 2)])
+    matching.match_keyframe(FrameId(3), wants_pointmaps=True)
+    asked = [request for call in matcher.requests for request in call]
+    assert [request.wants_pointmaps for request in asked] == [False, True, True]
+    assert all(len(request.query_rows1) == len(request.query_rows2) == 150 for request in asked)
+
+
+def test_focal_lengths_are_taken_once_and_of_verified_pairs_only() -> None:
+    cameras = (SyntheticCamera.known("a"), SyntheticCamera.known("b", focal_px=900.0))
+    world = SyntheticWorld(straight_path(16), cameras=cameras)
+    matcher = DenseFakeMatcher(world=world, tells_focal_length=True)
+    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 16)]
+    matching = matching_over(dense_graph(), matcher, keyframes)
+    asked = [candidate(1, 2), candidate(1, 16)]
+    assert len(matching.match_pairs(asked, wants_pointmaps=True)) == 1
+    assert matching.take_seen_focal_lengths() == [(1, 800.0), (2, 900.0)]
+    assert matching.take_seen_focal_lengths() == []
+    matching.match_pairs(asked)
+    assert matching.take_seen_focal_lengths() == [], "not told where it is not wanted"
+
+
+def test_depths_are_kept_for_the_keypoints_of_verified_pairs(dense_world: SyntheticWorld) -> None:
+    made = matched_densely(
+        dense_world, matcher=DenseFakeMatcher(world=dense_world, metres_per_unit=3.0)
+    )
+    ratios = []
+    for frame_id in dense_world.frame_ids:
+        depths_m = made.matching.depths_m(frame_id)
+        assert len(depths_m) == len(made.graph.keyframe(frame_id).features)
+        rows = np.flatnonzero(depths_m)
+        matched = {
+            int(row)
+            for edge in made.graph.verified_pairs(frame_id)
+            for row in edge.inlier_matches_idx[:, int(frame_id == edge.pair.second)]
+        }
+        assert set(rows.tolist()) == matched
+        points = made.points_of(frame_id, rows)
+        in_cam = transform_points(dense_world.pose(frame_id), dense_world.points[points])
+        ratios.append(depths_m[rows] / (3.0 * in_cam[:, 2]))
+    together = np.concatenate(ratios)
+    assert 0.8 * DEPTH_NOISE_RATIO < np.std(together) < 1.3 * DEPTH_NOISE_RATIO
+    assert abs(np.median(together) - 1.0) < 0.01
+
+
+def test_a_pair_of_whose_matches_too_few_find_a_keypoint_does_not_hold(
+    dense_world: SyntheticWorld,
+) -> None:
+    """Matches that verification passes may still meet in a few cells."""
+    matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
+    size = (WIDTH, HEIGHT)
+    keyframes = []
+    for frame_id in (1, 2):
+        keyframe = matcher.keyframe(frame_id)
+        fixed_xy = keyframe.features.keypoints_xy[keyframe.features.fixed_rows]
+        some_xy = fixed_xy if frame_id == 1 else fixed_xy[:0]
+        coarse = table_of(some_xy, size=size, grid=(4, 3), frame_id=frame_id)
+        keyframes.append(dataclasses.replace(keyframe, features=coarse))
+    matching = matching_over(graph, matcher, keyframes)
+    assert matching.match_pairs([candidate(1, 2)]) == []
+    assert graph.was_tried(pair(1, 2))
+    assert graph.edges() == []
+    # What it claimed is there, and told.
+    changed = {features.frame_id: features for features in matching.take_changed()}
+    assert 8 <= len(changed[FrameId(2)].fixed_rows) <= 12
+    assert graph.keyframe(FrameId(2)).features is changed[FrameId(2)]
+
+
+def test_a_failing_matcher_leaves_tables_as_they_were(dense_world: SyntheticWorld) -> None:
+    matcher, graph = DenseFakeMatcher(world=dense_world, fails=[1]), dense_graph()
+    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
+    matching = matching_over(graph, matcher, keyframes)
+    matching.match_pairs([candidate(1, 2)])
+    matching.take_changed()
+    with pytest.raises(InferenceError):
+        matching.match_pairs([candidate(1, 3)])
+    assert matching.take_changed() == []
+    assert matching.match_pairs([candidate(1, 3)]) != []
+
+
+def test_pairs_of_one_batch_do_not_take_each_others_free_rows_for_something_else() -> None:
+    """All are looked up before the first of them claims rows; every match must still be true."""
+    oracle = OracleMatcher(
+        OracleConfig(noise_px=0.0, outlier_ratio=0.0),
+        dense=DenseMatchingConfig(max_corners=100, max_keypoints=2000),
+        truth=true_scene.true_view,
+        seed=0,
+    )
+    graph = dense_graph()
+    matching = matching_over(graph, oracle)
+    for index in range(4):
+        keyframe = true_scene.keyframe_of(index, oracle.describe(true_scene.frame_of(index)))
+        graph.add_keyframe(keyframe)
+        matching.add_keyframe(keyframe)
+    held = matching.match_pairs(all_pairs(4))
+    assert len(held) == 6
+    for verified in held:
+        first, second = (graph.keyframe(i) for i in (verified.pair.first, verified.pair.second))
+        rows1, rows2 = verified.inlier_matches_idx.astype(np.int64).T
+        points = true_scene.points_at(first.index, first.features.keypoints_xy[rows1])
+        ends_xy = true_scene.project(second.index, points)
+        errors_px = np.linalg.norm(ends_xy - second.features.keypoints_xy[rows2], axis=1)
+        assert errors_px.max() < 1.5, "cells are 6 px wide, and ends merge within 0.64 px"

@@ -1,0 +1,255 @@
+"""What publishers put into messages: images in many wrappings, positions in many words."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from adapters.mqtt.payloads import Facts, PayloadKind, Unwrapped, kind_of, unwrap
+from adapters.mqtt.telemetry import read_json, read_position, read_telemetry, read_time
+from adapters.mqtt.topics import TopicFilter, telemetry_filter
+from engine.errors import ConfigError
+from engine.types import GpsFix
+from tests.support.mqtt_broker import jpeg, png
+
+JPEG, PNG = jpeg(), png()
+JPEG_TEXT = base64.b64encode(JPEG)
+
+
+def unwrapped(payload: bytes, **properties: str) -> Unwrapped:
+    result = unwrap(payload, properties)
+    assert isinstance(result, Unwrapped), result
+    return result
+
+
+def envelope(**values: Any) -> bytes:
+    return json.dumps({"image": JPEG_TEXT.decode(), **values}).encode()
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "image"),
+    [
+        (JPEG, PayloadKind.IMAGE, JPEG),
+        (PNG, PayloadKind.IMAGE, PNG),
+        (JPEG_TEXT, PayloadKind.BASE64, JPEG),
+        (b" \r\n" + base64.encodebytes(JPEG), PayloadKind.BASE64, JPEG),  # lines, as in mail
+        (JPEG_TEXT.rstrip(b"="), PayloadKind.BASE64, JPEG),
+        (base64.b64encode(PNG), PayloadKind.BASE64, PNG),
+        (b"data:image/jpeg;base64," + JPEG_TEXT, PayloadKind.DATA_URI, JPEG),
+        (b"Data:Image/PNG;name=a;BASE64," + base64.b64encode(PNG), PayloadKind.DATA_URI, PNG),
+        (envelope(), PayloadKind.JSON, JPEG),
+        (b'\n {"imagebase64": "' + JPEG_TEXT + b'"}', PayloadKind.JSON, JPEG),
+        (b'{"data": "data:image/jpeg;base64,' + JPEG_TEXT + b'"}', PayloadKind.JSON, JPEG),
+    ],
+)
+def test_an_image_is_found_in_its_wrapping(payload: bytes, kind: PayloadKind, image: bytes) -> None:
+    assert kind_of(payload) is kind
+    assert unwrapped(payload) == Unwrapped(image=image, facts=Facts())
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"hello",
+        b"/etc/passwd",
+        b"/9j/!!!! no base64 at all",
+        b"/9j/" + "ä".encode() * 20,
+        b"data:image/jpeg," + JPEG,
+        b"data:image/jpeg;base64",
+        b"data:text/plain;base64," + JPEG_TEXT,
+        b"{",
+        b"{}",
+        b"[1]",
+        b"{" * 100_000,
+        b'{"image":' * 50_000,
+        b'{"image": 7, "data": null}',
+        b'{"image": "/etc/passwd"}',
+        b'{"image": "file:///etc/passwd"}',
+        b'{"image": "http://127.0.0.1/image.jpg"}',
+        b'{"image": "\\ud800"}',
+        b'{"image": "\xff\xfe"}',
+        '{"image": "\x00"}'.encode("utf-16"),
+        b'{"image": ' + b"9" * 10_000 + b"}",
+    ],
+)
+def test_what_holds_no_image_is_refused_in_words(payload: bytes) -> None:
+    assert isinstance(unwrap(payload, {}), str)
+
+
+def test_text_in_place_of_an_image_is_never_opened(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(JPEG)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a file was opened")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("io.open", refuse)
+    assert isinstance(unwrap(json.dumps({"image": str(path)}).encode(), {}), str)
+
+
+# -- what is told beside the image ----------------------------------------------------------------
+
+
+def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
+    facts = unwrapped(
+        envelope(t_capture=1_790_000_000_500, lat=47.5, lon=8.25, alt=410, accuracy=3, focal_px=90)
+    ).facts
+    assert facts.told_s == 1_790_000_000.5
+    assert facts.focal_px == 90.0
+    assert facts.position is not None
+    assert facts.position.fix == GpsFix(
+        latitude_deg=47.5, longitude_deg=8.25, altitude_m=410.0, accuracy_m=3.0
+    )
+
+
+def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() -> None:
+    properties = {"t_capture": "12.5", "lat": "1", "lon": "2", "alt": "3", "focal_px": "80"}
+    facts = unwrapped(JPEG, **properties).facts
+    assert (facts.told_s, facts.focal_px) == (12.5, 80.0)
+    assert facts.position is not None
+    assert facts.position.altitude_m == 3.0
+    facts = unwrapped(envelope(t_capture=13.0, alt=9.0), **properties).facts
+    assert facts.told_s == 13.0
+    assert facts.position is not None
+    assert facts.position.altitude_m == 9.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"t_capture": "yesterday"},
+        {"t_capture": "nan"},
+        {"t_capture": "1e999"},
+        {"t_capture": ""},
+        {"focal_px": "-3"},
+        {"focal_px": "inf"},
+        {"lat": "95", "lon": "8", "alt": "1"},
+        {"lat": "0", "lon": "0", "alt": "1"},
+        {"lat": "", "lon": "8"},
+        {"lat": "47"},
+    ],
+)
+def test_values_that_cannot_be_are_as_if_they_were_not_told(values: dict[str, str]) -> None:
+    assert unwrapped(JPEG, **values).facts == Facts()
+    assert unwrapped(envelope(**values)).facts == Facts()
+
+
+@pytest.mark.parametrize(
+    ("told", "time_s"),
+    [
+        (1_790_000_000, 1.79e9),
+        (1_790_000_000.25, 1_790_000_000.25),
+        ("1790000000.25", 1_790_000_000.25),
+        (1_790_000_000_250, 1_790_000_000.25),
+        (1_790_000_000_250_000, 1_790_000_000.25),
+        (1_790_000_000_250_000_000, 1_790_000_000.25),
+        ("2026-09-21T14:13:20Z", 1.79e9),
+        ("2026-09-21T16:13:20.250+02:00", 1_790_000_000.25),
+        ("2026-09-21 14:13:20", 1.79e9),
+        (17.5, 17.5),  # since the camera was switched on
+        (True, None),
+        ([], None),
+        ("2026-13-45", None),
+    ],
+)
+def test_times_are_read_in_any_unit(told: object, time_s: float | None) -> None:
+    assert read_time({"timestamp": told}) == pytest.approx(time_s)
+
+
+# -- telemetry ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"lat": 47.0, "lon": 8.0, "alt": 400.0},
+        {"latitude": 47, "longitude": 8, "altitude": 400},
+        {"lat": "47", "lng": "8", "alt_msl": "400"},
+        {"lat": 47.0, "lng": 8.0, "longitude": 9.0, "alt": "?", "altitude": 400.0},
+    ],
+)
+def test_positions_are_read_by_their_usual_names(record: dict[str, object]) -> None:
+    telemetry = read_telemetry(json.dumps({**record, "time": 5.0}).encode())
+    assert telemetry is not None
+    assert telemetry.told_s == 5.0
+    assert telemetry.position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=400.0)
+
+
+def test_longitudes_count_east_or_from_0_to_360() -> None:
+    position = read_position({"lat": 47.0, "lon": 352.0})
+    assert position is not None
+    assert position.longitude_deg == -8.0
+
+
+def test_a_position_without_a_plausible_altitude_gives_no_fix() -> None:
+    for altitude in (None, "high", 1e9, float("nan")):
+        position = read_position({"lat": 47.0, "lon": 8.0, "alt": altitude})
+        assert position is not None
+        assert position.fix is None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"47,8,400", b"[47, 8, 400]", b'{"lat": 47}', b'{"lat": true, "lon": false}', b"\xff"],
+)
+def test_what_holds_no_position_is_no_telemetry(payload: bytes) -> None:
+    assert read_telemetry(payload) is None
+
+
+def test_deep_and_long_json_is_refused() -> None:
+    assert read_json(b'{"a":' * 100_000) is None
+    assert read_json(b'{"a": ' + b"1" * 5_000 + b"}") is None
+
+
+# -- topics ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "levels"),
+    [
+        ("a/b", "a/b", ()),
+        ("a/b", "a/c", None),
+        ("a/b", "a/b/c", None),
+        ("a/b/c", "a/b", None),
+        ("a/+/c", "a/b/c", ("b",)),
+        ("a/+/c", "a//c", ("",)),
+        ("+/+/c", "a/b/c", ("a", "b")),
+        ("a/#", "a/b/c", ("b/c",)),
+        ("a/+/#", "a/b/c/d", ("b", "c/d")),
+        ("#", "a/b", ("a/b",)),
+    ],
+)
+def test_wildcards_tell_cameras_apart(
+    pattern: str, topic: str, levels: tuple[str, ...] | None
+) -> None:
+    assert TopicFilter(pattern).match(topic) == levels
+
+
+@pytest.mark.parametrize(
+    ("frames", "configured", "telemetry"),
+    [
+        ("sfm/+/frame", "", "sfm/+/telemetry"),
+        ("camera", "", "telemetry"),
+        ("sfm/#", "", "sfm/telemetry"),
+        ("sfm/+/frame", "fleet/+/gps", "fleet/+/gps"),
+    ],
+)
+def test_telemetry_comes_beside_the_frames_or_as_configured(
+    frames: str, configured: str, telemetry: str
+) -> None:
+    assert telemetry_filter(TopicFilter(frames), configured).text == telemetry
+
+
+def test_a_telemetry_topic_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"mqtt\.telemetry_topic"):
+        telemetry_filter(TopicFilter("a"), "a/#/b")

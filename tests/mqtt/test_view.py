@@ -1,0 +1,642 @@
+"""A run told on MQTT: topics, commands, and brokers that are absent, gone or mute."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+
+from adapters.mqtt.connection import PASSWORD_VARIABLE
+from adapters.mqtt.messages import Channel, Message, message_of, read_command
+from adapters.mqtt.outbox import Outbox, Throttle
+from adapters.mqtt.view import MqttView
+from engine.config import Config
+from engine.errors import ConfigError
+from engine.events import (
+    CommandTaken,
+    Event,
+    FrameDropped,
+    FramePosed,
+    FrameReceived,
+    FrameRegistered,
+    Georeferenced,
+    KeyframeAdded,
+    PairVerified,
+    RunFinished,
+    RunStarted,
+    SnapshotWritten,
+    SourceChanged,
+    Warned,
+)
+from engine.types import DropReason, FrameId, PairReason, RunCommand, SourceState
+from tests.support.fake_runs import frame_of
+from tests.support.mqtt_broker import (
+    PASSWORD,
+    USER,
+    Broker,
+    client_of,
+    free_port,
+    make_certificates,
+    mqtt_config,
+    password_options,
+    running_broker,
+    until,
+)
+from tests.support.paths import ROOT
+
+PREFIX = "sfm/run"
+
+
+def posed(frame_id: int, *, is_keyframe: bool = False) -> FramePosed:
+    return FramePosed(
+        camera_key="camera",
+        at_s=1.0,
+        frame_id=FrameId(frame_id),
+        captured_at_s=1.79e9 + frame_id,
+        cam_center_in_world=(1.0, 2.0, 3.0),
+        world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+        is_keyframe=is_keyframe,
+        is_first=True,
+        latency_s=0.05,
+    )
+
+
+def snapshot(sequence: int) -> SnapshotWritten:
+    return SnapshotWritten(
+        at_s=2.0,
+        sequence=sequence,
+        path=f"runs/x/snapshots/{sequence:06d}",
+        num_keyframes=10,
+        num_points3D=1000,
+        elapsed_s=0.1,
+    )
+
+
+def finished() -> RunFinished:
+    return RunFinished(at_s=9.0, stopped_by="signal", num_keyframes=10, num_registered=9)
+
+
+class Heard:
+    """What a subscriber has heard below the prefix, by topic."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[Any]] = defaultdict(list)
+        self.retained: set[str] = set()
+
+    def take(self, message: aiomqtt.Message) -> None:
+        channel = message.topic.value.removeprefix(f"{PREFIX}/")
+        self.records[channel].append(json.loads(message.payload))
+        if message.retain:
+            self.retained.add(channel)
+
+    def states(self) -> list[str]:
+        return [record["state"] for record in self.records["status"]]
+
+    async def until(self, channel: str, num: int = 1) -> list[Any]:
+        await until(lambda: len(self.records[channel]) >= num)
+        return self.records[channel]
+
+
+@asynccontextmanager
+async def listening(broker: Broker, **options: Any) -> AsyncIterator[Heard]:
+    heard = Heard()
+
+    async def listen(client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            heard.take(message)
+
+    async with client_of(broker, **options) as client:
+        await client.subscribe(f"{PREFIX}/#")
+        task = asyncio.create_task(listen(client))
+        yield heard
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def config_for(port: int, *settings: str, scheme: str = "mqtt", who: str = "") -> Config:
+    publish = f"mqtt.publish={scheme}://{who}127.0.0.1:{port}/{PREFIX}"
+    return mqtt_config(publish, *settings)
+
+
+@contextmanager
+def view_of(config: Config, control: Any = None) -> Iterator[MqttView]:
+    view = MqttView.open(config, run_path=Path("runs/x"), control=control)
+    try:
+        yield view
+    finally:
+        started_s = time.monotonic()
+        view.close()
+        assert time.monotonic() - started_s < 2.5
+
+
+# -- what is told ---------------------------------------------------------------------------------
+
+
+@pytest.mark.network
+def test_a_run_is_told_topic_by_topic(tmp_path: Path) -> None:
+    async def run(broker: Broker) -> Heard:
+        async with listening(broker) as heard:
+            with view_of(config_for(broker.port)) as view:
+                await heard.until("status")
+                view.show_event(RunStarted(at_s=0.0, sources=("mqtt://h/t",), matcher="sift"))
+                view.show_event(
+                    KeyframeAdded(
+                        camera_key="camera",
+                        at_s=0.1,
+                        frame_id=FrameId(1),
+                        name="a.jpg",
+                        captured_at_s=1.0,
+                        num_keypoints=5,
+                    )
+                )
+                view.show_event(posed(1, is_keyframe=True))
+                view.show_event(snapshot(1))
+                view.show_event(Warned(at_s=1.0, message="dark"))
+                view.show_frame(frame_of(1), None)
+                for channel in ("keyframe", "pose", "snapshot", "event"):
+                    await heard.until(channel)
+                view.show_event(finished())
+            await heard.until("status", 3)
+        return heard
+
+    with running_broker(tmp_path) as broker:
+        records = asyncio.run(run(broker)).records
+    assert [record["state"] for record in records["status"]] == ["running", "running", "stopped"]
+    assert records["status"][1]["sources"] == ["mqtt://h/t"]
+    assert records["status"][2]["registered"] == 9
+    assert records["pose"] == [
+        {
+            "frame_id": 1,
+            "camera": "camera",
+            "captured_at_s": 1.79e9 + 1,
+            "position": [1.0, 2.0, 3.0],
+            "quaternion_xyzw": [0.0, 0.0, 0.0, 1.0],
+            "is_keyframe": True,
+            "is_first": True,
+            "latency_s": 0.05,
+        }
+    ]
+    assert records["keyframe"][0]["event"] == "KeyframeAdded"
+    assert records["snapshot"][0]["sequence"] == 1
+    assert Path(records["snapshot"][0]["path"]).is_absolute()
+    assert records["event"] == [{"event": "Warned", "at_s": 1.0, "message": "dark"}]
+    assert records["metrics"][-1]["posed"] == 1
+    assert records["metrics"][-1]["latency_median_s"] == 0.05
+
+
+@pytest.mark.network
+def test_figures_come_once_a_second(tmp_path: Path) -> None:
+    async def run(broker: Broker) -> list[Any]:
+        async with listening(broker) as heard:
+            with view_of(config_for(broker.port)) as view:
+                await heard.until("metrics")
+                for index in range(3):
+                    view.show_event(
+                        FrameReceived(
+                            at_s=0.0, frame_id=FrameId(index), index=index, captured_at_s=0.0
+                        )
+                    )
+                    view.show_event(
+                        FrameDropped(
+                            at_s=0.0,
+                            frame_id=None,
+                            source="s",
+                            index=index,
+                            name="x",
+                            captured_at_s=0.0,
+                            reason=DropReason.OVERLOAD,
+                            detail="",
+                        )
+                    )
+                return await heard.until("metrics", 2)
+
+    with running_broker(tmp_path) as broker:
+        first, second = asyncio.run(run(broker))[:2]
+    assert (first["frames"], first["dropped"], first["latency_p95_s"]) == (0, {}, None)
+    assert (second["frames"], second["dropped"]) == (3, {"overload": 3})
+
+
+@pytest.mark.network
+def test_who_comes_late_learns_the_state_and_the_newest_snapshot(tmp_path: Path) -> None:
+    async def run(broker: Broker) -> Heard:
+        with view_of(config_for(broker.port)) as view:
+            async with listening(broker) as early:
+                for sequence in (1, 2, 3):
+                    view.show_event(snapshot(sequence))
+                await until(lambda: early.records["snapshot"][-1:] != [])
+                await until(lambda: early.records["snapshot"][-1]["sequence"] == 3)
+            async with listening(broker) as late:
+                await late.until("status")
+                await late.until("snapshot")
+        return late
+
+    with running_broker(tmp_path) as broker:
+        late = asyncio.run(run(broker))
+    assert {"status", "snapshot"} <= late.retained
+    assert late.records["snapshot"][0]["sequence"] == 3
+
+
+DYING = """
+import sys, time
+from pathlib import Path
+from adapters.mqtt.view import MqttView
+from engine.config import load_config
+config = load_config(settings=[f"mqtt.publish={sys.argv[1]}"])
+MqttView.open(config, run_path=Path("x"), control=None)
+time.sleep(60)
+"""
+
+
+@pytest.mark.network
+def test_the_broker_says_offline_when_the_run_dies(tmp_path: Path) -> None:
+    async def run(broker: Broker) -> Heard:
+        async with listening(broker) as heard:
+            address = f"mqtt://127.0.0.1:{broker.port}/{PREFIX}"
+            dying = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", DYING, address, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            )
+            try:
+                await heard.until("status")
+            finally:
+                dying.kill()
+                await dying.wait()
+            await heard.until("status", 2)
+        return heard
+
+    with running_broker(tmp_path) as broker:
+        assert asyncio.run(run(broker)).states() == ["running", "offline"]
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.network
+def test_commands_reach_the_run_and_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
+    taken: list[RunCommand] = []
+    who = {"username": USER, "password": PASSWORD}
+
+    async def run(broker: Broker) -> Heard:
+        config = config_for(broker.port, "mqtt.commands=true", who=f"{USER}@")
+        topic = f"{PREFIX}/command"
+        async with client_of(broker, **who) as client:
+            await client.publish(topic, "stop", qos=1, retain=True)  # from an earlier day
+        with view_of(config, control=taken.append):
+            async with client_of(broker, **who) as client:
+                await until_subscribed(client)
+                for text in ("snapshot", ' {"command": "pause"} ', "RESUME", "format c:", "stop"):
+                    await client.publish(topic, text, qos=1)
+                async with client_of(broker, **who) as listener:
+                    await listener.subscribe(f"{PREFIX}/event")
+                    await client.publish(topic, b"\xff" * 2_000, qos=1)
+                    heard = Heard()
+                    async with asyncio.timeout(5.0):
+                        async for message in listener.messages:
+                            heard.take(message)
+                            break
+        return heard
+
+    async def until_subscribed(client: aiomqtt.Client) -> None:
+        await client.subscribe(f"{PREFIX}/metrics")
+        async with asyncio.timeout(5.0):
+            await anext(aiter(client.messages))
+
+    with running_broker(tmp_path, *password_options(tmp_path)) as broker:
+        heard = asyncio.run(run(broker))
+    assert taken == [
+        RunCommand.SNAPSHOT,
+        RunCommand.PAUSE,
+        RunCommand.RESUME,
+        RunCommand.STOP,
+    ]
+    assert heard.records["event"][0]["event"] == "CommandRefused"
+
+
+@pytest.mark.network
+def test_commands_are_not_heard_unless_they_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
+    taken: list[RunCommand] = []
+    who = {"username": USER, "password": PASSWORD}
+
+    async def run(broker: Broker) -> None:
+        config = config_for(broker.port, who=f"{USER}@")
+        async with listening(broker, **who) as heard, client_of(broker, **who) as client:
+            with view_of(config, control=taken.append):
+                await heard.until("status")
+                await client.publish(f"{PREFIX}/command", '{"command": "stop"}', qos=1)
+                await heard.until("command")
+                await heard.until("metrics", 2)  # so the view had its turn
+
+    with running_broker(tmp_path, *password_options(tmp_path)) as broker:
+        asyncio.run(run(broker))
+    assert taken == []
+
+
+@pytest.mark.parametrize(
+    ("who", "password"), [("", None), ("", PASSWORD), (f"{USER}@", None), (f"{USER}@", "")]
+)
+def test_commands_from_just_anybody_are_refused_when_the_view_is_opened(
+    who: str, password: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+    if password is not None:
+        monkeypatch.setenv(PASSWORD_VARIABLE, password)
+    config = config_for(1, "mqtt.commands=true", who=who)
+    with pytest.raises(ConfigError, match=r"mqtt\.commands.*LIVESFM_MQTT_PASSWORD"):
+        MqttView.open(config, run_path=Path("x"), control=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("payload", "command"),
+    [
+        (b"snapshot", RunCommand.SNAPSHOT),
+        (b" Stop\n", RunCommand.STOP),
+        (b'{"command": "pause", "who": "me"}', RunCommand.PAUSE),
+        (b"", None),
+        (b"rm -rf", None),
+        (b"{}", None),
+        (b"{", None),
+        (b'{"command": ["stop"]}', None),
+        (b"\xff\xfe", None),
+        (b'{"a":' * 200, None),
+        (b"stop" + b" " * 5_000, None),
+    ],
+)
+def test_a_command_is_a_word_or_a_json_object(payload: bytes, command: RunCommand | None) -> None:
+    assert read_command(payload) is command
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("mqtt://u:hunter2@h/x", "no password"),
+        ("mqtt://h", "not an address"),
+        ("mqtt://h/a/+", "wildcards"),
+        ("mqtt://h//", "prefix"),
+        ("http://u:hunter2@h/x", "not an address"),
+    ],
+)
+def test_an_address_that_cannot_be_published_to_is_refused(address: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as refusal:
+        MqttView.open(
+            mqtt_config(f"mqtt.publish={address}"), run_path=Path("x"), control=lambda _: None
+        )
+    assert "hunter2" not in str(refusal.value)
+
+
+# -- brokers --------------------------------------------------------------------------------------
+
+
+def show_many(view: MqttView, num: int) -> float:
+    """Shows so many poses and warnings; the longest that one of them took, in s."""
+    longest_s = 0.0
+    for index in range(num):
+        for event in (posed(index), Warned(at_s=0.0, message="x" * 100)):
+            started_s = time.monotonic()
+            view.show_event(event)
+            longest_s = max(longest_s, time.monotonic() - started_s)
+    return longest_s
+
+
+def test_an_absent_broker_costs_nothing_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.WARNING),
+        view_of(config_for(free_port()), control=lambda _: None) as view,
+    ):
+        assert show_many(view, 3_000) < 0.2
+        time.sleep(0.5)
+    assert len(caplog.records) == 1
+    assert "Connection refused" in caplog.records[0].getMessage()
+
+
+def test_a_broker_that_accepts_and_says_nothing_costs_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        with view_of(config_for(port, "live_sources.open_timeout_s=0.5")) as view:
+            assert show_many(view, 1_000) < 0.2
+
+
+@pytest.mark.network
+def test_a_broker_that_stops_reading_costs_nothing(tmp_path: Path) -> None:
+    """It is halted, not killed: the connection stays and its buffers fill."""
+    with (
+        running_broker(tmp_path) as broker,
+        halted(broker) as halt,
+        view_of(config_for(broker.port)) as view,
+    ):
+        asyncio.run(until_heard(broker, "status"))
+        halt()
+        assert show_many(view, 5_000) < 0.2
+
+
+@contextmanager
+def halted(broker: Broker) -> Iterator[Callable[[], None]]:
+    """Gives what halts a broker, which goes on in the end."""
+    yield lambda: broker.signal(signal.SIGSTOP)
+    broker.signal(signal.SIGCONT)
+
+
+async def until_heard(broker: Broker, channel: str) -> None:
+    async with listening(broker) as heard:
+        await heard.until(channel)
+
+
+@pytest.mark.network
+def test_a_broker_that_starts_again_learns_what_lasts(tmp_path: Path) -> None:
+    async def run(broker: Broker) -> Heard:
+        with view_of(config_for(broker.port)) as view:
+            async with listening(broker) as early:
+                view.show_event(snapshot(7))
+                await early.until("snapshot")
+            broker.kill()
+            view.show_event(CommandTaken(at_s=3.0, command=RunCommand.PAUSE))
+            broker.start()
+            async with listening(broker) as late:
+                await until(lambda: late.states()[-1:] == ["paused"])
+                await late.until("snapshot")
+                view.show_event(CommandTaken(at_s=4.0, command=RunCommand.RESUME))
+                await until(lambda: late.states()[-1] == "running")
+        return late
+
+    with running_broker(tmp_path) as broker:
+        late = asyncio.run(run(broker))
+    assert late.records["snapshot"][0]["sequence"] == 7
+
+
+@pytest.mark.network
+def test_a_wrong_password_is_told_with_one_line_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD_VARIABLE, "hunter2")
+    with (
+        running_broker(tmp_path, *password_options(tmp_path)) as broker,
+        caplog.at_level(logging.INFO),
+        view_of(config_for(broker.port, who=f"{USER}@")) as view,
+    ):
+        asyncio.run(until(lambda: bool(caplog.records)))
+        time.sleep(0.3)
+        show_many(view, 100)
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "not authorized" in record.getMessage()
+    assert "hunter2" not in record.getMessage()
+
+
+@pytest.mark.network
+def test_it_speaks_over_tls_with_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
+    made = make_certificates(tmp_path)
+    options = [*made.options(), *password_options(tmp_path)]
+    who = {"username": USER, "password": PASSWORD, "tls_context": made.trusting()}
+
+    async def run(broker: Broker) -> Heard:
+        config = config_for(
+            broker.port, f"mqtt.ca_file={made.authority}", scheme="mqtts", who=f"{USER}@"
+        )
+        async with listening(broker, **who) as heard:
+            with view_of(config) as view:
+                await heard.until("status")
+                view.show_event(posed(1))
+                await heard.until("pose")
+            await heard.until("status", 2)
+        return heard
+
+    with running_broker(tmp_path, *options) as broker:
+        assert asyncio.run(run(broker)).states() == ["running", "stopped"]
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "channel"),
+    [
+        (posed(1), Channel.POSE),
+        (
+            FrameRegistered(
+                at_s=0.0,
+                frame_id=FrameId(1),
+                num_inliers=1,
+                num_correspondences=2,
+                num_registered=3,
+                num_points3D=4,
+                is_retry=False,
+                elapsed_s=0.1,
+            ),
+            Channel.KEYFRAME,
+        ),
+        (snapshot(1), Channel.SNAPSHOT),
+        (
+            SourceChanged(at_s=0.0, source="s", state=SourceState.LOST, detail="d"),
+            Channel.EVENT,
+        ),
+        (
+            Georeferenced(
+                at_s=0.0,
+                origin_latitude_deg=1.0,
+                origin_longitude_deg=2.0,
+                origin_altitude_m=3.0,
+                metres_per_map_unit=4.0,
+                num_fixes=5,
+                rmse_m=0.5,
+                rejected_ids=(FrameId(1),),
+            ),
+            Channel.EVENT,
+        ),
+        (
+            PairVerified(
+                at_s=0.0,
+                first=FrameId(1),
+                second=FrameId(2),
+                reason=PairReason.TEMPORAL,
+                num_matches=1,
+                num_inliers=1,
+            ),
+            None,
+        ),
+    ],
+)
+def test_each_fact_has_its_topic_or_none(event: Event, channel: Channel | None) -> None:
+    message = message_of(event)
+    assert (message.channel if message else None) == channel
+    if message is not None:
+        assert isinstance(json.loads(message.payload), dict)
+
+
+def pose_message(number: int) -> Message:
+    return Message.of(Channel.POSE, {"n": number})
+
+
+def test_an_outbox_is_bounded_the_newest_stay_and_the_others_are_counted() -> None:
+    outbox = Outbox()
+    for number in range(1_000):
+        outbox.put(pose_message(number))
+        outbox.put(Message.of(Channel.EVENT, {"n": number}))
+    taken = []
+    while (message := outbox.take()) is not None:
+        taken.append(message)
+    assert len(taken) + outbox.num_lost == 2_000
+    assert len(taken) < 1_000
+    assert taken[-1] == pose_message(999)
+    assert {message.channel for message in taken} == {Channel.POSE, Channel.EVENT}
+
+
+def test_an_outbox_tells_lasting_messages_again_the_newest_of_each_topic() -> None:
+    outbox = Outbox()
+    for number in range(3):
+        outbox.put(Message.of(Channel.STATUS, {"n": number}))
+    assert outbox.take() == Message.of(Channel.STATUS, {"n": 2})
+    assert outbox.take() is None
+    outbox.put(pose_message(1))
+    outbox.repeat_lasting()
+    outbox.repeat_lasting()
+    assert outbox.take() == Message.of(Channel.STATUS, {"n": 2})
+    assert outbox.take() == pose_message(1)
+    assert outbox.take() is None
+    assert outbox.num_lost == 0
+
+
+def test_poses_pass_at_the_configured_rate() -> None:
+    now_s = 0.0
+    throttle = Throttle(10.0, clock=lambda: now_s)
+    passed = 0
+    for step in range(1_000):  # ten seconds at 100 Hz
+        now_s = step / 100.0
+        passed += throttle.lets_through()
+    assert 100 <= passed <= 111  # the burst of the start included
+
+
+def test_each_camera_has_its_own_share_of_poses() -> None:
+    with view_of(config_for(free_port(), "mqtt.max_pose_hz=5")) as view:
+        for frame_id in range(1, 41):
+            camera_key = "left" if frame_id % 2 else "right"
+            view.show_event(dataclasses.replace(posed(frame_id), camera_key=camera_key))
+        waiting = []
+        while (message := view._outbox.take()) is not None:
+            if message.channel is Channel.POSE:
+                waiting.append(json.loads(message.payload)["camera"])
+        assert 5 <= waiting.count("left") <= 6
+        assert 5 <= waiting.count("right") <= 6

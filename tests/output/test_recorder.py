@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+from engine.config import RuntimeConfig, SnapshotsConfig
+from engine.errors import SnapshotError
+from engine.events import Event, SnapshotWritten, Warned
+from engine.output import recorder as recorder_module
+from engine.output import snapshots as snapshots_module
+from engine.output.files import LineFile
+from engine.output.journal import Journal
+from engine.output.recorder import Recorder
+from engine.output.run_folder import RunFolder
+from engine.output.snapshots import MapCopy
+from engine.types import DropReason, Features, Frame, FrameId, FramePose
+from tests.support.fake_runs import JPEG, frame_of, rejected, trajectory_lines, world_of
+from tests.support.synthetic import grown_map
+
+WORLD = world_of(4)
+
+
+class Told(list[Event]):
+    """Facts in order."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    recorder: Recorder
+    events: Told
+
+    @property
+    def path(self) -> Path:
+        return self.recorder.path
+
+    def rows(self) -> list[str]:
+        """Statuses in frames.csv, in order."""
+        lines = (self.path / "frames.csv").read_text().splitlines()[1:]
+        return [line.rpartition(",")[2] for line in lines]
+
+    def warnings(self) -> list[str]:
+        return [event.message for event in self.events if isinstance(event, Warned)]
+
+    def add_keyframe(
+        self, frame_id: int, frame: Frame | None = None, *, moved: Sequence[Features] = ()
+    ) -> None:
+        frame = frame or frame_of(frame_id, world=WORLD)
+        self.recorder.frame_arrived(frame)
+        self.recorder.keyframe_added(
+            frame,
+            replace(WORLD.keyframe(frame_id), name=frame.name),
+            camera=pycolmap.Camera(
+                camera_id=1,
+                model="SIMPLE_RADIAL",
+                width=1000,
+                height=750,
+                params=(800, 500, 375, 0),
+            ),
+            pairs=[WORLD.verified_pair(other, frame_id) for other in range(1, frame_id)],
+            moved=moved,
+        )
+
+
+def record(path: Path) -> Recording:
+    told = Told()
+    folder = RunFolder.create(path, config_text="{}")
+    recorder = Recorder(
+        folder,
+        snapshots=SnapshotsConfig(),
+        runtime=RuntimeConfig(),
+        emit=told,
+        clock=lambda: 1.5,
+    )
+    return Recording(recorder=recorder, events=told)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    made = record(tmp_path / "run")
+    yield made
+    made.recorder.close()
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def model() -> MapCopy:
+    return MapCopy(reconstruction=grown_map(WORLD).copy_reconstruction(), is_in_metres=False)
+
+
+# -- what is written ------------------------------------------------------------------------------
+
+
+def test_a_keyframe_is_journalled_with_its_image_and_pairs(recording: Recording) -> None:
+    recording.add_keyframe(1)
+    recording.add_keyframe(2)
+    assert recording.rows() == ["keyframe", "keyframe"]
+    assert (recording.path / "images" / "000001.jpg").read_bytes() == JPEG
+    database = pycolmap.Database.open(recording.path / "database.db")
+    assert (database.num_images(), database.num_cameras()) == (2, 1)
+    matches = database.read_two_view_geometry(1, 2).inlier_matches
+    np.testing.assert_array_equal(matches, WORLD.verified_pair(1, 2).inlier_matches_idx)
+    database.close()
+    assert recording.recorder.num_failed_writes == 0
+
+
+def test_keypoints_that_a_keyframe_moved_elsewhere_are_journalled_with_it(
+    recording: Recording,
+) -> None:
+    recording.add_keyframe(1)
+    features = WORLD.keyframe(1).features
+    moved = replace(features, keypoints_xy=features.keypoints_xy + 1.0)
+    recording.add_keyframe(2, moved=[moved])
+    database = pycolmap.Database.open(recording.path / "database.db")
+    keypoints_xy = database.read_keypoints(1)[:, :2]
+    database.close()
+    np.testing.assert_array_equal(keypoints_xy, moved.keypoints_xy.astype(np.float32))
+    # Of a keyframe that could not be journalled nothing can move; that is counted.
+    recording.add_keyframe(3, moved=[replace(moved, frame_id=FrameId(4))])
+    assert recording.recorder.num_failed_writes == 1
+    assert recording.rows() == ["keyframe"] * 3
+
+
+def test_a_frame_without_a_jpeg_of_its_own_is_encoded(recording: Recording) -> None:
+    rng = np.random.default_rng(0)
+    pixels = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (1000, 750))
+    recording.add_keyframe(1, replace(frame_of(1), pixels=pixels, jpeg=None))
+    stored = cv2.imread(str(recording.path / "images" / "000000.jpg"))
+    assert stored is not None
+    error = np.abs(stored[:, :, ::-1].astype(int) - pixels)
+    assert 0.0 < error.mean() < 2.0
+
+
+def test_rows_wait_for_the_status_of_earlier_frames(recording: Recording) -> None:
+    recorder = recording.recorder
+    for frame_id in (1, 2, 3):
+        recorder.frame_arrived(frame_of(frame_id))
+    recorder.frame_arrived(rejected(3))
+    recorder.frame_tracked(FrameId(2))
+    assert recording.rows() == []
+    recorder.frame_dropped(FrameId(1), DropReason.OVERLOAD)
+    assert recording.rows() == ["dropped:overload", "tracked"]
+    recorder.frame_tracked(FrameId(3))
+    assert recording.rows() == ["dropped:overload", "tracked", "tracked", "dropped:unreadable"]
+
+
+def test_closing_settles_what_is_left_as_stopped(tmp_path: Path) -> None:
+    recording = record(tmp_path / "run")
+    recording.recorder.frame_arrived(frame_of(1))
+    recording.recorder.close()
+    assert recording.rows() == ["dropped:stopped"]
+
+
+def test_documents_are_readable_at_once(recording: Recording) -> None:
+    recorder = recording.recorder
+    pose = FramePose(
+        frame_id=FrameId(1),
+        index=0,
+        captured_at_s=0.5,
+        cam_from_world=np.eye(3, 4),
+        is_keyframe=True,
+    )
+    recorder.events([Warned(at_s=0.5, message="careful")])
+    recorder.live_poses([pose, pose])
+    recorder.trajectory([pose])
+    recorder.groundtruth([(0.0, np.eye(3, 4)), (0.1, np.eye(3, 4))])
+    recorder.summary({"keyframes": 1, "ratio": float("nan")})
+    (line,) = (recording.path / "events.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"event": "Warned", "at_s": 0.5, "message": "careful"}
+    summary = json.loads((recording.path / "summary.json").read_text())
+    assert summary == {"keyframes": 1, "ratio": None}
+    for name, num in (("trajectory_live.txt", 2), ("trajectory.txt", 1), ("groundtruth.txt", 2)):
+        assert len(trajectory_lines(recording.path / name)) == num
+
+
+def test_calibrations_are_updated_in_the_journal(recording: Recording) -> None:
+    recording.add_keyframe(1)
+    camera = pycolmap.Camera(
+        camera_id=1, model="SIMPLE_RADIAL", width=1000, height=750, params=(810, 500, 375, 0.02)
+    )
+    recording.recorder.cameras_calibrated([camera])
+    database = pycolmap.Database.open(recording.path / "database.db")
+    np.testing.assert_array_equal(database.read_camera(1).params, (810, 500, 375, 0.02))
+    database.close()
+
+
+def test_snapshots_are_numbered_and_told(recording: Recording) -> None:
+    for _ in range(2):
+        recording.recorder.snapshot([model()], facts={"is_final": False})
+    told = [event for event in recording.events if isinstance(event, SnapshotWritten)]
+    assert [(event.sequence, event.num_keyframes) for event in told] == [(1, 4), (2, 4)]
+    assert told[0].num_points3D > 50
+    facts = json.loads((recording.path / "latest" / "snapshot.json").read_text())
+    assert (facts["sequence"], facts["is_final"]) == (2, False)
+
+
+def test_numbering_goes_on_in_a_folder_with_snapshots(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", config_text="{}")
+    (folder.path / "snapshots" / "000041").mkdir()
+    told = Told()
+    recorder = Recorder(
+        folder,
+        snapshots=SnapshotsConfig(),
+        runtime=RuntimeConfig(),
+        emit=told,
+        clock=lambda: 0.0,
+    )
+    recorder.snapshot([model()], facts={})
+    assert (folder.path / "snapshots" / "000042").is_dir()
+    recorder.close()
+
+
+# -- what cannot be written -----------------------------------------------------------------------
+
+
+def test_each_kind_of_failed_write_is_told_once_and_counted_always(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(LineFile, "append", full_disk)
+    recorder = recording.recorder
+    for frame_id in (1, 2, 3):
+        recorder.frame_arrived(frame_of(frame_id))
+        recorder.frame_tracked(FrameId(frame_id))
+        recorder.events([Warned(at_s=0.0, message="lost"), Warned(at_s=0.0, message="lost")])
+    assert recorder.num_failed_writes == 3 + 6
+    rows, events = recording.warnings()
+    assert "frames.csv: cannot be written: No space left on device" in rows
+    assert "events.jsonl: cannot be written: No space left on device" in events
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.message for record in errors] == [rows, events]
+    monkeypatch.undo()
+    recorder.frame_arrived(rejected(3))
+    assert recording.rows() == ["tracked", "tracked", "tracked", "dropped:unreadable"]
+
+
+def test_a_keyframe_that_cannot_be_journalled_counts_once_and_keeps_its_status(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording.add_keyframe(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.output.journal.write_atomically", full_disk)
+        recording.add_keyframe(2)
+    assert recording.recorder.num_failed_writes == 1
+    recording.add_keyframe(3)  # its pair with the lost keyframe is lost, too, but no other
+    recording.add_keyframe(4)
+    assert recording.recorder.num_failed_writes == 3
+    assert len(recording.warnings()) == 1
+    assert recording.rows() == ["keyframe"] * 4
+    database = pycolmap.Database.open(recording.path / "database.db")
+    assert [image.image_id for image in database.read_all_images()] == [1, 3, 4]
+    assert database.num_verified_image_pairs() == 3
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("write", "what"),
+    [
+        (lambda recorder: recorder.summary({}), "summary.json"),
+        (lambda recorder: recorder.trajectory([]), "trajectory.txt"),
+        (lambda recorder: recorder.groundtruth([]), "groundtruth.txt"),
+    ],
+    ids=["summary", "trajectory", "groundtruth"],
+)
+def test_documents_that_cannot_be_written_are_told(
+    recording: Recording,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Recorder], None],
+    what: str,
+) -> None:
+    monkeypatch.setattr("engine.output.run_folder.write_atomically", full_disk)
+    write(recording.recorder)
+    (warning,) = recording.warnings()
+    assert f"{what}: cannot be written: No space left on device" in warning
+    assert recording.recorder.num_failed_writes == 1
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_and_its_number_used_again(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise SnapshotError("snapshots/000001: cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder_module, "write_snapshot", fail)
+        recording.recorder.snapshot([model()], facts={})
+        recording.recorder.snapshot([model()], facts={})
+    assert len(recording.warnings()) == 1
+    assert recording.recorder.num_failed_writes == 2
+    recording.recorder.snapshot([model()], facts={})
+    assert (recording.path / "latest" / "snapshot.json").is_file()
+    assert [event.sequence for event in recording.events if isinstance(event, SnapshotWritten)] == [
+        1
+    ]
+
+
+def test_closing_tells_what_cannot_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = record(tmp_path / "run")
+    recording.recorder.frame_arrived(frame_of(1))
+    closed: list[bool] = []
+    original = Journal.close
+
+    def close(self: Journal) -> None:
+        closed.append(True)
+        original(self)
+
+    monkeypatch.setattr(LineFile, "append", full_disk)
+    monkeypatch.setattr(Journal, "close", close)
+    recording.recorder.close()
+    assert len(recording.warnings()) == 1
+    assert closed == [True]
+
+
+def test_a_snapshot_whose_link_could_not_be_moved_does_not_block_the_next(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots_module, "link_atomically", full_disk)
+        recording.recorder.snapshot([model()], facts={})
+    assert not (recording.path / "latest").exists()
+
+    recording.recorder.snapshot([model()], facts={})
+    assert (recording.path / "latest").resolve().name == "000002"
+    assert recording.recorder.num_failed_writes == 1

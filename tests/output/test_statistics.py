@@ -1,0 +1,220 @@
+"""The figures of a run, by hand from its events."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from engine.events import (
+    BundleAdjusted,
+    FrameDropped,
+    FramePosed,
+    FrameReceived,
+    KeyframeAdded,
+    LoopClosed,
+    MapInitialized,
+    SnapshotWritten,
+    Warned,
+    WindowPurpose,
+    WindowSolved,
+    WindowVerdict,
+)
+from engine.output.statistics import RunStatistics
+from engine.types import DropReason, FrameId
+
+
+def received(number: int) -> FrameReceived:
+    return FrameReceived(
+        at_s=0.1 * number, frame_id=FrameId(number), index=number - 1, captured_at_s=0.0
+    )
+
+
+def dropped(reason: DropReason, *, frame_id: FrameId | None = None) -> FrameDropped:
+    return FrameDropped(
+        at_s=1.0,
+        frame_id=frame_id,
+        source="s",
+        index=0,
+        name="n",
+        captured_at_s=0.0,
+        reason=reason,
+        detail="",
+    )
+
+
+def posed(number: int, *, latency_s: float, is_keyframe: bool) -> FramePosed:
+    return FramePosed(
+        camera_key="camera",
+        at_s=1.0,
+        frame_id=FrameId(number),
+        captured_at_s=0.0,
+        cam_center_in_world=(0.0, 0.0, 0.0),
+        world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+        is_first=True,
+        is_keyframe=is_keyframe,
+        latency_s=latency_s,
+    )
+
+
+def initialized(at_s: float) -> MapInitialized:
+    return MapInitialized(
+        at_s=at_s, first=FrameId(1), second=FrameId(2), num_points3D=100, attempt=1
+    )
+
+
+def test_a_run_without_events_has_every_figure() -> None:
+    figures = RunStatistics().figures()
+    assert figures == {
+        "frames_received": 0,
+        "frames_dropped": {},
+        "keyframes": 0,
+        "time_to_first_map_s": None,
+        "latency_ms": {
+            "keyframes": {"p50": None, "p95": None, "max": None},
+            "frames": {"p50": None, "p95": None, "max": None},
+        },
+        "window_solves": 0,
+        "windows_merged": 0,
+        "window_cpu_s": 0.0,
+        "global_ba_runs": 0,
+        "loops_closed": 0,
+        "snapshots_written": 0,
+        "loop_lag_ms": {"p99": None, "max": None},
+    }
+
+
+@pytest.mark.parametrize("reason", DropReason)
+def test_a_frame_dropped_after_it_arrived_is_received_once(reason: DropReason) -> None:
+    statistics = RunStatistics()
+    for number in (1, 2, 3):
+        statistics(received(number))
+    statistics(dropped(reason, frame_id=FrameId(3)))
+
+    assert statistics.figures()["frames_received"] == 3
+    assert statistics.figures()["frames_dropped"] == {reason.value: 1}
+
+
+@pytest.mark.parametrize("reason", DropReason)
+def test_a_frame_that_its_source_rejected_is_received_too(reason: DropReason) -> None:
+    statistics = RunStatistics()
+    statistics(received(1))
+    statistics(dropped(reason))
+    statistics(dropped(reason))
+
+    assert statistics.figures()["frames_received"] == 3
+    assert statistics.figures()["frames_dropped"] == {reason.value: 2}
+
+
+def test_drops_are_told_apart_by_reason_in_a_fixed_order() -> None:
+    statistics = RunStatistics()
+    for reason in (DropReason.UNREADABLE, DropReason.DUPLICATE, DropReason.UNREADABLE):
+        statistics(dropped(reason))
+    counts = statistics.figures()["frames_dropped"]
+    assert list(counts.items()) == [("duplicate", 1), ("unreadable", 2)]
+
+
+def test_facts_are_counted_by_their_kind() -> None:
+    statistics = RunStatistics()
+    for number in (1, 2):
+        statistics(
+            KeyframeAdded(
+                camera_key="camera",
+                at_s=0.0,
+                frame_id=FrameId(number),
+                name="n",
+                captured_at_s=0.0,
+                num_keypoints=9,
+            )
+        )
+    statistics(LoopClosed(at_s=0.0, first=FrameId(1), second=FrameId(2), num_inliers=50))
+    statistics(
+        BundleAdjusted(
+            at_s=0.0,
+            num_keyframes=2,
+            num_points3D=9,
+            reprojection_error_before_px=1.0,
+            reprojection_error_after_px=0.5,
+            keyframes_added_meanwhile=0,
+            elapsed_s=0.1,
+        )
+    )
+    for sequence in (1, 2, 3):
+        statistics(
+            SnapshotWritten(
+                at_s=0.0,
+                sequence=sequence,
+                path="runs/x",
+                num_keyframes=2,
+                num_points3D=9,
+                elapsed_s=0.1,
+            )
+        )
+    statistics(Warned(at_s=0.0, message="counted nowhere"))
+    figures = statistics.figures()
+
+    assert figures["keyframes"] == 2
+    assert figures["loops_closed"] == 1
+    assert figures["global_ba_runs"] == 1
+    assert figures["snapshots_written"] == 3
+
+
+def test_the_time_to_the_first_map_is_not_that_of_a_better_one_later() -> None:
+    statistics = RunStatistics()
+    statistics(initialized(2.5))
+    statistics(initialized(9.0))
+    assert statistics.figures()["time_to_first_map_s"] == 2.5
+
+
+def test_latencies_are_percentiles_between_the_nearest_two() -> None:
+    statistics = RunStatistics()
+    for number in range(1, 22):  # 10, 20, ..., 210 ms: 20 gaps
+        statistics(posed(number, latency_s=0.01 * number, is_keyframe=number in (1, 3)))
+    latency_ms = statistics.figures()["latency_ms"]
+
+    # Of 21 frames the median is the 11th, and 95 % lie 19 gaps above the least.
+    assert latency_ms["frames"] == {"p50": 110.0, "p95": 200.0, "max": 210.0}
+    # Of the keyframes' 10 and 30 ms, the median is half way and 95 % at 19 of 20 parts.
+    assert latency_ms["keyframes"] == {"p50": 20.0, "p95": 29.0, "max": 30.0}
+
+
+def test_the_lag_of_the_event_loop_is_reported_at_its_worst() -> None:
+    statistics = RunStatistics()
+    for milliseconds in range(101):  # 0, 1, ..., 100 ms
+        statistics.add_loop_lag(milliseconds / 1000.0)
+    assert statistics.figures()["loop_lag_ms"] == {"p99": 99.0, "max": 100.0}
+
+
+def test_the_figures_are_json_with_a_decimal_at_most_in_latencies() -> None:
+    statistics = RunStatistics()
+    statistics(posed(1, latency_s=1.0 / 3.0, is_keyframe=True))
+    figures = json.loads(json.dumps(statistics.figures(), allow_nan=False))
+    assert figures["latency_ms"]["frames"] == {"p50": 333.3, "p95": 333.3, "max": 333.3}
+
+
+def window(verdict: WindowVerdict, *, cpu_s: float) -> WindowSolved:
+    return WindowSolved(
+        at_s=1.0,
+        purpose=WindowPurpose.RESOLVE,
+        verdict=verdict,
+        reason="",
+        keyframe_ids=(FrameId(1), FrameId(2)),
+        num_registered=0,
+        num_observations_before=1,
+        num_observations_after=2,
+        error_before_px=0.5,
+        error_after_px=0.4,
+        moved_map=0.0,
+        elapsed_s=1.0,
+        cpu_s=cpu_s,
+    )
+
+
+def test_windows_are_counted_with_what_they_took() -> None:
+    statistics = RunStatistics()
+    statistics(window(WindowVerdict.MERGED, cpu_s=0.25))
+    statistics(window(WindowVerdict.NOT_BETTER, cpu_s=0.5))
+    figures = statistics.figures()
+    assert figures["window_solves"] == 2
+    assert figures["windows_merged"] == 1
+    assert figures["window_cpu_s"] == 0.75

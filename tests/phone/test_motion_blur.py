@@ -1,0 +1,54 @@
+"""Sharpness and motion at a glance."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from adapters.phone.motion_blur import Looks
+from engine.types import Uint8Array
+
+
+def scene(seed: int = 0) -> Uint8Array:
+    """A picture with structure at all scales, (600, 1000, 3)."""
+    rng = np.random.default_rng(seed)
+    grey = np.zeros((600, 1000))
+    for size in (12, 40, 120, 300):
+        grey += cv2.resize(rng.uniform(0, 1, (size, size)), (1000, 600)) / np.sqrt(size)
+    grey = (255 * (grey - grey.min()) / np.ptp(grey)).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def test_a_blurred_picture_is_less_sharp() -> None:
+    sharp = scene()
+    blurred = cv2.GaussianBlur(sharp, (31, 31), 0)
+    assert Looks().look(blurred).sharpness < 0.2 * Looks().look(sharp).sharpness
+
+
+@pytest.mark.parametrize("shift_px", [8, 64, 160])
+def test_a_shift_is_told_as_a_share_of_the_width(shift_px: int) -> None:
+    picture, looks = scene(), Looks()
+    assert looks.look(picture[:480, :640]).shift_ratio is None
+    moved = looks.look(picture[:480, shift_px : shift_px + 640])
+    assert moved.shift_ratio == pytest.approx(shift_px / 640, abs=0.01)
+
+
+def test_another_scene_has_no_shift() -> None:
+    looks = Looks()
+    looks.look(scene()[:480, :640])
+    assert looks.look(scene(seed=1)[:480, :640]).shift_ratio is None
+
+
+def test_a_picture_of_another_size_begins_anew() -> None:
+    picture, looks = scene(), Looks()
+    looks.look(picture[:480, :640])
+    assert looks.look(picture[:600, :480]).shift_ratio is None
+    assert looks.look(picture[:600, 10:490]).shift_ratio == pytest.approx(10 / 480, abs=0.01)
+
+
+def test_a_picture_of_one_colour_says_nothing() -> None:
+    flat = np.full((480, 640, 3), 90, np.uint8)
+    looks = Looks()
+    assert looks.look(flat).sharpness == 0.0
+    assert (looks.look(flat).shift_ratio or 0.0) < 1e-6

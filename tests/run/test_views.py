@@ -1,0 +1,347 @@
+"""Views beside the engine: latest wins, facts in order, and a bad view harms nobody."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from engine.config import ViewsConfig
+from engine.events import Event, Warned
+from engine.run import views as view_dispatch
+from engine.run.views import ViewDispatcher
+from engine.types import Frame, FrameId, FramePose, MapView
+
+TIMEOUT_S = 10.0
+CONFIG = ViewsConfig(max_map_hz=2.0, max_image_hz=10.0)
+
+
+class FakeClock:
+    """Seconds that pass only when they are told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeView:
+    """Notes what it is shown; waits at its gate before the first thing, raises when told to."""
+
+    def __init__(self, *, raises_on: Sequence[str] = ()) -> None:
+        self.shown: list[str] = []
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.busy = threading.Event()
+        self._changed = threading.Condition()
+        self._raises_on = raises_on
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        self._note(f"frame {frame.frame_id}{'' if pose is None else ' posed'}")
+
+    def show_map(self, view: MapView) -> None:
+        self._note(f"map {view.version}")
+
+    def show_event(self, event: Event) -> None:
+        assert isinstance(event, Warned)
+        self._note(event.message)
+
+    def close(self) -> None:
+        self._note("close")
+
+    def wait_for(self, num_shown: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.shown) >= num_shown, TIMEOUT_S)
+
+    def _note(self, what: str) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.busy.set()
+        assert self.gate.wait(TIMEOUT_S)
+        with self._changed:
+            self.shown.append(what)
+            self._changed.notify_all()
+        if what in self._raises_on:
+            raise RuntimeError(f"cannot show {what}")
+
+
+def fact(number: int) -> Warned:
+    return Warned(at_s=0.0, message=f"fact {number}")
+
+
+def frame(number: int) -> Frame:
+    return Frame(
+        frame_id=FrameId(number),
+        camera_key="camera",
+        source="synthetic",
+        index=number - 1,
+        name=f"{number}.jpg",
+        captured_at_s=0.0,
+        received_at_s=0.0,
+        pixels=np.zeros((2, 2, 3), np.uint8),
+    )
+
+
+def pose(number: int) -> FramePose:
+    return FramePose(
+        frame_id=FrameId(number),
+        index=number - 1,
+        captured_at_s=0.0,
+        cam_from_world=np.eye(4)[:3],
+        is_keyframe=True,
+    )
+
+
+def map_view(version: int) -> MapView:
+    return MapView(
+        version=version,
+        keyframe_ids=np.empty(0, np.int64),
+        cam_from_world=np.empty((0, 3, 4)),
+        focal_px=np.empty(0),
+        image_sizes=np.empty((0, 2), np.int64),
+        points3D_in_world=np.empty((0, 3), np.float32),
+        colors=np.empty((0, 3), np.uint8),
+        chunk_ids=np.empty(0, np.int64),
+        edges=np.empty((0, 2), np.int64),
+        edge_reasons=(),
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    fake = FakeClock()
+    monkeypatch.setattr(view_dispatch, "time", SimpleNamespace(monotonic=fake))
+    return fake
+
+
+Dispatch = Callable[..., ViewDispatcher]
+
+
+@pytest.fixture
+def dispatch() -> Iterator[Dispatch]:
+    """Makes dispatchers and sees to it that their threads end."""
+    made: list[tuple[ViewDispatcher, tuple[FakeView, ...]]] = []
+
+    def make(*views: FakeView) -> ViewDispatcher:
+        made.append((ViewDispatcher(views, CONFIG), views))
+        return made[-1][0]
+
+    yield make
+    for dispatcher, views in made:
+        for view in views:
+            view.gate.set()
+        dispatcher.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "views"]
+
+
+def stuck(view: FakeView, dispatcher: ViewDispatcher) -> None:
+    """Makes a view stand still in the middle of showing fact 0."""
+    view.gate.clear()
+    dispatcher.offer_event(fact(0))
+    assert view.busy.wait(TIMEOUT_S)
+
+
+# -- what views get to see ------------------------------------------------------------------------
+
+
+def test_every_view_is_shown_everything_on_one_thread_of_its_own(dispatch: Dispatch) -> None:
+    views = FakeView(), FakeView()
+    dispatcher = dispatch(*views)
+    dispatcher.offer_event(fact(1))
+    dispatcher.offer_frame(frame(1), pose(1))
+    dispatcher.offer_map(map_view(1))
+    dispatcher.close()
+
+    for view in views:
+        assert sorted(view.shown) == ["close", "fact 1", "frame 1 posed", "map 1"]
+        assert view.shown[-1] == "close"
+        assert view.threads == {"views"}
+
+
+def test_a_slow_view_gets_the_latest_map_and_frame_and_every_fact_in_order(
+    dispatch: Dispatch, clock: FakeClock
+) -> None:
+    view = FakeView()
+    dispatcher = dispatch(view)
+    stuck(view, dispatcher)
+    for number in (1, 2, 3):
+        clock.now_s += 1.0
+        dispatcher.offer_event(fact(number))
+        dispatcher.offer_frame(frame(number), None)
+        dispatcher.offer_map(map_view(number))
+    view.gate.set()
+    view.wait_for(6)
+
+    assert view.shown == ["fact 0", "fact 1", "fact 2", "fact 3", "frame 3", "map 3"]
+
+
+def test_the_engine_is_not_held_up_by_a_view_that_hangs(dispatch: Dispatch) -> None:
+    view = FakeView()
+    dispatcher = dispatch(view)
+    stuck(view, dispatcher)
+
+    def offer() -> None:
+        for number in range(1, 100):
+            dispatcher.offer_event(fact(number))
+            dispatcher.offer_frame(frame(number), None)
+            dispatcher.offer_map(map_view(number))
+            dispatcher.wants_map()
+
+    offering = threading.Thread(target=offer)
+    offering.start()
+    offering.join(TIMEOUT_S)
+    assert not offering.is_alive()
+    assert view.shown == []
+
+
+def test_facts_that_nobody_takes_are_bounded_and_the_lost_are_counted(
+    dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_dispatch, "_MAX_WAITING_EVENTS", 5)
+    view = FakeView()
+    dispatcher = dispatch(view)
+    stuck(view, dispatcher)
+    for number in range(1, 9):
+        dispatcher.offer_event(fact(number))
+    assert dispatcher.num_events_lost == 3
+    view.gate.set()
+    dispatcher.close()
+
+    assert view.shown == ["fact 0", *(f"fact {number}" for number in range(4, 9)), "close"]
+
+
+# -- throttling -----------------------------------------------------------------------------------
+
+
+def test_a_map_is_wanted_when_the_last_one_is_old_enough(
+    dispatch: Dispatch, clock: FakeClock
+) -> None:
+    dispatcher = dispatch(FakeView())
+    assert dispatcher.wants_map()
+    dispatcher.offer_map(map_view(1))
+    assert not dispatcher.wants_map()
+    clock.now_s += 0.49
+    assert not dispatcher.wants_map()
+    clock.now_s += 0.02
+    assert dispatcher.wants_map()
+
+
+@pytest.mark.parametrize(("gap_s", "is_shown"), [(0.0, False), (0.09, False), (0.11, True)])
+def test_a_frame_that_follows_too_soon_is_not_shown(
+    dispatch: Dispatch, clock: FakeClock, gap_s: float, is_shown: bool
+) -> None:
+    view = FakeView()
+    dispatcher = dispatch(view)
+    dispatcher.offer_frame(frame(1), None)
+    view.wait_for(1)
+    clock.now_s += gap_s
+    dispatcher.offer_frame(frame(2), None)
+    dispatcher.close()
+
+    assert ("frame 2" in view.shown) is is_shown
+
+
+def test_the_last_map_is_shown_however_soon_it_follows(
+    dispatch: Dispatch, clock: FakeClock
+) -> None:
+    view = FakeView()
+    dispatcher = dispatch(view)
+    dispatcher.offer_map(map_view(1))
+    view.wait_for(1)
+    dispatcher.offer_map(map_view(2))
+    dispatcher.close()
+
+    assert clock.now_s == 100.0
+    assert view.shown == ["map 1", "map 2", "close"]
+
+
+# -- views that fail ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["fact 1", "frame 1", "map 1"])
+def test_a_view_that_raises_is_closed_and_left_out_and_the_others_go_on(
+    dispatch: Dispatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    broken, sound = FakeView(raises_on=[what]), FakeView()
+    dispatcher = dispatch(broken, sound)
+    dispatcher.offer_event(fact(1))
+    dispatcher.offer_frame(frame(1), None)
+    dispatcher.offer_map(map_view(1))
+    sound.wait_for(3)
+    dispatcher.offer_event(fact(2))
+    dispatcher.close()
+
+    assert broken.shown[-2:] == [what, "close"]
+    assert sorted(sound.shown) == ["close", "fact 1", "fact 2", "frame 1", "map 1"]
+    assert dispatcher.has_views
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.exc_info is not None
+
+
+def test_a_view_that_fails_to_close_does_not_keep_the_next_from_closing(
+    dispatch: Dispatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    views = FakeView(raises_on=["close"]), FakeView(raises_on=["close"]), FakeView()
+    dispatch(*views).close()
+    assert [view.shown for view in views] == [["close"]] * 3
+    assert len(caplog.records) == 2
+
+
+def test_without_any_view_left_nothing_is_wanted_and_the_thread_still_ends(
+    dispatch: Dispatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = FakeView(raises_on=["fact 1", "close"])
+    dispatcher = dispatch(broken)
+    dispatcher.offer_event(fact(1))
+    broken.wait_for(2)
+    dispatcher.close()
+
+    assert broken.shown == ["fact 1", "close"]  # closed once
+    assert not dispatcher.has_views
+    assert not dispatcher.wants_map()
+    dispatcher.offer_map(map_view(1))
+    assert len(caplog.records) == 2
+
+
+def test_a_view_that_hangs_is_given_up_when_closing(
+    dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_dispatch, "_CLOSE_TIMEOUT_S", 0.01)
+    view = FakeView()
+    dispatcher = dispatch(view)
+    stuck(view, dispatcher)
+    dispatcher.close()
+
+    assert view.shown == []
+    assert "did not close" in caplog.text
+    monkeypatch.undo()
+
+
+# -- the ends -------------------------------------------------------------------------------------
+
+
+def test_without_views_there_is_no_thread_and_nothing_to_do() -> None:
+    dispatcher = ViewDispatcher([], CONFIG)
+    dispatcher.offer_event(fact(1))
+    dispatcher.offer_frame(frame(1), None)
+    dispatcher.offer_map(map_view(1))
+    dispatcher.close()
+
+    assert not dispatcher.has_views
+    assert not dispatcher.wants_map()
+    assert dispatcher.num_events_lost == 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "views"]
+
+
+def test_closing_twice_closes_the_views_once(dispatch: Dispatch) -> None:
+    view = FakeView()
+    dispatcher = dispatch(view)
+    dispatcher.close()
+    dispatcher.close()
+    assert view.shown == ["close"]

@@ -1,0 +1,375 @@
+"""Folders in which photos appear."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from adapters.sources.files.watched_folder import Item, WatchedFolder
+from engine.config import LiveSourcesConfig, SourcesConfig
+from engine.errors import SourceError
+from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
+
+QUICK: dict[str, float] = {"settle_s": 0.15, "retry_first_s": 0.05, "retry_max_s": 0.1}
+WAIT_S = 10.0
+
+Doing = Callable[[], Awaitable[None]]
+
+
+def encoded(suffix: str = ".jpg", shade: int = 100, *, size: tuple[int, int] = (96, 80)) -> bytes:
+    image = np.full((size[1], size[0], 3), shade, np.uint8)
+    data: bytes = cv2.imencode(suffix, image)[1].tobytes()
+    return data
+
+
+def write(path: Path, shade: int = 100) -> None:
+    path.write_bytes(encoded(path.suffix.lower(), shade))
+
+
+def rename_into(path: Path, shade: int = 100) -> None:
+    """As programs do that know how to hand over a file."""
+    temporary = path.with_name(f".{path.name}.part")
+    write(temporary.with_suffix(path.suffix), shade)
+    temporary.with_suffix(path.suffix).rename(path)
+
+
+def watch(path: Path, *, live: dict[str, Any] | None = None, **limits: Any) -> WatchedFolder:
+    ids = itertools.count(1)
+    return WatchedFolder(
+        path,
+        sources=SourcesConfig(**limits),
+        live_sources=LiveSourcesConfig(**{**QUICK, **(live or {})}),
+        next_frame_id=lambda: FrameId(next(ids)),
+        single_camera_per_size=True,
+    )
+
+
+def read(
+    folder: WatchedFolder,
+    *,
+    until: Callable[[list[Item]], bool] = lambda items: False,
+    after: Callable[[Item], None] = lambda item: None,
+    doing: Doing | None = None,
+) -> list[Item]:
+    """What comes until the end or until enough has come, while something is being done."""
+
+    async def collect() -> list[Item]:
+        items: list[Item] = []
+        async with asyncio.timeout(WAIT_S), aclosing(folder.frames()) as arriving:
+            task = asyncio.ensure_future(doing()) if doing is not None else None
+            async for item in arriving:
+                items.append(item)
+                after(item)
+                if until(items):
+                    break
+            if task is not None:
+                await task
+        return items
+
+    return asyncio.run(collect(), debug=True)
+
+
+def photos_of(items: Sequence[Item]) -> list[Frame | RejectedFrame]:
+    return [item for item in items if not isinstance(item, SourceNotice)]
+
+
+def names_of(items: Sequence[Item]) -> list[str]:
+    return [photo.name for photo in photos_of(items)]
+
+
+def states_of(items: Sequence[Item]) -> list[SourceState]:
+    return [item.state for item in items if isinstance(item, SourceNotice)]
+
+
+def num_photos(num: int) -> Callable[[list[Item]], bool]:
+    return lambda items: len(photos_of(items)) == num
+
+
+def then(doing: Callable[[], None]) -> Callable[[Item], None]:
+    """Does something once the folder is watched."""
+
+    def after(item: Item) -> None:
+        if isinstance(item, SourceNotice) and item.state is SourceState.CONNECTED:
+            doing()
+
+    return after
+
+
+def test_photos_that_are_there_come_first_and_in_natural_order_then_those_that_arrive(
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(["img10.jpg", "img2.bmp", "img1.jpg"]):
+        write(tmp_path / name, 50 * number)
+    folder = watch(tmp_path)
+    assert folder.label == f"watch:{tmp_path}"
+    assert (folder.is_live, folder.is_sequence, folder.num_frames) == (False, False, None)
+
+    def arrive(item: Item) -> None:
+        if isinstance(item, Frame) and item.index == 2:
+            rename_into(tmp_path / "img0.jpg", 200)
+        if isinstance(item, Frame) and item.index == 3:
+            rename_into(tmp_path / "img00.jpg", 220)
+
+    items = read(folder, after=arrive, until=num_photos(5))
+    frames = [item for item in items if isinstance(item, Frame)]
+    assert names_of(items) == ["img1.jpg", "img2.jpg", "img10.jpg", "img0.jpg", "img00.jpg"]
+    assert [frame.index for frame in frames] == list(range(5))
+    assert [frame.frame_id for frame in frames] == list(range(1, 6))
+    assert [frame.captured_at_s for frame in frames] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert {frame.source for frame in frames} == {folder.label}
+    assert {frame.camera_key for frame in frames} == {"96x80"}
+    assert frames[0].jpeg == (tmp_path / "img1.jpg").read_bytes()
+    assert states_of(items) == [SourceState.CONNECTED]
+    notice = items[0]
+    assert isinstance(notice, SourceNotice)
+    assert (notice.source, notice.detail) == (folder.label, "3 images are there")
+
+
+def test_a_renamed_file_comes_at_once(tmp_path: Path) -> None:
+    started_s: list[float] = []
+
+    def arrive() -> None:
+        started_s.append(time.monotonic())
+        rename_into(tmp_path / "a.jpg")
+
+    folder = watch(tmp_path, live={"settle_s": 8.0})
+    items = read(folder, after=then(arrive), until=num_photos(1))
+    assert names_of(items) == ["a.jpg"]
+    assert time.monotonic() - started_s[0] < 1.0
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+def test_a_slow_writer_is_waited_for(tmp_path: Path, suffix: str) -> None:
+    data = encoded(suffix)
+
+    async def write_slowly() -> None:
+        for end in range(0, len(data) + len(data) // 8, len(data) // 8):
+            (tmp_path / f"a{suffix}").write_bytes(data[:end])
+            await asyncio.sleep(0.06)
+
+    folder = watch(tmp_path, live={"settle_s": 0.3})
+    items = read(folder, doing=write_slowly, until=num_photos(1))
+    (photo,) = photos_of(items)
+    assert isinstance(photo, Frame)
+    assert int(photo.pixels.mean()) == pytest.approx(100, abs=1)
+
+
+def test_a_writer_that_stops_half_way_gives_a_counted_drop(tmp_path: Path) -> None:
+    def write_half() -> None:
+        (tmp_path / "a.jpg").write_bytes(encoded()[:400])
+
+    items = read(watch(tmp_path), after=then(write_half), until=num_photos(1))
+    (rejected,) = photos_of(items)
+    assert isinstance(rejected, RejectedFrame)
+    assert (rejected.reason, rejected.name) == (DropReason.UNREADABLE, "a.jpg")
+
+
+def test_what_looks_whole_and_is_not_gets_time_to_be_completed(tmp_path: Path) -> None:
+    data = encoded()
+
+    async def write_thumbnail_first() -> None:
+        await asyncio.sleep(0.1)
+        (tmp_path / "a.jpg").write_bytes(data[:200] + b"\xff\xd9")
+        await asyncio.sleep(0.1)
+        (tmp_path / "a.jpg").write_bytes(data)
+
+    folder = watch(tmp_path, live={"settle_s": 0.5})
+    (photo,) = photos_of(read(folder, doing=write_thumbnail_first, until=num_photos(1)))
+    assert isinstance(photo, Frame)
+    assert photo.index == 0
+
+
+def test_hidden_files_temporaries_and_subfolders_are_left_alone(tmp_path: Path) -> None:
+    for name in (".hidden.jpg", "a.jpg.part", "~a.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(encoded())
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "b.jpg")
+    items = read(watch(tmp_path, live={"give_up_after_s": 0.5}))
+    assert photos_of(items) == []
+    assert states_of(items) == [SourceState.CONNECTED, SourceState.ENDED]
+
+
+def test_a_path_is_taken_once_even_when_it_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "a.jpg", 10)
+
+    def replace(item: Item) -> None:
+        if isinstance(item, Frame) and item.index == 0:
+            rename_into(tmp_path / "a.jpg", 200)
+            rename_into(tmp_path / "b.jpg", 90)
+
+    folder = watch(tmp_path, live={"give_up_after_s": 0.5})
+    assert names_of(read(folder, after=replace)) == ["a.jpg", "b.jpg"]
+
+
+def test_frame_names_stay_unique_whatever_arrives(tmp_path: Path) -> None:
+    def arrive(item: Item) -> None:
+        later = {0: "a.jpg", 1: "a.bmp", 2: "a\n.jpg", 3: "a\x07.jpg"}
+        index = getattr(item, "index", -1)
+        if index in later:
+            rename_into(tmp_path / later[index], 40 * index)
+
+    rename_into(tmp_path / "a.png", 250)
+    names = names_of(read(watch(tmp_path), after=arrive, until=num_photos(5)))
+    assert names == ["a.jpg", "a.jpg.jpg", "a.bmp.jpg", "a_.jpg", "a_.jpg.jpg"]
+
+
+def test_the_same_bytes_again_are_a_duplicate(tmp_path: Path) -> None:
+    write(tmp_path / "a.jpg")
+    write(tmp_path / "b.jpg")
+    first, second = photos_of(read(watch(tmp_path), until=num_photos(2)))
+    assert isinstance(first, Frame)
+    assert isinstance(second, RejectedFrame)
+    assert second.reason is DropReason.DUPLICATE
+
+
+def test_every_nth_file_is_taken_and_max_frames_ends_the_source(tmp_path: Path) -> None:
+    for number in range(8):
+        write(tmp_path / f"{number}.jpg", 20 * number)
+    items = read(watch(tmp_path, every_nth_frame=3, max_frames=2))
+    assert names_of(items) == ["0.jpg", "3.jpg"]
+    assert states_of(items) == [SourceState.CONNECTED, SourceState.ENDED]
+
+
+def test_giving_up_counts_from_the_last_file(tmp_path: Path) -> None:
+    async def arrive() -> None:
+        for number in range(4):
+            await asyncio.sleep(0.3)
+            rename_into(tmp_path / f"{number}.jpg", 50 * number)
+
+    items = read(watch(tmp_path, live={"give_up_after_s": 0.6}), doing=arrive)
+    assert len(photos_of(items)) == 4
+    assert items[-1] == SourceNotice(
+        source=f"watch:{tmp_path}", state=SourceState.ENDED, detail="no new file for 0.6 s"
+    )
+
+
+def test_a_folder_that_vanishes_is_lost_and_its_return_is_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "a.jpg", 10)
+
+    def happen(item: Item) -> None:
+        if isinstance(item, Frame) and item.index == 0:
+            shutil.rmtree(folder)
+        if isinstance(item, SourceNotice) and item.state is SourceState.LOST:
+            folder.mkdir()
+            write(folder / "b.jpg", 90)
+        if isinstance(item, Frame) and item.index == 1:
+            rename_into(folder / "c.jpg", 200)
+
+    items = read(watch(folder), after=happen, until=num_photos(3))
+    assert names_of(items) == ["a.jpg", "b.jpg", "c.jpg"]
+    states = [SourceState.CONNECTED, SourceState.LOST, SourceState.CONNECTED]
+    assert states_of(items) == states
+    lost = [item for item in items if isinstance(item, SourceNotice)][1]
+    assert lost.detail == "the folder is gone: No such file or directory"
+
+
+def test_a_folder_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+
+    def vanish() -> None:
+        folder.rename(tmp_path / "away")
+
+    items = read(watch(folder, live={"give_up_after_s": 0.5}), after=then(vanish))
+    states = [SourceState.CONNECTED, SourceState.LOST, SourceState.ENDED]
+    assert states_of(items) == states
+
+
+def test_another_folder_in_the_place_of_the_watched_one_is_watched_in_its_turn(
+    tmp_path: Path,
+) -> None:
+    folder, other = tmp_path / "in", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    write(folder / "a.jpg", 10)
+    write(other / "b.jpg", 90)
+
+    async def swap() -> None:
+        await asyncio.sleep(0.3)
+        folder.rename(tmp_path / "away")
+        other.rename(folder)
+        await asyncio.sleep(0.5)
+        rename_into(folder / "c.jpg", 200)
+
+    started_s = time.monotonic()
+    assert names_of(read(watch(folder), doing=swap, until=num_photos(3))) == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+    ]
+    assert time.monotonic() - started_s < 2.0  # before it would be looked at without a sign
+
+
+@pytest.mark.parametrize("name", ["missing", "file.jpg", "x" * 400])
+def test_what_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "file.jpg")
+    with pytest.raises(SourceError, match=f"watch:.*{name}: "):
+        watch(tmp_path / name)
+
+
+def test_a_system_that_cannot_watch_is_told_once_and_the_folder_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError("file watch limit reached")
+
+    monkeypatch.setattr("watchfiles.awatch", refuse)
+    monkeypatch.setattr("adapters.sources.files.watched_folder._LOOK_AGAIN_S", 0.1)
+
+    async def arrive() -> None:
+        await asyncio.sleep(0.3)
+        rename_into(tmp_path / "a.jpg")
+
+    assert names_of(read(watch(tmp_path), doing=arrive, until=num_photos(1))) == ["a.jpg"]
+    assert caplog.text.count("file watch limit reached") == 1
+
+
+def test_files_wait_for_a_slow_consumer(tmp_path: Path) -> None:
+    async def arrive() -> None:
+        for number in range(10):
+            rename_into(tmp_path / f"{number}.jpg", 20 * number)
+            await asyncio.sleep(0.01)
+
+    items = read(
+        watch(tmp_path), doing=arrive, after=lambda item: time.sleep(0.03), until=num_photos(10)
+    )
+    assert sorted(names_of(items)) == [f"{number}.jpg" for number in range(10)]
+    assert all(isinstance(photo, Frame) for photo in photos_of(items))
+
+
+def test_closing_does_not_wait_for_the_next_file(tmp_path: Path) -> None:
+    async def leave() -> float:
+        arriving = watch(tmp_path).frames()
+        assert isinstance(await anext(arriving), SourceNotice)
+        waiting = asyncio.ensure_future(anext(arriving))
+        await asyncio.sleep(0.3)
+        started_s = time.monotonic()
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+        await arriving.aclose()
+        return time.monotonic() - started_s
+
+    assert asyncio.run(leave(), debug=True) < 0.5
+
+
+def test_a_file_that_may_not_be_read_is_a_counted_drop(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    write(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").chmod(0)
+    (rejected,) = photos_of(read(watch(tmp_path), until=num_photos(1)))
+    assert isinstance(rejected, RejectedFrame)
+    assert "Permission denied" in rejected.detail

@@ -1,0 +1,704 @@
+"""Live streams from real servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, aclosing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import numpy as np
+import pytest
+
+from adapters.sources.streams import live_stream
+from adapters.sources.streams.live_stream import Item, LiveStream
+from engine.config import LiveSourcesConfig, SourcesConfig
+from engine.errors import SourceError
+from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
+from tests.support.stream_servers import (
+    LOOPBACK,
+    MjpegServer,
+    free_port,
+    jpeg,
+    push,
+    pushing,
+    raw_server,
+    rtmp_relay,
+    rtsp_server,
+    running,
+    self_signed,
+    texture,
+    write_clip,
+)
+
+pytestmark = pytest.mark.network
+
+Kind = TypeVar("Kind")
+CONNECTED, LOST = SourceState.CONNECTED, SourceState.LOST
+REFUSED, ENDED = SourceState.REFUSED, SourceState.ENDED
+QUICK: dict[str, float] = {
+    "open_timeout_s": 2.0,
+    "read_timeout_s": 1.0,
+    "retry_first_s": 0.05,
+    "retry_max_s": 0.1,
+}
+WAIT_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+def open_stream(spec: str, *, live: dict[str, Any] | None = None, **limits: Any) -> LiveStream:
+    ids = itertools.count(1)
+    return LiveStream(
+        spec,
+        sources=SourcesConfig(**limits),
+        live_sources=LiveSourcesConfig(**{**QUICK, **(live or {})}),
+        next_frame_id=lambda: FrameId(next(ids)),
+    )
+
+
+def read(
+    stream: LiveStream,
+    *,
+    until: Callable[[list[Item]], bool] = lambda items: False,
+    after: Callable[[Item], None] = lambda item: None,
+) -> list[Item]:
+    """What comes until the end, or until enough has come; ``after`` is called for each item."""
+
+    async def collect() -> list[Item]:
+        items: list[Item] = []
+        async with asyncio.timeout(WAIT_S), aclosing(stream.frames()) as arriving:
+            async for item in arriving:
+                items.append(item)
+                after(item)
+                if until(items):
+                    break
+        return items
+
+    return asyncio.run(collect())
+
+
+def of_kind(items: Sequence[Item], kind: type[Kind]) -> list[Kind]:
+    return [item for item in items if isinstance(item, kind)]
+
+
+def frames_of(items: Sequence[Item]) -> list[Frame]:
+    return of_kind(items, Frame)
+
+
+def states_of(items: Sequence[Item]) -> list[SourceState]:
+    return [notice.state for notice in of_kind(items, SourceNotice)]
+
+
+def num_frames(num: int) -> Callable[[list[Item]], bool]:
+    return lambda items: len(frames_of(items)) >= num
+
+
+def told(state: SourceState, times: int = 1) -> Callable[[list[Item]], bool]:
+    return lambda items: states_of(items).count(state) >= times
+
+
+def assert_all_counted(items: Sequence[Item]) -> None:
+    indices = [item.index for item in items if not isinstance(item, SourceNotice)]
+    assert indices == list(range(len(indices)))
+
+
+def assert_thread_ends(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(1.0)
+    assert name not in [thread.name for thread in threading.enumerate()]
+
+
+def assert_in_order_of_capture(items: Sequence[Item]) -> None:
+    times_s = [frame.captured_at_s for frame in frames_of(items)]
+    assert all(before < after for before, after in itertools.pairwise(times_s))
+    assert all(abs(time_s - time.time()) < 60.0 for time_s in times_s)
+
+
+# -- MJPEG over HTTP ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_length", [True, False])
+def test_mjpeg_frames_come_with_the_bytes_their_camera_sent(with_length: bool) -> None:
+    parts = [jpeg(number) for number in range(6)]
+    with MjpegServer(parts, pause_s=0.05, with_length=with_length) as server:
+        stream = open_stream(server.url())
+        assert (stream.is_live, stream.is_sequence, stream.num_frames) == (True, True, None)
+        items = read(stream, until=num_frames(5))
+    first = items[0]
+    assert isinstance(first, SourceNotice)
+    assert (first.state, first.source) == (CONNECTED, stream.label)
+    assert first.detail == "mjpeg, 160 x 120 px"
+    frames = frames_of(items)
+    for frame, part in zip(frames, parts, strict=False):
+        assert frame.jpeg is not None
+        assert frame.jpeg.rstrip(b"\r\n") == part
+        assert np.abs(frame.pixels.astype(int) - texture(frame.index)).mean() < 6.0
+        assert (frame.camera_key, frame.source) == ("stream|160x120", server.url())
+    assert [frame.name for frame in frames[:2]] == ["000000.jpg", "000001.jpg"]
+    assert [frame.frame_id for frame in frames] == list(range(1, len(frames) + 1))
+    assert_all_counted(items)
+    assert_in_order_of_capture(items)
+
+
+def test_capture_times_of_mjpeg_are_those_of_the_arrival() -> None:
+    with MjpegServer([jpeg(number) for number in range(5)], pause_s=0.2) as server:
+        frames = frames_of(read(open_stream(server.url()), until=num_frames(5)))
+    steps_s = np.diff([frame.captured_at_s for frame in frames])
+    assert np.median(steps_s) == pytest.approx(0.2, abs=0.05)  # FFmpeg makes 1/25 s of it
+
+
+def test_another_size_is_another_camera() -> None:
+    small, large = jpeg(1), jpeg(2, size=(200, 150))
+    with MjpegServer([small, small, large, large, small], pause_s=0.03) as server:
+        items = read(open_stream(server.url()), until=num_frames(5))
+    keys = [frame.camera_key.partition("|")[2] for frame in frames_of(items)]
+    assert keys == ["160x120", "160x120", "200x150", "200x150", "160x120"]
+    assert_all_counted(items)
+
+
+def test_pictures_that_are_none_are_counted_and_the_rest_still_comes() -> None:
+    good = jpeg()
+    parts = [good, good, good[:-300], b"I am text", good[:150], jpeg(1, size=(40, 32)), good]
+    parts += [jpeg(2, size=(600, 500)), bytes(2_500_000), good]
+    with MjpegServer(parts, pause_s=0.1) as server:
+        stream = open_stream(server.url(), live={"max_payload_mb": 2}, max_image_megapixels=0.2)
+        items = read(stream, until=num_frames(4))
+    assert [frame.index for frame in frames_of(items)] == [0, 1, 6, 9]
+    rejected = of_kind(items, RejectedFrame)
+    assert [item.reason for item in rejected] == (
+        [DropReason.UNREADABLE] * 3
+        + [DropReason.TOO_SMALL, DropReason.TOO_LARGE, DropReason.TOO_LARGE]
+    )
+    assert all(item.detail for item in rejected)
+    assert states_of(items) == [CONNECTED]
+    assert_all_counted(items)
+
+
+def test_only_every_nth_frame_is_taken_and_max_frames_ends_the_source() -> None:
+    with MjpegServer([jpeg(number) for number in range(12)], pause_s=0.02) as server:
+        items = read(open_stream(server.url(), every_nth_frame=3, max_frames=3))
+    assert [frame.index for frame in frames_of(items)] == [0, 3, 6]
+    assert states_of(items) == [CONNECTED, ENDED]
+    assert isinstance(items[-1], SourceNotice)
+
+
+def test_who_takes_slowly_gets_the_newest_and_is_told_of_all_the_others() -> None:
+    with MjpegServer([jpeg(number) for number in range(40)], pause_s=0.01) as server:
+        items = read(
+            open_stream(server.url()),
+            after=lambda item: time.sleep(0.15 if isinstance(item, Frame) else 0.0),
+            until=lambda items: getattr(items[-1], "index", 0) == 39,
+        )
+    assert 2 <= len(frames_of(items)) <= 10
+    dropped = of_kind(items, RejectedFrame)
+    assert {item.reason for item in dropped} == {DropReason.OVERLOAD}
+    assert_all_counted(items)
+    assert frames_of(items)[-1].index == 39
+
+
+def test_parts_without_a_byte_are_counted_and_the_next_one_comes() -> None:
+    with MjpegServer([jpeg(), b"", b"", jpeg(1), b"", jpeg(2)], pause_s=0.1) as server:
+        items = read(
+            open_stream(server.url()), until=lambda items: getattr(items[-1], "index", 0) == 5
+        )
+    assert {frame.index for frame in frames_of(items)} <= {0, 3, 5}
+    assert frames_of(items)[-1].index == 5
+    assert states_of(items) == [CONNECTED]
+    assert_all_counted(items)
+
+
+# -- breaks ---------------------------------------------------------------------------------------
+
+
+def test_a_server_that_comes_back_is_found_again_and_counting_goes_on() -> None:
+    servers = [MjpegServer([jpeg(number) for number in range(3)])]
+    port = servers[0].port
+
+    def restart(item: Item) -> None:
+        if isinstance(item, Frame) and item.index == 2:
+            servers.pop().close()
+        if isinstance(item, SourceNotice) and item.state is LOST and not servers:
+            servers.append(MjpegServer([jpeg(7), jpeg(8)], port=port))
+
+    try:
+        items = read(open_stream(f"http://{LOOPBACK}:{port}/"), after=restart, until=num_frames(5))
+    finally:
+        for server in servers:
+            server.close()
+    assert states_of(items)[0] == states_of(items)[-1] == CONNECTED
+    assert 1 <= states_of(items).count(LOST) <= 2  # broken, and perhaps refused once
+    assert [frame.name for frame in frames_of(items)] == [f"{n:06d}.jpg" for n in range(5)]
+    assert_in_order_of_capture(items)
+
+
+def test_a_server_that_stops_sending_is_lost_and_asked_again() -> None:
+    with MjpegServer([jpeg(1)]) as server:
+        stream = open_stream(server.url(), live={"read_timeout_s": 0.3})
+        items = read(stream, until=num_frames(2))
+    assert states_of(items) == [CONNECTED, LOST, CONNECTED]
+    assert [n.detail for n in of_kind(items, SourceNotice)][1] == "nothing came for 0.3 s"
+
+
+def test_a_stream_that_ends_is_asked_for_again() -> None:
+    with MjpegServer([jpeg(1), jpeg(2)], hangs_up=True) as server:
+        items = read(open_stream(server.url()), until=num_frames(4))
+    assert states_of(items) == [CONNECTED, LOST, CONNECTED]
+
+
+def test_where_nothing_answers_that_is_told_once_and_given_up_in_time() -> None:
+    started_s = time.monotonic()
+    stream = open_stream(f"rtsp://{LOOPBACK}:{free_port()}/x", live={"give_up_after_s": 0.7})
+    items = read(stream)
+    assert 0.6 < time.monotonic() - started_s < 2.0
+    assert states_of(items) == [LOST, ENDED]
+    details = [notice.detail for notice in of_kind(items, SourceNotice)]
+    assert details == ["no connection: Connection refused", "no frame for 0.7 s"]
+
+
+def test_giving_up_counts_from_the_last_frame() -> None:
+    with MjpegServer([jpeg(n) for n in range(10)], pause_s=0.1) as server:
+        items = read(open_stream(server.url(), live={"give_up_after_s": 0.6}))
+    assert len(frames_of(items)) == 10
+    assert states_of(items)[-1] is ENDED
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtmp", "http"])
+@pytest.mark.parametrize(
+    ("reply", "says_bye"),
+    [(b"", False), (b"\xff\x00garbage" * 1000, True), (b"HTTP/1.0 200 OK\r\n\r\n<html>", True)],
+    ids=["silent", "garbage", "page"],
+)
+def test_servers_that_send_no_stream_are_survived_and_told(
+    scheme: str, reply: bytes, says_bye: bool
+) -> None:
+    with raw_server(reply, says_bye=says_bye) as port:
+        live = {"open_timeout_s": 0.3, "give_up_after_s": 0.9}
+        items = read(open_stream(f"{scheme}://{LOOPBACK}:{port}/live/x", live=live))
+    assert states_of(items)[0] is LOST
+    assert states_of(items)[-1] is ENDED
+    assert not frames_of(items)
+    assert all(notice.detail for notice in of_kind(items, SourceNotice))
+
+
+def test_what_is_not_there_yet_is_asked_for_again() -> None:
+    with MjpegServer([jpeg(1)], status=404) as server:
+
+        def appear(item: Item) -> None:
+            if isinstance(item, SourceNotice) and item.state is LOST:
+                server.status = 200
+
+        items = read(open_stream(server.url()), after=appear, until=num_frames(1))
+    assert states_of(items) == [LOST, CONNECTED]
+    assert "404" in of_kind(items, SourceNotice)[0].detail
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_is_refused_does_not_try_again(status: int) -> None:
+    with MjpegServer([jpeg(1)], status=status) as server:
+        items = read(open_stream(server.url(user="user:secret")))
+        assert server.num_requests <= 2  # FFmpeg asks once without and once with the password
+    assert states_of(items) == [REFUSED]
+    assert str(status) in of_kind(items, SourceNotice)[0].detail
+
+
+def test_a_camera_that_is_not_plugged_in_is_waited_for() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("cameras have other names here")
+    items = read(open_stream("camera:987", live={"give_up_after_s": 0.3}))
+    assert states_of(items) == [LOST, ENDED]
+    notice = of_kind(items, SourceNotice)[0]
+    assert (notice.source, notice.detail) == (
+        "camera:987",
+        "no connection: No such file or directory",
+    )
+
+
+def test_a_format_that_ffmpeg_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SourceError, match="cannot read dshow"):
+        open_stream("camera:Webcam")
+
+
+def test_pixels_that_do_not_become_rgb_are_counted(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: av.VideoFrame) -> None:
+        raise av.error.ArgumentError(22, "Invalid argument")
+
+    monkeypatch.setattr(live_stream, "upright_rgb", fail)
+    with listening() as (url, spec), pushing(clip, url):
+        items = read(
+            open_stream(spec),
+            until=lambda items: getattr(items[-1], "reason", "") is DropReason.UNREADABLE,
+        )
+    rejected = of_kind(items, RejectedFrame)[-1]
+    assert rejected.detail == "pixels of type yuv420p do not become RGB: Invalid argument"
+
+
+# -- credentials ----------------------------------------------------------------------------------
+
+
+def test_credentials_open_the_stream_and_are_never_told(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with MjpegServer([jpeg(1)], user="user:s3cret", hangs_up=True) as server:
+        stream = open_stream(server.url(user="user:s3cret"))
+        items = read(stream, until=told(CONNECTED, 2))
+        server.user = "user:changed"
+        items += read(stream, until=told(REFUSED))
+    with socket.socket() as closed:
+        closed.bind((LOOPBACK, 0))
+        url = f"rtsp://user:s3cret@{LOOPBACK}:{closed.getsockname()[1]}/x"
+        items += read(open_stream(url, live={"give_up_after_s": 0.2}))
+    assert {CONNECTED, LOST, REFUSED, ENDED} == set(states_of(items))
+    for text in (repr(items), stream.label, caplog.text, *capfd.readouterr()):
+        assert "s3cret" not in text
+        assert "user" not in text
+
+
+def test_a_certificate_has_to_be_trusted(tmp_path: Path) -> None:
+    certificate, context = self_signed(tmp_path)
+    with MjpegServer([jpeg(1)], context=context) as server:
+        url = server.url(scheme="https", user="user:secret")
+        refused = read(open_stream(url), until=told(LOST))
+        assert server.num_requests == 0
+        known = read(open_stream(url, live={"ca_file": str(certificate)}), until=num_frames(1))
+        trusting = read(open_stream(url, live={"verify_certificates": False}), until=num_frames(1))
+    assert not frames_of(refused)
+    assert "certificate" in of_kind(refused, SourceNotice)[0].detail
+    assert states_of(known) == states_of(trusting) == [CONNECTED]
+
+
+# -- RTMP and RTSP --------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening() -> Any:
+    """Where to push to, and the source that listens there."""
+    url = f"rtmp://{LOOPBACK}:{free_port()}/live/drone"
+    yield url, f"{url}?listen=1"
+
+
+def test_a_drone_pushes_straight_to_the_engine(clip: Path) -> None:
+    with listening() as (url, spec), pushing(clip, url):
+        stream = open_stream(spec, live={"open_timeout_s": 1.0})
+        items = read(stream, until=num_frames(20))
+    frames = frames_of(items)
+    assert stream.label == spec
+    assert states_of(items)[0] is CONNECTED
+    assert {frame.camera_key for frame in frames} == {"stream|160x120"}
+    assert frames[0].jpeg is None
+    assert_all_counted(items)
+    assert_in_order_of_capture(items)
+    for frame in frames[:5]:
+        assert np.abs(frame.pixels.astype(int) - texture(frame.index % 30)).mean() < 12.0
+
+
+def test_capture_times_keep_the_steps_of_the_stream(clip: Path) -> None:
+    with listening() as (url, spec), pushing(clip, url):
+        items = read(open_stream(spec), until=num_frames(20))
+    frames = frames_of(items)
+    steps_s = np.diff([frame.captured_at_s for frame in frames])
+    steps = np.diff([frame.index for frame in frames])
+    np.testing.assert_allclose(steps_s, steps / 15, atol=2e-3)
+
+
+def test_a_sender_that_ends_is_lost_and_the_next_one_is_taken(tmp_path: Path) -> None:
+    short = write_clip(tmp_path / "short.mp4", 12)
+    with listening() as (url, spec):
+        senders: list[subprocess.Popen[bytes]] = []
+        stop = threading.Event()
+
+        def send_again_and_again() -> None:
+            while not stop.is_set():
+                with running(push(short, url)) as sender:
+                    senders.append(sender)
+                    sender.wait()
+                stop.wait(0.1)
+
+        thread = threading.Thread(target=send_again_and_again)
+        thread.start()
+        try:
+            items = read(open_stream(spec), until=told(CONNECTED, 2))
+        finally:
+            stop.set()
+            thread.join()
+    assert states_of(items) == [CONNECTED, LOST, CONNECTED]
+    assert len(frames_of(items)) + len(of_kind(items, RejectedFrame)) == 12
+
+
+def test_nobody_pushing_is_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with listening() as (_, spec):
+        live = {"open_timeout_s": 0.5, "give_up_after_s": 1.4}
+        items = read(open_stream(spec, live=live))
+    assert states_of(items) == [ENDED]
+    assert "waits for a stream to be pushed" in caplog.text
+
+
+def test_who_connects_to_the_listener_and_sends_garbage_or_nothing_makes_room_for_a_drone(
+    clip: Path,
+) -> None:
+    with listening() as (url, spec), ExitStack() as others, ThreadPoolExecutor(1) as garbage:
+
+        def send_garbage() -> None:
+            with connected(url) as client:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n" * 500)
+
+        def let_others_come(item: Item) -> None:
+            if isinstance(item, SourceNotice) and item.state is LOST:
+                others.enter_context(connected(url))  # and says nothing
+                others.enter_context(pushing(clip, url))
+
+        sending = garbage.submit(send_garbage)
+        live = {"open_timeout_s": 0.6}  # FFmpeg looks at a stream for 0.5 s
+        items = read(open_stream(spec, live=live), after=let_others_come, until=num_frames(1))
+        sending.result()
+    assert states_of(items) == [LOST, CONNECTED]
+    assert "pushed no stream" in of_kind(items, SourceNotice)[0].detail
+
+
+@contextmanager
+def connected(url: str) -> Any:
+    """A client of whoever comes to listen."""
+    port = int(url.split(":")[2].partition("/")[0])
+    deadline_s = time.monotonic() + 5.0
+    while True:
+        try:
+            client = socket.create_connection((LOOPBACK, port))
+            break
+        except OSError:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+    with client:
+        yield client
+
+
+def test_a_port_that_is_taken_is_refused_before_the_run() -> None:
+    with listening() as (url, spec):
+        port = int(url.split(":")[2].partition("/")[0])
+        with (
+            socket.create_server((LOOPBACK, port)),
+            pytest.raises(SourceError, match="cannot listen there: Address already in use"),
+        ):
+            open_stream(spec)
+
+
+def test_a_listening_engine_says_where_to_push() -> None:
+    with listening() as (url, spec):
+        assert open_stream(spec).invitation() == f"waiting for a push to {url}"
+    assert open_stream("rtsp://192.0.2.1/x").invitation() == ""
+
+
+def test_a_sender_that_freezes_is_lost(clip: Path) -> None:
+    with listening() as (url, spec):
+        sender: list[subprocess.Popen[bytes]] = []
+
+        def freeze(item: Item) -> None:
+            if isinstance(item, Frame) and item.index >= 3:
+                sender[0].send_signal(signal.SIGSTOP)
+
+        with listener_ready(url, clip, sender):
+            stream = open_stream(spec, live={"read_timeout_s": 0.5})
+            items = read(stream, after=freeze, until=told(LOST))
+    assert states_of(items) == [CONNECTED, LOST]
+    assert of_kind(items, SourceNotice)[1].detail == "nothing came for 0.5 s"
+
+
+@contextmanager
+def listener_ready(url: str, clip: Path, sender: list[subprocess.Popen[bytes]]) -> Any:
+    """Pushes once, a moment after the listener was started."""
+
+    def send() -> None:
+        time.sleep(0.5)
+        sender.append(push(clip, url, loops=True))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        for process in sender:
+            process.kill()
+            process.wait()
+
+
+def test_nginx_hands_on_what_is_pushed_to_it(clip: Path, tmp_path: Path) -> None:
+    with rtmp_relay(tmp_path) as port:
+        url = f"rtmp://{LOOPBACK}:{port}/live/drone"
+        with pushing(clip, url):
+            items = read(open_stream(url), until=num_frames(10))
+    assert states_of(items)[-1] is CONNECTED
+    assert_all_counted(items)
+    assert_in_order_of_capture(items)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_rtsp_is_read_and_read_again_after_its_end(clip: Path, transport: str) -> None:
+    with rtsp_server(clip) as port:
+        url = f"rtsp://{LOOPBACK}:{port}/clip"
+        stream = open_stream(url, live={"rtsp_transport": transport})
+        items = read(stream, until=told(CONNECTED, 2))
+    assert states_of(items) == [CONNECTED, LOST, CONNECTED]
+    frames = frames_of(items)
+    assert {frame.camera_key for frame in frames} == {"stream|160x120"}
+    assert len(frames) >= 15  # of 30; FFmpeg looks at the first for 0.5 s, which then come at once
+    assert_all_counted(items)
+    assert_in_order_of_capture(items)
+    steps_s = np.diff([frame.captured_at_s for frame in frames])
+    assert np.median(steps_s) == pytest.approx(1 / 15, abs=0.01)
+
+
+def test_rtsp_with_a_password_is_opened_by_it_alone(clip: Path) -> None:
+    with rtsp_server(clip, user="user", password="s3cret") as port:
+        place = f"{LOOPBACK}:{port}/clip"
+        good = read(open_stream(f"rtsp://user:s3cret@{place}"), until=num_frames(3))
+        bad = read(open_stream(f"rtsp://user:wrong@{place}"))
+        none = read(open_stream(f"rtsp://{place}"))
+    assert states_of(good) == [CONNECTED]
+    assert states_of(bad) == states_of(none) == [REFUSED]
+    assert "wrong" not in repr(bad)
+
+
+def test_an_rtsp_server_that_is_killed_and_comes_back_is_found_again(clip: Path) -> None:
+    port = free_port()
+    stream = open_stream(f"rtsp://{LOOPBACK}:{port}/clip")
+
+    async def follow() -> list[Item]:
+        items: list[Item] = []
+        async with asyncio.timeout(WAIT_S), aclosing(stream.frames()) as arriving:
+            for wanted in (num_frames(3), num_frames(6)):
+                with rtsp_server(clip, port=port):
+                    while not wanted(items):
+                        items.append(await anext(arriving))
+                while states_of(items)[-1] is CONNECTED and wanted(items):
+                    items.append(await anext(arriving))
+        return items
+
+    items = asyncio.run(follow())
+    states = states_of(items)
+    assert states.count(CONNECTED) == 2
+    assert states[-1] is LOST
+    assert_all_counted(items)
+    assert_in_order_of_capture(items)
+
+
+# -- leaving --------------------------------------------------------------------------------------
+
+
+def leave_when(
+    spec: str, *, is_time: Callable[[AsyncGenerator[Item, None]], Awaitable[None]]
+) -> float:
+    """How long closing takes in s, and the event loop with it."""
+
+    async def leave() -> float:
+        arriving = open_stream(spec, live={"open_timeout_s": 3.0, "read_timeout_s": 3.0}).frames()
+        await is_time(arriving)
+        started_s = time.monotonic()
+        await arriving.aclose()
+        return time.monotonic() - started_s
+
+    return asyncio.run(leave(), debug=True)
+
+
+async def after_a_moment(arriving: AsyncGenerator[Item, None]) -> None:
+    waiting = asyncio.create_task(anext(arriving))
+    await asyncio.sleep(0.2)
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+
+
+async def after_a_frame(arriving: AsyncGenerator[Item, None]) -> None:
+    while not isinstance(await anext(arriving), Frame):
+        pass
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtmp", "http", "rtsps"])
+def test_closing_does_not_wait_for_a_server_that_says_nothing(scheme: str) -> None:
+    with raw_server() as port:
+        url = f"{scheme}://{LOOPBACK}:{port}/x/y"
+        assert leave_when(url, is_time=after_a_moment) < 0.4
+        assert_thread_ends(f"stream {url}")
+
+
+def test_closing_does_not_wait_for_whoever_might_push_and_frees_the_port() -> None:
+    with listening() as (url, spec):
+        assert leave_when(spec, is_time=after_a_moment) < 0.4
+        assert_thread_ends(f"stream {spec}")
+        port = int(url.split(":")[2].partition("/")[0])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((LOOPBACK, port))
+
+
+@pytest.mark.parametrize("num_parts", [1, 200], ids=["standing still", "flowing"])
+def test_closing_while_connected_ends_the_thread(num_parts: int) -> None:
+    with MjpegServer([jpeg(1)] * num_parts) as server:
+        assert leave_when(server.url(), is_time=after_a_frame) < 0.4
+        assert_thread_ends(f"stream {server.url()}")
+
+
+def test_closing_between_two_tries_ends_the_thread_at_once() -> None:
+    url = f"rtsp://{LOOPBACK}:{free_port()}/x"
+
+    async def leave() -> float:
+        arriving = open_stream(url, live={"retry_first_s": 60.0, "retry_max_s": 60.0}).frames()
+        assert isinstance(await anext(arriving), SourceNotice)
+        started_s = time.monotonic()
+        await arriving.aclose()
+        return time.monotonic() - started_s
+
+    assert asyncio.run(leave()) < 0.3
+    assert_thread_ends(f"stream {url}")
+
+
+def test_a_process_that_leaves_in_the_midst_of_connecting_ends_well() -> None:
+    program = textwrap.dedent("""
+        import asyncio, sys
+        from adapters.sources.streams.live_stream import LiveStream
+        from engine.config import LiveSourcesConfig, SourcesConfig
+
+        async def connect(url):
+            stream = LiveStream(url, sources=SourcesConfig(),
+                live_sources=LiveSourcesConfig(open_timeout_s=60.0), next_frame_id=lambda: 1)
+            async for _ in stream.frames():
+                pass
+
+        async def main():
+            tasks = [asyncio.create_task(connect(url)) for url in sys.argv[1:]]
+            await asyncio.sleep(0.5)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+        asyncio.run(main())
+        print("left")
+    """)
+    with raw_server() as port, listening() as (_, spec):
+        urls = [f"{scheme}://{LOOPBACK}:{port}/live/x" for scheme in ("rtmp", "rtsp", "http")]
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program, *urls, spec],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "left", "")

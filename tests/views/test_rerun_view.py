@@ -1,0 +1,762 @@
+"""Recordings and live servers of the Rerun view, read back with Rerun's own tools."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from adapters.views import rerun_service
+from adapters.views.display_image import MAX_PASSED_BYTES
+from adapters.views.rerun_service import free_endpoint, viewer_program
+from adapters.views.rerun_view import RerunView, ViewMode
+from engine.config import ViewsConfig
+from engine.errors import ConfigError
+from engine.events import (
+    BundleAdjusted,
+    Event,
+    FrameDropped,
+    FramePosed,
+    FrameReceived,
+    FrameRegistered,
+    KeyframeAdded,
+    MapInitialized,
+    RegistrationFailed,
+    RunFinished,
+    RunStarted,
+    SnapshotWritten,
+    Warned,
+)
+from engine.types import (
+    DropReason,
+    Float64Array,
+    Frame,
+    FrameId,
+    FramePose,
+    GpsFix,
+    MapView,
+    PairReason,
+    RegistrationStatus,
+    Uint8Array,
+)
+from tests.support.paths import TOOLS
+
+WIDTH, HEIGHT, FOCAL_PX = 96, 64, 80.0
+NUM_FRAMES = 30
+POINTS_PER_KEYFRAME = 40
+CONFIG = ViewsConfig(grpc_port=0, web_port=0)
+
+Rows = list[dict[str, Any]]
+
+
+def cam_from_world(frame_id: int) -> Float64Array:
+    """A camera that looks along z and moves along x, half a unit per frame."""
+    return np.column_stack([np.eye(3), [-0.5 * frame_id, 0.0, 0.0]])
+
+
+def picture(frame_id: int) -> Uint8Array:
+    noise = np.random.default_rng(frame_id).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(noise, (WIDTH, HEIGHT)), dtype=np.uint8)
+
+
+def encode(pixels: Uint8Array) -> bytes:
+    encoded = cv2.imencode(".jpg", pixels[:, :, ::-1])[1]
+    return bytes(encoded.tobytes())
+
+
+def frame(frame_id: int, *, pixels: Uint8Array | None = None, jpeg: bytes | None = None) -> Frame:
+    return Frame(
+        frame_id=FrameId(frame_id),
+        camera_key="camera",
+        source="synthetic",
+        index=frame_id - 1,
+        name=f"{frame_id:05d}.jpg",
+        captured_at_s=50.0 + 0.1 * frame_id,
+        received_at_s=0.1 * frame_id,
+        pixels=picture(frame_id) if pixels is None else pixels,
+        jpeg=jpeg,
+    )
+
+
+def frame_pose(frame_id: int) -> FramePose:
+    return FramePose(
+        frame_id=FrameId(frame_id),
+        index=frame_id - 1,
+        captured_at_s=50.0 + 0.1 * frame_id,
+        cam_from_world=cam_from_world(frame_id),
+        is_keyframe=frame_id % 2 == 1,
+    )
+
+
+def map_view(
+    num_keyframes: int, *, version: int = 1, dropped_points: int = 0, far_points: int = 0
+) -> MapView:
+    """Keyframes 1, 3, 5, ..., each the first to see some points in front of it."""
+    ids = np.arange(1, 2 * num_keyframes, 2)
+    chunk_ids = np.repeat(ids, POINTS_PER_KEYFRAME)[dropped_points:]
+    offsets = np.random.default_rng(0).uniform(-2, 2, (num_keyframes * POINTS_PER_KEYFRAME, 3))
+    points = offsets[dropped_points:] + [0.0, 0.0, 6.0]
+    points[:, 0] += 0.5 * chunk_ids
+    points[:far_points] *= 1e4
+    return MapView(
+        version=version,
+        keyframe_ids=ids,
+        cam_from_world=np.stack([cam_from_world(int(frame_id)) for frame_id in ids]),
+        focal_px=np.full(num_keyframes, FOCAL_PX),
+        image_sizes=np.tile([WIDTH, HEIGHT], (num_keyframes, 1)),
+        points3D_in_world=points.astype(np.float32),
+        colors=np.full((len(points), 3), 128, np.uint8),
+        chunk_ids=chunk_ids,
+        edges=np.column_stack([ids[:-1], ids[1:]]),
+        edge_reasons=(PairReason.TEMPORAL,) * (num_keyframes - 1),
+    )
+
+
+def posed(frame_id: int) -> FramePosed:
+    return FramePosed(
+        camera_key="camera",
+        at_s=0.1 * frame_id,
+        frame_id=FrameId(frame_id),
+        captured_at_s=50.0 + 0.1 * frame_id,
+        cam_center_in_world=(0.5 * frame_id, 0.0, 0.0),
+        world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+        is_first=True,
+        is_keyframe=frame_id % 2 == 1,
+        latency_s=0.05,
+    )
+
+
+def events_of_frame(frame_id: int) -> Iterator[Event]:
+    at_s, captured_at_s = 0.1 * frame_id, 50.0 + 0.1 * frame_id
+    yield FrameReceived(
+        at_s=at_s, frame_id=FrameId(frame_id), index=frame_id - 1, captured_at_s=captured_at_s
+    )
+    if frame_id % 2 == 1:
+        yield KeyframeAdded(
+            camera_key="camera",
+            at_s=at_s,
+            frame_id=FrameId(frame_id),
+            name=f"{frame_id:05d}.jpg",
+            captured_at_s=captured_at_s,
+            num_keypoints=500,
+        )
+        yield FrameRegistered(
+            at_s=at_s,
+            frame_id=FrameId(frame_id),
+            num_inliers=90,
+            num_correspondences=100,
+            num_registered=(frame_id + 1) // 2,
+            num_points3D=POINTS_PER_KEYFRAME * (frame_id + 1) // 2,
+            is_retry=False,
+            elapsed_s=0.01,
+        )
+    yield posed(frame_id)
+
+
+def show_a_run(view: RerunView) -> dict[int, bytes]:
+    """A run of ``NUM_FRAMES`` frames with one of each event; returns the JPEGs as received."""
+    first, third = FrameId(1), FrameId(3)
+    view.show_event(RunStarted(at_s=0.0, sources=("synthetic",), matcher="sift"))
+    received = {}
+    for frame_id in range(1, NUM_FRAMES + 1):
+        received[frame_id] = encode(picture(frame_id))
+        view.show_frame(
+            frame(frame_id, jpeg=received[frame_id]), frame_pose(frame_id) if frame_id > 2 else None
+        )
+        for event in events_of_frame(frame_id):
+            view.show_event(event)
+        if frame_id == 3:
+            view.show_event(
+                MapInitialized(at_s=0.3, first=first, second=third, num_points3D=80, attempt=1)
+            )
+        if frame_id % 10 == 0:
+            view.show_map(map_view(frame_id // 2, version=frame_id))
+    for event in (
+        RegistrationFailed(
+            at_s=3.0,
+            frame_id=third,
+            status=RegistrationStatus.TOO_FEW_INLIERS,
+            num_inliers=3,
+            num_correspondences=50,
+        ),
+        dropped(),
+        BundleAdjusted(
+            at_s=3.1,
+            num_keyframes=15,
+            num_points3D=600,
+            reprojection_error_before_px=0.8,
+            reprojection_error_after_px=0.5,
+            keyframes_added_meanwhile=1,
+            elapsed_s=0.2,
+        ),
+        SnapshotWritten(
+            at_s=3.2,
+            sequence=1,
+            path="runs/x/snapshots/000001",
+            num_keyframes=15,
+            num_points3D=600,
+            elapsed_s=0.1,
+        ),
+        Warned(at_s=3.3, message="the disk is nearly full"),
+        RunFinished(at_s=3.4, stopped_by="end_of_sources", num_keyframes=15, num_registered=15),
+    ):
+        view.show_event(event)
+    return received
+
+
+def dropped() -> FrameDropped:
+    return FrameDropped(
+        at_s=3.0,
+        frame_id=None,
+        source="synthetic",
+        index=30,
+        name="00031.jpg",
+        captured_at_s=53.1,
+        reason=DropReason.UNREADABLE,
+        detail="the JPEG ends early",
+    )
+
+
+def open_recording(path: Path) -> RerunView:
+    return RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=CONFIG)
+
+
+def read_rows(path: Path) -> dict[str, Rows]:
+    """The rows of every entity in order of logging, without missing values; times in ns."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from rerun.chunk import RrdReader
+
+    rows: dict[str, Rows] = {}
+    for chunk in RrdReader(path).stream():
+        batch = chunk.to_record_batch()
+        columns = {
+            name: column.cast(pa.int64()) if pa.types.is_temporal(column.type) else column
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        for index in range(batch.num_rows):
+            values = {name: column[index].as_py() for name, column in columns.items()}
+            row = {name: value for name, value in values.items() if value is not None}
+            rows.setdefault(chunk.entity_path, []).append(row)
+    for entity_rows in rows.values():
+        entity_rows.sort(key=lambda row: bytes(row["rerun.controls.RowId"]))
+    return rows
+
+
+def jpeg_of(row: dict[str, Any]) -> bytes:
+    return np.array(row["EncodedImage:blob"], dtype=np.uint8).tobytes()
+
+
+def has_image(row: dict[str, Any]) -> bool:
+    return "EncodedImage:blob" in row
+
+
+def entities_below(rows: dict[str, Rows], prefix: str) -> list[str]:
+    return sorted(entity for entity in rows if entity.startswith(prefix))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, bytes]]:
+    path = tmp_path_factory.mktemp("run") / "recording.rrd"
+    view = open_recording(path)
+    received = show_a_run(view)
+    view.close()
+    return path, received
+
+
+@pytest.fixture(scope="module")
+def rows(recorded: tuple[Path, dict[int, bytes]]) -> dict[str, Rows]:
+    return read_rows(recorded[0])
+
+
+def test_the_recording_of_a_run_verifies(recorded: tuple[Path, dict[int, bytes]]) -> None:
+    check = subprocess.run(
+        [viewer_program(), "rrd", "verify", str(recorded[0])], capture_output=True, check=False
+    )
+
+    assert check.returncode == 0, check.stderr
+
+
+def test_a_run_leaves_every_entity(rows: dict[str, Rows]) -> None:
+    wanted = {
+        "/world",
+        "/world/live",
+        "/world/live/image",
+        "/world/map/chunk_00000",
+        "/world/map/chunk_00001",
+        "/world/keyframes/chunk_00000",
+        "/world/keyframes/chunk_00001",
+        "/world/keyframe_path",
+        "/world/trajectory/part_00000",
+        "/world/trajectory/tail",
+        "/world/scene_graph",
+        "/graph",
+        "/logs",
+        "/metrics/registered",
+        "/metrics/keyframes",
+        "/metrics/points",
+        "/metrics/reprojection_error_px",
+        "/metrics/latency_ms",
+        "/metrics/dropped",
+    }
+
+    assert wanted <= set(rows)
+
+
+def test_the_layout_is_in_the_recording(recorded: tuple[Path, dict[int, bytes]]) -> None:
+    from rerun.chunk import RrdReader
+
+    blueprints = RrdReader(recorded[0]).blueprints()
+
+    assert len(blueprints) == 2  # one for a run that is cut off, one that shows the whole map
+    assert {blueprint.application_id for blueprint in blueprints} == {"livesfm"}
+
+
+def test_a_received_jpeg_is_recorded_byte_for_byte(
+    recorded: tuple[Path, dict[int, bytes]], rows: dict[str, Rows]
+) -> None:
+    images = [row for row in rows["/world/live/image"] if "EncodedImage:blob" in row]
+    stored = {row["frame"]: jpeg_of(row) for row in images}
+
+    assert stored == recorded[1]
+
+
+def test_images_and_figures_are_found_at_their_frame_and_capture_time(
+    rows: dict[str, Rows],
+) -> None:
+    image = next(row for row in rows["/world/live/image"] if row.get("frame") == 11)
+    latencies = [row for row in rows["/metrics/latency_ms"] if "Scalars:scalars" in row]
+
+    assert image["capture"] == pytest.approx(1e9)
+    assert [row["frame"] for row in latencies] == list(range(1, NUM_FRAMES + 1))
+    assert latencies[0]["Scalars:scalars"] == [50.0]
+
+
+def test_the_last_figures_are_those_of_the_run(rows: dict[str, Rows]) -> None:
+    last = {
+        entity.rpartition("/")[2]: entity_rows[-1].get("Scalars:scalars")
+        for entity, entity_rows in rows.items()
+        if entity.startswith("/metrics/")
+    }
+
+    assert last == {
+        "keyframes": [15.0],
+        "registered": [15.0],
+        "points": [600.0],
+        "dropped": [1.0],
+        "latency_ms": [50.0],
+        "reprojection_error_px": [0.5],
+    }
+
+
+def test_noteworthy_events_are_logged_with_their_level(rows: dict[str, Rows]) -> None:
+    logged = [(row["TextLog:level"][0], row["TextLog:text"][0]) for row in rows["/logs"]]
+
+    assert ("WARN", "dropped 00031.jpg as unreadable: the JPEG ends early") in logged
+    assert ("WARN", "the disk is nearly full") in logged
+    assert ("INFO", "snapshot 000001: 15 keyframes, 600 points") in logged
+    assert Counter(level for level, _ in logged) == {"INFO": 6, "WARN": 2}
+
+
+def test_a_chunk_that_did_not_change_is_not_recorded_again(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    for version, num_keyframes in enumerate((16, 16, 18, 18)):
+        view.show_map(map_view(num_keyframes, version=version))
+    view.close()
+    rows = read_rows(path)
+
+    assert {entity: len(rows[entity]) for entity in entities_below(rows, "/world/map/")} == {
+        "/world/map/chunk_00000": 1,
+        "/world/map/chunk_00001": 1,
+        "/world/map/chunk_00002": 1,
+    }
+    assert len(rows["/world/keyframes/chunk_00000"]) == 1
+
+
+def test_a_chunk_whose_points_are_gone_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_map(map_view(16))
+    view.show_map(map_view(16, version=2, dropped_points=8 * POINTS_PER_KEYFRAME))
+    view.close()
+    rows = read_rows(path)
+
+    assert "Clear:is_recursive" in rows["/world/map/chunk_00000"][-1]
+    assert not any("Clear:is_recursive" in row for row in rows["/world/map/chunk_00001"])
+
+
+def test_points_far_outside_the_map_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_map(map_view(16, far_points=5))
+    view.close()
+    rows = read_rows(path)
+    drawn = [
+        np.array(rows[entity][-1]["Points3D:positions"])
+        for entity in entities_below(rows, "/world/map/")
+    ]
+
+    assert sum(map(len, drawn)) == 16 * POINTS_PER_KEYFRAME - 5
+    assert max(np.abs(positions).max() for positions in drawn) < 100.0
+
+
+def test_the_path_holds_every_posed_frame(rows: dict[str, Rows]) -> None:
+    part = rows["/world/trajectory/part_00000"][-1]
+    segments = np.array(part["LineStrips3D:strips"])
+
+    assert segments.shape == (NUM_FRAMES - 1, 2, 3)
+    assert segments[:, 0, 0] == pytest.approx(0.5 * np.arange(1, NUM_FRAMES))
+
+
+def test_the_scene_graph_is_bounded_and_names_only_registered_keyframes(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    num_keyframes = 40
+    base = map_view(num_keyframes)
+    pairs = [(a, b) for a in base.keyframe_ids for b in base.keyframe_ids if a < b]
+    pairs.append((1, 1000))  # a keyframe that waits for registration
+    view = open_recording(path)
+    view.show_map(
+        MapView(
+            **{
+                **{name: getattr(base, name) for name in MapView.__slots__},
+                "edges": np.array(pairs),
+                "edge_reasons": (PairReason.EXHAUSTIVE,) * len(pairs),
+            }
+        )
+    )
+    view.close()
+    graph = read_rows(path)["/graph"][-1]
+
+    assert len(graph["GraphEdges:edges"]) == 300
+    assert "1000" not in graph["GraphNodes:node_ids"]
+    assert max(map(int, graph["GraphNodes:node_ids"])) == 2 * num_keyframes - 1
+
+
+def test_the_live_camera_has_the_focal_length_of_the_map(rows: dict[str, Rows]) -> None:
+    pinholes = [row for row in rows["/world/live/image"] if "Pinhole:image_from_camera" in row]
+
+    assert pinholes[-1]["Pinhole:image_from_camera"][0][0] == pytest.approx(FOCAL_PX)
+    assert pinholes[-1]["Pinhole:resolution"] == [[WIDTH, HEIGHT]]
+
+
+def test_a_frame_without_a_pose_shows_its_image_but_no_camera(rows: dict[str, Rows]) -> None:
+    distances = {
+        row["frame"]: row["Pinhole:image_plane_distance"][0]
+        for row in rows["/world/live/image"]
+        if "Pinhole:image_plane_distance" in row
+    }
+
+    assert max(distances[1], distances[2]) < 1e-5
+    assert min(distances[frame_id] for frame_id in range(3, NUM_FRAMES + 1)) > 1e-3
+    assert min(row["frame"] for row in rows["/world/live"]) == 3
+
+
+def shown_image(tmp_path: Path, shown: Frame, config: ViewsConfig) -> tuple[bytes, dict[str, Any]]:
+    """The JPEG and the camera that are recorded for a frame."""
+    path = tmp_path / "recording.rrd"
+    view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=config)
+    view.show_frame(shown, frame_pose(1))
+    view.close()
+    rows = read_rows(path)["/world/live/image"]
+    image = next(row for row in rows if "EncodedImage:blob" in row)
+    camera = next(row for row in rows if "Pinhole:resolution" in row)
+    return jpeg_of(image), camera
+
+
+def test_a_frame_without_a_jpeg_is_shown_small_and_in_its_colours(tmp_path: Path) -> None:
+    red = np.full((300, 400, 3), [220, 20, 20], np.uint8)
+    config = CONFIG.model_copy(update={"image_edge_px": 100})
+    jpeg, camera = shown_image(tmp_path, frame(1, pixels=red), config)
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+    assert decoded is not None
+    assert decoded.shape == (75, 100, 3)
+    assert np.abs(decoded[:, :, ::-1].mean(axis=(0, 1)) - [220, 20, 20]).max() < 6
+    assert camera["Pinhole:resolution"] == [[100.0, 75.0]]
+    assert camera["Pinhole:image_from_camera"][0][0] == pytest.approx(0.85 * 100)
+
+
+def test_a_huge_jpeg_is_shown_small(tmp_path: Path) -> None:
+    huge = encode(picture(1)) + bytes(MAX_PASSED_BYTES)
+    jpeg, _ = shown_image(tmp_path, frame(1, jpeg=huge), CONFIG)
+
+    assert 100 < len(jpeg) < MAX_PASSED_BYTES
+
+
+def test_a_frame_of_one_pixel_is_shown(tmp_path: Path) -> None:
+    dot = np.zeros((1, 1, 3), np.uint8)
+    _, camera = shown_image(tmp_path, frame(1, pixels=dot), CONFIG)
+
+    assert camera["Pinhole:resolution"] == [[1.0, 1.0]]
+
+
+def empty_map() -> MapView:
+    return MapView(
+        version=0,
+        keyframe_ids=np.zeros(0, np.int64),
+        cam_from_world=np.zeros((0, 3, 4)),
+        focal_px=np.zeros(0),
+        image_sizes=np.zeros((0, 2), np.int64),
+        points3D_in_world=np.zeros((0, 3), np.float32),
+        colors=np.zeros((0, 3), np.uint8),
+        chunk_ids=np.zeros(0, np.int64),
+        edges=np.zeros((0, 2), np.int64),
+        edge_reasons=(),
+    )
+
+
+def test_a_run_without_a_map_leaves_a_recording_that_verifies(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_map(empty_map())
+    view.close()
+    check = subprocess.run(
+        [viewer_program(), "rrd", "verify", str(path)], capture_output=True, check=False
+    )
+
+    assert check.returncode == 0, check.stderr
+
+
+def test_a_map_that_starts_again_from_nothing_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_map(map_view(10))
+    view.show_map(empty_map())
+    view.close()
+    rows = read_rows(path)
+
+    for entity in ("/world/map/chunk_00001", "/world/keyframes/chunk_00000"):
+        assert "Clear:is_recursive" in rows[entity][-1]
+    assert rows["/world/keyframe_path"][-1]["LineStrips3D:strips"] == []
+    assert rows["/metrics/points"][-1]["Scalars:scalars"] == [0.0]
+
+
+def test_a_recording_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="recording cannot be started"):
+        open_recording(tmp_path / "missing" / "recording.rrd")
+
+
+@pytest.mark.parametrize("mode", [ViewMode.RECORD, ViewMode.NONE])
+def test_a_view_that_would_show_nothing_is_refused(mode: ViewMode) -> None:
+    with pytest.raises(ConfigError, match=mode.value):
+        RerunView.open("test", mode=mode, recording_path=None, config=CONFIG)
+
+
+@pytest.mark.parametrize("setting", ["grpc_port", "web_port"])
+def test_a_port_that_is_taken_is_refused_by_its_setting(setting: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = CONFIG.model_copy(update={setting: taken.getsockname()[1]})
+        with pytest.raises(ConfigError, match=rf"views\.{setting}.*in use"):
+            RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=config)
+
+
+@pytest.mark.parametrize("bind", ["203.0.113.7", "no.such.host.invalid"])
+def test_an_address_of_another_machine_is_refused(bind: str) -> None:
+    with pytest.raises(ConfigError, match=r"views\.bind"):
+        free_endpoint(bind, 0, port_setting="views.grpc_port")
+
+
+def test_a_window_needs_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="screen"):
+        RerunView.open("test", mode=ViewMode.SPAWN, recording_path=None, config=CONFIG)
+
+
+def listening_addresses(process: psutil.Process) -> set[str]:
+    connections = process.net_connections(kind="tcp")
+    return {item.laddr.ip for item in connections if item.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.network
+def test_a_window_is_detached_and_fetches_from_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands: list[list[str]] = []
+
+    def note_command(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("subprocess.run", note_command)
+    view = RerunView.open("test", mode=ViewMode.SPAWN, recording_path=None, config=CONFIG)
+    addresses = listening_addresses(psutil.Process())
+    view.close()
+    (command,) = commands
+
+    assert addresses == {"127.0.0.1"}
+    assert "--detach-process" in command
+    assert command[command.index("--bind") + 1] == "127.0.0.1"
+    assert command[command.index("--connect") + 1].startswith("rerun+http://127.0.0.1:")
+
+
+@pytest.mark.network
+def test_a_web_viewer_that_does_not_start_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "viewer"
+    broken.write_text("#!/bin/sh\necho out of order\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(rerun_service, "viewer_program", lambda: str(broken))
+    with pytest.raises(ConfigError, match="out of order"):
+        RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
+
+    assert not psutil.Process().children()
+
+
+@pytest.mark.network
+def test_a_served_run_is_on_loopback_only_and_ends_with_close() -> None:
+    view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
+    try:
+        (child,) = psutil.Process().children()
+        assert listening_addresses(psutil.Process()) == {"127.0.0.1"}
+        assert listening_addresses(child) == {"127.0.0.1"}
+        assert view.url is not None
+        with urllib.request.urlopen(view.url, timeout=10.0) as page:
+            assert page.status == 200
+            assert b"<html" in page.read()
+        show_a_run(view)
+    finally:
+        view.close()
+
+    assert not child.is_running()
+
+
+def wait_until_quiet(path: Path, *, timeout_s: float = 20.0) -> None:
+    """Returns when a file holds something and has stopped growing."""
+    give_up_at_s = time.monotonic() + timeout_s
+    sizes = [0]
+    while time.monotonic() < give_up_at_s and not (sizes[-1] and sizes[-3:] == sizes[-1:] * 3):
+        time.sleep(0.2)
+        sizes.append(path.stat().st_size if path.exists() else 0)
+
+
+def fetch_late(view: RerunView, path: Path) -> dict[str, Rows]:
+    """What a viewer gets that connects now."""
+    assert view.viewer_command is not None
+    grpc_url = view.viewer_command.removeprefix("rerun ")
+    command = [viewer_program(), "--bind", "127.0.0.1", "--save", str(path), "--connect", grpc_url]
+    client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until_quiet(path)
+    finally:
+        client.terminate()
+        client.wait()
+    return read_rows(path)
+
+
+@pytest.mark.network
+@pytest.mark.filterwarnings("ignore:RRD file has no footer")
+def test_who_connects_late_gets_the_run_from_its_beginning(tmp_path: Path) -> None:
+    view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
+    try:
+        show_a_run(view)
+        rows = fetch_late(view, tmp_path / "fetched.rrd")
+    finally:
+        view.close()
+    latencies = [row for row in rows["/metrics/latency_ms"] if "frame" in row]
+
+    assert [row["frame"] for row in latencies] == list(range(1, NUM_FRAMES + 1))
+
+
+@pytest.mark.network
+@pytest.mark.filterwarnings("ignore:RRD file has no footer")
+def test_who_connects_after_the_server_forgot_the_beginning_gets_the_whole_map(
+    tmp_path: Path,
+) -> None:
+    config = CONFIG.model_copy(update={"memory_limit_mb": 2})
+    view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=config)
+    whole_map = map_view(15)
+    noise = np.random.default_rng(0)
+    try:
+        view.show_map(whole_map)
+        for frame_id in range(1, 121):  # 6 MB of images, of a server that keeps 2
+            view.show_frame(frame(frame_id, jpeg=noise.bytes(50_000)), frame_pose(frame_id))
+            time.sleep(0.01)  # what is sent at once is also kept or forgotten at once
+            if frame_id % 5 == 0:
+                view.show_map(whole_map)
+        rows = fetch_late(view, tmp_path / "fetched.rrd")
+    finally:
+        view.close()
+    chunks = entities_below(rows, "/world/map/chunk_")
+    shown = [next(r for r in reversed(rows[c]) if "Points3D:positions" in r) for c in chunks]
+
+    assert sum(has_image(row) for row in rows["/world/live/image"]) < 100
+    assert sum(len(row["Points3D:positions"]) for row in shown) == 15 * POINTS_PER_KEYFRAME
+
+
+def test_a_full_recording_goes_on_without_images_and_ends_with_the_map(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    config = CONFIG.model_copy(update={"max_recording_mb": 1})
+    view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=config)
+    noise = np.random.default_rng(0)
+    for frame_id in range(1, 201):  # 10 MB
+        view.show_frame(frame(frame_id, jpeg=noise.bytes(50_000)), frame_pose(frame_id))
+        view.show_event(posed(frame_id))
+        time.sleep(0.002)  # a file is written now and then
+    view.show_map(map_view(15))
+    view.close()
+    rows = read_rows(path)
+
+    assert path.stat().st_size < 8_000_000
+    assert 10 < len([row for row in rows["/world/live/image"] if has_image(row)]) < 150
+    assert len(rows["/metrics/latency_ms"]) >= 200
+    points = [row for c in entities_below(rows, "/world/map/chunk_") for row in rows[c]]
+    assert sum(len(r["Points3D:positions"]) for r in points) == 15 * POINTS_PER_KEYFRAME
+
+
+def jpeg_bytes(row: dict[str, Any]) -> bool:
+    return "EncodedImage:blob" in row
+
+
+def test_the_way_over_the_globe_is_drawn_on_request_only(tmp_path: Path) -> None:
+    paths = {True: tmp_path / "with.rrd", False: tmp_path / "without.rrd"}
+    for geographic_map, path in paths.items():
+        config = CONFIG.model_copy(update={"geographic_map": geographic_map})
+        view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=config)
+        for frame_id in range(1, 4):
+            fix = GpsFix(latitude_deg=47.0, longitude_deg=8.0 + 1e-4 * frame_id, altitude_m=400.0)
+            view.show_frame(replace(frame(frame_id), gps=fix), None)
+        view.close()
+    with_map, without = read_rows(paths[True]), read_rows(paths[False])
+
+    (last_track,) = with_map["/geo/track"][-1]["GeoLineStrings:line_strings"]
+    assert last_track[-1] == pytest.approx([47.0, 8.0003])
+    assert len(last_track) == 3
+    assert not entities_below(without, "/geo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["missing.rrd", "picture.png"], "missing.rrd is not a file"),
+        ([__file__, "picture.jpg"], "must end in .png"),
+        ([__file__, "picture.png", "--size", "big"], "expected WIDTHxHEIGHT"),
+    ],
+)
+def test_the_screenshot_tool_says_what_it_cannot_work_with(
+    arguments: list[str], complaint: str
+) -> None:
+    tool = TOOLS / "screenshot"
+    result = subprocess.run(
+        [sys.executable, str(tool), *arguments], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 2
+    assert complaint in result.stderr

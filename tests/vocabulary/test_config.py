@@ -1,0 +1,263 @@
+"""Configuration: what is refused, what wins, and that the explained defaults are the real ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from engine.config import Config, dump_config, load_config
+from engine.errors import ConfigError
+from tests.support.paths import CONFIGS
+
+DEFAULT = CONFIGS / "default.yaml"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Every value under its section.key."""
+    return {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        for key, value in values.items()
+    }
+
+
+def builtin_values() -> dict[str, Any]:
+    return flatten(Config().model_dump(mode="json"))
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def test_an_unknown_section_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "my.yaml", "snapshot: {keep: 3}")
+    with pytest.raises(ConfigError) as refused:
+        load_config([path])
+    assert str(refused.value) == f"{path}: unknown section: snapshot; did you mean snapshots?"
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_name_of_its_section() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(settings=["sift.max_feature=2048"])
+    message = "--set sift.max_feature=2048: unknown key of sift: max_feature"
+    assert str(refused.value) == f"{message}; did you mean max_features?"
+
+
+def test_a_key_that_resembles_nothing_is_refused_with_some_name_too() -> None:
+    with pytest.raises(ConfigError, match=r"unknown section: 7; did you mean \w+\?"):
+        load_config(settings=["7.x=1"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "sift.max_features=0",
+        "sift.max_ratio=1.01",
+        "sift.max_ratio=-0.01",
+        "cameras.model=FISHEYE",
+        "cameras.intrinsics=guessed",
+        "global_bundle_adjustment.growth_ratio=1.0",
+        "local_bundle_adjustment.num_keyframes=1",
+        "scene_graph.temporal_offsets=[1, 0]",
+        "snapshots.every_s=-1",
+        "snapshots.every_s=.nan",
+        "views.grpc_port=65536",
+        "views.jpeg_quality=101",
+        "sift.max_features=many",
+        "sift.max_features=2.5",
+        "sift.max_features=",
+        "sift.mutual=7",
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_its_name(setting: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(settings=[setting])
+    assert str(refused.value).startswith(setting.partition("=")[0])
+
+
+def test_every_value_out_of_range_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(settings=["sift.max_features=-5", "views.web_port=-1"])
+    assert "sift.max_features: Input should be" in str(refused.value)
+    assert "(given -5)" in str(refused.value)
+    assert "views.web_port" in str(refused.value)
+
+
+def test_a_calibration_of_another_length_than_its_model_is_refused() -> None:
+    model = "cameras.model=PINHOLE"
+    with pytest.raises(ConfigError, match="PINHOLE has 4 parameters, 3 given"):
+        load_config(settings=[model, "cameras.params=[500, 320, 240]"])
+    config = load_config(settings=[model, "cameras.params=[500, 500, 320, 240]"])
+    assert config.cameras.params == (500.0, 500.0, 320.0, 240.0)
+
+
+@pytest.mark.parametrize(
+    "setting", ["sift.max_features", "max_features=1", "sift=1", ".x=1", "sift.=1", ""]
+)
+def test_a_setting_of_another_form_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected section\.key=value"):
+        load_config(settings=[setting])
+
+
+def test_a_setting_whose_value_is_not_yaml_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the value is not valid YAML"):
+        load_config(settings=["scene_graph.temporal_offsets=[1, 2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sift: [", "is not valid YAML"),
+        ("just words", "expected sections of settings, found str"),
+        ("- sift", "expected sections of settings, found list"),
+        ("sift: 7", "sift is a section of settings, not a value"),
+        ("sift:", "sift is a section of settings, not a value"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_by_its_name(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    path = write(tmp_path / "my.yaml", text)
+    with pytest.raises(ConfigError) as refused:
+        load_config([path])
+    assert str(refused.value).startswith(f"{path}: ")
+    assert told in str(refused.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+        load_config([tmp_path / "none.yaml"])
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config([tmp_path])
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "photo.yaml"
+    path.write_bytes(b"\xff\xd8\xff\xe0 a JPEG by mistake")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load_config([path])
+
+
+# -- what wins ------------------------------------------------------------------------------------
+
+
+def test_settings_win_over_later_files_over_earlier_files_over_defaults(tmp_path: Path) -> None:
+    first = write(tmp_path / "first.yaml", "sift: {max_features: 1, max_ratio: 0.1, mutual: false}")
+    second = write(tmp_path / "second.yaml", "sift: {max_features: 2, max_ratio: 0.2}")
+    sift = load_config([first, second], ["sift.max_features=3"]).sift
+    assert (sift.max_features, sift.max_ratio, sift.mutual) == (3, 0.2, False)
+    assert sift.working_edge_px == Config().sift.working_edge_px
+
+
+def test_the_last_of_two_settings_wins() -> None:
+    assert load_config(settings=["runtime.seed=1", "runtime.seed=2"]).runtime.seed == 2
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    assert load_config([write(tmp_path / "empty.yaml", "# later\n")]) == Config()
+
+
+def test_a_setting_is_read_as_yaml() -> None:
+    config = load_config(
+        settings=[
+            "scene_graph.temporal_offsets=[1, 5]",
+            "sift.mutual=no",
+            "views.bind=0.0.0.0",
+            " runtime.seed = 4 ",
+        ]
+    )
+    assert config.scene_graph.temporal_offsets == (1, 5)
+    assert config.sift.mutual is False
+    assert config.views.bind == "0.0.0.0"
+    assert config.runtime.seed == 4
+
+
+# -- what a configuration is ----------------------------------------------------------------------
+
+
+def test_a_dumped_configuration_holds_every_value_and_reads_back_the_same(tmp_path: Path) -> None:
+    config = load_config(
+        settings=[
+            "cameras.params=[500, 320, 240, 0.1]",
+            "sift.max_ratio=0.7",
+            "sources.max_frames=9",
+        ]
+    )
+    path = write(tmp_path / "config.yaml", dump_config(config))
+    assert load_config([path]) == config
+    assert config != Config()
+    assert set(flatten(yaml.safe_load(dump_config(config)))) == set(builtin_values())
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.sift.max_features = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        config.sift = config.sift
+
+
+# -- the files beside the code --------------------------------------------------------------------
+
+
+def test_default_yaml_holds_every_key_with_its_builtin_value() -> None:
+    explained, builtin = flatten(yaml.safe_load(DEFAULT.read_text("utf-8"))), builtin_values()
+    problems = [f"{name} is missing" for name in builtin.keys() - explained.keys()]
+    problems += [f"{name} is no setting" for name in explained.keys() - builtin.keys()]
+    problems += [
+        f"{name} is {value!r}, built in is {builtin[name]!r}"
+        for name, value in explained.items()
+        if name in builtin and value != builtin[name]
+    ]
+    advice = "bring configs/default.yaml in line with engine/config.py:"
+    assert not problems, "\n".join([advice, *sorted(problems)])
+    assert list(explained) == list(builtin), "keep the order of engine/config.py"
+    assert load_config([DEFAULT]) == Config()
+
+
+def test_default_yaml_explains_every_section_and_key_in_a_comment_above_it() -> None:
+    lines = DEFAULT.read_text("utf-8").splitlines()
+    names = [number for number, line in enumerate(lines) if line and not _is_comment(line)]
+    assert len(names) > len(Config.model_fields)
+    bare = [lines[number].strip() for number in names if not _is_comment(lines[number - 1])]
+    assert not bare, f"say in a comment line above what these do: {bare}"
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith("#")
+
+
+@pytest.mark.parametrize("name", ["phone", "drone"])
+def test_an_overlay_changes_something_and_stays_small(name: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    config = load_config([path])
+    assert config != Config()
+    changed = flatten(yaml.safe_load(path.read_text("utf-8")))
+    assert len(changed) < len(builtin_values()) / 4
+
+
+def test_every_file_in_configs_is_a_configuration() -> None:
+    for path in CONFIGS.iterdir():
+        load_config([path])
+
+
+def test_every_key_is_used_by_the_engine_or_an_adapter() -> None:
+    root = CONFIGS.parent
+    sources = [*root.glob("engine/**/*.py"), *root.glob("adapters/**/*.py")]
+    code = "\n".join(
+        path.read_text("utf-8") for path in sources if path != root / "engine" / "config.py"
+    )
+    unused = [
+        name for name in builtin_values() if not re.search(rf"\.{name.partition('.')[2]}\b", code)
+    ]
+    assert not unused, f"these settings do nothing: {unused}"
