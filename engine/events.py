@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -18,9 +19,9 @@ from engine.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base of every fact. ``at_s`` is monotonic, counted from the start of the run."""
+    """Base of every event. Whoever emits one leaves ``at_s`` to the sink, which stamps it."""
 
-    at_s: float
+    at_s: float = math.nan  # monotonic, from the start of the run
 
     def as_record(self) -> dict[str, Any]:
         """The event as a JSON-able mapping, its class name under ``event``."""

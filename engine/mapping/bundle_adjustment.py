@@ -15,6 +15,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
@@ -35,7 +36,7 @@ class LocalAdjustment:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GlobalAdjustment:
-    """A copy of the map on its way through global adjustment; owned by one thread at a time."""
+    """A private copy of the map for global adjustment; one thread at a time may use it."""
 
     reconstruction: pycolmap.Reconstruction
     keyframe_ids: tuple[FrameId, ...]  # registered when the copy was made
@@ -44,19 +45,8 @@ class GlobalAdjustment:
     started_s: float  # monotonic
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GlobalMerge:
-    """What a global adjustment did to the map."""
-
-    num_keyframes: int
-    keyframes_added_meanwhile: int
-    error_before_px: float
-    error_after_px: float
-    elapsed_s: float
-
-
 class GlobalAdjustmentSchedule:
-    """When the map has grown enough for another global adjustment."""
+    """Decides when the map has grown enough for another global adjustment."""
 
     def __init__(self, config: GlobalBundleAdjustmentConfig) -> None:
         self._config = config
@@ -67,7 +57,7 @@ class GlobalAdjustmentSchedule:
         return num_registered >= self._num_registered_at_last * self._config.growth_ratio
 
     def done(self, num_registered: int) -> None:
-        """Notes that one started at this size."""
+        """Takes this size as that of the latest one."""
         self._num_registered_at_last = max(2, num_registered)
 
 
@@ -76,7 +66,6 @@ def adjust_locally(
     frame_id: FrameId,
     *,
     config: LocalBundleAdjustmentConfig,
-    constant_camera_ids: Collection[int],
 ) -> LocalAdjustment:
     """Refines a keyframe and its best covisible neighbours, then completes, merges and filters.
 
@@ -87,12 +76,11 @@ def adjust_locally(
         sparse_map: the map; the calling thread owns it.
         frame_id: a registered keyframe.
         config: sizes.
-        constant_camera_ids: cameras whose calibration must not change.
     """
     local = _local_keyframes(sparse_map, frame_id, num=config.num_keyframes)
     num_changed = 0
     for _ in range(config.num_passes):
-        _solve_locally(sparse_map, local, config=config, constant_camera_ids=constant_camera_ids)
+        _solve_locally(sparse_map, local, config=config)
         num_changed += sparse_map.complete_and_merge(frame_id)
         num_changed += sparse_map.filter_touched([frame_id])
     return LocalAdjustment(keyframe_ids=tuple(local), num_changed=num_changed)
@@ -109,7 +97,6 @@ def _solve_locally(
     local: Sequence[FrameId],
     *,
     config: LocalBundleAdjustmentConfig,
-    constant_camera_ids: Collection[int],
 ) -> None:
     reconstruction = sparse_map.reconstruction
     problem = pycolmap.BundleAdjustmentConfig()
@@ -118,7 +105,7 @@ def _solve_locally(
     all_local = sparse_map.num_registered <= len(local)
     for camera_id in sorted({int(reconstruction.image(i).camera_id) for i in local}):
         # A calibration shared with keyframes outside is not for a few of them to decide.
-        if camera_id in constant_camera_ids or not all_local:
+        if camera_id in sparse_map.constant_camera_ids or not all_local:
             problem.set_constant_cam_intrinsics(camera_id)
     if all_local:
         problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
@@ -141,14 +128,12 @@ def _points_of(sparse_map: SparseMap, local: Sequence[FrameId]) -> list[int]:
     return sorted(int(i) for i in np.unique(ids[ids >= 0]))
 
 
-def start_global_adjustment(
-    sparse_map: SparseMap, *, constant_camera_ids: Collection[int]
-) -> GlobalAdjustment:
-    """Copies the map for a global adjustment elsewhere."""
+def start_global_adjustment(sparse_map: SparseMap) -> GlobalAdjustment:
+    """Copies the map for a global adjustment on another thread."""
     return GlobalAdjustment(
         reconstruction=sparse_map.copy_reconstruction(),
         keyframe_ids=tuple(sparse_map.registered_ids),
-        constant_camera_ids=frozenset(constant_camera_ids),
+        constant_camera_ids=sparse_map.constant_camera_ids,
         error_before_px=sparse_map.mean_reprojection_error_px(),
         started_s=time.monotonic(),
     )
@@ -190,24 +175,28 @@ def solve_globally(
     pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
 
 
-def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -> GlobalMerge:
+def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -> BundleAdjusted:
     """Brings an adjusted copy back under the map as it is now.
 
     Keyframes and points of the copy take the adjusted values. What was added meanwhile moves
     rigidly, and with the local change of scale, with the keyframe it hangs on: the newest one of
     the copy for keyframes, the first one of its track for points. A map that holds no keyframe of
     the copy any more stays as it is.
+
+    Returns:
+        The event to emit.
     """
     adjusted_ids = set(adjusted.keyframe_ids)
     kept = [i for i in adjusted.keyframe_ids if sparse_map.is_registered(i)]
     added = [i for i in sparse_map.registered_ids if i not in adjusted_ids]
     if kept:
         _bring_back(sparse_map, adjusted.reconstruction, kept=kept, added=added)
-    return GlobalMerge(
+    return BundleAdjusted(
         num_keyframes=len(kept),
+        num_points3D=sparse_map.num_points3D,
+        reprojection_error_before_px=adjusted.error_before_px,
+        reprojection_error_after_px=sparse_map.mean_reprojection_error_px(),
         keyframes_added_meanwhile=len(added),
-        error_before_px=adjusted.error_before_px,
-        error_after_px=sparse_map.mean_reprojection_error_px(),
         elapsed_s=time.monotonic() - adjusted.started_s,
     )
 

@@ -1,4 +1,4 @@
-"""Keeps a run's map laid onto GPS: when to try, what to tell, and what leaves the run in metres."""
+"""The georeference of a run's map: when it is estimated, and what leaves the run in metres."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pycolmap
 
-from engine.config import Config
+from engine.config import GeoreferenceConfig, RuntimeConfig
+from engine.events import Georeferenced, Warned
 from engine.geo.georeference import (
     Georeference,
     estimate_georeference,
@@ -19,9 +20,9 @@ from engine.geo.georeference import (
 )
 from engine.geometry import pose_in_other_world
 from engine.mapping.bundle_adjustment import merge_global_adjustment, start_global_adjustment
-from engine.mapping.facts import MappingFacts
 from engine.mapping.position_adjustment import PositionAdjustment, adjust_with_positions
 from engine.mapping.sparse_map import SparseMap
+from engine.ports import EventSink
 from engine.types import FrameId, FramePose, GpsFix, Keyframe
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ PositionOf = Callable[[Keyframe], GpsFix | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Placement:
-    """Where a map lies on the globe, and the keyframes that tell it."""
+    """Where a map lies on the globe, and the keyframes whose positions say so."""
 
     georeference: Georeference
     frame_ids: tuple[FrameId, ...]  # with a position, in the order of the georeference's arrays
@@ -53,7 +54,7 @@ class Placement:
         return tuple(n for n, is_good in zip(self.names, agrees, strict=True) if not is_good)
 
     def as_record(self, *, with_residuals: bool = False) -> dict[str, object]:
-        """What files tell of it; lengths in metres."""
+        """The record in JSON files; lengths in metres."""
         found = self.georeference
         record: dict[str, object] = {
             "origin": {
@@ -74,21 +75,33 @@ class Placement:
 
 
 class Georeferencing:
-    """Places the map of a run; for the mapping thread only.
+    """Places the map of a run on the globe.
 
     Args:
-        config: the whole configuration.
-        position_of: where a keyframe was taken, as far as anything tells by now.
-        facts: is told when the map was placed, and which positions are wrong.
+        config: thresholds, and what is wanted.
+        final_iterations: of the bundle adjustment with positions.
+        runtime: seed and threads.
+        position_of: where a keyframe was taken, as far as it is known by now.
+        emit: takes the events.
     """
 
-    def __init__(self, config: Config, *, position_of: PositionOf, facts: MappingFacts) -> None:
+    def __init__(
+        self,
+        config: GeoreferenceConfig,
+        *,
+        final_iterations: int,
+        runtime: RuntimeConfig,
+        position_of: PositionOf,
+        emit: EventSink,
+    ) -> None:
         self._config = config
+        self._final_iterations = final_iterations
+        self._runtime = runtime
         self._position_of = position_of
-        self._facts = facts
+        self._emit = emit
         self._placement: Placement | None = None
         self._origin: GpsFix | None = None  # of the first placement, for good
-        self._was_told = False
+        self._was_emitted = False
         self._warned_of: tuple[FrameId, ...] = ()
 
     @property
@@ -97,7 +110,7 @@ class Georeferencing:
         return self._placement
 
     def update(self, sparse_map: SparseMap, *, is_final: bool = False) -> Placement | None:
-        """Places the map as it is now, and tells when that says something new.
+        """Places the map as it is now; emits the first placement and the final one.
 
         The origin stays that of the first placement.
         """
@@ -105,12 +118,12 @@ class Georeferencing:
         if self._placement is None:
             return None
         self._origin = self._placement.georeference.origin
-        if is_final or not self._was_told:
-            self._tell(self._placement)
+        if is_final or not self._was_emitted:
+            self._emit_placement(self._placement)
         return self._placement
 
-    def adjust(self, sparse_map: SparseMap, *, constant_camera_ids: frozenset[int]) -> None:
-        """Lets positions pull on the map where the images agree.
+    def adjust(self, sparse_map: SparseMap) -> None:
+        """Adjusts the map with its positions, where the images agree.
 
         A long strip is bent by more than positions may be wrong: it is pulled straight by all of
         them before it is judged by each.
@@ -118,33 +131,33 @@ class Georeferencing:
         placement = self.update(sparse_map) or self._place(
             sparse_map, max_error_ratio=_MAX_BEND_RATIO
         )
-        if placement is None or not self._config.georeference.adjust:
+        if placement is None or not self._config.adjust:
             return
-        copy = start_global_adjustment(sparse_map, constant_camera_ids=constant_camera_ids)
+        copy = start_global_adjustment(sparse_map)
         outcome = adjust_with_positions(
             copy.reconstruction,
             placement.frame_ids,
             self._fixes(sparse_map, placement.frame_ids),
             placement.georeference,
-            config=self._config.georeference,
-            constant_camera_ids=constant_camera_ids,
-            max_iterations=self._config.global_bundle_adjustment.final_iterations,
-            num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
+            config=self._config,
+            constant_camera_ids=sparse_map.constant_camera_ids,
+            max_iterations=self._final_iterations,
+            num_threads=self._runtime.num_threads or os.cpu_count() or 1,
         )
         if outcome.is_accepted:
             merge = merge_global_adjustment(sparse_map, copy)
             sparse_map.filter_all()
-            self._facts.adjusted(merge, sparse_map=sparse_map)
+            self._emit(replace(merge, num_points3D=sparse_map.num_points3D))
         _log(outcome)
 
-    def place_apart(self, separate: SparseMap) -> Georeference | None:
-        """Where a map of its own lies, from the same origin; None: nothing tells."""
+    def place_separate(self, separate: SparseMap) -> Georeference | None:
+        """Where a separate map lies, from the same origin; None: its positions do not say."""
         placement = self._place(separate)
         return None if placement is None else placement.georeference
 
     def poses_in_metres(self, poses: Sequence[FramePose]) -> list[FramePose]:
-        """Poses as files tell them: in metres east, north, up once the map is placed."""
-        if self._placement is None or not self._config.georeference.metric_map or not poses:
+        """Poses as files hold them: in metres east, north, up once the map is placed."""
+        if self._placement is None or not self._config.metric_map or not poses:
             return list(poses)
         enu_from_map = self._placement.georeference.enu_from_map
         placed = pose_in_other_world(np.array([p.cam_from_world for p in poses]), enu_from_map)
@@ -152,9 +165,9 @@ class Georeferencing:
 
     def to_metres(self, reconstruction: pycolmap.Reconstruction, found: Georeference) -> bool:
         """Moves a private copy of a map to metres east, north, up, unless that is not wanted."""
-        if self._config.georeference.metric_map:
+        if self._config.metric_map:
             to_enu(reconstruction, found)
-        return self._config.georeference.metric_map
+        return self._config.metric_map
 
     def _place(self, sparse_map: SparseMap, *, max_error_ratio: float = 0.0) -> Placement | None:
         """Where the map lies now.
@@ -164,7 +177,7 @@ class Georeferencing:
             max_error_ratio: share of the positions' extent that one may be off, where that is more
                 than the configured distance.
         """
-        settings = self._config.georeference
+        settings = self._config
         keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
         known = [k for k in keyframes if self._position_of(k) is not None]
         if not settings.enabled or len(known) < settings.min_fixes:
@@ -179,7 +192,7 @@ class Georeferencing:
             self._fixes(sparse_map, frame_ids),
             config=settings,
             origin=self._origin,
-            seed=self._config.runtime.seed,
+            seed=self._runtime.seed,
         )
         if not isinstance(found, Georeference):
             logger.info("the map cannot be laid onto GPS: %s, %s", found.reason, found.detail)
@@ -194,10 +207,20 @@ class Georeferencing:
         fixes = [self._position_of(sparse_map.keyframe(i)) for i in frame_ids]
         return [fix for fix in fixes if fix is not None]
 
-    def _tell(self, placement: Placement) -> None:
-        self._was_told = True
-        rejected = placement.rejected_ids
-        self._facts.georeferenced(placement.georeference, rejected_ids=rejected)
+    def _emit_placement(self, placement: Placement) -> None:
+        self._was_emitted = True
+        found, rejected = placement.georeference, placement.rejected_ids
+        self._emit(
+            Georeferenced(
+                origin_latitude_deg=found.origin.latitude_deg,
+                origin_longitude_deg=found.origin.longitude_deg,
+                origin_altitude_m=found.origin.altitude_m,
+                metres_per_map_unit=found.metres_per_map_unit,
+                num_fixes=found.num_inliers,
+                rmse_m=found.rmse_m,
+                rejected_ids=rejected,
+            )
+        )
         if rejected and rejected != self._warned_of:
             self._warned_of = rejected
             self._warn(placement)
@@ -206,9 +229,11 @@ class Georeferencing:
         names = placement.rejected_names
         listed = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
         farthest_m = float(np.max(placement.georeference.residuals_m, initial=0.0))
-        self._facts.warned(
-            f"the GPS positions of {len(names)} keyframes disagree with the map, by up to"
-            f" {farthest_m:.0f} m, and are left out: {listed}"
+        self._emit(
+            Warned(
+                message=f"the GPS positions of {len(names)} keyframes disagree with the map, by up"
+                f" to {farthest_m:.0f} m, and are left out: {listed}"
+            )
         )
 
 

@@ -1,509 +1,557 @@
-"""The mapping state machine: keyframes and tracked frames in; a map, poses and facts out.
+"""The incremental mapper: a keyframe in, one frozen `MappingStep` out. No I/O, no asyncio.
 
-No I/O and no asyncio: one thread calls it. Global bundle adjustment is handed out as a private copy
-for another thread and merged a fixed number of keyframes later, so that the same input gives the
-same map however fast the other thread was.
+What happens to a keyframe, in order::
+
+    begin_keyframe    results of background jobs that are due are merged; graph and cameras grow
+    (matching)        PairMatching, on any one thread: the pairs with earlier keyframes that hold
+    add_keyframe      the first map is made; or the keyframe is registered and its surroundings are
+                      refined, misplaced keyframes are taken out, waiting ones are tried again, and
+                      a poor map is replaced; small maps are adjusted, larger ones handed out as jobs
+
+`add_frame` poses the frames between keyframes, and `finish` registers what is left, rescues what is
+missing and adjusts everything. One thread makes a mapper and calls it; what it returns is frozen or
+a private copy. (The loop is that of incremental structure from motion: Snavely et al., SIGGRAPH
+2006; Schönberger and Frahm, CVPR 2016.)
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.errors import InferenceError
+from engine.events import (
+    BundleAdjusted,
+    FramePosed,
+    FrameRegistered,
+    KeyframeAdded,
+    LoopClosed,
+    MapInitialized,
+    MetricScaleEstimated,
+    MisplacementFound,
+    PairVerified,
+    RegistrationFailed,
+    Warned,
+)
 from engine.geo.georeference import Georeference, gps_rmse_m
-from engine.geometry import camera_center
+from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
     merge_global_adjustment,
+    solve_globally,
     start_global_adjustment,
 )
 from engine.mapping.cameras import CameraCalibration
-from engine.mapping.current_map import CurrentMap
-from engine.mapping.facts import MappingFacts
-from engine.mapping.finishing import MapEnd
+from engine.mapping.finishing import build_separate_maps
 from engine.mapping.frame_posing import FramePoser
-from engine.mapping.georeferencing import Georeferencing, Placement
-from engine.mapping.growth import BuiltMap
-from engine.mapping.metric_scale import MetricScale
-from engine.mapping.restarts import MapStarts
-from engine.mapping.sparse_map import SparseMap
-from engine.mapping.window_schedule import WindowWork
-from engine.mapping.window_selection import SolvedWindow, WindowJob
-from engine.matching.pair_matching import PairMatching
+from engine.mapping.georeferencing import Georeferencing
+from engine.mapping.growth import (
+    GrowthConfig,
+    adjust_in_place,
+    grow_fully,
+    register_and_refine,
+)
+from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
+from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
+from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.restarts import BuiltMap, MapBuilder
+from engine.mapping.sparse_map import Registration, SparseMap
+from engine.mapping.steps import (
+    KeyframeRecord,
+    KeyframeToMatch,
+    MapCopy,
+    MapCounts,
+    MapFigures,
+    MappingStep,
+    MapSnapshot,
+)
+from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
+from engine.mapping.window_schedule import WindowRefinement
+from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
-from engine.output.snapshots import MapCopy
-from engine.ports import EventSink, PairMatcher, WindowSolver
+from engine.ports import EventSink, WindowSolver
 from engine.types import (
     Features,
     FrameId,
     FramePose,
     GpsFix,
+    ImagePair,
     Keyframe,
     MapView,
+    RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
 )
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window as solve
 
+_SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class KeyframeRecord:
-    """What the journal keeps of a keyframe."""
-
-    keyframe: Keyframe
-    camera: pycolmap.Camera  # a copy
-    pairs: tuple[VerifiedPair, ...]
-    moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
+FixAt = Callable[[str, float], GpsFix | None]
 
 
-class MappingPipeline:
-    """Turns keyframes into a growing map, and tracked frames into poses.
+def _no_fix(camera_key: str, captured_at_s: float) -> GpsFix | None:
+    del camera_key, captured_at_s
+    return None
+
+
+class Mapper:
+    """Turns keyframes with their pairs into a growing map, and tracked frames into poses.
+
+    The scene graph belongs to the mapper's thread too, except between `begin_keyframe` and
+    `add_keyframe`: then it belongs to the thread that matches, and `add_frame` leaves it alone.
 
     Args:
-        config: the whole configuration; each part is handed its own section.
-        matcher: matches pairs of keyframes.
-        graph: chooses pairs and keeps them.
-        emit: takes facts.
-        clock: seconds since the start of the run.
-        solve_window: solves stretches of keyframes; by default the engine's own solver.
-        fix_at: where a camera (by its key) was at a capture time, by what came beside its frames.
+        config: the whole configuration; each part gets its own section.
+        graph: the scene graph, which `matching` fills.
+        matching: holds the keypoint tables.
+        emit: takes the events.
+        solve_window: solves windows of keyframes; by default the engine's own solver.
+        fix_at: the GPS position of a camera (by its key) at a capture time, from readings beside
+            its frames.
     """
 
     def __init__(
         self,
         config: Config,
         *,
-        matcher: PairMatcher,
         graph: SceneGraph,
+        matching: PairMatching,
         emit: EventSink,
-        clock: Callable[[], float],
         solve_window: WindowSolver | None = None,
-        fix_at: Callable[[str, float], GpsFix | None] = lambda camera_key, captured_at_s: None,
+        fix_at: FixAt = _no_fix,
     ) -> None:
         self._config = config
         self._graph = graph
-        self._matching = PairMatching(
-            graph, matcher, two_view=config.two_view, dense=config.dense_matching
-        )
-        self._facts = MappingFacts(emit=emit, clock=clock)
-        self._cameras = CameraCalibration(config.cameras, emit=emit, clock=clock)
-        self._current = CurrentMap(
-            config,
-            graph=graph,
-            cameras=self._cameras,
-            facts=self._facts,
-            depths_m=self._matching.depths_m,
-        )
-        self._poser = FramePoser(
-            registration=config.registration,
-            seed=config.runtime.seed,
-        )
-        self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
+        self._matching = matching
+        self._emit = emit
         self._fix_at = fix_at
-        self._make_work(solve_window or functools.partial(solve, config=WindowSolverConfig()))
-        self._separate_maps: tuple[SparseMap, ...] = ()
-        self._in_flight: GlobalAdjustment | None = None
-        self._keyframes_since_start = 0
-        self._loop_waits_for_adjustment = False
-        self._reported: set[FrameId] = set()  # frames with a pose
-        self._placed: set[FrameId] = set()  # keyframes told as registered
-        self._moved: dict[FrameId, Features] = {}  # since the last record
-        self._new_poses: list[FramePose] = []
-        self._version = 0
-
-    def _make_work(self, solve_window: WindowSolver) -> None:
-        """Makes what works on the map: starts, windows, its place on the globe, its end."""
-        config, graph = self._config, self._graph
-        self._starts = MapStarts(
+        self._map = self._new_map()
+        self._separate_maps: list[SparseMap] = []
+        self._num_maps = 0  # adopted so far, each fuller than the one before
+        self._cameras = CameraCalibration(config.cameras, emit=emit)
+        self._poser = FramePoser(registration=config.registration, seed=config.runtime.seed)
+        self._growth = _growth_config(config, is_final=False)
+        self._final_growth = _growth_config(config, is_final=True)
+        solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
+        self._builder = MapBuilder(
             initialization=config.initialization,
             rescue=config.rescue,
             window=config.window,
+            growth=self._growth,
+            final_growth=self._final_growth,
             graph=graph,
             cameras=self._cameras,
-            new_map=self._current.new_map,
+            new_map=self._new_map,
             solve_window=solve_window,
+            seed=config.runtime.seed,
         )
-        self._windows = WindowWork(
+        self._windows = WindowRefinement(
             config.window,
+            merging=WindowMergeConfig(
+                window=config.window,
+                registration=config.registration,
+                local_bundle_adjustment=config.local_bundle_adjustment,
+            ),
             graph=graph,
             solve=solve_window,
-            merge_config=self._current.window_merge_config,
-            facts=self._facts,
+            emit=emit,
         )
         self._georeferencing = Georeferencing(
-            config, position_of=self._position_of, facts=self._facts
+            config.georeference,
+            final_iterations=config.global_bundle_adjustment.final_iterations,
+            runtime=config.runtime,
+            position_of=self._position_of,
+            emit=emit,
         )
-        self._end = MapEnd(
-            config,
-            current=self._current,
-            starts=self._starts,
-            windows=self._windows,
-            georeferencing=self._georeferencing,
-            cameras=self._cameras,
-            graph=graph,
+        self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
+        self._adjustment = JobSlot(
+            merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
         )
+        self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
+        self._loop_waits_for_adjustment = False
+        self._knows_metric_scale = False
+        self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
+        self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
+        self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
+        self._has_pose: set[FrameId] = set()  # frames reported with a pose
+        self._was_registered: set[FrameId] = set()  # keyframes reported as registered
+        self._new_poses: list[FramePose] = []  # since the last step
+        self._version = 0  # of the map, for viewers
+        self._begun_s = 0.0  # monotonic, when the newest keyframe came
 
-    # -- state ----------------------------------------------------------------------------------
+    # -- a keyframe -----------------------------------------------------------------------------
 
-    @property
-    def sparse_map(self) -> SparseMap:
-        """The map; for the mapping thread only."""
-        return self._current.sparse_map
+    def begin_keyframe(
+        self, keyframe: Keyframe, finished: Sequence[FinishedJob] = ()
+    ) -> KeyframeToMatch:
+        """Merges results that are due, and adds a keyframe to the scene graph, not yet to the map.
 
-    @property
-    def separate_maps(self) -> tuple[SparseMap, ...]:
-        """Maps of keyframes that could not be joined to the map; known when it is finished."""
-        return self._separate_maps
-
-    @property
-    def is_initialized(self) -> bool:
-        """Whether there is a map."""
-        return self._current.is_initialized
-
-    @property
-    def num_keyframes(self) -> int:
-        """Keyframes seen, registered or not."""
-        return len(self._graph.keyframe_ids)
-
-    @property
-    def merge_is_due(self) -> bool:
-        """Whether the adjustment in flight must be merged before the next keyframe."""
-        return (
-            self._in_flight is not None
-            and self._keyframes_since_start
-            >= self._config.global_bundle_adjustment.merge_after_keyframes
-        )
-
-    def trajectory(self) -> list[FramePose]:
-        """Today's pose of every frame, in order of arrival; empty without a map.
-
-        In metres east, north, up once the map is laid onto GPS.
-        """
-        return self._georeferencing.poses_in_metres(self._poser.trajectory(self._map))
-
-    def keyframe_record(self, frame_id: FrameId) -> KeyframeRecord:
-        """What is worth keeping of the newest keyframe, and of what it changed."""
-        keyframe = self._graph.keyframe(frame_id)
-        self._moved.pop(frame_id, None)
-        moved, self._moved = tuple(self._moved.values()), {}
-        return KeyframeRecord(
-            keyframe=keyframe,
-            camera=copy.deepcopy(self._map.camera(keyframe.camera_key)),
-            pairs=tuple(self._graph.verified_pairs(frame_id)),
-            moved=moved,
-        )
-
-    def cameras(self) -> list[pycolmap.Camera]:
-        """Copies of all cameras as calibrated now."""
-        return self._cameras.copies(self._map)
-
-    @property
-    def placement(self) -> Placement | None:
-        """Where the map was last found to lie on the globe."""
-        return self._georeferencing.placement
-
-    def gps_rmse_m(self) -> float | None:
-        """How far registered keyframes are from their GPS positions, wrong ones left out.
-
-        None without enough of them.
-        """
-        if self.placement is not None:
-            return self.placement.georeference.rmse_m
-        known = {
-            i: fix
-            for i in self._map.registered_ids
-            if (fix := self._position_of(self._map.keyframe(i))) is not None
-        }
-        poses = np.array([self._map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
-        return gps_rmse_m(camera_center(poses), list(known.values()))
-
-    def copies_in_metres(self) -> tuple[list[MapCopy], Placement | None]:
-        """Private copies of the map and of those apart from it, each in metres if it was placed.
-
-        Also where the map lies on the globe. Maps apart are placed by the same origin, if at all.
-        """
-        placement = self._georeferencing.update(self._map)
-        copies = [self._copy(self._map, None if placement is None else placement.georeference)]
-        for separate in self._separate_maps:
-            found = self._georeferencing.place_apart(separate) if placement else None
-            copies.append(self._copy(separate, found))
-        return copies, placement
-
-    def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
-        reconstruction = sparse_map.copy_reconstruction()
-        is_in_metres = found is not None and self._georeferencing.to_metres(reconstruction, found)
-        return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
-
-    def metric_scale(self) -> MetricScale | None:
-        """How long the map's unit is, as the matcher's depths have it; None when nothing tells."""
-        return self._current.metric_scale()
-
-    def take_new_poses(self) -> list[FramePose]:
-        """Poses that became known since the last call, each frame once, as first reported."""
-        taken, self._new_poses = self._new_poses, []
-        return taken
-
-    def num_interpolated_frames(self) -> int:
-        """Frames of the trajectory without a pose of their own."""
-        return self._poser.num_interpolated(self._map)
-
-    # -- input ----------------------------------------------------------------------------------
-
-    def add_keyframe(self, keyframe: Keyframe) -> None:
-        """Takes a keyframe into the scene graph and, when it fits, into the map.
+        Frames tracked from it may come from now on. Its matching follows, then `add_keyframe`,
+        before the next keyframe begins.
 
         Raises:
-            InferenceError: the matcher failed. The keyframe is there with the pairs that held
-                before, and is registered when others bring it in.
+            MapError: what the source says of the camera does not fit its model.
         """
-        started_s = time.monotonic()
-        self.meet_keyframe(keyframe)
-        try:
-            verified = self.match_keyframe(keyframe.frame_id)
-        except InferenceError:
-            self.map_unmatched(keyframe.frame_id)
-            raise
-        self.map_keyframe(keyframe.frame_id, verified, started_s=started_s)
-
-    def meet_keyframe(self, keyframe: Keyframe) -> None:
-        """Makes a keyframe known; frames that are tracked from it may come from now on.
-
-        ``match_keyframe`` and ``map_keyframe`` follow, before the next one is met.
-        """
-        self._cameras.meet(keyframe, self._map)
-        self._graph.add_keyframe(keyframe)
+        self._merge(finished)
+        self._begun_s = time.monotonic()
+        self._camera_keys[keyframe.frame_id] = keyframe.camera_key
+        self._cameras.add(keyframe, self._map)
         self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
-        self._facts.keyframe_added(keyframe)
-
-    def match_keyframe(self, frame_id: FrameId) -> list[VerifiedPair]:
-        """Matches the keyframe met last against those the scene graph chooses.
-
-        The only part of mapping that another thread may do while this one poses tracked frames.
-
-        Raises:
-            InferenceError: the matcher failed; ``map_unmatched`` is to follow.
-        """
+        self._emit(
+            KeyframeAdded(
+                frame_id=keyframe.frame_id,
+                camera_key=keyframe.camera_key,
+                name=keyframe.name,
+                captured_at_s=keyframe.captured_at_s,
+                num_keypoints=len(keyframe.features),
+            )
+        )
         settings = self._config.matching
-        camera_key = self._graph.keyframe(frame_id).camera_key
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
-            camera_key, self._map
+            keyframe.camera_key, self._map
         )
-        wants_depths = settings.metric_scale != "off" and not self.is_initialized
-        return self._matching.match_keyframe(
-            frame_id, wants_pointmaps=wants_focal_length or wants_depths
+        wants_depths = settings.metric_scale != "off" and not self._is_initialized
+        return KeyframeToMatch(
+            frame_id=keyframe.frame_id,
+            name=keyframe.name,
+            wants_pointmaps=wants_focal_length or wants_depths,
         )
 
-    def map_keyframe(
-        self, frame_id: FrameId, verified: Sequence[VerifiedPair], *, started_s: float
-    ) -> None:
-        """Registers the keyframe that was matched, or tries to begin a map."""
-        self._note_focal_lengths()
-        self._add_to_map(frame_id, verified)
-        growth = self._current.growth_config()
-        if self.is_initialized:
-            self._cameras.calibrate_from_pairs(self._map, self._graph)
-            self._register(frame_id, started_s=started_s)
-            growth = self._current.growth_config()
-            self._adopt_if_fuller(self._starts.instead_of_poor(self._map, config=growth))
-        else:
-            self._adopt_if_fuller(self._starts.first(self._map, verified, config=growth))
-        self._after_change()
+    def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
+        """Adds the keyframe that was matched to the map and registers it, or starts a map.
 
-    def map_unmatched(self, frame_id: FrameId) -> None:
-        """Keeps a keyframe whose matching failed, with the pairs that held before."""
-        # Graph and map must know the same pairs.
-        self._add_to_map(frame_id, self._graph.verified_pairs(frame_id))
-
-    def add_tracked(self, tracked: TrackedFrame, fallback: TrackedFrame | None = None) -> None:
-        """Poses a frame between keyframes, now or when its keyframe is registered.
+        A keyframe whose matching failed is added with the pairs that held before, and registered
+        when others bring it in.
 
         Args:
-            tracked: the frame as followed from its keyframe.
-            fallback: the same as followed from the keyframe before, for a first pose while the map
-                has not got the newer one.
+            matched: what matching the keyframe that began last gave.
+            wants_view: whether viewers want to see the map.
+        """
+        frame_id = matched.frame_id
+        self._add_pairs(matched)
+        if matched.failure:
+            self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
+        elif not self._is_initialized:
+            self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._report_changes()
+        else:
+            self._cameras.calibrate_from_pairs(self._map, self._graph)
+            registration = register_and_refine(self._map, frame_id, config=self._growth)
+            self._report_registration(frame_id, registration, started_s=self._begun_s)
+            if registration.status is RegistrationStatus.REGISTERED:
+                self._take_out_misplaced(frame_id)
+                self._retry_waiting()
+            self._replace_map(self._builder.after_poor_start(self._map))
+            self._report_changes()
+        record = self._record(frame_id)
+        return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+
+    def _add_pairs(self, matched: MatchedKeyframe) -> None:
+        """Adds the keyframe and its pairs to the map, unregistered, and what changed with them."""
+        for seen_id, focal_px in matched.focal_lengths_px:
+            if self._config.matching.use_focal_lengths:
+                self._cameras.add_focal_length(self._camera_keys[seen_id], focal_px)
+        for features in matched.changed_features:
+            if features.frame_id != matched.frame_id:
+                self._moved[features.frame_id] = features
+                self._map.replace_features(features)
+        if not matched.failure:
+            self._report_pairs(matched.pairs)
+        self._map.add_keyframe(self._graph.keyframe(matched.frame_id), matched.pairs)
+        self._adjustment.count_keyframe()
+        self._window.count_keyframe()
+
+    def _report_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
+        for pair in pairs:
+            self._emit(
+                PairVerified(
+                    first=pair.pair.first,
+                    second=pair.pair.second,
+                    reason=pair.reason,
+                    num_matches=pair.num_matches,
+                    num_inliers=pair.num_inliers,
+                )
+            )
+        loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
+        if loop is not None:
+            self._loop_waits_for_adjustment = True
+            self._emit(
+                LoopClosed(
+                    first=loop.pair.first,
+                    second=loop.pair.second,
+                    num_inliers=loop.num_inliers,
+                )
+            )
+
+    def _take_out_misplaced(self, frame_id: FrameId) -> None:
+        """Takes out keyframes that a new one shows to be misplaced, and registers them again.
+
+        Taking the same ones out twice for the same reason would change nothing.
+        """
+        misplacement = find_misplacement(self._map, frame_id)
+        if misplacement is None or misplacement.evidence in self._evidence_used:
+            return
+        self._evidence_used.add(misplacement.evidence)
+        take_out(self._map, misplacement)
+        for misplaced in misplacement.keyframe_ids:
+            self._graph.set_registered(misplaced, False)
+        self._emit(
+            MisplacementFound(
+                keyframe_ids=misplacement.keyframe_ids,
+                evidence_first=misplacement.evidence.first,
+                evidence_second=misplacement.evidence.second,
+            )
+        )
+        self._builder.distrust(misplacement.misleading)
+        self._abandon_jobs()  # they hold the keyframes in the wrong place
+        self._grow(self._growth)
+
+    def _retry_waiting(self) -> None:
+        """Tries keyframes that failed before, those with the best pairs into the map first."""
+        limit = self._config.registration.max_retries_per_keyframe
+        for frame_id in self._graph.retry_candidates(limit):
+            started_s = time.monotonic()
+            registration = register_and_refine(self._map, frame_id, config=self._growth)
+            if registration.status is RegistrationStatus.REGISTERED:
+                self._report_registration(
+                    frame_id, registration, started_s=started_s, is_retry=True
+                )
+
+    def _grow(self, config: GrowthConfig) -> None:
+        """Registers everything that can be."""
+        started_s = time.monotonic()
+        grown = grow_fully(self._map, config=config)
+        each_s = (time.monotonic() - started_s) / max(1, len(grown))
+        for frame_id, registration in grown.items():
+            self._report_registration(
+                frame_id, registration, started_s=time.monotonic() - each_s, is_retry=True
+            )
+
+    def _replace_map(self, built: BuiltMap | None) -> None:
+        """Makes a built map the map when it holds more keyframes."""
+        if built is None or built.sparse_map.num_registered <= self._map.num_registered:
+            return
+        self._map = built.sparse_map
+        self._num_maps += 1
+        self._evidence_used.clear()
+        self._update_metric_scale()
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
+        self._emit(
+            MapInitialized(
+                first=built.pair.first,
+                second=built.pair.second,
+                num_points3D=self._map.num_points3D,
+                attempt=self._num_maps,
+            )
+        )
+        self._abandon_jobs()
+        self._schedule.done(self._map.num_registered)
+
+    # -- a frame between keyframes --------------------------------------------------------------
+
+    def add_frame(
+        self,
+        tracked: TrackedFrame,
+        *,
+        fallback: TrackedFrame | None = None,
+        wants_view: bool = False,
+    ) -> MappingStep:
+        """Poses a frame between keyframes, at once or when its keyframe is registered.
+
+        Args:
+            tracked: the frame as tracked from its keyframe.
+            fallback: the same as tracked from the keyframe before, for a first pose while the map
+                does not hold the newer one.
+            wants_view: whether viewers want to see the map; not while a keyframe is matched.
         """
         pose = self._poser.add_tracked(
-            tracked, self._map if self.is_initialized else None, fallback=fallback
+            tracked, self._map if self._is_initialized else None, fallback=fallback
         )
         if pose is not None:
             self._report_pose(
                 pose,
-                camera_key=self._graph.keyframe(tracked.keyframe_id).camera_key,
+                camera_key=self._camera_keys[tracked.keyframe_id],
                 received_at_s=tracked.received_at_s,
             )
+        return self._step(wants_view=wants_view)
 
-    def start_global_adjustment(self) -> GlobalAdjustment | None:
-        """A copy of the map to adjust elsewhere, when one is due; None otherwise.
+    # -- background jobs ------------------------------------------------------------------------
+
+    def _start_jobs(self) -> tuple[MapJob, ...]:
+        jobs = (self._start_global_adjustment(), self._start_window())
+        return tuple(job for job in jobs if job is not None)
+
+    def _start_global_adjustment(self) -> MapJob | None:
+        """A job for a copy of the map, when one is due.
 
         Small maps are adjusted at once instead, since nothing waits long for them.
         """
-        if self._in_flight is not None or not self.is_initialized:
+        if not (self._adjustment.is_free and self._is_initialized):
             return None
         num_registered = self._map.num_registered
         if not (self._schedule.should(num_registered) or self._loop_waits_for_adjustment):
             return None
         self._schedule.done(num_registered)
         self._loop_waits_for_adjustment = False
-        if num_registered <= self._config.global_bundle_adjustment.synchronous_until:
-            self._current.adjust(self._current.growth_config())
-            self._after_change()
+        settings = self._config.global_bundle_adjustment
+        if num_registered <= settings.synchronous_until:
+            self._adjust(self._growth)
+            self._report_changes()
             return None
-        self._in_flight = start_global_adjustment(
-            self._map, constant_camera_ids=self._cameras.constant_ids(self._map)
-        )
-        self._keyframes_since_start = 0
-        return self._in_flight
+        adjustment = start_global_adjustment(self._map)
 
-    def merge(self, adjusted: GlobalAdjustment) -> None:
-        """Brings an adjusted copy back under the map; dropped when the map was replaced."""
-        if adjusted is not self._in_flight:
-            return
-        self._in_flight = None
-        merged = merge_global_adjustment(self._map, adjusted)
-        self._facts.adjusted(merged, sparse_map=self._map)
-        self._after_change()
-
-    @property
-    def window_merge_is_due(self) -> bool:
-        """Whether the window in flight must be merged before the next keyframe."""
-        return self._windows.merge_is_due
-
-    def start_window(self) -> WindowJob | None:
-        """A window of the newest keyframes to solve elsewhere, when one is due; else None."""
-        return self._windows.start(self._map) if self.is_initialized else None
-
-    def solve_window(self, job: WindowJob) -> SolvedWindow:
-        """Solves a window; another thread than the mapping one may call it."""
-        return self._windows.solved(job)
-
-    def merge_window(self, solved: SolvedWindow) -> None:
-        """Changes the map by a window where that makes it better; the event tells."""
-        merge = self._windows.merge(self._map, solved)
-        if merge is not None and merge.better_map is not None:
-            self._current.take_over(merge)
-            self._current.retry_waiting()
-            self._after_change()
-
-    def abandon_window(self) -> None:
-        """Forgets the window in flight."""
-        self._windows.abandon()
-
-    def abandon_adjustment(self) -> None:
-        """Forgets the adjustment in flight; the next one is due by growth."""
-        self._in_flight = None
-
-    def finish(self) -> None:
-        """After the last frame: registers what is left, rescues what is missing, adjusts all."""
-        self.abandon_adjustment()  # merged after the last one it would undo it
-        self.abandon_window()
-        self._separate_maps = tuple(self._end.finish())
-        self._after_change()
-
-    # -- the steps of mapping a keyframe --------------------------------------------------------
-
-    def _note_focal_lengths(self) -> None:
-        """Passes on the focal lengths that the matcher saw."""
-        for frame_id, focal_px in self._matching.take_seen_focal_lengths():
-            if self._config.matching.use_focal_lengths:
-                self._cameras.note_seen(self._graph.keyframe(frame_id).camera_key, focal_px)
-
-    def _add_to_map(self, frame_id: FrameId, verified: Sequence[VerifiedPair]) -> None:
-        for features in self._matching.take_changed():
-            self._moved[features.frame_id] = features
-            if features.frame_id != frame_id:
-                self._map.replace_features(features)
-        for pair in verified:
-            self._facts.pair_verified(pair)
-        loops = [pair for pair in verified if self._graph.is_loop(pair.pair)]
-        if loops:
-            self._loop_waits_for_adjustment = True
-            self._facts.loop_closed(loops[0])
-        self._map.add_keyframe(self._graph.keyframe(frame_id), verified)
-        self._keyframes_since_start += 1
-        self._windows.keyframe_added()
-
-    def _register(self, frame_id: FrameId, *, started_s: float) -> None:
-        if not self._current.register(frame_id, started_s=started_s):
-            return
-        misplacement = self._current.repair(frame_id)
-        if misplacement is not None:
-            self._starts.distrust(misplacement.misleading)
-            self.abandon_adjustment()  # it knows them in the wrong place
-            self.abandon_window()
-            self._current.grow(self._current.growth_config())
-        self._current.retry_waiting()
-
-    def _adopt_if_fuller(self, built: BuiltMap | None) -> None:
-        """Makes a built map the map when it holds more keyframes."""
-        if self._current.adopt_if_fuller(built):
-            self.abandon_adjustment()
-            self.abandon_window()
-            self._schedule.done(self._map.num_registered)
-
-    def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
-        """Positions beside the frames are known better later, when those after them came, too."""
-        if keyframe.gps is not None and not keyframe.gps.is_provisional:
-            return keyframe.gps
-        return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
-
-    @property
-    def _map(self) -> SparseMap:
-        return self._current.sparse_map
-
-    # -- output ---------------------------------------------------------------------------------
-
-    def _after_change(self) -> None:
-        """Forgets where points were, and reports poses that became known."""
-        self._version += 1
-        self._poser.forget_points()
-        if not self.is_initialized:
-            return
-        for frame_id in self._map.registered_ids:
-            if frame_id not in self._placed:
-                keyframe = self._map.keyframe(frame_id)
-                pose = FramePose(
-                    frame_id=frame_id,
-                    index=keyframe.index,
-                    captured_at_s=keyframe.captured_at_s,
-                    cam_from_world=self._map.cam_from_world(frame_id),
-                    is_keyframe=True,
-                )
-                self._placed.add(frame_id)
-                self._report_pose(
-                    pose, camera_key=keyframe.camera_key, received_at_s=keyframe.received_at_s
-                )
-        for tracked, pose in self._poser.pose_pending(self._map):
-            self._report_pose(
-                pose,
-                camera_key=self._graph.keyframe(tracked.keyframe_id).camera_key,
-                received_at_s=tracked.received_at_s,
+        def run() -> GlobalAdjustment:
+            solve_globally(
+                adjustment.reconstruction,
+                constant_camera_ids=adjustment.constant_camera_ids,
+                max_iterations=settings.max_iterations,
+                num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
             )
+            return adjustment
 
-    def _report_pose(self, pose: FramePose, *, camera_key: str, received_at_s: float) -> None:
-        """Tells the pose of a frame: once, or for a keyframe again when the map has it."""
-        is_first = pose.frame_id not in self._reported
-        if not (is_first or pose.is_keyframe):
-            return  # the map has it already, and better
-        self._reported.add(pose.frame_id)
-        if is_first:
-            self._new_poses.append(pose)
-        self._facts.posed(
-            pose, camera_key=camera_key, received_at_s=received_at_s, is_first=is_first
+        return self._adjustment.start(MapJob(kind=JobKind.GLOBAL_ADJUSTMENT, run=run))
+
+    def _start_window(self) -> MapJob | None:
+        """A job that solves a window of the newest keyframes, when one is due."""
+        if not (self._window.is_free and self._is_initialized):
+            return None
+        window = self._windows.start_if_due(self._map)
+        if window is None:
+            return None
+        run = functools.partial(self._windows.solve, window)
+        return self._window.start(MapJob(kind=JobKind.WINDOW, run=run))
+
+    def _merge(self, finished: Sequence[FinishedJob]) -> None:
+        """Brings results of jobs into the map; those that were abandoned are dropped."""
+        for one in finished:
+            slot = self._adjustment if one.job.kind is JobKind.GLOBAL_ADJUSTMENT else self._window
+            if one.failure:
+                self._warn(f"{one.job.kind.value} failed: {one.failure}")
+            if not slot.release(one.job) or one.result is None:
+                continue
+            if isinstance(one.result, GlobalAdjustment):
+                self._emit(merge_global_adjustment(self._map, one.result))
+                self._report_changes()
+            elif self._take_over(self._windows.merge(self._map, one.result)):
+                self._retry_waiting()
+                self._report_changes()
+
+    def _take_over(self, merge: WindowMerge) -> bool:
+        """Makes the map that a window made better the map, if there is one."""
+        if merge.better_map is None:
+            return False
+        self._map = merge.better_map
+        for frame_id in merge.registered:
+            self._update_graph(frame_id)
+        return True
+
+    def _abandon_jobs(self) -> None:
+        self._adjustment.abandon()
+        self._window.abandon()
+
+    def _adjust(self, config: GrowthConfig) -> None:
+        """Adjusts the whole map on this thread."""
+        started_s = time.monotonic()
+        before_px = self._map.mean_reprojection_error_px()
+        adjust_in_place(self._map, config=config)
+        self._emit(
+            BundleAdjusted(
+                num_keyframes=self._map.num_registered,
+                num_points3D=self._map.num_points3D,
+                reprojection_error_before_px=before_px,
+                reprojection_error_after_px=self._map.mean_reprojection_error_px(),
+                keyframes_added_meanwhile=0,
+                elapsed_s=time.monotonic() - started_s,
+            )
         )
+
+    # -- the end of a run -----------------------------------------------------------------------
+
+    def finish(
+        self, finished: Sequence[FinishedJob] = (), *, wants_view: bool = False
+    ) -> MappingStep:
+        """Registers what is left after the last frame, rescues what is missing, adjusts all."""
+        self._merge(finished)
+        self._abandon_jobs()  # merged after the last adjustment they would undo it
+        if not self._is_initialized:
+            self._replace_map(self._builder.first_at_end(self._map))
+        if self._is_initialized:
+            self._grow(self._growth)
+            self._rescue_by_restarts()
+            self._grow(self._final_growth)
+            self._rescue_by_windows()
+            self._improve_by_windows()
+            self._update_metric_scale()
+            for _ in range(self._config.global_bundle_adjustment.final_passes):
+                self._map.retriangulate()
+                self._adjust(self._final_growth)
+            self._georeferencing.adjust(self._map)
+            self._georeferencing.update(self._map, is_final=True)
+            if self._config.rescue.separate_maps:
+                self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
+        self._report_changes()
+        return self._step(wants_view=wants_view)
+
+    def _rescue_by_restarts(self) -> None:
+        """Tries other starts while keyframes are missing."""
+        for _ in range(self._config.rescue.final_rebuilds):
+            built = self._builder.another_at_end(self._map)
+            if built is None:
+                return
+            self._replace_map(built)
+
+    def _rescue_by_windows(self) -> None:
+        """Solves missing keyframes as windows of their own, as long as some come in."""
+        while (merge := self._windows.rescue(self._map)) is not None:
+            self._take_over(merge)
+            self._grow(self._final_growth)
+
+    def _improve_by_windows(self) -> None:
+        """Solves the weakest parts of the map once more."""
+        tried: set[FrameId] = set()
+        for _ in range(self._config.window.max_final):
+            merge = self._windows.improve(self._map, tried=tried)
+            if merge is None:
+                return
+            self._take_over(merge)
+
+    # -- products: copies, for any thread -------------------------------------------------------
+
+    def trajectory(self) -> list[FramePose]:
+        """The present pose of every frame, in order of arrival; empty without a map.
+
+        In metres east, north, up once the map is georeferenced.
+        """
+        return self._georeferencing.poses_in_metres(self._poser.trajectory(self._map))
+
+    def cameras(self) -> list[pycolmap.Camera]:
+        """Copies of all cameras as calibrated at present."""
+        return self._cameras.copies(self._map)
+
+    def snapshot(self) -> MapSnapshot:
+        """Copies of the map and of those apart from it, each in metres if it is georeferenced.
+
+        Separate maps are placed by the same origin, if at all.
+        """
+        placement = self._georeferencing.update(self._map)
+        copies = [self._copy(self._map, None if placement is None else placement.georeference)]
+        for separate in self._separate_maps:
+            found = self._georeferencing.place_separate(separate) if placement else None
+            copies.append(self._copy(separate, found))
+        return MapSnapshot(copies=tuple(copies), placement=placement, counts=self._counts())
 
     def view(self) -> MapView:
-        """An immutable picture of the map."""
+        """A frozen picture of the map and the scene graph, for viewers."""
         ids = self._map.registered_ids
         cameras = [self._map.camera(self._map.keyframe(i).camera_key) for i in ids]
         cloud = self._map.point_cloud()
@@ -521,3 +569,234 @@ class MappingPipeline:
             edges=np.array([(e.pair.first, e.pair.second) for e in edges], np.int64).reshape(-1, 2),
             edge_reasons=tuple(edge.reason for edge in edges),
         )
+
+    def figures(self) -> MapFigures:
+        """The figures of the map that the summary of a run reports."""
+        reconstruction = self._map.reconstruction
+        scale = self._metric_scale()
+        return MapFigures(
+            counts=self._counts(),
+            num_points3D=self._map.num_points3D,
+            num_observations=reconstruction.compute_num_observations(),
+            mean_track_length=reconstruction.compute_mean_track_length(),
+            mean_reprojection_error_px=self._map.mean_reprojection_error_px(),
+            num_interpolated_frames=self._poser.num_interpolated(self._map),
+            num_components=int(self._is_initialized) + len(self._separate_maps),
+            placement=self._georeferencing.placement,
+            gps_rmse_m=self._gps_rmse_m(),
+            metres_per_map_unit=scale.metres_per_map_unit if scale else None,
+        )
+
+    def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
+        reconstruction = sparse_map.copy_reconstruction()
+        is_in_metres = found is not None and self._georeferencing.to_metres(reconstruction, found)
+        return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
+
+    def _record(self, frame_id: FrameId) -> KeyframeRecord:
+        """What the journal keeps of the newest keyframe, and of the tables that it changed."""
+        keyframe = self._graph.keyframe(frame_id)
+        moved, self._moved = tuple(self._moved.values()), {}
+        return KeyframeRecord(
+            keyframe=keyframe,
+            camera=copy.deepcopy(self._map.camera(keyframe.camera_key)),
+            pairs=tuple(self._graph.verified_pairs(frame_id)),
+            moved=moved,
+        )
+
+    def _step(
+        self,
+        *,
+        record: KeyframeRecord | None = None,
+        jobs: tuple[MapJob, ...] = (),
+        wants_view: bool,
+    ) -> MappingStep:
+        new_poses, self._new_poses = tuple(self._new_poses), []
+        due = (self._adjustment.due, self._window.due)
+        return MappingStep(
+            record=record,
+            new_poses=new_poses,
+            jobs=jobs,
+            due=tuple(job for job in due if job is not None),
+            counts=self._counts(),
+            view=self.view() if wants_view and self._is_initialized else None,
+        )
+
+    def _counts(self) -> MapCounts:
+        return MapCounts(
+            num_keyframes=len(self._camera_keys), num_registered=self._map.num_registered
+        )
+
+    # -- reporting ------------------------------------------------------------------------------
+
+    def _report_registration(
+        self,
+        frame_id: FrameId,
+        registration: Registration,
+        *,
+        started_s: float,
+        is_retry: bool = False,
+    ) -> None:
+        if registration.status is not RegistrationStatus.REGISTERED:
+            self._emit(
+                RegistrationFailed(
+                    frame_id=frame_id,
+                    status=registration.status,
+                    num_inliers=registration.num_inliers,
+                    num_correspondences=registration.num_correspondences,
+                )
+            )
+            return
+        self._update_graph(frame_id)
+        self._emit(
+            FrameRegistered(
+                frame_id=frame_id,
+                num_inliers=registration.num_inliers,
+                num_correspondences=registration.num_correspondences,
+                num_registered=self._map.num_registered,
+                num_points3D=self._map.num_points3D,
+                is_retry=is_retry,
+                elapsed_s=time.monotonic() - started_s,
+            )
+        )
+
+    def _report_changes(self) -> None:
+        """Reports poses that became known, after the map changed."""
+        self._version += 1
+        self._poser.forget_points()
+        if not self._is_initialized:
+            return
+        for frame_id in self._map.registered_ids:
+            if frame_id not in self._was_registered:
+                self._was_registered.add(frame_id)
+                keyframe = self._map.keyframe(frame_id)
+                pose = FramePose(
+                    frame_id=frame_id,
+                    index=keyframe.index,
+                    captured_at_s=keyframe.captured_at_s,
+                    cam_from_world=self._map.cam_from_world(frame_id),
+                    is_keyframe=True,
+                )
+                self._report_pose(
+                    pose, camera_key=keyframe.camera_key, received_at_s=keyframe.received_at_s
+                )
+        for tracked, pose in self._poser.pose_pending(self._map):
+            self._report_pose(
+                pose,
+                camera_key=self._camera_keys[tracked.keyframe_id],
+                received_at_s=tracked.received_at_s,
+            )
+
+    def _report_pose(self, pose: FramePose, *, camera_key: str, received_at_s: float) -> None:
+        """Reports the pose of a frame: once, or for a keyframe again when it is registered."""
+        is_first = pose.frame_id not in self._has_pose
+        if not (is_first or pose.is_keyframe):
+            return  # the map has it already, and better
+        self._has_pose.add(pose.frame_id)
+        if is_first:
+            self._new_poses.append(pose)
+        x, y, z = camera_center(pose.cam_from_world).tolist()
+        qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
+        self._emit(
+            FramePosed(
+                frame_id=pose.frame_id,
+                camera_key=camera_key,
+                captured_at_s=pose.captured_at_s,
+                cam_center_in_world=(x, y, z),
+                world_from_cam_quat_xyzw=(qx, qy, qz, qw),
+                is_keyframe=pose.is_keyframe,
+                is_first=is_first,
+                latency_s=time.monotonic() - received_at_s,
+            )
+        )
+
+    def _warn(self, message: str) -> None:
+        self._emit(Warned(message=message))
+
+    # -- small questions ------------------------------------------------------------------------
+
+    @property
+    def _is_initialized(self) -> bool:
+        return self._map.num_registered > 0
+
+    def _new_map(self) -> SparseMap:
+        return SparseMap(
+            triangulation=self._config.triangulation,
+            registration=self._config.registration,
+            seed=self._config.runtime.seed,
+        )
+
+    def _update_graph(self, frame_id: FrameId) -> None:
+        """Brings the scene graph up to date with a keyframe's place in the map."""
+        is_registered = self._map.is_registered(frame_id)
+        self._graph.set_registered(frame_id, is_registered)
+        if is_registered:
+            self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
+
+    def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
+        """Positions beside the frames are known better later, when those after them came, too."""
+        if keyframe.gps is not None and not keyframe.gps.is_provisional:
+            return keyframe.gps
+        return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
+
+    def _gps_rmse_m(self) -> float | None:
+        """How far registered keyframes are from their GPS positions, wrong ones left out.
+
+        None without enough of them.
+        """
+        if self._georeferencing.placement is not None:
+            return self._georeferencing.placement.georeference.rmse_m
+        known = {
+            i: fix
+            for i in self._map.registered_ids
+            if (fix := self._position_of(self._map.keyframe(i))) is not None
+        }
+        poses = np.array([self._map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
+        return gps_rmse_m(camera_center(poses), list(known.values()))
+
+    def _metric_scale(self) -> MetricScale | None:
+        """How long the map's unit is by the matcher's depths; None when they do not say."""
+        if self._config.matching.metric_scale == "off":
+            return None
+        return estimate_metric_scale(self._map, self._matching.depths_m)
+
+    def _update_metric_scale(self) -> None:
+        """Emits, once it is known, how long the map's unit is, and makes it a metre when asked to.
+
+        Later maps are placed onto the one before, and so have its scale, unless they share too
+        little with it.
+        """
+        is_applied = self._config.matching.metric_scale == "apply"
+        if self._knows_metric_scale and not is_applied:
+            return
+        scale = self._metric_scale()
+        if scale is None:
+            return
+        has_its_scale = 1 / _SAME_SCALE < scale.metres_per_map_unit < _SAME_SCALE
+        if self._knows_metric_scale and has_its_scale:
+            return
+        self._knows_metric_scale = True
+        if is_applied:
+            self._map.scale(scale.metres_per_map_unit)
+        self._emit(
+            MetricScaleEstimated(
+                metres_per_map_unit=scale.metres_per_map_unit,
+                num_depths=scale.num_depths,
+                spread_ratio=scale.spread_ratio,
+                is_applied=is_applied,
+            )
+        )
+
+
+def _growth_config(config: Config, *, is_final: bool) -> GrowthConfig:
+    """Thresholds of growing: while frames arrive, or at the end, when no better ones can come."""
+    registration, settings = config.registration, config.global_bundle_adjustment
+    if is_final:
+        settings = settings.model_copy(update={"max_iterations": settings.final_iterations})
+    return GrowthConfig(
+        min_inlier_ratio=(
+            registration.min_inlier_ratio if is_final else registration.sure_inlier_ratio
+        ),
+        local_bundle_adjustment=config.local_bundle_adjustment,
+        global_bundle_adjustment=settings,
+        num_threads=config.runtime.num_threads,
+    )

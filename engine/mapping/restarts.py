@@ -1,42 +1,72 @@
-"""Starting maps: the first one, another instead of a poor one, others while keyframes are missing.
+"""Building maps from the scene graph: the first one, others after a poor start, separate ones.
 
-Each start builds a whole map from the scene graph and places it onto the present one by the
-keyframes they share. Whether it replaces it is for the caller to decide.
+Each start builds a whole map and places it onto the present one by the keyframes they share.
+Whether it replaces the present one is for the mapper to decide.
+
+Where no pair of keyframes can start a map, a window of the best connected ones can: sparse photos
+and slow flights have pairs that are all too narrow, too flat, or too weak alone. (VGGSfM solves all
+frames of a window at once: Wang, Karaev, Rupprecht and Novotny, CVPR 2024.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
 
 from engine.config import InitializationConfig, RescueConfig, WindowConfig
+from engine.events import WindowPurpose
 from engine.geometry import similarity_between_poses
-from engine.mapping.cameras import CameraCalibration
-from engine.mapping.growth import BuiltMap, GrowthConfig, build_best_map, rank_initial_pairs
+from engine.mapping.cameras import CameraCalibration, with_focal_length
+from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully
+from engine.mapping.initialization import (
+    InitialPair,
+    has_enough_points,
+    initialize,
+    rank_initial_pairs,
+)
 from engine.mapping.sparse_map import SparseMap
-from engine.mapping.window_bootstrap import bootstrap_map
+from engine.mapping.window_selection import Window, WindowJob, window_problem
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import WindowSolver
 from engine.types import FrameId, ImagePair, VerifiedPair
+from engine.window_types import WindowEstimate, WindowStatus
 
-_MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
+_GOOD_START_RATIO = 0.8  # of the keyframes that match any: no other first pair is tried
 _STRONG_START_RATIO = 0.8  # of the keyframes that match any: no window is tried
-_MIN_COMMON_TO_PLACE = 2  # keyframes; one tells no scale
+_MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
+_MIN_COMMON_TO_PLACE = 2  # keyframes; one fixes no scale
+_MIN_VALID = 5  # keyframes that a window poses: with fewer a pair does as well
+_POINTS_PER_INLIER = 3  # of those that a first pair needs: a window sees more
 
 
-class MapStarts:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BuiltMap:
+    """A map and what it was built from."""
+
+    sparse_map: SparseMap
+    pair: ImagePair  # what it started from, or the strongest pair of the window
+    initial: InitialPair | None  # None: it started from a window
+
+
+class MapBuilder:
     """Builds maps from the scene graph and remembers what was tried.
 
     Args:
         initialization: when a first map is tried.
         rescue: when another one is.
         window: whether and how large a window may give the first one.
-        graph: knows all keyframes and pairs.
-        cameras: knows all cameras.
+        growth: thresholds of growing.
+        final_growth: thresholds of growing at the end of a run.
+        graph: holds all keyframes and pairs.
+        cameras: holds all cameras.
         new_map: makes an empty map.
         solve_window: solves windows.
+        seed: of the estimation of relative poses.
     """
 
     def __init__(
@@ -45,20 +75,26 @@ class MapStarts:
         initialization: InitializationConfig,
         rescue: RescueConfig,
         window: WindowConfig,
+        growth: GrowthConfig,
+        final_growth: GrowthConfig,
         graph: SceneGraph,
         cameras: CameraCalibration,
         new_map: Callable[[], SparseMap],
         solve_window: WindowSolver,
+        seed: int,
     ) -> None:
         self._initialization = initialization
         self._rescue = rescue
         self._window = window
-        self._solve_window = solve_window
-        self._num_keyframes_at_bootstrap = 0
+        self._growth = growth
+        self._final_growth = final_growth
         self._graph = graph
         self._cameras = cameras
         self._new_map = new_map
+        self._solve_window = solve_window
+        self._seed = seed
         self._all_pairs_were_tried = False
+        self._num_keyframes_at_bootstrap = 0
         self._num_restarts = 0
         self._num_keyframes_at_restart = 0
         self._tried_at_end: set[ImagePair] = set()
@@ -68,88 +104,100 @@ class MapStarts:
         """Leaves pairs that misled a map out of all maps to come."""
         self._distrusted.update(pairs)
 
-    def first(
-        self, present: SparseMap, newest: Sequence[VerifiedPair], *, config: GrowthConfig
-    ) -> BuiltMap | None:
-        """The first map, once there are enough keyframes and some of them make a sound one.
+    def first(self, present: SparseMap, newest: Sequence[VerifiedPair]) -> BuiltMap | None:
+        """Builds the first map, once there are enough keyframes and some of them make a sound one.
 
         Args:
-            present: the map without registered keyframes; it knows the cameras.
+            present: the map without registered keyframes; it holds the cameras.
             newest: pairs of the newest keyframe; those of older ones are tried only once.
-            config: thresholds.
         """
         if len(self._graph.keyframe_ids) < self._initialization.min_keyframes:
             return None
         pairs = newest if self._all_pairs_were_tried else self._pairs()
         self._all_pairs_were_tried = True
         self._cameras.calibrate_from_pairs(present, self._graph)
-        built = self._build(present, pairs, config=config)
+        built = self._from_pairs(present, pairs)
         num_connected = len(self._graph.connected_ids)
-        # Small windows are easily wrong, and cost as much as they tell.
+        # Small windows are easily wrong, and cost as much as they gain.
         if num_connected < max(
             self._window.size, _MORE_TO_RESTART * self._num_keyframes_at_bootstrap
         ):
             return built
         self._num_keyframes_at_bootstrap = num_connected
-        return self._or_from_window(built, present, config=config)
+        return self._or_from_window(built, present, config=self._growth)
 
-    def first_at_end(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
-        """The first map when no more keyframes will come: few are enough, all pairs are tried."""
+    def first_at_end(self, present: SparseMap) -> BuiltMap | None:
+        """Builds the first map of few keyframes, from any pair, when no more of them will come."""
         self._cameras.calibrate_from_pairs(present, self._graph)
-        built = self._build(present, self._pairs(), config=config)
-        return self._or_from_window(built, present, config=config)
+        built = self._from_pairs(present, self._pairs())
+        return self._or_from_window(built, present, config=self._growth)
 
-    def instead_of_poor(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
-        """A map from another start when most keyframes do not fit the present one.
+    def after_poor_start(self, present: SparseMap) -> BuiltMap | None:
+        """Builds a map from another start when most keyframes do not fit the present one.
 
         Tried each time a quarter more keyframes came, up to the configured number.
         """
-        num_seen = len(self._graph.connected_ids)
+        num_connected = len(self._graph.connected_ids)
         if (
-            present.num_registered >= self._rescue.restart_below_registered_ratio * num_seen
-            or num_seen < self._rescue.restart_min_keyframes
-            or num_seen < _MORE_TO_RESTART * self._num_keyframes_at_restart
+            present.num_registered >= self._rescue.restart_below_registered_ratio * num_connected
+            or num_connected < self._rescue.restart_min_keyframes
+            or num_connected < _MORE_TO_RESTART * self._num_keyframes_at_restart
             or self._num_restarts >= self._rescue.max_restarts
         ):
             return None
         self._num_restarts += 1
-        self._num_keyframes_at_restart = num_seen
-        return self._build(present, self._pairs_outside(present), config=config)
+        self._num_keyframes_at_restart = num_connected
+        return self._from_pairs(present, self._pairs_outside(present))
 
-    def another_at_end(self, present: SparseMap, *, config: GrowthConfig) -> BuiltMap | None:
-        """A map from a start not tried here before, while the present one misses keyframes."""
+    def another_at_end(self, present: SparseMap) -> BuiltMap | None:
+        """Builds a map from a start not tried here before, while keyframes are missing."""
         if present.num_registered == len(self._graph.connected_ids):
             return None
-        pairs = self._pairs_outside(present) or self._pairs()
-        built = self._build(present, pairs, config=config)
+        built = self._from_pairs(present, self._pairs_outside(present) or self._pairs())
         if built is not None:
             self._tried_at_end.add(built.pair)
         return built
 
-    def apart(
-        self, present: SparseMap, frame_ids: Collection[FrameId], *, config: GrowthConfig
-    ) -> BuiltMap | None:
-        """A map of some keyframes alone, in a frame of its own; it knows no others.
+    def separate(self, present: SparseMap, frame_ids: Collection[FrameId]) -> BuiltMap | None:
+        """Builds a map of some keyframes alone, in a frame of its own; it holds no others.
 
         Args:
-            present: knows the cameras.
+            present: holds the cameras.
             frame_ids: keyframes that have no place in ``present``.
-            config: thresholds.
         """
-        ranked = rank_initial_pairs(present, self._pairs_among(frame_ids), config=config)
-        built = build_best_map(lambda: self._with(present, frame_ids), ranked, config=config)
-        return self._or_from_window(built, present, config=config, only=frame_ids)
+        ranked = rank_initial_pairs(
+            present, self._pairs_among(frame_ids), config=self._initialization, seed=self._seed
+        )
+        built = self._best(
+            lambda: self._with(present, frame_ids), ranked, config=self._final_growth
+        )
+        return self._or_from_window(built, present, config=self._final_growth, only=frame_ids)
 
-    def _build(
-        self, present: SparseMap, pairs: Sequence[VerifiedPair], *, config: GrowthConfig
-    ) -> BuiltMap | None:
-        ranked = rank_initial_pairs(present, pairs, config=config, excluded=self._tried_at_end)
-        built = build_best_map(
-            lambda: self._with(present, self._graph.keyframe_ids), ranked, config=config
+    def _from_pairs(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> BuiltMap | None:
+        ranked = rank_initial_pairs(
+            present,
+            pairs,
+            config=self._initialization,
+            seed=self._seed,
+            excluded=self._tried_at_end,
+        )
+        built = self._best(
+            lambda: self._with(present, self._graph.keyframe_ids), ranked, config=self._growth
         )
         if built is not None:
             _place(built.sparse_map, onto=present)
         return built
+
+    def _best(
+        self,
+        new_map: Callable[[], SparseMap],
+        initial_pairs: Sequence[InitialPair],
+        *,
+        config: GrowthConfig,
+    ) -> BuiltMap | None:
+        return build_best_map(
+            new_map, initial_pairs, initialization=self._initialization, config=config
+        )
 
     def _or_from_window(
         self,
@@ -162,29 +210,22 @@ class MapStarts:
         """A map from a window instead of a weak one, when it holds more keyframes."""
         enough = _STRONG_START_RATIO * len(self._graph.connected_ids if only is None else only)
         num_registered = 0 if built is None else built.sparse_map.num_registered
-        if num_registered >= enough:
+        if num_registered >= enough or not (self._window.enabled and self._window.bootstrap):
             return built
         chosen = self._graph.keyframe_ids if only is None else only
-        from_window = self._bootstrap(present, chosen, config=config)
-        if from_window is None or from_window.sparse_map.num_registered <= num_registered:
-            return built
-        return from_window
-
-    def _bootstrap(
-        self, present: SparseMap, frame_ids: Collection[FrameId], *, config: GrowthConfig
-    ) -> BuiltMap | None:
-        """A map from a window of the best connected of some keyframes."""
-        if not (self._window.enabled and self._window.bootstrap):
-            return None
-        return bootstrap_map(
+        from_window = bootstrap_map(
             self._graph,
-            self._pairs_among(frame_ids),
-            new_map=lambda: self._with(present, frame_ids),
+            self._pairs_among(chosen),
+            new_map=lambda: self._with(present, chosen),
             unknown_cameras=self._cameras.unknown_keys(present),
             size=self._window.size + self._window.num_older,
             solve=self._solve_window,
+            initialization=self._initialization,
             config=config,
         )
+        if from_window is None or from_window.sparse_map.num_registered <= num_registered:
+            return built
+        return from_window
 
     def _with(self, present: SparseMap, frame_ids: Collection[FrameId]) -> SparseMap:
         """A map with keyframes and their pairs, none registered, cameras as calibrated now."""
@@ -230,3 +271,163 @@ def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
     onto_from_map = similarity_between_poses(poses, onto_poses)
     if onto_from_map is not None:
         sparse_map.reconstruction.transform(pycolmap.Sim3d(onto_from_map))
+
+
+# -- from a pair ----------------------------------------------------------------------------------
+
+
+def build_best_map(
+    new_map: Callable[[], SparseMap],
+    initial_pairs: Sequence[InitialPair],
+    *,
+    initialization: InitializationConfig,
+    config: GrowthConfig,
+) -> BuiltMap | None:
+    """Builds maps from the given pairs until one holds most keyframes; returns the fullest.
+
+    Args:
+        new_map: makes a map with all keyframes and pairs, none registered.
+        initial_pairs: pairs to start from, best first.
+        initialization: thresholds of starting.
+        config: thresholds of growing.
+
+    Returns:
+        None when no pair makes a sound map.
+    """
+    best: BuiltMap | None = None
+    for built in _built_maps(new_map, initial_pairs, initialization=initialization, config=config):
+        if best is None or _fullness(built) > _fullness(best):
+            best = built
+        num_matched = sum(1 for i in built.sparse_map.keyframe_ids if built.sparse_map.neighbors(i))
+        if built.sparse_map.num_registered >= _GOOD_START_RATIO * num_matched:
+            break
+    return best
+
+
+def _built_maps(
+    new_map: Callable[[], SparseMap],
+    initial_pairs: Sequence[InitialPair],
+    *,
+    initialization: InitializationConfig,
+    config: GrowthConfig,
+) -> Iterator[BuiltMap]:
+    max_iterations = config.global_bundle_adjustment.max_iterations
+    for initial in initial_pairs:
+        sparse_map = new_map()
+        if not initialize(
+            sparse_map, initial, config=initialization, max_iterations=max_iterations
+        ):
+            continue
+        grow_fully(sparse_map, config=config)
+        enough = min(3, len(sparse_map.keyframe_ids))
+        if sparse_map.num_registered < enough:
+            continue
+        adjust_in_place(sparse_map, config=config)
+        if has_enough_points(sparse_map, initialization):
+            yield BuiltMap(sparse_map=sparse_map, pair=initial.pair, initial=initial)
+
+
+def _fullness(built: BuiltMap) -> tuple[int, int]:
+    return built.sparse_map.num_registered, built.sparse_map.num_points3D
+
+
+# -- from a window --------------------------------------------------------------------------------
+
+
+def bootstrap_map(
+    graph: SceneGraph,
+    pairs: Sequence[VerifiedPair],
+    *,
+    new_map: Callable[[], SparseMap],
+    unknown_cameras: Collection[str],
+    size: int,
+    solve: WindowSolver,
+    initialization: InitializationConfig,
+    config: GrowthConfig,
+) -> BuiltMap | None:
+    """Builds a map from a window of the best connected keyframes.
+
+    Args:
+        graph: holds the keyframes.
+        pairs: verified pairs that may be used.
+        new_map: makes a map with all keyframes and pairs, none registered.
+        unknown_cameras: keys of cameras whose focal length the window has to find.
+        size: keyframes of the window at most.
+        solve: solves windows.
+        initialization: thresholds of starting.
+        config: thresholds of growing.
+
+    Returns:
+        None when the window cannot be solved, or what grows from it is no sound map.
+    """
+    frame_ids = _best_connected(pairs, size=size)
+    if len(frame_ids) < _MIN_VALID:
+        return None
+    sparse_map = new_map()
+    window = Window(
+        frame_ids=tuple(i for i in graph.keyframe_ids if i in frame_ids),
+        free_ids=frozenset(frame_ids),
+        purpose=WindowPurpose.BOOTSTRAP,
+    )
+    problem = window_problem(graph, sparse_map, window, unknown_cameras=unknown_cameras)
+    if problem is None:
+        return None
+    job = WindowJob(window=window, problem=problem, started_s=time.monotonic())
+    estimate = solve(problem)
+    if estimate.status is not WindowStatus.SOLVED or estimate.is_valid.sum() < _MIN_VALID:
+        return None
+    _start_from_window(sparse_map, graph, job, estimate, unknown_cameras=unknown_cameras)
+    grow_fully(sparse_map, config=config)
+    adjust_in_place(sparse_map, config=config)
+    if (
+        sparse_map.num_registered < _MIN_VALID
+        or sparse_map.num_points3D < _POINTS_PER_INLIER * initialization.min_inliers
+    ):
+        return None
+    strongest = max(_among(pairs, frame_ids), key=lambda pair: (pair.num_inliers, pair.pair))
+    return BuiltMap(sparse_map=sparse_map, pair=strongest.pair, initial=None)
+
+
+def _start_from_window(
+    sparse_map: SparseMap,
+    graph: SceneGraph,
+    job: WindowJob,
+    estimate: WindowEstimate,
+    *,
+    unknown_cameras: Collection[str],
+) -> None:
+    """Sets the focal lengths and poses that the window found; then triangulates."""
+    frame_ids = job.window.frame_ids
+    for frame_id, camera_idx in zip(frame_ids, job.problem.camera_idx, strict=True):
+        camera_key = graph.keyframe(frame_id).camera_key
+        if camera_key in unknown_cameras:
+            focal_px = float(estimate.focal_px[camera_idx])
+            params = with_focal_length(sparse_map.camera(camera_key), focal_px)
+            sparse_map.set_camera_params(camera_key, params)
+    valid = [idx for idx in range(len(frame_ids)) if estimate.is_valid[idx]]
+    sparse_map.place({frame_ids[idx]: estimate.cam_from_world[idx] for idx in valid})
+    for idx in valid:
+        sparse_map.triangulate(frame_ids[idx])
+    sparse_map.filter_all()
+
+
+def _best_connected(pairs: Sequence[VerifiedPair], *, size: int) -> set[FrameId]:
+    """Keyframes joined one by one to the strongest pair, each by most inliers to those before."""
+    if not pairs:
+        return set()
+    strongest = max(pairs, key=lambda pair: (pair.promise, pair.pair)).pair
+    chosen = {strongest.first, strongest.second}
+    while len(chosen) < size:
+        links: Counter[FrameId] = Counter()
+        for pair in pairs:
+            ends = {pair.pair.first, pair.pair.second}
+            if len(ends & chosen) == 1:
+                links[(ends - chosen).pop()] += pair.num_inliers
+        if not links:
+            break
+        chosen.add(max(links, key=lambda i: (links[i], -i)))
+    return chosen
+
+
+def _among(pairs: Sequence[VerifiedPair], frame_ids: Collection[FrameId]) -> list[VerifiedPair]:
+    return [pair for pair in pairs if {pair.pair.first, pair.pair.second} <= set(frame_ids)]

@@ -16,7 +16,7 @@ import pycolmap
 
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
-from engine.estimators.estimators import AbsolutePose, estimate_absolute_pose
+from engine.estimators.estimators import estimate_absolute_pose
 from engine.geometry import image_scale, transform_points
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointCloud, PointNotes
@@ -69,6 +69,7 @@ class SparseMap:
         self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._camera_ids: dict[str, int] = {}
+        self._constant_camera_ids: frozenset[int] = frozenset()
         self._notes = PointNotes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
@@ -124,9 +125,10 @@ class SparseMap:
         """Whether the camera was added."""
         return camera_key in self._camera_ids
 
-    def camera_id(self, camera_key: str) -> int:
-        """COLMAP's id of a camera."""
-        return self._camera_ids[camera_key]
+    @property
+    def constant_camera_ids(self) -> frozenset[int]:
+        """COLMAP's ids of the cameras whose calibration bundle adjustment must not change."""
+        return self._constant_camera_ids
 
     def point3D_ids(self, frame_id: FrameId) -> Int64Array:
         """For each keypoint of a keyframe the point it observes, -1 for none; (N,)."""
@@ -151,13 +153,26 @@ class SparseMap:
 
     # -- growing --------------------------------------------------------------------------------
 
-    def add_camera(self, camera_key: str, camera: pycolmap.Camera) -> None:
-        """Adds a camera under its key, as the only sensor of its own rig."""
+    def add_camera(
+        self, camera_key: str, camera: pycolmap.Camera, *, is_constant: bool = False
+    ) -> None:
+        """Adds a camera under its key, as the only sensor of its own rig.
+
+        Args:
+            camera_key: names the camera.
+            camera: its model, size and calibration; gets an id of this map.
+            is_constant: bundle adjustment must not change its calibration.
+
+        Raises:
+            MapError: the camera was added before.
+        """
         if camera_key in self._camera_ids:
             raise MapError(f"camera {camera_key} was added before")
         camera.camera_id = len(self._camera_ids) + 1
         self._reconstruction.add_camera_with_trivial_rig(camera)
         self._camera_ids[camera_key] = camera.camera_id
+        if is_constant:
+            self._constant_camera_ids |= {camera.camera_id}
 
     def set_camera_params(self, camera_key: str, params: Sequence[float]) -> None:
         """Replaces a camera's calibration."""
@@ -258,7 +273,14 @@ class SparseMap:
             return Registration(
                 status=RegistrationStatus.TOO_FEW_CORRESPONDENCES, num_correspondences=num
             )
-        pose = self._estimate_pose(frame_id, rows, point3D_ids=point3D_ids)
+        keyframe = self._keyframes[frame_id]
+        pose = estimate_absolute_pose(
+            keyframe.features.keypoints_xy[rows],
+            self.points3D_in_world(point3D_ids),
+            camera=self.camera(keyframe.camera_key),
+            config=self._registration,
+            seed=self._seed,
+        )
         num_inliers = 0 if pose is None else len(np.unique(rows[pose.inlier_mask]))
         enough = max(self._registration.min_inliers, min_inlier_ratio * len(np.unique(rows)))
         if pose is None or num_inliers < enough:
@@ -421,6 +443,7 @@ class SparseMap:
         twin._matches = self._matches
         twin._keyframes = dict(self._keyframes)
         twin._camera_ids = dict(self._camera_ids)
+        twin._constant_camera_ids = self._constant_camera_ids
         twin._notes = self._notes.copy_for(twin._reconstruction, twin._keyframes)
         twin._rebuild_managers()
         return twin
@@ -489,18 +512,6 @@ class SparseMap:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         unique = np.unique(np.concatenate(couples), axis=0)
         return unique[:, 0], unique[:, 1]
-
-    def _estimate_pose(
-        self, frame_id: FrameId, rows: Int64Array, *, point3D_ids: Int64Array
-    ) -> AbsolutePose | None:
-        keyframe = self._keyframes[frame_id]
-        return estimate_absolute_pose(
-            keyframe.features.keypoints_xy[rows],
-            self.points3D_in_world(point3D_ids),
-            camera=self.camera(keyframe.camera_key),
-            config=self._registration,
-            seed=self._seed,
-        )
 
     def _extend_tracks(
         self, frame_id: FrameId, rows: Int64Array, *, point3D_ids: Int64Array

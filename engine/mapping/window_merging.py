@@ -32,7 +32,6 @@ class WindowMergeConfig:
     window: WindowConfig
     registration: RegistrationConfig
     local_bundle_adjustment: LocalBundleAdjustmentConfig
-    constant_camera_ids: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -137,12 +136,7 @@ def _try_poses(
     kept = [i for i in poses if candidate.is_registered(i)]
     if not kept:
         return _unchanged(WindowVerdict.NOT_BETTER, "no keyframe of it finds support", before)
-    adjust_locally(
-        candidate,
-        kept[-1],
-        config=config.local_bundle_adjustment,
-        constant_camera_ids=config.constant_camera_ids,
-    )
+    adjust_locally(candidate, kept[-1], config=config.local_bundle_adjustment)
     after = candidate.fit(job.window.frame_ids)
     registered = tuple(i for i in kept if not sparse_map.is_registered(i))
     is_better = bool(registered) or (

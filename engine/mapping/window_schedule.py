@@ -1,12 +1,11 @@
-"""Windows of a run: when one is due, which is in flight, and which the end of the run tries."""
+"""Windows of a run: when the newest keyframes are solved again, and which the end of a run tries."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from engine.config import WindowConfig
-from engine.mapping.facts import MappingFacts
+from engine.events import WindowSolved
 from engine.mapping.sparse_map import SparseMap
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig, try_window
 from engine.mapping.window_selection import (
@@ -20,86 +19,60 @@ from engine.mapping.window_selection import (
     worst_window,
 )
 from engine.matching.scene_graph import SceneGraph
-from engine.ports import WindowSolver
+from engine.ports import EventSink, WindowSolver
 from engine.types import FrameId
 
-MergeConfig = Callable[[], WindowMergeConfig]
 
+class WindowRefinement:
+    """Chooses windows of the map and tries their results on it.
 
-class WindowWork:
-    """Chooses windows and tries their results on the map.
-
-    One window at a time is in flight elsewhere; it is merged a fixed number of keyframes later, so
-    that the same input gives the same map. At the end of a run windows are solved here and now.
+    While frames arrive a window is solved on another thread; at the end of a run on this one.
 
     Args:
         config: how many windows, and of what size.
-        graph: knows keyframes and pairs.
+        merging: thresholds of merging.
+        graph: holds keyframes and pairs.
         solve: solves windows.
-        merge_config: thresholds of merging as they are when a result is tried.
-        facts: is told what became of each window.
+        emit: takes the events.
     """
 
     def __init__(
         self,
         config: WindowConfig,
         *,
+        merging: WindowMergeConfig,
         graph: SceneGraph,
         solve: WindowSolver,
-        merge_config: MergeConfig,
-        facts: MappingFacts,
+        emit: EventSink,
     ) -> None:
         self._config = config
+        self._merging = merging
         self._graph = graph
         self._solve = solve
-        self._merge_config = merge_config
-        self._facts = facts
+        self._emit = emit
         self._schedule = WindowSchedule(config)
-        self._in_flight: WindowJob | None = None
-        self._keyframes_since_start = 0
 
-    @property
-    def merge_is_due(self) -> bool:
-        """Whether the window in flight must be merged before the next keyframe."""
-        return (
-            self._in_flight is not None
-            and self._keyframes_since_start >= self._config.merge_after_keyframes
-        )
-
-    def keyframe_added(self) -> None:
-        """Counts a keyframe."""
-        self._keyframes_since_start += 1
-
-    def start(self, sparse_map: SparseMap) -> WindowJob | None:
-        """A window of the newest keyframes to solve elsewhere, when one is due."""
+    def start_if_due(self, sparse_map: SparseMap) -> WindowJob | None:
+        """Returns a window of the newest keyframes when enough of them came since the last one."""
         num_keyframes = len(self._graph.keyframe_ids)
-        if self._in_flight is not None or not self._schedule.should(num_keyframes):
+        if not self._schedule.should(num_keyframes):
             return None
         self._schedule.done(num_keyframes)
         window = newest_window(self._graph, sparse_map, config=self._config)
-        self._in_flight = make_job(self._graph, sparse_map, window)
-        self._keyframes_since_start = 0
-        return self._in_flight
+        return make_job(self._graph, sparse_map, window)
 
-    def solved(self, job: WindowJob) -> SolvedWindow:
+    def solve(self, job: WindowJob) -> SolvedWindow:
         """Solves a window on the calling thread, which may be any."""
         return SolvedWindow(job=job, estimate=self._solve(job.problem))
 
-    def abandon(self) -> None:
-        """Forgets the window in flight."""
-        self._in_flight = None
-
-    def merge(self, sparse_map: SparseMap, solved: SolvedWindow) -> WindowMerge | None:
-        """Tries a window that was in flight; None when it was forgotten meanwhile."""
-        if solved.job is not self._in_flight:
-            return None
-        self._in_flight = None
+    def merge(self, sparse_map: SparseMap, solved: SolvedWindow) -> WindowMerge:
+        """Tries a window of the newest keyframes on the map."""
         merge = self._try(sparse_map, solved)
-        self._schedule.note(made_better=merge.better_map is not None)
+        self._schedule.adapt(made_better=merge.better_map is not None)
         return merge
 
     def rescue(self, sparse_map: SparseMap) -> WindowMerge | None:
-        """Tries windows of missing keyframes until one of them brings some in."""
+        """Tries windows of missing keyframes until one of them registers some."""
         if not self._config.enabled:
             return None
         windows = missing_windows(self._graph, sparse_map, config=self._config)
@@ -124,9 +97,24 @@ class WindowWork:
 
     def _solve_and_try(self, sparse_map: SparseMap, window: Window) -> WindowMerge | None:
         job = make_job(self._graph, sparse_map, window)
-        return None if job is None else self._try(sparse_map, self.solved(job))
+        return None if job is None else self._try(sparse_map, self.solve(job))
 
     def _try(self, sparse_map: SparseMap, solved: SolvedWindow) -> WindowMerge:
-        merge = try_window(sparse_map, solved.job, solved.estimate, config=self._merge_config())
-        self._facts.window_solved(solved, merge, elapsed_s=time.monotonic() - solved.job.started_s)
+        merge = try_window(sparse_map, solved.job, solved.estimate, config=self._merging)
+        self._emit(
+            WindowSolved(
+                purpose=solved.job.window.purpose,
+                verdict=merge.verdict,
+                reason=merge.reason,
+                keyframe_ids=solved.job.window.frame_ids,
+                num_registered=len(merge.registered),
+                num_observations_before=merge.before.num_observations,
+                num_observations_after=merge.after.num_observations,
+                error_before_px=merge.before.mean_error_px,
+                error_after_px=merge.after.mean_error_px,
+                moved_map=merge.moved_map,
+                elapsed_s=time.monotonic() - solved.job.started_s,
+                cpu_s=solved.estimate.cpu_s,
+            )
+        )
         return merge

@@ -1,4 +1,4 @@
-"""Windows of the growing map: which keyframes, what is asked of the solver, what is done with it.
+"""Windows of the growing map: which keyframes they hold, and the problem that the solver gets.
 
 A window is solved on arrays of its own, on any thread. Its result changes the map only where that
 makes it better: by keyframes it brings in, or by how well the window's keypoints agree with it.
@@ -55,9 +55,9 @@ class SolvedWindow:
 
 
 class WindowSchedule:
-    """When the newest keyframes are due to be solved again.
+    """Decides when the newest keyframes are solved again.
 
-    A map that windows do not make better is asked less and less often.
+    Windows of a map that they do not make better come less and less often.
     """
 
     def __init__(self, config: WindowConfig) -> None:
@@ -74,11 +74,11 @@ class WindowSchedule:
         )
 
     def done(self, num_keyframes: int) -> None:
-        """Notes that one started at this number of keyframes."""
+        """Takes this number of keyframes as that of the latest window."""
         self._num_keyframes_at_last = num_keyframes
 
-    def note(self, *, made_better: bool) -> None:
-        """Notes what became of one: the next comes sooner, or later."""
+    def adapt(self, *, made_better: bool) -> None:
+        """Makes the next window come sooner when the latest one made the map better, else later."""
         config = self._config
         longest = _MAX_INTERVALS * config.interval
         self._interval = config.interval if made_better else min(2 * self._interval, longest)
@@ -138,7 +138,7 @@ def worst_window(
 
 
 def make_job(graph: SceneGraph, sparse_map: SparseMap, window: Window) -> WindowJob | None:
-    """What is asked of the solver; None when the window cannot tell the map anything.
+    """The problem of a window; None when its result could not be placed in the map.
 
     Registered keyframes keep their poses, but for the free ones.
     """
@@ -155,10 +155,10 @@ def window_problem(
     *,
     unknown_cameras: Collection[str] = (),
 ) -> WindowProblem | None:
-    """A window as the solver takes it; None without tracks.
+    """The problem that the solver gets for a window; None without tracks.
 
     Cameras are taken as the map has them, and keypoints without their lens distortion, so every
-    camera model is solved alike. Cameras that nobody knows are to be found by the solver.
+    camera model is solved alike. The solver finds the focal lengths of unknown cameras.
     """
     frame_ids = window.frame_ids
     rows = tracks_through(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from engine.config import DenseMatchingConfig, TwoViewConfig
+from engine.errors import InferenceError
 from engine.estimators.estimators import VerifiedMatches, verify_matches
 from engine.matching.dense_matches import select_matches
 from engine.matching.keypoint_tables import KeypointTables
@@ -28,12 +30,23 @@ from engine.types import (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MatchedKeyframe:
+    """What matching the newest keyframe gave."""
+
+    frame_id: FrameId
+    pairs: tuple[VerifiedPair, ...]  # with earlier keyframes, those that hold
+    changed_features: tuple[Features, ...]  # keypoint tables that changed, of any keyframe
+    focal_lengths_px: tuple[tuple[FrameId, float], ...]  # that the matcher saw in keyframes
+    failure: str = ""  # of the matcher, in words
+
+
 class PairMatching:
     """Matches pairs that the scene graph chooses, verifies them and records what holds.
 
     Every pair tried is recorded in the graph, so none is tried twice. Keypoints of dense matchers
     move as matches claim them (see ``keypoint_tables``): the graph always has the present ones, and
-    ``take_changed`` tells which others must know.
+    ``MatchedKeyframe`` holds those that changed.
 
     Args:
         graph: chooses pairs and keeps those that hold.
@@ -59,21 +72,44 @@ class PairMatching:
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
-        """Takes the keypoint table of a keyframe of the graph."""
+        """Adds a keyframe to the scene graph, and its keypoint table here.
+
+        Raises:
+            ValueError: the graph holds it already.
+        """
+        self._graph.add_keyframe(keyframe)
         self._tables.add(keyframe.features, size=(keyframe.width, keyframe.height))
 
     def match_keyframe(
         self, frame_id: FrameId, *, wants_pointmaps: bool = False
-    ) -> list[VerifiedPair]:
-        """Matches a new keyframe against what its graph chooses, and around those that fit.
+    ) -> MatchedKeyframe:
+        """Matches the newest keyframe against what its graph chooses, and around those that fit.
 
         Args:
-            frame_id: a keyframe that was added here and to the graph.
+            frame_id: a keyframe that was added.
             wants_pointmaps: whether depths and focal lengths are of use.
 
-        Raises:
-            InferenceError: the matcher failed.
+        Returns:
+            The pairs that hold; when the matcher fails, those that held before it did, and why.
         """
+        failure = ""
+        try:
+            pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
+        except InferenceError as error:
+            pairs, failure = list(self._graph.verified_pairs(frame_id)), str(error)
+        changed, self._changed = tuple(self._changed.values()), {}
+        seen, self._seen_focal_lengths = tuple(self._seen_focal_lengths), []
+        return MatchedKeyframe(
+            frame_id=frame_id,
+            pairs=tuple(pairs),
+            changed_features=changed,
+            focal_lengths_px=seen,
+            failure=failure,
+        )
+
+    def _match_in_two_rounds(
+        self, frame_id: FrameId, *, wants_pointmaps: bool
+    ) -> list[VerifiedPair]:
         verified = self.match_pairs(
             self._graph.choose_pairs(frame_id), wants_pointmaps=wants_pointmaps
         )
@@ -105,16 +141,6 @@ class PairMatching:
     def depths_m(self, frame_id: FrameId) -> Float32Array:
         """Depths in metres that the matcher gave a keyframe's keypoints, (N,); 0: unknown."""
         return self._tables.depths_m(frame_id)
-
-    def take_changed(self) -> list[Features]:
-        """Keypoint tables that changed since the last call; the graph has them already."""
-        changed, self._changed = list(self._changed.values()), {}
-        return changed
-
-    def take_seen_focal_lengths(self) -> list[tuple[FrameId, float]]:
-        """Focal lengths in px that the matcher saw in keyframes since the last call."""
-        taken, self._seen_focal_lengths = self._seen_focal_lengths, []
-        return taken
 
     def _request(self, pair: ImagePair, wants_pointmaps: bool) -> MatchRequest:
         return MatchRequest(

@@ -1,0 +1,86 @@
+"""What the mapper returns: frozen values and private copies, for any thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.types import Features, FrameId, FramePose, Keyframe, MapView, VerifiedPair
+
+if TYPE_CHECKING:
+    import pycolmap
+
+    from engine.mapping.georeferencing import Placement
+    from engine.mapping.jobs import MapJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyframeToMatch:
+    """A keyframe that the mapper holds and that is to be matched next."""
+
+    frame_id: FrameId
+    name: str
+    wants_pointmaps: bool  # whether the matcher's depths and focal lengths are of use
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyframeRecord:
+    """What the journal keeps of a keyframe."""
+
+    keyframe: Keyframe
+    camera: pycolmap.Camera  # a copy
+    pairs: tuple[VerifiedPair, ...]
+    moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapCounts:
+    """How large the map is."""
+
+    num_keyframes: int = 0  # registered or not
+    num_registered: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MappingStep:
+    """What one call of the mapper did."""
+
+    record: KeyframeRecord | None  # None: no keyframe was added
+    new_poses: tuple[FramePose, ...]  # each frame once, as first reported
+    jobs: tuple[MapJob, ...]  # to start now, on another thread
+    due: tuple[MapJob, ...]  # jobs whose results must be merged before the next keyframe
+    counts: MapCounts
+    view: MapView | None  # for viewers, where it was asked for and there is a map
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MapCopy:
+    """A private copy of a map, to be written."""
+
+    reconstruction: pycolmap.Reconstruction
+    is_in_metres: bool  # east, north, up of the run's origin; else in the map's own frame and unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MapSnapshot:
+    """Private copies of the map and of those apart from it, and where they lie on the globe."""
+
+    copies: tuple[MapCopy, ...]
+    placement: Placement | None
+    counts: MapCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MapFigures:
+    """The figures of the map that a run reports."""
+
+    counts: MapCounts
+    num_points3D: int
+    num_observations: int
+    mean_track_length: float
+    mean_reprojection_error_px: float
+    num_interpolated_frames: int
+    num_components: int
+    placement: Placement | None
+    gps_rmse_m: float | None
+    metres_per_map_unit: float | None
