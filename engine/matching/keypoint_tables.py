@@ -30,7 +30,38 @@ from engine.types import (
     PairMatches,
 )
 
+Size = tuple[int, int]  # width and height in px
+
 _RASTER_STEPS = 2  # raster cells per merge radius: nearest keypoints are found to half a cell
+
+
+def select_matches(
+    matches: PairMatches, *, sizes: tuple[Size, Size], config: DenseMatchingConfig
+) -> PairMatches:
+    """The matches that are confident and not at an image's edge, the best of each place.
+
+    Dense matchers have opinions everywhere. At the edges they see half of what they compare; and
+    verification samples better from matches that are spread over the image.
+
+    Args:
+        matches: all matches of a pair.
+        sizes: of the first and of the second image.
+        config: thresholds.
+    """
+    wanted = matches.confidence >= config.min_confidence
+    for points_xy, size in zip((matches.points1_xy, matches.points2_xy), sizes, strict=True):
+        wanted &= _is_inside(points_xy, size=size, border_px=config.border_px * image_scale(*size))
+    order = np.flatnonzero(wanted)
+    order = order[np.argsort(-matches.confidence[order], kind="stable")]
+    chosen = spread_over_image(
+        matches.points1_xy[order], size=sizes[0], limit=config.max_matches_per_pair
+    )
+    return matches.take(order[chosen])
+
+
+def _is_inside(points_xy: Float64Array, *, size: Size, border_px: float) -> BoolArray:
+    upper = np.asarray(size) - border_px
+    return np.asarray(((points_xy >= border_px) & (points_xy <= upper)).all(axis=1))
 
 
 class KeypointTable:
@@ -42,9 +73,7 @@ class KeypointTable:
         config: radii, which scale with the image.
     """
 
-    def __init__(
-        self, features: Features, *, size: tuple[int, int], config: DenseMatchingConfig
-    ) -> None:
+    def __init__(self, features: Features, *, size: Size, config: DenseMatchingConfig) -> None:
         self._features = features
         self._size = size
         self._keypoints_xy = features.keypoints_xy.copy()
@@ -224,7 +253,7 @@ class KeypointTables:
         self._config = config
         self._tables: dict[FrameId, KeypointTable] = {}
 
-    def add(self, features: Features, *, size: tuple[int, int]) -> None:
+    def add(self, features: Features, *, size: Size) -> None:
         """Takes a keyframe's table; ``size`` is width and height in px."""
         self._tables[features.frame_id] = KeypointTable(features, size=size, config=self._config)
 

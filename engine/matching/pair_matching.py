@@ -8,8 +8,7 @@ import numpy as np
 
 from engine.config import DenseMatchingConfig, TwoViewConfig
 from engine.estimators.estimators import VerifiedMatches, verify_matches
-from engine.matching.dense_matches import select_matches
-from engine.matching.keypoint_tables import KeypointTables
+from engine.matching.keypoint_tables import KeypointTables, select_matches
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
