@@ -13,7 +13,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import CamerasConfig
-from engine.estimators.estimators import estimate_focal_length
+from engine.estimators.two_view_geometry import estimate_focal_length
 from engine.events import CameraCalibrated
 from engine.mapping.initial_camera import (
     CalibrationOrigin,

@@ -16,7 +16,7 @@ from engine.config import (
     InitializationConfig,
     LocalBundleAdjustmentConfig,
 )
-from engine.estimators.estimators import RelativePose, estimate_relative_pose
+from engine.estimators.two_view_geometry import RelativePose, estimate_relative_pose
 from engine.geometry import image_scale
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustmentSchedule,

@@ -16,7 +16,7 @@ import pycolmap
 
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
-from engine.estimators.estimators import AbsolutePose, estimate_absolute_pose
+from engine.estimators.absolute_pose import AbsolutePose, estimate_absolute_pose
 from engine.geometry import image_scale, transform_points
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointCloud, PointNotes

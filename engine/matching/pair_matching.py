@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.config import DenseMatchingConfig, TwoViewConfig
-from engine.estimators.estimators import VerifiedMatches, verify_matches
+from engine.estimators.two_view_geometry import VerifiedMatches, verify_matches
 from engine.matching.keypoint_tables import KeypointTables, select_matches
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher

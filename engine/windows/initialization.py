@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import RegistrationConfig, TwoViewConfig
-from engine.estimators.estimators import (
+from engine.estimators.absolute_pose import estimate_absolute_pose
+from engine.estimators.two_view_geometry import (
     RelativePose,
     VerifiedMatches,
-    estimate_absolute_pose,
     estimate_focal_length,
     estimate_relative_pose,
     verify_matches,

@@ -22,7 +22,7 @@ from adapters.matchers.mast3r.images import PixelMapping
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher, PairNetwork
 from engine.config import DenseMatchingConfig, Mast3rConfig, TwoViewConfig
 from engine.errors import InferenceError
-from engine.estimators.estimators import verify_matches
+from engine.estimators.two_view_geometry import verify_matches
 from engine.matching.keypoint_tables import select_matches
 from engine.ports import PairMatcher
 from engine.types import (
