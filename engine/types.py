@@ -404,10 +404,11 @@ class VerifiedPair:
         return len(self.inlier_matches_idx)
 
     @property
-    def promise(self) -> float:
-        """Matches that a plane or a rotation does not explain, and a tenth of those that it does.
+    def initial_pair_score(self) -> float:
+        """How well a map can start from the pair: a score in inliers, the more the better.
 
-        The more, the better a map can start from the pair.
+        Inliers that a plane or a rotation does not explain count in full, and a tenth of those that
+        it does.
         """
         return self.num_inliers * (1.1 - self.homography_inlier_ratio)
 

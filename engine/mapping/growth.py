@@ -155,7 +155,7 @@ def rank_initial_pairs(
         for pair in pairs
         if pair.num_inliers >= settings.min_inliers and pair.pair not in excluded
     ]
-    usable.sort(key=lambda pair: (-pair.promise, pair.pair))
+    usable.sort(key=lambda pair: (-pair.initial_pair_score, pair.pair))
     ranked = []
     for verified in usable[: _PAIRS_EXAMINED_PER_PAIR_TRIED * settings.max_pairs_tried]:
         relative = _relative_pose(sparse_map, verified, seed=config.seed)
