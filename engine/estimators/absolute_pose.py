@@ -22,7 +22,7 @@ _CONVERGED_RAD = 1e-7
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AbsolutePose:
-    """A view posed against points."""
+    """The pose of a view and the points that agree with it."""
 
     cam_from_world: Float64Array  # (3, 4)
     inlier_mask: NDArray[np.bool_]  # (N,)

@@ -31,7 +31,7 @@ _MIN_FOCAL_CONTRAST = 0.01  # between the best focal length's gap and the typica
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VerifiedMatches:
-    """Matches that agree on one two-view geometry."""
+    """Matches that agree on one two-view geometry, and that geometry."""
 
     inliers: PairMatches
     fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention
@@ -40,7 +40,7 @@ class VerifiedMatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RelativePose:
-    """Two views related by their matches."""
+    """The relative pose of two views and the matches that agree with it."""
 
     cam2_from_cam1: Float64Array  # (3, 4), translation of unit length
     num_inliers: int
@@ -53,7 +53,7 @@ def verify_matches(
     """Keeps the matches that one epipolar geometry explains; None when there are too few.
 
     The fundamental matrix is found with MAGSAC++ (Barath et al., 2020), which needs no sharp inlier
-    threshold; a homography fitted to its inliers tells planes and pure rotations.
+    threshold; a homography fitted to its inliers detects planes and pure rotations.
 
     Args:
         matches: tentative matches.
@@ -106,7 +106,7 @@ def homography_inlier_ratio(
 ) -> float:
     """Share of correspondences (N, 2), (N, 2) that one homography explains, 0..1.
 
-    Points that determine no homography, being few or on a line, tell of no depth: 1.
+    Points that determine no homography, being few or on a line, show no depth: 1.
     """
     if len(points1_xy) < 4:
         return 1.0
@@ -136,7 +136,7 @@ def estimate_focal_length(
     for every focal length: such pairs vote for none.
 
     Returns:
-        The focal length, or None when the pairs do not tell.
+        The focal length, or None when the pairs do not determine it.
     """
     usable = [pair for pair in pairs if pair.homography_inlier_ratio < 0.8]
     if not usable:
@@ -149,8 +149,8 @@ def estimate_focal_length(
     best = int(costs.argmin())
     typical = float(np.median(costs))
     stands_out = costs[best] < min(0.8 * typical, typical - _MIN_FOCAL_CONTRAST)
-    tells = stands_out and 0 < best < len(costs) - 1
-    return float(_FOCAL_RATIOS[best] * edge) if tells else None
+    is_determined = stands_out and 0 < best < len(costs) - 1
+    return float(_FOCAL_RATIOS[best] * edge) if is_determined else None
 
 
 def _singular_value_gaps(fundamental: Float64Array, width: int, height: int) -> Float64Array:
@@ -173,7 +173,7 @@ def estimate_relative_pose(
     max_error_px: float,
     seed: int,
 ) -> RelativePose | None:
-    """The relative pose of two calibrated views from matches (N, 2), (N, 2), if one fits."""
+    """The relative pose of two calibrated views from matches (N, 2), (N, 2); None if none fits."""
     if len(points1_xy) < _MIN_MATCHES_FOR_POSE:
         return None
     options = pycolmap.RANSACOptions(

@@ -1,4 +1,4 @@
-"""From chosen pairs to verified ones: a keyframe's place in the scene graph."""
+"""Pair matching: the pairs that the scene graph proposes are matched and verified."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from engine.types import (
 
 
 class PairMatching:
-    """Matches pairs that the scene graph chooses, verifies them and records what holds.
+    """Matches pairs that the scene graph proposes, verifies them and records the verified ones.
 
     Every pair tried is recorded in the graph, so none is tried twice. Keypoints of dense matchers
-    move as matches claim them (see ``keypoint_tables``): the graph always has the present ones, and
-    ``take_changed`` tells which others must know.
+    move as matches claim them (see ``keypoint_tables``): the graph always has the current tables,
+    and ``take_changed`` returns those that other copies have to be updated with.
 
     Args:
-        graph: chooses pairs and keeps those that hold.
+        graph: proposes pairs and keeps the verified ones.
         matcher: matches them.
-        two_view: what verification asks for.
-        dense: how dense matches become keypoints.
+        two_view: thresholds of the verification.
+        dense: thresholds for dense matches that become keypoints.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class PairMatching:
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
-        """Takes the keypoint table of a keyframe of the graph."""
+        """Adds the keypoint table of a keyframe that the graph holds."""
         self._tables.add(keyframe.features, size=(keyframe.width, keyframe.height))
 
     def match_keyframe(
         self, frame_id: FrameId, *, wants_pointmaps: bool = False
     ) -> list[VerifiedPair]:
-        """Matches a new keyframe against what its graph chooses, and around those that fit.
+        """Matches a new keyframe with the pairs that the graph proposes, then around verified ones.
 
         Args:
             frame_id: a keyframe that was added here and to the graph.
-            wants_pointmaps: whether depths and focal lengths are of use.
+            wants_pointmaps: whether the matcher computes depths and focal lengths.
 
         Raises:
             InferenceError: the matcher failed.
@@ -82,7 +82,7 @@ class PairMatching:
     def match_pairs(
         self, candidates: Sequence[PairCandidate], *, wants_pointmaps: bool = False
     ) -> list[VerifiedPair]:
-        """Matches and verifies candidates; returns those that hold, in order.
+        """Matches and verifies candidates; returns the verified ones, in order.
 
         Raises:
             InferenceError: the matcher failed.
@@ -90,28 +90,28 @@ class PairMatching:
         matched = self._matcher.match(
             [self._request(candidate.pair, wants_pointmaps) for candidate in candidates]
         )
-        held = []
+        verified_pairs = []
         for candidate, matches in zip(candidates, matched, strict=True):
             verified = self._verify(matches, reason=candidate.reason)
             if verified is None:
                 self._graph.record_tried(candidate.pair)
             else:
                 self._graph.record_pair(verified)
-                held.append(verified)
-        self._tables.forget_rasters()
-        return held
+                verified_pairs.append(verified)
+        self._tables.drop_rasters()
+        return verified_pairs
 
     def depths_m(self, frame_id: FrameId) -> Float32Array:
         """Depths in metres that the matcher gave a keyframe's keypoints, (N,); 0: unknown."""
         return self._tables.depths_m(frame_id)
 
     def take_changed(self) -> list[Features]:
-        """Keypoint tables that changed since the last call; the graph has them already."""
+        """Returns the keypoint tables that changed since the last call; the graph has them."""
         changed, self._changed = list(self._changed.values()), {}
         return changed
 
     def take_seen_focal_lengths(self) -> list[tuple[FrameId, float]]:
-        """Focal lengths in px that the matcher saw in keyframes since the last call."""
+        """Returns the matcher's estimates of keyframes' focal lengths in px since the last call."""
         taken, self._seen_focal_lengths = self._seen_focal_lengths, []
         return taken
 
@@ -147,7 +147,7 @@ class PairMatching:
             pair=matches.pair,
             reason=reason,
             inlier_matches_idx=rows.astype(np.uint32),
-            # Several dense matches may be one of two keypoints; the share that held is what counts.
+            # Several dense matches may merge into one of two keypoints: the inlier ratio is kept.
             num_matches=round(len(rows) * len(matches) / len(verified.inliers)),
             fundamental=verified.fundamental,
             homography_inlier_ratio=verified.homography_inlier_ratio,

@@ -232,7 +232,7 @@ def test_a_hopeless_start_ends_with_few_inliers_or_none() -> None:
     assert all(center_error(end.cam_from_world) < 0.3 for end in lucky)
 
 
-def test_a_start_that_looks_away_has_no_solution() -> None:
+def test_a_start_that_faces_away_has_no_solution() -> None:
     views = two_views(box_of_points(100), cam2_from_world=IDENTITY_POSE)
     about_face = pose_at((0.0, 0.0, 0.0), rotation_vector=(0.0, np.pi, 0.0))
     assert refine(about_face, views) is None

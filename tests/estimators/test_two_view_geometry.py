@@ -100,7 +100,7 @@ def test_true_matches_are_kept_and_wrong_ones_thrown_out(wrong_ratio: float) -> 
 
     assert len(verified.inliers) == kept.sum()
     assert 0.95 < kept[views.is_true].mean() <= 1.0
-    # Some wrong ones lie near their epipolar line by chance, which no geometry can tell.
+    # Some wrong ones lie near their epipolar line by chance, which no geometry can detect.
     assert 0.0 < kept[~views.is_true].mean() < 0.1
     distances_px = epipolar_distances_px(verified, views)[views.is_true]
     assert 0.1 < np.median(distances_px) < 1.0
@@ -178,7 +178,7 @@ def test_a_low_share_of_inliers_is_no_pair() -> None:
     assert verify(views.points1_xy, views.points2_xy) is not None
 
 
-def test_a_plane_and_a_pure_rotation_are_told_by_their_homography() -> None:
+def test_a_plane_and_a_pure_rotation_are_detected_by_their_homography() -> None:
     rotation = pose_at((0.0, 0.0, 0.0), rotation_vector=(0.02, 0.1, 0.05))
     plane = two_views(slanted_plane(200), cam2_from_world=SECOND_POSE, noise_px=0.3)
     turned = two_views(box_of_points(200), cam2_from_world=rotation, noise_px=0.3)
@@ -188,7 +188,7 @@ def test_a_plane_and_a_pure_rotation_are_told_by_their_homography() -> None:
         assert verified.homography_inlier_ratio > 0.95
 
 
-def test_half_a_plane_is_told_as_half() -> None:
+def test_half_a_plane_is_half_explained_by_a_homography() -> None:
     points = np.concatenate([slanted_plane(300), box_of_points(300, seed=1)])
     views = two_views(points, cam2_from_world=SECOND_POSE)
     ratio = homography_inlier_ratio(views.points1_xy, views.points2_xy, max_error_px=1.0)
@@ -267,7 +267,7 @@ def test_degenerate_matches_give_a_value(points: Degenerate) -> None:
 
 
 @pytest.mark.parametrize("points", [all_in_one_place, on_lines, where_they_were])
-def test_matches_that_tell_of_no_depth_are_explained_by_a_homography(points: Degenerate) -> None:
+def test_matches_that_show_no_depth_are_explained_by_a_homography(points: Degenerate) -> None:
     points1_xy, points2_xy = points(np.random.default_rng(0))
     assert homography_inlier_ratio(points1_xy, points2_xy, max_error_px=3.0) == 1.0
     assert homography_inlier_ratio(points1_xy[:3], points2_xy[:3], max_error_px=3.0) == 1.0
@@ -362,25 +362,25 @@ def test_as_many_wrong_pairs_as_right_ones_do_not_matter(seed: int) -> None:
 
 @pytest.mark.parametrize("noise_px", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("direction", [(0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.6, 0.2, 0.5)], ids=str)
-def test_a_camera_that_never_turns_does_not_tell_its_focal_length(
+def test_a_camera_that_never_turns_does_not_determine_its_focal_length(
     direction: tuple[float, float, float], noise_px: float
 ) -> None:
     pairs = pairs_of(lambda _: pose_at(direction), noise_px=noise_px)
     assert estimate_focal_length(pairs, width=WIDTH, height=HEIGHT) is None
 
 
-def test_planes_rotations_and_standing_still_do_not_tell_the_focal_length() -> None:
+def test_planes_rotations_and_standing_still_do_not_determine_the_focal_length() -> None:
     turned = pose_at((0.0, 0.0, 0.0), rotation_vector=(0.05, 0.1, 0.02))
     planes = pairs_of(walking_pose, scene=slanted_plane)
     for pairs in (planes, pairs_of(lambda _: turned), pairs_of(lambda _: IDENTITY_POSE)):
         assert estimate_focal_length(pairs, width=WIDTH, height=HEIGHT) is None
 
 
-def test_no_pairs_do_not_tell_the_focal_length() -> None:
+def test_no_pairs_do_not_determine_the_focal_length() -> None:
     assert estimate_focal_length([], width=WIDTH, height=HEIGHT) is None
 
 
-def test_a_focal_length_beyond_the_searched_range_is_not_told() -> None:
+def test_a_focal_length_beyond_the_searched_range_is_not_returned() -> None:
     pairs = pairs_of(walking_pose, focal_px=4000.0)
     assert estimate_focal_length(pairs, width=WIDTH, height=HEIGHT) is None
 

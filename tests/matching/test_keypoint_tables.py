@@ -339,7 +339,7 @@ def test_a_row_that_moved_has_the_colour_of_what_it_matches() -> None:
     assert tables.features(TWO).colors[moved, 0] == 10
 
 
-# -- what third keyframes tell --------------------------------------------------------------------
+# -- rows that third keyframes expect -------------------------------------------------------------
 
 
 def test_an_end_near_the_expected_keypoint_becomes_it_whatever_is_nearer() -> None:
@@ -518,7 +518,7 @@ def test_letting_rasters_go_hardly_changes_anything() -> None:
         matches = random_matches(kept, pair, rng)
         rows, others = set(place(kept, matches)), set(place(forgetful, matches))
         assert len(rows & others) > 0.95 * len(rows | others)
-        forgetful.forget_rasters()
+        forgetful.drop_rasters()
 
 
 def test_a_keypoint_is_matched_once_by_the_most_confident_match() -> None:
@@ -603,13 +603,13 @@ def test_depths_are_kept_where_they_are_known() -> None:
     place(tables, dataclasses.replace(matches, depths_m=depths_m))
     assert tables.depths_m(ONE)[:3].tolist() == [3.0, 0.0, 0.0]
     assert tables.depths_m(TWO)[[1, free_row(ends[1])]].tolist() == [4.0, 6.0]
-    # The latest counts, but for those that tell nothing.
+    # The latest counts, but for unknown ones.
     place(tables, dataclasses.replace(matches, depths_m=depths_m[::-1]))
     assert tables.depths_m(ONE)[:3].tolist() == [3.0, 3.0, 0.0]
     assert tables.depths_m(TWO)[[1, free_row(ends[1])]].tolist() == [6.0, 4.0]
 
 
-# -- what to look up ------------------------------------------------------------------------------
+# -- rows to look up ------------------------------------------------------------------------------
 
 
 def tables_asking_for(num: int, fixed_xy: Float64Array = FIXED_XY) -> KeypointTables:
