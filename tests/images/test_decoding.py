@@ -219,7 +219,7 @@ def test_large_images_are_told_from_readable_ones_at_the_limit(kind: str) -> Non
     assert (image.reason, image.detail) == (DropReason.TOO_LARGE, "200 x 100 px")
 
 
-def test_a_header_that_promises_gigapixels_never_reaches_the_decoder() -> None:
+def test_a_header_that_claims_gigapixels_never_reaches_the_decoder() -> None:
     data = bytearray(encoded(scene(), "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
