@@ -1,4 +1,4 @@
-"""A run told on MQTT: topics, commands, and brokers that are absent, gone or mute."""
+"""A run published on MQTT: topics, commands, and brokers that are absent, gone or mute."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def view_of(config: Config, control: Any = None) -> Iterator[MqttView]:
         assert time.monotonic() - started_s < 2.5
 
 
-# -- what is told ---------------------------------------------------------------------------------
+# -- published messages ---------------------------------------------------------------------------
 
 
 @pytest.mark.network
@@ -604,7 +604,7 @@ def test_an_outbox_is_bounded_the_newest_stay_and_the_others_are_counted() -> No
     assert {message.channel for message in taken} == {Channel.POSE, Channel.EVENT}
 
 
-def test_an_outbox_tells_lasting_messages_again_the_newest_of_each_topic() -> None:
+def test_an_outbox_repeats_lasting_messages_the_newest_of_each_topic() -> None:
     outbox = Outbox()
     for number in range(3):
         outbox.put(Message.of(Channel.STATUS, {"n": number}))
@@ -625,7 +625,7 @@ def test_poses_pass_at_the_configured_rate() -> None:
     passed = 0
     for step in range(1_000):  # ten seconds at 100 Hz
         now_s = step / 100.0
-        passed += throttle.lets_through()
+        passed += throttle.allows()
     assert 100 <= passed <= 111  # the burst of the start included
 
 
