@@ -149,7 +149,7 @@ def _matching(
         case "oracle":
             return _oracle(config, sources)
         case "mast3r":
-            from adapters.matchers.mast3r.opening import open_mast3r
+            from adapters.matchers.mast3r.open_matcher import open_mast3r
 
             return open_mast3r(config.mast3r, dense=config.dense_matching)
 

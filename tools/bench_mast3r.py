@@ -49,7 +49,7 @@ from adapters.matchers.mast3r.checkpoint import load_checkpoint
 from adapters.matchers.mast3r.images import PATCH_PX
 from adapters.matchers.mast3r.matcher import Device
 from adapters.matchers.mast3r.network import Mast3rNetwork
-from adapters.matchers.mast3r.opening import choose_device
+from adapters.matchers.mast3r.open_matcher import choose_device
 from engine.config import Mast3rConfig, SceneGraphConfig
 from engine.errors import EngineError
 
