@@ -46,7 +46,7 @@ from pathlib import Path
 
 import torch
 
-root = ROOT
+root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root / "dust3r"))
 sys.path.insert(0, str(root / "dust3r" / "croco"))
 print("Warning, this is slow")
