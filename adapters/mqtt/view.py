@@ -160,7 +160,7 @@ class MqttView:
         self._loop = asyncio.get_running_loop()
         self._is_started.set()
         connecting = asyncio.create_task(
-            keep_connected(self._link, self._use, tell=self._log_state, client=self._connection),
+            keep_connected(self._link, self._use, report=self._log_state, client=self._connection),
             name="connection",
         )
         closing = asyncio.create_task(self._closing.wait(), name="closing")

@@ -203,7 +203,7 @@ def test_a_processor_runs_bfloat16_where_it_multiplies_it(
     assert choose_device(config(precision="auto")).dtype == dtype
 
 
-def test_an_older_pytorch_that_cannot_tell_runs_in_full_precision(
+def test_an_older_pytorch_without_the_query_runs_in_full_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
