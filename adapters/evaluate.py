@@ -1,4 +1,4 @@
-"""How close a run came to reference poses.
+"""Evaluation: how close the poses of a run are to reference poses.
 
 Measures: absolute trajectory error (ATE) of the camera centres after least-squares alignment
 (Umeyama, 1991; Sturm et al., 2012), and the area under the recall curve of relative poses as image
@@ -32,7 +32,7 @@ _POSE_TOLERANCE_S = 1e-5  # the run's own files agree but for rounding
 
 
 class ReferenceClock(StrEnum):
-    """What the timestamps of a reference count."""
+    """The clock that the timestamps of a reference are read on."""
 
     CAPTURE_TIME = "captured_at_s"
     INDEX = "index"
@@ -76,8 +76,8 @@ class Evaluation:
 
     run: str
     reference: str
-    clock: ReferenceClock  # the one by which the reference's timestamps meet more frames
-    num_frames: int  # received, whatever became of them
+    clock: ReferenceClock  # the one by which more frames have a reference
+    num_frames: int  # received, dropped ones too
     num_referenced_frames: int  # of them with a reference pose
     num_keyframes: int
     num_registered_keyframes: int  # in the largest model of the latest snapshot
@@ -134,7 +134,7 @@ def evaluate(run: Path, reference: Path) -> Evaluation:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """The figures for a terminal."""
+    """The figures as a table for a terminal."""
     from rich.table import Table
 
     table = Table(
@@ -273,7 +273,7 @@ def _reference_of_frames(
 ) -> tuple[ReferenceClock, Float64Array]:
     """The clock of the reference, and its poses (F, 3, 4), NaN where a frame has none."""
     if len({frame.captured_at_s for frame in frames}) < len(frames):
-        raise ConfigError("frames share capture times, so a trajectory cannot tell them apart")
+        raise ConfigError("frames share capture times, so a trajectory cannot distinguish them")
     poses = read_tum(reference)
     times = {ReferenceClock.CAPTURE_TIME: [frame.captured_at_s for frame in frames]}
     if len({frame.source for frame in frames}) == 1:

@@ -1,4 +1,4 @@
-"""Copies of a run's latest map in the formats of other tools.
+"""Export: copies of a run's latest map in the formats of other tools.
 
 All formats of one export share a folder:
 
@@ -41,7 +41,7 @@ _POINTS_NAME = "points.ply"
 
 
 class ExportFormat(StrEnum):
-    """What can be written."""
+    """A format of an export."""
 
     UNDISTORT = "undistort"
     PLY = "ply"
@@ -51,7 +51,7 @@ class ExportFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What was written."""
+    """Figures of a written export."""
 
     path: Path
     num_images: int
@@ -149,7 +149,7 @@ def _write_undistorted(run: Path, model: Path, to: Path) -> None:
 
     pycolmap.undistort_images(to, model, run / "images")
     # Beside images and model pycolmap leaves a workspace for dense stereo; and it puts the model
-    # itself where trainers look for folders of models.
+    # itself where trainers expect folders of models.
     shutil.rmtree(to / "stereo")
     for script in to.glob("run-colmap-*.sh"):
         script.unlink()

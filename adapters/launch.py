@@ -50,8 +50,8 @@ class LaunchOptions:
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
     """Runs to the end of the sources or a signal.
 
-    A source that cannot be opened is told in the log and in the run folder, which is valid even if
-    nothing else is in it.
+    A source that cannot be opened is reported in the log and in the run folder, which is valid even
+    if nothing else is in it.
 
     Raises:
         ConfigError: the folder cannot be used, or the view cannot be opened.
@@ -100,8 +100,8 @@ async def _run(
     matcher, places = _matching(config, sources)
     solve_window = _window_solver(config, options)
     requests = RunRequests()
-    telling = _open_telling_views(config, options, sources, requests)
-    views = list(telling)
+    remote_views = _open_remote_views(config, options, sources, requests)
+    views = list(remote_views)
     try:
         folder = RunFolder.create(
             options.path, config_text=dump_config(config), overwrite=options.overwrite
@@ -149,7 +149,7 @@ def _matching(
         case "oracle":
             return _oracle(config, sources)
         case "mast3r":
-            from adapters.matchers.mast3r.opening import open_mast3r
+            from adapters.matchers.mast3r.open_matcher import open_mast3r
 
             return open_mast3r(config.mast3r, dense=config.dense_matching)
 
@@ -209,7 +209,7 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RefusedSource:
-    """A source that cannot be opened: the run tells of it and goes on with the others."""
+    """A source that cannot be opened: the run reports it and goes on with the others."""
 
     label: str
     error: SourceError
@@ -265,7 +265,7 @@ def _check_live_view(config: Config, options: LaunchOptions) -> None:
         LiveServer(config.views, with_page=options.view_mode is ViewMode.SERVE).stop()
 
 
-def _open_telling_views(
+def _open_remote_views(
     config: Config,
     options: LaunchOptions,
     sources: Sequence[FrameSource],

@@ -1,4 +1,4 @@
-"""Keeps the native libraries' chatter off the terminal.
+"""Native log: lines that native libraries write to the terminal go to Python's logging.
 
 COLMAP's library writes information lines straight to file descriptor 2, whatever its log level is
 set to, in the midst of the progress panel. While a run lasts, that descriptor leads through a

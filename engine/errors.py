@@ -1,4 +1,4 @@
-"""The exception tree. Expected outcomes are values; these are for what should not happen.
+"""Exceptions of the engine; expected outcomes are values, see the status types.
 
 EngineError
 ├── ConfigError               a configuration file or --set value is refused

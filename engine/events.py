@@ -1,4 +1,4 @@
-"""Facts about a run: ids and numbers only, one JSON object per line in ``events.jsonl``."""
+"""Events of a run: ids and numbers only, one JSON object per line in ``events.jsonl``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SourceChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandTaken(Event):
-    """Somebody who watches asked for something."""
+    """A viewer's or a client's command was accepted."""
 
     command: RunCommand
 
@@ -76,9 +76,9 @@ class FrameDropped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramePosed(Event):
-    """A frame has its first pose, or a keyframe that was followed before has its place in the map.
+    """A frame has its first pose, or a keyframe that was tracked before has its pose in the map.
 
-    A frame that is due as a keyframe is followed from the last one first, like any other: that
+    A frame that is due as a keyframe is tracked from the last one first, like any other: that
     takes milliseconds, and mapping it many more.
     """
 
@@ -125,7 +125,7 @@ class CameraCalibrated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricScaleEstimated(Event):
-    """The matcher's depths told how long the map's unit is."""
+    """The length of the map's unit was estimated from the matcher's depths."""
 
     metres_per_map_unit: float  # before it was applied
     num_depths: int
@@ -135,7 +135,7 @@ class MetricScaleEstimated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapInitialized(Event):
-    """The first map, or a better one after a poor start."""
+    """A map was initialised: the first one, or a better one after a poor start."""
 
     first: FrameId
     second: FrameId
@@ -145,7 +145,7 @@ class MapInitialized(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameRegistered(Event):
-    """A keyframe got its place in the map."""
+    """A keyframe was registered in the map."""
 
     frame_id: FrameId
     num_inliers: int
@@ -177,7 +177,7 @@ class MisplacementFound(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopClosed(Event):
-    """A keyframe met a part of the map that was left long ago."""
+    """A keyframe matched a part of the map that was left long ago."""
 
     first: FrameId
     second: FrameId
@@ -206,17 +206,17 @@ class WindowPurpose(StrEnum):
 
 
 class WindowVerdict(StrEnum):
-    """What became of a window's result."""
+    """What was done with a window's result."""
 
     MERGED = "merged"
     NOT_BETTER = "not_better"
     NOT_SOLVED = "not_solved"
-    STALE = "stale"  # the map it hangs on is no longer there
+    STALE = "stale"  # the map that it refers to was replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSolved(Event):
-    """A stretch of keyframes was solved as a whole; figures are of its keyframes in the map."""
+    """A window of keyframes was solved; figures are of its keyframes in the map."""
 
     purpose: WindowPurpose
     verdict: WindowVerdict
@@ -234,7 +234,7 @@ class WindowSolved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Georeferenced(Event):
-    """The map was laid onto GPS positions: east, north, up in metres from an origin."""
+    """The map was aligned to GPS positions: east, north, up in metres from an origin."""
 
     origin_latitude_deg: float
     origin_longitude_deg: float

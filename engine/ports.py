@@ -1,4 +1,4 @@
-"""What the engine asks of the outside, as small protocols; adapters implement them."""
+"""Ports: protocols of the sources, matchers, solvers and views that adapters implement."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from engine.window_types import WindowEstimate, WindowProblem
 
 
 class FrameIds(Protocol):
-    """Gives out frame ids, 1, 2, 3, ..., one counter for all sources of a run."""
+    """Allocates frame ids, 1, 2, 3, ..., from one counter for all sources of a run."""
 
     def __call__(self) -> FrameId:
-        """The next id; several sources' threads may ask at the same time."""
+        """The next id. Called from several threads, possibly at the same time."""
 
 
 class FrameSource(Protocol):
@@ -62,8 +62,8 @@ class PairMatcher(Protocol):
     """Describes keyframes and matches pairs of them. Blocking.
 
     A sparse matcher detects keypoints in each image and matches these. A dense one matches any
-    pixel: it gives its keyframes free rows (see ``Features``), and is told which keypoints to look
-    up in the other image; such a match may end beside that image's keypoints.
+    pixel: it gives its keyframes free rows (see ``Features``), and a request names the keypoints to
+    look up in the other image; such a match may end beside that image's keypoints.
 
     One thread describes and another matches, possibly at the same time: an implementation whose two
     methods share state guards it itself.
@@ -96,26 +96,26 @@ class WindowSolver(Protocol):
     """Solves windows. Called from any one thread at a time; blocks for as long as it takes."""
 
     def __call__(self, problem: WindowProblem) -> WindowEstimate:
-        """Solves a window; whatever comes of it is a value, see ``WindowStatus``.
+        """Solves a window; failures are values, see ``WindowStatus``.
 
         Held poses stay as they are, and the frame of reference is theirs.
         """
 
 
 class PlaceIndex(Protocol):
-    """Finds keyframes that look alike. One thread at a time."""
+    """Place recognition: finds keyframes that show the same place. One thread at a time."""
 
     def add(self, features: Features) -> None:
-        """Makes a keyframe known.
+        """Adds a keyframe.
 
         Raises:
-            ValueError: it is known already.
+            ValueError: it was added before.
         """
 
     def query(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
     ) -> list[tuple[FrameId, float]]:
-        """Known keyframes most like a known one and their scores in (0, 1], best first.
+        """The keyframes most like a given one and their scores in (0, 1], best first.
 
         Raises:
             KeyError: the keyframe was never added.
@@ -123,17 +123,17 @@ class PlaceIndex(Protocol):
 
 
 class EventSink(Protocol):
-    """Takes facts. Called from any thread; must not block."""
+    """Receives events. Called from any thread; must not block."""
 
     def __call__(self, event: Event) -> None:
-        """Takes one fact."""
+        """Receives one event."""
 
 
 class RunControl(Protocol):
-    """Takes what watchers ask of the run. Called from any thread; returns at once."""
+    """Receives commands to a run. Called from any thread; returns at once."""
 
     def __call__(self, command: RunCommand) -> None:
-        """Asks for something; what comes of it is told by events."""
+        """Requests a command; events report its outcome."""
 
 
 class View(Protocol):
@@ -146,7 +146,7 @@ class View(Protocol):
         """Shows the map."""
 
     def show_event(self, event: Event) -> None:
-        """Shows one fact."""
+        """Shows one event."""
 
     def close(self) -> None:
-        """Writes what is pending and lets go; called once."""
+        """Writes what is pending and releases everything; called once."""

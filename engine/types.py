@@ -1,4 +1,4 @@
-"""Ids and the frozen products that flow between the stages; numpy only.
+"""Core data types: ids and the frozen products that pass between the stages; numpy only.
 
 Arrays are checked when a product is made and are read-only afterwards. Pixels follow COLMAP: the
 centre of the first pixel is (0.5, 0.5). Poses are ``cam_from_world``, camera axes x right, y down,
@@ -41,7 +41,7 @@ def frozen_array(
         values: anything array-like.
         shape: the expected shape; None stands for any length.
         dtype: the wanted dtype.
-        finite: whether floating values must be finite; else the reader judges them.
+        finite: whether floating values must be finite; else readers check them.
 
     Raises:
         ValueError: the shape differs, a floating value is not finite and has to be, or ``dtype``
@@ -87,13 +87,13 @@ class GpsFix:
     latitude_deg: float
     longitude_deg: float
     altitude_m: float
-    accuracy_m: float | None = None  # horizontal, one standard deviation, where the receiver tells
-    is_provisional: bool = False  # from positions beside the frames; later ones may tell it better
+    accuracy_m: float | None = None  # horizontal, one standard deviation; None: not reported
+    is_provisional: bool = False  # of readings beside the frames; later ones may improve it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpsReading:
-    """A position that came beside the frames, by its own time: telemetry, a phone's location.
+    """A position with a time of its own, beside the frames: telemetry, a phone's location.
 
     Frames of the same camera are joined to readings by capture time.
     """
@@ -105,7 +105,7 @@ class GpsReading:
 
 
 class SourceState(StrEnum):
-    """What a live source is doing."""
+    """The connection state of a live source."""
 
     CONNECTED = "connected"  # frames can come from now on
     LOST = "lost"  # the connection broke or frames stopped; it is tried again
@@ -115,7 +115,7 @@ class SourceState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNotice:
-    """News of a live source, for the people who watch the run."""
+    """A change of a live source's state, for viewers and logs."""
 
     source: str  # the source as the user named it, without credentials
     state: SourceState
@@ -123,7 +123,7 @@ class SourceNotice:
 
 
 class RunCommand(StrEnum):
-    """What somebody who watches a run may ask of it."""
+    """A command that a viewer or a client may send to a run."""
 
     SNAPSHOT = "snapshot"  # write one now
     PAUSE = "pause"  # take no frames for now: a file waits, frames of live sources are dropped
@@ -290,7 +290,7 @@ class ImagePair:
 
 
 class PairReason(StrEnum):
-    """Why the scene graph asked for a pair."""
+    """Why the scene graph proposed a pair."""
 
     TEMPORAL = "temporal"
     COVISIBLE = "covisible"
@@ -310,14 +310,14 @@ class PairCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MatchRequest:
-    """A pair to match and, for dense matchers, what to look up."""
+    """A pair to match and, for dense matchers, the keypoints to look up in the other image."""
 
     pair: ImagePair
     first: Features
     second: Features
     query_rows1: Int64Array  # (Q1,) rows of first to look up in second; sparse matchers use all
     query_rows2: Int64Array  # (Q2,) rows of second to look up in first
-    wants_pointmaps: bool = False  # whether depths and focal lengths are of use, where they cost
+    wants_pointmaps: bool = False  # whether to compute depths and focal lengths at extra cost
 
     def __post_init__(self) -> None:
         freeze_field(self, "query_rows1", (None,), np.int64)
@@ -336,7 +336,7 @@ class PairMatches:
     depths_m: Float32Array = field(  # (M, 2) along each optical axis; 0: unknown; empty: all
         default_factory=lambda: np.zeros((0, 2), np.float32)
     )
-    focal_px: tuple[float, float] = (0.0, 0.0)  # as the matcher sees both cameras; 0: unknown
+    focal_px: tuple[float, float] = (0.0, 0.0)  # of both cameras, by the matcher; 0: unknown
 
     def __post_init__(self) -> None:
         freeze_field(self, "matches_idx", (None, 2), np.int64)
@@ -404,16 +404,17 @@ class VerifiedPair:
         return len(self.inlier_matches_idx)
 
     @property
-    def promise(self) -> float:
-        """Matches that a plane or a rotation does not explain, and a tenth of those that it does.
+    def initial_pair_score(self) -> float:
+        """How well a map can start from the pair: a score in inliers, the more the better.
 
-        The more, the better a map can start from the pair.
+        Inliers that a plane or a rotation does not explain count in full, and a tenth of those that
+        it does.
         """
         return self.num_inliers * (1.1 - self.homography_inlier_ratio)
 
 
 class RegistrationStatus(StrEnum):
-    """What became of a keyframe in the map."""
+    """The outcome of registering a keyframe."""
 
     REGISTERED = "registered"
     TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
@@ -422,7 +423,7 @@ class RegistrationStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FramePose:
-    """The pose of one frame as it is known now."""
+    """The latest known pose of one frame."""
 
     frame_id: FrameId
     index: int
@@ -436,7 +437,7 @@ class FramePose:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapView:
-    """An immutable picture of the map for views; rows of the arrays belong together."""
+    """An immutable copy of the map for views; rows of the arrays belong together."""
 
     version: int  # grows with every change of the map
     keyframe_ids: Int64Array  # (K,) registered keyframes, in order of arrival

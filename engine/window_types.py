@@ -1,4 +1,4 @@
-"""What a window is asked and what it answers: the products around the window solver."""
+"""Window types: the problem that a window solver gets and the estimate that it returns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ROTATION_TOLERANCE = 1e-3
 class WindowProblem:
     """Tracks through a few frames, to be solved for cameras and points together.
 
-    Shapes are checked here; what the values are worth, the solver says. An observation that is not
-    finite is none. ``focal_px`` 0 stands for unknown; one camera for all frames shares a focal
-    length, one camera for each frame gives every frame its own.
+    Shapes are checked on construction, values by the solver. Observations that are not finite are
+    left out. ``focal_px`` 0 stands for unknown; one camera for all frames shares a focal length,
+    one camera for each frame gives every frame its own.
     """
 
     tracks_xy: Float64Array  # (S, N, 2) px; anything where not visible, NaN too
@@ -47,7 +47,7 @@ class WindowProblem:
     is_held: BoolArray = field(  # (S,) poses that must not move; empty: none
         default_factory=lambda: np.zeros(0, np.bool_)
     )
-    image_names: tuple[str, ...] = ()  # (S,) names of the frames, for solvers that look; (): none
+    image_names: tuple[str, ...] = ()  # (S,) for solvers that read images; empty: none
 
     def __post_init__(self) -> None:
         freeze_field(self, "tracks_xy", (None, None, 2), np.float64, finite=False)
@@ -81,7 +81,7 @@ class WindowProblem:
 
     @property
     def has_pose(self) -> BoolArray:
-        """(S,) frames that come with a rotation and a translation."""
+        """(S,) frames that are given a finite rotation and translation."""
         if self.cam_from_world is None:
             return np.zeros(self.num_frames, np.bool_)
         is_finite = np.asarray(np.isfinite(self.cam_from_world).all(axis=(1, 2)))
@@ -91,7 +91,7 @@ class WindowProblem:
         return np.asarray(is_finite & is_rotation & (np.linalg.det(rotation) > 0))
 
     def wrong_intrinsics(self, *, focal_ratios: tuple[float, float]) -> str | None:
-        """What no camera can have, in words; None where all is well.
+        """A sentence on intrinsics that no camera can have; None when all are possible.
 
         Args:
             focal_ratios: least and most focal length, of the longer image edge.
@@ -111,17 +111,17 @@ class WindowProblem:
 
     @property
     def num_frames(self) -> int:
-        """S."""
+        """Number of frames, S."""
         return int(self.tracks_xy.shape[0])
 
     @property
     def num_tracks(self) -> int:
-        """N."""
+        """Number of tracks, N."""
         return int(self.tracks_xy.shape[1])
 
 
 class WindowStatus(StrEnum):
-    """What became of a window."""
+    """The outcome of solving a window."""
 
     SOLVED = "solved"
     TOO_FEW_FRAMES = "too_few_frames"  # fewer than two see anything
@@ -131,8 +131,8 @@ class WindowStatus(StrEnum):
     NO_INITIAL_PAIR = "no_initial_pair"  # no two frames are related by their tracks
     NO_PARALLAX = "no_parallax"  # a turn on the spot, one place twice, or all is far away
     INCONSISTENT = "inconsistent"  # cameras were found, but too little of the tracks agrees
-    NO_IMAGES = "no_images"  # the solver looks at images, and one is missing or another than said
-    SOLVER_FAILED = "solver_failed"  # it is not this project's, and did not get through
+    NO_IMAGES = "no_images"  # the solver reads images, and one is missing or of another size
+    SOLVER_FAILED = "solver_failed"  # an external solver raised an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

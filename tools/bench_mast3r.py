@@ -49,7 +49,7 @@ from adapters.matchers.mast3r.checkpoint import load_checkpoint
 from adapters.matchers.mast3r.images import PATCH_PX
 from adapters.matchers.mast3r.matcher import Device
 from adapters.matchers.mast3r.network import Mast3rNetwork
-from adapters.matchers.mast3r.opening import choose_device
+from adapters.matchers.mast3r.open_matcher import choose_device
 from engine.config import Mast3rConfig, SceneGraphConfig
 from engine.errors import EngineError
 
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> Report:
     )
     batches = arguments.batches or ([1, 8, 32] if device.is_cuda else [1])
     pairs = closest_pairs(max(batches))
-    tell(f"{device_name(device)}: {len(pairs)} pairs")
+    print_progress(f"{device_name(device)}: {len(pairs)} pairs")
     num_frames = 1 + max(second for _, second in pairs)
     frames = make_frames(num_frames, size=arguments.size, folder=arguments.images)
     network = make_network(arguments, device)
@@ -103,10 +103,10 @@ def measure_matcher(
 ) -> Report:
     """This project's figures."""
     stage = bench.stage
-    tell("matrix products")
+    print_progress("matrix products")
     matrix_tflops = matrix_rate_tflops(stage, tiny=arguments.tiny)
     encode_gflop, *pair_gflop = count_gflop(shape, size=bench.size)
-    tell("encoding")
+    print_progress("encoding")
     describe = bench.describe()
     encodes = [bench.encode(batch) for batch in sorted({1, *batches})]
     per_keyframe = SceneGraphConfig().pairs_per_keyframe
@@ -165,7 +165,9 @@ def measure_pairs(
         requests = bench.requests(tables, num=batch)
         num_queries = max(len(request.query_rows1) for request in requests)
         for with_points in (False, True):
-            tell(f"matching {batch} at once, {'with' if with_points else 'without'} points")
+            print_progress(
+                f"matching {batch} at once, {'with' if with_points else 'without'} points"
+            )
             figures.append(
                 bench.match(
                     matcher,
@@ -184,19 +186,19 @@ def compare(report: Report, bench: Bench, exact: Mast3rNetwork, *, root: Path) -
     upstream = Upstream(exact, root, images, bench.stage)
     figures = []
     for plain, with_points in zip(report.pairs[::2], report.pairs[1::2], strict=True):
-        tell(f"upstream, {plain.batch} at once")
+        print_progress(f"upstream, {plain.batch} at once")
         pairs = bench.pairs[: plain.batch]
         try:
             figures.append(upstream.measure(pairs, ours=plain, with_points=with_points))
         except torch.OutOfMemoryError:
-            tell(f"upstream has no room for {plain.batch} pairs at once")
-    tell("agreement")
+            print_progress(f"upstream has no room for {plain.batch} pairs at once")
+    print_progress("agreement")
     num = GPU_AGREEMENT_PAIRS if bench.stage.device.is_cuda else CPU_AGREEMENT_PAIRS
     agreement = upstream.agreement(exact, images, bench.pairs[:num])
     return replace(report, upstream=figures, agreement=agreement)
 
 
-def tell(text: str) -> None:
+def print_progress(text: str) -> None:
     """What is being done, for who waits."""
     print(f"bench_mast3r: {text}", file=sys.stderr, flush=True)
 

@@ -43,7 +43,7 @@ from adapters.matchers.sift import SiftMatcher
 from adapters.native_log import native_log_captured
 from adapters.windows.vggsfm import open_vggsfm
 from engine.config import SiftConfig, TwoViewConfig, WindowConfig
-from engine.estimators.estimators import verify_matches
+from engine.estimators.two_view_geometry import verify_matches
 from engine.geometry import camera_center, invert_pose, rotation_from_quat_xyzw
 from engine.ports import WindowSolver
 from engine.types import (

@@ -4,7 +4,7 @@
     .venv/bin/python tools/publish_frames.py walk.mp4 mqtt://localhost/site/+/frame --rate 10
     .venv/bin/python tools/publish_frames.py synthetic:town mqtts://pilot@broker/a --ca-file ca.pem
 
-A message is a JPEG file as it is; its MQTT 5 user properties tell the capture time, and position
+A message is a JPEG file as it is; its MQTT 5 user properties hold the capture time, and position
 and focal length where the source knows them. Frames are read first, then published at a steady
 rate; those that are due while the broker is away are lost, as a camera's would be. With --loop-s
 they are played forward and backward, so that the picture never jumps. The password of the user in
@@ -123,7 +123,7 @@ def _shot(frame: Frame, *, quality: int) -> Shot:
     return Shot(jpeg=jpeg, facts=tuple((name, repr(value)) for name, value in facts.items()))
 
 
-def _tell(state: SourceState, detail: str) -> None:
+def _report(state: SourceState, detail: str) -> None:
     print(f"{state}: {detail}", file=sys.stderr)
 
 
@@ -145,7 +145,7 @@ async def publish(arguments: argparse.Namespace) -> int:
         return 1
     print(f"{len(shots)} frames to {address.broker}/{topic} at {arguments.rate:g} Hz")
     player = Player(shots, topic=topic, rate_hz=arguments.rate, loop_s=arguments.loop_s)
-    await keep_connected(link, player.play, tell=_tell, client=link.client)
+    await keep_connected(link, player.play, report=_report, client=link.client)
     print(f"{player.num_sent} sent, {player.num_missed} missed")
     return 0 if player.num_sent else 1
 

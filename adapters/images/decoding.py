@@ -1,4 +1,4 @@
-"""One encoded image (JPEG, PNG, TIFF, WebP, BMP) from bytes to upright RGB pixels.
+"""Image decoding: JPEG, PNG, TIFF, WebP and BMP from bytes to upright RGB pixels.
 
 Size and completeness are read from the bytes before anything is decoded, so that neither a
 decompression bomb nor a half-written file reaches a decoder.
@@ -25,14 +25,14 @@ _END_OF_IMAGE = b"\xff\xd9"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader:
-    """What the bytes say before decoding."""
+    """Size and other properties of an encoded image, read before decoding."""
 
     width: int  # px, as stored: before the EXIF orientation
     height: int
     exif_block: bytes = b""
     is_complete: bool = True  # False: a JPEG that ends before its end marker
     is_plain_jpeg: bool = False  # a JPEG of one or three 8-bit channels that any reader takes
-    decodes_upright: bool = False  # TIFF: OpenCV turns the pixels, told to or not
+    decodes_upright: bool = False  # TIFF: OpenCV always rotates the pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ class DecodedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedImage:
-    """Why bytes did not become an image."""
+    """Why bytes could not be decoded to an image."""
 
     reason: DropReason
     detail: str
@@ -80,7 +80,7 @@ def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | Refuse
 
 
 def refused_by_size(width: int, height: int, *, config: SourcesConfig) -> RefusedImage | None:
-    """Why an image of this size in px is not taken; None when it is."""
+    """Why an image of this size in px is refused; None when it is not."""
     size = f"{width} x {height} px"
     if min(width, height) < config.min_image_edge_px:
         return RefusedImage(reason=DropReason.TOO_SMALL, detail=size)
@@ -90,7 +90,7 @@ def refused_by_size(width: int, height: int, *, config: SourcesConfig) -> Refuse
 
 
 def read_image_header(data: bytes) -> ImageHeader | None:
-    """Size, EXIF block and completeness of an encoded image; None when it is none we know."""
+    """Size, EXIF block and completeness of an encoded image; None for an unknown format."""
     if data.startswith(b"\xff\xd8"):
         return _jpeg_header(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

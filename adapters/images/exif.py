@@ -1,4 +1,4 @@
-"""What a photo's EXIF block says about its camera: orientation, focal length, position.
+"""EXIF: orientation, focal length and GPS position from a photo's EXIF block.
 
 The reader is our own because blocks in the wild are often damaged: it is bounds-checked, takes a
 broken value for an absent one, and neither raises nor warns. It reads the few tags named below
@@ -63,7 +63,7 @@ _SENSOR_WIDTH_MM = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exif:
-    """The tags we use; None, "" or upright where a tag is absent or broken."""
+    """The tags in use; None, "" or upright where a tag is absent or broken."""
 
     make: str = ""
     model: str = ""
@@ -121,7 +121,7 @@ def upright(pixels: Uint8Array, orientation: int) -> Uint8Array:
 
 
 def intrinsics_prior(exif: Exif, *, width: int, height: int) -> IntrinsicsPrior | None:
-    """The focal length in px of an image of this size, or None where EXIF does not tell.
+    """The focal length in px of an image of this size, or None where EXIF does not give one.
 
     The most trustworthy of: focal length and a sensor width we know; the 35 mm equivalent; focal
     length and the focal plane's resolution. A known sensor goes first because the 35 mm equivalent
@@ -135,7 +135,7 @@ def intrinsics_prior(exif: Exif, *, width: int, height: int) -> IntrinsicsPrior 
 
 
 def _focal_px(exif: Exif, *, edge_px: float, diagonal_px: float) -> float:
-    """The focal length in px, 0 where nothing tells it."""
+    """The focal length in px, 0 where no tags give it."""
     known_sensor_mm = _SENSOR_WIDTH_MM.get(exif.model.lower())
     if exif.focal_length_mm and known_sensor_mm:
         return exif.focal_length_mm / known_sensor_mm * edge_px

@@ -1,1 +1,1 @@
-"""What describes keyframes and matches pairs."""
+"""Matchers: SIFT, MASt3R and the keypoint tables of dense matchers."""

@@ -1,4 +1,4 @@
-"""The keypoint table that a dense matcher's keyframe starts with."""
+"""Dense keypoints: the keypoint table that a dense matcher's keyframe starts with."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CORNER_WINDOW_PX = 5
 
 
 def dense_features(frame: Frame, config: DenseMatchingConfig) -> Features:
-    """Corners to begin with (Shi and Tomasi, 1994), and a grid of free rows for what matches find.
+    """Corners (Shi and Tomasi, 1994), and a grid of free rows that matches may claim.
 
     A dense matcher could start from any pixel. Corners are what optical flow can follow, and what
-    other images' corners land on again.
+    other images' corners match again.
     """
     corners_xy = _corners(frame.pixels, limit=min(config.max_corners, config.max_keypoints))
     grid_xy = _grid(frame, num=config.max_keypoints - len(corners_xy))

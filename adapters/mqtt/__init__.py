@@ -1,1 +1,1 @@
-"""MQTT: frames and telemetry in; poses, facts and snapshots out; commands."""
+"""MQTT: frames and telemetry in; poses, events and snapshots out; commands."""

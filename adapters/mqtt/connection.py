@@ -1,4 +1,4 @@
-"""Connections to MQTT brokers: where, as whom, how secured, and again when they break."""
+"""MQTT connections: a broker's address, credentials and TLS, and reconnecting when it breaks."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ _BROKEN_CODES = {7, 128}  # what paho says when a connection ends without a word
 logger = logging.getLogger(__name__)
 
 Use = Callable[["aiomqtt.Client"], Awaitable[None]]
-Tell = Callable[[SourceState, str], None]
+ReportState = Callable[[SourceState, str], None]
 
 
 class MqttRefusal(EngineError):
-    """A broker does not allow what is asked; trying again is useless."""
+    """A broker refuses a request for good; trying again is useless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MqttAddress:
-    """A broker, a topic on it, and who asks."""
+    """A broker, a topic on it, and a user."""
 
     is_secure: bool  # TLS
     host: str
@@ -135,7 +135,7 @@ def checked_topic(topic: str) -> str:
 
 
 def tls_context(config: MqttConfig) -> ssl.SSLContext:
-    """What is trusted, and the certificate we show.
+    """The TLS context: trusted certificates, and the client's own.
 
     Raises:
         ConfigError: a file cannot be read, or is none of its kind.
@@ -155,9 +155,9 @@ def tls_context(config: MqttConfig) -> ssl.SSLContext:
 
 
 class MqttLink:
-    """What it takes to connect to one broker, again and again. For one event loop.
+    """Makes connections to one broker. For one event loop.
 
-    MQTT 5, or 3.1.1 where the broker knows no better.
+    MQTT 5, or 3.1.1 where the broker does not support it.
     """
 
     def __init__(self, address: MqttAddress, *, config: Config, receiver: bool = False) -> None:
@@ -236,7 +236,7 @@ class MqttLink:
 
 
 def is_refusal(code: object) -> bool:
-    """Whether the answer to a subscription is no."""
+    """Whether a reason code refuses a subscription."""
     value = getattr(code, "value", code)
     return isinstance(value, int) and value >= _FIRST_REFUSAL_CODE
 
@@ -251,7 +251,7 @@ async def keep_connected(
     link: MqttLink,
     use: Use,
     *,
-    tell: Tell,
+    report: ReportState,
     client: Callable[[], AbstractAsyncContextManager[aiomqtt.Client]],
 ) -> None:
     """Connects and uses the connection until ``use`` returns or trying again is useless.
@@ -261,56 +261,56 @@ async def keep_connected(
 
     Args:
         link: of the connection.
-        use: does its work on a connection, and tells CONNECTED when it is ready; ``MqttRefusal``
-            ends it all.
-        tell: takes LOST once each time that the broker goes away, and REFUSED as the last word.
+        use: does its work on a connection, and reports CONNECTED when it is ready;
+            ``MqttRefusal`` ends it all.
+        report: gets LOST once each time that the broker goes away, and REFUSED as the last state.
         client: makes a connection of the link.
     """
     import aiomqtt
 
     retry = _Retry(link.live)
-    news = _News(link, tell)
+    outage = _Outage(link, report)
     is_done = False
     while not is_done:
         connected_at_s = math.inf
         try:
             async with client() as connection:
                 connected_at_s = time.monotonic()
-                news.is_lost = False
+                outage.is_lost = False
                 await use(connection)
                 is_done = True
         except MqttRefusal as refusal:
-            tell(SourceState.REFUSED, str(refusal))
+            report(SourceState.REFUSED, str(refusal))
             return
         except aiomqtt.MqttError as error:
             if is_done or link.downgrade(error):
                 continue
             if hopeless := _hopeless(error):
-                tell(SourceState.REFUSED, hopeless)
+                report(SourceState.REFUSED, hopeless)
                 return
-            news.lost(error)
+            outage.lost(error)
             await retry.wait(connected_for_s=time.monotonic() - connected_at_s)
 
 
-class _News:
-    """Tells of a broker that went away, not of each try to find it again."""
+class _Outage:
+    """Reports a broker that went away once, and logs further tries only."""
 
-    def __init__(self, link: MqttLink, tell: Tell) -> None:
+    def __init__(self, link: MqttLink, report: ReportState) -> None:
         self._link = link
-        self._tell = tell
+        self._report = report
         self.is_lost = False
 
     def lost(self, error: aiomqtt.MqttError) -> None:
         detail = _in_words(error, self._link)
         if not self.is_lost:
-            self._tell(SourceState.LOST, f"{detail}; trying again")
+            self._report(SourceState.LOST, f"{detail}; trying again")
         else:
             logger.debug("%s: %s", self._link.address.broker, detail)
         self.is_lost = True
 
 
 class _Retry:
-    """How long to wait before the next try."""
+    """The waits between tries, doubled each time and jittered."""
 
     def __init__(self, config: LiveSourcesConfig) -> None:
         self._first_s = config.retry_first_s
@@ -366,5 +366,5 @@ def _is_unanswered(error: aiomqtt.MqttError) -> bool:
 
 
 def _cause_of(error: BaseException) -> BaseException | None:
-    """What aiomqtt wrapped; it hides the chain, which is still there."""
+    """The error that aiomqtt wrapped; it hides the chain, which is still there."""
     return error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""A run's facts as MQTT messages: JSON objects on topics below a prefix."""
+"""MQTT messages: a run's events and figures as JSON objects on topics below a prefix."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Channel(StrEnum):
 
 
 class RunState(StrEnum):
-    """What a run does."""
+    """The state of a run."""
 
     RUNNING = "running"
     PAUSED = "paused"
     STOPPED = "stopped"
-    OFFLINE = "offline"  # said by the broker when the run's connection is gone
+    OFFLINE = "offline"  # published by the broker when the run's connection is gone
 
 
 _MAX_COMMAND_BYTES = 1_024
-_LASTING = {Channel.STATUS, Channel.SNAPSHOT}  # for those who come later
+_LASTING = {Channel.STATUS, Channel.SNAPSHOT}  # retained for later subscribers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +58,21 @@ class Message:
 
     @classmethod
     def of(cls, channel: Channel, record: Mapping[str, Any]) -> Message:
-        """The message that says ``record``."""
+        """The message of a record on a channel."""
         return cls(channel=channel, payload=json.dumps(record, separators=(",", ":")))
 
     @property
     def is_lasting(self) -> bool:
-        """Whether the broker keeps it for who subscribes later, and acknowledges it."""
+        """Whether the broker retains it for later subscribers, and acknowledges it."""
         return self.channel in _LASTING
 
 
 def message_of(event: Event) -> Message | None:
-    """What the world is told of a fact; None for what stays inside.
+    """The message of an event; None for events that are not published.
 
-    Positions are of the camera's centre, and turns lead from the camera's axes (x right, y down,
-    z forward) to the world's. The world is the map's: its unit and axes are arbitrary until a
-    ``Georeferenced`` tells otherwise.
+    Positions are of the camera's centre, and rotations lead from the camera's axes (x right,
+    y down, z forward) to the world's. The world is the map's: its unit and axes are arbitrary until
+    a ``Georeferenced`` event.
     """
     match event:
         case FramePosed():
@@ -101,12 +101,12 @@ def _pose(event: FramePosed) -> dict[str, Any]:
 
 
 def status_message(state: RunState, *, run: str, **more: object) -> Message:
-    """What a run does now."""
+    """The message of a run's state, with more figures."""
     return Message.of(Channel.STATUS, {"state": state, "run": run, **more})
 
 
 def refused_command() -> Message:
-    """The answer to a command that there is not."""
+    """The reply to an unknown command."""
     known = ", ".join(RunCommand)
     return Message.of(
         Channel.EVENT, {"event": "CommandRefused", "detail": f"no such command; there are {known}"}
@@ -114,7 +114,7 @@ def refused_command() -> Message:
 
 
 def read_command(payload: bytes) -> RunCommand | None:
-    """A command: its name, or a JSON object with the name under ``command``; None: neither."""
+    """Parses a command: its name, or a JSON object with it under ``command``; None: neither."""
     if len(payload) > _MAX_COMMAND_BYTES:
         return None
     try:
@@ -126,7 +126,7 @@ def read_command(payload: bytes) -> RunCommand | None:
 
 
 def metrics_message(counters: RunCounters, *, lost_messages: int) -> Message:
-    """The figures of a run so far; times are of the latest few hundred frames, from arrival."""
+    """The message of a run's figures; latencies are of the latest few hundred frames."""
     latency_s = counters.latency_percentiles_s()
     record: dict[str, object] = {
         "frames": counters.frames_received,

@@ -1,4 +1,4 @@
-"""Messages between the views' thread and the one that publishes: bounded, the newest win."""
+"""MQTT outbox: the bounded queue of messages to publish, in which the newest win."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MAX_WAITING_OTHERS = 512
 
 
 class Outbox:
-    """Messages that wait to be published. Any threads; never blocks.
+    """Messages that wait to be published. Called from any thread; never blocks.
 
-    When too many wait, the oldest go and are counted. Lasting messages are kept after they were
-    taken: a broker that starts again has forgotten them.
+    When too many wait, the oldest are dropped and counted. Lasting messages are kept after they
+    were taken: a broker that restarts has lost them.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Outbox:
 
     @property
     def num_lost(self) -> int:
-        """Messages that nobody got: too many waited, or the connection broke."""
+        """Messages that were not published: too many waited, or the connection broke."""
         return self._num_lost
 
     def put(self, message: Message) -> None:
-        """Adds a message; a lasting one takes the place of the former one on its topic."""
+        """Adds a message; a lasting one replaces the former one on its topic."""
         with self._lock:
             if message.is_lasting:
                 self._lasting[message.channel] = message
@@ -48,7 +48,7 @@ class Outbox:
             waiting.append(message)
 
     def take(self) -> Message | None:
-        """The next message, poses last; None when there is none."""
+        """Removes and returns the next message, poses last; None when there is none."""
         with self._lock:
             for waiting in (self._others, self._poses):
                 if waiting:
@@ -56,19 +56,19 @@ class Outbox:
         return None
 
     def repeat_lasting(self) -> None:
-        """Has lasting messages told again, before all others."""
+        """Queues lasting messages again, before all others."""
         with self._lock:
             others = (other for other in self._others if not other.is_lasting)
             self._others = deque([*self._lasting.values(), *others])
 
     def count_lost(self) -> None:
-        """Counts a message that was taken and did not get through."""
+        """Counts a message that was taken but not published."""
         with self._lock:
             self._num_lost += 1
 
 
 class Throttle:
-    """Lets so many through a second, and as many at once after a quiet time. For one thread."""
+    """A rate limit: so many a second, and as many at once after a pause. For one thread."""
 
     def __init__(self, rate_hz: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate_hz = rate_hz
@@ -76,8 +76,8 @@ class Throttle:
         self._left = max(1.0, rate_hz)
         self._at_s = clock()
 
-    def lets_through(self) -> bool:
-        """Whether the next one may pass now."""
+    def allows(self) -> bool:
+        """Whether the next one is within the limit; it counts if so."""
         now_s = self._clock()
         most = max(1.0, self.rate_hz)
         self._left = min(most, self._left + self.rate_hz * (now_s - self._at_s))

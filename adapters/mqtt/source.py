@@ -170,7 +170,7 @@ class MqttSource:
     async def _receive(self) -> None:
         try:
             await keep_connected(
-                self._link, self._subscribe, tell=self._tell, client=self._connection
+                self._link, self._subscribe, report=self._tell, client=self._connection
             )
         finally:
             self._inbox.end()

@@ -1,4 +1,4 @@
-"""Tells a run on MQTT, and takes commands from there."""
+"""MQTT view: publishes a run's poses, events and figures, and receives commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _METRICS_PERIOD_S = 1.0
 _CLOSE_TIMEOUT_S = 2.0
-_FAREWELL_S = 1.5  # of those, for what still waits
+_LAST_MESSAGES_S = 1.5  # of those, for the messages that still wait
 _MAX_WAITING_COMMANDS = 32
 _KEY = "mqtt.publish"
 
@@ -49,16 +49,17 @@ logger = logging.getLogger(__name__)
 
 
 class MqttView:
-    """Publishes the facts of a run below a prefix, on a thread and an event loop of its own.
+    """Publishes the events of a run below a prefix, on a thread and an event loop of its own.
 
     Topics are those of ``Channel``, payloads JSON objects. The broker may be absent, slow or gone:
-    the run never waits for it. What waits too long is left out and counted under ``metrics``.
+    the run never waits for it. Messages that wait too long are dropped and counted under
+    ``metrics``.
     """
 
     def __init__(
         self, link: MqttLink, *, config: Config, run_path: Path, control: RunControl | None
     ) -> None:
-        """Takes what is to be connected; ``open`` checks it and starts."""
+        """Uses a checked address; ``open`` checks it and starts the thread."""
         self._link = link
         self._prefix = link.address.topic.rstrip("/")
         self._run = str(run_path.absolute())
@@ -78,16 +79,16 @@ class MqttView:
 
     @classmethod
     def open(cls, config: Config, *, run_path: Path, control: RunControl | None) -> MqttView:
-        """Starts to tell a run; connecting goes on in the background.
+        """Starts to publish a run; connecting goes on in the background.
 
         Args:
             config: with ``mqtt.publish`` set.
             run_path: of the run folder.
-            control: takes commands, where ``mqtt.commands`` allows them.
+            control: receives commands, where ``mqtt.commands`` allows them.
 
         Raises:
-            ConfigError: the address is none, holds a password, or commands are to be taken from
-                just anybody.
+            ConfigError: the address is invalid or holds a password, or commands are allowed
+                without a user and a password.
             AdapterUnavailableError: a package is missing.
         """
         address = _address_of(config)
@@ -102,12 +103,12 @@ class MqttView:
         """Nothing: images are not published."""
 
     def show_map(self, view: MapView) -> None:
-        """Takes over the map's counts."""
+        """Updates the counts from the map."""
         with self._lock:
             self._counters.update_from_map(view)
 
     def show_event(self, event: Event) -> None:
-        """Hands a fact over to be published."""
+        """Queues the messages of an event for publishing."""
         with self._lock:
             self._counters.update(event)
         if isinstance(event, FramePosed) and not self._may_pass(event.camera_key):
@@ -118,9 +119,9 @@ class MqttView:
             self._put(status_message(state, run=self._run, **_figures(event)))
 
     def close(self) -> None:
-        """Says that the run is over, as far as the broker listens, and lets go; takes 2 s at most.
+        """Publishes the end of the run if the broker is there, and disconnects, within 2 s.
 
-        A broker that does not answer may learn of it later, by the last will.
+        A broker that does not answer publishes it later, by the last will.
         """
         if self._counters.finished is None:
             self._put(status_message(RunState.STOPPED, run=self._run))
@@ -128,13 +129,13 @@ class MqttView:
         self._call(self._changed.set)
         self._thread.join(timeout=_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
-            logger.debug("%s: did not take leave in time", self._link.address.broker)
+            logger.debug("%s: did not close in time", self._link.address.broker)
 
     def _may_pass(self, camera_key: str) -> bool:
-        """Whether a pose of a camera may be told now."""
+        """Whether the rate limit allows to publish a pose of a camera."""
         if camera_key not in self._throttles:
             self._throttles[camera_key] = Throttle(self._max_pose_hz)
-        return self._throttles[camera_key].lets_through()
+        return self._throttles[camera_key].allows()
 
     def _put(self, message: Message) -> None:
         if not self._is_over:
@@ -142,12 +143,12 @@ class MqttView:
             self._call(self._changed.set)
 
     def _call(self, callback: Callable[[], object]) -> None:
-        """Has the loop call something, as long as it runs."""
+        """Schedules a callback on the loop, as long as it runs."""
         with self._lock:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(callback)
 
-    # On the thread of the view from here on.
+    # -- on the view's thread -------------------------------------------------------------------
 
     def _serve(self) -> None:
         try:
@@ -159,18 +160,18 @@ class MqttView:
         self._loop = asyncio.get_running_loop()
         self._is_started.set()
         connecting = asyncio.create_task(
-            keep_connected(self._link, self._use, tell=self._tell, client=self._connection),
+            keep_connected(self._link, self._use, report=self._log_state, client=self._connection),
             name="connection",
         )
         closing = asyncio.create_task(self._closing.wait(), name="closing")
         await asyncio.wait((connecting, closing), return_when=asyncio.FIRST_COMPLETED)
         if self._is_connected:
-            await asyncio.wait((connecting,), timeout=_FAREWELL_S)
+            await asyncio.wait((connecting,), timeout=_LAST_MESSAGES_S)
         with self._lock:
             self._loop = None
         closing.cancel()
         if connecting.done():
-            connecting.result()  # raises what nobody expected
+            connecting.result()  # raises unexpected errors
 
     def _connection(self) -> AbstractAsyncContextManager[aiomqtt.Client]:
         import aiomqtt
@@ -181,7 +182,7 @@ class MqttView:
             max_queued_incoming=_MAX_WAITING_COMMANDS,
         )
 
-    def _tell(self, state: SourceState, detail: str) -> None:
+    def _log_state(self, state: SourceState, detail: str) -> None:
         levels = {SourceState.LOST: logging.WARNING, SourceState.REFUSED: logging.ERROR}
         level = levels.get(state, logging.INFO)
         logger.log(level, "%s: %s: %s", self._link.address.label, state.value, detail)
@@ -194,7 +195,7 @@ class MqttView:
         self._is_connected = True
         if self._control is not None:
             await self._subscribe(client)
-        self._tell(SourceState.CONNECTED, "telling the run there")
+        self._log_state(SourceState.CONNECTED, "publishing the run there")
         self._outbox.repeat_lasting()
         tasks = [
             asyncio.create_task(self._write(client), name="publish"),
@@ -217,7 +218,7 @@ class MqttView:
             logger.warning("%s: the broker does not let us read commands", topic)
 
     async def _write(self, client: aiomqtt.Client) -> None:
-        """Publishes what waits, and figures once a second; ends when the view is closed."""
+        """Publishes queued messages, and figures once a second; ends when the view is closed."""
         loop = asyncio.get_running_loop()
         metrics_at_s = loop.time()
         while True:
@@ -245,7 +246,7 @@ class MqttView:
                 retain=message.is_lasting,
             )
         except aiomqtt.MqttError:
-            if not message.is_lasting:  # those are told again
+            if not message.is_lasting:  # those are published again
                 self._outbox.count_lost()
             raise
 
@@ -254,7 +255,7 @@ class MqttView:
             return metrics_message(self._counters, lost_messages=self._outbox.num_lost)
 
     async def _read(self, client: aiomqtt.Client) -> None:
-        """Takes commands; also where there are none, since it hears of a broken connection."""
+        """Reads commands; also without any to read, as it notices a broken connection."""
         async for message in client.messages:
             if message.retain:
                 logger.warning("%s: a command from before is ignored", message.topic)
@@ -274,10 +275,10 @@ class MqttView:
 
 
 def _address_of(config: Config) -> MqttAddress:
-    """Where to publish, with the password in it that the environment holds.
+    """The address to publish at, with the password from the environment.
 
     Raises:
-        ConfigError: it is none, or is not allowed; messages hold no credentials.
+        ConfigError: it is invalid or not allowed; messages hold no credentials.
     """
     try:
         address = MqttAddress.parse(config.mqtt.publish)
@@ -297,7 +298,7 @@ def _address_of(config: Config) -> MqttAddress:
 
 
 def _state_after(event: Event) -> RunState | None:
-    """What the run does from an event on; None where that does not change."""
+    """The state of the run after an event; None where it does not change."""
     match event:
         case RunStarted():
             return RunState.RUNNING

@@ -1,1 +1,1 @@
-"""The synthetic town: a rendered flight with exact ground truth, and a matcher that knows it."""
+"""Synthetic town: a rendered flight with exact ground truth, and a matcher that uses it."""

@@ -1,7 +1,7 @@
-"""One image that holds all textures at all resolutions, and filtered look-ups into it.
+"""Texture atlas: one image of all textures at all resolutions, and filtered samples from it.
 
 Level 0 lies at the left; each next level is half as large and lies in a column at its right
-(Williams, "Pyramidal parametrics", 1983). Look-ups average four taps along the longer axis of a
+(Williams, "Pyramidal parametrics", 1983). Samples average four taps along the longer axis of a
 pixel's footprint, which keeps streets seen at a flat angle sharp without shimmer (after McCormack
 et al., "Feline", 1999); neighbouring levels are mixed tap by tap.
 """
@@ -46,7 +46,7 @@ class Atlas:
         self._level_y -= np.float32(0.5)
         self._build_levels(width, height)
 
-    def look_up(self, map_x: Float32Array, map_y: Float32Array) -> Uint8Array:
+    def sample(self, map_x: Float32Array, map_y: Float32Array) -> Uint8Array:
         """The mean of each pixel's taps.
 
         Args:
@@ -74,7 +74,7 @@ class Atlas:
         per_row: tuple[Float32Array, Float32Array],
         out: tuple[Float32Array, Float32Array],
     ) -> None:
-        """Where to read the taps of a block of pixels.
+        """Atlas coordinates of the taps of a block of pixels.
 
         Args:
             texture_xy: level 0 coordinates of the pixels' centres, each (H, W).

@@ -1,4 +1,4 @@
-"""A painter's tools for textures: shapes, random tones and fractal noise on a metric canvas."""
+"""Canvas: shapes, random tones and fractal noise painted on a texture in metres."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flights over the synthetic town: smooth camera paths flown at an even optical flow."""
+"""Flights over the synthetic town: smooth camera paths at an even optical flow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fly(
 
     Args:
         path: which one.
-        layout: what the camera looks at; it sets the pace.
+        layout: the scene in view, which sets the speed.
         num_frames: at least 2.
         tangents: of half the horizontal and vertical field of view.
 
@@ -64,7 +64,7 @@ def _orbit_rows(
     bearings_deg: tuple[float, float],
     target_z: float = 4.0,
 ) -> Float64Array:
-    """A helix that looks at the town's centre; bearings are the camera's, seen from there."""
+    """A helix facing the town's centre; bearings are the camera's, seen from there."""
     num_rows = int(abs(bearings_deg[1] - bearings_deg[0]) / 5) + 1
     bearing = np.linspace(*bearings_deg, num_rows)
     reach, z = np.linspace(*radius, num_rows), np.linspace(*height, num_rows)
@@ -93,7 +93,7 @@ def _lawnmower_waypoints() -> Float64Array:
 
 
 def _street_waypoints() -> Float64Array:
-    """In the streets around the plaza, looking across it, a little more than once around."""
+    """In the streets around the plaza, facing across it, a little more than once around."""
     plaza = block_rect(*PLAZA)
     x, y = (plaza.x_min + plaza.x_max) / 2, (plaza.y_min + plaza.y_max) / 2
     bearing = np.linspace(225.0, 225.0 + 400.0, 81)
@@ -188,7 +188,7 @@ def _median_flow(
 def _hit_depth(
     center: Float64Array, directions: Float64Array, *, bounds: Float64Array
 ) -> Float64Array:
-    """Where rays (R, 3) from ``center`` first meet a box or the ground, (R,) in ray lengths."""
+    """Where rays (R, 3) from ``center`` first hit a box or the ground, (R,) in ray lengths."""
     with np.errstate(divide="ignore", invalid="ignore"):
         to_planes = (bounds[None] - center) / directions[:, None, None, :]  # (R, B, 2, 3)
         enter = to_planes.min(axis=2).max(axis=2)

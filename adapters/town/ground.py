@@ -1,4 +1,4 @@
-"""The ground of the synthetic town, the fields around it and the sky above."""
+"""Ground textures: the ground of the synthetic town, the fields around it and the sky."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A dense matcher that knows the truth of a synthetic scene, and spoils it by measured amounts.
+"""Oracle: a dense matcher from the ground truth of a synthetic scene, degraded by known amounts.
 
-It measures everything from dense matches to the map against ground truth, without any weights.
+With it everything from dense matches to the map is tested against ground truth, without weights.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from engine.types import (
 )
 
 _SAME_SURFACE_RATIO = 0.01  # relative difference of inverse depths on one face, or of one point
-_MAX_VIEWS_KEPT = 256  # 1.2 MB each at 640 x 480; others are asked for again
+_MAX_VIEWS_KEPT = 256  # 1.2 MB each at 640 x 480; others are rendered again
 _DROPPED_GRID = 8  # cells per image edge that ``dropped_ratio`` counts
-_PLACE_GRID = 16  # points per image edge that tell how much two frames overlap
+_PLACE_GRID = 16  # points per image edge that measure how much two frames overlap
 _FOCAL_NOISE_RATIO = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrueView:
-    """What is true of one image."""
+    """The ground truth of one image."""
 
     depth_m: Float32Array  # (H, W) along the optical axis at pixel centres, inf in the sky
     cam_from_world: Float64Array  # (3, 4) metres
@@ -78,7 +78,7 @@ class TrueView:
         return depths
 
     def points_in_world(self, points_xy: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """What the image shows at points (N, 2): positions (N, 3) and depths (N,), metres."""
+        """The 3D points seen at points (N, 2): positions (N, 3) and depths (N,), metres."""
         focal_x, focal_y, center_x, center_y = self.intrinsics
         depths = self.depths_at(points_xy)
         finite = np.where(np.isfinite(depths), depths, 1.0)
@@ -87,7 +87,7 @@ class TrueView:
         return transform_points(invert_pose(self.cam_from_world), in_cam), depths
 
     def project(self, points_in_world: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """Where points (N, 3) are in the image, (N, 2) px, and their depths (N,) in metres."""
+        """Projects points (N, 3) into the image: (N, 2) px, and their depths (N,) in metres."""
         focal_x, focal_y, center_x, center_y = self.intrinsics
         in_cam = transform_points(self.cam_from_world, points_in_world)
         depths = np.where(in_cam[:, 2] > 0, in_cam[:, 2], np.inf)
@@ -100,8 +100,8 @@ class TrueView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Landings:
-    """Where rows of one image's table are in another image; rows of the arrays belong together."""
+class _Correspondences:
+    """Keypoints of one image's table in another image; rows of the arrays belong together."""
 
     rows: Int64Array  # (M,)
     points_xy: Float64Array  # (M, 2) px in the other image
@@ -110,13 +110,13 @@ class _Landings:
 
 
 class OracleMatcher:
-    """``PairMatcher`` that looks matches up in true depths and poses.
+    """``PairMatcher`` that computes matches from true depths and poses.
 
     Args:
-        config: how much of the truth is told, and how exactly.
+        config: how much of the truth is returned, and how exactly.
         dense: the keypoint tables it makes.
-        truth: what is true of the frame with this index.
-        seed: of all noise; a pair is spoiled in the same way however often it is asked for.
+        truth: returns the ground truth of the frame with an index.
+        seed: of all noise; a pair is degraded in the same way at every request.
     """
 
     def __init__(
@@ -146,17 +146,17 @@ class OracleMatcher:
         return 0.0
 
     def describe(self, frame: Frame) -> Features:
-        """Corners and a grid; what is true of the frame is looked up when it is needed."""
+        """Corners and a grid; the frame's ground truth is rendered when it is needed."""
         with self._lock:
             self._index_of[frame.frame_id] = frame.index
         return dense_features(frame, self._dense)
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
-        """Looks the queries of each pair up in the other image, both ways."""
+        """Finds the queries of each pair in the other image, both ways."""
         return [self._match(request) for request in requests]
 
     def view(self, frame_id: FrameId) -> TrueView:
-        """What is true of a described frame."""
+        """The ground truth of a described frame."""
         with self._lock:
             if frame_id not in self._views:
                 self._views[frame_id] = self._truth(self._index_of[frame_id])
@@ -169,8 +169,8 @@ class OracleMatcher:
         pair = request.pair
         rng = np.random.default_rng((self._seed, pair.first, pair.second))
         first, second = request.first, request.second
-        there = self._landings(first, request.query_rows1, second.frame_id, rng=rng)
-        back = self._landings(second, request.query_rows2, first.frame_id, rng=rng)
+        there = self._correspondences(first, request.query_rows1, second.frame_id, rng=rng)
+        back = self._correspondences(second, request.query_rows2, first.frame_id, rng=rng)
         none = np.full(max(len(there.rows), len(back.rows)), NO_ROW)
         return PairMatches(
             pair=pair,
@@ -187,14 +187,14 @@ class OracleMatcher:
             focal_px=self._focal_lengths(request, rng),
         )
 
-    def _landings(
+    def _correspondences(
         self,
         features: Features,
         query_rows: Int64Array,
         other_id: FrameId,
         *,
         rng: np.random.Generator,
-    ) -> _Landings:
+    ) -> _Correspondences:
         own, other = self.view(features.frame_id), self.view(other_id)
         queries_xy = features.keypoints_xy[query_rows]
         points, depths = own.points_in_world(queries_xy)
@@ -209,7 +209,7 @@ class OracleMatcher:
         points_xy, confidence = self._spoil(points_xy[kept], size=other.size, rng=rng)
         true_depths = np.column_stack([depths[kept], other_depths[kept]])
         noise = rng.normal(scale=self._config.depth_noise_ratio, size=true_depths.shape)
-        return _Landings(
+        return _Correspondences(
             rows=query_rows[kept],
             points_xy=points_xy,
             confidence=confidence,
@@ -220,7 +220,7 @@ class OracleMatcher:
     def _spoil(
         self, points_xy: Float64Array, *, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[Float64Array, Float32Array]:
-        """Points (M, 2) with noise and outliers, and what confidence says of them, (M,)."""
+        """Points (M, 2) with noise and outliers, and their confidence (M,)."""
         num = len(points_xy)
         is_outlier = rng.random(num) < self._config.outlier_ratio
         is_exposed = is_outlier & (rng.random(num) < self._config.exposed_outlier_ratio)
@@ -252,17 +252,17 @@ class OracleMatcher:
 
 
 class OraclePlaces:
-    """``PlaceIndex`` by how much of one image another one truly shows, occlusion left aside."""
+    """``PlaceIndex`` by the true share of one image that another one sees, without occlusion."""
 
     def __init__(self, oracle: OracleMatcher) -> None:
         self._oracle = oracle
         self._points: dict[FrameId, Float64Array] = {}  # (P, 3) in the world
 
     def add(self, features: Features) -> None:
-        """Makes a described keyframe known.
+        """Adds a described keyframe.
 
         Raises:
-            ValueError: it is known already.
+            ValueError: it was added before.
         """
         if features.frame_id in self._points:
             raise ValueError(f"keyframe {features.frame_id} was added before")
@@ -275,7 +275,7 @@ class OraclePlaces:
     def query(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
     ) -> list[tuple[FrameId, float]]:
-        """Known keyframes by the share of their points that this one shows, most first.
+        """Added keyframes by the share of their points that this one sees, most first.
 
         Raises:
             KeyError: the keyframe was never added.

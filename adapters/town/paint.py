@@ -1,6 +1,6 @@
-"""What the boxes of the synthetic town look like: facades, roofs, leaves, cars.
+"""Box textures: facades, roofs, leaves and cars of the synthetic town.
 
-Every face is painted once, from its own random stream, so that no two places look alike.
+Every face is painted once, from its own random stream, so that no two places are alike.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _paint_roof(canvas: Canvas, colour: Colour, *, hipped: bool) -> None:
 
 
 def _paint_hips(canvas: Canvas, colour: Colour) -> None:
-    """Four tones as if the roof fell away on four sides; from the air flat roofs look built."""
+    """Four tones as if the roof fell away on four sides; from the air flat roofs seem built."""
     width, height = canvas.area.x_max, canvas.area.y_max
     rise = 0.5 * min(width, height)
     south_west, south_east = (0.0, 0.0), (width, 0.0)

@@ -1,4 +1,4 @@
-"""Draws the synthetic town: exact visibility and depth per pixel centre, filtered textures.
+"""Renderer of the synthetic town: exact visibility and depth per pixel, filtered textures.
 
 Every surface is a rectangle. In the image, 1/depth and texture coordinates over depth are affine
 in the pixel, so a face is tested on the whole of its bounding box at once; the nearest face wins.
@@ -201,7 +201,7 @@ class TownRenderer:
                 per_row=((terms[1] - x * terms[7]) * below, (terms[4] - y * terms[7]) * below),
                 out=(map_x[rows], map_y[rows]),
             )
-        return self._atlas.look_up(map_x, map_y)
+        return self._atlas.sample(map_x, map_y)
 
     def _texture_coefficients(self, planes: Float64Array) -> Float32Array:
         """Atlas x/z, atlas y/z and 1/z as affine functions of a ray, (9, F + 1).

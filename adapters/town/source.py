@@ -1,4 +1,4 @@
-"""``synthetic:town``: a rendered drone flight over a small town, with exact ground truth.
+"""Town source: ``synthetic:town``, a rendered drone flight with exact ground truth.
 
 The same options give the same pixels, bit for bit.
 """
@@ -41,7 +41,7 @@ _WALL_LEVEL = 170.0  # grey level of a blank wall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TownOptions:
-    """What to fly and how to film it.
+    """Options of a flight over the town and of its camera.
 
     The whole path is flown whatever ``num_frames``; fewer frames move faster.
 

@@ -1,4 +1,4 @@
-"""Where everything stands in the synthetic town: streets, blocks and boxes, from a seed.
+"""Town layout: the streets, blocks and boxes of the synthetic town, from a seed.
 
 World frame: metres, x east, y north, z up, the ground at z = 0, the main crossing at the origin.
 Streets are the same for every seed, so that the flights fit; what stands between them is not.

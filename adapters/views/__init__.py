@@ -1,1 +1,1 @@
-"""Where the growing map is shown."""
+"""Views: a run shown in the terminal and in Rerun."""

@@ -1,4 +1,4 @@
-"""Shows a run in the terminal: a panel of figures with noteworthy events above it."""
+"""Console view: a panel of a run's figures in the terminal, with log lines above it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, TextIO
 
-from adapters.views.notes import Note, NoteLevel, note_of
+from adapters.views.log_lines import LogLevel, LogLine, log_line_of
 from adapters.views.run_counters import RunCounters
 from engine.events import Event
 from engine.types import Frame, FramePose, MapView
@@ -23,7 +23,7 @@ BAR_WIDTH = 30
 
 
 class ConsoleView:
-    """Progress of a run on a terminal, or as plain lines where the stream is none.
+    """The progress of a run on a terminal, or as plain lines where the stream is none.
 
     Attributes:
         console: the console that is drawn to; log handlers that write to it write above the panel.
@@ -64,17 +64,17 @@ class ConsoleView:
         """Shows nothing: a terminal has no pictures."""
 
     def show_map(self, view: MapView) -> None:
-        """Takes over the map's counts."""
+        """Updates the counts from the map."""
         with self._lock:
             self._counters.update_from_map(view)
 
     def show_event(self, event: Event) -> None:
-        """Counts the event and, when it is noteworthy, writes a line."""
+        """Counts the event and writes its log line, if it has one."""
         with self._lock:
             self._counters.update(event)
-            note = note_of(event, self._counters)
-        if note is not None:
-            self._write_note(note)
+            log_line = log_line_of(event, self._counters)
+        if log_line is not None:
+            self._write_log_line(log_line)
         if self._live is None and self._clock() >= self._next_line_s:
             self._write_status()
 
@@ -85,12 +85,12 @@ class ConsoleView:
         else:
             self._write_status()
 
-    def _write_note(self, note: Note) -> None:
+    def _write_log_line(self, log_line: LogLine) -> None:
         from rich.text import Text
 
-        is_warning = note.level is NoteLevel.WARNING
+        is_warning = log_line.level is LogLevel.WARNING
         mark = ("warning: ", "yellow") if is_warning else ""
-        self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, note.text))
+        self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, log_line.text))
 
     def _write_status(self) -> None:
         self._next_line_s = self._clock() + PLAIN_INTERVAL_S

@@ -1,4 +1,4 @@
-"""Where and how large a map is drawn, in numpy only.
+"""Display geometry: where and how large a map is drawn; numpy only.
 
 A map has no unit, no origin and no upright until it is georeferenced, and a sparse map always holds
 a few points far away from everything. So all sizes on the screen follow the map itself.
@@ -31,13 +31,13 @@ class DisplayScale:
 
     @property
     def tolerance_map(self) -> float:
-        """Moves below this length cannot be seen."""
+        """Motions below this length are not visible."""
         return VISIBLE_RATIO * self.extent_map
 
     def shows(self, points3D_in_world: Float32Array) -> NDArray[np.bool_]:
-        """Which points (N, 3) are near enough to be drawn, as a mask (N,).
+        """A mask (N,) of the points (N, 3) that are near enough to be drawn.
 
-        The rest are outliers: with them in the view, its automatic camera would stand so far off
+        The rest are outliers: with them in the view, its automatic camera would be so far away
         that the map shrinks to a dot.
         """
         distances = np.linalg.norm(points3D_in_world - self.center_in_world, axis=1)

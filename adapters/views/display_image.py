@@ -1,4 +1,4 @@
-"""The current image in a form that viewers can take many times a second."""
+"""Display image: the current image as a JPEG small enough to send many times a second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DisplayImage:
 
 
 def display_image(frame: Frame, *, config: ViewsConfig) -> DisplayImage:
-    """The frame's own JPEG, byte for byte, unless it is huge; else a small one made here."""
+    """The frame's own JPEG, byte for byte, unless it is huge or missing; else a small new one."""
     is_small = max(frame.width, frame.height) <= MAX_PASSED_EDGE_PX
     if frame.jpeg is not None and is_small and len(frame.jpeg) <= MAX_PASSED_BYTES:
         return DisplayImage(jpeg=frame.jpeg, width=frame.width, height=frame.height)

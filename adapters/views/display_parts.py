@@ -1,4 +1,4 @@
-"""Drawings in parts, of which only those that changed are drawn again; numpy only."""
+"""Display parts: drawings in parts, of which only changed ones are drawn again; numpy only."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Part:
 
     @property
     def num_bytes(self) -> int:
-        """Of its arrays."""
+        """The size of its arrays."""
         return self.positions.nbytes + (0 if self.colors is None else self.colors.nbytes)
 
-    def looks_like(self, other: Part, *, tolerance_map: float) -> bool:
-        """Whether nobody could tell the two apart."""
+    def is_close_to(self, other: Part, *, tolerance_map: float) -> bool:
+        """Whether both have the same shape and colours, and positions within the tolerance."""
         return (
             self.positions.shape == other.positions.shape
             and _same_colors(self.colors, other.colors)
@@ -53,20 +53,20 @@ def split_parts(
 
 
 class PartTracker:
-    """Remembers what is on the screen, part by part."""
+    """Keeps the parts that were drawn last, to find those that changed."""
 
     def __init__(self) -> None:
         self._drawn: dict[int, Part] = {}
         self._is_forgotten = False
 
-    def forget_looks(self) -> None:
+    def invalidate(self) -> None:
         """Counts every part as changed at the next update."""
         self._is_forgotten = True
 
     def update(
         self, parts: Mapping[int, Part], *, tolerance_map: float
     ) -> tuple[dict[int, Part], list[int]]:
-        """Takes the wanted parts; returns those to draw and the keys of those to clear.
+        """Sets the wanted parts; returns those to draw and the keys of those to clear.
 
         Each is compared with what was drawn, not with what was last wanted, so small moves add up.
         """
@@ -76,7 +76,7 @@ class PartTracker:
             for key, part in parts.items()
             if self._is_forgotten
             or key not in self._drawn
-            or not part.looks_like(self._drawn[key], tolerance_map=tolerance_map)
+            or not part.is_close_to(self._drawn[key], tolerance_map=tolerance_map)
         }
         for key in vanished:
             del self._drawn[key]

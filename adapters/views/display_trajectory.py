@@ -1,4 +1,4 @@
-"""The path of the camera through every frame, kept on a map that moves."""
+"""Display trajectory: the path of the camera through every frame of a map that moves."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ FRAMES_PER_PART = 128
 MAX_STEP_RATIO = 20.0  # a step this many times the median one is a gap, not a motion
 
 
-class Trajectory:
+class DisplayTrajectory:
     """Positions of all frames, in order of their ids.
 
     A frame's position is reported once, when it is posed. Bundle adjustment, loop closures and new
-    starts move the map afterwards. The keyframes say how far: every frame is shifted by its
-    neighbouring keyframes' displacements, linearly in between. So the path always runs through the
-    keyframes as they are now.
+    starts move the map afterwards: every frame is shifted by its neighbouring keyframes'
+    displacements, linearly in between. So the path always runs through the current keyframes.
     """
 
     def __init__(self) -> None:
@@ -27,18 +26,18 @@ class Trajectory:
         self._keyframe_centers: Float64Array = np.zeros((0, 3))
 
     def add(self, frame_id: int, center_in_world: tuple[float, float, float]) -> None:
-        """Takes the first known position of a frame."""
+        """Adds the first known position of a frame."""
         self._reported[frame_id] = center_in_world
         self._tail.append(center_in_world)
 
     def move(self, keyframe_ids: Int64Array, centers_in_world: Float64Array) -> None:
-        """Takes the keyframes (K,) and their positions (K, 3) as the map has them now."""
+        """Sets the keyframes (K,) and their current positions (K, 3) in the map."""
         order = np.argsort(keyframe_ids)
         self._keyframe_ids = keyframe_ids[order]
         self._keyframe_centers = centers_in_world[order]
 
     def positions(self) -> tuple[Int64Array, Float64Array]:
-        """Frame ids (N,), ascending, and the positions (N, 3) of all posed frames now."""
+        """Frame ids (N,), ascending, and the current positions (N, 3) of all posed frames."""
         ids = np.array(sorted(self._reported), dtype=np.int64)
         reported = np.array([self._reported[frame_id] for frame_id in ids.tolist()]).reshape(-1, 3)
         shared, rows, keyframe_rows = np.intersect1d(

@@ -1,11 +1,11 @@
-"""The layout of the Rerun viewer: the map large, the current image beside it, figures below."""
+"""Rerun blueprint: the viewer's layout with map, current image, figures and log."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapters.views.display_eye import Eye
+from adapters.views.viewpoint import Viewpoint
 
 if TYPE_CHECKING:
     import rerun.blueprint as rrb
@@ -63,11 +63,13 @@ PLOTS = (
 METRICS = tuple(metric for plot in PLOTS for metric in plot.metrics)
 
 
-def build_blueprint(eye: Eye | None = None, *, with_geography: bool = False) -> rrb.Blueprint:
-    """The layout.
+def build_blueprint(
+    viewpoint: Viewpoint | None = None, *, with_geography: bool = False
+) -> rrb.Blueprint:
+    """The viewer's layout.
 
     Args:
-        eye: where the map is seen from; None: its camera follows the map as it grows.
+        viewpoint: of the map; None: the viewer's camera follows the map as it grows.
         with_geography: a map of the world beside the scene graph, whose tiles the viewer fetches.
     """
     import rerun.blueprint as rrb
@@ -82,7 +84,7 @@ def build_blueprint(eye: Eye | None = None, *, with_geography: bool = False) -> 
     )
     return rrb.Blueprint(
         rrb.Vertical(
-            rrb.Horizontal(_map_view(eye), beside, column_shares=[2.6, 1.0]),
+            rrb.Horizontal(_map_view(viewpoint), beside, column_shares=[2.6, 1.0]),
             rrb.Horizontal(*(_plot_view(plot) for plot in PLOTS)),
             row_shares=[3.6, 1.0],
         ),
@@ -96,11 +98,17 @@ def build_blueprint(eye: Eye | None = None, *, with_geography: bool = False) -> 
     )
 
 
-def _map_view(eye: Eye | None) -> rrb.Spatial3DView:
+def _map_view(viewpoint: Viewpoint | None) -> rrb.Spatial3DView:
     import rerun.blueprint as rrb
 
     place = (
-        {"position": eye.position, "look_target": eye.look_target, "eye_up": eye.up} if eye else {}
+        {}
+        if viewpoint is None
+        else {
+            "position": viewpoint.position,
+            "look_target": viewpoint.target,
+            "eye_up": viewpoint.up,
+        }
     )
     return rrb.Spatial3DView(
         origin="/world",

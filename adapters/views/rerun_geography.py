@@ -1,4 +1,4 @@
-"""Where the camera is on the globe, for the viewer's map of the world."""
+"""Rerun geography: the GPS track of frames on the viewer's map of the world."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MAX_FIXES = 4096  # then every second one is left out
 
 
 class GeographyDrawing:
-    """Draws the GPS positions of frames as a track that ends where the camera is now."""
+    """Draws the GPS positions of frames as a track that ends at the newest one."""
 
     def __init__(self, recording: RecordingStream) -> None:
         self._recording = recording
         self._track_deg: list[tuple[float, float]] = []
 
     def draw(self, fix: GpsFix) -> None:
-        """Takes the position of the newest frame."""
+        """Adds the position of the newest frame."""
         import rerun as rr
 
         here_deg = fix.latitude_deg, fix.longitude_deg

@@ -1,4 +1,4 @@
-"""How much a run may leave in its recording, and how much a live viewer's server still holds."""
+"""Rerun limits: the size of the recording, and the memory of the live server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _MB = 1_000_000
-_REDRAW_RATIO = 0.4  # of the server's memory: what was drawn before is then still there
+_REDRAW_RATIO = 0.4  # of the server's memory: what was sent before that is still in it
 
 
 class RecordingLimit:
@@ -36,7 +36,7 @@ class RecordingLimit:
             return self._is_full
         try:
             size = self._path.stat().st_size
-        except OSError:  # it is not there yet; whoever writes it tells what is wrong
+        except OSError:  # it does not exist yet; its writer reports errors
             return False
         if size >= self._max_bytes:
             self._is_full = True
@@ -49,22 +49,22 @@ class RecordingLimit:
 
 
 class RedrawSchedule:
-    """Says when a live server is about to forget what it was told first.
+    """Decides when the whole map must be sent to a live server again.
 
-    Its memory is limited and the oldest goes first, but parts of the map that do not change are
-    told only once. They are told again before they would be lost to viewers that come late.
+    The server's memory is limited and drops the oldest data first, but parts of the map that do not
+    change are sent only once. They are sent again before viewers that connect late would miss them.
     """
 
     def __init__(self, *, memory_limit_mb: int) -> None:
         self._redraw_after_bytes = _REDRAW_RATIO * memory_limit_mb * _MB
         self._bytes_since_redraw = 0
 
-    def told(self, num_bytes: int) -> None:
-        """Counts what was sent."""
+    def add_sent_bytes(self, num_bytes: int) -> None:
+        """Counts bytes sent to the server."""
         self._bytes_since_redraw += num_bytes
 
     def take_due(self) -> bool:
-        """Whether everything must be told again now; counting starts anew then."""
+        """Whether everything must be sent again; if so, counting starts anew."""
         is_due = self._bytes_since_redraw >= self._redraw_after_bytes
         if is_due:
             self._bytes_since_redraw = 0

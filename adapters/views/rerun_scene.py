@@ -1,4 +1,4 @@
-"""Draws the map, the cameras and the scene graph into a Rerun recording."""
+"""Rerun scene: the map, the cameras and the scene graph in a Rerun recording."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapters.views.display_eye import Eye, overview_eye
 from adapters.views.display_geometry import (
     DisplayScale,
     cam_centers,
@@ -16,8 +15,9 @@ from adapters.views.display_geometry import (
     plan_positions,
 )
 from adapters.views.display_parts import ChunkNumbers, Part, PartTracker, split_parts
-from adapters.views.display_trajectory import FRAMES_PER_PART, Trajectory
+from adapters.views.display_trajectory import FRAMES_PER_PART, DisplayTrajectory
 from adapters.views.rerun_blueprint import Color
+from adapters.views.viewpoint import Viewpoint, overview_viewpoint
 from engine.types import Float32Array, Float64Array, MapView, PairReason
 
 if TYPE_CHECKING:
@@ -55,31 +55,31 @@ class SceneDrawing:
         self._scale: DisplayScale | None = None
         self._chunks = ChunkNumbers(size=KEYFRAMES_PER_CHUNK)
         self._trackers: dict[str, PartTracker] = {}
-        self._trajectory = Trajectory()
+        self._trajectory = DisplayTrajectory()
         self._plan: dict[int, Float64Array] = {}
         self._view: MapView | None = None
         self._num_bytes = 0  # drawn by the map at hand
 
     @property
     def live_image_distance_map(self) -> float:
-        """How far before the live camera its image is shown."""
+        """The distance from the live camera at which its image is shown."""
         return LIVE_IMAGE_RATIO * self._scale.frustum_depth_map if self._scale else 1.0
 
-    def overview(self) -> Eye | None:
+    def overview(self) -> Viewpoint | None:
         """A viewpoint for the map as it was drawn last; None before the first camera."""
         if self._view is None or self._scale is None or not len(self._view.keyframe_ids):
             return None
         points = self._view.points3D_in_world
-        return overview_eye(self._view.cam_from_world, points[self._scale.shows(points)])
+        return overview_viewpoint(self._view.cam_from_world, points[self._scale.shows(points)])
 
     def add_position(self, frame_id: int, center_in_world: tuple[float, float, float]) -> None:
-        """Takes the first position of a frame; drawn with the next map or tail."""
+        """Adds the first position of a frame; drawn with the next map or tail."""
         self._trajectory.add(frame_id, center_in_world)
 
     def draw_all_again(self) -> None:
-        """Has the next map drawn whole, also what did not change."""
+        """Makes the next ``draw_map`` draw everything, also what did not change."""
         for tracker in self._trackers.values():
-            tracker.forget_looks()
+            tracker.invalidate()
 
     def draw_map(self, view: MapView) -> int:
         """Draws what changed: cameras, points, paths and scene graph.
@@ -104,7 +104,7 @@ class SceneDrawing:
         return self._num_bytes
 
     def draw_tail(self) -> None:
-        """Draws the newest piece of the trajectory, up to where the camera is now."""
+        """Draws the newest part of the trajectory, up to the newest posed frame."""
         tail = self._trajectory.tail()
         if len(tail) > FRAMES_PER_PART and self._scale:
             self._draw_trajectory(self._scale)

@@ -1,7 +1,7 @@
-"""Ports and processes of the Rerun viewer.
+"""Rerun service: the ports and processes of live Rerun viewers.
 
-Everything listens on ``views.bind`` only, which is the loopback interface unless told otherwise;
-Rerun's own default is every interface. Viewers started here send no usage statistics.
+Everything listens on ``views.bind`` only, by default the loopback interface; Rerun's own default is
+every interface. Viewers started here send no usage statistics.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ class Endpoint:
 
     @property
     def bracketed_ip(self) -> str:
-        """The address as it is written before a port."""
+        """The address as written before a port."""
         return f"[{self.ip}]" if ":" in self.ip else self.ip
 
     @property
     def host(self) -> str:
-        """What a client on this machine connects to, as it is written in a URL."""
+        """The host that a client on this machine connects to, as written in a URL."""
         if ip_address(self.ip).is_unspecified:  # every interface: a client names one of them
             return "[::1]" if ":" in self.ip else "127.0.0.1"
         return self.bracketed_ip
 
 
 class LiveServer:
-    """The server in this process from which viewers fetch a run, also what they missed so far.
+    """The server in this process from which viewers fetch a run, also from its past.
 
-    Fetching is the viewer's part because a recording that is pushed is lost for good when the
-    connection breaks once.
+    Viewers pull the recording because a pushed one is lost for good when the connection breaks
+    once.
 
     Attributes:
-        sink: takes the recording; it listens as soon as it is a recording's sink.
+        sink: receives the recording; it listens as soon as it is a recording's sink.
         grpc_url: what a viewer program connects to.
         url: the page for browsers; None until it is served.
     """
 
     def __init__(self, config: ViewsConfig, *, with_page: bool) -> None:
-        """Takes the configured ports for a page, else any free one.
+        """Uses the configured ports for a page, else any free one.
 
         Raises:
             ConfigError: an address cannot be listened on, or there is no screen for a window.
@@ -104,7 +104,7 @@ class LiveServer:
 
 
 def free_endpoint(bind: str, port: int, *, port_setting: str) -> Endpoint:
-    """Makes sure that a server can listen, since Rerun only logs a line and loses all data.
+    """Checks that a server can listen, since Rerun only logs a line and loses all data.
 
     Args:
         bind: name or address of an interface of this machine.

@@ -1,4 +1,4 @@
-"""Shows a run in Rerun: as a recording on disk, and live in a window or a browser."""
+"""Rerun view: a run as a recording on disk, or live in a window or a browser."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.views.display_eye import Eye
 from adapters.views.display_image import DisplayImage, display_image
-from adapters.views.notes import note_of
+from adapters.views.log_lines import log_line_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
 from adapters.views.rerun_geography import GeographyDrawing
 from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
 from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
 from adapters.views.rerun_service import LiveServer
 from adapters.views.run_counters import RunCounters
+from adapters.views.viewpoint import Viewpoint
 from engine.config import ViewsConfig
 from engine.errors import ConfigError
 from engine.events import (
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 class ViewMode(StrEnum):
-    """Where a run is shown."""
+    """Where the Rerun view of a run is shown."""
 
     RECORD = "record"  # in a file only
     SPAWN = "spawn"  # also in a window that is opened now
@@ -79,7 +79,7 @@ class RerunView:
         server: LiveServer | None = None,
         path: Path | None = None,
     ) -> None:
-        """Takes a recording whose sink is set: a server or a file; ``open`` makes one."""
+        """Uses a recording whose sink is set, a server or a file; ``open`` makes one."""
         self._recording = recording
         self._config = config
         self._server = server
@@ -102,8 +102,8 @@ class RerunView:
     ) -> RerunView:
         """Starts a recording in a file, or in live modes a server and a viewer.
 
-        Whoever wants both opens two: a viewer that hangs is nothing to the file, and a file that is
-        full goes without images while the viewer shows them.
+        For both, open two: a viewer that hangs does not affect the file, and a full file lacks
+        images that the viewer still shows.
 
         Args:
             run_name: the recording's name in the viewer.
@@ -132,19 +132,19 @@ class RerunView:
 
     @property
     def url(self) -> str | None:
-        """Where a browser finds the run; None unless it is served."""
+        """The URL at which browsers see the run; None unless it is served."""
         return self._server.url if self._server else None
 
     @property
     def viewer_command(self) -> str | None:
-        """What shows the run in a window of its own; None unless it is live."""
+        """The command that shows the run in a window of its own; None unless it is live."""
         return f"rerun {self._server.grpc_url}" if self._server else None
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Shows the current image and, when known, the camera that took it."""
         import rerun as rr
 
-        self._see(frame.frame_id, frame.captured_at_s)
+        self._update_newest(frame.frame_id, frame.captured_at_s)
         if self._limit.is_full:
             return
         self._stamp(frame.frame_id, frame.captured_at_s)
@@ -156,7 +156,7 @@ class RerunView:
         self._log_live_camera(frame, image=image, is_placed=pose is not None)
         encoded = rr.EncodedImage(contents=image.jpeg, media_type="image/jpeg")
         self._recording.log("world/live/image", encoded)
-        self._redraws.told(len(image.jpeg))
+        self._redraws.add_sent_bytes(len(image.jpeg))
         self._stamp()
         self._scene.draw_tail()
 
@@ -172,32 +172,32 @@ class RerunView:
             return
         if self._server is not None and self._redraws.take_due():
             self._scene.draw_all_again()
-        self._redraws.told(self._scene.draw_map(view))
+        self._redraws.add_sent_bytes(self._scene.draw_map(view))
 
     def show_event(self, event: Event) -> None:
-        """Shows one fact: as a figure, a line of the log, or a step of the trajectory."""
+        """Shows one event: as a figure, a line of the log, or a step of the trajectory."""
         import rerun as rr
 
         self._counters.update(event)
         self._run_s = event.at_s
         if isinstance(event, FramePosed | KeyframeAdded):
-            self._see(event.frame_id, event.captured_at_s)
+            self._update_newest(event.frame_id, event.captured_at_s)
         if isinstance(event, FramePosed):
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()
         self._log_metrics(*_METRICS_OF_EVENT.get(type(event), ()))
-        if note := note_of(event, self._counters):
-            self._recording.log("logs", rr.TextLog(note.text, level=note.level.value))
+        if log_line := log_line_of(event, self._counters):
+            self._recording.log("logs", rr.TextLog(log_line.text, level=log_line.level.value))
 
     def close(self) -> None:
         """Finishes the file; a window that was opened stays, a page that was served ends."""
         try:
             if self._undrawn is not None:
                 self._scene.draw_map(self._undrawn)
-            eye = self._scene.overview()
-            if self._server is None and eye is not None:
-                # Nobody watches, so the view may move to where a reader sees the whole map.
-                self._recording.send_blueprint(self._blueprint(eye))
+            viewpoint = self._scene.overview()
+            if self._server is None and viewpoint is not None:
+                # No viewer is connected, so the viewpoint may change to show the whole map.
+                self._recording.send_blueprint(self._blueprint(viewpoint))
             self._recording.flush(timeout_sec=FLUSH_TIMEOUT_S)
         except RuntimeError as error:
             logger.warning("the end of the recording may be missing: %s", error)
@@ -206,10 +206,10 @@ class RerunView:
             time.sleep(LINGER_S)
             self._server.stop()
 
-    def _blueprint(self, eye: Eye) -> Blueprint:
-        return build_blueprint(eye, with_geography=self._config.geographic_map)
+    def _blueprint(self, viewpoint: Viewpoint) -> Blueprint:
+        return build_blueprint(viewpoint, with_geography=self._config.geographic_map)
 
-    def _see(self, frame_id: int, captured_at_s: float) -> None:
+    def _update_newest(self, frame_id: int, captured_at_s: float) -> None:
         if self._first_capture_s is None:
             self._first_capture_s = captured_at_s
         self._newest_frame_id = max(self._newest_frame_id, frame_id)

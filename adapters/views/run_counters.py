@@ -1,4 +1,4 @@
-"""The figures a view shows, counted from the facts of a run."""
+"""Run counters: the figures that views show, counted from events."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RunCounters:
         return float(median_s), float(high_s)
 
     def update(self, event: Event) -> None:
-        """Counts one fact."""
+        """Counts one event."""
         match event:
             case FrameReceived():
                 self.frames_received += 1
@@ -75,7 +75,7 @@ class RunCounters:
                 self._update_map(event)
 
     def update_from_map(self, view: MapView) -> None:
-        """Takes over the counts of the map itself."""
+        """Sets the counts of registered keyframes and points from the map."""
         self.registered = len(view.keyframe_ids)
         self.points3D = len(view.points3D_in_world)
 

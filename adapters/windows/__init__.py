@@ -1,1 +1,1 @@
-"""Other solvers of windows than the engine's own."""
+"""Window solvers besides the engine's own: upstream's VGGSfM."""

@@ -1,8 +1,8 @@
-"""Upstream's VGGSfM as a solver of windows.
+"""VGGSfM solver: upstream's VGGSfM as a solver of windows.
 
 All of upstream's stages after the tracks run (its ``Triangulator``): initial pair, resection,
-triangulation, bundle adjustment, and that again. Its own word on which frames are valid is not
-taken: what agrees with what is counted here, in px of the images.
+triangulation, bundle adjustment, and that again. Its own decision on which frames are valid is not
+used: agreement is measured here, in px of the images.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from adapters.windows.vggsfm_final_adjustment import (
+    adjust_finally,
+    focal_of_cameras,
+    needs_final_adjustment,
+)
 from adapters.windows.vggsfm_package import (
     VGGSFM_LICENCE,
     SquareSolution,
@@ -22,7 +27,6 @@ from adapters.windows.vggsfm_package import (
     load_vggsfm,
 )
 from adapters.windows.vggsfm_predictor import ImageReader, PredictedCameras, load_predictor
-from adapters.windows.vggsfm_settling import focal_of_cameras, needs_settling, settle
 from adapters.windows.vggsfm_window import (
     ASSUMED_FOCAL_RATIO,
     MIN_POINTS,
@@ -31,8 +35,8 @@ from adapters.windows.vggsfm_window import (
     Refusal,
     Solution,
     SquareWindow,
-    agreeing,
-    bent_like_given,
+    agreeing_observations,
+    distortion_at_focal,
     errors_px,
     in_frame_of_problem,
     refusal_of_input,
@@ -60,12 +64,12 @@ _UPSTREAM_ERRORS = (
     TypeError,
     ValueError,
 )
-_MIN_INLIER_RATIO = 0.5  # of what the posed frames see, or nothing is believed
+_MIN_INLIER_RATIO = 0.5  # of what the posed frames see, else the window fails
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Found:
-    """A solution in the problem's frame of reference, and what agrees with it."""
+class _Accepted:
+    """A solution in the problem's frame of reference, and the observations that agree with it."""
 
     solution: Solution
     camera_focal_px: Float64Array  # (C,)
@@ -80,7 +84,7 @@ class _Found:
         return float(self.is_inlier.sum() / max(1, is_used[is_posed].sum()))
 
     def figures(self, is_used: BoolArray) -> str:
-        """In words."""
+        """A sentence with the figures."""
         num_posed = int(np.isfinite(self.solution.cam_from_world).all(axis=(1, 2)).sum())
         return f"{num_posed} frames posed, {self.support(is_used):.0%} of what they see agrees"
 
@@ -101,7 +105,7 @@ class VggsfmWindowSolver:
         self._initialize = initialize
 
     def __call__(self, problem: WindowProblem) -> WindowEstimate:
-        """Solves a window; whatever comes of it is a value.
+        """Solves a window; failures are values.
 
         The frame of reference is that of the held poses, else that of the given poses, else that of
         the initial cameras (``is_bootstrapped``). Held poses stay as they are.
@@ -123,7 +127,7 @@ class VggsfmWindowSolver:
         )
         return estimate
 
-    def _solve(self, problem: WindowProblem, is_used: BoolArray) -> _Found | Refusal:
+    def _solve(self, problem: WindowProblem, is_used: BoolArray) -> _Accepted | Refusal:
         refusal = refusal_of_input(problem, is_used)
         if refusal is not None:
             return refusal
@@ -182,7 +186,7 @@ def _guess_around_given(
 
 
 def _in_pixels(problem: WindowProblem, window: SquareWindow, answer: SquareSolution) -> Solution:
-    """Upstream's answer for all frames and tracks of a problem, in px of its images."""
+    """Upstream's solution for all frames and tracks of a problem, in px of its images."""
     poses = np.full((problem.num_frames, 3, 4), np.nan)
     focal_px = np.full(problem.num_frames, np.nan)
     points = np.full((problem.num_tracks, 3), np.nan)
@@ -195,19 +199,19 @@ def _in_pixels(problem: WindowProblem, window: SquareWindow, answer: SquareSolut
 
 def _found(
     problem: WindowProblem, initial: InitialCameras, is_used: BoolArray, *, solution: Solution
-) -> _Found | Refusal:
-    """Brings a solution in upstream's gauge into the problem's terms, and judges it there."""
-    is_inlier, is_valid = agreeing(problem, errors_px(problem, solution), is_used)
+) -> _Accepted | Refusal:
+    """Moves a solution from upstream's gauge to the problem's and counts what agrees with it."""
+    is_inlier, is_valid = agreeing_observations(problem, errors_px(problem, solution), is_used)
     moved = in_frame_of_problem(solution, problem, initial, is_valid)
     if isinstance(moved, Refusal):
         return moved
-    if needs_settling(problem):
-        moved = settle(problem, moved, is_inlier & is_valid[:, None])
+    if needs_final_adjustment(problem):
+        moved = adjust_finally(problem, moved, is_inlier & is_valid[:, None])
     focal_px = focal_of_cameras(problem, moved.focal_px)
     moved = replace(moved, focal_px=focal_px[problem.camera_idx])
     errors = errors_px(problem, moved)
-    is_inlier, is_valid = agreeing(problem, errors, is_used)
-    found = _Found(
+    is_inlier, is_valid = agreeing_observations(problem, errors, is_used)
+    found = _Accepted(
         solution=moved,
         camera_focal_px=focal_px,
         errors_px=errors,
@@ -218,7 +222,7 @@ def _found(
     return _refusal_of_result(found, is_used) or found
 
 
-def _refusal_of_result(found: _Found, is_used: BoolArray) -> Refusal | None:
+def _refusal_of_result(found: _Accepted, is_used: BoolArray) -> Refusal | None:
     num_points, num_valid = int(found.is_inlier.any(axis=0).sum()), int(found.is_valid.sum())
     if num_points < MIN_POINTS:
         reason = f"{num_points} tracks have a point"
@@ -231,7 +235,7 @@ def _refusal_of_result(found: _Found, is_used: BoolArray) -> Refusal | None:
 
 def _estimate(
     problem: WindowProblem,
-    outcome: _Found | Refusal,
+    outcome: _Accepted | Refusal,
     *,
     is_used: BoolArray,
     num_unusable: int,
@@ -263,7 +267,7 @@ def _estimate(
         cam_from_world=np.nan_to_num(outcome.solution.cam_from_world),
         is_valid=outcome.is_valid,
         focal_px=outcome.camera_focal_px,
-        distortion=bent_like_given(problem, outcome.camera_focal_px),
+        distortion=distortion_at_focal(problem, outcome.camera_focal_px),
         points3D_in_world=np.where(is_point[:, None], points, 0.0),
         is_point_valid=is_point,
         is_inlier=outcome.is_inlier,
@@ -305,7 +309,7 @@ def open_vggsfm(
     Args:
         config: where upstream and its weights are.
         first_solver: gives initial cameras to windows that come without, unless the predictor does.
-        read_image: reads the images that the predictor looks at.
+        read_image: reads the images for the predictor.
 
     Raises:
         ConfigError: upstream's package or something it needs is missing, or the weights cannot be

@@ -1,8 +1,8 @@
-"""The part of pycolmap 3.10 that upstream's VGGSfM uses, on top of today's pycolmap.
+"""VGGSfM's pycolmap: the part of pycolmap 3.10 that upstream uses, on top of the installed one.
 
 Upstream was written against pycolmap 3.10. Names and arguments have changed since, and one call
-silently: what set the extent of a reconstruction now keeps its scale. So upstream's modules are
-handed a `FormerPycolmap` under the name ``pycolmap``, and run unchanged. Written from COLMAP's
+silently: what set the extent of a reconstruction keeps its scale in later versions. So upstream's
+modules get a `FormerPycolmap` under the name ``pycolmap``, and run unchanged. Written from COLMAP's
 public interface.
 
 Reconstructions are plain Python here, and become COLMAP's only while a bundle adjustment runs.
@@ -25,11 +25,11 @@ _FEW: Final = 3  # camera centres: of no more, the outermost count, too
 
 
 class NoStandInError(RuntimeError):
-    """Upstream asked for a part of pycolmap 3.10 that is not here."""
+    """Upstream used a part of pycolmap 3.10 that is not here."""
 
 
 class _Former:
-    """Says which part is missing, instead of that an attribute is."""
+    """Raises an error that names the missing part, in place of an AttributeError."""
 
     __slots__ = ()
 
@@ -114,7 +114,7 @@ class Reconstruction(_Former):
         return set(self.points3D)
 
     def deregister_image(self, image_id: int) -> None:
-        """Leaves an image out from now on."""
+        """Leaves an image out of the reconstruction."""
         self.images[image_id].registered = False
 
     def normalize(
@@ -148,7 +148,7 @@ class FormerPycolmap(_Former):
     """Stands in for the module ``pycolmap`` of version 3.10.
 
     Attributes:
-        keeps_intrinsics: cameras stay as they are, whatever upstream asks for.
+        keeps_intrinsics: cameras stay as they are, whatever upstream's options are.
     """
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class FormerPycolmap(_Former):
             options.refine_focal_length = options.refine_extra_params = False
         current = as_colmap(reconstruction)
         self._pycolmap.bundle_adjustment(current, options)
-        take_back(reconstruction, current)
+        copy_values_back(reconstruction, current)
 
     def pose_refinement(  # noqa: PLR0917 - COLMAP's order
         self,
@@ -240,7 +240,7 @@ def adjust_held(
     current = as_colmap(reconstruction)
     if not (held_images or constant_cameras):
         pycolmap.bundle_adjustment(current, options)
-        take_back(reconstruction, current)
+        copy_values_back(reconstruction, current)
         return
     problem = pycolmap.BundleAdjustmentConfig()
     for image_id in sorted(current.reg_image_ids()):
@@ -252,7 +252,7 @@ def adjust_held(
     if len(held_images) < 2:
         problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(options, problem, current).solve()
-    take_back(reconstruction, current)
+    copy_values_back(reconstruction, current)
 
 
 def as_colmap(reconstruction: Reconstruction) -> Any:
@@ -288,8 +288,8 @@ def as_colmap(reconstruction: Reconstruction) -> Any:
     return current
 
 
-def take_back(reconstruction: Reconstruction, current: Any) -> None:
-    """Takes over the values that `as_colmap` gave away."""
+def copy_values_back(reconstruction: Reconstruction, current: Any) -> None:
+    """Copies the values of a reconstruction made by `as_colmap` back."""
     for image_id, image in current.images.items():
         reconstruction.images[image_id - 1].cam_from_world = image.cam_from_world()
     for camera_id, camera in current.cameras.items():

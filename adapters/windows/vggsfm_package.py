@@ -1,4 +1,4 @@
-"""Upstream's VGGSfM where a user has it: found, imported, quietened and handed today's pycolmap.
+"""VGGSfM package: upstream's code where a user has it, found and imported with a pycolmap it fits.
 
 Its code is licensed CC BY-NC 4.0, for non-commercial use, is no package of an index, and is not
 part of this project. It is used as installed, or from a checkout.
@@ -46,13 +46,13 @@ _OWN_PACKAGES: Final = {"vggsfm", "minipytorch3d"}
 _FILE_OF_CHECKOUT: Final = "vggsfm/models/triangulator.py"
 _QUIET_MODULES: Final = r"(vggsfm|minipytorch3d|kornia)(\.|$)"
 _MAX_ERROR_PX: Final = 4.0  # of every gate, in px of the square, as in upstream's demo
-_MIN_SHARED: Final = 8  # tracks, of two frames: fewer do not say how these are related
+_MIN_SHARED: Final = 8  # tracks, of two frames: fewer do not determine their relative pose
 _SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SquareSolution:
-    """What upstream makes of a window, in a gauge of its own."""
+    """Upstream's solution of a window, in a gauge of its own."""
 
     cam_from_world: Float64Array  # (F, 3, 4)
     focal: Float64Array  # (F,) px of the square
@@ -74,7 +74,7 @@ class VggsfmPackage:
         """Runs all of upstream's stages after the tracks.
 
         Raises:
-            RuntimeError, ValueError, LookupError, ...: whatever upstream stumbles over.
+            RuntimeError, ValueError, LookupError, ...: upstream's own errors on bad data.
         """
         import torch
 
@@ -95,7 +95,7 @@ class VggsfmPackage:
                 max_reproj_error=_MAX_ERROR_PX,
                 BA_iters=1,
                 robust_refine=2,
-                shared_camera=False,  # see vggsfm_settling
+                shared_camera=False,  # see vggsfm_final_adjustment
                 extract_color=False,
             )
         poses, intrinsics, points, is_point = (output[idx] for idx in (0, 1, 3, 8))
@@ -108,10 +108,10 @@ class VggsfmPackage:
         )
 
     def _inliers_with_hub(self, tracks: Any, is_seen: Any) -> Any:
-        """(1, F - 1, T) whether both the hub and a frame see a track, where their geometry says.
+        """(1, F - 1, T) whether both the hub and a frame see a track and agree on it.
 
-        Upstream takes every track to be seen in the hub, so that is put into the other frames. It
-        stumbles over frames that share too few tracks with the hub to relate them.
+        Upstream assumes every track to be seen in the hub, so visibility in the hub is put into the
+        other frames. It fails on frames that share too few tracks with the hub to relate them.
         """
         import torch
 
@@ -230,13 +230,13 @@ class _Log:
 
 
 def _log_line(*values: object, **_: object) -> None:
-    """What ``print`` is in upstream's modules."""
+    """Stands for ``print`` in upstream's modules."""
     logger.debug("VGGSfM says: %s", " ".join(str(value) for value in values))
 
 
 @contextlib.contextmanager
 def _without_debugger() -> Iterator[None]:
-    """Upstream stops at a debugger where it did not expect to come; a run must not wait there."""
+    """Makes upstream's breakpoints raise, so that a run does not wait at a debugger."""
     set_trace = pdb.set_trace
     pdb.set_trace = _stopped
     try:

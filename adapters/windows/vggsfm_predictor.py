@@ -1,4 +1,4 @@
-"""Upstream's learned camera predictor: initial cameras of a window from its images."""
+"""VGGSfM camera predictor: initial cameras of a window from its images, by upstream's network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FolderImages:
 
 
 class PredictedCameras:
-    """Initial cameras as the network sees them: one pass over all images of a window.
+    """Initial cameras predicted by the network in one pass over all images of a window.
 
     Args:
         network: upstream's camera predictor with its weights.
@@ -63,7 +63,7 @@ class PredictedCameras:
     def __call__(self, problem: WindowProblem) -> InitialCameras | Refusal:
         """Cameras of all frames, in a gauge of their own.
 
-        Says no where an image is missing or of another size than the tracks are in.
+        A refusal where an image is missing or of another size than the tracks are in.
         """
         import torch
 
@@ -97,7 +97,7 @@ class PredictedCameras:
         )
 
     def _read(self, problem: WindowProblem, frame: int) -> Uint8Array | Refusal:
-        """The image of a frame, where it is as large as the problem says."""
+        """The image of a frame, if it is as large as the problem states."""
         name = problem.image_names[frame]
         width, height = problem.image_sizes[problem.camera_idx[frame]].tolist()
         image = self._read_image(name)

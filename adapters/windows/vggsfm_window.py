@@ -1,4 +1,4 @@
-"""Windows as upstream's VGGSfM takes them, and back.
+"""VGGSfM windows: problems converted to upstream's conventions, and solutions back.
 
 Upstream sees every image in a square of 1024 px with the principal point in its middle, the frame
 that shares most tracks first, world-to-camera poses (OpenCV's axes) relative to that frame, and
@@ -24,10 +24,10 @@ from engine.types import BoolArray, Float64Array, Int64Array
 from engine.window_types import WindowProblem, WindowStatus
 
 SQUARE_PX: Final = 1024.0
-UNSEEN_PX: Final = -1e4  # finite, as what is not spoils eigenvectors; far from any image
+UNSEEN_PX: Final = -1e4  # finite, as NaN breaks eigenvectors; far from any image
 FOCAL_RATIOS: Final = (0.2, 5.0)  # of the longer edge; upstream clamps what is beyond
 ASSUMED_FOCAL_RATIO: Final = 1.2  # where nothing is known
-MIN_TRACK_LENGTH: Final = 3  # of a track that upstream makes a point of
+MIN_TRACK_LENGTH: Final = 3  # of a track that upstream triangulates
 MIN_FRAMES: Final = 3
 MIN_POINTS: Final = 15  # of a window
 MAX_ERROR_PX: Final = 4.0  # of an observation that agrees, at an image edge of 1000 px
@@ -87,7 +87,7 @@ def usable_observations(problem: WindowProblem) -> BoolArray:
 
 
 def refusal_of_input(problem: WindowProblem, is_used: BoolArray) -> Refusal | None:
-    """What is wrong with a problem whoever solves it, or too little for upstream.
+    """Why a problem cannot be solved, by any solver or by upstream; None when it can.
 
     Args:
         problem: the window.
@@ -196,7 +196,7 @@ def in_frame_of_problem(
     """Moves a solution by the similarity that brings its cameras onto the known ones.
 
     Those are the held ones, where two or more are, else all the initial ones. Held poses are then
-    exactly as they were. One held pose tells no scale, but where the window hangs.
+    exactly as they were. One held pose determines no scale, only where the window lies.
 
     Args:
         solution: in any gauge.
@@ -244,8 +244,8 @@ def errors_px(problem: WindowProblem, solution: Solution) -> Float64Array:
     return np.where(is_known & np.isfinite(errors), errors, np.inf)
 
 
-def bent_like_given(problem: WindowProblem, focal_px: Float64Array) -> Float64Array:
-    """(C,) k of each camera at another focal length (C,), so that the bend in px is the given one.
+def distortion_at_focal(problem: WindowProblem, focal_px: Float64Array) -> Float64Array:
+    """(C,) k of each camera at another focal length (C,), for the same distortion in px.
 
     Tracks are solved without their distortion, which is then the given one wherever they fall.
     """
@@ -253,7 +253,7 @@ def bent_like_given(problem: WindowProblem, focal_px: Float64Array) -> Float64Ar
     return np.asarray(problem.distortion * ratio**2)
 
 
-def agreeing(
+def agreeing_observations(
     problem: WindowProblem, errors: Float64Array, is_used: BoolArray
 ) -> tuple[BoolArray, BoolArray]:
     """Observations (S, N) close to their points that have enough of them, and valid frames (S,)."""

@@ -1,1 +1,1 @@
-"""Two-view geometry, absolute pose and triangulation from matched points."""
+"""Estimators: two-view geometry and absolute pose from matched points."""

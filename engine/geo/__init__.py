@@ -1,1 +1,1 @@
-"""GPS tracks, similarity transforms and georeferences."""
+"""Georeferencing: GPS tracks, robust similarity fits and georeferences of maps."""

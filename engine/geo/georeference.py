@@ -1,4 +1,4 @@
-"""A map against GPS: laying it onto east, north, up in metres, and how well both agree."""
+"""Georeference: the similarity from a map to east, north, up in metres, from GPS fixes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from engine.geometry import camera_center, enu_from_wgs84
 from engine.types import BoolArray, Float64Array, GpsFix, freeze_field
 
 _MIN_FIXES = 4  # three points fit any similarity
-_MIN_AGREEING_RATIO = 0.5  # of the fixes; what fewer of them say together may be chance
+_MIN_AGREEING_RATIO = 0.5  # of the fixes; fewer that agree may do so by chance
 _MAX_ROTATION_STD_DEG = 4.0
 _MAX_SCALE_STD_RATIO = 0.1
-_MAX_TILT_DEG = 10.0  # of cameras that are taken for level
-_MIN_ACCURACY_M = 0.02  # what receivers claim below that is not true of cameras
+_MAX_TILT_DEG = 10.0  # of cameras that count as level
+_MIN_ACCURACY_M = 0.02  # smaller accuracies that receivers report do not hold for cameras
 
 
 class RefusalReason(StrEnum):
-    """Why a map was not laid onto GPS positions."""
+    """Why a map was not georeferenced."""
 
     TOO_FEW_FIXES = "too_few_fixes"  # different ones
     TOO_SMALL = "too_small"  # the positions are too close together
-    CONTRADICTION = "contradiction"  # map and positions do not have one shape
-    STRAIGHT_PATH = "straight_path"  # the turn about it is open
+    CONTRADICTION = "contradiction"  # map and positions differ in shape
+    STRAIGHT_PATH = "straight_path"  # the rotation about it is undetermined
     TOO_UNCERTAIN = "too_uncertain"  # the positions are too noisy for their extent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeoreferenceRefused:
-    """Fixes and map do not tell where the map lies; more of them may."""
+    """Fixes and map do not determine a georeference; more of them may."""
 
     reason: RefusalReason
     detail: str
@@ -43,7 +43,7 @@ class GeoreferenceRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Georeference:
-    """Where a map lies: east, north, up in metres from an origin. N: the fixes, in order."""
+    """A map's place in east, north, up in metres from an origin. N: the fixes, in order."""
 
     origin: GpsFix
     enu_from_map: Float64Array  # (3, 4) similarity [s R | t], m
@@ -53,7 +53,7 @@ class Georeference:
     rmse_m: float  # of the inliers, root mean square
     rotation_std_deg: float  # about the axis that is known least
     scale_std_ratio: float
-    is_levelled_by_cameras: bool  # the path is straight; the turn about it is from level cameras
+    is_levelled_by_cameras: bool  # the path is straight: level cameras give the rotation about it
 
     def __post_init__(self) -> None:
         freeze_field(self, "enu_from_map", (3, 4), np.float64)
@@ -63,7 +63,7 @@ class Georeference:
 
     @property
     def metres_per_map_unit(self) -> float:
-        """The length of the map's unit."""
+        """The length of the map's unit in metres."""
         return float(np.cbrt(np.linalg.det(self.enu_from_map[:, :3])))
 
     @property
@@ -80,21 +80,23 @@ def estimate_georeference(
     origin: GpsFix | None = None,
     seed: int = 0,
 ) -> Georeference | GeoreferenceRefused:
-    """Lays a map onto the fixes of its cameras, whatever some of them say.
+    """Estimates the similarity from a map to the GPS fixes of its cameras, robust to outliers.
 
     Fixes farther than ``max_error_m`` from the map are left out; nearer ones count by their
-    accuracy, and less the farther they are from what most of them say. A straight path leaves the
-    turn about it open: then the cameras decide, if they were held level, as gimbals and hands do.
+    accuracy, and less the farther they are from the consensus. A straight path leaves the rotation
+    about it undetermined: then the cameras decide, if they were held level, as gimbals and hands
+    do.
 
     Args:
         cam_from_map: (N, 3, 4) poses.
         fixes: N positions. One with values that are not finite counts as none.
-        config: when there is enough to try, and what counts as an error.
+        config: how many fixes are needed, and which errors are allowed.
         origin: to keep the one of an earlier estimate; by default the median fix.
         seed: of random samples; the same arguments give the same result.
 
     Returns:
-        Where the map lies, or why that cannot be told. No value is ever not a number.
+        The georeference, or why there is none. All values are finite but residuals of unusable
+        fixes.
     """
     is_usable = np.array([_is_finite(fix) for fix in fixes], np.bool_)
     usable = [fix for fix, is_good in zip(fixes, is_usable, strict=True) if is_good]
@@ -143,7 +145,7 @@ def to_enu(reconstruction: pycolmap.Reconstruction, georeference: Georeference) 
 
 
 def median_fix(fixes: Sequence[GpsFix]) -> GpsFix:
-    """The middle of positions, coordinate by coordinate; half of them may be wrong.
+    """The median position, coordinate by coordinate; up to half of them may be wrong.
 
     Longitudes are taken relative to the first, so that none of them lies across the date line.
     """
@@ -165,10 +167,10 @@ def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array
 def stds_m(fixes: Sequence[GpsFix], *, config: GeoreferenceConfig) -> Float64Array:
     """Standard deviations (N, 3) of positions, east, north, up.
 
-    Receivers tell the horizontal one, if any; the vertical one is as much larger as configured.
+    Receivers report the horizontal one, if any; the vertical one is larger by a configured factor.
     """
-    told_m = [config.accuracy_m if fix.accuracy_m is None else fix.accuracy_m for fix in fixes]
-    horizontal_m = np.maximum(np.array(told_m), _MIN_ACCURACY_M)
+    stated_m = [config.accuracy_m if fix.accuracy_m is None else fix.accuracy_m for fix in fixes]
+    horizontal_m = np.maximum(np.array(stated_m), _MIN_ACCURACY_M)
     vertical_m = horizontal_m * (config.vertical_accuracy_m / config.accuracy_m)
     return np.column_stack([horizontal_m, horizontal_m, vertical_m])
 
@@ -183,7 +185,7 @@ def gps_rmse_m(centers_in_world: Float64Array, fixes: Sequence[GpsFix]) -> float
         fixes: N positions.
 
     Returns:
-        None with too few fixes to tell, or when the centres do not determine a similarity.
+        None with too few fixes, or when the centres do not determine a similarity.
     """
     if len(fixes) < _MIN_FIXES:
         return None
@@ -204,7 +206,7 @@ class _Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Problem:
-    """Cameras of the map and where their fixes are."""
+    """Camera poses in the map and the positions of their fixes."""
 
     rotations: Float64Array  # (N, 3, 3) cameras from map
     centers: Float64Array  # (N, 3) in the map

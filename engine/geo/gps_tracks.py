@@ -1,4 +1,4 @@
-"""Positions that come beside the frames, and where a camera was in between."""
+"""GPS tracks: positions with times of their own, interpolated at capture times of frames."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Track:
 
 
 class GpsTracks:
-    """The positions of one source's cameras by time. Any threads.
+    """The positions of one source's cameras by time. Called from any thread.
 
     Args:
         max_gap_s: readings farther apart are not interpolated, nor is one used from farther away.
@@ -55,7 +55,7 @@ class GpsTracks:
         self._lock = threading.Lock()
 
     def add(self, reading: GpsReading) -> None:
-        """Takes a position; late ones find their place in time, those of no time have none."""
+        """Adds a position in order of time, late ones too; ignores times that are not finite."""
         if not math.isfinite(reading.captured_at_s):
             return
         with self._lock:
@@ -63,7 +63,7 @@ class GpsTracks:
             track.add(reading.captured_at_s, reading.fix)
 
     def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
-        """Where a camera was, by its own positions or else by those of all cameras of the source.
+        """The position of a camera, by its own track or else by that of all cameras of the source.
 
         Interpolated in time between two readings; the nearest one before the first, after the last
         and where they are too far apart. None where none is near enough.
@@ -79,7 +79,7 @@ class GpsTracks:
 
 
 def _between(one: GpsFix, other: GpsFix, *, fraction: float) -> GpsFix:
-    """A fix on the straight way from one to the other, the short way around the globe."""
+    """A fix interpolated linearly between two, the short way around the globe."""
 
     def mix(start: float, end: float) -> float:
         return start + fraction * (end - start)

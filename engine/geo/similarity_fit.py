@@ -1,7 +1,7 @@
-"""A similarity between places in a map and measured positions of which some are wrong; numpy only.
+"""Robust similarity fit: map points onto measured positions of which some are wrong; numpy only.
 
-A similarity is an array [s R | t] (3, 4) that takes places of the map onto positions in metres,
-axes east, north, up. Sizes of N are those of keyframes: a few to some ten thousand.
+A similarity is an array [s R | t] (3, 4) that maps points of the map to positions in metres, axes
+east, north, up. Sizes of N are those of keyframes: a few to some ten thousand.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _CUT_PER_MEDIAN = (
     5.0  # of distances; at 3.4 standard deviations if all noise is vertical, else more
 )
 _MIN_CUT_RATIO = 0.01  # of the largest error allowed; closer positions all count
-_MIN_NOISE = 0.01  # of what the positions claim; nothing is known better than that
+_MIN_NOISE = 0.01  # of the positions' standard deviations; no noise is taken for smaller
 _LEVEL_STD_RAD = math.radians(2.0)  # of cameras on a gimbal, on average
 _SCALE, _TURN, _SHIFT = 0, slice(1, 4), slice(4, 7)  # rows of the seven unknowns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SimilarityFit:
-    """A similarity, and how certain it is."""
+    """A similarity with residuals, weights and standard deviations."""
 
     onto_from_map: Float64Array  # (3, 4)
     residuals_m: Float64Array  # (N,) distances of placed points to their positions
@@ -54,7 +54,7 @@ def fit_similarity(
     max_error_m: float,
     seed: int = 0,
 ) -> SimilarityFit | None:
-    """The similarity that the largest consistent group of positions asks for.
+    """The similarity that fits the largest consistent group of positions.
 
     LO-RANSAC (Chum, Matas and Kittler, 2003) over three points at a time, all of them where they
     are few. Hypotheses are scored at several noise scales at once, after MAGSAC (Barath, Matas and
@@ -66,7 +66,7 @@ def fit_similarity(
         points: (N, 3) in the map.
         positions_m: (N, 3) where they should be, some of them wrong.
         stds_m: (N, 3) standard deviations of the positions along each axis.
-        max_error_m: no position farther away than this can count.
+        max_error_m: positions farther away than this do not count.
         seed: of the samples.
 
     Returns:
@@ -98,13 +98,14 @@ def level_cameras(
     stds_m: Float64Array,
     max_error_m: float,
 ) -> tuple[SimilarityFit, float]:
-    """Settles the turn about the line that the points lie on by cameras that were held level.
+    """Determines the rotation about the line that the points lie on by cameras held level.
 
-    Of all turns the one is taken that makes the cameras' x axes most horizontal, with y or z axes
-    downwards. Then all is refined once more, the mean level counting as one measurement.
+    Of all rotations about it the one is taken that makes the cameras' x axes most horizontal, with
+    y or z axes downwards. Then all is refined once more, the mean level counting as one
+    measurement.
 
     Args:
-        fit: of the same points and positions, whatever its turn about the line.
+        fit: of the same points and positions, with any rotation about the line.
         points: (N, 3) camera centres in the map.
         positions_m: (N, 3).
         rotations: (N, 3, 3) of cameras from the map.
@@ -112,7 +113,7 @@ def level_cameras(
         max_error_m: as for the fit.
 
     Returns:
-        The settled fit, and how far from level the cameras are: root mean square in radians.
+        The refined fit, and how far from level the cameras are: root mean square in radians.
     """
     placed = transform_points(fit.onto_from_map, points)
     center = _weighted_mean(placed, fit.weights)
@@ -165,7 +166,7 @@ def _distances(
 
 
 def _score(residuals_m: Float64Array, max_error_m: float) -> float:
-    """What all positions give at all scales; the more and the closer, the higher."""
+    """The sum over positions and noise scales of how close they are; more is better."""
     scales_m = max_error_m / 2.0 ** np.arange(_NUM_SCALES)
     gains = 1.0 - (residuals_m[:, None] / scales_m) ** 2
     return float(np.maximum(gains, 0.0).sum())

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.estimators.estimators import AbsolutePose, estimate_absolute_pose, refine_absolute_pose
+from engine.estimators.absolute_pose import (
+    AbsolutePose,
+    estimate_absolute_pose,
+    refine_absolute_pose,
+)
 from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
 from engine.mapping.sparse_map import SparseMap
 from engine.tracking.trajectory import KeyframeState, Trajectory

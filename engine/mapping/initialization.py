@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import InitializationConfig
-from engine.estimators.estimators import RelativePose, estimate_relative_pose
+from engine.estimators.two_view_geometry import RelativePose, estimate_relative_pose
 from engine.geometry import image_scale
 from engine.mapping.bundle_adjustment import solve_globally
 from engine.mapping.sparse_map import SparseMap
@@ -53,7 +53,7 @@ def rank_initial_pairs(
         for pair in pairs
         if pair.num_inliers >= config.min_inliers and pair.pair not in excluded
     ]
-    usable.sort(key=lambda pair: (-pair.promise, pair.pair))
+    usable.sort(key=lambda pair: (-pair.initial_pair_score, pair.pair))
     ranked = []
     for verified in usable[: _PAIRS_EXAMINED_PER_PAIR_TRIED * config.max_pairs_tried]:
         relative = _relative_pose(sparse_map, verified, seed=seed)

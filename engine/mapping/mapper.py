@@ -264,8 +264,7 @@ class Mapper:
             if features.frame_id != matched.frame_id:
                 self._moved[features.frame_id] = features
                 self._map.replace_features(features)
-        if not matched.failure:
-            self._report_pairs(matched.pairs)
+        self._report_pairs(matched.pairs)
         self._map.add_keyframe(self._graph.keyframe(matched.frame_id), matched.pairs)
         self._adjustment.count_keyframe()
         self._window.count_keyframe()

@@ -1,4 +1,4 @@
-"""What a map's points carry beyond their positions: a colour, and the keyframe that made them."""
+"""Point attributes: the colour of each 3D point, and the keyframe that made it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pycolmap
 
 from engine.types import Float32Array, FrameId, Int64Array, Keyframe, Uint8Array
 
-_MAX_NOTES_ON_DELETED_POINTS = 1000
+_MAX_DELETED_POINTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,10 +22,10 @@ class PointCloud:
     first_keyframe_ids: Int64Array  # (P,) the keyframe that made the point
 
 
-class PointNotes:
-    """Colours new points and remembers their makers.
+class PointAttributes:
+    """The colours of points and the keyframes that made them.
 
-    Memory: at most twice as many notes as there are points, and 1000 more.
+    Memory: at most twice as many entries as there are points, and 1000 more.
 
     Args:
         reconstruction: holds the points.
@@ -44,17 +44,17 @@ class PointNotes:
 
     def copy_for(
         self, reconstruction: pycolmap.Reconstruction, keyframes: Mapping[FrameId, Keyframe]
-    ) -> PointNotes:
-        """The same notes for a copy of the reconstruction."""
-        twin = PointNotes(reconstruction, keyframes)
+    ) -> PointAttributes:
+        """The same attributes for a copy of the reconstruction."""
+        twin = PointAttributes(reconstruction, keyframes)
         twin._made_by = dict(self._made_by)
         return twin
 
-    def note_new(self, point3D_ids: Iterable[int], *, made_by: FrameId | None = None) -> None:
-        """Colours those points that are new, and notes who made them.
+    def assign(self, point3D_ids: Iterable[int], *, made_by: FrameId | None = None) -> None:
+        """Gives points that have no attributes a colour and the keyframe that made them.
 
         Args:
-            point3D_ids: new points among others; some may be deleted again.
+            point3D_ids: points of which some have attributes, and some may be deleted again.
             made_by: the keyframe; None for the first of each point's track.
         """
         for point3D_id in point3D_ids:
@@ -66,10 +66,10 @@ class PointNotes:
             colors = self._keyframes[first_of_track].features.colors
             point.color = colors[element.point2D_idx]
             self._made_by[point3D_id] = first_of_track if made_by is None else made_by
-        self._forget_deleted_points()
+        self._drop_deleted_points()
 
     def cloud(self) -> PointCloud:
-        """All points as arrays; each must have been noted."""
+        """All points as arrays; each must have attributes."""
         points = self._reconstruction.points3D
         num = len(points)
         xyz = np.empty((num, 3), np.float32)
@@ -81,8 +81,8 @@ class PointNotes:
             made_by[row] = self._made_by[point3D_id]
         return PointCloud(points3D_in_world=xyz, colors=colors, first_keyframe_ids=made_by)
 
-    def _forget_deleted_points(self) -> None:
+    def _drop_deleted_points(self) -> None:
         num_points = self._reconstruction.num_points3D()
-        if len(self._made_by) > 2 * num_points + _MAX_NOTES_ON_DELETED_POINTS:
+        if len(self._made_by) > 2 * num_points + _MAX_DELETED_POINTS:
             points = self._reconstruction.points3D
             self._made_by = {k: v for k, v in self._made_by.items() if k in points}

@@ -415,7 +415,7 @@ def _best_connected(pairs: Sequence[VerifiedPair], *, size: int) -> set[FrameId]
     """Keyframes joined one by one to the strongest pair, each by most inliers to those before."""
     if not pairs:
         return set()
-    strongest = max(pairs, key=lambda pair: (pair.promise, pair.pair)).pair
+    strongest = max(pairs, key=lambda pair: (pair.initial_pair_score, pair.pair)).pair
     chosen = {strongest.first, strongest.second}
     while len(chosen) < size:
         links: Counter[FrameId] = Counter()

@@ -16,10 +16,10 @@ import pycolmap
 
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
-from engine.estimators.estimators import estimate_absolute_pose
+from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.geometry import image_scale, transform_points
 from engine.mapping.match_graph import MatchGraph
-from engine.mapping.point_attributes import PointCloud, PointNotes
+from engine.mapping.point_attributes import PointAttributes, PointCloud
 from engine.types import (
     Features,
     Float64Array,
@@ -70,7 +70,7 @@ class SparseMap:
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._camera_ids: dict[str, int] = {}
         self._constant_camera_ids: frozenset[int] = frozenset()
-        self._notes = PointNotes(self._reconstruction, self._keyframes)
+        self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
 
@@ -250,7 +250,7 @@ class SparseMap:
         options = self._triangulator_options()
         options.ignore_two_view_tracks = False
         self._triangulator.triangulate_image(options, first)
-        self._note_new_points(first)
+        self._assign_point_attributes(first)
         return self.num_points3D
 
     def register(self, frame_id: FrameId, *, min_inlier_ratio: float) -> Registration:
@@ -323,7 +323,7 @@ class SparseMap:
         """Continues tracks into a registered keyframe, makes points; returns observations made."""
         self._covisibility.clear()
         num = self._triangulator.triangulate_image(self._triangulator_options(), frame_id)
-        self._note_new_points(frame_id)
+        self._assign_point_attributes(frame_id)
         return int(num)
 
     # -- refining -------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ class SparseMap:
             options, self._triangulator.get_modified_points3D()
         )
         num += self._triangulator.complete_image(options, frame_id)
-        self._note_new_points(frame_id)
+        self._assign_point_attributes(frame_id)
         return int(num)
 
     def filter_touched(self, frame_ids: Collection[FrameId]) -> int:
@@ -375,7 +375,7 @@ class SparseMap:
         num += self._triangulator.merge_all_tracks(options)
         num += self._triangulator.retriangulate(options)
         self._triangulator.clear_modified_points3D()
-        self._notes.note_new(self._reconstruction.point3D_ids())
+        self._point_attributes.assign(self._reconstruction.point3D_ids())
         return int(num)
 
     def deregister(self, frame_ids: Collection[FrameId]) -> None:
@@ -444,7 +444,9 @@ class SparseMap:
         twin._keyframes = dict(self._keyframes)
         twin._camera_ids = dict(self._camera_ids)
         twin._constant_camera_ids = self._constant_camera_ids
-        twin._notes = self._notes.copy_for(twin._reconstruction, twin._keyframes)
+        twin._point_attributes = self._point_attributes.copy_for(
+            twin._reconstruction, twin._keyframes
+        )
         twin._rebuild_managers()
         return twin
 
@@ -454,7 +456,7 @@ class SparseMap:
 
     def point_cloud(self) -> PointCloud:
         """All points as arrays."""
-        return self._notes.cloud()
+        return self._point_attributes.cloud()
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -532,8 +534,8 @@ class SparseMap:
         self.set_pose(frame_id, cam_from_world)
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
 
-    def _note_new_points(self, frame_id: FrameId) -> None:
-        self._notes.note_new(self._triangulator.get_modified_points3D(), made_by=frame_id)
+    def _assign_point_attributes(self, frame_id: FrameId) -> None:
+        self._point_attributes.assign(self._triangulator.get_modified_points3D(), made_by=frame_id)
 
     def _max_error_px(self) -> float:
         """The reprojection threshold at the size of the largest camera."""

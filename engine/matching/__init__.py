@@ -1,1 +1,1 @@
-"""Which keyframes are matched with which, and what their matches become."""
+"""Matching: scene graph, place recognition, verified pairs and keypoint tables."""

@@ -1,11 +1,11 @@
-"""From dense matches to shared keypoints: where a match ends beside a keypoint, it becomes one.
+"""Keypoint tables: dense matches are selected, and their ends become keypoints shared by images.
 
 A dense matcher finds the place of one image's keypoint anywhere in another image. Long tracks need
 the places found from several images to be one keypoint. So each keyframe owns one table of
 keypoints (``Features``), and the end of a match becomes, in this order:
 
 1. the keypoint that a third keyframe already matched to the other end, if it is near by; when that
-   one is elsewhere the match contradicts what is known, and is left out;
+   one is elsewhere the match contradicts it, and is left out;
 2. the nearest keypoint within ``merge_radius_px``;
 3. the free row of the cell it falls into, which moves there and stays;
 4. nothing, when the cell's row is taken: one keypoint a cell keeps matches spread over the image
@@ -30,7 +30,38 @@ from engine.types import (
     PairMatches,
 )
 
+Size = tuple[int, int]  # width and height in px
+
 _RASTER_STEPS = 2  # raster cells per merge radius: nearest keypoints are found to half a cell
+
+
+def select_matches(
+    matches: PairMatches, *, sizes: tuple[Size, Size], config: DenseMatchingConfig
+) -> PairMatches:
+    """Selects the matches worth verifying: confident, not at an image's edge, and spread out.
+
+    Dense matchers match every pixel. At the edges they see half of what they compare; and
+    verification samples better from matches that are spread over the image.
+
+    Args:
+        matches: all matches of a pair.
+        sizes: of the first and of the second image.
+        config: thresholds.
+    """
+    wanted = matches.confidence >= config.min_confidence
+    for points_xy, size in zip((matches.points1_xy, matches.points2_xy), sizes, strict=True):
+        wanted &= _is_inside(points_xy, size=size, border_px=config.border_px * image_scale(*size))
+    order = np.flatnonzero(wanted)
+    order = order[np.argsort(-matches.confidence[order], kind="stable")]
+    chosen = spread_over_image(
+        matches.points1_xy[order], size=sizes[0], limit=config.max_matches_per_pair
+    )
+    return matches.take(order[chosen])
+
+
+def _is_inside(points_xy: Float64Array, *, size: Size, border_px: float) -> BoolArray:
+    upper = np.asarray(size) - border_px
+    return np.asarray(((points_xy >= border_px) & (points_xy <= upper)).all(axis=1))
 
 
 class KeypointTable:
@@ -42,9 +73,7 @@ class KeypointTable:
         config: radii, which scale with the image.
     """
 
-    def __init__(
-        self, features: Features, *, size: tuple[int, int], config: DenseMatchingConfig
-    ) -> None:
+    def __init__(self, features: Features, *, size: Size, config: DenseMatchingConfig) -> None:
         self._features = features
         self._size = size
         self._keypoints_xy = features.keypoints_xy.copy()
@@ -66,7 +95,7 @@ class KeypointTable:
         return self._depths_m
 
     def features(self) -> Features:
-        """The table as it is now."""
+        """The current table."""
         if self._is_changed:
             self._features = Features(
                 frame_id=self._features.frame_id,
@@ -80,7 +109,7 @@ class KeypointTable:
         return self._features
 
     def query_rows(self, limit: int) -> Int64Array:
-        """At most ``limit`` rows worth looking up in another image, spread over this one.
+        """At most ``limit`` rows to look up in another image, spread over this one.
 
         Keypoints with many matches come first, to make their tracks longer, then those without,
         then free rows, in whose cells nothing was found yet. A sparse matcher uses all rows.
@@ -91,7 +120,7 @@ class KeypointTable:
         chosen = spread_over_image(self._keypoints_xy[order], size=self._size, limit=limit)
         return np.sort(order[chosen])
 
-    def note_matches(self, rows: Int64Array, *, depths_m: Float32Array) -> None:
+    def add_matches(self, rows: Int64Array, *, depths_m: Float32Array) -> None:
         """Counts verified matches of rows, and keeps the depths that are known, (M,), (M,)."""
         self._fix(rows)
         np.add.at(self._num_matches, rows, 1)
@@ -101,10 +130,10 @@ class KeypointTable:
     def take_colors(
         self, rows: Int64Array, *, other: KeypointTable, other_rows: Int64Array
     ) -> None:
-        """Gives rows (M,) that a match moved the colours of what they match, (M,) in ``other``.
+        """Copies colours of matched rows, (M,) in ``other``, to those of rows (M,) that moved.
 
         A row that moved has the colour of its cell's centre, which may be far away. Where both ends
-        moved, that stays.
+        moved, it keeps that one.
         """
         stale = self._is_elsewhere[rows] & ~other._is_elsewhere[other_rows]
         if stale.any():
@@ -113,11 +142,11 @@ class KeypointTable:
             self._is_changed = True
 
     def place(self, points_xy: Float64Array, *, expected_rows: Int64Array) -> Int64Array:
-        """Makes ends of matches keypoints; (M,) rows, NO_ROW for ends that are left out.
+        """Assigns ends of matches to rows; (M,) rows, NO_ROW for ends that are left out.
 
         Args:
             points_xy: (M, 2) px, the most trusted first.
-            expected_rows: (M,) the rows that third keyframes lead to; NO_ROW: they tell nothing.
+            expected_rows: (M,) the rows that third keyframes lead to; NO_ROW: to none.
         """
         rows = np.full(len(points_xy), NO_ROW, np.int64)
         is_expected = expected_rows != NO_ROW
@@ -125,15 +154,15 @@ class KeypointTable:
         rows[near] = expected_rows[near]
         unknown = np.flatnonzero(~is_expected)
         rows[unknown] = self._nearest_rows(points_xy[unknown])
-        homeless = unknown[rows[unknown] == NO_ROW]
-        rows[homeless] = self._claim(points_xy[homeless])
-        # Of those that found their cell just taken, some lie beside what took it.
-        homeless = homeless[rows[homeless] == NO_ROW]
-        rows[homeless] = self._nearest_rows(points_xy[homeless])
+        unassigned = unknown[rows[unknown] == NO_ROW]
+        rows[unassigned] = self._claim(points_xy[unassigned])
+        # Of those whose cell was taken just before, some lie beside what took it.
+        unassigned = unassigned[rows[unassigned] == NO_ROW]
+        rows[unassigned] = self._nearest_rows(points_xy[unassigned])
         return rows
 
-    def forget_raster(self) -> None:
-        """Lets go of a few MB; made anew, it prefers the nearest of crowded keypoints again."""
+    def drop_raster(self) -> None:
+        """Frees a few MB; made anew, the raster prefers the nearest of crowded keypoints again."""
         self._raster = None
 
     def _is_within(
@@ -182,7 +211,7 @@ class KeypointTable:
         return np.where(stayed, rows, NO_ROW)
 
     def _fix(self, rows: Int64Array) -> None:
-        """Ends the freedom of rows (M,) where they stand."""
+        """Makes free ones of rows (M,) stay where they stand."""
         newly = rows[self._is_free[rows]]
         if not len(newly):
             return
@@ -224,12 +253,12 @@ class KeypointTables:
         self._config = config
         self._tables: dict[FrameId, KeypointTable] = {}
 
-    def add(self, features: Features, *, size: tuple[int, int]) -> None:
-        """Takes a keyframe's table; ``size`` is width and height in px."""
+    def add(self, features: Features, *, size: Size) -> None:
+        """Adds a keyframe's table; ``size`` is width and height in px."""
         self._tables[features.frame_id] = KeypointTable(features, size=size, config=self._config)
 
     def features(self, frame_id: FrameId) -> Features:
-        """A keyframe's table as it is now."""
+        """A keyframe's current table."""
         return self._tables[frame_id].features()
 
     def depths_m(self, frame_id: FrameId) -> Float32Array:
@@ -244,7 +273,7 @@ class KeypointTables:
         """The verified matches of a pair as keypoints of both, each at most once, (K, 2).
 
         Args:
-            matches: what passed verification.
+            matches: those that passed verification.
             expected: (E, 2) rows of both keyframes that third keyframes matched to one keypoint;
                 of several for one row the last counts.
         """
@@ -266,14 +295,14 @@ class KeypointTables:
         kept = _one_to_one(rows)
         rows = rows[kept]
         for side, (table, other) in enumerate(((first, second), (second, first))):
-            table.note_matches(rows[:, side], depths_m=matches.depths_m[kept, side])
+            table.add_matches(rows[:, side], depths_m=matches.depths_m[kept, side])
             table.take_colors(rows[:, side], other=other, other_rows=rows[:, 1 - side])
         return rows
 
-    def forget_rasters(self) -> None:
-        """Lets go of what serves ``rows_of`` within a batch of pairs, a few MB a table."""
+    def drop_rasters(self) -> None:
+        """Frees what ``rows_of`` reuses within a batch of pairs, a few MB a table."""
         for table in self._tables.values():
-            table.forget_raster()
+            table.drop_raster()
 
 
 def _row_of_cell(features: Features) -> Int64Array:
@@ -297,7 +326,7 @@ def _expected_ends(links: Int64Array, other_rows: Int64Array) -> Int64Array:
         return np.full(len(other_rows), NO_ROW, np.int64)
     own_of_other = np.full(max(links[:, 1].max(), other_rows.max(initial=0)) + 2, NO_ROW, np.int64)
     own_of_other[links[:, 1]] = links[:, 0]
-    # NO_ROW looks at the last entry, which no row has.
+    # NO_ROW indexes the last entry, which belongs to no row.
     return np.asarray(own_of_other[other_rows])
 
 

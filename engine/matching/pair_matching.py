@@ -1,4 +1,4 @@
-"""From chosen pairs to verified ones: a keyframe's place in the scene graph."""
+"""Pair matching: the pairs that the scene graph proposes are matched and verified."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 
 from engine.config import DenseMatchingConfig, TwoViewConfig
 from engine.errors import InferenceError
-from engine.estimators.estimators import VerifiedMatches, verify_matches
-from engine.matching.dense_matches import select_matches
-from engine.matching.keypoint_tables import KeypointTables
+from engine.estimators.two_view_geometry import VerifiedMatches, verify_matches
+from engine.matching.keypoint_tables import KeypointTables, select_matches
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
@@ -42,17 +41,17 @@ class MatchedKeyframe:
 
 
 class PairMatching:
-    """Matches pairs that the scene graph chooses, verifies them and records what holds.
+    """Matches pairs that the scene graph proposes, verifies them and records the verified ones.
 
     Every pair tried is recorded in the graph, so none is tried twice. Keypoints of dense matchers
     move as matches claim them (see ``keypoint_tables``): the graph always has the present ones, and
     ``MatchedKeyframe`` holds those that changed.
 
     Args:
-        graph: chooses pairs and keeps those that hold.
+        graph: proposes pairs and keeps the verified ones.
         matcher: matches them.
-        two_view: what verification asks for.
-        dense: how dense matches become keypoints.
+        two_view: thresholds of the verification.
+        dense: thresholds for dense matches that become keypoints.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class PairMatching:
     def match_pairs(
         self, candidates: Sequence[PairCandidate], *, wants_pointmaps: bool = False
     ) -> list[VerifiedPair]:
-        """Matches and verifies candidates; returns those that hold, in order.
+        """Matches and verifies candidates; returns the verified ones, in order.
 
         Raises:
             InferenceError: the matcher failed.
@@ -127,16 +126,16 @@ class PairMatching:
         matched = self._matcher.match(
             [self._request(candidate.pair, wants_pointmaps) for candidate in candidates]
         )
-        held = []
+        verified_pairs = []
         for candidate, matches in zip(candidates, matched, strict=True):
             verified = self._verify(matches, reason=candidate.reason)
             if verified is None:
                 self._graph.record_tried(candidate.pair)
             else:
                 self._graph.record_pair(verified)
-                held.append(verified)
-        self._tables.forget_rasters()
-        return held
+                verified_pairs.append(verified)
+        self._tables.drop_rasters()
+        return verified_pairs
 
     def depths_m(self, frame_id: FrameId) -> Float32Array:
         """Depths in metres that the matcher gave a keyframe's keypoints, (N,); 0: unknown."""
@@ -174,7 +173,7 @@ class PairMatching:
             pair=matches.pair,
             reason=reason,
             inlier_matches_idx=rows.astype(np.uint32),
-            # Several dense matches may be one of two keypoints; the share that held is what counts.
+            # Several dense matches may merge into one of two keypoints: the inlier ratio is kept.
             num_matches=round(len(rows) * len(matches) / len(verified.inliers)),
             fundamental=verified.fundamental,
             homography_inlier_ratio=verified.homography_inlier_ratio,

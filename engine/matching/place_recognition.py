@@ -28,7 +28,7 @@ from engine.types import Features, Float32Array, FrameId, Int64Array, Uint8Array
 _SIGNATURE_BITS = 64  # per word: one machine word, so comparing is one xor and one popcount
 _SELECTIVITY = 3.0  # exponent of the match kernel, the paper's alpha
 _TRAINING_DESCRIPTORS = 20_000  # learned from at most so many, spread over all keyframes
-_SEEDING_DESCRIPTORS_PER_WORD = 8  # k-means++ looks at so many; Lloyd's iterations see all
+_SEEDING_DESCRIPTORS_PER_WORD = 8  # for k-means++; Lloyd's iterations use all
 _LLOYD_ITERATIONS = 3  # more do not raise recall: the residuals make up for rough words
 
 BoolArray = NDArray[np.bool_]
@@ -75,14 +75,14 @@ class Vocabulary:
 
 
 class PlaceRecognizer:
-    """Finds the keyframes that look most like a given one.
+    """Finds the keyframes that are most similar to a given one.
 
-    Nothing is answered before ``first_vocabulary_at`` keyframes were added. Vocabulary and
+    Queries return nothing before ``first_vocabulary_at`` keyframes were added. Vocabulary and
     signatures are made again at each doubling from there on, up to ``max_vocabulary_keyframes``,
     so a keyframe costs a bounded share of that work. One thread at a time.
 
     Memory: 9 bytes per word and keyframe. The descriptors of added ``Features`` are referenced,
-    not copied, and let go once the vocabulary is final.
+    not copied, and released once the vocabulary is final.
     """
 
     def __init__(self, config: RetrievalConfig, *, seed: int) -> None:
@@ -98,10 +98,10 @@ class PlaceRecognizer:
         self._occupied = np.zeros((0, config.num_words), np.bool_)
 
     def add(self, features: Features) -> None:
-        """Makes a keyframe known; ``features`` come strongest first.
+        """Adds a keyframe; ``features`` come strongest first.
 
         Raises:
-            ValueError: the keyframe is already known, or its descriptors have another length.
+            ValueError: the keyframe was added before, or its descriptors have another length.
         """
         frame_id, descriptors = features.frame_id, features.descriptors
         if frame_id in self._rows:
@@ -120,12 +120,12 @@ class PlaceRecognizer:
     def query(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
     ) -> list[tuple[FrameId, float]]:
-        """The added keyframes that look most like one of them.
+        """The added keyframes that are most similar to one of them.
 
         Args:
-            frame_id: an added keyframe; never part of its own answer.
-            exclude: keyframes that are not wanted; unknown ones do no harm.
-            limit: length of the answer at most.
+            frame_id: an added keyframe; never part of its own result.
+            exclude: keyframes to leave out; unknown ones are ignored.
+            limit: length of the result at most.
 
         Returns:
             Keyframes and scores in (0, 1], best first, of equal ones the one added first. A score

@@ -1,8 +1,8 @@
 """The scene graph: which keyframes see the same things, and which pairs to match next.
 
 Nodes are keyframes, edges are verified pairs. For each new keyframe the graph proposes a bounded
-number of earlier ones from four points of view: the last few with exponentially growing gaps,
-GPS neighbours, neighbours of the last few in the map, and places that look alike.
+number of earlier ones of four kinds: the last few with exponentially growing gaps, GPS neighbours,
+covisible neighbours of the last few, and retrieved places.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _MIN_SHARED = 15  # fewer shared points (or inliers) do not make two keyframes c
 _EXTRA_PAIRS = 4  # beyond `pairs_per_keyframe`, for the second round around a found place
 _PLACE_RADIUS = 2  # keyframes this close in their sequence show one place
 _MAX_PER_PLACE = 2  # retrieved of one place; its other neighbours come in the second round
-_RETRIEVED_POOL = 8  # similar keyframes looked at for each one wanted
+_RETRIEVED_POOL = 8  # similar keyframes considered for each one wanted
 
 Ranked = Iterable[tuple[FrameId, float]]  # best first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kind:
-    """One point of view on what to match."""
+    """One kind of candidates, ranked."""
 
     reason: PairReason
     ranked: Iterator[tuple[FrameId, float]]
@@ -55,13 +55,13 @@ class _Kind:
 
 
 class SceneGraph:
-    """Keyframes, the verified pairs between them, and what the map says about them.
+    """Keyframes, the verified pairs between them, and which the map has registered.
 
     Orders ("earlier", gaps) are orders of adding. The keyframes of one camera are a sequence.
     Choosing changes nothing: a pair counts as tried once it is recorded, as verified
     (`record_pair`) or not (`record_tried`), and is not proposed again.
 
-    The map speaks to the graph through `set_registered` and `set_covisibility` only.
+    The state of the map enters through `set_registered` and `set_covisibility` only.
 
     Memory: the keyframes themselves, and per keyframe at most ``pairs_per_keyframe`` + 4 pairs
     (``exhaustive_below`` while matching is exhaustive) with their inlier matches. One thread at a
@@ -109,7 +109,7 @@ class SceneGraph:
             self._east_north_m[frame_id] = position_in_enu[:2]
 
     def replace_features(self, features: Features) -> None:
-        """Puts a keyframe's present keypoint table in place of a former one.
+        """Replaces a keyframe's keypoint table.
 
         Raises:
             KeyError: the keyframe was never added.
@@ -118,7 +118,7 @@ class SceneGraph:
         self._keyframes[features.frame_id] = replace(keyframe, features=features)
 
     def record_pair(self, verified: VerifiedPair) -> None:
-        """Adds the edge of a verified pair; recorded again, the newer matches replace the older.
+        """Adds the edge of a verified pair; matches of a pair recorded again are replaced.
 
         Raises:
             KeyError: a keyframe of the pair was never added.
@@ -130,7 +130,7 @@ class SceneGraph:
         self._graph.add_edge(pair.first, pair.second, is_loop=is_loop)
 
     def record_tried(self, pair: ImagePair) -> None:
-        """Remembers that a pair was matched, whatever came of it.
+        """Records that a pair was matched, verified or not.
 
         Raises:
             KeyError: a keyframe of the pair was never added.
@@ -148,9 +148,9 @@ class SceneGraph:
 
         They are far when at least ``loop_min_gap`` keyframes were added between the two (the pair
         included) and no chain of at most three links leads from one to the other without the pair
-        itself; links are verified pairs and steps within a sequence. The verdict falls when the
-        pair is recorded and stays: the first pair that meets an old place is a loop, those that
-        follow beside it are not.
+        itself; links are verified pairs and steps within a sequence. It is decided when the pair is
+        recorded and stays: the first pair with an old place is a loop, those that follow beside it
+        are not.
         """
         edge = self._graph.get_edge_data(pair.first, pair.second)
         if edge is not None:
@@ -188,10 +188,10 @@ class SceneGraph:
         """Verified pairs of a keyframe, in the order of `neighbors`."""
         return [self._edge(frame_id, other) for other in self.neighbors(frame_id)]
 
-    # -- what the map says ----------------------------------------------------------------------
+    # -- state of the map -----------------------------------------------------------------------
 
     def set_registered(self, frame_id: FrameId, is_registered: bool) -> None:
-        """Says whether a keyframe has a pose; one without shares no points either.
+        """Sets whether a keyframe is registered; one that is not shares no points either.
 
         Raises:
             KeyError: the keyframe was never added.
@@ -205,7 +205,7 @@ class SceneGraph:
             self.set_covisibility(frame_id, {})
 
     def set_covisibility(self, frame_id: FrameId, counts: Mapping[FrameId, int]) -> None:
-        """Replaces what is known of the 3D points a keyframe shares, on both sides.
+        """Replaces the numbers of 3D points that a keyframe shares with others, on both sides.
 
         Raises:
             KeyError: a keyframe was never added.
@@ -228,8 +228,8 @@ class SceneGraph:
             for frame_id in self._keyframes
             if frame_id not in self._registered
         }
-        promising = [frame_id for frame_id, total in inliers.items() if total > 0]
-        return sorted(promising, key=lambda frame_id: -inliers[frame_id])[:limit]
+        candidates = [frame_id for frame_id, total in inliers.items() if total > 0]
+        return sorted(candidates, key=lambda frame_id: -inliers[frame_id])[:limit]
 
     # -- choosing pairs -------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class SceneGraph:
 
         All of them while there are at most ``exhaustive_below`` keyframes. After that at most
         ``pairs_per_keyframe``, shared out in rounds: two temporal ones, one near by GPS, one
-        covisible, one retrieved; what one kind has no use for goes to the others. A keyframe that
+        covisible, one retrieved; what one kind does not use goes to the others. A keyframe that
         several kinds propose counts for the first of them only, and the others go on.
         """
         if self._order[frame_id] < self._config.exhaustive_below:
@@ -262,11 +262,11 @@ class SceneGraph:
     def expand_pairs(
         self, frame_id: FrameId, verified: Sequence[VerifiedPair]
     ) -> list[PairCandidate]:
-        """Second round: what lies around the places that the first round found.
+        """The second round of pairs: keyframes around the places that the first round found.
 
         Args:
             frame_id: the new keyframe.
-            verified: its pairs that held; all pairs of the first round must be recorded.
+            verified: its verified pairs; all pairs of the first round must be recorded.
 
         Returns:
             Earlier keyframes not yet tried that share most with the far ends of ``verified``
@@ -282,7 +282,7 @@ class SceneGraph:
         return self._open_candidates(frame_id, far, reason=PairReason.COVISIBLE)[:room]
 
     def _share_out(self, frame_id: FrameId, kinds: Sequence[_Kind]) -> list[PairCandidate]:
-        """Lets the kinds take turns until the budget is spent or none has anything left."""
+        """Takes candidates of each kind in turn until the budget is spent or none is left."""
         chosen: dict[FrameId, PairCandidate] = {}
         turns = deque(kinds)
         while turns:
@@ -314,7 +314,7 @@ class SceneGraph:
             for other, score in islice(open_hits, limit)
         ]
 
-    # -- four points of view --------------------------------------------------------------------
+    # -- kinds of candidates --------------------------------------------------------------------
 
     def _temporal(self, frame_id: FrameId) -> list[tuple[FrameId, float]]:
         """Earlier keyframes of the same sequence at the configured gaps."""
@@ -347,7 +347,7 @@ class SceneGraph:
         return sorted(ranked, key=lambda hit: hit[0] in reached)
 
     def _retrieved(self, frame_id: FrameId, reached: Collection[FrameId]) -> Ranked:
-        """Places that look alike, beyond what the last few keyframes lead to anyway."""
+        """Similar places, beyond those that the last few keyframes lead to anyway."""
         num_retrieved = self._config.num_retrieved
         if num_retrieved == 0:
             return
@@ -368,7 +368,7 @@ class SceneGraph:
         linked = {other for other in recent if not last_few.isdisjoint(self._graph[other])}
         return linked | {other for other, _ in self._temporal(frame_id)}
 
-    # -- small questions ------------------------------------------------------------------------
+    # -- helpers --------------------------------------------------------------------------------
 
     def _by_shared(self, frame_ids: Iterable[FrameId]) -> list[tuple[FrameId, float]]:
         """Keyframes by what they share with the given ones together, most first.

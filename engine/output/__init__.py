@@ -1,1 +1,1 @@
-"""What a run leaves on disk: run folder, journal, snapshots, trajectories, figures."""
+"""Output: run folder, journal, snapshots, trajectories and figures of a run on disk."""

@@ -1,4 +1,4 @@
-"""Files that lie on disk whole or not at all."""
+"""Atomic files: written whole or not at all, and append-only files of whole lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KEPT_NAME_CHARS = 40
 
 
 def temporary_sibling(path: Path) -> Path:
-    """Where ``path`` is prepared before it is renamed into place.
+    """The temporary path where ``path`` is prepared before it is renamed into place.
 
     A name as long as the file system allows leaves no room for more, so only its start is kept.
     """
@@ -18,7 +18,7 @@ def temporary_sibling(path: Path) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that readers, and a power cut, meet the former content or the new one.
+    """Writes a file so that readers, also after a power cut, see the former or the new content.
 
     Raises:
         OSError: it cannot be written; the former content is untouched.
@@ -81,5 +81,5 @@ class LineFile:
             raise
 
     def close(self) -> None:
-        """Lets the file go."""
+        """Closes the file."""
         os.close(self._descriptor)

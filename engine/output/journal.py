@@ -1,4 +1,4 @@
-"""The durable journal of a run: the COLMAP database and the keyframe images.
+"""Journal: the durable record of a run, a COLMAP database and the keyframe images.
 
 pycolmap makes the database, so that its layout is COLMAP's own. The rows are written through
 sqlite3, because pycolmap's transaction ends the process when its commit fails, as it does on a
@@ -93,7 +93,7 @@ class Journal:
             self._insert_camera(camera)
 
     def update_camera(self, camera: pycolmap.Camera) -> None:
-        """Writes the present parameters of a camera.
+        """Writes the current parameters of a camera.
 
         Raises:
             JournalError: it cannot be written, or is not in the journal.
@@ -134,7 +134,7 @@ class Journal:
             write_atomically(path, image_bytes)
 
     def move_keypoints(self, features: Features) -> None:
-        """Writes the present keypoint table of a keyframe, as long as the former one.
+        """Replaces the keypoint table of a keyframe by one of the same length.
 
         Raises:
             JournalError: it cannot be written, or the keyframe is not in the journal.
@@ -173,7 +173,7 @@ class Journal:
             )
 
     def close(self) -> None:
-        """Folds the write-ahead log into ``database.db`` and lets it go.
+        """Merges the write-ahead log into ``database.db`` and closes it.
 
         Raises:
             JournalError: it cannot be written; what was committed is still in the log.
@@ -195,7 +195,7 @@ class Journal:
             raise JournalError(f"{what}: cannot be written: {error.strerror}") from error
         finally:
             if self._connection.in_transaction:
-                with suppress(sqlite3.Error):  # the first error is the one to tell
+                with suppress(sqlite3.Error):  # the first error is the one to raise
                     self._connection.execute("ROLLBACK")
 
     def _image_path(self, name: str) -> Path:

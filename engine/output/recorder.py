@@ -1,6 +1,6 @@
-"""Everything a run leaves on disk, written by one thread.
+"""Recorder: writes tables, journal, snapshots and figures of a run on one thread.
 
-A full disk degrades the run and is told; it never ends it.
+A full disk degrades the run and is reported; it never ends it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 class Recorder:
     """Writes tables, journal and snapshots of a run. One thread calls it after construction.
 
-    What cannot be written is counted, and told once per kind in the log and as a ``Warned`` event;
-    the run goes on, and later writes are tried again.
+    What cannot be written is counted, and reported once per kind in the log and as a ``Warned``
+    event; the run goes on, and later writes are tried again.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class Recorder:
         return self._folder.path
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
-        """Notes a frame for ``frames.csv``."""
+        """Adds a frame to ``frames.csv``."""
         self._guard("frames.csv", lambda: self._folder.frame_arrived(frame))
 
     def frame_dropped(self, frame_id: FrameId, reason: DropReason) -> None:
-        """Settles a frame that was not used."""
+        """Writes the status of a frame that was dropped."""
         self._settle(frame_id, dropped_status(reason))
 
     def frame_tracked(self, frame_id: FrameId) -> None:
-        """Settles a frame between keyframes."""
+        """Writes the status of a frame between keyframes."""
         self._settle(frame_id, TRACKED_STATUS)
 
     def keyframe_added(
@@ -87,7 +87,7 @@ class Recorder:
         pairs: Sequence[VerifiedPair],
         moved: Sequence[Features] = (),
     ) -> None:
-        """Journals a keyframe with its image and pairs, and settles its frame.
+        """Journals a keyframe with its image and pairs, and writes the status of its frame.
 
         ``moved`` are keypoint tables of earlier keyframes that the pairs changed.
         """
@@ -104,24 +104,24 @@ class Recorder:
                 self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
-        """Journals present calibrations."""
+        """Journals the current calibrations of cameras."""
         for camera in cameras:
             self._guard("database.db", functools.partial(self._journal.update_camera, camera))
 
     def events(self, events: Iterable[Event]) -> None:
-        """Appends facts."""
+        """Appends events to ``events.jsonl``."""
         for event in events:
             self._guard("events.jsonl", functools.partial(self._folder.append_event, event))
 
     def live_poses(self, poses: Iterable[FramePose]) -> None:
-        """Appends poses as first reported."""
+        """Appends poses as first reported to ``trajectory_live.txt``."""
         for pose in poses:
             self._guard(
                 "trajectory_live.txt", functools.partial(self._folder.append_live_pose, pose)
             )
 
     def snapshot(self, copies: Sequence[MapCopy], *, facts: Mapping[str, JsonValue]) -> None:
-        """Writes a snapshot of private copies of the maps and tells of it."""
+        """Writes a snapshot of private copies of the maps and emits ``SnapshotWritten``."""
         try:
             written = write_snapshot(
                 self._folder.path,
@@ -154,7 +154,7 @@ class Recorder:
         )
 
     def groundtruth(self, rows: Sequence[tuple[float, Float64Array]]) -> None:
-        """Writes true poses, from a source that knows them."""
+        """Writes the true poses of a source that has them."""
         self._guard("groundtruth.txt", lambda: self._folder.write_groundtruth(rows))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
@@ -162,7 +162,7 @@ class Recorder:
         self._guard("summary.json", lambda: self._folder.write_summary(figures))
 
     def close(self) -> None:
-        """Writes what waits and lets the files go."""
+        """Writes what is pending and closes the files."""
         self._guard("frames.csv", self._folder.close)
         self._guard("database.db", self._journal.close)
 
@@ -170,7 +170,7 @@ class Recorder:
         self._guard("frames.csv", lambda: self._folder.frame_settled(frame_id, status=status))
 
     def _guard(self, what: str, write: Callable[[], None]) -> bool:
-        """Whether it was written."""
+        """Calls ``write``; returns whether it succeeded."""
         try:
             write()
         except JournalError as error:

@@ -1,4 +1,4 @@
-"""The folder of a run: everything in it but the journal, the snapshots and the recording.
+"""Run folder: every file of a run but the journal, the snapshots and the recording.
 
 Every file is readable while the run goes on: tables grow by whole lines, documents are replaced in
 one step. All methods are called from one I/O thread.
@@ -66,7 +66,7 @@ def unique_run_path(base: Path, stem: str) -> Path:
 
 
 def format_timestamp(captured_at_s: float) -> str:
-    """A capture time as every file of the run writes it: to the nanosecond, no trailing zeros."""
+    """A capture time as text, as in every file of a run: to the nanosecond, no trailing zeros."""
     return f"{captured_at_s:.9f}".rstrip("0").rstrip(".")
 
 
@@ -141,7 +141,7 @@ class RunFolder:
         return run
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
-        """Notes a frame; its row is written once its status and those of earlier frames are known.
+        """Adds a frame; its row is written once its status and those of earlier frames are known.
 
         A rejected frame has its status already.
 
@@ -165,7 +165,7 @@ class RunFolder:
             self._unsettled_rows[frame.frame_id] = row
 
     def frame_settled(self, frame_id: FrameId, *, status: str) -> None:
-        """Gives a frame that arrived its status, once.
+        """Sets the status of a frame that arrived, once.
 
         Raises:
             JournalError: rows cannot be written; they are kept and tried again with the next ones.
@@ -174,7 +174,7 @@ class RunFolder:
         self._write_settled_rows()
 
     def append_event(self, event: Event) -> None:
-        """Adds a fact to ``events.jsonl``.
+        """Appends an event to ``events.jsonl``.
 
         Raises:
             JournalError: it cannot be written.
@@ -183,7 +183,7 @@ class RunFolder:
             self._events.append(_json_text(event.as_record()))
 
     def append_live_pose(self, pose: FramePose) -> None:
-        """Adds a pose, as it was first reported, to ``trajectory_live.txt``.
+        """Appends a pose, as it was first reported, to ``trajectory_live.txt``.
 
         Raises:
             JournalError: it cannot be written.
@@ -219,10 +219,10 @@ class RunFolder:
             write_atomically(self.path / "summary.json", text.encode(errors="backslashreplace"))
 
     def close(self) -> None:
-        """Writes the rows that still wait, unsettled frames as stopped, and lets the files go.
+        """Writes the pending rows, frames without a status as stopped, and closes the files.
 
         Raises:
-            JournalError: the rows cannot be written; the files are let go all the same.
+            JournalError: the rows cannot be written; the files are closed all the same.
         """
         for row in self._unsettled_rows.values():
             row.status = dropped_status(DropReason.STOPPED)
@@ -287,7 +287,7 @@ def _json_text(record: Mapping[str, Any], *, indent: int | None = None) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """``value`` in JSON's own types: JSON has no word for what is not finite, nor for numpy."""
+    """``value`` in JSON's own types: numpy's become lists and numbers, what is not finite null."""
     if isinstance(value, Mapping):
         return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

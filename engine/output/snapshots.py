@@ -1,4 +1,4 @@
-"""COLMAP models on disk while the run goes on: each snapshot appears whole, the newest is `latest`.
+"""Snapshots: COLMAP models on disk during a run; each appears whole, the newest is `latest`.
 
 snapshots/000001/sparse/0/{cameras,images,points3D,rigs,frames}.bin
                  images -> ../../images
@@ -42,7 +42,7 @@ class MapCopy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
+class ModelFigures:
     """Figures of one COLMAP model."""
 
     is_georeferenced: bool  # in metres east, north, up of the snapshot's origin
@@ -54,16 +54,16 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotFacts:
-    """What was written; ``models`` in the order of the folders ``sparse/0``, ``sparse/1``, ..."""
+class WrittenSnapshot:
+    """A snapshot on disk; ``models`` in the order of the folders ``sparse/0``, ``sparse/1``, ..."""
 
     sequence: int
     path: Path
-    models: tuple[ModelFacts, ...]
+    models: tuple[ModelFigures, ...]
     elapsed_s: float
 
     @property
-    def largest(self) -> ModelFacts:
+    def largest(self) -> ModelFigures:
         """Figures of ``sparse/0``."""
         return self.models[0]
 
@@ -80,7 +80,7 @@ def write_snapshot(
     sequence: int,
     facts: Mapping[str, JsonValue],
     config: SnapshotsConfig,
-) -> SnapshotFacts:
+) -> WrittenSnapshot:
     """Writes models as one snapshot and makes it `latest`.
 
     pycolmap holds the interpreter lock while it writes, about 0.1 s for a million keypoints.
@@ -89,7 +89,7 @@ def write_snapshot(
         run_folder: the run.
         copies: one per separate map; short tracks are deleted from them.
         sequence: the snapshot's number, see `next_sequence`.
-        facts: what ``snapshot.json`` tells besides the figures of the models.
+        facts: entries of ``snapshot.json`` besides the figures of the models.
         config: how long tracks must be, and how many snapshots are kept.
 
     Raises:
@@ -111,7 +111,7 @@ def write_snapshot(
         raise SnapshotError(f"{path}: cannot be written: {error.strerror or error}") from error
     _delete_old(run_folder, keep=config.keep)
     elapsed_s = time.monotonic() - started_at_s
-    return SnapshotFacts(sequence=sequence, path=path, models=models, elapsed_s=elapsed_s)
+    return WrittenSnapshot(sequence=sequence, path=path, models=models, elapsed_s=elapsed_s)
 
 
 def _write_folder(
@@ -121,7 +121,7 @@ def _write_folder(
     sequence: int,
     facts: Mapping[str, JsonValue],
     config: SnapshotsConfig,
-) -> tuple[ModelFacts, ...]:
+) -> tuple[ModelFigures, ...]:
     """Prepares the snapshot beside its place and renames it there."""
     path.parent.mkdir(exist_ok=True)
     for leftover in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
@@ -132,7 +132,7 @@ def _write_folder(
         for number, copy in enumerate(copies):
             _prepare_model(copy.reconstruction, min_track_length=config.min_track_length)
             _write_model(copy.reconstruction, temporary / "sparse" / str(number))
-            models.append(_model_facts(copy))
+            models.append(_model_figures(copy))
         (temporary / "images").symlink_to("../../images")
         record = {**facts, "sequence": sequence, "models": [asdict(model) for model in models]}
         write_atomically(temporary / "snapshot.json", f"{json.dumps(record, indent=2)}\n".encode())
@@ -200,9 +200,9 @@ def _emptiness(copy: MapCopy) -> tuple[int, int]:
     return -copy.reconstruction.num_reg_images(), -copy.reconstruction.num_points3D()
 
 
-def _model_facts(copy: MapCopy) -> ModelFacts:
+def _model_figures(copy: MapCopy) -> ModelFigures:
     reconstruction = copy.reconstruction
-    return ModelFacts(
+    return ModelFigures(
         is_georeferenced=copy.is_in_metres,
         num_registered=reconstruction.num_reg_images(),
         num_points3D=reconstruction.num_points3D(),

@@ -1,7 +1,9 @@
-"""The figures of a run, counted from its events."""
+"""Run statistics: the figures of ``summary.json``, from the events, the map and the process."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -22,11 +24,12 @@ from engine.events import (
     WindowSolved,
     WindowVerdict,
 )
+from engine.mapping.mapper import MappingPipeline
 from engine.types import DropReason
 
 
 class RunStatistics:
-    """Counts facts; an ``EventSink`` for one thread at a time.
+    """Counts events; an ``EventSink`` for one thread at a time.
 
     Memory: 16 bytes a frame, and 8 for each measurement of the event loop's lag.
     """
@@ -43,7 +46,7 @@ class RunStatistics:
         self._window_cpu_s = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Takes one fact."""
+        """Counts one event."""
         self._counts[type(event)] += 1
         match event:
             case FrameDropped():
@@ -63,11 +66,11 @@ class RunStatistics:
                 pass
 
     def add_loop_lag(self, lag_s: float) -> None:
-        """Takes one measurement of how late the event loop woke up."""
+        """Adds one measurement of how late the event loop woke up."""
         self._loop_lag_s.append(lag_s)
 
     def figures(self) -> dict[str, Any]:
-        """What the events tell of ``summary.json``."""
+        """The figures of ``summary.json`` that come from events."""
         return {
             "frames_received": self._counts[FrameReceived] + self._num_never_frames,
             "frames_dropped": {
@@ -89,6 +92,41 @@ class RunStatistics:
         }
 
 
+def summary_figures(
+    statistics: RunStatistics, pipeline: MappingPipeline, *, wall_s: float, stopped_by: str
+) -> dict[str, Any]:
+    """All figures of a run. Runs on the mapping thread, or when nothing else uses the map.
+
+    Args:
+        statistics: has seen every event.
+        pipeline: the map as it is saved.
+        wall_s: how long the run took.
+        stopped_by: what ended it.
+    """
+    sparse_map = pipeline.sparse_map
+    reconstruction = sparse_map.reconstruction
+    scale = pipeline.metric_scale()
+    placement = pipeline.placement
+    return {
+        **statistics.figures(),
+        "registered_keyframes": sparse_map.num_registered,
+        "num_points3D": sparse_map.num_points3D,
+        "num_observations": reconstruction.compute_num_observations(),
+        "mean_track_length": reconstruction.compute_mean_track_length(),
+        "mean_reprojection_error_px": sparse_map.mean_reprojection_error_px(),
+        "frames_interpolated": pipeline.num_interpolated_frames(),
+        "components": int(pipeline.is_initialized) + len(pipeline.separate_maps),
+        "georeferenced": placement is not None,
+        "georeference": None if placement is None else placement.as_record(with_residuals=True),
+        "gps_rmse_m": pipeline.gps_rmse_m(),
+        "metres_per_map_unit": scale.metres_per_map_unit if scale else None,
+        "peak_rss_mb": _peak_rss_mb(),
+        "wall_s": wall_s,
+        "cpu_s": _cpu_s(),
+        "stopped_by": stopped_by,
+    }
+
+
 def _latency_ms(latencies_s: array[float]) -> Mapping[str, float | None]:
     if not latencies_s:
         return {"p50": None, "p95": None, "max": None}
@@ -101,3 +139,14 @@ def _loop_lag_ms(lags_s: array[float]) -> Mapping[str, float | None]:
         return {"p99": None, "max": None}
     p99, largest = np.percentile(lags_s, [99, 100]) * 1000.0
     return {"p99": round(p99, 1), "max": round(largest, 1)}
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and its finished children."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in usage)
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024.0 * 1024.0 if sys.platform == "darwin" else 1024.0)

@@ -33,8 +33,7 @@ from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
-from engine.output.statistics import RunStatistics
-from engine.output.summary import summary_figures
+from engine.output.statistics import RunStatistics, summary_figures
 from engine.ports import FrameSource, PairMatcher, PlaceIndex, View, WindowSolver
 from engine.run.background import MapUpkeep
 from engine.run.event_loop import RunRequests, Writer, lag_measured, run_in, stop_signals

@@ -1,1 +1,1 @@
-"""Frames between keyframes: optical flow and trajectories."""
+"""Tracking: optical flow between keyframes, and the trajectory of all frames."""

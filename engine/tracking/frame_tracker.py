@@ -1,6 +1,6 @@
-"""Following a keyframe's keypoints by optical flow, and deciding when the next keyframe is due.
+"""Frame tracker: follows a keyframe's keypoints by optical flow and decides on keyframes.
 
-Decisions look at image motion only, never at the map, so they do not depend on how far mapping got.
+Decisions depend on image motion only, never on the map, so not on how far mapping got.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class NewKeyframe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Followed:
-    """What a frame shows of its camera's last keyframe."""
+class TrackingResult:
+    """The keypoints of its camera's last keyframe in a frame, and whether a keyframe is due."""
 
     tracked: TrackedFrame | None  # None: there is nothing to follow
     fallback: TrackedFrame | None  # the same, followed from the keyframe before the last one
@@ -101,8 +101,8 @@ class FrameTracker:
         self._photos = config.mode == "photos" or (config.mode == "auto" and not is_sequence)
         self._following: _Following | None = None
 
-    def follow(self, frame: Frame, *, wants_fallback: bool = False) -> Followed:
-        """Follows the keypoints into the next frame; tells whether a keyframe is due.
+    def follow(self, frame: Frame, *, wants_fallback: bool = False) -> TrackingResult:
+        """Follows the keypoints into the next frame and decides whether a keyframe is due.
 
         Args:
             frame: the next frame.
@@ -110,15 +110,15 @@ class FrameTracker:
                 posed by it while the last one is still being mapped.
         """
         if self._photos:
-            return Followed(tracked=None, fallback=None, due=KeyframeReason.PHOTO)
+            return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.PHOTO)
         following = self._following
         if following is None:
-            return Followed(tracked=None, fallback=None, due=KeyframeReason.FIRST)
+            return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.FIRST)
         if not _same_camera(following.keyframe, frame):
-            return Followed(tracked=None, fallback=None, due=KeyframeReason.CAMERA)
+            return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.CAMERA)
         grey, _ = self._working_image(frame)
         self._follow(following, grey)
-        return Followed(
+        return TrackingResult(
             tracked=_tracked(frame, following),
             fallback=self._fallback(frame, grey, is_wanted=wants_fallback),
             due=self._keyframe_due(following, frame),
@@ -127,8 +127,8 @@ class FrameTracker:
     def make_keyframe(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe | None:
         """Makes the frame followed last a keyframe, whose keypoints are followed from now on.
 
-        A frame without texture could not be followed in its turn: it never takes over from another
-        keyframe of its camera, and stays tracked with what is left of that one's points.
+        A frame without texture could not be followed itself: it never replaces another keyframe of
+        its camera, and stays tracked with what is left of that one's points.
 
         Returns:
             None for such a frame.
@@ -146,7 +146,7 @@ class FrameTracker:
         return self._start(frame, keyframe, reason=reason)
 
     def _fallback(self, frame: Frame, grey: Uint8Array, *, is_wanted: bool) -> TrackedFrame | None:
-        """Follows the keyframe before the last one; once that is not wanted, never again."""
+        """Follows the keyframe before the last one until it is not wanted for the first time."""
         if self._previous is None or not is_wanted:
             self._previous = None
             return None

@@ -1,8 +1,8 @@
-"""A pose for every frame: keyframes from the map, the rest relative to their keyframe.
+"""Trajectory: a pose for every frame, keyframes from the map, the rest relative to a keyframe.
 
 A frame between keyframes is stored as its motion since its keyframe, the translation in the scale
-that the map had around the keyframe when it was first asked. When bundle adjustment or a closed
-loop moves or rescales the keyframe's surroundings, its frames follow.
+that the map had around the keyframe at first. When bundle adjustment or a closed loop moves or
+rescales the keyframe's surroundings, its frames follow.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from engine.types import Float64Array, FrameId, FramePose, Keyframe, TrackedFram
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyframeState:
-    """Where a keyframe is now and how much its surroundings have grown since it was mapped."""
+    """A keyframe's pose in the map and how much its surroundings grew since it was registered."""
 
     cam_from_world: Float64Array  # (3, 4)
-    scale: float  # map lengths now per map length then
+    scale: float  # current map lengths per map length at registration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Trajectory:
         return len(self._times)
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
-        """Notes a keyframe."""
+        """Adds a keyframe."""
         self._times[keyframe.frame_id] = _FrameTime(
             frame_id=keyframe.frame_id,
             index=keyframe.index,
@@ -61,7 +61,7 @@ class Trajectory:
         )
 
     def add_tracked(self, tracked: TrackedFrame) -> None:
-        """Notes a frame between keyframes, of the camera of the keyframe it was tracked from."""
+        """Adds a frame between keyframes, of the camera of the keyframe it was tracked from."""
         self._times[tracked.frame_id] = _FrameTime(
             frame_id=tracked.frame_id,
             index=tracked.index,
@@ -85,7 +85,7 @@ class Trajectory:
         )
 
     def poses(self, keyframes: Mapping[FrameId, KeyframeState]) -> list[FramePose]:
-        """Poses of every frame by the keyframes' present states, in order of arrival.
+        """Poses of every frame by the keyframes' states, in order of arrival.
 
         Frames without a pose of their own are interpolated in capture time between the posed frames
         of their camera that came before and after them, or take the nearest one's pose beyond the
@@ -132,7 +132,7 @@ class Trajectory:
 def _interpolated(
     time: _FrameTime, around: Sequence[_FrameTime], known: Mapping[FrameId, Float64Array]
 ) -> Float64Array:
-    # Ids tell the order of arrival on every clock; capture times only how far between.
+    # Ids give the order of arrival on every clock; capture times only the fraction between.
     position = bisect.bisect(around, time.frame_id, key=lambda other: other.frame_id)
     before, after = around[max(0, position - 1)], around[min(position, len(around) - 1)]
     span_s = after.captured_at_s - before.captured_at_s

@@ -1,1 +1,1 @@
-"""The solver of windows: poses, points and calibrations of some keyframes at once."""
+"""Windows: the solver of poses, points and calibrations of some keyframes at once."""

@@ -1,4 +1,4 @@
-"""Bundle adjustment of a window, from arrays to arrays by way of COLMAP, and what is kept of it."""
+"""Window adjustment: bundle adjustment of a window by COLMAP, and filtering of observations."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _reconstruction_of(
 def _problem(
     model: WindowModel, reconstruction: pycolmap.Reconstruction, *, constant_cameras: list[int]
 ) -> pycolmap.BundleAdjustmentConfig:
-    """What is adjusted and what stays; two held poses or more fix the gauge, none need help."""
+    """The bundle adjustment problem; without held poses two cameras fix the gauge."""
     problem = pycolmap.BundleAdjustmentConfig()
     is_any_held = False
     for image_id in sorted(reconstruction.reg_image_ids()):
@@ -150,10 +150,10 @@ def _take_back(
     model.points3D_in_world[tracks] = [points[number].xyz for number in range(1, len(tracks) + 1)]
 
 
-def keep_what_agrees(
+def filter_observations(
     model: WindowModel, *, max_error_px: float, config: WindowSolverConfig, min_length: int
 ) -> None:
-    """Judges every observation anew and drops points without enough of them or without parallax.
+    """Decides anew which observations agree; drops points with too few or without parallax.
 
     Args:
         model: the window.

@@ -1,4 +1,4 @@
-"""The first poses of a window from its tracks alone, and those of frames that lack one.
+"""Window initialization: the first poses from tracks alone, and those of frames without one.
 
 The pair of frames with the most evidence of depth is related by two-view geometry; then every frame
 that sees enough of the points so far is posed against them, and the points grow with the frames.
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import RegistrationConfig, TwoViewConfig
-from engine.estimators.estimators import (
+from engine.estimators.absolute_pose import estimate_absolute_pose
+from engine.estimators.two_view_geometry import (
     RelativePose,
     VerifiedMatches,
-    estimate_absolute_pose,
     estimate_focal_length,
     estimate_relative_pose,
     verify_matches,
@@ -30,7 +30,7 @@ from engine.types import (
     VerifiedPair,
 )
 from engine.window_types import WindowStatus
-from engine.windows.adjustment import adjust_window, keep_what_agrees
+from engine.windows.adjustment import adjust_window, filter_observations
 from engine.windows.model import ASSUMED_FOCAL_RATIO, WindowModel, WindowSolverConfig
 from engine.windows.triangulation import triangulate_window
 
@@ -44,7 +44,7 @@ _ALIKE = 0.6  # frames that see this share of what the best one sees are posed w
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pair:
-    """Two frames and what relates them."""
+    """Two frames and their verified matches."""
 
     first: int
     second: int
@@ -69,15 +69,15 @@ class _InitialPair:
 def initialize_window(
     model: WindowModel, config: WindowSolverConfig
 ) -> tuple[WindowStatus, str] | None:
-    """Poses as many frames as possible from nothing, in place, and makes their points.
+    """Poses as many frames as possible from the tracks alone, in place, and makes their points.
 
     Unknown focal lengths are estimated first. The first frame of the initial pair is the origin,
     the distance to the second the unit.
 
     Returns:
-        None, or why there is no initial pair.
+        None on success, else the status and the reason why there is no initial pair.
     """
-    model.forget()
+    model.reset()
     pairs = verified_pairs(model, config)
     if not pairs:
         return WindowStatus.NO_INITIAL_PAIR, "no two frames are related by enough tracks"
@@ -102,7 +102,7 @@ def initialize_window(
 
 
 def verified_pairs(model: WindowModel, config: WindowSolverConfig) -> list[_Pair]:
-    """The most promising pairs that one epipolar geometry explains, the most inliers first."""
+    """The pairs with most depth that one epipolar geometry explains, in order of their score."""
     num_frames, num_tracks = model.problem.num_frames, model.problem.num_tracks
     row_of = np.full((num_frames, num_tracks), -1)
     row_of[model.frame_idx, model.track_idx] = np.arange(len(model.frame_idx))
@@ -113,7 +113,7 @@ def verified_pairs(model: WindowModel, config: WindowSolverConfig) -> list[_Pair
         both = np.flatnonzero((row_of[first] >= 0) & (row_of[second] >= 0))
         points1_xy = model.points_xy[row_of[first, both]]
         points2_xy = model.points_xy[row_of[second, both]]
-        scored.append((_promise(model, points1_xy, points2_xy), first, second, both))
+        scored.append((_depth_score(model, points1_xy, points2_xy), first, second, both))
     scored.sort(key=lambda row: row[:3], reverse=True)
     verification = TwoViewConfig(min_inliers=config.min_pair_tracks)
     pairs = []
@@ -129,8 +129,8 @@ def verified_pairs(model: WindowModel, config: WindowSolverConfig) -> list[_Pair
     return pairs
 
 
-def _promise(model: WindowModel, points1_xy: Float64Array, points2_xy: Float64Array) -> float:
-    """How much depth a pair is likely to show: what the best affine motion leaves, times points."""
+def _depth_score(model: WindowModel, points1_xy: Float64Array, points2_xy: Float64Array) -> float:
+    """How much depth a pair is likely to show: the residual of an affine motion, times points."""
     design = np.column_stack([points1_xy / (1000.0 * model.scale), np.ones(len(points1_xy))])
     motion, *_ = np.linalg.lstsq(design, points2_xy, rcond=None)
     residual_px = float(np.median(np.linalg.norm(design @ motion - points2_xy, axis=1)))
@@ -158,8 +158,8 @@ def guess_focal_lengths(
     Args:
         model: the window.
         pairs: verified pairs.
-        doubts_given: whether cameras that come with a focal length take another one, too, where
-            the pairs tell one; calibrated ones never do.
+        doubts_given: whether cameras that come with a focal length get another one, too, where
+            the pairs determine one; calibrated ones never do.
     """
     sizes, focal_px = model.problem.image_sizes, model.focal_px.copy()
     may_change = (focal_px <= 0) | (doubts_given & ~model.problem.is_calibrated)
@@ -179,7 +179,7 @@ def guess_focal_lengths(
 def _best_initial_pair(
     model: WindowModel, pairs: list[_Pair], config: WindowSolverConfig
 ) -> _InitialPair | None:
-    """The pair that shows most depth, under the given focal lengths or those the pairs tell."""
+    """The pair with most depth, under the given focal lengths or those the pairs determine."""
     guess_focal_lengths(model, pairs)
     given_px = model.focal_px
     best = _widest_pair(model, pairs, config)
@@ -208,7 +208,7 @@ def _as_verified(pair: _Pair) -> VerifiedPair:
 def _widest_pair(
     model: WindowModel, pairs: list[_Pair], config: WindowSolverConfig
 ) -> _InitialPair | None:
-    """The best of those pairs that promise most depth."""
+    """The pair of the best initial score among those likely to show most depth."""
 
     def evidence(pair: _Pair) -> float:
         return pair.num_inliers * (1.05 - pair.verified.homography_inlier_ratio)
@@ -236,10 +236,10 @@ def _widest_pair(
 
 
 def _rotation_residual_px(model: WindowModel, pair: _Pair) -> float:
-    """What a turn on the spot leaves of a pair's matches, the median in px.
+    """The median residual in px of a pair's matches under a pure rotation.
 
-    A wrong focal length makes a turn look like a translation before a scene with depth, so that
-    other ones are tried for cameras that are not calibrated.
+    Under a wrong focal length a rotation resembles a translation in a scene with depth, so other
+    ones are tried for cameras that are not calibrated.
     """
     inliers, idx = pair.verified.inliers, model.problem.camera_idx[[pair.first, pair.second]]
     centers_xy, focal_px = model.problem.principal_points_xy[idx], model.focal_px[idx]
@@ -294,10 +294,10 @@ def grow_window(model: WindowModel, config: WindowSolverConfig) -> None:
 
 
 def find_points(model: WindowModel, config: WindowSolverConfig) -> None:
-    """Triangulates with poses that are close, and keeps what agrees with twice the final gate."""
+    """Triangulates with poses that are close, and filters observations by twice the final gate."""
     max_error_px = 2.0 * config.max_error_px
     triangulate_window(model, max_angle_rad=angle_of(model, max_error_px), config=config)
-    keep_what_agrees(model, max_error_px=max_error_px, config=config, min_length=2)
+    filter_observations(model, max_error_px=max_error_px, config=config, min_length=2)
 
 
 def angle_of(model: WindowModel, error_px: float) -> float:
@@ -306,17 +306,17 @@ def angle_of(model: WindowModel, error_px: float) -> float:
 
 
 def adjust_coarsely(model: WindowModel, config: WindowSolverConfig) -> None:
-    """Brings poses close by the tracks that tell most."""
+    """Refines poses and points by the longest tracks only."""
     adjust_window(
         model,
         config=config,
         max_iterations=config.max_coarse_iterations,
-        which=telling_tracks(model, per_frame=config.tracks_per_frame),
+        which=longest_tracks(model, per_frame=config.tracks_per_frame),
     )
 
 
-def telling_tracks(model: WindowModel, *, per_frame: int) -> BoolArray:
-    """(N,) the longest tracks of each frame."""
+def longest_tracks(model: WindowModel, *, per_frame: int) -> BoolArray:
+    """(N,) whether a track is among the longest ``per_frame`` of one of its frames."""
     rows = np.flatnonzero(model.is_inlier)
     lengths = model.track_lengths()[model.track_idx[rows]]
     frame = model.frame_idx[rows]
@@ -329,7 +329,7 @@ def telling_tracks(model: WindowModel, *, per_frame: int) -> BoolArray:
 
 
 def _pose_more(model: WindowModel, config: WindowSolverConfig) -> bool:
-    """Poses those frames that see most of the points; whether there was one."""
+    """Poses those frames that see most of the points; returns whether there was one."""
     sees_point = model.has_point[model.track_idx]
     num_points = np.bincount(model.frame_idx[sees_point], minlength=model.problem.num_frames)
     num_points[model.is_posed] = 0
@@ -345,7 +345,7 @@ def _pose_more(model: WindowModel, config: WindowSolverConfig) -> bool:
 
 
 def pose_frame(model: WindowModel, idx: int, config: WindowSolverConfig) -> bool:
-    """Poses one frame against the points it sees; whether enough of them agree."""
+    """Poses one frame against the points it sees; returns whether enough of them agree."""
     rows = np.flatnonzero((model.frame_idx == idx) & model.has_point[model.track_idx])
     pose = estimate_absolute_pose(
         model.points_xy[rows],

@@ -1,4 +1,4 @@
-"""A window while it is being solved: usable observations, and cameras and points as they are now.
+"""Window model: a window's usable observations, and the current cameras and points.
 
 Observations are kept as a list, track after track: tracks see few of the frames. Pixels follow
 COLMAP, cameras are its SIMPLE_RADIAL.
@@ -23,7 +23,7 @@ ASSUMED_FOCAL_RATIO = 1.2  # where nothing is known
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSolverConfig:
-    """How windows are solved; pixels are those of an image of 1000 px."""
+    """Settings of the window solver; pixels are those of an image of 1000 px."""
 
     min_score: float = 0.5  # observations trusted less are left out
     max_error_px: float = 4.0  # final gate of an observation
@@ -37,7 +37,7 @@ class WindowSolverConfig:
     max_iterations: int = 25
     min_frame_inliers: int = 15  # of a frame that is valid
     min_frame_inlier_ratio: float = 0.25  # of what it sees
-    min_inlier_ratio: float = 0.5  # of what the posed frames see, or nothing is believed
+    min_inlier_ratio: float = 0.5  # of what the posed frames see, else the window fails
     min_frames_for_focal: int = 3  # fewer views bend the focal length to fit noise
     refine_distortion: bool = False
     min_frames_for_distortion: int = 6
@@ -50,7 +50,7 @@ class WindowSolverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowState:
-    """What is known of a window at some moment; shapes as in `WindowModel`."""
+    """A saved state of a window; shapes as in `WindowModel`."""
 
     focal_px: Float64Array
     distortion: Float64Array
@@ -80,7 +80,7 @@ class WindowModel:
 
     @classmethod
     def of(cls, problem: WindowProblem, *, min_score: float) -> WindowModel:
-        """The usable observations of a problem, with nothing known yet but its intrinsics."""
+        """The usable observations of a problem, with its intrinsics but no poses and points."""
         is_usable = problem.is_visible & np.isfinite(problem.tracks_xy).all(axis=2)
         is_usable &= problem.score >= min_score
         num_unusable = int(problem.is_visible.sum() - is_usable.sum())
@@ -100,8 +100,8 @@ class WindowModel:
             is_inlier=np.zeros(len(frame_idx), np.bool_),
         )
 
-    def forget(self) -> None:
-        """Back to the given intrinsics, without poses and points."""
+    def reset(self) -> None:
+        """Restores the given intrinsics and removes poses and points."""
         self.focal_px, self.distortion = self.problem.focal_px, self.problem.distortion
         self._plane_xy = None
         self.is_posed[:] = False
@@ -109,7 +109,7 @@ class WindowModel:
         self.is_inlier[:] = False
 
     def state(self) -> WindowState:
-        """What is known now, to come back to."""
+        """A copy of the current state, for `restore`."""
         return WindowState(
             focal_px=self.focal_px.copy(),
             distortion=self.distortion.copy(),
@@ -120,7 +120,7 @@ class WindowModel:
         )
 
     def restore(self, state: WindowState) -> None:
-        """Back to a state of this window."""
+        """Restores a state of this window."""
         self.cam_from_world = state.cam_from_world.copy()
         self.is_posed = state.is_posed.copy()
         self.points3D_in_world = state.points3D_in_world.copy()
@@ -129,16 +129,16 @@ class WindowModel:
 
     @property
     def has_point(self) -> BoolArray:
-        """(N,) tracks that are points now."""
+        """(N,) tracks that have a point."""
         return np.isfinite(self.points3D_in_world[:, 0])
 
     @property
     def camera_of_observation(self) -> Int64Array:
-        """(M,)."""
+        """(M,) index of each observation's camera."""
         return self.problem.camera_idx[self.frame_idx]
 
     def set_intrinsics(self, focal_px: Float64Array, distortion: Float64Array) -> None:
-        """Other focal lengths (C,) and distortion (C,); wild ones leave a camera as it was."""
+        """Sets focal lengths (C,) and distortion (C,); impossible ones leave a camera unchanged."""
         edge = self.problem.image_sizes.max(axis=1)
         low, high = FOCAL_RATIOS
         is_sane = (focal_px > low * edge) & (focal_px < high * edge)

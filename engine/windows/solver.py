@@ -1,9 +1,9 @@
-"""Structure from motion of one window: cameras and points of a few frames from their tracks.
+"""Window solver: structure from motion of a few frames from their tracks.
 
 The stages are those of VGGSfM's downstream half (Wang, Karaev, Rupprecht and Novotny, CVPR 2024),
 which has nothing learned in it: two-view geometry, an initial pair, all other frames posed against
 its points, robust triangulation of all tracks, bundle adjustment under gates that tighten, and a
-last look at what agrees. Poses that are given are tried first, and dropped when the tracks
+last filtering of observations. Poses that are given are tried first, and dropped when the tracks
 contradict them.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.types import BoolArray
 from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
-from engine.windows.adjustment import adjust_window, keep_what_agrees
+from engine.windows.adjustment import adjust_window, filter_observations
 from engine.windows.initialization import (
     adjust_coarsely,
     angle_of,
@@ -45,8 +45,8 @@ _MUCH_BETTER = 0.9  # of the mean error: what is less is noise that another foca
 def solve_window(problem: WindowProblem, config: WindowSolverConfig) -> WindowEstimate:
     """Solves a window for cameras, points and inliers.
 
-    Every outcome is a value: a window that cannot be solved, or whose solution too few of the
-    tracks agree with, says why in ``status`` and ``reason``. The same problem gives the same
+    Every outcome is a value: for a window that cannot be solved, or whose solution too few of the
+    tracks agree with, ``status`` and ``reason`` say why. The same problem gives the same
     estimate. The frame of reference is that of the held poses, else that of the given poses, else
     that of the initial pair (``is_bootstrapped``).
     """
@@ -72,7 +72,7 @@ def solve_window(problem: WindowProblem, config: WindowSolverConfig) -> WindowEs
     )
 
 
-# -- what is refused ------------------------------------------------------------------------------
+# -- refusals -------------------------------------------------------------------------------------
 
 
 def _refusal_of_input(model: WindowModel) -> _Refusal | None:
@@ -105,10 +105,10 @@ def _refusal_of_result(model: WindowModel, config: WindowSolverConfig) -> _Refus
 
 
 def _wrong_calibration(model: WindowModel, config: WindowSolverConfig) -> str | None:
-    """Which calibrated focal length the tracks contradict, in words.
+    """A sentence on a calibrated focal length that the tracks contradict; None: they do not.
 
-    A window bends to a wrong focal length and still agrees with it by and large. Where poses are
-    held the map has vouched for the calibration, and it bends less.
+    A window deforms under a wrong focal length and still agrees with it by and large. Where poses
+    are held the map has confirmed the calibration, and the window deforms less.
     """
     problem = model.problem
     if not problem.is_calibrated.any() or problem.is_held.sum() >= 2:
@@ -146,21 +146,21 @@ def _figures(model: WindowModel) -> str:
 
 
 def _find_poses(model: WindowModel, config: WindowSolverConfig) -> tuple[_Refusal | None, bool]:
-    """Poses from those given or else from the tracks alone; whether it was the latter.
+    """Poses frames from the given poses or else from the tracks alone; whether it was the latter.
 
-    Given poses that can be mended so that all frames agree are good. Where some frames do not, the
-    window may sit in a wrong optimum: other starts get their try.
+    Given poses that can be refined so that all frames agree are kept. Where some frames do not, the
+    window may sit in a wrong optimum: other starts are tried.
     """
     is_given = model.problem.has_pose
     if is_given.sum() >= 2:
         _start_from_given(model, is_given, config)
-        if _mend_given_poses(model, config):
+        if _refine_given_poses(model, config):
             return None, False
         if model.problem.is_held.sum() >= 2:
             return _start_from_held(model, config), False
     refusal, is_bootstrapped = _start_anew(model, config)
     if is_bootstrapped and model.problem.is_held.any():
-        _hang_on_held(model)
+        _move_to_held(model)
     return refusal, is_bootstrapped
 
 
@@ -175,18 +175,18 @@ def _start_from_held(model: WindowModel, config: WindowSolverConfig) -> _Refusal
 
 
 def _start_anew(model: WindowModel, config: WindowSolverConfig) -> tuple[_Refusal | None, bool]:
-    """Poses from the tracks alone where they explain more than mended ones, if there are any."""
-    mended = model.state()
+    """Poses from the tracks alone where they explain more than refined ones, if there are any."""
+    refined = model.state()
     refusal = initialize_window(model, config)
-    if model.is_inlier.sum() > mended.is_inlier.sum() or not mended.is_posed.any():
+    if model.is_inlier.sum() > refined.is_inlier.sum() or not refined.is_posed.any():
         return refusal, refusal is None
-    model.restore(mended)
+    model.restore(refined)
     if _mostly_agrees(model, config):
         return None, False
     return refusal or (WindowStatus.INCONSISTENT, _figures(model)), False
 
 
-def _hang_on_held(model: WindowModel) -> None:
+def _move_to_held(model: WindowModel) -> None:
     """Moves a window that was posed from its tracks alone to where its one held frame is."""
     held = int(np.flatnonzero(model.problem.is_held)[0])
     if model.problem.cam_from_world is None or not model.is_posed[held]:
@@ -200,20 +200,20 @@ def _hang_on_held(model: WindowModel) -> None:
 
 def _start_from_given(model: WindowModel, is_given: BoolArray, config: WindowSolverConfig) -> None:
     assert model.problem.cam_from_world is not None
-    model.forget()
+    model.reset()
     model.cam_from_world[is_given] = model.problem.cam_from_world[is_given]
     model.is_posed[:] = is_given
     if (model.focal_px <= 0).any():
         guess_focal_lengths(model, verified_pairs(model, config))
 
 
-def _mend_given_poses(model: WindowModel, config: WindowSolverConfig) -> bool:
-    """Brings given poses close under wide gates that tighten; whether the tracks bear out all."""
+def _refine_given_poses(model: WindowModel, config: WindowSolverConfig) -> bool:
+    """Refines given poses under wide gates that tighten; returns whether all frames agree."""
     for gate_deg in config.coarse_gates_deg:
         gate_rad = float(np.radians(gate_deg))
         max_error_px = float(np.tan(gate_rad) * np.median(model.focal_px)) / model.scale
         triangulate_window(model, max_angle_rad=gate_rad, config=config)
-        keep_what_agrees(model, max_error_px=max_error_px, config=config, min_length=2)
+        filter_observations(model, max_error_px=max_error_px, config=config, min_length=2)
         adjust_coarsely(model, config)
     find_points(model, config)
     weak = _weak_frames(model)
@@ -256,7 +256,7 @@ def _adjust_all(model: WindowModel, config: WindowSolverConfig) -> None:
 
 
 def _keep(model: WindowModel, config: WindowSolverConfig, *, max_error_px: float) -> None:
-    keep_what_agrees(
+    filter_observations(
         model, max_error_px=max_error_px, config=config, min_length=config.min_track_length
     )
 

@@ -1,4 +1,4 @@
-"""Tracks through a window of keyframes, from the verified pairs among them."""
+"""Window tracks: tracks through a window of keyframes, from the verified pairs among them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def tracks_through(
 ) -> Int64Array:
     """Connected components of matched keypoints, as a row of each keyframe's table.
 
-    Where a track meets one keyframe at two keypoints, one of them is wrong and nothing says which:
+    Where a track has two keypoints of one keyframe, one of them is wrong and it is unknown which:
     the track leaves that keyframe out.
 
     Args:
         frame_ids: the S keyframes of the window.
-        pairs: verified pairs; those with another keyframe are left aside.
-        min_length: keyframes that a track must meet.
+        pairs: verified pairs; those with another keyframe are ignored.
+        min_length: keyframes that a track must have.
 
     Returns:
-        (N, S) rows, NO_ROW where a track does not meet a keyframe; in a fixed order.
+        (N, S) rows, NO_ROW where a track lacks a keyframe; in a fixed order.
     """
     place = {frame_id: idx for idx, frame_id in enumerate(frame_ids)}
     inside = [p for p in pairs if p.pair.first in place and p.pair.second in place]
@@ -71,9 +71,9 @@ def _tracks(
 ) -> Int64Array:
     """Components of nodes as (N, S) rows; nodes that share component and frame are left out."""
     _, track = np.unique(component, return_inverse=True)
-    meetings = np.zeros((int(track.max()) + 1, num_frames), np.int64)
-    np.add.at(meetings, (track, frame_idx), 1)
-    rows = np.full(meetings.shape, NO_ROW)
+    num_keypoints = np.zeros((int(track.max()) + 1, num_frames), np.int64)
+    np.add.at(num_keypoints, (track, frame_idx), 1)
+    rows = np.full(num_keypoints.shape, NO_ROW)
     rows[track, frame_idx] = row
-    rows[meetings > 1] = NO_ROW
+    rows[num_keypoints > 1] = NO_ROW
     return np.asarray(rows[(rows != NO_ROW).sum(axis=1) >= min_length])

@@ -279,7 +279,7 @@ def test_dropped_frames_are_frames_without_a_pose(tmp_path: Path) -> None:
     assert final_of(evaluation).auc_5_deg == pytest.approx((9 * 8) / (10 * 9), abs=1e-4)
 
 
-def test_the_clock_that_meets_more_frames_is_taken(tmp_path: Path) -> None:
+def test_the_clock_with_more_matching_frames_is_used(tmp_path: Path) -> None:
     truth = flight(60)
     run = make_run(tmp_path / "run", moved(truth, scale=2.0))
     for poses, clock in (
@@ -361,7 +361,7 @@ def test_a_trajectory_without_poses_is_scored_as_nothing(tmp_path: Path) -> None
     assert (final.num_poses, final.absolute, final.auc_30_deg) == (0, None, 0.0)
 
 
-def test_the_table_and_the_record_tell_the_figures(tmp_path: Path) -> None:
+def test_the_table_and_the_record_hold_the_figures(tmp_path: Path) -> None:
     truth = flight(30)
     run = make_run(tmp_path / "run", shaken(truth, sigma=0.05))
     evaluation = evaluate(run, write_tum(tmp_path / "truth.txt", by_index(truth)))
@@ -409,7 +409,7 @@ def test_trajectories_are_sorted_and_inverted_on_reading(tmp_path: Path) -> None
     np.testing.assert_allclose(read.cam_from_world, poses, atol=1e-9)
 
 
-def test_a_reference_that_meets_no_frame_is_refused(tmp_path: Path) -> None:
+def test_a_reference_that_matches_no_frame_is_refused(tmp_path: Path) -> None:
     truth = flight(4)
     run = make_run(tmp_path / "run", truth)
     reference = write_tum(tmp_path / "a.txt", {1e9 + i: pose for i, pose in enumerate(truth)})

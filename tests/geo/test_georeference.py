@@ -1,4 +1,4 @@
-"""A map against GPS: exact, noisy, partly wrong, and where it cannot be told."""
+"""Georeferences from GPS fixes that are exact, noisy, partly wrong, or do not determine one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def in_map(positions_m: Float64Array) -> Float64Array:
 
 
 def cameras_at(positions_m: Float64Array, *, rotation: Float64Array = DOWN) -> Float64Array:
-    """Poses (N, 3, 4) in the map of cameras at places, held alike; by default they look down."""
+    """Poses (N, 3, 4) in the map of cameras at places, held alike; by default they face down."""
     shifts = -positions_m @ rotation.T
     rotations = np.broadcast_to(rotation, (len(positions_m), 3, 3))
     return pose_in_other_world(np.concatenate([rotations, shifts[..., None]], axis=2), MAP_FROM_ENU)
@@ -82,13 +82,13 @@ def cameras_at(positions_m: Float64Array, *, rotation: Float64Array = DOWN) -> F
 
 def placed(
     true_m: Float64Array,
-    told_m: Float64Array | None = None,
+    measured_m: Float64Array | None = None,
     *,
     config: GeoreferenceConfig = CONFIG,
     rotation: Float64Array = DOWN,
 ) -> Georeference | GeoreferenceRefused:
-    """Places the map of cameras at true positions by those that a receiver tells."""
-    fixes = fixes_at(true_m if told_m is None else told_m)
+    """Georeferences the map of cameras at true positions by those that a receiver measured."""
+    fixes = fixes_at(true_m if measured_m is None else measured_m)
     poses = cameras_at(true_m, rotation=rotation)
     return estimate_georeference(poses, fixes, config=config, origin=ORIGIN_FIX)
 
@@ -130,44 +130,44 @@ def test_exact_positions_give_the_exact_place_turn_and_unit(true_m: Float64Array
 
 def test_noise_in_the_positions_averages_out_and_shows_at_its_size() -> None:
     true_m = strips_m(60, num_strips=5)
-    told_m = true_m + noise_m(60, horizontal_m=1.0, vertical_m=2.0)
-    outcome = accepted(placed(true_m, told_m))
+    measured_m = true_m + noise_m(60, horizontal_m=1.0, vertical_m=2.0)
+    outcome = accepted(placed(true_m, measured_m))
     assert outcome.rmse_m == pytest.approx(math.sqrt(6.0), rel=0.15)
     assert 0.05 < errors_m(outcome, true_m).max() < 1.5
     assert outcome.metres_per_map_unit == pytest.approx(UNIT_M, rel=0.01)
     assert outcome.num_inliers == 60
 
 
-def test_what_it_says_of_its_certainty_is_about_right() -> None:
+def test_the_estimated_uncertainty_is_about_right() -> None:
     true_m = strips_m()
-    turns_deg, told_deg = [], []
+    turns_deg, estimated_deg = [], []
     for seed in range(20):
-        told_m = true_m + noise_m(18, horizontal_m=1.0, vertical_m=1.0, seed=seed)
-        outcome = accepted(placed(true_m, told_m))
+        measured_m = true_m + noise_m(18, horizontal_m=1.0, vertical_m=1.0, seed=seed)
+        outcome = accepted(placed(true_m, measured_m))
         rotation = outcome.enu_from_map[:, :3] / outcome.metres_per_map_unit @ TURN
         turns_deg.append(math.degrees(math.acos(min(1.0, (np.trace(rotation) - 1.0) / 2.0))))
-        told_deg.append(outcome.rotation_std_deg)
-    ratio = np.sqrt(np.mean(np.square(turns_deg))) / np.mean(told_deg)
-    assert 0.7 < ratio < 2.0  # the told one is of one axis, the turn of all three
+        estimated_deg.append(outcome.rotation_std_deg)
+    ratio = np.sqrt(np.mean(np.square(turns_deg))) / np.mean(estimated_deg)
+    assert 0.7 < ratio < 2.0  # the estimate is of one axis, the error of all three
 
 
 def test_vertical_noise_tilts_the_map_less_than_it_would_by_plain_least_squares() -> None:
     true_m = flight_m(12) + (0.0, 0.0, 20.0) * np.sin(np.arange(12.0))[:, None]
     weighted, plain = [], []
     for seed in range(20):
-        told_m = true_m + noise_m(12, horizontal_m=0.2, vertical_m=3.0, seed=seed)
+        measured_m = true_m + noise_m(12, horizontal_m=0.2, vertical_m=3.0, seed=seed)
         config = GeoreferenceConfig(accuracy_m=0.2, vertical_accuracy_m=3.0)
-        weighted.append(errors_m(accepted(placed(true_m, told_m, config=config)), true_m).max())
+        weighted.append(errors_m(accepted(placed(true_m, measured_m, config=config)), true_m).max())
         config = GeoreferenceConfig(accuracy_m=1.0, vertical_accuracy_m=1.0)
-        plain.append(errors_m(accepted(placed(true_m, told_m, config=config)), true_m).max())
+        plain.append(errors_m(accepted(placed(true_m, measured_m, config=config)), true_m).max())
     assert np.mean(weighted) < 0.9 * np.mean(plain)
 
 
 def test_accurate_fixes_count_more_than_inaccurate_ones() -> None:
     true_m = strips_m()
-    told_m = true_m.copy()
-    told_m[::2] += noise_m(9, horizontal_m=2.0, vertical_m=2.0)
-    alike = fixes_at(told_m)
+    measured_m = true_m.copy()
+    measured_m[::2] += noise_m(9, horizontal_m=2.0, vertical_m=2.0)
+    alike = fixes_at(measured_m)
     with_accuracies = [
         replace(fix, accuracy_m=2.0 if number % 2 == 0 else 0.05)
         for number, fix in enumerate(alike)
@@ -190,13 +190,13 @@ def test_five_of_eighteen_positions_eighty_metres_off_are_found_exactly(
 ) -> None:
     true_m = strips_m()
     rng = np.random.default_rng(4)
-    told_m = true_m + noise_m(18, horizontal_m=0.3, vertical_m=0.5)
-    without = accepted(placed(true_m, told_m))
+    measured_m = true_m + noise_m(18, horizontal_m=0.3, vertical_m=0.5)
+    without = accepted(placed(true_m, measured_m))
     wrong = np.sort(rng.permutation(18)[:5])
     angles = rng.uniform(0.0, 2.0 * np.pi, 5) if direction_deg is None else np.full(5, 0.0)
     angles = angles + math.radians(direction_deg or 0.0)
-    told_m[wrong] += 80.0 * np.column_stack([np.cos(angles), np.sin(angles), np.zeros(5)])
-    outcome = accepted(placed(true_m, told_m))
+    measured_m[wrong] += 80.0 * np.column_stack([np.cos(angles), np.sin(angles), np.zeros(5)])
+    outcome = accepted(placed(true_m, measured_m))
     np.testing.assert_array_equal(np.flatnonzero(~outcome.is_inlier), wrong)
     assert outcome.weights[wrong].max() == 0.0
     assert outcome.rmse_m < 1.0
@@ -210,10 +210,10 @@ def test_five_of_eighteen_positions_eighty_metres_off_are_found_exactly(
 def test_nearly_half_of_the_positions_may_be_anywhere(seed: int) -> None:
     rng = np.random.default_rng(seed)
     true_m = strips_m(100, num_strips=10)
-    told_m = true_m + noise_m(100, horizontal_m=0.5, vertical_m=1.0, seed=seed)
+    measured_m = true_m + noise_m(100, horizontal_m=0.5, vertical_m=1.0, seed=seed)
     wrong = rng.permutation(100)[:45]
-    told_m[wrong] += rng.uniform(-200.0, 200.0, (45, 3))
-    outcome = accepted(placed(true_m, told_m))
+    measured_m[wrong] += rng.uniform(-200.0, 200.0, (45, 3))
+    outcome = accepted(placed(true_m, measured_m))
     assert errors_m(outcome, true_m).max() < 1.5
     assert set(np.flatnonzero(~outcome.is_inlier)) <= set(wrong.tolist())
     assert outcome.num_inliers <= 60
@@ -222,9 +222,9 @@ def test_nearly_half_of_the_positions_may_be_anywhere(seed: int) -> None:
 def test_a_log_that_drifts_away_does_not_bend_the_map() -> None:
     true_m = strips_m(40, num_strips=4)
     drift_m = np.clip(np.linspace(-20.0, 20.0, 40), 0.0, None)  # from half-way on
-    told_m = true_m + noise_m(40, horizontal_m=0.3, vertical_m=0.5)
-    told_m[:, 0] += drift_m
-    outcome = accepted(placed(true_m, told_m))
+    measured_m = true_m + noise_m(40, horizontal_m=0.3, vertical_m=0.5)
+    measured_m[:, 0] += drift_m
+    outcome = accepted(placed(true_m, measured_m))
     assert errors_m(outcome, true_m).max() < 1.0
     assert outcome.metres_per_map_unit == pytest.approx(UNIT_M, rel=0.01)
     is_far = drift_m > CONFIG.max_error_m + 1.5
@@ -235,18 +235,20 @@ def test_a_log_that_drifts_away_does_not_bend_the_map() -> None:
 
 def test_the_same_arguments_give_the_same_result() -> None:
     true_m = strips_m(60, num_strips=5)
-    told_m = true_m + noise_m(60, horizontal_m=1.0, vertical_m=2.0)
-    one, other = accepted(placed(true_m, told_m)), accepted(placed(true_m, told_m))
+    measured_m = true_m + noise_m(60, horizontal_m=1.0, vertical_m=2.0)
+    one, other = accepted(placed(true_m, measured_m)), accepted(placed(true_m, measured_m))
     np.testing.assert_array_equal(one.enu_from_map, other.enu_from_map)
     np.testing.assert_array_equal(one.residuals_m, other.residuals_m)
 
 
 def test_positions_that_repeat_are_used_but_do_not_make_enough() -> None:
     true_m = flight_m(40)
-    told_m = np.repeat(true_m[::2], 2, axis=0)
-    assert accepted(placed(true_m, told_m)).metres_per_map_unit == pytest.approx(UNIT_M, rel=0.02)
-    told_m = np.repeat(true_m[4::8], 8, axis=0)
-    assert refused(placed(true_m, told_m)) is RefusalReason.TOO_FEW_FIXES
+    measured_m = np.repeat(true_m[::2], 2, axis=0)
+    assert accepted(placed(true_m, measured_m)).metres_per_map_unit == pytest.approx(
+        UNIT_M, rel=0.02
+    )
+    measured_m = np.repeat(true_m[4::8], 8, axis=0)
+    assert refused(placed(true_m, measured_m)) is RefusalReason.TOO_FEW_FIXES
 
 
 def test_a_fix_that_is_no_number_counts_as_none() -> None:
@@ -263,9 +265,9 @@ def test_a_fix_that_is_no_number_counts_as_none() -> None:
 
 def test_the_origin_is_the_middle_of_the_positions_unless_given() -> None:
     true_m = strips_m()
-    told_m = true_m.copy()
-    told_m[:5] += (0.0, 8000.0, 0.0)
-    fixes = fixes_at(told_m)
+    measured_m = true_m.copy()
+    measured_m[:5] += (0.0, 8000.0, 0.0)
+    fixes = fixes_at(measured_m)
     outcome = accepted(estimate_georeference(cameras_at(true_m), fixes, config=CONFIG))
     assert outcome.origin == median_fix(fixes)
     assert outcome.origin.latitude_deg == pytest.approx(47.0, abs=1e-3)
@@ -289,8 +291,8 @@ def test_the_middle_of_positions_across_the_date_line_lies_among_them() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_level_cameras_settle_the_turn_about_a_straight_path(noise: float) -> None:
     true_m = line_m()
-    told_m = true_m + noise_m(12, horizontal_m=noise, vertical_m=noise)
-    outcome = accepted(placed(true_m, told_m, rotation=DOWN))
+    measured_m = true_m + noise_m(12, horizontal_m=noise, vertical_m=noise)
+    outcome = accepted(placed(true_m, measured_m, rotation=DOWN))
     assert outcome.is_levelled_by_cameras
     up_in_map = in_map(np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
     up_in_enu = np.diff(transform_points(outcome.enu_from_map, up_in_map)[::-1], axis=0)[0]
@@ -300,7 +302,7 @@ def test_level_cameras_settle_the_turn_about_a_straight_path(noise: float) -> No
     assert outcome.rotation_std_deg < 4.0
 
 
-def test_a_straight_path_of_cameras_that_look_along_their_x_axis_is_refused() -> None:
+def test_a_straight_path_of_cameras_that_move_along_their_x_axis_is_refused() -> None:
     along = np.array([5.0, 12.0, 0.0]) / 13.0
     sideways = np.stack([along, (0.0, 0.0, -1.0), np.cross(along, (0.0, 0.0, -1.0))])
     assert refused(placed(line_m(), rotation=sideways)) is RefusalReason.STRAIGHT_PATH
@@ -320,7 +322,7 @@ def test_a_straight_path_of_cameras_that_roll_is_refused() -> None:
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 5])
-def test_fewer_positions_than_asked_for_are_refused(num: int) -> None:
+def test_fewer_positions_than_configured_are_refused(num: int) -> None:
     assert refused(placed(flight_m(20)[:num])) is RefusalReason.TOO_FEW_FIXES
 
 
@@ -329,8 +331,8 @@ def test_a_camera_that_hardly_moved_is_refused() -> None:
 
 
 def test_a_receiver_that_stood_still_is_refused() -> None:
-    told_m = np.zeros((20, 3)) + np.arange(20.0)[:, None] * 1e-4
-    assert isinstance(placed(flight_m(20), told_m), GeoreferenceRefused)
+    measured_m = np.zeros((20, 3)) + np.arange(20.0)[:, None] * 1e-4
+    assert isinstance(placed(flight_m(20), measured_m), GeoreferenceRefused)
 
 
 def test_a_map_of_one_place_is_refused() -> None:
@@ -344,15 +346,15 @@ def test_a_map_of_one_place_is_refused() -> None:
 def test_positions_that_have_nothing_to_do_with_the_map_are_refused(
     seed: int, spread_m: float
 ) -> None:
-    told_m = np.random.default_rng(seed).normal(scale=spread_m, size=(18, 3))
+    measured_m = np.random.default_rng(seed).normal(scale=spread_m, size=(18, 3))
     expected = {RefusalReason.CONTRADICTION, RefusalReason.TOO_UNCERTAIN}
-    assert refused(placed(strips_m(), told_m)) in expected
+    assert refused(placed(strips_m(), measured_m)) in expected
 
 
 def test_two_halves_that_contradict_each_other_are_refused() -> None:
-    told_m = strips_m()
-    told_m[::2] += (0.0, 80.0, 0.0)
-    assert refused(placed(strips_m(), told_m)) is RefusalReason.CONTRADICTION
+    measured_m = strips_m()
+    measured_m[::2] += (0.0, 80.0, 0.0)
+    assert refused(placed(strips_m(), measured_m)) is RefusalReason.CONTRADICTION
 
 
 def test_the_mirror_image_of_the_positions_is_no_place_for_the_map() -> None:
@@ -407,21 +409,21 @@ def test_a_bent_map_does_not_agree() -> None:
 
 
 @pytest.mark.parametrize("num", [0, 1, 3])
-def test_few_fixes_do_not_tell(num: int) -> None:
+def test_few_fixes_have_no_rmse(num: int) -> None:
     positions_m = flight_m(20)[:num]
     assert gps_rmse_m(in_map(positions_m), fixes_at(positions_m)) is None
 
 
-def test_four_fixes_tell() -> None:
+def test_four_fixes_have_an_rmse() -> None:
     positions_m = flight_m(4)
     assert gps_rmse_m(in_map(positions_m), fixes_at(positions_m)) is not None
 
 
-def test_a_camera_that_stood_still_does_not_tell() -> None:
+def test_a_camera_that_stood_still_has_no_rmse() -> None:
     assert gps_rmse_m(np.ones((6, 3)), fixes_at(flight_m(6))) is None
     assert gps_rmse_m(in_map(flight_m(6)), fixes_at(np.ones((6, 3)))) is None
 
 
-def test_a_perfectly_straight_flight_does_not_tell() -> None:
+def test_a_perfectly_straight_flight_has_no_rmse() -> None:
     line_m = np.outer(np.arange(6.0), [10.0, 5.0, 1.0])
     assert gps_rmse_m(in_map(line_m), fixes_at(line_m)) is None

@@ -121,7 +121,7 @@ def test_a_long_track_forgets_its_oldest_readings(monkeypatch: pytest.MonkeyPatc
     assert latitude_at(tracks, 85.0) is None
 
 
-def test_threads_may_add_and_ask_at_once() -> None:
+def test_threads_may_add_and_read_at_once() -> None:
     tracks = tracks_of(reading(-1.0, fix(1.0)), reading(1001.0, fix(1.0)), max_gap_s=1e6)
     answers: list[float | None] = []
 

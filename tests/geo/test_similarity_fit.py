@@ -101,7 +101,7 @@ def test_level_cameras_close_it() -> None:
     points = line(12)
     positions_m = transform_points(SIMILARITY, points)
     open_fit = found(fit(points, positions_m))
-    # Cameras that look down in metres: their x axis lies level and across the path.
+    # Cameras that face down in metres: their x axis lies level and across the path.
     along = positions_m[-1] - positions_m[0]
     across = np.cross(along, (0.0, 0.0, 1.0))
     across /= np.linalg.norm(across)

@@ -204,7 +204,7 @@ def test_headers_cut_or_changed_anywhere_do_not_raise(kind: str) -> None:
         read_image_header(bytes(changed))
 
 
-def test_small_images_are_told_from_readable_ones_at_the_limit() -> None:
+def test_images_below_the_smallest_edge_are_refused() -> None:
     data = encoded(scene(64, 48), "PNG")
     assert decoded(data, min_image_edge_px=48).pixels.shape == (48, 64, 3)
     assert refused(data, min_image_edge_px=49).reason is DropReason.TOO_SMALL
@@ -212,14 +212,14 @@ def test_small_images_are_told_from_readable_ones_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP"])
-def test_large_images_are_told_from_readable_ones_at_the_limit(kind: str) -> None:
+def test_images_above_the_largest_size_are_refused(kind: str) -> None:
     data = encoded(scene(200, 100), kind)
     assert decoded(data, max_image_megapixels=0.02).pixels.shape == (100, 200, 3)
     image = refused(data, max_image_megapixels=0.0199)
     assert (image.reason, image.detail) == (DropReason.TOO_LARGE, "200 x 100 px")
 
 
-def test_a_header_that_promises_gigapixels_never_reaches_the_decoder() -> None:
+def test_a_header_that_claims_gigapixels_never_reaches_the_decoder() -> None:
     data = bytearray(encoded(scene(), "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"

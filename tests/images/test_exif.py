@@ -110,7 +110,7 @@ def test_altitudes_below_the_sea_are_negative_and_missing_minutes_are_zero() -> 
 
 
 @pytest.mark.parametrize(("error_m", "expected"), [(3.5, 3.5), (0.0, None), (None, None)])
-def test_the_accuracy_of_a_position_is_read_where_the_camera_tells_it(
+def test_the_accuracy_of_a_position_is_read_where_the_camera_wrote_it(
     error_m: float | None, expected: float | None
 ) -> None:
     gps = read_exif(block(gps=SYDNEY if error_m is None else {**SYDNEY, 31: error_m})).gps

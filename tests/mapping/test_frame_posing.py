@@ -10,7 +10,7 @@ import pycolmap
 import pytest
 
 from engine.config import RegistrationConfig
-from engine.estimators.estimators import AbsolutePose, refine_absolute_pose
+from engine.estimators.absolute_pose import AbsolutePose, refine_absolute_pose
 from engine.geometry import camera_center, compose_poses, invert_pose, rotation_from_vector
 from engine.mapping import frame_posing
 from engine.mapping.frame_posing import FramePoser

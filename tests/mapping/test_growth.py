@@ -14,7 +14,7 @@ from engine.config import (
     InitializationConfig,
     LocalBundleAdjustmentConfig,
 )
-from engine.estimators.estimators import estimate_relative_pose
+from engine.estimators.two_view_geometry import estimate_relative_pose
 from engine.geometry import compose_poses, invert_pose, rotation_vector_from
 from engine.mapping.growth import (
     GrowthConfig,

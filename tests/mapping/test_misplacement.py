@@ -14,7 +14,7 @@ from engine.config import (
     LocalBundleAdjustmentConfig,
     TwoViewConfig,
 )
-from engine.estimators.estimators import verify_matches
+from engine.estimators.two_view_geometry import verify_matches
 from engine.geometry import rotation_from_vector
 from engine.mapping.growth import GrowthConfig, grow_fully, register_and_refine
 from engine.mapping.misplacement import Misplacement, find_misplacement, take_out

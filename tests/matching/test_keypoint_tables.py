@@ -1,4 +1,4 @@
-"""Ends of dense matches become keypoints: shared ones where they can be, one to a cell else."""
+"""Dense matches are selected, and their ends become keypoints: shared ones, else one to a cell."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ import numpy as np
 import pytest
 
 from engine.config import DenseMatchingConfig
-from engine.matching.keypoint_tables import KeypointTable, KeypointTables
-from engine.types import (
-    NO_ROW,
-    Float64Array,
-    FrameId,
-    ImagePair,
-    Int64Array,
-    PairMatches,
-)
+from engine.matching.keypoint_tables import KeypointTable, KeypointTables, Size, select_matches
+from engine.types import NO_ROW, Float64Array, FrameId, ImagePair, Int64Array, PairMatches
 from tests.support.dense_world import table_of
 from tests.support.textured_images import features_at
 
@@ -28,6 +21,7 @@ WIDTH, HEIGHT = SIZE = (1000, 750)
 GRID = (20, 15)
 CELL_PX = 50.0
 CONFIG = DenseMatchingConfig(merge_radius_px=2.0, expected_radius_px=6.0)
+SELECTION = DenseMatchingConfig(min_confidence=0.5, border_px=6.0, max_matches_per_pair=2000)
 NOTHING_EXPECTED = np.empty((0, 2), np.int64)
 
 Place = tuple[float, float]
@@ -107,6 +101,105 @@ def place(
     tables: KeypointTables, matches: PairMatches, *, expected: Int64Array = NOTHING_EXPECTED
 ) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in tables.rows_of(matches, expected=expected)]
+
+
+# -- selecting matches ----------------------------------------------------------------------------
+
+
+def matches_at(points1_xy: Any, *, points2_xy: Any = None, confidence: Any = None) -> PairMatches:
+    """Matches of row k of the first image; by default to the middle of the second one."""
+    first_xy = np.asarray(points1_xy, np.float64).reshape(-1, 2)
+    num = len(first_xy)
+    return PairMatches(
+        pair=ImagePair(FrameId(1), FrameId(2)),
+        matches_idx=np.column_stack([np.arange(num), np.full(num, NO_ROW)]),
+        points1_xy=first_xy,
+        points2_xy=np.full((num, 2), 300.0) if points2_xy is None else points2_xy,
+        confidence=np.asarray(np.ones(num) if confidence is None else confidence, np.float32),
+        depths_m=np.column_stack([np.arange(num), np.arange(num) + 0.5]).astype(np.float32),
+    )
+
+
+def rows_kept(
+    matches: PairMatches, *, sizes: tuple[Size, Size] = (SIZE, SIZE), **settings: Any
+) -> list[int]:
+    config = SELECTION.model_copy(update=settings)
+    kept = select_matches(matches, sizes=sizes, config=config)
+    rows: list[int] = kept.matches_idx[:, 0].tolist()
+    return rows
+
+
+def scattered(num: int, *, seed: int = 0) -> Float64Array:
+    return np.random.default_rng(seed).uniform((20.0, 20.0), (980.0, 730.0), (num, 2))
+
+
+def test_matches_are_kept_from_the_least_confidence_on() -> None:
+    matches = matches_at(scattered(4), confidence=[0.5, 0.49, 1.0, 0.0])
+    assert sorted(rows_kept(matches)) == [0, 2]
+    assert sorted(rows_kept(matches, min_confidence=0.0)) == [0, 1, 2, 3]
+
+
+INSIDE = [(6.0, 6.0), (994.0, 6.0), (6.0, 744.0), (994.0, 744.0), (500.0, 375.0)]
+AT_THE_EDGE = [(5.9, 300.0), (300.0, 5.9), (994.1, 300.0), (300.0, 744.1), (-3.0, 300.0)]
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_matches_at_the_edge_of_either_image_are_left_out(side: int) -> None:
+    points_xy = np.array([*INSIDE, *AT_THE_EDGE])
+    if side == 1:
+        matches = matches_at(points_xy)
+    else:
+        matches = matches_at(np.full((10, 2), 300.0), points2_xy=points_xy)
+    assert sorted(rows_kept(matches)) == [0, 1, 2, 3, 4]
+
+
+def test_the_border_grows_with_each_image() -> None:
+    matches = matches_at([(10.0, 300.0), (30.0, 300.0)], points2_xy=np.full((2, 2), 4.0))
+    small = (500, 375)
+    assert rows_kept(matches, sizes=((1000, 750), small)) == [0, 1]
+    assert rows_kept(matches, sizes=((2000, 1500), small)) == [1]
+    assert rows_kept(matches, sizes=((1000, 750), (1000, 750))) == []
+
+
+def test_without_a_border_everything_inside_is_kept() -> None:
+    matches = matches_at([(0.0, 0.0), (1000.0, 750.0), (1000.1, 3.0)])
+    assert rows_kept(matches, border_px=0.0) == [0, 1]
+
+
+def test_of_too_many_the_most_confident_of_each_part_of_the_image_are_kept() -> None:
+    confidence = np.random.default_rng(1).uniform(0.5, 1.0, 3000).astype(np.float32)
+    matches = matches_at(scattered(3000), confidence=confidence)
+    rows = rows_kept(matches, max_matches_per_pair=288)
+    assert len(rows) == 288
+    columns, lines = (matches.points1_xy * 12 / SIZE).astype(int).T
+    cells = 12 * lines + columns
+    for cell in range(144):
+        own = np.flatnonzero(cells == cell)
+        best = own[np.argsort(-confidence[own])]
+        kept = [row for row in rows if cells[row] == cell]
+        assert set(kept) == set(best[: len(kept)].tolist())
+        assert 1 <= len(kept) <= 3
+
+
+def test_few_are_all_kept_the_most_confident_first() -> None:
+    confidence = [0.6, 0.9, 0.5, 0.8]
+    assert rows_kept(matches_at(scattered(4), confidence=confidence)) == [1, 3, 0, 2]
+
+
+def test_what_belongs_to_a_match_stays_with_it() -> None:
+    matches = matches_at(
+        scattered(50), points2_xy=scattered(50, seed=2), confidence=np.linspace(0.0, 1.0, 50)
+    )
+    kept = select_matches(matches, sizes=(SIZE, SIZE), config=SELECTION)
+    rows = kept.matches_idx[:, 0]
+    assert 20 <= len(rows) <= 25
+    for name in ("points1_xy", "points2_xy", "confidence", "depths_m"):
+        assert np.array_equal(getattr(kept, name), getattr(matches, name)[rows])
+
+
+def test_nothing_gives_nothing() -> None:
+    assert rows_kept(matches_at([])) == []
+    assert rows_kept(matches_at(scattered(3), confidence=np.zeros(3))) == []
 
 
 # -- ends of matches ------------------------------------------------------------------------------
@@ -246,7 +339,7 @@ def test_a_row_that_moved_has_the_colour_of_what_it_matches() -> None:
     assert tables.features(TWO).colors[moved, 0] == 10
 
 
-# -- what third keyframes tell --------------------------------------------------------------------
+# -- rows that third keyframes expect -------------------------------------------------------------
 
 
 def test_an_end_near_the_expected_keypoint_becomes_it_whatever_is_nearer() -> None:
@@ -425,7 +518,7 @@ def test_letting_rasters_go_hardly_changes_anything() -> None:
         matches = random_matches(kept, pair, rng)
         rows, others = set(place(kept, matches)), set(place(forgetful, matches))
         assert len(rows & others) > 0.95 * len(rows | others)
-        forgetful.forget_rasters()
+        forgetful.drop_rasters()
 
 
 def test_a_keypoint_is_matched_once_by_the_most_confident_match() -> None:
@@ -510,13 +603,13 @@ def test_depths_are_kept_where_they_are_known() -> None:
     place(tables, dataclasses.replace(matches, depths_m=depths_m))
     assert tables.depths_m(ONE)[:3].tolist() == [3.0, 0.0, 0.0]
     assert tables.depths_m(TWO)[[1, free_row(ends[1])]].tolist() == [4.0, 6.0]
-    # The latest counts, but for those that tell nothing.
+    # The latest counts, but for unknown ones.
     place(tables, dataclasses.replace(matches, depths_m=depths_m[::-1]))
     assert tables.depths_m(ONE)[:3].tolist() == [3.0, 3.0, 0.0]
     assert tables.depths_m(TWO)[[1, free_row(ends[1])]].tolist() == [6.0, 4.0]
 
 
-# -- what to look up ------------------------------------------------------------------------------
+# -- rows to look up ------------------------------------------------------------------------------
 
 
 def tables_asking_for(num: int, fixed_xy: Float64Array = FIXED_XY) -> KeypointTables:

@@ -123,7 +123,7 @@ def test_a_matcher_that_finds_nothing_makes_no_pair() -> None:
     assert graph.was_tried(pair(1, 2))
 
 
-def test_nothing_asked_is_nothing_answered() -> None:
+def test_no_candidates_give_no_pairs() -> None:
     world = SyntheticWorld(straight_path(1))
     graph, matcher = scene_graph(), FakeMatcher(world=world)
     matching = matching_over(graph, matcher, keyframes_of(world))
@@ -407,10 +407,10 @@ def test_rows_that_third_keyframes_relate_are_matched_with_each_other(
     assert np.mean([found[row] == expected[row] for row in common]) > 0.98
 
 
-# -- dense matches and what else they tell --------------------------------------------------------
+# -- dense matches: changed tables, focal lengths and depths --------------------------------------
 
 
-def test_tables_that_changed_are_told_once(dense_world: SyntheticWorld) -> None:
+def test_tables_that_changed_are_returned_once(dense_world: SyntheticWorld) -> None:
     matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
     keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
     matching = matching_over(graph, matcher, keyframes)
@@ -459,7 +459,7 @@ def test_focal_lengths_are_taken_once_and_of_verified_pairs_only() -> None:
     assert matching.take_seen_focal_lengths() == [(1, 800.0), (2, 900.0)]
     assert matching.take_seen_focal_lengths() == []
     matching.match_pairs(asked)
-    assert matching.take_seen_focal_lengths() == [], "not told where it is not wanted"
+    assert matching.take_seen_focal_lengths() == [], "not estimated where it is not wanted"
 
 
 def test_depths_are_kept_for_the_keypoints_of_verified_pairs(dense_world: SyntheticWorld) -> None:
@@ -488,7 +488,7 @@ def test_depths_are_kept_for_the_keypoints_of_verified_pairs(dense_world: Synthe
 def test_a_pair_of_whose_matches_too_few_find_a_keypoint_does_not_hold(
     dense_world: SyntheticWorld,
 ) -> None:
-    """Matches that verification passes may still meet in a few cells."""
+    """Matches that pass verification may still fall into a few cells."""
     matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
     size = (WIDTH, HEIGHT)
     keyframes = []
@@ -502,7 +502,7 @@ def test_a_pair_of_whose_matches_too_few_find_a_keypoint_does_not_hold(
     assert matching.match_pairs([candidate(1, 2)]) == []
     assert graph.was_tried(pair(1, 2))
     assert graph.edges() == []
-    # What it claimed is there, and told.
+    # The rows that it claimed are there, and returned as changed.
     changed = {features.frame_id: features for features in matching.take_changed()}
     assert 8 <= len(changed[FrameId(2)].fixed_rows) <= 12
     assert graph.keyframe(FrameId(2)).features is changed[FrameId(2)]

@@ -61,7 +61,7 @@ def recognizer_after(
     return recognizer
 
 
-def answer(
+def query(
     recognizer: PlaceRecognizer, frame_id: int, *, exclude: tuple[int, ...] = (), limit: int = 4
 ) -> list[tuple[FrameId, float]]:
     excluded = {FrameId(other) for other in exclude}
@@ -69,7 +69,7 @@ def answer(
 
 
 def recall_of_second_tour(*, noise: float, num_places: int = 30) -> float:
-    """Share of places that their second view finds among the first four answers."""
+    """Share of places that their second view finds among the first four results."""
     world = World(seed=3, num_places=num_places, noise=noise)
     recognizer = recognizer_after([world.view(place) for place in range(num_places)])
     found = 0
@@ -77,7 +77,7 @@ def recall_of_second_tour(*, noise: float, num_places: int = 30) -> float:
         frame_id = num_places + 1 + place
         recognizer.add(make_features(frame_id, world.view(place)))
         second_tour = tuple(range(num_places + 1, frame_id))
-        hits = answer(recognizer, frame_id, exclude=second_tour)
+        hits = query(recognizer, frame_id, exclude=second_tour)
         found += FrameId(place + 1) in [hit for hit, _ in hits]
     return found / num_places
 
@@ -95,7 +95,7 @@ def test_scores_fall_with_noise_towards_those_of_unrelated_places() -> None:
     for noise in (5.0, 15.0, 80.0):
         world = World(seed=5, num_places=12, noise=noise)
         views = [world.view(place) for place in range(12)] + [world.view(0)]
-        scores = dict(answer(recognizer_after(views), 13, limit=12))
+        scores = dict(query(recognizer_after(views), 13, limit=12))
         place_scores.append(scores.pop(FrameId(1)))
         assert 0.05 < max(scores.values()) < 0.2
     assert 0.3 < place_scores[0] < 0.6
@@ -106,45 +106,45 @@ def test_scores_fall_with_noise_towards_those_of_unrelated_places() -> None:
 def test_an_identical_image_scores_one_and_comes_first() -> None:
     world = World(seed=1, num_places=15, noise=10.0)
     views = [world.view(place) for place in range(15)]
-    hits = answer(recognizer_after([*views, views[6]]), 16)
+    hits = query(recognizer_after([*views, views[6]]), 16)
     assert hits[0][0] == 7
     assert hits[0][1] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_nothing_is_answered_before_the_first_vocabulary() -> None:
+def test_queries_return_nothing_before_the_first_vocabulary() -> None:
     world = World(seed=1, num_places=2, noise=5.0)
     recognizer = recognizer_after([world.view(0) for _ in range(9)])
-    assert answer(recognizer, 9) == []
+    assert query(recognizer, 9) == []
     recognizer.add(make_features(10, world.view(0)))
-    assert len(answer(recognizer, 9)) == 4
+    assert len(query(recognizer, 9)) == 4
 
 
-def test_answers_come_best_first_without_the_asked_and_the_excluded() -> None:
+def test_results_come_best_first_without_the_queried_and_the_excluded() -> None:
     world = World(seed=2, num_places=4, noise=10.0)
     recognizer = recognizer_after([world.view(idx % 4) for idx in range(24)])
-    hits = answer(recognizer, 24, exclude=(20, 16, 999), limit=50)
+    hits = query(recognizer, 24, exclude=(20, 16, 999), limit=50)
     scores = [score for _, score in hits]
     assert scores == sorted(scores, reverse=True)
     assert all(0.0 < score <= 1.0 for score in scores)
     assert {frame_id for frame_id, _ in hits}.isdisjoint({24, 20, 16, 999})
     assert [frame_id % 4 for frame_id, _ in hits[:3]] == [0, 0, 0]
-    assert answer(recognizer, 24, exclude=(20, 16, 999), limit=3) == hits[:3]
-    assert answer(recognizer, 24, limit=0) == []
+    assert query(recognizer, 24, exclude=(20, 16, 999), limit=3) == hits[:3]
+    assert query(recognizer, 24, limit=0) == []
 
 
-def test_equal_scores_are_answered_in_order_of_adding() -> None:
+def test_equal_scores_come_in_order_of_adding() -> None:
     world = World(seed=2, num_places=12, noise=5.0)
     views = [world.view(place) for place in range(12)]
     recognizer = recognizer_after([*views, views[3], views[3], views[3]])
-    assert [frame_id for frame_id, _ in answer(recognizer, 14, limit=3)] == [4, 13, 15]
+    assert [frame_id for frame_id, _ in query(recognizer, 14, limit=3)] == [4, 13, 15]
 
 
-def test_the_same_seed_gives_the_same_answers() -> None:
+def test_the_same_seed_gives_the_same_results() -> None:
     world = World(seed=4, num_places=10, noise=10.0)
     views = [world.view(idx % 10) for idx in range(30)]
     one, again, other = (recognizer_after(views, seed=seed) for seed in (7, 7, 8))
-    assert answer(one, 30, limit=30) == answer(again, 30, limit=30)
-    assert answer(one, 30, limit=30) != answer(other, 30, limit=30)
+    assert query(one, 30, limit=30) == query(again, 30, limit=30)
+    assert query(one, 30, limit=30) != query(other, 30, limit=30)
 
 
 def test_words_are_learned_at_doublings_and_then_stay() -> None:
@@ -153,7 +153,7 @@ def test_words_are_learned_at_doublings_and_then_stay() -> None:
     changes, before = [], None
     for frame_id in range(1, 91):
         recognizer.add(make_features(frame_id, world.view(frame_id % 100)))
-        pair_score = dict(answer(recognizer, 1, exclude=tuple(range(3, 91)))).get(FrameId(2))
+        pair_score = dict(query(recognizer, 1, exclude=tuple(range(3, 91)))).get(FrameId(2))
         if pair_score != before:
             changes.append(frame_id)
         before = pair_score
@@ -166,7 +166,7 @@ def test_only_the_strongest_descriptors_count() -> None:
     config = CONFIG.model_copy(update={"max_descriptors": NUM_SEEN})
     longer = np.concatenate([views[0][:NUM_SEEN], world.view(5)])
     recognizer = recognizer_after([*views, longer], config=config)
-    best, score = answer(recognizer, 13)[0]
+    best, score = query(recognizer, 13)[0]
     assert best == 1
     assert score == pytest.approx(1.0, abs=1e-5)
 
@@ -183,15 +183,15 @@ def test_repeated_texture_does_not_outweigh_a_place() -> None:
     views = [tiled(place) if place % 2 else world.view(place) for place in range(12)]
     config = CONFIG.model_copy(update={"max_descriptors": 1000})
     recognizer = recognizer_after([*views, tiled(0)], config=config)
-    assert answer(recognizer, 13)[0][0] == 1
+    assert query(recognizer, 13)[0][0] == 1
 
 
 def test_images_without_descriptors_are_neither_found_nor_find_anything() -> None:
     world = World(seed=10, num_places=12, noise=5.0)
     nothing = np.zeros((0, 128), np.uint8)
     recognizer = recognizer_after([nothing, *(world.view(place) for place in range(12)), nothing])
-    assert answer(recognizer, 14) == []
-    assert 1 not in [frame_id for frame_id, _ in answer(recognizer, 2, limit=20)]
+    assert query(recognizer, 14) == []
+    assert 1 not in [frame_id for frame_id, _ in query(recognizer, 2, limit=20)]
 
 
 def test_words_wait_until_there_are_enough_descriptors() -> None:
@@ -201,7 +201,7 @@ def test_words_wait_until_there_are_enough_descriptors() -> None:
     found_at = []
     for frame_id in range(3, 15):
         recognizer.add(make_features(frame_id, random_descriptors(rng, 5)))
-        if FrameId(2) in dict(answer(recognizer, 1)):
+        if FrameId(2) in dict(query(recognizer, 1)):
             found_at.append(frame_id)
     assert found_at == [13, 14]  # 13 keyframes of 5 descriptors are the first to fill 64 words
 
@@ -209,14 +209,14 @@ def test_words_wait_until_there_are_enough_descriptors() -> None:
 def test_images_that_are_all_the_same_do_not_disturb_learning() -> None:
     flat = np.full((80, 128), 45, np.uint8)
     recognizer = recognizer_after([flat] * 12)
-    assert [frame_id for frame_id, _ in answer(recognizer, 12)] == [1, 2, 3, 4]
+    assert [frame_id for frame_id, _ in query(recognizer, 12)] == [1, 2, 3, 4]
 
 
 def test_descriptors_shorter_than_a_signature_work_too() -> None:
     rng = np.random.default_rng(0)
     views = [random_descriptors(rng, 150, length=24) for _ in range(12)]
     again = np.concatenate([views[4][:100], random_descriptors(rng, 50, length=24)])
-    assert answer(recognizer_after([*views, again]), 13)[0][0] == 5
+    assert query(recognizer_after([*views, again]), 13)[0][0] == 5
 
 
 def test_a_keyframe_is_added_once_with_descriptors_of_one_length() -> None:
@@ -227,4 +227,4 @@ def test_a_keyframe_is_added_once_with_descriptors_of_one_length() -> None:
     with pytest.raises(ValueError, match="24 values"):
         recognizer.add(make_features(11, random_descriptors(rng, 50, length=24)))
     with pytest.raises(KeyError):
-        answer(recognizer, 11)
+        query(recognizer, 11)

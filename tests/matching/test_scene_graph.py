@@ -1,4 +1,4 @@
-"""Choosing pairs, loops and the map's feedback, on scripted sights and on synthetic descriptors."""
+"""Choosing pairs, loops and the map's state, on scripted matches and on synthetic descriptors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Sees = Callable[[int, int], bool]  # whether two keyframes see the same things
 
 
 class ScriptedPlaces:
-    """A place index that answers what it was told to."""
+    """A place index with scripted results."""
 
     def __init__(self, answers: Mapping[int, Sequence[tuple[int, float]]] | None = None) -> None:
         self.answers = dict(answers or {})
@@ -486,7 +486,7 @@ def test_a_loop_is_counted_once_while_the_camera_flies_along_the_old_path() -> N
     assert loops == [(1, 51)]
 
 
-def test_each_new_meeting_with_an_old_place_is_a_loop_of_its_own() -> None:
+def test_each_return_to_an_old_place_is_a_loop_of_its_own() -> None:
     graph = chain_of(120)
     for old, new in ((1, 60), (2, 61), (10, 110)):
         graph.record_pair(verified(old, new))
@@ -494,7 +494,7 @@ def test_each_new_meeting_with_an_old_place_is_a_loop_of_its_own() -> None:
     assert verdicts == [True, False, True]
 
 
-def test_the_verdict_on_a_loop_stays_when_more_pairs_follow() -> None:
+def test_a_loop_stays_a_loop_when_more_pairs_follow() -> None:
     graph = chain_of(60)
     graph.record_pair(verified(1, 60))
     graph.record_pair(verified(2, 60))
@@ -607,7 +607,7 @@ def sees_on_the_circle(first: int, second: int) -> bool:
     return min(gap, 40 - gap) <= 2
 
 
-def test_a_second_round_past_the_same_places_is_found_by_their_looks() -> None:
+def test_a_second_round_past_the_same_places_is_found_by_place_recognition() -> None:
     graph, asked = circling_run(seed=1)
     retrieved = [c.pair for c in asked if c.reason is PairReason.RETRIEVED]
     hits = [pair for pair in retrieved if sees_on_the_circle(pair.first, pair.second)]

@@ -61,13 +61,13 @@ def connect(
     news: News = []
     link = MqttLink(MqttAddress.parse(address), config=config or mqtt_config())
 
-    def tell(state: SourceState, detail: str) -> None:
+    def report(state: SourceState, detail: str) -> None:
         news.append((state, detail))
 
     async def try_it() -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                await keep_connected(link, use, tell=tell, client=link.client)
+                await keep_connected(link, use, report=report, client=link.client)
         except TimeoutError:
             news.append((SourceState.ENDED, "the time is up"))
 
@@ -129,7 +129,7 @@ def test_ports_hosts_and_topics_are_as_written(text: str, host: str, port: int, 
         "mqtt://u:hunter2@h/" + "x" * 70_000,
     ],
 )
-def test_what_is_no_address_is_refused_without_telling_the_password(text: str) -> None:
+def test_what_is_no_address_is_refused_without_showing_the_password(text: str) -> None:
     with pytest.raises(ValueError, match=r".") as refusal:
         MqttAddress.parse(text)
     assert "hunter2" not in str(refusal.value)
@@ -207,7 +207,7 @@ def test_a_broker_that_asks_for_a_client_certificate_gets_it(
 
 @pytest.mark.network
 @LEFT_OPEN
-def test_a_broker_without_tls_is_told_once_and_tried_again(
+def test_a_broker_without_tls_is_reported_once_and_tried_again(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     config = mqtt_config(f"mqtt.ca_file={certificates.authority}")
@@ -231,7 +231,7 @@ def test_wrong_credentials_end_it_with_one_line_that_does_not_hold_them(
 
 
 @pytest.mark.network
-def test_an_absent_broker_is_told_once_and_found_when_it_starts(tmp_path: Path) -> None:
+def test_an_absent_broker_is_reported_once_and_found_when_it_starts(tmp_path: Path) -> None:
     port = free_port()
     news: News = []
     link = MqttLink(MqttAddress.parse(f"mqtt://127.0.0.1:{port}/t"), config=mqtt_config())
@@ -241,7 +241,7 @@ def test_an_absent_broker_is_told_once_and_found_when_it_starts(tmp_path: Path) 
             keep_connected(
                 link,
                 return_at_once,
-                tell=lambda state, detail: news.append((state, detail)),
+                report=lambda state, detail: news.append((state, detail)),
                 client=link.client,
             )
         )
@@ -323,7 +323,7 @@ def test_a_broker_that_knows_no_mqtt_5_gets_3_1_1(refusal: bytes) -> None:
                 await keep_connected(
                     link,
                     return_at_once,
-                    tell=lambda state, detail: news.append((state, detail)),
+                    report=lambda state, detail: news.append((state, detail)),
                     client=link.client,
                 )
             return news, levels, link.speaks_version5
@@ -332,7 +332,7 @@ def test_a_broker_that_knows_no_mqtt_5_gets_3_1_1(refusal: bytes) -> None:
 
 
 @pytest.mark.network
-def test_a_broker_that_accepts_connections_and_says_nothing_is_told_and_tried_again() -> None:
+def test_a_broker_that_accepts_connections_and_says_nothing_is_reported_and_tried_again() -> None:
     async def connect_to_mute() -> News:
         news: News = []
         config = mqtt_config("live_sources.open_timeout_s=0.3")
@@ -343,7 +343,7 @@ def test_a_broker_that_accepts_connections_and_says_nothing_is_told_and_tried_ag
                     await keep_connected(
                         link,
                         return_at_once,
-                        tell=lambda state, detail: news.append((state, detail)),
+                        report=lambda state, detail: news.append((state, detail)),
                         client=link.client,
                     )
         return news
@@ -369,7 +369,7 @@ def test_waits_grow_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
         MqttAddress.parse(f"mqtt://127.0.0.1:{free_port()}/t"),
         config=mqtt_config("live_sources.retry_first_s=0.5", "live_sources.retry_max_s=4.0"),
     )
-    connecting = keep_connected(link, return_at_once, tell=lambda *_: None, client=link.client)
+    connecting = keep_connected(link, return_at_once, report=lambda *_: None, client=link.client)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(connecting)
     assert waits == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0, 4.0, 4.0]

@@ -1,4 +1,4 @@
-"""A run told on MQTT: topics, commands, and brokers that are absent, gone or mute."""
+"""A run published on MQTT: topics, commands, and brokers that are absent, gone or mute."""
 
 from __future__ import annotations
 
@@ -143,11 +143,11 @@ def view_of(config: Config, control: Any = None) -> Iterator[MqttView]:
         assert time.monotonic() - started_s < 2.5
 
 
-# -- what is told ---------------------------------------------------------------------------------
+# -- published messages ---------------------------------------------------------------------------
 
 
 @pytest.mark.network
-def test_a_run_is_told_topic_by_topic(tmp_path: Path) -> None:
+def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
     async def run(broker: Broker) -> Heard:
         async with listening(broker) as heard:
             with view_of(config_for(broker.port)) as view:
@@ -419,7 +419,9 @@ def show_many(view: MqttView, num: int) -> float:
     return longest_s
 
 
-def test_an_absent_broker_costs_nothing_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_absent_broker_costs_nothing_and_logs_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with (
         caplog.at_level(logging.WARNING),
         view_of(config_for(free_port()), control=lambda _: None) as view,
@@ -485,7 +487,7 @@ def test_a_broker_that_starts_again_learns_what_lasts(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-def test_a_wrong_password_is_told_with_one_line_and_the_run_goes_on(
+def test_a_wrong_password_is_logged_with_one_line_and_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PASSWORD_VARIABLE, "hunter2")
@@ -579,7 +581,7 @@ def test_it_speaks_over_tls_with_a_password(
         ),
     ],
 )
-def test_each_fact_has_its_topic_or_none(event: Event, channel: Channel | None) -> None:
+def test_each_event_has_its_topic_or_none(event: Event, channel: Channel | None) -> None:
     message = message_of(event)
     assert (message.channel if message else None) == channel
     if message is not None:
@@ -604,7 +606,7 @@ def test_an_outbox_is_bounded_the_newest_stay_and_the_others_are_counted() -> No
     assert {message.channel for message in taken} == {Channel.POSE, Channel.EVENT}
 
 
-def test_an_outbox_tells_lasting_messages_again_the_newest_of_each_topic() -> None:
+def test_an_outbox_repeats_lasting_messages_the_newest_of_each_topic() -> None:
     outbox = Outbox()
     for number in range(3):
         outbox.put(Message.of(Channel.STATUS, {"n": number}))
@@ -625,7 +627,7 @@ def test_poses_pass_at_the_configured_rate() -> None:
     passed = 0
     for step in range(1_000):  # ten seconds at 100 Hz
         now_s = step / 100.0
-        passed += throttle.lets_through()
+        passed += throttle.allows()
     assert 100 <= passed <= 111  # the burst of the start included
 
 

@@ -30,8 +30,8 @@ from tests.support.synthetic import grown_map
 WORLD = world_of(4)
 
 
-class Told(list[Event]):
-    """Facts in order."""
+class EmittedEvents(list[Event]):
+    """Events in order."""
 
     def __call__(self, event: Event) -> None:
         self.append(event)
@@ -40,7 +40,7 @@ class Told(list[Event]):
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     recorder: Recorder
-    events: Told
+    events: EmittedEvents
 
     @property
     def path(self) -> Path:
@@ -75,16 +75,16 @@ class Recording:
 
 
 def record(path: Path) -> Recording:
-    told = Told()
+    emitted = EmittedEvents()
     folder = RunFolder.create(path, config_text="{}")
     recorder = Recorder(
         folder,
         snapshots=SnapshotsConfig(),
         runtime=RuntimeConfig(),
-        emit=told,
+        emit=emitted,
         clock=lambda: 1.5,
     )
-    return Recording(recorder=recorder, events=told)
+    return Recording(recorder=recorder, events=emitted)
 
 
 @pytest.fixture
@@ -198,12 +198,12 @@ def test_calibrations_are_updated_in_the_journal(recording: Recording) -> None:
     database.close()
 
 
-def test_snapshots_are_numbered_and_told(recording: Recording) -> None:
+def test_snapshots_are_numbered_and_reported(recording: Recording) -> None:
     for _ in range(2):
         recording.recorder.snapshot([model()], facts={"is_final": False})
-    told = [event for event in recording.events if isinstance(event, SnapshotWritten)]
-    assert [(event.sequence, event.num_keyframes) for event in told] == [(1, 4), (2, 4)]
-    assert told[0].num_points3D > 50
+    written = [event for event in recording.events if isinstance(event, SnapshotWritten)]
+    assert [(event.sequence, event.num_keyframes) for event in written] == [(1, 4), (2, 4)]
+    assert written[0].num_points3D > 50
     facts = json.loads((recording.path / "latest" / "snapshot.json").read_text())
     assert (facts["sequence"], facts["is_final"]) == (2, False)
 
@@ -211,12 +211,12 @@ def test_snapshots_are_numbered_and_told(recording: Recording) -> None:
 def test_numbering_goes_on_in_a_folder_with_snapshots(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", config_text="{}")
     (folder.path / "snapshots" / "000041").mkdir()
-    told = Told()
+    emitted = EmittedEvents()
     recorder = Recorder(
         folder,
         snapshots=SnapshotsConfig(),
         runtime=RuntimeConfig(),
-        emit=told,
+        emit=emitted,
         clock=lambda: 0.0,
     )
     recorder.snapshot([model()], facts={})
@@ -227,7 +227,7 @@ def test_numbering_goes_on_in_a_folder_with_snapshots(tmp_path: Path) -> None:
 # -- what cannot be written -----------------------------------------------------------------------
 
 
-def test_each_kind_of_failed_write_is_told_once_and_counted_always(
+def test_each_kind_of_failed_write_is_reported_once_and_counted_always(
     recording: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -276,7 +276,7 @@ def test_a_keyframe_that_cannot_be_journalled_counts_once_and_keeps_its_status(
     ],
     ids=["summary", "trajectory", "groundtruth"],
 )
-def test_documents_that_cannot_be_written_are_told(
+def test_documents_that_cannot_be_written_are_reported(
     recording: Recording,
     monkeypatch: pytest.MonkeyPatch,
     write: Callable[[Recorder], None],
@@ -289,7 +289,7 @@ def test_documents_that_cannot_be_written_are_told(
     assert recording.recorder.num_failed_writes == 1
 
 
-def test_a_snapshot_that_cannot_be_written_is_told_and_its_number_used_again(
+def test_a_snapshot_that_cannot_be_written_is_reported_and_its_number_used_again(
     recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -308,7 +308,7 @@ def test_a_snapshot_that_cannot_be_written_is_told_and_its_number_used_again(
     ]
 
 
-def test_closing_tells_what_cannot_be_closed(
+def test_closing_reports_what_cannot_be_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = record(tmp_path / "run")

@@ -337,7 +337,7 @@ def test_a_full_disk_keeps_the_former_document(
     assert not list(run.path.glob(".tmp-*"))
 
 
-def test_default_names_never_meet_a_former_run(tmp_path: Path) -> None:
+def test_default_names_never_collide_with_a_former_run(tmp_path: Path) -> None:
     first = unique_run_path(tmp_path, "fox")
     first.mkdir()
     second = unique_run_path(tmp_path, "fox")

@@ -15,7 +15,7 @@ import pytest
 from engine.config import SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.output import snapshots
-from engine.output.snapshots import MapCopy, SnapshotFacts, next_sequence, write_snapshot
+from engine.output.snapshots import MapCopy, WrittenSnapshot, next_sequence, write_snapshot
 
 KEEP_ALL = SnapshotsConfig(keep=0)
 
@@ -37,7 +37,7 @@ def write(
     *models: pycolmap.Reconstruction,
     sequence: int | None = None,
     config: SnapshotsConfig = KEEP_ALL,
-) -> SnapshotFacts:
+) -> WrittenSnapshot:
     return write_snapshot(
         run,
         [in_own_frame(model) for model in models or [synthetic_model()]],
@@ -105,13 +105,13 @@ def read_classic_cameras(path: Path, *, num_params: int) -> tuple[list[tuple[int
 
 def test_a_snapshot_is_read_back_by_pycolmap(run: Path) -> None:
     model = synthetic_model()
-    facts = write(run, pycolmap.Reconstruction(model))
+    written = write(run, pycolmap.Reconstruction(model))
     read = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
     assert read.is_valid()
-    assert read.num_reg_images() == facts.largest.num_registered == 5
-    assert read.num_points3D() == facts.largest.num_points3D == model.num_points3D()
-    assert read.compute_num_observations() == facts.largest.num_observations
-    assert names_in(facts.path / "sparse" / "0") == {
+    assert read.num_reg_images() == written.largest.num_registered == 5
+    assert read.num_points3D() == written.largest.num_points3D == model.num_points3D()
+    assert read.compute_num_observations() == written.largest.num_observations
+    assert names_in(written.path / "sparse" / "0") == {
         f"{name}.bin" for name in ("cameras", "images", "points3D", "rigs", "frames")
     }
 
@@ -147,8 +147,8 @@ def test_points_with_short_tracks_stay_out_and_the_model_stays_valid(run: Path) 
         track = [(e.image_id, e.point2D_idx) for e in model.point3D(point3D_id).track.elements]
         for image_id, point2D_idx in track[2:]:
             model.delete_observation(image_id, point2D_idx)
-    facts = write(run, model, config=SnapshotsConfig(min_track_length=3))
-    read = pycolmap.Reconstruction(facts.path / "sparse" / "0")
+    written = write(run, model, config=SnapshotsConfig(min_track_length=3))
+    read = pycolmap.Reconstruction(written.path / "sparse" / "0")
     assert read.is_valid()
     assert read.num_points3D() == 23
     assert not set(short) & set(read.points3D)
@@ -158,26 +158,26 @@ def test_reprojection_errors_in_the_files_are_those_of_the_poses_in_the_files(ru
     model = synthetic_model()
     camera = model.camera(1)
     camera.params = [1.01 * camera.params[0], *camera.params[1:]]
-    facts = write(run, model)
-    read = pycolmap.Reconstruction(facts.path / "sparse" / "0")
+    written = write(run, model)
+    read = pycolmap.Reconstruction(written.path / "sparse" / "0")
     stored_px = read.compute_mean_reprojection_error()
     read.update_point_3d_errors()
     assert stored_px == pytest.approx(read.compute_mean_reprojection_error())
-    assert stored_px == pytest.approx(facts.largest.mean_reprojection_error_px)
+    assert stored_px == pytest.approx(written.largest.mean_reprojection_error_px)
     assert 0.5 < stored_px < 10  # 1 % of a focal length of 1280 px, some 100 px off the centre
 
 
 def test_the_largest_model_comes_first(run: Path) -> None:
     small, large = synthetic_model(num_images=3), synthetic_model(num_images=6)
-    facts = write(run, small, large)
-    assert [model.num_registered for model in facts.models] == [6, 3]
-    assert pycolmap.Reconstruction(facts.path / "sparse" / "0").num_reg_images() == 6
-    assert pycolmap.Reconstruction(facts.path / "sparse" / "1").num_reg_images() == 3
+    written = write(run, small, large)
+    assert [model.num_registered for model in written.models] == [6, 3]
+    assert pycolmap.Reconstruction(written.path / "sparse" / "0").num_reg_images() == 6
+    assert pycolmap.Reconstruction(written.path / "sparse" / "1").num_reg_images() == 3
 
 
-def test_snapshot_json_tells_the_figures_and_the_given_facts(run: Path) -> None:
-    facts = write(run)
-    record = json.loads((facts.path / "snapshot.json").read_text())
+def test_snapshot_json_holds_the_figures_and_the_given_entries(run: Path) -> None:
+    written = write(run)
+    record = json.loads((written.path / "snapshot.json").read_text())
     assert record["sequence"] == 1
     assert record["at_s"] == 1.5
     (model,) = record["models"]
@@ -318,7 +318,7 @@ def test_latest_is_whole_for_a_reader_that_never_pauses(run: Path) -> None:
     assert len(set(sequences)) > 1
 
 
-def test_each_model_tells_whether_it_is_georeferenced_in_the_order_of_the_folders(
+def test_each_model_says_whether_it_is_georeferenced_in_the_order_of_the_folders(
     run: Path,
 ) -> None:
     copies = [
@@ -327,5 +327,5 @@ def test_each_model_tells_whether_it_is_georeferenced_in_the_order_of_the_folder
     ]
     write_snapshot(run, copies, sequence=1, facts={}, config=KEEP_ALL)
     record = json.loads((run / "latest" / "snapshot.json").read_text())
-    told = [(model["num_registered"], model["is_georeferenced"]) for model in record["models"]]
-    assert told == [(6, False), (3, True)]
+    models = [(model["num_registered"], model["is_georeferenced"]) for model in record["models"]]
+    assert models == [(6, False), (3, True)]

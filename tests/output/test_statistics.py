@@ -106,7 +106,7 @@ def test_a_frame_that_its_source_rejected_is_received_too(reason: DropReason) ->
     assert statistics.figures()["frames_dropped"] == {reason.value: 2}
 
 
-def test_drops_are_told_apart_by_reason_in_a_fixed_order() -> None:
+def test_drops_are_counted_by_reason_in_a_fixed_order() -> None:
     statistics = RunStatistics()
     for reason in (DropReason.UNREADABLE, DropReason.DUPLICATE, DropReason.UNREADABLE):
         statistics(dropped(reason))

@@ -334,7 +334,7 @@ def test_images_of_other_sizes_and_principal_points_are_solved_alike(solver: Win
 
 
 @pytest.mark.parametrize("is_calibrated", [True, False])
-def test_distortion_is_taken_out_and_told_as_it_was(
+def test_distortion_is_taken_out_and_returned_as_it_was(
     solver: WindowSolver, is_calibrated: bool
 ) -> None:
     scene = arc_scene(distortion=-0.08)

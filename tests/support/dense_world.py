@@ -67,7 +67,7 @@ class DenseFakeMatcher:
         world: what the keyframes see; its own noise must be 0.
         noise_px: standard deviation of where tables start and matches end.
         wrong_ratio: share of matches that end anywhere.
-        metres_per_unit: of the world, for depths; 0: it tells none.
+        metres_per_unit: of the world, for depths; 0: without depths.
         tells_focal_length: of both cameras, where pointmaps are wanted.
         fails: on which calls (0, 1, ...) matching raises.
     """

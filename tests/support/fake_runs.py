@@ -54,7 +54,7 @@ def frame_of(
     pixels: Uint8Array = _BLANK,
     world: SyntheticWorld | None = None,
 ) -> Frame:
-    """A frame of a world, with the calibration its source would tell."""
+    """A frame of a world, with the calibration its source would give."""
     index = frame_id - 1 if index is None else index
     return Frame(
         frame_id=FrameId(frame_id),

@@ -51,9 +51,9 @@ class Tab:
         answer = self._answers[call_id] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": call_id, "method": method, "params": params})
         async with asyncio.timeout(CALL_S):
-            told = await answer
-        assert "error" not in told, f"{method}: {told['error']}"
-        result: dict[str, Any] = told["result"]
+            reply = await answer
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        result: dict[str, Any] = reply["result"]
         return result
 
     async def open(self, url: str, *, before: str = "") -> None:
@@ -61,13 +61,13 @@ class Tab:
         for domain in ("Page", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
         await self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
-        told = await self.call("Page.navigate", url=url)
-        assert "errorText" not in told, told
+        reply = await self.call("Page.navigate", url=url)
+        assert "errorText" not in reply, reply
         await self.until("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     async def evaluate(self, expression: str) -> Any:
-        told = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        return told["result"].get("value")
+        reply = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return reply["result"].get("value")
 
     async def until(self, expression: str, *, timeout_s: float = CALL_S) -> None:
         """Waits for a JavaScript expression to be true."""
@@ -108,8 +108,8 @@ class Tab:
         )
 
     async def screenshot(self) -> bytes:
-        told = await self.call("Page.captureScreenshot", format="png")
-        return base64.b64decode(told["data"])
+        reply = await self.call("Page.captureScreenshot", format="png")
+        return base64.b64decode(reply["data"])
 
     async def close(self) -> None:
         self._reading.cancel()
@@ -117,13 +117,13 @@ class Tab:
 
     async def _read(self) -> None:
         async for message in self._socket:
-            told = json.loads(message.data)
-            if "id" in told:
-                self._answers.pop(told["id"]).set_result(told)
-            elif told["method"] == "Runtime.exceptionThrown":
-                self.complaints.append(str(told["params"]["exceptionDetails"]))
-            elif told["method"] == "Log.entryAdded":
-                entry = told["params"]["entry"]
+            reply = json.loads(message.data)
+            if "id" in reply:
+                self._answers.pop(reply["id"]).set_result(reply)
+            elif reply["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(str(reply["params"]["exceptionDetails"]))
+            elif reply["method"] == "Log.entryAdded":
+                entry = reply["params"]["entry"]
                 if entry["level"] == "error":
                     self.complaints.append(entry["text"])
 

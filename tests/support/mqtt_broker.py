@@ -220,7 +220,7 @@ async def publish(broker: Broker, *messages: tuple[str, bytes], **options: Any) 
 
 
 async def until(condition: Any, *, timeout_s: float = 5.0) -> None:
-    """Waits until something that no event tells is true."""
+    """Waits until something that no event reports is true."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)

@@ -84,7 +84,7 @@ def _view(images: Tensor, *, with_points: bool) -> ViewOutput:
 
 
 def _derivatives_of_colors(images: Tensor) -> Tensor:
-    """24 components of each pixel (B, H, W, 24) that tell it from others; longer: more texture."""
+    """24 components of each pixel (B, H, W, 24) that distinguish it; longer: more texture."""
     red, green, blue = images.unbind(1)
     brightness = (red + green + blue) / 3.0
     colors = torch.stack([red - green, blue - (red + green) / 2.0], dim=1)

@@ -172,9 +172,9 @@ class FakePhone:
         assert self.socket is not None
         async with asyncio.timeout(WAIT_S):
             while True:
-                told: dict[str, Any] = await self.socket.receive_json()
-                if is_wanted(told):
-                    return told
+                message: dict[str, Any] = await self.socket.receive_json()
+                if is_wanted(message):
+                    return message
 
 
 @asynccontextmanager

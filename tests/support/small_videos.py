@@ -1,4 +1,4 @@
-"""Small videos whose frames can be told apart, shared by tests."""
+"""Small videos whose frames can be distinguished, shared by tests."""
 
 from __future__ import annotations
 

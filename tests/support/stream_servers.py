@@ -65,7 +65,7 @@ class MjpegServer:
     ) -> None:
         self.parts = parts
         self.pause_s = pause_s
-        self.user = user  # NAME:PASSWORD that has to be told
+        self.user = user  # NAME:PASSWORD that has to be given
         self.status = status
         self.with_length = with_length
         self.hangs_up = hangs_up
@@ -113,8 +113,8 @@ class MjpegServer:
         return Handler
 
     def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        told = base64.b64encode(self.user.encode()).decode()
-        if self.user and request.headers.get("Authorization") != f"Basic {told}":
+        expected = base64.b64encode(self.user.encode()).decode()
+        if self.user and request.headers.get("Authorization") != f"Basic {expected}":
             request.send_response(401)
             request.send_header("WWW-Authenticate", 'Basic realm="camera"')
             request.end_headers()

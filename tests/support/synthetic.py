@@ -60,7 +60,7 @@ _EQUATOR_METRES_PER_DEGREE = (110_574.2727, 111_319.4908)  # of latitude and lon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticCamera:
-    """A SIMPLE_RADIAL camera and what its source tells of it."""
+    """A SIMPLE_RADIAL camera and the prior that its source gives."""
 
     key: str = "camera"
     width: int = WIDTH
@@ -86,7 +86,7 @@ class SyntheticCamera:
 
 
 def look_at(center: Float64Array, target: Float64Array) -> Float64Array:
-    """The level pose (3, 4) of a camera at ``center`` that looks at ``target``."""
+    """The level pose (3, 4) of a camera at ``center`` that faces ``target``."""
     forward = (target - center) / np.linalg.norm(target - center)
     right = np.cross(forward, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right)

@@ -1,7 +1,7 @@
 """A small stand-in for upstream's package vggsfm: its documented interface, and true geometry.
 
 It triangulates with the cameras it is given, adjusts everything by way of the pycolmap it was
-written for, and answers in a gauge of its own. What it was asked is kept for tests to look at.
+written for, and answers in a gauge of its own. Its arguments are kept for tests to check.
 """
 
 from __future__ import annotations

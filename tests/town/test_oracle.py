@@ -1,4 +1,4 @@
-"""The oracle tells the truth of a scene, and spoils it by no less and no more than it says."""
+"""The oracle's matches are true, degraded by no less and no more than configured."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_images_without_overlap_have_no_matches() -> None:
     assert matches.focal_px[0] > 0
 
 
-def test_only_rows_that_were_asked_for_are_looked_up() -> None:
+def test_only_requested_rows_are_looked_up() -> None:
     asked = Asked()
     rows1, rows2 = np.arange(7, 5000, 9)[:400], np.arange(2000, 2300)
     matches = asked.match(0, 2, rows1=rows1, rows2=rows2)
@@ -278,18 +278,18 @@ def test_depths_of_the_way_back_belong_to_their_images() -> None:
         assert np.abs(depths_m / true_m - 1.0).max() < 1e-2
 
 
-def test_depths_are_kept_secret_when_asked_to() -> None:
+def test_depths_are_left_out_when_configured() -> None:
     matches = Asked(tells_depths=False).match(0, 2)
     assert len(matches) > 2000
     assert not matches.depths_m.any()
 
 
-def test_focal_lengths_are_told_where_they_are_wanted() -> None:
+def test_focal_lengths_are_returned_where_they_are_wanted() -> None:
     asked = Asked()
     assert asked.match(0, 2).focal_px == (0.0, 0.0)
     pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-    told = [asked.match(*pair, wants_pointmaps=True).focal_px for pair in pairs]
-    ratios = np.array(told).ravel() / FOCAL_PX
+    focal_px = [asked.match(*pair, wants_pointmaps=True).focal_px for pair in pairs]
+    ratios = np.array(focal_px).ravel() / FOCAL_PX
     assert 0.005 < ratios.std() < 0.04
     assert np.abs(ratios - 1.0).max() < 0.1
     secret = Asked(tells_focal_length=False)
@@ -322,7 +322,7 @@ def test_another_seed_spoils_in_another_way() -> None:
     assert (one.ends_xy != other.ends_xy).all()
 
 
-def test_the_truth_of_a_frame_is_asked_for_once_while_it_is_kept(
+def test_the_truth_of_a_frame_is_rendered_once_while_it_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = Asked()
@@ -400,7 +400,7 @@ def ids(hits: list[tuple[FrameId, float]]) -> list[int]:
 def test_places_are_ranked_by_what_they_share() -> None:
     places, _ = places_with(range(5))
     hits = places.query(FrameId(1), exclude=(), limit=10)
-    assert ids(hits) == [2, 3, 4], "the nearer, the more; the one that looks back not at all"
+    assert ids(hits) == [2, 3, 4], "the nearer, the more; the one that faces back not at all"
     scores = [score for _, score in hits]
     assert scores == sorted(scores, reverse=True)
     assert 0.5 < scores[-1] < scores[0] <= 1.0
@@ -414,7 +414,7 @@ def test_places_are_limited_and_excluded() -> None:
     assert places.query(FrameId(1), exclude=(), limit=0) == []
 
 
-def test_a_place_is_added_once_and_known_before_it_is_asked_for() -> None:
+def test_a_place_is_added_once_and_before_it_is_queried() -> None:
     places, features = places_with([0, 1])
     with pytest.raises(ValueError, match="keyframe 2 was added before"):
         places.add(features[1])

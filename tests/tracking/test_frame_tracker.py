@@ -188,7 +188,7 @@ def test_points_that_leave_the_image_are_lost_and_do_not_come_back() -> None:
     assert (tracked.points_xy[:, 0] < WIDTH).all()
 
 
-def test_a_tracked_frame_tells_whose_points_it_follows_and_when() -> None:
+def test_a_tracked_frame_names_its_keyframe_and_its_times() -> None:
     tracker = tracker_with()
     process(tracker, frame_of(image(STANDING_STILL), frame_id=5))
     tracked = process(tracker, frame_of(image(sideways(1)), frame_id=8, captured_at_s=0.25))

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from adapters.views.console import ConsoleView, build_panel, format_elapsed
-from adapters.views.notes import DROPS_TOLD_EACH, NoteLevel, note_of
+from adapters.views.log_lines import DROPS_LOGGED_EACH, LogLevel, log_line_of
 from adapters.views.run_counters import RunCounters
 from engine.events import (
     BundleAdjusted,
@@ -177,21 +177,21 @@ def test_routine_events_are_not_worth_a_line() -> None:
     )
 
     for event in (pair, registered(3, 3, 90), posed(3, 0.1)):
-        assert note_of(event, counters) is None
+        assert log_line_of(event, counters) is None
 
 
-def test_a_failed_registration_and_a_warning_are_told_with_their_level() -> None:
+def test_a_failed_registration_and_a_warning_are_logged_with_their_level() -> None:
     failed = registration_failed(RegistrationStatus.TOO_FEW_INLIERS)
-    note = note_of(failed, RunCounters())
-    warning = note_of(Warned(at_s=1.0, message="disk nearly full"), RunCounters())
+    log_line = log_line_of(failed, RunCounters())
+    warning = log_line_of(Warned(at_s=1.0, message="disk nearly full"), RunCounters())
 
-    assert note is not None
-    assert (note.level, note.text) == (
-        NoteLevel.INFO,
+    assert log_line is not None
+    assert (log_line.level, log_line.text) == (
+        LogLevel.INFO,
         "frame 5 waits for better evidence: 7 of 40 matches agree",
     )
     assert warning is not None
-    assert (warning.level, warning.text) == (NoteLevel.WARNING, "disk nearly full")
+    assert (warning.level, warning.text) == (LogLevel.WARNING, "disk nearly full")
 
 
 def window(verdict: WindowVerdict) -> WindowSolved:
@@ -212,16 +212,16 @@ def window(verdict: WindowVerdict) -> WindowSolved:
     )
 
 
-def test_a_window_is_told_when_it_changed_the_map() -> None:
-    note = note_of(window(WindowVerdict.MERGED), RunCounters())
-    assert note is not None
-    assert note.text == "window of 3 keyframes (rescue): fits by +2.0%, 3 keyframes more"
+def test_a_window_is_logged_when_it_changed_the_map() -> None:
+    log_line = log_line_of(window(WindowVerdict.MERGED), RunCounters())
+    assert log_line is not None
+    assert log_line.text == "window of 3 keyframes (rescue): fits by +2.0%, 3 keyframes more"
     for verdict in set(WindowVerdict) - {WindowVerdict.MERGED}:
-        assert note_of(window(verdict), RunCounters()) is None
+        assert log_line_of(window(verdict), RunCounters()) is None
 
 
 @pytest.mark.parametrize(("is_applied", "ending"), [(False, ""), (True, ", applied")])
-def test_the_length_of_the_map_s_unit_is_told(is_applied: bool, ending: str) -> None:
+def test_the_length_of_the_map_s_unit_is_logged(is_applied: bool, ending: str) -> None:
     event = MetricScaleEstimated(
         at_s=1.0,
         metres_per_map_unit=25.322,
@@ -229,23 +229,23 @@ def test_the_length_of_the_map_s_unit_is_told(is_applied: bool, ending: str) -> 
         spread_ratio=0.1,
         is_applied=is_applied,
     )
-    note = note_of(event, RunCounters())
-    assert note is not None
-    assert note.text == f"the map's unit is 25.32 m by depths seen{ending}"
+    log_line = log_line_of(event, RunCounters())
+    assert log_line is not None
+    assert log_line.text == f"the map's unit is 25.32 m by depths seen{ending}"
 
 
-def test_thousands_of_drops_are_told_a_few_times_with_their_number() -> None:
+def test_thousands_of_drops_are_logged_a_few_times_with_their_number() -> None:
     counters = RunCounters()
-    told = []
+    logged = []
     for _ in range(2000):
         event = dropped(DropReason.OVERLOAD)
         counters.update(event)
-        if note := note_of(event, counters):
-            told.append(note.text)
+        if log_line := log_line_of(event, counters):
+            logged.append(log_line.text)
 
-    assert DROPS_TOLD_EACH < len(told) <= DROPS_TOLD_EACH + 8
-    assert told[0] == "dropped 7.jpg as overload"
-    assert told[-1] == "dropped 7.jpg as overload (1,024 so far)"
+    assert DROPS_LOGGED_EACH < len(logged) <= DROPS_LOGGED_EACH + 8
+    assert logged[0] == "dropped 7.jpg as overload"
+    assert logged[-1] == "dropped 7.jpg as overload (1,024 so far)"
 
 
 class FakeClock:

@@ -17,7 +17,7 @@ from engine.types import Float64Array
 
 
 def camera(center: Float64Array, target: Float64Array, down: Float64Array) -> Float64Array:
-    """cam_from_world (3, 4) of a camera at ``center`` that looks at ``target``."""
+    """cam_from_world (3, 4) of a camera at ``center`` that faces ``target``."""
     forward = (target - center) / np.linalg.norm(target - center)
     right = np.cross(down, forward)
     right /= np.linalg.norm(right)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adapters.views.display_trajectory import FRAMES_PER_PART, Trajectory
+from adapters.views.display_trajectory import FRAMES_PER_PART, DisplayTrajectory
 from engine.types import Float64Array
 
 
-def straight_walk(trajectory: Trajectory, num_frames: int) -> Float64Array:
+def straight_walk(trajectory: DisplayTrajectory, num_frames: int) -> Float64Array:
     """Reports frames 1, 2, 3, ... one unit apart along x; returns their positions."""
     positions = np.column_stack([np.arange(1.0, num_frames + 1), np.zeros((num_frames, 2))])
     for frame_id, (x, y, z) in enumerate(positions.tolist(), start=1):
@@ -18,7 +18,7 @@ def straight_walk(trajectory: Trajectory, num_frames: int) -> Float64Array:
 
 
 def test_the_path_runs_through_the_keyframes_after_the_map_moved() -> None:
-    trajectory = Trajectory()
+    trajectory = DisplayTrajectory()
     reported = straight_walk(trajectory, 21)
     keyframe_ids = np.array([1, 11, 21])
     moved = reported[[0, 10, 20]] + [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 4.0, 0.0]]
@@ -32,7 +32,7 @@ def test_the_path_runs_through_the_keyframes_after_the_map_moved() -> None:
 
 
 def test_frames_before_the_first_and_after_the_last_keyframe_move_with_them() -> None:
-    trajectory = Trajectory()
+    trajectory = DisplayTrajectory()
     straight_walk(trajectory, 10)
     trajectory.move(np.array([4, 6]), np.array([[4.0, 1.0, 0.0], [6.0, 2.0, 0.0]]))
     _, positions = trajectory.positions()
@@ -42,7 +42,7 @@ def test_frames_before_the_first_and_after_the_last_keyframe_move_with_them() ->
 
 
 def test_keyframes_may_come_in_any_order() -> None:
-    trajectory = Trajectory()
+    trajectory = DisplayTrajectory()
     straight_walk(trajectory, 3)
     trajectory.move(np.array([3, 1]), np.array([[3.0, 9.0, 0.0], [1.0, 5.0, 0.0]]))
     _, positions = trajectory.positions()
@@ -51,7 +51,7 @@ def test_keyframes_may_come_in_any_order() -> None:
 
 
 def test_a_gap_is_left_open() -> None:
-    trajectory = Trajectory()
+    trajectory = DisplayTrajectory()
     straight_walk(trajectory, 10)
     trajectory.add(11, (500.0, 0.0, 0.0))
     trajectory.add(12, (501.0, 0.0, 0.0))
@@ -62,7 +62,7 @@ def test_a_gap_is_left_open() -> None:
 
 
 def test_a_long_path_comes_in_parts_that_join() -> None:
-    trajectory = Trajectory()
+    trajectory = DisplayTrajectory()
     positions = straight_walk(trajectory, 2 * FRAMES_PER_PART)
     parts = trajectory.parts()
     segments = np.concatenate([part.positions for part in parts.values()])
@@ -73,7 +73,7 @@ def test_a_long_path_comes_in_parts_that_join() -> None:
 
 
 def test_a_standing_camera_and_a_single_frame_give_a_path() -> None:
-    trajectory = Trajectory()
+    trajectory = DisplayTrajectory()
     trajectory.add(1, (0.0, 0.0, 0.0))
     assert trajectory.parts() == {}
     trajectory.add(2, (0.0, 0.0, 0.0))
@@ -81,7 +81,7 @@ def test_a_standing_camera_and_a_single_frame_give_a_path() -> None:
 
 
 def test_the_tail_starts_where_the_drawn_path_ends() -> None:
-    trajectory = Trajectory()
+    trajectory = DisplayTrajectory()
     straight_walk(trajectory, 5)
     assert len(trajectory.tail()) == 5
     trajectory.cut_tail()

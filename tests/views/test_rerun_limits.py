@@ -33,11 +33,11 @@ def test_without_a_file_or_a_limit_nothing_is_ever_full(tmp_path: Path, max_mb: 
     assert not RecordingLimit(path if max_mb == 0 else None, max_mb=max_mb).is_full
 
 
-def test_everything_is_told_again_before_the_server_forgets_it() -> None:
+def test_everything_is_sent_again_before_the_server_drops_it() -> None:
     redraws = RedrawSchedule(memory_limit_mb=10)
     assert not redraws.take_due()
-    redraws.told(3_900_000)
+    redraws.add_sent_bytes(3_900_000)
     assert not redraws.take_due()
-    redraws.told(200_000)
+    redraws.add_sent_bytes(200_000)
     assert redraws.take_due()
     assert not redraws.take_due()

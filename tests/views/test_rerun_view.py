@@ -62,7 +62,7 @@ Rows = list[dict[str, Any]]
 
 
 def cam_from_world(frame_id: int) -> Float64Array:
-    """A camera that looks along z and moves along x, half a unit per frame."""
+    """A camera that faces along z and moves along x, half a unit per frame."""
     return np.column_stack([np.eye(3), [-0.5 * frame_id, 0.0, 0.0]])
 
 
@@ -589,12 +589,12 @@ def test_a_window_is_detached_and_fetches_from_loopback(
 ) -> None:
     commands: list[list[str]] = []
 
-    def note_command(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    def record_command(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
         commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr("subprocess.run", note_command)
+    monkeypatch.setattr("subprocess.run", record_command)
     view = RerunView.open("test", mode=ViewMode.SPAWN, recording_path=None, config=CONFIG)
     addresses = listening_addresses(psutil.Process())
     view.close()

@@ -115,7 +115,7 @@ def test_a_setting_whose_value_is_not_yaml_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("sift: [", "is not valid YAML"),
         ("just words", "expected sections of settings, found str"),
@@ -125,13 +125,13 @@ def test_a_setting_whose_value_is_not_yaml_is_refused() -> None:
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_by_its_name(
-    tmp_path: Path, text: str, told: str
+    tmp_path: Path, text: str, message: str
 ) -> None:
     path = write(tmp_path / "my.yaml", text)
     with pytest.raises(ConfigError) as refused:
         load_config([path])
     assert str(refused.value).startswith(f"{path}: ")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> None:

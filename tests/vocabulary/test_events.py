@@ -1,4 +1,4 @@
-"""Facts: one JSON line each, complete, and never changed."""
+"""Events: one JSON line each, complete, and never changed."""
 
 from __future__ import annotations
 
@@ -163,14 +163,14 @@ EVENTS: tuple[Event, ...] = (
 event_by_name = pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 
 
-def test_every_kind_of_fact_is_tested_here() -> None:
+def test_every_kind_of_event_is_tested_here() -> None:
     # By name: a class with slots is made twice, and the first one is listed, too.
     kinds = {kind.__name__ for kind in Event.__subclasses__()}
     assert {type(event).__name__ for event in EVENTS} == kinds
 
 
 @event_by_name
-def test_a_fact_survives_being_a_line_of_json(event: Event) -> None:
+def test_an_event_survives_being_a_line_of_json(event: Event) -> None:
     line = json.dumps(event.as_record(), allow_nan=False)
     record = json.loads(line)
     expected: dict[str, Any] = {
@@ -190,7 +190,7 @@ def test_a_record_starts_with_the_kind_and_the_time_and_holds_every_field(event:
 
 
 @event_by_name
-def test_a_fact_is_a_value_and_never_changes(event: Event) -> None:
+def test_an_event_is_a_value_and_never_changes(event: Event) -> None:
     assert dataclasses.replace(event) == event
     assert dataclasses.replace(event, at_s=0.75) != event
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -322,7 +322,7 @@ def test_orientations_settle_the_turn_about_a_straight_line() -> None:
     np.testing.assert_allclose(found, onto_from_world, atol=1e-12)
 
 
-def test_cameras_in_one_place_tell_no_similarity() -> None:
+def test_cameras_in_one_place_determine_no_similarity() -> None:
     poses = random_poses(3, seed=8)
     poses[:, :, 3] = 0.0
     assert similarity_between_poses(poses, random_poses(3, seed=9)) is None

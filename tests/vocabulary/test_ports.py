@@ -90,7 +90,7 @@ def requests_of(kind: Kind, *, every: int = 1) -> list[MatchRequest]:
 
 
 @every_matcher
-def test_a_matcher_has_a_name_and_tells_its_memory(kind: Callable[[], Kind]) -> None:
+def test_a_matcher_has_a_name_and_reports_its_memory(kind: Callable[[], Kind]) -> None:
     matcher = kind().matcher
     assert matcher.name
     assert matcher.peak_gpu_mb >= 0.0
@@ -194,7 +194,7 @@ Made = Callable[[], tuple[PlaceIndex, list[Features]]]
 
 
 @every_index
-def test_places_are_told_best_first_with_scores_of_at_most_one(make: Made) -> None:
+def test_places_are_returned_best_first_with_scores_of_at_most_one(make: Made) -> None:
     index, tables = make()
     for features in tables:
         index.add(features)

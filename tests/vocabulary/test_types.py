@@ -1,4 +1,4 @@
-"""The products that flow between the stages: what they check and that nobody changes them."""
+"""The products that pass between the stages: what they check and that they never change."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_parts_that_do_not_belong_together_are_refused(
     assert getattr(make(), name) is not None  # without the change it is made
 
 
-def test_products_tell_their_sizes() -> None:
+def test_products_have_their_sizes() -> None:
     assert (frame().width, frame().height) == (40, 30)
     assert len(features()) == 5
     assert len(pair_matches()) == 4
@@ -301,7 +301,7 @@ def test_a_match_ends_at_keypoints_or_beside_them(rows: list[int]) -> None:
     assert len(pair_matches(matches_idx=np.array(beside))) == 4
 
 
-def test_depths_that_nobody_tells_are_unknown() -> None:
+def test_depths_that_are_not_given_are_unknown() -> None:
     assert pair_matches().depths_m.tolist() == [[0.0, 0.0]] * 4
     assert pair_matches().focal_px == (0.0, 0.0)
 

@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from adapters import cli
-from adapters.matchers.mast3r import opening
+from adapters.matchers.mast3r import open_matcher
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher
 from adapters.matchers.mast3r.retrieval import PooledPlaceIndex
 from engine.config import DenseMatchingConfig, Mast3rConfig
@@ -32,7 +32,7 @@ TOWN = "synthetic:town?path=lawnmower&width=240&height=180"
 def _library_threads_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Launching limits the whole process; other tests must not notice."""
     # Threads that wait for each other on a busy machine would be all that is measured.
-    monkeypatch.setattr(opening, "_num_cores", lambda: 1)
+    monkeypatch.setattr(open_matcher, "_num_cores", lambda: 1)
     former = cv2.getNumThreads(), torch.get_num_threads()
     with threadpoolctl.threadpool_limits():
         yield
@@ -162,7 +162,7 @@ def open_patch_network(
 @pytest.fixture
 def matching_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that matches stands where the real one would be loaded."""
-    monkeypatch.setattr(opening, "open_mast3r", open_patch_network)
+    monkeypatch.setattr(open_matcher, "open_mast3r", open_patch_network)
 
 
 def evaluated(out: Path) -> dict[str, Any]:

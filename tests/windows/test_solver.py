@@ -98,7 +98,7 @@ def test_rough_poses_give_their_frame_of_reference() -> None:
     assert np.linalg.norm(shift, axis=1).max() < 0.6  # of an extent of 5
 
 
-def test_a_fifth_of_wrong_observations_is_told_and_bends_nothing() -> None:
+def test_a_fifth_of_wrong_observations_is_detected_and_bends_nothing() -> None:
     scene = arc_scene(noise_px=0.5, num_points=600)
     moved_xy, is_moved = scene.with_outliers(ratio=0.2)
     estimate = solve_window(scene.problem(tracks_xy=moved_xy), CONFIG)
@@ -194,7 +194,7 @@ def test_two_frames_are_enough() -> None:
     assert estimate.is_valid.all()
     assert estimate.num_points == len(scene.points)
     assert estimate.mean_reprojection_px < 1e-6
-    assert estimate.focal_px[0] == FOCAL_PX  # two views do not tell
+    assert estimate.focal_px[0] == FOCAL_PX  # two views do not determine it
 
 
 def test_the_same_window_gives_the_same_estimate() -> None:
@@ -392,7 +392,7 @@ def test_held_poses_that_the_tracks_contradict_are_refused() -> None:
     assert_refused(solve_window(problem, CONFIG), WindowStatus.BAD_POSES)
 
 
-def test_one_held_pose_that_is_wrong_is_told_from_the_others() -> None:
+def test_one_held_pose_that_is_wrong_is_detected_by_the_others() -> None:
     scene = arc_scene(noise_px=0.5)
     poses, is_held = scene.poses.copy(), np.arange(8) < 4
     poses[1] = poses[6]

@@ -26,7 +26,7 @@ def rows_of(pairs: list[VerifiedPair], *, min_length: int = 2) -> list[list[int]
     return sorted(tracks_through(FRAMES, pairs, min_length=min_length).tolist())
 
 
-def test_matches_that_meet_at_a_keypoint_are_one_track() -> None:
+def test_matches_that_share_a_keypoint_are_one_track() -> None:
     assert rows_of(CHAIN) == [[5, 7, 2, 8], [6, 9, 3, NO_ROW]]
 
 
@@ -45,7 +45,7 @@ def test_tracks_do_not_depend_on_the_order_of_pairs_and_matches() -> None:
     assert np.array_equal(shuffled, tracks_through(FRAMES, CHAIN))
 
 
-def test_a_keyframe_that_a_track_meets_twice_is_left_out_of_it() -> None:
+def test_a_keyframe_of_which_a_track_has_two_keypoints_is_left_out_of_it() -> None:
     both_ways = [*CHAIN, pair_of(1, 4, (5, 1))]  # keypoints 8 and 1 of the last keyframe
     assert [5, 7, 2, NO_ROW] in rows_of(both_ways)
 

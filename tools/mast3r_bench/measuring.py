@@ -158,7 +158,7 @@ def matrix_rate_tflops(stage: Stage, *, tiny: bool) -> float:
 
 
 def device_name(device: Device) -> str:
-    """The hardware's own name, where it tells."""
+    """The hardware's own name, where it is known."""
     if device.is_cuda:
         return torch.cuda.get_device_name(device.name)
     info = Path("/proc/cpuinfo")

@@ -1,8 +1,8 @@
-"""What a MASt3R network is made of: widths, depths and the ranges of what it predicts.
+"""Architecture: widths and depths of a MASt3R network and the ranges of what it predicts.
 
 MASt3R (Leroy, Cabon and Revaud, "Grounding Image Matching in 3D with MASt3R", ECCV 2024) is
-DUSt3R (Wang et al., CVPR 2024) with a descriptor per pixel: a ViT encoder, two decoders that look
-at each other, and for each view a head for points and a head for descriptors.
+DUSt3R (Wang et al., CVPR 2024) with a descriptor per pixel: a ViT encoder, two decoders that
+attend to each other, and for each view a head for points and a head for descriptors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ValueRange = tuple[float, float]  # the least and the largest value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkShape:
-    """Everything that tells one MASt3R network from another, besides its weights.
+    """The parameters of a MASt3R network's architecture.
 
     Raises:
         ConfigError: no network of this kind has such a shape.

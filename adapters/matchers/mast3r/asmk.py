@@ -1,4 +1,4 @@
-"""Signatures of images for place recognition, made from the encoder's tokens.
+"""ASMK signatures: images described for place recognition, from the encoder's tokens.
 
 They are those of the binarised aggregated selective match kernel, ASMK* (Tolias, Avrithis
 and Jegou, "To aggregate or not to aggregate: selective match kernels for image search", ICCV 2013),
@@ -20,7 +20,7 @@ from engine.types import Int64Array
 Uint64Array = NDArray[np.uint64]
 
 _ASSIGNED_ADDING = 1  # words a local feature is assigned to when its keyframe is added
-_ASSIGNED_QUERYING = 5  # and when its keyframe is asked for
+_ASSIGNED_QUERYING = 5  # and when its keyframe is the query
 _BLOCK_WORDS = 8192  # bounds the distances in memory to 8192 words, 10 MB for 300 features
 _SPARE_CANDIDATES = 4  # words compared exactly beyond those wanted
 
@@ -49,7 +49,7 @@ class AsmkModel:
 
     @torch.inference_mode()
     def signatures(self, tokens: Tensor) -> tuple[AsmkSignature, AsmkSignature]:
-        """Two signatures of an image from its (N, E) tokens: to be found by, and to ask with."""
+        """Two signatures of an image from its (N, E) tokens: one for the index, one for queries."""
         features = self.local_features(tokens)
         words = self.nearest_words(features, num=_ASSIGNED_QUERYING)
         return (

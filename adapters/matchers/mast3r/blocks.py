@@ -1,4 +1,4 @@
-"""The transformer blocks of MASt3R: attention with rotary positions, and what surrounds it.
+"""Transformer blocks of MASt3R: attention with rotary positions, MLPs and layer norms.
 
 Pre-norm blocks as in CroCo v2 (Weinzaepfel et al., ICCV 2023), on which DUSt3R and MASt3R are
 built. Parameters have the names they have in the public checkpoints.
@@ -22,7 +22,7 @@ _NORM_EPSILON = 1e-6
 class RotaryTable:
     """Cosines and sines of the angles by which tokens are turned (Su et al., RoFormer, 2021).
 
-    Of the channels of a head, the first half tells of y, the second of x; each half is made of
+    Of the channels of a head, the first half encodes y, the second x; each half is made of
     the first and second coordinates of the plane vectors that are turned.
     """
 
@@ -102,7 +102,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, tokens: Tensor, memory: Tensor, table: RotaryTable, memory_table: RotaryTable
     ) -> Tensor:
-        """(B, N, dim) asks (B, M, dim): (B, N, dim)."""
+        """(B, N, dim) attends to (B, M, dim): (B, N, dim)."""
         queries, keys, values = (
             projected.view(*projected.shape[:-1], self.num_heads, -1)
             for projected in (self.projq(tokens), self.projk(memory), self.projv(memory))

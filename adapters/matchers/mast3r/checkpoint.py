@@ -1,4 +1,4 @@
-"""Loads MASt3R checkpoints: the public ``.pth`` files and Hugging Face folders.
+"""Checkpoints of MASt3R: the public ``.pth`` files and Hugging Face folders.
 
 Files are taken from where the user put them; nothing is downloaded. Nothing in them is run.
 """
@@ -57,16 +57,16 @@ def load_checkpoint(path: Path, *, device: str, dtype: torch.dtype) -> LoadedChe
         nn.utils.convert_conv2d_weight_memory_format(head.dpt, torch.channels_last)
     logger.info("loaded MASt3R from %s", path)
     return LoadedCheckpoint(
-        network=network.eval().requires_grad_(False), is_metric=names_metric(path), path=path
+        network=network.eval().requires_grad_(False), is_metric=is_named_metric(path), path=path
     )
 
 
-def names_metric(path: Path) -> bool:
-    """Whether a checkpoint's points are in metres: its file or folder says ``metric``.
+def is_named_metric(path: Path) -> bool:
+    """Whether a checkpoint's points are in metres: its file or folder is named ``metric``.
 
     A network that was trained to keep lengths has the same tensors and arguments as one that was
-    not; the published one tells by its name alone. In a Hugging Face cache the name is that of
-    the folder two above the snapshot.
+    not; the published one is distinguished by its name alone. In a Hugging Face cache the name is
+    that of the folder two above the snapshot.
     """
     names = [path.name, path.absolute().parent.name]
     names += [above.parent.name for above in path.absolute().parents if above.name == "snapshots"]

@@ -1,4 +1,4 @@
-"""Matches of a decoded pair by the published scheme, seeded in both images and merged.
+"""Correspondences of a decoded pair by the published scheme, seeded in both images and merged.
 
 Positions are whole network pixels (x, y), the first one (0, 0): not COLMAP's convention.
 """

@@ -1,4 +1,4 @@
-"""The two heads of each view: points by a DPT, descriptors by an MLP on tokens.
+"""Heads of each view: points by a DPT, descriptors by an MLP on tokens.
 
 DPT is the convolutional decoder of Ranftl et al. (ICCV 2021), as DUSt3R uses it; the descriptor
 head is section 3.2 of MASt3R. Networks may run in half precision, but exponentials and norms are
@@ -22,7 +22,7 @@ _LOCAL_MLP_RATIO = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ViewOutput:
-    """What the network says of every pixel of one view of a pair, all float32."""
+    """The network's output for every pixel of one view of a pair, all float32."""
 
     descriptors: Tensor  # (B, H, W, D), unit length
     descriptor_confidence: Tensor  # (B, H, W)

@@ -1,4 +1,4 @@
-"""Images as the network takes them, and the way back to the original's pixels.
+"""Network images: scaling and cropping to the network's input size, and back to original pixels.
 
 The sizes are those the public checkpoints were trained and used with (DUSt3R, Wang et al., 2024,
 section 4): the long side is scaled, then both sides are cut to whole 16 px tokens about the centre.

@@ -1,4 +1,4 @@
-"""MASt3R as the engine's dense matcher: keyframes encoded once, pairs decoded in batches.
+"""MASt3R matcher: the engine's dense matcher; keyframes encoded once, pairs decoded in batches.
 
 Leroy, Cabon and Revaud, "Grounding Image Matching in 3D with MASt3R" (2024).
 """
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _BYTES_PER_MB = 1_000_000
 # PyTorch has an error of its own for a GPU's memory alone. That of a processor, of pinned memory
-# and of CUDA's libraries runs out with one that only its words tell.
+# and of CUDA's libraries runs out with one that only its message reveals.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
@@ -49,14 +49,14 @@ class PairNetwork(Protocol):
     def decode(
         self, tokens1: Tensor, tokens2: Tensor, *, grid1: Grid, grid2: Grid, with_points: bool
     ) -> tuple[ViewOutput, ViewOutput]:
-        """Tokens (B, N1, E), (B, N2, E) of two views to what is matched; points in view 1."""
+        """Tokens (B, N1, E), (B, N2, E) of two views to their outputs; points in view 1."""
 
 
-class PlaceNotes(Protocol):
-    """A place index that learns of keyframes when they are described."""
+class TokenPlaceIndex(Protocol):
+    """A place index that gets the tokens of keyframes when they are described."""
 
-    def note(self, frame_id: FrameId, tokens: Tensor) -> None:
-        """Remembers a keyframe's (N, E) tokens until it is added."""
+    def put_tokens(self, frame_id: FrameId, tokens: Tensor) -> None:
+        """Keeps a keyframe's (N, E) tokens until it is added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class Mast3rMatcher:
         dense: the keypoint tables it makes.
         network: encodes and decodes.
         device: where it does so.
-        places: is told of each keyframe's tokens.
+        places: gets each keyframe's tokens.
         is_metric: whether the network's points are in metres.
     """
 
@@ -101,7 +101,7 @@ class Mast3rMatcher:
         dense: DenseMatchingConfig,
         network: PairNetwork,
         device: Device,
-        places: PlaceNotes,
+        places: TokenPlaceIndex,
         is_metric: bool,
     ) -> None:
         self._config = config
@@ -134,7 +134,7 @@ class Mast3rMatcher:
 
     @property
     def batch_pairs(self) -> int:
-        """Pairs decoded together now: fewer than configured when memory ran out."""
+        """Pairs decoded together: fewer than configured after memory ran out."""
         return self._batch_pairs
 
     def describe(self, frame: Frame) -> Features:
@@ -149,9 +149,9 @@ class Mast3rMatcher:
                 pixels = torch.tensor(image.pixels, device=self._device.name)[None]
                 tokens = self._network.encode(normalise(pixels))[0]
             self._tokens.put(frame.frame_id, tokens)
-            self._places.note(frame.frame_id, tokens)
+            self._places.put_tokens(frame.frame_id, tokens)
         except (RuntimeError, MemoryError) as error:
-            self._tokens.discard(frame.frame_id)  # nobody will ask for them
+            self._tokens.discard(frame.frame_id)  # they are not needed
             if not is_out_of_memory(error):
                 raise
             raise InferenceError(

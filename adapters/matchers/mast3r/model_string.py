@@ -1,4 +1,4 @@
-"""Reads the constructor call that checkpoints carry as text, without running it.
+"""Model string: the constructor call that checkpoints hold as text, parsed without running it.
 
 Training code keeps the network's construction as a Python expression and evaluates it on loading.
 Here it is parsed: a call of the one known class with keyword arguments that are literals.

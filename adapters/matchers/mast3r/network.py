@@ -1,4 +1,4 @@
-"""The MASt3R network: an image to tokens, and the tokens of two images to what is matched.
+"""The MASt3R network: an image to tokens, and the tokens of two images to points and descriptors.
 
 Encoding is separate from decoding, so that an image is encoded once however many pairs it is in.
 Parameters have the names and shapes of the public checkpoints.
@@ -39,7 +39,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Mast3rNetwork(nn.Module):
-    """ViT encoder, two decoders that look at each other, two heads for each (MASt3R, figure 2).
+    """ViT encoder, two decoders that attend to each other, two heads each (MASt3R, figure 2).
 
     The two views of a pair have different roles: points of both are in the camera frame of view 1.
     It runs in the type of its weights (float32, bfloat16 or float16), and gives float32.

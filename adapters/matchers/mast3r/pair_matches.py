@@ -1,4 +1,4 @@
-"""From what the network says of a batch of pairs to matches in px of the original images."""
+"""Pair matches: from the network's output for a batch of pairs to matches in original px."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from engine.types import (
 
 _MAX_CONFIDENCE = 1e9  # 1 when squeezed into 0..1, and its square is finite
 
-Views = tuple[ViewOutput, ViewOutput]  # what a decode says of the first and of the second images
+Views = tuple[ViewOutput, ViewOutput]  # a decode's outputs for the first and for the second images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageFrame:
-    """How an image's pixels and the network's relate."""
+    """The relation of an image's pixels to the network's."""
 
     mapping: PixelMapping
     grid: Grid  # rows and columns of tokens
@@ -49,7 +49,7 @@ class ImageFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DecodedPairs:
-    """What the network says of a batch of pairs whose images have the same two sizes."""
+    """The network's output for a batch of pairs whose images have the same two sizes."""
 
     images1: Sequence[ImageFrame]
     images2: Sequence[ImageFrame]
@@ -74,7 +74,7 @@ class _Ends:
 
 
 def no_matches(request: MatchRequest) -> PairMatches:
-    """The answer for a pair that has nothing in common."""
+    """The result for a pair without matches."""
     return PairMatches.of_rows(
         request, matches_idx=np.empty((0, 2), np.int64), confidence=np.empty(0, np.float32)
     )
@@ -99,7 +99,7 @@ def match_pairs(
 def _by_queries(
     requests: Sequence[MatchRequest], decoded: DecodedPairs, *, tolerance_px: float
 ) -> list[_Ends]:
-    """Looks the queries of both images up in the other one, in every decode."""
+    """Finds the queries of both images in the other one, in every decode."""
     queries1_xy = [
         image.mapping.to_network(request.first.keypoints_xy[request.query_rows1])
         for request, image in zip(requests, decoded.images1, strict=True)
@@ -211,7 +211,7 @@ def _in_original_px(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _PointMap:
-    """Points of one image in its own camera, and how sure they are."""
+    """Points of one image in its own camera, and their confidence."""
 
     points3D: NDArray[np.float32]  # (H, W, 3)
     confidence: Float32Array  # (H, W)

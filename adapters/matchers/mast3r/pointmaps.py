@@ -1,4 +1,4 @@
-"""What a pointmap tells beyond matches: the focal length of its camera and the depth of pixels.
+"""Pointmaps: the focal length of a camera and the depth of pixels from a pointmap.
 
 A pointmap gives every pixel the 3D point it shows. Pixels are the network's, in COLMAP's
 convention; the points are in the frame of the camera that took the image.
@@ -29,7 +29,7 @@ def focal_from_pointmap(
 
     Iteratively reweighted least squares as in DUSt3R (Wang et al., 2024, section 3.3), on the more
     confident half of the pixels; with Geman and McClure's weights a wrong region hardly counts. It
-    begins at the median of what single pixels say. The result is kept between half and 3.5 times
+    begins at the median over single pixels. The result is kept between half and 3.5 times
     the focal length of a view 60 deg wide.
 
     Args:
@@ -40,7 +40,7 @@ def focal_from_pointmap(
 
     Returns:
         the focal length, or None when too few pixels have a point in front of the camera, when
-        those points tell nothing, or when no focal length fits.
+        those points determine none, or when no focal length fits.
     """
     points = np.asarray(points3D)
     height, width = points.shape[:2]
@@ -90,7 +90,7 @@ def _samples(
     rows, columns = np.mgrid[0:height:stride, 0:width:stride]
     offsets_px = np.column_stack([columns.ravel(), rows.ravel()]) + 0.5 - center_xy
     valid = np.isfinite(points).all(axis=1) & np.isfinite(confidence)
-    valid &= (offsets_px != 0).any(axis=1)  # the principal point itself tells nothing
+    valid &= (offsets_px != 0).any(axis=1)  # the principal point itself is of no use
     valid &= points[:, 2] > 1e-6 * np.abs(points).max(axis=1, initial=0.0)
     if not valid.any():
         return np.empty((0, 2)), np.empty((0, 2))

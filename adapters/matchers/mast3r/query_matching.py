@@ -1,6 +1,6 @@
-"""Matches of given points of one image in the dense descriptors of another, to sub-pixels.
+"""Query matching: given points of one image matched in another's dense descriptors, to sub-pixels.
 
-Each query point looks for its nearest descriptor in the whole other image, and from there for the
+For each query point the nearest descriptor in the whole other image is found, and from there the
 nearest in the whole first image; it is matched when the way back ends near where it began. The
 engine's keypoints stay where they are, so that tracks grow through many pairs.
 

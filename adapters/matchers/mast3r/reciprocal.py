@@ -29,7 +29,7 @@ class ReciprocalMatches:
 
     ``basin_idx`` gives, for every pixel of the first image that a seed visited, the pixel where its
     trip to the other image and back lands, as row-major positions; -1 elsewhere. Followed until it
-    stands still it tells which seeds fell into the same match.
+    is constant it gives the seeds of each match.
     """
 
     first_xy: Int64Array  # (M, 2) whole px

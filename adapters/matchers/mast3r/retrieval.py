@@ -1,7 +1,7 @@
-"""Place recognition from the encoder's tokens: keyframes that look like a given one.
+"""Retrieval: place recognition from the encoder's tokens.
 
-Tokens are noted when a keyframe is described, on the thread that describes; a keyframe can be found
-once it was added, on the thread that maps.
+Tokens are put when a keyframe is described, on the describing thread; a keyframe can be found once
+it was added, on the mapping thread.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from adapters.matchers.mast3r.asmk import AsmkModel, AsmkSignature
 from engine.types import Features, Float32Array, Float64Array, FrameId
 
 _SELECTIVITY = 3.0  # exponent of the match kernel, the ASMK paper's alpha
-_KEPT_QUERIES = 256  # keyframes asked for are recent ones; 192 kB each at most
+_KEPT_QUERIES = 256  # queries are mostly recent keyframes; 192 kB each at most
 
-Noted = TypeVar("Noted")
+FromTokens = TypeVar("FromTokens")
 
 
 class PooledPlaceIndex:
@@ -32,33 +32,33 @@ class PooledPlaceIndex:
     The vector is the mean of the tokens at unit length: the tokens are signed, which rules out a
     generalised mean, and a few of them are very long, which must not drown the others. All tokens
     share a strong common component, so plain means of any two images are nearly parallel. What
-    tells images apart is how they differ from the mean over all keyframes added so far; it is taken
-    off when a keyframe is asked for, off both sides, so no vector is ever out of date.
+    distinguishes images is how they differ from the mean over all keyframes added so far; it is
+    subtracted at each query, on both sides, so no vector is ever out of date.
 
     Memory: 4 bytes per value and keyframe, 4 kB for ViT-L.
     """
 
     def __init__(self) -> None:
-        self._noted: _Notes[Float32Array] = _Notes()
+        self._pending: _Pending[Float32Array] = _Pending()
         self._keyframes = _Keyframes()
         self._vectors = _GrowingArray(np.float32)  # (K, E)
         self._sum: Float64Array = np.zeros(0)  # (E,) over all keyframes
 
-    def note(self, frame_id: FrameId, tokens: Tensor) -> None:
-        """Remembers a keyframe's (N, E) tokens, N >= 1, until it is added."""
+    def put_tokens(self, frame_id: FrameId, tokens: Tensor) -> None:
+        """Keeps a keyframe's (N, E) tokens, N >= 1, until it is added."""
         normalised = torch.nn.functional.normalize(tokens.detach().float(), dim=1)
         vector = normalised.mean(dim=0).cpu().numpy()
-        self._noted.put(frame_id, vector)
+        self._pending.put(frame_id, vector)
 
     def add(self, features: Features) -> None:
-        """Makes a noted keyframe known.
+        """Adds a keyframe whose tokens were put.
 
         Raises:
-            KeyError: its tokens were not noted.
-            ValueError: it is already known.
+            KeyError: its tokens were not put.
+            ValueError: it was added before.
         """
-        self._keyframes.refuse_known(features.frame_id)
-        vector = self._noted.take(features.frame_id)
+        self._keyframes.refuse_added(features.frame_id)
+        vector = self._pending.take(features.frame_id)
         self._keyframes.add(features.frame_id)
         self._vectors.append(vector[None])
         self._sum = vector.astype(np.float64) if not self._sum.size else self._sum + vector
@@ -66,7 +66,7 @@ class PooledPlaceIndex:
     def query(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
     ) -> list[tuple[FrameId, float]]:
-        """Known keyframes most like a known one, best first, of equal ones the one added first.
+        """The keyframes most like an added one, best first, of equal ones the one added first.
 
         A score is the cosine of the two vectors without the mean of all, in (0, 1]: above 0 two
         keyframes are more alike than any two. Others are left out.
@@ -91,13 +91,13 @@ class AsmkPlaceIndex:
     (ASMK*, see `asmk`); an inverted file finds the keyframes that share a word.
 
     Memory: up to 38 kB of bits per keyframe with the public files (300 features of 1024 values) and
-    8 kB around them. What the latest 256 keyframes are asked with is kept besides, 192 kB each at
-    most; an older one is asked for with what it is found by, at one word for each feature.
+    8 kB around them. The query signatures of the latest 256 keyframes are kept besides, 192 kB each
+    at most; an older one is queried with its signature in the index, one word for each feature.
     """
 
     def __init__(self, model: AsmkModel) -> None:
         self._model = model
-        self._noted: _Notes[tuple[AsmkSignature, AsmkSignature]] = _Notes()
+        self._pending: _Pending[tuple[AsmkSignature, AsmkSignature]] = _Pending()
         self._keyframes = _Keyframes()
         self._queries: OrderedDict[FrameId, AsmkSignature] = OrderedDict()
         # A posting is one word of one keyframe; those of a keyframe follow each other.
@@ -110,35 +110,35 @@ class AsmkPlaceIndex:
         cosines = 1.0 - 2.0 * np.arange(num_bits + 1) / num_bits
         self._kernel = np.maximum(cosines, 0.0) ** _SELECTIVITY  # (D + 1,) by Hamming distance
 
-    def note(self, frame_id: FrameId, tokens: Tensor) -> None:
-        """Remembers a keyframe's (N, E) tokens, N >= 1, until it is added."""
-        self._noted.put(frame_id, self._model.signatures(tokens.detach()))
+    def put_tokens(self, frame_id: FrameId, tokens: Tensor) -> None:
+        """Keeps a keyframe's (N, E) tokens, N >= 1, until it is added."""
+        self._pending.put(frame_id, self._model.signatures(tokens.detach()))
 
     def add(self, features: Features) -> None:
-        """Makes a noted keyframe known.
+        """Adds a keyframe whose tokens were put.
 
         Raises:
-            KeyError: its tokens were not noted.
-            ValueError: it is already known.
+            KeyError: its tokens were not put.
+            ValueError: it was added before.
         """
         frame_id = features.frame_id
-        self._keyframes.refuse_known(frame_id)
-        found_by, asked_with = self._noted.take(frame_id)
+        self._keyframes.refuse_added(frame_id)
+        indexed, query = self._pending.take(frame_id)
         row = self._keyframes.add(frame_id)
-        for posting, word in enumerate(found_by.words.tolist(), start=self._ends[-1]):
+        for posting, word in enumerate(indexed.words.tolist(), start=self._ends[-1]):
             self._postings[word].append(posting)
-        self._words.append(found_by.words)
-        self._bits.append(found_by.bits)
-        self._owners.append(np.full(len(found_by.words), row))
+        self._words.append(indexed.words)
+        self._bits.append(indexed.bits)
+        self._owners.append(np.full(len(indexed.words), row))
         self._ends.append(len(self._words.values))
-        self._queries[frame_id] = asked_with
+        self._queries[frame_id] = query
         if len(self._queries) > _KEPT_QUERIES:
             self._queries.popitem(last=False)
 
     def query(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
     ) -> list[tuple[FrameId, float]]:
-        """Known keyframes most like a known one, best first, of equal ones the one added first.
+        """The keyframes most like an added one, best first, of equal ones the one added first.
 
         A score, in (0, 1], is the cube root of the ASMK similarity: the cosine that all words would
         have to share to make the pair as similar. Keyframes without a similar word are left out.
@@ -147,52 +147,52 @@ class AsmkPlaceIndex:
             KeyError: the keyframe was never added.
         """
         row = self._keyframes.row(frame_id)
-        similarities = self._similarities(self._queries.get(frame_id) or self._found_by(row))
+        similarities = self._similarities(self._queries.get(frame_id) or self._indexed(row))
         scores = (similarities ** (1.0 / _SELECTIVITY)).astype(np.float32)
         return self._keyframes.best(scores, row=row, exclude=exclude, limit=limit)
 
-    def _similarities(self, asked_with: AsmkSignature) -> Float64Array:
+    def _similarities(self, query: AsmkSignature) -> Float64Array:
         """ASMK similarity to every keyframe, (K,) in 0..1."""
-        lists = [self._postings.get(word, ()) for word in asked_with.words.tolist()]
+        lists = [self._postings.get(word, ()) for word in query.words.tolist()]
         counts = [len(postings) for postings in lists]
         postings = np.fromiter(chain.from_iterable(lists), np.int64, sum(counts))
-        asked_bits = np.repeat(asked_with.bits, counts, axis=0)
-        differences = np.bitwise_count(self._bits.values[postings] ^ asked_bits)
+        query_bits = np.repeat(query.bits, counts, axis=0)
+        differences = np.bitwise_count(self._bits.values[postings] ^ query_bits)
         weights = self._kernel[differences.sum(axis=1, dtype=np.int64)]
         num_words = np.diff(self._ends)
         totals = np.bincount(self._owners.values[postings], weights, minlength=len(num_words))
-        similarities: Float64Array = totals / np.sqrt(num_words * len(asked_with.words))
+        similarities: Float64Array = totals / np.sqrt(num_words * len(query.words))
         return similarities
 
-    def _found_by(self, row: int) -> AsmkSignature:
+    def _indexed(self, row: int) -> AsmkSignature:
         postings = slice(self._ends[row], self._ends[row + 1])
         return AsmkSignature(words=self._words.values[postings], bits=self._bits.values[postings])
 
 
-class _Notes(Generic[Noted]):
-    """What was noted of keyframes that are not known yet; for several threads."""
+class _Pending(Generic[FromTokens]):
+    """What was made from the tokens of keyframes that are not added yet; for several threads."""
 
     def __init__(self) -> None:
-        self._noted: dict[FrameId, Noted] = {}
+        self._pending: dict[FrameId, FromTokens] = {}
         self._lock = threading.Lock()
 
-    def put(self, frame_id: FrameId, noted: Noted) -> None:
+    def put(self, frame_id: FrameId, from_tokens: FromTokens) -> None:
         with self._lock:
-            self._noted[frame_id] = noted
+            self._pending[frame_id] = from_tokens
 
-    def take(self, frame_id: FrameId) -> Noted:
+    def take(self, frame_id: FrameId) -> FromTokens:
         with self._lock:
-            return self._noted.pop(frame_id)
+            return self._pending.pop(frame_id)
 
 
 class _Keyframes:
-    """Known keyframes in order of adding."""
+    """Added keyframes in order."""
 
     def __init__(self) -> None:
         self._frame_ids: list[FrameId] = []
         self._rows: dict[FrameId, int] = {}
 
-    def refuse_known(self, frame_id: FrameId) -> None:
+    def refuse_added(self, frame_id: FrameId) -> None:
         if frame_id in self._rows:
             raise ValueError(f"keyframe {frame_id} was added before")
 

@@ -1,7 +1,7 @@
-"""Loads the public retrieval checkpoint: a whitening, and the codebook that lies beside it.
+"""Retrieval checkpoint: the public whitening, and the codebook beside it.
 
 Neither file can run code: the checkpoint is read as weights only, the codebook by an unpickler that
-knows arrays of numbers and nothing else.
+accepts arrays of numbers and nothing else.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class _CodebookUnpickler(pickle.Unpickler):
     """Reads plain data and arrays of numbers; refuses to find anything else.
 
     Not even NumPy's own names are given out: handed the right arguments, ``numpy.ndarray`` reads
-    arbitrary memory. Stand-ins note what a pickle says about its arrays instead.
+    arbitrary memory. Stand-ins keep the arguments that a pickle gives for its arrays instead.
     """
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:

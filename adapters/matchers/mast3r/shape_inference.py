@@ -1,4 +1,4 @@
-"""Tells the shape of a network from its tensors and from the arguments it was built with.
+"""Shape inference: a network's architecture from its tensors and its constructor's arguments.
 
 Widths and depths are the tensors'; arguments that say otherwise are refused. Numbers of heads,
 positions and ranges leave no trace in tensors and are the arguments'.
@@ -125,7 +125,7 @@ class _Arguments:
                 raise self._refusal(name, " or ".join(repr(each) for each in known))
 
     def check_dimensions(self, shape: NetworkShape) -> None:
-        """Refuses arguments that are not of these tensors; tells of those nobody knows."""
+        """Refuses arguments that contradict the tensors; logs those that are not known."""
         dimensions = {
             "enc_embed_dim": shape.encoder_dim,
             "enc_depth": shape.encoder_depth,

@@ -1,4 +1,4 @@
-"""Weights in a file: what they are of, their names and shapes, and one tensor at a time."""
+"""Stored weights: arguments, names and shapes of a checkpoint, and its tensors one at a time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StoredWeights:
 
 
 def first_bytes(path: Path) -> bytes:
-    """What a file begins with, to tell what it is.
+    """The first bytes of a file, to detect its format.
 
     Raises:
         OSError: it cannot be read.

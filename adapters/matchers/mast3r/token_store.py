@@ -1,4 +1,4 @@
-"""Encoder tokens of the keyframes, kept where there is room: device, host memory, disk.
+"""Token store: encoder tokens of keyframes on the device, in host memory or on disk.
 
 A keyframe is encoded once and matched many times, also long afterwards when a loop closes. The
 tokens used last stay on the device; older ones wait in host memory, the oldest in files.
@@ -160,12 +160,12 @@ class TokenStore:
         return delivered
 
     def discard(self, frame_id: FrameId) -> None:
-        """Forgets the tokens of a keyframe, if there are any."""
+        """Removes the tokens of a keyframe, if there are any."""
         with self._lock:
             self._discard(frame_id)
 
     def close(self) -> None:
-        """Forgets all tokens and removes the files; also done when the store is collected."""
+        """Removes all tokens and files; also done when the store is garbage-collected."""
         with self._lock:
             self._device.clear()
             self._host.clear()

@@ -1,4 +1,4 @@
-"""Opens ``.pth`` checkpoints: torch archives of weights and of the arguments of the training.
+"""Torch files: ``.pth`` checkpoints of weights and of the arguments of the training.
 
 Nothing in the file is run. Unpickling is torch's restricted one, with the one class added that
 holds the arguments.
@@ -28,7 +28,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 
 
 def open_torch_file(path: Path) -> StoredWeights:
-    """Reads the archive into memory; optimizer states and the like are let go.
+    """Reads the archive into memory; optimizer states and the like are dropped.
 
     Raises:
         ConfigError: it cannot be read, or is not a checkpoint of MASt3R.

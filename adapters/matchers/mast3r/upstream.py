@@ -1,4 +1,4 @@
-"""MASt3R as its authors wrote it, where a user has it: the same interface, run by their code.
+"""Upstream MASt3R: the network's interface run by its authors' code, where a user has it.
 
 Their code is licensed CC BY-NC-SA 4.0, for non-commercial use, is no package of an index, and is
 not part of this project. It is used as installed, or from a checkout with its submodules.

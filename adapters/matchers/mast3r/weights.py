@@ -1,4 +1,4 @@
-"""What a user must know of the public weights: their licence, and how to get them."""
+"""Public weights: their licence, and the command to download them."""
 
 from __future__ import annotations
 

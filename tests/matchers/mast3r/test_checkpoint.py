@@ -19,8 +19,8 @@ from torch import Tensor
 from adapters.matchers.mast3r import safetensors_file
 from adapters.matchers.mast3r.checkpoint import (
     LoadedCheckpoint,
+    is_named_metric,
     load_checkpoint,
-    names_metric,
 )
 from adapters.matchers.mast3r.model_string import parse_model_string
 from adapters.matchers.mast3r.weights import download_command
@@ -204,7 +204,7 @@ def test_arguments_of_other_networks_are_read_from_the_folder(tmp_path: Path) ->
     assert load(folder).network.shape == expected
 
 
-def test_arguments_nobody_knows_are_told_of(
+def test_unknown_arguments_are_logged(
     weights: Weights, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_hugging_face_folder(tmp_path / "hub", weights, shape=MINI)
@@ -219,7 +219,7 @@ def test_arguments_nobody_knows_are_told_of(
 # -- licence and scale ----------------------------------------------------------------------------
 
 
-def test_a_missing_checkpoint_tells_how_to_fetch_it(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_checkpoint_says_how_to_fetch_it(tmp_path: Path) -> None:
     text = refusal(tmp_path / "nothing.pth")
     assert "nothing.pth is not there" in text
     assert download_command() in text
@@ -249,8 +249,8 @@ def test_a_path_that_no_file_can_have_is_refused(mini_file: Path) -> None:
         ("mast3r.pth", False),
     ],
 )
-def test_the_name_of_a_checkpoint_tells_whether_it_is_metric(path: str, is_metric: bool) -> None:
-    assert names_metric(Path("/data") / path) == is_metric
+def test_the_name_of_a_checkpoint_decides_whether_it_is_metric(path: str, is_metric: bool) -> None:
+    assert is_named_metric(Path("/data") / path) == is_metric
 
 
 def test_a_metric_checkpoint_is_known_as_one(mini_file: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from adapters.matchers.mast3r.images import PixelMapping
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher, PairNetwork
 from engine.config import DenseMatchingConfig, Mast3rConfig, TwoViewConfig
 from engine.errors import InferenceError
-from engine.estimators.estimators import verify_matches
-from engine.matching.dense_matches import select_matches
+from engine.estimators.two_view_geometry import verify_matches
+from engine.matching.keypoint_tables import select_matches
 from engine.ports import PairMatcher
 from engine.types import (
     NO_ROW,
@@ -47,14 +47,14 @@ SMALL: dict[str, Any] = {"image_edge_px": 128}
 
 
 class Places:
-    """Remembers what it was told."""
+    """Keeps the ids of keyframes whose tokens it got."""
 
     def __init__(self) -> None:
-        self.noted: list[FrameId] = []
+        self.frame_ids: list[FrameId] = []
 
-    def note(self, frame_id: FrameId, tokens: Tensor) -> None:
+    def put_tokens(self, frame_id: FrameId, tokens: Tensor) -> None:
         assert tokens.ndim == 2
-        self.noted.append(frame_id)
+        self.frame_ids.append(frame_id)
 
 
 class WatchedNetwork(PatchNetwork):
@@ -424,7 +424,7 @@ def test_a_keyframe_is_encoded_once_however_many_pairs_it_has() -> None:
     for _ in range(2):
         matcher.match([request_for(one, features[3]) for one in features[:3]])
     assert network.num_encoded == 4
-    assert places.noted == [1, 2, 3, 4]
+    assert places.frame_ids == [1, 2, 3, 4]
     assert sum(num for num, _ in network.decoded) == 6
 
 
@@ -560,7 +560,7 @@ def test_both_focal_lengths_are_known_when_both_images_lead() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_depths_are_told_where_points_are_metric(symmetric: bool) -> None:
+def test_depths_are_returned_where_points_are_metric(symmetric: bool) -> None:
     scene = SCENES["video"]
     matcher = new_matcher(image_edge_px=256, is_metric=True, symmetric=symmetric)
     _, matches = match_two(matcher, *scene.images(), wants_pointmaps=True)
@@ -668,7 +668,7 @@ def test_no_room_to_encode_is_an_inference_error_that_names_the_image() -> None:
 
 def test_no_room_for_what_a_place_is_known_by_is_an_inference_error() -> None:
     class FullPlaces(Places):
-        def note(self, frame_id: FrameId, tokens: Tensor) -> None:
+        def put_tokens(self, frame_id: FrameId, tokens: Tensor) -> None:
             raise torch.OutOfMemoryError("no memory left")
 
     matcher = Mast3rMatcher(

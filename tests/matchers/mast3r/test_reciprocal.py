@@ -88,7 +88,7 @@ def test_explicit_seeds_make_one_trip_and_may_end_near_their_start(
     check(matches, golden, f"tol{tolerance}")
 
 
-def test_the_basin_tells_where_every_visited_pixel_lands(golden: Golden) -> None:
+def test_the_basin_holds_where_every_visited_pixel_lands(golden: Golden) -> None:
     matches = match_golden(golden, with_basin=True)
     # The reference appends one entry for seeds that have no match.
     np.testing.assert_array_equal(matches.basin_idx, golden["basin_s8"][:-1])
@@ -149,7 +149,7 @@ def test_repeated_seeds_count_once_and_no_seeds_give_nothing(golden: Golden) -> 
     assert len(match_golden(golden, seeds_xy=np.empty((0, 2), np.int64)).first_xy) == 0
 
 
-def test_l2_tells_descriptors_of_any_length_apart() -> None:
+def test_l2_distinguishes_descriptors_of_any_length() -> None:
     # The nearest of (1, 0) is (1.1, 0), though (5, 0) has the larger product.
     first = torch.tensor([[[1.0, 0.0], [5.0, 0.3]]])
     second = torch.tensor([[[5.0, 0.0], [1.1, 0.0], [0.0, 9.0]]])

@@ -84,7 +84,7 @@ def new_asmk() -> AsmkPlaceIndex:
 
 def filled(index: Index, numbers: Sequence[int]) -> Index:
     for number in numbers:
-        index.note(frame(number), tokens_of(number))
+        index.put_tokens(frame(number), tokens_of(number))
         index.add(features_of(number))
     return index
 
@@ -139,9 +139,9 @@ def test_unknown_keyframes_are_key_errors(new_index: Callable[[], Index]) -> Non
     index = new_index()
     with pytest.raises(KeyError):
         index.add(features_of(1))
-    index.note(frame(1), tokens_of(1))
+    index.put_tokens(frame(1), tokens_of(1))
     with pytest.raises(KeyError):
-        index.query(frame(1), exclude=(), limit=3)  # noted, not added
+        index.query(frame(1), exclude=(), limit=3)  # put, not added
     index.add(features_of(1))
     assert index.query(frame(1), exclude=(), limit=3) == []
 
@@ -151,7 +151,7 @@ def test_a_keyframe_is_added_once(new_index: Callable[[], Index]) -> None:
     index = filled(new_index(), [1, 2])
     with pytest.raises(ValueError, match="keyframe 1 was added before"):
         index.add(features_of(1))
-    index.note(frame(1), tokens_of(2))
+    index.put_tokens(frame(1), tokens_of(2))
     with pytest.raises(ValueError, match="keyframe 1 was added before"):
         index.add(features_of(1))
 
@@ -162,7 +162,7 @@ def test_equally_similar_keyframes_come_in_order_of_adding(
 ) -> None:
     index = filled(new_index(), range(NUM_PLACES))
     for number in (31, 30, 32):
-        index.note(frame(number), tokens_of(0))
+        index.put_tokens(frame(number), tokens_of(0))
         index.add(features_of(number))
     assert ids(index.query(frame(0), exclude=(), limit=3)) == [31, 30, 32]
 
@@ -171,7 +171,7 @@ def test_equally_similar_keyframes_come_in_order_of_adding(
 def test_tokens_in_bfloat16_find_the_same_places(new_index: Callable[[], Index]) -> None:
     index = new_index()
     for number in range(NUM_PLACES * VISITS):
-        index.note(frame(number), tokens_of(number).bfloat16())
+        index.put_tokens(frame(number), tokens_of(number).bfloat16())
         index.add(features_of(number))
     found = index.query(frame(1), exclude=(), limit=VISITS - 1)
     assert {other % NUM_PLACES for other in ids(found)} == {1}
@@ -179,17 +179,17 @@ def test_tokens_in_bfloat16_find_the_same_places(new_index: Callable[[], Index])
 
 @both_kinds
 def test_one_thread_notes_while_another_adds_and_asks(new_index: Callable[[], Index]) -> None:
-    index, noted = new_index(), threading.Semaphore(0)
+    index, has_tokens = new_index(), threading.Semaphore(0)
 
     def describe() -> None:
         for number in range(NUM_PLACES * VISITS):
-            index.note(frame(number), tokens_of(number))
-            noted.release()
+            index.put_tokens(frame(number), tokens_of(number))
+            has_tokens.release()
 
     describing = threading.Thread(target=describe)
     describing.start()
     for number in range(NUM_PLACES * VISITS):
-        noted.acquire(timeout=10.0)
+        has_tokens.acquire(timeout=10.0)
         index.add(features_of(number))
         index.query(frame(number), exclude=(), limit=3)
     describing.join()
@@ -205,7 +205,7 @@ def test_one_thread_notes_while_another_adds_and_asks(new_index: Callable[[], In
 def test_a_pooled_score_is_the_cosine_without_the_mean_of_all_added() -> None:
     numbers = list(range(10))
     index = filled(PooledPlaceIndex(), numbers)
-    index.note(frame(99), 100.0 * tokens_of(99))  # noted alone: changes nothing
+    index.put_tokens(frame(99), 100.0 * tokens_of(99))  # put alone: changes nothing
     pooled = []
     for number in numbers:
         tokens = tokens_of(number).double().numpy()
@@ -231,7 +231,7 @@ def test_a_few_very_long_tokens_do_not_drown_the_others() -> None:
     for number in range(NUM_PLACES * VISITS):
         tokens = tokens_of(number)
         tokens[number % NUM_TOKENS] *= 100.0
-        index.note(frame(number), tokens)
+        index.put_tokens(frame(number), tokens)
         index.add(features_of(number))
     found = index.query(frame(2), exclude=(), limit=VISITS - 1)
     assert {other % NUM_PLACES for other in ids(found)} == {2}
@@ -240,7 +240,7 @@ def test_a_few_very_long_tokens_do_not_drown_the_others() -> None:
 def test_identical_keyframes_give_no_scores_that_are_not_numbers() -> None:
     index = PooledPlaceIndex()
     for number in (1, 2, 3):
-        index.note(frame(number), torch.ones(4, NUM_VALUES))
+        index.put_tokens(frame(number), torch.ones(4, NUM_VALUES))
         index.add(features_of(number))
     assert index.query(frame(2), exclude=(), limit=3) == []
 

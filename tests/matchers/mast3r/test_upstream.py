@@ -46,7 +46,7 @@ from pathlib import Path
 
 import torch
 
-root = ROOT
+root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root / "dust3r"))
 sys.path.insert(0, str(root / "dust3r" / "croco"))
 print("Warning, this is slow")
@@ -232,7 +232,7 @@ def test_a_missing_dependency_is_named_as_the_index_has_it(checkout: Path) -> No
         ("from models.croco import Gone", "cannot import name 'Gone'"),
     ],
 )
-def test_a_broken_checkout_is_told_from_a_missing_dependency(
+def test_a_broken_checkout_is_distinguished_from_a_missing_dependency(
     checkout: Path, text: str, said: str
 ) -> None:
     (checkout / "dust3r" / "dust3r" / "model.py").write_text(text)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.matchers.mast3r import opening, upstream
+from adapters.matchers.mast3r import open_matcher, upstream
 from adapters.matchers.mast3r.checkpoint import load_checkpoint
 from adapters.matchers.mast3r.matcher import Mast3rMatcher
 from adapters.matchers.mast3r.network import Mast3rNetwork
-from adapters.matchers.mast3r.opening import Places, choose_device, open_mast3r
+from adapters.matchers.mast3r.open_matcher import Places, choose_device, open_mast3r
 from adapters.matchers.mast3r.retrieval import AsmkPlaceIndex, PooledPlaceIndex
 from engine.config import DenseMatchingConfig, Mast3rConfig
 from engine.errors import ConfigError
@@ -32,7 +32,7 @@ LICENCE = "CC BY-NC-SA"
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that wait for each other on a busy machine would be all that is measured."""
-    monkeypatch.setattr(opening, "_num_cores", lambda: 1)
+    monkeypatch.setattr(open_matcher, "_num_cores", lambda: 1)
 
 
 @pytest.fixture
@@ -87,17 +87,17 @@ def test_a_checkpoint_is_made_a_matcher_and_its_places(checkpoint: Path) -> None
     assert all(frame_id == 2 for frame_id, _ in found)
 
 
-def test_without_a_checkpoint_the_setting_the_command_and_the_licence_are_told() -> None:
+def test_without_a_checkpoint_the_setting_the_command_and_the_licence_are_named() -> None:
     with pytest.raises(ConfigError) as refused:
         open_mast3r(config(), dense=DENSE)
     message = str(refused.value)
-    for told in (
+    for part in (
         "--set mast3r.checkpoint=PATH",
         "hf download naver/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric --local-dir ",
         LICENCE,
         "non-commercial",
     ):
-        assert told in message
+        assert part in message
 
 
 @pytest.mark.parametrize("implementation", ["native", "upstream"])
@@ -131,7 +131,7 @@ def test_lengths_are_in_metres_when_the_checkpoint_says_so(checkpoint: Path) -> 
     assert (in_metres.depths_m[:, 0] > 0).any()
 
 
-def test_the_licence_of_the_weights_is_told_once(
+def test_the_licence_of_the_weights_is_logged_once(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -160,7 +160,7 @@ def test_a_gpu_is_refused_where_there_is_none(checkpoint: Path, name: str) -> No
 def test_a_processor_is_always_there_and_gives_all_its_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(opening, "_num_cores", lambda: 12)
+    monkeypatch.setattr(open_matcher, "_num_cores", lambda: 12)
     device = choose_device(config())
     assert (device.name, device.is_cuda) == ("cpu", False)
     assert device.num_threads == 12
@@ -203,7 +203,7 @@ def test_a_processor_runs_bfloat16_where_it_multiplies_it(
     assert choose_device(config(precision="auto")).dtype == dtype
 
 
-def test_an_older_pytorch_that_cannot_tell_runs_in_full_precision(
+def test_an_older_pytorch_without_the_query_runs_in_full_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
@@ -225,7 +225,7 @@ def test_a_device_without_room_for_the_weights_is_refused(
     def full(path: Path, **_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 MiB.")
 
-    monkeypatch.setattr(opening, place, full)
+    monkeypatch.setattr(open_matcher, place, full)
     with pytest.raises(ConfigError, match=f"mast3r.device=cpu: has no room for {checkpoint}"):
         opened(checkpoint, retrieval_checkpoint="retrieval.pth")
 
@@ -249,7 +249,7 @@ def test_tokens_for_upstream_are_kept_in_full_whatever_precision_is_asked_for(
     def load(path: Path, **_: object) -> Mast3rNetwork:
         return load_checkpoint(path, device="cpu", dtype=torch.float32).network
 
-    monkeypatch.setattr(opening, "load_upstream", load)
+    monkeypatch.setattr(open_matcher, "load_upstream", load)
     rounded, exact = (
         match_images(*opened(checkpoint, implementation="upstream", precision=precision))
         for precision in ("bfloat16", "float32")
@@ -259,7 +259,7 @@ def test_tokens_for_upstream_are_kept_in_full_whatever_precision_is_asked_for(
 
 
 @pytest.mark.parametrize("root", ["", "~/mast3r"])
-def test_upstream_is_told_where_its_code_is(
+def test_upstream_gets_the_folder_of_its_code(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     asked: list[tuple[Path, Path | None, str]] = []
@@ -268,7 +268,7 @@ def test_upstream_is_told_where_its_code_is(
         asked.append((path, root, device))
         return load_checkpoint(path, device=device, dtype=torch.float32).network
 
-    monkeypatch.setattr(opening, "load_upstream", load)
+    monkeypatch.setattr(open_matcher, "load_upstream", load)
     monkeypatch.setenv("HOME", "/home/someone")
     match_images(*opened(checkpoint, implementation="upstream", upstream_root=root))
     assert asked == [(checkpoint, Path("/home/someone/mast3r") if root else None, "cpu")]

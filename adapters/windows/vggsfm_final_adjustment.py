@@ -1,9 +1,9 @@
-"""A last bundle adjustment under what upstream's VGGSfM cannot be told.
+"""VGGSfM final adjustment: bundle adjustment under constraints that upstream does not support.
 
-It knows no poses that are held and no calibrated camera beside others. One focal length for all
-frames it knows, but then all frames are posed with what the first pair makes of it: with outliers
+Upstream supports neither held poses nor calibrated cameras beside others. It supports one focal
+length for all frames, but then all frames are posed with the first pair's estimate: with outliers
 among the tracks that loses windows which one for each frame does not. So each frame has its own
-there, and frames of one camera meet here.
+there, and frames of one camera share one here.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _FUNCTION_TOLERANCE: Final = 1e-5
 _MIN_OBSERVATIONS_OF_POSE: Final = 6  # fewer do not hold a pose
 
 
-def needs_settling(problem: WindowProblem) -> bool:
-    """Whether a window asks for what upstream is not told."""
+def needs_final_adjustment(problem: WindowProblem) -> bool:
+    """Whether a window has held poses, shared focal lengths or some calibrated cameras."""
     num_frames = np.bincount(problem.camera_idx, minlength=len(problem.is_calibrated))
     is_shared = (num_frames > 1) & ~problem.is_calibrated
     is_mixed = len(np.unique(problem.is_calibrated[num_frames > 0])) > 1
     return bool(problem.is_held.any() or is_shared.any() or is_mixed)
 
 
-def settle(problem: WindowProblem, solution: Solution, is_inlier: BoolArray) -> Solution:
+def adjust_finally(problem: WindowProblem, solution: Solution, is_inlier: BoolArray) -> Solution:
     """Refines a solution that is in the problem's frame of reference.
 
     Held poses and calibrated cameras stay. While there are such, the interpreter lock is held.

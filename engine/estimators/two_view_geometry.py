@@ -1,6 +1,6 @@
-"""Stateless robust estimation: two-view geometry, focal length, absolute pose, relative pose.
+"""Two-view geometry: verified matches, a focal length from them, the relative pose of a pair.
 
-Everything is deterministic: OpenCV's USAC samplers start from a fixed state and COLMAP's get a
+Stateless and deterministic: OpenCV's USAC samplers start from a fixed state and COLMAP's get a
 seed. Pixels follow COLMAP.
 """
 
@@ -14,27 +14,24 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from engine.config import RegistrationConfig, TwoViewConfig
-from engine.geometry import image_scale, rotation_from_vector, transform_points
+from engine.config import TwoViewConfig
+from engine.geometry import image_scale
 from engine.types import Float64Array, PairMatches, VerifiedPair
 
 _USAC_CONFIDENCE = 0.9999
 _USAC_MAX_ITERATIONS = 5000
-_MIN_POINTS_FOR_FUNDAMENTAL = 8
-_MIN_POINTS_FOR_POSE = 6
+_MIN_MATCHES_FOR_FUNDAMENTAL = 8
+_MIN_MATCHES_FOR_POSE = 6
 
 # Focal lengths searched, as ratios of the longer image edge: 125 to 23 degrees of view.
 _FOCAL_RATIOS = np.geomspace(0.26, 2.5, 96)
 _MAX_GAP = 0.15  # what a pair that fits no focal length costs
 _MIN_FOCAL_CONTRAST = 0.01  # between the best focal length's gap and the typical one
 
-_MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
-_CONVERGED_RAD = 1e-7
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VerifiedMatches:
-    """Matches that agree on one two-view geometry."""
+    """Matches that agree on one two-view geometry, and that geometry."""
 
     inliers: PairMatches
     fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention
@@ -43,24 +40,11 @@ class VerifiedMatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RelativePose:
-    """Two views related by their matches."""
+    """The relative pose of two views and the matches that agree with it."""
 
     cam2_from_cam1: Float64Array  # (3, 4), translation of unit length
     num_inliers: int
     median_triangulation_angle_rad: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AbsolutePose:
-    """A view posed against points."""
-
-    cam_from_world: Float64Array  # (3, 4)
-    inlier_mask: NDArray[np.bool_]  # (N,)
-
-    @property
-    def num_inliers(self) -> int:
-        """Number of points that agree."""
-        return int(self.inlier_mask.sum())
 
 
 def verify_matches(
@@ -69,14 +53,14 @@ def verify_matches(
     """Keeps the matches that one epipolar geometry explains; None when there are too few.
 
     The fundamental matrix is found with MAGSAC++ (Barath et al., 2020), which needs no sharp inlier
-    threshold; a homography fitted to its inliers tells planes and pure rotations.
+    threshold; a homography fitted to its inliers detects planes and pure rotations.
 
     Args:
         matches: tentative matches.
         image_size: width and height that pixel thresholds scale with.
         config: thresholds.
     """
-    if len(matches) < max(config.min_inliers, _MIN_POINTS_FOR_FUNDAMENTAL):
+    if len(matches) < max(config.min_inliers, _MIN_MATCHES_FOR_FUNDAMENTAL):
         return None
     max_error_px = config.max_error_px * image_scale(*image_size)
     found = _find_fundamental(matches.points1_xy, matches.points2_xy, max_error_px=max_error_px)
@@ -122,7 +106,7 @@ def homography_inlier_ratio(
 ) -> float:
     """Share of correspondences (N, 2), (N, 2) that one homography explains, 0..1.
 
-    Points that determine no homography, being few or on a line, tell of no depth: 1.
+    Points that determine no homography, being few or on a line, show no depth: 1.
     """
     if len(points1_xy) < 4:
         return 1.0
@@ -152,7 +136,7 @@ def estimate_focal_length(
     for every focal length: such pairs vote for none.
 
     Returns:
-        The focal length, or None when the pairs do not tell.
+        The focal length, or None when the pairs do not determine it.
     """
     usable = [pair for pair in pairs if pair.homography_inlier_ratio < 0.8]
     if not usable:
@@ -165,8 +149,8 @@ def estimate_focal_length(
     best = int(costs.argmin())
     typical = float(np.median(costs))
     stands_out = costs[best] < min(0.8 * typical, typical - _MIN_FOCAL_CONTRAST)
-    tells = stands_out and 0 < best < len(costs) - 1
-    return float(_FOCAL_RATIOS[best] * edge) if tells else None
+    is_determined = stands_out and 0 < best < len(costs) - 1
+    return float(_FOCAL_RATIOS[best] * edge) if is_determined else None
 
 
 def _singular_value_gaps(fundamental: Float64Array, width: int, height: int) -> Float64Array:
@@ -189,8 +173,8 @@ def estimate_relative_pose(
     max_error_px: float,
     seed: int,
 ) -> RelativePose | None:
-    """The relative pose of two calibrated views from matches (N, 2), (N, 2), if one fits."""
-    if len(points1_xy) < _MIN_POINTS_FOR_POSE:
+    """The relative pose of two calibrated views from matches (N, 2), (N, 2); None if none fits."""
+    if len(points1_xy) < _MIN_MATCHES_FOR_POSE:
         return None
     options = pycolmap.RANSACOptions(
         max_error=max_error_px,
@@ -228,111 +212,3 @@ def _ray_angles_rad(
     cosine = (rays1 * rays2).sum(axis=1)
     sine = np.linalg.norm(np.cross(rays1, rays2), axis=1)
     return np.asarray(np.arctan2(sine, cosine))
-
-
-def estimate_absolute_pose(
-    points_xy: Float64Array,
-    points3D_in_world: Float64Array,
-    *,
-    camera: pycolmap.Camera,
-    config: RegistrationConfig,
-    seed: int,
-) -> AbsolutePose | None:
-    """Poses a view by LO-RANSAC over 2D-3D correspondences (N, 2), (N, 3), then refines it.
-
-    Returns:
-        The pose with its inliers, however few; None when there is no pose at all.
-    """
-    if len(points_xy) < _MIN_POINTS_FOR_POSE:
-        return None
-    options = pycolmap.AbsolutePoseEstimationOptions()
-    options.ransac.max_error = config.max_error_px * image_scale(camera.width, camera.height)
-    options.ransac.min_inlier_ratio = config.min_inlier_ratio
-    options.ransac.random_seed = seed
-    options.ransac.max_num_trials = 3000
-    estimate = pycolmap.estimate_and_refine_absolute_pose(
-        points_xy, points3D_in_world, camera, options
-    )
-    if estimate is None:
-        return None
-    return AbsolutePose(
-        cam_from_world=np.asarray(estimate["cam_from_world"].matrix()),
-        inlier_mask=np.asarray(estimate["inlier_mask"], dtype=bool),
-    )
-
-
-def refine_absolute_pose(
-    cam_from_world: Float64Array,
-    *,
-    image_plane_xy: Float64Array,
-    points3D_in_world: Float64Array,
-    max_error: float,
-    num_iterations: int = 8,
-) -> AbsolutePose | None:
-    """Refines a nearby pose by Gauss-Newton on robustly weighted reprojection errors.
-
-    Cheap enough for every video frame: the previous frame's pose is close, so no sampling is
-    needed. Weights follow Cauchy's loss with scale ``max_error`` / 2.
-
-    Args:
-        cam_from_world: (3, 4) starting pose.
-        image_plane_xy: (N, 2) undistorted points on the plane z = 1 of the camera.
-        points3D_in_world: (N, 3).
-        max_error: inlier bound on the plane z = 1, px divided by focal length.
-        num_iterations: at most so many steps.
-
-    Returns:
-        The pose and which points agree with it, or None when the problem has no solution.
-    """
-    # Lens distortion cannot be undone everywhere: such points are not finite, and outliers.
-    finite = np.isfinite(image_plane_xy).all(axis=1)
-    pose = cam_from_world
-    for _ in range(num_iterations):
-        points = transform_points(pose, points3D_in_world[finite])
-        in_front = points[:, 2] > _MIN_DEPTH
-        if int(in_front.sum()) < _MIN_POINTS_FOR_POSE:
-            return None
-        points = points[in_front]
-        step = _gauss_newton_step(
-            points, image_plane_xy[finite][in_front], loss_scale=0.5 * max_error
-        )
-        if step is None:
-            return None
-        rotation = rotation_from_vector(step[:3])
-        pose = np.column_stack([rotation @ pose[:, :3], rotation @ pose[:, 3] + step[3:]])
-        turn_rad = np.abs(step[:3]).max()
-        shift_rad = np.abs(step[3:]).max() / np.median(points[:, 2])
-        if max(turn_rad, shift_rad) < _CONVERGED_RAD:
-            break
-    points = transform_points(pose, points3D_in_world)
-    depth = np.where(points[:, 2] > _MIN_DEPTH, points[:, 2], np.inf)
-    errors = np.linalg.norm(points[:, :2] / depth[:, None] - image_plane_xy, axis=1)
-    return AbsolutePose(cam_from_world=pose, inlier_mask=(errors < max_error) & np.isfinite(depth))
-
-
-def _gauss_newton_step(
-    points_in_cam: Float64Array, observed_xy: Float64Array, *, loss_scale: float
-) -> Float64Array | None:
-    """One step of robust least squares on the reprojection errors of points (N, 3), (N, 2).
-
-    Returns:
-        Rotation vector, then translation, (6,), both on the camera's side; None when the points do
-        not determine them.
-    """
-    inverse_depth = 1.0 / points_in_cam[:, 2]
-    projected_xy = points_in_cam[:, :2] * inverse_depth[:, None]
-    residuals = projected_xy - observed_xy
-    weights = 1.0 / (1.0 + (residuals**2).sum(axis=1) / loss_scale**2)
-    x, y = projected_xy.T
-    zero = np.zeros_like(x)
-    jacobian = np.empty((len(x), 2, 6))
-    jacobian[:, 0] = np.stack([-x * y, 1 + x * x, -y, inverse_depth, zero, -x * inverse_depth], 1)
-    jacobian[:, 1] = np.stack([-1 - y * y, x * y, x, zero, inverse_depth, -y * inverse_depth], 1)
-    weighted = jacobian * weights[:, None, None]
-    normal = np.einsum("nri,nrj->ij", weighted, jacobian)
-    gradient = np.einsum("nri,nr->i", weighted, residuals)
-    try:
-        step = -np.linalg.solve(normal, gradient)
-    except np.linalg.LinAlgError:
-        return None
-    return step if np.isfinite(step).all() else None

@@ -1,4 +1,4 @@
-"""A viewpoint from which a whole map can be seen; numpy only."""
+"""Viewpoints from which a whole map can be seen; numpy only."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ _FLAT = 0.3  # second to first extent of camera centres that fill a plane rather
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Eye:
-    """Where a map is looked at from."""
+class Viewpoint:
+    """A viewer's camera: its position, the point in the middle of its view, and its up axis."""
 
     position: Float64Array  # (3,) in the world
-    look_target: Float64Array  # (3,) in the world
+    target: Float64Array  # (3,) in the world
     up: Float64Array  # (3,) unit vector
 
 
-def overview_eye(cam_from_world: Float64Array, points3D_in_world: Float32Array) -> Eye:
+def overview_viewpoint(cam_from_world: Float64Array, points3D_in_world: Float32Array) -> Viewpoint:
     """A viewpoint above and behind the cameras.
 
     Args:
         cam_from_world: (K, 3, 4), K > 0; all cameras are in sight.
         points3D_in_world: (P, 3); most of them are in sight.
     """
-    up = upright(cam_from_world)
-    toward_eye = np.cos(ELEVATION_RAD) * _backward(cam_from_world, up) + np.sin(ELEVATION_RAD) * up
-    right = np.cross(up, toward_eye)
+    up = up_direction(cam_from_world)
+    backward = np.cos(ELEVATION_RAD) * _backward(cam_from_world, up) + np.sin(ELEVATION_RAD) * up
+    right = np.cross(up, backward)
     right /= np.linalg.norm(right)
-    world_from_eye = np.stack([right, np.cross(toward_eye, right), toward_eye], axis=1)
-    cameras = cam_centers(cam_from_world) @ world_from_eye
-    target, distance = _fit(np.concatenate([cameras, _bulk(points3D_in_world @ world_from_eye)]))
-    return Eye(
-        position=world_from_eye @ (target + [0.0, 0.0, distance]),
-        look_target=world_from_eye @ target,
+    world_from_view = np.stack([right, np.cross(backward, right), backward], axis=1)
+    cameras = cam_centers(cam_from_world) @ world_from_view
+    target, distance = _fit(np.concatenate([cameras, _bulk(points3D_in_world @ world_from_view)]))
+    return Viewpoint(
+        position=world_from_view @ (target + [0.0, 0.0, distance]),
+        target=world_from_view @ target,
         up=up,
     )
 
@@ -61,7 +61,7 @@ def _bulk(points: Float64Array) -> Float64Array:
 def _fit(positions: Float64Array) -> tuple[Float64Array, float]:
     """Target (3,) and distance along +z from which positions (N, 3) just fill the picture.
 
-    What is near looks larger, so the middle of the picture is not the middle of the positions:
+    What is near appears larger, so the middle of the picture is not the middle of the positions:
     centring and measuring the distance are repeated a few times.
     """
     target = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
@@ -76,21 +76,21 @@ def _fit(positions: Float64Array) -> tuple[Float64Array, float]:
     return target, distance
 
 
-def upright(cam_from_world: Float64Array) -> Float64Array:
-    """The direction (3,) that is up in the world, judged by how cameras (K, 3, 4) are held.
+def up_direction(cam_from_world: Float64Array) -> Float64Array:
+    """The direction (3,) that is up in the world, estimated from how cameras (K, 3, 4) are held.
 
-    They are held upright on average, except where they look straight down: cameras that fill a
-    plane and look across it, or that turn back and forth.
+    They are held upright on average, except where they face straight down: cameras that fill a
+    plane and face across it, or that turn back and forth.
     """
     held = -cam_from_world[:, 1, :3].mean(axis=0)
     sight = cam_from_world[:, 2, :3].mean(axis=0)
-    looks_down = np.linalg.norm(held) < _COHERENT or _looks_across(cam_from_world, sight)
-    up = -sight if looks_down and np.linalg.norm(sight) >= _COHERENT else held
+    is_downward = np.linalg.norm(held) < _COHERENT or _faces_across(cam_from_world, sight)
+    up = -sight if is_downward and np.linalg.norm(sight) >= _COHERENT else held
     length = np.linalg.norm(up)
     return up / length if length > 0.0 else np.array([0.0, -1.0, 0.0])
 
 
-def _looks_across(cam_from_world: Float64Array, sight: Float64Array) -> bool:
+def _faces_across(cam_from_world: Float64Array, sight: Float64Array) -> bool:
     if len(cam_from_world) < 3 or np.linalg.norm(sight) < 0.9:
         return False
     centers = cam_centers(cam_from_world)
@@ -104,7 +104,7 @@ def _backward(cam_from_world: Float64Array, up: Float64Array) -> Float64Array:
     candidates = [
         -cam_from_world[:, 2, :3].mean(axis=0),
         -cam_from_world[0, 2, :3],
-        cam_from_world[0, 1, :3],  # looks straight down: the lower edge of its image
+        cam_from_world[0, 1, :3],  # for one that faces straight down: the lower edge of its image
     ]
     flat = [candidate - (candidate @ up) * up for candidate in candidates]
     clear = [vector for vector in flat if np.linalg.norm(vector) > 0.1]

@@ -1,4 +1,4 @@
-"""Noteworthy events in words, the same in every view."""
+"""Log lines: notable events as lines of text, the same in every view."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from engine.events import (
 )
 from engine.types import RegistrationStatus, SourceState
 
-DROPS_TOLD_EACH = 10  # of one reason; from then on a line whenever their number has doubled
+DROPS_LOGGED_EACH = 10  # of one reason; from then on a line whenever their number has doubled
 
 
-class NoteLevel(StrEnum):
-    """How much a note matters."""
+class LogLevel(StrEnum):
+    """The level of a log line."""
 
     INFO = "INFO"
     WARNING = "WARN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """One line worth a reader's attention."""
+class LogLine:
+    """One line of a view's log."""
 
-    level: NoteLevel
+    level: LogLevel
     text: str
 
 
-def note_of(event: Event, counters: RunCounters) -> Note | None:
-    """Words for an event, or None when it is routine.
+def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
+    """The log line of an event, or None when it is routine.
 
     Args:
-        event: the fact.
+        event: any event of a run.
         counters: the counts of the run, this event included: a live source that drops thousands of
             frames gets a line for the first ones and then for every doubling.
     """
@@ -57,24 +57,24 @@ def note_of(event: Event, counters: RunCounters) -> Note | None:
         case FrameDropped():
             return _dropped(event, counters.dropped_by_reason[event.reason])
         case Warned():
-            return Note(level=NoteLevel.WARNING, text=event.message)
+            return LogLine(level=LogLevel.WARNING, text=event.message)
         case SourceChanged():
             is_bad = event.state in (SourceState.LOST, SourceState.REFUSED)
-            level = NoteLevel.WARNING if is_bad else NoteLevel.INFO
-            return Note(level=level, text=f"{event.source}: {event.state}: {event.detail}")
+            level = LogLevel.WARNING if is_bad else LogLevel.INFO
+            return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
             text = _milestone(event) or _mapping(event) or _refinement(event)
-            return Note(level=NoteLevel.INFO, text=text) if text else None
+            return LogLine(level=LogLevel.INFO, text=text) if text else None
 
 
-def _dropped(event: FrameDropped, num_dropped: int) -> Note | None:
+def _dropped(event: FrameDropped, num_dropped: int) -> LogLine | None:
     is_power_of_two = num_dropped & (num_dropped - 1) == 0
-    if num_dropped > DROPS_TOLD_EACH and not is_power_of_two:
+    if num_dropped > DROPS_LOGGED_EACH and not is_power_of_two:
         return None
     total = f" ({num_dropped:,} so far)" if num_dropped > 1 else ""
     detail = f": {event.detail}" if event.detail else ""
     text = f"dropped {event.name} as {event.reason}{detail}{total}"
-    return Note(level=NoteLevel.WARNING, text=text)
+    return LogLine(level=LogLevel.WARNING, text=text)
 
 
 def _milestone(event: Event) -> str | None:

@@ -1,4 +1,4 @@
-"""Puts the MASt3R matcher together from its configuration."""
+"""Construction of the MASt3R matcher and its place index from the configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.matchers.mast3r.checkpoint import load_checkpoint, names_metric
+from adapters.matchers.mast3r.checkpoint import is_named_metric, load_checkpoint
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher, is_out_of_memory
 from adapters.matchers.mast3r.network import Mast3rNetwork
 from adapters.matchers.mast3r.retrieval import AsmkPlaceIndex, PooledPlaceIndex
@@ -27,7 +27,7 @@ Places = AsmkPlaceIndex | PooledPlaceIndex
 def open_mast3r(
     config: Mast3rConfig, *, dense: DenseMatchingConfig
 ) -> tuple[Mast3rMatcher, Places]:
-    """Loads the weights; returns the matcher, and the place index that it tells of keyframes.
+    """Loads the weights; returns the matcher, and the place index that gets its tokens.
 
     Raises:
         ConfigError: no checkpoint is configured, a file cannot be used, the device is not there or
@@ -57,7 +57,7 @@ def open_mast3r(
 
 
 def choose_device(config: Mast3rConfig) -> Device:
-    """Where the network runs, and in which type.
+    """The device on which the network runs, and its type of numbers.
 
     ``auto`` takes a GPU when there is one, and bfloat16 where the hardware multiplies it.
 
@@ -111,7 +111,7 @@ def _load_network(
         loaded = load_checkpoint(path, device=device.name, dtype=device.dtype)
         return loaded.network, loaded.is_metric
     root = Path(config.upstream_root).expanduser() if config.upstream_root else None
-    return load_upstream(path, root=root, device=device.name), names_metric(path)
+    return load_upstream(path, root=root, device=device.name), is_named_metric(path)
 
 
 def _open_places(config: Mast3rConfig, device: Device, *, token_dim: int) -> Places:

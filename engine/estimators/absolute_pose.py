@@ -1,0 +1,141 @@
+"""Absolute pose: a view posed against 3D points, by sampling or from a nearby pose.
+
+Stateless and deterministic: COLMAP's sampler gets a seed. Pixels follow COLMAP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from engine.config import RegistrationConfig
+from engine.geometry import image_scale, rotation_from_vector, transform_points
+from engine.types import Float64Array
+
+_MIN_POINTS_FOR_POSE = 6
+_MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
+_CONVERGED_RAD = 1e-7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AbsolutePose:
+    """The pose of a view and the points that agree with it."""
+
+    cam_from_world: Float64Array  # (3, 4)
+    inlier_mask: NDArray[np.bool_]  # (N,)
+
+    @property
+    def num_inliers(self) -> int:
+        """Number of points that agree."""
+        return int(self.inlier_mask.sum())
+
+
+def estimate_absolute_pose(
+    points_xy: Float64Array,
+    points3D_in_world: Float64Array,
+    *,
+    camera: pycolmap.Camera,
+    config: RegistrationConfig,
+    seed: int,
+) -> AbsolutePose | None:
+    """Poses a view by LO-RANSAC over 2D-3D correspondences (N, 2), (N, 3), then refines it.
+
+    Returns:
+        The pose with its inliers, however few; None when there is no pose at all.
+    """
+    if len(points_xy) < _MIN_POINTS_FOR_POSE:
+        return None
+    options = pycolmap.AbsolutePoseEstimationOptions()
+    options.ransac.max_error = config.max_error_px * image_scale(camera.width, camera.height)
+    options.ransac.min_inlier_ratio = config.min_inlier_ratio
+    options.ransac.random_seed = seed
+    options.ransac.max_num_trials = 3000
+    estimate = pycolmap.estimate_and_refine_absolute_pose(
+        points_xy, points3D_in_world, camera, options
+    )
+    if estimate is None:
+        return None
+    return AbsolutePose(
+        cam_from_world=np.asarray(estimate["cam_from_world"].matrix()),
+        inlier_mask=np.asarray(estimate["inlier_mask"], dtype=bool),
+    )
+
+
+def refine_absolute_pose(
+    cam_from_world: Float64Array,
+    *,
+    image_plane_xy: Float64Array,
+    points3D_in_world: Float64Array,
+    max_error: float,
+    num_iterations: int = 8,
+) -> AbsolutePose | None:
+    """Refines a nearby pose by Gauss-Newton on robustly weighted reprojection errors.
+
+    Cheap enough for every video frame: the previous frame's pose is close, so no sampling is
+    needed. Weights follow Cauchy's loss with scale ``max_error`` / 2.
+
+    Args:
+        cam_from_world: (3, 4) starting pose.
+        image_plane_xy: (N, 2) undistorted points on the plane z = 1 of the camera.
+        points3D_in_world: (N, 3).
+        max_error: inlier bound on the plane z = 1, px divided by focal length.
+        num_iterations: at most so many steps.
+
+    Returns:
+        The pose and which points agree with it, or None when the problem has no solution.
+    """
+    # Lens distortion cannot be undone everywhere: such points are not finite, and outliers.
+    finite = np.isfinite(image_plane_xy).all(axis=1)
+    pose = cam_from_world
+    for _ in range(num_iterations):
+        points = transform_points(pose, points3D_in_world[finite])
+        in_front = points[:, 2] > _MIN_DEPTH
+        if int(in_front.sum()) < _MIN_POINTS_FOR_POSE:
+            return None
+        points = points[in_front]
+        step = _gauss_newton_step(
+            points, image_plane_xy[finite][in_front], loss_scale=0.5 * max_error
+        )
+        if step is None:
+            return None
+        rotation = rotation_from_vector(step[:3])
+        pose = np.column_stack([rotation @ pose[:, :3], rotation @ pose[:, 3] + step[3:]])
+        turn_rad = np.abs(step[:3]).max()
+        shift_rad = np.abs(step[3:]).max() / np.median(points[:, 2])
+        if max(turn_rad, shift_rad) < _CONVERGED_RAD:
+            break
+    points = transform_points(pose, points3D_in_world)
+    depth = np.where(points[:, 2] > _MIN_DEPTH, points[:, 2], np.inf)
+    errors = np.linalg.norm(points[:, :2] / depth[:, None] - image_plane_xy, axis=1)
+    return AbsolutePose(cam_from_world=pose, inlier_mask=(errors < max_error) & np.isfinite(depth))
+
+
+def _gauss_newton_step(
+    points_in_cam: Float64Array, observed_xy: Float64Array, *, loss_scale: float
+) -> Float64Array | None:
+    """One step of robust least squares on the reprojection errors of points (N, 3), (N, 2).
+
+    Returns:
+        Rotation vector, then translation, (6,), both on the camera's side; None when the points do
+        not determine them.
+    """
+    inverse_depth = 1.0 / points_in_cam[:, 2]
+    projected_xy = points_in_cam[:, :2] * inverse_depth[:, None]
+    residuals = projected_xy - observed_xy
+    weights = 1.0 / (1.0 + (residuals**2).sum(axis=1) / loss_scale**2)
+    x, y = projected_xy.T
+    zero = np.zeros_like(x)
+    jacobian = np.empty((len(x), 2, 6))
+    jacobian[:, 0] = np.stack([-x * y, 1 + x * x, -y, inverse_depth, zero, -x * inverse_depth], 1)
+    jacobian[:, 1] = np.stack([-1 - y * y, x * y, x, zero, inverse_depth, -y * inverse_depth], 1)
+    weighted = jacobian * weights[:, None, None]
+    normal = np.einsum("nri,nrj->ij", weighted, jacobian)
+    gradient = np.einsum("nri,nr->i", weighted, residuals)
+    try:
+        step = -np.linalg.solve(normal, gradient)
+    except np.linalg.LinAlgError:
+        return None
+    return step if np.isfinite(step).all() else None
