@@ -15,7 +15,7 @@ import pycolmap
 
 from engine.config import CamerasConfig
 from engine.errors import MapError
-from engine.estimators.estimators import estimate_focal_length
+from engine.estimators.two_view_geometry import estimate_focal_length
 from engine.events import CameraCalibrated
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph

@@ -22,9 +22,7 @@ def build_separate_maps(
 ) -> list[SparseMap]:
     """Builds maps of the keyframes that a finished map does not hold, the fullest first."""
     maps: list[SparseMap] = []
-    waiting = _components(
-        graph, {i for i in graph.keyframe_ids if not sparse_map.is_registered(i)}
-    )
+    waiting = _components(graph, {i for i in graph.keyframe_ids if not sparse_map.is_registered(i)})
     while waiting and len(maps) < _MAX_SEPARATE_MAPS:
         component = waiting.pop(0)
         built = builder.separate(sparse_map, component)

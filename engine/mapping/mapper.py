@@ -6,7 +6,8 @@ What happens to a keyframe, in order::
     (matching)        PairMatching, on any one thread: the pairs with earlier keyframes that hold
     add_keyframe      the first map is made; or the keyframe is registered and its surroundings are
                       refined, misplaced keyframes are taken out, waiting ones are tried again, and
-                      a poor map is replaced; small maps are adjusted, larger ones handed out as jobs
+                      a poor map is replaced; small maps are adjusted, copies of larger ones are
+                      handed out as jobs
 
 `add_frame` poses the frames between keyframes, and `finish` registers what is left, rescues what is
 missing and adjusts everything. One thread makes a mapper and calls it; what it returns is frozen or
@@ -523,6 +524,10 @@ class Mapper:
             if merge is None:
                 return
             self._take_over(merge)
+
+    def report(self, *, wants_view: bool = False) -> MappingStep:
+        """Returns what is not in any step yet, with nothing done; for a run that broke off."""
+        return self._step(wants_view=wants_view)
 
     # -- products: copies, for any thread -------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Windows of a run: when the newest keyframes are solved again, and which the end of a run tries."""
+"""Windows of a run: when the newest keyframes are solved again, and what its end tries."""
 
 from __future__ import annotations
 

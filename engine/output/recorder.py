@@ -16,20 +16,18 @@ import pycolmap
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import JournalError, SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
+from engine.mapping.steps import KeyframeRecord, MapCopy
 from engine.output.journal import Journal, encode_keyframe_image
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, dropped_status
-from engine.output.snapshots import JsonValue, MapCopy, next_sequence, write_snapshot
+from engine.output.snapshots import JsonValue, next_sequence, write_snapshot
 from engine.ports import EventSink
 from engine.types import (
     DropReason,
-    Features,
     Float64Array,
     Frame,
     FrameId,
     FramePose,
-    Keyframe,
     RejectedFrame,
-    VerifiedPair,
 )
 
 logger = logging.getLogger(__name__)
@@ -49,14 +47,12 @@ class Recorder:
         snapshots: SnapshotsConfig,
         runtime: RuntimeConfig,
         emit: EventSink,
-        clock: Callable[[], float],
     ) -> None:
         self._folder = folder
         self._journal = Journal.open(folder.path)
         self._snapshots = snapshots
         self._runtime = runtime
         self._emit = emit
-        self._clock = clock
         self._sequence = next_sequence(folder.path)
         self._warned: set[str] = set()
         self.num_failed_writes = 0
@@ -78,29 +74,20 @@ class Recorder:
         """Writes the status of a frame between keyframes."""
         self._settle(frame_id, TRACKED_STATUS)
 
-    def keyframe_added(
-        self,
-        frame: Frame,
-        keyframe: Keyframe,
-        *,
-        camera: pycolmap.Camera,
-        pairs: Sequence[VerifiedPair],
-        moved: Sequence[Features] = (),
-    ) -> None:
-        """Journals a keyframe with its image and pairs, and writes the status of its frame.
-
-        ``moved`` are keypoint tables of earlier keyframes that the pairs changed.
-        """
-        self._settle(keyframe.frame_id, KEYFRAME_STATUS)
+    def keyframe_added(self, frame: Frame, record: KeyframeRecord) -> None:
+        """Journals a keyframe with its image and pairs, and settles its frame."""
+        self._settle(record.keyframe.frame_id, KEYFRAME_STATUS)
 
         def write() -> None:
             image_bytes = encode_keyframe_image(frame, quality=self._runtime.keyframe_jpeg_quality)
-            self._journal.add_keyframe(keyframe, camera=camera, image_bytes=image_bytes)
+            self._journal.add_keyframe(
+                record.keyframe, camera=record.camera, image_bytes=image_bytes
+            )
 
-        for features in moved:
+        for features in record.moved:
             self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
         if self._guard("database.db", write):
-            for pair in pairs:
+            for pair in record.pairs:
                 self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
@@ -138,7 +125,6 @@ class Recorder:
         self._sequence += 1
         self._emit(
             SnapshotWritten(
-                at_s=self._clock(),
                 sequence=written.sequence,
                 path=str(written.path),
                 num_keyframes=written.largest.num_registered,
@@ -186,4 +172,4 @@ class Recorder:
         self._warned.add(what)
         message = f"{error}; the run goes on, more of this kind is only counted"
         logger.error("%s", message)
-        self._emit(Warned(at_s=self._clock(), message=message))
+        self._emit(Warned(message=message))

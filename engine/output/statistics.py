@@ -24,7 +24,7 @@ from engine.events import (
     WindowSolved,
     WindowVerdict,
 )
-from engine.mapping.mapper import MappingPipeline
+from engine.mapping.steps import MapFigures
 from engine.types import DropReason
 
 
@@ -93,33 +93,30 @@ class RunStatistics:
 
 
 def summary_figures(
-    statistics: RunStatistics, pipeline: MappingPipeline, *, wall_s: float, stopped_by: str
+    statistics: RunStatistics, figures: MapFigures, *, wall_s: float, stopped_by: str
 ) -> dict[str, Any]:
-    """All figures of a run. Runs on the mapping thread, or when nothing else uses the map.
+    """All figures of a run.
 
     Args:
-        statistics: has seen every event.
-        pipeline: the map as it is saved.
+        statistics: has counted every event.
+        figures: of the map as it is saved.
         wall_s: how long the run took.
         stopped_by: what ended it.
     """
-    sparse_map = pipeline.sparse_map
-    reconstruction = sparse_map.reconstruction
-    scale = pipeline.metric_scale()
-    placement = pipeline.placement
+    placement = figures.placement
     return {
         **statistics.figures(),
-        "registered_keyframes": sparse_map.num_registered,
-        "num_points3D": sparse_map.num_points3D,
-        "num_observations": reconstruction.compute_num_observations(),
-        "mean_track_length": reconstruction.compute_mean_track_length(),
-        "mean_reprojection_error_px": sparse_map.mean_reprojection_error_px(),
-        "frames_interpolated": pipeline.num_interpolated_frames(),
-        "components": int(pipeline.is_initialized) + len(pipeline.separate_maps),
+        "registered_keyframes": figures.counts.num_registered,
+        "num_points3D": figures.num_points3D,
+        "num_observations": figures.num_observations,
+        "mean_track_length": figures.mean_track_length,
+        "mean_reprojection_error_px": figures.mean_reprojection_error_px,
+        "frames_interpolated": figures.num_interpolated_frames,
+        "components": figures.num_components,
         "georeferenced": placement is not None,
         "georeference": None if placement is None else placement.as_record(with_residuals=True),
-        "gps_rmse_m": pipeline.gps_rmse_m(),
-        "metres_per_map_unit": scale.metres_per_map_unit if scale else None,
+        "gps_rmse_m": figures.gps_rmse_m,
+        "metres_per_map_unit": figures.metres_per_map_unit,
         "peak_rss_mb": _peak_rss_mb(),
         "wall_s": wall_s,
         "cpu_s": _cpu_s(),

@@ -1,201 +1,212 @@
-"""What a growing map needs now and then: global adjustment, windows, and snapshots."""
+"""What runs beside mapping: the mapper's jobs, and snapshots of the map."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Generic, TypeVar
 
-from engine.config import Config
-from engine.mapping.bundle_adjustment import GlobalAdjustment, solve_globally
-from engine.mapping.mapper import MappingPipeline
-from engine.mapping.window_selection import SolvedWindow
+from engine.config import SnapshotsConfig
+from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
+from engine.mapping.mapper import Mapper
+from engine.mapping.steps import MapCounts
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
-from engine.run.event_loop import Writer, run_in
-from engine.run.event_queue import EventQueue
-from engine.run.memory import return_free_memory
+from engine.run.event_loop import ThreadOwned, run_in
+from engine.run.queues import Writer
+
+_MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
+
+Result = TypeVar("Result")
 
 
-class MapUpkeep:
-    """Adjusts the map as a whole, solves windows of it and writes snapshots, beside its growing.
+class BackgroundJob(Generic[Result]):
+    """One job on another thread, and its result.
 
     Args:
-        config: the resolved configuration.
-        pipeline: owns the map; called on the mapping thread.
-        mapping_thread: runs one call at a time.
-        adjusting_thread: runs global adjustments and solves windows.
-        recorder: writes snapshots; called through the writer.
+        result: of the job.
+    """
+
+    def __init__(self, result: asyncio.Future[Result]) -> None:
+        self._result = result
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result is there."""
+        return self._result.done()
+
+    async def result(self) -> Result:
+        """Waits for the result."""
+        return await self._result
+
+    async def abandon(self) -> None:
+        """Stops waiting for the result; the thread ends the job by itself."""
+        self._result.cancel()
+        await asyncio.wait((self._result,))
+
+
+class MapJobs:
+    """Runs the mapper's jobs, at most one of each kind, until their results are due.
+
+    Args:
+        thread: runs one job at a time.
+    """
+
+    def __init__(self, thread: Executor) -> None:
+        self._thread = thread
+        self._running: dict[JobKind, tuple[MapJob, BackgroundJob[JobResult]]] = {}
+
+    async def start(self, jobs: Sequence[MapJob]) -> None:
+        """Starts jobs; one of the same kind that still runs was abandoned by the mapper."""
+        for job in jobs:
+            await self._abandon(job.kind)
+            task = asyncio.create_task(run_in(self._thread, job.run), name=job.kind.value)
+            self._running[job.kind] = job, BackgroundJob(task)
+
+    async def finished(self, due: Sequence[MapJob], *, wait: bool) -> list[FinishedJob]:
+        """Takes results that are due.
+
+        Args:
+            due: the jobs that the mapper wants merged.
+            wait: for their ends; otherwise only those that are done are taken.
+        """
+        return [
+            await self._finish(job.kind)
+            for job in due
+            if job.kind in self._running
+            and self._running[job.kind][0] is job
+            and (wait or self._running[job.kind][1].is_done)
+        ]
+
+    async def all_finished(self) -> list[FinishedJob]:
+        """Waits for all jobs, in the order of their kinds."""
+        return [await self._finish(kind) for kind in JobKind if kind in self._running]
+
+    async def abandon_all(self) -> None:
+        """Stops waiting for all jobs; their thread ends when they are done."""
+        for kind in JobKind:
+            await self._abandon(kind)
+
+    async def _finish(self, kind: JobKind) -> FinishedJob:
+        job, running = self._running.pop(kind)
+        try:
+            return FinishedJob(job=job, result=await running.result())
+        except (RuntimeError, ValueError) as error:  # what COLMAP and PyTorch raise
+            return FinishedJob(job=job, result=None, failure=str(error))
+
+    async def _abandon(self, kind: JobKind) -> None:
+        if kind in self._running:
+            _, running = self._running.pop(kind)
+            await running.abandon()
+
+
+class Snapshots:
+    """Writes snapshots of the map: when enough is new, when asked for, and the final one.
+
+    Copies of the map are made on its thread and written in the order of all writes.
+
+    Args:
+        config: how often.
+        mapper: makes the copies.
+        recorder: writes them; called through the writer.
         writer: runs writes in order.
-        events: takes facts.
+        clock: seconds since the start of the run.
     """
 
     def __init__(
         self,
-        config: Config,
+        config: SnapshotsConfig,
         *,
-        pipeline: MappingPipeline,
-        mapping_thread: Executor,
-        adjusting_thread: Executor,
+        mapper: ThreadOwned[Mapper],
         recorder: Recorder,
         writer: Writer,
-        events: EventQueue,
+        clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._pipeline = pipeline
-        self._mapping_thread = mapping_thread
-        self._adjusting_thread = adjusting_thread
+        self._mapper = mapper
         self._recorder = recorder
         self._writer = writer
-        self._events = events
-        self._adjustment: asyncio.Task[GlobalAdjustment] | None = None
-        self._window: asyncio.Task[SolvedWindow] | None = None
-        self._registered_at_snapshot = 0
-        self._snapshot_at_s = 0.0
-        self._snapshot_waits = False
-        self._final_was_begun = False
+        self._clock = clock
+        self._counts = MapCounts()  # the latest
+        self._registered_at_last = 0
+        self._last_at_s = 0.0
+        self._is_copying = False
+        self._writing: BackgroundJob[None] | None = None
+        self._has_final = False
 
-    async def start_adjustment_if_due(self) -> None:
-        """Starts a global adjustment on a copy when the map has grown enough."""
-        job = await run_in(self._mapping_thread, self._pipeline.start_global_adjustment)
-        if job is not None:
-            # One that is still there was given up by the pipeline, because the map was replaced.
-            await self.abandon_adjustment()
-            self._adjustment = asyncio.create_task(
-                run_in(self._adjusting_thread, self._adjust, job), name="global adjustment"
-            )
-
-    async def merge_adjustment_if_due(self, *, wait: bool) -> None:
-        """Merges the adjustment in flight when its time has come.
-
-        Args:
-            wait: for its end; otherwise one that is not ready is merged before a later keyframe.
-        """
-        if self._adjustment is None or not self._pipeline.merge_is_due:
-            return
-        if wait or self._adjustment.done():
-            await self.merge_adjustment()
-
-    async def merge_adjustment(self) -> None:
-        """Waits for the adjustment in flight, if any, and merges it."""
-        if self._adjustment is None:
-            return
-        adjustment, self._adjustment = self._adjustment, None
-        try:
-            adjusted = await adjustment
-        except (RuntimeError, ValueError) as error:  # what COLMAP raises; the map is untouched
-            self._events.warn(f"global bundle adjustment failed: {error}")
-            await run_in(self._mapping_thread, self._pipeline.abandon_adjustment)
-            return
-        await run_in(self._mapping_thread, self._pipeline.merge, adjusted)
-        await self._writer.schedule(return_free_memory)
-
-    async def abandon_adjustment(self) -> None:
-        """Stops waiting for the adjustment in flight; its thread ends when it is done."""
-        await self._stop_waiting(self._adjustment)
-
-    async def abandon_all(self) -> None:
-        """Stops waiting for adjustment and window; their thread ends when it is done."""
-        await self._stop_waiting(self._adjustment)
-        await self._stop_waiting(self._window)
-
-    @staticmethod
-    async def _stop_waiting(task: asyncio.Task[Any] | None) -> None:
-        if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
-
-    async def start_window_if_due(self) -> None:
-        """Starts solving a window of the newest keyframes when it is time."""
-        job = await run_in(self._mapping_thread, self._pipeline.start_window)
-        if job is not None:
-            await self._stop_waiting(self._window)  # given up by the pipeline before
-            self._window = asyncio.create_task(
-                run_in(self._adjusting_thread, self._pipeline.solve_window, job), name="window"
-            )
-
-    async def merge_window_if_due(self, *, wait: bool) -> None:
-        """Merges the window in flight when its time has come.
-
-        Args:
-            wait: for its end; otherwise one that is not ready is merged before a later keyframe.
-        """
-        if self._window is None or not self._pipeline.window_merge_is_due:
-            return
-        if wait or self._window.done():
-            await self.merge_window()
-
-    async def merge_window(self) -> None:
-        """Waits for the window in flight, if any, and merges it."""
-        if self._window is None:
-            return
-        window, self._window = self._window, None
-        try:
-            solved = await window
-        except (RuntimeError, ValueError) as error:  # what COLMAP and PyTorch raise
-            self._events.warn(f"a window could not be solved: {error}")
-            await run_in(self._mapping_thread, self._pipeline.abandon_window)
-            return
-        await run_in(self._mapping_thread, self._pipeline.merge_window, solved)
-        await self._writer.schedule(return_free_memory)
-
-    async def snapshot_if_due(self) -> None:
-        """Writes a snapshot when enough is new, unless the one before still waits."""
-        settings = self._config.snapshots
-        num_registered = self._pipeline.sparse_map.num_registered
-        if num_registered < settings.min_registered or self._snapshot_waits:
+    async def write_if_due(self, counts: MapCounts) -> None:
+        """Writes a snapshot when enough is new, unless the one before is still to be written."""
+        self._counts = counts
+        num_registered = counts.num_registered
+        if num_registered < self._config.min_registered or self._is_busy():
             return
         # Keyframes taken out of the map must not count against those that come in.
-        self._registered_at_snapshot = min(self._registered_at_snapshot, num_registered)
-        new_keyframes = num_registered - self._registered_at_snapshot
-        by_keyframes = 0 < settings.every_keyframes <= new_keyframes
-        by_time = 0 < settings.every_s <= self._events.clock() - self._snapshot_at_s
+        self._registered_at_last = min(self._registered_at_last, num_registered)
+        new_keyframes = num_registered - self._registered_at_last
+        by_keyframes = 0 < self._config.every_keyframes <= new_keyframes
+        by_time = 0 < self._config.every_s <= self._clock() - self._last_at_s
         if new_keyframes > 0 and (by_keyframes or by_time):
-            await self.snapshot(is_final=False)
+            await self._write(is_final=False)
 
-    async def snapshot_now(self) -> None:
-        """Writes a snapshot because somebody asked, if there is a map and none waits already.
+    async def write_now(self) -> None:
+        """Writes a snapshot on request, if there is a map and none is still to be written.
 
-        Once the final one was begun, none follows it.
+        None follows the final one.
         """
-        if self._final_was_begun:
-            return
-        if self._pipeline.sparse_map.num_registered >= 2 and not self._snapshot_waits:
-            await self.snapshot(is_final=False)
+        if self._counts.num_registered >= _MIN_REGISTERED and not (
+            self._has_final or self._is_busy()
+        ):
+            await self._write(is_final=False)
 
-    async def snapshot(self, *, is_final: bool) -> None:
-        """Copies the map and schedules writing the copy."""
-        self._final_was_begun |= is_final
-        sparse_map = self._pipeline.sparse_map
-        self._snapshot_waits = True
+    async def write_final(self) -> None:
+        """Writes the last snapshot of the run, if there is a map."""
+        self._has_final = True
+        await self._write(is_final=True)
+
+    def _is_busy(self) -> bool:
+        return self._is_copying or (self._writing is not None and not self._writing.is_done)
+
+    async def _write(self, *, is_final: bool) -> None:
+        self._is_copying = True
         try:
-            copies, placement = await run_in(self._mapping_thread, self._pipeline.copies_in_metres)
-        except BaseException:
-            self._snapshot_waits = False
-            raise
-        self._registered_at_snapshot = sparse_map.num_registered
-        self._snapshot_at_s = self._events.clock()
-        facts: dict[str, JsonValue] = {
-            "at_s": round(self._snapshot_at_s, 3),
-            "num_keyframes": self._pipeline.num_keyframes,
-            "is_final": is_final,
-            "georeference": None if placement is None else placement.as_record(),
-        }
+            snapshot = await self._mapper.call(Mapper.snapshot)
+            if snapshot.counts.num_registered < _MIN_REGISTERED:
+                return
+            self._registered_at_last = snapshot.counts.num_registered
+            self._last_at_s = self._clock()
+            figures: dict[str, JsonValue] = {
+                "at_s": round(self._last_at_s, 3),
+                "num_keyframes": snapshot.counts.num_keyframes,
+                "is_final": is_final,
+                "georeference": snapshot.placement and snapshot.placement.as_record(),
+            }
+            write = functools.partial(self._recorder.snapshot, snapshot.copies, facts=figures)
+            self._writing = BackgroundJob(await self._writer.schedule(write))
+        finally:
+            self._is_copying = False
 
-        def write() -> None:
-            try:
-                self._recorder.snapshot(copies, facts=facts)
-            finally:
-                self._snapshot_waits = False
 
-        await self._writer.schedule(write)
+def return_free_memory() -> None:
+    """Has the C library give back what it keeps of freed memory; blocks for some milliseconds.
 
-    def _adjust(self, job: GlobalAdjustment) -> GlobalAdjustment:
-        solve_globally(
-            job.reconstruction,
-            constant_camera_ids=job.constant_camera_ids,
-            max_iterations=self._config.global_bundle_adjustment.max_iterations,
-            num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
-        )
-        return job
+    Copies of the map and the solvers' matrices come and go with every adjustment. Between them
+    glibc keeps what they took, scattered over the arenas of several threads: hundreds of megabytes
+    in a run of minutes. Does nothing where the C library has no such call.
+    """
+    _trim()(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], object]:
+    try:
+        call: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return _nothing
+    return call
+
+
+def _nothing(num_bytes_kept: int) -> None:
+    del num_bytes_kept

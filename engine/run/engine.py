@@ -1,16 +1,14 @@
-"""The engine: one task per stage, bounded queues between them, threads for what blocks.
+"""A run: frames in, a growing map out.
 
-    sources -> frames -> [tracking thread] -> items -> [mapping thread] -> writes -> [I/O thread]
-                                                       [matching thread]
+The way of a frame::
 
-Files wait for room in a queue; a live source drops its oldest waiting frame, counted. While a
-keyframe of a live run waits for mapping no further frame is tracked: frames that are taken are
-fresh, those that grow old were never looked at. While one is being matched, frames after it are
-posed by the keyframe before, and become keyframes themselves only if the view would be lost. Writes
-wait for room. Views have a thread of their own where the latest wins. Global bundle adjustment runs
-on a copy in one more thread. Threads cannot be cancelled: stopping means no new frames, then
-draining what waits, a last adjustment and a last snapshot; a second signal leaves at once. A stage
-that breaks stops the sources, too, and the stages behind it finish what they have.
+    sources -> Ingestion -> FrameQueue -> TrackingStage -> MappingQueue -> MappingStage -> Mapper
+                                                                             |    |
+                              run folder <- Writer <- Publisher, Snapshots <-+    +-> MapJobs
+                              views      <-----------+
+
+Every box to the left of the mapper waits on the event loop and works on a thread of its own. The
+mapper owns the map on its thread and returns frozen steps; background jobs get private copies.
 """
 
 from __future__ import annotations
@@ -27,28 +25,24 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import Config
-from engine.events import CommandTaken, Event, RunFinished, RunStarted
-from engine.mapping.mapper import MappingPipeline
+from engine.events import CommandTaken, RunFinished, RunStarted
+from engine.mapping.mapper import Mapper
+from engine.mapping.steps import MapFigures
+from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.output.statistics import RunStatistics, summary_figures
 from engine.ports import FrameSource, PairMatcher, PlaceIndex, View, WindowSolver
-from engine.run.background import MapUpkeep
-from engine.run.event_loop import RunRequests, Writer, lag_measured, run_in, stop_signals
-from engine.run.event_queue import EventQueue
+from engine.run.background import MapJobs, Snapshots
+from engine.run.event_loop import RunRequests, ThreadOwned, lag_measured, run_in, stop_signals
 from engine.run.ingestion import FrameQueue, Ingestion
-from engine.run.mapping_items import MappingItems
-from engine.run.mapping_stage import MappingStage
-from engine.run.tracking_stage import TrackingStage
+from engine.run.publishing import Publisher
+from engine.run.queues import EventQueue, MappingQueue, Writer
+from engine.run.stages import MappingStage, TrackingStage
 from engine.run.views import ViewDispatcher
-from engine.types import (
-    DropReason,
-    Float64Array,
-    GpsFix,
-    RunCommand,
-)
+from engine.types import DropReason, Float64Array, RunCommand
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +85,11 @@ class Engine:
         sources: where frames come from; each is a camera of its own.
         matcher: describes keyframes and matches pairs.
         views: shown on a thread of their own; closed at the end.
-        groundtruth: capture times and true cam_from_world (3, 4), where a source knows them.
+        groundtruth: capture times and true cam_from_world (3, 4), where a source has them.
         leave: called at the second signal; must not return.
         places: finds keyframes that look alike; by default learned from the matcher's descriptors.
         requests: what people who watch ask of the run.
-        solve_window: solves stretches of keyframes; by default the engine's own solver.
+        solve_window: solves windows of keyframes; by default the engine's own solver.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -121,109 +115,23 @@ class Engine:
         self._groundtruth = groundtruth
         self._leave = leave
         self._requests = requests or RunRequests()
-        self._events = EventQueue()
-        self._statistics = RunStatistics()
-        self._recorder = Recorder(
-            folder,
-            snapshots=config.snapshots,
-            runtime=config.runtime,
-            emit=self._events,
-            clock=self._events.clock,
-        )
-        self._views = ViewDispatcher(views, config.views)
-        self._pipeline = MappingPipeline(
-            config,
-            matcher=matcher,
-            graph=SceneGraph(
-                config.scene_graph,
-                recognizer=(
-                    PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
-                    if places is None
-                    else places
-                ),
-            ),
-            emit=self._events,
-            clock=self._events.clock,
-            solve_window=solve_window,
-            fix_at=self._fix_at,
-        )
         self._stopped_by = StoppedBy.END_OF_SOURCES
-        self._make_stages()
+        self._make_outputs(folder, views)
+        self._make_stages(places, solve_window)
 
-    def _make_stages(self) -> None:
-        sources = self._config.sources
-        self._tracking_thread, self._matching_thread, self._mapping_thread = (
-            ThreadPoolExecutor(1, thread_name_prefix=name)
-            for name in ("tracking", "matching", "mapping")
-        )
-        self._adjusting_thread, self._io_thread = (
-            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("adjusting", "io")
-        )
-        self._writer = Writer(
-            self._io_thread, failed=functools.partial(self._note_failure, "writing")
-        )
-        self._frames = FrameQueue(
-            max_waiting=sources.frame_queue_size, max_bytes=sources.max_buffered_mb * 1_000_000
-        )
-        self._items = MappingItems(max_waiting=sources.mapping_queue_size)
-        self._ingestion = Ingestion(
-            self._sources,
-            queue=self._frames,
-            recorder=self._recorder,
-            writer=self._writer,
-            events=self._events,
-            tell=self._tell,
-            max_gps_gap_s=self._config.georeference.max_gap_s,
-        )
-        self._upkeep = MapUpkeep(
-            self._config,
-            pipeline=self._pipeline,
-            mapping_thread=self._mapping_thread,
-            adjusting_thread=self._adjusting_thread,
-            recorder=self._recorder,
-            writer=self._writer,
-            events=self._events,
-        )
-        self._tracking = TrackingStage(
-            self._config.frame_tracking,
-            sources=self._sources,
-            describe=self._matcher.describe,
-            thread=self._tracking_thread,
-            frames=self._frames,
-            items=self._items,
-            ingestion=self._ingestion,
-            warn=self._events.warn,
-        )
-        self._mapping = MappingStage(
-            self._pipeline,
-            mapping_thread=self._mapping_thread,
-            matching_thread=self._matching_thread,
-            items=self._items,
-            frames=self._frames,
-            upkeep=self._upkeep,
-            recorder=self._recorder,
-            writer=self._writer,
-            views=self._views,
-            events=self._events,
-            tell=self._tell,
-        )
+    # -- the run --------------------------------------------------------------------------------
 
     async def run(self) -> RunOutcome:
         """Runs until the sources end or a signal stops it; always leaves a valid run folder."""
-        self._events(
-            RunStarted(
-                at_s=self._events.clock(),
-                sources=tuple(source.label for source in self._sources),
-                matcher=self._matcher.name,
-            )
-        )
+        labels = tuple(source.label for source in self._sources)
+        self._events(RunStarted(sources=labels, matcher=self._matcher.name))
         async with stop_signals(self._on_signal, leave=self._leave):
             async with (
                 lag_measured(self._statistics.add_loop_lag),
                 self._writer.running(),
                 self._requests.answered(self._take_command),
             ):
-                await self._tell()
+                await self._publisher.publish_events()
                 if await self._run_stages():
                     await self._attempt(self._finish_map(), what="finishing the map")
                 await self._attempt(self._save_poses(), what="saving the trajectory")
@@ -233,8 +141,6 @@ class Engine:
     def stop(self) -> None:
         """Takes no new frames from now on; those that arrived are mapped and saved."""
         self._ingestion.stop()
-
-    # -- stages ---------------------------------------------------------------------------------
 
     async def _run_stages(self) -> bool:
         """Whether the map is sound: nothing broke while it grew."""
@@ -247,86 +153,82 @@ class Engine:
         return mapping.result()
 
     async def _ingest(self) -> None:
+        """Sources to frames."""
         await self._attempt(self._ingestion.run(), what="reading the sources")
         await self._frames.end()
 
     async def _track(self) -> None:
+        """Frames to tracked frames and keyframes."""
         if not await self._attempt(self._tracking.run(), what="tracking"):
             await self._frames.end()
         await self._items.end()
 
     async def _map(self) -> bool:
+        """Tracked frames and keyframes to the map."""
         is_sound = await self._attempt(self._mapping.run(), what="mapping")
         if not is_sound:
-            # Lets go who waits for the memory of frames that will never be mapped.
+            # Releases who waits for the memory of frames that will never be mapped.
             await self._frames.end()
         while not is_sound and await self._items.get() is not None:
-            continue  # never mapped: these frames are told as stopped at the end
+            continue  # never mapped: these frames are reported as stopped at the end
         return is_sound
 
     # -- the end --------------------------------------------------------------------------------
 
     async def _finish_map(self) -> None:
         """Last adjustments, and a last try for keyframes without a place in the map."""
-        await self._upkeep.merge_adjustment()
-        await self._upkeep.merge_window()
-        await run_in(self._mapping_thread, self._pipeline.finish)
+        finished = await self._jobs.all_finished()
+        await self._publisher.publish_step(await self._mapper.call(Mapper.finish, finished))
 
     async def _save_poses(self) -> None:
-        poses = self._pipeline.take_new_poses()
-        await self._writer.schedule(functools.partial(self._recorder.live_poses, poses))
-        trajectory = await run_in(self._mapping_thread, self._pipeline.trajectory)
+        step = await self._mapper.call(Mapper.report, wants_view=self._views.has_views)
+        await self._publisher.publish_step(step)
+        trajectory = await self._mapper.call(Mapper.trajectory)
         await self._writer.schedule(functools.partial(self._recorder.trajectory, trajectory))
 
     async def _save_map(self) -> None:
-        cameras = await run_in(self._mapping_thread, self._pipeline.cameras)
+        cameras = await self._mapper.call(Mapper.cameras)
         await self._writer.schedule(functools.partial(self._recorder.cameras_calibrated, cameras))
-        if self._pipeline.sparse_map.num_registered >= 2:
-            await self._upkeep.snapshot(is_final=True)
-        if self._pipeline.is_initialized and self._views.has_views:
-            self._views.offer_map(await run_in(self._mapping_thread, self._pipeline.view))
+        await self._snapshots.write_final()
 
     async def _close(self) -> RunOutcome:
-        """Reports the run and lets everything go, whatever the report meets."""
+        """Reports the run and closes everything, whatever fails in the report."""
         try:
             return await self._report()
         finally:
             await run_in(self._io_thread, self._recorder.close)
             await asyncio.to_thread(self._views.close)
-            for thread in (
-                self._tracking_thread,
-                self._matching_thread,
-                self._mapping_thread,
-                self._adjusting_thread,
-                self._io_thread,
-            ):
+            self._mapper.shutdown()
+            for thread in self._threads:
                 thread.shutdown(wait=False)
 
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
-        await self._upkeep.abandon_all()
+        await self._jobs.abandon_all()
         for frame in self._frames.frames_in_engine:
             self._events.frame_dropped(
                 frame, reason=DropReason.STOPPED, detail="the run broke off before its turn"
             )
-        await run_in(self._io_thread, self._recorder.events, self._take_events())
-        outcome = await run_in(self._mapping_thread, self._outcome)
+        await self._write_events()
+        outcome = self._outcome(await self._mapper.call(Mapper.figures))
         self._events(
             RunFinished(
-                at_s=self._events.clock(),
                 stopped_by=outcome.stopped_by,
                 num_keyframes=outcome.num_keyframes,
                 num_registered=outcome.num_registered,
             )
         )
         await run_in(self._io_thread, self._recorder.summary, outcome.summary)
-        await run_in(self._io_thread, self._recorder.events, self._take_events())
+        await self._write_events()
         return outcome
 
-    def _outcome(self) -> RunOutcome:
+    async def _write_events(self) -> None:
+        await run_in(self._io_thread, self._recorder.events, self._publisher.take_events())
+
+    def _outcome(self, figures: MapFigures) -> RunOutcome:
         summary = summary_figures(
             self._statistics,
-            self._pipeline,
+            figures,
             wall_s=self._events.clock(),
             stopped_by=self._stopped_by,
         )
@@ -338,33 +240,34 @@ class Engine:
         return RunOutcome(
             path=self._recorder.path,
             stopped_by=self._stopped_by,
-            num_keyframes=self._pipeline.num_keyframes,
-            num_registered=self._pipeline.sparse_map.num_registered,
+            num_keyframes=figures.counts.num_keyframes,
+            num_registered=figures.counts.num_registered,
             summary=summary,
         )
 
-    # -- helpers --------------------------------------------------------------------------------
+    # -- failures, signals and requests ---------------------------------------------------------
 
     async def _attempt(self, step: Awaitable[None], *, what: str) -> bool:
-        """Awaits a step of the run; when it breaks, that is told and the next ones still come."""
+        """Awaits a step of the run; when it breaks, that is reported and the next ones go on."""
         try:
             await step
         except Exception as error:  # the task boundary: what was mapped until then is saved
-            self._note_failure(what, error)
+            self._fail(what, error)
             return False
         return True
 
-    def _note_failure(self, what: str, error: Exception) -> None:
+    def _fail(self, what: str, error: Exception) -> None:
         logger.error("%s failed", what, exc_info=error)
         self._events.warn(f"{what} failed: {_cause_of(error)}")
         self._stopped_by = StoppedBy.FAILURE
         self.stop()
 
-    def _fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
-        return self._ingestion.fix_at(camera_key, captured_at_s)
+    def _on_signal(self) -> None:
+        logger.warning("stopping: finishing the map; press Ctrl-C again to leave at once")
+        self._stop_because(StoppedBy.SIGNAL)
 
     async def _take_command(self, command: RunCommand) -> None:
-        self._events(CommandTaken(at_s=self._events.clock(), command=command))
+        self._events(CommandTaken(command=command))
         match command:
             case RunCommand.SNAPSHOT:
                 await self._snapshot_now()
@@ -373,38 +276,112 @@ class Engine:
             case RunCommand.RESUME:
                 self._ingestion.resume()
             case RunCommand.STOP:
-                self._stopped_by_request()
-        await self._tell()
+                self._stop_because(StoppedBy.COMMAND)
+        await self._publisher.publish_events()
 
     async def _snapshot_now(self) -> None:
         try:
-            await self._upkeep.snapshot_now()
+            await self._snapshots.write_now()
         except Exception as error:  # a task boundary: the run goes on without that snapshot
             logger.exception("the snapshot asked for failed")
             self._events.warn(f"the snapshot asked for failed: {_cause_of(error)}")
 
-    def _stopped_by_request(self) -> None:
+    def _stop_because(self, reason: StoppedBy) -> None:
         if self._stopped_by is StoppedBy.END_OF_SOURCES:
-            self._stopped_by = StoppedBy.COMMAND
+            self._stopped_by = reason
         self.stop()
 
-    def _on_signal(self) -> None:
-        logger.warning("stopping: finishing the map; press Ctrl-C again to leave at once")
-        if self._stopped_by is StoppedBy.END_OF_SOURCES:
-            self._stopped_by = StoppedBy.SIGNAL
-        self.stop()
+    # -- the parts ------------------------------------------------------------------------------
 
-    async def _tell(self) -> None:
-        events = self._take_events()
-        if events:
-            await self._writer.schedule(functools.partial(self._recorder.events, events))
+    def _make_outputs(self, folder: RunFolder, views: Sequence[View]) -> None:
+        config = self._config
+        self._tracking_thread, self._matching_thread, self._job_thread, self._io_thread = (
+            ThreadPoolExecutor(1, thread_name_prefix=name)
+            for name in ("tracking", "matching", "adjusting", "io")
+        )
+        self._threads = (
+            self._tracking_thread,
+            self._matching_thread,
+            self._job_thread,
+            self._io_thread,
+        )
+        self._events = EventQueue()
+        self._statistics = RunStatistics()
+        self._views = ViewDispatcher(views, config.views)
+        self._recorder = Recorder(
+            folder, snapshots=config.snapshots, runtime=config.runtime, emit=self._events
+        )
+        self._writer = Writer(self._io_thread, failed=functools.partial(self._fail, "writing"))
+        self._publisher = Publisher(
+            events=self._events,
+            statistics=self._statistics,
+            views=self._views,
+            recorder=self._recorder,
+            writer=self._writer,
+        )
 
-    def _take_events(self) -> list[Event]:
-        events = self._events.take()
-        for event in events:
-            self._statistics(event)
-            self._views.offer_event(event)
-        return events
+    def _make_stages(self, places: PlaceIndex | None, solve_window: WindowSolver | None) -> None:
+        config = self._config
+        self._frames = FrameQueue(
+            max_waiting=config.sources.frame_queue_size,
+            max_bytes=config.sources.max_buffered_mb * 1_000_000,
+        )
+        self._items = MappingQueue(max_waiting=config.sources.mapping_queue_size)
+        self._ingestion = Ingestion(
+            self._sources,
+            queue=self._frames,
+            recorder=self._recorder,
+            writer=self._writer,
+            events=self._events,
+            tell=self._publisher.publish_events,
+            max_gps_gap_s=config.georeference.max_gap_s,
+        )
+        self._tracking = TrackingStage(
+            config.frame_tracking,
+            sources=self._sources,
+            describe=self._matcher.describe,
+            thread=self._tracking_thread,
+            frames=self._frames,
+            items=self._items,
+            ingestion=self._ingestion,
+            warn=self._events.warn,
+        )
+        places = places or PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
+        graph = SceneGraph(config.scene_graph, recognizer=places)
+        matching = PairMatching(
+            graph, self._matcher, two_view=config.two_view, dense=config.dense_matching
+        )
+        self._mapper = ThreadOwned(
+            lambda: Mapper(
+                config,
+                graph=graph,
+                matching=matching,
+                emit=self._events,
+                solve_window=solve_window,
+                fix_at=self._ingestion.fix_at,
+            ),
+            name="mapping",
+        )
+        self._jobs = MapJobs(self._job_thread)
+        self._snapshots = Snapshots(
+            config.snapshots,
+            mapper=self._mapper,
+            recorder=self._recorder,
+            writer=self._writer,
+            clock=self._events.clock,
+        )
+        self._mapping = MappingStage(
+            self._mapper,
+            matching=matching,
+            matching_thread=self._matching_thread,
+            items=self._items,
+            frames=self._frames,
+            jobs=self._jobs,
+            snapshots=self._snapshots,
+            publisher=self._publisher,
+            recorder=self._recorder,
+            writer=self._writer,
+        )
 
 
 def _cause_of(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Where a run's event loop meets the rest: blocking calls on threads, signals, its own lag."""
+"""The event loop of a run: blocking calls on threads, signals, requests, and its own lag."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from engine.types import RunCommand
 
 logger = logging.getLogger(__name__)
 
 _LAG_PERIOD_S = 0.05
-_MAX_WAITING_WRITES = 256
 _MAX_WAITING_REQUESTS = 32
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
+Owned = TypeVar("Owned")
 
 
 async def run_in(
@@ -38,50 +37,36 @@ async def run_in(
     return await loop.run_in_executor(executor, lambda: call(*args, **kwargs))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Write:
-    call: Callable[[], None]
-    then: Callable[[], Awaitable[None]] | None
+class ThreadOwned(Generic[Owned]):
+    """An object that is made on a thread of its own and can be used there alone.
 
+    The thread runs one call at a time, in order; nobody else has a reference to the object.
 
-class Writer:
-    """Does blocking writes in order on one thread; who schedules one waits when too many wait."""
+    Args:
+        make: makes the object.
+        name: of the thread.
+    """
 
-    def __init__(self, thread: Executor, *, failed: Callable[[Exception], None]) -> None:
-        """Makes a writer that starts in the context of `running`.
+    def __init__(self, make: Callable[[], Owned], *, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._owned = self._thread.submit(make)
+        self._owned.exception()  # waits until it is made
 
-        Args:
-            thread: runs one call at a time.
-            failed: told of a write that broke; later writes still get their turn.
+    async def call(
+        self,
+        use: Callable[Concatenate[Owned, Params], Result],
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> Result:
+        """Awaits a call with the object as the first argument, for example of its methods.
+
+        What it returns leaves the thread, so it must be frozen or a private copy.
         """
-        self._thread = thread
-        self._failed = failed
-        self._writes: asyncio.Queue[_Write | None] = asyncio.Queue(_MAX_WAITING_WRITES)
+        return await run_in(self._thread, lambda: use(self._owned.result(), *args, **kwargs))
 
-    async def schedule(
-        self, call: Callable[[], None], *, then: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        """Queues a write; ``then`` is awaited on the event loop once it is done."""
-        await self._writes.put(_Write(call=call, then=then))
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Writes what is scheduled; on leaving the context all of it is done."""
-        working = asyncio.create_task(self._work(), name="writing")
-        try:
-            yield
-        finally:
-            await self._writes.put(None)
-            await working
-
-    async def _work(self) -> None:
-        while (write := await self._writes.get()) is not None:
-            try:
-                await run_in(self._thread, write.call)
-            except Exception as error:  # a task boundary: who made the writer decides
-                self._failed(error)
-            if write.then is not None:
-                await write.then()
+    def shutdown(self) -> None:
+        """Ends the thread after the calls that wait, without waiting for it."""
+        self._thread.shutdown(wait=False)
 
 
 @asynccontextmanager
@@ -113,7 +98,7 @@ async def stop_signals(
 
 
 class RunRequests:
-    """A ``RunControl`` that keeps what is asked until a run's event loop takes it."""
+    """A ``RunControl`` that keeps requests until the event loop of the run takes them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

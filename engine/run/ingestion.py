@@ -16,8 +16,7 @@ from engine.events import FrameReceived, SourceChanged
 from engine.geo.gps_tracks import GpsTracks
 from engine.output.recorder import Recorder
 from engine.ports import FrameSource
-from engine.run.event_loop import Writer
-from engine.run.event_queue import EventQueue
+from engine.run.queues import EventQueue, Writer
 from engine.types import (
     DropReason,
     Frame,
@@ -255,7 +254,6 @@ class Ingestion:
         logger.log(level, "%s: %s: %s", notice.source, notice.state.value, notice.detail)
         self._events(
             SourceChanged(
-                at_s=self._events.clock(),
                 source=notice.source,
                 state=notice.state,
                 detail=notice.detail,
@@ -279,7 +277,6 @@ class Ingestion:
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
         self._events(
             FrameReceived(
-                at_s=self._events.clock(),
                 frame_id=frame.frame_id,
                 index=frame.index,
                 captured_at_s=frame.captured_at_s,

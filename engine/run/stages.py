@@ -1,0 +1,223 @@
+"""The stages of a run: frames to keyframes and tracked frames, and these to the map."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+
+from engine.config import FrameTrackingConfig
+from engine.errors import InferenceError
+from engine.mapping.jobs import MapJob
+from engine.mapping.mapper import Mapper
+from engine.matching.pair_matching import PairMatching
+from engine.output.recorder import Recorder
+from engine.ports import FrameSource
+from engine.run.background import MapJobs, Snapshots, return_free_memory
+from engine.run.event_loop import ThreadOwned, run_in
+from engine.run.ingestion import Arrival, FrameQueue, Ingestion
+from engine.run.publishing import Publisher
+from engine.run.queues import MappingItem, MappingQueue, Writer
+from engine.tracking.frame_tracker import FrameTracker
+from engine.types import DropReason, Features, Frame, Keyframe
+
+
+class TrackingStage:
+    """Tracks the frames of each camera, and makes keyframes of them.
+
+    Args:
+        config: thresholds of tracking.
+        sources: where frames come from.
+        describe: makes the keypoint table of a keyframe.
+        thread: runs one call at a time.
+        frames: where frames wait.
+        items: where what was made of them goes.
+        ingestion: counts frames that cannot be described.
+        warn: emits that something is degraded.
+    """
+
+    def __init__(
+        self,
+        config: FrameTrackingConfig,
+        *,
+        sources: Sequence[FrameSource],
+        describe: Callable[[Frame], Features],
+        thread: Executor,
+        frames: FrameQueue,
+        items: MappingQueue,
+        ingestion: Ingestion,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._sources = sources
+        self._describe = describe
+        self._thread = thread
+        self._frames = frames
+        self._items = items
+        self._ingestion = ingestion
+        self._warn = warn
+        self._trackers: dict[tuple[int, str], FrameTracker] = {}
+
+    async def run(self) -> None:
+        """Tracks all frames."""
+        is_live = any(source.is_live for source in self._sources)
+        while True:
+            if is_live:
+                await self._items.wait_until_keyframe_taken()
+            arrival = await self._frames.get()
+            if arrival is None:
+                return
+            try:
+                await self._track(arrival)
+            except InferenceError as error:
+                await self._frames.give_back(arrival.frame)
+                await self._ingestion.drop(
+                    arrival.frame, reason=DropReason.FAILED, detail=str(error)
+                )
+
+    async def _track(self, arrival: Arrival) -> None:
+        """Tracks a frame and passes it on at once; then makes it a keyframe if one is due.
+
+        Raises:
+            InferenceError: it can only be a keyframe, and cannot be described.
+        """
+        tracker = self._tracker(arrival)
+        is_ahead = arrival.is_live and self._items.is_behind
+        followed = await run_in(
+            self._thread, tracker.follow, arrival.frame, wants_fallback=is_ahead
+        )
+        due = None if is_ahead and followed.can_wait else followed.due
+        item = MappingItem(
+            frame=arrival.frame,
+            tracked=followed.tracked,
+            fallback=followed.fallback,
+            keyframe=None,
+            is_settled=due is None,
+            is_live=arrival.is_live,
+        )
+        if followed.tracked is not None:
+            await self._items.put(item)
+        if due is None:
+            return
+        try:
+            keyframe = await run_in(self._thread, tracker.make_keyframe, arrival.frame, due)
+        except InferenceError as error:
+            if followed.tracked is None:
+                raise
+            keyframe = None  # it has its pose already
+            self._warn(f"{arrival.frame.name} does not become a keyframe: {error}")
+        await self._items.put(
+            replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
+        )
+
+    def _tracker(self, arrival: Arrival) -> FrameTracker:
+        if arrival.lane not in self._trackers:
+            self._trackers[arrival.lane] = FrameTracker(
+                self._config,
+                describe=self._describe,
+                is_sequence=self._sources[arrival.source_idx].is_sequence,
+            )
+        return self._trackers[arrival.lane]
+
+
+class MappingStage:
+    """Brings what tracking made of the frames into the map, in order.
+
+    While a live keyframe is matched, frames after it get their poses from the keyframe before.
+
+    Args:
+        mapper: owns the map.
+        matching: matches keyframes; its own thread has the scene graph meanwhile.
+        matching_thread: runs one call at a time, beside the mapper.
+        items: where frames come from.
+        frames: gets the memory of frames back.
+        jobs: runs what the mapper hands out.
+        snapshots: writes the map when enough is new.
+        publisher: publishes what the mapper returns.
+        recorder: writes; called through the writer.
+        writer: runs writes in order.
+    """
+
+    def __init__(
+        self,
+        mapper: ThreadOwned[Mapper],
+        *,
+        matching: PairMatching,
+        matching_thread: Executor,
+        items: MappingQueue,
+        frames: FrameQueue,
+        jobs: MapJobs,
+        snapshots: Snapshots,
+        publisher: Publisher,
+        recorder: Recorder,
+        writer: Writer,
+    ) -> None:
+        self._mapper = mapper
+        self._matching = matching
+        self._matching_thread = matching_thread
+        self._items = items
+        self._frames = frames
+        self._jobs = jobs
+        self._snapshots = snapshots
+        self._publisher = publisher
+        self._recorder = recorder
+        self._writer = writer
+        self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
+
+    async def run(self) -> None:
+        """Maps all items."""
+        while (item := await self._items.get()) is not None:
+            if item.keyframe is None:
+                await self._pose(item, wants_view=self._publisher.wants_view)
+            else:
+                with self._items.mapping_keyframe():
+                    await self._map(item, item.keyframe.keyframe)
+
+    async def _pose(self, item: MappingItem, *, wants_view: bool) -> None:
+        """Poses a frame, and settles one that does not become a keyframe."""
+        if item.tracked is not None:
+            step = await self._mapper.call(
+                Mapper.add_frame, item.tracked, fallback=item.fallback, wants_view=wants_view
+            )
+            await self._publisher.publish_step(step, item.frame)
+        else:
+            await self._publisher.publish_events()
+        if item.is_settled:
+            await self._writer.schedule(
+                functools.partial(self._recorder.frame_tracked, item.frame.frame_id),
+                then=functools.partial(self._frames.give_back, item.frame),
+            )
+
+    async def _map(self, item: MappingItem, keyframe: Keyframe) -> None:
+        """Matches a keyframe and adds it to the map."""
+        finished = await self._jobs.finished(self._due, wait=not item.is_live)
+        to_match = await self._mapper.call(Mapper.begin_keyframe, keyframe, finished)
+        if finished:
+            await self._writer.schedule(return_free_memory)
+        matching = asyncio.create_task(
+            run_in(
+                self._matching_thread,
+                self._matching.match_keyframe,
+                to_match.frame_id,
+                wants_pointmaps=to_match.wants_pointmaps,
+            ),
+            name="matching",
+        )
+        while item.is_live and (later := await self._items.get_tracked_until(matching)):
+            # The scene graph is with the thread that matches: a view would read it.
+            await self._pose(later, wants_view=False)
+        matched = await matching
+        step = await self._mapper.call(
+            Mapper.add_keyframe, matched, wants_view=self._publisher.wants_view
+        )
+        if step.record is not None:
+            await self._writer.schedule(
+                functools.partial(self._recorder.keyframe_added, item.frame, step.record),
+                then=functools.partial(self._frames.give_back, item.frame),
+            )
+        self._due = step.due
+        await self._jobs.start(step.jobs)
+        await self._snapshots.write_if_due(step.counts)
+        await self._publisher.publish_step(step, item.frame)
