@@ -1,8 +1,9 @@
-"""What all tests share: quiet, single-threaded libraries and the way to real data."""
+"""What all tests share: quiet, single-threaded libraries, the way to real data, and --fast."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,20 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # torch and every BLAS
     OPENBLAS_NUM_THREADS="1",  # NumPy's own build
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if config.getoption("--fast"):
+        for item in slow:
+            item.add_marker(pytest.mark.skip(reason="slow, left out by --fast"))
+    # Files with most slow tests first: several processes then end at about the same time.
+    num_slow = Counter(item.path for item in slow)
+    items.sort(key=lambda item: -num_slow[item.path])
 
 
 @pytest.fixture(scope="session")
