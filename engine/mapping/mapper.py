@@ -35,12 +35,11 @@ from engine.mapping.georeferencing import Georeferencing, Placement
 from engine.mapping.growth import BuiltMap
 from engine.mapping.metric_scale import MetricScale
 from engine.mapping.restarts import MapStarts
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.sparse_map import MapCopy, SparseMap
 from engine.mapping.window_schedule import WindowWork
 from engine.mapping.window_selection import SolvedWindow, WindowJob
 from engine.matching.pair_matching import PairMatching
 from engine.matching.scene_graph import SceneGraph
-from engine.output.snapshots import MapCopy
 from engine.ports import EventSink, PairMatcher, WindowSolver
 from engine.types import (
     Features,

@@ -52,6 +52,14 @@ class Fit:
     gain: float  # sum of 1 - (error / bound)^2 over the observations below the bound
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MapCopy:
+    """A private copy of a map, to be written."""
+
+    reconstruction: pycolmap.Reconstruction
+    is_in_metres: bool  # east, north, up of the run's origin; else in the map's own frame and unit
+
+
 class SparseMap:
     """Keyframes, their verified matches, and what has been reconstructed of them so far."""
 

@@ -16,9 +16,10 @@ import pycolmap
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import JournalError, SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
+from engine.mapping.sparse_map import MapCopy
 from engine.output.journal import Journal, encode_keyframe_image
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, dropped_status
-from engine.output.snapshots import JsonValue, MapCopy, next_sequence, write_snapshot
+from engine.output.snapshots import JsonValue, next_sequence, write_snapshot
 from engine.ports import EventSink
 from engine.types import (
     DropReason,

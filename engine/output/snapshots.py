@@ -20,6 +20,7 @@ import pycolmap
 
 from engine.config import SnapshotsConfig
 from engine.errors import SnapshotError
+from engine.mapping.sparse_map import MapCopy
 from engine.output.files import (
     TEMPORARY_PREFIX,
     flush_to_disk,
@@ -31,14 +32,6 @@ from engine.output.files import (
 logger = logging.getLogger(__name__)
 
 JsonValue = object  # what json can write: scalars, and lists and mappings of them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MapCopy:
-    """A private copy of a map, to be written."""
-
-    reconstruction: pycolmap.Reconstruction
-    is_in_metres: bool  # east, north, up of the run's origin; else in the map's own frame and unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
