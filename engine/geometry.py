@@ -1,4 +1,4 @@
-"""Pure functions on poses, projections and positions; numpy only.
+"""Pure functions on poses and projections; numpy only.
 
 A pose is a (3, 4) array [R | t] mapping world to camera coordinates (``cam_from_world``), camera
 axes x right, y down, z forward. Pixels follow COLMAP: the centre of the first pixel is (0.5, 0.5).
@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.types import Float64Array, GpsFix, Int64Array
-
-# WGS84 ellipsoid (NIMA TR8350.2).
-_WGS84_SEMI_MAJOR_M = 6378137.0
-_WGS84_FLATTENING = 1.0 / 298.257223563
-_WGS84_ECCENTRICITY_SQUARED = _WGS84_FLATTENING * (2.0 - _WGS84_FLATTENING)
+from engine.types import Float64Array, Int64Array
 
 _SPREAD_CELLS = 12  # per image edge
 
@@ -179,30 +174,3 @@ def spread_over_image(points_xy: Float64Array, *, size: tuple[int, int], limit: 
     counts = np.diff([*starts, len(cell)])
     rank_in_cell[by_cell] = np.arange(len(cell)) - np.repeat(starts, counts)
     return np.sort(np.lexsort((np.arange(len(cell)), rank_in_cell))[:limit])
-
-
-def ecef_from_wgs84(fix: GpsFix) -> Float64Array:
-    """Earth-centred coordinates (3,) in metres of a WGS84 position."""
-    latitude, longitude = np.radians(fix.latitude_deg), np.radians(fix.longitude_deg)
-    sine = np.sin(latitude)
-    normal_m = _WGS84_SEMI_MAJOR_M / np.sqrt(1.0 - _WGS84_ECCENTRICITY_SQUARED * sine**2)
-    horizontal_m = (normal_m + fix.altitude_m) * np.cos(latitude)
-    vertical_m = (normal_m * (1.0 - _WGS84_ECCENTRICITY_SQUARED) + fix.altitude_m) * sine
-    return np.array(
-        [horizontal_m * np.cos(longitude), horizontal_m * np.sin(longitude), vertical_m]
-    )
-
-
-def enu_from_wgs84(fix: GpsFix, *, origin: GpsFix) -> Float64Array:
-    """East, north, up (3,) in metres of a position, seen from ``origin``."""
-    latitude, longitude = np.radians(origin.latitude_deg), np.radians(origin.longitude_deg)
-    sin_lat, cos_lat = np.sin(latitude), np.cos(latitude)
-    sin_lon, cos_lon = np.sin(longitude), np.cos(longitude)
-    enu_from_ecef = np.array(
-        [
-            [-sin_lon, cos_lon, 0.0],
-            [-sin_lat * cos_lon, -sin_lat * sin_lon, cos_lat],
-            [cos_lat * cos_lon, cos_lat * sin_lon, sin_lat],
-        ]
-    )
-    return np.asarray(enu_from_ecef @ (ecef_from_wgs84(fix) - ecef_from_wgs84(origin)))

@@ -1,1 +1,1 @@
-"""Encoded images and their EXIF blocks."""
+"""Encoded images, their EXIF blocks, and the keypoints that dense matchers begin with."""

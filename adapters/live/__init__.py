@@ -1,1 +1,1 @@
-"""What live sources share: clocks, back-off, queues, threads, listening addresses."""
+"""What live sources and views share: clocks, back-off, queues, threads, addresses, counters."""

@@ -21,7 +21,6 @@ class CaptureClock:
     def __init__(self) -> None:
         self._offset_s = 0.0
         self._last_s = -math.inf
-        self.num_jumps = 0  # times that the camera's clock was found unusable and shifted
 
     def tick(self, told_s: float | None, *, arrived_at_s: float) -> float:
         """The capture time of the next frame.
@@ -35,7 +34,6 @@ class CaptureClock:
             captured_at_s = told_s + self._offset_s
             if not self._is_plausible(captured_at_s, arrived_at_s):
                 self._offset_s = arrived_at_s - told_s
-                self.num_jumps += self._last_s > -math.inf
                 captured_at_s = arrived_at_s
         self._last_s = max(captured_at_s, self._last_s + _MIN_STEP_S)
         return self._last_s

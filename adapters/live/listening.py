@@ -6,7 +6,7 @@ import ipaddress
 import os
 import socket
 
-from adapters.phone.addresses import lan_address
+from adapters.live.addresses import lan_address
 from engine.errors import SourceError
 
 

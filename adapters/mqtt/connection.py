@@ -183,11 +183,6 @@ class MqttLink:
         self._max_packet_bytes = 2 * 10**6 * self.live.max_payload_mb if receiver else None
         self._speaks_version5 = True
 
-    @property
-    def speaks_version5(self) -> bool:
-        """Whether the next connection uses MQTT 5."""
-        return self._speaks_version5
-
     def client(
         self,
         *,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from adapters.views.run_counters import RunCounters
+from adapters.live.run_counters import RunCounters
 from engine.events import (
     CommandTaken,
     Event,

@@ -125,11 +125,6 @@ class MqttSource:
         """Nobody knows."""
         return None
 
-    @property
-    def num_messages(self) -> int:
-        """Messages on the topics of frames so far."""
-        return self._num_messages
-
     async def frames(self) -> AsyncGenerator[Received, None]:
         """Yields what comes until the broker refuses us; called once."""
         receiving = asyncio.create_task(self._receive(), name=f"receive {self.label}")

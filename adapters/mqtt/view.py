@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.live.run_counters import RunCounters
 from adapters.mqtt.connection import (
     PASSWORD_VARIABLE,
     MqttAddress,
@@ -29,7 +30,6 @@ from adapters.mqtt.messages import (
     status_message,
 )
 from adapters.mqtt.outbox import Outbox, Throttle
-from adapters.views.run_counters import RunCounters
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.events import CommandTaken, Event, FramePosed, RunFinished, RunStarted

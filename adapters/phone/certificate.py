@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.phone.addresses import local_addresses, local_names
+from adapters.live.addresses import local_addresses, local_names
 from engine.config import PhoneConfig
 from engine.errors import ConfigError
 

@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from adapters.live.addresses import lan_address
 from adapters.live.listening import refuse_taken_address
-from adapters.phone.addresses import lan_address
 from adapters.phone.certificate import PageCertificate, page_certificate
 from adapters.phone.feedback_view import FeedbackDesk, FeedbackView
 from adapters.phone.phone_session import Intake

@@ -12,7 +12,7 @@ from threading import Lock
 
 import numpy as np
 
-from adapters.matchers.dense_keypoints import dense_features
+from adapters.images.dense_keypoints import dense_features
 from engine.config import DenseMatchingConfig, OracleConfig
 from engine.geometry import invert_pose, transform_points
 from engine.types import (

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, TextIO
 
+from adapters.live.run_counters import RunCounters
 from adapters.views.log_lines import LogLevel, LogLine, log_line_of
-from adapters.views.run_counters import RunCounters
 from engine.events import Event
 from engine.types import Frame, FramePose, MapView
 

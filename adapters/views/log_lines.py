@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from adapters.views.run_counters import RunCounters
+from adapters.live.run_counters import RunCounters
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,

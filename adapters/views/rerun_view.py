@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.live.run_counters import RunCounters
 from adapters.views.display_image import DisplayImage, display_image
 from adapters.views.log_lines import log_line_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
@@ -15,7 +16,6 @@ from adapters.views.rerun_geography import GeographyDrawing
 from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
 from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
 from adapters.views.rerun_service import LiveServer
-from adapters.views.run_counters import RunCounters
 from adapters.views.viewpoint import Viewpoint
 from engine.config import ViewsConfig
 from engine.errors import ConfigError

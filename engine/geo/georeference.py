@@ -12,7 +12,7 @@ import pycolmap
 
 from engine.config import GeoreferenceConfig
 from engine.geo.similarity_fit import SimilarityFit, fit_similarity, level_cameras
-from engine.geometry import camera_center, enu_from_wgs84
+from engine.geometry import camera_center
 from engine.types import BoolArray, Float64Array, GpsFix, freeze_field
 
 _MIN_FIXES = 4  # three points fit any similarity
@@ -161,7 +161,17 @@ def median_fix(fixes: Sequence[GpsFix]) -> GpsFix:
 
 def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array:
     """Positions (N, 3) in metres east, north, up of an origin."""
-    return np.array([enu_from_wgs84(fix, origin=origin) for fix in fixes]).reshape(-1, 3)
+    rows = [(fix.latitude_deg, fix.longitude_deg, fix.altitude_m) for fix in fixes]
+    wgs84 = pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84)
+    latitude_longitude_altitude = np.array(rows).reshape(-1, 3)
+    return np.asarray(
+        wgs84.ellipsoid_to_enu(
+            latitude_longitude_altitude,
+            origin.latitude_deg,
+            origin.longitude_deg,
+            origin.altitude_m,
+        )
+    )
 
 
 def stds_m(fixes: Sequence[GpsFix], *, config: GeoreferenceConfig) -> Float64Array:

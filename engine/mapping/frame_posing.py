@@ -62,11 +62,6 @@ class FramePoser:
         self._references: dict[FrameId, _DepthReference] = {}
         self._last: tuple[FrameId, Float64Array] | None = None  # keyframe, cam_from_keyframe
 
-    @property
-    def num_pending(self) -> int:
-        """Frames waiting for their keyframe."""
-        return len(self._pending)
-
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Notes a keyframe's place in time."""
         self._trajectory.add_keyframe(keyframe)

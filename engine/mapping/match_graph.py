@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 
 import pycolmap
 
@@ -40,22 +40,9 @@ class MatchGraph:
         """
         if frame_id in self._neighbors:
             raise MapError(f"keyframe {frame_id} was added before")
-        for verified in pairs:
-            if frame_id not in _ends(verified.pair):
-                raise MapError(f"{verified.pair} does not join the new keyframe {frame_id}")
-        self._check(pairs, known=self._neighbors.keys() | {frame_id})
+        self._check(frame_id, pairs)
         self._correspondences.add_image(frame_id, num_keypoints)
         self._neighbors[frame_id] = {}
-        self._add(pairs)
-
-    def add_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
-        """Adds pairs between known keyframes.
-
-        Raises:
-            MapError: a keyframe of a pair is unknown, or the pair was added before, even if it is
-                distrusted now; nothing is added.
-        """
-        self._check(pairs, known=self._neighbors.keys())
         self._add(pairs)
 
     def distrust(self, pair: ImagePair) -> None:
@@ -63,14 +50,18 @@ class MatchGraph:
         for frame_id, other in ((pair.first, pair.second), (pair.second, pair.first)):
             del self._neighbors[frame_id][other]
 
-    def _check(self, pairs: Sequence[VerifiedPair], *, known: Set[FrameId]) -> None:
+    def _check(self, frame_id: FrameId, pairs: Sequence[VerifiedPair]) -> None:
+        """Refuses pairs that do not join a new keyframe to known ones, each once."""
+        known = self._neighbors.keys() | {frame_id}
         checked: set[ImagePair] = set()
         for verified in pairs:
             pair = verified.pair
-            if not _ends(pair) <= known:
+            ends = {pair.first, pair.second}
+            if frame_id not in ends:
+                raise MapError(f"{pair} does not join the new keyframe {frame_id}")
+            if not ends <= known:
                 raise MapError(f"{pair} does not join keyframes of this map")
-            was_added = self._correspondences.num_matches_between_images(pair.first, pair.second)
-            if pair in checked or was_added:
+            if pair in checked:
                 raise MapError(f"{pair} was added before")
             checked.add(pair)
 
@@ -83,7 +74,3 @@ class MatchGraph:
             self._correspondences.add_two_view_geometry(first, second, geometry)
             self._neighbors[first][second] = verified
             self._neighbors[second][first] = verified
-
-
-def _ends(pair: ImagePair) -> set[FrameId]:
-    return {pair.first, pair.second}

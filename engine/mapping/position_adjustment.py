@@ -37,7 +37,6 @@ class PositionAdjustment:
     error_after_px: float
     rmse_before_m: float  # of the positions that pulled, by their weights
     rmse_after_m: float
-    moved_m: float  # the farthest that a camera moved
 
 
 def adjust_with_positions(
@@ -122,11 +121,10 @@ class _Positions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _State:
-    """A map in metres as it is at one time."""
+    """How well a map in metres fits its images and positions at one time."""
 
     error_px: float
     rmse_m: float
-    centers_m: Float64Array  # (K, 3) of all cameras
 
     @classmethod
     def of(cls, reconstruction: pycolmap.Reconstruction, positions: _Positions) -> _State:
@@ -136,7 +134,6 @@ class _State:
         return cls(
             error_px=float(reconstruction.compute_mean_reprojection_error()),
             rmse_m=float(np.sqrt(positions.weights @ (offsets_m**2).sum(axis=1) / total)),
-            centers_m=_centers(reconstruction, sorted(reconstruction.reg_image_ids())),
         )
 
 
@@ -171,7 +168,6 @@ def _outcome(
         error_after_px=after.error_px,
         rmse_before_m=before.rmse_m,
         rmse_after_m=after.rmse_m,
-        moved_m=float(np.linalg.norm(after.centers_m - before.centers_m, axis=1).max(initial=0.0)),
     )
 
 

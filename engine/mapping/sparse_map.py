@@ -121,10 +121,6 @@ class SparseMap:
         """The camera as calibrated now; change it only through ``set_camera_params``."""
         return self._reconstruction.camera(self._camera_ids[camera_key])
 
-    def has_camera(self, camera_key: str) -> bool:
-        """Whether the camera was added."""
-        return camera_key in self._camera_ids
-
     @property
     def constant_camera_ids(self) -> frozenset[int]:
         """COLMAP's ids of the cameras whose calibration bundle adjustment must not change."""
@@ -216,18 +212,6 @@ class SparseMap:
         for row in np.flatnonzero((before_xy != after_xy).any(axis=1)).tolist():
             points2D[row].xy = after_xy[row]
         self._keyframes[features.frame_id] = replace(keyframe, features=features)
-
-    def add_late_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
-        """Adds verified pairs between keyframes that are both in the map already.
-
-        COLMAP's managers count correspondences when an image is added, so they are made anew.
-
-        Raises:
-            MapError: a keyframe of a pair is unknown, or the pair is known; the map is as it was.
-        """
-        self._matches.add_pairs(pairs)
-        if pairs:
-            self._rebuild_managers()
 
     def initialize(
         self, first: FrameId, second: FrameId, *, second_from_first: Float64Array

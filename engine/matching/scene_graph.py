@@ -16,7 +16,7 @@ import networkx as nx
 import numpy as np
 
 from engine.config import SceneGraphConfig
-from engine.geometry import enu_from_wgs84
+from engine.geo.georeference import positions_in_enu
 from engine.ports import PlaceIndex
 from engine.types import (
     Features,
@@ -105,7 +105,7 @@ class SceneGraph:
         sequence.append(frame_id)
         if keyframe.gps is not None:
             self._gps_origin = self._gps_origin or keyframe.gps
-            position_in_enu = enu_from_wgs84(keyframe.gps, origin=self._gps_origin)
+            position_in_enu = positions_in_enu([keyframe.gps], origin=self._gps_origin)[0]
             self._east_north_m[frame_id] = position_in_enu[:2]
 
     def replace_features(self, features: Features) -> None:

@@ -17,7 +17,7 @@ TIMEOUT_S = 60.0
 
 OPTIONAL = ["aiohttp", "aiomqtt"]  # extras
 SLOW_TO_LOAD = ["av", "cv2", "pycolmap", "rerun", "torch"]
-NETWORKS = "adapters.matchers.mast3r"  # its modules need torch at once; see test_architecture
+NETWORKS = "adapters.matchers.mast3r"  # its modules need torch at once
 
 # Imports modules in an interpreter of its own, with some packages missing, and tells what changed.
 # What the core's packages do when they are loaded is not the project's: they are loaded before.

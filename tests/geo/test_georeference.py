@@ -17,6 +17,7 @@ from engine.geo.georeference import (
     estimate_georeference,
     gps_rmse_m,
     median_fix,
+    positions_in_enu,
     to_enu,
 )
 from engine.geometry import (
@@ -113,6 +114,35 @@ def errors_m(outcome: Georeference, true_m: Float64Array) -> Float64Array:
 def noise_m(num: int, *, horizontal_m: float, vertical_m: float, seed: int = 0) -> Float64Array:
     rng = np.random.default_rng(seed)
     return rng.normal(scale=(horizontal_m, horizontal_m, vertical_m), size=(num, 3))
+
+
+# -- east, north, up ------------------------------------------------------------------------------
+
+
+def fix_at(latitude_deg: float, longitude_deg: float, altitude_m: float = 0.0) -> GpsFix:
+    return GpsFix(latitude_deg=latitude_deg, longitude_deg=longitude_deg, altitude_m=altitude_m)
+
+
+def test_the_ellipsoid_has_the_axes_of_wgs84() -> None:
+    (pole_m,) = positions_in_enu([fix_at(90.0, 0.0)], origin=fix_at(0.0, 0.0))
+    np.testing.assert_allclose(pole_m, [0.0, 6_356_752.314_245, -6_378_137.0], atol=1e-6)
+
+
+def test_east_north_and_up_are_the_axes() -> None:
+    origin = fix_at(45.0, 7.0, 100.0)
+    east_m, north_m, up_m = positions_in_enu(
+        [fix_at(45.0, 7.001, 100.0), fix_at(45.001, 7.0, 100.0), fix_at(45.0, 7.0, 130.0)],
+        origin=origin,
+    )
+    assert east_m == pytest.approx([78.85, 0.0, 0.0], abs=0.05)
+    assert north_m == pytest.approx([0.0, 111.13, 0.0], abs=0.05)
+    assert up_m == pytest.approx([0.0, 0.0, 30.0], abs=1e-6)
+
+
+def test_positions_across_the_date_line_are_near() -> None:
+    (east_m,) = positions_in_enu([fix_at(10.0, -179.9999)], origin=fix_at(10.0, 179.9999))
+    assert east_m == pytest.approx([21.93, 0.0, 0.0], abs=0.01)
+    assert positions_in_enu([], origin=fix_at(10.0, 179.9999)).shape == (0, 3)
 
 
 # -- laying the map onto positions ----------------------------------------------------------------

@@ -15,7 +15,6 @@ def test_unix_times_of_a_camera_are_taken_as_they_are() -> None:
     clock = CaptureClock()
     told_s = [NOW_S + 0.1 * i for i in range(5)]
     assert [clock.tick(told, arrived_at_s=told + 0.3) for told in told_s] == told_s
-    assert clock.num_jumps == 0
 
 
 def test_a_clock_of_another_origin_keeps_its_steps() -> None:
@@ -34,16 +33,15 @@ def test_a_camera_that_tells_no_time_gets_that_of_the_arrival(told_s: float | No
 
 
 @pytest.mark.parametrize("jump_s", [-3600.0, 10 * 365 * 86400.0, -1e12])
-def test_after_a_jump_of_its_clock_times_follow_the_arrivals_and_still_increase(
+def test_a_clock_that_jumps_is_shifted_to_the_arrival_once_and_times_still_increase(
     jump_s: float,
 ) -> None:
     clock = CaptureClock()
     before_s = clock.tick(NOW_S, arrived_at_s=NOW_S)
     after_s = clock.tick(NOW_S + 0.1 + jump_s, arrived_at_s=NOW_S + 0.1)
-    later_s = clock.tick(NOW_S + 0.2 + jump_s, arrived_at_s=NOW_S + 0.2)
+    later_s = clock.tick(NOW_S + 0.2 + jump_s, arrived_at_s=NOW_S + 0.7)
     assert before_s < after_s == NOW_S + 0.1
     assert later_s == pytest.approx(NOW_S + 0.2, abs=1e-3)
-    assert clock.num_jumps == 1
 
 
 def test_times_that_stand_still_increase_all_the_same() -> None:

@@ -179,14 +179,11 @@ def test_a_keyframe_that_shares_little_with_each_other_one_is_refined_against_th
     newest = FrameId(7)
     common = sorted(set.intersection(*(set(world.view(i).point_ids) for i in world.frame_ids)))
     few_of = {i: common[9 * (i % 3) :][:9] for i in range(1, 7)}  # the same for 1 and 4, ...
-    sparse_map = map_of_keyframes(world, skips=lambda pair: True)
+    pairs = [world.verified_pair(i, newest, among=few_of[i]) for i in range(1, 7)]
     for first, second in itertools.combinations(range(1, 7), 2):
         few = few_of[first] if few_of[first] == few_of[second] else []
-        among = [*common[27:], *few]
-        sparse_map.add_late_pairs([world.verified_pair(first, second, among=among)])
-    sparse_map.add_late_pairs(
-        [world.verified_pair(i, newest, among=few_of[i]) for i in range(1, 7)]
-    )
+        pairs.append(world.verified_pair(first, second, among=[*common[27:], *few]))
+    sparse_map = map_of_keyframes(world, skips=lambda pair: True, given_pairs=pairs)
     grow(sparse_map, world, world.frame_ids)
     assert set(sparse_map.covisibility(newest).values()) == {9}
     true_poses = poses_of(sparse_map)

@@ -125,7 +125,8 @@ def test_a_calibration_that_does_not_fit_its_model_is_not_met() -> None:
     keyframe = world_of(SyntheticCamera(prior=prior)).keyframe(1)
     with pytest.raises(MapError):
         cameras.calibration.meet(keyframe, sparse_map)
-    assert not sparse_map.has_camera("camera")
+    with pytest.raises(KeyError):
+        sparse_map.camera("camera")
     cameras.calibration.meet(dataclasses.replace(keyframe, intrinsics_prior=None), sparse_map)
     assert cameras.origins == [("camera", "assumed")]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from engine.mapping.facts import MappingFacts
 
 from engine.events import (
     BundleAdjusted,
@@ -22,7 +23,6 @@ from engine.events import (
     RegistrationFailed,
 )
 from engine.mapping.bundle_adjustment import GlobalMerge
-from engine.mapping.facts import MappingFacts
 from engine.mapping.metric_scale import MetricScale
 from engine.mapping.misplacement import Misplacement
 from engine.mapping.sparse_map import Registration

@@ -111,7 +111,7 @@ def test_frames_of_registered_keyframes_are_posed_at_once(
     assert len(known) == len(poses) == NUM_FRAMES - len(KEYFRAMES)
     assert largest_error(known, world) < 1e-6
     assert not any(pose.is_keyframe for pose in known)
-    assert poser.num_pending == 0
+    assert poser.pose_pending(sparse_map) == []
     trajectory = poser.trajectory(sparse_map)
     assert [pose.frame_id for pose in trajectory] == [*KEYFRAMES, *(p.frame_id for p in known)]
     assert largest_error(trajectory, world) < 1e-6
@@ -176,7 +176,7 @@ def test_a_frame_that_lost_its_points_is_interpolated(
     assert poser.add_tracked(few, sparse_map) is None
     assert poser.add_tracked(nonsense, sparse_map) is None
 
-    assert poser.num_pending == 0
+    assert poser.pose_pending(sparse_map) == []
     assert poser.num_interpolated(sparse_map) == 2
     centers = [camera_center(own_poses(poser, sparse_map)[FrameId(i)]) for i in (2, 3)]
     ends = [camera_center(true_pose(world, i)) for i in (1, 4)]
@@ -236,12 +236,10 @@ def test_frames_wait_for_the_map_and_for_their_keyframe(world: SyntheticWorld) -
     poser = poser_with(world)
     frames = tracked_frames(world)
     assert [poser.add_tracked(tracked, None) for tracked in frames] == [None] * len(frames)
-    assert poser.num_pending == len(frames)
 
     sparse_map = map_with(world, (1, 4, 7))
     early = poser.pose_pending(sparse_map)
     assert [tracked.frame_id for tracked, _ in early] == [2, 3, 5, 6, 8, 9]
-    assert poser.num_pending == 2
     assert poser.num_interpolated(sparse_map) == 2 + 2  # two keyframes are missing, too
     assert poser.pose_pending(sparse_map) == []
 
@@ -250,7 +248,7 @@ def test_frames_wait_for_the_map_and_for_their_keyframe(world: SyntheticWorld) -
     poser.forget_points()
     late = poser.pose_pending(sparse_map)
     assert [tracked.frame_id for tracked, _ in late] == [11, 12]
-    assert poser.num_pending == 0
+    assert poser.pose_pending(sparse_map) == []
     assert [tracked.frame_id for tracked, _ in early + late] == [
         pose.frame_id for _, pose in early + late
     ]
@@ -261,7 +259,8 @@ def test_a_frame_of_a_keyframe_outside_the_map_waits(world: SyntheticWorld) -> N
     poser = poser_with(world)
     sparse_map = map_with(world, (1, 4, 7))
     assert poser.add_tracked(world.tracked(11, keyframe_id=10), sparse_map) is None
-    assert poser.num_pending == 1
+    ((waiting, _),) = poser.pose_pending(map_with(world, (1, 4, 7, 10)))
+    assert waiting.frame_id == 11
 
 
 def test_the_oldest_of_too_many_waiting_frames_are_interpolated_in_the_end(
@@ -272,7 +271,6 @@ def test_the_oldest_of_too_many_waiting_frames_are_interpolated_in_the_end(
     frames = tracked_frames(world)
     for tracked in frames:
         poser.add_tracked(tracked, None)
-    assert poser.num_pending == 3
 
     sparse_map = map_with(world, KEYFRAMES)
     posed = poser.pose_pending(sparse_map)
@@ -419,11 +417,11 @@ def test_a_frame_that_waits_gets_its_first_pose_from_the_keyframe_before(
     pose = poser.add_tracked(tracked, sparse_map, fallback=world.tracked(11, keyframe_id=7))
     assert pose is not None
     assert largest_error([pose], world) < 1e-6
-    assert poser.num_pending == 1
-    ((posed, better),) = poser.pose_pending(map_with(world, (1, 4, 7, 10)))
+    larger_map = map_with(world, (1, 4, 7, 10))
+    ((posed, better),) = poser.pose_pending(larger_map)
     assert posed is tracked
     assert largest_error([better], world) < 1e-6
-    assert poser.num_pending == 0
+    assert poser.pose_pending(larger_map) == []
 
 
 def test_without_the_keyframe_before_in_the_map_it_only_waits(world: SyntheticWorld) -> None:
@@ -434,4 +432,5 @@ def test_without_the_keyframe_before_in_the_map_it_only_waits(world: SyntheticWo
     assert (
         poser.add_tracked(world.tracked(12, keyframe_id=10), sparse_map, fallback=fallback) is None
     )
-    assert poser.num_pending == 2
+    posed = poser.pose_pending(map_with(world, (1, 4, 10)))
+    assert [tracked.frame_id for tracked, _ in posed] == [11, 12]

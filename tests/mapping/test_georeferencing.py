@@ -12,7 +12,8 @@ import pytest
 
 from engine.config import Config, GeoreferenceConfig
 from engine.events import Event, Georeferenced, Warned
-from engine.geometry import camera_center, enu_from_wgs84
+from engine.geo.georeference import positions_in_enu
+from engine.geometry import camera_center
 from engine.mapping.georeferencing import Placement
 from engine.mapping.mapper import MappingPipeline
 from engine.types import Float64Array, FrameId, GpsFix
@@ -72,11 +73,9 @@ class PlacedRun:
         assert placement is not None
         ids = sorted(reconstruction.reg_image_ids())
         centers = [reconstruction.image(i).projection_center() for i in ids]
-        true_m = [
-            enu_from_wgs84(true_fix(self.world, i), origin=placement.georeference.origin)
-            for i in ids
-        ]
-        return np.asarray(np.linalg.norm(np.array(centers) - np.array(true_m), axis=1))
+        fixes = [true_fix(self.world, i) for i in ids]
+        true_m = positions_in_enu(fixes, origin=placement.georeference.origin)
+        return np.asarray(np.linalg.norm(np.array(centers) - true_m, axis=1))
 
 
 def the_copy(run: PlacedRun) -> tuple[pycolmap.Reconstruction, Placement | None]:

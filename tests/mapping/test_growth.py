@@ -314,12 +314,13 @@ def test_growing_stops_where_nothing_is_seen(world: SyntheticWorld) -> None:
 
 def test_a_keyframe_that_failed_is_tried_again_when_a_neighbour_came(world: SyntheticWorld) -> None:
     """Keyframe 4 has bad pairs with the first ones and good pairs with those behind it."""
-    frame_ids = [1, 2, 3, 4, 5]
-    sparse_map = map_of_keyframes(
-        world, frame_ids=frame_ids, skips=lambda pair: 4 in (pair.first, pair.second)
-    )
     bad = [world.verified_pair(i, 4, wrong_ratio=0.6) for i in (1, 2, 3)]
-    sparse_map.add_late_pairs([*bad, world.verified_pair(4, 5)])
+    sparse_map = map_of_keyframes(
+        world,
+        frame_ids=[1, 2, 3, 4, 5],
+        skips=lambda pair: 4 in (pair.first, pair.second),
+        given_pairs=[*bad, world.verified_pair(4, 5)],
+    )
     grow(sparse_map, world, [1, 2, 3])
     assert sparse_map.num_visible_points(FrameId(4)) > sparse_map.num_visible_points(FrameId(5))
     refused = sparse_map.register(FrameId(4), min_inlier_ratio=CONFIG.min_inlier_ratio)

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pycolmap
 import pytest
-
-from engine.config import CamerasConfig
-from engine.errors import MapError
 from engine.mapping.initial_camera import (
     CalibrationOrigin,
     InitialCamera,
     initial_camera,
     with_focal_length,
 )
+
+from engine.config import CamerasConfig
+from engine.errors import MapError
 from engine.types import Features, FrameId, IntrinsicsPrior, Keyframe
 
 WIDTH, HEIGHT = 640, 480

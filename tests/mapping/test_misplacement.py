@@ -29,6 +29,7 @@ from engine.types import (
 )
 from tests.support.synthetic import (
     SyntheticWorld,
+    add_unused_pair,
     ground,
     grow,
     grown_map,
@@ -186,16 +187,17 @@ def drifted_ring(*, drift_rad: float, weakest_link: int | None = None) -> Sparse
     def is_weakened(pair: ImagePair) -> bool:
         return weakest_link is not None and pair.first <= before < pair.second
 
-    sparse_map = map_of_keyframes(world, max_gap=3, skips=is_weakened)
+    links = []
     if weakest_link is not None:
         rows = world.matches(ImagePair(before, after))[:weakest_link, 0]
         among = world.view(before).point_ids[rows].tolist()
-        sparse_map.add_late_pairs([world.verified_pair(before, after, among=among)])
+        links = [world.verified_pair(before, after, among=among)]
+    sparse_map = map_of_keyframes(world, max_gap=3, skips=is_weakened, given_pairs=links)
     grow(sparse_map, world, world.frame_ids)
     for number, frame_id in enumerate(world.frame_ids):
         turn = rotation_from_vector(np.array([0.0, number * drift_rad, 0.0]))
         sparse_map.set_pose(frame_id, turn @ world.pose(frame_id))
-    sparse_map.add_late_pairs([world.verified_pair(1, RING_SIZE - 1)])
+    add_unused_pair(sparse_map, world.verified_pair(1, RING_SIZE - 1))
     return sparse_map
 
 
@@ -238,25 +240,28 @@ def map_of_six(
     world: SyntheticWorld = DENSE_WORLD,
     *,
     turn_rad: float = 0.0,
-    late_pair: VerifiedPair | None = None,
+    unused_pair: VerifiedPair | None = None,
 ) -> SparseMap:
     """Keyframes 1 to 5, and 6 that hangs on 5 by 30 matches and was turned away.
 
-    A late pair of 4 and 6 (by default a strong and right one) knows where 6 belongs; the two share
-    no point.
+    An unused pair of 4 and 6 (by default a strong and right one) knows where 6 belongs; the two
+    share no point.
     """
-    sparse_map = map_of_keyframes(
-        world, skips=lambda pair: pair.second == 6 or 4 in (pair.first, pair.second)
-    )
     seen = set.intersection(*(set(world.view(i).point_ids.tolist()) for i in (3, 5, 6)))
     link = set(sorted(seen)[:30])
     others = set(range(len(world.points))) - link
-    sparse_map.add_late_pairs([world.verified_pair(i, 4, among=others) for i in (1, 2, 3, 5)])
-    sparse_map.add_late_pairs([world.verified_pair(5, 6, among=link)])
+    sparse_map = map_of_keyframes(
+        world,
+        skips=lambda pair: pair.second == 6 or 4 in (pair.first, pair.second),
+        given_pairs=[
+            *(world.verified_pair(i, 4, among=others) for i in (1, 2, 3, 5)),
+            world.verified_pair(5, 6, among=link),
+        ],
+    )
     grow(sparse_map, world, world.frame_ids)
     turn = rotation_from_vector(np.array([0.0, 0.0, turn_rad]))
     sparse_map.set_pose(FrameId(6), turn @ sparse_map.cam_from_world(FrameId(6)))
-    sparse_map.add_late_pairs([late_pair or world.verified_pair(4, 6)])
+    add_unused_pair(sparse_map, unused_pair or world.verified_pair(4, 6))
     return sparse_map
 
 
@@ -278,13 +283,13 @@ def test_a_pair_that_agrees_is_no_evidence() -> None:
 def test_few_matches_are_no_evidence() -> None:
     few = DENSE_WORLD.verified_pair(4, 6, among=range(800))
     assert 30 < few.num_inliers < 60
-    assert find_misplacement(map_of_six(turn_rad=0.3, late_pair=few), FrameId(6)) is None
+    assert find_misplacement(map_of_six(turn_rad=0.3, unused_pair=few), FrameId(6)) is None
 
 
 def test_a_small_share_of_inliers_is_no_evidence() -> None:
     strong = DENSE_WORLD.verified_pair(4, 6)
     doubtful = dataclasses.replace(strong, num_matches=2 * strong.num_inliers)
-    assert find_misplacement(map_of_six(turn_rad=0.3, late_pair=doubtful), FrameId(6)) is None
+    assert find_misplacement(map_of_six(turn_rad=0.3, unused_pair=doubtful), FrameId(6)) is None
 
 
 def test_keyframes_outside_the_map_are_no_evidence() -> None:

@@ -122,7 +122,6 @@ def test_accurate_positions_take_the_bend_out_of_a_map(
     assert after.rmse_ratio < 0.5 * before.rmse_ratio
     assert outcome.rmse_after_m < 0.5 * outcome.rmse_before_m
     assert outcome.error_after_px < 1.02 * outcome.error_before_px
-    assert outcome.moved_m > 0.1
 
 
 def test_the_adjusted_map_stays_where_the_georeference_has_it(
@@ -251,7 +250,6 @@ def test_what_positions_cannot_decide_is_left_as_it_is(
     georeference = adjust(sparse_map, fixes).georeference
     left = adjust(sparse_map, fixes, georeference=replace(georeference, **change))  # type: ignore[arg-type]
     assert (left.outcome.is_accepted, left.outcome.reason) == (False, reason)
-    assert left.outcome.moved_m == 0.0
     for frame_id, pose in left.poses().items():
         np.testing.assert_allclose(pose, sparse_map.cam_from_world(frame_id), atol=1e-9)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from engine.config import TriangulationConfig
+from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.geometry import camera_center, compose_poses, invert_pose
 from engine.mapping.sparse_map import SparseMap
@@ -143,10 +143,12 @@ def map_with_shuffled_pairs(world: SyntheticWorld, *, seed: int) -> SparseMap:
         for second in world.frame_ids
         for first in range(max(1, second - 4), second)
     ]
-    frame_ids = rng.permutation(world.frame_ids).tolist()
-    sparse_map = map_of_keyframes(world, frame_ids=frame_ids, skips=lambda pair: True)
-    sparse_map.add_late_pairs([pairs[idx] for idx in rng.permutation(len(pairs))])
-    return sparse_map
+    return map_of_keyframes(
+        world,
+        frame_ids=rng.permutation(world.frame_ids).tolist(),
+        skips=lambda pair: True,
+        given_pairs=[pairs[idx] for idx in rng.permutation(len(pairs))],
+    )
 
 
 def test_the_same_input_gives_the_same_map_to_the_last_bit(noisy_world: SyntheticWorld) -> None:
@@ -191,36 +193,6 @@ def test_the_first_camera_is_the_world_and_the_baseline_as_given(
     assert num_points == sparse_map.num_points3D > 100
     np.testing.assert_array_equal(sparse_map.cam_from_world(ONE), np.eye(4)[:3])
     np.testing.assert_allclose(sparse_map.cam_from_world(TWO), second_from_first, atol=1e-12)
-
-
-def test_late_pairs_join_what_grew_apart(exact_world: SyntheticWorld) -> None:
-    sparse_map = map_of_keyframes(exact_world, skips=lambda pair: True)
-    half = range(len(exact_world.points) // 2)
-    chain = [exact_world.verified_pair(i, i + 1, among=half) for i in range(1, NUM_FRAMES)]
-    sparse_map.add_late_pairs(chain)
-    grow(sparse_map, exact_world, exact_world.frame_ids)
-    late = [exact_world.verified_pair(i, i + 2) for i in range(1, NUM_FRAMES - 1)]
-    sparse_map.add_late_pairs(late)
-    before = sparse_map.reconstruction.compute_num_observations()
-    for frame_id in exact_world.frame_ids:
-        sparse_map.triangulate(frame_id)
-        refine(sparse_map, frame_id)
-    assert sparse_map.reconstruction.compute_num_observations() > 1.2 * before
-    assert sparse_map.neighbors(THREE).keys() == {1, 2, 4, 5}
-    num_true, num = num_true_observations(sparse_map, exact_world)
-    assert num_true == num
-    assert sparse_map.reconstruction.is_valid()
-
-
-def test_a_keyframe_added_after_late_pairs_registers(exact_world: SyntheticWorld) -> None:
-    sparse_map = map_of_keyframes(exact_world, frame_ids=[1, 2, 3, 4], max_gap=1)
-    grow(sparse_map, exact_world, [1, 2, 3, 4])
-    sparse_map.add_late_pairs([exact_world.verified_pair(1, 3), exact_world.verified_pair(2, 4)])
-    pairs = [exact_world.verified_pair(i, 5) for i in (2, 3, 4)]
-    sparse_map.add_keyframe(exact_world.keyframe(5), pairs)
-    assert sparse_map.register(FIVE, min_inlier_ratio=0.65).status is RegistrationStatus.REGISTERED
-    assert sparse_map.triangulate(FIVE) > 0
-    assert errors_of(sparse_map, exact_world).max_ratio < 1e-6
 
 
 # -- taking out -----------------------------------------------------------------------------------
@@ -434,15 +406,17 @@ def test_rows_without_a_match_may_move_and_nothing_else_does(exact_world: Synthe
 
 
 def test_a_match_with_a_row_that_moved_counts_at_its_new_place(exact_world: SyntheticWorld) -> None:
-    """Keyframe 2 comes with rows out of place; they are put right before anything matches them."""
-    sparse_map = map_of_keyframes(exact_world, frame_ids=[1])
-    keyframe = exact_world.keyframe(2)
+    """Keyframe 1 comes with rows out of place; they are put right before anything matches them."""
+    keyframe = exact_world.keyframe(1)
     away_xy = keyframe.features.keypoints_xy + (40.0, 30.0)
     away = dataclasses.replace(keyframe.features, keypoints_xy=away_xy)
+    sparse_map = SparseMap(
+        triangulation=TriangulationConfig(), registration=RegistrationConfig(), seed=0
+    )
+    sparse_map.add_camera("camera", exact_world.camera(1).as_colmap())
     sparse_map.add_keyframe(dataclasses.replace(keyframe, features=away), [])
     sparse_map.replace_features(keyframe.features)
-    sparse_map.add_late_pairs([exact_world.verified_pair(1, 2)])
-    for number in range(3, NUM_FRAMES + 1):
+    for number in range(2, NUM_FRAMES + 1):
         pairs = [exact_world.verified_pair(other, number) for other in range(1, number)][-4:]
         sparse_map.add_keyframe(exact_world.keyframe(number), pairs)
     grow(sparse_map, exact_world, exact_world.frame_ids)
@@ -503,8 +477,8 @@ def test_cameras_are_kept_under_their_keys() -> None:
     cameras = (SyntheticCamera.known("left"), SyntheticCamera.known("right", focal_px=600.0))
     world = SyntheticWorld(straight_path(6), cameras=cameras)
     sparse_map = grown_map(world)
-    assert sparse_map.has_camera("left")
-    assert not sparse_map.has_camera("up")
+    with pytest.raises(KeyError):
+        sparse_map.camera("up")
     assert sparse_map.camera_id("left") != sparse_map.camera_id("right")
     assert sparse_map.camera("right").mean_focal_length() == 600.0
     assert sparse_map.camera("left").mean_focal_length() == 800.0
@@ -571,25 +545,6 @@ def test_a_known_keyframe_or_an_unknown_camera_is_refused(exact_world: Synthetic
     stranger = dataclasses.replace(exact_world.keyframe(3), camera_key="stranger")
     with pytest.raises(MapError, match="camera stranger is unknown"):
         sparse_map.add_keyframe(stranger, [])
-
-
-def test_a_late_pair_that_is_known_changes_nothing(exact_world: SyntheticWorld) -> None:
-    sparse_map = map_of_keyframes(exact_world, frame_ids=[1, 2, 3], max_gap=1)
-    fresh, known = exact_world.verified_pair(1, 3), exact_world.verified_pair(2, 3)
-    with pytest.raises(MapError, match="was added before"):
-        sparse_map.add_late_pairs([fresh, known])
-    with pytest.raises(MapError, match="does not join keyframes of this map"):
-        sparse_map.add_late_pairs([fresh, exact_world.verified_pair(3, 4)])
-    assert sparse_map.neighbors(ONE).keys() == {2}
-    sparse_map.add_late_pairs([fresh])
-    assert sparse_map.neighbors(ONE).keys() == {2, 3}
-
-
-def test_a_distrusted_pair_cannot_come_back(exact_world: SyntheticWorld) -> None:
-    sparse_map = map_of_keyframes(exact_world, frame_ids=[1, 2])
-    sparse_map.distrust_pair(ImagePair(ONE, TWO))
-    with pytest.raises(MapError, match="was added before"):
-        sparse_map.add_late_pairs([exact_world.verified_pair(1, 2)])
 
 
 def test_registering_twice_is_refused(exact_map: SparseMap) -> None:

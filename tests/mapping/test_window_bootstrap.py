@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from engine.mapping.window_bootstrap import bootstrap_map
 
 from engine.config import (
     GlobalBundleAdjustmentConfig,
@@ -10,7 +11,6 @@ from engine.config import (
     LocalBundleAdjustmentConfig,
 )
 from engine.mapping.growth import BuiltMap, GrowthConfig
-from engine.mapping.window_bootstrap import bootstrap_map
 from engine.matching.scene_graph import SceneGraph
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window

@@ -3,10 +3,10 @@ from __future__ import annotations
 import functools
 
 import pytest
+from engine.mapping.facts import MappingFacts
 
 from engine.config import LocalBundleAdjustmentConfig, RegistrationConfig, WindowConfig
 from engine.events import Event, WindowPurpose, WindowSolved, WindowVerdict
-from engine.mapping.facts import MappingFacts
 from engine.mapping.window_merging import WindowMergeConfig
 from engine.mapping.window_schedule import WindowWork
 from engine.matching.scene_graph import SceneGraph

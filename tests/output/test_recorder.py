@@ -16,13 +16,13 @@ import pytest
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
+from engine.mapping.sparse_map import MapCopy
 from engine.output import recorder as recorder_module
 from engine.output import snapshots as snapshots_module
 from engine.output.files import LineFile
 from engine.output.journal import Journal
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
-from engine.output.snapshots import MapCopy
 from engine.types import DropReason, Features, Frame, FrameId, FramePose
 from tests.support.fake_runs import JPEG, frame_of, rejected, trajectory_lines, world_of
 from tests.support.synthetic import grown_map

@@ -14,8 +14,9 @@ import pytest
 
 from engine.config import SnapshotsConfig
 from engine.errors import SnapshotError
+from engine.mapping.steps import MapCopy
 from engine.output import snapshots
-from engine.output.snapshots import MapCopy, WrittenSnapshot, next_sequence, write_snapshot
+from engine.output.snapshots import WrittenSnapshot, next_sequence, write_snapshot
 
 KEEP_ALL = SnapshotsConfig(keep=0)
 

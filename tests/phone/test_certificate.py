@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from adapters.phone.addresses import lan_address, local_addresses, local_names
+from adapters.live.addresses import lan_address, local_addresses, local_names
 from adapters.phone.certificate import make_self_signed, page_certificate, write_secret
 from engine.config import PhoneConfig
 from engine.errors import ConfigError

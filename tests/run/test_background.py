@@ -10,6 +10,7 @@ from typing import Any
 
 import pycolmap
 import pytest
+from engine.run.event_queue import EventQueue
 
 from engine.config import Config, load_config
 from engine.events import Event, SnapshotWritten, Warned, WindowSolved
@@ -21,7 +22,6 @@ from engine.output.run_folder import RunFolder
 from engine.run import background
 from engine.run.background import MapUpkeep
 from engine.run.event_loop import Writer
-from engine.run.event_queue import EventQueue
 from tests.support.fake_runs import world_of
 from tests.support.synthetic import FakeMatcher
 

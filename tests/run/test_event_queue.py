@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import threading
 
-from engine.events import FrameDropped, Warned
 from engine.run.event_queue import EventQueue
+
+from engine.events import FrameDropped, Warned
 from engine.types import DropReason
 from tests.support.fake_runs import rejected
 

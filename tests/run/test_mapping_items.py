@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from engine.run.mapping_items import MappingItem, MappingItems
+
 from engine.tracking.frame_tracker import KeyframeReason, NewKeyframe
 from tests.support.fake_runs import frame_of
 from tests.support.synthetic import SyntheticWorld, straight_path

@@ -6,7 +6,6 @@ import ctypes
 
 import psutil
 import pytest
-
 from engine.run.memory import return_free_memory
 
 

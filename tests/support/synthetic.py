@@ -455,6 +455,7 @@ def map_of_keyframes(
     max_gap: int = 5,
     wrong_ratio: float = 0.0,
     skips: Callable[[ImagePair], bool] = lambda pair: False,
+    given_pairs: Sequence[VerifiedPair] = (),
     triangulation: TriangulationConfig | None = None,
 ) -> SparseMap:
     """A map with keyframes and pairs, none of them registered.
@@ -465,6 +466,7 @@ def map_of_keyframes(
         max_gap: keyframes with at most so many others between them may make pairs.
         wrong_ratio: share of wrong matches in each pair.
         skips: pairs left out.
+        given_pairs: more of them, of keyframes whose own pair is left out.
         triangulation: thresholds.
     """
     sparse_map = SparseMap(
@@ -473,19 +475,35 @@ def map_of_keyframes(
         seed=0,
     )
     added: list[FrameId] = []
+    camera_keys: set[str] = set()
     for frame_id in map(FrameId, frame_ids or world.frame_ids):
         camera = world.camera(frame_id)
-        if not sparse_map.has_camera(camera.key):
+        if camera.key not in camera_keys:
             sparse_map.add_camera(camera.key, camera.as_colmap())
+            camera_keys.add(camera.key)
         pairs = [
             world.verified_pair(frame_id, other, wrong_ratio=wrong_ratio)
             for other in added
             if abs(other - frame_id) <= max_gap and not skips(ImagePair.of(frame_id, other))
             if len(world.matches(ImagePair.of(frame_id, other))) >= MIN_PAIR_MATCHES
         ]
-        sparse_map.add_keyframe(world.keyframe(frame_id), pairs)
         added.append(frame_id)
+        pairs += [
+            verified
+            for verified in given_pairs
+            if frame_id in (verified.pair.first, verified.pair.second)
+            and {verified.pair.first, verified.pair.second} <= set(added)
+        ]
+        sparse_map.add_keyframe(world.keyframe(frame_id), pairs)
     return sparse_map
+
+
+def add_unused_pair(sparse_map: SparseMap, verified: VerifiedPair) -> None:
+    """Joins two keyframes of a map by a pair of whose matches it has made no use.
+
+    So is a pair whose matches contradict the map when its second keyframe comes.
+    """
+    sparse_map._matches._add([verified])
 
 
 def grow(sparse_map: SparseMap, world: SyntheticWorld, frame_ids: Sequence[int]) -> None:

@@ -6,9 +6,9 @@ import io
 
 import pytest
 
+from adapters.live.run_counters import RunCounters
 from adapters.views.console import ConsoleView, build_panel, format_elapsed
 from adapters.views.log_lines import DROPS_LOGGED_EACH, LogLevel, log_line_of
-from adapters.views.run_counters import RunCounters
 from engine.events import (
     BundleAdjusted,
     Event,

@@ -1,4 +1,4 @@
-"""Laws of poses and rotations, extreme ones too; positions on the Earth against COLMAP's."""
+"""Laws of poses and rotations, extreme ones too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 from engine.geometry import (
     camera_center,
     compose_poses,
-    ecef_from_wgs84,
-    enu_from_wgs84,
     image_scale,
     interpolate_poses,
     invert_pose,
@@ -24,7 +22,7 @@ from engine.geometry import (
     spread_over_image,
     transform_points,
 )
-from engine.types import Float64Array, GpsFix
+from engine.types import Float64Array
 
 EXACT = 1e-12
 ANGLES_RAD = (0.0, 1e-12, 1e-9, 1e-7, 1e-3, 1.0, 3.0, np.pi - 1e-7, np.pi - 1e-12, np.pi)
@@ -192,7 +190,7 @@ def test_fractions_beyond_the_ends_extrapolate() -> None:
     assert np.allclose(centers[2] - centers[1], centers[1] - centers[0])
 
 
-# -- images and the Earth -------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------
 
 
 def test_pixel_thresholds_scale_with_the_longer_edge() -> None:
@@ -235,56 +233,6 @@ def test_every_cell_gives_its_first_points_before_any_gives_its_second_ones(limi
 def test_points_beyond_the_image_count_for_the_cells_at_its_edge() -> None:
     points_xy = np.array([[-50.0, 10.0], [10.0, 10.0], [900.0, 700.0], [639.0, 479.0]])
     assert spread_over_image(points_xy, size=(640, 480), limit=2).tolist() == [0, 2]
-
-
-def gps_fix(latitude_deg: float, longitude_deg: float, altitude_m: float = 0.0) -> GpsFix:
-    return GpsFix(latitude_deg=latitude_deg, longitude_deg=longitude_deg, altitude_m=altitude_m)
-
-
-def test_the_ellipsoid_has_the_axes_of_wgs84() -> None:
-    assert np.allclose(ecef_from_wgs84(gps_fix(0.0, 0.0)), [6_378_137.0, 0.0, 0.0])
-    assert np.allclose(ecef_from_wgs84(gps_fix(0.0, 90.0, 1.0)), [0.0, 6_378_138.0, 0.0])
-    pole_m = ecef_from_wgs84(gps_fix(90.0, 0.0))
-    assert np.allclose(pole_m, [0.0, 0.0, 6_356_752.314_245], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "origin",
-    [
-        gps_fix(0.0, 0.0),
-        gps_fix(47.37, 8.54, 400.0),
-        gps_fix(-33.86, 151.21, -20.0),
-        gps_fix(10.0, 179.9999),
-        gps_fix(89.99, 12.0),
-        gps_fix(-90.0, 0.0, 2800.0),
-    ],
-)
-def test_local_positions_agree_with_colmaps_to_a_millimetre(origin: GpsFix) -> None:
-    latitudes = np.clip(origin.latitude_deg + np.array([-0.01, 0.0, 0.004]), -90.0, 90.0)
-    fixes = [
-        gps_fix(float(latitude), origin.longitude_deg + shift, origin.altitude_m + 300.0 * shift)
-        for latitude in latitudes
-        for shift in (-0.02, 0.0, 0.003)
-    ]
-    expected_m = pycolmap.GPSTransform().ellipsoid_to_enu(
-        np.array([(fix.latitude_deg, fix.longitude_deg, fix.altitude_m) for fix in fixes]),
-        origin.latitude_deg,
-        origin.longitude_deg,
-        origin.altitude_m,
-    )
-    positions_m = np.array([enu_from_wgs84(fix, origin=origin) for fix in fixes])
-    assert np.abs(positions_m - expected_m).max() < 1e-3
-
-
-def test_east_north_and_up_are_the_axes() -> None:
-    origin = gps_fix(45.0, 7.0, 100.0)
-    east_m = enu_from_wgs84(gps_fix(45.0, 7.001, 100.0), origin=origin)
-    north_m = enu_from_wgs84(gps_fix(45.001, 7.0, 100.0), origin=origin)
-    up_m = enu_from_wgs84(gps_fix(45.0, 7.0, 130.0), origin=origin)
-
-    assert east_m == pytest.approx([78.85, 0.0, 0.0], abs=0.05)
-    assert north_m == pytest.approx([0.0, 111.13, 0.0], abs=0.05)
-    assert up_m == pytest.approx([0.0, 0.0, 30.0], abs=1e-6)
 
 
 # -- worlds that a similarity relates -------------------------------------------------------------

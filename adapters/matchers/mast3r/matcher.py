@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adapters.matchers.dense_keypoints import dense_features
+from adapters.images.dense_keypoints import dense_features
 from adapters.matchers.mast3r.architecture import Grid
 from adapters.matchers.mast3r.heads import ViewOutput
 from adapters.matchers.mast3r.images import PATCH_PX, normalise, prepare_image

@@ -24,11 +24,6 @@ class ScoreBlock:
     num_queries: int
     num_targets: int  # a multiple of the chunk, unless all targets are fewer
 
-    @property
-    def num_scores(self) -> int:
-        """Scores that exist at a time."""
-        return self.num_pairs * self.num_queries * self.num_targets
-
 
 def choose_block(
     *,

@@ -110,8 +110,6 @@ class TokenStore:
         self._remove_folder: Callable[[], object] = _nothing
         self._file_numbers = count(1)
         self._lock = threading.Lock()
-        self._num_paged = 0
-        self._num_spilled = 0
         self._warned_of_full_disk = False
 
     def put(self, frame_id: FrameId, tokens: Tensor) -> None:
@@ -177,32 +175,6 @@ class TokenStore:
         with self._lock:
             return self._is_known(frame_id)
 
-    @property
-    def num_paged(self) -> int:
-        """How often tokens were moved from the device to host memory."""
-        return self._num_paged
-
-    @property
-    def num_spilled(self) -> int:
-        """How often tokens were written to a file."""
-        return self._num_spilled
-
-    @property
-    def device_bytes(self) -> int:
-        """Tokens on the device; 0 on a CPU."""
-        return self._device.num_bytes
-
-    @property
-    def host_bytes(self) -> int:
-        """Tokens in host memory."""
-        return self._host.num_bytes
-
-    @property
-    def file_bytes(self) -> int:
-        """Tokens in files, those that are in memory again included."""
-        with self._lock:
-            return sum(file.num_bytes for file in self._files.values())
-
     # -- with the lock held ---------------------------------------------------------------------
 
     @property
@@ -230,7 +202,6 @@ class TokenStore:
         for frame_id in _until_it_fits(self._device):
             self._host.set_newest(frame_id, self._in_host_memory(self._device[frame_id]))
             self._device.remove(frame_id)
-            self._num_paged += 1
         error = None
         for frame_id in _until_it_fits(self._host):
             try:
@@ -259,7 +230,6 @@ class TokenStore:
             path.unlink(missing_ok=True)
             raise
         self._files[frame_id] = _TokenFile(path=path, shape=tokens.shape, num_bytes=tokens.nbytes)
-        self._num_spilled += 1
 
     def _make_folder(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="livesfm-tokens-", dir=self._parent))

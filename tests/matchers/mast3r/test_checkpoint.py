@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from adapters.matchers.mast3r.checkpoint import (
 )
 from adapters.matchers.mast3r.model_string import parse_model_string
 from adapters.matchers.mast3r.weights import download_command
-from engine.errors import ConfigError
+from engine.errors import AdapterUnavailableError, ConfigError
 from tests.support.mast3r_weights import (
     MINI,
     assert_reproduces,
@@ -32,7 +33,6 @@ from tests.support.mast3r_weights import (
     constructor_arguments,
     formula_network,
     read_torch_file,
-    safetensors_bytes,
     unpacked_mini_checkpoint,
     write_hugging_face_folder,
 )
@@ -589,51 +589,47 @@ def entry(shape: list[Any], begin: Any, end: Any, *, kind: str = "F32") -> dict[
 
 
 @pytest.mark.parametrize(
-    ("data", "found"),
+    "data",
     [
-        (b"", "a header of 0 bytes in a file of 0"),
-        (b"short", "a header of .* bytes in a file of 5"),
-        (b"PK\x03\x04" * 10, "a header of .* bytes in a file of 40"),
-        ((10**9).to_bytes(8, "little") + b"{}", "a header of 1000000000 bytes in a file of 10"),
-        (with_header(b"not json"), "a header that is not one"),
-        (with_header(b"\xff\xfe{}"), "a header that is not one"),
-        (with_header(b"[" * 100_000), "a header that is not one"),
-        (with_header([1, 2]), "not a list of tensors but list"),
-        (with_header(b'{"a": {}, "a": {}}'), "'a' is there twice"),
-        (with_header({"a": 3}), "no type, shape and place of 'a'"),
-        (with_header({"a": {"dtype": "F32", "shape": [1]}}), "no type, shape and place of 'a'"),
-        (with_header({"a": entry([1], 0, 4, kind="I64")}, data=bytes(4)), "'a' of type I64"),
-        (with_header({"a": entry([-1], 0, 4)}, data=bytes(4)), "not whole numbers"),
-        (with_header({"a": entry([1.0], 0, 4)}, data=bytes(4)), "not whole numbers"),
-        (with_header({"a": entry([True], 0, 4)}, data=bytes(4)), "not whole numbers"),
-        (with_header({"a": entry([1], -4, 0)}, data=bytes(4)), "not whole numbers"),
-        (with_header({"a": entry([2], 0, 4)}, data=bytes(4)), r"4 bytes for 'a' of shape \(2,\)"),
-        (with_header({"a": entry([1], 4, 0)}, data=bytes(4)), "-4 bytes for 'a'"),
-        (with_header({"a": entry([2], 0, 8)}, data=bytes(4)), "4 bytes .* tells of 8"),
-        (with_header({"a": entry([1], 0, 4)}, data=bytes(9)), "9 bytes .* tells of 4"),
-        (with_header({"a": entry([1], 4, 8)}, data=bytes(8)), "'a' at byte 4 .* not 0"),
-        (
-            with_header({"a": entry([2], 0, 8), "b": entry([1], 4, 8)}, data=bytes(8)),
-            "'b' at byte 4 .* not 8",
-        ),
+        b"",
+        b"short",
+        b"PK\x03\x04" * 10,
+        (10**9).to_bytes(8, "little") + b"{}",
+        with_header(b"not json"),
+        with_header(b"\xff\xfe{}"),
+        with_header(b"[" * 100_000),
+        with_header([1, 2]),
+        with_header({"a": 3}),
+        with_header({"a": {"dtype": "F32", "shape": [1]}}),
+        with_header({"a": entry([-1], 0, 4)}, data=bytes(4)),
+        with_header({"a": entry([2**62, 4], 0, 0)}),
+        with_header({"a": entry([2], 0, 4)}, data=bytes(4)),
+        with_header({"a": entry([2], 0, 8)}, data=bytes(4)),
+        with_header({"a": entry([1], 0, 4)}, data=bytes(9)),
+        with_header({"a": entry([1], 4, 8)}, data=bytes(8)),
+        with_header({"a": entry([2], 0, 8), "b": entry([1], 4, 8)}, data=bytes(8)),
     ],
 )
-def test_a_damaged_safetensors_file_is_refused(
-    weights: Weights, tmp_path: Path, data: bytes, found: str
-) -> None:
+def test_a_damaged_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> None:
     folder = write_hugging_face_folder(tmp_path / "hub", {}, shape=MINI)
     (folder / "model.safetensors").write_bytes(data)
-    with pytest.raises(ConfigError, match=f"expected a (whole )?safetensors file, found .*{found}"):
-        load(folder)
+    assert "model.safetensors: expected a whole safetensors file: " in refusal(folder)
 
 
-def test_a_header_beyond_the_formats_limit_is_not_read(
+def test_numbers_of_another_type_are_refused(tmp_path: Path) -> None:
+    folder = write_hugging_face_folder(tmp_path / "hub", {}, shape=MINI)
+    data = with_header({"a": entry([1], 0, 8, kind="I64")}, data=bytes(8))
+    (folder / "model.safetensors").write_bytes(data)
+    assert "numbers of type F32, F16, BF16, found 'a' of type I64" in refusal(folder)
+
+
+def test_a_hugging_face_folder_without_the_package_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_hugging_face_folder(tmp_path / "hub", {}, shape=MINI)
-    (folder / "model.safetensors").write_bytes(safetensors_bytes({"a": torch.zeros(3)}))
-    monkeypatch.setattr(safetensors_file, "_MAX_HEADER_BYTES", 20)
-    assert "a header of" in refusal(folder)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(AdapterUnavailableError, match=r"needs .* safetensors: .*livesfm\[mast3r\]"):
+        load(folder)
 
 
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
@@ -655,7 +651,7 @@ def test_a_safetensors_file_that_shrinks_while_it_is_read_is_refused(
     path = folder / "model.safetensors"
     last = list(opened.shapes)[-1]
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ConfigError, match=f"expected .* bytes of '{last}'"):
+    with pytest.raises(ConfigError, match=r"expected \d+ bytes, as when it was opened"):
         opened.read(last)
     path.unlink()
     with pytest.raises(ConfigError, match="cannot be read: No such file"):

@@ -99,7 +99,8 @@ def test_blocks_for_full_images_use_what_they_may_and_leave_room_for_the_second_
         num_components=24,
         max_block_scores=2**exponent,
     )
-    assert 2 ** (exponent - 1) < block.num_scores <= 2**exponent or block.num_queries == 2048
+    num_scores = block.num_pairs * block.num_queries * block.num_targets
+    assert 2 ** (exponent - 1) < num_scores <= 2**exponent or block.num_queries == 2048
     assert block.num_pairs * block.num_queries * LEAST * 24 <= 2**exponent
     assert block.num_targets % LEAST == 0
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters.matchers.dense_keypoints import dense_features
+from adapters.images.dense_keypoints import dense_features
 from engine.config import DenseMatchingConfig
 from engine.matching.keypoint_tables import KeypointTables
 from engine.types import Features, Float64Array, Uint8Array
