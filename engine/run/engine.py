@@ -214,7 +214,7 @@ class Engine:
         self._events(
             RunStarted(
                 at_s=self._events.clock(),
-                sources=tuple(source.label for source in self._sources),
+                sources=tuple(source.info.label for source in self._sources),
                 matcher=self._matcher.name,
             )
         )
