@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +20,16 @@ from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     FrameIds,
     FrameSource,
+    InvitesSenders,
+    KnowsGroundTruth,
+    OffersFeedbackView,
     PairMatcher,
     PlaceIndex,
     RunControl,
     View,
     WindowSolver,
 )
-from engine.types import Float64Array, FrameId, Received
+from engine.types import Float64Array, FrameId, Received, SourceInfo
 
 if TYPE_CHECKING:
     from engine.run.engine import RunOutcome
@@ -159,7 +162,7 @@ def _sift(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
     from adapters.matchers.sift import SiftMatcher
 
     sift = config.sift
-    if all(source.is_sequence for source in sources):
+    if all(source.info.is_sequence for source in sources):
         sift = sift.model_copy(update={"max_features": sift.max_features_in_video})
     return SiftMatcher(sift)
 
@@ -211,11 +214,8 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
 class _RefusedSource:
     """A source that cannot be opened: the run reports it and goes on with the others."""
 
-    label: str
+    info: SourceInfo
     error: SourceError
-    is_live: bool = False
-    is_sequence: bool = True
-    num_frames: int | None = 0
 
     async def frames(self) -> AsyncGenerator[Received, None]:
         raise self.error
@@ -239,7 +239,8 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[FrameSource]:
         except SourceError as error:
             # What is no path may hold a password.
             label = spec if os.path.exists(spec) else spec.partition(":")[0]
-            sources.append(_RefusedSource(label=label, error=error))
+            info = SourceInfo(label=label, is_live=False, is_sequence=True, num_frames=0)
+            sources.append(_RefusedSource(info=info, error=error))
             refused.append(error)
     if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
         raise ConfigError(str(refused[0])) from refused[0]
@@ -282,12 +283,10 @@ def _open_remote_views(
 
         views.append(MqttView.open(config, run_path=options.path, control=control))
     for source in sources:
-        feedback: Callable[[], View] | None = getattr(source, "feedback_view", None)
-        if feedback is not None:
-            views.append(feedback())
-        invitation: Callable[[], str] | None = getattr(source, "invitation", None)
-        if invitation is not None and (words := invitation()):
-            sys.stderr.write(f"{words}\n")
+        if isinstance(source, OffersFeedbackView):
+            views.append(source.feedback_view())
+        if isinstance(source, InvitesSenders) and (invitation := source.invitation()):
+            sys.stderr.write(f"{invitation}\n")
     return views
 
 
@@ -312,7 +311,7 @@ def _open_views(
         # Last, because from here on the terminal belongs to the panel.
         from adapters.views.console import ConsoleView
 
-        counts = [source.num_frames for source in sources]
+        counts = [source.info.num_frames for source in sources]
         known = [count for count in counts if count is not None]
         handlers = handlers_writing_to(sys.stderr)
         views.append(ConsoleView(sum(known) if len(known) == len(counts) else None))
@@ -335,7 +334,6 @@ def _open_live_view(config: Config, options: LaunchOptions) -> View:
 
 def _groundtruth(sources: Sequence[FrameSource]) -> list[tuple[float, Float64Array]]:
     """True poses, when the only source knows them."""
-    known: Callable[[], list[tuple[float, Float64Array]]] | None = None
-    if len(sources) == 1:
-        known = getattr(sources[0], "ground_truth", None)
-    return known() if known is not None else []
+    if len(sources) == 1 and isinstance(sources[0], KnowsGroundTruth):
+        return sources[0].ground_truth()
+    return []

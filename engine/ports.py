@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engine.events import Event
 from engine.types import (
     Features,
+    Float64Array,
     Frame,
     FrameId,
     FramePose,
@@ -16,6 +17,7 @@ from engine.types import (
     PairMatches,
     Received,
     RunCommand,
+    SourceInfo,
 )
 from engine.window_types import WindowEstimate, WindowProblem
 
@@ -39,23 +41,35 @@ class FrameSource(Protocol):
     """
 
     @property
-    def label(self) -> str:
-        """The source as the user named it, without credentials."""
-
-    @property
-    def is_live(self) -> bool:
-        """True: frames come whether or not the engine keeps up, so the oldest are dropped."""
-
-    @property
-    def is_sequence(self) -> bool:
-        """True: consecutive frames are a video; False: every frame is a photo worth a keyframe."""
-
-    @property
-    def num_frames(self) -> int | None:
-        """How many frames will come, where that is known."""
+    def info(self) -> SourceInfo:
+        """What the source is; the same at all times."""
 
     def frames(self) -> AsyncGenerator[Received, None]:
         """Yields frames in order of capture."""
+
+
+@runtime_checkable
+class OffersFeedbackView(Protocol):
+    """A source whose senders can show how the run goes, such as phones."""
+
+    def feedback_view(self) -> View:
+        """A view that sends the run's progress back to where the frames come from."""
+
+
+@runtime_checkable
+class InvitesSenders(Protocol):
+    """A source that waits for others to connect."""
+
+    def invitation(self) -> str:
+        """Lines for the terminal: where and how to connect; empty when nobody has to."""
+
+
+@runtime_checkable
+class KnowsGroundTruth(Protocol):
+    """A source that knows where its frames were taken."""
+
+    def ground_truth(self) -> list[tuple[float, Float64Array]]:
+        """Capture time and true ``cam_from_world`` (3, 4), metres, of every frame."""
 
 
 class PairMatcher(Protocol):

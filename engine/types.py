@@ -122,6 +122,16 @@ class SourceNotice:
     detail: str  # a line for humans, without credentials
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceInfo:
+    """What a source is, known before its first frame."""
+
+    label: str  # the source as the user named it, without credentials
+    is_live: bool  # frames come whether or not the engine keeps up, so the oldest are dropped
+    is_sequence: bool  # consecutive frames are a video; False: every frame is a photo
+    num_frames: int | None  # how many frames will come; None: nobody knows
+
+
 class RunCommand(StrEnum):
     """A command that a viewer or a client may send to a run."""
 

@@ -36,6 +36,7 @@ from engine.types import (
     GpsFix,
     IntrinsicsPrior,
     Received,
+    SourceInfo,
     SourceNotice,
     SourceState,
 )
@@ -82,6 +83,7 @@ class MqttSource:
     def __init__(self, address: MqttAddress, *, config: Config, next_frame_id: FrameIds) -> None:
         """Takes an address; see ``open_mqtt_source``."""
         self._link = MqttLink(address, config=config, receiver=True)
+        self.info = SourceInfo(label=address.label, is_live=True, is_sequence=True, num_frames=None)
         self._sources_config: SourcesConfig = config.sources
         self._live = config.live_sources
         self._next_frame_id = next_frame_id
@@ -92,10 +94,10 @@ class MqttSource:
             self._frames_filter.num_wildcards == self._telemetry_filter.num_wildcards
         )
         max_cameras = config.live_sources.max_cameras
-        self._inbox = Inbox(source=self.label, max_cameras=max_cameras)
+        self._inbox = Inbox(source=self.info.label, max_cameras=max_cameras)
         self._cameras = Cameras(max_cameras)
         self._positions = Positions(
-            source=self.label,
+            source=self.info.label,
             cameras=self._cameras,
             max_topics=max_cameras,
             put=self._inbox.put_reading,
@@ -105,29 +107,10 @@ class MqttSource:
         self._last_frame_s = 0.0
         self._has_given_up = False
 
-    @property
-    def label(self) -> str:
-        """The address without credentials."""
-        return self._link.address.label
-
-    @property
-    def is_live(self) -> bool:
-        """True: publishers do not wait."""
-        return True
-
-    @property
-    def is_sequence(self) -> bool:
-        """True: a camera's images follow each other."""
-        return True
-
-    @property
-    def num_frames(self) -> int | None:
-        """Nobody knows."""
-        return None
 
     async def frames(self) -> AsyncGenerator[Received, None]:
         """Yields what comes until the broker refuses us; called once."""
-        receiving = asyncio.create_task(self._receive(), name=f"receive {self.label}")
+        receiving = asyncio.create_task(self._receive(), name=f"receive {self.info.label}")
         self._last_frame_s = time.monotonic()
         try:
             while (item := await self._next_item()) is not None:
@@ -160,7 +143,7 @@ class MqttSource:
             return self._ended(f"no frame for {patience_s:g} s")
 
     def _ended(self, detail: str) -> SourceNotice:
-        return SourceNotice(source=self.label, state=SourceState.ENDED, detail=detail)
+        return SourceNotice(source=self.info.label, state=SourceState.ENDED, detail=detail)
 
     async def _receive(self) -> None:
         try:
@@ -183,7 +166,7 @@ class MqttSource:
             pass
 
     def _tell(self, state: SourceState, detail: str) -> None:
-        self._inbox.put_notice(SourceNotice(source=self.label, state=state, detail=detail))
+        self._inbox.put_notice(SourceNotice(source=self.info.label, state=state, detail=detail))
 
     def _take_in(self, message: aiomqtt.Message) -> None:
         """Sorts a message; called for each one as it is read from the socket."""
@@ -282,7 +265,7 @@ class MqttSource:
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=camera.key,
-            source=self.label,
+            source=self.info.label,
             index=arrived.index,
             name=f"camera{camera.number:02d}/{frame_name(arrived.index)}",
             captured_at_s=camera.captured_at_s,

@@ -22,7 +22,7 @@ from adapters.phone.static_files import read_assets
 from engine.config import Config
 from engine.errors import ConfigError, SourceError
 from engine.ports import FrameIds, View
-from engine.types import Frame, Received, SourceNotice, SourceState
+from engine.types import Frame, Received, SourceInfo, SourceNotice, SourceState
 
 DEFAULT_PORT = 8443
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - phones are other computers
@@ -107,6 +107,8 @@ class PhoneSource:
             next_frame_id: the run's counter of frame ids.
         """
         self._address = address
+        label = f"phone://{_in_url(address[0])}:{address[1]}"
+        self.info = SourceInfo(label=label, is_live=True, is_sequence=True, num_frames=None)
         self._live = config.live_sources
         self._certificate = certificate
         self._desk = FeedbackDesk()
@@ -119,7 +121,7 @@ class PhoneSource:
             admission=self._admission,
             assets=read_assets(config.phone),
             intake=Intake(
-                label=self.label,
+                label=label,
                 config=config,
                 next_frame_id=next_frame_id,
                 put=self._received.put,
@@ -127,26 +129,6 @@ class PhoneSource:
             ),
             failed=self._fail,
         )
-
-    @property
-    def label(self) -> str:
-        """The source without its secret."""
-        return f"phone://{_in_url(self._address[0])}:{self._address[1]}"
-
-    @property
-    def is_live(self) -> bool:
-        """True: phones do not wait."""
-        return True
-
-    @property
-    def is_sequence(self) -> bool:
-        """True: what a phone films is a video."""
-        return True
-
-    @property
-    def num_frames(self) -> None:
-        """Nobody knows."""
-        return
 
     @property
     def url(self) -> str:
@@ -200,7 +182,7 @@ class PhoneSource:
             await self._server.start()
         except OSError as error:
             detail = error.strerror or str(error)
-            raise SourceError(f"{self.label}: cannot listen there: {detail}") from error
+            raise SourceError(f"{self.info.label}: cannot listen there: {detail}") from error
 
     async def _next(self, last_frame_s: float) -> Received | None:
         """What comes next; None when no frame came for too long."""
@@ -221,7 +203,7 @@ class PhoneSource:
             self._received.put_nowait(self._notice(SourceState.LOST, "decoding broke"))
 
     def _notice(self, state: SourceState, detail: str) -> SourceNotice:
-        return SourceNotice(source=self.label, state=state, detail=detail)
+        return SourceNotice(source=self.info.label, state=state, detail=detail)
 
     def _reachable_host(self) -> str:
         """What phones call this computer."""

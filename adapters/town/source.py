@@ -26,6 +26,7 @@ from engine.types import (
     Frame,
     IntrinsicsPrior,
     RejectedFrame,
+    SourceInfo,
     Uint8Array,
     frozen_array,
 )
@@ -156,6 +157,9 @@ class SyntheticTown:
         self.options = options
         taken = range(0, options.num_frames, config.every_nth_frame)
         self._taken = taken[: config.max_frames] if config.max_frames else taken
+        self.info = SourceInfo(
+            label=options.spec, is_live=False, is_sequence=True, num_frames=len(self._taken)
+        )
         self.layout: TownLayout = lay_out_town(options.seed)
         self._next_frame_id = next_frame_id
         self._rendering = threading.Lock()
@@ -171,26 +175,6 @@ class SyntheticTown:
             (options.num_frames, 3, 4),
             float,
         )
-
-    @property
-    def label(self) -> str:
-        """The source as the user would name it."""
-        return self.options.spec
-
-    @property
-    def is_live(self) -> bool:
-        """False: the flight waits for the engine."""
-        return False
-
-    @property
-    def is_sequence(self) -> bool:
-        """True: the frames are a video."""
-        return True
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the flight that are taken."""
-        return len(self._taken)
 
     @property
     def intrinsics(self) -> tuple[float, float, float, float]:
@@ -223,7 +207,7 @@ class SyntheticTown:
             yield Frame(
                 frame_id=self._next_frame_id(),
                 camera_key=_WORLD,
-                source=self.label,
+                source=self.info.label,
                 index=index,
                 name=f"{index:06d}.jpg",
                 captured_at_s=self.captured_at_s(index),

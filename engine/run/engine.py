@@ -123,7 +123,7 @@ class Engine:
 
     async def run(self) -> RunOutcome:
         """Runs until the sources end or a signal stops it; always leaves a valid run folder."""
-        labels = tuple(source.label for source in self._sources)
+        labels = tuple(source.info.label for source in self._sources)
         self._events(RunStarted(sources=labels, matcher=self._matcher.name))
         async with stop_signals(self._on_signal, leave=self._leave):
             async with (

@@ -214,7 +214,7 @@ class Ingestion:
         """Reads all sources to their ends, or until stopped."""
         async with asyncio.TaskGroup() as group:
             for source_idx, source in enumerate(self._sources):
-                group.create_task(self._read(source_idx), name=f"source {source.label}")
+                group.create_task(self._read(source_idx), name=f"source {source.info.label}")
 
     async def drop(self, frame: Frame, *, reason: DropReason, detail: str) -> None:
         """Counts and records a frame that was taken in and is not used."""
@@ -229,7 +229,7 @@ class Ingestion:
             arriving = until_stopped(self._sources[source_idx].frames(), self._stop)
             async with aclosing(arriving) as frames:
                 async for received in frames:
-                    if not self._sources[source_idx].is_live:
+                    if not self._sources[source_idx].info.is_live:
                         await self._may_read.wait()
                     await self._take_in(received, source_idx=source_idx)
         except SourceError as error:
@@ -282,8 +282,8 @@ class Ingestion:
                 captured_at_s=frame.captured_at_s,
             )
         )
-        arrival = Arrival(frame=frame, source_idx=source_idx, is_live=source.is_live)
-        if not source.is_live:
+        arrival = Arrival(frame=frame, source_idx=source_idx, is_live=source.info.is_live)
+        if not source.info.is_live:
             await self._queue.put(arrival)
         elif not self._may_read.is_set():
             await self.drop(frame, reason=DropReason.PAUSED, detail="the run is paused")

@@ -62,7 +62,7 @@ class TrackingStage:
 
     async def run(self) -> None:
         """Tracks all frames."""
-        is_live = any(source.is_live for source in self._sources)
+        is_live = any(source.info.is_live for source in self._sources)
         while True:
             if is_live:
                 await self._items.wait_until_keyframe_taken()
@@ -117,7 +117,7 @@ class TrackingStage:
             self._trackers[arrival.lane] = FrameTracker(
                 self._config,
                 describe=self._describe,
-                is_sequence=self._sources[arrival.source_idx].is_sequence,
+                is_sequence=self._sources[arrival.source_idx].info.is_sequence,
             )
         return self._trackers[arrival.lane]
 

@@ -52,20 +52,24 @@ def test_a_folder_is_a_source_of_photos(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     source = open_spec(tmp_path)
     assert isinstance(source, ImageFolder)
-    assert (source.label, source.is_sequence, source.num_frames) == (str(tmp_path), False, 1)
+    assert (source.info.label, source.info.is_sequence, source.info.num_frames) == (
+        str(tmp_path),
+        False,
+        1,
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.PNG", "a.webp"])
 def test_an_image_file_is_a_source_of_one_photo(tmp_path: Path, name: str) -> None:
     source = open_spec(write_image(tmp_path / name))
     assert isinstance(source, ImageFolder)
-    assert source.num_frames == 1
+    assert source.info.num_frames == 1
 
 
 def test_any_other_file_is_tried_as_a_video(tmp_path: Path) -> None:
     source = open_spec(write_video(tmp_path / "a.mp4"))
     assert isinstance(source, VideoFile)
-    assert (source.is_sequence, source.num_frames) == (True, 3)
+    assert (source.info.is_sequence, source.info.num_frames) == (True, 3)
     (tmp_path / "notes.doc").write_bytes(b"no video at all")
     with pytest.raises(SourceError, match="not a readable video"):
         open_spec(tmp_path / "notes.doc")
@@ -75,7 +79,7 @@ def test_the_configuration_reaches_the_source(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_image(tmp_path / name)
     config = load_config(settings=["sources.max_frames=2"])
-    assert open_spec(tmp_path, config).num_frames == 2
+    assert open_spec(tmp_path, config).info.num_frames == 2
 
 
 def test_a_path_that_exists_wins_over_a_scheme(
@@ -89,8 +93,8 @@ def test_a_path_that_exists_wins_over_a_scheme(
 
 def test_the_synthetic_town_is_a_source_with_options() -> None:
     source = open_spec("synthetic:town")
-    assert not source.is_live
-    assert source.label.startswith("synthetic:town")
+    assert not source.info.is_live
+    assert source.info.label.startswith("synthetic:town")
 
 
 @pytest.mark.parametrize(
@@ -108,13 +112,13 @@ def test_the_synthetic_town_is_a_source_with_options() -> None:
 def test_streams_and_cameras_are_live_sources_that_connect_later(spec: str, label: str) -> None:
     source = open_spec(spec)
     assert isinstance(source, LiveStream)
-    assert (source.label, source.is_live, source.is_sequence) == (label, True, True)
+    assert (source.info.label, source.info.is_live, source.info.is_sequence) == (label, True, True)
 
 
 def test_a_folder_is_watched_when_told_so(tmp_path: Path) -> None:
     source = open_spec(f"watch:{tmp_path}")
     assert isinstance(source, WatchedFolder)
-    assert source.label == f"watch:{tmp_path}"
+    assert source.info.label == f"watch:{tmp_path}"
     with pytest.raises(SourceError, match="no such folder"):
         open_spec(f"watch:{tmp_path}/missing")
     with pytest.raises(SourceError, match="which folder"):

@@ -131,8 +131,12 @@ def test_a_source_is_live_and_its_label_holds_no_credentials() -> None:
         config=mqtt_config(),
         next_frame_id=lambda: FrameId(1),
     )
-    assert source.label == "mqtt://h/sfm/+/frame"
-    assert (source.is_live, source.is_sequence, source.num_frames) == (True, True, None)
+    assert source.info.label == "mqtt://h/sfm/+/frame"
+    assert (source.info.is_live, source.info.is_sequence, source.info.num_frames) == (
+        True,
+        True,
+        None,
+    )
 
 
 def test_what_is_no_address_is_refused_without_its_password() -> None:

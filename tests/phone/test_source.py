@@ -112,11 +112,15 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 def test_a_source_says_what_it_is_without_its_secret() -> None:
     source = source_on(8443)
-    assert (source.is_live, source.is_sequence, source.num_frames) == (True, True, None)
-    assert source.label == "phone://127.0.0.1:8443"
+    assert (source.info.is_live, source.info.is_sequence, source.info.num_frames) == (
+        True,
+        True,
+        None,
+    )
+    assert source.info.label == "phone://127.0.0.1:8443"
     secret = source.url.partition("token=")[2]
     assert len(secret) >= 32
-    assert secret not in source.label
+    assert secret not in source.info.label
 
 
 def test_the_invitation_has_an_address_that_phones_reach_and_a_code() -> None:
@@ -297,7 +301,7 @@ async def test_pictures_become_frames() -> None:
         assert first.camera_key == "phone1|96x80"
         assert (first.name, second.name) == ("phone1/000001.jpg", "phone1/000002.jpg")
         assert (first.index, second.index) == (0, 1)
-        assert first.source == heard.source.label
+        assert first.source == heard.source.info.label
         assert first.pixels.shape == (80, 96, 3)
         assert first.jpeg == picture
         assert 0.0 < second.captured_at_s - first.captured_at_s < 5.0
@@ -543,7 +547,7 @@ async def test_positions_are_of_the_phone_s_cameras_and_wait_for_the_first() -> 
         assert {one.camera_key for one in newest} == {"phone1|96x80", "phone1|80x96"}
         assert {one.fix.latitude_deg for one in newest} == {47.38}
         assert newest[0].fix.accuracy_m == 4.0
-        assert newest[0].source == heard.source.label
+        assert newest[0].source == heard.source.info.label
         assert abs(newest[0].captured_at_s - time.time()) < 5.0
 
 

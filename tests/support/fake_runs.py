@@ -29,6 +29,7 @@ from engine.types import (
     GpsReading,
     Received,
     RejectedFrame,
+    SourceInfo,
     SourceNotice,
     Uint8Array,
 )
@@ -98,6 +99,16 @@ class FakeSource:
     num_frames: int | None = None
     num_given: int = 0
     is_closed: bool = False
+
+    @property
+    def info(self) -> SourceInfo:
+        """What it is made to be."""
+        return SourceInfo(
+            label=self.label,
+            is_live=self.is_live,
+            is_sequence=self.is_sequence,
+            num_frames=self.num_frames,
+        )
 
     async def frames(self) -> AsyncGenerator[Received, None]:
         try:

@@ -354,13 +354,17 @@ def test_the_source_yields_all_frames_in_order_with_exact_calibration(
         return [frame async for frame in tiny_town.frames()]
 
     frames = [frame for frame in asyncio.run(collect()) if isinstance(frame, Frame)]
-    assert (tiny_town.num_frames, tiny_town.is_live, tiny_town.is_sequence) == (4, False, True)
+    assert (tiny_town.info.num_frames, tiny_town.info.is_live, tiny_town.info.is_sequence) == (
+        4,
+        False,
+        True,
+    )
     assert [frame.frame_id for frame in frames] == [1, 2, 3, 4]
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
     assert [frame.name for frame in frames] == [f"{index:06d}.jpg" for index in range(4)]
     assert [frame.captured_at_s for frame in frames] == [0.0, 0.1, 0.2, 0.3]
     assert {frame.camera_key for frame in frames} == {"town"}
-    assert {frame.source for frame in frames} == {tiny_town.label}
+    assert {frame.source for frame in frames} == {tiny_town.info.label}
     assert all(np.array_equal(f.pixels, tiny_town.render(f.index).pixels) for f in frames)
     prior = frames[0].intrinsics_prior
     assert prior is not None
@@ -432,7 +436,7 @@ def test_the_configuration_takes_some_frames_of_the_flight() -> None:
     town = SyntheticTown(options, next_frame_id=lambda: FrameId(1), config=config)
 
     whole = SyntheticTown(options, next_frame_id=lambda: FrameId(1)).ground_truth()
-    assert town.num_frames == 4
+    assert town.info.num_frames == 4
     assert [time_s for time_s, _ in town.ground_truth()] == [whole[i][0] for i in (0, 3, 6, 9)]
 
 
@@ -448,4 +452,4 @@ def test_a_blank_wall_hides_some_frames_and_nothing_else() -> None:
             assert 1.5 < rendered.pixels.std() < 2.5
         else:
             np.testing.assert_array_equal(rendered.pixels, expected.pixels)
-    assert walled.label.endswith("blank_from=2&blank=3")
+    assert walled.info.label.endswith("blank_from=2&blank=3")

@@ -17,7 +17,7 @@ from adapters.sources.files.photo_files import (
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.types import Frame, RejectedFrame
+from engine.types import Frame, RejectedFrame, SourceInfo
 
 
 class ImageFolder:
@@ -47,33 +47,18 @@ class ImageFolder:
         Raises:
             SourceError: the path is missing, cannot be read, or holds no image file.
         """
-        self._label = str(path)
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
         self._root, self._files = _find_images(path)
         self._frame_names = _frame_names(self._files)
-
-    @property
-    def label(self) -> str:
-        """The path as the user gave it."""
-        return self._label
-
-    @property
-    def is_live(self) -> bool:
-        """False: files wait."""
-        return False
-
-    @property
-    def is_sequence(self) -> bool:
-        """False: photos may be taken from anywhere."""
-        return False
-
-    @property
-    def num_frames(self) -> int:
-        """How many files will be taken; some may turn out unreadable."""
-        num_taken = len(range(0, len(self._files), self._config.every_nth_frame))
-        return min(num_taken, self._config.max_frames or num_taken)
+        num_taken = len(range(0, len(self._files), config.every_nth_frame))
+        self.info = SourceInfo(
+            label=str(path),
+            is_live=False,
+            is_sequence=False,
+            num_frames=min(num_taken, config.max_frames or num_taken),
+        )
 
     def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
         """Yields the photos in order; reads and decodes one at a time, on a thread of its own."""
@@ -83,7 +68,7 @@ class ImageFolder:
         del stop  # a step is one image: there is nothing to interrupt
         photos = PhotoReader(
             self._root,
-            label=self._label,
+            label=self.info.label,
             config=self._config,
             next_frame_id=self._next_frame_id,
             single_camera_per_size=self._single_camera_per_size,

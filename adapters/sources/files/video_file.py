@@ -22,6 +22,7 @@ from engine.types import (
     Frame,
     Received,
     RejectedFrame,
+    SourceInfo,
     SourceNotice,
     SourceState,
     Uint8Array,
@@ -59,34 +60,17 @@ class VideoFile:
             SourceError: the file is missing, is no video, or holds no pictures.
         """
         self._path = path
-        self._label = str(path)
         self._config = config
         self._next_frame_id = next_frame_id
         with _open(path) as (_, stream):
-            self._num_frames_in_file = int(stream.frames)  # 0: the container does not tell
-
-    @property
-    def label(self) -> str:
-        """The path as the user gave it."""
-        return self._label
-
-    @property
-    def is_live(self) -> bool:
-        """False: a file waits."""
-        return False
-
-    @property
-    def is_sequence(self) -> bool:
-        """True: consecutive frames see nearly the same."""
-        return True
-
-    @property
-    def num_frames(self) -> int | None:
-        """How many frames will be taken, where the file tells; some may turn out unreadable."""
-        if self._num_frames_in_file <= 0:
-            return None
-        num_taken = len(range(0, self._num_frames_in_file, self._config.every_nth_frame))
-        return min(num_taken, self._config.max_frames or num_taken)
+            num_frames_in_file = int(stream.frames)  # 0: the container does not say
+        num_taken = len(range(0, num_frames_in_file, config.every_nth_frame))
+        self.info = SourceInfo(
+            label=str(path),
+            is_live=False,
+            is_sequence=True,
+            num_frames=min(num_taken, config.max_frames or num_taken) if num_taken > 0 else None,
+        )
 
     def frames(self) -> AsyncGenerator[Received, None]:
         """Yields the frames; decodes on a thread of its own, as far as they are asked for."""
@@ -96,9 +80,9 @@ class VideoFile:
         positions = positions_of_video(self._path, stop=stop)
         if positions is not None:
             yield SourceNotice(
-                source=self._label, state=SourceState.CONNECTED, detail=positions.words
+                source=self.info.label, state=SourceState.CONNECTED, detail=positions.words
             )
-        readings = ReadingFeed(positions.fixes if positions else (), source=self._label)
+        readings = ReadingFeed(positions.fixes if positions else (), source=self.info.label)
         num_readable = 0
         with _open(self._path) as (container, stream):
             clock = CaptureClock(step_s=1.0 / float(stream.average_rate or _DEFAULT_RATE_HZ))
@@ -133,7 +117,7 @@ class VideoFile:
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=f"video|{width}x{height}",
-            source=self._label,
+            source=self.info.label,
             index=index,
             name=f"{index:06d}.jpg",
             captured_at_s=captured_at_s,
@@ -150,7 +134,7 @@ class VideoFile:
         reason: DropReason = DropReason.UNREADABLE,
     ) -> RejectedFrame:
         return RejectedFrame(
-            source=self._label,
+            source=self.info.label,
             index=index,
             name=f"{index:06d}.jpg",
             captured_at_s=captured_at_s,

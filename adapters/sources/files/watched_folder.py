@@ -17,7 +17,7 @@ from adapters.sources.files.photo_files import PhotoReader, possible_frame_names
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.types import DropReason, Frame, RejectedFrame, SourceNotice, SourceState
+from engine.types import DropReason, Frame, RejectedFrame, SourceInfo, SourceNotice, SourceState
 
 logger = logging.getLogger(__name__)
 
@@ -59,36 +59,18 @@ class WatchedFolder:
             SourceError: there is no such folder.
         """
         self._path = path
-        self._label = f"watch:{path}"
+        self.info = SourceInfo(
+            label=f"watch:{path}", is_live=False, is_sequence=False, num_frames=None
+        )
         self._sources = sources
         self._live_sources = live_sources
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
         try:
             if not path.is_dir():
-                raise SourceError(f"{self._label}: no such folder")
+                raise SourceError(f"{self.info.label}: no such folder")
         except OSError as error:
-            raise SourceError(f"{self._label}: {error.strerror or error}") from error
-
-    @property
-    def label(self) -> str:
-        """The folder as the user gave it."""
-        return self._label
-
-    @property
-    def is_live(self) -> bool:
-        """False: files wait."""
-        return False
-
-    @property
-    def is_sequence(self) -> bool:
-        """False: photos may be taken from anywhere."""
-        return False
-
-    @property
-    def num_frames(self) -> int | None:
-        """None: nobody knows."""
-        return None
+            raise SourceError(f"{self.info.label}: {error.strerror or error}") from error
 
     async def frames(self) -> AsyncGenerator[Item, None]:
         """Yields the photos and news of the folder; reads and decodes on another thread."""
@@ -159,7 +141,7 @@ class WatchedFolder:
     def _photos(self) -> PhotoReader:
         return PhotoReader(
             self._path,
-            label=self._label,
+            label=self.info.label,
             config=self._sources,
             next_frame_id=self._next_frame_id,
             single_camera_per_size=self._single_camera_per_size,
@@ -176,7 +158,7 @@ class WatchedFolder:
         return self._notice(SourceState.CONNECTED, f"{len(found)} images are there")
 
     def _notice(self, state: SourceState, detail: str) -> SourceNotice:
-        return SourceNotice(source=self._label, state=state, detail=detail)
+        return SourceNotice(source=self.info.label, state=state, detail=detail)
 
 
 class _Taking:

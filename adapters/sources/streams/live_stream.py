@@ -23,6 +23,7 @@ from engine.types import (
     GpsFix,
     IntrinsicsPrior,
     RejectedFrame,
+    SourceInfo,
     SourceNotice,
     SourceState,
     Uint8Array,
@@ -64,33 +65,16 @@ class LiveStream:
                 needs.
         """
         self._address = parse_stream_address(spec, config=live_sources)
+        self.info = SourceInfo(
+            label=self._address.label, is_live=True, is_sequence=True, num_frames=None
+        )
         self._sources = sources
         self._live_sources = live_sources
         self._next_frame_id = next_frame_id
-        _check_format(self._address.format, label=self.label)
+        _check_format(self._address.format, label=self.info.label)
         if self._address.is_listening:
             parts = urlsplit(self._address.url)
-            refuse_taken_address(parts.hostname or "", parts.port or 0, label=self.label)
-
-    @property
-    def label(self) -> str:
-        """The address without credentials."""
-        return self._address.label
-
-    @property
-    def is_live(self) -> bool:
-        """True: frames come whether or not they are taken."""
-        return True
-
-    @property
-    def is_sequence(self) -> bool:
-        """True: consecutive frames see nearly the same."""
-        return True
-
-    @property
-    def num_frames(self) -> int | None:
-        """None: nobody knows."""
-        return None
+            refuse_taken_address(parts.hostname or "", parts.port or 0, label=self.info.label)
 
     def invitation(self) -> str:
         """Where others may push to, in a line for the terminal; "" when nobody is to."""
@@ -147,7 +131,7 @@ class LiveStream:
         return asyncio.get_running_loop().time() + give_up_after_s if give_up_after_s else None
 
     def _ended(self, detail: str) -> SourceNotice:
-        return SourceNotice(source=self.label, state=SourceState.ENDED, detail=detail)
+        return SourceNotice(source=self.info.label, state=SourceState.ENDED, detail=detail)
 
     def _convert(self, picture: Picture) -> Frame | RejectedFrame:
         if isinstance(picture.content, bytes):
@@ -188,7 +172,7 @@ class LiveStream:
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=f"stream|{width}x{height}",
-            source=self.label,
+            source=self.info.label,
             index=picture.index,
             name=frame_name(picture.index),
             captured_at_s=picture.captured_at_s,
@@ -201,7 +185,7 @@ class LiveStream:
 
     def _rejected(self, picture: Picture, reason: DropReason, detail: str) -> RejectedFrame:
         return rejected_frame(
-            self.label,
+            self.info.label,
             index=picture.index,
             captured_at_s=picture.captured_at_s,
             reason=reason,

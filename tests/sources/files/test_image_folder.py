@@ -72,8 +72,8 @@ def test_images_come_in_natural_order_with_ids_and_times(tmp_path: Path) -> None
     for number, name in enumerate(["img10.jpg", "img2.JPG", "IMG1.Jpeg", "img02b.png"]):
         write_image(tmp_path / name.lower(), number * 20).rename(tmp_path / name)
     folder = open_folder(tmp_path)
-    assert (folder.label, folder.num_frames) == (str(tmp_path), 4)
-    assert (folder.is_live, folder.is_sequence) == (False, False)
+    assert (folder.info.label, folder.info.num_frames) == (str(tmp_path), 4)
+    assert (folder.info.is_live, folder.info.is_sequence) == (False, False)
     frames = read_frames(folder)
     assert [frame.name for frame in frames] == ["IMG1.Jpeg", "img2.JPG", "img02b.jpg", "img10.jpg"]
     assert [frame.frame_id for frame in frames] == [1, 2, 3, 4]
@@ -99,7 +99,7 @@ def test_hidden_files_other_files_and_folders_are_no_candidates(tmp_path: Path) 
     (tmp_path / "folder.jpg").mkdir()
     write_image(tmp_path / "sub" / "c.jpg")
     folder = open_folder(tmp_path)
-    assert folder.num_frames == 1
+    assert folder.info.num_frames == 1
     assert [frame.name for frame in read_frames(folder)] == ["a.jpg"]
 
 
@@ -116,7 +116,7 @@ def test_one_image_file_is_a_source_of_one_frame(tmp_path: Path) -> None:
     path = write_image(tmp_path / "only.png")
     write_image(tmp_path / "other.png")
     folder = open_folder(path)
-    assert (folder.label, folder.num_frames) == (str(path), 1)
+    assert (folder.info.label, folder.info.num_frames) == (str(path), 1)
     assert [frame.name for frame in read_frames(folder)] == ["only.jpg"]
 
 
@@ -233,13 +233,13 @@ def test_max_frames_counts_readable_frames_and_every_nth_file_is_taken(tmp_path:
         write_image(tmp_path / f"{number}.jpg", number * 20)
     (tmp_path / "3.jpg").write_bytes(b"broken")
     folder = open_folder(tmp_path, every_nth_frame=3, max_frames=2)
-    assert folder.num_frames == 2
+    assert folder.info.num_frames == 2
     assert [(item.index, isinstance(item, Frame)) for item in read(folder)] == [
         (0, True),
         (3, False),
         (6, True),
     ]
-    assert open_folder(tmp_path, every_nth_frame=3).num_frames == 4
+    assert open_folder(tmp_path, every_nth_frame=3).info.num_frames == 4
 
 
 def test_images_share_a_camera_by_model_focal_length_and_size(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def assert_strictly_increasing(values: Sequence[float]) -> None:
 def test_frames_come_in_order_with_their_times_names_and_pixels(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     video = open_video(path)
-    assert (video.label, video.num_frames) == (str(path), 30)
-    assert (video.is_live, video.is_sequence) == (False, True)
+    assert (video.info.label, video.info.num_frames) == (str(path), 30)
+    assert (video.info.is_live, video.info.is_sequence) == (False, True)
     items = read(video)
     frames = frames_of(items)
     assert len(frames) == len(items) == 30
@@ -102,18 +102,18 @@ def test_other_containers_give_the_same_frames(tmp_path: Path, suffix: str) -> N
     items = read(video)
     assert [number_in(frame) for frame in frames_of(items)] == pytest.approx(range(30), abs=1.5)
     assert len(items) == 30
-    assert video.num_frames in {None, 30}
+    assert video.info.num_frames in {None, 30}
     assert_strictly_increasing(times_of(items))
 
 
 def test_frames_left_out_still_count_for_index_and_time(tmp_path: Path) -> None:
     video = open_video(write_video(tmp_path / "a.mp4"), every_nth_frame=7, max_frames=3)
-    assert video.num_frames == 3
+    assert video.info.num_frames == 3
     items = read(video)
     assert [item.index for item in items] == [0, 7, 14]
     assert [item.name for item in items] == ["000000.jpg", "000007.jpg", "000014.jpg"]
     assert times_of(items) == pytest.approx([0.0, 7 / 30, 14 / 30], abs=1e-3)
-    assert open_video(tmp_path / "a.mp4", every_nth_frame=7).num_frames == 5
+    assert open_video(tmp_path / "a.mp4", every_nth_frame=7).info.num_frames == 5
 
 
 def test_uneven_times_are_kept_and_start_at_zero(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_paths_beyond_ascii_and_with_colons_work(tmp_path: Path, monkeypatch: An
     write_video(tmp_path / "plain.mp4", 2).rename(tmp_path / "12:30 Größe 写真.mp4")
     monkeypatch.chdir(tmp_path)
     video = open_video(Path("12:30 Größe 写真.mp4"))
-    assert video.label == "12:30 Größe 写真.mp4"
+    assert video.info.label == "12:30 Größe 写真.mp4"
     assert len(frames_of(read(video))) == 2
 
 
@@ -354,13 +354,13 @@ def test_positions_of_a_side_file_come_before_the_frames_that_need_them(tmp_path
     write_side_file(tmp_path / "a.SRT", num_blocks=6, step_ms=200)
     notice, *items = read_all(video)
     assert isinstance(notice, SourceNotice)
-    assert (notice.source, notice.state) == (video.label, SourceState.CONNECTED)
+    assert (notice.source, notice.state) == (video.info.label, SourceState.CONNECTED)
     assert notice.detail == "6 positions from a.SRT, absolute altitude"
     assert len([item for item in items if isinstance(item, Frame)]) == 10
     known_s: list[float] = []
     for item in items:
         if isinstance(item, GpsReading):
-            assert (item.source, item.camera_key) == (video.label, None)
+            assert (item.source, item.camera_key) == (video.info.label, None)
             known_s.append(item.captured_at_s)
         else:
             assert isinstance(item, Frame)
@@ -399,8 +399,8 @@ def test_a_real_video_is_read_at_its_frame_rate() -> None:
     if not path.exists():
         pytest.skip("the set redkitchen is not here")
     video = open_video(path, max_frames=5, every_nth_frame=10)
-    assert video.num_frames == 5
-    assert open_video(path).num_frames == 1000
+    assert video.info.num_frames == 5
+    assert open_video(path).info.num_frames == 1000
     frames = frames_of(read(video))
     assert [frame.index for frame in frames] == [0, 10, 20, 30, 40]
     assert {(frame.width, frame.height) for frame in frames} == {(640, 480)}

@@ -112,8 +112,12 @@ def test_photos_that_are_there_come_first_and_in_natural_order_then_those_that_a
     for number, name in enumerate(["img10.jpg", "img2.bmp", "img1.jpg"]):
         write(tmp_path / name, 50 * number)
     folder = watch(tmp_path)
-    assert folder.label == f"watch:{tmp_path}"
-    assert (folder.is_live, folder.is_sequence, folder.num_frames) == (False, False, None)
+    assert folder.info.label == f"watch:{tmp_path}"
+    assert (folder.info.is_live, folder.info.is_sequence, folder.info.num_frames) == (
+        False,
+        False,
+        None,
+    )
 
     def arrive(item: Item) -> None:
         if isinstance(item, Frame) and item.index == 2:
@@ -127,13 +131,13 @@ def test_photos_that_are_there_come_first_and_in_natural_order_then_those_that_a
     assert [frame.index for frame in frames] == list(range(5))
     assert [frame.frame_id for frame in frames] == list(range(1, 6))
     assert [frame.captured_at_s for frame in frames] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert {frame.source for frame in frames} == {folder.label}
+    assert {frame.source for frame in frames} == {folder.info.label}
     assert {frame.camera_key for frame in frames} == {"96x80"}
     assert frames[0].jpeg == (tmp_path / "img1.jpg").read_bytes()
     assert states_of(items) == [SourceState.CONNECTED]
     notice = items[0]
     assert isinstance(notice, SourceNotice)
-    assert (notice.source, notice.detail) == (folder.label, "3 images are there")
+    assert (notice.source, notice.detail) == (folder.info.label, "3 images are there")
 
 
 def test_a_renamed_file_comes_at_once(tmp_path: Path) -> None:

@@ -139,11 +139,15 @@ def test_mjpeg_frames_come_with_the_bytes_their_camera_sent(with_length: bool) -
     parts = [jpeg(number) for number in range(6)]
     with MjpegServer(parts, pause_s=0.05, with_length=with_length) as server:
         stream = open_stream(server.url())
-        assert (stream.is_live, stream.is_sequence, stream.num_frames) == (True, True, None)
+        assert (stream.info.is_live, stream.info.is_sequence, stream.info.num_frames) == (
+            True,
+            True,
+            None,
+        )
         items = read(stream, until=num_frames(5))
     first = items[0]
     assert isinstance(first, SourceNotice)
-    assert (first.state, first.source) == (CONNECTED, stream.label)
+    assert (first.state, first.source) == (CONNECTED, stream.info.label)
     assert first.detail == "mjpeg, 160 x 120 px"
     frames = frames_of(items)
     for frame, part in zip(frames, parts, strict=False):
@@ -369,7 +373,7 @@ def test_credentials_open_the_stream_and_are_never_told(
         url = f"rtsp://user:s3cret@{LOOPBACK}:{closed.getsockname()[1]}/x"
         items += read(open_stream(url, live={"give_up_after_s": 0.2}))
     assert {CONNECTED, LOST, REFUSED, ENDED} == set(states_of(items))
-    for text in (repr(items), stream.label, caplog.text, *capfd.readouterr()):
+    for text in (repr(items), stream.info.label, caplog.text, *capfd.readouterr()):
         assert "s3cret" not in text
         assert "user" not in text
 
@@ -402,7 +406,7 @@ def test_a_drone_pushes_straight_to_the_engine(clip: Path) -> None:
         stream = open_stream(spec, live={"open_timeout_s": 1.0})
         items = read(stream, until=num_frames(20))
     frames = frames_of(items)
-    assert stream.label == spec
+    assert stream.info.label == spec
     assert states_of(items)[0] is CONNECTED
     assert {frame.camera_key for frame in frames} == {"stream|160x120"}
     assert frames[0].jpeg is None
