@@ -107,7 +107,6 @@ class MqttSource:
         self._last_frame_s = 0.0
         self._has_given_up = False
 
-
     async def frames(self) -> AsyncGenerator[Received, None]:
         """Yields what comes until the broker refuses us; called once."""
         receiving = asyncio.create_task(self._receive(), name=f"receive {self.info.label}")

@@ -38,7 +38,7 @@ class _KeyframePoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _DepthReference:
-    """Depths of some points of a keyframe when it was first used; the scale is told by them.
+    """Depths of some points of a keyframe when it was first used: the reference of its scale.
 
     Keypoints outlive points: tracks are merged and made anew, and whole maps are replaced.
     """
@@ -63,7 +63,7 @@ class FramePoser:
         self._last: tuple[FrameId, Float64Array] | None = None  # keyframe, cam_from_keyframe
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
-        """Notes a keyframe's place in time."""
+        """Adds a keyframe to the trajectory."""
         self._trajectory.add_keyframe(keyframe)
 
     def add_tracked(
@@ -102,11 +102,11 @@ class FramePoser:
         return posed
 
     def forget_points(self) -> None:
-        """Drops what is remembered of the map's points; to be called when they moved."""
+        """Forgets the positions of the map's points; to be called when they moved."""
         self._points.clear()
 
     def trajectory(self, sparse_map: SparseMap) -> list[FramePose]:
-        """Today's pose of every frame, in order of arrival."""
+        """The present pose of every frame, in order of arrival."""
         return self._trajectory.poses(
             {i: self._keyframe_state(sparse_map, i) for i in sparse_map.registered_ids}
         )

@@ -36,7 +36,7 @@ def estimate_metric_scale(
         depths_m: for each keyframe the depths of its keypoints, (N,); 0: unknown.
 
     Returns:
-        None when too few depths tell.
+        None with too few depths.
     """
     ratios = [_log_ratios(sparse_map, i, depths_m(i)) for i in sparse_map.registered_ids]
     log_ratios = np.concatenate(ratios) if ratios else np.empty(0)

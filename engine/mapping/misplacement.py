@@ -6,7 +6,7 @@ are then trusted in order of their strength: the maximum spanning tree of the ve
 every keyframe by the strongest evidence there is for it. Where a pair of the tree contradicts the
 map, the map is wrong; where a pair outside the tree does, the map has drifted or the pair is wrong,
 and nothing is done. (Spanning trees of pair evidence: Snavely et al., CVPR 2008; measurements that
-contradict each other tell which are wrong: Zach et al., CVPR 2010.)
+contradict each other show which are wrong: Zach et al., CVPR 2010.)
 """
 
 from __future__ import annotations

@@ -75,11 +75,11 @@ def adjust_with_positions(
     """
     pulling: list[int] = np.flatnonzero(georeference.weights >= _MIN_WEIGHT).tolist()
     weights = georeference.weights[pulling]
-    told = [fixes[i] for i in pulling]
+    pulling_fixes = [fixes[i] for i in pulling]
     positions = _Positions(
         frame_ids=[frame_ids[i] for i in pulling],
-        enu_m=positions_in_enu(told, origin=georeference.origin),
-        stds_m=stds_m(told, config=config) / np.sqrt(weights)[:, None],
+        enu_m=positions_in_enu(pulling_fixes, origin=georeference.origin),
+        stds_m=stds_m(pulling_fixes, config=config) / np.sqrt(weights)[:, None],
         weights=weights,
     )
     to_enu(reconstruction, georeference)
@@ -111,7 +111,7 @@ class _Positions:
     def believed(self, centers_m: Float64Array) -> _Positions:
         """With standard deviations as large as what they differ from the map, at least.
 
-        Receivers that promise more than they hold would pull a good map apart, or to one half of
+        Receivers that claim too much accuracy would pull a good map apart, or to one half of
         themselves.
         """
         normalized = (centers_m - self.enu_m) / self.stds_m

@@ -20,7 +20,7 @@ from engine.mapping.window_selection import WindowJob
 from engine.types import Float64Array, FrameId
 from engine.window_types import WindowEstimate, WindowStatus
 
-_MIN_COMMON = 2  # keyframes; one tells no scale
+_MIN_COMMON = 2  # keyframes; one fixes no scale
 _MAX_ERROR_RATIO = 1.01  # of the mean error: more observations must not be worse ones
 _MAX_DISAGREEMENT_RATIO = 0.02  # of held cameras with the map, of the window's extent
 
@@ -66,7 +66,7 @@ def try_window(
     if poses is None:
         reason = "the map no longer has the keyframes that held it, or has moved them apart"
         return _unchanged(WindowVerdict.STALE, reason, before)
-    if not _promises_more(before, estimate, poses, sparse_map):
+    if not _may_be_better(before, estimate, poses, sparse_map):
         return _unchanged(WindowVerdict.NOT_BETTER, "fewer keypoints agree with it", before)
     return _try_poses(sparse_map, job, poses, before=before, config=config)
 
@@ -78,9 +78,9 @@ def _unchanged(verdict: WindowVerdict, reason: str, fit: Fit) -> WindowMerge:
 def _poses_in_map(
     sparse_map: SparseMap, job: WindowJob, estimate: WindowEstimate
 ) -> dict[FrameId, Float64Array] | None:
-    """The poses of the window's free keyframes in the map as it is now, None when it hangs in air.
+    """The poses of the window's free keyframes in the map; None without held ones.
 
-    The map may have been adjusted since: the held keyframes tell how the window follows.
+    The map may have been adjusted since: the window follows the held keyframes.
     """
     is_held = job.problem.is_held
     common = [
@@ -107,7 +107,7 @@ def _poses_in_map(
     }
 
 
-def _promises_more(
+def _may_be_better(
     before: Fit,
     estimate: WindowEstimate,
     poses: Mapping[FrameId, Float64Array],

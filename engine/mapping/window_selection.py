@@ -25,7 +25,7 @@ from engine.windows.tracks import tracks_through
 _MIN_TRACK_LENGTH = 3  # two views agree with anything on their epipolar line
 _MAX_INTERVALS = 4  # between windows that change nothing
 _WEAK_RATIO = 1.3  # times the median error of the keyframes
-_MIN_HELD = 2  # one keyframe tells no scale
+_MIN_HELD = 2  # one keyframe fixes no scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

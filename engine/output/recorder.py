@@ -107,14 +107,14 @@ class Recorder:
                 "trajectory_live.txt", functools.partial(self._folder.append_live_pose, pose)
             )
 
-    def snapshot(self, copies: Sequence[MapCopy], *, facts: Mapping[str, JsonValue]) -> None:
+    def snapshot(self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]) -> None:
         """Writes a snapshot of private copies of the maps and emits ``SnapshotWritten``."""
         try:
             written = write_snapshot(
                 self._folder.path,
                 copies,
                 sequence=self._sequence,
-                facts=facts,
+                entries=entries,
                 config=self._snapshots,
             )
         except SnapshotError as error:

@@ -71,7 +71,7 @@ def write_snapshot(
     copies: Sequence[MapCopy],
     *,
     sequence: int,
-    facts: Mapping[str, JsonValue],
+    entries: Mapping[str, JsonValue],
     config: SnapshotsConfig,
 ) -> WrittenSnapshot:
     """Writes models as one snapshot and makes it `latest`.
@@ -82,7 +82,7 @@ def write_snapshot(
         run_folder: the run.
         copies: one per separate map; short tracks are deleted from them.
         sequence: the snapshot's number, see `next_sequence`.
-        facts: entries of ``snapshot.json`` besides the figures of the models.
+        entries: of ``snapshot.json`` besides the figures of the models.
         config: how long tracks must be, and how many snapshots are kept.
 
     Raises:
@@ -97,7 +97,7 @@ def write_snapshot(
         raise SnapshotError(f"{path}: the snapshot exists")
     ordered = sorted(copies, key=_emptiness)
     try:
-        models = _write_folder(path, ordered, sequence=sequence, facts=facts, config=config)
+        models = _write_folder(path, ordered, sequence=sequence, entries=entries, config=config)
         link_atomically(run_folder / "latest", f"snapshots/{path.name}")
         flush_to_disk(run_folder)
     except OSError as error:
@@ -112,7 +112,7 @@ def _write_folder(
     copies: Sequence[MapCopy],
     *,
     sequence: int,
-    facts: Mapping[str, JsonValue],
+    entries: Mapping[str, JsonValue],
     config: SnapshotsConfig,
 ) -> tuple[ModelFigures, ...]:
     """Prepares the snapshot beside its place and renames it there."""
@@ -127,7 +127,7 @@ def _write_folder(
             _write_model(copy.reconstruction, temporary / "sparse" / str(number))
             models.append(_model_figures(copy))
         (temporary / "images").symlink_to("../../images")
-        record = {**facts, "sequence": sequence, "models": [asdict(model) for model in models]}
+        record = {**entries, "sequence": sequence, "models": [asdict(model) for model in models]}
         write_atomically(temporary / "snapshot.json", f"{json.dumps(record, indent=2)}\n".encode())
         flush_to_disk(temporary / "sparse")
         flush_to_disk(temporary)

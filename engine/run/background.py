@@ -183,7 +183,7 @@ class Snapshots:
                 "is_final": is_final,
                 "georeference": snapshot.placement and snapshot.placement.as_record(),
             }
-            write = functools.partial(self._recorder.snapshot, snapshot.copies, facts=figures)
+            write = functools.partial(self._recorder.snapshot, snapshot.copies, entries=figures)
             self._writing = BackgroundJob(await self._writer.schedule(write))
         finally:
             self._is_copying = False

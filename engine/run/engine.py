@@ -87,7 +87,7 @@ class Engine:
         views: shown on a thread of their own; closed at the end.
         groundtruth: capture times and true cam_from_world (3, 4), where a source has them.
         leave: called at the second signal; must not return.
-        places: finds keyframes that look alike; by default learned from the matcher's descriptors.
+        places: recognizes places; by default learned from the matcher's descriptors.
         requests: what people who watch ask of the run.
         solve_window: solves windows of keyframes; by default the engine's own solver.
 

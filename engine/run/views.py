@@ -76,7 +76,7 @@ class ViewDispatcher:
             self._changed.notify()
 
     def offer_event(self, event: Event) -> None:
-        """Takes one fact."""
+        """Takes one event."""
         if not self._views:
             return
         with self._changed:

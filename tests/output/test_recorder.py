@@ -200,7 +200,7 @@ def test_calibrations_are_updated_in_the_journal(recording: Recording) -> None:
 
 def test_snapshots_are_numbered_and_reported(recording: Recording) -> None:
     for _ in range(2):
-        recording.recorder.snapshot([model()], facts={"is_final": False})
+        recording.recorder.snapshot([model()], entries={"is_final": False})
     written = [event for event in recording.events if isinstance(event, SnapshotWritten)]
     assert [(event.sequence, event.num_keyframes) for event in written] == [(1, 4), (2, 4)]
     assert written[0].num_points3D > 50
@@ -219,7 +219,7 @@ def test_numbering_goes_on_in_a_folder_with_snapshots(tmp_path: Path) -> None:
         emit=emitted,
         clock=lambda: 0.0,
     )
-    recorder.snapshot([model()], facts={})
+    recorder.snapshot([model()], entries={})
     assert (folder.path / "snapshots" / "000042").is_dir()
     recorder.close()
 
@@ -297,11 +297,11 @@ def test_a_snapshot_that_cannot_be_written_is_reported_and_its_number_used_again
 
     with monkeypatch.context() as patch:
         patch.setattr(recorder_module, "write_snapshot", fail)
-        recording.recorder.snapshot([model()], facts={})
-        recording.recorder.snapshot([model()], facts={})
+        recording.recorder.snapshot([model()], entries={})
+        recording.recorder.snapshot([model()], entries={})
     assert len(recording.warnings()) == 1
     assert recording.recorder.num_failed_writes == 2
-    recording.recorder.snapshot([model()], facts={})
+    recording.recorder.snapshot([model()], entries={})
     assert (recording.path / "latest" / "snapshot.json").is_file()
     assert [event.sequence for event in recording.events if isinstance(event, SnapshotWritten)] == [
         1
@@ -332,9 +332,9 @@ def test_a_snapshot_whose_link_could_not_be_moved_does_not_block_the_next(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(snapshots_module, "link_atomically", full_disk)
-        recording.recorder.snapshot([model()], facts={})
+        recording.recorder.snapshot([model()], entries={})
     assert not (recording.path / "latest").exists()
 
-    recording.recorder.snapshot([model()], facts={})
+    recording.recorder.snapshot([model()], entries={})
     assert (recording.path / "latest").resolve().name == "000002"
     assert recording.recorder.num_failed_writes == 1

@@ -43,7 +43,7 @@ def write(
         run,
         [in_own_frame(model) for model in models or [synthetic_model()]],
         sequence=next_sequence(run) if sequence is None else sequence,
-        facts={"at_s": 1.5},
+        entries={"at_s": 1.5},
         config=config,
     )
 
@@ -281,7 +281,7 @@ def test_a_number_is_never_written_twice(run: Path) -> None:
 
 def test_no_model_is_no_snapshot(run: Path) -> None:
     with pytest.raises(SnapshotError, match="at least one model"):
-        write_snapshot(run, [], sequence=1, facts={}, config=KEEP_ALL)
+        write_snapshot(run, [], sequence=1, entries={}, config=KEEP_ALL)
 
 
 def test_a_folder_that_is_gone_is_a_snapshot_error(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_each_model_says_whether_it_is_georeferenced_in_the_order_of_the_folders
         MapCopy(reconstruction=synthetic_model(num_images=3), is_in_metres=True),
         MapCopy(reconstruction=synthetic_model(num_images=6), is_in_metres=False),
     ]
-    write_snapshot(run, copies, sequence=1, facts={}, config=KEEP_ALL)
+    write_snapshot(run, copies, sequence=1, entries={}, config=KEEP_ALL)
     record = json.loads((run / "latest" / "snapshot.json").read_text())
     models = [(model["num_registered"], model["is_georeferenced"]) for model in record["models"]]
     assert models == [(6, False), (3, True)]
