@@ -10,6 +10,8 @@ from numpy.typing import DTypeLike
 
 from engine.types import BoolArray, Float32Array, Float64Array, Int64Array, freeze_field
 
+ASSUMED_FOCAL_RATIO = 1.2  # of the longer image edge; what solvers begin with where 0 is given
+
 _ROTATION_TOLERANCE = 1e-3
 
 

@@ -34,10 +34,11 @@ _ASCII, _RATIONAL, _SRATIONAL = 2, 5, 10
 _FORMATS = {1: "B", 3: "H", 4: "I", _RATIONAL: "II", 9: "i", _SRATIONAL: "ii", 11: "f", 12: "d"}
 _MAX_COUNT = 512  # longer values (maker notes, tables) are none of ours
 
+PLAUSIBLE_FOCAL_RATIOS = (0.2, 30.0)  # of the longer edge: a fisheye, the longest telephoto lens
+
 _FILM_DIAGONAL_MM = 43.27  # of the 36 x 24 mm frame
 _UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # inch, cm; mm and um are out of the standard
 _SENSOR_EDGE_MM = (2.0, 70.0)  # between a phone's and a medium format's
-_FOCAL_RATIO = (0.2, 30.0)  # of the longer edge: from a fisheye to the longest telephoto lens
 
 # Width in mm of the whole sensor, which the longer edge of the full-size image spans, by EXIF model
 # in lower case. Only models whose files lack a 35 mm equivalent or give a misleading one.
@@ -128,7 +129,7 @@ def intrinsics_prior(exif: Exif, *, width: int, height: int) -> IntrinsicsPrior 
     is a rounded integer, and some cameras give that of the whole sensor for images cropped to 16:9.
     """
     focal_px = _focal_px(exif, edge_px=max(width, height), diagonal_px=math.hypot(width, height))
-    shortest, longest = _FOCAL_RATIO
+    shortest, longest = PLAUSIBLE_FOCAL_RATIOS
     if not shortest * max(width, height) <= focal_px <= longest * max(width, height):
         return None
     return IntrinsicsPrior(focal_px=focal_px)

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import socket
-import struct
-from collections.abc import Iterator
-from pathlib import Path
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
-_IPV6_TABLE = Path("/proc/net/if_inet6")
 # Never reached: choosing a route sends nothing (RFC 5737 and RFC 3849 keep these for examples).
 _FAR_AWAY = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
@@ -21,7 +15,7 @@ _FAR_AWAY = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 def local_addresses() -> list[IPAddress]:
     """All addresses of this computer, loopback included; the one that reaches others first."""
     found = [address for family, far in _FAR_AWAY if (address := _outgoing(family, far))]
-    found += _interface_ipv4() + _interface_ipv6()
+    found += _interface_addresses()
     found += [ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1")]
     return list(dict.fromkeys(found))
 
@@ -50,23 +44,17 @@ def _outgoing(family: socket.AddressFamily, far: str) -> IPAddress | None:
     return None
 
 
-def _interface_ipv4() -> list[IPAddress]:
-    """One address of every interface that has one."""
-    return list(_each_ipv4())
+def _interface_addresses() -> list[IPAddress]:
+    """All addresses of all interfaces, IPv4 first; none where the system does not list them."""
+    import ifaddr
 
-
-def _each_ipv4() -> Iterator[IPAddress]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):  # it has none
-                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, request)
-                yield ipaddress.IPv4Address(answer[20:24])
-
-
-def _interface_ipv6() -> list[IPAddress]:
     try:
-        lines = _IPV6_TABLE.read_text(encoding="ascii").splitlines()
+        interfaces = list(ifaddr.get_adapters())
     except OSError:
         return []
-    return [ipaddress.IPv6Address(int(line.split()[0], 16)) for line in lines if line.strip()]
+    texts = [
+        ip.ip if isinstance(ip.ip, str) else ip.ip[0]  # with flow and scope for IPv6
+        for interface in interfaces
+        for ip in interface.ips
+    ]
+    return sorted(map(ipaddress.ip_address, texts), key=lambda address: address.version)

@@ -17,14 +17,29 @@ def refuse_taken_address(host: str, port: int, *, label: str) -> None:
         SourceError: the port is taken, or the address is not one of this computer's.
     """
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if os.name == "posix":  # elsewhere the option would let two servers share the port
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        free_address(host, port)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise SourceError(f"{label}: cannot listen there: {reason}") from error
+
+
+def free_address(host: str, port: int) -> tuple[str, int]:
+    """The address and port at which a server can listen; port 0 stands for any free one.
+
+    Raises:
+        OSError: the port is taken, or the host is not this computer.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except UnicodeError as error:  # no host has such a name
+        raise OSError(str(error)) from error
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # elsewhere the option would let two servers share the port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen(1)
+        ip, free_port = probe.getsockname()[:2]
+    return ip, free_port
 
 
 def reachable_host(host: str) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import os
-import random
 import re
 import secrets
 import socket
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from adapters.live.backoff import Backoff
 from engine.config import Config, LiveSourcesConfig, MqttConfig
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError
 from engine.types import SourceState
@@ -31,7 +31,6 @@ PASSWORD_VARIABLE = "LIVESFM_MQTT_PASSWORD"  # of the environment
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_TOPIC_BYTES = 65_535  # MQTT 5, section 1.5.4
 _KEEPALIVE_S = 10  # a link that died without a word is noticed after one to two of these
-_SMALLEST_JITTER = 0.5  # of a wait
 
 # Reason codes (MQTT 5, table 3.2.2) after which trying again is useless; paho gives those of 3.1.1
 # the same numbers.
@@ -263,7 +262,7 @@ async def keep_connected(
     """
     import aiomqtt
 
-    retry = _Retry(link.live)
+    backoff = Backoff(first_s=link.live.retry_first_s, max_s=link.live.retry_max_s)
     outage = _Outage(link, report)
     is_done = False
     while not is_done:
@@ -284,7 +283,9 @@ async def keep_connected(
                 report(SourceState.REFUSED, hopeless)
                 return
             outage.lost(error)
-            await retry.wait(connected_for_s=time.monotonic() - connected_at_s)
+            if time.monotonic() - connected_at_s > link.live.retry_max_s:
+                backoff.reset()  # else it broke at once, and may do so again
+            await asyncio.sleep(backoff.next_wait_s())
 
 
 class _Outage:
@@ -302,21 +303,6 @@ class _Outage:
         else:
             logger.debug("%s: %s", self._link.address.broker, detail)
         self.is_lost = True
-
-
-class _Retry:
-    """The waits between tries, doubled each time and jittered."""
-
-    def __init__(self, config: LiveSourcesConfig) -> None:
-        self._first_s = config.retry_first_s
-        self._max_s = max(config.retry_first_s, config.retry_max_s)
-        self._next_s = self._first_s
-
-    async def wait(self, *, connected_for_s: float) -> None:
-        if connected_for_s > self._max_s:  # else it broke at once, and may do so again
-            self._next_s = self._first_s
-        await asyncio.sleep(self._next_s * random.uniform(_SMALLEST_JITTER, 1.0))
-        self._next_s = min(2.0 * self._next_s, self._max_s)
 
 
 def _code_of(error: BaseException) -> int | None:

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
-from adapters.images.exif import intrinsics_prior
+from adapters.images.exif import PLAUSIBLE_FOCAL_RATIOS, intrinsics_prior
 from adapters.mqtt.cameras import Camera, Cameras, Positions
 from adapters.mqtt.connection import (
     MqttAddress,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 _MAX_TELEMETRY_BYTES = 65_536
 _LET_GO_S = 1.0  # for a farewell to the broker
-_FOCAL_RATIO = (0.2, 30.0)  # of the longer edge: from a fisheye to the longest telephoto lens
 
 
 def open_mqtt_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
@@ -294,7 +293,7 @@ def _decode(arrived: Arrived, config: SourcesConfig) -> tuple[DecodedImage, Fact
 
 def _prior_of(facts: Facts, image: DecodedImage) -> IntrinsicsPrior | None:
     height, width = image.pixels.shape[:2]
-    shortest, longest = (ratio * max(width, height) for ratio in _FOCAL_RATIO)
+    shortest, longest = (ratio * max(width, height) for ratio in PLAUSIBLE_FOCAL_RATIOS)
     if facts.focal_px is not None and shortest <= facts.focal_px <= longest:
         return IntrinsicsPrior(focal_px=facts.focal_px)
     return intrinsics_prior(image.exif, width=width, height=height)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
+from adapters.live.listening import free_address
 from engine.config import ViewsConfig
 from engine.errors import ConfigError
 
@@ -115,13 +116,7 @@ def free_endpoint(bind: str, port: int, *, port_setting: str) -> Endpoint:
         ConfigError: the port is taken, or the address is not one of this machine's.
     """
     try:
-        family, *_, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if os.name == "posix":  # elsewhere the option would let two servers share the port
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-            ip, free_port = probe.getsockname()[:2]
+        ip, free_port = free_address(bind, port)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(

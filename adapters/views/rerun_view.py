@@ -17,7 +17,7 @@ from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
 from adapters.views.rerun_service import LiveServer
 from adapters.views.view_mode import ViewMode
 from adapters.views.viewpoint import Viewpoint
-from engine.config import ViewsConfig
+from engine.config import CamerasConfig, ViewsConfig
 from engine.errors import ConfigError
 from engine.events import (
     BundleAdjusted,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = "livesfm"  # under this name the viewer keeps a layout that a user arranged
 FLUSH_TIMEOUT_S = 10.0
 LINGER_S = 0.5  # connected viewers fetch the last messages after the recording has ended
-ASSUMED_FOCAL_RATIO = 0.85  # of the longer edge, for a live camera that the map does not know yet
+UNKNOWN_FOCAL_RATIO = CamerasConfig().default_focal_ratio  # of a live camera not in the map yet
 LOST_RATIO = 1e-6  # of the size of the live camera
 
 _METRICS_OF_EVENT: dict[type[Event], tuple[str, ...]] = {
@@ -275,7 +275,7 @@ class RerunView:
             return known
         if frame.intrinsics_prior is not None:
             return frame.intrinsics_prior.focal_px
-        return ASSUMED_FOCAL_RATIO * max(frame.width, frame.height)
+        return UNKNOWN_FOCAL_RATIO * max(frame.width, frame.height)
 
 
 def _connect(

@@ -28,7 +28,6 @@ from adapters.windows.vggsfm_package import (
 )
 from adapters.windows.vggsfm_predictor import ImageReader, PredictedCameras, load_predictor
 from adapters.windows.vggsfm_window import (
-    ASSUMED_FOCAL_RATIO,
     MIN_POINTS,
     MIN_TRACK_LENGTH,
     InitialCameras,
@@ -49,7 +48,12 @@ from engine.errors import ConfigError
 from engine.geometry import pose_in_other_world, similarity_between_poses
 from engine.ports import WindowSolver
 from engine.types import BoolArray, Float64Array
-from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
+from engine.window_types import (
+    ASSUMED_FOCAL_RATIO,
+    WindowEstimate,
+    WindowProblem,
+    WindowStatus,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ from engine.window_types import WindowProblem, WindowStatus
 SQUARE_PX: Final = 1024.0
 UNSEEN_PX: Final = -1e4  # finite, as NaN breaks eigenvectors; far from any image
 FOCAL_RATIOS: Final = (0.2, 5.0)  # of the longer edge; upstream clamps what is beyond
-ASSUMED_FOCAL_RATIO: Final = 1.2  # where nothing is known
 MIN_TRACK_LENGTH: Final = 3  # of a track that upstream triangulates
 MIN_FRAMES: Final = 3
 MIN_POINTS: Final = 15  # of a window

@@ -1,1 +1,1 @@
-"""Estimators: two-view geometry and absolute pose from matched points."""
+"""Estimators: two-view geometry and absolute pose from matched points; adjustment options."""

@@ -15,14 +15,16 @@ import numpy as np
 import pycolmap
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.estimators.adjustment_options import adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
 
+MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
+
 _LOCAL_FUNCTION_TOLERANCE = 1e-4
 _GLOBAL_FUNCTION_TOLERANCE = 1e-5
-_MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
 _MIN_SHARED_POINTS = 10  # a neighbour sharing fewer would only add unknowns
 
 
@@ -115,10 +117,10 @@ def _solve_locally(
             problem.set_constant_rig_from_world_pose(reconstruction.image(frame_id).frame_id)
     for point3D_id in _points_of(sparse_map, local):
         problem.add_variable_point(point3D_id)
-    options = _options(
+    options = adjustment_options(
         max_iterations=config.max_iterations, function_tolerance=_LOCAL_FUNCTION_TOLERANCE
     )
-    options.refine_extra_params = sparse_map.num_registered >= _MIN_KEYFRAMES_FOR_DISTORTION
+    options.refine_extra_params = sparse_map.num_registered >= MIN_KEYFRAMES_FOR_DISTORTION
     pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
 
 
@@ -152,7 +154,7 @@ def solve_globally(
     map a copy was taken from. The interpreter lock is released, unless some calibrations are
     constant and others are not: only COLMAP's configurable adjuster, which holds it, does that.
     """
-    options = _options(
+    options = adjustment_options(
         max_iterations=max_iterations,
         function_tolerance=_GLOBAL_FUNCTION_TOLERANCE,
         num_threads=num_threads,
@@ -161,7 +163,7 @@ def solve_globally(
     refined = set(reconstruction.cameras) - constant
     options.refine_focal_length = bool(refined)
     options.refine_extra_params = (
-        bool(refined) and reconstruction.num_reg_frames() >= _MIN_KEYFRAMES_FOR_DISTORTION
+        bool(refined) and reconstruction.num_reg_frames() >= MIN_KEYFRAMES_FOR_DISTORTION
     )
     if not refined or not constant:
         pycolmap.bundle_adjustment(reconstruction, options)
@@ -272,15 +274,3 @@ def _scale_change(sparse_map: SparseMap, copy: pycolmap.Reconstruction, frame_id
     )
     usable = (before[:, 2] > 0) & (after[:, 2] > 0)
     return float(np.median(after[usable, 2] / before[usable, 2])) if usable.any() else 1.0
-
-
-def _options(
-    *, max_iterations: int, function_tolerance: float, num_threads: int = 1
-) -> pycolmap.BundleAdjustmentOptions:
-    options = pycolmap.BundleAdjustmentOptions(print_summary=False)
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.loss_function_scale = 1.0
-    options.ceres.solver_options.max_num_iterations = max_iterations
-    options.ceres.solver_options.function_tolerance = function_tolerance
-    options.ceres.solver_options.num_threads = num_threads
-    return options

@@ -11,8 +11,10 @@ import numpy as np
 import pycolmap
 
 from engine.config import GeoreferenceConfig
+from engine.estimators.adjustment_options import adjustment_options
 from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
 from engine.geometry import camera_center
+from engine.mapping.bundle_adjustment import MIN_KEYFRAMES_FOR_DISTORTION
 from engine.types import Float64Array, FrameId, GpsFix
 
 _MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name
@@ -23,7 +25,6 @@ _SLICE_ITERATIONS = 4  # solved without a pause
 _BREATH_S = 0.02  # in which other threads run
 _MAX_SOLVING_S = 30.0  # what is reached by then is judged
 _PRIOR_LOSS_SCALE = 2.795  # standard deviations: 95 % of three normal components lie within
-_MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,11 @@ def adjust_with_positions(
         reason = _solve(
             reconstruction,
             positions,
-            _options(num_threads=num_threads),
+            adjustment_options(
+                max_iterations=_SLICE_ITERATIONS,
+                function_tolerance=_FUNCTION_TOLERANCE,
+                num_threads=num_threads,
+            ),
             constant_camera_ids=constant_camera_ids,
             max_iterations=max_iterations,
         )
@@ -186,13 +191,13 @@ def _solve(
     problem = pycolmap.BundleAdjustmentConfig()
     for image_id in sorted(reconstruction.reg_image_ids()):
         problem.add_image(image_id)
-    has_few_views = reconstruction.num_reg_frames() < _MIN_KEYFRAMES_FOR_DISTORTION
+    has_few_views = reconstruction.num_reg_frames() < MIN_KEYFRAMES_FOR_DISTORTION
     options.refine_extra_params = not has_few_views
     for camera_id in sorted(constant_camera_ids):
         if reconstruction.exists_camera(camera_id):
             problem.set_constant_cam_intrinsics(camera_id)
     priors = _priors(reconstruction, positions)
-    num_left, options.ceres.solver_options.max_num_iterations = max_iterations, _SLICE_ITERATIONS
+    num_left = max_iterations
     deadline_s = time.monotonic() + _MAX_SOLVING_S
     while num_left > 0 and time.monotonic() < deadline_s:
         adjuster = pycolmap.create_pose_prior_bundle_adjuster(
@@ -229,13 +234,4 @@ def _prior_options() -> pycolmap.PosePriorBundleAdjustmentOptions:
     options.ceres.prior_position_loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.prior_position_loss_scale = _PRIOR_LOSS_SCALE
     options.alignment_ransac.random_seed = 0
-    return options
-
-
-def _options(*, num_threads: int) -> pycolmap.BundleAdjustmentOptions:
-    options = pycolmap.BundleAdjustmentOptions(print_summary=False)
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.loss_function_scale = 1.0
-    options.ceres.solver_options.function_tolerance = _FUNCTION_TOLERANCE
-    options.ceres.solver_options.num_threads = num_threads
     return options

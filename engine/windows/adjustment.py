@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pycolmap
 
+from engine.estimators.adjustment_options import adjustment_options
 from engine.types import BoolArray, Float64Array
 from engine.windows.model import WindowModel, WindowSolverConfig
 
@@ -42,7 +43,11 @@ def adjust_window(
     cameras = np.unique(model.problem.camera_idx[frames])
     is_constant = model.problem.is_calibrated[cameras] & (not doubts_calibration)
     is_constant |= len(frames) < config.min_frames_for_focal
-    options = _options(model, config, max_iterations=max_iterations)
+    options = adjustment_options(
+        max_iterations=max_iterations,
+        function_tolerance=_FUNCTION_TOLERANCE,
+        loss_scale_px=config.loss_scale_px * model.scale,
+    )
     options.refine_focal_length = not is_constant.all()
     options.refine_extra_params = (
         options.refine_focal_length
@@ -122,18 +127,6 @@ def _problem(
     for camera_idx in constant_cameras:
         problem.set_constant_cam_intrinsics(camera_idx + 1)
     return problem
-
-
-def _options(
-    model: WindowModel, config: WindowSolverConfig, *, max_iterations: int
-) -> pycolmap.BundleAdjustmentOptions:
-    options = pycolmap.BundleAdjustmentOptions(print_summary=False)
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.loss_function_scale = config.loss_scale_px * model.scale
-    options.ceres.solver_options.max_num_iterations = max_iterations
-    options.ceres.solver_options.function_tolerance = _FUNCTION_TOLERANCE
-    options.ceres.solver_options.num_threads = 1
-    return options
 
 
 def _take_back(

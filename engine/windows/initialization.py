@@ -29,9 +29,9 @@ from engine.types import (
     PairReason,
     VerifiedPair,
 )
-from engine.window_types import WindowStatus
+from engine.window_types import ASSUMED_FOCAL_RATIO, WindowStatus
 from engine.windows.adjustment import adjust_window, filter_observations
-from engine.windows.model import ASSUMED_FOCAL_RATIO, WindowModel, WindowSolverConfig
+from engine.windows.model import WindowModel, WindowSolverConfig
 from engine.windows.triangulation import triangulate_window
 
 _NUM_PAIRS_VERIFIED = 30

@@ -18,7 +18,6 @@ from engine.window_types import WindowProblem
 _MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
 FOCAL_RATIOS = (0.15, 10.0)  # of the longer image edge: 147 to 6 degrees of view
 _MAX_DISTORTION = 1.0
-ASSUMED_FOCAL_RATIO = 1.2  # where nothing is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
