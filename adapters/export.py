@@ -182,19 +182,21 @@ def _write_nerfstudio(reconstruction: pycolmap.Reconstruction, to: Path) -> None
         "camera_model": "OPENCV",
         "applied_transform": np.eye(4)[:3].tolist(),
         "ply_file_path": _POINTS_NAME,
-        "frames": [_nerfstudio_frame(image) for image in images],
+        "frames": [
+            _nerfstudio_frame(image, reconstruction.camera(image.camera_id)) for image in images
+        ],
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     (to / "transforms.json").write_text(text, encoding="utf-8")
 
 
-def _nerfstudio_frame(image: pycolmap.Image) -> dict[str, Any]:
+def _nerfstudio_frame(image: pycolmap.Image, camera: pycolmap.Camera) -> dict[str, Any]:
     world_from_cam = np.vstack([invert_pose(image.cam_from_world().matrix()), [0, 0, 0, 1]])
     return {
         "file_path": f"images/{image.name}",
         "colmap_im_id": image.image_id,
         "transform_matrix": (world_from_cam @ _OPENCV_FROM_OPENGL).tolist(),
-        **_nerfstudio_intrinsics(image.camera),
+        **_nerfstudio_intrinsics(camera),
     }
 
 

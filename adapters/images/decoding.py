@@ -124,8 +124,7 @@ def _decode(data: bytes) -> Uint8Array | RefusedImage:
         image = cv2.convertScaleAbs(image, alpha=1.0 / 257.0)
     if image.dtype != np.uint8:
         return _unreadable(f"pixels of type {image.dtype} are not supported")
-    pixels: Uint8Array = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return pixels
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:

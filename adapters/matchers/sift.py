@@ -120,13 +120,13 @@ def _working_image(pixels: Uint8Array, *, max_edge_px: int) -> tuple[Uint8Array,
     """The grey image SIFT works on, and original px per working px in x and y, (2,)."""
     import cv2
 
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
     height, width = grey.shape
     if max(height, width) <= max_edge_px:
         return grey, np.ones(2)
     ratio = max_edge_px / max(height, width)
     size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    small = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
     return small, np.array([width / size[0], height / size[1]])
 
 

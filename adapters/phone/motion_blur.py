@@ -47,7 +47,8 @@ class Looks:
         shift_xy, response = cv2.phaseCorrelate(previous, small, self._window)
         if response < _MIN_RESPONSE:
             return Look(sharpness=sharpness, shift_ratio=None)
-        return Look(sharpness=sharpness, shift_ratio=float(np.hypot(*shift_xy)) / small.shape[1])
+        shift_px = float(np.hypot(shift_xy[0], shift_xy[1]))
+        return Look(sharpness=sharpness, shift_ratio=shift_px / small.shape[1])
 
 
 def _shrunk(image: Any, *, width: int) -> Any:

@@ -24,15 +24,16 @@ def fractal_noise(
     import cv2
 
     num_octaves = max(1, round(math.log2(max(coarsest_px, 1.0) / finest_px)) + 1)
-    field = np.zeros((2, 2), np.float32)
+    field: Float32Array = np.zeros((2, 2), np.float32)
     for octave in range(num_octaves):
         cell = max(coarsest_px, finest_px) / 2**octave
         size = (math.ceil(shape[1] / cell) + 1, math.ceil(shape[0] / cell) + 1)
-        field = cv2.resize(field, size, interpolation=cv2.INTER_CUBIC)
+        field = np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_CUBIC), np.float32)
         field += rng.standard_normal((size[1], size[0]), dtype=np.float32)
-    whole = cv2.resize(field, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+    size = (shape[1], shape[0])
+    whole = np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_LINEAR), np.float32)
     whole /= np.float32(math.sqrt(num_octaves))
-    return np.asarray(whole, dtype=np.float32)
+    return whole
 
 
 def mixed(one: Colour, other: Colour, share: float) -> Colour:
@@ -116,8 +117,9 @@ class Canvas:
             return
         across = max(1, round((rect.x_max - rect.x_min) / cell_m[0]))
         down = max(1, round((rect.y_max - rect.y_min) / cell_m[1]))
-        gain = 1.0 + amount * self.rng.uniform(-1, 1, (down, across)).astype(np.float32)
-        gain = cv2.resize(gain, patch.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        gains = 1.0 + amount * self.rng.uniform(-1, 1, (down, across)).astype(np.float32)
+        size = patch.shape[1::-1]
+        gain = np.asarray(cv2.resize(gains, size, interpolation=cv2.INTER_NEAREST), np.float32)
         patch[:] = cv2.multiply(np.ascontiguousarray(patch), _three(gain), dtype=cv2.CV_8U)
 
     def grain(self, *, coarsest_m: float, amount: float, finest_m: float = 0.0) -> None:

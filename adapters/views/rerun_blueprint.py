@@ -101,21 +101,18 @@ def build_blueprint(
 def _map_view(viewpoint: Viewpoint | None) -> rrb.Spatial3DView:
     import rerun.blueprint as rrb
 
-    place = (
-        {}
-        if viewpoint is None
-        else {
-            "position": viewpoint.position,
-            "look_target": viewpoint.target,
-            "eye_up": viewpoint.up,
-        }
+    eye = rrb.EyeControls3D(
+        kind=rrb.Eye3DKind.Orbital,
+        position=None if viewpoint is None else viewpoint.position,
+        look_target=None if viewpoint is None else viewpoint.target,
+        eye_up=None if viewpoint is None else viewpoint.up,
     )
     return rrb.Spatial3DView(
         origin="/world",
         name="Map",
         background=BACKGROUND,
         line_grid=False,
-        eye_controls=rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, **place),
+        eye_controls=eye,
         overrides={"world/keyframe_path": rrb.EntityBehavior(visible=False)},
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from adapters.live.run_counters import RunCounters
 from adapters.views.display_image import DisplayImage, display_image
@@ -265,7 +265,7 @@ class RerunView:
             # The 3D view complains about an image without a camera, so a lost one is made a dot.
             image_plane_distance=distance if is_placed else LOST_RATIO * distance,
             color=LIVE_COLOR,
-            line_width=rr.Radius.ui_points(0.75),
+            line_width=cast(float, rr.Radius.ui_points(0.75)),  # the stub says any array
         )
         self._recording.log("world/live/image", camera)
 

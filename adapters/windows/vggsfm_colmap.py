@@ -154,7 +154,7 @@ class FormerPycolmap(_Former):
     def __init__(self) -> None:
         import pycolmap
 
-        class BundleAdjustmentOptions(pycolmap.BundleAdjustmentOptions):  # type: ignore[misc]
+        class BundleAdjustmentOptions(pycolmap.BundleAdjustmentOptions):
             def __init__(self) -> None:
                 super().__init__(print_summary=False)
                 self.ceres.solver_options.num_threads = 1
@@ -264,8 +264,9 @@ def as_colmap(reconstruction: Reconstruction) -> Any:
 
     current = pycolmap.Reconstruction()
     for camera_id, camera in reconstruction.cameras.items():
-        own = pycolmap.Camera(camera.todict() | {"camera_id": camera_id + 1})
-        current.add_camera_with_trivial_rig(own)
+        current.add_camera_with_trivial_rig(
+            pycolmap.Camera(camera.todict() | {"camera_id": camera_id + 1})
+        )
     posed = {key: image for key, image in reconstruction.images.items() if image.registered}
     for image_id, image in posed.items():
         keypoints_xy = np.array([point.xy for point in image.points2D]).reshape(-1, 2)

@@ -98,7 +98,7 @@ def _find_fundamental(
         return None
     if fundamental is None or fundamental.shape != (3, 3) or not np.isfinite(fundamental).all():
         return None
-    return fundamental, mask.ravel().astype(bool)
+    return np.asarray(fundamental, np.float64), mask.ravel().astype(bool)
 
 
 def homography_inlier_ratio(

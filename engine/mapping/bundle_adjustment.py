@@ -223,7 +223,7 @@ def _bring_back(
         sparse_map.set_pose(frame_id, moves.pose_after(frame_id))
     # Cameras without a keyframe in the copy may have been calibrated meanwhile.
     for camera_id in sorted({int(copy.image(i).camera_id) for i in kept}):
-        sparse_map.reconstruction.camera(camera_id).params = copy.camera(camera_id).params
+        sparse_map.reconstruction.camera(camera_id).params = copy.camera(camera_id).params.tolist()
     sparse_map.filter_all()
 
 

@@ -172,7 +172,7 @@ class SparseMap:
 
     def set_camera_params(self, camera_key: str, params: Sequence[float]) -> None:
         """Replaces a camera's calibration."""
-        self.camera(camera_key).params = np.asarray(params, dtype=np.float64)
+        self.camera(camera_key).params = [float(value) for value in params]
 
     def add_keyframe(self, keyframe: Keyframe, pairs: Sequence[VerifiedPair]) -> None:
         """Adds a keyframe, unregistered, with its verified pairs to keyframes added before.
@@ -393,8 +393,9 @@ class SparseMap:
 
     def set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
         """Moves a registered keyframe."""
-        self._reconstruction.image(frame_id).frame.set_cam_from_world(
-            self._reconstruction.image(frame_id).camera_id, pycolmap.Rigid3d(cam_from_world)
+        image = self._reconstruction.image(frame_id)
+        self._reconstruction.frame(image.frame_id).set_cam_from_world(
+            image.camera_id, pycolmap.Rigid3d(cam_from_world)
         )
 
     def mean_reprojection_error_px(self) -> float:

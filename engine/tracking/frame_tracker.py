@@ -156,11 +156,11 @@ class FrameTracker:
     def _follow(self, following: _Following, grey: Uint8Array) -> None:
         """Moves the followed keypoints on to the next image; drops those that got lost."""
         if len(following.points_xy):
-            moved, found, _ = cv2.calcOpticalFlowPyrLK(
+            moved, found, _ = cv2.calcOpticalFlowPyrLK(  # type: ignore[call-overload]
                 following.grey,
                 grey,
                 following.points_xy.reshape(-1, 1, 2),
-                None,
+                None,  # no first guess; the stub asks for one
                 winSize=(_FLOW_WINDOW_PX, _FLOW_WINDOW_PX),
                 maxLevel=_FLOW_LEVELS,
             )
@@ -231,12 +231,12 @@ class FrameTracker:
 
     def _working_image(self, frame: Frame) -> tuple[Uint8Array, Float64Array]:
         """The grey image flow runs on, and original px per working px (2,)."""
-        grey = cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2GRAY)
+        grey = np.asarray(cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2GRAY), np.uint8)
         ratio = self._config.working_edge_px / max(frame.width, frame.height)
         if ratio >= 1.0:
             return grey, np.ones(2)
         size = (max(1, round(frame.width * ratio)), max(1, round(frame.height * ratio)))
-        small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        small = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
         return small, np.array([frame.width / size[0], frame.height / size[1]])
 
 

@@ -162,6 +162,8 @@ def test_alignment_agrees_with_pycolmap() -> None:
     assert error is not None
     similarity = pycolmap.estimate_sim3d(estimate, truth)
     rigid = pycolmap.estimate_rigid3d(estimate, truth)
+    assert similarity is not None
+    assert rigid is not None
     by_similarity = np.array([similarity * center for center in estimate]) - truth
     by_rigid = np.array([rigid * center for center in estimate]) - truth
     assert error.scale == pytest.approx(similarity.scale)

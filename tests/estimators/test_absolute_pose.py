@@ -206,7 +206,7 @@ def test_points_that_cannot_be_undistorted_are_outliers() -> None:
     camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", FOCAL_PX, WIDTH, HEIGHT)
     camera.params = [FOCAL_PX, WIDTH / 2, HEIGHT / 2, -0.3]
     points = transform_points(SECOND_POSE, box_of_points(100))
-    image_plane_xy = np.asarray(camera.cam_from_img(camera.img_from_cam(points)))
+    image_plane_xy = np.asarray(camera.cam_from_img(np.asarray(camera.img_from_cam(points))))
     image_plane_xy[:20] = camera.cam_from_img(np.zeros((20, 2)))  # a corner bent too far
     assert np.isnan(image_plane_xy[:20]).all()
     refined = refine_absolute_pose(

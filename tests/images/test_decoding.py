@@ -25,8 +25,8 @@ WIDTH, HEIGHT = 160, 120
 def scene(width: int = WIDTH, height: int = HEIGHT) -> Uint8Array:
     """A smooth coloured picture (H, W, 3) RGB that JPEG keeps well; no symmetry."""
     coarse = np.random.default_rng(3).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    picture: Uint8Array = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return picture
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(picture, np.uint8)
 
 
 def encoded(image: Image.Image | np.ndarray[Any, Any], kind: str, **options: Any) -> bytes:

@@ -206,7 +206,7 @@ def test_points_that_cannot_be_undistorted_do_not_disturb() -> None:
     tracked = world.tracked(2, keyframe_id=1)
     points_xy = tracked.points_xy.copy()
     points_xy[::10] = 0.0
-    assert np.isnan(camera.as_colmap().cam_from_img(points_xy[:1])).all()
+    assert np.isnan(np.asarray(camera.as_colmap().cam_from_img(points_xy[:1]))).all()
     pose = poser_with(world).add_tracked(
         dataclasses.replace(tracked, points_xy=points_xy), sparse_map
     )

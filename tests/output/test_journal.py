@@ -406,7 +406,7 @@ def test_colmap_maps_the_journal_of_a_synthetic_scene(tmp_path: Path) -> None:
     for image in source.read_all_images():
         xy = source.read_keypoints(image.image_id)[:, :2].astype(np.float64)
         of = Features(
-            frame_id=image.image_id,
+            frame_id=FrameId(image.image_id),
             keypoints_xy=xy,
             descriptors=source.read_descriptors(image.image_id).data,
             scales=np.ones(len(xy), np.float32),
@@ -432,6 +432,7 @@ def test_colmap_maps_the_journal_of_a_synthetic_scene(tmp_path: Path) -> None:
     assert maps[0].num_reg_images() == truth.num_images()
     assert maps[0].num_points3D() == pytest.approx(truth.num_points3D(), rel=0.05)
     errors = pycolmap.compare_reconstructions(maps[0], truth, alignment_error="proj_center")
+    assert errors is not None
     assert max(error.proj_center_error for error in errors["errors"]) < 1e-3
 
 

@@ -137,7 +137,8 @@ def test_keypoints_that_a_keyframe_moved_elsewhere_are_journalled_with_it(
 
 def test_a_frame_without_a_jpeg_of_its_own_is_encoded(recording: Recording) -> None:
     rng = np.random.default_rng(0)
-    pixels = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (1000, 750))
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    pixels = np.asarray(cv2.resize(coarse, (1000, 750)), np.uint8)
     recording.add_keyframe(1, replace(frame_of(1), pixels=pixels, jpeg=None))
     stored = cv2.imread(str(recording.path / "images" / "000000.jpg"))
     assert stored is not None

@@ -22,7 +22,7 @@ def scene(seed: int = 0) -> Uint8Array:
 
 def test_a_blurred_picture_is_less_sharp() -> None:
     sharp = scene()
-    blurred = cv2.GaussianBlur(sharp, (31, 31), 0)
+    blurred = np.asarray(cv2.GaussianBlur(sharp, (31, 31), 0), np.uint8)
     assert Looks().look(blurred).sharpness < 0.2 * Looks().look(sharp).sharpness
 
 

@@ -39,8 +39,7 @@ def free_port() -> int:
 def texture(number: int = 0, *, size: tuple[int, int] = (160, 120)) -> Uint8Array:
     """Pixels (H, W, 3) RGB; ``size`` is width, height."""
     coarse = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    image: Uint8Array = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
-    return image
+    return np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def jpeg(number: int = 0, *, size: tuple[int, int] = (160, 120)) -> bytes:

@@ -26,7 +26,7 @@ from adapters.town.world import (
 )
 from engine.config import SourcesConfig
 from engine.errors import SourceError
-from engine.types import Float64Array, Frame, FrameId, RejectedFrame
+from engine.types import Float32Array, Float64Array, Frame, FrameId, RejectedFrame
 
 WIDTH, HEIGHT = 320, 240
 TINY = 64
@@ -175,11 +175,11 @@ def test_pixels_carried_by_depth_and_pose_look_the_same_in_another_frame(
     for first, second in ((20, 25), (120, 126), (270, 276)):
         one, other = town.render(first), town.render(second)
         points_xy, depth, one_xy = carried(town, one, other)
-        maps = points_xy.astype(np.float32)[None] - np.float32(0.5)
-        depth_there = cv2.remap(other.depth, maps, None, cv2.INTER_NEAREST)[0]
+        x, y = (points_xy.astype(np.float32)[None] - np.float32(0.5)).transpose(2, 0, 1)
+        depth_there = cv2.remap(other.depth, x, y, cv2.INTER_NEAREST)[0]
         visible = np.abs(depth_there / depth - 1) < 0.01
         assert visible.mean() > 0.8
-        there = cv2.remap(other.pixels, maps, None, cv2.INTER_LINEAR)[0].astype(float)
+        there = cv2.remap(other.pixels, x, y, cv2.INTER_LINEAR)[0].astype(float)
         here = one.pixels[one_xy[:, 1].astype(int), one_xy[:, 0].astype(int)].astype(float)
         difference = np.abs(there - here).mean(axis=1)[visible]
         # Sensor noise alone is about 2 grey levels; a shift of one pixel makes about 6.
@@ -212,11 +212,12 @@ def test_sift_matches_eight_frames_apart_agree_with_the_ground_truth(town: Synth
 
     sift = cv2.SIFT.create(1500, contrastThreshold=0.01)
 
-    def described(frame: RenderedFrame) -> tuple[Float64Array, Float64Array]:
+    def described(frame: RenderedFrame) -> tuple[Float64Array, Float32Array]:
         keypoints, descriptors = sift.detectAndCompute(
             cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2GRAY), None
         )
-        return np.array([keypoint.pt for keypoint in keypoints]) + 0.5, descriptors
+        keypoints_xy = np.array([keypoint.pt for keypoint in keypoints]) + 0.5
+        return keypoints_xy, np.asarray(descriptors, np.float32)
 
     for index in (10, 35, 100, 180, 216, 240, 285):
         one, other = town.render(index), town.render(index + 8)

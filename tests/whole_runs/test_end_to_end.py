@@ -228,6 +228,7 @@ def test_the_database_has_the_keypoints_of_the_snapshot_row_by_row(dense_run: Pa
             np.column_stack([database.read_keypoints(i)[rows[:, side], :2], np.ones(len(rows))])
             for side, i in enumerate((first, second))
         )
+        assert geometry.F is not None
         lines = points1 @ geometry.F.T
         distances_px = np.abs((lines * points2).sum(axis=1)) / np.linalg.norm(lines[:, :2], axis=1)
         assert np.quantile(distances_px, 0.9) < 4.0, (first, second)
@@ -421,7 +422,7 @@ def turned(pixels: Uint8Array, *, num: int) -> list[Uint8Array]:
         tilt = 0.1 * np.sin(9.0 * pan)
         rotation, _ = cv2.Rodrigues(np.array([tilt, pan, 0.2 * pan]))
         homography = calibration @ rotation @ np.linalg.inv(calibration)
-        view = cv2.warpPerspective(pixels, homography, (width, height))
+        view = np.asarray(cv2.warpPerspective(pixels, homography, (width, height)), np.uint8)
         views.append(
             np.ascontiguousarray(view[height // 4 : -height // 4, width // 4 : -width // 4])
         )

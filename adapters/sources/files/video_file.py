@@ -214,7 +214,7 @@ class _Extent:
         self._first_s = math.inf
         self._last_s = -math.inf
 
-    def add(self, packet: Packet) -> None:
+    def add(self, packet: Packet[VideoStream]) -> None:
         if packet.pts is not None and packet.time_base is not None:
             self._first_s = min(self._first_s, float(packet.pts * packet.time_base))
             end = packet.pts + (packet.duration or 0)

@@ -33,7 +33,7 @@ def picture_stream(container: InputContainer) -> VideoStream | None:
     return None
 
 
-def decode_packet(packet: Packet) -> Iterator[VideoFrame | str]:
+def decode_packet(packet: Packet[VideoStream]) -> Iterator[VideoFrame | str]:
     """Decoded frames, and in the place of a damaged one the words that say so."""
     import av
 
@@ -51,5 +51,5 @@ def decode_packet(packet: Packet) -> Iterator[VideoFrame | str]:
 
 def upright_rgb(decoded: VideoFrame) -> Uint8Array:
     """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees."""
-    pixels: Uint8Array = decoded.to_ndarray(format="rgb24")
+    pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
     return np.rot90(pixels, round(decoded.rotation / 90))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.live.backoff import Backoff
 from adapters.live.capture_clock import CaptureClock
@@ -158,7 +158,7 @@ class StreamReader:
                 return "nothing that comes can be decoded"
         return "the stream ended"
 
-    def _take(self, packet: Packet) -> bool:
+    def _take(self, packet: Packet[Any]) -> bool:
         """Hands on what a packet holds; False when that is no picture."""
         if self._address.carries_jpegs:
             return packet.dts is not None and self._take_jpeg(packet)  # None: only marks the end
@@ -171,7 +171,7 @@ class StreamReader:
                 has_picture = True
         return has_picture
 
-    def _take_jpeg(self, packet: Packet) -> bool:
+    def _take_jpeg(self, packet: Packet[Any]) -> bool:
         if packet.size > self._config.max_payload_mb * _MB:
             self._reject(DropReason.TOO_LARGE, f"{packet.size / _MB:.0f} MB")
         else:
