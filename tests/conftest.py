@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Files with most slow tests first: several processes then end at about the same time.
     num_slow = Counter(item.path for item in slow)
     items.sort(key=lambda item: -num_slow[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _source_lines_read_once() -> Iterator[None]:
+    """Sources do not change while tests run.
+
+    In asyncio's debug mode every handle keeps a stack, and looking for changes of all its files is
+    most of what that costs.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(linecache, "checkcache", lambda filename=None: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def towns_painted_once() -> Iterator[None]:
+    """Towns of one seed and image width share their textures, which take seconds to paint."""
+    from tests.support import painted_towns
+
+    with pytest.MonkeyPatch.context() as patched:
+        painted_towns.paint_once(patched)
+        yield
 
 
 @pytest.fixture(scope="session")

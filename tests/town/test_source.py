@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from adapters.town import renderer as town_renderer
 from adapters.town.flight import PathName, fly
 from adapters.town.renderer import TownRenderer
 from adapters.town.source import (
@@ -27,11 +28,14 @@ from adapters.town.world import (
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.types import Float32Array, Float64Array, Frame, FrameId, RejectedFrame
+from tests.support.painted_towns import PAINT_TEXTURES
 
 WIDTH, HEIGHT = 320, 240
 TINY = 64
 TANGENTS = (0.5 / 0.58, 0.375 / 0.58)
 PATHS: tuple[PathName, ...] = ("flight", "orbit", "lawnmower", "street")
+
+pytestmark = pytest.mark.usefixtures("towns_painted_once")
 
 
 def make_town(options: TownOptions) -> SyntheticTown:
@@ -245,8 +249,9 @@ def test_sift_matches_eight_frames_apart_agree_with_the_ground_truth(town: Synth
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_town(
-    tiny_town: SyntheticTown,
+    tiny_town: SyntheticTown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(town_renderer, "_paint_textures", PAINT_TEXTURES)
     again = make_town(tiny_town.options)
     for index in (3, 0):  # in any order
         one, other = tiny_town.render(index), again.render(index)

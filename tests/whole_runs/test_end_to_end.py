@@ -39,6 +39,8 @@ NUM_PHOTOS = 10
 TOWN = "synthetic:town?path=lawnmower&width=320&height=240"
 NUM_FRAMES = 40
 
+pytestmark = pytest.mark.usefixtures("towns_painted_once")
+
 
 def livesfm(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])

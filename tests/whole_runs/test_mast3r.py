@@ -27,6 +27,8 @@ from tests.support.paths import CONFIGS
 CONFIG = CONFIGS / "mast3r.yaml"
 TOWN = "synthetic:town?path=lawnmower&width=240&height=180"
 
+pytestmark = pytest.mark.usefixtures("towns_painted_once")
+
 
 @pytest.fixture(autouse=True)
 def _library_threads_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import sys
@@ -48,10 +49,16 @@ def mini_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked_mini_checkpoint(tmp_path_factory.mktemp("mini"))
 
 
-@pytest.fixture
-def contents(mini_file: Path) -> Contents:
-    """What the small checkpoint holds, to be changed and saved again."""
+@pytest.fixture(scope="module")
+def contents_as_read(mini_file: Path) -> Contents:
+    """What the small checkpoint holds; reading takes longer than copying."""
     return read_torch_file(mini_file)
+
+
+@pytest.fixture
+def contents(contents_as_read: Contents) -> Contents:
+    """What the small checkpoint holds, to be changed and saved again."""
+    return copy.deepcopy(contents_as_read)
 
 
 @pytest.fixture
