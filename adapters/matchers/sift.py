@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from adapters.matchers.byte_products import ByteProducts
 from engine.config import SiftConfig
 from engine.errors import InferenceError
 from engine.types import (
@@ -29,7 +29,6 @@ from engine.types import (
 # RootSIFT components rarely exceed 127 / 256; at this scale they fit signed bytes.
 _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
-_BLOCK_ROWS = 2048  # bounds the score matrix to 2048 rows, 64 MB for 8192 keypoints
 
 
 class SiftMatcher:
@@ -38,6 +37,7 @@ class SiftMatcher:
     def __init__(self, config: SiftConfig) -> None:
         self._config = config
         self._detector: Any = None
+        self._products = ByteProducts()  # of the thread that matches
 
     @property
     def name(self) -> str:
@@ -101,11 +101,12 @@ class SiftMatcher:
                 matches_idx=np.empty((0, 2), np.int64),
                 confidence=np.empty((0,), np.float32),
             )
-        best, best_distance, second_distance = _two_nearest(first, second)
+        best, best_distance, second_distance = _two_nearest(self._products, first, second)
         passed = best_distance < self._config.max_ratio**2 * second_distance
         rows = np.flatnonzero(passed)
         if self._config.mutual and len(rows):
-            rows = rows[_nearest(second.descriptors[best[rows]], first) == rows]
+            back = _nearest(self._products, second.descriptors[best[rows]], among=first)
+            rows = rows[back == rows]
         rows = _one_per_target(rows, best=best, distance=best_distance)
         ratio = np.sqrt(best_distance[rows] / np.maximum(second_distance[rows], 1e-6))
         return PairMatches.of_rows(
@@ -161,26 +162,23 @@ def _no_features(frame: Frame) -> Features:
 
 
 def _two_nearest(
-    first: Features, second: Features
+    products: ByteProducts, first: Features, second: Features
 ) -> tuple[Int64Array, Float32Array, Float32Array]:
     """For each keypoint of ``first``: the nearest of ``second`` and two squared distances.
 
     Returns:
         nearest (N,), squared distance to it (N,), squared distance to the runner-up (N,).
     """
-    target = second.descriptors
-    target_square = _squared_norms(target)
+    target_square = _squared_norms(second.descriptors)
     square = _squared_norms(first.descriptors)
     nearest = np.empty(len(first), np.int64)
     distances = np.empty((2, len(first)), np.float32)
-    for start in range(0, len(first), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        score = _products(first.descriptors[block], target)
+    for block, score in products.blocks(first.descriptors, second.descriptors):
         rows = np.arange(len(score))
         best = score.argmax(axis=1)
         nearest[block] = best
         distances[0, block] = square[block] + target_square[best] - 2.0 * score[rows, best]
-        score[rows, best] = np.iinfo(score.dtype).min
+        score[rows, best] = -1
         runner_up = score.argmax(axis=1)
         distances[1, block] = (
             square[block] + target_square[runner_up] - 2.0 * score[rows, runner_up]
@@ -188,12 +186,11 @@ def _two_nearest(
     return nearest, distances[0], distances[1]
 
 
-def _nearest(descriptors: Uint8Array, among: Features) -> Int64Array:
+def _nearest(products: ByteProducts, descriptors: Uint8Array, *, among: Features) -> Int64Array:
     """The row of ``among`` with the largest product for each descriptor, (N,)."""
     nearest = np.empty(len(descriptors), np.int64)
-    for start in range(0, len(descriptors), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        nearest[block] = _products(descriptors[block], among.descriptors).argmax(axis=1)
+    for block, score in products.blocks(descriptors, among.descriptors):
+        nearest[block] = score.argmax(axis=1)
     return nearest
 
 
@@ -208,17 +205,3 @@ def _squared_norms(descriptors: Uint8Array) -> Float32Array:
     wide = descriptors.astype(np.int32)
     norms: Float32Array = np.einsum("nd,nd->n", wide, wide).astype(np.float32)
     return norms
-
-
-def _products(rows: Uint8Array, columns: Uint8Array) -> NDArray[np.int32]:
-    """All inner products of two sets of descriptors, exact, (N, M)."""
-    import torch
-
-    left = torch.from_numpy(rows.astype(np.int8))
-    right = torch.from_numpy(columns.astype(np.int8))
-    if "AVX512" in torch.backends.cpu.get_cpu_capability():
-        products = torch._int_mm(left, right.T)
-    else:
-        # Sums of 128 products of 7-bit numbers stay below 2**24, where float32 is exact.
-        products = (left.float() @ right.float().T).int()
-    return np.asarray(products.numpy())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from adapters.matchers import sift
+from adapters.matchers import byte_products, sift
 from adapters.matchers.sift import SiftMatcher
 from engine.config import SiftConfig
 from engine.errors import InferenceError
@@ -361,38 +361,7 @@ def test_matches_are_those_of_a_plain_search() -> None:
     assert rows_of(match(first, second, max_ratio=0.8, mutual=True)) == expected
 
 
-# -- the same matches on every machine ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
-def test_every_machine_computes_the_same_products(
-    monkeypatch: pytest.MonkeyPatch, capability: str
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    extremes = np.array([[127] * NUM_COMPONENTS, [0] * NUM_COMPONENTS], np.uint8)
-    rows = np.concatenate([random_descriptors(37), extremes])
-    columns = np.concatenate([extremes, random_descriptors(53, seed=1)])
-    products = sift._products(rows, columns)
-    assert products.dtype == np.int32
-    assert np.array_equal(products, rows.astype(np.int64) @ columns.astype(np.int64).T)
-    assert products[-2, 0] == 127 * 127 * NUM_COMPONENTS
-    assert sift._products(rows[:1], columns[:1]).tolist() == [[products[0, 0]]]
-
-
-def test_the_float_path_gives_the_matches_of_the_integer_path(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = random_descriptors(300)
-    noise = np.random.default_rng(6).integers(-40, 41, first.shape)
-    second = np.clip(first.astype(int) + noise, 0, 127)
-    answers = []
-    for capability in ("AVX512", "AVX2"):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
-        answers.append(match(first, second))
-    one, other = answers
-    assert len(one) > 200
-    assert np.array_equal(one.matches_idx, other.matches_idx)
-    assert np.array_equal(one.confidence, other.confidence)
+# -- the same matches however they are computed ---------------------------------------------------
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 64])
@@ -402,18 +371,42 @@ def test_working_in_blocks_changes_nothing(
     first = random_descriptors(90)
     second = np.clip(first.astype(int) + 9, 0, 127)[::-1]
     whole = match(first, second)
-    widest = 0
-    products = sift._products
-
-    def watched(rows: Uint8Array, columns: Uint8Array) -> Any:
-        nonlocal widest
-        widest = max(widest, len(rows))
-        return products(rows, columns)
-
-    monkeypatch.setattr(sift, "_BLOCK_ROWS", block_rows)
-    monkeypatch.setattr(sift, "_products", watched)
+    monkeypatch.setattr(byte_products, "_BLOCK_PRODUCTS", 1)
+    monkeypatch.setattr(byte_products, "_MIN_BLOCK_ROWS", block_rows)
     blocked = match(first, second)
-    assert widest == block_rows
     assert len(whole) > 80
     assert np.array_equal(whole.matches_idx, blocked.matches_idx)
     assert np.array_equal(whole.confidence, blocked.confidence)
+
+
+def test_matches_do_not_depend_on_the_pairs_before() -> None:
+    one = matcher()
+    rng = np.random.default_rng(6)
+    requests = []
+    for num in (700, 40, 300, 700):
+        first = random_descriptors(num, seed=num)
+        second = np.clip(first.astype(int) + rng.integers(-40, 41, first.shape), 0, 127)
+        requests.append(request_of(features_with(first), features_with(second, frame_id=2)))
+    together = one.match(requests)
+    for request, matches in zip(requests, together, strict=True):
+        (alone,) = matcher().match([request])
+        assert len(alone) > 20
+        assert np.array_equal(matches.matches_idx, alone.matches_idx)
+        assert np.array_equal(matches.confidence, alone.confidence)
+
+
+def test_one_thread_describes_while_another_matches() -> None:
+    one = matcher(max_features=300)
+    frame = frame_of(texture_image())
+    features = one.describe(frame)
+    request = request_of(
+        features_with(features.descriptors), features_with(features.descriptors, frame_id=2)
+    )
+    (matches,) = one.match([request])
+    with ThreadPoolExecutor(2) as pool:
+        described = pool.submit(lambda: [one.describe(frame) for _ in range(8)])
+        matched = pool.submit(lambda: [one.match([request])[0] for _ in range(40)])
+        for again in described.result():
+            assert np.array_equal(again.descriptors, features.descriptors)
+        for found in matched.result():
+            assert np.array_equal(found.matches_idx, matches.matches_idx)
