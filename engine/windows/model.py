@@ -45,7 +45,6 @@ class WindowSolverConfig:
     min_rotation_residual_px: float = 1.5  # median, that a turn on the spot leaves of such a pair
     num_initial_pairs: int = 6  # tried in full
     seed: int = 0
-    device: str = "cpu"  # of the triangulation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,44 +22,45 @@ from tests.support.window_scenes import FOCAL_PX, HEIGHT, WIDTH, WindowScene, ar
 OPTIONS = TriangulationOptions(max_angle_rad=0.01, min_parallax_rad=0.02)
 
 
-def tensors(scene: WindowScene, tracks_xy: Any = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Points on the image planes, visibility and cameras of a scene."""
+def arrays(scene: WindowScene, tracks_xy: Any = None) -> tuple[Any, Any, Any]:
+    """Points on the image planes, visibility and cameras of a scene, of NumPy."""
     tracks_xy = scene.tracks_xy if tracks_xy is None else tracks_xy
     plane_xy = np.nan_to_num((tracks_xy - (WIDTH / 2, HEIGHT / 2)) / FOCAL_PX)
-    return (
-        torch.from_numpy(plane_xy),
-        torch.from_numpy(scene.is_visible.copy()),
-        torch.from_numpy(scene.poses.copy()),
-    )
+    return plane_xy, scene.is_visible.copy(), scene.poses.copy()
+
+
+def tensors(scene: WindowScene, tracks_xy: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, of PyTorch."""
+    plane_xy, is_visible, cameras = map(torch.from_numpy, arrays(scene, tracks_xy))
+    return plane_xy, is_visible, cameras
 
 
 def errors(found: TrackPoints, scene: WindowScene) -> Any:
     """(V,) distances of valid points from the true ones."""
-    is_valid = found.is_valid.numpy()
-    return np.linalg.norm((found.points3D_in_world.numpy() - scene.points)[is_valid], axis=1)
+    return np.linalg.norm((found.points3D_in_world - scene.points)[found.is_valid], axis=1)
 
 
 def test_exact_tracks_give_the_true_points_however_many_views_see_them() -> None:
     scene = arc_scene(14, seen_ratio=0.5)
     assert np.ptp(scene.is_visible.sum(axis=0)) > 8
-    found = triangulate_tracks(*tensors(scene), options=OPTIONS)
-    assert found.is_valid.float().mean() > 0.98
+    found = triangulate_tracks(*arrays(scene), options=OPTIONS)
+    assert found.is_valid.mean() > 0.98
     assert errors(found, scene).max() < 1e-9
-    assert (found.is_inlier.numpy() == scene.is_visible & found.is_valid.numpy()).all()
+    assert (found.is_inlier == scene.is_visible & found.is_valid).all()
 
 
 def test_noise_moves_points_by_about_what_it_should() -> None:
     scene = arc_scene(noise_px=0.5)
-    found = triangulate_tracks(*tensors(scene), options=OPTIONS)
+    found = triangulate_tracks(*arrays(scene), options=OPTIONS)
     assert 1e-3 < np.median(errors(found, scene)) < 8e-3  # half a pixel is 3e-3 at this range
 
 
 def test_outliers_are_told_and_do_not_move_the_points() -> None:
     scene = arc_scene(num_points=600)
     moved_xy, is_moved = scene.with_outliers(ratio=0.3)
-    found = triangulate_tracks(*tensors(scene, moved_xy), options=OPTIONS)
+    found = triangulate_tracks(*arrays(scene, moved_xy), options=OPTIONS)
     num_good = (scene.is_visible & ~is_moved).sum(axis=0)
-    is_inlier = found.is_inlier.numpy()
+    is_inlier = found.is_inlier
     assert (
         is_inlier[:, num_good >= 4][(scene.is_visible & ~is_moved)[:, num_good >= 4]].mean() > 0.99
     )
@@ -69,41 +70,43 @@ def test_outliers_are_told_and_do_not_move_the_points() -> None:
 
 def test_views_that_do_not_see_a_track_have_no_say_in_it() -> None:
     scene = arc_scene()
-    plane_xy, is_visible, cameras = tensors(scene)
+    plane_xy, is_visible, cameras = arrays(scene)
     found = triangulate_tracks(plane_xy, is_visible, cameras, options=OPTIONS)
-    junk = torch.where(is_visible[..., None], plane_xy, torch.tensor(1e4, dtype=torch.float64))
-    behind = torch.cat([cameras, cameras[:1]])  # a camera that looks away and sees nothing
+    junk = np.where(is_visible[..., None], plane_xy, 1e4)
+    behind = np.concatenate([cameras, cameras[:1]])  # a camera that looks away and sees nothing
     behind[-1, [0, 2]] *= -1.0
     again = triangulate_tracks(
-        torch.cat([junk, junk[:1]]),
-        torch.cat([is_visible, torch.zeros_like(is_visible[:1])]),
+        np.concatenate([junk, junk[:1]]),
+        np.concatenate([is_visible, np.zeros_like(is_visible[:1])]),
         behind,
         options=OPTIONS,
     )
-    torch.testing.assert_close(again.points3D_in_world, found.points3D_in_world)
+    np.testing.assert_allclose(
+        again.points3D_in_world, found.points3D_in_world, rtol=1e-7, atol=1e-7
+    )
     assert (again.is_inlier[:-1] == found.is_inlier).all()
     assert not again.is_inlier[-1].any()
 
 
 def test_rays_that_are_nearly_parallel_make_no_point() -> None:
     strict = replace(OPTIONS, min_parallax_rad=2.2)  # more than between the outermost cameras
-    found = triangulate_tracks(*tensors(arc_scene()), options=strict)
+    found = triangulate_tracks(*arrays(arc_scene()), options=strict)
     assert not found.is_valid.any()
 
 
 @pytest.mark.parametrize(("slope", "meets"), [(0.25, True), (-0.25, False)])
 def test_rays_that_meet_behind_the_cameras_make_no_point(slope: float, meets: bool) -> None:
-    cameras = torch.eye(3, 4, dtype=torch.float64).repeat(2, 1, 1)
-    cameras[:, 0, 3] = torch.tensor([1.0, -1.0])  # left, right
-    plane_xy = torch.tensor([[[slope, 0.0]], [[-slope, 0.0]]], dtype=torch.float64)
-    is_visible = torch.ones((2, 1), dtype=torch.bool)
+    cameras = np.tile(np.eye(3, 4), (2, 1, 1))
+    cameras[:, 0, 3] = [1.0, -1.0]  # left, right
+    plane_xy = np.array([[[slope, 0.0]], [[-slope, 0.0]]])
+    is_visible = np.ones((2, 1), np.bool_)
     found = triangulate_tracks(plane_xy, is_visible, cameras, options=OPTIONS)
     assert found.is_valid.tolist() == [meets]
 
 
 def test_tracks_seen_once_make_no_point() -> None:
     scene = arc_scene()
-    plane_xy, is_visible, cameras = tensors(scene)
+    plane_xy, is_visible, cameras = arrays(scene)
     is_visible[1:] = False
     found = triangulate_tracks(plane_xy, is_visible, cameras, options=OPTIONS)
     assert not found.is_valid.any()
@@ -114,20 +117,47 @@ def test_a_good_guess_wins_where_most_pairs_are_wrong() -> None:
     scene = arc_scene(12, seen_ratio=1.0)
     moved_xy, _ = scene.with_outliers(ratio=0.65)
     few = replace(OPTIONS, num_hypotheses=2)
-    alone = triangulate_tracks(*tensors(scene, moved_xy), options=few)
-    guess = torch.from_numpy(scene.points.copy())
-    guess[::2] = torch.nan  # half of the tracks have none
-    helped = triangulate_tracks(*tensors(scene, moved_xy), options=few, guess_in_world=guess)
+    alone = triangulate_tracks(*arrays(scene, moved_xy), options=few)
+    guess = scene.points.copy()
+    guess[::2] = np.nan  # half of the tracks have none
+    helped = triangulate_tracks(*arrays(scene, moved_xy), options=few, guess_in_world=guess)
     assert helped.is_inlier[:, 1::2].sum() > 1.3 * alone.is_inlier[:, 1::2].sum()
-    torch.testing.assert_close(
-        helped.points3D_in_world[::2], alone.points3D_in_world[::2], rtol=0, atol=0
-    )
+    assert (helped.points3D_in_world[::2] == alone.points3D_in_world[::2]).all()
 
 
 def test_the_same_tracks_give_the_same_points() -> None:
-    inputs = tensors(arc_scene(12, noise_px=0.5))
+    inputs = arrays(arc_scene(12, noise_px=0.5))
     first, second = (triangulate_tracks(*inputs, options=OPTIONS) for _ in range(2))
     assert (first.points3D_in_world == second.points3D_in_world).all()
+
+
+@pytest.mark.parametrize("with_guess", [False, True])
+@pytest.mark.parametrize(("num_views", "seen_ratio"), [(5, 0.9), (14, 0.5), (25, 1.0)])
+def test_tensors_of_pytorch_give_the_points_of_numpy(
+    num_views: int, seen_ratio: float, with_guess: bool
+) -> None:
+    scene = arc_scene(num_views, noise_px=0.5, seen_ratio=seen_ratio)
+    moved_xy, _ = scene.with_outliers(ratio=0.2)
+    guess = scene.points + 0.01 if with_guess else None
+    found = triangulate_tracks(*arrays(scene, moved_xy), options=OPTIONS, guess_in_world=guess)
+    again = triangulate_tracks(
+        *tensors(scene, moved_xy),
+        options=OPTIONS,
+        guess_in_world=None if guess is None else torch.from_numpy(guess),
+    )
+    assert all(
+        isinstance(array, np.ndarray)
+        for array in (found.points3D_in_world, found.is_inlier, found.is_valid)
+    )
+    assert found.is_valid.mean() > 0.9
+    assert (again.is_valid.numpy() == found.is_valid).all()
+    assert (again.is_inlier.numpy() == found.is_inlier).all()
+    np.testing.assert_allclose(
+        again.points3D_in_world.numpy()[found.is_valid],
+        found.points3D_in_world[found.is_valid],
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("with_guess", [False, True])
@@ -142,7 +172,8 @@ def test_gradients_agree_with_finite_differences(with_guess: bool) -> None:
             plane_xy, is_visible, cameras, options=OPTIONS, guess_in_world=guess
         )
         assert found.is_valid.sum() >= 4
-        return found.points3D_in_world[found.is_valid]
+        valid: Tensor = found.points3D_in_world[found.is_valid]
+        return valid
 
     inputs = (plane_xy.requires_grad_(), cameras.requires_grad_())
     assert torch.autograd.gradcheck(points, inputs)
