@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from adapters.native_log import native_log_captured
-from adapters.views.rerun_view import ViewMode
+from adapters.open_source import refuse_unknown_sources
+from adapters.views.view_mode import ViewMode
 from engine.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def run(
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
     with _told_errors():
+        refuse_unknown_sources(source)
         outcome = _launch(
             _load(config, settings),
             _options(

@@ -1,22 +1,44 @@
-"""From what the user named as SOURCE to a frame source."""
+"""From what the user named as SOURCE to a frame source.
+
+What a kind of source needs is imported when one is opened: a wrong name is refused at once.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapters.sources.files.image_folder import ImageFolder
-from adapters.sources.files.photo_files import IMAGE_SUFFIXES
-from adapters.sources.files.watched_folder import WatchedFolder
 from adapters.sources.streams.stream_address import STREAM_SCHEMES
-from engine.config import Config
-from engine.errors import SourceError
-from engine.ports import FrameIds, FrameSource
+from engine.errors import ConfigError, SourceError
 
+if TYPE_CHECKING:
+    from engine.config import Config
+    from engine.ports import FrameIds, FrameSource
+
+_OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone"})
 _KINDS = (
     "a folder of images, an image file, a video file, or synthetic:town; live: rtsp:// rtmp://"
     " http:// (MJPEG) camera:N watch:FOLDER mqtt://BROKER/TOPIC phone://HOST:PORT"
 )
+
+
+def refuse_unknown_sources(specs: Sequence[str]) -> None:
+    """Refuses a request in which nothing names a source: no path that exists, no known scheme.
+
+    Raises:
+        ConfigError: with what is wrong with the first of them.
+    """
+    unknown: list[SourceError] = []
+    for spec in specs:
+        try:
+            if _exists(Path(spec)) or _known_scheme(spec):
+                return
+        except SourceError as error:
+            unknown.append(error)
+    if unknown:
+        raise ConfigError(str(unknown[0])) from unknown[0]
 
 
 def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
@@ -37,20 +59,29 @@ def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameS
     path = Path(spec)
     if _exists(path):
         return _open_path(path, config=config, next_frame_id=next_frame_id)
+    scheme = _known_scheme(spec)
+    return _open_scheme(scheme, spec, config=config, next_frame_id=next_frame_id)
+
+
+def _known_scheme(spec: str) -> str:
+    """The scheme of a source that is no path, in lower case.
+
+    Raises:
+        SourceError: it has none, or one of no kind of source.
+    """
     scheme, colon, name = spec.partition(":")
     if not (colon and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme)):
         raise SourceError(f"{spec}: no such file or folder")
-    source = _open_scheme(scheme.lower(), name, spec, config=config, next_frame_id=next_frame_id)
-    if source is None:
+    known = scheme.lower()
+    is_town = known == "synthetic" and re.match(r"town(\?|$)", name)
+    if not (is_town or known in STREAM_SCHEMES or known in _OTHER_SCHEMES):
         # The rest of the spec stays out of the message: it may hold a password.
         raise SourceError(f"{scheme}: is no kind of source, nor is there such a file; use {_KINDS}")
-    return source
+    return known
 
 
-def _open_scheme(
-    scheme: str, name: str, spec: str, *, config: Config, next_frame_id: FrameIds
-) -> FrameSource | None:
-    """The source of a scheme that is known; ``name`` stands behind it."""
+def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+    """The source of a scheme that is known."""
     if scheme in STREAM_SCHEMES:
         from adapters.sources.streams.live_stream import LiveStream
 
@@ -61,6 +92,9 @@ def _open_scheme(
             next_frame_id=next_frame_id,
         )
     if scheme == "watch":
+        from adapters.sources.files.watched_folder import WatchedFolder
+
+        _, _, name = spec.partition(":")
         if not name:
             raise SourceError("watch: which folder? watch:FOLDER")
         return WatchedFolder(
@@ -78,17 +112,17 @@ def _open_scheme(
         from adapters.phone.source import open_phone_source
 
         return open_phone_source(spec, config=config, next_frame_id=next_frame_id)
-    if scheme == "synthetic" and re.match(r"town(\?|$)", name):
-        from adapters.town.source import SyntheticTown, parse_town_spec
+    from adapters.town.source import SyntheticTown, parse_town_spec
 
-        return SyntheticTown(
-            parse_town_spec(spec), next_frame_id=next_frame_id, config=config.sources
-        )
-    return None
+    return SyntheticTown(parse_town_spec(spec), next_frame_id=next_frame_id, config=config.sources)
 
 
 def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+    from adapters.sources.files.photo_files import IMAGE_SUFFIXES
+
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        from adapters.sources.files.image_folder import ImageFolder
+
         return ImageFolder(
             path,
             config=config.sources,

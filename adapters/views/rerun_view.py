@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from adapters.views.rerun_geography import GeographyDrawing
 from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
 from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
 from adapters.views.rerun_service import LiveServer
+from adapters.views.view_mode import ViewMode
 from adapters.views.viewpoint import Viewpoint
 from engine.config import ViewsConfig
 from engine.errors import ConfigError
@@ -52,15 +52,6 @@ _METRICS_OF_EVENT: dict[type[Event], tuple[str, ...]] = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-class ViewMode(StrEnum):
-    """Where the Rerun view of a run is shown."""
-
-    RECORD = "record"  # in a file only
-    SPAWN = "spawn"  # also in a window that is opened now
-    SERVE = "serve"  # also to browsers
-    NONE = "none"
 
 
 class RerunView:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from adapters import cli
 from adapters.doctor import Finding
 from adapters.launch import LaunchOptions
-from adapters.views.rerun_view import ViewMode
+from adapters.views.view_mode import ViewMode
 from engine.config import Config
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
 from engine.run.engine import RunOutcome, StoppedBy

@@ -24,7 +24,7 @@ import torch
 
 from adapters.launch import LaunchOptions
 from adapters.launch import _window_solver as window_solver_of
-from adapters.views.rerun_view import ViewMode
+from adapters.views.view_mode import ViewMode
 from adapters.windows.vggsfm import VggsfmWindowSolver, cameras_of, open_vggsfm
 from adapters.windows.vggsfm_colmap import FormerPycolmap, NoStandInError
 from adapters.windows.vggsfm_package import load_vggsfm

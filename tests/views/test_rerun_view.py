@@ -21,7 +21,8 @@ import pytest
 from adapters.views import rerun_service
 from adapters.views.display_image import MAX_PASSED_BYTES
 from adapters.views.rerun_service import free_endpoint, viewer_program
-from adapters.views.rerun_view import RerunView, ViewMode
+from adapters.views.rerun_view import RerunView
+from adapters.views.view_mode import ViewMode
 from engine.config import ViewsConfig
 from engine.errors import ConfigError
 from engine.events import (

@@ -8,10 +8,13 @@ import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from engine.config import LiveSourcesConfig
 from engine.errors import SourceError
+
+if TYPE_CHECKING:
+    from engine.config import LiveSourcesConfig
 
 STREAM_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "camera"})
 
