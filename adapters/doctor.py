@@ -51,9 +51,10 @@ class Weights:
 
 _CORE = {  # distribution: what it is for
     "numpy": "arrays",
+    "array-api-compat": "arrays of NumPy or PyTorch in windows",
     "pycolmap": "map and bundle adjustment",
     "opencv-python-headless": "SIFT and optical flow",
-    "torch": "descriptor matching and networks",
+    "onnxruntime": "matching of SIFT's descriptors",
     "threadpoolctl": "sharing the cores",
     "networkx": "scene graph",
     "av": "video files",
@@ -69,6 +70,7 @@ _EXTRAS = {  # distribution: the extra that brings it
     "aiohttp": "phone",
     "cryptography": "phone",
     "segno": "phone",
+    "torch": "mast3r",
 }
 
 
@@ -138,7 +140,7 @@ def _processor() -> Finding:
 
 def _gpu() -> Finding:
     if importlib.util.find_spec("torch") is None:
-        ready, detail = False, "torch is not installed"
+        ready, detail = False, "torch is not installed; only the learned matchers use a GPU"
     else:
         import torch
 
@@ -152,7 +154,7 @@ def _gpu() -> Finding:
 
 
 def _sift() -> Finding:
-    ready = _version("opencv-python-headless") is not None and _version("torch") is not None
+    ready = all(_version(name) is not None for name in ("opencv-python-headless", "onnxruntime"))
     return Finding(
         part="matcher sift", is_ready=ready, detail="no weights needed; free to use (Apache-2.0)"
     )

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.native_log import handlers_writing_to, native_log_captured
-from adapters.views.rerun_view import ViewMode
+from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
-from engine.errors import ConfigError, EngineError, SourceError
+from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
 from engine.ports import (
     FrameIds,
     FrameSource,
@@ -84,10 +84,25 @@ def limit_library_threads() -> None:
     import cv2
     import numpy as np  # noqa: F401 - only libraries that are loaded can be limited
     import threadpoolctl
-    import torch
 
     threadpoolctl.threadpool_limits(1, user_api="blas")
     cv2.setNumThreads(1)
+
+
+def _load_torch(adapter: str, *, extra: str) -> None:
+    """Loads PyTorch, which only some adapters need, with one thread a call.
+
+    Args:
+        adapter: what needs it.
+        extra: what brings it.
+
+    Raises:
+        AdapterUnavailableError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise AdapterUnavailableError(adapter, package="torch", extra=extra) from error
     torch.set_num_threads(1)
 
 
@@ -144,6 +159,7 @@ def _matching(
     """The configured matcher, and how it finds places; None: by its descriptors.
 
     Raises:
+        AdapterUnavailableError: PyTorch is missing.
         ConfigError: the matcher does not fit the sources, or its weights cannot be used.
     """
     match config.matching.matcher:
@@ -152,6 +168,7 @@ def _matching(
         case "oracle":
             return _oracle(config, sources)
         case "mast3r":
+            _load_torch("matching.matcher=mast3r", extra="mast3r")
             from adapters.matchers.mast3r.open_matcher import open_mast3r
 
             return open_mast3r(config.mast3r, dense=config.dense_matching)
@@ -193,11 +210,13 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
     """The configured solver of windows; None: the engine's own.
 
     Raises:
+        AdapterUnavailableError: PyTorch is missing.
         ConfigError: upstream's package or something it needs is missing, or its weights cannot be
             used.
     """
     if config.window.solver == "native" or not config.window.enabled:
         return None
+    _load_torch("window.solver=vggsfm", extra="vggsfm")
     from adapters.windows.vggsfm import open_vggsfm
     from adapters.windows.vggsfm_predictor import FolderImages
     from engine.windows.model import WindowSolverConfig

@@ -20,7 +20,8 @@ from adapters.matchers.sift import SiftMatcher
 from adapters.town.oracle import OracleMatcher, OraclePlaces
 from adapters.town.source import SyntheticTown, parse_town_spec
 from adapters.views.console import ConsoleView
-from adapters.views.rerun_view import RerunView, ViewMode
+from adapters.views.rerun_view import RerunView
+from adapters.views.view_mode import ViewMode
 from engine.config import Config, LiveSourcesConfig
 from engine.errors import ConfigError, JournalError
 from engine.output.journal import Journal
