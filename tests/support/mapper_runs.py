@@ -100,6 +100,11 @@ class MapperRun:
         return self.mapper._map
 
     @property
+    def separate_maps(self) -> list[SparseMap]:
+        """The live maps of what could not be joined to the map."""
+        return self.mapper._separate_maps
+
+    @property
     def registered_ids(self) -> list[FrameId]:
         """The keyframes in the map."""
         return self.sparse_map.registered_ids
