@@ -91,6 +91,9 @@ def test_windows_come_later_while_they_change_nothing() -> None:
         for older in (frame_id - 2, frame_id - 1):
             graph.record_pair(longer.verified_pair(older, frame_id))
         sparse_map.add_keyframe(longer.keyframe(frame_id), list(graph.verified_pairs(frame_id)))
+        sparse_map.register(frame_id, min_inlier_ratio=0.25)
+        sparse_map.triangulate(frame_id)
+        graph.set_registered(frame_id, True)
     assert refinement.windows.start_if_due(sparse_map) is not None
 
 
