@@ -195,8 +195,8 @@ def test_another_focal_length_leaves_a_centred_camera_without_distortion(model: 
     assert camera.params.tolist() == before
     camera.params = params
     assert camera.mean_focal_length() == 800.0
-    assert np.allclose(camera.cam_from_img([[WIDTH / 2, HEIGHT / 2]]), 0.0)
-    assert np.allclose(camera.cam_from_img([[WIDTH / 2 + 400.0, HEIGHT / 2]]), [[0.5, 0.0]])
+    pixels_xy = np.array([[WIDTH / 2, HEIGHT / 2], [WIDTH / 2 + 400.0, HEIGHT / 2]])
+    assert np.allclose(camera.cam_from_img(pixels_xy), [[0.0, 0.0], [0.5, 0.0]])
 
 
 # -- the cameras of a map --------------------------------------------------------------------------
