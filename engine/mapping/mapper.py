@@ -199,13 +199,15 @@ class Mapper:
         before the next keyframe begins.
 
         Raises:
-            MapError: what the source says of the camera does not fit its model.
+            MapError: what the source says of the camera does not fit its model; the keyframe is
+                not added.
+            ValueError: the keyframe was added before.
         """
         self._merge(finished)
         self._begun_s = time.monotonic()
-        self._camera_keys[keyframe.frame_id] = keyframe.camera_key
         self._cameras.add(keyframe, self._map)
         self._matching.add_keyframe(keyframe)
+        self._camera_keys[keyframe.frame_id] = keyframe.camera_key
         self._poser.add_keyframe(keyframe)
         self._emit(
             KeyframeAdded(

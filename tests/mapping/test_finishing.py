@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from engine.config import Config, RescueConfig
-from engine.mapping.mapper import MappingPipeline
+from engine.mapping.finishing import build_separate_maps
 from engine.mapping.sparse_map import SparseMap
-from engine.types import FrameId
+from engine.types import Float64Array, FrameId
+from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
     FakeMatcher,
     SyntheticWorld,
@@ -19,11 +20,17 @@ from tests.support.synthetic import (
 FAR = 500.0  # units of the map: nothing is seen of one field from the other
 
 
+def shifted(poses: Float64Array) -> Float64Array:
+    """Poses (N, 3, 4) over the next field."""
+    moved = poses.copy()
+    moved[:, :, 3] -= moved[:, :, :3] @ np.array((0.0, FAR, 0.0))
+    return moved
+
+
 def two_fields(num_first: int, num_second: int, *, noise_px: float = 0.0) -> SyntheticWorld:
     """One flight over two fields that share no point."""
     poses = np.concatenate([straight_path(num_first), straight_path(num_second)])
-    far = poses[num_first:]
-    far[:, :, 3] -= far[:, :, :3] @ np.array((0.0, FAR, 0.0))
+    poses[num_first:] = shifted(poses[num_first:])
     near_ground = SyntheticWorld(straight_path(num_first)).points
     far_ground = SyntheticWorld(straight_path(num_second), seed=1).points + (0.0, FAR, 0.0)
     return SyntheticWorld(
@@ -31,18 +38,16 @@ def two_fields(num_first: int, num_second: int, *, noise_px: float = 0.0) -> Syn
     )
 
 
-def finished(world: SyntheticWorld, *, rescue: RescueConfig | None = None) -> MappingPipeline:
-    pipeline = MappingPipeline(
+def finished(world: SyntheticWorld, *, rescue: RescueConfig | None = None) -> MapperRun:
+    run = MapperRun(
         Config(rescue=rescue or RescueConfig()),
         matcher=FakeMatcher(world=world),
         graph=scene_graph(),
-        emit=lambda event: None,
-        clock=lambda: 0.0,
     )
     for frame_id in world.frame_ids:
-        pipeline.add_keyframe(world.keyframe(frame_id))
-    pipeline.finish()
-    return pipeline
+        run.add_keyframe(world.keyframe(frame_id))
+    run.end()
+    return run
 
 
 def poses_in(sparse_map: SparseMap) -> dict[FrameId, np.ndarray]:
@@ -51,14 +56,17 @@ def poses_in(sparse_map: SparseMap) -> dict[FrameId, np.ndarray]:
 
 def test_a_field_that_nothing_joins_to_the_map_gets_a_map_of_its_own() -> None:
     world = two_fields(12, 8, noise_px=0.5)
-    pipeline = finished(world)
-    (separate,) = pipeline.separate_maps
-    assert pipeline.sparse_map.registered_ids == world.frame_ids[:12]
+    run = finished(world)
+    (separate,) = run.separate_maps
+    assert run.registered_ids == world.frame_ids[:12]
     assert separate.registered_ids == world.frame_ids[12:]
-    for sparse_map in (pipeline.sparse_map, separate):
+    for sparse_map in (run.sparse_map, separate):
         assert 1e-6 < pose_errors(poses_in(sparse_map), world).rmse_ratio < 2e-3
         assert 0.3 < sparse_map.mean_reprojection_error_px() < 0.7
         assert sparse_map.reconstruction.is_valid()
+    assert run.figures.num_components == 2
+    copies = run.mapper.snapshot().copies
+    assert [copy.reconstruction.num_reg_images() for copy in copies] == [12, 8]
 
 
 def test_a_separate_map_knows_nothing_of_the_other_keyframes() -> None:
@@ -71,15 +79,31 @@ def test_a_separate_map_knows_nothing_of_the_other_keyframes() -> None:
 
 def test_a_few_keyframes_that_cannot_be_joined_are_left_out() -> None:
     world = two_fields(12, 4)
-    pipeline = finished(world)
-    assert pipeline.separate_maps == ()
-    assert pipeline.sparse_map.registered_ids == world.frame_ids[:12]
+    run = finished(world)
+    assert run.separate_maps == []
+    assert run.registered_ids == world.frame_ids[:12]
 
 
 def test_separate_maps_are_made_on_request_only() -> None:
-    pipeline = finished(two_fields(12, 8), rescue=RescueConfig(separate_maps=False))
-    assert pipeline.separate_maps == ()
+    run = finished(two_fields(12, 8), rescue=RescueConfig(separate_maps=False))
+    assert run.separate_maps == []
 
 
 def test_a_whole_map_leaves_nothing_for_another() -> None:
-    assert finished(SyntheticWorld(straight_path(12))).separate_maps == ()
+    assert finished(SyntheticWorld(straight_path(12))).separate_maps == []
+
+
+def test_the_fullest_of_several_separate_maps_comes_first() -> None:
+    """Three fields; the map holds the largest."""
+    near, far = two_fields(12, 6), two_fields(12, 9)
+    world = SyntheticWorld(
+        np.concatenate([near.poses, shifted(far.poses[12:])]),
+        points=np.concatenate([near.points, far.points + (0.0, FAR, 0.0)]),
+    )
+    run = finished(world)
+    assert run.registered_ids == world.frame_ids[:12]
+    assert [one.num_registered for one in run.separate_maps] == [9, 6]
+    again = build_separate_maps(run.mapper._builder, run.graph, run.sparse_map)
+    assert [one.registered_ids for one in again] == [
+        one.registered_ids for one in run.separate_maps
+    ]

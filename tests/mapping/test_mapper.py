@@ -1,11 +1,13 @@
-"""The mapping state machine driven by hand: keyframes, tracked frames in; a map and facts out."""
+"""The mapper driven by hand: keyframes and tracked frames in; a map, steps and events out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pytest
@@ -17,8 +19,9 @@ from engine.config import (
     MatchingConfig,
     RescueConfig,
     RuntimeConfig,
+    WindowConfig,
 )
-from engine.errors import InferenceError, MapError
+from engine.errors import MapError
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
@@ -32,16 +35,17 @@ from engine.events import (
     MisplacementFound,
     PairVerified,
     RegistrationFailed,
+    Warned,
+    WindowPurpose,
+    WindowSolved,
 )
-from engine.geometry import camera_center
-from engine.mapping.bundle_adjustment import GlobalAdjustment, solve_globally
-from engine.mapping.mapper import KeyframeRecord, MappingPipeline
+from engine.geometry import camera_center, quat_xyzw_from_rotation
+from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
     Features,
     FrameId,
-    FramePose,
     GpsFix,
     ImagePair,
     IntrinsicsPrior,
@@ -50,6 +54,7 @@ from engine.types import (
     TrackedFrame,
 )
 from tests.support.dense_world import DenseFakeMatcher, dense_graph
+from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
     EXACT_CAMERA,
     FOCAL_PX,
@@ -82,86 +87,60 @@ GRAPH: dict[str, Any] = {
 }
 
 
-class Run:
-    """A pipeline fed as the runtime feeds it, but on one thread."""
+class Run(MapperRun):
+    """A mapper fed with frames of a world.
+
+    Args:
+        world: what is seen.
+        config: of the mapper.
+        matcher_settings: of the fake matcher.
+    """
 
     def __init__(
         self, world: SyntheticWorld, *, config: Config = CONFIG, **matcher_settings: Any
     ) -> None:
         self.world = world
-        self.config = config
-        self.matcher: PairMatcher
-        self.graph: SceneGraph
-        self.matcher, self.graph = self._matching(matcher_settings)
-        self.events: list[Event] = []
-        self.poses: list[FramePose] = []
-        self.pipeline = MappingPipeline(
-            config,
-            matcher=self.matcher,
-            graph=self.graph,
-            emit=self._emit,
-            clock=lambda: float(len(self.events)),
-        )
-        self.adjustment: GlobalAdjustment | None = None
+        matcher, graph = self._matching(matcher_settings)
+        super().__init__(config, matcher=matcher, graph=graph)
 
     def _matching(self, settings: dict[str, Any]) -> tuple[PairMatcher, SceneGraph]:
         return FakeMatcher(world=self.world, **settings), scene_graph(**GRAPH)
 
-    def _keyframe(self, frame_id: int, *, gps: GpsFix | None) -> Keyframe:
+    def keyframe(self, frame_id: int, *, gps: GpsFix | None = None) -> Keyframe:
+        """A frame as the front end describes it."""
         return self.world.keyframe(frame_id, gps=gps)
 
-    def _emit(self, event: Event) -> None:
-        self.events.append(event)
-
     @property
-    def registered_ids(self) -> list[FrameId]:
-        return self.pipeline.sparse_map.registered_ids
+    def is_initialized(self) -> bool:
+        """Whether there is a map."""
+        return self.sparse_map.num_registered > 0
 
-    def feed(self, frame_ids: Iterable[int], *, keyframe_every: int = 1, gps: bool = False) -> Run:
+    def feed(self, frame_ids: Iterable[int], *, keyframe_every: int = 1, gps: bool = False) -> Self:
         """Feeds frames; each n-th is a keyframe, those between are tracked from it."""
         keyframe_id = 0
         for number, frame_id in enumerate(frame_ids):
             if number % keyframe_every == 0:
                 keyframe_id = frame_id
-                self._feed_keyframe(frame_id, gps=gps)
+                fix = self.world.gps(frame_id) if gps else None
+                self.add_keyframe(self.keyframe(frame_id, gps=fix))
             else:
-                tracked = self.world.tracked(frame_id, keyframe_id=keyframe_id)
-                self.pipeline.add_tracked(tracked)
-            self.poses += self.pipeline.take_new_poses()
+                self.add_frame(self.world.tracked(frame_id, keyframe_id=keyframe_id))
         return self
 
-    def finish(self) -> Run:
-        if self.adjustment is not None:
-            self.pipeline.merge(self.adjustment)
-        self.pipeline.finish()
-        self.poses += self.pipeline.take_new_poses()
-        return self
+    def feed_until_a_job(self, frame_ids: Iterator[int]) -> MapJob:
+        """Feeds keyframes until a job is handed out."""
+        while not self.jobs:
+            self.feed([next(frame_ids)])
+        return self.jobs[0]
 
-    def told(self, kind: type[Event]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
+    def finish(self) -> Self:
+        """Finishes the map."""
+        self.end()
+        return self
 
     def errors(self) -> PoseErrors:
-        return pose_errors(poses_of(self.pipeline.sparse_map), self.world)
-
-    def _feed_keyframe(self, frame_id: int, *, gps: bool) -> None:
-        if self.adjustment is not None and self.pipeline.merge_is_due:
-            self.pipeline.merge(self.adjustment)
-            self.adjustment = None
-        fix = self.world.gps(frame_id) if gps else None
-        self.pipeline.add_keyframe(self._keyframe(frame_id, gps=fix))
-        started = self.pipeline.start_global_adjustment()
-        if started is not None:
-            solve(started)
-            self.adjustment = started
-
-
-def solve(adjustment: GlobalAdjustment) -> None:
-    solve_globally(
-        adjustment.reconstruction,
-        constant_camera_ids=adjustment.constant_camera_ids,
-        max_iterations=20,
-        num_threads=1,
-    )
+        """Of the poses in the map."""
+        return pose_errors(poses_of(self.sparse_map), self.world)
 
 
 def run(world: SyntheticWorld, **settings: Any) -> Run:
@@ -188,19 +167,19 @@ def mapped_video(video: SyntheticWorld) -> Run:
 
 def test_a_video_is_mapped_completely(mapped_video: Run) -> None:
     assert mapped_video.registered_ids == KEYFRAMES
-    assert mapped_video.pipeline.num_keyframes == len(KEYFRAMES)
+    assert mapped_video.figures.counts.num_keyframes == len(KEYFRAMES)
     errors = mapped_video.errors()
     assert 1e-5 < errors.rmse_ratio < 1e-3
     assert errors.max_rotation_rad < 0.01
-    assert 0.4 < mapped_video.pipeline.sparse_map.mean_reprojection_error_px() < 0.65
-    assert mapped_video.pipeline.sparse_map.reconstruction.is_valid()
+    assert 0.4 < mapped_video.sparse_map.mean_reprojection_error_px() < 0.65
+    assert mapped_video.sparse_map.reconstruction.is_valid()
 
 
 def test_every_frame_of_a_video_has_its_pose(mapped_video: Run, video: SyntheticWorld) -> None:
-    trajectory = mapped_video.pipeline.trajectory()
+    trajectory = mapped_video.mapper.trajectory()
     assert [pose.frame_id for pose in trajectory] == video.frame_ids
     assert [pose.is_keyframe for pose in trajectory] == [i in KEYFRAMES for i in video.frame_ids]
-    assert mapped_video.pipeline.num_interpolated_frames() == 0
+    assert mapped_video.figures.num_interpolated_frames == 0
     errors = pose_errors({pose.frame_id: pose.cam_from_world for pose in trajectory}, video)
     assert 1e-5 < errors.rmse_ratio < 3e-3
 
@@ -210,8 +189,8 @@ def test_each_frame_is_reported_once_when_its_pose_is_known(
 ) -> None:
     reported = [pose.frame_id for pose in mapped_video.poses]
     assert sorted(reported) == video.frame_ids
-    assert [event.frame_id for event in mapped_video.told(FramePosed)] == reported
-    assert mapped_video.pipeline.take_new_poses() == []
+    assert [event.frame_id for event in mapped_video.emitted(FramePosed)] == reported
+    assert mapped_video.mapper.report().new_poses == ()
     late = reported[reported.index(FrameId(16)) :]  # frames wait only until there is a map
     assert late == sorted(late)
 
@@ -224,17 +203,17 @@ def test_poses_as_first_reported_are_already_good(mapped_video: Run, video: Synt
 def test_events_come_in_a_sensible_order(mapped_video: Run) -> None:
     events = mapped_video.events
     assert isinstance(events[0], CameraCalibrated)
-    assert [event.at_s for event in events] == sorted(event.at_s for event in events)
-    (initialized,) = mapped_video.told(MapInitialized)
+    assert all(math.isnan(event.at_s) for event in events)  # the sink stamps them
+    (initialized,) = mapped_video.emitted(MapInitialized)
     assert initialized.attempt == 1
-    added = [event.frame_id for event in mapped_video.told(KeyframeAdded)]
+    added = [event.frame_id for event in mapped_video.emitted(KeyframeAdded)]
     assert added == KEYFRAMES
     for kind, frame_ids_of in ORDERED:
-        for event in mapped_video.told(kind):
+        for event in mapped_video.emitted(kind):
             before = events[: events.index(event)]
             known = {e.frame_id for e in before if isinstance(e, KeyframeAdded)}
             assert set(frame_ids_of(event)) <= known
-    registered = mapped_video.told(FrameRegistered)
+    registered = mapped_video.emitted(FrameRegistered)
     assert [event.num_registered for event in registered] == sorted(
         event.num_registered for event in registered
     )
@@ -249,8 +228,80 @@ ORDERED: Sequence[tuple[type[Event], Callable[[Any], tuple[FrameId, ...]]]] = (
 )
 
 
+def test_keyframes_and_pairs_are_reported_with_their_figures(
+    mapped_video: Run, video: SyntheticWorld
+) -> None:
+    for added in mapped_video.emitted(KeyframeAdded):
+        keyframe = video.keyframe(added.frame_id)
+        assert (added.name, added.camera_key) == (keyframe.name, keyframe.camera_key)
+        assert added.captured_at_s == keyframe.captured_at_s
+        assert added.num_keypoints == len(keyframe.features)
+    edges = {edge.pair: edge for edge in mapped_video.graph.edges()}
+    for event in mapped_video.emitted(PairVerified):
+        edge = edges.pop(ImagePair(event.first, event.second))
+        assert (event.reason, event.num_matches) == (edge.reason, edge.num_matches)
+        assert event.num_inliers == edge.num_inliers
+    assert edges == {}
+
+
+def test_a_map_and_what_enters_it_are_reported_with_their_figures(path: SyntheticWorld) -> None:
+    never = GlobalBundleAdjustmentConfig(growth_ratio=10.0)
+    config = CONFIG.model_copy(update={"global_bundle_adjustment": never})
+    fed = Run(path, config=config).feed([1, 2, 3, 4])
+    (initialized,) = fed.emitted(MapInitialized)
+    assert initialized.num_points3D == fed.sparse_map.num_points3D
+    num_visible = fed.sparse_map.num_visible_points(FrameId(4))
+    assert num_visible > 0
+    fed.feed([5])
+    (registered,) = fed.emitted(FrameRegistered)
+    assert (registered.frame_id, registered.num_registered) == (5, 5)
+    assert registered.num_points3D == fed.sparse_map.num_points3D
+    assert 50 < registered.num_inliers <= registered.num_correspondences
+    assert not registered.is_retry
+    assert registered.elapsed_s > 0.0
+
+
+def test_a_pose_is_reported_by_its_centre_its_orientation_and_its_latency(
+    path: SyntheticWorld,
+) -> None:
+    fed = Run(path).feed([1, 2, 3, 4])
+    received_at_s = time.monotonic() - 3.0
+    (pose,) = fed.add_keyframe(
+        dataclasses.replace(path.keyframe(5), received_at_s=received_at_s)
+    ).new_poses
+    event = fed.emitted(FramePosed)[-1]
+    assert (event.frame_id, event.captured_at_s, event.camera_key) == (5, 0.5, "camera")
+    assert (event.is_keyframe, event.is_first) == (True, True)
+    assert event.cam_center_in_world == tuple(camera_center(pose.cam_from_world))
+    quat_xyzw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T)
+    assert event.world_from_cam_quat_xyzw == tuple(quat_xyzw)
+    assert 3.0 <= event.latency_s <= time.monotonic() - received_at_s
+
+
+def test_a_step_counts_keyframes_and_shows_the_map_where_that_is_wanted(
+    path: SyntheticWorld,
+) -> None:
+    fed = Run(path)
+    for frame_id in (1, 2, 3):
+        step = fed.add_keyframe(path.keyframe(frame_id), wants_view=True)
+        assert (step.counts.num_keyframes, step.counts.num_registered) == (frame_id, 0)
+        assert step.view is None  # there is no map
+    assert fed.add_keyframe(path.keyframe(4)).view is None  # nobody wants it
+    step = fed.add_keyframe(path.keyframe(5), wants_view=True)
+    assert (step.counts.num_keyframes, step.counts.num_registered) == (5, 5)
+    assert step.view is not None
+    assert step.view.keyframe_ids.tolist() == [1, 2, 3, 4, 5]
+    for later in (
+        fed.mapper.add_frame(path.tracked(6, keyframe_id=5), wants_view=True),
+        fed.mapper.report(wants_view=True),
+        fed.mapper.finish(wants_view=True),
+    ):
+        assert later.record is None
+        assert later.view is not None
+
+
 def test_the_view_shows_the_map_as_it_is(mapped_video: Run) -> None:
-    view, sparse_map = mapped_video.pipeline.view(), mapped_video.pipeline.sparse_map
+    view, sparse_map = mapped_video.mapper.view(), mapped_video.sparse_map
     assert view.keyframe_ids.tolist() == sparse_map.registered_ids
     for row, frame_id in enumerate(sparse_map.registered_ids):
         np.testing.assert_array_equal(view.cam_from_world[row], sparse_map.cam_from_world(frame_id))
@@ -265,7 +316,7 @@ def test_the_view_shows_the_map_as_it_is(mapped_video: Run) -> None:
 
 
 def test_the_view_of_no_map_is_empty(video: SyntheticWorld) -> None:
-    view = Run(video).feed([1, 4]).pipeline.view()
+    view = Run(video).feed([1, 4]).mapper.view()
     assert view.keyframe_ids.shape == (0,)
     assert view.cam_from_world.shape == (0, 3, 4)
     assert view.points3D_in_world.shape == (0, 3)
@@ -274,14 +325,14 @@ def test_the_view_of_no_map_is_empty(video: SyntheticWorld) -> None:
 
 def test_the_record_of_a_keyframe_holds_copies(video: SyntheticWorld) -> None:
     fed = Run(video).feed(KEYFRAMES[:6])
-    record = fed.pipeline.keyframe_record(FrameId(KEYFRAMES[5]))
+    record = fed.records[-1]
     assert record.keyframe.frame_id == KEYFRAMES[5]
     assert {pair.pair.second for pair in record.pairs} == {KEYFRAMES[5]}
     assert len(record.pairs) >= 3
     assert record.moved == ()
     record.camera.params = [1.0, 2.0, 3.0, 4.0]
-    fed.pipeline.cameras()[0].params = [1.0, 2.0, 3.0, 4.0]
-    assert fed.pipeline.sparse_map.camera("camera").params.tolist() == list(EXACT_CAMERA)
+    fed.mapper.cameras()[0].params = [1.0, 2.0, 3.0, 4.0]
+    assert fed.sparse_map.camera("camera").params.tolist() == list(EXACT_CAMERA)
 
 
 # -- adjusting ------------------------------------------------------------------------------------
@@ -291,19 +342,17 @@ def test_the_same_input_gives_the_same_map_to_the_last_bit(
     mapped_video: Run, video: SyntheticWorld
 ) -> None:
     again = Run(video).feed(video.frame_ids, keyframe_every=KEYFRAME_EVERY).finish()
-    merged = [event for event in again.told(BundleAdjusted) if event.keyframes_added_meanwhile]
+    merged = [event for event in again.emitted(BundleAdjusted) if event.keyframes_added_meanwhile]
     assert merged
-    for one, other in zip(
-        mapped_video.pipeline.trajectory(), again.pipeline.trajectory(), strict=True
-    ):
+    for one, other in zip(mapped_video.mapper.trajectory(), again.mapper.trajectory(), strict=True):
         assert np.array_equal(one.cam_from_world, other.cam_from_world)
-    views = mapped_video.pipeline.view(), again.pipeline.view()
+    views = mapped_video.mapper.view(), again.mapper.view()
     assert np.array_equal(views[0].points3D_in_world, views[1].points3D_in_world)
     assert np.array_equal(views[0].chunk_ids, views[1].chunk_ids)
 
 
 def test_small_maps_are_adjusted_at_once_and_larger_ones_on_a_copy(mapped_video: Run) -> None:
-    *grown, final = mapped_video.told(BundleAdjusted)
+    *grown, final = mapped_video.emitted(BundleAdjusted)
     meanwhile = {event.num_keyframes: event.keyframes_added_meanwhile for event in grown}
     assert len(meanwhile) >= 3
     assert all(num == 0 for size, num in meanwhile.items() if size <= 6)
@@ -317,64 +366,132 @@ def test_small_maps_are_adjusted_at_once_and_larger_ones_on_a_copy(mapped_video:
 def test_a_result_is_merged_a_fixed_number_of_keyframes_later(video: SyntheticWorld) -> None:
     fed = Run(video)
     frame_ids = iter(KEYFRAMES)
-    while fed.adjustment is None:
+    job = fed.feed_until_a_job(frame_ids)
+    assert job.kind is JobKind.GLOBAL_ADJUSTMENT
+    assert fed.due == ()
+    step = fed.add_keyframe(video.keyframe(next(frame_ids)))
+    assert step.jobs == step.due == ()  # one at a time
+    step = fed.add_keyframe(video.keyframe(next(frame_ids)))
+    assert step.jobs == ()
+    assert step.due == (job,)
+    version, num_adjusted = fed.mapper.view().version, len(fed.emitted(BundleAdjusted))
+    to_match = fed.begin_keyframe(video.keyframe(next(frame_ids)))
+    (merged,) = fed.emitted(BundleAdjusted)[num_adjusted:]
+    assert merged.keyframes_added_meanwhile == 2
+    assert fed.mapper.view().version > version
+    assert job not in fed.match_and_add(to_match).due
+
+
+def test_a_job_that_takes_longer_stays_due_and_is_merged_later(video: SyntheticWorld) -> None:
+    fed = Run(video)
+    frame_ids = iter(KEYFRAMES)
+    job = fed.feed_until_a_job(frame_ids)
+    for _ in range(2):
         fed.feed([next(frame_ids)])
-    assert not fed.pipeline.merge_is_due
-    fed.pipeline.add_keyframe(video.keyframe(next(frame_ids)))
-    assert not fed.pipeline.merge_is_due
-    assert fed.pipeline.start_global_adjustment() is None  # one at a time
-    fed.pipeline.add_keyframe(video.keyframe(next(frame_ids)))
-    assert fed.pipeline.merge_is_due
-    version = fed.pipeline.view().version
-    fed.pipeline.merge(fed.adjustment)
-    assert fed.told(BundleAdjusted)[-1].keyframes_added_meanwhile == 2
-    assert not fed.pipeline.merge_is_due
-    assert fed.pipeline.view().version > version
+    for _ in range(2):
+        begun = fed.mapper.begin_keyframe(video.keyframe(next(frame_ids)))  # nothing is finished
+        assert fed.match_and_add(begun).due == (job,)
+    fed.feed([next(frame_ids)])
+    merged = [event for event in fed.emitted(BundleAdjusted) if event.keyframes_added_meanwhile]
+    assert [event.keyframes_added_meanwhile for event in merged] == [4]
+
+
+def test_a_job_that_failed_is_reported_and_another_one_may_start(video: SyntheticWorld) -> None:
+    fed = Run(video)
+    frame_ids = iter(KEYFRAMES)
+    job = fed.feed_until_a_job(frame_ids)
+    before = poses_of(fed.sparse_map)
+    failed = FinishedJob(job=job, result=None, failure="no solution")
+    begun = fed.mapper.begin_keyframe(video.keyframe(next(frame_ids)), [failed])
+    assert [event.message for event in fed.emitted(Warned)] == [
+        "global bundle adjustment failed: no solution"
+    ]
+    after = poses_of(fed.sparse_map)
+    assert all(np.array_equal(before[i], after[i]) for i in before)
+    fed.match_and_add(begun)
+    fed.feed(frame_ids)
+    assert job not in fed.due
+    assert [one.kind for one in fed.jobs[1:]].count(JobKind.GLOBAL_ADJUSTMENT) >= 1
+
+
+def test_a_window_of_the_newest_keyframes_is_solved_beside_the_map(path: SyntheticWorld) -> None:
+    window = WindowConfig(size=4, num_older=4, interval=3, min_keyframes=8, merge_after_keyframes=2)
+    fed = Run(path, config=CONFIG.model_copy(update={"window": window}))
+    while not (jobs := [job for job in fed.jobs if job.kind is JobKind.WINDOW]):
+        fed.feed([len(fed.records) + 1])
+    num_keyframes = len(fed.records)
+    assert num_keyframes == 8
+    fed.feed([num_keyframes + 1])
+    assert jobs[0] not in fed.due
+    fed.feed([num_keyframes + 2])
+    assert jobs[0] in fed.due
+    assert fed.emitted(WindowSolved) == []
+    fed.feed([num_keyframes + 3])
+    solved = fed.emitted(WindowSolved)[0]
+    assert solved.purpose is WindowPurpose.RESOLVE
+    assert solved.keyframe_ids == tuple(range(1, num_keyframes + 1))
+    assert jobs[0] not in fed.due
+
+
+def test_a_window_in_flight_at_the_end_is_merged(path: SyntheticWorld) -> None:
+    window = WindowConfig(size=4, num_older=4, min_keyframes=8, merge_after_keyframes=100)
+    config = CONFIG.model_copy(update={"window": window})
+    fed = Run(path, config=config).feed(path.frame_ids)
+    assert [job.kind for job in fed.jobs].count(JobKind.WINDOW) == 1
+    assert fed.emitted(WindowSolved) == []
+    fed.finish()
+    assert fed.emitted(WindowSolved)[0].purpose is WindowPurpose.RESOLVE
+    assert fed.registered_ids == path.frame_ids
 
 
 def test_an_adjustment_at_once_is_a_change_of_the_map(video: SyntheticWorld) -> None:
     """Views and tracked frames must not go on with the points as they were."""
     fed = Run(video)
+    num_more = set()
     for frame_id in KEYFRAMES[:6]:
-        fed.pipeline.add_keyframe(video.keyframe(frame_id))
-        version, num_told = fed.pipeline.view().version, len(fed.told(BundleAdjusted))
-        assert fed.pipeline.start_global_adjustment() is None
-        is_adjusted = len(fed.told(BundleAdjusted)) > num_told
-        assert (fed.pipeline.view().version > version) is is_adjusted
-    assert fed.told(BundleAdjusted)
+        version, num_before = fed.mapper.view().version, len(fed.emitted(BundleAdjusted))
+        assert fed.add_keyframe(video.keyframe(frame_id)).jobs == ()
+        num_adjusted = len(fed.emitted(BundleAdjusted)) - num_before
+        # The keyframe itself is a change, too, once it is in the map.
+        num_more.add((num_adjusted, fed.mapper.view().version - version))
+    assert num_more == {(0, 1), (1, 2)}
 
 
-def test_an_abandoned_or_foreign_adjustment_is_dropped(video: SyntheticWorld) -> None:
+def test_the_result_of_a_job_that_is_not_in_flight_is_dropped(video: SyntheticWorld) -> None:
     fed = Run(video)
     frame_ids = iter(KEYFRAMES)
-    while fed.adjustment is None:
-        fed.feed([next(frame_ids)])
-    fed.pipeline.abandon_adjustment()
-    before = fed.pipeline.view()
-    fed.pipeline.merge(fed.adjustment)
-    assert fed.pipeline.view().version == before.version
-    assert np.array_equal(fed.pipeline.view().points3D_in_world, before.points3D_in_world)
-    assert not fed.pipeline.merge_is_due
+    job = fed.feed_until_a_job(frame_ids)
+    before, num_adjusted = fed.mapper.view(), len(fed.emitted(BundleAdjusted))
+    foreign = FinishedJob(job=MapJob(kind=job.kind, run=job.run), result=job.run())
+    begun = fed.mapper.begin_keyframe(video.keyframe(next(frame_ids)), [foreign])
+    assert fed.mapper.view().version == before.version
+    assert np.array_equal(fed.mapper.view().points3D_in_world, before.points3D_in_world)
+    assert len(fed.emitted(BundleAdjusted)) == num_adjusted
+    fed.match_and_add(begun)
+    fed.feed([next(frame_ids)])
+    assert fed.due == (job,)  # it is still in flight
 
 
 def test_an_adjustment_that_comes_after_the_end_is_dropped(video: SyntheticWorld) -> None:
     fed = Run(video)
     frame_ids = iter(KEYFRAMES)
-    while fed.adjustment is None:
-        fed.feed([next(frame_ids)])
-    fed.pipeline.finish()
-    poses = poses_of(fed.pipeline.sparse_map)
-    fed.pipeline.merge(fed.adjustment)
-    after = poses_of(fed.pipeline.sparse_map)
+    job = fed.feed_until_a_job(frame_ids)
+    fed.mapper.finish()
+    poses = poses_of(fed.sparse_map)
+    fed.mapper.begin_keyframe(video.keyframe(next(frame_ids)), [fed.run_job(job)])
+    after = poses_of(fed.sparse_map)
     assert all(np.array_equal(poses[i], after[i]) for i in poses)
 
 
-def test_a_closed_loop_is_told_and_adjusted() -> None:
+def test_a_closed_loop_is_reported_and_adjusted() -> None:
     world = SyntheticWorld(round_path(26, turns=26 / 24), noise_px=0.5)
     mapped = run(world)
-    loop = mapped.told(LoopClosed)[0]
+    loop = mapped.emitted(LoopClosed)[0]
     assert loop.first <= 3
     assert loop.second >= 22
+    edge = mapped.graph.edge(ImagePair(loop.first, loop.second))
+    assert edge is not None
+    assert loop.num_inliers == edge.num_inliers > 0
     following = mapped.events[mapped.events.index(loop) :]
     assert any(isinstance(event, BundleAdjusted) for event in following)
     assert mapped.registered_ids == world.frame_ids
@@ -396,33 +513,32 @@ def splits_after(last: int) -> Callable[[ImagePair], bool]:
 
 def test_a_map_starts_as_soon_as_there_are_enough_keyframes(path: SyntheticWorld) -> None:
     fed = Run(path).feed([1, 2, 3])
-    assert not fed.pipeline.is_initialized
-    assert fed.pipeline.trajectory() == []
-    assert fed.pipeline.take_new_poses() == []
+    assert not fed.is_initialized
+    assert fed.mapper.trajectory() == []
+    assert fed.mapper.report().new_poses == ()
     fed.feed([4])
-    assert fed.pipeline.is_initialized
+    assert fed.is_initialized
     assert {pose.frame_id for pose in fed.poses} == set(fed.registered_ids)
 
 
 def test_few_keyframes_make_a_map_at_the_end(path: SyntheticWorld) -> None:
     mapped = Run(path).feed([1, 2, 3]).finish()
     assert mapped.registered_ids == [1, 2, 3]
-    assert len(mapped.told(MapInitialized)) == 1
+    assert len(mapped.emitted(MapInitialized)) == 1
 
 
 def test_a_poor_start_is_replaced_by_a_fuller_map(path: SyntheticWorld) -> None:
     mapped = Run(path, dropped=splits_after(4)).feed(path.frame_ids)
-    attempts = mapped.told(MapInitialized)
+    attempts = mapped.emitted(MapInitialized)
     assert [event.attempt for event in attempts] == [1, 2]
     assert attempts[0].second <= 4 < attempts[1].first
     assert mapped.registered_ids == path.frame_ids[4:]
-    failed = {event.frame_id for event in mapped.told(RegistrationFailed)}
+    failed = {event.frame_id for event in mapped.emitted(RegistrationFailed)}
     assert failed
     assert failed <= set(path.frame_ids[4:])
-    assert all(
-        event.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES
-        for event in mapped.told(RegistrationFailed)
-    )
+    for event in mapped.emitted(RegistrationFailed):
+        assert event.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES
+        assert (event.num_inliers, event.num_correspondences) == (0, 0)
     assert sorted(pose.frame_id for pose in mapped.poses) == path.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
@@ -433,15 +549,15 @@ def test_missing_keyframes_are_rescued_at_the_end(path: SyntheticWorld) -> None:
     assert mapped.registered_ids == path.frame_ids[:4]
     mapped.finish()
     assert mapped.registered_ids == path.frame_ids[4:]
-    assert mapped.told(MapInitialized)[-1].attempt == 2
+    assert mapped.emitted(MapInitialized)[-1].attempt == 2
 
 
 def test_a_rescue_that_holds_less_changes_nothing(path: SyntheticWorld) -> None:
     mapped = run(path, dropped=splits_after(10))
     assert mapped.registered_ids == path.frame_ids[:10]
-    assert len(mapped.told(MapInitialized)) == 1
-    assert len(mapped.pipeline.trajectory()) == 14  # the others as near as they can be guessed
-    assert mapped.pipeline.num_interpolated_frames() == 4
+    assert len(mapped.emitted(MapInitialized)) == 1
+    assert len(mapped.mapper.trajectory()) == 14  # the others as near as they can be guessed
+    assert mapped.figures.num_interpolated_frames == 4
 
 
 def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorld) -> None:
@@ -454,14 +570,12 @@ def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorl
     )
     fed = Run(path, config=config, dropped=splits_after(5))
     frame_ids = iter(path.frame_ids)
-    while fed.adjustment is None:
+    stale = fed.feed_until_a_job(frame_ids)
+    while len(fed.emitted(MapInitialized)) < 2:
         fed.feed([next(frame_ids)])
-    stale = fed.adjustment
-    while len(fed.told(MapInitialized)) < 2:
-        fed.feed([next(frame_ids)])
-    poses = poses_of(fed.pipeline.sparse_map)
-    fed.pipeline.merge(stale)
-    after = poses_of(fed.pipeline.sparse_map)
+    poses = poses_of(fed.sparse_map)
+    fed.mapper.begin_keyframe(path.keyframe(next(frame_ids)), [fed.run_job(stale)])
+    after = poses_of(fed.sparse_map)
     assert all(np.array_equal(poses[i], after[i]) for i in poses)
 
 
@@ -472,12 +586,15 @@ def test_repeated_structure_is_found_out_and_put_right() -> None:
     world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.5)
     order = [*range(1, 7), *range(13, 19), *range(7, 13)]
     mapped = Run(world).feed(order)
-    (found,) = mapped.told(MisplacementFound)
+    (found,) = mapped.emitted(MisplacementFound)
     assert set(found.keyframe_ids) == set(range(13, 19))
+    evidence = ImagePair(found.evidence_first, found.evidence_second)
+    assert mapped.graph.edge(evidence) is not None
+    assert {i in found.keyframe_ids for i in (evidence.first, evidence.second)} == {True, False}
     mapped.finish()
     assert mapped.registered_ids == world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
-    again = [e.frame_id for e in mapped.told(FrameRegistered) if e.is_retry]
+    again = [e.frame_id for e in mapped.emitted(FrameRegistered) if e.is_retry]
     assert set(range(13, 19)) <= set(again)
 
 
@@ -512,31 +629,33 @@ USELESS = {
 def test_what_cannot_be_mapped_ends_without_a_map_and_without_an_error(name: str) -> None:
     useless = USELESS[name]
     mapped = run(useless.world, dropped=lambda pair: useless.no_matches)
-    assert not mapped.pipeline.is_initialized
-    assert mapped.pipeline.num_keyframes == len(useless.world.poses)
-    assert mapped.pipeline.trajectory() == []
+    assert not mapped.is_initialized
+    assert mapped.figures.counts.num_keyframes == len(useless.world.poses)
+    assert mapped.mapper.trajectory() == []
     assert mapped.poses == []
-    assert mapped.pipeline.view().points3D_in_world.shape == (0, 3)
-    assert mapped.pipeline.gps_rmse_m() is None
-    assert mapped.pipeline.num_interpolated_frames() == len(useless.world.poses)
-    assert mapped.told(MapInitialized) == []
+    assert mapped.mapper.view().points3D_in_world.shape == (0, 3)
+    assert mapped.figures.gps_rmse_m is None
+    assert mapped.figures.num_interpolated_frames == len(useless.world.poses)
+    assert mapped.emitted(MapInitialized) == []
 
 
 # -- a matcher that fails -------------------------------------------------------------------------
 
 
 def feed_with_failures(fed: Run, frame_ids: Sequence[int]) -> list[int]:
-    """Feeds keyframes as the runtime does; returns those at which the matcher failed."""
+    """Feeds keyframes; returns those at which the matcher failed."""
     failed = []
     for frame_id in frame_ids:
-        try:
-            fed.feed([frame_id])
-        except InferenceError:
+        num_warned = len(fed.emitted(Warned))
+        fed.feed([frame_id])
+        warnings = [event.message for event in fed.emitted(Warned)[num_warned:]]
+        if warnings:
+            assert warnings == [f"{frame_id:06d}.jpg: out of memory"]
             failed.append(frame_id)
-            fed.pipeline.start_global_adjustment()
-        record = fed.pipeline.keyframe_record(FrameId(frame_id))
+        record = fed.records[-1]
+        assert record.keyframe.frame_id == frame_id
         assert record.camera.width == 1000
-        known = fed.pipeline.sparse_map.neighbors(FrameId(frame_id))
+        known = fed.sparse_map.neighbors(FrameId(frame_id))
         assert {id(pair) for pair in record.pairs} == {id(pair) for pair in known.values()}
     return failed
 
@@ -548,7 +667,7 @@ def test_a_failure_of_the_matcher_costs_its_keyframe_some_pairs_only(
     fed = Run(path, fails=failing)
     failed = feed_with_failures(fed, path.frame_ids)
     assert len(failed) >= 1
-    assert fed.pipeline.sparse_map.keyframe_ids == path.frame_ids == fed.graph.keyframe_ids
+    assert fed.sparse_map.keyframe_ids == path.frame_ids == fed.graph.keyframe_ids
     fed.finish()
     missing = set(path.frame_ids) - set(fed.registered_ids)
     assert missing <= {failed[-1]}  # the last ones may have no pairs from later keyframes
@@ -559,21 +678,21 @@ def test_a_matcher_that_always_fails_makes_no_map(path: SyntheticWorld) -> None:
     fed = Run(path, fails=range(1000))
     assert feed_with_failures(fed, path.frame_ids) == path.frame_ids
     fed.finish()
-    assert not fed.pipeline.is_initialized
-    assert fed.pipeline.num_keyframes == len(path.frame_ids)
+    assert not fed.is_initialized
+    assert fed.figures.counts.num_keyframes == len(path.frame_ids)
 
 
 # -- cameras --------------------------------------------------------------------------------------
 
 
 def camera_of(mapped: Run, key: str = "camera") -> list[float]:
-    params: list[float] = mapped.pipeline.sparse_map.camera(key).params.tolist()
+    params: list[float] = mapped.sparse_map.camera(key).params.tolist()
     return params
 
 
 def test_a_known_calibration_stays_as_it_is(mapped_video: Run) -> None:
     assert camera_of(mapped_video) == list(EXACT_CAMERA)
-    assert [event.how for event in mapped_video.told(CameraCalibrated)] == ["known"]
+    assert [event.how for event in mapped_video.emitted(CameraCalibrated)] == ["known"]
 
 
 def test_a_known_calibration_is_refined_when_asked_for(path: SyntheticWorld) -> None:
@@ -587,8 +706,8 @@ def test_a_focal_length_from_exif_is_refined() -> None:
     prior = IntrinsicsPrior(focal_px=1.15 * FOCAL_PX)
     world = SyntheticWorld(straight_path(14), noise_px=0.5, cameras=[SyntheticCamera(prior=prior)])
     mapped = run(world)
-    assert [event.how for event in mapped.told(CameraCalibrated)] == ["exif"]
-    assert mapped.told(CameraCalibrated)[0].focal_px == 1.15 * FOCAL_PX
+    assert [event.how for event in mapped.emitted(CameraCalibrated)] == ["exif"]
+    assert mapped.emitted(CameraCalibrated)[0].focal_px == 1.15 * FOCAL_PX
     assert abs(camera_of(mapped)[0] - FOCAL_PX) < 0.01 * FOCAL_PX
     assert mapped.registered_ids == world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 3e-3
@@ -598,10 +717,10 @@ def test_a_camera_nobody_knows_is_calibrated_from_its_pairs() -> None:
     camera = SyntheticCamera(params=(600.0, 500.0, 375.0, 0.0))
     world = SyntheticWorld(straight_path(14), noise_px=0.3, cameras=[camera])
     mapped = run(world)
-    told = mapped.told(CameraCalibrated)
-    assert [event.how for event in told] == ["assumed", "two_view_geometries"]
-    assert told[0].focal_px == 850.0
-    assert abs(told[1].focal_px - 600.0) < 0.1 * 600.0
+    reported = mapped.emitted(CameraCalibrated)
+    assert [event.how for event in reported] == ["assumed", "two_view_geometries"]
+    assert reported[0].focal_px == 850.0
+    assert abs(reported[1].focal_px - 600.0) < 0.1 * 600.0
     assert abs(camera_of(mapped)[0] - 600.0) < 0.01 * 600.0
     assert 1e-5 < mapped.errors().rmse_ratio < 3e-3
 
@@ -623,7 +742,7 @@ def test_two_cameras_share_one_map() -> None:
     assert mapped.registered_ids == world.frame_ids
     assert camera_of(mapped, "known") == list(EXACT_CAMERA)
     assert abs(camera_of(mapped, "other")[0] - 700.0) < 0.02 * 700.0
-    assert [camera.camera_id for camera in mapped.pipeline.cameras()] == [1, 2]
+    assert [camera.camera_id for camera in mapped.mapper.cameras()] == [1, 2]
     assert 1e-5 < mapped.errors().rmse_ratio < 2e-3
 
 
@@ -639,8 +758,8 @@ def test_an_unknown_camera_that_joins_late_is_calibrated_and_let_in() -> None:
         noise_px=0.3,
     )
     mapped = Run(world).feed(world.frame_ids)
-    told = [event for event in mapped.told(CameraCalibrated) if event.camera_key == "phone"]
-    assert [event.how for event in told][:2] == ["assumed", "two_view_geometries"]
+    reported = [event for event in mapped.emitted(CameraCalibrated) if event.camera_key == "phone"]
+    assert [event.how for event in reported][:2] == ["assumed", "two_view_geometries"]
     assert mapped.registered_ids == world.frame_ids
     mapped.finish()
     assert abs(camera_of(mapped, "phone")[0] - 1400.0) < 0.02 * 1400.0
@@ -654,22 +773,14 @@ def test_an_unknown_camera_that_joins_late_is_calibrated_and_let_in() -> None:
 class DenseRun(Run):
     """The same with a dense matcher, whose keypoints move as matches claim them."""
 
-    def __init__(self, world: SyntheticWorld, **settings: Any) -> None:
-        super().__init__(world, **settings)
-        self.records: list[KeyframeRecord] = []
-
     def _matching(self, settings: dict[str, Any]) -> tuple[PairMatcher, SceneGraph]:
         self.dense_matcher = DenseFakeMatcher(world=self.world, **settings)
         return self.dense_matcher, dense_graph(**GRAPH)
 
-    def _keyframe(self, frame_id: int, *, gps: GpsFix | None) -> Keyframe:
+    def keyframe(self, frame_id: int, *, gps: GpsFix | None = None) -> Keyframe:
+        """A frame with a dense matcher's table."""
+        assert gps is None
         return self.dense_matcher.keyframe(frame_id)
-
-    def _feed_keyframe(self, frame_id: int, *, gps: bool) -> None:
-        try:
-            super()._feed_keyframe(frame_id, gps=gps)
-        finally:  # as the runtime does
-            self.records.append(self.pipeline.keyframe_record(FrameId(frame_id)))
 
 
 def dense_run(world: SyntheticWorld, **settings: Any) -> DenseRun:
@@ -700,9 +811,9 @@ def test_dense_matches_make_a_map(mapped_densely: DenseRun, dense_world: Synthet
     errors = mapped_densely.errors()
     assert 1e-5 < errors.rmse_ratio < 2e-3
     assert errors.max_rotation_rad < 0.01
-    reconstruction = mapped_densely.pipeline.sparse_map.reconstruction
+    reconstruction = mapped_densely.sparse_map.reconstruction
     assert reconstruction.is_valid()
-    assert 0.3 < mapped_densely.pipeline.sparse_map.mean_reprojection_error_px() < 0.9
+    assert 0.3 < mapped_densely.sparse_map.mean_reprojection_error_px() < 0.9
     assert 4.5 < reconstruction.compute_mean_track_length() < 9.0
 
 
@@ -717,7 +828,7 @@ def test_graph_map_and_records_agree_on_where_keypoints_are(
         recorded[keyframe.frame_id] = keyframe.features
         recorded.update((moved.frame_id, moved) for moved in record.moved)
     assert any(record.moved for record in mapped_densely.records)
-    sparse_map = mapped_densely.pipeline.sparse_map
+    sparse_map = mapped_densely.sparse_map
     for frame_id in dense_world.frame_ids:
         keypoints_xy = mapped_densely.graph.keyframe(frame_id).features.keypoints_xy
         assert np.array_equal(recorded[frame_id].keypoints_xy, keypoints_xy)
@@ -726,9 +837,7 @@ def test_graph_map_and_records_agree_on_where_keypoints_are(
         assert np.array_equal([point.xy for point in points2D], keypoints_xy)
 
 
-def test_a_record_tells_of_tables_that_moved_once(mapped_densely: DenseRun) -> None:
-    last = mapped_densely.records[-1]
-    assert mapped_densely.pipeline.keyframe_record(last.keyframe.frame_id).moved == ()
+def test_a_record_holds_each_table_that_moved_once(mapped_densely: DenseRun) -> None:
     for record in mapped_densely.records:
         moved = [features.frame_id for features in record.moved]
         assert record.keyframe.frame_id not in moved
@@ -739,8 +848,8 @@ def test_the_same_dense_matches_give_the_same_map_to_the_last_bit(
     mapped_densely: DenseRun, dense_world: SyntheticWorld
 ) -> None:
     again = dense_run(dense_world, noise_px=0.5, wrong_ratio=0.1, metres_per_unit=METRES_PER_UNIT)
-    for frame_id, pose in poses_of(mapped_densely.pipeline.sparse_map).items():
-        assert np.array_equal(again.pipeline.sparse_map.cam_from_world(frame_id), pose)
+    for frame_id, pose in poses_of(mapped_densely.sparse_map).items():
+        assert np.array_equal(again.sparse_map.cam_from_world(frame_id), pose)
 
 
 def test_frames_between_are_tracked_by_keypoints_of_dense_tables() -> None:
@@ -769,11 +878,11 @@ def test_frames_between_are_tracked_by_keypoints_of_dense_tables() -> None:
         if frame_id == keyframe_id:
             mapped.feed([frame_id])
         else:
-            mapped.pipeline.add_tracked(tracked(frame_id, keyframe_id=keyframe_id))
+            mapped.add_frame(tracked(frame_id, keyframe_id=keyframe_id))
     mapped.finish()
-    trajectory = mapped.pipeline.trajectory()
+    trajectory = mapped.mapper.trajectory()
     assert [pose.frame_id for pose in trajectory] == world.frame_ids
-    assert mapped.pipeline.num_interpolated_frames() == 0
+    assert mapped.figures.num_interpolated_frames == 0
     errors = pose_errors({pose.frame_id: pose.cam_from_world for pose in trajectory}, world)
     assert 1e-5 < errors.rmse_ratio < 5e-3
 
@@ -782,18 +891,13 @@ def test_a_dense_matcher_that_fails_costs_its_keyframe_some_pairs_only(
     dense_world: SyntheticWorld,
 ) -> None:
     fed = DenseRun(dense_world, fails=[6, 9])
-    failed = []
-    for frame_id in dense_world.frame_ids:
-        try:
-            fed.feed([frame_id])
-        except InferenceError:
-            failed.append(frame_id)
+    failed = feed_with_failures(fed, dense_world.frame_ids)
     fed.finish()
     assert len(failed) == 2
     assert set(dense_world.frame_ids) - set(fed.registered_ids) <= {failed[-1]}
     assert 1e-5 < fed.errors().rmse_ratio < 2e-3
     for frame_id in dense_world.frame_ids:
-        features = fed.pipeline.sparse_map.keyframe(frame_id).features
+        features = fed.sparse_map.keyframe(frame_id).features
         assert features is fed.graph.keyframe(frame_id).features
 
 
@@ -802,23 +906,23 @@ def test_a_dense_matcher_that_fails_costs_its_keyframe_some_pairs_only(
 
 def metres_per_unit_of(mapped: Run) -> float:
     """Of the map, by the true flight."""
-    centers = camera_center(np.array(list(poses_of(mapped.pipeline.sparse_map).values())))
+    centers = camera_center(np.array(list(poses_of(mapped.sparse_map).values())))
     true_centers = METRES_PER_UNIT * camera_center(mapped.world.poses)
     scaling = similarity(centers, true_centers)
     return float(np.cbrt(np.linalg.det(scaling[:, :3])))
 
 
-def test_the_scale_is_told_and_left_alone(mapped_densely: DenseRun) -> None:
-    (told,) = mapped_densely.told(MetricScaleEstimated)
-    assert not told.is_applied
-    assert told.num_depths > 200
-    assert 0.03 < told.spread_ratio < 0.08
-    (initialized,) = mapped_densely.told(MapInitialized)
+def test_the_scale_is_reported_and_left_alone(mapped_densely: DenseRun) -> None:
+    (reported,) = mapped_densely.emitted(MetricScaleEstimated)
+    assert not reported.is_applied
+    assert reported.num_depths > 200
+    assert 0.03 < reported.spread_ratio < 0.08
+    (initialized,) = mapped_densely.emitted(MapInitialized)
     order = mapped_densely.events
-    assert order.index(told) < order.index(initialized)
-    scale = mapped_densely.pipeline.metric_scale()
+    assert order.index(reported) < order.index(initialized)
+    scale = mapped_densely.figures.metres_per_map_unit
     assert scale is not None
-    assert abs(scale.metres_per_map_unit / metres_per_unit_of(mapped_densely) - 1.0) < 0.01
+    assert abs(scale / metres_per_unit_of(mapped_densely) - 1.0) < 0.01
     assert abs(metres_per_unit_of(mapped_densely) - 1.0) > 0.2, "nobody made it metres"
 
 
@@ -826,13 +930,13 @@ def test_a_map_is_made_metric_when_asked_for(dense_world: SyntheticWorld) -> Non
     mapped = dense_run(
         dense_world, config=with_metric_scale("apply"), metres_per_unit=METRES_PER_UNIT
     )
-    (told,) = mapped.told(MetricScaleEstimated)
-    assert told.is_applied
-    assert abs(told.metres_per_map_unit - 1.0) > 0.2
+    (reported,) = mapped.emitted(MetricScaleEstimated)
+    assert reported.is_applied
+    assert abs(reported.metres_per_map_unit - 1.0) > 0.2
     assert abs(metres_per_unit_of(mapped) - 1.0) < 0.02
-    scale = mapped.pipeline.metric_scale()
+    scale = mapped.figures.metres_per_map_unit
     assert scale is not None
-    assert abs(scale.metres_per_map_unit - 1.0) < 0.02
+    assert abs(scale - 1.0) < 0.02
     assert mapped.registered_ids == dense_world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 2e-3
     # Poses were in metres from the first one on.
@@ -849,17 +953,17 @@ def test_without_depths_there_is_no_scale(
     dense_world: SyntheticWorld, metric_scale: Literal["report", "apply"]
 ) -> None:
     mapped = dense_run(dense_world, config=with_metric_scale(metric_scale))
-    assert mapped.told(MetricScaleEstimated) == []
-    assert mapped.pipeline.metric_scale() is None
+    assert mapped.emitted(MetricScaleEstimated) == []
+    assert mapped.figures.metres_per_map_unit is None
     assert len(mapped.registered_ids) == len(dense_world.frame_ids)
 
 
 def test_the_scale_is_not_looked_for_when_switched_off(dense_world: SyntheticWorld) -> None:
     mapped = DenseRun(dense_world, config=with_metric_scale("off"), metres_per_unit=METRES_PER_UNIT)
     mapped.feed(dense_world.frame_ids[:8])
-    assert mapped.pipeline.is_initialized
-    assert mapped.told(MetricScaleEstimated) == []
-    assert mapped.pipeline.metric_scale() is None
+    assert mapped.is_initialized
+    assert mapped.emitted(MetricScaleEstimated) == []
+    assert mapped.figures.metres_per_map_unit is None
 
 
 # -- focal lengths a matcher sees -----------------------------------------------------------------
@@ -871,12 +975,12 @@ def test_a_camera_nobody_knows_is_calibrated_by_what_the_matcher_sees(uses: bool
     world = SyntheticWorld(straight_path(14), cameras=[camera])
     config = CONFIG.model_copy(update={"matching": MatchingConfig(use_focal_lengths=uses)})
     mapped = dense_run(world, config=config, noise_px=0.3, tells_focal_length=True)
-    told = mapped.told(CameraCalibrated)
-    assert [event.how for event in told] == [
+    reported = mapped.emitted(CameraCalibrated)
+    assert [event.how for event in reported] == [
         "assumed",
         "pointmaps" if uses else "two_view_geometries",
     ]
-    assert told[1].focal_px == 600.0 if uses else abs(told[1].focal_px - 600.0) < 60.0
+    assert reported[1].focal_px == 600.0 if uses else abs(reported[1].focal_px - 600.0) < 60.0
     assert abs(camera_of(mapped)[0] - 600.0) < 0.01 * 600.0
     assert 1e-5 < mapped.errors().rmse_ratio < 3e-3
 
@@ -891,7 +995,7 @@ def test_pointmaps_are_wanted_until_there_is_a_map_of_known_cameras(
         for call in mapped.dense_matcher.requests
         for request in call
     ]
-    (initialized,) = mapped.told(MapInitialized)
+    (initialized,) = mapped.emitted(MapInitialized)
     known = [event for event in mapped.events if isinstance(event, KeyframeAdded)]
     before = [
         e.frame_id for e in known if mapped.events.index(e) < mapped.events.index(initialized)
@@ -909,21 +1013,22 @@ def test_frames_of_several_sources_need_not_come_in_the_order_of_their_ids() -> 
     world = SyntheticWorld(straight_path(14), noise_px=0.5)
     order = [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13]
     mapped = Run(world).feed(order)
-    pairs = {pair.pair for pair in mapped.pipeline.keyframe_record(FrameId(13)).pairs}
+    assert mapped.records[-1].keyframe.frame_id == 13
+    pairs = {pair.pair for pair in mapped.records[-1].pairs}
     assert ImagePair(FrameId(13), FrameId(14)) in pairs
     mapped.finish()
     assert mapped.registered_ids == world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
 
-def test_the_distance_to_gps_is_told_in_metres() -> None:
+def test_the_distance_to_gps_is_a_figure_in_metres() -> None:
     world = SyntheticWorld(straight_path(14), noise_px=0.5)
     mapped = Run(world).feed(world.frame_ids, gps=True).finish()
-    rmse_m = mapped.pipeline.gps_rmse_m()
+    rmse_m = mapped.figures.gps_rmse_m
     assert rmse_m is not None
     assert 1e-4 < rmse_m < 0.01 * world.extent
     without = Run(world).feed(world.frame_ids[:6]).finish()
-    assert without.pipeline.gps_rmse_m() is None
+    assert without.figures.gps_rmse_m is None
 
 
 def test_a_tracked_frame_waits_for_its_keyframe(path: SyntheticWorld) -> None:
@@ -946,29 +1051,32 @@ def test_a_keyframe_cannot_come_twice(path: SyntheticWorld) -> None:
     assert fed.registered_ids[-1] == 6
 
 
-def test_a_camera_that_does_not_fit_its_model_leaves_the_pipeline_as_it_was(
+def test_a_camera_that_does_not_fit_its_model_leaves_the_mapper_as_it_was(
     path: SyntheticWorld,
 ) -> None:
     fed = Run(path).feed([1, 2, 3, 4])
     prior = IntrinsicsPrior(focal_px=800.0, camera_model="SIMPLE_RADIAL", params=(800.0,))
     wrong = dataclasses.replace(path.keyframe(5), camera_key="wrong", intrinsics_prior=prior)
     with pytest.raises(MapError):
-        fed.pipeline.add_keyframe(wrong)
-    assert fed.pipeline.num_keyframes == 4
+        fed.add_keyframe(wrong)
+    assert fed.figures.counts.num_keyframes == 4
     fed.feed([5])
     assert fed.registered_ids == [1, 2, 3, 4, 5]
 
 
-def test_a_frame_is_first_posed_as_followed_and_told_again_when_it_is_a_keyframe_of_the_map(
+def test_a_frame_is_first_posed_as_tracked_and_again_when_it_is_a_keyframe_of_the_map(
     video: SyntheticWorld,
 ) -> None:
     fed = Run(video).feed([1, 4, 7, 10])
-    fed.pipeline.add_tracked(video.tracked(13, keyframe_id=10))
+    fed.add_frame(video.tracked(13, keyframe_id=10))
     fed.feed([13])
-    told = [event for event in fed.told(FramePosed) if event.frame_id == 13]
-    assert [(event.is_first, event.is_keyframe) for event in told] == [(True, False), (False, True)]
+    reported = [event for event in fed.emitted(FramePosed) if event.frame_id == 13]
+    assert [(event.is_first, event.is_keyframe) for event in reported] == [
+        (True, False),
+        (False, True),
+    ]
     assert [pose.frame_id for pose in fed.poses].count(FrameId(13)) == 1
-    trajectory = [pose for pose in fed.pipeline.trajectory() if pose.frame_id == 13]
+    trajectory = [pose for pose in fed.mapper.trajectory() if pose.frame_id == 13]
     assert [pose.is_keyframe for pose in trajectory] == [True]
 
 
@@ -976,10 +1084,11 @@ def test_while_a_keyframe_is_matched_frames_after_it_are_posed_by_the_one_before
     video: SyntheticWorld,
 ) -> None:
     fed = Run(video).feed([1, 4, 7, 10])
-    fed.pipeline.meet_keyframe(video.keyframe(13))
-    fed.pipeline.add_tracked(video.tracked(14, keyframe_id=13), video.tracked(14, keyframe_id=10))
-    (early,) = fed.pipeline.take_new_poses()
-    assert early.frame_id == 14
-    fed.pipeline.map_keyframe(FrameId(13), fed.pipeline.match_keyframe(FrameId(13)), started_s=0.0)
-    assert [pose.frame_id for pose in fed.pipeline.take_new_poses()] == [13]
-    assert pose_errors(poses_of(fed.pipeline.sparse_map), video).rmse_ratio < 1e-3
+    begun = fed.begin_keyframe(video.keyframe(13))
+    step = fed.add_frame(
+        video.tracked(14, keyframe_id=13), fallback=video.tracked(14, keyframe_id=10)
+    )
+    assert [pose.frame_id for pose in step.new_poses] == [14]
+    assert step.record is None
+    assert [pose.frame_id for pose in fed.match_and_add(begun).new_poses] == [13]
+    assert pose_errors(poses_of(fed.sparse_map), video).rmse_ratio < 1e-3

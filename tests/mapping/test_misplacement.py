@@ -10,7 +10,6 @@ import pytest
 
 from engine.config import (
     GlobalBundleAdjustmentConfig,
-    InitializationConfig,
     LocalBundleAdjustmentConfig,
     TwoViewConfig,
 )
@@ -42,13 +41,10 @@ from tests.support.synthetic import (
 )
 
 GROWTH = GrowthConfig(
-    initialization=InitializationConfig(),
     min_inlier_ratio=0.65,
     local_bundle_adjustment=LocalBundleAdjustmentConfig(),
     global_bundle_adjustment=GlobalBundleAdjustmentConfig(),
-    constant_camera_ids=frozenset({1}),
     num_threads=1,
-    seed=0,
 )
 # A path over two places that look alike; the way between them is taken last.
 FIRST_PLACE, WAY, SECOND_PLACE = range(1, 7), range(7, 13), range(13, 19)

@@ -479,7 +479,7 @@ def test_cameras_are_kept_under_their_keys() -> None:
     sparse_map = grown_map(world)
     with pytest.raises(KeyError):
         sparse_map.camera("up")
-    assert sparse_map.camera_id("left") != sparse_map.camera_id("right")
+    assert sparse_map.camera("left").camera_id != sparse_map.camera("right").camera_id
     assert sparse_map.camera("right").mean_focal_length() == 600.0
     assert sparse_map.camera("left").mean_focal_length() == 800.0
     assert errors_of(sparse_map, world).max_ratio < 1e-6
@@ -504,6 +504,18 @@ def test_pixel_thresholds_grow_with_the_image(exact_world: SyntheticWorld) -> No
         assert focal_px in (800.0, 3200.0)
         sparse_map.filter_all()
         assert bool(sparse_map.point3D_ids(ONE)[row] >= 0) is survives
+
+
+# -- constant cameras -----------------------------------------------------------------------------
+
+
+def test_cameras_are_constant_where_they_were_added_so_and_in_copies_of_the_map(
+    exact_world: SyntheticWorld,
+) -> None:
+    sparse_map = map_of_keyframes(exact_world, is_constant=True)
+    sparse_map.add_camera("other", exact_world.camera(1).as_colmap())
+    constant = {sparse_map.camera("camera").camera_id}
+    assert sparse_map.constant_camera_ids == sparse_map.copy().constant_camera_ids == constant
 
 
 # -- refusals -------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ CONFIG = WindowMergeConfig(
     window=WindowConfig(),
     registration=RegistrationConfig(),
     local_bundle_adjustment=LocalBundleAdjustmentConfig(),
-    constant_camera_ids=frozenset({1}),
 )
 
 

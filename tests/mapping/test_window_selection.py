@@ -45,9 +45,9 @@ def test_windows_are_due_at_intervals_that_grow_while_they_change_nothing() -> N
         if schedule.should(num_keyframes):
             due.append(num_keyframes)
             schedule.done(num_keyframes)
-            schedule.note(made_better=False)
+            schedule.adapt(made_better=False)
     assert [later - sooner for sooner, later in pairwise(due)] == [10, 20, 20]
-    schedule.note(made_better=True)
+    schedule.adapt(made_better=True)
     assert schedule.should(due[-1] + CONFIG.interval)
 
 

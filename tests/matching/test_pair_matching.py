@@ -13,13 +13,13 @@ import pytest
 
 from adapters.town.oracle import OracleMatcher
 from engine.config import DenseMatchingConfig, OracleConfig, TwoViewConfig
-from engine.errors import InferenceError
 from engine.geometry import camera_center, transform_points
-from engine.matching.pair_matching import PairMatching
+from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
     NO_ROW,
+    Features,
     FrameId,
     ImagePair,
     Keyframe,
@@ -59,7 +59,6 @@ def matching_over(
 ) -> PairMatching:
     matching = PairMatching(graph, matcher, two_view=CONFIG, dense=DENSE.model_copy(update=dense))
     for keyframe in keyframes:
-        graph.add_keyframe(keyframe)
         matching.add_keyframe(keyframe)
     return matching
 
@@ -68,10 +67,16 @@ def keyframes_of(world: SyntheticWorld) -> list[Keyframe]:
     return [world.keyframe(frame_id) for frame_id in world.frame_ids]
 
 
-def match_next(graph: SceneGraph, matching: PairMatching, keyframe: Keyframe) -> list[VerifiedPair]:
-    graph.add_keyframe(keyframe)
+def match_next(matching: PairMatching, keyframe: Keyframe) -> MatchedKeyframe:
     matching.add_keyframe(keyframe)
     return matching.match_keyframe(keyframe.frame_id)
+
+
+def changes_since(matching: PairMatching, frame_id: int) -> tuple[Features, ...]:
+    """The tables that changed, from a match of a keyframe that has no candidates left."""
+    matched = matching.match_keyframe(FrameId(frame_id))
+    assert matched.failure == ""
+    return matched.changed_features
 
 
 def test_pairs_that_hold_are_returned_in_order_and_recorded() -> None:
@@ -128,7 +133,8 @@ def test_no_candidates_give_no_pairs() -> None:
     graph, matcher = scene_graph(), FakeMatcher(world=world)
     matching = matching_over(graph, matcher, keyframes_of(world))
     assert matching.match_pairs([]) == []
-    assert matching.match_keyframe(FrameId(1)) == []
+    matched = matching.match_keyframe(FrameId(1))
+    assert (matched.frame_id, matched.pairs, matched.failure) == (1, (), "")
     assert not any(matcher.calls)
 
 
@@ -152,9 +158,9 @@ def test_a_keyframe_is_matched_around_the_place_it_returns_to() -> None:
     matcher = FakeMatcher(world=world)
     matching = matching_over(graph, matcher)
     for frame_id in range(1, 27):
-        match_next(graph, matching, world.keyframe(frame_id))
+        match_next(matching, world.keyframe(frame_id))
     matcher.calls.clear()
-    held = match_next(graph, matching, world.keyframe(27))
+    held = match_next(matching, world.keyframe(27)).pairs
     first_round, second_round = matcher.calls
     reasons = {one.pair: one.reason for one in held}
     assert PairReason.RETRIEVED in reasons.values()
@@ -167,16 +173,17 @@ def test_a_keyframe_is_matched_around_the_place_it_returns_to() -> None:
     assert any(one.first <= 3 for one in reasons)
 
 
-def test_an_error_of_the_matcher_passes_and_what_held_before_stays() -> None:
+def test_a_matcher_that_fails_costs_the_pairs_it_did_not_match_and_what_held_before_stays() -> None:
     world = SyntheticWorld(round_path(32, turns=1.25), noise_px=0.5)
     graph = scene_graph(exhaustive_below=2, temporal_offsets=(1, 2, 3), num_retrieved=2)
     matcher = FakeMatcher(world=world)
     matching = matching_over(graph, matcher)
     for frame_id in range(1, 27):
-        match_next(graph, matching, world.keyframe(frame_id))
+        match_next(matching, world.keyframe(frame_id))
     matcher.fails = [len(matcher.calls) + 1]  # the second round
-    with pytest.raises(InferenceError, match="out of memory"):
-        match_next(graph, matching, world.keyframe(27))
+    matched = match_next(matching, world.keyframe(27))
+    assert matched.failure == "out of memory"
+    assert matched.pairs == tuple(graph.verified_pairs(FrameId(27)))
     first_round, second_round = matcher.calls[-2:]
     assert all(graph.was_tried(one) for one in first_round)
     assert not any(graph.was_tried(one) for one in second_round)
@@ -226,7 +233,7 @@ def matched_densely(
     graph = dense_graph(exhaustive_below=NUM_DENSE)
     matching = matching_over(graph, matcher, **dense)
     for frame_id in world.frame_ids:
-        match_next(graph, matching, matcher.keyframe(frame_id))
+        match_next(matching, matcher.keyframe(frame_id))
     return Dense(matcher=matcher, graph=graph, matching=matching)
 
 
@@ -412,17 +419,15 @@ def test_rows_that_third_keyframes_relate_are_matched_with_each_other(
 
 def test_tables_that_changed_are_returned_once(dense_world: SyntheticWorld) -> None:
     matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
-    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
-    matching = matching_over(graph, matcher, keyframes)
-    assert matching.take_changed() == []
-    matching.match_pairs([candidate(1, 2), candidate(1, 3)])
-    changed = {features.frame_id: features for features in matching.take_changed()}
-    assert changed.keys() == {1, 2, 3}
-    for frame_id, features in changed.items():
-        assert graph.keyframe(frame_id).features is features
-    assert matching.take_changed() == []
-    matching.match_pairs([candidate(2, 3)])
-    assert {features.frame_id for features in matching.take_changed()} <= {2, 3}
+    matching = matching_over(graph, matcher)
+    for frame_id, expected in ((1, set()), (2, {1, 2}), (3, {1, 2, 3})):
+        matched = match_next(matching, matcher.keyframe(frame_id))
+        changed = {features.frame_id: features for features in matched.changed_features}
+        assert changed.keys() == expected
+        assert len(matched.changed_features) == len(changed)
+        for changed_id, features in changed.items():
+            assert graph.keyframe(changed_id).features is features
+    assert changes_since(matching, 3) == ()
 
 
 def test_tables_of_sparse_matchers_never_change() -> None:
@@ -430,9 +435,9 @@ def test_tables_of_sparse_matchers_never_change() -> None:
     graph = scene_graph()
     matching = matching_over(graph, FakeMatcher(world=world), keyframes_of(world))
     assert len(matching.match_pairs(all_pairs(3))) == 3
-    assert matching.take_changed() == []
     assert not matching.depths_m(FrameId(1)).any()
-    assert matching.take_seen_focal_lengths() == []
+    matched = matching.match_keyframe(FrameId(3))
+    assert (matched.changed_features, matched.focal_lengths_px) == ((), ())
 
 
 def test_queries_are_limited_and_pointmaps_asked_for_when_wanted(
@@ -448,18 +453,20 @@ def test_queries_are_limited_and_pointmaps_asked_for_when_wanted(
     assert all(len(request.query_rows1) == len(request.query_rows2) == 150 for request in asked)
 
 
-def test_focal_lengths_are_taken_once_and_of_verified_pairs_only() -> None:
+def test_focal_lengths_are_returned_once_and_of_verified_pairs_only() -> None:
     cameras = (SyntheticCamera.known("a"), SyntheticCamera.known("b", focal_px=900.0))
     world = SyntheticWorld(straight_path(16), cameras=cameras)
     matcher = DenseFakeMatcher(world=world, tells_focal_length=True)
-    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 16)]
-    matching = matching_over(dense_graph(), matcher, keyframes)
-    asked = [candidate(1, 2), candidate(1, 16)]
-    assert len(matching.match_pairs(asked, wants_pointmaps=True)) == 1
-    assert matching.take_seen_focal_lengths() == [(1, 800.0), (2, 900.0)]
-    assert matching.take_seen_focal_lengths() == []
-    matching.match_pairs(asked)
-    assert matching.take_seen_focal_lengths() == [], "not estimated where it is not wanted"
+    for wants_pointmaps, expected in ((True, ((1, 800.0), (2, 900.0))), (False, ())):
+        graph = dense_graph()
+        matching = matching_over(graph, matcher, [matcher.keyframe(1), matcher.keyframe(2)])
+        matched = matching.match_keyframe(FrameId(2), wants_pointmaps=wants_pointmaps)
+        assert len(matched.pairs) == 1
+        assert matched.focal_lengths_px == expected
+        matching.add_keyframe(matcher.keyframe(16))
+        matched = matching.match_keyframe(FrameId(16), wants_pointmaps=wants_pointmaps)
+        assert graph.was_tried(pair(1, 16))
+        assert (matched.pairs, matched.focal_lengths_px) == ((), ())
 
 
 def test_depths_are_kept_for_the_keypoints_of_verified_pairs(dense_world: SyntheticWorld) -> None:
@@ -503,21 +510,35 @@ def test_a_pair_of_whose_matches_too_few_find_a_keypoint_does_not_hold(
     assert graph.was_tried(pair(1, 2))
     assert graph.edges() == []
     # The rows that it claimed are there, and returned as changed.
-    changed = {features.frame_id: features for features in matching.take_changed()}
+    changed = {features.frame_id: features for features in changes_since(matching, 2)}
     assert 8 <= len(changed[FrameId(2)].fixed_rows) <= 12
     assert graph.keyframe(FrameId(2)).features is changed[FrameId(2)]
 
 
 def test_a_failing_matcher_leaves_tables_as_they_were(dense_world: SyntheticWorld) -> None:
-    matcher, graph = DenseFakeMatcher(world=dense_world, fails=[1]), dense_graph()
-    keyframes = [matcher.keyframe(frame_id) for frame_id in (1, 2, 3)]
-    matching = matching_over(graph, matcher, keyframes)
-    matching.match_pairs([candidate(1, 2)])
-    matching.take_changed()
-    with pytest.raises(InferenceError):
-        matching.match_pairs([candidate(1, 3)])
-    assert matching.take_changed() == []
-    assert matching.match_pairs([candidate(1, 3)]) != []
+    matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
+    matching = matching_over(graph, matcher)
+    for frame_id in (1, 2):
+        match_next(matching, matcher.keyframe(frame_id))
+    tables = [graph.keyframe(frame_id).features for frame_id in graph.keyframe_ids]
+    matcher.fails = [len(matcher.requests)]
+    failed = match_next(matching, matcher.keyframe(3))
+    assert failed.failure == "out of memory"
+    assert (failed.pairs, failed.changed_features, failed.focal_lengths_px) == ((), (), ())
+    assert all(graph.keyframe(one.frame_id).features is one for one in tables)
+    assert len(matching.match_keyframe(FrameId(3)).pairs) == 2
+
+
+def test_a_keyframe_is_added_to_the_graph_and_comes_once(dense_world: SyntheticWorld) -> None:
+    matcher, graph = DenseFakeMatcher(world=dense_world), dense_graph()
+    matching = matching_over(graph, matcher, [matcher.keyframe(1)])
+    assert graph.keyframe_ids == [1]
+    match_next(matching, matcher.keyframe(2))
+    table = graph.keyframe(FrameId(1)).features
+    with pytest.raises(ValueError, match="keyframe 1 was added before"):
+        matching.add_keyframe(matcher.keyframe(1))
+    assert graph.keyframe(FrameId(1)).features is table
+    assert len(match_next(matching, matcher.keyframe(3)).pairs) == 2
 
 
 def test_pairs_of_one_batch_do_not_take_each_others_free_rows_for_something_else() -> None:
@@ -532,7 +553,6 @@ def test_pairs_of_one_batch_do_not_take_each_others_free_rows_for_something_else
     matching = matching_over(graph, oracle)
     for index in range(4):
         keyframe = true_scene.keyframe_of(index, oracle.describe(true_scene.frame_of(index)))
-        graph.add_keyframe(keyframe)
         matching.add_keyframe(keyframe)
     held = matching.match_pairs(all_pairs(4))
     assert len(held) == 6

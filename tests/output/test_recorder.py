@@ -16,7 +16,7 @@ import pytest
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
-from engine.mapping.sparse_map import MapCopy
+from engine.mapping.steps import KeyframeRecord, MapCopy
 from engine.output import recorder as recorder_module
 from engine.output import snapshots as snapshots_module
 from engine.output.files import LineFile
@@ -59,19 +59,15 @@ class Recording:
     ) -> None:
         frame = frame or frame_of(frame_id, world=WORLD)
         self.recorder.frame_arrived(frame)
-        self.recorder.keyframe_added(
-            frame,
-            replace(WORLD.keyframe(frame_id), name=frame.name),
-            camera=pycolmap.Camera(
-                camera_id=1,
-                model="SIMPLE_RADIAL",
-                width=1000,
-                height=750,
-                params=(800, 500, 375, 0),
-            ),
-            pairs=[WORLD.verified_pair(other, frame_id) for other in range(1, frame_id)],
-            moved=moved,
+        camera = WORLD.camera(frame_id).as_colmap()
+        camera.camera_id = 1
+        record = KeyframeRecord(
+            keyframe=replace(WORLD.keyframe(frame_id), name=frame.name),
+            camera=camera,
+            pairs=tuple(WORLD.verified_pair(other, frame_id) for other in range(1, frame_id)),
+            moved=tuple(moved),
         )
+        self.recorder.keyframe_added(frame, record)
 
 
 def record(path: Path) -> Recording:
@@ -82,7 +78,6 @@ def record(path: Path) -> Recording:
         snapshots=SnapshotsConfig(),
         runtime=RuntimeConfig(),
         emit=emitted,
-        clock=lambda: 1.5,
     )
     return Recording(recorder=recorder, events=emitted)
 
@@ -218,7 +213,6 @@ def test_numbering_goes_on_in_a_folder_with_snapshots(tmp_path: Path) -> None:
         snapshots=SnapshotsConfig(),
         runtime=RuntimeConfig(),
         emit=emitted,
-        clock=lambda: 0.0,
     )
     recorder.snapshot([model()], entries={})
     assert (folder.path / "snapshots" / "000042").is_dir()

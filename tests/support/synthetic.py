@@ -456,6 +456,7 @@ def map_of_keyframes(
     wrong_ratio: float = 0.0,
     skips: Callable[[ImagePair], bool] = lambda pair: False,
     given_pairs: Sequence[VerifiedPair] = (),
+    is_constant: bool = True,
     triangulation: TriangulationConfig | None = None,
 ) -> SparseMap:
     """A map with keyframes and pairs, none of them registered.
@@ -467,6 +468,7 @@ def map_of_keyframes(
         wrong_ratio: share of wrong matches in each pair.
         skips: pairs left out.
         given_pairs: more of them, of keyframes whose own pair is left out.
+        is_constant: whether bundle adjustment must not change the calibrations.
         triangulation: thresholds.
     """
     sparse_map = SparseMap(
@@ -479,7 +481,7 @@ def map_of_keyframes(
     for frame_id in map(FrameId, frame_ids or world.frame_ids):
         camera = world.camera(frame_id)
         if camera.key not in camera_keys:
-            sparse_map.add_camera(camera.key, camera.as_colmap())
+            sparse_map.add_camera(camera.key, camera.as_colmap(), is_constant=is_constant)
             camera_keys.add(camera.key)
         pairs = [
             world.verified_pair(frame_id, other, wrong_ratio=wrong_ratio)

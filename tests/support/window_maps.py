@@ -48,7 +48,7 @@ def graph_and_map(
 
 def new_map_like(world: SyntheticWorld, *, focal_factor: float = 1.0) -> SparseMap:
     """A map with all keyframes and pairs, none registered; the focal length wrong by a factor."""
-    sparse_map = map_of_keyframes(world, max_gap=MAX_GAP)
+    sparse_map = map_of_keyframes(world, max_gap=MAX_GAP, is_constant=False)
     focal_px, *others = sparse_map.camera("camera").params
     sparse_map.set_camera_params("camera", [focal_factor * focal_px, *others])
     return sparse_map
