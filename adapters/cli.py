@@ -1,4 +1,4 @@
-"""The command line: the composition root, where everything meets.
+"""The command line, and what its commands print.
 
 Exit codes: 0 when something useful was made, 1 when nothing was or the run broke off, 2 when the
 request is refused, 130 when a second signal ended the run.
@@ -21,7 +21,7 @@ import typer
 from adapters.native_log import native_log_captured
 from adapters.open_source import refuse_unknown_sources
 from adapters.views.view_mode import ViewMode
-from engine.errors import ConfigError, EngineError
+from engine.errors import AdapterUnavailableError, ConfigError, EngineError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,15 +40,15 @@ _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take a
 
 app = typer.Typer(
     name="livesfm",
-    help="Live cameras, videos and photos into a growing, bundle-adjusted COLMAP model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 ConfigOption = Annotated[
-    list[Path] | None,
-    typer.Option("--config", "-c", help="YAML overlay on the defaults; later ones win."),
+    list[str] | None,
+    typer.Option(
+        "--config", "-c", help="Preset such as phone or drone, or a YAML file; later ones win."
+    ),
 ]
 SettingOption = Annotated[
     list[str] | None,
@@ -66,6 +66,26 @@ OverwriteOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON instead of a table.")]
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from adapters.install_advice import installed_version
+
+        typer.echo(f"livesfm {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def livesfm(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Live cameras, videos and photos into a growing, bundle-adjusted COLMAP model."""
 
 
 @app.command()
@@ -86,7 +106,7 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
-    with _told_errors():
+    with _errors_reported():
         refuse_unknown_sources(source)
         outcome = _launch(
             _load(config, settings),
@@ -107,11 +127,12 @@ def demo(
     settings: SettingOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     view: ViewOption = ViewMode.RECORD,
+    overwrite: Annotated[bool, typer.Option(help="Replace a former run in the folder.")] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Streams a synthetic drone flight, reconstructs it and prints the accuracy."""
-    with _told_errors():
-        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=True, quiet=quiet)
+    with _errors_reported():
+        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=overwrite, quiet=quiet)
         outcome = _launch(_load(config, settings), options)
         if outcome.num_registered:
             _print_evaluation(outcome.path, outcome.path / "groundtruth.txt")
@@ -128,7 +149,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
-    with _told_errors():
+    with _errors_reported():
         _print_evaluation(run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json)
 
 
@@ -144,7 +165,7 @@ def export(
     tum: Annotated[bool, typer.Option("--tum", help="Trajectories in TUM format.")] = False,
 ) -> None:
     """Writes the newest snapshot in the formats of other tools."""
-    with _told_errors():
+    with _errors_reported():
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
 
@@ -164,10 +185,10 @@ def export(
 
 @app.command()
 def doctor(config: ConfigOption = None, settings: SettingOption = None) -> None:
-    """Tells what is installed and what can run here, and how to get weights."""
+    """Shows what is installed and what can run here, and how to get weights."""
     from adapters.doctor import examine, findings_table, is_core_ready
 
-    with _told_errors():
+    with _errors_reported():
         weights = _mast3r_weights(_load(config, settings))
     findings = examine([weights])
     _print_table(findings_table(findings))
@@ -196,7 +217,7 @@ def _mast3r_weights(config: Config) -> Weights:
     )
 
 
-def _load(config: list[Path] | None, settings: list[str] | None) -> Config:
+def _load(config: list[str] | None, settings: list[str] | None) -> Config:
     from engine.config import load_config
 
     return load_config(config or [], settings or [])
@@ -223,13 +244,13 @@ def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
 
 
 def _default_out(source: str) -> Path:
-    """runs/NAME, NAME from the last telling part of the source, without options or credentials."""
+    """runs/NAME; NAME is the last part of the source that says anything, without credentials."""
     from engine.output.run_folder import unique_run_path
 
     if not os.path.exists(source):
         name = _name_of_address(source)
     else:
-        path = Path(source).resolve()
+        path = Path(os.path.abspath(source))
         name = path.name if path.is_dir() else path.stem
         if name in {"images", "frames", "video"}:
             name = path.parent.name
@@ -244,14 +265,14 @@ def _name_of_address(source: str) -> str:
         return scheme
     if scheme == "camera":
         return f"{scheme}-{parts[-1]}"
-    if scheme in {"mqtt", "mqtts"}:  # the levels of a topic that tell one place from another
+    if scheme in {"mqtt", "mqtts"}:  # the levels of a topic that name a place
         parts = [part for part in parts[2:] if part not in {"+", "#", "frame", "frames"}]
         return "-".join(parts) or "mqtt"
     return parts[-1]
 
 
 def _finish(outcome: RunOutcome) -> NoReturn:
-    """Says what was made and ends with the exit code that fits."""
+    """Prints what was made and ends with the exit code that fits."""
     is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
     why = _WHY_NO_MAP if outcome.num_keyframes else ": no frame came, see above"
     typer.echo(
@@ -284,13 +305,17 @@ def _print_table(table: Table) -> None:
 
 
 @contextmanager
-def _told_errors() -> Iterator[None]:
+def _errors_reported() -> Iterator[None]:
     """Turns the engine's errors into one line and an exit code."""
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, AdapterUnavailableError) as error:
         typer.echo(f"livesfm: {error}", err=True)
         raise typer.Exit(REFUSED) from error
     except EngineError as error:
         typer.echo(f"livesfm: {error}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.install_advice import how_to_install
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -122,8 +124,7 @@ def _extras() -> list[Finding]:
     findings = []
     for name, extra in _EXTRAS.items():
         version = _version(name)
-        how_to_get = f"missing: for {extra}, pip install 'livesfm[{extra}]'"
-        detail = f"{version}, {extra}" if version else how_to_get
+        detail = f"{version}, {extra}" if version else f"missing: {how_to_install(extra)}"
         findings.append(
             Finding(part=name, is_ready=version is not None, is_optional=True, detail=detail)
         )

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
-from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
+from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     FrameIds,
     FrameSource,
@@ -102,7 +103,7 @@ def _load_torch(adapter: str, *, extra: str) -> None:
     try:
         import torch
     except ImportError as error:
-        raise AdapterUnavailableError(adapter, package="torch", extra=extra) from error
+        raise missing_package(adapter, package="torch", extra=extra) from error
     torch.set_num_threads(1)
 
 

@@ -1,7 +1,11 @@
 """Validated configuration: loaded, overlaid and dumped here and nowhere else.
 
-Precedence: built-in defaults < YAML overlays, in order < ``section.key=value`` settings. The
-built-in defaults are the ones ``configs/default.yaml`` explains; a test holds the two together.
+Precedence: built-in defaults < overlays, in order < ``section.key=value`` settings. An overlay is a
+YAML file, or a preset by its name: the files of ``configs/``, which an installed package holds as
+``engine/presets/``.
+
+The string below a setting says its unit and effect. ``tools/generate_default_config.py`` writes
+``configs/default.yaml`` from these strings and from the defaults.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engine.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parent
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -34,304 +40,547 @@ class Section(BaseModel):
 class SourcesConfig(Section):
     """How frames are taken in."""
 
-    min_image_edge_px: PositiveInt = 64  # smaller frames are dropped as too_small
-    max_image_megapixels: PositiveFloat = 120.0  # larger frames are dropped as too_large
-    max_frames: NonNegativeInt = 0  # stop after this many frames; 0: all
-    every_nth_frame: PositiveInt = 1  # video: take one frame of n
-    frame_queue_size: PositiveInt = 4  # of one source; then a file waits, a live one drops oldest
-    mapping_queue_size: PositiveInt = 16  # tracked frames waiting for mapping
-    max_buffered_mb: PositiveInt = 512  # pixels of all frames on their way through the engine
+    min_image_edge_px: PositiveInt = 64
+    """px, shorter side. Smaller images are dropped and counted as too_small."""
+    max_image_megapixels: PositiveFloat = 120.0
+    """Millions of pixels. Larger images are dropped and counted as too_large, before they are
+    decoded."""
+    max_frames: NonNegativeInt = 0
+    """Frames. Each source ends after so many usable ones. 0: all."""
+    every_nth_frame: PositiveInt = 1
+    """One frame of n is taken: 3 makes a 30 Hz video a 10 Hz one, and takes every third image of a
+    folder."""
+    frame_queue_size: PositiveInt = 4
+    """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
+    source drops its oldest."""
+    mapping_queue_size: PositiveInt = 16
+    """Tracked frames that wait to be mapped. More: bursts of keyframes stall tracking less, and the
+    map lags more."""
+    max_buffered_mb: PositiveInt = 512
+    """MB. Pixels of all frames on their way through the engine; sources wait beyond it."""
 
 
 class LiveSourcesConfig(Section):
     """Sources that go on by themselves: streams, MQTT, phones and watched folders."""
 
-    open_timeout_s: PositiveFloat = 10.0  # until a connection is there
-    read_timeout_s: PositiveFloat = 5.0  # without a frame, before a stream counts as lost
-    retry_first_s: PositiveFloat = 0.5  # before the first try to connect again; then doubled
+    open_timeout_s: PositiveFloat = 10.0
+    """s. A connection that takes longer to open has failed."""
+    read_timeout_s: PositiveFloat = 5.0
+    """s. A stream without a frame for so long is lost and is connected again."""
+    retry_first_s: PositiveFloat = 0.5
+    """s. Wait before the first try to connect again; it doubles with each try."""
     retry_max_s: PositiveFloat = 10.0
-    give_up_after_s: NonNegativeFloat = 0.0  # without a frame, the source ends; 0: never
-    max_cameras: PositiveInt = 16  # of one source; frames of more are dropped
-    max_payload_mb: PositiveInt = 32  # larger messages are refused unread
+    """s. The longest wait between two tries."""
+    give_up_after_s: NonNegativeFloat = 0.0
+    """s. A source without a frame for so long ends, and the run with its last source. 0: never."""
+    max_cameras: PositiveInt = 16
+    """Cameras of one source at most; frames of more are dropped and counted."""
+    max_payload_mb: PositiveInt = 32
+    """MB. Larger messages are refused before they are decoded; an MQTT broker that only speaks
+    version 3.1.1 still delivers them first."""
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
-    verify_certificates: bool = True  # of rtsps, rtmps and https; False: whoever answers is trusted
-    ca_file: str = ""  # certificates that sign theirs; "": the system's
-    settle_s: NonNegativeFloat = 0.5  # a watched file counts as written after so long unchanged
-    camera_size: str = ""  # camera:N: WIDTHxHEIGHT to ask for; "": the camera's own
-    camera_rate_hz: NonNegativeFloat = 0.0  # camera:N: frames a second to ask for; 0: its own
+    """tcp or udp: how rtsp:// carries images. tcp loses none."""
+    verify_certificates: bool = True
+    """Whether rtsps://, rtmps:// and https:// servers must prove who they are. Many cameras cannot,
+    because they sign their own certificates. false: any server is trusted, and passwords may go to
+    a stranger."""
+    ca_file: str = ""
+    """File of the certificates (PEM) that sign the servers'. Empty: the system's."""
+    settle_s: NonNegativeFloat = 0.5
+    """s. A file in a watched folder counts as written when it has not changed for so long."""
+    camera_size: str = ""
+    """WIDTHxHEIGHT to ask of camera:N. Empty: the camera's own."""
+    camera_rate_hz: NonNegativeFloat = 0.0
+    """Hz. Frames a second to ask of camera:N. 0: the camera's own."""
 
 
 class MqttConfig(Section):
-    """MQTT: how to connect, and what is published. Passwords come from the environment."""
+    """MQTT: how to connect, and what is published.
 
-    publish: str = ""  # mqtt(s)://[USER@]HOST[:PORT]/PREFIX that the run is told to; "": nowhere
-    commands: bool = False  # take commands from PREFIX/command; needs a user and a password
-    telemetry_topic: str = ""  # of positions for a source's frames; "": TOPIC with /telemetry
-    ca_file: str = ""  # certificates that sign the broker's; "": the system's
-    client_certificate: str = ""  # with its key, for brokers that ask for one
+    User names stand in URLs, passwords only in the environment: LIVESFM_MQTT_PASSWORD.
+    """
+
+    publish: str = ""
+    """mqtt(s)://[USER@]HOST[:PORT]/PREFIX, where the run's state, poses, keyframes and snapshots
+    are published. Empty: nowhere."""
+    commands: bool = False
+    """Whether snapshot, pause, resume and stop are taken from PREFIX/command. Only with a user and
+    a password: whoever may write there could stop the run."""
+    telemetry_topic: str = ""
+    """Topic of positions (JSON) for the frames of an mqtt:// source. Empty: the frames' topic with
+    its last level replaced by telemetry."""
+    ca_file: str = ""
+    """File of the certificates (PEM) that sign the broker's, for mqtts://. Empty: the system's."""
+    client_certificate: str = ""
+    """Certificate file (PEM), for brokers that ask for the client's."""
     client_key: str = ""
-    max_pose_hz: PositiveFloat = 30.0  # of each camera
+    """File of the key (PEM) that belongs to client_certificate."""
+    max_pose_hz: PositiveFloat = 30.0
+    """Hz. Poses published of each camera at most."""
 
 
 class PhoneConfig(Section):
-    """The page that a phone's browser opens."""
+    """The page that a phone's browser opens: phone://HOST:PORT."""
 
-    image_edge_px: Annotated[int, Field(ge=64)] = 1280  # longer edge the page asks the camera for
-    max_rate_hz: PositiveFloat = 10.0  # frames a second that the page sends
+    image_edge_px: Annotated[int, Field(ge=64)] = 1280
+    """px. Longer edge that the page asks the camera for."""
+    max_rate_hz: PositiveFloat = 10.0
+    """Hz. Frames a second that the page sends at most."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 80
-    certificate: str = ""  # with its key, in PEM; "": a self-signed one is made
+    """1..100. JPEG quality of the frames that the page sends."""
+    certificate: str = ""
+    """Certificate file (PEM) that the phone trusts. Empty: a self-signed one is made, and the
+    browser asks once whether to go on."""
     certificate_key: str = ""
-    max_phones: PositiveInt = 4  # at the same time
+    """File of the key (PEM) that belongs to certificate."""
+    max_phones: PositiveInt = 4
+    """Phones connected at the same time."""
 
 
 class GeoreferenceConfig(Section):
-    """Laying the map onto GPS positions."""
+    """Laying the map onto GPS positions: east, north and up, in metres."""
 
     enabled: bool = True
-    min_fixes: Annotated[int, Field(ge=4)] = 6  # keyframes with GPS before the first try
-    min_extent_m: PositiveFloat = 10.0  # of the positions, for the directions to be certain
-    max_error_m: PositiveFloat = 10.0  # a position farther from the map is left out
-    max_gap_s: PositiveFloat = 2.0  # positions farther apart in time are not interpolated
-    accuracy_m: PositiveFloat = 2.0  # horizontal standard deviation where a receiver tells none
+    """Whether the map is laid onto the positions, when there are any."""
+    min_fixes: Annotated[int, Field(ge=4)] = 6
+    """Keyframes with a position before the first try."""
+    min_extent_m: PositiveFloat = 10.0
+    """m. The positions must extend so far for the directions to be certain."""
+    max_error_m: PositiveFloat = 10.0
+    """m. A position farther from the map than this is left out and reported."""
+    max_gap_s: PositiveFloat = 2.0
+    """s. Positions of telemetry farther apart in time than this are not interpolated."""
+    accuracy_m: PositiveFloat = 2.0
+    """m. Horizontal standard deviation of positions whose receiver reports none."""
     vertical_accuracy_m: PositiveFloat = 4.0
-    adjust: bool = True  # let positions pull on the map, in a last bundle adjustment
-    metric_map: bool = True  # snapshots and exports in metres east, north, up
+    """m. Standard deviation of altitudes whose receiver reports none."""
+    adjust: bool = True
+    """Whether positions may pull on the map in a last bundle adjustment."""
+    metric_map: bool = True
+    """Whether snapshots and exports are in metres east, north, up. false: in the map's own frame
+    and unit."""
 
 
 class CamerasConfig(Section):
-    """Camera models and how far their calibration is trusted."""
+    """Camera models, and how far their calibration is trusted."""
 
     model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"] = (
         "SIMPLE_RADIAL"
     )
-    focal_px: NonNegativeFloat = 0.0  # focal length at the original size; 0: from EXIF or images
-    params: tuple[float, ...] = ()  # whole calibration in COLMAP's order for the model; (): unknown
-    intrinsics: Literal["refined", "fixed"] = "refined"  # whether bundle adjustment may change them
-    refine_known_intrinsics: bool = False  # also those a source knows completely
-    default_focal_ratio: PositiveFloat = 0.85  # of the longer edge, when nothing better is known
-    single_camera_per_size: bool = True  # a folder's images of one size and make share intrinsics
+    """COLMAP's model of cameras that are not completely known: SIMPLE_PINHOLE, PINHOLE,
+    SIMPLE_RADIAL, RADIAL or OPENCV. More parameters fit wide lenses better and are determined less
+    surely."""
+    focal_px: NonNegativeFloat = 0.0
+    """px at the original image size. A known focal length, for images that do not hold it. 0: from
+    EXIF, else estimated from the first pairs."""
+    params: tuple[float, ...] = ()
+    """A whole calibration in COLMAP's order for the model, e.g. [fx, fy, cx, cy] for PINHOLE; it
+    wins over what sources report. []: unknown."""
+    intrinsics: Literal["refined", "fixed"] = "refined"
+    """refined: bundle adjustment improves the calibration. fixed: it never changes."""
+    refine_known_intrinsics: bool = False
+    """Whether a calibration that a source knows completely is refined too."""
+    default_focal_ratio: PositiveFloat = 0.85
+    """Of the edge. The first guess of a focal length that neither EXIF nor the images give; 0.85 is
+    61 degrees across."""
+    single_camera_per_size: bool = True
+    """Whether a folder's images of one size, make and focal length share one calibration. false:
+    each image has its own, for collections from many cameras."""
 
 
 class FrameTrackingConfig(Section):
-    """Following keypoints between keyframes and deciding on new keyframes."""
+    """Following keypoints from frame to frame, and choosing keyframes."""
 
-    mode: Literal["auto", "video", "photos"] = "auto"  # photos: every frame is a keyframe
+    mode: Literal["auto", "video", "photos"] = "auto"
+    """video: keyframes are chosen. photos: every frame is one. auto: as the source is."""
     max_tracked_points: PositiveInt = 400
-    working_edge_px: PositiveInt = 640  # optical flow runs on images of at most this longer edge
-    min_tracked_points: PositiveInt = 30  # fewer left: a keyframe now, if the frame is usable
-    max_flow_ratio: Ratio = 0.06  # median motion since the keyframe, of the image diagonal
-    min_overlap_ratio: Ratio = 0.55  # share of the keyframe's points still followed
-    min_flow_ratio: Ratio = 0.01  # below this the camera stands still: time makes no keyframe
-    max_gap_s: NonNegativeFloat = 2.0  # a moving camera gets a keyframe at least this often; 0: off
+    """Keypoints of a keyframe that are followed. More: steadier poses between keyframes, slower."""
+    working_edge_px: PositiveInt = 640
+    """px. Optical flow runs on frames reduced to this edge."""
+    min_tracked_points: PositiveInt = 30
+    """Points. With fewer left the frame becomes a keyframe, if it has so many keypoints itself."""
+    max_flow_ratio: Ratio = 0.06
+    """Of the image diagonal. With a larger median motion since the keyframe the frame becomes one.
+    Lower: more keyframes."""
+    min_overlap_ratio: Ratio = 0.55
+    """With a smaller share of the keyframe's points left the frame becomes a keyframe. Higher: more
+    keyframes."""
+    min_flow_ratio: Ratio = 0.01
+    """Of the image diagonal. A camera that moved less stands still and gets no keyframe by
+    max_gap_s."""
+    max_gap_s: NonNegativeFloat = 2.0
+    """s. A moving camera gets a keyframe at least this often. 0: off."""
 
 
 class MatchingConfig(Section):
-    """Which matcher relates keyframes, and what it may tell besides matches."""
+    """Which matcher relates keyframes, and what else of it is used."""
 
-    matcher: Literal["sift", "mast3r", "oracle"] = "sift"  # oracle: true matches of synthetic:town
-    use_focal_lengths: bool = True  # of a matcher that sees them, for cameras nobody knows
-    metric_scale: Literal["off", "report", "apply"] = "report"  # of a matcher that sees metres
+    matcher: Literal["sift", "mast3r", "oracle"] = "sift"
+    """sift: any processor, no weights. mast3r: a network, see section mast3r; the preset mast3r
+    goes with it. oracle: the true matches of synthetic:town, which measure what dense matches lead
+    to; the preset oracle goes with it."""
+    use_focal_lengths: bool = True
+    """Whether a camera of unknown focal length starts with the one that a dense matcher
+    estimates."""
+    metric_scale: Literal["off", "report", "apply"] = "report"
+    """What a dense matcher's depths in metres are used for. report: summary.json and an event
+    report the length of the map's unit. apply: the first map is scaled to metres, too. off:
+    nothing."""
 
 
 class DenseMatchingConfig(Section):
-    """How matches of a dense matcher become keypoints; radii are at an image edge of 1000 px."""
+    """How matches of a dense matcher (mast3r, oracle) become keypoints that many images share.
 
-    max_corners: NonNegativeInt = 1024  # keypoints of a keyframe at corners, which flow can follow
-    max_keypoints: Annotated[int, Field(ge=16)] = 4096  # the rest are free rows on a grid
-    max_query_points: PositiveInt = 2048  # keypoints of each image looked up in the other
-    min_confidence: Ratio = 0.5  # of a match
-    border_px: NonNegativeFloat = 6.0  # matches this close to an image's edge are left out
-    max_matches_per_pair: PositiveInt = 2000  # the most confident, spread over the image
-    merge_radius_px: Annotated[float, Field(ge=0.5)] = 2.0  # ends this near a keypoint become it
-    expected_radius_px: PositiveFloat = 6.0  # the same, where third keyframes lead to it
+    Radii are px at an image edge of 1000 px and scale with the image.
+    """
+
+    max_corners: NonNegativeInt = 1024
+    """Keypoints of a keyframe that are corners; optical flow follows them between keyframes."""
+    max_keypoints: Annotated[int, Field(ge=16)] = 4096
+    """Keypoints of a keyframe in all. Those that are not corners stand on a grid until a match
+    moves one. More: denser maps, shorter tracks."""
+    max_query_points: PositiveInt = 2048
+    """Keypoints of each image that are looked up in the other one. Cost of a pair grows with it."""
+    min_confidence: Ratio = 0.5
+    """0..1. Matches of less confidence are left out. MASt3R: c / (1 + c), so 0.5 is a c of 1."""
+    border_px: NonNegativeFloat = 6.0
+    """px. Matches this close to an image's edge are left out."""
+    max_matches_per_pair: PositiveInt = 2000
+    """Matches of a pair that are verified: the most confident, spread over the image."""
+    merge_radius_px: Annotated[float, Field(ge=0.5)] = 2.0
+    """px. A match that ends this close to a keypoint becomes that keypoint. Higher: longer tracks
+    and less exact points."""
+    expected_radius_px: PositiveFloat = 6.0
+    """px. The same radius for the keypoint that a third keyframe leads to. A match that ends
+    farther away contradicts it and is left out."""
 
 
 class Mast3rConfig(Section):
-    """The MASt3R matcher."""
+    """MASt3R: matches of every pixel, which hold where SIFT gives up.
 
-    checkpoint: str = ""  # the public .pth file, or a folder of config.json and model.safetensors
-    retrieval_checkpoint: str = ""  # the public _retrieval_trainingfree.pth; "": pooled tokens
+    Its weights are not part of LiveSfM and not free for commercial use; livesfm doctor prints how
+    to get them.
+    """
+
+    checkpoint: str = ""
+    """The public .pth file, or a folder of config.json and model.safetensors."""
+    retrieval_checkpoint: str = ""
+    """The public ..._retrieval_trainingfree.pth, its codebook beside it. Empty: places are
+    recognised by the mean of the tokens, which needs no file."""
     implementation: Literal["native", "upstream"] = "native"
-    upstream_root: str = ""  # a checkout of upstream's repository; "": the installed package
-    device: str = "auto"  # auto: cuda when there is one; cpu, cuda, cuda:1
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on GPUs
-    image_edge_px: Annotated[int, Field(ge=64, le=2048)] = 512  # longer edge the network sees
-    batch_pairs: PositiveInt = 8  # decoded together
-    symmetric: bool = False  # decode each pair in both orders: twice the work, more matches
+    """native: LiveSfM's own network. upstream: the published package, for comparison; slower."""
+    upstream_root: str = ""
+    """A recursive checkout of upstream's repository. Empty: the installed package."""
+    device: str = "auto"
+    """cpu, cuda or cuda:1. auto: a GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """float32, bfloat16 or float16; upstream's own code always runs in float32. auto: bfloat16
+    where the device multiplies it, else float32."""
+    image_edge_px: Annotated[int, Field(ge=64, le=2048)] = 512
+    """px. Longer edge of the image that the network sees; the public checkpoints were trained at
+    512."""
+    batch_pairs: PositiveInt = 8
+    """Pairs decoded together; halved when memory runs out."""
+    symmetric: bool = False
+    """Whether a pair is decoded in both orders: twice the work, more matches, depths of both
+    images."""
     scheme: Literal["queries", "fast_reciprocal"] = "queries"
-    reciprocal_tolerance_px: NonNegativeFloat = 1.0  # network px between a query and the way back
-    subsample: PositiveInt = 8  # network px between the seeds of fast_reciprocal
-    device_cache_mb: NonNegativeInt = 2048  # encoded keyframes kept on the device
-    host_cache_mb: NonNegativeInt = 2048  # kept in main memory; what does not fit goes to disk
+    """queries: keypoints are looked up, to sub-pixels. fast_reciprocal: the published scheme of
+    seeds on a grid, to whole pixels; no keypoint is looked up."""
+    reciprocal_tolerance_px: NonNegativeFloat = 1.0
+    """px of the network's image. How far from a keypoint the way there and back may end."""
+    subsample: PositiveInt = 8
+    """px of the network's image between the seeds of fast_reciprocal."""
+    device_cache_mb: NonNegativeInt = 2048
+    """MB of encoded keyframes on a GPU, 1.6 MB each at 512 x 384 in bfloat16; older ones move to
+    main memory."""
+    host_cache_mb: NonNegativeInt = 2048
+    """MB of encoded keyframes in main memory; older ones move to a temporary folder on disk."""
 
 
 class OracleConfig(Section):
     """The matcher that knows the truth of synthetic:town, and how it spoils it."""
 
-    noise_px: NonNegativeFloat = 1.0  # standard deviation of a match's far end, in x and in y
-    outlier_ratio: Ratio = 0.1  # matches that end anywhere in the other image
-    dropped_ratio: Ratio = 0.0  # of the image's cells, in which nothing is matched
-    exposed_outlier_ratio: Ratio = 0.0  # of the outliers, those that low confidence gives away
-    depth_noise_ratio: NonNegativeFloat = 0.05  # standard deviation of depths, relative
+    noise_px: NonNegativeFloat = 1.0
+    """px. Standard deviation of where a keypoint is found in the other image, in x and in y."""
+    outlier_ratio: Ratio = 0.1
+    """Share of the matches that end anywhere in the other image."""
+    dropped_ratio: Ratio = 0.0
+    """Share of the image's 8 x 8 cells in which nothing is matched."""
+    exposed_outlier_ratio: Ratio = 0.0
+    """Share of the outliers that have low confidence; the others look like any match."""
+    depth_noise_ratio: NonNegativeFloat = 0.05
+    """Standard deviation of depths, as a share of the depth."""
     tells_focal_length: bool = True
+    """Whether it reports focal lengths, wrong by 2 %."""
     tells_depths: bool = True
+    """Whether it reports depths in metres."""
 
 
 class SiftConfig(Section):
     """The SIFT matcher."""
 
-    max_features: PositiveInt = 8192  # keypoints kept per photo, strongest first
-    max_features_in_video: PositiveInt = 2000  # per keyframe of a video, whose frames overlap more
-    working_edge_px: PositiveInt = 1600  # detection runs on images of at most this longer edge
+    max_features: PositiveInt = 8192
+    """Keypoints kept per photo, strongest first. The cost of a pair grows with the square."""
+    max_features_in_video: PositiveInt = 2000
+    """Keypoints kept per keyframe of a video, whose frames overlap more; strongest first."""
+    working_edge_px: PositiveInt = 1600
+    """px. Keypoints are detected in images reduced to this edge."""
     contrast_threshold: PositiveFloat = 0.01
+    """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
-    max_ratio: Ratio = 0.8  # Lowe's ratio test on descriptor distances
-    mutual: bool = True  # the match must be the best in both directions
+    """Ratio of principal curvatures. Higher: more keypoints along edges."""
+    max_ratio: Ratio = 0.8
+    """Lowe's ratio test: distance to the best over distance to the second best descriptor. Lower:
+    fewer and surer matches."""
+    mutual: bool = True
+    """Whether a match must be the best in both directions."""
 
 
 class RetrievalConfig(Section):
-    """Place recognition over keyframe descriptors."""
+    """Place recognition over keyframe descriptors, learned during the run."""
 
     num_words: PositiveInt = 512
-    max_descriptors: PositiveInt = 1000  # of each keyframe, strongest first
-    first_vocabulary_at: PositiveInt = 10  # keyframes seen before words are learned
-    max_vocabulary_keyframes: PositiveInt = 100  # after so many the words stay as they are
+    """Visual words, 9 bytes each per keyframe. More: finer distinctions, slower learning."""
+    max_descriptors: PositiveInt = 1000
+    """Descriptors of a keyframe that are used, strongest first."""
+    first_vocabulary_at: PositiveInt = 10
+    """Keyframes seen before words are learned; no place is recognised earlier."""
+    max_vocabulary_keyframes: PositiveInt = 100
+    """Keyframes. Words are learned again at each doubling up to here, then stay as they are."""
 
 
 class SceneGraphConfig(Section):
     """Which pairs of keyframes are matched."""
 
-    pairs_per_keyframe: PositiveInt = 14  # budget of pairs for a new keyframe
-    exhaustive_below: NonNegativeInt = 30  # all pairs while there are at most so many keyframes
+    pairs_per_keyframe: PositiveInt = 14
+    """Pairs matched for a new keyframe, a few more around a place it came back to. The main choice
+    between speed and robustness."""
+    exhaustive_below: NonNegativeInt = 30
+    """Keyframes. All pairs are matched while there are at most so many."""
     temporal_offsets: tuple[PositiveInt, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
+    """Keyframes back in the same source that are matched because they are close in time."""
     num_covisible: NonNegativeInt = 4
+    """Keyframes at most that are matched because they share most points with the last few ones."""
     num_retrieved: NonNegativeInt = 4
+    """Keyframes at most that are matched because they look alike."""
     num_gps: NonNegativeInt = 4
+    """Keyframes at most that are matched because they are nearest by GPS."""
     max_gps_distance_m: PositiveFloat = 150.0
+    """m, over ground. Keyframes farther away are no GPS neighbours."""
     min_retrieval_score: Ratio = 0.15
-    loop_min_gap: PositiveInt = 12  # keyframes between two that make their pair a loop
+    """0..1, similarity. Places less alike are not matched."""
+    loop_min_gap: PositiveInt = 12
+    """Keyframes. A verified pair closes a loop when at least so many lie between the two and
+    nothing else joins them; the whole map is adjusted after it."""
 
 
 class TwoViewConfig(Section):
     """Geometric verification of a pair."""
 
-    max_error_px: PositiveFloat = 3.0  # at an image edge of 1000 px; scales with the image
+    max_error_px: PositiveFloat = 3.0
+    """px at an edge of 1000 px, scaling with the image. How far a match may lie from its epipolar
+    line."""
     min_inliers: PositiveInt = 18
+    """Matches that must agree with one geometry. Lower: more pairs, more wrong ones."""
     min_inlier_ratio: Ratio = 0.25
+    """Share of a pair's matches that must agree with one geometry."""
 
 
 class InitializationConfig(Section):
-    """The first two keyframes of a map."""
+    """The two keyframes that a map starts from."""
 
-    min_keyframes: PositiveInt = 4  # wait for so many before trying (or the end of the sources)
+    min_keyframes: PositiveInt = 4
+    """Keyframes to wait for before the first try, unless the sources end. More: a better choice,
+    later."""
     min_inliers: PositiveInt = 60
-    min_triangulation_angle_deg: PositiveFloat = 6.0  # median over the points of the pair
-    max_reprojection_error_px: PositiveFloat = 2.0  # mean after bundle adjustment
-    max_pairs_tried: PositiveInt = 12  # each time
+    """Verified matches that the pair needs."""
+    min_triangulation_angle_deg: PositiveFloat = 6.0
+    """deg, median over the pair's points. Below it depth is too uncertain to start from."""
+    max_reprojection_error_px: PositiveFloat = 2.0
+    """px at an edge of 1000 px, mean after bundle adjustment. A pair above it starts no map."""
+    max_pairs_tried: PositiveInt = 12
+    """Pairs at each try, best first."""
 
 
 class RegistrationConfig(Section):
     """Posing a keyframe against the map."""
 
-    max_error_px: PositiveFloat = 8.0  # at an image edge of 1000 px; scales with the image
+    max_error_px: PositiveFloat = 8.0
+    """px at an edge of 1000 px, scaling with the image. How far a 3D point may project from its
+    keypoint."""
     min_inliers: PositiveInt = 20
-    sure_inlier_ratio: Ratio = 0.65  # of matched points, while frames still arrive
-    min_inlier_ratio: Ratio = 0.25  # accepted at the end, when no better evidence can come
-    max_retries_per_keyframe: PositiveInt = 4  # waiting keyframes tried after each success
+    """3D points that must agree with the pose. Lower: more keyframes register, some of them
+    wrongly."""
+    sure_inlier_ratio: Ratio = 0.65
+    """Share of the matched points that must agree while frames still arrive; a keyframe with fewer
+    waits for better evidence."""
+    min_inlier_ratio: Ratio = 0.25
+    """Share of the matched points that must agree at the end of the run, when no better evidence
+    can come."""
+    max_retries_per_keyframe: PositiveInt = 4
+    """Waiting keyframes tried again after each keyframe that registers."""
 
 
 class TriangulationConfig(Section):
-    """Making, extending and filtering points."""
+    """Making, extending and filtering 3D points."""
 
     min_angle_deg: PositiveFloat = 1.5
-    max_reprojection_error_px: PositiveFloat = 3.0  # at an image edge of 1000 px
-    ignore_two_view_tracks: bool = True  # a point needs matches beyond one pair
-    max_transitivity: PositiveInt = 2  # how far matches are followed when extending tracks
+    """deg. Points seen under smaller angles are neither made nor kept."""
+    max_reprojection_error_px: PositiveFloat = 3.0
+    """px at an edge of 1000 px, scaling with the image. Observations with a larger error are
+    filtered."""
+    ignore_two_view_tracks: bool = True
+    """Whether a point needs matches beyond one pair. false: more points, less certain ones."""
+    max_transitivity: PositiveInt = 2
+    """Steps from match to match when a track is extended. More: longer tracks, slower."""
 
 
 class LocalBundleAdjustmentConfig(Section):
-    """Refinement around each new keyframe."""
+    """Bundle adjustment around each new keyframe."""
 
-    num_keyframes: Annotated[int, Field(ge=2)] = 6  # the new one and its best covisible neighbours
+    num_keyframes: Annotated[int, Field(ge=2)] = 6
+    """Keyframes whose poses are adjusted: the new one and those that share most points with it."""
     max_iterations: PositiveInt = 8
+    """Solver steps at most."""
     num_passes: PositiveInt = 1
+    """Rounds of adjusting and filtering."""
 
 
 class GlobalBundleAdjustmentConfig(Section):
-    """Refinement of the whole map, on a copy beside the growing map."""
+    """Bundle adjustment of the whole map, on a copy beside the growing map."""
 
-    growth_ratio: Annotated[float, Field(gt=1.0)] = 1.3  # registered keyframes since the last
-    synchronous_until: NonNegativeInt = 12  # maps of at most so many keyframes wait for it
-    merge_after_keyframes: PositiveInt = 3  # the result joins the map so many keyframes later
+    growth_ratio: Annotated[float, Field(gt=1.0)] = 1.3
+    """It runs each time the map has so many times the registered keyframes of the last time. Lower:
+    more often, less drift meanwhile, more work."""
+    synchronous_until: NonNegativeInt = 12
+    """Keyframes. Mapping waits for the adjustment of maps up to this size."""
+    merge_after_keyframes: PositiveInt = 3
+    """Keyframes added before the result joins the map; a fixed number, so that maps do not depend
+    on timing."""
     max_iterations: PositiveInt = 20
+    """Solver steps at most."""
     final_iterations: PositiveInt = 50
-    final_passes: PositiveInt = 1  # bundle adjustment and filtering at the end of the run
+    """Solver steps at most at the end of the run."""
+    final_passes: PositiveInt = 1
+    """Rounds of extending tracks, adjusting and filtering at the end of the run."""
 
 
 class WindowConfig(Section):
-    """Stretches of keyframes solved as a whole, as VGGSfM does it, beside the growing map."""
+    """Stretches of keyframes solved as a whole, as VGGSfM does it, beside the growing map.
+
+    All tracks are triangulated at once and all poses refined together. A result changes the map
+    only where it is better.
+    """
 
     enabled: bool = True
-    size: Annotated[int, Field(ge=3)] = 12  # newest keyframes of a window, whose poses may change
-    num_older: Annotated[int, Field(ge=2)] = 6  # held keyframes that share most with them
-    interval: PositiveInt = 8  # keyframes between windows; longer while they change nothing
-    min_keyframes: PositiveInt = 20  # of the map before the first one
-    merge_after_keyframes: PositiveInt = 2  # the result joins the map so many keyframes later
-    min_gain_ratio: Ratio = 0.01  # by which the window's keypoints must fit better, to merge it
-    bootstrap: bool = True  # a first map from a window when no pair of keyframes gives one
-    max_rescues: NonNegativeInt = 8  # windows around missing keyframes, at the end
-    max_final: NonNegativeInt = 4  # windows around keyframes that fit worse than most, at the end
-    solver: Literal["native", "vggsfm"] = "native"  # vggsfm: upstream's own package
-    vggsfm_root: str = ""  # a checkout of upstream's repository; "": the installed package
-    camera_predictor: str = ""  # weights of upstream's camera predictor; "": it is not used
+    """Whether windows are solved at all."""
+    size: Annotated[int, Field(ge=3)] = 12
+    """Newest keyframes of a window; their poses may change."""
+    num_older: Annotated[int, Field(ge=2)] = 6
+    """Older keyframes that share most points with them; their poses hold the window in place."""
+    interval: PositiveInt = 8
+    """Keyframes from one window to the next; doubled, up to four times this, while windows change
+    nothing. Lower: more windows, more CPU."""
+    min_keyframes: PositiveInt = 20
+    """Keyframes of the map before the first window."""
+    merge_after_keyframes: PositiveInt = 2
+    """Keyframes added before the result joins the map; a fixed number, so that maps do not depend
+    on timing."""
+    min_gain_ratio: Ratio = 0.01
+    """A result is merged when the keypoints of its keyframes fit the map better by this share, or
+    when it brings in keyframes that the map misses."""
+    bootstrap: bool = True
+    """Whether the first map may come from a window when no pair of keyframes gives one."""
+    max_rescues: NonNegativeInt = 8
+    """Windows at the end around keyframes that the map misses. 0: none."""
+    max_final: NonNegativeInt = 4
+    """Windows at the end around keyframes that fit worse than most. 0: none."""
+    solver: Literal["native", "vggsfm"] = "native"
+    """native: the engine's own solver. vggsfm: upstream's own package, if you have it (its licence,
+    CC BY-NC 4.0, allows non-commercial use only); tens of times slower."""
+    vggsfm_root: str = ""
+    """Folder of a checkout of upstream's repository. Empty: the installed package vggsfm."""
+    camera_predictor: str = ""
+    """Upstream's checkpoint vggsfm_v2_0_0.bin: with solver vggsfm its camera predictor gives
+    initial cameras to keyframes without a pose. Empty: the engine's own solver does."""
 
 
 class RescueConfig(Section):
-    """What happens when the map does not hold the keyframes it should."""
+    """What happens when keyframes are missing from the map."""
 
-    restart_below_registered_ratio: Ratio = 0.5  # a fuller map is tried when fewer registered
-    restart_min_keyframes: PositiveInt = 8  # keyframes seen before a restart is considered
+    restart_below_registered_ratio: Ratio = 0.5
+    """With a smaller share of the keyframes registered, another start is tried; the map with more
+    keyframes stays."""
+    restart_min_keyframes: PositiveInt = 8
+    """Keyframes received before another start is considered."""
     max_restarts: NonNegativeInt = 4
-    final_rebuilds: NonNegativeInt = 3  # other starts tried at the end when keyframes are missing
-    separate_maps: bool = True  # keyframes that cannot be joined to the map get maps of their own
+    """Other starts tried at most while frames arrive."""
+    final_rebuilds: NonNegativeInt = 3
+    """Other starts tried at the end of the run while keyframes are missing."""
+    separate_maps: bool = True
+    """Whether keyframes that join each other but not the map get maps of their own at the end:
+    sparse/1, sparse/2, ... of the last snapshot."""
 
 
 class SnapshotsConfig(Section):
-    """COLMAP models written during the run."""
+    """COLMAP models written during the run; the last one when it stops."""
 
-    every_keyframes: NonNegativeInt = 10  # 0: only on stop
-    every_s: NonNegativeFloat = 15.0  # 0: only by keyframes
-    keep: NonNegativeInt = 10  # newest kept; 0: all
+    every_keyframes: NonNegativeInt = 10
+    """A snapshot is written after so many newly registered keyframes. 0: not by keyframes."""
+    every_s: NonNegativeFloat = 15.0
+    """s. A snapshot is written after so long, when there is something new. 0: not by time."""
+    keep: NonNegativeInt = 10
+    """Newest snapshots kept; older ones are deleted. 0: all."""
     min_registered: Annotated[int, Field(ge=2)] = 3
-    min_track_length: Annotated[int, Field(ge=2)] = 2  # shorter points stay out of snapshots
+    """Registered keyframes that a map needs to be written."""
+    min_track_length: Annotated[int, Field(ge=2)] = 2
+    """Images that must observe a point; others stay in the map but out of snapshots."""
 
 
 class ViewsConfig(Section):
-    """Live views."""
+    """The live view, its recording and its server."""
 
     max_map_hz: PositiveFloat = 1.0
+    """Hz. The map is shown at most this often."""
     max_image_hz: PositiveFloat = 10.0
-    image_edge_px: PositiveInt = 640  # images without a JPEG of their own are shown at this size
+    """Hz. The current image is shown at most this often."""
+    image_edge_px: PositiveInt = 640
+    """px. Images that did not come as JPEG, and huge ones, are shown with this edge."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 80
-    grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9876  # serve; 0: any free port
+    """1..100. JPEG quality of the images that are encoded to be shown."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9876
+    """TCP port that viewers fetch the run from, with --view serve. 0: any free one."""
     web_port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    """TCP port of the page for browsers, with --view serve. 0: any free one."""
     bind: str = "127.0.0.1"
-    memory_limit_mb: PositiveInt = 512  # of the live server's buffer
-    recording: bool = True  # write recording.rrd
-    max_recording_mb: NonNegativeInt = 4096  # then images and graphs are left out; 0: no limit
-    geographic_map: bool = False  # a map of the world beside the 3D view; the viewer loads tiles
+    """Address that --view serve listens on. 127.0.0.1: this machine only. 0.0.0.0: everyone on the
+    network may watch."""
+    memory_limit_mb: PositiveInt = 512
+    """MB that the live server keeps for viewers that connect late; the oldest goes first."""
+    recording: bool = True
+    """Whether recording.rrd is written."""
+    max_recording_mb: NonNegativeInt = 4096
+    """MB. A recording of this size goes on without images and graphs. 0: no limit."""
+    geographic_map: bool = False
+    """Whether a map of the world stands beside the 3D view, for runs with GPS. The viewer fetches
+    its tiles from the internet."""
 
 
 class RuntimeConfig(Section):
     """Threads, seeds and the run as a whole."""
 
     seed: NonNegativeInt = 0
-    num_threads: NonNegativeInt = 1  # of global bundle adjustment; 0: all cores
-    keyframe_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95  # frames without own JPEG
+    """Seed of everything random. The same input and seed give the same map."""
+    num_threads: NonNegativeInt = 1
+    """Threads of global bundle adjustment. 0: as many as there are cores; large maps finish sooner,
+    and repeated runs agree to rounding errors instead of to the bit."""
+    keyframe_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """1..100. JPEG quality of keyframe images whose frames did not come as JPEG."""
 
 
 class Config(Section):
-    """Everything a run can be told."""
+    """All settings of a run."""
 
     sources: SourcesConfig = SourcesConfig()
     live_sources: LiveSourcesConfig = LiveSourcesConfig()
@@ -376,23 +625,52 @@ class Config(Section):
         return self
 
 
-def load_config(paths: Sequence[Path] = (), settings: Iterable[str] = ()) -> Config:
+def load_config(overlays: Sequence[str | Path] = (), settings: Iterable[str] = ()) -> Config:
     """Builds the configuration of a run.
 
     Args:
-        paths: YAML overlays, later ones win.
-        settings: ``section.key=value`` strings, values in YAML; they win over files.
+        overlays: YAML files, or names of presets (see ``overlay_path``); later ones win.
+        settings: ``section.key=value`` strings, values in YAML; they win over overlays.
 
     Raises:
-        ConfigError: a file cannot be read, a key is unknown (names the nearest valid one), or a
-            value is out of range.
+        ConfigError: a preset is unknown or a file cannot be read, a key is unknown (names the
+            nearest valid one), or a value is out of range.
     """
     merged: dict[str, Any] = {}
-    for path in paths:
-        _merge(merged, _read_yaml(path), origin=str(path))
+    for overlay in overlays:
+        _merge(merged, _read_yaml(overlay_path(overlay)), origin=str(overlay))
     for setting in settings:
         _merge(merged, _parse_setting(setting), origin=f"--set {setting}")
     return _validate(merged)
+
+
+def preset_paths() -> dict[str, Path]:
+    """The file of each preset, by its name in alphabetical order."""
+    packaged = _PACKAGE / "presets"
+    folder = packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def overlay_path(overlay: str | Path) -> Path:
+    """The file that an overlay stands for.
+
+    A string without a path separator and a suffix is the name of a preset, or else of a file in
+    the working folder; ``./phone`` is a file in any case. All other overlays are paths.
+
+    Raises:
+        ConfigError: the name is neither of a preset nor of a file.
+    """
+    path = Path(overlay)
+    if isinstance(overlay, Path) or overlay != path.name or path.suffix:
+        return path
+    presets = preset_paths()
+    if overlay in presets:
+        return presets[overlay]
+    if path.exists():
+        return path
+    nearest = difflib.get_close_matches(overlay, presets, n=1)
+    advice = f"; did you mean {nearest[0]}?" if nearest else "."
+    raise ConfigError(f"unknown preset: {overlay}{advice} Presets: {', '.join(presets)}")
 
 
 def dump_config(config: Config) -> str:
@@ -405,7 +683,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        is_preset = isinstance(error, FileNotFoundError) and path.stem in preset_paths()
+        advice = f"; the preset of that name is --config {path.stem}" if is_preset else ""
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{advice}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if loaded is None:

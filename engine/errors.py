@@ -3,7 +3,7 @@
 EngineError
 ├── ConfigError               a configuration file or --set value is refused
 ├── SourceError               a source cannot be opened or read at all
-├── AdapterUnavailableError   an optional package is missing; names the extra to install
+├── AdapterUnavailableError   an optional package is missing; names the command that installs it
 ├── InferenceError            one description, pair or window failed; the run goes on
 ├── MapError                  an invariant of the map is broken
 ├── JournalError              the durable journal cannot be written or read
@@ -28,10 +28,9 @@ class SourceError(EngineError):
 class AdapterUnavailableError(EngineError):
     """An optional package is missing."""
 
-    def __init__(self, adapter: str, *, package: str, extra: str) -> None:
-        super().__init__(f"{adapter} needs the package {package}: pip install 'livesfm[{extra}]'")
+    def __init__(self, adapter: str, *, package: str, how_to_install: str) -> None:
+        super().__init__(f"{adapter} needs the package {package}: {how_to_install}")
         self.package = package
-        self.extra = extra
 
 
 class InferenceError(EngineError):

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from adapters.install_advice import missing_package
 from adapters.live.backoff import Backoff
 from engine.config import Config, LiveSourcesConfig, MqttConfig
-from engine.errors import AdapterUnavailableError, ConfigError, EngineError
+from engine.errors import ConfigError, EngineError
 from engine.types import SourceState
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class MqttLink:
         try:
             import aiomqtt  # noqa: F401 - whether it is there
         except ImportError as error:
-            raise AdapterUnavailableError("MQTT", package="aiomqtt", extra="mqtt") from error
+            raise missing_package("MQTT", package="aiomqtt", extra="mqtt") from error
         self.address = address
         self.live: LiveSourcesConfig = config.live_sources
         self._tls = tls_context(config.mqtt) if address.is_secure else None

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from adapters.install_advice import missing_package
 from adapters.live.addresses import lan_address
 from adapters.live.listening import refuse_taken_address
 from adapters.phone.certificate import PageCertificate, page_certificate
@@ -20,7 +21,7 @@ from adapters.phone.server import TOKEN_KEY, PhoneServer
 from adapters.phone.sessions import Admission
 from adapters.phone.static_files import read_assets
 from engine.config import Config
-from engine.errors import ConfigError, SourceError
+from engine.errors import SourceError
 from engine.ports import FrameIds, View
 from engine.types import Frame, Received, SourceInfo, SourceNotice, SourceState
 
@@ -39,13 +40,14 @@ def open_phone_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> 
         next_frame_id: the run's counter of frame ids; called on the event loop.
 
     Raises:
-        ConfigError: a package is missing, or the configured certificate cannot be used.
+        AdapterUnavailableError: a package is missing.
+        ConfigError: the configured certificate cannot be used.
         SourceError: the spec is none, or nothing can listen there.
     """
     host, port = parse_phone_spec(spec)
     for package in ("aiohttp", "cryptography", "segno"):
         if find_spec(package) is None:
-            raise ConfigError(f"phone:// needs the package {package}: pip install 'livesfm[phone]'")
+            raise missing_package("phone://", package=package, extra="phone")
     refuse_taken_address(host, port, label=f"phone://{host}:{port}")
     import aiohttp.web  # noqa: F401 - loading it on the event loop would hold that up
 

@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
+from adapters.install_advice import how_to_install_packages
 from adapters.windows.vggsfm_colmap import FormerPycolmap
 from adapters.windows.vggsfm_window import SQUARE_PX, SquareWindow
 from engine.errors import ConfigError
@@ -166,7 +167,8 @@ def load_vggsfm(root: Path | None) -> VggsfmPackage:
     finally:
         sys.path[:] = search_path
     if not hasattr(modules["two_view_geo.estimate_preliminary"], "poselib"):  # it can do without
-        raise ConfigError("VGGSfM needs packages that are not installed: pip install poselib")
+        command = how_to_install_packages("poselib")
+        raise ConfigError(f"VGGSfM needs packages that are not installed: {command}")
     colmap = FormerPycolmap()
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "vggsfm":
@@ -185,7 +187,7 @@ def _refuse_absent(root: Path | None) -> None:
     if root is None and importlib.util.find_spec("vggsfm") is None:
         raise ConfigError(
             f"window.solver=vggsfm needs upstream's package vggsfm, and it is not installed;"
-            f" {_HOW_TO_GET}; it needs: pip install {' '.join(_DEPENDENCIES.values())}"
+            f" {_HOW_TO_GET}; it needs: {how_to_install_packages(*_DEPENDENCIES.values())}"
         )
 
 
@@ -195,12 +197,12 @@ def _not_importable(error: ImportError) -> ConfigError:
     if isinstance(error, ModuleNotFoundError) and package not in {*_OWN_PACKAGES, *_DEPENDENCIES}:
         absent.append(package)
     if absent:
-        packages = " ".join(_DEPENDENCIES.get(name, name) for name in absent)
-        return ConfigError(f"VGGSfM needs packages that are not installed: pip install {packages}")
+        command = how_to_install_packages(*(_DEPENDENCIES.get(name, name) for name in absent))
+        return ConfigError(f"VGGSfM needs packages that are not installed: {command}")
     if package == "kornia":
         return ConfigError(
-            f"VGGSfM cannot be imported with this version of kornia: pip install"
-            f" {_DEPENDENCIES['kornia']} ({error})"
+            f"VGGSfM cannot be imported with this version of kornia:"
+            f" {how_to_install_packages(_DEPENDENCIES['kornia'])} ({error})"
         )
     return ConfigError(f"VGGSfM cannot be imported: {error}")
 

@@ -11,9 +11,10 @@ from typer.testing import CliRunner, Result
 
 from adapters import cli
 from adapters.doctor import Finding
+from adapters.install_advice import installed_version
 from adapters.launch import LaunchOptions
 from adapters.views.view_mode import ViewMode
-from engine.config import Config
+from engine.config import Config, load_config
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
 from engine.run.engine import RunOutcome, StoppedBy
 from tests.support.paths import ROOT
@@ -156,19 +157,31 @@ def test_the_folder_is_named_after_the_path(
     assert launches.options.path == Path("runs", name)
 
 
+def test_the_folder_is_named_after_a_link_and_not_after_what_it_points_to(
+    launches: Launches,
+) -> None:
+    Path("recording").mkdir()
+    Path("recording/video.mp4").touch()
+    Path("walk.mp4").symlink_to("recording/video.mp4")
+    livesfm("run", "walk.mp4")
+    assert launches.options.path == Path("runs/walk")
+
+
 def test_a_folder_that_exists_is_left_alone_and_the_next_name_taken(launches: Launches) -> None:
     Path("runs/photos").mkdir(parents=True)
     livesfm("run", "photos")
     assert launches.options.path == Path("runs/photos-2")
 
 
-def test_the_demo_replaces_its_last_run(launches: Launches) -> None:
+def test_the_demo_replaces_its_last_run_unless_asked_not_to(launches: Launches) -> None:
     launches.num_registered = 0  # nothing to evaluate
     livesfm("demo", "--quiet")
     assert launches.options.sources == ("synthetic:town",)
     assert launches.options.path == Path("runs/demo")
     assert launches.options.overwrite
     assert not launches.options.show_progress
+    livesfm("demo", "--no-overwrite")
+    assert not launches.options.overwrite
 
 
 # -- answering ------------------------------------------------------------------------------------
@@ -199,7 +212,7 @@ def test_the_exit_code_tells_whether_something_useful_was_made(
     [
         (ConfigError("there: exists and is not empty"), 2),
         (SourceError("photos: no such file or folder"), 1),
-        (AdapterUnavailableError("MQTT", package="aiomqtt", extra="mqtt"), 1),
+        (AdapterUnavailableError("MQTT", package="aiomqtt", how_to_install="get it"), 2),
     ],
     ids=["refused", "no source", "no adapter"],
 )
@@ -234,6 +247,14 @@ def test_a_configuration_file_that_is_not_there_is_refused(launches: Launches) -
     result = livesfm("run", "photos", "--config", "none.yaml")
     assert result.exit_code == cli.REFUSED
     assert "none.yaml: cannot be read: No such file or directory" in result.stderr
+
+
+def test_a_preset_is_asked_for_by_its_name(launches: Launches) -> None:
+    assert livesfm("run", "photos", "--config", "phone").exit_code == 0
+    assert launches.config == load_config(["phone"])
+    result = livesfm("run", "photos", "--config", "phon")
+    assert result.exit_code == cli.REFUSED
+    assert "unknown preset: phon; did you mean phone?" in result.stderr
 
 
 def test_an_unknown_view_is_refused_with_the_known_ones(launches: Launches) -> None:
@@ -296,6 +317,40 @@ def test_an_export_of_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> N
     assert result.exit_code in {cli.NOTHING_MADE, cli.REFUSED}
     assert result.stderr.startswith("livesfm: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_version_can_be_asked_for() -> None:
+    result = livesfm("--version")
+    assert (result.exit_code, result.stdout) == (0, f"livesfm {installed_version()}\n")
+
+
+def test_the_module_is_the_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "adapters.cli", "--version"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    assert done.stdout == f"livesfm {installed_version()}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["livesfm", ""], ["run", "demo", "evaluate", "export", "doctor"]),
+        (["livesfm", "ev"], ["evaluate"]),
+    ],
+)
+def test_a_shell_completes_commands(typed: list[str], completed: list[str]) -> None:
+    words = {
+        "_LIVESFM_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(typed),
+        "COMP_CWORD": str(len(typed) - 1),
+    }
+    result = CliRunner().invoke(cli.app, [], env=words, prog_name="livesfm")
+    assert result.stdout.split() == completed
 
 
 def test_the_program_logs_warnings_to_standard_error() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from adapters import doctor
 from adapters.doctor import Finding, Weights, examine, findings_table, is_core_ready
+from adapters.install_advice import how_to_install
 from tests.support.paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -64,7 +65,7 @@ def test_a_missing_package_of_an_extra_is_told_with_how_to_get_it(
     without(monkeypatch, package)
     found = finding(package)
     assert not found.is_ready
-    assert f"livesfm[{doctor._EXTRAS[package]}]" in found.detail
+    assert how_to_install(doctor._EXTRAS[package]) in found.detail
     assert is_core_ready(examine())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
+from adapters.install_advice import how_to_install
 from adapters.mqtt.connection import (
     PASSWORD_VARIABLE,
     MqttAddress,
@@ -378,7 +380,7 @@ def test_waits_grow_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiomqtt", None)
-    with pytest.raises(AdapterUnavailableError, match=r"livesfm\[mqtt\]"):
+    with pytest.raises(AdapterUnavailableError, match=re.escape(how_to_install("mqtt"))):
         MqttLink(MqttAddress.parse("mqtt://h/t"), config=mqtt_config())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import ssl
 import struct
@@ -16,11 +17,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from adapters.install_advice import how_to_install
 from adapters.phone import source as source_module
 from adapters.phone.certificate import make_self_signed
 from adapters.phone.source import open_phone_source, parse_phone_spec, qr_code_text
 from engine.config import Config
-from engine.errors import ConfigError, SourceError
+from engine.errors import AdapterUnavailableError, SourceError
 from engine.events import RunStarted
 from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
 from tests.support.phone_clients import (
@@ -104,9 +106,11 @@ def test_other_specs_are_refused_and_secrets_not_repeated(spec: str) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_refused_with_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(source_module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'livesfm\[phone\]'"):
+    with pytest.raises(AdapterUnavailableError, match=re.escape(how_to_install("phone"))):
         open_phone_source("phone://", config=Config(), next_frame_id=lambda: FrameId(1))
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from engine.config import Config, dump_config, load_config
+from engine.config import Config, dump_config, load_config, preset_paths
 from engine.errors import ConfigError
-from tests.support.paths import CONFIGS
+from tests.support.paths import CONFIGS, TOOLS
 
 DEFAULT = CONFIGS / "default.yaml"
 
@@ -30,6 +33,16 @@ def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for section, values in sections.items()
         for key, value in values.items()
     }
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generator", TOOLS / "generate_default_config.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def builtin_values() -> dict[str, Any]:
@@ -210,31 +223,18 @@ def test_a_configuration_is_frozen() -> None:
 # -- the files beside the code --------------------------------------------------------------------
 
 
-def test_default_yaml_holds_every_key_with_its_builtin_value() -> None:
-    explained, builtin = flatten(yaml.safe_load(DEFAULT.read_text("utf-8"))), builtin_values()
-    problems = [f"{name} is missing" for name in builtin.keys() - explained.keys()]
-    problems += [f"{name} is no setting" for name in explained.keys() - builtin.keys()]
-    problems += [
-        f"{name} is {value!r}, built in is {builtin[name]!r}"
-        for name, value in explained.items()
-        if name in builtin and value != builtin[name]
-    ]
-    advice = "bring configs/default.yaml in line with engine/config.py:"
-    assert not problems, "\n".join([advice, *sorted(problems)])
-    assert list(explained) == list(builtin), "keep the order of engine/config.py"
+def test_default_yaml_is_what_its_generator_writes_and_changes_nothing(
+    generator: ModuleType,
+) -> None:
+    is_stale = DEFAULT.read_text("utf-8") != generator.default_config_text()
+    assert not is_stale, "configs/default.yaml is stale: run tools/generate_default_config.py"
     assert load_config([DEFAULT]) == Config()
 
 
-def test_default_yaml_explains_every_section_and_key_in_a_comment_above_it() -> None:
-    lines = DEFAULT.read_text("utf-8").splitlines()
-    names = [number for number, line in enumerate(lines) if line and not _is_comment(line)]
-    assert len(names) > len(Config.model_fields)
-    bare = [lines[number].strip() for number in names if not _is_comment(lines[number - 1])]
-    assert not bare, f"say in a comment line above what these do: {bare}"
-
-
-def _is_comment(line: str) -> bool:
-    return line.lstrip().startswith("#")
+def test_a_setting_without_words_below_it_is_refused_by_its_line(generator: ModuleType) -> None:
+    module = ast.parse('class A:\n    """Words."""\n    a: int = 1\n    b: int = 2\n    """B."""\n')
+    with pytest.raises(SystemExit, match=r"config\.py:3: no string below says what this does"):
+        generator._words_of_class(module.body[0])
 
 
 @pytest.mark.parametrize("name", ["phone", "drone"])
@@ -246,9 +246,64 @@ def test_an_overlay_changes_something_and_stays_small(name: str) -> None:
     assert len(changed) < len(builtin_values()) / 4
 
 
-def test_every_file_in_configs_is_a_configuration() -> None:
-    for path in CONFIGS.iterdir():
-        load_config([path])
+# -- presets --------------------------------------------------------------------------------------
+
+
+def test_every_file_in_configs_is_a_preset_by_its_name() -> None:
+    assert preset_paths() == {path.stem: path for path in sorted(CONFIGS.iterdir())}
+    for name, path in preset_paths().items():
+        assert load_config([name]) == load_config([path])
+
+
+def test_presets_and_files_are_laid_over_each_other_in_their_order(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "sift: {max_features: 7}")
+    phone = load_config(["phone"]).sift
+    over, under = load_config(["phone", mine]).sift, load_config([str(mine), "phone"]).sift
+    assert (over.max_features, under.max_features) == (7, phone.max_features)
+    assert over.working_edge_px == phone.working_edge_px != Config().sift.working_edge_px
+
+
+def test_a_preset_wins_over_a_file_of_its_name_and_a_path_is_always_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("phone"), "sift: {max_features: 7}")
+    write(Path("phone.yaml"), "sift: {max_features: 8}")
+    assert load_config(["phone"]) == load_config([CONFIGS / "phone.yaml"])
+    overlays: list[tuple[str | Path, int]] = [("./phone", 7), (Path("phone"), 7), ("phone.yaml", 8)]
+    for overlay, max_features in overlays:
+        assert load_config([overlay]).sift.max_features == max_features
+
+
+def test_a_file_without_a_suffix_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("mine"), "sift: {max_features: 7}")
+    assert load_config(["mine"]).sift.max_features == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("phon", "; did you mean phone?"), ("drones", "; did you mean drone?"), ("xyz", ".")],
+)
+def test_an_unknown_preset_is_refused_with_the_known_ones(name: str, advice: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config([name])
+    names = "default, drone, drone_video, mast3r, oracle, phone"
+    assert str(refused.value) == f"unknown preset: {name}{advice} Presets: {names}"
+
+
+def test_a_missing_file_that_is_called_as_a_preset_is_refused_with_the_presets_name() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(["elsewhere/phone.yaml"])
+    assert str(refused.value) == (
+        "elsewhere/phone.yaml: cannot be read: No such file or directory;"
+        " the preset of that name is --config phone"
+    )
+
+
+# -- what settings are for ------------------------------------------------------------------------
 
 
 def test_every_key_is_used_by_the_engine_or_an_adapter() -> None:

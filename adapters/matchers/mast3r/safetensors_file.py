@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from adapters.install_advice import missing_package
 from adapters.matchers.mast3r.stored_weights import StoredWeights, listed
-from engine.errors import AdapterUnavailableError, ConfigError
+from engine.errors import ConfigError
 
 WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
@@ -39,7 +40,7 @@ def _open_weights(weights_path: Path, *, path: Path, arguments: dict[str, object
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise AdapterUnavailableError(
+        raise missing_package(
             "MASt3R of a Hugging Face folder", package="safetensors", extra="mast3r"
         ) from error
     num_bytes = _num_bytes(weights_path)

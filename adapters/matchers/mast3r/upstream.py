@@ -21,6 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from adapters.install_advice import how_to_install_packages
 from adapters.matchers.mast3r.architecture import VIT_LARGE, Grid, NetworkShape
 from adapters.matchers.mast3r.checkpoint import load_checkpoint
 from adapters.matchers.mast3r.heads import ViewOutput
@@ -232,10 +233,8 @@ def _not_importable(error: ImportError) -> ConfigError:
         return ConfigError(f"upstream's MASt3R cannot be imported: {error}")
     others = {name for name in _DEPENDENCIES if importlib.util.find_spec(name) is None}
     missing = sorted({package, *others})
-    return ConfigError(
-        f"upstream's MASt3R needs packages that are not installed: pip install"
-        f" {' '.join(_INSTALLED_AS.get(name, name) for name in missing)}"
-    )
+    command = how_to_install_packages(*(_INSTALLED_AS.get(name, name) for name in missing))
+    return ConfigError(f"upstream's MASt3R needs packages that are not installed: {command}")
 
 
 @contextlib.contextmanager
