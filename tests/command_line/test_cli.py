@@ -18,8 +18,7 @@ from engine.config import Config, load_config
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
 from engine.run.engine import RunOutcome, StoppedBy
 from tests.support.paths import ROOT
-
-TIMEOUT_S = 60.0
+from tests.support.waiting import HANG_S
 
 
 def livesfm(*arguments: str) -> Result:
@@ -369,7 +368,7 @@ except SystemExit:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=HANG_S,
         check=True,
     )
     assert done.stderr == "livesfm: told\n"

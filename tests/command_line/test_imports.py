@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT
-
-TIMEOUT_S = 60.0
+from tests.support.waiting import HANG_S
 
 OPTIONAL = ["aiohttp", "aiomqtt"]  # extras
 SLOW_TO_LOAD = ["av", "cv2", "pycolmap", "rerun", "torch"]
@@ -94,7 +93,7 @@ def run_python(program: str, request: object, *, folder: Path) -> subprocess.Com
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=HANG_S,
         check=False,
     )
 

@@ -10,8 +10,8 @@ import pytest
 
 from adapters.native_log import handlers_writing_to, native_log_captured
 from tests.support.paths import ROOT
+from tests.support.waiting import HANG_S
 
-TIMEOUT_S = 30.0
 GLOG = "{severity}20261123 01:07:45.352366 137602743600896 timer.cc:90] {message}\n"
 
 
@@ -144,6 +144,6 @@ def run_python(program: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=HANG_S,
         check=False,
     )

@@ -13,9 +13,9 @@ from collections.abc import Generator
 import pytest
 
 from adapters.live.blocking import iterate_in_thread
+from tests.support.waiting import HANG_S
 
 NAME = "reader under test"
-WAIT_S = 5.0  # far above what any step here needs
 
 
 class Recorder:
@@ -37,8 +37,8 @@ class Recorder:
                 self.threads.add(threading.current_thread())
                 if item == self.blocks_at:
                     self.is_blocked.set()
-                    self.was_told_to_stop = stop.wait(WAIT_S)
-                    assert self.may_go_on.wait(WAIT_S)
+                    self.was_told_to_stop = stop.wait(HANG_S)
+                    assert self.may_go_on.wait(HANG_S)
                 self.num_made += 1
                 yield item
         finally:
@@ -47,7 +47,7 @@ class Recorder:
 
 
 async def reader_has_ended() -> bool:
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + HANG_S
     while any(thread.name == NAME for thread in threading.enumerate()):
         if time.monotonic() > deadline:
             return False
@@ -56,7 +56,7 @@ async def reader_has_ended() -> bool:
 
 
 async def until(event: threading.Event) -> bool:
-    return await asyncio.to_thread(event.wait, WAIT_S)
+    return await asyncio.to_thread(event.wait, HANG_S)
 
 
 def test_items_come_in_order_and_the_thread_ends() -> None:
@@ -182,7 +182,7 @@ def test_leaving_the_loop_of_the_consumer_closes_the_generator_by_the_end_of_the
                 break
 
     asyncio.run(consume())
-    assert recorder.is_closed.wait(WAIT_S)
+    assert recorder.is_closed.wait(HANG_S)
     assert recorder.num_made == 3
 
 
@@ -223,7 +223,7 @@ def test_a_second_cancellation_waits_no_longer_and_the_thread_still_cleans_up() 
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, WAIT_S)
+            await asyncio.wait_for(task, HANG_S)
         assert not recorder.is_closed.is_set()
         recorder.may_go_on.set()
         assert await reader_has_ended()
@@ -233,7 +233,7 @@ def test_a_second_cancellation_waits_no_longer_and_the_thread_still_cleans_up() 
 
 
 def test_two_iterators_run_side_by_side() -> None:
-    together = threading.Barrier(2, timeout=WAIT_S)
+    together = threading.Barrier(2, timeout=HANG_S)
 
     def meets(stop: threading.Event) -> Generator[int, None, None]:
         yield together.wait()
@@ -278,7 +278,7 @@ def test_a_step_that_never_returns_does_not_keep_the_process_alive() -> None:
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANG_S,
         check=False,
     )
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "left", "")

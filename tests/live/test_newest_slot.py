@@ -10,6 +10,7 @@ import pytest
 
 from adapters.live.newest_slot import NewestSlot, Picture
 from engine.types import DropReason, RejectedFrame, SourceNotice, SourceState
+from tests.support.waiting import HANG_S
 
 NOTICE = SourceNotice(source="fake", state=SourceState.LOST, detail="gone")
 
@@ -31,7 +32,7 @@ def overtaken(one: Picture) -> RejectedFrame:
 
 def run(test: Callable[[NewestSlot], Awaitable[None]], *, max_waiting: int = 100) -> None:
     async def with_slot() -> None:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(HANG_S):
             await test(NewestSlot(replaced=overtaken, max_waiting=max_waiting))
 
     asyncio.run(with_slot(), debug=True)

@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import aiomqtt
@@ -36,6 +36,7 @@ from tests.support.mqtt_broker import (
     password_options,
     running_broker,
 )
+from tests.support.waiting import HANG_S, until
 
 # paho leaves the socket of a handshake that failed to the garbage collector.
 LEFT_OPEN = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -52,14 +53,33 @@ async def return_at_once(client: aiomqtt.Client) -> None:
     del client
 
 
+class OftenEnoughError(Exception):
+    """No connection is made any more."""
+
+
+class Tries:
+    """Makes a link's connections, so many at most, and counts them."""
+
+    def __init__(self, link: MqttLink, *, max_tries: int = 1_000) -> None:
+        self.num = 0
+        self._link = link
+        self._max_tries = max_tries
+
+    def __call__(self) -> AbstractAsyncContextManager[aiomqtt.Client]:
+        if self.num == self._max_tries:
+            raise OftenEnoughError
+        self.num += 1
+        return self._link.client()
+
+
 def connect(
     address: str,
     *,
     config: Config | None = None,
     use: Callable[[aiomqtt.Client], Awaitable[None]] = return_at_once,
-    timeout_s: float = 5.0,
+    max_tries: int = 1_000,
 ) -> News:
-    """The news of a connection until it is not tried any more, or the time is up."""
+    """The news of a connection until it is not tried any more, by itself or for having to stop."""
     news: News = []
     link = MqttLink(MqttAddress.parse(address), config=config or mqtt_config())
 
@@ -68,10 +88,11 @@ def connect(
 
     async def try_it() -> None:
         try:
-            async with asyncio.timeout(timeout_s):
-                await keep_connected(link, use, report=report, client=link.client)
-        except TimeoutError:
-            news.append((SourceState.ENDED, "the time is up"))
+            async with asyncio.timeout(HANG_S):
+                client = Tries(link, max_tries=max_tries)
+                await keep_connected(link, use, report=report, client=client)
+        except OftenEnoughError:
+            news.append((SourceState.ENDED, "tried often enough"))
 
     asyncio.run(try_it())
     return news
@@ -193,7 +214,7 @@ def test_a_certificate_that_nobody_vouches_for_ends_it_with_one_line(
 def test_a_broker_that_asks_for_a_client_certificate_gets_it(
     tmp_path: Path, certificates: Certificates
 ) -> None:
-    trusting = [f"mqtt.ca_file={certificates.authority}", "live_sources.open_timeout_s=0.5"]
+    trusting = [f"mqtt.ca_file={certificates.authority}"]
     showing = [
         f"mqtt.client_certificate={certificates.client}",
         f"mqtt.client_key={certificates.client_key}",
@@ -202,7 +223,8 @@ def test_a_broker_that_asks_for_a_client_certificate_gets_it(
     with running_broker(tmp_path, *options) as broker:
         address = f"mqtts://127.0.0.1:{broker.port}/t"
         assert connect(address, config=mqtt_config(*trusting, *showing)) == []
-        news = connect(address, config=mqtt_config(*trusting), timeout_s=1.5)
+        hurried = mqtt_config(*trusting, "live_sources.open_timeout_s=0.5")
+        news = connect(address, config=hurried, max_tries=2)
     assert [state for state, _ in news] == [SourceState.LOST, SourceState.ENDED]
     assert "client certificate" in news[0][1]
 
@@ -214,7 +236,7 @@ def test_a_broker_without_tls_is_reported_once_and_tried_again(
 ) -> None:
     config = mqtt_config(f"mqtt.ca_file={certificates.authority}")
     with running_broker(tmp_path) as broker:
-        news = connect(f"mqtts://127.0.0.1:{broker.port}/t", config=config, timeout_s=1.0)
+        news = connect(f"mqtts://127.0.0.1:{broker.port}/t", config=config, max_tries=3)
     assert [state for state, _ in news] == [SourceState.LOST, SourceState.ENDED]
 
 
@@ -237,6 +259,7 @@ def test_an_absent_broker_is_reported_once_and_found_when_it_starts(tmp_path: Pa
     port = free_port()
     news: News = []
     link = MqttLink(MqttAddress.parse(f"mqtt://127.0.0.1:{port}/t"), config=mqtt_config())
+    tries = Tries(link)
 
     async def start_late() -> None:
         trying = asyncio.create_task(
@@ -244,12 +267,12 @@ def test_an_absent_broker_is_reported_once_and_found_when_it_starts(tmp_path: Pa
                 link,
                 return_at_once,
                 report=lambda state, detail: news.append((state, detail)),
-                client=link.client,
+                client=tries,
             )
         )
-        await asyncio.sleep(0.6)
+        await until(lambda: tries.num >= 4)
         with running_broker(tmp_path, port=port):
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(HANG_S):
                 await trying
 
     asyncio.run(start_late())
@@ -321,7 +344,7 @@ def test_a_broker_that_knows_no_mqtt_5_gets_3_1_1(refusal: bytes) -> None:
         news: News = []
         async with old_broker({5: refusal, 4: ACCEPTED_311}) as (port, levels):
             link = MqttLink(MqttAddress.parse(f"mqtt://127.0.0.1:{port}/t"), config=mqtt_config())
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(HANG_S):
                 for _ in range(2):
                     await keep_connected(
                         link,
@@ -341,13 +364,13 @@ def test_a_broker_that_accepts_connections_and_says_nothing_is_reported_and_trie
         config = mqtt_config("live_sources.open_timeout_s=0.3")
         async with old_broker({}) as (port, _):
             link = MqttLink(MqttAddress.parse(f"mqtt://127.0.0.1:{port}/t"), config=config)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1.0):
+            with pytest.raises(OftenEnoughError):
+                async with asyncio.timeout(HANG_S):
                     await keep_connected(
                         link,
                         return_at_once,
                         report=lambda state, detail: news.append((state, detail)),
-                        client=link.client,
+                        client=Tries(link, max_tries=2),
                     )
         return news
 
@@ -391,5 +414,5 @@ def test_what_the_library_says_of_broken_connections_stays_out_of_the_log(
     with caplog.at_level(logging.INFO), running_broker(tmp_path) as broker:
         port = broker.port
         broker.kill()
-        connect(f"mqtt://127.0.0.1:{port}/t", timeout_s=0.3)
+        connect(f"mqtt://127.0.0.1:{port}/t", max_tries=2)
     assert not caplog.records

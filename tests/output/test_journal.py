@@ -30,6 +30,7 @@ from engine.types import (
     VerifiedPair,
 )
 from tests.support.paths import ROOT
+from tests.support.waiting import HANG_S
 
 TABLES = (
     "cameras",
@@ -374,7 +375,9 @@ def test_what_was_added_survives_the_death_of_the_process(tmp_path: Path) -> Non
         journal.add_pair(verified_pair(1, 2))
         os.kill(os.getpid(), 9)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], check=False, timeout=HANG_S
+    )
     assert done.returncode == -9
     with reading(tmp_path) as database:
         assert database.num_keypoints() == 80

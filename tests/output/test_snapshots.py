@@ -17,6 +17,7 @@ from engine.errors import SnapshotError
 from engine.mapping.steps import MapCopy
 from engine.output import snapshots
 from engine.output.snapshots import WrittenSnapshot, next_sequence, write_snapshot
+from tests.support.waiting import HANG_S
 
 KEEP_ALL = SnapshotsConfig(keep=0)
 
@@ -313,7 +314,7 @@ def test_latest_is_whole_for_a_reader_that_never_pauses(run: Path) -> None:
         # Two are kept, so that a snapshot outlives the moment in which a reader resolved it.
         write(run, pycolmap.Reconstruction(model), config=SnapshotsConfig(keep=2))
     done.set()
-    reader.join(timeout=10)
+    reader.join(timeout=HANG_S)
     assert not failures
     assert sequences == sorted(sequences)
     assert len(set(sequences)) > 1

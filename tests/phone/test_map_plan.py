@@ -15,6 +15,7 @@ from adapters.phone.map_plan import draw_plan, plan_axes
 from engine.events import FramePosed, FrameReceived, KeyframeAdded, RunStarted
 from engine.geometry import rotation_from_vector
 from engine.types import Float64Array, FrameId, MapView
+from tests.support.waiting import HANG_S
 
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -191,7 +192,7 @@ def test_what_the_views_thread_tells_reaches_the_loop_and_nobody_waits() -> None
         changed.clear()
         thread = threading.Thread(target=tell)
         thread.start()
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(HANG_S):
             while desk.plan_version < 2:
                 changed.clear()
                 await changed.wait()

@@ -22,6 +22,7 @@ from engine.events import (
 from engine.types import Frame, FrameId, MapView
 from tests.support.headless_chromium import CHROMIUM, Tab, chromium
 from tests.support.phone_clients import Listening, listening
+from tests.support.waiting import HANG_S
 
 pytestmark = [
     pytest.mark.network,
@@ -29,7 +30,6 @@ pytestmark = [
 ]
 
 CLIP_SIZE = (640, 480)
-TIME_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(story: Coroutine[Any, Any, None]) -> None:
     async def in_time() -> None:
-        async with asyncio.timeout(TIME_S):
+        async with asyncio.timeout(HANG_S):
             await story
 
     asyncio.run(in_time())

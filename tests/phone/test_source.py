@@ -27,7 +27,6 @@ from engine.events import RunStarted
 from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
 from tests.support.phone_clients import (
     HOST,
-    WAIT_S,
     Listening,
     frame_message,
     free_port,
@@ -36,6 +35,7 @@ from tests.support.phone_clients import (
     phones,
     source_on,
 )
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.network
 
@@ -50,7 +50,7 @@ POSITION = {
 
 def run(story: Coroutine[Any, Any, None]) -> None:
     async def in_time() -> None:
-        async with asyncio.timeout(2.0 * WAIT_S):
+        async with asyncio.timeout(HANG_S):
             await story
 
     asyncio.run(in_time())
@@ -469,7 +469,7 @@ async def test_who_sends_nothing_but_nonsense_is_sent_away() -> None:
         for number in range(20):
             with contextlib.suppress(ConnectionError):
                 await connected.send_str("{" if number % 2 else '{"type": "stop"}')
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(HANG_S):
             while (await connected.receive()).type not in CLOSED:
                 pass
         assert connected.close_code == 1008
@@ -491,7 +491,7 @@ async def test_a_phone_that_connects_and_says_nothing_is_sent_away() -> None:
         await silent.load()
         connected = await silent.connect()
         talking = await other.enter()
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(HANG_S):
             while (await connected.receive()).type not in CLOSED:
                 pass
         await heard.until(lambda: "lost: phone 1 left: it said nothing" in heard.notices)
@@ -508,7 +508,7 @@ async def test_a_connection_without_a_request_is_dropped() -> None:
         for context in (None, trusting):
             reader, writer = await asyncio.open_connection(HOST, heard.port, ssl=context)
             with contextlib.suppress(ConnectionError):
-                async with asyncio.timeout(WAIT_S):
+                async with asyncio.timeout(HANG_S):
                     assert await reader.read() == b""
             writer.close()
             with contextlib.suppress(ConnectionError, ssl.SSLError):
@@ -586,7 +586,7 @@ async def test_a_page_opened_again_takes_the_place_of_the_first() -> None:
     async with listening() as heard, phones(heard) as (phone,):
         first = await phone.enter()
         second = await phone.connect()
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(HANG_S):
             while (await first.receive()).type not in CLOSED:
                 pass
         assert first.close_code == 4000

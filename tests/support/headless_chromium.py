@@ -16,9 +16,9 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.waiting import HANG_S
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-START_S = 20.0
-CALL_S = 10.0
 
 FLAGS = (
     "--headless=new",
@@ -50,7 +50,7 @@ class Tab:
         call_id = next(self._ids)
         answer = self._answers[call_id] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": call_id, "method": method, "params": params})
-        async with asyncio.timeout(CALL_S):
+        async with asyncio.timeout(HANG_S):
             reply = await answer
         assert "error" not in reply, f"{method}: {reply['error']}"
         result: dict[str, Any] = reply["result"]
@@ -69,10 +69,10 @@ class Tab:
         reply = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         return reply["result"].get("value")
 
-    async def until(self, expression: str, *, timeout_s: float = CALL_S) -> None:
+    async def until(self, expression: str) -> None:
         """Waits for a JavaScript expression to be true."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(HANG_S):
                 while not await self.evaluate(f"Boolean({expression})"):  # noqa: ASYNC110
                     await asyncio.sleep(0.03)
         except TimeoutError:
@@ -161,13 +161,13 @@ async def chromium(folder: Path, *, clip: Path | None = None) -> AsyncIterator[T
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        async with asyncio.timeout(START_S):
+        async with asyncio.timeout(HANG_S):
             await process.wait()
 
 
 async def _devtools_port(folder: Path) -> int:
     file = folder / "DevToolsActivePort"
-    async with asyncio.timeout(START_S):
+    async with asyncio.timeout(HANG_S):
         while True:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 return int(file.read_text(encoding="ascii").splitlines()[0])

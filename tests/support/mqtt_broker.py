@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import ipaddress
 import shutil
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,9 +25,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from engine.config import Config, load_config
+from tests.support.waiting import HANG_S, block_until
 
 USER, PASSWORD = "pilot", "s3cret/word"
-START_TIMEOUT_S = 10.0
 
 
 def free_port() -> int:
@@ -71,15 +69,16 @@ class Broker:
             self.kill()
 
     def _wait_until_it_listens(self) -> None:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
-            except OSError:
-                assert time.monotonic() < deadline_s, (self.folder / "mosquitto.log").read_text()
-                time.sleep(0.02)
-            else:
-                return
+        block_until(self._answers, what=f"the broker of {self.folder / 'mosquitto.log'}")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "mosquitto.log").read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        except OSError:
+            return False
+        return True
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def password_options(folder: Path) -> list[str]:
     if shutil.which("mosquitto_passwd") is None:
         pytest.skip("mosquitto_passwd is not installed")
     subprocess.run(
-        ["mosquitto_passwd", "-b", "-c", str(file), USER, PASSWORD], check=True, timeout=10
+        ["mosquitto_passwd", "-b", "-c", str(file), USER, PASSWORD], check=True, timeout=HANG_S
     )
     return ["allow_anonymous false", f"password_file {file}"]
 
@@ -208,7 +207,7 @@ def user_properties(**values: str) -> Properties:
 def client_of(broker: Broker, **options: Any) -> aiomqtt.Client:
     """A client of the test's own, speaking MQTT 5."""
     return aiomqtt.Client(
-        "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5, timeout=5.0, **options
+        "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5, timeout=HANG_S, **options
     )
 
 
@@ -217,10 +216,3 @@ async def publish(broker: Broker, *messages: tuple[str, bytes], **options: Any) 
     async with client_of(broker) as client:
         for topic, payload in messages:
             await client.publish(topic, payload, qos=1, **options)
-
-
-async def until(condition: Any, *, timeout_s: float = 5.0) -> None:
-    """Waits until something that no event reports is true."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.005)

@@ -21,8 +21,8 @@ import numpy as np
 from adapters.phone.source import PhoneSource, open_phone_source
 from engine.config import load_config
 from engine.types import Frame, FrameId, GpsReading, Received, RejectedFrame, SourceNotice
+from tests.support.waiting import HANG_S
 
-WAIT_S = 10.0
 HOST = "127.0.0.1"
 
 
@@ -94,7 +94,7 @@ class Listening:
         return [f"{one.state}: {one.detail}" for one in self.of(SourceNotice)]
 
     async def until(self, is_true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(HANG_S):
             while not is_true():
                 self.changed.clear()
                 await self.changed.wait()
@@ -170,7 +170,7 @@ class FakePhone:
     async def news(self, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first news that is wanted."""
         assert self.socket is not None
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(HANG_S):
             while True:
                 message: dict[str, Any] = await self.socket.receive_json()
                 if is_wanted(message):

@@ -10,8 +10,7 @@ import ssl
 import subprocess
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ import numpy as np
 import pytest
 
 from engine.types import Uint8Array
+from tests.support.waiting import block_until
 
 LOOPBACK = "127.0.0.1"
 RTMP_MODULE = Path("/usr/lib/nginx/modules/ngx_rtmp_module.so")
 SYSTEM_PYTHON = "/usr/bin/python3"  # has GStreamer's bindings, which no package index has
-START_S = 10.0
 
 
 def free_port() -> int:
@@ -314,7 +313,7 @@ def rtsp_server(clip: Path, *, user: str = "", password: str = "", port: int = 0
 
 
 def _await_port(port: int) -> None:
-    until(lambda: _answers(port), what=f"nothing listens on port {port}")
+    block_until(lambda: _answers(port), what=f"a listener on port {port}")
 
 
 def _answers(port: int) -> bool:
@@ -323,14 +322,6 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def until(is_so: Callable[[], bool], *, what: str) -> None:
-    """Waits, from a thread without an event loop, until something is so."""
-    deadline_s = time.monotonic() + START_S
-    while not is_so():
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.02)
 
 
 def self_signed(folder: Path) -> tuple[Path, ssl.SSLContext]:

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from tests.support.paths import TOOLS
+from tests.support.waiting import HANG_S
 
 SMALL = ("--tiny", "--device", "cpu", "--size", "128x96", "--threads", "1", "--queries", "256")
 ROOT_VARIABLE = "LIVESFM_MAST3R_ROOT"
@@ -143,7 +144,7 @@ def test_it_starts_as_a_command_and_refuses_images_of_broken_patches() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=HANG_S,
     )
     assert result.returncode != 0
     assert "expected multiples of 16" in result.stderr

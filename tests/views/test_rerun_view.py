@@ -53,6 +53,7 @@ from engine.types import (
     Uint8Array,
 )
 from tests.support.paths import TOOLS
+from tests.support.waiting import HANG_S
 
 WIDTH, HEIGHT, FOCAL_PX = 96, 64, 80.0
 NUM_FRAMES = 30
@@ -629,7 +630,7 @@ def test_a_served_run_is_on_loopback_only_and_ends_with_close() -> None:
         assert listening_addresses(psutil.Process()) == {"127.0.0.1"}
         assert listening_addresses(child) == {"127.0.0.1"}
         assert view.url is not None
-        with urllib.request.urlopen(view.url, timeout=10.0) as page:
+        with urllib.request.urlopen(view.url, timeout=HANG_S) as page:
             assert page.status == 200
             assert b"<html" in page.read()
         show_a_run(view)

@@ -31,8 +31,8 @@ from engine.run.engine import RunOutcome, StoppedBy
 from engine.types import FrameId, Uint8Array
 from tests.support.fake_runs import Written, trajectory_lines
 from tests.support.paths import ROOT
+from tests.support.waiting import HANG_S
 
-WAIT_S = 60.0
 POLL_S = 0.02
 NUM_PHOTOS = 10
 
@@ -279,7 +279,7 @@ def started(out: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_event(out: Path, event: str, process: subprocess.Popen[str]) -> None:
-    give_up_at_s = time.monotonic() + WAIT_S
+    give_up_at_s = time.monotonic() + HANG_S
     events = out / "events.jsonl"
     while not (events.exists() and f'"{event}"' in events.read_text()):
         assert process.poll() is None, process.communicate()
@@ -293,7 +293,7 @@ def test_an_interrupted_run_saves_its_map(tmp_path: Path) -> None:
     with started(out) as process:
         wait_for_event(out, "MapInitialized", process)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=WAIT_S)
+        stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, stderr
     assert "press Ctrl-C again to leave at once" in stderr
     assert "keyframes registered" in stdout
@@ -312,7 +312,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert "stopping" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=WAIT_S)
+        _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, stderr
     assert "stopped at once" in stderr
     assert not (out / "summary.json").exists()
@@ -521,7 +521,7 @@ def test_a_photo_of_100_megapixels_among_others_takes_a_few_gigabytes_at_most(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=WAIT_S,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -36,9 +36,9 @@ from tests.support.fake_runs import (
     world_of,
 )
 from tests.support.synthetic import SyntheticWorld, straight_path
+from tests.support.waiting import HANG_S
 
 NUM_FRAMES = 20
-WAIT_S = 30.0
 
 
 def frames(first: int, last: int, **options: Any) -> list[Frame]:
@@ -53,7 +53,7 @@ def live(happenings: Sequence[Happening], **options: Any) -> FakeSource:
 def run_world(path: Path, sources: Sequence[FakeSource], **options: Any) -> tuple[RunOutcome, Any]:
     options.setdefault("matcher", WorldMatcher(world=world_of(NUM_FRAMES)))
     engine = engine_of(path, sources=sources, **options)
-    outcome = asyncio.run(asyncio.wait_for(engine.run(), WAIT_S))
+    outcome = asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
     return outcome, Written.by(outcome)
 
 
@@ -61,7 +61,7 @@ def at_ease(matcher: WorldMatcher, num: int) -> Callable[[], Awaitable[None]]:
     """Waits until so many keyframes have been described."""
 
     async def wait() -> None:
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(HANG_S):
             while len(matcher.described) < num:  # noqa: ASYNC110 - the matcher has no event
                 await asyncio.sleep(0.005)
 
@@ -119,7 +119,7 @@ def test_frames_get_positions_that_came_beside_them(tmp_path: Path) -> None:
     engine = engine_of(
         tmp_path / "run", sources=[source], matcher=WorldMatcher(world=world_of(NUM_FRAMES))
     )
-    asyncio.run(asyncio.wait_for(engine.run(), WAIT_S))
+    asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
     fixes = [engine._pipeline.sparse_map.keyframe(f.frame_id).gps for f in world_frames]
     assert all(fix is not None for fix in fixes)
     latitudes = [fix.latitude_deg for fix in fixes if fix is not None]
@@ -135,7 +135,7 @@ def test_positions_of_one_source_are_not_those_of_another(tmp_path: Path) -> Non
     engine = engine_of(
         tmp_path / "run", sources=sources, matcher=WorldMatcher(world=world_of(NUM_FRAMES))
     )
-    asyncio.run(asyncio.wait_for(engine.run(), WAIT_S))
+    asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
     keyframe_of = engine._pipeline.sparse_map.keyframe
     assert all(keyframe_of(frame.frame_id).gps is not None for frame in here)
     assert all(keyframe_of(frame.frame_id).gps is None for frame in there)
@@ -274,10 +274,10 @@ def test_cameras_of_one_live_source_do_not_push_out_each_other_s_frames(tmp_path
 
     def hold_up(frame: Frame) -> None:
         describing.set()
-        assert all_given.wait(WAIT_S)
+        assert all_given.wait(HANG_S)
 
     async def until_describing() -> None:
-        assert await asyncio.to_thread(describing.wait, WAIT_S)
+        assert await asyncio.to_thread(describing.wait, HANG_S)
 
     async def end() -> None:
         all_given.set()

@@ -24,6 +24,7 @@ from adapters.matchers.mast3r.retrieval_checkpoint import codebook_beside, load_
 from engine.errors import ConfigError
 from engine.ports import PlaceIndex
 from engine.types import Features, FrameId
+from tests.support.waiting import HANG_S
 
 NUM_VALUES, NUM_FEATURE_VALUES, NUM_WORDS = 20, 72, 40
 NUM_TOKENS, NUM_KEPT = 30, 12
@@ -189,7 +190,7 @@ def test_one_thread_notes_while_another_adds_and_asks(new_index: Callable[[], In
     describing = threading.Thread(target=describe)
     describing.start()
     for number in range(NUM_PLACES * VISITS):
-        has_tokens.acquire(timeout=10.0)
+        has_tokens.acquire(timeout=HANG_S)
         index.add(features_of(number))
         index.query(frame(number), exclude=(), limit=3)
     describing.join()

@@ -33,6 +33,7 @@ from engine.types import (
 )
 from tests.support.paths import REAL_SETS
 from tests.support.small_videos import picture, write_video
+from tests.support.waiting import HANG_S
 
 DATA = REAL_SETS
 
@@ -330,7 +331,7 @@ def test_cancelling_ends_the_thread_even_between_frames_that_are_left_out(
         assert await asyncio.to_thread(is_turning.wait, 5.0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(waiting, 5.0)
+            await asyncio.wait_for(waiting, HANG_S)
         for thread in threading.enumerate():
             if thread.name == "video endless.mp4":
                 await asyncio.to_thread(thread.join, 5.0)

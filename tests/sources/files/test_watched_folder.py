@@ -20,9 +20,9 @@ from adapters.sources.files.watched_folder import Item, WatchedFolder
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
+from tests.support.waiting import HANG_S
 
 QUICK: dict[str, float] = {"settle_s": 0.15, "retry_first_s": 0.05, "retry_max_s": 0.1}
-WAIT_S = 10.0
 
 Doing = Callable[[], Awaitable[None]]
 
@@ -66,7 +66,7 @@ def read(
 
     async def collect() -> list[Item]:
         items: list[Item] = []
-        async with asyncio.timeout(WAIT_S), aclosing(folder.frames()) as arriving:
+        async with asyncio.timeout(HANG_S), aclosing(folder.frames()) as arriving:
             task = asyncio.ensure_future(doing()) if doing is not None else None
             async for item in arriving:
                 items.append(item)

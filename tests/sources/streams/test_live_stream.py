@@ -42,6 +42,7 @@ from tests.support.stream_servers import (
     texture,
     write_clip,
 )
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.network
 
@@ -54,7 +55,6 @@ QUICK: dict[str, float] = {
     "retry_first_s": 0.05,
     "retry_max_s": 0.1,
 }
-WAIT_S = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def read(
 
     async def collect() -> list[Item]:
         items: list[Item] = []
-        async with asyncio.timeout(WAIT_S), aclosing(stream.frames()) as arriving:
+        async with asyncio.timeout(HANG_S), aclosing(stream.frames()) as arriving:
             async for item in arriving:
                 items.append(item)
                 after(item)
@@ -589,7 +589,7 @@ def test_an_rtsp_server_that_is_killed_and_comes_back_is_found_again(clip: Path)
 
     async def follow() -> list[Item]:
         items: list[Item] = []
-        async with asyncio.timeout(WAIT_S), aclosing(stream.frames()) as arriving:
+        async with asyncio.timeout(HANG_S), aclosing(stream.frames()) as arriving:
             for wanted in (num_frames(3), num_frames(6)):
                 with rtsp_server(clip, port=port):
                     while not wanted(items):
@@ -702,7 +702,7 @@ def test_a_process_that_leaves_in_the_midst_of_connecting_ends_well() -> None:
             [sys.executable, "-W", "error", "-c", program, *urls, spec],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=HANG_S,
             check=False,
         )
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "left", "")
