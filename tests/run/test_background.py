@@ -1,320 +1,477 @@
+"""What runs beside mapping: jobs, snapshots, and memory that goes back to the system."""
+
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pycolmap
 import pytest
-from engine.run.event_queue import EventQueue
 
-from engine.config import Config, load_config
-from engine.events import Event, SnapshotWritten, Warned, WindowSolved
-from engine.mapping.mapper import MappingPipeline
+from engine.config import load_config
+from engine.events import SnapshotWritten
+from engine.mapping.bundle_adjustment import GlobalAdjustment
+from engine.mapping.jobs import JobKind, JobResult, MapJob
+from engine.mapping.mapper import Mapper
+from engine.mapping.steps import MapCounts
+from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.run import background
-from engine.run.background import MapUpkeep
-from engine.run.event_loop import Writer
+from engine.run.background import BackgroundJob, MapJobs, Snapshots, return_free_memory
+from engine.run.event_loop import ThreadOwned, run_in
+from engine.run.queues import EventQueue, Writer
 from tests.support.fake_runs import world_of
 from tests.support.synthetic import FakeMatcher
 
-WAIT_S = 20.0
+HANG_S = 300.0  # a guard, no measure
 NUM_FRAMES = 16
 WORLD = world_of(NUM_FRAMES)
 
-WINDOWS = [
-    "window.size=4",
-    "window.num_older=4",
-    "window.interval=3",
-    "window.min_keyframes=8",
-    "window.merge_after_keyframes=2",
-]
-BACKGROUND = [
-    "global_bundle_adjustment.synchronous_until=0",
-    "global_bundle_adjustment.merge_after_keyframes=2",
-]
+
+def run(test: Awaitable[None]) -> None:
+    asyncio.run(asyncio.wait_for(test, HANG_S), debug=True)
 
 
-class Upkeep:
-    """A growing map with its upkeep, the keyframes added by hand."""
+@pytest.fixture
+def thread() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1, thread_name_prefix="jobs") as executor:
+        yield executor
+
+
+# -- one job --------------------------------------------------------------------------------------
+
+
+def test_a_job_is_done_when_its_result_is_there() -> None:
+    async def test() -> None:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        job = BackgroundJob(future)
+        assert not job.is_done
+        future.set_result(7)
+        assert job.is_done
+        assert await job.result() == 7
+
+    run(test())
+
+
+def test_an_abandoned_job_is_not_waited_for(thread: ThreadPoolExecutor) -> None:
+    started, open_up, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        assert open_up.wait(HANG_S)
+        ended.set()
+
+    async def test() -> None:
+        job = BackgroundJob(asyncio.create_task(run_in(thread, hold)))
+        assert await asyncio.to_thread(started.wait, HANG_S)
+        await job.abandon()
+        assert job.is_done
+        assert not ended.is_set()
+        open_up.set()  # the thread ends what it began
+        assert await asyncio.to_thread(ended.wait, HANG_S)
+
+    run(test())
+
+
+# -- the mapper's jobs ----------------------------------------------------------------------------
+
+
+def result_of(number: int) -> GlobalAdjustment:
+    return GlobalAdjustment(
+        reconstruction=pycolmap.Reconstruction(),
+        keyframe_ids=(),
+        constant_camera_ids=frozenset({number}),
+        error_before_px=0.0,
+        started_s=0.0,
+    )
+
+
+def job_of(
+    run_job: Callable[[], JobResult], *, kind: JobKind = JobKind.GLOBAL_ADJUSTMENT
+) -> MapJob:
+    return MapJob(kind=kind, run=run_job)
+
+
+def test_a_result_is_taken_when_it_is_due_and_once(thread: ThreadPoolExecutor) -> None:
+    names = []
+    result = result_of(1)
+
+    def work() -> GlobalAdjustment:
+        names.append(threading.current_thread().name)
+        return result
+
+    async def test() -> None:
+        jobs, job = MapJobs(thread), job_of(work)
+        await jobs.start([job])
+        assert await jobs.finished([], wait=True) == []
+        (finished,) = await jobs.finished([job], wait=True)
+        assert finished.job is job
+        assert finished.result is result
+        assert finished.failure == ""
+        assert await jobs.finished([job], wait=True) == []
+        assert await jobs.all_finished() == []
+
+    run(test())
+    assert names == ["jobs_0"]
+
+
+def test_a_live_run_does_not_wait_for_a_job_that_takes_longer(thread: ThreadPoolExecutor) -> None:
+    may_end = threading.Event()
+
+    def slow() -> GlobalAdjustment:
+        assert may_end.wait(HANG_S)
+        return result_of(1)
+
+    async def test() -> None:
+        jobs, job = MapJobs(thread), job_of(slow)
+        await jobs.start([job])
+        assert await jobs.finished([job], wait=False) == []
+        may_end.set()
+        (finished,) = await jobs.finished([job], wait=True)
+        assert finished.job is job
+
+    run(test())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_job_that_fails_is_finished_without_a_result(
+    thread: ThreadPoolExecutor, error: type[Exception]
+) -> None:
+    def fail() -> GlobalAdjustment:
+        raise error("no solution")
+
+    async def test() -> None:
+        jobs, failing, sound = MapJobs(thread), job_of(fail), job_of(lambda: result_of(2))
+        await jobs.start([failing])
+        (finished,) = await jobs.finished([failing], wait=True)
+        assert (finished.job, finished.result, finished.failure) == (failing, None, "no solution")
+        await jobs.start([sound])
+        (finished,) = await jobs.finished([sound], wait=True)
+        assert finished.result is not None
+
+    run(test())
+
+
+def test_an_error_that_no_solver_raises_is_not_swallowed(thread: ThreadPoolExecutor) -> None:
+    def fail() -> GlobalAdjustment:
+        raise KeyError("a mistake")
+
+    async def test() -> None:
+        jobs, job = MapJobs(thread), job_of(fail)
+        await jobs.start([job])
+        with pytest.raises(KeyError):
+            await jobs.finished([job], wait=True)
+
+    run(test())
+
+
+def test_a_job_takes_the_place_of_one_of_its_kind_that_the_mapper_abandoned(
+    thread: ThreadPoolExecutor,
+) -> None:
+    async def test() -> None:
+        jobs = MapJobs(thread)
+        stale, fresh = job_of(lambda: result_of(1)), job_of(lambda: result_of(2))
+        await jobs.start([stale])
+        await jobs.start([fresh])
+        assert await jobs.finished([stale], wait=True) == []
+        (finished,) = await jobs.finished([stale, fresh], wait=True)
+        assert finished.job is fresh
+
+    run(test())
+
+
+def test_all_jobs_are_finished_at_the_end_in_the_order_of_their_kinds(
+    thread: ThreadPoolExecutor,
+) -> None:
+    async def test() -> None:
+        jobs = MapJobs(thread)
+        window = job_of(lambda: result_of(1), kind=JobKind.WINDOW)
+        adjustment = job_of(lambda: result_of(2))
+        await jobs.start([window, adjustment])
+        finished = await jobs.all_finished()
+        assert [one.job for one in finished] == [adjustment, window]
+        assert await jobs.all_finished() == []
+
+    run(test())
+
+
+def test_abandoned_jobs_are_not_waited_for(thread: ThreadPoolExecutor) -> None:
+    may_end = threading.Event()
+
+    def slow() -> GlobalAdjustment:
+        assert may_end.wait(HANG_S)
+        return result_of(1)
+
+    async def test() -> None:
+        jobs = MapJobs(thread)
+        await jobs.abandon_all()  # there is none yet
+        await jobs.start([job_of(slow), job_of(slow, kind=JobKind.WINDOW)])
+        await jobs.abandon_all()
+        assert not may_end.is_set()
+        assert await jobs.all_finished() == []
+        may_end.set()
+
+    run(test())
+
+
+# -- snapshots ------------------------------------------------------------------------------------
+
+
+class SavedRun:
+    """A growing map with its snapshots; the keyframes are added by hand, and so is the time."""
 
     def __init__(self, path: Path, *settings: str, stack: ExitStack) -> None:
-        config: Config = load_config((), settings)
+        config = load_config((), settings)
+        self.now_s = 0.0
         self.events = EventQueue()
-        self.pipeline = MappingPipeline(
-            config,
-            matcher=FakeMatcher(world=WORLD),
-            graph=SceneGraph(
-                config.scene_graph, recognizer=PlaceRecognizer(config.retrieval, seed=0)
-            ),
-            emit=self.events,
-            clock=self.events.clock,
+        graph = SceneGraph(config.scene_graph, recognizer=PlaceRecognizer(config.retrieval, seed=0))
+        self._matching = PairMatching(
+            graph, FakeMatcher(world=WORLD), two_view=config.two_view, dense=config.dense_matching
         )
+        self.mapper = ThreadOwned(
+            lambda: Mapper(config, graph=graph, matching=self._matching, emit=self.events),
+            name="mapping",
+        )
+        stack.callback(self.mapper.shutdown)
         recorder = Recorder(
             RunFolder.create(path, config_text="{}"),
             snapshots=config.snapshots,
             runtime=config.runtime,
             emit=self.events,
-            clock=self.events.clock,
         )
         stack.callback(recorder.close)
-        mapping, adjusting, writing = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        matching, writing = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        self._matching_thread = matching
         self.failures: list[Exception] = []
         self.writer = Writer(writing, failed=self.failures.append)
-        self.upkeep = MapUpkeep(
-            config,
-            pipeline=self.pipeline,
-            mapping_thread=mapping,
-            adjusting_thread=adjusting,
+        self.snapshots = Snapshots(
+            config.snapshots,
+            mapper=self.mapper,
             recorder=recorder,
             writer=self.writer,
-            events=self.events,
+            clock=lambda: self.now_s,
         )
 
-    def add(self, first: int, last: int) -> None:
+    async def add(self, first: int, last: int) -> MapCounts:
+        """Adds keyframes to the map."""
+        counts = MapCounts()
         for frame_id in range(first, last + 1):
-            self.pipeline.add_keyframe(WORLD.keyframe(frame_id))
+            begun = await self.mapper.call(Mapper.begin_keyframe, WORLD.keyframe(frame_id))
+            matched = await run_in(
+                self._matching_thread, self._matching.match_keyframe, begun.frame_id
+            )
+            counts = (await self.mapper.call(Mapper.add_keyframe, matched)).counts
+        return counts
 
-    def told(self, kind: type[Event]) -> list[Event]:
-        return [event for event in self.events.take() if isinstance(event, kind)]
+    async def all_written(self) -> None:
+        """Waits for all writes."""
+        await (await self.writer.schedule(lambda: None))
+
+    def sizes(self) -> list[int]:
+        """Keyframes of the snapshots written since the last call."""
+        written = [event for event in self.events.take() if isinstance(event, SnapshotWritten)]
+        return [event.num_keyframes for event in written]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., None]:
-    """Runs a test of an upkeep with settings, everything written at its end."""
+def run_saved(tmp_path: Path) -> Callable[..., None]:
+    """Runs a test of a saved run with settings, everything written at its end."""
 
-    def run_test(test: Callable[[Upkeep], Awaitable[None]], *settings: str) -> None:
+    def run_test(test: Callable[[SavedRun], Awaitable[None]], *settings: str) -> None:
         async def with_writer() -> None:
             with ExitStack() as stack:
-                made = Upkeep(tmp_path / "run", *settings, stack=stack)
-                async with made.writer.running():
-                    await test(made)
-                assert made.failures == []
+                saved = SavedRun(tmp_path / "run", *settings, stack=stack)
+                async with saved.writer.running():
+                    await test(saved)
+                assert saved.failures == []
 
-        asyncio.run(asyncio.wait_for(with_writer(), WAIT_S), debug=True)
+        run(with_writer())
 
     return run_test
-
-
-async def all_written(made: Upkeep) -> None:
-    written = asyncio.Event()
-
-    async def tell() -> None:
-        written.set()
-
-    await made.writer.schedule(lambda: None, then=tell)
-    await written.wait()
 
 
 def latest(path: Path) -> pycolmap.Reconstruction:
     return pycolmap.Reconstruction(path / "run" / "latest" / "sparse" / "0")
 
 
-# -- snapshots ------------------------------------------------------------------------------------
-
-
-def test_a_snapshot_is_due_after_so_many_new_keyframes(run: Callable[..., None]) -> None:
-    async def test(made: Upkeep) -> None:
+def test_a_snapshot_is_due_after_so_many_new_keyframes(run_saved: Callable[..., None]) -> None:
+    async def test(saved: SavedRun) -> None:
         for frame_id in range(1, NUM_FRAMES + 1):
-            made.add(frame_id, frame_id)
-            await made.upkeep.snapshot_if_due()
-            await all_written(made)
-        told = made.told(SnapshotWritten)
-        nums = [event.num_keyframes for event in told if isinstance(event, SnapshotWritten)]
-        assert nums == [5, 10, 15]
+            await saved.snapshots.write_if_due(await saved.add(frame_id, frame_id))
+            await saved.all_written()
+        assert saved.sizes() == [5, 10, 15]
 
-    run(test, "snapshots.every_keyframes=5", "snapshots.every_s=0")
+    run_saved(test, "snapshots.every_keyframes=5", "snapshots.every_s=0")
 
 
-def test_a_snapshot_is_due_after_so_long_when_something_is_new(run: Callable[..., None]) -> None:
-    async def test(made: Upkeep) -> None:
-        made.add(1, 6)
-        await asyncio.sleep(0.02)
+def test_a_snapshot_is_due_after_so_long_when_something_is_new(
+    run_saved: Callable[..., None],
+) -> None:
+    async def test(saved: SavedRun) -> None:
+        counts = await saved.add(1, 6)
+        await saved.snapshots.write_if_due(counts)
+        assert saved.sizes() == []
+        saved.now_s = 10.0
         for _ in range(3):
-            await made.upkeep.snapshot_if_due()
-            await all_written(made)
-        assert len(made.told(SnapshotWritten)) == 1
-        made.add(7, 7)
-        await asyncio.sleep(0.02)
-        await made.upkeep.snapshot_if_due()
-        await all_written(made)
-        assert len(made.told(SnapshotWritten)) == 1
+            await saved.snapshots.write_if_due(counts)
+            await saved.all_written()
+        assert saved.sizes() == [6]
+        saved.now_s = 100.0
+        await saved.snapshots.write_if_due(counts)
+        await saved.all_written()
+        assert saved.sizes() == []  # nothing is new
+        await saved.snapshots.write_if_due(await saved.add(7, 7))
+        await saved.all_written()
+        assert saved.sizes() == [7]
+        saved.now_s = 109.0
+        await saved.snapshots.write_if_due(await saved.add(8, 8))
+        await saved.all_written()
+        assert saved.sizes() == []
 
-    run(test, "snapshots.every_keyframes=0", "snapshots.every_s=0.01")
+    run_saved(test, "snapshots.every_keyframes=0", "snapshots.every_s=10")
 
 
-def test_a_small_map_is_not_written_yet(run: Callable[..., None], tmp_path: Path) -> None:
-    async def test(made: Upkeep) -> None:
-        made.add(1, 6)
-        await made.upkeep.snapshot_if_due()
+def test_keyframes_taken_out_of_the_map_do_not_count_against_those_that_come_in(
+    run_saved: Callable[..., None],
+) -> None:
+    async def test(saved: SavedRun) -> None:
+        counts = await saved.add(1, 10)
+        await saved.snapshots.write_if_due(counts)
+        await saved.all_written()
+        assert saved.sizes() == [10]
+        for num_registered, is_written in ((6, False), (10, False), (11, True)):
+            await saved.snapshots.write_if_due(
+                MapCounts(num_keyframes=16, num_registered=num_registered)
+            )
+            await saved.all_written()
+            assert bool(saved.sizes()) is is_written
 
-    run(test, "snapshots.every_keyframes=1", "snapshots.min_registered=7")
+    run_saved(test, "snapshots.every_keyframes=5", "snapshots.every_s=0")
+
+
+def test_a_small_map_is_not_written_yet(run_saved: Callable[..., None], tmp_path: Path) -> None:
+    async def test(saved: SavedRun) -> None:
+        await saved.snapshots.write_if_due(await saved.add(1, 6))
+
+    run_saved(test, "snapshots.every_keyframes=1", "snapshots.min_registered=7")
     assert not (tmp_path / "run" / "latest").exists()
 
 
 def test_a_slow_disk_gets_no_second_snapshot_before_the_first_is_written(
-    run: Callable[..., None], tmp_path: Path
+    run_saved: Callable[..., None], tmp_path: Path
 ) -> None:
     disk_is_slow = threading.Event()
 
     def hold() -> None:
-        assert disk_is_slow.wait(WAIT_S)
+        assert disk_is_slow.wait(HANG_S)
 
-    async def test(made: Upkeep) -> None:
-        await made.writer.schedule(hold)
+    async def test(saved: SavedRun) -> None:
+        await saved.writer.schedule(hold)
         for frame_id in range(1, 13):
-            made.add(frame_id, frame_id)
-            await made.upkeep.snapshot_if_due()
+            await saved.snapshots.write_if_due(await saved.add(frame_id, frame_id))
+        await saved.snapshots.write_now()
         disk_is_slow.set()
 
-    run(test, "snapshots.every_keyframes=1", "snapshots.every_s=0")
+    run_saved(test, "snapshots.every_keyframes=1", "snapshots.every_s=0")
     (snapshot,) = (tmp_path / "run" / "snapshots").iterdir()
     assert latest(tmp_path).num_reg_images() == 4
     assert snapshot.name == "000001"
 
 
 def test_a_snapshot_is_of_the_map_as_it_was_when_it_was_taken(
-    run: Callable[..., None], tmp_path: Path
+    run_saved: Callable[..., None], tmp_path: Path
 ) -> None:
-    async def test(made: Upkeep) -> None:
-        made.add(1, 8)
-        await made.upkeep.snapshot(is_final=True)
-        made.add(9, 12)
+    async def test(saved: SavedRun) -> None:
+        await saved.add(1, 8)
+        await saved.snapshots.write_final()
+        await saved.add(9, 12)
 
-    run(test)
+    run_saved(test)
     assert latest(tmp_path).num_reg_images() == 8
 
 
-# -- global adjustment ----------------------------------------------------------------------------
-
-
-def test_an_adjustment_is_merged_a_fixed_number_of_keyframes_after_its_start(
-    run: Callable[..., None],
+def test_a_snapshot_on_request_needs_a_map_and_none_follows_the_final_one(
+    run_saved: Callable[..., None],
 ) -> None:
-    async def test(made: Upkeep) -> None:
-        made.add(1, 8)
-        await made.upkeep.start_adjustment_if_due()
-        merged_at = []
-        for frame_id in range(9, 13):
-            before = made.pipeline.merge_is_due
-            await made.upkeep.merge_adjustment_if_due(wait=True)
-            if before:
-                merged_at.append(frame_id)
-            made.add(frame_id, frame_id)
-        assert merged_at == [11]
+    async def test(saved: SavedRun) -> None:
+        await saved.snapshots.write_if_due(await saved.add(1, 3))
+        await saved.snapshots.write_now()
+        await saved.all_written()
+        assert saved.sizes() == []
+        await saved.snapshots.write_if_due(await saved.add(4, 5))
+        for _ in range(2):
+            await saved.snapshots.write_now()
+            await saved.all_written()
+        assert saved.sizes() == [5, 5]
+        await saved.snapshots.write_final()
+        await saved.all_written()
+        await saved.snapshots.write_now()
+        await saved.all_written()
+        assert saved.sizes() == [5]
 
-    run(test, *BACKGROUND)
+    run_saved(test, "snapshots.every_keyframes=0", "snapshots.every_s=0")
 
 
-def test_a_live_run_does_not_wait_for_an_adjustment_that_takes_longer(
-    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+def test_without_a_map_there_is_no_final_snapshot(
+    run_saved: Callable[..., None], tmp_path: Path
 ) -> None:
-    may_end = threading.Event()
+    async def test(saved: SavedRun) -> None:
+        await saved.add(1, 1)
+        await saved.snapshots.write_final()
 
-    def slow(*_: Any, **__: Any) -> None:
-        assert may_end.wait(WAIT_S)
-
-    monkeypatch.setattr(background, "solve_globally", slow)
-
-    async def test(made: Upkeep) -> None:
-        made.add(1, 8)
-        await made.upkeep.start_adjustment_if_due()
-        made.add(9, 12)
-        await made.upkeep.merge_adjustment_if_due(wait=False)
-        assert made.pipeline.merge_is_due
-        may_end.set()
-        await made.upkeep.merge_adjustment()
-        assert not made.pipeline.merge_is_due
-
-    run(test, *BACKGROUND)
+    run_saved(test)
+    assert not (tmp_path / "run" / "latest").exists()
 
 
-def test_an_adjustment_that_fails_is_told_and_forgotten(
-    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+def test_a_copy_that_fails_does_not_stand_in_the_way_of_the_next_one(
+    run_saved: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise ValueError("no solution")
+    def fail(self: Mapper) -> None:
+        raise RuntimeError("no memory")
 
-    monkeypatch.setattr(background, "solve_globally", fail)
+    async def test(saved: SavedRun) -> None:
+        counts = await saved.add(1, 6)
+        with monkeypatch.context() as patch:
+            patch.setattr(Mapper, "snapshot", fail)
+            with pytest.raises(RuntimeError, match="no memory"):
+                await saved.snapshots.write_if_due(counts)
+        await saved.snapshots.write_if_due(counts)
+        await saved.all_written()
+        assert saved.sizes() == [6]
 
-    async def test(made: Upkeep) -> None:
-        made.add(1, 8)
-        await made.upkeep.start_adjustment_if_due()
-        await made.upkeep.merge_adjustment()
-        (warning,) = made.told(Warned)
-        assert isinstance(warning, Warned)
-        assert warning.message == "global bundle adjustment failed: no solution"
-        made.add(9, 12)
-        assert not made.pipeline.merge_is_due
-        monkeypatch.undo()
-        await made.upkeep.start_adjustment_if_due()
-        await made.upkeep.merge_adjustment()
-        assert made.told(Warned) == []
-
-    run(test, *BACKGROUND)
+    run_saved(test, "snapshots.every_keyframes=5", "snapshots.every_s=0")
 
 
-def test_an_abandoned_adjustment_is_not_waited_for(
-    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    may_end = threading.Event()
-
-    def slow(*_: Any, **__: Any) -> None:
-        assert may_end.wait(WAIT_S)
-
-    monkeypatch.setattr(background, "solve_globally", slow)
-
-    async def test(made: Upkeep) -> None:
-        await made.upkeep.abandon_adjustment()  # there is none yet
-        made.add(1, 8)
-        await made.upkeep.start_adjustment_if_due()
-        await made.upkeep.abandon_adjustment()
-        assert not may_end.is_set()
-        may_end.set()
-
-    run(test, *BACKGROUND)
+# -- memory ---------------------------------------------------------------------------------------
 
 
-# -- windows --------------------------------------------------------------------------------------
+def test_memory_that_was_freed_is_the_system_s_again() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library has no malloc_trim")
+    process = psutil.Process()
+    kept = []
+    # Pieces below the size that is mapped by itself, with some between them that stay.
+    pieces = [bytearray(60_000) for _ in range(2000)]
+    kept = pieces[::50]
+    held = process.memory_info().rss
+    del pieces
+    return_free_memory()
+    assert process.memory_info().rss < held - 60_000_000
+    assert len(kept) == 40
 
 
-def test_a_window_is_solved_beside_the_map_and_merged_keyframes_later(
-    run: Callable[..., None],
-) -> None:
-    async def test(made: Upkeep) -> None:
-        made.add(1, 9)
-        await made.upkeep.start_window_if_due()
-        await made.upkeep.merge_window_if_due(wait=True)
-        assert made.told(WindowSolved) == []  # its time has not come
-        made.add(10, 11)
-        assert made.pipeline.window_merge_is_due
-        await made.upkeep.merge_window_if_due(wait=True)
-        (event,) = made.told(WindowSolved)
-        assert isinstance(event, WindowSolved)
-        assert event.keyframe_ids == tuple(range(2, 10))
-        assert not made.pipeline.window_merge_is_due
-
-    run(test, *WINDOWS)
-
-
-def test_a_window_in_flight_is_waited_for_at_the_end_or_given_up(
-    run: Callable[..., None],
-) -> None:
-    async def test(made: Upkeep) -> None:
-        made.add(1, 9)
-        await made.upkeep.start_window_if_due()
-        await made.upkeep.merge_window()
-        assert len(made.told(WindowSolved)) == 1
-        made.add(10, 16)
-        await made.upkeep.start_window_if_due()
-        await made.upkeep.abandon_all()
-        assert made.told(WindowSolved) == []
-
-    run(test, *WINDOWS)
+def test_without_such_a_call_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    background._trim.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    return_free_memory()
+    assert background._trim() is background._nothing
+    background._trim.cache_clear()
