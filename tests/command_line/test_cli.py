@@ -57,8 +57,9 @@ class Launches:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
-    """No run is started; the current folder is empty."""
+    """No run is started, whatever the sources; the current folder is empty."""
     fake = Launches()
+    monkeypatch.setattr(cli, "refuse_unknown_sources", lambda specs: None)
     monkeypatch.setattr(cli, "_launch", fake)
     monkeypatch.chdir(tmp_path)
     return fake
