@@ -59,6 +59,7 @@ _CORE = {  # distribution: what it is for
     "onnxruntime": "matching of SIFT's descriptors",
     "threadpoolctl": "sharing the cores",
     "networkx": "scene graph",
+    "ifaddr": "addresses of this machine",
     "av": "video files",
     "rerun-sdk": "live view and recording",
     "pydantic": "configuration",
@@ -72,6 +73,7 @@ _EXTRAS = {  # distribution: the extra that brings it
     "aiohttp": "phone",
     "cryptography": "phone",
     "segno": "phone",
+    "safetensors": "mast3r",
     "torch": "mast3r",
 }
 

@@ -35,10 +35,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from adapters.launch import limit_library_threads
 from adapters.matchers.sift import SiftMatcher
 from adapters.native_log import native_log_captured
 from adapters.windows.vggsfm import open_vggsfm
@@ -381,8 +381,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the figures."""
     options = parse_arguments(arguments)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    limit_library_threads()
     started_s = time.monotonic()
     upstream = upstream_solver(options.vggsfm)
     with native_log_captured():

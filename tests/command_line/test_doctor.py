@@ -69,6 +69,14 @@ def test_a_missing_package_of_an_extra_is_told_with_how_to_get_it(
     assert is_core_ready(examine())
 
 
+@pytest.mark.parametrize("package", ["opencv-python-headless", "onnxruntime", "torch"])
+def test_sift_needs_opencv_and_onnxruntime_and_no_torch(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    without(monkeypatch, package)
+    assert finding("matcher sift").is_ready is (package == "torch")
+
+
 def test_an_old_python_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10))
     assert not doctor._python().is_ready

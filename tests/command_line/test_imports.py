@@ -15,7 +15,8 @@ from tests.support.paths import ROOT
 from tests.support.waiting import HANG_S
 
 OPTIONAL = ["aiohttp", "aiomqtt"]  # extras
-SLOW_TO_LOAD = ["av", "cv2", "pycolmap", "rerun", "torch"]
+SLOW_TO_LOAD = ["av", "cv2", "onnxruntime", "pycolmap", "rerun", "torch"]
+OF_RUNS = ["numpy"]  # what a command that starts nothing does without
 NETWORKS = "adapters.matchers.mast3r"  # its modules need torch at once
 
 # Imports modules in an interpreter of its own, with some packages missing, and tells what changed.
@@ -171,4 +172,16 @@ def test_help_answers_without_loading_what_only_a_run_needs(
     answer = json.loads(report)
     assert answer["status"] == 0
     assert "Usage" in "\n".join(text)
-    assert not {*SLOW_TO_LOAD, *OPTIONAL} & set(answer["packages"])
+    assert not {*SLOW_TO_LOAD, *OPTIONAL, *OF_RUNS} & set(answer["packages"])
+
+
+@pytest.mark.parametrize("source", ["missing.mp4", "gopher://x"])
+def test_a_source_that_does_not_exist_is_refused_without_loading_what_only_a_run_needs(
+    tmp_path: Path, source: str
+) -> None:
+    done = run_python(HELP, ["run", source], folder=tmp_path)
+    (report,) = done.stdout.splitlines()
+    answer = json.loads(report)
+    assert answer["status"] == 2
+    assert done.stderr.startswith(f"livesfm: {source.partition(':')[0]}: ")
+    assert not {*SLOW_TO_LOAD, *OPTIONAL, *OF_RUNS} & set(answer["packages"])

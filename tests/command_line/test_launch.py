@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 import threadpoolctl
-import torch
 
 from adapters import launch as launch_module
 from adapters.launch import LaunchOptions, count_frame_ids, launch, limit_library_threads
@@ -23,7 +22,7 @@ from adapters.views.console import ConsoleView
 from adapters.views.rerun_view import RerunView
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, LiveSourcesConfig
-from engine.errors import ConfigError, JournalError
+from engine.errors import AdapterUnavailableError, ConfigError, JournalError
 from engine.output.journal import Journal
 from engine.ports import FrameSource
 from engine.run.engine import RunOutcome, StoppedBy
@@ -37,12 +36,11 @@ QUIET = Config.model_validate({"views": {"recording": False}})
 @pytest.fixture(autouse=True)
 def _library_threads_restored() -> Iterator[None]:
     """Launching limits the whole process; other tests must not notice."""
-    former = os.environ.get("OMP_NUM_THREADS"), cv2.getNumThreads(), torch.get_num_threads()
+    former = os.environ.get("OMP_NUM_THREADS"), cv2.getNumThreads()
     with threadpoolctl.threadpool_limits():
         yield
     assert former[0] is not None  # conftest sets it, so launching did not
     cv2.setNumThreads(former[1])
-    torch.set_num_threads(former[2])
 
 
 def options(path: Path, *sources: str | Path, **changes: Any) -> LaunchOptions:
@@ -224,6 +222,24 @@ def test_a_matcher_without_weights_is_refused_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "extra"),
+    [({"matching": {"matcher": "mast3r"}}, "mast3r"), ({"window": {"solver": "vggsfm"}}, "vggsfm")],
+)
+def test_what_needs_torch_is_refused_with_the_extra_that_brings_it(
+    tmp_path: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(AdapterUnavailableError, match="needs the package torch") as caught:
+        launch(Config.model_validate(settings), options(tmp_path / "run", photos))
+    assert (caught.value.package, caught.value.extra) == ("torch", extra)
+    assert not (tmp_path / "run").exists()
+
+
 # -- the run folder -------------------------------------------------------------------------------
 
 
@@ -389,7 +405,6 @@ def test_a_view_that_cannot_be_opened_is_a_refused_request(
 
 def test_libraries_work_on_one_thread_per_call() -> None:
     limit_library_threads()
-    assert torch.get_num_threads() == 1
     assert cv2.getNumThreads() == 1
     assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} <= {1}
     assert os.environ["OMP_NUM_THREADS"] == "1"

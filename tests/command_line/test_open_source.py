@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from adapters.open_source import open_source
+from adapters.open_source import open_source, refuse_unknown_sources
 from adapters.sources.files.image_folder import ImageFolder
 from adapters.sources.files.video_file import VideoFile
 from adapters.sources.files.watched_folder import WatchedFolder
 from adapters.sources.streams.live_stream import LiveStream
 from engine.config import Config, load_config
-from engine.errors import SourceError
+from engine.errors import ConfigError, SourceError
 from engine.ports import FrameIds, FrameSource
 from engine.types import FrameId
 
@@ -168,3 +168,48 @@ def test_a_password_in_an_unknown_source_is_not_repeated() -> None:
     with pytest.raises(SourceError) as caught:
         open_spec("gopher://user:secret@host/stream")
     assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError) as refused:
+        refuse_unknown_sources(["gopher://user:secret@host/stream"])
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ["missing.mp4"],
+        ["missing.mp4", "gopher://x"],
+        ["synthetic:village"],
+        ["x" * 5000],
+        ["missing.mp4", "watch"],
+    ],
+)
+def test_a_request_is_refused_with_what_is_wrong_with_its_first_source(
+    specs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as opened:
+        open_spec(specs[0])
+    with pytest.raises(ConfigError) as refused:
+        refuse_unknown_sources(specs)
+    assert str(refused.value) == str(opened.value)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        "photos",
+        "synthetic:town?frames=4",
+        "watch:missing",
+        "rtsp://camera/stream",
+        "CAMERA:0",
+        "mqtts://broker/topic",
+        "phone://0.0.0.0:8443",
+    ],
+)
+def test_a_request_with_one_known_source_is_opened(
+    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    refuse_unknown_sources([known])
+    refuse_unknown_sources(["missing.mp4", known])

@@ -12,6 +12,7 @@ import os
 import pdb
 import pickle
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from adapters.launch import LaunchOptions
 from adapters.launch import _window_solver as window_solver_of
 from adapters.views.view_mode import ViewMode
+from adapters.windows import vggsfm_package
 from adapters.windows.vggsfm import VggsfmWindowSolver, cameras_of, open_vggsfm
 from adapters.windows.vggsfm_colmap import FormerPycolmap, NoStandInError
 from adapters.windows.vggsfm_package import load_vggsfm
@@ -38,6 +40,7 @@ from engine.types import BoolArray, Float64Array
 from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window
+from tests.support.paths import ROOT
 from tests.support.vggsfm_fake import BACKBONE, FILES, write_files
 from tests.support.window_scenes import (
     FOCAL_PX,
@@ -454,6 +457,15 @@ def test_an_absent_package_is_one_clear_error_with_its_licence() -> None:
     said = str(error.value)
     for words in ("facebookresearch/vggsfm", "kornia==0.7.3", "poselib", "non-commercial"):
         assert words in said
+
+
+def test_the_extra_brings_torch_and_all_that_upstream_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought = {
+        name if "==" in name else name.partition(">=")[0]
+        for name in project["optional-dependencies"]["vggsfm"]
+    }
+    assert brought == {"torch", *vggsfm_package._DEPENDENCIES.values()}
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:

@@ -36,6 +36,22 @@ from tests.support.waiting import HANG_S
 POLL_S = 0.02
 NUM_PHOTOS = 10
 
+WITHOUT_TORCH = """
+import sys
+
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"{name} is not there", name=name)
+
+
+sys.meta_path.insert(0, NoTorch())
+from adapters.cli import main
+
+main()
+"""
+
 TOWN = "synthetic:town?path=lawnmower&width=320&height=240"
 NUM_FRAMES = 40
 
@@ -378,6 +394,28 @@ def test_overlapping_photos_are_reconstructed(photos: Path, tmp_path: Path) -> N
     written = assert_reconstructed(reconstruct(photos, out), out)
     assert written.statuses == ["keyframe"] * NUM_PHOTOS
     assert (out / "images" / "003.jpg").read_bytes() == (photos / "003.jpg").read_bytes()
+
+
+@pytest.mark.slow
+def test_photos_are_reconstructed_with_windows_and_views_where_there_is_no_torch(
+    photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    often = ("interval=1", "min_keyframes=4", "size=3", "merge_after_keyframes=1")
+    settings = itertools.chain.from_iterable(("--set", f"window.{setting}") for setting in often)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "run", photos, "--out", out, *settings],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    written = assert_valid(out)
+    assert written.summary["registered_keyframes"] == NUM_PHOTOS
+    assert written.summary["window_solves"] >= 1
+    assert (out / "recording.rrd").stat().st_size > 10_000
 
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from engine.windows.model import WindowModel, WindowSolverConfig
 from engine.windows.triangulation import (
     TrackPoints,
     TriangulationOptions,
+    _draws,
     triangulate_tracks,
     triangulate_window,
 )
@@ -129,6 +130,13 @@ def test_the_same_tracks_give_the_same_points() -> None:
     inputs = arrays(arc_scene(12, noise_px=0.5))
     first, second = (triangulate_tracks(*inputs, options=OPTIONS) for _ in range(2))
     assert (first.points3D_in_world == second.points3D_in_world).all()
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_pairs_of_views_are_drawn_as_torch_draws_them(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    expected = torch.rand((2, 50, 12), generator=generator, dtype=torch.float64).numpy()
+    assert (_draws((2, 50, 12), seed=seed) == expected).all()
 
 
 @pytest.mark.parametrize("with_guess", [False, True])
