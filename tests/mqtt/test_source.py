@@ -453,7 +453,7 @@ def test_more_cameras_than_allowed_are_dropped_and_junk_takes_no_place(tmp_path:
                 await received.until_num(0, number)
             for number, name in enumerate("abacb", start=1):
                 await publish(broker, (name, jpeg()))
-                await until(lambda number=number: len(received.items) == 1 + 5 + number)
+                await until(lambda num=1 + 5 + number: len(received.items) == num)  # type: ignore[misc]
             await publish(broker, ("a", jpeg(120, 90)))
             await received.until_num(4, 7)
         return received

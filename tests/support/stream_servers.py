@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class MjpegServer:
         status: int = 200,
         with_length: bool = True,
         hangs_up: bool = False,
+        before_part: Callable[[], object] = lambda: None,
         context: ssl.SSLContext | None = None,
     ) -> None:
         self.parts = parts
@@ -67,6 +68,7 @@ class MjpegServer:
         self.status = status
         self.with_length = with_length
         self.hangs_up = hangs_up
+        self.before_part = before_part  # may wait
         self.num_requests = 0
         self.stopping = threading.Event()
         self._server = http.server.ThreadingHTTPServer((LOOPBACK, port), self._handler())
@@ -123,6 +125,7 @@ class MjpegServer:
         if self.status != 200:
             return
         for part in self.parts:
+            self.before_part()
             length = f"Content-Length: {len(part)}\r\n" if self.with_length else ""
             head = f"--part\r\nContent-Type: image/jpeg\r\n{length}\r\n"
             request.wfile.write(head.encode() + part + b"\r\n")
@@ -133,7 +136,9 @@ class MjpegServer:
 
 
 @contextmanager
-def raw_server(reply: bytes = b"", *, says_bye: bool = False) -> Iterator[int]:
+def raw_server(
+    reply: bytes = b"", *, says_bye: bool = False, on_connection: Callable[[], None] = lambda: None
+) -> Iterator[int]:
     """A TCP server that answers everything with the same bytes; gives its port."""
     listener = socket.create_server((LOOPBACK, 0))
     clients: list[socket.socket] = []
@@ -154,6 +159,7 @@ def raw_server(reply: bytes = b"", *, says_bye: bool = False) -> Iterator[int]:
             except OSError:
                 return
             clients.append(client)
+            on_connection()
             threading.Thread(target=answer, args=(client,), daemon=True).start()
 
     thread = threading.Thread(target=accept, daemon=True)
@@ -218,8 +224,11 @@ def running(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
 
 
 @contextmanager
-def pushing(clip: Path, url: str) -> Iterator[None]:
-    """Sends a clip over and over by RTMP, and again when whoever listens is not there yet."""
+def pushing(clip: Path, url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Sends a clip over and over by RTMP, and again when whoever listens is not there yet.
+
+    Gives a list with the process that sends.
+    """
     stop = threading.Event()
     current: list[subprocess.Popen[bytes]] = []
 
@@ -233,7 +242,7 @@ def pushing(clip: Path, url: str) -> Iterator[None]:
     thread = threading.Thread(target=keep_pushing)
     thread.start()
     try:
-        yield
+        yield current
     finally:
         stop.set()
         while thread.is_alive():

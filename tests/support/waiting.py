@@ -13,6 +13,22 @@ from collections.abc import Callable
 HANG_S = 600.0
 
 
+class LeapingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock leaps when a test says so."""
+
+    ahead_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead_s
+
+
+def leap(duration_s: float) -> None:
+    """Makes what waits on the running `LeapingLoop` so much older."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, LeapingLoop)
+    loop.ahead_s += duration_s
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Waits on the event loop until something is so that has no event of its own."""
     async with asyncio.timeout(HANG_S):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path, PurePosixPath
@@ -103,12 +102,12 @@ class WatchedFolder:
         deadline_s = self._deadline_s()
         async with _FolderWatch(self._path) as watch:
             found = await self._look_first(files)
-            while time.monotonic() < deadline_s:
+            while _now_s() < deadline_s:
                 if is_there is not isinstance(found, list):
                     is_there = isinstance(found, list)
                     yield self._news(found)
                 if isinstance(found, str):
-                    await watch.wait(min(backoff.next_wait_s(), deadline_s - time.monotonic()))
+                    await watch.wait(min(backoff.next_wait_s(), deadline_s - _now_s()))
                     found = await self._look(files)
                     continue
                 backoff.reset()
@@ -117,8 +116,8 @@ class WatchedFolder:
                     deadline_s = self._deadline_s()
                 if not found:
                     await watch.follow(files.folder_identity)
-                    wait_s = min(files.settles_in_s(now_s=time.monotonic()), _LOOK_AGAIN_S)
-                    await watch.wait(min(wait_s, deadline_s - time.monotonic()))
+                    wait_s = min(files.settles_in_s(now_s=_now_s()), _LOOK_AGAIN_S)
+                    await watch.wait(min(wait_s, deadline_s - _now_s()))
                 found = await self._look(files)
         give_up_after_s = self._live_sources.give_up_after_s
         yield self._notice(SourceState.ENDED, f"no new file for {give_up_after_s:g} s")
@@ -134,7 +133,7 @@ class WatchedFolder:
     async def _look(self, files: ArrivingFiles) -> list[ArrivingFile] | str:
         """The files whose turn it is, or why the folder cannot be read."""
         try:
-            return await asyncio.to_thread(files.look, now_s=time.monotonic())
+            return await asyncio.to_thread(files.look, now_s=_now_s())
         except OSError as error:
             return error.strerror or str(error)
 
@@ -148,9 +147,9 @@ class WatchedFolder:
         )
 
     def _deadline_s(self) -> float:
-        """When to give up, on the monotonic clock, if a file came now."""
+        """When to give up if a file came now."""
         give_up_after_s = self._live_sources.give_up_after_s
-        return time.monotonic() + give_up_after_s if give_up_after_s else math.inf
+        return _now_s() + give_up_after_s if give_up_after_s else math.inf
 
     def _news(self, found: list[ArrivingFile] | str) -> SourceNotice:
         if isinstance(found, str):
@@ -159,6 +158,11 @@ class WatchedFolder:
 
     def _notice(self, state: SourceState, detail: str) -> SourceNotice:
         return SourceNotice(source=self.info.label, state=state, detail=detail)
+
+
+def _now_s() -> float:
+    """The monotonic clock of the event loop."""
+    return asyncio.get_running_loop().time()
 
 
 class _Taking:
