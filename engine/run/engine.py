@@ -346,7 +346,8 @@ class Engine:
             ingestion=self._ingestion,
             warn=self._events.warn,
         )
-        places = places or PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
+        if places is None:  # an index may have a length, and be empty
+            places = PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
         graph = SceneGraph(config.scene_graph, recognizer=places)
         matching = PairMatching(
             graph, self._matcher, two_view=config.two_view, dense=config.dense_matching

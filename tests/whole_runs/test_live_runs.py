@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pycolmap
 import pytest
 
 from engine.run.engine import RunOutcome, StoppedBy
@@ -111,19 +112,23 @@ def reading(frame_id: int, *, camera_key: str | None = None) -> GpsReading:
     )
 
 
+def recorded_latitudes_deg(path: Path) -> dict[int, float]:
+    """Latitudes of the keyframes that have a position, by their ids."""
+    database = pycolmap.Database.open(path / "database.db")
+    priors = database.read_all_pose_priors()
+    database.close()
+    return {prior.corr_data_id.id: float(prior.position[0]) for prior in priors}
+
+
 def test_frames_get_positions_that_came_beside_them(tmp_path: Path) -> None:
     world_frames = frames(1, 4)
     source = FakeSource(
         happenings=[reading(1), world_frames[0], reading(3), *world_frames[1:]], is_sequence=False
     )
-    engine = engine_of(
-        tmp_path / "run", sources=[source], matcher=WorldMatcher(world=world_of(NUM_FRAMES))
-    )
-    asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
-    fixes = [engine._pipeline.sparse_map.keyframe(f.frame_id).gps for f in world_frames]
-    assert all(fix is not None for fix in fixes)
-    latitudes = [fix.latitude_deg for fix in fixes if fix is not None]
-    assert latitudes[:3] == pytest.approx([1e-4, 2e-4, 3e-4])
+    outcome, _ = run_world(tmp_path / "run", [source])
+    latitudes_deg = recorded_latitudes_deg(outcome.path)
+    assert latitudes_deg.keys() == {frame.frame_id for frame in world_frames}
+    assert [latitudes_deg[i] for i in (1, 2, 3)] == pytest.approx([1e-4, 2e-4, 3e-4])
 
 
 def test_positions_of_one_source_are_not_those_of_another(tmp_path: Path) -> None:
@@ -132,13 +137,9 @@ def test_positions_of_one_source_are_not_those_of_another(tmp_path: Path) -> Non
         FakeSource(happenings=[reading(1), *here]),
         FakeSource(happenings=there, label="other"),
     ]
-    engine = engine_of(
-        tmp_path / "run", sources=sources, matcher=WorldMatcher(world=world_of(NUM_FRAMES))
-    )
-    asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
-    keyframe_of = engine._pipeline.sparse_map.keyframe
-    assert all(keyframe_of(frame.frame_id).gps is not None for frame in here)
-    assert all(keyframe_of(frame.frame_id).gps is None for frame in there)
+    outcome, written = run_world(tmp_path / "run", sources)
+    assert written.statuses == ["keyframe"] * 4
+    assert recorded_latitudes_deg(outcome.path).keys() == {frame.frame_id for frame in here}
 
 
 # -- requests -------------------------------------------------------------------------------------
