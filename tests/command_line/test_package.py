@@ -135,7 +135,7 @@ def test_named_presets_are_found_from_another_folder(installed: Installed) -> No
 
 
 def test_an_unknown_preset_is_refused_from_another_folder(installed: Installed) -> None:
-    done = installed.run("run", "photos", "--config", "drones")
+    done = installed.run("run", "synthetic:town", "--config", "drones")
     assert done.returncode == 2
     assert "did you mean drone? Presets: default, drone, " in done.stderr
 
