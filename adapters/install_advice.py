@@ -31,7 +31,9 @@ def missing_package(adapter: str, *, package: str, extra: str) -> AdapterUnavail
         package: the name of the package.
         extra: the extra of the distribution that brings the package.
     """
-    return AdapterUnavailableError(adapter, package=package, how_to_install=how_to_install(extra))
+    return AdapterUnavailableError(
+        adapter, package=package, extra=extra, how_to_install=how_to_install(extra)
+    )
 
 
 def how_to_install(extra: str) -> str:

@@ -311,9 +311,9 @@ class OracleConfig(Section):
     """Share of the outliers that have low confidence; the others look like any match."""
     depth_noise_ratio: NonNegativeFloat = 0.05
     """Standard deviation of depths, as a share of the depth."""
-    tells_focal_length: bool = True
+    reports_focal_length: bool = True
     """Whether it reports focal lengths, wrong by 2 %."""
-    tells_depths: bool = True
+    reports_depths: bool = True
     """Whether it reports depths in metres."""
 
 

@@ -28,9 +28,10 @@ class SourceError(EngineError):
 class AdapterUnavailableError(EngineError):
     """An optional package is missing."""
 
-    def __init__(self, adapter: str, *, package: str, how_to_install: str) -> None:
+    def __init__(self, adapter: str, *, package: str, extra: str, how_to_install: str) -> None:
         super().__init__(f"{adapter} needs the package {package}: {how_to_install}")
         self.package = package
+        self.extra = extra
 
 
 class InferenceError(EngineError):

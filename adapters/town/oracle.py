@@ -214,7 +214,7 @@ class OracleMatcher:
             points_xy=points_xy,
             confidence=confidence,
             depths_m=np.maximum(true_depths * (1.0 + noise), 0.0).astype(np.float32)
-            * self._config.tells_depths,
+            * self._config.reports_depths,
         )
 
     def _spoil(
@@ -242,7 +242,7 @@ class OracleMatcher:
     def _focal_lengths(
         self, request: MatchRequest, rng: np.random.Generator
     ) -> tuple[float, float]:
-        if not (self._config.tells_focal_length and request.wants_pointmaps):
+        if not (self._config.reports_focal_length and request.wants_pointmaps):
             return 0.0, 0.0
         first, second = (
             self.view(i).intrinsics[0] for i in (request.pair.first, request.pair.second)

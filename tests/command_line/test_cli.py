@@ -212,7 +212,12 @@ def test_the_exit_code_tells_whether_something_useful_was_made(
     [
         (ConfigError("there: exists and is not empty"), 2),
         (SourceError("photos: no such file or folder"), 1),
-        (AdapterUnavailableError("MQTT", package="aiomqtt", how_to_install="get it"), 2),
+        (
+            AdapterUnavailableError(
+                "MQTT", package="aiomqtt", extra="mqtt", how_to_install="get it"
+            ),
+            2,
+        ),
     ],
     ids=["refused", "no source", "no adapter"],
 )
@@ -250,9 +255,9 @@ def test_a_configuration_file_that_is_not_there_is_refused(launches: Launches) -
 
 
 def test_a_preset_is_asked_for_by_its_name(launches: Launches) -> None:
-    assert livesfm("run", "photos", "--config", "phone").exit_code == 0
+    assert livesfm("run", "synthetic:town", "--config", "phone").exit_code == 0
     assert launches.config == load_config(["phone"])
-    result = livesfm("run", "photos", "--config", "phon")
+    result = livesfm("run", "synthetic:town", "--config", "phon")
     assert result.exit_code == cli.REFUSED
     assert "unknown preset: phon; did you mean phone?" in result.stderr
 

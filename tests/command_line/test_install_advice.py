@@ -99,7 +99,7 @@ def test_the_error_of_a_missing_package_names_it_and_the_command(
     error = missing_package("MQTT", package="aiomqtt", extra="mqtt")
     assert isinstance(error, AdapterUnavailableError)
     assert str(error) == "MQTT needs the package aiomqtt: get mqtt"
-    assert error.package == "aiomqtt"
+    assert (error.package, error.extra) == ("aiomqtt", "mqtt")
 
 
 def test_the_version_is_that_of_the_installed_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,7 +279,7 @@ def test_depths_of_the_way_back_belong_to_their_images() -> None:
 
 
 def test_depths_are_left_out_when_configured() -> None:
-    matches = Asked(tells_depths=False).match(0, 2)
+    matches = Asked(reports_depths=False).match(0, 2)
     assert len(matches) > 2000
     assert not matches.depths_m.any()
 
@@ -292,7 +292,7 @@ def test_focal_lengths_are_returned_where_they_are_wanted() -> None:
     ratios = np.array(focal_px).ravel() / FOCAL_PX
     assert 0.005 < ratios.std() < 0.04
     assert np.abs(ratios - 1.0).max() < 0.1
-    secret = Asked(tells_focal_length=False)
+    secret = Asked(reports_focal_length=False)
     assert secret.match(0, 2, wants_pointmaps=True).focal_px == (0.0, 0.0)
 
 
