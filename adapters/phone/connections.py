@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -198,7 +197,7 @@ class Line:
 
     def _untold(self, told: _Told, *, at_once: bool = False) -> dict[str, Any]:
         """What the phone was not told yet and may be told now; noted as told."""
-        now_s = time.monotonic()
+        now_s = asyncio.get_running_loop().time()
         desk = self._intake.desk
         untold: dict[str, Any] = {}
         num_left = self.phone.num_left - told.num_left

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Generator
 
 import pytest
 
 from adapters.live.blocking import iterate_in_thread
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, until
 
 NAME = "reader under test"
 
@@ -47,15 +46,11 @@ class Recorder:
 
 
 async def reader_has_ended() -> bool:
-    deadline = time.monotonic() + HANG_S
-    while any(thread.name == NAME for thread in threading.enumerate()):
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.001)
+    await until(lambda: all(thread.name != NAME for thread in threading.enumerate()))
     return True
 
 
-async def until(event: threading.Event) -> bool:
+async def is_set(event: threading.Event) -> bool:
     return await asyncio.to_thread(event.wait, HANG_S)
 
 
@@ -109,21 +104,24 @@ def test_nothing_runs_when_nobody_asks() -> None:
 
 
 def test_the_loop_stays_free_while_a_step_blocks() -> None:
+    may_go_on = threading.Event()
+
     def slow(stop: threading.Event) -> Generator[int, None, None]:
-        time.sleep(0.2)
+        assert may_go_on.wait(HANG_S)
         yield 1
 
     async def consume() -> int:
         items = iterate_in_thread(slow, name=NAME)
         first = asyncio.ensure_future(anext(items))
-        num_turns = 0
-        while not first.done():
+        for _ in range(10):
             await asyncio.sleep(0.005)
-            num_turns += 1
+            assert not first.done()
+        may_go_on.set()
+        item = await first
         await items.aclose()
-        return num_turns
+        return item
 
-    assert asyncio.run(consume()) >= 10
+    assert asyncio.run(consume()) == 1
 
 
 def test_an_error_of_the_generator_reaches_the_consumer_after_the_items_before_it() -> None:
@@ -195,7 +193,7 @@ def test_a_cancelled_consumer_tells_the_step_to_stop_and_waits_for_it() -> None:
 
     async def cancel() -> None:
         task = asyncio.create_task(consume())
-        assert await until(recorder.is_blocked)
+        assert await is_set(recorder.is_blocked)
         task.cancel()
         await asyncio.sleep(0.02)
         assert not task.done()
@@ -218,7 +216,7 @@ def test_a_second_cancellation_waits_no_longer_and_the_thread_still_cleans_up() 
 
     async def cancel_twice() -> None:
         task = asyncio.create_task(consume())
-        assert await until(recorder.is_blocked)
+        assert await is_set(recorder.is_blocked)
         task.cancel()
         await asyncio.sleep(0.01)
         task.cancel()
@@ -257,7 +255,7 @@ def test_a_step_that_never_returns_does_not_keep_the_process_alive() -> None:
 
         def read(stop):
             blocked.set()
-            threading.Event().wait(60.0)
+            threading.Event().wait()
             yield 1
 
         async def consume():
