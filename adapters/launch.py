@@ -20,13 +20,13 @@ from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     FrameIds,
-    FrameSource,
     InvitesSenders,
     KnowsGroundTruth,
     OffersFeedbackView,
     PairMatcher,
     PlaceIndex,
     RunControl,
+    Source,
     View,
     WindowSolver,
 )
@@ -107,9 +107,7 @@ def _load_torch(adapter: str, *, extra: str) -> None:
     torch.set_num_threads(1)
 
 
-async def _run(
-    config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
-) -> RunOutcome:
+async def _run(config: Config, options: LaunchOptions, sources: Sequence[Source]) -> RunOutcome:
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
@@ -154,9 +152,7 @@ def _leave_at_once() -> None:
     leave_at_once()
 
 
-def _matching(
-    config: Config, sources: Sequence[FrameSource]
-) -> tuple[PairMatcher, PlaceIndex | None]:
+def _matching(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, PlaceIndex | None]:
     """The configured matcher, and how it finds places; None: by its descriptors.
 
     Raises:
@@ -175,7 +171,7 @@ def _matching(
             return open_mast3r(config.mast3r, dense=config.dense_matching)
 
 
-def _sift(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
+def _sift(config: Config, sources: Sequence[Source]) -> PairMatcher:
     """SIFT; leaner when there are only videos."""
     from adapters.matchers.sift import SiftMatcher
 
@@ -185,7 +181,7 @@ def _sift(config: Config, sources: Sequence[FrameSource]) -> PairMatcher:
     return SiftMatcher(sift)
 
 
-def _oracle(config: Config, sources: Sequence[FrameSource]) -> tuple[PairMatcher, PlaceIndex]:
+def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, PlaceIndex]:
     from adapters.town.oracle import OracleMatcher, OraclePlaces, TrueView
     from adapters.town.source import SyntheticTown
 
@@ -242,7 +238,7 @@ class _RefusedSource:
         yield  # makes it a generator
 
 
-def _open_sources(specs: Sequence[str], config: Config) -> list[FrameSource]:
+def _open_sources(specs: Sequence[str], config: Config) -> list[Source]:
     """Opens what can be opened.
 
     Raises:
@@ -251,7 +247,7 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[FrameSource]:
     from adapters.open_source import open_source
 
     next_frame_id = count_frame_ids()
-    sources: list[FrameSource] = []
+    sources: list[Source] = []
     refused: list[SourceError] = []
     for spec in specs:
         try:
@@ -289,7 +285,7 @@ def _check_live_view(config: Config, options: LaunchOptions) -> None:
 def _open_remote_views(
     config: Config,
     options: LaunchOptions,
-    sources: Sequence[FrameSource],
+    sources: Sequence[Source],
     control: RunControl,
 ) -> list[View]:
     """Views for people and programs elsewhere: MQTT, and phones that are a source.
@@ -310,9 +306,7 @@ def _open_remote_views(
     return views
 
 
-def _open_views(
-    config: Config, options: LaunchOptions, sources: Sequence[FrameSource]
-) -> list[View]:
+def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source]) -> list[View]:
     views: list[View] = []
     is_live = options.view_mode in (ViewMode.SPAWN, ViewMode.SERVE)
     if is_live:
@@ -352,7 +346,7 @@ def _open_live_view(config: Config, options: LaunchOptions) -> View:
     return live
 
 
-def _groundtruth(sources: Sequence[FrameSource]) -> list[tuple[float, Float64Array]]:
+def _groundtruth(sources: Sequence[Source]) -> list[tuple[float, Float64Array]]:
     """True poses, when the only source knows them."""
     if len(sources) == 1 and isinstance(sources[0], KnowsGroundTruth):
         return sources[0].ground_truth()

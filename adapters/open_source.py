@@ -15,7 +15,7 @@ from engine.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
     from engine.config import Config
-    from engine.ports import FrameIds, FrameSource
+    from engine.ports import FrameIds, Source
 
 _OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone"})
 _KINDS = (
@@ -41,7 +41,7 @@ def refuse_unknown_sources(specs: Sequence[str]) -> None:
         raise ConfigError(str(unknown[0])) from unknown[0]
 
 
-def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> Source:
     """Opens the source that ``spec`` names.
 
     Args:
@@ -80,7 +80,7 @@ def _known_scheme(spec: str) -> str:
     return known
 
 
-def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: FrameIds) -> Source:
     """The source of a scheme that is known."""
     if scheme in STREAM_SCHEMES:
         from adapters.sources.streams.live_stream import LiveStream
@@ -117,7 +117,7 @@ def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: Frame
     return SyntheticTown(parse_town_spec(spec), next_frame_id=next_frame_id, config=config.sources)
 
 
-def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source:
     from adapters.sources.files.photo_files import IMAGE_SUFFIXES
 
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:

@@ -30,14 +30,15 @@ class FrameIds(Protocol):
 
 
 class FrameSource(Protocol):
-    """Where frames come from.
+    """Where frames come from that can wait, such as files; nothing of it is dropped.
 
-    ``frames`` runs on the event loop; blocking work (decoding) goes to threads. It ends when the
-    source is exhausted. Closing the iterator (``aclose``) releases files, sockets and threads.
-    Unreadable frames are yielded as ``RejectedFrame``, positions that come beside the frames as
-    ``GpsReading``, lost and found connections as ``SourceNotice``; ``SourceError`` is only for a
-    source that cannot be opened or read at all. A live source ends only when nothing can come any
-    more: what breaks is tried again.
+    ``frames`` runs on the event loop; blocking work goes to threads. It ends when the source is
+    exhausted, and yields one item after the other, each when the engine has room for it. Closing
+    the iterator (``aclose``) releases files and threads. Frames are yielded as ``Arrival`` before
+    they are decoded, where that can be done later, and unreadable ones as ``RejectedFrame``;
+    positions that come beside the frames as ``GpsReading``, each before the frames that it
+    concerns; what watchers are to know as ``SourceNotice``. ``SourceError`` is only for a source
+    that cannot be opened or read at all.
     """
 
     @property
@@ -46,6 +47,39 @@ class FrameSource(Protocol):
 
     def frames(self) -> AsyncGenerator[Received, None]:
         """Yields frames in order of capture."""
+
+
+class ArrivalSink(Protocol):
+    """Takes what a live source receives. Called from any thread; returns at once."""
+
+    def __call__(self, item: Received, /) -> None:
+        """Takes one item; an older arrival of its lane may be dropped for it, and is counted."""
+
+
+@runtime_checkable
+class LiveSource(Protocol):
+    """Where frames come from that wait for nobody: streams, brokers, phones.
+
+    What arrives goes into a sink at once and undecoded, from whichever thread received it: who
+    receives never waits for the engine. The items are those of ``FrameSource``.
+    """
+
+    @property
+    def info(self) -> SourceInfo:
+        """What the source is; the same at all times."""
+
+    async def receive(self, sink: ArrivalSink) -> None:
+        """Receives until nothing can come any more; called once, on the event loop.
+
+        What breaks is tried again. Cancelling releases sockets and threads; what a thread puts
+        into the sink after that is ignored.
+
+        Raises:
+            SourceError: the source cannot be opened at all.
+        """
+
+
+Source = FrameSource | LiveSource
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ z forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NewType
@@ -198,7 +199,7 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedFrame:
-    """A frame that its source could not turn into pixels; counted and evented, never silent."""
+    """A frame that never got pixels, or none of use; counted and evented, never silent."""
 
     source: str
     index: int
@@ -208,7 +209,48 @@ class RejectedFrame:
     detail: str
 
 
-Received = Frame | RejectedFrame | GpsReading | SourceNotice  # what a source yields
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Arrival:
+    """A frame as it arrived: still encoded, or decoded but not yet RGB. Some are never decoded.
+
+    ``decode`` makes the frame of it or gives the reason why there is none. It blocks and is called
+    at most once; one thread decodes all arrivals of a source, in order of arrival.
+    """
+
+    source: str  # the source as the user named it, without credentials
+    index: int  # position in its source, 0-based
+    name: str  # what the frame is called while it is not decoded
+    captured_at_s: float  # the source's clock, as far as it is known before decoding
+    num_bytes: int  # of memory that it holds until it is decoded
+    decode: Callable[[], Frame | RejectedFrame]
+    lane: str = ""  # of a live source: a newer arrival takes the place of an older one of its lane
+
+    @classmethod
+    def of(cls, frame: Frame, *, lane: str = "") -> Arrival:
+        """The arrival of a frame that has its pixels already."""
+        return cls(
+            source=frame.source,
+            index=frame.index,
+            name=frame.name,
+            captured_at_s=frame.captured_at_s,
+            num_bytes=frame.pixels.nbytes,
+            decode=lambda: frame,
+            lane=lane,
+        )
+
+    def rejected(self, reason: DropReason, detail: str) -> RejectedFrame:
+        """The frame as one that does not become part of the run."""
+        return RejectedFrame(
+            source=self.source,
+            index=self.index,
+            name=self.name,
+            captured_at_s=self.captured_at_s,
+            reason=reason,
+            detail=detail,
+        )
+
+
+Received = Arrival | RejectedFrame | GpsReading | SourceNotice  # what comes from a source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from adapters.mqtt.connection import MqttAddress, MqttLink, keep_connected
 from adapters.open_source import open_source
 from engine.config import Config, load_config
-from engine.errors import EngineError
-from engine.types import Frame, FrameId, SourceState
+from engine.errors import EngineError, SourceError
+from engine.ports import LiveSource
+from engine.types import Arrival, Frame, FrameId, SourceState
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -95,20 +96,30 @@ def _properties(shot: Shot) -> Properties:
 
 
 async def read_shots(spec: str, *, config: Config) -> list[Shot]:
-    """All frames of a source."""
+    """All frames of a source that can wait, or as many as configured."""
     ids = itertools.count(1)
     source = open_source(spec, config=config, next_frame_id=lambda: FrameId(next(ids)))
-    async with aclosing(source.frames()) as frames:
-        return [
-            await asyncio.to_thread(_shot, item, quality=config.runtime.keyframe_jpeg_quality)
-            async for item in frames
-            if isinstance(item, Frame)
-        ]
+    if isinstance(source, LiveSource):
+        raise SourceError(f"{source.info.label}: only files can be played")
+    shots: list[Shot] = []
+    quality = config.runtime.keyframe_jpeg_quality
+    async with aclosing(source.frames()) as items:
+        async for item in items:
+            if isinstance(item, Arrival):
+                shot = await asyncio.to_thread(_shot, item, quality=quality)
+                shots += [] if shot is None else [shot]
+            if len(shots) == config.sources.max_frames > 0:
+                break
+    return shots
 
 
-def _shot(frame: Frame, *, quality: int) -> Shot:
+def _shot(arrival: Arrival, *, quality: int) -> Shot | None:
+    """The frame as it is played; None when it is unreadable."""
     import cv2
 
+    frame = arrival.decode()
+    if not isinstance(frame, Frame):
+        return None
     jpeg = frame.jpeg
     if jpeg is None:
         bgr = cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2BGR)

@@ -8,13 +8,16 @@ from now on counts.
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
 from adapters.images.exif import PLAUSIBLE_FOCAL_RATIOS, intrinsics_prior
+from adapters.live.deadline import GiveUpDeadline
 from adapters.mqtt.cameras import Camera, Cameras, Positions
 from adapters.mqtt.connection import (
     MqttAddress,
@@ -23,19 +26,20 @@ from adapters.mqtt.connection import (
     is_refusal,
     keep_connected,
 )
-from adapters.mqtt.inbox import Arrived, Inbox, Told, frame_name
-from adapters.mqtt.payloads import Facts, kind_of, unwrap
+from adapters.mqtt.payloads import Facts, Properties, kind_of, unwrap
 from adapters.mqtt.telemetry import read_telemetry
-from adapters.mqtt.topics import Levels, TopicFilter, telemetry_filter
+from adapters.mqtt.topics import Levels, TopicFilter, printable, telemetry_filter
 from engine.config import Config, SourcesConfig
 from engine.errors import SourceError
-from engine.ports import FrameIds, FrameSource
+from engine.ports import ArrivalSink, FrameIds
 from engine.types import (
+    Arrival,
     DropReason,
     Frame,
     GpsFix,
     IntrinsicsPrior,
     Received,
+    RejectedFrame,
     SourceInfo,
     SourceNotice,
     SourceState,
@@ -45,17 +49,17 @@ if TYPE_CHECKING:
     import aiomqtt
 
 _MAX_TELEMETRY_BYTES = 65_536
-_LET_GO_S = 1.0  # for a farewell to the broker
+_MAX_TOPIC_CHARS = 80
 
 
-def open_mqtt_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
-    """Prepares a source; connecting is left to ``frames``.
+def open_mqtt_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> MqttSource:
+    """Prepares a source; connecting is left to ``receive``.
 
     Args:
         spec: ``mqtt(s)://[USER[:PASSWORD]@]HOST[:PORT]/TOPIC``, with ``+`` and ``#`` in the topic
             as in subscriptions. A user's password may also stand in LIVESFM_MQTT_PASSWORD.
         config: the resolved configuration.
-        next_frame_id: the run's counter of frame ids.
+        next_frame_id: the run's counter of frame ids; called on the thread that decodes.
 
     Raises:
         SourceError: the address is none.
@@ -70,8 +74,21 @@ def open_mqtt_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> F
     return MqttSource(address, config=config, next_frame_id=next_frame_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageMessage:
+    """A message on a topic of frames."""
+
+    index: int  # of all messages for frames, 0-based
+    topic: str
+    levels: Levels  # of its topic, at the wildcards
+    payload: bytes
+    properties: Properties
+    arrived_at_s: float  # Unix time
+    received_at_s: float  # monotonic
+
+
 class MqttSource:
-    """Images from the topics of a broker, the newest of each camera first.
+    """Images from the topics of a broker; the images of a topic are a lane.
 
     A message is refused by its size and first bytes before anything is decoded. A camera is a topic
     and an image size; each has its own clock. Positions on the telemetry topic belong to the camera
@@ -89,82 +106,49 @@ class MqttSource:
         self._max_payload_bytes = 10**6 * config.live_sources.max_payload_mb
         self._frames_filter = TopicFilter(address.topic)
         self._telemetry_filter = telemetry_filter(self._frames_filter, config.mqtt.telemetry_topic)
-        self._tells_camera = (
+        self._has_same_wildcards = (
             self._frames_filter.num_wildcards == self._telemetry_filter.num_wildcards
         )
         max_cameras = config.live_sources.max_cameras
-        self._inbox = Inbox(source=self.info.label, max_cameras=max_cameras)
         self._cameras = Cameras(max_cameras)
         self._positions = Positions(
-            source=self.info.label,
-            cameras=self._cameras,
-            max_topics=max_cameras,
-            put=self._inbox.put_reading,
+            source=self.info.label, cameras=self._cameras, max_topics=max_cameras, put=self._put
         )
+        self._lock = threading.Lock()  # of cameras and positions: frames are decoded elsewhere
         self._num_messages = 0
-        self._num_frames = 0
-        self._last_frame_s = 0.0
-        self._has_given_up = False
+        self._sink: ArrivalSink | None = None
+        self._deadline: GiveUpDeadline | None = None
 
-    async def frames(self) -> AsyncGenerator[Received, None]:
-        """Yields what comes until the broker refuses us; called once."""
-        receiving = asyncio.create_task(self._receive(), name=f"receive {self.info.label}")
-        self._last_frame_s = time.monotonic()
-        try:
-            while (item := await self._next_item()) is not None:
-                if not isinstance(item, Arrived):
-                    yield item
-                elif (frame := await self._frame_of(item)) is not None:
-                    yield frame
-                if self._num_frames == self._sources_config.max_frames > 0:
-                    yield self._ended(f"{self._num_frames} frames were taken, as configured")
-                    return
-            if receiving.done():
-                receiving.result()  # what broke it, if anything did, belongs to who reads
-        finally:
-            receiving.cancel()
-            await asyncio.wait((receiving,), timeout=_LET_GO_S)
+    async def receive(self, sink: ArrivalSink) -> None:
+        """Receives until the broker refuses us, or no image came for ``give_up_after_s``."""
+        self._sink = sink
+        self._deadline = GiveUpDeadline(self._live.give_up_after_s)
+        if not await self._deadline.outlasts(self._stay_connected()):
+            self._report(SourceState.ENDED, f"no frame for {self._live.give_up_after_s:g} s")
 
-    async def _next_item(self) -> Arrived | Told | None:
-        """What to look at next; None after the last, or after a silence that was too long."""
-        if self._has_given_up:
-            return None
-        patience_s = self._live.give_up_after_s
-        left_s = patience_s - (time.monotonic() - self._last_frame_s) if patience_s else None
-        try:
-            if left_s is not None and left_s <= 0.0:  # also where other messages never end
-                raise TimeoutError
-            async with asyncio.timeout(left_s):
-                return await self._inbox.next()
-        except TimeoutError:
-            self._has_given_up = True
-            return self._ended(f"no frame for {patience_s:g} s")
+    def _put(self, item: Received) -> None:
+        if self._sink is not None:
+            self._sink(item)
 
-    def _ended(self, detail: str) -> SourceNotice:
-        return SourceNotice(source=self.info.label, state=SourceState.ENDED, detail=detail)
-
-    async def _receive(self) -> None:
-        try:
-            await keep_connected(
-                self._link, self._subscribe, report=self._tell, client=self._connection
-            )
-        finally:
-            self._inbox.end()
-
-    def _connection(self) -> AbstractAsyncContextManager[aiomqtt.Client]:
-        return self._link.client(queue_type=_handing_to(self._take_in))
+    async def _stay_connected(self) -> None:
+        await keep_connected(
+            self._link,
+            self._subscribe,
+            report=self._report,
+            client=lambda: self._link.client(queue_type=_handing_to(self._take_in)),
+        )
 
     async def _subscribe(self, client: aiomqtt.Client) -> None:
         for topics in (self._frames_filter, self._telemetry_filter):
             codes = await client.subscribe(topics.text, qos=0)
             if any(is_refusal(code) for code in codes):
                 raise MqttRefusal(f"the broker does not let us read {topics.text}")
-        self._tell(SourceState.CONNECTED, f"reading {self._frames_filter.text}")
+        self._report(SourceState.CONNECTED, f"reading {self._frames_filter.text}")
         async for _ in client.messages:  # none: they went to `_take_in`; ends with the connection
             pass
 
-    def _tell(self, state: SourceState, detail: str) -> None:
-        self._inbox.put_notice(SourceNotice(source=self.info.label, state=state, detail=detail))
+    def _report(self, state: SourceState, detail: str) -> None:
+        self._put(SourceNotice(source=self.info.label, state=state, detail=detail))
 
     def _take_in(self, message: aiomqtt.Message) -> None:
         """Sorts a message; called for each one as it is read from the socket."""
@@ -182,33 +166,48 @@ class MqttSource:
             return  # where the camera was, not where it is
         is_short = len(message.payload) <= _MAX_TELEMETRY_BYTES
         telemetry = read_telemetry(message.payload) if is_short else None
-        if telemetry is None:
-            self._positions.count_unusable("a message of telemetry that holds no position")
-            return
-        self._positions.add(
-            telemetry, levels=levels if self._tells_camera else None, arrived_at_s=time.time()
-        )
+        with self._lock:
+            if telemetry is None:
+                self._positions.count_unusable("a message of telemetry that holds no position")
+                return
+            self._positions.add(
+                telemetry,
+                levels=levels if self._has_same_wildcards else None,
+                arrived_at_s=time.time(),
+            )
 
     def _take_in_image(self, message: aiomqtt.Message, levels: Levels) -> None:
-        arrived = Arrived(
+        image = ImageMessage(
             index=self._num_messages,
             topic=message.topic.value,
-            camera=levels,
+            levels=levels,
             payload=message.payload,
             properties=dict(getattr(message.properties, "UserProperty", ())),
             arrived_at_s=time.time(),
             received_at_s=time.monotonic(),
         )
         self._num_messages += 1
-        refusal = self._refusal_of(arrived, is_retained=message.retain)
-        if refusal is None:
-            self._inbox.put_image(arrived)
-        else:
-            self._inbox.refuse(arrived, reason=refusal.reason, detail=refusal.detail)
+        refusal = self._refusal_of(image, is_retained=message.retain)
+        if refusal is not None:
+            self._put(self._rejected(image, refusal))
+            return
+        if self._deadline is not None:
+            self._deadline.restart()
+        self._put(
+            Arrival(
+                source=self.info.label,
+                index=image.index,
+                name=_frame_name(image.index),
+                captured_at_s=image.arrived_at_s,
+                num_bytes=len(image.payload),
+                decode=functools.partial(self._decode, image),
+                lane=image.topic,
+            )
+        )
 
-    def _refusal_of(self, arrived: Arrived, *, is_retained: bool) -> RefusedImage | None:
+    def _refusal_of(self, image: ImageMessage, *, is_retained: bool) -> RefusedImage | None:
         """Why a message cannot become a frame, by what shows at once."""
-        num_bytes = len(arrived.payload)
+        num_bytes = len(image.payload)
         if is_retained:
             return RefusedImage(
                 reason=DropReason.DUPLICATE, detail="kept by the broker from before"
@@ -217,12 +216,23 @@ class MqttSource:
             return RefusedImage(
                 reason=DropReason.TOO_LARGE, detail=f"a message of {num_bytes / 1e6:,.1f} MB"
             )
-        if kind_of(arrived.payload) is None:
+        if kind_of(image.payload) is None:
             detail = "no image by its first bytes" if num_bytes else "empty"
             return RefusedImage(reason=DropReason.UNREADABLE, detail=detail)
-        if not self._cameras.may_be_one(arrived.camera):
-            return self._too_many_cameras()
-        return None
+        with self._lock:
+            is_one = self._cameras.may_be_one(image.levels)
+        return None if is_one else self._too_many_cameras()
+
+    def _rejected(self, image: ImageMessage, refusal: RefusedImage) -> RejectedFrame:
+        topic = printable(image.topic, max_chars=_MAX_TOPIC_CHARS)
+        return RejectedFrame(
+            source=self.info.label,
+            index=image.index,
+            name=_frame_name(image.index),
+            captured_at_s=image.arrived_at_s,
+            reason=refusal.reason,
+            detail=f"{topic}: {refusal.detail}",
+        )
 
     def _too_many_cameras(self) -> RefusedImage:
         return RefusedImage(
@@ -230,44 +240,44 @@ class MqttSource:
             detail=f"more than {self._live.max_cameras} cameras; see live_sources.max_cameras",
         )
 
-    async def _frame_of(self, arrived: Arrived) -> Frame | None:
-        """The frame in a message; where there is none, that goes to the inbox to be told."""
-        decoded = await asyncio.to_thread(_decode, arrived, self._sources_config)
-        if not isinstance(decoded, RefusedImage):
-            image, facts = decoded
-            camera = self._camera_of(arrived, image, facts)
-            if camera is not None:
-                return self._frame(arrived, image, facts, camera=camera)
-            decoded = self._too_many_cameras()
-        self._inbox.refuse(arrived, reason=decoded.reason, detail=decoded.detail)
-        return None
+    def _decode(self, message: ImageMessage) -> Frame | RejectedFrame:
+        unwrapped = unwrap(message.payload, message.properties)
+        if isinstance(unwrapped, str):
+            refusal = RefusedImage(reason=DropReason.UNREADABLE, detail=unwrapped)
+            return self._rejected(message, refusal)
+        image = decode_image(unwrapped.image, config=self._sources_config)
+        if isinstance(image, RefusedImage):
+            return self._rejected(message, image)
+        with self._lock:
+            camera = self._camera_of(message, image, unwrapped.facts)
+        if camera is None:
+            return self._rejected(message, self._too_many_cameras())
+        return self._frame(message, image, unwrapped.facts, camera=camera)
 
-    def _camera_of(self, arrived: Arrived, image: DecodedImage, facts: Facts) -> Camera | None:
+    def _camera_of(self, message: ImageMessage, image: DecodedImage, facts: Facts) -> Camera | None:
         """The camera that sent an image, its clock set; None when there are too many."""
         height, width = image.pixels.shape[:2]
-        known = self._cameras.find(arrived.topic, width, height)
-        camera = known or self._cameras.add(arrived.topic, arrived.camera, width, height)
+        known = self._cameras.find(message.topic, width, height)
+        camera = known or self._cameras.add(message.topic, message.levels, width, height)
         if camera is not None:
             camera.captured_at_s = camera.clock.tick(
-                facts.told_s, arrived_at_s=arrived.arrived_at_s
+                facts.told_s, arrived_at_s=message.arrived_at_s
             )
         if camera is not None and known is None:
             self._positions.catch_up(camera)
         return camera
 
     def _frame(
-        self, arrived: Arrived, image: DecodedImage, facts: Facts, *, camera: Camera
+        self, message: ImageMessage, image: DecodedImage, facts: Facts, *, camera: Camera
     ) -> Frame:
-        self._num_frames += 1
-        self._last_frame_s = time.monotonic()
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=camera.key,
             source=self.info.label,
-            index=arrived.index,
-            name=f"camera{camera.number:02d}/{frame_name(arrived.index)}",
+            index=message.index,
+            name=f"camera{camera.number:02d}/{_frame_name(message.index)}",
             captured_at_s=camera.captured_at_s,
-            received_at_s=arrived.received_at_s,
+            received_at_s=message.received_at_s,
             pixels=image.pixels,
             jpeg=image.jpeg,
             gps=self._fix_of(facts) or image.exif.gps,
@@ -282,13 +292,9 @@ class MqttSource:
         return facts.position.fix
 
 
-def _decode(arrived: Arrived, config: SourcesConfig) -> tuple[DecodedImage, Facts] | RefusedImage:
-    """From a payload to pixels; slow, for a thread."""
-    unwrapped = unwrap(arrived.payload, arrived.properties)
-    if isinstance(unwrapped, str):
-        return RefusedImage(reason=DropReason.UNREADABLE, detail=unwrapped)
-    image = decode_image(unwrapped.image, config=config)
-    return image if isinstance(image, RefusedImage) else (image, unwrapped.facts)
+def _frame_name(index: int) -> str:
+    """The name of a message's frame, made from nothing that came with it."""
+    return f"{index:06d}.jpg"
 
 
 def _prior_of(facts: Facts, image: DecodedImage) -> IntrinsicsPrior | None:

@@ -1,4 +1,4 @@
-"""The line to one phone: what it says, what it is told, and when it is there.
+"""The connection to one phone: what it sends, what is sent to it, and when it is there.
 
 A phone talks over a WebSocket. Where a browser refuses that, it posts the same messages and reads
 the answers: Safari does not extend to WebSockets the exception that a person made for a self-signed
@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapters.phone.feedback import Advice
 from adapters.phone.messages import MAX_TEXT_BYTES
-from adapters.phone.phone_session import Intake, Phone
-from adapters.phone.sessions import Admission, Seat
+from adapters.phone.phone_session import PhoneContext, PhoneSession
+from adapters.phone.sessions import Session, Sessions
 from engine.types import SourceNotice, SourceState
 
 if TYPE_CHECKING:
@@ -30,13 +29,13 @@ _CLOSED_NONSENSE = 1008  # RFC 6455: policy violation
 _CLOSED_TOO_BIG = 1009
 _CLOSED_SLOW = 1011
 _ABNORMAL = 1006
-_STATE_GAP_S = 0.2  # between two states told to a phone
+_STATE_GAP_S = 0.2  # between two states sent to a phone
 _SEND_TIMEOUT_S = 5.0
 _FAREWELL_S = 1.5
 
 
 @dataclass(slots=True, kw_only=True)
-class _Told:
+class _Sent:
     """What went out on one connection."""
 
     num_left: int  # pictures of the phone that had left before it began
@@ -46,78 +45,73 @@ class _Told:
     state_at_s: float = 0.0
 
 
-class Line:
-    """Listens to one phone and tells it of the run; for the event loop."""
+class PhoneConnection:
+    """Receives from one phone and sends it the state of the run; for the event loop."""
 
-    def __init__(self, seat: Seat, *, intake: Intake, admission: Admission) -> None:
-        self.seat = seat
-        self.phone = Phone(seat.number, intake)
+    def __init__(self, session: Session, *, context: PhoneContext, sessions: Sessions) -> None:
+        """Starts without a connection.
+
+        Args:
+            session: the phone's.
+            context: what it shares with others.
+            sessions: all of them.
+        """
+        self.session = session
+        self.phone = PhoneSession(session.number, context)
         self.phone.changed = self.wake
-        self._intake = intake
-        self._live = intake.config.live_sources
-        self._admission = admission
-        self._news = asyncio.Event()
+        self._context = context
+        self._live = context.config.live_sources
+        self._sessions = sessions
+        self._has_changed = asyncio.Event()
         self._socket: web.WebSocketResponse | None = None
         self._posted = asyncio.Event()
         self._posting: asyncio.Task[None] | None = None  # while the phone posts
-        self._was_told_end = asyncio.Event()
-        self._work: asyncio.Task[None] | None = None
-
-    def open(self, failed: Callable[[BaseException], None]) -> None:
-        """Begins to decode; ``failed`` is told when that breaks in a way that must not be."""
-
-        def on_done(work: asyncio.Task[None]) -> None:
-            if not work.cancelled() and (error := work.exception()) is not None:
-                failed(error)
-
-        self._work = asyncio.create_task(self.phone.work(), name=f"decode {self.phone.name}")
-        self._work.add_done_callback(on_done)
+        self._was_sent_end = asyncio.Event()
 
     async def close(self) -> None:
         """Ends what runs for the phone."""
-        tasks = [task for task in (self._work, self._posting) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._posting is not None:
+            self._posting.cancel()
+            await asyncio.gather(self._posting, return_exceptions=True)
 
     def wake(self) -> None:
-        """There may be something to tell."""
-        self._news.set()
+        """There may be something to send."""
+        self._has_changed.set()
 
-    async def say_farewell(self) -> None:
-        """Waits a moment for the phone to hear that the run ended."""
+    async def send_end(self) -> None:
+        """Waits a moment for the phone to learn that the run ended."""
         socket = self._socket
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(_FAREWELL_S):
                 if socket is not None:
-                    told = _Told(num_left=self.phone.num_left)
-                    await socket.send_str(json.dumps(self._untold(told, at_once=True)))
+                    sent = _Sent(num_left=self.phone.num_left)
+                    await socket.send_str(json.dumps(self._update(sent, at_once=True)))
                     await socket.close(code=CLOSED_ENDED, message=b"ended")
                 elif self._posting is not None:
-                    await self._was_told_end.wait()
+                    await self._was_sent_end.wait()
 
     # -- over a WebSocket -------------------------------------------------------------------------
 
-    async def talk(self, socket: web.WebSocketResponse) -> None:
+    async def serve(self, socket: web.WebSocketResponse) -> None:
         """Serves a connection to its end; a newer one of the same phone takes its place."""
         former, self._socket = self._socket, socket
         if former is not None:
             await former.close(code=CLOSED_REPLACED, message=b"opened again")
-        await self._came()
-        telling = asyncio.create_task(self._tell(socket), name=f"tell {self.phone.name}")
+        self._connected()
+        sending = asyncio.create_task(self._send(socket), name=f"send {self.phone.name}")
         try:
-            why = await self._listen(socket)
+            why = await self._receive(socket)
         finally:
-            telling.cancel()
-            await asyncio.wait((telling,))
+            sending.cancel()
+            await asyncio.wait((sending,))
             is_last = self._socket is socket
             if is_last:
                 self._socket = None
         if is_last:
-            await self._left(why)
+            self._left(why)
 
-    async def _listen(self, socket: web.WebSocketResponse) -> str:
-        """Takes messages until the connection ends; says why it did."""
+    async def _receive(self, socket: web.WebSocketResponse) -> str:
+        """Takes messages until the connection ends; returns why it did."""
         from aiohttp import WSMsgType
 
         timeout_s: float | None = self._live.open_timeout_s
@@ -129,34 +123,35 @@ class Line:
                 return "it said nothing"
             timeout_s = None  # from now on the heartbeat watches
             if message.type is WSMsgType.BINARY:
-                await self.phone.take_binary(message.data)
+                self.phone.take_binary(message.data)
             elif message.type is WSMsgType.TEXT:
-                await self.phone.take_text(message.data)
+                self.phone.take_text(message.data)
             else:
                 code = getattr(message.data, "code", socket.close_code)  # of an error, or a close
                 if code == _CLOSED_TOO_BIG:
-                    await self.phone.refuse_oversized()
+                    self.phone.refuse_oversized()
                 return _why_closed(code)
             if self.phone.is_babbling:
                 await socket.close(code=_CLOSED_NONSENSE, message=b"no such message")
                 return "it sent nothing that makes sense"
 
-    async def _tell(self, socket: web.WebSocketResponse) -> None:
-        """Tells one connection what is new, until cancelled or it breaks."""
-        told = _Told(num_left=self.phone.num_left)
+    async def _send(self, socket: web.WebSocketResponse) -> None:
+        """Sends what has changed over one connection, until cancelled or it breaks."""
+        sent = _Sent(num_left=self.phone.num_left)
         waking: asyncio.TimerHandle | None = None
         try:
-            self._news.set()
+            self._has_changed.set()
             while True:
-                await self._news.wait()
-                self._news.clear()
+                await self._has_changed.wait()
+                self._has_changed.clear()
                 if waking is not None:
                     waking.cancel()
-                if untold := self._untold(told):
+                if update := self._update(sent):
                     async with asyncio.timeout(_SEND_TIMEOUT_S):
-                        await socket.send_str(json.dumps(untold))
-                if told.version != self._intake.desk.version:
-                    waking = asyncio.get_running_loop().call_later(_STATE_GAP_S, self._news.set)
+                        await socket.send_str(json.dumps(update))
+                if sent.version != self._context.feedback.version:
+                    loop = asyncio.get_running_loop()
+                    waking = loop.call_later(_STATE_GAP_S, self._has_changed.set)
         except (ConnectionError, TimeoutError):
             await socket.close(code=_CLOSED_SLOW, message=b"too slow")
         finally:
@@ -165,21 +160,21 @@ class Line:
 
     # -- over plain requests ----------------------------------------------------------------------
 
-    async def answer(self, body: bytes, *, is_picture: bool, known_plan: int) -> dict[str, Any]:
-        """Takes one posted message, or none, and says what is new."""
+    def answer(self, body: bytes, *, is_picture: bool, known_plan: int) -> dict[str, Any]:
+        """Takes one posted message, or none, and returns what has changed."""
         self._posted.set()
         if self._posting is None:
             self._posting = asyncio.create_task(
                 self._watch_posts(), name=f"posts of {self.phone.name}"
             )
-            await self._came()
+            self._connected()
         if is_picture:
-            await self.phone.take_binary(body)
+            self.phone.take_binary(body)
         elif body:
-            await self.phone.take_text(body[: MAX_TEXT_BYTES + 1].decode("utf-8", "replace"))
-        answer = self._untold(_Told(num_left=0, plan_version=known_plan), at_once=True)
+            self.phone.take_text(body[: MAX_TEXT_BYTES + 1].decode("utf-8", "replace"))
+        answer = self._update(_Sent(num_left=0, plan_version=known_plan), at_once=True)
         if answer["state"]["advice"] == Advice.ENDED:
-            self._was_told_end.set()
+            self._was_sent_end.set()
         return answer
 
     async def _watch_posts(self) -> None:
@@ -191,39 +186,39 @@ class Line:
                     await self._posted.wait()
                 self._posted.clear()
         self._posting = None
-        await self._left("it sends nothing any more")
+        self._left("it sends nothing any more")
 
     # -- both -------------------------------------------------------------------------------------
 
-    def _untold(self, told: _Told, *, at_once: bool = False) -> dict[str, Any]:
-        """What the phone was not told yet and may be told now; noted as told."""
+    def _update(self, sent: _Sent, *, at_once: bool = False) -> dict[str, Any]:
+        """What was not sent on a connection yet and may be now; it counts as sent."""
         now_s = asyncio.get_running_loop().time()
-        desk = self._intake.desk
-        untold: dict[str, Any] = {}
-        num_left = self.phone.num_left - told.num_left
-        if num_left != told.last_left:
-            told.last_left = untold["left"] = num_left
-        if desk.version == told.version:
-            return untold
-        if at_once or now_s - told.state_at_s >= _STATE_GAP_S:
-            told.version, told.state_at_s = desk.version, now_s
-            untold["state"] = desk.state_record(self.phone.number)
-            plan = desk.plan_record(known_version=told.plan_version)
+        feedback = self._context.feedback
+        update: dict[str, Any] = {}
+        num_left = self.phone.num_left - sent.num_left
+        if num_left != sent.last_left:
+            sent.last_left = update["left"] = num_left
+        if feedback.version == sent.version:
+            return update
+        if at_once or now_s - sent.state_at_s >= _STATE_GAP_S:
+            sent.version, sent.state_at_s = feedback.version, now_s
+            update["state"] = feedback.state_record(self.phone.number)
+            plan = feedback.plan_record(known_version=sent.plan_version)
             if plan is not None:
-                told.plan_version = desk.plan_version
-                untold["plan"] = plan
-        return untold
+                sent.plan_version = feedback.plan_version
+                update["plan"] = plan
+        return update
 
-    async def _came(self) -> None:
-        self._admission.connected(self.seat, True)
-        await self._notice(SourceState.CONNECTED, f"phone {self.phone.number} is there")
+    def _connected(self) -> None:
+        self._sessions.set_connected(self.session, True)
+        self._report(SourceState.CONNECTED, f"phone {self.phone.number} is there")
 
-    async def _left(self, why: str) -> None:
-        self._admission.connected(self.seat, False)
-        await self._notice(SourceState.LOST, f"phone {self.phone.number} left: {why}")
+    def _left(self, why: str) -> None:
+        self._sessions.set_connected(self.session, False)
+        self._report(SourceState.LOST, f"phone {self.phone.number} left: {why}")
 
-    async def _notice(self, state: SourceState, detail: str) -> None:
-        await self._intake.put(SourceNotice(source=self._intake.label, state=state, detail=detail))
+    def _report(self, state: SourceState, detail: str) -> None:
+        self._context.sink(SourceNotice(source=self._context.label, state=state, detail=detail))
 
 
 def _why_closed(code: int | None) -> str:

@@ -1,6 +1,6 @@
-"""What to tell the person who holds a phone: facts of the run in, advice out. No I/O, no clock.
+"""What a phone shows the person who holds it: facts of the run in, advice out. No I/O, no clock.
 
-Times are those of the events, so advice follows from what was told and nothing else.
+Times are those of the events, so advice follows from these and nothing else.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 from adapters.phone.messages import Direction
-from adapters.phone.motion_blur import Look
+from adapters.phone.motion_blur import MotionBlur
 from engine.events import (
     BundleAdjusted,
     CommandTaken,
@@ -37,13 +38,17 @@ _BEHIND_DROP_RATIO = 0.75
 _MIN_RECENT, _MAX_RECENT = 12, 24  # frames that make a ratio
 _BLUR_RATIO = 0.35  # of the sharpness that this camera reached lately
 _MAX_SHIFT_RATIO = 0.12  # of the picture's width between two pictures; optical flow loses more
-_RECENT_LOOKS = 5
-_USUAL_LOOKS = 80
-_MIN_USUAL_LOOKS = 15
+_RECENT_PICTURES = 5
+_USUAL_PICTURES = 80
+_MIN_USUAL_PICTURES = 15
 _RECENT_KEYFRAMES = 5
 _MAX_FAILURES = 3  # of the recent keyframes
 _FEW_INLIERS = 35  # median of the recent keyframes
 _MAX_REMEMBERED = 4000  # frames
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Advice(StrEnum):
@@ -76,7 +81,7 @@ class PhoneState:
 
 
 @dataclass(slots=True, kw_only=True)
-class _PhoneNews:
+class _PhoneProgress:
     """What is known of one phone; every collection is bounded."""
 
     num_frames: int = 0
@@ -89,7 +94,7 @@ class _PhoneNews:
     heading: Direction | None = None
     waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     was_dropped: deque[bool] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
-    looks: deque[Look] = field(default_factory=lambda: deque(maxlen=_USUAL_LOOKS))
+    blurs: deque[MotionBlur] = field(default_factory=lambda: deque(maxlen=_USUAL_PICTURES))
     inliers: deque[int] = field(default_factory=lambda: deque(maxlen=_RECENT_KEYFRAMES))
 
     def remember(self, frame_id: FrameId, at_s: float) -> None:
@@ -102,7 +107,7 @@ class _PhoneNews:
         if self.missing_since_s is None:
             self.missing_since_s = at_s
         elif gap_s > _GAP_S:
-            self.missing_since_s += gap_s  # nobody looked for a place meanwhile
+            self.missing_since_s += gap_s  # no place was searched for meanwhile
 
     def posed(self, event: FramePosed) -> None:
         if event.is_first:
@@ -122,16 +127,42 @@ class _PhoneNews:
         return min(statistics.median(self.waits_s), _MAX_USUAL_WAIT_S)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivedPicture:
+    """A picture of a phone waits for the engine."""
+
+    index: int  # in the source
+    phone: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedPicture:
+    """A picture that does not wait any more, because its turn came."""
+
+    index: int  # in the source
+    phone: int
+    frame_id: FrameId | None  # None: it could not be used
+    blur: MotionBlur | None
+    up_in_camera: Direction | None
+
+
 class RunFeedback:
     """Follows a run and says what each phone should show.
 
-    ``frame_made`` tells which frame came from which phone, before the engine's events about that
-    frame. What is remembered is bounded, but for a number for each keyframe. One thread at a time.
+    Pictures come before the engine's events about their frames. What is remembered is bounded, but
+    for a number for each keyframe. One thread at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, source: str = "") -> None:
+        """Begins before the run.
+
+        Args:
+            source: the label of the phones' source.
+        """
         self.version = 0  # grows with everything that may change a state
-        self._phones: dict[int, _PhoneNews] = {}
+        self._source = source
+        self._phone_of_index: OrderedDict[int, int] = OrderedDict()  # of pictures that wait
+        self._phones: dict[int, _PhoneProgress] = {}
         self._phone_of: OrderedDict[FrameId, int] = OrderedDict()
         self._up_of: OrderedDict[FrameId, Direction] = OrderedDict()
         self._up_sum = (0.0, 0.0, 0.0)
@@ -146,25 +177,27 @@ class RunFeedback:
 
     @property
     def up_in_world(self) -> Direction | None:
-        """The direction away from the ground, once phones have told it often enough."""
+        """The direction away from the ground, once phones have sent it often enough."""
         return self._up_sum if self._num_ups >= 10 else None
 
     def phone_of_keyframe(self, frame_id: FrameId) -> int:
         """The phone that took a keyframe; 0: none of them."""
         return self._keyframes_of.get(frame_id, 0)
 
-    def frame_made(
-        self, frame_id: FrameId, *, phone: int, look: Look | None, up_in_camera: Direction | None
-    ) -> None:
-        """A frame of a phone is on its way to the engine."""
-        self._phone_of[frame_id] = phone
-        if up_in_camera is not None:
-            self._up_of[frame_id] = up_in_camera
-        for remembered in (self._phone_of, self._up_of):
-            while len(remembered) > _MAX_REMEMBERED:
-                remembered.popitem(last=False)
-        if look is not None:
-            self._news(phone).looks.append(look)
+    def add_arrived(self, picture: ArrivedPicture) -> None:
+        """Adds a picture that waits; if it is dropped, the engine is behind."""
+        _remember(self._phone_of_index, picture.index, picture.phone)
+
+    def add_decoded(self, picture: DecodedPicture) -> None:
+        """Adds a picture that the engine decoded, before its events about the frame."""
+        self._phone_of_index.pop(picture.index, None)
+        if picture.frame_id is None:
+            return
+        _remember(self._phone_of, picture.frame_id, picture.phone)
+        if picture.up_in_camera is not None:
+            _remember(self._up_of, picture.frame_id, picture.up_in_camera)
+        if picture.blur is not None:
+            self._progress(picture.phone).blurs.append(picture.blur)
 
     def take(self, event: Event) -> None:
         """Takes one fact."""
@@ -189,26 +222,33 @@ class RunFeedback:
 
     def state_of(self, phone: int) -> PhoneState:
         """What a phone should show now."""
-        news = self._news(phone)
-        advice, hint = self._advice(news)
+        progress = self._progress(phone)
+        advice, hint = self._advice(progress)
         return PhoneState(
             advice=advice,
             hint=hint,
-            num_frames=news.num_frames,
+            num_frames=progress.num_frames,
             num_keyframes=self._num_keyframes,
             num_registered=self._num_registered,
             num_points3D=self._num_points3D,
-            position_in_world=news.position,
-            heading_in_world=news.heading,
-            lost_at_in_world=news.position if advice is Advice.LOST else None,
+            position_in_world=progress.position,
+            heading_in_world=progress.heading,
+            lost_at_in_world=progress.position if advice is Advice.LOST else None,
         )
 
-    def _news(self, phone: int) -> _PhoneNews:
-        return self._phones.setdefault(phone, _PhoneNews())
+    def _progress(self, phone: int) -> _PhoneProgress:
+        return self._phones.setdefault(phone, _PhoneProgress())
 
-    def _news_of(self, frame_id: FrameId | None) -> _PhoneNews | None:
-        phone = self._phone_of.get(frame_id) if frame_id is not None else None
-        return None if phone is None else self._news(phone)
+    def _progress_of(
+        self, event: FrameReceived | FrameDropped | FramePosed | KeyframeAdded
+    ) -> _PhoneProgress | None:
+        """The phone that a frame is of, or a picture that was dropped before it became one."""
+        phone: int | None = None
+        if event.frame_id is not None:
+            phone = self._phone_of.get(event.frame_id)
+        elif isinstance(event, FrameDropped) and event.source == self._source:
+            phone = self._phone_of_index.pop(event.index, None)
+        return None if phone is None else self._progress(phone)
 
     def _take_frame_fact(
         self, event: FrameReceived | FrameDropped | FramePosed | KeyframeAdded
@@ -216,18 +256,18 @@ class RunFeedback:
         if isinstance(event, KeyframeAdded):
             self._num_keyframes += 1
             self._keyframes_of[event.frame_id] = self._phone_of.get(event.frame_id, 0)
-        news = self._news_of(event.frame_id)
-        if news is None:
+        progress = self._progress_of(event)
+        if progress is None:
             return
         match event:
             case FrameReceived():
-                news.remember(event.frame_id, event.at_s)
+                progress.remember(event.frame_id, event.at_s)
             case FrameDropped(reason=DropReason.OVERLOAD):
-                news.was_dropped.append(True)
+                progress.was_dropped.append(True)
             case FramePosed():
-                news.posed(event)
+                progress.posed(event)
                 self._add_up(event)
-        self._update_lost(news)
+        self._update_lost(progress)
 
     def _take_map_fact(self, event: Event) -> None:
         match event:
@@ -248,19 +288,19 @@ class RunFeedback:
     def _take_command(self, command: RunCommand) -> None:
         if command in (RunCommand.PAUSE, RunCommand.RESUME):
             self._is_paused = command is RunCommand.PAUSE
-            for news in self._phones.values():
-                news.missing_since_s = None  # no frame was looked at meanwhile
+            for progress in self._phones.values():
+                progress.missing_since_s = None  # no frame was taken meanwhile
 
     def _forget_places(self) -> None:
         """The map has another frame of reference: what was said in the old one is void."""
         self._up_sum, self._num_ups = (0.0, 0.0, 0.0), 0
-        for news in self._phones.values():
-            news.position = news.heading = None
+        for progress in self._phones.values():
+            progress.position = progress.heading = None
 
     def _outcome(self, frame_id: FrameId, *, num_inliers: int) -> None:
-        news = self._news_of(frame_id)
-        if news is not None:
-            news.inliers.append(num_inliers)
+        phone = self._phone_of.get(frame_id)
+        if phone is not None:
+            self._progress(phone).inliers.append(num_inliers)
 
     def _add_up(self, event: FramePosed) -> None:
         up = self._up_of.pop(event.frame_id, None)
@@ -270,61 +310,68 @@ class RunFeedback:
             self._up_sum = x, y, z
             self._num_ups += 1
 
-    def _update_lost(self, news: _PhoneNews) -> None:
-        if self._map_since_s is None or news.missing_since_s is None:
-            news.is_lost = False
+    def _update_lost(self, progress: _PhoneProgress) -> None:
+        if self._map_since_s is None or progress.missing_since_s is None:
+            progress.is_lost = False
             return
-        without_s = news.newest_at_s - max(news.missing_since_s, self._map_since_s)
-        news.is_lost = without_s > LOST_AFTER_S + news.usual_wait_s
+        without_s = progress.newest_at_s - max(progress.missing_since_s, self._map_since_s)
+        progress.is_lost = without_s > LOST_AFTER_S + progress.usual_wait_s
 
-    def _advice(self, news: _PhoneNews) -> tuple[Advice, str]:
+    def _advice(self, progress: _PhoneProgress) -> tuple[Advice, str]:
         if self._has_ended:
             return Advice.ENDED, "You can close this page"
         if self._is_paused:
             return Advice.PAUSED, "The run takes no pictures for now"
-        if not news.num_frames:
+        if not progress.num_frames:
             return Advice.WAITING, "The first pictures are on their way"
         if self._map_since_s is None:
             if not self._num_keyframes:
                 return Advice.HOLD_STILL, "Point the camera at what you want to map"
             return Advice.BEGIN, "A few steps sideways, so that the map can begin"
-        return self._mapping_advice(news)
+        return self._mapping_advice(progress)
 
-    def _mapping_advice(self, news: _PhoneNews) -> tuple[Advice, str]:
-        if news.is_lost and news.position is None:
+    def _mapping_advice(self, progress: _PhoneProgress) -> tuple[Advice, str]:
+        if progress.is_lost and progress.position is None:
             return Advice.JOIN, "Point the camera at something that is on the map"
-        if news.is_lost:
+        if progress.is_lost:
             return Advice.LOST, "Go back to the mark on the map and look the same way"
-        too_fast = _why_too_fast(news)
+        too_fast = _why_too_fast(progress)
         if too_fast:
             return Advice.SLOWER, too_fast
-        if _is_behind(news):
+        if _is_behind(progress):
             return Advice.HOLD_STILL, "The computer is catching up"
         return Advice.MAPPING, "Keep going at this pace"
 
 
-def _why_too_fast(news: _PhoneNews) -> str:
+def _remember(remembered: OrderedDict[Key, Value], key: Key, value: Value) -> None:
+    """Adds an entry, and forgets the oldest beyond so many."""
+    remembered[key] = value
+    while len(remembered) > _MAX_REMEMBERED:
+        remembered.popitem(last=False)
+
+
+def _why_too_fast(progress: _PhoneProgress) -> str:
     """What suffers from the speed; empty when nothing does."""
-    if _is_blurred(news.looks):
+    if _is_blurred(progress.blurs):
         return "The picture is blurred"
-    if _moves_fast(news.looks):
+    if _moves_fast(progress.blurs):
         return "The picture changes too quickly"
-    if _fails_often(news.inliers):
+    if _fails_often(progress.inliers):
         return "Keep more of what you saw in the picture"
     return ""
 
 
-def _is_blurred(looks: Iterable[Look]) -> bool:
-    values = [look.sharpness for look in looks]
-    if len(values) < _MIN_USUAL_LOOKS:
+def _is_blurred(blurs: Iterable[MotionBlur]) -> bool:
+    values = [blur.sharpness for blur in blurs]
+    if len(values) < _MIN_USUAL_PICTURES:
         return False
     usual = sorted(values)[len(values) * 3 // 4]
-    return statistics.median(values[-_RECENT_LOOKS:]) < _BLUR_RATIO * usual
+    return statistics.median(values[-_RECENT_PICTURES:]) < _BLUR_RATIO * usual
 
 
-def _moves_fast(looks: deque[Look]) -> bool:
-    recent = list(looks)[-_RECENT_LOOKS:]
-    shifts = [look.shift_ratio for look in recent if look.shift_ratio is not None]
+def _moves_fast(blurs: deque[MotionBlur]) -> bool:
+    recent = list(blurs)[-_RECENT_PICTURES:]
+    shifts = [blur.shift_ratio for blur in recent if blur.shift_ratio is not None]
     return len(shifts) >= 3 and statistics.median(shifts) > _MAX_SHIFT_RATIO
 
 
@@ -336,11 +383,11 @@ def _fails_often(inliers: deque[int]) -> bool:
     return failures >= _MAX_FAILURES or statistics.median(inliers) < _FEW_INLIERS
 
 
-def _is_behind(news: _PhoneNews) -> bool:
-    if news.usual_wait_s > _BEHIND_WAIT_S:
+def _is_behind(progress: _PhoneProgress) -> bool:
+    if progress.usual_wait_s > _BEHIND_WAIT_S:
         return True
-    enough = len(news.was_dropped) >= _MIN_RECENT
-    return enough and sum(news.was_dropped) > _BEHIND_DROP_RATIO * len(news.was_dropped)
+    enough = len(progress.was_dropped) >= _MIN_RECENT
+    return enough and sum(progress.was_dropped) > _BEHIND_DROP_RATIO * len(progress.was_dropped)
 
 
 def _heading(quat_xyzw: tuple[float, float, float, float]) -> Direction:

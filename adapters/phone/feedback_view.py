@@ -1,7 +1,4 @@
-"""Between the thread of views, which hears of the run, and the event loop, which tells phones.
-
-Whatever the views thread says is put down and taken up by the event loop; neither waits.
-"""
+"""From the threads that see the run, to the event loop that sends it to phones; neither waits."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adapters.phone.feedback import PhoneState, RunFeedback
+from adapters.phone.feedback import ArrivedPicture, DecodedPicture, PhoneState, RunFeedback
 from adapters.phone.map_plan import Plan, draw_plan
 from adapters.phone.messages import Direction
 from engine.events import Event
@@ -24,15 +21,23 @@ _MAX_WAITING = 20_000  # facts; when the event loop is that late, the oldest are
 _MAX_PATH_POINTS = 500  # of one phone
 
 
-class FeedbackDesk:
+Update = Event | Plan | ArrivedPicture | DecodedPicture
+
+
+class FeedbackChannel:
     """The state of the run as phones show it. For the event loop, except ``put``."""
 
-    def __init__(self) -> None:
-        self.feedback = RunFeedback()
+    def __init__(self, *, source: str = "") -> None:
+        """Begins before the run.
+
+        Args:
+            source: the label of the phones' source.
+        """
+        self.feedback = RunFeedback(source=source)
         self.plan_version = 0  # grows with every plan; 0: there is none
         self._plan: Plan | None = None
         self._plan_record: dict[str, Any] | None = None
-        self._waiting: deque[Event | Plan] = deque(maxlen=_MAX_WAITING)
+        self._waiting: deque[Update] = deque(maxlen=_MAX_WAITING)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_over = False
         self._changed: Callable[[], None] = lambda: None
@@ -43,32 +48,32 @@ class FeedbackDesk:
         return self.feedback.version + self.plan_version
 
     def open(self, changed: Callable[[], None]) -> None:
-        """From now on ``changed`` is called on this event loop when there is news."""
+        """From now on ``changed`` is called on this event loop when something has changed."""
         self._loop = asyncio.get_running_loop()
         self._changed = changed
-        self._take_up()
+        self._take_in()
 
     def close(self) -> None:
-        """Takes up nothing any more."""
+        """Takes nothing any more."""
         self._is_over = True
         self._loop = None
         self._waiting.clear()
 
-    def put(self, news: Event | Plan) -> None:
-        """Puts news down; from any thread, returns at once."""
+    def put(self, update: Update) -> None:
+        """Adds what has changed; from any thread, returns at once."""
         if self._is_over:
             return
-        self._waiting.append(news)
+        self._waiting.append(update)
         loop = self._loop
         if loop is not None and not loop.is_closed():
             try:
-                loop.call_soon_threadsafe(self._take_up)
+                loop.call_soon_threadsafe(self._take_in)
             except RuntimeError:
-                logger.debug("the event loop closed while the run told of itself")
+                logger.debug("the event loop closed while the run was reported")
 
     def end(self) -> None:
         """The run listens to no phone any more."""
-        self._take_up()
+        self._take_in()
         self.feedback.end()
         self._changed()
 
@@ -95,16 +100,20 @@ class FeedbackDesk:
             self._plan_record = self._as_record(self._plan)
         return self._plan_record
 
-    def _take_up(self) -> None:
+    def _take_in(self) -> None:
         if self._loop is None or not self._waiting:
             return
         while self._waiting:
-            news = self._waiting.popleft()
-            if isinstance(news, Plan):
-                self._plan, self._plan_record = news, None
-                self.plan_version += 1
-            else:
-                self.feedback.take(news)
+            match self._waiting.popleft():
+                case Plan() as plan:
+                    self._plan, self._plan_record = plan, None
+                    self.plan_version += 1
+                case ArrivedPicture() as picture:
+                    self.feedback.add_arrived(picture)
+                case DecodedPicture() as picture:
+                    self.feedback.add_decoded(picture)
+                case event:
+                    self.feedback.take(event)
         self._changed()
 
     def _places(self, state: PhoneState) -> dict[str, Any]:
@@ -138,23 +147,23 @@ class FeedbackDesk:
 
 
 class FeedbackView:
-    """Tells phones of the run; every call comes from the views thread and returns at once."""
+    """Shows the run on phones; every call comes from the views thread and returns at once."""
 
-    def __init__(self, desk: FeedbackDesk) -> None:
-        self._desk = desk
+    def __init__(self, channel: FeedbackChannel) -> None:
+        self._channel = channel
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Nothing: the phone has its own picture."""
 
     def show_map(self, view: MapView) -> None:
-        """Draws the map from above and puts it down."""
-        plan = draw_plan(view, up_in_world=self._desk.feedback.up_in_world)
+        """Draws the map from above for the phones."""
+        plan = draw_plan(view, up_in_world=self._channel.feedback.up_in_world)
         if plan is not None:
-            self._desk.put(plan)
+            self._channel.put(plan)
 
     def show_event(self, event: Event) -> None:
-        """Puts a fact down."""
-        self._desk.put(event)
+        """Adds a fact."""
+        self._channel.put(event)
 
     def close(self) -> None:
         """Nothing is pending."""

@@ -14,24 +14,28 @@ _MIN_RESPONSE = 0.12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What a glance at a picture tells."""
+class MotionBlur:
+    """The sharpness of a picture, and its motion."""
 
     sharpness: float  # variance of the Laplacian; compares pictures of one camera
-    shift_ratio: float | None  # of the picture's width, since the one before; None: cannot be told
+    shift_ratio: float | None  # of the picture's width, since the one before; None: unknown
 
 
-class Looks:
-    """Looks at the pictures of one phone, in order. One thread at a time; a few milliseconds."""
+class MotionBlurMeter:
+    """Measures the pictures of one phone, in order. One thread at a time; a few milliseconds."""
 
     def __init__(self) -> None:
         self._previous: Any = None
         self._window: Any = None
 
-    def look(self, pixels: Uint8Array) -> Look:
+    def measure(self, pixels: Uint8Array, *, is_next: bool = True) -> MotionBlur:
         """Sharpness and motion of a picture (H, W, 3) RGB.
 
         The shift is that of the whole picture, by phase correlation (Kuglin and Hines, 1975).
+
+        Args:
+            pixels: the picture.
+            is_next: the one before it was measured, too; else its shift is unknown.
         """
         import cv2
         import numpy as np
@@ -43,12 +47,14 @@ class Looks:
         if previous is None or previous.shape != small.shape:
             size = (small.shape[1], small.shape[0])
             self._window = cv2.createHanningWindow(size, cv2.CV_32F)
-            return Look(sharpness=sharpness, shift_ratio=None)
+            return MotionBlur(sharpness=sharpness, shift_ratio=None)
+        if not is_next:
+            return MotionBlur(sharpness=sharpness, shift_ratio=None)
         shift_xy, response = cv2.phaseCorrelate(previous, small, self._window)
         if response < _MIN_RESPONSE:
-            return Look(sharpness=sharpness, shift_ratio=None)
+            return MotionBlur(sharpness=sharpness, shift_ratio=None)
         shift_px = float(np.hypot(shift_xy[0], shift_xy[1]))
-        return Look(sharpness=sharpness, shift_ratio=shift_px / small.shape[1])
+        return MotionBlur(sharpness=sharpness, shift_ratio=shift_px / small.shape[1])
 
 
 def _shrunk(image: Any, *, width: int) -> Any:

@@ -1,16 +1,17 @@
-"""One phone: its newest frame, its clock and its cameras."""
+"""One phone: what its messages become, its clock and its cameras."""
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
+from adapters.images.decoding import RefusedImage, decode_image
 from adapters.live.capture_clock import CaptureClock
-from adapters.phone.feedback_view import FeedbackDesk
+from adapters.phone.feedback import ArrivedPicture, DecodedPicture
+from adapters.phone.feedback_view import FeedbackChannel
 from adapters.phone.messages import (
     PhoneFrame,
     PhoneHello,
@@ -19,10 +20,10 @@ from adapters.phone.messages import (
     parse_frame,
     parse_text,
 )
-from adapters.phone.motion_blur import Look, Looks
+from adapters.phone.motion_blur import MotionBlurMeter
 from engine.config import Config
-from engine.ports import FrameIds
-from engine.types import DropReason, Frame, GpsFix, GpsReading, Received, RejectedFrame
+from engine.ports import ArrivalSink, FrameIds
+from engine.types import Arrival, DropReason, Frame, GpsFix, GpsReading, RejectedFrame
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,15 @@ _MAX_MALFORMED = 10  # messages in a row
 
 
 @dataclass(slots=True, kw_only=True)
-class Intake:
+class PhoneContext:
     """What the phones of one source share."""
 
     label: str
     config: Config
     next_frame_id: FrameIds
-    put: Callable[[Received], Awaitable[None]]
-    desk: FeedbackDesk
-    camera_keys: set[str] = field(default_factory=set)
+    sink: ArrivalSink
+    feedback: FeedbackChannel
+    camera_keys: set[str] = field(default_factory=set)  # for the thread that decodes
     num_received: int = 0
 
     def next_index(self) -> int:
@@ -56,34 +57,42 @@ class Intake:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Arrived:
-    """A picture that waits for decoding."""
+class _Picture:
+    """A picture that is to be decoded."""
 
-    frame: PhoneFrame
+    message: PhoneFrame
+    number: int  # of the phone's pictures that are decoded unless dropped
     index: int
     captured_at_s: float
     received_at_s: float
 
 
-class Phone:
-    """Turns the messages of one phone into frames and positions; for the event loop.
+class PhoneSession:
+    """Turns the messages of one phone into arrivals and positions.
 
-    A picture that comes while another one waits for decoding takes its place.
+    For the event loop, but for decoding, which happens on one other thread. The pictures of a phone
+    are a lane.
     """
 
-    def __init__(self, number: int, intake: Intake) -> None:
+    def __init__(self, number: int, context: PhoneContext) -> None:
+        """Starts without a picture.
+
+        Args:
+            number: of the phone, from 1.
+            context: what it shares with others.
+        """
         self.number = number
-        self.num_left = 0  # pictures that do not wait any more, whatever became of them
+        self.num_left = 0  # pictures that were taken or refused, so that more may be sent
         self.changed: Callable[[], None] = lambda: None  # called when a picture left
-        self._intake = intake
+        self._context = context
         self._clock = CaptureClock()
-        self._looks = Looks()
-        self._waiting: _Arrived | None = None
-        self._arrived = asyncio.Event()
         self._last_sequence = -1
         self._num_malformed = 0
-        self._camera_keys: list[str] = []
+        self._camera_keys: list[str] = []  # grows on the thread that decodes
         self._last_fix: tuple[float, GpsFix] | None = None
+        self._meter = MotionBlurMeter()
+        self._num_pictures = 0
+        self._last_measured = 0
 
     @property
     def name(self) -> str:
@@ -95,155 +104,158 @@ class Phone:
         """Whether it sends nothing that makes sense."""
         return self._num_malformed >= _MAX_MALFORMED
 
-    async def take_text(self, text: str) -> None:
+    def take_text(self, text: str) -> None:
         """Takes a text message."""
         message = parse_text(text)
         match message:
             case RefusedMessage():
-                await self._refuse_malformed(message)
+                self._refuse_malformed(message)
             case PhoneHello():  # the page was opened anew: what it said before is past
                 self._last_sequence = -1
                 self._num_malformed = 0
             case PhonePosition():
                 self._num_malformed = 0
-                await self._take_position(message)
+                self._take_position(message)
 
-    async def take_binary(self, data: bytes) -> None:
+    def take_binary(self, data: bytes) -> None:
         """Takes a picture."""
         message = parse_frame(data)
         if isinstance(message, RefusedMessage):
-            await self._refuse_malformed(message)
-            self._leave()
-            return
-        self._num_malformed = 0
-        captured_at_s = self._clock.tick(message.captured_at_s, arrived_at_s=time.time())
-        arrived = _Arrived(
-            frame=message,
-            index=self._intake.next_index(),
-            captured_at_s=captured_at_s,
-            received_at_s=time.monotonic(),
-        )
-        if message.sequence <= self._last_sequence:
-            await self._reject(arrived, DropReason.DUPLICATE, "this picture came before")
-            return
-        self._last_sequence = message.sequence
-        overtaken, self._waiting = self._waiting, arrived
-        self._arrived.set()
-        if overtaken is not None:
-            await self._reject(overtaken, DropReason.OVERLOAD, "a newer picture came")
+            self._refuse_malformed(message)
+        else:
+            self._num_malformed = 0
+            self._take_picture(message)
+        self.num_left += 1
+        self.changed()
 
-    async def refuse_oversized(self) -> None:
+    def refuse_oversized(self) -> None:
         """Counts a message that was larger than allowed and not read."""
-        limit_mb = self._intake.config.live_sources.max_payload_mb
+        limit_mb = self._context.config.live_sources.max_payload_mb
         refused = RefusedMessage(
             reason=DropReason.TOO_LARGE, detail=f"a message of more than {limit_mb} MB"
         )
-        await self._refuse_malformed(refused)
+        self._refuse_malformed(refused)
 
-    async def work(self) -> None:
-        """Decodes pictures until cancelled, always the newest one."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            arrived, self._waiting = self._waiting, None
-            if arrived is not None:
-                await self._decode(arrived)
-
-    async def _decode(self, arrived: _Arrived) -> None:
-        image, look = await asyncio.to_thread(self._look_at, arrived.frame.jpeg)
-        if isinstance(image, RefusedImage):
-            await self._reject(arrived, image.reason, image.detail)
+    def _take_picture(self, message: PhoneFrame) -> None:
+        picture = _Picture(
+            message=message,
+            number=self._num_pictures + 1,
+            index=self._context.next_index(),
+            captured_at_s=self._clock.tick(message.captured_at_s, arrived_at_s=time.time()),
+            received_at_s=time.monotonic(),
+        )
+        if message.sequence <= self._last_sequence:
+            self._context.sink(
+                self._rejected(picture, DropReason.DUPLICATE, "this picture came before")
+            )
             return
+        self._last_sequence = message.sequence
+        self._num_pictures = picture.number
+        self._context.feedback.put(ArrivedPicture(index=picture.index, phone=self.number))
+        self._context.sink(
+            Arrival(
+                source=self._context.label,
+                index=picture.index,
+                name=self._frame_name(picture.index),
+                captured_at_s=picture.captured_at_s,
+                num_bytes=len(message.jpeg),
+                decode=functools.partial(self._decode, picture),
+                lane=self.name,
+            )
+        )
+
+    # -- on the thread that decodes ---------------------------------------------------------------
+
+    def _decode(self, picture: _Picture) -> Frame | RejectedFrame:
+        decoded = self._decoded(picture)
+        frame_id, blur = None, None
+        if isinstance(decoded, Frame):
+            frame_id = decoded.frame_id
+            is_next = picture.number == self._last_measured + 1
+            blur = self._meter.measure(decoded.pixels, is_next=is_next)
+            self._last_measured = picture.number
+        self._context.feedback.put(
+            DecodedPicture(
+                index=picture.index,
+                phone=self.number,
+                frame_id=frame_id,
+                blur=blur,
+                up_in_camera=picture.message.up_in_camera,
+            )
+        )
+        return decoded
+
+    def _decoded(self, picture: _Picture) -> Frame | RejectedFrame:
+        image = decode_image(picture.message.jpeg, config=self._context.config.sources)
+        if isinstance(image, RefusedImage):
+            return self._rejected(picture, image.reason, image.detail)
         height, width = image.pixels.shape[:2]
-        told = arrived.frame
+        announced = picture.message.width, picture.message.height
+        if announced != (width, height):
+            detail = f"{width} x {height} px, announced as {announced[0]} x {announced[1]}"
+            return self._rejected(picture, DropReason.UNREADABLE, detail)
         camera_key = f"{self.name}|{width}x{height}"
-        if (told.width, told.height) != (width, height):
-            detail = f"{width} x {height} px, announced as {told.width} x {told.height}"
-            await self._reject(arrived, DropReason.UNREADABLE, detail)
-        elif not self._intake.takes_camera(camera_key):
+        if not self._context.takes_camera(camera_key):
             detail = "more cameras than live_sources.max_cameras"
-            await self._reject(arrived, DropReason.OVERLOAD, detail)
-        else:
-            await self._give(arrived, image, look, camera_key=camera_key)
-
-    def _look_at(self, jpeg: bytes) -> tuple[DecodedImage | RefusedImage, Look | None]:
-        """Blocking; one picture at a time."""
-        image = decode_image(jpeg, config=self._intake.config.sources)
-        look = self._looks.look(image.pixels) if isinstance(image, DecodedImage) else None
-        return image, look
-
-    async def _give(
-        self, arrived: _Arrived, image: DecodedImage, look: Look | None, *, camera_key: str
-    ) -> None:
-        if camera_key not in self._camera_keys:
-            self._camera_keys.append(camera_key)
-            if self._last_fix is not None:
-                await self._intake.put(self._reading(camera_key, *self._last_fix))
-        frame = Frame(
-            frame_id=self._intake.next_frame_id(),
+            return self._rejected(picture, DropReason.OVERLOAD, detail)
+        self._add_camera(camera_key)
+        return Frame(
+            frame_id=self._context.next_frame_id(),
             camera_key=camera_key,
-            source=self._intake.label,
-            index=arrived.index,
-            name=self._frame_name(arrived.index),
-            captured_at_s=arrived.captured_at_s,
-            received_at_s=arrived.received_at_s,
+            source=self._context.label,
+            index=picture.index,
+            name=self._frame_name(picture.index),
+            captured_at_s=picture.captured_at_s,
+            received_at_s=picture.received_at_s,
             pixels=image.pixels,
             jpeg=image.jpeg,
         )
-        self._intake.desk.feedback.frame_made(
-            frame.frame_id,
-            phone=self.number,
-            look=look,
-            up_in_camera=arrived.frame.up_in_camera,
-        )
-        await self._intake.put(frame)
-        self._leave()
 
-    async def _take_position(self, position: PhonePosition) -> None:
+    def _add_camera(self, camera_key: str) -> None:
+        if camera_key in self._camera_keys:
+            return
+        self._camera_keys.append(camera_key)
+        if self._last_fix is not None:
+            self._context.sink(self._reading(camera_key, *self._last_fix))
+
+    # -- on either --------------------------------------------------------------------------------
+
+    def _take_position(self, position: PhonePosition) -> None:
         if position.fix is None:
             return
-        told_at_s = position.captured_at_s
-        captured_at_s = self._clock.on_this_clock(told_at_s, arrived_at_s=time.time())
+        captured_at_s = self._clock.on_this_clock(position.captured_at_s, arrived_at_s=time.time())
         self._last_fix = captured_at_s, position.fix
-        for camera_key in self._camera_keys:
-            await self._intake.put(self._reading(camera_key, captured_at_s, position.fix))
+        for camera_key in tuple(self._camera_keys):
+            self._context.sink(self._reading(camera_key, captured_at_s, position.fix))
 
     def _reading(self, camera_key: str, captured_at_s: float, fix: GpsFix) -> GpsReading:
         return GpsReading(
-            source=self._intake.label,
+            source=self._context.label,
             camera_key=camera_key,
             captured_at_s=captured_at_s,
             fix=fix,
         )
 
-    async def _refuse_malformed(self, refused: RefusedMessage) -> None:
+    def _refuse_malformed(self, refused: RefusedMessage) -> None:
         self._num_malformed += 1
-        await self._put_rejected(
-            self._intake.next_index(), time.time(), refused.reason, refused.detail
-        )
+        index = self._context.next_index()
+        self._context.sink(self._rejected_frame(index, time.time(), refused.reason, refused.detail))
 
-    async def _reject(self, arrived: _Arrived, reason: DropReason, detail: str) -> None:
-        await self._put_rejected(arrived.index, arrived.captured_at_s, reason, detail)
-        self._leave()
+    def _rejected(self, picture: _Picture, reason: DropReason, detail: str) -> RejectedFrame:
+        return self._rejected_frame(picture.index, picture.captured_at_s, reason, detail)
 
-    async def _put_rejected(
+    def _rejected_frame(
         self, index: int, captured_at_s: float, reason: DropReason, detail: str
-    ) -> None:
+    ) -> RejectedFrame:
         logger.debug("%s: picture %d: %s: %s", self.name, index, reason, detail)
-        await self._intake.put(
-            RejectedFrame(
-                source=self._intake.label,
-                index=index,
-                name=self._frame_name(index),
-                captured_at_s=captured_at_s,
-                reason=reason,
-                detail=detail,
-            )
+        return RejectedFrame(
+            source=self._context.label,
+            index=index,
+            name=self._frame_name(index),
+            captured_at_s=captured_at_s,
+            reason=reason,
+            detail=detail,
         )
 
     def _frame_name(self, index: int) -> str:
         return f"{self.name}/{index + 1:06d}.jpg"
-
-    def _leave(self) -> None:
-        self.num_left += 1
-        self.changed()

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from adapters.phone.certificate import PageCertificate
-from adapters.phone.connections import Line
-from adapters.phone.phone_session import Intake
-from adapters.phone.sessions import Admission, Refusal
-from adapters.phone.static_files import Assets
+from adapters.phone.connections import PhoneConnection
+from adapters.phone.phone_session import PhoneContext
+from adapters.phone.sessions import Refusal, Sessions
+from adapters.phone.static_files import StaticFiles
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -29,7 +29,7 @@ _REFUSED = {
         "Scan the code that LiveSfM shows in its terminal. Every run has a new one.",
     ),
     Refusal.FULL: (
-        "No seat is left",
+        "No place is left",
         "As many phones as this run takes are here already (phone.max_phones).",
     ),
 }
@@ -45,30 +45,27 @@ class PhoneServer:
         *,
         address: tuple[str, int],
         certificate: PageCertificate,
-        admission: Admission,
-        assets: Assets,
-        intake: Intake,
-        failed: Callable[[BaseException], None],
+        sessions: Sessions,
+        files: StaticFiles,
+        context: PhoneContext,
     ) -> None:
         """Prepares a server.
 
         Args:
             address: host and port to listen at.
             certificate: shown to phones.
-            admission: who may come in.
-            assets: the page.
-            intake: what phones' messages become.
-            failed: told when decoding broke in a way that must not be.
+            sessions: who may come in.
+            files: the page.
+            context: what the phones share.
         """
         self._address = address
         self._certificate = certificate
-        self._admission = admission
-        self._assets = assets
-        self._intake = intake
-        self._failed = failed
-        self._live = intake.config.live_sources
+        self._sessions = sessions
+        self._files = files
+        self._context = context
+        self._live = context.config.live_sources
         self._cookie = f"__Host-livesfm-{address[1]}"  # cookies do not know ports
-        self._lines: dict[str, Line] = {}
+        self._connections: dict[str, PhoneConnection] = {}  # by token
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
         self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections without a request so far
@@ -82,18 +79,18 @@ class PhoneServer:
         from aiohttp import web
 
         app = web.Application(
-            client_max_size=self._live.max_payload_mb << 20, middlewares=[self._note_request()]
+            client_max_size=self._live.max_payload_mb << 20, middlewares=[self._count_request()]
         )
         app.on_response_prepare.append(_add_headers)
         app.router.add_get("/", self._page, allow_head=False)
         app.router.add_get("/frames", self._socket, allow_head=False)
         app.router.add_post("/frames", self._post)
-        app.router.add_get("/{name:[a-z]+\\.(?:js|css)}", self._asset)
+        app.router.add_get("/{name:[a-z]+\\.(?:js|css)}", self._file)
         self._runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEEPALIVE_S
         )
         await self._runner.setup()
-        self._intake.desk.open(self._wake_all)
+        self._context.feedback.open(self._wake_all)
         self._listening = await asyncio.get_running_loop().create_server(
             self._new_connection,
             *self._address,
@@ -102,14 +99,14 @@ class PhoneServer:
         )
 
     async def stop(self) -> None:
-        """Tells phones that it is over and lets go of everything."""
-        self._intake.desk.end()
-        await asyncio.gather(*(line.say_farewell() for line in self._lines.values()))
-        self._intake.desk.close()
+        """Sends phones the end of the run and lets go of everything."""
+        self._context.feedback.end()
+        await asyncio.gather(*(one.send_end() for one in self._connections.values()))
+        self._context.feedback.close()
         if self._listening is not None:
             self._listening.close()
-        await asyncio.gather(*(line.close() for line in self._lines.values()))
-        self._lines.clear()
+        await asyncio.gather(*(one.close() for one in self._connections.values()))
+        self._connections.clear()
         for waiting in self._silent.values():
             waiting.cancel()
         if self._runner is not None and self._runner.server is not None:
@@ -137,51 +134,51 @@ class PhoneServer:
         if connection.transport is not None:
             connection.transport.abort()
 
-    def _note_request(self) -> Any:
+    def _count_request(self) -> Any:
         from aiohttp import web
 
         @web.middleware
-        async def note(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
             waiting = self._silent.pop(request.protocol, None)
             if waiting is not None:
                 waiting.cancel()
             return await handler(request)
 
-        return note
+        return count
 
     # -- the page ---------------------------------------------------------------------------------
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
 
-        seat = self._admission.admit(
-            request.query.get(TOKEN_KEY), session=request.cookies.get(self._cookie)
+        session = self._sessions.admit(
+            request.query.get(TOKEN_KEY), token=request.cookies.get(self._cookie)
         )
-        if isinstance(seat, Refusal):
-            title, text = _REFUSED[seat]
-            logger.warning("%s: a device was turned away: %s", self._intake.label, title.lower())
-            body = self._assets.notice(title=title, text=text)
+        if isinstance(session, Refusal):
+            title, text = _REFUSED[session]
+            logger.warning("%s: a device was turned away: %s", self._context.label, title.lower())
+            body = self._files.notice(title=title, text=text)
             return web.Response(status=403, text=body, content_type="text/html")
-        response = web.Response(text=self._assets.page, content_type="text/html")
+        response = web.Response(text=self._files.page, content_type="text/html")
         response.set_cookie(
-            self._cookie, seat.session, secure=True, httponly=True, samesite="Strict", path="/"
+            self._cookie, session.token, secure=True, httponly=True, samesite="Strict", path="/"
         )
         return response
 
-    async def _asset(self, request: web.Request) -> web.StreamResponse:
+    async def _file(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
 
-        asset = self._assets.files.get(request.match_info["name"])
-        if asset is None:
+        file = self._files.files.get(request.match_info["name"])
+        if file is None:
             raise web.HTTPNotFound
-        return web.Response(text=asset.text, content_type=asset.content_type)
+        return web.Response(text=file.text, content_type=file.content_type)
 
     # -- phones -----------------------------------------------------------------------------------
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
 
-        line = await self._line_of(request)
+        connection = await self._connection_of(request)
         socket = web.WebSocketResponse(
             heartbeat=self._live.read_timeout_s,
             timeout=1.0,
@@ -189,53 +186,52 @@ class PhoneServer:
             compress=False,
         )
         await socket.prepare(request)
-        await line.talk(socket)
+        await connection.serve(socket)
         return socket
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
 
-        line = await self._line_of(request)
+        connection = await self._connection_of(request)
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            await line.phone.refuse_oversized()
+            connection.phone.refuse_oversized()
             raise
         known_plan = request.headers.get("X-Plan", "")
-        answer = await line.answer(
+        answer = connection.answer(
             body,
             is_picture=request.content_type == _PICTURE,
             known_plan=int(known_plan) if re.fullmatch("[0-9]{1,9}", known_plan) else 0,
         )
-        if line.phone.is_babbling:
+        if connection.phone.is_babbling:
             raise web.HTTPBadRequest
         return web.json_response(answer)
 
-    async def _line_of(self, request: web.Request) -> Line:
-        """The line of the device that asks, from the page of this server and no other.
+    async def _connection_of(self, request: web.Request) -> PhoneConnection:
+        """The connection of the device that asks, from the page of this server and no other.
 
         Raises:
             HTTPForbidden: it was not admitted, or another site's page asks in its name.
         """
         from aiohttp import web
 
-        seat = self._admission.seat_of(request.cookies.get(self._cookie))
+        session = self._sessions.find(request.cookies.get(self._cookie))
         origin = request.headers.get("Origin", "")
-        if seat is None or origin.lower() != f"https://{request.host}".lower():
+        if session is None or origin.lower() != f"https://{request.host}".lower():
             raise web.HTTPForbidden
-        if seat.session not in self._lines:
-            line = Line(seat, intake=self._intake, admission=self._admission)
-            line.open(self._failed)
-            self._lines[seat.session] = line
-            for gone in [
-                s for s, line in self._lines.items() if not self._admission.has(line.seat)
-            ]:
-                await self._lines.pop(gone).close()
-        return self._lines[seat.session]
+        if session.token not in self._connections:
+            self._connections[session.token] = PhoneConnection(
+                session, context=self._context, sessions=self._sessions
+            )
+            for token, other in list(self._connections.items()):
+                if not self._sessions.has(other.session):
+                    await self._connections.pop(token).close()
+        return self._connections[session.token]
 
     def _wake_all(self) -> None:
-        for line in self._lines.values():
-            line.wake()
+        for connection in self._connections.values():
+            connection.wake()
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

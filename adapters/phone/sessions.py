@@ -1,10 +1,10 @@
-"""Who may use the page: one secret in the invitation, one seat for each device that came with it.
+"""Who may use the page: one secret in the invitation, a session for each device that came with it.
 
-The secret is in the URL only once. At the first page load the device gets a session of its own in
+The secret is in the URL only once. At the first page load the device gets a token of its own in
 a cookie, and the page takes the secret out of the address bar: reloading works on that device, and
-nobody learns the secret by looking over a shoulder. As many devices as there are seats may use the
-invitation. When all seats are taken, a newcomer gets the seat of a device that has been away for
-long; if there is none, it is refused.
+nobody learns the secret by looking over a shoulder. So many devices may use the invitation. When
+there are as many, a newcomer gets the place of a device that has been away for long; if there is
+none, it is refused.
 """
 
 from __future__ import annotations
@@ -15,84 +15,90 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 _SECRET_BYTES = 24
-AWAY_S = 120.0  # without a connection, before somebody else may have the seat
+AWAY_S = 120.0  # without a connection, before somebody else may have the place
 
 
 class Refusal(Enum):
-    """Why a device gets no seat."""
+    """Why a device gets no session."""
 
     NOT_INVITED = auto()
     FULL = auto()
 
 
 @dataclass(slots=True, kw_only=True)
-class Seat:
+class Session:
     """One device."""
 
     number: int  # 1, 2, 3, ... in order of arrival; never given twice
-    session: str  # secret of this device
+    token: str  # secret of this device
     last_seen_s: float
     is_connected: bool = False
 
 
-class Admission:
-    """Gives out seats; for one thread."""
+class Sessions:
+    """The sessions of all devices; for one thread."""
 
-    def __init__(self, *, max_seats: int, clock: Callable[[], float]) -> None:
+    def __init__(self, *, max_sessions: int, clock: Callable[[], float]) -> None:
+        """Makes a new secret.
+
+        Args:
+            max_sessions: at the same time.
+            clock: seconds that never go back.
+        """
         self.secret = secrets.token_urlsafe(_SECRET_BYTES)
-        self._max_seats = max_seats
+        self._max_sessions = max_sessions
         self._clock = clock
-        self._seats: dict[str, Seat] = {}
-        self._num_given = 0
+        self._sessions: dict[str, Session] = {}
+        self._num_opened = 0
 
-    def seat_of(self, session: str | None) -> Seat | None:
-        """The seat of a device that was admitted before."""
-        if session is None:
+    def find(self, token: str | None) -> Session | None:
+        """The session of a device that was admitted before."""
+        if token is None:
             return None
-        # Every seat is compared in constant time, so that answers do not tell how much was right.
-        found = [seat for known, seat in self._seats.items() if _is_same(known, session)]
+        # Every token is compared in constant time, so that answers do not show how much was right.
+        found = [session for known, session in self._sessions.items() if _is_same(known, token)]
         return found[0] if found else None
 
-    def admit(self, secret: str | None, *, session: str | None) -> Seat | Refusal:
-        """A seat for a device that loads the page: its own again, or a new one for the secret."""
-        seat = self.seat_of(session)
-        if seat is None:
+    def admit(self, secret: str | None, *, token: str | None) -> Session | Refusal:
+        """The session of a device that loads the page: its own, or a new one for the secret."""
+        session = self.find(token)
+        if session is None:
             if secret is None or not _is_same(self.secret, secret):
                 return Refusal.NOT_INVITED
-            if len(self._seats) >= self._max_seats and not self._free_seat():
+            if len(self._sessions) >= self._max_sessions and not self._end_longest_away():
                 return Refusal.FULL
-            seat = self._new_seat()
-        seat.last_seen_s = self._clock()
-        return seat
+            session = self._open()
+        session.last_seen_s = self._clock()
+        return session
 
-    def connected(self, seat: Seat, is_connected: bool) -> None:
-        """Notes that a device came or went."""
-        seat.is_connected = is_connected
-        seat.last_seen_s = self._clock()
+    def set_connected(self, session: Session, is_connected: bool) -> None:
+        """Registers that a device connected or left."""
+        session.is_connected = is_connected
+        session.last_seen_s = self._clock()
 
-    def has(self, seat: Seat) -> bool:
-        """Whether the seat was not given to somebody else."""
-        return seat.session in self._seats
+    def has(self, session: Session) -> bool:
+        """Whether the session was not ended for somebody else's."""
+        return session.token in self._sessions
 
-    def _new_seat(self) -> Seat:
-        self._num_given += 1
-        seat = Seat(
-            number=self._num_given,
-            session=secrets.token_urlsafe(_SECRET_BYTES),
+    def _open(self) -> Session:
+        self._num_opened += 1
+        session = Session(
+            number=self._num_opened,
+            token=secrets.token_urlsafe(_SECRET_BYTES),
             last_seen_s=self._clock(),
         )
-        self._seats[seat.session] = seat
-        return seat
+        self._sessions[session.token] = session
+        return session
 
-    def _free_seat(self) -> bool:
-        """Takes the seat of who has been away longest, if that is long enough."""
-        away = [seat for seat in self._seats.values() if not seat.is_connected]
+    def _end_longest_away(self) -> bool:
+        """Ends the session of who has been away longest, if that is long enough."""
+        away = [session for session in self._sessions.values() if not session.is_connected]
         if not away:
             return False
-        longest = min(away, key=lambda seat: seat.last_seen_s)
+        longest = min(away, key=lambda session: session.last_seen_s)
         if self._clock() - longest.last_seen_s < AWAY_S:
             return False
-        del self._seats[longest.session]
+        del self._sessions[longest.token]
         return True
 
 

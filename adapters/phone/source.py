@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import ipaddress
 import time
-from collections.abc import AsyncGenerator
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from adapters.install_advice import missing_package
 from adapters.live.addresses import lan_address
+from adapters.live.deadline import GiveUpDeadline
 from adapters.live.listening import refuse_taken_address
 from adapters.phone.certificate import PageCertificate, page_certificate
-from adapters.phone.feedback_view import FeedbackDesk, FeedbackView
-from adapters.phone.phone_session import Intake
+from adapters.phone.feedback_view import FeedbackChannel, FeedbackView
+from adapters.phone.phone_session import PhoneContext
 from adapters.phone.server import TOKEN_KEY, PhoneServer
-from adapters.phone.sessions import Admission
-from adapters.phone.static_files import read_assets
+from adapters.phone.sessions import Sessions
+from adapters.phone.static_files import read_static_files
 from engine.config import Config
 from engine.errors import SourceError
-from engine.ports import FrameIds, View
-from engine.types import Frame, Received, SourceInfo, SourceNotice, SourceState
+from engine.ports import ArrivalSink, FrameIds, View
+from engine.types import Arrival, Received, SourceInfo, SourceNotice, SourceState
 
 DEFAULT_PORT = 8443
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - phones are other computers
-_MAX_WAITING = 64  # what phones sent and the engine has not taken yet
 
 
 def open_phone_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> PhoneSource:
@@ -37,7 +35,7 @@ def open_phone_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> 
         spec: an address or a name of this computer and a port, 8443 where there is none; all its
             addresses where there is no host, or 0.0.0.0.
         config: the resolved configuration.
-        next_frame_id: the run's counter of frame ids; called on the event loop.
+        next_frame_id: the run's counter of frame ids; called on the thread that decodes.
 
     Raises:
         AdapterUnavailableError: a package is missing.
@@ -89,7 +87,7 @@ def qr_code_text(url: str) -> str:
 class PhoneSource:
     """Phones as cameras: each phone, and each size of its pictures, is one.
 
-    The server runs while ``frames`` is iterated.
+    The server runs while ``receive`` does.
     """
 
     def __init__(
@@ -111,26 +109,13 @@ class PhoneSource:
         self._address = address
         label = f"phone://{_in_url(address[0])}:{address[1]}"
         self.info = SourceInfo(label=label, is_live=True, is_sequence=True, num_frames=None)
-        self._live = config.live_sources
+        self._config = config
         self._certificate = certificate
-        self._desk = FeedbackDesk()
-        self._admission = Admission(max_seats=config.phone.max_phones, clock=time.monotonic)
-        self._received: asyncio.Queue[Received] = asyncio.Queue(_MAX_WAITING)
-        self._failure: BaseException | None = None
-        self._server = PhoneServer(
-            address=address,
-            certificate=certificate,
-            admission=self._admission,
-            assets=read_assets(config.phone),
-            intake=Intake(
-                label=label,
-                config=config,
-                next_frame_id=next_frame_id,
-                put=self._received.put,
-                desk=self._desk,
-            ),
-            failed=self._fail,
-        )
+        self._next_frame_id = next_frame_id
+        self._feedback = FeedbackChannel(source=label)
+        self._sessions = Sessions(max_sessions=config.phone.max_phones, clock=time.monotonic)
+        self._files = read_static_files(config.phone)
+        self._server: PhoneServer | None = None
 
     @property
     def url(self) -> str:
@@ -139,7 +124,7 @@ class PhoneSource:
 
     @property
     def _query(self) -> str:
-        return f"{TOKEN_KEY}={self._admission.secret}"
+        return f"{TOKEN_KEY}={self._sessions.secret}"
 
     def invitation(self) -> str:
         """Lines for the terminal: what to open on a phone, as a QR code too."""
@@ -154,55 +139,53 @@ class PhoneSource:
         return "\n".join(lines)
 
     def feedback_view(self) -> View:
-        """A view that tells phones how the run goes."""
-        return FeedbackView(self._desk)
+        """A view that shows phones how the run goes."""
+        return FeedbackView(self._feedback)
 
-    async def frames(self) -> AsyncGenerator[Received, None]:
-        """Serves the page and yields what phones send, until closed.
+    async def receive(self, sink: ArrivalSink) -> None:
+        """Serves the page and receives what phones send, until no picture came for too long.
 
         Raises:
             SourceError: the address cannot be listened at.
         """
-        try:
-            await self._start()
-            yield self._notice(SourceState.CONNECTED, "the page is open; no phone yet")
-            last_frame_s = time.monotonic()
-            while True:
-                received = await self._next(last_frame_s)
-                if received is None:
-                    detail = f"no picture for {self._live.give_up_after_s:g} s"
-                    yield self._notice(SourceState.ENDED, detail)
-                    return
-                if isinstance(received, Frame):
-                    last_frame_s = received.received_at_s
-                yield received
-        finally:
-            await self._server.stop()
+        give_up_after_s = self._config.live_sources.give_up_after_s
+        deadline = GiveUpDeadline(give_up_after_s)
 
-    async def _start(self) -> None:
+        def put(item: Received) -> None:
+            if isinstance(item, Arrival):
+                deadline.restart()
+            sink(item)
+
+        self._server = server = self._make_server(put)
         try:
-            await self._server.start()
+            await self._start(server)
+            sink(self._notice(SourceState.CONNECTED, "the page is open; no phone yet"))
+            if not await deadline.outlasts(_without_end()):
+                sink(self._notice(SourceState.ENDED, f"no picture for {give_up_after_s:g} s"))
+        finally:
+            await server.stop()
+
+    def _make_server(self, sink: ArrivalSink) -> PhoneServer:
+        return PhoneServer(
+            address=self._address,
+            certificate=self._certificate,
+            sessions=self._sessions,
+            files=self._files,
+            context=PhoneContext(
+                label=self.info.label,
+                config=self._config,
+                next_frame_id=self._next_frame_id,
+                sink=sink,
+                feedback=self._feedback,
+            ),
+        )
+
+    async def _start(self, server: PhoneServer) -> None:
+        try:
+            await server.start()
         except OSError as error:
             detail = error.strerror or str(error)
             raise SourceError(f"{self.info.label}: cannot listen there: {detail}") from error
-
-    async def _next(self, last_frame_s: float) -> Received | None:
-        """What comes next; None when no frame came for too long."""
-        give_up_s = self._live.give_up_after_s
-        remaining_s = max(last_frame_s + give_up_s - time.monotonic(), 0.0) if give_up_s else None
-        try:
-            async with asyncio.timeout(remaining_s):
-                received = await self._received.get()
-        except TimeoutError:
-            return None
-        if self._failure is not None:
-            raise self._failure
-        return received
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        with contextlib.suppress(asyncio.QueueFull):  # then something comes anyway
-            self._received.put_nowait(self._notice(SourceState.LOST, "decoding broke"))
 
     def _notice(self, state: SourceState, detail: str) -> SourceNotice:
         return SourceNotice(source=self.info.label, state=state, detail=detail)
@@ -220,6 +203,10 @@ class PhoneSource:
         if names and not self._certificate.is_self_signed:
             return names[0]  # a signed certificate is valid for its names only
         return str(lan_address())
+
+
+async def _without_end() -> None:
+    await asyncio.Event().wait()
 
 
 def _in_url(host: str) -> str:

@@ -14,7 +14,7 @@ _FILES = ("page.css", "page.js", "camera.js", "link.js", "plan.js", "sensors.js"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asset:
+class StaticFile:
     """One file of the page."""
 
     text: str
@@ -22,12 +22,12 @@ class Asset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assets:
+class StaticFiles:
     """The page as phones get it."""
 
     page: str
     notice_page: str
-    files: Mapping[str, Asset]
+    files: Mapping[str, StaticFile]
 
     def notice(self, *, title: str, text: str) -> str:
         """A page that says one thing."""
@@ -35,7 +35,7 @@ class Assets:
         return page.replace("{text}", html.escape(text))
 
 
-def read_assets(config: PhoneConfig) -> Assets:
+def read_static_files(config: PhoneConfig) -> StaticFiles:
     """Reads the page, which then asks its camera for what ``config`` says. Blocking."""
     folder = resources.files(__package__) / "page"
 
@@ -51,7 +51,7 @@ def read_assets(config: PhoneConfig) -> Assets:
     for key, value in settings.items():
         page = page.replace(key, value)
     files = {
-        name: Asset(text=read(name), content_type=_TYPES[name.rpartition(".")[2]])
+        name: StaticFile(text=read(name), content_type=_TYPES[name.rpartition(".")[2]])
         for name in _FILES
     }
-    return Assets(page=page, notice_page=read("notice.html"), files=files)
+    return StaticFiles(page=page, notice_page=read("notice.html"), files=files)

@@ -21,11 +21,11 @@ from adapters.town.world import TownLayout, lay_out_town
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.types import (
+    Arrival,
     Float32Array,
     Float64Array,
     Frame,
     IntrinsicsPrior,
-    RejectedFrame,
     SourceInfo,
     Uint8Array,
     frozen_array,
@@ -200,20 +200,22 @@ class SyntheticTown:
                 pixels, depth = self._renderer.draw(cam_from_world, index=index)
         return RenderedFrame(pixels=pixels, depth=depth, cam_from_world=cam_from_world)
 
-    async def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
+    async def frames(self) -> AsyncGenerator[Arrival, None]:
         """Yields the flight's frames in order, each drawn in a thread when it is asked for."""
         for index in self._taken:
             rendered = await asyncio.to_thread(self.render, index)
-            yield Frame(
-                frame_id=self._next_frame_id(),
-                camera_key=_WORLD,
-                source=self.info.label,
-                index=index,
-                name=f"{index:06d}.jpg",
-                captured_at_s=self.captured_at_s(index),
-                received_at_s=time.monotonic(),
-                pixels=rendered.pixels,
-                intrinsics_prior=self._intrinsics_prior(),
+            yield Arrival.of(
+                Frame(
+                    frame_id=self._next_frame_id(),
+                    camera_key=_WORLD,
+                    source=self.info.label,
+                    index=index,
+                    name=f"{index:06d}.jpg",
+                    captured_at_s=self.captured_at_s(index),
+                    received_at_s=time.monotonic(),
+                    pixels=rendered.pixels,
+                    intrinsics_prior=self._intrinsics_prior(),
+                )
             )
 
     def _blank_wall(self, index: int) -> tuple[Uint8Array, Float32Array]:

@@ -2,10 +2,10 @@
 
 The way of a frame::
 
-    sources -> Ingestion -> FrameQueue -> TrackingStage -> MappingQueue -> MappingStage -> Mapper
-                                                                             |    |
-                              run folder <- Writer <- Publisher, Snapshots <-+    +-> MapJobs
-                              views      <-----------+
+    sources -> ArrivalQueue -> Ingestion -> TrackingStage -> MappingQueue -> MappingStage -> Mapper
+               (undecoded)     (decodes)                                       |    |
+                                run folder <- Writer <- Publisher, Snapshots <-+    +-> MapJobs
+                                views      <-----------+
 
 Every box to the left of the mapper waits on the event loop and works on a thread of its own. The
 mapper owns the map on its thread and returns frozen steps; background jobs get private copies.
@@ -34,12 +34,12 @@ from engine.matching.scene_graph import SceneGraph
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.output.statistics import RunStatistics, summary_figures
-from engine.ports import FrameSource, PairMatcher, PlaceIndex, View, WindowSolver
+from engine.ports import PairMatcher, PlaceIndex, Source, View, WindowSolver
 from engine.run.background import MapJobs, Snapshots
 from engine.run.event_loop import RunRequests, ThreadOwned, lag_measured, run_in, stop_signals
-from engine.run.ingestion import FrameQueue, Ingestion
+from engine.run.ingestion import Ingestion
 from engine.run.publishing import Publisher
-from engine.run.queues import EventQueue, MappingQueue, Writer
+from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
 from engine.run.views import ViewDispatcher
 from engine.types import DropReason, Float64Array, RunCommand
@@ -47,6 +47,7 @@ from engine.types import DropReason, Float64Array, RunCommand
 logger = logging.getLogger(__name__)
 
 _HARD_EXIT_CODE = 130  # as shells report an interrupted program
+_BROKEN_OFF = "the run broke off before its turn"
 
 
 class StoppedBy(StrEnum):
@@ -100,7 +101,7 @@ class Engine:
         config: Config,
         *,
         folder: RunFolder,
-        sources: Sequence[FrameSource],
+        sources: Sequence[Source],
         matcher: PairMatcher,
         views: Sequence[View] = (),
         groundtruth: Sequence[tuple[float, Float64Array]] = (),
@@ -150,17 +151,18 @@ class Engine:
             group.create_task(self._ingest(), name="ingestion")
             group.create_task(self._track(), name="tracking")
             mapping = group.create_task(self._map(), name="mapping")
+        await self._ingestion.drop_waiting(detail=_BROKEN_OFF)
         return mapping.result()
 
     async def _ingest(self) -> None:
         """Sources to frames."""
         await self._attempt(self._ingestion.run(), what="reading the sources")
-        await self._frames.end()
+        self._arrivals.end()
 
     async def _track(self) -> None:
         """Frames to tracked frames and keyframes."""
         if not await self._attempt(self._tracking.run(), what="tracking"):
-            await self._frames.end()
+            self._arrivals.break_off()
         await self._items.end()
 
     async def _map(self) -> bool:
@@ -168,7 +170,7 @@ class Engine:
         is_sound = await self._attempt(self._mapping.run(), what="mapping")
         if not is_sound:
             # Releases who waits for the memory of frames that will never be mapped.
-            await self._frames.end()
+            self._arrivals.break_off()
         while not is_sound and await self._items.get() is not None:
             continue  # never mapped: these frames are reported as stopped at the end
         return is_sound
@@ -205,10 +207,8 @@ class Engine:
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
         await self._jobs.abandon_all()
-        for frame in self._frames.frames_in_engine:
-            self._events.frame_dropped(
-                frame, reason=DropReason.STOPPED, detail="the run broke off before its turn"
-            )
+        for frame in self._arrivals.frames_in_engine:
+            self._events.frame_dropped(frame, reason=DropReason.STOPPED, detail=_BROKEN_OFF)
         await self._write_events()
         outcome = self._outcome(await self._mapper.call(Mapper.figures))
         self._events(
@@ -295,16 +295,17 @@ class Engine:
 
     def _make_outputs(self, folder: RunFolder, views: Sequence[View]) -> None:
         config = self._config
-        self._tracking_thread, self._matching_thread, self._job_thread, self._io_thread = (
+        self._threads = tuple(
             ThreadPoolExecutor(1, thread_name_prefix=name)
-            for name in ("tracking", "matching", "adjusting", "io")
+            for name in ("decoding", "tracking", "matching", "adjusting", "io")
         )
-        self._threads = (
+        (
+            self._decoding_thread,
             self._tracking_thread,
             self._matching_thread,
             self._job_thread,
             self._io_thread,
-        )
+        ) = self._threads
         self._events = EventQueue()
         self._statistics = RunStatistics()
         self._views = ViewDispatcher(views, config.views)
@@ -322,26 +323,29 @@ class Engine:
 
     def _make_stages(self, places: PlaceIndex | None, solve_window: WindowSolver | None) -> None:
         config = self._config
-        self._frames = FrameQueue(
+        self._arrivals = ArrivalQueue(
             max_waiting=config.sources.frame_queue_size,
             max_bytes=config.sources.max_buffered_mb * 1_000_000,
+            max_lanes=config.live_sources.max_cameras,
         )
         self._items = MappingQueue(max_waiting=config.sources.mapping_queue_size)
         self._ingestion = Ingestion(
             self._sources,
-            queue=self._frames,
+            queue=self._arrivals,
+            decoding_thread=self._decoding_thread,
             recorder=self._recorder,
             writer=self._writer,
             events=self._events,
-            tell=self._publisher.publish_events,
+            publish=self._publisher.publish_events,
             max_gps_gap_s=config.georeference.max_gap_s,
+            max_frames=config.sources.max_frames,
         )
         self._tracking = TrackingStage(
             config.frame_tracking,
             sources=self._sources,
             describe=self._matcher.describe,
             thread=self._tracking_thread,
-            frames=self._frames,
+            frames=self._arrivals,
             items=self._items,
             ingestion=self._ingestion,
             warn=self._events.warn,
@@ -376,7 +380,7 @@ class Engine:
             matching=matching,
             matching_thread=self._matching_thread,
             items=self._items,
-            frames=self._frames,
+            frames=self._arrivals,
             jobs=self._jobs,
             snapshots=self._snapshots,
             publisher=self._publisher,

@@ -1,12 +1,12 @@
-"""Frames from the sources to tracking: who waits, what is dropped, how much memory they take."""
+"""From the sources to tracking: reads them, decodes what is taken, and records what is not."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,15 +15,15 @@ from engine.errors import SourceError
 from engine.events import FrameReceived, SourceChanged
 from engine.geo.gps_tracks import GpsTracks
 from engine.output.recorder import Recorder
-from engine.ports import FrameSource
-from engine.run.queues import EventQueue, Writer
+from engine.ports import FrameSource, LiveSource, Source
+from engine.run.event_loop import run_in
+from engine.run.queues import ArrivalQueue, EventQueue, Queued, Writer
 from engine.types import (
+    Arrival,
     DropReason,
     Frame,
-    FrameId,
     GpsFix,
     GpsReading,
-    Received,
     RejectedFrame,
     SourceNotice,
     SourceState,
@@ -36,8 +36,8 @@ Named = TypeVar("Named", Frame, RejectedFrame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Arrival:
-    """A frame and the source it came from."""
+class DecodedFrame:
+    """A frame that is ready for tracking, and the source it came from."""
 
     frame: Frame
     source_idx: int
@@ -49,206 +49,229 @@ class Arrival:
         return self.source_idx, self.frame.camera_key if self.is_live else ""
 
 
-class FrameQueue:
-    """Frames that wait for tracking, oldest first, and the memory of all frames in the engine.
-
-    Every source, and every camera of a live one, has places of its own, so that none takes
-    another's. A frame's pixels count from its arrival until it is given back; a lone frame always
-    passes. For the event loop only.
-    """
-
-    def __init__(self, *, max_waiting: int, max_bytes: int) -> None:
-        """Makes an empty queue.
-
-        Args:
-            max_waiting: frames of one lane that may wait.
-            max_bytes: pixels of all frames between their arrival and their being given back.
-        """
-        self._max_waiting = max_waiting
-        self._max_bytes = max_bytes
-        self._waiting: deque[Arrival] = deque()
-        self._in_engine: dict[FrameId, Frame] = {}
-        self._used_bytes = 0
-        self._has_ended = False
-        self._changed = asyncio.Condition()
-
-    @property
-    def frames_in_engine(self) -> list[Frame]:
-        """Frames that were put in and neither dropped nor given back, in order of arrival."""
-        return list(self._in_engine.values())
-
-    @property
-    def used_bytes(self) -> int:
-        """Pixels of the frames that were put in and neither dropped nor given back."""
-        return self._used_bytes
-
-    async def put(self, arrival: Arrival) -> None:
-        """Adds a frame when there is room for it."""
-        self._in_engine[arrival.frame.frame_id] = arrival.frame
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._has_room(arrival))
-            self._add(arrival)
-
-    async def put_newest(self, arrival: Arrival) -> list[Frame]:
-        """Adds a frame at once, in the place of older ones of its lane if need be.
-
-        Returns:
-            The frames dropped for it, or the frame itself where older ones would not make room.
-        """
-        dropped: list[Frame] = []
-        async with self._changed:
-            while not self._has_room(arrival):
-                oldest = self._oldest_of(arrival.lane)
-                if oldest is None:
-                    return [*dropped, arrival.frame]
-                self._waiting.remove(oldest)
-                self._leave(oldest.frame)
-                dropped.append(oldest.frame)
-            self._in_engine[arrival.frame.frame_id] = arrival.frame
-            self._add(arrival)
-        return dropped
-
-    async def get(self) -> Arrival | None:
-        """Takes the oldest frame as soon as there is one; None after the last."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._waiting or self._has_ended)
-            if not self._waiting:
-                return None
-            self._changed.notify_all()
-            return self._waiting.popleft()
-
-    async def give_back(self, frame: Frame) -> None:
-        """Frees the memory of a frame that left the engine."""
-        async with self._changed:
-            self._leave(frame)
-            self._changed.notify_all()
-
-    async def end(self) -> None:
-        """Says that no frame will come, or be taken, any more; what is put in later stays out."""
-        async with self._changed:
-            self._has_ended = True
-            self._changed.notify_all()
-
-    def _has_room(self, arrival: Arrival) -> bool:
-        num_waiting = sum(other.lane == arrival.lane for other in self._waiting)
-        wanted_bytes = self._used_bytes + arrival.frame.pixels.nbytes
-        fits = wanted_bytes <= self._max_bytes or self._used_bytes == 0
-        return self._has_ended or (fits and num_waiting < self._max_waiting)
-
-    def _oldest_of(self, lane: tuple[int, str]) -> Arrival | None:
-        return next((other for other in self._waiting if other.lane == lane), None)
-
-    def _add(self, arrival: Arrival) -> None:
-        if self._has_ended:
-            return
-        self._waiting.append(arrival)
-        self._used_bytes += arrival.frame.pixels.nbytes
-        self._changed.notify_all()
-
-    def _leave(self, frame: Frame) -> None:
-        del self._in_engine[frame.frame_id]
-        self._used_bytes -= frame.pixels.nbytes
-
-
 class Ingestion:
-    """Reads the sources of a run into its queue of frames.
-
-    A file's frame waits for room; a live source's frame takes the place of an older one, which is
-    dropped and counted.
+    """Reads the sources of a run into its queue, and decodes what tracking takes from there.
 
     Args:
         sources: each is a camera of its own.
-        queue: where frames go.
-        recorder: told of every frame, through the writer.
+        queue: where arrivals wait; it alone decides what is dropped.
+        decoding_thread: runs one call at a time.
+        recorder: writes a row of every frame; called through the writer.
         writer: runs writes in order.
         events: takes facts.
-        tell: passes facts on; called where no frame follows that would bring it about.
+        publish: passes facts on; called where no frame follows that would bring it about.
         max_gps_gap_s: positions farther apart in time are not interpolated.
+        max_frames: readable frames after which a source ends; 0: never.
     """
 
     def __init__(
         self,
-        sources: Sequence[FrameSource],
+        sources: Sequence[Source],
         *,
-        queue: FrameQueue,
+        queue: ArrivalQueue,
+        decoding_thread: Executor,
         recorder: Recorder,
         writer: Writer,
         events: EventQueue,
-        tell: Callable[[], Awaitable[None]],
+        publish: Callable[[], Awaitable[None]],
         max_gps_gap_s: float,
+        max_frames: int = 0,
     ) -> None:
         self._sources = sources
         self._positions = [GpsTracks(max_gap_s=max_gps_gap_s) for _ in sources]
         self._source_of_camera: dict[str, tuple[int, str]] = {}  # and its key there
         self._queue = queue
+        self._decoding_thread = decoding_thread
         self._recorder = recorder
         self._writer = writer
         self._events = events
-        self._tell = tell
-        self._stop = asyncio.Event()
+        self._publish = publish
+        self._max_frames = max_frames
+        self._num_frames = [0 for _ in sources]
+        self._stops = [asyncio.Event() for _ in sources]
         self._may_read = asyncio.Event()
         self._may_read.set()
+        self._ahead: asyncio.Task[DecodedFrame | None] | None = None
+
+    # -- control ----------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Takes nothing new from now on; frames that arrived still go their way."""
-        self._stop.set()
+        for stop in self._stops:
+            stop.set()
         self._may_read.set()
 
     def pause(self) -> None:
         """Takes no frames for now: a file waits, frames of live sources are dropped and counted."""
-        if not self._stop.is_set():
+        if not all(stop.is_set() for stop in self._stops):
             self._may_read.clear()
+            self._queue.pause()
 
     def resume(self) -> None:
         """Takes frames again."""
         self._may_read.set()
+        self._queue.resume()
 
-    def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
-        """Where a camera was by what its source has told beside the frames until now."""
-        if camera_key not in self._source_of_camera:
-            return None
-        source_idx, own_key = self._source_of_camera[camera_key]
-        return self._positions[source_idx].fix_at(own_key, captured_at_s)
+    # -- reading ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Reads all sources to their ends, or until stopped."""
-        async with asyncio.TaskGroup() as group:
-            for source_idx, source in enumerate(self._sources):
-                group.create_task(self._read(source_idx), name=f"source {source.info.label}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._report(), name="reports of live sources")
+                reading = [
+                    group.create_task(self._read(source_idx), name=f"source {source.info.label}")
+                    for source_idx, source in enumerate(self._sources)
+                ]
+                await asyncio.wait(reading)
+                self._queue.end_reports()
+        finally:
+            self._queue.end_reports()
+            await self._report()
+
+    async def _read(self, source_idx: int) -> None:
+        """Reads one source; when it cannot be read, that is reported and the others go on."""
+        source = self._sources[source_idx]
+        try:
+            if isinstance(source, LiveSource):
+                await self._receive(source, source_idx)
+            else:
+                await self._read_frames(source, source_idx)
+        except SourceError as error:
+            logger.error("%s", error)
+            self._events.warn(str(error))
+            await self._publish()
+        finally:
+            self._queue.close(source_idx)
+
+    async def _receive(self, source: LiveSource, source_idx: int) -> None:
+        receiving = asyncio.create_task(
+            source.receive(self._queue.sink(source_idx)), name=f"receive {source.info.label}"
+        )
+        stopping = asyncio.create_task(self._stops[source_idx].wait(), name="stopping")
+        try:
+            await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            receiving.cancel()
+            await asyncio.wait((receiving,))
+        if not receiving.cancelled():
+            receiving.result()  # what broke it, if anything did
+
+    async def _read_frames(self, source: FrameSource, source_idx: int) -> None:
+        arriving = until_stopped(source.frames(), self._stops[source_idx])
+        async with aclosing(arriving) as items:
+            async for item in items:
+                await self._may_read.wait()
+                await self._queue.put(source_idx, item)
+
+    async def _report(self) -> None:
+        """Records what live sources report beside their frames, until they have ended."""
+        while (report := await self._queue.next_report()) is not None:
+            source_idx, item = report
+            await self._take_in(item, source_idx)
+
+    # -- decoding ---------------------------------------------------------------------------------
+
+    async def next_frame(self) -> DecodedFrame | None:
+        """Decodes the oldest arrival as soon as there is one; None after the last.
+
+        A file's next frame is decoded meanwhile, until it is asked for.
+        """
+        taken = await self._take_ahead() or await self._take()
+        if taken is not None and not taken.is_live:
+            self._ahead = asyncio.create_task(self._take(is_ahead=True), name="decoding ahead")
+        return taken
+
+    async def _take_ahead(self) -> DecodedFrame | None:
+        """The frame that was decoded ahead; None where there is none."""
+        ahead, self._ahead = self._ahead, None
+        return None if ahead is None else await ahead
+
+    async def _take(self, *, is_ahead: bool = False) -> DecodedFrame | None:
+        """The next readable frame; ahead only if it is one that can wait and is there."""
+        while queued := self._queue.get_ahead() if is_ahead else await self._queue.get():
+            if not isinstance(queued.item, Arrival):
+                await self._take_in(queued.item, queued.source_idx)
+            elif (frame := await self._decode(queued, queued.item)) is not None:
+                return DecodedFrame(
+                    frame=frame, source_idx=queued.source_idx, is_live=queued.is_live
+                )
+        return None
+
+    async def _decode(self, queued: Queued, arrival: Arrival) -> Frame | None:
+        decoded: Frame | RejectedFrame | None = None
+        try:
+            decoded = await run_in(self._decoding_thread, arrival.decode)
+        finally:
+            if decoded is None:
+                self._queue.put_back(queued)
+        if isinstance(decoded, RejectedFrame):
+            if not self._queue.reject(queued, decoded):
+                await self._take_in(decoded, queued.source_idx)
+            return None
+        frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
+        self._source_of_camera[frame.camera_key] = queued.source_idx, decoded.camera_key
+        self._queue.add_frame(queued, frame)
+        await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
+        self._events(
+            FrameReceived(
+                frame_id=frame.frame_id,
+                index=frame.index,
+                captured_at_s=frame.captured_at_s,
+            )
+        )
+        self._num_frames[queued.source_idx] += 1
+        if self._num_frames[queued.source_idx] == self._max_frames:
+            await self._end_source(queued.source_idx)
+        return frame
+
+    async def _end_source(self, source_idx: int) -> None:
+        """Ends a source that has given as many frames as configured."""
+        self._stops[source_idx].set()
+        self._queue.close(source_idx)
+        self._queue.discard(source_idx)
+        info = self._sources[source_idx].info
+        if info.num_frames is None:  # else its end was known
+            detail = f"{self._max_frames} frames were taken, as configured"
+            notice = SourceNotice(source=info.label, state=SourceState.ENDED, detail=detail)
+            await self._take_in(notice, source_idx)
+
+    # -- recording --------------------------------------------------------------------------------
 
     async def drop(self, frame: Frame, *, reason: DropReason, detail: str) -> None:
-        """Counts and records a frame that was taken in and is not used."""
+        """Counts and records a frame that was decoded and is not used."""
         self._events.frame_dropped(frame, reason=reason, detail=detail)
         await self._writer.schedule(
             functools.partial(self._recorder.frame_dropped, frame.frame_id, reason)
         )
 
-    async def _read(self, source_idx: int) -> None:
-        """Reads one source; when it cannot be read, that is told and the others go on."""
-        try:
-            arriving = until_stopped(self._sources[source_idx].frames(), self._stop)
-            async with aclosing(arriving) as frames:
-                async for received in frames:
-                    if not self._sources[source_idx].info.is_live:
-                        await self._may_read.wait()
-                    await self._take_in(received, source_idx=source_idx)
-        except SourceError as error:
-            logger.error("%s", error)
-            self._events.warn(str(error))
-            await self._tell()
+    async def drop_waiting(self, *, detail: str) -> None:
+        """Counts and records what waits and will not have its turn any more."""
+        if self._ahead is not None:
+            await asyncio.wait((self._ahead,))
+        for queued in self._queue.take_waiting():
+            if isinstance(queued.item, Arrival):
+                rejected = queued.item.rejected(DropReason.STOPPED, detail)
+                await self._take_in(rejected, queued.source_idx)
 
-    async def _take_in(self, received: Received, *, source_idx: int) -> None:
-        match received:
+    async def _take_in(
+        self, item: GpsReading | RejectedFrame | SourceNotice, source_idx: int
+    ) -> None:
+        match item:
             case SourceNotice():
-                await self._tell_of_source(received)
+                await self._take_in_notice(item)
             case GpsReading():
-                self._positions[source_idx].add(received)
+                self._positions[source_idx].add(item)
             case RejectedFrame():
-                await self._take_in_rejected(self._named(received, source_idx))
-            case Frame():
-                await self._take_in_frame(received, source_idx=source_idx)
+                rejected = self._named(item, source_idx)
+                self._events.frame_dropped(rejected, reason=rejected.reason, detail=rejected.detail)
+                await self._writer.schedule(
+                    functools.partial(self._recorder.frame_arrived, rejected)
+                )
+                await self._publish()
 
-    async def _tell_of_source(self, notice: SourceNotice) -> None:
+    async def _take_in_notice(self, notice: SourceNotice) -> None:
         is_bad = notice.state in (SourceState.LOST, SourceState.REFUSED)
         level = logging.WARNING if is_bad else logging.INFO
         logger.log(level, "%s: %s: %s", notice.source, notice.state.value, notice.detail)
@@ -259,38 +282,27 @@ class Ingestion:
                 detail=notice.detail,
             )
         )
-        await self._tell()
+        await self._publish()
 
-    async def _take_in_rejected(self, rejected: RejectedFrame) -> None:
-        await self._writer.schedule(functools.partial(self._recorder.frame_arrived, rejected))
-        self._events.frame_dropped(rejected, reason=rejected.reason, detail=rejected.detail)
-        await self._tell()
+    # -- positions --------------------------------------------------------------------------------
 
-    async def _take_in_frame(self, received: Frame, *, source_idx: int) -> None:
-        source = self._sources[source_idx]
-        if received.gps is None:
-            fix = self._positions[source_idx].fix_at(received.camera_key, received.captured_at_s)
-            if fix is not None:
-                received = replace(received, gps=replace(fix, is_provisional=True))
-        frame = self._named(received, source_idx)
-        self._source_of_camera[frame.camera_key] = source_idx, received.camera_key
-        await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
-        self._events(
-            FrameReceived(
-                frame_id=frame.frame_id,
-                index=frame.index,
-                captured_at_s=frame.captured_at_s,
-            )
-        )
-        arrival = Arrival(frame=frame, source_idx=source_idx, is_live=source.info.is_live)
-        if not source.info.is_live:
-            await self._queue.put(arrival)
-        elif not self._may_read.is_set():
-            await self.drop(frame, reason=DropReason.PAUSED, detail="the run is paused")
-            await self._tell()
-        else:
-            for dropped in await self._queue.put_newest(arrival):
-                await self.drop(dropped, reason=DropReason.OVERLOAD, detail="the engine is behind")
+    def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
+        """Where a camera was by the positions that its source has given beside the frames."""
+        if camera_key not in self._source_of_camera:
+            return None
+        source_idx, own_key = self._source_of_camera[camera_key]
+        return self._positions[source_idx].fix_at(own_key, captured_at_s)
+
+    def _with_fix(self, frame: Frame, source_idx: int) -> Frame:
+        """The frame with the position that came beside it, unless it has one of its own."""
+        for reading_idx, reading in self._queue.take_readings():
+            self._positions[reading_idx].add(reading)
+        if frame.gps is not None:
+            return frame
+        fix = self._positions[source_idx].fix_at(frame.camera_key, frame.captured_at_s)
+        return frame if fix is None else replace(frame, gps=replace(fix, is_provisional=True))
+
+    # -- names ------------------------------------------------------------------------------------
 
     def _named(self, item: Named, source_idx: int) -> Named:
         return item if len(self._sources) == 1 else _of_source(item, source_idx)

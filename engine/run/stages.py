@@ -14,12 +14,12 @@ from engine.mapping.jobs import MapJob
 from engine.mapping.mapper import Mapper
 from engine.matching.pair_matching import PairMatching
 from engine.output.recorder import Recorder
-from engine.ports import FrameSource
+from engine.ports import Source
 from engine.run.background import MapJobs, Snapshots, return_free_memory
 from engine.run.event_loop import ThreadOwned, run_in
-from engine.run.ingestion import Arrival, FrameQueue, Ingestion
+from engine.run.ingestion import DecodedFrame, Ingestion
 from engine.run.publishing import Publisher
-from engine.run.queues import MappingItem, MappingQueue, Writer
+from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
 from engine.tracking.frame_tracker import FrameTracker
 from engine.types import DropReason, Features, Frame, Keyframe
 
@@ -32,9 +32,9 @@ class TrackingStage:
         sources: where frames come from.
         describe: makes the keypoint table of a keyframe.
         thread: runs one call at a time.
-        frames: where frames wait.
+        frames: gets the memory of frames back.
         items: where what was made of them goes.
-        ingestion: counts frames that cannot be described.
+        ingestion: gives frames, and counts those that cannot be described.
         warn: emits that something is degraded.
     """
 
@@ -42,10 +42,10 @@ class TrackingStage:
         self,
         config: FrameTrackingConfig,
         *,
-        sources: Sequence[FrameSource],
+        sources: Sequence[Source],
         describe: Callable[[Frame], Features],
         thread: Executor,
-        frames: FrameQueue,
+        frames: ArrivalQueue,
         items: MappingQueue,
         ingestion: Ingestion,
         warn: Callable[[str], None],
@@ -66,60 +66,60 @@ class TrackingStage:
         while True:
             if is_live:
                 await self._items.wait_until_keyframe_taken()
-            arrival = await self._frames.get()
-            if arrival is None:
+            decoded = await self._ingestion.next_frame()
+            if decoded is None:
                 return
             try:
-                await self._track(arrival)
+                await self._track(decoded)
             except InferenceError as error:
-                await self._frames.give_back(arrival.frame)
+                await self._frames.give_back(decoded.frame)
                 await self._ingestion.drop(
-                    arrival.frame, reason=DropReason.FAILED, detail=str(error)
+                    decoded.frame, reason=DropReason.FAILED, detail=str(error)
                 )
 
-    async def _track(self, arrival: Arrival) -> None:
+    async def _track(self, decoded: DecodedFrame) -> None:
         """Tracks a frame and passes it on at once; then makes it a keyframe if one is due.
 
         Raises:
             InferenceError: it can only be a keyframe, and cannot be described.
         """
-        tracker = self._tracker(arrival)
-        is_ahead = arrival.is_live and self._items.is_behind
+        tracker = self._tracker(decoded)
+        is_ahead = decoded.is_live and self._items.is_behind
         followed = await run_in(
-            self._thread, tracker.follow, arrival.frame, wants_fallback=is_ahead
+            self._thread, tracker.follow, decoded.frame, wants_fallback=is_ahead
         )
         due = None if is_ahead and followed.can_wait else followed.due
         item = MappingItem(
-            frame=arrival.frame,
+            frame=decoded.frame,
             tracked=followed.tracked,
             fallback=followed.fallback,
             keyframe=None,
             is_settled=due is None,
-            is_live=arrival.is_live,
+            is_live=decoded.is_live,
         )
         if followed.tracked is not None:
             await self._items.put(item)
         if due is None:
             return
         try:
-            keyframe = await run_in(self._thread, tracker.make_keyframe, arrival.frame, due)
+            keyframe = await run_in(self._thread, tracker.make_keyframe, decoded.frame, due)
         except InferenceError as error:
             if followed.tracked is None:
                 raise
             keyframe = None  # it has its pose already
-            self._warn(f"{arrival.frame.name} does not become a keyframe: {error}")
+            self._warn(f"{decoded.frame.name} does not become a keyframe: {error}")
         await self._items.put(
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )
 
-    def _tracker(self, arrival: Arrival) -> FrameTracker:
-        if arrival.lane not in self._trackers:
-            self._trackers[arrival.lane] = FrameTracker(
+    def _tracker(self, decoded: DecodedFrame) -> FrameTracker:
+        if decoded.lane not in self._trackers:
+            self._trackers[decoded.lane] = FrameTracker(
                 self._config,
                 describe=self._describe,
-                is_sequence=self._sources[arrival.source_idx].info.is_sequence,
+                is_sequence=self._sources[decoded.source_idx].info.is_sequence,
             )
-        return self._trackers[arrival.lane]
+        return self._trackers[decoded.lane]
 
 
 class MappingStage:
@@ -147,7 +147,7 @@ class MappingStage:
         matching: PairMatching,
         matching_thread: Executor,
         items: MappingQueue,
-        frames: FrameQueue,
+        frames: ArrivalQueue,
         jobs: MapJobs,
         snapshots: Snapshots,
         publisher: Publisher,

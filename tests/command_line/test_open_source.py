@@ -18,13 +18,13 @@ from adapters.sources.files.watched_folder import WatchedFolder
 from adapters.sources.streams.live_stream import LiveStream
 from engine.config import Config, load_config
 from engine.errors import ConfigError, SourceError
-from engine.ports import FrameIds, FrameSource
+from engine.ports import FrameIds, Source
 from engine.types import FrameId
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="cameras differ")
 
 
-def open_spec(spec: str | Path, config: Config | None = None) -> FrameSource:
+def open_spec(spec: str | Path, config: Config | None = None) -> Source:
     ids = itertools.count(1)
     return open_source(
         str(spec), config=config or Config(), next_frame_id=lambda: FrameId(next(ids))
@@ -139,7 +139,7 @@ def test_brokers_and_phones_have_openers_of_their_own(
     config, opened = Config(), ImageFolder.__new__(ImageFolder)
     told: list[tuple[str, Config, FrameId]] = []
 
-    def open_one(spec: str, *, config: Config, next_frame_id: FrameIds) -> FrameSource:
+    def open_one(spec: str, *, config: Config, next_frame_id: FrameIds) -> Source:
         told.append((spec, config, next_frame_id()))
         return opened
 

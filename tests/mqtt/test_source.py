@@ -14,19 +14,20 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 import pytest
 
-from adapters.mqtt import source as source_module
+from adapters.live import deadline as deadline_module
 from adapters.mqtt.connection import PASSWORD_VARIABLE
-from adapters.mqtt.inbox import Arrived, Inbox
 from adapters.mqtt.source import MqttSource, open_mqtt_source
 from engine.config import Config
 from engine.errors import ConfigError, SourceError
+from engine.ports import ArrivalSink
+from engine.run.queues import ArrivalQueue
 from engine.types import (
+    Arrival,
     DropReason,
     Frame,
     FrameId,
@@ -51,6 +52,7 @@ from tests.support.mqtt_broker import (
     user_properties,
 )
 from tests.support.paths import TOOLS
+from tests.support.received import Decoded, decoded, items_of
 from tests.support.waiting import HANG_S, until
 
 Kind = TypeVar("Kind", Frame, RejectedFrame, GpsReading, SourceNotice)
@@ -63,7 +65,7 @@ class Collected:
 
     def __init__(self, source: MqttSource) -> None:
         self.source = source
-        self.items: list[Received] = []
+        self.items: list[Decoded] = []
         self.reading: asyncio.Task[None] | None = None
 
     def of(self, kind: type[Kind]) -> list[Kind]:
@@ -85,7 +87,7 @@ class Collected:
         await until(lambda: len(self.frames) >= num_frames and len(self.rejected) >= num_rejected)
 
     async def read(self) -> None:
-        async with aclosing(self.source.frames()) as frames:
+        async with aclosing(items_of(self.source)) as frames:
             async for item in frames:
                 self.items.append(item)
 
@@ -252,23 +254,6 @@ def test_capture_times_rise_whatever_the_senders_clock_says(tmp_path: Path) -> N
     assert times_s[:2] == pytest.approx(told_s[:2], abs=1e-5)
     assert all(later > earlier for earlier, later in itertools.pairwise(times_s))
     assert all(abs(time_s - time.time()) < HANG_S for time_s in times_s)
-
-
-@pytest.mark.network
-def test_it_ends_after_so_many_frames(tmp_path: Path) -> None:
-    async def run(broker: Broker) -> Collected:
-        config = mqtt_config("sources.max_frames=2")
-        async with reading(source_of(broker, "cam", config=config)) as received:
-            for number in (1, 2):
-                await publish(broker, ("cam", jpeg()))
-                await received.until_num(number)
-            assert received.reading is not None
-            await asyncio.wait_for(received.reading, HANG_S)
-        return received
-
-    with running_broker(tmp_path) as broker:
-        received = asyncio.run(run(broker))
-    assert received.states == [SourceState.CONNECTED, SourceState.ENDED]
 
 
 # -- positions ------------------------------------------------------------------------------------
@@ -484,109 +469,96 @@ def test_a_storm_of_topics_leaves_loop_and_memory_alone_and_frames_come_after_it
     num_messages = 20_000
     memory = psutil.Process().memory_info
 
-    async def run(broker: Broker) -> tuple[Collected, int, float]:
-        async with reading(source_of(broker, "#")) as received, client_of(broker) as camera:
-            _, storm = await asyncio.open_connection("127.0.0.1", broker.port)
-            before = memory().rss
-            storm.write(packets_of_a_storm(num_messages))
-            longest_s = 0.0
-            while max((one.index for one in received.rejected), default=0) < num_messages / 2:
-                started_s = time.thread_time()  # as long as the loop is kept busy
-                await asyncio.sleep(0.02)
-                longest_s = max(longest_s, time.thread_time() - started_s)
-            num_bytes = memory().rss - before
-            await storm.drain()
-            storm.close()
-            await storm.wait_closed()
-            async with asyncio.timeout(HANG_S):
-                while len(received.frames) < 3:
-                    await camera.publish("cam", jpeg(), qos=1)
-        return received, num_bytes, longest_s
+    async def run(broker: Broker) -> tuple[list[Decoded], int, float]:
+        queue = ArrivalQueue(max_waiting=4, max_bytes=10**8, max_lanes=16)
+        decoded_items: list[Decoded] = []
+        num_received = 0
+        is_connected, has_frames = asyncio.Event(), asyncio.Event()
+
+        def counting(sink: ArrivalSink) -> ArrivalSink:
+            def put(item: Received) -> None:
+                nonlocal num_received
+                num_received += not isinstance(item, SourceNotice)
+                is_connected.set()
+                sink(item)
+
+            return put
+
+        async def report() -> None:
+            while (report := await queue.next_report()) is not None:
+                decoded_items.append(report[1])
+
+        async def decode() -> None:
+            while (queued := await queue.get()) is not None:
+                item = await asyncio.to_thread(decoded, queued.item)
+                if isinstance(item, RejectedFrame):
+                    queue.reject(queued, item)
+                    continue
+                queue.forget(queued)
+                decoded_items.append(item)
+                if sum(isinstance(item, Frame) for item in decoded_items) >= 3:
+                    has_frames.set()
+
+        source = source_of(broker, "#")
+        tasks = [
+            asyncio.create_task(task)
+            for task in (source.receive(counting(queue.sink(0))), report(), decode())
+        ]
+        try:
+            await is_connected.wait()
+            async with client_of(broker) as camera:
+                _, storm = await asyncio.open_connection("127.0.0.1", broker.port)
+                before = memory().rss
+                storm.write(packets_of_a_storm(num_messages))
+                longest_s = 0.0
+                while num_received < num_messages / 2:
+                    started_s = time.thread_time()  # as long as the loop is kept busy
+                    await asyncio.sleep(0.02)
+                    longest_s = max(longest_s, time.thread_time() - started_s)
+                num_bytes = memory().rss - before
+                await storm.drain()
+                storm.close()
+                await storm.wait_closed()
+                async with asyncio.timeout(HANG_S):
+                    while not has_frames.is_set():
+                        await camera.publish("cam", jpeg(), qos=1)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        return decoded_items, num_bytes, longest_s
 
     with running_broker(tmp_path) as broker:
-        received, num_bytes, lag_s = asyncio.run(run(broker))
+        items, num_bytes, lag_s = asyncio.run(run(broker))
     assert lag_s < 0.5
     assert num_bytes < 50e6
-    assert {frame.camera_key for frame in received.frames} == {"cam|96x80"}
-    assert len(received.rejected) < 5_000
-    assert any("not listed" in rejected.detail for rejected in received.rejected)
-
-
-# -- newest wins ----------------------------------------------------------------------------------
+    frames = [item for item in items if isinstance(item, Frame)]
+    rejected = [item for item in items if isinstance(item, RejectedFrame)]
+    assert {frame.camera_key for frame in frames} == {"cam|96x80"}
+    assert len(rejected) < 5_000
+    assert any("not listed" in item.detail for item in rejected)
 
 
 @pytest.mark.network
-def test_a_reader_that_is_slow_gets_the_newest_frame_and_the_number_of_the_others(
-    tmp_path: Path,
-) -> None:
+def test_images_are_handed_over_undecoded_and_each_topic_is_a_lane(tmp_path: Path) -> None:
     async def run(broker: Broker) -> list[Received]:
         items: list[Received] = []
-        source = source_of(broker, "cam")
-        async with aclosing(source.frames()) as frames:
-            items.append(await anext(frames))
-            await publish(broker, *[("cam", jpeg(shade=10 * i)) for i in range(10)])
-            await until(lambda: source._num_messages == 10)
-            async with asyncio.timeout(HANG_S):
-                items.extend([await anext(frames) for _ in range(10)])
+        source = source_of(broker, "sfm/+/frame")
+        receiving = asyncio.create_task(source.receive(items.append))
+        await until(lambda: bool(items))
+        await publish(broker, ("sfm/a/frame", jpeg()), ("sfm/b/frame", jpeg()[:-2]))
+        await until(lambda: len(items) == 3)
+        receiving.cancel()
+        await asyncio.wait((receiving,))
         return items
 
     with running_broker(tmp_path) as broker:
-        notice, frame, *others = asyncio.run(run(broker))
-    assert isinstance(notice, SourceNotice)
-    assert isinstance(frame, Frame)
-    assert frame.index == 9
-    assert all(isinstance(other, RejectedFrame) for other in others)
-    assert {other.reason for other in others if isinstance(other, RejectedFrame)} == {
-        DropReason.OVERLOAD
-    }
-    assert len(others) == 9
-
-
-def arrived(index: int, *, camera: str = "a") -> Arrived:
-    return Arrived(
-        index=index,
-        topic=camera,
-        camera=(camera,),
-        payload=bytes(1_000),
-        properties={},
-        arrived_at_s=float(index),
-        received_at_s=float(index),
-    )
-
-
-def drained(inbox: Inbox) -> list[Any]:
-    async def drain() -> list[Any]:
-        inbox.end()
-        items = []
-        while (item := await inbox.next()) is not None:
-            items.append(item)
-        return items
-
-    return asyncio.run(drain())
-
-
-def test_cameras_take_turns_and_refused_messages_come_between() -> None:
-    inbox = Inbox(source="s", max_cameras=3)
-    inbox.refuse(arrived(0), reason=DropReason.UNREADABLE, detail="x")
-    for index, camera in enumerate("abacb", start=1):
-        inbox.put_image(arrived(index, camera=camera))
-    assert [item.index for item in drained(inbox)] == [3, 0, 5, 1, 4, 2]
-
-
-def test_every_refused_message_is_told_or_in_a_sum() -> None:
-    inbox = Inbox(source="s", max_cameras=1)
-    for index in range(5_000):
-        inbox.refuse(arrived(index), reason=DropReason.UNREADABLE, detail="x")
-    for index in range(3):
-        inbox.refuse(arrived(index), reason=DropReason.TOO_LARGE, detail="x")
-    items = drained(inbox)
-    assert len(items) <= 1_100
-    unlisted = [item for item in items if "not listed" in item.detail]
-    num_unlisted = sum(
-        int(item.detail.split(" and ")[1].split(" ")[0].replace(",", "")) for item in unlisted
-    )
-    assert len(items) + num_unlisted == 5_003
-    assert {item.reason for item in items} == {DropReason.UNREADABLE, DropReason.TOO_LARGE}
+        _, *arrivals = asyncio.run(run(broker))
+    lanes = {arrival.lane: arrival for arrival in arrivals if isinstance(arrival, Arrival)}
+    assert set(lanes) == {"sfm/a/frame", "sfm/b/frame"}
+    assert lanes["sfm/a/frame"].num_bytes == len(jpeg())
+    assert isinstance(lanes["sfm/a/frame"].decode(), Frame)
+    assert isinstance(lanes["sfm/b/frame"].decode(), RejectedFrame)
 
 
 # -- brokers --------------------------------------------------------------------------------------
@@ -667,25 +639,22 @@ def test_tls_password_and_client_certificate_together(
 
 @pytest.mark.network
 def test_a_source_gives_up_after_so_long_without_a_frame_even_when_junk_comes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     now_s = 100.0
-    clock = SimpleNamespace(monotonic=lambda: now_s, time=time.time)
-    monkeypatch.setattr(source_module, "time", clock)
 
     async def run(broker: Broker) -> Collected:
         nonlocal now_s
-        config = mqtt_config(f"live_sources.give_up_after_s={2 * HANG_S}")
+        config = mqtt_config("live_sources.give_up_after_s=0.05")
         async with reading(source_of(broker, "cam", config=config)) as received:
             assert received.reading is not None
             await publish(broker, ("cam", b"junk"))
             await received.until_num(0, 1)
-            now_s += 2 * HANG_S - 1.0
+            now_s += 0.04
             await publish(broker, ("cam", b"junk"))
             await received.until_num(0, 2)
             assert received.states == [SourceState.CONNECTED]
-            now_s += 1.0
-            await publish(broker, ("cam", b"junk"))
+            now_s += 0.02
             await asyncio.wait_for(received.reading, HANG_S)
         return received
 
@@ -698,14 +667,14 @@ def test_a_source_gives_up_after_so_long_without_a_frame_even_when_junk_comes(
 def test_closing_a_source_that_looks_for_its_broker_takes_no_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(source_module, "_LET_GO_S", 2 * HANG_S)
+    monkeypatch.setattr(deadline_module, "_CANCELLING_S", 2 * HANG_S)
     wait = [f"live_sources.retry_{which}_s={2 * HANG_S}" for which in ("first", "max")]
 
     async def run() -> None:
         source = open_mqtt_source(
             "mqtt://127.0.0.1:1/cam", config=mqtt_config(*wait), next_frame_id=lambda: FrameId(1)
         )
-        frames = source.frames()
+        frames = items_of(source)
         notice = await anext(frames)
         assert isinstance(notice, SourceNotice)
         assert notice.state is SourceState.LOST

@@ -1,4 +1,4 @@
-"""What the person with the phone is told: events in, advice out."""
+"""What the person with the phone sees: events in, advice out."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 
-from adapters.phone.feedback import LOST_AFTER_S, Advice, PhoneState, RunFeedback
-from adapters.phone.motion_blur import Look
+from adapters.phone.feedback import (
+    LOST_AFTER_S,
+    Advice,
+    ArrivedPicture,
+    DecodedPicture,
+    PhoneState,
+    RunFeedback,
+)
+from adapters.phone.motion_blur import MotionBlur
 from engine.events import (
     BundleAdjusted,
     CommandTaken,
@@ -26,27 +33,35 @@ from engine.events import (
 from engine.types import DropReason, FrameId, RegistrationStatus, RunCommand
 
 PERIOD_S = 0.1
-SHARP = Look(sharpness=500.0, shift_ratio=0.01)
-BLURRED = Look(sharpness=60.0, shift_ratio=0.01)
-FAST = Look(sharpness=500.0, shift_ratio=0.2)
+SHARP = MotionBlur(sharpness=500.0, shift_ratio=0.01)
+BLURRED = MotionBlur(sharpness=60.0, shift_ratio=0.01)
+FAST = MotionBlur(sharpness=500.0, shift_ratio=0.2)
 STRAIGHT = (0.0, 0.0, 0.0, 1.0)
 
 
 class Story:
-    """A run told event by event; every frame takes a period."""
+    """A run event by event; every frame takes a period."""
 
     def __init__(self) -> None:
-        self.feedback = RunFeedback()
+        self.feedback = RunFeedback(source="phone")
         self.at_s = 0.0
         self.last_id = 0
         self.feedback.take(RunStarted(at_s=0.0, sources=("phone",), matcher="sift"))
 
-    def frame(self, *, phone: int = 1, look: Look | None = SHARP, **options: Any) -> FrameId:
+    def arrived(self, index: int, *, phone: int = 1) -> None:
+        self.feedback.add_arrived(ArrivedPicture(index=index, phone=phone))
+
+    def frame(self, *, phone: int = 1, blur: MotionBlur | None = SHARP, **options: Any) -> FrameId:
         self.last_id += 1
         self.at_s += PERIOD_S
         frame_id = FrameId(self.last_id)
         up = options.get("up")
-        self.feedback.frame_made(frame_id, phone=phone, look=look, up_in_camera=up)
+        self.arrived(self.last_id, phone=phone)
+        self.feedback.add_decoded(
+            DecodedPicture(
+                index=self.last_id, phone=phone, frame_id=frame_id, blur=blur, up_in_camera=up
+            )
+        )
         self.feedback.take(
             FrameReceived(
                 at_s=self.at_s, frame_id=frame_id, index=self.last_id, captured_at_s=self.at_s
@@ -72,7 +87,7 @@ class Story:
 
     def posed_frames(self, num: int, *, phone: int = 1, **options: Any) -> None:
         for _ in range(num):
-            self.posed(self.frame(phone=phone, look=options.get("look", SHARP)), **options)
+            self.posed(self.frame(phone=phone, blur=options.get("blur", SHARP)), **options)
 
     def keyframe(self, frame_id: FrameId) -> None:
         self.feedback.take(
@@ -117,13 +132,13 @@ class Story:
             )
         )
 
-    def dropped(self, frame_id: FrameId) -> None:
+    def dropped(self, *, index: int, source: str = "phone") -> None:
         self.feedback.take(
             FrameDropped(
                 at_s=self.at_s,
-                frame_id=frame_id,
-                source="phone",
-                index=1,
+                frame_id=None,
+                source=source,
+                index=index,
                 name="f",
                 captured_at_s=self.at_s,
                 reason=DropReason.OVERLOAD,
@@ -282,28 +297,30 @@ def test_a_new_frame_of_reference_voids_the_places(mapping: Story) -> None:
 # -- slower ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("look", "word"), [(BLURRED, "blurred"), (FAST, "quickly")])
-def test_pictures_that_suffer_ask_for_less_speed(mapping: Story, look: Look, word: str) -> None:
-    mapping.posed_frames(1, look=look)
+@pytest.mark.parametrize(("blur", "word"), [(BLURRED, "blurred"), (FAST, "quickly")])
+def test_pictures_that_suffer_ask_for_less_speed(
+    mapping: Story, blur: MotionBlur, word: str
+) -> None:
+    mapping.posed_frames(1, blur=blur)
     assert mapping.advice() is Advice.MAPPING, "one picture may be bad"
-    mapping.posed_frames(4, look=look)
+    mapping.posed_frames(4, blur=blur)
     assert mapping.advice() is Advice.SLOWER
     assert word in mapping.state().hint
-    mapping.posed_frames(6, look=SHARP)
+    mapping.posed_frames(6, blur=SHARP)
     assert mapping.advice() is Advice.MAPPING
 
 
 def test_a_scene_that_was_never_sharp_is_not_called_blurred() -> None:
     story = Story()
-    story.keyframe(story.frame(look=BLURRED))
+    story.keyframe(story.frame(blur=BLURRED))
     story.map_begins()
-    story.posed_frames(40, look=BLURRED)
+    story.posed_frames(40, blur=BLURRED)
     assert story.advice() is Advice.MAPPING
 
 
-def test_motion_that_cannot_be_told_is_no_reason(mapping: Story) -> None:
-    mapping.posed_frames(10, look=Look(sharpness=500.0, shift_ratio=None))
-    mapping.posed_frames(10, look=None)
+def test_motion_that_is_unknown_is_no_reason(mapping: Story) -> None:
+    mapping.posed_frames(10, blur=MotionBlur(sharpness=500.0, shift_ratio=None))
+    mapping.posed_frames(10, blur=None)
     assert mapping.advice() is Advice.MAPPING
 
 
@@ -342,11 +359,11 @@ def test_a_computer_that_falls_behind_asks_to_hold_still(mapping: Story) -> None
 
 def test_most_frames_dropped_asks_to_hold_still(mapping: Story) -> None:
     for number in range(60):
-        frame_id = mapping.frame()
         if number % 6:
-            mapping.dropped(frame_id)
+            mapping.arrived(1000 + number)
+            mapping.dropped(index=1000 + number)
         else:
-            mapping.posed(frame_id)
+            mapping.posed(mapping.frame())
     assert mapping.advice() is Advice.HOLD_STILL
 
 
@@ -373,7 +390,9 @@ def test_events_about_frames_of_other_sources_change_no_phone(mapping: Story) ->
     before = mapping.state()
     stranger = FrameId(9999)
     mapping.posed(stranger)
-    mapping.dropped(stranger)
+    mapping.arrived(9999)
+    mapping.dropped(index=9999, source="other")
+    mapping.dropped(index=77)
     mapping.failed(stranger)
     assert mapping.state() == before
 

@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from adapters.phone.feedback_view import FeedbackDesk, FeedbackView
+from adapters.phone.feedback import DecodedPicture
+from adapters.phone.feedback_view import FeedbackChannel, FeedbackView
 from adapters.phone.map_plan import draw_plan, plan_axes
 from engine.events import FramePosed, FrameReceived, KeyframeAdded, RunStarted
 from engine.geometry import rotation_from_vector
@@ -170,12 +171,12 @@ def test_a_turned_world_gives_the_same_plan() -> None:
     assert other.path_xy == pytest.approx(plan.path_xy, abs=1e-2)
 
 
-# -- the desk -------------------------------------------------------------------------------------
+# -- the channel ----------------------------------------------------------------------------------
 
 
 def test_what_the_views_thread_tells_reaches_the_loop_and_nobody_waits() -> None:
-    desk = FeedbackDesk()
-    view = FeedbackView(desk)
+    channel = FeedbackChannel()
+    view = FeedbackView(channel)
 
     def tell() -> None:
         view.show_event(RunStarted(at_s=0.0, sources=("phone",), matcher="sift"))
@@ -186,41 +187,44 @@ def test_what_the_views_thread_tells_reaches_the_loop_and_nobody_waits() -> None
     async def run() -> None:
         changed = asyncio.Event()
         tell()  # before anybody listens
-        desk.open(changed.set)
+        channel.open(changed.set)
         assert changed.is_set()
-        assert desk.plan_version == 1
+        assert channel.plan_version == 1
         changed.clear()
         thread = threading.Thread(target=tell)
         thread.start()
         async with asyncio.timeout(HANG_S):
-            while desk.plan_version < 2:
+            while channel.plan_version < 2:
                 changed.clear()
                 await changed.wait()
         thread.join()
-        desk.close()
+        channel.close()
 
     asyncio.run(run())
     tell()  # the loop is gone
-    assert desk.plan_version == 2
+    assert channel.plan_version == 2
 
 
 def test_a_closed_loop_is_no_error() -> None:
-    desk = FeedbackDesk()
+    channel = FeedbackChannel()
 
     async def open_only() -> None:
-        desk.open(lambda: None)
+        channel.open(lambda: None)
 
     asyncio.run(open_only())
-    desk.put(RunStarted(at_s=0.0, sources=("phone",), matcher="sift"))
+    channel.put(RunStarted(at_s=0.0, sources=("phone",), matcher="sift"))
 
 
 def test_states_and_plans_are_json_and_speak_of_the_same_places() -> None:
-    desk = FeedbackDesk()
+    channel = FeedbackChannel()
     cameras = walk()
 
     async def run() -> None:
-        desk.open(lambda: None)
-        desk.feedback.frame_made(FrameId(3), phone=2, look=None, up_in_camera=None)
+        channel.open(lambda: None)
+        picture = DecodedPicture(
+            index=0, phone=2, frame_id=FrameId(3), blur=None, up_in_camera=None
+        )
+        channel.feedback.add_decoded(picture)
         center = (-cameras[2, :, :3].T @ cameras[2, :, 3]).tolist()
         for event in (
             FrameReceived(at_s=1.0, frame_id=FrameId(3), index=0, captured_at_s=1.0),
@@ -244,34 +248,34 @@ def test_states_and_plans_are_json_and_speak_of_the_same_places() -> None:
                 latency_s=0.1,
             ),
         ):
-            desk.put(event)
-        assert desk.state_record(2)["here"] is None, "there is no plan yet"
+            channel.put(event)
+        assert channel.state_record(2)["here"] is None, "there is no plan yet"
         await asyncio.sleep(0)
-        FeedbackView(desk).show_map(map_view(cameras, scattered()))
+        FeedbackView(channel).show_map(map_view(cameras, scattered()))
         await asyncio.sleep(0)
 
     asyncio.run(run())
-    state = json.loads(json.dumps(desk.state_record(2)))
-    plan = json.loads(json.dumps(desk.plan_record(known_version=0)))
+    state = json.loads(json.dumps(channel.state_record(2)))
+    plan = json.loads(json.dumps(channel.plan_record(known_version=0)))
     assert state["plan"] == plan["version"] == 1
     own = next(path for path in plan["paths"] if path["phone"] == 2)
     assert own["places"] == [pytest.approx(state["here"], abs=0.02)]
     assert np.hypot(*state["heading"]) == pytest.approx(1.0, abs=0.02)
     assert len(base64.b64decode(plan["cells"])) == plan["width"] * plan["height"] * 4
-    assert desk.plan_record(known_version=1) is None
+    assert channel.plan_record(known_version=1) is None
 
 
 def test_long_paths_are_thinned_and_keep_their_end() -> None:
-    desk = FeedbackDesk()
+    channel = FeedbackChannel()
     cameras = walk(2301)
 
     async def run() -> None:
-        desk.open(lambda: None)
-        FeedbackView(desk).show_map(map_view(cameras))
+        channel.open(lambda: None)
+        FeedbackView(channel).show_map(map_view(cameras))
         await asyncio.sleep(0)
 
     asyncio.run(run())
-    record = desk.plan_record(known_version=0)
+    record = channel.plan_record(known_version=0)
     assert record is not None
     places = record["paths"][0]["places"]
     assert len(places) <= 501

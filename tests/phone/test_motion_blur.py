@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adapters.phone.motion_blur import Looks
+from adapters.phone.motion_blur import MotionBlurMeter
 from engine.types import Uint8Array
 
 
@@ -23,32 +23,41 @@ def scene(seed: int = 0) -> Uint8Array:
 def test_a_blurred_picture_is_less_sharp() -> None:
     sharp = scene()
     blurred = np.asarray(cv2.GaussianBlur(sharp, (31, 31), 0), np.uint8)
-    assert Looks().look(blurred).sharpness < 0.2 * Looks().look(sharp).sharpness
+    sharpness = MotionBlurMeter().measure(sharp).sharpness
+    assert MotionBlurMeter().measure(blurred).sharpness < 0.2 * sharpness
 
 
 @pytest.mark.parametrize("shift_px", [8, 64, 160])
-def test_a_shift_is_told_as_a_share_of_the_width(shift_px: int) -> None:
-    picture, looks = scene(), Looks()
-    assert looks.look(picture[:480, :640]).shift_ratio is None
-    moved = looks.look(picture[:480, shift_px : shift_px + 640])
+def test_a_shift_is_a_share_of_the_width(shift_px: int) -> None:
+    picture, meter = scene(), MotionBlurMeter()
+    assert meter.measure(picture[:480, :640]).shift_ratio is None
+    moved = meter.measure(picture[:480, shift_px : shift_px + 640])
     assert moved.shift_ratio == pytest.approx(shift_px / 640, abs=0.01)
 
 
 def test_another_scene_has_no_shift() -> None:
-    looks = Looks()
-    looks.look(scene()[:480, :640])
-    assert looks.look(scene(seed=1)[:480, :640]).shift_ratio is None
+    meter = MotionBlurMeter()
+    meter.measure(scene()[:480, :640])
+    assert meter.measure(scene(seed=1)[:480, :640]).shift_ratio is None
 
 
 def test_a_picture_of_another_size_begins_anew() -> None:
-    picture, looks = scene(), Looks()
-    looks.look(picture[:480, :640])
-    assert looks.look(picture[:600, :480]).shift_ratio is None
-    assert looks.look(picture[:600, 10:490]).shift_ratio == pytest.approx(10 / 480, abs=0.01)
+    picture, meter = scene(), MotionBlurMeter()
+    meter.measure(picture[:480, :640])
+    assert meter.measure(picture[:600, :480]).shift_ratio is None
+    assert meter.measure(picture[:600, 10:490]).shift_ratio == pytest.approx(10 / 480, abs=0.01)
 
 
 def test_a_picture_of_one_colour_says_nothing() -> None:
     flat = np.full((480, 640, 3), 90, np.uint8)
-    looks = Looks()
-    assert looks.look(flat).sharpness == 0.0
-    assert (looks.look(flat).shift_ratio or 0.0) < 1e-6
+    meter = MotionBlurMeter()
+    assert meter.measure(flat).sharpness == 0.0
+    assert (meter.measure(flat).shift_ratio or 0.0) < 1e-6
+
+
+def test_after_a_picture_that_was_not_measured_the_shift_is_unknown() -> None:
+    picture, meter = scene(), MotionBlurMeter()
+    meter.measure(picture[:480, :640])
+    moved = picture[:480, 64:704]
+    assert meter.measure(moved, is_next=False).shift_ratio is None
+    assert meter.measure(moved).shift_ratio == pytest.approx(0.0, abs=0.01)

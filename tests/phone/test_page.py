@@ -135,7 +135,7 @@ async def story_of_a_phone(folder: Path, clip: Path) -> None:
         red = (frame.pixels[:, :, 0] > 180) & (frame.pixels[:, :, 2] < 90)
         assert 4000 < red.sum() < 20000, "the square of the clip is in the picture"
         assert heard.readings[0].fix.altitude_m == 408.0
-        up = heard.source._desk.feedback._up_of[heard.frames[-1].frame_id]
+        up = heard.source._feedback.feedback._up_of[heard.frames[-1].frame_id]
         assert up == pytest.approx((0.0, -np.sin(np.deg2rad(80)), -np.cos(np.deg2rad(80))))
 
         view = heard.source.feedback_view()
@@ -146,12 +146,12 @@ async def story_of_a_phone(folder: Path, clip: Path) -> None:
         assert await tab.evaluate("document.querySelector('#points').textContent") == "1,234"
         await tab.until(PLAN_IS_DRAWN)
 
-        num_lines = heard.notices.count("connected: phone 1 is there")
-        (line,) = heard.source._server._lines.values()
-        assert line._socket is not None
-        await line._socket.close(code=1012)  # as a network that breaks
+        num_connected = heard.notices.count("connected: phone 1 is there")
+        (connection,) = heard.server._connections.values()
+        assert connection._socket is not None
+        await connection._socket.close(code=1012)  # as a network that breaks
         await heard.until(
-            lambda: heard.notices.count("connected: phone 1 is there") == num_lines + 1
+            lambda: heard.notices.count("connected: phone 1 is there") == num_connected + 1
         )
         num_frames = len(heard.frames)
         await heard.until(lambda: len(heard.frames) > num_frames + 2)
@@ -164,7 +164,7 @@ async def story_of_a_phone(folder: Path, clip: Path) -> None:
         view.show_event(
             RunFinished(at_s=9.0, stopped_by="signal", num_keyframes=9, num_registered=8)
         )
-        await heard.source._server.stop()
+        await heard.server.stop()
         await tab.until("!document.querySelector('#cover').hidden")
         assert "The run has ended" in await tab.evaluate("document.body.innerText")
         assert await tab.evaluate("document.querySelector('#camera').srcObject.active") is False
@@ -196,14 +196,14 @@ async def story_without_websockets(folder: Path, clip: Path) -> None:
     async with chromium(folder, clip=clip) as tab, listening() as heard:
         await start(tab, heard, before=NO_WEBSOCKETS)
         await heard.until(lambda: len(heard.frames) >= 8)
-        assert all(line._socket is None for line in heard.source._server._lines.values())
+        assert all(connection._socket is None for connection in heard.server._connections.values())
         view = heard.source.feedback_view()
         for event in posed(heard.frames[-1]):
             view.show_event(event)
         view.show_map(small_map())
         await tab.until(title_is("Mapping"))
         await tab.until(PLAN_IS_DRAWN)
-        await heard.source._server.stop()
+        await heard.server.stop()
         await tab.until("!document.querySelector('#cover').hidden")
         assert "The run has ended" in await tab.evaluate("document.body.innerText")
         assert tab.complaints == []

@@ -17,16 +17,25 @@ from typing import Any
 import aiohttp
 import pytest
 
-from adapters.images.decoding import decode_image
 from adapters.install_advice import how_to_install
-from adapters.phone import connections, phone_session
+from adapters.phone import connections
 from adapters.phone import source as source_module
 from adapters.phone.certificate import make_self_signed
+from adapters.phone.server import PhoneServer
 from adapters.phone.source import open_phone_source, parse_phone_spec, qr_code_text
 from engine.config import Config
 from engine.errors import AdapterUnavailableError, SourceError
 from engine.events import RunStarted
-from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
+from engine.types import (
+    Arrival,
+    DropReason,
+    Frame,
+    FrameId,
+    Received,
+    RejectedFrame,
+    SourceNotice,
+    SourceState,
+)
 from tests.support.phone_clients import (
     HOST,
     Listening,
@@ -37,7 +46,8 @@ from tests.support.phone_clients import (
     phones,
     source_on,
 )
-from tests.support.waiting import HANG_S, LeapingLoop, block_until, leap, until
+from tests.support.received import items_of
+from tests.support.waiting import HANG_S, LeapingLoop, leap, until
 
 pytestmark = pytest.mark.network
 
@@ -160,6 +170,12 @@ def test_a_qr_code_is_square_half_blocks_with_a_margin() -> None:
     assert len(rows[0]) <= 60
 
 
+def server_of(heard: Listening) -> PhoneServer:
+    server = heard.source._server
+    assert server is not None, "it listens"
+    return server
+
+
 @asynchronous
 async def test_a_port_in_use_is_told() -> None:
     with socket.socket() as taken:
@@ -174,7 +190,7 @@ async def test_a_port_in_use_is_told() -> None:
 async def test_the_port_is_free_again_after_the_run() -> None:
     port = free_port()
     for _ in range(2):
-        frames = source_on(port).frames()
+        frames = items_of(source_on(port))
         notice = await anext(frames)
         assert isinstance(notice, SourceNotice)
         assert notice.state is SourceState.CONNECTED
@@ -303,6 +319,7 @@ async def test_pictures_become_frames() -> None:
         for sequence in (1, 2):
             await connected.send_bytes(frame_message(sequence, jpeg=picture))
             await phone.news(lambda told, left=sequence: told.get("left") == left)  # type: ignore[misc]
+        await heard.until(lambda: len(heard.frames) == 2)
         first, second = heard.frames
         assert first.camera_key == "phone1|96x80"
         assert (first.name, second.name) == ("phone1/000001.jpg", "phone1/000002.jpg")
@@ -352,26 +369,27 @@ async def test_no_more_cameras_than_configured() -> None:
 
 
 @asynchronous
-async def test_a_newer_picture_takes_the_place_of_one_that_waits() -> None:
+async def test_pictures_leave_at_once_undecoded_and_those_of_a_phone_are_a_lane() -> None:
     num = 30
-    async with listening() as heard, phones(heard) as (phone,):
-
-        def decode_slowly(*arguments: Any, **options: Any) -> Any:
-            block_until(lambda: bool(heard.rejected), what="a newer picture")
-            return decode_image(*arguments, **options)
-
+    received: list[Received] = []
+    source = source_on(free_port())
+    receiving = asyncio.create_task(source.receive(received.append))
+    heard = Listening(source=source, port=source._address[1])
+    while not received:  # noqa: ASYNC110 - the sink has no event
+        await asyncio.sleep(0.005)
+    async with phones(heard) as (phone,):
         connected = await phone.enter()
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(phone_session, "decode_image", decode_slowly)
-            for sequence in range(num):
-                await connected.send_bytes(frame_message(sequence))
-            await heard.until(lambda: bool(heard.rejected))
+        for sequence in range(num):
+            await connected.send_bytes(frame_message(sequence))
         await phone.news(lambda told: told.get("left") == num)
-        assert len(heard.frames) + len(heard.rejected) == num
-        assert {one.reason for one in heard.rejected} == {DropReason.OVERLOAD}
-        assert heard.frames[-1].index == num - 1, "the newest is never dropped"
-        indices = [one.index for one in heard.frames]
-        assert indices == sorted(indices)
+    receiving.cancel()
+    await asyncio.wait((receiving,))
+    arrivals = [item for item in received if isinstance(item, Arrival)]
+    assert [arrival.index for arrival in arrivals] == list(range(num))
+    assert {arrival.lane for arrival in arrivals} == {"phone1"}
+    frame = arrivals[0].decode()
+    assert isinstance(frame, Frame)
+    assert frame.name == arrivals[0].name
 
 
 @asynchronous
@@ -433,7 +451,7 @@ def test_a_bad_picture_is_counted_and_the_next_one_taken(
             assert rejected.reason is reason
             assert detail in rejected.detail
             assert rejected.name == "phone1/000001.jpg"
-            assert len(heard.frames) == 1
+            await heard.until(lambda: len(heard.frames) == 1)
 
     run(story())
 
@@ -479,7 +497,7 @@ async def test_who_sends_nothing_but_nonsense_is_sent_away() -> None:
             while (await connected.receive()).type not in CLOSED:
                 pass
         assert connected.close_code == 1008
-        assert len(heard.rejected) == 10
+        await heard.until(lambda: len(heard.rejected) == 10)
         await heard.until(lambda: "makes sense" in heard.notices[-1])
         returned = await phone.enter()  # the page, loaded again
         await returned.send_str("{")
@@ -516,7 +534,7 @@ async def test_a_connection_without_a_request_is_dropped() -> None:
         trusting.verify_mode = ssl.CERT_NONE
         for context in (None, trusting):
             reader, writer = await asyncio.open_connection(HOST, heard.port, ssl=context)
-            await until(lambda: len(heard.source._server._silent) == 1)
+            await until(lambda: len(server_of(heard)._silent) == 1)
             leap(PATIENCE_S)
             with contextlib.suppress(ConnectionError):
                 async with asyncio.timeout(HANG_S):
@@ -617,7 +635,7 @@ async def test_phones_are_told_of_the_run_and_of_its_end() -> None:
             event = RunStarted(at_s=0.0, sources=("phone",), matcher="sift")
             await asyncio.to_thread(view.show_event, event)
             await phone.news(lambda told: "state" in told)
-            stopping = asyncio.create_task(heard.source._server.stop())
+            stopping = asyncio.create_task(heard.server.stop())
             told = await phone.news(lambda told: told.get("state", {}).get("advice") == "ended")
             message = await connected.receive()
             assert message.type in CLOSED
@@ -637,7 +655,7 @@ async def test_many_events_make_few_messages() -> None:
             if number % 100 == 99:
                 leap(connections._STATE_GAP_S)
                 await phone.news(lambda told: "state" in told)
-        stopping = asyncio.create_task(heard.source._server.stop())
+        stopping = asyncio.create_task(server_of(heard).stop())
         num_more = 0
         while (await phone.news(lambda told: "state" in told))["state"]["advice"] != "ended":
             num_more += 1
@@ -648,7 +666,7 @@ async def test_many_events_make_few_messages() -> None:
 @asynchronous
 async def test_a_source_without_frames_for_too_long_ends_when_configured() -> None:
     source = source_on(free_port(), "live_sources.give_up_after_s=0.3")
-    received = [one async for one in source.frames()]
+    received = [one async for one in items_of(source)]
     states = [one.state for one in received if isinstance(one, SourceNotice)]
     assert states == [SourceState.CONNECTED, SourceState.ENDED]
 
@@ -695,29 +713,8 @@ async def post_until_the_end() -> None:
     async with listening() as heard, phones(heard) as (phone,):
         await phone.load()
         await phone.post(b"")
-        stopping = asyncio.create_task(heard.source._server.stop())
+        stopping = asyncio.create_task(heard.server.stop())
         await asyncio.sleep(0)
         answer = await phone.post(b"")
         assert answer["state"]["advice"] == "ended"
         await asyncio.wait_for(stopping, HANG_S)
-
-
-def test_a_broken_decoder_ends_the_source_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("of the test")
-
-    async def story() -> None:
-        port = free_port()
-        source = source_on(port)
-        frames = source.frames()
-        await anext(frames)
-        heard = Listening(source=source, port=port)
-        async with phones(heard) as (phone,):
-            connected = await phone.enter()
-            monkeypatch.setattr("adapters.phone.phone_session.decode_image", broken)
-            await connected.send_bytes(frame_message(1))
-            with pytest.raises(ZeroDivisionError):
-                while True:
-                    await anext(frames)
-
-    run(story())

@@ -26,6 +26,7 @@ from engine.types import Features, Frame, FramePose, MapView
 from engine.window_types import WindowEstimate, WindowProblem
 from tests.support.dense_world import DenseFakeMatcher, NoPlaces
 from tests.support.fake_runs import (
+    FakeLiveSource,
     FakeSource,
     Happening,
     WorldMatcher,
@@ -234,7 +235,7 @@ def test_a_file_waits_for_the_engine_and_loses_nothing(tmp_path: Path) -> None:
     def counted(all_frames: list[Frame]) -> Iterator[Frame]:
         for number, frame in enumerate(all_frames, start=1):
             waiting.append(number - len(world_matcher.described))
-            if number == queue_size + 2:
+            if number == queue_size + 3:
                 filled_up.set()
             yield frame
 
@@ -245,8 +246,8 @@ def test_a_file_waits_for_the_engine_and_loses_nothing(tmp_path: Path) -> None:
         sources=[FakeSource(happenings=counted(frames_of(world_of(NUM_FRAMES))))],
         settings=[f"sources.frame_queue_size={queue_size}"],
     )
-    # One is being described, so many wait, and the source holds one more.
-    assert max(waiting) == queue_size + 2
+    # One is being described, one is decoded ahead, so many wait, and the source holds one more.
+    assert max(waiting) == queue_size + 3
     assert written.statuses == ["keyframe"] * NUM_FRAMES
 
 
@@ -264,8 +265,8 @@ def test_a_live_source_drops_its_oldest_frames_and_all_of_them_are_counted(tmp_p
     async def end() -> None:
         all_given.set()
 
-    live = source(
-        [*frames(1, 1), held_until(describing), *frames(2, NUM_FRAMES), end], is_live=True
+    live = FakeLiveSource(
+        happenings=[*frames(1, 1), held_until(describing), *frames(2, NUM_FRAMES), end]
     )
     world_matcher = matcher(before_describing=hold_up)
     outcome, written = run_world(
@@ -298,14 +299,16 @@ def test_a_live_source_never_pushes_out_the_frames_of_a_file(tmp_path: Path) -> 
         all_given.set()
 
     file = source(frames(1, 4))
-    live = source([held_until(describing), *frames(5, NUM_FRAMES), end], is_live=True, label="live")
+    live = FakeLiveSource(
+        happenings=[held_until(describing), *frames(5, NUM_FRAMES), end], label="live"
+    )
     _, written = run_world(
         tmp_path / "run",
         matcher=matcher(before_describing=hold_up),
         sources=[file, live],
         settings=["sources.frame_queue_size=2"],
     )
-    status_of = {int(row["frame_id"]): row["status"] for row in written.rows}
+    status_of = {int(row["index"]) + 1: row["status"] for row in written.rows}
     used = [i for i, status in sorted(status_of.items()) if status == "keyframe"]
     assert used == [1, 2, 3, 4, NUM_FRAMES - 1, NUM_FRAMES]
     assert written.summary["frames_dropped"] == {"overload": NUM_FRAMES - 6}
@@ -322,7 +325,7 @@ def test_frames_larger_than_the_memory_for_them_pass_one_at_a_time(tmp_path: Pat
         sources=[source()],
         settings=["sources.max_buffered_mb=1"],
     )
-    world_matcher.before_describing = lambda frame: in_engine.append(engine._frames.used_bytes)
+    world_matcher.before_describing = lambda frame: in_engine.append(engine._arrivals.used_bytes)
     assert run(engine).num_registered == NUM_FRAMES
     assert in_engine == [num_bytes] * NUM_FRAMES
 
@@ -390,7 +393,7 @@ def test_a_signal_ends_a_live_run_after_what_has_arrived_is_mapped(tmp_path: Pat
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.Event().wait()  # a camera that sends nothing more
 
-    live = source([*frames(1, 10), interrupt], is_live=False)
+    live = source([*frames(1, 10), interrupt])
     outcome, written = run_world(tmp_path / "run", sources=[live])
     assert outcome.stopped_by is StoppedBy.SIGNAL
     assert written.summary["stopped_by"] == written.events[-1]["stopped_by"] == "signal"

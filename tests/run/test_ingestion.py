@@ -1,182 +1,248 @@
+"""Reading sources, and decoding what is taken from them."""
+
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
-from typing import TypeVar
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from engine.run.ingestion import Arrival, FrameQueue, until_stopped
-from engine.types import Frame
-from tests.support.fake_runs import frame_of
+from engine.run.engine import RunOutcome, StoppedBy
+from engine.run.ingestion import until_stopped
+from engine.types import Arrival, DropReason, Frame, GpsFix, GpsReading, RejectedFrame
+from tests.support.fake_runs import (
+    FakeLiveSource,
+    FakeSource,
+    Happening,
+    WorldMatcher,
+    Written,
+    engine_of,
+    frame_of,
+    rejected,
+    world_of,
+)
 
-WAIT_S = 5.0
-FRAME_BYTES = 8 * 8 * 3
-
-Result = TypeVar("Result")
-
-
-def arrival(frame_id: int, *, source_idx: int = 0, edge_px: int = 8) -> Arrival:
-    pixels = np.zeros((edge_px, edge_px, 3), np.uint8)
-    return Arrival(frame=frame_of(frame_id, pixels=pixels), source_idx=source_idx)
-
-
-def queue(*, max_waiting: int = 2, max_frames: int = 100) -> FrameQueue:
-    return FrameQueue(max_waiting=max_waiting, max_bytes=max_frames * FRAME_BYTES)
+WAIT_S = 20.0
+NUM_FRAMES = 12
 
 
 def run(test: Awaitable[None]) -> None:
     asyncio.run(asyncio.wait_for(test, WAIT_S), debug=True)
 
 
-async def put_later(frames: FrameQueue, item: Arrival) -> asyncio.Task[None]:
-    """A task that puts, after it had every chance to."""
-    task = asyncio.create_task(frames.put(item))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    return task
+def frames(first: int, last: int) -> list[Frame]:
+    world = world_of(NUM_FRAMES)
+    return [frame_of(i, world=world) for i in range(first, last + 1)]
 
 
-async def ids_left(frames: FrameQueue) -> list[int]:
-    await frames.end()
-    ids = []
-    while (item := await frames.get()) is not None:
-        ids.append(int(item.frame.frame_id))
-    return ids
+def matcher(**options: Any) -> WorldMatcher:
+    return WorldMatcher(world=world_of(NUM_FRAMES), **options)
 
 
-def ids(frames: list[Frame]) -> list[int]:
-    return [int(frame.frame_id) for frame in frames]
+def run_source(
+    path: Path, source: FakeSource | FakeLiveSource, *settings: str, **options: Any
+) -> tuple[RunOutcome, Written]:
+    options = {"matcher": matcher(), **options}
+    engine = engine_of(path, sources=[source], settings=settings, **options)
+    outcome = asyncio.run(asyncio.wait_for(engine.run(), WAIT_S))
+    return outcome, Written.by(outcome)
 
 
-# -- places ---------------------------------------------------------------------------------------
+class Decoding:
+    """Arrivals that record in which order, and on which threads, they were decoded."""
+
+    def __init__(self, *, unreadable: Sequence[int] = ()) -> None:
+        self.unreadable = unreadable
+        self.indices: list[int] = []
+        self.threads: set[str] = set()
+
+    def of(self, frame: Frame, *, before: Callable[[], None] = lambda: None) -> Arrival:
+        waiting = Arrival.of(frame)
+
+        def decode() -> Frame | RejectedFrame:
+            before()
+            self.indices.append(frame.index)
+            self.threads.add(threading.current_thread().name)
+            if frame.index in self.unreadable:
+                return waiting.rejected(DropReason.UNREADABLE, "damaged")
+            return frame
+
+        return replace(waiting, decode=decode)
 
 
-def test_frames_come_out_in_order_of_arrival_whatever_their_source() -> None:
-    async def test() -> None:
-        frames = queue()
-        for frame_id, source_idx in ((1, 0), (2, 1), (3, 1), (4, 0)):
-            await frames.put(arrival(frame_id, source_idx=source_idx))
-        assert await ids_left(frames) == [1, 2, 3, 4]
-
-    run(test())
+# -- decoding -------------------------------------------------------------------------------------
 
 
-def test_putting_waits_until_the_source_has_a_place() -> None:
-    async def test() -> None:
-        frames = queue()
-        await frames.put(arrival(1))
-        await frames.put(arrival(2))
-        third = await put_later(frames, arrival(3))
-        assert not third.done()
-        assert (await put_later(frames, arrival(4, source_idx=1))).done()
-        taken = await frames.get()
-        assert taken is not None
-        assert taken.frame.frame_id == 1
-        await third
-        assert await ids_left(frames) == [2, 4, 3]
-
-    run(test())
+def test_arrivals_are_decoded_in_order_on_a_thread_of_their_own(tmp_path: Path) -> None:
+    decoding = Decoding(unreadable=[2])
+    source = FakeSource(happenings=[decoding.of(frame) for frame in frames(1, 6)])
+    _, written = run_source(tmp_path / "run", source)
+    assert decoding.indices == list(range(6))
+    assert {name.partition("_")[0] for name in decoding.threads} == {"decoding"}
+    assert written.statuses == ["keyframe"] * 2 + ["dropped:unreadable"] + ["keyframe"] * 3
+    (event,) = written.of_kind("FrameDropped")
+    assert (event["frame_id"], event["index"], event["detail"]) == (None, 2, "damaged")
 
 
-def test_the_newest_takes_the_place_of_the_oldest_of_its_source_only() -> None:
-    async def test() -> None:
-        frames = queue()
-        for frame_id, source_idx in ((1, 0), (2, 1), (3, 0), (4, 1)):
-            assert await frames.put_newest(arrival(frame_id, source_idx=source_idx)) == []
-        assert ids(await frames.put_newest(arrival(5, source_idx=1))) == [2]
-        assert ids(await frames.put_newest(arrival(6, source_idx=1))) == [4]
-        assert await ids_left(frames) == [1, 3, 5, 6]
+def test_what_a_live_source_drops_is_never_decoded(tmp_path: Path) -> None:
+    decoding = Decoding()
+    describing, all_given = threading.Event(), threading.Event()
 
-    run(test())
+    def hold_up(frame: Frame) -> None:
+        describing.set()
+        assert all_given.wait(WAIT_S)
 
+    async def until_describing() -> None:
+        assert await asyncio.to_thread(describing.wait, WAIT_S)
 
-def test_getting_waits_for_a_frame() -> None:
-    async def test() -> None:
-        frames = queue()
-        getting = asyncio.create_task(frames.get())
-        await put_later(frames, arrival(1))
-        taken = await getting
-        assert taken is not None
-        assert taken.frame.frame_id == 1
+    async def end() -> None:
+        all_given.set()
 
-    run(test())
-
-
-def test_the_end_wakes_who_waits_for_a_frame_and_who_waits_for_room() -> None:
-    async def test() -> None:
-        frames = queue(max_waiting=1)
-        getting = asyncio.create_task(frames.get())
-        await asyncio.sleep(0)
-        await frames.end()
-        assert await getting is None
-
-        frames = queue(max_waiting=1)
-        await frames.put(arrival(1))
-        late = await put_later(frames, arrival(2))
-        assert not late.done()
-        await frames.end()
-        await late
-        assert await ids_left(frames) == [1]
-        # It never had its turn, so it can still be told.
-        assert ids(frames.frames_in_engine) == [1, 2]
-
-    run(test())
+    arrivals = [decoding.of(frame) for frame in frames(1, NUM_FRAMES)]
+    source = FakeLiveSource(happenings=[arrivals[0], until_describing, *arrivals[1:], end])
+    _, written = run_source(
+        tmp_path / "run",
+        source,
+        "sources.frame_queue_size=2",
+        matcher=matcher(before_describing=hold_up),
+    )
+    assert decoding.indices == [0, NUM_FRAMES - 2, NUM_FRAMES - 1]
+    dropped = written.of_kind("FrameDropped")
+    assert [event["index"] for event in dropped] == list(range(1, NUM_FRAMES - 2))
+    assert {(event["frame_id"], event["reason"]) for event in dropped} == {(None, "overload")}
+    assert written.summary["frames_received"] == NUM_FRAMES
 
 
-# -- memory ---------------------------------------------------------------------------------------
+def test_the_next_frame_of_a_file_is_decoded_while_one_is_tracked(tmp_path: Path) -> None:
+    decoding, second_is_decoded = Decoding(), threading.Event()
+
+    def describe(frame: Frame) -> None:
+        assert second_is_decoded.wait(WAIT_S)
+
+    first, second, *others = frames(1, 6)
+    happenings: list[Happening] = [
+        decoding.of(first),
+        decoding.of(second, before=second_is_decoded.set),
+        *(decoding.of(frame) for frame in others),
+    ]
+    _, written = run_source(
+        tmp_path / "run",
+        FakeSource(happenings=happenings),
+        matcher=matcher(before_describing=describe),
+    )
+    assert written.statuses == ["keyframe"] * 6
 
 
-def test_pixels_count_until_they_are_given_back() -> None:
-    async def test() -> None:
-        frames = queue(max_waiting=10, max_frames=2)
-        first, second = arrival(1), arrival(2)
-        await frames.put(first)
-        await frames.put(second)
-        assert frames.used_bytes == 2 * FRAME_BYTES
-        third = await put_later(frames, arrival(3))
-        await frames.get()
-        await asyncio.sleep(0)
-        assert not third.done()
-        await frames.give_back(first.frame)
-        await third
-        assert frames.used_bytes == 2 * FRAME_BYTES
-        assert ids(frames.frames_in_engine) == [2, 3]
+def test_an_unexpected_error_of_decoding_fails_the_run_and_every_frame_is_counted(
+    tmp_path: Path,
+) -> None:
+    def break_down() -> None:
+        raise ZeroDivisionError("of the test")
 
-    run(test())
-
-
-def test_a_frame_larger_than_all_memory_passes_when_it_is_alone() -> None:
-    async def test() -> None:
-        frames = queue(max_frames=1)
-        small, huge = arrival(1), arrival(2, edge_px=80)
-        await frames.put(small)
-        waiting = await put_later(frames, huge)
-        assert not waiting.done()
-        await frames.give_back(small.frame)
-        await waiting
-        assert frames.used_bytes == huge.frame.pixels.nbytes == 100 * FRAME_BYTES
-
-    run(test())
+    decoding = Decoding()
+    before = [decoding.of(frame) for frame in frames(1, 6)]
+    after = [decoding.of(frame) for frame in frames(8, NUM_FRAMES)]
+    (broken,) = (decoding.of(frame, before=break_down) for frame in frames(7, 7))
+    outcome, written = run_source(
+        tmp_path / "run", FakeSource(happenings=[*before, broken, *after])
+    )
+    assert outcome.stopped_by is StoppedBy.FAILURE
+    assert written.warnings() == ["tracking failed: ZeroDivisionError: of the test"]
+    assert written.statuses[:6] == ["keyframe"] * 6
+    assert set(written.statuses[6:]) == {"dropped:stopped"}
+    assert [event["index"] for event in written.of_kind("FrameDropped")] == [
+        int(row["index"]) for row in written.rows[6:]
+    ]
+    assert decoding.indices == list(range(6))
 
 
-def test_a_live_frame_without_memory_drops_older_ones_and_at_last_itself() -> None:
-    async def test() -> None:
-        frames = queue(max_waiting=10, max_frames=2)
-        await frames.put(arrival(1))
-        in_tracking = await frames.get()
-        assert in_tracking is not None
-        assert await frames.put_newest(arrival(2, source_idx=1)) == []
-        assert ids(await frames.put_newest(arrival(3, source_idx=1))) == [2]
-        await frames.get()
-        assert ids(await frames.put_newest(arrival(4, source_idx=1))) == [4]
-        assert ids(frames.frames_in_engine) == [1, 3]
-        assert frames.used_bytes == 2 * FRAME_BYTES
-        await frames.give_back(in_tracking.frame)
-        assert await frames.put_newest(arrival(5, source_idx=1)) == []
+# -- the end of a source --------------------------------------------------------------------------
 
-    run(test())
+
+@pytest.mark.parametrize("kind", [FakeSource, FakeLiveSource])
+def test_a_source_ends_after_so_many_readable_frames(tmp_path: Path, kind: Any) -> None:
+    decoding, matching = Decoding(unreadable=[1]), matcher()
+
+    async def until_taken() -> None:
+        while len(matching.described) < 3:  # noqa: ASYNC110 - the matcher has no event
+            await asyncio.sleep(0.005)
+
+    arrivals = [decoding.of(frame) for frame in frames(1, 8)]
+    source = kind(happenings=[*arrivals[:4], until_taken, *arrivals[4:]])
+    outcome, written = run_source(
+        tmp_path / "run", source, "sources.max_frames=3", matcher=matching
+    )
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert written.statuses == ["keyframe", "dropped:unreadable", "keyframe", "keyframe"]
+    assert decoding.indices == [0, 1, 2, 3]
+    (ended,) = written.of_kind("SourceChanged")
+    assert (ended["state"], ended["detail"]) == ("ended", "3 frames were taken, as configured")
+
+
+def test_what_was_read_beyond_the_last_frame_is_forgotten(tmp_path: Path) -> None:
+    source = FakeSource(happenings=[*frames(1, 4), rejected(4), *frames(6, 9)], num_frames=4)
+    _, written = run_source(tmp_path / "run", source, "sources.max_frames=4")
+    assert written.statuses == ["keyframe"] * 4
+    assert written.of_kind("SourceChanged") == []  # its end was known
+
+
+# -- positions ------------------------------------------------------------------------------------
+
+
+def test_a_frame_gets_the_positions_that_came_before_it_and_no_others(tmp_path: Path) -> None:
+    def reading(index: int, *, latitude_deg: float) -> GpsReading:
+        fix = GpsFix(latitude_deg=latitude_deg, longitude_deg=8.0, altitude_m=400.0)
+        return GpsReading(source="fake", camera_key=None, captured_at_s=0.1 * index, fix=fix)
+
+    seen: dict[int, float | None] = {}
+
+    def describe(frame: Frame) -> None:
+        seen[frame.index] = None if frame.gps is None else frame.gps.latitude_deg
+
+    happenings: list[Happening] = [
+        *frames(1, 1),
+        reading(0, latitude_deg=1.0),
+        *frames(2, 2),
+        reading(2, latitude_deg=3.0),
+        *frames(3, 4),
+    ]
+    run_source(
+        tmp_path / "run",
+        FakeSource(happenings=happenings),
+        matcher=matcher(before_describing=describe),
+    )
+    assert seen == {0: None, 1: 1.0, 2: 3.0, 3: 3.0}
+
+
+def test_positions_that_decoding_brings_count_for_the_frame_itself(tmp_path: Path) -> None:
+    fix = GpsFix(latitude_deg=5.0, longitude_deg=8.0, altitude_m=400.0)
+    (frame,) = frames(1, 1)
+    latitudes: list[float | None] = []
+
+    class Source(FakeLiveSource):
+        async def receive(self, sink: Any) -> None:
+            def find_position() -> None:
+                sink(
+                    GpsReading(
+                        source="fake",
+                        camera_key=frame.camera_key,
+                        captured_at_s=frame.captured_at_s,
+                        fix=fix,
+                    )
+                )
+
+            sink(Decoding().of(frame, before=find_position))
+
+    def describe(frame: Frame) -> None:
+        latitudes.append(None if frame.gps is None else frame.gps.latitude_deg)
+
+    source = Source(happenings=[])
+    run_source(tmp_path / "run", source, matcher=matcher(before_describing=describe))
+    assert latitudes == [5.0]
 
 
 # -- until stopped --------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ The frames of a world hold no picture worth looking at; the matcher knows what t
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +21,10 @@ import numpy as np
 from engine.config import Config, load_config
 from engine.errors import InferenceError
 from engine.output.run_folder import RunFolder
-from engine.ports import FrameSource, PairMatcher, View
+from engine.ports import ArrivalSink, PairMatcher, Source, View
 from engine.run.engine import Engine, RunOutcome
 from engine.types import (
+    Arrival,
     DropReason,
     Features,
     Frame,
@@ -38,7 +41,7 @@ from tests.support.synthetic import HEIGHT, WIDTH, FakeMatcher, SyntheticWorld, 
 JPEG = b"\xff\xd8 as received \xff\xd9"
 _BLANK = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
-Happening = Received | Exception | Callable[[], Awaitable[None]]
+Happening = Frame | Received | Exception | Callable[[], Awaitable[None]]
 
 
 @lru_cache
@@ -90,11 +93,13 @@ def rejected(index: int) -> RejectedFrame:
 
 @dataclass(kw_only=True)
 class FakeSource:
-    """Plays happenings: what is received is yielded, exceptions raised, functions awaited."""
+    """Plays happenings: what is received is yielded, exceptions raised, functions awaited.
+
+    Frames arrive with the pixels they have; their camera is their lane.
+    """
 
     happenings: Iterable[Happening]
     label: str = "fake"
-    is_live: bool = False
     is_sequence: bool = False
     num_frames: int | None = None
     num_given: int = 0
@@ -105,7 +110,7 @@ class FakeSource:
         """What it is made to be."""
         return SourceInfo(
             label=self.label,
-            is_live=self.is_live,
+            is_live=False,
             is_sequence=self.is_sequence,
             num_frames=self.num_frames,
         )
@@ -115,15 +120,38 @@ class FakeSource:
             for happening in self.happenings:
                 if isinstance(happening, Exception):
                     raise happening
-                if isinstance(happening, Frame | RejectedFrame):
+                if isinstance(happening, Frame):
                     self.num_given += 1
-                    yield happening
-                elif isinstance(happening, GpsReading | SourceNotice):
+                    yield Arrival.of(happening, lane=happening.camera_key)
+                elif isinstance(happening, Arrival | RejectedFrame | GpsReading | SourceNotice):
+                    self.num_given += isinstance(happening, Arrival | RejectedFrame)
                     yield happening
                 else:
                     await happening()
         finally:
             self.is_closed = True
+
+
+@dataclass(kw_only=True)
+class FakeLiveSource:
+    """Plays happenings as `FakeSource` does, and waits for nobody."""
+
+    happenings: Iterable[Happening]
+    label: str = "fake"
+    is_closed: bool = False
+
+    @property
+    def info(self) -> SourceInfo:
+        """A live camera."""
+        return SourceInfo(label=self.label, is_live=True, is_sequence=False, num_frames=None)
+
+    async def receive(self, sink: ArrivalSink) -> None:
+        played = FakeSource(happenings=self.happenings)
+        async with aclosing(played.frames()) as items:
+            async for item in items:
+                sink(item)
+                await asyncio.sleep(0)
+        self.is_closed = True
 
 
 @dataclass(kw_only=True)
@@ -150,7 +178,7 @@ def engine_of(
     path: Path,
     *,
     matcher: PairMatcher,
-    sources: Sequence[FrameSource],
+    sources: Sequence[Source],
     settings: Sequence[str] = (),
     views: Sequence[View] = (),
     **options: Any,

@@ -18,9 +18,11 @@ import aiohttp
 import cv2
 import numpy as np
 
+from adapters.phone.server import PhoneServer
 from adapters.phone.source import PhoneSource, open_phone_source
 from engine.config import load_config
-from engine.types import Frame, FrameId, GpsReading, Received, RejectedFrame, SourceNotice
+from engine.types import Frame, FrameId, GpsReading, RejectedFrame, SourceNotice
+from tests.support.received import Decoded, items_of
 from tests.support.waiting import HANG_S
 
 HOST = "127.0.0.1"
@@ -67,12 +69,17 @@ class Listening:
 
     source: PhoneSource
     port: int
-    received: list[Received] = field(default_factory=list)
+    received: list[Decoded] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def base(self) -> str:
         return f"https://{HOST}:{self.port}"
+
+    @property
+    def server(self) -> PhoneServer:
+        assert self.source._server is not None
+        return self.source._server
 
     def of(self, kind: Any) -> list[Any]:
         return [one for one in self.received if isinstance(one, kind)]
@@ -104,7 +111,7 @@ class Listening:
 async def listening(*settings: str) -> AsyncIterator[Listening]:
     port = free_port()
     heard = Listening(source=source_on(port, *settings), port=port)
-    frames = heard.source.frames()
+    frames = items_of(heard.source)
 
     async def take() -> None:
         async for received in frames:

@@ -27,8 +27,9 @@ from adapters.town.world import (
 )
 from engine.config import SourcesConfig
 from engine.errors import SourceError
-from engine.types import Float32Array, Float64Array, Frame, FrameId, RejectedFrame
+from engine.types import Float32Array, Float64Array, Frame, FrameId
 from tests.support.painted_towns import PAINT_TEXTURES
+from tests.support.received import Decoded, items_of
 
 WIDTH, HEIGHT = 320, 240
 TINY = 64
@@ -356,8 +357,8 @@ def test_fewer_frames_fly_the_whole_path_faster() -> None:
 def test_the_source_yields_all_frames_in_order_with_exact_calibration(
     tiny_town: SyntheticTown,
 ) -> None:
-    async def collect() -> list[Frame | RejectedFrame]:
-        return [frame async for frame in tiny_town.frames()]
+    async def collect() -> list[Decoded]:
+        return [item async for item in items_of(tiny_town)]
 
     frames = [frame for frame in asyncio.run(collect()) if isinstance(frame, Frame)]
     assert (tiny_town.info.num_frames, tiny_town.info.is_live, tiny_town.info.is_sequence) == (

@@ -13,6 +13,7 @@ from typing import Any
 import pycolmap
 import pytest
 
+from engine.ports import Source
 from engine.run.engine import RunOutcome, StoppedBy
 from engine.run.event_loop import RunRequests
 from engine.types import (
@@ -27,6 +28,7 @@ from engine.types import (
     SourceState,
 )
 from tests.support.fake_runs import (
+    FakeLiveSource,
     FakeSource,
     Happening,
     WorldMatcher,
@@ -47,11 +49,11 @@ def frames(first: int, last: int, **options: Any) -> list[Frame]:
     return [frame_of(i, world=world, **options) for i in range(first, last + 1)]
 
 
-def live(happenings: Sequence[Happening], **options: Any) -> FakeSource:
-    return FakeSource(happenings=happenings, is_live=True, **options)
+def live(happenings: Sequence[Happening]) -> FakeLiveSource:
+    return FakeLiveSource(happenings=happenings)
 
 
-def run_world(path: Path, sources: Sequence[FakeSource], **options: Any) -> tuple[RunOutcome, Any]:
+def run_world(path: Path, sources: Sequence[Source], **options: Any) -> tuple[RunOutcome, Any]:
     options.setdefault("matcher", WorldMatcher(world=world_of(NUM_FRAMES)))
     engine = engine_of(path, sources=sources, **options)
     outcome = asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
@@ -257,7 +259,7 @@ def test_a_slow_engine_maps_fresh_frames_and_drops_those_between(tmp_path: Path)
             yield tick
             yield frame_of(frame_id, world=world)
 
-    source = FakeSource(happenings=arriving_now(), is_live=True)
+    source = FakeLiveSource(happenings=arriving_now())
     settings = ["sources.frame_queue_size=2"]
     _, written = run_world(
         tmp_path / "run", [source], matcher=SlowMatcher(world=world), settings=settings

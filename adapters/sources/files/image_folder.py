@@ -17,7 +17,7 @@ from adapters.sources.files.photo_files import (
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.types import Frame, RejectedFrame, SourceInfo
+from engine.types import Arrival, RejectedFrame, SourceInfo
 
 
 class ImageFolder:
@@ -40,7 +40,7 @@ class ImageFolder:
         Args:
             path: a folder, or one image file.
             config: limits on what is taken.
-            next_frame_id: gives out frame ids; called on this source's thread.
+            next_frame_id: gives out frame ids; called on the thread that decodes.
             single_camera_per_size: images of one subfolder, camera model, focal length and size
                 share a camera; False: each image has its own.
 
@@ -60,11 +60,11 @@ class ImageFolder:
             num_frames=min(num_taken, config.max_frames or num_taken),
         )
 
-    def frames(self) -> AsyncGenerator[Frame | RejectedFrame, None]:
-        """Yields the photos in order; reads and decodes one at a time, on a thread of its own."""
+    def frames(self) -> AsyncGenerator[Arrival | RejectedFrame, None]:
+        """Yields the photos in order; reads one at a time, on a thread of its own."""
         return iterate_in_thread(self._read, name=f"images {self._root.name}")
 
-    def _read(self, stop: threading.Event) -> Generator[Frame | RejectedFrame, None, None]:
+    def _read(self, stop: threading.Event) -> Generator[Arrival | RejectedFrame, None, None]:
         del stop  # a step is one image: there is nothing to interrupt
         photos = PhotoReader(
             self._root,
@@ -73,15 +73,8 @@ class ImageFolder:
             next_frame_id=self._next_frame_id,
             single_camera_per_size=self._single_camera_per_size,
         )
-        num_readable = 0
         for index in range(0, len(self._files), self._config.every_nth_frame):
-            photo = photos.read(
-                self._files[index], index=index, frame_name=self._frame_names[index]
-            )
-            yield photo
-            num_readable += isinstance(photo, Frame)
-            if num_readable == self._config.max_frames > 0:
-                return
+            yield photos.read(self._files[index], index=index, frame_name=self._frame_names[index])
 
 
 def _find_images(path: Path) -> tuple[Path, Sequence[PurePosixPath]]:

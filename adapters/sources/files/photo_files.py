@@ -12,14 +12,14 @@ from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
 from adapters.images.exif import intrinsics_prior
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
-from engine.types import DropReason, Frame, RejectedFrame
+from engine.types import Arrival, DropReason, Frame, RejectedFrame
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 
 class PhotoReader:
-    """Reads the image files of one source, one after the other."""
+    """Reads the image files of one source; its photos are decoded one after the other, in order."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class PhotoReader:
             root: the folder that the files lie in.
             label: the source as the user named it.
             config: limits on what is taken.
-            next_frame_id: gives out frame ids; called on the thread that reads.
+            next_frame_id: gives out frame ids; called on the thread that decodes.
             single_camera_per_size: images of one subfolder, camera model, focal length and size
                 share a camera; False: each image has its own.
         """
@@ -47,21 +47,47 @@ class PhotoReader:
         self._single_camera_per_size = single_camera_per_size
         self._previous = b""  # of the readable image before
 
-    def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Frame | RejectedFrame:
-        """The photo in a file, given by its path in the folder.
+    def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Arrival | RejectedFrame:
+        """The photo in a file, given by its path in the folder, before it is decoded.
 
-        Its capture time is ``index``. A file with the same bytes as the image before is refused.
+        Its capture time is ``index``. A file with the same bytes as the readable image before is
+        refused when it is decoded.
         """
-        image = self._load(file)
-        if isinstance(image, RefusedImage):
-            return RejectedFrame(
-                source=self._label,
-                index=index,
-                name=str(printable(file)),
-                captured_at_s=float(index),
-                reason=image.reason,
-                detail=image.detail,
+        try:
+            data = (self._root / file).read_bytes()
+        except OSError as error:
+            refused = RefusedImage(
+                reason=DropReason.UNREADABLE, detail=error.strerror or str(error)
             )
+            return self._rejected(file, refused, index=index)
+        received_at_s = time.monotonic()
+
+        def decode() -> Frame | RejectedFrame:
+            image = self._decoded(data)
+            if isinstance(image, RefusedImage):
+                return self._rejected(file, image, index=index)
+            return self._frame(
+                file, image, index=index, frame_name=frame_name, received_at_s=received_at_s
+            )
+
+        return Arrival(
+            source=self._label,
+            index=index,
+            name=str(printable(file)),
+            captured_at_s=float(index),
+            num_bytes=len(data),
+            decode=decode,
+        )
+
+    def _frame(
+        self,
+        file: PurePosixPath,
+        image: DecodedImage,
+        *,
+        index: int,
+        frame_name: str,
+        received_at_s: float,
+    ) -> Frame:
         height, width = image.pixels.shape[:2]
         return Frame(
             frame_id=self._next_frame_id(),
@@ -70,19 +96,24 @@ class PhotoReader:
             index=index,
             name=frame_name,
             captured_at_s=float(index),
-            received_at_s=time.monotonic(),
+            received_at_s=received_at_s,
             pixels=image.pixels,
             jpeg=image.jpeg,
             gps=image.exif.gps,
             intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
         )
 
-    def _load(self, file: PurePosixPath) -> DecodedImage | RefusedImage:
-        try:
-            data = (self._root / file).read_bytes()
-        except OSError as error:
-            detail = error.strerror or str(error)
-            return RefusedImage(reason=DropReason.UNREADABLE, detail=detail)
+    def _rejected(self, file: PurePosixPath, refused: RefusedImage, *, index: int) -> RejectedFrame:
+        return RejectedFrame(
+            source=self._label,
+            index=index,
+            name=str(printable(file)),
+            captured_at_s=float(index),
+            reason=refused.reason,
+            detail=refused.detail,
+        )
+
+    def _decoded(self, data: bytes) -> DecodedImage | RefusedImage:
         if data and data == self._previous:
             detail = "the same bytes as the image before"
             return RefusedImage(reason=DropReason.DUPLICATE, detail=detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -12,12 +13,18 @@ from typing import TYPE_CHECKING
 
 from adapters.images.decoding import refused_by_size
 from adapters.live.blocking import iterate_in_thread
-from adapters.sources.files.video_frames import decode_packet, picture_stream, upright_rgb
+from adapters.sources.files.video_frames import (
+    decode_packet,
+    num_bytes_of,
+    picture_stream,
+    upright_rgb,
+)
 from adapters.sources.files.video_gps import ReadingFeed, positions_of_video
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
 from engine.types import (
+    Arrival,
     DropReason,
     Frame,
     Received,
@@ -25,7 +32,6 @@ from engine.types import (
     SourceInfo,
     SourceNotice,
     SourceState,
-    Uint8Array,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +60,7 @@ class VideoFile:
         Args:
             path: the video.
             config: limits on what is taken.
-            next_frame_id: gives out frame ids; called on this source's thread.
+            next_frame_id: gives out frame ids; called on the thread that makes RGB of frames.
 
         Raises:
             SourceError: the file is missing, is no video, or holds no pictures.
@@ -73,7 +79,10 @@ class VideoFile:
         )
 
     def frames(self) -> AsyncGenerator[Received, None]:
-        """Yields the frames; decodes on a thread of its own, as far as they are asked for."""
+        """Yields the frames; FFmpeg decodes them on a thread of its own, as they are asked for.
+
+        RGB is made of them where they are used.
+        """
         return iterate_in_thread(self._read, name=f"video {self._path.name}")
 
     def _read(self, stop: threading.Event) -> Generator[Received, None, None]:
@@ -83,7 +92,6 @@ class VideoFile:
                 source=self.info.label, state=SourceState.CONNECTED, detail=positions.words
             )
         readings = ReadingFeed(positions.fixes if positions else (), source=self.info.label)
-        num_readable = 0
         with _open(self._path) as (container, stream):
             clock = CaptureClock(step_s=1.0 / float(stream.average_rate or _DEFAULT_RATE_HZ))
             for index, decoded in enumerate(_decode(container, stream)):
@@ -96,32 +104,44 @@ class VideoFile:
                 if index % self._config.every_nth_frame:
                     continue
                 yield from readings.until(captured_at_s)
-                item = self._convert(index, decoded, captured_at_s=captured_at_s)
-                yield item
-                num_readable += isinstance(item, Frame)
-                if num_readable == self._config.max_frames > 0:
-                    return
+                yield self._arrival(index, decoded, captured_at_s=captured_at_s)
 
-    def _convert(
+    def _arrival(
         self, index: int, decoded: VideoFrame, *, captured_at_s: float
-    ) -> Frame | RejectedFrame:
+    ) -> Arrival | RejectedFrame:
         refused = refused_by_size(decoded.width, decoded.height, config=self._config)
-        if refused is None:
-            return self._frame(index, upright_rgb(decoded), captured_at_s=captured_at_s)
-        return self._rejected(
-            index, refused.detail, captured_at_s=captured_at_s, reason=refused.reason
+        if refused is not None:
+            return self._rejected(
+                index, refused.detail, captured_at_s=captured_at_s, reason=refused.reason
+            )
+        return Arrival(
+            source=self.info.label,
+            index=index,
+            name=_frame_name(index),
+            captured_at_s=captured_at_s,
+            num_bytes=num_bytes_of(decoded),
+            decode=functools.partial(
+                self._frame,
+                index,
+                decoded,
+                captured_at_s=captured_at_s,
+                received_at_s=time.monotonic(),
+            ),
         )
 
-    def _frame(self, index: int, pixels: Uint8Array, *, captured_at_s: float) -> Frame:
+    def _frame(
+        self, index: int, decoded: VideoFrame, *, captured_at_s: float, received_at_s: float
+    ) -> Frame:
+        pixels = upright_rgb(decoded)
         height, width = pixels.shape[:2]
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=f"video|{width}x{height}",
             source=self.info.label,
             index=index,
-            name=f"{index:06d}.jpg",
+            name=_frame_name(index),
             captured_at_s=captured_at_s,
-            received_at_s=time.monotonic(),
+            received_at_s=received_at_s,
             pixels=pixels,
         )
 
@@ -136,11 +156,15 @@ class VideoFile:
         return RejectedFrame(
             source=self.info.label,
             index=index,
-            name=f"{index:06d}.jpg",
+            name=_frame_name(index),
             captured_at_s=captured_at_s,
             reason=reason,
             detail=detail[:_MAX_DETAIL_CHARS],
         )
+
+
+def _frame_name(index: int) -> str:
+    return f"{index:06d}.jpg"
 
 
 class CaptureClock:

@@ -49,6 +49,11 @@ def decode_packet(packet: Packet[VideoStream]) -> Iterator[VideoFrame | str]:
         yield "decoded with errors" if frame.is_corrupt else frame
 
 
+def num_bytes_of(decoded: VideoFrame) -> int:
+    """The memory of a decoded frame before it becomes RGB."""
+    return sum(plane.buffer_size for plane in decoded.planes)
+
+
 def upright_rgb(decoded: VideoFrame) -> Uint8Array:
     """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees."""
     pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from adapters.live.backoff import Backoff
+from adapters.live.deadline import GiveUpDeadline
 from adapters.sources.files.arriving_files import ArrivingFile, ArrivingFiles
 from adapters.sources.files.photo_files import PhotoReader, possible_frame_names
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.types import DropReason, Frame, RejectedFrame, SourceInfo, SourceNotice, SourceState
+from engine.types import (
+    Arrival,
+    DropReason,
+    Frame,
+    RejectedFrame,
+    SourceInfo,
+    SourceNotice,
+    SourceState,
+)
 
 logger = logging.getLogger(__name__)
 
-Item = Frame | RejectedFrame | SourceNotice
+Item = Arrival | RejectedFrame | SourceNotice
 
 _LOOK_AGAIN_S = 2.0  # network folders tell nothing of changes
 _GATHER_MS = 20  # changes that come so close are told at once
@@ -31,8 +39,9 @@ class WatchedFolder:
     """Photos that are in a folder, in natural order, and then those that appear in it.
 
     Nothing is lost when the engine is slow: files wait. Each path is taken once, when it is
-    written (see ``ArrivingFiles``); what replaces it later is not. When the folder vanishes, its
-    return is awaited. It never ends by itself, unless ``give_up_after_s`` says so.
+    written (see ``ArrivingFiles``); what replaces it later is not. Whether a file that may still be
+    written is a whole image shows when it is decoded, so photos are decoded here. When the folder
+    vanishes, its return is awaited. It never ends by itself, unless ``give_up_after_s`` says so.
     """
 
     def __init__(
@@ -75,49 +84,40 @@ class WatchedFolder:
         """Yields the photos and news of the folder; reads and decodes on another thread."""
         files = ArrivingFiles(self._path, settle_s=self._live_sources.settle_s)
         taking = _Taking(files, self._photos(), every_nth_file=self._sources.every_nth_frame)
-        async with aclosing(self._arrivals(files)) as arrivals:
-            async for arrival in arrivals:
-                item: Item | None
-                if isinstance(arrival, SourceNotice):
-                    item = arrival
-                else:
-                    item = await asyncio.to_thread(taking.take, arrival)
-                if item is None:
-                    continue
-                yield item
-                if taking.num_readable == self._sources.max_frames > 0:
-                    yield self._notice(
-                        SourceState.ENDED, f"{taking.num_readable} photos were taken, as configured"
-                    )
-                    return
+        async with aclosing(self._found(files)) as found:
+            async for item in found:
+                if isinstance(item, SourceNotice):
+                    yield item
+                elif (photo := await asyncio.to_thread(taking.take, item)) is not None:
+                    yield photo
 
-    async def _arrivals(
+    async def _found(
         self, files: ArrivingFiles
     ) -> AsyncGenerator[ArrivingFile | SourceNotice, None]:
         """Files whose turn it is, and news of the folder."""
         backoff = Backoff(
             first_s=self._live_sources.retry_first_s, max_s=self._live_sources.retry_max_s
         )
-        is_there: bool | None = None  # nobody was told yet
-        deadline_s = self._deadline_s()
+        is_there: bool | None = None  # not reported yet
+        deadline = GiveUpDeadline(self._live_sources.give_up_after_s)
         async with _FolderWatch(self._path) as watch:
             found = await self._look_first(files)
-            while _now_s() < deadline_s:
+            while deadline.left_s > 0.0:
                 if is_there is not isinstance(found, list):
                     is_there = isinstance(found, list)
                     yield self._news(found)
                 if isinstance(found, str):
-                    await watch.wait(min(backoff.next_wait_s(), deadline_s - _now_s()))
+                    await watch.wait(min(backoff.next_wait_s(), deadline.left_s))
                     found = await self._look(files)
                     continue
                 backoff.reset()
                 for file in found:
                     yield file
-                    deadline_s = self._deadline_s()
+                    deadline.restart()
                 if not found:
                     await watch.follow(files.folder_identity)
                     wait_s = min(files.settles_in_s(now_s=_now_s()), _LOOK_AGAIN_S)
-                    await watch.wait(min(wait_s, deadline_s - _now_s()))
+                    await watch.wait(min(wait_s, deadline.left_s))
                 found = await self._look(files)
         give_up_after_s = self._live_sources.give_up_after_s
         yield self._notice(SourceState.ENDED, f"no new file for {give_up_after_s:g} s")
@@ -146,11 +146,6 @@ class WatchedFolder:
             single_camera_per_size=self._single_camera_per_size,
         )
 
-    def _deadline_s(self) -> float:
-        """When to give up if a file came now."""
-        give_up_after_s = self._live_sources.give_up_after_s
-        return _now_s() + give_up_after_s if give_up_after_s else math.inf
-
     def _news(self, found: list[ArrivingFile] | str) -> SourceNotice:
         if isinstance(found, str):
             return self._notice(SourceState.LOST, f"the folder is gone: {found}")
@@ -174,9 +169,8 @@ class _Taking:
         self._every_nth_file = every_nth_file
         self._num_taken = 0
         self._frame_names: set[str] = set()
-        self.num_readable = 0
 
-    def take(self, arrived: ArrivingFile) -> Frame | RejectedFrame | None:
+    def take(self, arrived: ArrivingFile) -> Arrival | RejectedFrame | None:
         """The photo in a file; None when it is left out, or not whole yet after all."""
         index = self._num_taken
         if index % self._every_nth_file:
@@ -185,15 +179,15 @@ class _Taking:
         file = PurePosixPath(arrived.name)
         names = possible_frame_names(file)
         frame_name = next(name for name in names if name not in self._frame_names)
-        photo = self._photos.read(file, index=index, frame_name=frame_name)
+        read = self._photos.read(file, index=index, frame_name=frame_name)
+        photo = read.decode() if isinstance(read, Arrival) else read
         if isinstance(photo, Frame):
             self._frame_names.add(frame_name)
-            self.num_readable += 1
         elif photo.reason is DropReason.UNREADABLE and not arrived.is_settled:
             self._files.wait_for(arrived)
             return None
         self._count(arrived)
-        return photo
+        return Arrival.of(photo) if isinstance(photo, Frame) else photo
 
     def _count(self, arrived: ArrivingFile) -> None:
         self._files.take(arrived)

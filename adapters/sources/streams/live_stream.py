@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
 from adapters.images.exif import intrinsics_prior
+from adapters.live.deadline import GiveUpDeadline
 from adapters.live.listening import reachable_host, refuse_taken_address
-from adapters.live.newest_slot import NewestSlot, Picture
 from adapters.sources.files.video_frames import upright_rgb
 from adapters.sources.streams.stream_address import parse_stream_address
-from adapters.sources.streams.stream_reader import StreamReader, frame_name, rejected_frame
+from adapters.sources.streams.stream_reader import (
+    StreamReader,
+    UndecodedFrame,
+    frame_name,
+    rejected_frame,
+)
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
-from engine.ports import FrameIds
+from engine.ports import ArrivalSink, FrameIds
 from engine.types import (
+    Arrival,
     DropReason,
     Frame,
     GpsFix,
     IntrinsicsPrior,
+    Received,
     RejectedFrame,
     SourceInfo,
     SourceNotice,
@@ -32,15 +37,13 @@ from engine.types import (
 if TYPE_CHECKING:
     from av import VideoFrame
 
-Item = Frame | RejectedFrame | SourceNotice
-
 
 class LiveStream:
     """The frames of a stream as they come; after a break it is connected again.
 
-    All frames are decoded, which video needs, but only those that somebody waits for become pixels:
-    a frame that a newer one overtakes is told as dropped. ``index`` counts the received frames of
-    all connections together. Frames of another size are another camera's.
+    FFmpeg decodes all frames, which video needs, but only those that the engine takes become RGB.
+    ``index`` counts the received frames of all connections together. Frames of another size are
+    another camera's.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class LiveStream:
                 ``camera:N``, see ``parse_stream_address``.
             sources: limits on what is taken.
             live_sources: time-outs, and how to try again.
-            next_frame_id: gives out frame ids.
+            next_frame_id: gives out frame ids; called on the thread that decodes.
 
         Raises:
             SourceError: the address is none, nothing can listen there, or FFmpeg lacks what it
@@ -84,84 +87,64 @@ class LiveStream:
         host = reachable_host(parts.hostname or "")
         return f"waiting for a push to {parts.scheme}://{host}:{parts.port}{parts.path}"
 
-    async def frames(self) -> AsyncGenerator[Item, None]:
-        """Yields the frames and news of the connection.
+    async def receive(self, sink: ArrivalSink) -> None:
+        """Receives frames and news of the connection.
 
-        Ends when the server refuses us, when ``max_frames`` were taken, and when no frame came for
-        ``give_up_after_s``.
+        Ends when the server refuses us, and when no frame came for ``give_up_after_s``.
         """
-        slot = NewestSlot(replaced=self._overtaken)
+        deadline = GiveUpDeadline(self._live_sources.give_up_after_s)
+
+        def put(item: Received) -> None:
+            if isinstance(item, Arrival):
+                deadline.restart()
+            sink(item)
+
         reader = StreamReader(
             self._address,
             config=self._live_sources,
             every_nth_frame=self._sources.every_nth_frame,
-            slot=slot,
+            decode=self._decode,
+            sink=put,
         )
         reader.start()
-        num_readable = 0
-        deadline_s = self._deadline_s()
         try:
-            while (item := await self._next(slot, deadline_s=deadline_s)) is not None:
-                yield item
-                if isinstance(item, Frame):
-                    deadline_s = self._deadline_s()
-                    num_readable += 1
-                    if num_readable == self._sources.max_frames:
-                        yield self._ended(f"{num_readable} frames were taken, as configured")
-                        return
-                elif isinstance(item, SourceNotice) and item.state is SourceState.ENDED:
-                    return
+            if not await deadline.outlasts(reader.ended()):
+                detail = f"no frame for {self._live_sources.give_up_after_s:g} s"
+                sink(SourceNotice(source=self.info.label, state=SourceState.ENDED, detail=detail))
         finally:
             await reader.close()
 
-    async def _next(self, slot: NewestSlot, *, deadline_s: float | None) -> Item | None:
-        """What comes next, a picture as a frame; None after the last."""
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                arrival = await slot.next()
-        except TimeoutError:
-            return self._ended(f"no frame for {self._live_sources.give_up_after_s:g} s")
-        if isinstance(arrival, Picture):
-            return await asyncio.to_thread(self._convert, arrival)
-        return arrival
+    def _decode(self, undecoded: UndecodedFrame) -> Frame | RejectedFrame:
+        if isinstance(undecoded.content, bytes):
+            return self._from_jpeg(undecoded, undecoded.content)
+        return self._from_video(undecoded, undecoded.content)
 
-    def _deadline_s(self) -> float | None:
-        """When to give up, on the event loop's clock, if a frame came now."""
-        give_up_after_s = self._live_sources.give_up_after_s
-        return asyncio.get_running_loop().time() + give_up_after_s if give_up_after_s else None
-
-    def _ended(self, detail: str) -> SourceNotice:
-        return SourceNotice(source=self.info.label, state=SourceState.ENDED, detail=detail)
-
-    def _convert(self, picture: Picture) -> Frame | RejectedFrame:
-        if isinstance(picture.content, bytes):
-            return self._from_jpeg(picture, picture.content)
-        return self._from_video(picture, picture.content)
-
-    def _from_jpeg(self, picture: Picture, jpeg: bytes) -> Frame | RejectedFrame:
+    def _from_jpeg(self, undecoded: UndecodedFrame, jpeg: bytes) -> Frame | RejectedFrame:
         image = decode_image(jpeg, config=self._sources)
         if isinstance(image, RefusedImage):
-            return self._rejected(picture, image.reason, image.detail)
+            return self._rejected(undecoded, image.reason, image.detail)
         height, width = image.pixels.shape[:2]
         prior = intrinsics_prior(image.exif, width=width, height=height)
-        return self._frame(picture, image.pixels, jpeg=image.jpeg, gps=image.exif.gps, prior=prior)
+        return self._frame(
+            undecoded, image.pixels, jpeg=image.jpeg, gps=image.exif.gps, prior=prior
+        )
 
-    def _from_video(self, picture: Picture, decoded: VideoFrame) -> Frame | RejectedFrame:
+    def _from_video(self, undecoded: UndecodedFrame, decoded: VideoFrame) -> Frame | RejectedFrame:
         import av
 
         refused = refused_by_size(decoded.width, decoded.height, config=self._sources)
         if refused is not None:
-            return self._rejected(picture, refused.reason, refused.detail)
+            return self._rejected(undecoded, refused.reason, refused.detail)
         try:
             pixels = upright_rgb(decoded)
         except av.error.FFmpegError as error:
             detail = f"pixels of type {decoded.format.name} do not become RGB: {error.strerror}"
-            return self._rejected(picture, DropReason.UNREADABLE, detail)
-        return self._frame(picture, pixels)
+            return self._rejected(undecoded, DropReason.UNREADABLE, detail)
+        return self._frame(undecoded, pixels)
 
     def _frame(
         self,
-        picture: Picture,
+        undecoded: UndecodedFrame,
         pixels: Uint8Array,
         *,
         jpeg: bytes | None = None,
@@ -173,28 +156,26 @@ class LiveStream:
             frame_id=self._next_frame_id(),
             camera_key=f"stream|{width}x{height}",
             source=self.info.label,
-            index=picture.index,
-            name=frame_name(picture.index),
-            captured_at_s=picture.captured_at_s,
-            received_at_s=picture.received_at_s,
+            index=undecoded.index,
+            name=frame_name(undecoded.index),
+            captured_at_s=undecoded.captured_at_s,
+            received_at_s=undecoded.received_at_s,
             pixels=pixels,
             jpeg=jpeg,
             gps=gps,
             intrinsics_prior=prior,
         )
 
-    def _rejected(self, picture: Picture, reason: DropReason, detail: str) -> RejectedFrame:
+    def _rejected(
+        self, undecoded: UndecodedFrame, reason: DropReason, detail: str
+    ) -> RejectedFrame:
         return rejected_frame(
             self.info.label,
-            index=picture.index,
-            captured_at_s=picture.captured_at_s,
+            index=undecoded.index,
+            captured_at_s=undecoded.captured_at_s,
             reason=reason,
             detail=detail,
         )
-
-    def _overtaken(self, picture: Picture) -> RejectedFrame:
-        detail = "a newer frame came before it was taken"
-        return self._rejected(picture, DropReason.OVERLOAD, detail)
 
 
 def _check_format(name: str | None, *, label: str) -> None:

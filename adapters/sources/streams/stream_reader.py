@@ -1,13 +1,14 @@
-"""The thread that stays connected to a live stream and decodes it."""
+"""The thread that stays connected to a live stream and reads it."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,12 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.live.backoff import Backoff
 from adapters.live.capture_clock import CaptureClock
-from adapters.live.newest_slot import NewestSlot, Picture
-from adapters.sources.files.video_frames import decode_packet, picture_stream
+from adapters.sources.files.video_frames import decode_packet, num_bytes_of, picture_stream
 from adapters.sources.streams.ffmpeg_interrupt import interrupt_when
 from adapters.sources.streams.stream_address import StreamAddress
 from engine.config import LiveSourcesConfig
-from engine.types import DropReason, RejectedFrame, SourceNotice, SourceState
+from engine.ports import ArrivalSink
+from engine.types import (
+    Arrival,
+    DropReason,
+    Frame,
+    RejectedFrame,
+    SourceNotice,
+    SourceState,
+)
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -33,6 +41,19 @@ _JOIN_S = 0.5
 _MIN_STEP_S = 1e-3  # of capture times across two connections
 _MB = 1e6
 _MAX_DETAIL_CHARS = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UndecodedFrame:
+    """A received frame before it becomes pixels."""
+
+    index: int  # of all that the source received
+    captured_at_s: float
+    received_at_s: float  # monotonic
+    content: VideoFrame | bytes  # bytes: a JPEG file
+
+
+DecodeFrame = Callable[[UndecodedFrame], Frame | RejectedFrame]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +78,8 @@ class StreamReader:
         *,
         config: LiveSourcesConfig,
         every_nth_frame: int,
-        slot: NewestSlot,
+        decode: DecodeFrame,
+        sink: ArrivalSink,
     ) -> None:
         """Prepares the thread.
 
@@ -65,18 +87,21 @@ class StreamReader:
             address: the stream.
             config: time-outs, and how to try again.
             every_nth_frame: of the frames received, one of n goes on.
-            slot: takes pictures, frames that cannot be decoded, and news; ended with the thread.
+            decode: makes RGB of a received frame; called on whichever thread decodes arrivals.
+            sink: takes arrivals, frames that cannot be decoded, and notices.
         """
         self._address = address
         self._config = config
         self._every_nth_frame = every_nth_frame
-        self._slot = slot
+        self._decode = decode
+        self._sink = sink
         self._backoff = Backoff(first_s=config.retry_first_s, max_s=config.retry_max_s)
         self._clock = CaptureClock()
         self._last_captured_at_s = 0.0
         self._num_received = 0
         self._last_loss = ""
         self._stop = threading.Event()
+        self._error: BaseException | None = None
         self._ended: Future[None] = Future()
         # A running future refuses to be cancelled: whoever stops waiting does not stop the thread.
         self._ended.set_running_or_notify_cancel()
@@ -86,10 +111,19 @@ class StreamReader:
         name = f"stream {self._address.label}"
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
+    async def ended(self) -> None:
+        """Waits until the thread has ended.
+
+        Raises:
+            Whatever broke the thread.
+        """
+        await asyncio.wrap_future(self._ended)
+        if self._error is not None:
+            raise self._error
+
     async def close(self) -> None:
-        """Tells the thread to end, and waits for it for a moment."""
+        """Has the thread end, and waits for it for a moment."""
         self._stop.set()
-        self._slot.end()
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.wrap_future(self._ended), _JOIN_S)
 
@@ -97,10 +131,8 @@ class StreamReader:
         try:
             interrupt_when(self._stop)
             self._stay_connected()
-        except BaseException as error:  # handed over, not handled: it belongs to who takes
-            self._slot.end(error)
-        else:
-            self._slot.end()
+        except BaseException as error:  # handed over, not handled: it belongs to who waits
+            self._error = error
         finally:
             self._ended.set_result(None)
 
@@ -109,12 +141,12 @@ class StreamReader:
             num_before = self._num_received
             loss = self._read_once()
             if loss.is_refused:
-                self._tell(SourceState.REFUSED, loss.detail)
+                self._report(SourceState.REFUSED, loss.detail)
                 return
             if loss.is_nobody or self._stop.is_set():
                 continue
-            if loss.detail != self._last_loss:  # the same is not told at every try
-                self._tell(SourceState.LOST, loss.detail)
+            if loss.detail != self._last_loss:  # the same is not reported at every try
+                self._report(SourceState.LOST, loss.detail)
                 self._last_loss = loss.detail
             # Whoever pushes must not stand before a closed door for long.
             if self._num_received > num_before or self._address.is_listening:
@@ -134,24 +166,24 @@ class StreamReader:
                 if stream is None:
                     return _Loss(detail="no pictures in this stream")
                 self._clock = CaptureClock()
-                self._tell_connected(stream)
+                self._report_connected(stream)
                 return _Loss(detail=self._read(container, stream))
         except (av.error.FFmpegError, OSError) as error:
             return self._reading_failed(error) if is_open else self._opening_failed(error)
 
     def _read(self, container: InputContainer, stream: VideoStream) -> str:
         """Takes what comes; returns why nothing more does."""
-        picture_came_s = frame_came_s = time.monotonic()
+        packet_came_s = frame_came_s = time.monotonic()
         # All streams, because FFmpeg's time-out begins anew with every packet of sound.
         for packet in container.demux():
             if self._stop.is_set():
                 return "stopped"
             now_s = time.monotonic()
             if packet.stream_index == stream.index:
-                picture_came_s = now_s
+                packet_came_s = now_s
                 if self._take(packet):
                     frame_came_s = now_s
-            if now_s - picture_came_s > self._config.read_timeout_s:
+            if now_s - packet_came_s > self._config.read_timeout_s:
                 return f"no picture for {self._config.read_timeout_s:g} s"
             # A decoder that joins in the middle waits for the next key frame.
             if now_s - frame_came_s > self._config.open_timeout_s + self._config.read_timeout_s:
@@ -159,44 +191,51 @@ class StreamReader:
         return "the stream ended"
 
     def _take(self, packet: Packet[Any]) -> bool:
-        """Hands on what a packet holds; False when that is no picture."""
+        """Puts the frames of a packet into the sink; False when there is none."""
         if self._address.carries_jpegs:
             return packet.dts is not None and self._take_jpeg(packet)  # None: only marks the end
-        has_picture = False
+        has_frame = False
         for decoded in decode_packet(packet):
             if isinstance(decoded, str):
                 self._reject(DropReason.UNREADABLE, decoded)
             else:
-                self._hand_on(decoded, told_s=decoded.time)
-                has_picture = True
-        return has_picture
+                self._put(decoded, num_bytes=num_bytes_of(decoded), stream_s=decoded.time)
+                has_frame = True
+        return has_frame
 
     def _take_jpeg(self, packet: Packet[Any]) -> bool:
         if packet.size > self._config.max_payload_mb * _MB:
             self._reject(DropReason.TOO_LARGE, f"{packet.size / _MB:.0f} MB")
         else:
-            self._hand_on(bytes(packet), told_s=None)
+            self._put(bytes(packet), num_bytes=packet.size, stream_s=None)
         return True
 
-    def _hand_on(self, content: VideoFrame | bytes, *, told_s: float | None) -> None:
-        now_s = time.time()
-        captured_at_s = self._clock.tick(told_s, arrived_at_s=now_s)
+    def _put(self, content: VideoFrame | bytes, *, num_bytes: int, stream_s: float | None) -> None:
+        captured_at_s = self._clock.tick(stream_s, arrived_at_s=time.time())
         captured_at_s = max(captured_at_s, self._last_captured_at_s + _MIN_STEP_S)
         self._last_captured_at_s = captured_at_s
         index = self._next_index()
         if index % self._every_nth_frame:
             return
-        self._slot.put(
-            Picture(
+        undecoded = UndecodedFrame(
+            index=index,
+            captured_at_s=captured_at_s,
+            received_at_s=time.monotonic(),
+            content=content,
+        )
+        self._sink(
+            Arrival(
+                source=self._address.label,
                 index=index,
+                name=frame_name(index),
                 captured_at_s=captured_at_s,
-                received_at_s=time.monotonic(),
-                content=content,
+                num_bytes=num_bytes,
+                decode=functools.partial(self._decode, undecoded),
             )
         )
 
     def _reject(self, reason: DropReason, detail: str) -> None:
-        self._slot.put(
+        self._sink(
             rejected_frame(
                 self._address.label,
                 index=self._next_index(),
@@ -210,14 +249,14 @@ class StreamReader:
         self._num_received += 1
         return self._num_received - 1
 
-    def _tell_connected(self, stream: VideoStream) -> None:
+    def _report_connected(self, stream: VideoStream) -> None:
         self._last_loss = ""
         codec = stream.codec_context
         size = f", {codec.width} x {codec.height} px" if codec.width else ""
-        self._tell(SourceState.CONNECTED, f"{codec.name}{size}")
+        self._report(SourceState.CONNECTED, f"{codec.name}{size}")
 
-    def _tell(self, state: SourceState, detail: str) -> None:
-        self._slot.put(SourceNotice(source=self._address.label, state=state, detail=detail))
+    def _report(self, state: SourceState, detail: str) -> None:
+        self._sink(SourceNotice(source=self._address.label, state=state, detail=detail))
 
     def _opening_failed(self, error: Exception) -> _Loss:
         import av

@@ -20,6 +20,7 @@ from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.types import DropReason, Frame, FrameId, RejectedFrame
 from tests.support.paths import REAL_SETS
+from tests.support.received import items_of
 
 DATA = REAL_SETS
 THREAD_NAME_START = "images "
@@ -53,7 +54,8 @@ def open_folder(path: Path, *, single_camera_per_size: bool = True, **limits: An
 
 def read(folder: ImageFolder) -> list[Frame | RejectedFrame]:
     async def collect() -> list[Frame | RejectedFrame]:
-        return [item async for item in folder.frames()]
+        items = [item async for item in items_of(folder)]
+        return [item for item in items if isinstance(item, Frame | RejectedFrame)]
 
     return asyncio.run(collect())
 
@@ -228,18 +230,19 @@ def test_a_file_that_vanished_since_the_folder_was_listed_is_unreadable(tmp_path
     assert rejected.reason is DropReason.UNREADABLE
 
 
-def test_max_frames_counts_readable_frames_and_every_nth_file_is_taken(tmp_path: Path) -> None:
+def test_every_nth_file_is_taken_and_the_number_of_frames_is_limited(tmp_path: Path) -> None:
     for number in range(10):
         write_image(tmp_path / f"{number}.jpg", number * 20)
     (tmp_path / "3.jpg").write_bytes(b"broken")
-    folder = open_folder(tmp_path, every_nth_frame=3, max_frames=2)
-    assert folder.info.num_frames == 2
+    folder = open_folder(tmp_path, every_nth_frame=3)
+    assert folder.info.num_frames == 4
     assert [(item.index, isinstance(item, Frame)) for item in read(folder)] == [
         (0, True),
         (3, False),
         (6, True),
+        (9, True),
     ]
-    assert open_folder(tmp_path, every_nth_frame=3).info.num_frames == 4
+    assert open_folder(tmp_path, every_nth_frame=3, max_frames=2).info.num_frames == 2
 
 
 def test_images_share_a_camera_by_model_focal_length_and_size(tmp_path: Path) -> None:
@@ -285,7 +288,8 @@ def test_a_real_drone_set_has_focal_length_and_position_on_every_image() -> None
     path = DATA / "seneca" / "images"
     if not path.exists():
         pytest.skip("the set seneca is not here")
-    frames = read_frames(open_folder(path, max_frames=5))
+    frames = read_frames(open_folder(path, every_nth_frame=30))
+    assert frames
     assert len({frame.camera_key for frame in frames}) == 1
     for frame in frames:
         assert frame.intrinsics_prior is not None

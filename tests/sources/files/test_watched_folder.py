@@ -18,10 +18,12 @@ import pytest
 
 from adapters.sources.files import watched_folder
 from adapters.sources.files.arriving_files import ArrivingFile, ArrivingFiles
-from adapters.sources.files.watched_folder import Item, WatchedFolder
+from adapters.sources.files.watched_folder import WatchedFolder
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
+from tests.support.received import Decoded as Item
+from tests.support.received import items_of
 from tests.support.waiting import HANG_S, LeapingLoop, leap, until
 
 PATIENCE_S = 1e3  # on the clock of the event loop, which leaps
@@ -69,7 +71,7 @@ def read(
 
     async def collect() -> list[Item]:
         items: list[Item] = []
-        async with aclosing(folder.frames()) as arriving:
+        async with aclosing(items_of(folder)) as arriving:
             task = asyncio.ensure_future(doing()) if doing is not None else None
             async for item in arriving:
                 items.append(item)
@@ -120,7 +122,7 @@ async def until_looked_at(looks: list[float], times: int) -> None:
 
 
 def photos_of(items: Sequence[Item]) -> list[Frame | RejectedFrame]:
-    return [item for item in items if not isinstance(item, SourceNotice)]
+    return [item for item in items if isinstance(item, Frame | RejectedFrame)]
 
 
 def names_of(items: Sequence[Item]) -> list[str]:
@@ -289,12 +291,11 @@ def test_the_same_bytes_again_are_a_duplicate(tmp_path: Path) -> None:
     assert second.reason is DropReason.DUPLICATE
 
 
-def test_every_nth_file_is_taken_and_max_frames_ends_the_source(tmp_path: Path) -> None:
+def test_only_every_nth_file_is_taken(tmp_path: Path) -> None:
     for number in range(8):
         write(tmp_path / f"{number}.jpg", 20 * number)
-    items = read(watch(tmp_path, every_nth_frame=3, max_frames=2))
-    assert names_of(items) == ["0.jpg", "3.jpg"]
-    assert states_of(items) == [SourceState.CONNECTED, SourceState.ENDED]
+    items = read(watch(tmp_path, every_nth_frame=3), until=num_photos(3))
+    assert names_of(items) == ["0.jpg", "3.jpg", "6.jpg"]
 
 
 def test_giving_up_counts_from_the_last_file(tmp_path: Path) -> None:

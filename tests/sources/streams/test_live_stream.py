@@ -23,11 +23,13 @@ import numpy as np
 import pytest
 
 from adapters.sources.streams import live_stream, stream_reader
-from adapters.sources.streams.live_stream import Item, LiveStream
+from adapters.sources.streams.live_stream import LiveStream
 from adapters.sources.streams.stream_reader import StreamReader
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
+from tests.support.received import Decoded as Item
+from tests.support.received import items_of
 from tests.support.stream_servers import (
     LOOPBACK,
     MjpegServer,
@@ -92,7 +94,7 @@ def read(
 
     async def collect() -> list[Item]:
         items: list[Item] = []
-        async with aclosing(stream.frames()) as arriving, asyncio.TaskGroup() as group:
+        async with aclosing(items_of(stream)) as arriving, asyncio.TaskGroup() as group:
             group.create_task(beside())
             async for item in arriving:
                 items.append(item)
@@ -140,12 +142,12 @@ def num_frames(num: int) -> Callable[[list[Item]], bool]:
     return lambda items: len(frames_of(items)) >= num
 
 
-def told(state: SourceState, times: int = 1) -> Callable[[list[Item]], bool]:
+def reported(state: SourceState, times: int = 1) -> Callable[[list[Item]], bool]:
     return lambda items: states_of(items).count(state) >= times
 
 
 def assert_all_counted(items: Sequence[Item]) -> None:
-    indices = [item.index for item in items if not isinstance(item, SourceNotice)]
+    indices = [item.index for item in items if isinstance(item, Frame | RejectedFrame)]
     assert indices == list(range(len(indices)))
 
 
@@ -226,43 +228,10 @@ def test_pictures_that_are_none_are_counted_and_the_rest_still_comes() -> None:
     assert_all_counted(items)
 
 
-def test_only_every_nth_frame_is_taken_and_max_frames_ends_the_source() -> None:
+def test_only_every_nth_frame_is_taken() -> None:
     with MjpegServer([jpeg(number) for number in range(12)], pause_s=0.02) as server:
-        items = read(open_stream(server.url(), every_nth_frame=3, max_frames=3))
+        items = read(open_stream(server.url(), every_nth_frame=3), until=num_frames(3))
     assert [frame.index for frame in frames_of(items)] == [0, 3, 6]
-    assert states_of(items) == [CONNECTED, ENDED]
-    assert isinstance(items[-1], SourceNotice)
-
-
-def test_who_takes_slowly_gets_the_newest_and_is_told_of_all_the_others(
-    readers: list[StreamReader],
-) -> None:
-    num_sent, parts = 40, itertools.count()
-    first_is_taken = threading.Event()
-
-    def send_the_others_later() -> None:
-        if next(parts) > 0:
-            first_is_taken.wait(HANG_S)
-
-    images = [jpeg(number) for number in range(num_sent)]
-    with MjpegServer(images, pause_s=0.0, before_part=send_the_others_later) as server:
-
-        def take_slowly(item: Item) -> None:
-            if isinstance(item, Frame):
-                first_is_taken.set()
-                block_until(lambda: readers[0]._num_received == num_sent, what="all frames")
-
-        stream = open_stream(server.url())
-        items = read(
-            stream,
-            after=take_slowly,
-            until=lambda items: getattr(items[-1], "index", 0) == num_sent - 1,
-        )
-    assert len(frames_of(items)) == 2
-    dropped = of_kind(items, RejectedFrame)
-    assert {item.reason for item in dropped} == {DropReason.OVERLOAD}
-    assert_all_counted(items)
-    assert frames_of(items)[-1].index == 39
 
 
 def test_parts_without_a_byte_are_counted_and_the_next_one_comes() -> None:
@@ -424,9 +393,9 @@ def test_credentials_open_the_stream_and_are_never_told(
     caplog.set_level(logging.DEBUG)
     with MjpegServer([jpeg(1)], user="user:s3cret", hangs_up=True) as server:
         stream = open_stream(server.url(user="user:s3cret"))
-        items = read(stream, until=told(CONNECTED, 2))
+        items = read(stream, until=reported(CONNECTED, 2))
         server.user = "user:changed"
-        items += read(stream, until=told(REFUSED))
+        items += read(stream, until=reported(REFUSED))
     with socket.socket() as closed:
         closed.bind((LOOPBACK, 0))
         url = f"rtsp://user:s3cret@{LOOPBACK}:{closed.getsockname()[1]}/x"
@@ -441,7 +410,7 @@ def test_a_certificate_has_to_be_trusted(tmp_path: Path) -> None:
     certificate, context = self_signed(tmp_path)
     with MjpegServer([jpeg(1)], context=context) as server:
         url = server.url(scheme="https", user="user:secret")
-        refused = read(open_stream(url), until=told(LOST))
+        refused = read(open_stream(url), until=reported(LOST))
         assert server.num_requests == 0
         known = read(open_stream(url, live={"ca_file": str(certificate)}), until=num_frames(1))
         trusting = read(open_stream(url, live={"verify_certificates": False}), until=num_frames(1))
@@ -500,7 +469,7 @@ def test_a_sender_that_ends_is_lost_and_the_next_one_is_taken(tmp_path: Path) ->
         thread = threading.Thread(target=send_again_and_again)
         thread.start()
         try:
-            items = read(open_stream(spec), until=told(CONNECTED, 2))
+            items = read(open_stream(spec), until=reported(CONNECTED, 2))
         finally:
             stop.set()
             thread.join()
@@ -596,7 +565,7 @@ def test_a_sender_that_freezes_is_lost(clip: Path) -> None:
                 sender[0].send_signal(signal.SIGSTOP)
 
         stream = open_stream(spec, live={"read_timeout_s": 0.5})
-        items = read(stream, after=freeze, until=told(LOST))
+        items = read(stream, after=freeze, until=reported(LOST))
     assert states_of(items) == [CONNECTED, LOST]
     assert of_kind(items, SourceNotice)[1].detail == "nothing came for 0.5 s"
 
@@ -616,7 +585,7 @@ def test_rtsp_is_read_and_read_again_after_its_end(clip: Path, transport: str) -
     with rtsp_server(clip) as port:
         url = f"rtsp://{LOOPBACK}:{port}/clip"
         stream = open_stream(url, live={"rtsp_transport": transport})
-        items = read(stream, until=told(CONNECTED, 2))
+        items = read(stream, until=reported(CONNECTED, 2))
     assert states_of(items) == [CONNECTED, LOST, CONNECTED]
     frames = frames_of(items)
     assert {frame.camera_key for frame in frames} == {"stream|160x120"}
@@ -644,7 +613,7 @@ def test_an_rtsp_server_that_is_killed_and_comes_back_is_found_again(clip: Path)
 
     async def follow() -> list[Item]:
         items: list[Item] = []
-        async with asyncio.timeout(HANG_S), aclosing(stream.frames()) as arriving:
+        async with asyncio.timeout(HANG_S), aclosing(items_of(stream)) as arriving:
             for wanted in (num_frames(3), num_frames(6)):
                 with rtsp_server(clip, port=port):
                     while not wanted(items):
@@ -679,7 +648,7 @@ def leave_when(
     never = {name: 2 * HANG_S for name in ("open_timeout_s", "read_timeout_s")}
 
     async def leave() -> None:
-        arriving = open_stream(spec, live=never).frames()
+        arriving = items_of(open_stream(spec, live=never))
         await is_time(arriving)
         await asyncio.wait_for(arriving.aclose(), HANG_S)
 
@@ -732,7 +701,7 @@ def test_closing_between_two_tries_ends_the_thread_at_once() -> None:
     never = {name: 2 * HANG_S for name in ("retry_first_s", "retry_max_s")}
 
     async def leave() -> None:
-        arriving = open_stream(url, live=never).frames()
+        arriving = items_of(open_stream(url, live=never))
         assert isinstance(await anext(arriving), SourceNotice)
         await asyncio.wait_for(arriving.aclose(), HANG_S)
 
@@ -749,8 +718,7 @@ def test_a_process_that_leaves_in_the_midst_of_connecting_ends_well() -> None:
         async def connect(url):
             stream = LiveStream(url, sources=SourcesConfig(),
                 live_sources=LiveSourcesConfig(open_timeout_s=60.0), next_frame_id=lambda: 1)
-            async for _ in stream.frames():
-                pass
+            await stream.receive(lambda item: None)
 
         async def main():
             tasks = [asyncio.create_task(connect(url)) for url in sys.argv[1:]]
