@@ -140,7 +140,7 @@ def test_credentials_of_a_stream_are_told_nowhere(
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}/x"
         config = QUIET.model_copy(
-            update={"live_sources": LiveSourcesConfig(give_up_after_s=0.5, open_timeout_s=0.5)}
+            update={"live_sources": LiveSourcesConfig(give_up_after_s=2.0, open_timeout_s=0.5)}
         )
         source = f"rtsp://me:secret@{address}"
         outcome = launch(config, options(tmp_path / "run", source, photos))

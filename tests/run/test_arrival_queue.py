@@ -21,8 +21,8 @@ from engine.types import (
     SourceState,
 )
 from tests.support.fake_runs import frame_of
+from tests.support.waiting import HANG_S
 
-WAIT_S = 5.0
 FRAME_BYTES = 8 * 8 * 3
 NOTICE = SourceNotice(source="fake", state=SourceState.LOST, detail="gone")
 
@@ -82,7 +82,7 @@ def queue_of(
 
 
 def run(test: Awaitable[None]) -> None:
-    asyncio.run(asyncio.wait_for(test, WAIT_S), debug=True)
+    asyncio.run(asyncio.wait_for(test, HANG_S), debug=True)
 
 
 async def settled(awaitable: Awaitable[Result]) -> asyncio.Task[Result]:

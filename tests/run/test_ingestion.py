@@ -25,13 +25,13 @@ from tests.support.fake_runs import (
     rejected,
     world_of,
 )
+from tests.support.waiting import HANG_S
 
-WAIT_S = 20.0
 NUM_FRAMES = 12
 
 
 def run(test: Awaitable[None]) -> None:
-    asyncio.run(asyncio.wait_for(test, WAIT_S), debug=True)
+    asyncio.run(asyncio.wait_for(test, HANG_S), debug=True)
 
 
 def frames(first: int, last: int) -> list[Frame]:
@@ -48,7 +48,7 @@ def run_source(
 ) -> tuple[RunOutcome, Written]:
     options = {"matcher": matcher(), **options}
     engine = engine_of(path, sources=[source], settings=settings, **options)
-    outcome = asyncio.run(asyncio.wait_for(engine.run(), WAIT_S))
+    outcome = asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
     return outcome, Written.by(outcome)
 
 
@@ -94,10 +94,10 @@ def test_what_a_live_source_drops_is_never_decoded(tmp_path: Path) -> None:
 
     def hold_up(frame: Frame) -> None:
         describing.set()
-        assert all_given.wait(WAIT_S)
+        assert all_given.wait(HANG_S)
 
     async def until_describing() -> None:
-        assert await asyncio.to_thread(describing.wait, WAIT_S)
+        assert await asyncio.to_thread(describing.wait, HANG_S)
 
     async def end() -> None:
         all_given.set()
@@ -121,7 +121,7 @@ def test_the_next_frame_of_a_file_is_decoded_while_one_is_tracked(tmp_path: Path
     decoding, second_is_decoded = Decoding(), threading.Event()
 
     def describe(frame: Frame) -> None:
-        assert second_is_decoded.wait(WAIT_S)
+        assert second_is_decoded.wait(HANG_S)
 
     first, second, *others = frames(1, 6)
     happenings: list[Happening] = [

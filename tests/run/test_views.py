@@ -15,8 +15,8 @@ from engine.events import Event, Warned
 from engine.run import views as view_dispatch
 from engine.run.views import ViewDispatcher
 from engine.types import Frame, FrameId, FramePose, MapView
+from tests.support.waiting import HANG_S
 
-TIMEOUT_S = 10.0
 CONFIG = ViewsConfig(max_map_hz=2.0, max_image_hz=10.0)
 
 
@@ -57,12 +57,12 @@ class FakeView:
 
     def wait_for(self, num_shown: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.shown) >= num_shown, TIMEOUT_S)
+            assert self._changed.wait_for(lambda: len(self.shown) >= num_shown, HANG_S)
 
     def _note(self, what: str) -> None:
         self.threads.add(threading.current_thread().name)
         self.busy.set()
-        assert self.gate.wait(TIMEOUT_S)
+        assert self.gate.wait(HANG_S)
         with self._changed:
             self.shown.append(what)
             self._changed.notify_all()
@@ -143,7 +143,7 @@ def stuck(view: FakeView, dispatcher: ViewDispatcher) -> None:
     """Makes a view stand still in the middle of showing fact 0."""
     view.gate.clear()
     dispatcher.offer_event(fact(0))
-    assert view.busy.wait(TIMEOUT_S)
+    assert view.busy.wait(HANG_S)
 
 
 # -- what views get to see ------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_the_engine_is_not_held_up_by_a_view_that_hangs(dispatch: Dispatch) -> N
 
     offering = threading.Thread(target=offer)
     offering.start()
-    offering.join(TIMEOUT_S)
+    offering.join(HANG_S)
     assert not offering.is_alive()
     assert view.shown == []
 

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ from engine.types import (
     Uint8Array,
 )
 from tests.support.paths import TOOLS
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, block_until
 
 WIDTH, HEIGHT, FOCAL_PX = 96, 64, 80.0
 NUM_FRAMES = 30
@@ -640,17 +640,34 @@ def test_a_served_run_is_on_loopback_only_and_ends_with_close() -> None:
     assert not child.is_running()
 
 
-def wait_until_quiet(path: Path, *, timeout_s: float = 20.0) -> None:
-    """Returns when a file holds something and has stopped growing."""
-    give_up_at_s = time.monotonic() + timeout_s
+def wait_until_quiet(path: Path) -> None:
+    """Returns when a file holds something and has not grown for a while."""
     sizes = [0]
-    while time.monotonic() < give_up_at_s and not (sizes[-1] and sizes[-3:] == sizes[-1:] * 3):
+
+    def is_quiet() -> bool:
         time.sleep(0.2)
         sizes.append(path.stat().st_size if path.exists() else 0)
+        return bool(sizes[-1]) and sizes[-3:] == sizes[-1:] * 3
+
+    block_until(is_quiet, what=f"the end of {path}")
 
 
-def fetch_late(view: RerunView, path: Path) -> dict[str, Rows]:
-    """What a viewer gets that connects now."""
+def fetch_late(
+    view: RerunView, folder: Path, *, is_whole: Callable[[dict[str, Rows]], bool]
+) -> dict[str, Rows]:
+    """What a viewer gets that connects now; another one connects where one was not quick enough."""
+    fetched: list[dict[str, Rows]] = []
+
+    def has_fetched() -> bool:
+        fetched.append(fetch(view, folder / f"fetched{len(fetched)}.rrd"))
+        return bool(is_whole(fetched[-1]))
+
+    block_until(has_fetched, what="the whole run")
+    return fetched[-1]
+
+
+def fetch(view: RerunView, path: Path) -> dict[str, Rows]:
+    """What a viewer gets until no more comes for a while."""
     assert view.viewer_command is not None
     grpc_url = view.viewer_command.removeprefix("rerun ")
     command = [viewer_program(), "--bind", "127.0.0.1", "--save", str(path), "--connect", grpc_url]
@@ -666,15 +683,17 @@ def fetch_late(view: RerunView, path: Path) -> dict[str, Rows]:
 @pytest.mark.network
 @pytest.mark.filterwarnings("ignore:RRD file has no footer")
 def test_who_connects_late_gets_the_run_from_its_beginning(tmp_path: Path) -> None:
+    def frames_of(rows: dict[str, Rows]) -> list[Any]:
+        return [row["frame"] for row in rows["/metrics/latency_ms"] if "frame" in row]
+
     view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
     try:
         show_a_run(view)
-        rows = fetch_late(view, tmp_path / "fetched.rrd")
+        rows = fetch_late(view, tmp_path, is_whole=lambda rows: len(frames_of(rows)) >= NUM_FRAMES)
     finally:
         view.close()
-    latencies = [row for row in rows["/metrics/latency_ms"] if "frame" in row]
 
-    assert [row["frame"] for row in latencies] == list(range(1, NUM_FRAMES + 1))
+    assert frames_of(rows) == list(range(1, NUM_FRAMES + 1))
 
 
 @pytest.mark.network
@@ -686,6 +705,17 @@ def test_who_connects_after_the_server_forgot_the_beginning_gets_the_whole_map(
     view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=config)
     whole_map = map_view(15)
     noise = np.random.default_rng(0)
+
+    def num_points(rows: dict[str, Rows]) -> int:
+        chunks = entities_below(rows, "/world/map/chunk_")
+        shown = (
+            next((r for r in reversed(rows[c]) if "Points3D:positions" in r), None) for c in chunks
+        )
+        return sum(len(row["Points3D:positions"]) for row in shown if row is not None)
+
+    def has_forgotten(rows: dict[str, Rows]) -> bool:
+        return sum(has_image(row) for row in rows["/world/live/image"]) < 100
+
     try:
         view.show_map(whole_map)
         for frame_id in range(1, 121):  # 6 MB of images, of a server that keeps 2
@@ -693,14 +723,16 @@ def test_who_connects_after_the_server_forgot_the_beginning_gets_the_whole_map(
             time.sleep(0.01)  # what is sent at once is also kept or forgotten at once
             if frame_id % 5 == 0:
                 view.show_map(whole_map)
-        rows = fetch_late(view, tmp_path / "fetched.rrd")
+        num_expected = 15 * POINTS_PER_KEYFRAME
+        rows = fetch_late(
+            view,
+            tmp_path,
+            is_whole=lambda rows: has_forgotten(rows) and num_points(rows) >= num_expected,
+        )
     finally:
         view.close()
-    chunks = entities_below(rows, "/world/map/chunk_")
-    shown = [next(r for r in reversed(rows[c]) if "Points3D:positions" in r) for c in chunks]
 
-    assert sum(has_image(row) for row in rows["/world/live/image"]) < 100
-    assert sum(len(row["Points3D:positions"]) for row in shown) == 15 * POINTS_PER_KEYFRAME
+    assert num_points(rows) == num_expected
 
 
 def test_a_full_recording_goes_on_without_images_and_ends_with_the_map(tmp_path: Path) -> None:
@@ -711,7 +743,8 @@ def test_a_full_recording_goes_on_without_images_and_ends_with_the_map(tmp_path:
     for frame_id in range(1, 201):  # 10 MB
         view.show_frame(frame(frame_id, jpeg=noise.bytes(50_000)), frame_pose(frame_id))
         view.show_event(posed(frame_id))
-        time.sleep(0.002)  # a file is written now and then
+        if frame_id % 10 == 0:
+            view._recording.flush(timeout_sec=HANG_S)  # a file is written now and then
     view.show_map(map_view(15))
     view.close()
     rows = read_rows(path)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pycolmap
 import pytest
 
+from engine.events import CommandTaken, Event, FramePosed
+from engine.mapping import mapper
 from engine.ports import Source
 from engine.run.engine import RunOutcome, StoppedBy
 from engine.run.event_loop import RunRequests
 from engine.types import (
     DropReason,
+    Features,
     Frame,
+    FramePose,
     GpsFix,
     GpsReading,
+    MapView,
     MatchRequest,
     PairMatches,
     RunCommand,
@@ -39,7 +43,7 @@ from tests.support.fake_runs import (
     world_of,
 )
 from tests.support.synthetic import SyntheticWorld, straight_path
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, until
 
 NUM_FRAMES = 20
 
@@ -64,11 +68,32 @@ def at_ease(matcher: WorldMatcher, num: int) -> Callable[[], Awaitable[None]]:
     """Waits until so many keyframes have been described."""
 
     async def wait() -> None:
-        async with asyncio.timeout(HANG_S):
-            while len(matcher.described) < num:  # noqa: ASYNC110 - the matcher has no event
-                await asyncio.sleep(0.005)
+        await until(lambda: len(matcher.described) >= num)
 
     return wait
+
+
+class EventsSeen:
+    """A view that keeps the events of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        pass
+
+    def show_map(self, view: MapView) -> None:
+        pass
+
+    def show_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        pass
+
+    async def until(self, kind: type[Event], num: int) -> None:
+        """Waits until so many events of a kind were shown."""
+        await until(lambda: sum(isinstance(event, kind) for event in self.events) >= num)
 
 
 # -- news -----------------------------------------------------------------------------------------
@@ -148,12 +173,12 @@ def test_positions_of_one_source_are_not_those_of_another(tmp_path: Path) -> Non
 
 
 def test_frames_that_come_while_the_run_is_paused_are_dropped_and_counted(tmp_path: Path) -> None:
-    requests, matcher = RunRequests(), WorldMatcher(world=world_of(NUM_FRAMES))
+    requests, matcher, seen = RunRequests(), WorldMatcher(world=world_of(NUM_FRAMES)), EventsSeen()
 
-    def ask(command: RunCommand) -> Callable[[], Awaitable[None]]:
+    def ask(command: RunCommand, *, num: int) -> Callable[[], Awaitable[None]]:
         async def asked() -> None:
             await asyncio.to_thread(requests, command)  # as watchers do: from another thread
-            await asyncio.sleep(0.05)
+            await seen.until(CommandTaken, num)
 
         return asked
 
@@ -161,13 +186,15 @@ def test_frames_that_come_while_the_run_is_paused_are_dropped_and_counted(tmp_pa
         [
             *frames(1, 4),
             at_ease(matcher, 4),
-            ask(RunCommand.PAUSE),
+            ask(RunCommand.PAUSE, num=1),
             *frames(5, 8),
-            ask(RunCommand.RESUME),
+            ask(RunCommand.RESUME, num=2),
             *frames(9, 12),
         ]
     )
-    outcome, written = run_world(tmp_path / "run", [source], matcher=matcher, requests=requests)
+    outcome, written = run_world(
+        tmp_path / "run", [source], matcher=matcher, requests=requests, views=[seen]
+    )
     assert written.statuses == ["keyframe"] * 4 + ["dropped:paused"] * 4 + ["keyframe"] * 4
     assert written.summary["frames_dropped"] == {"paused": 4}
     assert written.summary["frames_received"] == 12
@@ -176,48 +203,54 @@ def test_frames_that_come_while_the_run_is_paused_are_dropped_and_counted(tmp_pa
 
 
 def test_a_file_waits_while_the_run_is_paused_and_loses_nothing(tmp_path: Path) -> None:
-    requests = RunRequests()
+    requests, seen = RunRequests(), EventsSeen()
+    num_given: list[int] = []
+
+    async def resume() -> None:
+        for _ in range(100):  # in which a run that goes on would take the next frames
+            await asyncio.sleep(0)
+        num_given.append(source.num_given)
+        requests(RunCommand.RESUME)
 
     async def pause() -> None:
         requests(RunCommand.PAUSE)
-        await asyncio.sleep(0.02)
-        asyncio.get_running_loop().call_later(0.2, requests, RunCommand.RESUME)
+        await seen.until(CommandTaken, 1)
+        resuming.append(asyncio.create_task(resume()))
 
-    started_s = time.monotonic()
+    resuming: list[asyncio.Task[None]] = []
     source = FakeSource(happenings=[*frames(1, 4), pause, *frames(5, 8)])
-    _, written = run_world(tmp_path / "run", [source], requests=requests)
+    _, written = run_world(tmp_path / "run", [source], requests=requests, views=[seen])
     assert written.statuses == ["keyframe"] * 8
-    assert time.monotonic() - started_s > 0.2
+    assert num_given == [5], "the frame that waits"
 
 
 def test_a_paused_run_can_be_stopped(tmp_path: Path) -> None:
-    requests = RunRequests()
+    requests, seen = RunRequests(), EventsSeen()
 
     async def pause_and_stop() -> None:
         requests(RunCommand.PAUSE)
         requests(RunCommand.STOP)
-        await asyncio.sleep(0.02)
+        await seen.until(CommandTaken, 2)
 
     source = FakeSource(happenings=[*frames(1, 4), pause_and_stop, *frames(5, 8)])
-    outcome, written = run_world(tmp_path / "run", [source], requests=requests)
+    outcome, written = run_world(tmp_path / "run", [source], requests=requests, views=[seen])
     assert outcome.stopped_by is StoppedBy.COMMAND
     assert written.summary["stopped_by"] == "command"
     assert len(written.rows) <= 5
 
 
 def test_a_snapshot_on_request_comes_at_once(tmp_path: Path) -> None:
-    requests, matcher = RunRequests(), WorldMatcher(world=world_of(NUM_FRAMES))
+    requests, seen = RunRequests(), EventsSeen()
 
     async def ask() -> None:
-        await at_ease(matcher, 8)()
-        await asyncio.sleep(0.5)
+        await seen.until(FramePosed, 8)
         requests(RunCommand.SNAPSHOT)
-        await asyncio.sleep(0.3)
+        await until((tmp_path / "run" / "snapshots" / "000001").is_dir)
 
     source = FakeSource(happenings=[*frames(1, 8), ask, *frames(9, 10)])
     settings = ["snapshots.every_keyframes=0", "snapshots.every_s=0"]
     _, written = run_world(
-        tmp_path / "run", [source], matcher=matcher, requests=requests, settings=settings
+        tmp_path / "run", [source], requests=requests, views=[seen], settings=settings
     )
     sizes = [event["num_keyframes"] for event in written.of_kind("SnapshotWritten")]
     assert len(sizes) == 2
@@ -236,40 +269,88 @@ def test_a_request_before_the_run_is_answered_when_it_starts(tmp_path: Path) -> 
 # -- overload -------------------------------------------------------------------------------------
 
 
-MAPPING_S = 0.6
+FRAMES_PER_MAPPING = 30  # that come while a keyframe is mapped
 
 
+class Pace:
+    """A clock that counts the frames that came; more come as the engine works."""
+
+    def __init__(self, num_frames: int) -> None:
+        self._num_frames = num_frames
+        self._num_let_in = 1
+        self._num_given = 0
+        self._changed = threading.Condition()
+
+    def monotonic(self) -> float:
+        """How many frames came."""
+        return float(self._num_given)
+
+    def let_in(self, num: int) -> int:
+        """Lets in so many more frames; how many came in all once they are there."""
+        with self._changed:
+            self._num_let_in = min(self._num_let_in + num, self._num_frames)
+            self._changed.notify_all()
+            return self._num_let_in
+
+    def work(self, num: int) -> None:
+        """Works until so many more frames came."""
+        num_then = self.let_in(num)
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._num_given >= num_then, HANG_S)
+
+    def next_frame(self) -> None:
+        """Waits until the next frame comes."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._num_given < self._num_let_in, HANG_S)
+            self._num_given += 1
+            self._changed.notify_all()
+
+
+@dataclass(kw_only=True)
 class SlowMatcher(WorldMatcher):
-    """Matches as slowly as a large network."""
+    """Matches as slowly as a large network; a frame comes while another is described."""
+
+    pace: Pace
+
+    def describe(self, frame: Frame) -> Features:
+        self.pace.let_in(1)
+        return super().describe(frame)
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
-        time.sleep(MAPPING_S / 2)  # is called twice for each keyframe: beside it and farther away
+        # Is called twice for each keyframe: beside it and farther away.
+        self.pace.work(FRAMES_PER_MAPPING // 2)
         return super().match(requests)
 
 
-def test_a_slow_engine_maps_fresh_frames_and_drops_those_between(tmp_path: Path) -> None:
-    world = SyntheticWorld(straight_path(200, step=0.1))
-    period_s = 0.02
+def test_a_slow_engine_maps_fresh_frames_and_drops_those_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_frames = 300
+    world = SyntheticWorld(straight_path(num_frames, step=0.07))
+    pace = Pace(num_frames)
+    monkeypatch.setattr(mapper, "time", pace)
 
     async def tick() -> None:
-        await asyncio.sleep(period_s)
+        await asyncio.to_thread(pace.next_frame)
 
     def arriving_now() -> Iterator[Happening]:
         for frame_id in world.frame_ids:
             yield tick
-            yield frame_of(frame_id, world=world)
+            yield replace(frame_of(frame_id, world=world), received_at_s=pace.monotonic())
 
     source = FakeLiveSource(happenings=arriving_now())
     settings = ["sources.frame_queue_size=2"]
     _, written = run_world(
-        tmp_path / "run", [source], matcher=SlowMatcher(world=world), settings=settings
+        tmp_path / "run", [source], matcher=SlowMatcher(world=world, pace=pace), settings=settings
     )
-    assert written.summary["frames_received"] == 200
-    assert written.summary["frames_dropped"]["overload"] > 150
-    started_s = written.of_kind("MapInitialized")[0]["at_s"]
-    ages_s = [e["latency_s"] for e in written.of_kind("FramePosed") if e["at_s"] > started_s + 0.01]
+    assert written.summary["frames_received"] == num_frames
+    assert written.summary["frames_dropped"]["overload"] > 0.75 * num_frames
+    events = iter(written.events)
+    assert any(event["event"] == "MapInitialized" for event in events)
+    assert any(event["event"] == "KeyframeAdded" for event in events)  # the first after that
+    ages = [event["latency_s"] for event in events if event["event"] == "FramePosed"]
     # One more may wait while one is mapped; the last two wait with no newer ones to replace them.
-    assert MAPPING_S <= max(ages_s[:-2]) < 2.6 * MAPPING_S
+    assert FRAMES_PER_MAPPING <= max(ages[:-2]) < 2.6 * FRAMES_PER_MAPPING
 
 
 def test_cameras_of_one_live_source_do_not_push_out_each_other_s_frames(tmp_path: Path) -> None:
