@@ -1,0 +1,460 @@
+"""Which thread uses what: the map is the mapping thread's, the graph changes hands for matching.
+
+In these runs every public method and property of the map, the mapper, the scene graph and the
+keypoint tables checks its thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import pytest
+
+from engine.config import FrameTrackingConfig
+from engine.events import Event, FrameRegistered
+from engine.mapping.mapper import Mapper
+from engine.mapping.sparse_map import SparseMap
+from engine.matching.keypoint_tables import KeypointTables
+from engine.matching.scene_graph import SceneGraph
+from engine.run import stages
+from engine.run.engine import Engine, RunOutcome, StoppedBy
+from engine.run.event_loop import RunRequests, ThreadOwned
+from engine.tracking.frame_tracker import KeyframeReason, NewKeyframe, TrackingResult
+from engine.types import (
+    Features,
+    Frame,
+    FramePose,
+    MapView,
+    MatchRequest,
+    PairMatches,
+    RunCommand,
+    TrackedFrame,
+)
+from engine.window_types import WindowEstimate, WindowProblem
+from engine.windows.model import WindowSolverConfig
+from engine.windows.solver import solve_window
+from tests.support.fake_runs import (
+    FakeSource,
+    Happening,
+    WorldMatcher,
+    Written,
+    engine_of,
+    frame_of,
+)
+from tests.support.synthetic import SyntheticWorld, straight_path
+
+HANG_S = 300.0  # a guard, no measure
+MAPPING, MATCHING = "mapping_0", "matching_0"
+NUM_FRAMES = 30
+KEYFRAME_EVERY = 3
+WORLD = SyntheticWorld(straight_path(NUM_FRAMES, step=0.6))
+KEYFRAMES = WORLD.frame_ids[::KEYFRAME_EVERY]
+NO_SNAPSHOTS = ["snapshots.every_keyframes=0", "snapshots.every_s=0"]  # but the final one
+MUCH_WORK = [
+    "global_bundle_adjustment.synchronous_until=0",
+    "global_bundle_adjustment.merge_after_keyframes=1",
+    "window.size=4",
+    "window.num_older=4",
+    "window.min_keyframes=6",
+    "window.interval=2",
+    "window.merge_after_keyframes=1",
+    "views.max_map_hz=1e6",
+    "views.max_image_hz=1e6",
+    "sources.frame_queue_size=1000",
+]
+
+
+class WrongThreadError(Exception):
+    """Something was used on a thread that does not own it."""
+
+
+class Ownership:
+    """Checks the threads of calls and counts these.
+
+    Args:
+        monkeypatch: puts the checks in place.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[tuple[str, str]] = Counter()  # of a class, by a thread
+        self.wrong_calls: list[str] = []
+        self.num_views = 0
+        self.was_posed_while_matching = threading.Event()
+        self.was_copied = threading.Event()
+        self._graph_thread = MAPPING
+        self._monkeypatch = monkeypatch
+        for owned in (SparseMap, Mapper):
+            self._guard(owned, lambda: MAPPING)
+        for shared in (SceneGraph, KeypointTables):
+            self._guard(shared, lambda: self._graph_thread)
+        self._after(Mapper.begin_keyframe, self._lend_graph)
+        self._before(Mapper.add_keyframe, self._take_graph_back)
+        self._before(Mapper.view, self._count_view)
+        self._after(Mapper.add_frame, self._count_frame)
+        self._after(Mapper.snapshot, self.was_copied.set)
+
+    def _guard(self, owned: type, thread: Callable[[], str]) -> None:
+        for name, member in list(vars(owned).items()):
+            if name.startswith("_"):
+                continue
+            if isinstance(member, property):
+                assert member.fget is not None
+                checked: Any = property(self._checked(owned, name, member.fget, thread))
+            else:
+                assert isinstance(member, FunctionType), name
+                checked = self._checked(owned, name, member, thread)
+            self._monkeypatch.setattr(owned, name, checked)
+
+    def _checked(
+        self, owned: type, name: str, call: Callable[..., Any], thread: Callable[[], str]
+    ) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            here, expected = threading.current_thread().name, thread()
+            self.calls[owned.__name__, here] += 1
+            if here != expected:
+                wrong = f"{owned.__name__}.{name} on {here}, not on {expected}"
+                self.wrong_calls.append(wrong)
+                raise WrongThreadError(wrong)
+            return call(*args, **kwargs)
+
+        return checked
+
+    def _before(self, method: Callable[..., Any], happens: Callable[[], None]) -> None:
+        @functools.wraps(method)
+        def with_first(*args: Any, **kwargs: Any) -> Any:
+            happens()
+            return method(*args, **kwargs)
+
+        self._monkeypatch.setattr(Mapper, method.__name__, with_first)
+
+    def _after(self, method: Callable[..., Any], happens: Callable[[], None]) -> None:
+        @functools.wraps(method)
+        def with_then(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            happens()
+            return result
+
+        self._monkeypatch.setattr(Mapper, method.__name__, with_then)
+
+    def _lend_graph(self) -> None:
+        self._graph_thread = MATCHING
+
+    def _take_graph_back(self) -> None:
+        self._graph_thread = MAPPING
+
+    def _count_view(self) -> None:
+        self.num_views += 1
+
+    def _count_frame(self) -> None:
+        if self._graph_thread == MATCHING:
+            self.was_posed_while_matching.set()
+
+
+@pytest.fixture
+def ownership(monkeypatch: pytest.MonkeyPatch) -> Ownership:
+    return Ownership(monkeypatch)
+
+
+class WorldTracker:
+    """Tracks by what the world shows; every third frame is a keyframe."""
+
+    def __init__(
+        self,
+        config: FrameTrackingConfig,
+        *,
+        describe: Callable[[Frame], Features],
+        is_sequence: bool,
+    ) -> None:
+        del config, is_sequence
+        self._describe = describe
+        self._keyframe_ids: list[int] = []
+
+    def follow(self, frame: Frame, *, wants_fallback: bool = False) -> TrackingResult:
+        """Follows the last keyframe, and the one before it where that is wanted."""
+        if not self._keyframe_ids:
+            return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.FIRST)
+        *earlier, last = self._keyframe_ids
+        is_due = frame.frame_id in KEYFRAMES
+        return TrackingResult(
+            tracked=_tracked(frame, last),
+            fallback=_tracked(frame, earlier[-1]) if wants_fallback and earlier else None,
+            due=KeyframeReason.OVERLAP if is_due else None,
+        )
+
+    def make_keyframe(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe:
+        """Makes the frame a keyframe."""
+        self._keyframe_ids.append(frame.frame_id)
+        keyframe = replace(
+            WORLD.keyframe(frame.frame_id),
+            features=self._describe(frame),
+            received_at_s=frame.received_at_s,
+        )
+        return NewKeyframe(keyframe=keyframe, reason=reason)
+
+
+def _tracked(frame: Frame, keyframe_id: int) -> TrackedFrame:
+    tracked = WORLD.tracked(frame.frame_id, keyframe_id=keyframe_id)
+    return replace(tracked, received_at_s=frame.received_at_s)
+
+
+@pytest.fixture
+def _tracked_by_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "FrameTracker", WorldTracker)
+
+
+@dataclass
+class WaitingView:
+    """Sets an event of threads when it is shown that a keyframe was registered."""
+
+    is_registered: threading.Event = field(default_factory=threading.Event)
+    maps: list[MapView] = field(default_factory=list)
+
+    def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
+        pass
+
+    def show_map(self, view: MapView) -> None:
+        self.maps.append(view)
+
+    def show_event(self, event: Event) -> None:
+        if isinstance(event, FrameRegistered):
+            self.is_registered.set()
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(kw_only=True)
+class HeldMatcher(WorldMatcher):
+    """Ends the matching of one keyframe when the gate opens."""
+
+    held_id: int
+    is_held: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        if any(self.held_id == request.pair.second for request in requests):
+            self.is_held.set()
+            assert self.gate.wait(HANG_S)
+        return super().match(requests)
+
+
+def frames(first: int, last: int) -> list[Frame]:
+    return [frame_of(i, world=WORLD) for i in range(first, last + 1)]
+
+
+def until(event: threading.Event) -> Callable[[], Awaitable[None]]:
+    async def wait() -> None:
+        assert await asyncio.to_thread(event.wait, HANG_S)
+
+    return wait
+
+
+def run(engine: Engine) -> tuple[RunOutcome, Written]:
+    outcome = asyncio.run(asyncio.wait_for(engine.run(), HANG_S), debug=True)
+    return outcome, Written.by(outcome)
+
+
+# -- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+@pytest.mark.parametrize("is_live", [False, True], ids=["file", "live"])
+def test_the_map_is_used_on_its_thread_only_and_the_graph_where_it_is_lent(
+    tmp_path: Path, ownership: Ownership, is_live: bool
+) -> None:
+    """Keyframes, frames between, jobs, views of the map, and a snapshot on request."""
+    view, requests = WaitingView(), RunRequests()
+
+    async def ask() -> None:
+        await until(view.is_registered)()
+        requests(RunCommand.SNAPSHOT)
+        await until(ownership.was_copied)()
+
+    gate = ownership.was_posed_while_matching
+    if not is_live:
+        gate.set()  # a file waits: nothing is posed meanwhile
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=HeldMatcher(world=WORLD, held_id=KEYFRAMES[6], gate=gate),
+        sources=[
+            FakeSource(
+                happenings=[*frames(1, 17), ask, *frames(18, NUM_FRAMES)],
+                is_live=is_live,
+                is_sequence=True,
+            )
+        ],
+        views=[view],
+        requests=requests,
+        settings=[*MUCH_WORK, *NO_SNAPSHOTS],
+    )
+    outcome, written = run(engine)
+    assert ownership.wrong_calls == []
+    assert written.warnings() == []
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert outcome.num_registered == len(KEYFRAMES)
+    assert written.statuses.count("tracked") == NUM_FRAMES - len(KEYFRAMES)
+
+    # All of it took place.
+    assert len(written.of_kind("SnapshotWritten")) == 2
+    assert [event["command"] for event in written.of_kind("CommandTaken")] == ["snapshot"]
+    assert written.of_kind("WindowSolved")
+    assert any(event["keyframes_added_meanwhile"] for event in written.of_kind("BundleAdjusted"))
+    assert ownership.num_views >= len(KEYFRAMES) - 3
+    assert view.maps
+    users = {name: {thread for of, thread in ownership.calls if of == name} for name in CHECKED}
+    assert users == CHECKED
+
+
+CHECKED = {
+    "SparseMap": {MAPPING},
+    "Mapper": {MAPPING},
+    "SceneGraph": {MAPPING, MATCHING},
+    "KeypointTables": {MAPPING, MATCHING},
+}
+
+
+# -- the checks bite ------------------------------------------------------------------------------
+
+
+def test_using_the_map_on_the_event_loop_raises(tmp_path: Path, ownership: Ownership) -> None:
+    engines: list[Engine] = []
+
+    async def intrude() -> None:
+        mapper = engines[0]._mapper._owned.result()
+        with pytest.raises(WrongThreadError, match="Mapper.figures on MainThread"):
+            mapper.figures()
+        with pytest.raises(WrongThreadError, match="SparseMap.num_registered on MainThread"):
+            _ = mapper._map.num_registered
+        with pytest.raises(WrongThreadError, match="SceneGraph.edges on MainThread"):
+            mapper._graph.edges()
+        mapper.view()
+
+    engines.append(
+        engine_of(
+            tmp_path / "run",
+            matcher=WorldMatcher(world=WORLD),
+            sources=[FakeSource(happenings=[*frames(1, 5), intrude])],
+        )
+    )
+    outcome, written = run(engines[0])
+    assert len(ownership.wrong_calls) == 4
+    assert outcome.stopped_by is StoppedBy.FAILURE  # by the last one, which nobody expected
+    (warning,) = written.warnings()
+    assert "Mapper.view on MainThread" in warning
+    assert outcome.num_registered == 5
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_using_the_graph_on_the_mapping_thread_while_it_is_lent_raises(
+    tmp_path: Path, ownership: Ownership
+) -> None:
+    engines: list[Engine] = []
+    matcher = HeldMatcher(world=WORLD, held_id=KEYFRAMES[5], gate=threading.Event())
+
+    async def look() -> None:
+        mapper = engines[0]._mapper
+        try:
+            assert len(await mapper.call(Mapper.cameras)) == 1  # needs no graph
+            with pytest.raises(WrongThreadError, match="SceneGraph.edges on mapping_0"):
+                await mapper.call(Mapper.view)
+        finally:
+            matcher.gate.set()
+
+    happenings: list[Happening] = [*frames(1, 20), until(matcher.is_held), look, *frames(21, 24)]
+    engines.append(
+        engine_of(
+            tmp_path / "run",
+            matcher=matcher,
+            sources=[FakeSource(happenings=happenings, is_live=True, is_sequence=True)],
+            settings=["sources.frame_queue_size=1000"],
+        )
+    )
+    outcome, _ = run(engines[0])
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert ownership.wrong_calls == ["SceneGraph.edges on mapping_0, not on matching_0"]
+
+
+def test_a_job_that_uses_the_map_fails_the_run(tmp_path: Path, ownership: Ownership) -> None:
+    engines: list[Engine] = []
+
+    def solve(problem: WindowProblem) -> WindowEstimate:
+        engines[0]._mapper._owned.result().figures()
+        return solve_window(problem, WindowSolverConfig())
+
+    engines.append(
+        engine_of(
+            tmp_path / "run",
+            matcher=WorldMatcher(world=WORLD),
+            sources=[FakeSource(happenings=frames(1, 16))],
+            settings=MUCH_WORK,
+            solve_window=solve,
+        )
+    )
+    outcome, written = run(engines[0])
+    assert outcome.stopped_by is StoppedBy.FAILURE
+    assert "Mapper.figures on adjusting_0" in written.warnings()[0]
+    assert ownership.wrong_calls
+
+
+# -- hand-offs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hand_offs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all calls to objects that a thread owns, in order."""
+    names: list[str] = []
+    original = ThreadOwned.call
+
+    async def counted(
+        self: ThreadOwned[Any], use: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        names.append(use.__name__)
+        return await original(self, use, *args, **kwargs)
+
+    monkeypatch.setattr(ThreadOwned, "call", counted)
+    return names
+
+
+AT_THE_END = ["finish", "report", "trajectory", "cameras", "snapshot", "figures"]
+
+
+def test_a_keyframe_of_a_file_is_handed_to_the_mapper_twice(
+    tmp_path: Path, hand_offs: list[str]
+) -> None:
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames(1, 16))],
+        views=[WaitingView()],
+        settings=[*MUCH_WORK, *NO_SNAPSHOTS],
+    )
+    outcome, written = run(engine)
+    assert outcome.num_registered == 16
+    assert written.of_kind("WindowSolved")
+    assert hand_offs == ["begin_keyframe", "add_keyframe"] * 16 + AT_THE_END
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_a_frame_between_keyframes_is_handed_to_the_mapper_once(
+    tmp_path: Path, hand_offs: list[str]
+) -> None:
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames(1, NUM_FRAMES), is_sequence=True)],
+        settings=NO_SNAPSHOTS,
+    )
+    run(engine)
+    # A frame that becomes a keyframe is tracked like any other first, except the very first one.
+    keyframe = ["begin_keyframe", "add_keyframe"]
+    each = ["add_frame", *keyframe, *["add_frame"] * (KEYFRAME_EVERY - 1)]
+    assert hand_offs == (each * len(KEYFRAMES))[1:] + AT_THE_END
