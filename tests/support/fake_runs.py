@@ -138,12 +138,15 @@ class FakeLiveSource:
 
     happenings: Iterable[Happening]
     label: str = "fake"
+    is_sequence: bool = False
     is_closed: bool = False
 
     @property
     def info(self) -> SourceInfo:
         """A live camera."""
-        return SourceInfo(label=self.label, is_live=True, is_sequence=False, num_frames=None)
+        return SourceInfo(
+            label=self.label, is_live=True, is_sequence=self.is_sequence, num_frames=None
+        )
 
     async def receive(self, sink: ArrivalSink) -> None:
         played = FakeSource(happenings=self.happenings)
