@@ -50,7 +50,6 @@ from engine.mapping.bundle_adjustment import (
     start_global_adjustment,
 )
 from engine.mapping.cameras import CameraCalibration
-from engine.mapping.finishing import build_separate_maps
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import Georeferencing
 from engine.mapping.growth import (
@@ -63,6 +62,7 @@ from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
+from engine.mapping.separate_maps import build_separate_maps
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.mapping.steps import (
     KeyframeRecord,

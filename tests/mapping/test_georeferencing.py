@@ -16,7 +16,7 @@ from engine.geo.georeference import positions_in_enu
 from engine.geometry import camera_center
 from engine.mapping.georeferencing import Placement
 from engine.types import Float64Array, FrameId, GpsFix
-from tests.mapping.test_finishing import two_fields
+from tests.mapping.test_separate_maps import two_fields
 from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
     FakeMatcher,

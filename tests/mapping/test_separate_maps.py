@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.config import Config, RescueConfig
-from engine.mapping.finishing import build_separate_maps
+from engine.mapping.separate_maps import build_separate_maps
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
 from tests.support.mapper_runs import MapperRun
