@@ -102,13 +102,13 @@ class Positions:
             self._tell(sighting, camera)
 
     def catch_up(self, camera: Camera) -> None:
-        """Tells a camera that showed up just now of the positions before its first frame."""
+        """Gives a camera that appeared just now the positions from before its first frame."""
         for levels in (camera.levels, None):
             for sighting in self._recent.get(levels, ()):
                 self._tell(sighting, camera)
 
     def count_unusable(self, what: str) -> None:
-        """Counts what is no use, and tells of the first."""
+        """Counts what cannot be used, and reports the first."""
         self.num_unusable += 1
         if self.num_unusable == 1:
             logger.warning("%s: %s is not used, nor are others like it", self._source, what)
@@ -118,7 +118,7 @@ class Positions:
         if fix is None:
             return
         time_s = camera.clock.on_this_clock(
-            sighting.telemetry.told_s, arrived_at_s=sighting.arrived_at_s
+            sighting.telemetry.sender_time_s, arrived_at_s=sighting.arrived_at_s
         )
         reading = GpsReading(
             source=self._source, camera_key=camera.key, captured_at_s=time_s, fix=fix

@@ -1,4 +1,4 @@
-"""What publishers put into a message, to the bytes of one encoded image and what is told of it.
+"""What publishers put into a message, to the bytes of one encoded image and its metadata.
 
 There is no standard: plain scripts and Home Assistant send the image file itself or its base64
 text, browsers a data URI, others a JSON object that holds either and says more. Which it is shows
@@ -43,9 +43,9 @@ class PayloadKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a message tells beside the image."""
+    """What a message holds beside the image."""
 
-    told_s: float | None = None  # capture time on the sender's clock
+    sender_time_s: float | None = None  # capture time on the sender's clock
     position: Position | None = None
     focal_px: float | None = None  # of the image as sent
 
@@ -73,7 +73,7 @@ def kind_of(payload: bytes) -> PayloadKind | None:
 def unwrap(payload: bytes, properties: Properties) -> Unwrapped | str:
     """The image in a payload, or in words why there is none.
 
-    What a JSON object tells wins over user properties of the same names.
+    What a JSON object holds wins over user properties of the same names.
     """
     kind = kind_of(payload)
     facts = _facts(properties)
@@ -101,7 +101,7 @@ def unwrap(payload: bytes, properties: Properties) -> Unwrapped | str:
 def _facts(record: Mapping[str, object]) -> Facts:
     focal_px = read_number(record, _FOCAL_NAME)
     return Facts(
-        told_s=read_time(record),
+        sender_time_s=read_time(record),
         position=read_position(record),
         focal_px=focal_px if focal_px is not None and focal_px > 0.0 else None,
     )

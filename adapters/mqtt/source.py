@@ -261,7 +261,7 @@ class MqttSource:
         camera = known or self._cameras.add(message.topic, message.levels, width, height)
         if camera is not None:
             camera.captured_at_s = camera.clock.tick(
-                facts.told_s, arrived_at_s=message.arrived_at_s
+                facts.sender_time_s, arrived_at_s=message.arrived_at_s
             )
         if camera is not None and known is None:
             self._positions.catch_up(camera)

@@ -48,7 +48,7 @@ class Position:
 class Telemetry:
     """A position and when the camera was there."""
 
-    told_s: float | None  # on the sender's clock
+    sender_time_s: float | None  # on the sender's clock
     position: Position
 
 
@@ -58,7 +58,7 @@ def read_telemetry(payload: bytes) -> Telemetry | None:
     position = read_position(record) if record is not None else None
     if record is None or position is None:
         return None
-    return Telemetry(told_s=read_time(record), position=position)
+    return Telemetry(sender_time_s=read_time(record), position=position)
 
 
 def read_json(text: bytes) -> dict[str, object] | None:
@@ -73,7 +73,7 @@ def read_json(text: bytes) -> dict[str, object] | None:
 def read_position(record: Record) -> Position | None:
     """The position in a record; None without one, or where receivers say that they have none.
 
-    Latitude and longitude of exactly zero is what many receivers tell before their first fix.
+    Latitude and longitude of exactly zero is what many receivers report before their first fix.
     """
     latitude_deg, longitude_deg = read_number(record, *_LATITUDE), read_number(record, *_LONGITUDE)
     if latitude_deg is None or longitude_deg is None or latitude_deg == longitude_deg == 0.0:

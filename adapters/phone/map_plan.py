@@ -56,7 +56,7 @@ def draw_plan(view: MapView, *, up_in_world: Direction | None) -> Plan | None:
 
     Args:
         view: the map.
-        up_in_world: away from the ground, where it is known; else the path and the cameras tell.
+        up_in_world: away from the ground, where it is known; else estimated from them.
     """
     if not len(view.keyframe_ids):
         return None
@@ -93,10 +93,10 @@ def plan_axes(cam_from_world: Float64Array, *, up_in_world: Direction | None) ->
 
 
 def _up(cam_from_world: Float64Array) -> Float64Array:
-    """Away from the ground, as far as cameras (K, 3, 4) tell.
+    """Away from the ground, as far as it follows from cameras (K, 3, 4).
 
-    People and drones move sideways more than up and down: a level path tells exactly, a straight
-    one tells that up is square to it. The rest is that pictures are taken upright: a path over the
+    People and drones move sideways more than up and down: a level path gives it exactly, a straight
+    one only that up is square to it. The rest is that pictures are taken upright: a path over the
     ground with the camera straight down looks like one along a wall, and is taken for that.
     """
     upright = _unit(-cam_from_world[:, 1, :3].mean(axis=0))

@@ -32,7 +32,7 @@ class PhoneFrame:
     captured_at_s: float  # Unix time by the phone's clock
     width: int  # px
     height: int
-    up_in_camera: Direction | None  # unit vector away from the ground, where the phone tells
+    up_in_camera: Direction | None  # unit vector away from the ground, where the phone reports it
     jpeg: bytes
 
 
@@ -170,7 +170,7 @@ def _position(message: Mapping[str, Any]) -> PhonePosition:
             latitude_deg=latitude_deg,
             longitude_deg=longitude_deg,
             altitude_m=_number(message, "altitude", -12_000.0, 100_000.0),
-            # Phones tell the radius of 68 % (Android) or 95 % (W3C); neither is less than one
+            # Phones report the radius of 68 % (Android) or 95 % (W3C); neither is less than one
             # standard deviation.
             accuracy_m=accuracy_m,
         )

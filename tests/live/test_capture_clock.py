@@ -13,8 +13,8 @@ NOW_S = 1.8e9
 
 def test_unix_times_of_a_camera_are_taken_as_they_are() -> None:
     clock = CaptureClock()
-    told_s = [NOW_S + 0.1 * i for i in range(5)]
-    assert [clock.tick(told, arrived_at_s=told + 0.3) for told in told_s] == told_s
+    camera_time_s = [NOW_S + 0.1 * i for i in range(5)]
+    assert [clock.tick(told, arrived_at_s=told + 0.3) for told in camera_time_s] == camera_time_s
 
 
 def test_a_clock_of_another_origin_keeps_its_steps() -> None:
@@ -27,9 +27,9 @@ def test_a_clock_of_another_origin_keeps_its_steps() -> None:
     )
 
 
-@pytest.mark.parametrize("told_s", [None, math.nan, math.inf])
-def test_a_camera_that_tells_no_time_gets_that_of_the_arrival(told_s: float | None) -> None:
-    assert CaptureClock().tick(told_s, arrived_at_s=NOW_S) == NOW_S
+@pytest.mark.parametrize("camera_time_s", [None, math.nan, math.inf])
+def test_a_camera_that_tells_no_time_gets_that_of_the_arrival(camera_time_s: float | None) -> None:
+    assert CaptureClock().tick(camera_time_s, arrived_at_s=NOW_S) == NOW_S
 
 
 @pytest.mark.parametrize("jump_s", [-3600.0, 10 * 365 * 86400.0, -1e12])

@@ -104,7 +104,7 @@ def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
     facts = unwrapped(
         envelope(t_capture=1_790_000_000_500, lat=47.5, lon=8.25, alt=410, accuracy=3, focal_px=90)
     ).facts
-    assert facts.told_s == 1_790_000_000.5
+    assert facts.sender_time_s == 1_790_000_000.5
     assert facts.focal_px == 90.0
     assert facts.position is not None
     assert facts.position.fix == GpsFix(
@@ -115,11 +115,11 @@ def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
 def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() -> None:
     properties = {"t_capture": "12.5", "lat": "1", "lon": "2", "alt": "3", "focal_px": "80"}
     facts = unwrapped(JPEG, **properties).facts
-    assert (facts.told_s, facts.focal_px) == (12.5, 80.0)
+    assert (facts.sender_time_s, facts.focal_px) == (12.5, 80.0)
     assert facts.position is not None
     assert facts.position.altitude_m == 3.0
     facts = unwrapped(envelope(t_capture=13.0, alt=9.0), **properties).facts
-    assert facts.told_s == 13.0
+    assert facts.sender_time_s == 13.0
     assert facts.position is not None
     assert facts.position.altitude_m == 9.0
 
@@ -181,7 +181,7 @@ def test_times_are_read_in_any_unit(told: object, time_s: float | None) -> None:
 def test_positions_are_read_by_their_usual_names(record: dict[str, object]) -> None:
     telemetry = read_telemetry(json.dumps({**record, "time": 5.0}).encode())
     assert telemetry is not None
-    assert telemetry.told_s == 5.0
+    assert telemetry.sender_time_s == 5.0
     assert telemetry.position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=400.0)
 
 

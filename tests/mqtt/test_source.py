@@ -239,11 +239,11 @@ def test_user_properties_tell_of_a_bare_image_and_impossible_focal_lengths_are_l
 @pytest.mark.network
 def test_capture_times_rise_whatever_the_senders_clock_says(tmp_path: Path) -> None:
     now_s = time.time()
-    told_s = [now_s - 1.0, now_s - 0.9, now_s - 500.0, now_s + 3e8, 17.0, 17.1, float("nan")]
+    sender_time_s = [now_s - 1.0, now_s - 0.9, now_s - 500.0, now_s + 3e8, 17.0, 17.1, float("nan")]
 
     async def run(broker: Broker) -> Collected:
         async with reading(source_of(broker, "cam")) as received:
-            for number, time_s in enumerate(told_s, start=1):
+            for number, time_s in enumerate(sender_time_s, start=1):
                 properties = user_properties(t_capture=str(time_s))
                 await publish(broker, ("cam", jpeg()), properties=properties)
                 await received.until_num(number)
@@ -251,7 +251,7 @@ def test_capture_times_rise_whatever_the_senders_clock_says(tmp_path: Path) -> N
 
     with running_broker(tmp_path) as broker:
         times_s = [frame.captured_at_s for frame in asyncio.run(run(broker)).frames]
-    assert times_s[:2] == pytest.approx(told_s[:2], abs=1e-5)
+    assert times_s[:2] == pytest.approx(sender_time_s[:2], abs=1e-5)
     assert all(later > earlier for earlier, later in itertools.pairwise(times_s))
     assert all(abs(time_s - time.time()) < HANG_S for time_s in times_s)
 

@@ -1,6 +1,6 @@
 // The line to the computer: a WebSocket, or plain requests where the browser refuses that one.
 //
-// Both count pictures: the computer tells how many it is done with, and no more than a few are on
+// Both count pictures: the computer reports how many it is done with, and no more than a few are on
 // their way at any time, so that what arrives is fresh.
 
 const MAX_ON_THE_WAY = 3;
@@ -21,7 +21,7 @@ function asMessage(header, jpeg) {
 }
 
 export class Link {
-  /** onNews gets what the computer tells, onChange the state of the line. */
+  /** onNews gets what the computer sends, onChange the state of the line. */
   constructor({ onNews, onChange }) {
     this.onNews = onNews;
     this.onChange = onChange;

@@ -27,7 +27,7 @@ export class Tilt {
       this.gamma = event.gamma;
     });
     document.addEventListener("visibilitychange", () => {
-      this.beta = this.gamma = null; // nothing is told to a hidden page
+      this.beta = this.gamma = null; // a hidden page gets nothing
     });
   }
 

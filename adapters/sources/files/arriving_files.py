@@ -27,7 +27,7 @@ class ArrivingFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Looks:
+class _Fingerprint:
     size: int
     mtime_ns: int
     inode: int
@@ -35,7 +35,7 @@ class _Looks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unfinished:
-    looks: _Looks
+    fingerprint: _Fingerprint
     since_s: float  # unchanged
     was_tried: bool = False  # it ended as a whole image does, but was none
 
@@ -72,7 +72,7 @@ class ArrivingFiles:
         """Device and inode of the folder looked at last; another folder may take its place."""
         return self._identity
 
-    def look(self, *, now_s: float) -> list[ArrivingFile]:
+    def scan(self, *, now_s: float) -> list[ArrivingFile]:
         """Files that are there now and were not given out, in natural order.
 
         Args:
@@ -83,7 +83,8 @@ class ArrivingFiles:
         """
         found = self._find()
         self._unfinished = {
-            name: self._followed(name, looks, now_s=now_s) for name, looks in found.items()
+            name: self._followed(name, fingerprint, now_s=now_s)
+            for name, fingerprint in found.items()
         }
         arrived = [
             ArrivingFile(name=name, is_settled=is_settled)
@@ -109,29 +110,29 @@ class ArrivingFiles:
             unfinished = self._unfinished[file.name]
             self._unfinished[file.name] = replace(unfinished, was_tried=True)
 
-    def _find(self) -> dict[str, _Looks]:
+    def _find(self) -> dict[str, _Fingerprint]:
         status = os.stat(self._folder)
         self._identity = (status.st_dev, status.st_ino)
-        found: dict[str, _Looks] = {}
+        found: dict[str, _Fingerprint] = {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name not in self._taken and _is_image_name(entry.name):
-                    looks = _looks_of(entry)
-                    if looks is not None:
-                        found[entry.name] = looks
+                    fingerprint = _fingerprint_of(entry)
+                    if fingerprint is not None:
+                        found[entry.name] = fingerprint
         return found
 
-    def _followed(self, name: str, looks: _Looks, *, now_s: float) -> _Unfinished:
+    def _followed(self, name: str, fingerprint: _Fingerprint, *, now_s: float) -> _Unfinished:
         before = self._unfinished.get(name)
-        if before is not None and before.looks == looks:
+        if before is not None and before.fingerprint == fingerprint:
             return before
-        return _Unfinished(looks=looks, since_s=now_s)
+        return _Unfinished(fingerprint=fingerprint, since_s=now_s)
 
     def _is_settled(self, file: _Unfinished, *, now_s: float) -> bool:
         return now_s >= file.since_s + self._patience_s(file)
 
     def _patience_s(self, file: _Unfinished) -> float:
-        return self._settle_s * (1 if file.looks.size else _PATIENCE_WITH_EMPTY_FILES)
+        return self._settle_s * (1 if file.fingerprint.size else _PATIENCE_WITH_EMPTY_FILES)
 
     def _ends_as_a_whole(self, name: str) -> bool:
         end = _ENDS_OF_IMAGES.get(os.path.splitext(name)[1].lower())
@@ -149,7 +150,7 @@ def _is_image_name(name: str) -> bool:
     return not name.startswith((".", "~")) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _looks_of(entry: os.DirEntry[str]) -> _Looks | None:
+def _fingerprint_of(entry: os.DirEntry[str]) -> _Fingerprint | None:
     """What changes when a file is written; None when it is no file, or gone."""
     try:
         if not entry.is_file():
@@ -157,4 +158,4 @@ def _looks_of(entry: os.DirEntry[str]) -> _Looks | None:
         status = entry.stat()
     except OSError:
         return None
-    return _Looks(status.st_size, status.st_mtime_ns, status.st_ino)
+    return _Fingerprint(status.st_size, status.st_mtime_ns, status.st_ino)

@@ -81,7 +81,7 @@ def read_telemetry(blocks: Iterable[TextBlock]) -> Telemetry:
 
     A block that cannot be used is counted and left out. All positions have one kind of altitude,
     the best that most of them have. Where a receiver repeats itself, only its first word counts, so
-    that a camera moves evenly between one position and the next; a long stand is told on and on.
+    that a camera moves evenly between one position and the next; a long stand is repeated.
     """
     places: list[_Place] = []
     problems: Counter[str] = Counter()
@@ -141,7 +141,7 @@ def text_of_packet(data: bytes, *, is_mov_text: bool) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """A position with all altitudes that are told."""
+    """A position with all its altitudes."""
 
     time_s: float
     latitude_deg: float
@@ -222,8 +222,8 @@ def _common_altitude(places: Sequence[_Place]) -> AltitudeKind:
 
     Zeros do not count while there is anything else: some drones write them for want of a value.
     """
-    told = [(kind, m) for place in places for kind, m in place.altitudes_m.items()]
-    counts = Counter(kind for kind, m in told if m) or Counter(kind for kind, _ in told)
+    given = [(kind, m) for place in places for kind, m in place.altitudes_m.items()]
+    counts = Counter(kind for kind, m in given if m) or Counter(kind for kind, _ in given)
     for kind in AltitudeKind:
         if 2 * counts[kind] >= len(places) > 0:
             return kind
@@ -236,8 +236,8 @@ def _without_repetitions(fixes: Sequence[TimedFix]) -> Iterator[TimedFix]:
         yield repeated[0]
         if repeated[-1].time_s - repeated[0].time_s <= _LONG_STAND_S:
             continue
-        told_at_s = repeated[0].time_s
+        kept_at_s = repeated[0].time_s
         for timed in repeated[1:]:
-            if timed.time_s - told_at_s >= _STAND_STEP_S or timed is repeated[-1]:
-                told_at_s = timed.time_s
+            if timed.time_s - kept_at_s >= _STAND_STEP_S or timed is repeated[-1]:
+                kept_at_s = timed.time_s
                 yield timed

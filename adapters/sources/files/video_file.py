@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-_DEFAULT_RATE_HZ = 25.0  # FFmpeg's own, for streams that do not tell
+_DEFAULT_RATE_HZ = 25.0  # FFmpeg's own, for streams without one
 _MISSING_END_S = 0.5  # a file is cut when more is missing; sound may outlast the pictures a little
 _MAX_DETAIL_CHARS = 120
 
@@ -246,7 +246,7 @@ class _Extent:
 
     @property
     def duration_s(self) -> float:
-        """Infinite when no packet told its time."""
+        """Infinite when no packet has a time."""
         return self._last_s - self._first_s if self._first_s < math.inf else math.inf
 
 

@@ -68,7 +68,7 @@ def positions_of_video(path: Path, *, stop: threading.Event) -> VideoPositions |
 
     The side file has the name of the video and the ending .SRT or .srt; its times count from the
     first frame. A file that speaks of no places is a film's dialogue. The one position that
-    containers tell for the whole video does not move, so it cannot place a moving camera; it is
+    containers hold for the whole video does not move, so it cannot place a moving camera; it is
     named in the log and otherwise left alone.
 
     Args:
@@ -178,7 +178,7 @@ def _tell_location(path: Path, container: InputContainer) -> None:
     location = next((tags[key] for key in _LOCATION_KEYS if tags.get(key)), None)
     if location is not None:
         logger.info(
-            "%s: tells one position for the whole video, %s; it places no moving camera",
+            "%s: holds one position for the whole video, %s; it places no moving camera",
             path,
             location.strip("/")[:60],
         )

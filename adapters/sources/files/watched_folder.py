@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 Item = Arrival | RejectedFrame | SourceNotice
 
-_LOOK_AGAIN_S = 2.0  # network folders tell nothing of changes
-_GATHER_MS = 20  # changes that come so close are told at once
+_LOOK_AGAIN_S = 2.0  # network folders report no changes
+_GATHER_MS = 20  # changes that come so close are reported at once
 _GATHER_AT_MOST_MS = 200
 
 
@@ -133,7 +133,7 @@ class WatchedFolder:
     async def _look(self, files: ArrivingFiles) -> list[ArrivingFile] | str:
         """The files whose turn it is, or why the folder cannot be read."""
         try:
-            return await asyncio.to_thread(files.look, now_s=_now_s())
+            return await asyncio.to_thread(files.scan, now_s=_now_s())
         except OSError as error:
             return error.strerror or str(error)
 

@@ -3,7 +3,7 @@
 PyAV has FFmpeg ask it, ten times a second while a call waits for the network, whether the call has
 lasted too long, and offers no other way to interrupt one. A thread left behind in such a call would
 go on asking while the interpreter ends, and bring the process down. So where PyAV looks at the
-clock, it is given one that leaps ahead, on threads that were told to stop.
+clock, it is given one that leaps ahead, on threads that are to stop.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def interrupt_when(stop: threading.Event) -> None:
     Only calls with a time-out, and only while they wait for the network: neither the look-up of a
     name nor a camera's driver asks whether it may go on.
     """
-    core: Any = importlib.import_module("av.container.core")  # no stub tells of its imports
+    core: Any = importlib.import_module("av.container.core")  # no stub lists its imports
     _thread.stop = stop
     _thread.num_leaps = 0
     core.time = _CLOCK

@@ -29,7 +29,7 @@ _SECRET_IN_PATH = re.compile(r"((?:pass|pwd|token|key|secret|auth)\w*=)[^/&;]+",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamAddress:
-    """What FFmpeg is told to open."""
+    """What FFmpeg opens."""
 
     label: str  # for humans: without user, password and query
     url: str = field(repr=False)  # with credentials
