@@ -283,13 +283,14 @@ def test_the_map_is_used_on_its_thread_only_and_the_graph_where_it_is_lent(
     gate = ownership.was_posed_while_matching
     if not is_live:
         gate.set()  # a file waits: nothing is posed meanwhile
+    happenings: list[Happening] = [*frames(1, 17), ask, *frames(18, NUM_FRAMES)]
     engine = engine_of(
         tmp_path / "run",
         matcher=HeldMatcher(world=WORLD, held_id=KEYFRAMES[6], gate=gate),
         sources=[
-            (FakeLiveSource if is_live else FakeSource)(
-                happenings=[*frames(1, 17), ask, *frames(18, NUM_FRAMES)], is_sequence=True
-            )
+            FakeLiveSource(happenings=happenings)
+            if is_live
+            else FakeSource(happenings=happenings, is_sequence=True)
         ],
         views=[view],
         requests=requests,
@@ -373,7 +374,7 @@ def test_using_the_graph_on_the_mapping_thread_while_it_is_lent_raises(
         engine_of(
             tmp_path / "run",
             matcher=matcher,
-            sources=[FakeLiveSource(happenings=happenings, is_sequence=True)],
+            sources=[FakeLiveSource(happenings=happenings)],
             settings=["sources.frame_queue_size=1000"],
         )
     )
