@@ -155,9 +155,9 @@ def test_a_run_with_a_named_preset_writes_its_folder_where_it_is_started(
 
 def test_the_phone_page_is_read_from_another_folder(installed: Installed) -> None:
     code = """
-from adapters.phone.static_files import read_assets
+from adapters.phone.static_files import read_static_files
 from engine.config import load_config
-print(len(read_assets(load_config(["phone"]).phone).files))
+print(len(read_static_files(load_config(["phone"]).phone).files))
 """
     assert int(installed.evaluates(code)) > 3
 
