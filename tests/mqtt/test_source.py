@@ -53,7 +53,7 @@ from tests.support.mqtt_broker import (
 )
 from tests.support.paths import TOOLS
 from tests.support.received import Decoded, decoded, items_of
-from tests.support.waiting import HANG_S, until
+from tests.support.waiting import HANG_S, LeapingLoop, leap, until
 
 Kind = TypeVar("Kind", Frame, RejectedFrame, GpsReading, SourceNotice)
 
@@ -641,25 +641,24 @@ def test_tls_password_and_client_certificate_together(
 def test_a_source_gives_up_after_so_long_without_a_frame_even_when_junk_comes(
     tmp_path: Path,
 ) -> None:
-    now_s = 100.0
+    patience_s = 2 * HANG_S  # on the clock of the event loop, which leaps
 
     async def run(broker: Broker) -> Collected:
-        nonlocal now_s
-        config = mqtt_config("live_sources.give_up_after_s=0.05")
+        config = mqtt_config(f"live_sources.give_up_after_s={patience_s}")
         async with reading(source_of(broker, "cam", config=config)) as received:
             assert received.reading is not None
             await publish(broker, ("cam", b"junk"))
             await received.until_num(0, 1)
-            now_s += 0.04
+            leap(0.9 * patience_s)
             await publish(broker, ("cam", b"junk"))
             await received.until_num(0, 2)
             assert received.states == [SourceState.CONNECTED]
-            now_s += 0.02
-            await asyncio.wait_for(received.reading, HANG_S)
+            leap(0.1 * patience_s)
+            await asyncio.wait((received.reading,))
         return received
 
-    with running_broker(tmp_path) as broker:
-        received = asyncio.run(run(broker))
+    with running_broker(tmp_path) as broker, asyncio.Runner(loop_factory=LeapingLoop) as runner:
+        received = runner.run(run(broker))
     assert received.states == [SourceState.CONNECTED, SourceState.ENDED]
     assert received.rejected
 

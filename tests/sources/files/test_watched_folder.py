@@ -366,19 +366,21 @@ def test_another_folder_in_the_place_of_the_watched_one_is_watched_in_its_turn(
     write(folder / "a.jpg", 10)
     write(other / "b.jpg", 90)
 
-    a_came, b_came = asyncio.Event(), asyncio.Event()
+    num_looks_when_came: dict[int, int] = {}
 
     def came(item: Item) -> None:
         if isinstance(item, Frame):
-            (a_came, b_came, asyncio.Event())[item.index].set()
+            num_looks_when_came[item.index] = len(looks)
+
+    async def until_watched_after(index: int) -> None:
+        """The folder is watched before it is looked at for the second time."""
+        await until(lambda: len(looks) >= num_looks_when_came.get(index, len(looks)) + 2)
 
     async def swap() -> None:
-        await a_came.wait()
-        await until_looked_at(looks, 2)  # and so it is watched
+        await until_watched_after(0)
         folder.rename(tmp_path / "away")
         other.rename(folder)
-        await b_came.wait()
-        await until_looked_at(looks, 2)
+        await until_watched_after(1)
         rename_into(folder / "c.jpg", 200)
 
     assert names_of(read(watch(folder), doing=swap, after=came, until=num_photos(3))) == [
