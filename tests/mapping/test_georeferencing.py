@@ -188,7 +188,7 @@ def test_a_map_without_positions_stays_where_it_is() -> None:
 
 
 def test_a_bent_map_is_pulled_straight_before_its_positions_are_judged() -> None:
-    world = SyntheticWorld(round_path(40, radius=30.0, turns=0.5), noise_px=1.0)
+    world = SyntheticWorld(round_path(40, radius=30.0, turns=0.5), density=1.0, noise_px=1.0)
     exact: dict[str, Any] = {"max_error_m": 0.08, "accuracy_m": 0.02, "vertical_accuracy_m": 0.02}
     assert PlacedRun(world, adjust=False, **exact).placement is None
     pulled = PlacedRun(world, **exact)
