@@ -122,6 +122,7 @@ def test_places_that_look_alike_mislead_the_map_at_first(repeated_world: Synthet
     assert all(find_misplacement(sparse_map, frame_id) is None for frame_id in poses)
 
 
+@pytest.mark.slow
 def test_a_misplaced_block_is_found_taken_out_and_put_right(
     repeated_world: SyntheticWorld,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from engine.config import Config, RescueConfig
 from engine.mapping.separate_maps import build_separate_maps
@@ -54,6 +55,7 @@ def poses_in(sparse_map: SparseMap) -> dict[FrameId, np.ndarray]:
     return {i: sparse_map.cam_from_world(i) for i in sparse_map.registered_ids}
 
 
+@pytest.mark.slow
 def test_a_field_that_nothing_joins_to_the_map_gets_a_map_of_its_own() -> None:
     world = two_fields(12, 8, noise_px=0.5)
     run = finished(world)
@@ -69,6 +71,7 @@ def test_a_field_that_nothing_joins_to_the_map_gets_a_map_of_its_own() -> None:
     assert [copy.reconstruction.num_reg_images() for copy in copies] == [12, 8]
 
 
+@pytest.mark.slow
 def test_a_separate_map_knows_nothing_of_the_other_keyframes() -> None:
     (separate,) = finished(two_fields(12, 8)).separate_maps
     assert separate.keyframe_ids == separate.registered_ids
@@ -84,6 +87,7 @@ def test_a_few_keyframes_that_cannot_be_joined_are_left_out() -> None:
     assert run.registered_ids == world.frame_ids[:12]
 
 
+@pytest.mark.slow
 def test_separate_maps_are_made_on_request_only() -> None:
     run = finished(two_fields(12, 8), rescue=RescueConfig(separate_maps=False))
     assert run.separate_maps == []
@@ -93,6 +97,7 @@ def test_a_whole_map_leaves_nothing_for_another() -> None:
     assert finished(SyntheticWorld(straight_path(12))).separate_maps == []
 
 
+@pytest.mark.slow
 def test_the_fullest_of_several_separate_maps_comes_first() -> None:
     """Three fields; the map holds the largest."""
     near, far = two_fields(12, 6), two_fields(12, 9)
