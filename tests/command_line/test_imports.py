@@ -108,6 +108,7 @@ def probe(folder: Path, **request: Any) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "loaded_before", "blocked"),
     [
@@ -133,6 +134,7 @@ def test_every_module_imports_without_side_effects_and_without_what_it_uses_late
     assert report["changed"] == {}
 
 
+@pytest.mark.slow
 def test_every_module_of_networks_imports_without_side_effects_beside_torch(
     tmp_path: Path,
 ) -> None:

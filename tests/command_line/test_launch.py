@@ -200,6 +200,7 @@ def test_the_oracle_is_told_the_truth_of_the_town() -> None:
 TINY_TOWN = "synthetic:town?frames=2&width=64&height=64"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "specs", [["{photos}"], [TINY_TOWN, "{photos}"], [TINY_TOWN, TINY_TOWN]], ids=str
 )

@@ -17,10 +17,10 @@ import yaml
 
 from engine.config import load_config, preset_paths
 from tests.support.paths import ROOT
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.slow
 
-HANG_GUARD_S = 600.0
 BUILD_INPUT = ("pyproject.toml", "README.md", "LICENSE", "engine", "adapters", "configs")
 
 
@@ -49,7 +49,7 @@ def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env={**environment, "COLUMNS": "200", "PIP_NO_INDEX": "1"},
         capture_output=True,
         text=True,
-        timeout=HANG_GUARD_S,
+        timeout=HANG_S,
         check=False,
     )
 

@@ -168,6 +168,7 @@ def test_noise_in_the_positions_averages_out_and_shows_at_its_size() -> None:
     assert outcome.num_inliers == 60
 
 
+@pytest.mark.slow
 def test_the_estimated_uncertainty_is_about_right() -> None:
     true_m = strips_m()
     turns_deg, estimated_deg = [], []
@@ -181,6 +182,7 @@ def test_the_estimated_uncertainty_is_about_right() -> None:
     assert 0.7 < ratio < 2.0  # the estimate is of one axis, the error of all three
 
 
+@pytest.mark.slow
 def test_vertical_noise_tilts_the_map_less_than_it_would_by_plain_least_squares() -> None:
     true_m = flight_m(12) + (0.0, 0.0, 20.0) * np.sin(np.arange(12.0))[:, None]
     weighted, plain = [], []

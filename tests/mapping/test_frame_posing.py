@@ -30,12 +30,12 @@ KEYFRAMES = (1, 4, 7, 10, 13)
 
 @pytest.fixture(scope="module")
 def world() -> SyntheticWorld:
-    return SyntheticWorld(straight_path(NUM_FRAMES, step=0.6))
+    return SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), density=1.0)
 
 
 @pytest.fixture(scope="module")
 def noisy_world() -> SyntheticWorld:
-    return SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), noise_px=0.5)
+    return SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), density=1.0, noise_px=0.5)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_keypoints_without_a_point_do_not_disturb(
 def test_points_that_cannot_be_undistorted_do_not_disturb() -> None:
     # Bent so far that nothing maps to the corners.
     camera = SyntheticCamera(params=(800.0, 500.0, 375.0, -0.3))
-    world = SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), cameras=[camera])
+    world = SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), density=1.0, cameras=[camera])
     sparse_map = map_with(world, KEYFRAMES)
     tracked = world.tracked(2, keyframe_id=1)
     points_xy = tracked.points_xy.copy()

@@ -93,6 +93,7 @@ def placed(loop: SyntheticWorld) -> PlacedRun:
     return PlacedRun(loop)
 
 
+@pytest.mark.slow
 def test_copies_of_the_map_are_in_metres_east_north_up(placed: PlacedRun) -> None:
     copy, placement = the_copy(placed)
     errors_m = placed.errors_m(copy)
@@ -126,6 +127,7 @@ def test_the_placement_is_reported_when_it_is_first_known_or_final(placed: Place
     assert not placed.emitted(Warned)
 
 
+@pytest.mark.slow
 def test_shifted_positions_are_named_and_bend_nothing(loop: SyntheticWorld) -> None:
     shifted = (3, 7, 8, 13, 18)
     run = PlacedRun(loop, shifted=shifted)
@@ -139,6 +141,7 @@ def test_shifted_positions_are_named_and_bend_nothing(loop: SyntheticWorld) -> N
     assert all(loop.keyframe(i).name in warning.message for i in shifted)
 
 
+@pytest.mark.slow
 def test_without_the_wish_for_metres_maps_keep_their_frame(loop: SyntheticWorld) -> None:
     run = PlacedRun(loop, metric_map=False)
     copy, placement = the_copy(run)
@@ -154,6 +157,7 @@ def test_it_can_be_turned_off(loop: SyntheticWorld) -> None:
     assert run.emitted(Georeferenced) == []
 
 
+@pytest.mark.slow
 def test_positions_beside_the_frames_place_the_map_too(loop: SyntheticWorld) -> None:
     def fix_at(camera_key: str, captured_at_s: float) -> GpsFix | None:
         assert camera_key == "camera"
@@ -164,6 +168,7 @@ def test_positions_beside_the_frames_place_the_map_too(loop: SyntheticWorld) -> 
     assert run.errors_m(copy).max() < 0.3
 
 
+@pytest.mark.slow
 def test_maps_that_nothing_joins_are_placed_by_the_same_origin() -> None:
     run = PlacedRun(two_fields(14, 10, noise_px=0.3), max_error_m=5.0)
     snapshot = run.mapper.snapshot()
@@ -187,8 +192,9 @@ def test_a_map_without_positions_stays_where_it_is() -> None:
     np.testing.assert_array_equal(copy.image(1).cam_from_world().matrix(), first)
 
 
+@pytest.mark.slow
 def test_a_bent_map_is_pulled_straight_before_its_positions_are_judged() -> None:
-    world = SyntheticWorld(round_path(40, radius=30.0, turns=0.5), noise_px=1.0)
+    world = SyntheticWorld(round_path(40, radius=30.0, turns=0.5), density=1.0, noise_px=1.0)
     exact: dict[str, Any] = {"max_error_m": 0.08, "accuracy_m": 0.02, "vertical_accuracy_m": 0.02}
     assert PlacedRun(world, adjust=False, **exact).placement is None
     pulled = PlacedRun(world, **exact)
@@ -199,6 +205,7 @@ def test_a_bent_map_is_pulled_straight_before_its_positions_are_judged() -> None
     assert 0.005 < pulled.errors_m(copy).mean() < 0.05
 
 
+@pytest.mark.slow
 def test_a_frame_s_own_position_is_not_replaced_by_one_beside_it(loop: SyntheticWorld) -> None:
     def elsewhere(camera_key: str, captured_at_s: float) -> GpsFix | None:
         return GpsFix(latitude_deg=50.0, longitude_deg=9.0, altitude_m=0.0)

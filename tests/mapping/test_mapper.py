@@ -483,6 +483,7 @@ def test_an_adjustment_that_comes_after_the_end_is_dropped(video: SyntheticWorld
     assert all(np.array_equal(poses[i], after[i]) for i in poses)
 
 
+@pytest.mark.slow
 def test_a_closed_loop_is_reported_and_adjusted() -> None:
     world = SyntheticWorld(round_path(26, turns=26 / 24), noise_px=0.5)
     mapped = run(world)
@@ -543,6 +544,7 @@ def test_a_poor_start_is_replaced_by_a_fuller_map(path: SyntheticWorld) -> None:
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
 
+@pytest.mark.slow
 def test_missing_keyframes_are_rescued_at_the_end(path: SyntheticWorld) -> None:
     config = CONFIG.model_copy(update={"rescue": NO_RESTARTS})
     mapped = Run(path, config=config, dropped=splits_after(4)).feed(path.frame_ids)
@@ -552,6 +554,7 @@ def test_missing_keyframes_are_rescued_at_the_end(path: SyntheticWorld) -> None:
     assert mapped.emitted(MapInitialized)[-1].attempt == 2
 
 
+@pytest.mark.slow
 def test_a_rescue_that_holds_less_changes_nothing(path: SyntheticWorld) -> None:
     mapped = run(path, dropped=splits_after(10))
     assert mapped.registered_ids == path.frame_ids[:10]
@@ -579,6 +582,7 @@ def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorl
     assert all(np.array_equal(poses[i], after[i]) for i in poses)
 
 
+@pytest.mark.slow
 def test_repeated_structure_is_found_out_and_put_right() -> None:
     """Two places look alike; the way between them is flown last."""
     poses = straight_path(18)
@@ -732,6 +736,7 @@ def test_a_configured_calibration_stays_when_fixed(path: SyntheticWorld) -> None
     assert mapped.registered_ids == path.frame_ids
 
 
+@pytest.mark.slow
 def test_two_cameras_share_one_map() -> None:
     cameras = (
         SyntheticCamera.known("known"),
@@ -746,6 +751,7 @@ def test_two_cameras_share_one_map() -> None:
     assert 1e-5 < mapped.errors().rmse_ratio < 2e-3
 
 
+@pytest.mark.slow
 def test_an_unknown_camera_that_joins_late_is_calibrated_and_let_in() -> None:
     """A phone with a focal length that nobody guesses, when the map of a drone is under way."""
     phone = SyntheticCamera(key="phone", params=(1400.0, 500.0, 375.0, 0.0))
@@ -806,6 +812,7 @@ def mapped_densely(dense_world: SyntheticWorld) -> DenseRun:
     return dense_run(dense_world, noise_px=0.5, wrong_ratio=0.1, metres_per_unit=METRES_PER_UNIT)
 
 
+@pytest.mark.slow
 def test_dense_matches_make_a_map(mapped_densely: DenseRun, dense_world: SyntheticWorld) -> None:
     assert mapped_densely.registered_ids == dense_world.frame_ids
     errors = mapped_densely.errors()
@@ -844,6 +851,7 @@ def test_a_record_holds_each_table_that_moved_once(mapped_densely: DenseRun) -> 
         assert len(set(moved)) == len(moved)
 
 
+@pytest.mark.slow
 def test_the_same_dense_matches_give_the_same_map_to_the_last_bit(
     mapped_densely: DenseRun, dense_world: SyntheticWorld
 ) -> None:
@@ -852,6 +860,7 @@ def test_the_same_dense_matches_give_the_same_map_to_the_last_bit(
         assert np.array_equal(again.sparse_map.cam_from_world(frame_id), pose)
 
 
+@pytest.mark.slow
 def test_frames_between_are_tracked_by_keypoints_of_dense_tables() -> None:
     world = SyntheticWorld(straight_path(31, step=0.6))
     mapped = DenseRun(world, noise_px=0.3)
@@ -887,6 +896,7 @@ def test_frames_between_are_tracked_by_keypoints_of_dense_tables() -> None:
     assert 1e-5 < errors.rmse_ratio < 5e-3
 
 
+@pytest.mark.slow
 def test_a_dense_matcher_that_fails_costs_its_keyframe_some_pairs_only(
     dense_world: SyntheticWorld,
 ) -> None:
@@ -926,6 +936,7 @@ def test_the_scale_is_reported_and_left_alone(mapped_densely: DenseRun) -> None:
     assert abs(metres_per_unit_of(mapped_densely) - 1.0) > 0.2, "nobody made it metres"
 
 
+@pytest.mark.slow
 def test_a_map_is_made_metric_when_asked_for(dense_world: SyntheticWorld) -> None:
     mapped = dense_run(
         dense_world, config=with_metric_scale("apply"), metres_per_unit=METRES_PER_UNIT
@@ -948,6 +959,7 @@ def test_a_map_is_made_metric_when_asked_for(dense_world: SyntheticWorld) -> Non
     assert abs(length / truth - 1.0) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric_scale", ["report", "apply"])
 def test_without_depths_there_is_no_scale(
     dense_world: SyntheticWorld, metric_scale: Literal["report", "apply"]
@@ -969,6 +981,7 @@ def test_the_scale_is_not_looked_for_when_switched_off(dense_world: SyntheticWor
 # -- focal lengths a matcher sees -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uses", [True, False])
 def test_a_camera_nobody_knows_is_calibrated_by_what_the_matcher_sees(uses: bool) -> None:
     camera = SyntheticCamera(params=(600.0, 500.0, 375.0, 0.0))
@@ -985,6 +998,7 @@ def test_a_camera_nobody_knows_is_calibrated_by_what_the_matcher_sees(uses: bool
     assert 1e-5 < mapped.errors().rmse_ratio < 3e-3
 
 
+@pytest.mark.slow
 def test_pointmaps_are_wanted_until_there_is_a_map_of_known_cameras(
     dense_world: SyntheticWorld,
 ) -> None:
@@ -1021,6 +1035,7 @@ def test_frames_of_several_sources_need_not_come_in_the_order_of_their_ids() -> 
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
 
+@pytest.mark.slow
 def test_the_distance_to_gps_is_a_figure_in_metres() -> None:
     world = SyntheticWorld(straight_path(14), noise_px=0.5)
     mapped = Run(world).feed(world.frame_ids, gps=True).finish()

@@ -54,7 +54,9 @@ RING_SIZE = 24
 @pytest.fixture(scope="module")
 def repeated_world() -> SyntheticWorld:
     poses = straight_path(18)
-    points, looks_like = repeated_place(ground(poses), x_range=(3.0, 27.0), shift=24.0, ratio=0.4)
+    points, looks_like = repeated_place(
+        ground(poses, density=1.0), x_range=(3.0, 27.0), shift=24.0, ratio=0.4
+    )
     return SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.5)
 
 
@@ -120,6 +122,7 @@ def test_places_that_look_alike_mislead_the_map_at_first(repeated_world: Synthet
     assert all(find_misplacement(sparse_map, frame_id) is None for frame_id in poses)
 
 
+@pytest.mark.slow
 def test_a_misplaced_block_is_found_taken_out_and_put_right(
     repeated_world: SyntheticWorld,
 ) -> None:
@@ -177,7 +180,7 @@ def drifted_ring(*, drift_rad: float, weakest_link: int | None = None) -> Sparse
         drift_rad: turn of each keyframe against the one before, beyond the true one.
         weakest_link: how many matches link one half of the ring to the other; None for all.
     """
-    world = SyntheticWorld(round_path(RING_SIZE))
+    world = SyntheticWorld(round_path(RING_SIZE), density=1.0)
     before, after = FrameId(RING_SIZE // 2), FrameId(RING_SIZE // 2 + 1)
 
     def is_weakened(pair: ImagePair) -> bool:

@@ -225,6 +225,7 @@ def test_a_poor_map_gets_a_rival_placed_onto_it() -> None:
     assert scene.present.registered_ids == [3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_rival_that_shares_too_little_stands_on_its_own(world: SyntheticWorld) -> None:
     scene = Scene(world, skips=splits_after(3), registered=[1, 3, 2])
     rival = scene.builder.after_poor_start(scene.present)
@@ -244,6 +245,7 @@ def test_restarts_come_as_keyframes_come_and_not_for_ever() -> None:
     assert tried_at == [8, 10]  # a quarter more each time, at most two
 
 
+@pytest.mark.slow
 def test_other_starts_are_tried_at_the_end_each_once(world: SyntheticWorld) -> None:
     scene = Scene(world, skips=splits_after(5), registered=[1, 3, 2])
     tried = []

@@ -64,6 +64,7 @@ def run(world: SyntheticWorld) -> MapperRun:
     return finished(world)
 
 
+@pytest.mark.slow
 def test_a_field_that_nothing_joins_to_the_map_gets_a_map_of_its_own(
     run: MapperRun, world: SyntheticWorld
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_field_that_nothing_joins_to_the_map_gets_a_map_of_its_own(
     assert [copy.reconstruction.num_reg_images() for copy in copies] == [12, 8]
 
 
+@pytest.mark.slow
 def test_a_separate_map_knows_nothing_of_the_other_keyframes(run: MapperRun) -> None:
     (separate,) = run.separate_maps
     assert separate.keyframe_ids == separate.registered_ids
@@ -94,6 +96,7 @@ def test_a_few_keyframes_that_cannot_be_joined_are_left_out() -> None:
     assert run.registered_ids == world.frame_ids[:12]
 
 
+@pytest.mark.slow
 def test_separate_maps_are_made_on_request_only() -> None:
     run = finished(two_fields(12, 8), rescue=RescueConfig(separate_maps=False))
     assert run.separate_maps == []
@@ -103,6 +106,7 @@ def test_a_whole_map_leaves_nothing_for_another() -> None:
     assert finished(SyntheticWorld(straight_path(12))).separate_maps == []
 
 
+@pytest.mark.slow
 def test_the_fullest_of_several_separate_maps_comes_first() -> None:
     """Three fields; the map holds the largest."""
     near, far = two_fields(8, 5), two_fields(8, 6)

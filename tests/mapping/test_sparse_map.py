@@ -40,12 +40,12 @@ ONE, TWO, THREE, FOUR, FIVE = (FrameId(i) for i in range(1, 6))
 
 @pytest.fixture(scope="module")
 def exact_world() -> SyntheticWorld:
-    return SyntheticWorld(straight_path(NUM_FRAMES))
+    return SyntheticWorld(straight_path(NUM_FRAMES), density=1.0)
 
 
 @pytest.fixture(scope="module")
 def noisy_world() -> SyntheticWorld:
-    return SyntheticWorld(straight_path(NUM_FRAMES), noise_px=0.5)
+    return SyntheticWorld(straight_path(NUM_FRAMES), density=1.0, noise_px=0.5)
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def test_a_block_may_be_written_to() -> None:
     assert np.array_equal(whole(products, rows, columns), expected(rows, columns))
 
 
+@pytest.mark.slow
 def test_threads_with_products_of_their_own_do_not_disturb_each_other() -> None:
     def work(seed: int) -> bool:
         products = ByteProducts()

@@ -287,6 +287,7 @@ def ends_near_keypoints(table: KeypointTable, rng: np.random.Generator) -> Float
     return np.asarray(np.clip(stay_xy + offsets, 0.0, SIZE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grows", [False, True], ids=["all at once", "one after the other"])
 def test_ends_find_the_keypoint_next_to_them_and_none_beyond_the_radius(grows: bool) -> None:
     """Keypoints share a raster, so in a crowd of 5 % an end may miss a keypoint or its nearest."""

@@ -247,6 +247,7 @@ def num_frames(track: list[tuple[FrameId, int]]) -> int:
     return len({frame_id for frame_id, _ in track})
 
 
+@pytest.mark.slow
 def test_dense_matches_become_keypoints_of_both_images(dense: Dense) -> None:
     num = num_right = 0
     for edge in dense.graph.edges():
@@ -282,6 +283,7 @@ def test_tracks_are_long_because_ends_of_matches_merge(
     assert np.mean([num_frames(track) == len(track) for track in tracks]) > 0.85
 
 
+@pytest.mark.slow
 def test_ends_that_never_merge_make_more_keypoints_and_worse_tracks(
     dense: Dense, dense_world: SyntheticWorld
 ) -> None:
@@ -328,6 +330,7 @@ def all_pairs(num: int) -> list[PairCandidate]:
     return [candidate(i, j) for j in range(2, num + 1) for i in range(1, j)]
 
 
+@pytest.mark.slow
 def test_the_order_of_pairs_hardly_matters(dense_world: SyntheticWorld) -> None:
     """Which match claims a cell depends on it, how much holds does not."""
     outcomes = []
@@ -469,6 +472,7 @@ def test_focal_lengths_are_returned_once_and_of_verified_pairs_only() -> None:
         assert (matched.pairs, matched.focal_lengths_px) == ((), ())
 
 
+@pytest.mark.slow
 def test_depths_are_kept_for_the_keypoints_of_verified_pairs(dense_world: SyntheticWorld) -> None:
     made = matched_densely(
         dense_world, matcher=DenseFakeMatcher(world=dense_world, metres_per_unit=3.0)

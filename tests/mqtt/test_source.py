@@ -462,6 +462,7 @@ def packets_of_a_storm(num: int) -> bytes:
     return b"".join(packets)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_a_storm_of_topics_leaves_loop_and_memory_alone_and_frames_come_after_it(
     tmp_path: Path,

@@ -235,5 +235,6 @@ async def story_without_a_camera(folder: Path) -> None:
         assert heard.frames == []
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_not_allowed_and_a_wrong_token_are_told_in_words(tmp_path: Path) -> None:
     run(story_without_a_camera(tmp_path))

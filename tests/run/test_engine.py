@@ -106,6 +106,7 @@ def held_until(event: threading.Event) -> Callable[[], Awaitable[None]]:
 # -- the run folder -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_registers_its_keyframes_and_leaves_every_file_of_the_folder(tmp_path: Path) -> None:
     world = world_of(NUM_FRAMES)
     truth = [(0.1 * index, pose) for index, pose in enumerate(world.poses)]
@@ -127,6 +128,7 @@ def test_a_run_registers_its_keyframes_and_leaves_every_file_of_the_folder(tmp_p
     assert model.is_valid()
 
 
+@pytest.mark.slow
 def test_the_summary_holds_every_promised_figure(tmp_path: Path) -> None:
     outcome, written = run_world(tmp_path / "run")
     summary = written.summary
@@ -144,6 +146,7 @@ def test_the_summary_holds_every_promised_figure(tmp_path: Path) -> None:
     assert 0.0 < summary["time_to_first_map_s"] < summary["wall_s"]
 
 
+@pytest.mark.slow
 def test_a_dense_matcher_is_run_with_the_places_it_brings(tmp_path: Path) -> None:
     class Places(NoPlaces):
         """Knows nothing, like an index that has a length and is still empty."""
@@ -174,6 +177,7 @@ def test_a_dense_matcher_is_run_with_the_places_it_brings(tmp_path: Path) -> Non
     database.close()
 
 
+@pytest.mark.slow
 def test_events_of_a_run_are_written_in_order(tmp_path: Path) -> None:
     _, written = run_world(tmp_path / "run")
     assert written.events[0]["event"] == "RunStarted"
@@ -189,6 +193,7 @@ def test_events_of_a_run_are_written_in_order(tmp_path: Path) -> None:
         assert times_s == sorted(times_s)
 
 
+@pytest.mark.slow
 def test_the_same_frames_give_the_same_map_to_the_last_bit(tmp_path: Path) -> None:
     models = []
     for name in ("one", "two"):
@@ -198,6 +203,7 @@ def test_the_same_frames_give_the_same_map_to_the_last_bit(tmp_path: Path) -> No
     assert models[0] == models[1]
 
 
+@pytest.mark.slow
 def test_rows_stay_in_order_when_frames_are_rejected_and_undescribed(tmp_path: Path) -> None:
     mixed: list[Happening] = [
         *frames(1, 4),
@@ -226,6 +232,7 @@ def test_rows_stay_in_order_when_frames_are_rejected_and_undescribed(tmp_path: P
 # -- waiting and dropping -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_file_waits_for_the_engine_and_loses_nothing(tmp_path: Path) -> None:
     queue_size = 3
     filled_up = threading.Event()
@@ -314,6 +321,7 @@ def test_a_live_source_never_pushes_out_the_frames_of_a_file(tmp_path: Path) -> 
     assert written.summary["frames_dropped"] == {"overload": NUM_FRAMES - 6}
 
 
+@pytest.mark.slow
 def test_frames_larger_than_the_memory_for_them_pass_one_at_a_time(tmp_path: Path) -> None:
     num_bytes = frame_of(1).pixels.nbytes
     assert num_bytes > 1_000_000
@@ -333,6 +341,7 @@ def test_frames_larger_than_the_memory_for_them_pass_one_at_a_time(tmp_path: Pat
 # -- several sources ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_and_cameras_of_several_sources_do_not_collide(tmp_path: Path) -> None:
     world = world_of(NUM_FRAMES)
     halves = [
@@ -353,6 +362,7 @@ def test_names_and_cameras_of_several_sources_do_not_collide(tmp_path: Path) -> 
         assert (outcome.path / "images" / image.name).is_file()
 
 
+@pytest.mark.slow
 def test_a_source_that_breaks_is_reported_and_does_not_stop_the_other(tmp_path: Path) -> None:
     broken = source([SourceError("rtsp: the camera does not answer")], label="camera")
     outcome, written = run_world(tmp_path / "run", sources=[broken, source()])
@@ -515,6 +525,7 @@ def test_an_unexpected_error_at_the_end_saves_the_map_as_it_was(
     assert written.warnings() == ["finishing the map failed: RuntimeError: CHECK failed"]
 
 
+@pytest.mark.slow
 def test_a_map_that_cannot_be_copied_does_not_cost_the_trajectory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,6 +539,7 @@ def test_a_map_that_cannot_be_copied_does_not_cost_the_trajectory(
     assert len(trajectory_lines(outcome.path / "trajectory.txt")) == NUM_FRAMES
 
 
+@pytest.mark.slow
 def test_an_unexpected_error_of_a_write_is_reported_and_later_writes_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,6 +592,7 @@ class CountingView(BrokenView):
         self.events.append(event)
 
 
+@pytest.mark.slow
 def test_a_view_that_breaks_costs_neither_the_run_nor_the_other_views(tmp_path: Path) -> None:
     broken, sound = BrokenView(), CountingView()
     outcome, written = run_world(tmp_path / "run", views=[broken, sound])
@@ -594,6 +607,7 @@ def test_a_view_that_breaks_costs_neither_the_run_nor_the_other_views(tmp_path: 
     assert written.summary["view_events_lost"] == 0
 
 
+@pytest.mark.slow
 def test_a_pair_that_cannot_be_matched_is_reported_and_the_run_goes_on(tmp_path: Path) -> None:
     outcome, written = run_world(tmp_path / "run", matcher=matcher(fails=[8]))
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
@@ -603,6 +617,7 @@ def test_a_pair_that_cannot_be_matched_is_reported_and_the_run_goes_on(tmp_path:
     assert outcome.num_registered >= NUM_FRAMES - 1
 
 
+@pytest.mark.slow
 def test_a_global_adjustment_that_fails_is_reported_and_the_map_grows_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -624,6 +639,7 @@ def test_a_global_adjustment_that_fails_is_reported_and_the_map_grows_on(
     assert written.summary["global_ba_runs"] >= 1  # the last one, by the map itself, works
 
 
+@pytest.mark.slow
 def test_a_window_that_fails_is_reported_and_the_map_grows_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -674,6 +690,7 @@ def fail_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "write_snapshot", fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fill", "min_failed"),
     [
@@ -709,6 +726,7 @@ def test_a_full_disk_is_reported_once_and_counted_and_the_run_goes_on(
     ] == [warning]
 
 
+@pytest.mark.slow
 def test_a_disk_with_room_again_takes_the_rows_that_waited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -740,6 +758,7 @@ def test_frames_of_a_video_that_stands_still_are_tracked_not_mapped(tmp_path: Pa
     assert os.listdir(outcome.path / "images") == ["000000.jpg"]
 
 
+@pytest.mark.slow
 def test_poses_agree_with_the_true_ones(tmp_path: Path) -> None:
     outcome, _ = run_world(tmp_path / "run")
     world = world_of(NUM_FRAMES)

@@ -280,6 +280,7 @@ def test_a_window_that_hangs_on_one_held_frame_is_where_that_frame_is(
     assert np.array_equal(estimate.cam_from_world[3], scene.poses[3])
 
 
+@pytest.mark.slow
 def test_missing_poses_come_from_the_first_solver_and_given_ones_stay_the_reference(
     solver: WindowSolver,
 ) -> None:

@@ -49,6 +49,7 @@ from engine.types import (
 FLIGHT_HEIGHT = 10.0
 LOOKS_DOWN = 1.0  # tangent of the angle below the horizon
 MAX_RANGE = 20.0
+DENSITY = 0.6  # points per unit of area: about a hundred in a view
 RELIEF = 4.0  # height of the ground's points above zero
 WIDTH, HEIGHT = 1000, 750
 FOCAL_PX = 800.0
@@ -128,7 +129,7 @@ def _looking_ahead(
 
 
 def ground(
-    poses: Float64Array, *, seed: int = 0, density: float = 1.0, relief: float = RELIEF
+    poses: Float64Array, *, seed: int = 0, density: float = DENSITY, relief: float = RELIEF
 ) -> Float64Array:
     """Points (P, 3) on the rolling ground around a path, ``density`` per unit of area."""
     rng = np.random.default_rng((seed, 1))
@@ -156,6 +157,7 @@ class SyntheticWorld:
     Args:
         poses: (F, 3, 4) cam_from_world of each frame.
         points: (P, 3); by default the ground around the path.
+        density: of that ground's points.
         looks_like: (P,) the look of each point; by default each has its own.
         cameras: the cameras of the frames, taken in turn.
         camera_idx: which of them took each frame, when they do not take turns.
@@ -168,6 +170,7 @@ class SyntheticWorld:
         poses: Float64Array,
         *,
         points: Float64Array | None = None,
+        density: float = DENSITY,
         looks_like: Int64Array | None = None,
         cameras: Sequence[SyntheticCamera] = (SyntheticCamera.known(),),
         camera_idx: Sequence[int] | None = None,
@@ -175,7 +178,7 @@ class SyntheticWorld:
         seed: int = 0,
     ) -> None:
         self.poses = poses
-        self.points = ground(poses, seed=seed) if points is None else points
+        self.points = ground(poses, seed=seed, density=density) if points is None else points
         self.looks_like = np.arange(len(self.points)) if looks_like is None else looks_like
         turns = [number % len(cameras) for number in range(len(poses))]
         self._cameras = [cameras[idx] for idx in camera_idx or turns]

@@ -51,6 +51,7 @@ def report(bench: Bench) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.slow
 def test_every_batch_is_measured_without_and_with_points(report: dict[str, Any]) -> None:
     measured = [(pairs["batch"], pairs["with_points"]) for pairs in report["pairs"]]
     assert measured == [(1, False), (1, True), (2, False), (2, True)]
@@ -59,6 +60,7 @@ def test_every_batch_is_measured_without_and_with_points(report: dict[str, Any])
     assert all(pairs["num_matches"] > 0 for pairs in report["pairs"])
 
 
+@pytest.mark.slow
 def test_rates_follow_from_times(report: dict[str, Any]) -> None:
     for pairs in report["pairs"]:
         timing = pairs["per_pair"]
@@ -70,6 +72,7 @@ def test_rates_follow_from_times(report: dict[str, Any]) -> None:
         assert timing["median_s"] > 0
 
 
+@pytest.mark.slow
 def test_shares_are_of_one_whole_and_points_cost_only_where_they_are_wanted(
     report: dict[str, Any],
 ) -> None:
@@ -81,6 +84,7 @@ def test_shares_are_of_one_whole_and_points_cost_only_where_they_are_wanted(
         assert (shares["points_head"] > 0.0) == pairs["with_points"]
 
 
+@pytest.mark.slow
 def test_the_share_of_the_hardware_s_rate_follows_from_the_work(report: dict[str, Any]) -> None:
     assert report["matrix_tflops"] > 0
     assert 0 < report["pair_gflop"] < report["pair_with_points_gflop"]
@@ -91,6 +95,7 @@ def test_the_share_of_the_hardware_s_rate_follows_from_the_work(report: dict[str
         assert pairs["matrix_rate_share"] == pytest.approx(achieved)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_told(report: dict[str, Any]) -> None:
     assert (report["width"], report["height"], report["queries"]) == (128, 96, 256)
     assert report["precision"] == "float32"
@@ -101,6 +106,7 @@ def test_what_was_measured_is_told(report: dict[str, Any]) -> None:
     assert report["agreement"] is None
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_in_every_type_and_nothing_overflows(bench: Bench) -> None:
     inputs = importlib.import_module("mast3r_bench.inputs")
     shape = replace(inputs.TINY, dpt_layer_dims=(6, 8, 10, 12), dpt_feature_dim=16, dpt_last_dim=8)
@@ -117,6 +123,7 @@ def test_random_weights_are_the_same_in_every_type_and_nothing_overflows(bench: 
             assert maps.isfinite().all()
 
 
+@pytest.mark.slow
 def test_photos_can_be_matched_and_the_table_is_one(bench: Bench, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for name, size in (("a.png", (200, 160)), ("b.png", (96, 300))):
@@ -129,6 +136,7 @@ def test_photos_can_be_matched_and_the_table_is_one(bench: Bench, tmp_path: Path
         bench("--batches", "2", "--images", str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", ["1,none", "0", "", "-1"])
 def test_batches_are_numbers(
     bench: Bench, batches: str, capsys: pytest.CaptureFixture[str]
@@ -138,6 +146,7 @@ def test_batches_are_numbers(
     assert "expected numbers like 1,8,32" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_starts_as_a_command_and_refuses_images_of_broken_patches() -> None:
     result = subprocess.run(
         [sys.executable, str(TOOLS / "bench_mast3r.py"), "--size", "100x96"],

@@ -134,6 +134,7 @@ def covisible_ratio(renderer: TownRenderer, one: Float64Array, other: Float64Arr
     return float(agrees.sum() / len(depth_one))
 
 
+@pytest.mark.slow
 def test_depth_is_that_of_an_independent_ray_caster(town: SyntheticTown) -> None:
     rng = np.random.default_rng(0)
     for index in (0, 130, 290):
@@ -212,6 +213,7 @@ def carried(
     return points_xy[valid], depth[valid], one_xy[near][valid]
 
 
+@pytest.mark.slow
 def test_sift_matches_eight_frames_apart_agree_with_the_ground_truth(town: SyntheticTown) -> None:
     import cv2
 
@@ -249,6 +251,7 @@ def test_sift_matches_eight_frames_apart_agree_with_the_ground_truth(town: Synth
         assert is_correct.mean() > 0.8
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_town(
     tiny_town: SyntheticTown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +306,7 @@ def test_motion_between_frames_is_smooth_and_never_a_pure_rotation(path: PathNam
     assert np.abs(np.diff(steps) / steps[1:]).max() < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "median_px"), [("flight", 8.9), ("orbit", 5.8), ("street", 8.0)])
 def test_optical_flow_is_even_and_small_enough_to_follow(
     tiny_renderer: TownRenderer, path: PathName, median_px: float
@@ -437,6 +441,7 @@ def test_a_spec_that_does_not_fit_is_refused_in_clear_words(spec: str, words: st
     assert spec in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_configuration_takes_some_frames_of_the_flight() -> None:
     options = TownOptions(num_frames=20, width=160, height=120)
     config = SourcesConfig(every_nth_frame=3, max_frames=4)
@@ -447,6 +452,7 @@ def test_the_configuration_takes_some_frames_of_the_flight() -> None:
     assert [time_s for time_s, _ in town.ground_truth()] == [whole[i][0] for i in (0, 3, 6, 9)]
 
 
+@pytest.mark.slow
 def test_a_blank_wall_hides_some_frames_and_nothing_else() -> None:
     options = "synthetic:town?frames=6&width=96&height=64&noise=2"
     plain = make_town(parse_town_spec(options))

@@ -282,6 +282,7 @@ def rows(recorded: tuple[Path, dict[int, bytes]]) -> dict[str, Rows]:
     return read_rows(recorded[0])
 
 
+@pytest.mark.slow
 def test_the_recording_of_a_run_verifies(recorded: tuple[Path, dict[int, bytes]]) -> None:
     check = subprocess.run(
         [viewer_program(), "rrd", "verify", str(recorded[0])], capture_output=True, check=False
@@ -777,6 +778,7 @@ def test_the_way_over_the_globe_is_drawn_on_request_only(tmp_path: Path) -> None
     assert not entities_below(without, "/geo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -103,6 +103,7 @@ def town_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_flight_over_the_town_is_reconstructed(town_run: Path) -> None:
     written = assert_valid(town_run)
     assert len(written.rows) == NUM_FRAMES
@@ -113,6 +114,7 @@ def test_a_flight_over_the_town_is_reconstructed(town_run: Path) -> None:
     assert len(trajectory_lines(town_run / "trajectory_live.txt")) >= 0.9 * NUM_FRAMES
 
 
+@pytest.mark.slow
 def test_its_accuracy_is_told_as_figures(town_run: Path) -> None:
     result = livesfm("evaluate", town_run, "--json")
     assert result.exit_code == 0, result.output
@@ -125,12 +127,14 @@ def test_its_accuracy_is_told_as_figures(town_run: Path) -> None:
     assert figures["final"]["posed_ratio"] == 1.0
 
 
+@pytest.mark.slow
 def test_its_accuracy_is_told_as_a_table(town_run: Path) -> None:
     result = livesfm("evaluate", town_run)
     assert result.exit_code == 0
     assert "% of the extent" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_tells_its_accuracy(town_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def finished(_: Config, options: LaunchOptions) -> RunOutcome:
         return RunOutcome(
@@ -148,6 +152,7 @@ def test_the_demo_tells_its_accuracy(town_run: Path, monkeypatch: pytest.MonkeyP
     assert f"{town_run}: 20 of 20 keyframes registered\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_it_is_exported_for_other_tools(town_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     formats = ("--undistort", "--ply", "--nerfstudio", "--tum")
@@ -166,6 +171,7 @@ def test_it_is_exported_for_other_tools(town_run: Path, tmp_path: Path) -> None:
     assert NUM_FRAMES in lines.values()
 
 
+@pytest.mark.slow
 def test_the_same_flight_gives_the_same_map_to_the_last_bit(town_run: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert reconstruct(f"{TOWN}&frames={NUM_FRAMES}", again).exit_code == 0
@@ -203,6 +209,7 @@ def accuracy_of(run: Path) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.slow
 def test_noisy_dense_matches_make_an_accurate_map_of_long_tracks(dense_run: Path) -> None:
     written = assert_valid(dense_run)
     assert written.events[0]["matcher"] == "oracle"
@@ -215,6 +222,7 @@ def test_noisy_dense_matches_make_an_accurate_map_of_long_tracks(dense_run: Path
         assert 0.01 < figures[name]["absolute"]["rmse_percent_of_extent"] <= 0.3, name
 
 
+@pytest.mark.slow
 def test_the_map_of_a_matcher_that_sees_metres_is_in_metres(dense_run: Path) -> None:
     written = Written.read(dense_run)
     (told,) = written.of_kind("MetricScaleEstimated")
@@ -225,6 +233,7 @@ def test_the_map_of_a_matcher_that_sees_metres_is_in_metres(dense_run: Path) -> 
     assert abs(written.summary["metres_per_map_unit"] - 1.0) < 0.02
 
 
+@pytest.mark.slow
 def test_the_database_has_the_keypoints_of_the_snapshot_row_by_row(dense_run: Path) -> None:
     model = model_of(dense_run)
     database = pycolmap.Database.open(dense_run / "database.db")
@@ -251,6 +260,7 @@ def test_the_database_has_the_keypoints_of_the_snapshot_row_by_row(dense_run: Pa
     database.close()
 
 
+@pytest.mark.slow
 def test_images_with_holes_are_reconstructed_from_what_is_left(
     dense_run: Path, tmp_path: Path
 ) -> None:
@@ -399,6 +409,7 @@ def assert_nothing_made(result: Result, out: Path) -> Written:
     return written
 
 
+@pytest.mark.slow
 def test_overlapping_photos_are_reconstructed(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     written = assert_reconstructed(reconstruct(photos, out), out)
@@ -479,6 +490,7 @@ def turned(pixels: Uint8Array, *, num: int) -> list[Uint8Array]:
     return views
 
 
+@pytest.mark.slow
 def test_a_camera_that_only_turns_makes_no_map(tmp_path: Path, town: SyntheticTown) -> None:
     out = tmp_path / "run"
     wide = cv2.resize(town.render(0).pixels, (1200, 900), interpolation=cv2.INTER_CUBIC)
@@ -496,6 +508,7 @@ def test_photos_without_texture_make_no_map(tmp_path: Path) -> None:
     assert {record["num_keypoints"] for record in written.of_kind("KeyframeAdded")} == {0}
 
 
+@pytest.mark.slow
 def test_other_cameras_in_the_folder_have_calibrations_of_their_own(
     tmp_path: Path, photos: Path, town: SyntheticTown
 ) -> None:
@@ -513,6 +526,7 @@ def test_other_cameras_in_the_folder_have_calibrations_of_their_own(
     assert written.summary["mean_reprojection_error_px"] < 1.0
 
 
+@pytest.mark.slow
 def test_a_truncated_photo_is_dropped_and_the_others_are_reconstructed(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -528,6 +542,7 @@ def test_a_truncated_photo_is_dropped_and_the_others_are_reconstructed(
     )
 
 
+@pytest.mark.slow
 def test_files_that_are_no_photos_are_dropped_each_for_its_reason(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -540,6 +555,7 @@ def test_files_that_are_no_photos_are_dropped_each_for_its_reason(
     assert written.statuses[6:9] == ["dropped:unreadable"] * 2 + ["dropped:too_small"]
 
 
+@pytest.mark.slow
 def test_names_in_any_language_and_with_spaces_are_kept(
     tmp_path: Path, pictures: Sequence[Uint8Array]
 ) -> None:
@@ -594,6 +610,7 @@ def write_video(path: Path, pictures: Sequence[Uint8Array]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_truncated_video_is_reconstructed_up_to_where_it_ends(
     tmp_path: Path, town: SyntheticTown
 ) -> None:

@@ -322,6 +322,7 @@ class SlowMatcher(WorldMatcher):
         return super().match(requests)
 
 
+@pytest.mark.slow
 def test_a_slow_engine_maps_fresh_frames_and_drops_those_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return unpacked_mini_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["queries", "fast_reciprocal"])
 def test_random_weights_end_cleanly_without_a_map(
     checkpoint: Path, tmp_path: Path, scheme: str, caplog: pytest.LogCaptureFixture
@@ -93,6 +94,7 @@ def test_random_weights_end_cleanly_without_a_map(
     assert not trajectory_lines(out / "trajectory.txt")
 
 
+@pytest.mark.slow
 def test_photos_of_any_shape_end_cleanly_too(checkpoint: Path, tmp_path: Path) -> None:
     folder, rng = tmp_path / "photos", np.random.default_rng(0)
     folder.mkdir()

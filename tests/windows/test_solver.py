@@ -71,6 +71,7 @@ def test_points_lie_where_the_similarity_of_the_cameras_puts_them() -> None:
     assert 1e-3 < np.median(errors) < 0.05  # at a distance of 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("angle_deg", "shift_ratio", "focal_ratio", "starts_anew"),
     [(3.0, 0.05, 1.15, False), (20.0, 0.4, 1.5, True)],
@@ -107,6 +108,7 @@ def test_a_fifth_of_wrong_observations_is_detected_and_bends_nothing() -> None:
     assert np.median(scene.centre_errors(estimate)) < 1.5e-3
 
 
+@pytest.mark.slow
 def test_every_frame_can_have_a_focal_length_of_its_own() -> None:
     scene = arc_scene(noise_px=0.2)
     zoomed_xy = scene.tracks_xy.copy()
@@ -138,6 +140,7 @@ def test_a_calibrated_camera_stays_as_it_is_beside_one_that_is_not() -> None:
     assert scene.centre_errors(estimate).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_known_distortion_is_honoured_and_unknown_one_found_on_demand() -> None:
     scene = arc_scene(noise_px=0.1, distortion=-0.08)
     known = solve_window(scene.problem(distortion=np.array([-0.08])), CONFIG)
@@ -197,6 +200,7 @@ def test_two_frames_are_enough() -> None:
     assert estimate.focal_px[0] == FOCAL_PX  # two views do not determine it
 
 
+@pytest.mark.slow
 def test_the_same_window_gives_the_same_estimate() -> None:
     problem = arc_scene(noise_px=0.5).problem()
     first, second = (solve_window(problem, CONFIG) for _ in range(2))
@@ -444,6 +448,7 @@ def golden_errors_pct(estimate: WindowEstimate) -> Float64Array:
     return np.asarray(100.0 * np.linalg.norm(placed - wanted, axis=1) / radius)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shared", "max_error_px", "max_centre_error_pct"), [(True, 0.526, 0.11), (False, 0.52, 0.41)]
 )
@@ -458,6 +463,7 @@ def test_the_recorded_window_comes_out_at_least_as_well_as_upstream(
     assert 0.02 < np.median(golden_errors_pct(estimate)) < max_centre_error_pct
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("focal_px", [0.0, 848.0, 1106.0])
 def test_the_recorded_window_comes_out_the_same_from_its_tracks_alone(focal_px: float) -> None:
     problem = golden_problem(cam_from_world=None, focal_px=np.array([focal_px]))
@@ -473,6 +479,7 @@ def golden_outliers() -> tuple[Float64Array, BoolArray]:
     return moved_xy, golden()["tri_out_is_outlier"].astype(np.bool_)
 
 
+@pytest.mark.slow
 def test_a_fifth_of_wrong_observations_barely_moves_the_recorded_window() -> None:
     moved_xy, is_moved = golden_outliers()
     problem = golden_problem(tracks_xy=moved_xy)

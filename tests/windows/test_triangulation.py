@@ -168,6 +168,7 @@ def test_tensors_of_pytorch_give_the_points_of_numpy(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_guess", [False, True])
 def test_gradients_agree_with_finite_differences(with_guess: bool) -> None:
     scene = arc_scene(5, num_points=6, noise_px=1.0, seen_ratio=0.9)

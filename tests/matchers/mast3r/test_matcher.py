@@ -296,6 +296,7 @@ def test_half_a_pixel_lost_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(errors[: NUM_QUERIES // 2].mean(axis=0), 0.5, atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_published_scheme_ends_at_pixel_centres_beside_all_keypoints() -> None:
     matches, errors = turned_errors(scheme="fast_reciprocal")
     assert len(matches) > 500
@@ -307,6 +308,7 @@ def test_the_published_scheme_ends_at_pixel_centres_beside_all_keypoints() -> No
     assert ((matches.confidence >= 0) & (matches.confidence <= 1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_published_scheme_follows_a_motion(symmetric: bool) -> None:
     scene = SCENES["grey"]
@@ -445,6 +447,7 @@ def all_requests(features: Sequence[Features], **changes: Any) -> list[MatchRequ
     return [request_for(features[pairs[n][0]], features[pairs[n][1]], **changes) for n in shuffled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["queries", "fast_reciprocal"])
 def test_pairs_of_all_sizes_are_answered_in_order_as_if_asked_one_by_one(scheme: str) -> None:
     network = WatchedNetwork()
@@ -501,6 +504,7 @@ def test_describing_a_frame_again_replaces_it() -> None:
     assert (matches.points2_xy <= (240, 60)).all()
 
 
+@pytest.mark.slow
 def test_one_thread_describes_while_another_matches() -> None:
     images = mixed_images()
     alone = new_matcher(**SMALL)
@@ -594,6 +598,7 @@ def test_both_orders_give_more_matches() -> None:
 # -- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_device_out_of_memory_is_given_smaller_batches_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -683,6 +688,7 @@ def test_no_room_for_what_a_place_is_known_by_is_an_inference_error() -> None:
         described(matcher, [picture((160, 120))])
 
 
+@pytest.mark.slow
 def test_keyframes_without_room_in_memory_are_matched_from_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

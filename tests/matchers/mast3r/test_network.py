@@ -68,6 +68,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 # -- upstream's values ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_LL", "tiny_PP", "tiny_LP"])
 def test_every_stage_gives_upstreams_values(tiny: Mast3rNetwork, name: str) -> None:
     assert_reproduces(tiny, name)
@@ -230,6 +231,7 @@ def test_descriptors_without_their_own_confidence_have_that_of_the_points(
     assert first.descriptors.shape == (1, 48, 64, MINI.descriptor_dim)
 
 
+@pytest.mark.slow
 def test_a_batch_of_pairs_gives_what_each_pair_gives_alone(tiny: Mast3rNetwork) -> None:
     together1 = tiny.encode(images(batch=3))
     together2 = tiny.encode(images(batch=3, height=64, width=48, seed=1))
@@ -280,6 +282,7 @@ HALF_PRECISION = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "shape", "name", "cosine_loss", "error"), HALF_PRECISION)
 def test_half_precision_stays_close_and_gives_float32(
     dtype: torch.dtype, shape: NetworkShape, name: str, cosine_loss: float, error: float

@@ -122,6 +122,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         opened(path)
 
 
+@pytest.mark.slow
 def test_lengths_are_in_metres_when_the_checkpoint_says_so(checkpoint: Path) -> None:
     metric = checkpoint.rename(checkpoint.with_name("mini_metric.pth"))
     in_metres = match_images(*opened(metric))

@@ -366,6 +366,7 @@ def test_weights_of_another_model_are_refused(
         build_upstream(TINY, state, root=checkout, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_by_safe_means_and_put_into_upstream_s_model(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,10 +95,10 @@ def leap_later(duration_s: float) -> None:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When the folder was looked at."""
     times_s: list[float] = []
-    look = ArrivingFiles.scan
+    scan = ArrivingFiles.scan
 
     def remember(files: ArrivingFiles, *, now_s: float) -> list[ArrivingFile]:
-        found = look(files, now_s=now_s)
+        found = scan(files, now_s=now_s)
         times_s.append(now_s)
         return found
 

@@ -500,6 +500,7 @@ def test_nobody_pushing_is_no_loss(
     assert "waits for a stream to be pushed" in caplog.text
 
 
+@pytest.mark.slow
 def test_who_connects_to_the_listener_and_sends_garbage_or_nothing_makes_room_for_a_drone(
     clip: Path,
 ) -> None:
