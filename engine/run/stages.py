@@ -205,9 +205,12 @@ class MappingStage:
             ),
             name="matching",
         )
-        while item.is_live and (later := await self._items.get_tracked_until(matching)):
-            # The scene graph is with the thread that matches: a view would read it.
-            await self._pose(later, wants_view=False)
+        try:
+            while item.is_live and (later := await self._items.get_tracked_until(matching)):
+                # The scene graph is with the thread that matches: a view would read it.
+                await self._pose(later, wants_view=False)
+        finally:
+            await asyncio.wait((matching,))  # what saves a map that broke off reads the graph
         matched = await matching
         step = await self._mapper.call(
             Mapper.add_keyframe, matched, wants_view=self._publisher.wants_view

@@ -20,7 +20,8 @@ from engine.events import (
     WindowSolved,
     WindowVerdict,
 )
-from engine.output.statistics import RunStatistics
+from engine.mapping.steps import MapCounts, MapFigures
+from engine.output.statistics import RunStatistics, summary_figures
 from engine.types import DropReason, FrameId
 
 
@@ -218,3 +219,39 @@ def test_windows_are_counted_with_what_they_took() -> None:
     assert figures["window_solves"] == 2
     assert figures["windows_merged"] == 1
     assert figures["window_cpu_s"] == 0.75
+
+
+def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
+    statistics = RunStatistics()
+    statistics(received(1))
+    figures = MapFigures(
+        counts=MapCounts(num_keyframes=9, num_registered=8),
+        num_points3D=700,
+        num_observations=2800,
+        mean_track_length=4.0,
+        mean_reprojection_error_px=0.5,
+        num_interpolated_frames=3,
+        num_components=2,
+        placement=None,
+        gps_rmse_m=1.5,
+        metres_per_map_unit=None,
+    )
+    summary = summary_figures(statistics, figures, wall_s=12.0, stopped_by="signal")
+    assert statistics.figures().items() <= summary.items()
+    of_map = {
+        "registered_keyframes": 8,
+        "num_points3D": 700,
+        "num_observations": 2800,
+        "mean_track_length": 4.0,
+        "mean_reprojection_error_px": 0.5,
+        "frames_interpolated": 3,
+        "components": 2,
+        "georeferenced": False,
+        "georeference": None,
+        "gps_rmse_m": 1.5,
+        "metres_per_map_unit": None,
+    }
+    assert of_map.items() <= summary.items()
+    assert (summary["wall_s"], summary["stopped_by"]) == (12.0, "signal")
+    assert summary["cpu_s"] > 0.0
+    json.dumps(summary, allow_nan=False)

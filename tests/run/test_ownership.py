@@ -22,7 +22,9 @@ from engine.config import FrameTrackingConfig
 from engine.events import Event, FrameRegistered
 from engine.mapping.mapper import Mapper
 from engine.mapping.sparse_map import SparseMap
+from engine.mapping.steps import MappingStep
 from engine.matching.keypoint_tables import KeypointTables
+from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.run import stages
 from engine.run.engine import Engine, RunOutcome, StoppedBy
@@ -320,6 +322,55 @@ CHECKED = {
     "SceneGraph": {MAPPING, MATCHING},
     "KeypointTables": {MAPPING, MATCHING},
 }
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_a_run_that_breaks_off_while_a_keyframe_is_matched_saves_the_map_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, order = threading.Event(), list[str]()
+    matcher = HeldMatcher(world=WORLD, held_id=KEYFRAMES[6], gate=gate)
+    add_frame, report, match_keyframe = Mapper.add_frame, Mapper.report, PairMatching.match_keyframe
+
+    def break_while_matching(self: Mapper, *args: Any, **kwargs: Any) -> MappingStep:
+        if matcher.is_held.is_set():
+            asyncio.run_coroutine_threadsafe(open_later(), loops[0])
+            raise RuntimeError("CHECK failed")
+        return add_frame(self, *args, **kwargs)
+
+    def recorded_match(self: PairMatching, *args: Any, **kwargs: Any) -> MatchedKeyframe:
+        matched = match_keyframe(self, *args, **kwargs)
+        order.append("matched")
+        return matched
+
+    def recorded_report(self: Mapper, **kwargs: Any) -> MappingStep:
+        order.append("reported")
+        return report(self, **kwargs)
+
+    async def open_later() -> None:
+        for _ in range(100):  # time enough for a run that does not wait
+            await asyncio.sleep(0)
+        gate.set()
+
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def find_loop() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    monkeypatch.setattr(Mapper, "add_frame", break_while_matching)
+    monkeypatch.setattr(Mapper, "report", recorded_report)
+    monkeypatch.setattr(PairMatching, "match_keyframe", recorded_match)
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=matcher,
+        sources=[FakeLiveSource(happenings=[find_loop, *frames(1, NUM_FRAMES)])],
+        settings=MUCH_WORK,
+    )
+    outcome, written = run(engine)
+    assert outcome.stopped_by is StoppedBy.FAILURE
+    assert written.warnings() == ["mapping failed: RuntimeError: CHECK failed"]
+    assert order[-2:] == ["matched", "reported"]
+    assert outcome.num_registered == 6
 
 
 # -- the checks bite ------------------------------------------------------------------------------
