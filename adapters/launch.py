@@ -58,9 +58,10 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
     if nothing else is in it.
 
     Raises:
-        ConfigError: the folder cannot be used, or the view cannot be opened.
+        ConfigError: the folder cannot be used, the view cannot be opened, or not one of the sources
+            exists.
+        AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
-        SourceError: not one of the sources exists.
     """
     limit_library_threads()
     _refuse_own_input(options)

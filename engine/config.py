@@ -72,7 +72,7 @@ class LiveSourcesConfig(Section):
     retry_max_s: PositiveFloat = 10.0
     """s. The longest wait between two tries."""
     give_up_after_s: NonNegativeFloat = 0.0
-    """s. A source without a frame for so long ends, and the run with its last source. 0: never."""
+    """s. A source without an image for so long ends, and the run with its last source. 0: never."""
     max_cameras: PositiveInt = 16
     """Cameras of one source at most; frames of more are dropped and counted."""
     max_payload_mb: PositiveInt = 32

@@ -72,6 +72,7 @@ class FrameDropped(Event):
     captured_at_s: float
     reason: DropReason
     detail: str
+    num_frames: int = 1  # that it stands for: itself, and others before it that are not listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

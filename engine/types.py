@@ -207,6 +207,7 @@ class RejectedFrame:
     captured_at_s: float
     reason: DropReason
     detail: str
+    num_frames: int = 1  # that it stands for: itself, and others before it that are not listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -224,6 +225,7 @@ class Arrival:
     num_bytes: int  # of memory that it holds until it is decoded
     decode: Callable[[], Frame | RejectedFrame]
     lane: str = ""  # of a live source: a newer arrival takes the place of an older one of its lane
+    origin: str = ""  # printable: which of the cameras of a live source sent it
 
     @classmethod
     def of(cls, frame: Frame, *, lane: str = "") -> Arrival:
@@ -240,6 +242,8 @@ class Arrival:
 
     def rejected(self, reason: DropReason, detail: str) -> RejectedFrame:
         """The frame as one that does not become part of the run."""
+        if self.origin:
+            detail = f"{self.origin}: {detail}"
         return RejectedFrame(
             source=self.source,
             index=self.index,

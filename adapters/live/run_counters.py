@@ -60,7 +60,7 @@ class RunCounters:
             case FrameReceived():
                 self.frames_received += 1
             case FrameDropped():
-                self.dropped_by_reason[event.reason] += 1
+                self.dropped_by_reason[event.reason] += event.num_frames
             case FramePosed() if event.is_first:
                 self.frames_posed += 1
                 self.latest_latency_s = event.latency_s

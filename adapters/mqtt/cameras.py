@@ -36,7 +36,7 @@ class Cameras:
         self._of_key: dict[str, Camera] = {}
 
     def may_be_one(self, levels: Levels) -> bool:
-        """Whether images of a topic are worth a look: it is known, or there is room for it."""
+        """Whether images of a topic may be taken: it is known, or there is room for it."""
         return len(self._of_key) < self._max_cameras or bool(self.at(levels))
 
     def at(self, levels: Levels | None) -> list[Camera]:
@@ -99,13 +99,13 @@ class Positions:
             recent = self._recent.setdefault(levels, deque(maxlen=_MAX_RECENT))
             recent.append(sighting)
         for camera in self._cameras.at(levels):
-            self._tell(sighting, camera)
+            self._emit_reading(sighting, camera)
 
     def catch_up(self, camera: Camera) -> None:
         """Gives a camera that appeared just now the positions from before its first frame."""
         for levels in (camera.levels, None):
             for sighting in self._recent.get(levels, ()):
-                self._tell(sighting, camera)
+                self._emit_reading(sighting, camera)
 
     def count_unusable(self, what: str) -> None:
         """Counts what cannot be used, and reports the first."""
@@ -113,7 +113,7 @@ class Positions:
         if self.num_unusable == 1:
             logger.warning("%s: %s is not used, nor are others like it", self._source, what)
 
-    def _tell(self, sighting: _Sighting, camera: Camera) -> None:
+    def _emit_reading(self, sighting: _Sighting, camera: Camera) -> None:
         fix = sighting.telemetry.position.fix
         if fix is None:
             return

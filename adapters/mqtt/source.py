@@ -202,6 +202,7 @@ class MqttSource:
                 num_bytes=len(image.payload),
                 decode=functools.partial(self._decode, image),
                 lane=image.topic,
+                origin=printable(image.topic, max_chars=_MAX_TOPIC_CHARS),
             )
         )
 
@@ -288,7 +289,8 @@ class MqttSource:
         if facts.position is None:
             return None
         if facts.position.fix is None:
-            self._positions.count_unusable("a position without altitude")
+            with self._lock:
+                self._positions.count_unusable("a position without altitude")
         return facts.position.fix
 
 

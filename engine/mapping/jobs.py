@@ -37,7 +37,7 @@ class FinishedJob:
 
     job: MapJob
     result: JobResult | None  # None: it failed
-    failure: str = ""
+    failure: str | None = None
 
 
 class JobSlot:

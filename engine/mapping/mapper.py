@@ -74,7 +74,7 @@ from engine.mapping.steps import (
     MapSnapshot,
 )
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
-from engine.mapping.window_schedule import WindowRefinement
+from engine.mapping.window_schedule import WindowRefinement, solve_job
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
@@ -141,7 +141,7 @@ class Mapper:
         self._poser = FramePoser(registration=config.registration, seed=config.runtime.seed)
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
-        solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
+        self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
         self._builder = MapBuilder(
             initialization=config.initialization,
             rescue=config.rescue,
@@ -151,7 +151,7 @@ class Mapper:
             graph=graph,
             cameras=self._cameras,
             new_map=self._new_map,
-            solve_window=solve_window,
+            solve_window=self._solve_window,
             seed=config.runtime.seed,
         )
         self._windows = WindowRefinement(
@@ -162,7 +162,7 @@ class Mapper:
                 local_bundle_adjustment=config.local_bundle_adjustment,
             ),
             graph=graph,
-            solve=solve_window,
+            solve=self._solve_window,
             emit=emit,
         )
         self._georeferencing = Georeferencing(
@@ -241,7 +241,7 @@ class Mapper:
         """
         frame_id = matched.frame_id
         self._add_pairs(matched)
-        if matched.failure:
+        if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
@@ -410,17 +410,12 @@ class Mapper:
             self._adjust(self._growth)
             self._report_changes()
             return None
-        adjustment = start_global_adjustment(self._map)
-
-        def run() -> GlobalAdjustment:
-            solve_globally(
-                adjustment.reconstruction,
-                constant_camera_ids=adjustment.constant_camera_ids,
-                max_iterations=settings.max_iterations,
-                num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
-            )
-            return adjustment
-
+        run = functools.partial(
+            _solve_adjustment,
+            start_global_adjustment(self._map),
+            max_iterations=settings.max_iterations,
+            num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
+        )
         return self._adjustment.start(MapJob(kind=JobKind.GLOBAL_ADJUSTMENT, run=run))
 
     def _start_window(self) -> MapJob | None:
@@ -430,14 +425,14 @@ class Mapper:
         window = self._windows.start_if_due(self._map)
         if window is None:
             return None
-        run = functools.partial(self._windows.solve, window)
+        run = functools.partial(solve_job, window, solve=self._solve_window)
         return self._window.start(MapJob(kind=JobKind.WINDOW, run=run))
 
     def _merge(self, finished: Sequence[FinishedJob]) -> None:
         """Brings results of jobs into the map; those that were abandoned are dropped."""
         for one in finished:
             slot = self._adjustment if one.job.kind is JobKind.GLOBAL_ADJUSTMENT else self._window
-            if one.failure:
+            if one.failure is not None:
                 self._warn(f"{one.job.kind.value} failed: {one.failure}")
             if not slot.release(one.job) or one.result is None:
                 continue
@@ -616,6 +611,7 @@ class Mapper:
         jobs: tuple[MapJob, ...] = (),
         wants_view: bool,
     ) -> MappingStep:
+        view = self.view() if wants_view and self._is_initialized else None
         new_poses, self._new_poses = tuple(self._new_poses), []
         due = (self._adjustment.due, self._window.due)
         return MappingStep(
@@ -624,7 +620,7 @@ class Mapper:
             jobs=jobs,
             due=tuple(job for job in due if job is not None),
             counts=self._counts(),
-            view=self.view() if wants_view and self._is_initialized else None,
+            view=view,
         )
 
     def _counts(self) -> MapCounts:
@@ -791,6 +787,19 @@ class Mapper:
                 is_applied=is_applied,
             )
         )
+
+
+def _solve_adjustment(
+    adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
+) -> GlobalAdjustment:
+    """Adjusts a private copy of the map; the job of another thread."""
+    solve_globally(
+        adjustment.reconstruction,
+        constant_camera_ids=adjustment.constant_camera_ids,
+        max_iterations=max_iterations,
+        num_threads=num_threads,
+    )
+    return adjustment
 
 
 def _growth_config(config: Config, *, is_final: bool) -> GrowthConfig:

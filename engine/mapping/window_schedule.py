@@ -23,6 +23,11 @@ from engine.ports import EventSink, WindowSolver
 from engine.types import FrameId
 
 
+def solve_job(job: WindowJob, *, solve: WindowSolver) -> SolvedWindow:
+    """Solves a window on the calling thread, which may be any."""
+    return SolvedWindow(job=job, estimate=solve(job.problem))
+
+
 class WindowRefinement:
     """Chooses windows of the map and tries their results on it.
 
@@ -61,10 +66,6 @@ class WindowRefinement:
         window = newest_window(self._graph, sparse_map, config=self._config)
         return make_job(self._graph, sparse_map, window)
 
-    def solve(self, job: WindowJob) -> SolvedWindow:
-        """Solves a window on the calling thread, which may be any."""
-        return SolvedWindow(job=job, estimate=self._solve(job.problem))
-
     def merge(self, sparse_map: SparseMap, solved: SolvedWindow) -> WindowMerge:
         """Tries a window of the newest keyframes on the map."""
         merge = self._try(sparse_map, solved)
@@ -97,7 +98,7 @@ class WindowRefinement:
 
     def _solve_and_try(self, sparse_map: SparseMap, window: Window) -> WindowMerge | None:
         job = make_job(self._graph, sparse_map, window)
-        return None if job is None else self._try(sparse_map, self.solve(job))
+        return None if job is None else self._try(sparse_map, solve_job(job, solve=self._solve))
 
     def _try(self, sparse_map: SparseMap, solved: SolvedWindow) -> WindowMerge:
         merge = try_window(sparse_map, solved.job, solved.estimate, config=self._merging)

@@ -37,7 +37,7 @@ class MatchedKeyframe:
     pairs: tuple[VerifiedPair, ...]  # with earlier keyframes, those that hold
     changed_features: tuple[Features, ...]  # keypoint tables that changed, of any keyframe
     focal_lengths_px: tuple[tuple[FrameId, float], ...]  # that the matcher saw in keyframes
-    failure: str = ""  # of the matcher, in words
+    failure: str | None = None  # of the matcher, in words
 
 
 class PairMatching:
@@ -91,11 +91,14 @@ class PairMatching:
         Returns:
             The pairs that hold; when the matcher fails, those that held before it did, and why.
         """
-        failure = ""
+        failure = None
         try:
             pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
         except InferenceError as error:
-            pairs, failure = list(self._graph.verified_pairs(frame_id)), str(error)
+            pairs, failure = (
+                list(self._graph.verified_pairs(frame_id)),
+                str(error) or type(error).__name__,
+            )
         changed, self._changed = tuple(self._changed.values()), {}
         seen, self._seen_focal_lengths = tuple(self._seen_focal_lengths), []
         return MatchedKeyframe(

@@ -50,8 +50,8 @@ class RunStatistics:
         self._counts[type(event)] += 1
         match event:
             case FrameDropped():
-                self._dropped[event.reason] += 1
-                self._num_never_frames += event.frame_id is None
+                self._dropped[event.reason] += event.num_frames
+                self._num_never_frames += event.num_frames if event.frame_id is None else 0
             case FramePosed():
                 if event.is_first:
                     self._frame_latency_s.append(event.latency_s)

@@ -95,7 +95,7 @@ class MapJobs:
         try:
             return FinishedJob(job=job, result=await running.result())
         except (RuntimeError, ValueError) as error:  # what COLMAP and PyTorch raise
-            return FinishedJob(job=job, result=None, failure=str(error))
+            return FinishedJob(job=job, result=None, failure=str(error) or type(error).__name__)
 
     async def _abandon(self, kind: JobKind) -> None:
         if kind in self._running:

@@ -137,6 +137,7 @@ class Engine:
                     await self._attempt(self._finish_map(), what="finishing the map")
                 await self._attempt(self._save_poses(), what="saving the trajectory")
                 await self._attempt(self._save_map(), what="saving the map")
+                await self._attempt(self._show_map(), what="showing the map")
             return await self._close()
 
     def stop(self) -> None:
@@ -151,7 +152,8 @@ class Engine:
             group.create_task(self._ingest(), name="ingestion")
             group.create_task(self._track(), name="tracking")
             mapping = group.create_task(self._map(), name="mapping")
-        await self._ingestion.drop_waiting(detail=_BROKEN_OFF)
+        dropping = self._ingestion.drop_waiting(detail=_BROKEN_OFF)
+        await self._attempt(dropping, what="dropping what waits")
         return mapping.result()
 
     async def _ingest(self) -> None:
@@ -183,8 +185,7 @@ class Engine:
         await self._publisher.publish_step(await self._mapper.call(Mapper.finish, finished))
 
     async def _save_poses(self) -> None:
-        step = await self._mapper.call(Mapper.report, wants_view=self._views.has_views)
-        await self._publisher.publish_step(step)
+        await self._publisher.publish_step(await self._mapper.call(Mapper.report))
         trajectory = await self._mapper.call(Mapper.trajectory)
         await self._writer.schedule(functools.partial(self._recorder.trajectory, trajectory))
 
@@ -192,6 +193,11 @@ class Engine:
         cameras = await self._mapper.call(Mapper.cameras)
         await self._writer.schedule(functools.partial(self._recorder.cameras_calibrated, cameras))
         await self._snapshots.write_final()
+
+    async def _show_map(self) -> None:
+        if self._views.has_views:
+            step = await self._mapper.call(Mapper.report, wants_view=True)
+            await self._publisher.publish_step(step)
 
     async def _close(self) -> RunOutcome:
         """Reports the run and closes everything, whatever fails in the report."""
@@ -308,10 +314,10 @@ class Engine:
         ) = self._threads
         self._events = EventQueue()
         self._statistics = RunStatistics()
-        self._views = ViewDispatcher(views, config.views)
         self._recorder = Recorder(
             folder, snapshots=config.snapshots, runtime=config.runtime, emit=self._events
         )
+        self._views = ViewDispatcher(views, config.views)
         self._writer = Writer(self._io_thread, failed=functools.partial(self._fail, "writing"))
         self._publisher = Publisher(
             events=self._events,
@@ -337,6 +343,7 @@ class Engine:
             writer=self._writer,
             events=self._events,
             publish=self._publisher.publish_events,
+            failed=functools.partial(self._fail, "reading the sources"),
             max_gps_gap_s=config.georeference.max_gap_s,
             max_frames=config.sources.max_frames,
         )

@@ -40,17 +40,24 @@ async def run_in(
 class ThreadOwned(Generic[Owned]):
     """An object that is made on a thread of its own and can be used there alone.
 
-    The thread runs one call at a time, in order; nobody else has a reference to the object.
+    The thread runs one call at a time, in order. The object is reached through `call` alone.
 
     Args:
         make: makes the object.
         name: of the thread.
+
+    Raises:
+        Whatever ``make`` raises.
     """
 
     def __init__(self, make: Callable[[], Owned], *, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._owned = self._thread.submit(make)
-        self._owned.exception()  # waits until it is made
+        try:
+            self._owned.result()
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
 
     async def call(
         self,

@@ -58,8 +58,9 @@ class Ingestion:
         decoding_thread: runs one call at a time.
         recorder: writes a row of every frame; called through the writer.
         writer: runs writes in order.
-        events: takes facts.
-        publish: passes facts on; called where no frame follows that would bring it about.
+        events: takes the events.
+        publish: publishes them; called where no frame follows that would do it.
+        failed: is called with what broke decoding; the frame is dropped.
         max_gps_gap_s: positions farther apart in time are not interpolated.
         max_frames: readable frames after which a source ends; 0: never.
     """
@@ -74,6 +75,7 @@ class Ingestion:
         writer: Writer,
         events: EventQueue,
         publish: Callable[[], Awaitable[None]],
+        failed: Callable[[Exception], None],
         max_gps_gap_s: float,
         max_frames: int = 0,
     ) -> None:
@@ -86,6 +88,7 @@ class Ingestion:
         self._writer = writer
         self._events = events
         self._publish = publish
+        self._failed = failed
         self._max_frames = max_frames
         self._num_frames = [0 for _ in sources]
         self._stops = [asyncio.Event() for _ in sources]
@@ -200,12 +203,15 @@ class Ingestion:
         return None
 
     async def _decode(self, queued: Queued, arrival: Arrival) -> Frame | None:
-        decoded: Frame | RejectedFrame | None = None
+        decoded: Frame | RejectedFrame
         try:
             decoded = await run_in(self._decoding_thread, arrival.decode)
-        finally:
-            if decoded is None:
-                self._queue.put_back(queued)
+        except asyncio.CancelledError:
+            self._queue.put_back(queued)
+            raise
+        except Exception as error:  # a task boundary: what arrived before is still mapped
+            self._failed(error)
+            decoded = arrival.rejected(DropReason.FAILED, f"{type(error).__name__}: {error}")
         if isinstance(decoded, RejectedFrame):
             if not self._queue.reject(queued, decoded):
                 await self._take_in(decoded, queued.source_idx)
@@ -248,8 +254,11 @@ class Ingestion:
 
     async def drop_waiting(self, *, detail: str) -> None:
         """Counts and records what waits and will not have its turn any more."""
-        if self._ahead is not None:
-            await asyncio.wait((self._ahead,))
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            await asyncio.wait((ahead,))
+            if not ahead.cancelled() and isinstance(error := ahead.exception(), Exception):
+                self._failed(error)
         for queued in self._queue.take_waiting():
             if isinstance(queued.item, Arrival):
                 rejected = queued.item.rejected(DropReason.STOPPED, detail)
@@ -265,10 +274,10 @@ class Ingestion:
                 self._positions[source_idx].add(item)
             case RejectedFrame():
                 rejected = self._named(item, source_idx)
-                self._events.frame_dropped(rejected, reason=rejected.reason, detail=rejected.detail)
                 await self._writer.schedule(
                     functools.partial(self._recorder.frame_arrived, rejected)
                 )
+                self._events.frame_rejected(rejected)
                 await self._publish()
 
     async def _take_in_notice(self, notice: SourceNotice) -> None:

@@ -13,10 +13,10 @@ is ready for it. A lane is a source, or one camera of a live source.
   decoding, and its pixels count until they are given back. Waiting arrivals and pixels share one
   limit of memory; a lone frame always passes, and one frame may exceed it, because its size in
   pixels is known only once it is decoded.
-- Every drop is reported as a rejected frame, with its reason. Of a live source, notices, positions
-  and rejected frames do not wait behind arrivals; so many of each are kept. When frames are
-  rejected faster than anybody could read, one that is reported carries the number of those that
-  are not. Notices and positions beyond that number are forgotten, oldest first.
+- Every drop is reported as a rejected frame, with its reason, and counted. Of a live source,
+  notices, positions and rejected frames do not wait behind arrivals; so many of each are kept. When
+  frames are rejected faster than anybody could read, one that is reported stands for those that are
+  not listed (``num_frames``). Notices and positions beyond that number are forgotten, oldest first.
 
 Nothing else stands between a thread that receives and the event loop: such a thread takes a lock,
 adds, and wakes the loop unless it is about to wake already. So memory is bounded however late the
@@ -164,7 +164,7 @@ class ArrivalQueue:
 
         def offer(item: Received) -> None:
             with self._lock:
-                is_late = self._has_ended or source_idx in self._closed
+                is_late = source_idx in self._closed
                 if is_late and not isinstance(item, GpsReading):  # of frames decoded later
                     return
                 self._offer(source_idx, item)
@@ -334,6 +334,10 @@ class ArrivalQueue:
                 )
 
     def _offer_arrival(self, queued: Queued, arrival: Arrival, reports: _Reports) -> None:
+        if self._is_broken_off:
+            detail = "the run broke off before its turn"
+            reports.reject(arrival.rejected(DropReason.STOPPED, detail))
+            return
         if self._is_paused:
             reports.reject(arrival.rejected(DropReason.PAUSED, "the run is paused"))
             return
@@ -457,7 +461,8 @@ class _Allowance:
 def _summed(rejected: RejectedFrame, num: int) -> RejectedFrame:
     if not num:
         return rejected
-    return replace(rejected, detail=f"{rejected.detail}; and {num:,} before it that are not listed")
+    detail = f"{rejected.detail}; and {num:,} before it that are not listed"
+    return replace(rejected, detail=detail, num_frames=1 + num)
 
 
 # -- tracking to mapping --------------------------------------------------------------------------
@@ -552,8 +557,8 @@ class MappingQueue:
 class EventQueue:
     """An ``EventSink`` that stamps events and keeps them, in order, until the loop takes them.
 
-    Any thread may emit: appending to a deque is atomic. Nothing is dropped; the loop takes all
-    events after every frame.
+    Any thread may emit: appending to a deque is atomic. Nothing is dropped: the loop takes all
+    events after every frame, so it grows as far as one step of the mapper emits.
     """
 
     def __init__(self) -> None:
@@ -572,19 +577,32 @@ class EventQueue:
         """Emits that something is degraded."""
         self(Warned(message=message))
 
-    def frame_dropped(
-        self, frame: Frame | RejectedFrame, *, reason: DropReason, detail: str
-    ) -> None:
-        """Emits that a frame was not used."""
+    def frame_dropped(self, frame: Frame, *, reason: DropReason, detail: str) -> None:
+        """Emits that a decoded frame was not used."""
         self(
             FrameDropped(
-                frame_id=frame.frame_id if isinstance(frame, Frame) else None,
+                frame_id=frame.frame_id,
                 source=frame.source,
                 index=frame.index,
                 name=frame.name,
                 captured_at_s=frame.captured_at_s,
                 reason=reason,
                 detail=detail,
+            )
+        )
+
+    def frame_rejected(self, rejected: RejectedFrame) -> None:
+        """Emits that a frame, and those that it stands for, were never decoded or unreadable."""
+        self(
+            FrameDropped(
+                frame_id=None,
+                source=rejected.source,
+                index=rejected.index,
+                name=rejected.name,
+                captured_at_s=rejected.captured_at_s,
+                reason=rejected.reason,
+                detail=rejected.detail,
+                num_frames=rejected.num_frames,
             )
         )
 

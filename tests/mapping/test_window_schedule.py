@@ -10,7 +10,7 @@ import pytest
 from engine.config import LocalBundleAdjustmentConfig, RegistrationConfig, WindowConfig
 from engine.events import Event, WindowPurpose, WindowSolved, WindowVerdict
 from engine.mapping.window_merging import WindowMergeConfig
-from engine.mapping.window_schedule import WindowRefinement
+from engine.mapping.window_schedule import WindowRefinement, solve_job
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId
 from engine.window_types import WindowStatus
@@ -57,7 +57,7 @@ def test_a_window_of_the_newest_keyframes_is_due_once_and_its_result_is_reported
     job = refinement.windows.start_if_due(sparse_map)
     assert job is not None
     assert refinement.windows.start_if_due(sparse_map) is None  # no keyframe came since
-    solved = refinement.windows.solve(job)
+    solved = solve_job(job, solve=refinement.windows._solve)
     assert refinement.emitted == []
     merge = refinement.windows.merge(sparse_map, solved)
     (event,) = refinement.emitted
@@ -81,7 +81,7 @@ def test_windows_come_later_while_they_change_nothing() -> None:
     refinement = Refinement(graph)
     job = refinement.windows.start_if_due(sparse_map)
     assert job is not None
-    solved = refinement.windows.solve(job)
+    solved = solve_job(job, solve=refinement.windows._solve)
     unsolved = replace(solved.estimate, status=WindowStatus.NO_PARALLAX)
     refinement.windows.merge(sparse_map, replace(solved, estimate=unsolved))
     assert refinement.emitted[0].verdict is WindowVerdict.NOT_SOLVED

@@ -75,7 +75,7 @@ def match_next(matching: PairMatching, keyframe: Keyframe) -> MatchedKeyframe:
 def changes_since(matching: PairMatching, frame_id: int) -> tuple[Features, ...]:
     """The tables that changed, from a match of a keyframe that has no candidates left."""
     matched = matching.match_keyframe(FrameId(frame_id))
-    assert matched.failure == ""
+    assert matched.failure is None
     return matched.changed_features
 
 
@@ -134,7 +134,7 @@ def test_no_candidates_give_no_pairs() -> None:
     matching = matching_over(graph, matcher, keyframes_of(world))
     assert matching.match_pairs([]) == []
     matched = matching.match_keyframe(FrameId(1))
-    assert (matched.frame_id, matched.pairs, matched.failure) == (1, (), "")
+    assert (matched.frame_id, matched.pairs, matched.failure) == (1, (), None)
     assert not any(matcher.calls)
 
 

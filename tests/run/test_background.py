@@ -116,7 +116,7 @@ def test_a_result_is_taken_when_it_is_due_and_once(thread: ThreadPoolExecutor) -
         (finished,) = await jobs.finished([job], wait=True)
         assert finished.job is job
         assert finished.result is result
-        assert finished.failure == ""
+        assert finished.failure is None
         assert await jobs.finished([job], wait=True) == []
         assert await jobs.all_finished() == []
 

@@ -158,17 +158,17 @@ def test_events_are_stamped_when_they_are_emitted_and_taken_once_in_order() -> N
 
 def test_a_dropped_frame_is_reported_with_all_that_is_known_of_it() -> None:
     events = EventQueue()
-    frame = rejected(7)
-    events.frame_dropped(frame, reason=DropReason.TOO_LARGE, detail="9 x 9 px")
+    frame = replace(rejected(7), reason=DropReason.TOO_LARGE, detail="9 x 9 px", num_frames=3)
+    events.frame_rejected(frame)
     events.frame_dropped(frame_of(4), reason=DropReason.OVERLOAD, detail="too many")
     unread, late = events.take()
     assert isinstance(unread, FrameDropped)
     assert (unread.source, unread.index, unread.name) == (frame.source, 7, frame.name)
     assert unread.captured_at_s == frame.captured_at_s
     assert (unread.reason, unread.detail) == (DropReason.TOO_LARGE, "9 x 9 px")
-    assert unread.frame_id is None
+    assert (unread.frame_id, unread.num_frames) == (None, 3)
     assert isinstance(late, FrameDropped)
-    assert late.frame_id == 4
+    assert (late.frame_id, late.num_frames) == (4, 1)
 
 
 def test_events_of_several_threads_are_all_taken_and_each_thread_s_in_order() -> None:
