@@ -58,8 +58,8 @@ class Ingestion:
         decoding_thread: runs one call at a time.
         recorder: writes a row of every frame; called through the writer.
         writer: runs writes in order.
-        events: takes facts.
-        publish: passes facts on; called where no frame follows that would bring it about.
+        events: takes events.
+        publish: publishes events; called where no frame follows that would bring it about.
         max_gps_gap_s: positions farther apart in time are not interpolated.
         max_frames: readable frames after which a source ends; 0: never.
     """
