@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -194,6 +195,27 @@ def test_breaking_off_wakes_who_waits_for_room_and_nothing_is_taken_any_more() -
         assert queue.used_bytes == 0
 
     run(test())
+
+
+def test_what_a_live_source_still_sends_after_a_run_broke_off_is_reported() -> None:
+    async def test() -> None:
+        queue = queue_of()
+        sink = queue.sink(0)
+        queue.break_off()
+        sink(arrival(1))
+        sink(NOTICE)
+        assert await queue.get() is None
+        stopped, notice = sorted(await reports(queue), key=lambda one: one is NOTICE)
+        assert isinstance(stopped, RejectedFrame)
+        assert (stopped.index, stopped.reason) == (1, DropReason.STOPPED)
+        assert notice is NOTICE
+
+    run(test())
+
+
+def test_a_dropped_arrival_says_which_camera_sent_it() -> None:
+    rejected_frame = replace(arrival(1), origin="site/a").rejected(DropReason.OVERLOAD, "behind")
+    assert rejected_frame.detail == "site/a: behind"
 
 
 def test_what_was_taken_and_not_used_is_the_first_again() -> None:
@@ -456,6 +478,7 @@ def test_every_rejected_frame_is_reported_or_in_a_sum() -> None:
             int(item.detail.split(" and ")[1].split(" ")[0].replace(",", "")) for item in unlisted
         )
         assert len(items) + num_unlisted == 5_003
+        assert sum(item.num_frames for item in items) == 5_003
         assert {item.reason for item in items} == {DropReason.UNREADABLE, DropReason.TOO_LARGE}
 
     run(test())

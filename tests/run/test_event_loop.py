@@ -97,18 +97,13 @@ def test_an_error_of_a_call_reaches_its_caller_and_later_calls_are_done() -> Non
     run(test())
 
 
-def test_an_error_of_making_an_object_reaches_every_caller() -> None:
+def test_an_object_that_cannot_be_made_is_refused_at_once() -> None:
     def make() -> Owned:
         raise ZeroDivisionError("cannot be made")
 
-    async def test() -> None:
-        owned = ThreadOwned(make, name="owner")
-        for _ in range(2):
-            with pytest.raises(ZeroDivisionError, match="cannot be made"):
-                await owned.call(Owned.add, 1)
-        owned.shutdown()
-
-    run(test())
+    with pytest.raises(ZeroDivisionError, match="cannot be made"):
+        ThreadOwned(make, name="never")
+    assert not [one for one in threading.enumerate() if one.name == "never_0" and one.is_alive()]
 
 
 def test_a_thread_that_is_to_end_does_the_calls_that_wait_and_no_others() -> None:
