@@ -151,6 +151,7 @@ def test_credentials_of_a_stream_are_told_nowhere(
     assert "secret" not in told_by(outcome) + caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("towns_painted_once")
 def test_only_a_source_that_knows_the_truth_gives_it(tmp_path: Path, photos: Path) -> None:
     outcome = launch(QUIET, options(tmp_path / "photos run", photos))
@@ -179,6 +180,7 @@ def oracle_config(**settings: Any) -> Config:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("towns_painted_once")
 def test_the_oracle_is_told_the_truth_of_the_town() -> None:
     config = oracle_config(oracle={"noise_px": 0.0, "outlier_ratio": 0.0}, runtime={"seed": 5})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -69,6 +70,7 @@ def centers_of(poses: Float64Array) -> Float64Array:
     return np.asarray(-np.einsum("nji,nj->ni", poses[:, :, :3], poses[:, :, 3]))
 
 
+@cache
 def poses_of(path: PathName, *, layout: TownLayout, num_frames: int = 300) -> Float64Array:
     return fly(path, layout, num_frames=num_frames, tangents=TANGENTS)
 
@@ -158,6 +160,7 @@ def test_depth_is_that_of_an_independent_ray_caster(town: SyntheticTown) -> None
         assert (rendered[np.isinf(expected)] > 500).all()
 
 
+@pytest.mark.slow
 def test_corners_of_boxes_are_drawn_where_they_project(town: SyntheticTown) -> None:
     frame = town.render(60)
     corners = np.concatenate([box.corners_in_world for box in town.layout.boxes])
@@ -173,6 +176,7 @@ def test_corners_of_boxes_are_drawn_where_they_project(town: SyntheticTown) -> N
     assert num_seen > 0.5 * valid.sum() > 200
 
 
+@pytest.mark.slow
 def test_pixels_carried_by_depth_and_pose_look_the_same_in_another_frame(
     town: SyntheticTown,
 ) -> None:

@@ -30,6 +30,7 @@ from engine.run.engine import RunOutcome, StoppedBy
 from engine.types import FrameId, Uint8Array
 from tests.support.fake_runs import Written, trajectory_lines
 from tests.support.paths import ROOT
+from tests.support.textured_images import random_texture, similarity_about
 from tests.support.waiting import HANG_S, block_until
 
 NUM_PHOTOS = 10
@@ -367,6 +368,13 @@ def town() -> SyntheticTown:
 
 
 @pytest.fixture(scope="module")
+def plain_pictures() -> list[Uint8Array]:
+    """Two pictures full of structure, quickly made, that share nothing."""
+    still = similarity_about((0.0, 0.0))
+    return [random_texture(seed).image(400, 300, image_from_texture=still) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
 def pictures(town: SyntheticTown) -> list[Uint8Array]:
     """Overlapping views of the town."""
     return [town.render(index).pixels for index in range(NUM_PHOTOS)]
@@ -447,28 +455,28 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
     assert "no image in this folder" in warning
 
 
-def test_one_photo_makes_no_map(tmp_path: Path, pictures: Sequence[Uint8Array]) -> None:
+def test_one_photo_makes_no_map(tmp_path: Path, plain_pictures: Sequence[Uint8Array]) -> None:
     out = tmp_path / "run"
-    photo = save(tmp_path / "photo.jpg", pictures[0])
+    photo = save(tmp_path / "photo.jpg", plain_pictures[0])
     written = assert_nothing_made(reconstruct(photo, out), out)
     assert written.statuses == ["keyframe"]
 
 
 def test_the_same_file_twice_is_a_counted_drop(
-    tmp_path: Path, pictures: Sequence[Uint8Array]
+    tmp_path: Path, plain_pictures: Sequence[Uint8Array]
 ) -> None:
     out = tmp_path / "run"
-    folder = save_all(tmp_path / "photos", [pictures[0]] * 2)
+    folder = save_all(tmp_path / "photos", [plain_pictures[0]] * 2)
     written = assert_nothing_made(reconstruct(folder, out), out)
     assert written.statuses == ["keyframe", "dropped:duplicate"]
 
 
 def test_two_photos_from_one_place_make_no_map(
-    tmp_path: Path, pictures: Sequence[Uint8Array]
+    tmp_path: Path, plain_pictures: Sequence[Uint8Array]
 ) -> None:
     out = tmp_path / "run"
-    save(tmp_path / "photos" / "a.png", pictures[0])
-    save(tmp_path / "photos" / "b.jpg", pictures[0])
+    save(tmp_path / "photos" / "a.png", plain_pictures[0])
+    save(tmp_path / "photos" / "b.jpg", plain_pictures[0])
     written = assert_nothing_made(reconstruct(tmp_path / "photos", out), out)
     assert written.statuses == ["keyframe"] * 2
 
@@ -631,9 +639,11 @@ def test_a_truncated_video_is_reconstructed_up_to_where_it_ends(
     assert "file ends" in written.of_kind("FrameDropped")[-1]["detail"]
 
 
-def test_a_video_cut_to_nothing_is_told(tmp_path: Path, pictures: Sequence[Uint8Array]) -> None:
+def test_a_video_cut_to_nothing_is_told(
+    tmp_path: Path, plain_pictures: Sequence[Uint8Array]
+) -> None:
     out = tmp_path / "run"
-    video = write_video(tmp_path / "clip.mp4", pictures[:2])
+    video = write_video(tmp_path / "clip.mp4", plain_pictures[:2])
     video.write_bytes(video.read_bytes()[:40])
     written = assert_nothing_made(reconstruct(video, out), out)
     (warning,) = written.warnings()
@@ -641,10 +651,10 @@ def test_a_video_cut_to_nothing_is_told(tmp_path: Path, pictures: Sequence[Uint8
 
 
 def test_a_folder_that_exists_is_refused_until_it_may_be_replaced(
-    tmp_path: Path, pictures: Sequence[Uint8Array]
+    tmp_path: Path, plain_pictures: Sequence[Uint8Array]
 ) -> None:
     out = tmp_path / "run"
-    photo = save(tmp_path / "photo.jpg", pictures[0])
+    photo = save(tmp_path / "photo.jpg", plain_pictures[0])
     assert reconstruct(photo, out).exit_code == cli.NOTHING_MADE
     refused = reconstruct(photo, out)
     assert refused.exit_code == cli.REFUSED
