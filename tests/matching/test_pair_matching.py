@@ -153,7 +153,7 @@ def test_thresholds_grow_with_the_larger_image() -> None:
 
 def test_a_keyframe_is_matched_around_the_place_it_returns_to() -> None:
     """The ring closes: recognition finds some keyframes of the old place, the rest follow."""
-    world = SyntheticWorld(round_path(32, turns=1.25), noise_px=0.5)
+    world = SyntheticWorld(round_path(32, turns=1.25), density=1.0, noise_px=0.5)
     graph = scene_graph(exhaustive_below=2, temporal_offsets=(1, 2, 3), num_retrieved=2)
     matcher = FakeMatcher(world=world)
     matching = matching_over(graph, matcher)
@@ -199,7 +199,7 @@ Tracks = list[list[tuple[FrameId, int]]]  # frames and rows
 
 @pytest.fixture(scope="module")
 def dense_world() -> SyntheticWorld:
-    return SyntheticWorld(straight_path(NUM_DENSE, step=1.2))
+    return SyntheticWorld(straight_path(NUM_DENSE, step=1.2), density=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

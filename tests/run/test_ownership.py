@@ -58,7 +58,7 @@ HANG_S = 300.0  # a guard, no measure
 MAPPING, MATCHING = "mapping_0", "matching_0"
 NUM_FRAMES = 30
 KEYFRAME_EVERY = 3
-WORLD = SyntheticWorld(straight_path(NUM_FRAMES, step=0.6))
+WORLD = SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), density=1.0)
 KEYFRAMES = WORLD.frame_ids[::KEYFRAME_EVERY]
 NO_SNAPSHOTS = ["snapshots.every_keyframes=0", "snapshots.every_s=0"]  # but the final one
 MUCH_WORK = [
