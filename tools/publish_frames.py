@@ -45,7 +45,7 @@ class Shot:
     """A frame, ready to be sent."""
 
     jpeg: bytes
-    facts: tuple[tuple[str, str], ...]  # user properties
+    properties: tuple[tuple[str, str], ...]  # user properties
 
 
 class Player:
@@ -89,7 +89,7 @@ def _properties(shot: Shot) -> Properties:
     from paho.mqtt.properties import Properties
 
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.UserProperty = [("t_capture", f"{time.time():.6f}"), *shot.facts]
+    properties.UserProperty = [("t_capture", f"{time.time():.6f}"), *shot.properties]
     properties.ContentType = "image/jpeg"
     properties.MessageExpiryInterval = EXPIRY_S
     return properties
@@ -125,13 +125,15 @@ def _shot(arrival: Arrival, *, quality: int) -> Shot | None:
         bgr = cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2BGR)
         _, buffer = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
         jpeg = buffer.tobytes()
-    facts: dict[str, float] = {}
+    properties: dict[str, float] = {}
     if frame.intrinsics_prior is not None:
-        facts["focal_px"] = frame.intrinsics_prior.focal_px
+        properties["focal_px"] = frame.intrinsics_prior.focal_px
     if frame.gps is not None:
-        facts["lat"], facts["lon"] = frame.gps.latitude_deg, frame.gps.longitude_deg
-        facts["alt"] = frame.gps.altitude_m
-    return Shot(jpeg=jpeg, facts=tuple((name, repr(value)) for name, value in facts.items()))
+        properties["lat"], properties["lon"] = frame.gps.latitude_deg, frame.gps.longitude_deg
+        properties["alt"] = frame.gps.altitude_m
+    return Shot(
+        jpeg=jpeg, properties=tuple((name, repr(value)) for name, value in properties.items())
+    )
 
 
 def _report(state: SourceState, detail: str) -> None:

@@ -42,7 +42,7 @@ class PayloadKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Metadata:
     """What a message holds beside the image."""
 
     sender_time_s: float | None = None  # capture time on the sender's clock
@@ -55,7 +55,7 @@ class Unwrapped:
     """The bytes of an encoded image and what came with it."""
 
     image: bytes
-    facts: Facts
+    metadata: Metadata
 
 
 def kind_of(payload: bytes) -> PayloadKind | None:
@@ -76,31 +76,31 @@ def unwrap(payload: bytes, properties: Properties) -> Unwrapped | str:
     What a JSON object holds wins over user properties of the same names.
     """
     kind = kind_of(payload)
-    facts = _facts(properties)
+    metadata = _metadata(properties)
     match kind:
         case None:
             return "neither an image nor base64 nor JSON" if payload else "empty"
         case PayloadKind.IMAGE:
-            return Unwrapped(image=payload, facts=facts)
+            return Unwrapped(image=payload, metadata=metadata)
         case PayloadKind.BASE64 | PayloadKind.DATA_URI:
             image = _from_text(payload)
         case PayloadKind.JSON:
             record = read_json(payload)
             if record is None:
                 return "no valid JSON object"
-            facts = _facts({**properties, **record})
+            metadata = _metadata({**properties, **record})
             texts = [record[name] for name in _IMAGE_NAMES if isinstance(record.get(name), str)]
             if not texts:
                 return f"JSON without a text under {', '.join(_IMAGE_NAMES)}"
             image = _from_text(str(texts[0]).encode(errors="replace"))
     if image is None:
         return f"{kind} that holds no JPEG or PNG"
-    return Unwrapped(image=image, facts=facts)
+    return Unwrapped(image=image, metadata=metadata)
 
 
-def _facts(record: Mapping[str, object]) -> Facts:
+def _metadata(record: Mapping[str, object]) -> Metadata:
     focal_px = read_number(record, _FOCAL_NAME)
-    return Facts(
+    return Metadata(
         sender_time_s=read_time(record),
         position=read_position(record),
         focal_px=focal_px if focal_px is not None and focal_px > 0.0 else None,

@@ -26,7 +26,7 @@ from adapters.mqtt.connection import (
     is_refusal,
     keep_connected,
 )
-from adapters.mqtt.payloads import Facts, Properties, kind_of, unwrap
+from adapters.mqtt.payloads import Metadata, Properties, kind_of, unwrap
 from adapters.mqtt.telemetry import read_telemetry
 from adapters.mqtt.topics import Levels, TopicFilter, printable, telemetry_filter
 from engine.config import Config, SourcesConfig
@@ -250,26 +250,28 @@ class MqttSource:
         if isinstance(image, RefusedImage):
             return self._rejected(message, image)
         with self._lock:
-            camera = self._camera_of(message, image, unwrapped.facts)
+            camera = self._camera_of(message, image, unwrapped.metadata)
         if camera is None:
             return self._rejected(message, self._too_many_cameras())
-        return self._frame(message, image, unwrapped.facts, camera=camera)
+        return self._frame(message, image, unwrapped.metadata, camera=camera)
 
-    def _camera_of(self, message: ImageMessage, image: DecodedImage, facts: Facts) -> Camera | None:
+    def _camera_of(
+        self, message: ImageMessage, image: DecodedImage, metadata: Metadata
+    ) -> Camera | None:
         """The camera that sent an image, its clock set; None when there are too many."""
         height, width = image.pixels.shape[:2]
         known = self._cameras.find(message.topic, width, height)
         camera = known or self._cameras.add(message.topic, message.levels, width, height)
         if camera is not None:
             camera.captured_at_s = camera.clock.tick(
-                facts.sender_time_s, arrived_at_s=message.arrived_at_s
+                metadata.sender_time_s, arrived_at_s=message.arrived_at_s
             )
         if camera is not None and known is None:
             self._positions.catch_up(camera)
         return camera
 
     def _frame(
-        self, message: ImageMessage, image: DecodedImage, facts: Facts, *, camera: Camera
+        self, message: ImageMessage, image: DecodedImage, metadata: Metadata, *, camera: Camera
     ) -> Frame:
         return Frame(
             frame_id=self._next_frame_id(),
@@ -281,17 +283,17 @@ class MqttSource:
             received_at_s=message.received_at_s,
             pixels=image.pixels,
             jpeg=image.jpeg,
-            gps=self._fix_of(facts) or image.exif.gps,
-            intrinsics_prior=_prior_of(facts, image),
+            gps=self._fix_of(metadata) or image.exif.gps,
+            intrinsics_prior=_prior_of(metadata, image),
         )
 
-    def _fix_of(self, facts: Facts) -> GpsFix | None:
-        if facts.position is None:
+    def _fix_of(self, metadata: Metadata) -> GpsFix | None:
+        if metadata.position is None:
             return None
-        if facts.position.fix is None:
+        if metadata.position.fix is None:
             with self._lock:
                 self._positions.count_unusable("a position without altitude")
-        return facts.position.fix
+        return metadata.position.fix
 
 
 def _frame_name(index: int) -> str:
@@ -299,11 +301,11 @@ def _frame_name(index: int) -> str:
     return f"{index:06d}.jpg"
 
 
-def _prior_of(facts: Facts, image: DecodedImage) -> IntrinsicsPrior | None:
+def _prior_of(metadata: Metadata, image: DecodedImage) -> IntrinsicsPrior | None:
     height, width = image.pixels.shape[:2]
     shortest, longest = (ratio * max(width, height) for ratio in PLAUSIBLE_FOCAL_RATIOS)
-    if facts.focal_px is not None and shortest <= facts.focal_px <= longest:
-        return IntrinsicsPrior(focal_px=facts.focal_px)
+    if metadata.focal_px is not None and shortest <= metadata.focal_px <= longest:
+        return IntrinsicsPrior(focal_px=metadata.focal_px)
     return intrinsics_prior(image.exif, width=width, height=height)
 
 

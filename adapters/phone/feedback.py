@@ -1,4 +1,4 @@
-"""What a phone shows the person who holds it: facts of the run in, advice out. No I/O, no clock.
+"""What a phone shows the person who holds it: events of the run in, advice out. No I/O, no clock.
 
 Times are those of the events, so advice follows from these and nothing else.
 """
@@ -200,7 +200,7 @@ class RunFeedback:
             self._progress(picture.phone).blurs.append(picture.blur)
 
     def take(self, event: Event) -> None:
-        """Takes one fact."""
+        """Takes one event."""
         self.version += 1
         match event:
             case FrameReceived() | FrameDropped() | FramePosed() | KeyframeAdded():

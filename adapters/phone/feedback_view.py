@@ -17,7 +17,7 @@ from engine.types import Frame, FrameId, FramePose, MapView
 
 logger = logging.getLogger(__name__)
 
-_MAX_WAITING = 20_000  # facts; when the event loop is that late, the oldest are forgotten
+_MAX_WAITING = 20_000  # events; when the event loop is that late, the oldest are forgotten
 _MAX_PATH_POINTS = 500  # of one phone
 
 
@@ -162,7 +162,7 @@ class FeedbackView:
             self._channel.put(plan)
 
     def show_event(self, event: Event) -> None:
-        """Adds a fact."""
+        """Adds an event."""
         self._channel.put(event)
 
     def close(self) -> None:

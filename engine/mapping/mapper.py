@@ -225,7 +225,6 @@ class Mapper:
         wants_depths = settings.metric_scale != "off" and not self._is_initialized
         return KeyframeToMatch(
             frame_id=keyframe.frame_id,
-            name=keyframe.name,
             wants_pointmaps=wants_focal_length or wants_depths,
         )
 

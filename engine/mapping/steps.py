@@ -19,7 +19,6 @@ class KeyframeToMatch:
     """A keyframe that the mapper holds and that is to be matched next."""
 
     frame_id: FrameId
-    name: str
     wants_pointmaps: bool  # whether the matcher's depths and focal lengths are of use
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapters.mqtt.payloads import Facts, PayloadKind, Unwrapped, kind_of, unwrap
+from adapters.mqtt.payloads import Metadata, PayloadKind, Unwrapped, kind_of, unwrap
 from adapters.mqtt.telemetry import read_json, read_position, read_telemetry, read_time
 from adapters.mqtt.topics import TopicFilter, telemetry_filter
 from engine.errors import ConfigError
@@ -50,7 +50,7 @@ def envelope(**values: Any) -> bytes:
 )
 def test_an_image_is_found_in_its_wrapping(payload: bytes, kind: PayloadKind, image: bytes) -> None:
     assert kind_of(payload) is kind
-    assert unwrapped(payload) == Unwrapped(image=image, facts=Facts())
+    assert unwrapped(payload) == Unwrapped(image=image, metadata=Metadata())
 
 
 @pytest.mark.parametrize(
@@ -101,27 +101,27 @@ def test_text_in_place_of_an_image_is_never_opened(
 
 
 def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
-    facts = unwrapped(
+    metadata = unwrapped(
         envelope(t_capture=1_790_000_000_500, lat=47.5, lon=8.25, alt=410, accuracy=3, focal_px=90)
-    ).facts
-    assert facts.sender_time_s == 1_790_000_000.5
-    assert facts.focal_px == 90.0
-    assert facts.position is not None
-    assert facts.position.fix == GpsFix(
+    ).metadata
+    assert metadata.sender_time_s == 1_790_000_000.5
+    assert metadata.focal_px == 90.0
+    assert metadata.position is not None
+    assert metadata.position.fix == GpsFix(
         latitude_deg=47.5, longitude_deg=8.25, altitude_m=410.0, accuracy_m=3.0
     )
 
 
 def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() -> None:
     properties = {"t_capture": "12.5", "lat": "1", "lon": "2", "alt": "3", "focal_px": "80"}
-    facts = unwrapped(JPEG, **properties).facts
-    assert (facts.sender_time_s, facts.focal_px) == (12.5, 80.0)
-    assert facts.position is not None
-    assert facts.position.altitude_m == 3.0
-    facts = unwrapped(envelope(t_capture=13.0, alt=9.0), **properties).facts
-    assert facts.sender_time_s == 13.0
-    assert facts.position is not None
-    assert facts.position.altitude_m == 9.0
+    metadata = unwrapped(JPEG, **properties).metadata
+    assert (metadata.sender_time_s, metadata.focal_px) == (12.5, 80.0)
+    assert metadata.position is not None
+    assert metadata.position.altitude_m == 3.0
+    metadata = unwrapped(envelope(t_capture=13.0, alt=9.0), **properties).metadata
+    assert metadata.sender_time_s == 13.0
+    assert metadata.position is not None
+    assert metadata.position.altitude_m == 9.0
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() ->
     ],
 )
 def test_values_that_cannot_be_are_as_if_they_were_not_told(values: dict[str, str]) -> None:
-    assert unwrapped(JPEG, **values).facts == Facts()
-    assert unwrapped(envelope(**values)).facts == Facts()
+    assert unwrapped(JPEG, **values).metadata == Metadata()
+    assert unwrapped(envelope(**values)).metadata == Metadata()
 
 
 @pytest.mark.parametrize(

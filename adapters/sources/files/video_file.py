@@ -132,13 +132,9 @@ class VideoFile:
     def _frame(
         self, index: int, decoded: VideoFrame, *, captured_at_s: float, received_at_s: float
     ) -> Frame | RejectedFrame:
-        import av
-
-        try:
-            pixels = upright_rgb(decoded)
-        except av.error.FFmpegError as error:
-            detail = f"pixels of type {decoded.format.name} do not become RGB: {error.strerror}"
-            return self._rejected(index, detail, captured_at_s=captured_at_s)
+        pixels = upright_rgb(decoded)
+        if isinstance(pixels, str):
+            return self._rejected(index, pixels, captured_at_s=captured_at_s)
         height, width = pixels.shape[:2]
         return Frame(
             frame_id=self._next_frame_id(),

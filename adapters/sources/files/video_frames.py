@@ -54,7 +54,15 @@ def num_bytes_of(decoded: VideoFrame) -> int:
     return sum(plane.buffer_size for plane in decoded.planes)
 
 
-def upright_rgb(decoded: VideoFrame) -> Uint8Array:
-    """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees."""
-    pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
+def upright_rgb(decoded: VideoFrame) -> Uint8Array | str:
+    """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees.
+
+    Or why there are none, in words.
+    """
+    import av
+
+    try:
+        pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
+    except av.error.FFmpegError as error:
+        return f"pixels of type {decoded.format.name} do not become RGB: {error.strerror}"
     return np.rot90(pixels, round(decoded.rotation / 90))

@@ -130,16 +130,13 @@ class LiveStream:
         )
 
     def _from_video(self, undecoded: UndecodedFrame, decoded: VideoFrame) -> Frame | RejectedFrame:
-        import av
 
         refused = refused_by_size(decoded.width, decoded.height, config=self._sources)
         if refused is not None:
             return self._rejected(undecoded, refused.reason, refused.detail)
-        try:
-            pixels = upright_rgb(decoded)
-        except av.error.FFmpegError as error:
-            detail = f"pixels of type {decoded.format.name} do not become RGB: {error.strerror}"
-            return self._rejected(undecoded, DropReason.UNREADABLE, detail)
+        pixels = upright_rgb(decoded)
+        if isinstance(pixels, str):
+            return self._rejected(undecoded, DropReason.UNREADABLE, pixels)
         return self._frame(undecoded, pixels)
 
     def _frame(

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import math
 import threading
+import types
 import wave
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from av.stream import Disposition
 
 from adapters.sources.files import video_file
 from adapters.sources.files.video_file import CaptureClock, VideoFile
+from adapters.sources.files.video_frames import upright_rgb
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.geo.gps_tracks import GpsTracks
@@ -31,6 +33,7 @@ from engine.types import (
     RejectedFrame,
     SourceNotice,
     SourceState,
+    Uint8Array,
 )
 from tests.support.paths import REAL_SETS
 from tests.support.received import Decoded, items_of
@@ -416,3 +419,34 @@ def test_a_real_video_is_read_at_its_frame_rate() -> None:
     assert {(frame.width, frame.height) for frame in frames} == {(640, 480)}
     for frame in frames:
         assert math.isclose(frame.captured_at_s, frame.index / 30, abs_tol=1e-6)
+
+
+class Unconvertible:
+    """A decoded picture of a type that FFmpeg's scaler refuses."""
+
+    format = types.SimpleNamespace(name="bayer")
+    rotation = 0
+
+    def to_ndarray(self, *, format: str) -> None:
+        raise av.error.ArgumentError(22, f"not to {format}")
+
+
+def test_pixels_that_do_not_become_rgb_say_why() -> None:
+    why = upright_rgb(cast("av.VideoFrame", Unconvertible()))
+    assert why == "pixels of type bayer do not become RGB: not to rgb24"
+
+
+def test_a_frame_whose_pixels_do_not_become_rgb_is_rejected_and_the_others_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[object] = []
+
+    def convert(decoded: av.VideoFrame) -> Uint8Array | str:
+        converted.append(decoded)
+        return "no RGB" if len(converted) == 2 else upright_rgb(decoded)
+
+    monkeypatch.setattr(video_file, "upright_rgb", convert)
+    items = read(open_video(write_video(tmp_path / "clip.mp4")))
+    (rejected,) = rejected_of(items)
+    assert (rejected.index, rejected.detail) == (1, "no RGB")
+    assert [frame.index for frame in frames_of(items)][:3] == [0, 2, 3]

@@ -18,7 +18,6 @@ from contextlib import ExitStack, aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import av
 import numpy as np
 import pytest
 
@@ -371,17 +370,14 @@ def test_a_format_that_ffmpeg_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_pixels_that_do_not_become_rgb_are_counted(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: av.VideoFrame) -> None:
-        raise av.error.ArgumentError(22, "Invalid argument")
-
-    monkeypatch.setattr(live_stream, "upright_rgb", fail)
+    monkeypatch.setattr(live_stream, "upright_rgb", lambda _: "no RGB")
     with listening() as (url, spec), pushing(clip, url):
         items = read(
             open_stream(spec),
             until=lambda items: getattr(items[-1], "reason", "") is DropReason.UNREADABLE,
         )
     rejected = of_kind(items, RejectedFrame)[-1]
-    assert rejected.detail == "pixels of type yuv420p do not become RGB: Invalid argument"
+    assert rejected.detail == "no RGB"
 
 
 # -- credentials ----------------------------------------------------------------------------------
