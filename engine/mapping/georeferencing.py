@@ -15,10 +15,11 @@ from engine.events import Georeferenced, Warned
 from engine.geo.georeference import (
     Georeference,
     estimate_georeference,
+    gps_rmse_m,
     positions_in_enu,
     to_enu,
 )
-from engine.geometry import pose_in_other_world
+from engine.geometry import camera_center, pose_in_other_world
 from engine.mapping.bundle_adjustment import merge_global_adjustment, start_global_adjustment
 from engine.mapping.position_adjustment import PositionAdjustment, adjust_with_positions
 from engine.mapping.sparse_map import SparseMap
@@ -30,7 +31,13 @@ logger = logging.getLogger(__name__)
 _MAX_BEND_RATIO = 0.05  # of a map, by its extent
 _MAX_NAMED = 8  # keyframes with wrong positions, in a message
 
-PositionOf = Callable[[Keyframe], GpsFix | None]
+FixAt = Callable[[str, float], GpsFix | None]
+
+
+def no_fix(camera_key: str, captured_at_s: float) -> GpsFix | None:
+    """The position of a camera beside whose frames no readings came."""
+    del camera_key, captured_at_s
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,7 +88,8 @@ class Georeferencing:
         config: thresholds, and what is wanted.
         final_iterations: of the bundle adjustment with positions.
         runtime: seed and threads.
-        position_of: where a keyframe was taken, as far as it is known by now.
+        fix_at: the GPS position of a camera (by its key) at a capture time, from readings beside
+            its frames.
         emit: takes the events.
     """
 
@@ -91,13 +99,13 @@ class Georeferencing:
         *,
         final_iterations: int,
         runtime: RuntimeConfig,
-        position_of: PositionOf,
+        fix_at: FixAt,
         emit: EventSink,
     ) -> None:
         self._config = config
         self._final_iterations = final_iterations
         self._runtime = runtime
-        self._position_of = position_of
+        self._fix_at = fix_at
         self._emit = emit
         self._placement: Placement | None = None
         self._origin: GpsFix | None = None  # of the first placement, for good
@@ -169,6 +177,21 @@ class Georeferencing:
             to_enu(reconstruction, found)
         return self._config.metric_map
 
+    def rmse_m(self, sparse_map: SparseMap) -> float | None:
+        """How far registered keyframes are from their GPS positions, wrong ones left out.
+
+        None without enough of them.
+        """
+        if self._placement is not None:
+            return self._placement.georeference.rmse_m
+        known = {
+            i: fix
+            for i in sparse_map.registered_ids
+            if (fix := self._position_of(sparse_map.keyframe(i))) is not None
+        }
+        poses = np.array([sparse_map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
+        return gps_rmse_m(camera_center(poses), list(known.values()))
+
     def _place(self, sparse_map: SparseMap, *, max_error_ratio: float = 0.0) -> Placement | None:
         """Where the map lies now.
 
@@ -202,6 +225,12 @@ class Georeferencing:
             frame_ids=frame_ids,
             names=tuple(keyframe.name for keyframe in known),
         )
+
+    def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
+        """Positions beside the frames are known better later, when those after them came, too."""
+        if keyframe.gps is not None and not keyframe.gps.is_provisional:
+            return keyframe.gps
+        return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
 
     def _fixes(self, sparse_map: SparseMap, frame_ids: Sequence[FrameId]) -> list[GpsFix]:
         fixes = [self._position_of(sparse_map.keyframe(i)) for i in frame_ids]

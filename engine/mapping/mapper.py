@@ -21,7 +21,7 @@ import copy
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pycolmap
@@ -40,7 +40,7 @@ from engine.events import (
     RegistrationFailed,
     Warned,
 )
-from engine.geo.georeference import Georeference, gps_rmse_m
+from engine.geo.georeference import Georeference
 from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
@@ -51,7 +51,7 @@ from engine.mapping.bundle_adjustment import (
 )
 from engine.mapping.cameras import CameraCalibration
 from engine.mapping.frame_posing import FramePoser
-from engine.mapping.georeferencing import Georeferencing
+from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
     GrowthConfig,
     adjust_in_place,
@@ -82,7 +82,6 @@ from engine.types import (
     Features,
     FrameId,
     FramePose,
-    GpsFix,
     ImagePair,
     Keyframe,
     MapView,
@@ -94,13 +93,6 @@ from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window as solve
 
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
-
-FixAt = Callable[[str, float], GpsFix | None]
-
-
-def _no_fix(camera_key: str, captured_at_s: float) -> GpsFix | None:
-    del camera_key, captured_at_s
-    return None
 
 
 class Mapper:
@@ -127,13 +119,12 @@ class Mapper:
         matching: PairMatching,
         emit: EventSink,
         solve_window: WindowSolver | None = None,
-        fix_at: FixAt = _no_fix,
+        fix_at: FixAt = no_fix,
     ) -> None:
         self._config = config
         self._graph = graph
         self._matching = matching
         self._emit = emit
-        self._fix_at = fix_at
         self._map = self._new_map()
         self._separate_maps: list[SparseMap] = []
         self._num_maps = 0  # adopted so far, each fuller than the one before
@@ -169,7 +160,7 @@ class Mapper:
             config.georeference,
             final_iterations=config.global_bundle_adjustment.final_iterations,
             runtime=config.runtime,
-            position_of=self._position_of,
+            fix_at=fix_at,
             emit=emit,
         )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
@@ -583,7 +574,7 @@ class Mapper:
             num_interpolated_frames=self._poser.num_interpolated(self._map),
             num_components=int(self._is_initialized) + len(self._separate_maps),
             placement=self._georeferencing.placement,
-            gps_rmse_m=self._gps_rmse_m(),
+            gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
         )
 
@@ -732,27 +723,6 @@ class Mapper:
         self._graph.set_registered(frame_id, is_registered)
         if is_registered:
             self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
-
-    def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
-        """Positions beside the frames are known better later, when those after them came, too."""
-        if keyframe.gps is not None and not keyframe.gps.is_provisional:
-            return keyframe.gps
-        return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
-
-    def _gps_rmse_m(self) -> float | None:
-        """How far registered keyframes are from their GPS positions, wrong ones left out.
-
-        None without enough of them.
-        """
-        if self._georeferencing.placement is not None:
-            return self._georeferencing.placement.georeference.rmse_m
-        known = {
-            i: fix
-            for i in self._map.registered_ids
-            if (fix := self._position_of(self._map.keyframe(i))) is not None
-        }
-        poses = np.array([self._map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
-        return gps_rmse_m(camera_center(poses), list(known.values()))
 
     def _metric_scale(self) -> MetricScale | None:
         """How long the map's unit is by the matcher's depths; None when they do not say."""

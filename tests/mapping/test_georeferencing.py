@@ -211,7 +211,7 @@ def test_a_frame_s_own_position_is_not_replaced_by_one_beside_it(loop: Synthetic
         return GpsFix(latitude_deg=50.0, longitude_deg=9.0, altitude_m=0.0)
 
     run = PlacedRun(loop)
-    run.mapper._fix_at = elsewhere
+    run.mapper._georeferencing._fix_at = elsewhere
     copy, placement = the_copy(run)
     assert placement is not None
     assert run.errors_m(copy).max() < 0.3
