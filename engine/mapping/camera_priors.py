@@ -15,6 +15,17 @@ TWO_VIEW_SIGMA_RATIO = 0.15
 
 _MAX_FACTOR = 4.0  # by which a map may contradict a focal length that nobody vouched for
 
+_WORDS = {
+    CalibrationOrigin.CONFIGURED: "as configured",
+    CalibrationOrigin.FILE: "by the calibration file",
+    CalibrationOrigin.KNOWN: "by the source",
+    CalibrationOrigin.EXIF: "by EXIF",
+    CalibrationOrigin.EXIF_35MM: "by EXIF's 35 mm equivalent",
+    CalibrationOrigin.POINTMAPS: "by the matcher",
+    CalibrationOrigin.TWO_VIEW_GEOMETRIES: "by the first pairs",
+    CalibrationOrigin.ASSUMED: "assumed",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraPrior:
@@ -29,6 +40,12 @@ class CameraPrior:
     min_focal_px: float
     max_focal_px: float
     is_constant: bool = False  # bundle adjustment must not change the calibration
+    distortion: tuple[float, ...] = ()  # at the start, in COLMAP's order
+
+    @property
+    def words(self) -> str:
+        """Where the focal length comes from, in words."""
+        return _WORDS[self.origin]
 
     @classmethod
     def of(
@@ -65,6 +82,7 @@ class CameraPrior:
             min_focal_px=min(low_px, focal_px),
             max_focal_px=max(high_px, focal_px),
             is_constant=is_constant,
+            distortion=tuple(float(camera.params[idx]) for idx in camera.extra_params_idxs()),
         )
 
     @classmethod
