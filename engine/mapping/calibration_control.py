@@ -35,7 +35,7 @@ from engine.estimators.intrinsics_evidence import (
 from engine.mapping.camera_priors import CameraPrior
 from engine.types import Float64Array
 
-_MOST_UNCERTAIN = 0.15  # of a focal length: observations that say less decide nothing
+_MOST_UNCERTAIN = 0.35  # of a focal length: observations that say less decide nothing
 _SETTLED_RATIO = 0.3  # of the prior's standard deviation
 _SETTLED_SIGMA_RATIO = 0.03  # and of the focal length
 _SETTLED_KEYFRAMES = 10
@@ -43,7 +43,7 @@ _CONTRADICTION_SIGMAS = 3.0
 _GROWTH = 1.25  # times the keyframes at the last measurement make another worth it
 _LEAST_SHIFT_SIGMAS = 0.5  # of the compromise, which is not worth another solve below
 _LEAST_SHIFT = 2e-3
-_DISPLACEMENT_SIGMA = 0.1  # of the image's corner by the distortion of lenses
+_DISPLACEMENT_SIGMA = 0.15  # of the image's corner by the distortion of lenses
 _ASPECT_SIGMA = 0.02
 _ROUNDING = 1e-9
 _MAX_SOLVES = 3  # of which the last one only refines what nothing was objected to
