@@ -143,6 +143,22 @@ class RunCommand(StrEnum):
     STOP = "stop"  # end the run as the first Ctrl-C does
 
 
+class CalibrationOrigin(StrEnum):
+    """The source of a camera's first calibration, most trusted first."""
+
+    CONFIGURED = "configured"
+    FILE = "file"  # a calibration file
+    KNOWN = "known"  # given completely by the source
+    EXIF = "exif"  # focal length and sensor
+    EXIF_35MM = "exif_35mm"  # the rounded equivalent on 36 x 24 mm film
+    POINTMAPS = "pointmaps"  # of a dense matcher
+    TWO_VIEW_GEOMETRIES = "two_view_geometries"
+    ASSUMED = "assumed"
+
+
+EXIF_FOCAL_SIGMA_RATIO = 0.02  # of focal lengths over a known sensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntrinsicsPrior:
     """What a source knows about its camera.
@@ -153,6 +169,8 @@ class IntrinsicsPrior:
     focal_px: float
     camera_model: str | None = None
     params: tuple[float, ...] | None = None
+    origin: CalibrationOrigin = CalibrationOrigin.EXIF
+    focal_sigma_ratio: float = EXIF_FOCAL_SIGMA_RATIO  # one standard deviation, of the focal length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
