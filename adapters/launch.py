@@ -19,6 +19,7 @@ from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
+    CameraMasks,
     FrameIds,
     InvitesSenders,
     KnowsGroundTruth,
@@ -58,8 +59,8 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
     if nothing else is in it.
 
     Raises:
-        ConfigError: the folder cannot be used, the view cannot be opened, or not one of the sources
-            exists.
+        ConfigError: the folder cannot be used, the view cannot be opened, a mask cannot be read, or
+            not one of the sources exists.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
     """
@@ -117,6 +118,7 @@ async def _run(config: Config, options: LaunchOptions, sources: Sequence[Source]
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
     solve_window = _window_solver(config, options)
+    masks = _camera_masks(config)
     requests = RunRequests()
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
@@ -136,6 +138,7 @@ async def _run(config: Config, options: LaunchOptions, sources: Sequence[Source]
             leave=_leave_at_once,
             requests=requests,
             solve_window=solve_window,
+            masks=masks,
         )
     except EngineError:
         for view in views:
@@ -225,6 +228,19 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
         first_solver=functools.partial(solve_window, config=WindowSolverConfig()),
         read_image=FolderImages(options.path / "images"),
     )
+
+
+def _camera_masks(config: Config) -> CameraMasks | None:
+    """The configured masks of whole cameras.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    if not config.cameras.masks:
+        return None
+    from adapters.images.camera_masks import MaskedCameras
+
+    return MaskedCameras(config.cameras.masks, config=config.sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

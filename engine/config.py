@@ -189,6 +189,10 @@ class CamerasConfig(Section):
     single_camera_per_size: bool = True
     """Whether a folder's images of one size, make and focal length share one calibration. false:
     each image has its own, for collections from many cameras."""
+    masks: dict[str, str] = {}
+    """Mask files of whole cameras, by patterns of camera keys; * and ? stand for any characters,
+    and the last pattern that fits counts. Black is left out, anything else is used. --mask FILE
+    sets {"*": FILE}. {}: none."""
 
 
 class FrameTrackingConfig(Section):

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from engine.events import Event
 from engine.types import (
+    BoolArray,
     Features,
     Float64Array,
     Frame,
@@ -106,6 +107,23 @@ class KnowsGroundTruth(Protocol):
         """Capture time and true ``cam_from_world`` (3, 4), metres, of every frame."""
 
 
+class CameraMasks(Protocol):
+    """Masks that hold for all frames of a camera. One thread at a time."""
+
+    def mask_of(self, camera_key: str, *, size: tuple[int, int]) -> BoolArray | None:
+        """The mask (H, W) of a camera whose frames have this width and height, read-only.
+
+        True where a pixel may be used. None: the camera has no mask. Frames of one size get the
+        same object.
+
+        Raises:
+            SourceError: the camera has a mask, and it does not fit this size.
+        """
+
+    def unused(self) -> list[str]:
+        """What was named and is no camera of the run so far."""
+
+
 class PairMatcher(Protocol):
     """Describes keyframes and matches pairs of them. Blocking.
 
@@ -127,6 +145,8 @@ class PairMatcher(Protocol):
 
     def describe(self, frame: Frame) -> Features:
         """Makes the keypoint table of a keyframe, in px of the original image.
+
+        None of its fixed rows lies under the frame's mask.
 
         Raises:
             InferenceError: the frame cannot be described.

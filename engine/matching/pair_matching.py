@@ -77,7 +77,8 @@ class PairMatching:
             ValueError: the graph holds it already.
         """
         self._graph.add_keyframe(keyframe)
-        self._tables.add(keyframe.features, size=(keyframe.width, keyframe.height))
+        size = (keyframe.width, keyframe.height)
+        self._tables.add(keyframe.features, size=size, mask=keyframe.mask)
 
     def match_keyframe(
         self, frame_id: FrameId, *, wants_pointmaps: bool = False
@@ -159,6 +160,7 @@ class PairMatching:
         sizes = ((first.width, first.height), (second.width, second.height))
         is_dense = bool((matches.matches_idx == NO_ROW).any())
         if is_dense:
+            matches = self._tables.beside_masks(matches)
             matches = select_matches(matches, sizes=sizes, config=self._dense)
         verified = verify_matches(
             matches,

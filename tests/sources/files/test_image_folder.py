@@ -18,7 +18,7 @@ from PIL import Image
 from adapters.sources.files.image_folder import ImageFolder
 from engine.config import SourcesConfig
 from engine.errors import SourceError
-from engine.types import DropReason, Frame, FrameId, RejectedFrame
+from engine.types import Arrival, DropReason, Frame, FrameId, RejectedFrame
 from tests.support.paths import REAL_SETS
 from tests.support.received import items_of
 
@@ -273,7 +273,8 @@ def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:
 
     async def leave() -> None:
         frames = open_folder(tmp_path).frames()
-        assert (await anext(frames)).index == 0
+        first = await anext(frames)
+        assert isinstance(first, Arrival) and first.index == 0
         await frames.aclose()
         for thread in threading.enumerate():
             if thread.name.startswith(THREAD_NAME_START):
