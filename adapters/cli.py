@@ -54,6 +54,14 @@ SettingOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, section.key=value; wins over files."),
 ]
+CalibrationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="[PATTERN=]FILE[#CAMERA]",
+        help="COLMAP cameras.txt, OpenCV, ROS or Kalibr YAML; for cameras that match PATTERN.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
@@ -100,6 +108,7 @@ def run(
     ],
     config: ConfigOption = None,
     settings: SettingOption = None,
+    calibration: CalibrationOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
@@ -109,7 +118,7 @@ def run(
     with _errors_reported():
         refuse_unknown_sources(source)
         outcome = _launch(
-            _load(config, settings),
+            _with_calibrations(_load(config, settings), calibration or []),
             _options(
                 source,
                 out=out or _default_out(source[0]),
@@ -221,6 +230,13 @@ def _load(config: list[str] | None, settings: list[str] | None) -> Config:
     from engine.config import load_config
 
     return load_config(config or [], settings or [])
+
+
+def _with_calibrations(config: Config, specs: list[str]) -> Config:
+    """The configuration with more calibration files, which win over those it has."""
+    calibrations = (*config.cameras.calibrations, *specs)
+    cameras = config.cameras.model_copy(update={"calibrations": calibrations})
+    return config.model_copy(update={"cameras": cameras})
 
 
 def _options(

@@ -187,6 +187,7 @@ class Frame:
     jpeg: bytes | None = None  # the bytes as received, when they decode to `pixels`
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
+    quarter_turns: int = 0  # clockwise, by which stored pixels were turned to be upright
 
     def __post_init__(self) -> None:
         freeze_field(self, "pixels", (None, None, 3), np.uint8)

@@ -101,6 +101,7 @@ class PhotoReader:
             jpeg=image.jpeg,
             gps=image.exif.gps,
             intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
+            quarter_turns=image.exif.quarter_turns,
         )
 
     def _rejected(self, file: PurePosixPath, refused: RefusedImage, *, index: int) -> RejectedFrame:
