@@ -7,10 +7,11 @@ z forward.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NewType
+from typing import Any, NewType, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -173,6 +174,28 @@ class IntrinsicsPrior:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedMask:
+    """A mask in little memory, for as long as its keyframe is of use."""
+
+    width: int  # px
+    height: int
+    data: bytes  # a bit a pixel, line by line, deflated
+
+    @classmethod
+    def of(cls, mask: BoolArray) -> Self:
+        """Packs a mask (H, W)."""
+        height, width = mask.shape
+        data = zlib.compress(np.packbits(mask).tobytes(), level=1)
+        return cls(width=width, height=height, data=data)
+
+    def unpacked(self) -> BoolArray:
+        """The mask (H, W), True where a pixel may be used."""
+        bits = np.frombuffer(zlib.decompress(self.data), np.uint8)
+        num = self.width * self.height
+        return np.unpackbits(bits, count=num).view(np.bool_).reshape(self.height, self.width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
     """One received image."""
 
@@ -188,9 +211,12 @@ class Frame:
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
     quarter_turns: int = 0  # clockwise, by which stored pixels were turned to be upright
+    mask: BoolArray | None = None  # (H, W), True where a pixel may be used; None: everywhere
 
     def __post_init__(self) -> None:
         freeze_field(self, "pixels", (None, None, 3), np.uint8)
+        if self.mask is not None:
+            freeze_field(self, "mask", self.pixels.shape[:2], np.bool_)
 
     @property
     def width(self) -> int:
@@ -211,6 +237,7 @@ class DropReason(StrEnum):
     TOO_LARGE = "too_large"
     DUPLICATE = "duplicate"
     OVERLOAD = "overload"
+    BAD_MASK = "bad_mask"  # its mask cannot be read, or is not of its size
     FAILED = "failed"  # readable, but the matcher could not describe it
     PAUSED = "paused"  # the run takes no frames for now
     STOPPED = "stopped"  # the run ended before the frame's turn came
@@ -325,9 +352,10 @@ class Keyframe:
     height: int
     captured_at_s: float
     received_at_s: float
-    features: Features
+    features: Features  # none of its fixed rows lies under the mask
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
+    mask: PackedMask | None = None  # None: the whole image may be used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
