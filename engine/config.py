@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from engine.errors import ConfigError
 
@@ -28,6 +28,13 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+def _calibrations(value: object) -> object:
+    """A mapping of patterns to files as the list of its items."""
+    if isinstance(value, Mapping):
+        return [f"{pattern}={file}" for pattern, file in value.items()]
+    return value
 
 
 class Section(BaseModel):
@@ -177,12 +184,17 @@ class CamerasConfig(Section):
     params: tuple[float, ...] = ()
     """A whole calibration in COLMAP's order for the model, e.g. [fx, fy, cx, cy] for PINHOLE; it
     wins over what sources report. []: unknown."""
+    calibrations: Annotated[tuple[str, ...], BeforeValidator(_calibrations)] = ()
+    """Calibration files, as [PATTERN=]FILE[#CAMERA]: COLMAP's cameras.txt, YAML of OpenCV, ROS or
+    Kalibr. PATTERN with * and ? is for cameras by key, subfolder or source; without one a file is
+    for all whose images have its shape. A mapping of patterns to files does, too. They win over
+    params and focal_px, and the later of two over the earlier."""
     intrinsics: Literal["refined", "fixed"] = "refined"
     """refined: bundle adjustment improves the calibration. fixed: it never changes."""
     max_focal_change_ratio: PositiveRatio = 0.02
     """How far bundle adjustment may move a focal length that was given here, as a ratio of it."""
     refine_known_intrinsics: bool = False
-    """Whether a calibration that a source knows completely is refined too."""
+    """Whether a calibration that a source knows completely, or a file gives, is refined too."""
     default_focal_ratio: PositiveFloat = 0.85
     """Of the edge. The first guess of a focal length that neither EXIF nor the images give; 0.85 is
     61 degrees across."""

@@ -210,6 +210,7 @@ class Frame:
     jpeg: bytes | None = None  # the bytes as received, when they decode to `pixels`
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
+    quarter_turns: int = 0  # clockwise, by which stored pixels were turned to be upright
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used; None: everywhere
 
     def __post_init__(self) -> None:

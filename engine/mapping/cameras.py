@@ -153,24 +153,25 @@ def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
 def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
     """The camera of a keyframe, from the first of these that gives one.
 
-    The configuration's whole calibration, the source's, the configured focal length, the source's
-    (EXIF), an assumption.
+    A calibration file, the configuration's whole calibration, the source's, the configured focal
+    length, the source's (EXIF), an assumption.
 
     Raises:
         MapError: the whole calibration does not fit its camera model.
     """
     known = keyframe.intrinsics_prior
     is_fixed = config.intrinsics == "fixed"
-    if config.params:
+    is_file = known is not None and known.origin is CalibrationOrigin.FILE
+    if config.params and not is_file:
         camera = _camera(keyframe, config.model, params=config.params)
         return _configured(camera, config)
     if known is not None and known.params is not None and known.camera_model is not None:
         camera = _camera(keyframe, known.camera_model, params=known.params)
-        is_file = known.origin is CalibrationOrigin.FILE
         prior = CameraPrior.of(
             camera,
             origin=CalibrationOrigin.FILE if is_file else CalibrationOrigin.KNOWN,
             focal_sigma_ratio=known.focal_sigma_ratio,
+            max_change_ratio=config.max_focal_change_ratio if is_file else None,
             is_constant=is_fixed or not config.refine_known_intrinsics,
         )
         return InitialCamera(camera=camera, prior=prior)

@@ -195,6 +195,16 @@ def test_a_setting_is_read_as_yaml() -> None:
     assert config.runtime.seed == 4
 
 
+def test_calibrations_are_a_list_or_a_mapping_of_patterns_to_files(tmp_path: Path) -> None:
+    listed = load_config(settings=["cameras.calibrations=[a.yml, 'left*=b.yml#1']"])
+    assert listed.cameras.calibrations == ("a.yml", "left*=b.yml#1")
+    text = "cameras:\n  calibrations:\n    left*: b.yml#1\n    '*': a.yml\n"
+    mapped = load_config([write(tmp_path / "a.yaml", text)])
+    assert mapped.cameras.calibrations == ("left*=b.yml#1", "*=a.yml")
+    with pytest.raises(ConfigError, match=r"cameras\.calibrations"):
+        load_config(settings=["cameras.calibrations=a.yml"])
+
+
 # -- what a configuration is ----------------------------------------------------------------------
 
 
