@@ -45,8 +45,8 @@ from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
+    adjust_globally,
     merge_global_adjustment,
-    solve_globally,
     start_global_adjustment,
 )
 from engine.mapping.cameras import CameraCalibration
@@ -762,9 +762,9 @@ def _solve_adjustment(
     adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
 ) -> GlobalAdjustment:
     """Adjusts a private copy of the map; the job of another thread."""
-    solve_globally(
+    adjust_globally(
         adjustment.reconstruction,
-        constant_camera_ids=adjustment.constant_camera_ids,
+        calibration=adjustment.calibration,
         max_iterations=max_iterations,
         num_threads=num_threads,
     )
