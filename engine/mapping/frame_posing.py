@@ -15,7 +15,7 @@ from engine.estimators.absolute_pose import (
     refine_absolute_pose,
     refine_absolute_pose_on_rays,
 )
-from engine.estimators.lenses import camera_focal_px, uses_rays, unit_rays
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
 from engine.mapping.sparse_map import SparseMap
 from engine.tracking.trajectory import KeyframeState, Trajectory

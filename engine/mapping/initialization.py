@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import InitializationConfig
-from engine.estimators.lenses import camera_focal_px, uses_rays, unit_rays
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.estimators.two_view_geometry import RelativePose, estimate_relative_pose
 from engine.geometry import image_scale
 from engine.mapping.bundle_adjustment import solve_globally

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import networkx
 import numpy as np
 
-from engine.estimators.lenses import camera_focal_px, uses_rays, unit_rays
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.geometry import compose_poses, image_scale, invert_pose, skew
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair

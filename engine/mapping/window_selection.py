@@ -15,7 +15,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import WindowConfig
-from engine.estimators.lenses import camera_focal_px, uses_rays, principal_point, unit_rays
+from engine.estimators.lenses import camera_focal_px, principal_point, unit_rays, uses_rays
 from engine.events import WindowPurpose
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
