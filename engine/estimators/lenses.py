@@ -19,13 +19,13 @@ from engine.types import Float64Array, Intrinsics
 _WIDE_KINDS = (LensKind.FISHEYE, LensKind.SPHERICAL)
 _MAX_ROUND_TRIP_PX = 0.1
 _MAX_DISPLACEMENT_PX = 3.0  # at an image edge of 1000 px: as far as a match from its line
-_FISHEYE_DIAGONAL_RAD = math.radians(118.0)  # of view: action cameras have 94 to 156 degrees
+_FISHEYE_EDGE_RAD = math.radians(118.0)  # of view along the longer edge: an action camera's "wide"
 _GRID_PER_EDGE = 9  # places in the image at which distortion is looked up
 
 
 def fisheye_focal_px(width: int, height: int) -> float:
     """The focal length in px that a fisheye image of a size most likely has, knowing no more."""
-    return math.hypot(width, height) / 2.0 / (_FISHEYE_DIAGONAL_RAD / 2.0)
+    return max(width, height) / _FISHEYE_EDGE_RAD
 
 
 def lens_kind(camera: pycolmap.Camera) -> LensKind:

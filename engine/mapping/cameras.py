@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections import deque
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import pycolmap
@@ -25,10 +24,22 @@ from engine.estimators.lenses import (
 )
 from engine.estimators.two_view_geometry import estimate_focal_length
 from engine.events import CameraCalibrated
+from engine.mapping.camera_priors import (
+    POINTMAPS_SIGMA_RATIO,
+    TWO_VIEW_SIGMA_RATIO,
+    CameraPrior,
+)
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import Intrinsics, IntrinsicsPrior, Keyframe, VerifiedPair
+from engine.types import (
+    EXIF_FOCAL_SIGMA_RATIO,
+    CalibrationOrigin,
+    Intrinsics,
+    IntrinsicsPrior,
+    Keyframe,
+    VerifiedPair,
+)
 
 _MAX_PAIRS = 200  # the strongest ones that estimate a focal length
 _MAX_SEEN = 500  # the latest focal lengths that a matcher saw
@@ -36,24 +47,12 @@ _ORDINARY_MODELS = frozenset({"SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RAD
 _FISHEYE_MODEL = "RADIAL_FISHEYE"  # of cameras that are fisheyes by their name
 
 
-class CalibrationOrigin(StrEnum):
-    """The source of a camera's first calibration, most trusted first."""
-
-    CONFIGURED = "configured"
-    KNOWN = "known"  # given completely by the source
-    EXIF = "exif"
-    POINTMAPS = "pointmaps"  # of a dense matcher
-    TWO_VIEW_GEOMETRIES = "two_view_geometries"
-    ASSUMED = "assumed"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InitialCamera:
     """A camera as it enters the map."""
 
     camera: pycolmap.Camera
-    origin: CalibrationOrigin
-    is_constant: bool  # bundle adjustment must not change it
+    prior: CameraPrior
 
 
 class CameraCalibration:
@@ -84,10 +83,8 @@ class CameraCalibration:
         self._initial[camera_key] = initial
         if self._config.params or _is_whole(keyframe.intrinsics_prior):
             self._given_keys.add(camera_key)
-        sparse_map.add_camera(
-            camera_key, copy.deepcopy(initial.camera), is_constant=initial.is_constant
-        )
-        self._emit_calibrated(camera_key, initial.camera, origin=initial.origin)
+        sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
+        self._emit_calibrated(camera_key, initial.camera, prior=initial.prior)
 
     def copies(self, sparse_map: SparseMap) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated in a map, in the order in which they came."""
@@ -114,10 +111,8 @@ class CameraCalibration:
 
     def add_all(self, sparse_map: SparseMap, *, like: SparseMap) -> None:
         """Gives a new map all cameras, calibrated as in another one."""
-        for (camera_key, initial), camera in zip(
-            self._initial.items(), self.copies(like), strict=True
-        ):
-            sparse_map.add_camera(camera_key, camera, is_constant=initial.is_constant)
+        for camera_key, camera in zip(self._initial, self.copies(like), strict=True):
+            sparse_map.add_camera(camera_key, camera, prior=like.camera_prior(camera_key))
 
     def add_focal_length(self, camera_key: str, focal_px: float) -> None:
         """Adds a focal length that a matcher saw in an image of a camera."""
@@ -126,7 +121,7 @@ class CameraCalibration:
     def is_unknown(self, camera_key: str, sparse_map: SparseMap) -> bool:
         """Whether a pinhole's focal length is only assumed, and the map has not refined it yet."""
         return (
-            self._initial[camera_key].origin is CalibrationOrigin.ASSUMED
+            self._initial[camera_key].prior.origin is CalibrationOrigin.ASSUMED
             and not is_wide(sparse_map.camera(camera_key))
             and camera_key not in _cameras_in(sparse_map)
         )
@@ -152,25 +147,34 @@ class CameraCalibration:
         seen = self._seen_focal_px.get(camera_key)
         if seen:
             focal_px: float | None = float(np.median(seen))
-            origin = CalibrationOrigin.POINTMAPS
+            origin, sigma_ratio = CalibrationOrigin.POINTMAPS, POINTMAPS_SIGMA_RATIO
         else:
             pairs = sorted(_pairs_of(camera_key, graph), key=lambda pair: -pair.num_inliers)
             focal_px = estimate_focal_length(
                 pairs[:_MAX_PAIRS], width=camera.width, height=camera.height
             )
-            origin = CalibrationOrigin.TWO_VIEW_GEOMETRIES
+            origin, sigma_ratio = CalibrationOrigin.TWO_VIEW_GEOMETRIES, TWO_VIEW_SIGMA_RATIO
         if focal_px is not None and focal_px != camera.mean_focal_length():
             sparse_map.set_camera_params(camera_key, with_focal_length(camera, focal_px))
-            self._emit_calibrated(camera_key, camera, origin=origin)
+            prior = CameraPrior.of(
+                camera,
+                origin=origin,
+                focal_sigma_ratio=sigma_ratio,
+                is_constant=sparse_map.camera_prior(camera_key).is_constant,
+            )
+            sparse_map.set_camera_prior(camera_key, prior)
+            self._emit_calibrated(camera_key, camera, prior=prior)
 
     def _emit_calibrated(
-        self, camera_key: str, camera: pycolmap.Camera, *, origin: CalibrationOrigin
+        self, camera_key: str, camera: pycolmap.Camera, *, prior: CameraPrior
     ) -> None:
         self._emit(
             CameraCalibrated(
                 camera_key=camera_key,
+                model=camera.model_name,
                 focal_px=camera_focal_px(camera),
-                how=origin.value,
+                how=prior.origin.value,
+                focal_sigma_ratio=prior.focal_sigma_ratio,
             )
         )
 
@@ -200,30 +204,66 @@ def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
     Raises:
         MapError: the whole calibration does not fit its camera model.
     """
-    prior = keyframe.intrinsics_prior
-    model = _first_model(prior, config)
-    fixed = config.intrinsics == "fixed"
+    known = keyframe.intrinsics_prior
+    model = _first_model(known, config)
+    is_fixed = config.intrinsics == "fixed"
     if config.params:
         camera = _camera(keyframe, config.model, params=config.params)
-        return InitialCamera(camera=camera, origin=CalibrationOrigin.CONFIGURED, is_constant=fixed)
-    if prior is not None and prior.params is not None and prior.camera_model is not None:
-        camera = _camera(keyframe, prior.camera_model, params=prior.params)
-        return InitialCamera(
-            camera=camera,
-            origin=CalibrationOrigin.KNOWN,
-            is_constant=fixed or not config.refine_known_intrinsics,
+        return _configured(camera, config)
+    if known is not None and known.params is not None and known.camera_model is not None:
+        camera = _camera(keyframe, known.camera_model, params=known.params)
+        is_file = known.origin is CalibrationOrigin.FILE
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.FILE if is_file else CalibrationOrigin.KNOWN,
+            focal_sigma_ratio=known.focal_sigma_ratio,
+            is_constant=is_fixed or not config.refine_known_intrinsics,
         )
+        return InitialCamera(camera=camera, prior=prior)
+    if CAMERA_MODELS[model].kind is LensKind.SPHERICAL:
+        camera = _of_focal_length(keyframe, model, 1.0)  # has none; its size is all there is
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.CONFIGURED,
+            focal_sigma_ratio=EXIF_FOCAL_SIGMA_RATIO,
+            is_constant=True,
+        )
+        return InitialCamera(camera=camera, prior=prior)
     if config.focal_px:
-        focal_px, origin = config.focal_px, CalibrationOrigin.CONFIGURED
-    elif prior is not None and prior.focal_px > 0.0:
-        focal_px, origin = prior.focal_px, CalibrationOrigin.EXIF
-    else:
-        focal_px, origin = _assumed_focal_px(keyframe, model, config), CalibrationOrigin.ASSUMED
+        return _configured(_of_focal_length(keyframe, model, config.focal_px), config)
+    if known is not None and known.focal_px > 0.0:
+        camera = _of_focal_length(keyframe, model, known.focal_px)
+        prior = CameraPrior.of(
+            camera,
+            origin=known.origin,
+            focal_sigma_ratio=known.focal_sigma_ratio,
+            is_constant=is_fixed,
+        )
+        return InitialCamera(camera=camera, prior=prior)
+    camera = _of_focal_length(keyframe, model, _assumed_focal_px(keyframe, model, config))
+    camera.has_prior_focal_length = False
+    return InitialCamera(camera=camera, prior=CameraPrior.assumed(camera, is_constant=is_fixed))
+
+
+def _configured(camera: pycolmap.Camera, config: CamerasConfig) -> InitialCamera:
+    """A camera of whose focal length the configuration says something."""
+    prior = CameraPrior.of(
+        camera,
+        origin=CalibrationOrigin.CONFIGURED,
+        focal_sigma_ratio=config.max_focal_change_ratio / 2.0,
+        max_change_ratio=config.max_focal_change_ratio,
+        is_constant=config.intrinsics == "fixed",
+    )
+    return InitialCamera(camera=camera, prior=prior)
+
+
+def _of_focal_length(keyframe: Keyframe, model: str, focal_px: float) -> pycolmap.Camera:
+    """A camera of a model, without distortion, that has a prior focal length."""
     camera = pycolmap.Camera.create_from_model_name(
         1, model, focal_px, keyframe.width, keyframe.height
     )
-    camera.has_prior_focal_length = origin is not CalibrationOrigin.ASSUMED
-    return InitialCamera(camera=camera, origin=origin, is_constant=fixed)
+    camera.has_prior_focal_length = True
+    return camera
 
 
 def _is_whole(prior: IntrinsicsPrior | None) -> bool:
