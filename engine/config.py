@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from engine.camera_models import CAMERA_MODELS, CameraModelName
 from engine.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -172,12 +173,12 @@ class GeoreferenceConfig(Section):
 class CamerasConfig(Section):
     """Camera models, and how far their calibration is trusted."""
 
-    model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"] = (
-        "SIMPLE_RADIAL"
-    )
-    """COLMAP's model of cameras that are not completely known: SIMPLE_PINHOLE, PINHOLE,
-    SIMPLE_RADIAL, RADIAL or OPENCV. More parameters fit wide lenses better and are determined less
-    surely."""
+    model: CameraModelName = "SIMPLE_RADIAL"
+    """COLMAP's model of cameras that are not completely known. Ordinary lenses: SIMPLE_PINHOLE,
+    PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV. Wide ones: FOV, SIMPLE_DIVISION, DIVISION,
+    EUCM. Fisheyes: SIMPLE_FISHEYE, FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE, OPENCV_FISHEYE,
+    THIN_PRISM_FISHEYE, RAD_TAN_THIN_PRISM_FISHEYE. 360 degrees: EQUIRECTANGULAR. More parameters
+    fit wide lenses better and are determined less surely."""
     focal_px: NonNegativeFloat = 0.0
     """px at the original image size. A known focal length, for images that do not hold it. 0: from
     EXIF, else estimated from the first pairs."""
@@ -629,13 +630,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole_calibration_needs_its_model(self) -> Config:
-        num_params = {
-            "SIMPLE_PINHOLE": 3,
-            "PINHOLE": 4,
-            "SIMPLE_RADIAL": 4,
-            "RADIAL": 5,
-            "OPENCV": 8,
-        }[self.cameras.model]
+        num_params = CAMERA_MODELS[self.cameras.model].num_params
         if self.cameras.params and len(self.cameras.params) != num_params:
             raise ValueError(
                 f"cameras.params: {self.cameras.model} has {num_params} parameters, "

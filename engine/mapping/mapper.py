@@ -27,6 +27,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
+from engine.estimators.lenses import camera_focal_px
 from engine.events import (
     BundleAdjusted,
     FramePosed,
@@ -217,6 +218,7 @@ class Mapper:
         return KeyframeToMatch(
             frame_id=keyframe.frame_id,
             wants_pointmaps=wants_focal_length or wants_depths,
+            intrinsics=self._cameras.wide_intrinsics(self._map),
         )
 
     def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
@@ -552,7 +554,7 @@ class Mapper:
             version=self._version,
             keyframe_ids=np.array(ids, np.int64),
             cam_from_world=np.array(poses).reshape(-1, 3, 4),
-            focal_px=np.array([camera.mean_focal_length() for camera in cameras]),
+            focal_px=np.array([camera_focal_px(camera) for camera in cameras]),
             image_sizes=np.array([(c.width, c.height) for c in cameras], np.int64).reshape(-1, 2),
             points3D_in_world=cloud.points3D_in_world,
             colors=cloud.colors,

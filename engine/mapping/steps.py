@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.types import Features, FrameId, FramePose, Keyframe, MapView, VerifiedPair
+from engine.types import (
+    Features,
+    FrameId,
+    FramePose,
+    Intrinsics,
+    Keyframe,
+    MapView,
+    VerifiedPair,
+)
 
 if TYPE_CHECKING:
     import pycolmap
@@ -20,6 +29,9 @@ class KeyframeToMatch:
 
     frame_id: FrameId
     wants_pointmaps: bool  # whether the matcher's depths and focal lengths are of use
+    intrinsics: Mapping[str, Intrinsics] = field(  # of all cameras by key; empty: none is wide
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -77,7 +77,7 @@ def test_a_key_that_resembles_nothing_is_refused_with_some_name_too() -> None:
         "sift.max_features=0",
         "sift.max_ratio=1.01",
         "sift.max_ratio=-0.01",
-        "cameras.model=FISHEYE",
+        "cameras.model=FISH_EYE",
         "cameras.intrinsics=guessed",
         "global_bundle_adjustment.growth_ratio=1.0",
         "local_bundle_adjustment.num_keyframes=1",
