@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -20,7 +21,7 @@ from engine.events import CameraCalibrated
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import Keyframe, VerifiedPair
+from engine.types import FrameId, Keyframe, VerifiedPair
 
 _MAX_PAIRS = 200  # the strongest ones that estimate a focal length
 _MAX_SEEN = 500  # the latest focal lengths that a matcher saw
@@ -35,6 +36,7 @@ class CalibrationOrigin(StrEnum):
     POINTMAPS = "pointmaps"  # of a dense matcher
     TWO_VIEW_GEOMETRIES = "two_view_geometries"
     ASSUMED = "assumed"
+    SPLIT = "split"  # of a camera whose frames contradicted one calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,6 +46,14 @@ class InitialCamera:
     camera: pycolmap.Camera
     origin: CalibrationOrigin
     is_constant: bool  # bundle adjustment must not change it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CameraChange:
+    """Cameras of a map that become others, and the keyframes that change theirs."""
+
+    cameras: Mapping[str, pycolmap.Camera]  # by calibration key; new ones, and those that change
+    calibration_keys: Mapping[FrameId, str] = field(default_factory=dict)
 
 
 class CameraCalibration:
@@ -66,7 +76,7 @@ class CameraCalibration:
         Raises:
             MapError: what the source says of the camera does not fit its model.
         """
-        camera_key = keyframe.camera_key
+        camera_key = keyframe.calibration_key
         if camera_key in self._initial:
             return
         initial = initial_camera(keyframe, self._config)
@@ -80,12 +90,33 @@ class CameraCalibration:
         """Copies of all cameras as calibrated in a map, in the order in which they came."""
         return [copy.deepcopy(sparse_map.camera(camera_key)) for camera_key in self._initial]
 
-    def add_all(self, sparse_map: SparseMap, *, like: SparseMap) -> None:
-        """Gives a new map all cameras, calibrated as in another one."""
+    def add_all(
+        self, sparse_map: SparseMap, *, like: SparseMap, change: CameraChange | None = None
+    ) -> None:
+        """Gives a new map all cameras, calibrated as in another one but for what changes."""
+        changed = {} if change is None else change.cameras
         for (camera_key, initial), camera in zip(
             self._initial.items(), self.copies(like), strict=True
         ):
-            sparse_map.add_camera(camera_key, camera, is_constant=initial.is_constant)
+            sparse_map.add_camera(
+                camera_key,
+                copy.deepcopy(changed.get(camera_key, camera)),
+                is_constant=initial.is_constant,
+            )
+        for camera_key in [key for key in changed if key not in self._initial]:
+            sparse_map.add_camera(
+                camera_key, copy.deepcopy(changed[camera_key]), is_constant=self._is_fixed
+            )
+
+    def adopt(self, change: CameraChange) -> None:
+        """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
+        for camera_key, camera in change.cameras.items():
+            former = self._initial.get(camera_key)
+            self._initial[camera_key] = InitialCamera(
+                camera=copy.deepcopy(camera),
+                origin=CalibrationOrigin.SPLIT if former is None else former.origin,
+                is_constant=self._is_fixed if former is None else former.is_constant,
+            )
 
     def add_focal_length(self, camera_key: str, focal_px: float) -> None:
         """Adds a focal length that a matcher saw in an image of a camera."""
@@ -126,6 +157,10 @@ class CameraCalibration:
             sparse_map.set_camera_params(camera_key, with_focal_length(camera, focal_px))
             self._emit_calibrated(camera_key, camera, origin=origin)
 
+    @property
+    def _is_fixed(self) -> bool:
+        return self._config.intrinsics == "fixed"
+
     def _emit_calibrated(
         self, camera_key: str, camera: pycolmap.Camera, *, origin: CalibrationOrigin
     ) -> None:
@@ -139,7 +174,7 @@ class CameraCalibration:
 
 
 def _cameras_in(sparse_map: SparseMap) -> set[str]:
-    return {sparse_map.keyframe(i).camera_key for i in sparse_map.registered_ids}
+    return {sparse_map.keyframe(i).calibration_key for i in sparse_map.registered_ids}
 
 
 def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
@@ -148,7 +183,7 @@ def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
         pair
         for pair in graph.edges()
         if all(
-            graph.keyframe(frame_id).camera_key == camera_key
+            graph.keyframe(frame_id).calibration_key == camera_key
             for frame_id in (pair.pair.first, pair.pair.second)
         )
     ]
