@@ -23,6 +23,7 @@ from engine.errors import ConfigError
 _PACKAGE = Path(__file__).resolve().parent
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveRatio = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -178,6 +179,8 @@ class CamerasConfig(Section):
     wins over what sources report. []: unknown."""
     intrinsics: Literal["refined", "fixed"] = "refined"
     """refined: bundle adjustment improves the calibration. fixed: it never changes."""
+    max_focal_change_ratio: PositiveRatio = 0.02
+    """How far bundle adjustment may move a focal length that was given here, as a ratio of it."""
     refine_known_intrinsics: bool = False
     """Whether a calibration that a source knows completely is refined too."""
     default_focal_ratio: PositiveFloat = 0.85

@@ -117,11 +117,23 @@ class PairVerified(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraCalibrated(Event):
-    """A camera's focal length was initialised."""
+    """A camera's calibration was initialised, or the map has changed it since by some percent."""
 
     camera_key: str
+    model: str  # COLMAP's name
     focal_px: float
-    how: str  # known, exif, configured, pointmaps, two_view_geometries or assumed
+    how: str  # the origin of its first calibration, see `CalibrationOrigin`
+    focal_sigma_ratio: float  # how surely it was known at first; one standard deviation
+    is_refined: bool = False  # the focal length is the map's by now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraDoubted(Event):
+    """A camera is not what cameras are, or its calibration is held; once for each reason."""
+
+    camera_key: str
+    reason: str  # one sentence with the value and the bound
+    is_held: bool  # bundle adjustment leaves the calibration alone for now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,11 @@ z forward.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NewType
+from typing import Any, NewType, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -142,6 +143,22 @@ class RunCommand(StrEnum):
     STOP = "stop"  # end the run as the first Ctrl-C does
 
 
+class CalibrationOrigin(StrEnum):
+    """The source of a camera's first calibration, most trusted first."""
+
+    CONFIGURED = "configured"
+    FILE = "file"  # a calibration file
+    KNOWN = "known"  # given completely by the source
+    EXIF = "exif"  # focal length and sensor
+    EXIF_35MM = "exif_35mm"  # the rounded equivalent on 36 x 24 mm film
+    POINTMAPS = "pointmaps"  # of a dense matcher
+    TWO_VIEW_GEOMETRIES = "two_view_geometries"
+    ASSUMED = "assumed"
+
+
+EXIF_FOCAL_SIGMA_RATIO = 0.02  # of focal lengths over a known sensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntrinsicsPrior:
     """What a source knows about its camera.
@@ -152,6 +169,30 @@ class IntrinsicsPrior:
     focal_px: float
     camera_model: str | None = None
     params: tuple[float, ...] | None = None
+    origin: CalibrationOrigin = CalibrationOrigin.EXIF
+    focal_sigma_ratio: float = EXIF_FOCAL_SIGMA_RATIO  # one standard deviation, of the focal length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedMask:
+    """A mask in little memory, for as long as its keyframe is of use."""
+
+    width: int  # px
+    height: int
+    data: bytes  # a bit a pixel, line by line, deflated
+
+    @classmethod
+    def of(cls, mask: BoolArray) -> Self:
+        """Packs a mask (H, W)."""
+        height, width = mask.shape
+        data = zlib.compress(np.packbits(mask).tobytes(), level=1)
+        return cls(width=width, height=height, data=data)
+
+    def unpacked(self) -> BoolArray:
+        """The mask (H, W), True where a pixel may be used."""
+        bits = np.frombuffer(zlib.decompress(self.data), np.uint8)
+        num = self.width * self.height
+        return np.unpackbits(bits, count=num).view(np.bool_).reshape(self.height, self.width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -169,9 +210,12 @@ class Frame:
     jpeg: bytes | None = None  # the bytes as received, when they decode to `pixels`
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
+    mask: BoolArray | None = None  # (H, W), True where a pixel may be used; None: everywhere
 
     def __post_init__(self) -> None:
         freeze_field(self, "pixels", (None, None, 3), np.uint8)
+        if self.mask is not None:
+            freeze_field(self, "mask", self.pixels.shape[:2], np.bool_)
 
     @property
     def width(self) -> int:
@@ -192,6 +236,7 @@ class DropReason(StrEnum):
     TOO_LARGE = "too_large"
     DUPLICATE = "duplicate"
     OVERLOAD = "overload"
+    BAD_MASK = "bad_mask"  # its mask cannot be read, or is not of its size
     FAILED = "failed"  # readable, but the matcher could not describe it
     PAUSED = "paused"  # the run takes no frames for now
     STOPPED = "stopped"  # the run ended before the frame's turn came
@@ -311,9 +356,10 @@ class Keyframe:
     height: int
     captured_at_s: float
     received_at_s: float
-    features: Features
+    features: Features  # none of its fixed rows lies under the mask
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
+    mask: PackedMask | None = None  # None: the whole image may be used
     calibration_key: str = ""  # empty stands for the camera's key
 
     def __post_init__(self) -> None:

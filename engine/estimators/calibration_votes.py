@@ -50,9 +50,7 @@ def vote_on(
     Returns:
         None when no pair has a vote.
     """
-    usable = [
-        pair for pair in pairs if pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO
-    ]
+    usable = [pair for pair in pairs if pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO]
     if not usable:
         return None
     focal_px = _FOCAL_RATIOS * edge_px

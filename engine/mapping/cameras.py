@@ -9,7 +9,6 @@ import copy
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 import pycolmap
@@ -18,25 +17,18 @@ from engine.config import CamerasConfig
 from engine.errors import MapError
 from engine.estimators.two_view_geometry import estimate_focal_length
 from engine.events import CameraCalibrated
+from engine.mapping.camera_priors import (
+    POINTMAPS_SIGMA_RATIO,
+    TWO_VIEW_SIGMA_RATIO,
+    CameraPrior,
+)
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import FrameId, Keyframe, VerifiedPair
+from engine.types import CalibrationOrigin, FrameId, Keyframe, VerifiedPair
 
 _MAX_PAIRS = 200  # the strongest ones that estimate a focal length
 _MAX_SEEN = 500  # the latest focal lengths that a matcher saw
-
-
-class CalibrationOrigin(StrEnum):
-    """The source of a camera's first calibration, most trusted first."""
-
-    CONFIGURED = "configured"
-    KNOWN = "known"  # given completely by the source
-    EXIF = "exif"
-    POINTMAPS = "pointmaps"  # of a dense matcher
-    TWO_VIEW_GEOMETRIES = "two_view_geometries"
-    ASSUMED = "assumed"
-    SPLIT = "split"  # of a camera whose frames contradicted one calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,15 +36,14 @@ class InitialCamera:
     """A camera as it enters the map."""
 
     camera: pycolmap.Camera
-    origin: CalibrationOrigin
-    is_constant: bool  # bundle adjustment must not change it
+    prior: CameraPrior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CameraChange:
     """Cameras of a map that become others, and the keyframes that change theirs."""
 
-    cameras: Mapping[str, pycolmap.Camera]  # by calibration key; new ones, and those that change
+    cameras: Mapping[str, InitialCamera]  # by calibration key; new ones, and those that change
     calibration_keys: Mapping[FrameId, str] = field(default_factory=dict)
 
 
@@ -81,10 +72,8 @@ class CameraCalibration:
             return
         initial = initial_camera(keyframe, self._config)
         self._initial[camera_key] = initial
-        sparse_map.add_camera(
-            camera_key, copy.deepcopy(initial.camera), is_constant=initial.is_constant
-        )
-        self._emit_calibrated(camera_key, initial.camera, origin=initial.origin)
+        sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
+        self._emit_calibrated(camera_key, initial.camera, prior=initial.prior)
 
     def copies(self, sparse_map: SparseMap) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated in a map, in the order in which they came."""
@@ -95,28 +84,16 @@ class CameraCalibration:
     ) -> None:
         """Gives a new map all cameras, calibrated as in another one but for what changes."""
         changed = {} if change is None else change.cameras
-        for (camera_key, initial), camera in zip(
-            self._initial.items(), self.copies(like), strict=True
-        ):
-            sparse_map.add_camera(
-                camera_key,
-                copy.deepcopy(changed.get(camera_key, camera)),
-                is_constant=initial.is_constant,
-            )
-        for camera_key in [key for key in changed if key not in self._initial]:
-            sparse_map.add_camera(
-                camera_key, copy.deepcopy(changed[camera_key]), is_constant=self._is_fixed
-            )
+        present = {
+            key: InitialCamera(camera=camera, prior=like.camera_prior(key))
+            for key, camera in zip(self._initial, self.copies(like), strict=True)
+        }
+        for camera_key, one in {**present, **changed}.items():
+            sparse_map.add_camera(camera_key, copy.deepcopy(one.camera), prior=one.prior)
 
     def adopt(self, change: CameraChange) -> None:
         """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
-        for camera_key, camera in change.cameras.items():
-            former = self._initial.get(camera_key)
-            self._initial[camera_key] = InitialCamera(
-                camera=copy.deepcopy(camera),
-                origin=CalibrationOrigin.SPLIT if former is None else former.origin,
-                is_constant=self._is_fixed if former is None else former.is_constant,
-            )
+        self._initial.update(change.cameras)
 
     def add_focal_length(self, camera_key: str, focal_px: float) -> None:
         """Adds a focal length that a matcher saw in an image of a camera."""
@@ -124,9 +101,8 @@ class CameraCalibration:
 
     def is_unknown(self, camera_key: str, sparse_map: SparseMap) -> bool:
         """Whether a camera's focal length is only assumed, and the map has not refined it yet."""
-        return self._initial[
-            camera_key
-        ].origin is CalibrationOrigin.ASSUMED and camera_key not in _cameras_in(sparse_map)
+        is_assumed = self._initial[camera_key].prior.origin is CalibrationOrigin.ASSUMED
+        return is_assumed and camera_key not in _cameras_in(sparse_map)
 
     def unknown_keys(self, sparse_map: SparseMap) -> list[str]:
         """Cameras whose focal length is only assumed, and not refined by the map yet."""
@@ -146,29 +122,34 @@ class CameraCalibration:
         seen = self._seen_focal_px.get(camera_key)
         if seen:
             focal_px: float | None = float(np.median(seen))
-            origin = CalibrationOrigin.POINTMAPS
+            origin, sigma_ratio = CalibrationOrigin.POINTMAPS, POINTMAPS_SIGMA_RATIO
         else:
             pairs = sorted(_pairs_of(camera_key, graph), key=lambda pair: -pair.num_inliers)
             focal_px = estimate_focal_length(
                 pairs[:_MAX_PAIRS], width=camera.width, height=camera.height
             )
-            origin = CalibrationOrigin.TWO_VIEW_GEOMETRIES
+            origin, sigma_ratio = CalibrationOrigin.TWO_VIEW_GEOMETRIES, TWO_VIEW_SIGMA_RATIO
         if focal_px is not None and focal_px != camera.mean_focal_length():
             sparse_map.set_camera_params(camera_key, with_focal_length(camera, focal_px))
-            self._emit_calibrated(camera_key, camera, origin=origin)
-
-    @property
-    def _is_fixed(self) -> bool:
-        return self._config.intrinsics == "fixed"
+            prior = CameraPrior.of(
+                camera,
+                origin=origin,
+                focal_sigma_ratio=sigma_ratio,
+                is_constant=sparse_map.camera_prior(camera_key).is_constant,
+            )
+            sparse_map.set_camera_prior(camera_key, prior)
+            self._emit_calibrated(camera_key, camera, prior=prior)
 
     def _emit_calibrated(
-        self, camera_key: str, camera: pycolmap.Camera, *, origin: CalibrationOrigin
+        self, camera_key: str, camera: pycolmap.Camera, *, prior: CameraPrior
     ) -> None:
         self._emit(
             CameraCalibrated(
                 camera_key=camera_key,
+                model=camera.model_name,
                 focal_px=camera.mean_focal_length(),
-                how=origin.value,
+                how=prior.origin.value,
+                focal_sigma_ratio=prior.focal_sigma_ratio,
             )
         )
 
@@ -198,30 +179,57 @@ def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
     Raises:
         MapError: the whole calibration does not fit its camera model.
     """
-    prior = keyframe.intrinsics_prior
-    fixed = config.intrinsics == "fixed"
+    known = keyframe.intrinsics_prior
+    is_fixed = config.intrinsics == "fixed"
     if config.params:
         camera = _camera(keyframe, config.model, params=config.params)
-        return InitialCamera(camera=camera, origin=CalibrationOrigin.CONFIGURED, is_constant=fixed)
-    if prior is not None and prior.params is not None and prior.camera_model is not None:
-        camera = _camera(keyframe, prior.camera_model, params=prior.params)
-        return InitialCamera(
-            camera=camera,
-            origin=CalibrationOrigin.KNOWN,
-            is_constant=fixed or not config.refine_known_intrinsics,
+        return _configured(camera, config)
+    if known is not None and known.params is not None and known.camera_model is not None:
+        camera = _camera(keyframe, known.camera_model, params=known.params)
+        is_file = known.origin is CalibrationOrigin.FILE
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.FILE if is_file else CalibrationOrigin.KNOWN,
+            focal_sigma_ratio=known.focal_sigma_ratio,
+            is_constant=is_fixed or not config.refine_known_intrinsics,
         )
+        return InitialCamera(camera=camera, prior=prior)
     if config.focal_px:
-        focal_px, origin = config.focal_px, CalibrationOrigin.CONFIGURED
-    elif prior is not None:
-        focal_px, origin = prior.focal_px, CalibrationOrigin.EXIF
-    else:
-        edge = max(keyframe.width, keyframe.height)
-        focal_px, origin = config.default_focal_ratio * edge, CalibrationOrigin.ASSUMED
+        return _configured(_of_focal_length(keyframe, config, config.focal_px), config)
+    if known is not None:
+        camera = _of_focal_length(keyframe, config, known.focal_px)
+        prior = CameraPrior.of(
+            camera,
+            origin=known.origin,
+            focal_sigma_ratio=known.focal_sigma_ratio,
+            is_constant=is_fixed,
+        )
+        return InitialCamera(camera=camera, prior=prior)
+    edge_px = max(keyframe.width, keyframe.height)
+    camera = _of_focal_length(keyframe, config, config.default_focal_ratio * edge_px)
+    camera.has_prior_focal_length = False
+    return InitialCamera(camera=camera, prior=CameraPrior.assumed(camera, is_constant=is_fixed))
+
+
+def _configured(camera: pycolmap.Camera, config: CamerasConfig) -> InitialCamera:
+    """A camera of whose focal length the configuration says something."""
+    prior = CameraPrior.of(
+        camera,
+        origin=CalibrationOrigin.CONFIGURED,
+        focal_sigma_ratio=config.max_focal_change_ratio / 2.0,
+        max_change_ratio=config.max_focal_change_ratio,
+        is_constant=config.intrinsics == "fixed",
+    )
+    return InitialCamera(camera=camera, prior=prior)
+
+
+def _of_focal_length(keyframe: Keyframe, config: CamerasConfig, focal_px: float) -> pycolmap.Camera:
+    """A camera of the configured model, without distortion, that has a prior focal length."""
     camera = pycolmap.Camera.create_from_model_name(
         1, config.model, focal_px, keyframe.width, keyframe.height
     )
-    camera.has_prior_focal_length = origin is not CalibrationOrigin.ASSUMED
-    return InitialCamera(camera=camera, origin=origin, is_constant=fixed)
+    camera.has_prior_focal_length = True
+    return camera
 
 
 def with_focal_length(camera: pycolmap.Camera, focal_px: float) -> list[float]:

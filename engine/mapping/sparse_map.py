@@ -18,6 +18,7 @@ from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.geometry import image_scale, transform_points
+from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
 from engine.types import (
@@ -69,7 +70,7 @@ class SparseMap:
         self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._camera_ids: dict[str, int] = {}
-        self._constant_camera_ids: frozenset[int] = frozenset()
+        self._camera_priors: dict[int, CameraPrior] = {}  # by COLMAP's id
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
@@ -124,7 +125,16 @@ class SparseMap:
     @property
     def constant_camera_ids(self) -> frozenset[int]:
         """COLMAP's ids of the cameras whose calibration bundle adjustment must not change."""
-        return self._constant_camera_ids
+        return frozenset(i for i, prior in self._camera_priors.items() if prior.is_constant)
+
+    @property
+    def camera_priors(self) -> Mapping[int, CameraPrior]:
+        """What is known of each camera beforehand, by COLMAP's id; a copy."""
+        return dict(self._camera_priors)
+
+    def camera_prior(self, camera_key: str) -> CameraPrior:
+        """What is known of a camera beforehand."""
+        return self._camera_priors[self._camera_ids[camera_key]]
 
     def point3D_ids(self, frame_id: FrameId) -> Int64Array:
         """For each keypoint of a keyframe the point it observes, -1 for none; (N,)."""
@@ -150,14 +160,15 @@ class SparseMap:
     # -- growing --------------------------------------------------------------------------------
 
     def add_camera(
-        self, camera_key: str, camera: pycolmap.Camera, *, is_constant: bool = False
+        self, camera_key: str, camera: pycolmap.Camera, *, prior: CameraPrior | None = None
     ) -> None:
         """Adds a camera under its key, as the only sensor of its own rig.
 
         Args:
             camera_key: names the camera.
             camera: its model, size and calibration; gets an id of this map.
-            is_constant: bundle adjustment must not change its calibration.
+            prior: what bundle adjustment must respect; by default that of a camera of which nothing
+                is known.
 
         Raises:
             MapError: the camera was added before.
@@ -167,12 +178,15 @@ class SparseMap:
         camera.camera_id = len(self._camera_ids) + 1
         self._reconstruction.add_camera_with_trivial_rig(camera)
         self._camera_ids[camera_key] = camera.camera_id
-        if is_constant:
-            self._constant_camera_ids |= {camera.camera_id}
+        self._camera_priors[camera.camera_id] = prior or CameraPrior.assumed(camera)
 
     def set_camera_params(self, camera_key: str, params: Sequence[float]) -> None:
         """Replaces a camera's calibration."""
         self.camera(camera_key).params = [float(value) for value in params]
+
+    def set_camera_prior(self, camera_key: str, prior: CameraPrior) -> None:
+        """Replaces what is known of a camera beforehand."""
+        self._camera_priors[self._camera_ids[camera_key]] = prior
 
     def add_keyframe(self, keyframe: Keyframe, pairs: Sequence[VerifiedPair]) -> None:
         """Adds a keyframe, unregistered, with its verified pairs to keyframes added before.
@@ -428,7 +442,7 @@ class SparseMap:
         twin._matches = self._matches
         twin._keyframes = dict(self._keyframes)
         twin._camera_ids = dict(self._camera_ids)
-        twin._constant_camera_ids = self._constant_camera_ids
+        twin._camera_priors = dict(self._camera_priors)
         twin._point_attributes = self._point_attributes.copy_for(
             twin._reconstruction, twin._keyframes
         )

@@ -13,7 +13,6 @@ from engine.config import CamerasConfig, RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.events import CameraCalibrated, Event
 from engine.mapping.cameras import (
-    CalibrationOrigin,
     CameraCalibration,
     InitialCamera,
     initial_camera,
@@ -21,7 +20,7 @@ from engine.mapping.cameras import (
 )
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
-from engine.types import Features, FrameId, IntrinsicsPrior, Keyframe
+from engine.types import CalibrationOrigin, Features, FrameId, IntrinsicsPrior, Keyframe
 from tests.support.synthetic import (
     EXACT_CAMERA,
     FOCAL_PX,
@@ -120,7 +119,7 @@ def test_without_any_word_the_focal_length_is_assumed_from_the_longer_edge() -> 
             keyframe_of(None, size=size),
             CamerasConfig(model="SIMPLE_RADIAL", default_focal_ratio=0.9),
         )
-        assert assumed.origin is CalibrationOrigin.ASSUMED
+        assert assumed.prior.origin is CalibrationOrigin.ASSUMED
         assert not assumed.camera.has_prior_focal_length
         assert assumed.camera.model_name == "SIMPLE_RADIAL"
         assert assumed.camera.params.tolist() == [576.0, size[0] / 2, size[1] / 2, 0.0]
@@ -129,15 +128,15 @@ def test_without_any_word_the_focal_length_is_assumed_from_the_longer_edge() -> 
 
 def test_exif_gives_the_focal_length_of_the_configured_model() -> None:
     from_exif = initial(EXIF_PRIOR, model="OPENCV")
-    assert from_exif.origin is CalibrationOrigin.EXIF
+    assert from_exif.prior.origin is CalibrationOrigin.EXIF
     assert from_exif.camera.has_prior_focal_length
     assert from_exif.camera.params.tolist() == [600.0, 600.0, 320.0, 240.0, 0.0, 0.0, 0.0, 0.0]
-    assert not from_exif.is_constant
+    assert not from_exif.prior.is_constant
 
 
 def test_a_configured_focal_length_wins_over_exif_but_not_over_a_whole_calibration() -> None:
     assert initial(EXIF_PRIOR, focal_px=700.0).camera.mean_focal_length() == 700.0
-    assert initial(EXIF_PRIOR, focal_px=700.0).origin is CalibrationOrigin.CONFIGURED
+    assert initial(EXIF_PRIOR, focal_px=700.0).prior.origin is CalibrationOrigin.CONFIGURED
     assert initial(KNOWN_PRIOR, focal_px=700.0).camera.params.tolist() == list(
         KNOWN_PRIOR.params or ()
     )
@@ -145,8 +144,8 @@ def test_a_configured_focal_length_wins_over_exif_but_not_over_a_whole_calibrati
 
 def test_a_source_that_knows_everything_is_believed_and_left_alone() -> None:
     known = initial(KNOWN_PRIOR, model="SIMPLE_RADIAL")
-    assert known.origin is CalibrationOrigin.KNOWN
-    assert known.is_constant
+    assert known.prior.origin is CalibrationOrigin.KNOWN
+    assert known.prior.is_constant
     assert known.camera.has_prior_focal_length
     assert known.camera.model_name == "PINHOLE"
     assert known.camera.params.tolist() == [500.0, 501.0, 322.0, 239.0]
@@ -155,16 +154,16 @@ def test_a_source_that_knows_everything_is_believed_and_left_alone() -> None:
 def test_a_configured_calibration_wins_over_everything() -> None:
     params = (510.0, 511.0, 320.0, 240.0)
     configured = initial(KNOWN_PRIOR, model="PINHOLE", params=params)
-    assert configured.origin is CalibrationOrigin.CONFIGURED
+    assert configured.prior.origin is CalibrationOrigin.CONFIGURED
     assert configured.camera.params.tolist() == list(params)
     assert configured.camera.has_prior_focal_length
-    assert not configured.is_constant
+    assert not configured.prior.is_constant
 
 
 @pytest.mark.parametrize("prior", [None, EXIF_PRIOR, KNOWN_PRIOR])
 def test_fixed_intrinsics_are_fixed_whoever_gave_them(prior: IntrinsicsPrior | None) -> None:
-    assert initial(prior, intrinsics="fixed").is_constant
-    assert not initial(prior, refine_known_intrinsics=True).is_constant
+    assert initial(prior, intrinsics="fixed").prior.is_constant
+    assert not initial(prior, refine_known_intrinsics=True).prior.is_constant
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from engine.config import (
 )
 from engine.estimators.two_view_geometry import estimate_relative_pose
 from engine.geometry import camera_center
-from engine.mapping.cameras import CameraCalibration, CameraChange
+from engine.mapping.camera_priors import CameraPrior
+from engine.mapping.cameras import CameraCalibration, CameraChange, InitialCamera
 from engine.mapping.growth import GrowthConfig
 from engine.mapping.initialization import InitialPair
 from engine.mapping.restarts import BuiltMap, MapBuilder, bootstrap_map, build_best_map
@@ -481,6 +482,11 @@ def test_too_few_keyframes_give_no_map() -> None:
 # -- a map with changed cameras -------------------------------------------------------------------
 
 
+def initial(camera: SyntheticCamera) -> InitialCamera:
+    colmap = camera.as_colmap()
+    return InitialCamera(camera=colmap, prior=CameraPrior.assumed(colmap))
+
+
 def test_a_map_whose_cameras_change_is_rebuilt_where_it_stands() -> None:
     wide = SyntheticCamera.known()
     zoomed = SyntheticCamera(key="camera", params=(1.5 * FOCAL_PX, *EXACT_CAMERA[1:]))
@@ -490,7 +496,7 @@ def test_a_map_whose_cameras_change_is_rebuilt_where_it_stands() -> None:
     )
     scene = Scene(world, registered=range(1, 6))
     change = CameraChange(
-        cameras={"camera#2": zoomed.as_colmap()},
+        cameras={"camera#2": initial(zoomed)},
         calibration_keys=dict.fromkeys(zoomed_ids, "camera#2"),
     )
 
@@ -507,7 +513,7 @@ def test_a_map_whose_cameras_change_is_rebuilt_where_it_stands() -> None:
 
 def test_a_rebuilt_map_places_the_keyframes_it_is_given(world: SyntheticWorld) -> None:
     scene = Scene(world, registered=world.frame_ids)
-    camera = SyntheticCamera.known().as_colmap()
+    camera = initial(SyntheticCamera.known())
     poses = {i: world.pose(i) for i in world.frame_ids[:4]}
 
     rebuilt = scene.builder.rebuilt(

@@ -23,6 +23,7 @@ from engine.config import (
 )
 from engine.errors import InferenceError
 from engine.geometry import camera_center, compose_poses, invert_pose, skew, transform_points
+from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
@@ -484,7 +485,9 @@ def map_of_keyframes(
     for frame_id in map(FrameId, frame_ids or world.frame_ids):
         camera = world.camera(frame_id)
         if camera.key not in camera_keys:
-            sparse_map.add_camera(camera.key, camera.as_colmap(), is_constant=is_constant)
+            colmap = camera.as_colmap()
+            prior = CameraPrior.assumed(colmap, is_constant=is_constant)
+            sparse_map.add_camera(camera.key, colmap, prior=prior)
             camera_keys.add(camera.key)
         pairs = [
             world.verified_pair(frame_id, other, wrong_ratio=wrong_ratio)

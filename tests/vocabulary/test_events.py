@@ -11,6 +11,7 @@ import pytest
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
+    CameraDoubted,
     CommandTaken,
     Event,
     FrameDropped,
@@ -85,7 +86,15 @@ EVENTS: tuple[Event, ...] = (
         num_matches=300,
         num_inliers=200,
     ),
-    CameraCalibrated(at_s=0.5, camera_key="camera", focal_px=800.0, how="exif"),
+    CameraCalibrated(
+        at_s=0.5,
+        camera_key="camera",
+        model="SIMPLE_RADIAL",
+        focal_px=800.0,
+        how="exif",
+        focal_sigma_ratio=0.02,
+    ),
+    CameraDoubted(at_s=0.5, camera_key="camera", reason="k1 is 14.3", is_held=True),
     MapInitialized(at_s=0.5, first=ONE, second=TWO, num_points3D=120, attempt=1),
     MetricScaleEstimated(
         at_s=0.5, metres_per_map_unit=7.5, num_depths=900, spread_ratio=0.1, is_applied=True
