@@ -355,7 +355,12 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Keyframe:
-    """A frame that takes part in the map; carries no pixels."""
+    """A frame that takes part in the map; carries no pixels.
+
+    ``camera_key`` is the source's word for the camera, and never changes. ``calibration_key`` names
+    the calibration that the keyframe shares with others: the camera's own, unless its frames
+    contradict a single one.
+    """
 
     frame_id: FrameId
     camera_key: str
@@ -369,6 +374,11 @@ class Keyframe:
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
     mask: PackedMask | None = None  # None: the whole image may be used
+    calibration_key: str = ""  # empty stands for the camera's key
+
+    def __post_init__(self) -> None:
+        if not self.calibration_key:
+            object.__setattr__(self, "calibration_key", self.camera_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pycolmap
@@ -35,6 +36,7 @@ from engine.ports import EventSink
 from engine.types import (
     EXIF_FOCAL_SIGMA_RATIO,
     CalibrationOrigin,
+    FrameId,
     Intrinsics,
     IntrinsicsPrior,
     Keyframe,
@@ -53,6 +55,14 @@ class InitialCamera:
 
     camera: pycolmap.Camera
     prior: CameraPrior
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CameraChange:
+    """Cameras of a map that become others, and the keyframes that change theirs."""
+
+    cameras: Mapping[str, InitialCamera]  # by calibration key; new ones, and those that change
+    calibration_keys: Mapping[FrameId, str] = field(default_factory=dict)
 
 
 class CameraCalibration:
@@ -76,7 +86,7 @@ class CameraCalibration:
         Raises:
             MapError: what the source says of the camera does not fit its model.
         """
-        camera_key = keyframe.camera_key
+        camera_key = keyframe.calibration_key
         if camera_key in self._initial:
             return
         initial = initial_camera(keyframe, self._config)
@@ -109,10 +119,21 @@ class CameraCalibration:
             return False  # distortion that is being searched for is no reason
         return is_far_from_pinhole(camera)
 
-    def add_all(self, sparse_map: SparseMap, *, like: SparseMap) -> None:
-        """Gives a new map all cameras, calibrated as in another one."""
-        for camera_key, camera in zip(self._initial, self.copies(like), strict=True):
-            sparse_map.add_camera(camera_key, camera, prior=like.camera_prior(camera_key))
+    def add_all(
+        self, sparse_map: SparseMap, *, like: SparseMap, change: CameraChange | None = None
+    ) -> None:
+        """Gives a new map all cameras, calibrated as in another one but for what changes."""
+        changed = {} if change is None else change.cameras
+        present = {
+            key: InitialCamera(camera=camera, prior=like.camera_prior(key))
+            for key, camera in zip(self._initial, self.copies(like), strict=True)
+        }
+        for camera_key, one in {**present, **changed}.items():
+            sparse_map.add_camera(camera_key, copy.deepcopy(one.camera), prior=one.prior)
+
+    def adopt(self, change: CameraChange) -> None:
+        """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
+        self._initial.update(change.cameras)
 
     def add_focal_length(self, camera_key: str, focal_px: float) -> None:
         """Adds a focal length that a matcher saw in an image of a camera."""
@@ -180,7 +201,7 @@ class CameraCalibration:
 
 
 def _cameras_in(sparse_map: SparseMap) -> set[str]:
-    return {sparse_map.keyframe(i).camera_key for i in sparse_map.registered_ids}
+    return {sparse_map.keyframe(i).calibration_key for i in sparse_map.registered_ids}
 
 
 def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
@@ -189,7 +210,7 @@ def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
         pair
         for pair in graph.edges()
         if all(
-            graph.keyframe(frame_id).camera_key == camera_key
+            graph.keyframe(frame_id).calibration_key == camera_key
             for frame_id in (pair.pair.first, pair.pair.second)
         )
     ]

@@ -157,7 +157,7 @@ class FramePoser:
         if len(points_xy) < _MIN_INLIERS:
             return None
         keyframe = sparse_map.keyframe(tracked.keyframe_id)
-        camera = sparse_map.camera(keyframe.camera_key)
+        camera = sparse_map.camera(keyframe.calibration_key)
         enough = max(_MIN_INLIERS, _MIN_INLIER_RATIO * len(points_xy))
         start = sparse_map.cam_from_world(tracked.keyframe_id)
         if self._last is not None and self._last[0] == tracked.keyframe_id:

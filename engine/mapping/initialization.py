@@ -125,8 +125,8 @@ def _relative_pose(
     return estimate_relative_pose(
         points1_xy,
         points2_xy,
-        camera1=sparse_map.camera(first.camera_key),
-        camera2=sparse_map.camera(second.camera_key),
+        camera1=sparse_map.camera(first.calibration_key),
+        camera2=sparse_map.camera(second.calibration_key),
         max_error_px=_max_error_px(first),
         seed=seed,
     )
@@ -141,7 +141,7 @@ def _may_only_turn(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
         return False
     first = sparse_map.keyframe(verified.pair.first)
     second = sparse_map.keyframe(verified.pair.second)
-    camera1, camera2 = (sparse_map.camera(k.camera_key) for k in (first, second))
+    camera1, camera2 = (sparse_map.camera(k.calibration_key) for k in (first, second))
     points1_xy, points2_xy = _matched_points(sparse_map, verified)
     if uses_rays(camera1) or uses_rays(camera2):
         rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)

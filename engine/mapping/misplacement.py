@@ -119,8 +119,8 @@ def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
     """Whether the map's poses put a pair's matches far from their epipolar lines."""
     first = sparse_map.keyframe(verified.pair.first)
     second = sparse_map.keyframe(verified.pair.second)
-    camera1 = sparse_map.camera(first.camera_key)
-    camera2 = sparse_map.camera(second.camera_key)
+    camera1 = sparse_map.camera(first.calibration_key)
+    camera2 = sparse_map.camera(second.calibration_key)
     rows1, rows2 = verified.inlier_matches_idx.T
     cam2_from_cam1 = compose_poses(
         sparse_map.cam_from_world(second.frame_id),

@@ -62,6 +62,8 @@ class MappingStep:
     due: tuple[MapJob, ...]  # jobs whose results must be merged before the next keyframe
     counts: MapCounts
     view: MapView | None  # for viewers, where it was asked for and there is a map
+    # Keyframes that have another camera now, with copies of these.
+    recalibrated: Mapping[FrameId, pycolmap.Camera] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

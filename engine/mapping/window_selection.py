@@ -168,7 +168,8 @@ def window_problem(
     )
     if not len(rows):
         return None
-    camera_keys = list(dict.fromkeys(graph.keyframe(i).camera_key for i in frame_ids))
+    keys = [graph.keyframe(i).calibration_key for i in frame_ids]
+    camera_keys = list(dict.fromkeys(keys))
     cameras = [sparse_map.camera(key) for key in camera_keys]
     is_known = np.array([key not in unknown_cameras for key in camera_keys])
     focal_px = np.array([camera_focal_px(camera) for camera in cameras])
@@ -176,7 +177,7 @@ def window_problem(
         tracks_xy=_undistorted_tracks(graph, sparse_map, frame_ids, rows),
         is_visible=(rows != NO_ROW).T,
         image_sizes=np.array([(camera.width, camera.height) for camera in cameras]),
-        camera_idx=np.array([camera_keys.index(graph.keyframe(i).camera_key) for i in frame_ids]),
+        camera_idx=np.array([camera_keys.index(key) for key in keys]),
         focal_px=np.where(is_known, focal_px, 0.0),
         principal_points_xy=np.array([principal_point(camera) for camera in cameras]),
         is_calibrated=is_known,
@@ -230,7 +231,7 @@ def _undistorted_tracks(
     tracks_xy = np.full((len(frame_ids), len(rows), 2), np.nan)
     for idx, frame_id in enumerate(frame_ids):
         keyframe = graph.keyframe(frame_id)
-        camera = sparse_map.camera(keyframe.camera_key)
+        camera = sparse_map.camera(keyframe.calibration_key)
         seen = rows[:, idx] != NO_ROW
         points_xy = keyframe.features.keypoints_xy[rows[seen, idx]]
         tracks_xy[idx, seen] = _without_distortion(camera, points_xy)
