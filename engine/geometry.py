@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.types import Float64Array, Int64Array
+from engine.types import BoolArray, Float64Array, Int64Array
 
 _SPREAD_CELLS = 12  # per image edge
 
@@ -154,6 +154,16 @@ def pose_in_other_world(
 def image_scale(width: int, height: int) -> float:
     """How much larger an image is than the 1000 px edge that pixel thresholds are stated for."""
     return max(width, height) / 1000.0
+
+
+def usable_at(mask: BoolArray, points_xy: Float64Array) -> BoolArray:
+    """Whether points (N, 2) px lie on pixels that a mask (H, W) leaves to be used, (N,).
+
+    A point beyond the image counts as lying on the nearest pixel.
+    """
+    height, width = mask.shape
+    columns, lines = np.clip(points_xy, 0, (width - 1, height - 1)).astype(np.int64).T
+    return np.asarray(mask[lines, columns])
 
 
 def spread_over_image(points_xy: Float64Array, *, size: tuple[int, int], limit: int) -> Int64Array:

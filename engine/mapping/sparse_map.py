@@ -201,13 +201,13 @@ class SparseMap:
                 keyframe added before; the map is as it was.
         """
         frame_id = keyframe.frame_id
-        if keyframe.camera_key not in self._camera_ids:
-            raise MapError(f"camera {keyframe.camera_key} is unknown")
+        if keyframe.calibration_key not in self._camera_ids:
+            raise MapError(f"camera {keyframe.calibration_key} is unknown")
         self._matches.add_keyframe(frame_id, pairs, num_keypoints=len(keyframe.features))
         image = pycolmap.Image(
             name=keyframe.name,
             keypoints=keyframe.features.keypoints_xy,
-            camera_id=self._camera_ids[keyframe.camera_key],
+            camera_id=self._camera_ids[keyframe.calibration_key],
             image_id=frame_id,
         )
         self._reconstruction.add_image_with_trivial_frame(image)
@@ -280,7 +280,7 @@ class SparseMap:
         pose = estimate_absolute_pose(
             keyframe.features.keypoints_xy[rows],
             self.points3D_in_world(point3D_ids),
-            camera=self.camera(keyframe.camera_key),
+            camera=self.camera(keyframe.calibration_key),
             config=self._registration,
             seed=self._seed,
         )
@@ -491,7 +491,7 @@ class SparseMap:
         points = transform_points(
             self.cam_from_world(frame_id), self.points3D_in_world(point3D_ids[seen])
         )
-        projected_xy = np.asarray(self.camera(keyframe.camera_key).img_from_cam(points))
+        projected_xy = np.asarray(self.camera(keyframe.calibration_key).img_from_cam(points))
         offsets = projected_xy.reshape(-1, 2) - keyframe.features.keypoints_xy[seen]
         return np.asarray(np.linalg.norm(np.nan_to_num(offsets, nan=np.inf), axis=1))
 

@@ -13,14 +13,16 @@ import cv2
 import numpy as np
 
 from engine.config import FrameTrackingConfig
-from engine.geometry import spread_over_image
+from engine.geometry import spread_over_image, usable_at
 from engine.types import (
+    BoolArray,
     Features,
     Float32Array,
     Float64Array,
     Frame,
     Int64Array,
     Keyframe,
+    PackedMask,
     TrackedFrame,
     Uint8Array,
 )
@@ -100,6 +102,7 @@ class FrameTracker:
         self._previous: _Following | None = None  # of the keyframe before
         self._photos = config.mode == "photos" or (config.mode == "auto" and not is_sequence)
         self._following: _Following | None = None
+        self._mask: tuple[BoolArray, PackedMask] | None = None  # of the last keyframe with one
 
     def follow(self, frame: Frame, *, wants_fallback: bool = False) -> TrackingResult:
         """Follows the keypoints into the next frame and decides whether a keyframe is due.
@@ -117,7 +120,7 @@ class FrameTracker:
         if not _same_camera(following.keyframe, frame):
             return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.CAMERA)
         grey, _ = self._working_image(frame)
-        self._follow(following, grey)
+        self._follow(following, grey, mask=frame.mask)
         return TrackingResult(
             tracked=_tracked(frame, following),
             fallback=self._fallback(frame, grey, is_wanted=wants_fallback),
@@ -150,11 +153,14 @@ class FrameTracker:
         if self._previous is None or not is_wanted:
             self._previous = None
             return None
-        self._follow(self._previous, grey)
+        self._follow(self._previous, grey, mask=frame.mask)
         return _tracked(frame, self._previous)
 
-    def _follow(self, following: _Following, grey: Uint8Array) -> None:
-        """Moves the followed keypoints on to the next image; drops those that got lost."""
+    def _follow(self, following: _Following, grey: Uint8Array, *, mask: BoolArray | None) -> None:
+        """Moves the followed keypoints on to the next image; drops those that got lost.
+
+        Those that come under the image's mask are lost, too.
+        """
         if len(following.points_xy):
             moved, found, _ = cv2.calcOpticalFlowPyrLK(  # type: ignore[call-overload]
                 following.grey,
@@ -169,7 +175,9 @@ class FrameTracker:
             inside = (points_xy >= _BORDER_PX).all(axis=1) & (
                 points_xy < np.array([width, height]) - _BORDER_PX
             ).all(axis=1)
-            kept = inside & (found.ravel() == 1)
+            kept = np.flatnonzero(inside & (found.ravel() == 1))
+            if mask is not None:
+                kept = kept[usable_at(mask, _original_xy(points_xy[kept], following.scale))]
             following.keypoint_idx = following.keypoint_idx[kept]
             following.start_xy = following.start_xy[kept]
             following.points_xy = points_xy[kept]
@@ -227,7 +235,16 @@ class FrameTracker:
             features=self._describe(frame),
             gps=frame.gps,
             intrinsics_prior=frame.intrinsics_prior,
+            mask=self._packed(frame.mask),
         )
+
+    def _packed(self, mask: BoolArray | None) -> PackedMask | None:
+        """A frame's mask as its keyframe keeps it; frames that share one share that, too."""
+        if mask is None:
+            return None
+        if self._mask is None or self._mask[0] is not mask:
+            self._mask = mask, PackedMask.of(mask)
+        return self._mask[1]
 
     def _working_image(self, frame: Frame) -> tuple[Uint8Array, Float64Array]:
         """The grey image flow runs on, and original px per working px (2,)."""
@@ -248,9 +265,14 @@ def _tracked(frame: Frame, following: _Following) -> TrackedFrame:
         captured_at_s=frame.captured_at_s,
         received_at_s=frame.received_at_s,
         keypoint_idx=following.keypoint_idx,
-        # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
-        points_xy=(following.points_xy.astype(np.float64) + 0.5) * following.scale,
+        points_xy=_original_xy(following.points_xy, following.scale),
     )
+
+
+def _original_xy(working_xy: Float32Array, scale: Float64Array) -> Float64Array:
+    """Points (M, 2) of the image that flow runs on, as cv2 counts, in px of the original one."""
+    # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
+    return (working_xy.astype(np.float64) + 0.5) * scale
 
 
 def _same_camera(keyframe: Keyframe, frame: Frame) -> bool:
