@@ -225,6 +225,20 @@ def masked_observations(reconstruction: pycolmap.Reconstruction, masks: Path) ->
     return count_observations(reconstruction, is_black)
 
 
+def num_masks(folder: Path) -> int:
+    """How many masks a run's or an export's folder holds."""
+    return sum(1 for _ in (folder / "masks").rglob("*.png"))
+
+
+def held_cameras(run: Path) -> bool:
+    """Whether every camera of ``summary.json`` says that its intrinsics were held constant."""
+    path = run / "summary.json"
+    if not path.is_file():
+        return False
+    cameras = json.loads(path.read_text(encoding="utf-8")).get("cameras") or []
+    return bool(cameras) and all(camera.get("is_held", False) for camera in cameras)
+
+
 def timely_percent(run: Path) -> float:
     """Share of keyframes in the map at most `TIMELY_KEYFRAMES` arrivals after their own.
 
