@@ -70,8 +70,12 @@ def room_rows() -> list[Row]:
     lenses: dict[str, Callable[[Kit], Lens]] = {
         "pinhole": lambda kit: rooms.pinhole_lens(kit.variation.pinhole_deg),
         "pinhole-wide": lambda kit: rooms.pinhole_lens(kit.variation.wide_pinhole_deg),
-        "fisheye-named": lambda kit: rooms.fisheye_lens(kit.variation.fisheye_deg),
-        "fisheye-wide": lambda kit: rooms.fisheye_lens(kit.variation.wide_fisheye_deg),
+        "fisheye-named": lambda kit: rooms.fisheye_lens(
+            kit.variation.fisheye_deg, kit.variation.fisheye_distortion
+        ),
+        "fisheye-wide": lambda kit: rooms.fisheye_lens(
+            kit.variation.wide_fisheye_deg, kit.variation.fisheye_distortion
+        ),
         "panorama": lambda kit: rooms.panorama_lens(),
     }
     bars = {"pinhole": 0.05, "pinhole-wide": 0.05, "panorama": 1.0}
