@@ -251,33 +251,34 @@ def _judge_masks(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
 
 def _set_row(name: str, config: str | None, registered: int) -> Row:
     make = sets.set_as_it_is(name, config=config)
-    cases = (
-        Case(name=name, make=make),
-        Case(name=f"{name}-reference", input_name=name, make=make, is_reference=True),
+    reference = Case(name=f"{name}-reference", input_name=name, make=make, is_reference=True)
+    return Row(
+        name=name,
+        cases=(Case(name=name, make=make),),
+        judge=partial(_judge_set, registered=registered, reference=reference),
     )
-    return Row(name=name, cases=cases, judge=partial(_judge_set, registered=registered))
 
 
-def _judge_set(bench: Bench, outcomes: Sequence[Outcome], *, registered: int) -> list[Check]:
-    outcome, reference = outcomes
+def _judge_set(
+    bench: Bench, outcomes: Sequence[Outcome], *, registered: int, reference: Case
+) -> list[Check]:
+    """As many keyframes as ever, and centres where the version to compare with has them."""
+    (outcome,) = outcomes
     score = outcome.score
-    difference = difference_percent(outcome.run, reference.run)
-    shared = difference[1] if difference else 0
-    version = "the version before" if bench.baseline else "a second run; no --baseline"
-    return [
+    checks = [
         count_check(
             outcome,
             score.num_registered if score else None,
             label="registered",
             at_least=registered,
-        ),
-        percent_check(
-            outcome,
-            difference[0] if difference else None,
-            bar=SET_DIFFERENCE_PERCENT,
-            label=f"difference to {version}, {shared} shared, %",
-        ),
+        )
     ]
+    if bench.baseline is None:
+        return checks
+    found = difference_percent(outcome.run, bench.outcome(reference).run)
+    value, shared = found or (None, 0)
+    label = f"difference to the version before, {shared} shared, %"
+    return [*checks, percent_check(outcome, value, bar=SET_DIFFERENCE_PERCENT, label=label)]
 
 
 def _judge_accept(bench: Bench, outcomes: Sequence[Outcome], *, name: str) -> list[Check]:
