@@ -133,7 +133,7 @@ class Bench:
         script = [str(program.parent / "python"), str(self.check.resolve() / "accept.py"), name]
         out = ["--out", str(self.runs / "accept")]
         finished = run_process([*self.prefix, *script, *out], cwd=program.parents[2])
-        return [line for line in map(_accept_line, finished.output.splitlines()) if line]
+        return [line for line in map(accept_line, finished.output.splitlines()) if line]
 
     def cpu_seconds(self, case: Case) -> tuple[list[float], list[float]]:
         """Of the program that is measured and of the baseline, run by turns."""
@@ -165,7 +165,7 @@ class Bench:
         )
 
 
-def _accept_line(line: str) -> tuple[bool, str, str, str] | None:
+def accept_line(line: str) -> tuple[bool, str, str, str] | None:
     """A line of accept.py: the verdict, set, label, figure, comparison and bar."""
     found = re.fullmatch(r"(ok |NOT)  (\S+)\s+(.*?)\s+(\S+) (<=|>=) (\S+)", line)
     if found:
