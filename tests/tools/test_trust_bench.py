@@ -164,7 +164,7 @@ def blob(center_xy: tuple[float, float]) -> Uint8Array:
 def spot_xy(image: Uint8Array) -> Float64Array:
     x, y = np.meshgrid(np.arange(image.shape[1]) + 0.5, np.arange(image.shape[0]) + 0.5)
     weights = image[..., 0].astype(np.float64)
-    return np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
+    return np.array([np.average(x, weights=weights), np.average(y, weights=weights)])
 
 
 @pytest.mark.parametrize("ratio", [1.3, 1.5, 2.0])
