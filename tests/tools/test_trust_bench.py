@@ -412,8 +412,13 @@ def test_kept_rows_come_back_and_make_the_same_table(trust: Any, tmp_path: Path)
     )
     good = table.RowRecord(name="a", checks=(check_of(trust, is_ok=True),), runs=(run,))
     bad = table.RowRecord(name="b", checks=(check_of(trust, is_ok=False),), runs=())
-    table.write_records(tmp_path / "x.jsonl", {"b": bad, "a": good}, order=["a", "b"])
-    records = table.read_records(tmp_path / "x.jsonl")
+    kept = table.Kept(folder=tmp_path, order=["a", "b"])
+    assert kept.read("x") == {}
+    kept.write("x", {"b": bad, "a": good})
+    records = kept.read("x")
+    assert (tmp_path / "x.md").read_text().splitlines()[2:] == [
+        table.table_of([record], with_head=False) for record in (good, bad)
+    ]
     assert list(records.values()) == [good, bad]
     text = table.table_of(list(records.values()), beside={"a": bad}, beside_name="before")
     lines = text.splitlines()

@@ -77,6 +77,11 @@ class Bench:
     repeats: int = 3  # of CPU measurements
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Of the runs and of what is kept of them."""
+        return self.runs.name
+
     def measure(self, row: Row) -> tuple[list[Check], list[Outcome]]:
         """Runs a row's cases and judges them."""
         outcomes = [self.outcome(case) for case in row.cases]
