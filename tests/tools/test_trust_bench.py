@@ -334,6 +334,9 @@ def test_observations_in_a_box_and_under_masks_are_counted(trust: Any, tmp_path:
     found = score(trust, tmp_path, masks="masks", overlay_box_px=(0.0, 0.0, 511.999, 768.0))
     assert found.num_masked_observations == left
     assert found.num_overlay_observations == left
+    assert 0 <= found.num_overlay_points < len(true_map.points3D)
+    whole = score(trust, tmp_path, overlay_box_px=(0.0, 0.0, 1024.0, 768.0))
+    assert whole.num_overlay_points == len(true_map.points3D)
 
 
 def test_the_difference_of_two_runs_is_that_of_their_shared_centres(

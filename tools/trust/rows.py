@@ -170,6 +170,7 @@ def cpu_rows() -> list[Row]:
 def _judge_lady(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
     logo, painted = outcomes
     score = logo.score
+    num_points = score.num_overlay_points if score else None
     difference = difference_percent(logo.run, painted.run)
     label = (
         f"difference to the images with the logo painted over, {difference[1]} shared, %"
@@ -180,7 +181,7 @@ def _judge_lady(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
         count_check(
             logo,
             score.num_overlay_observations if score else None,
-            label="observations of map points in the logo's box",
+            label=f"observations in the logo's box, {num_points} points seen only there",
             at_most=0,
         ),
         count_check(

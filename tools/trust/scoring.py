@@ -56,6 +56,7 @@ class MapScore:
     ate_percent: float | None  # RMSE of registered keyframes' centres, of the truth's extent
     focal_error_percent: float | None  # the worst camera's
     num_overlay_observations: int | None  # of points of the map inside the overlay's box
+    num_overlay_points: int | None  # points of the map that are seen nowhere else
     num_masked_observations: int | None  # of points of the map where the image is masked
     timely_percent: float  # of keyframes, registered within `TIMELY_KEYFRAMES` of their arrival
 
@@ -95,6 +96,7 @@ def score_run(known: Input, folder: Path, run: Path) -> MapScore | None:
         num_overlay_observations=None
         if box is None
         else count_observations(reconstruction, lambda _, xy: is_in_box(xy, box)),
+        num_overlay_points=None if box is None else count_points_in_box(reconstruction, box),
         num_masked_observations=None
         if known.masks is None
         else masked_observations(reconstruction, folder / known.masks),
@@ -203,6 +205,21 @@ def count_observations(
         if image.has_pose and seen:
             total += int(is_counted(image.name, np.array(seen)).sum())
     return total
+
+
+def count_points_in_box(
+    reconstruction: pycolmap.Reconstruction, box_px: tuple[float, float, float, float]
+) -> int:
+    """Points of the map whose observations all lie in a box."""
+
+    def is_inside(point: pycolmap.Point3D) -> bool:
+        seen = [
+            reconstruction.image(element.image_id).points2D[element.point2D_idx].xy
+            for element in point.track.elements
+        ]
+        return bool(is_in_box(np.array(seen), box_px).all())
+
+    return sum(is_inside(point) for point in reconstruction.points3D.values())
 
 
 def is_in_box(xy: Float64Array, box_px: tuple[float, float, float, float]) -> NDArray[np.bool_]:
