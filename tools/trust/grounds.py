@@ -22,6 +22,7 @@ MARGIN_M = 8.0  # of the texture around what a camera sees without jitter
 SENSOR_MM = 13.2  # width
 EXIF_ERROR_RATIO = 0.02
 _NOISE_SIGMA = 1.5  # grey levels
+_FEWER_KEYPOINTS = ("--set", "sift.max_features=2000")  # there is detail everywhere
 _OCTAVES = ((6, 0.3), (40, 0.25), (220, 0.25), (1100, 0.2))  # cells an edge, weight
 _NUM_SHAPES = 4000
 
@@ -129,7 +130,7 @@ def _make(kit: Kit, folder: Path, *, has_exif: bool, is_given: bool) -> Input:
     given = ("--set", f"cameras.focal_px={focal_px:g}") if is_given else ()
     return Input(
         source="images",
-        arguments=("--config", "drone", *given),
+        arguments=("--config", "drone", *_FEWER_KEYPOINTS, *given),
         truth="truth.txt",
         focal_px=focal_px,
     )
