@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
-from adapters.images.exif import intrinsics_prior
+from adapters.images.intrinsics import IntrinsicsReader
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
 from engine.types import Arrival, DropReason, Frame, RejectedFrame
@@ -45,6 +45,7 @@ class PhotoReader:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
+        self._intrinsics = IntrinsicsReader()
         self._previous = b""  # of the readable image before
 
     def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Arrival | RejectedFrame:
@@ -88,7 +89,6 @@ class PhotoReader:
         frame_name: str,
         received_at_s: float,
     ) -> Frame:
-        height, width = image.pixels.shape[:2]
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=self._camera_key(file, image) or frame_name,
@@ -100,7 +100,7 @@ class PhotoReader:
             pixels=image.pixels,
             jpeg=image.jpeg,
             gps=image.exif.gps,
-            intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
+            intrinsics_prior=self._intrinsics.of_image(image),
         )
 
     def _rejected(self, file: PurePosixPath, refused: RefusedImage, *, index: int) -> RejectedFrame:
