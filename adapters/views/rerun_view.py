@@ -273,7 +273,7 @@ class RerunView:
         known = self._focal_of_size.get((frame.width, frame.height))
         if known is not None:
             return known
-        if frame.intrinsics_prior is not None:
+        if frame.intrinsics_prior is not None and frame.intrinsics_prior.focal_px > 0.0:
             return frame.intrinsics_prior.focal_px
         return UNKNOWN_FOCAL_RATIO * max(frame.width, frame.height)
 
