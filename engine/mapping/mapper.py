@@ -575,6 +575,7 @@ class Mapper:
             chunk_ids=cloud.first_keyframe_ids,
             edges=np.array([(e.pair.first, e.pair.second) for e in edges], np.int64).reshape(-1, 2),
             edge_reasons=tuple(edge.reason for edge in edges),
+            cameras=self._cameras.figures(self._map),
         )
 
     def figures(self) -> MapFigures:
@@ -592,6 +593,7 @@ class Mapper:
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
+            cameras=self._cameras.figures(self._map),
         )
 
     def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
@@ -675,6 +677,7 @@ class Mapper:
         self._poser.forget_points()
         if not self._is_initialized:
             return
+        self._cameras.report(self._map)
         for frame_id in self._map.registered_ids:
             if frame_id not in self._was_registered:
                 self._was_registered.add(frame_id)
