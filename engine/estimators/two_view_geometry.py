@@ -101,6 +101,18 @@ def _find_fundamental(
     return np.asarray(fundamental, np.float64), mask.ravel().astype(bool)
 
 
+def epipolar_distances_px(
+    fundamental: Float64Array, points1_xy: Float64Array, points2_xy: Float64Array
+) -> Float64Array:
+    """How far matches (N, 2), (N, 2) are from their epipolar lines, (N,): the larger of the two."""
+    ones = np.ones((len(points1_xy), 1))
+    points1, points2 = np.hstack([points1_xy, ones]), np.hstack([points2_xy, ones])
+    lines2, lines1 = points1 @ fundamental.T, points2 @ fundamental
+    offsets = np.abs((lines2 * points2).sum(axis=1))
+    norms = [np.linalg.norm(lines[:, :2], axis=1) for lines in (lines1, lines2)]
+    return np.asarray(offsets / np.maximum(np.minimum(*norms), 1e-12))
+
+
 def homography_inlier_ratio(
     points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
 ) -> float:

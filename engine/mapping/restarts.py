@@ -104,6 +104,21 @@ class MapBuilder:
         """Leaves pairs that misled a map out of all maps to come."""
         self._distrusted.update(pairs)
 
+    def start_over(self) -> SparseMap:
+        """Forgets what was tried; returns a map of all keyframes, none registered.
+
+        Its cameras are as they were before any map.
+        """
+        self._all_pairs_were_tried = False
+        self._num_keyframes_at_bootstrap = 0
+        self._num_restarts = 0
+        self._num_keyframes_at_restart = 0
+        self._tried_at_end.clear()
+        self._distrusted.clear()
+        fresh = self._new_map()
+        self._cameras.add_all_anew(fresh)
+        return self._filled(fresh, self._graph.keyframe_ids)
+
     def first(self, present: SparseMap, newest: Sequence[VerifiedPair]) -> BuiltMap | None:
         """Builds the first map, once there are enough keyframes and some of them make a sound one.
 
@@ -231,6 +246,10 @@ class MapBuilder:
         """A map with keyframes and their pairs, none registered, cameras as calibrated now."""
         fresh = self._new_map()
         self._cameras.add_all(fresh, like=present)
+        return self._filled(fresh, frame_ids)
+
+    def _filled(self, fresh: SparseMap, frame_ids: Collection[FrameId]) -> SparseMap:
+        """A map after keyframes and the pairs among them were added to it."""
         chosen = set(frame_ids)
         order = {i: number for number, i in enumerate(self._graph.keyframe_ids) if i in chosen}
         pairs_of: dict[FrameId, list[VerifiedPair]] = {frame_id: [] for frame_id in order}
