@@ -12,14 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config import TwoViewConfig
-from engine.estimators.two_view_geometry import (
-    VerifiedMatches,
-    epipolar_distances_px,
-    homography_inlier_ratio,
-    verify_matches,
-)
-from engine.geometry import image_scale
+from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
+from engine.geometry import image_scale, rotation_vector_from
 from engine.types import BoolArray, Float64Array, PairMatches
 
 # px at an image edge of 1000 px, scaling with the image.
@@ -30,16 +24,16 @@ _CONTRADICTION_RATIO = 2.0  # of the verification's error bound
 
 _FLAT = 0.8  # homography inlier ratio from which the epipolar geometry is not determined
 _TRANSLATION_PX = 2.0  # median distance from lines through one point: the camera only shifted
+_TRANSLATION_RAD = 0.005  # a smaller turn of the camera, likewise
 _TRANSLATION_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MotionEvidence:
-    """What the moving matches of a pair say of those that stay."""
+    """What the motion of most matches says of all of them."""
 
-    verified: VerifiedMatches  # of the matches that the motion explains
-    is_fixed: BoolArray  # (M,) of all matches: stays, which the motion does not explain
-    is_moving: BoolArray  # (M,) of all matches: moved as the motion says
+    is_fixed: BoolArray  # (M,) stays, which the motion does not explain
+    is_moving: BoolArray  # (M,) moved as the motion says
 
 
 def moved_px(matches: PairMatches, *, image_size: tuple[int, int]) -> Float64Array:
@@ -53,18 +47,14 @@ def stayed(matches: PairMatches, *, image_size: tuple[int, int]) -> BoolArray:
     return np.asarray(moved_px(matches, image_size=image_size) < _STAYED_PX)
 
 
-def shows_motion(matches: PairMatches, *, image_size: tuple[int, int]) -> BoolArray | None:
-    """Which matches (M,) moved, when those that do not stay moved clearly; else None."""
+def others_move(matches: PairMatches, *, image_size: tuple[int, int]) -> bool:
+    """Whether the matches that do not stay moved clearly."""
     motion_px = moved_px(matches, image_size=image_size)
     others_px = motion_px[motion_px >= _STAYED_PX]
-    if not len(others_px) or np.median(others_px) < _MIN_MOTION_PX:
-        return None
-    return np.asarray(motion_px >= _MOVED_PX)
+    return len(others_px) > 0 and bool(np.median(others_px) >= _MIN_MOTION_PX)
 
 
-def find_fixed_matches(
-    matches: PairMatches, *, image_size: tuple[int, int], config: TwoViewConfig
-) -> MotionEvidence | None:
+def find_fixed_matches(matches: PairMatches, *, verifier: PairVerifier) -> MotionEvidence | None:
     """Finds matches that stay although the motion of the others moves every point there.
 
     The epipolar geometry is fitted to moving matches alone: fixed ones may be in the majority. A
@@ -73,76 +63,52 @@ def find_fixed_matches(
 
     Args:
         matches: tentative matches of two images of one camera.
-        image_size: width and height of both.
-        config: thresholds of the verification.
+        verifier: of the pair.
 
     Returns:
         None when nothing is fixed, or the matches do not show it: too little moves, or what moves
         does not agree.
     """
-    is_moving = shows_motion(matches, image_size=image_size)
-    is_staying = stayed(matches, image_size=image_size)
-    if is_moving is None or not is_staying.any():
+    size = verifier.image_size
+    if not (stayed(matches, image_size=size).any() and others_move(matches, image_size=size)):
         return None
-    moving = verify_matches(matches.take(is_moving), image_size=image_size, config=config)
-    if moving is None or not is_in_motion(moving.inliers, image_size=image_size):
+    motion_px = moved_px(matches, image_size=size)
+    moving = verifier.verify(matches.take(motion_px >= _MOVED_PX))
+    if moving is None:
         return None
-    max_error_px = config.max_error_px * image_scale(*image_size)
-    distances_px = epipolar_distances_px(moving.fundamental, matches.points1_xy, matches.points2_xy)
-    is_fixed = is_staying & (distances_px > _CONTRADICTION_RATIO * max_error_px)
-    if not is_fixed.any() or _may_be_far(moving, image_size=image_size):
+    evidence = judge_by_motion(matches, moving, verifier=verifier)
+    if evidence is None or not evidence.is_fixed.any() or _may_be_far(moving, image_size=size):
         return None
-    is_explained = distances_px <= max_error_px
-    if is_explained.sum() < config.min_inliers:
-        return None
-    inliers = matches.take(is_explained)
-    return MotionEvidence(
-        verified=VerifiedMatches(
-            inliers=inliers,
-            fundamental=moving.fundamental,
-            homography_inlier_ratio=homography_inlier_ratio(
-                inliers.points1_xy, inliers.points2_xy, max_error_px=max_error_px
-            ),
-        ),
-        is_fixed=is_fixed,
-        is_moving=is_explained & is_moving,
-    )
-
-
-def is_in_motion(inliers: PairMatches, *, image_size: tuple[int, int]) -> bool:
-    """Whether most of the matches that agree on a geometry moved clearly."""
-    motion_px = moved_px(inliers, image_size=image_size)
-    return len(motion_px) > 0 and float(np.median(motion_px)) >= _MIN_MOTION_PX
+    return evidence
 
 
 def judge_by_motion(
-    matches: PairMatches,
-    verified: VerifiedMatches,
-    *,
-    image_size: tuple[int, int],
-    config: TwoViewConfig,
-) -> tuple[BoolArray, BoolArray]:
-    """Which further matches (M,) stay against the motion that others show, and which move with it.
+    matches: PairMatches, verified: VerifiedMatches, *, verifier: PairVerifier
+) -> MotionEvidence | None:
+    """Which matches stay against the motion that verified ones show, and which move with it.
 
-    None does either when the others did not move.
+    None when those did not move.
     """
-    if not is_in_motion(verified.inliers, image_size=image_size):
-        none = np.zeros(len(matches), np.bool_)
-        return none, none
-    max_error_px = config.max_error_px * image_scale(*image_size)
-    motion_px = moved_px(matches, image_size=image_size)
-    distances_px = epipolar_distances_px(
-        verified.fundamental, matches.points1_xy, matches.points2_xy
+    size = verifier.image_size
+    if np.median(moved_px(verified.inliers, image_size=size)) < _MIN_MOTION_PX:
+        return None
+    motion_px = moved_px(matches, image_size=size)
+    distances_px = verifier.distances_px(verified, matches)
+    contradicts = distances_px > _CONTRADICTION_RATIO * verifier.max_error_px
+    agrees = distances_px <= verifier.max_error_px
+    return MotionEvidence(
+        is_fixed=np.asarray((motion_px < _STAYED_PX) & contradicts),
+        is_moving=np.asarray((motion_px >= _MOVED_PX) & agrees),
     )
-    stays = (motion_px < _STAYED_PX) & (distances_px > _CONTRADICTION_RATIO * max_error_px)
-    moves = (motion_px >= _MOVED_PX) & (distances_px <= max_error_px)
-    return np.asarray(stays), np.asarray(moves)
 
 
 def _may_be_far(moving: VerifiedMatches, *, image_size: tuple[int, int]) -> bool:
     """Whether points far behind a plane could stay: the camera shifted along it without turning."""
     if moving.homography_inlier_ratio < _FLAT:
         return False
+    if moving.cam2_from_cam1 is not None:
+        turn_rad = np.linalg.norm(rotation_vector_from(moving.cam2_from_cam1[:, :3]))
+        return bool(turn_rad < _TRANSLATION_RAD)
     inliers = moving.inliers
     center, edge = np.asarray(image_size) / 2.0, float(max(image_size))
     ends = [
@@ -161,8 +127,8 @@ def _distances_from_common_point(
     The point, to which or from which all move, minimises robustly weighted distances.
     """
     lines = np.cross(points1, points2)
-    lengths = np.linalg.norm(points2[:, :2] - points1[:, :2], axis=1)
-    weights = 1.0 / np.maximum(lengths, 1e-9)
+    lengths = np.maximum(np.linalg.norm(points2[:, :2] - points1[:, :2], axis=1), 1e-9)
+    weights = 1.0 / lengths
     distances = np.zeros(len(lines))
     for _ in range(_TRANSLATION_STEPS):
         weighted = lines * weights[:, None]
@@ -170,5 +136,5 @@ def _distances_from_common_point(
         joining = np.cross(points1, common)
         norms = np.maximum(np.linalg.norm(joining[:, :2], axis=1), 1e-12)
         distances = np.abs((joining * points2).sum(axis=1)) / norms
-        weights = 1.0 / (np.maximum(lengths, 1e-9) * np.hypot(1.0, distances / loss_scale))
+        weights = 1.0 / (lengths * np.hypot(1.0, distances / loss_scale))
     return distances

@@ -16,15 +16,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from engine.config import TwoViewConfig
 from engine.estimators.stationary_matches import (
+    MotionEvidence,
     find_fixed_matches,
-    is_in_motion,
     judge_by_motion,
-    shows_motion,
+    others_move,
     stayed,
 )
-from engine.estimators.two_view_geometry import VerifiedMatches, verify_matches
+from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
 from engine.geometry import image_scale
 from engine.types import (
     BoolArray,
@@ -88,17 +87,17 @@ class OverlayGrid:
         """Keyframes that agree on the cell that most agree on, counted up to what makes it sure."""
         return int(self._num_keyframes[self._is_covered].max(initial=0))
 
-    def add(self, pair: ImagePair, *, stayed_xy: Float64Array, moved_xy: Float64Array) -> None:
-        """Counts a pair: where its matches stayed (S, 2) and where they moved (M, 2), both ends."""
-        moved = self._cells(moved_xy)
-        for row, column in np.unique(self._cells(stayed_xy), axis=0).tolist():
+    def add(self, pair: ImagePair, matches: PairMatches, judged: MotionEvidence) -> None:
+        """Counts where matches of a pair stayed, and where they moved."""
+        for row, column in np.unique(self._cells(_ends(matches, judged.is_fixed)), axis=0).tolist():
             self._num_stayed[row, column] += 1
             seen_in = self._keyframes.setdefault((row, column), set())
             if len(seen_in) < 2 * _SURE_KEYFRAMES:
                 seen_in.update((pair.first, pair.second))
                 self._num_keyframes[row, column] = len(seen_in)
+        moving = self._cells(_ends(matches, judged.is_moving))
         is_moving = np.zeros_like(self._is_covered)
-        is_moving[moved[:, 0], moved[:, 1]] = True
+        is_moving[moving[:, 0], moving[:, 1]] = True
         self._num_moved += is_moving
 
     def covers(self, points_xy: Float64Array) -> BoolArray:
@@ -108,7 +107,7 @@ class OverlayGrid:
 
     def without_suspects(self, matches: PairMatches, *, image_size: tuple[int, int]) -> PairMatches:
         """The matches without those that stay where some did before, when the others move."""
-        if not self._is_suspect.any() or shows_motion(matches, image_size=image_size) is None:
+        if not (self._is_suspect.any() and others_move(matches, image_size=image_size)):
             return matches
         cells = self._cells(matches.points2_xy)
         is_suspect = self._is_suspect[cells[:, 0], cells[:, 1]]
@@ -185,7 +184,7 @@ class Overlays:
         return found.covers(points_xy)
 
     def verify(
-        self, matches: PairMatches, first: Keyframe, second: Keyframe, *, config: TwoViewConfig
+        self, matches: PairMatches, first: Keyframe, second: Keyframe, *, verifier: PairVerifier
     ) -> tuple[PairMatches, VerifiedMatches | None]:
         """Verifies a pair's matches without those of overlays, and learns from what it finds.
 
@@ -193,40 +192,30 @@ class Overlays:
             matches: tentative matches.
             first: the first keyframe of the pair.
             second: the second.
-            config: thresholds of the verification.
+            verifier: of the pair.
 
         Returns:
             The matches that may show the world, and those of them that agree on one geometry.
         """
-        size = max(first.width, second.width), max(first.height, second.height)
         is_covered = self.covers(first, matches.points1_xy)
         is_covered |= self.covers(second, matches.points2_xy)
-        open_matches = matches.take(~is_covered) if is_covered.any() else matches
+        visible = matches.take(~is_covered) if is_covered.any() else matches
         if _camera(first) != _camera(second):
-            return open_matches, verify_matches(open_matches, image_size=size, config=config)
+            return visible, verifier.verify(visible)
         grid = self._grid(first)
-        evidence = find_fixed_matches(open_matches, image_size=size, config=config)
-        if evidence is not None:
-            fixed = open_matches.take(evidence.is_fixed)
-            moving = open_matches.take(evidence.is_moving)
-            grid.add(matches.pair, stayed_xy=_ends(fixed), moved_xy=_ends(moving))
-            verified: VerifiedMatches | None = evidence.verified
-            open_matches = open_matches.take(~evidence.is_fixed)
-        else:
-            open_matches = grid.without_suspects(open_matches, image_size=size)
-            verified = verify_matches(open_matches, image_size=size, config=config)
-            if verified is not None and is_in_motion(verified.inliers, image_size=size):
-                moved_xy = _ends(verified.inliers)
-                grid.add(matches.pair, stayed_xy=np.empty((0, 2)), moved_xy=moved_xy)
-        if verified is not None and is_covered.any():
-            covered = matches.take(is_covered)
-            stays, moves = judge_by_motion(covered, verified, image_size=size, config=config)
-            grid.add(
-                matches.pair,
-                stayed_xy=_ends(covered.take(stays)),
-                moved_xy=_ends(covered.take(moves)),
-            )
-        return open_matches, verified
+        found = find_fixed_matches(visible, verifier=verifier)
+        if found is not None:
+            grid.add(matches.pair, visible, found)
+            visible = visible.take(~found.is_fixed)
+        visible = grid.without_suspects(visible, image_size=verifier.image_size)
+        verified = verifier.verify(visible)
+        if verified is not None:
+            rest = [matches.take(is_covered)] if is_covered.any() else []
+            for group in [*rest, verified.inliers] if found is None else rest:
+                judged = judge_by_motion(group, verified, verifier=verifier)
+                if judged is not None:
+                    grid.add(matches.pair, group, judged)
+        return visible, verified
 
     def update(self) -> tuple[Overlay, ...]:
         """The overlays of the cameras whose cover grew.
@@ -262,9 +251,9 @@ class Overlays:
         return self._grids[camera]
 
 
-def _ends(matches: PairMatches) -> Float64Array:
-    """Both ends (2 M, 2) of matches (M,)."""
-    return np.concatenate([matches.points1_xy, matches.points2_xy])
+def _ends(matches: PairMatches, which: BoolArray) -> Float64Array:
+    """Both ends (2 M, 2) of some matches."""
+    return np.concatenate([matches.points1_xy[which], matches.points2_xy[which]])
 
 
 def _camera(keyframe: Keyframe) -> CameraSize:

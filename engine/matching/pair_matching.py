@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.config import DenseMatchingConfig, TwoViewConfig
 from engine.errors import InferenceError
-from engine.estimators.two_view_geometry import VerifiedMatches, verify_matches
+from engine.estimators.lenses import camera_of
+from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
 from engine.matching.keypoint_tables import KeypointTables, select_matches
 from engine.matching.overlays import Overlay, Overlays
 from engine.matching.scene_graph import SceneGraph
@@ -22,6 +23,7 @@ from engine.types import (
     FrameId,
     ImagePair,
     Int64Array,
+    Intrinsics,
     Keyframe,
     MatchRequest,
     PairCandidate,
@@ -82,6 +84,7 @@ class PairMatching:
         self._overlays = Overlays()
         self._changed: dict[FrameId, Features] = {}
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
+        self._intrinsics: Mapping[str, Intrinsics] = {}
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe to the scene graph, and its keypoint table here.
@@ -90,7 +93,8 @@ class PairMatching:
             ValueError: the graph holds it already.
         """
         self._graph.add_keyframe(keyframe)
-        self._tables.add(keyframe.features, size=(keyframe.width, keyframe.height))
+        size = (keyframe.width, keyframe.height)
+        self._tables.add(keyframe.features, size=size, mask=keyframe.mask)
         self._overlays.add_keyframe(keyframe)
 
     def covers(self, frame_id: FrameId) -> BoolArray:
@@ -99,17 +103,25 @@ class PairMatching:
         return self._overlays.covers(keyframe, keyframe.features.keypoints_xy)
 
     def match_keyframe(
-        self, frame_id: FrameId, *, wants_pointmaps: bool = False
+        self,
+        frame_id: FrameId,
+        *,
+        wants_pointmaps: bool = False,
+        intrinsics: Mapping[str, Intrinsics] | None = None,
     ) -> MatchedKeyframe:
         """Matches the newest keyframe against what its graph chooses, and around those that fit.
 
         Args:
             frame_id: a keyframe that was added.
             wants_pointmaps: whether depths and focal lengths are of use.
+            intrinsics: of the cameras, by key, as they are at present; pairs with a wide lens are
+                verified on its rays. None: as before.
 
         Returns:
             The pairs that hold; when the matcher fails, those that held before it did, and why.
         """
+        if intrinsics is not None:
+            self._intrinsics = intrinsics
         failure = None
         try:
             pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
@@ -186,8 +198,10 @@ class PairMatching:
         sizes = ((first.width, first.height), (second.width, second.height))
         is_dense = bool((matches.matches_idx == NO_ROW).any())
         if is_dense:
+            matches = self._tables.beside_masks(matches)
             matches = select_matches(matches, sizes=sizes, config=self._dense)
-        matches, verified = self._overlays.verify(matches, first, second, config=self._two_view)
+        verifier = self._verifier(first, second)
+        matches, verified = self._overlays.verify(matches, first, second, verifier=verifier)
         if verified is None:
             return None
         rows = self._rows_of(verified) if is_dense else verified.inliers.matches_idx
@@ -203,6 +217,19 @@ class PairMatching:
             num_matches=round(len(rows) * len(matches) / len(verified.inliers)),
             fundamental=verified.fundamental,
             homography_inlier_ratio=verified.homography_inlier_ratio,
+            cam2_from_cam1=verified.cam2_from_cam1,
+        )
+
+    def _verifier(self, first: Keyframe, second: Keyframe) -> PairVerifier:
+        """Verifies by a fundamental matrix, or on rays where a lens is wide."""
+        lenses = [self._intrinsics.get(keyframe.camera_key) for keyframe in (first, second)]
+        cameras = None
+        if lenses[0] and lenses[1] and (lenses[0].is_wide or lenses[1].is_wide):
+            cameras = camera_of(lenses[0]), camera_of(lenses[1])
+        return PairVerifier(
+            image_size=(max(first.width, second.width), max(first.height, second.height)),
+            config=self._two_view,
+            cameras=cameras,
         )
 
     def _leave_out_covered(self) -> tuple[list[VerifiedPair], list[ImagePair]]:
@@ -236,16 +263,14 @@ class PairMatching:
         first, second = (
             self._graph.keyframe(i) for i in (verified.pair.first, verified.pair.second)
         )
-        found = verify_matches(
+        found = self._verifier(first, second).verify(
             PairMatches(
                 pair=verified.pair,
                 matches_idx=rows.astype(np.int64),
                 points1_xy=first.features.keypoints_xy[rows[:, 0]],
                 points2_xy=second.features.keypoints_xy[rows[:, 1]],
                 confidence=np.ones(len(rows), np.float32),
-            ),
-            image_size=(max(first.width, second.width), max(first.height, second.height)),
-            config=self._two_view,
+            )
         )
         if found is None:
             return None
@@ -255,6 +280,7 @@ class PairMatching:
             num_matches=round(verified.num_matches * float(is_open.mean())),
             fundamental=found.fundamental,
             homography_inlier_ratio=found.homography_inlier_ratio,
+            cam2_from_cam1=found.cam2_from_cam1,
         )
 
     def _rows_of(self, verified: VerifiedMatches) -> Int64Array:
