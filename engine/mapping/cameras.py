@@ -147,6 +147,11 @@ class CameraCalibration:
         """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
         self._initial.update(change.cameras)
 
+    def add_all_anew(self, sparse_map: SparseMap) -> None:
+        """Gives a new map all cameras as they were before any map."""
+        for camera_key, initial in self._initial.items():
+            sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
+
     def add_focal_length(self, camera_key: str, focal_px: float) -> None:
         """Adds a focal length that a matcher saw in an image of a camera."""
         self._seen_focal_px.setdefault(camera_key, deque(maxlen=_MAX_SEEN)).append(focal_px)

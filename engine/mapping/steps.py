@@ -43,6 +43,7 @@ class KeyframeRecord:
     camera: pycolmap.Camera  # a copy
     pairs: tuple[VerifiedPair, ...]
     moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
+    changed_pairs: tuple[VerifiedPair, ...] = ()  # of other keyframes; without matches if lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.types import Arrival, DropReason, Frame, FrameId, RejectedFrame
 from tests.support.paths import REAL_SETS
-from tests.support.received import items_of
+from tests.support.received import Decoded, items_of
 
 DATA = REAL_SETS
 THREAD_NAME_START = "images "
@@ -52,12 +52,15 @@ def open_folder(path: Path, *, single_camera_per_size: bool = True, **limits: An
     )
 
 
-def read(folder: ImageFolder) -> list[Frame | RejectedFrame]:
-    async def collect() -> list[Frame | RejectedFrame]:
-        items = [item async for item in items_of(folder)]
-        return [item for item in items if isinstance(item, Frame | RejectedFrame)]
+def read_items(folder: ImageFolder) -> list[Decoded]:
+    async def collect() -> list[Decoded]:
+        return [item async for item in items_of(folder)]
 
     return asyncio.run(collect())
+
+
+def read(folder: ImageFolder) -> list[Frame | RejectedFrame]:
+    return [item for item in read_items(folder) if isinstance(item, Frame | RejectedFrame)]
 
 
 def read_frames(folder: ImageFolder) -> list[Frame]:
