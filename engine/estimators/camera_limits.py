@@ -29,6 +29,7 @@ _DENSE, _SPARSE = np.linspace(0.0, 2.0, 65)[1:], np.geomspace(2.0, 40.0, 25)[1:]
 _WIDEST_RAD = 3.1
 _WIDE_ENOUGH_RAD = 1.4
 _BISECTIONS = 12
+_ROUNDING = 1e-6
 
 
 def focal_limits_px(camera: pycolmap.Camera) -> tuple[float, float]:
@@ -50,7 +51,7 @@ def lens_flaw(camera: pycolmap.Camera) -> str:
     low_px, high_px = focal_limits_px(camera)
     for idx in camera.focal_length_idxs():
         focal_px = float(camera.params[idx])
-        if not low_px <= focal_px <= high_px:
+        if not (1.0 - _ROUNDING) * low_px <= focal_px <= (1.0 + _ROUNDING) * high_px:
             return (
                 f"a focal length of {focal_px:.0f} px is not between {low_px:.0f} and"
                 f" {high_px:.0f} px"
