@@ -10,8 +10,7 @@ the usual case, nothing of this is noticed.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -62,7 +61,7 @@ class Hold(StrEnum):
 class CalibrationState:
     """What adjustments found out about the calibration of one camera."""
 
-    num_keyframes: int  # of the camera, when it was last measured
+    num_keyframes: int  # of the map, when it was last measured
     focal_sigma_ratio: float  # by the observations alone; inf: they say nothing
     is_settled: bool = False  # the observations are far surer than the prior
     hold: Hold | None = None  # of the focal length
@@ -139,9 +138,9 @@ class CalibrationControl:
             reconstruction: the map or a copy; the calling thread owns it.
             solve: adjusts it; called again after objections.
         """
-        counts = _num_keyframes(reconstruction)
-        refined = [i for i in counts if i not in self.constant_camera_ids and self._has_lens(i)]
-        weighed = {i: counts[i] for i in refined if self._weigh(reconstruction, i, counts[i])}
+        present = _cameras_in(reconstruction)
+        refined = [i for i in present if i not in self.constant_camera_ids and self._has_lens(i)]
+        weighed = {i for i in refined if self._weigh(reconstruction, i)}
         is_sure = all(self._is_sure(i) for i in refined)
         before = None if is_sure else pycolmap.Reconstruction(reconstruction)
         former = {i: list(reconstruction.camera(i).params) for i in refined}
@@ -165,7 +164,7 @@ class CalibrationControl:
 
     def flaw(self, reconstruction: pycolmap.Reconstruction) -> str:
         """What priors and lenses do not allow about cameras that were refined; "" for nothing."""
-        for camera_id in sorted(_num_keyframes(reconstruction)):
+        for camera_id in _cameras_in(reconstruction):
             if camera_id in self.constant_camera_ids or not self._has_lens(camera_id):
                 continue
             camera = reconstruction.camera(camera_id)
@@ -196,10 +195,9 @@ class CalibrationControl:
 
     # -- before a solve ---------------------------------------------------------------------------
 
-    def _weigh(
-        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
-    ) -> bool:
+    def _weigh(self, reconstruction: pycolmap.Reconstruction, camera_id: int) -> bool:
         """Decides whether a camera is free from now on; False: nothing new decides that."""
+        num_keyframes = int(reconstruction.num_reg_frames())
         state = self._states.get(camera_id)
         if state is not None and not state.is_due(num_keyframes):
             return False
@@ -230,7 +228,7 @@ class CalibrationControl:
         refined: Sequence[int],
         former: Mapping[int, list[float]],
         *,
-        weighed: Mapping[int, int],
+        weighed: Collection[int],
     ) -> dict[int, list[float]]:
         """Parameters that cameras must have instead of the solved ones; holds those cameras."""
         objections = {}
@@ -242,7 +240,7 @@ class CalibrationControl:
             better = self._possible(camera_id, camera, former[camera_id])
             is_free = self._states[camera_id].hold is None
             if better is None and is_free and camera_id in weighed:
-                better = self._compromise(reconstruction, camera_id, weighed[camera_id])
+                better = self._compromise(reconstruction, camera_id)
             if better is not None:
                 objections[camera_id] = better
         return objections
@@ -283,7 +281,7 @@ class CalibrationControl:
         )
 
     def _compromise(
-        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
+        self, reconstruction: pycolmap.Reconstruction, camera_id: int
     ) -> list[float] | None:
         """Parameters between prior and observations, unless those refined freely are near them."""
         prior, state = self._priors[camera_id], self._states[camera_id]
@@ -293,7 +291,7 @@ class CalibrationControl:
             return None
         sigma = _focal_sigma(camera, evidence)
         is_settled = (
-            num_keyframes >= _SETTLED_KEYFRAMES
+            state.num_keyframes >= _SETTLED_KEYFRAMES
             and sigma < _SETTLED_SIGMA_RATIO
             and sigma < _SETTLED_RATIO * prior.focal_sigma_ratio
         )
@@ -321,9 +319,9 @@ def _registered(reconstruction: pycolmap.Reconstruction) -> list[int]:
     return [int(i) for i in reconstruction.reg_image_ids()]
 
 
-def _num_keyframes(reconstruction: pycolmap.Reconstruction) -> Counter[int]:
-    """Registered keyframes of each camera, by COLMAP's id."""
-    return Counter(int(reconstruction.image(i).camera_id) for i in _registered(reconstruction))
+def _cameras_in(reconstruction: pycolmap.Reconstruction) -> list[int]:
+    """COLMAP's ids of the cameras of registered keyframes."""
+    return sorted({int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)})
 
 
 def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
