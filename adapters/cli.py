@@ -63,6 +63,14 @@ MaskOption = Annotated[
         "photos: a folder masks beside images.",
     ),
 ]
+CalibrationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="[PATTERN=]FILE[#CAMERA]",
+        help="COLMAP cameras.txt, OpenCV, ROS or Kalibr YAML; for cameras that match PATTERN.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
@@ -110,6 +118,7 @@ def run(
     config: ConfigOption = None,
     settings: SettingOption = None,
     mask: MaskOption = None,
+    calibration: CalibrationOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
@@ -119,7 +128,9 @@ def run(
     with _errors_reported():
         refuse_unknown_sources(source)
         outcome = _launch(
-            _load(config, [*(settings or []), *_mask_settings(mask)]),
+            _with_calibrations(
+                _load(config, [*(settings or []), *_mask_settings(mask)]), calibration or []
+            ),
             _options(
                 source,
                 out=out or _default_out(source[0]),
@@ -244,6 +255,13 @@ def _mask_settings(masks: list[str] | None) -> list[str]:
 def _pattern_and_file(mask: str) -> tuple[str, str]:
     pattern, equals, file = mask.partition("=")
     return (pattern, file) if equals and not os.path.exists(mask) else ("*", mask)
+
+
+def _with_calibrations(config: Config, specs: list[str]) -> Config:
+    """The configuration with more calibration files, which win over those it has."""
+    calibrations = (*config.cameras.calibrations, *specs)
+    cameras = config.cameras.model_copy(update={"calibrations": calibrations})
+    return config.model_copy(update={"cameras": cameras})
 
 
 def _options(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from engine.events import Event
@@ -122,6 +122,33 @@ class CameraMasks(Protocol):
 
     def unused(self) -> list[str]:
         """What was named and is no camera of the run so far."""
+
+
+@runtime_checkable
+class KnowsImageSizes(Protocol):
+    """A source whose images can be measured before they arrive."""
+
+    def image_sizes(self) -> Iterator[tuple[int, int]]:
+        """Width and height of its images in px, upright or as stored; what is no image is left out.
+
+        Reads files as it goes: who has seen enough stops.
+        """
+
+
+class CameraCalibrations(Protocol):
+    """Calibrations that the user gave for cameras of the run. Called on the event loop."""
+
+    def calibrated(self, frame: Frame) -> Frame:
+        """The frame with the calibration of its camera, where one was given.
+
+        It may come under another camera key: all frames of a key have the same calibration.
+        """
+
+    def take_warnings(self) -> list[str]:
+        """What is wrong with calibrations for cameras seen since the last call."""
+
+    def unused(self) -> list[str]:
+        """Which calibrations were for no camera, and why; asked once, after the last frame."""
 
 
 class PairMatcher(Protocol):

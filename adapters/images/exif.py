@@ -76,6 +76,11 @@ class Exif:
     recorded_edge_px: float | None = None  # longer edge of the image when the camera recorded it
     gps: GpsFix | None = None
 
+    @property
+    def quarter_turns(self) -> int:
+        """How many times ``upright`` turns the pixels by 90 degrees clockwise; 0 if mirrored."""
+        return {6: 1, 3: 2, 8: 3}.get(self.orientation, 0)
+
 
 def read_exif(block: bytes) -> Exif:
     """Reads an EXIF block: a TIFF structure, with or without the leading ``Exif`` marker."""

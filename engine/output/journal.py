@@ -23,6 +23,7 @@ from engine.types import (
     Features,
     Float32Array,
     Frame,
+    FrameId,
     GpsFix,
     ImagePair,
     Keyframe,
@@ -168,6 +169,28 @@ class Journal:
             _write_file(self._images_path / name, image_bytes)
             if mask_bytes is not None:
                 _write_file(self._masks_path / mask_name(name), mask_bytes)
+
+    def change_camera(self, frame_id: FrameId, camera: pycolmap.Camera) -> None:
+        """Gives a keyframe another camera, which is written if it is not in the journal yet.
+
+        Raises:
+            JournalError: it cannot be written, or the keyframe is not in the journal.
+        """
+        camera_id, image_id = camera.camera_id, int(frame_id)
+        with self._transaction(f"camera of keyframe {image_id}"):
+            if not self._has_camera(camera_id):
+                self._insert_camera(camera)
+            updated = self._connection.execute(
+                "UPDATE images SET camera_id = ? WHERE image_id = ?", (camera_id, image_id)
+            )
+            if updated.rowcount != 1:
+                raise JournalError(f"keyframe {image_id} is not in the journal")
+            for statement in (
+                "UPDATE frames SET rig_id = ? WHERE frame_id = ?",
+                "UPDATE frame_data SET sensor_id = ? WHERE frame_id = ?",
+                "UPDATE pose_priors SET corr_sensor_id = ? WHERE corr_data_id = ?",
+            ):
+                self._connection.execute(statement, (camera_id, image_id))
 
     def move_keypoints(self, features: Features) -> None:
         """Replaces the keypoint table of a keyframe by one of the same length.

@@ -95,6 +95,13 @@ class Recorder:
             for pair in record.pairs:
                 self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
+    def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:
+        """Journals that keyframes have other cameras now."""
+        for frame_id, camera in cameras.items():
+            self._guard(
+                "database.db", functools.partial(self._journal.change_camera, frame_id, camera)
+            )
+
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""
         for camera in cameras:

@@ -15,7 +15,7 @@ from engine.errors import SourceError
 from engine.events import FrameReceived, SourceChanged
 from engine.geo.gps_tracks import GpsTracks
 from engine.output.recorder import Recorder
-from engine.ports import CameraMasks, FrameSource, LiveSource, Source
+from engine.ports import CameraCalibrations, CameraMasks, FrameSource, LiveSource, Source
 from engine.run.event_loop import run_in
 from engine.run.masking import Masking
 from engine.run.queues import ArrivalQueue, EventQueue, Queued, Writer
@@ -65,6 +65,7 @@ class Ingestion:
         max_gps_gap_s: positions farther apart in time are not interpolated.
         max_frames: readable frames after which a source ends; 0: never.
         masks: of whole cameras; None: there are none.
+        calibrations: those that the user gave.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Ingestion:
         max_gps_gap_s: float,
         max_frames: int = 0,
         masks: CameraMasks | None = None,
+        calibrations: CameraCalibrations | None = None,
     ) -> None:
         self._sources = sources
         self._positions = [GpsTracks(max_gap_s=max_gps_gap_s) for _ in sources]
@@ -94,6 +96,7 @@ class Ingestion:
         self._failed = failed
         self._max_frames = max_frames
         self._masking = Masking(masks, warn=events.warn)
+        self._calibrations = calibrations
         self._num_frames = [0 for _ in sources]
         self._stops = [asyncio.Event() for _ in sources]
         self._may_read = asyncio.Event()
@@ -189,6 +192,8 @@ class Ingestion:
             self._masking.report()
         elif not taken.is_live:
             self._ahead = asyncio.create_task(self._take(is_ahead=True), name="decoding ahead")
+        if taken is None:
+            await self._report_unused_calibrations()
         return taken
 
     async def _take_ahead(self) -> DecodedFrame | None:
@@ -224,6 +229,7 @@ class Ingestion:
                 await self._take_in(decoded, queued.source_idx)
             return None
         frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
+        frame = self._calibrated(frame)
         self._source_of_camera[frame.camera_key] = queued.source_idx, decoded.camera_key
         self._queue.add_frame(queued, frame)
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
@@ -340,6 +346,26 @@ class Ingestion:
             return frame
         fix = self._positions[source_idx].fix_at(frame.camera_key, frame.captured_at_s)
         return frame if fix is None else replace(frame, gps=replace(fix, is_provisional=True))
+
+    # -- calibrations -----------------------------------------------------------------------------
+
+    def _calibrated(self, frame: Frame) -> Frame:
+        """The frame with the calibration that the user gave for its camera, if any."""
+        if self._calibrations is None:
+            return frame
+        calibrated = self._calibrations.calibrated(frame)
+        self._warn_all(self._calibrations.take_warnings())
+        return calibrated
+
+    async def _report_unused_calibrations(self) -> None:
+        if self._calibrations is not None:
+            self._warn_all(self._calibrations.unused())
+            await self._publish()
+
+    def _warn_all(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            logger.warning("%s", message)
+            self._events.warn(message)
 
     # -- names ------------------------------------------------------------------------------------
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from adapters.images.decoding import read_image_header
 from adapters.live.blocking import iterate_in_thread
 from adapters.sources.files.mask_files import MASKS_FOLDER, MaskFiles
 from adapters.sources.files.photo_files import (
@@ -79,6 +80,16 @@ class ImageFolder:
     def frames(self) -> AsyncGenerator[Item, None]:
         """Yields the photos in order; reads one at a time, on a thread of its own."""
         return iterate_in_thread(self._read, name=f"images {self._root.name}")
+
+    def image_sizes(self) -> Iterator[tuple[int, int]]:
+        """The sizes of its images as stored, from their headers."""
+        for index in range(0, len(self._files), self._config.every_nth_frame):
+            try:
+                header = read_image_header((self._root / self._files[index]).read_bytes())
+            except OSError:
+                continue  # it is counted when its turn comes
+            if header is not None:
+                yield header.width, header.height
 
     def _read(self, stop: threading.Event) -> Generator[Item, None, None]:
         del stop  # a step is one image: there is nothing to interrupt

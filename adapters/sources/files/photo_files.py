@@ -115,6 +115,7 @@ class PhotoReader:
             gps=image.exif.gps,
             intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
             mask=mask,
+            quarter_turns=image.exif.quarter_turns,
         )
 
     def _mask_of(self, file: PurePosixPath, image: DecodedImage) -> BoolArray | None | RefusedImage:
