@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapters.calibrations.calibration import Calibration
 from adapters.calibrations.calibration_files import read_calibration_file
-from adapters.images.camera_names import is_named, names_of
+from adapters.images.name_patterns import is_named, names_of
 from engine.errors import ConfigError
 from engine.types import CalibrationOrigin, Frame, IntrinsicsPrior
 

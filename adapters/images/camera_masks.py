@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.images.camera_names import is_named, names_of
 from adapters.images.masks import MaskImage, decode_mask, fit_mask
+from adapters.images.name_patterns import is_named, names_of
 from engine.config import SourcesConfig
 from engine.errors import ConfigError, SourceError
 from engine.types import BoolArray, Frame

@@ -22,7 +22,8 @@ _CLUSTER_SIZE = 8  # keyframes
 _POINTS_PER_CLUSTER = 150
 _MIN_SHARED = 12  # points that a keyframe of a cluster sees of those of its first one
 _MIN_FRAMES = 2
-_MAX_ERROR_PX = 6.0  # at an edge of 1000 px; farther observations are left out
+_LEAST_SCALE_PX = 1.0  # errors beyond it, or beyond the median error, count linearly
+_MAX_ERROR_SCALES = 6.0  # farther observations are left out
 
 # Errors of real images do not average out as formal covariances have it: they are alike for
 # neighbouring points and frames. Standard deviations are as much larger.
@@ -166,11 +167,12 @@ class _Cluster:
         by_pose = np.concatenate([np.cross(in_cam[:, None, :], by_cam), by_cam], axis=2)
         by_point = by_cam @ pose[:, :, :3]
         by_params = _intrinsics_jacobian(camera, in_cam)
-        max_error_px = _MAX_ERROR_PX * image_scale(camera.width, camera.height)
-        errors = np.linalg.norm(residuals, axis=1)
-        is_good = (errors < max_error_px) & np.isfinite(by_cam).all(axis=(1, 2))
+        errors = np.nan_to_num(np.linalg.norm(residuals, axis=1), nan=np.inf)
+        scale_px = max(_LEAST_SCALE_PX, float(np.median(errors)))
+        is_good = (errors < _MAX_ERROR_SCALES * scale_px) & np.isfinite(by_cam).all(axis=(1, 2))
         is_good &= np.isfinite(by_params).all(axis=(1, 2))
-        weights = np.where(is_good, (1.0 + np.nan_to_num(errors) ** 2) ** -0.25, 0.0)
+        weights = np.zeros(len(errors))
+        weights[is_good] = (1.0 + (errors[is_good] / scale_px) ** 2) ** -0.25
         scaled = [
             np.nan_to_num(block) * weights[:, None, None]
             for block in (by_pose, by_point, by_params)

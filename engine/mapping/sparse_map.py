@@ -404,6 +404,46 @@ class SparseMap:
         """
         self._matches.distrust(pair)
 
+    def replace_pairs(
+        self,
+        changed: Sequence[VerifiedPair],
+        lost: Collection[ImagePair],
+        *,
+        covered_rows: Mapping[FrameId, Int64Array],
+    ) -> float:
+        """Takes matches and observations of keypoints that show nothing of the world out of a map.
+
+        Args:
+            changed: pairs of this map that have other matches now.
+            lost: pairs that do not hold any more; others than this map's are left alone.
+            covered_rows: the keypoints, by registered keyframe.
+
+        Returns:
+            The share of observations that were of such keypoints.
+        """
+        self._covisibility.clear()
+        instead = {verified.pair: verified for verified in changed}
+        gone = set(lost)
+        pairs = [
+            instead.get(verified.pair, verified)
+            for verified in self._matches.pairs()
+            if verified.pair not in gone
+        ]
+        num_keypoints = {i: len(keyframe.features) for i, keyframe in self._keyframes.items()}
+        self._matches = MatchGraph.of(num_keypoints, pairs)
+        num_before = self._reconstruction.compute_num_observations()
+        num_covered = 0
+        for frame_id, rows in covered_rows.items():
+            point3D_ids = self.point3D_ids(frame_id)[rows]
+            num_covered += int((point3D_ids != _NO_POINT).sum())
+        for frame_id, rows in covered_rows.items():
+            # Deleting the last but one observation of a point deletes the last one, too.
+            still = self.point3D_ids(frame_id)[rows] != _NO_POINT
+            for row in rows[still].tolist():
+                self._reconstruction.delete_observation(frame_id, row)
+        self._rebuild_managers()
+        return num_covered / max(1, num_before)
+
     def scale(self, factor: float) -> None:
         """Makes all lengths of the map ``factor`` times as long, about the world's origin."""
         self._reconstruction.transform(

@@ -92,7 +92,7 @@ class Recorder:
         for features in record.moved:
             self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
         if self._guard("database.db", write):
-            for pair in record.pairs:
+            for pair in (*record.changed_pairs, *record.pairs):
                 self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
     def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:

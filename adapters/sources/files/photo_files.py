@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
-from adapters.images.exif import intrinsics_prior
+from adapters.images.intrinsics import IntrinsicsReader
 from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
@@ -49,6 +49,7 @@ class PhotoReader:
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
         self._masks = masks
+        self._intrinsics = IntrinsicsReader()
         self._previous = b""  # of the readable image before
 
     def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Arrival | RejectedFrame:
@@ -101,7 +102,6 @@ class PhotoReader:
         frame_name: str,
         received_at_s: float,
     ) -> Frame:
-        height, width = image.pixels.shape[:2]
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=self._camera_key(file, image) or frame_name,
@@ -113,9 +113,9 @@ class PhotoReader:
             pixels=image.pixels,
             jpeg=image.jpeg,
             gps=image.exif.gps,
-            intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
             mask=mask,
             quarter_turns=image.exif.quarter_turns,
+            intrinsics_prior=self._intrinsics.of_image(image),
         )
 
     def _mask_of(self, file: PurePosixPath, image: DecodedImage) -> BoolArray | None | RefusedImage:
