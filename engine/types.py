@@ -160,17 +160,31 @@ EXIF_FOCAL_SIGMA_RATIO = 0.02  # of focal lengths over a known sensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Intrinsics:
+    """A camera's calibration, for any thread."""
+
+    model: str  # COLMAP's name
+    width: int
+    height: int
+    params: tuple[float, ...]  # in COLMAP's order for the model
+    is_wide: bool = False  # whether its pairs are verified on viewing rays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntrinsicsPrior:
     """What a source knows about its camera.
 
-    ``params`` are in COLMAP's order for ``camera_model``; None unless all of them are known.
+    ``params`` are in COLMAP's order for ``camera_model``; None unless all of them are known. A
+    ``camera_model`` without them is a hint at the kind of lens.
     """
 
-    focal_px: float
+    focal_px: float  # 0: unknown
     camera_model: str | None = None
     params: tuple[float, ...] | None = None
     origin: CalibrationOrigin = CalibrationOrigin.EXIF
     focal_sigma_ratio: float = EXIF_FOCAL_SIGMA_RATIO  # one standard deviation, of the focal length
+    is_fisheye: bool = False  # by the camera's name: a hint, the lens may be set to perspective
+    doubt: str = ""  # a sentence on what is odd about it; "" where nothing is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -210,6 +224,7 @@ class Frame:
     jpeg: bytes | None = None  # the bytes as received, when they decode to `pixels`
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
+    quarter_turns: int = 0  # clockwise, by which stored pixels were turned to be upright
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used; None: everywhere
 
     def __post_init__(self) -> None:
@@ -503,12 +518,15 @@ class VerifiedPair:
     reason: PairReason
     inlier_matches_idx: Uint32Array  # (M, 2)
     num_matches: int  # before verification
-    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention
+    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention; 0: verified on rays
     homography_inlier_ratio: float  # inliers that one plane or a pure rotation explains, 0..1
+    cam2_from_cam1: Float64Array | None = None  # (3, 4), unit translation, when verified on rays
 
     def __post_init__(self) -> None:
         freeze_field(self, "inlier_matches_idx", (None, 2), np.uint32)
         freeze_field(self, "fundamental", (3, 3), np.float64)
+        if self.cam2_from_cam1 is not None:
+            freeze_field(self, "cam2_from_cam1", (3, 4), np.float64)
 
     @property
     def num_inliers(self) -> int:
@@ -547,6 +565,59 @@ class FramePose:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraFigures:
+    """A camera's calibration in the map, where it began, and what is doubted about it."""
+
+    camera_key: str
+    model: str  # COLMAP's name
+    width: int
+    height: int
+    params: tuple[float, ...]  # in COLMAP's order
+    focal_px: float  # px per unit of tangent, or of angle for wide models, about the axis
+    fov_deg: float  # of the image's width
+    num_registered: int  # keyframes of the camera in the map
+    origin: CalibrationOrigin
+    prior_focal_px: float  # 0: the model has none
+    prior_sigma_ratio: float  # one standard deviation
+    observed_sigma_ratio: float | None  # by the images alone; None: not measured, or they say none
+    is_constant: bool  # nothing may change it
+    is_held: bool  # adjustments leave its focal length alone for now, see the doubts
+    doubts: tuple[str, ...]  # sentences
+
+    @property
+    def focal_ratio(self) -> float:
+        """The focal length as a ratio of the longer edge."""
+        return self.focal_px / max(self.width, self.height)
+
+    @property
+    def moved_ratio(self) -> float:
+        """How far the focal length moved from its prior, as a ratio of that; 0 without one."""
+        return self.focal_px / self.prior_focal_px - 1.0 if self.prior_focal_px > 0.0 else 0.0
+
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "key": self.camera_key,
+            "model": self.model,
+            "width": self.width,
+            "height": self.height,
+            "params": [round(value, 9) for value in self.params],
+            "focal_px": round(self.focal_px, 3),
+            "focal_ratio": round(self.focal_ratio, 5),
+            "fov_deg": round(self.fov_deg, 2),
+            "registered_keyframes": self.num_registered,
+            "origin": self.origin.value,
+            "prior_focal_px": round(self.prior_focal_px, 3),
+            "prior_sigma_ratio": round(self.prior_sigma_ratio, 5),
+            "observed_sigma_ratio": self.observed_sigma_ratio,
+            "moved_ratio": round(self.moved_ratio, 5),
+            "is_constant": self.is_constant,
+            "is_held": self.is_held,
+            "doubts": list(self.doubts),
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapView:
     """An immutable copy of the map for views; rows of the arrays belong together."""
@@ -561,6 +632,7 @@ class MapView:
     chunk_ids: Int64Array  # (P,) the keyframe that made each point
     edges: Int64Array  # (E, 2) frame ids of verified pairs
     edge_reasons: tuple[PairReason, ...]  # (E,)
+    cameras: tuple[CameraFigures, ...] = ()
 
     def __post_init__(self) -> None:
         freeze_field(self, "keyframe_ids", (None,), np.int64)

@@ -175,13 +175,15 @@ class CameraSplits:
             return None
         change = self._split(present, source_key, levels, focal_px=vote.focal_px)
         candidate = self._builder.anew(present, change)
-        if candidate is not None and _is_better(candidate, present):
-            if self._is_split(candidate, source_key, levels):
-                self._report(source_key, levels, candidate)
-                self._source_key.update(
-                    (key, source_key) for key in change.cameras if key != source_key
-                )
-                return SplitMap(sparse_map=candidate, change=change)
+        if (
+            candidate is not None
+            and _is_better(candidate, present)
+            and self._is_split(candidate, source_key, levels)
+        ):
+            self._report(source_key, levels, candidate)
+            split_off = [key for key in change.cameras if key != source_key]
+            self._source_key.update(dict.fromkeys(split_off, source_key))
+            return SplitMap(sparse_map=candidate, change=change)
         self._warn(source_key, levels)
         return None
 

@@ -27,6 +27,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
+from engine.estimators.lenses import camera_focal_px
 from engine.events import (
     BundleAdjusted,
     FramePosed,
@@ -36,6 +37,7 @@ from engine.events import (
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
+    OverlayFound,
     PairVerified,
     RegistrationFailed,
     Warned,
@@ -45,8 +47,8 @@ from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
+    adjust_globally,
     merge_global_adjustment,
-    solve_globally,
     start_global_adjustment,
 )
 from engine.mapping.camera_splits import CameraSplits
@@ -87,6 +89,7 @@ from engine.types import (
     ImagePair,
     Keyframe,
     MapView,
+    PairReason,
     RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
@@ -96,6 +99,8 @@ from engine.windows.solver import solve_window as solve
 
 _MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
 _CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
+_BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
+_KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
 
@@ -179,6 +184,7 @@ class Mapper:
         self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
+        self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
         self._new_poses: list[FramePose] = []  # since the last step
@@ -223,6 +229,7 @@ class Mapper:
         return KeyframeToMatch(
             frame_id=keyframe.frame_id,
             wants_pointmaps=wants_focal_length or wants_depths,
+            intrinsics=self._cameras.wide_intrinsics(self._map),
         )
 
     def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
@@ -236,14 +243,19 @@ class Mapper:
             wants_view: whether viewers want to see the map.
         """
         frame_id = matched.frame_id
+        is_bent = self._leave_out_overlays(matched)
         self._add_pairs(matched)
         self._splits.watch(self._map, matched.pairs)
+        if is_bent:
+            self._build_anew(matched)
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
             self._split_cameras()
             self._report_changes()
+        elif self._map.is_registered(frame_id):
+            self._report_changes()  # a map built anew holds it already
         else:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
             registration = register_and_refine(self._map, frame_id, config=self._growth)
@@ -256,6 +268,61 @@ class Mapper:
             self._report_changes()
         record = self._record(frame_id)
         return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+
+    def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
+        """Takes what is not in the world out of the map; whether that may have bent it."""
+        for overlay in matched.overlays:
+            self._emit(
+                OverlayFound(
+                    camera_key=overlay.camera_key,
+                    share=overlay.share,
+                    boxes=overlay.boxes,
+                    num_keyframes=overlay.num_keyframes,
+                )
+            )
+        if not matched.has_lost_matches:
+            return False
+        self._weakened += [
+            *matched.changed_pairs,
+            *(_without_matches(p) for p in matched.lost_pairs),
+        ]
+        covered = {
+            frame_id: np.flatnonzero(self._matching.covers(frame_id))
+            for frame_id in self._map.registered_ids
+        }
+        share = self._map.replace_pairs(
+            matched.changed_pairs, matched.lost_pairs, covered_rows=covered
+        )
+        if not self._is_initialized:
+            return False
+        self._abandon_jobs()  # their copies hold what was taken out
+        adrift = [
+            frame_id
+            for frame_id in self._map.registered_ids
+            if np.count_nonzero(self._map.point3D_ids(frame_id) >= 0)
+            < self._config.registration.min_inliers
+        ]
+        self._map.deregister(adrift)
+        for frame_id in adrift:
+            self._graph.set_registered(frame_id, False)
+        if share > _BENT_SHARE:
+            return True
+        self._adjust(self._growth)
+        return False
+
+    def _build_anew(self, matched: MatchedKeyframe) -> None:
+        """Builds a map from the pairs without overlays, in place of one that they bent."""
+        bent = self._map
+        self._map = self._builder.start_over()
+        built = self._builder.first(self._map, matched.pairs)
+        num_needed = _KEPT_RATIO * bent.num_registered
+        if built is None or built.sparse_map.num_registered < num_needed:
+            if bent.num_registered:
+                self._map = bent
+            return
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        self._replace_map(built)
 
     def _add_pairs(self, matched: MatchedKeyframe) -> None:
         """Adds the keyframe and its pairs to the map, unregistered, and what changed with them."""
@@ -599,13 +666,14 @@ class Mapper:
             version=self._version,
             keyframe_ids=np.array(ids, np.int64),
             cam_from_world=np.array(poses).reshape(-1, 3, 4),
-            focal_px=np.array([camera.mean_focal_length() for camera in cameras]),
+            focal_px=np.array([camera_focal_px(camera) for camera in cameras]),
             image_sizes=np.array([(c.width, c.height) for c in cameras], np.int64).reshape(-1, 2),
             points3D_in_world=cloud.points3D_in_world,
             colors=cloud.colors,
             chunk_ids=cloud.first_keyframe_ids,
             edges=np.array([(e.pair.first, e.pair.second) for e in edges], np.int64).reshape(-1, 2),
             edge_reasons=tuple(edge.reason for edge in edges),
+            cameras=self._cameras.figures(self._map),
         )
 
     def figures(self) -> MapFigures:
@@ -623,6 +691,7 @@ class Mapper:
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
+            cameras=self._cameras.figures(self._map),
         )
 
     def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
@@ -634,11 +703,13 @@ class Mapper:
         """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
         moved, self._moved = tuple(self._moved.values()), {}
+        weakened, self._weakened = tuple(self._weakened), []
         return KeyframeRecord(
             keyframe=keyframe,
             camera=copy.deepcopy(self._map.camera(keyframe.calibration_key)),
             pairs=tuple(self._graph.verified_pairs(frame_id)),
             moved=moved,
+            changed_pairs=weakened,
         )
 
     def _step(
@@ -706,6 +777,7 @@ class Mapper:
         self._poser.forget_points()
         if not self._is_initialized:
             return
+        self._cameras.report(self._map)
         for frame_id in self._map.registered_ids:
             if frame_id not in self._was_registered:
                 self._was_registered.add(frame_id)
@@ -807,13 +879,25 @@ class Mapper:
         )
 
 
+def _without_matches(pair: ImagePair) -> VerifiedPair:
+    """A pair that does not hold any more, for the journal."""
+    return VerifiedPair(
+        pair=pair,
+        reason=PairReason.TEMPORAL,
+        inlier_matches_idx=np.empty((0, 2), np.uint32),
+        num_matches=0,
+        fundamental=np.zeros((3, 3)),
+        homography_inlier_ratio=0.0,
+    )
+
+
 def _solve_adjustment(
     adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
 ) -> GlobalAdjustment:
     """Adjusts a private copy of the map; the job of another thread."""
-    solve_globally(
+    adjust_globally(
         adjustment.reconstruction,
-        constant_camera_ids=adjustment.constant_camera_ids,
+        calibration=adjustment.calibration,
         max_iterations=max_iterations,
         num_threads=num_threads,
     )

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import networkx
 import numpy as np
 
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
+from engine.estimators.two_view_geometry import epipolar_angles_rad
 from engine.geometry import compose_poses, image_scale, invert_pose, skew
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
@@ -125,13 +127,19 @@ def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
         sparse_map.cam_from_world(second.frame_id),
         invert_pose(sparse_map.cam_from_world(first.frame_id)),
     )
-    distances = _epipolar_distances(
-        np.asarray(camera1.cam_from_img(first.features.keypoints_xy[rows1])),
-        np.asarray(camera2.cam_from_img(second.features.keypoints_xy[rows2])),
-        cam2_from_cam1=cam2_from_cam1,
-    )
+    points1_xy = first.features.keypoints_xy[rows1]
+    points2_xy = second.features.keypoints_xy[rows2]
+    if uses_rays(camera1) or uses_rays(camera2):
+        rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)
+        distances = epipolar_angles_rad(rays1, rays2, cam2_from_cam1=cam2_from_cam1)
+    else:
+        distances = _epipolar_distances(
+            np.asarray(camera1.cam_from_img(points1_xy)),
+            np.asarray(camera2.cam_from_img(points2_xy)),
+            cam2_from_cam1=cam2_from_cam1,
+        )
     max_distance_px = _CONTRADICTION_PX * image_scale(camera2.width, camera2.height)
-    return bool(np.median(distances) * camera2.mean_focal_length() > max_distance_px)
+    return bool(np.median(distances) * camera_focal_px(camera2) > max_distance_px)
 
 
 def _epipolar_distances(

@@ -18,6 +18,7 @@ from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.geometry import image_scale, transform_points
+from engine.mapping.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
@@ -70,7 +71,7 @@ class SparseMap:
         self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._camera_ids: dict[str, int] = {}
-        self._camera_priors: dict[int, CameraPrior] = {}  # by COLMAP's id
+        self._calibration = CalibrationControl()
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
@@ -125,16 +126,20 @@ class SparseMap:
     @property
     def constant_camera_ids(self) -> frozenset[int]:
         """COLMAP's ids of the cameras whose calibration bundle adjustment must not change."""
-        return frozenset(i for i, prior in self._camera_priors.items() if prior.is_constant)
+        return self._calibration.constant_camera_ids
 
     @property
-    def camera_priors(self) -> Mapping[int, CameraPrior]:
-        """What is known of each camera beforehand, by COLMAP's id; a copy."""
-        return dict(self._camera_priors)
+    def calibration(self) -> CalibrationControl:
+        """What is known of the cameras beforehand, and what adjustments found out about them."""
+        return self._calibration
 
     def camera_prior(self, camera_key: str) -> CameraPrior:
         """What is known of a camera beforehand."""
-        return self._camera_priors[self._camera_ids[camera_key]]
+        return self._calibration.priors[self._camera_ids[camera_key]]
+
+    def camera_state(self, camera_key: str) -> CalibrationState | None:
+        """What adjustments of the map found out about a camera; None: nothing yet."""
+        return self._calibration.states.get(self._camera_ids[camera_key])
 
     def point3D_ids(self, frame_id: FrameId) -> Int64Array:
         """For each keypoint of a keyframe the point it observes, -1 for none; (N,)."""
@@ -178,7 +183,7 @@ class SparseMap:
         camera.camera_id = len(self._camera_ids) + 1
         self._reconstruction.add_camera_with_trivial_rig(camera)
         self._camera_ids[camera_key] = camera.camera_id
-        self._camera_priors[camera.camera_id] = prior or CameraPrior.assumed(camera)
+        self._calibration.set_prior(camera.camera_id, prior or CameraPrior.assumed(camera))
 
     def set_camera_params(self, camera_key: str, params: Sequence[float]) -> None:
         """Replaces a camera's calibration."""
@@ -186,7 +191,7 @@ class SparseMap:
 
     def set_camera_prior(self, camera_key: str, prior: CameraPrior) -> None:
         """Replaces what is known of a camera beforehand."""
-        self._camera_priors[self._camera_ids[camera_key]] = prior
+        self._calibration.set_prior(self._camera_ids[camera_key], prior)
 
     def add_keyframe(self, keyframe: Keyframe, pairs: Sequence[VerifiedPair]) -> None:
         """Adds a keyframe, unregistered, with its verified pairs to keyframes added before.
@@ -399,6 +404,46 @@ class SparseMap:
         """
         self._matches.distrust(pair)
 
+    def replace_pairs(
+        self,
+        changed: Sequence[VerifiedPair],
+        lost: Collection[ImagePair],
+        *,
+        covered_rows: Mapping[FrameId, Int64Array],
+    ) -> float:
+        """Takes matches and observations of keypoints that show nothing of the world out of a map.
+
+        Args:
+            changed: pairs of this map that have other matches now.
+            lost: pairs that do not hold any more; others than this map's are left alone.
+            covered_rows: the keypoints, by registered keyframe.
+
+        Returns:
+            The share of observations that were of such keypoints.
+        """
+        self._covisibility.clear()
+        instead = {verified.pair: verified for verified in changed}
+        gone = set(lost)
+        pairs = [
+            instead.get(verified.pair, verified)
+            for verified in self._matches.pairs()
+            if verified.pair not in gone
+        ]
+        num_keypoints = {i: len(keyframe.features) for i, keyframe in self._keyframes.items()}
+        self._matches = MatchGraph.of(num_keypoints, pairs)
+        num_before = self._reconstruction.compute_num_observations()
+        num_covered = 0
+        for frame_id, rows in covered_rows.items():
+            point3D_ids = self.point3D_ids(frame_id)[rows]
+            num_covered += int((point3D_ids != _NO_POINT).sum())
+        for frame_id, rows in covered_rows.items():
+            # Deleting the last but one observation of a point deletes the last one, too.
+            still = self.point3D_ids(frame_id)[rows] != _NO_POINT
+            for row in rows[still].tolist():
+                self._reconstruction.delete_observation(frame_id, row)
+        self._rebuild_managers()
+        return num_covered / max(1, num_before)
+
     def scale(self, factor: float) -> None:
         """Makes all lengths of the map ``factor`` times as long, about the world's origin."""
         self._reconstruction.transform(
@@ -442,7 +487,7 @@ class SparseMap:
         twin._matches = self._matches
         twin._keyframes = dict(self._keyframes)
         twin._camera_ids = dict(self._camera_ids)
-        twin._camera_priors = dict(self._camera_priors)
+        twin._calibration = self._calibration.copy()
         twin._point_attributes = self._point_attributes.copy_for(
             twin._reconstruction, twin._keyframes
         )

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.types import Features, FrameId, FramePose, Keyframe, MapView, VerifiedPair
+from engine.types import (
+    CameraFigures,
+    Features,
+    FrameId,
+    FramePose,
+    Intrinsics,
+    Keyframe,
+    MapView,
+    VerifiedPair,
+)
 
 if TYPE_CHECKING:
     import pycolmap
@@ -21,6 +30,9 @@ class KeyframeToMatch:
 
     frame_id: FrameId
     wants_pointmaps: bool  # whether the matcher's depths and focal lengths are of use
+    intrinsics: Mapping[str, Intrinsics] = field(  # of all cameras by key; empty: none is wide
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,6 +43,7 @@ class KeyframeRecord:
     camera: pycolmap.Camera  # a copy
     pairs: tuple[VerifiedPair, ...]
     moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
+    changed_pairs: tuple[VerifiedPair, ...] = ()  # of other keyframes; without matches if lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +99,4 @@ class MapFigures:
     placement: Placement | None
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
+    cameras: tuple[CameraFigures, ...] = ()

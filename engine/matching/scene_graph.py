@@ -138,6 +138,15 @@ class SceneGraph:
         self._verified[pair] = verified
         self._graph.add_edge(pair.first, pair.second, is_loop=is_loop)
 
+    def remove_pair(self, pair: ImagePair) -> None:
+        """Removes the edge of a verified pair that does not hold any more; it stays tried.
+
+        Raises:
+            KeyError: the pair is not verified.
+        """
+        del self._verified[pair]
+        self._graph.remove_edge(pair.first, pair.second)
+
     def record_tried(self, pair: ImagePair) -> None:
         """Records that a pair was matched, verified or not.
 

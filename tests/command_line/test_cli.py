@@ -68,6 +68,15 @@ def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
 # -- asking ---------------------------------------------------------------------------------------
 
 
+def test_calibrations_come_after_those_of_the_configuration(launches: Launches) -> None:
+    result = livesfm(
+        *("run", "photos", "--calibration", "a.yml", "--calibration", "left*=b.yml#1"),
+        *("--set", "cameras.calibrations=[c.yml]"),
+    )
+    assert result.exit_code == 0
+    assert launches.config.cameras.calibrations == ("c.yml", "a.yml", "left*=b.yml#1")
+
+
 def test_a_run_is_asked_for_with_the_defaults(launches: Launches) -> None:
     result = livesfm("run", "photos")
     assert result.exit_code == 0
@@ -91,6 +100,16 @@ def test_every_option_of_a_run_arrives(launches: Launches) -> None:
         view_mode=ViewMode.NONE,
         show_progress=False,
     )
+
+
+def test_masks_are_settings_of_cameras(launches: Launches) -> None:
+    Path("x=y.png").touch()
+    result = livesfm(
+        *("run", "photos", "--mask", "legs: ä.png", "--mask", "left*=a=b.png"),
+        *("--mask", "x=y.png", "--set", "cameras.masks={c: d}"),
+    )
+    assert result.exit_code == 0
+    assert launches.config.cameras.masks == {"*": "x=y.png", "left*": "a=b.png"}
 
 
 def test_several_files_and_settings_are_laid_over_each_other(launches: Launches) -> None:

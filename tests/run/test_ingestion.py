@@ -5,15 +5,28 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
+from engine.errors import SourceError
 from engine.run.engine import RunOutcome, StoppedBy
 from engine.run.ingestion import until_stopped
-from engine.types import Arrival, DropReason, Frame, GpsFix, GpsReading, RejectedFrame
+from engine.types import (
+    Arrival,
+    BoolArray,
+    CalibrationOrigin,
+    DropReason,
+    Frame,
+    GpsFix,
+    GpsReading,
+    IntrinsicsPrior,
+    RejectedFrame,
+)
 from tests.support.fake_runs import (
     FakeLiveSource,
     FakeSource,
@@ -25,6 +38,7 @@ from tests.support.fake_runs import (
     rejected,
     world_of,
 )
+from tests.support.synthetic import HEIGHT, WIDTH
 from tests.support.waiting import HANG_S
 
 NUM_FRAMES = 12
@@ -243,6 +257,41 @@ def test_positions_that_decoding_brings_count_for_the_frame_itself(tmp_path: Pat
     assert latitudes == [5.0]
 
 
+# -- calibrations ---------------------------------------------------------------------------------
+
+
+class Calibrations:
+    """Those of a user who gave one for the first camera, and one for none."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def calibrated(self, frame: Frame) -> Frame:
+        prior = IntrinsicsPrior(focal_px=321.0, origin=CalibrationOrigin.FILE)
+        return replace(frame, camera_key=f"{frame.camera_key}|turned", intrinsics_prior=prior)
+
+    def take_warnings(self) -> list[str]:
+        self.num_asked += 1
+        return ["one does not fit"] if self.num_asked == 2 else []
+
+    def unused(self) -> list[str]:
+        return ["one was for no camera"]
+
+
+def test_frames_come_with_the_calibrations_given_and_misfits_are_said_once(tmp_path: Path) -> None:
+    described: list[Frame] = []
+    _, written = run_source(
+        tmp_path / "run",
+        FakeSource(happenings=frames(1, 4)),
+        matcher=matcher(before_describing=described.append),
+        calibrations=Calibrations(),
+    )
+    priors = [frame.intrinsics_prior for frame in described]
+    assert [prior.focal_px for prior in priors if prior is not None] == [321.0] * 4
+    assert {frame.camera_key for frame in described} == {"camera|turned"}
+    assert written.warnings() == ["one does not fit", "one was for no camera"]
+
+
 # -- until stopped --------------------------------------------------------------------------------
 
 
@@ -330,3 +379,101 @@ def test_cancelling_closes_the_items() -> None:
         assert numbers.is_closed
 
     run(test())
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class FakeMasks:
+    """Masks of cameras by their keys; a key without one raises, as a mask that does not fit."""
+
+    masks: dict[str, BoolArray]
+    refused: frozenset[str] = frozenset()
+
+    def mask_of(self, camera_key: str, *, size: tuple[int, int]) -> BoolArray | None:
+        if camera_key in self.refused:
+            raise SourceError(f"the mask of {camera_key} does not fit {size[0]} x {size[1]} px")
+        return self.masks.get(camera_key)
+
+    def unused(self) -> list[str]:
+        return ["nobody*"]
+
+
+def mask_without(rows: slice) -> BoolArray:
+    mask = np.ones((HEIGHT, WIDTH), np.bool_)
+    mask[rows] = False
+    return mask
+
+
+def stored_masks(run: Path) -> dict[str, BoolArray]:
+    """The masks of a run by their names."""
+    stored = {}
+    for path in (run / "masks").rglob("*.png"):
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert mask is not None
+        stored[str(path.relative_to(run / "masks"))] = np.asarray(mask) > 0
+    return stored
+
+
+def test_the_mask_of_a_camera_comes_on_top_of_its_frames_own(tmp_path: Path) -> None:
+    own, of_camera = mask_without(slice(0, 100)), mask_without(slice(700, 750))
+    first, second, third = frames(1, 3)
+    happenings = [replace(first, mask=own), second, replace(third, camera_key="other")]
+    masks = FakeMasks(masks={"camera": of_camera})
+    _, written = run_source(tmp_path / "run", FakeSource(happenings=happenings), masks=masks)
+    stored = stored_masks(tmp_path / "run")
+    assert sorted(stored) == ["000000.jpg.png", "000001.jpg.png"]
+    assert np.array_equal(stored["000000.jpg.png"], own & of_camera)
+    assert np.array_equal(stored["000001.jpg.png"], of_camera)
+    assert written.warnings() == ["no camera is called nobody*: its mask was not used"]
+
+
+def test_cameras_of_several_sources_are_masked_by_their_keys_in_the_run(tmp_path: Path) -> None:
+    sources = [FakeSource(happenings=[frame]) for frame in frames(1, 2)]
+    masks = FakeMasks(masks={"source2|camera": mask_without(slice(0, 9))})
+    engine = engine_of(tmp_path / "run", sources=sources, matcher=matcher(), masks=masks)
+    asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
+    assert sorted(stored_masks(tmp_path / "run")) == ["source2/000001.jpg.png"]
+
+
+@pytest.mark.parametrize("kind", [FakeSource, FakeLiveSource])
+def test_a_source_ends_when_its_cameras_mask_does_not_fit_the_first_frame(
+    tmp_path: Path, kind: Any
+) -> None:
+    masks = FakeMasks(masks={}, refused=frozenset({"camera"}))
+    source = kind(happenings=frames(1, 6))
+    outcome, written = run_source(tmp_path / "run", source, masks=masks)
+    words = f"the mask of camera does not fit {WIDTH} x {HEIGHT} px"
+    assert words in written.warnings()
+    assert written.statuses[0] == "dropped:bad_mask"
+    assert "keyframe" not in written.statuses
+    assert written.of_kind("FrameDropped")[0]["detail"] == words
+    assert (outcome.stopped_by, outcome.num_keyframes) == (StoppedBy.END_OF_SOURCES, 0)
+
+
+def test_later_frames_whose_mask_does_not_fit_are_dropped_and_the_source_goes_on(
+    tmp_path: Path,
+) -> None:
+    happenings = frames(1, 6)
+    happenings[2] = replace(happenings[2], camera_key="upright")
+    masks = FakeMasks(masks={}, refused=frozenset({"upright"}))
+    _, written = run_source(tmp_path / "run", FakeSource(happenings=happenings), masks=masks)
+    assert written.statuses == ["keyframe"] * 2 + ["dropped:bad_mask"] + ["keyframe"] * 3
+
+
+def test_masks_that_leave_next_to_nothing_are_doubted_at_once_and_counted_at_the_end(
+    tmp_path: Path,
+) -> None:
+    masks = [slice(0, 735), slice(0, 750), slice(0, 100), slice(0, 750)]
+    happenings = [
+        replace(frame, mask=mask_without(rows))
+        for frame, rows in zip(frames(1, 4), masks, strict=True)
+    ]
+    _, written = run_source(tmp_path / "run", FakeSource(happenings=happenings))
+    first, last = written.warnings()
+    assert first == (
+        "the mask of 000000.jpg leaves 2.0% of the image: black is left out, anything else is "
+        "used; is it the wrong way round?"
+    )
+    assert last == "3 of 4 masks leave less than 5% of their image, 2 of them nothing"

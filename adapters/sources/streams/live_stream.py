@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
-from adapters.images.exif import intrinsics_prior
+from adapters.images.intrinsics import IntrinsicsReader
 from adapters.live.deadline import GiveUpDeadline
 from adapters.live.listening import reachable_host, refuse_taken_address
-from adapters.sources.files.video_frames import upright_rgb
+from adapters.sources.files.video_frames import quarter_turns, upright_rgb
 from adapters.sources.streams.stream_address import parse_stream_address
 from adapters.sources.streams.stream_reader import (
     StreamReader,
@@ -74,6 +74,7 @@ class LiveStream:
         self._sources = sources
         self._live_sources = live_sources
         self._next_frame_id = next_frame_id
+        self._intrinsics = IntrinsicsReader()
         _check_format(self._address.format, label=self.info.label)
         if self._address.is_listening:
             parts = urlsplit(self._address.url)
@@ -123,10 +124,14 @@ class LiveStream:
         image = decode_image(jpeg, config=self._sources)
         if isinstance(image, RefusedImage):
             return self._rejected(undecoded, image.reason, image.detail)
-        height, width = image.pixels.shape[:2]
-        prior = intrinsics_prior(image.exif, width=width, height=height)
+        prior = self._intrinsics.of_image(image)
         return self._frame(
-            undecoded, image.pixels, jpeg=image.jpeg, gps=image.exif.gps, prior=prior
+            undecoded,
+            image.pixels,
+            jpeg=image.jpeg,
+            gps=image.exif.gps,
+            prior=prior,
+            turns=image.exif.quarter_turns,
         )
 
     def _from_video(self, undecoded: UndecodedFrame, decoded: VideoFrame) -> Frame | RejectedFrame:
@@ -137,7 +142,12 @@ class LiveStream:
         pixels = upright_rgb(decoded)
         if isinstance(pixels, str):
             return self._rejected(undecoded, DropReason.UNREADABLE, pixels)
-        return self._frame(undecoded, pixels)
+        return self._frame(
+            undecoded,
+            pixels,
+            prior=self._intrinsics.of_pixels(pixels),
+            turns=quarter_turns(decoded),
+        )
 
     def _frame(
         self,
@@ -147,6 +157,7 @@ class LiveStream:
         jpeg: bytes | None = None,
         gps: GpsFix | None = None,
         prior: IntrinsicsPrior | None = None,
+        turns: int,
     ) -> Frame:
         height, width = pixels.shape[:2]
         return Frame(
@@ -161,6 +172,7 @@ class LiveStream:
             jpeg=jpeg,
             gps=gps,
             intrinsics_prior=prior,
+            quarter_turns=turns,
         )
 
     def _rejected(
