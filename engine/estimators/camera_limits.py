@@ -13,8 +13,8 @@ import pycolmap
 
 from engine.types import Float64Array
 
-FOCAL_RATIOS = (0.2, 20.0)  # of the longer image edge: 136 to 3 degrees of view
-WIDE_FOCAL_RATIOS = (0.1, 20.0)  # of models that see beyond 90 degrees from the axis
+FOCAL_RATIOS = (0.2, 30.0)  # of the longer image edge: 136 to 2 degrees of view
+WIDE_FOCAL_RATIOS = (0.1, 30.0)  # of models that see beyond 90 degrees from the axis
 
 # Displacement at the image's corner, of the distance that a lens without distortion would give:
 # next to nothing through a long lens, more the wider the view.
