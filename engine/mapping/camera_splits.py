@@ -10,15 +10,17 @@ believed: its focal lengths, which are free, must come out at the levels, and no
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx
 import numpy as np
 import pycolmap
 
-from engine.estimators.calibration_votes import CalibrationVote, GuessedView, vote_on
+from engine.estimators.calibration_votes import CalibrationVote, GuessedView, cost_of, vote_on
+from engine.estimators.lenses import camera_focal_px
 from engine.estimators.scale_change import ScaleChange, measure_scale_change
 from engine.events import CameraSplit, Warned
 from engine.mapping.camera_priors import TWO_VIEW_SIGMA_RATIO, CameraPrior
@@ -35,9 +37,10 @@ _MIN_INLIERS = 30  # of a pair that shows a zoom
 _MIN_JUMP = 0.1  # log of the factor by which a zoom shows
 _MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
 _LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
-_MAX_LEVELS = 8
+_MAX_LEVELS = 12
 _MIN_KEYFRAMES = 6  # of a camera, before it is examined
 _MORE_TO_EXAMINE = 1.4  # times the keyframes at the last time
+_JOINED_VOTE_RATIO = 1.05  # of the cost of the votes of the pairs concerned, to join levels
 _BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
 _BETTER_GAIN_RATIO = 1.05  # of how well the keypoints fit the map without a split
 _MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
@@ -96,7 +99,7 @@ class CameraSplits:
             if change is None or pair.num_inliers < _MIN_INLIERS:
                 continue
             focal1_px, focal2_px = (
-                present.camera(one.calibration_key).mean_focal_length() for one in (first, second)
+                camera_focal_px(present.camera(one.calibration_key)) for one in (first, second)
             )
             jump = abs(change.log_ratio - math.log(focal2_px / focal1_px))
             if jump > max(_MIN_JUMP, _MIN_JUMP_SPREADS * change.spread):
@@ -113,7 +116,7 @@ class CameraSplits:
             key for key, source in self._source_key.items() if source == keyframe.calibration_key
         ]
         levels = {
-            key: math.log(present.camera(key).mean_focal_length())
+            key: math.log(camera_focal_px(present.camera(key)))
             for key in (keyframe.calibration_key, *keys)
             if self._source_of(key) == self._source_of(keyframe.calibration_key)
         }
@@ -168,10 +171,11 @@ class CameraSplits:
             if edge.pair.first in inside and edge.pair.second in inside
         ]
         levels = self._levels(frame_ids, pairs)
-        if len(levels) < 2 or self._are_present(levels):
+        voted = self._voted(present, source_key, levels, pairs)
+        if voted is None:
             return None
-        vote = self._winning_vote(present, source_key, levels, pairs)
-        if vote is None:
+        levels, vote = voted
+        if self._are_present(levels):
             return None
         change = self._split(present, source_key, levels, focal_px=vote.focal_px)
         candidate = self._builder.anew(present, change)
@@ -222,42 +226,43 @@ class CameraSplits:
         keys = [{self._graph.keyframe(i).calibration_key for i in one.frame_ids} for one in levels]
         return all(len(one) == 1 for one in keys) and len(set.union(*keys)) == len(levels)
 
-    def _winning_vote(
+    def _voted(
         self,
         present: SparseMap,
         source_key: str,
         levels: Sequence[_Level],
         pairs: Sequence[VerifiedPair],
-    ) -> CalibrationVote | None:
-        """The vote of the pairs on the levels, when it is clearly better than on the present."""
+    ) -> tuple[list[_Level], CalibrationVote] | None:
+        """The levels that the pairs vote for, when that is clearly better than the present.
+
+        Levels that a motion made are joined to the nearest when the pairs do not mind.
+        """
         camera = present.camera(source_key)
-        principal_point_xy = (float(camera.principal_point_x), float(camera.principal_point_y))
-        present_px = camera.mean_focal_length()
-        edge_px = max(camera.width, camera.height)
-        strongest = sorted(pairs, key=lambda pair: (-pair.num_inliers, pair.pair))
-        votes = [
-            vote_on(
-                strongest[:_MAX_VOTING_PAIRS],
-                {
-                    frame_id: GuessedView(zoom=zoom, principal_point_xy=principal_point_xy)
-                    for frame_id, zoom in zooms.items()
-                },
-                edge_px=edge_px,
+        votes = _Votes(pairs, camera)
+        levels = _few(levels)
+        while len(levels) > 1:
+            vote = votes.on(levels)
+            if vote is None:
+                return None
+            joined = votes.joined(levels, focal_px=vote.focal_px)
+            if joined is None:
+                break
+            levels = joined
+        keys = {i: self._graph.keyframe(i).calibration_key for one in levels for i in one.frame_ids}
+        base_px = camera_focal_px(camera)
+        now = [
+            _Level(
+                frame_ids=tuple(i for i, own in keys.items() if own == key),
+                log_zoom=math.log(camera_focal_px(present.camera(key)) / base_px),
             )
-            for zooms in (
-                {i: math.exp(level.log_zoom) for level in levels for i in level.frame_ids},
-                {
-                    i: present.camera(self._graph.keyframe(i).calibration_key).mean_focal_length()
-                    / present_px
-                    for level in levels
-                    for i in level.frame_ids
-                },
-            )
+            for key in sorted(set(keys.values()))
         ]
-        with_levels, without = votes
-        if with_levels is None or without is None:
+        levels = _ordered(levels)
+        with_levels, without = votes.on(levels), votes.on(now)
+        if with_levels is None or without is None or len(levels) < 2:
             return None
-        return with_levels if with_levels.cost < _BETTER_VOTE_RATIO * without.cost else None
+        is_better = with_levels.cost < _BETTER_VOTE_RATIO * without.cost
+        return (levels, with_levels) if is_better else None
 
     def _split(
         self,
@@ -279,10 +284,10 @@ class CameraSplits:
 
     def _is_split(self, candidate: SparseMap, source_key: str, levels: Sequence[_Level]) -> bool:
         """Whether the focal lengths that a map found are apart as the levels are."""
-        base_px = candidate.camera(source_key).mean_focal_length()
+        base_px = camera_focal_px(candidate.camera(source_key))
         offsets = [
             (
-                math.log(candidate.camera(f"{source_key}#{number}").mean_focal_length() / base_px),
+                math.log(camera_focal_px(candidate.camera(f"{source_key}#{number}")) / base_px),
                 level,
             )
             for number, level in enumerate(levels[1:], start=2)
@@ -302,7 +307,7 @@ class CameraSplits:
                 camera_key=source_key,
                 calibration_keys=tuple(keys),
                 frame_ids=tuple(level.frame_ids for level in levels),
-                focal_px=tuple(candidate.camera(key).mean_focal_length() for key in keys),
+                focal_px=tuple(camera_focal_px(candidate.camera(key)) for key in keys),
             )
         )
 
@@ -346,19 +351,99 @@ class CameraSplits:
         return self._changes[pair.pair]
 
 
+class _Votes:
+    """The votes of a camera's strongest pairs on its zoom levels."""
+
+    def __init__(self, pairs: Sequence[VerifiedPair], camera: pycolmap.Camera) -> None:
+        strongest = sorted(pairs, key=lambda pair: (-pair.num_inliers, pair.pair))
+        self._pairs = strongest[:_MAX_VOTING_PAIRS]
+        self._edge_px = max(camera.width, camera.height)
+        self._principal_point_xy = (
+            float(camera.principal_point_x),
+            float(camera.principal_point_y),
+        )
+
+    def on(self, levels: Sequence[_Level]) -> CalibrationVote | None:
+        """The best common focal length for levels; None when no pair has a vote."""
+        views = self._views(levels)
+        return vote_on(self._among(views), views, edge_px=self._edge_px)
+
+    def joined(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level] | None:
+        """The levels with those two joined that the votes mind least; None when they do mind."""
+        by_zoom = sorted(levels, key=lambda level: level.log_zoom)
+        options = []
+        for one, other in itertools.pairwise(by_zoom):
+            joined = _join(levels, one, other)
+            smaller = set(min((one, other), key=lambda level: len(level.frame_ids)).frame_ids)
+            views, joined_views = self._views(levels), self._views(joined)
+            concerned = [
+                pair for pair in self._among(views) if smaller & {pair.pair.first, pair.pair.second}
+            ]
+            before = cost_of(concerned, views, focal_px=focal_px)
+            after = cost_of(concerned, joined_views, focal_px=focal_px)
+            if before is None or after is None:
+                return joined
+            options.append((after - _JOINED_VOTE_RATIO * before, joined))
+        rise, best = min(options, key=lambda option: option[0])
+        return best if rise <= 0.0 else None
+
+    def _among(self, views: Mapping[FrameId, GuessedView]) -> list[VerifiedPair]:
+        return [
+            pair for pair in self._pairs if pair.pair.first in views and pair.pair.second in views
+        ]
+
+    def _views(self, levels: Sequence[_Level]) -> dict[FrameId, GuessedView]:
+        return {
+            frame_id: GuessedView(
+                zoom=math.exp(level.log_zoom), principal_point_xy=self._principal_point_xy
+            )
+            for level in levels
+            for frame_id in level.frame_ids
+        }
+
+
+def _join(levels: Sequence[_Level], one: _Level, other: _Level) -> list[_Level]:
+    """Levels with two of them as one, at the zoom of their mean keyframe."""
+    sizes = [len(one.frame_ids), len(other.frame_ids)]
+    joined = _Level(
+        frame_ids=tuple(sorted((*one.frame_ids, *other.frame_ids))),
+        log_zoom=float(np.average([one.log_zoom, other.log_zoom], weights=sizes)),
+    )
+    return [level for level in levels if level not in (one, other)] + [joined]
+
+
+def _ordered(levels: Sequence[_Level]) -> list[_Level]:
+    """The largest level first, and zooms relative to it."""
+    ordered = sorted(levels, key=lambda level: (-len(level.frame_ids), level.frame_ids))
+    return [replace(one, log_zoom=one.log_zoom - ordered[0].log_zoom) for one in ordered]
+
+
+def _few(levels: Sequence[_Level]) -> list[_Level]:
+    """Levels with the nearest joined, until they are few enough to vote on each."""
+    few = list(levels)
+    while len(few) > _MAX_LEVELS:
+        by_zoom = sorted(few, key=lambda level: level.log_zoom)
+        one, other = min(
+            itertools.pairwise(by_zoom), key=lambda two: two[1].log_zoom - two[0].log_zoom
+        )
+        few = _join(few, one, other)
+    return few
+
+
 def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
-    """Keyframes by their zoom, the largest level first; zooms relative to it."""
+    """Keyframes by their zoom."""
     groups: list[list[FrameId]] = []
     for frame_id in sorted(log_zoom, key=lambda i: (log_zoom[i], i)):
         if groups and log_zoom[frame_id] - log_zoom[groups[-1][-1]] < _LEVEL_GAP:
             groups[-1].append(frame_id)
         else:
             groups.append([frame_id])
-    groups.sort(key=lambda group: (-len(group), min(group)))
-    means = [float(np.mean([log_zoom[i] for i in group])) for group in groups]
     return [
-        _Level(frame_ids=tuple(sorted(group)), log_zoom=mean - means[0])
-        for group, mean in zip(groups[:_MAX_LEVELS], means, strict=False)
+        _Level(
+            frame_ids=tuple(sorted(group)),
+            log_zoom=float(np.mean([log_zoom[i] for i in group])),
+        )
+        for group in groups
     ]
 
 
