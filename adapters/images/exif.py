@@ -34,6 +34,7 @@ _EXIF_DIRECTORY, _GPS_DIRECTORY = 0x8769, 0x8825
 _FOCAL_LENGTH, _DIGITAL_ZOOM_RATIO, _FOCAL_LENGTH_35MM = 0x920A, 0xA404, 0xA405
 _PIXEL_X_DIMENSION, _PIXEL_Y_DIMENSION = 0xA002, 0xA003
 _FOCAL_PLANE_X_RESOLUTION, _FOCAL_PLANE_RESOLUTION_UNIT = 0xA20E, 0xA210
+_BODY_SERIAL, _LENS_MODEL, _LENS_SERIAL = 0xA431, 0xA434, 0xA435
 _GPS_LATITUDE, _GPS_LONGITUDE, _GPS_ALTITUDE = 2, 4, 6  # each has its reference one below
 _GPS_HORIZONTAL_ERROR = 31
 _BELOW_REFERENCE = (1, 3)  # sea level; the ellipsoid (Exif 3.0)
@@ -84,6 +85,8 @@ class Exif:
 
     make: str = ""
     model: str = ""
+    serial: str = ""  # of the body
+    lens: str = ""  # model of the lens, and its serial number
     orientation: int = 1  # 1..8, as EXIF counts them; 1: upright
     focal_length_mm: float | None = None
     focal_length_35mm: float | None = None  # equivalent on 36 x 24 mm film, by the diagonal
@@ -110,6 +113,8 @@ def read_exif(block: bytes) -> Exif:
     return Exif(
         make=_text(main, _MAKE),
         model=_text(main, _MODEL),
+        serial=_text(exif, _BODY_SERIAL),
+        lens=f"{_text(exif, _LENS_MODEL)} {_text(exif, _LENS_SERIAL)}".strip(),
         orientation=orientation if orientation in range(1, 9) else 1,
         focal_length_mm=_positive(exif, _FOCAL_LENGTH),
         focal_length_35mm=_positive(exif, _FOCAL_LENGTH_35MM),

@@ -98,7 +98,7 @@ def distortion_sigmas(camera: pycolmap.Camera, displacement: float) -> Float64Ar
     angle = math.atan(farthest) if is_perspective else min(farthest, _WIDE_CORNER_RAD)
     direction = tangent / np.linalg.norm(tangent)
     ray = np.array([[*(np.sin(angle) * direction), np.cos(angle)]])
-    derivatives = np.linalg.norm(_intrinsics_jacobian(camera, ray), axis=1)[0]
+    derivatives = np.nan_to_num(np.linalg.norm(_intrinsics_jacobian(camera, ray), axis=1)[0])
     num_focal = len(camera.focal_length_idxs())
     moved_px = displacement * float(np.linalg.norm(corner_px))
     return np.asarray(moved_px / np.maximum(derivatives[num_focal:], 1e-12))
@@ -109,6 +109,8 @@ def measure_evidence(
 ) -> IntrinsicsEvidence | None:
     """What the observations say about one camera's calibration; None without any that do.
 
+    Observations so bad that nothing can be computed from them say nothing.
+
     Args:
         reconstruction: registered keyframes and points; only read.
         camera_id: a camera with a focal length.
@@ -118,13 +120,16 @@ def measure_evidence(
     information, gradient = np.zeros((num_params, num_params)), np.zeros(num_params)
     squares, num_observations, freedom = 0.0, 0, 0
     for cluster in _clusters(reconstruction, camera_id):
-        reduced = cluster.reduced(camera_id)
+        try:
+            reduced = cluster.reduced(camera_id)
+        except np.linalg.LinAlgError:
+            continue
         information += reduced.information
         gradient += reduced.gradient
         squares += reduced.squares
         num_observations += len(cluster.points_xy)
         freedom += cluster.freedom
-    if freedom <= num_params:
+    if freedom <= num_params or not (np.isfinite(information).all() and math.isfinite(squares)):
         return None
     step = np.linalg.pinv(information, hermitian=True) @ gradient
     scale = image_scale(camera.width, camera.height)
