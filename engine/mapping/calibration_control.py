@@ -34,7 +34,10 @@ from engine.estimators.intrinsics_evidence import (
 from engine.mapping.camera_priors import CameraPrior
 from engine.types import Float64Array
 
+MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
+
 _MOST_UNCERTAIN = 0.35  # of a focal length: observations that say less decide nothing
+_HOLD_RATIO = 3.0  # of the prior's standard deviation: less sure observations are not tried
 _SETTLED_RATIO = 0.3  # of the prior's standard deviation
 _SETTLED_SIGMA_RATIO = 0.03  # and of the focal length
 _SETTLED_KEYFRAMES = 10
@@ -206,9 +209,8 @@ class CalibrationControl:
         sigma = math.inf if evidence is None else _focal_sigma(camera, evidence)
         state = CalibrationState(num_keyframes=num_keyframes, focal_sigma_ratio=sigma)
         wanted = 0.0 if evidence is None else abs(_wanted_change(camera, prior, evidence))
-        if sigma > min(prior.focal_sigma_ratio, _MOST_UNCERTAIN) and not (
-            wanted > _CONTRADICTION_SIGMAS * sigma
-        ):
+        too_unsure = min(_HOLD_RATIO * prior.focal_sigma_ratio, _MOST_UNCERTAIN)
+        if sigma > too_unsure and wanted <= _CONTRADICTION_SIGMAS * sigma:
             if abs(_change(camera, prior)) > max(prior.focal_sigma_ratio, sigma):
                 camera.params = _with_focal_px(camera, prior.focal_px)
             state = replace(
@@ -296,13 +298,9 @@ class CalibrationControl:
             and sigma < _SETTLED_RATIO * prior.focal_sigma_ratio
         )
         self._states[camera_id] = replace(state, focal_sigma_ratio=sigma, is_settled=is_settled)
-        present = refined_params(camera)
-        precision = _prior_precision(camera, prior, change=_change(camera, prior))
-        total = evidence.information + precision
-        best = present - np.linalg.solve(total, precision @ (present - _prior_mean(camera, prior)))
-        sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
-        shift = np.abs(best - present)
-        if not (shift > np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).any():
+        may_bend = reconstruction.num_reg_frames() >= MIN_KEYFRAMES_FOR_DISTORTION
+        best = _between(camera, prior, evidence, may_bend=may_bend)
+        if best is None:
             return None
         reason = _uncertain(camera, sigma)
         self._states[camera_id] = replace(
@@ -375,6 +373,29 @@ def _prior_mean(camera: pycolmap.Camera, prior: CameraPrior) -> Float64Array:
     mean[0] = math.log(prior.focal_px)
     mean[num_focal:] = prior.distortion
     return mean
+
+
+def _between(
+    camera: pycolmap.Camera, prior: CameraPrior, evidence: IntrinsicsEvidence, *, may_bend: bool
+) -> Float64Array | None:
+    """The most likely refined parameters (P,) by prior and observations; None: about the present.
+
+    Args:
+        camera: as the observations alone want it.
+        prior: what is known of it beforehand.
+        evidence: how sure the observations are.
+        may_bend: whether distortion may differ from that at the start.
+    """
+    taking = slice(None if may_bend else len(camera.focal_length_idxs()))
+    precision = _prior_precision(camera, prior, change=_change(camera, prior))[taking, taking]
+    total = evidence.information[taking, taking] + precision
+    best = refined_params(camera)
+    shift = np.linalg.solve(total, precision @ (best - _prior_mean(camera, prior))[taking])
+    sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
+    if (np.abs(shift) <= np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).all():
+        return None
+    best[taking] -= shift
+    return best
 
 
 def _change(camera: pycolmap.Camera, prior: CameraPrior) -> float:
