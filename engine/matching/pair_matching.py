@@ -227,7 +227,7 @@ class PairMatching:
 
     def _verifier(self, first: Keyframe, second: Keyframe) -> PairVerifier:
         """Verifies by a fundamental matrix, or on rays where a lens is wide."""
-        lenses = [self._intrinsics.get(keyframe.camera_key) for keyframe in (first, second)]
+        lenses = [self._intrinsics.get(keyframe.calibration_key) for keyframe in (first, second)]
         cameras = None
         if lenses[0] and lenses[1] and (lenses[0].is_wide or lenses[1].is_wide):
             cameras = camera_of(lenses[0]), camera_of(lenses[1])
