@@ -2,7 +2,8 @@
 
 All formats of one export share a folder:
 
-    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them
+    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them;
+                                of a fisheye the middle of the view, of spherical images none
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
@@ -11,6 +12,7 @@ All formats of one export share a folder:
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -37,6 +39,20 @@ _NERFSTUDIO_PARAMS = {
     "SIMPLE_RADIAL": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3},
     "RADIAL": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3, "k2": 4},
     "OPENCV": {"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3, "k1": 4, "k2": 5, "p1": 6, "p2": 7},
+    "SIMPLE_FISHEYE": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2},
+    "FISHEYE": {"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3},
+    "SIMPLE_RADIAL_FISHEYE": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3},
+    "RADIAL_FISHEYE": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3, "k2": 4},
+    "OPENCV_FISHEYE": {
+        **{"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3},
+        **{"k1": 4, "k2": 5, "k3": 6, "k4": 7},
+    },
+}
+# COLMAP copies images of a model whose distortion is below 1e-8, fisheyes too.
+_LEAST_DISTORTION = 1e-7
+_OPENCV_FISHEYE_POSITIONS = {  # of fx, fy, cx, cy
+    "SIMPLE_FISHEYE": (0, 0, 1, 2),
+    "FISHEYE": (0, 1, 2, 3),
 }
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
 _POINTS_NAME = "points.ply"
@@ -108,7 +124,7 @@ def _write(
     if formats & {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}:
         _check_images(reconstruction, run / "images")
     if ExportFormat.UNDISTORT in formats:
-        _write_undistorted(run, model, to)
+        _write_undistorted(run, model, to, reconstruction=reconstruction)
         distorted, reconstruction = reconstruction, _read_model(to / "sparse" / "0")
         _check_images(reconstruction, to / "images")
         _write_masks(distorted, run, to, undistorted=reconstruction)
@@ -150,18 +166,57 @@ def _check_images(reconstruction: pycolmap.Reconstruction, folder: Path) -> None
         )
 
 
-def _write_undistorted(run: Path, model: Path, to: Path) -> None:
+def _write_undistorted(
+    run: Path, model: Path, to: Path, *, reconstruction: pycolmap.Reconstruction
+) -> None:
     import pycolmap
 
+    changed = pycolmap.Reconstruction(reconstruction)
+    if any([_make_undistortable(camera) for camera in changed.cameras.values()]):
+        model = to / "distorted"
+        model.mkdir()
+        changed.write_binary(model)
+        _read_model(model)  # pycolmap does not notice a full disk
     pycolmap.undistort_images(to, model, run / "images")
     # Beside images and model pycolmap leaves a workspace for dense stereo; and it puts the model
     # itself where trainers expect folders of models.
+    shutil.rmtree(to / "distorted", ignore_errors=True)
     shutil.rmtree(to / "stereo")
     for script in to.glob("run-colmap-*.sh"):
         script.unlink()
     (to / "sparse").rename(to / "model")
     (to / "sparse").mkdir()
     (to / "model").rename(to / "sparse" / "0")
+
+
+def _make_undistortable(camera: pycolmap.Camera) -> bool:
+    """Gives a fisheye that COLMAP takes for undistorted a distortion too small to move anything.
+
+    Returns:
+        Whether the camera was changed.
+
+    Raises:
+        ConfigError: no pinhole sees what the camera does.
+    """
+    import pycolmap
+
+    if camera.is_spherical():
+        raise ConfigError(
+            "a spherical image has no undistorted one; export it with --nerfstudio instead"
+        )
+    params = [float(value) for value in camera.params]
+    extra = list(camera.extra_params_idxs())
+    is_distorted = any(abs(params[idx]) >= _LEAST_DISTORTION for idx in extra)
+    if is_distorted or not camera.is_perspective_fisheye():
+        return False
+    if extra:
+        params[extra[0]] = _LEAST_DISTORTION
+    else:
+        params = [params[position] for position in _OPENCV_FISHEYE_POSITIONS[camera.model_name]]
+        params += [_LEAST_DISTORTION, 0.0, 0.0, 0.0]
+        camera.model = pycolmap.CameraModelId.OPENCV_FISHEYE
+    camera.params = params
+    return True
 
 
 def _write_masks(
@@ -259,7 +314,7 @@ def _write_nerfstudio(reconstruction: pycolmap.Reconstruction, to: Path) -> None
     images = sorted(reconstruction.images.values(), key=lambda image: image.image_id)
     has_masks = (to / _MASKS).is_dir()
     record = {
-        "camera_model": "OPENCV",
+        "camera_model": _nerfstudio_model(reconstruction),
         "applied_transform": np.eye(4)[:3].tolist(),
         "ply_file_path": _POINTS_NAME,
         "frames": [
@@ -285,14 +340,34 @@ def _nerfstudio_frame(
     }
 
 
+def _nerfstudio_model(reconstruction: pycolmap.Reconstruction) -> str:
+    """The kind of all cameras in nerfstudio's words."""
+    kinds = {_nerfstudio_kind(camera) for camera in reconstruction.cameras.values()}
+    if len(kinds) > 1:
+        raise ConfigError("nerfstudio takes lenses of one kind; export undistorted images with it")
+    return kinds.pop() if kinds else "OPENCV"
+
+
+def _nerfstudio_kind(camera: pycolmap.Camera) -> str:
+    if camera.is_spherical():
+        return "EQUIRECTANGULAR"
+    return "OPENCV_FISHEYE" if camera.is_perspective_fisheye() else "OPENCV"
+
+
 def _nerfstudio_intrinsics(camera: pycolmap.Camera) -> dict[str, float]:
+    if camera.is_spherical():  # nerfstudio wants a focal length, and makes no use of it
+        middle = {"cx": camera.width / 2.0, "cy": camera.height / 2.0}
+        focal = {"fl_x": float(camera.width), "fl_y": float(camera.height)}
+        return {"w": camera.width, "h": camera.height, **focal, **middle}
     try:
         positions = _NERFSTUDIO_PARAMS[camera.model_name]
     except KeyError:
         raise ConfigError(
             f"nerfstudio has no camera like {camera.model_name}; export undistorted images with it"
         ) from None
-    distortion = dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0)
+    is_fisheye = camera.is_perspective_fisheye()
+    names = ("k1", "k2", "k3", "k4") if is_fisheye else ("k1", "k2", "p1", "p2")
+    distortion = dict.fromkeys(names, 0.0)
     params = {name: float(camera.params[position]) for name, position in positions.items()}
     return {"w": camera.width, "h": camera.height, **distortion, **params}
 
