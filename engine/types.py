@@ -335,6 +335,17 @@ class Features:
         """Rows whose keypoints stay where they are, (F,)."""
         return np.flatnonzero(~self.is_free)
 
+    def take(self, rows: Int64Array) -> Features:
+        """Some of the keypoints (K,) as a table of their own, in that order."""
+        return replace(
+            self,
+            keypoints_xy=self.keypoints_xy[rows],
+            descriptors=self.descriptors[rows],
+            scales=self.scales[rows],
+            colors=self.colors[rows],
+            is_free=self.is_free[rows],
+        )
+
     def __len__(self) -> int:
         return len(self.keypoints_xy)
 
