@@ -54,6 +54,23 @@ SettingOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, section.key=value; wins over files."),
 ]
+MaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mask",
+        metavar="[PATTERN=]FILE",
+        help="Mask of a whole camera, by a pattern of its key; black is left out. Of single "
+        "photos: a folder masks beside images.",
+    ),
+]
+CalibrationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="[PATTERN=]FILE[#CAMERA]",
+        help="COLMAP cameras.txt, OpenCV, ROS or Kalibr YAML; for cameras that match PATTERN.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
@@ -100,6 +117,8 @@ def run(
     ],
     config: ConfigOption = None,
     settings: SettingOption = None,
+    mask: MaskOption = None,
+    calibration: CalibrationOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
@@ -109,7 +128,9 @@ def run(
     with _errors_reported():
         refuse_unknown_sources(source)
         outcome = _launch(
-            _load(config, settings),
+            _with_calibrations(
+                _load(config, [*(settings or []), *_mask_settings(mask)]), calibration or []
+            ),
             _options(
                 source,
                 out=out or _default_out(source[0]),
@@ -221,6 +242,26 @@ def _load(config: list[str] | None, settings: list[str] | None) -> Config:
     from engine.config import load_config
 
     return load_config(config or [], settings or [])
+
+
+def _mask_settings(masks: list[str] | None) -> list[str]:
+    """What ``--mask`` says, as a setting."""
+    if not masks:
+        return []
+    files = dict(_pattern_and_file(mask) for mask in masks)
+    return [f"cameras.masks={json.dumps(files, ensure_ascii=False)}"]
+
+
+def _pattern_and_file(mask: str) -> tuple[str, str]:
+    pattern, equals, file = mask.partition("=")
+    return (pattern, file) if equals and not os.path.exists(mask) else ("*", mask)
+
+
+def _with_calibrations(config: Config, specs: list[str]) -> Config:
+    """The configuration with more calibration files, which win over those it has."""
+    calibrations = (*config.cameras.calibrations, *specs)
+    cameras = config.cameras.model_copy(update={"calibrations": calibrations})
+    return config.model_copy(update={"cameras": cameras})
 
 
 def _options(

@@ -4,6 +4,7 @@ All formats of one export share a folder:
 
     images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
+    masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
     trajectory.txt              tum: all frames; trajectory_keyframes.txt: the keyframes of the map
 """
@@ -38,6 +39,8 @@ _NERFSTUDIO_PARAMS = {
 }
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
 _POINTS_NAME = "points.ply"
+_MASKS = "masks"  # folder in a run and in an export; a mask has its image's name with .png added
+_WHITE = 255  # of a pixel that may be used
 
 
 class ExportFormat(StrEnum):
@@ -105,14 +108,16 @@ def _write(
         _check_images(reconstruction, run / "images")
     if ExportFormat.UNDISTORT in formats:
         _write_undistorted(run, model, to)
-        reconstruction = _read_model(to / "sparse" / "0")
+        distorted, reconstruction = reconstruction, _read_model(to / "sparse" / "0")
         _check_images(reconstruction, to / "images")
+        _write_masks(distorted, run, to, undistorted=True)
     if formats & {ExportFormat.PLY, ExportFormat.NERFSTUDIO}:
         _write_points(reconstruction, to / _POINTS_NAME)
     if ExportFormat.NERFSTUDIO in formats:
-        _write_nerfstudio(reconstruction, to)
         if ExportFormat.UNDISTORT not in formats:
             _copy_images(reconstruction, run / "images", to / "images")
+            _write_masks(reconstruction, run, to, undistorted=False)
+        _write_nerfstudio(reconstruction, to)
     if ExportFormat.TUM in formats:
         _write_tum(reconstruction, run, to)
     return reconstruction
@@ -158,6 +163,48 @@ def _write_undistorted(run: Path, model: Path, to: Path) -> None:
     (to / "model").rename(to / "sparse" / "0")
 
 
+def _write_masks(
+    reconstruction: pycolmap.Reconstruction, run: Path, to: Path, *, undistorted: bool
+) -> None:
+    """Writes the masks of a run's images, where it has any; all or none have one, as trainers want.
+
+    Args:
+        reconstruction: the run's model.
+        run: the run folder.
+        to: the export's folder.
+        undistorted: whether to undistort them like their images; what lies outside the original
+            image is left out, too.
+    """
+    import pycolmap
+
+    names = {image.name: image.camera_id for image in reconstruction.images.values()}
+    if not any((run / _MASKS / f"{name}.png").is_file() for name in names):
+        return
+    for name, camera_id in names.items():
+        camera = reconstruction.camera(camera_id)
+        mask = _read_mask(run / _MASKS / f"{name}.png", camera)
+        if undistorted:
+            warped, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), mask, camera)
+            is_usable = warped.to_array() > _WHITE // 2  # half a pixel's weight: the nearest pixel
+            mask = pycolmap.Bitmap.from_array(is_usable.astype(np.uint8) * _WHITE)
+        path = to / _MASKS / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not mask.write(path):
+            raise SnapshotError(f"mask {path.name} cannot be written")
+
+
+def _read_mask(path: Path, camera: pycolmap.Camera) -> pycolmap.Bitmap:
+    """The grey mask in a file; white of the camera's size where there is none."""
+    import pycolmap
+
+    if not path.is_file():
+        return pycolmap.Bitmap.from_array(np.full((camera.height, camera.width), _WHITE, np.uint8))
+    mask = pycolmap.Bitmap.read(path, as_rgb=False)
+    if mask is None or (mask.width, mask.height) != (camera.width, camera.height):
+        raise SnapshotError(f"mask {path.name} cannot be read, or is not of its image's size")
+    return mask
+
+
 def _write_points(reconstruction: pycolmap.Reconstruction, path: Path) -> None:
     reconstruction.export_PLY(path)
     # pycolmap does not notice a full disk; a point takes three floats and three bytes.
@@ -178,22 +225,28 @@ def _write_nerfstudio(reconstruction: pycolmap.Reconstruction, to: Path) -> None
     the identity.
     """
     images = sorted(reconstruction.images.values(), key=lambda image: image.image_id)
+    has_masks = (to / _MASKS).is_dir()
     record = {
         "camera_model": "OPENCV",
         "applied_transform": np.eye(4)[:3].tolist(),
         "ply_file_path": _POINTS_NAME,
         "frames": [
-            _nerfstudio_frame(image, reconstruction.camera(image.camera_id)) for image in images
+            _nerfstudio_frame(image, reconstruction.camera(image.camera_id), has_mask=has_masks)
+            for image in images
         ],
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     (to / "transforms.json").write_text(text, encoding="utf-8")
 
 
-def _nerfstudio_frame(image: pycolmap.Image, camera: pycolmap.Camera) -> dict[str, Any]:
+def _nerfstudio_frame(
+    image: pycolmap.Image, camera: pycolmap.Camera, *, has_mask: bool
+) -> dict[str, Any]:
+    mask = {"mask_path": f"{_MASKS}/{image.name}.png"} if has_mask else {}
     world_from_cam = np.vstack([invert_pose(image.cam_from_world().matrix()), [0, 0, 0, 1]])
     return {
         "file_path": f"images/{image.name}",
+        **mask,
         "colmap_im_id": image.image_id,
         "transform_matrix": (world_from_cam @ _OPENCV_FROM_OPENGL).tolist(),
         **_nerfstudio_intrinsics(camera),

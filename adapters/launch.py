@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.calibrations.by_camera import CalibrationsByCamera
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
+    CameraMasks,
     FrameIds,
     InvitesSenders,
     KnowsGroundTruth,
+    KnowsImageSizes,
     OffersFeedbackView,
     PairMatcher,
     PlaceIndex,
@@ -58,16 +61,18 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
     if nothing else is in it.
 
     Raises:
-        ConfigError: the folder cannot be used, the view cannot be opened, or not one of the sources
-            exists.
+        ConfigError: the folder cannot be used, the view cannot be opened, a mask or a calibration
+            cannot be used, or not one of the sources exists.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
     """
     limit_library_threads()
     _refuse_own_input(options)
+    calibrations = CalibrationsByCamera.read(config.cameras.calibrations)
     sources = _open_sources(options.sources, config)
+    _refuse_misfits(calibrations, sources)
     with native_log_captured():
-        return asyncio.run(_run(config, options, sources))
+        return asyncio.run(_run(config, options, sources, calibrations))
 
 
 def count_frame_ids() -> FrameIds:
@@ -108,7 +113,12 @@ def _load_torch(adapter: str, *, extra: str) -> None:
     torch.set_num_threads(1)
 
 
-async def _run(config: Config, options: LaunchOptions, sources: Sequence[Source]) -> RunOutcome:
+async def _run(
+    config: Config,
+    options: LaunchOptions,
+    sources: Sequence[Source],
+    calibrations: CalibrationsByCamera,
+) -> RunOutcome:
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
@@ -117,6 +127,7 @@ async def _run(config: Config, options: LaunchOptions, sources: Sequence[Source]
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
     solve_window = _window_solver(config, options)
+    masks = _camera_masks(config)
     requests = RunRequests()
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
@@ -136,6 +147,8 @@ async def _run(config: Config, options: LaunchOptions, sources: Sequence[Source]
             leave=_leave_at_once,
             requests=requests,
             solve_window=solve_window,
+            masks=masks,
+            calibrations=calibrations,
         )
     except EngineError:
         for view in views:
@@ -227,6 +240,19 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
     )
 
 
+def _camera_masks(config: Config) -> CameraMasks | None:
+    """The configured masks of whole cameras.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    if not config.cameras.masks:
+        return None
+    from adapters.images.camera_masks import MaskedCameras
+
+    return MaskedCameras(config.cameras.masks, config=config.sources)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RefusedSource:
     """A source that cannot be opened: the run reports it and goes on with the others."""
@@ -262,6 +288,24 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[Source]:
     if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
         raise ConfigError(str(refused[0])) from refused[0]
     return sources
+
+
+def _refuse_misfits(calibrations: CalibrationsByCamera, sources: Sequence[Source]) -> None:
+    """Refuses calibrations that no image can be of, where all sources know their images' sizes.
+
+    Raises:
+        ConfigError: with the sizes.
+    """
+    sizes: set[tuple[int, int]] = set()
+    for source in sources:
+        if not isinstance(source, KnowsImageSizes):
+            return
+        for size in source.image_sizes():
+            sizes.add(size)
+            if not calibrations.misfits(sizes):
+                return
+    if misfits := calibrations.misfits(sizes):
+        raise ConfigError(misfits[0])
 
 
 def _refuse_own_input(options: LaunchOptions) -> None:

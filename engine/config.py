@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from engine.camera_models import CAMERA_MODELS, CameraModelName
 from engine.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -28,6 +29,13 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+def _calibrations(value: object) -> object:
+    """A mapping of patterns to files as the list of its items."""
+    if isinstance(value, Mapping):
+        return [f"{pattern}={file}" for pattern, file in value.items()]
+    return value
 
 
 class Section(BaseModel):
@@ -165,30 +173,39 @@ class GeoreferenceConfig(Section):
 class CamerasConfig(Section):
     """Camera models, and how far their calibration is trusted."""
 
-    model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"] = (
-        "SIMPLE_RADIAL"
-    )
-    """COLMAP's model of cameras that are not completely known: SIMPLE_PINHOLE, PINHOLE,
-    SIMPLE_RADIAL, RADIAL or OPENCV. More parameters fit wide lenses better and are determined less
-    surely."""
+    model: CameraModelName = "SIMPLE_RADIAL"
+    """COLMAP's model of cameras that are not completely known. Ordinary lenses: SIMPLE_PINHOLE,
+    PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV. Wide ones: FOV, SIMPLE_DIVISION, DIVISION,
+    EUCM. Fisheyes: SIMPLE_FISHEYE, FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE, OPENCV_FISHEYE,
+    THIN_PRISM_FISHEYE, RAD_TAN_THIN_PRISM_FISHEYE. 360 degrees: EQUIRECTANGULAR. More parameters
+    fit wide lenses better and are determined less surely."""
     focal_px: NonNegativeFloat = 0.0
     """px at the original image size. A known focal length, for images that do not hold it. 0: from
     EXIF, else estimated from the first pairs."""
     params: tuple[float, ...] = ()
     """A whole calibration in COLMAP's order for the model, e.g. [fx, fy, cx, cy] for PINHOLE; it
     wins over what sources report. []: unknown."""
+    calibrations: Annotated[tuple[str, ...], BeforeValidator(_calibrations)] = ()
+    """Calibration files, as [PATTERN=]FILE[#CAMERA]: COLMAP's cameras.txt, YAML of OpenCV, ROS or
+    Kalibr. PATTERN with * and ? is for cameras by key, subfolder or source; without one a file is
+    for all whose images have its shape. A mapping of patterns to files does, too. They win over
+    params and focal_px, and the later of two over the earlier."""
     intrinsics: Literal["refined", "fixed"] = "refined"
     """refined: bundle adjustment improves the calibration. fixed: it never changes."""
     max_focal_change_ratio: PositiveRatio = 0.02
     """How far bundle adjustment may move a focal length that was given here, as a ratio of it."""
     refine_known_intrinsics: bool = False
-    """Whether a calibration that a source knows completely is refined too."""
+    """Whether a calibration that a source knows completely, or a file gives, is refined too."""
     default_focal_ratio: PositiveFloat = 0.85
     """Of the edge. The first guess of a focal length that neither EXIF nor the images give; 0.85 is
     61 degrees across."""
     single_camera_per_size: bool = True
     """Whether a folder's images of one size, make and focal length share one calibration. false:
     each image has its own, for collections from many cameras."""
+    masks: dict[str, str] = {}
+    """Mask files of whole cameras, by patterns of camera keys; * and ? stand for any characters,
+    and the last pattern that fits counts. Black is left out, anything else is used. --mask FILE
+    sets {"*": FILE}. {}: none."""
 
 
 class FrameTrackingConfig(Section):
@@ -613,13 +630,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole_calibration_needs_its_model(self) -> Config:
-        num_params = {
-            "SIMPLE_PINHOLE": 3,
-            "PINHOLE": 4,
-            "SIMPLE_RADIAL": 4,
-            "RADIAL": 5,
-            "OPENCV": 8,
-        }[self.cameras.model]
+        num_params = CAMERA_MODELS[self.cameras.model].num_params
         if self.cameras.params and len(self.cameras.params) != num_params:
             raise ValueError(
                 f"cameras.params: {self.cameras.model} has {num_params} parameters, "

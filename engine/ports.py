@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from engine.events import Event
 from engine.types import (
+    BoolArray,
     Features,
     Float64Array,
     Frame,
@@ -106,6 +107,50 @@ class KnowsGroundTruth(Protocol):
         """Capture time and true ``cam_from_world`` (3, 4), metres, of every frame."""
 
 
+class CameraMasks(Protocol):
+    """Masks that hold for all frames of a camera. One thread at a time."""
+
+    def mask_of(self, camera_key: str, *, size: tuple[int, int]) -> BoolArray | None:
+        """The mask (H, W) of a camera whose frames have this width and height, read-only.
+
+        True where a pixel may be used. None: the camera has no mask. Frames of one size get the
+        same object.
+
+        Raises:
+            SourceError: the camera has a mask, and it does not fit this size.
+        """
+
+    def unused(self) -> list[str]:
+        """What was named and is no camera of the run so far."""
+
+
+@runtime_checkable
+class KnowsImageSizes(Protocol):
+    """A source whose images can be measured before they arrive."""
+
+    def image_sizes(self) -> Iterator[tuple[int, int]]:
+        """Width and height of its images in px, upright or as stored; what is no image is left out.
+
+        Reads files as it goes: who has seen enough stops.
+        """
+
+
+class CameraCalibrations(Protocol):
+    """Calibrations that the user gave for cameras of the run. Called on the event loop."""
+
+    def calibrated(self, frame: Frame) -> Frame:
+        """The frame with the calibration of its camera, where one was given.
+
+        It may come under another camera key: all frames of a key have the same calibration.
+        """
+
+    def take_warnings(self) -> list[str]:
+        """What is wrong with calibrations for cameras seen since the last call."""
+
+    def unused(self) -> list[str]:
+        """Which calibrations were for no camera, and why; asked once, after the last frame."""
+
+
 class PairMatcher(Protocol):
     """Describes keyframes and matches pairs of them. Blocking.
 
@@ -127,6 +172,8 @@ class PairMatcher(Protocol):
 
     def describe(self, frame: Frame) -> Features:
         """Makes the keypoint table of a keyframe, in px of the original image.
+
+        None of its fixed rows lies under the frame's mask.
 
         Raises:
             InferenceError: the frame cannot be described.

@@ -160,17 +160,30 @@ EXIF_FOCAL_SIGMA_RATIO = 0.02  # of focal lengths over a known sensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Intrinsics:
+    """A camera's calibration, for any thread."""
+
+    model: str  # COLMAP's name
+    width: int
+    height: int
+    params: tuple[float, ...]  # in COLMAP's order for the model
+    is_wide: bool = False  # whether its pairs are verified on viewing rays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntrinsicsPrior:
     """What a source knows about its camera.
 
-    ``params`` are in COLMAP's order for ``camera_model``; None unless all of them are known.
+    ``params`` are in COLMAP's order for ``camera_model``; None unless all of them are known. A
+    ``camera_model`` without them is a hint at the kind of lens.
     """
 
-    focal_px: float
+    focal_px: float  # 0: unknown
     camera_model: str | None = None
     params: tuple[float, ...] | None = None
     origin: CalibrationOrigin = CalibrationOrigin.EXIF
     focal_sigma_ratio: float = EXIF_FOCAL_SIGMA_RATIO  # one standard deviation, of the focal length
+    is_fisheye: bool = False  # by the camera's name: a hint, the lens may be set to perspective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -210,6 +223,7 @@ class Frame:
     jpeg: bytes | None = None  # the bytes as received, when they decode to `pixels`
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
+    quarter_turns: int = 0  # clockwise, by which stored pixels were turned to be upright
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used; None: everywhere
 
     def __post_init__(self) -> None:
@@ -352,7 +366,12 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Keyframe:
-    """A frame that takes part in the map; carries no pixels."""
+    """A frame that takes part in the map; carries no pixels.
+
+    ``camera_key`` is the source's word for the camera, and never changes. ``calibration_key`` names
+    the calibration that the keyframe shares with others: the camera's own, unless its frames
+    contradict a single one.
+    """
 
     frame_id: FrameId
     camera_key: str
@@ -366,6 +385,11 @@ class Keyframe:
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
     mask: PackedMask | None = None  # None: the whole image may be used
+    calibration_key: str = ""  # empty stands for the camera's key
+
+    def __post_init__(self) -> None:
+        if not self.calibration_key:
+            object.__setattr__(self, "calibration_key", self.camera_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -504,12 +528,15 @@ class VerifiedPair:
     reason: PairReason
     inlier_matches_idx: Uint32Array  # (M, 2)
     num_matches: int  # before verification
-    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention
+    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention; 0: verified on rays
     homography_inlier_ratio: float  # inliers that one plane or a pure rotation explains, 0..1
+    cam2_from_cam1: Float64Array | None = None  # (3, 4), unit translation, when verified on rays
 
     def __post_init__(self) -> None:
         freeze_field(self, "inlier_matches_idx", (None, 2), np.uint32)
         freeze_field(self, "fundamental", (3, 3), np.float64)
+        if self.cam2_from_cam1 is not None:
+            freeze_field(self, "cam2_from_cam1", (3, 4), np.float64)
 
     @property
     def num_inliers(self) -> int:

@@ -62,16 +62,16 @@ class Calibration:
         """The calibration as COLMAP's camera."""
         import pycolmap
 
-        camera = pycolmap.Camera.create_from_model_name(
-            1, self.model, 1.0, self.width, self.height
-        )
+        camera = pycolmap.Camera.create_from_model_name(1, self.model, 1.0, self.width, self.height)
         camera.params = list(self.params)
         return camera
 
     def fits(self, width: int, height: int) -> bool:
         """Whether images of this size can be of this camera: resized as a whole, and rounded."""
         small, large = sorted(((width, height), (self.width, self.height)))
-        lowest = max((edge - _ROUNDING_PX) / whole for edge, whole in zip(small, large, strict=True))
+        lowest = max(
+            (edge - _ROUNDING_PX) / whole for edge, whole in zip(small, large, strict=True)
+        )
         highest = min(
             (edge + _ROUNDING_PX) / whole for edge, whole in zip(small, large, strict=True)
         )

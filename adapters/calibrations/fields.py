@@ -6,6 +6,7 @@ few lines of them stand for any amount of data.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,10 +30,12 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
 
-for _tag in ("opencv-matrix", "opencv-nd-matrix"):
-    _PlainLoader.add_constructor(
-        f"tag:yaml.org,2002:{_tag}", lambda loader, node: loader.construct_mapping(node, deep=True)
-    )
+def _matrix_of(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+for _name in ("opencv-matrix", "opencv-nd-matrix"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_name}", _matrix_of)
 
 
 def parse_fields(text: str, *, origin: str) -> Fields:
@@ -57,7 +60,7 @@ def parse_fields(text: str, *, origin: str) -> Fields:
 
 def first_of(fields: Fields, names: Sequence[str]) -> Any:
     """The value of the first of these names that the fields have, in any spelling; else None."""
-    by_name = {_plain(key): value for key, value in reversed(fields.items())}
+    by_name = {_plain(key): value for key, value in reversed(list(fields.items()))}
     return next((by_name[name] for name in map(_plain, names) if name in by_name), None)
 
 
@@ -83,6 +86,8 @@ def numbers(value: Any, *, what: str, origin: str) -> list[float]:
     try:
         if isinstance(value, bool) or value is None:
             raise TypeError
+        if isinstance(value, str):
+            value = value.replace(".Nan", "nan").replace(".Inf", "inf")  # as OpenCV spells them
         return [float(value)]
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{origin}: {what} holds {_short(value)}, which is no number") from error
@@ -105,14 +110,13 @@ def _matrix(value: Mapping[Any, Any], *, what: str, origin: str) -> list[float]:
     if "data" not in value:
         raise ConfigError(f"{origin}: {what} is no matrix")
     data = numbers(value["data"], what=what, origin=origin)
-    if "rows" in value and "cols" in value:
-        rows, cols = (
-            whole_number(value[edge], what=f"{edge} of {what}", origin=origin)
-            for edge in ("rows", "cols")
-        )
-        if rows * cols != len(data):
+    sides = [value["rows"], value["cols"]] if {"rows", "cols"} <= value.keys() else None
+    sides = value.get("sizes", sides)
+    if sides is not None:
+        shape = [int(n) for n in numbers(sides, what=f"the size of {what}", origin=origin)]
+        if math.prod(shape) != len(data):
             raise ConfigError(
-                f"{origin}: {what} says {rows} x {cols} and holds {len(data)} numbers"
+                f"{origin}: {what} says {' x '.join(map(str, shape))} and holds {len(data)} numbers"
             )
     return data
 

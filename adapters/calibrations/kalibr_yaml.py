@@ -91,8 +91,7 @@ def _pinhole(
         coeffs = []
     if len(coeffs) != num_coeffs:
         raise ConfigError(
-            f"{origin}: {distortion_model} has {num_coeffs} distortion_coeffs,"
-            f" {len(coeffs)} given"
+            f"{origin}: {distortion_model} has {num_coeffs} distortion_coeffs, {len(coeffs)} given"
         )
     return model, intrinsics + coeffs
 

@@ -103,7 +103,7 @@ def _image_size(fields: Fields, outer: Fields, *, origin: str) -> tuple[int, int
     for place in (fields, outer):
         width, height = first_of(place, _WIDTH_NAMES), first_of(place, _HEIGHT_NAMES)
         size = first_of(place, _SIZE_NAMES)
-        if isinstance(size, dict):
+        if isinstance(size, dict) and "data" not in size:
             sides = {str(key): value for key, value in size.items()}
             width, height = first_of(sides, _WIDTH_NAMES), first_of(sides, _HEIGHT_NAMES)
         elif size is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from engine.config import DenseMatchingConfig
-from engine.types import Features, Float64Array, Frame, Uint8Array
+from engine.geometry import usable_at
+from engine.types import Features, Float64Array, Frame
 
 _WORKING_EDGE_PX = 1024  # corners are found on an image of at most this longer edge
 _CORNER_QUALITY = 1e-3  # of the strongest corner's response
@@ -17,9 +18,10 @@ def dense_features(frame: Frame, config: DenseMatchingConfig) -> Features:
     """Corners (Shi and Tomasi, 1994), and a grid of free rows that matches may claim.
 
     A dense matcher could start from any pixel. Corners are what optical flow can follow, and what
-    other images' corners match again.
+    other images' corners match again. There are none under the frame's mask; the grid is whole,
+    because a cell may be masked in part.
     """
-    corners_xy = _corners(frame.pixels, limit=min(config.max_corners, config.max_keypoints))
+    corners_xy = _corners(frame, limit=min(config.max_corners, config.max_keypoints))
     grid_xy = _grid(frame, num=config.max_keypoints - len(corners_xy))
     keypoints_xy = np.concatenate([corners_xy, grid_xy])
     columns, lines = keypoints_xy.astype(np.int64).T
@@ -33,25 +35,29 @@ def dense_features(frame: Frame, config: DenseMatchingConfig) -> Features:
     )
 
 
-def _corners(pixels: Uint8Array, *, limit: int) -> Float64Array:
+def _corners(frame: Frame, *, limit: int) -> Float64Array:
     """Corners (N, 2) in px of the original image, strongest first."""
     import cv2
 
     if limit == 0:
         return np.empty((0, 2))
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2GRAY)
     height, width = grey.shape
     ratio = min(1.0, _WORKING_EDGE_PX / max(height, width))
     size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
     if ratio < 1.0:
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    area = None
+    if frame.mask is not None:
+        area = cv2.resize(frame.mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     found = cv2.goodFeaturesToTrack(
-        grey, limit, _CORNER_QUALITY, _CORNER_DISTANCE_PX, blockSize=_CORNER_WINDOW_PX
+        grey, limit, _CORNER_QUALITY, _CORNER_DISTANCE_PX, area, blockSize=_CORNER_WINDOW_PX
     )
     if found is None:
         return np.empty((0, 2))
     # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
-    return np.asarray((found.reshape(-1, 2) + 0.5) * (np.array([width, height]) / size))
+    corners_xy = np.asarray((found.reshape(-1, 2) + 0.5) * (np.array([width, height]) / size))
+    return corners_xy if frame.mask is None else corners_xy[usable_at(frame.mask, corners_xy)]
 
 
 def _grid(frame: Frame, *, num: int) -> Float64Array:

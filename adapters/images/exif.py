@@ -11,14 +11,15 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.types import GpsFix, IntrinsicsPrior, Uint8Array
+from engine.types import BoolArray, GpsFix, IntrinsicsPrior, Uint8Array
 
 Value = str | tuple[float, ...]
 Directory = Mapping[int, Value]
+Pixels = TypeVar("Pixels", Uint8Array, BoolArray)
 
 _IMAGE_WIDTH, _IMAGE_HEIGHT = 0x0100, 0x0101
 _MAKE, _MODEL, _ORIENTATION = 0x010F, 0x0110, 0x0112
@@ -75,6 +76,11 @@ class Exif:
     recorded_edge_px: float | None = None  # longer edge of the image when the camera recorded it
     gps: GpsFix | None = None
 
+    @property
+    def quarter_turns(self) -> int:
+        """How many times ``upright`` turns the pixels by 90 degrees clockwise; 0 if mirrored."""
+        return {6: 1, 3: 2, 8: 3}.get(self.orientation, 0)
+
 
 def read_exif(block: bytes) -> Exif:
     """Reads an EXIF block: a TIFF structure, with or without the leading ``Exif`` marker."""
@@ -107,9 +113,9 @@ def tiff_image_size(block: bytes) -> tuple[int, int] | None:
     return (int(width), int(height)) if width and height else None
 
 
-def upright(pixels: Uint8Array, orientation: int) -> Uint8Array:
-    """Turns stored pixels (H, W, 3) the way EXIF ``orientation`` (1..8) says they are seen."""
-    turns: Mapping[int, Callable[[Uint8Array], Uint8Array]] = {
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turns stored pixels (H, W, ...) the way EXIF ``orientation`` (1..8) says they are seen."""
+    turns: Mapping[int, Callable[[Pixels], Pixels]] = {
         2: np.fliplr,
         3: lambda image: np.rot90(image, 2),
         4: np.flipud,

@@ -15,7 +15,9 @@ import numpy as np
 from adapters.matchers.byte_products import ByteProducts
 from engine.config import SiftConfig
 from engine.errors import InferenceError
+from engine.geometry import usable_at
 from engine.types import (
+    BoolArray,
     Features,
     Float32Array,
     Float64Array,
@@ -36,7 +38,7 @@ class SiftMatcher:
 
     def __init__(self, config: SiftConfig) -> None:
         self._config = config
-        self._detector: Any = None
+        self._detectors: dict[bool, Any] = {}  # by whether they limit the number of keypoints
         self._products = ByteProducts()  # of the thread that matches
 
     @property
@@ -50,7 +52,7 @@ class SiftMatcher:
         return 0.0
 
     def describe(self, frame: Frame) -> Features:
-        """Detects up to ``max_features`` keypoints, strongest first.
+        """Detects up to ``max_features`` keypoints, strongest first, none under the frame's mask.
 
         Raises:
             InferenceError: OpenCV could not work on the image.
@@ -59,15 +61,24 @@ class SiftMatcher:
 
         try:
             working, scale = _working_image(frame.pixels, max_edge_px=self._config.working_edge_px)
-            keypoints, raw = self._sift().detectAndCompute(working, None)
+            if frame.mask is None:
+                keypoints, raw = self._sift().detectAndCompute(working, None)
+            else:
+                area = _working_mask(frame.mask, working)
+                keypoints, raw = self._sift(has_limit=False).detectAndCompute(working, area)
         except cv2.error as error:
             raise InferenceError(f"SIFT failed on {frame.name}: {error}") from error
         if not keypoints:
             return _no_features(frame)
-        keep = _strongest_first(keypoints, limit=self._config.max_features)
+        keep = _strongest_first(keypoints)
         points_xy = np.array([keypoints[k].pt for k in keep])
         # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
         keypoints_xy = (points_xy + 0.5) * scale
+        if frame.mask is not None:
+            is_usable = usable_at(frame.mask, keypoints_xy)
+            keep, keypoints_xy = keep[is_usable], keypoints_xy[is_usable]
+        keep = keep[: self._config.max_features]
+        keypoints_xy = keypoints_xy[: len(keep)]
         return Features(
             frame_id=frame.frame_id,
             keypoints_xy=keypoints_xy,
@@ -80,18 +91,19 @@ class SiftMatcher:
         """Matches all keypoints of each pair by ratio test and, when configured, mutual best."""
         return [self._match_pair(request) for request in requests]
 
-    def _sift(self) -> Any:
-        if self._detector is None:
+    def _sift(self, *, has_limit: bool = True) -> Any:
+        """The detector; OpenCV keeps the strongest keypoints before it applies a mask."""
+        if has_limit not in self._detectors:
             import cv2
 
-            self._detector = cv2.SIFT.create(
-                nfeatures=self._config.max_features,
+            self._detectors[has_limit] = cv2.SIFT.create(
+                nfeatures=self._config.max_features if has_limit else 0,
                 contrastThreshold=self._config.contrast_threshold,
                 edgeThreshold=self._config.edge_threshold,
                 # Else OpenCV doubles the image with a shift: every keypoint is 0.25 px off.
                 enable_precise_upscale=True,
             )
-        return self._detector
+        return self._detectors[has_limit]
 
     def _match_pair(self, request: MatchRequest) -> PairMatches:
         first, second = request.first, request.second
@@ -130,11 +142,20 @@ def _working_image(pixels: Uint8Array, *, max_edge_px: int) -> tuple[Uint8Array,
     return small, np.array([width / size[0], height / size[1]])
 
 
-def _strongest_first(keypoints: Sequence[Any], *, limit: int) -> Int64Array:
+def _working_mask(mask: BoolArray, working: Uint8Array) -> Uint8Array:
+    """Where the working image shows anything that may be used, for OpenCV."""
+    import cv2
+
+    height, width = working.shape
+    area = cv2.resize(mask.view(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
+    return np.where(area > 0, np.uint8(255), np.uint8(0))
+
+
+def _strongest_first(keypoints: Sequence[Any]) -> Int64Array:
     """Rows by response, the rest of the key making the order the same on every run."""
     key = np.array([(-k.response, k.pt[0], k.pt[1], k.size, k.angle) for k in keypoints])
     order: Int64Array = np.lexsort(key.T[::-1])
-    return order[:limit]
+    return order
 
 
 def _root_sift_bytes(raw: Float32Array) -> Uint8Array:

@@ -285,6 +285,7 @@ class MqttSource:
             jpeg=image.jpeg,
             gps=self._fix_of(metadata) or image.exif.gps,
             intrinsics_prior=_prior_of(metadata, image),
+            quarter_turns=image.exif.quarter_turns,
         )
 
     def _fix_of(self, metadata: Metadata) -> GpsFix | None:

@@ -113,6 +113,79 @@ def refine_absolute_pose(
     return AbsolutePose(cam_from_world=pose, inlier_mask=(errors < max_error) & np.isfinite(depth))
 
 
+def refine_absolute_pose_on_rays(
+    cam_from_world: Float64Array,
+    *,
+    rays_in_cam: Float64Array,
+    points3D_in_world: Float64Array,
+    max_error_rad: float,
+    num_iterations: int = 8,
+) -> AbsolutePose | None:
+    """`refine_absolute_pose` for cameras that see beyond the plane z = 1.
+
+    Errors are those of directions, in the tangent plane of each observed ray.
+
+    Args:
+        cam_from_world: (3, 4) starting pose.
+        rays_in_cam: (N, 3) unit viewing rays; those that are not finite are outliers.
+        points3D_in_world: (N, 3).
+        max_error_rad: inlier bound.
+        num_iterations: at most so many steps.
+
+    Returns:
+        The pose and which points agree with it, or None when the problem has no solution.
+    """
+    finite = np.isfinite(rays_in_cam).all(axis=1)
+    rays = rays_in_cam[finite]
+    if len(rays) < _MIN_POINTS_FOR_POSE:
+        return None
+    tangents = _tangent_planes(rays)
+    pose = cam_from_world
+    for _ in range(num_iterations):
+        points = transform_points(pose, points3D_in_world[finite])
+        distances = np.linalg.norm(points, axis=1)
+        is_ahead = (distances > _MIN_DEPTH) & ((points * rays).sum(axis=1) > 0.0)
+        if int(is_ahead.sum()) < _MIN_POINTS_FOR_POSE:
+            return None
+        residuals, jacobian = _ray_errors(points[is_ahead], tangents[is_ahead])
+        step = _robust_step(residuals, jacobian, loss_scale=0.5 * max_error_rad)
+        if step is None:
+            return None
+        rotation = rotation_from_vector(step[:3])
+        pose = np.column_stack([rotation @ pose[:, :3], rotation @ pose[:, 3] + step[3:]])
+        turn_rad = np.abs(step[:3]).max()
+        shift_rad = np.abs(step[3:]).max() / np.median(distances)
+        if max(turn_rad, shift_rad) < _CONVERGED_RAD:
+            break
+    points = transform_points(pose, points3D_in_world)
+    sines = np.linalg.norm(np.cross(points, rays_in_cam), axis=1)
+    angles = np.arctan2(sines, (points * rays_in_cam).sum(axis=1))
+    return AbsolutePose(cam_from_world=pose, inlier_mask=angles < max_error_rad)
+
+
+def _tangent_planes(rays: Float64Array) -> Float64Array:
+    """Two directions (N, 2, 3) at right angles to each unit ray (N, 3) and to each other."""
+    axes = np.eye(3)[np.abs(rays).argmin(axis=1)]  # the axis that is least along the ray
+    first = np.cross(rays, axes)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    return np.stack([first, np.cross(rays, first)], axis=1)
+
+
+def _ray_errors(
+    points_in_cam: Float64Array, tangents: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Errors (N, 2) of the directions of points (N, 3), and their Jacobian (N, 2, 6)."""
+    inverse = 1.0 / np.linalg.norm(points_in_cam, axis=1)
+    directions = points_in_cam * inverse[:, None]
+    residuals = np.einsum("nij,nj->ni", tangents, directions)
+    # A direction changes by what of a small motion is at right angles to it.
+    by_motion = tangents - residuals[:, :, None] * directions[:, None, :]
+    jacobian = np.empty((len(points_in_cam), 2, 6))
+    jacobian[:, :, :3] = np.cross(directions[:, None, :], by_motion)
+    jacobian[:, :, 3:] = by_motion * inverse[:, None, None]
+    return residuals, jacobian
+
+
 def _gauss_newton_step(
     points_in_cam: Float64Array, observed_xy: Float64Array, *, loss_scale: float
 ) -> Float64Array | None:
@@ -125,12 +198,19 @@ def _gauss_newton_step(
     inverse_depth = 1.0 / points_in_cam[:, 2]
     projected_xy = points_in_cam[:, :2] * inverse_depth[:, None]
     residuals = projected_xy - observed_xy
-    weights = 1.0 / (1.0 + (residuals**2).sum(axis=1) / loss_scale**2)
     x, y = projected_xy.T
     zero = np.zeros_like(x)
     jacobian = np.empty((len(x), 2, 6))
     jacobian[:, 0] = np.stack([-x * y, 1 + x * x, -y, inverse_depth, zero, -x * inverse_depth], 1)
     jacobian[:, 1] = np.stack([-1 - y * y, x * y, x, zero, inverse_depth, -y * inverse_depth], 1)
+    return _robust_step(residuals, jacobian, loss_scale=loss_scale)
+
+
+def _robust_step(
+    residuals: Float64Array, jacobian: Float64Array, *, loss_scale: float
+) -> Float64Array | None:
+    """The Gauss-Newton step (6,) on residuals (N, 2) under Cauchy's loss; None when singular."""
+    weights = 1.0 / (1.0 + (residuals**2).sum(axis=1) / loss_scale**2)
     weighted = jacobian * weights[:, None, None]
     normal = np.einsum("nri,nrj->ij", weighted, jacobian)
     gradient = np.einsum("nri,nr->i", weighted, residuals)

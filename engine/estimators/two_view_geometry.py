@@ -6,22 +6,26 @@ seed. Pixels follow COLMAP.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pycolmap
-from numpy.typing import NDArray
 
 from engine.config import TwoViewConfig
+from engine.estimators.lenses import camera_focal_px, unit_rays, viewing_rays
 from engine.geometry import image_scale
-from engine.types import Float64Array, PairMatches, VerifiedPair
+from engine.types import BoolArray, Float64Array, PairMatches, VerifiedPair
 
 _USAC_CONFIDENCE = 0.9999
 _USAC_MAX_ITERATIONS = 5000
 _MIN_MATCHES_FOR_FUNDAMENTAL = 8
 _MIN_MATCHES_FOR_POSE = 6
+_MIN_RAY_TRIALS, _MAX_RAY_TRIALS = 100, 1000
+_HOMOGRAPHY_SAMPLES = 128
+_HOMOGRAPHY_REFITS = 2
 
 # Focal lengths searched, as ratios of the longer image edge: 125 to 23 degrees of view.
 _FOCAL_RATIOS = np.geomspace(0.26, 2.5, 96)
@@ -34,8 +38,9 @@ class VerifiedMatches:
     """Matches that agree on one two-view geometry, and that geometry."""
 
     inliers: PairMatches
-    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention
+    fundamental: Float64Array  # (3, 3), x2^T F x1 = 0 in px, COLMAP convention; 0: on rays
     homography_inlier_ratio: float  # inliers that one plane or a pure rotation explains, 0..1
+    cam2_from_cam1: Float64Array | None = None  # (3, 4), unit translation, when verified on rays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,9 +85,153 @@ def verify_matches(
     )
 
 
+def verify_matches_on_rays(
+    matches: PairMatches,
+    *,
+    camera1: pycolmap.Camera,
+    camera2: pycolmap.Camera,
+    config: TwoViewConfig,
+    seed: int = 0,
+) -> VerifiedMatches | None:
+    """Keeps the matches that one relative pose of two calibrated cameras of any model explains.
+
+    The pose is found by LO-RANSAC on the viewing rays with the tangent Sampson error, which is in
+    px of the images (Terekhov and Larsson, ICCV 2023). A homography of the rays detects planes and
+    pure rotations.
+
+    Args:
+        matches: tentative matches.
+        camera1: calibrated; the errors of a wrong focal length cost inliers.
+        camera2: likewise.
+        config: thresholds.
+        seed: of the sampling.
+
+    Returns:
+        None when too few agree.
+    """
+    if len(matches) < max(config.min_inliers, _MIN_MATCHES_FOR_FUNDAMENTAL):
+        return None
+    max_error_px = config.max_error_px * max(
+        image_scale(camera.width, camera.height) for camera in (camera1, camera2)
+    )
+    rays1, rays2 = unit_rays(camera1, matches.points1_xy), unit_rays(camera2, matches.points2_xy)
+    usable = np.flatnonzero(np.isfinite(rays1).all(axis=1) & np.isfinite(rays2).all(axis=1))
+    if len(usable) < config.min_inliers:
+        return None
+    found = _find_relative_pose(
+        matches.points1_xy[usable],
+        matches.points2_xy[usable],
+        camera1=camera1,
+        camera2=camera2,
+        options=pycolmap.RANSACOptions(
+            max_error=max_error_px,
+            random_seed=seed,
+            confidence=_USAC_CONFIDENCE,
+            min_num_trials=_MIN_RAY_TRIALS,
+            max_num_trials=_MAX_RAY_TRIALS,
+            min_inlier_ratio=config.min_inlier_ratio,
+        ),
+    )
+    if found is None:
+        return None
+    cam2_from_cam1, is_inlier = found
+    inlying = usable[is_inlier]
+    if len(inlying) < max(config.min_inliers, config.min_inlier_ratio * len(matches)):
+        return None
+    return VerifiedMatches(
+        inliers=matches.take(inlying),
+        fundamental=np.zeros((3, 3)),
+        homography_inlier_ratio=ray_homography_inlier_ratio(
+            rays1[inlying],
+            rays2[inlying],
+            max_error_rad=max_error_px / camera_focal_px(camera2),
+            seed=seed,
+        ),
+        cam2_from_cam1=cam2_from_cam1,
+    )
+
+
+def ray_homography_inlier_ratio(
+    rays1: Float64Array, rays2: Float64Array, *, max_error_rad: float, seed: int = 0
+) -> float:
+    """Share of matched unit rays (N, 3), (N, 3) that one homography explains, 0..1.
+
+    A plane maps rays to rays by a matrix, and so does a rotation. It is sampled from four matches
+    (Hartley and Zisserman, 2004, section 4.1) and judged by the angle to the mapped rays.
+    """
+    num = len(rays1)
+    if num < 4:
+        return 1.0
+    rng = np.random.default_rng(seed)
+    samples = rng.integers(0, num, (_HOMOGRAPHY_SAMPLES, 4))
+    best = np.zeros(num, bool)
+    max_sine = math.sin(min(max_error_rad, math.pi / 2))
+    for homography in _ray_homographies(rays1[samples], rays2[samples]):
+        is_inlier = _agrees(homography, rays1, rays2, max_sine=max_sine)
+        if is_inlier.sum() > best.sum():
+            best = is_inlier
+    for _ in range(_HOMOGRAPHY_REFITS):
+        if best.sum() < 4:
+            break
+        (refitted,) = _ray_homographies(rays1[best][None], rays2[best][None])
+        is_inlier = _agrees(refitted, rays1, rays2, max_sine=max_sine)
+        if is_inlier.sum() <= best.sum():
+            break
+        best = is_inlier
+    return float(best.mean())
+
+
+def _ray_homographies(rays1: Float64Array, rays2: Float64Array) -> Float64Array:
+    """The homographies (S, 3, 3) that map rays (S, M, 3) best to (S, M, 3), M at least 4."""
+    zero = np.zeros_like(rays1)
+    x, y, z = (rays2[..., i, None] for i in range(3))
+    # The three rows of the cross product of a ray with its mapped match; two are independent.
+    rows = np.concatenate(
+        [
+            np.concatenate([zero, -z * rays1, y * rays1], axis=-1),
+            np.concatenate([z * rays1, zero, -x * rays1], axis=-1),
+            np.concatenate([-y * rays1, x * rays1, zero], axis=-1),
+        ],
+        axis=1,
+    )
+    _, vectors = np.linalg.eigh(np.swapaxes(rows, 1, 2) @ rows)
+    return np.asarray(vectors[..., 0].reshape(-1, 3, 3))
+
+
+def _agrees(
+    homography: Float64Array, rays1: Float64Array, rays2: Float64Array, *, max_sine: float
+) -> BoolArray:
+    """Which rays (N, 3) a homography (3, 3) maps to their matches; its sign is that of most."""
+    mapped = rays1 @ homography.T
+    cosines = (mapped * rays2).sum(axis=1)
+    sines = np.linalg.norm(np.cross(mapped, rays2), axis=1)
+    is_near = sines <= max_sine * np.maximum(np.linalg.norm(mapped, axis=1), 1e-12)
+    positive: BoolArray = is_near & (cosines > 0)
+    negative: BoolArray = is_near & (cosines < 0)
+    return positive if positive.sum() >= negative.sum() else negative
+
+
+def _find_relative_pose(
+    points1_xy: Float64Array,
+    points2_xy: Float64Array,
+    *,
+    camera1: pycolmap.Camera,
+    camera2: pycolmap.Camera,
+    options: pycolmap.RANSACOptions,
+) -> tuple[Float64Array, BoolArray] | None:
+    """The relative pose (3, 4) and which of the N correspondences agree with it."""
+    estimate = pycolmap.estimate_relative_pose(camera1, points1_xy, camera2, points2_xy, options)
+    if estimate is None:
+        return None
+    cam2_from_cam1 = np.asarray(estimate["cam2_from_cam1"].matrix())
+    if not np.isfinite(cam2_from_cam1).all():
+        return None
+    return cam2_from_cam1, np.asarray(estimate["inlier_mask"], dtype=bool)
+
+
 def _find_fundamental(
     points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
-) -> tuple[Float64Array, NDArray[np.bool_]] | None:
+) -> tuple[Float64Array, BoolArray] | None:
     """The fundamental matrix (3, 3) and which of the N correspondences agree with it."""
     try:
         fundamental, mask = cv2.findFundamentalMat(
@@ -132,13 +281,15 @@ def estimate_focal_length(
     With square pixels and a centred principal point, K^T F K is an essential matrix only for the
     right focal length: its two singular values are equal (Mendonca and Cipolla, CVPR 1999). Each
     pair votes with its relative singular value gap over a range of focal lengths, weighted by its
-    inliers. Pairs that one plane explains have no vote. After a pure translation the gap is small
-    for every focal length: such pairs vote for none.
+    inliers. Pairs that one plane explains have no vote, nor have those verified on rays. After a
+    pure translation the gap is small for every focal length: such pairs vote for none.
 
     Returns:
         The focal length, or None when the pairs do not determine it.
     """
-    usable = [pair for pair in pairs if pair.homography_inlier_ratio < 0.8]
+    usable = [
+        pair for pair in pairs if pair.homography_inlier_ratio < 0.8 and pair.cam2_from_cam1 is None
+    ]
     if not usable:
         return None
     edge = max(width, height)
@@ -183,16 +334,15 @@ def estimate_relative_pose(
         max_num_trials=2000,
         min_inlier_ratio=0.2,
     )
-    estimate = pycolmap.estimate_relative_pose(camera1, points1_xy, camera2, points2_xy, options)
-    if estimate is None:
+    found = _find_relative_pose(
+        points1_xy, points2_xy, camera1=camera1, camera2=camera2, options=options
+    )
+    if found is None or not found[1].any():
         return None
-    cam2_from_cam1 = np.asarray(estimate["cam2_from_cam1"].matrix())
-    inliers = np.asarray(estimate["inlier_mask"], dtype=bool)
-    if not inliers.any():
-        return None
+    cam2_from_cam1, inliers = found
     angles = _ray_angles_rad(
-        camera1.cam_from_img(points1_xy[inliers]),
-        camera2.cam_from_img(points2_xy[inliers]),
+        viewing_rays(camera1, points1_xy[inliers]),
+        viewing_rays(camera2, points2_xy[inliers]),
         cam2_from_cam1,
     )
     return RelativePose(
@@ -203,12 +353,10 @@ def estimate_relative_pose(
 
 
 def _ray_angles_rad(
-    rays1_xy: Float64Array, rays2_xy: Float64Array, cam2_from_cam1: Float64Array
+    rays1: Float64Array, rays2: Float64Array, cam2_from_cam1: Float64Array
 ) -> Float64Array:
-    """Angles (N,) between the viewing rays of matches, given on the two image planes z = 1."""
-    one = np.ones((len(rays1_xy), 1))
-    rays1 = np.hstack([rays1_xy, one]) @ cam2_from_cam1[:, :3].T
-    rays2 = np.hstack([rays2_xy, one])
-    cosine = (rays1 * rays2).sum(axis=1)
-    sine = np.linalg.norm(np.cross(rays1, rays2), axis=1)
+    """Angles (N,) between the viewing rays (N, 3), (N, 3) of matches, each in its own camera."""
+    turned = rays1 @ cam2_from_cam1[:, :3].T
+    cosine = (turned * rays2).sum(axis=1)
+    sine = np.linalg.norm(np.cross(turned, rays2), axis=1)
     return np.asarray(np.arctan2(sine, cosine))

@@ -18,6 +18,7 @@ from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentCon
 from engine.estimators.adjustment_options import adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
+from engine.mapping.calibration_control import CalibrationControl
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
 
@@ -42,7 +43,7 @@ class GlobalAdjustment:
 
     reconstruction: pycolmap.Reconstruction
     keyframe_ids: tuple[FrameId, ...]  # registered when the copy was made
-    constant_camera_ids: frozenset[int]
+    calibration: CalibrationControl  # of the copy
     error_before_px: float
     started_s: float  # monotonic
 
@@ -104,12 +105,7 @@ def _solve_locally(
     problem = pycolmap.BundleAdjustmentConfig()
     for frame_id in local:
         problem.add_image(frame_id)
-    all_local = sparse_map.num_registered <= len(local)
-    for camera_id in sorted({int(reconstruction.image(i).camera_id) for i in local}):
-        # A calibration shared with keyframes outside is not for a few of them to decide.
-        if camera_id in sparse_map.constant_camera_ids or not all_local:
-            problem.set_constant_cam_intrinsics(camera_id)
-    if all_local:
+    if sparse_map.num_registered <= len(local):
         problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     else:
         # The newest keyframe is never held: what it is seen with holds it.
@@ -121,7 +117,22 @@ def _solve_locally(
         max_iterations=config.max_iterations, function_tolerance=_LOCAL_FUNCTION_TOLERANCE
     )
     options.refine_extra_params = sparse_map.num_registered >= MIN_KEYFRAMES_FOR_DISTORTION
-    pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+    camera_ids = {int(reconstruction.image(i).camera_id) for i in local}
+
+    def solve(constant_camera_ids: Collection[int], *, refine_focal_length: bool) -> None:
+        for camera_id in sorted(camera_ids):
+            if camera_id in constant_camera_ids:
+                problem.set_constant_cam_intrinsics(camera_id)
+            else:
+                problem.set_variable_cam_intrinsics(camera_id)
+        options.refine_focal_length = refine_focal_length
+        pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+
+    if sparse_map.num_registered <= len(local):
+        sparse_map.calibration.adjust(reconstruction, solve)
+    else:
+        # A calibration shared with keyframes outside is not for a few of them to decide.
+        solve(camera_ids, refine_focal_length=False)
 
 
 def _points_of(sparse_map: SparseMap, local: Sequence[FrameId]) -> list[int]:
@@ -135,10 +146,38 @@ def start_global_adjustment(sparse_map: SparseMap) -> GlobalAdjustment:
     return GlobalAdjustment(
         reconstruction=sparse_map.copy_reconstruction(),
         keyframe_ids=tuple(sparse_map.registered_ids),
-        constant_camera_ids=sparse_map.constant_camera_ids,
+        calibration=sparse_map.calibration.copy(),
         error_before_px=sparse_map.mean_reprojection_error_px(),
         started_s=time.monotonic(),
     )
+
+
+def adjust_globally(
+    reconstruction: pycolmap.Reconstruction,
+    *,
+    calibration: CalibrationControl,
+    max_iterations: int,
+    num_threads: int,
+) -> None:
+    """Adjusts a reconstruction in place, calibrations within what priors and lenses allow.
+
+    Args:
+        reconstruction: the map or a copy; the calling thread owns it.
+        calibration: the priors of its cameras; takes what is found out about them.
+        max_iterations: of the solver.
+        num_threads: of the solver.
+    """
+
+    def solve(constant_camera_ids: Collection[int], *, refine_focal_length: bool) -> None:
+        solve_globally(
+            reconstruction,
+            constant_camera_ids=constant_camera_ids,
+            max_iterations=max_iterations,
+            num_threads=num_threads,
+            refine_focal_length=refine_focal_length,
+        )
+
+    calibration.adjust(reconstruction, solve)
 
 
 def solve_globally(
@@ -147,6 +186,7 @@ def solve_globally(
     constant_camera_ids: Collection[int],
     max_iterations: int,
     num_threads: int,
+    refine_focal_length: bool = True,
 ) -> None:
     """Adjusts every pose, point and calibration of a reconstruction in place.
 
@@ -161,7 +201,7 @@ def solve_globally(
     )
     constant = set(constant_camera_ids)
     refined = set(reconstruction.cameras) - constant
-    options.refine_focal_length = bool(refined)
+    options.refine_focal_length = bool(refined) and refine_focal_length
     options.refine_extra_params = (
         bool(refined) and reconstruction.num_reg_frames() >= MIN_KEYFRAMES_FOR_DISTORTION
     )
@@ -193,6 +233,7 @@ def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -
     added = [i for i in sparse_map.registered_ids if i not in adjusted_ids]
     if kept:
         _bring_back(sparse_map, adjusted.reconstruction, kept=kept, added=added)
+        sparse_map.calibration.take_states(adjusted.calibration)
     return BundleAdjusted(
         num_keyframes=len(kept),
         num_points3D=sparse_map.num_points3D,

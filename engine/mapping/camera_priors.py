@@ -6,14 +6,25 @@ from dataclasses import dataclass
 
 import pycolmap
 
+from engine.estimators.camera_limits import focal_limits_px
 from engine.types import CalibrationOrigin
 
 ASSUMED_SIGMA_RATIO = 0.7  # two of them reach from a quarter of the edge to four edges
 POINTMAPS_SIGMA_RATIO = 0.10
 TWO_VIEW_SIGMA_RATIO = 0.15
 
-FOCAL_RATIOS = (0.2, 20.0)  # of the longer image edge, that a camera with a focal length can have
 _MAX_FACTOR = 4.0  # by which a map may contradict a focal length that nobody vouched for
+
+_WORDS = {
+    CalibrationOrigin.CONFIGURED: "as configured",
+    CalibrationOrigin.FILE: "by the calibration file",
+    CalibrationOrigin.KNOWN: "by the source",
+    CalibrationOrigin.EXIF: "by EXIF",
+    CalibrationOrigin.EXIF_35MM: "by EXIF's 35 mm equivalent",
+    CalibrationOrigin.POINTMAPS: "by the matcher",
+    CalibrationOrigin.TWO_VIEW_GEOMETRIES: "by the first pairs",
+    CalibrationOrigin.ASSUMED: "assumed",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +40,12 @@ class CameraPrior:
     min_focal_px: float
     max_focal_px: float
     is_constant: bool = False  # bundle adjustment must not change the calibration
+    distortion: tuple[float, ...] = ()  # at the start, in COLMAP's order
+
+    @property
+    def words(self) -> str:
+        """Where the focal length comes from, in words."""
+        return _WORDS[self.origin]
 
     @classmethod
     def of(
@@ -52,8 +69,7 @@ class CameraPrior:
         """
         has_focal_length = bool(len(camera.focal_length_idxs()))
         focal_px = float(camera.mean_focal_length()) if has_focal_length else 0.0
-        edge_px = max(camera.width, camera.height)
-        low_px, high_px = (ratio * edge_px for ratio in FOCAL_RATIOS)
+        low_px, high_px = focal_limits_px(camera)
         if max_change_ratio is not None:
             low_px, high_px = focal_px * (1 - max_change_ratio), focal_px * (1 + max_change_ratio)
         elif origin is not CalibrationOrigin.ASSUMED:
@@ -66,6 +82,7 @@ class CameraPrior:
             min_focal_px=min(low_px, focal_px),
             max_focal_px=max(high_px, focal_px),
             is_constant=is_constant,
+            distortion=tuple(float(camera.params[idx]) for idx in camera.extra_params_idxs()),
         )
 
     @classmethod

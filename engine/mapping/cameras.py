@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pycolmap
 
+from engine.camera_models import CAMERA_MODELS, LensKind
 from engine.config import CamerasConfig
 from engine.errors import MapError
+from engine.estimators.lenses import (
+    camera_focal_px,
+    fisheye_focal_px,
+    intrinsics_of,
+    is_far_from_pinhole,
+    is_wide,
+)
 from engine.estimators.two_view_geometry import estimate_focal_length
 from engine.events import CameraCalibrated
 from engine.mapping.camera_priors import (
@@ -24,10 +33,20 @@ from engine.mapping.camera_priors import (
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import CalibrationOrigin, Keyframe, VerifiedPair
+from engine.types import (
+    EXIF_FOCAL_SIGMA_RATIO,
+    CalibrationOrigin,
+    FrameId,
+    Intrinsics,
+    IntrinsicsPrior,
+    Keyframe,
+    VerifiedPair,
+)
 
 _MAX_PAIRS = 200  # the strongest ones that estimate a focal length
 _MAX_SEEN = 500  # the latest focal lengths that a matcher saw
+_ORDINARY_MODELS = frozenset({"SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"})
+_FISHEYE_MODEL = "RADIAL_FISHEYE"  # of cameras that are fisheyes by their name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +55,14 @@ class InitialCamera:
 
     camera: pycolmap.Camera
     prior: CameraPrior
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CameraChange:
+    """Cameras of a map that become others, and the keyframes that change theirs."""
+
+    cameras: Mapping[str, InitialCamera]  # by calibration key; new ones, and those that change
+    calibration_keys: Mapping[FrameId, str] = field(default_factory=dict)
 
 
 class CameraCalibration:
@@ -51,6 +78,7 @@ class CameraCalibration:
         self._emit = emit
         self._initial: dict[str, InitialCamera] = {}
         self._seen_focal_px: dict[str, deque[float]] = {}
+        self._given_keys: set[str] = set()  # cameras that came with a whole calibration
 
     def add(self, keyframe: Keyframe, sparse_map: SparseMap) -> None:
         """Adds a keyframe's camera to the map when it is the first keyframe of that camera.
@@ -58,11 +86,13 @@ class CameraCalibration:
         Raises:
             MapError: what the source says of the camera does not fit its model.
         """
-        camera_key = keyframe.camera_key
+        camera_key = keyframe.calibration_key
         if camera_key in self._initial:
             return
         initial = initial_camera(keyframe, self._config)
         self._initial[camera_key] = initial
+        if self._config.params or _is_whole(keyframe.intrinsics_prior):
+            self._given_keys.add(camera_key)
         sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
         self._emit_calibrated(camera_key, initial.camera, prior=initial.prior)
 
@@ -70,22 +100,58 @@ class CameraCalibration:
         """Copies of all cameras as calibrated in a map, in the order in which they came."""
         return [copy.deepcopy(sparse_map.camera(camera_key)) for camera_key in self._initial]
 
-    def add_all(self, sparse_map: SparseMap, *, like: SparseMap) -> None:
-        """Gives a new map all cameras, calibrated as in another one."""
-        for camera_key, camera in zip(self._initial, self.copies(like), strict=True):
-            sparse_map.add_camera(camera_key, camera, prior=like.camera_prior(camera_key))
+    def wide_intrinsics(self, sparse_map: SparseMap) -> dict[str, Intrinsics]:
+        """Frozen calibrations of all cameras by key, when one of them is wide; else none.
+
+        Wide are lenses of a wide model, and those with distortion that is strong and known.
+        """
+        wide_keys = {key for key in self._initial if self._is_wide(key, sparse_map)}
+        if not wide_keys:
+            return {}
+        return {
+            key: intrinsics_of(sparse_map.camera(key), is_wide=key in wide_keys)
+            for key in self._initial
+        }
+
+    def _is_wide(self, camera_key: str, sparse_map: SparseMap) -> bool:
+        camera = sparse_map.camera(camera_key)
+        if camera_key not in self._given_keys and camera.model_name in _ORDINARY_MODELS:
+            return False  # distortion that is being searched for is no reason
+        return is_far_from_pinhole(camera)
+
+    def add_all(
+        self, sparse_map: SparseMap, *, like: SparseMap, change: CameraChange | None = None
+    ) -> None:
+        """Gives a new map all cameras, calibrated as in another one but for what changes."""
+        changed = {} if change is None else change.cameras
+        present = {
+            key: InitialCamera(camera=camera, prior=like.camera_prior(key))
+            for key, camera in zip(self._initial, self.copies(like), strict=True)
+        }
+        for camera_key, one in {**present, **changed}.items():
+            sparse_map.add_camera(camera_key, copy.deepcopy(one.camera), prior=one.prior)
+
+    def adopt(self, change: CameraChange) -> None:
+        """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
+        self._initial.update(change.cameras)
 
     def add_focal_length(self, camera_key: str, focal_px: float) -> None:
         """Adds a focal length that a matcher saw in an image of a camera."""
         self._seen_focal_px.setdefault(camera_key, deque(maxlen=_MAX_SEEN)).append(focal_px)
 
     def is_unknown(self, camera_key: str, sparse_map: SparseMap) -> bool:
-        """Whether a camera's focal length is only assumed, and the map has not refined it yet."""
-        is_assumed = self._initial[camera_key].prior.origin is CalibrationOrigin.ASSUMED
-        return is_assumed and camera_key not in _cameras_in(sparse_map)
+        """Whether a pinhole's focal length is only assumed, and the map has not refined it yet."""
+        return (
+            self._initial[camera_key].prior.origin is CalibrationOrigin.ASSUMED
+            and not is_wide(sparse_map.camera(camera_key))
+            and camera_key not in _cameras_in(sparse_map)
+        )
 
     def unknown_keys(self, sparse_map: SparseMap) -> list[str]:
-        """Cameras whose focal length is only assumed, and not refined by the map yet."""
+        """Cameras whose focal length is only assumed, and not refined by the map yet.
+
+        Not among them are fisheyes, whose pairs and pointmaps show no pinhole's focal length.
+        """
         return [key for key in self._initial if self.is_unknown(key, sparse_map)]
 
     def calibrate_from_pairs(self, sparse_map: SparseMap, graph: SceneGraph) -> None:
@@ -127,7 +193,7 @@ class CameraCalibration:
             CameraCalibrated(
                 camera_key=camera_key,
                 model=camera.model_name,
-                focal_px=camera.mean_focal_length(),
+                focal_px=camera_focal_px(camera),
                 how=prior.origin.value,
                 focal_sigma_ratio=prior.focal_sigma_ratio,
             )
@@ -135,7 +201,7 @@ class CameraCalibration:
 
 
 def _cameras_in(sparse_map: SparseMap) -> set[str]:
-    return {sparse_map.keyframe(i).camera_key for i in sparse_map.registered_ids}
+    return {sparse_map.keyframe(i).calibration_key for i in sparse_map.registered_ids}
 
 
 def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
@@ -144,7 +210,7 @@ def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
         pair
         for pair in graph.edges()
         if all(
-            graph.keyframe(frame_id).camera_key == camera_key
+            graph.keyframe(frame_id).calibration_key == camera_key
             for frame_id in (pair.pair.first, pair.pair.second)
         )
     ]
@@ -153,31 +219,42 @@ def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
 def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
     """The camera of a keyframe, from the first of these that gives one.
 
-    The configuration's whole calibration, the source's, the configured focal length, the source's
-    (EXIF), an assumption.
+    A calibration file, the configuration's whole calibration, the source's, the configured focal
+    length, the source's (EXIF), an assumption.
 
     Raises:
         MapError: the whole calibration does not fit its camera model.
     """
     known = keyframe.intrinsics_prior
+    model = _first_model(known, config)
     is_fixed = config.intrinsics == "fixed"
-    if config.params:
+    is_file = known is not None and known.origin is CalibrationOrigin.FILE
+    if config.params and not is_file:
         camera = _camera(keyframe, config.model, params=config.params)
         return _configured(camera, config)
     if known is not None and known.params is not None and known.camera_model is not None:
         camera = _camera(keyframe, known.camera_model, params=known.params)
-        is_file = known.origin is CalibrationOrigin.FILE
         prior = CameraPrior.of(
             camera,
             origin=CalibrationOrigin.FILE if is_file else CalibrationOrigin.KNOWN,
             focal_sigma_ratio=known.focal_sigma_ratio,
+            max_change_ratio=config.max_focal_change_ratio if is_file else None,
             is_constant=is_fixed or not config.refine_known_intrinsics,
         )
         return InitialCamera(camera=camera, prior=prior)
+    if CAMERA_MODELS[model].kind is LensKind.SPHERICAL:
+        camera = _of_focal_length(keyframe, model, 1.0)  # has none; its size is all there is
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.CONFIGURED,
+            focal_sigma_ratio=EXIF_FOCAL_SIGMA_RATIO,
+            is_constant=True,
+        )
+        return InitialCamera(camera=camera, prior=prior)
     if config.focal_px:
-        return _configured(_of_focal_length(keyframe, config, config.focal_px), config)
-    if known is not None:
-        camera = _of_focal_length(keyframe, config, known.focal_px)
+        return _configured(_of_focal_length(keyframe, model, config.focal_px), config)
+    if known is not None and known.focal_px > 0.0:
+        camera = _of_focal_length(keyframe, model, known.focal_px)
         prior = CameraPrior.of(
             camera,
             origin=known.origin,
@@ -185,8 +262,7 @@ def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
             is_constant=is_fixed,
         )
         return InitialCamera(camera=camera, prior=prior)
-    edge_px = max(keyframe.width, keyframe.height)
-    camera = _of_focal_length(keyframe, config, config.default_focal_ratio * edge_px)
+    camera = _of_focal_length(keyframe, model, _assumed_focal_px(keyframe, model, config))
     camera.has_prior_focal_length = False
     return InitialCamera(camera=camera, prior=CameraPrior.assumed(camera, is_constant=is_fixed))
 
@@ -203,13 +279,32 @@ def _configured(camera: pycolmap.Camera, config: CamerasConfig) -> InitialCamera
     return InitialCamera(camera=camera, prior=prior)
 
 
-def _of_focal_length(keyframe: Keyframe, config: CamerasConfig, focal_px: float) -> pycolmap.Camera:
-    """A camera of the configured model, without distortion, that has a prior focal length."""
+def _of_focal_length(keyframe: Keyframe, model: str, focal_px: float) -> pycolmap.Camera:
+    """A camera of a model, without distortion, that has a prior focal length."""
     camera = pycolmap.Camera.create_from_model_name(
-        1, config.model, focal_px, keyframe.width, keyframe.height
+        1, model, focal_px, keyframe.width, keyframe.height
     )
     camera.has_prior_focal_length = True
     return camera
+
+
+def _is_whole(prior: IntrinsicsPrior | None) -> bool:
+    return prior is not None and prior.params is not None and prior.camera_model is not None
+
+
+def _first_model(prior: IntrinsicsPrior | None, config: CamerasConfig) -> str:
+    """The model of a camera that is not completely known: configured, or by the kind of lens."""
+    if config.model not in _ORDINARY_MODELS or prior is None:
+        return config.model
+    if prior.camera_model is not None:
+        return prior.camera_model
+    return _FISHEYE_MODEL if prior.is_fisheye else config.model
+
+
+def _assumed_focal_px(keyframe: Keyframe, model: str, config: CamerasConfig) -> float:
+    if CAMERA_MODELS[model].kind is LensKind.FISHEYE:
+        return fisheye_focal_px(keyframe.width, keyframe.height)
+    return config.default_focal_ratio * max(keyframe.width, keyframe.height)
 
 
 def with_focal_length(camera: pycolmap.Camera, focal_px: float) -> list[float]:

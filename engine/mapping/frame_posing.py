@@ -13,7 +13,9 @@ from engine.estimators.absolute_pose import (
     AbsolutePose,
     estimate_absolute_pose,
     refine_absolute_pose,
+    refine_absolute_pose_on_rays,
 )
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
 from engine.mapping.sparse_map import SparseMap
 from engine.tracking.trajectory import KeyframeState, Trajectory
@@ -155,18 +157,27 @@ class FramePoser:
         if len(points_xy) < _MIN_INLIERS:
             return None
         keyframe = sparse_map.keyframe(tracked.keyframe_id)
-        camera = sparse_map.camera(keyframe.camera_key)
+        camera = sparse_map.camera(keyframe.calibration_key)
         enough = max(_MIN_INLIERS, _MIN_INLIER_RATIO * len(points_xy))
         start = sparse_map.cam_from_world(tracked.keyframe_id)
         if self._last is not None and self._last[0] == tracked.keyframe_id:
             start = compose_poses(self._last[1], start)
         max_error_px = _MAX_ERROR_PX * image_scale(camera.width, camera.height)
-        pose = refine_absolute_pose(
-            start,
-            image_plane_xy=np.asarray(camera.cam_from_img(points_xy)),
-            points3D_in_world=points3D_in_world,
-            max_error=max_error_px / camera.mean_focal_length(),
-        )
+        max_error = max_error_px / camera_focal_px(camera)
+        if uses_rays(camera):
+            pose = refine_absolute_pose_on_rays(
+                start,
+                rays_in_cam=unit_rays(camera, points_xy),
+                points3D_in_world=points3D_in_world,
+                max_error_rad=max_error,
+            )
+        else:
+            pose = refine_absolute_pose(
+                start,
+                image_plane_xy=np.asarray(camera.cam_from_img(points_xy)),
+                points3D_in_world=points3D_in_world,
+                max_error=max_error,
+            )
         if pose is not None and pose.num_inliers >= enough:
             return pose
         pose = estimate_absolute_pose(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustmentSchedule,
+    adjust_globally,
     adjust_locally,
-    solve_globally,
 )
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.types import FrameId, RegistrationStatus
@@ -41,9 +41,9 @@ def register_and_refine(
 
 def adjust_in_place(sparse_map: SparseMap, *, config: GrowthConfig) -> None:
     """Adjusts the whole map on the calling thread and filters it."""
-    solve_globally(
+    adjust_globally(
         sparse_map.reconstruction,
-        constant_camera_ids=sparse_map.constant_camera_ids,
+        calibration=sparse_map.calibration,
         max_iterations=config.global_bundle_adjustment.max_iterations,
         num_threads=config.num_threads,
     )

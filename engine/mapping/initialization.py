@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import InitializationConfig
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.estimators.two_view_geometry import RelativePose, estimate_relative_pose
 from engine.geometry import image_scale
 from engine.mapping.bundle_adjustment import solve_globally
@@ -124,8 +125,8 @@ def relative_pose_of(
     return estimate_relative_pose(
         points1_xy,
         points2_xy,
-        camera1=sparse_map.camera(first.camera_key),
-        camera2=sparse_map.camera(second.camera_key),
+        camera1=sparse_map.camera(first.calibration_key),
+        camera2=sparse_map.camera(second.calibration_key),
         max_error_px=_max_error_px(first),
         seed=seed,
     )
@@ -140,8 +141,13 @@ def _may_only_turn(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
         return False
     first = sparse_map.keyframe(verified.pair.first)
     second = sparse_map.keyframe(verified.pair.second)
-    camera1, camera2 = (sparse_map.camera(k.camera_key) for k in (first, second))
+    camera1, camera2 = (sparse_map.camera(k.calibration_key) for k in (first, second))
     points1_xy, points2_xy = _matched_points(sparse_map, verified)
+    if uses_rays(camera1) or uses_rays(camera2):
+        rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)
+        usable = np.isfinite(rays1).all(axis=1) & np.isfinite(rays2).all(axis=1)
+        max_error_rad = _max_error_px(second) / camera_focal_px(camera2)
+        return _ray_turn_error_rad(rays1[usable], rays2[usable]) < max_error_rad
     plane1_xy = np.asarray(camera1.cam_from_img(points1_xy))
     plane2_xy = np.asarray(camera2.cam_from_img(points2_xy))
     max_error = _max_error_px(second) / camera2.mean_focal_length()
@@ -160,10 +166,22 @@ def _turn_error(points1_xy: Float64Array, points2_xy: Float64Array) -> float:
     rays1, rays2 = np.hstack([points1_xy, ones]), np.hstack([points2_xy, ones])
     rays1 /= np.linalg.norm(rays1, axis=1, keepdims=True)
     rays2 /= np.linalg.norm(rays2, axis=1, keepdims=True)
-    left, _, right = np.linalg.svd(rays2.T @ rays1)
-    rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
-    turned = rays1 @ rotation.T
+    turned = rays1 @ _best_rotation(rays1, rays2).T
     return float(np.median(np.linalg.norm(turned[:, :2] / turned[:, 2:] - points2_xy, axis=1)))
+
+
+def _ray_turn_error_rad(rays1: Float64Array, rays2: Float64Array) -> float:
+    """Median angle of unit rays (N, 3) to where the best rotation puts their matches."""
+    turned = rays1 @ _best_rotation(rays1, rays2).T
+    sines = np.linalg.norm(np.cross(turned, rays2), axis=1)
+    return float(np.median(np.arctan2(sines, (turned * rays2).sum(axis=1))))
+
+
+def _best_rotation(rays1: Float64Array, rays2: Float64Array) -> Float64Array:
+    """The rotation (3, 3) that best turns unit rays (N, 3) to their matches."""
+    left, _, right = np.linalg.svd(rays2.T @ rays1)
+    rotation: Float64Array = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    return rotation
 
 
 def _matched_points(

@@ -27,6 +27,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
+from engine.estimators.lenses import camera_focal_px
 from engine.events import (
     BundleAdjusted,
     FramePosed,
@@ -45,11 +46,11 @@ from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
+    adjust_globally,
     merge_global_adjustment,
-    solve_globally,
     start_global_adjustment,
 )
-from engine.mapping.cameras import CameraCalibration
+from engine.mapping.cameras import CameraCalibration, CameraChange
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -170,6 +171,7 @@ class Mapper:
         self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
+        self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
         self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
@@ -211,12 +213,13 @@ class Mapper:
         )
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
-            keyframe.camera_key, self._map
+            keyframe.calibration_key, self._map
         )
         wants_depths = settings.metric_scale != "off" and not self._is_initialized
         return KeyframeToMatch(
             frame_id=keyframe.frame_id,
             wants_pointmaps=wants_focal_length or wants_depths,
+            intrinsics=self._cameras.wide_intrinsics(self._map),
         )
 
     def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
@@ -346,6 +349,19 @@ class Mapper:
                 attempt=self._num_maps,
             )
         )
+        self._abandon_jobs()
+        self._schedule.done(self._map.num_registered)
+
+    def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
+        """Makes a map built with changed cameras the map, whatever it holds."""
+        self._cameras.adopt(change)
+        for frame_id, calibration_key in change.calibration_keys.items():
+            self._graph.set_calibration_key(frame_id, calibration_key)
+            self._recalibrated[frame_id] = copy.deepcopy(sparse_map.camera(calibration_key))
+        self._map = sparse_map
+        self._evidence_used.clear()
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
 
@@ -544,7 +560,7 @@ class Mapper:
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
         ids = self._map.registered_ids
-        cameras = [self._map.camera(self._map.keyframe(i).camera_key) for i in ids]
+        cameras = [self._map.camera(self._map.keyframe(i).calibration_key) for i in ids]
         cloud = self._map.point_cloud()
         edges = self._graph.edges()
         poses = [self._map.cam_from_world(i) for i in ids]
@@ -552,7 +568,7 @@ class Mapper:
             version=self._version,
             keyframe_ids=np.array(ids, np.int64),
             cam_from_world=np.array(poses).reshape(-1, 3, 4),
-            focal_px=np.array([camera.mean_focal_length() for camera in cameras]),
+            focal_px=np.array([camera_focal_px(camera) for camera in cameras]),
             image_sizes=np.array([(c.width, c.height) for c in cameras], np.int64).reshape(-1, 2),
             points3D_in_world=cloud.points3D_in_world,
             colors=cloud.colors,
@@ -589,7 +605,7 @@ class Mapper:
         moved, self._moved = tuple(self._moved.values()), {}
         return KeyframeRecord(
             keyframe=keyframe,
-            camera=copy.deepcopy(self._map.camera(keyframe.camera_key)),
+            camera=copy.deepcopy(self._map.camera(keyframe.calibration_key)),
             pairs=tuple(self._graph.verified_pairs(frame_id)),
             moved=moved,
         )
@@ -603,9 +619,11 @@ class Mapper:
     ) -> MappingStep:
         view = self.view() if wants_view and self._is_initialized else None
         new_poses, self._new_poses = tuple(self._new_poses), []
+        recalibrated, self._recalibrated = self._recalibrated, {}
         due = (self._adjustment.due, self._window.due)
         return MappingStep(
             record=record,
+            recalibrated=recalibrated,
             new_poses=new_poses,
             jobs=jobs,
             due=tuple(job for job in due if job is not None),
@@ -762,9 +780,9 @@ def _solve_adjustment(
     adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
 ) -> GlobalAdjustment:
     """Adjusts a private copy of the map; the job of another thread."""
-    solve_globally(
+    adjust_globally(
         adjustment.reconstruction,
-        constant_camera_ids=adjustment.constant_camera_ids,
+        calibration=adjustment.calibration,
         max_iterations=max_iterations,
         num_threads=num_threads,
     )

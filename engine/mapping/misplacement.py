@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import networkx
 import numpy as np
 
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.geometry import compose_poses, image_scale, invert_pose, skew
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
@@ -118,20 +119,38 @@ def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
     """Whether the map's poses put a pair's matches far from their epipolar lines."""
     first = sparse_map.keyframe(verified.pair.first)
     second = sparse_map.keyframe(verified.pair.second)
-    camera1 = sparse_map.camera(first.camera_key)
-    camera2 = sparse_map.camera(second.camera_key)
+    camera1 = sparse_map.camera(first.calibration_key)
+    camera2 = sparse_map.camera(second.calibration_key)
     rows1, rows2 = verified.inlier_matches_idx.T
     cam2_from_cam1 = compose_poses(
         sparse_map.cam_from_world(second.frame_id),
         invert_pose(sparse_map.cam_from_world(first.frame_id)),
     )
-    distances = _epipolar_distances(
-        np.asarray(camera1.cam_from_img(first.features.keypoints_xy[rows1])),
-        np.asarray(camera2.cam_from_img(second.features.keypoints_xy[rows2])),
-        cam2_from_cam1=cam2_from_cam1,
-    )
+    points1_xy = first.features.keypoints_xy[rows1]
+    points2_xy = second.features.keypoints_xy[rows2]
+    if uses_rays(camera1) or uses_rays(camera2):
+        rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)
+        distances = _epipolar_angles_rad(rays1, rays2, cam2_from_cam1=cam2_from_cam1)
+    else:
+        distances = _epipolar_distances(
+            np.asarray(camera1.cam_from_img(points1_xy)),
+            np.asarray(camera2.cam_from_img(points2_xy)),
+            cam2_from_cam1=cam2_from_cam1,
+        )
     max_distance_px = _CONTRADICTION_PX * image_scale(camera2.width, camera2.height)
-    return bool(np.median(distances) * camera2.mean_focal_length() > max_distance_px)
+    return bool(np.median(distances) * camera_focal_px(camera2) > max_distance_px)
+
+
+def _epipolar_angles_rad(
+    rays1: Float64Array, rays2: Float64Array, *, cam2_from_cam1: Float64Array
+) -> Float64Array:
+    """Angles (N,) of the second unit rays to the epipolar planes of the first; 0 without a ray."""
+    translation = cam2_from_cam1[:, 3]
+    baseline = translation / max(float(np.linalg.norm(translation)), 1e-12)
+    normals = np.cross(baseline, rays1 @ cam2_from_cam1[:, :3].T)
+    lengths = np.maximum(np.linalg.norm(normals, axis=1), 1e-12)
+    sines = np.abs((normals * rays2).sum(axis=1)) / lengths
+    return np.asarray(np.nan_to_num(np.arcsin(np.minimum(sines, 1.0)), nan=0.0))
 
 
 def _epipolar_distances(

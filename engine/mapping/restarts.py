@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
@@ -21,7 +21,7 @@ import pycolmap
 from engine.config import InitializationConfig, RescueConfig, WindowConfig
 from engine.events import WindowPurpose
 from engine.geometry import similarity_between_poses
-from engine.mapping.cameras import CameraCalibration, with_focal_length
+from engine.mapping.cameras import CameraCalibration, CameraChange, with_focal_length
 from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully
 from engine.mapping.initialization import (
     InitialPair,
@@ -33,13 +33,14 @@ from engine.mapping.sparse_map import SparseMap
 from engine.mapping.window_selection import Window, WindowJob, window_problem
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import WindowSolver
-from engine.types import FrameId, ImagePair, VerifiedPair
+from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
 from engine.window_types import WindowEstimate, WindowStatus
 
 _GOOD_START_RATIO = 0.8  # of the keyframes that match any: no other first pair is tried
 _STRONG_START_RATIO = 0.8  # of the keyframes that match any: no window is tried
 _MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
 _MIN_COMMON_TO_PLACE = 2  # keyframes; one fixes no scale
+_REBUILD_PASSES = 2  # adjustments of a map whose cameras changed, before it grows
 _MIN_VALID = 5  # keyframes that a window poses: with fewer a pair does as well
 _POINTS_PER_INLIER = 3  # of those that a first pair needs: a window sees more
 
@@ -173,6 +174,34 @@ class MapBuilder:
         )
         return self._or_from_window(built, present, config=self._final_growth, only=frame_ids)
 
+    def rebuilt(
+        self,
+        present: SparseMap,
+        change: CameraChange,
+        *,
+        poses: Mapping[FrameId, Float64Array] | None = None,
+    ) -> SparseMap:
+        """The present map with changed cameras: triangulated anew, adjusted and grown.
+
+        Args:
+            present: the map; it stays as it is.
+            change: its cameras that become others.
+            poses: where keyframes are placed first, (3, 4) each; all others are registered anew. By
+                default those registered stay where they are.
+        """
+        sparse_map = self._with(present, self._graph.keyframe_ids, change=change)
+        if poses is None:
+            poses = {i: present.cam_from_world(i) for i in present.registered_ids}
+        sparse_map.place(poses)
+        for frame_id in sorted(poses):
+            sparse_map.triangulate(frame_id)
+        for _ in range(_REBUILD_PASSES):
+            adjust_in_place(sparse_map, config=self._growth)
+            sparse_map.retriangulate()
+        grow_fully(sparse_map, config=self._growth)
+        adjust_in_place(sparse_map, config=self._growth)
+        return sparse_map
+
     def _from_pairs(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> BuiltMap | None:
         ranked = rank_initial_pairs(
             present,
@@ -227,10 +256,17 @@ class MapBuilder:
             return built
         return from_window
 
-    def _with(self, present: SparseMap, frame_ids: Collection[FrameId]) -> SparseMap:
+    def _with(
+        self,
+        present: SparseMap,
+        frame_ids: Collection[FrameId],
+        *,
+        change: CameraChange | None = None,
+    ) -> SparseMap:
         """A map with keyframes and their pairs, none registered, cameras as calibrated now."""
         fresh = self._new_map()
-        self._cameras.add_all(fresh, like=present)
+        self._cameras.add_all(fresh, like=present, change=change)
+        keys = {} if change is None else change.calibration_keys
         chosen = set(frame_ids)
         order = {i: number for number, i in enumerate(self._graph.keyframe_ids) if i in chosen}
         pairs_of: dict[FrameId, list[VerifiedPair]] = {frame_id: [] for frame_id in order}
@@ -239,7 +275,9 @@ class MapBuilder:
             later = max(pair.pair.first, pair.pair.second, key=order.__getitem__)
             pairs_of[later].append(pair)
         for frame_id, pairs in pairs_of.items():
-            fresh.add_keyframe(self._graph.keyframe(frame_id), pairs)
+            keyframe = self._graph.keyframe(frame_id)
+            calibration_key = keys.get(frame_id, keyframe.calibration_key)
+            fresh.add_keyframe(replace(keyframe, calibration_key=calibration_key), pairs)
         return fresh
 
     def _pairs(self) -> list[VerifiedPair]:
@@ -399,7 +437,7 @@ def _start_from_window(
     """Sets the focal lengths and poses that the window found; then triangulates."""
     frame_ids = job.window.frame_ids
     for frame_id, camera_idx in zip(frame_ids, job.problem.camera_idx, strict=True):
-        camera_key = graph.keyframe(frame_id).camera_key
+        camera_key = graph.keyframe(frame_id).calibration_key
         if camera_key in unknown_cameras:
             focal_px = float(estimate.focal_px[camera_idx])
             params = with_focal_length(sparse_map.camera(camera_key), focal_px)

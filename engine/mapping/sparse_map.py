@@ -18,6 +18,7 @@ from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.geometry import image_scale, transform_points
+from engine.mapping.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
@@ -70,7 +71,7 @@ class SparseMap:
         self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._camera_ids: dict[str, int] = {}
-        self._camera_priors: dict[int, CameraPrior] = {}  # by COLMAP's id
+        self._calibration = CalibrationControl()
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
@@ -125,16 +126,20 @@ class SparseMap:
     @property
     def constant_camera_ids(self) -> frozenset[int]:
         """COLMAP's ids of the cameras whose calibration bundle adjustment must not change."""
-        return frozenset(i for i, prior in self._camera_priors.items() if prior.is_constant)
+        return self._calibration.constant_camera_ids
 
     @property
-    def camera_priors(self) -> Mapping[int, CameraPrior]:
-        """What is known of each camera beforehand, by COLMAP's id; a copy."""
-        return dict(self._camera_priors)
+    def calibration(self) -> CalibrationControl:
+        """What is known of the cameras beforehand, and what adjustments found out about them."""
+        return self._calibration
 
     def camera_prior(self, camera_key: str) -> CameraPrior:
         """What is known of a camera beforehand."""
-        return self._camera_priors[self._camera_ids[camera_key]]
+        return self._calibration.priors[self._camera_ids[camera_key]]
+
+    def camera_state(self, camera_key: str) -> CalibrationState | None:
+        """What adjustments of the map found out about a camera; None: nothing yet."""
+        return self._calibration.states.get(self._camera_ids[camera_key])
 
     def point3D_ids(self, frame_id: FrameId) -> Int64Array:
         """For each keypoint of a keyframe the point it observes, -1 for none; (N,)."""
@@ -178,7 +183,7 @@ class SparseMap:
         camera.camera_id = len(self._camera_ids) + 1
         self._reconstruction.add_camera_with_trivial_rig(camera)
         self._camera_ids[camera_key] = camera.camera_id
-        self._camera_priors[camera.camera_id] = prior or CameraPrior.assumed(camera)
+        self._calibration.set_prior(camera.camera_id, prior or CameraPrior.assumed(camera))
 
     def set_camera_params(self, camera_key: str, params: Sequence[float]) -> None:
         """Replaces a camera's calibration."""
@@ -186,7 +191,7 @@ class SparseMap:
 
     def set_camera_prior(self, camera_key: str, prior: CameraPrior) -> None:
         """Replaces what is known of a camera beforehand."""
-        self._camera_priors[self._camera_ids[camera_key]] = prior
+        self._calibration.set_prior(self._camera_ids[camera_key], prior)
 
     def add_keyframe(self, keyframe: Keyframe, pairs: Sequence[VerifiedPair]) -> None:
         """Adds a keyframe, unregistered, with its verified pairs to keyframes added before.
@@ -196,13 +201,13 @@ class SparseMap:
                 keyframe added before; the map is as it was.
         """
         frame_id = keyframe.frame_id
-        if keyframe.camera_key not in self._camera_ids:
-            raise MapError(f"camera {keyframe.camera_key} is unknown")
+        if keyframe.calibration_key not in self._camera_ids:
+            raise MapError(f"camera {keyframe.calibration_key} is unknown")
         self._matches.add_keyframe(frame_id, pairs, num_keypoints=len(keyframe.features))
         image = pycolmap.Image(
             name=keyframe.name,
             keypoints=keyframe.features.keypoints_xy,
-            camera_id=self._camera_ids[keyframe.camera_key],
+            camera_id=self._camera_ids[keyframe.calibration_key],
             image_id=frame_id,
         )
         self._reconstruction.add_image_with_trivial_frame(image)
@@ -275,7 +280,7 @@ class SparseMap:
         pose = estimate_absolute_pose(
             keyframe.features.keypoints_xy[rows],
             self.points3D_in_world(point3D_ids),
-            camera=self.camera(keyframe.camera_key),
+            camera=self.camera(keyframe.calibration_key),
             config=self._registration,
             seed=self._seed,
         )
@@ -448,7 +453,7 @@ class SparseMap:
         twin._matches = self._matches
         twin._keyframes = dict(self._keyframes)
         twin._camera_ids = dict(self._camera_ids)
-        twin._camera_priors = dict(self._camera_priors)
+        twin._calibration = self._calibration.copy()
         twin._point_attributes = self._point_attributes.copy_for(
             twin._reconstruction, twin._keyframes
         )
@@ -492,7 +497,7 @@ class SparseMap:
         points = transform_points(
             self.cam_from_world(frame_id), self.points3D_in_world(point3D_ids[seen])
         )
-        projected_xy = np.asarray(self.camera(keyframe.camera_key).img_from_cam(points))
+        projected_xy = np.asarray(self.camera(keyframe.calibration_key).img_from_cam(points))
         offsets = projected_xy.reshape(-1, 2) - keyframe.features.keypoints_xy[seen]
         return np.asarray(np.linalg.norm(np.nan_to_num(offsets, nan=np.inf), axis=1))
 

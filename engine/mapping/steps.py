@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.types import Features, FrameId, FramePose, Keyframe, MapView, VerifiedPair
+from engine.types import (
+    Features,
+    FrameId,
+    FramePose,
+    Intrinsics,
+    Keyframe,
+    MapView,
+    VerifiedPair,
+)
 
 if TYPE_CHECKING:
     import pycolmap
@@ -20,6 +29,9 @@ class KeyframeToMatch:
 
     frame_id: FrameId
     wants_pointmaps: bool  # whether the matcher's depths and focal lengths are of use
+    intrinsics: Mapping[str, Intrinsics] = field(  # of all cameras by key; empty: none is wide
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +62,8 @@ class MappingStep:
     due: tuple[MapJob, ...]  # jobs whose results must be merged before the next keyframe
     counts: MapCounts
     view: MapView | None  # for viewers, where it was asked for and there is a map
+    # Keyframes that have another camera now, with copies of these.
+    recalibrated: Mapping[FrameId, pycolmap.Camera] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,6 +15,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import WindowConfig
+from engine.estimators.lenses import camera_focal_px, principal_point, unit_rays, uses_rays
 from engine.events import WindowPurpose
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
@@ -26,6 +27,7 @@ _MIN_TRACK_LENGTH = 3  # two views agree with anything on their epipolar line
 _MAX_INTERVALS = 4  # between windows that change nothing
 _WEAK_RATIO = 1.3  # times the median error of the keyframes
 _MIN_HELD = 2  # one keyframe fixes no scale
+_MIN_COSINE = 0.5  # of a wide lens's rays with its axis: errors in px grow by its inverse square
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,17 +168,18 @@ def window_problem(
     )
     if not len(rows):
         return None
-    camera_keys = list(dict.fromkeys(graph.keyframe(i).camera_key for i in frame_ids))
+    keys = [graph.keyframe(i).calibration_key for i in frame_ids]
+    camera_keys = list(dict.fromkeys(keys))
     cameras = [sparse_map.camera(key) for key in camera_keys]
     is_known = np.array([key not in unknown_cameras for key in camera_keys])
-    focal_px = np.array([camera.mean_focal_length() for camera in cameras])
+    focal_px = np.array([camera_focal_px(camera) for camera in cameras])
     return WindowProblem(
         tracks_xy=_undistorted_tracks(graph, sparse_map, frame_ids, rows),
         is_visible=(rows != NO_ROW).T,
         image_sizes=np.array([(camera.width, camera.height) for camera in cameras]),
-        camera_idx=np.array([camera_keys.index(graph.keyframe(i).camera_key) for i in frame_ids]),
+        camera_idx=np.array([camera_keys.index(key) for key in keys]),
         focal_px=np.where(is_known, focal_px, 0.0),
-        principal_points_xy=np.array([_principal_point(camera) for camera in cameras]),
+        principal_points_xy=np.array([principal_point(camera) for camera in cameras]),
         is_calibrated=is_known,
         cam_from_world=np.array([_pose_or_nan(sparse_map, i) for i in frame_ids]),
         is_held=np.array(
@@ -228,7 +231,7 @@ def _undistorted_tracks(
     tracks_xy = np.full((len(frame_ids), len(rows), 2), np.nan)
     for idx, frame_id in enumerate(frame_ids):
         keyframe = graph.keyframe(frame_id)
-        camera = sparse_map.camera(keyframe.camera_key)
+        camera = sparse_map.camera(keyframe.calibration_key)
         seen = rows[:, idx] != NO_ROW
         points_xy = keyframe.features.keypoints_xy[rows[seen, idx]]
         tracks_xy[idx, seen] = _without_distortion(camera, points_xy)
@@ -236,13 +239,17 @@ def _undistorted_tracks(
 
 
 def _without_distortion(camera: pycolmap.Camera, points_xy: Float64Array) -> Float64Array:
-    """Where a pinhole camera of the same focal length would see points (M, 2), px."""
-    plane_xy = np.asarray(camera.cam_from_img(points_xy))
-    return np.asarray(camera.mean_focal_length() * plane_xy + _principal_point(camera))
+    """Where a pinhole camera of the same focal length would see points (M, 2), px.
 
-
-def _principal_point(camera: pycolmap.Camera) -> tuple[float, float]:
-    return float(camera.principal_point_x), float(camera.principal_point_y)
+    NaN where a wide lens sees so far from its axis that errors there have little to do with px.
+    """
+    if not uses_rays(camera):
+        plane_xy = np.asarray(camera.cam_from_img(points_xy))
+        return np.asarray(camera.mean_focal_length() * plane_xy + principal_point(camera))
+    rays = unit_rays(camera, points_xy)
+    rays[~(rays[:, 2] > _MIN_COSINE)] = np.nan
+    plane_xy = rays[:, :2] / rays[:, 2:]
+    return np.asarray(camera_focal_px(camera) * plane_xy + principal_point(camera))
 
 
 def _pose_or_nan(sparse_map: SparseMap, frame_id: FrameId) -> Float64Array:

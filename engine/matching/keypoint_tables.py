@@ -10,6 +10,8 @@ keypoints (``Features``), and the end of a match becomes, in this order:
 3. the free row of the cell it falls into, which moves there and stays;
 4. nothing, when the cell's row is taken: one keypoint a cell keeps matches spread over the image
    and makes images that see the same things agree on the same keypoints.
+
+No keypoint under an image's mask is looked up, and no match ends there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import DenseMatchingConfig
-from engine.geometry import image_scale, spread_over_image
+from engine.geometry import image_scale, spread_over_image, usable_at
 from engine.types import (
     NO_ROW,
     BoolArray,
@@ -27,6 +29,7 @@ from engine.types import (
     Float64Array,
     FrameId,
     Int64Array,
+    PackedMask,
     PairMatches,
 )
 
@@ -71,10 +74,20 @@ class KeypointTable:
         features: the table as the matcher made it.
         size: width and height of the image in px.
         config: radii, which scale with the image.
+        mask: of the image; None: all of it may be used.
     """
 
-    def __init__(self, features: Features, *, size: Size, config: DenseMatchingConfig) -> None:
+    def __init__(
+        self,
+        features: Features,
+        *,
+        size: Size,
+        config: DenseMatchingConfig,
+        mask: PackedMask | None = None,
+    ) -> None:
         self._features = features
+        self._packed_mask = mask
+        self._mask: BoolArray | None = None  # unpacked
         self._size = size
         self._keypoints_xy = features.keypoints_xy.copy()
         self._is_free = features.is_free.copy()
@@ -117,6 +130,7 @@ class KeypointTable:
         if not self._is_dense:
             return np.arange(len(self._keypoints_xy))
         order = np.lexsort((-self._num_matches, self._is_free))
+        order = order[self.is_usable(self._keypoints_xy[order])]
         chosen = spread_over_image(self._keypoints_xy[order], size=self._size, limit=limit)
         return np.sort(order[chosen])
 
@@ -161,9 +175,17 @@ class KeypointTable:
         rows[unassigned] = self._nearest_rows(points_xy[unassigned])
         return rows
 
+    def is_usable(self, points_xy: Float64Array) -> BoolArray:
+        """Whether points (N, 2) px lie beside the image's mask, (N,)."""
+        if self._packed_mask is None:
+            return np.ones(len(points_xy), np.bool_)
+        if self._mask is None:
+            self._mask = self._packed_mask.unpacked()
+        return usable_at(self._mask, points_xy)
+
     def drop_raster(self) -> None:
         """Frees a few MB; made anew, the raster prefers the nearest of crowded keypoints again."""
-        self._raster = None
+        self._raster = self._mask = None
 
     def _is_within(
         self, points_xy: Float64Array, rows: Int64Array, *, radius_px: float
@@ -253,9 +275,11 @@ class KeypointTables:
         self._config = config
         self._tables: dict[FrameId, KeypointTable] = {}
 
-    def add(self, features: Features, *, size: Size) -> None:
-        """Adds a keyframe's table; ``size`` is width and height in px."""
-        self._tables[features.frame_id] = KeypointTable(features, size=size, config=self._config)
+    def add(self, features: Features, *, size: Size, mask: PackedMask | None = None) -> None:
+        """Adds a keyframe's table; ``size`` is width and height in px, ``mask`` the image's."""
+        self._tables[features.frame_id] = KeypointTable(
+            features, size=size, config=self._config, mask=mask
+        )
 
     def features(self, frame_id: FrameId) -> Features:
         """A keyframe's current table."""
@@ -268,6 +292,12 @@ class KeypointTables:
     def query_rows(self, frame_id: FrameId) -> Int64Array:
         """Rows of a keyframe to look up in another one."""
         return self._tables[frame_id].query_rows(self._config.max_query_points)
+
+    def beside_masks(self, matches: PairMatches) -> PairMatches:
+        """The matches of a pair none of whose ends lies under the mask of its image."""
+        first, second = self._tables[matches.pair.first], self._tables[matches.pair.second]
+        is_usable = first.is_usable(matches.points1_xy) & second.is_usable(matches.points2_xy)
+        return matches if is_usable.all() else matches.take(np.flatnonzero(is_usable))
 
     def rows_of(self, matches: PairMatches, *, expected: Int64Array) -> Int64Array:
         """The verified matches of a pair as keypoints of both, each at most once, (K, 2).

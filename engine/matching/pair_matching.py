@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.config import DenseMatchingConfig, TwoViewConfig
 from engine.errors import InferenceError
-from engine.estimators.two_view_geometry import VerifiedMatches, verify_matches
+from engine.estimators.lenses import camera_of
+from engine.estimators.two_view_geometry import (
+    VerifiedMatches,
+    verify_matches,
+    verify_matches_on_rays,
+)
 from engine.matching.keypoint_tables import KeypointTables, select_matches
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
@@ -20,6 +25,7 @@ from engine.types import (
     FrameId,
     ImagePair,
     Int64Array,
+    Intrinsics,
     Keyframe,
     MatchRequest,
     PairCandidate,
@@ -69,6 +75,7 @@ class PairMatching:
         self._tables = KeypointTables(dense)
         self._changed: dict[FrameId, Features] = {}
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
+        self._intrinsics: Mapping[str, Intrinsics] = {}
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe to the scene graph, and its keypoint table here.
@@ -77,20 +84,29 @@ class PairMatching:
             ValueError: the graph holds it already.
         """
         self._graph.add_keyframe(keyframe)
-        self._tables.add(keyframe.features, size=(keyframe.width, keyframe.height))
+        size = (keyframe.width, keyframe.height)
+        self._tables.add(keyframe.features, size=size, mask=keyframe.mask)
 
     def match_keyframe(
-        self, frame_id: FrameId, *, wants_pointmaps: bool = False
+        self,
+        frame_id: FrameId,
+        *,
+        wants_pointmaps: bool = False,
+        intrinsics: Mapping[str, Intrinsics] | None = None,
     ) -> MatchedKeyframe:
         """Matches the newest keyframe against what its graph chooses, and around those that fit.
 
         Args:
             frame_id: a keyframe that was added.
             wants_pointmaps: whether depths and focal lengths are of use.
+            intrinsics: of the cameras, by key, as they are at present; pairs with a wide lens are
+                verified on its rays. None: as before.
 
         Returns:
             The pairs that hold; when the matcher fails, those that held before it did, and why.
         """
+        if intrinsics is not None:
+            self._intrinsics = intrinsics
         failure = None
         try:
             pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
@@ -159,12 +175,9 @@ class PairMatching:
         sizes = ((first.width, first.height), (second.width, second.height))
         is_dense = bool((matches.matches_idx == NO_ROW).any())
         if is_dense:
+            matches = self._tables.beside_masks(matches)
             matches = select_matches(matches, sizes=sizes, config=self._dense)
-        verified = verify_matches(
-            matches,
-            image_size=(max(first.width, second.width), max(first.height, second.height)),
-            config=self._two_view,
-        )
+        verified = self._verify_geometry(matches, first, second)
         if verified is None:
             return None
         rows = self._rows_of(verified) if is_dense else verified.inliers.matches_idx
@@ -180,6 +193,25 @@ class PairMatching:
             num_matches=round(len(rows) * len(matches) / len(verified.inliers)),
             fundamental=verified.fundamental,
             homography_inlier_ratio=verified.homography_inlier_ratio,
+            cam2_from_cam1=verified.cam2_from_cam1,
+        )
+
+    def _verify_geometry(
+        self, matches: PairMatches, first: Keyframe, second: Keyframe
+    ) -> VerifiedMatches | None:
+        """Verifies matches by a fundamental matrix, or on rays where a lens is wide."""
+        lenses = [self._intrinsics.get(keyframe.camera_key) for keyframe in (first, second)]
+        if lenses[0] and lenses[1] and (lenses[0].is_wide or lenses[1].is_wide):
+            return verify_matches_on_rays(
+                matches,
+                camera1=camera_of(lenses[0]),
+                camera2=camera_of(lenses[1]),
+                config=self._two_view,
+            )
+        return verify_matches(
+            matches,
+            image_size=(max(first.width, second.width), max(first.height, second.height)),
+            config=self._two_view,
         )
 
     def _rows_of(self, verified: VerifiedMatches) -> Int64Array:

@@ -117,6 +117,15 @@ class SceneGraph:
         keyframe = self._keyframes[features.frame_id]
         self._keyframes[features.frame_id] = replace(keyframe, features=features)
 
+    def set_calibration_key(self, frame_id: FrameId, calibration_key: str) -> None:
+        """Names the calibration of a keyframe; its sequence stays that of its camera.
+
+        Raises:
+            KeyError: the keyframe was never added.
+        """
+        keyframe = self._keyframes[frame_id]
+        self._keyframes[frame_id] = replace(keyframe, calibration_key=calibration_key)
+
     def record_pair(self, verified: VerifiedPair) -> None:
         """Adds the edge of a verified pair; matches of a pair recorded again are replaced.
 

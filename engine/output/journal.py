@@ -1,4 +1,4 @@
-"""Journal: the durable record of a run, a COLMAP database and the keyframe images.
+"""Journal: the durable record of a run, a COLMAP database, keyframe images and their masks.
 
 pycolmap makes the database, so that its layout is COLMAP's own. The rows are written through
 sqlite3, because pycolmap's transaction ends the process when its commit fails, as it does on a
@@ -17,7 +17,18 @@ import pycolmap
 
 from engine.errors import JournalError
 from engine.output.files import write_atomically
-from engine.types import Features, Float32Array, Frame, GpsFix, ImagePair, Keyframe, VerifiedPair
+from engine.output.run_folder import MASKS_FOLDER
+from engine.types import (
+    BoolArray,
+    Features,
+    Float32Array,
+    Frame,
+    FrameId,
+    GpsFix,
+    ImagePair,
+    Keyframe,
+    VerifiedPair,
+)
 
 _CAMERA_SENSOR = 0  # colmap::SensorType::CAMERA
 _SIFT_DIMENSIONS = 128
@@ -49,6 +60,25 @@ def encode_keyframe_image(frame: Frame, *, quality: int) -> bytes:
     return bytes(data)
 
 
+def mask_name(image_name: str) -> str:
+    """The name of an image's mask in the folder of masks, as COLMAP has it."""
+    return f"{image_name}.png"
+
+
+def encode_mask(mask: BoolArray) -> bytes:
+    """A mask (H, W) as a grey PNG: 0 where a pixel is left out, 255 where it may be used.
+
+    Raises:
+        JournalError: it cannot be encoded.
+    """
+    import cv2
+
+    encoded, data = cv2.imencode(".png", mask.view(np.uint8) * 255)
+    if not encoded:
+        raise JournalError("a mask cannot be encoded")
+    return bytes(data)
+
+
 class Journal:
     """Writes keyframes and verified pairs so that they outlive the process.
 
@@ -56,9 +86,10 @@ class Journal:
     last moments, never the database. One thread owns the journal.
     """
 
-    def __init__(self, images_path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, run_folder_path: Path, connection: sqlite3.Connection) -> None:
         """Wraps an open database; use `open`."""
-        self._images_path = images_path
+        self._images_path = run_folder_path / "images"
+        self._masks_path = run_folder_path / MASKS_FOLDER
         self._connection = connection
 
     @classmethod
@@ -68,9 +99,9 @@ class Journal:
         Raises:
             JournalError: the folder or the database cannot be used.
         """
-        images_path, database_path = run_folder_path / "images", run_folder_path / "database.db"
+        database_path = run_folder_path / "database.db"
         try:
-            images_path.mkdir(parents=True, exist_ok=True)
+            (run_folder_path / "images").mkdir(parents=True, exist_ok=True)
             pycolmap.Database.open(database_path).close()  # makes or updates the tables
             # Opening and using may happen on two threads, one after the other.
             connection = sqlite3.connect(
@@ -81,7 +112,7 @@ class Journal:
             connection.execute("PRAGMA foreign_keys = ON")
         except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
             raise JournalError(f"{database_path}: cannot be opened: {error}") from error
-        return cls(images_path, connection)
+        return cls(run_folder_path, connection)
 
     def add_camera(self, camera: pycolmap.Camera) -> None:
         """Writes a camera with its focal length prior, and the rig that holds only it.
@@ -109,9 +140,14 @@ class Journal:
                 raise JournalError(f"camera {camera.camera_id} is not in the journal")
 
     def add_keyframe(
-        self, keyframe: Keyframe, *, camera: pycolmap.Camera, image_bytes: bytes
+        self,
+        keyframe: Keyframe,
+        *,
+        camera: pycolmap.Camera,
+        image_bytes: bytes,
+        mask_bytes: bytes | None = None,
     ) -> None:
-        """Writes a keyframe: first its image file, then all its rows at once.
+        """Writes a keyframe: first its image file and its mask's, then all its rows at once.
 
         The rows have the frame's id as COLMAP's image and frame id. A camera that is not in the
         journal yet is written, too.
@@ -120,7 +156,7 @@ class Journal:
             JournalError: something cannot be written, the id or the name is taken, or the name
                 leads out of the folder of images. No row of the keyframe stays.
         """
-        path = self._image_path(keyframe.name)
+        name = _checked_name(keyframe.name)
         what = f"keyframe {keyframe.name}"
         with self._transaction(what):
             if not self._has_camera(camera.camera_id):
@@ -130,8 +166,31 @@ class Journal:
             if keyframe.gps is not None:
                 self._insert_pose_prior(keyframe, gps=keyframe.gps, camera_id=camera.camera_id)
             # Last before the commit: a name that is taken must not replace a former image.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, image_bytes)
+            _write_file(self._images_path / name, image_bytes)
+            if mask_bytes is not None:
+                _write_file(self._masks_path / mask_name(name), mask_bytes)
+
+    def change_camera(self, frame_id: FrameId, camera: pycolmap.Camera) -> None:
+        """Gives a keyframe another camera, which is written if it is not in the journal yet.
+
+        Raises:
+            JournalError: it cannot be written, or the keyframe is not in the journal.
+        """
+        camera_id, image_id = camera.camera_id, int(frame_id)
+        with self._transaction(f"camera of keyframe {image_id}"):
+            if not self._has_camera(camera_id):
+                self._insert_camera(camera)
+            updated = self._connection.execute(
+                "UPDATE images SET camera_id = ? WHERE image_id = ?", (camera_id, image_id)
+            )
+            if updated.rowcount != 1:
+                raise JournalError(f"keyframe {image_id} is not in the journal")
+            for statement in (
+                "UPDATE frames SET rig_id = ? WHERE frame_id = ?",
+                "UPDATE frame_data SET sensor_id = ? WHERE frame_id = ?",
+                "UPDATE pose_priors SET corr_sensor_id = ? WHERE corr_data_id = ?",
+            ):
+                self._connection.execute(statement, (camera_id, image_id))
 
     def move_keypoints(self, features: Features) -> None:
         """Replaces the keypoint table of a keyframe by one of the same length.
@@ -197,17 +256,6 @@ class Journal:
             if self._connection.in_transaction:
                 with suppress(sqlite3.Error):  # the first error is the one to raise
                     self._connection.execute("ROLLBACK")
-
-    def _image_path(self, name: str) -> Path:
-        relative = PurePosixPath(name)
-        is_inside = (
-            bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts
-        )
-        is_text = not any(ord(char) < ord(" ") or 0xD800 <= ord(char) < 0xE000 for char in name)
-        # Two spellings of one path would be two names with one file.
-        if not (is_inside and is_text and str(relative) == name):
-            raise JournalError(f"{name!r}: is not a name for an image inside the run")
-        return self._images_path / relative
 
     def _has_camera(self, camera_id: int) -> bool:
         row = self._connection.execute("SELECT 1 FROM cameras WHERE camera_id = ?", (camera_id,))
@@ -279,6 +327,26 @@ class Journal:
                 int(pycolmap.PosePriorCoordinateSystem.WGS84),
             ),
         )
+
+
+def _checked_name(name: str) -> str:
+    """A name of an image, if it is one inside its folder.
+
+    Raises:
+        JournalError: it is not.
+    """
+    relative = PurePosixPath(name)
+    is_inside = bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts
+    is_text = not any(ord(char) < ord(" ") or 0xD800 <= ord(char) < 0xE000 for char in name)
+    # Two spellings of one path would be two names with one file.
+    if not (is_inside and is_text and str(relative) == name):
+        raise JournalError(f"{name!r}: is not a name for an image inside the run")
+    return name
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
 
 
 def _keypoint_rows(features: Features) -> Float32Array:

@@ -17,11 +17,12 @@ from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import JournalError, SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
 from engine.mapping.steps import KeyframeRecord, MapCopy
-from engine.output.journal import Journal, encode_keyframe_image
+from engine.output.journal import Journal, encode_keyframe_image, encode_mask
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, dropped_status
 from engine.output.snapshots import JsonValue, next_sequence, write_snapshot
 from engine.ports import EventSink
 from engine.types import (
+    BoolArray,
     DropReason,
     Float64Array,
     Frame,
@@ -54,6 +55,7 @@ class Recorder:
         self._runtime = runtime
         self._emit = emit
         self._sequence = next_sequence(folder.path)
+        self._mask: tuple[BoolArray, bytes] | None = None  # the last one, and as a file
         self._warned: set[str] = set()
         self.num_failed_writes = 0
 
@@ -75,13 +77,16 @@ class Recorder:
         self._settle(frame_id, TRACKED_STATUS)
 
     def keyframe_added(self, frame: Frame, record: KeyframeRecord) -> None:
-        """Journals a keyframe with its image and pairs, and settles its frame."""
+        """Journals a keyframe with its image, mask and pairs, and settles its frame."""
         self._settle(record.keyframe.frame_id, KEYFRAME_STATUS)
 
         def write() -> None:
             image_bytes = encode_keyframe_image(frame, quality=self._runtime.keyframe_jpeg_quality)
             self._journal.add_keyframe(
-                record.keyframe, camera=record.camera, image_bytes=image_bytes
+                record.keyframe,
+                camera=record.camera,
+                image_bytes=image_bytes,
+                mask_bytes=self._encoded(frame.mask),
             )
 
         for features in record.moved:
@@ -89,6 +94,13 @@ class Recorder:
         if self._guard("database.db", write):
             for pair in record.pairs:
                 self._guard("database.db", functools.partial(self._journal.add_pair, pair))
+
+    def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:
+        """Journals that keyframes have other cameras now."""
+        for frame_id, camera in cameras.items():
+            self._guard(
+                "database.db", functools.partial(self._journal.change_camera, frame_id, camera)
+            )
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""
@@ -151,6 +163,14 @@ class Recorder:
         """Writes what is pending and closes the files."""
         self._guard("frames.csv", self._folder.close)
         self._guard("database.db", self._journal.close)
+
+    def _encoded(self, mask: BoolArray | None) -> bytes | None:
+        """A frame's mask as a file; frames that share one have it encoded once."""
+        if mask is None:
+            return None
+        if self._mask is None or self._mask[0] is not mask:
+            self._mask = mask, encode_mask(mask)
+        return self._mask[1]
 
     def _settle(self, frame_id: FrameId, status: str) -> None:
         self._guard("frames.csv", lambda: self._folder.frame_settled(frame_id, status=status))

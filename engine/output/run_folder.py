@@ -26,6 +26,7 @@ from engine.output.files import TEMPORARY_PREFIX, LineFile, write_atomically
 from engine.types import DropReason, Float64Array, Frame, FrameId, FramePose, RejectedFrame
 
 FRAMES_HEADER = ("frame_id", "source", "index", "name", "captured_at_s", "status")
+MASKS_FOLDER = "masks"  # made when there is a mask
 KEYFRAME_STATUS = "keyframe"
 TRACKED_STATUS = "tracked"
 
@@ -259,10 +260,11 @@ def _delete_former_run(path: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
     if not _is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
+    folders = _FOLDERS | {MASKS_FOLDER}
     for entry in path.iterdir():
-        if entry.name in _FOLDERS and not entry.is_symlink():
+        if entry.name in folders and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name in _FILES | _FOLDERS or entry.name.startswith(TEMPORARY_PREFIX):
+        elif entry.name in _FILES | folders or entry.name.startswith(TEMPORARY_PREFIX):
             entry.unlink()
 
 

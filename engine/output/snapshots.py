@@ -2,6 +2,7 @@
 
 snapshots/000001/sparse/0/{cameras,images,points3D,rigs,frames}.bin
                  images -> ../../images
+                 masks -> ../../masks     where there are any
                  snapshot.json
 latest -> snapshots/000001
 """
@@ -28,6 +29,7 @@ from engine.output.files import (
     temporary_sibling,
     write_atomically,
 )
+from engine.output.run_folder import MASKS_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +129,8 @@ def _write_folder(
             _write_model(copy.reconstruction, temporary / "sparse" / str(number))
             models.append(_model_figures(copy))
         (temporary / "images").symlink_to("../../images")
+        if (path.parent.parent / MASKS_FOLDER).is_dir():
+            (temporary / MASKS_FOLDER).symlink_to(f"../../{MASKS_FOLDER}")
         record = {**entries, "sequence": sequence, "models": [asdict(model) for model in models]}
         write_atomically(temporary / "snapshot.json", f"{json.dumps(record, indent=2)}\n".encode())
         flush_to_disk(temporary / "sparse")

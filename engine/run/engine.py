@@ -34,7 +34,15 @@ from engine.matching.scene_graph import SceneGraph
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.output.statistics import RunStatistics, summary_figures
-from engine.ports import PairMatcher, PlaceIndex, Source, View, WindowSolver
+from engine.ports import (
+    CameraCalibrations,
+    CameraMasks,
+    PairMatcher,
+    PlaceIndex,
+    Source,
+    View,
+    WindowSolver,
+)
 from engine.run.background import MapJobs, Snapshots
 from engine.run.event_loop import RunRequests, ThreadOwned, lag_measured, run_in, stop_signals
 from engine.run.ingestion import Ingestion
@@ -91,6 +99,8 @@ class Engine:
         places: recognizes places; by default learned from the matcher's descriptors.
         requests: what people who watch ask of the run.
         solve_window: solves windows of keyframes; by default the engine's own solver.
+        masks: of whole cameras; None: there are none.
+        calibrations: those that the user gave for cameras of the sources.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -109,16 +119,19 @@ class Engine:
         places: PlaceIndex | None = None,
         requests: RunRequests | None = None,
         solve_window: WindowSolver | None = None,
+        masks: CameraMasks | None = None,
+        calibrations: CameraCalibrations | None = None,
     ) -> None:
         self._config = config
         self._sources = tuple(sources)
         self._matcher = matcher
         self._groundtruth = groundtruth
+        self._masks = masks
         self._leave = leave
         self._requests = requests or RunRequests()
         self._stopped_by = StoppedBy.END_OF_SOURCES
         self._make_outputs(folder, views)
-        self._make_stages(places, solve_window)
+        self._make_stages(places, solve_window, calibrations)
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -327,7 +340,12 @@ class Engine:
             writer=self._writer,
         )
 
-    def _make_stages(self, places: PlaceIndex | None, solve_window: WindowSolver | None) -> None:
+    def _make_stages(
+        self,
+        places: PlaceIndex | None,
+        solve_window: WindowSolver | None,
+        calibrations: CameraCalibrations | None,
+    ) -> None:
         config = self._config
         self._arrivals = ArrivalQueue(
             max_waiting=config.sources.frame_queue_size,
@@ -346,6 +364,8 @@ class Engine:
             failed=functools.partial(self._fail, "reading the sources"),
             max_gps_gap_s=config.georeference.max_gap_s,
             max_frames=config.sources.max_frames,
+            masks=self._masks,
+            calibrations=calibrations,
         )
         self._tracking = TrackingStage(
             config.frame_tracking,

@@ -15,8 +15,9 @@ from engine.errors import SourceError
 from engine.events import FrameReceived, SourceChanged
 from engine.geo.gps_tracks import GpsTracks
 from engine.output.recorder import Recorder
-from engine.ports import FrameSource, LiveSource, Source
+from engine.ports import CameraCalibrations, CameraMasks, FrameSource, LiveSource, Source
 from engine.run.event_loop import run_in
+from engine.run.masking import Masking
 from engine.run.queues import ArrivalQueue, EventQueue, Queued, Writer
 from engine.types import (
     Arrival,
@@ -63,6 +64,8 @@ class Ingestion:
         failed: is called with what broke decoding; the frame is dropped.
         max_gps_gap_s: positions farther apart in time are not interpolated.
         max_frames: readable frames after which a source ends; 0: never.
+        masks: of whole cameras; None: there are none.
+        calibrations: those that the user gave.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Ingestion:
         failed: Callable[[Exception], None],
         max_gps_gap_s: float,
         max_frames: int = 0,
+        masks: CameraMasks | None = None,
+        calibrations: CameraCalibrations | None = None,
     ) -> None:
         self._sources = sources
         self._positions = [GpsTracks(max_gap_s=max_gps_gap_s) for _ in sources]
@@ -90,6 +95,8 @@ class Ingestion:
         self._publish = publish
         self._failed = failed
         self._max_frames = max_frames
+        self._masking = Masking(masks, warn=events.warn)
+        self._calibrations = calibrations
         self._num_frames = [0 for _ in sources]
         self._stops = [asyncio.Event() for _ in sources]
         self._may_read = asyncio.Event()
@@ -141,8 +148,7 @@ class Ingestion:
             else:
                 await self._read_frames(source, source_idx)
         except SourceError as error:
-            logger.error("%s", error)
-            self._events.warn(str(error))
+            self._report_error(error)
             await self._publish()
         finally:
             self._queue.close(source_idx)
@@ -182,8 +188,12 @@ class Ingestion:
         A file's next frame is decoded meanwhile, until it is asked for.
         """
         taken = await self._take_ahead() or await self._take()
-        if taken is not None and not taken.is_live:
+        if taken is None:
+            self._masking.report()
+        elif not taken.is_live:
             self._ahead = asyncio.create_task(self._take(is_ahead=True), name="decoding ahead")
+        if taken is None:
+            await self._report_unused_calibrations()
         return taken
 
     async def _take_ahead(self) -> DecodedFrame | None:
@@ -212,11 +222,14 @@ class Ingestion:
         except Exception as error:  # a task boundary: what arrived before is still mapped
             self._failed(error)
             decoded = arrival.rejected(DropReason.FAILED, f"{type(error).__name__}: {error}")
+        if isinstance(decoded, Frame):
+            decoded = await self._masked(decoded, arrival, queued.source_idx)
         if isinstance(decoded, RejectedFrame):
             if not self._queue.reject(queued, decoded):
                 await self._take_in(decoded, queued.source_idx)
             return None
         frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
+        frame = self._calibrated(frame)
         self._source_of_camera[frame.camera_key] = queued.source_idx, decoded.camera_key
         self._queue.add_frame(queued, frame)
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
@@ -232,11 +245,34 @@ class Ingestion:
             await self._end_source(queued.source_idx)
         return frame
 
-    async def _end_source(self, source_idx: int) -> None:
-        """Ends a source that has given as many frames as configured."""
+    async def _masked(
+        self, frame: Frame, arrival: Arrival, source_idx: int
+    ) -> Frame | RejectedFrame:
+        """The frame with its camera's mask; where that does not fit, why the frame is not used.
+
+        A source whose first frame it does not fit ends: none of its frames is what was asked for.
+        """
+        try:
+            return self._masking.masked(frame, camera_key=self._key(frame.camera_key, source_idx))
+        except SourceError as error:
+            if not self._num_frames[source_idx]:
+                self._report_error(error)
+                self._discard_source(source_idx)
+            return arrival.rejected(DropReason.BAD_MASK, str(error))
+
+    def _report_error(self, error: SourceError) -> None:
+        logger.error("%s", error)
+        self._events.warn(str(error))
+
+    def _discard_source(self, source_idx: int) -> None:
+        """Takes nothing more of a source, nor what of it waits."""
         self._stops[source_idx].set()
         self._queue.close(source_idx)
         self._queue.discard(source_idx)
+
+    async def _end_source(self, source_idx: int) -> None:
+        """Ends a source that has given as many frames as configured."""
+        self._discard_source(source_idx)
         info = self._sources[source_idx].info
         if info.num_frames is None:  # else its end was known
             detail = f"{self._max_frames} frames were taken, as configured"
@@ -311,19 +347,40 @@ class Ingestion:
         fix = self._positions[source_idx].fix_at(frame.camera_key, frame.captured_at_s)
         return frame if fix is None else replace(frame, gps=replace(fix, is_provisional=True))
 
+    # -- calibrations -----------------------------------------------------------------------------
+
+    def _calibrated(self, frame: Frame) -> Frame:
+        """The frame with the calibration that the user gave for its camera, if any."""
+        if self._calibrations is None:
+            return frame
+        calibrated = self._calibrations.calibrated(frame)
+        self._warn_all(self._calibrations.take_warnings())
+        return calibrated
+
+    async def _report_unused_calibrations(self) -> None:
+        if self._calibrations is not None:
+            self._warn_all(self._calibrations.unused())
+            await self._publish()
+
+    def _warn_all(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            logger.warning("%s", message)
+            self._events.warn(message)
+
     # -- names ------------------------------------------------------------------------------------
 
     def _named(self, item: Named, source_idx: int) -> Named:
-        return item if len(self._sources) == 1 else _of_source(item, source_idx)
+        """A frame under names that are unique among several sources."""
+        if len(self._sources) == 1:
+            return item
+        named = replace(item, name=f"source{source_idx + 1}/{item.name}")
+        if isinstance(named, Frame):
+            return replace(named, camera_key=self._key(named.camera_key, source_idx))
+        return named
 
-
-def _of_source(frame: Named, source_idx: int) -> Named:
-    """A frame under names that are unique among several sources."""
-    source_name = f"source{source_idx + 1}"
-    named = replace(frame, name=f"{source_name}/{frame.name}")
-    if isinstance(named, Frame):
-        return replace(named, camera_key=f"{source_name}|{named.camera_key}")
-    return named
+    def _key(self, camera_key: str, source_idx: int) -> str:
+        """A camera's key, unique among several sources."""
+        return camera_key if len(self._sources) == 1 else f"source{source_idx + 1}|{camera_key}"
 
 
 async def until_stopped(

@@ -46,6 +46,10 @@ class Publisher:
 
     async def publish_step(self, step: MappingStep, frame: Frame | None = None) -> None:
         """Publishes new poses, the current frame and, where the step holds one, the map."""
+        if step.recalibrated:
+            await self._writer.schedule(
+                functools.partial(self._recorder.cameras_changed, step.recalibrated)
+            )
         if step.new_poses:
             await self._writer.schedule(
                 functools.partial(self._recorder.live_poses, step.new_poses)

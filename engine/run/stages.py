@@ -202,6 +202,7 @@ class MappingStage:
                 self._matching.match_keyframe,
                 to_match.frame_id,
                 wants_pointmaps=to_match.wants_pointmaps,
+                intrinsics=to_match.intrinsics,
             ),
             name="matching",
         )

@@ -68,6 +68,15 @@ def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
 # -- asking ---------------------------------------------------------------------------------------
 
 
+def test_calibrations_come_after_those_of_the_configuration(launches: Launches) -> None:
+    result = livesfm(
+        *("run", "photos", "--calibration", "a.yml", "--calibration", "left*=b.yml#1"),
+        *("--set", "cameras.calibrations=[c.yml]"),
+    )
+    assert result.exit_code == 0
+    assert launches.config.cameras.calibrations == ("c.yml", "a.yml", "left*=b.yml#1")
+
+
 def test_a_run_is_asked_for_with_the_defaults(launches: Launches) -> None:
     result = livesfm("run", "photos")
     assert result.exit_code == 0

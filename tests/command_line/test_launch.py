@@ -56,6 +56,11 @@ def options(path: Path, *sources: str | Path, **changes: Any) -> LaunchOptions:
     return LaunchOptions(**given)
 
 
+def calibrated_by(*specs: str, base: Config = QUIET) -> Config:
+    cameras = base.cameras.model_copy(update={"calibrations": specs})
+    return base.model_copy(update={"cameras": cameras})
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two photos without anything in common, and a file that is none."""
@@ -153,6 +158,52 @@ def test_credentials_of_a_stream_are_told_nowhere(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("towns_painted_once")
+def test_calibrations_are_given_to_the_cameras_they_fit(tmp_path: Path, photos: Path) -> None:
+    file = tmp_path / "camera.txt"
+    file.write_text("1 OPENCV 320 240 300 302 158 121 0.1 0 0 0")  # of images twice as large
+    other = tmp_path / "other.txt"
+    other.write_text("1 PINHOLE 160 120 1 1 1 1")
+    config = calibrated_by(str(file), f"right={other}")
+    written = Written.by(launch(config, options(tmp_path / "run", photos)))
+    (calibrated,) = written.of_kind("CameraCalibrated")
+    assert (calibrated["how"], calibrated["focal_px"]) == ("file", 150.5)
+    (warning,) = written.warnings()
+    assert f"right={other}" in warning
+    assert "160x120 (160 x 120)" in warning
+
+
+@pytest.mark.parametrize("pattern", ["", "*="])
+def test_a_calibration_of_another_shape_is_refused_before_a_folder_is_made(
+    pattern: str, tmp_path: Path, photos: Path
+) -> None:
+    file = tmp_path / "camera.txt"
+    file.write_text("1 PINHOLE 160 90 150 150 80 45")
+    with pytest.raises(ConfigError, match=r"160 x 90 px.* 160 x 120 px"):
+        launch(calibrated_by(f"{pattern}{file}"), options(tmp_path / "run", photos))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_calibration_that_cannot_be_read_is_refused_before_a_folder_is_made(
+    tmp_path: Path, photos: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.yml: cannot be read"):
+        launch(calibrated_by("missing.yml"), options(tmp_path / "run", photos))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sources_whose_sizes_nobody_knows_are_not_refused(tmp_path: Path) -> None:
+    file = tmp_path / "camera.txt"
+    file.write_text("1 PINHOLE 160 90 150 150 80 45")
+    (tmp_path / "empty").mkdir()
+    config = calibrated_by(f"*={file}", base=QUIET)
+    config = config.model_copy(
+        update={"live_sources": LiveSourcesConfig(give_up_after_s=0.05)},
+    )
+    source = f"watch:{tmp_path / 'empty'}"
+    written = Written.by(launch(config, options(tmp_path / "run", source)))
+    assert any(f"*={file}" in warning for warning in written.warnings())
+
+
 def test_only_a_source_that_knows_the_truth_gives_it(tmp_path: Path, photos: Path) -> None:
     outcome = launch(QUIET, options(tmp_path / "photos run", photos))
     assert not (outcome.path / "groundtruth.txt").exists()

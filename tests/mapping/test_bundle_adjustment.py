@@ -13,6 +13,7 @@ from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
+    adjust_globally,
     adjust_locally,
     merge_global_adjustment,
     solve_globally,
@@ -276,9 +277,9 @@ def map_and_adjustment(
 
 
 def adjust_copy(adjustment: GlobalAdjustment) -> None:
-    solve_globally(
+    adjust_globally(
         adjustment.reconstruction,
-        constant_camera_ids=adjustment.constant_camera_ids,
+        calibration=adjustment.calibration,
         max_iterations=30,
         num_threads=1,
     )

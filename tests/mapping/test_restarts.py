@@ -22,7 +22,8 @@ from engine.config import (
 )
 from engine.estimators.two_view_geometry import estimate_relative_pose
 from engine.geometry import camera_center
-from engine.mapping.cameras import CameraCalibration
+from engine.mapping.camera_priors import CameraPrior
+from engine.mapping.cameras import CameraCalibration, CameraChange, InitialCamera
 from engine.mapping.growth import GrowthConfig
 from engine.mapping.initialization import InitialPair
 from engine.mapping.restarts import BuiltMap, MapBuilder, bootstrap_map, build_best_map
@@ -35,6 +36,7 @@ from tests.support.initial_pairs import INITIALIZATION, SEED, initial_pair
 from tests.support.synthetic import (
     EXACT_CAMERA,
     FOCAL_PX,
+    SyntheticCamera,
     SyntheticWorld,
     grow,
     map_of_keyframes,
@@ -475,3 +477,49 @@ def test_too_few_keyframes_give_no_map() -> None:
     world = SyntheticWorld(straight_path(4))
     graph, _ = graph_and_map(world, registered=[1, 2])
     assert bootstrapped(world, graph) is None
+
+
+# -- a map with changed cameras -------------------------------------------------------------------
+
+
+def initial(camera: SyntheticCamera) -> InitialCamera:
+    colmap = camera.as_colmap()
+    return InitialCamera(camera=colmap, prior=CameraPrior.assumed(colmap))
+
+
+def test_a_map_whose_cameras_change_is_rebuilt_where_it_stands() -> None:
+    wide = SyntheticCamera.known()
+    zoomed = SyntheticCamera(key="camera", params=(1.5 * FOCAL_PX, *EXACT_CAMERA[1:]))
+    zoomed_ids = [FrameId(i) for i in range(6, 11)]
+    world = SyntheticWorld(
+        straight_path(10), cameras=(wide, zoomed), camera_idx=[0] * 5 + [1] * 5, noise_px=0.3
+    )
+    scene = Scene(world, registered=range(1, 6))
+    change = CameraChange(
+        cameras={"camera#2": initial(zoomed)},
+        calibration_keys=dict.fromkeys(zoomed_ids, "camera#2"),
+    )
+
+    rebuilt = scene.builder.rebuilt(scene.present, change)
+
+    assert rebuilt.registered_ids == world.frame_ids
+    assert {rebuilt.keyframe(i).calibration_key for i in zoomed_ids} == {"camera#2"}
+    assert {rebuilt.keyframe(i).camera_key for i in world.frame_ids} == {"camera"}
+    assert 1e-5 < pose_errors(poses_of(rebuilt), world).rmse_ratio < 1e-3
+    assert rebuilt.camera("camera#2").mean_focal_length() == pytest.approx(1.5 * FOCAL_PX, rel=0.01)
+    assert scene.present.registered_ids == world.frame_ids[:5]
+    assert {scene.graph.keyframe(i).calibration_key for i in zoomed_ids} == {"camera"}
+
+
+def test_a_rebuilt_map_places_the_keyframes_it_is_given(world: SyntheticWorld) -> None:
+    scene = Scene(world, registered=world.frame_ids)
+    camera = initial(SyntheticCamera.known())
+    poses = {i: world.pose(i) for i in world.frame_ids[:4]}
+
+    rebuilt = scene.builder.rebuilt(
+        scene.present, CameraChange(cameras={"camera": camera}), poses=poses
+    )
+
+    assert rebuilt.registered_ids == world.frame_ids
+    assert rebuilt.camera("camera").camera_id == scene.present.camera("camera").camera_id
+    assert 1e-5 < pose_errors(poses_of(rebuilt), world).rmse_ratio < 1e-3

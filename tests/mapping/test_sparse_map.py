@@ -554,7 +554,7 @@ def test_a_known_keyframe_or_an_unknown_camera_is_refused(exact_world: Synthetic
     sparse_map = map_of_keyframes(exact_world, frame_ids=[1, 2])
     with pytest.raises(MapError, match="keyframe 2 was added before"):
         sparse_map.add_keyframe(exact_world.keyframe(2), [])
-    stranger = dataclasses.replace(exact_world.keyframe(3), camera_key="stranger")
+    stranger = dataclasses.replace(exact_world.keyframe(3), calibration_key="stranger")
     with pytest.raises(MapError, match="camera stranger is unknown"):
         sparse_map.add_keyframe(stranger, [])
 

@@ -185,7 +185,7 @@ def test_what_opencv_raises_is_an_inference_error(monkeypatch: pytest.MonkeyPatc
             raise cv2.error("out of memory")
 
     broken = matcher()
-    monkeypatch.setattr(broken, "_detector", Broken())
+    monkeypatch.setattr(broken, "_detectors", {True: Broken()})
     with pytest.raises(InferenceError, match="out of memory"):
         broken.describe(frame_of(texture_image()))
 

@@ -483,3 +483,26 @@ def test_an_image_name_as_long_as_the_file_system_allows_is_written(tmp_path: Pa
     write_atomically(path, b"bytes")
     assert path.read_bytes() == b"bytes"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_keyframe_changes_its_camera_in_every_table(journal: Journal, tmp_path: Path) -> None:
+    fix = GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0)
+    for number in (1, 2):
+        journal.add_keyframe(keyframe(number, gps=fix), camera=camera(), image_bytes=JPEG)
+
+    journal.change_camera(FrameId(2), camera(2))
+
+    with reading(tmp_path) as database:
+        assert [image.camera_id for image in database.read_all_images()] == [1, 2]
+        assert [frame.rig_id for frame in database.read_all_frames()] == [1, 2]
+        assert [one.sensor_id.id for one in database.read_frame(2).data_ids] == [2]
+        assert len(database.read_all_cameras()) == 2
+        sensors = [prior.corr_data_id.sensor_id.id for prior in database.read_all_pose_priors()]
+        assert sensors == [1, 2]
+
+
+def test_the_camera_of_an_unknown_keyframe_is_not_written(journal: Journal, tmp_path: Path) -> None:
+    with pytest.raises(JournalError):
+        journal.change_camera(FrameId(7), camera(2))
+    with reading(tmp_path) as database:
+        assert database.num_cameras() == 0

@@ -17,6 +17,7 @@ import pytest
 from engine.config import load_config
 from engine.events import SnapshotWritten
 from engine.mapping.bundle_adjustment import GlobalAdjustment
+from engine.mapping.calibration_control import CalibrationControl
 from engine.mapping.jobs import JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapCounts
@@ -89,8 +90,8 @@ def result_of(number: int) -> GlobalAdjustment:
     return GlobalAdjustment(
         reconstruction=pycolmap.Reconstruction(),
         keyframe_ids=(),
-        constant_camera_ids=frozenset({number}),
-        error_before_px=0.0,
+        calibration=CalibrationControl(),
+        error_before_px=float(number),
         started_s=0.0,
     )
 

@@ -13,7 +13,16 @@ import pytest
 
 from engine.run.engine import RunOutcome, StoppedBy
 from engine.run.ingestion import until_stopped
-from engine.types import Arrival, DropReason, Frame, GpsFix, GpsReading, RejectedFrame
+from engine.types import (
+    Arrival,
+    CalibrationOrigin,
+    DropReason,
+    Frame,
+    GpsFix,
+    GpsReading,
+    IntrinsicsPrior,
+    RejectedFrame,
+)
 from tests.support.fake_runs import (
     FakeLiveSource,
     FakeSource,
@@ -241,6 +250,41 @@ def test_positions_that_decoding_brings_count_for_the_frame_itself(tmp_path: Pat
     source = Source(happenings=[])
     run_source(tmp_path / "run", source, matcher=matcher(before_describing=describe))
     assert latitudes == [5.0]
+
+
+# -- calibrations ---------------------------------------------------------------------------------
+
+
+class Calibrations:
+    """Those of a user who gave one for the first camera, and one for none."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def calibrated(self, frame: Frame) -> Frame:
+        prior = IntrinsicsPrior(focal_px=321.0, origin=CalibrationOrigin.FILE)
+        return replace(frame, camera_key=f"{frame.camera_key}|turned", intrinsics_prior=prior)
+
+    def take_warnings(self) -> list[str]:
+        self.num_asked += 1
+        return ["one does not fit"] if self.num_asked == 2 else []
+
+    def unused(self) -> list[str]:
+        return ["one was for no camera"]
+
+
+def test_frames_come_with_the_calibrations_given_and_misfits_are_said_once(tmp_path: Path) -> None:
+    described: list[Frame] = []
+    _, written = run_source(
+        tmp_path / "run",
+        FakeSource(happenings=frames(1, 4)),
+        matcher=matcher(before_describing=described.append),
+        calibrations=Calibrations(),
+    )
+    priors = [frame.intrinsics_prior for frame in described]
+    assert [prior.focal_px for prior in priors if prior is not None] == [321.0] * 4
+    assert {frame.camera_key for frame in described} == {"camera|turned"}
+    assert written.warnings() == ["one does not fit", "one was for no camera"]
 
 
 # -- until stopped --------------------------------------------------------------------------------

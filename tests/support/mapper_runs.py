@@ -62,7 +62,9 @@ class MapperRun:
     def match_and_add(self, to_match: KeyframeToMatch, *, wants_view: bool = False) -> MappingStep:
         """Matches the keyframe that began and adds it to the map."""
         matched = self.matching.match_keyframe(
-            to_match.frame_id, wants_pointmaps=to_match.wants_pointmaps
+            to_match.frame_id,
+            wants_pointmaps=to_match.wants_pointmaps,
+            intrinsics=to_match.intrinsics,
         )
         step = self.mapper.add_keyframe(matched, wants_view=wants_view)
         assert step.record is not None

@@ -77,7 +77,7 @@ def test_a_key_that_resembles_nothing_is_refused_with_some_name_too() -> None:
         "sift.max_features=0",
         "sift.max_ratio=1.01",
         "sift.max_ratio=-0.01",
-        "cameras.model=FISHEYE",
+        "cameras.model=FISH_EYE",
         "cameras.intrinsics=guessed",
         "global_bundle_adjustment.growth_ratio=1.0",
         "local_bundle_adjustment.num_keyframes=1",
@@ -193,6 +193,16 @@ def test_a_setting_is_read_as_yaml() -> None:
     assert config.sift.mutual is False
     assert config.views.bind == "0.0.0.0"
     assert config.runtime.seed == 4
+
+
+def test_calibrations_are_a_list_or_a_mapping_of_patterns_to_files(tmp_path: Path) -> None:
+    listed = load_config(settings=["cameras.calibrations=[a.yml, 'left*=b.yml#1']"])
+    assert listed.cameras.calibrations == ("a.yml", "left*=b.yml#1")
+    text = "cameras:\n  calibrations:\n    left*: b.yml#1\n    '*': a.yml\n"
+    mapped = load_config([write(tmp_path / "a.yaml", text)])
+    assert mapped.cameras.calibrations == ("left*=b.yml#1", "*=a.yml")
+    with pytest.raises(ConfigError, match=r"cameras\.calibrations"):
+        load_config(settings=["cameras.calibrations=a.yml"])
 
 
 # -- what a configuration is ----------------------------------------------------------------------

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from adapters.images.decoding import read_image_header
 from adapters.live.blocking import iterate_in_thread
+from adapters.sources.files.mask_files import MASKS_FOLDER, MaskFiles
 from adapters.sources.files.photo_files import (
     IMAGE_SUFFIXES,
     PhotoReader,
@@ -17,14 +21,24 @@ from adapters.sources.files.photo_files import (
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.types import Arrival, RejectedFrame, SourceInfo
+from engine.types import Arrival, RejectedFrame, SourceInfo, SourceNotice, SourceState
+
+Item = Arrival | RejectedFrame | SourceNotice
+
+PHOTOS_FOLDER = "images"
+
+_REDUCED = re.compile(r"images_\d+$")  # the same photos with so many times shorter edges
 
 
 class ImageFolder:
     """Photos in natural order of their names, each worth a keyframe.
 
     A folder without images of its own, but with images in its subfolders, stands for all of those;
-    each subfolder is a camera of its own. Files are read when their turn comes.
+    each subfolder is a camera of its own. Where one of them is ``images``, and others hold masks or
+    the same photos at a smaller size (``images_2``), it stands for that one alone. Files are read
+    when their turn comes.
+
+    Photos may have masks, see ``MaskFiles``.
     """
 
     def __init__(
@@ -50,7 +64,10 @@ class ImageFolder:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
-        self._root, self._files = _find_images(path)
+        found = _find_images(path)
+        self._root, self._files = found.root, found.files
+        self._left_out = found.left_out
+        self._masks = _find_masks(found)
         self._frame_names = _frame_names(self._files)
         num_taken = len(range(0, len(self._files), config.every_nth_frame))
         self.info = SourceInfo(
@@ -60,38 +77,98 @@ class ImageFolder:
             num_frames=min(num_taken, config.max_frames or num_taken),
         )
 
-    def frames(self) -> AsyncGenerator[Arrival | RejectedFrame, None]:
+    def frames(self) -> AsyncGenerator[Item, None]:
         """Yields the photos in order; reads one at a time, on a thread of its own."""
         return iterate_in_thread(self._read, name=f"images {self._root.name}")
 
-    def _read(self, stop: threading.Event) -> Generator[Arrival | RejectedFrame, None, None]:
+    def image_sizes(self) -> Iterator[tuple[int, int]]:
+        """The sizes of its images as stored, from their headers."""
+        for index in range(0, len(self._files), self._config.every_nth_frame):
+            try:
+                header = read_image_header((self._root / self._files[index]).read_bytes())
+            except OSError:
+                continue  # it is counted when its turn comes
+            if header is not None:
+                yield header.width, header.height
+
+    def _read(self, stop: threading.Event) -> Generator[Item, None, None]:
         del stop  # a step is one image: there is nothing to interrupt
+        for words in (self._left_out, self._masks.words(num_photos=len(self._files))):
+            if words:
+                label = self.info.label
+                yield SourceNotice(source=label, state=SourceState.CONNECTED, detail=words)
         photos = PhotoReader(
             self._root,
             label=self.info.label,
             config=self._config,
             next_frame_id=self._next_frame_id,
             single_camera_per_size=self._single_camera_per_size,
+            masks=self._masks,
         )
         for index in range(0, len(self._files), self._config.every_nth_frame):
             yield photos.read(self._files[index], index=index, frame_name=self._frame_names[index])
 
 
-def _find_images(path: Path) -> tuple[Path, Sequence[PurePosixPath]]:
-    """The folder that holds the images, and their paths in it, in natural order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FoundImages:
+    """The images that a path stands for."""
+
+    root: Path
+    files: Sequence[PurePosixPath]  # in root, in natural order
+    left_out: str = ""  # which folders of images are not among them, and why
+
+
+def _find_images(path: Path) -> _FoundImages:
+    """The images of a folder, or one image.
+
+    Raises:
+        SourceError: there are none, or the path cannot be read.
+    """
     try:
         if path.is_dir():
-            files = _images_in(path) or _images_in_subfolders(path)
-            if not files:
+            found = _find_in_folder(path)
+            if not found.files:
                 raise SourceError(f"{path}: no image in this folder ({_suffixes()})")
-            return path, sorted(files, key=natural_key)
+            return found
         if not path.exists():
             raise SourceError(f"{path}: no such file or folder")
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise SourceError(f"{path}: neither a folder nor an image ({_suffixes()})")
-    return path.parent, [PurePosixPath(path.name)]
+    return _FoundImages(root=path.parent, files=[PurePosixPath(path.name)])
+
+
+def _find_in_folder(folder: Path) -> _FoundImages:
+    if files := _images_in(folder):
+        return _FoundImages(root=folder, files=sorted(files, key=natural_key))
+    files = _images_in_subfolders(folder)
+    names = {file.parts[0] for file in files}
+    photos = folder / PHOTOS_FOLDER
+    has_masks = (folder / MASKS_FOLDER).is_dir()
+    if photos.is_dir() and (has_masks or any(map(_REDUCED.match, names))):
+        # A data set of COLMAP or of a trainer: what lies beside its images are no other cameras.
+        found = _find_in_folder(photos)
+        if found.files:
+            others = ", ".join(sorted(names - {PHOTOS_FOLDER, MASKS_FOLDER}))
+            said = f"only {photos} is taken; beside it are images in {others}"
+            return replace(found, left_out=said) if others else found
+    if len(names) > 1:
+        files = [file for file in files if file.parts[0] != MASKS_FOLDER]
+    return _FoundImages(root=folder, files=sorted(files, key=natural_key))
+
+
+def _find_masks(found: _FoundImages) -> MaskFiles:
+    """The masks of images.
+
+    Raises:
+        SourceError: their folder cannot be read.
+    """
+    try:
+        return MaskFiles(found.root, found.files)
+    except OSError as error:
+        folder = found.root / MASKS_FOLDER
+        raise SourceError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
 def _images_in(folder: Path) -> list[PurePosixPath]:

@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
 from adapters.images.exif import intrinsics_prior
+from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
-from engine.types import Arrival, DropReason, Frame, RejectedFrame
+from engine.types import Arrival, BoolArray, DropReason, Frame, RejectedFrame
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -29,6 +30,7 @@ class PhotoReader:
         config: SourcesConfig,
         next_frame_id: FrameIds,
         single_camera_per_size: bool,
+        masks: MaskFiles | None = None,
     ) -> None:
         """Takes what all files share.
 
@@ -39,12 +41,14 @@ class PhotoReader:
             next_frame_id: gives out frame ids; called on the thread that decodes.
             single_camera_per_size: images of one subfolder, camera model, focal length and size
                 share a camera; False: each image has its own.
+            masks: of the photos that have one; None: of none.
         """
         self._root = root
         self._label = label
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
+        self._masks = masks
         self._previous = b""  # of the readable image before
 
     def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Arrival | RejectedFrame:
@@ -66,8 +70,16 @@ class PhotoReader:
             image = self._decoded(data)
             if isinstance(image, RefusedImage):
                 return self._rejected(file, image, index=index)
+            mask = self._mask_of(file, image)
+            if isinstance(mask, RefusedImage):
+                return self._rejected(file, mask, index=index)
             return self._frame(
-                file, image, index=index, frame_name=frame_name, received_at_s=received_at_s
+                file,
+                image,
+                mask,
+                index=index,
+                frame_name=frame_name,
+                received_at_s=received_at_s,
             )
 
         return Arrival(
@@ -83,6 +95,7 @@ class PhotoReader:
         self,
         file: PurePosixPath,
         image: DecodedImage,
+        mask: BoolArray | None,
         *,
         index: int,
         frame_name: str,
@@ -101,7 +114,14 @@ class PhotoReader:
             jpeg=image.jpeg,
             gps=image.exif.gps,
             intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
+            mask=mask,
+            quarter_turns=image.exif.quarter_turns,
         )
+
+    def _mask_of(self, file: PurePosixPath, image: DecodedImage) -> BoolArray | None | RefusedImage:
+        if self._masks is None:
+            return None
+        return self._masks.mask_of(file, image, config=self._config)
 
     def _rejected(self, file: PurePosixPath, refused: RefusedImage, *, index: int) -> RejectedFrame:
         return RejectedFrame(

@@ -17,6 +17,7 @@ from adapters.sources.files.video_frames import (
     decode_packet,
     num_bytes_of,
     picture_stream,
+    quarter_turns,
     upright_rgb,
 )
 from adapters.sources.files.video_gps import ReadingFeed, positions_of_video
@@ -70,6 +71,7 @@ class VideoFile:
         self._next_frame_id = next_frame_id
         with _open(path) as (_, stream):
             num_frames_in_file = int(stream.frames)  # 0: the container does not say
+            self._size = int(stream.width), int(stream.height)
         num_taken = len(range(0, num_frames_in_file, config.every_nth_frame))
         self.info = SourceInfo(
             label=str(path),
@@ -84,6 +86,10 @@ class VideoFile:
         RGB is made of them where they are used.
         """
         return iterate_in_thread(self._read, name=f"video {self._path.name}")
+
+    def image_sizes(self) -> Iterator[tuple[int, int]]:
+        """The size that the container says, as stored."""
+        yield self._size
 
     def _read(self, stop: threading.Event) -> Generator[Received, None, None]:
         positions = positions_of_video(self._path, stop=stop)
@@ -145,6 +151,7 @@ class VideoFile:
             captured_at_s=captured_at_s,
             received_at_s=received_at_s,
             pixels=pixels,
+            quarter_turns=quarter_turns(decoded),
         )
 
     def _rejected(

@@ -54,6 +54,11 @@ def num_bytes_of(decoded: VideoFrame) -> int:
     return sum(plane.buffer_size for plane in decoded.planes)
 
 
+def quarter_turns(decoded: VideoFrame) -> int:
+    """How many times ``upright_rgb`` turns the pixels by 90 degrees clockwise, 0 to 3."""
+    return -round(decoded.rotation / 90) % 4
+
+
 def upright_rgb(decoded: VideoFrame) -> Uint8Array | str:
     """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees.
 
@@ -65,4 +70,4 @@ def upright_rgb(decoded: VideoFrame) -> Uint8Array | str:
         pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
     except av.error.FFmpegError as error:
         return f"pixels of type {decoded.format.name} do not become RGB: {error.strerror}"
-    return np.rot90(pixels, round(decoded.rotation / 90))
+    return np.rot90(pixels, -quarter_turns(decoded))

@@ -9,7 +9,7 @@ from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
 from adapters.images.exif import intrinsics_prior
 from adapters.live.deadline import GiveUpDeadline
 from adapters.live.listening import reachable_host, refuse_taken_address
-from adapters.sources.files.video_frames import upright_rgb
+from adapters.sources.files.video_frames import quarter_turns, upright_rgb
 from adapters.sources.streams.stream_address import parse_stream_address
 from adapters.sources.streams.stream_reader import (
     StreamReader,
@@ -126,7 +126,12 @@ class LiveStream:
         height, width = image.pixels.shape[:2]
         prior = intrinsics_prior(image.exif, width=width, height=height)
         return self._frame(
-            undecoded, image.pixels, jpeg=image.jpeg, gps=image.exif.gps, prior=prior
+            undecoded,
+            image.pixels,
+            jpeg=image.jpeg,
+            gps=image.exif.gps,
+            prior=prior,
+            turns=image.exif.quarter_turns,
         )
 
     def _from_video(self, undecoded: UndecodedFrame, decoded: VideoFrame) -> Frame | RejectedFrame:
@@ -137,7 +142,7 @@ class LiveStream:
         pixels = upright_rgb(decoded)
         if isinstance(pixels, str):
             return self._rejected(undecoded, DropReason.UNREADABLE, pixels)
-        return self._frame(undecoded, pixels)
+        return self._frame(undecoded, pixels, turns=quarter_turns(decoded))
 
     def _frame(
         self,
@@ -147,6 +152,7 @@ class LiveStream:
         jpeg: bytes | None = None,
         gps: GpsFix | None = None,
         prior: IntrinsicsPrior | None = None,
+        turns: int,
     ) -> Frame:
         height, width = pixels.shape[:2]
         return Frame(
@@ -161,6 +167,7 @@ class LiveStream:
             jpeg=jpeg,
             gps=gps,
             intrinsics_prior=prior,
+            quarter_turns=turns,
         )
 
     def _rejected(

@@ -18,7 +18,7 @@ from PIL import Image
 from adapters.sources.files.image_folder import ImageFolder
 from engine.config import SourcesConfig
 from engine.errors import SourceError
-from engine.types import DropReason, Frame, FrameId, RejectedFrame
+from engine.types import Arrival, DropReason, Frame, FrameId, RejectedFrame
 from tests.support.paths import REAL_SETS
 from tests.support.received import items_of
 
@@ -273,7 +273,8 @@ def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:
 
     async def leave() -> None:
         frames = open_folder(tmp_path).frames()
-        assert (await anext(frames)).index == 0
+        first = await anext(frames)
+        assert isinstance(first, Arrival) and first.index == 0
         await frames.aclose()
         for thread in threading.enumerate():
             if thread.name.startswith(THREAD_NAME_START):
@@ -296,3 +297,29 @@ def test_a_real_drone_set_has_focal_length_and_position_on_every_image() -> None
         assert frame.intrinsics_prior.focal_px == pytest.approx(535.2, abs=0.1)
         assert frame.gps is not None
         assert frame.jpeg == (path / frame.name).read_bytes()
+
+
+# -- sizes and turns ------------------------------------------------------------------------------
+
+
+def test_sizes_are_known_before_the_photos_come_and_what_is_no_image_has_none(
+    tmp_path: Path,
+) -> None:
+    write_image(tmp_path / "1.jpg", size=(96, 80))
+    (tmp_path / "2.jpg").write_text("no image")
+    (tmp_path / "3.jpg").symlink_to(tmp_path / "missing.jpg")
+    write_image(tmp_path / "4.png", size=(120, 90))
+    assert list(open_folder(tmp_path).image_sizes()) == [(96, 80), (120, 90)]
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 1), (8, 3), (0, 0)])
+def test_photos_say_how_they_were_turned(orientation: int, turns: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    stored = Image.new("RGB", (120, 90), "red")
+    stored.paste("blue", (0, 0, 60, 45))  # at the top left
+    stored.save(tmp_path / "a.png", exif=exif)
+    (frame,) = read(open_folder(tmp_path))
+    assert isinstance(frame, Frame)
+    assert frame.quarter_turns == turns
+    np.testing.assert_array_equal(frame.pixels, np.rot90(np.asarray(stored), -turns))

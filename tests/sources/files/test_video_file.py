@@ -154,6 +154,7 @@ def test_a_turned_video_comes_upright(tmp_path: Path, degrees: int, turns: int) 
     turned = read(open_video(write_video(tmp_path / "b.mp4", 3, rotation_deg=degrees)))
     for expected, frame in zip(frames_of(upright), frames_of(turned), strict=True):
         np.testing.assert_array_equal(frame.pixels, np.rot90(expected.pixels, turns))
+        assert (expected.quarter_turns, frame.quarter_turns) == (0, 4 - turns)
         assert frame.camera_key == f"video|{frame.width}x{frame.height}"
 
 
@@ -450,3 +451,8 @@ def test_a_frame_whose_pixels_do_not_become_rgb_is_rejected_and_the_others_come(
     (rejected,) = rejected_of(items)
     assert (rejected.index, rejected.detail) == (1, "no RGB")
     assert [frame.index for frame in frames_of(items)][:3] == [0, 2, 3]
+
+
+def test_the_size_of_the_pictures_is_known_before_they_come(tmp_path: Path) -> None:
+    video = open_video(write_video(tmp_path / "a.mp4", 1, size=(200, 144)))
+    assert list(video.image_sizes()) == [(200, 144)]

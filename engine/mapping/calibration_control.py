@@ -1,0 +1,382 @@
+"""Calibration control: bundle adjustment that leaves calibrations where priors and lenses allow.
+
+COLMAP's adjusters take no residuals of a caller's, so a prior is weighed before and after a solve:
+a camera of whose calibration the observations say less than is known beforehand is held; one that
+was refined is moved to the best compromise with its prior, or back to what a lens can be, held
+there, and the rest is solved again. Where the observations are far surer than the prior, which is
+the usual case, nothing of this is noticed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import pycolmap
+
+from engine.estimators.camera_limits import (
+    corner_displacement,
+    lens_flaw,
+    nearest_possible_distortion,
+)
+from engine.estimators.intrinsics_evidence import (
+    IntrinsicsEvidence,
+    distortion_sigmas,
+    measure_evidence,
+    params_of,
+    refined_params,
+    sigma_of,
+)
+from engine.mapping.camera_priors import CameraPrior
+from engine.types import Float64Array
+
+_MOST_UNCERTAIN = 0.15  # of a focal length: observations that say less decide nothing
+_SETTLED_RATIO = 0.3  # of the prior's standard deviation
+_SETTLED_SIGMA_RATIO = 0.03  # and of the focal length
+_SETTLED_KEYFRAMES = 10
+_CONTRADICTION_SIGMAS = 3.0
+_GROWTH = 1.25  # times the keyframes at the last measurement make another worth it
+_LEAST_SHIFT_SIGMAS = 0.5  # of the compromise, which is not worth another solve below
+_LEAST_SHIFT = 2e-3
+_DISPLACEMENT_SIGMA = 0.1  # of the image's corner by the distortion of lenses
+_ASPECT_SIGMA = 0.02
+_ROUNDING = 1e-9
+_MAX_SOLVES = 3  # of which the last one only refines what nothing was objected to
+
+
+class Hold(StrEnum):
+    """Why a calibration is held."""
+
+    UNCERTAIN = "uncertain"  # the observations say less than the prior
+    BOUND = "bound"  # the focal length would leave its bounds
+    LENS = "lens"  # no lens is like what the observations want
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationState:
+    """What adjustments found out about the calibration of one camera."""
+
+    num_keyframes: int  # of the camera, when it was last measured
+    focal_sigma_ratio: float  # by the observations alone; inf: they say nothing
+    is_settled: bool = False  # the observations are far surer than the prior
+    hold: Hold | None = None
+    reason: str = ""  # of the hold, with value and bound
+
+    def is_due(self, num_keyframes: int) -> bool:
+        """Whether there are so many more keyframes that measuring again can change anything."""
+        return not self.is_settled and num_keyframes >= _GROWTH * self.num_keyframes
+
+
+class Solve(Protocol):
+    """An adjustment in place, from where the reconstruction is."""
+
+    def __call__(self, constant_camera_ids: frozenset[int], *, refine_focal_length: bool) -> None:
+        """Adjusts everything but the calibrations of some cameras.
+
+        Args:
+            constant_camera_ids: cameras whose calibration must not change.
+            refine_focal_length: whether that of the others may change, beside their distortion.
+        """
+        ...
+
+
+class CalibrationControl:
+    """The priors of a map's cameras and what adjustments of the map found out; one thread's own."""
+
+    def __init__(self) -> None:
+        self._priors: dict[int, CameraPrior] = {}
+        self._states: dict[int, CalibrationState] = {}
+
+    @property
+    def priors(self) -> Mapping[int, CameraPrior]:
+        """What is known of each camera beforehand, by COLMAP's id."""
+        return self._priors
+
+    @property
+    def states(self) -> Mapping[int, CalibrationState]:
+        """What was found out about cameras that were adjusted, by COLMAP's id."""
+        return self._states
+
+    @property
+    def constant_camera_ids(self) -> frozenset[int]:
+        """Cameras whose calibration bundle adjustment must never change."""
+        return frozenset(i for i, prior in self._priors.items() if prior.is_constant)
+
+    @property
+    def held_camera_ids(self) -> frozenset[int]:
+        """Those and the ones that are held for now."""
+        held = {i for i, state in self._states.items() if state.hold is not None}
+        return self.constant_camera_ids | held
+
+    def set_prior(self, camera_id: int, prior: CameraPrior) -> None:
+        """Sets what is known of a camera; what was found out with another prior is forgotten."""
+        self._priors[camera_id] = prior
+        self._states.pop(camera_id, None)
+
+    def copy(self) -> CalibrationControl:
+        """A control of its own, for a copy of the map."""
+        twin = CalibrationControl()
+        twin._priors, twin._states = dict(self._priors), dict(self._states)
+        return twin
+
+    def take_states(self, other: CalibrationControl) -> None:
+        """Takes over what was found out about an adjusted copy of the map."""
+        for camera_id, state in other.states.items():
+            if self._priors.get(camera_id) == other.priors.get(camera_id):
+                self._states[camera_id] = state
+
+    def adjust(self, reconstruction: pycolmap.Reconstruction, solve: Solve) -> None:
+        """Adjusts a reconstruction in place, calibrations within what priors and lenses allow.
+
+        Args:
+            reconstruction: the map or a copy; the calling thread owns it.
+            solve: adjusts it; called again after objections.
+        """
+        counts = Counter(
+            int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)
+        )
+        refined = [i for i in counts if i not in self.constant_camera_ids and self._has_lens(i)]
+        weighed = {i: counts[i] for i in refined if self._weigh(reconstruction, i, counts[i])}
+        is_sure = all(self._is_sure(i) for i in refined)
+        before = None if is_sure else pycolmap.Reconstruction(reconstruction)
+        former = {i: list(reconstruction.camera(i).params) for i in refined}
+        for _ in range(_MAX_SOLVES):
+            self._solve(refined, solve)
+            objections = self._objections(reconstruction, refined, former, weighed=weighed)
+            if not objections:
+                return
+            weighed.clear()
+            if before is not None:
+                _restore(reconstruction, before)
+            former |= objections
+            for camera_id, params in former.items():
+                reconstruction.camera(camera_id).params = params
+        self._solve(refined, solve)
+
+    def _is_sure(self, camera_id: int) -> bool:
+        """Whether the next solve can hardly be objected to."""
+        state = self._states[camera_id]
+        return state.is_settled or state.hold in (Hold.UNCERTAIN, Hold.LENS)
+
+    def _has_lens(self, camera_id: int) -> bool:
+        prior = self._priors.get(camera_id)
+        return prior is not None and prior.focal_px > 0.0
+
+    def _solve(self, refined: Sequence[int], solve: Solve) -> None:
+        """Solves with what is held constant; a focal length at its bound leaves distortion free.
+
+        COLMAP frees focal lengths of all cameras or of none: beside a free one it is held whole.
+        """
+        at_bound = {i for i in refined if self._states[i].hold is Hold.BOUND}
+        is_any_free = any(self._states[i].hold is None for i in refined)
+        if at_bound and not is_any_free:
+            solve(self.held_camera_ids - at_bound, refine_focal_length=False)
+        else:
+            solve(self.held_camera_ids, refine_focal_length=True)
+
+    # -- before a solve ---------------------------------------------------------------------------
+
+    def _weigh(
+        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
+    ) -> bool:
+        """Decides whether a camera is free from now on; False: nothing new decides that."""
+        state = self._states.get(camera_id)
+        if state is not None and not state.is_due(num_keyframes):
+            return False
+        prior, camera = self._priors[camera_id], reconstruction.camera(camera_id)
+        evidence = measure_evidence(reconstruction, camera_id)
+        sigma = math.inf if evidence is None else _focal_sigma(camera, evidence)
+        state = CalibrationState(num_keyframes=num_keyframes, focal_sigma_ratio=sigma)
+        wanted = 0.0 if evidence is None else abs(_wanted_change(camera, prior, evidence))
+        if sigma > min(prior.focal_sigma_ratio, _MOST_UNCERTAIN) and not (
+            wanted > _CONTRADICTION_SIGMAS * sigma
+        ):
+            if abs(_change(camera, prior)) > max(prior.focal_sigma_ratio, sigma):
+                camera.params = _with_focal_px(camera, prior.focal_px)
+            state = replace(
+                state,
+                hold=Hold.UNCERTAIN,
+                reason=_uncertain(camera, sigma),
+            )
+        self._states[camera_id] = state
+        return True
+
+    # -- after a solve ----------------------------------------------------------------------------
+
+    def _objections(
+        self,
+        reconstruction: pycolmap.Reconstruction,
+        refined: Sequence[int],
+        former: Mapping[int, list[float]],
+        *,
+        weighed: Mapping[int, int],
+    ) -> dict[int, list[float]]:
+        """Parameters that cameras must have instead of the solved ones; holds those cameras."""
+        objections = {}
+        for camera_id in refined:
+            if self._states[camera_id].hold in (Hold.UNCERTAIN, Hold.LENS):
+                continue
+            camera = reconstruction.camera(camera_id)
+            better = self._possible(camera_id, camera, former[camera_id])
+            is_free = self._states[camera_id].hold is None
+            if better is None and is_free and camera_id in weighed:
+                better = self._compromise(reconstruction, camera_id, weighed[camera_id])
+            if better is not None:
+                objections[camera_id] = better
+        return objections
+
+    def _possible(
+        self, camera_id: int, camera: pycolmap.Camera, former: list[float]
+    ) -> list[float] | None:
+        """The nearest possible parameters where the solved ones are none."""
+        prior, state = self._priors[camera_id], self._states[camera_id]
+        focal_px = float(camera.mean_focal_length())
+        bound_px = min(max(focal_px, prior.min_focal_px), prior.max_focal_px)
+        if math.isfinite(focal_px) and abs(focal_px - bound_px) > _ROUNDING * bound_px:
+            reason = (
+                f"the map wants a focal length of {focal_px:.0f} px, beyond the bound of"
+                f" {bound_px:.0f} px for {prior.focal_px:.0f} px ({prior.words})"
+            )
+            self._states[camera_id] = replace(
+                state, hold=Hold.BOUND, reason=reason, is_settled=False
+            )
+            return _with_focal_px(_camera_like(camera, former), bound_px)
+        flaw = lens_flaw(camera)
+        if not flaw:
+            return None
+        self._states[camera_id] = replace(state, hold=Hold.LENS, reason=flaw, is_settled=False)
+        if not np.isfinite(camera.params).all() or corner_displacement(camera) >= 0.0:
+            return former
+        # Barrel beyond the model is that of a lens wider than it can follow: as much as it can.
+        return nearest_possible_distortion(_camera_like(camera, former, distortion_of=camera))
+
+    def _compromise(
+        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
+    ) -> list[float] | None:
+        """Parameters between prior and observations, unless those refined freely are near them."""
+        prior, state = self._priors[camera_id], self._states[camera_id]
+        camera = reconstruction.camera(camera_id)
+        evidence = measure_evidence(reconstruction, camera_id)
+        if evidence is None:
+            return None
+        sigma = _focal_sigma(camera, evidence)
+        is_settled = (
+            num_keyframes >= _SETTLED_KEYFRAMES
+            and sigma < _SETTLED_SIGMA_RATIO
+            and sigma < _SETTLED_RATIO * prior.focal_sigma_ratio
+        )
+        self._states[camera_id] = replace(state, focal_sigma_ratio=sigma, is_settled=is_settled)
+        present = refined_params(camera)
+        precision = _prior_precision(camera, prior, change=_change(camera, prior))
+        total = evidence.information + precision
+        best = present - np.linalg.solve(total, precision @ (present - _prior_mean(camera, prior)))
+        sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
+        shift = np.abs(best - present)
+        if not (shift > np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).any():
+            return None
+        reason = _uncertain(camera, sigma)
+        self._states[camera_id] = replace(
+            self._states[camera_id], hold=Hold.UNCERTAIN, reason=reason, is_settled=False
+        )
+        return params_of(camera, best)
+
+
+def _registered(reconstruction: pycolmap.Reconstruction) -> list[int]:
+    return [int(i) for i in reconstruction.reg_image_ids()]
+
+
+def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
+    """Puts poses, points and calibrations back; both hold the same ones."""
+    for image_id in _registered(before):
+        image = reconstruction.image(image_id)
+        pose = before.image(image_id).cam_from_world()
+        reconstruction.frame(image.frame_id).set_cam_from_world(image.camera_id, pose)
+    for point3D_id, point in reconstruction.points3D.items():
+        point.xyz = before.point3D(point3D_id).xyz
+    for camera_id, camera in reconstruction.cameras.items():
+        camera.params = before.camera(camera_id).params
+
+
+# -- prior and evidence ---------------------------------------------------------------------------
+
+
+def _focal_sigma(camera: pycolmap.Camera, evidence: IntrinsicsEvidence) -> float:
+    """How surely the observations give the focal length, of a lens like others."""
+    precision = np.diag(_lens_precision(camera))
+    return sigma_of(evidence.information + precision, 0)
+
+
+def _lens_precision(camera: pycolmap.Camera) -> Float64Array:
+    """(P,) what is known of any lens: square pixels, moderate distortion; nothing of the focal."""
+    num_focal = len(camera.focal_length_idxs())
+    aspect = [_ASPECT_SIGMA**-2] * (num_focal - 1)
+    distortion = distortion_sigmas(camera, _DISPLACEMENT_SIGMA) ** -2
+    return np.array([0.0, *aspect, *distortion])
+
+
+def _prior_precision(camera: pycolmap.Camera, prior: CameraPrior, *, change: float) -> Float64Array:
+    """(P, P) of the prior; the farther the map leads away, the wider (Cauchy's weight)."""
+    diagonal = _lens_precision(camera)
+    diagonal[0] = 1.0 / (prior.focal_sigma_ratio**2 + change**2)
+    return np.diag(diagonal)
+
+
+def _prior_mean(camera: pycolmap.Camera, prior: CameraPrior) -> Float64Array:
+    """(P,) refined parameters of the camera as it began."""
+    num_focal = len(camera.focal_length_idxs())
+    mean = np.zeros(num_focal + len(camera.extra_params_idxs()))
+    mean[0] = math.log(prior.focal_px)
+    mean[num_focal:] = prior.distortion
+    return mean
+
+
+def _change(camera: pycolmap.Camera, prior: CameraPrior) -> float:
+    """How far the focal length is from its prior, as a logarithm."""
+    return float(refined_params(camera)[0]) - math.log(prior.focal_px)
+
+
+def _wanted_change(
+    camera: pycolmap.Camera, prior: CameraPrior, evidence: IntrinsicsEvidence
+) -> float:
+    """How far from its prior the observations want the focal length, as a logarithm."""
+    precision = np.diag(_lens_precision(camera))
+    total = evidence.information + precision
+    present = refined_params(camera)
+    pull = evidence.information @ evidence.step - precision @ (present - _prior_mean(camera, prior))
+    return _change(camera, prior) + float((np.linalg.pinv(total, hermitian=True) @ pull)[0])
+
+
+# -- cameras --------------------------------------------------------------------------------------
+
+
+def _with_focal_px(camera: pycolmap.Camera, focal_px: float) -> list[float]:
+    """Parameters with another focal length, the rest as it is."""
+    refined = refined_params(camera)
+    refined[0] = math.log(focal_px)
+    return params_of(camera, refined)
+
+
+def _camera_like(
+    camera: pycolmap.Camera,
+    params: list[float],
+    *,
+    distortion_of: pycolmap.Camera | None = None,
+) -> pycolmap.Camera:
+    chosen = list(params)
+    if distortion_of is not None:
+        for idx in camera.extra_params_idxs():
+            chosen[idx] = float(distortion_of.params[idx])
+    return pycolmap.Camera(
+        model=camera.model_name, width=camera.width, height=camera.height, params=chosen
+    )
+
+
+def _uncertain(camera: pycolmap.Camera, sigma: float) -> str:
+    focal_px = float(camera.mean_focal_length())
+    how = "say nothing of" if sigma > 1.0 else f"leave {sigma:.0%} of doubt about"
+    return f"the images {how} the focal length of {focal_px:.0f} px"

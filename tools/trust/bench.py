@@ -1,0 +1,169 @@
+"""The bench: makes inputs once, runs LiveSfM on them, and keeps what came of it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trust.inputs import Input, Kit, Maker, make_once
+from trust.running import Finished, run_process
+from trust.scoring import MapScore, score_run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """An input and how LiveSfM is run on it."""
+
+    name: str  # of the run's folder
+    make: Maker
+    input_name: str = ""  # of the input's folder, where it is not the run's name
+    arguments: tuple[str, ...] = ()  # besides the input's own
+    is_reference: bool = False  # run by the version to compare with, where one is given
+
+    @property
+    def input_folder(self) -> str:
+        """The name of the input's folder."""
+        return self.input_name or self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A case that was run."""
+
+    case: Case
+    known: Input
+    folder: Path  # of the input
+    run: Path
+    command: str
+    finished: Finished
+    score: MapScore | None  # None: no map
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One figure and its bar."""
+
+    label: str
+    figure: str
+    bar: str
+    is_ok: bool
+    case: str = ""  # the run that the line describes; "": the row's first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of the table: its runs, and how they are judged."""
+
+    name: str
+    cases: tuple[Case, ...]
+    judge: Callable[[Bench, Sequence[Outcome]], list[Check]]
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Where inputs and runs are, and which LiveSfM is measured."""
+
+    kit: Kit
+    inputs: Path
+    runs: Path
+    livesfm: str
+    baseline: str | None = None  # the version to compare with
+    check: Path | None = None  # folder of accept.py
+    prefix: tuple[str, ...] = ()  # starts every run
+    repeats: int = 3  # of CPU measurements
+    _outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def measure(self, row: Row) -> tuple[list[Check], list[Outcome]]:
+        """Runs a row's cases and judges them."""
+        outcomes = [self.outcome(case) for case in row.cases]
+        refused = [each for each in outcomes if each.finished.is_not_possible]
+        if refused:
+            figure = f"not possible: {refused[0].finished.last_line}"
+            return [Check(label="run", figure=figure, bar="possible", is_ok=False)], outcomes
+        return row.judge(self, outcomes), outcomes
+
+    def outcome(self, case: Case) -> Outcome:
+        """Runs a case, once for all rows that have it."""
+        if case.name not in self._outcomes:
+            self._outcomes[case.name] = self._run(case)
+        return self._outcomes[case.name]
+
+    def input(self, case: Case) -> tuple[Input, Path]:
+        """The input of a case and its folder, made if need be."""
+        folder = self.inputs / case.input_folder
+        return make_once(case.make, self.kit, folder), folder
+
+    def command(self, case: Case, *, livesfm: str, run: Path) -> list[str]:
+        """What a case is run by."""
+        known, folder = self.input(case)
+        given = [*known.command(folder), *case.arguments]
+        return [livesfm, "run", *given, "--out", str(run), "--overwrite", "--view", "none", "-q"]
+
+    def shown(self, command: Sequence[str]) -> str:
+        """A command as the table has it: LiveSfM by its name, folders by what they hold."""
+        text = shlex.join(["livesfm", *command[1:]])
+        for folder, name in (
+            (self.inputs, "INPUTS"),
+            (self.runs, "RUNS"),
+            (self.kit.data, "DATA"),
+        ):
+            text = text.replace(str(folder), name)
+        return text.replace(" --overwrite --view none -q", " --view none")
+
+    def _run(self, case: Case) -> Outcome:
+        livesfm = (self.baseline if case.is_reference else None) or self.livesfm
+        run = self.runs / case.name
+        shutil.rmtree(run, ignore_errors=True)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        command = self.command(case, livesfm=livesfm, run=run)
+        known, folder = self.input(case)
+        finished = run_process([*self.prefix, *command])
+        (self.runs / f"{case.name}.log").write_text(finished.output, encoding="utf-8")
+        return Outcome(
+            case=case,
+            known=known,
+            folder=folder,
+            run=run,
+            command=self.shown(command),
+            finished=finished,
+            score=score_run(known, folder, run),
+        )
+
+
+def percent_check(
+    outcome: Outcome, value: float | None, *, bar: float, label: str = "ATE %"
+) -> Check:
+    """A figure in percent that must not exceed its bar, of a run that registered enough."""
+    score = outcome.score
+    is_enough = score is not None and score.is_enough
+    return Check(
+        label=label,
+        figure="no map" if score is None else "-" if value is None else f"{value:.4g}",
+        bar=f"<= {bar:.3g}",
+        is_ok=is_enough and value is not None and value <= bar,
+        case=outcome.case.name,
+    )
+
+
+def count_check(
+    outcome: Outcome,
+    value: int | None,
+    *,
+    label: str,
+    at_least: int | None = None,
+    at_most: int | None = None,
+) -> Check:
+    """A count with a bar on one side."""
+    is_ok = value is not None
+    if value is not None:
+        is_ok = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    return Check(
+        label=label,
+        figure="no map" if value is None else str(value),
+        bar=f">= {at_least}" if at_least is not None else f"<= {at_most}",
+        is_ok=is_ok,
+        case=outcome.case.name,
+    )
