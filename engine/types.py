@@ -22,6 +22,7 @@ Float64Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 Uint8Array = NDArray[np.uint8]
 Uint32Array = NDArray[np.uint32]
+Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
@@ -153,6 +154,7 @@ class CalibrationOrigin(StrEnum):
     EXIF_35MM = "exif_35mm"  # the rounded equivalent on 36 x 24 mm film
     POINTMAPS = "pointmaps"  # of a dense matcher
     TWO_VIEW_GEOMETRIES = "two_view_geometries"
+    RECOGNISED = "recognised"  # small maps by several lenses competed
     ASSUMED = "assumed"
 
 

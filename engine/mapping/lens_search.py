@@ -16,24 +16,25 @@ import pycolmap
 
 from engine.config import InitializationConfig
 from engine.geometry import image_scale, spread_over_image
+from engine.mapping.bundle_adjustment import solve_globally
 from engine.mapping.camera_priors import CameraPrior
-from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully
+from engine.mapping.growth import GrowthConfig, grow_fully
 from engine.mapping.initialization import InitialPair, initialize, relative_pose_of
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, Int64Array, Keyframe, VerifiedPair
 
 MIN_KEYFRAMES = 4  # fewer views bend to any lens
 
-_MAX_KEYPOINTS = 500  # of a keyframe: what they leave open, more would leave open, too
+_MAX_KEYPOINTS = 250  # of a keyframe: what they leave open, more would leave open, too
 _MAX_STARTS = 2  # pairs that each lens may start from
 _FIT_BOUND_PX = 1.5  # at an edge of 1000 px: an observation this far off does not fit
 _EXAMINED_PAIRS = 6  # the best ones, whose relative pose is estimated under each lens
 _REFINING_PASSES = 2
-_MIN_INLIERS=40
-_MIN_ANGLE_RAD=0.026
-_MIN_GAIN_RATIO=0.5
-_REFINED_PER_KIND=2
-_NEAR=0.25
+_MIN_INLIERS = 40
+_MIN_ANGLE_RAD = 0.026
+_MIN_GAIN_RATIO = 0.5
+_REFINED_PER_KIND = 2
+_NEAR = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,9 @@ def fit_lenses(
         for hypothesis in hypotheses
     ]
     coarse = [found for camera in cameras if (found := fit(camera, 0)) is not None]
-    fine = [found for near in _worth_refining(coarse) if (found := fit(near.camera, _REFINING_PASSES))]
+    fine = [
+        found for near in _worth_refining(coarse) if (found := fit(near.camera, _REFINING_PASSES))
+    ]
     return sorted(fine, key=lambda found: -found.gain)
 
 
@@ -110,9 +113,13 @@ def _worth_refining(fits: Sequence[LensFit]) -> list[LensFit]:
     by_gain = sorted(fits, key=lambda fit: -fit.gain)
     chosen: list[LensFit] = []
     for fit in by_gain:
-        if fit.gain < _MIN_GAIN_RATIO * by_gain[0].gain: continue
+        if fit.gain < _MIN_GAIN_RATIO * by_gain[0].gain:
+            continue
         same_kind = [c for c in chosen if c.camera.model_name == fit.camera.model_name]
-        if any(_is_near(fit.camera, c.camera) for c in same_kind) or len(same_kind) >= _REFINED_PER_KIND:
+        if (
+            any(_is_near(fit.camera, c.camera) for c in same_kind)
+            or len(same_kind) >= _REFINED_PER_KIND
+        ):
             continue
         chosen.append(fit)
     return chosen
@@ -148,17 +155,26 @@ def _small_map(
         grow_fully(sparse_map, config=growth)
         if best is None or sparse_map.num_registered > best.num_registered:
             best = sparse_map
-        if best.num_registered >= 0.6*len(keyframes):
+        if best.num_registered >= 0.6 * len(keyframes):
             break
     if best is None or best.num_registered < MIN_KEYFRAMES:
         return None
-    camera_key = keyframes[0].camera_key
-    best.set_camera_prior(camera_key, CameraPrior.assumed(best.camera(camera_key)))
-    adjust_in_place(best, config=growth)
+    _adjust_freely(best, config=growth)
     for _ in range(num_passes):
         best.retriangulate()
-        adjust_in_place(best, config=growth)
+        _adjust_freely(best, config=growth)
     return best
+
+
+def _adjust_freely(sparse_map: SparseMap, *, config: GrowthConfig) -> None:
+    """Adjusts all of a map, its lens too, whatever comes of it: a bad one shows by its fit."""
+    solve_globally(
+        sparse_map.reconstruction,
+        constant_camera_ids=(),
+        max_iterations=config.global_bundle_adjustment.max_iterations,
+        num_threads=config.num_threads,
+    )
+    sparse_map.filter_all()
 
 
 def _initial_pairs(
@@ -175,8 +191,15 @@ def _initial_pairs(
         if relative is None or relative.num_inliers < _MIN_INLIERS:
             continue
         angle = relative.median_triangulation_angle_rad
-        if angle < _MIN_ANGLE_RAD: continue
-        found.append(InitialPair(pair=verified.pair, relative_pose=relative, score=relative.num_inliers*min(angle, 0.28)))
+        if angle < _MIN_ANGLE_RAD:
+            continue
+        found.append(
+            InitialPair(
+                pair=verified.pair,
+                relative_pose=relative,
+                score=relative.num_inliers * min(angle, 0.28),
+            )
+        )
     found.sort(key=lambda i: (-i.score, i.pair))
     return found[:_MAX_STARTS]
 
@@ -253,4 +276,3 @@ def _reduced_pair(pair: VerifiedPair, kept: Mapping[FrameId, Int64Array]) -> Ver
     is_kept = np.isin(rows[:, 0], ends[0]) & np.isin(rows[:, 1], ends[1])
     renumbered = [np.searchsorted(end, rows[is_kept, i]) for i, end in enumerate(ends)]
     return replace(pair, inlier_matches_idx=np.column_stack(renumbered).astype(np.uint32))
-

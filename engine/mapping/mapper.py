@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -27,12 +28,13 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px
+from engine.estimators.lenses import camera_focal_px, lens_kind
 from engine.events import (
     BundleAdjusted,
     FramePosed,
     FrameRegistered,
     KeyframeAdded,
+    LensRecognised,
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
@@ -50,7 +52,13 @@ from engine.mapping.bundle_adjustment import (
     merge_global_adjustment,
     start_global_adjustment,
 )
-from engine.mapping.cameras import CameraCalibration, CameraChange
+from engine.mapping.camera_priors import RECOGNISED_SIGMA_RATIO, CameraPrior
+from engine.mapping.cameras import (
+    CameraCalibration,
+    CameraChange,
+    InitialCamera,
+    recognised_camera,
+)
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -60,6 +68,7 @@ from engine.mapping.growth import (
     register_and_refine,
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
+from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
@@ -80,6 +89,7 @@ from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
+    CalibrationOrigin,
     Features,
     FrameId,
     FramePose,
@@ -144,6 +154,15 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            seed=config.runtime.seed,
+        )
+        self._lenses = LensRecognition(
+            config.cameras,
+            initialization=config.initialization,
+            growth=self._final_growth,
+            graph=graph,
+            new_map=self._new_map,
+            all_matches=matching.all_matches,
             seed=config.runtime.seed,
         )
         self._windows = WindowRefinement(
@@ -238,6 +257,7 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._recognise_lenses()
             self._report_changes()
         else:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
@@ -246,6 +266,7 @@ class Mapper:
             if registration.status is RegistrationStatus.REGISTERED:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
+            self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
         record = self._record(frame_id)
@@ -364,6 +385,40 @@ class Mapper:
             self._update_graph(frame_id)
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
+
+    def _recognise_lenses(self) -> None:
+        """Searches lenses that the map doubts; builds it anew with those that are found."""
+        for camera_key in self._lenses.doubted(self._map):
+            found = self._lenses.recognise(self._map, camera_key)
+            if found is not None:
+                self._change_lens(camera_key, found)
+
+    def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
+        """Makes a recognised lens that of its camera, and a map with it the map."""
+        former = copy.deepcopy(self._map.camera(camera_key))
+        camera = recognised_camera(found.camera)
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.RECOGNISED,
+            focal_sigma_ratio=RECOGNISED_SIGMA_RATIO,
+        )
+        change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
+        if lens_kind(camera) is not lens_kind(former):
+            intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
+            self._matching.verify_again(intrinsics, camera_key=camera_key)
+        rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
+        self._num_maps += 1
+        self._replace_cameras(change, rebuilt)
+        self._emit(
+            LensRecognised(
+                camera_key=camera_key,
+                model=camera.model_name,
+                focal_px=camera_focal_px(rebuilt.camera(camera_key)),
+                former_model=former.model_name,
+                former_focal_px=camera_focal_px(former),
+                gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
+            )
+        )
 
     # -- a frame between keyframes --------------------------------------------------------------
 
@@ -490,6 +545,7 @@ class Mapper:
             self._replace_map(self._builder.first_at_end(self._map))
         if self._is_initialized:
             self._grow(self._growth)
+            self._recognise_lenses()
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()

@@ -148,6 +148,11 @@ class SceneGraph:
         tried_first.add(pair.second)
         tried_second.add(pair.first)
 
+    def remove_pair(self, pair: ImagePair) -> None:
+        """Takes away the edge of a pair, if there is one; the pair stays tried."""
+        if self._verified.pop(pair, None) is not None:
+            self._graph.remove_edge(pair.first, pair.second)
+
     def was_tried(self, pair: ImagePair) -> bool:
         """Whether a pair was recorded, verified or not."""
         return pair.second in self._tried.get(pair.first, ())
