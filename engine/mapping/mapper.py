@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -27,12 +28,13 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px, corner_rays
+from engine.estimators.lenses import camera_focal_px, corner_rays, lens_kind
 from engine.events import (
     BundleAdjusted,
     FramePosed,
     FrameRegistered,
     KeyframeAdded,
+    LensRecognised,
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
@@ -51,8 +53,14 @@ from engine.mapping.bundle_adjustment import (
     merge_global_adjustment,
     start_global_adjustment,
 )
+from engine.mapping.camera_priors import RECOGNISED_SIGMA_RATIO, CameraPrior
 from engine.mapping.camera_splits import CameraSplits
-from engine.mapping.cameras import CameraCalibration, CameraChange
+from engine.mapping.cameras import (
+    CameraCalibration,
+    CameraChange,
+    InitialCamera,
+    recognised_camera,
+)
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -62,6 +70,7 @@ from engine.mapping.growth import (
     register_and_refine,
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
+from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
@@ -83,6 +92,7 @@ from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
+    CalibrationOrigin,
     Features,
     Float64Array,
     FrameId,
@@ -153,6 +163,15 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            seed=config.runtime.seed,
+        )
+        self._lenses = LensRecognition(
+            config.cameras,
+            initialization=config.initialization,
+            growth=self._final_growth,
+            graph=graph,
+            new_map=self._new_map,
+            all_matches=matching.all_matches,
             seed=config.runtime.seed,
         )
         self._windows = WindowRefinement(
@@ -253,6 +272,7 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._recognise_lenses()
             self._split_cameras()
             self._report_changes()
         elif self._map.is_registered(frame_id):
@@ -264,6 +284,7 @@ class Mapper:
             if registration.status is RegistrationStatus.REGISTERED:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
+            self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
             self._split_cameras()
             self._report_changes()
@@ -447,6 +468,40 @@ class Mapper:
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
 
+    def _recognise_lenses(self) -> None:
+        """Searches lenses that the map doubts; builds it anew with those that are found."""
+        for camera_key in self._lenses.doubted(self._map):
+            found = self._lenses.recognise(self._map, camera_key)
+            if found is not None:
+                self._change_lens(camera_key, found)
+
+    def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
+        """Makes a recognised lens that of its camera, and a map with it the map."""
+        former = copy.deepcopy(self._map.camera(camera_key))
+        camera = recognised_camera(found.camera)
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.RECOGNISED,
+            focal_sigma_ratio=RECOGNISED_SIGMA_RATIO,
+        )
+        change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
+        if lens_kind(camera) is not lens_kind(former):
+            intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
+            self._matching.verify_again(intrinsics, camera_key=camera_key)
+        rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
+        self._num_maps += 1
+        self._replace_cameras(change, rebuilt)
+        self._emit(
+            LensRecognised(
+                camera_key=camera_key,
+                model=camera.model_name,
+                focal_px=camera_focal_px(rebuilt.camera(camera_key)),
+                former_model=former.model_name,
+                former_focal_px=camera_focal_px(former),
+                gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
+            )
+        )
+
     # -- a frame between keyframes --------------------------------------------------------------
 
     def add_frame(
@@ -573,6 +628,7 @@ class Mapper:
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
+            self._recognise_lenses()
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()
