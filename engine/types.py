@@ -214,7 +214,7 @@ class Frame:
     """One received image."""
 
     frame_id: FrameId
-    camera_key: str  # frames of one camera share it, and so share intrinsics
+    camera_key: str  # frames of one camera share it, and are a sequence
     source: str  # the source as the user named it, without credentials
     index: int  # position in its source, 0-based
     name: str  # unique in the run; relative file name of the keyframe image

@@ -10,6 +10,7 @@ from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
     CameraDoubted,
+    CameraSplit,
     CommandTaken,
     Event,
     FrameDropped,
@@ -103,6 +104,12 @@ def _mapping(event: Event) -> str | None:
         case CameraCalibrated():
             how = "refined" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
+        case CameraSplit():
+            parts = ", ".join(
+                f"{len(frame_ids)} keyframes at {focal_px:.0f} px"
+                for frame_ids, focal_px in zip(event.frame_ids, event.focal_px, strict=True)
+            )
+            return f"camera {event.camera_key} has several focal lengths: {parts}"
         case MapInitialized():
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
             pair = f"{event.first} and {event.second}"

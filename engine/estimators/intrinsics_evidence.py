@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
+from engine.camera_models import LensKind
+from engine.estimators.lenses import lens_kind
 from engine.geometry import image_scale
 from engine.types import Float64Array, Int64Array
 
@@ -32,6 +34,7 @@ _NOISE_FLOOR_PX = 0.3  # at an edge of 1000 px
 _INFLATION = 5.0
 
 _RELATIVE_STEP = 1e-6  # of numeric derivatives
+_WIDE_CORNER_RAD = 1.2  # from the axis, at most, where the distortion of wide lenses is looked at
 _DAMPING = 1e-9  # of normalised information: what is less is the gauge
 
 
@@ -90,7 +93,9 @@ def distortion_sigmas(camera: pycolmap.Camera, displacement: float) -> Float64Ar
     """For each distortion parameter the change that moves the corner by a share of its distance."""
     corner_px = np.array([camera.width, camera.height]) / 2.0
     tangent = corner_px / float(camera.mean_focal_length())
-    angle = min(float(np.linalg.norm(tangent)), 1.2)
+    farthest = float(np.linalg.norm(tangent))
+    is_perspective = lens_kind(camera) is LensKind.PERSPECTIVE
+    angle = math.atan(farthest) if is_perspective else min(farthest, _WIDE_CORNER_RAD)
     direction = tangent / np.linalg.norm(tangent)
     ray = np.array([[*(np.sin(angle) * direction), np.cos(angle)]])
     derivatives = np.nan_to_num(np.linalg.norm(_intrinsics_jacobian(camera, ray), axis=1)[0])

@@ -145,7 +145,9 @@ class CameraCalibration:
 
     def adopt(self, change: CameraChange) -> None:
         """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
-        self._initial.update(change.cameras)
+        for camera_key, initial in change.cameras.items():
+            self._initial[camera_key] = initial
+            self._reports.add(camera_key, initial.camera, initial.prior)
 
     def add_all_anew(self, sparse_map: SparseMap) -> None:
         """Gives a new map all cameras as they were before any map."""

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,17 @@ def write_image(path: Path, shade: int = 100, *, size: tuple[int, int] = (96, 80
     return path
 
 
-def write_photo(path: Path, *, model: str, focal_mm: float, size: tuple[int, int]) -> None:
+def write_photo(
+    path: Path,
+    *,
+    model: str = "One",
+    focal_mm: float = 4.3,
+    size: tuple[int, int] = (96, 80),
+    tags: Mapping[int, int | float | str] | None = None,
+) -> None:
     exif = Image.Exif()
     exif[0x110] = model
-    exif.get_ifd(0x8769)[0x920A] = focal_mm
+    exif.get_ifd(0x8769).update({0x920A: focal_mm, **(tags or {})})
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (90, 20 * len(path.name), 7)).save(path, exif=exif.tobytes())
 
@@ -259,6 +267,31 @@ def test_images_share_a_camera_by_model_focal_length_and_size(tmp_path: Path) ->
     assert len(set(shared)) == 4
     own = read_frames(open_folder(tmp_path, single_camera_per_size=False))
     assert len({frame.camera_key for frame in own}) == 5
+
+
+def test_a_zoom_that_exif_tells_makes_a_camera_of_its_own(tmp_path: Path) -> None:
+    equivalent, digital_zoom, serial, lens = 0xA405, 0xA404, 0xA431, 0xA434
+    tags: list[dict[int, int | float | str]] = [
+        {equivalent: 26, digital_zoom: 1.0},
+        {equivalent: 26},  # the same: a ratio of 1 is none
+        {equivalent: 39, digital_zoom: 1.5},
+        {digital_zoom: 1.5},
+        {equivalent: 26, serial: "123"},
+        {equivalent: 26, lens: "a lens"},
+    ]
+    for number, of_photo in enumerate(tags):
+        write_photo(tmp_path / f"{number}.jpg", tags=of_photo)
+    keys = [frame.camera_key for frame in read_frames(open_folder(tmp_path))]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 5
+
+
+def test_focal_lengths_of_a_zoom_lens_that_are_close_make_one_camera(tmp_path: Path) -> None:
+    for number, focal_mm in enumerate((24.0, 24.1, 23.9, 35.0, 24.05)):
+        write_photo(tmp_path / f"{number}.jpg", focal_mm=focal_mm)
+    keys = [frame.camera_key for frame in read_frames(open_folder(tmp_path))]
+    assert keys[0] == keys[1] == keys[2] == keys[4] == "One|24mm|96x80"
+    assert keys[3] == "One|35mm|96x80"
 
 
 def test_a_turned_photo_has_the_size_and_camera_of_its_upright_pixels(tmp_path: Path) -> None:
