@@ -9,10 +9,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.config import Config, RuntimeConfig
+from engine.config import Config, LocalBundleAdjustmentConfig, RuntimeConfig
+from engine.geometry import camera_center
+from engine.mapping.bundle_adjustment import (
+    adjust_globally,
+    adjust_locally,
+    merge_global_adjustment,
+    start_global_adjustment,
+)
 from engine.mapping.initialization import rank_initial_pairs
 from engine.mapping.misplacement import find_misplacement
 from engine.mapping.separate_maps import build_separate_maps
+from engine.mapping.sparse_map import SparseMap
 from tests.support.degenerate import HOPELESS_PARAMS, camera_of
 from tests.support.initial_pairs import INITIALIZATION, SEED, pairs_of
 from tests.support.mapper_runs import MapperRun
@@ -24,6 +32,7 @@ from tests.support.synthetic import (
     ground,
     grown_map,
     map_of_keyframes,
+    poses_of,
     scene_graph,
     straight_path,
     turning_path,
@@ -103,6 +112,50 @@ def test_a_pair_is_ranked_by_the_points_whose_distortion_can_be_undone() -> None
     ranked = rank_initial_pairs(sparse_map, pairs_of(sparse_map), config=INITIALIZATION, seed=SEED)
     assert {initial.pair for initial in ranked} & {initial.pair for initial in exact}
     assert all(np.isfinite(initial.score) for initial in ranked)
+
+
+NOWHERE, CENTRE, BEHIND, FAR, NO_POINTS = "nowhere", "centre", "behind", "far", "no points"
+
+
+def spoil(sparse_map: SparseMap, how: str) -> None:
+    """Moves every third point of a map to where no point is seen."""
+    center = camera_center(sparse_map.cam_from_world(sparse_map.registered_ids[1]))
+    points = sparse_map.reconstruction.points3D
+    for number, point in enumerate(points.values()):
+        if number % 3 == 0:
+            moved = {
+                NOWHERE: np.full(3, np.nan),
+                CENTRE: center,
+                BEHIND: 2.0 * center - point.xyz,
+                FAR: 1e200 * point.xyz,
+            }
+            point.xyz = moved.get(how, point.xyz)
+    if how == NO_POINTS:
+        for point3D_id in list(points):
+            sparse_map.reconstruction.delete_point3D(point3D_id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [NOWHERE, CENTRE, BEHIND, FAR, NO_POINTS])
+def test_points_that_no_camera_can_see_end_no_adjustment(how: str) -> None:
+    world = flat_world(is_known=False)
+    sparse_map = grown_map(world)
+    poses = poses_of(sparse_map)
+    spoil(sparse_map, how)
+    sparse_map = sparse_map.copy()  # whose managers count anew
+    adjust_locally(sparse_map, sparse_map.registered_ids[-1], config=LocalBundleAdjustmentConfig())
+    adjustment = start_global_adjustment(sparse_map)
+    adjust_globally(
+        adjustment.reconstruction,
+        calibration=adjustment.calibration,
+        max_iterations=10,
+        num_threads=1,
+    )
+    merge_global_adjustment(sparse_map, adjustment)
+    sparse_map.filter_all()
+    sparse_map.retriangulate()
+    assert set(poses_of(sparse_map)) == set(poses)
+    assert all(np.isfinite(pose).all() for pose in poses_of(sparse_map).values())
 
 
 @pytest.mark.parametrize("params", HOPELESS_PARAMS, ids=str)
