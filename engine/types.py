@@ -632,6 +632,10 @@ class MapView:
     chunk_ids: Int64Array  # (P,) the keyframe that made each point
     edges: Int64Array  # (E, 2) frame ids of verified pairs
     edge_reasons: tuple[PairReason, ...]  # (E,)
+    corner_rays: Float64Array = field(  # (K, 4, 3) to the image corners of wide lenses, clockwise
+        # from the upper left; NaN: as of a pinhole; 0: the image is all around; empty: all NaN
+        default_factory=lambda: np.zeros((0, 4, 3))
+    )
     cameras: tuple[CameraFigures, ...] = ()
 
     def __post_init__(self) -> None:
@@ -644,4 +648,7 @@ class MapView:
         num_points = len(self.points3D_in_world)
         freeze_field(self, "colors", (num_points, 3), np.uint8)
         freeze_field(self, "chunk_ids", (num_points,), np.int64)
+        if not len(self.corner_rays):
+            object.__setattr__(self, "corner_rays", np.full((num_keyframes, 4, 3), np.nan))
+        freeze_field(self, "corner_rays", (num_keyframes, 4, 3), np.float64, finite=False)
         freeze_field(self, "edges", (len(self.edge_reasons), 2), np.int64)

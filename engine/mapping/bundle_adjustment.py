@@ -18,11 +18,9 @@ from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentCon
 from engine.estimators.adjustment_options import adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
-from engine.mapping.calibration_control import CalibrationControl
+from engine.mapping.calibration_control import MIN_KEYFRAMES_FOR_DISTORTION, CalibrationControl
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
-
-MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
 
 _LOCAL_FUNCTION_TOLERANCE = 1e-4
 _GLOBAL_FUNCTION_TOLERANCE = 1e-5

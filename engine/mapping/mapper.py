@@ -27,7 +27,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px
+from engine.estimators.lenses import camera_focal_px, corner_rays
 from engine.events import (
     BundleAdjusted,
     FramePosed,
@@ -617,7 +617,7 @@ class Mapper:
 
     def _focal_lengths_px(self) -> Float64Array:
         keys = sorted({self._map.keyframe(i).calibration_key for i in self._map.registered_ids})
-        return np.array([self._map.camera(key).mean_focal_length() for key in keys])
+        return np.array([camera_focal_px(self._map.camera(key)) for key in keys])
 
     def _rescue_by_restarts(self) -> None:
         """Tries other starts while keyframes are missing."""
@@ -688,6 +688,7 @@ class Mapper:
             cam_from_world=np.array(poses).reshape(-1, 3, 4),
             focal_px=np.array([camera_focal_px(camera) for camera in cameras]),
             image_sizes=np.array([(c.width, c.height) for c in cameras], np.int64).reshape(-1, 2),
+            corner_rays=np.array([corner_rays(camera) for camera in cameras]).reshape(-1, 4, 3),
             points3D_in_world=cloud.points3D_in_world,
             colors=cloud.colors,
             chunk_ids=cloud.first_keyframe_ids,
