@@ -312,4 +312,7 @@ def _scale_change(sparse_map: SparseMap, copy: pycolmap.Reconstruction, frame_id
         np.array([copy.point3D(i).xyz for i in shared]),
     )
     usable = (before[:, 2] > 0) & (after[:, 2] > 0)
-    return float(np.median(after[usable, 2] / before[usable, 2])) if usable.any() else 1.0
+    if not usable.any():
+        return 1.0
+    change = float(np.median(after[usable, 2] / before[usable, 2]))
+    return change if 0.0 < change < np.inf else 1.0

@@ -112,6 +112,8 @@ _MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
 _CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
+_BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
+_MAX_NAMED = 3  # keyframes that one line names
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
 
@@ -203,6 +205,7 @@ class Mapper:
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
         self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
+        self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
         self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
@@ -241,6 +244,8 @@ class Mapper:
                 num_keypoints=len(keyframe.features),
             )
         )
+        if not len(keyframe.features):
+            self._report_blank(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
             keyframe.calibration_key, self._map
@@ -362,6 +367,12 @@ class Mapper:
         self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), matched.pairs)
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
+
+    def _report_blank(self, keyframe: Keyframe) -> None:
+        """Warns of the first keyframe without keypoints; `finish` does of the others."""
+        self._blank_names.append(keyframe.name)
+        if len(self._blank_names) == 1:
+            self._warn(f"{keyframe.name}: {_BLANK}")
 
     def _report_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
         for pair in pairs:
@@ -621,6 +632,10 @@ class Mapper:
         self, finished: Sequence[FinishedJob] = (), *, wants_view: bool = False
     ) -> MappingStep:
         """Registers what is left after the last frame, rescues what is missing, adjusts all."""
+        if len(self._blank_names) > 1:
+            more = ["..."] if len(self._blank_names) > _MAX_NAMED else []
+            listed = ", ".join(self._blank_names[:_MAX_NAMED] + more)
+            self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
         if not self._is_initialized:

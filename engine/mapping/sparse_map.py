@@ -454,7 +454,13 @@ class SparseMap:
         )
 
     def set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
-        """Moves a registered keyframe."""
+        """Moves a registered keyframe.
+
+        Raises:
+            MapError: the pose is not finite; the solver would end the process over it.
+        """
+        if not np.isfinite(cam_from_world).all():
+            raise MapError(f"the pose of keyframe {frame_id} is not finite")
         image = self._reconstruction.image(frame_id)
         self._reconstruction.frame(image.frame_id).set_cam_from_world(
             image.camera_id, pycolmap.Rigid3d(cam_from_world)
