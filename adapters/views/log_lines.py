@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +17,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
+    OverlayFound,
     RegistrationFailed,
     RunFinished,
     RunStarted,
@@ -28,6 +30,8 @@ from engine.events import (
 from engine.types import RegistrationStatus, SourceState
 
 DROPS_LOGGED_EACH = 10  # of one reason; from then on a line whenever their number has doubled
+
+BOXES_NAMED = 3
 
 
 class LogLevel(StrEnum):
@@ -103,11 +107,25 @@ def _mapping(event: Event) -> str | None:
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
             pair = f"{event.first} and {event.second}"
             return f"map started from frames {pair}: {event.num_points3D:,} points{again}"
+        case OverlayFound():
+            return (
+                f"camera {event.camera_key}: {100 * event.share:.1f} % of its image is masked, "
+                f"which shows nothing of the world: {_boxes(event.boxes)}"
+            )
         case RegistrationFailed():
             return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
     return None
+
+
+def _boxes(boxes: Sequence[tuple[int, int, int, int]]) -> str:
+    """Where boxes are, the first few of them: left, top and size in px."""
+    named = [
+        f"{right - left} x {bottom - top} px at {left}, {top}"
+        for left, top, right, bottom in boxes[:BOXES_NAMED]
+    ]
+    return ", ".join(named) + (", ..." if len(boxes) > BOXES_NAMED else "")
 
 
 def _refinement(event: Event) -> str | None:

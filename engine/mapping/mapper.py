@@ -96,6 +96,7 @@ from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window as solve
 
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
+_REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
@@ -179,6 +180,7 @@ class Mapper:
         self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
+        self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
         self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
@@ -264,6 +266,9 @@ class Mapper:
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map; whether that may have bent it."""
         for overlay in matched.overlays:
+            if overlay.share < _REPORTED_GROWTH * self._overlay_shares.get(overlay.camera_key, 0.0):
+                continue
+            self._overlay_shares[overlay.camera_key] = overlay.share
             self._emit(
                 OverlayFound(
                     camera_key=overlay.camera_key,

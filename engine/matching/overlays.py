@@ -42,6 +42,8 @@ _SUSPECT_KEYFRAMES, _SUSPECT_SHARE = 2, 0.1  # of a cell whose matches alone pro
 _NEAR_CELLS = 3  # a likely cell is so near to a sure one
 _GAP_CELLS = 5  # between covered ones that are covered as well: other digits, other glyphs
 _MARGIN_CELLS = 1
+_AROUND_CELLS = 2
+_FORGOTTEN_PAIRS = 40  # that moved so near to a cell, while nothing stayed there
 _MAX_SHARE = 0.4  # of the image: more than that is the scene, seen by a camera that stands still
 _GROWTH_RATIO = 1.1  # times the keyframes at the last change of a camera's cover
 _MAX_BOXES = 20
@@ -56,7 +58,7 @@ class Overlay:
     camera_key: str
     share: float  # of the image
     boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
-    num_keyframes: int  # that agree, at most over the cells
+    num_keyframes: int  # of the camera by now
 
 
 class OverlayGrid:
@@ -73,6 +75,7 @@ class OverlayGrid:
         self._num_stayed = np.zeros(shape, np.int64)  # pairs
         self._num_moved = np.zeros(shape, np.int64)  # pairs
         self._num_keyframes = np.zeros(shape, np.int64)  # whose matches stayed
+        self._num_moved_since = np.zeros(shape, np.int64)  # near by, since matches stayed near by
         self._keyframes: dict[tuple[int, int], set[FrameId]] = {}  # of cells, the first few each
         self._is_covered = np.zeros(shape, np.bool_)
         self._is_suspect = np.zeros(shape, np.bool_)
@@ -81,11 +84,6 @@ class OverlayGrid:
     def share(self) -> float:
         """Share of the image that is covered."""
         return float(self._is_covered.mean())
-
-    @property
-    def num_keyframes(self) -> int:
-        """Keyframes that agree on the cell that most agree on, counted up to what makes it sure."""
-        return int(self._num_keyframes[self._is_covered].max(initial=0))
 
     def add(self, pair: ImagePair, matches: PairMatches, judged: MotionEvidence) -> None:
         """Counts where matches of a pair stayed, and where they moved."""
@@ -99,6 +97,24 @@ class OverlayGrid:
         is_moving = np.zeros_like(self._is_covered)
         is_moving[moving[:, 0], moving[:, 1]] = True
         self._num_moved += is_moving
+        if self._keyframes:
+            self._age(is_moving, self._cells(_ends(matches, judged.is_fixed)))
+
+    def _age(self, is_moving: BoolArray, staying: Int64Array) -> None:
+        """Forgets cells around which the world was seen to move often since something stayed."""
+        is_staying = np.zeros_like(is_moving)
+        is_staying[staying[:, 0], staying[:, 1]] = True
+        around = _square(2 * _AROUND_CELLS + 1)
+        near_moving, near_staying = (
+            cv2.dilate(cells.astype(np.uint8), around).astype(np.bool_)
+            for cells in (is_moving, is_staying)
+        )
+        self._num_moved_since += near_moving
+        self._num_moved_since[near_staying] = 0
+        is_past = (self._num_moved_since >= _FORGOTTEN_PAIRS) & (self._num_stayed > 0)
+        for row, column in np.argwhere(is_past).tolist():
+            del self._keyframes[row, column]
+            self._num_keyframes[row, column] = self._num_stayed[row, column] = 0
 
     def covers(self, points_xy: Float64Array) -> BoolArray:
         """Which points (N, 2) are under the cover."""
@@ -115,13 +131,13 @@ class OverlayGrid:
 
     def update_suspects(self) -> None:
         """Suspects the cells where matches stayed up to now."""
-        if self._keyframes:
+        if self._keyframes or self._is_suspect.any():
             is_seen = self._num_keyframes >= _SUSPECT_KEYFRAMES
             self._is_suspect = is_seen & (self._share >= _SUSPECT_SHARE)
 
     def update_cover(self) -> bool:
         """Covers the cells that are sure by now; whether there are new ones."""
-        if not self._keyframes:
+        if not self._keyframes and not self._is_covered.any():
             return False
         before, self._is_covered = self._is_covered, self._cover()
         return bool((self._is_covered & ~before).any())
@@ -232,7 +248,7 @@ class Overlays:
                 camera_key=camera[0],
                 share=self._grids[camera].share,
                 boxes=self._grids[camera].boxes(),
-                num_keyframes=self._grids[camera].num_keyframes,
+                num_keyframes=self._num_keyframes[camera],
             )
             for camera in grown
         )
