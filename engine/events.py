@@ -137,6 +137,16 @@ class CameraDoubted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CameraSplit(Event):
+    """A camera whose keyframes contradict one calibration has several; items belong together."""
+
+    camera_key: str
+    calibration_keys: tuple[str, ...]
+    frame_ids: tuple[tuple[FrameId, ...], ...]  # keyframes of each calibration
+    focal_px: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricScaleEstimated(Event):
     """The length of the map's unit was estimated from the matcher's depths."""
 

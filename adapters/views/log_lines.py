@@ -10,6 +10,8 @@ from adapters.live.run_counters import RunCounters
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
+    CameraDoubted,
+    CameraSplit,
     CommandTaken,
     Event,
     FrameDropped,
@@ -60,6 +62,9 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
     match event:
         case FrameDropped():
             return _dropped(event, counters.dropped_by_reason[event.reason])
+        case CameraDoubted():
+            doubt = f"camera {event.camera_key}: {event.reason}"
+            return LogLine(level=LogLevel.WARNING, text=doubt)
         case Warned():
             return LogLine(level=LogLevel.WARNING, text=event.message)
         case SourceChanged():
@@ -101,8 +106,14 @@ def _milestone(event: Event) -> str | None:
 def _mapping(event: Event) -> str | None:
     match event:
         case CameraCalibrated():
-            how = event.how.replace("_", " ")
+            how = "refined" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
+        case CameraSplit():
+            parts = ", ".join(
+                f"{len(frame_ids)} keyframes at {focal_px:.0f} px"
+                for frame_ids, focal_px in zip(event.frame_ids, event.focal_px, strict=True)
+            )
+            return f"camera {event.camera_key} has several focal lengths: {parts}"
         case MapInitialized():
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
             pair = f"{event.first} and {event.second}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapters.live.run_counters import RunCounters
+from adapters.views.camera_table import camera_table
 from adapters.views.display_image import DisplayImage, display_image
 from adapters.views.log_lines import log_line_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
@@ -86,7 +87,11 @@ class RerunView:
         self._newest_capture_s = 0.0
         self._first_capture_s: float | None = None
         self._run_s = 0.0
+<<<<<<< HEAD
         self._overlays = OverlayDrawing(recording)
+=======
+        self._camera_table = ""  # as it was shown last
+>>>>>>> main
         self._undrawn: MapView | None = None  # the newest map, when the recording is full
         self._log_constants()
 
@@ -162,6 +167,7 @@ class RerunView:
             self._focal_of_size[int(width), int(height)] = float(focal_px)
         self._stamp()
         self._log_metrics("registered", "points")
+        self._log_cameras(view)
         self._undrawn = view if self._limit.is_full else None
         if self._undrawn is not None:
             return
@@ -240,6 +246,15 @@ class RerunView:
             if value is not None:
                 self._recording.log(f"metrics/{name}", rr.Scalars(value))
 
+    def _log_cameras(self, view: MapView) -> None:
+        import rerun as rr
+
+        table = camera_table(view.cameras)
+        if table and table != self._camera_table:
+            self._camera_table = table
+            document = rr.TextDocument(table, media_type=rr.MediaType.MARKDOWN)
+            self._recording.log("cameras", document)
+
     def _metric(self, name: str) -> float | None:
         counters = self._counters
         latency_s = counters.latest_latency_s
@@ -279,7 +294,7 @@ class RerunView:
         known = self._focal_of_size.get((frame.width, frame.height))
         if known is not None:
             return known
-        if frame.intrinsics_prior is not None:
+        if frame.intrinsics_prior is not None and frame.intrinsics_prior.focal_px > 0.0:
             return frame.intrinsics_prior.focal_px
         return UNKNOWN_FOCAL_RATIO * max(frame.width, frame.height)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -35,7 +35,7 @@ from engine.estimators.intrinsics_evidence import (
 from engine.mapping.camera_priors import CameraPrior
 from engine.types import Float64Array
 
-_MOST_UNCERTAIN = 0.15  # of a focal length: observations that say less decide nothing
+_MOST_UNCERTAIN = 0.35  # of a focal length: observations that say less decide nothing
 _SETTLED_RATIO = 0.3  # of the prior's standard deviation
 _SETTLED_SIGMA_RATIO = 0.03  # and of the focal length
 _SETTLED_KEYFRAMES = 10
@@ -43,7 +43,8 @@ _CONTRADICTION_SIGMAS = 3.0
 _GROWTH = 1.25  # times the keyframes at the last measurement make another worth it
 _LEAST_SHIFT_SIGMAS = 0.5  # of the compromise, which is not worth another solve below
 _LEAST_SHIFT = 2e-3
-_DISPLACEMENT_SIGMA = 0.1  # of the image's corner by the distortion of lenses
+_DISPLACEMENT_SIGMA = 0.15  # of the image's corner by the distortion of lenses
+_TELLING_RATIO = 0.3  # of that, at most: an observed distortion
 _ASPECT_SIGMA = 0.02
 _ROUNDING = 1e-9
 _MAX_SOLVES = 3  # of which the last one only refines what nothing was objected to
@@ -64,7 +65,8 @@ class CalibrationState:
     num_keyframes: int  # of the camera, when it was last measured
     focal_sigma_ratio: float  # by the observations alone; inf: they say nothing
     is_settled: bool = False  # the observations are far surer than the prior
-    hold: Hold | None = None
+    hold: Hold | None = None  # of the focal length
+    holds_distortion: bool = False  # too
     reason: str = ""  # of the hold, with value and bound
 
     def is_due(self, num_keyframes: int) -> bool:
@@ -109,7 +111,7 @@ class CalibrationControl:
 
     @property
     def held_camera_ids(self) -> frozenset[int]:
-        """Those and the ones that are held for now."""
+        """Those and the ones whose focal length is held for now."""
         held = {i for i, state in self._states.items() if state.hold is not None}
         return self.constant_camera_ids | held
 
@@ -137,9 +139,7 @@ class CalibrationControl:
             reconstruction: the map or a copy; the calling thread owns it.
             solve: adjusts it; called again after objections.
         """
-        counts = Counter(
-            int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)
-        )
+        counts = _num_keyframes(reconstruction)
         refined = [i for i in counts if i not in self.constant_camera_ids and self._has_lens(i)]
         weighed = {i: counts[i] for i in refined if self._weigh(reconstruction, i, counts[i])}
         is_sure = all(self._is_sure(i) for i in refined)
@@ -161,23 +161,38 @@ class CalibrationControl:
     def _is_sure(self, camera_id: int) -> bool:
         """Whether the next solve can hardly be objected to."""
         state = self._states[camera_id]
-        return state.is_settled or state.hold in (Hold.UNCERTAIN, Hold.LENS)
+        return state.is_settled or (state.hold is not None and state.holds_distortion)
+
+    def flaw(self, reconstruction: pycolmap.Reconstruction) -> str:
+        """What priors and lenses do not allow about cameras that were refined; "" for nothing."""
+        for camera_id in sorted(_num_keyframes(reconstruction)):
+            if camera_id in self.constant_camera_ids or not self._has_lens(camera_id):
+                continue
+            camera = reconstruction.camera(camera_id)
+            found = self._beyond_bound(camera_id, camera) or lens_flaw(camera)
+            if found:
+                return found
+        return ""
 
     def _has_lens(self, camera_id: int) -> bool:
         prior = self._priors.get(camera_id)
         return prior is not None and prior.focal_px > 0.0
 
     def _solve(self, refined: Sequence[int], solve: Solve) -> None:
-        """Solves with what is held constant; a focal length at its bound leaves distortion free.
+        """Solves with what is held constant; distortion may be free where the focal length is not.
 
         COLMAP frees focal lengths of all cameras or of none: beside a free one it is held whole.
         """
-        at_bound = {i for i in refined if self._states[i].hold is Hold.BOUND}
-        is_any_free = any(self._states[i].hold is None for i in refined)
-        if at_bound and not is_any_free:
-            solve(self.held_camera_ids - at_bound, refine_focal_length=False)
-        else:
-            solve(self.held_camera_ids, refine_focal_length=True)
+        constant, refine_focal_length = self.constants(refined)
+        solve(constant, refine_focal_length=refine_focal_length)
+
+    def constants(self, camera_ids: Iterable[int]) -> tuple[frozenset[int], bool]:
+        """Cameras to hold whole in an adjustment of some, and whether focal lengths may change."""
+        states = {i: self._states[i] for i in camera_ids if i in self._states}
+        bends = {i for i, state in states.items() if state.hold and not state.holds_distortion}
+        if bends and all(state.hold is not None for state in states.values()):
+            return self.held_camera_ids - bends, False
+        return self.held_camera_ids, True
 
     # -- before a solve ---------------------------------------------------------------------------
 
@@ -201,6 +216,7 @@ class CalibrationControl:
             state = replace(
                 state,
                 hold=Hold.UNCERTAIN,
+                holds_distortion=evidence is None or not _tells_distortion(camera, evidence),
                 reason=_uncertain(camera, sigma),
             )
         self._states[camera_id] = state
@@ -219,7 +235,8 @@ class CalibrationControl:
         """Parameters that cameras must have instead of the solved ones; holds those cameras."""
         objections = {}
         for camera_id in refined:
-            if self._states[camera_id].hold in (Hold.UNCERTAIN, Hold.LENS):
+            state = self._states[camera_id]
+            if state.hold is not None and state.holds_distortion:
                 continue
             camera = reconstruction.camera(camera_id)
             better = self._possible(camera_id, camera, former[camera_id])
@@ -235,25 +252,35 @@ class CalibrationControl:
     ) -> list[float] | None:
         """The nearest possible parameters where the solved ones are none."""
         prior, state = self._priors[camera_id], self._states[camera_id]
-        focal_px = float(camera.mean_focal_length())
-        bound_px = min(max(focal_px, prior.min_focal_px), prior.max_focal_px)
-        if math.isfinite(focal_px) and abs(focal_px - bound_px) > _ROUNDING * bound_px:
-            reason = (
-                f"the map wants a focal length of {focal_px:.0f} px, beyond the bound of"
-                f" {bound_px:.0f} px for {prior.focal_px:.0f} px ({prior.words})"
-            )
+        beyond = self._beyond_bound(camera_id, camera)
+        if beyond:
             self._states[camera_id] = replace(
-                state, hold=Hold.BOUND, reason=reason, is_settled=False
+                state, hold=Hold.BOUND, reason=beyond, is_settled=False
             )
+            focal_px = float(camera.mean_focal_length())
+            bound_px = min(max(focal_px, prior.min_focal_px), prior.max_focal_px)
             return _with_focal_px(_camera_like(camera, former), bound_px)
         flaw = lens_flaw(camera)
         if not flaw:
             return None
-        self._states[camera_id] = replace(state, hold=Hold.LENS, reason=flaw, is_settled=False)
+        self._states[camera_id] = replace(
+            state, hold=Hold.LENS, holds_distortion=True, reason=flaw, is_settled=False
+        )
         if not np.isfinite(camera.params).all() or corner_displacement(camera) >= 0.0:
             return former
         # Barrel beyond the model is that of a lens wider than it can follow: as much as it can.
         return nearest_possible_distortion(_camera_like(camera, former, distortion_of=camera))
+
+    def _beyond_bound(self, camera_id: int, camera: pycolmap.Camera) -> str:
+        """In words that the focal length left its bounds; "" where it did not, or is no number."""
+        prior, focal_px = self._priors[camera_id], float(camera.mean_focal_length())
+        bound_px = min(max(focal_px, prior.min_focal_px), prior.max_focal_px)
+        if not abs(focal_px - bound_px) > _ROUNDING * bound_px:  # False for NaN too
+            return ""
+        return (
+            f"the map wants a focal length of {focal_px:.0f} px, beyond the bound of"
+            f" {bound_px:.0f} px for {prior.focal_px:.0f} px ({prior.words})"
+        )
 
     def _compromise(
         self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
@@ -281,13 +308,22 @@ class CalibrationControl:
             return None
         reason = _uncertain(camera, sigma)
         self._states[camera_id] = replace(
-            self._states[camera_id], hold=Hold.UNCERTAIN, reason=reason, is_settled=False
+            self._states[camera_id],
+            hold=Hold.UNCERTAIN,
+            holds_distortion=True,
+            reason=reason,
+            is_settled=False,
         )
         return params_of(camera, best)
 
 
 def _registered(reconstruction: pycolmap.Reconstruction) -> list[int]:
     return [int(i) for i in reconstruction.reg_image_ids()]
+
+
+def _num_keyframes(reconstruction: pycolmap.Reconstruction) -> Counter[int]:
+    """Registered keyframes of each camera, by COLMAP's id."""
+    return Counter(int(reconstruction.image(i).camera_id) for i in _registered(reconstruction))
 
 
 def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
@@ -309,6 +345,14 @@ def _focal_sigma(camera: pycolmap.Camera, evidence: IntrinsicsEvidence) -> float
     """How surely the observations give the focal length, of a lens like others."""
     precision = np.diag(_lens_precision(camera))
     return sigma_of(evidence.information + precision, 0)
+
+
+def _tells_distortion(camera: pycolmap.Camera, evidence: IntrinsicsEvidence) -> bool:
+    """Whether the observations are surer of the distortion, the focal length given, than none."""
+    num_focal = len(camera.focal_length_idxs())
+    given = evidence.information[num_focal:, num_focal:]
+    known = distortion_sigmas(camera, _DISPLACEMENT_SIGMA)
+    return all(sigma_of(given, idx) < _TELLING_RATIO * known[idx] for idx in range(len(known)))
 
 
 def _lens_precision(camera: pycolmap.Camera) -> Float64Array:

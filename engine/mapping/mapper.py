@@ -51,6 +51,7 @@ from engine.mapping.bundle_adjustment import (
     merge_global_adjustment,
     start_global_adjustment,
 )
+from engine.mapping.camera_splits import CameraSplits
 from engine.mapping.cameras import CameraCalibration, CameraChange
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
@@ -77,11 +78,13 @@ from engine.mapping.steps import (
 )
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
+from engine.matching.overlays import OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     Features,
+    Float64Array,
     FrameId,
     FramePose,
     ImagePair,
@@ -95,6 +98,8 @@ from engine.types import (
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window as solve
 
+_MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
+_CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
@@ -169,6 +174,7 @@ class Mapper:
             fix_at=fix_at,
             emit=emit,
         )
+        self._splits = CameraSplits(graph=graph, builder=self._builder, emit=emit)
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -242,12 +248,14 @@ class Mapper:
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
         self._add_pairs(matched)
+        self._splits.watch(self._map, matched.pairs)
         if is_bent:
             self._build_anew(matched)
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._split_cameras()
             self._report_changes()
         elif self._map.is_registered(frame_id):
             self._report_changes()  # a map built anew holds it already
@@ -259,6 +267,7 @@ class Mapper:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
             self._replace_map(self._builder.after_poor_start(self._map))
+            self._split_cameras()
             self._report_changes()
         record = self._record(frame_id)
         return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
@@ -331,7 +340,10 @@ class Mapper:
                 self._moved[features.frame_id] = features
                 self._map.replace_features(features)
         self._report_pairs(matched.pairs)
-        self._map.add_keyframe(self._graph.keyframe(matched.frame_id), matched.pairs)
+        keyframe = self._graph.keyframe(matched.frame_id)
+        calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
+        self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
+        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), matched.pairs)
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
 
@@ -421,6 +433,11 @@ class Mapper:
         )
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
+
+    def _split_cameras(self, *, is_final: bool = False) -> None:
+        """Splits cameras whose keyframes contradict one focal length, as long as there are some."""
+        while (split := self._splits.find(self._map, is_final=is_final)) is not None:
+            self._replace_cameras(split.change, split.sparse_map)
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""
@@ -558,6 +575,7 @@ class Mapper:
         self._abandon_jobs()  # merged after the last adjustment they would undo it
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
+        self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
             self._rescue_by_restarts()
@@ -565,15 +583,31 @@ class Mapper:
             self._rescue_by_windows()
             self._improve_by_windows()
             self._update_metric_scale()
-            for _ in range(self._config.global_bundle_adjustment.final_passes):
-                self._map.retriangulate()
-                self._adjust(self._final_growth)
+            self._adjust_finally()
             self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
             if self._config.rescue.separate_maps:
                 self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
         self._report_changes()
         return self._step(wants_view=wants_view)
+
+    def _adjust_finally(self) -> None:
+        """Adjusts everything as often as configured, and on while a focal length still moves.
+
+        Several cameras in one map leave a narrow valley, in which the solver takes small steps.
+        """
+        num_passes = self._config.global_bundle_adjustment.final_passes
+        for number in range(num_passes + _MAX_FURTHER_PASSES):
+            before_px = self._focal_lengths_px()
+            self._map.retriangulate()
+            self._adjust(self._final_growth)
+            moved_ratio = np.abs(self._focal_lengths_px() / before_px - 1.0).max(initial=0.0)
+            if number + 1 >= num_passes and moved_ratio < _CONVERGED_RATIO:
+                return
+
+    def _focal_lengths_px(self) -> Float64Array:
+        keys = sorted({self._map.keyframe(i).calibration_key for i in self._map.registered_ids})
+        return np.array([self._map.camera(key).mean_focal_length() for key in keys])
 
     def _rescue_by_restarts(self) -> None:
         """Tries other starts while keyframes are missing."""
@@ -615,6 +649,10 @@ class Mapper:
         """Copies of all cameras as calibrated at present."""
         return self._cameras.copies(self._map)
 
+    def overlay_masks(self) -> list[OverlayMask]:
+        """What overlays leave of the images of keyframes, by camera."""
+        return self._matching.overlay_masks()
+
     def snapshot(self) -> MapSnapshot:
         """Copies of the map and of those apart from it, each in metres if it is georeferenced.
 
@@ -645,6 +683,7 @@ class Mapper:
             chunk_ids=cloud.first_keyframe_ids,
             edges=np.array([(e.pair.first, e.pair.second) for e in edges], np.int64).reshape(-1, 2),
             edge_reasons=tuple(edge.reason for edge in edges),
+            cameras=self._cameras.figures(self._map),
         )
 
     def figures(self) -> MapFigures:
@@ -662,6 +701,7 @@ class Mapper:
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
+            cameras=self._cameras.figures(self._map),
         )
 
     def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
@@ -747,6 +787,7 @@ class Mapper:
         self._poser.forget_points()
         if not self._is_initialized:
             return
+        self._cameras.report(self._map)
         for frame_id in self._map.registered_ids:
             if frame_id not in self._was_registered:
                 self._was_registered.add(frame_id)

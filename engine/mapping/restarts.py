@@ -217,6 +217,22 @@ class MapBuilder:
         adjust_in_place(sparse_map, config=self._growth)
         return sparse_map
 
+    def anew(self, present: SparseMap, change: CameraChange) -> SparseMap | None:
+        """A map with changed cameras from its best first pair, placed onto the present one."""
+        start = self._with(present, self._graph.keyframe_ids, change=change)
+        ranked = rank_initial_pairs(
+            start, self._pairs(), config=self._initialization, seed=self._seed
+        )
+        built = self._best(
+            lambda: self._with(present, self._graph.keyframe_ids, change=change),
+            ranked,
+            config=self._growth,
+        )
+        if built is None:
+            return None
+        _place(built.sparse_map, onto=present)
+        return built.sparse_map
+
     def _from_pairs(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> BuiltMap | None:
         ranked = rank_initial_pairs(
             present,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.types import (
+    CameraFigures,
     Features,
     FrameId,
     FramePose,
@@ -98,3 +99,4 @@ class MapFigures:
     placement: Placement | None
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
+    cameras: tuple[CameraFigures, ...] = ()

@@ -125,6 +125,7 @@ def summary_figures(
         "georeference": None if placement is None else placement.as_record(with_residuals=True),
         "gps_rmse_m": figures.gps_rmse_m,
         "metres_per_map_unit": figures.metres_per_map_unit,
+        "cameras": [camera.as_record() for camera in figures.cameras],
         "peak_rss_mb": _peak_rss_mb(),
         "wall_s": wall_s,
         "cpu_s": _cpu_s(),

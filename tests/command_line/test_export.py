@@ -316,3 +316,82 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_a_run_that_was_moved_exports_all_the_same(run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.move(run, tmp_path / "elsewhere"))
     assert export(moved, tmp_path / "out", formats=[ExportFormat.UNDISTORT]).num_images == 4
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+def add_masks(run: Path, *, numbers: tuple[int, ...] = (0, 1, 2, 3)) -> Uint8Array:
+    """Masks for some images: a disk beside the middle is left out."""
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
+    mask = np.where(np.hypot(columns - 40, rows - 60) < 35, 0, 255).astype(np.uint8)
+    (run / "masks" / "left").mkdir(parents=True)
+    for number in numbers:
+        cv2.imwrite(str(run / "masks" / "left" / f"{number:06d}.png.png"), mask)
+    return mask
+
+
+def read_mask(folder: Path, number: int) -> Uint8Array:
+    path = folder / "masks" / "left" / f"{number:06d}.png.png"
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert mask is not None and mask.ndim == 2
+    return np.asarray(mask, np.uint8)
+
+
+def test_masks_are_undistorted_with_their_images(run: Path, tmp_path: Path) -> None:
+    mask = add_masks(run)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    distorted = pycolmap.Reconstruction(run / "latest" / "sparse" / "0").cameras
+    for image in pycolmap.Reconstruction(done.path / "sparse" / "0").images.values():
+        undistorted = read_mask(done.path, int(Path(image.name).stem))
+        camera = image.camera
+        assert undistorted.shape == (camera.height, camera.width)
+        y, x = np.mgrid[0 : camera.height, 0 : camera.width] + 0.5
+        rays = camera.cam_from_img(np.column_stack([x.ravel(), y.ravel()]))
+        original = distorted[image.camera_id]
+        xy = original.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
+        inside = ((xy >= 0.5) & (xy <= np.array([WIDTH, HEIGHT]) - 0.5)).all(axis=1)
+        assert inside.mean() > 0.9
+        columns, lines = xy[inside].astype(np.int64).T
+        expected = mask[lines, columns]
+        assert set(np.unique(undistorted)) == {0, 255}
+        assert (undistorted.ravel()[inside] != expected).mean() < 1e-3
+        assert (
+            mask[: camera.height, : camera.width] != undistorted[:HEIGHT, :WIDTH]
+        ).mean() > 0.005
+
+
+def test_an_image_without_a_mask_gets_a_white_one_where_others_have_one(
+    run: Path, tmp_path: Path
+) -> None:
+    add_masks(run, numbers=(1,))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    assert (read_mask(done.path, 0) == 255).all()
+    assert read_mask(done.path, 0).shape == (HEIGHT, WIDTH)
+    assert (read_mask(done.path, 1) == 0).any()
+
+
+@pytest.mark.parametrize("formats", [["nerfstudio"], ["nerfstudio", "undistort"]])
+def test_transforms_json_names_the_mask_of_every_frame(
+    run: Path, tmp_path: Path, formats: list[str]
+) -> None:
+    add_masks(run)
+    done = export(run, tmp_path / "out", formats=[ExportFormat(name) for name in formats])
+    for frame in json.loads((done.path / "transforms.json").read_text())["frames"]:
+        mask = cv2.imread(str(done.path / frame["mask_path"]), cv2.IMREAD_UNCHANGED)
+        assert mask is not None and mask.shape == (frame["h"], frame["w"])
+        assert Path(frame["mask_path"]).name == f"{Path(frame['file_path']).name}.png"
+
+
+def test_without_masks_an_export_has_none(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", formats=list(ExportFormat))
+    assert not (done.path / "masks").exists()
+    assert "mask_path" not in (done.path / "transforms.json").read_text()
+
+
+def test_a_damaged_mask_is_an_error_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    add_masks(run)
+    (run / "masks" / "left" / "000002.png.png").write_bytes(b"nothing")
+    with pytest.raises(SnapshotError, match="mask 000002.png.png cannot be read"):
+        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    assert not (tmp_path / "out").exists()

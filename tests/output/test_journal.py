@@ -18,7 +18,7 @@ import pytest
 
 from engine.errors import JournalError
 from engine.output.files import write_atomically
-from engine.output.journal import Journal, encode_keyframe_image
+from engine.output.journal import Journal, encode_keyframe_image, encode_mask
 from engine.types import (
     Features,
     Frame,
@@ -506,3 +506,22 @@ def test_the_camera_of_an_unknown_keyframe_is_not_written(journal: Journal, tmp_
         journal.change_camera(FrameId(7), camera(2))
     with reading(tmp_path) as database:
         assert database.num_cameras() == 0
+
+
+def test_a_mask_lies_beside_its_image_by_colmaps_name(journal: Journal, tmp_path: Path) -> None:
+    mask = np.ones((480, 640), np.bool_)
+    mask[:, :200] = False
+    of_left = keyframe(1, name="left/a.jpg")
+    journal.add_keyframe(of_left, camera=camera(), image_bytes=JPEG, mask_bytes=encode_mask(mask))
+    journal.add_keyframe(keyframe(2, name="b.jpg"), camera=camera(), image_bytes=JPEG)
+    assert image_names(tmp_path) == ["b.jpg", "left/a.jpg"]
+    (path,) = (tmp_path / "masks").rglob("*.*")
+    assert path == tmp_path / "masks" / "left" / "a.jpg.png"
+    stored = pycolmap.Bitmap.read(path, as_rgb=False)
+    assert stored is not None
+    assert np.array_equal(stored.to_array(), np.where(mask, 255, 0))
+
+
+def test_without_masks_there_is_no_folder_for_them(journal: Journal, tmp_path: Path) -> None:
+    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    assert not (tmp_path / "masks").exists()

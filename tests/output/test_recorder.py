@@ -20,10 +20,10 @@ from engine.mapping.steps import KeyframeRecord, MapCopy
 from engine.output import recorder as recorder_module
 from engine.output import snapshots as snapshots_module
 from engine.output.files import LineFile
-from engine.output.journal import Journal
+from engine.output.journal import Journal, encode_mask
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
-from engine.types import DropReason, Features, Frame, FrameId, FramePose
+from engine.types import BoolArray, DropReason, Features, Frame, FrameId, FramePose
 from tests.support.fake_runs import JPEG, frame_of, rejected, trajectory_lines, world_of
 from tests.support.synthetic import grown_map
 
@@ -111,6 +111,28 @@ def test_a_keyframe_is_journalled_with_its_image_and_pairs(recording: Recording)
     np.testing.assert_array_equal(matches, WORLD.verified_pair(1, 2).inlier_matches_idx)
     database.close()
     assert recording.recorder.num_failed_writes == 0
+
+
+def test_a_mask_that_frames_share_is_encoded_once_and_written_for_each(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(mask: BoolArray) -> bytes:
+        calls.append(mask)
+        return encode_mask(mask)
+
+    monkeypatch.setattr(recorder_module, "encode_mask", counted)
+    frame = frame_of(1)
+    shared = np.ones((frame.height, frame.width), np.bool_)
+    shared.flags.writeable = False
+    for frame_id in (1, 2):
+        recording.add_keyframe(frame_id, replace(frame_of(frame_id), mask=shared))
+    recording.add_keyframe(3)
+    files = sorted((recording.path / "masks").iterdir())
+    assert [path.name for path in files] == ["000000.jpg.png", "000001.jpg.png"]
+    assert files[0].read_bytes() == files[1].read_bytes() == encode_mask(shared)
+    assert len(calls) == 1
 
 
 def test_keypoints_that_a_keyframe_moved_elsewhere_are_journalled_with_it(

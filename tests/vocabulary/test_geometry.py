@@ -21,6 +21,7 @@ from engine.geometry import (
     skew,
     spread_over_image,
     transform_points,
+    usable_at,
 )
 from engine.types import Float64Array
 
@@ -274,3 +275,10 @@ def test_cameras_in_one_place_determine_no_similarity() -> None:
     poses = random_poses(3, seed=8)
     poses[:, :, 3] = 0.0
     assert similarity_between_poses(poses, random_poses(3, seed=9)) is None
+
+
+def test_a_point_lies_on_the_pixel_that_holds_it() -> None:
+    mask = np.array([[True, False], [False, True]])
+    points_xy = np.array([(0.0, 0.0), (0.99, 0.99), (1.0, 0.5), (1.5, 1.5), (2.0, 2.0)])
+    assert usable_at(mask, points_xy).tolist() == [True, True, False, True, True]
+    assert usable_at(mask, np.empty((0, 2))).tolist() == []
