@@ -87,11 +87,8 @@ class RerunView:
         self._newest_capture_s = 0.0
         self._first_capture_s: float | None = None
         self._run_s = 0.0
-<<<<<<< HEAD
         self._overlays = OverlayDrawing(recording)
-=======
         self._camera_table = ""  # as it was shown last
->>>>>>> main
         self._undrawn: MapView | None = None  # the newest map, when the recording is full
         self._log_constants()
 
