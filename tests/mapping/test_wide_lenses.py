@@ -78,7 +78,7 @@ def walk() -> Float64Array:
 
 
 def walls(*, num: int = 900) -> Float64Array:
-    """Points (num, 3) on the walls, floor and ceiling of a room around the walk, and before them."""
+    """Points (num, 3) on the walls, floor and ceiling of a room around the walk, and in front."""
     rng = np.random.default_rng(8)
     points = rng.uniform(-1.0, 1.0, (num, 3))
     side = rng.integers(0, 3, num)
