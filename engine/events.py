@@ -217,13 +217,13 @@ class OverlayFound(Event):
     """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
 
     They are masked from now on, and what the map had of them was taken out. Emitted again when they
-    grow.
+    cover a quarter more.
     """
 
     camera_key: str
     share: float  # of the image
     boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
-    num_keyframes: int  # that show it, counted up to those that make it sure
+    num_keyframes: int  # of the camera by then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,7 @@ from engine.windows.solver import solve_window as solve
 _MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
 _CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
+_REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
 _MAX_NAMED = 3  # keyframes that one line names
@@ -207,6 +208,7 @@ class Mapper:
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
+        self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
         self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
@@ -299,6 +301,9 @@ class Mapper:
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map; whether that may have bent it."""
         for overlay in matched.overlays:
+            if overlay.share < _REPORTED_GROWTH * self._overlay_shares.get(overlay.camera_key, 0.0):
+                continue
+            self._overlay_shares[overlay.camera_key] = overlay.share
             self._emit(
                 OverlayFound(
                     camera_key=overlay.camera_key,
