@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,19 +35,22 @@ from engine.types import CalibrationOrigin, FrameId, ImagePair, Keyframe, Verifi
 _GIVEN = frozenset({CalibrationOrigin.CONFIGURED, CalibrationOrigin.FILE, CalibrationOrigin.KNOWN})
 _NUM_WATCHED = 5  # pairs of a new keyframe that are measured
 _MIN_INLIERS = 30  # of a pair that shows a zoom
-_MIN_JUMP = 0.1  # log of the factor by which a zoom shows
+_MIN_JUMP = 0.07  # log of the factor by which a zoom shows
 _MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
 _LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
 _MAX_LEVELS = 12
 _MIN_KEYFRAMES = 6  # of a camera, before it is examined
-_MORE_TO_EXAMINE = 1.4  # times the keyframes at the last time
+_MORE_TO_EXAMINE = 1.3  # times the keyframes at the last time
 _JOINED_VOTE_RATIO = 1.05  # of the cost of the votes of the pairs concerned, to join levels
+_MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
+_MAX_SWEEPS = 4  # over all keyframes, while some change their level
 _BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
-_BETTER_GAIN_RATIO = 1.05  # of how well the keypoints fit the map without a split
+_BETTER_GAIN_RATIO = 1.05  # of how well zoomed keyframes fit the map without a split
 _MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
 _MIN_APART = 0.04  # log of the factor between focal lengths that a map keeps apart
 _MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its level
 _MAX_VOTING_PAIRS = 400  # the strongest ones
+_FAILURES_TO_WARN = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
 
 
@@ -83,6 +87,7 @@ class CameraSplits:
         self._source_key: dict[str, str] = {}  # of each calibration that a split made
         self._suspected: set[str] = set()
         self._num_examined: dict[str, int] = {}
+        self._num_failed: Counter[str] = Counter()
         self._warned: set[str] = set()
 
     # -- a new keyframe -------------------------------------------------------------------------
@@ -155,14 +160,19 @@ class CameraSplits:
             self._num_examined[source_key] = len(frame_ids)
             if not _may_change(present, source_key):
                 continue
-            found = self._examine(present, source_key, frame_ids)
+            found = self._examine(present, source_key, frame_ids, is_final=is_final)
             if found is not None:
                 self._suspected.discard(source_key)
                 return found
         return None
 
     def _examine(
-        self, present: SparseMap, source_key: str, frame_ids: Sequence[FrameId]
+        self,
+        present: SparseMap,
+        source_key: str,
+        frame_ids: Sequence[FrameId],
+        *,
+        is_final: bool,
     ) -> SplitMap | None:
         inside = set(frame_ids)
         pairs = [
@@ -177,18 +187,21 @@ class CameraSplits:
         levels, vote = voted
         if self._are_present(levels):
             return None
+        zoomed = [i for level in levels[1:] for i in level.frame_ids]
         change = self._split(present, source_key, levels, focal_px=vote.focal_px)
         candidate = self._builder.anew(present, change)
         if (
             candidate is not None
-            and _is_better(candidate, present)
+            and _is_better(candidate, present, zoomed=zoomed)
             and self._is_split(candidate, source_key, levels)
         ):
             self._report(source_key, levels, candidate)
             split_off = [key for key in change.cameras if key != source_key]
             self._source_key.update(dict.fromkeys(split_off, source_key))
             return SplitMap(sparse_map=candidate, change=change)
-        self._warn(source_key, levels)
+        self._num_failed[source_key] += 1
+        if is_final or self._num_failed[source_key] >= _FAILURES_TO_WARN:
+            self._warn(source_key, zoomed)
         return None
 
     def _levels(self, frame_ids: Sequence[FrameId], pairs: Sequence[VerifiedPair]) -> list[_Level]:
@@ -244,6 +257,7 @@ class CameraSplits:
             vote = votes.on(levels)
             if vote is None:
                 return None
+            levels = votes.settled(levels, focal_px=vote.focal_px)
             joined = votes.joined(levels, focal_px=vote.focal_px)
             if joined is None:
                 break
@@ -311,12 +325,11 @@ class CameraSplits:
             )
         )
 
-    def _warn(self, source_key: str, levels: Sequence[_Level]) -> None:
+    def _warn(self, source_key: str, zoomed: Sequence[FrameId]) -> None:
         if source_key in self._warned:
             return
         self._warned.add(source_key)
-        zoomed = sorted(i for level in levels[1:] for i in level.frame_ids)
-        names = ", ".join(self._graph.keyframe(i).name for i in zoomed[:_MAX_NAMED])
+        names = ", ".join(self._graph.keyframe(i).name for i in sorted(zoomed)[:_MAX_NAMED])
         more = f" and {len(zoomed) - _MAX_NAMED} more" if len(zoomed) > _MAX_NAMED else ""
         self._emit(
             Warned(
@@ -387,19 +400,45 @@ class _Votes:
         rise, best = min(options, key=lambda option: option[0])
         return best if rise <= 0.0 else None
 
+    def settled(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level]:
+        """The levels with each keyframe in the one that its pairs vote for."""
+        level_of = {i: number for number, level in enumerate(levels) for i in level.frame_ids}
+        views = self._views(levels)
+        options = [self._view(level) for level in levels]
+        pairs_of: dict[FrameId, list[VerifiedPair]] = {i: [] for i in views}
+        for pair in self._among(views):
+            pairs_of[pair.pair.first].append(pair)
+            pairs_of[pair.pair.second].append(pair)
+        for _ in range(_MAX_SWEEPS):
+            moves = 0
+            for frame_id, own in pairs_of.items():
+                costs = [
+                    cost_of(own, {**views, frame_id: view}, focal_px=focal_px) for view in options
+                ]
+                known = [math.inf if cost is None else cost for cost in costs]
+                best, present = int(np.argmin(known)), level_of[frame_id]
+                if known[best] < _MOVED_VOTE_RATIO * known[present]:
+                    level_of[frame_id], views[frame_id] = best, options[best]
+                    moves += 1
+            if not moves:
+                break
+        settled = [
+            replace(level, frame_ids=tuple(sorted(i for i in level_of if level_of[i] == number)))
+            for number, level in enumerate(levels)
+        ]
+        return [level for level in settled if level.frame_ids]
+
     def _among(self, views: Mapping[FrameId, GuessedView]) -> list[VerifiedPair]:
         return [
             pair for pair in self._pairs if pair.pair.first in views and pair.pair.second in views
         ]
 
     def _views(self, levels: Sequence[_Level]) -> dict[FrameId, GuessedView]:
-        return {
-            frame_id: GuessedView(
-                zoom=math.exp(level.log_zoom), principal_point_xy=self._principal_point_xy
-            )
-            for level in levels
-            for frame_id in level.frame_ids
-        }
+        return {frame_id: self._view(level) for level in levels for frame_id in level.frame_ids}
+
+    def _view(self, level: _Level) -> GuessedView:
+        zoom = math.exp(level.log_zoom)
+        return GuessedView(zoom=zoom, principal_point_xy=self._principal_point_xy)
 
 
 def _join(levels: Sequence[_Level], one: _Level, other: _Level) -> list[_Level]:
@@ -462,10 +501,11 @@ def _initial(camera: pycolmap.Camera) -> InitialCamera:
     return InitialCamera(camera=camera, prior=prior)
 
 
-def _is_better(candidate: SparseMap, present: SparseMap) -> bool:
-    """Whether keypoints fit a map clearly better, and it misses few of the other's keyframes."""
-    fit, present_fit = (one.fit(one.keyframe_ids) for one in (candidate, present))
+def _is_better(candidate: SparseMap, present: SparseMap, *, zoomed: Sequence[FrameId]) -> bool:
+    """Whether a map fits zoomed keyframes clearly better, and the others no worse."""
+    all_ids = present.keyframe_ids
     return (
         candidate.num_registered >= _MIN_REGISTERED_RATIO * present.num_registered
-        and fit.gain >= _BETTER_GAIN_RATIO * present_fit.gain
+        and candidate.fit(all_ids).gain >= present.fit(all_ids).gain
+        and candidate.fit(zoomed).gain > _BETTER_GAIN_RATIO * present.fit(zoomed).gain
     )
