@@ -147,6 +147,16 @@ class CameraSplit(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CropFound(Event):
+    """A camera's images are crops of another one's: its principal point is off their middle."""
+
+    camera_key: str
+    whole_camera_key: str
+    focal_px: float
+    principal_point_xy: tuple[float, float]  # px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricScaleEstimated(Event):
     """The length of the map's unit was estimated from the matcher's depths."""
 

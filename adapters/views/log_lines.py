@@ -12,6 +12,7 @@ from engine.events import (
     CameraDoubted,
     CameraSplit,
     CommandTaken,
+    CropFound,
     Event,
     FrameDropped,
     Georeferenced,
@@ -104,6 +105,10 @@ def _mapping(event: Event) -> str | None:
         case CameraCalibrated():
             how = "refined" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
+        case CropFound():
+            x, y = event.principal_point_xy
+            whole = event.whole_camera_key
+            return f"camera {event.camera_key} is a crop of {whole}: centre at {x:.0f}, {y:.0f} px"
         case CameraSplit():
             parts = ", ".join(
                 f"{len(frame_ids)} keyframes at {focal_px:.0f} px"

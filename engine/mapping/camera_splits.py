@@ -63,8 +63,8 @@ class _Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SplitMap:
-    """A map in which a camera is split, and what changed in it."""
+class ChangedMap:
+    """A map in which cameras changed, and how."""
 
     sparse_map: SparseMap
     change: CameraChange
@@ -143,7 +143,7 @@ class CameraSplits:
 
     # -- examining a camera ---------------------------------------------------------------------
 
-    def find(self, present: SparseMap, *, is_final: bool = False) -> SplitMap | None:
+    def find(self, present: SparseMap, *, is_final: bool = False) -> ChangedMap | None:
         """Splits a suspected camera when a map confirms it.
 
         Args:
@@ -158,7 +158,7 @@ class CameraSplits:
             if len(frame_ids) < max(_MIN_KEYFRAMES, enough):
                 continue
             self._num_examined[source_key] = len(frame_ids)
-            if not _may_change(present, source_key):
+            if not may_change(present, source_key):
                 continue
             found = self._examine(present, source_key, frame_ids, is_final=is_final)
             if found is not None:
@@ -173,7 +173,7 @@ class CameraSplits:
         frame_ids: Sequence[FrameId],
         *,
         is_final: bool,
-    ) -> SplitMap | None:
+    ) -> ChangedMap | None:
         inside = set(frame_ids)
         pairs = [
             edge
@@ -192,13 +192,13 @@ class CameraSplits:
         candidate = self._builder.anew(present, change)
         if (
             candidate is not None
-            and _is_better(candidate, present, zoomed=zoomed)
+            and fits_better(candidate, present, changed=zoomed)
             and self._is_split(candidate, source_key, levels)
         ):
             self._report(source_key, levels, candidate)
             split_off = [key for key in change.cameras if key != source_key]
             self._source_key.update(dict.fromkeys(split_off, source_key))
-            return SplitMap(sparse_map=candidate, change=change)
+            return ChangedMap(sparse_map=candidate, change=change)
         self._num_failed[source_key] += 1
         if is_final or self._num_failed[source_key] >= _FAILURES_TO_WARN:
             self._warn(source_key, zoomed)
@@ -292,7 +292,7 @@ class CameraSplits:
             key = source_key if number == 1 else f"{source_key}#{number}"
             camera = copy.deepcopy(present.camera(source_key))
             camera.params = with_focal_length(camera, focal_px * math.exp(level.log_zoom))
-            cameras[key] = _initial(camera)
+            cameras[key] = estimated(camera)
             calibration_keys.update(dict.fromkeys(level.frame_ids, key))
         return CameraChange(cameras=cameras, calibration_keys=calibration_keys)
 
@@ -486,13 +486,14 @@ def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
     ]
 
 
-def _may_change(present: SparseMap, calibration_key: str) -> bool:
+def may_change(present: SparseMap, calibration_key: str) -> bool:
     """Whether nobody vouched for a calibration."""
     prior = present.camera_prior(calibration_key)
     return not prior.is_constant and prior.origin not in _GIVEN
 
 
-def _initial(camera: pycolmap.Camera) -> InitialCamera:
+def estimated(camera: pycolmap.Camera) -> InitialCamera:
+    """A camera whose focal length comes from pairs."""
     prior = CameraPrior.of(
         camera,
         origin=CalibrationOrigin.TWO_VIEW_GEOMETRIES,
@@ -501,11 +502,11 @@ def _initial(camera: pycolmap.Camera) -> InitialCamera:
     return InitialCamera(camera=camera, prior=prior)
 
 
-def _is_better(candidate: SparseMap, present: SparseMap, *, zoomed: Sequence[FrameId]) -> bool:
-    """Whether a map fits zoomed keyframes clearly better, and the others no worse."""
+def fits_better(candidate: SparseMap, present: SparseMap, *, changed: Sequence[FrameId]) -> bool:
+    """Whether a map fits keyframes of changed cameras clearly better, and the others no worse."""
     all_ids = present.keyframe_ids
     return (
         candidate.num_registered >= _MIN_REGISTERED_RATIO * present.num_registered
         and candidate.fit(all_ids).gain >= present.fit(all_ids).gain
-        and candidate.fit(zoomed).gain > _BETTER_GAIN_RATIO * present.fit(zoomed).gain
+        and candidate.fit(changed).gain > _BETTER_GAIN_RATIO * present.fit(changed).gain
     )

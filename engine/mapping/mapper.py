@@ -51,6 +51,7 @@ from engine.mapping.bundle_adjustment import (
     merge_global_adjustment,
     start_global_adjustment,
 )
+from engine.mapping.camera_crops import CameraCrops
 from engine.mapping.camera_splits import CameraSplits
 from engine.mapping.cameras import CameraCalibration, CameraChange
 from engine.mapping.frame_posing import FramePoser
@@ -173,6 +174,9 @@ class Mapper:
             emit=emit,
         )
         self._splits = CameraSplits(graph=graph, builder=self._builder, emit=emit)
+        self._crops = CameraCrops(
+            graph=graph, builder=self._builder, growth=self._growth, emit=emit
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -429,9 +433,11 @@ class Mapper:
         self._schedule.done(self._map.num_registered)
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
-        """Splits cameras whose keyframes contradict one focal length, as long as there are some."""
+        """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         while (split := self._splits.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(split.change, split.sparse_map)
+        while (crop := self._crops.find(self._map, is_final=is_final)) is not None:
+            self._replace_cameras(crop.change, crop.sparse_map)
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""
