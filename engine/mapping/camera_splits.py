@@ -13,7 +13,7 @@ import copy
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx
@@ -42,6 +42,7 @@ _MAX_LEVELS = 12
 _MIN_KEYFRAMES = 6  # of a camera, before it is examined
 _MORE_TO_EXAMINE = 1.3  # times the keyframes at the last time
 _JOINED_VOTE_RATIO = 1.05  # of the cost of the votes of the pairs concerned, to join levels
+_TINY_COST = 1e-4  # below it pairs fit as well as they can
 _MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
 _MAX_SWEEPS = 4  # over all keyframes, while some change their level
 _BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
@@ -180,8 +181,8 @@ class CameraSplits:
             for edge in self._graph.edges()
             if edge.pair.first in inside and edge.pair.second in inside
         ]
-        levels = self._levels(frame_ids, pairs)
-        voted = self._voted(present, source_key, levels, pairs)
+        guesses = [self._levels(pairs, only_jumps=only_jumps) for only_jumps in (True, False)]
+        voted = self._voted(present, source_key, guesses, pairs)
         if voted is None:
             return None
         levels, vote = voted
@@ -204,11 +205,12 @@ class CameraSplits:
             self._warn(source_key, zoomed)
         return None
 
-    def _levels(self, frame_ids: Sequence[FrameId], pairs: Sequence[VerifiedPair]) -> list[_Level]:
-        """Zoom levels by the changes of scale, the largest level first.
+    def _levels(self, pairs: Sequence[VerifiedPair], *, only_jumps: bool) -> list[_Level]:
+        """Zoom levels by the changes of scale.
 
-        The pairs with the surest changes join the keyframes to a tree; along it only jumps count,
-        so that walking towards things, which changes the scale a little each time, adds up to none.
+        The pairs with the surest changes join the keyframes to a tree. Along it all changes count,
+        or only jumps, so that walking towards things, which changes the scale a little each time,
+        adds up to none.
         """
         joined: networkx.Graph[FrameId] = networkx.Graph()
         for pair in pairs:
@@ -219,7 +221,7 @@ class CameraSplits:
             is_jump = pair.num_inliers >= _MIN_INLIERS and abs(change.log_ratio) > max(
                 _LEVEL_GAP, _MIN_JUMP_SPREADS * change.spread
             )
-            jump = change.log_ratio if is_jump else 0.0
+            jump = change.log_ratio if is_jump or not only_jumps else 0.0
             first, second = pair.pair.first, pair.pair.second
             joined.add_edge(first, second, sureness=sureness, jump=jump, first=first)
         tree = networkx.maximum_spanning_tree(joined, weight="sureness")
@@ -243,40 +245,31 @@ class CameraSplits:
         self,
         present: SparseMap,
         source_key: str,
-        levels: Sequence[_Level],
+        guesses: Sequence[Sequence[_Level]],
         pairs: Sequence[VerifiedPair],
     ) -> tuple[list[_Level], CalibrationVote] | None:
-        """The levels that the pairs vote for, when that is clearly better than the present.
-
-        Levels that a motion made are joined to the nearest when the pairs do not mind.
-        """
+        """The levels that the pairs vote for, when that is clearly better than the present."""
         camera = present.camera(source_key)
         votes = _Votes(pairs, camera)
-        levels = _few(levels)
-        while len(levels) > 1:
-            vote = votes.on(levels)
-            if vote is None:
-                return None
-            levels = votes.settled(levels, focal_px=vote.focal_px)
-            joined = votes.joined(levels, focal_px=vote.focal_px)
-            if joined is None:
-                break
-            levels = joined
-        keys = {i: self._graph.keyframe(i).calibration_key for one in levels for i in one.frame_ids}
+        frame_ids = sorted({i for level in guesses[0] for i in level.frame_ids})
+        keys = {i: self._graph.keyframe(i).calibration_key for i in frame_ids}
         base_px = camera_focal_px(camera)
-        now = [
-            _Level(
-                frame_ids=tuple(i for i, own in keys.items() if own == key),
-                log_zoom=math.log(camera_focal_px(present.camera(key)) / base_px),
-            )
-            for key in sorted(set(keys.values()))
-        ]
-        levels = _ordered(levels)
-        with_levels, without = votes.on(levels), votes.on(now)
-        if with_levels is None or without is None or len(levels) < 2:
+        now = _ordered(
+            [
+                _Level(
+                    frame_ids=tuple(i for i, own in keys.items() if own == key),
+                    log_zoom=math.log(camera_focal_px(present.camera(key)) / base_px),
+                )
+                for key in sorted(set(keys.values()))
+            ]
+        )
+        options = [votes.agreed(levels) for levels in (*guesses, now)]
+        voted = [(vote, levels) for levels in options if (vote := votes.on(levels)) is not None]
+        if not voted:
             return None
-        is_better = with_levels.cost < _BETTER_VOTE_RATIO * without.cost
-        return (levels, with_levels) if is_better else None
+        best, levels = min(voted, key=lambda option: option[0].cost)
+        is_better = len(levels) > 1 and votes.prefer(levels, to=now)
+        return (levels, best) if is_better else None
 
     def _split(
         self,
@@ -381,24 +374,66 @@ class _Votes:
         views = self._views(levels)
         return vote_on(self._among(views), views, edge_px=self._edge_px)
 
+    def agreed(self, levels: Sequence[_Level]) -> list[_Level]:
+        """Levels that keyframes vote for, joined where the pairs do not mind; the largest first.
+
+        A motion, too, changes the scale, and makes levels that are none.
+        """
+        levels = _few(levels)
+        while len(levels) > 1 and (vote := self.on(levels)) is not None:
+            levels = self.settled(levels, focal_px=vote.focal_px)
+            joined = self.joined(levels, focal_px=vote.focal_px) if len(levels) > 1 else None
+            if joined is None:
+                break
+            levels = joined
+        return _ordered(levels)
+
+    def prefer(self, levels: Sequence[_Level], *, to: Sequence[_Level]) -> bool:
+        """Whether the pairs of keyframes that change their zoom vote clearly for some levels."""
+        vote, other_vote = self.on(levels), self.on(to)
+        views, other_views = self._views(levels), self._views(to)
+        changed = {
+            i
+            for i, view in views.items()
+            if abs(math.log(view.zoom / other_views[i].zoom)) > _MIN_APART
+        }
+        concerned = self._among(views, touching=changed)
+        if vote is None or other_vote is None:
+            return False
+        cost = cost_of(concerned, views, focal_px=vote.focal_px)
+        other_cost = cost_of(concerned, other_views, focal_px=other_vote.focal_px)
+        return (
+            cost is not None and other_cost is not None and cost < _BETTER_VOTE_RATIO * other_cost
+        )
+
     def joined(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level] | None:
         """The levels with those two joined that the votes mind least; None when they do mind."""
         by_zoom = sorted(levels, key=lambda level: level.log_zoom)
         options = []
         for one, other in itertools.pairwise(by_zoom):
             joined = _join(levels, one, other)
-            smaller = set(min((one, other), key=lambda level: len(level.frame_ids)).frame_ids)
-            views, joined_views = self._views(levels), self._views(joined)
-            concerned = [
-                pair for pair in self._among(views) if smaller & {pair.pair.first, pair.pair.second}
-            ]
-            before = cost_of(concerned, views, focal_px=focal_px)
-            after = cost_of(concerned, joined_views, focal_px=focal_px)
-            if before is None or after is None:
-                return joined
-            options.append((after - _JOINED_VOTE_RATIO * before, joined))
+            rise = max(
+                self._rise(levels, joined, touching=level.frame_ids, focal_px=focal_px)
+                for level in (one, other)
+            )
+            options.append((rise, joined))
         rise, best = min(options, key=lambda option: option[0])
-        return best if rise <= 0.0 else None
+        return best if rise <= _JOINED_VOTE_RATIO else None
+
+    def _rise(
+        self,
+        levels: Sequence[_Level],
+        joined: Sequence[_Level],
+        *,
+        touching: Sequence[FrameId],
+        focal_px: float,
+    ) -> float:
+        """By what factor joining levels raises the cost of the pairs of some keyframes."""
+        views, joined_views = self._views(levels), self._views(joined)
+        concerned = self._among(views, touching=set(touching))
+        before = cost_of(concerned, views, focal_px=focal_px)
+        after = cost_of(concerned, joined_views, focal_px=focal_px)
+        return 1.0 if before is None or after is None else after / max(before, _TINY_COST)
 
     def settled(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level]:
         """The levels with each keyframe in the one that its pairs vote for."""
@@ -428,9 +463,15 @@ class _Votes:
         ]
         return [level for level in settled if level.frame_ids]
 
-    def _among(self, views: Mapping[FrameId, GuessedView]) -> list[VerifiedPair]:
+    def _among(
+        self, views: Mapping[FrameId, GuessedView], *, touching: Collection[FrameId] | None = None
+    ) -> list[VerifiedPair]:
+        """The pairs between some views; only those of given keyframes."""
         return [
-            pair for pair in self._pairs if pair.pair.first in views and pair.pair.second in views
+            pair
+            for pair in self._pairs
+            if {pair.pair.first, pair.pair.second} <= views.keys()
+            and (touching is None or pair.pair.first in touching or pair.pair.second in touching)
         ]
 
     def _views(self, levels: Sequence[_Level]) -> dict[FrameId, GuessedView]:
