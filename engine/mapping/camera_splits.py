@@ -51,6 +51,8 @@ _MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
 _MIN_APART = 0.04  # log of the factor between focal lengths that a map keeps apart
 _MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its level
 _MAX_VOTING_PAIRS = 400  # the strongest ones
+_REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
+_REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
 _FAILURES_TO_WARN = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
 
@@ -270,6 +272,29 @@ class CameraSplits:
         best, levels = min(voted, key=lambda option: option[0].cost)
         is_better = len(levels) > 1 and votes.prefer(levels, to=now)
         return (levels, best) if is_better else None
+
+    def regroup(self, present: SparseMap) -> ChangedMap | None:
+        """Gives keyframes of split cameras the calibration that poses them best in the map.
+
+        Pairs of one keyframe alone say little of its zoom; the points of a map say more.
+        """
+        moved: dict[FrameId, str] = {}
+        for source_key in sorted(set(self._source_key.values())):
+            keys = [source_key, *(k for k, one in self._source_key.items() if one == source_key)]
+            for frame_id in self._keyframes_of(source_key):
+                own = self._graph.keyframe(frame_id).calibration_key
+                inliers = {key: present.num_pose_inliers(frame_id, key) for key in keys}
+                best = max(keys, key=inliers.__getitem__)
+                if inliers[best] > _REGROUP_RATIO * inliers[own] + _REGROUP_INLIERS:
+                    moved[frame_id] = best
+        if not moved:
+            return None
+        change = CameraChange(cameras={}, calibration_keys=moved)
+        poses = {i: present.cam_from_world(i) for i in present.registered_ids if i not in moved}
+        candidate = self._builder.rebuilt(present, change, poses=poses)
+        if not fits_better(candidate, present, changed=sorted(moved)):
+            return None
+        return ChangedMap(sparse_map=candidate, change=change)
 
     def _split(
         self,
