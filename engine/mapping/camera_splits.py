@@ -38,6 +38,8 @@ _MIN_INLIERS = 30  # of a pair that shows a zoom
 _MIN_JUMP = 0.07  # log of the factor by which a zoom shows
 _MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
 _LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
+_LEAST_SPREAD = 0.02  # of a change of scale
+_MAX_MISS = 0.3  # log of the factor by which a level is missed; more counts no worse
 _MAX_LEVELS = 12
 _MIN_KEYFRAMES = 6  # of a camera, before it is examined
 _MORE_TO_EXAMINE = 1.3  # times the keyframes at the last time
@@ -120,29 +122,33 @@ class CameraSplits:
 
         Its pairs say how much it is zoomed against keyframes whose calibration is known.
         """
-        keys = [
-            key for key, source in self._source_key.items() if source == keyframe.calibration_key
-        ]
-        levels = {
-            key: math.log(camera_focal_px(present.camera(key)))
-            for key in (keyframe.calibration_key, *keys)
-            if self._source_of(key) == self._source_of(keyframe.calibration_key)
-        }
-        if len(levels) < 2:
-            return keyframe.calibration_key
-        seen = []
-        latest = keyframe.calibration_key
+        source_key = keyframe.calibration_key
+        keys = [source_key, *(k for k, source in self._source_key.items() if source == source_key)]
+        if len(keys) < 2:
+            return source_key
+        levels = {key: math.log(camera_focal_px(present.camera(key))) for key in keys}
+        costs = dict.fromkeys(keys, 0.0)
         for pair in sorted(pairs, key=lambda one: (-one.num_inliers, one.pair))[:_NUM_WATCHED]:
             is_first = pair.pair.first == keyframe.frame_id
             other = self._graph.keyframe(pair.pair.second if is_first else pair.pair.first)
             change = self._change(pair)
-            if change is not None and other.calibration_key in levels:
-                log_ratio = -change.log_ratio if is_first else change.log_ratio
-                seen.append((change.spread, levels[other.calibration_key] + log_ratio))
-        if not seen:
-            return latest
-        _, log_focal = min(seen)
-        return min(levels, key=lambda key: (abs(levels[key] - log_focal), key))
+            if change is None or other.calibration_key not in levels:
+                continue
+            log_ratio = -change.log_ratio if is_first else change.log_ratio
+            for key, level in levels.items():
+                miss = abs(level - levels[other.calibration_key] - log_ratio)
+                costs[key] += _sureness(pair, change) * min(miss, _MAX_MISS)
+        latest = self._latest_key(keyframe)
+        return min(keys, key=lambda key: (costs[key], key != latest))
+
+    def _latest_key(self, keyframe: Keyframe) -> str:
+        """The calibration of the keyframe before, of the same camera."""
+        keys = [
+            before.calibration_key
+            for before in map(self._graph.keyframe, self._graph.keyframe_ids)
+            if before.camera_key == keyframe.camera_key and before.frame_id != keyframe.frame_id
+        ]
+        return keys[-1] if keys else keyframe.calibration_key
 
     # -- examining a camera ---------------------------------------------------------------------
 
@@ -219,13 +225,12 @@ class CameraSplits:
             change = self._change(pair)
             if change is None:
                 continue
-            sureness = math.sqrt(pair.num_inliers) / (0.02 + change.spread)
             is_jump = pair.num_inliers >= _MIN_INLIERS and abs(change.log_ratio) > max(
                 _LEVEL_GAP, _MIN_JUMP_SPREADS * change.spread
             )
             jump = change.log_ratio if is_jump or not only_jumps else 0.0
             first, second = pair.pair.first, pair.pair.second
-            joined.add_edge(first, second, sureness=sureness, jump=jump, first=first)
+            joined.add_edge(first, second, sureness=_sureness(pair, change), jump=jump, first=first)
         tree = networkx.maximum_spanning_tree(joined, weight="sureness")
         log_zoom: dict[FrameId, float] = {}
         for root in sorted(tree):
@@ -550,6 +555,11 @@ def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
         )
         for group in groups
     ]
+
+
+def _sureness(pair: VerifiedPair, change: ScaleChange) -> float:
+    """How surely a pair says by how much one image is larger than the other."""
+    return math.sqrt(pair.num_inliers) / (_LEAST_SPREAD + change.spread)
 
 
 def may_change(present: SparseMap, calibration_key: str) -> bool:
