@@ -69,7 +69,7 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
-            text = _milestone(event) or _mapping(event) or _refinement(event)
+            text = _milestone(event) or _cameras(event) or _mapping(event) or _refinement(event)
             return LogLine(level=LogLevel.INFO, text=text) if text else None
 
 
@@ -100,7 +100,7 @@ def _milestone(event: Event) -> str | None:
     return None
 
 
-def _mapping(event: Event) -> str | None:
+def _cameras(event: Event) -> str | None:
     match event:
         case CameraCalibrated():
             how = "refined" if event.is_refined else event.how.replace("_", " ")
@@ -115,6 +115,11 @@ def _mapping(event: Event) -> str | None:
                 for frame_ids, focal_px in zip(event.frame_ids, event.focal_px, strict=True)
             )
             return f"camera {event.camera_key} has several focal lengths: {parts}"
+    return None
+
+
+def _mapping(event: Event) -> str | None:
+    match event:
         case MapInitialized():
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
             pair = f"{event.first} and {event.second}"

@@ -33,6 +33,7 @@ _MIN_KEYFRAMES_TOGETHER = 8
 _MORE_TO_EXAMINE = 1.4  # times the keyframes at the last time
 _SHIFTS = np.linspace(-1.0, 1.0, 9)  # of the cut off part: from one side to the other
 _MIN_SHIFT = 0.4
+_REFINEMENTS = 3  # of principal point and everything else by turns
 _BETTER_VOTE_RATIO = 0.985  # of the cost of the votes with a principal point in the middle
 _MAX_SHIFT = 1.2  # where a map may put it: beyond the larger image's middle there is no crop
 _MAX_VOTING_PAIRS = 400  # the strongest ones
@@ -56,7 +57,7 @@ class CameraCrops:
         self._growth = growth
         self._emit = emit
         self._num_examined: dict[tuple[str, str], int] = {}
-        self._found: set[str] = set()
+        self._found: dict[str, str] = {}  # crops, and what they are crops of
 
     def find(self, present: SparseMap, *, is_final: bool = False) -> ChangedMap | None:
         """Builds a map in which a camera is a crop of another, when the pairs and the map agree.
@@ -84,9 +85,33 @@ class CameraCrops:
                 self._num_examined[whole, crop] = num
                 found = self._examine(present, whole, crop, keyframes)
                 if found is not None:
-                    self._found.add(crop)
+                    self._found[crop] = whole
                     return found
         return None
+
+    def refined(self, present: SparseMap) -> SparseMap:
+        """The map with the principal points of the crops found refined, when it fits no worse."""
+        for crop, whole in sorted(self._found.items()):
+            candidate = present.copy()
+            self._refine(candidate, whole, crop)
+            all_ids = present.keyframe_ids
+            if (
+                _is_plausible(candidate, whole, crop)
+                and candidate.fit(all_ids).gain >= present.fit(all_ids).gain
+            ):
+                present = candidate
+        return present
+
+    def _refine(self, sparse_map: SparseMap, whole: str, crop: str) -> None:
+        """Finds the principal point of a crop, which has the lens of the whole images."""
+        for _ in range(_REFINEMENTS):
+            lens, camera = sparse_map.camera(whole), sparse_map.camera(crop)
+            point_xy = camera.principal_point_x, camera.principal_point_y
+            if lens.model_name == camera.model_name:
+                sparse_map.set_camera_params(crop, lens.params.tolist())
+                camera.principal_point_x, camera.principal_point_y = point_xy
+            refine_principal_point(sparse_map, crop)
+            adjust_in_place(sparse_map, config=self._growth)
 
     def _keyframes(self) -> dict[str, list[FrameId]]:
         """Keyframes with pairs, by calibration."""
@@ -111,8 +136,7 @@ class CameraCrops:
         candidate = self._builder.anew(present, change)
         if candidate is None:
             return None
-        refine_principal_point(candidate, crop)
-        adjust_in_place(candidate, config=self._growth)
+        self._refine(candidate, whole, crop)
         if not _is_plausible(candidate, whole, crop) or not fits_better(
             candidate, present, changed=keyframes[crop]
         ):

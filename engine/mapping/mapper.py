@@ -440,6 +440,8 @@ class Mapper:
             self._replace_cameras(regrouped.change, regrouped.sparse_map)
         while (crop := self._crops.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(crop.change, crop.sparse_map)
+        if is_final:
+            self._map = self._crops.refined(self._map)
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""
