@@ -8,12 +8,15 @@ nothing: planes seen head-on, small turns, hardly any parallax.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
 
+from engine.camera_models import LensKind
+from engine.estimators.lenses import lens_kind
 from engine.geometry import image_scale
 from engine.types import Float64Array, Int64Array
 
@@ -31,6 +34,7 @@ _NOISE_FLOOR_PX = 0.3  # at an edge of 1000 px
 _INFLATION = 5.0
 
 _RELATIVE_STEP = 1e-6  # of numeric derivatives
+_WIDE_CORNER_RAD = 1.2  # from the axis, at most, where the distortion of wide lenses is looked at
 _DAMPING = 1e-9  # of normalised information: what is less is the gauge
 
 
@@ -89,10 +93,12 @@ def distortion_sigmas(camera: pycolmap.Camera, displacement: float) -> Float64Ar
     """For each distortion parameter the change that moves the corner by a share of its distance."""
     corner_px = np.array([camera.width, camera.height]) / 2.0
     tangent = corner_px / float(camera.mean_focal_length())
-    angle = min(float(np.linalg.norm(tangent)), 1.2)
+    farthest = float(np.linalg.norm(tangent))
+    is_perspective = lens_kind(camera) is LensKind.PERSPECTIVE
+    angle = math.atan(farthest) if is_perspective else min(farthest, _WIDE_CORNER_RAD)
     direction = tangent / np.linalg.norm(tangent)
     ray = np.array([[*(np.sin(angle) * direction), np.cos(angle)]])
-    derivatives = np.linalg.norm(_intrinsics_jacobian(camera, ray), axis=1)[0]
+    derivatives = np.nan_to_num(np.linalg.norm(_intrinsics_jacobian(camera, ray), axis=1)[0])
     num_focal = len(camera.focal_length_idxs())
     moved_px = displacement * float(np.linalg.norm(corner_px))
     return np.asarray(moved_px / np.maximum(derivatives[num_focal:], 1e-12))
@@ -103,6 +109,8 @@ def measure_evidence(
 ) -> IntrinsicsEvidence | None:
     """What the observations say about one camera's calibration; None without any that do.
 
+    Observations so bad that nothing can be computed from them say nothing.
+
     Args:
         reconstruction: registered keyframes and points; only read.
         camera_id: a camera with a focal length.
@@ -112,13 +120,16 @@ def measure_evidence(
     information, gradient = np.zeros((num_params, num_params)), np.zeros(num_params)
     squares, num_observations, freedom = 0.0, 0, 0
     for cluster in _clusters(reconstruction, camera_id):
-        reduced = cluster.reduced(camera)
+        try:
+            reduced = cluster.reduced(camera)
+        except np.linalg.LinAlgError:
+            continue
         information += reduced.information
         gradient += reduced.gradient
         squares += reduced.squares
         num_observations += len(cluster.points_xy)
         freedom += cluster.freedom
-    if freedom <= num_params:
+    if freedom <= num_params or not (np.isfinite(information).all() and math.isfinite(squares)):
         return None
     step = np.linalg.pinv(information, hermitian=True) @ gradient
     scale = image_scale(camera.width, camera.height)

@@ -373,6 +373,8 @@ def _singular_value_gaps(fundamental: Float64Array, width: int, height: int) -> 
     calibrations[:, 0, 0] = calibrations[:, 1, 1] = _FOCAL_RATIOS * edge
     calibrations[:, :, 2] = (width / 2.0, height / 2.0, 1.0)
     essentials = np.swapaxes(calibrations, 1, 2) @ fundamental @ calibrations
+    if not (np.isfinite(essentials).all() and essentials.any(axis=(1, 2)).all()):
+        return np.full(len(_FOCAL_RATIOS), _MAX_GAP)  # such a matrix votes for no focal length
     singular = np.linalg.svd(essentials, compute_uv=False)
     return np.asarray((singular[:, 0] - singular[:, 1]) / singular[:, 0])
 
@@ -386,7 +388,10 @@ def estimate_relative_pose(
     max_error_px: float,
     seed: int,
 ) -> RelativePose | None:
-    """The relative pose of two calibrated views from matches (N, 2), (N, 2); None if none fits."""
+    """The relative pose of two calibrated views from matches (N, 2), (N, 2); None if none fits.
+
+    Matches without viewing rays have no part in the triangulation angle.
+    """
     if len(points1_xy) < _MIN_MATCHES_FOR_POSE:
         return None
     options = pycolmap.RANSACOptions(
@@ -407,6 +412,9 @@ def estimate_relative_pose(
         viewing_rays(camera2, points2_xy[inliers]),
         cam2_from_cam1,
     )
+    angles = angles[np.isfinite(angles)]
+    if not len(angles):
+        return None
     return RelativePose(
         cam2_from_cam1=cam2_from_cam1,
         num_inliers=int(inliers.sum()),

@@ -12,6 +12,7 @@ import pycolmap
 from engine.estimators.camera_limits import lens_flaw
 from engine.estimators.lenses import camera_focal_px, principal_point, unit_rays
 from engine.events import CameraCalibrated, CameraDoubted
+from engine.mapping.calibration_control import Hold
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.sparse_map import SparseMap
 from engine.ports import EventSink
@@ -132,7 +133,9 @@ def _doubts(camera_key: str, sparse_map: SparseMap) -> Iterator[tuple[str, str]]
     state = sparse_map.camera_state(camera_key)
     camera, prior = sparse_map.camera(camera_key), sparse_map.camera_prior(camera_key)
     if state is not None and state.hold is not None:
-        yield state.hold.value, f"{state.reason}; held"
+        # That little is told beside a prior that is surer is as it should be.
+        if state.hold is not Hold.UNCERTAIN or state.focal_sigma_ratio > _DOUBTED_SIGMA_RATIO:
+            yield state.hold.value, f"{state.reason}; held"
     elif (flaw := lens_flaw(camera)) != "":
         yield "flaw", flaw
     if prior.is_constant or prior.focal_px <= 0.0 or state is None:

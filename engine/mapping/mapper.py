@@ -79,6 +79,7 @@ from engine.mapping.steps import (
 )
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
+from engine.matching.overlays import OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
@@ -652,6 +653,10 @@ class Mapper:
     def cameras(self) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated at present."""
         return self._cameras.copies(self._map)
+
+    def overlay_masks(self) -> list[OverlayMask]:
+        """What overlays leave of the images of keyframes, by camera."""
+        return self._matching.overlay_masks()
 
     def snapshot(self) -> MapSnapshot:
         """Copies of the map and of those apart from it, each in metres if it is georeferenced.

@@ -139,6 +139,9 @@ def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
             cam2_from_cam1=cam2_from_cam1,
         )
     max_distance_px = _CONTRADICTION_PX * image_scale(camera2.width, camera2.height)
+    distances = distances[np.isfinite(distances)]  # some distortion cannot be undone
+    if not len(distances):
+        return False
     return bool(np.median(distances) * camera_focal_px(camera2) > max_distance_px)
 
 

@@ -11,6 +11,7 @@ for a while, such as somebody walking ahead, is not for ever.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -57,6 +58,14 @@ class Overlay:
     share: float  # of the image
     boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
     num_keyframes: int  # that agree, at most over the cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OverlayMask:
+    """What a camera's overlays leave of its images, and which images these are."""
+
+    mask: BoolArray  # (H, W), True where a pixel may be used
+    image_names: tuple[str, ...]
 
 
 class OverlayGrid:
@@ -126,6 +135,14 @@ class OverlayGrid:
         before, self._is_covered = self._is_covered, self._cover()
         return bool((self._is_covered & ~before).any())
 
+    def mask(self) -> BoolArray:
+        """The image (H, W) without what is covered: True where a pixel may be used."""
+        lines, columns = (
+            np.minimum((np.arange(edge) + 0.5) / self._cell_px, num - 1).astype(np.int64)
+            for edge, num in zip(reversed(self._size), self._is_covered.shape, strict=True)
+        )
+        return np.asarray(~self._is_covered[lines[:, None], columns])
+
     def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
         """Boxes around the covered parts in px: left, top, right, bottom; the largest first."""
         _, _, found, _ = cv2.connectedComponentsWithStats(self._is_covered.astype(np.uint8))
@@ -182,6 +199,17 @@ class Overlays:
         if found is None or not found.share:
             return np.zeros(len(points_xy), np.bool_)
         return found.covers(points_xy)
+
+    def masks(self, keyframes: Iterable[Keyframe]) -> list[OverlayMask]:
+        """What overlays leave of the images of keyframes; nothing of cameras without any."""
+        names: dict[CameraSize, list[str]] = {}
+        for keyframe in keyframes:
+            names.setdefault(_camera(keyframe), []).append(keyframe.name)
+        return [
+            OverlayMask(mask=self._grids[camera].mask(), image_names=tuple(named))
+            for camera, named in names.items()
+            if camera in self._grids and self._grids[camera].share
+        ]
 
     def verify(
         self, matches: PairMatches, first: Keyframe, second: Keyframe, *, verifier: PairVerifier

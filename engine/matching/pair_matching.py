@@ -12,7 +12,7 @@ from engine.errors import InferenceError
 from engine.estimators.lenses import camera_of
 from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
 from engine.matching.keypoint_tables import KeypointTables, select_matches
-from engine.matching.overlays import Overlay, Overlays
+from engine.matching.overlays import Overlay, OverlayMask, Overlays
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
@@ -101,6 +101,11 @@ class PairMatching:
         """Which keypoints (N,) of a keyframe lie under an overlay of its camera."""
         keyframe = self._graph.keyframe(frame_id)
         return self._overlays.covers(keyframe, keyframe.features.keypoints_xy)
+
+    def overlay_masks(self) -> list[OverlayMask]:
+        """What overlays leave of the images of all keyframes whose cameras have some."""
+        keyframes = (self._graph.keyframe(frame_id) for frame_id in self._graph.keyframe_ids)
+        return self._overlays.masks(keyframes)
 
     def match_keyframe(
         self,

@@ -168,7 +168,7 @@ class Journal:
             # Last before the commit: a name that is taken must not replace a former image.
             _write_file(self._images_path / name, image_bytes)
             if mask_bytes is not None:
-                _write_file(self._masks_path / mask_name(name), mask_bytes)
+                _write_file(self._mask_path(name), mask_bytes)
 
     def change_camera(self, frame_id: FrameId, camera: pycolmap.Camera) -> None:
         """Gives a keyframe another camera, which is written if it is not in the journal yet.
@@ -191,6 +191,34 @@ class Journal:
                 "UPDATE pose_priors SET corr_sensor_id = ? WHERE corr_data_id = ?",
             ):
                 self._connection.execute(statement, (camera_id, image_id))
+
+    def read_mask(self, image_name: str) -> BoolArray | None:
+        """The mask (H, W) of a keyframe image; None where it has none.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
+        import cv2
+
+        path = self._mask_path(image_name)
+        if not path.exists():
+            return None
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise JournalError(f"{path}: cannot be read")
+        return np.asarray(mask) > 0
+
+    def write_mask(self, image_name: str, data: bytes) -> None:
+        """Writes the mask of a keyframe image, see ``encode_mask``, in place of a former one.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        path = self._mask_path(image_name)
+        try:
+            _write_file(path, data)
+        except OSError as error:
+            raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
 
     def move_keypoints(self, features: Features) -> None:
         """Replaces the keypoint table of a keyframe by one of the same length.
@@ -256,6 +284,9 @@ class Journal:
             if self._connection.in_transaction:
                 with suppress(sqlite3.Error):  # the first error is the one to raise
                     self._connection.execute("ROLLBACK")
+
+    def _mask_path(self, image_name: str) -> Path:
+        return self._masks_path / mask_name(image_name)
 
     def _has_camera(self, camera_id: int) -> bool:
         row = self._connection.execute("SELECT 1 FROM cameras WHERE camera_id = ?", (camera_id,))

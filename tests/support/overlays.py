@@ -1,4 +1,4 @@
-"""Things burned into pictures: lines of text, a clock that runs, a logo; and the pixels they take."""
+"""Things burned into pictures: text, a clock that runs, a logo; and the pixels they take."""
 
 from __future__ import annotations
 
