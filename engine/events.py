@@ -138,12 +138,13 @@ class CameraDoubted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraSplit(Event):
-    """A camera whose keyframes contradict one calibration has several; items belong together."""
+    """A camera whose keyframes contradict one calibration has several."""
 
     camera_key: str
     calibration_keys: tuple[str, ...]
-    frame_ids: tuple[tuple[FrameId, ...], ...]  # keyframes of each calibration
-    focal_px: tuple[float, ...]
+    focal_px: tuple[float, ...]  # of each calibration
+    frame_ids: tuple[FrameId, ...]  # the camera's keyframes
+    calibration_idx: tuple[int, ...]  # of each keyframe, in calibration_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,8 +111,8 @@ def _cameras(event: Event) -> str | None:
             return f"camera {event.camera_key} is a crop of {whole}: centre at {x:.0f}, {y:.0f} px"
         case CameraSplit():
             parts = ", ".join(
-                f"{len(frame_ids)} keyframes at {focal_px:.0f} px"
-                for frame_ids, focal_px in zip(event.frame_ids, event.focal_px, strict=True)
+                f"{event.calibration_idx.count(idx)} keyframes at {focal_px:.0f} px"
+                for idx, focal_px in enumerate(event.focal_px)
             )
             return f"camera {event.camera_key} has several focal lengths: {parts}"
     return None

@@ -23,9 +23,9 @@ import pycolmap
 from engine.estimators.calibration_votes import CalibrationVote, GuessedView, cost_of, vote_on
 from engine.estimators.lenses import camera_focal_px
 from engine.estimators.scale_change import ScaleChange, measure_scale_change
-from engine.events import CameraSplit, Warned
+from engine.events import CameraSplit
 from engine.mapping.camera_priors import TWO_VIEW_SIGMA_RATIO, CameraPrior
-from engine.mapping.cameras import CameraChange, InitialCamera, with_focal_length
+from engine.mapping.cameras import CameraCalibration, CameraChange, InitialCamera, with_focal_length
 from engine.mapping.restarts import MapBuilder
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
@@ -55,7 +55,7 @@ _MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its l
 _MAX_VOTING_PAIRS = 400  # the strongest ones
 _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
-_FAILURES_TO_WARN = 3  # times that the pairs voted for a split and no map confirmed it
+_FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
 
 
@@ -80,12 +80,21 @@ class CameraSplits:
 
     Args:
         graph: holds all keyframes and pairs.
+        cameras: reports cameras to doubt.
         builder: builds the maps that try a split.
         emit: takes the events.
     """
 
-    def __init__(self, *, graph: SceneGraph, builder: MapBuilder, emit: EventSink) -> None:
+    def __init__(
+        self,
+        *,
+        graph: SceneGraph,
+        cameras: CameraCalibration,
+        builder: MapBuilder,
+        emit: EventSink,
+    ) -> None:
         self._graph = graph
+        self._cameras = cameras
         self._builder = builder
         self._emit = emit
         self._changes: dict[ImagePair, ScaleChange | None] = {}
@@ -93,7 +102,6 @@ class CameraSplits:
         self._suspected: set[str] = set()
         self._num_examined: dict[str, int] = {}
         self._num_failed: Counter[str] = Counter()
-        self._warned: set[str] = set()
 
     # -- a new keyframe -------------------------------------------------------------------------
 
@@ -209,8 +217,8 @@ class CameraSplits:
             self._source_key.update(dict.fromkeys(split_off, source_key))
             return ChangedMap(sparse_map=candidate, change=change)
         self._num_failed[source_key] += 1
-        if is_final or self._num_failed[source_key] >= _FAILURES_TO_WARN:
-            self._warn(source_key, zoomed)
+        if is_final or self._num_failed[source_key] >= _FAILURES_TO_DOUBT:
+            self._doubt(source_key, zoomed)
         return None
 
     def _levels(self, pairs: Sequence[VerifiedPair], *, only_jumps: bool) -> list[_Level]:
@@ -339,28 +347,22 @@ class CameraSplits:
 
     def _report(self, source_key: str, levels: Sequence[_Level], candidate: SparseMap) -> None:
         keys = [source_key, *(f"{source_key}#{n}" for n in range(2, len(levels) + 1))]
+        level_of = {i: number for number, level in enumerate(levels) for i in level.frame_ids}
         self._emit(
             CameraSplit(
                 camera_key=source_key,
                 calibration_keys=tuple(keys),
-                frame_ids=tuple(level.frame_ids for level in levels),
+                frame_ids=tuple(sorted(level_of)),
+                calibration_idx=tuple(level_of[i] for i in sorted(level_of)),
                 focal_px=tuple(camera_focal_px(candidate.camera(key)) for key in keys),
             )
         )
 
-    def _warn(self, source_key: str, zoomed: Sequence[FrameId]) -> None:
-        if source_key in self._warned:
-            return
-        self._warned.add(source_key)
+    def _doubt(self, source_key: str, zoomed: Sequence[FrameId]) -> None:
         names = ", ".join(self._graph.keyframe(i).name for i in sorted(zoomed)[:_MAX_NAMED])
         more = f" and {len(zoomed) - _MAX_NAMED} more" if len(zoomed) > _MAX_NAMED else ""
-        self._emit(
-            Warned(
-                message=(
-                    f"camera {source_key}: {names}{more} seem to be zoomed, but no map confirms"
-                    " it; positions may be wrong"
-                )
-            )
+        self._cameras.add_zoom_doubt(
+            source_key, f"{names}{more} seem to be zoomed, and no map confirms it"
         )
 
     # -- small questions ------------------------------------------------------------------------

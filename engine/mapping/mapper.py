@@ -174,7 +174,9 @@ class Mapper:
             fix_at=fix_at,
             emit=emit,
         )
-        self._splits = CameraSplits(graph=graph, builder=self._builder, emit=emit)
+        self._splits = CameraSplits(
+            graph=graph, cameras=self._cameras, builder=self._builder, emit=emit
+        )
         self._crops = CameraCrops(
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
