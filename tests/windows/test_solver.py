@@ -249,6 +249,21 @@ def test_observations_that_are_not_finite_are_left_out_and_counted() -> None:
     assert scene.centre_errors(estimate).max() < 2e-3
 
 
+@pytest.mark.parametrize("far_px", [1e5, 1e12, 1e200, -1e308])
+def test_observations_far_beyond_any_image_are_outliers(far_px: float) -> None:
+    scene = arc_scene()
+    tracks_xy = scene.tracks_xy.copy()
+    is_far = scene.is_visible & (np.random.default_rng(0).random(scene.is_visible.shape) < 0.05)
+    tracks_xy[is_far] = far_px
+    with np.errstate(all="ignore"):
+        estimate = solve_window(scene.problem(tracks_xy=tracks_xy), CONFIG)
+        hopeless = solve_window(scene.problem(tracks_xy=np.full_like(tracks_xy, far_px)), CONFIG)
+    assert estimate.status is WindowStatus.SOLVED, estimate.reason
+    assert not estimate.is_inlier[is_far].any()
+    assert scene.centre_errors(estimate).max() < 1e-5
+    assert hopeless.status is not WindowStatus.SOLVED
+
+
 def test_observations_of_low_score_are_left_out() -> None:
     scene = arc_scene(noise_px=0.5, num_points=800)
     moved_xy, is_moved = scene.with_outliers(ratio=0.4)
