@@ -2,8 +2,8 @@
 
 All formats of one export share a folder:
 
-    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them;
-                                of a fisheye the middle of the view, of spherical images none
+    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them
+                                (of a fisheye the middle of its view, of spherical images none)
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
