@@ -41,10 +41,10 @@ CENTER = (500.0, 375.0)
 CALIBRATIONS: dict[str, tuple[float, ...]] = {
     "SIMPLE_PINHOLE": (650.0, *CENTER),
     "PINHOLE": (650.0, 640.0, *CENTER),
-    "SIMPLE_RADIAL": (650.0, *CENTER, -0.2),
+    "SIMPLE_RADIAL": (650.0, *CENTER, -0.1),
     "RADIAL": (600.0, *CENTER, -0.25, 0.06),
     "OPENCV": (600.0, 595.0, 505.0, 370.0, -0.28, 0.07, 0.0005, -0.0003),
-    "FULL_OPENCV": (560.0, 558.0, *CENTER, -0.1, 0.01, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0),
+    "FULL_OPENCV": (560.0, 558.0, *CENTER, 0.1, 0.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0),
     "FOV": (480.0, 480.0, *CENTER, 0.9),
     "SIMPLE_DIVISION": (480.0, *CENTER, -0.2),
     "DIVISION": (480.0, 478.0, *CENTER, -0.2),
@@ -112,11 +112,11 @@ def mapped(
 @pytest.mark.parametrize("model", CAMERA_MODEL_NAMES)
 def test_every_camera_model_maps_exactly_when_its_calibration_is_given(model: str) -> None:
     world = world_of(camera_of_model(model))
-    run = mapped(world)
+    run = mapped(world, wrong_ratio=0.0)
     assert run.registered_ids == world.frame_ids
     errors = pose_errors(poses_of(run.sparse_map), world)
-    assert errors.max_ratio < 1e-3  # wrong matches that agree with the geometry are left
-    assert errors.max_rotation_rad < 3e-3
+    assert errors.max_ratio < 1e-6
+    assert errors.max_rotation_rad < 1e-6
     camera = run.sparse_map.camera("camera")
     assert (camera.model_name, tuple(camera.params)) == (model, CALIBRATIONS[model])
 
