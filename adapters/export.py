@@ -2,8 +2,8 @@
 
 All formats of one export share a folder:
 
-    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them
-                                (of a fisheye the middle of its view, of spherical images none)
+    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read
+                                them; of a fisheye the middle of the view, of spherical images none
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
@@ -12,7 +12,6 @@ All formats of one export share a folder:
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import os
@@ -27,6 +26,7 @@ import numpy as np
 
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
+from engine.types import Int64Array, Uint8Array
 
 if TYPE_CHECKING:
     import pycolmap
@@ -126,13 +126,13 @@ def _write(
         _write_undistorted(run, model, to, reconstruction=reconstruction)
         distorted, reconstruction = reconstruction, _read_model(to / "sparse" / "0")
         _check_images(reconstruction, to / "images")
-        _write_masks(distorted, run, to, undistorted=True)
+        _write_masks(distorted, run, to, undistorted=reconstruction)
     if formats & {ExportFormat.PLY, ExportFormat.NERFSTUDIO}:
         _write_points(reconstruction, to / _POINTS_NAME)
     if ExportFormat.NERFSTUDIO in formats:
         if ExportFormat.UNDISTORT not in formats:
             _copy_images(reconstruction, run / "images", to / "images")
-            _write_masks(reconstruction, run, to, undistorted=False)
+            _write_masks(reconstruction, run, to)
         _write_nerfstudio(reconstruction, to)
     if ExportFormat.TUM in formats:
         _write_tum(reconstruction, run, to)
@@ -219,7 +219,11 @@ def _make_undistortable(camera: pycolmap.Camera) -> bool:
 
 
 def _write_masks(
-    reconstruction: pycolmap.Reconstruction, run: Path, to: Path, *, undistorted: bool
+    reconstruction: pycolmap.Reconstruction,
+    run: Path,
+    to: Path,
+    *,
+    undistorted: pycolmap.Reconstruction | None = None,
 ) -> None:
     """Writes the masks of a run's images, where it has any; all or none have one, as trainers want.
 
@@ -227,39 +231,64 @@ def _write_masks(
         reconstruction: the run's model.
         run: the run folder.
         to: the export's folder.
-        undistorted: whether to undistort them like their images; what lies outside the original
-            image is left out, too.
+        undistorted: the model of undistorted images, when the masks are to be undistorted like
+            them; what lies outside the original image is left out, too.
     """
-    import pycolmap
-
-    names = {image.name: image.camera_id for image in reconstruction.images.values()}
+    names = [image.name for image in reconstruction.images.values()]
     if not any((run / _MASKS / f"{name}.png").is_file() for name in names):
         return
-    for name, camera_id in names.items():
-        camera = reconstruction.camera(camera_id)
-        mask = _read_mask(run / _MASKS / f"{name}.png", camera)
-        if undistorted:
-            camera = copy.copy(camera)
-            _make_undistortable(camera)
-            warped, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), mask, camera)
-            is_usable = warped.to_array() > _WHITE // 2  # half a pixel's weight: the nearest pixel
-            mask = pycolmap.Bitmap.from_array(is_usable.astype(np.uint8) * _WHITE)
-        path = to / _MASKS / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not mask.write(path):
-            raise SnapshotError(f"mask {path.name} cannot be written")
+    places: dict[int, Int64Array] = {}  # of the last camera alone: it takes a number for each pixel
+    for image in sorted(reconstruction.images.values(), key=lambda image: image.camera_id):
+        camera = reconstruction.camera(image.camera_id)
+        mask = _read_mask(run / _MASKS / f"{image.name}.png", camera)
+        if undistorted is not None:
+            if camera.camera_id not in places:
+                target = undistorted.camera(undistorted.image(image.image_id).camera_id)
+                places = {camera.camera_id: _original_places(target, original=camera)}
+            mask = _at_places(mask, places[camera.camera_id])
+        _write_mask(mask, to / _MASKS / f"{image.name}.png")
 
 
-def _read_mask(path: Path, camera: pycolmap.Camera) -> pycolmap.Bitmap:
-    """The grey mask in a file; white of the camera's size where there is none."""
+def _read_mask(path: Path, camera: pycolmap.Camera) -> Uint8Array:
+    """The grey mask (H, W) in a file; white of the camera's size where there is none."""
     import pycolmap
 
     if not path.is_file():
-        return pycolmap.Bitmap.from_array(np.full((camera.height, camera.width), _WHITE, np.uint8))
+        return np.full((camera.height, camera.width), _WHITE, np.uint8)
     mask = pycolmap.Bitmap.read(path, as_rgb=False)
     if mask is None or (mask.width, mask.height) != (camera.width, camera.height):
         raise SnapshotError(f"mask {path.name} cannot be read, or is not of its image's size")
-    return mask
+    return np.asarray(mask.to_array(), np.uint8)
+
+
+def _write_mask(mask: Uint8Array, path: Path) -> None:
+    import pycolmap
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not pycolmap.Bitmap.from_array(mask).write(path):
+        raise SnapshotError(f"mask {path.name} cannot be written")
+
+
+def _original_places(undistorted: pycolmap.Camera, *, original: pycolmap.Camera) -> Int64Array:
+    """Which pixel of the original image each pixel (H, W) of the undistorted one shows.
+
+    Counted line by line; the number of pixels stands for none.
+    """
+    size = np.array([original.width, original.height])
+    places = np.full((undistorted.height, undistorted.width), size.prod())
+    x = np.arange(undistorted.width) + 0.5
+    for line in range(undistorted.height):  # all at once takes ten times the memory of an image
+        rays = undistorted.cam_from_img(np.column_stack([x, np.full(len(x), line + 0.5)]))
+        points_xy = original.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
+        inside = ((points_xy >= 0) & (points_xy < size)).all(axis=1)
+        columns, lines = points_xy[inside].astype(np.int64).T
+        places[line, inside] = lines * original.width + columns
+    return places
+
+
+def _at_places(mask: Uint8Array, places: Int64Array) -> Uint8Array:
+    """A mask with its pixels at other places (H, W); black where a place is none."""
+    return np.append(mask.ravel(), np.uint8(0))[places]
 
 
 def _write_points(reconstruction: pycolmap.Reconstruction, path: Path) -> None:
