@@ -2,8 +2,8 @@
 
 All formats of one export share a folder:
 
-    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them;
-                                of a fisheye the middle of the view, of spherical images none
+    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read
+                                them; of a fisheye the middle of the view, of spherical images none
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
@@ -12,7 +12,6 @@ All formats of one export share a folder:
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import os

@@ -128,6 +128,20 @@ class CameraCalibrated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LensRecognised(Event):
+    """A camera's keyframes show another lens than it was taken for; its map was built anew."""
+
+    camera_key: str
+    model: str  # COLMAP's name
+    focal_px: float
+    former_model: str
+    former_focal_px: float
+    gain_ratio: (
+        float | None
+    )  # how much better it fits than the former kind; None: that fits nowhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CameraDoubted(Event):
     """A camera is not what cameras are, or its calibration is held; once for each reason."""
 
@@ -138,12 +152,23 @@ class CameraDoubted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraSplit(Event):
-    """A camera whose keyframes contradict one calibration has several; items belong together."""
+    """A camera whose keyframes contradict one calibration has several."""
 
     camera_key: str
     calibration_keys: tuple[str, ...]
-    frame_ids: tuple[tuple[FrameId, ...], ...]  # keyframes of each calibration
-    focal_px: tuple[float, ...]
+    focal_px: tuple[float, ...]  # of each calibration
+    frame_ids: tuple[FrameId, ...]  # the camera's keyframes
+    calibration_idx: tuple[int, ...]  # of each keyframe, in calibration_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropFound(Event):
+    """A camera's images are crops of another one's: its principal point is off their middle."""
+
+    camera_key: str
+    whole_camera_key: str
+    focal_px: float
+    principal_point_xy: tuple[float, float]  # px
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,13 +228,13 @@ class OverlayFound(Event):
     """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
 
     They are masked from now on, and what the map had of them was taken out. Emitted again when they
-    grow.
+    cover a quarter more.
     """
 
     camera_key: str
     share: float  # of the image
     boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
-    num_keyframes: int  # that show it, counted up to those that make it sure
+    num_keyframes: int  # of the camera by then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ Float64Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 Uint8Array = NDArray[np.uint8]
 Uint32Array = NDArray[np.uint32]
+Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
@@ -153,6 +154,7 @@ class CalibrationOrigin(StrEnum):
     EXIF_35MM = "exif_35mm"  # the rounded equivalent on 36 x 24 mm film
     POINTMAPS = "pointmaps"  # of a dense matcher
     TWO_VIEW_GEOMETRIES = "two_view_geometries"
+    RECOGNISED = "recognised"  # small maps by several lenses competed
     ASSUMED = "assumed"
 
 
@@ -349,6 +351,17 @@ class Features:
     def fixed_rows(self) -> Int64Array:
         """Rows whose keypoints stay where they are, (F,)."""
         return np.flatnonzero(~self.is_free)
+
+    def take(self, rows: Int64Array) -> Features:
+        """Some of the keypoints (K,) as a table of their own, in that order."""
+        return replace(
+            self,
+            keypoints_xy=self.keypoints_xy[rows],
+            descriptors=self.descriptors[rows],
+            scales=self.scales[rows],
+            colors=self.colors[rows],
+            is_free=self.is_free[rows],
+        )
 
     def __len__(self) -> int:
         return len(self.keypoints_xy)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -27,12 +28,13 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px, corner_rays
+from engine.estimators.lenses import camera_focal_px, corner_rays, lens_kind
 from engine.events import (
     BundleAdjusted,
     FramePosed,
     FrameRegistered,
     KeyframeAdded,
+    LensRecognised,
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
@@ -51,8 +53,15 @@ from engine.mapping.bundle_adjustment import (
     merge_global_adjustment,
     start_global_adjustment,
 )
+from engine.mapping.camera_crops import CameraCrops
+from engine.mapping.camera_priors import RECOGNISED_SIGMA_RATIO, CameraPrior
 from engine.mapping.camera_splits import CameraSplits
-from engine.mapping.cameras import CameraCalibration, CameraChange
+from engine.mapping.cameras import (
+    CameraCalibration,
+    CameraChange,
+    InitialCamera,
+    recognised_camera,
+)
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -62,6 +71,7 @@ from engine.mapping.growth import (
     register_and_refine,
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
+from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
@@ -83,6 +93,7 @@ from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
+    CalibrationOrigin,
     Features,
     Float64Array,
     FrameId,
@@ -101,6 +112,7 @@ from engine.windows.solver import solve_window as solve
 _MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
 _CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
+_REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
 _MAX_NAMED = 3  # keyframes that one line names
@@ -157,6 +169,15 @@ class Mapper:
             solve_window=self._solve_window,
             seed=config.runtime.seed,
         )
+        self._lenses = LensRecognition(
+            config.cameras,
+            initialization=config.initialization,
+            growth=self._final_growth,
+            graph=graph,
+            new_map=self._new_map,
+            all_matches=matching.all_matches,
+            seed=config.runtime.seed,
+        )
         self._windows = WindowRefinement(
             config.window,
             merging=WindowMergeConfig(
@@ -175,7 +196,12 @@ class Mapper:
             fix_at=fix_at,
             emit=emit,
         )
-        self._splits = CameraSplits(graph=graph, builder=self._builder, emit=emit)
+        self._splits = CameraSplits(
+            graph=graph, cameras=self._cameras, builder=self._builder, emit=emit
+        )
+        self._crops = CameraCrops(
+            graph=graph, builder=self._builder, growth=self._growth, emit=emit
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -188,6 +214,7 @@ class Mapper:
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
+        self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
         self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
@@ -258,6 +285,7 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._recognise_lenses()
             self._split_cameras()
             self._report_changes()
         elif self._map.is_registered(frame_id):
@@ -269,6 +297,7 @@ class Mapper:
             if registration.status is RegistrationStatus.REGISTERED:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
+            self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
             self._split_cameras()
             self._report_changes()
@@ -278,6 +307,9 @@ class Mapper:
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map; whether that may have bent it."""
         for overlay in matched.overlays:
+            if overlay.share < _REPORTED_GROWTH * self._overlay_shares.get(overlay.camera_key, 0.0):
+                continue
+            self._overlay_shares[overlay.camera_key] = overlay.share
             self._emit(
                 OverlayFound(
                     camera_key=overlay.camera_key,
@@ -441,9 +473,15 @@ class Mapper:
         self._schedule.done(self._map.num_registered)
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
-        """Splits cameras whose keyframes contradict one focal length, as long as there are some."""
+        """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         while (split := self._splits.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(split.change, split.sparse_map)
+        if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
+            self._replace_cameras(regrouped.change, regrouped.sparse_map)
+        while (crop := self._crops.find(self._map, is_final=is_final)) is not None:
+            self._replace_cameras(crop.change, crop.sparse_map)
+        if is_final:
+            self._map = self._crops.refined(self._map)
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""
@@ -457,6 +495,40 @@ class Mapper:
             self._update_graph(frame_id)
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
+
+    def _recognise_lenses(self) -> None:
+        """Searches lenses that the map doubts; builds it anew with those that are found."""
+        for camera_key in self._lenses.doubted(self._map):
+            found = self._lenses.recognise(self._map, camera_key)
+            if found is not None:
+                self._change_lens(camera_key, found)
+
+    def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
+        """Makes a recognised lens that of its camera, and a map with it the map."""
+        former = copy.deepcopy(self._map.camera(camera_key))
+        camera = recognised_camera(found.camera)
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.RECOGNISED,
+            focal_sigma_ratio=RECOGNISED_SIGMA_RATIO,
+        )
+        change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
+        if lens_kind(camera) is not lens_kind(former):
+            intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
+            self._matching.verify_again(intrinsics, camera_key=camera_key)
+        rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
+        self._num_maps += 1
+        self._replace_cameras(change, rebuilt)
+        self._emit(
+            LensRecognised(
+                camera_key=camera_key,
+                model=camera.model_name,
+                focal_px=camera_focal_px(rebuilt.camera(camera_key)),
+                former_model=former.model_name,
+                former_focal_px=camera_focal_px(former),
+                gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
+            )
+        )
 
     # -- a frame between keyframes --------------------------------------------------------------
 
@@ -588,6 +660,7 @@ class Mapper:
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
+            self._recognise_lenses()
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()

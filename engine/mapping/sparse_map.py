@@ -303,6 +303,18 @@ class SparseMap:
             status=RegistrationStatus.REGISTERED, num_inliers=num_inliers, num_correspondences=num
         )
 
+    def num_pose_inliers(self, frame_id: FrameId, calibration_key: str) -> int:
+        """How many keypoints of a keyframe would agree on a pose if it had another camera."""
+        rows, point3D_ids = self._correspondences(frame_id)
+        pose = estimate_absolute_pose(
+            self._keyframes[frame_id].features.keypoints_xy[rows],
+            self.points3D_in_world(point3D_ids),
+            camera=self.camera(calibration_key),
+            config=self._registration,
+            seed=self._seed,
+        )
+        return 0 if pose is None else len(np.unique(rows[pose.inlier_mask]))
+
     def place(self, poses: Mapping[FrameId, Float64Array]) -> None:
         """Puts keyframes where something else than the map says they are, registered or not.
 
@@ -471,11 +483,17 @@ class SparseMap:
         self._reconstruction.update_point_3d_errors()
         return float(self._reconstruction.compute_mean_reprojection_error())
 
-    def fit(self, frame_ids: Iterable[FrameId]) -> Fit:
-        """How well the registered ones of some keyframes agree with the map."""
+    def fit(self, frame_ids: Iterable[FrameId], *, bound_px: float | None = None) -> Fit:
+        """How well the registered ones of some keyframes agree with the map.
+
+        Args:
+            frame_ids: keyframes.
+            bound_px: an observation this far off adds nothing to the gain; by default the threshold
+                beyond which observations are filtered.
+        """
         errors = [self._errors_px(i) for i in frame_ids if self.is_registered(i)]
         errors_px = np.concatenate(errors) if errors else np.empty(0)
-        bounded = np.minimum(errors_px / self._max_error_px(), 1.0)
+        bounded = np.minimum(errors_px / (bound_px or self._max_error_px()), 1.0)
         return Fit(
             num_observations=len(errors_px),
             mean_error_px=float(errors_px.mean()) if len(errors_px) else 0.0,

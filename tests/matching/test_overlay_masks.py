@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.estimators.stationary_matches import MotionEvidence
-from engine.matching.overlays import OverlayGrid
+from engine.tracking.overlay_grid import OverlayGrid
 from engine.types import NO_ROW, FrameId, ImagePair, PairMatches
 
 BOX = (40.0, 20.0, 120.0, 60.0)  # left, top, right, bottom in px
