@@ -94,6 +94,8 @@ class Overlays:
         if found is not None:
             grid.add(matches.pair, visible, found)
             visible = visible.take(~found.is_fixed)
+        if not grid.has_evidence:
+            return visible, verifier.verify(visible)
         visible = grid.without_suspects(visible, image_size=verifier.image_size)
         verified = verifier.verify(visible)
         if verified is not None:
