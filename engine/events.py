@@ -128,6 +128,20 @@ class CameraCalibrated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LensRecognised(Event):
+    """A camera's keyframes show another lens than it was taken for; its map was built anew."""
+
+    camera_key: str
+    model: str  # COLMAP's name
+    focal_px: float
+    former_model: str
+    former_focal_px: float
+    gain_ratio: (
+        float | None
+    )  # how much better it fits than the former kind; None: that fits nowhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CameraDoubted(Event):
     """A camera is not what cameras are, or its calibration is held; once for each reason."""
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = "livesfm"  # under this name the viewer keeps a layout that a user arranged
 FLUSH_TIMEOUT_S = 10.0
 LINGER_S = 0.5  # connected viewers fetch the last messages after the recording has ended
+MIN_FOCAL_RATIO = 0.3  # of the image edge: 118 degrees
 UNKNOWN_FOCAL_RATIO = CamerasConfig().default_focal_ratio  # of a live camera not in the map yet
 LOST_RATIO = 1e-6  # of the size of the live camera
 
@@ -288,6 +289,10 @@ class RerunView:
         self._recording.log("world/live/image", camera)
 
     def _focal_px(self, frame: Frame) -> float:
+        """Of the pinhole in which the viewer hangs the image; a wider one would be all image."""
+        return max(self._known_focal_px(frame), MIN_FOCAL_RATIO * max(frame.width, frame.height))
+
+    def _known_focal_px(self, frame: Frame) -> float:
         known = self._focal_of_size.get((frame.width, frame.height))
         if known is not None:
             return known
