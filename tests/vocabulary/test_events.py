@@ -24,6 +24,7 @@ from engine.events import (
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
+    OverlayFound,
     PairVerified,
     RegistrationFailed,
     RunFinished,
@@ -133,6 +134,13 @@ EVENTS: tuple[Event, ...] = (
     ),
     MisplacementFound(
         at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
+    ),
+    OverlayFound(
+        at_s=0.5,
+        camera_key="camera",
+        share=0.02,
+        boxes=((500, 10, 620, 50), (12, 12, 200, 60)),
+        num_keyframes=5,
     ),
     LoopClosed(at_s=0.5, first=ONE, second=TWO, num_inliers=70),
     BundleAdjusted(
