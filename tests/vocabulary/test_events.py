@@ -186,14 +186,15 @@ def test_every_kind_of_event_is_tested_here() -> None:
     assert {type(event).__name__ for event in EVENTS} == kinds
 
 
+def _as_json(value: object) -> object:
+    return [_as_json(one) for one in value] if isinstance(value, tuple) else value
+
+
 @event_by_name
 def test_an_event_survives_being_a_line_of_json(event: Event) -> None:
     line = json.dumps(event.as_record(), allow_nan=False)
     record = json.loads(line)
-    expected: dict[str, Any] = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in event.as_record().items()
-    }
+    expected: dict[str, Any] = {key: _as_json(value) for key, value in event.as_record().items()}
     assert "\n" not in line
     assert record == expected
 
