@@ -152,12 +152,23 @@ class CameraDoubted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraSplit(Event):
-    """A camera whose keyframes contradict one calibration has several; items belong together."""
+    """A camera whose keyframes contradict one calibration has several."""
 
     camera_key: str
     calibration_keys: tuple[str, ...]
-    frame_ids: tuple[tuple[FrameId, ...], ...]  # keyframes of each calibration
-    focal_px: tuple[float, ...]
+    focal_px: tuple[float, ...]  # of each calibration
+    frame_ids: tuple[FrameId, ...]  # the camera's keyframes
+    calibration_idx: tuple[int, ...]  # of each keyframe, in calibration_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropFound(Event):
+    """A camera's images are crops of another one's: its principal point is off their middle."""
+
+    camera_key: str
+    whole_camera_key: str
+    focal_px: float
+    principal_point_xy: tuple[float, float]  # px
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

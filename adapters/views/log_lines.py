@@ -13,6 +13,7 @@ from engine.events import (
     CameraDoubted,
     CameraSplit,
     CommandTaken,
+    CropFound,
     Event,
     FrameDropped,
     Georeferenced,
@@ -108,10 +109,14 @@ def _camera(event: Event) -> str | None:
         case CameraCalibrated():
             how = "refined" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
+        case CropFound():
+            x, y = event.principal_point_xy
+            whole = event.whole_camera_key
+            return f"camera {event.camera_key} is a crop of {whole}: centre at {x:.0f}, {y:.0f} px"
         case CameraSplit():
             parts = ", ".join(
-                f"{len(frame_ids)} keyframes at {focal_px:.0f} px"
-                for frame_ids, focal_px in zip(event.frame_ids, event.focal_px, strict=True)
+                f"{event.calibration_idx.count(idx)} keyframes at {focal_px:.0f} px"
+                for idx, focal_px in enumerate(event.focal_px)
             )
             return f"camera {event.camera_key} has several focal lengths: {parts}"
         case OverlayFound():

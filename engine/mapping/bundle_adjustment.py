@@ -22,6 +22,7 @@ from engine.mapping.calibration_control import MIN_KEYFRAMES_FOR_DISTORTION, Cal
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
 
+_PRINCIPAL_POINT_ITERATIONS = 30
 _LOCAL_FUNCTION_TOLERANCE = 1e-4
 _GLOBAL_FUNCTION_TOLERANCE = 1e-5
 _MIN_SHARED_POINTS = 10  # a neighbour sharing fewer would only add unknowns
@@ -213,6 +214,27 @@ def solve_globally(
         problem.set_constant_cam_intrinsics(camera_id)
     problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+
+
+def refine_principal_point(sparse_map: SparseMap, calibration_key: str) -> None:
+    """Adjusts a map with the principal point of one camera free, all else of calibrations held."""
+    reconstruction = sparse_map.reconstruction
+    camera_id = sparse_map.camera(calibration_key).camera_id
+    problem = pycolmap.BundleAdjustmentConfig()
+    for image_id in reconstruction.reg_image_ids():
+        problem.add_image(image_id)
+    for other_id in sorted(reconstruction.cameras):
+        if other_id != camera_id:
+            problem.set_constant_cam_intrinsics(other_id)
+    problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    options = adjustment_options(
+        max_iterations=_PRINCIPAL_POINT_ITERATIONS, function_tolerance=_GLOBAL_FUNCTION_TOLERANCE
+    )
+    options.refine_focal_length = False
+    options.refine_extra_params = False
+    options.refine_principal_point = True
+    pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+    sparse_map.filter_all()
 
 
 def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -> BundleAdjusted:

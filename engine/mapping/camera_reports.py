@@ -36,16 +36,20 @@ class CameraReports:
         self._emit = emit
         self._reported_px: dict[str, float] = {}
         self._doubted: set[tuple[str, str]] = set()  # camera and kind of doubt
-        self._given: dict[str, str] = {}  # what is odd about what the source says
+        self._given: dict[str, dict[str, str]] = {}  # doubts beside those of the map, by kind
 
     def add(self, camera_key: str, camera: pycolmap.Camera, prior: CameraPrior) -> None:
         """Emits a camera as it begins, or begins anew with another prior."""
         self._emit_calibrated(camera_key, camera, prior)
 
-    def add_doubt(self, camera_key: str, reason: str) -> None:
-        """Emits that something is odd about what a source says of a camera."""
-        self._given[camera_key] = reason
-        self._emit_doubt(camera_key, "given", reason, is_held=False)
+    def add_doubt(self, camera_key: str, reason: str, *, kind: str = "given") -> None:
+        """Emits that something is odd about a camera: about what a source says, or its frames."""
+        self._given.setdefault(camera_key, {})[kind] = reason
+        self._emit_doubt(camera_key, kind, reason, is_held=False)
+
+    def remove_doubt(self, camera_key: str, *, kind: str) -> None:
+        """Forgets a doubt that proved to be none."""
+        self._given.get(camera_key, {}).pop(kind, None)
 
     def update(self, camera_keys: Iterable[str], sparse_map: SparseMap) -> None:
         """Emits what the map changed, after it changed."""
@@ -72,7 +76,7 @@ class CameraReports:
     def _figures(self, camera_key: str, sparse_map: SparseMap, num: int) -> CameraFigures:
         camera, prior = sparse_map.camera(camera_key), sparse_map.camera_prior(camera_key)
         state = sparse_map.camera_state(camera_key)
-        given = [self._given[camera_key]] if camera_key in self._given else []
+        given = self._given.get(camera_key, {}).values()
         is_known = state is not None and math.isfinite(state.focal_sigma_ratio)
         return CameraFigures(
             camera_key=camera_key,

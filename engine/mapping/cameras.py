@@ -100,6 +100,10 @@ class CameraCalibration:
         if doubt:
             self._reports.add_doubt(camera_key, doubt)
 
+    def add_zoom_doubt(self, camera_key: str, reason: str) -> None:
+        """Emits that keyframes of a camera contradict one focal length, and no map says more."""
+        self._reports.add_doubt(camera_key, reason, kind="zoom")
+
     def report(self, sparse_map: SparseMap) -> None:
         """Emits calibrations that the map changed, and cameras to doubt."""
         self._reports.update(self._initial, sparse_map)
@@ -152,6 +156,7 @@ class CameraCalibration:
     def adopt(self, change: CameraChange) -> None:
         """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
         for camera_key, initial in change.cameras.items():
+            self._reports.remove_doubt(camera_key, kind="zoom")
             self._initial[camera_key] = initial
             self._reports.add(camera_key, initial.camera, initial.prior)
 

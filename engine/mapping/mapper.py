@@ -53,6 +53,7 @@ from engine.mapping.bundle_adjustment import (
     merge_global_adjustment,
     start_global_adjustment,
 )
+from engine.mapping.camera_crops import CameraCrops
 from engine.mapping.camera_priors import RECOGNISED_SIGMA_RATIO, CameraPrior
 from engine.mapping.camera_splits import CameraSplits
 from engine.mapping.cameras import (
@@ -195,7 +196,12 @@ class Mapper:
             fix_at=fix_at,
             emit=emit,
         )
-        self._splits = CameraSplits(graph=graph, builder=self._builder, emit=emit)
+        self._splits = CameraSplits(
+            graph=graph, cameras=self._cameras, builder=self._builder, emit=emit
+        )
+        self._crops = CameraCrops(
+            graph=graph, builder=self._builder, growth=self._growth, emit=emit
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -467,9 +473,15 @@ class Mapper:
         self._schedule.done(self._map.num_registered)
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
-        """Splits cameras whose keyframes contradict one focal length, as long as there are some."""
+        """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         while (split := self._splits.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(split.change, split.sparse_map)
+        if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
+            self._replace_cameras(regrouped.change, regrouped.sparse_map)
+        while (crop := self._crops.find(self._map, is_final=is_final)) is not None:
+            self._replace_cameras(crop.change, crop.sparse_map)
+        if is_final:
+            self._map = self._crops.refined(self._map)
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""

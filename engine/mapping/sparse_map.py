@@ -303,6 +303,18 @@ class SparseMap:
             status=RegistrationStatus.REGISTERED, num_inliers=num_inliers, num_correspondences=num
         )
 
+    def num_pose_inliers(self, frame_id: FrameId, calibration_key: str) -> int:
+        """How many keypoints of a keyframe would agree on a pose if it had another camera."""
+        rows, point3D_ids = self._correspondences(frame_id)
+        pose = estimate_absolute_pose(
+            self._keyframes[frame_id].features.keypoints_xy[rows],
+            self.points3D_in_world(point3D_ids),
+            camera=self.camera(calibration_key),
+            config=self._registration,
+            seed=self._seed,
+        )
+        return 0 if pose is None else len(np.unique(rows[pose.inlier_mask]))
+
     def place(self, poses: Mapping[FrameId, Float64Array]) -> None:
         """Puts keyframes where something else than the map says they are, registered or not.
 

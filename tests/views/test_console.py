@@ -12,6 +12,8 @@ from adapters.views.log_lines import DROPS_LOGGED_EACH, LogLevel, log_line_of
 from engine.events import (
     BundleAdjusted,
     CameraDoubted,
+    CameraSplit,
+    CropFound,
     Event,
     FrameDropped,
     FramePosed,
@@ -360,3 +362,24 @@ def test_an_overlay_is_named_with_its_camera_its_share_and_its_place() -> None:
         "camera drone: 3.1 % of its image is masked, which shows nothing of the world: "
         "120 x 40 px at 500, 10, 80 x 18 px at 10, 12, 80 x 20 px at 10, 40, ..."
     )
+
+
+def test_a_split_camera_and_a_crop_are_logged_with_what_was_found() -> None:
+    split = CameraSplit(
+        camera_key="phone",
+        calibration_keys=("phone", "phone#2"),
+        focal_px=(694.2, 1041.4),
+        frame_ids=(FrameId(1), FrameId(2), FrameId(3), FrameId(4)),
+        calibration_idx=(0, 1, 0, 1),
+    )
+    crop = CropFound(
+        camera_key="crop",
+        whole_camera_key="phone",
+        focal_px=694.2,
+        principal_point_xy=(270.3, 480.1),
+    )
+    lines = [log_line_of(event, RunCounters()) for event in (split, crop)]
+    assert [line.text for line in lines if line is not None] == [
+        "camera phone has several focal lengths: 2 keyframes at 694 px, 2 keyframes at 1041 px",
+        "camera crop is a crop of phone: centre at 270, 480 px",
+    ]
