@@ -19,6 +19,7 @@ from engine.camera_models import CAMERA_MODELS, LensKind
 from engine.config import CamerasConfig, InitializationConfig
 from engine.estimators.camera_limits import corner_displacement, lens_flaw
 from engine.estimators.lenses import lens_kind
+from engine.geometry import image_scale
 from engine.mapping.growth import GrowthConfig
 from engine.mapping.lens_search import LensFit, LensHypothesis, fit_lenses
 from engine.mapping.restarts import best_connected
@@ -31,12 +32,14 @@ _SEARCHED_KEYFRAMES = 8
 _MAX_SEARCHES = 3  # of a camera
 _MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
 _MIN_CONNECTED_WITHOUT_MAP = 10
-_FEW_REGISTERED_RATIO = 0.6  # of the keyframes that match others
+_MANY_MISSING_RATIO = 0.25  # of the keyframes that match others
+_MIN_MISSING = 3
+_LARGE_ERROR_PX = 0.7  # mean of the map, at an edge of 1000 px
 _FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
 _BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
 _NEW_FOCAL_FACTOR = 1.12  # from the map's focal length: worth building anew
 _SAME_FOCAL_FACTOR = 1.1
-_CLEAR_GAIN_RATIO = 1.06  # by which a lens of another kind must fit better
+_CLEAR_GAIN_RATIO = 1.03  # by which a lens of another kind must fit better
 _EQUAL_GAIN_RATIO = 0.97  # of the best: fits as well
 _MIN_POSED_RATIO = 0.6  # of the searched keyframes
 _MAX_FISHEYE_FOCAL_RATIO = 1.1  # of the edge: in a narrower view no fisheye shows
@@ -183,13 +186,20 @@ class LensRecognition:
         num_registered = sum(1 for i in connected if sparse_map.is_registered(i))
         if not num_registered:
             return len(connected) >= _MIN_CONNECTED_WITHOUT_MAP
-        if num_registered < _FEW_REGISTERED_RATIO * len(connected):
+        num_missing = len(connected) - num_registered
+        if num_missing >= max(_MIN_MISSING, _MANY_MISSING_RATIO * len(connected)):
             return True
         camera = sparse_map.camera(camera_key)
         began_px = done.focal_px or prior.focal_px
         if _factor(camera.mean_focal_length(), began_px) > _FAR_FOCAL_FACTOR:
             return True
-        return done.focal_px is None and abs(corner_displacement(camera)) > _BENT_DISPLACEMENT
+        if done.focal_px is not None:
+            return False
+        large_px = _LARGE_ERROR_PX * image_scale(camera.width, camera.height)
+        return (
+            abs(corner_displacement(camera)) > _BENT_DISPLACEMENT
+            or sparse_map.fit(connected).mean_error_px > large_px
+        )
 
     def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
         edge_px = max(present.width, present.height)
