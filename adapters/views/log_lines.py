@@ -13,6 +13,7 @@ from engine.events import (
     Event,
     FrameDropped,
     Georeferenced,
+    LensRecognised,
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
@@ -99,6 +100,12 @@ def _mapping(event: Event) -> str | None:
         case CameraCalibrated():
             how = event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
+        case LensRecognised():
+            return (
+                f"camera {event.camera_key}: lens recognised as {event.model}, focal length"
+                f" {event.focal_px:.0f} px, not {event.former_model}, {event.former_focal_px:.0f} px;"
+                " the map is built anew"
+            )
         case MapInitialized():
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
             pair = f"{event.first} and {event.second}"
