@@ -203,9 +203,9 @@ class CamerasConfig(Section):
     """Whether a folder's images of one size, make and focal length share one calibration. false:
     each image has its own, for collections from many cameras."""
     masks: dict[str, str] = {}
-    """Mask files of whole cameras, by patterns of camera keys; * and ? stand for any characters,
-    and the last pattern that fits counts. Black is left out, anything else is used. --mask FILE
-    sets {"*": FILE}. {}: none."""
+    """Mask files of whole cameras, by patterns with * and ? of cameras' keys, subfolders or
+    sources; the last one that matches counts. Black is left out, anything else is used. --mask FILE
+    is {"*": FILE}."""
 
 
 class FrameTrackingConfig(Section):
@@ -636,6 +636,8 @@ class Config(Section):
                 f"cameras.params: {self.cameras.model} has {num_params} parameters, "
                 f"{len(self.cameras.params)} given"
             )
+        if self.cameras.params and self.cameras.params[0] <= 0.0:
+            raise ValueError(f"cameras.params: begin with {self.cameras.params[0]:g}, not above 0")
         return self
 
 

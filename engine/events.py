@@ -151,6 +151,27 @@ class CameraDoubted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CameraSplit(Event):
+    """A camera whose keyframes contradict one calibration has several."""
+
+    camera_key: str
+    calibration_keys: tuple[str, ...]
+    focal_px: tuple[float, ...]  # of each calibration
+    frame_ids: tuple[FrameId, ...]  # the camera's keyframes
+    calibration_idx: tuple[int, ...]  # of each keyframe, in calibration_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropFound(Event):
+    """A camera's images are crops of another one's: its principal point is off their middle."""
+
+    camera_key: str
+    whole_camera_key: str
+    focal_px: float
+    principal_point_xy: tuple[float, float]  # px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricScaleEstimated(Event):
     """The length of the map's unit was estimated from the matcher's depths."""
 
@@ -200,6 +221,20 @@ class MisplacementFound(Event):
     keyframe_ids: tuple[FrameId, ...]
     evidence_first: FrameId
     evidence_second: FrameId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlayFound(Event):
+    """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
+
+    They are masked from now on, and what the map had of them was taken out. Emitted again when they
+    cover a quarter more.
+    """
+
+    camera_key: str
+    share: float  # of the image
+    boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
+    num_keyframes: int  # of the camera by then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,6 +114,27 @@ def rotation_vector_from(rotation: Float64Array) -> Float64Array:
     return np.asarray(quat[:3] / sine * (2.0 * np.arctan2(sine, quat[3])))
 
 
+def rotation_between(vectors_in_a: Float64Array, vectors_in_b: Float64Array) -> Float64Array | None:
+    """The rotation ``b_from_a`` (3, 3) that best turns vectors (N, 3) to their matches.
+
+    In closed form, by the singular values of the sum of their products (Kabsch, 1976).
+
+    Returns:
+        None where the vectors are not finite; any of the best rotations where they leave it open.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = vectors_in_b.T @ vectors_in_a
+    return nearest_rotation(products)
+
+
+def nearest_rotation(matrix: Float64Array) -> Float64Array | None:
+    """The rotation (3, 3) nearest to a matrix (3, 3); None where that is not finite."""
+    if not np.isfinite(matrix).all():
+        return None
+    left, _, right = np.linalg.svd(matrix)
+    return np.asarray(left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right)
+
+
 def similarity_between_poses(poses: Float64Array, onto_poses: Float64Array) -> Float64Array | None:
     """The similarity [s R | t] (3, 4) that moves cameras onto where others have them.
 
@@ -124,17 +145,17 @@ def similarity_between_poses(poses: Float64Array, onto_poses: Float64Array) -> F
         onto_poses: (N, 3, 4) of the same cameras in another world.
 
     Returns:
-        ``onto_from_world``; None when the cameras of one side lie in one place, or are one only.
+        ``onto_from_world``; None when the cameras of one side lie in one place, or are one only, or
+        a pose is not finite.
     """
     # The rotation nearest to all that the cameras ask for.
     turns = np.swapaxes(onto_poses[:, :, :3], 1, 2) @ poses[:, :, :3]
-    left, _, right = np.linalg.svd(turns.sum(axis=0))
-    rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    rotation = nearest_rotation(turns.sum(axis=0))
     centers, onto_centers = camera_center(poses), camera_center(onto_poses)
     middle, onto_middle = centers.mean(axis=0), onto_centers.mean(axis=0)
     spread = np.linalg.norm(centers - middle)
     onto_spread = np.linalg.norm(onto_centers - onto_middle)
-    if not (spread and onto_spread):
+    if rotation is None or not (0.0 < spread < np.inf and 0.0 < onto_spread < np.inf):
         return None
     scale = onto_spread / spread
     return np.column_stack([scale * rotation, onto_middle - scale * rotation @ middle])

@@ -108,20 +108,19 @@ class KnowsGroundTruth(Protocol):
 
 
 class CameraMasks(Protocol):
-    """Masks that hold for all frames of a camera. One thread at a time."""
+    """Masks that the user gave for whole cameras of the run. Called on the event loop."""
 
-    def mask_of(self, camera_key: str, *, size: tuple[int, int]) -> BoolArray | None:
-        """The mask (H, W) of a camera whose frames have this width and height, read-only.
+    def mask_of(self, frame: Frame) -> BoolArray | None:
+        """The mask (H, W) of a frame's camera, read-only; None: it has none.
 
-        True where a pixel may be used. None: the camera has no mask. Frames of one size get the
-        same object.
+        True where a pixel may be used. Frames of one camera get the same object.
 
         Raises:
-            SourceError: the camera has a mask, and it does not fit this size.
+            SourceError: the camera's mask does not fit the frame.
         """
 
     def unused(self) -> list[str]:
-        """What was named and is no camera of the run so far."""
+        """Which masks were for no camera so far, in words."""
 
 
 @runtime_checkable

@@ -186,6 +186,7 @@ class IntrinsicsPrior:
     origin: CalibrationOrigin = CalibrationOrigin.EXIF
     focal_sigma_ratio: float = EXIF_FOCAL_SIGMA_RATIO  # one standard deviation, of the focal length
     is_fisheye: bool = False  # by the camera's name: a hint, the lens may be set to perspective
+    doubt: str = ""  # a sentence on what is odd about it; "" where nothing is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -215,7 +216,7 @@ class Frame:
     """One received image."""
 
     frame_id: FrameId
-    camera_key: str  # frames of one camera share it, and so share intrinsics
+    camera_key: str  # frames of one camera share it, and are a sequence
     source: str  # the source as the user named it, without credentials
     index: int  # position in its source, 0-based
     name: str  # unique in the run; relative file name of the keyframe image
@@ -577,6 +578,59 @@ class FramePose:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraFigures:
+    """A camera's calibration in the map, where it began, and what is doubted about it."""
+
+    camera_key: str
+    model: str  # COLMAP's name
+    width: int
+    height: int
+    params: tuple[float, ...]  # in COLMAP's order
+    focal_px: float  # px per unit of tangent, or of angle for wide models, about the axis
+    fov_deg: float  # of the image's width
+    num_registered: int  # keyframes of the camera in the map
+    origin: CalibrationOrigin
+    prior_focal_px: float  # 0: the model has none
+    prior_sigma_ratio: float  # one standard deviation
+    observed_sigma_ratio: float | None  # by the images alone; None: not measured, or they say none
+    is_constant: bool  # nothing may change it
+    is_held: bool  # adjustments leave its focal length alone for now, see the doubts
+    doubts: tuple[str, ...]  # sentences
+
+    @property
+    def focal_ratio(self) -> float:
+        """The focal length as a ratio of the longer edge."""
+        return self.focal_px / max(self.width, self.height)
+
+    @property
+    def moved_ratio(self) -> float:
+        """How far the focal length moved from its prior, as a ratio of that; 0 without one."""
+        return self.focal_px / self.prior_focal_px - 1.0 if self.prior_focal_px > 0.0 else 0.0
+
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "key": self.camera_key,
+            "model": self.model,
+            "width": self.width,
+            "height": self.height,
+            "params": [round(value, 9) for value in self.params],
+            "focal_px": round(self.focal_px, 3),
+            "focal_ratio": round(self.focal_ratio, 5),
+            "fov_deg": round(self.fov_deg, 2),
+            "registered_keyframes": self.num_registered,
+            "origin": self.origin.value,
+            "prior_focal_px": round(self.prior_focal_px, 3),
+            "prior_sigma_ratio": round(self.prior_sigma_ratio, 5),
+            "observed_sigma_ratio": self.observed_sigma_ratio,
+            "moved_ratio": round(self.moved_ratio, 5),
+            "is_constant": self.is_constant,
+            "is_held": self.is_held,
+            "doubts": list(self.doubts),
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapView:
     """An immutable copy of the map for views; rows of the arrays belong together."""
@@ -591,6 +645,11 @@ class MapView:
     chunk_ids: Int64Array  # (P,) the keyframe that made each point
     edges: Int64Array  # (E, 2) frame ids of verified pairs
     edge_reasons: tuple[PairReason, ...]  # (E,)
+    corner_rays: Float64Array = field(  # (K, 4, 3) to the image corners of wide lenses, clockwise
+        # from the upper left; NaN: as of a pinhole; 0: the image is all around; empty: all NaN
+        default_factory=lambda: np.zeros((0, 4, 3))
+    )
+    cameras: tuple[CameraFigures, ...] = ()
 
     def __post_init__(self) -> None:
         freeze_field(self, "keyframe_ids", (None,), np.int64)
@@ -602,4 +661,7 @@ class MapView:
         num_points = len(self.points3D_in_world)
         freeze_field(self, "colors", (num_points, 3), np.uint8)
         freeze_field(self, "chunk_ids", (num_points,), np.int64)
+        if not len(self.corner_rays):
+            object.__setattr__(self, "corner_rays", np.full((num_keyframes, 4, 3), np.nan))
+        freeze_field(self, "corner_rays", (num_keyframes, 4, 3), np.float64, finite=False)
         freeze_field(self, "edges", (len(self.edge_reasons), 2), np.int64)

@@ -7,8 +7,9 @@
     .venv/bin/python tools/trust_bench.py --score INPUTS/zoom-exif RUN
 
 DATA holds the image sets, CASES the script room.py. Inputs are made once and kept in WORK/inputs,
-runs in WORK/runs/NAME; the rows are kept in WORK/NAME.jsonl, so that single rows can be measured
-again, and two versions of LiveSfM compared by --beside NAME. Exits with 0 when all rows pass.
+runs in WORK/runs/NAME. Rows are kept in WORK/NAME.jsonl and WORK/NAME.md, so that single rows can
+be measured again, and two versions of LiveSfM compared by --beside NAME. With --vary SEED, the
+inputs and names have -varySEED at their ends. Exits with 0 when all rows pass.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trust.bench import Bench
 from trust.inputs import Input, Kit
 from trust.rows import all_rows
 from trust.scoring import score_run
-from trust.table import RowRecord, read_records, table_of, write_records
+from trust.table import Kept, RowRecord, table_of
 from trust.variation import Variation
 
 _LIVESFM = Path(sys.executable).parent / "livesfm"
@@ -43,37 +44,34 @@ def main(given: Sequence[str] | None = None) -> None:
     if arguments.make:
         make(bench, arguments.make[0], num_seeds=arguments.seeds)
         return
-    unknown = set(arguments.only) - rows.keys()
+    wanted = arguments.only or list(rows)
+    unknown = set(wanted) - rows.keys()
     if unknown:
         sys.exit(f"trust_bench: no such row: {', '.join(sorted(unknown))}; {', '.join(rows)}")
-    records = read_records(arguments.work / f"{arguments.name}.jsonl")
-    for name in arguments.only or rows:
+    kept = Kept(folder=arguments.work, order=list(rows))
+    records = kept.read(bench.name)
+    for name in [] if arguments.show else wanted:
         print(f"trust_bench: {name}", file=sys.stderr, flush=True)
         records[name] = RowRecord.of(name, *bench.measure(rows[name]))
-        write_records(arguments.work / f"{arguments.name}.jsonl", records, order=list(rows))
+        kept.write(bench.name, records)
         print(table_of([records[name]], with_head=False), file=sys.stderr, flush=True)
-    beside = read_records(arguments.work / f"{arguments.beside}.jsonl") if arguments.beside else {}
-    measured = [records[name] for name in arguments.only or rows]
-    text = table_of(measured, beside=beside, beside_name=arguments.beside)
-    if not arguments.only:
-        (arguments.work / f"{arguments.name}.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    sys.exit(0 if all(record.is_ok for record in measured) else 1)
+    measured = [records[name] for name in wanted if name in records]
+    beside = kept.read(arguments.beside) if arguments.beside else {}
+    print(table_of(measured, beside=beside, beside_name=arguments.beside))
+    sys.exit(0 if len(measured) == len(wanted) and all(each.is_ok for each in measured) else 1)
 
 
 def open_bench(arguments: argparse.Namespace) -> Bench:
     """The bench that the options describe."""
     variation = Variation() if arguments.vary is None else Variation.drawn(arguments.vary)
-    suffix = "" if arguments.vary is None else f"-{arguments.vary}"
-    inputs = arguments.work / f"inputs{suffix}"
-    if arguments.make:
-        inputs = Path(arguments.make[1])
+    suffix = "" if arguments.vary is None else f"-vary{arguments.vary}"
+    inputs = Path(arguments.make[1]) if arguments.make else arguments.work / f"inputs{suffix}"
     return Bench(
         kit=Kit(
             data=arguments.data.resolve(), cases=arguments.cases.resolve(), variation=variation
         ),
         inputs=inputs.resolve(),
-        runs=(arguments.work / f"runs{suffix}" / arguments.name).resolve(),
+        runs=(arguments.work / "runs" / f"{arguments.name}{suffix}").resolve(),
         livesfm=str(arguments.livesfm),
         baseline=str(arguments.baseline) if arguments.baseline else None,
         check=arguments.check,
@@ -110,6 +108,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--livesfm", type=Path, default=_LIVESFM, help="the program to measure")
     parser.add_argument("--baseline", type=Path, help="the program to compare with")
     parser.add_argument("--name", default="this", help="of the runs and figures; one a version")
+    parser.add_argument("--show", action="store_true", help="only print the rows kept as --name")
     parser.add_argument("--beside", metavar="NAME", help="figures to show beside these")
     parser.add_argument("--seeds", type=int, default=5, help="overlays of each kind")
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs for CPU ratios")

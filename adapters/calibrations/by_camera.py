@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from adapters.calibrations.calibration import Calibration
 from adapters.calibrations.calibration_files import read_calibration_file
+from adapters.images.name_patterns import is_named, names_of
 from engine.errors import ConfigError
 from engine.types import CalibrationOrigin, Frame, IntrinsicsPrior
 
@@ -44,8 +44,7 @@ class GivenCalibration:
 
     def matches(self, names: Collection[str]) -> bool:
         """Whether its pattern matches one of a camera's names; letters' case does not matter."""
-        pattern = self.pattern.casefold()
-        return not pattern or any(fnmatchcase(name.casefold(), pattern) for name in names)
+        return not self.pattern or is_named(self.pattern, names)
 
     def fits(self, width: int, height: int) -> bool:
         """Whether one of its cameras can have made images of this size, in either position."""
@@ -148,13 +147,6 @@ class CalibrationsByCamera:
                 if given.pattern:
                     return None
         return None
-
-
-def names_of(frame: Frame) -> list[str]:
-    """What a pattern may name: the camera's key and its parts, the source and its last part."""
-    label = frame.source.rstrip("/")
-    names = [frame.camera_key, *frame.camera_key.split("|"), frame.source, PurePath(label).name]
-    return list(dict.fromkeys(name for name in names if name))
 
 
 def _placed(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from adapters.images.masks import MaskImage, decode_mask, fit_mask
+from adapters.images.name_patterns import is_named, names_of
 from engine.config import SourcesConfig
 from engine.errors import ConfigError, SourceError
-from engine.types import BoolArray
+from engine.types import BoolArray, Frame
+
+_ORIENTATION_OF_TURNS = (1, 6, 3, 8)  # as EXIF counts it, by quarter turns clockwise
 
 
 class MaskedCameras:
-    """``CameraMasks`` of mask files by patterns of camera keys, as ``fnmatch`` has them.
+    """``CameraMasks`` of mask files by patterns of camera names, see ``names_of``.
 
-    Of several patterns that fit a camera, the last one counts.
+    Of several patterns that match a camera, the last one counts. A mask is one of the pixels as
+    stored where these have its shape, and turns with them; else one of upright pixels.
     """
 
     def __init__(self, files: Mapping[str, str], *, config: SourcesConfig) -> None:
@@ -30,30 +33,44 @@ class MaskedCameras:
         """
         self._files = dict(files)
         self._masks = {pattern: _read(file, config) for pattern, file in files.items()}
-        self._fitted: dict[tuple[str, tuple[int, int]], BoolArray] = {}
-        self._unused = set(files)
+        self._patterns: dict[tuple[str, ...], list[str]] = {}  # that match a camera's names
+        self._fitted: dict[tuple[str, tuple[int, int], int], BoolArray] = {}
 
-    def mask_of(self, camera_key: str, *, size: tuple[int, int]) -> BoolArray | None:
-        """The mask (H, W) of a camera's frames of a size; the same object at every call.
+    def mask_of(self, frame: Frame) -> BoolArray | None:
+        """The mask (H, W) of a frame's camera; the same object for frames of one size and turn.
 
         Raises:
             SourceError: the camera's mask has another aspect ratio.
         """
-        patterns = [pattern for pattern in self._files if fnmatchcase(camera_key, pattern)]
+        patterns = self._matching(frame)
         if not patterns:
             return None
-        pattern = patterns[-1]
-        self._unused.difference_update(patterns)
-        if (pattern, size) not in self._fitted:
-            mask = fit_mask(self._masks[pattern], size=size)
+        pattern, size = patterns[-1], (frame.width, frame.height)
+        key = (pattern, size, frame.quarter_turns)
+        if key not in self._fitted:
+            orientation = _ORIENTATION_OF_TURNS[frame.quarter_turns]
+            mask = fit_mask(self._masks[pattern], size=size, orientation=orientation)
             if isinstance(mask, str):
-                raise SourceError(f"mask {self._files[pattern]} of camera {camera_key} {mask}")
-            self._fitted[pattern, size] = mask
-        return self._fitted[pattern, size]
+                raise SourceError(
+                    f"mask {self._files[pattern]} of camera {frame.camera_key} {mask}"
+                )
+            self._fitted[key] = mask
+        return self._fitted[key]
 
     def unused(self) -> list[str]:
-        """Patterns that no camera fitted so far."""
-        return [pattern for pattern in self._files if pattern in self._unused]
+        """Which masks were for no camera so far, in words."""
+        used = {pattern for patterns in self._patterns.values() for pattern in patterns}
+        return [
+            f"the mask {file} is for no camera of the run: none is called {pattern}"
+            for pattern, file in self._files.items()
+            if pattern not in used
+        ]
+
+    def _matching(self, frame: Frame) -> list[str]:
+        names = tuple(names_of(frame))
+        if names not in self._patterns:
+            self._patterns[names] = [p for p in self._files if is_named(p, names)]
+        return self._patterns[names]
 
 
 def _read(file: str, config: SourcesConfig) -> MaskImage:

@@ -6,6 +6,7 @@ decompression bomb nor a half-written file reaches a decoder.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN_FRAME_MARKERS = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive Huffman coding
 _BARE_MARKERS = frozenset(range(0xD0, 0xD9)) | {0x01}  # carry no length
 _SCAN_MARKER, _APP1_MARKER = 0xDA, 0xE1
+_XMP_MARKER = b"http://ns.adobe.com/xap/1.0/\0"
+# Google's photo sphere metadata, as an attribute or an element.
+_SPHERICAL_XMP = re.compile(
+    rb"GPano:ProjectionType\s*(=\s*[\"']|>)\s*equirectangular", re.IGNORECASE
+)
 _END_OF_IMAGE = b"\xff\xd9"
 
 
@@ -33,6 +39,7 @@ class ImageHeader:
     is_complete: bool = True  # False: a JPEG that ends before its end marker
     is_plain_jpeg: bool = False  # a JPEG of one or three 8-bit channels that any reader takes
     decodes_upright: bool = False  # TIFF: OpenCV always rotates the pixels
+    is_spherical: bool = False  # its XMP says that it is equirectangular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,6 +49,7 @@ class DecodedImage:
     pixels: Uint8Array  # (H, W, 3) RGB, upright
     jpeg: bytes | None  # the bytes as given, when any JPEG reader gets `pixels` from them
     exif: Exif
+    is_spherical: bool = False  # its metadata says that it is equirectangular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,7 @@ def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | Refuse
         pixels=stored if header.decodes_upright else upright(stored, exif.orientation),
         jpeg=data if header.is_plain_jpeg and exif.orientation == 1 else None,
         exif=exif,
+        is_spherical=header.is_spherical,
     )
 
 
@@ -128,12 +137,14 @@ def _decode(data: bytes) -> Uint8Array | RefusedImage:
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:
-    frame, exif_block, is_plain = b"", b"", False
+    frame, exif_block, is_plain, is_spherical = b"", b"", False, False
     for marker, start, segment in _jpeg_segments(data):
         if marker in _FRAME_MARKERS:
             frame, is_plain = segment, marker in _PLAIN_FRAME_MARKERS
         elif marker == _APP1_MARKER and segment.startswith(b"Exif\0\0") and not exif_block:
             exif_block = segment
+        elif marker == _APP1_MARKER and segment.startswith(_XMP_MARKER):
+            is_spherical = is_spherical or _SPHERICAL_XMP.search(segment) is not None
         elif marker == _SCAN_MARKER and len(frame) >= 6:
             return ImageHeader(
                 width=int.from_bytes(frame[3:5], "big"),
@@ -141,6 +152,7 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
                 exif_block=exif_block,
                 is_complete=data.find(_END_OF_IMAGE, start) >= 0,
                 is_plain_jpeg=is_plain and frame[0] == 8 and frame[5] in {1, 3},
+                is_spherical=is_spherical,
             )
     return None
 

@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.types import BoolArray, GpsFix, IntrinsicsPrior, Uint8Array
+from engine.types import (
+    EXIF_FOCAL_SIGMA_RATIO,
+    BoolArray,
+    CalibrationOrigin,
+    GpsFix,
+    IntrinsicsPrior,
+    Uint8Array,
+)
 
 Value = str | tuple[float, ...]
 Directory = Mapping[int, Value]
@@ -24,9 +31,10 @@ Pixels = TypeVar("Pixels", Uint8Array, BoolArray)
 _IMAGE_WIDTH, _IMAGE_HEIGHT = 0x0100, 0x0101
 _MAKE, _MODEL, _ORIENTATION = 0x010F, 0x0110, 0x0112
 _EXIF_DIRECTORY, _GPS_DIRECTORY = 0x8769, 0x8825
-_FOCAL_LENGTH, _FOCAL_LENGTH_35MM = 0x920A, 0xA405
+_FOCAL_LENGTH, _DIGITAL_ZOOM_RATIO, _FOCAL_LENGTH_35MM = 0x920A, 0xA404, 0xA405
 _PIXEL_X_DIMENSION, _PIXEL_Y_DIMENSION = 0xA002, 0xA003
 _FOCAL_PLANE_X_RESOLUTION, _FOCAL_PLANE_RESOLUTION_UNIT = 0xA20E, 0xA210
+_BODY_SERIAL, _LENS_MODEL, _LENS_SERIAL = 0xA431, 0xA434, 0xA435
 _GPS_LATITUDE, _GPS_LONGITUDE, _GPS_ALTITUDE = 2, 4, 6  # each has its reference one below
 _GPS_HORIZONTAL_ERROR = 31
 _BELOW_REFERENCE = (1, 3)  # sea level; the ellipsoid (Exif 3.0)
@@ -36,6 +44,14 @@ _FORMATS = {1: "B", 3: "H", 4: "I", _RATIONAL: "II", 9: "i", _SRATIONAL: "ii", 1
 _MAX_COUNT = 512  # longer values (maker notes, tables) are none of ours
 
 PLAUSIBLE_FOCAL_RATIOS = (0.2, 30.0)  # of the longer edge: a fisheye, the longest telephoto lens
+
+# One standard deviation, of the focal length.
+_EQUIVALENT_SIGMA_RATIO = 0.05  # of 35 mm equivalents, beside their rounding
+_ROUNDING_MM = 0.5
+_FOCAL_PLANE_SIGMA_RATIO = 0.04
+_ZOOMED_SIGMA_RATIO = 0.15  # where digital zoom may be counted twice, or not
+_CONTRADICTION = 0.15  # between tags, as a logarithm
+_MAX_DIGITAL_ZOOM = 100.0
 
 _FILM_DIAGONAL_MM = 43.27  # of the 36 x 24 mm frame
 _UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # inch, cm; mm and um are out of the standard
@@ -69,10 +85,13 @@ class Exif:
 
     make: str = ""
     model: str = ""
+    serial: str = ""  # of the body
+    lens: str = ""  # model of the lens, and its serial number
     orientation: int = 1  # 1..8, as EXIF counts them; 1: upright
     focal_length_mm: float | None = None
     focal_length_35mm: float | None = None  # equivalent on 36 x 24 mm film, by the diagonal
     focal_plane_px_per_mm: float | None = None  # in pixels of the size the camera recorded
+    digital_zoom_ratio: float | None = None  # 1: none
     recorded_edge_px: float | None = None  # longer edge of the image when the camera recorded it
     gps: GpsFix | None = None
 
@@ -94,10 +113,13 @@ def read_exif(block: bytes) -> Exif:
     return Exif(
         make=_text(main, _MAKE),
         model=_text(main, _MODEL),
+        serial=_text(exif, _BODY_SERIAL),
+        lens=f"{_text(exif, _LENS_MODEL)} {_text(exif, _LENS_SERIAL)}".strip(),
         orientation=orientation if orientation in range(1, 9) else 1,
         focal_length_mm=_positive(exif, _FOCAL_LENGTH),
         focal_length_35mm=_positive(exif, _FOCAL_LENGTH_35MM),
         focal_plane_px_per_mm=_focal_plane_px_per_mm(exif),
+        digital_zoom_ratio=_digital_zoom_ratio(exif),
         recorded_edge_px=max((edge for edge in edges if edge), default=None),
         gps=_gps_fix(tiff.directory(_pointer(main, _GPS_DIRECTORY))),
     )
@@ -133,34 +155,90 @@ def intrinsics_prior(exif: Exif, *, width: int, height: int) -> IntrinsicsPrior 
     The most trustworthy of: focal length and a sensor width we know; the 35 mm equivalent; focal
     length and the focal plane's resolution. A known sensor goes first because the 35 mm equivalent
     is a rounded integer, and some cameras give that of the whole sensor for images cropped to 16:9.
+    Tags that contradict each other make it less sure. What no lens has is left out, and where
+    nothing else remains the focal length is 0 and the doubt says why.
     """
-    focal_px = _focal_px(exif, edge_px=max(width, height), diagonal_px=math.hypot(width, height))
-    shortest, longest = PLAUSIBLE_FOCAL_RATIOS
-    if not shortest * max(width, height) <= focal_px <= longest * max(width, height):
-        return None
-    return IntrinsicsPrior(focal_px=focal_px)
+    edge_px, diagonal_px = max(width, height), math.hypot(width, height)
+    said = _focal_lengths(exif, edge_px=edge_px, diagonal_px=diagonal_px)
+    shortest, longest = (ratio * edge_px for ratio in PLAUSIBLE_FOCAL_RATIOS)
+    possible = [one for one in said if shortest <= one.focal_px <= longest]
+    wrong = [one for one in said if one not in possible]
+    doubt = (
+        f"EXIF says a focal length of {wrong[0].focal_px:.4g} px, as no lens has" if wrong else ""
+    )
+    if not possible:
+        return IntrinsicsPrior(focal_px=0.0, doubt=f"{doubt}; it is ignored") if wrong else None
+    best = possible[0]
+    spread = max(abs(math.log(one.focal_px / best.focal_px)) for one in possible)
+    if spread > _CONTRADICTION:
+        values = " and ".join(f"{one.focal_px:.0f}" for one in possible)
+        doubt = doubt or f"tags of EXIF say focal lengths of {values} px"
+    return IntrinsicsPrior(
+        focal_px=best.focal_px,
+        origin=best.origin,
+        focal_sigma_ratio=max(best.sigma_ratio, spread),
+        doubt=doubt,
+    )
 
 
-def _focal_px(exif: Exif, *, edge_px: float, diagonal_px: float) -> float:
-    """The focal length in px, 0 where no tags give it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FocalLength:
+    """A focal length that some tags give, and how surely."""
+
+    focal_px: float
+    sigma_ratio: float
+    origin: CalibrationOrigin
+
+
+def _focal_lengths(exif: Exif, *, edge_px: float, diagonal_px: float) -> list[_FocalLength]:
+    """What the tags give, the most trustworthy first; values may be impossible.
+
+    Digital zoom enlarges the middle of the sensor's image, and with it the focal length in px. The
+    35 mm equivalent of most phones has it already.
+    """
+    zoom = exif.digital_zoom_ratio or 1.0
+    doubt = _ZOOMED_SIGMA_RATIO if zoom != 1.0 else 0.0
+    found = []
     known_sensor_mm = _SENSOR_WIDTH_MM.get(exif.model.lower())
     if exif.focal_length_mm and known_sensor_mm:
-        return exif.focal_length_mm / known_sensor_mm * edge_px
+        focal_px = zoom * exif.focal_length_mm / known_sensor_mm * edge_px
+        sigma = max(EXIF_FOCAL_SIGMA_RATIO, doubt)
+        found.append(
+            _FocalLength(focal_px=focal_px, sigma_ratio=sigma, origin=CalibrationOrigin.EXIF)
+        )
     if exif.focal_length_35mm:
-        return exif.focal_length_35mm / _FILM_DIAGONAL_MM * diagonal_px
+        focal_px = exif.focal_length_35mm / _FILM_DIAGONAL_MM * diagonal_px
+        sigma = math.hypot(_EQUIVALENT_SIGMA_RATIO, _ROUNDING_MM / exif.focal_length_35mm)
+        found.append(
+            _FocalLength(
+                focal_px=focal_px,
+                sigma_ratio=max(min(sigma, 1.0), doubt),
+                origin=CalibrationOrigin.EXIF_35MM,
+            )
+        )
     if exif.focal_length_mm and exif.focal_plane_px_per_mm:
         # The resolution counts pixels of the recorded size. Where software shrank the image and
         # the recorded size with it, but not the resolution, the sensor comes out impossibly small.
         sensor_mm = (exif.recorded_edge_px or edge_px) / exif.focal_plane_px_per_mm
         if _SENSOR_EDGE_MM[0] <= sensor_mm <= _SENSOR_EDGE_MM[1]:
-            return exif.focal_length_mm / sensor_mm * edge_px
-    return 0.0
+            focal_px = zoom * exif.focal_length_mm / sensor_mm * edge_px
+            sigma = max(_FOCAL_PLANE_SIGMA_RATIO, doubt)
+            found.append(
+                _FocalLength(focal_px=focal_px, sigma_ratio=sigma, origin=CalibrationOrigin.EXIF)
+            )
+    return found
 
 
 def _focal_plane_px_per_mm(exif: Directory) -> float | None:
     per_unit = _positive(exif, _FOCAL_PLANE_X_RESOLUTION)
     unit_mm = _UNIT_MM.get(int(_number(exif, _FOCAL_PLANE_RESOLUTION_UNIT) or 2))
     return per_unit / unit_mm if per_unit and unit_mm else None
+
+
+def _digital_zoom_ratio(exif: Directory) -> float | None:
+    """How much of it there was; None where there was none, or no number says so."""
+    ratio = _positive(exif, _DIGITAL_ZOOM_RATIO)
+    return ratio if ratio is not None and 1.0 < ratio <= _MAX_DIGITAL_ZOOM else None
 
 
 def _gps_fix(gps: Directory) -> GpsFix | None:

@@ -34,6 +34,7 @@ from engine.errors import SourceError
 from engine.ports import ArrivalSink, FrameIds
 from engine.types import (
     Arrival,
+    CalibrationOrigin,
     DropReason,
     Frame,
     GpsFix,
@@ -306,7 +307,7 @@ def _prior_of(metadata: Metadata, image: DecodedImage) -> IntrinsicsPrior | None
     height, width = image.pixels.shape[:2]
     shortest, longest = (ratio * max(width, height) for ratio in PLAUSIBLE_FOCAL_RATIOS)
     if metadata.focal_px is not None and shortest <= metadata.focal_px <= longest:
-        return IntrinsicsPrior(focal_px=metadata.focal_px)
+        return IntrinsicsPrior(focal_px=metadata.focal_px, origin=CalibrationOrigin.KNOWN)
     return intrinsics_prior(image.exif, width=width, height=height)
 
 

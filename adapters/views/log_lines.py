@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,7 +10,10 @@ from adapters.live.run_counters import RunCounters
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
+    CameraDoubted,
+    CameraSplit,
     CommandTaken,
+    CropFound,
     Event,
     FrameDropped,
     Georeferenced,
@@ -17,6 +21,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
+    OverlayFound,
     RegistrationFailed,
     RunFinished,
     RunStarted,
@@ -29,6 +34,8 @@ from engine.events import (
 from engine.types import RegistrationStatus, SourceState
 
 DROPS_LOGGED_EACH = 10  # of one reason; from then on a line whenever their number has doubled
+
+BOXES_NAMED = 3
 
 
 class LogLevel(StrEnum):
@@ -57,6 +64,9 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
     match event:
         case FrameDropped():
             return _dropped(event, counters.dropped_by_reason[event.reason])
+        case CameraDoubted():
+            doubt = f"camera {event.camera_key}: {event.reason}"
+            return LogLine(level=LogLevel.WARNING, text=doubt)
         case Warned():
             return LogLine(level=LogLevel.WARNING, text=event.message)
         case SourceChanged():
@@ -64,7 +74,7 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
-            text = _milestone(event) or _mapping(event) or _refinement(event)
+            text = _milestone(event) or _camera(event) or _mapping(event) or _refinement(event)
             return LogLine(level=LogLevel.INFO, text=text) if text else None
 
 
@@ -95,17 +105,37 @@ def _milestone(event: Event) -> str | None:
     return None
 
 
-def _mapping(event: Event) -> str | None:
+def _camera(event: Event) -> str | None:
     match event:
         case CameraCalibrated():
-            how = event.how.replace("_", " ")
+            how = "refined" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
         case LensRecognised():
             return (
-                f"camera {event.camera_key}: lens recognised as {event.model}, focal length"
-                f" {event.focal_px:.0f} px, not {event.former_model}, {event.former_focal_px:.0f} px;"
-                " the map is built anew"
+                f"camera {event.camera_key}: its lens is recognised as {event.model} with"
+                f" {event.focal_px:.0f} px, instead of {event.former_model} with"
+                f" {event.former_focal_px:.0f} px"
             )
+        case CropFound():
+            x, y = event.principal_point_xy
+            whole = event.whole_camera_key
+            return f"camera {event.camera_key} is a crop of {whole}: centre at {x:.0f}, {y:.0f} px"
+        case CameraSplit():
+            parts = ", ".join(
+                f"{event.calibration_idx.count(idx)} keyframes at {focal_px:.0f} px"
+                for idx, focal_px in enumerate(event.focal_px)
+            )
+            return f"camera {event.camera_key} has several focal lengths: {parts}"
+        case OverlayFound():
+            return (
+                f"camera {event.camera_key}: {100 * event.share:.1f} % of its image is masked, "
+                f"which shows nothing of the world: {_boxes(event.boxes)}"
+            )
+    return None
+
+
+def _mapping(event: Event) -> str | None:
+    match event:
         case MapInitialized():
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
             pair = f"{event.first} and {event.second}"
@@ -115,6 +145,15 @@ def _mapping(event: Event) -> str | None:
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
     return None
+
+
+def _boxes(boxes: Sequence[tuple[int, int, int, int]]) -> str:
+    """Where boxes are, the first few of them: left, top and size in px."""
+    named = [
+        f"{right - left} x {bottom - top} px at {left}, {top}"
+        for left, top, right, bottom in boxes[:BOXES_NAMED]
+    ]
+    return ", ".join(named) + (", ..." if len(boxes) > BOXES_NAMED else "")
 
 
 def _refinement(event: Event) -> str | None:

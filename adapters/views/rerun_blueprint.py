@@ -74,7 +74,7 @@ def build_blueprint(
     """
     import rerun.blueprint as rrb
 
-    tabs = [_log_view(), _graph_view()]
+    tabs = [_log_view(), _camera_view(), _graph_view()]
     if with_geography:
         tabs.append(rrb.MapView(origin="/geo", name="World", zoom=17.0))
     beside = rrb.Vertical(
@@ -121,6 +121,12 @@ def _graph_view() -> rrb.GraphView:
     import rerun.blueprint as rrb
 
     return rrb.GraphView(origin="/graph", name="Scene graph")
+
+
+def _camera_view() -> rrb.TextDocumentView:
+    import rerun.blueprint as rrb
+
+    return rrb.TextDocumentView(origin="/cameras", name="Cameras")
 
 
 def _log_view() -> rrb.TextLogView:

@@ -58,8 +58,11 @@ def estimate_absolute_pose(
     )
     if estimate is None:
         return None
+    cam_from_world = np.asarray(estimate["cam_from_world"].matrix())
+    if not np.isfinite(cam_from_world).all():
+        return None
     return AbsolutePose(
-        cam_from_world=np.asarray(estimate["cam_from_world"].matrix()),
+        cam_from_world=cam_from_world,
         inlier_mask=np.asarray(estimate["inlier_mask"], dtype=bool),
     )
 

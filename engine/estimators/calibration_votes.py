@@ -50,10 +50,33 @@ def vote_on(
     Returns:
         None when no pair has a vote.
     """
+    focal_px = _FOCAL_RATIOS * edge_px
+    costs = _costs(pairs, views, focal_px)
+    if costs is None:
+        return None
+    best = int(costs.argmin())
+    return CalibrationVote(
+        focal_px=float(focal_px[best]),
+        cost=float(costs[best]),
+        is_determined=0 < best < len(costs) - 1,
+    )
+
+
+def cost_of(
+    pairs: Sequence[VerifiedPair], views: Mapping[FrameId, GuessedView], *, focal_px: float
+) -> float | None:
+    """What guessed views and a focal length cost; None when no pair has a vote."""
+    costs = _costs(pairs, views, np.array([focal_px]))
+    return None if costs is None else float(costs[0])
+
+
+def _costs(
+    pairs: Sequence[VerifiedPair], views: Mapping[FrameId, GuessedView], focal_px: Float64Array
+) -> Float64Array | None:
+    """The mean bounded gap for each focal length (F,)."""
     usable = [pair for pair in pairs if pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO]
     if not usable:
         return None
-    focal_px = _FOCAL_RATIOS * edge_px
     fundamentals = np.array([pair.fundamental for pair in usable])
     first, second = (
         _calibrations([views[pair_end] for pair_end in ends], focal_px)
@@ -62,13 +85,7 @@ def vote_on(
     gaps = _singular_value_gaps(np.swapaxes(second, -1, -2) @ fundamentals[:, None] @ first)
     weights = np.sqrt([pair.num_inliers for pair in usable])
     # A bounded loss lets a wrong pair cost no more than a constant anywhere on the curve.
-    costs = (weights[:, None] * np.minimum(gaps, _MAX_GAP)).sum(axis=0) / weights.sum()
-    best = int(costs.argmin())
-    return CalibrationVote(
-        focal_px=float(focal_px[best]),
-        cost=float(costs[best]),
-        is_determined=0 < best < len(costs) - 1,
-    )
+    return np.asarray((weights[:, None] * np.minimum(gaps, _MAX_GAP)).sum(axis=0) / weights.sum())
 
 
 def _calibrations(views: Sequence[GuessedView], focal_px: Float64Array) -> Float64Array:

@@ -11,21 +11,25 @@ from __future__ import annotations
 import numpy as np
 import pycolmap
 
+from engine.camera_models import LensKind
+from engine.estimators.lenses import lens_kind
 from engine.types import Float64Array
 
-FOCAL_RATIOS = (0.2, 20.0)  # of the longer image edge: 136 to 3 degrees of view
-WIDE_FOCAL_RATIOS = (0.1, 20.0)  # of models that see beyond 90 degrees from the axis
+FOCAL_RATIOS = (0.2, 30.0)  # of the longer image edge: 136 to 2 degrees of view
+WIDE_FOCAL_RATIOS = (0.1, 30.0)  # of models that see beyond 90 degrees from the axis
 
 # Displacement at the image's corner, of the distance that a lens without distortion would give:
 # next to nothing through a long lens, more the wider the view.
 _LEAST_DISPLACEMENT = 0.02
 _BARREL_DISPLACEMENT, _PINCUSHION_DISPLACEMENT = 0.40, 0.20  # more, at 45 degrees from the axis
 _POLYNOMIAL_MODELS = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-_PERSPECTIVE_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", *_POLYNOMIAL_MODELS)
+
 _MIN_SLOPE = 0.15  # of the image's radius over the ray's angle, of that at the centre
 _DENSE, _SPARSE = np.linspace(0.0, 2.0, 65)[1:], np.geomspace(2.0, 40.0, 25)[1:]
 _WIDEST_RAD = 3.1
+_WIDE_ENOUGH_RAD = 1.4
 _BISECTIONS = 12
+_ROUNDING = 1e-6
 
 
 def focal_limits_px(camera: pycolmap.Camera) -> tuple[float, float]:
@@ -47,7 +51,7 @@ def lens_flaw(camera: pycolmap.Camera) -> str:
     low_px, high_px = focal_limits_px(camera)
     for idx in camera.focal_length_idxs():
         focal_px = float(camera.params[idx])
-        if not low_px <= focal_px <= high_px:
+        if not (1.0 - _ROUNDING) * low_px <= focal_px <= (1.0 + _ROUNDING) * high_px:
             return (
                 f"a focal length of {focal_px:.0f} px is not between {low_px:.0f} and"
                 f" {high_px:.0f} px"
@@ -99,7 +103,7 @@ def corner_displacement(camera: pycolmap.Camera) -> float:
 
 def _may_be_wide(camera: pycolmap.Camera) -> bool:
     """Whether the model can see beyond 90 degrees from the axis."""
-    return camera.model_name not in _PERSPECTIVE_MODELS
+    return lens_kind(camera) is not LensKind.PERSPECTIVE
 
 
 def _with_params(camera: pycolmap.Camera, params: list[float]) -> pycolmap.Camera:
@@ -185,7 +189,15 @@ def _keeps_order(camera: pycolmap.Camera, corner: Float64Array) -> bool:
     slopes = np.diff(radii, prepend=0.0) / np.diff(angles, prepend=0.0)
     is_rising = slopes >= _MIN_SLOPE * float(camera.mean_focal_length())  # False for NaN
     beyond = np.flatnonzero(radii >= distance_px)
-    return bool(len(beyond) and is_rising[: beyond[0] + 1].all())
+    if len(beyond):
+        return bool(is_rising[: beyond[0] + 1].all())
+    # COLMAP's wide models end short of the image where they end at right angles to the axis.
+    seen = int(np.isfinite(radii).argmin())
+    return (
+        _may_be_wide(camera)
+        and seen > 0
+        and bool(angles[seen - 1] > _WIDE_ENOUGH_RAD and is_rising[:seen].all())
+    )
 
 
 def _displacement(camera: pycolmap.Camera, corner: Float64Array) -> float:

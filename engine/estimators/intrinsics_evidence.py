@@ -8,12 +8,15 @@ nothing: planes seen head-on, small turns, hardly any parallax.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
 
+from engine.camera_models import LensKind
+from engine.estimators.lenses import lens_kind
 from engine.geometry import image_scale
 from engine.types import Float64Array, Int64Array
 
@@ -22,7 +25,8 @@ _CLUSTER_SIZE = 8  # keyframes
 _POINTS_PER_CLUSTER = 150
 _MIN_SHARED = 12  # points that a keyframe of a cluster sees of those of its first one
 _MIN_FRAMES = 2
-_MAX_ERROR_PX = 6.0  # at an edge of 1000 px; farther observations are left out
+_LEAST_SCALE_PX = 1.0  # errors beyond it, or beyond the median error, count linearly
+_MAX_ERROR_SCALES = 6.0  # farther observations are left out
 
 # Errors of real images do not average out as formal covariances have it: they are alike for
 # neighbouring points and frames. Standard deviations are as much larger.
@@ -30,6 +34,7 @@ _NOISE_FLOOR_PX = 0.3  # at an edge of 1000 px
 _INFLATION = 5.0
 
 _RELATIVE_STEP = 1e-6  # of numeric derivatives
+_WIDE_CORNER_RAD = 1.2  # from the axis, at most, where the distortion of wide lenses is looked at
 _DAMPING = 1e-9  # of normalised information: what is less is the gauge
 
 
@@ -88,10 +93,12 @@ def distortion_sigmas(camera: pycolmap.Camera, displacement: float) -> Float64Ar
     """For each distortion parameter the change that moves the corner by a share of its distance."""
     corner_px = np.array([camera.width, camera.height]) / 2.0
     tangent = corner_px / float(camera.mean_focal_length())
-    angle = min(float(np.linalg.norm(tangent)), 1.2)
+    farthest = float(np.linalg.norm(tangent))
+    is_perspective = lens_kind(camera) is LensKind.PERSPECTIVE
+    angle = math.atan(farthest) if is_perspective else min(farthest, _WIDE_CORNER_RAD)
     direction = tangent / np.linalg.norm(tangent)
     ray = np.array([[*(np.sin(angle) * direction), np.cos(angle)]])
-    derivatives = np.linalg.norm(_intrinsics_jacobian(camera, ray), axis=1)[0]
+    derivatives = np.nan_to_num(np.linalg.norm(_intrinsics_jacobian(camera, ray), axis=1)[0])
     num_focal = len(camera.focal_length_idxs())
     moved_px = displacement * float(np.linalg.norm(corner_px))
     return np.asarray(moved_px / np.maximum(derivatives[num_focal:], 1e-12))
@@ -102,6 +109,8 @@ def measure_evidence(
 ) -> IntrinsicsEvidence | None:
     """What the observations say about one camera's calibration; None without any that do.
 
+    Observations so bad that nothing can be computed from them say nothing.
+
     Args:
         reconstruction: registered keyframes and points; only read.
         camera_id: a camera with a focal length.
@@ -111,13 +120,16 @@ def measure_evidence(
     information, gradient = np.zeros((num_params, num_params)), np.zeros(num_params)
     squares, num_observations, freedom = 0.0, 0, 0
     for cluster in _clusters(reconstruction, camera_id):
-        reduced = cluster.reduced(camera)
+        try:
+            reduced = cluster.reduced(camera_id)
+        except np.linalg.LinAlgError:
+            continue
         information += reduced.information
         gradient += reduced.gradient
         squares += reduced.squares
         num_observations += len(cluster.points_xy)
         freedom += cluster.freedom
-    if freedom <= num_params:
+    if freedom <= num_params or not (np.isfinite(information).all() and math.isfinite(squares)):
         return None
     step = np.linalg.pinv(information, hermitian=True) @ gradient
     scale = image_scale(camera.width, camera.height)
@@ -142,8 +154,9 @@ class _Reduced:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Cluster:
-    """Observations of some points by a few keyframes of one camera."""
+    """Observations of some points by a few keyframes, most of them of one camera."""
 
+    cameras: tuple[pycolmap.Camera, ...]  # (S,) of the keyframes
     cam_from_world: Float64Array  # (S, 3, 4)
     points3D_in_world: Float64Array  # (N, 3)
     frame_idx: Int64Array  # (M,)
@@ -156,26 +169,43 @@ class _Cluster:
         taken = 6 * len(self.cam_from_world) + 3 * len(self.points3D_in_world) - 7
         return 2 * len(self.points_xy) - taken
 
-    def reduced(self, camera: pycolmap.Camera) -> _Reduced:
-        """Eliminates points, then poses."""
+    def reduced(self, camera_id: int) -> _Reduced:
+        """Normal equations of one camera's calibration, points and then poses eliminated."""
         pose = self.cam_from_world[self.frame_idx]
         in_cam = np.einsum("mij,mj->mi", pose[:, :, :3], self.points3D_in_world[self.point_idx])
         in_cam += pose[:, :, 3]
-        residuals = self.points_xy - _project(camera, in_cam)
-        by_cam = _point_jacobian(camera, in_cam)
+        residuals, by_cam, by_params = self._linearised(in_cam, camera_id)
         by_pose = np.concatenate([np.cross(in_cam[:, None, :], by_cam), by_cam], axis=2)
         by_point = by_cam @ pose[:, :, :3]
-        by_params = _intrinsics_jacobian(camera, in_cam)
-        max_error_px = _MAX_ERROR_PX * image_scale(camera.width, camera.height)
-        errors = np.linalg.norm(residuals, axis=1)
-        is_good = (errors < max_error_px) & np.isfinite(by_cam).all(axis=(1, 2))
+        errors = np.nan_to_num(np.linalg.norm(residuals, axis=1), nan=np.inf)
+        scale_px = max(_LEAST_SCALE_PX, float(np.median(errors)))
+        is_good = (errors < _MAX_ERROR_SCALES * scale_px) & np.isfinite(by_cam).all(axis=(1, 2))
         is_good &= np.isfinite(by_params).all(axis=(1, 2))
-        weights = np.where(is_good, (1.0 + np.nan_to_num(errors) ** 2) ** -0.25, 0.0)
+        weights = np.zeros(len(errors))
+        weights[is_good] = (1.0 + (errors[is_good] / scale_px) ** 2) ** -0.25
         scaled = [
             np.nan_to_num(block) * weights[:, None, None]
             for block in (by_pose, by_point, by_params)
         ]
         return self._eliminate(*scaled, residuals=np.nan_to_num(residuals) * weights[:, None])
+
+    def _linearised(
+        self, in_cam: Float64Array, camera_id: int
+    ) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """Residuals (M, 2), and derivatives by the points and by one camera's calibration."""
+        num_params = max(
+            len(refined_params(one)) for one in self.cameras if one.camera_id == camera_id
+        )
+        residuals, by_cam = np.empty((len(in_cam), 2)), np.empty((len(in_cam), 2, 3))
+        by_params = np.zeros((len(in_cam), 2, num_params))
+        ids = np.array([one.camera_id for one in self.cameras])[self.frame_idx]
+        for camera in {one.camera_id: one for one in self.cameras}.values():
+            own = np.flatnonzero(ids == camera.camera_id)
+            residuals[own] = self.points_xy[own] - _project(camera, in_cam[own])
+            by_cam[own] = _point_jacobian(camera, in_cam[own])
+            if camera.camera_id == camera_id:
+                by_params[own] = _intrinsics_jacobian(camera, in_cam[own])
+        return residuals, by_cam, by_params
 
     def _eliminate(
         self,
@@ -228,7 +258,7 @@ def _clusters(reconstruction: pycolmap.Reconstruction, camera_id: int) -> list[_
         for i in reconstruction.reg_image_ids()
         if reconstruction.image(i).camera_id == camera_id
     )
-    if len(frames) < _MIN_FRAMES:
+    if not frames:
         return []
     num = 1 if len(frames) <= _CLUSTER_SIZE else _NUM_CLUSTERS
     places = np.linspace(0, len(frames) - 1, 2 * num + 1)[1::2].round().astype(int)
@@ -239,7 +269,7 @@ def _clusters(reconstruction: pycolmap.Reconstruction, camera_id: int) -> list[_
 def _cluster_around(
     reconstruction: pycolmap.Reconstruction, seed_id: int, camera_id: int
 ) -> _Cluster | None:
-    """Points of a keyframe, and the keyframes of its camera that see many of them."""
+    """Points of a keyframe, and keyframes that see many of them, of its camera where it can be."""
     seed = reconstruction.image(seed_id)
     seen = seed.get_observation_point2D_idxs()
     stride = max(1, len(seen) // _POINTS_PER_CLUSTER)
@@ -270,6 +300,9 @@ def _cluster_around(
     frame_idx, point_idx = np.array(rows).T
     poses = [reconstruction.image(image_id).cam_from_world().matrix() for image_id in images]
     return _Cluster(
+        cameras=tuple(
+            reconstruction.camera(reconstruction.image(image_id).camera_id) for image_id in images
+        ),
         cam_from_world=np.array(poses),
         points3D_in_world=np.array(kept),
         frame_idx=frame_idx,
@@ -281,14 +314,15 @@ def _cluster_around(
 def _spread(
     shared: Counter[int], reconstruction: pycolmap.Reconstruction, camera_id: int
 ) -> list[int]:
-    """Keyframes of a camera, from those that share all points to those that share just enough."""
-    enough = [
-        image_id
-        for image_id, num in shared.most_common()
-        if num >= _MIN_SHARED and reconstruction.image(image_id).camera_id == camera_id
-    ]
-    places = np.linspace(0, len(enough) - 1, min(len(enough), _CLUSTER_SIZE)).round().astype(int)
-    return [enough[place] for place in places]
+    """Keyframes of a camera, from those that share all points to those that share just enough.
+
+    Others stand in where it has too few.
+    """
+    enough = [image_id for image_id, num in shared.most_common() if num >= _MIN_SHARED]
+    own = [i for i in enough if reconstruction.image(i).camera_id == camera_id]
+    others = [i for i in enough if reconstruction.image(i).camera_id != camera_id]
+    places = np.linspace(0, len(own) - 1, min(len(own), _CLUSTER_SIZE)).round().astype(int)
+    return [own[place] for place in places] + others[: _CLUSTER_SIZE - len(places)]
 
 
 # -- derivatives ----------------------------------------------------------------------------------

@@ -250,6 +250,18 @@ def _find_fundamental(
     return np.asarray(fundamental, np.float64), mask.ravel().astype(bool)
 
 
+def epipolar_distances_px(
+    fundamental: Float64Array, points1_xy: Float64Array, points2_xy: Float64Array
+) -> Float64Array:
+    """How far matches (N, 2), (N, 2) are from their epipolar lines, (N,): the larger of the two."""
+    ones = np.ones((len(points1_xy), 1))
+    points1, points2 = np.hstack([points1_xy, ones]), np.hstack([points2_xy, ones])
+    lines2, lines1 = points1 @ fundamental.T, points2 @ fundamental
+    offsets = np.abs((lines2 * points2).sum(axis=1))
+    norms = [np.linalg.norm(lines[:, :2], axis=1) for lines in (lines1, lines2)]
+    return np.asarray(offsets / np.maximum(np.minimum(*norms), 1e-12))
+
+
 def homography_inlier_ratio(
     points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
 ) -> float:
@@ -271,6 +283,56 @@ def homography_inlier_ratio(
     except cv2.error:  # as for the fundamental matrix
         return 1.0
     return 1.0 if homography is None else float(mask.mean())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairVerifier:
+    """Verifies matches of one pair of images, and measures how far others are from a geometry."""
+
+    image_size: tuple[int, int]  # width and height that pixel thresholds scale with
+    config: TwoViewConfig
+    cameras: tuple[pycolmap.Camera, pycolmap.Camera] | None = None  # None: by a fundamental matrix
+
+    @property
+    def max_error_px(self) -> float:
+        """How far a match may be from the geometry."""
+        return self.config.max_error_px * image_scale(*self.image_size)
+
+    def verify(self, matches: PairMatches) -> VerifiedMatches | None:
+        """The matches that agree on one geometry; None when there are too few."""
+        if self.cameras is None:
+            return verify_matches(matches, image_size=self.image_size, config=self.config)
+        camera1, camera2 = self.cameras
+        return verify_matches_on_rays(matches, camera1=camera1, camera2=camera2, config=self.config)
+
+    def distances_px(self, verified: VerifiedMatches, matches: PairMatches) -> Float64Array:
+        """How far matches (M,) are from the epipolar lines of a geometry found by ``verify``.
+
+        0 for those that have no viewing ray.
+        """
+        if self.cameras is None or verified.cam2_from_cam1 is None:
+            return epipolar_distances_px(
+                verified.fundamental, matches.points1_xy, matches.points2_xy
+            )
+        camera1, camera2 = self.cameras
+        angles_rad = epipolar_angles_rad(
+            unit_rays(camera1, matches.points1_xy),
+            unit_rays(camera2, matches.points2_xy),
+            cam2_from_cam1=verified.cam2_from_cam1,
+        )
+        return angles_rad * camera_focal_px(camera2)
+
+
+def epipolar_angles_rad(
+    rays1: Float64Array, rays2: Float64Array, *, cam2_from_cam1: Float64Array
+) -> Float64Array:
+    """Angles (N,) of the second unit rays to the epipolar planes of the first; 0 without a ray."""
+    translation = cam2_from_cam1[:, 3]
+    baseline = translation / max(float(np.linalg.norm(translation)), 1e-12)
+    normals = np.cross(baseline, rays1 @ cam2_from_cam1[:, :3].T)
+    lengths = np.maximum(np.linalg.norm(normals, axis=1), 1e-12)
+    sines = np.abs((normals * rays2).sum(axis=1)) / lengths
+    return np.asarray(np.nan_to_num(np.arcsin(np.minimum(sines, 1.0)), nan=0.0))
 
 
 def estimate_focal_length(
@@ -311,6 +373,8 @@ def _singular_value_gaps(fundamental: Float64Array, width: int, height: int) -> 
     calibrations[:, 0, 0] = calibrations[:, 1, 1] = _FOCAL_RATIOS * edge
     calibrations[:, :, 2] = (width / 2.0, height / 2.0, 1.0)
     essentials = np.swapaxes(calibrations, 1, 2) @ fundamental @ calibrations
+    if not (np.isfinite(essentials).all() and essentials.any(axis=(1, 2)).all()):
+        return np.full(len(_FOCAL_RATIOS), _MAX_GAP)  # such a matrix votes for no focal length
     singular = np.linalg.svd(essentials, compute_uv=False)
     return np.asarray((singular[:, 0] - singular[:, 1]) / singular[:, 0])
 
@@ -324,7 +388,10 @@ def estimate_relative_pose(
     max_error_px: float,
     seed: int,
 ) -> RelativePose | None:
-    """The relative pose of two calibrated views from matches (N, 2), (N, 2); None if none fits."""
+    """The relative pose of two calibrated views from matches (N, 2), (N, 2); None if none fits.
+
+    Matches without viewing rays have no part in the triangulation angle.
+    """
     if len(points1_xy) < _MIN_MATCHES_FOR_POSE:
         return None
     options = pycolmap.RANSACOptions(
@@ -345,6 +412,9 @@ def estimate_relative_pose(
         viewing_rays(camera2, points2_xy[inliers]),
         cam2_from_cam1,
     )
+    angles = angles[np.isfinite(angles)]
+    if not len(angles):
+        return None
     return RelativePose(
         cam2_from_cam1=cam2_from_cam1,
         num_inliers=int(inliers.sum()),

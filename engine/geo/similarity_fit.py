@@ -70,8 +70,10 @@ def fit_similarity(
         seed: of the samples.
 
     Returns:
-        None when no three points and positions form triangles.
+        None when no three points and positions form triangles, or one of them is not finite.
     """
+    if not (np.isfinite(points).all() and np.isfinite(positions_m).all()):
+        return None
     hypotheses = _hypotheses(points, positions_m, seed=seed)
     if not len(hypotheses):
         return None

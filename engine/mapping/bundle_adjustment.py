@@ -18,12 +18,11 @@ from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentCon
 from engine.estimators.adjustment_options import adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
-from engine.mapping.calibration_control import CalibrationControl
+from engine.mapping.calibration_control import MIN_KEYFRAMES_FOR_DISTORTION, CalibrationControl
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
 
-MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
-
+_PRINCIPAL_POINT_ITERATIONS = 30
 _LOCAL_FUNCTION_TOLERANCE = 1e-4
 _GLOBAL_FUNCTION_TOLERANCE = 1e-5
 _MIN_SHARED_POINTS = 10  # a neighbour sharing fewer would only add unknowns
@@ -217,6 +216,27 @@ def solve_globally(
     pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
 
 
+def refine_principal_point(sparse_map: SparseMap, calibration_key: str) -> None:
+    """Adjusts a map with the principal point of one camera free, all else of calibrations held."""
+    reconstruction = sparse_map.reconstruction
+    camera_id = sparse_map.camera(calibration_key).camera_id
+    problem = pycolmap.BundleAdjustmentConfig()
+    for image_id in reconstruction.reg_image_ids():
+        problem.add_image(image_id)
+    for other_id in sorted(reconstruction.cameras):
+        if other_id != camera_id:
+            problem.set_constant_cam_intrinsics(other_id)
+    problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    options = adjustment_options(
+        max_iterations=_PRINCIPAL_POINT_ITERATIONS, function_tolerance=_GLOBAL_FUNCTION_TOLERANCE
+    )
+    options.refine_focal_length = False
+    options.refine_extra_params = False
+    options.refine_principal_point = True
+    pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+    sparse_map.filter_all()
+
+
 def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -> BundleAdjusted:
     """Brings an adjusted copy back under the map as it is now.
 
@@ -314,4 +334,7 @@ def _scale_change(sparse_map: SparseMap, copy: pycolmap.Reconstruction, frame_id
         np.array([copy.point3D(i).xyz for i in shared]),
     )
     usable = (before[:, 2] > 0) & (after[:, 2] > 0)
-    return float(np.median(after[usable, 2] / before[usable, 2])) if usable.any() else 1.0
+    if not usable.any():
+        return 1.0
+    change = float(np.median(after[usable, 2] / before[usable, 2]))
+    return change if 0.0 < change < np.inf else 1.0

@@ -10,8 +10,7 @@ the usual case, nothing of this is noticed.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -35,7 +34,10 @@ from engine.estimators.intrinsics_evidence import (
 from engine.mapping.camera_priors import CameraPrior
 from engine.types import Float64Array
 
-_MOST_UNCERTAIN = 0.15  # of a focal length: observations that say less decide nothing
+MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
+
+_MOST_UNCERTAIN = 0.35  # of a focal length: observations that say less decide nothing
+_HOLD_RATIO = 3.0  # of the prior's standard deviation: less sure observations are not tried
 _SETTLED_RATIO = 0.3  # of the prior's standard deviation
 _SETTLED_SIGMA_RATIO = 0.03  # and of the focal length
 _SETTLED_KEYFRAMES = 10
@@ -43,7 +45,8 @@ _CONTRADICTION_SIGMAS = 3.0
 _GROWTH = 1.25  # times the keyframes at the last measurement make another worth it
 _LEAST_SHIFT_SIGMAS = 0.5  # of the compromise, which is not worth another solve below
 _LEAST_SHIFT = 2e-3
-_DISPLACEMENT_SIGMA = 0.1  # of the image's corner by the distortion of lenses
+_DISPLACEMENT_SIGMA = 0.15  # of the image's corner by the distortion of lenses
+_TELLING_RATIO = 0.3  # of that, at most: an observed distortion
 _ASPECT_SIGMA = 0.02
 _ROUNDING = 1e-9
 _MAX_SOLVES = 3  # of which the last one only refines what nothing was objected to
@@ -61,10 +64,11 @@ class Hold(StrEnum):
 class CalibrationState:
     """What adjustments found out about the calibration of one camera."""
 
-    num_keyframes: int  # of the camera, when it was last measured
+    num_keyframes: int  # of the map, when it was last measured
     focal_sigma_ratio: float  # by the observations alone; inf: they say nothing
     is_settled: bool = False  # the observations are far surer than the prior
-    hold: Hold | None = None
+    hold: Hold | None = None  # of the focal length
+    holds_distortion: bool = False  # too
     reason: str = ""  # of the hold, with value and bound
 
     def is_due(self, num_keyframes: int) -> bool:
@@ -109,7 +113,7 @@ class CalibrationControl:
 
     @property
     def held_camera_ids(self) -> frozenset[int]:
-        """Those and the ones that are held for now."""
+        """Those and the ones whose focal length is held for now."""
         held = {i for i, state in self._states.items() if state.hold is not None}
         return self.constant_camera_ids | held
 
@@ -137,11 +141,9 @@ class CalibrationControl:
             reconstruction: the map or a copy; the calling thread owns it.
             solve: adjusts it; called again after objections.
         """
-        counts = Counter(
-            int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)
-        )
-        refined = [i for i in counts if i not in self.constant_camera_ids and self._has_lens(i)]
-        weighed = {i: counts[i] for i in refined if self._weigh(reconstruction, i, counts[i])}
+        present = _cameras_in(reconstruction)
+        refined = [i for i in present if i not in self.constant_camera_ids and self._has_lens(i)]
+        weighed = {i for i in refined if self._weigh(reconstruction, i)}
         is_sure = all(self._is_sure(i) for i in refined)
         before = None if is_sure else pycolmap.Reconstruction(reconstruction)
         former = {i: list(reconstruction.camera(i).params) for i in refined}
@@ -161,30 +163,44 @@ class CalibrationControl:
     def _is_sure(self, camera_id: int) -> bool:
         """Whether the next solve can hardly be objected to."""
         state = self._states[camera_id]
-        return state.is_settled or state.hold in (Hold.UNCERTAIN, Hold.LENS)
+        return state.is_settled or (state.hold is not None and state.holds_distortion)
+
+    def flaw(self, reconstruction: pycolmap.Reconstruction) -> str:
+        """What priors and lenses do not allow about cameras that were refined; "" for nothing."""
+        for camera_id in _cameras_in(reconstruction):
+            if camera_id in self.constant_camera_ids or not self._has_lens(camera_id):
+                continue
+            camera = reconstruction.camera(camera_id)
+            found = self._beyond_bound(camera_id, camera) or lens_flaw(camera)
+            if found:
+                return found
+        return ""
 
     def _has_lens(self, camera_id: int) -> bool:
         prior = self._priors.get(camera_id)
         return prior is not None and prior.focal_px > 0.0
 
     def _solve(self, refined: Sequence[int], solve: Solve) -> None:
-        """Solves with what is held constant; a focal length at its bound leaves distortion free.
+        """Solves with what is held constant; distortion may be free where the focal length is not.
 
         COLMAP frees focal lengths of all cameras or of none: beside a free one it is held whole.
         """
-        at_bound = {i for i in refined if self._states[i].hold is Hold.BOUND}
-        is_any_free = any(self._states[i].hold is None for i in refined)
-        if at_bound and not is_any_free:
-            solve(self.held_camera_ids - at_bound, refine_focal_length=False)
-        else:
-            solve(self.held_camera_ids, refine_focal_length=True)
+        constant, refine_focal_length = self.constants(refined)
+        solve(constant, refine_focal_length=refine_focal_length)
+
+    def constants(self, camera_ids: Iterable[int]) -> tuple[frozenset[int], bool]:
+        """Cameras to hold whole in an adjustment of some, and whether focal lengths may change."""
+        states = {i: self._states[i] for i in camera_ids if i in self._states}
+        bends = {i for i, state in states.items() if state.hold and not state.holds_distortion}
+        if bends and all(state.hold is not None for state in states.values()):
+            return self.held_camera_ids - bends, False
+        return self.held_camera_ids, True
 
     # -- before a solve ---------------------------------------------------------------------------
 
-    def _weigh(
-        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
-    ) -> bool:
+    def _weigh(self, reconstruction: pycolmap.Reconstruction, camera_id: int) -> bool:
         """Decides whether a camera is free from now on; False: nothing new decides that."""
+        num_keyframes = int(reconstruction.num_reg_frames())
         state = self._states.get(camera_id)
         if state is not None and not state.is_due(num_keyframes):
             return False
@@ -193,14 +209,14 @@ class CalibrationControl:
         sigma = math.inf if evidence is None else _focal_sigma(camera, evidence)
         state = CalibrationState(num_keyframes=num_keyframes, focal_sigma_ratio=sigma)
         wanted = 0.0 if evidence is None else abs(_wanted_change(camera, prior, evidence))
-        if sigma > min(prior.focal_sigma_ratio, _MOST_UNCERTAIN) and not (
-            wanted > _CONTRADICTION_SIGMAS * sigma
-        ):
+        too_unsure = min(_HOLD_RATIO * prior.focal_sigma_ratio, _MOST_UNCERTAIN)
+        if sigma > too_unsure and wanted <= _CONTRADICTION_SIGMAS * sigma:
             if abs(_change(camera, prior)) > max(prior.focal_sigma_ratio, sigma):
                 camera.params = _with_focal_px(camera, prior.focal_px)
             state = replace(
                 state,
                 hold=Hold.UNCERTAIN,
+                holds_distortion=evidence is None or not _tells_distortion(camera, evidence),
                 reason=_uncertain(camera, sigma),
             )
         self._states[camera_id] = state
@@ -214,18 +230,19 @@ class CalibrationControl:
         refined: Sequence[int],
         former: Mapping[int, list[float]],
         *,
-        weighed: Mapping[int, int],
+        weighed: Collection[int],
     ) -> dict[int, list[float]]:
         """Parameters that cameras must have instead of the solved ones; holds those cameras."""
         objections = {}
         for camera_id in refined:
-            if self._states[camera_id].hold in (Hold.UNCERTAIN, Hold.LENS):
+            state = self._states[camera_id]
+            if state.hold is not None and state.holds_distortion:
                 continue
             camera = reconstruction.camera(camera_id)
             better = self._possible(camera_id, camera, former[camera_id])
             is_free = self._states[camera_id].hold is None
             if better is None and is_free and camera_id in weighed:
-                better = self._compromise(reconstruction, camera_id, weighed[camera_id])
+                better = self._compromise(reconstruction, camera_id)
             if better is not None:
                 objections[camera_id] = better
         return objections
@@ -235,28 +252,38 @@ class CalibrationControl:
     ) -> list[float] | None:
         """The nearest possible parameters where the solved ones are none."""
         prior, state = self._priors[camera_id], self._states[camera_id]
-        focal_px = float(camera.mean_focal_length())
-        bound_px = min(max(focal_px, prior.min_focal_px), prior.max_focal_px)
-        if math.isfinite(focal_px) and abs(focal_px - bound_px) > _ROUNDING * bound_px:
-            reason = (
-                f"the map wants a focal length of {focal_px:.0f} px, beyond the bound of"
-                f" {bound_px:.0f} px for {prior.focal_px:.0f} px ({prior.words})"
-            )
+        beyond = self._beyond_bound(camera_id, camera)
+        if beyond:
             self._states[camera_id] = replace(
-                state, hold=Hold.BOUND, reason=reason, is_settled=False
+                state, hold=Hold.BOUND, reason=beyond, is_settled=False
             )
+            focal_px = float(camera.mean_focal_length())
+            bound_px = min(max(focal_px, prior.min_focal_px), prior.max_focal_px)
             return _with_focal_px(_camera_like(camera, former), bound_px)
         flaw = lens_flaw(camera)
         if not flaw:
             return None
-        self._states[camera_id] = replace(state, hold=Hold.LENS, reason=flaw, is_settled=False)
+        self._states[camera_id] = replace(
+            state, hold=Hold.LENS, holds_distortion=True, reason=flaw, is_settled=False
+        )
         if not np.isfinite(camera.params).all() or corner_displacement(camera) >= 0.0:
             return former
         # Barrel beyond the model is that of a lens wider than it can follow: as much as it can.
         return nearest_possible_distortion(_camera_like(camera, former, distortion_of=camera))
 
+    def _beyond_bound(self, camera_id: int, camera: pycolmap.Camera) -> str:
+        """In words that the focal length left its bounds; "" where it did not, or is no number."""
+        prior, focal_px = self._priors[camera_id], float(camera.mean_focal_length())
+        bound_px = min(max(focal_px, prior.min_focal_px), prior.max_focal_px)
+        if not abs(focal_px - bound_px) > _ROUNDING * bound_px:  # False for NaN too
+            return ""
+        return (
+            f"the map wants a focal length of {focal_px:.0f} px, beyond the bound of"
+            f" {bound_px:.0f} px for {prior.focal_px:.0f} px ({prior.words})"
+        )
+
     def _compromise(
-        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
+        self, reconstruction: pycolmap.Reconstruction, camera_id: int
     ) -> list[float] | None:
         """Parameters between prior and observations, unless those refined freely are near them."""
         prior, state = self._priors[camera_id], self._states[camera_id]
@@ -266,28 +293,33 @@ class CalibrationControl:
             return None
         sigma = _focal_sigma(camera, evidence)
         is_settled = (
-            num_keyframes >= _SETTLED_KEYFRAMES
+            state.num_keyframes >= _SETTLED_KEYFRAMES
             and sigma < _SETTLED_SIGMA_RATIO
             and sigma < _SETTLED_RATIO * prior.focal_sigma_ratio
         )
         self._states[camera_id] = replace(state, focal_sigma_ratio=sigma, is_settled=is_settled)
-        present = refined_params(camera)
-        precision = _prior_precision(camera, prior, change=_change(camera, prior))
-        total = evidence.information + precision
-        best = present - np.linalg.solve(total, precision @ (present - _prior_mean(camera, prior)))
-        sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
-        shift = np.abs(best - present)
-        if not (shift > np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).any():
+        may_bend = reconstruction.num_reg_frames() >= MIN_KEYFRAMES_FOR_DISTORTION
+        best = _between(camera, prior, evidence, may_bend=may_bend)
+        if best is None:
             return None
         reason = _uncertain(camera, sigma)
         self._states[camera_id] = replace(
-            self._states[camera_id], hold=Hold.UNCERTAIN, reason=reason, is_settled=False
+            self._states[camera_id],
+            hold=Hold.UNCERTAIN,
+            holds_distortion=True,
+            reason=reason,
+            is_settled=False,
         )
         return params_of(camera, best)
 
 
 def _registered(reconstruction: pycolmap.Reconstruction) -> list[int]:
     return [int(i) for i in reconstruction.reg_image_ids()]
+
+
+def _cameras_in(reconstruction: pycolmap.Reconstruction) -> list[int]:
+    """COLMAP's ids of the cameras of registered keyframes."""
+    return sorted({int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)})
 
 
 def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
@@ -309,6 +341,14 @@ def _focal_sigma(camera: pycolmap.Camera, evidence: IntrinsicsEvidence) -> float
     """How surely the observations give the focal length, of a lens like others."""
     precision = np.diag(_lens_precision(camera))
     return sigma_of(evidence.information + precision, 0)
+
+
+def _tells_distortion(camera: pycolmap.Camera, evidence: IntrinsicsEvidence) -> bool:
+    """Whether the observations are surer of the distortion, the focal length given, than none."""
+    num_focal = len(camera.focal_length_idxs())
+    given = evidence.information[num_focal:, num_focal:]
+    known = distortion_sigmas(camera, _DISPLACEMENT_SIGMA)
+    return all(sigma_of(given, idx) < _TELLING_RATIO * known[idx] for idx in range(len(known)))
 
 
 def _lens_precision(camera: pycolmap.Camera) -> Float64Array:
@@ -333,6 +373,29 @@ def _prior_mean(camera: pycolmap.Camera, prior: CameraPrior) -> Float64Array:
     mean[0] = math.log(prior.focal_px)
     mean[num_focal:] = prior.distortion
     return mean
+
+
+def _between(
+    camera: pycolmap.Camera, prior: CameraPrior, evidence: IntrinsicsEvidence, *, may_bend: bool
+) -> Float64Array | None:
+    """The most likely refined parameters (P,) by prior and observations; None: about the present.
+
+    Args:
+        camera: as the observations alone want it.
+        prior: what is known of it beforehand.
+        evidence: how sure the observations are.
+        may_bend: whether distortion may differ from that at the start.
+    """
+    taking = slice(None if may_bend else len(camera.focal_length_idxs()))
+    precision = _prior_precision(camera, prior, change=_change(camera, prior))[taking, taking]
+    total = evidence.information[taking, taking] + precision
+    best = refined_params(camera)
+    shift = np.linalg.solve(total, precision @ (best - _prior_mean(camera, prior))[taking])
+    sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
+    if (np.abs(shift) <= np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).all():
+        return None
+    best[taking] -= shift
+    return best
 
 
 def _change(camera: pycolmap.Camera, prior: CameraPrior) -> float:

@@ -16,26 +16,27 @@ import pycolmap
 from engine.camera_models import CAMERA_MODELS, LensKind
 from engine.config import CamerasConfig
 from engine.errors import MapError
+from engine.estimators.camera_limits import FOCAL_RATIOS
 from engine.estimators.lenses import (
-    camera_focal_px,
     fisheye_focal_px,
     intrinsics_of,
     is_far_from_pinhole,
     is_wide,
 )
 from engine.estimators.two_view_geometry import estimate_focal_length
-from engine.events import CameraCalibrated
 from engine.mapping.camera_priors import (
     POINTMAPS_SIGMA_RATIO,
     TWO_VIEW_SIGMA_RATIO,
     CameraPrior,
 )
+from engine.mapping.camera_reports import CameraReports
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
 from engine.types import (
     EXIF_FOCAL_SIGMA_RATIO,
     CalibrationOrigin,
+    CameraFigures,
     FrameId,
     Intrinsics,
     IntrinsicsPrior,
@@ -75,7 +76,7 @@ class CameraCalibration:
 
     def __init__(self, config: CamerasConfig, *, emit: EventSink) -> None:
         self._config = config
-        self._emit = emit
+        self._reports = CameraReports(emit=emit)
         self._initial: dict[str, InitialCamera] = {}
         self._seen_focal_px: dict[str, deque[float]] = {}
         self._given_keys: set[str] = set()  # cameras that came with a whole calibration
@@ -94,7 +95,22 @@ class CameraCalibration:
         if self._config.params or _is_whole(keyframe.intrinsics_prior):
             self._given_keys.add(camera_key)
         sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
-        self._emit_calibrated(camera_key, initial.camera, prior=initial.prior)
+        self._reports.add(camera_key, initial.camera, initial.prior)
+        doubt = _doubt_about(keyframe)
+        if doubt:
+            self._reports.add_doubt(camera_key, doubt)
+
+    def add_zoom_doubt(self, camera_key: str, reason: str) -> None:
+        """Emits that keyframes of a camera contradict one focal length, and no map says more."""
+        self._reports.add_doubt(camera_key, reason, kind="zoom")
+
+    def report(self, sparse_map: SparseMap) -> None:
+        """Emits calibrations that the map changed, and cameras to doubt."""
+        self._reports.update(self._initial, sparse_map)
+
+    def figures(self, sparse_map: SparseMap) -> tuple[CameraFigures, ...]:
+        """All cameras as calibrated in a map, in the order in which they came."""
+        return self._reports.figures(self._initial, sparse_map)
 
     def copies(self, sparse_map: SparseMap) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated in a map, in the order in which they came."""
@@ -139,7 +155,15 @@ class CameraCalibration:
 
     def adopt(self, change: CameraChange) -> None:
         """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
-        self._initial.update(change.cameras)
+        for camera_key, initial in change.cameras.items():
+            self._reports.remove_doubt(camera_key, kind="zoom")
+            self._initial[camera_key] = initial
+            self._reports.add(camera_key, initial.camera, initial.prior)
+
+    def add_all_anew(self, sparse_map: SparseMap) -> None:
+        """Gives a new map all cameras as they were before any map."""
+        for camera_key, initial in self._initial.items():
+            sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
 
     def add_focal_length(self, camera_key: str, focal_px: float) -> None:
         """Adds a focal length that a matcher saw in an image of a camera."""
@@ -190,20 +214,7 @@ class CameraCalibration:
                 is_constant=sparse_map.camera_prior(camera_key).is_constant,
             )
             sparse_map.set_camera_prior(camera_key, prior)
-            self._emit_calibrated(camera_key, camera, prior=prior)
-
-    def _emit_calibrated(
-        self, camera_key: str, camera: pycolmap.Camera, *, prior: CameraPrior
-    ) -> None:
-        self._emit(
-            CameraCalibrated(
-                camera_key=camera_key,
-                model=camera.model_name,
-                focal_px=camera_focal_px(camera),
-                how=prior.origin.value,
-                focal_sigma_ratio=prior.focal_sigma_ratio,
-            )
-        )
+            self._reports.add(camera_key, camera, prior)
 
 
 def cameras_in(sparse_map: SparseMap) -> set[str]:
@@ -260,7 +271,7 @@ def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
         return InitialCamera(camera=camera, prior=prior)
     if config.focal_px:
         return _configured(_of_focal_length(keyframe, model, config.focal_px), config)
-    if known is not None and known.focal_px > 0.0:
+    if known is not None and _is_plausible(known, keyframe):
         camera = _of_focal_length(keyframe, model, known.focal_px)
         prior = CameraPrior.of(
             camera,
@@ -272,6 +283,26 @@ def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:
     camera = _of_focal_length(keyframe, model, _assumed_focal_px(keyframe, model, config))
     camera.has_prior_focal_length = False
     return InitialCamera(camera=camera, prior=CameraPrior.assumed(camera, is_constant=is_fixed))
+
+
+def _is_plausible(prior: IntrinsicsPrior, keyframe: Keyframe) -> bool:
+    """Whether a lens can have the focal length that a source gives; 0 stands for none."""
+    low, high = FOCAL_RATIOS
+    edge_px = max(keyframe.width, keyframe.height)
+    return low * edge_px <= prior.focal_px <= high * edge_px and prior.focal_sigma_ratio > 0.0
+
+
+def _doubt_about(keyframe: Keyframe) -> str:
+    """A sentence on what is odd about what the source says of a keyframe's camera, or ""."""
+    prior = keyframe.intrinsics_prior
+    if prior is None or _is_whole(prior):
+        return ""
+    if prior.focal_px != 0.0 and not _is_plausible(prior, keyframe):
+        return (
+            f"the source gives a focal length of {prior.focal_px:.4g} px for images of"
+            f" {keyframe.width} x {keyframe.height}; no lens has it, and it is ignored"
+        )
+    return prior.doubt
 
 
 def _configured(camera: pycolmap.Camera, config: CamerasConfig) -> InitialCamera:

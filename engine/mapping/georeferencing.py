@@ -148,7 +148,7 @@ class Georeferencing:
             self._fixes(sparse_map, placement.frame_ids),
             placement.georeference,
             config=self._config,
-            constant_camera_ids=sparse_map.constant_camera_ids,
+            calibration=copy.calibration,
             max_iterations=self._final_iterations,
             num_threads=self._runtime.num_threads or os.cpu_count() or 1,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from engine.config import InitializationConfig
 from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.estimators.two_view_geometry import RelativePose, estimate_relative_pose
-from engine.geometry import image_scale
+from engine.geometry import image_scale, rotation_between
 from engine.mapping.bundle_adjustment import solve_globally
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, ImagePair, Keyframe, VerifiedPair
@@ -20,6 +21,7 @@ _SATURATION_ANGLE_RAD = float(np.radians(16.0))  # wider is no better for a firs
 _RELATIVE_POSE_ERROR_PX = 3.0  # at an image edge of 1000 px
 _PAIRS_EXAMINED_PER_PAIR_TRIED = 4
 _PLANAR_RATIO = 0.7  # of a pair's inliers on one homography: a plane, or no motion at all
+_MIN_POINTS_OF_TURN = 8  # fewer do not tell a turn from a motion
 _FOCAL_DOUBTS = np.geomspace(0.6, 1.0 / 0.6, 13)  # factors by which a focal length may be wrong
 
 
@@ -142,7 +144,8 @@ def relative_pose_of(
 def _may_only_turn(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
     """Whether a camera turning on the spot explains a pair, for a focal length not far off.
 
-    With a wrong focal length a turn looks like a motion before a plane, and at a good angle.
+    With a wrong focal length a turn looks like a motion before a plane, and at a good angle. Points
+    whose distortion cannot be undone are left out; a pair with too few others is taken for a turn.
     """
     if verified.homography_inlier_ratio < _PLANAR_RATIO:
         return False
@@ -151,44 +154,51 @@ def _may_only_turn(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
     camera1, camera2 = (sparse_map.camera(k.calibration_key) for k in (first, second))
     points1_xy, points2_xy = _matched_points(sparse_map, verified)
     if uses_rays(camera1) or uses_rays(camera2):
-        rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)
-        usable = np.isfinite(rays1).all(axis=1) & np.isfinite(rays2).all(axis=1)
+        rays1, rays2 = _usable(unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy))
         max_error_rad = _max_error_px(second) / camera_focal_px(camera2)
-        return _ray_turn_error_rad(rays1[usable], rays2[usable]) < max_error_rad
-    plane1_xy = np.asarray(camera1.cam_from_img(points1_xy))
-    plane2_xy = np.asarray(camera2.cam_from_img(points2_xy))
+        return len(rays1) < _MIN_POINTS_OF_TURN or _ray_turn_error_rad(rays1, rays2) < max_error_rad
+    plane1_xy, plane2_xy = _usable(
+        np.asarray(camera1.cam_from_img(points1_xy)), np.asarray(camera2.cam_from_img(points2_xy))
+    )
     max_error = _max_error_px(second) / camera2.mean_focal_length()
-    return any(
+    return len(plane1_xy) < _MIN_POINTS_OF_TURN or any(
         doubt * _turn_error(plane1_xy / doubt, plane2_xy / doubt) < max_error
         for doubt in _FOCAL_DOUBTS
     )
 
 
+def _usable(first: Float64Array, second: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """The rows of two arrays (N, D) that are finite in both."""
+    is_finite = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+    return first[is_finite], second[is_finite]
+
+
 def _turn_error(points1_xy: Float64Array, points2_xy: Float64Array) -> float:
     """Median distance of points (N, 2) on z = 1 to where the best rotation puts their matches.
 
-    The rotation is found in closed form (Kabsch, 1976).
+    Infinite for points that it turns behind the camera, and where there is no rotation.
     """
     ones = np.ones((len(points1_xy), 1))
     rays1, rays2 = np.hstack([points1_xy, ones]), np.hstack([points2_xy, ones])
     rays1 /= np.linalg.norm(rays1, axis=1, keepdims=True)
     rays2 /= np.linalg.norm(rays2, axis=1, keepdims=True)
-    turned = rays1 @ _best_rotation(rays1, rays2).T
-    return float(np.median(np.linalg.norm(turned[:, :2] / turned[:, 2:] - points2_xy, axis=1)))
+    rotation = rotation_between(rays1, rays2)
+    if rotation is None:
+        return math.inf
+    turned = rays1 @ rotation.T
+    depth = np.where(turned[:, 2:] > 0.0, turned[:, 2:], np.nan)
+    errors = np.linalg.norm(turned[:, :2] / depth - points2_xy, axis=1)
+    return float(np.median(np.nan_to_num(errors, nan=np.inf)))
 
 
 def _ray_turn_error_rad(rays1: Float64Array, rays2: Float64Array) -> float:
     """Median angle of unit rays (N, 3) to where the best rotation puts their matches."""
-    turned = rays1 @ _best_rotation(rays1, rays2).T
+    rotation = rotation_between(rays1, rays2)
+    if rotation is None:
+        return math.inf
+    turned = rays1 @ rotation.T
     sines = np.linalg.norm(np.cross(turned, rays2), axis=1)
     return float(np.median(np.arctan2(sines, (turned * rays2).sum(axis=1))))
-
-
-def _best_rotation(rays1: Float64Array, rays2: Float64Array) -> Float64Array:
-    """The rotation (3, 3) that best turns unit rays (N, 3) to their matches."""
-    left, _, right = np.linalg.svd(rays2.T @ rays1)
-    rotation: Float64Array = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
-    return rotation
 
 
 def _matched_points(

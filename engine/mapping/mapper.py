@@ -28,7 +28,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px, lens_kind
+from engine.estimators.lenses import camera_focal_px, corner_rays, lens_kind
 from engine.events import (
     BundleAdjusted,
     FramePosed,
@@ -39,6 +39,7 @@ from engine.events import (
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
+    OverlayFound,
     PairVerified,
     RegistrationFailed,
     Warned,
@@ -52,7 +53,9 @@ from engine.mapping.bundle_adjustment import (
     merge_global_adjustment,
     start_global_adjustment,
 )
+from engine.mapping.camera_crops import CameraCrops
 from engine.mapping.camera_priors import RECOGNISED_SIGMA_RATIO, CameraPrior
+from engine.mapping.camera_splits import CameraSplits
 from engine.mapping.cameras import (
     CameraCalibration,
     CameraChange,
@@ -85,17 +88,20 @@ from engine.mapping.steps import (
 )
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
+from engine.matching.overlays import OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     CalibrationOrigin,
     Features,
+    Float64Array,
     FrameId,
     FramePose,
     ImagePair,
     Keyframe,
     MapView,
+    PairReason,
     RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
@@ -103,6 +109,13 @@ from engine.types import (
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window as solve
 
+_MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
+_CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
+_BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
+_REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
+_KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
+_BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
+_MAX_NAMED = 3  # keyframes that one line names
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
 
@@ -183,6 +196,12 @@ class Mapper:
             fix_at=fix_at,
             emit=emit,
         )
+        self._splits = CameraSplits(
+            graph=graph, cameras=self._cameras, builder=self._builder, emit=emit
+        )
+        self._crops = CameraCrops(
+            graph=graph, builder=self._builder, growth=self._growth, emit=emit
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -193,7 +212,10 @@ class Mapper:
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
         self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
+        self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
+        self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
+        self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
         self._new_poses: list[FramePose] = []  # since the last step
@@ -230,6 +252,8 @@ class Mapper:
                 num_keypoints=len(keyframe.features),
             )
         )
+        if not len(keyframe.features):
+            self._report_blank(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
             keyframe.calibration_key, self._map
@@ -252,13 +276,20 @@ class Mapper:
             wants_view: whether viewers want to see the map.
         """
         frame_id = matched.frame_id
+        is_bent = self._leave_out_overlays(matched)
         self._add_pairs(matched)
+        self._splits.watch(self._map, matched.pairs)
+        if is_bent:
+            self._build_anew(matched)
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
             self._recognise_lenses()
+            self._split_cameras()
             self._report_changes()
+        elif self._map.is_registered(frame_id):
+            self._report_changes()  # a map built anew holds it already
         else:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
             registration = register_and_refine(self._map, frame_id, config=self._growth)
@@ -268,9 +299,68 @@ class Mapper:
                 self._retry_waiting()
             self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
+            self._split_cameras()
             self._report_changes()
         record = self._record(frame_id)
         return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+
+    def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
+        """Takes what is not in the world out of the map; whether that may have bent it."""
+        for overlay in matched.overlays:
+            if overlay.share < _REPORTED_GROWTH * self._overlay_shares.get(overlay.camera_key, 0.0):
+                continue
+            self._overlay_shares[overlay.camera_key] = overlay.share
+            self._emit(
+                OverlayFound(
+                    camera_key=overlay.camera_key,
+                    share=overlay.share,
+                    boxes=overlay.boxes,
+                    num_keyframes=overlay.num_keyframes,
+                )
+            )
+        if not matched.has_lost_matches:
+            return False
+        self._weakened += [
+            *matched.changed_pairs,
+            *(_without_matches(p) for p in matched.lost_pairs),
+        ]
+        covered = {
+            frame_id: np.flatnonzero(self._matching.covers(frame_id))
+            for frame_id in self._map.registered_ids
+        }
+        share = self._map.replace_pairs(
+            matched.changed_pairs, matched.lost_pairs, covered_rows=covered
+        )
+        if not self._is_initialized:
+            return False
+        self._abandon_jobs()  # their copies hold what was taken out
+        adrift = [
+            frame_id
+            for frame_id in self._map.registered_ids
+            if np.count_nonzero(self._map.point3D_ids(frame_id) >= 0)
+            < self._config.registration.min_inliers
+        ]
+        self._map.deregister(adrift)
+        for frame_id in adrift:
+            self._graph.set_registered(frame_id, False)
+        if share > _BENT_SHARE:
+            return True
+        self._adjust(self._growth)
+        return False
+
+    def _build_anew(self, matched: MatchedKeyframe) -> None:
+        """Builds a map from the pairs without overlays, in place of one that they bent."""
+        bent = self._map
+        self._map = self._builder.start_over()
+        built = self._builder.first(self._map, matched.pairs)
+        num_needed = _KEPT_RATIO * bent.num_registered
+        if built is None or built.sparse_map.num_registered < num_needed:
+            if bent.num_registered:
+                self._map = bent
+            return
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        self._replace_map(built)
 
     def _add_pairs(self, matched: MatchedKeyframe) -> None:
         """Adds the keyframe and its pairs to the map, unregistered, and what changed with them."""
@@ -282,9 +372,18 @@ class Mapper:
                 self._moved[features.frame_id] = features
                 self._map.replace_features(features)
         self._report_pairs(matched.pairs)
-        self._map.add_keyframe(self._graph.keyframe(matched.frame_id), matched.pairs)
+        keyframe = self._graph.keyframe(matched.frame_id)
+        calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
+        self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
+        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), matched.pairs)
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
+
+    def _report_blank(self, keyframe: Keyframe) -> None:
+        """Warns of the first keyframe without keypoints; `finish` does of the others."""
+        self._blank_names.append(keyframe.name)
+        if len(self._blank_names) == 1:
+            self._warn(f"{keyframe.name}: {_BLANK}")
 
     def _report_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
         for pair in pairs:
@@ -372,6 +471,17 @@ class Mapper:
         )
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
+
+    def _split_cameras(self, *, is_final: bool = False) -> None:
+        """Splits cameras that zoom and finds those that are crops, as long as there are some."""
+        while (split := self._splits.find(self._map, is_final=is_final)) is not None:
+            self._replace_cameras(split.change, split.sparse_map)
+        if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
+            self._replace_cameras(regrouped.change, regrouped.sparse_map)
+        while (crop := self._crops.find(self._map, is_final=is_final)) is not None:
+            self._replace_cameras(crop.change, crop.sparse_map)
+        if is_final:
+            self._map = self._crops.refined(self._map)
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""
@@ -539,10 +649,15 @@ class Mapper:
         self, finished: Sequence[FinishedJob] = (), *, wants_view: bool = False
     ) -> MappingStep:
         """Registers what is left after the last frame, rescues what is missing, adjusts all."""
+        if len(self._blank_names) > 1:
+            more = ["..."] if len(self._blank_names) > _MAX_NAMED else []
+            listed = ", ".join(self._blank_names[:_MAX_NAMED] + more)
+            self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
+        self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
             self._recognise_lenses()
@@ -551,15 +666,31 @@ class Mapper:
             self._rescue_by_windows()
             self._improve_by_windows()
             self._update_metric_scale()
-            for _ in range(self._config.global_bundle_adjustment.final_passes):
-                self._map.retriangulate()
-                self._adjust(self._final_growth)
+            self._adjust_finally()
             self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
             if self._config.rescue.separate_maps:
                 self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
         self._report_changes()
         return self._step(wants_view=wants_view)
+
+    def _adjust_finally(self) -> None:
+        """Adjusts everything as often as configured, and on while a focal length still moves.
+
+        Several cameras in one map leave a narrow valley, in which the solver takes small steps.
+        """
+        num_passes = self._config.global_bundle_adjustment.final_passes
+        for number in range(num_passes + _MAX_FURTHER_PASSES):
+            before_px = self._focal_lengths_px()
+            self._map.retriangulate()
+            self._adjust(self._final_growth)
+            moved_ratio = np.abs(self._focal_lengths_px() / before_px - 1.0).max(initial=0.0)
+            if number + 1 >= num_passes and moved_ratio < _CONVERGED_RATIO:
+                return
+
+    def _focal_lengths_px(self) -> Float64Array:
+        keys = sorted({self._map.keyframe(i).calibration_key for i in self._map.registered_ids})
+        return np.array([camera_focal_px(self._map.camera(key)) for key in keys])
 
     def _rescue_by_restarts(self) -> None:
         """Tries other starts while keyframes are missing."""
@@ -601,6 +732,10 @@ class Mapper:
         """Copies of all cameras as calibrated at present."""
         return self._cameras.copies(self._map)
 
+    def overlay_masks(self) -> list[OverlayMask]:
+        """What overlays leave of the images of keyframes, by camera."""
+        return self._matching.overlay_masks()
+
     def snapshot(self) -> MapSnapshot:
         """Copies of the map and of those apart from it, each in metres if it is georeferenced.
 
@@ -626,11 +761,13 @@ class Mapper:
             cam_from_world=np.array(poses).reshape(-1, 3, 4),
             focal_px=np.array([camera_focal_px(camera) for camera in cameras]),
             image_sizes=np.array([(c.width, c.height) for c in cameras], np.int64).reshape(-1, 2),
+            corner_rays=np.array([corner_rays(camera) for camera in cameras]).reshape(-1, 4, 3),
             points3D_in_world=cloud.points3D_in_world,
             colors=cloud.colors,
             chunk_ids=cloud.first_keyframe_ids,
             edges=np.array([(e.pair.first, e.pair.second) for e in edges], np.int64).reshape(-1, 2),
             edge_reasons=tuple(edge.reason for edge in edges),
+            cameras=self._cameras.figures(self._map),
         )
 
     def figures(self) -> MapFigures:
@@ -648,6 +785,7 @@ class Mapper:
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
+            cameras=self._cameras.figures(self._map),
         )
 
     def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
@@ -659,11 +797,13 @@ class Mapper:
         """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
         moved, self._moved = tuple(self._moved.values()), {}
+        weakened, self._weakened = tuple(self._weakened), []
         return KeyframeRecord(
             keyframe=keyframe,
             camera=copy.deepcopy(self._map.camera(keyframe.calibration_key)),
             pairs=tuple(self._graph.verified_pairs(frame_id)),
             moved=moved,
+            changed_pairs=weakened,
         )
 
     def _step(
@@ -731,6 +871,7 @@ class Mapper:
         self._poser.forget_points()
         if not self._is_initialized:
             return
+        self._cameras.report(self._map)
         for frame_id in self._map.registered_ids:
             if frame_id not in self._was_registered:
                 self._was_registered.add(frame_id)
@@ -830,6 +971,18 @@ class Mapper:
                 is_applied=is_applied,
             )
         )
+
+
+def _without_matches(pair: ImagePair) -> VerifiedPair:
+    """A pair that does not hold any more, for the journal."""
+    return VerifiedPair(
+        pair=pair,
+        reason=PairReason.TEMPORAL,
+        inlier_matches_idx=np.empty((0, 2), np.uint32),
+        num_matches=0,
+        fundamental=np.zeros((3, 3)),
+        homography_inlier_ratio=0.0,
+    )
 
 
 def _solve_adjustment(

@@ -20,6 +20,24 @@ class MatchGraph:
         self._correspondences = pycolmap.CorrespondenceGraph()
         self._neighbors: dict[FrameId, dict[FrameId, VerifiedPair]] = {}
 
+    @classmethod
+    def of(cls, num_keypoints: Mapping[FrameId, int], pairs: Sequence[VerifiedPair]) -> MatchGraph:
+        """A graph of keyframes, with how many keypoints each has, and pairs between them."""
+        graph = cls()
+        for frame_id, num in num_keypoints.items():
+            graph.add_keyframe(frame_id, (), num_keypoints=num)
+        graph._add(pairs)
+        return graph
+
+    def pairs(self) -> list[VerifiedPair]:
+        """All pairs that are trusted, in order of their second keyframe."""
+        return [
+            pair
+            for frame_id, neighbors in self._neighbors.items()
+            for other, pair in neighbors.items()
+            if other < frame_id
+        ]
+
     @property
     def correspondence_graph(self) -> pycolmap.CorrespondenceGraph:
         """COLMAP's view of it, for its managers; distrusted pairs stay in it."""

@@ -18,6 +18,7 @@ import networkx
 import numpy as np
 
 from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
+from engine.estimators.two_view_geometry import epipolar_angles_rad
 from engine.geometry import compose_poses, image_scale, invert_pose, skew
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
@@ -130,7 +131,7 @@ def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
     points2_xy = second.features.keypoints_xy[rows2]
     if uses_rays(camera1) or uses_rays(camera2):
         rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)
-        distances = _epipolar_angles_rad(rays1, rays2, cam2_from_cam1=cam2_from_cam1)
+        distances = epipolar_angles_rad(rays1, rays2, cam2_from_cam1=cam2_from_cam1)
     else:
         distances = _epipolar_distances(
             np.asarray(camera1.cam_from_img(points1_xy)),
@@ -138,19 +139,10 @@ def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
             cam2_from_cam1=cam2_from_cam1,
         )
     max_distance_px = _CONTRADICTION_PX * image_scale(camera2.width, camera2.height)
+    distances = distances[np.isfinite(distances)]  # some distortion cannot be undone
+    if not len(distances):
+        return False
     return bool(np.median(distances) * camera_focal_px(camera2) > max_distance_px)
-
-
-def _epipolar_angles_rad(
-    rays1: Float64Array, rays2: Float64Array, *, cam2_from_cam1: Float64Array
-) -> Float64Array:
-    """Angles (N,) of the second unit rays to the epipolar planes of the first; 0 without a ray."""
-    translation = cam2_from_cam1[:, 3]
-    baseline = translation / max(float(np.linalg.norm(translation)), 1e-12)
-    normals = np.cross(baseline, rays1 @ cam2_from_cam1[:, :3].T)
-    lengths = np.maximum(np.linalg.norm(normals, axis=1), 1e-12)
-    sines = np.abs((normals * rays2).sum(axis=1)) / lengths
-    return np.asarray(np.nan_to_num(np.arcsin(np.minimum(sines, 1.0)), nan=0.0))
 
 
 def _epipolar_distances(

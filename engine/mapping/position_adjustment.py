@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from engine.config import GeoreferenceConfig
 from engine.estimators.adjustment_options import adjustment_options
 from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
 from engine.geometry import camera_center
-from engine.mapping.bundle_adjustment import MIN_KEYFRAMES_FOR_DISTORTION
+from engine.mapping.calibration_control import MIN_KEYFRAMES_FOR_DISTORTION, CalibrationControl
 from engine.types import Float64Array, FrameId, GpsFix
 
 _MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name
@@ -47,7 +47,7 @@ def adjust_with_positions(
     georeference: Georeference,
     *,
     config: GeoreferenceConfig,
-    constant_camera_ids: Collection[int],
+    calibration: CalibrationControl,
     max_iterations: int,
     num_threads: int = 1,
 ) -> PositionAdjustment:
@@ -65,7 +65,7 @@ def adjust_with_positions(
         fixes: their N positions.
         georeference: of these keyframes and fixes, in the same order.
         config: accuracies.
-        constant_camera_ids: cameras whose calibration must not change.
+        calibration: the priors of the cameras, and which of them are held.
         max_iterations: of the solver.
         num_threads: of the solver.
 
@@ -96,7 +96,7 @@ def adjust_with_positions(
                 function_tolerance=_FUNCTION_TOLERANCE,
                 num_threads=num_threads,
             ),
-            constant_camera_ids=constant_camera_ids,
+            calibration=calibration,
             max_iterations=max_iterations,
         )
         after = _State.of(reconstruction, positions)
@@ -181,7 +181,7 @@ def _solve(
     positions: _Positions,
     options: pycolmap.BundleAdjustmentOptions,
     *,
-    constant_camera_ids: Collection[int],
+    calibration: CalibrationControl,
     max_iterations: int,
 ) -> str:
     """Adjusts in metres; the reason where it cannot be done.
@@ -193,7 +193,8 @@ def _solve(
         problem.add_image(image_id)
     has_few_views = reconstruction.num_reg_frames() < MIN_KEYFRAMES_FOR_DISTORTION
     options.refine_extra_params = not has_few_views
-    for camera_id in sorted(constant_camera_ids):
+    constant, options.refine_focal_length = calibration.constants(reconstruction.cameras)
+    for camera_id in sorted(constant):
         if reconstruction.exists_camera(camera_id):
             problem.set_constant_cam_intrinsics(camera_id)
     priors = _priors(reconstruction, positions)
@@ -210,7 +211,7 @@ def _solve(
             break
         num_left -= _SLICE_ITERATIONS
         time.sleep(_BREATH_S)
-    return ""
+    return calibration.flaw(reconstruction)
 
 
 def _priors(

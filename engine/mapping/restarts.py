@@ -105,6 +105,21 @@ class MapBuilder:
         """Leaves pairs that misled a map out of all maps to come."""
         self._distrusted.update(pairs)
 
+    def start_over(self) -> SparseMap:
+        """Forgets what was tried; returns a map of all keyframes, none registered.
+
+        Its cameras are as they were before any map.
+        """
+        self._all_pairs_were_tried = False
+        self._num_keyframes_at_bootstrap = 0
+        self._num_restarts = 0
+        self._num_keyframes_at_restart = 0
+        self._tried_at_end.clear()
+        self._distrusted.clear()
+        fresh = self._new_map()
+        self._cameras.add_all_anew(fresh)
+        return self._filled(fresh, self._graph.keyframe_ids, calibration_keys={})
+
     def first(self, present: SparseMap, newest: Sequence[VerifiedPair]) -> BuiltMap | None:
         """Builds the first map, once there are enough keyframes and some of them make a sound one.
 
@@ -202,6 +217,22 @@ class MapBuilder:
         adjust_in_place(sparse_map, config=self._growth)
         return sparse_map
 
+    def anew(self, present: SparseMap, change: CameraChange) -> SparseMap | None:
+        """A map with changed cameras from its best first pair, placed onto the present one."""
+        start = self._with(present, self._graph.keyframe_ids, change=change)
+        ranked = rank_initial_pairs(
+            start, self._pairs(), config=self._initialization, seed=self._seed
+        )
+        built = self._best(
+            lambda: self._with(present, self._graph.keyframe_ids, change=change),
+            ranked,
+            config=self._growth,
+        )
+        if built is None:
+            return None
+        _place(built.sparse_map, onto=present)
+        return built.sparse_map
+
     def _from_pairs(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> BuiltMap | None:
         ranked = rank_initial_pairs(
             present,
@@ -267,6 +298,16 @@ class MapBuilder:
         fresh = self._new_map()
         self._cameras.add_all(fresh, like=present, change=change)
         keys = {} if change is None else change.calibration_keys
+        return self._filled(fresh, frame_ids, calibration_keys=keys)
+
+    def _filled(
+        self,
+        fresh: SparseMap,
+        frame_ids: Collection[FrameId],
+        *,
+        calibration_keys: Mapping[FrameId, str],
+    ) -> SparseMap:
+        """A map after keyframes and the pairs among them were added to it."""
         chosen = set(frame_ids)
         order = {i: number for number, i in enumerate(self._graph.keyframe_ids) if i in chosen}
         pairs_of: dict[FrameId, list[VerifiedPair]] = {frame_id: [] for frame_id in order}
@@ -276,7 +317,7 @@ class MapBuilder:
             pairs_of[later].append(pair)
         for frame_id, pairs in pairs_of.items():
             keyframe = self._graph.keyframe(frame_id)
-            calibration_key = keys.get(frame_id, keyframe.calibration_key)
+            calibration_key = calibration_keys.get(frame_id, keyframe.calibration_key)
             fresh.add_keyframe(replace(keyframe, calibration_key=calibration_key), pairs)
         return fresh
 

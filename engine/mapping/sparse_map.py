@@ -7,6 +7,7 @@ threads. COLMAP's "frame" (a posed rig) stays inside: each keyframe is the only 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import pycolmap
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
+from engine.estimators.lenses import has_small_parameters
 from engine.geometry import image_scale, transform_points
 from engine.mapping.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.camera_priors import CameraPrior
@@ -34,6 +36,7 @@ from engine.types import (
 )
 
 _NO_POINT = -1
+_MAX_EXTRA_PARAM = 1.0  # COLMAP's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +303,18 @@ class SparseMap:
             status=RegistrationStatus.REGISTERED, num_inliers=num_inliers, num_correspondences=num
         )
 
+    def num_pose_inliers(self, frame_id: FrameId, calibration_key: str) -> int:
+        """How many keypoints of a keyframe would agree on a pose if it had another camera."""
+        rows, point3D_ids = self._correspondences(frame_id)
+        pose = estimate_absolute_pose(
+            self._keyframes[frame_id].features.keypoints_xy[rows],
+            self.points3D_in_world(point3D_ids),
+            camera=self.camera(calibration_key),
+            config=self._registration,
+            seed=self._seed,
+        )
+        return 0 if pose is None else len(np.unique(rows[pose.inlier_mask]))
+
     def place(self, poses: Mapping[FrameId, Float64Array]) -> None:
         """Puts keyframes where something else than the map says they are, registered or not.
 
@@ -404,6 +419,46 @@ class SparseMap:
         """
         self._matches.distrust(pair)
 
+    def replace_pairs(
+        self,
+        changed: Sequence[VerifiedPair],
+        lost: Collection[ImagePair],
+        *,
+        covered_rows: Mapping[FrameId, Int64Array],
+    ) -> float:
+        """Takes matches and observations of keypoints that show nothing of the world out of a map.
+
+        Args:
+            changed: pairs of this map that have other matches now.
+            lost: pairs that do not hold any more; others than this map's are left alone.
+            covered_rows: the keypoints, by registered keyframe.
+
+        Returns:
+            The share of observations that were of such keypoints.
+        """
+        self._covisibility.clear()
+        instead = {verified.pair: verified for verified in changed}
+        gone = set(lost)
+        pairs = [
+            instead.get(verified.pair, verified)
+            for verified in self._matches.pairs()
+            if verified.pair not in gone
+        ]
+        num_keypoints = {i: len(keyframe.features) for i, keyframe in self._keyframes.items()}
+        self._matches = MatchGraph.of(num_keypoints, pairs)
+        num_before = self._reconstruction.compute_num_observations()
+        num_covered = 0
+        for frame_id, rows in covered_rows.items():
+            point3D_ids = self.point3D_ids(frame_id)[rows]
+            num_covered += int((point3D_ids != _NO_POINT).sum())
+        for frame_id, rows in covered_rows.items():
+            # Deleting the last but one observation of a point deletes the last one, too.
+            still = self.point3D_ids(frame_id)[rows] != _NO_POINT
+            for row in rows[still].tolist():
+                self._reconstruction.delete_observation(frame_id, row)
+        self._rebuild_managers()
+        return num_covered / max(1, num_before)
+
     def scale(self, factor: float) -> None:
         """Makes all lengths of the map ``factor`` times as long, about the world's origin."""
         self._reconstruction.transform(
@@ -411,7 +466,13 @@ class SparseMap:
         )
 
     def set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
-        """Moves a registered keyframe."""
+        """Moves a registered keyframe.
+
+        Raises:
+            MapError: the pose is not finite; the solver would end the process over it.
+        """
+        if not np.isfinite(cam_from_world).all():
+            raise MapError(f"the pose of keyframe {frame_id} is not finite")
         image = self._reconstruction.image(frame_id)
         self._reconstruction.frame(image.frame_id).set_cam_from_world(
             image.camera_id, pycolmap.Rigid3d(cam_from_world)
@@ -555,6 +616,19 @@ class SparseMap:
         )
         return float(self._triangulation.max_reprojection_error_px * scale)
 
+    def _max_extra_param(self) -> float:
+        """The largest distortion parameter of a camera that COLMAP triangulates with.
+
+        Its bound is meant for the coefficients of an ordinary lens that adjustment made impossible.
+        Those of other models are larger, and so may be what somebody measured.
+        """
+        constant = self.constant_camera_ids
+        is_bounded = all(
+            has_small_parameters(camera) and camera_id not in constant
+            for camera_id, camera in self._reconstruction.cameras.items()
+        )
+        return _MAX_EXTRA_PARAM if is_bounded else math.inf
+
     def _triangulator_options(self) -> pycolmap.IncrementalTriangulatorOptions:
         max_error_px = self._max_error_px()
         options = pycolmap.IncrementalTriangulatorOptions(
@@ -563,6 +637,7 @@ class SparseMap:
             complete_max_reproj_error=max_error_px,
             min_angle=self._triangulation.min_angle_deg,
             ignore_two_view_tracks=self._triangulation.ignore_two_view_tracks,
+            max_extra_param=self._max_extra_param(),
             random_seed=self._seed,
         )
         options.check()

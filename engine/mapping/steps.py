@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.types import (
+    CameraFigures,
     Features,
     FrameId,
     FramePose,
@@ -42,6 +43,7 @@ class KeyframeRecord:
     camera: pycolmap.Camera  # a copy
     pairs: tuple[VerifiedPair, ...]
     moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
+    changed_pairs: tuple[VerifiedPair, ...] = ()  # of other keyframes; without matches if lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,3 +99,4 @@ class MapFigures:
     placement: Placement | None
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
+    cameras: tuple[CameraFigures, ...] = ()

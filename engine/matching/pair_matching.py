@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.config import DenseMatchingConfig, TwoViewConfig
 from engine.errors import InferenceError
 from engine.estimators.lenses import camera_of
-from engine.estimators.two_view_geometry import (
-    VerifiedMatches,
-    verify_matches,
-    verify_matches_on_rays,
-)
+from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
 from engine.matching.keypoint_tables import KeypointTables, select_matches
+from engine.matching.overlays import Overlay, OverlayMask, Overlays
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
     NO_ROW,
+    BoolArray,
     Features,
     Float32Array,
     FrameId,
@@ -36,6 +34,7 @@ from engine.types import (
     VerifiedPair,
 )
 
+_SAME_GEOMETRY_SHARE = 0.9  # of a pair's matches: those left keep the geometry of all
 _MAX_TENTATIVE = 500  # pairs whose matches are kept, the latest: some MB
 
 
@@ -48,6 +47,14 @@ class MatchedKeyframe:
     changed_features: tuple[Features, ...]  # keypoint tables that changed, of any keyframe
     focal_lengths_px: tuple[tuple[FrameId, float], ...]  # that the matcher saw in keyframes
     failure: str | None = None  # of the matcher, in words
+    overlays: tuple[Overlay, ...] = ()  # that cover more of a camera's image than before
+    changed_pairs: tuple[VerifiedPair, ...] = ()  # earlier ones, without matches under overlays
+    lost_pairs: tuple[ImagePair, ...] = ()  # earlier ones that do not hold without those
+
+    @property
+    def has_lost_matches(self) -> bool:
+        """Whether earlier pairs have fewer matches than before."""
+        return bool(self.changed_pairs or self.lost_pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,6 +93,7 @@ class PairMatching:
         self._two_view = two_view
         self._dense = dense
         self._tables = KeypointTables(dense)
+        self._overlays = Overlays()
         self._changed: dict[FrameId, Features] = {}
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
         self._intrinsics: Mapping[str, Intrinsics] = {}
@@ -100,6 +108,17 @@ class PairMatching:
         self._graph.add_keyframe(keyframe)
         size = (keyframe.width, keyframe.height)
         self._tables.add(keyframe.features, size=size, mask=keyframe.mask)
+        self._overlays.add_keyframe(keyframe)
+
+    def covers(self, frame_id: FrameId) -> BoolArray:
+        """Which keypoints (N,) of a keyframe lie under an overlay of its camera."""
+        keyframe = self._graph.keyframe(frame_id)
+        return self._overlays.covers(keyframe, keyframe.features.keypoints_xy)
+
+    def overlay_masks(self) -> list[OverlayMask]:
+        """What overlays leave of the images of all keyframes whose cameras have some."""
+        keyframes = (self._graph.keyframe(frame_id) for frame_id in self._graph.keyframe_ids)
+        return self._overlays.masks(keyframes)
 
     def match_keyframe(
         self,
@@ -129,6 +148,11 @@ class PairMatching:
                 list(self._graph.verified_pairs(frame_id)),
                 str(error) or type(error).__name__,
             )
+        overlays = self._overlays.update()
+        changed_pairs, lost_pairs = self._leave_out_covered() if overlays else ([], [])
+        now = (self._graph.edge(verified.pair) for verified in pairs)
+        pairs = [verified for verified in now if verified is not None]
+        own = {verified.pair for verified in pairs}
         changed, self._changed = tuple(self._changed.values()), {}
         seen, self._seen_focal_lengths = tuple(self._seen_focal_lengths), []
         return MatchedKeyframe(
@@ -137,6 +161,9 @@ class PairMatching:
             changed_features=changed,
             focal_lengths_px=seen,
             failure=failure,
+            overlays=overlays,
+            changed_pairs=tuple(one for one in changed_pairs if one.pair not in own),
+            lost_pairs=tuple(one for one in lost_pairs if frame_id not in (one.first, one.second)),
         )
 
     def _match_in_two_rounds(
@@ -240,7 +267,8 @@ class PairMatching:
         if is_dense:
             matches = self._tables.beside_masks(matches)
             matches = select_matches(matches, sizes=sizes, config=self._dense)
-        verified = self._verify_geometry(matches, first, second)
+        verifier = self._verifier(first, second)
+        matches, verified = self._overlays.verify(matches, first, second, verifier=verifier)
         if verified is None:
             return None
         rows = self._rows_of(verified) if is_dense else verified.inliers.matches_idx
@@ -259,22 +287,67 @@ class PairMatching:
             cam2_from_cam1=verified.cam2_from_cam1,
         )
 
-    def _verify_geometry(
-        self, matches: PairMatches, first: Keyframe, second: Keyframe
-    ) -> VerifiedMatches | None:
-        """Verifies matches by a fundamental matrix, or on rays where a lens is wide."""
+    def _verifier(self, first: Keyframe, second: Keyframe) -> PairVerifier:
+        """Verifies by a fundamental matrix, or on rays where a lens is wide."""
         lenses = [self._intrinsics.get(keyframe.calibration_key) for keyframe in (first, second)]
+        cameras = None
         if lenses[0] and lenses[1] and (lenses[0].is_wide or lenses[1].is_wide):
-            return verify_matches_on_rays(
-                matches,
-                camera1=camera_of(lenses[0]),
-                camera2=camera_of(lenses[1]),
-                config=self._two_view,
-            )
-        return verify_matches(
-            matches,
+            cameras = camera_of(lenses[0]), camera_of(lenses[1])
+        return PairVerifier(
             image_size=(max(first.width, second.width), max(first.height, second.height)),
             config=self._two_view,
+            cameras=cameras,
+        )
+
+    def _leave_out_covered(self) -> tuple[list[VerifiedPair], list[ImagePair]]:
+        """Takes matches under overlays from all pairs; returns those that changed, and were lost.
+
+        A pair that loses many is verified anew: they may have bent its geometry.
+        """
+        changed, lost = [], []
+        is_covered = {frame_id: self.covers(frame_id) for frame_id in self._graph.keyframe_ids}
+        for verified in self._graph.edges():
+            pair, rows = verified.pair, verified.inlier_matches_idx
+            is_open = ~(is_covered[pair.first][rows[:, 0]] | is_covered[pair.second][rows[:, 1]])
+            if is_open.all():
+                continue
+            remaining = self._without(verified, is_open)
+            if remaining is None:
+                self._graph.remove_pair(pair)
+                lost.append(pair)
+            else:
+                self._graph.record_pair(remaining)
+                changed.append(remaining)
+        return changed, lost
+
+    def _without(self, verified: VerifiedPair, is_open: BoolArray) -> VerifiedPair | None:
+        """A verified pair with some of its matches (M,) only; None when too few agree."""
+        rows = verified.inlier_matches_idx[is_open]
+        if len(rows) < self._two_view.min_inliers:
+            return None
+        if is_open.mean() >= _SAME_GEOMETRY_SHARE:
+            return replace(verified, inlier_matches_idx=rows)
+        first, second = (
+            self._graph.keyframe(i) for i in (verified.pair.first, verified.pair.second)
+        )
+        found = self._verifier(first, second).verify(
+            PairMatches(
+                pair=verified.pair,
+                matches_idx=rows.astype(np.int64),
+                points1_xy=first.features.keypoints_xy[rows[:, 0]],
+                points2_xy=second.features.keypoints_xy[rows[:, 1]],
+                confidence=np.ones(len(rows), np.float32),
+            )
+        )
+        if found is None:
+            return None
+        return replace(
+            verified,
+            inlier_matches_idx=found.inliers.matches_idx.astype(np.uint32),
+            num_matches=round(verified.num_matches * float(is_open.mean())),
+            fundamental=found.fundamental,
+            homography_inlier_ratio=found.homography_inlier_ratio,
+            cam2_from_cam1=found.cam2_from_cam1,
         )
 
     def _rows_of(self, verified: VerifiedMatches) -> Int64Array:

@@ -17,8 +17,15 @@ from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import JournalError, SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
 from engine.mapping.steps import KeyframeRecord, MapCopy
+from engine.matching.overlays import OverlayMask
 from engine.output.journal import Journal, encode_keyframe_image, encode_mask
-from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, RunFolder, dropped_status
+from engine.output.run_folder import (
+    KEYFRAME_STATUS,
+    MASKS_FOLDER,
+    TRACKED_STATUS,
+    RunFolder,
+    dropped_status,
+)
 from engine.output.snapshots import JsonValue, next_sequence, write_snapshot
 from engine.ports import EventSink
 from engine.types import (
@@ -92,7 +99,7 @@ class Recorder:
         for features in record.moved:
             self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
         if self._guard("database.db", write):
-            for pair in record.pairs:
+            for pair in (*record.changed_pairs, *record.pairs):
                 self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
     def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:
@@ -106,6 +113,14 @@ class Recorder:
         """Journals the current calibrations of cameras."""
         for camera in cameras:
             self._guard("database.db", functools.partial(self._journal.update_camera, camera))
+
+    def overlays_masked(self, masks: Iterable[OverlayMask]) -> None:
+        """Takes what overlays cover out of the masks of keyframe images; makes those missing."""
+        for of_camera in masks:
+            for name in of_camera.image_names:
+                self._guard(
+                    MASKS_FOLDER, functools.partial(self._mask_overlays, name, of_camera.mask)
+                )
 
     def events(self, events: Iterable[Event]) -> None:
         """Appends events to ``events.jsonl``."""
@@ -171,6 +186,12 @@ class Recorder:
         if self._mask is None or self._mask[0] is not mask:
             self._mask = mask, encode_mask(mask)
         return self._mask[1]
+
+    def _mask_overlays(self, image_name: str, mask: BoolArray) -> None:
+        given = self._journal.read_mask(image_name)
+        data = self._encoded(mask) if given is None else encode_mask(given & mask)
+        if data is not None:
+            self._journal.write_mask(image_name, data)
 
     def _settle(self, frame_id: FrameId, status: str) -> None:
         self._guard("frames.csv", lambda: self._folder.frame_settled(frame_id, status=status))

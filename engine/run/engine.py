@@ -205,6 +205,8 @@ class Engine:
     async def _save_map(self) -> None:
         cameras = await self._mapper.call(Mapper.cameras)
         await self._writer.schedule(functools.partial(self._recorder.cameras_calibrated, cameras))
+        masks = await self._mapper.call(Mapper.overlay_masks)
+        await self._writer.schedule(functools.partial(self._recorder.overlays_masked, masks))
         await self._snapshots.write_final()
 
     async def _show_map(self) -> None:
@@ -369,6 +371,7 @@ class Engine:
         )
         self._tracking = TrackingStage(
             config.frame_tracking,
+            two_view=config.two_view,
             sources=self._sources,
             describe=self._matcher.describe,
             thread=self._tracking_thread,

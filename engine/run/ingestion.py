@@ -190,10 +190,9 @@ class Ingestion:
         taken = await self._take_ahead() or await self._take()
         if taken is None:
             self._masking.report()
+            await self._report_unused_calibrations()
         elif not taken.is_live:
             self._ahead = asyncio.create_task(self._take(is_ahead=True), name="decoding ahead")
-        if taken is None:
-            await self._report_unused_calibrations()
         return taken
 
     async def _take_ahead(self) -> DecodedFrame | None:
@@ -222,14 +221,15 @@ class Ingestion:
         except Exception as error:  # a task boundary: what arrived before is still mapped
             self._failed(error)
             decoded = arrival.rejected(DropReason.FAILED, f"{type(error).__name__}: {error}")
-        if isinstance(decoded, Frame):
-            decoded = await self._masked(decoded, arrival, queued.source_idx)
         if isinstance(decoded, RejectedFrame):
-            if not self._queue.reject(queued, decoded):
-                await self._take_in(decoded, queued.source_idx)
+            await self._reject(queued, decoded)
             return None
         frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
-        frame = self._calibrated(frame)
+        masked = self._masked(frame, queued.source_idx)
+        if isinstance(masked, SourceError):
+            await self._reject(queued, arrival.rejected(DropReason.BAD_MASK, str(masked)))
+            return None
+        frame = self._calibrated(masked)
         self._source_of_camera[frame.camera_key] = queued.source_idx, decoded.camera_key
         self._queue.add_frame(queued, frame)
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
@@ -245,20 +245,22 @@ class Ingestion:
             await self._end_source(queued.source_idx)
         return frame
 
-    async def _masked(
-        self, frame: Frame, arrival: Arrival, source_idx: int
-    ) -> Frame | RejectedFrame:
-        """The frame with its camera's mask; where that does not fit, why the frame is not used.
+    async def _reject(self, queued: Queued, rejected: RejectedFrame) -> None:
+        if not self._queue.reject(queued, rejected):
+            await self._take_in(rejected, queued.source_idx)
+
+    def _masked(self, frame: Frame, source_idx: int) -> Frame | SourceError:
+        """The frame with its camera's mask, or why that does not fit.
 
         A source whose first frame it does not fit ends: none of its frames is what was asked for.
         """
         try:
-            return self._masking.masked(frame, camera_key=self._key(frame.camera_key, source_idx))
+            return self._masking.masked(frame)
         except SourceError as error:
             if not self._num_frames[source_idx]:
                 self._report_error(error)
                 self._discard_source(source_idx)
-            return arrival.rejected(DropReason.BAD_MASK, str(error))
+            return error
 
     def _report_error(self, error: SourceError) -> None:
         logger.error("%s", error)
@@ -373,14 +375,11 @@ class Ingestion:
         """A frame under names that are unique among several sources."""
         if len(self._sources) == 1:
             return item
-        named = replace(item, name=f"source{source_idx + 1}/{item.name}")
+        source_name = f"source{source_idx + 1}"
+        named = replace(item, name=f"{source_name}/{item.name}")
         if isinstance(named, Frame):
-            return replace(named, camera_key=self._key(named.camera_key, source_idx))
+            return replace(named, camera_key=f"{source_name}|{named.camera_key}")
         return named
-
-    def _key(self, camera_key: str, source_idx: int) -> str:
-        """A camera's key, unique among several sources."""
-        return camera_key if len(self._sources) == 1 else f"source{source_idx + 1}|{camera_key}"
 
 
 async def until_stopped(

@@ -33,19 +33,14 @@ class Masking:
         self._num_covered = 0
         self._num_black = 0
 
-    def masked(self, frame: Frame, *, camera_key: str) -> Frame:
+    def masked(self, frame: Frame) -> Frame:
         """A frame with the mask of its camera on top of its own.
-
-        Args:
-            frame: as its source gave it.
-            camera_key: its camera's key in the run.
 
         Raises:
             SourceError: the camera's mask does not fit the frame.
         """
         self._num_frames += 1
-        size = (frame.width, frame.height)
-        of_camera = None if self._masks is None else self._masks.mask_of(camera_key, size=size)
+        of_camera = None if self._masks is None else self._masks.mask_of(frame)
         if of_camera is not None:
             mask = of_camera if frame.mask is None else frame.mask & of_camera
             frame = replace(frame, mask=mask)
@@ -62,8 +57,8 @@ class Masking:
             )
         if self._masks is None or not self._num_frames:
             return
-        for pattern in self._masks.unused():
-            self._warn(f"no camera is called {pattern}: its mask was not used")
+        for words in self._masks.unused():
+            self._warn(words)
 
     def _examine(self, name: str, mask: BoolArray) -> None:
         ratio = self._usable_ratio(mask)

@@ -19,6 +19,7 @@ from engine.estimators.two_view_geometry import (
     estimate_relative_pose,
     verify_matches,
 )
+from engine.geometry import rotation_between
 from engine.types import (
     BoolArray,
     Float64Array,
@@ -132,7 +133,10 @@ def verified_pairs(model: WindowModel, config: WindowSolverConfig) -> list[_Pair
 def _depth_score(model: WindowModel, points1_xy: Float64Array, points2_xy: Float64Array) -> float:
     """How much depth a pair is likely to show: the residual of an affine motion, times points."""
     design = np.column_stack([points1_xy / (1000.0 * model.scale), np.ones(len(points1_xy))])
-    motion, *_ = np.linalg.lstsq(design, points2_xy, rcond=None)
+    try:
+        motion, *_ = np.linalg.lstsq(design, points2_xy, rcond=None)
+    except np.linalg.LinAlgError:
+        return 0.0
     residual_px = float(np.median(np.linalg.norm(design @ motion - points2_xy, axis=1)))
     residual_ratio = residual_px / (1000.0 * model.scale)
     return len(points1_xy) * min(residual_ratio, _MAX_RESIDUAL_RATIO)
@@ -252,11 +256,12 @@ def _rotation_residual_px(model: WindowModel, pair: _Pair) -> float:
                 (inliers.points1_xy, inliers.points2_xy), centers_xy, focal_px, strict=True
             )
         )
-        left, _, right = np.linalg.svd(rays2.T @ rays1)  # (Kabsch, 1976)
-        rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+        rotation = rotation_between(rays1, rays2)
+        if rotation is None:
+            continue
         angles = np.linalg.norm(rays2 - rays1 @ rotation.T, axis=1)
         residuals_px.append(float(np.median(angles) * ratio * focal_px[1]))
-    return min(residuals_px)
+    return min(residuals_px, default=0.0)
 
 
 def _unit_rays(plane_xy: Float64Array) -> Float64Array:

@@ -102,6 +102,16 @@ def test_every_option_of_a_run_arrives(launches: Launches) -> None:
     )
 
 
+def test_masks_are_settings_of_cameras(launches: Launches) -> None:
+    Path("x=y.png").touch()
+    result = livesfm(
+        *("run", "photos", "--mask", "legs: ä.png", "--mask", "left*=a=b.png"),
+        *("--mask", "x=y.png", "--set", "cameras.masks={c: d}"),
+    )
+    assert result.exit_code == 0
+    assert launches.config.cameras.masks == {"*": "x=y.png", "left*": "a=b.png"}
+
+
 def test_several_files_and_settings_are_laid_over_each_other(launches: Launches) -> None:
     Path("one.yaml").write_text("sift:\n  max_features: 100\n  max_ratio: 0.7\n")
     Path("two.yaml").write_text("sift:\n  max_features: 200\n")

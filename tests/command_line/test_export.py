@@ -32,7 +32,11 @@ def make_model(*, model: str = "SIMPLE_RADIAL", k: float = 0.08) -> pycolmap.Rec
         "SIMPLE_RADIAL": [300.0, *centre, k],
         "PINHOLE": [300.0, 310.0, *centre],
         "OPENCV": [300.0, 310.0, *centre, 0.05, -0.01, 0.002, -0.003],
+        "FOV": [300.0, 310.0, *centre, 0.4],
+        "SIMPLE_FISHEYE": [300.0, *centre],
         "SIMPLE_RADIAL_FISHEYE": [300.0, *centre, 0.01],
+        "OPENCV_FISHEYE": [300.0, 310.0, *centre, 0.05, -0.01, 0.002, -0.003],
+        "EQUIRECTANGULAR": [float(WIDTH), float(HEIGHT)],
     }[model]
     return pycolmap.synthesize_dataset(options)
 
@@ -203,12 +207,62 @@ def test_transforms_json_follows_the_undistorted_images(run: Path, tmp_path: Pat
 
 
 def test_a_camera_nerfstudio_does_not_know_is_refused_unless_undistorted(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", make_model(model="SIMPLE_RADIAL_FISHEYE"))
-    with pytest.raises(ConfigError, match="SIMPLE_RADIAL_FISHEYE"):
+    run = make_run(tmp_path / "run", make_model(model="FOV"))
+    with pytest.raises(ConfigError, match="FOV"):
         export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
     assert not (tmp_path / "out").exists()
     formats = [ExportFormat.NERFSTUDIO, ExportFormat.UNDISTORT]
     assert export(run, tmp_path / "out", formats=formats).num_images == 4
+
+
+@pytest.mark.parametrize("model", ["SIMPLE_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "OPENCV_FISHEYE"])
+def test_a_fisheye_becomes_a_pinhole_with_its_points_where_they_belong(
+    tmp_path: Path, model: str
+) -> None:
+    run = make_run(tmp_path / "run", make_model(model=model))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    undistorted = pycolmap.Reconstruction(done.path / "sparse" / "0")
+    assert {camera.model_name for camera in undistorted.cameras.values()} == {"PINHOLE"}
+    assert not (done.path / "distorted").exists()
+    for image in undistorted.images.values():
+        for point in image.get_observation_points2D():
+            projected = image.project_point(undistorted.point3D(point.point3D_id).xyz)
+            assert projected == pytest.approx(point.xy, abs=0.01)
+
+
+@pytest.mark.parametrize("model", ["SIMPLE_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "OPENCV_FISHEYE"])
+def test_transforms_json_has_fisheyes_as_they_are(tmp_path: Path, model: str) -> None:
+    truth = make_model(model=model)
+    run = make_run(tmp_path / "run", truth)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    record = json.loads((done.path / "transforms.json").read_text())
+    assert record["camera_model"] == "OPENCV_FISHEYE"
+    for frame in record["frames"]:
+        world_from_cam = np.array(frame["transform_matrix"])
+        for point in truth.image(frame["colmap_im_id"]).get_observation_points2D():
+            xyz = truth.point3D(point.point3D_id).xyz
+            x, y, z = (np.linalg.inv(world_from_cam) @ [*xyz, 1.0])[:3] * (1, -1, -1)
+            angle, height = np.arctan2(np.hypot(x, y), z), np.hypot(x, y)
+            powers = [frame[f"k{i}"] * angle ** (2 * i) for i in (1, 2, 3, 4)]
+            bent = angle * (1 + sum(powers)) / height
+            expected = (
+                frame["fl_x"] * x * bent + frame["cx"],
+                frame["fl_y"] * y * bent + frame["cy"],
+            )
+            assert expected == pytest.approx(tuple(point.xy), abs=0.01)
+
+
+def test_spherical_images_go_to_nerfstudio_and_are_refused_where_a_pinhole_is_wanted(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", make_model(model="EQUIRECTANGULAR"))
+    with pytest.raises(ConfigError, match="spherical"):
+        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    assert not (tmp_path / "out").exists()
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    record = json.loads((done.path / "transforms.json").read_text())
+    assert record["camera_model"] == "EQUIRECTANGULAR"
+    assert {(frame["w"], frame["h"]) for frame in record["frames"]} == {(WIDTH, HEIGHT)}
 
 
 def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:
@@ -316,3 +370,82 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_a_run_that_was_moved_exports_all_the_same(run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.move(run, tmp_path / "elsewhere"))
     assert export(moved, tmp_path / "out", formats=[ExportFormat.UNDISTORT]).num_images == 4
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+def add_masks(run: Path, *, numbers: tuple[int, ...] = (0, 1, 2, 3)) -> Uint8Array:
+    """Masks for some images: a disk beside the middle is left out."""
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
+    mask = np.where(np.hypot(columns - 40, rows - 60) < 35, 0, 255).astype(np.uint8)
+    (run / "masks" / "left").mkdir(parents=True)
+    for number in numbers:
+        cv2.imwrite(str(run / "masks" / "left" / f"{number:06d}.png.png"), mask)
+    return mask
+
+
+def read_mask(folder: Path, number: int) -> Uint8Array:
+    path = folder / "masks" / "left" / f"{number:06d}.png.png"
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert mask is not None and mask.ndim == 2
+    return np.asarray(mask, np.uint8)
+
+
+def test_masks_are_undistorted_with_their_images(run: Path, tmp_path: Path) -> None:
+    mask = add_masks(run)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    distorted = pycolmap.Reconstruction(run / "latest" / "sparse" / "0").cameras
+    for image in pycolmap.Reconstruction(done.path / "sparse" / "0").images.values():
+        undistorted = read_mask(done.path, int(Path(image.name).stem))
+        camera = image.camera
+        assert undistorted.shape == (camera.height, camera.width)
+        y, x = np.mgrid[0 : camera.height, 0 : camera.width] + 0.5
+        rays = camera.cam_from_img(np.column_stack([x.ravel(), y.ravel()]))
+        original = distorted[image.camera_id]
+        xy = original.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
+        inside = ((xy >= 0.5) & (xy <= np.array([WIDTH, HEIGHT]) - 0.5)).all(axis=1)
+        assert inside.mean() > 0.9
+        columns, lines = xy[inside].astype(np.int64).T
+        expected = mask[lines, columns]
+        assert set(np.unique(undistorted)) == {0, 255}
+        assert (undistorted.ravel()[inside] != expected).mean() < 1e-3
+        assert (
+            mask[: camera.height, : camera.width] != undistorted[:HEIGHT, :WIDTH]
+        ).mean() > 0.005
+
+
+def test_an_image_without_a_mask_gets_a_white_one_where_others_have_one(
+    run: Path, tmp_path: Path
+) -> None:
+    add_masks(run, numbers=(1,))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    assert (read_mask(done.path, 0) == 255).all()
+    assert read_mask(done.path, 0).shape == (HEIGHT, WIDTH)
+    assert (read_mask(done.path, 1) == 0).any()
+
+
+@pytest.mark.parametrize("formats", [["nerfstudio"], ["nerfstudio", "undistort"]])
+def test_transforms_json_names_the_mask_of_every_frame(
+    run: Path, tmp_path: Path, formats: list[str]
+) -> None:
+    add_masks(run)
+    done = export(run, tmp_path / "out", formats=[ExportFormat(name) for name in formats])
+    for frame in json.loads((done.path / "transforms.json").read_text())["frames"]:
+        mask = cv2.imread(str(done.path / frame["mask_path"]), cv2.IMREAD_UNCHANGED)
+        assert mask is not None and mask.shape == (frame["h"], frame["w"])
+        assert Path(frame["mask_path"]).name == f"{Path(frame['file_path']).name}.png"
+
+
+def test_without_masks_an_export_has_none(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", formats=list(ExportFormat))
+    assert not (done.path / "masks").exists()
+    assert "mask_path" not in (done.path / "transforms.json").read_text()
+
+
+def test_a_damaged_mask_is_an_error_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    add_masks(run)
+    (run / "masks" / "left" / "000002.png.png").write_bytes(b"nothing")
+    with pytest.raises(SnapshotError, match="mask 000002.png.png cannot be read"):
+        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    assert not (tmp_path / "out").exists()

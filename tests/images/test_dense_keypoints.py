@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from adapters.images.dense_keypoints import dense_features
 from engine.config import DenseMatchingConfig
+from engine.geometry import usable_at
 from engine.matching.keypoint_tables import KeypointTables
 from engine.types import Features, Float64Array, Uint8Array
 from tests.support.textured_images import frame_of, random_texture, similarity_about
@@ -165,3 +167,15 @@ def test_the_same_image_gives_the_same_bits() -> None:
     one, other = table(textured()), table(textured())
     assert np.array_equal(one.keypoints_xy, other.keypoints_xy)
     assert np.array_equal(one.colors, other.colors)
+
+
+def test_no_corner_lies_under_a_mask_and_the_grid_stays_whole() -> None:
+    rng = np.random.default_rng(5)
+    mask = rng.random((1, WIDTH)).repeat(HEIGHT, axis=0) < 0.5
+    frame = replace(frame_of(textured()), mask=mask)
+    config = DenseMatchingConfig(max_corners=200, max_keypoints=1000)
+    whole, masked = dense_features(replace(frame, mask=None), config), dense_features(frame, config)
+    assert not usable_at(mask, corners_of(whole)).all()
+    assert usable_at(mask, corners_of(masked)).all()
+    assert len(corners_of(masked)) > 40
+    KeypointTables(config).add(masked, size=(WIDTH, HEIGHT))  # which refuses a grid with holes

@@ -20,7 +20,7 @@ from adapters.images.exif import (
     tiff_image_size,
     upright,
 )
-from engine.types import GpsFix
+from engine.types import CalibrationOrigin, GpsFix
 from tests.support.paths import REAL_SETS
 
 DATA = REAL_SETS
@@ -204,12 +204,75 @@ def test_a_resolution_left_over_from_before_shrinking_is_not_used() -> None:
         Exif(),
         Exif(focal_length_mm=4.3),
         Exif(model="FC300S"),
-        Exif(focal_length_35mm=1.0),
-        Exif(focal_length_35mm=60000.0),
     ],
 )
-def test_too_little_or_impossible_tags_give_no_prior(exif: Exif) -> None:
+def test_too_few_tags_give_no_prior(exif: Exif) -> None:
     assert intrinsics_prior(exif, width=4000, height=3000) is None
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        Exif(focal_length_35mm=1.0),
+        Exif(focal_length_35mm=60000.0),
+        Exif(model="FC300S", focal_length_mm=1e9),
+        Exif(model="FC300S", focal_length_mm=1e9, focal_length_35mm=1e-6),
+    ],
+)
+def test_focal_lengths_that_no_lens_has_are_ignored_and_doubted(exif: Exif) -> None:
+    prior = intrinsics_prior(exif, width=4000, height=3000)
+    assert prior is not None
+    assert prior.focal_px == 0.0
+    assert "ignored" in prior.doubt
+
+
+def test_an_impossible_tag_leaves_the_others_their_say() -> None:
+    exif = Exif(model="FC300S", focal_length_mm=1e9, focal_length_35mm=26)
+    prior = intrinsics_prior(exif, width=4000, height=3000)
+    assert prior is not None
+    assert prior.origin is CalibrationOrigin.EXIF_35MM
+    assert prior.focal_px == pytest.approx(26 / 43.27 * 5000)
+    assert "as no lens has" in prior.doubt
+
+
+def test_how_sure_a_focal_length_is_depends_on_the_tags() -> None:
+    def sigma_ratio(exif: Exif) -> float:
+        prior = intrinsics_prior(exif, width=4000, height=3000)
+        assert prior is not None
+        assert not prior.doubt
+        return prior.focal_sigma_ratio
+
+    sensor = sigma_ratio(Exif(model="FC300S", focal_length_mm=3.61))
+    long, short = (sigma_ratio(Exif(focal_length_35mm=mm)) for mm in (120, 13))
+    zoomed = sigma_ratio(Exif(model="FC300S", focal_length_mm=3.61, digital_zoom_ratio=1.5))
+    assert 0.0 < sensor < long < short < zoomed < 0.3
+
+
+def test_tags_that_contradict_each_other_make_the_focal_length_unsure() -> None:
+    agreeing = Exif(model="FC300S", focal_length_mm=3.61, focal_length_35mm=20)
+    contrary = Exif(model="FC300S", focal_length_mm=3.61, focal_length_35mm=40)
+    sure, unsure = (intrinsics_prior(one, width=4000, height=3000) for one in (agreeing, contrary))
+    assert sure is not None
+    assert unsure is not None
+    assert sure.focal_px == unsure.focal_px
+    assert sure.focal_sigma_ratio < 0.1
+    assert unsure.focal_sigma_ratio > 0.5
+    assert not sure.doubt
+    assert "say focal lengths of" in unsure.doubt
+
+
+def test_digital_zoom_lengthens_the_focal_length() -> None:
+    once, zoomed = (
+        intrinsics_prior(
+            Exif(model="FC300S", focal_length_mm=3.61, digital_zoom_ratio=ratio),
+            width=4000,
+            height=3000,
+        )
+        for ratio in (None, 2.0)
+    )
+    assert once is not None
+    assert zoomed is not None
+    assert zoomed.focal_px == pytest.approx(2.0 * once.focal_px)
 
 
 @pytest.mark.parametrize(

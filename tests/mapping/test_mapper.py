@@ -710,8 +710,11 @@ def test_a_focal_length_from_exif_is_refined() -> None:
     prior = IntrinsicsPrior(focal_px=1.15 * FOCAL_PX)
     world = SyntheticWorld(straight_path(14), noise_px=0.5, cameras=[SyntheticCamera(prior=prior)])
     mapped = run(world)
-    assert [event.how for event in mapped.emitted(CameraCalibrated)] == ["exif"]
-    assert mapped.emitted(CameraCalibrated)[0].focal_px == 1.15 * FOCAL_PX
+    reported = mapped.emitted(CameraCalibrated)
+    assert [event.how for event in reported] == ["exif", "exif"]
+    assert [event.is_refined for event in reported] == [False, True]
+    assert reported[0].focal_px == 1.15 * FOCAL_PX
+    assert abs(reported[1].focal_px - FOCAL_PX) < 0.03 * FOCAL_PX
     assert abs(camera_of(mapped)[0] - FOCAL_PX) < 0.01 * FOCAL_PX
     assert mapped.registered_ids == world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 3e-3
@@ -1071,7 +1074,9 @@ def test_a_camera_that_does_not_fit_its_model_leaves_the_mapper_as_it_was(
 ) -> None:
     fed = Run(path).feed([1, 2, 3, 4])
     prior = IntrinsicsPrior(focal_px=800.0, camera_model="SIMPLE_RADIAL", params=(800.0,))
-    wrong = dataclasses.replace(path.keyframe(5), camera_key="wrong", intrinsics_prior=prior)
+    wrong = dataclasses.replace(
+        path.keyframe(5), camera_key="wrong", calibration_key="wrong", intrinsics_prior=prior
+    )
     with pytest.raises(MapError):
         fed.add_keyframe(wrong)
     assert fed.figures.counts.num_keyframes == 4

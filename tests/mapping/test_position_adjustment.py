@@ -13,6 +13,8 @@ from engine.geo.georeference import Georeference, estimate_georeference, positio
 from engine.geometry import camera_center, transform_points
 from engine.mapping import position_adjustment
 from engine.mapping.bundle_adjustment import solve_globally
+from engine.mapping.calibration_control import CalibrationControl
+from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.position_adjustment import PositionAdjustment, adjust_with_positions
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, GpsFix
@@ -81,11 +83,20 @@ def poses_in(sparse_map: SparseMap) -> Float64Array:
     return np.array([sparse_map.cam_from_world(i) for i in sparse_map.registered_ids])
 
 
+def calibration_of(
+    reconstruction: pycolmap.Reconstruction, *, is_constant: bool
+) -> CalibrationControl:
+    calibration = CalibrationControl()
+    for camera_id, camera in reconstruction.cameras.items():
+        calibration.set_prior(camera_id, CameraPrior.assumed(camera, is_constant=is_constant))
+    return calibration
+
+
 def adjust(
     sparse_map: SparseMap,
     fixes: list[GpsFix],
     *,
-    constant_camera_ids: tuple[int, ...] = (CAMERA_ID,),
+    is_constant: bool = True,
     georeference: Georeference | None = None,
 ) -> Adjusted:
     if georeference is None:
@@ -99,7 +110,7 @@ def adjust(
         fixes,
         georeference,
         config=CONFIG,
-        constant_camera_ids=constant_camera_ids,
+        calibration=calibration_of(copy, is_constant=is_constant),
         max_iterations=30,
     )
     return Adjusted(copy=copy, georeference=georeference, outcome=outcome)
@@ -204,9 +215,9 @@ def test_a_calibration_that_must_not_change_does_not(
 ) -> None:
     fixes = true_fixes(world, accuracy_m=0.05)
     params = sparse_map.reconstruction.camera(CAMERA_ID).params.copy()
-    held = adjust(sparse_map, fixes, constant_camera_ids=(CAMERA_ID, 99))
+    held = adjust(sparse_map, fixes, is_constant=True)
     np.testing.assert_array_equal(held.copy.camera(CAMERA_ID).params, params)
-    free = adjust(sparse_map, fixes, constant_camera_ids=())
+    free = adjust(sparse_map, fixes, is_constant=False)
     assert np.abs(free.copy.camera(CAMERA_ID).params - params).max() > 1e-3
     assert free.copy.camera(CAMERA_ID).params[0] == pytest.approx(params[0], rel=0.01)
 
@@ -226,7 +237,7 @@ def test_cameras_without_a_position_are_adjusted_with_the_others(
         some,
         georeference,
         config=CONFIG,
-        constant_camera_ids=(CAMERA_ID,),
+        calibration=calibration_of(copy, is_constant=True),
         max_iterations=30,
     )
     assert outcome.is_accepted

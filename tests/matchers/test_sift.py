@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -14,9 +15,12 @@ from adapters.matchers import byte_products, sift
 from adapters.matchers.sift import SiftMatcher
 from engine.config import SiftConfig
 from engine.errors import InferenceError
+from engine.geometry import usable_at
 from engine.types import (
+    BoolArray,
     Features,
     Float64Array,
+    Frame,
     FrameId,
     ImagePair,
     MatchRequest,
@@ -410,3 +414,48 @@ def test_one_thread_describes_while_another_matches() -> None:
             assert np.array_equal(again.descriptors, features.descriptors)
         for found in matched.result():
             assert np.array_equal(found.matches_idx, matches.matches_idx)
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+def half_mask(width: int = WIDTH, height: int = HEIGHT) -> BoolArray:
+    """The left half is out."""
+    mask = np.ones((height, width), np.bool_)
+    mask[:, : width // 2] = False
+    return mask
+
+
+def masked_frame(pixels: Uint8Array, mask: BoolArray) -> Frame:
+    return replace(frame_of(pixels), mask=mask)
+
+
+def test_no_keypoint_lies_under_the_mask_and_the_others_are_as_without_it() -> None:
+    pixels, mask = texture_image(), half_mask()
+    whole = matcher().describe(frame_of(pixels))
+    masked = matcher().describe(masked_frame(pixels, mask))
+    beside = usable_at(mask, whole.keypoints_xy)
+    assert 0.3 < beside.mean() < 0.7
+    np.testing.assert_array_equal(masked.keypoints_xy, whole.keypoints_xy[beside])
+    np.testing.assert_array_equal(masked.descriptors, whole.descriptors[beside])
+
+
+def test_the_strongest_are_chosen_among_those_beside_the_mask() -> None:
+    pixels, mask = texture_image(), half_mask()
+    beside = matcher().describe(masked_frame(pixels, mask))
+    limit = len(beside) - 5
+    limited = matcher(max_features=limit).describe(masked_frame(pixels, mask))
+    np.testing.assert_array_equal(limited.keypoints_xy, beside.keypoints_xy[:limit])
+
+
+def test_masks_hold_to_the_pixel_where_sift_works_on_a_smaller_image() -> None:
+    rng = np.random.default_rng(3)
+    mask = rng.random((HEIGHT, WIDTH)) < 0.5
+    masked = matcher(working_edge_px=200).describe(masked_frame(texture_image(), mask))
+    assert len(masked) > 20
+    assert usable_at(mask, masked.keypoints_xy).all()
+
+
+def test_an_image_that_is_all_masked_has_no_keypoints() -> None:
+    nothing = np.zeros((HEIGHT, WIDTH), np.bool_)
+    assert len(matcher().describe(masked_frame(texture_image(), nothing))) == 0

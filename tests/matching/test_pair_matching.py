@@ -24,6 +24,7 @@ from engine.types import (
     ImagePair,
     Keyframe,
     MatchRequest,
+    PackedMask,
     PairCandidate,
     PairMatches,
     PairReason,
@@ -567,3 +568,45 @@ def test_pairs_of_one_batch_do_not_take_each_others_free_rows_for_something_else
         ends_xy = true_scene.project(second.index, points)
         errors_px = np.linalg.norm(ends_xy - second.features.keypoints_xy[rows2], axis=1)
         assert errors_px.max() < 1.5, "cells are 6 px wide, and ends merge within 0.64 px"
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+def half_masked(keyframe: Keyframe, *, left: bool) -> Keyframe:
+    mask = np.ones((keyframe.height, keyframe.width), np.bool_)
+    half = keyframe.width // 2
+    mask[:, slice(half) if left else slice(half, None)] = False
+    return dataclasses.replace(keyframe, mask=PackedMask.of(mask))
+
+
+def test_dense_matches_have_no_end_under_a_mask_and_look_nothing_up_there() -> None:
+    world = SyntheticWorld(straight_path(4), noise_px=0.0)
+    matcher = DenseFakeMatcher(world=world)
+    keyframes = [half_masked(matcher.keyframe(i), left=i % 2 == 0) for i in world.frame_ids]
+    graph = dense_graph()
+    matching = matching_over(graph, matcher, keyframes)
+    held = matching.match_pairs([candidate(1, 3), candidate(2, 4)])
+    assert [one.pair for one in held] == [pair(1, 3), pair(2, 4)]
+    for verified in held:
+        sides = zip((verified.pair.first, verified.pair.second), (0, 1), strict=True)
+        for frame_id, side in sides:
+            rows = verified.inlier_matches_idx[:, side]
+            xy = graph.keyframe(frame_id).features.keypoints_xy[rows]
+            assert len(xy) > 25
+            is_left = xy[:, 0] < WIDTH // 2
+            assert not (is_left if frame_id % 2 == 0 else ~is_left).any()
+    for request in matcher.requests[0]:
+        is_left = request.first.keypoints_xy[request.query_rows1, 0] < WIDTH // 2
+        assert len(is_left) > 50
+        assert not (is_left if request.pair.first % 2 == 0 else ~is_left).any()
+
+
+def test_an_image_that_is_all_masked_matches_nothing() -> None:
+    world = SyntheticWorld(straight_path(2), noise_px=0.0)
+    matcher = DenseFakeMatcher(world=world)
+    keyframes = [matcher.keyframe(i) for i in world.frame_ids]
+    nothing = PackedMask.of(np.zeros((HEIGHT, WIDTH), np.bool_))
+    keyframes[1] = dataclasses.replace(keyframes[1], mask=nothing)
+    matching = matching_over(dense_graph(), matcher, keyframes)
+    assert matching.match_pairs([candidate(1, 2)]) == []

@@ -17,8 +17,9 @@ import pycolmap
 import pytest
 
 from engine.errors import JournalError
+from engine.geometry import rotation_from_vector, skew
 from engine.output.files import write_atomically
-from engine.output.journal import Journal, encode_keyframe_image
+from engine.output.journal import Journal, encode_keyframe_image, encode_mask
 from engine.types import (
     Features,
     Frame,
@@ -238,6 +239,25 @@ def test_a_pair_is_read_back_with_its_geometry(journal: Journal, tmp_path: Path)
     np.testing.assert_array_equal(geometry.inlier_matches, pair.inlier_matches_idx)
     np.testing.assert_array_equal(geometry.F, pair.fundamental)
     assert geometry.config == pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED
+
+
+def test_a_pair_verified_on_rays_is_read_back_as_a_calibrated_one(
+    journal: Journal, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        journal.add_keyframe(keyframe(number), camera=camera(), image_bytes=JPEG)
+    rotation = rotation_from_vector(np.array([0.1, -0.4, 0.2]))
+    pose = np.column_stack([rotation, [0.6, 0.0, 0.8]])
+    pair = dataclasses.replace(
+        verified_pair(1, 2), fundamental=np.zeros((3, 3)), cam2_from_cam1=pose
+    )
+    journal.add_pair(pair)
+    with reading(tmp_path) as database:
+        geometry = database.read_two_view_geometry(1, 2)
+    assert geometry.config == pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+    assert geometry.cam2_from_cam1 is not None
+    assert geometry.cam2_from_cam1.matrix() == pytest.approx(pose)
+    assert pytest.approx(skew(pose[:, 3]) @ rotation) == geometry.E
 
 
 def test_a_pair_written_again_is_replaced(journal: Journal, tmp_path: Path) -> None:
@@ -506,3 +526,22 @@ def test_the_camera_of_an_unknown_keyframe_is_not_written(journal: Journal, tmp_
         journal.change_camera(FrameId(7), camera(2))
     with reading(tmp_path) as database:
         assert database.num_cameras() == 0
+
+
+def test_a_mask_lies_beside_its_image_by_colmaps_name(journal: Journal, tmp_path: Path) -> None:
+    mask = np.ones((480, 640), np.bool_)
+    mask[:, :200] = False
+    of_left = keyframe(1, name="left/a.jpg")
+    journal.add_keyframe(of_left, camera=camera(), image_bytes=JPEG, mask_bytes=encode_mask(mask))
+    journal.add_keyframe(keyframe(2, name="b.jpg"), camera=camera(), image_bytes=JPEG)
+    assert image_names(tmp_path) == ["b.jpg", "left/a.jpg"]
+    (path,) = (tmp_path / "masks").rglob("*.*")
+    assert path == tmp_path / "masks" / "left" / "a.jpg.png"
+    stored = pycolmap.Bitmap.read(path, as_rgb=False)
+    assert stored is not None
+    assert np.array_equal(stored.to_array(), np.where(mask, 255, 0))
+
+
+def test_without_masks_there_is_no_folder_for_them(journal: Journal, tmp_path: Path) -> None:
+    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    assert not (tmp_path / "masks").exists()

@@ -113,6 +113,8 @@ def test_overwriting_a_run_deletes_what_runs_write_and_nothing_else(run: RunFold
     run.close()
     path = run.path
     (path / "images" / "old.jpg").write_bytes(b"old")
+    (path / "masks").mkdir()
+    (path / "masks" / "old.jpg.png").write_bytes(b"old")
     (path / "snapshots" / "000001").mkdir()
     (path / "latest").symlink_to("snapshots/000001")
     (path / ".tmp-summary.json-7").write_text("half")

@@ -198,6 +198,16 @@ def test_images_and_latest_are_relative_links(run: Path) -> None:
     assert (moved / "latest" / "images" / "a.jpg").read_bytes() == b"jpeg"
 
 
+def test_masks_are_linked_like_images_where_there_are_any(run: Path) -> None:
+    write(run)
+    assert not (run / "latest" / "masks").is_symlink()
+    (run / "masks").mkdir()
+    (run / "masks" / "a.jpg.png").write_bytes(b"png")
+    write(run)
+    assert os.readlink(run / "latest" / "masks") == "../../masks"
+    assert (run / "latest" / "masks" / "a.jpg.png").read_bytes() == b"png"
+
+
 def test_numbering_goes_on_from_what_exists(run: Path) -> None:
     assert next_sequence(run) == 1
     write(run, sequence=41)

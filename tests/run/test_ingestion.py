@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
+from engine.errors import SourceError
 from engine.run.engine import RunOutcome, StoppedBy
 from engine.run.ingestion import until_stopped
 from engine.types import (
     Arrival,
+    BoolArray,
     CalibrationOrigin,
     DropReason,
     Frame,
@@ -34,6 +38,7 @@ from tests.support.fake_runs import (
     rejected,
     world_of,
 )
+from tests.support.synthetic import HEIGHT, WIDTH
 from tests.support.waiting import HANG_S
 
 NUM_FRAMES = 12
@@ -374,3 +379,101 @@ def test_cancelling_closes_the_items() -> None:
         assert numbers.is_closed
 
     run(test())
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class FakeMasks:
+    """Masks of cameras by their keys; a key without one raises, as a mask that does not fit."""
+
+    masks: dict[str, BoolArray]
+    refused: frozenset[str] = frozenset()
+
+    def mask_of(self, frame: Frame) -> BoolArray | None:
+        if frame.camera_key in self.refused:
+            raise SourceError(f"the mask of {frame.camera_key} does not fit {frame.width} px")
+        return self.masks.get(frame.camera_key)
+
+    def unused(self) -> list[str]:
+        return ["nobody's mask"]
+
+
+def mask_without(rows: slice) -> BoolArray:
+    mask = np.ones((HEIGHT, WIDTH), np.bool_)
+    mask[rows] = False
+    return mask
+
+
+def stored_masks(run: Path) -> dict[str, BoolArray]:
+    """The masks of a run by their names."""
+    stored = {}
+    for path in (run / "masks").rglob("*.png"):
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert mask is not None
+        stored[str(path.relative_to(run / "masks"))] = np.asarray(mask) > 0
+    return stored
+
+
+def test_the_mask_of_a_camera_comes_on_top_of_its_frames_own(tmp_path: Path) -> None:
+    own, of_camera = mask_without(slice(0, 100)), mask_without(slice(700, 750))
+    first, second, third = frames(1, 3)
+    happenings = [replace(first, mask=own), second, replace(third, camera_key="other")]
+    masks = FakeMasks(masks={"camera": of_camera})
+    _, written = run_source(tmp_path / "run", FakeSource(happenings=happenings), masks=masks)
+    stored = stored_masks(tmp_path / "run")
+    assert sorted(stored) == ["000000.jpg.png", "000001.jpg.png"]
+    assert np.array_equal(stored["000000.jpg.png"], own & of_camera)
+    assert np.array_equal(stored["000001.jpg.png"], of_camera)
+    assert written.warnings() == ["nobody's mask"]
+
+
+def test_cameras_of_several_sources_are_masked_by_their_keys_in_the_run(tmp_path: Path) -> None:
+    sources = [FakeSource(happenings=[frame]) for frame in frames(1, 2)]
+    masks = FakeMasks(masks={"source2|camera": mask_without(slice(0, 9))})
+    engine = engine_of(tmp_path / "run", sources=sources, matcher=matcher(), masks=masks)
+    asyncio.run(asyncio.wait_for(engine.run(), HANG_S))
+    assert sorted(stored_masks(tmp_path / "run")) == ["source2/000001.jpg.png"]
+
+
+@pytest.mark.parametrize("kind", [FakeSource, FakeLiveSource])
+def test_a_source_ends_when_its_cameras_mask_does_not_fit_the_first_frame(
+    tmp_path: Path, kind: Any
+) -> None:
+    masks = FakeMasks(masks={}, refused=frozenset({"camera"}))
+    source = kind(happenings=frames(1, 6))
+    outcome, written = run_source(tmp_path / "run", source, masks=masks)
+    words = f"the mask of camera does not fit {WIDTH} px"
+    assert words in written.warnings()
+    assert written.statuses[0] == "dropped:bad_mask"
+    assert "keyframe" not in written.statuses
+    assert written.of_kind("FrameDropped")[0]["detail"] == words
+    assert (outcome.stopped_by, outcome.num_keyframes) == (StoppedBy.END_OF_SOURCES, 0)
+
+
+def test_later_frames_whose_mask_does_not_fit_are_dropped_and_the_source_goes_on(
+    tmp_path: Path,
+) -> None:
+    happenings = frames(1, 6)
+    happenings[2] = replace(happenings[2], camera_key="upright")
+    masks = FakeMasks(masks={}, refused=frozenset({"upright"}))
+    _, written = run_source(tmp_path / "run", FakeSource(happenings=happenings), masks=masks)
+    assert written.statuses == ["keyframe"] * 2 + ["dropped:bad_mask"] + ["keyframe"] * 3
+
+
+def test_masks_that_leave_next_to_nothing_are_doubted_at_once_and_counted_at_the_end(
+    tmp_path: Path,
+) -> None:
+    masks = [slice(0, 735), slice(0, 750), slice(0, 100), slice(0, 750)]
+    happenings = [
+        replace(frame, mask=mask_without(rows))
+        for frame, rows in zip(frames(1, 4), masks, strict=True)
+    ]
+    _, written = run_source(tmp_path / "run", FakeSource(happenings=happenings))
+    first, last = written.warnings()
+    assert first == (
+        "the mask of 000000.jpg leaves 2.0% of the image: black is left out, anything else is "
+        "used; is it the wrong way round?"
+    )
+    assert last == "3 of 4 masks leave less than 5% of their image, 2 of them nothing"

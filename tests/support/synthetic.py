@@ -62,12 +62,13 @@ _EQUATOR_METRES_PER_DEGREE = (110_574.2727, 111_319.4908)  # of latitude and lon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticCamera:
-    """A SIMPLE_RADIAL camera and the prior that its source gives."""
+    """A camera, SIMPLE_RADIAL by default, and the prior that its source gives."""
 
     key: str = "camera"
     width: int = WIDTH
     height: int = HEIGHT
     params: tuple[float, ...] = EXACT_CAMERA
+    model: str = "SIMPLE_RADIAL"
     prior: IntrinsicsPrior | None = None
 
     @classmethod
@@ -80,8 +81,13 @@ class SyntheticCamera:
     def as_colmap(self) -> pycolmap.Camera:
         """The true camera."""
         return pycolmap.Camera(
-            model="SIMPLE_RADIAL", width=self.width, height=self.height, params=self.params
+            model=self.model, width=self.width, height=self.height, params=self.params
         )
+
+    @property
+    def sees_all_around(self) -> bool:
+        """Whether its image is the whole sphere."""
+        return bool(self.as_colmap().is_spherical())
 
 
 # -- paths and ground -----------------------------------------------------------------------------
@@ -331,7 +337,8 @@ class SyntheticWorld:
 
     def _project(self, cam_from_world: Float64Array, camera: SyntheticCamera) -> View:
         in_cam = transform_points(cam_from_world, self.points)
-        near = (in_cam[:, 2] > 0.5) & (np.linalg.norm(in_cam, axis=1) < MAX_RANGE)
+        in_front = (in_cam[:, 2] > 0.5) | camera.sees_all_around
+        near = in_front & (np.linalg.norm(in_cam, axis=1) < MAX_RANGE)
         point_ids = np.flatnonzero(near)
         points_xy = np.asarray(camera.as_colmap().img_from_cam(in_cam[point_ids]))
         inside = ((points_xy > 0) & (points_xy < (camera.width, camera.height))).all(axis=1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from engine.config import FrameTrackingConfig
+from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError
 from engine.tracking.frame_tracker import FrameTracker, KeyframeReason, NewKeyframe
 from engine.types import Features, Float64Array, Frame, TrackedFrame, Uint8Array
@@ -68,7 +69,12 @@ def tracker_with(
     describe: Callable[[Frame], Features] | None = None,
     is_sequence: bool = True,
 ) -> FrameTracker:
-    return FrameTracker(config, describe=describe or Describer(), is_sequence=is_sequence)
+    return FrameTracker(
+        config,
+        describe=describe or Describer(),
+        is_sequence=is_sequence,
+        two_view=TwoViewConfig(),
+    )
 
 
 def image(motion: Float64Array, *, width: int = WIDTH, height: int = HEIGHT) -> Uint8Array:
@@ -443,3 +449,43 @@ def test_the_keyframe_before_is_followed_on_as_long_as_that_is_wanted() -> None:
 def test_a_first_frame_has_nothing_to_follow() -> None:
     followed = tracker_with().follow(frame_of(image(STANDING_STILL), frame_id=1))
     assert (followed.tracked, followed.due) == (None, KeyframeReason.FIRST)
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+def masked(frame: Frame, *, left_px: float) -> Frame:
+    """A frame whose first columns are masked."""
+    mask = np.ones((frame.height, frame.width), np.bool_)
+    mask[:, : round(left_px)] = False
+    return replace(frame, mask=mask)
+
+
+@pytest.mark.parametrize("working_edge_px", [640, 200])
+def test_points_that_come_under_a_mask_are_lost_and_do_not_come_back(working_edge_px: int) -> None:
+    tracker = tracker_with(PATIENT.model_copy(update={"working_edge_px": working_edge_px}))
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+    keypoints_xy = grid_of_points()
+    for frame_id, left_px in ((2, 100.0), (3, 150.0), (4, 0.0)):
+        frame = frame_of(image(STANDING_STILL), frame_id=frame_id)
+        tracked = process(tracker, masked(frame, left_px=left_px))
+        assert isinstance(tracked, TrackedFrame)
+        edge_px = max(left_px, 150.0 if frame_id == 4 else 0.0)
+        assert np.array_equal(
+            tracked.keypoint_idx, np.flatnonzero(np.floor(keypoints_xy[:, 0]) >= edge_px)
+        )
+
+
+def test_a_keyframe_keeps_its_mask_and_frames_that_share_one_share_it_in_memory() -> None:
+    tracker = tracker_with(is_sequence=False)
+    shared = masked(frame_of(image(STANDING_STILL)), left_px=40.0).mask
+    keyframes = []
+    for frame_id in (1, 2, 3):
+        frame = replace(frame_of(image(STANDING_STILL), frame_id=frame_id), mask=shared)
+        made = tracker.make_keyframe(frame, KeyframeReason.PHOTO)
+        assert made is not None
+        keyframes.append(made.keyframe)
+    first = keyframes[0].mask
+    assert first is not None and shared is not None
+    assert np.array_equal(first.unpacked(), shared)
+    assert all(keyframe.mask is first for keyframe in keyframes)

@@ -11,6 +11,9 @@ from adapters.views.console import ConsoleView, build_panel, format_elapsed
 from adapters.views.log_lines import DROPS_LOGGED_EACH, LogLevel, log_line_of
 from engine.events import (
     BundleAdjusted,
+    CameraDoubted,
+    CameraSplit,
+    CropFound,
     Event,
     FrameDropped,
     FramePosed,
@@ -194,6 +197,13 @@ def test_a_failed_registration_and_a_warning_are_logged_with_their_level() -> No
     assert (warning.level, warning.text) == (LogLevel.WARNING, "disk nearly full")
 
 
+def test_a_doubted_camera_is_a_warning_that_names_it() -> None:
+    doubted = CameraDoubted(at_s=1.0, camera_key="phone", reason="k is 14.3; held", is_held=True)
+    log_line = log_line_of(doubted, RunCounters())
+    assert log_line is not None
+    assert (log_line.level, log_line.text) == (LogLevel.WARNING, "camera phone: k is 14.3; held")
+
+
 def window(verdict: WindowVerdict) -> WindowSolved:
     return WindowSolved(
         at_s=1.0,
@@ -339,3 +349,24 @@ def test_the_panel_shows_every_figure_in_full_at_common_widths(width: int) -> No
 )
 def test_elapsed_time_has_hours_only_when_it_has_hours(elapsed_s: float, text: str) -> None:
     assert format_elapsed(elapsed_s) == text
+
+
+def test_a_split_camera_and_a_crop_are_logged_with_what_was_found() -> None:
+    split = CameraSplit(
+        camera_key="phone",
+        calibration_keys=("phone", "phone#2"),
+        focal_px=(694.2, 1041.4),
+        frame_ids=(FrameId(1), FrameId(2), FrameId(3), FrameId(4)),
+        calibration_idx=(0, 1, 0, 1),
+    )
+    crop = CropFound(
+        camera_key="crop",
+        whole_camera_key="phone",
+        focal_px=694.2,
+        principal_point_xy=(270.3, 480.1),
+    )
+    lines = [log_line_of(event, RunCounters()) for event in (split, crop)]
+    assert [line.text for line in lines if line is not None] == [
+        "camera phone has several focal lengths: 2 keyframes at 694 px, 2 keyframes at 1041 px",
+        "camera crop is a crop of phone: centre at 270, 480 px",
+    ]

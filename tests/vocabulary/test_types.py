@@ -20,6 +20,7 @@ from engine.types import (
     Keyframe,
     MapView,
     MatchRequest,
+    PackedMask,
     PairMatches,
     PairReason,
     TrackedFrame,
@@ -356,3 +357,35 @@ def test_fixes_are_values() -> None:
     here = GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0)
     assert here == GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0)
     assert hash(here) == hash(dataclasses.replace(here))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (7, 640)])
+def test_a_packed_mask_is_the_same_when_unpacked(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(size)
+    mask = rng.random(size) < 0.5
+    packed = PackedMask.of(mask)
+    assert (packed.height, packed.width) == size
+    assert np.array_equal(packed.unpacked(), mask)
+
+
+def test_a_mask_of_blobs_takes_little_memory() -> None:
+    mask = np.ones((3000, 4000), np.bool_)
+    mask[400:900, 1000:3000] = False
+    assert len(PackedMask.of(mask).data) < mask.size / 500
+
+
+def test_a_frames_mask_has_the_size_of_its_pixels() -> None:
+    frame = dict(
+        frame_id=FrameId(1),
+        camera_key="c",
+        source="s",
+        index=0,
+        name="a.jpg",
+        captured_at_s=0.0,
+        received_at_s=0.0,
+        pixels=np.zeros((4, 6, 3), np.uint8),
+    )
+    made = Frame(**frame, mask=np.ones((4, 6), np.bool_))  # type: ignore[arg-type]
+    assert made.mask is not None and not made.mask.flags.writeable
+    with pytest.raises(ValueError, match="mask"):
+        Frame(**frame, mask=np.ones((6, 4), np.bool_))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
@@ -76,6 +77,11 @@ class Bench:
     repeats: int = 3  # of CPU measurements
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Of the runs and of what is kept of them."""
+        return self.runs.name
+
     def measure(self, row: Row) -> tuple[list[Check], list[Outcome]]:
         """Runs a row's cases and judges them."""
         outcomes = [self.outcome(case) for case in row.cases]
@@ -113,6 +119,37 @@ class Bench:
             text = text.replace(str(folder), name)
         return text.replace(" --overwrite --view none -q", " --view none")
 
+    def export(self, outcome: Outcome) -> Path:
+        """The folder that ``export --undistort`` of a run writes; absent where it fails."""
+        folder = self.runs / f"{outcome.case.name}-export"
+        shutil.rmtree(folder, ignore_errors=True)
+        command = ["export", str(outcome.run), "--to", str(folder), "--undistort"]
+        run_process([*self.prefix, self.livesfm, *command])
+        return folder
+
+    def accept(self, name: str) -> list[tuple[bool, str, str, str]]:
+        """What accept.py prints of a set: whether it is good, label, figure and bar.
+
+        It is run by the Python beside the program that is measured, in the folder of its presets.
+        """
+        if self.check is None:
+            return []
+        program = Path(self.livesfm).absolute()
+        script = [str(program.parent / "python"), str(self.check.resolve() / "accept.py"), name]
+        out = ["--out", str(self.runs / "accept")]
+        finished = run_process([*self.prefix, *script, *out], cwd=program.parents[2])
+        return [line for line in map(accept_line, finished.output.splitlines()) if line]
+
+    def cpu_seconds(self, case: Case) -> tuple[list[float], list[float]]:
+        """Of the program that is measured and of the baseline, run by turns."""
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(self.repeats):
+            for seconds, livesfm in zip(times, (self.livesfm, self.baseline), strict=True):
+                run = self.runs / case.name
+                command = self.command(case, livesfm=livesfm or self.livesfm, run=run)
+                seconds.append(run_process([*self.prefix, *command]).cpu_s)
+        return times
+
     def _run(self, case: Case) -> Outcome:
         livesfm = (self.baseline if case.is_reference else None) or self.livesfm
         run = self.runs / case.name
@@ -131,6 +168,17 @@ class Bench:
             finished=finished,
             score=score_run(known, folder, run),
         )
+
+
+def accept_line(line: str) -> tuple[bool, str, str, str] | None:
+    """A line of accept.py: the verdict, set, label, figure, comparison and bar."""
+    found = re.fullmatch(r"(ok |NOT)  (\S+)\s+(.*?)\s+(\S+) (<=|>=) (\S+)", line)
+    if found:
+        verdict, _, label, figure, comparison, bar = found.groups()
+        return verdict == "ok ", label, figure, f"{comparison} {bar}"
+    if line.startswith("NOT"):
+        return False, "run", line.removeprefix("NOT").strip(), "scored"
+    return None
 
 
 def percent_check(

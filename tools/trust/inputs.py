@@ -140,20 +140,13 @@ class ExifTags:
         return exif.tobytes()
 
 
-def write_video(
-    path: Path, frames: Sequence[Uint8Array], *, rate_hz: int, is_in_order: bool = False
-) -> None:
-    """Writes H.264 frames (H, W, 3), all of one size; the suffix says which container.
-
-    ``is_in_order`` leaves out frames that are coded before earlier ones, so that a decoder holds
-    none back where streams are joined.
-    """
+def write_video(path: Path, frames: Sequence[Uint8Array], *, rate_hz: int) -> None:
+    """Writes H.264 frames (H, W, 3), all of one size; the suffix says which container."""
     import av
 
     height, width = frames[0].shape[:2]
-    options = {"crf": _CRF} | ({"tune": "zerolatency"} if is_in_order else {})
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate_hz, options=options)
+        stream = container.add_stream("libx264", rate=rate_hz, options={"crf": _CRF})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from trust.inputs import INPUT_FOLDER, ExifTags, Input, Kit, Maker, write_jpeg
 NUM_PHOTOS = 15
 SIZE = (960, 720)
 PANORAMA_SIZE = (1600, 800)
+_NUM_ANGLES = 200_000
 ACTION_CAMERA = ExifTags(make="GoPro", model="HERO11 Black")
 
 
@@ -28,13 +28,29 @@ class Lens:
     width: int
     height: int
     focal_px: float | None = None  # None: equirectangular
+    distortion: tuple[float, ...] = ()  # of the fisheye
 
-    def rays(self, room: Any) -> Float64Array:
-        """Directions in the camera of all pixel centres, (H, W, 3)."""
-        if self.model == "EQUIRECTANGULAR":
-            return np.asarray(room.equirect(self.width, self.height))
-        shape = room.fisheye if self.model == "OPENCV_FISHEYE" else room.pinhole
-        return np.asarray(shape(self.width, self.height, self.focal_px))
+    def rays(self) -> Float64Array:
+        """Directions in the camera of all pixel centres, (H, W, 3), not of unit length."""
+        x, y = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
+        if self.focal_px is None:
+            longitude = (x / self.width - 0.5) * 2 * np.pi
+            latitude = (0.5 - y / self.height) * np.pi
+            return np.stack(
+                [
+                    np.cos(latitude) * np.sin(longitude),
+                    -np.sin(latitude),
+                    np.cos(latitude) * np.cos(longitude),
+                ],
+                axis=-1,
+            )
+        x, y = (x - self.width / 2) / self.focal_px, (y - self.height / 2) / self.focal_px
+        if self.model == "PINHOLE":
+            return np.stack([x, y, np.ones_like(x)], axis=-1)
+        radius = np.hypot(x, y)
+        angle = _undistorted_angle(radius, self.distortion)
+        sideways = np.sin(angle) / np.maximum(radius, 1e-12)
+        return np.stack([x * sideways, y * sideways, np.cos(angle)], axis=-1)
 
     @property
     def params(self) -> tuple[float, ...]:
@@ -42,8 +58,7 @@ class Lens:
         if self.focal_px is None:
             return float(self.width), float(self.height)
         focal, center = self.focal_px, (self.width / 2, self.height / 2)
-        distortion = (0.0,) * 4 if self.model == "OPENCV_FISHEYE" else ()
-        return (focal, focal, *center, *distortion)
+        return (focal, focal, *center, *self.distortion)
 
 
 def pinhole_lens(field_deg: float) -> Lens:
@@ -53,11 +68,18 @@ def pinhole_lens(field_deg: float) -> Lens:
     return Lens(model="PINHOLE", width=width, height=height, focal_px=focal_px)
 
 
-def fisheye_lens(field_deg: float) -> Lens:
-    """An equidistant lens, by its horizontal field of view."""
+def fisheye_lens(field_deg: float, distortion: tuple[float, ...] = (0.0,) * 4) -> Lens:
+    """A fisheye, equidistant but for its distortion, by its horizontal field of view."""
     width, height = SIZE
-    focal_px = width / math.radians(field_deg)
-    return Lens(model="OPENCV_FISHEYE", width=width, height=height, focal_px=focal_px)
+    half = math.radians(field_deg / 2)
+    focal_px = width / 2 / float(_distorted_angle(np.array(half), distortion))
+    return Lens(
+        model="OPENCV_FISHEYE",
+        width=width,
+        height=height,
+        focal_px=focal_px,
+        distortion=distortion,
+    )
 
 
 def panorama_lens() -> Lens:
@@ -92,7 +114,7 @@ def _make(
 ) -> Input:
     room, lens = kit.room(), lens_of(kit)
     textures = room.textures(kit.variation.texture_seed)
-    rays = lens.rays(room)
+    rays = lens.rays()
     poses = []
     for number, (eye, target) in enumerate(room.walk(NUM_PHOTOS, kit.variation.turn)):
         rotation = room.pose(eye, target)
@@ -149,6 +171,22 @@ def write_kalibr_yaml(lens: Lens, folder: Path) -> Path:
         encoding="utf-8",
     )
     return path
+
+
+def _distorted_angle(angle: Float64Array, distortion: tuple[float, ...]) -> Float64Array:
+    """Radius in the image over the focal length (Kannala and Brandt, 2006)."""
+    powers = (factor * angle ** (2 * order) for order, factor in enumerate(distortion, start=1))
+    return np.asarray(angle * (1.0 + sum(powers)))
+
+
+def _undistorted_angle(radius: Float64Array, distortion: tuple[float, ...]) -> Float64Array:
+    """The angle to the optical axis, up to half a turn; the inverse, from a fine table."""
+    if not any(distortion):
+        return radius
+    angles = np.linspace(0.0, np.pi, _NUM_ANGLES)
+    radii = _distorted_angle(angles, distortion)
+    rising = int(np.argmax(np.diff(radii) <= 0)) or _NUM_ANGLES
+    return np.asarray(np.interp(radius, radii[:rising], angles[:rising]))
 
 
 def _opencv_matrix(name: str, values: list[float], *, rows: int, columns: int) -> str:

@@ -56,6 +56,7 @@ class MapScore:
     ate_percent: float | None  # RMSE of registered keyframes' centres, of the truth's extent
     focal_error_percent: float | None  # the worst camera's
     num_overlay_observations: int | None  # of points of the map inside the overlay's box
+    num_overlay_points: int | None  # points of the map that are seen nowhere else
     num_masked_observations: int | None  # of points of the map where the image is masked
     timely_percent: float  # of keyframes, registered within `TIMELY_KEYFRAMES` of their arrival
 
@@ -95,6 +96,7 @@ def score_run(known: Input, folder: Path, run: Path) -> MapScore | None:
         num_overlay_observations=None
         if box is None
         else count_observations(reconstruction, lambda _, xy: is_in_box(xy, box)),
+        num_overlay_points=None if box is None else count_points_in_box(reconstruction, box),
         num_masked_observations=None
         if known.masks is None
         else masked_observations(reconstruction, folder / known.masks),
@@ -205,6 +207,21 @@ def count_observations(
     return total
 
 
+def count_points_in_box(
+    reconstruction: pycolmap.Reconstruction, box_px: tuple[float, float, float, float]
+) -> int:
+    """Points of the map whose observations all lie in a box."""
+
+    def is_inside(point: pycolmap.Point3D) -> bool:
+        seen = [
+            reconstruction.image(element.image_id).points2D[element.point2D_idx].xy
+            for element in point.track.elements
+        ]
+        return bool(is_in_box(np.array(seen), box_px).all())
+
+    return sum(is_inside(point) for point in reconstruction.points3D.values())
+
+
 def is_in_box(xy: Float64Array, box_px: tuple[float, float, float, float]) -> NDArray[np.bool_]:
     """Which of (N, 2) px lie in a box of x, y from and x, y to."""
     low, high = np.array(box_px[:2]), np.array(box_px[2:])
@@ -223,6 +240,20 @@ def masked_observations(reconstruction: pycolmap.Reconstruction, masks: Path) ->
         return np.asarray(mask[row.clip(0, height - 1), column.clip(0, width - 1)] == 0)
 
     return count_observations(reconstruction, is_black)
+
+
+def num_masks(folder: Path) -> int:
+    """How many masks a run's or an export's folder holds."""
+    return sum(1 for _ in (folder / "masks").rglob("*.png"))
+
+
+def held_cameras(run: Path) -> bool:
+    """Whether ``summary.json`` says of every camera that adjustment left its calibration alone."""
+    path = run / "summary.json"
+    if not path.is_file():
+        return False
+    cameras = json.loads(path.read_text(encoding="utf-8")).get("cameras") or []
+    return bool(cameras) and all(each["is_held"] or each["is_constant"] for each in cameras)
 
 
 def timely_percent(run: Path) -> float:

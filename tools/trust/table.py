@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trust.bench import Check, Outcome
 
@@ -67,28 +68,29 @@ class RowRecord:
         return all(check.is_ok for check in self.checks)
 
 
-def read_records(path: Path) -> dict[str, RowRecord]:
-    """The rows kept in a file, by name; none where there is no file."""
-    if not path.is_file():
-        return {}
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {
-        record["name"]: RowRecord(
-            name=record["name"],
-            checks=tuple(Check(**check) for check in record["checks"]),
-            runs=tuple(
-                RunRecord(**{**run, "cameras": tuple(run["cameras"])}) for run in record["runs"]
-            ),
-        )
-        for record in records
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Files of measured rows: NAME.jsonl, one JSON object a line, and NAME.md, the table."""
 
+    folder: Path
+    order: Sequence[str]  # names of all rows, as the table has them
 
-def write_records(path: Path, records: Mapping[str, RowRecord], *, order: Sequence[str]) -> None:
-    """Writes rows, one JSON object a line, in the table's order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(records[name])) for name in order if name in records]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    def read(self, name: str) -> dict[str, RowRecord]:
+        """The rows kept, by their names; none where there is no file."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.is_file():
+            return {}
+        lines = path.read_text(encoding="utf-8").splitlines()
+        records = [_record_of(json.loads(line)) for line in lines]
+        return {record.name: record for record in records}
+
+    def write(self, name: str, records: Mapping[str, RowRecord]) -> None:
+        """Writes rows in the table's order."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ordered = [records[row] for row in self.order if row in records]
+        lines = "".join(f"{json.dumps(asdict(record))}\n" for record in ordered)
+        (self.folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        (self.folder / f"{name}.md").write_text(table_of(ordered) + "\n", encoding="utf-8")
 
 
 def table_of(
@@ -112,6 +114,16 @@ def table_of(
                 cells.insert(3, other.checks[number].figure if other and is_known else "-")
             lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _record_of(record: Mapping[str, Any]) -> RowRecord:
+    return RowRecord(
+        name=record["name"],
+        checks=tuple(Check(**check) for check in record["checks"]),
+        runs=tuple(
+            RunRecord(**{**run, "cameras": tuple(run["cameras"])}) for run in record["runs"]
+        ),
+    )
 
 
 def _cells(record: RowRecord, check: Check) -> list[str]:

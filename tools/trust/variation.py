@@ -17,6 +17,7 @@ class Variation:
     wide_pinhole_deg: float = 110.0
     fisheye_deg: float = 110.0  # its photos name an action camera
     wide_fisheye_deg: float = 150.0
+    fisheye_distortion: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # COLMAP's OPENCV_FISHEYE
     texture_seed: int = 0  # of the room
     turn: float = 0.9  # rad that the walk through the room turns
     first_photo: int = 0  # of the fox photos that the zoom inputs take
@@ -44,6 +45,7 @@ class Variation:
             wide_pinhole_deg=one_of(100, 105, 115),
             fisheye_deg=one_of(95, 120, 130),
             wide_fisheye_deg=one_of(140, 160, 165),
+            fisheye_distortion=(one_of(-0.02, 0.0, 0.03), one_of(-0.002, 0.0, 0.004), 0.0, 0.0),
             texture_seed=int(rng.integers(1, 1000)),
             turn=one_of(0.6, 0.75, 1.1),
             first_photo=int(rng.integers(1, 30)),

@@ -114,7 +114,7 @@ def clip_zoomed_half_way(kit: Kit, folder: Path) -> Input:
 
 
 def clip_of_two_sizes(kit: Kit, folder: Path) -> Input:
-    """A transport stream whose second half has another size."""
+    """A raw H.264 stream whose second half has another size."""
     import cv2
 
     frames = _clip_frames(kit)
@@ -126,13 +126,13 @@ def clip_of_two_sizes(kit: Kit, folder: Path) -> Input:
         np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         for pixels in frames[half:]
     ]
-    parts = [folder / "first.ts", folder / "second.ts"]
+    parts = [folder / "first.h264", folder / "second.h264"]
     for part, sequence in zip(parts, (frames[:half], small), strict=True):
-        write_video(part, sequence, rate_hz=CLIP_RATE_HZ, is_in_order=True)
-    (folder / "clip.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+        write_video(part, sequence, rate_hz=CLIP_RATE_HZ)
+    (folder / "clip.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
     for part in parts:
         part.unlink()
-    return _clip_input(kit, folder, "clip.ts")
+    return _clip_input(kit, folder, "clip.h264")
 
 
 def _alternating_photos(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
-from adapters.images.exif import intrinsics_prior
+from adapters.images.exif import Exif
+from adapters.images.intrinsics import IntrinsicsReader
 from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
 from engine.types import Arrival, BoolArray, DropReason, Frame, RejectedFrame
+
+_SAME_ZOOM = 0.01  # between logarithms of focal lengths
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -39,8 +43,8 @@ class PhotoReader:
             label: the source as the user named it.
             config: limits on what is taken.
             next_frame_id: gives out frame ids; called on the thread that decodes.
-            single_camera_per_size: images of one subfolder, camera model, focal length and size
-                share a camera; False: each image has its own.
+            single_camera_per_size: images of one subfolder, camera, lens, zoom and size share a
+                camera; False: each image has its own.
             masks: of the photos that have one; None: of none.
         """
         self._root = root
@@ -49,6 +53,8 @@ class PhotoReader:
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
         self._masks = masks
+        self._intrinsics = IntrinsicsReader()
+        self._zooms: dict[str, list[float]] = {}  # values of tags met so far, by unit
         self._previous = b""  # of the readable image before
 
     def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Arrival | RejectedFrame:
@@ -101,7 +107,6 @@ class PhotoReader:
         frame_name: str,
         received_at_s: float,
     ) -> Frame:
-        height, width = image.pixels.shape[:2]
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=self._camera_key(file, image) or frame_name,
@@ -113,9 +118,9 @@ class PhotoReader:
             pixels=image.pixels,
             jpeg=image.jpeg,
             gps=image.exif.gps,
-            intrinsics_prior=intrinsics_prior(image.exif, width=width, height=height),
             mask=mask,
             quarter_turns=image.exif.quarter_turns,
+            intrinsics_prior=self._intrinsics.of_image(image),
         )
 
     def _mask_of(self, file: PurePosixPath, image: DecodedImage) -> BoolArray | None | RefusedImage:
@@ -150,8 +155,31 @@ class PhotoReader:
         exif = image.exif
         subfolder = "/".join(printable(file).parts[:-1])
         camera = f"{exif.make} {exif.model}".strip()
-        focal = f"{exif.focal_length_mm:g}mm" if exif.focal_length_mm else ""
-        return "|".join(part for part in (subfolder, camera, focal, f"{width}x{height}") if part)
+        size = f"{width}x{height}"
+        parts = (subfolder, camera, exif.serial, exif.lens, self._zoom(exif), size)
+        return "|".join(printable_text(part) for part in parts if part)
+
+    def _zoom(self, exif: Exif) -> str:
+        """The tags that say how far an image is zoomed.
+
+        A zoom lens takes any focal length: one close to that of an earlier image counts as the
+        same.
+        """
+        said = (
+            (exif.focal_length_mm, "mm"),
+            (exif.focal_length_35mm, "mm in 35mm"),
+            (exif.digital_zoom_ratio, "x"),
+        )
+        return " ".join(f"{self._seen(value, unit):g}{unit}" for value, unit in said if value)
+
+    def _seen(self, value: float, unit: str) -> float:
+        """The value of an earlier image that is close to this one, or this one."""
+        seen = self._zooms.setdefault(unit, [])
+        close = [one for one in seen if abs(math.log(value / one)) < _SAME_ZOOM]
+        if close:
+            return min(close, key=lambda one: abs(math.log(value / one)))
+        seen.append(value)
+        return value
 
 
 def natural_key(file: PurePosixPath) -> tuple[tuple[tuple[str | int, ...], ...], str]:
@@ -183,5 +211,9 @@ def is_jpeg(file: PurePosixPath) -> bool:
 
 def printable(file: PurePosixPath) -> PurePosixPath:
     """The path with what no text file or other system can carry replaced by an underscore."""
-    chars = (char if char.isprintable() and char != "\\" else "_" for char in str(file))
-    return PurePosixPath("".join(chars))
+    return PurePosixPath(printable_text(str(file)))
+
+
+def printable_text(text: str) -> str:
+    """The text with what no text file or other system can carry replaced by an underscore."""
+    return "".join(char if char.isprintable() and char != "\\" else "_" for char in text)

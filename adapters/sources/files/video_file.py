@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.images.decoding import refused_by_size
+from adapters.images.intrinsics import IntrinsicsReader
 from adapters.live.blocking import iterate_in_thread
 from adapters.sources.files.video_frames import (
     decode_packet,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _DEFAULT_RATE_HZ = 25.0  # FFmpeg's own, for streams without one
 _MISSING_END_S = 0.5  # a file is cut when more is missing; sound may outlast the pictures a little
 _MAX_DETAIL_CHARS = 120
+# Of QuickTime and Matroska, and where GoPro (handler), DJI and Insta360 (encoder) put their names.
+_CAMERA_TAGS = ("make", "model", "handler_name", "encoder", "artist", "product")
 
 
 class VideoFile:
@@ -69,9 +72,11 @@ class VideoFile:
         self._path = path
         self._config = config
         self._next_frame_id = next_frame_id
-        with _open(path) as (_, stream):
+        self._intrinsics = IntrinsicsReader()
+        with _open(path) as (container, stream):
             num_frames_in_file = int(stream.frames)  # 0: the container does not say
             self._size = int(stream.width), int(stream.height)
+            self._camera_name = _camera_name(container, stream)
         num_taken = len(range(0, num_frames_in_file, config.every_nth_frame))
         self.info = SourceInfo(
             label=str(path),
@@ -152,6 +157,7 @@ class VideoFile:
             received_at_s=received_at_s,
             pixels=pixels,
             quarter_turns=quarter_turns(decoded),
+            intrinsics_prior=self._intrinsics.of_pixels(pixels, name=self._camera_name),
         )
 
     def _rejected(
@@ -170,6 +176,14 @@ class VideoFile:
             reason=reason,
             detail=detail[:_MAX_DETAIL_CHARS],
         )
+
+
+def _camera_name(container: InputContainer, stream: VideoStream) -> str:
+    """What the tags of a video that name a camera hold, where there are any."""
+    tags = [
+        (key.lower(), value) for part in (container, stream) for key, value in part.metadata.items()
+    ]
+    return " ".join(value for key, value in tags if key.endswith(_CAMERA_TAGS))[:_MAX_DETAIL_CHARS]
 
 
 def _frame_name(index: int) -> str:

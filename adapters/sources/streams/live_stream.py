@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
-from adapters.images.exif import intrinsics_prior
+from adapters.images.intrinsics import IntrinsicsReader
 from adapters.live.deadline import GiveUpDeadline
 from adapters.live.listening import reachable_host, refuse_taken_address
 from adapters.sources.files.video_frames import quarter_turns, upright_rgb
@@ -74,6 +74,7 @@ class LiveStream:
         self._sources = sources
         self._live_sources = live_sources
         self._next_frame_id = next_frame_id
+        self._intrinsics = IntrinsicsReader()
         _check_format(self._address.format, label=self.info.label)
         if self._address.is_listening:
             parts = urlsplit(self._address.url)
@@ -123,8 +124,7 @@ class LiveStream:
         image = decode_image(jpeg, config=self._sources)
         if isinstance(image, RefusedImage):
             return self._rejected(undecoded, image.reason, image.detail)
-        height, width = image.pixels.shape[:2]
-        prior = intrinsics_prior(image.exif, width=width, height=height)
+        prior = self._intrinsics.of_image(image)
         return self._frame(
             undecoded,
             image.pixels,
@@ -142,7 +142,12 @@ class LiveStream:
         pixels = upright_rgb(decoded)
         if isinstance(pixels, str):
             return self._rejected(undecoded, DropReason.UNREADABLE, pixels)
-        return self._frame(undecoded, pixels, turns=quarter_turns(decoded))
+        return self._frame(
+            undecoded,
+            pixels,
+            prior=self._intrinsics.of_pixels(pixels),
+            turns=quarter_turns(decoded),
+        )
 
     def _frame(
         self,

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.types import Arrival, DropReason, Frame, FrameId, RejectedFrame
 from tests.support.paths import REAL_SETS
-from tests.support.received import items_of
+from tests.support.received import Decoded, items_of
 
 DATA = REAL_SETS
 THREAD_NAME_START = "images "
@@ -34,10 +35,17 @@ def write_image(path: Path, shade: int = 100, *, size: tuple[int, int] = (96, 80
     return path
 
 
-def write_photo(path: Path, *, model: str, focal_mm: float, size: tuple[int, int]) -> None:
+def write_photo(
+    path: Path,
+    *,
+    model: str = "One",
+    focal_mm: float = 4.3,
+    size: tuple[int, int] = (96, 80),
+    tags: Mapping[int, int | float | str] | None = None,
+) -> None:
     exif = Image.Exif()
     exif[0x110] = model
-    exif.get_ifd(0x8769)[0x920A] = focal_mm
+    exif.get_ifd(0x8769).update({0x920A: focal_mm, **(tags or {})})
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (90, 20 * len(path.name), 7)).save(path, exif=exif.tobytes())
 
@@ -52,12 +60,15 @@ def open_folder(path: Path, *, single_camera_per_size: bool = True, **limits: An
     )
 
 
-def read(folder: ImageFolder) -> list[Frame | RejectedFrame]:
-    async def collect() -> list[Frame | RejectedFrame]:
-        items = [item async for item in items_of(folder)]
-        return [item for item in items if isinstance(item, Frame | RejectedFrame)]
+def read_items(folder: ImageFolder) -> list[Decoded]:
+    async def collect() -> list[Decoded]:
+        return [item async for item in items_of(folder)]
 
     return asyncio.run(collect())
+
+
+def read(folder: ImageFolder) -> list[Frame | RejectedFrame]:
+    return [item for item in read_items(folder) if isinstance(item, Frame | RejectedFrame)]
 
 
 def read_frames(folder: ImageFolder) -> list[Frame]:
@@ -256,6 +267,31 @@ def test_images_share_a_camera_by_model_focal_length_and_size(tmp_path: Path) ->
     assert len(set(shared)) == 4
     own = read_frames(open_folder(tmp_path, single_camera_per_size=False))
     assert len({frame.camera_key for frame in own}) == 5
+
+
+def test_a_zoom_that_exif_tells_makes_a_camera_of_its_own(tmp_path: Path) -> None:
+    equivalent, digital_zoom, serial, lens = 0xA405, 0xA404, 0xA431, 0xA434
+    tags: list[dict[int, int | float | str]] = [
+        {equivalent: 26, digital_zoom: 1.0},
+        {equivalent: 26},  # the same: a ratio of 1 is none
+        {equivalent: 39, digital_zoom: 1.5},
+        {digital_zoom: 1.5},
+        {equivalent: 26, serial: "123"},
+        {equivalent: 26, lens: "a lens"},
+    ]
+    for number, of_photo in enumerate(tags):
+        write_photo(tmp_path / f"{number}.jpg", tags=of_photo)
+    keys = [frame.camera_key for frame in read_frames(open_folder(tmp_path))]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 5
+
+
+def test_focal_lengths_of_a_zoom_lens_that_are_close_make_one_camera(tmp_path: Path) -> None:
+    for number, focal_mm in enumerate((24.0, 24.1, 23.9, 35.0, 24.05)):
+        write_photo(tmp_path / f"{number}.jpg", focal_mm=focal_mm)
+    keys = [frame.camera_key for frame in read_frames(open_folder(tmp_path))]
+    assert keys[0] == keys[1] == keys[2] == keys[4] == "One|24mm|96x80"
+    assert keys[3] == "One|35mm|96x80"
 
 
 def test_a_turned_photo_has_the_size_and_camera_of_its_upright_pixels(tmp_path: Path) -> None:

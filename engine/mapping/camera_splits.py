@@ -1,0 +1,590 @@
+"""Cameras whose keyframes contradict one focal length: what shows it, and where they are split.
+
+A zoom changes the size of everything in the image by one factor; a motion changes that of near
+things more than that of far ones. So a change of scale without spread raises a suspicion, and says
+which keyframes would share a focal length (their zoom level). The fundamental matrices then vote on
+the levels (`estimators/calibration_votes.py`), and only a map that fits clearly better with them is
+believed: its focal lengths, which are free, must come out at the levels, and not together.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import networkx
+import numpy as np
+import pycolmap
+
+from engine.estimators.calibration_votes import CalibrationVote, GuessedView, cost_of, vote_on
+from engine.estimators.lenses import camera_focal_px
+from engine.estimators.scale_change import ScaleChange, measure_scale_change
+from engine.events import CameraSplit
+from engine.mapping.camera_priors import TWO_VIEW_SIGMA_RATIO, CameraPrior
+from engine.mapping.cameras import CameraCalibration, CameraChange, InitialCamera, with_focal_length
+from engine.mapping.restarts import MapBuilder
+from engine.mapping.sparse_map import SparseMap
+from engine.matching.scene_graph import SceneGraph
+from engine.ports import EventSink
+from engine.types import CalibrationOrigin, FrameId, ImagePair, Keyframe, VerifiedPair
+
+_GIVEN = frozenset({CalibrationOrigin.CONFIGURED, CalibrationOrigin.FILE, CalibrationOrigin.KNOWN})
+_NUM_WATCHED = 5  # pairs of a new keyframe that are measured
+_MIN_INLIERS = 30  # of a pair that shows a zoom
+_MIN_JUMP = 0.07  # log of the factor by which a zoom shows
+_MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
+_LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
+_LEAST_SPREAD = 0.02  # of a change of scale
+_MAX_MISS = 0.3  # log of the factor by which a level is missed; more counts no worse
+_MAX_LEVELS = 12
+_MIN_KEYFRAMES = 6  # of a camera, before it is examined
+_MORE_TO_EXAMINE = 1.3  # times the keyframes at the last time
+_JOINED_VOTE_RATIO = 1.05  # of the cost of the votes of the pairs concerned, to join levels
+_TINY_COST = 1e-4  # below it pairs fit as well as they can
+_MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
+_MAX_SWEEPS = 4  # over all keyframes, while some change their level
+_BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
+_BETTER_GAIN_RATIO = 1.05  # of how well zoomed keyframes fit the map without a split
+_MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
+_MIN_APART = 0.04  # log of the factor between focal lengths that a map keeps apart
+_MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its level
+_MAX_VOTING_PAIRS = 400  # the strongest ones
+_REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
+_REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
+_FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
+_MAX_NAMED = 6  # keyframes in a warning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Level:
+    """Keyframes of one focal length, and the log of its ratio to that of the largest level."""
+
+    frame_ids: tuple[FrameId, ...]
+    log_zoom: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChangedMap:
+    """A map in which cameras changed, and how."""
+
+    sparse_map: SparseMap
+    change: CameraChange
+
+
+class CameraSplits:
+    """Watches the pairs of a run for zooms, and splits the cameras that are found to have one.
+
+    Args:
+        graph: holds all keyframes and pairs.
+        cameras: reports cameras to doubt.
+        builder: builds the maps that try a split.
+        emit: takes the events.
+    """
+
+    def __init__(
+        self,
+        *,
+        graph: SceneGraph,
+        cameras: CameraCalibration,
+        builder: MapBuilder,
+        emit: EventSink,
+    ) -> None:
+        self._graph = graph
+        self._cameras = cameras
+        self._builder = builder
+        self._emit = emit
+        self._changes: dict[ImagePair, ScaleChange | None] = {}
+        self._source_key: dict[str, str] = {}  # of each calibration that a split made
+        self._suspected: set[str] = set()
+        self._num_examined: dict[str, int] = {}
+        self._num_failed: Counter[str] = Counter()
+
+    # -- a new keyframe -------------------------------------------------------------------------
+
+    def watch(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> None:
+        """Looks whether the pairs of a new keyframe show a zoom that its calibration denies."""
+        strongest = sorted(pairs, key=lambda pair: -pair.num_inliers)[:_NUM_WATCHED]
+        for pair in strongest:
+            first, second = (self._graph.keyframe(i) for i in (pair.pair.first, pair.pair.second))
+            source_key = self._source_of(first.calibration_key)
+            if source_key != self._source_of(second.calibration_key):
+                continue
+            change = self._change(pair)
+            if change is None or pair.num_inliers < _MIN_INLIERS:
+                continue
+            focal1_px, focal2_px = (
+                camera_focal_px(present.camera(one.calibration_key)) for one in (first, second)
+            )
+            jump = abs(change.log_ratio - math.log(focal2_px / focal1_px))
+            if jump > max(_MIN_JUMP, _MIN_JUMP_SPREADS * change.spread):
+                self._suspected.add(source_key)
+
+    def calibration_key(
+        self, present: SparseMap, keyframe: Keyframe, pairs: Sequence[VerifiedPair]
+    ) -> str:
+        """The calibration of a split camera that fits a new keyframe best; else its own.
+
+        Its pairs say how much it is zoomed against keyframes whose calibration is known.
+        """
+        source_key = keyframe.calibration_key
+        keys = [source_key, *(k for k, source in self._source_key.items() if source == source_key)]
+        if len(keys) < 2:
+            return source_key
+        levels = {key: math.log(camera_focal_px(present.camera(key))) for key in keys}
+        costs = dict.fromkeys(keys, 0.0)
+        for pair in sorted(pairs, key=lambda one: (-one.num_inliers, one.pair))[:_NUM_WATCHED]:
+            is_first = pair.pair.first == keyframe.frame_id
+            other = self._graph.keyframe(pair.pair.second if is_first else pair.pair.first)
+            change = self._change(pair)
+            if change is None or other.calibration_key not in levels:
+                continue
+            log_ratio = -change.log_ratio if is_first else change.log_ratio
+            for key, level in levels.items():
+                miss = abs(level - levels[other.calibration_key] - log_ratio)
+                costs[key] += _sureness(pair, change) * min(miss, _MAX_MISS)
+        latest = self._latest_key(keyframe)
+        return min(keys, key=lambda key: (costs[key], key != latest))
+
+    def _latest_key(self, keyframe: Keyframe) -> str:
+        """The calibration of the keyframe before, of the same camera."""
+        keys = [
+            before.calibration_key
+            for before in map(self._graph.keyframe, self._graph.keyframe_ids)
+            if before.camera_key == keyframe.camera_key and before.frame_id != keyframe.frame_id
+        ]
+        return keys[-1] if keys else keyframe.calibration_key
+
+    # -- examining a camera ---------------------------------------------------------------------
+
+    def find(self, present: SparseMap, *, is_final: bool = False) -> ChangedMap | None:
+        """Splits a suspected camera when a map confirms it.
+
+        Args:
+            present: the map; it stays as it is.
+            is_final: whether no more keyframes will come; else a camera is examined again only when
+                it has many more than at the last time.
+        """
+        for source_key in sorted(self._suspected):
+            frame_ids = self._keyframes_of(source_key)
+            num_before = self._num_examined.get(source_key, 0)
+            enough = 1 + num_before if is_final else _MORE_TO_EXAMINE * num_before
+            if len(frame_ids) < max(_MIN_KEYFRAMES, enough):
+                continue
+            self._num_examined[source_key] = len(frame_ids)
+            if not may_change(present, source_key):
+                continue
+            found = self._examine(present, source_key, frame_ids, is_final=is_final)
+            if found is not None:
+                self._suspected.discard(source_key)
+                return found
+        return None
+
+    def _examine(
+        self,
+        present: SparseMap,
+        source_key: str,
+        frame_ids: Sequence[FrameId],
+        *,
+        is_final: bool,
+    ) -> ChangedMap | None:
+        inside = set(frame_ids)
+        pairs = [
+            edge
+            for edge in self._graph.edges()
+            if edge.pair.first in inside and edge.pair.second in inside
+        ]
+        guesses = [self._levels(pairs, only_jumps=only_jumps) for only_jumps in (True, False)]
+        voted = self._voted(present, source_key, guesses, pairs)
+        if voted is None:
+            return None
+        levels, vote = voted
+        if self._are_present(levels):
+            return None
+        zoomed = [i for level in levels[1:] for i in level.frame_ids]
+        change = self._split(present, source_key, levels, focal_px=vote.focal_px)
+        candidate = self._builder.anew(present, change)
+        if (
+            candidate is not None
+            and fits_better(candidate, present, changed=zoomed)
+            and self._is_split(candidate, source_key, levels)
+        ):
+            self._report(source_key, levels, candidate)
+            split_off = [key for key in change.cameras if key != source_key]
+            self._source_key.update(dict.fromkeys(split_off, source_key))
+            return ChangedMap(sparse_map=candidate, change=change)
+        self._num_failed[source_key] += 1
+        if is_final or self._num_failed[source_key] >= _FAILURES_TO_DOUBT:
+            self._doubt(source_key, zoomed)
+        return None
+
+    def _levels(self, pairs: Sequence[VerifiedPair], *, only_jumps: bool) -> list[_Level]:
+        """Zoom levels by the changes of scale.
+
+        The pairs with the surest changes join the keyframes to a tree. Along it all changes count,
+        or only jumps, so that walking towards things, which changes the scale a little each time,
+        adds up to none.
+        """
+        joined: networkx.Graph[FrameId] = networkx.Graph()
+        for pair in pairs:
+            change = self._change(pair)
+            if change is None:
+                continue
+            is_jump = pair.num_inliers >= _MIN_INLIERS and abs(change.log_ratio) > max(
+                _LEVEL_GAP, _MIN_JUMP_SPREADS * change.spread
+            )
+            jump = change.log_ratio if is_jump or not only_jumps else 0.0
+            first, second = pair.pair.first, pair.pair.second
+            joined.add_edge(first, second, sureness=_sureness(pair, change), jump=jump, first=first)
+        tree = networkx.maximum_spanning_tree(joined, weight="sureness")
+        log_zoom: dict[FrameId, float] = {}
+        for root in sorted(tree):
+            if root in log_zoom:
+                continue
+            log_zoom[root] = 0.0
+            for one, other in networkx.bfs_edges(tree, root):
+                edge = tree.edges[one, other]
+                sign = 1.0 if edge["first"] == one else -1.0
+                log_zoom[other] = log_zoom[one] + sign * edge["jump"]
+        return _grouped(log_zoom)
+
+    def _are_present(self, levels: Sequence[_Level]) -> bool:
+        """Whether keyframes share a calibration where they share a level, and only there."""
+        keys = [{self._graph.keyframe(i).calibration_key for i in one.frame_ids} for one in levels]
+        return all(len(one) == 1 for one in keys) and len(set.union(*keys)) == len(levels)
+
+    def _voted(
+        self,
+        present: SparseMap,
+        source_key: str,
+        guesses: Sequence[Sequence[_Level]],
+        pairs: Sequence[VerifiedPair],
+    ) -> tuple[list[_Level], CalibrationVote] | None:
+        """The levels that the pairs vote for, when that is clearly better than the present."""
+        camera = present.camera(source_key)
+        votes = _Votes(pairs, camera)
+        frame_ids = sorted({i for level in guesses[0] for i in level.frame_ids})
+        keys = {i: self._graph.keyframe(i).calibration_key for i in frame_ids}
+        base_px = camera_focal_px(camera)
+        now = _ordered(
+            [
+                _Level(
+                    frame_ids=tuple(i for i, own in keys.items() if own == key),
+                    log_zoom=math.log(camera_focal_px(present.camera(key)) / base_px),
+                )
+                for key in sorted(set(keys.values()))
+            ]
+        )
+        options = [votes.agreed(levels) for levels in (*guesses, now)]
+        voted = [(vote, levels) for levels in options if (vote := votes.on(levels)) is not None]
+        if not voted:
+            return None
+        best, levels = min(voted, key=lambda option: option[0].cost)
+        is_better = len(levels) > 1 and votes.prefer(levels, to=now)
+        return (levels, best) if is_better else None
+
+    def regroup(self, present: SparseMap) -> ChangedMap | None:
+        """Gives keyframes of split cameras the calibration that poses them best in the map.
+
+        Pairs of one keyframe alone say little of its zoom; the points of a map say more.
+        """
+        moved: dict[FrameId, str] = {}
+        for source_key in sorted(set(self._source_key.values())):
+            keys = [source_key, *(k for k, one in self._source_key.items() if one == source_key)]
+            for frame_id in self._keyframes_of(source_key):
+                own = self._graph.keyframe(frame_id).calibration_key
+                inliers = {key: present.num_pose_inliers(frame_id, key) for key in keys}
+                best = max(keys, key=inliers.__getitem__)
+                if inliers[best] > _REGROUP_RATIO * inliers[own] + _REGROUP_INLIERS:
+                    moved[frame_id] = best
+        if not moved:
+            return None
+        change = CameraChange(cameras={}, calibration_keys=moved)
+        poses = {i: present.cam_from_world(i) for i in present.registered_ids if i not in moved}
+        candidate = self._builder.rebuilt(present, change, poses=poses)
+        if not fits_better(candidate, present, changed=sorted(moved)):
+            return None
+        return ChangedMap(sparse_map=candidate, change=change)
+
+    def _split(
+        self,
+        present: SparseMap,
+        source_key: str,
+        levels: Sequence[_Level],
+        *,
+        focal_px: float,
+    ) -> CameraChange:
+        cameras: dict[str, InitialCamera] = {}
+        calibration_keys: dict[FrameId, str] = {}
+        for number, level in enumerate(levels, start=1):
+            key = source_key if number == 1 else f"{source_key}#{number}"
+            camera = copy.deepcopy(present.camera(source_key))
+            camera.params = with_focal_length(camera, focal_px * math.exp(level.log_zoom))
+            cameras[key] = estimated(camera)
+            calibration_keys.update(dict.fromkeys(level.frame_ids, key))
+        return CameraChange(cameras=cameras, calibration_keys=calibration_keys)
+
+    def _is_split(self, candidate: SparseMap, source_key: str, levels: Sequence[_Level]) -> bool:
+        """Whether the focal lengths that a map found are apart as the levels are."""
+        base_px = camera_focal_px(candidate.camera(source_key))
+        offsets = [
+            (
+                math.log(camera_focal_px(candidate.camera(f"{source_key}#{number}")) / base_px),
+                level,
+            )
+            for number, level in enumerate(levels[1:], start=2)
+            if sum(candidate.is_registered(i) for i in level.frame_ids) > 0
+        ]
+        return bool(offsets) and all(
+            abs(offset) > _MIN_APART and abs(offset - level.log_zoom) < _MAX_OFF_LEVEL
+            for offset, level in offsets
+        )
+
+    # -- reporting ------------------------------------------------------------------------------
+
+    def _report(self, source_key: str, levels: Sequence[_Level], candidate: SparseMap) -> None:
+        keys = [source_key, *(f"{source_key}#{n}" for n in range(2, len(levels) + 1))]
+        level_of = {i: number for number, level in enumerate(levels) for i in level.frame_ids}
+        self._emit(
+            CameraSplit(
+                camera_key=source_key,
+                calibration_keys=tuple(keys),
+                frame_ids=tuple(sorted(level_of)),
+                calibration_idx=tuple(level_of[i] for i in sorted(level_of)),
+                focal_px=tuple(camera_focal_px(candidate.camera(key)) for key in keys),
+            )
+        )
+
+    def _doubt(self, source_key: str, zoomed: Sequence[FrameId]) -> None:
+        names = ", ".join(self._graph.keyframe(i).name for i in sorted(zoomed)[:_MAX_NAMED])
+        more = f" and {len(zoomed) - _MAX_NAMED} more" if len(zoomed) > _MAX_NAMED else ""
+        self._cameras.add_zoom_doubt(
+            source_key, f"{names}{more} seem to be zoomed, and no map confirms it"
+        )
+
+    # -- small questions ------------------------------------------------------------------------
+
+    def _source_of(self, calibration_key: str) -> str:
+        """The calibration that another one was split from, or itself."""
+        return self._source_key.get(calibration_key, calibration_key)
+
+    def _keyframes_of(self, source_key: str) -> list[FrameId]:
+        return [
+            i
+            for i in self._graph.connected_ids
+            if self._source_of(self._graph.keyframe(i).calibration_key) == source_key
+        ]
+
+    def _change(self, pair: VerifiedPair) -> ScaleChange | None:
+        """The change of scale from the first keyframe of a pair to the second."""
+        if pair.pair not in self._changes:
+            rows1, rows2 = pair.inlier_matches_idx.T
+            self._changes[pair.pair] = measure_scale_change(
+                self._graph.keyframe(pair.pair.first).features.keypoints_xy[rows1],
+                self._graph.keyframe(pair.pair.second).features.keypoints_xy[rows2],
+            )
+        return self._changes[pair.pair]
+
+
+class _Votes:
+    """The votes of a camera's strongest pairs on its zoom levels."""
+
+    def __init__(self, pairs: Sequence[VerifiedPair], camera: pycolmap.Camera) -> None:
+        strongest = sorted(pairs, key=lambda pair: (-pair.num_inliers, pair.pair))
+        self._pairs = strongest[:_MAX_VOTING_PAIRS]
+        self._edge_px = max(camera.width, camera.height)
+        self._principal_point_xy = (
+            float(camera.principal_point_x),
+            float(camera.principal_point_y),
+        )
+
+    def on(self, levels: Sequence[_Level]) -> CalibrationVote | None:
+        """The best common focal length for levels; None when no pair has a vote."""
+        views = self._views(levels)
+        return vote_on(self._among(views), views, edge_px=self._edge_px)
+
+    def agreed(self, levels: Sequence[_Level]) -> list[_Level]:
+        """Levels that keyframes vote for, joined where the pairs do not mind; the largest first.
+
+        A motion, too, changes the scale, and makes levels that are none.
+        """
+        levels = _few(levels)
+        while len(levels) > 1 and (vote := self.on(levels)) is not None:
+            levels = self.settled(levels, focal_px=vote.focal_px)
+            joined = self.joined(levels, focal_px=vote.focal_px) if len(levels) > 1 else None
+            if joined is None:
+                break
+            levels = joined
+        return _ordered(levels)
+
+    def prefer(self, levels: Sequence[_Level], *, to: Sequence[_Level]) -> bool:
+        """Whether the pairs of keyframes that change their zoom vote clearly for some levels."""
+        vote, other_vote = self.on(levels), self.on(to)
+        views, other_views = self._views(levels), self._views(to)
+        changed = {
+            i
+            for i, view in views.items()
+            if abs(math.log(view.zoom / other_views[i].zoom)) > _MIN_APART
+        }
+        concerned = self._among(views, touching=changed)
+        if vote is None or other_vote is None:
+            return False
+        cost = cost_of(concerned, views, focal_px=vote.focal_px)
+        other_cost = cost_of(concerned, other_views, focal_px=other_vote.focal_px)
+        return (
+            cost is not None and other_cost is not None and cost < _BETTER_VOTE_RATIO * other_cost
+        )
+
+    def joined(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level] | None:
+        """The levels with those two joined that the votes mind least; None when they do mind."""
+        by_zoom = sorted(levels, key=lambda level: level.log_zoom)
+        options = []
+        for one, other in itertools.pairwise(by_zoom):
+            joined = _join(levels, one, other)
+            rise = max(
+                self._rise(levels, joined, touching=level.frame_ids, focal_px=focal_px)
+                for level in (one, other)
+            )
+            options.append((rise, joined))
+        rise, best = min(options, key=lambda option: option[0])
+        return best if rise <= _JOINED_VOTE_RATIO else None
+
+    def _rise(
+        self,
+        levels: Sequence[_Level],
+        joined: Sequence[_Level],
+        *,
+        touching: Sequence[FrameId],
+        focal_px: float,
+    ) -> float:
+        """By what factor joining levels raises the cost of the pairs of some keyframes."""
+        views, joined_views = self._views(levels), self._views(joined)
+        concerned = self._among(views, touching=set(touching))
+        before = cost_of(concerned, views, focal_px=focal_px)
+        after = cost_of(concerned, joined_views, focal_px=focal_px)
+        return 1.0 if before is None or after is None else after / max(before, _TINY_COST)
+
+    def settled(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level]:
+        """The levels with each keyframe in the one that its pairs vote for."""
+        level_of = {i: number for number, level in enumerate(levels) for i in level.frame_ids}
+        views = self._views(levels)
+        options = [self._view(level) for level in levels]
+        pairs_of: dict[FrameId, list[VerifiedPair]] = {i: [] for i in views}
+        for pair in self._among(views):
+            pairs_of[pair.pair.first].append(pair)
+            pairs_of[pair.pair.second].append(pair)
+        for _ in range(_MAX_SWEEPS):
+            moves = 0
+            for frame_id, own in pairs_of.items():
+                costs = [
+                    cost_of(own, {**views, frame_id: view}, focal_px=focal_px) for view in options
+                ]
+                known = [math.inf if cost is None else cost for cost in costs]
+                best, present = int(np.argmin(known)), level_of[frame_id]
+                if known[best] < _MOVED_VOTE_RATIO * known[present]:
+                    level_of[frame_id], views[frame_id] = best, options[best]
+                    moves += 1
+            if not moves:
+                break
+        settled = [
+            replace(level, frame_ids=tuple(sorted(i for i in level_of if level_of[i] == number)))
+            for number, level in enumerate(levels)
+        ]
+        return [level for level in settled if level.frame_ids]
+
+    def _among(
+        self, views: Mapping[FrameId, GuessedView], *, touching: Collection[FrameId] | None = None
+    ) -> list[VerifiedPair]:
+        """The pairs between some views; only those of given keyframes."""
+        return [
+            pair
+            for pair in self._pairs
+            if {pair.pair.first, pair.pair.second} <= views.keys()
+            and (touching is None or pair.pair.first in touching or pair.pair.second in touching)
+        ]
+
+    def _views(self, levels: Sequence[_Level]) -> dict[FrameId, GuessedView]:
+        return {frame_id: self._view(level) for level in levels for frame_id in level.frame_ids}
+
+    def _view(self, level: _Level) -> GuessedView:
+        zoom = math.exp(level.log_zoom)
+        return GuessedView(zoom=zoom, principal_point_xy=self._principal_point_xy)
+
+
+def _join(levels: Sequence[_Level], one: _Level, other: _Level) -> list[_Level]:
+    """Levels with two of them as one, at the zoom of their mean keyframe."""
+    sizes = [len(one.frame_ids), len(other.frame_ids)]
+    joined = _Level(
+        frame_ids=tuple(sorted((*one.frame_ids, *other.frame_ids))),
+        log_zoom=float(np.average([one.log_zoom, other.log_zoom], weights=sizes)),
+    )
+    return [level for level in levels if level not in (one, other)] + [joined]
+
+
+def _ordered(levels: Sequence[_Level]) -> list[_Level]:
+    """The largest level first, and zooms relative to it."""
+    ordered = sorted(levels, key=lambda level: (-len(level.frame_ids), level.frame_ids))
+    return [replace(one, log_zoom=one.log_zoom - ordered[0].log_zoom) for one in ordered]
+
+
+def _few(levels: Sequence[_Level]) -> list[_Level]:
+    """Levels with the nearest joined, until they are few enough to vote on each."""
+    few = list(levels)
+    while len(few) > _MAX_LEVELS:
+        by_zoom = sorted(few, key=lambda level: level.log_zoom)
+        one, other = min(
+            itertools.pairwise(by_zoom), key=lambda two: two[1].log_zoom - two[0].log_zoom
+        )
+        few = _join(few, one, other)
+    return few
+
+
+def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
+    """Keyframes by their zoom."""
+    groups: list[list[FrameId]] = []
+    for frame_id in sorted(log_zoom, key=lambda i: (log_zoom[i], i)):
+        if groups and log_zoom[frame_id] - log_zoom[groups[-1][-1]] < _LEVEL_GAP:
+            groups[-1].append(frame_id)
+        else:
+            groups.append([frame_id])
+    return [
+        _Level(
+            frame_ids=tuple(sorted(group)),
+            log_zoom=float(np.mean([log_zoom[i] for i in group])),
+        )
+        for group in groups
+    ]
+
+
+def _sureness(pair: VerifiedPair, change: ScaleChange) -> float:
+    """How surely a pair says by how much one image is larger than the other."""
+    return math.sqrt(pair.num_inliers) / (_LEAST_SPREAD + change.spread)
+
+
+def may_change(present: SparseMap, calibration_key: str) -> bool:
+    """Whether nobody vouched for a calibration."""
+    prior = present.camera_prior(calibration_key)
+    return not prior.is_constant and prior.origin not in _GIVEN
+
+
+def estimated(camera: pycolmap.Camera) -> InitialCamera:
+    """A camera whose focal length comes from pairs."""
+    prior = CameraPrior.of(
+        camera,
+        origin=CalibrationOrigin.TWO_VIEW_GEOMETRIES,
+        focal_sigma_ratio=TWO_VIEW_SIGMA_RATIO,
+    )
+    return InitialCamera(camera=camera, prior=prior)
+
+
+def fits_better(candidate: SparseMap, present: SparseMap, *, changed: Sequence[FrameId]) -> bool:
+    """Whether a map fits keyframes of changed cameras clearly better, and the others no worse."""
+    all_ids = present.keyframe_ids
+    return (
+        candidate.num_registered >= _MIN_REGISTERED_RATIO * present.num_registered
+        and candidate.fit(all_ids).gain >= present.fit(all_ids).gain
+        and candidate.fit(changed).gain > _BETTER_GAIN_RATIO * present.fit(changed).gain
+    )

@@ -1,0 +1,145 @@
+"""Cameras that zoom: split where frames contradict one focal length, and never otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.config import Config, GlobalBundleAdjustmentConfig, RuntimeConfig, WindowConfig
+from engine.events import CameraDoubted, CameraSplit
+from engine.types import Float64Array, IntrinsicsPrior
+from tests.support.mapper_runs import MapperRun
+from tests.support.synthetic import (
+    EXACT_CAMERA,
+    FLIGHT_HEIGHT,
+    FOCAL_PX,
+    FakeMatcher,
+    SyntheticCamera,
+    SyntheticWorld,
+    look_at,
+    pose_errors,
+    poses_of,
+    round_path,
+    scene_graph,
+    straight_path,
+)
+
+CONFIG = Config(
+    global_bundle_adjustment=GlobalBundleAdjustmentConfig(
+        synchronous_until=6, merge_after_keyframes=2
+    ),
+    window=WindowConfig(enabled=False),
+    runtime=RuntimeConfig(num_threads=1),
+)
+pytestmark = pytest.mark.slow
+
+NUM_FRAMES = 14
+SHORT, LONG = 0.9 * FOCAL_PX, 1.35 * FOCAL_PX
+
+
+def camera(focal_px: float, *, prior: IntrinsicsPrior | None = None) -> SyntheticCamera:
+    return SyntheticCamera(params=(focal_px, *EXACT_CAMERA[1:]), prior=prior)
+
+
+def world_of(
+    focals_px: Sequence[float], *, poses: Float64Array | None = None, **settings: Any
+) -> SyntheticWorld:
+    """One camera whose frames have these focal lengths."""
+    distinct = sorted(set(focals_px))
+    return SyntheticWorld(
+        straight_path(len(focals_px), step=1.2) if poses is None else poses,
+        cameras=[camera(focal_px, **settings) for focal_px in distinct],
+        camera_idx=[distinct.index(focal_px) for focal_px in focals_px],
+        noise_px=0.3,
+    )
+
+
+def run(world: SyntheticWorld, *, config: Config = CONFIG) -> MapperRun:
+    """Feeds all frames as keyframes and finishes."""
+    mapped = MapperRun(config, matcher=FakeMatcher(world=world), graph=scene_graph())
+    for frame_id in world.frame_ids:
+        mapped.add_keyframe(world.keyframe(frame_id))
+    mapped.end()
+    return mapped
+
+
+def focal_px(mapped: MapperRun, frame_id: int) -> float:
+    keyframe = mapped.graph.keyframe(mapped.graph.keyframe_ids[frame_id - 1])
+    return float(mapped.sparse_map.camera(keyframe.calibration_key).mean_focal_length())
+
+
+@pytest.mark.parametrize(
+    "focals_px",
+    [
+        pytest.param([SHORT, LONG] * 7, id="every other photo"),
+        pytest.param([SHORT, SHORT, 1.3 * SHORT] * 5, id="every third photo, a little"),
+        pytest.param([SHORT] * 8 + [1.6 * SHORT] * 6, id="a step in a video"),
+    ],
+)
+def test_frames_that_contradict_one_focal_length_split_their_camera(
+    focals_px: list[float],
+) -> None:
+    world = world_of(focals_px)
+    mapped = run(world)
+
+    assert mapped.emitted(CameraSplit)
+    assert mapped.registered_ids == world.frame_ids
+    for frame_id, expected_px in enumerate(focals_px, start=1):
+        assert focal_px(mapped, frame_id) == pytest.approx(expected_px, rel=0.02)
+    assert 1e-5 < pose_errors(poses_of(mapped.sparse_map), world).rmse_ratio < 3e-3
+    (split, *_) = mapped.emitted(CameraSplit)
+    assert split.camera_key == "camera"
+    assert split.calibration_keys == ("camera", "camera#2")
+    assert set(split.frame_ids) <= set(world.frame_ids)
+    assert set(split.calibration_idx) == {0, 1}
+
+
+def walking_towards(num: int) -> Float64Array:
+    """A camera that walks straight towards what it sees."""
+    target = np.array([30.0, 0.0, 1.0])
+    centers = np.column_stack(
+        [np.linspace(0.0, 16.0, num), 0.3 * np.sin(np.arange(num)), np.full(num, FLIGHT_HEIGHT)]
+    )
+    return np.array([look_at(center, target) for center in centers])
+
+
+@pytest.mark.parametrize(
+    "poses",
+    [
+        pytest.param(straight_path(NUM_FRAMES, step=1.2), id="forward flight"),
+        pytest.param(round_path(NUM_FRAMES, turns=0.3), id="round flight"),
+        pytest.param(walking_towards(NUM_FRAMES), id="walking towards things"),
+    ],
+)
+def test_a_camera_that_only_moves_is_not_split(poses: Float64Array) -> None:
+    mapped = run(world_of([SHORT] * NUM_FRAMES, poses=poses))
+    assert not mapped.emitted(CameraSplit)
+    assert not [event for event in mapped.emitted(CameraDoubted) if "zoomed" in event.reason]
+    assert mapped.registered_ids == mapped.graph.keyframe_ids
+    assert len({mapped.graph.keyframe(i).calibration_key for i in mapped.registered_ids}) == 1
+
+
+def test_a_calibration_that_was_given_is_never_split() -> None:
+    params = (SHORT, *EXACT_CAMERA[1:])
+    prior = IntrinsicsPrior(focal_px=SHORT, camera_model="SIMPLE_RADIAL", params=params)
+    mapped = run(world_of([SHORT, LONG] * 4, prior=prior))
+    assert not mapped.emitted(CameraSplit)
+
+
+def test_a_split_is_journaled_for_all_its_keyframes() -> None:
+    world = world_of([SHORT, LONG] * 7)
+    mapped = MapperRun(CONFIG, matcher=FakeMatcher(world=world), graph=scene_graph())
+    cameras = {}
+    for frame_id in world.frame_ids:
+        step = mapped.add_keyframe(world.keyframe(frame_id))
+        assert step.record is not None
+        cameras[frame_id] = step.record.camera.camera_id
+        cameras.update({i: one.camera_id for i, one in step.recalibrated.items()})
+    cameras.update({i: one.camera_id for i, one in mapped.end().recalibrated.items()})
+    reconstruction = mapped.sparse_map.reconstruction
+    assert cameras == {i: reconstruction.image(i).camera_id for i in world.frame_ids}
+    assert len(set(cameras.values())) == 2
+    assert len(mapped.mapper.cameras()) == 2
