@@ -221,11 +221,12 @@ class PairMatching:
             first, second = self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
             if camera_key not in (first.calibration_key, second.calibration_key):
                 continue
+            rows = kept.matches_idx.astype(np.int64)
             matches = PairMatches(
                 pair=pair,
-                matches_idx=kept.matches_idx.astype(np.int64),
-                points1_xy=first.features.keypoints_xy[kept.matches_idx[:, 0]],
-                points2_xy=second.features.keypoints_xy[kept.matches_idx[:, 1]],
+                matches_idx=rows,
+                points1_xy=first.features.keypoints_xy[rows[:, 0]],
+                points2_xy=second.features.keypoints_xy[rows[:, 1]],
                 confidence=kept.confidence,
             )
             verified = self._verify(matches, reason=kept.reason)
