@@ -20,7 +20,13 @@ import networkx
 import numpy as np
 import pycolmap
 
-from engine.estimators.calibration_votes import CalibrationVote, GuessedView, cost_of, vote_on
+from engine.estimators.calibration_votes import (
+    CalibrationVote,
+    GuessedView,
+    cost_of,
+    has_vote,
+    vote_on,
+)
 from engine.estimators.lenses import camera_focal_px
 from engine.estimators.scale_change import ScaleChange, measure_scale_change
 from engine.events import CameraSplit
@@ -48,6 +54,8 @@ _TINY_COST = 1e-4  # below it pairs fit as well as they can
 _MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
 _MAX_SWEEPS = 4  # over all keyframes, while some change their level
 _BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
+_MIN_VOTES_PER_LEVEL = 3  # pairs of keyframes that change their zoom, for each further level
+_MAX_VOTE_COST = 0.11  # near the bound of the votes nothing fits
 _BETTER_GAIN_RATIO = 1.05  # of how well zoomed keyframes fit the map without a split
 _MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
 _MIN_APART = 0.04  # log of the factor between focal lengths that a map keeps apart
@@ -435,7 +443,10 @@ class _Votes:
         cost = cost_of(concerned, views, focal_px=vote.focal_px)
         other_cost = cost_of(concerned, other_views, focal_px=other_vote.focal_px)
         return (
-            cost is not None and other_cost is not None and cost < _BETTER_VOTE_RATIO * other_cost
+            cost is not None
+            and other_cost is not None
+            and sum(map(has_vote, concerned)) >= _MIN_VOTES_PER_LEVEL * (len(levels) - 1)
+            and cost < min(_BETTER_VOTE_RATIO * other_cost, _MAX_VOTE_COST)
         )
 
     def joined(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level] | None:
