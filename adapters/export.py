@@ -2,7 +2,8 @@
 
 All formats of one export share a folder:
 
-    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read them
+    images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read
+                                them; of a fisheye the middle of the view, of spherical images none
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
@@ -25,6 +26,7 @@ import numpy as np
 
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
+from engine.types import Int64Array, Uint8Array
 
 if TYPE_CHECKING:
     import pycolmap
@@ -36,6 +38,20 @@ _NERFSTUDIO_PARAMS = {
     "SIMPLE_RADIAL": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3},
     "RADIAL": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3, "k2": 4},
     "OPENCV": {"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3, "k1": 4, "k2": 5, "p1": 6, "p2": 7},
+    "SIMPLE_FISHEYE": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2},
+    "FISHEYE": {"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3},
+    "SIMPLE_RADIAL_FISHEYE": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3},
+    "RADIAL_FISHEYE": {"fl_x": 0, "fl_y": 0, "cx": 1, "cy": 2, "k1": 3, "k2": 4},
+    "OPENCV_FISHEYE": {
+        **{"fl_x": 0, "fl_y": 1, "cx": 2, "cy": 3},
+        **{"k1": 4, "k2": 5, "k3": 6, "k4": 7},
+    },
+}
+# COLMAP copies images of a model whose distortion is below 1e-8, fisheyes too.
+_LEAST_DISTORTION = 1e-7
+_OPENCV_FISHEYE_POSITIONS = {  # of fx, fy, cx, cy
+    "SIMPLE_FISHEYE": (0, 0, 1, 2),
+    "FISHEYE": (0, 1, 2, 3),
 }
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
 _POINTS_NAME = "points.ply"
@@ -107,16 +123,16 @@ def _write(
     if formats & {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}:
         _check_images(reconstruction, run / "images")
     if ExportFormat.UNDISTORT in formats:
-        _write_undistorted(run, model, to)
+        _write_undistorted(run, model, to, reconstruction=reconstruction)
         distorted, reconstruction = reconstruction, _read_model(to / "sparse" / "0")
         _check_images(reconstruction, to / "images")
-        _write_masks(distorted, run, to, undistorted=True)
+        _write_masks(distorted, run, to, undistorted=reconstruction)
     if formats & {ExportFormat.PLY, ExportFormat.NERFSTUDIO}:
         _write_points(reconstruction, to / _POINTS_NAME)
     if ExportFormat.NERFSTUDIO in formats:
         if ExportFormat.UNDISTORT not in formats:
             _copy_images(reconstruction, run / "images", to / "images")
-            _write_masks(reconstruction, run, to, undistorted=False)
+            _write_masks(reconstruction, run, to)
         _write_nerfstudio(reconstruction, to)
     if ExportFormat.TUM in formats:
         _write_tum(reconstruction, run, to)
@@ -149,12 +165,21 @@ def _check_images(reconstruction: pycolmap.Reconstruction, folder: Path) -> None
         )
 
 
-def _write_undistorted(run: Path, model: Path, to: Path) -> None:
+def _write_undistorted(
+    run: Path, model: Path, to: Path, *, reconstruction: pycolmap.Reconstruction
+) -> None:
     import pycolmap
 
+    changed = pycolmap.Reconstruction(reconstruction)
+    if any([_make_undistortable(camera) for camera in changed.cameras.values()]):
+        model = to / "distorted"
+        model.mkdir()
+        changed.write_binary(model)
+        _read_model(model)  # pycolmap does not notice a full disk
     pycolmap.undistort_images(to, model, run / "images")
     # Beside images and model pycolmap leaves a workspace for dense stereo; and it puts the model
     # itself where trainers expect folders of models.
+    shutil.rmtree(to / "distorted", ignore_errors=True)
     shutil.rmtree(to / "stereo")
     for script in to.glob("run-colmap-*.sh"):
         script.unlink()
@@ -163,8 +188,42 @@ def _write_undistorted(run: Path, model: Path, to: Path) -> None:
     (to / "model").rename(to / "sparse" / "0")
 
 
+def _make_undistortable(camera: pycolmap.Camera) -> bool:
+    """Gives a fisheye that COLMAP takes for undistorted a distortion too small to move anything.
+
+    Returns:
+        Whether the camera was changed.
+
+    Raises:
+        ConfigError: no pinhole sees what the camera does.
+    """
+    import pycolmap
+
+    if camera.is_spherical():
+        raise ConfigError(
+            "a spherical image has no undistorted one; export it with --nerfstudio instead"
+        )
+    params = [float(value) for value in camera.params]
+    extra = list(camera.extra_params_idxs())
+    is_distorted = any(abs(params[idx]) >= _LEAST_DISTORTION for idx in extra)
+    if is_distorted or not camera.is_perspective_fisheye():
+        return False
+    if extra:
+        params[extra[0]] = _LEAST_DISTORTION
+    else:
+        params = [params[position] for position in _OPENCV_FISHEYE_POSITIONS[camera.model_name]]
+        params += [_LEAST_DISTORTION, 0.0, 0.0, 0.0]
+        camera.model = pycolmap.CameraModelId.OPENCV_FISHEYE
+    camera.params = params
+    return True
+
+
 def _write_masks(
-    reconstruction: pycolmap.Reconstruction, run: Path, to: Path, *, undistorted: bool
+    reconstruction: pycolmap.Reconstruction,
+    run: Path,
+    to: Path,
+    *,
+    undistorted: pycolmap.Reconstruction | None = None,
 ) -> None:
     """Writes the masks of a run's images, where it has any; all or none have one, as trainers want.
 
@@ -172,37 +231,64 @@ def _write_masks(
         reconstruction: the run's model.
         run: the run folder.
         to: the export's folder.
-        undistorted: whether to undistort them like their images; what lies outside the original
-            image is left out, too.
+        undistorted: the model of undistorted images, when the masks are to be undistorted like
+            them; what lies outside the original image is left out, too.
     """
-    import pycolmap
-
-    names = {image.name: image.camera_id for image in reconstruction.images.values()}
+    names = [image.name for image in reconstruction.images.values()]
     if not any((run / _MASKS / f"{name}.png").is_file() for name in names):
         return
-    for name, camera_id in names.items():
-        camera = reconstruction.camera(camera_id)
-        mask = _read_mask(run / _MASKS / f"{name}.png", camera)
-        if undistorted:
-            warped, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), mask, camera)
-            is_usable = warped.to_array() > _WHITE // 2  # half a pixel's weight: the nearest pixel
-            mask = pycolmap.Bitmap.from_array(is_usable.astype(np.uint8) * _WHITE)
-        path = to / _MASKS / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not mask.write(path):
-            raise SnapshotError(f"mask {path.name} cannot be written")
+    places: dict[int, Int64Array] = {}  # of the last camera alone: it takes a number for each pixel
+    for image in sorted(reconstruction.images.values(), key=lambda image: image.camera_id):
+        camera = reconstruction.camera(image.camera_id)
+        mask = _read_mask(run / _MASKS / f"{image.name}.png", camera)
+        if undistorted is not None:
+            if camera.camera_id not in places:
+                target = undistorted.camera(undistorted.image(image.image_id).camera_id)
+                places = {camera.camera_id: _original_places(target, original=camera)}
+            mask = _at_places(mask, places[camera.camera_id])
+        _write_mask(mask, to / _MASKS / f"{image.name}.png")
 
 
-def _read_mask(path: Path, camera: pycolmap.Camera) -> pycolmap.Bitmap:
-    """The grey mask in a file; white of the camera's size where there is none."""
+def _read_mask(path: Path, camera: pycolmap.Camera) -> Uint8Array:
+    """The grey mask (H, W) in a file; white of the camera's size where there is none."""
     import pycolmap
 
     if not path.is_file():
-        return pycolmap.Bitmap.from_array(np.full((camera.height, camera.width), _WHITE, np.uint8))
+        return np.full((camera.height, camera.width), _WHITE, np.uint8)
     mask = pycolmap.Bitmap.read(path, as_rgb=False)
     if mask is None or (mask.width, mask.height) != (camera.width, camera.height):
         raise SnapshotError(f"mask {path.name} cannot be read, or is not of its image's size")
-    return mask
+    return np.asarray(mask.to_array(), np.uint8)
+
+
+def _write_mask(mask: Uint8Array, path: Path) -> None:
+    import pycolmap
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not pycolmap.Bitmap.from_array(mask).write(path):
+        raise SnapshotError(f"mask {path.name} cannot be written")
+
+
+def _original_places(undistorted: pycolmap.Camera, *, original: pycolmap.Camera) -> Int64Array:
+    """Which pixel of the original image each pixel (H, W) of the undistorted one shows.
+
+    Counted line by line; the number of pixels stands for none.
+    """
+    size = np.array([original.width, original.height])
+    places = np.full((undistorted.height, undistorted.width), size.prod())
+    x = np.arange(undistorted.width) + 0.5
+    for line in range(undistorted.height):  # all at once takes ten times the memory of an image
+        rays = undistorted.cam_from_img(np.column_stack([x, np.full(len(x), line + 0.5)]))
+        points_xy = original.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
+        inside = ((points_xy >= 0) & (points_xy < size)).all(axis=1)
+        columns, lines = points_xy[inside].astype(np.int64).T
+        places[line, inside] = lines * original.width + columns
+    return places
+
+
+def _at_places(mask: Uint8Array, places: Int64Array) -> Uint8Array:
+    """A mask with its pixels at other places (H, W); black where a place is none."""
+    return np.append(mask.ravel(), np.uint8(0))[places]
 
 
 def _write_points(reconstruction: pycolmap.Reconstruction, path: Path) -> None:
@@ -227,7 +313,7 @@ def _write_nerfstudio(reconstruction: pycolmap.Reconstruction, to: Path) -> None
     images = sorted(reconstruction.images.values(), key=lambda image: image.image_id)
     has_masks = (to / _MASKS).is_dir()
     record = {
-        "camera_model": "OPENCV",
+        "camera_model": _nerfstudio_model(reconstruction),
         "applied_transform": np.eye(4)[:3].tolist(),
         "ply_file_path": _POINTS_NAME,
         "frames": [
@@ -253,14 +339,34 @@ def _nerfstudio_frame(
     }
 
 
+def _nerfstudio_model(reconstruction: pycolmap.Reconstruction) -> str:
+    """The kind of all cameras in nerfstudio's words."""
+    kinds = {_nerfstudio_kind(camera) for camera in reconstruction.cameras.values()}
+    if len(kinds) > 1:
+        raise ConfigError("nerfstudio takes lenses of one kind; export undistorted images with it")
+    return kinds.pop() if kinds else "OPENCV"
+
+
+def _nerfstudio_kind(camera: pycolmap.Camera) -> str:
+    if camera.is_spherical():
+        return "EQUIRECTANGULAR"
+    return "OPENCV_FISHEYE" if camera.is_perspective_fisheye() else "OPENCV"
+
+
 def _nerfstudio_intrinsics(camera: pycolmap.Camera) -> dict[str, float]:
+    if camera.is_spherical():  # nerfstudio wants a focal length, and makes no use of it
+        middle = {"cx": camera.width / 2.0, "cy": camera.height / 2.0}
+        focal = {"fl_x": float(camera.width), "fl_y": float(camera.height)}
+        return {"w": camera.width, "h": camera.height, **focal, **middle}
     try:
         positions = _NERFSTUDIO_PARAMS[camera.model_name]
     except KeyError:
         raise ConfigError(
             f"nerfstudio has no camera like {camera.model_name}; export undistorted images with it"
         ) from None
-    distortion = dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0)
+    is_fisheye = camera.is_perspective_fisheye()
+    names = ("k1", "k2", "k3", "k4") if is_fisheye else ("k1", "k2", "p1", "p2")
+    distortion = dict.fromkeys(names, 0.0)
     params = {name: float(camera.params[position]) for name, position in positions.items()}
     return {"w": camera.width, "h": camera.height, **distortion, **params}
 

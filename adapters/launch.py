@@ -68,9 +68,11 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
     """
     limit_library_threads()
     _refuse_own_input(options)
-    calibrations = CalibrationsByCamera.read(config.cameras.calibrations)
+    given = config.cameras.calibrations
+    calibrations = CalibrationsByCamera.read(given) if given else None
     sources = _open_sources(options.sources, config)
-    _refuse_misfits(calibrations, sources)
+    if calibrations is not None:
+        _refuse_misfits(calibrations, sources)
     with native_log_captured():
         return asyncio.run(_run(config, options, sources, calibrations))
 
@@ -117,7 +119,7 @@ async def _run(
     config: Config,
     options: LaunchOptions,
     sources: Sequence[Source],
-    calibrations: CalibrationsByCamera,
+    calibrations: CalibrationsByCamera | None,
 ) -> RunOutcome:
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine

@@ -636,6 +636,8 @@ class Config(Section):
                 f"cameras.params: {self.cameras.model} has {num_params} parameters, "
                 f"{len(self.cameras.params)} given"
             )
+        if self.cameras.params and self.cameras.params[0] <= 0.0:
+            raise ValueError(f"cameras.params: begin with {self.cameras.params[0]:g}, not above 0")
         return self
 
 

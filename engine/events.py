@@ -128,6 +128,20 @@ class CameraCalibrated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LensRecognised(Event):
+    """A camera's keyframes show another lens than it was taken for; its map was built anew."""
+
+    camera_key: str
+    model: str  # COLMAP's name
+    focal_px: float
+    former_model: str
+    former_focal_px: float
+    gain_ratio: (
+        float | None
+    )  # how much better it fits than the former kind; None: that fits nowhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CameraDoubted(Event):
     """A camera is not what cameras are, or its calibration is held; once for each reason."""
 
@@ -214,13 +228,13 @@ class OverlayFound(Event):
     """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
 
     They are masked from now on, and what the map had of them was taken out. Emitted again when they
-    grow.
+    cover a quarter more.
     """
 
     camera_key: str
     share: float  # of the image
     boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
-    num_keyframes: int  # that show it, counted up to those that make it sure
+    num_keyframes: int  # of the camera by then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,7 +122,9 @@ def rotation_between(vectors_in_a: Float64Array, vectors_in_b: Float64Array) -> 
     Returns:
         None where the vectors are not finite; any of the best rotations where they leave it open.
     """
-    return nearest_rotation(vectors_in_b.T @ vectors_in_a)
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = vectors_in_b.T @ vectors_in_a
+    return nearest_rotation(products)
 
 
 def nearest_rotation(matrix: Float64Array) -> Float64Array | None:

@@ -22,6 +22,7 @@ Float64Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 Uint8Array = NDArray[np.uint8]
 Uint32Array = NDArray[np.uint32]
+Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
@@ -153,6 +154,7 @@ class CalibrationOrigin(StrEnum):
     EXIF_35MM = "exif_35mm"  # the rounded equivalent on 36 x 24 mm film
     POINTMAPS = "pointmaps"  # of a dense matcher
     TWO_VIEW_GEOMETRIES = "two_view_geometries"
+    RECOGNISED = "recognised"  # small maps by several lenses competed
     ASSUMED = "assumed"
 
 
@@ -349,6 +351,17 @@ class Features:
     def fixed_rows(self) -> Int64Array:
         """Rows whose keypoints stay where they are, (F,)."""
         return np.flatnonzero(~self.is_free)
+
+    def take(self, rows: Int64Array) -> Features:
+        """Some of the keypoints (K,) as a table of their own, in that order."""
+        return replace(
+            self,
+            keypoints_xy=self.keypoints_xy[rows],
+            descriptors=self.descriptors[rows],
+            scales=self.scales[rows],
+            colors=self.colors[rows],
+            is_free=self.is_free[rows],
+        )
 
     def __len__(self) -> int:
         return len(self.keypoints_xy)
@@ -632,6 +645,10 @@ class MapView:
     chunk_ids: Int64Array  # (P,) the keyframe that made each point
     edges: Int64Array  # (E, 2) frame ids of verified pairs
     edge_reasons: tuple[PairReason, ...]  # (E,)
+    corner_rays: Float64Array = field(  # (K, 4, 3) to the image corners of wide lenses, clockwise
+        # from the upper left; NaN: as of a pinhole; 0: the image is all around; empty: all NaN
+        default_factory=lambda: np.zeros((0, 4, 3))
+    )
     cameras: tuple[CameraFigures, ...] = ()
 
     def __post_init__(self) -> None:
@@ -644,4 +661,7 @@ class MapView:
         num_points = len(self.points3D_in_world)
         freeze_field(self, "colors", (num_points, 3), np.uint8)
         freeze_field(self, "chunk_ids", (num_points,), np.int64)
+        if not len(self.corner_rays):
+            object.__setattr__(self, "corner_rays", np.full((num_keyframes, 4, 3), np.nan))
+        freeze_field(self, "corner_rays", (num_keyframes, 4, 3), np.float64, finite=False)
         freeze_field(self, "edges", (len(self.edge_reasons), 2), np.int64)

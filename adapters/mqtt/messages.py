@@ -11,6 +11,7 @@ from typing import Any
 
 from adapters.live.run_counters import RunCounters
 from engine.events import (
+    CameraDoubted,
     CommandTaken,
     Event,
     FramePosed,
@@ -82,7 +83,7 @@ def message_of(event: Event) -> Message | None:
         case SnapshotWritten():
             record = {**event.as_record(), "path": os.path.abspath(event.path)}
             return Message.of(Channel.SNAPSHOT, record)
-        case SourceChanged() | Georeferenced() | Warned() | CommandTaken():
+        case SourceChanged() | Georeferenced() | CameraDoubted() | Warned() | CommandTaken():
             return Message.of(Channel.EVENT, event.as_record())
     return None
 

@@ -19,6 +19,11 @@ VISIBLE_RATIO = 1e-3  # of the extent: about half a pixel when the map fills a v
 
 # One stroke along a pyramid's eight edges; 0 is the apex. The edge 2-3 is drawn twice.
 _FRUSTUM_STROKE = np.array([1, 2, 3, 4, 1, 0, 2, 3, 0, 4])
+# A level and an upright square about the centre, in camera axes; the last point is drawn twice.
+_SPHERE_STROKE = np.array(
+    [(1, 0, 0), (0, 0, 1), (-1, 0, 0), (0, 0, -1), (1, 0, 0)]
+    + [(0, 1, 0), (-1, 0, 0), (0, -1, 0), (1, 0, 0), (1, 0, 0)]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,16 +105,35 @@ def frustum_strokes(
     focal_px: Float64Array,
     image_sizes: Int64Array,
     depth_map: float,
+    corner_rays: Float64Array | None = None,
 ) -> Float32Array:
-    """One stroke (K, 10, 3) in the world for the viewing pyramid of each of K cameras."""
+    """One stroke (K, 10, 3) in the world for the viewing pyramid of each of K cameras.
+
+    The pyramid of a wide lens ends at one distance instead of one depth, and a camera that sees
+    all around is drawn as two squares around it, one level and one upright.
+
+    Args:
+        cam_from_world: (K, 3, 4).
+        focal_px: (K,).
+        image_sizes: (K, 2) width, height.
+        depth_map: of the pyramids.
+        corner_rays: (K, 4, 3) as in ``MapView``; None: all cameras are pinholes.
+    """
     half = 0.5 * image_sizes / focal_px[:, None] * depth_map
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     corners = np.zeros((len(cam_from_world), 5, 3))
     corners[:, 1:, :2] = signs[None] * half[:, None]
     corners[:, 1:, 2] = depth_map
-    offsets = np.einsum("kji,kcj->kci", cam_from_world[:, :, :3], corners)
+    in_cam = corners[:, _FRUSTUM_STROKE]
+    if corner_rays is not None:
+        is_wide = np.isfinite(corner_rays).all(axis=(1, 2))
+        corners[is_wide, 1:] = depth_map * corner_rays[is_wide]
+        in_cam = corners[:, _FRUSTUM_STROKE]
+        sees_all_around = is_wide & ~corner_rays.any(axis=(1, 2))
+        in_cam[sees_all_around] = 0.5 * depth_map * _SPHERE_STROKE
+    offsets = np.einsum("kji,kcj->kci", cam_from_world[:, :, :3], in_cam)
     world = offsets + cam_centers(cam_from_world)[:, None]
-    strokes: Float32Array = world[:, _FRUSTUM_STROKE].astype(np.float32)
+    strokes: Float32Array = world.astype(np.float32)
     return strokes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,6 +20,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
+    OverlayFound,
     RegistrationFailed,
     RunFinished,
     RunStarted,
@@ -31,6 +33,8 @@ from engine.events import (
 from engine.types import RegistrationStatus, SourceState
 
 DROPS_LOGGED_EACH = 10  # of one reason; from then on a line whenever their number has doubled
+
+BOXES_NAMED = 3
 
 
 class LogLevel(StrEnum):
@@ -69,7 +73,7 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
-            text = _milestone(event) or _cameras(event) or _mapping(event) or _refinement(event)
+            text = _milestone(event) or _camera(event) or _mapping(event) or _refinement(event)
             return LogLine(level=LogLevel.INFO, text=text) if text else None
 
 
@@ -100,7 +104,7 @@ def _milestone(event: Event) -> str | None:
     return None
 
 
-def _cameras(event: Event) -> str | None:
+def _camera(event: Event) -> str | None:
     match event:
         case CameraCalibrated():
             how = "refined" if event.is_refined else event.how.replace("_", " ")
@@ -115,6 +119,11 @@ def _cameras(event: Event) -> str | None:
                 for idx, focal_px in enumerate(event.focal_px)
             )
             return f"camera {event.camera_key} has several focal lengths: {parts}"
+        case OverlayFound():
+            return (
+                f"camera {event.camera_key}: {100 * event.share:.1f} % of its image is masked, "
+                f"which shows nothing of the world: {_boxes(event.boxes)}"
+            )
     return None
 
 
@@ -129,6 +138,15 @@ def _mapping(event: Event) -> str | None:
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
     return None
+
+
+def _boxes(boxes: Sequence[tuple[int, int, int, int]]) -> str:
+    """Where boxes are, the first few of them: left, top and size in px."""
+    named = [
+        f"{right - left} x {bottom - top} px at {left}, {top}"
+        for left, top, right, bottom in boxes[:BOXES_NAMED]
+    ]
+    return ", ".join(named) + (", ..." if len(boxes) > BOXES_NAMED else "")
 
 
 def _refinement(event: Event) -> str | None:

@@ -117,6 +117,7 @@ class SceneDrawing:
             focal_px=view.focal_px,
             image_sizes=view.image_sizes,
             depth_map=scale.frustum_depth_map,
+            corner_rays=view.corner_rays,
         )
         self._draw_parts(
             "world/keyframes/chunk",

@@ -14,6 +14,7 @@ from adapters.views.log_lines import log_line_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
 from adapters.views.rerun_geography import GeographyDrawing
 from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
+from adapters.views.rerun_overlays import OverlayDrawing
 from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
 from adapters.views.rerun_service import LiveServer
 from adapters.views.view_mode import ViewMode
@@ -28,6 +29,7 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     MapInitialized,
+    OverlayFound,
     RunFinished,
 )
 from engine.types import Frame, FramePose, MapView
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = "livesfm"  # under this name the viewer keeps a layout that a user arranged
 FLUSH_TIMEOUT_S = 10.0
 LINGER_S = 0.5  # connected viewers fetch the last messages after the recording has ended
+MIN_FOCAL_RATIO = 0.3  # of the image edge: 118 degrees
 UNKNOWN_FOCAL_RATIO = CamerasConfig().default_focal_ratio  # of a live camera not in the map yet
 LOST_RATIO = 1e-6  # of the size of the live camera
 
@@ -85,6 +88,7 @@ class RerunView:
         self._newest_capture_s = 0.0
         self._first_capture_s: float | None = None
         self._run_s = 0.0
+        self._overlays = OverlayDrawing(recording)
         self._camera_table = ""  # as it was shown last
         self._undrawn: MapView | None = None  # the newest map, when the recording is full
         self._log_constants()
@@ -149,6 +153,7 @@ class RerunView:
         self._log_live_camera(frame, image=image, is_placed=pose is not None)
         encoded = rr.EncodedImage(contents=image.jpeg, media_type="image/jpeg")
         self._recording.log("world/live/image", encoded)
+        self._overlays.draw(frame, image=image)
         self._redraws.add_sent_bytes(len(image.jpeg))
         self._stamp()
         self._scene.draw_tail()
@@ -176,6 +181,8 @@ class RerunView:
         self._run_s = event.at_s
         if isinstance(event, FramePosed | KeyframeAdded):
             self._update_newest(event.frame_id, event.captured_at_s)
+        if isinstance(event, OverlayFound):
+            self._overlays.found(event)
         if isinstance(event, FramePosed):
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()
@@ -282,6 +289,10 @@ class RerunView:
         self._recording.log("world/live/image", camera)
 
     def _focal_px(self, frame: Frame) -> float:
+        """Of the pinhole in which the viewer hangs the image; a wider one would be all image."""
+        return max(self._known_focal_px(frame), MIN_FOCAL_RATIO * max(frame.width, frame.height))
+
+    def _known_focal_px(self, frame: Frame) -> float:
         known = self._focal_of_size.get((frame.width, frame.height))
         if known is not None:
             return known

@@ -121,7 +121,7 @@ def measure_evidence(
     squares, num_observations, freedom = 0.0, 0, 0
     for cluster in _clusters(reconstruction, camera_id):
         try:
-            reduced = cluster.reduced(camera)
+            reduced = cluster.reduced(camera_id)
         except np.linalg.LinAlgError:
             continue
         information += reduced.information
@@ -154,8 +154,9 @@ class _Reduced:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Cluster:
-    """Observations of some points by a few keyframes of one camera."""
+    """Observations of some points by a few keyframes, most of them of one camera."""
 
+    cameras: tuple[pycolmap.Camera, ...]  # (S,) of the keyframes
     cam_from_world: Float64Array  # (S, 3, 4)
     points3D_in_world: Float64Array  # (N, 3)
     frame_idx: Int64Array  # (M,)
@@ -168,16 +169,14 @@ class _Cluster:
         taken = 6 * len(self.cam_from_world) + 3 * len(self.points3D_in_world) - 7
         return 2 * len(self.points_xy) - taken
 
-    def reduced(self, camera: pycolmap.Camera) -> _Reduced:
-        """Eliminates points, then poses."""
+    def reduced(self, camera_id: int) -> _Reduced:
+        """Normal equations of one camera's calibration, points and then poses eliminated."""
         pose = self.cam_from_world[self.frame_idx]
         in_cam = np.einsum("mij,mj->mi", pose[:, :, :3], self.points3D_in_world[self.point_idx])
         in_cam += pose[:, :, 3]
-        residuals = self.points_xy - _project(camera, in_cam)
-        by_cam = _point_jacobian(camera, in_cam)
+        residuals, by_cam, by_params = self._linearised(in_cam, camera_id)
         by_pose = np.concatenate([np.cross(in_cam[:, None, :], by_cam), by_cam], axis=2)
         by_point = by_cam @ pose[:, :, :3]
-        by_params = _intrinsics_jacobian(camera, in_cam)
         errors = np.nan_to_num(np.linalg.norm(residuals, axis=1), nan=np.inf)
         scale_px = max(_LEAST_SCALE_PX, float(np.median(errors)))
         is_good = (errors < _MAX_ERROR_SCALES * scale_px) & np.isfinite(by_cam).all(axis=(1, 2))
@@ -189,6 +188,24 @@ class _Cluster:
             for block in (by_pose, by_point, by_params)
         ]
         return self._eliminate(*scaled, residuals=np.nan_to_num(residuals) * weights[:, None])
+
+    def _linearised(
+        self, in_cam: Float64Array, camera_id: int
+    ) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """Residuals (M, 2), and derivatives by the points and by one camera's calibration."""
+        num_params = max(
+            len(refined_params(one)) for one in self.cameras if one.camera_id == camera_id
+        )
+        residuals, by_cam = np.empty((len(in_cam), 2)), np.empty((len(in_cam), 2, 3))
+        by_params = np.zeros((len(in_cam), 2, num_params))
+        ids = np.array([one.camera_id for one in self.cameras])[self.frame_idx]
+        for camera in {one.camera_id: one for one in self.cameras}.values():
+            own = np.flatnonzero(ids == camera.camera_id)
+            residuals[own] = self.points_xy[own] - _project(camera, in_cam[own])
+            by_cam[own] = _point_jacobian(camera, in_cam[own])
+            if camera.camera_id == camera_id:
+                by_params[own] = _intrinsics_jacobian(camera, in_cam[own])
+        return residuals, by_cam, by_params
 
     def _eliminate(
         self,
@@ -241,7 +258,7 @@ def _clusters(reconstruction: pycolmap.Reconstruction, camera_id: int) -> list[_
         for i in reconstruction.reg_image_ids()
         if reconstruction.image(i).camera_id == camera_id
     )
-    if len(frames) < _MIN_FRAMES:
+    if not frames:
         return []
     num = 1 if len(frames) <= _CLUSTER_SIZE else _NUM_CLUSTERS
     places = np.linspace(0, len(frames) - 1, 2 * num + 1)[1::2].round().astype(int)
@@ -252,7 +269,7 @@ def _clusters(reconstruction: pycolmap.Reconstruction, camera_id: int) -> list[_
 def _cluster_around(
     reconstruction: pycolmap.Reconstruction, seed_id: int, camera_id: int
 ) -> _Cluster | None:
-    """Points of a keyframe, and the keyframes of its camera that see many of them."""
+    """Points of a keyframe, and keyframes that see many of them, of its camera where it can be."""
     seed = reconstruction.image(seed_id)
     seen = seed.get_observation_point2D_idxs()
     stride = max(1, len(seen) // _POINTS_PER_CLUSTER)
@@ -283,6 +300,9 @@ def _cluster_around(
     frame_idx, point_idx = np.array(rows).T
     poses = [reconstruction.image(image_id).cam_from_world().matrix() for image_id in images]
     return _Cluster(
+        cameras=tuple(
+            reconstruction.camera(reconstruction.image(image_id).camera_id) for image_id in images
+        ),
         cam_from_world=np.array(poses),
         points3D_in_world=np.array(kept),
         frame_idx=frame_idx,
@@ -294,14 +314,15 @@ def _cluster_around(
 def _spread(
     shared: Counter[int], reconstruction: pycolmap.Reconstruction, camera_id: int
 ) -> list[int]:
-    """Keyframes of a camera, from those that share all points to those that share just enough."""
-    enough = [
-        image_id
-        for image_id, num in shared.most_common()
-        if num >= _MIN_SHARED and reconstruction.image(image_id).camera_id == camera_id
-    ]
-    places = np.linspace(0, len(enough) - 1, min(len(enough), _CLUSTER_SIZE)).round().astype(int)
-    return [enough[place] for place in places]
+    """Keyframes of a camera, from those that share all points to those that share just enough.
+
+    Others stand in where it has too few.
+    """
+    enough = [image_id for image_id, num in shared.most_common() if num >= _MIN_SHARED]
+    own = [i for i in enough if reconstruction.image(i).camera_id == camera_id]
+    others = [i for i in enough if reconstruction.image(i).camera_id != camera_id]
+    places = np.linspace(0, len(own) - 1, min(len(own), _CLUSTER_SIZE)).round().astype(int)
+    return [own[place] for place in places] + others[: _CLUSTER_SIZE - len(places)]
 
 
 # -- derivatives ----------------------------------------------------------------------------------

@@ -17,9 +17,13 @@ from engine.geometry import image_scale
 from engine.types import Float64Array, Intrinsics
 
 _WIDE_KINDS = (LensKind.FISHEYE, LensKind.SPHERICAL)
+_MODELS_OF_LARGE_PARAMETERS = frozenset(
+    {"FULL_OPENCV", "FOV", "SIMPLE_DIVISION", "DIVISION", "EUCM"}
+)
 _MAX_ROUND_TRIP_PX = 0.1
 _MAX_DISPLACEMENT_PX = 3.0  # at an image edge of 1000 px: as far as a match from its line
 _FISHEYE_EDGE_RAD = math.radians(118.0)  # of view along the longer edge: an action camera's "wide"
+_STEPS_TO_CENTER = 41
 _GRID_PER_EDGE = 9  # places in the image at which distortion is looked up
 
 
@@ -41,6 +45,14 @@ def is_wide(camera: pycolmap.Camera) -> bool:
 def uses_rays(camera: pycolmap.Camera) -> bool:
     """Whether a camera's model can see what has no place on the plane z = 1, or hardly has one."""
     return lens_kind(camera) is not LensKind.PERSPECTIVE
+
+
+def has_small_parameters(camera: pycolmap.Camera) -> bool:
+    """Whether distortion parameters above 1 can only be an error in a camera's model.
+
+    Those of a rational or unified model may well be larger.
+    """
+    return camera.model_name not in _MODELS_OF_LARGE_PARAMETERS
 
 
 def is_far_from_pinhole(camera: pycolmap.Camera) -> bool:
@@ -98,6 +110,27 @@ def unit_rays(camera: pycolmap.Camera, points_xy: Float64Array) -> Float64Array:
         back_px = np.linalg.norm(np.asarray(camera.img_from_cam(rays)) - points_xy, axis=1)
         rays[~(back_px < _MAX_ROUND_TRIP_PX)] = np.nan
     return rays
+
+
+def corner_rays(camera: pycolmap.Camera) -> Float64Array:
+    """What a viewer draws of a wide lens: unit rays (4, 3) to the image corners, clockwise.
+
+    Where the lens sees nothing in a corner, the ray is the last one on the way there. NaN for a
+    lens like a pinhole, 0 for an image of everything around.
+    """
+    kind = lens_kind(camera)
+    if kind is LensKind.PERSPECTIVE:
+        return np.full((4, 3), np.nan)
+    if kind is LensKind.SPHERICAL:
+        return np.zeros((4, 3))
+    center = np.array(principal_point(camera))
+    corners_xy = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+    corners_xy *= (camera.width, camera.height)
+    ways = np.linspace(1.0, 0.0, _STEPS_TO_CENTER)
+    points_xy = center + ways[:, None, None] * (corners_xy - center)
+    rays = unit_rays(camera, points_xy.reshape(-1, 2)).reshape(_STEPS_TO_CENTER, 4, 3)
+    first_seen = np.isfinite(rays).all(axis=2).argmax(axis=0)
+    return np.asarray(rays[first_seen, np.arange(4)])
 
 
 def image_grid(width: int, height: int, *, per_edge: int) -> Float64Array:

@@ -18,11 +18,9 @@ from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentCon
 from engine.estimators.adjustment_options import adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
-from engine.mapping.calibration_control import CalibrationControl
+from engine.mapping.calibration_control import MIN_KEYFRAMES_FOR_DISTORTION, CalibrationControl
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
-
-MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
 
 _PRINCIPAL_POINT_ITERATIONS = 30
 _LOCAL_FUNCTION_TOLERANCE = 1e-4
@@ -336,4 +334,7 @@ def _scale_change(sparse_map: SparseMap, copy: pycolmap.Reconstruction, frame_id
         np.array([copy.point3D(i).xyz for i in shared]),
     )
     usable = (before[:, 2] > 0) & (after[:, 2] > 0)
-    return float(np.median(after[usable, 2] / before[usable, 2])) if usable.any() else 1.0
+    if not usable.any():
+        return 1.0
+    change = float(np.median(after[usable, 2] / before[usable, 2]))
+    return change if 0.0 < change < np.inf else 1.0

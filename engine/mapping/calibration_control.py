@@ -10,8 +10,7 @@ the usual case, nothing of this is noticed.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -35,7 +34,10 @@ from engine.estimators.intrinsics_evidence import (
 from engine.mapping.camera_priors import CameraPrior
 from engine.types import Float64Array
 
+MIN_KEYFRAMES_FOR_DISTORTION = 6  # fewer views bend distortion to fit noise
+
 _MOST_UNCERTAIN = 0.35  # of a focal length: observations that say less decide nothing
+_HOLD_RATIO = 3.0  # of the prior's standard deviation: less sure observations are not tried
 _SETTLED_RATIO = 0.3  # of the prior's standard deviation
 _SETTLED_SIGMA_RATIO = 0.03  # and of the focal length
 _SETTLED_KEYFRAMES = 10
@@ -62,7 +64,7 @@ class Hold(StrEnum):
 class CalibrationState:
     """What adjustments found out about the calibration of one camera."""
 
-    num_keyframes: int  # of the camera, when it was last measured
+    num_keyframes: int  # of the map, when it was last measured
     focal_sigma_ratio: float  # by the observations alone; inf: they say nothing
     is_settled: bool = False  # the observations are far surer than the prior
     hold: Hold | None = None  # of the focal length
@@ -139,9 +141,9 @@ class CalibrationControl:
             reconstruction: the map or a copy; the calling thread owns it.
             solve: adjusts it; called again after objections.
         """
-        counts = _num_keyframes(reconstruction)
-        refined = [i for i in counts if i not in self.constant_camera_ids and self._has_lens(i)]
-        weighed = {i: counts[i] for i in refined if self._weigh(reconstruction, i, counts[i])}
+        present = _cameras_in(reconstruction)
+        refined = [i for i in present if i not in self.constant_camera_ids and self._has_lens(i)]
+        weighed = {i for i in refined if self._weigh(reconstruction, i)}
         is_sure = all(self._is_sure(i) for i in refined)
         before = None if is_sure else pycolmap.Reconstruction(reconstruction)
         former = {i: list(reconstruction.camera(i).params) for i in refined}
@@ -165,7 +167,7 @@ class CalibrationControl:
 
     def flaw(self, reconstruction: pycolmap.Reconstruction) -> str:
         """What priors and lenses do not allow about cameras that were refined; "" for nothing."""
-        for camera_id in sorted(_num_keyframes(reconstruction)):
+        for camera_id in _cameras_in(reconstruction):
             if camera_id in self.constant_camera_ids or not self._has_lens(camera_id):
                 continue
             camera = reconstruction.camera(camera_id)
@@ -196,10 +198,9 @@ class CalibrationControl:
 
     # -- before a solve ---------------------------------------------------------------------------
 
-    def _weigh(
-        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
-    ) -> bool:
+    def _weigh(self, reconstruction: pycolmap.Reconstruction, camera_id: int) -> bool:
         """Decides whether a camera is free from now on; False: nothing new decides that."""
+        num_keyframes = int(reconstruction.num_reg_frames())
         state = self._states.get(camera_id)
         if state is not None and not state.is_due(num_keyframes):
             return False
@@ -208,9 +209,8 @@ class CalibrationControl:
         sigma = math.inf if evidence is None else _focal_sigma(camera, evidence)
         state = CalibrationState(num_keyframes=num_keyframes, focal_sigma_ratio=sigma)
         wanted = 0.0 if evidence is None else abs(_wanted_change(camera, prior, evidence))
-        if sigma > min(prior.focal_sigma_ratio, _MOST_UNCERTAIN) and not (
-            wanted > _CONTRADICTION_SIGMAS * sigma
-        ):
+        too_unsure = min(_HOLD_RATIO * prior.focal_sigma_ratio, _MOST_UNCERTAIN)
+        if sigma > too_unsure and wanted <= _CONTRADICTION_SIGMAS * sigma:
             if abs(_change(camera, prior)) > max(prior.focal_sigma_ratio, sigma):
                 camera.params = _with_focal_px(camera, prior.focal_px)
             state = replace(
@@ -230,7 +230,7 @@ class CalibrationControl:
         refined: Sequence[int],
         former: Mapping[int, list[float]],
         *,
-        weighed: Mapping[int, int],
+        weighed: Collection[int],
     ) -> dict[int, list[float]]:
         """Parameters that cameras must have instead of the solved ones; holds those cameras."""
         objections = {}
@@ -242,7 +242,7 @@ class CalibrationControl:
             better = self._possible(camera_id, camera, former[camera_id])
             is_free = self._states[camera_id].hold is None
             if better is None and is_free and camera_id in weighed:
-                better = self._compromise(reconstruction, camera_id, weighed[camera_id])
+                better = self._compromise(reconstruction, camera_id)
             if better is not None:
                 objections[camera_id] = better
         return objections
@@ -283,7 +283,7 @@ class CalibrationControl:
         )
 
     def _compromise(
-        self, reconstruction: pycolmap.Reconstruction, camera_id: int, num_keyframes: int
+        self, reconstruction: pycolmap.Reconstruction, camera_id: int
     ) -> list[float] | None:
         """Parameters between prior and observations, unless those refined freely are near them."""
         prior, state = self._priors[camera_id], self._states[camera_id]
@@ -293,18 +293,14 @@ class CalibrationControl:
             return None
         sigma = _focal_sigma(camera, evidence)
         is_settled = (
-            num_keyframes >= _SETTLED_KEYFRAMES
+            state.num_keyframes >= _SETTLED_KEYFRAMES
             and sigma < _SETTLED_SIGMA_RATIO
             and sigma < _SETTLED_RATIO * prior.focal_sigma_ratio
         )
         self._states[camera_id] = replace(state, focal_sigma_ratio=sigma, is_settled=is_settled)
-        present = refined_params(camera)
-        precision = _prior_precision(camera, prior, change=_change(camera, prior))
-        total = evidence.information + precision
-        best = present - np.linalg.solve(total, precision @ (present - _prior_mean(camera, prior)))
-        sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
-        shift = np.abs(best - present)
-        if not (shift > np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).any():
+        may_bend = reconstruction.num_reg_frames() >= MIN_KEYFRAMES_FOR_DISTORTION
+        best = _between(camera, prior, evidence, may_bend=may_bend)
+        if best is None:
             return None
         reason = _uncertain(camera, sigma)
         self._states[camera_id] = replace(
@@ -321,9 +317,9 @@ def _registered(reconstruction: pycolmap.Reconstruction) -> list[int]:
     return [int(i) for i in reconstruction.reg_image_ids()]
 
 
-def _num_keyframes(reconstruction: pycolmap.Reconstruction) -> Counter[int]:
-    """Registered keyframes of each camera, by COLMAP's id."""
-    return Counter(int(reconstruction.image(i).camera_id) for i in _registered(reconstruction))
+def _cameras_in(reconstruction: pycolmap.Reconstruction) -> list[int]:
+    """COLMAP's ids of the cameras of registered keyframes."""
+    return sorted({int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)})
 
 
 def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
@@ -377,6 +373,29 @@ def _prior_mean(camera: pycolmap.Camera, prior: CameraPrior) -> Float64Array:
     mean[0] = math.log(prior.focal_px)
     mean[num_focal:] = prior.distortion
     return mean
+
+
+def _between(
+    camera: pycolmap.Camera, prior: CameraPrior, evidence: IntrinsicsEvidence, *, may_bend: bool
+) -> Float64Array | None:
+    """The most likely refined parameters (P,) by prior and observations; None: about the present.
+
+    Args:
+        camera: as the observations alone want it.
+        prior: what is known of it beforehand.
+        evidence: how sure the observations are.
+        may_bend: whether distortion may differ from that at the start.
+    """
+    taking = slice(None if may_bend else len(camera.focal_length_idxs()))
+    precision = _prior_precision(camera, prior, change=_change(camera, prior))[taking, taking]
+    total = evidence.information[taking, taking] + precision
+    best = refined_params(camera)
+    shift = np.linalg.solve(total, precision @ (best - _prior_mean(camera, prior))[taking])
+    sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
+    if (np.abs(shift) <= np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).all():
+        return None
+    best[taking] -= shift
+    return best
 
 
 def _change(camera: pycolmap.Camera, prior: CameraPrior) -> float:

@@ -12,6 +12,7 @@ from engine.types import CalibrationOrigin
 ASSUMED_SIGMA_RATIO = 0.7  # two of them reach from a quarter of the edge to four edges
 POINTMAPS_SIGMA_RATIO = 0.10
 TWO_VIEW_SIGMA_RATIO = 0.15
+RECOGNISED_SIGMA_RATIO = 0.10
 
 _MAX_FACTOR = 4.0  # by which a map may contradict a focal length that nobody vouched for
 
@@ -23,6 +24,7 @@ _WORDS = {
     CalibrationOrigin.EXIF_35MM: "by EXIF's 35 mm equivalent",
     CalibrationOrigin.POINTMAPS: "by the matcher",
     CalibrationOrigin.TWO_VIEW_GEOMETRIES: "by the first pairs",
+    CalibrationOrigin.RECOGNISED: "recognised by small maps",
     CalibrationOrigin.ASSUMED: "assumed",
 }
 

@@ -146,7 +146,11 @@ def _doubts(camera_key: str, sparse_map: SparseMap) -> Iterator[tuple[str, str]]
         return
     if prior.origin in _UNVOUCHED:
         if state.hold is None and state.focal_sigma_ratio > _DOUBTED_SIGMA_RATIO:
-            yield "unsure", f"the images leave {state.focal_sigma_ratio:.0%} of doubt about it"
+            yield (
+                "unsure",
+                f"the images leave {state.focal_sigma_ratio:.0%} of doubt about the focal length of"
+                f" {camera_focal_px(camera):.0f} px, which nothing else tells",
+            )
         return
     change = math.log(camera_focal_px(camera) / prior.focal_px)
     if abs(change) > _CONTRADICTION_SIGMAS * prior.focal_sigma_ratio:

@@ -116,21 +116,27 @@ class CameraCalibration:
         """Copies of all cameras as calibrated in a map, in the order in which they came."""
         return [copy.deepcopy(sparse_map.camera(camera_key)) for camera_key in self._initial]
 
-    def wide_intrinsics(self, sparse_map: SparseMap) -> dict[str, Intrinsics]:
+    def wide_intrinsics(
+        self, sparse_map: SparseMap, *, change: CameraChange | None = None
+    ) -> dict[str, Intrinsics]:
         """Frozen calibrations of all cameras by key, when one of them is wide; else none.
 
         Wide are lenses of a wide model, and those with distortion that is strong and known.
+
+        Args:
+            sparse_map: holds the cameras.
+            change: those that are others by now.
         """
-        wide_keys = {key for key in self._initial if self._is_wide(key, sparse_map)}
+        cameras = {key: sparse_map.camera(key) for key in self._initial}
+        cameras.update({} if change is None else {k: c.camera for k, c in change.cameras.items()})
+        wide_keys = {key for key, camera in cameras.items() if self._is_wide(key, camera)}
         if not wide_keys:
             return {}
         return {
-            key: intrinsics_of(sparse_map.camera(key), is_wide=key in wide_keys)
-            for key in self._initial
+            key: intrinsics_of(camera, is_wide=key in wide_keys) for key, camera in cameras.items()
         }
 
-    def _is_wide(self, camera_key: str, sparse_map: SparseMap) -> bool:
-        camera = sparse_map.camera(camera_key)
+    def _is_wide(self, camera_key: str, camera: pycolmap.Camera) -> bool:
         if camera_key not in self._given_keys and camera.model_name in _ORDINARY_MODELS:
             return False  # distortion that is being searched for is no reason
         return is_far_from_pinhole(camera)
@@ -345,6 +351,19 @@ def with_focal_length(camera: pycolmap.Camera, focal_px: float) -> list[float]:
             1, camera.model_name, focal_px, camera.width, camera.height
         ).params
     )
+
+
+def recognised_camera(fitted: pycolmap.Camera) -> pycolmap.Camera:
+    """The camera of a lens that small maps found: fisheyes get the model of all such cameras."""
+    camera = copy.deepcopy(fitted)
+    if CAMERA_MODELS[fitted.model_name].kind is LensKind.FISHEYE:
+        camera = pycolmap.Camera.create_from_model_name(
+            1, _FISHEYE_MODEL, 1.0, fitted.width, fitted.height
+        )
+        params = [float(value) for value in fitted.params]
+        camera.params = params + [0.0] * (len(camera.params) - len(params))
+    camera.has_prior_focal_length = True
+    return camera
 
 
 def _camera(keyframe: Keyframe, model: str, *, params: tuple[float, ...]) -> pycolmap.Camera:

@@ -59,7 +59,7 @@ def rank_initial_pairs(
     usable.sort(key=lambda pair: (-pair.initial_pair_score, pair.pair))
     ranked = []
     for verified in usable[: _PAIRS_EXAMINED_PER_PAIR_TRIED * config.max_pairs_tried]:
-        relative = _relative_pose(sparse_map, verified, seed=seed)
+        relative = relative_pose_of(sparse_map, verified, seed=seed)
         if relative is None or relative.num_inliers < config.min_inliers:
             continue
         angle = relative.median_triangulation_angle_rad
@@ -118,7 +118,7 @@ def has_enough_points(sparse_map: SparseMap, config: InitializationConfig) -> bo
     return sparse_map.num_points3D >= config.min_inliers // 2
 
 
-def _relative_pose(
+def relative_pose_of(
     sparse_map: SparseMap, verified: VerifiedPair, *, seed: int
 ) -> RelativePose | None:
     first = sparse_map.keyframe(verified.pair.first)

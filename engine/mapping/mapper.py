@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -27,12 +28,13 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px
+from engine.estimators.lenses import camera_focal_px, corner_rays, lens_kind
 from engine.events import (
     BundleAdjusted,
     FramePosed,
     FrameRegistered,
     KeyframeAdded,
+    LensRecognised,
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
@@ -52,8 +54,14 @@ from engine.mapping.bundle_adjustment import (
     start_global_adjustment,
 )
 from engine.mapping.camera_crops import CameraCrops
+from engine.mapping.camera_priors import RECOGNISED_SIGMA_RATIO, CameraPrior
 from engine.mapping.camera_splits import CameraSplits
-from engine.mapping.cameras import CameraCalibration, CameraChange
+from engine.mapping.cameras import (
+    CameraCalibration,
+    CameraChange,
+    InitialCamera,
+    recognised_camera,
+)
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -63,6 +71,7 @@ from engine.mapping.growth import (
     register_and_refine,
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
+from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
@@ -84,6 +93,7 @@ from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
+    CalibrationOrigin,
     Features,
     Float64Array,
     FrameId,
@@ -102,7 +112,10 @@ from engine.windows.solver import solve_window as solve
 _MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
 _CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
+_REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
+_BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
+_MAX_NAMED = 3  # keyframes that one line names
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
 
@@ -156,6 +169,15 @@ class Mapper:
             solve_window=self._solve_window,
             seed=config.runtime.seed,
         )
+        self._lenses = LensRecognition(
+            config.cameras,
+            initialization=config.initialization,
+            growth=self._final_growth,
+            graph=graph,
+            new_map=self._new_map,
+            all_matches=matching.all_matches,
+            seed=config.runtime.seed,
+        )
         self._windows = WindowRefinement(
             config.window,
             merging=WindowMergeConfig(
@@ -190,7 +212,9 @@ class Mapper:
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
         self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
+        self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
+        self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
         self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
@@ -228,6 +252,8 @@ class Mapper:
                 num_keypoints=len(keyframe.features),
             )
         )
+        if not len(keyframe.features):
+            self._report_blank(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
             keyframe.calibration_key, self._map
@@ -259,6 +285,7 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._recognise_lenses()
             self._split_cameras()
             self._report_changes()
         elif self._map.is_registered(frame_id):
@@ -270,6 +297,7 @@ class Mapper:
             if registration.status is RegistrationStatus.REGISTERED:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
+            self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
             self._split_cameras()
             self._report_changes()
@@ -279,6 +307,9 @@ class Mapper:
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map; whether that may have bent it."""
         for overlay in matched.overlays:
+            if overlay.share < _REPORTED_GROWTH * self._overlay_shares.get(overlay.camera_key, 0.0):
+                continue
+            self._overlay_shares[overlay.camera_key] = overlay.share
             self._emit(
                 OverlayFound(
                     camera_key=overlay.camera_key,
@@ -347,6 +378,12 @@ class Mapper:
         self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), matched.pairs)
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
+
+    def _report_blank(self, keyframe: Keyframe) -> None:
+        """Warns of the first keyframe without keypoints; `finish` does of the others."""
+        self._blank_names.append(keyframe.name)
+        if len(self._blank_names) == 1:
+            self._warn(f"{keyframe.name}: {_BLANK}")
 
     def _report_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
         for pair in pairs:
@@ -458,6 +495,40 @@ class Mapper:
             self._update_graph(frame_id)
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
+
+    def _recognise_lenses(self) -> None:
+        """Searches lenses that the map doubts; builds it anew with those that are found."""
+        for camera_key in self._lenses.doubted(self._map):
+            found = self._lenses.recognise(self._map, camera_key)
+            if found is not None:
+                self._change_lens(camera_key, found)
+
+    def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
+        """Makes a recognised lens that of its camera, and a map with it the map."""
+        former = copy.deepcopy(self._map.camera(camera_key))
+        camera = recognised_camera(found.camera)
+        prior = CameraPrior.of(
+            camera,
+            origin=CalibrationOrigin.RECOGNISED,
+            focal_sigma_ratio=RECOGNISED_SIGMA_RATIO,
+        )
+        change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
+        if lens_kind(camera) is not lens_kind(former):
+            intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
+            self._matching.verify_again(intrinsics, camera_key=camera_key)
+        rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
+        self._num_maps += 1
+        self._replace_cameras(change, rebuilt)
+        self._emit(
+            LensRecognised(
+                camera_key=camera_key,
+                model=camera.model_name,
+                focal_px=camera_focal_px(rebuilt.camera(camera_key)),
+                former_model=former.model_name,
+                former_focal_px=camera_focal_px(former),
+                gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
+            )
+        )
 
     # -- a frame between keyframes --------------------------------------------------------------
 
@@ -578,6 +649,10 @@ class Mapper:
         self, finished: Sequence[FinishedJob] = (), *, wants_view: bool = False
     ) -> MappingStep:
         """Registers what is left after the last frame, rescues what is missing, adjusts all."""
+        if len(self._blank_names) > 1:
+            more = ["..."] if len(self._blank_names) > _MAX_NAMED else []
+            listed = ", ".join(self._blank_names[:_MAX_NAMED] + more)
+            self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
         if not self._is_initialized:
@@ -585,6 +660,7 @@ class Mapper:
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
+            self._recognise_lenses()
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()
@@ -614,7 +690,7 @@ class Mapper:
 
     def _focal_lengths_px(self) -> Float64Array:
         keys = sorted({self._map.keyframe(i).calibration_key for i in self._map.registered_ids})
-        return np.array([self._map.camera(key).mean_focal_length() for key in keys])
+        return np.array([camera_focal_px(self._map.camera(key)) for key in keys])
 
     def _rescue_by_restarts(self) -> None:
         """Tries other starts while keyframes are missing."""
@@ -685,6 +761,7 @@ class Mapper:
             cam_from_world=np.array(poses).reshape(-1, 3, 4),
             focal_px=np.array([camera_focal_px(camera) for camera in cameras]),
             image_sizes=np.array([(c.width, c.height) for c in cameras], np.int64).reshape(-1, 2),
+            corner_rays=np.array([corner_rays(camera) for camera in cameras]).reshape(-1, 4, 3),
             points3D_in_world=cloud.points3D_in_world,
             colors=cloud.colors,
             chunk_ids=cloud.first_keyframe_ids,

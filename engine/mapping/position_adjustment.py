@@ -14,8 +14,7 @@ from engine.config import GeoreferenceConfig
 from engine.estimators.adjustment_options import adjustment_options
 from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
 from engine.geometry import camera_center
-from engine.mapping.bundle_adjustment import MIN_KEYFRAMES_FOR_DISTORTION
-from engine.mapping.calibration_control import CalibrationControl
+from engine.mapping.calibration_control import MIN_KEYFRAMES_FOR_DISTORTION, CalibrationControl
 from engine.types import Float64Array, FrameId, GpsFix
 
 _MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name

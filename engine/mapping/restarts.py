@@ -439,7 +439,7 @@ def bootstrap_map(
     Returns:
         None when the window cannot be solved, or what grows from it is no sound map.
     """
-    frame_ids = _best_connected(pairs, size=size)
+    frame_ids = best_connected(pairs, size=size)
     if len(frame_ids) < _MIN_VALID:
         return None
     sparse_map = new_map()
@@ -490,7 +490,7 @@ def _start_from_window(
     sparse_map.filter_all()
 
 
-def _best_connected(pairs: Sequence[VerifiedPair], *, size: int) -> set[FrameId]:
+def best_connected(pairs: Sequence[VerifiedPair], *, size: int) -> set[FrameId]:
     """Keyframes joined one by one to the strongest pair, each by most inliers to those before."""
     if not pairs:
         return set()

@@ -7,6 +7,7 @@ threads. COLMAP's "frame" (a posed rig) stays inside: each keyframe is the only 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import pycolmap
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
+from engine.estimators.lenses import has_small_parameters
 from engine.geometry import image_scale, transform_points
 from engine.mapping.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.camera_priors import CameraPrior
@@ -34,6 +36,7 @@ from engine.types import (
 )
 
 _NO_POINT = -1
+_MAX_EXTRA_PARAM = 1.0  # COLMAP's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -463,7 +466,13 @@ class SparseMap:
         )
 
     def set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
-        """Moves a registered keyframe."""
+        """Moves a registered keyframe.
+
+        Raises:
+            MapError: the pose is not finite; the solver would end the process over it.
+        """
+        if not np.isfinite(cam_from_world).all():
+            raise MapError(f"the pose of keyframe {frame_id} is not finite")
         image = self._reconstruction.image(frame_id)
         self._reconstruction.frame(image.frame_id).set_cam_from_world(
             image.camera_id, pycolmap.Rigid3d(cam_from_world)
@@ -474,11 +483,17 @@ class SparseMap:
         self._reconstruction.update_point_3d_errors()
         return float(self._reconstruction.compute_mean_reprojection_error())
 
-    def fit(self, frame_ids: Iterable[FrameId]) -> Fit:
-        """How well the registered ones of some keyframes agree with the map."""
+    def fit(self, frame_ids: Iterable[FrameId], *, bound_px: float | None = None) -> Fit:
+        """How well the registered ones of some keyframes agree with the map.
+
+        Args:
+            frame_ids: keyframes.
+            bound_px: an observation this far off adds nothing to the gain; by default the threshold
+                beyond which observations are filtered.
+        """
         errors = [self._errors_px(i) for i in frame_ids if self.is_registered(i)]
         errors_px = np.concatenate(errors) if errors else np.empty(0)
-        bounded = np.minimum(errors_px / self._max_error_px(), 1.0)
+        bounded = np.minimum(errors_px / (bound_px or self._max_error_px()), 1.0)
         return Fit(
             num_observations=len(errors_px),
             mean_error_px=float(errors_px.mean()) if len(errors_px) else 0.0,
@@ -601,6 +616,19 @@ class SparseMap:
         )
         return float(self._triangulation.max_reprojection_error_px * scale)
 
+    def _max_extra_param(self) -> float:
+        """The largest distortion parameter of a camera that COLMAP triangulates with.
+
+        Its bound is meant for the coefficients of an ordinary lens that adjustment made impossible.
+        Those of other models are larger, and so may be what somebody measured.
+        """
+        constant = self.constant_camera_ids
+        is_bounded = all(
+            has_small_parameters(camera) and camera_id not in constant
+            for camera_id, camera in self._reconstruction.cameras.items()
+        )
+        return _MAX_EXTRA_PARAM if is_bounded else math.inf
+
     def _triangulator_options(self) -> pycolmap.IncrementalTriangulatorOptions:
         max_error_px = self._max_error_px()
         options = pycolmap.IncrementalTriangulatorOptions(
@@ -609,6 +637,7 @@ class SparseMap:
             complete_max_reproj_error=max_error_px,
             min_angle=self._triangulation.min_angle_deg,
             ignore_two_view_tracks=self._triangulation.ignore_two_view_tracks,
+            max_extra_param=self._max_extra_param(),
             random_seed=self._seed,
         )
         options.check()

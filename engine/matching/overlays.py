@@ -1,12 +1,7 @@
-"""Overlays: what is in a camera's pictures and not in the world, found by what never moves.
+"""Overlays: what is in a camera's pictures and not in the world, kept out of verified pairs.
 
-Logos, clocks, displays of flight data, dirt on the lens, the drone's own legs: their matches stay
-in the image while all others move, and contradict that motion. Each camera has a grid over its
-image that counts where this was seen. A cell that several keyframes agree on is covered by an
-overlay: nothing there is matched any more.
-
-A cell is uncovered again when matches under it move with the world: what was fixed to the camera
-for a while, such as somebody walking ahead, is not for ever.
+Each camera has an `OverlayGrid`. What it covers is left out before a pair is verified; what only
+one pair shows to be fixed to the camera is left out of that pair.
 """
 
 from __future__ import annotations
@@ -14,38 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from engine.estimators.stationary_matches import (
-    MotionEvidence,
-    find_fixed_matches,
-    judge_by_motion,
-    others_move,
-    stayed,
-)
+from engine.estimators.stationary_matches import find_fixed_matches, judge_by_motion
 from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
-from engine.geometry import image_scale
-from engine.types import (
-    BoolArray,
-    Float64Array,
-    FrameId,
-    ImagePair,
-    Int64Array,
-    Keyframe,
-    PairMatches,
-)
+from engine.tracking.overlay_grid import OverlayGrid
+from engine.types import BoolArray, Float64Array, Keyframe, PairMatches
 
-_CELL_PX = 8.0  # at an image edge of 1000 px
-_SURE_KEYFRAMES, _SURE_PAIRS, _SURE_SHARE = 4, 4, 0.25  # that a cell needs to be covered
-_LIKELY_KEYFRAMES, _LIKELY_SHARE = 2, 0.1  # near a sure one
-_SUSPECT_KEYFRAMES, _SUSPECT_SHARE = 2, 0.1  # of a cell whose matches alone prove nothing
-_NEAR_CELLS = 3  # a likely cell is so near to a sure one
-_GAP_CELLS = 5  # between covered ones that are covered as well: other digits, other glyphs
-_MARGIN_CELLS = 1
-_MAX_SHARE = 0.4  # of the image: more than that is the scene, seen by a camera that stands still
 _GROWTH_RATIO = 1.1  # times the keyframes at the last change of a camera's cover
-_MAX_BOXES = 20
 
 CameraSize = tuple[str, int, int]  # camera key, width, height
 
@@ -57,7 +28,7 @@ class Overlay:
     camera_key: str
     share: float  # of the image
     boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
-    num_keyframes: int  # that agree, at most over the cells
+    num_keyframes: int  # of the camera by now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,118 +37,6 @@ class OverlayMask:
 
     mask: BoolArray  # (H, W), True where a pixel may be used
     image_names: tuple[str, ...]
-
-
-class OverlayGrid:
-    """Where the matches of one camera stay while others move.
-
-    Args:
-        size: width and height of the camera's images.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._size = size
-        self._cell_px = _CELL_PX * image_scale(*size)
-        shape = tuple(int(np.ceil(edge / self._cell_px)) for edge in reversed(size))
-        self._num_stayed = np.zeros(shape, np.int64)  # pairs
-        self._num_moved = np.zeros(shape, np.int64)  # pairs
-        self._num_keyframes = np.zeros(shape, np.int64)  # whose matches stayed
-        self._keyframes: dict[tuple[int, int], set[FrameId]] = {}  # of cells, the first few each
-        self._is_covered = np.zeros(shape, np.bool_)
-        self._is_suspect = np.zeros(shape, np.bool_)
-
-    @property
-    def share(self) -> float:
-        """Share of the image that is covered."""
-        return float(self._is_covered.mean())
-
-    @property
-    def num_keyframes(self) -> int:
-        """Keyframes that agree on the cell that most agree on, counted up to what makes it sure."""
-        return int(self._num_keyframes[self._is_covered].max(initial=0))
-
-    def add(self, pair: ImagePair, matches: PairMatches, judged: MotionEvidence) -> None:
-        """Counts where matches of a pair stayed, and where they moved."""
-        for row, column in np.unique(self._cells(_ends(matches, judged.is_fixed)), axis=0).tolist():
-            self._num_stayed[row, column] += 1
-            seen_in = self._keyframes.setdefault((row, column), set())
-            if len(seen_in) < 2 * _SURE_KEYFRAMES:
-                seen_in.update((pair.first, pair.second))
-                self._num_keyframes[row, column] = len(seen_in)
-        moving = self._cells(_ends(matches, judged.is_moving))
-        is_moving = np.zeros_like(self._is_covered)
-        is_moving[moving[:, 0], moving[:, 1]] = True
-        self._num_moved += is_moving
-
-    def covers(self, points_xy: Float64Array) -> BoolArray:
-        """Which points (N, 2) are under the cover."""
-        cells = self._cells(points_xy)
-        return np.asarray(self._is_covered[cells[:, 0], cells[:, 1]])
-
-    def without_suspects(self, matches: PairMatches, *, image_size: tuple[int, int]) -> PairMatches:
-        """The matches without those that stay where some did before, when the others move."""
-        if not (self._is_suspect.any() and others_move(matches, image_size=image_size)):
-            return matches
-        cells = self._cells(matches.points2_xy)
-        is_suspect = self._is_suspect[cells[:, 0], cells[:, 1]]
-        return matches.take(~(is_suspect & stayed(matches, image_size=image_size)))
-
-    def update_suspects(self) -> None:
-        """Suspects the cells where matches stayed up to now."""
-        if self._keyframes:
-            is_seen = self._num_keyframes >= _SUSPECT_KEYFRAMES
-            self._is_suspect = is_seen & (self._share >= _SUSPECT_SHARE)
-
-    def update_cover(self) -> bool:
-        """Covers the cells that are sure by now; whether there are new ones."""
-        if not self._keyframes:
-            return False
-        before, self._is_covered = self._is_covered, self._cover()
-        return bool((self._is_covered & ~before).any())
-
-    def mask(self) -> BoolArray:
-        """The image (H, W) without what is covered: True where a pixel may be used."""
-        lines, columns = (
-            np.minimum((np.arange(edge) + 0.5) / self._cell_px, num - 1).astype(np.int64)
-            for edge, num in zip(reversed(self._size), self._is_covered.shape, strict=True)
-        )
-        return np.asarray(~self._is_covered[lines[:, None], columns])
-
-    def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Boxes around the covered parts in px: left, top, right, bottom; the largest first."""
-        _, _, found, _ = cv2.connectedComponentsWithStats(self._is_covered.astype(np.uint8))
-        parts = sorted(found[1:].tolist(), key=lambda part: (-part[4], part[:2]))
-        limits = (*self._size, *self._size)
-        return tuple(
-            _box([left, top, left + width, top + height], self._cell_px, limits)
-            for left, top, width, height, _ in parts[:_MAX_BOXES]
-        )
-
-    @property
-    def _share(self) -> Float64Array:
-        """Share of a cell's pairs whose matches stayed, (rows, columns)."""
-        return np.asarray(self._num_stayed / np.maximum(self._num_stayed + self._num_moved, 1))
-
-    def _cover(self) -> BoolArray:
-        share = self._share
-        is_sure = (
-            (self._num_keyframes >= _SURE_KEYFRAMES)
-            & (self._num_stayed >= _SURE_PAIRS)
-            & (share >= _SURE_SHARE)
-        ).astype(np.uint8)
-        if not is_sure.any():
-            return np.zeros_like(self._is_covered)
-        is_likely = (self._num_keyframes >= _LIKELY_KEYFRAMES) & (share >= _LIKELY_SHARE)
-        near = cv2.dilate(is_sure, _square(2 * _NEAR_CELLS + 1))
-        found = is_sure | (near & is_likely.astype(np.uint8))
-        closed = cv2.morphologyEx(found, cv2.MORPH_CLOSE, _square(_GAP_CELLS))
-        covered = cv2.dilate(closed, _square(2 * _MARGIN_CELLS + 1)).astype(np.bool_)
-        return covered if covered.mean() <= _MAX_SHARE else np.zeros_like(covered)
-
-    def _cells(self, points_xy: Float64Array) -> Int64Array:
-        """Row and column (N, 2) of the cells that points (N, 2) fall into."""
-        cells = (points_xy[:, ::-1] / self._cell_px).astype(np.int64)
-        return np.asarray(np.clip(cells, 0, np.array(self._is_covered.shape) - 1))
 
 
 class Overlays:
@@ -260,7 +119,7 @@ class Overlays:
                 camera_key=camera[0],
                 share=self._grids[camera].share,
                 boxes=self._grids[camera].boxes(),
-                num_keyframes=self._grids[camera].num_keyframes,
+                num_keyframes=self._num_keyframes[camera],
             )
             for camera in grown
         )
@@ -279,23 +138,5 @@ class Overlays:
         return self._grids[camera]
 
 
-def _ends(matches: PairMatches, which: BoolArray) -> Float64Array:
-    """Both ends (2 M, 2) of some matches."""
-    return np.concatenate([matches.points1_xy[which], matches.points2_xy[which]])
-
-
 def _camera(keyframe: Keyframe) -> CameraSize:
     return keyframe.camera_key, keyframe.width, keyframe.height
-
-
-def _box(
-    cells: list[int], cell_px: float, limits: tuple[int, int, int, int]
-) -> tuple[int, int, int, int]:
-    left, top, right, bottom = (
-        min(round(edge * cell_px), limit) for edge, limit in zip(cells, limits, strict=True)
-    )
-    return left, top, right, bottom
-
-
-def _square(edge: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    return np.ones((edge, edge), np.uint8)

@@ -22,6 +22,7 @@ from engine.types import (
     Float32Array,
     FrameId,
     ImagePair,
+    Int32Array,
     Int64Array,
     Intrinsics,
     Keyframe,
@@ -29,10 +30,12 @@ from engine.types import (
     PairCandidate,
     PairMatches,
     PairReason,
+    Uint32Array,
     VerifiedPair,
 )
 
 _SAME_GEOMETRY_SHARE = 0.9  # of a pair's matches: those left keep the geometry of all
+_MAX_TENTATIVE = 500  # pairs whose matches are kept, the latest: some MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,6 +55,15 @@ class MatchedKeyframe:
     def has_lost_matches(self) -> bool:
         """Whether earlier pairs have fewer matches than before."""
         return bool(self.changed_pairs or self.lost_pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Tentative:
+    """What a matcher gave for a pair, verified or not."""
+
+    matches_idx: Int32Array  # (M, 2)
+    confidence: Float32Array  # (M,)
+    reason: PairReason
 
 
 class PairMatching:
@@ -85,6 +97,7 @@ class PairMatching:
         self._changed: dict[FrameId, Features] = {}
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
         self._intrinsics: Mapping[str, Intrinsics] = {}
+        self._tentative: dict[ImagePair, _Tentative] = {}  # of sparse matches, the latest last
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe to the scene graph, and its keypoint table here.
@@ -176,6 +189,7 @@ class PairMatching:
         verified_pairs = []
         for candidate, matches in zip(candidates, matched, strict=True):
             verified = self._verify(matches, reason=candidate.reason)
+            self._keep(matches, reason=candidate.reason)
             if verified is None:
                 self._graph.record_tried(candidate.pair)
             else:
@@ -183,6 +197,53 @@ class PairMatching:
                 verified_pairs.append(verified)
         self._tables.drop_rasters()
         return verified_pairs
+
+    def all_matches(self, verified: VerifiedPair) -> Uint32Array:
+        """Rows (M, 2) of a pair's matches before verification; its own where they are not kept."""
+        kept = self._tentative.get(verified.pair)
+        if kept is None:
+            return verified.inlier_matches_idx
+        return kept.matches_idx.astype(np.uint32)
+
+    def verify_again(self, intrinsics: Mapping[str, Intrinsics], *, camera_key: str) -> None:
+        """Verifies the pairs of a camera once more, whose lens turned out to be another one.
+
+        The graph gets the edges that hold now, with their matches, and loses those that do not.
+        Pairs whose matches are not kept stay as they are.
+
+        Args:
+            intrinsics: of the cameras, as for `match_keyframe`.
+            camera_key: the camera, by its calibration key.
+        """
+        self._intrinsics = intrinsics
+        for pair, kept in self._tentative.items():
+            first, second = self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
+            if camera_key not in (first.calibration_key, second.calibration_key):
+                continue
+            matches = PairMatches(
+                pair=pair,
+                matches_idx=kept.matches_idx.astype(np.int64),
+                points1_xy=first.features.keypoints_xy[kept.matches_idx[:, 0]],
+                points2_xy=second.features.keypoints_xy[kept.matches_idx[:, 1]],
+                confidence=kept.confidence,
+            )
+            verified = self._verify(matches, reason=kept.reason)
+            if verified is None:
+                self._graph.remove_pair(pair)
+            else:
+                self._graph.record_pair(verified)
+
+    def _keep(self, matches: PairMatches, *, reason: PairReason) -> None:
+        """Keeps the matches of keypoints for a while: verification may have had the wrong lens."""
+        if (matches.matches_idx == NO_ROW).any() or len(matches) < self._two_view.min_inliers:
+            return
+        self._tentative[matches.pair] = _Tentative(
+            matches_idx=matches.matches_idx.astype(np.int32),
+            confidence=matches.confidence,
+            reason=reason,
+        )
+        if len(self._tentative) > _MAX_TENTATIVE:
+            del self._tentative[next(iter(self._tentative))]
 
     def depths_m(self, frame_id: FrameId) -> Float32Array:
         """Depths in metres that the matcher gave a keyframe's keypoints, (N,); 0: unknown."""

@@ -138,15 +138,6 @@ class SceneGraph:
         self._verified[pair] = verified
         self._graph.add_edge(pair.first, pair.second, is_loop=is_loop)
 
-    def remove_pair(self, pair: ImagePair) -> None:
-        """Removes the edge of a verified pair that does not hold any more; it stays tried.
-
-        Raises:
-            KeyError: the pair is not verified.
-        """
-        del self._verified[pair]
-        self._graph.remove_edge(pair.first, pair.second)
-
     def record_tried(self, pair: ImagePair) -> None:
         """Records that a pair was matched, verified or not.
 
@@ -156,6 +147,11 @@ class SceneGraph:
         tried_first, tried_second = self._tried[pair.first], self._tried[pair.second]
         tried_first.add(pair.second)
         tried_second.add(pair.first)
+
+    def remove_pair(self, pair: ImagePair) -> None:
+        """Takes away the edge of a pair, if there is one; the pair stays tried."""
+        if self._verified.pop(pair, None) is not None:
+            self._graph.remove_edge(pair.first, pair.second)
 
     def was_tried(self, pair: ImagePair) -> bool:
         """Whether a pair was recorded, verified or not."""

@@ -16,6 +16,7 @@ import numpy as np
 import pycolmap
 
 from engine.errors import JournalError
+from engine.geometry import quat_xyzw_from_rotation, skew
 from engine.output.files import write_atomically
 from engine.output.run_folder import MASKS_FOLDER
 from engine.types import (
@@ -238,7 +239,8 @@ class Journal:
     def add_pair(self, verified: VerifiedPair) -> None:
         """Writes a pair's verified matches and geometry; a pair written again is replaced.
 
-        The inliers stand as matches, too, so that COLMAP can verify them anew.
+        The inliers stand as matches, too, so that COLMAP can verify them anew. A pair that was
+        verified on viewing rays is a calibrated one: it has an essential matrix and the pose.
 
         Raises:
             JournalError: it cannot be written.
@@ -246,7 +248,7 @@ class Journal:
         first, second = verified.pair.first, verified.pair.second
         pair_id = pycolmap.image_pair_to_pair_id(first, second)
         matches = verified.inlier_matches_idx
-        config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
+        config, geometry = _geometry_of(verified)
         with self._transaction(f"pair {first}-{second}"):
             self._check_pair(verified.pair)
             self._connection.execute(
@@ -254,9 +256,9 @@ class Journal:
                 (pair_id, len(matches), matches.tobytes()),
             )
             self._connection.execute(
-                "INSERT OR REPLACE INTO two_view_geometries (pair_id, rows, cols, data, config, F)"
-                " VALUES (?, ?, 2, ?, ?, ?)",
-                (pair_id, len(matches), matches.tobytes(), config, verified.fundamental.tobytes()),
+                "INSERT OR REPLACE INTO two_view_geometries (pair_id, rows, cols, data, config,"
+                " F, E, qvec, tvec) VALUES (?, ?, 2, ?, ?, ?, ?, ?, ?)",
+                (pair_id, len(matches), matches.tobytes(), config, *geometry),
             )
 
     def close(self) -> None:
@@ -378,6 +380,26 @@ def _checked_name(name: str) -> str:
 def _write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
+
+
+def _geometry_of(
+    verified: VerifiedPair,
+) -> tuple[int, tuple[bytes | None, bytes | None, bytes | None, bytes | None]]:
+    """COLMAP's configuration of a pair, and its columns F, E, qvec (w first) and tvec."""
+    pose = verified.cam2_from_cam1
+    if pose is None:
+        config = pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED
+        return int(config), (verified.fundamental.tobytes(), None, None, None)
+    rotation, translation = pose[:, :3], pose[:, 3]
+    essential = skew(translation) @ rotation
+    quat_wxyz = np.roll(quat_xyzw_from_rotation(rotation), 1)
+    config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+    return int(config), (
+        None,
+        essential.tobytes(),
+        quat_wxyz.tobytes(),
+        np.ascontiguousarray(translation).tobytes(),
+    )
 
 
 def _keypoint_rows(features: Features) -> Float32Array:

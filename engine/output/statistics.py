@@ -20,6 +20,7 @@ from engine.events import (
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
+    OverlayFound,
     SnapshotWritten,
     WindowSolved,
     WindowVerdict,
@@ -42,6 +43,7 @@ class RunStatistics:
         self._frame_latency_s = array("d")
         self._loop_lag_s = array("d")
         self._first_map_s: float | None = None
+        self._overlays: dict[str, dict[str, Any]] = {}  # by camera, as found last
         self._num_windows_merged = 0
         self._window_cpu_s = 0.0
 
@@ -60,6 +62,11 @@ class RunStatistics:
             case WindowSolved():
                 self._num_windows_merged += event.verdict is WindowVerdict.MERGED
                 self._window_cpu_s += event.cpu_s
+            case OverlayFound():
+                self._overlays[event.camera_key] = {
+                    "share": round(event.share, 4),
+                    "boxes_px": [list(box) for box in event.boxes],
+                }
             case MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
             case _:
@@ -86,6 +93,7 @@ class RunStatistics:
             "windows_merged": self._num_windows_merged,
             "window_cpu_s": round(self._window_cpu_s, 3),
             "global_ba_runs": self._counts[BundleAdjusted],
+            "overlays": dict(sorted(self._overlays.items())),
             "loops_closed": self._counts[LoopClosed],
             "snapshots_written": self._counts[SnapshotWritten],
             "loop_lag_ms": _loop_lag_ms(self._loop_lag_s),

@@ -371,6 +371,7 @@ class Engine:
         )
         self._tracking = TrackingStage(
             config.frame_tracking,
+            two_view=config.two_view,
             sources=self._sources,
             describe=self._matcher.describe,
             thread=self._tracking_thread,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
-from engine.config import FrameTrackingConfig
+from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError
 from engine.mapping.jobs import MapJob
 from engine.mapping.mapper import Mapper
@@ -29,6 +29,7 @@ class TrackingStage:
 
     Args:
         config: thresholds of tracking.
+        two_view: thresholds of verification.
         sources: where frames come from.
         describe: makes the keypoint table of a keyframe.
         thread: runs one call at a time.
@@ -42,6 +43,7 @@ class TrackingStage:
         self,
         config: FrameTrackingConfig,
         *,
+        two_view: TwoViewConfig,
         sources: Sequence[Source],
         describe: Callable[[Frame], Features],
         thread: Executor,
@@ -51,6 +53,7 @@ class TrackingStage:
         warn: Callable[[str], None],
     ) -> None:
         self._config = config
+        self._two_view = two_view
         self._sources = sources
         self._describe = describe
         self._thread = thread
@@ -118,6 +121,7 @@ class TrackingStage:
                 self._config,
                 describe=self._describe,
                 is_sequence=self._sources[decoded.source_idx].info.is_sequence,
+                two_view=self._two_view,
             )
         return self._trackers[decoded.lane]
 

@@ -12,17 +12,22 @@ from enum import StrEnum
 import cv2
 import numpy as np
 
-from engine.config import FrameTrackingConfig
+from engine.config import FrameTrackingConfig, TwoViewConfig
+from engine.estimators.stationary_matches import find_fixed_matches
+from engine.estimators.two_view_geometry import PairVerifier
 from engine.geometry import spread_over_image, usable_at
+from engine.tracking.overlay_grid import OverlayGrid
 from engine.types import (
     BoolArray,
     Features,
     Float32Array,
     Float64Array,
     Frame,
+    ImagePair,
     Int64Array,
     Keyframe,
     PackedMask,
+    PairMatches,
     TrackedFrame,
     Uint8Array,
 )
@@ -88,6 +93,7 @@ class FrameTracker:
         config: thresholds.
         describe: detects and describes a keyframe's keypoints.
         is_sequence: False: every frame is a photo and becomes a keyframe.
+        two_view: thresholds of what tells overlays from the world.
     """
 
     def __init__(
@@ -96,8 +102,11 @@ class FrameTracker:
         *,
         describe: Callable[[Frame], Features],
         is_sequence: bool,
+        two_view: TwoViewConfig,
     ) -> None:
         self._config = config
+        self._two_view = two_view
+        self._overlays: OverlayGrid | None = None  # of the camera being followed
         self._describe = describe
         self._previous: _Following | None = None  # of the keyframe before
         self._photos = config.mode == "photos" or (config.mode == "auto" and not is_sequence)
@@ -201,7 +210,15 @@ class FrameTracker:
 
     def _start(self, frame: Frame, keyframe: Keyframe, *, reason: KeyframeReason) -> NewKeyframe:
         grey, scale = self._working_image(frame)
+        is_new_camera = reason in (KeyframeReason.FIRST, KeyframeReason.CAMERA)
+        if is_new_camera or self._overlays is None:
+            self._overlays = OverlayGrid((frame.width, frame.height))
+        elif self._following is not None:
+            self._find_overlays(self._following, frame, grid=self._overlays)
         fixed = keyframe.features.fixed_rows  # others may move, or show nothing to follow
+        in_world = fixed[~self._overlays.covers(keyframe.features.keypoints_xy[fixed])]
+        if len(in_world) >= self._config.min_tracked_points:
+            fixed = in_world
         chosen = fixed[
             spread_over_image(
                 keyframe.features.keypoints_xy[fixed],
@@ -221,6 +238,25 @@ class FrameTracker:
             num_started=len(chosen),
         )
         return NewKeyframe(keyframe=keyframe, reason=reason)
+
+    def _find_overlays(self, following: _Following, frame: Frame, *, grid: OverlayGrid) -> None:
+        """Learns which points stayed in the image since the last keyframe while others moved.
+
+        They are not followed from the next keyframe: they would hide that the camera moves.
+        """
+        rows = following.keypoint_idx
+        matches = PairMatches(
+            pair=ImagePair.of(following.keyframe.frame_id, frame.frame_id),
+            matches_idx=np.column_stack([rows, rows]),
+            points1_xy=_original_xy(following.start_xy, following.scale),
+            points2_xy=_original_xy(following.points_xy, following.scale),
+            confidence=np.ones(len(rows), np.float32),
+        )
+        verifier = PairVerifier(image_size=(frame.width, frame.height), config=self._two_view)
+        found = find_fixed_matches(matches, verifier=verifier)
+        if found is not None:
+            grid.add(matches.pair, matches, found)
+            grid.update_cover()
 
     def _keyframe(self, frame: Frame) -> Keyframe:
         return Keyframe(

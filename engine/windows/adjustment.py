@@ -6,10 +6,12 @@ import numpy as np
 import pycolmap
 
 from engine.estimators.adjustment_options import adjustment_options
-from engine.types import BoolArray, Float64Array
+from engine.estimators.intrinsics_evidence import measure_evidence
+from engine.types import BoolArray, Float64Array, Int64Array
 from engine.windows.model import WindowModel, WindowSolverConfig
 
 _FUNCTION_TOLERANCE = 1e-5
+_MOST_UNCERTAIN = 0.35  # of a focal length
 _MIN_OBSERVATIONS_OF_POSE = 6  # fewer do not hold a pose
 
 
@@ -24,7 +26,8 @@ def adjust_window(
     """Refines poses, points and intrinsics of a window in place by its inliers.
 
     Errors beyond a pixel or so count linearly (soft L1). Held poses and calibrated cameras stay;
-    without held poses, two cameras fix the gauge. Does nothing with too little to refine. The
+    without held poses, two cameras fix the gauge. A focal length that the observations hardly tell
+    is held, and the rest solved again. Does nothing with too little to refine. The
     interpreter lock is released, unless poses are held, or some cameras change and others do not:
     only COLMAP's configurable adjuster, which holds it, does that.
 
@@ -43,6 +46,40 @@ def adjust_window(
     cameras = np.unique(model.problem.camera_idx[frames])
     is_constant = model.problem.is_calibrated[cameras] & (not doubts_calibration)
     is_constant |= len(frames) < config.min_frames_for_focal
+    _solve(
+        model,
+        reconstruction,
+        frames,
+        is_constant=is_constant,
+        config=config,
+        max_iterations=max_iterations,
+    )
+    is_vague = _is_vague(reconstruction, cameras, is_constant=is_constant)
+    if is_vague.any():
+        reconstruction, tracks = _reconstruction_of(model, uses)
+        is_constant |= is_vague
+        _solve(
+            model,
+            reconstruction,
+            frames,
+            is_constant=is_constant,
+            config=config,
+            max_iterations=max_iterations,
+        )
+    _take_back(model, reconstruction, tracks)
+
+
+def _solve(
+    model: WindowModel,
+    reconstruction: pycolmap.Reconstruction,
+    frames: Int64Array,
+    *,
+    is_constant: BoolArray,
+    config: WindowSolverConfig,
+    max_iterations: int,
+) -> None:
+    """Adjusts a reconstruction of a window in place; ``is_constant`` (C,) of its cameras."""
+    cameras = np.unique(model.problem.camera_idx[frames])
     options = adjustment_options(
         max_iterations=max_iterations,
         function_tolerance=_FUNCTION_TOLERANCE,
@@ -59,7 +96,17 @@ def adjust_window(
         pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
     else:
         pycolmap.bundle_adjustment(reconstruction, options)
-    _take_back(model, reconstruction, tracks)
+
+
+def _is_vague(
+    reconstruction: pycolmap.Reconstruction, cameras: Int64Array, *, is_constant: BoolArray
+) -> BoolArray:
+    """(C,) refined cameras whose focal length the observations hardly tell, as before a plane."""
+    vague = np.zeros(len(cameras), np.bool_)
+    for place in np.flatnonzero(~is_constant).tolist():
+        evidence = measure_evidence(reconstruction, int(cameras[place]) + 1)
+        vague[place] = evidence is None or evidence.focal_sigma_ratio > _MOST_UNCERTAIN
+    return vague
 
 
 def _used_observations(model: WindowModel, which: BoolArray | None) -> BoolArray:

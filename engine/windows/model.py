@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pycolmap
 
+from engine.estimators.camera_limits import FOCAL_RATIOS, lens_flaw
 from engine.geometry import image_scale
 from engine.types import BoolArray, Float64Array, Int64Array
 from engine.window_types import WindowProblem
 
 _MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
-FOCAL_RATIOS = (0.15, 10.0)  # of the longer image edge: 147 to 6 degrees of view
-_MAX_DISTORTION = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,16 +139,20 @@ class WindowModel:
         edge = self.problem.image_sizes.max(axis=1)
         low, high = FOCAL_RATIOS
         is_sane = (focal_px > low * edge) & (focal_px < high * edge)
-        is_sane &= np.abs(distortion) < _MAX_DISTORTION
+        for idx in np.flatnonzero(is_sane & (distortion != 0.0)).tolist():
+            is_sane[idx] = not lens_flaw(self._camera(idx, focal_px[idx], distortion[idx]))
         self.focal_px = np.where(is_sane, focal_px, self.focal_px)
         self.distortion = np.where(is_sane, distortion, self.distortion)
         self._plane_xy = None
 
     def camera(self, camera_idx: int) -> pycolmap.Camera:
         """A camera as COLMAP has it; its id is the index + 1."""
+        return self._camera(camera_idx, self.focal_px[camera_idx], self.distortion[camera_idx])
+
+    def _camera(self, camera_idx: int, focal_px: float, distortion: float) -> pycolmap.Camera:
         width, height = self.problem.image_sizes[camera_idx].tolist()
         center_x, center_y = self.problem.principal_points_xy[camera_idx].tolist()
-        params = (self.focal_px[camera_idx], center_x, center_y, self.distortion[camera_idx])
+        params = (focal_px, center_x, center_y, distortion)
         return pycolmap.Camera(
             camera_id=camera_idx + 1,
             model="SIMPLE_RADIAL",

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 
+from engine.estimators.camera_limits import FOCAL_RATIOS
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.types import BoolArray
 from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
@@ -27,7 +28,7 @@ from engine.windows.initialization import (
     initialize_window,
     verified_pairs,
 )
-from engine.windows.model import FOCAL_RATIOS, WindowModel, WindowSolverConfig
+from engine.windows.model import WindowModel, WindowSolverConfig
 from engine.windows.triangulation import triangulate_window
 
 logger = logging.getLogger(__name__)

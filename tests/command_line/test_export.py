@@ -32,7 +32,11 @@ def make_model(*, model: str = "SIMPLE_RADIAL", k: float = 0.08) -> pycolmap.Rec
         "SIMPLE_RADIAL": [300.0, *centre, k],
         "PINHOLE": [300.0, 310.0, *centre],
         "OPENCV": [300.0, 310.0, *centre, 0.05, -0.01, 0.002, -0.003],
+        "FOV": [300.0, 310.0, *centre, 0.4],
+        "SIMPLE_FISHEYE": [300.0, *centre],
         "SIMPLE_RADIAL_FISHEYE": [300.0, *centre, 0.01],
+        "OPENCV_FISHEYE": [300.0, 310.0, *centre, 0.05, -0.01, 0.002, -0.003],
+        "EQUIRECTANGULAR": [float(WIDTH), float(HEIGHT)],
     }[model]
     return pycolmap.synthesize_dataset(options)
 
@@ -203,12 +207,62 @@ def test_transforms_json_follows_the_undistorted_images(run: Path, tmp_path: Pat
 
 
 def test_a_camera_nerfstudio_does_not_know_is_refused_unless_undistorted(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", make_model(model="SIMPLE_RADIAL_FISHEYE"))
-    with pytest.raises(ConfigError, match="SIMPLE_RADIAL_FISHEYE"):
+    run = make_run(tmp_path / "run", make_model(model="FOV"))
+    with pytest.raises(ConfigError, match="FOV"):
         export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
     assert not (tmp_path / "out").exists()
     formats = [ExportFormat.NERFSTUDIO, ExportFormat.UNDISTORT]
     assert export(run, tmp_path / "out", formats=formats).num_images == 4
+
+
+@pytest.mark.parametrize("model", ["SIMPLE_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "OPENCV_FISHEYE"])
+def test_a_fisheye_becomes_a_pinhole_with_its_points_where_they_belong(
+    tmp_path: Path, model: str
+) -> None:
+    run = make_run(tmp_path / "run", make_model(model=model))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    undistorted = pycolmap.Reconstruction(done.path / "sparse" / "0")
+    assert {camera.model_name for camera in undistorted.cameras.values()} == {"PINHOLE"}
+    assert not (done.path / "distorted").exists()
+    for image in undistorted.images.values():
+        for point in image.get_observation_points2D():
+            projected = image.project_point(undistorted.point3D(point.point3D_id).xyz)
+            assert projected == pytest.approx(point.xy, abs=0.01)
+
+
+@pytest.mark.parametrize("model", ["SIMPLE_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "OPENCV_FISHEYE"])
+def test_transforms_json_has_fisheyes_as_they_are(tmp_path: Path, model: str) -> None:
+    truth = make_model(model=model)
+    run = make_run(tmp_path / "run", truth)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    record = json.loads((done.path / "transforms.json").read_text())
+    assert record["camera_model"] == "OPENCV_FISHEYE"
+    for frame in record["frames"]:
+        world_from_cam = np.array(frame["transform_matrix"])
+        for point in truth.image(frame["colmap_im_id"]).get_observation_points2D():
+            xyz = truth.point3D(point.point3D_id).xyz
+            x, y, z = (np.linalg.inv(world_from_cam) @ [*xyz, 1.0])[:3] * (1, -1, -1)
+            angle, height = np.arctan2(np.hypot(x, y), z), np.hypot(x, y)
+            powers = [frame[f"k{i}"] * angle ** (2 * i) for i in (1, 2, 3, 4)]
+            bent = angle * (1 + sum(powers)) / height
+            expected = (
+                frame["fl_x"] * x * bent + frame["cx"],
+                frame["fl_y"] * y * bent + frame["cy"],
+            )
+            assert expected == pytest.approx(tuple(point.xy), abs=0.01)
+
+
+def test_spherical_images_go_to_nerfstudio_and_are_refused_where_a_pinhole_is_wanted(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", make_model(model="EQUIRECTANGULAR"))
+    with pytest.raises(ConfigError, match="spherical"):
+        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    assert not (tmp_path / "out").exists()
+    done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+    record = json.loads((done.path / "transforms.json").read_text())
+    assert record["camera_model"] == "EQUIRECTANGULAR"
+    assert {(frame["w"], frame["h"]) for frame in record["frames"]} == {(WIDTH, HEIGHT)}
 
 
 def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:

@@ -87,6 +87,29 @@ def test_photos_go_through_the_engine_into_the_run_folder(tmp_path: Path, photos
     assert (outcome.path / "images" / "0.jpg").read_bytes() == (photos / "0.jpg").read_bytes()
 
 
+def test_images_that_show_nothing_are_keyframes_without_keypoints_and_said(
+    tmp_path: Path, photos: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, pixels in {
+        "black": np.zeros((120, 160, 3), np.uint8),
+        "grey": np.full((120, 160, 3), 2, np.uint8),
+        "dark": rng.integers(0, 4, (120, 160, 3), dtype=np.uint8),
+        "white": np.full((120, 160, 3), 255, np.uint8),
+    }.items():
+        assert cv2.imwrite(str(photos / f"{name}.png"), pixels)
+    written = Written.by(launch(QUIET, options(tmp_path / "run", photos)))
+    assert written.statuses.count("keyframe") == 6
+    added = {event["name"]: event["num_keypoints"] for event in written.of_kind("KeyframeAdded")}
+    blank = ["black.jpg", "dark.jpg", "grey.jpg", "white.jpg"]
+    assert [name for name, num in added.items() if not num] == blank
+    warnings = [words for words in written.warnings() if "no keypoints" in words]
+    assert [words.partition(":")[0] for words in warnings] == [
+        "black.jpg",
+        "4 keyframes (black.jpg, dark.jpg, grey.jpg, ...)",
+    ]
+
+
 def test_sources_share_one_counter_of_frame_ids(tmp_path: Path, photos: Path) -> None:
     written = Written.by(launch(QUIET, options(tmp_path / "run", photos, photos)))
     ids = [int(row["frame_id"]) for row in written.rows if row["frame_id"]]

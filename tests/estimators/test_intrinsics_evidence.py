@@ -104,6 +104,16 @@ def test_a_distortion_s_sigma_moves_the_corner_by_its_share() -> None:
     assert sigma == pytest.approx(0.1 / (corner / FOCAL_PX) ** 2, rel=0.01)
 
 
+def test_cameras_of_one_keyframe_each_are_measured_beside_the_others() -> None:
+    shared = reconstruction_of(orbit(8), cloud(), camera_with())
+    each = reconstruction_of(orbit(8), cloud(), camera_with(), cameras_each=True)
+    alone = [measure_evidence(each, camera_id) for camera_id in each.cameras]
+    sigmas = [one.focal_sigma_ratio for one in alone if one is not None]
+    assert len(sigmas) == len(each.cameras) == 8
+    assert evidence_of(shared).focal_sigma_ratio < min(sigmas)
+    assert max(sigmas) < 0.1
+
+
 def test_nothing_to_see_is_no_evidence() -> None:
     assert measure_evidence(reconstruction_of(orbit(1), cloud(), camera_with()), CAMERA_ID) is None
     few = reconstruction_of(orbit(2), cloud(5), camera_with())

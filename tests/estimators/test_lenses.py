@@ -10,6 +10,7 @@ from engine.camera_models import CAMERA_MODEL_NAMES, CAMERA_MODELS, LensKind
 from engine.estimators.lenses import (
     camera_focal_px,
     camera_of,
+    corner_rays,
     fisheye_focal_px,
     image_grid,
     intrinsics_of,
@@ -89,6 +90,21 @@ def test_the_guess_at_a_fisheye_is_118_degrees_across_the_longer_edge() -> None:
     lens = camera("SIMPLE_FISHEYE", focal_px=fisheye_focal_px(WIDTH, HEIGHT))
     sides = unit_rays(lens, np.array([[0.0, HEIGHT / 2], [WIDTH, HEIGHT / 2]]))
     assert np.degrees(np.arccos(sides[0] @ sides[1])) == pytest.approx(118.0)
+
+
+def test_corners_are_drawn_where_a_wide_lens_sees_them() -> None:
+    assert np.isnan(corner_rays(camera("SIMPLE_RADIAL"))).all()
+    assert not corner_rays(camera("EQUIRECTANGULAR")).any()
+    lens = camera("SIMPLE_FISHEYE")
+    corners_xy = np.array([(0, 0), (WIDTH, 0), (WIDTH, HEIGHT), (0, HEIGHT)], np.float64)
+    assert np.asarray(lens.img_from_cam(corner_rays(lens))) == pytest.approx(corners_xy)
+
+
+def test_a_corner_outside_the_image_circle_is_drawn_at_its_border() -> None:
+    circular = camera("SIMPLE_FISHEYE", focal_px=240.0)  # 90 degrees are 377 px out
+    rays = corner_rays(circular)
+    assert np.linalg.norm(rays, axis=1) == pytest.approx(1.0)
+    assert np.degrees(np.arccos(rays[:, 2])) == pytest.approx(88.0, abs=2.0)
 
 
 def test_frozen_intrinsics_are_the_cameras_own() -> None:

@@ -135,6 +135,17 @@ def test_without_triangles_there_is_no_fit(points: Float64Array, positions_m: Fl
     assert fit(points, positions_m) is None
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_has_no_fit(value: float) -> None:
+    points = cloud(20)
+    positions_m = transform_points(SIMILARITY, points)
+    spoiled = points.copy()
+    spoiled[7, 1] = value
+    assert fit(points, positions_m) is not None
+    assert fit(spoiled, positions_m) is None
+    assert fit(points, spoiled) is None
+
+
 def test_ten_thousand_cameras_take_seconds_at_most() -> None:
     points = cloud(10_000)
     positions_m = transform_points(SIMILARITY, points)

@@ -27,6 +27,7 @@ from engine.types import (
     VerifiedPair,
 )
 from tests.support.synthetic import (
+    EXACT_CAMERA,
     SyntheticWorld,
     add_unused_pair,
     ground,
@@ -272,6 +273,17 @@ def test_a_strong_pair_against_a_keyframe_is_evidence() -> None:
         assert misplacement.keyframe_ids == (6,)
         assert misplacement.evidence == ImagePair(FrameId(4), FrameId(6))
     assert find_misplacement(sparse_map, FrameId(1)) is None  # none of its pairs says so
+
+
+def test_points_whose_distortion_cannot_be_undone_hide_no_evidence() -> None:
+    sparse_map = map_of_six(turn_rad=0.3)
+    sparse_map.set_camera_params("camera", (*EXACT_CAMERA[:3], -0.35))  # the corners have no rays
+    keypoints_xy = sparse_map.keyframe(FrameId(4)).features.keypoints_xy
+    has_ray = np.isfinite(np.asarray(sparse_map.camera("camera").cam_from_img(keypoints_xy)))
+    assert 0.7 < has_ray.all(axis=1).mean() < 1.0
+    misplacement = find_misplacement(sparse_map, FrameId(6))
+    assert misplacement is not None
+    assert misplacement.keyframe_ids == (6,)
 
 
 def test_a_pair_that_agrees_is_no_evidence() -> None:

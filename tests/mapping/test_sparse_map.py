@@ -651,6 +651,21 @@ def test_a_map_without_the_keyframes_fits_nothing(exact_world: SyntheticWorld) -
     assert (nothing.num_observations, nothing.mean_error_px, nothing.gain) == (0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pose_that_is_not_finite_is_refused(exact_world: SyntheticWorld, value: float) -> None:
+    sparse_map = map_of_keyframes(exact_world)
+    grow(sparse_map, exact_world, exact_world.frame_ids[:4])
+    known, other = sparse_map.registered_ids[-1], exact_world.frame_ids[5]
+    before = sparse_map.cam_from_world(known)
+    spoiled = before.copy()
+    spoiled[1, 3] = value
+    for frame_id in (known, other):
+        with pytest.raises(MapError, match=f"keyframe {frame_id} is not finite"):
+            sparse_map.place({frame_id: spoiled})
+    np.testing.assert_array_equal(sparse_map.cam_from_world(known), before)
+    assert not sparse_map.is_registered(other)
+
+
 def test_placing_a_keyframe_that_is_not_there_is_refused(exact_world: SyntheticWorld) -> None:
     sparse_map = grown_map(exact_world)
     with pytest.raises(MapError, match="keyframe 999 is not in the map"):

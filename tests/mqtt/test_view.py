@@ -27,6 +27,7 @@ from adapters.mqtt.view import MqttView
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.events import (
+    CameraDoubted,
     CommandTaken,
     Event,
     FrameDropped,
@@ -566,6 +567,10 @@ def test_it_speaks_over_tls_with_a_password(
         (snapshot(1), Channel.SNAPSHOT),
         (
             SourceChanged(at_s=0.0, source="s", state=SourceState.LOST, detail="d"),
+            Channel.EVENT,
+        ),
+        (
+            CameraDoubted(at_s=0.0, camera_key="c", reason="k is 14.3", is_held=True),
             Channel.EVENT,
         ),
         (

@@ -17,6 +17,7 @@ import pycolmap
 import pytest
 
 from engine.errors import JournalError
+from engine.geometry import rotation_from_vector, skew
 from engine.output.files import write_atomically
 from engine.output.journal import Journal, encode_keyframe_image, encode_mask
 from engine.types import (
@@ -238,6 +239,25 @@ def test_a_pair_is_read_back_with_its_geometry(journal: Journal, tmp_path: Path)
     np.testing.assert_array_equal(geometry.inlier_matches, pair.inlier_matches_idx)
     np.testing.assert_array_equal(geometry.F, pair.fundamental)
     assert geometry.config == pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED
+
+
+def test_a_pair_verified_on_rays_is_read_back_as_a_calibrated_one(
+    journal: Journal, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        journal.add_keyframe(keyframe(number), camera=camera(), image_bytes=JPEG)
+    rotation = rotation_from_vector(np.array([0.1, -0.4, 0.2]))
+    pose = np.column_stack([rotation, [0.6, 0.0, 0.8]])
+    pair = dataclasses.replace(
+        verified_pair(1, 2), fundamental=np.zeros((3, 3)), cam2_from_cam1=pose
+    )
+    journal.add_pair(pair)
+    with reading(tmp_path) as database:
+        geometry = database.read_two_view_geometry(1, 2)
+    assert geometry.config == pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+    assert geometry.cam2_from_cam1 is not None
+    assert geometry.cam2_from_cam1.matrix() == pytest.approx(pose)
+    assert pytest.approx(skew(pose[:, 3]) @ rotation) == geometry.E
 
 
 def test_a_pair_written_again_is_replaced(journal: Journal, tmp_path: Path) -> None:

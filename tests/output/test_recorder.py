@@ -17,6 +17,7 @@ from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
 from engine.mapping.steps import KeyframeRecord, MapCopy
+from engine.matching.overlays import OverlayMask
 from engine.output import recorder as recorder_module
 from engine.output import snapshots as snapshots_module
 from engine.output.files import LineFile
@@ -133,6 +134,28 @@ def test_a_mask_that_frames_share_is_encoded_once_and_written_for_each(
     assert [path.name for path in files] == ["000000.jpg.png", "000001.jpg.png"]
     assert files[0].read_bytes() == files[1].read_bytes() == encode_mask(shared)
     assert len(calls) == 1
+
+
+def test_what_overlays_cover_is_taken_out_of_masks_and_masks_are_made_where_there_are_none(
+    recording: Recording,
+) -> None:
+    frame = frame_of(1)
+    given, beside_logo = (np.ones((frame.height, frame.width), np.bool_) for _ in range(2))
+    given[:100] = False
+    beside_logo[:, :70] = False
+    recording.add_keyframe(1, replace(frame, mask=given))
+    recording.add_keyframe(2)
+    recording.add_keyframe(3)
+    names = ("000000.jpg", "000001.jpg")
+    recording.recorder.overlays_masked([OverlayMask(mask=beside_logo, image_names=names)])
+    stored = {
+        path.name: np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) > 0
+        for path in (recording.path / "masks").iterdir()
+    }
+    assert sorted(stored) == ["000000.jpg.png", "000001.jpg.png"]
+    assert np.array_equal(stored["000000.jpg.png"], given & beside_logo)
+    assert np.array_equal(stored["000001.jpg.png"], beside_logo)
+    assert recording.recorder.num_failed_writes == 0
 
 
 def test_keypoints_that_a_keyframe_moved_elsewhere_are_journalled_with_it(

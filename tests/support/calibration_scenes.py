@@ -90,6 +90,7 @@ def reconstruction_of(
     start: Sequence[float] | None = None,
     noise_px: float = 0.3,
     seed: int = 5,
+    cameras_each: bool = False,
 ) -> pycolmap.Reconstruction:
     """The true poses and points with noisy keypoints, and the camera as adjustment begins with it.
 
@@ -100,12 +101,15 @@ def reconstruction_of(
         start: its parameters in the reconstruction; by default the true ones.
         noise_px: of each coordinate of the keypoints.
         seed: of the noise.
+        cameras_each: every image has a camera of its own; else the first one is of all.
     """
     rng = np.random.default_rng(seed)
     reconstruction = pycolmap.Reconstruction()
-    begun = copy.deepcopy(camera)
-    begun.params = list(camera.params if start is None else start)
-    reconstruction.add_camera_with_trivial_rig(begun)
+    for camera_id in range(CAMERA_ID, CAMERA_ID + (len(poses) if cameras_each else 1)):
+        begun = copy.deepcopy(camera)
+        begun.camera_id = camera_id
+        begun.params = list(camera.params if start is None else start)
+        reconstruction.add_camera_with_trivial_rig(begun)
     tracks: list[list[pycolmap.TrackElement]] = [[] for _ in points]
     for image_id, pose in enumerate(poses, start=1):
         in_cam = points @ pose[:, :3].T + pose[:, 3]
@@ -115,7 +119,10 @@ def reconstruction_of(
         rows = np.flatnonzero(is_seen)
         keypoints = projected[rows] + rng.normal(0.0, noise_px, (len(rows), 2))
         image = pycolmap.Image(
-            name=f"{image_id}.jpg", keypoints=keypoints, camera_id=CAMERA_ID, image_id=image_id
+            name=f"{image_id}.jpg",
+            keypoints=keypoints,
+            camera_id=image_id if cameras_each else CAMERA_ID,
+            image_id=image_id,
         )
         reconstruction.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose))
         for k, row in enumerate(rows.tolist()):

@@ -339,6 +339,17 @@ def test_observations_in_a_box_and_under_masks_are_counted(trust: Any, tmp_path:
     assert whole.num_overlay_points == len(true_map.points3D)
 
 
+def test_cameras_are_held_where_the_summary_says_so_of_all(trust: Any, tmp_path: Path) -> None:
+    assert not trust.scoring.held_cameras(tmp_path)
+    free, held, constant = (
+        {"is_held": is_held, "is_constant": is_constant}
+        for is_held, is_constant in ((False, False), (True, False), (False, True))
+    )
+    for cameras, expected in (([], False), ([held, free], False), ([held, constant], True)):
+        (tmp_path / "summary.json").write_text(json.dumps({"cameras": cameras}))
+        assert trust.scoring.held_cameras(tmp_path) == expected
+
+
 def test_the_difference_of_two_runs_is_that_of_their_shared_centres(
     trust: Any, tmp_path: Path
 ) -> None:

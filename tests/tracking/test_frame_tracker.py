@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.config import FrameTrackingConfig
+from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError
 from engine.tracking.frame_tracker import FrameTracker, KeyframeReason, NewKeyframe
 from engine.types import Features, Float64Array, Frame, TrackedFrame, Uint8Array
@@ -69,7 +69,12 @@ def tracker_with(
     describe: Callable[[Frame], Features] | None = None,
     is_sequence: bool = True,
 ) -> FrameTracker:
-    return FrameTracker(config, describe=describe or Describer(), is_sequence=is_sequence)
+    return FrameTracker(
+        config,
+        describe=describe or Describer(),
+        is_sequence=is_sequence,
+        two_view=TwoViewConfig(),
+    )
 
 
 def image(motion: Float64Array, *, width: int = WIDTH, height: int = HEIGHT) -> Uint8Array:

@@ -11,6 +11,7 @@ from adapters.views.console import ConsoleView, build_panel, format_elapsed
 from adapters.views.log_lines import DROPS_LOGGED_EACH, LogLevel, log_line_of
 from engine.events import (
     BundleAdjusted,
+    CameraDoubted,
     CameraSplit,
     CropFound,
     Event,
@@ -194,6 +195,13 @@ def test_a_failed_registration_and_a_warning_are_logged_with_their_level() -> No
     )
     assert warning is not None
     assert (warning.level, warning.text) == (LogLevel.WARNING, "disk nearly full")
+
+
+def test_a_doubted_camera_is_a_warning_that_names_it() -> None:
+    doubted = CameraDoubted(at_s=1.0, camera_key="phone", reason="k is 14.3; held", is_held=True)
+    log_line = log_line_of(doubted, RunCounters())
+    assert log_line is not None
+    assert (log_line.level, log_line.text) == (LogLevel.WARNING, "camera phone: k is 14.3; held")
 
 
 def window(verdict: WindowVerdict) -> WindowSolved:

@@ -114,6 +114,44 @@ def test_the_corners_of_a_pyramid_project_to_the_corners_of_the_image() -> None:
         assert np.allclose(corners[:, 2], 0.7, atol=1e-3)
 
 
+def test_the_pyramid_of_a_fisheye_has_the_edges_of_its_view() -> None:
+    poses = circle_of_cameras(2)
+    rays = np.array([(-0.7, -0.6, 0.1), (0.7, -0.6, 0.1), (0.7, 0.6, 0.1), (-0.7, 0.6, 0.1)])
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)  # 84 degrees off the axis
+    strokes = frustum_strokes(
+        poses,
+        focal_px=np.full(2, 300.0),
+        image_sizes=np.tile([640, 480], (2, 1)),
+        depth_map=0.7,
+        corner_rays=np.stack([rays, np.full((4, 3), np.nan)]),
+    )
+    in_cam = strokes[0] @ poses[0, :, :3].T + poses[0, :, 3]
+    assert np.allclose(in_cam[:4], 0.7 * rays, atol=1e-5)
+    assert np.allclose(in_cam[5], 0.0, atol=1e-5)
+    pinhole = frustum_strokes(
+        poses[1:],
+        focal_px=np.full(1, 300.0),
+        image_sizes=np.array([[640, 480]]),
+        depth_map=0.7,
+    )
+    assert np.array_equal(strokes[1:], pinhole)
+
+
+def test_a_camera_that_sees_all_around_is_drawn_around_its_centre() -> None:
+    poses = circle_of_cameras(1)
+    strokes = frustum_strokes(
+        poses,
+        focal_px=np.full(1, 300.0),
+        image_sizes=np.array([[640, 320]]),
+        depth_map=0.8,
+        corner_rays=np.zeros((1, 4, 3)),
+    )
+    in_cam = strokes[0] @ poses[0, :, :3].T + poses[0, :, 3]
+    assert np.allclose(np.linalg.norm(in_cam, axis=1), 0.4, atol=1e-5)
+    assert np.allclose(in_cam.min(axis=0), -0.4, atol=1e-5)
+    assert np.allclose(in_cam.max(axis=0), 0.4, atol=1e-5)
+
+
 def test_a_plan_keeps_distances_on_the_main_plane_with_neighbours_one_apart() -> None:
     centers = cam_centers(circle_of_cameras(12))
     plan = plan_positions(np.arange(12), centers, previous={})

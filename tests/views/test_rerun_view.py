@@ -41,6 +41,8 @@ from engine.events import (
     Warned,
 )
 from engine.types import (
+    CalibrationOrigin,
+    CameraFigures,
     DropReason,
     Float64Array,
     Frame,
@@ -123,6 +125,27 @@ def map_view(
         chunk_ids=chunk_ids,
         edges=np.column_stack([ids[:-1], ids[1:]]),
         edge_reasons=(PairReason.TEMPORAL,) * (num_keyframes - 1),
+        cameras=(camera_figures(num_registered=num_keyframes),),
+    )
+
+
+def camera_figures(*, num_registered: int) -> CameraFigures:
+    return CameraFigures(
+        camera_key="camera",
+        model="SIMPLE_PINHOLE",
+        width=WIDTH,
+        height=HEIGHT,
+        params=(FOCAL_PX, WIDTH / 2, HEIGHT / 2),
+        focal_px=FOCAL_PX,
+        fov_deg=61.9,
+        num_registered=num_registered,
+        origin=CalibrationOrigin.ASSUMED,
+        prior_focal_px=FOCAL_PX,
+        prior_sigma_ratio=0.7,
+        observed_sigma_ratio=None,
+        is_constant=False,
+        is_held=True,
+        doubts=("the images say nothing of it",),
     )
 
 
@@ -304,6 +327,7 @@ def test_a_run_leaves_every_entity(rows: dict[str, Rows]) -> None:
         "/world/trajectory/part_00000",
         "/world/trajectory/tail",
         "/world/scene_graph",
+        "/cameras",
         "/graph",
         "/logs",
         "/metrics/registered",

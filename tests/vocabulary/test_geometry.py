@@ -14,6 +14,7 @@ from engine.geometry import (
     invert_pose,
     pose_in_other_world,
     quat_xyzw_from_rotation,
+    rotation_between,
     rotation_from_quat_xyzw,
     rotation_from_vector,
     rotation_vector_from,
@@ -282,3 +283,32 @@ def test_a_point_lies_on_the_pixel_that_holds_it() -> None:
     points_xy = np.array([(0.0, 0.0), (0.99, 0.99), (1.0, 0.5), (1.5, 1.5), (2.0, 2.0)])
     assert usable_at(mask, points_xy).tolist() == [True, True, False, True, True]
     assert usable_at(mask, np.empty((0, 2))).tolist() == []
+
+
+def test_the_rotation_between_vectors_is_found_exactly_and_among_noise() -> None:
+    rotation = rotation_from_vector(np.array([0.4, -0.2, 0.9]))
+    vectors = np.random.default_rng(0).normal(size=(30, 3))
+    found = rotation_between(vectors, vectors @ rotation.T)
+    assert found is not None
+    np.testing.assert_allclose(found, rotation, atol=1e-12)
+    noisy = rotation_between(vectors, vectors @ rotation.T + 0.01)
+    assert noisy is not None
+    assert 1e-5 < np.linalg.norm(rotation_vector_from(noisy @ rotation.T)) < 0.02
+
+
+def test_vectors_that_leave_the_rotation_open_have_one_and_those_not_finite_have_none() -> None:
+    for some in (np.zeros((5, 3)), np.ones((5, 3)), np.empty((0, 3))):
+        found = rotation_between(some, some)
+        assert found is not None
+        np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(found) > 0.0
+    for value in (np.nan, np.inf):
+        spoiled = np.ones((5, 3))
+        spoiled[2, 1] = value
+        assert rotation_between(spoiled, np.ones((5, 3))) is None
+
+
+def test_poses_that_are_not_finite_determine_no_similarity() -> None:
+    poses = random_poses(6)
+    poses[3, 1, 3] = np.nan
+    assert similarity_between_poses(poses, poses) is None

@@ -16,6 +16,7 @@ from engine.types import BoolArray, Float64Array
 from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window
+from tests.support.calibration_scenes import lawnmower, plane
 from tests.support.paths import GOLDEN
 from tests.support.synthetic import similarity
 from tests.support.window_scenes import FOCAL_PX, WindowScene, arc_scene, scene_of, turning_scene
@@ -48,6 +49,19 @@ def test_a_window_without_noise_is_solved_exactly_from_its_tracks_alone(relief: 
     assert estimate.mean_reprojection_px < 1e-5
     assert scene.centre_errors(estimate).max() < 1e-7
     assert estimate.focal_px[0] == pytest.approx(FOCAL_PX, abs=1e-3)
+
+
+def test_a_focal_length_that_a_window_hardly_tells_stays_as_it_is_given() -> None:
+    down = scene_of(lawnmower(columns=4, rows=2), plane(), noise_px=0.3)
+    around = arc_scene(noise_px=0.3)
+    for scene, moves in ((down, False), (around, True)):
+        problem = scene.problem(cam_from_world=scene.poses, focal_px=np.array([1.05 * FOCAL_PX]))
+        estimate = solve_window(problem, CONFIG)
+        assert estimate.status is WindowStatus.SOLVED, estimate.reason
+        wanted_px = FOCAL_PX if moves else 1.05 * FOCAL_PX
+        tolerance = 0.01 if moves else 1e-9
+        assert estimate.focal_px[0] == pytest.approx(wanted_px, rel=tolerance)
+        assert estimate.mean_reprojection_px < 0.6
 
 
 def test_noise_leaves_errors_of_its_own_size() -> None:
@@ -233,6 +247,21 @@ def test_observations_that_are_not_finite_are_left_out_and_counted() -> None:
     assert estimate.num_unusable == is_lost.sum()
     assert not estimate.is_inlier[is_lost].any()
     assert scene.centre_errors(estimate).max() < 2e-3
+
+
+@pytest.mark.parametrize("far_px", [1e5, 1e12, 1e200, -1e308])
+def test_observations_far_beyond_any_image_are_outliers(far_px: float) -> None:
+    scene = arc_scene()
+    tracks_xy = scene.tracks_xy.copy()
+    is_far = scene.is_visible & (np.random.default_rng(0).random(scene.is_visible.shape) < 0.05)
+    tracks_xy[is_far] = far_px
+    with np.errstate(all="ignore"):
+        estimate = solve_window(scene.problem(tracks_xy=tracks_xy), CONFIG)
+        hopeless = solve_window(scene.problem(tracks_xy=np.full_like(tracks_xy, far_px)), CONFIG)
+    assert estimate.status is WindowStatus.SOLVED, estimate.reason
+    assert not estimate.is_inlier[is_far].any()
+    assert scene.centre_errors(estimate).max() < 1e-5
+    assert hopeless.status is not WindowStatus.SOLVED
 
 
 def test_observations_of_low_score_are_left_out() -> None:

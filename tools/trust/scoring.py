@@ -248,12 +248,12 @@ def num_masks(folder: Path) -> int:
 
 
 def held_cameras(run: Path) -> bool:
-    """Whether every camera of ``summary.json`` says that its intrinsics were held constant."""
+    """Whether ``summary.json`` says of every camera that adjustment left its calibration alone."""
     path = run / "summary.json"
     if not path.is_file():
         return False
     cameras = json.loads(path.read_text(encoding="utf-8")).get("cameras") or []
-    return bool(cameras) and all(camera.get("is_held", False) for camera in cameras)
+    return bool(cameras) and all(each["is_held"] or each["is_constant"] for each in cameras)
 
 
 def timely_percent(run: Path) -> float:

@@ -1,0 +1,260 @@
+"""Recognising lenses: what an uncalibrated camera has, once its map looks wrong or its name says.
+
+An ordinary start costs nothing here. Small maps by several lenses (`lens_search.py`) compete only
+where a camera's calibration is nobody's word, and the map doubts it: few keyframes fit, the focal
+length has gone far from where it began, distortion bends the image like a fisheye's. A camera with
+the name of an action camera is searched in any case, since those switch between both kinds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pycolmap
+
+from engine.camera_models import CAMERA_MODELS, LensKind
+from engine.config import CamerasConfig, InitializationConfig
+from engine.estimators.camera_limits import corner_displacement, lens_flaw
+from engine.estimators.lenses import lens_kind
+from engine.mapping.growth import GrowthConfig
+from engine.mapping.lens_search import LensFit, LensHypothesis, fit_lenses
+from engine.mapping.restarts import best_connected
+from engine.mapping.sparse_map import SparseMap
+from engine.matching.scene_graph import SceneGraph
+from engine.types import CalibrationOrigin, Float64Array, FrameId, Uint32Array, VerifiedPair
+
+_MIN_CONNECTED = 7  # keyframes that match others: fewer tell lenses apart badly
+_SEARCHED_KEYFRAMES = 8
+_MAX_SEARCHES = 3  # of a camera
+_MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
+_MIN_CONNECTED_WITHOUT_MAP = 10
+_FEW_REGISTERED_RATIO = 0.6  # of the keyframes that match others
+_FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
+_BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
+_NEW_FOCAL_FACTOR = 1.12  # from the map's focal length: worth building anew
+_SAME_FOCAL_FACTOR = 1.1
+_CLEAR_GAIN_RATIO = 1.06  # by which a lens of another kind must fit better
+_EQUAL_GAIN_RATIO = 0.97  # of the best: fits as well
+_MIN_POSED_RATIO = 0.6  # of the searched keyframes
+_MAX_FISHEYE_FOCAL_RATIO = 1.1  # of the edge: in a narrower view no fisheye shows
+_PERSPECTIVE_RATIOS = (0.45, 0.9, 1.8, 3.6)  # focal lengths tried, of the edge
+_FISHEYE_RATIOS = (0.4, 0.7)
+
+_FISHEYE_TO_TRY = "SIMPLE_RADIAL_FISHEYE"
+_UNPROVEN = (
+    CalibrationOrigin.ASSUMED,
+    CalibrationOrigin.TWO_VIEW_GEOMETRIES,
+    CalibrationOrigin.RECOGNISED,
+)
+_GIVEN = (CalibrationOrigin.CONFIGURED, CalibrationOrigin.FILE, CalibrationOrigin.KNOWN)
+
+FindMatches = Callable[[VerifiedPair], Uint32Array]  # (M, 2) rows of all its matches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RecognisedLens:
+    """A lens that explains a camera's keyframes better than the present one."""
+
+    camera: pycolmap.Camera
+    poses: Mapping[
+        FrameId, Float64Array
+    ]  # (3, 4) of some of its keyframes, in a world of their own
+    former_model: str
+    gain_ratio: float  # how much better it fits than the best lens of the former kind; 1: it is one
+
+
+@dataclass(slots=True)
+class _Searches:
+    """What was searched of one camera."""
+
+    num: int = 0
+    num_connected: int = 0  # at the last one
+    focal_px: float | None = None  # that it confirmed or found
+
+
+class LensRecognition:
+    """Decides when lenses are searched, and what a search says.
+
+    Args:
+        cameras: the model of ordinary cameras.
+        initialization: thresholds of starting.
+        growth: thresholds of growing.
+        graph: holds keyframes and pairs.
+        new_map: makes an empty map.
+        all_matches: the matches of a pair, verified or not.
+        seed: of the estimation of relative poses.
+    """
+
+    def __init__(
+        self,
+        cameras: CamerasConfig,
+        *,
+        initialization: InitializationConfig,
+        growth: GrowthConfig,
+        graph: SceneGraph,
+        new_map: Callable[[], SparseMap],
+        all_matches: FindMatches,
+        seed: int,
+    ) -> None:
+        self._model = cameras.model
+        self._initialization = initialization
+        self._growth = growth
+        self._graph = graph
+        self._new_map = new_map
+        self._all_matches = all_matches
+        self._seed = seed
+        self._searches: dict[str, _Searches] = {}
+
+    def doubted(self, sparse_map: SparseMap) -> list[str]:
+        """Cameras whose lens should be searched now."""
+        if CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
+            return []  # somebody has chosen
+        connected: dict[str, list[FrameId]] = {}
+        for frame_id in self._graph.connected_ids:
+            key = self._graph.keyframe(frame_id).calibration_key
+            connected.setdefault(key, []).append(frame_id)
+        return [
+            key
+            for key, frame_ids in connected.items()
+            if self._is_doubted(sparse_map, key, frame_ids)
+        ]
+
+    def recognise(self, sparse_map: SparseMap, camera_key: str) -> RecognisedLens | None:
+        """Searches the lens of a camera; None when the present one is as good, or nothing is clear.
+
+        Args:
+            sparse_map: the map; need not be initialised.
+            camera_key: one of the doubted cameras.
+        """
+        pairs = self._pairs_of(camera_key)
+        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
+        keyframes = [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids]
+        among = [p for p in pairs if p.pair.first in frame_ids and p.pair.second in frame_ids]
+        present = sparse_map.camera(camera_key)
+        fits = fit_lenses(
+            keyframes,
+            [replace(pair, inlier_matches_idx=self._all_matches(pair)) for pair in among],
+            self._hypotheses(present),
+            new_map=self._new_map,
+            initialization=self._initialization,
+            growth=self._growth,
+            seed=self._seed,
+        )
+        searches = self._searches.setdefault(camera_key, _Searches())
+        searches.num += 1
+        searches.num_connected = len(self._connected(camera_key))
+        possible = [fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes))]
+        chosen = _choice(possible, kind=lens_kind(present))
+        if chosen is None:
+            return None
+        searches.focal_px = float(chosen.fit.camera.mean_focal_length())
+        is_in_map = any(
+            sparse_map.keyframe(i).calibration_key == camera_key for i in sparse_map.registered_ids
+        )
+        if lens_kind(chosen.fit.camera) is lens_kind(present) and is_in_map:
+            if _factor(searches.focal_px, present.mean_focal_length()) < _NEW_FOCAL_FACTOR:
+                return None
+        return RecognisedLens(
+            camera=chosen.fit.camera,
+            poses=chosen.fit.poses,
+            former_model=present.model_name,
+            gain_ratio=chosen.gain_ratio,
+        )
+
+    def _is_doubted(
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
+    ) -> bool:
+        prior = sparse_map.camera_prior(camera_key)
+        hint = self._graph.keyframe(connected[0]).intrinsics_prior
+        is_named_fisheye = hint is not None and hint.is_fisheye and prior.origin not in _GIVEN
+        if prior.is_constant or not (is_named_fisheye or prior.origin in _UNPROVEN):
+            return False
+        done = self._searches.get(camera_key, _Searches())
+        if (
+            len(connected) < max(_MIN_CONNECTED, _MORE_TO_SEARCH * done.num_connected)
+            or done.num >= _MAX_SEARCHES
+        ):
+            return False
+        if is_named_fisheye and not done.num:
+            return True
+        num_registered = sum(1 for i in connected if sparse_map.is_registered(i))
+        if not num_registered:
+            return len(connected) >= _MIN_CONNECTED_WITHOUT_MAP
+        if num_registered < _FEW_REGISTERED_RATIO * len(connected):
+            return True
+        camera = sparse_map.camera(camera_key)
+        began_px = done.focal_px or prior.focal_px
+        if _factor(camera.mean_focal_length(), began_px) > _FAR_FOCAL_FACTOR:
+            return True
+        return done.focal_px is None and abs(corner_displacement(camera)) > _BENT_DISPLACEMENT
+
+    def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
+        edge_px = max(present.width, present.height)
+        return [
+            LensHypothesis(model=model, focal_px=ratio * edge_px)
+            for model, ratios in (
+                (self._model, _PERSPECTIVE_RATIOS),
+                (_FISHEYE_TO_TRY, _FISHEYE_RATIOS),
+            )
+            for ratio in ratios
+        ]
+
+    def _connected(self, camera_key: str) -> list[FrameId]:
+        ids = self._graph.connected_ids
+        return [i for i in ids if self._graph.keyframe(i).calibration_key == camera_key]
+
+    def _pairs_of(self, camera_key: str) -> list[VerifiedPair]:
+        """Pairs whose both keyframes are of one camera."""
+        of_camera = set(self._connected(camera_key))
+        return [
+            pair
+            for pair in self._graph.edges()
+            if pair.pair.first in of_camera and pair.pair.second in of_camera
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Choice:
+    fit: LensFit
+    gain_ratio: float
+
+
+def _choice(fits: Sequence[LensFit], *, kind: LensKind) -> _Choice | None:
+    """The fit to believe, best fits first: of the present kind unless another is clearly better.
+
+    None when nothing fits, or fits of the present kind that are as good differ in focal length: a
+    plane seen head-on, a turn, too little motion.
+    """
+    same = [fit for fit in fits if lens_kind(fit.camera) is kind]
+    others = [fit for fit in fits if lens_kind(fit.camera) is not kind]
+    if others and (not same or others[0].gain > _CLEAR_GAIN_RATIO * same[0].gain):
+        ratio = others[0].gain / same[0].gain if same else math.inf
+        return _Choice(fit=others[0], gain_ratio=ratio) if _is_clear(others) else None
+    return _Choice(fit=same[0], gain_ratio=1.0) if same and _is_clear(same) else None
+
+
+def _is_clear(fits: Sequence[LensFit]) -> bool:
+    best = fits[0]
+    return all(
+        _factor(fit.camera.mean_focal_length(), best.camera.mean_focal_length())
+        < _SAME_FOCAL_FACTOR
+        for fit in fits
+        if fit.gain >= _EQUAL_GAIN_RATIO * best.gain
+    )
+
+
+def _is_possible(fit: LensFit, *, num_keyframes: int) -> bool:
+    camera = fit.camera
+    if lens_flaw(camera) or len(fit.poses) < _MIN_POSED_RATIO * num_keyframes:
+        return False
+    edge_px = max(camera.width, camera.height)
+    is_fisheye = lens_kind(camera) is LensKind.FISHEYE
+    return not is_fisheye or camera.mean_focal_length() <= _MAX_FISHEYE_FOCAL_RATIO * edge_px
+
+
+def _factor(one_px: float, other_px: float) -> float:
+    """The larger of two focal lengths over the smaller one."""
+    return float(np.exp(abs(np.log(one_px / other_px))))
