@@ -19,7 +19,13 @@ from engine.estimators.calibration_votes import CalibrationVote, GuessedView, vo
 from engine.estimators.lenses import camera_focal_px
 from engine.events import CropFound
 from engine.mapping.bundle_adjustment import refine_principal_point
-from engine.mapping.camera_splits import ChangedMap, estimated, fits_better, may_change
+from engine.mapping.camera_splits import (
+    ChangedMap,
+    candidate_map,
+    estimated,
+    fits_better,
+    may_change,
+)
 from engine.mapping.cameras import CameraChange, with_focal_length
 from engine.mapping.growth import GrowthConfig, adjust_in_place
 from engine.mapping.restarts import MapBuilder
@@ -139,7 +145,7 @@ class CameraCrops:
             return None
         vote, offset_xy = voted
         change = _change(present, whole, crop, focal_px=vote.focal_px, offset_xy=offset_xy)
-        candidate = self._builder.anew(present, change)
+        candidate = candidate_map(self._builder, present, change, changed=keyframes[crop])
         if candidate is None:
             return None
         self._refine(candidate, whole, crop)

@@ -63,6 +63,7 @@ _MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its l
 _MAX_VOTING_PAIRS = 400  # the strongest ones
 _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
+_MAX_ANEW = 60  # keyframes of a map that is built anew to try a change
 _FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
 
@@ -214,15 +215,16 @@ class CameraSplits:
             return None
         zoomed = [i for level in levels[1:] for i in level.frame_ids]
         change = self._split(present, source_key, levels, focal_px=vote.focal_px)
-        candidate = self._builder.anew(present, change)
+        candidate = candidate_map(self._builder, present, change, changed=zoomed)
         if (
             candidate is not None
             and fits_better(candidate, present, changed=zoomed)
             and self._is_split(candidate, source_key, levels)
         ):
             self._report(source_key, levels, candidate)
+            others = {key: of for key, of in self._source_key.items() if of != source_key}
             split_off = [key for key in change.cameras if key != source_key]
-            self._source_key.update(dict.fromkeys(split_off, source_key))
+            self._source_key = {**others, **dict.fromkeys(split_off, source_key)}
             return ChangedMap(sparse_map=candidate, change=change)
         self._num_failed[source_key] += 1
         if is_final or self._num_failed[source_key] >= _FAILURES_TO_DOUBT:
@@ -589,6 +591,16 @@ def estimated(camera: pycolmap.Camera) -> InitialCamera:
         focal_sigma_ratio=TWO_VIEW_SIGMA_RATIO,
     )
     return InitialCamera(camera=camera, prior=prior)
+
+
+def candidate_map(
+    builder: MapBuilder, present: SparseMap, change: CameraChange, *, changed: Collection[FrameId]
+) -> SparseMap | None:
+    """A map with changed cameras: anew, or where it is large around what stays as it was."""
+    if present.num_registered <= _MAX_ANEW:
+        return builder.anew(present, change)
+    kept = [i for i in present.registered_ids if i not in set(changed)]
+    return builder.rebuilt(present, change, poses={i: present.cam_from_world(i) for i in kept})
 
 
 def fits_better(candidate: SparseMap, present: SparseMap, *, changed: Sequence[FrameId]) -> bool:
