@@ -212,7 +212,7 @@ def _with_keyframes(
 ) -> SparseMap:
     """The map with keyframes and pairs, none registered, and one camera that nobody knows."""
     prior = CameraPrior.assumed(camera, is_constant=True)
-    sparse_map.add_camera(keyframes[0].camera_key, copy.deepcopy(camera), prior=prior)
+    sparse_map.add_camera(keyframes[0].calibration_key, copy.deepcopy(camera), prior=prior)
     order = {keyframe.frame_id: number for number, keyframe in enumerate(keyframes)}
     pairs_of: dict[FrameId, list[VerifiedPair]] = {frame_id: [] for frame_id in order}
     for pair in pairs:
@@ -227,7 +227,7 @@ def _fit_of(sparse_map: SparseMap, keyframes: Sequence[Keyframe]) -> LensFit:
     registered = sparse_map.registered_ids
     bound_px = _FIT_BOUND_PX * image_scale(first.width, first.height)
     return LensFit(
-        camera=copy.deepcopy(sparse_map.camera(first.camera_key)),
+        camera=copy.deepcopy(sparse_map.camera(first.calibration_key)),
         poses={i: sparse_map.cam_from_world(i) for i in registered},
         gain=sparse_map.fit(registered, bound_px=bound_px).gain,
     )
