@@ -272,8 +272,33 @@ def homography_inlier_ratio(
 
     Points that determine no homography, being few or on a line, show no depth: 1.
     """
+    found = _find_homography(points1_xy, points2_xy, max_error_px=max_error_px)
+    return 1.0 if found is None else float(found[1].mean())
+
+
+def homography_distances_px(
+    inliers: PairMatches, matches: PairMatches, *, max_error_px: float
+) -> Float64Array | None:
+    """How far matches (M,) are from where the homography of others puts them, (M,).
+
+    None when the others determine none.
+    """
+    found = _find_homography(inliers.points1_xy, inliers.points2_xy, max_error_px=max_error_px)
+    if found is None:
+        return None
+    ones = np.ones((len(matches), 1))
+    mapped = np.hstack([matches.points1_xy, ones]) @ found[0].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offsets = mapped[:, :2] / mapped[:, 2:] - matches.points2_xy
+    return np.asarray(np.nan_to_num(np.linalg.norm(offsets, axis=1), nan=0.0))
+
+
+def _find_homography(
+    points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
+) -> tuple[Float64Array, BoolArray] | None:
+    """The homography (3, 3) and which of the N correspondences agree with it."""
     if len(points1_xy) < 4:
-        return 1.0
+        return None
     try:
         homography, mask = cv2.findHomography(
             points1_xy,
@@ -284,8 +309,10 @@ def homography_inlier_ratio(
             maxIters=_USAC_MAX_ITERATIONS,
         )
     except cv2.error:  # as for the fundamental matrix
-        return 1.0
-    return 1.0 if homography is None else float(mask.mean())
+        return None
+    if homography is None:
+        return None
+    return np.asarray(homography, np.float64), mask.ravel().astype(bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
