@@ -200,8 +200,8 @@ class CamerasConfig(Section):
     """Of the edge. The first guess of a focal length that neither EXIF nor the images give; 0.85 is
     61 degrees across."""
     single_camera_per_size: bool = True
-    """Whether a folder's images of one size, make and focal length share one calibration. false:
-    each image has its own, for collections from many cameras."""
+    """Whether a folder's images of one size, camera, lens and zoom (as EXIF says) share one
+    calibration. false: each image has its own, for collections from many cameras."""
     masks: dict[str, str] = {}
     """Mask files of whole cameras, by patterns with * and ? of cameras' keys, subfolders or
     sources; the last one that matches counts. Black is left out, anything else is used. --mask FILE
@@ -405,6 +405,9 @@ class TwoViewConfig(Section):
     """Matches that must agree with one geometry. Lower: more pairs, more wrong ones."""
     min_inlier_ratio: Ratio = 0.25
     """Share of a pair's matches that must agree with one geometry."""
+    find_overlays: bool = True
+    """Whether what is fixed to the camera (a logo, text, dirt on the lens) is found and left out.
+    It is what stays in the image against the motion of the rest."""
 
 
 class InitializationConfig(Section):

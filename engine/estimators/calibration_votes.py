@@ -37,6 +37,11 @@ class CalibrationVote:
     is_determined: bool  # whether the focal length is no limit of the search
 
 
+def has_vote(pair: VerifiedPair) -> bool:
+    """Whether a pair can tell one calibration from another: not when one plane explains it."""
+    return pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO
+
+
 def vote_on(
     pairs: Sequence[VerifiedPair], views: Mapping[FrameId, GuessedView], *, edge_px: float
 ) -> CalibrationVote | None:
@@ -74,7 +79,7 @@ def _costs(
     pairs: Sequence[VerifiedPair], views: Mapping[FrameId, GuessedView], focal_px: Float64Array
 ) -> Float64Array | None:
     """The mean bounded gap for each focal length (F,)."""
-    usable = [pair for pair in pairs if pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO]
+    usable = [pair for pair in pairs if has_vote(pair)]
     if not usable:
         return None
     fundamentals = np.array([pair.fundamental for pair in usable])

@@ -9,8 +9,9 @@ one focal length; a map that fits clearly better confirms it, and refines the pr
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +19,13 @@ from engine.estimators.calibration_votes import CalibrationVote, GuessedView, vo
 from engine.estimators.lenses import camera_focal_px
 from engine.events import CropFound
 from engine.mapping.bundle_adjustment import refine_principal_point
-from engine.mapping.camera_splits import ChangedMap, estimated, fits_better, may_change
+from engine.mapping.camera_splits import (
+    ChangedMap,
+    candidate_map,
+    estimated,
+    fits_better,
+    may_change,
+)
 from engine.mapping.cameras import CameraChange, with_focal_length
 from engine.mapping.growth import GrowthConfig, adjust_in_place
 from engine.mapping.restarts import MapBuilder
@@ -30,13 +37,14 @@ from engine.types import FrameId, VerifiedPair
 _MIN_CROP_RATIO = 0.03  # of the larger image's edge
 _MIN_KEYFRAMES = 3  # of each of the two cameras
 _MIN_KEYFRAMES_TOGETHER = 8
+_MAX_EXAMINED = 4  # pairs of cameras at one time
 _MORE_TO_EXAMINE = 1.4  # times the keyframes at the last time
 _SHIFTS = np.linspace(-1.0, 1.0, 9)  # of the cut off part: from one side to the other
 _MIN_SHIFT = 0.4
 _REFINEMENTS = 3  # of principal point and everything else by turns
 _BETTER_VOTE_RATIO = 0.985  # of the cost of the votes with a principal point in the middle
 _MAX_SHIFT = 1.2  # where a map may put it: beyond the larger image's middle there is no crop
-_MAX_VOTING_PAIRS = 400  # the strongest ones
+_MAX_VOTING_PAIRS = 200  # the strongest ones
 
 
 class CameraCrops:
@@ -68,26 +76,30 @@ class CameraCrops:
                 they have many more than at the last time.
         """
         keyframes = self._keyframes()
-        if len(keyframes) < 2:
-            return None
-        for whole in sorted(keyframes):
-            for crop in sorted(keyframes):
-                num = len(keyframes[whole]) + len(keyframes[crop])
-                num_before = self._num_examined.get((whole, crop), 0)
-                enough = 1 + num_before if is_final else _MORE_TO_EXAMINE * num_before
-                if (
-                    crop in self._found
-                    or num < max(_MIN_KEYFRAMES_TOGETHER, enough)
-                    or min(len(keyframes[whole]), len(keyframes[crop])) < _MIN_KEYFRAMES
-                    or not _may_be_crop(present, whole, crop)
-                ):
-                    continue
-                self._num_examined[whole, crop] = num
-                found = self._examine(present, whole, crop, keyframes)
-                if found is not None:
-                    self._found[crop] = whole
-                    return found
+        for whole, crop in self._due(present, keyframes, is_final=is_final)[:_MAX_EXAMINED]:
+            self._num_examined[whole, crop] = len(keyframes[whole]) + len(keyframes[crop])
+            found = self._examine(present, whole, crop, keyframes)
+            if found is not None:
+                self._found[crop] = whole
+                return found
         return None
+
+    def _due(
+        self, present: SparseMap, keyframes: Mapping[str, Sequence[FrameId]], *, is_final: bool
+    ) -> list[tuple[str, str]]:
+        """Pairs of a whole and its possible crop to be examined, those of most keyframes first."""
+        due = []
+        for whole, crop in itertools.permutations(sorted(keyframes), 2):
+            num = len(keyframes[whole]) + len(keyframes[crop])
+            num_before = self._num_examined.get((whole, crop), 0)
+            enough = 1 + num_before if is_final else _MORE_TO_EXAMINE * num_before
+            if (
+                num >= max(_MIN_KEYFRAMES_TOGETHER, enough)
+                and crop not in self._found
+                and _may_be_crop(present, whole, crop)
+            ):
+                due.append((-num, whole, crop))
+        return [(whole, crop) for _, whole, crop in sorted(due)]
 
     def refined(self, present: SparseMap) -> SparseMap:
         """The map with the principal points of the crops found refined, when it fits no worse."""
@@ -114,26 +126,26 @@ class CameraCrops:
             adjust_in_place(sparse_map, config=self._growth)
 
     def _keyframes(self) -> dict[str, list[FrameId]]:
-        """Keyframes with pairs, by calibration."""
+        """Keyframes with pairs, by calibration, where there are enough of them."""
         keyframes: dict[str, list[FrameId]] = {}
         for frame_id in self._graph.connected_ids:
             key = self._graph.keyframe(frame_id).calibration_key
             keyframes.setdefault(key, []).append(frame_id)
-        return keyframes
+        return {key: ids for key, ids in keyframes.items() if len(ids) >= _MIN_KEYFRAMES}
 
     def _examine(
         self,
         present: SparseMap,
         whole: str,
         crop: str,
-        keyframes: dict[str, list[FrameId]],
+        keyframes: Mapping[str, Sequence[FrameId]],
     ) -> ChangedMap | None:
         voted = self._voted(present, whole, crop, keyframes)
         if voted is None:
             return None
         vote, offset_xy = voted
         change = _change(present, whole, crop, focal_px=vote.focal_px, offset_xy=offset_xy)
-        candidate = self._builder.anew(present, change)
+        candidate = candidate_map(self._builder, present, change, changed=keyframes[crop])
         if candidate is None:
             return None
         self._refine(candidate, whole, crop)
@@ -160,10 +172,10 @@ class CameraCrops:
         present: SparseMap,
         whole: str,
         crop: str,
-        keyframes: dict[str, list[FrameId]],
+        keyframes: Mapping[str, Sequence[FrameId]],
     ) -> tuple[CalibrationVote, tuple[float, float]] | None:
         """The best vote, and by how much the crop's principal point is off its middle, px."""
-        pairs = self._pairs_among(keyframes[whole] + keyframes[crop])
+        pairs = self._pairs_among([*keyframes[whole], *keyframes[crop]])
         larger, smaller = present.camera(whole), present.camera(crop)
         cut_xy = (larger.width - smaller.width, larger.height - smaller.height)
         whole_view = GuessedView(zoom=1.0, principal_point_xy=(larger.width / 2, larger.height / 2))

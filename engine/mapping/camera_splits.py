@@ -20,7 +20,13 @@ import networkx
 import numpy as np
 import pycolmap
 
-from engine.estimators.calibration_votes import CalibrationVote, GuessedView, cost_of, vote_on
+from engine.estimators.calibration_votes import (
+    CalibrationVote,
+    GuessedView,
+    cost_of,
+    has_vote,
+    vote_on,
+)
 from engine.estimators.lenses import camera_focal_px
 from engine.estimators.scale_change import ScaleChange, measure_scale_change
 from engine.events import CameraSplit
@@ -48,6 +54,8 @@ _TINY_COST = 1e-4  # below it pairs fit as well as they can
 _MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
 _MAX_SWEEPS = 4  # over all keyframes, while some change their level
 _BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
+_MIN_VOTES_PER_LEVEL = 3  # pairs of keyframes that change their zoom, for each further level
+_MAX_VOTE_COST = 0.11  # near the bound of the votes nothing fits
 _BETTER_GAIN_RATIO = 1.05  # of how well zoomed keyframes fit the map without a split
 _MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
 _MIN_APART = 0.04  # log of the factor between focal lengths that a map keeps apart
@@ -55,6 +63,7 @@ _MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its l
 _MAX_VOTING_PAIRS = 400  # the strongest ones
 _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
+_MAX_ANEW = 60  # keyframes of a map that is built anew to try a change
 _FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
 
@@ -206,15 +215,16 @@ class CameraSplits:
             return None
         zoomed = [i for level in levels[1:] for i in level.frame_ids]
         change = self._split(present, source_key, levels, focal_px=vote.focal_px)
-        candidate = self._builder.anew(present, change)
+        candidate = candidate_map(self._builder, present, change, changed=zoomed)
         if (
             candidate is not None
             and fits_better(candidate, present, changed=zoomed)
             and self._is_split(candidate, source_key, levels)
         ):
             self._report(source_key, levels, candidate)
+            others = {key: of for key, of in self._source_key.items() if of != source_key}
             split_off = [key for key in change.cameras if key != source_key]
-            self._source_key.update(dict.fromkeys(split_off, source_key))
+            self._source_key = {**others, **dict.fromkeys(split_off, source_key)}
             return ChangedMap(sparse_map=candidate, change=change)
         self._num_failed[source_key] += 1
         if is_final or self._num_failed[source_key] >= _FAILURES_TO_DOUBT:
@@ -435,7 +445,10 @@ class _Votes:
         cost = cost_of(concerned, views, focal_px=vote.focal_px)
         other_cost = cost_of(concerned, other_views, focal_px=other_vote.focal_px)
         return (
-            cost is not None and other_cost is not None and cost < _BETTER_VOTE_RATIO * other_cost
+            cost is not None
+            and other_cost is not None
+            and sum(map(has_vote, concerned)) >= _MIN_VOTES_PER_LEVEL * (len(levels) - 1)
+            and cost < min(_BETTER_VOTE_RATIO * other_cost, _MAX_VOTE_COST)
         )
 
     def joined(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level] | None:
@@ -578,6 +591,16 @@ def estimated(camera: pycolmap.Camera) -> InitialCamera:
         focal_sigma_ratio=TWO_VIEW_SIGMA_RATIO,
     )
     return InitialCamera(camera=camera, prior=prior)
+
+
+def candidate_map(
+    builder: MapBuilder, present: SparseMap, change: CameraChange, *, changed: Collection[FrameId]
+) -> SparseMap | None:
+    """A map with changed cameras: anew, or where it is large around what stays as it was."""
+    if present.num_registered <= _MAX_ANEW:
+        return builder.anew(present, change)
+    kept = [i for i in present.registered_ids if i not in set(changed)]
+    return builder.rebuilt(present, change, poses={i: present.cam_from_world(i) for i in kept})
 
 
 def fits_better(candidate: SparseMap, present: SparseMap, *, changed: Sequence[FrameId]) -> bool:

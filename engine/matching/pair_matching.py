@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -275,7 +276,9 @@ class PairMatching:
         if len(rows) < self._two_view.min_inliers:
             return None
         seen = zip((first.frame_id, second.frame_id), matches.focal_px, strict=True)
-        self._seen_focal_lengths += [(i, focal_px) for i, focal_px in seen if focal_px > 0]
+        self._seen_focal_lengths += [
+            (i, focal_px) for i, focal_px in seen if 0.0 < focal_px < math.inf
+        ]
         return VerifiedPair(
             pair=matches.pair,
             reason=reason,

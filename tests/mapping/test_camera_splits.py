@@ -10,6 +10,7 @@ import pytest
 
 from engine.config import Config, GlobalBundleAdjustmentConfig, RuntimeConfig, WindowConfig
 from engine.events import CameraDoubted, CameraSplit
+from engine.mapping import camera_splits
 from engine.types import Float64Array, IntrinsicsPrior
 from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
@@ -143,3 +144,14 @@ def test_a_split_is_journaled_for_all_its_keyframes() -> None:
     assert cameras == {i: reconstruction.image(i).camera_id for i in world.frame_ids}
     assert len(set(cameras.values())) == 2
     assert len(mapped.mapper.cameras()) == 2
+
+
+def test_a_large_map_is_split_around_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_splits, "_MAX_ANEW", 0)
+    focals_px = [SHORT] * 8 + [1.6 * SHORT] * 6
+    world = world_of(focals_px)
+    mapped = run(world)
+    assert mapped.emitted(CameraSplit)
+    assert mapped.registered_ids == world.frame_ids
+    assert focal_px(mapped, 14) / focal_px(mapped, 1) == pytest.approx(1.6, rel=0.01)
+    assert 1e-5 < pose_errors(poses_of(mapped.sparse_map), world).rmse_ratio < 3e-3
