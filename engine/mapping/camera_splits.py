@@ -137,12 +137,23 @@ class CameraSplits:
     ) -> str:
         """The calibration of a split camera that fits a new keyframe best; else its own.
 
-        Its pairs say how much it is zoomed against keyframes whose calibration is known.
+        The one that poses it clearly best in the map. Where several do, its pairs say how much it
+        is zoomed against keyframes whose calibration is known.
         """
         source_key = keyframe.calibration_key
         keys = [source_key, *(k for k, source in self._source_key.items() if source == source_key)]
         if len(keys) < 2:
             return source_key
+        neighbors = {
+            pair.pair.second if pair.pair.first == keyframe.frame_id else pair.pair.first: pair
+            for pair in pairs
+        }
+        inliers = {
+            key: present.num_pose_inliers(keyframe, key, neighbors=neighbors) for key in keys
+        }
+        best, second = sorted(keys, key=lambda key: -inliers[key])[:2]
+        if _poses_better(inliers[best], inliers[second]):
+            return best
         levels = {key: math.log(camera_focal_px(present.camera(key))) for key in keys}
         costs = dict.fromkeys(keys, 0.0)
         for pair in sorted(pairs, key=lambda one: (-one.num_inliers, one.pair))[:_NUM_WATCHED]:
@@ -306,9 +317,10 @@ class CameraSplits:
             keys = [source_key, *(k for k, one in self._source_key.items() if one == source_key)]
             for frame_id in self._keyframes_of(source_key):
                 own = self._graph.keyframe(frame_id).calibration_key
-                inliers = {key: present.num_pose_inliers(frame_id, key) for key in keys}
+                keyframe = self._graph.keyframe(frame_id)
+                inliers = {key: present.num_pose_inliers(keyframe, key) for key in keys}
                 best = max(keys, key=inliers.__getitem__)
-                if inliers[best] > _REGROUP_RATIO * inliers[own] + _REGROUP_INLIERS:
+                if _poses_better(inliers[best], inliers[own]):
                     moved[frame_id] = best
         if not moved:
             return None
@@ -575,6 +587,11 @@ def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
 def _sureness(pair: VerifiedPair, change: ScaleChange) -> float:
     """How surely a pair says by how much one image is larger than the other."""
     return math.sqrt(pair.num_inliers) / (_LEAST_SPREAD + change.spread)
+
+
+def _poses_better(num_inliers: int, num_others: int) -> bool:
+    """Whether a calibration poses a keyframe clearly better than another one."""
+    return num_inliers > _REGROUP_RATIO * num_others + _REGROUP_INLIERS
 
 
 def may_change(present: SparseMap, calibration_key: str) -> bool:
