@@ -188,7 +188,8 @@ class CameraSplits:
             is_final: whether no more keyframes will come; else a camera is examined again only when
                 it has many more than at the last time.
         """
-        for source_key in sorted(self._suspected):
+        split_before = set(self._source_key.values()) if is_final else set()
+        for source_key in sorted(self._suspected | split_before):
             frame_ids = self._keyframes_of(source_key)
             num_before = self._num_examined.get(source_key, 0)
             enough = 1 + num_before if is_final else _MORE_TO_EXAMINE * num_before
