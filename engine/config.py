@@ -405,6 +405,9 @@ class TwoViewConfig(Section):
     """Matches that must agree with one geometry. Lower: more pairs, more wrong ones."""
     min_inlier_ratio: Ratio = 0.25
     """Share of a pair's matches that must agree with one geometry."""
+    find_overlays: bool = True
+    """Whether what is fixed to the camera (a logo, text, dirt on the lens) is found and left out.
+    It is what stays in the image against the motion of the rest."""
 
 
 class InitializationConfig(Section):

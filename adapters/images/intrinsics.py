@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from adapters.images.panoramas import has_closed_seam, is_equirectangular, is_sp
 from engine.types import IntrinsicsPrior, Uint8Array
 
 _FISHEYE_SIGMA_RATIO = 0.15
+_MAX_EXAMINED = 20  # images of one size that show nothing: none of them will
 
 
 class IntrinsicsReader:
@@ -24,6 +26,7 @@ class IntrinsicsReader:
 
     def __init__(self) -> None:
         self._spherical_sizes: set[tuple[int, int]] = set()
+        self._num_examined: Counter[tuple[int, int]] = Counter()
 
     def of_image(self, image: DecodedImage) -> IntrinsicsPrior | None:
         """What is known of the camera of a photo."""
@@ -53,14 +56,18 @@ class IntrinsicsReader:
         return replace(prior, is_fisheye=True, focal_sigma_ratio=_FISHEYE_SIGMA_RATIO)
 
     def _is_spherical(self, pixels: Uint8Array, *, name: str, is_declared: bool) -> bool:
-        height, width = pixels.shape[:2]
-        if (width, height) in self._spherical_sizes:
+        size = (pixels.shape[1], pixels.shape[0])
+        if size in self._spherical_sizes:
             return True
-        is_known_camera = is_spherical_camera(name) and has_closed_seam(pixels)
-        is_spherical = is_declared or is_known_camera or is_equirectangular(pixels)
-        if is_spherical:
-            self._spherical_sizes.add((width, height))
-        return is_spherical
+        if not is_declared:
+            if self._num_examined[size] >= _MAX_EXAMINED:
+                return False
+            self._num_examined[size] += 1
+            is_known_camera = is_spherical_camera(name) and has_closed_seam(pixels)
+            if not (is_known_camera or is_equirectangular(pixels)):
+                return False
+        self._spherical_sizes.add(size)
+        return True
 
 
 def spherical_prior(width: int, height: int) -> IntrinsicsPrior:

@@ -17,6 +17,7 @@ from engine.events import (
     Event,
     FrameDropped,
     Georeferenced,
+    LensRecognised,
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
@@ -109,6 +110,12 @@ def _camera(event: Event) -> str | None:
         case CameraCalibrated():
             how = "refined" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
+        case LensRecognised():
+            return (
+                f"camera {event.camera_key}: its lens is recognised as {event.model} with"
+                f" {event.focal_px:.0f} px, instead of {event.former_model} with"
+                f" {event.former_focal_px:.0f} px"
+            )
         case CropFound():
             x, y = event.principal_point_xy
             whole = event.whole_camera_key

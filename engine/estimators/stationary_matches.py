@@ -12,7 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
+from engine.estimators.two_view_geometry import (
+    PairVerifier,
+    VerifiedMatches,
+    homography_distances_px,
+)
 from engine.geometry import image_scale, rotation_vector_from
 from engine.types import BoolArray, Float64Array, PairMatches
 
@@ -23,6 +27,7 @@ _MIN_MOTION_PX = 5.0  # median of the others: the camera, or what it sees, moves
 _CONTRADICTION_RATIO = 2.0  # of the verification's error bound
 
 _FLAT = 0.8  # homography inlier ratio from which the epipolar geometry is not determined
+_PLANE = 0.9  # from which points off the plane are so few that none stays where the plane moves
 _TRANSLATION_PX = 2.0  # median distance from lines through one point: the camera only shifted
 _TRANSLATION_RAD = 0.005  # a smaller turn of the camera, likewise
 _TRANSLATION_STEPS = 5
@@ -49,7 +54,10 @@ def stayed(matches: PairMatches, *, image_size: tuple[int, int]) -> BoolArray:
 
 def others_move(matches: PairMatches, *, image_size: tuple[int, int]) -> bool:
     """Whether the matches that do not stay moved clearly."""
-    motion_px = moved_px(matches, image_size=image_size)
+    return _others_move(moved_px(matches, image_size=image_size))
+
+
+def _others_move(motion_px: Float64Array) -> bool:
     others_px = motion_px[motion_px >= _STAYED_PX]
     return len(others_px) > 0 and bool(np.median(others_px) >= _MIN_MOTION_PX)
 
@@ -58,8 +66,8 @@ def find_fixed_matches(matches: PairMatches, *, verifier: PairVerifier) -> Motio
     """Finds matches that stay although the motion of the others moves every point there.
 
     The epipolar geometry is fitted to moving matches alone: fixed ones may be in the majority. A
-    scene without depth leaves it open, and any point that stays could be one off the plane; if the
-    camera only shifted, a far one. Such a pair is no evidence.
+    plane leaves it open, so there the plane's homography counts. If the camera only shifted along a
+    plane, what stays may be far behind it, and the pair is no evidence.
 
     Args:
         matches: tentative matches of two images of one camera.
@@ -70,9 +78,9 @@ def find_fixed_matches(matches: PairMatches, *, verifier: PairVerifier) -> Motio
         does not agree.
     """
     size = verifier.image_size
-    if not (stayed(matches, image_size=size).any() and others_move(matches, image_size=size)):
-        return None
     motion_px = moved_px(matches, image_size=size)
+    if not (motion_px < _STAYED_PX).any() or not _others_move(motion_px):
+        return None
     moving = verifier.verify(matches.take(motion_px >= _MOVED_PX))
     if moving is None:
         return None
@@ -94,10 +102,16 @@ def judge_by_motion(
         return None
     motion_px = moved_px(matches, image_size=size)
     distances_px = verifier.distances_px(verified, matches)
-    contradicts = distances_px > _CONTRADICTION_RATIO * verifier.max_error_px
     agrees = distances_px <= verifier.max_error_px
+    is_staying = motion_px < _STAYED_PX
+    if verified.homography_inlier_ratio >= _PLANE and is_staying.any():
+        on_plane_px = homography_distances_px(
+            verified.inliers, matches, max_error_px=verifier.max_error_px
+        )
+        distances_px = distances_px if on_plane_px is None else on_plane_px
+    contradicts = distances_px > _CONTRADICTION_RATIO * verifier.max_error_px
     return MotionEvidence(
-        is_fixed=np.asarray((motion_px < _STAYED_PX) & contradicts),
+        is_fixed=np.asarray(is_staying & contradicts),
         is_moving=np.asarray((motion_px >= _MOVED_PX) & agrees),
     )
 

@@ -26,6 +26,7 @@ _MIN_MATCHES_FOR_POSE = 6
 _MIN_RAY_TRIALS, _MAX_RAY_TRIALS = 100, 1000
 _HOMOGRAPHY_SAMPLES = 128
 _HOMOGRAPHY_REFITS = 2
+_MAX_RAYS_JUDGED = 400  # by every sample
 
 # Focal lengths searched, as ratios of the longer image edge: 125 to 23 degrees of view.
 _FOCAL_RATIOS = np.geomspace(0.26, 2.5, 96)
@@ -164,21 +165,21 @@ def ray_homography_inlier_ratio(
         return 1.0
     rng = np.random.default_rng(seed)
     samples = rng.integers(0, num, (_HOMOGRAPHY_SAMPLES, 4))
-    best = np.zeros(num, bool)
-    max_sine = math.sin(min(max_error_rad, math.pi / 2))
-    for homography in _ray_homographies(rays1[samples], rays2[samples]):
-        is_inlier = _agrees(homography, rays1, rays2, max_sine=max_sine)
-        if is_inlier.sum() > best.sum():
-            best = is_inlier
+    min_cosine = math.cos(min(max_error_rad, math.pi / 2))
+    judged = np.linspace(0, num - 1, min(num, _MAX_RAYS_JUDGED)).astype(int)
+    sampled = _ray_homographies(rays1[samples], rays2[samples])
+    agreeing = _agreeing(sampled, rays1[judged], rays2[judged], min_cosine=min_cosine)
+    best = sampled[agreeing.sum(axis=1).argmax()]
+    is_inlier = _agreeing(best[None], rays1, rays2, min_cosine=min_cosine)[0]
     for _ in range(_HOMOGRAPHY_REFITS):
-        if best.sum() < 4:
+        if is_inlier.sum() < 4:
             break
-        (refitted,) = _ray_homographies(rays1[best][None], rays2[best][None])
-        is_inlier = _agrees(refitted, rays1, rays2, max_sine=max_sine)
-        if is_inlier.sum() <= best.sum():
+        refitted = _ray_homographies(rays1[is_inlier][None], rays2[is_inlier][None])
+        now = _agreeing(refitted, rays1, rays2, min_cosine=min_cosine)[0]
+        if now.sum() <= is_inlier.sum():
             break
-        best = is_inlier
-    return float(best.mean())
+        is_inlier = now
+    return float(is_inlier.mean())
 
 
 def _ray_homographies(rays1: Float64Array, rays2: Float64Array) -> Float64Array:
@@ -198,17 +199,19 @@ def _ray_homographies(rays1: Float64Array, rays2: Float64Array) -> Float64Array:
     return np.asarray(vectors[..., 0].reshape(-1, 3, 3))
 
 
-def _agrees(
-    homography: Float64Array, rays1: Float64Array, rays2: Float64Array, *, max_sine: float
+def _agreeing(
+    homographies: Float64Array, rays1: Float64Array, rays2: Float64Array, *, min_cosine: float
 ) -> BoolArray:
-    """Which rays (N, 3) a homography (3, 3) maps to their matches; its sign is that of most."""
-    mapped = rays1 @ homography.T
-    cosines = (mapped * rays2).sum(axis=1)
-    sines = np.linalg.norm(np.cross(mapped, rays2), axis=1)
-    is_near = sines <= max_sine * np.maximum(np.linalg.norm(mapped, axis=1), 1e-12)
-    positive: BoolArray = is_near & (cosines > 0)
-    negative: BoolArray = is_near & (cosines < 0)
-    return positive if positive.sum() >= negative.sum() else negative
+    """(S, N) which unit rays (N, 3) each of the homographies (S, 3, 3) maps to their matches.
+
+    The sign of a homography is that of most of its rays.
+    """
+    mapped = rays1 @ np.swapaxes(homographies, 1, 2)
+    lengths = np.maximum(np.linalg.norm(mapped, axis=2), 1e-12)
+    cosines = (mapped * rays2).sum(axis=2) / lengths
+    positive, negative = cosines >= min_cosine, cosines <= -min_cosine
+    is_positive = positive.sum(axis=1) >= negative.sum(axis=1)
+    return np.asarray(np.where(is_positive[:, None], positive, negative))
 
 
 def _find_relative_pose(
@@ -269,8 +272,33 @@ def homography_inlier_ratio(
 
     Points that determine no homography, being few or on a line, show no depth: 1.
     """
+    found = _find_homography(points1_xy, points2_xy, max_error_px=max_error_px)
+    return 1.0 if found is None else float(found[1].mean())
+
+
+def homography_distances_px(
+    inliers: PairMatches, matches: PairMatches, *, max_error_px: float
+) -> Float64Array | None:
+    """How far matches (M,) are from where the homography of others puts them, (M,).
+
+    None when the others determine none.
+    """
+    found = _find_homography(inliers.points1_xy, inliers.points2_xy, max_error_px=max_error_px)
+    if found is None:
+        return None
+    ones = np.ones((len(matches), 1))
+    mapped = np.hstack([matches.points1_xy, ones]) @ found[0].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offsets = mapped[:, :2] / mapped[:, 2:] - matches.points2_xy
+    return np.asarray(np.nan_to_num(np.linalg.norm(offsets, axis=1), nan=0.0))
+
+
+def _find_homography(
+    points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
+) -> tuple[Float64Array, BoolArray] | None:
+    """The homography (3, 3) and which of the N correspondences agree with it."""
     if len(points1_xy) < 4:
-        return 1.0
+        return None
     try:
         homography, mask = cv2.findHomography(
             points1_xy,
@@ -281,8 +309,10 @@ def homography_inlier_ratio(
             maxIters=_USAC_MAX_ITERATIONS,
         )
     except cv2.error:  # as for the fundamental matrix
-        return 1.0
-    return 1.0 if homography is None else float(mask.mean())
+        return None
+    if homography is None:
+        return None
+    return np.asarray(homography, np.float64), mask.ravel().astype(bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

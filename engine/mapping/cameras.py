@@ -174,7 +174,7 @@ class CameraCalibration:
         return (
             self._initial[camera_key].prior.origin is CalibrationOrigin.ASSUMED
             and not is_wide(sparse_map.camera(camera_key))
-            and camera_key not in _cameras_in(sparse_map)
+            and camera_key not in cameras_in(sparse_map)
         )
 
     def unknown_keys(self, sparse_map: SparseMap) -> list[str]:
@@ -217,7 +217,8 @@ class CameraCalibration:
             self._reports.add(camera_key, camera, prior)
 
 
-def _cameras_in(sparse_map: SparseMap) -> set[str]:
+def cameras_in(sparse_map: SparseMap) -> set[str]:
+    """Keys of the cameras of which a map holds registered keyframes."""
     return {sparse_map.keyframe(i).calibration_key for i in sparse_map.registered_ids}
 
 

@@ -121,6 +121,13 @@ def has_enough_points(sparse_map: SparseMap, config: InitializationConfig) -> bo
 def relative_pose_of(
     sparse_map: SparseMap, verified: VerifiedPair, *, seed: int
 ) -> RelativePose | None:
+    """The relative pose of a pair by the cameras of a map; None when none fits.
+
+    Args:
+        sparse_map: holds both keyframes and their cameras.
+        verified: the pair.
+        seed: of the estimation.
+    """
     first = sparse_map.keyframe(verified.pair.first)
     second = sparse_map.keyframe(verified.pair.second)
     points1_xy, points2_xy = _matched_points(sparse_map, verified)

@@ -19,6 +19,8 @@ from engine.camera_models import CAMERA_MODELS, LensKind
 from engine.config import CamerasConfig, InitializationConfig
 from engine.estimators.camera_limits import corner_displacement, lens_flaw
 from engine.estimators.lenses import lens_kind
+from engine.geometry import image_scale
+from engine.mapping.cameras import cameras_in
 from engine.mapping.growth import GrowthConfig
 from engine.mapping.lens_search import LensFit, LensHypothesis, fit_lenses
 from engine.mapping.restarts import best_connected
@@ -31,12 +33,14 @@ _SEARCHED_KEYFRAMES = 8
 _MAX_SEARCHES = 3  # of a camera
 _MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
 _MIN_CONNECTED_WITHOUT_MAP = 10
-_FEW_REGISTERED_RATIO = 0.6  # of the keyframes that match others
+_MANY_MISSING_RATIO = 0.25  # of the keyframes that match others
+_MIN_MISSING = 3
+_LARGE_ERROR_PX = 0.7  # mean of the map, at an edge of 1000 px
 _FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
 _BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
 _NEW_FOCAL_FACTOR = 1.12  # from the map's focal length: worth building anew
 _SAME_FOCAL_FACTOR = 1.1
-_CLEAR_GAIN_RATIO = 1.06  # by which a lens of another kind must fit better
+_CLEAR_GAIN_RATIO = 1.03  # by which a lens of another kind must fit better
 _EQUAL_GAIN_RATIO = 0.97  # of the best: fits as well
 _MIN_POSED_RATIO = 0.6  # of the searched keyframes
 _MAX_FISHEYE_FOCAL_RATIO = 1.1  # of the edge: in a narrower view no fisheye shows
@@ -63,7 +67,7 @@ class RecognisedLens:
         FrameId, Float64Array
     ]  # (3, 4) of some of its keyframes, in a world of their own
     former_model: str
-    gain_ratio: float  # how much better it fits than the best lens of the former kind; 1: it is one
+    gain_ratio: float  # how much better it fits than any of the former kind; 1: it is of that kind
 
 
 @dataclass(slots=True)
@@ -116,11 +120,7 @@ class LensRecognition:
         for frame_id in self._graph.connected_ids:
             key = self._graph.keyframe(frame_id).calibration_key
             connected.setdefault(key, []).append(frame_id)
-        return [
-            key
-            for key, frame_ids in connected.items()
-            if self._is_doubted(sparse_map, key, frame_ids)
-        ]
+        return [key for key, ids in connected.items() if self._is_doubted(sparse_map, key, ids)]
 
     def recognise(self, sparse_map: SparseMap, camera_key: str) -> RecognisedLens | None:
         """Searches the lens of a camera; None when the present one is as good, or nothing is clear.
@@ -129,34 +129,21 @@ class LensRecognition:
             sparse_map: the map; need not be initialised.
             camera_key: one of the doubted cameras.
         """
-        pairs = self._pairs_of(camera_key)
-        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
-        keyframes = [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids]
-        among = [p for p in pairs if p.pair.first in frame_ids and p.pair.second in frame_ids]
         present = sparse_map.camera(camera_key)
-        fits = fit_lenses(
-            keyframes,
-            [replace(pair, inlier_matches_idx=self._all_matches(pair)) for pair in among],
-            self._hypotheses(present),
-            new_map=self._new_map,
-            initialization=self._initialization,
-            growth=self._growth,
-            seed=self._seed,
-        )
-        searches = self._searches.setdefault(camera_key, _Searches())
-        searches.num += 1
-        searches.num_connected = len(self._connected(camera_key))
-        possible = [fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes))]
-        chosen = _choice(possible, kind=lens_kind(present))
+        chosen = _choice(self._fits(camera_key, present), kind=lens_kind(present))
+        done = self._searches.setdefault(camera_key, _Searches())
+        done.num += 1
+        done.num_connected = len(self._connected(camera_key))
         if chosen is None:
             return None
-        searches.focal_px = float(chosen.fit.camera.mean_focal_length())
-        is_in_map = any(
-            sparse_map.keyframe(i).calibration_key == camera_key for i in sparse_map.registered_ids
+        done.focal_px = float(chosen.fit.camera.mean_focal_length())
+        is_same = (
+            lens_kind(chosen.fit.camera) is lens_kind(present)
+            and camera_key in cameras_in(sparse_map)
+            and _factor(done.focal_px, present.mean_focal_length()) < _NEW_FOCAL_FACTOR
         )
-        if lens_kind(chosen.fit.camera) is lens_kind(present) and is_in_map:
-            if _factor(searches.focal_px, present.mean_focal_length()) < _NEW_FOCAL_FACTOR:
-                return None
+        if is_same:
+            return None
         return RecognisedLens(
             camera=chosen.fit.camera,
             poses=chosen.fit.poses,
@@ -164,32 +151,64 @@ class LensRecognition:
             gain_ratio=chosen.gain_ratio,
         )
 
+    def _fits(self, camera_key: str, present: pycolmap.Camera) -> list[LensFit]:
+        """How lenses that can exist fit the best connected keyframes of a camera, best first."""
+        pairs = self._pairs_of(camera_key)
+        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
+        if not frame_ids:
+            return []
+        keyframes = [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids]
+        fits = fit_lenses(
+            keyframes,
+            [
+                replace(pair, inlier_matches_idx=self._all_matches(pair))
+                for pair in pairs
+                if pair.pair.first in frame_ids and pair.pair.second in frame_ids
+            ],
+            self._hypotheses(present),
+            new_map=self._new_map,
+            initialization=self._initialization,
+            growth=self._growth,
+            seed=self._seed,
+        )
+        return [fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes))]
+
     def _is_doubted(
         self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
     ) -> bool:
+        done = self._searches.get(camera_key, _Searches())
+        enough = max(_MIN_CONNECTED, _MORE_TO_SEARCH * done.num_connected)
+        if len(connected) < enough or done.num >= _MAX_SEARCHES:
+            return False
         prior = sparse_map.camera_prior(camera_key)
         hint = self._graph.keyframe(connected[0]).intrinsics_prior
-        is_named_fisheye = hint is not None and hint.is_fisheye and prior.origin not in _GIVEN
-        if prior.is_constant or not (is_named_fisheye or prior.origin in _UNPROVEN):
+        is_named = hint is not None and hint.is_fisheye and prior.origin not in _GIVEN
+        if prior.is_constant or not (is_named or prior.origin in _UNPROVEN):
             return False
-        done = self._searches.get(camera_key, _Searches())
-        if (
-            len(connected) < max(_MIN_CONNECTED, _MORE_TO_SEARCH * done.num_connected)
-            or done.num >= _MAX_SEARCHES
-        ):
-            return False
-        if is_named_fisheye and not done.num:
-            return True
+        return (is_named and not done.num) or self._looks_wrong(sparse_map, camera_key, connected)
+
+    def _looks_wrong(
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
+    ) -> bool:
+        """Whether the map of a camera's connected keyframes speaks against its lens."""
         num_registered = sum(1 for i in connected if sparse_map.is_registered(i))
         if not num_registered:
             return len(connected) >= _MIN_CONNECTED_WITHOUT_MAP
-        if num_registered < _FEW_REGISTERED_RATIO * len(connected):
+        many = max(_MIN_MISSING, _MANY_MISSING_RATIO * len(connected))
+        if len(connected) - num_registered >= many:
             return True
         camera = sparse_map.camera(camera_key)
-        began_px = done.focal_px or prior.focal_px
+        searched_px = self._searches.get(camera_key, _Searches()).focal_px
+        began_px = searched_px or sparse_map.camera_prior(camera_key).focal_px
         if _factor(camera.mean_focal_length(), began_px) > _FAR_FOCAL_FACTOR:
             return True
-        return done.focal_px is None and abs(corner_displacement(camera)) > _BENT_DISPLACEMENT
+        if searched_px is not None:
+            return False  # what else there is to see a search has seen
+        large_px = _LARGE_ERROR_PX * image_scale(camera.width, camera.height)
+        return (
+            abs(corner_displacement(camera)) > _BENT_DISPLACEMENT
+            or sparse_map.fit(connected).mean_error_px > large_px
+        )
 
     def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
         edge_px = max(present.width, present.height)

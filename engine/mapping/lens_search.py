@@ -23,18 +23,19 @@ from engine.mapping.initialization import InitialPair, initialize, relative_pose
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, Int64Array, Keyframe, VerifiedPair
 
-MIN_KEYFRAMES = 4  # fewer views bend to any lens
-
 _MAX_KEYPOINTS = 250  # of a keyframe: what they leave open, more would leave open, too
-_MAX_STARTS = 2  # pairs that each lens may start from
-_FIT_BOUND_PX = 1.5  # at an edge of 1000 px: an observation this far off does not fit
+_MIN_KEYFRAMES = 4  # of a small map: fewer views bend to any lens
 _EXAMINED_PAIRS = 6  # the best ones, whose relative pose is estimated under each lens
-_REFINING_PASSES = 2
-_MIN_INLIERS = 40
-_MIN_ANGLE_RAD = 0.026
-_MIN_GAIN_RATIO = 0.5
-_REFINED_PER_KIND = 2
-_NEAR = 0.25
+_MAX_STARTS = 2  # of them, that each lens may start from
+_ENOUGH_RATIO = 0.6  # of the keyframes registered: no other start is tried
+_MIN_INLIERS = 40  # of a pair to start from
+_MIN_ANGLE_RAD = float(np.radians(1.5))  # between its rays: a wrong focal length makes them small
+_SATURATION_ANGLE_RAD = float(np.radians(16.0))  # wider is no better
+_FIT_BOUND_PX = 1.5  # at an edge of 1000 px: an observation this far off does not fit
+_HOPELESS_GAIN_RATIO = 0.5  # of the best first fit
+_REFINED_PER_KIND = 2  # lenses of one model that get a second map
+_NEAR_FOCAL_FACTOR = 1.28  # lenses of one model this close become the same one
+_REFINING_PASSES = 2  # of completing tracks and adjusting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,31 +103,26 @@ def fit_lenses(
         for hypothesis in hypotheses
     ]
     coarse = [found for camera in cameras if (found := fit(camera, 0)) is not None]
-    fine = [
-        found for near in _worth_refining(coarse) if (found := fit(near.camera, _REFINING_PASSES))
-    ]
+    near = [found.camera for found in _worth_refining(coarse)]
+    fine = [found for camera in near if (found := fit(camera, _REFINING_PASSES)) is not None]
     return sorted(fine, key=lambda found: -found.gain)
 
 
 def _worth_refining(fits: Sequence[LensFit]) -> list[LensFit]:
-    """The best fits, different from each other in kind or focal length, the best of each kind."""
-    by_gain = sorted(fits, key=lambda fit: -fit.gain)
+    """The best fits of each model that differ in focal length, best first."""
     chosen: list[LensFit] = []
-    for fit in by_gain:
-        if fit.gain < _MIN_GAIN_RATIO * by_gain[0].gain:
-            continue
-        same_kind = [c for c in chosen if c.camera.model_name == fit.camera.model_name]
-        if (
-            any(_is_near(fit.camera, c.camera) for c in same_kind)
-            or len(same_kind) >= _REFINED_PER_KIND
-        ):
-            continue
-        chosen.append(fit)
+    for fit in sorted(fits, key=lambda fit: -fit.gain):
+        same_model = [c for c in chosen if c.camera.model_name == fit.camera.model_name]
+        is_known = any(_is_near(fit.camera, c.camera) for c in same_model)
+        is_hopeless = bool(chosen) and fit.gain < _HOPELESS_GAIN_RATIO * chosen[0].gain
+        if not (is_known or is_hopeless or len(same_model) >= _REFINED_PER_KIND):
+            chosen.append(fit)
     return chosen
 
 
 def _is_near(one: pycolmap.Camera, other: pycolmap.Camera) -> bool:
-    return abs(np.log(one.mean_focal_length() / other.mean_focal_length())) < _NEAR
+    ratio = float(one.mean_focal_length() / other.mean_focal_length())
+    return 1.0 / _NEAR_FOCAL_FACTOR < ratio < _NEAR_FOCAL_FACTOR
 
 
 def _small_map(
@@ -143,7 +139,7 @@ def _small_map(
     """The map of keyframes by one lens; None when no pair starts one."""
     empty = _with_keyframes(new_map(), keyframes, pairs, camera)
     best: SparseMap | None = None
-    for initial in _initial_pairs(empty, pairs, initialization=initialization, seed=seed):
+    for initial in _initial_pairs(empty, pairs, seed=seed):
         sparse_map = _with_keyframes(new_map(), keyframes, pairs, camera)
         if not initialize(
             sparse_map,
@@ -155,9 +151,9 @@ def _small_map(
         grow_fully(sparse_map, config=growth)
         if best is None or sparse_map.num_registered > best.num_registered:
             best = sparse_map
-        if best.num_registered >= 0.6 * len(keyframes):
+        if best.num_registered >= _ENOUGH_RATIO * len(keyframes):
             break
-    if best is None or best.num_registered < MIN_KEYFRAMES:
+    if best is None or best.num_registered < _MIN_KEYFRAMES:
         return None
     _adjust_freely(best, config=growth)
     for _ in range(num_passes):
@@ -178,12 +174,9 @@ def _adjust_freely(sparse_map: SparseMap, *, config: GrowthConfig) -> None:
 
 
 def _initial_pairs(
-    sparse_map: SparseMap,
-    pairs: Sequence[VerifiedPair],
-    *,
-    initialization: InitializationConfig,
-    seed: int,
+    sparse_map: SparseMap, pairs: Sequence[VerifiedPair], *, seed: int
 ) -> list[InitialPair]:
+    """Pairs to start from: unlike those of a map to keep, they may be narrow, and may only turn."""
     best_first = sorted(pairs, key=lambda pair: (-pair.initial_pair_score, pair.pair))
     found = []
     for verified in best_first[:_EXAMINED_PAIRS]:
@@ -193,14 +186,9 @@ def _initial_pairs(
         angle = relative.median_triangulation_angle_rad
         if angle < _MIN_ANGLE_RAD:
             continue
-        found.append(
-            InitialPair(
-                pair=verified.pair,
-                relative_pose=relative,
-                score=relative.num_inliers * min(angle, 0.28),
-            )
-        )
-    found.sort(key=lambda i: (-i.score, i.pair))
+        score = relative.num_inliers * min(angle, _SATURATION_ANGLE_RAD)
+        found.append(InitialPair(pair=verified.pair, relative_pose=relative, score=score))
+    found.sort(key=lambda initial: (-initial.score, initial.pair))
     return found[:_MAX_STARTS]
 
 

@@ -54,8 +54,8 @@ def estimate_metric_scale(
 def _log_ratios(sparse_map: SparseMap, frame_id: FrameId, depths_m: Float32Array) -> Float64Array:
     """Logarithms of metres per map unit, one for each observation with a seen depth."""
     point3D_ids = sparse_map.point3D_ids(frame_id)
-    known = np.flatnonzero((point3D_ids >= 0) & (depths_m > 0))
+    known = np.flatnonzero((point3D_ids >= 0) & (depths_m > 0) & np.isfinite(depths_m))
     points = sparse_map.points3D_in_world(point3D_ids[known])
     depths_map = transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
-    in_front = depths_map > 0
+    in_front = (depths_map > 0) & np.isfinite(depths_map)
     return np.asarray(np.log(depths_m[known][in_front]) - np.log(depths_map[in_front]))

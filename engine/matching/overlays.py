@@ -84,6 +84,8 @@ class Overlays:
         Returns:
             The matches that may show the world, and those of them that agree on one geometry.
         """
+        if not verifier.config.find_overlays:
+            return matches, verifier.verify(matches)
         is_covered = self.covers(first, matches.points1_xy)
         is_covered |= self.covers(second, matches.points2_xy)
         visible = matches.take(~is_covered) if is_covered.any() else matches
@@ -94,6 +96,8 @@ class Overlays:
         if found is not None:
             grid.add(matches.pair, visible, found)
             visible = visible.take(~found.is_fixed)
+        if not grid.has_evidence:
+            return visible, verifier.verify(visible)
         visible = grid.without_suspects(visible, image_size=verifier.image_size)
         verified = verifier.verify(visible)
         if verified is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -220,11 +221,12 @@ class PairMatching:
             first, second = self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
             if camera_key not in (first.calibration_key, second.calibration_key):
                 continue
+            rows = kept.matches_idx.astype(np.int64)
             matches = PairMatches(
                 pair=pair,
-                matches_idx=kept.matches_idx.astype(np.int64),
-                points1_xy=first.features.keypoints_xy[kept.matches_idx[:, 0]],
-                points2_xy=second.features.keypoints_xy[kept.matches_idx[:, 1]],
+                matches_idx=rows,
+                points1_xy=first.features.keypoints_xy[rows[:, 0]],
+                points2_xy=second.features.keypoints_xy[rows[:, 1]],
                 confidence=kept.confidence,
             )
             verified = self._verify(matches, reason=kept.reason)
@@ -274,7 +276,9 @@ class PairMatching:
         if len(rows) < self._two_view.min_inliers:
             return None
         seen = zip((first.frame_id, second.frame_id), matches.focal_px, strict=True)
-        self._seen_focal_lengths += [(i, focal_px) for i, focal_px in seen if focal_px > 0]
+        self._seen_focal_lengths += [
+            (i, focal_px) for i, focal_px in seen if 0.0 < focal_px < math.inf
+        ]
         return VerifiedPair(
             pair=matches.pair,
             reason=reason,

@@ -213,7 +213,7 @@ class FrameTracker:
         is_new_camera = reason in (KeyframeReason.FIRST, KeyframeReason.CAMERA)
         if is_new_camera or self._overlays is None:
             self._overlays = OverlayGrid((frame.width, frame.height))
-        elif self._following is not None:
+        elif self._following is not None and self._two_view.find_overlays:
             self._find_overlays(self._following, frame, grid=self._overlays)
         fixed = keyframe.features.fixed_rows  # others may move, or show nothing to follow
         in_world = fixed[~self._overlays.covers(keyframe.features.keypoints_xy[fixed])]

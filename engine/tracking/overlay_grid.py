@@ -20,7 +20,7 @@ from engine.types import BoolArray, Float64Array, FrameId, ImagePair, Int64Array
 _CELL_PX = 8.0  # at an image edge of 1000 px
 _SURE_KEYFRAMES, _SURE_PAIRS, _SURE_SHARE = 4, 4, 0.25  # that a cell needs to be covered
 _LIKELY_KEYFRAMES, _LIKELY_SHARE = 2, 0.1  # near a sure one
-_SUSPECT_KEYFRAMES, _SUSPECT_SHARE = 2, 0.1  # of a cell whose matches alone prove nothing
+_SUSPECT_KEYFRAMES, _SUSPECT_SHARE = 3, 0.1  # of a cell whose matches alone prove nothing
 _NEAR_CELLS = 3  # a likely cell is so near to a sure one
 _GAP_CELLS = 5  # between covered ones that are covered as well: other digits, other glyphs
 _MARGIN_CELLS = 1
@@ -46,6 +46,7 @@ class OverlayGrid:
         self._num_keyframes = np.zeros(shape, np.int64)  # whose matches stayed
         self._num_moved_since = np.zeros(shape, np.int64)  # near by, since matches stayed near by
         self._keyframes: dict[tuple[int, int], set[FrameId]] = {}  # of cells, the first few each
+        self._has_evidence = False
         self._is_covered = np.zeros(shape, np.bool_)
         self._is_suspect = np.zeros(shape, np.bool_)
 
@@ -53,6 +54,14 @@ class OverlayGrid:
     def share(self) -> float:
         """Share of the image that is covered."""
         return float(self._is_covered.mean())
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether matches stayed in one place of several keyframes.
+
+        Before that, it does not matter where others moved.
+        """
+        return self._has_evidence
 
     def add(self, pair: ImagePair, matches: PairMatches, judged: MotionEvidence) -> None:
         """Counts where matches of a pair stayed, and where they moved."""
@@ -62,11 +71,12 @@ class OverlayGrid:
             if len(seen_in) < 2 * _SURE_KEYFRAMES:
                 seen_in.update((pair.first, pair.second))
                 self._num_keyframes[row, column] = len(seen_in)
-        moving = self._cells(_ends(matches, judged.is_moving))
-        is_moving = np.zeros_like(self._is_covered)
-        is_moving[moving[:, 0], moving[:, 1]] = True
-        self._num_moved += is_moving
-        if self._keyframes:
+                self._has_evidence |= len(seen_in) >= _SUSPECT_KEYFRAMES
+        if self._has_evidence:
+            moving = self._cells(_ends(matches, judged.is_moving))
+            is_moving = np.zeros_like(self._is_covered)
+            is_moving[moving[:, 0], moving[:, 1]] = True
+            self._num_moved += is_moving
             self._age(is_moving, self._cells(_ends(matches, judged.is_fixed)))
 
     def _age(self, is_moving: BoolArray, staying: Int64Array) -> None:

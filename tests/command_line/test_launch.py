@@ -10,8 +10,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 import threadpoolctl
+from PIL import Image
 
 from adapters import launch as launch_module
 from adapters.install_advice import how_to_install
@@ -193,6 +195,21 @@ def test_calibrations_are_given_to_the_cameras_they_fit(tmp_path: Path, photos: 
     (warning,) = written.warnings()
     assert f"right={other}" in warning
     assert "160x120 (160 x 120)" in warning
+
+
+def test_photos_turned_upright_get_the_calibration_of_their_sensor_turned_with_them(
+    tmp_path: Path, photos: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6  # stored lying on its side
+    Image.open(photos / "1.jpg").save(photos / "1.jpg", exif=exif, quality=95)
+    file = tmp_path / "camera.txt"
+    file.write_text("1 PINHOLE 160 120 150 152 70 65")
+    outcome = launch(calibrated_by(str(file)), options(tmp_path / "run", photos))
+    assert Written.by(outcome).warnings() == []
+    with pycolmap.Database.open(outcome.path / "database.db") as database:
+        params = sorted(tuple(camera.params.tolist()) for camera in database.read_all_cameras())
+    assert params == [(150.0, 152.0, 70.0, 65.0), (152.0, 150.0, 120 - 65.0, 70.0)]
 
 
 @pytest.mark.parametrize("pattern", ["", "*="])

@@ -63,6 +63,22 @@ def estimated(sparse_map: SparseMap, depths_m: Depths) -> MetricScale:
     return scale
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_depths_that_are_none_have_no_say(
+    exact_map: SparseMap, world: SyntheticWorld, value: float
+) -> None:
+    truth = true_depths(world)
+
+    def depths_m(frame_id: FrameId) -> Float32Array:
+        depths = truth(frame_id).copy()
+        depths[::2] = value
+        return depths
+
+    scale = estimated(exact_map, depths_m)
+    assert abs(scale.metres_per_map_unit / METRES_PER_UNIT - 1.0) < 1e-5
+    assert 0 < scale.num_depths < exact_map.reconstruction.compute_num_observations()
+
+
 def test_true_depths_tell_the_scale(exact_map: SparseMap, world: SyntheticWorld) -> None:
     scale = estimated(exact_map, true_depths(world))
     assert abs(scale.metres_per_map_unit / METRES_PER_UNIT - 1.0) < 1e-5

@@ -14,6 +14,7 @@ from engine.events import (
     KeyframeAdded,
     LoopClosed,
     MapInitialized,
+    OverlayFound,
     SnapshotWritten,
     Warned,
     WindowPurpose,
@@ -79,6 +80,7 @@ def test_a_run_without_events_has_every_figure() -> None:
         "windows_merged": 0,
         "window_cpu_s": 0.0,
         "global_ba_runs": 0,
+        "overlays": {},
         "loops_closed": 0,
         "snapshots_written": 0,
         "loop_lag_ms": {"p99": None, "max": None},
@@ -255,3 +257,22 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
     assert (summary["wall_s"], summary["stopped_by"]) == (12.0, "signal")
     assert summary["cpu_s"] > 0.0
     json.dumps(summary, allow_nan=False)
+
+
+def test_the_overlays_of_each_camera_are_those_found_last() -> None:
+    statistics = RunStatistics()
+    assert statistics.figures()["overlays"] == {}
+    for camera_key, share in (("front", 0.01), ("back", 0.02), ("front", 0.03)):
+        statistics(
+            OverlayFound(
+                at_s=1.0,
+                camera_key=camera_key,
+                share=share,
+                boxes=((1, 2, 3, 4),),
+                num_keyframes=5,
+            )
+        )
+    assert statistics.figures()["overlays"] == {
+        "back": {"share": 0.02, "boxes_px": [[1, 2, 3, 4]]},
+        "front": {"share": 0.03, "boxes_px": [[1, 2, 3, 4]]},
+    }

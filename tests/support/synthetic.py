@@ -169,6 +169,7 @@ class SyntheticWorld:
         cameras: the cameras of the frames, taken in turn.
         camera_idx: which of them took each frame, when they do not take turns.
         noise_px: standard deviation of keypoints.
+        max_range: how far points are seen.
         seed: of everything random.
     """
 
@@ -182,6 +183,7 @@ class SyntheticWorld:
         cameras: Sequence[SyntheticCamera] = (SyntheticCamera.known(),),
         camera_idx: Sequence[int] | None = None,
         noise_px: float = 0.0,
+        max_range: float = MAX_RANGE,
         seed: int = 0,
     ) -> None:
         self.poses = poses
@@ -190,6 +192,7 @@ class SyntheticWorld:
         turns = [number % len(cameras) for number in range(len(poses))]
         self._cameras = [cameras[idx] for idx in camera_idx or turns]
         self._noise_px = noise_px
+        self._max_range = max_range
         self._seed = seed
         rng = np.random.default_rng((seed, 2))
         self._descriptors = _random_descriptors(rng, len(self.points))
@@ -338,7 +341,7 @@ class SyntheticWorld:
     def _project(self, cam_from_world: Float64Array, camera: SyntheticCamera) -> View:
         in_cam = transform_points(cam_from_world, self.points)
         in_front = (in_cam[:, 2] > 0.5) | camera.sees_all_around
-        near = in_front & (np.linalg.norm(in_cam, axis=1) < MAX_RANGE)
+        near = in_front & (np.linalg.norm(in_cam, axis=1) < self._max_range)
         point_ids = np.flatnonzero(near)
         points_xy = np.asarray(camera.as_colmap().img_from_cam(in_cam[point_ids]))
         inside = ((points_xy > 0) & (points_xy < (camera.width, camera.height))).all(axis=1)

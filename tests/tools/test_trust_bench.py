@@ -384,7 +384,37 @@ def test_keyframes_are_timely_from_when_the_map_has_them_for_good(trust: Any) ->
     assert share(lost) == 0.0
 
 
-# The table
+# Runs and the table
+
+
+def test_a_reference_run_is_kept_and_other_runs_are_made_again(trust: Any, tmp_path: Path) -> None:
+    program = tmp_path / "livesfm"
+    program.write_text(
+        '#!/bin/sh\necho run >> "$0.calls"\nmkdir -p "$4" && touch "$4/summary.json"\n'
+    )
+    program.chmod(0o755)
+
+    def bench() -> Any:
+        kit = trust.inputs.Kit(data=tmp_path, cases=tmp_path, variation=trust.variation.Variation())
+        return trust.bench.Bench(
+            kit=kit,
+            inputs=tmp_path / "inputs",
+            runs=tmp_path / "runs" / "this",
+            livesfm=str(program),
+            baseline=str(program),
+        )
+
+    def make(kit: Any, folder: Path) -> Any:
+        return trust.inputs.Input(source="images")
+
+    cases = [trust.bench.Case(name="a", make=make, is_reference=each) for each in (True, False)]
+    for _ in range(2):
+        for case in cases:
+            outcome = bench().outcome(case)
+            assert outcome.finished.exit_code == 0
+            assert outcome.score is None
+    assert (tmp_path / "livesfm.calls").read_text().splitlines() == ["run"] * 3
+    assert (tmp_path / "runs" / "baseline" / "a").is_dir()
 
 
 def test_rows_have_names_of_their_own_and_runs_of_their_own(trust: Any) -> None:

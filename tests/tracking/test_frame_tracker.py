@@ -489,3 +489,52 @@ def test_a_keyframe_keeps_its_mask_and_frames_that_share_one_share_it_in_memory(
     assert first is not None and shared is not None
     assert np.array_equal(first.unpacked(), shared)
     assert all(keyframe.mask is first for keyframe in keyframes)
+
+
+# -- overlays -------------------------------------------------------------------------------------
+
+
+def turning(step: int) -> Float64Array:
+    return similarity_about(CENTER, angle_rad=0.006 * step, shift_xy=(1.5 * step, -1.0 * step))
+
+
+def with_patch(pixels: Uint8Array) -> Uint8Array:
+    """The image with something fixed to the camera in its corner."""
+    left, top, right, bottom = PATCH
+    marked = pixels.copy()
+    noise = np.random.default_rng(3).integers(0, 256, ((bottom - top) // 4, (right - left) // 4, 1))
+    marked[top:bottom, left:right] = np.kron(noise, np.ones((4, 4, 1)))
+    return marked
+
+
+PATCH = (WIDTH - 84, 12, WIDTH - 12, 60)  # left, top, right, bottom
+
+
+def followed_in_patch(is_marked: bool) -> list[int]:
+    """How many points in the patch are followed from each keyframe."""
+    config = FrameTrackingConfig(max_flow_ratio=0.03)
+    tracker = tracker_with(config)
+    counts: list[int] = []
+    for number, step in enumerate(range(90), start=1):
+        pixels = image(turning(step))
+        frame = frame_of(with_patch(pixels) if is_marked else pixels, frame_id=number)
+        result = process(tracker, frame)
+        if isinstance(result, NewKeyframe):
+            assert tracker._following is not None
+            xy = tracker._following.start_xy
+            inside = ((xy > PATCH[:2]) & (xy < PATCH[2:])).all(axis=1)
+            counts.append(int(inside.sum()))
+    return counts
+
+
+def test_points_of_an_overlay_are_not_followed_once_it_is_known() -> None:
+    counts = followed_in_patch(is_marked=True)
+    assert len(counts) >= 8
+    assert counts[0] >= 4
+    assert counts[-1] <= 0.25 * counts[0]
+
+
+def test_points_of_the_world_in_the_same_place_are_followed() -> None:
+    counts = followed_in_patch(is_marked=False)
+    assert len(counts) >= 8
+    assert min(counts) == max(counts) >= 4

@@ -23,6 +23,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
+    OverlayFound,
     PairVerified,
     RegistrationFailed,
     RunFinished,
@@ -349,6 +350,18 @@ def test_the_panel_shows_every_figure_in_full_at_common_widths(width: int) -> No
 )
 def test_elapsed_time_has_hours_only_when_it_has_hours(elapsed_s: float, text: str) -> None:
     assert format_elapsed(elapsed_s) == text
+
+
+def test_an_overlay_is_named_with_its_camera_its_share_and_its_place() -> None:
+    boxes = ((500, 10, 620, 50), (10, 12, 90, 30), (10, 40, 90, 60), (10, 70, 90, 90))
+    found = OverlayFound(at_s=1.0, camera_key="drone", share=0.0314, boxes=boxes, num_keyframes=5)
+    log_line = log_line_of(found, RunCounters())
+    assert log_line is not None
+    assert log_line.level is LogLevel.INFO
+    assert log_line.text == (
+        "camera drone: 3.1 % of its image is masked, which shows nothing of the world: "
+        "120 x 40 px at 500, 10, 80 x 18 px at 10, 12, 80 x 20 px at 10, 40, ..."
+    )
 
 
 def test_a_split_camera_and_a_crop_are_logged_with_what_was_found() -> None:

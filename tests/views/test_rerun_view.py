@@ -34,6 +34,7 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     MapInitialized,
+    OverlayFound,
     RegistrationFailed,
     RunFinished,
     RunStarted,
@@ -520,6 +521,27 @@ def test_a_huge_jpeg_is_shown_small(tmp_path: Path) -> None:
     jpeg, _ = shown_image(tmp_path, frame(1, jpeg=huge), CONFIG)
 
     assert 100 < len(jpeg) < MAX_PASSED_BYTES
+
+
+def test_overlays_are_drawn_on_the_images_of_their_camera(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    config = CONFIG.model_copy(update={"image_edge_px": WIDTH // 2})
+    view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=config)
+    found = OverlayFound(
+        at_s=0.1, camera_key="camera", share=0.1, boxes=((60, 4, 90, 20),), num_keyframes=5
+    )
+    other = replace(frame(4), camera_key="other")
+    view.show_frame(frame(1), None)
+    view.show_event(found)
+    for shown in (frame(2), frame(3), other):
+        view.show_frame(shown, None)
+    view.close()
+    rows = read_rows(path)["/world/live/image/overlays"]
+    drawn = [row for row in rows if "Boxes2D:centers" in row]
+    assert [row["frame"] for row in drawn] == [2]  # not again while they are the same
+    assert drawn[0]["Boxes2D:centers"] == [[37.5, 6.0]]  # the image is shown at half its size
+    assert drawn[0]["Boxes2D:half_sizes"] == [[7.5, 4.0]]
+    assert [row["frame"] for row in rows if "Boxes2D:centers" not in row] == [4]
 
 
 def test_a_frame_of_one_pixel_is_shown(tmp_path: Path) -> None:

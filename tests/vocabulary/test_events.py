@@ -26,6 +26,7 @@ from engine.events import (
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
+    OverlayFound,
     PairVerified,
     RegistrationFailed,
     RunFinished,
@@ -151,6 +152,13 @@ EVENTS: tuple[Event, ...] = (
     MisplacementFound(
         at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
     ),
+    OverlayFound(
+        at_s=0.5,
+        camera_key="camera",
+        share=0.02,
+        boxes=((500, 10, 620, 50), (12, 12, 200, 60)),
+        num_keyframes=5,
+    ),
     LoopClosed(at_s=0.5, first=ONE, second=TWO, num_inliers=70),
     BundleAdjusted(
         at_s=0.5,
@@ -195,14 +203,15 @@ def test_every_kind_of_event_is_tested_here() -> None:
     assert {type(event).__name__ for event in EVENTS} == kinds
 
 
+def _as_json(value: object) -> object:
+    return [_as_json(one) for one in value] if isinstance(value, tuple) else value
+
+
 @event_by_name
 def test_an_event_survives_being_a_line_of_json(event: Event) -> None:
     line = json.dumps(event.as_record(), allow_nan=False)
     record = json.loads(line)
-    expected: dict[str, Any] = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in event.as_record().items()
-    }
+    expected: dict[str, Any] = {key: _as_json(value) for key, value in event.as_record().items()}
     assert "\n" not in line
     assert record == expected
 

@@ -13,6 +13,8 @@ from trust.inputs import Input, Kit, Maker, make_once
 from trust.running import Finished, run_process
 from trust.scoring import MapScore, score_run
 
+_SUMMARY = "summary.json"  # what a run writes last
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -22,7 +24,7 @@ class Case:
     make: Maker
     input_name: str = ""  # of the input's folder, where it is not the run's name
     arguments: tuple[str, ...] = ()  # besides the input's own
-    is_reference: bool = False  # run by the version to compare with, where one is given
+    is_reference: bool = False  # run once, by the version to compare with, and kept
 
     @property
     def input_folder(self) -> str:
@@ -151,14 +153,17 @@ class Bench:
         return times
 
     def _run(self, case: Case) -> Outcome:
+        run = self._run_folder(case)
         livesfm = (self.baseline if case.is_reference else None) or self.livesfm
-        run = self.runs / case.name
-        shutil.rmtree(run, ignore_errors=True)
-        run.parent.mkdir(parents=True, exist_ok=True)
         command = self.command(case, livesfm=livesfm, run=run)
         known, folder = self.input(case)
-        finished = run_process([*self.prefix, *command])
-        (self.runs / f"{case.name}.log").write_text(finished.output, encoding="utf-8")
+        if case.is_reference and (run / _SUMMARY).is_file():
+            finished = Finished(exit_code=0, cpu_s=0.0, output="kept")
+        else:
+            shutil.rmtree(run, ignore_errors=True)
+            run.parent.mkdir(parents=True, exist_ok=True)
+            finished = run_process([*self.prefix, *command])
+            run.with_name(f"{run.name}.log").write_text(finished.output, encoding="utf-8")
         return Outcome(
             case=case,
             known=known,
@@ -168,6 +173,10 @@ class Bench:
             finished=finished,
             score=score_run(known, folder, run),
         )
+
+    def _run_folder(self, case: Case) -> Path:
+        """References are kept beside the runs of the versions that are compared with them."""
+        return (self.runs.with_name("baseline") if case.is_reference else self.runs) / case.name
 
 
 def accept_line(line: str) -> tuple[bool, str, str, str] | None:

@@ -17,6 +17,7 @@ TOWN = "synthetic:town?frames=300&fps=10"
 TOWN_RATE_HZ = 10
 NUM_LINES = 3
 _LINE_PX = 34  # between lines, at scale 1
+_LINE_RATIO = (0.5, 0.85)  # of the width that a line fills
 _MARGIN_RATIO = 0.03  # of the edge
 _COLORS = ((255, 255, 255), (120, 255, 120), (255, 235, 90), (255, 90, 80))
 _WORDS = ("REC", "GPS 14", "BAT 78%", "15.2V", "H 42.1m", "D 310m", "ISO 100", "1/640", "EV -0.3")
@@ -48,7 +49,7 @@ def draw_overlay(size: tuple[int, int], *, seed: int) -> Overlay:
     rng = np.random.default_rng(seed)
     width, height = size
     corners = rng.permutation(4)  # of the logo, the clock and the block of lines
-    scale = max(0.45, min(width, height) / 1000)
+    scale = max(0.5, min(width, height) / 1000)
 
     def color() -> tuple[int, int, int]:
         return _COLORS[int(rng.integers(len(_COLORS)))]
@@ -61,8 +62,8 @@ def draw_overlay(size: tuple[int, int], *, seed: int) -> Overlay:
 
     lines = []
     for row in range(NUM_LINES):
-        text = " ".join(rng.choice(_WORDS, size=3, replace=False))
-        place = at(corners[0], _text_width(text, scale), row)
+        text = _words_filling(float(rng.uniform(*_LINE_RATIO)) * width, scale, rng)
+        place = at(corners[0], _text_width(text, scale), row + 1)
         lines.append(Text(text=text, left_bottom_xy=place, scale=scale, color=color()))
     clock = f"{int(rng.integers(0, 86400))}"
     clock_place = at(corners[1], _text_width("2024-05-17 00:00:00.00", scale), 0)
@@ -152,6 +153,14 @@ def _clock_at(clock: Text, time_s: float) -> Text:
     return Text(
         text=text, left_bottom_xy=clock.left_bottom_xy, scale=clock.scale, color=clock.color
     )
+
+
+def _words_filling(width_px: float, scale: float, rng: np.random.Generator) -> str:
+    """Words in a line of at least this width, as long as they fit."""
+    text = str(rng.choice(_WORDS))
+    while _text_width(text, scale) < width_px:
+        text += f"  {rng.choice(_WORDS)}"
+    return text
 
 
 def _text_width(text: str, scale: float) -> int:

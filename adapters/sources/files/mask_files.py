@@ -31,22 +31,20 @@ class MaskFiles:
         Raises:
             OSError: a folder cannot be read.
         """
-        self.folder = photos_folder  # that of the masks, where there are any
+        self.folder = photos_folder / MASKS_FOLDER  # the first with a mask of any photo
         self._file_of: dict[PurePosixPath, PurePosixPath] = {}
         self._unused: list[PurePosixPath] = []
-        beside = Path(os.path.abspath(photos_folder)).parent
-        for folder in (photos_folder / MASKS_FOLDER, beside / MASKS_FOLDER):
-            is_other = folder.is_dir() and not folder.samefile(photos_folder)
-            if is_other and self._assign(folder, photos):
-                self.folder = folder
-                break
+        beside = Path(os.path.abspath(photos_folder)).parent / MASKS_FOLDER
+        for folder in (photos_folder / MASKS_FOLDER, beside):
+            if folder.is_dir() and not folder.samefile(photos_folder) and not self._file_of:
+                self._assign(folder, photos)
 
     def __len__(self) -> int:
         return len(self._file_of)
 
     def words(self, *, num_photos: int) -> str:
         """What was found, in a line; empty without masks."""
-        if not self._file_of:
+        if not self._file_of and not self._unused:
             return ""
         without = num_photos - len(self._file_of)
         words = [f"{len(self._file_of)} of {num_photos} photos have a mask in {self.folder}"]
@@ -79,15 +77,17 @@ class MaskFiles:
         fitted = fit_mask(mask, size=(width, height), orientation=image.exif.orientation)
         return _refused(file, fitted) if isinstance(fitted, str) else fitted
 
-    def _assign(self, folder: Path, photos: Sequence[PurePosixPath]) -> bool:
-        """Whether a folder holds the mask of any photo."""
+    def _assign(self, folder: Path, photos: Sequence[PurePosixPath]) -> None:
+        """Finds the masks of photos in a folder."""
         files = _images_below(folder, photos)
+        if not files:
+            return
+        self.folder = folder
         for photo in photos:
             named = (file for file in _possible_masks(photo) if file in files)
             if (file := next(named, None)) is not None:
                 self._file_of[photo] = file
         self._unused = sorted(files - set(self._file_of.values()))
-        return bool(self._file_of)
 
 
 def _images_below(folder: Path, photos: Iterable[PurePosixPath]) -> set[PurePosixPath]:

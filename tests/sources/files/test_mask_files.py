@@ -117,6 +117,17 @@ def test_what_has_no_mask_and_what_masks_nothing_is_counted_once(tmp_path: Path)
     )
 
 
+def test_masks_of_which_none_belongs_to_a_photo_are_said_too(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.jpg")
+    write_mask(tmp_path / "masks" / "mask_1.png", MASK)
+    write_mask(tmp_path / "masks" / "mask_0.png", MASK)
+    (words,) = notices(tmp_path / "images")
+    assert words == (
+        f"0 of 1 photos have a mask in {tmp_path / 'masks'}; the others are used whole; "
+        "2 masks belong to no photo, the first mask_0.png"
+    )
+
+
 @pytest.mark.parametrize(
     ("data", "detail"),
     [
