@@ -46,13 +46,13 @@ _MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
 _LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
 _LEAST_SPREAD = 0.02  # of a change of scale
 _MAX_MISS = 0.3  # log of the factor by which a level is missed; more counts no worse
-_MAX_LEVELS = 12
+_MAX_LEVELS = 8
 _MIN_KEYFRAMES = 6  # of a camera, before it is examined
 _MORE_TO_EXAMINE = 1.3  # times the keyframes at the last time
 _JOINED_VOTE_RATIO = 1.05  # of the cost of the votes of the pairs concerned, to join levels
 _TINY_COST = 1e-4  # below it pairs fit as well as they can
 _MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
-_MAX_SWEEPS = 4  # over all keyframes, while some change their level
+_MAX_SWEEPS = 3  # over all keyframes, while some change their level
 _BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
 _MIN_VOTES_PER_LEVEL = 3  # pairs of keyframes that change their zoom, for each further level
 _MAX_VOTE_COST = 0.11  # near the bound of the votes nothing fits
@@ -300,7 +300,17 @@ class CameraSplits:
                 for key in sorted(set(keys.values()))
             ]
         )
-        options = [votes.agreed(levels) for levels in (*guesses, now)]
+        without = votes.on(now)
+        if without is None:
+            return None
+        # A guess that the pairs like less than what there is comes from a motion.
+        options = [
+            votes.agreed(levels)
+            for levels in map(_few, guesses)
+            if (vote := votes.on(levels)) is not None and vote.cost < without.cost
+        ]
+        if len(now) > 1:
+            options.append(votes.agreed(now))
         voted = [(vote, levels) for levels in options if (vote := votes.on(levels)) is not None]
         if not voted:
             return None
@@ -429,12 +439,11 @@ class _Votes:
         views = self._views(levels)
         return vote_on(self._among(views), views, edge_px=self._edge_px)
 
-    def agreed(self, levels: Sequence[_Level]) -> list[_Level]:
+    def agreed(self, levels: list[_Level]) -> list[_Level]:
         """Levels that keyframes vote for, joined where the pairs do not mind; the largest first.
 
         A motion, too, changes the scale, and makes levels that are none.
         """
-        levels = _few(levels)
         while len(levels) > 1 and (vote := self.on(levels)) is not None:
             levels = self.settled(levels, focal_px=vote.focal_px)
             joined = self.joined(levels, focal_px=vote.focal_px) if len(levels) > 1 else None
@@ -505,14 +514,16 @@ class _Votes:
         for _ in range(_MAX_SWEEPS):
             moves = 0
             for frame_id, own in pairs_of.items():
-                costs = [
-                    cost_of(own, {**views, frame_id: view}, focal_px=focal_px) for view in options
-                ]
-                known = [math.inf if cost is None else cost for cost in costs]
-                best, present = int(np.argmin(known)), level_of[frame_id]
-                if known[best] < _MOVED_VOTE_RATIO * known[present]:
-                    level_of[frame_id], views[frame_id] = best, options[best]
+                costs = []
+                for view in options:
+                    views[frame_id] = view
+                    cost = cost_of(own, views, focal_px=focal_px)
+                    costs.append(math.inf if cost is None else cost)
+                best, present = int(np.argmin(costs)), level_of[frame_id]
+                if costs[best] < _MOVED_VOTE_RATIO * costs[present]:
+                    level_of[frame_id] = best
                     moves += 1
+                views[frame_id] = options[level_of[frame_id]]
             if not moves:
                 break
         settled = [
@@ -596,9 +607,10 @@ def _poses_better(num_inliers: int, num_others: int) -> bool:
 
 
 def may_change(present: SparseMap, calibration_key: str) -> bool:
-    """Whether nobody vouched for a calibration."""
+    """Whether nobody vouched for a calibration, and its lens is one that the votes understand."""
     prior = present.camera_prior(calibration_key)
-    return not prior.is_constant and prior.origin not in _GIVEN
+    is_perspective = bool(present.camera(calibration_key).is_perspective())
+    return is_perspective and not prior.is_constant and prior.origin not in _GIVEN
 
 
 def estimated(camera: pycolmap.Camera) -> InitialCamera:
