@@ -3,7 +3,7 @@
 All formats of one export share a folder:
 
     images/  sparse/0/*.bin     undistort: PINHOLE images and model, as splatting trainers read
-                                them; of a fisheye the middle of the view, of spherical images none
+                                them; of a fisheye the middle of the view, of a sphere six views
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adapters.perspective_views import has_spherical_images, split_spherical_images
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
 from engine.types import Int64Array, Uint8Array
@@ -55,6 +56,7 @@ _OPENCV_FISHEYE_POSITIONS = {  # of fx, fy, cx, cy
 }
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
 _POINTS_NAME = "points.ply"
+_VIEWS, _DISTORTED = "views", "distorted"  # folders that stand in an export while it is written
 _MASKS = "masks"  # folder in a run and in an export; a mask has its image's name with .png added
 _WHITE = 255  # of a pixel that may be used
 
@@ -122,11 +124,10 @@ def _write(
     reconstruction = _read_model(model)
     if formats & {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}:
         _check_images(reconstruction, run / "images")
+    if ExportFormat.TUM in formats:
+        _write_tum(reconstruction, run, to)
     if ExportFormat.UNDISTORT in formats:
-        _write_undistorted(run, model, to, reconstruction=reconstruction)
-        distorted, reconstruction = reconstruction, _read_model(to / "sparse" / "0")
-        _check_images(reconstruction, to / "images")
-        _write_masks(distorted, run, to, undistorted=reconstruction)
+        reconstruction = _write_undistorted(run, model, to, reconstruction=reconstruction)
     if formats & {ExportFormat.PLY, ExportFormat.NERFSTUDIO}:
         _write_points(reconstruction, to / _POINTS_NAME)
     if ExportFormat.NERFSTUDIO in formats:
@@ -134,8 +135,6 @@ def _write(
             _copy_images(reconstruction, run / "images", to / "images")
             _write_masks(reconstruction, run, to)
         _write_nerfstudio(reconstruction, to)
-    if ExportFormat.TUM in formats:
-        _write_tum(reconstruction, run, to)
     return reconstruction
 
 
@@ -167,19 +166,33 @@ def _check_images(reconstruction: pycolmap.Reconstruction, folder: Path) -> None
 
 def _write_undistorted(
     run: Path, model: Path, to: Path, *, reconstruction: pycolmap.Reconstruction
-) -> None:
+) -> pycolmap.Reconstruction:
+    """Writes undistorted images, their masks and their model; returns the model."""
+    distorted = reconstruction
+    if has_spherical_images(reconstruction):
+        distorted = split_spherical_images(reconstruction, run, to / _VIEWS)
+        run = to / _VIEWS
+    changes = [_make_undistortable(camera) for camera in distorted.cameras.values()]
+    if distorted is not reconstruction or any(changes):
+        model = to / _DISTORTED
+        model.mkdir()
+        distorted.write_binary(model)
+        _read_model(model)  # pycolmap does not notice a full disk
+    _undistort_images(run, model, to)
+    undistorted = _read_model(to / "sparse" / "0")
+    _check_images(undistorted, to / "images")
+    _write_masks(distorted, run, to, undistorted=undistorted)
+    for folder in (_DISTORTED, _VIEWS):
+        shutil.rmtree(to / folder, ignore_errors=True)
+    return undistorted
+
+
+def _undistort_images(run: Path, model: Path, to: Path) -> None:
     import pycolmap
 
-    changed = pycolmap.Reconstruction(reconstruction)
-    if any([_make_undistortable(camera) for camera in changed.cameras.values()]):
-        model = to / "distorted"
-        model.mkdir()
-        changed.write_binary(model)
-        _read_model(model)  # pycolmap does not notice a full disk
     pycolmap.undistort_images(to, model, run / "images")
     # Beside images and model pycolmap leaves a workspace for dense stereo; and it puts the model
     # itself where trainers expect folders of models.
-    shutil.rmtree(to / "distorted", ignore_errors=True)
     shutil.rmtree(to / "stereo")
     for script in to.glob("run-colmap-*.sh"):
         script.unlink()
@@ -193,16 +206,9 @@ def _make_undistortable(camera: pycolmap.Camera) -> bool:
 
     Returns:
         Whether the camera was changed.
-
-    Raises:
-        ConfigError: no pinhole sees what the camera does.
     """
     import pycolmap
 
-    if camera.is_spherical():
-        raise ConfigError(
-            "a spherical image has no undistorted one; export it with --nerfstudio instead"
-        )
     params = [float(value) for value in camera.params]
     extra = list(camera.extra_params_idxs())
     is_distorted = any(abs(params[idx]) >= _LEAST_DISTORTION for idx in extra)

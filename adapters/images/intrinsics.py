@@ -13,6 +13,7 @@ from adapters.images.exif import Exif, intrinsics_prior
 from adapters.images.panoramas import has_closed_seam, is_equirectangular, is_spherical_shape
 from engine.types import IntrinsicsPrior, Uint8Array
 
+_SPHERICAL_MODEL = "EQUIRECTANGULAR"
 _FISHEYE_SIGMA_RATIO = 0.15
 _MAX_EXAMINED = 20  # images of one size that show nothing: none of them will
 
@@ -70,10 +71,15 @@ class IntrinsicsReader:
         return True
 
 
+def is_spherical_prior(prior: IntrinsicsPrior | None) -> bool:
+    """Whether a prior is that of an equirectangular image."""
+    return prior is not None and prior.camera_model == _SPHERICAL_MODEL
+
+
 def spherical_prior(width: int, height: int) -> IntrinsicsPrior:
     """The calibration of an equirectangular image, which its size gives completely."""
     return IntrinsicsPrior(
         focal_px=width / (2.0 * np.pi),
-        camera_model="EQUIRECTANGULAR",
+        camera_model=_SPHERICAL_MODEL,
         params=(float(width), float(height)),
     )

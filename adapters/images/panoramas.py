@@ -18,8 +18,9 @@ _MIN_SEAM_CORRELATION = 0.8
 _MAX_SEAM_RATIO = 3.0  # of the difference of two columns beside each other
 _MAX_SEAM_LEVELS = 2.0  # grey levels more, of noise and compression
 _MAX_OPPOSITE_RATIO = 0.5  # of the difference of columns that have nothing to do with each other
-_MAX_POLE_RATIO = 0.25  # of the contrast of a row elsewhere
-_MAX_POLE_LEVELS = 3.0  # grey levels
+_MAX_POLE_CONTRAST_RATIO = 0.7  # of a row elsewhere: an edge may run through a pole
+_MAX_POLE_STEP_RATIO = 0.2  # of the difference of two pixels beside each other elsewhere
+_MAX_POLE_LEVELS = 1.5  # grey levels more, of noise and compression
 
 
 def is_spherical_shape(width: int, height: int) -> bool:
@@ -57,12 +58,20 @@ def has_closed_seam(pixels: Uint8Array) -> bool:
 
 
 def _has_poles(pixels: Uint8Array) -> bool:
-    """Whether the first and the last row of an image (H, W, 3) each show one point."""
+    """Whether the first and the last row of an image (H, W, 3) each are next to one point.
+
+    Such a row is drawn out so far that pixels beside each other are nearly the same.
+    """
     height = len(pixels)
     rows = np.linspace(_BESIDE_POLES * height, (1.0 - _BESIDE_POLES) * height, 16).astype(int)
-    typical = float(np.median(_grey(pixels[rows]).std(axis=1)))
-    bound = max(_MAX_POLE_LEVELS, _MAX_POLE_RATIO * typical)
-    return all(_grey(pixels[row]).std() <= bound for row in (0, height - 1))
+    elsewhere = _grey(pixels[rows])
+    contrast = _MAX_POLE_LEVELS + _MAX_POLE_CONTRAST_RATIO * float(np.median(elsewhere.std(axis=1)))
+    step = _MAX_POLE_LEVELS + _MAX_POLE_STEP_RATIO * float(
+        np.abs(np.diff(elsewhere, axis=1)).mean()
+    )
+    poles = _grey(pixels[[0, height - 1]])
+    steps = np.abs(np.diff(poles, axis=1)).mean(axis=1)
+    return bool((poles.std(axis=1) <= contrast).all() and (steps <= step).all())
 
 
 def _grey(pixels: Uint8Array) -> Float64Array:

@@ -160,7 +160,7 @@ class _Cluster:
     cam_from_world: Float64Array  # (S, 3, 4)
     points3D_in_world: Float64Array  # (N, 3)
     frame_idx: Int64Array  # (M,)
-    point_idx: Int64Array  # (M,)
+    point_idx: Int64Array  # (M,) ascending
     points_xy: Float64Array  # (M, 2)
 
     @property
@@ -225,10 +225,10 @@ class _Cluster:
         )
         rows[:, :, num_poses:width] = by_params
         rows[:, :, width] = residuals
-        of_points = np.zeros((num_points, 3, 3))
-        np.add.at(of_points, self.point_idx, np.swapaxes(by_point, 1, 2) @ by_point)
-        coupling = np.zeros((num_points, 3, width + 1))
-        np.add.at(coupling, self.point_idx, np.swapaxes(by_point, 1, 2) @ rows)
+        starts = np.searchsorted(self.point_idx, np.arange(num_points))
+        to_points = np.swapaxes(by_point, 1, 2)
+        of_points = np.add.reduceat(to_points @ by_point, starts)
+        coupling = np.add.reduceat(to_points @ rows, starts)
         traces = np.trace(of_points, axis1=1, axis2=2)
         of_points += (_DAMPING * traces + 1e-300)[:, None, None] * np.eye(3)
         flat = rows.reshape(-1, width + 1)

@@ -8,7 +8,7 @@ show; what is fixed to the camera contradicts it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,20 +62,23 @@ def _others_move(motion_px: Float64Array) -> bool:
     return len(others_px) > 0 and bool(np.median(others_px) >= _MIN_MOTION_PX)
 
 
-def find_fixed_matches(matches: PairMatches, *, verifier: PairVerifier) -> MotionEvidence | None:
-    """Finds matches that stay although the motion of the others moves every point there.
+def verify_by_motion(
+    matches: PairMatches, *, verifier: PairVerifier
+) -> tuple[VerifiedMatches, MotionEvidence] | None:
+    """Verifies matches, of which some stay, by those that move; finds what is fixed to the camera.
 
-    The epipolar geometry is fitted to moving matches alone: fixed ones may be in the majority. A
-    plane leaves it open, so there the plane's homography counts. If the camera only shifted along a
-    plane, what stays may be far behind it, and the pair is no evidence.
+    The geometry is fitted to moving matches alone: fixed ones may be in the majority, or bend it.
+    What stays belongs to it only where it agrees. A plane leaves the epipolar geometry open, so
+    there the plane's homography counts. If the camera only shifted along a plane, what stays may be
+    far behind it, and is not taken for fixed.
 
     Args:
         matches: tentative matches of two images of one camera.
         verifier: of the pair.
 
     Returns:
-        None when nothing is fixed, or the matches do not show it: too little moves, or what moves
-        does not agree.
+        The matches that agree, and what the motion says of all. None when nothing stays, too little
+        moves, or what moves does not agree.
     """
     size = verifier.image_size
     motion_px = moved_px(matches, image_size=size)
@@ -85,9 +88,15 @@ def find_fixed_matches(matches: PairMatches, *, verifier: PairVerifier) -> Motio
     if moving is None:
         return None
     evidence = judge_by_motion(matches, moving, verifier=verifier)
-    if evidence is None or not evidence.is_fixed.any() or _may_be_far(moving, image_size=size):
+    if evidence is None:
         return None
-    return evidence
+    if _may_be_far(moving, image_size=size):
+        evidence = replace(evidence, is_fixed=np.zeros(len(matches), np.bool_))
+    agrees = verifier.distances_px(moving, matches) <= verifier.max_error_px
+    inliers = matches.take(agrees & ~evidence.is_fixed)
+    if len(inliers) < verifier.config.min_inliers:
+        return None
+    return replace(moving, inliers=inliers), evidence
 
 
 def judge_by_motion(

@@ -46,13 +46,13 @@ _MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
 _LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
 _LEAST_SPREAD = 0.02  # of a change of scale
 _MAX_MISS = 0.3  # log of the factor by which a level is missed; more counts no worse
-_MAX_LEVELS = 12
+_MAX_LEVELS = 8
 _MIN_KEYFRAMES = 6  # of a camera, before it is examined
 _MORE_TO_EXAMINE = 1.3  # times the keyframes at the last time
 _JOINED_VOTE_RATIO = 1.05  # of the cost of the votes of the pairs concerned, to join levels
 _TINY_COST = 1e-4  # below it pairs fit as well as they can
 _MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
-_MAX_SWEEPS = 4  # over all keyframes, while some change their level
+_MAX_SWEEPS = 3  # over all keyframes, while some change their level
 _BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
 _MIN_VOTES_PER_LEVEL = 3  # pairs of keyframes that change their zoom, for each further level
 _MAX_VOTE_COST = 0.11  # near the bound of the votes nothing fits
@@ -137,12 +137,23 @@ class CameraSplits:
     ) -> str:
         """The calibration of a split camera that fits a new keyframe best; else its own.
 
-        Its pairs say how much it is zoomed against keyframes whose calibration is known.
+        The one that poses it clearly best in the map. Where several do, its pairs say how much it
+        is zoomed against keyframes whose calibration is known.
         """
         source_key = keyframe.calibration_key
         keys = [source_key, *(k for k, source in self._source_key.items() if source == source_key)]
         if len(keys) < 2:
             return source_key
+        neighbors = {
+            pair.pair.second if pair.pair.first == keyframe.frame_id else pair.pair.first: pair
+            for pair in pairs
+        }
+        inliers = {
+            key: present.num_pose_inliers(keyframe, key, neighbors=neighbors) for key in keys
+        }
+        best, second = sorted(keys, key=lambda key: -inliers[key])[:2]
+        if _poses_better(inliers[best], inliers[second]):
+            return best
         levels = {key: math.log(camera_focal_px(present.camera(key))) for key in keys}
         costs = dict.fromkeys(keys, 0.0)
         for pair in sorted(pairs, key=lambda one: (-one.num_inliers, one.pair))[:_NUM_WATCHED]:
@@ -177,7 +188,8 @@ class CameraSplits:
             is_final: whether no more keyframes will come; else a camera is examined again only when
                 it has many more than at the last time.
         """
-        for source_key in sorted(self._suspected):
+        split_before = set(self._source_key.values()) if is_final else set()
+        for source_key in sorted(self._suspected | split_before):
             frame_ids = self._keyframes_of(source_key)
             num_before = self._num_examined.get(source_key, 0)
             enough = 1 + num_before if is_final else _MORE_TO_EXAMINE * num_before
@@ -288,7 +300,17 @@ class CameraSplits:
                 for key in sorted(set(keys.values()))
             ]
         )
-        options = [votes.agreed(levels) for levels in (*guesses, now)]
+        without = votes.on(now)
+        if without is None:
+            return None
+        # A guess that the pairs like less than what there is comes from a motion.
+        options = [
+            votes.agreed(levels)
+            for levels in map(_few, guesses)
+            if (vote := votes.on(levels)) is not None and vote.cost < without.cost
+        ]
+        if len(now) > 1:
+            options.append(votes.agreed(now))
         voted = [(vote, levels) for levels in options if (vote := votes.on(levels)) is not None]
         if not voted:
             return None
@@ -306,9 +328,10 @@ class CameraSplits:
             keys = [source_key, *(k for k, one in self._source_key.items() if one == source_key)]
             for frame_id in self._keyframes_of(source_key):
                 own = self._graph.keyframe(frame_id).calibration_key
-                inliers = {key: present.num_pose_inliers(frame_id, key) for key in keys}
+                keyframe = self._graph.keyframe(frame_id)
+                inliers = {key: present.num_pose_inliers(keyframe, key) for key in keys}
                 best = max(keys, key=inliers.__getitem__)
-                if inliers[best] > _REGROUP_RATIO * inliers[own] + _REGROUP_INLIERS:
+                if _poses_better(inliers[best], inliers[own]):
                     moved[frame_id] = best
         if not moved:
             return None
@@ -416,12 +439,11 @@ class _Votes:
         views = self._views(levels)
         return vote_on(self._among(views), views, edge_px=self._edge_px)
 
-    def agreed(self, levels: Sequence[_Level]) -> list[_Level]:
+    def agreed(self, levels: list[_Level]) -> list[_Level]:
         """Levels that keyframes vote for, joined where the pairs do not mind; the largest first.
 
         A motion, too, changes the scale, and makes levels that are none.
         """
-        levels = _few(levels)
         while len(levels) > 1 and (vote := self.on(levels)) is not None:
             levels = self.settled(levels, focal_px=vote.focal_px)
             joined = self.joined(levels, focal_px=vote.focal_px) if len(levels) > 1 else None
@@ -492,14 +514,16 @@ class _Votes:
         for _ in range(_MAX_SWEEPS):
             moves = 0
             for frame_id, own in pairs_of.items():
-                costs = [
-                    cost_of(own, {**views, frame_id: view}, focal_px=focal_px) for view in options
-                ]
-                known = [math.inf if cost is None else cost for cost in costs]
-                best, present = int(np.argmin(known)), level_of[frame_id]
-                if known[best] < _MOVED_VOTE_RATIO * known[present]:
-                    level_of[frame_id], views[frame_id] = best, options[best]
+                costs = []
+                for view in options:
+                    views[frame_id] = view
+                    cost = cost_of(own, views, focal_px=focal_px)
+                    costs.append(math.inf if cost is None else cost)
+                best, present = int(np.argmin(costs)), level_of[frame_id]
+                if costs[best] < _MOVED_VOTE_RATIO * costs[present]:
+                    level_of[frame_id] = best
                     moves += 1
+                views[frame_id] = options[level_of[frame_id]]
             if not moves:
                 break
         settled = [
@@ -577,10 +601,16 @@ def _sureness(pair: VerifiedPair, change: ScaleChange) -> float:
     return math.sqrt(pair.num_inliers) / (_LEAST_SPREAD + change.spread)
 
 
+def _poses_better(num_inliers: int, num_others: int) -> bool:
+    """Whether a calibration poses a keyframe clearly better than another one."""
+    return num_inliers > _REGROUP_RATIO * num_others + _REGROUP_INLIERS
+
+
 def may_change(present: SparseMap, calibration_key: str) -> bool:
-    """Whether nobody vouched for a calibration."""
+    """Whether nobody vouched for a calibration, and its lens is one that the votes understand."""
     prior = present.camera_prior(calibration_key)
-    return not prior.is_constant and prior.origin not in _GIVEN
+    is_perspective = bool(present.camera(calibration_key).is_perspective())
+    return is_perspective and not prior.is_constant and prior.origin not in _GIVEN
 
 
 def estimated(camera: pycolmap.Camera) -> InitialCamera:

@@ -285,8 +285,8 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
-            self._recognise_lenses()
             self._split_cameras()
+            self._recognise_lenses()
             self._report_changes()
         elif self._map.is_registered(frame_id):
             self._report_changes()  # a map built anew holds it already
@@ -297,9 +297,9 @@ class Mapper:
             if registration.status is RegistrationStatus.REGISTERED:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
+            self._split_cameras()
             self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
-            self._split_cameras()
             self._report_changes()
         record = self._record(frame_id)
         return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)

@@ -303,11 +303,24 @@ class SparseMap:
             status=RegistrationStatus.REGISTERED, num_inliers=num_inliers, num_correspondences=num
         )
 
-    def num_pose_inliers(self, frame_id: FrameId, calibration_key: str) -> int:
-        """How many keypoints of a keyframe would agree on a pose if it had another camera."""
-        rows, point3D_ids = self._correspondences(frame_id)
+    def num_pose_inliers(
+        self,
+        keyframe: Keyframe,
+        calibration_key: str,
+        *,
+        neighbors: Mapping[FrameId, VerifiedPair] | None = None,
+    ) -> int:
+        """How many keypoints of a keyframe would agree on a pose if it had a camera of the map.
+
+        Args:
+            keyframe: in the map, or not yet.
+            calibration_key: names the camera.
+            neighbors: its verified pairs, by the other keyframe; by default those it was added
+                with.
+        """
+        rows, point3D_ids = self._correspondences(keyframe.frame_id, neighbors)
         pose = estimate_absolute_pose(
-            self._keyframes[frame_id].features.keypoints_xy[rows],
+            keyframe.features.keypoints_xy[rows],
             self.points3D_in_world(point3D_ids),
             camera=self.camera(calibration_key),
             config=self._registration,
@@ -568,10 +581,14 @@ class SparseMap:
                 state = "not registered" if is_registered else "registered already"
                 raise MapError(f"keyframe {frame_id} is {state}")
 
-    def _correspondences(self, frame_id: FrameId) -> tuple[Int64Array, Int64Array]:
+    def _correspondences(
+        self, frame_id: FrameId, neighbors: Mapping[FrameId, VerifiedPair] | None = None
+    ) -> tuple[Int64Array, Int64Array]:
         """Keypoints of a keyframe and the points they match; unique (row, point) couples."""
         couples: list[Int64Array] = []
-        for other, verified in sorted(self._matches.neighbors(frame_id).items()):
+        if neighbors is None:
+            neighbors = self._matches.neighbors(frame_id)
+        for other, verified in sorted(neighbors.items()):
             if not self.is_registered(other):
                 continue
             matches = verified.inlier_matches_idx.astype(np.int64)

@@ -7,11 +7,11 @@ one pair shows to be fixed to the camera is left out of that pair.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.estimators.stationary_matches import find_fixed_matches, judge_by_motion
+from engine.estimators.stationary_matches import judge_by_motion, verify_by_motion
 from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
 from engine.tracking.overlay_grid import OverlayGrid
 from engine.types import BoolArray, Float64Array, Keyframe, PairMatches
@@ -92,21 +92,32 @@ class Overlays:
         if _camera(first) != _camera(second):
             return visible, verifier.verify(visible)
         grid = self._grid(first)
-        found = find_fixed_matches(visible, verifier=verifier)
-        if found is not None:
-            grid.add(matches.pair, visible, found)
-            visible = visible.take(~found.is_fixed)
-        if not grid.has_evidence:
-            return visible, verifier.verify(visible)
-        visible = grid.without_suspects(visible, image_size=verifier.image_size)
-        verified = verifier.verify(visible)
-        if verified is not None:
+        found = verify_by_motion(visible, verifier=verifier)
+        verified: VerifiedMatches | None
+        if found is None:
+            visible = grid.without_suspects(visible, image_size=verifier.image_size)
+            verified = verifier.verify(visible)
+        else:
+            verified, judged = found
+            grid.add(matches.pair, visible, judged)
+            visible = visible.take(~judged.is_fixed)
+            verified = self._without_suspects(verified, grid, verifier=verifier)
+        if verified is not None and grid.has_evidence:
             rest = [matches.take(is_covered)] if is_covered.any() else []
             for group in [*rest, verified.inliers] if found is None else rest:
-                judged = judge_by_motion(group, verified, verifier=verifier)
-                if judged is not None:
-                    grid.add(matches.pair, group, judged)
+                evidence = judge_by_motion(group, verified, verifier=verifier)
+                if evidence is not None:
+                    grid.add(matches.pair, group, evidence)
         return visible, verified
+
+    def _without_suspects(
+        self, verified: VerifiedMatches, grid: OverlayGrid, *, verifier: PairVerifier
+    ) -> VerifiedMatches | None:
+        """Verified matches without those that stay where some did before; None if few are left."""
+        inliers = grid.without_suspects(verified.inliers, image_size=verifier.image_size)
+        if len(inliers) < verifier.config.min_inliers:
+            return None
+        return replace(verified, inliers=inliers)
 
     def update(self) -> tuple[Overlay, ...]:
         """The overlays of the cameras whose cover grew.

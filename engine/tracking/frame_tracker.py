@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from engine.config import FrameTrackingConfig, TwoViewConfig
-from engine.estimators.stationary_matches import find_fixed_matches
+from engine.estimators.stationary_matches import verify_by_motion
 from engine.estimators.two_view_geometry import PairVerifier
 from engine.geometry import spread_over_image, usable_at
 from engine.tracking.overlay_grid import OverlayGrid
@@ -253,9 +253,9 @@ class FrameTracker:
             confidence=np.ones(len(rows), np.float32),
         )
         verifier = PairVerifier(image_size=(frame.width, frame.height), config=self._two_view)
-        found = find_fixed_matches(matches, verifier=verifier)
+        found = verify_by_motion(matches, verifier=verifier)
         if found is not None:
-            grid.add(matches.pair, matches, found)
+            grid.add(matches.pair, matches, found[1])
             grid.update_cover()
 
     def _keyframe(self, frame: Frame) -> Keyframe:

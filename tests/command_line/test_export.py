@@ -19,13 +19,15 @@ WIDTH, HEIGHT = 320, 240
 NERFSTUDIO_KEYS = {"fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k2", "p1", "p2"}
 
 
-def make_model(*, model: str = "SIMPLE_RADIAL", k: float = 0.08) -> pycolmap.Reconstruction:
+def make_model(
+    *, model: str = "SIMPLE_RADIAL", k: float = 0.08, height: int = HEIGHT
+) -> pycolmap.Reconstruction:
     options = pycolmap.SyntheticDatasetOptions()
     options.num_rigs = 1
     options.num_frames_per_rig = 4
     options.num_points3D = 40
     options.num_points2D_without_point3D = 3
-    options.camera_width, options.camera_height = WIDTH, HEIGHT
+    options.camera_width, options.camera_height = WIDTH, height
     options.camera_model_id = getattr(pycolmap.CameraModelId, model)
     centre = [WIDTH / 2 + 3, HEIGHT / 2 - 2]
     options.camera_params = {
@@ -36,7 +38,7 @@ def make_model(*, model: str = "SIMPLE_RADIAL", k: float = 0.08) -> pycolmap.Rec
         "SIMPLE_FISHEYE": [300.0, *centre],
         "SIMPLE_RADIAL_FISHEYE": [300.0, *centre, 0.01],
         "OPENCV_FISHEYE": [300.0, 310.0, *centre, 0.05, -0.01, 0.002, -0.003],
-        "EQUIRECTANGULAR": [float(WIDTH), float(HEIGHT)],
+        "EQUIRECTANGULAR": [float(WIDTH), float(height)],
     }[model]
     return pycolmap.synthesize_dataset(options)
 
@@ -252,17 +254,70 @@ def test_transforms_json_has_fisheyes_as_they_are(tmp_path: Path, model: str) ->
             assert expected == pytest.approx(tuple(point.xy), abs=0.01)
 
 
-def test_spherical_images_go_to_nerfstudio_and_are_refused_where_a_pinhole_is_wanted(
-    tmp_path: Path,
-) -> None:
+def test_spherical_images_go_to_nerfstudio_as_they_are(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", make_model(model="EQUIRECTANGULAR"))
-    with pytest.raises(ConfigError, match="spherical"):
-        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
-    assert not (tmp_path / "out").exists()
     done = export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
     record = json.loads((done.path / "transforms.json").read_text())
     assert record["camera_model"] == "EQUIRECTANGULAR"
     assert {(frame["w"], frame["h"]) for frame in record["frames"]} == {(WIDTH, HEIGHT)}
+
+
+def colored_sphere(cam_from_world: Float64Array) -> Uint8Array:
+    """What a spherical image sees at infinity: the colour of a direction is the direction."""
+    longitude = ((np.arange(WIDTH) + 0.5) / WIDTH - 0.5) * 2 * np.pi
+    latitude = (0.5 - (np.arange(WIDTH // 2) + 0.5) / (WIDTH // 2)) * np.pi
+    longitude, latitude = np.meshgrid(longitude, latitude)
+    rays = np.stack(
+        [np.cos(latitude) * np.sin(longitude), -np.sin(latitude)]
+        + [np.cos(latitude) * np.cos(longitude)],
+        axis=-1,
+    )
+    return np.asarray(np.round(127.5 + 127.5 * rays @ cam_from_world[:, :3]).astype(np.uint8))
+
+
+def test_a_spherical_image_becomes_six_pinhole_views_of_the_same_world(tmp_path: Path) -> None:
+    truth = make_model(model="EQUIRECTANGULAR", height=WIDTH // 2)
+    run = make_run(tmp_path / "run", truth)
+    for image in truth.images.values():
+        pixels = colored_sphere(np.asarray(image.cam_from_world().matrix()))
+        cv2.imwrite(str(run / "images" / image.name), pixels)
+    (run / "masks" / "left").mkdir(parents=True)
+    upper = np.zeros((WIDTH // 2, WIDTH), np.uint8)
+    upper[: WIDTH // 4] = 255
+    first = min(truth.images.values(), key=lambda image: image.image_id)
+    cv2.imwrite(str(run / "masks" / f"{first.name}.png"), upper)
+    formats = [ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO, ExportFormat.TUM]
+    done = export(run, tmp_path / "out", formats=formats)
+
+    assert done.num_images == 6 * 4
+    assert {path.name for path in done.path.iterdir() if path.is_dir()} == {
+        *("images", "masks", "sparse")
+    }
+    views = pycolmap.Reconstruction(done.path / "sparse" / "0")
+    assert {camera.model_name for camera in views.cameras.values()} == {"PINHOLE"}
+    assert views.compute_num_observations() == truth.compute_num_observations()
+    for image in views.images.values():
+        for point in image.get_observation_points2D():
+            projected = image.project_point(views.point3D(point.point3D_id).xyz)
+            assert projected == pytest.approx(point.xy, abs=1e-3)
+        picture = cv2.imread(str(done.path / "images" / image.name))
+        assert picture is not None
+        rows, columns = np.mgrid[0 : picture.shape[0], 0 : picture.shape[1]] + 0.5
+        places_xy = np.column_stack([columns.ravel(), rows.ravel()])
+        rays = np.asarray(image.camera.cam_ray_from_img(places_xy))
+        world = rays @ np.asarray(image.cam_from_world().matrix())[:, :3]
+        assert np.abs(picture.reshape(-1, 3) - (127.5 + 127.5 * world)).max() < 6.0
+    share = {}
+    for view in ("up", "down", "front", "back"):
+        path = done.path / "masks" / f"{first.name[:-4]}_{view}.png.png"
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert mask is not None
+        share[view] = float(mask.mean()) / 255.0
+    assert share["up"] == 1.0
+    assert share["down"] == 0.0
+    assert share["front"] == share["back"] == pytest.approx(0.5, abs=0.03)
+    assert len((done.path / "trajectory_keyframes.txt").read_text().splitlines()) == 1 + 4
+    assert json.loads((done.path / "transforms.json").read_text())["camera_model"] == "OPENCV"
 
 
 def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.config import TwoViewConfig
-from engine.estimators.stationary_matches import MotionEvidence, find_fixed_matches
+from engine.estimators.stationary_matches import MotionEvidence, verify_by_motion
 from engine.estimators.two_view_geometry import PairVerifier
 from engine.geometry import rotation_from_vector, transform_points
 from engine.types import Float64Array, FrameId, ImagePair, PairMatches
@@ -50,7 +50,12 @@ def find(
         points2_xy=points2_xy,
         confidence=np.ones(len(rows), np.float32),
     )
-    return find_fixed_matches(matches, verifier=VERIFIER), len(points)
+    found = verify_by_motion(matches, verifier=VERIFIER)
+    if found is None:
+        return None, len(points)
+    verified, evidence = found
+    assert not np.isin(verified.inliers.matches_idx[:, 0], rows[evidence.is_fixed]).any()
+    return evidence if evidence.is_fixed.any() else None, len(points)
 
 
 @pytest.mark.parametrize("num_moving", [400, 30])
@@ -128,4 +133,4 @@ def test_marks_alone_are_not_found_without_motion_that_agrees() -> None:
         points2_xy=points2_xy,
         confidence=np.ones(len(rows), np.float32),
     )
-    assert find_fixed_matches(matches, verifier=VERIFIER) is None
+    assert verify_by_motion(matches, verifier=VERIFIER) is None

@@ -11,14 +11,15 @@ from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
 from adapters.images.exif import Exif
-from adapters.images.intrinsics import IntrinsicsReader
+from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
-from engine.types import Arrival, BoolArray, DropReason, Frame, RejectedFrame
+from engine.types import Arrival, BoolArray, DropReason, Frame, IntrinsicsPrior, RejectedFrame
 
 _SAME_ZOOM = 0.01  # between logarithms of focal lengths
 
+_SPHERICAL = "spherical"  # ends the keys of cameras that see all around
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
 
@@ -107,9 +108,10 @@ class PhotoReader:
         frame_name: str,
         received_at_s: float,
     ) -> Frame:
+        prior = self._intrinsics.of_image(image)
         return Frame(
             frame_id=self._next_frame_id(),
-            camera_key=self._camera_key(file, image) or frame_name,
+            camera_key=self._camera_key(file, image, prior) or frame_name,
             source=self._label,
             index=index,
             name=frame_name,
@@ -120,7 +122,7 @@ class PhotoReader:
             gps=image.exif.gps,
             mask=mask,
             quarter_turns=image.exif.quarter_turns,
-            intrinsics_prior=self._intrinsics.of_image(image),
+            intrinsics_prior=prior,
         )
 
     def _mask_of(self, file: PurePosixPath, image: DecodedImage) -> BoolArray | None | RefusedImage:
@@ -147,7 +149,9 @@ class PhotoReader:
             self._previous = data
         return image
 
-    def _camera_key(self, file: PurePosixPath, image: DecodedImage) -> str:
+    def _camera_key(
+        self, file: PurePosixPath, image: DecodedImage, prior: IntrinsicsPrior | None
+    ) -> str:
         """The key of the camera that images share; empty where each has its own."""
         if not self._single_camera_per_size:
             return ""
@@ -156,7 +160,9 @@ class PhotoReader:
         subfolder = "/".join(printable(file).parts[:-1])
         camera = f"{exif.make} {exif.model}".strip()
         size = f"{width}x{height}"
-        parts = (subfolder, camera, exif.serial, exif.lens, self._zoom(exif), size)
+        # A dark first photo must not make a flat camera of all the spherical ones behind it.
+        kind = _SPHERICAL if is_spherical_prior(prior) else ""
+        parts = (subfolder, camera, exif.serial, exif.lens, self._zoom(exif), size, kind)
         return "|".join(printable_text(part) for part in parts if part)
 
     def _zoom(self, exif: Exif) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.images.decoding import refused_by_size
-from adapters.images.intrinsics import IntrinsicsReader
+from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.live.blocking import iterate_in_thread
 from adapters.sources.files.video_frames import (
     decode_packet,
@@ -147,9 +147,11 @@ class VideoFile:
         if isinstance(pixels, str):
             return self._rejected(index, pixels, captured_at_s=captured_at_s)
         height, width = pixels.shape[:2]
+        prior = self._intrinsics.of_pixels(pixels, name=self._camera_name)
+        kind = "|spherical" if is_spherical_prior(prior) else ""
         return Frame(
             frame_id=self._next_frame_id(),
-            camera_key=f"video|{width}x{height}",
+            camera_key=f"video|{width}x{height}{kind}",
             source=self.info.label,
             index=index,
             name=_frame_name(index),
@@ -157,7 +159,7 @@ class VideoFile:
             received_at_s=received_at_s,
             pixels=pixels,
             quarter_turns=quarter_turns(decoded),
-            intrinsics_prior=self._intrinsics.of_pixels(pixels, name=self._camera_name),
+            intrinsics_prior=prior,
         )
 
     def _rejected(
