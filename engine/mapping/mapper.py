@@ -116,6 +116,7 @@ _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was repo
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
 _MAX_NAMED = 3  # keyframes that one line names
+_SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
 
@@ -513,10 +514,14 @@ class Mapper:
             focal_sigma_ratio=RECOGNISED_SIGMA_RATIO,
         )
         change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
-        if lens_kind(camera) is not lens_kind(former):
+        is_other_kind = lens_kind(camera) is not lens_kind(former)
+        if is_other_kind:
             intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
             self._matching.verify_again(intrinsics, camera_key=camera_key)
         rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
+        enough = _SAME_LENS_RATIO * self._map.num_registered
+        if not is_other_kind and rebuilt.num_registered < enough:
+            return  # the present focal length brings in more keyframes
         self._num_maps += 1
         self._replace_cameras(change, rebuilt)
         self._emit(
