@@ -476,7 +476,7 @@ def hand_offs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-SAVED = ["finish", "report", "trajectory", "cameras", "snapshot"]
+SAVED = ["finish", "report", "trajectory", "cameras", "overlay_masks", "snapshot"]
 SHOWN = ["report"]  # where there are views
 REPORTED = ["figures"]
 
