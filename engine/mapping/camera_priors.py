@@ -12,7 +12,7 @@ from engine.types import CalibrationOrigin
 ASSUMED_SIGMA_RATIO = 0.7  # two of them reach from a quarter of the edge to four edges
 POINTMAPS_SIGMA_RATIO = 0.10
 TWO_VIEW_SIGMA_RATIO = 0.15
-RECOGNISED_SIGMA_RATIO = 0.10
+RECOGNISED_SIGMA_RATIO = 0.15
 
 _MAX_FACTOR = 4.0  # by which a map may contradict a focal length that nobody vouched for
 

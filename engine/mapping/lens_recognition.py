@@ -35,7 +35,8 @@ _MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
 _MIN_CONNECTED_WITHOUT_MAP = 10
 _MANY_MISSING_RATIO = 0.25  # of the keyframes that match others
 _MIN_MISSING = 3
-_LARGE_ERROR_PX = 0.7  # mean of the map, at an edge of 1000 px
+_LARGE_ERROR_PX = 0.7  # mean of the latest keyframes, at an edge of 1000 px
+_MAX_CONNECTED_FOR_ERRORS = 18
 _FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
 _BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
 _NEW_FOCAL_FACTOR = 1.12  # from the map's focal length: worth building anew
@@ -212,8 +213,12 @@ class LensRecognition:
     def _has_large_errors(
         self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
     ) -> bool:
-        """Whether the latest keyframes of a camera fit the map badly; examined now and then."""
-        if len(connected) < _MORE_TO_SEARCH * self._num_connected_at_errors.get(camera_key, 0):
+        """Whether the latest keyframes of a camera fit the map badly; examined now and then.
+
+        Only while the map is small: a wrong lens shows early, drift comes later.
+        """
+        examined = self._num_connected_at_errors.get(camera_key, 0)
+        if not _MORE_TO_SEARCH * examined <= len(connected) <= _MAX_CONNECTED_FOR_ERRORS:
             return False
         self._num_connected_at_errors[camera_key] = len(connected)
         camera = sparse_map.camera(camera_key)
