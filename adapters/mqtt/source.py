@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
-from adapters.images.exif import PLAUSIBLE_FOCAL_RATIOS, intrinsics_prior
+from adapters.images.exif import PLAUSIBLE_FOCAL_RATIOS
+from adapters.images.intrinsics import IntrinsicsReader
 from adapters.live.deadline import GiveUpDeadline
 from adapters.mqtt.cameras import Camera, Cameras, Positions
 from adapters.mqtt.connection import (
@@ -104,6 +105,7 @@ class MqttSource:
         self._sources_config: SourcesConfig = config.sources
         self._live = config.live_sources
         self._next_frame_id = next_frame_id
+        self._intrinsics = IntrinsicsReader()
         self._max_payload_bytes = 10**6 * config.live_sources.max_payload_mb
         self._frames_filter = TopicFilter(address.topic)
         self._telemetry_filter = telemetry_filter(self._frames_filter, config.mqtt.telemetry_topic)
@@ -285,9 +287,16 @@ class MqttSource:
             pixels=image.pixels,
             jpeg=image.jpeg,
             gps=self._fix_of(metadata) or image.exif.gps,
-            intrinsics_prior=_prior_of(metadata, image),
+            intrinsics_prior=self._prior_of(metadata, image),
             quarter_turns=image.exif.quarter_turns,
         )
+
+    def _prior_of(self, metadata: Metadata, image: DecodedImage) -> IntrinsicsPrior | None:
+        height, width = image.pixels.shape[:2]
+        shortest, longest = (ratio * max(width, height) for ratio in PLAUSIBLE_FOCAL_RATIOS)
+        if metadata.focal_px is not None and shortest <= metadata.focal_px <= longest:
+            return IntrinsicsPrior(focal_px=metadata.focal_px, origin=CalibrationOrigin.KNOWN)
+        return self._intrinsics.of_image(image)
 
     def _fix_of(self, metadata: Metadata) -> GpsFix | None:
         if metadata.position is None:
@@ -301,14 +310,6 @@ class MqttSource:
 def _frame_name(index: int) -> str:
     """The name of a message's frame, made from nothing that came with it."""
     return f"{index:06d}.jpg"
-
-
-def _prior_of(metadata: Metadata, image: DecodedImage) -> IntrinsicsPrior | None:
-    height, width = image.pixels.shape[:2]
-    shortest, longest = (ratio * max(width, height) for ratio in PLAUSIBLE_FOCAL_RATIOS)
-    if metadata.focal_px is not None and shortest <= metadata.focal_px <= longest:
-        return IntrinsicsPrior(focal_px=metadata.focal_px, origin=CalibrationOrigin.KNOWN)
-    return intrinsics_prior(image.exif, width=width, height=height)
 
 
 def _handing_to(

@@ -111,6 +111,7 @@ class LensRecognition:
         self._all_matches = all_matches
         self._seed = seed
         self._searches: dict[str, _Searches] = {}
+        self._num_connected_at_errors: dict[str, int] = {}  # when errors were examined
 
     def doubted(self, sparse_map: SparseMap) -> list[str]:
         """Cameras whose lens should be searched now."""
@@ -204,11 +205,20 @@ class LensRecognition:
             return True
         if searched_px is not None:
             return False  # what else there is to see a search has seen
+        if abs(corner_displacement(camera)) > _BENT_DISPLACEMENT:
+            return True
+        return self._has_large_errors(sparse_map, camera_key, connected)
+
+    def _has_large_errors(
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
+    ) -> bool:
+        """Whether the latest keyframes of a camera fit the map badly; examined now and then."""
+        if len(connected) < _MORE_TO_SEARCH * self._num_connected_at_errors.get(camera_key, 0):
+            return False
+        self._num_connected_at_errors[camera_key] = len(connected)
+        camera = sparse_map.camera(camera_key)
         large_px = _LARGE_ERROR_PX * image_scale(camera.width, camera.height)
-        return (
-            abs(corner_displacement(camera)) > _BENT_DISPLACEMENT
-            or sparse_map.fit(connected).mean_error_px > large_px
-        )
+        return sparse_map.fit(connected[-_SEARCHED_KEYFRAMES:]).mean_error_px > large_px
 
     def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
         edge_px = max(present.width, present.height)

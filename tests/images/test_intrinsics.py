@@ -14,38 +14,11 @@ from adapters.images.intrinsics import IntrinsicsReader
 from adapters.images.panoramas import has_closed_seam, is_equirectangular
 from engine.config import SourcesConfig
 from engine.types import IntrinsicsPrior, Uint8Array
+from tests.support.spheres import SPHERE_HEIGHT, smooth_noise, sphere
 
-HEIGHT = 240
+HEIGHT = SPHERE_HEIGHT
 MAKE, MODEL, EXIF_DIRECTORY, FOCAL_LENGTH_35MM = 0x10F, 0x110, 0x8769, 0xA405
 XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description %s/></x:xmpmeta>"
-
-
-def smooth_noise(directions: np.ndarray, *, seed: int) -> np.ndarray:
-    """Texture of all sizes on the sphere, (..., 3) in 0..255, of directions (..., 3)."""
-    rng = np.random.default_rng(seed)
-    values = np.zeros((*directions.shape[:-1], 3))
-    for scale in (1.0, 2.0, 4.0, 9.0, 20.0):
-        for _ in range(6):
-            waves = rng.normal(size=(3, 3)) * scale
-            values += np.cos(directions @ waves + rng.uniform(0, 6.28, 3)) / np.sqrt(scale)
-    scaled = 128.0 + 40.0 * values / values.std()
-    return np.asarray(np.clip(scaled, 0, 255))
-
-
-def sphere(*, seed: int = 0, noise: float = 0.0, height: int = HEIGHT) -> Uint8Array:
-    """An equirectangular image."""
-    width = 2 * height
-    longitude, latitude = np.meshgrid(
-        (np.arange(width) + 0.5) / width * 2 * np.pi, (np.arange(height) + 0.5) / height * np.pi
-    )
-    directions = np.stack(
-        [np.sin(latitude) * np.cos(longitude), np.sin(latitude) * np.sin(longitude)]
-        + [np.cos(latitude)],
-        axis=-1,
-    )
-    pixels = smooth_noise(directions, seed=seed)
-    pixels += np.random.default_rng(seed).normal(scale=noise, size=pixels.shape)
-    return np.asarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def wide_photo(*, seed: int = 0) -> Uint8Array:

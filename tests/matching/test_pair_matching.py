@@ -9,10 +9,12 @@ from typing import Any
 
 import networkx
 import numpy as np
+import pycolmap
 import pytest
 
 from adapters.town.oracle import OracleMatcher
 from engine.config import DenseMatchingConfig, OracleConfig, TwoViewConfig
+from engine.estimators.lenses import intrinsics_of
 from engine.geometry import camera_center, transform_points
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
@@ -610,3 +612,54 @@ def test_an_image_that_is_all_masked_matches_nothing() -> None:
     keyframes[1] = dataclasses.replace(keyframes[1], mask=nothing)
     matching = matching_over(dense_graph(), matcher, keyframes)
     assert matching.match_pairs([candidate(1, 2)]) == []
+
+
+# -- another lens ---------------------------------------------------------------------------------
+
+
+def fisheye_world() -> SyntheticWorld:
+    """A fisheye of 150 degrees across, whose pairs no fundamental matrix describes."""
+    focal_px = WIDTH / 2 / np.radians(75.0)
+    camera = SyntheticCamera(
+        model="SIMPLE_RADIAL_FISHEYE", params=(focal_px, WIDTH / 2, HEIGHT / 2, 0.0)
+    )
+    return SyntheticWorld(straight_path(4), cameras=[camera], noise_px=0.3)
+
+
+def test_pairs_verified_again_with_the_right_lens_keep_their_matches() -> None:
+    world, graph = fisheye_world(), scene_graph()
+    matching = matching_over(graph, FakeMatcher(world=world, wrong_ratio=0.1))
+    for keyframe in keyframes_of(world):
+        match_next(matching, keyframe)
+    before = {verified.pair: verified for verified in graph.edges()}
+    intrinsics = intrinsics_of(world.camera(1).as_colmap(), is_wide=True)
+    matching.verify_again({"camera": intrinsics}, camera_key="camera")
+    after = {verified.pair: verified for verified in graph.edges()}
+    assert len(after) == 6  # all pairs of four
+    for one, verified in after.items():
+        num_right = 0.9 * len(world.matches(one))
+        assert 0.95 * num_right < verified.num_inliers < 1.03 * num_right
+        assert verified.cam2_from_cam1 is not None
+        assert len(matching.all_matches(verified)) == len(world.matches(one))
+    num_before = sum(verified.num_inliers for verified in before.values())
+    assert num_before < 0.9 * sum(verified.num_inliers for verified in after.values())
+
+
+def test_pairs_that_do_not_hold_with_the_right_lens_lose_their_edge() -> None:
+    world, graph = fisheye_world(), scene_graph()
+    matching = matching_over(graph, FakeMatcher(world=world, wrong_ratio=0.1))
+    for keyframe in keyframes_of(world):
+        match_next(matching, keyframe)
+    num_edges = len(graph.edges())
+    tiny = pycolmap.Camera(
+        model="SIMPLE_RADIAL_FISHEYE",
+        width=WIDTH,
+        height=HEIGHT,
+        params=(90.0, WIDTH / 2, HEIGHT / 2, 0.0),
+    )
+    intrinsics = intrinsics_of(tiny, is_wide=True)
+    matching.verify_again({"camera": intrinsics}, camera_key="another")
+    assert len(graph.edges()) == num_edges
+    matching.verify_again({"camera": intrinsics}, camera_key="camera")
+    assert len(graph.edges()) < num_edges
+    assert all(graph.was_tried(pair(one, two)) for one, two in ((1, 2), (2, 3), (3, 4)))

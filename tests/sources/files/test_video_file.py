@@ -30,6 +30,7 @@ from engine.types import (
     Frame,
     FrameId,
     GpsReading,
+    IntrinsicsPrior,
     RejectedFrame,
     SourceNotice,
     SourceState,
@@ -38,6 +39,7 @@ from engine.types import (
 from tests.support.paths import REAL_SETS
 from tests.support.received import Decoded, items_of
 from tests.support.small_videos import picture, write_video
+from tests.support.spheres import sphere
 from tests.support.waiting import HANG_S
 
 DATA = REAL_SETS
@@ -162,6 +164,31 @@ def test_ten_bit_video_becomes_eight_bit_rgb(tmp_path: Path) -> None:
     (frame,) = read(open_video(write_video(tmp_path / "a.mkv", 1, pix_fmt="yuv420p10le")))
     assert isinstance(frame, Frame)
     assert np.abs(frame.pixels.astype(int) - picture(0)).mean() < 12.0
+
+
+def test_a_camera_that_names_itself_in_the_video_gives_a_hint_at_its_lens(tmp_path: Path) -> None:
+    named = write_video(tmp_path / "named.mp4", 2, handler_name="GoPro AVC")
+    (first, _) = read(open_video(named))
+    assert isinstance(first, Frame)
+    assert first.intrinsics_prior == IntrinsicsPrior(focal_px=0.0, is_fisheye=True)
+    (first, _) = read(open_video(write_video(tmp_path / "nameless.mp4", 2)))
+    assert isinstance(first, Frame)
+    assert first.intrinsics_prior is None
+
+
+def test_a_spherical_video_is_a_camera_of_its_own_after_a_dark_frame(tmp_path: Path) -> None:
+    whole = np.ascontiguousarray(sphere(height=160))
+    frames = [np.zeros_like(whole), whole, np.zeros_like(whole)]
+    path = write_video(
+        tmp_path / "all_around.mp4", 3, size=(320, 160), draw=lambda number: frames[number]
+    )
+    read_frames = [frame for frame in read(open_video(path)) if isinstance(frame, Frame)]
+    models = [
+        frame.intrinsics_prior and frame.intrinsics_prior.camera_model for frame in read_frames
+    ]
+    assert models == [None, "EQUIRECTANGULAR", "EQUIRECTANGULAR"]
+    keys = [frame.camera_key for frame in read_frames]
+    assert keys[0] != keys[1] == keys[2]
 
 
 def test_a_change_of_size_is_a_change_of_camera_and_time_goes_on(tmp_path: Path) -> None:
