@@ -38,8 +38,9 @@ class CalibrationVote:
 
 
 def has_vote(pair: VerifiedPair) -> bool:
-    """Whether a pair can tell one calibration from another: not when one plane explains it."""
-    return pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO
+    """Whether a pair can tell calibrations apart: not one of a plane, or verified on rays."""
+    has_depth = pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO
+    return has_depth and bool(pair.fundamental.any())
 
 
 def vote_on(

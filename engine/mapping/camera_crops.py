@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from engine.camera_models import LensKind
 from engine.estimators.calibration_votes import CalibrationVote, GuessedView, vote_on
-from engine.estimators.lenses import camera_focal_px
+from engine.estimators.lenses import camera_focal_px, lens_kind
 from engine.events import CropFound
 from engine.mapping.bundle_adjustment import refine_principal_point
 from engine.mapping.camera_splits import (
@@ -219,7 +220,7 @@ def _may_be_crop(present: SparseMap, whole: str, crop: str) -> bool:
     larger, smaller = present.camera(whole), present.camera(crop)
     cuts = (larger.width - smaller.width, larger.height - smaller.height)
     is_cut = min(cuts) == 0 and max(cuts) >= _MIN_CROP_RATIO * max(larger.width, larger.height)
-    return is_cut and may_change(present, crop) and larger.is_perspective()
+    return is_cut and may_change(present, crop) and lens_kind(larger) is LensKind.PERSPECTIVE
 
 
 def _change(

@@ -20,6 +20,7 @@ import networkx
 import numpy as np
 import pycolmap
 
+from engine.camera_models import LensKind
 from engine.estimators.calibration_votes import (
     CalibrationVote,
     GuessedView,
@@ -27,7 +28,7 @@ from engine.estimators.calibration_votes import (
     has_vote,
     vote_on,
 )
-from engine.estimators.lenses import camera_focal_px
+from engine.estimators.lenses import camera_focal_px, lens_kind
 from engine.estimators.scale_change import ScaleChange, measure_scale_change
 from engine.events import CameraSplit
 from engine.mapping.camera_priors import TWO_VIEW_SIGMA_RATIO, CameraPrior
@@ -111,6 +112,7 @@ class CameraSplits:
         self._suspected: set[str] = set()
         self._num_examined: dict[str, int] = {}
         self._num_failed: Counter[str] = Counter()
+        self._unconfirmed: dict[str, list[FrameId]] = {}  # zoomed keyframes by the pairs alone
 
     # -- a new keyframe -------------------------------------------------------------------------
 
@@ -198,19 +200,18 @@ class CameraSplits:
             self._num_examined[source_key] = len(frame_ids)
             if not may_change(present, source_key):
                 continue
-            found = self._examine(present, source_key, frame_ids, is_final=is_final)
+            self._unconfirmed.pop(source_key, None)
+            found = self._examine(present, source_key, frame_ids)
             if found is not None:
                 self._suspected.discard(source_key)
                 return found
+        for source_key, zoomed in self._unconfirmed.items():
+            if is_final or self._num_failed[source_key] >= _FAILURES_TO_DOUBT:
+                self._doubt(source_key, zoomed)
         return None
 
     def _examine(
-        self,
-        present: SparseMap,
-        source_key: str,
-        frame_ids: Sequence[FrameId],
-        *,
-        is_final: bool,
+        self, present: SparseMap, source_key: str, frame_ids: Sequence[FrameId]
     ) -> ChangedMap | None:
         inside = set(frame_ids)
         pairs = [
@@ -239,8 +240,7 @@ class CameraSplits:
             self._source_key = {**others, **dict.fromkeys(split_off, source_key)}
             return ChangedMap(sparse_map=candidate, change=change)
         self._num_failed[source_key] += 1
-        if is_final or self._num_failed[source_key] >= _FAILURES_TO_DOUBT:
-            self._doubt(source_key, zoomed)
+        self._unconfirmed[source_key] = zoomed
         return None
 
     def _levels(self, pairs: Sequence[VerifiedPair], *, only_jumps: bool) -> list[_Level]:
@@ -609,7 +609,7 @@ def _poses_better(num_inliers: int, num_others: int) -> bool:
 def may_change(present: SparseMap, calibration_key: str) -> bool:
     """Whether nobody vouched for a calibration, and its lens is one that the votes understand."""
     prior = present.camera_prior(calibration_key)
-    is_perspective = bool(present.camera(calibration_key).is_perspective())
+    is_perspective = lens_kind(present.camera(calibration_key)) is LensKind.PERSPECTIVE
     return is_perspective and not prior.is_constant and prior.origin not in _GIVEN
 
 

@@ -155,3 +155,16 @@ def test_a_large_map_is_split_around_what_stays(monkeypatch: pytest.MonkeyPatch)
     assert mapped.registered_ids == world.frame_ids
     assert focal_px(mapped, 14) / focal_px(mapped, 1) == pytest.approx(1.6, rel=0.01)
     assert 1e-5 < pose_errors(poses_of(mapped.sparse_map), world).rmse_ratio < 3e-3
+
+
+def test_a_zoom_that_no_map_confirms_is_doubted_with_its_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(camera_splits, "fits_better", lambda *maps, changed: False)
+    mapped = run(world_of([SHORT, LONG] * 3))
+    assert not mapped.emitted(CameraSplit)
+    reasons = [event.reason for event in mapped.emitted(CameraDoubted)]
+    (reason,) = [reason for reason in reasons if "zoomed" in reason]
+    assert "000002.jpg, 000004.jpg" in reason or "000001.jpg, 000003.jpg" in reason
+    (figures,) = mapped.figures.cameras
+    assert reason in figures.doubts

@@ -624,7 +624,7 @@ def test_a_global_adjustment_that_fails_is_reported_and_the_map_grows_on(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("solver: out of memory")
 
-    monkeypatch.setattr(mapper_module, "solve_globally", fail)  # that of the job
+    monkeypatch.setattr(mapper_module, "adjust_globally", fail)  # that of the job
     outcome, written = run_world(
         tmp_path / "run",
         settings=[

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import FrameTrackingConfig
+from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.events import Event, FrameRegistered
 from engine.mapping.mapper import Mapper
 from engine.mapping.sparse_map import SparseMap
@@ -176,8 +176,9 @@ class WorldTracker:
         *,
         describe: Callable[[Frame], Features],
         is_sequence: bool,
+        two_view: TwoViewConfig,
     ) -> None:
-        del config, is_sequence
+        del config, is_sequence, two_view
         self._describe = describe
         self._keyframe_ids: list[int] = []
 
@@ -475,7 +476,7 @@ def hand_offs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-SAVED = ["finish", "report", "trajectory", "cameras", "snapshot"]
+SAVED = ["finish", "report", "trajectory", "cameras", "overlay_masks", "snapshot"]
 SHOWN = ["report"]  # where there are views
 REPORTED = ["figures"]
 
