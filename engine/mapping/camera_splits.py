@@ -67,10 +67,11 @@ _MIN_LARGE_JUMP = 0.3  # log of the factor by which levels differ that maps try 
 _MIN_KEYFRAMES_PER_LEVEL = 2  # then
 _ZOOM_SHARES = (0.8, 1.0)  # of the change of scale: a part of it is motion
 _DEFAULT_FOCAL_RATIO = 0.8  # of the longer image edge
-_BETTER_UNVOTED_RATIO = 1.3  # of how well keyframes fit a map built alike without a split
+_BETTER_UNVOTED_RATIO = 1.15  # of how well keyframes fit a map built alike without a split
 _MAX_VOTING_PAIRS = 400  # the strongest ones
 _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
+_ILL_ERROR_RATIO = 1.3  # times the typical error of a camera's keyframes
 _MAX_ANEW = 60  # keyframes of a map that is built anew to try a change
 _FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
@@ -467,24 +468,45 @@ class CameraSplits:
     def regroup(self, present: SparseMap) -> ChangedMap | None:
         """Gives keyframes of split cameras the calibration that poses them best in the map.
 
-        Pairs of one keyframe alone say little of its zoom; the points of a map say more.
+        Pairs of one keyframe alone say little of its zoom; the points of a map say more. Points
+        that a wrong one bent say nothing, but the keyframe then fits them ill: it is tried, too.
         """
         moved: dict[FrameId, str] = {}
+        unsure: dict[FrameId, str] = {}
         for source_key in sorted(set(self._source_key.values())):
             keys = [source_key, *(k for k, one in self._source_key.items() if one == source_key)]
-            for frame_id in self._keyframes_of(source_key):
+            frame_ids = self._keyframes_of(source_key)
+            errors_px = {
+                i: present.fit([i]).mean_error_px for i in frame_ids if present.is_registered(i)
+            }
+            typical_px = float(np.median(list(errors_px.values()))) if errors_px else 0.0
+            for frame_id in frame_ids:
                 own = self._graph.keyframe(frame_id).calibration_key
                 keyframe = self._graph.keyframe(frame_id)
                 inliers = {key: present.num_pose_inliers(keyframe, key) for key in keys}
-                best = max(keys, key=inliers.__getitem__)
+                best = max((key for key in keys if key != own), key=inliers.__getitem__)
+                is_ill = errors_px.get(frame_id, 0.0) > _ILL_ERROR_RATIO * typical_px
                 if _poses_better(inliers[best], inliers[own]):
                     moved[frame_id] = best
-        if not moved:
+                elif is_ill and not _poses_better(inliers[own], inliers[best]):
+                    unsure[frame_id] = best
+        for calibration_keys in ({**moved, **unsure}, moved) if unsure else (moved,):
+            regrouped = self._regrouped(present, calibration_keys)
+            if regrouped is not None:
+                return regrouped
+        return None
+
+    def _regrouped(
+        self, present: SparseMap, calibration_keys: Mapping[FrameId, str]
+    ) -> ChangedMap | None:
+        """A map in which keyframes have other calibrations; None when they fit no better there."""
+        if not calibration_keys:
             return None
-        change = CameraChange(cameras={}, calibration_keys=moved)
-        poses = {i: present.cam_from_world(i) for i in present.registered_ids if i not in moved}
+        change = CameraChange(cameras={}, calibration_keys=calibration_keys)
+        stay = [i for i in present.registered_ids if i not in calibration_keys]
+        poses = {i: present.cam_from_world(i) for i in stay}
         candidate = self._builder.rebuilt(present, change, poses=poses)
-        if not fits_better(candidate, present, changed=sorted(moved)):
+        if not fits_better(candidate, present, changed=sorted(calibration_keys)):
             return None
         return ChangedMap(sparse_map=candidate, change=change)
 
