@@ -367,6 +367,7 @@ class CameraSplits:
     def _taken(self, source_key: str, levels: Sequence[_Level], trial: ChangedMap) -> ChangedMap:
         """Keeps in mind and reports that a camera is split."""
         self._report(source_key, levels, trial.sparse_map)
+        self._cameras.remove_zoom_doubt(source_key)
         others = {key: of for key, of in self._source_key.items() if of != source_key}
         split_off = [key for key in trial.change.cameras if key != source_key]
         self._source_key = {**others, **dict.fromkeys(split_off, source_key)}
@@ -503,12 +504,12 @@ class CameraSplits:
         if not calibration_keys:
             return None
         change = CameraChange(cameras={}, calibration_keys=calibration_keys)
-        stay = [i for i in present.registered_ids if i not in calibration_keys]
-        poses = {i: present.cam_from_world(i) for i in stay}
-        candidate = self._builder.rebuilt(present, change, poses=poses)
-        if not fits_better(candidate, present, changed=sorted(calibration_keys)):
-            return None
-        return ChangedMap(sparse_map=candidate, change=change)
+        changed = sorted(calibration_keys)
+        for anew in (False, True) if present.num_registered <= _MAX_ANEW else (False,):
+            candidate = _candidate(self._builder, present, change, changed=changed, anew=anew)
+            if candidate is not None and fits_better(candidate, present, changed=changed):
+                return ChangedMap(sparse_map=candidate, change=change)
+        return None
 
     def _split(
         self,
@@ -578,7 +579,7 @@ class CameraSplits:
                 and not present.is_registered(i)
             ]
             if missing:
-                self._cameras.add_zoom_doubt(
+                self._cameras.add_missing_doubt(
                     source_key,
                     f"its focal length changes, and {self._named(missing)} stay out of the map",
                 )

@@ -104,6 +104,14 @@ class CameraCalibration:
         """Emits that keyframes of a camera contradict one focal length, and no map says more."""
         self._reports.add_doubt(camera_key, reason, kind="zoom")
 
+    def remove_zoom_doubt(self, camera_key: str) -> None:
+        """Forgets that keyframes contradict one focal length, when they no longer share one."""
+        self._reports.remove_doubt(camera_key, kind="zoom")
+
+    def add_missing_doubt(self, camera_key: str, reason: str) -> None:
+        """Emits that keyframes of a camera that zooms stay out of the map."""
+        self._reports.add_doubt(camera_key, reason, kind="missing")
+
     def report(self, sparse_map: SparseMap) -> None:
         """Emits calibrations that the map changed, and cameras to doubt."""
         self._reports.update(self._initial, sparse_map)

@@ -168,3 +168,40 @@ def test_a_zoom_that_no_map_confirms_is_doubted_with_its_frames(
     assert "000002.jpg, 000004.jpg" in reason or "000001.jpg, 000003.jpg" in reason
     (figures,) = mapped.figures.cameras
     assert reason in figures.doubts
+
+
+def test_a_large_jump_that_the_pairs_cannot_vote_on_is_tried_by_maps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(camera_splits.CameraSplits, "_voted", lambda *of: None)
+    focals_px = [SHORT] * 8 + [2.0 * SHORT] * 6
+    world = world_of(focals_px)
+    mapped = run(world)
+    assert mapped.emitted(CameraSplit)
+    assert mapped.registered_ids == world.frame_ids
+    assert focal_px(mapped, 14) / focal_px(mapped, 1) == pytest.approx(2.0, rel=0.02)
+    assert 1e-5 < pose_errors(poses_of(mapped.sparse_map), world).rmse_ratio < 3e-3
+
+
+def test_a_large_jump_that_no_map_confirms_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_splits.CameraSplits, "_voted", lambda *of: None)
+    monkeypatch.setattr(camera_splits, "fits_better", lambda *maps, changed: False)
+    mapped = run(world_of([SHORT] * 6 + [2.0 * SHORT] * 4))
+    assert not mapped.emitted(CameraSplit)
+    reasons = [event.reason for event in mapped.emitted(CameraDoubted)]
+    (reason,) = [reason for reason in reasons if "zoomed" in reason]
+    assert "000010.jpg" in reason
+    (figures,) = mapped.figures.cameras
+    assert reason in figures.doubts
+
+
+def test_keyframes_of_a_split_camera_that_stay_out_are_named() -> None:
+    world = world_of([SHORT, LONG] * 6)
+    mapped = MapperRun(CONFIG, matcher=FakeMatcher(world=world), graph=scene_graph())
+    for frame_id in world.frame_ids:
+        mapped.add_keyframe(world.keyframe(frame_id))
+    mapped.sparse_map.deregister([world.frame_ids[-1]])
+    mapped.mapper._splits.report_missing(mapped.sparse_map)
+    reasons = [event.reason for event in mapped.emitted(CameraDoubted)]
+    (reason,) = [reason for reason in reasons if "stay out" in reason]
+    assert "000012.jpg" in reason

@@ -434,3 +434,32 @@ def test_without_the_keyframe_before_in_the_map_it_only_waits(world: SyntheticWo
     )
     posed = poser.pose_pending(map_with(world, (1, 4, 10)))
     assert [tracked.frame_id for tracked, _ in posed] == [11, 12]
+
+
+# -- another calibration --------------------------------------------------------------------------
+
+
+def test_frames_whose_keyframe_gets_another_focal_length_are_posed_again(
+    world: SyntheticWorld, sparse_map: SparseMap
+) -> None:
+    key = sparse_map.keyframe(FrameId(4)).calibration_key
+    right = sparse_map.camera(key).params.tolist()
+    sparse_map.set_camera_params(key, [0.7 * right[0], *right[1:]])
+    poser = poser_with(world)
+    assert poser.add_tracked(world.tracked(5, keyframe_id=4), sparse_map) is not None
+    assert np.abs(own_poses(poser, sparse_map)[FrameId(5)] - true_pose(world, 5)).max() > 1e-3
+
+    sparse_map.set_camera_params(key, right)
+    poser.pose_again(sparse_map)
+    assert np.abs(own_poses(poser, sparse_map)[FrameId(5)] - true_pose(world, 5)).max() < 1e-5
+
+
+def test_frames_whose_focal_length_stays_keep_their_pose(
+    world: SyntheticWorld, sparse_map: SparseMap
+) -> None:
+    poser = posed_poser(world, sparse_map)
+    before = own_poses(poser, sparse_map)
+    poser.pose_again(sparse_map)
+    after = own_poses(poser, sparse_map)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[i], after[i]) for i in before)
