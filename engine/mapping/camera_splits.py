@@ -4,7 +4,9 @@ A zoom changes the size of everything in the image by one factor; a motion chang
 things more than that of far ones. So a change of scale without spread raises a suspicion, and says
 which keyframes would share a focal length (their zoom level). The fundamental matrices then vote on
 the levels (`estimators/calibration_votes.py`), and only a map that fits clearly better with them is
-believed: its focal lengths, which are free, must come out at the levels, and not together.
+believed: its focal lengths, which are free, must come out at the levels, and not together. Over a
+large jump few pairs hold, and may not vote; then maps try it where keyframes stay out, beside a map
+built alike without a split. What remains unconfirmed or outside is doubted, with its keyframes.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ _NUM_WATCHED = 5  # pairs of a new keyframe that are measured
 _MIN_INLIERS = 30  # of a pair that shows a zoom
 _MIN_JUMP = 0.07  # log of the factor by which a zoom shows
 _MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
+_WEAK_JUMP_SPREADS = 5.0  # where few matches hold, over a large jump
 _LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
 _LEAST_SPREAD = 0.02  # of a change of scale
 _MAX_MISS = 0.3  # log of the factor by which a level is missed; more counts no worse
@@ -133,13 +136,16 @@ class CameraSplits:
             if source_key != self._source_of(second.calibration_key):
                 continue
             change = self._change(pair)
-            if change is None or pair.num_inliers < _MIN_INLIERS:
+            if change is None:
                 continue
             focal1_px, focal2_px = (
                 camera_focal_px(present.camera(one.calibration_key)) for one in (first, second)
             )
             jump = abs(change.log_ratio - math.log(focal2_px / focal1_px))
-            if jump > max(_MIN_JUMP, _MIN_JUMP_SPREADS * change.spread):
+            is_strong = pair.num_inliers >= _MIN_INLIERS
+            if (is_strong and jump > max(_MIN_JUMP, _MIN_JUMP_SPREADS * change.spread)) or (
+                jump > max(_MIN_LARGE_JUMP, _WEAK_JUMP_SPREADS * change.spread)
+            ):
                 self._suspected.add(source_key)
 
     def calibration_key(
