@@ -10,6 +10,7 @@ the usual case, nothing of this is noticed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -49,7 +50,7 @@ _DISPLACEMENT_SIGMA = 0.06  # of the image's corner by the distortion of lenses
 _TELLING_RATIO = 1.0  # of that, at most: an observed distortion
 _ASPECT_SIGMA = 0.02
 _ROUNDING = 1e-9
-_MAX_SOLVES = 3  # of which the last one only refines what nothing was objected to
+_MAX_SOLVES = 3  # that refine calibrations; after as many objections they are held
 
 
 class Hold(StrEnum):
@@ -64,7 +65,7 @@ class Hold(StrEnum):
 class CalibrationState:
     """What adjustments found out about the calibration of one camera."""
 
-    num_keyframes: int  # of the map, when it was last measured
+    num_keyframes: int  # of the camera in the map, when it was last measured
     focal_sigma_ratio: float  # by the observations alone; inf: they say nothing
     is_settled: bool = False  # the observations are far surer than the prior
     hold: Hold | None = None  # of the focal length
@@ -141,9 +142,10 @@ class CalibrationControl:
             reconstruction: the map or a copy; the calling thread owns it.
             solve: adjusts it; called again after objections.
         """
-        present = _cameras_in(reconstruction)
+        counts = _num_keyframes(reconstruction)
+        present = sorted(counts)
         refined = [i for i in present if i not in self.constant_camera_ids and self._has_lens(i)]
-        weighed = {i for i in refined if self._weigh(reconstruction, i)}
+        weighed = {i for i in refined if self._weigh(reconstruction, i, num_keyframes=counts[i])}
         is_sure = all(self._is_sure(i) for i in refined)
         before = None if is_sure else pycolmap.Reconstruction(reconstruction)
         former = {i: list(reconstruction.camera(i).params) for i in refined}
@@ -158,7 +160,8 @@ class CalibrationControl:
             former |= objections
             for camera_id, params in former.items():
                 reconstruction.camera(camera_id).params = params
-        self._solve(refined, solve)
+        # Each solve was objected to: the next would be, too.
+        solve(self.held_camera_ids.union(refined), refine_focal_length=False)
 
     def _is_sure(self, camera_id: int) -> bool:
         """Whether the next solve can hardly be objected to."""
@@ -167,7 +170,7 @@ class CalibrationControl:
 
     def flaw(self, reconstruction: pycolmap.Reconstruction) -> str:
         """What priors and lenses do not allow about cameras that were refined; "" for nothing."""
-        for camera_id in _cameras_in(reconstruction):
+        for camera_id in sorted(_num_keyframes(reconstruction)):
             if camera_id in self.constant_camera_ids or not self._has_lens(camera_id):
                 continue
             camera = reconstruction.camera(camera_id)
@@ -198,9 +201,10 @@ class CalibrationControl:
 
     # -- before a solve ---------------------------------------------------------------------------
 
-    def _weigh(self, reconstruction: pycolmap.Reconstruction, camera_id: int) -> bool:
+    def _weigh(
+        self, reconstruction: pycolmap.Reconstruction, camera_id: int, *, num_keyframes: int
+    ) -> bool:
         """Decides whether a camera is free from now on; False: nothing new decides that."""
-        num_keyframes = int(reconstruction.num_reg_frames())
         state = self._states.get(camera_id)
         if state is not None and not state.is_due(num_keyframes):
             return False
@@ -317,9 +321,10 @@ def _registered(reconstruction: pycolmap.Reconstruction) -> list[int]:
     return [int(i) for i in reconstruction.reg_image_ids()]
 
 
-def _cameras_in(reconstruction: pycolmap.Reconstruction) -> list[int]:
-    """COLMAP's ids of the cameras of registered keyframes."""
-    return sorted({int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)})
+def _num_keyframes(reconstruction: pycolmap.Reconstruction) -> Counter[int]:
+    """How many registered keyframes the cameras have, by COLMAP's id."""
+    images = (reconstruction.image(i) for i in _registered(reconstruction))
+    return Counter(int(image.camera_id) for image in images)
 
 
 def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
@@ -390,8 +395,9 @@ def _between(
     precision = _prior_precision(camera, prior, change=_change(camera, prior))[taking, taking]
     total = evidence.information[taking, taking] + precision
     best = refined_params(camera)
-    shift = np.linalg.solve(total, precision @ (best - _prior_mean(camera, prior))[taking])
-    sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
+    covariance = np.linalg.pinv(total, hermitian=True)
+    shift = covariance @ precision @ (best - _prior_mean(camera, prior))[taking]
+    sigmas = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     if (np.abs(shift) <= np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).all():
         return None
     best[taking] -= shift

@@ -200,11 +200,15 @@ class PairMatching:
         return verified_pairs
 
     def all_matches(self, verified: VerifiedPair) -> Uint32Array:
-        """Rows (M, 2) of a pair's matches before verification; its own where they are not kept."""
+        """Rows (M, 2) of a pair's matches before verification; its own where they are not kept.
+
+        None of them lies under an overlay.
+        """
         kept = self._tentative.get(verified.pair)
-        if kept is None:
-            return verified.inlier_matches_idx
-        return kept.matches_idx.astype(np.uint32)
+        rows = verified.inlier_matches_idx if kept is None else kept.matches_idx.astype(np.uint32)
+        is_covered = self.covers(verified.pair.first)[rows[:, 0]]
+        is_covered |= self.covers(verified.pair.second)[rows[:, 1]]
+        return rows[~is_covered]
 
     def verify_again(self, intrinsics: Mapping[str, Intrinsics], *, camera_key: str) -> None:
         """Verifies the pairs of a camera once more, whose lens turned out to be another one.

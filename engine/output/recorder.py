@@ -98,9 +98,9 @@ class Recorder:
 
         for features in record.moved:
             self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
-        if self._guard("database.db", write):
-            for pair in (*record.changed_pairs, *record.pairs):
-                self._guard("database.db", functools.partial(self._journal.add_pair, pair))
+        written = record.pairs if self._guard("database.db", write) else ()
+        for pair in (*record.changed_pairs, *written):
+            self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
     def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:
         """Journals that keyframes have other cameras now."""
