@@ -228,6 +228,18 @@ def test_a_usual_map_is_solved_once_and_measured_no_more_when_it_is_sure() -> No
     assert control.states[CAMERA_ID].is_settled
 
 
+def test_a_camera_is_measured_by_the_keyframes_that_are_its_own() -> None:
+    poses, camera = orbit(), camera_with(FOCAL_PX)
+    reconstruction = reconstruction_of(poses, cloud(), camera, cameras_each=True)
+    control = CalibrationControl()
+    for camera_id in range(CAMERA_ID, CAMERA_ID + len(poses)):
+        control.set_prior(camera_id, CameraPrior.assumed(reconstruction.camera(camera_id)))
+    adjust_globally(reconstruction, calibration=control, max_iterations=2, num_threads=1)
+    assert [state.num_keyframes for state in control.states.values()] == [1] * len(poses)
+    assert not any(state.is_settled for state in control.states.values())
+    assert control.states[CAMERA_ID].is_due(2)
+
+
 def test_copies_are_independent_and_give_back_what_they_found() -> None:
     reconstruction = begin(lawnmower(), plane(), focal_px=FOCAL_PX)
     control = control_of(reconstruction, assumed(reconstruction))
