@@ -358,6 +358,10 @@ class Mapper:
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
+                self._warn(
+                    f"overlays had many points of the map, and none of {bent.num_registered}"
+                    " keyframes stands without: it may be bent"
+                )
             return
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
