@@ -68,9 +68,17 @@ _BETTER_GAIN_RATIO = 1.05  # of how well zoomed keyframes fit the map without a 
 _MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
 _MIN_APART = 0.04  # log of the factor between focal lengths that a map keeps apart
 _MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its level
+_MAX_OFF_SHARE = 0.5  # of a level's log, where that is more: over large jumps motion adds most
+_MAX_TRIALS = 3  # maps that refine the levels of one vote
+_MIN_LARGE_JUMP = 0.3  # log of the factor by which levels differ that maps try without a vote
+_MIN_KEYFRAMES_PER_LEVEL = 2  # then
+_ZOOM_SHARES = (0.8, 1.0)  # of the change of scale: a part of it is motion
+_DEFAULT_FOCAL_RATIO = 0.8  # of the longer image edge
+_BETTER_UNVOTED_RATIO = 1.15  # of how well keyframes fit a map built alike without a split
 _MAX_VOTING_PAIRS = 400  # the strongest ones
 _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
+_ILL_ERROR_RATIO = 1.3  # times the typical error of a camera's keyframes
 _MAX_ANEW = 60  # keyframes of a map that is built anew to try a change
 _FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
@@ -228,27 +236,168 @@ class CameraSplits:
         ]
         guesses = [self._levels(pairs, only_jumps=only_jumps) for only_jumps in (True, False)]
         voted = self._voted(present, source_key, guesses, pairs)
-        if voted is None:
+        if voted is not None and self._are_present(voted[0]):
             return None
-        levels, vote = voted
-        if self._are_present(levels):
-            return None
-        zoomed = [i for level in levels[1:] for i in level.frame_ids]
-        change = self._split(present, source_key, levels, focal_px=vote.focal_px)
-        candidate = candidate_map(self._builder, present, change, changed=zoomed)
-        if (
-            candidate is not None
-            and fits_better(candidate, present, changed=zoomed)
-            and self._is_split(candidate, source_key, levels)
-        ):
-            self._report(source_key, levels, candidate)
-            others = {key: of for key, of in self._source_key.items() if of != source_key}
-            split_off = [key for key in change.cameras if key != source_key]
-            self._source_key = {**others, **dict.fromkeys(split_off, source_key)}
-            return ChangedMap(sparse_map=candidate, change=change)
-        self._num_failed[source_key] += 1
-        self._unconfirmed[source_key] = zoomed
+        if voted is not None:
+            levels, vote = voted
+            found = self._confirmed(present, source_key, levels, focal_px=vote.focal_px)
+            if found is not None:
+                return found
+        unplaced = self._unplaced(present, guesses[0], pairs)
+        if unplaced is not None:
+            found = self._confirmed_unvoted(present, source_key, unplaced)
+            if found is not None:
+                return found
+        suspected = unplaced or (voted[0] if voted is not None else [])
+        if suspected:
+            self._num_failed[source_key] += 1
+            self._unconfirmed[source_key] = _zoomed(suspected)
         return None
+
+    def _confirmed(
+        self,
+        present: SparseMap,
+        source_key: str,
+        levels: Sequence[_Level],
+        *,
+        focal_px: float,
+    ) -> ChangedMap | None:
+        """The camera split as a map confirms it: at the levels, or at those that it keeps apart."""
+        for _ in range(_MAX_TRIALS):
+            zoomed = _zoomed(levels)
+            change = self._split(present, source_key, levels, focal_px=focal_px)
+            candidate = candidate_map(self._builder, present, change, changed=zoomed)
+            if candidate is None or not fits_better(candidate, present, changed=zoomed):
+                return None
+            trial = ChangedMap(sparse_map=candidate, change=change)
+            if self._is_split(trial.sparse_map, source_key, levels):
+                return self._taken(source_key, levels, trial)
+            levels, focal_px = self._levels_in(trial.sparse_map, source_key, levels)
+            if len(levels) < 2:
+                return None
+        return None
+
+    def _unplaced(
+        self, present: SparseMap, guess: Sequence[_Level], pairs: Sequence[VerifiedPair]
+    ) -> list[_Level] | None:
+        """What the present map holds and levels far from it that it does not; None without such.
+
+        Few pairs hold over a large jump, and they may all be too flat or too weak to vote. What the
+        map holds has one focal length there, so that the surest pair to the others tells the jump.
+        """
+        levels = list(guess)
+        while len(levels) > 1:
+            one, other = _nearest(levels)
+            if other.log_zoom - one.log_zoom >= _MIN_LARGE_JUMP:
+                break
+            levels = _join(levels, one, other)
+        out = set(_unplaced_ids(present, levels))
+        held = {i for one in levels for i in one.frame_ids} - out
+        keys = {self._graph.keyframe(i).calibration_key for i in out | held}
+        if min(len(out), len(held)) < _MIN_KEYFRAMES_PER_LEVEL or len(keys) > 1:
+            return None
+        jumps = [
+            (
+                _sureness(pair, change),
+                change.log_ratio if pair.pair.second in out else -change.log_ratio,
+            )
+            for pair in pairs
+            if (pair.pair.first in out) != (pair.pair.second in out)
+            and (change := self._change(pair)) is not None
+            and _is_jump(change)
+        ]
+        _, jump = max(jumps, default=(0.0, 0.0))
+        if abs(jump) < _MIN_LARGE_JUMP:
+            return None
+        return [
+            _Level(frame_ids=tuple(sorted(held)), log_zoom=0.0),
+            _Level(frame_ids=tuple(sorted(out)), log_zoom=jump),
+        ]
+
+    def _confirmed_unvoted(
+        self, present: SparseMap, source_key: str, levels: Sequence[_Level]
+    ) -> ChangedMap | None:
+        """The camera split at levels on which the pairs do not agree, when that brings them in.
+
+        A map without the split from the same focal length shows what the split alone does.
+        """
+        one_level = _Level(
+            frame_ids=tuple(sorted(i for one in levels for i in one.frame_ids)), log_zoom=0.0
+        )
+        zoomed = _zoomed(levels)
+        for focal_px, share, anew in itertools.product(
+            self._starts_px(present, source_key), _ZOOM_SHARES, (False, True)
+        ):
+            if anew and present.num_registered > _MAX_ANEW:
+                continue
+            guess = [replace(one, log_zoom=share * one.log_zoom) for one in levels]
+            trial, control = (
+                self._trial(present, source_key, one, focal_px=focal_px, changed=zoomed, anew=anew)
+                for one in (guess, [one_level])
+            )
+            if (
+                trial is not None
+                and fits_better(trial.sparse_map, present, changed=zoomed)
+                and self._is_split(trial.sparse_map, source_key, guess)
+                and (control is None or _brings_in(trial, control, zoomed))
+            ):
+                return self._taken(source_key, guess, trial)
+        return None
+
+    def _starts_px(self, present: SparseMap, source_key: str) -> list[float]:
+        """Focal lengths from which a map is tried."""
+        camera = present.camera(source_key)
+        starts_px: list[float] = []
+        for focal_px in (
+            camera_focal_px(camera),
+            _DEFAULT_FOCAL_RATIO * max(camera.width, camera.height),
+        ):
+            if all(abs(math.log(focal_px / one)) > _MIN_LARGE_JUMP for one in starts_px):
+                starts_px.append(focal_px)
+        return starts_px
+
+    def _trial(
+        self,
+        present: SparseMap,
+        source_key: str,
+        levels: Sequence[_Level],
+        *,
+        focal_px: float,
+        changed: Collection[FrameId],
+        anew: bool,
+    ) -> ChangedMap | None:
+        """A map with a camera at zoom levels: anew, or around what does not change."""
+        change = self._split(present, source_key, levels, focal_px=focal_px)
+        candidate = _candidate(self._builder, present, change, changed=changed, anew=anew)
+        return None if candidate is None else ChangedMap(sparse_map=candidate, change=change)
+
+    def _taken(self, source_key: str, levels: Sequence[_Level], trial: ChangedMap) -> ChangedMap:
+        """Keeps in mind and reports that a camera is split."""
+        self._report(source_key, levels, trial.sparse_map)
+        others = {key: of for key, of in self._source_key.items() if of != source_key}
+        split_off = [key for key in trial.change.cameras if key != source_key]
+        self._source_key = {**others, **dict.fromkeys(split_off, source_key)}
+        return trial
+
+    def _levels_in(
+        self, candidate: SparseMap, source_key: str, levels: Sequence[_Level]
+    ) -> tuple[list[_Level], float]:
+        """The levels by the focal lengths of a map, near ones as one, and the first one's, px."""
+        focals_px = [
+            camera_focal_px(candidate.camera(key)) for key in _keys(source_key, len(levels))
+        ]
+        found = [
+            replace(level, log_zoom=math.log(focal_px))
+            for level, focal_px in zip(levels, focals_px, strict=True)
+        ]
+        while len(found) > 1:
+            one, other = _nearest(found)
+            if other.log_zoom - one.log_zoom > _MAX_OFF_LEVEL:
+                break
+            found = _join(found, one, other)
+        first = _ordered(found)[0].frame_ids
+        focal_px = next(math.exp(one.log_zoom) for one in found if one.frame_ids == first)
+        return _ordered(found), focal_px
 
     def _levels(self, pairs: Sequence[VerifiedPair], *, only_jumps: bool) -> list[_Level]:
         """Zoom levels by the changes of scale.
@@ -262,9 +411,7 @@ class CameraSplits:
             change = self._change(pair)
             if change is None:
                 continue
-            is_jump = pair.num_inliers >= _MIN_INLIERS and abs(change.log_ratio) > max(
-                _LEVEL_GAP, _MIN_JUMP_SPREADS * change.spread
-            )
+            is_jump = _is_jump(change)
             jump = change.log_ratio if is_jump or not only_jumps else 0.0
             first, second = pair.pair.first, pair.pair.second
             joined.add_edge(first, second, sureness=_sureness(pair, change), jump=jump, first=first)
@@ -328,24 +475,45 @@ class CameraSplits:
     def regroup(self, present: SparseMap) -> ChangedMap | None:
         """Gives keyframes of split cameras the calibration that poses them best in the map.
 
-        Pairs of one keyframe alone say little of its zoom; the points of a map say more.
+        Pairs of one keyframe alone say little of its zoom; the points of a map say more. Points
+        that a wrong one bent say nothing, but the keyframe then fits them ill: it is tried, too.
         """
         moved: dict[FrameId, str] = {}
+        unsure: dict[FrameId, str] = {}
         for source_key in sorted(set(self._source_key.values())):
             keys = [source_key, *(k for k, one in self._source_key.items() if one == source_key)]
-            for frame_id in self._keyframes_of(source_key):
+            frame_ids = self._keyframes_of(source_key)
+            errors_px = {
+                i: present.fit([i]).mean_error_px for i in frame_ids if present.is_registered(i)
+            }
+            typical_px = float(np.median(list(errors_px.values()))) if errors_px else 0.0
+            for frame_id in frame_ids:
                 own = self._graph.keyframe(frame_id).calibration_key
                 keyframe = self._graph.keyframe(frame_id)
                 inliers = {key: present.num_pose_inliers(keyframe, key) for key in keys}
-                best = max(keys, key=inliers.__getitem__)
+                best = max((key for key in keys if key != own), key=inliers.__getitem__)
+                is_ill = errors_px.get(frame_id, 0.0) > _ILL_ERROR_RATIO * typical_px
                 if _poses_better(inliers[best], inliers[own]):
                     moved[frame_id] = best
-        if not moved:
+                elif is_ill and not _poses_better(inliers[own], inliers[best]):
+                    unsure[frame_id] = best
+        for calibration_keys in ({**moved, **unsure}, moved) if unsure else (moved,):
+            regrouped = self._regrouped(present, calibration_keys)
+            if regrouped is not None:
+                return regrouped
+        return None
+
+    def _regrouped(
+        self, present: SparseMap, calibration_keys: Mapping[FrameId, str]
+    ) -> ChangedMap | None:
+        """A map in which keyframes have other calibrations; None when they fit no better there."""
+        if not calibration_keys:
             return None
-        change = CameraChange(cameras={}, calibration_keys=moved)
-        poses = {i: present.cam_from_world(i) for i in present.registered_ids if i not in moved}
+        change = CameraChange(cameras={}, calibration_keys=calibration_keys)
+        stay = [i for i in present.registered_ids if i not in calibration_keys]
+        poses = {i: present.cam_from_world(i) for i in stay}
         candidate = self._builder.rebuilt(present, change, poses=poses)
-        if not fits_better(candidate, present, changed=sorted(moved)):
+        if not fits_better(candidate, present, changed=sorted(calibration_keys)):
             return None
         return ChangedMap(sparse_map=candidate, change=change)
 
@@ -360,7 +528,7 @@ class CameraSplits:
         cameras: dict[str, InitialCamera] = {}
         calibration_keys: dict[FrameId, str] = {}
         for number, level in enumerate(levels, start=1):
-            key = source_key if number == 1 else f"{source_key}#{number}"
+            key = _key(source_key, number)
             camera = copy.deepcopy(present.camera(source_key))
             camera.params = with_focal_length(camera, focal_px * math.exp(level.log_zoom))
             cameras[key] = estimated(camera)
@@ -371,22 +539,21 @@ class CameraSplits:
         """Whether the focal lengths that a map found are apart as the levels are."""
         base_px = camera_focal_px(candidate.camera(source_key))
         offsets = [
-            (
-                math.log(camera_focal_px(candidate.camera(f"{source_key}#{number}")) / base_px),
-                level,
-            )
-            for number, level in enumerate(levels[1:], start=2)
-            if sum(candidate.is_registered(i) for i in level.frame_ids) > 0
+            (math.log(camera_focal_px(candidate.camera(key)) / base_px), level)
+            for key, level in zip(_keys(source_key, len(levels)), levels, strict=True)
+            if level is not levels[0] and any(map(candidate.is_registered, level.frame_ids))
         ]
         return bool(offsets) and all(
-            abs(offset) > _MIN_APART and abs(offset - level.log_zoom) < _MAX_OFF_LEVEL
+            abs(offset) > _MIN_APART
+            and abs(offset - level.log_zoom)
+            < max(_MAX_OFF_LEVEL, _MAX_OFF_SHARE * abs(level.log_zoom))
             for offset, level in offsets
         )
 
     # -- reporting ------------------------------------------------------------------------------
 
     def _report(self, source_key: str, levels: Sequence[_Level], candidate: SparseMap) -> None:
-        keys = [source_key, *(f"{source_key}#{n}" for n in range(2, len(levels) + 1))]
+        keys = _keys(source_key, len(levels))
         level_of = {i: number for number, level in enumerate(levels) for i in level.frame_ids}
         self._emit(
             CameraSplit(
@@ -399,11 +566,29 @@ class CameraSplits:
         )
 
     def _doubt(self, source_key: str, zoomed: Sequence[FrameId]) -> None:
-        names = ", ".join(self._graph.keyframe(i).name for i in sorted(zoomed)[:_MAX_NAMED])
-        more = f" and {len(zoomed) - _MAX_NAMED} more" if len(zoomed) > _MAX_NAMED else ""
         self._cameras.add_zoom_doubt(
-            source_key, f"{names}{more} seem to be zoomed, and no map confirms it"
+            source_key, f"{self._named(zoomed)} seem to be zoomed, and no map confirms it"
         )
+
+    def _named(self, frame_ids: Sequence[FrameId]) -> str:
+        names = ", ".join(self._graph.keyframe(i).name for i in sorted(frame_ids)[:_MAX_NAMED])
+        more = len(frame_ids) - _MAX_NAMED
+        return f"{names} and {more} more" if more > 0 else names
+
+    def report_missing(self, present: SparseMap) -> None:
+        """Doubts split cameras of which keyframes stay out of the map; when nothing more comes."""
+        for source_key in sorted(set(self._source_key.values())):
+            missing = [
+                i
+                for i in self._graph.keyframe_ids
+                if self._source_of(self._graph.keyframe(i).calibration_key) == source_key
+                and not present.is_registered(i)
+            ]
+            if missing:
+                self._cameras.add_zoom_doubt(
+                    source_key,
+                    f"its focal length changes, and {self._named(missing)} stay out of the map",
+                )
 
     # -- small questions ------------------------------------------------------------------------
 
@@ -580,12 +765,47 @@ def _few(levels: Sequence[_Level]) -> list[_Level]:
     """Levels with the nearest joined, until they are few enough to vote on each."""
     few = list(levels)
     while len(few) > _MAX_LEVELS:
-        by_zoom = sorted(few, key=lambda level: level.log_zoom)
-        one, other = min(
-            itertools.pairwise(by_zoom), key=lambda two: two[1].log_zoom - two[0].log_zoom
-        )
-        few = _join(few, one, other)
+        few = _join(few, *_nearest(few))
     return few
+
+
+def _nearest(levels: Sequence[_Level]) -> tuple[_Level, _Level]:
+    """The two levels of the most similar zoom, the smaller one first."""
+    by_zoom = sorted(levels, key=lambda level: level.log_zoom)
+    return min(itertools.pairwise(by_zoom), key=lambda two: two[1].log_zoom - two[0].log_zoom)
+
+
+def _zoomed(levels: Sequence[_Level]) -> list[FrameId]:
+    """Keyframes that are not in the first level."""
+    return [frame_id for level in levels[1:] for frame_id in level.frame_ids]
+
+
+def _keys(source_key: str, num_levels: int) -> list[str]:
+    """The calibrations of a camera's levels, the first of which keeps its own."""
+    return [_key(source_key, number) for number in range(1, num_levels + 1)]
+
+
+def _key(source_key: str, number: int) -> str:
+    return source_key if number == 1 else f"{source_key}#{number}"
+
+
+def _unplaced_ids(present: SparseMap, levels: Sequence[_Level]) -> list[FrameId]:
+    """Keyframes of the levels that a map mostly does not hold."""
+    return [
+        frame_id
+        for level in levels
+        if 2 * sum(map(present.is_registered, level.frame_ids)) < len(level.frame_ids)
+        for frame_id in level.frame_ids
+    ]
+
+
+def _brings_in(trial: ChangedMap, control: ChangedMap, frame_ids: Sequence[FrameId]) -> bool:
+    """Whether keyframes fit a map clearly better than one built alike, without a split."""
+    gain, control_gain = (one.sparse_map.fit(frame_ids).gain for one in (trial, control))
+    return (
+        trial.sparse_map.num_registered >= control.sparse_map.num_registered
+        and gain > _BETTER_UNVOTED_RATIO * control_gain
+    )
 
 
 def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
@@ -608,6 +828,11 @@ def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
 def _sureness(pair: VerifiedPair, change: ScaleChange) -> float:
     """How surely a pair says by how much one image is larger than the other."""
     return math.sqrt(pair.num_inliers) / (_LEAST_SPREAD + change.spread)
+
+
+def _is_jump(change: ScaleChange) -> bool:
+    """Whether everything changes its size alike."""
+    return abs(change.log_ratio) > max(_LEVEL_GAP, _MIN_JUMP_SPREADS * change.spread)
 
 
 def _poses_better(num_inliers: int, num_others: int) -> bool:
@@ -636,7 +861,19 @@ def candidate_map(
     builder: MapBuilder, present: SparseMap, change: CameraChange, *, changed: Collection[FrameId]
 ) -> SparseMap | None:
     """A map with changed cameras: anew, or where it is large around what stays as it was."""
-    if present.num_registered <= _MAX_ANEW:
+    anew = present.num_registered <= _MAX_ANEW
+    return _candidate(builder, present, change, changed=changed, anew=anew)
+
+
+def _candidate(
+    builder: MapBuilder,
+    present: SparseMap,
+    change: CameraChange,
+    *,
+    changed: Collection[FrameId],
+    anew: bool,
+) -> SparseMap | None:
+    if anew:
         return builder.anew(present, change)
     kept = [i for i in present.registered_ids if i not in set(changed)]
     return builder.rebuilt(present, change, poses={i: present.cam_from_world(i) for i in kept})

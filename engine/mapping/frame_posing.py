@@ -27,6 +27,8 @@ _MAX_ERROR_PX = 4.0  # at an image edge of 1000 px; optical flow is exact to a p
 _MAX_REFERENCE_POINTS = 64
 _MIN_REFERENCE_POINTS = 8
 _MAX_PENDING_FRAMES = 4000  # about 40 MB; beyond it the oldest are interpolated at the end
+_MAX_POSED_FRAMES = 2000  # that can be posed again, some 10 kB each
+_CHANGED_FOCAL_LOG = 0.03  # by which frames are posed again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,6 +62,7 @@ class FramePoser:
         self._seed = seed
         self._trajectory = Trajectory()
         self._pending: deque[TrackedFrame] = deque(maxlen=_MAX_PENDING_FRAMES)
+        self._posed: deque[tuple[TrackedFrame, float]] = deque(maxlen=_MAX_POSED_FRAMES)
         self._points: dict[FrameId, _KeyframePoints] = {}
         self._references: dict[FrameId, _DepthReference] = {}
         self._last: tuple[FrameId, Float64Array] | None = None  # keyframe, cam_from_keyframe
@@ -103,6 +106,18 @@ class FramePoser:
         self._pending = deque(waiting, maxlen=_MAX_PENDING_FRAMES)
         return posed
 
+    def pose_again(self, sparse_map: SparseMap) -> None:
+        """Poses frames anew whose keyframe had another focal length then; the latest ones only."""
+        self.forget_points()
+        posed = sorted(self._posed, key=lambda one: (one[0].keyframe_id, one[0].index))
+        self._posed.clear()
+        for tracked, focal_px in posed:
+            if not sparse_map.is_registered(tracked.keyframe_id):
+                continue
+            now_px = self._focal_px(tracked.keyframe_id, sparse_map)
+            if abs(math.log(now_px / focal_px)) > _CHANGED_FOCAL_LOG:
+                self._pose(tracked, sparse_map)
+
     def forget_points(self) -> None:
         """Forgets the positions of the map's points; to be called when they moved."""
         self._points.clear()
@@ -134,6 +149,7 @@ class FramePoser:
         keyframe_from_world = sparse_map.cam_from_world(tracked.keyframe_id)
         cam_from_keyframe = compose_poses(pose.cam_from_world, invert_pose(keyframe_from_world))
         self._last = tracked.keyframe_id, cam_from_keyframe
+        self._posed.append((tracked, self._focal_px(tracked.keyframe_id, sparse_map)))
         self._trajectory.set_relative_pose(
             tracked, cam_from_keyframe=cam_from_keyframe, scale=points.scale
         )
@@ -188,6 +204,10 @@ class FramePoser:
             seed=self._seed,
         )
         return pose if pose is not None and pose.num_inliers >= enough else None
+
+    @staticmethod
+    def _focal_px(frame_id: FrameId, sparse_map: SparseMap) -> float:
+        return camera_focal_px(sparse_map.camera(sparse_map.keyframe(frame_id).calibration_key))
 
     def _points_of(self, frame_id: FrameId, sparse_map: SparseMap) -> _KeyframePoints:
         if frame_id not in self._points:

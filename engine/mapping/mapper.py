@@ -680,6 +680,8 @@ class Mapper:
             self._georeferencing.update(self._map, is_final=True)
             if self._config.rescue.separate_maps:
                 self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
+        self._splits.report_missing(self._map)
+        self._poser.pose_again(self._map)
         self._report_changes()
         return self._step(wants_view=wants_view)
 
