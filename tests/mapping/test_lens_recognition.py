@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 
-from engine.config import CamerasConfig, Config
-from engine.events import LensRecognised
+from engine.config import CamerasConfig, Config, RuntimeConfig, SnapshotsConfig
+from engine.events import LensRecognised, SnapshotWritten
+from engine.output.recorder import Recorder
+from engine.output.run_folder import RunFolder
 from engine.types import Float64Array, IntrinsicsPrior
+from tests.support.fake_runs import frame_of
 from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
     HEIGHT,
@@ -109,6 +115,56 @@ def test_a_fisheye_that_nobody_named_is_recognised_while_frames_arrive(
     mapped.end()
     assert abs(mapped.focal_px - true_px) < 0.005 * true_px
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
+
+
+@pytest.mark.slow
+def test_the_journal_and_snapshots_agree_on_a_recognised_lens(tmp_path: Path) -> None:
+    world = flight(fisheye(150.0))
+    mapped = MapperRun(
+        Config(), matcher=FakeMatcher(world=world, wrong_ratio=WRONG_RATIO), graph=scene_graph()
+    )
+    recorder = Recorder(
+        RunFolder.create(tmp_path, config_text="{}"),
+        snapshots=SnapshotsConfig(),
+        runtime=RuntimeConfig(),
+        emit=mapped.events.append,
+    )
+    num_journaled = {}  # matches of pairs, as written at first
+    for frame_id in world.frame_ids:
+        frame = frame_of(frame_id)
+        recorder.frame_arrived(frame)
+        step = mapped.add_keyframe(replace(world.keyframe(frame_id), name=frame.name))
+        assert step.record is not None
+        own = {frame_id}
+        assert not any(own & {p.pair.first, p.pair.second} for p in step.record.changed_pairs)
+        for verified in step.record.pairs:
+            num_journaled[verified.pair] = verified.num_inliers
+        recorder.keyframe_added(frame, step.record)
+        recorder.cameras_changed(step.recalibrated)
+        recorder.pairs_changed(step.changed_pairs)
+    assert mapped.emitted(LensRecognised)
+    recorder.snapshot(mapped.mapper.snapshot().copies, entries={})
+    recorder.close()
+    assert recorder.num_failed_writes == 0
+
+    (snapshot,) = mapped.emitted(SnapshotWritten)
+    in_snapshot = pycolmap.Reconstruction(Path(snapshot.path) / "sparse" / "0")
+    with pycolmap.Database.open(tmp_path / "database.db") as database:
+        (camera,) = database.read_all_cameras()
+        assert camera.model_name == "RADIAL_FISHEYE"
+        assert camera.camera_id in in_snapshot.cameras
+        assert in_snapshot.cameras[camera.camera_id].model_name == camera.model_name
+        for frame_id in world.frame_ids:
+            image = database.read_image(frame_id)
+            assert image.camera_id == in_snapshot.image(frame_id).camera_id
+            assert image.name == in_snapshot.image(frame_id).name
+        edges = {verified.pair: verified for verified in mapped.graph.edges()}
+        for pair in num_journaled.keys() | edges.keys():
+            rows = database.read_matches(pair.first, pair.second)
+            expected = edges[pair].inlier_matches_idx if pair in edges else np.empty((0, 2))
+            np.testing.assert_array_equal(rows, expected)
+    changed = [one for one, number in num_journaled.items() if edges[one].num_inliers != number]
+    assert len(changed) > 5  # what was verified again
 
 
 @pytest.mark.slow
