@@ -285,8 +285,9 @@ def _is_clearly_better(one: LensFit, other: LensFit) -> bool:
 def _is_like_perspective(fit: LensFit) -> bool:
     """Whether a fisheye's distortion makes it one in name only."""
     camera = fit.camera
-    k = float(camera.params[camera.extra_params_idxs()[0]])
-    return lens_kind(camera) is LensKind.FISHEYE and k > _MAX_FISHEYE_K
+    if lens_kind(camera) is not LensKind.FISHEYE:
+        return False
+    return float(camera.params[camera.extra_params_idxs()[0]]) > _MAX_FISHEYE_K
 
 
 def _is_clear(fits: Sequence[LensFit]) -> bool:

@@ -160,6 +160,7 @@ class Mapper:
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
         self._builder = MapBuilder(
             initialization=config.initialization,
+            registration=config.registration,
             rescue=config.rescue,
             window=config.window,
             growth=self._growth,
