@@ -133,7 +133,7 @@ class LensRecognition:
             camera_key: one of the doubted cameras.
         """
         present = sparse_map.camera(camera_key)
-        chosen = _choice(self._fits(camera_key, present), kind=lens_kind(present))
+        chosen = choice(self._fits(camera_key, present), kind=lens_kind(present))
         done = self._searches.setdefault(camera_key, _Searches())
         done.num += 1
         done.num_connected = len(self._connected(camera_key))
@@ -252,12 +252,14 @@ class LensRecognition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Choice:
+class Choice:
+    """A fit to believe."""
+
     fit: LensFit
     gain_ratio: float
 
 
-def _choice(fits: Sequence[LensFit], *, kind: LensKind) -> _Choice | None:
+def choice(fits: Sequence[LensFit], *, kind: LensKind) -> Choice | None:
     """The fit to believe, best fits first: of the present kind unless another is clearly better.
 
     Both kinds can have the same images: distortion turns a fisheye into a perspective, and the
@@ -274,8 +276,8 @@ def _choice(fits: Sequence[LensFit], *, kind: LensKind) -> _Choice | None:
     ]
     if others and (not same or _is_clearly_better(others[0], same[0])):
         ratio = others[0].gain / same[0].gain if same else math.inf
-        return _Choice(fit=others[0], gain_ratio=ratio) if _is_clear(others) else None
-    return _Choice(fit=same[0], gain_ratio=1.0) if same and _is_clear(same) else None
+        return Choice(fit=others[0], gain_ratio=ratio) if _is_clear(others) else None
+    return Choice(fit=same[0], gain_ratio=1.0) if same and _is_clear(same) else None
 
 
 def _is_clearly_better(one: LensFit, other: LensFit) -> bool:

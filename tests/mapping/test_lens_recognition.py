@@ -10,8 +10,11 @@ import numpy as np
 import pycolmap
 import pytest
 
+from engine.camera_models import LensKind
 from engine.config import CamerasConfig, Config, RuntimeConfig, SnapshotsConfig
 from engine.events import LensRecognised, SnapshotWritten
+from engine.mapping.lens_recognition import choice
+from engine.mapping.lens_search import LensFit
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.types import Float64Array, IntrinsicsPrior
@@ -127,7 +130,7 @@ def test_the_journal_and_snapshots_agree_on_a_recognised_lens(tmp_path: Path) ->
         RunFolder.create(tmp_path, config_text="{}"),
         snapshots=SnapshotsConfig(),
         runtime=RuntimeConfig(),
-        emit=mapped.events.append,
+        emit=mapped._emit,
     )
     num_journaled = {}  # matches of pairs, as written at first
     for frame_id in world.frame_ids:
@@ -233,3 +236,51 @@ def test_a_lens_that_somebody_vouched_for_is_not_searched(
     taken_with = SyntheticCamera(model=lens.model, params=lens.params, prior=prior)
     Run(flight(taken_with), config=Config(cameras=cameras))
     assert searched == []
+
+
+# -- which of two kinds -----------------------------------------------------------------------------
+
+
+def fit_of(model: str, k: float, gain: float) -> LensFit:
+    """A fit of a lens with a focal length of half the width."""
+    made = pycolmap.Camera(
+        model=model, width=WIDTH, height=HEIGHT, params=[WIDTH / 2, WIDTH / 2, HEIGHT / 2, k]
+    )
+    return LensFit(camera=made, poses={}, gain=gain)
+
+
+@pytest.mark.parametrize(
+    ("k", "gain", "is_believed"),
+    [
+        (0.0, 1120.0, True),
+        (0.0, 1034.0, False),  # as chance may give
+        (0.4, 1120.0, False),  # a perspective in all but name
+        (-0.05, 1070.0, True),
+    ],
+)
+def test_a_fisheye_must_be_one_and_fit_clearly_better(
+    k: float, gain: float, is_believed: bool
+) -> None:
+    fisheye_fit = fit_of("SIMPLE_RADIAL_FISHEYE", k, gain)
+    perspective_fit = fit_of("SIMPLE_RADIAL", -0.1, 1000.0)
+    chosen = choice([fisheye_fit, perspective_fit], kind=LensKind.PERSPECTIVE)
+    assert chosen is not None
+    assert chosen.fit is (fisheye_fit if is_believed else perspective_fit)
+
+
+def test_few_observations_tell_lenses_apart_worse_than_many() -> None:
+    for gain, is_believed in ((100.0, False), (2000.0, True)):
+        fits = [
+            fit_of("SIMPLE_RADIAL_FISHEYE", 0.0, 1.1 * gain),
+            fit_of("SIMPLE_RADIAL", -0.1, gain),
+        ]
+        chosen = choice(fits, kind=LensKind.PERSPECTIVE)
+        assert chosen is not None
+        assert (chosen.fit is fits[0]) == is_believed
+
+
+def test_what_a_fisheye_in_name_only_fits_says_nothing_against_the_present_kind() -> None:
+    bent = fit_of("SIMPLE_RADIAL_FISHEYE", 0.4, 1000.0)
+    assert choice([bent], kind=LensKind.PERSPECTIVE) is None
+    kept = choice([bent, fit_of("SIMPLE_RADIAL", 0.0, 1000.0)], kind=LensKind.FISHEYE)
+    assert kept is not None and kept.fit is bent
