@@ -238,7 +238,7 @@ def test_a_lens_that_somebody_vouched_for_is_not_searched(
     assert searched == []
 
 
-# -- which of two kinds -----------------------------------------------------------------------------
+# -- which of two kinds ---------------------------------------------------------------------------
 
 
 def fit_of(model: str, k: float, gain: float) -> LensFit:

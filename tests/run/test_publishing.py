@@ -137,6 +137,7 @@ def test_pairs_that_changed_after_the_last_keyframe_are_journaled(published: Pub
             pairs=(pair,) if frame_id == 2 else (),
             moved=(),
         )
+        published.recorder.frame_arrived(frame_of(frame_id))
         published.recorder.keyframe_added(frame_of(frame_id), record)
     changed = replace(pair, inlier_matches_idx=pair.inlier_matches_idx[:7])
 
