@@ -160,6 +160,7 @@ class Mapper:
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
         self._builder = MapBuilder(
             initialization=config.initialization,
+            registration=config.registration,
             rescue=config.rescue,
             window=config.window,
             growth=self._growth,
@@ -216,7 +217,7 @@ class Mapper:
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
         self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
-        self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
+        self._changed_pairs: dict[ImagePair, VerifiedPair] = {}  # earlier pairs, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
         self._new_poses: list[FramePose] = []  # since the last step
@@ -321,10 +322,7 @@ class Mapper:
             )
         if not matched.has_lost_matches:
             return False
-        self._weakened += [
-            *matched.changed_pairs,
-            *(_without_matches(p) for p in matched.lost_pairs),
-        ]
+        self._journal_again(matched.changed_pairs, matched.lost_pairs)
         covered = {
             frame_id: np.flatnonzero(self._matching.covers(frame_id))
             for frame_id in self._map.registered_ids
@@ -521,13 +519,16 @@ class Mapper:
         is_other_kind = lens_kind(camera) is not lens_kind(former)
         if is_other_kind:
             intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
-            self._matching.verify_again(intrinsics, camera_key=camera_key)
+            self._journal_again(*self._matching.verify_again(intrinsics, camera_key=camera_key))
         rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
         enough = _SAME_LENS_RATIO * self._map.num_registered
         if not is_other_kind and rebuilt.num_registered < enough:
             return  # the present focal length brings in more keyframes
         self._num_maps += 1
         self._replace_cameras(change, rebuilt)
+        for frame_id in self._graph.keyframe_ids:
+            if self._graph.keyframe(frame_id).calibration_key == camera_key:
+                self._recalibrated[frame_id] = copy.deepcopy(rebuilt.camera(camera_key))
         self._emit(
             LensRecognised(
                 camera_key=camera_key,
@@ -808,14 +809,25 @@ class Mapper:
         """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
         moved, self._moved = tuple(self._moved.values()), {}
-        weakened, self._weakened = tuple(self._weakened), []
+        changed = self._take_changed_pairs()
         return KeyframeRecord(
             keyframe=keyframe,
             camera=copy.deepcopy(self._map.camera(keyframe.calibration_key)),
             pairs=tuple(self._graph.verified_pairs(frame_id)),
             moved=moved,
-            changed_pairs=weakened,
+            changed_pairs=tuple(
+                one for one in changed if frame_id not in (one.pair.first, one.pair.second)
+            ),
         )
+
+    def _journal_again(self, changed: Sequence[VerifiedPair], lost: Sequence[ImagePair]) -> None:
+        """Hands pairs that the journal may have to it, as they are now."""
+        self._changed_pairs.update((verified.pair, verified) for verified in changed)
+        self._changed_pairs.update((pair, _without_matches(pair)) for pair in lost)
+
+    def _take_changed_pairs(self) -> tuple[VerifiedPair, ...]:
+        changed, self._changed_pairs = tuple(self._changed_pairs.values()), {}
+        return changed
 
     def _step(
         self,
@@ -831,6 +843,7 @@ class Mapper:
         return MappingStep(
             record=record,
             recalibrated=recalibrated,
+            changed_pairs=self._take_changed_pairs(),
             new_poses=new_poses,
             jobs=jobs,
             due=tuple(job for job in due if job is not None),

@@ -210,7 +210,9 @@ class PairMatching:
         is_covered |= self.covers(verified.pair.second)[rows[:, 1]]
         return rows[~is_covered]
 
-    def verify_again(self, intrinsics: Mapping[str, Intrinsics], *, camera_key: str) -> None:
+    def verify_again(
+        self, intrinsics: Mapping[str, Intrinsics], *, camera_key: str
+    ) -> tuple[list[VerifiedPair], list[ImagePair]]:
         """Verifies the pairs of a camera once more, whose lens turned out to be another one.
 
         The graph gets the edges that hold now, with their matches, and loses those that do not.
@@ -219,8 +221,12 @@ class PairMatching:
         Args:
             intrinsics: of the cameras, as for `match_keyframe`.
             camera_key: the camera, by its calibration key.
+
+        Returns:
+            The pairs that hold now, and those that do not hold any more.
         """
         self._intrinsics = intrinsics
+        holding, lost = [], []
         for pair, kept in self._tentative.items():
             first, second = self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
             if camera_key not in (first.calibration_key, second.calibration_key):
@@ -234,10 +240,13 @@ class PairMatching:
                 confidence=kept.confidence,
             )
             verified = self._verify(matches, reason=kept.reason)
-            if verified is None:
-                self._graph.remove_pair(pair)
-            else:
+            if verified is not None:
                 self._graph.record_pair(verified)
+                holding.append(verified)
+            elif self._graph.edge(pair) is not None:
+                self._graph.remove_pair(pair)
+                lost.append(pair)
+        return holding, lost
 
     def _keep(self, matches: PairMatches, *, reason: PairReason) -> None:
         """Keeps the matches of keypoints for a while: verification may have had the wrong lens."""
