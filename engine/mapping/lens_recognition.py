@@ -84,7 +84,7 @@ class LensRecognition:
     """Decides when lenses are searched, and what a search says.
 
     Args:
-        cameras: the model of ordinary cameras.
+        cameras: the model of ordinary cameras, and whether lenses are searched at all.
         initialization: thresholds of starting.
         growth: thresholds of growing.
         graph: holds keyframes and pairs.
@@ -105,6 +105,7 @@ class LensRecognition:
         seed: int,
     ) -> None:
         self._model = cameras.model
+        self._is_wanted = cameras.recognise_lenses
         self._initialization = initialization
         self._growth = growth
         self._graph = graph
@@ -116,8 +117,8 @@ class LensRecognition:
 
     def doubted(self, sparse_map: SparseMap) -> list[str]:
         """Cameras whose lens should be searched now."""
-        if CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
-            return []  # somebody has chosen
+        if not self._is_wanted or CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
+            return []  # the latter somebody has chosen
         connected: dict[str, list[FrameId]] = {}
         for frame_id in self._graph.connected_ids:
             key = self._graph.keyframe(frame_id).calibration_key

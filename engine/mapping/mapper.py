@@ -279,7 +279,8 @@ class Mapper:
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
         self._add_pairs(matched)
-        self._splits.watch(self._map, matched.pairs)
+        if self._config.cameras.split:
+            self._splits.watch(self._map, matched.pairs)
         if is_bent:
             self._build_anew(matched)
         if matched.failure is not None:
@@ -475,6 +476,8 @@ class Mapper:
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
+        if not self._config.cameras.split:
+            return
         while (split := self._splits.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
@@ -680,12 +683,13 @@ class Mapper:
         return self._step(wants_view=wants_view)
 
     def _adjust_finally(self) -> None:
-        """Adjusts everything as often as configured, and on while a focal length still moves.
+        """Adjusts everything as often as configured; several cameras on while one still moves.
 
-        Several cameras in one map leave a narrow valley, in which the solver takes small steps.
+        They leave a narrow valley, in which the solver takes small steps.
         """
         num_passes = self._config.global_bundle_adjustment.final_passes
-        for number in range(num_passes + _MAX_FURTHER_PASSES):
+        num_more = _MAX_FURTHER_PASSES if len(self._focal_lengths_px()) > 1 else 0
+        for number in range(num_passes + num_more):
             before_px = self._focal_lengths_px()
             self._map.retriangulate()
             self._adjust(self._final_growth)
@@ -935,6 +939,7 @@ class Mapper:
             triangulation=self._config.triangulation,
             registration=self._config.registration,
             seed=self._config.runtime.seed,
+            has_bounds=self._config.cameras.bounds,
         )
 
     def _update_graph(self, frame_id: FrameId) -> None:

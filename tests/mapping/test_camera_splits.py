@@ -98,6 +98,14 @@ def test_frames_that_contradict_one_focal_length_split_their_camera(
     assert set(split.calibration_idx) == {0, 1}
 
 
+def test_no_camera_is_split_when_that_is_not_wanted() -> None:
+    cameras = CONFIG.cameras.model_copy(update={"split": False})
+    mapped = run(world_of([SHORT, LONG] * 7), config=CONFIG.model_copy(update={"cameras": cameras}))
+    assert not mapped.emitted(CameraSplit)
+    assert not mapped.emitted(CameraDoubted)
+    assert focal_px(mapped, 1) == focal_px(mapped, 2)
+
+
 def walking_towards(num: int) -> Float64Array:
     """A camera that walks straight towards what it sees."""
     target = np.array([30.0, 0.0, 1.0])

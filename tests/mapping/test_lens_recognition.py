@@ -111,6 +111,13 @@ def test_a_fisheye_that_nobody_named_is_recognised_while_frames_arrive(
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
 
+def test_no_lens_is_searched_when_that_is_not_wanted() -> None:
+    cameras = CamerasConfig(recognise_lenses=False)
+    mapped = Run(flight(fisheye(110.0)), config=Config(cameras=cameras))
+    assert not mapped.recognised
+    assert mapped.model == "SIMPLE_RADIAL"
+
+
 @pytest.mark.slow
 def test_a_long_lens_is_found_while_frames_arrive() -> None:
     mapped = Run(around_an_object(2600.0))
