@@ -134,20 +134,13 @@ class Georeferencing:
         """Adjusts the map with its positions, where the images agree.
 
         A long strip is bent by more than positions may be wrong: it is pulled straight by all of
-        them before it is judged by each. Where positions told a focal length, the points are
-        extended with it, and all is adjusted again.
+        them before it is judged by each.
         """
-        if self._adjust_once(sparse_map):
-            sparse_map.retriangulate()
-            self._adjust_once(sparse_map)
-
-    def _adjust_once(self, sparse_map: SparseMap) -> bool:
-        """Adjusts the map; whether positions told a focal length that was held."""
         placement = self.update(sparse_map) or self._place(
             sparse_map, max_error_ratio=_MAX_BEND_RATIO
         )
         if placement is None or not self._config.adjust:
-            return False
+            return
         copy = start_global_adjustment(sparse_map)
         outcome = adjust_with_positions(
             copy.reconstruction,
@@ -164,7 +157,6 @@ class Georeferencing:
             sparse_map.filter_all()
             self._emit(replace(merge, num_points3D=sparse_map.num_points3D))
         _log(outcome)
-        return outcome.is_accepted and bool(outcome.told_camera_ids)
 
     def place_separate(self, separate: SparseMap) -> Georeference | None:
         """Where a separate map lies, from the same origin; None: its positions do not say."""
