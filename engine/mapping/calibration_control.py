@@ -91,9 +91,15 @@ class Solve(Protocol):
 
 
 class CalibrationControl:
-    """The priors of a map's cameras and what adjustments of the map found out; one thread's own."""
+    """The priors of a map's cameras and what adjustments of the map found out; one thread's own.
 
-    def __init__(self) -> None:
+    Args:
+        is_bounded: whether priors and lenses have a say; else calibrations that are not constant
+            are refined freely.
+    """
+
+    def __init__(self, *, is_bounded: bool = True) -> None:
+        self._is_bounded = is_bounded
         self._priors: dict[int, CameraPrior] = {}
         self._states: dict[int, CalibrationState] = {}
 
@@ -118,6 +124,25 @@ class CalibrationControl:
         held = {i for i, state in self._states.items() if state.hold is not None}
         return self.constant_camera_ids | held
 
+    @property
+    def uncertain_camera_ids(self) -> frozenset[int]:
+        """Cameras that are held because the images alone say too little of them."""
+        uncertain = {i for i, state in self._states.items() if state.hold is Hold.UNCERTAIN}
+        return frozenset(uncertain) - self.constant_camera_ids
+
+    def release(self, camera_id: int, *, focal_sigma_ratio: float) -> None:
+        """Takes note that something beside the images told the focal length of a camera.
+
+        Args:
+            camera_id: a camera that was held.
+            focal_sigma_ratio: how surely that told it.
+        """
+        state = self._states[camera_id]
+        sigma = (state.focal_sigma_ratio**-2 + focal_sigma_ratio**-2) ** -0.5
+        self._states[camera_id] = replace(
+            state, hold=None, holds_distortion=False, reason="", focal_sigma_ratio=sigma
+        )
+
     def set_prior(self, camera_id: int, prior: CameraPrior) -> None:
         """Sets what is known of a camera; what was found out with another prior is forgotten."""
         self._priors[camera_id] = prior
@@ -125,7 +150,7 @@ class CalibrationControl:
 
     def copy(self) -> CalibrationControl:
         """A control of its own, for a copy of the map."""
-        twin = CalibrationControl()
+        twin = CalibrationControl(is_bounded=self._is_bounded)
         twin._priors, twin._states = dict(self._priors), dict(self._states)
         return twin
 
@@ -144,7 +169,7 @@ class CalibrationControl:
         """
         counts = _num_keyframes(reconstruction)
         present = sorted(counts)
-        refined = [i for i in present if i not in self.constant_camera_ids and self._has_lens(i)]
+        refined = [i for i in present if i not in self.constant_camera_ids and self._is_weighed(i)]
         weighed = {i for i in refined if self._weigh(reconstruction, i, num_keyframes=counts[i])}
         is_sure = all(self._is_sure(i) for i in refined)
         before = None if is_sure else pycolmap.Reconstruction(reconstruction)
@@ -156,7 +181,7 @@ class CalibrationControl:
                 return
             weighed.clear()
             if before is not None:
-                _restore(reconstruction, before)
+                restore(reconstruction, before)
             former |= objections
             for camera_id, params in former.items():
                 reconstruction.camera(camera_id).params = params
@@ -171,7 +196,7 @@ class CalibrationControl:
     def flaw(self, reconstruction: pycolmap.Reconstruction) -> str:
         """What priors and lenses do not allow about cameras that were refined; "" for nothing."""
         for camera_id in sorted(_num_keyframes(reconstruction)):
-            if camera_id in self.constant_camera_ids or not self._has_lens(camera_id):
+            if camera_id in self.constant_camera_ids or not self._is_weighed(camera_id):
                 continue
             camera = reconstruction.camera(camera_id)
             found = self._beyond_bound(camera_id, camera) or lens_flaw(camera)
@@ -179,9 +204,10 @@ class CalibrationControl:
                 return found
         return ""
 
-    def _has_lens(self, camera_id: int) -> bool:
+    def _is_weighed(self, camera_id: int) -> bool:
+        """Whether a camera is weighed: it has a focal length, and something is known of it."""
         prior = self._priors.get(camera_id)
-        return prior is not None and prior.focal_px > 0.0
+        return self._is_bounded and prior is not None and prior.focal_px > 0.0
 
     def _solve(self, refined: Sequence[int], solve: Solve) -> None:
         """Solves with what is held constant; distortion may be free where the focal length is not.
@@ -327,7 +353,7 @@ def _num_keyframes(reconstruction: pycolmap.Reconstruction) -> Counter[int]:
     return Counter(int(image.camera_id) for image in images)
 
 
-def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
+def restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
     """Puts poses, points and calibrations back; both hold the same ones."""
     for image_id in _registered(before):
         image = reconstruction.image(image_id)

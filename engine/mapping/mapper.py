@@ -280,7 +280,8 @@ class Mapper:
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
         self._add_pairs(matched)
-        self._splits.watch(self._map, matched.pairs)
+        if self._config.cameras.split:
+            self._splits.watch(self._map, matched.pairs)
         if is_bent:
             self._build_anew(matched)
         if matched.failure is not None:
@@ -477,6 +478,8 @@ class Mapper:
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
+        if not self._config.cameras.split:
+            return
         while (split := self._splits.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
@@ -499,9 +502,9 @@ class Mapper:
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
 
-    def _recognise_lenses(self) -> None:
+    def _recognise_lenses(self, *, is_final: bool = False) -> None:
         """Searches lenses that the map doubts; builds it anew with those that are found."""
-        for camera_key in self._lenses.doubted(self._map):
+        for camera_key in self._lenses.doubted(self._map, is_final=is_final):
             found = self._lenses.recognise(self._map, camera_key)
             if found is not None:
                 self._change_lens(camera_key, found)
@@ -670,7 +673,7 @@ class Mapper:
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
-            self._recognise_lenses()
+            self._recognise_lenses(is_final=True)
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()
@@ -687,12 +690,13 @@ class Mapper:
         return self._step(wants_view=wants_view)
 
     def _adjust_finally(self) -> None:
-        """Adjusts everything as often as configured, and on while a focal length still moves.
+        """Adjusts everything as often as configured; several cameras on while one still moves.
 
-        Several cameras in one map leave a narrow valley, in which the solver takes small steps.
+        They leave a narrow valley, in which the solver takes small steps.
         """
         num_passes = self._config.global_bundle_adjustment.final_passes
-        for number in range(num_passes + _MAX_FURTHER_PASSES):
+        num_more = _MAX_FURTHER_PASSES if len(self._focal_lengths_px()) > 1 else 0
+        for number in range(num_passes + num_more):
             before_px = self._focal_lengths_px()
             self._map.retriangulate()
             self._adjust(self._final_growth)
@@ -954,6 +958,7 @@ class Mapper:
             triangulation=self._config.triangulation,
             registration=self._config.registration,
             seed=self._config.runtime.seed,
+            has_bounds=self._config.cameras.bounds,
         )
 
     def _update_graph(self, frame_id: FrameId) -> None:

@@ -106,6 +106,16 @@ def test_a_plane_seen_head_on_leaves_the_focal_length_where_it_was(
     assert reconstruction.compute_mean_reprojection_error() < 0.5  # the plane fits all the same
 
 
+def test_without_bounds_the_noise_decides_on_a_plane_seen_head_on() -> None:
+    reconstruction = begin(lawnmower(jitter_deg=0.0), plane(), focal_px=0.85 * FOCAL_PX)
+    control = CalibrationControl(is_bounded=False)
+    control.set_prior(CAMERA_ID, exif(reconstruction))
+    adjust_globally(reconstruction, calibration=control, max_iterations=40, num_threads=1)
+    assert not control.states
+    assert control.copy().flaw(reconstruction) == ""
+    assert abs(focal_px_of(reconstruction) / (0.85 * FOCAL_PX) - 1.0) > EXIF_SIGMA
+
+
 def test_distortion_is_found_where_the_focal_length_is_not() -> None:
     reconstruction = begin(lawnmower(), plane(), focal_px=FOCAL_PX, true_k=-0.08)
     state = adjust(reconstruction, exif(reconstruction))

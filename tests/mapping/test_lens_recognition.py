@@ -120,6 +120,13 @@ def test_a_fisheye_that_nobody_named_is_recognised_while_frames_arrive(
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
 
+def test_no_lens_is_searched_when_that_is_not_wanted() -> None:
+    cameras = CamerasConfig(recognise_lenses=False)
+    mapped = Run(flight(fisheye(110.0)), config=Config(cameras=cameras))
+    assert not mapped.recognised
+    assert mapped.model == "SIMPLE_RADIAL"
+
+
 @pytest.mark.slow
 def test_the_journal_and_snapshots_agree_on_a_recognised_lens(tmp_path: Path) -> None:
     world = flight(fisheye(150.0))
