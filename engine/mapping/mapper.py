@@ -497,6 +497,7 @@ class Mapper:
             self._recalibrated[frame_id] = copy.deepcopy(sparse_map.camera(calibration_key))
         self._map = sparse_map
         self._evidence_used.clear()
+        self._update_metric_scale()
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
         self._abandon_jobs()
@@ -521,12 +522,15 @@ class Mapper:
         change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
         is_other_kind = lens_kind(camera) is not lens_kind(former)
         if is_other_kind:
-            intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
-            self._journal_again(*self._matching.verify_again(intrinsics, camera_key=camera_key))
+            self._verify_again(camera_key, change)
         rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
         enough = _SAME_LENS_RATIO * self._map.num_registered
-        if not is_other_kind and rebuilt.num_registered < enough:
-            return  # the present focal length brings in more keyframes
+        if is_other_kind:  # the present map may hold keyframes where they are not
+            enough = min(enough, len(found.poses))
+        if rebuilt.num_registered < enough:  # the present lens brings in more keyframes
+            if is_other_kind:
+                self._verify_again(camera_key)
+            return
         self._num_maps += 1
         self._replace_cameras(change, rebuilt)
         for frame_id in self._graph.keyframe_ids:
@@ -542,6 +546,11 @@ class Mapper:
                 gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
             )
         )
+
+    def _verify_again(self, camera_key: str, change: CameraChange | None = None) -> None:
+        """Verifies the pairs of a camera with its lens as it changes, or as it is in the map."""
+        intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
+        self._journal_again(*self._matching.verify_again(intrinsics, camera_key=camera_key))
 
     # -- a frame between keyframes --------------------------------------------------------------
 

@@ -208,6 +208,8 @@ class MapBuilder:
     ) -> SparseMap:
         """The present map with changed cameras: triangulated anew, adjusted and grown.
 
+        It is placed onto the present one by the keyframes that both hold.
+
         Args:
             present: the map; it stays as it is.
             change: its cameras that become others.
@@ -225,6 +227,7 @@ class MapBuilder:
             sparse_map.retriangulate()
         grow_fully(sparse_map, config=self._growth)
         adjust_in_place(sparse_map, config=self._growth)
+        _place(sparse_map, onto=present)
         return sparse_map
 
     def anew(self, present: SparseMap, change: CameraChange) -> SparseMap | None:
