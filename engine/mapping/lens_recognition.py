@@ -32,7 +32,6 @@ _MIN_CONNECTED = 7  # keyframes that match others: fewer tell lenses apart badly
 _SEARCHED_KEYFRAMES = 8
 _MAX_SEARCHES = 3  # of a camera
 _MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
-_MORE_AFTER_NOTHING = 3.0  # where that told no lens from another, while frames arrive
 _MIN_CONNECTED_WITHOUT_MAP = 10
 _MANY_MISSING_RATIO = 0.25  # of the keyframes that match others
 _MIN_MISSING = 3
@@ -79,7 +78,6 @@ class _Searches:
 
     num: int = 0
     num_connected: int = 0  # at the last one
-    told_nothing: bool = False  # likewise
     focal_px: float | None = None  # that it confirmed or found
 
 
@@ -118,25 +116,15 @@ class LensRecognition:
         self._searches: dict[str, _Searches] = {}
         self._num_connected_at_errors: dict[str, int] = {}  # when errors were examined
 
-    def doubted(self, sparse_map: SparseMap, *, is_final: bool = False) -> list[str]:
-        """Cameras whose lens should be searched now.
-
-        Args:
-            sparse_map: the map; need not be initialised.
-            is_final: whether no more keyframes will come. Else a camera of which the last search
-                told nothing waits for many more: where all lenses fit alike, other views help.
-        """
+    def doubted(self, sparse_map: SparseMap) -> list[str]:
+        """Cameras whose lens should be searched now."""
         if not self._is_wanted or CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
             return []  # the latter somebody has chosen
         connected: dict[str, list[FrameId]] = {}
         for frame_id in self._graph.connected_ids:
             key = self._graph.keyframe(frame_id).calibration_key
             connected.setdefault(key, []).append(frame_id)
-        return [
-            key
-            for key, ids in connected.items()
-            if self._is_doubted(sparse_map, key, ids, is_final=is_final)
-        ]
+        return [key for key, ids in connected.items() if self._is_doubted(sparse_map, key, ids)]
 
     def recognise(self, sparse_map: SparseMap, camera_key: str) -> RecognisedLens | None:
         """Searches the lens of a camera; None when the present one is as good, or nothing is clear.
@@ -150,7 +138,6 @@ class LensRecognition:
         done = self._searches.setdefault(camera_key, _Searches())
         done.num += 1
         done.num_connected = len(self._connected(camera_key))
-        done.told_nothing = chosen is None
         if chosen is None:
             return None
         done.focal_px = float(chosen.fit.camera.mean_focal_length())
@@ -191,17 +178,10 @@ class LensRecognition:
         return [fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes))]
 
     def _is_doubted(
-        self,
-        sparse_map: SparseMap,
-        camera_key: str,
-        connected: Sequence[FrameId],
-        *,
-        is_final: bool,
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
     ) -> bool:
         done = self._searches.get(camera_key, _Searches())
-        waits = done.told_nothing and not is_final
-        more = _MORE_AFTER_NOTHING if waits else _MORE_TO_SEARCH
-        enough = max(_MIN_CONNECTED, more * done.num_connected)
+        enough = max(_MIN_CONNECTED, _MORE_TO_SEARCH * done.num_connected)
         if len(connected) < enough or done.num >= _MAX_SEARCHES:
             return False
         prior = sparse_map.camera_prior(camera_key)

@@ -503,9 +503,9 @@ class Mapper:
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
 
-    def _recognise_lenses(self, *, is_final: bool = False) -> None:
+    def _recognise_lenses(self) -> None:
         """Searches lenses that the map doubts; builds it anew with those that are found."""
-        for camera_key in self._lenses.doubted(self._map, is_final=is_final):
+        for camera_key in self._lenses.doubted(self._map):
             found = self._lenses.recognise(self._map, camera_key)
             if found is not None:
                 self._change_lens(camera_key, found)
@@ -682,7 +682,7 @@ class Mapper:
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
-            self._recognise_lenses(is_final=True)
+            self._recognise_lenses()
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()
