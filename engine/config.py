@@ -196,6 +196,15 @@ class CamerasConfig(Section):
     """How far bundle adjustment may move a focal length that was given here, as a ratio of it."""
     refine_known_intrinsics: bool = False
     """Whether a calibration that a source knows completely, or a file gives, is refined too."""
+    bounds: bool = True
+    """Whether a calibration that is refined stays within what is known of it beforehand and what a
+    lens can be, and is held where the images say nothing of it. false: it goes wherever the images
+    fit best, however little they say."""
+    recognise_lenses: bool = True
+    """Whether long lenses and fisheyes that nobody named are searched where the map looks wrong."""
+    split: bool = True
+    """Whether cameras are split that were zoomed between images, and images that were cut off on
+    one side are told from whole ones."""
     default_focal_ratio: PositiveFloat = 0.85
     """Of the edge. The first guess of a focal length that neither EXIF nor the images give; 0.85 is
     61 degrees across."""

@@ -34,7 +34,6 @@ class CalibrationVote:
 
     focal_px: float  # at zoom 1
     cost: float  # mean gap of singular values, 0..0.15
-    is_determined: bool  # whether the focal length is no limit of the search
 
 
 def has_vote(pair: VerifiedPair) -> bool:
@@ -61,11 +60,7 @@ def vote_on(
     if costs is None:
         return None
     best = int(costs.argmin())
-    return CalibrationVote(
-        focal_px=float(focal_px[best]),
-        cost=float(costs[best]),
-        is_determined=0 < best < len(costs) - 1,
-    )
+    return CalibrationVote(focal_px=float(focal_px[best]), cost=float(costs[best]))
 
 
 def cost_of(

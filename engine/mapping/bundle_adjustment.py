@@ -198,8 +198,9 @@ def solve_globally(
         function_tolerance=_GLOBAL_FUNCTION_TOLERANCE,
         num_threads=num_threads,
     )
-    constant = set(constant_camera_ids)
-    refined = set(reconstruction.cameras) - constant
+    used = {int(reconstruction.image(i).camera_id) for i in reconstruction.reg_image_ids()}
+    constant = used.intersection(constant_camera_ids)
+    refined = used - constant
     options.refine_focal_length = bool(refined) and refine_focal_length
     options.refine_extra_params = (
         bool(refined) and reconstruction.num_reg_frames() >= MIN_KEYFRAMES_FOR_DISTORTION

@@ -10,6 +10,7 @@ the usual case, nothing of this is noticed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -49,7 +50,7 @@ _DISPLACEMENT_SIGMA = 0.06  # of the image's corner by the distortion of lenses
 _TELLING_RATIO = 1.0  # of that, at most: an observed distortion
 _ASPECT_SIGMA = 0.02
 _ROUNDING = 1e-9
-_MAX_SOLVES = 3  # of which the last one only refines what nothing was objected to
+_MAX_SOLVES = 3  # that refine calibrations; after as many objections they are held
 
 
 class Hold(StrEnum):
@@ -64,7 +65,7 @@ class Hold(StrEnum):
 class CalibrationState:
     """What adjustments found out about the calibration of one camera."""
 
-    num_keyframes: int  # of the map, when it was last measured
+    num_keyframes: int  # of the camera in the map, when it was last measured
     focal_sigma_ratio: float  # by the observations alone; inf: they say nothing
     is_settled: bool = False  # the observations are far surer than the prior
     hold: Hold | None = None  # of the focal length
@@ -90,9 +91,15 @@ class Solve(Protocol):
 
 
 class CalibrationControl:
-    """The priors of a map's cameras and what adjustments of the map found out; one thread's own."""
+    """The priors of a map's cameras and what adjustments of the map found out; one thread's own.
 
-    def __init__(self) -> None:
+    Args:
+        is_bounded: whether priors and lenses have a say; else calibrations that are not constant
+            are refined freely.
+    """
+
+    def __init__(self, *, is_bounded: bool = True) -> None:
+        self._is_bounded = is_bounded
         self._priors: dict[int, CameraPrior] = {}
         self._states: dict[int, CalibrationState] = {}
 
@@ -117,6 +124,25 @@ class CalibrationControl:
         held = {i for i, state in self._states.items() if state.hold is not None}
         return self.constant_camera_ids | held
 
+    @property
+    def uncertain_camera_ids(self) -> frozenset[int]:
+        """Cameras that are held because the images alone say too little of them."""
+        uncertain = {i for i, state in self._states.items() if state.hold is Hold.UNCERTAIN}
+        return frozenset(uncertain) - self.constant_camera_ids
+
+    def release(self, camera_id: int, *, focal_sigma_ratio: float) -> None:
+        """Takes note that something beside the images told the focal length of a camera.
+
+        Args:
+            camera_id: a camera that was held.
+            focal_sigma_ratio: how surely that told it.
+        """
+        state = self._states[camera_id]
+        sigma = (state.focal_sigma_ratio**-2 + focal_sigma_ratio**-2) ** -0.5
+        self._states[camera_id] = replace(
+            state, hold=None, holds_distortion=False, reason="", focal_sigma_ratio=sigma
+        )
+
     def set_prior(self, camera_id: int, prior: CameraPrior) -> None:
         """Sets what is known of a camera; what was found out with another prior is forgotten."""
         self._priors[camera_id] = prior
@@ -124,7 +150,7 @@ class CalibrationControl:
 
     def copy(self) -> CalibrationControl:
         """A control of its own, for a copy of the map."""
-        twin = CalibrationControl()
+        twin = CalibrationControl(is_bounded=self._is_bounded)
         twin._priors, twin._states = dict(self._priors), dict(self._states)
         return twin
 
@@ -141,9 +167,10 @@ class CalibrationControl:
             reconstruction: the map or a copy; the calling thread owns it.
             solve: adjusts it; called again after objections.
         """
-        present = _cameras_in(reconstruction)
-        refined = [i for i in present if i not in self.constant_camera_ids and self._has_lens(i)]
-        weighed = {i for i in refined if self._weigh(reconstruction, i)}
+        counts = _num_keyframes(reconstruction)
+        present = sorted(counts)
+        refined = [i for i in present if i not in self.constant_camera_ids and self._is_weighed(i)]
+        weighed = {i for i in refined if self._weigh(reconstruction, i, num_keyframes=counts[i])}
         is_sure = all(self._is_sure(i) for i in refined)
         before = None if is_sure else pycolmap.Reconstruction(reconstruction)
         former = {i: list(reconstruction.camera(i).params) for i in refined}
@@ -154,11 +181,12 @@ class CalibrationControl:
                 return
             weighed.clear()
             if before is not None:
-                _restore(reconstruction, before)
+                restore(reconstruction, before)
             former |= objections
             for camera_id, params in former.items():
                 reconstruction.camera(camera_id).params = params
-        self._solve(refined, solve)
+        # Each solve was objected to: the next would be, too.
+        solve(self.held_camera_ids.union(refined), refine_focal_length=False)
 
     def _is_sure(self, camera_id: int) -> bool:
         """Whether the next solve can hardly be objected to."""
@@ -167,8 +195,8 @@ class CalibrationControl:
 
     def flaw(self, reconstruction: pycolmap.Reconstruction) -> str:
         """What priors and lenses do not allow about cameras that were refined; "" for nothing."""
-        for camera_id in _cameras_in(reconstruction):
-            if camera_id in self.constant_camera_ids or not self._has_lens(camera_id):
+        for camera_id in sorted(_num_keyframes(reconstruction)):
+            if camera_id in self.constant_camera_ids or not self._is_weighed(camera_id):
                 continue
             camera = reconstruction.camera(camera_id)
             found = self._beyond_bound(camera_id, camera) or lens_flaw(camera)
@@ -176,9 +204,10 @@ class CalibrationControl:
                 return found
         return ""
 
-    def _has_lens(self, camera_id: int) -> bool:
+    def _is_weighed(self, camera_id: int) -> bool:
+        """Whether a camera is weighed: it has a focal length, and something is known of it."""
         prior = self._priors.get(camera_id)
-        return prior is not None and prior.focal_px > 0.0
+        return self._is_bounded and prior is not None and prior.focal_px > 0.0
 
     def _solve(self, refined: Sequence[int], solve: Solve) -> None:
         """Solves with what is held constant; distortion may be free where the focal length is not.
@@ -198,9 +227,10 @@ class CalibrationControl:
 
     # -- before a solve ---------------------------------------------------------------------------
 
-    def _weigh(self, reconstruction: pycolmap.Reconstruction, camera_id: int) -> bool:
+    def _weigh(
+        self, reconstruction: pycolmap.Reconstruction, camera_id: int, *, num_keyframes: int
+    ) -> bool:
         """Decides whether a camera is free from now on; False: nothing new decides that."""
-        num_keyframes = int(reconstruction.num_reg_frames())
         state = self._states.get(camera_id)
         if state is not None and not state.is_due(num_keyframes):
             return False
@@ -317,12 +347,13 @@ def _registered(reconstruction: pycolmap.Reconstruction) -> list[int]:
     return [int(i) for i in reconstruction.reg_image_ids()]
 
 
-def _cameras_in(reconstruction: pycolmap.Reconstruction) -> list[int]:
-    """COLMAP's ids of the cameras of registered keyframes."""
-    return sorted({int(reconstruction.image(i).camera_id) for i in _registered(reconstruction)})
+def _num_keyframes(reconstruction: pycolmap.Reconstruction) -> Counter[int]:
+    """How many registered keyframes the cameras have, by COLMAP's id."""
+    images = (reconstruction.image(i) for i in _registered(reconstruction))
+    return Counter(int(image.camera_id) for image in images)
 
 
-def _restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
+def restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruction) -> None:
     """Puts poses, points and calibrations back; both hold the same ones."""
     for image_id in _registered(before):
         image = reconstruction.image(image_id)
@@ -390,8 +421,9 @@ def _between(
     precision = _prior_precision(camera, prior, change=_change(camera, prior))[taking, taking]
     total = evidence.information[taking, taking] + precision
     best = refined_params(camera)
-    shift = np.linalg.solve(total, precision @ (best - _prior_mean(camera, prior))[taking])
-    sigmas = np.sqrt(np.diag(np.linalg.inv(total)))
+    covariance = np.linalg.pinv(total, hermitian=True)
+    shift = covariance @ precision @ (best - _prior_mean(camera, prior))[taking]
+    sigmas = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     if (np.abs(shift) <= np.maximum(_LEAST_SHIFT_SIGMAS * sigmas, _LEAST_SHIFT)).all():
         return None
     best[taking] -= shift

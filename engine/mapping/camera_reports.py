@@ -50,6 +50,7 @@ class CameraReports:
     def remove_doubt(self, camera_key: str, *, kind: str) -> None:
         """Forgets a doubt that proved to be none."""
         self._given.get(camera_key, {}).pop(kind, None)
+        self._doubted.discard((camera_key, kind))
 
     def update(self, camera_keys: Iterable[str], sparse_map: SparseMap) -> None:
         """Emits what the map changed, after it changed."""

@@ -39,7 +39,14 @@ from engine.mapping.restarts import MapBuilder
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import CalibrationOrigin, FrameId, ImagePair, Keyframe, VerifiedPair
+from engine.types import (
+    CalibrationOrigin,
+    FrameId,
+    ImagePair,
+    Keyframe,
+    Uint32Array,
+    VerifiedPair,
+)
 
 _GIVEN = frozenset({CalibrationOrigin.CONFIGURED, CalibrationOrigin.FILE, CalibrationOrigin.KNOWN})
 _NUM_WATCHED = 5  # pairs of a new keyframe that are measured
@@ -118,7 +125,7 @@ class CameraSplits:
         self._cameras = cameras
         self._builder = builder
         self._emit = emit
-        self._changes: dict[ImagePair, ScaleChange | None] = {}
+        self._changes: dict[ImagePair, tuple[Uint32Array, ScaleChange | None]] = {}
         self._source_key: dict[str, str] = {}  # of each calibration that a split made
         self._suspected: set[str] = set()
         self._num_examined: dict[str, int] = {}
@@ -605,13 +612,15 @@ class CameraSplits:
 
     def _change(self, pair: VerifiedPair) -> ScaleChange | None:
         """The change of scale from the first keyframe of a pair to the second."""
-        if pair.pair not in self._changes:
+        matches_idx, change = self._changes.get(pair.pair, (None, None))
+        if matches_idx is not pair.inlier_matches_idx:  # never measured, or verified anew since
             rows1, rows2 = pair.inlier_matches_idx.T
-            self._changes[pair.pair] = measure_scale_change(
+            change = measure_scale_change(
                 self._graph.keyframe(pair.pair.first).features.keypoints_xy[rows1],
                 self._graph.keyframe(pair.pair.second).features.keypoints_xy[rows2],
             )
-        return self._changes[pair.pair]
+            self._changes[pair.pair] = pair.inlier_matches_idx, change
+        return change
 
 
 class _Votes:

@@ -41,7 +41,8 @@ _FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
 _BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
 _NEW_FOCAL_FACTOR = 1.12  # from the map's focal length: worth building anew
 _SAME_FOCAL_FACTOR = 1.1
-_CLEAR_GAIN_RATIO = 1.03  # by which a lens of another kind must fit better
+_CLEAR_SIGMAS = 2.0  # of as many observations as fit, that a lens of another kind must have more
+_MAX_FISHEYE_K = 1.0 / 6.0  # tan(theta) is about theta (1 + theta^2 / 3): beyond, a perspective
 _EQUAL_GAIN_RATIO = 0.97  # of the best: fits as well
 _MIN_POSED_RATIO = 0.6  # of the searched keyframes
 _MAX_FISHEYE_FOCAL_RATIO = 1.1  # of the edge: in a narrower view no fisheye shows
@@ -84,7 +85,7 @@ class LensRecognition:
     """Decides when lenses are searched, and what a search says.
 
     Args:
-        cameras: the model of ordinary cameras.
+        cameras: the model of ordinary cameras, and whether lenses are searched at all.
         initialization: thresholds of starting.
         growth: thresholds of growing.
         graph: holds keyframes and pairs.
@@ -105,6 +106,7 @@ class LensRecognition:
         seed: int,
     ) -> None:
         self._model = cameras.model
+        self._is_wanted = cameras.recognise_lenses
         self._initialization = initialization
         self._growth = growth
         self._graph = graph
@@ -116,8 +118,8 @@ class LensRecognition:
 
     def doubted(self, sparse_map: SparseMap) -> list[str]:
         """Cameras whose lens should be searched now."""
-        if CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
-            return []  # somebody has chosen
+        if not self._is_wanted or CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
+            return []  # the latter somebody has chosen
         connected: dict[str, list[FrameId]] = {}
         for frame_id in self._graph.connected_ids:
             key = self._graph.keyframe(frame_id).calibration_key
@@ -132,7 +134,7 @@ class LensRecognition:
             camera_key: one of the doubted cameras.
         """
         present = sparse_map.camera(camera_key)
-        chosen = _choice(self._fits(camera_key, present), kind=lens_kind(present))
+        chosen = choice(self._fits(camera_key, present), kind=lens_kind(present))
         done = self._searches.setdefault(camera_key, _Searches())
         done.num += 1
         done.num_connected = len(self._connected(camera_key))
@@ -251,23 +253,44 @@ class LensRecognition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Choice:
+class Choice:
+    """A fit to believe."""
+
     fit: LensFit
     gain_ratio: float
 
 
-def _choice(fits: Sequence[LensFit], *, kind: LensKind) -> _Choice | None:
+def choice(fits: Sequence[LensFit], *, kind: LensKind) -> Choice | None:
     """The fit to believe, best fits first: of the present kind unless another is clearly better.
+
+    Both kinds can have the same images: distortion turns a fisheye into a perspective, and the
+    other way round. Which of them fits a little better says as much of the rest of the distortion
+    as of the kind; so a fisheye closer to a perspective than to equal angles is no evidence, and
+    neither are a few observations more, as many as chance may give.
 
     None when nothing fits, or fits of the present kind that are as good differ in focal length: a
     plane seen head-on, a turn, too little motion.
     """
     same = [fit for fit in fits if lens_kind(fit.camera) is kind]
-    others = [fit for fit in fits if lens_kind(fit.camera) is not kind]
-    if others and (not same or others[0].gain > _CLEAR_GAIN_RATIO * same[0].gain):
+    others = [
+        fit for fit in fits if lens_kind(fit.camera) is not kind and not _is_like_perspective(fit)
+    ]
+    if others and (not same or _is_clearly_better(others[0], same[0])):
         ratio = others[0].gain / same[0].gain if same else math.inf
-        return _Choice(fit=others[0], gain_ratio=ratio) if _is_clear(others) else None
-    return _Choice(fit=same[0], gain_ratio=1.0) if same and _is_clear(same) else None
+        return Choice(fit=others[0], gain_ratio=ratio) if _is_clear(others) else None
+    return Choice(fit=same[0], gain_ratio=1.0) if same and _is_clear(same) else None
+
+
+def _is_clearly_better(one: LensFit, other: LensFit) -> bool:
+    return one.gain - other.gain > _CLEAR_SIGMAS * math.sqrt(other.gain)
+
+
+def _is_like_perspective(fit: LensFit) -> bool:
+    """Whether a fisheye's distortion makes it one in name only."""
+    camera = fit.camera
+    if lens_kind(camera) is not LensKind.FISHEYE:
+        return False
+    return float(camera.params[camera.extra_params_idxs()[0]]) > _MAX_FISHEYE_K
 
 
 def _is_clear(fits: Sequence[LensFit]) -> bool:

@@ -160,6 +160,7 @@ class Mapper:
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
         self._builder = MapBuilder(
             initialization=config.initialization,
+            registration=config.registration,
             rescue=config.rescue,
             window=config.window,
             growth=self._growth,
@@ -216,7 +217,7 @@ class Mapper:
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
         self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
-        self._weakened: list[VerifiedPair] = []  # earlier pairs that lost matches, likewise
+        self._changed_pairs: dict[ImagePair, VerifiedPair] = {}  # earlier pairs, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
         self._new_poses: list[FramePose] = []  # since the last step
@@ -279,7 +280,8 @@ class Mapper:
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
         self._add_pairs(matched)
-        self._splits.watch(self._map, matched.pairs)
+        if self._config.cameras.split:
+            self._splits.watch(self._map, matched.pairs)
         if is_bent:
             self._build_anew(matched)
         if matched.failure is not None:
@@ -321,10 +323,7 @@ class Mapper:
             )
         if not matched.has_lost_matches:
             return False
-        self._weakened += [
-            *matched.changed_pairs,
-            *(_without_matches(p) for p in matched.lost_pairs),
-        ]
+        self._journal_again(matched.changed_pairs, matched.lost_pairs)
         covered = {
             frame_id: np.flatnonzero(self._matching.covers(frame_id))
             for frame_id in self._map.registered_ids
@@ -358,6 +357,10 @@ class Mapper:
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
+                self._warn(
+                    f"overlays had many points of the map, and none of {bent.num_registered}"
+                    " keyframes stands without: it may be bent"
+                )
             return
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
@@ -475,6 +478,8 @@ class Mapper:
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
+        if not self._config.cameras.split:
+            return
         while (split := self._splits.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
@@ -492,6 +497,7 @@ class Mapper:
             self._recalibrated[frame_id] = copy.deepcopy(sparse_map.camera(calibration_key))
         self._map = sparse_map
         self._evidence_used.clear()
+        self._update_metric_scale()
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
         self._abandon_jobs()
@@ -516,14 +522,20 @@ class Mapper:
         change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
         is_other_kind = lens_kind(camera) is not lens_kind(former)
         if is_other_kind:
-            intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
-            self._matching.verify_again(intrinsics, camera_key=camera_key)
+            self._verify_again(camera_key, change)
         rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
         enough = _SAME_LENS_RATIO * self._map.num_registered
-        if not is_other_kind and rebuilt.num_registered < enough:
-            return  # the present focal length brings in more keyframes
+        if is_other_kind:  # the present map may hold keyframes where they are not
+            enough = min(enough, len(found.poses))
+        if rebuilt.num_registered < enough:  # the present lens brings in more keyframes
+            if is_other_kind:
+                self._verify_again(camera_key)
+            return
         self._num_maps += 1
         self._replace_cameras(change, rebuilt)
+        for frame_id in self._graph.keyframe_ids:
+            if self._graph.keyframe(frame_id).calibration_key == camera_key:
+                self._recalibrated[frame_id] = copy.deepcopy(rebuilt.camera(camera_key))
         self._emit(
             LensRecognised(
                 camera_key=camera_key,
@@ -534,6 +546,11 @@ class Mapper:
                 gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
             )
         )
+
+    def _verify_again(self, camera_key: str, change: CameraChange | None = None) -> None:
+        """Verifies the pairs of a camera with its lens as it changes, or as it is in the map."""
+        intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
+        self._journal_again(*self._matching.verify_again(intrinsics, camera_key=camera_key))
 
     # -- a frame between keyframes --------------------------------------------------------------
 
@@ -682,12 +699,13 @@ class Mapper:
         return self._step(wants_view=wants_view)
 
     def _adjust_finally(self) -> None:
-        """Adjusts everything as often as configured, and on while a focal length still moves.
+        """Adjusts everything as often as configured; several cameras on while one still moves.
 
-        Several cameras in one map leave a narrow valley, in which the solver takes small steps.
+        They leave a narrow valley, in which the solver takes small steps.
         """
         num_passes = self._config.global_bundle_adjustment.final_passes
-        for number in range(num_passes + _MAX_FURTHER_PASSES):
+        num_more = _MAX_FURTHER_PASSES if len(self._focal_lengths_px()) > 1 else 0
+        for number in range(num_passes + num_more):
             before_px = self._focal_lengths_px()
             self._map.retriangulate()
             self._adjust(self._final_growth)
@@ -804,14 +822,25 @@ class Mapper:
         """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
         moved, self._moved = tuple(self._moved.values()), {}
-        weakened, self._weakened = tuple(self._weakened), []
+        changed = self._take_changed_pairs()
         return KeyframeRecord(
             keyframe=keyframe,
             camera=copy.deepcopy(self._map.camera(keyframe.calibration_key)),
             pairs=tuple(self._graph.verified_pairs(frame_id)),
             moved=moved,
-            changed_pairs=weakened,
+            changed_pairs=tuple(
+                one for one in changed if frame_id not in (one.pair.first, one.pair.second)
+            ),
         )
+
+    def _journal_again(self, changed: Sequence[VerifiedPair], lost: Sequence[ImagePair]) -> None:
+        """Hands pairs that the journal may have to it, as they are now."""
+        self._changed_pairs.update((verified.pair, verified) for verified in changed)
+        self._changed_pairs.update((pair, _without_matches(pair)) for pair in lost)
+
+    def _take_changed_pairs(self) -> tuple[VerifiedPair, ...]:
+        changed, self._changed_pairs = tuple(self._changed_pairs.values()), {}
+        return changed
 
     def _step(
         self,
@@ -827,6 +856,7 @@ class Mapper:
         return MappingStep(
             record=record,
             recalibrated=recalibrated,
+            changed_pairs=self._take_changed_pairs(),
             new_poses=new_poses,
             jobs=jobs,
             due=tuple(job for job in due if job is not None),
@@ -937,6 +967,7 @@ class Mapper:
             triangulation=self._config.triangulation,
             registration=self._config.registration,
             seed=self._config.runtime.seed,
+            has_bounds=self._config.cameras.bounds,
         )
 
     def _update_graph(self, frame_id: FrameId) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,16 +15,26 @@ from engine.config import GeoreferenceConfig
 from engine.estimators.adjustment_options import adjustment_options
 from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
 from engine.geometry import camera_center
-from engine.mapping.calibration_control import MIN_KEYFRAMES_FOR_DISTORTION, CalibrationControl
+from engine.mapping.calibration_control import (
+    MIN_KEYFRAMES_FOR_DISTORTION,
+    CalibrationControl,
+    restore,
+)
 from engine.types import Float64Array, FrameId, GpsFix
 
 _MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name
 _MIN_PULLING = 4
 _MAX_ERROR_GROWTH_RATIO = 0.02  # of the mean reprojection error
+_TELLING_CHI2 = 9.0  # by which positions must fit better, to tell a focal length
+_TELLING_RMSE_RATIO = 0.95  # and at most this of their error may stay: errors of GPS are alike
+_EQUAL_ERROR_RATIO = 1.002  # of the mean reprojection error, then
 _FUNCTION_TOLERANCE = 1e-6
 _SLICE_ITERATIONS = 4  # solved without a pause
 _BREATH_S = 0.02  # in which other threads run
 _MAX_SOLVING_S = 30.0  # what is reached by then is judged
+_FREEDOM_OF_PLACE = 7  # position, orientation and scale of a map
+_TINY_M = 1e-9
+_TINY = 1e-6
 _PRIOR_LOSS_SCALE = 2.795  # standard deviations: 95 % of three normal components lie within
 
 
@@ -38,6 +49,7 @@ class PositionAdjustment:
     error_after_px: float
     rmse_before_m: float  # of the positions that pulled, by their weights
     rmse_after_m: float
+    told_camera_ids: frozenset[int] = frozenset()  # whose held focal length the positions told
 
 
 def adjust_with_positions(
@@ -55,6 +67,8 @@ def adjust_with_positions(
 
     Fixes pull by their accuracy, as far as the map bears it out, and by their weight in the
     georeference, with Cauchy's loss on top.
+    Focal lengths that are held because the images say too little of them are freed when positions
+    fit clearly better then and the images no worse: positions tell a focal length from a bend.
     The copy stays in the frame and unit of the map, so it can be merged back like any global
     adjustment, and ``georeference.enu_from_map`` goes on to hold. COLMAP's adjuster keeps the
     interpreter lock while it solves: a few iterations at a time, half a minute at most.
@@ -65,7 +79,8 @@ def adjust_with_positions(
         fixes: their N positions.
         georeference: of these keyframes and fixes, in the same order.
         config: accuracies.
-        calibration: the priors of the cameras, and which of them are held.
+        calibration: the priors of the cameras, and which of them are held; takes note of those that
+            the positions told.
         max_iterations: of the solver.
         num_threads: of the solver.
 
@@ -86,9 +101,11 @@ def adjust_with_positions(
     to_enu(reconstruction, georeference)
     positions = positions.believed(_centers(reconstruction, positions.frame_ids))
     before = after = _State.of(reconstruction, positions)
+    told_camera_ids: frozenset[int] = frozenset()
     reason = _reason_to_leave_it(georeference, num_pulling=len(pulling))
     if not reason:
-        reason = _solve(
+        solve = functools.partial(
+            _solve,
             reconstruction,
             positions,
             adjustment_options(
@@ -99,9 +116,15 @@ def adjust_with_positions(
             calibration=calibration,
             max_iterations=max_iterations,
         )
+        reason = solve()
         after = _State.of(reconstruction, positions)
+        if not reason and calibration.uncertain_camera_ids:
+            uncertain_ids = calibration.uncertain_camera_ids
+            after = _with_uncertain_cameras(reconstruction, positions, after, solve, calibration)
+            told_camera_ids = uncertain_ids - calibration.uncertain_camera_ids
     reconstruction.transform(sim3d_of(georeference.enu_from_map).inverse())
-    return _outcome(positions, before, after, reason=reason or _reason_against(before, after))
+    outcome = _outcome(positions, before, after, reason=reason or _reason_against(before, after))
+    return replace(outcome, told_camera_ids=told_camera_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,6 +163,41 @@ class _State:
             error_px=float(reconstruction.compute_mean_reprojection_error()),
             rmse_m=float(np.sqrt(positions.weights @ (offsets_m**2).sum(axis=1) / total)),
         )
+
+
+def _with_uncertain_cameras(
+    reconstruction: pycolmap.Reconstruction,
+    positions: _Positions,
+    held: _State,
+    solve: Callable[..., str],
+    calibration: CalibrationControl,
+) -> _State:
+    """Frees cameras of which the images alone say too little, where the positions tell them.
+
+    Where both fit as they should, the sum of squares falls by (change / sigma)^2, which gives the
+    sigma that the positions leave.
+    """
+    before = pycolmap.Reconstruction(reconstruction)
+    uncertain = sorted(
+        i for i in calibration.uncertain_camera_ids if reconstruction.exists_camera(i)
+    )
+    reason = solve(freed=frozenset(uncertain))
+    free = _State.of(reconstruction, positions)
+    fall = (held.rmse_m / max(free.rmse_m, _TINY_M)) ** 2 - 1.0
+    chi2 = fall * (3 * len(positions.frame_ids) - _FREEDOM_OF_PLACE - len(uncertain))
+    if (
+        reason
+        or chi2 < _TELLING_CHI2
+        or free.rmse_m > _TELLING_RMSE_RATIO * held.rmse_m
+        or free.error_px > _EQUAL_ERROR_RATIO * held.error_px
+    ):
+        restore(reconstruction, before)
+        return held
+    for camera_id in uncertain:
+        focal_px = reconstruction.camera(camera_id).mean_focal_length()
+        change = abs(math.log(focal_px / before.camera(camera_id).mean_focal_length()))
+        calibration.release(camera_id, focal_sigma_ratio=max(change, _TINY) / math.sqrt(chi2))
+    return free
 
 
 def _centers(reconstruction: pycolmap.Reconstruction, image_ids: Sequence[int]) -> Float64Array:
@@ -183,8 +241,9 @@ def _solve(
     *,
     calibration: CalibrationControl,
     max_iterations: int,
+    freed: frozenset[int] = frozenset(),
 ) -> str:
-    """Adjusts in metres; the reason where it cannot be done.
+    """Adjusts in metres, some held cameras freed; the reason where it cannot be done.
 
     In slices: COLMAP's adjuster holds the interpreter lock, and others need it now and then.
     """
@@ -194,7 +253,8 @@ def _solve(
     has_few_views = reconstruction.num_reg_frames() < MIN_KEYFRAMES_FOR_DISTORTION
     options.refine_extra_params = not has_few_views
     constant, options.refine_focal_length = calibration.constants(reconstruction.cameras)
-    for camera_id in sorted(constant):
+    options.refine_focal_length |= bool(freed)
+    for camera_id in sorted(constant - freed):
         if reconstruction.exists_camera(camera_id):
             problem.set_constant_cam_intrinsics(camera_id)
     priors = _priors(reconstruction, positions)

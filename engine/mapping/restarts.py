@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pycolmap
 
-from engine.config import InitializationConfig, RescueConfig, WindowConfig
+from engine.config import InitializationConfig, RegistrationConfig, RescueConfig, WindowConfig
 from engine.events import WindowPurpose
 from engine.geometry import similarity_between_poses
 from engine.mapping.cameras import CameraCalibration, CameraChange, with_focal_length
@@ -29,6 +29,7 @@ from engine.mapping.initialization import (
     initialize,
     rank_initial_pairs,
 )
+from engine.mapping.map_joining import join_former
 from engine.mapping.sparse_map import SparseMap
 from engine.mapping.window_selection import Window, WindowJob, window_problem
 from engine.matching.scene_graph import SceneGraph
@@ -59,6 +60,7 @@ class MapBuilder:
 
     Args:
         initialization: when a first map is tried.
+        registration: how many points a keyframe needs.
         rescue: when another one is.
         window: whether and how large a window may give the first one.
         growth: thresholds of growing.
@@ -74,6 +76,7 @@ class MapBuilder:
         self,
         *,
         initialization: InitializationConfig,
+        registration: RegistrationConfig,
         rescue: RescueConfig,
         window: WindowConfig,
         growth: GrowthConfig,
@@ -85,6 +88,7 @@ class MapBuilder:
         seed: int,
     ) -> None:
         self._initialization = initialization
+        self._registration = registration
         self._rescue = rescue
         self._window = window
         self._growth = growth
@@ -151,7 +155,8 @@ class MapBuilder:
     def after_poor_start(self, present: SparseMap) -> BuiltMap | None:
         """Builds a map from another start when most keyframes do not fit the present one.
 
-        Tried each time a quarter more keyframes came, up to the configured number.
+        Tried each time a quarter more keyframes came, up to the configured number. The new map gets
+        what only the present one holds, where the two share enough.
         """
         num_connected = len(self._graph.connected_ids)
         if (
@@ -163,7 +168,12 @@ class MapBuilder:
             return None
         self._num_restarts += 1
         self._num_keyframes_at_restart = num_connected
-        return self._from_pairs(present, self._pairs_outside(present))
+        built = self._from_pairs(present, self._pairs_outside(present))
+        if built is not None and join_former(
+            built.sparse_map, present, registration=self._registration, config=self._growth
+        ):
+            _place(built.sparse_map, onto=present)
+        return built
 
     def another_at_end(self, present: SparseMap) -> BuiltMap | None:
         """Builds a map from a start not tried here before, while keyframes are missing."""
@@ -198,6 +208,8 @@ class MapBuilder:
     ) -> SparseMap:
         """The present map with changed cameras: triangulated anew, adjusted and grown.
 
+        It is placed onto the present one by the keyframes that both hold.
+
         Args:
             present: the map; it stays as it is.
             change: its cameras that become others.
@@ -215,6 +227,7 @@ class MapBuilder:
             sparse_map.retriangulate()
         grow_fully(sparse_map, config=self._growth)
         adjust_in_place(sparse_map, config=self._growth)
+        _place(sparse_map, onto=present)
         return sparse_map
 
     def anew(self, present: SparseMap, change: CameraChange) -> SparseMap | None:

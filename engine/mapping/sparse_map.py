@@ -58,7 +58,14 @@ class Fit:
 
 
 class SparseMap:
-    """Keyframes, their verified matches, and what has been reconstructed of them so far."""
+    """Keyframes, their verified matches, and what has been reconstructed of them so far.
+
+    Args:
+        triangulation: thresholds of points.
+        registration: thresholds of poses.
+        seed: of everything random.
+        has_bounds: whether what is known of cameras beforehand holds their calibration.
+    """
 
     def __init__(
         self,
@@ -66,6 +73,7 @@ class SparseMap:
         triangulation: TriangulationConfig,
         registration: RegistrationConfig,
         seed: int,
+        has_bounds: bool = True,
     ) -> None:
         self._triangulation = triangulation
         self._registration = registration
@@ -74,7 +82,7 @@ class SparseMap:
         self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._camera_ids: dict[str, int] = {}
-        self._calibration = CalibrationControl()
+        self._calibration = CalibrationControl(is_bounded=has_bounds)
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
         self._rebuild_managers()
@@ -349,6 +357,10 @@ class SparseMap:
     def num_visible_points(self, frame_id: FrameId) -> int:
         """How many keypoints of a keyframe match a point of the map."""
         return len(np.unique(self._correspondences(frame_id)[0]))
+
+    def visible_points(self, frame_id: FrameId) -> tuple[Int64Array, Int64Array]:
+        """Keypoints of a keyframe and ids of the points they match, (N,) each."""
+        return self._correspondences(frame_id)
 
     def triangulate(self, frame_id: FrameId) -> int:
         """Continues tracks into a registered keyframe, makes points; returns observations made."""

@@ -64,8 +64,9 @@ class MappingStep:
     due: tuple[MapJob, ...]  # jobs whose results must be merged before the next keyframe
     counts: MapCounts
     view: MapView | None  # for viewers, where it was asked for and there is a map
-    # Keyframes that have another camera now, with copies of these.
+    # Keyframes whose camera is another one now, or has another model, with copies of these.
     recalibrated: Mapping[FrameId, pycolmap.Camera] = field(default_factory=dict)
+    changed_pairs: tuple[VerifiedPair, ...] = ()  # that no record has; without matches if lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -200,13 +200,19 @@ class PairMatching:
         return verified_pairs
 
     def all_matches(self, verified: VerifiedPair) -> Uint32Array:
-        """Rows (M, 2) of a pair's matches before verification; its own where they are not kept."""
-        kept = self._tentative.get(verified.pair)
-        if kept is None:
-            return verified.inlier_matches_idx
-        return kept.matches_idx.astype(np.uint32)
+        """Rows (M, 2) of a pair's matches before verification; its own where they are not kept.
 
-    def verify_again(self, intrinsics: Mapping[str, Intrinsics], *, camera_key: str) -> None:
+        None of them lies under an overlay.
+        """
+        kept = self._tentative.get(verified.pair)
+        rows = verified.inlier_matches_idx if kept is None else kept.matches_idx.astype(np.uint32)
+        is_covered = self.covers(verified.pair.first)[rows[:, 0]]
+        is_covered |= self.covers(verified.pair.second)[rows[:, 1]]
+        return rows[~is_covered]
+
+    def verify_again(
+        self, intrinsics: Mapping[str, Intrinsics], *, camera_key: str
+    ) -> tuple[list[VerifiedPair], list[ImagePair]]:
         """Verifies the pairs of a camera once more, whose lens turned out to be another one.
 
         The graph gets the edges that hold now, with their matches, and loses those that do not.
@@ -215,8 +221,12 @@ class PairMatching:
         Args:
             intrinsics: of the cameras, as for `match_keyframe`.
             camera_key: the camera, by its calibration key.
+
+        Returns:
+            The pairs that hold now, and those that do not hold any more.
         """
         self._intrinsics = intrinsics
+        holding, lost = [], []
         for pair, kept in self._tentative.items():
             first, second = self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
             if camera_key not in (first.calibration_key, second.calibration_key):
@@ -230,10 +240,13 @@ class PairMatching:
                 confidence=kept.confidence,
             )
             verified = self._verify(matches, reason=kept.reason)
-            if verified is None:
-                self._graph.remove_pair(pair)
-            else:
+            if verified is not None:
                 self._graph.record_pair(verified)
+                holding.append(verified)
+            elif self._graph.edge(pair) is not None:
+                self._graph.remove_pair(pair)
+                lost.append(pair)
+        return holding, lost
 
     def _keep(self, matches: PairMatches, *, reason: PairReason) -> None:
         """Keeps the matches of keypoints for a while: verification may have had the wrong lens."""

@@ -197,7 +197,7 @@ class Journal:
         """The mask (H, W) of a keyframe image; None where it has none.
 
         Raises:
-            JournalError: it cannot be read.
+            JournalError: it cannot be read, or the name leads out of the run.
         """
         import cv2
 
@@ -213,7 +213,7 @@ class Journal:
         """Writes the mask of a keyframe image, see ``encode_mask``, in place of a former one.
 
         Raises:
-            JournalError: it cannot be written.
+            JournalError: it cannot be written, or the name leads out of the run.
         """
         path = self._mask_path(image_name)
         try:
@@ -288,7 +288,7 @@ class Journal:
                     self._connection.execute("ROLLBACK")
 
     def _mask_path(self, image_name: str) -> Path:
-        return self._masks_path / mask_name(image_name)
+        return self._masks_path / mask_name(_checked_name(image_name))
 
     def _has_camera(self, camera_id: int) -> bool:
         row = self._connection.execute("SELECT 1 FROM cameras WHERE camera_id = ?", (camera_id,))

@@ -36,6 +36,7 @@ from engine.types import (
     FrameId,
     FramePose,
     RejectedFrame,
+    VerifiedPair,
 )
 
 logger = logging.getLogger(__name__)
@@ -98,16 +99,21 @@ class Recorder:
 
         for features in record.moved:
             self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
-        if self._guard("database.db", write):
-            for pair in (*record.changed_pairs, *record.pairs):
-                self._guard("database.db", functools.partial(self._journal.add_pair, pair))
+        written = record.pairs if self._guard("database.db", write) else ()
+        self.pairs_changed((*record.changed_pairs, *written))
 
     def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:
-        """Journals that keyframes have other cameras now."""
+        """Journals that keyframes have other cameras now, or cameras of another model."""
         for frame_id, camera in cameras.items():
             self._guard(
                 "database.db", functools.partial(self._journal.change_camera, frame_id, camera)
             )
+        self.cameras_calibrated({camera.camera_id: camera for camera in cameras.values()}.values())
+
+    def pairs_changed(self, pairs: Iterable[VerifiedPair]) -> None:
+        """Journals pairs anew that have other matches now, or none."""
+        for pair in pairs:
+            self._guard("database.db", functools.partial(self._journal.add_pair, pair))
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""

@@ -50,6 +50,10 @@ class Publisher:
             await self._writer.schedule(
                 functools.partial(self._recorder.cameras_changed, step.recalibrated)
             )
+        if step.changed_pairs:
+            await self._writer.schedule(
+                functools.partial(self._recorder.pairs_changed, step.changed_pairs)
+            )
         if step.new_poses:
             await self._writer.schedule(
                 functools.partial(self._recorder.live_poses, step.new_poses)

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from engine.estimators.camera_limits import FOCAL_RATIOS
+from engine.estimators.camera_limits import WIDE_FOCAL_RATIOS
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.types import BoolArray
 from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
@@ -78,7 +78,7 @@ def solve_window(problem: WindowProblem, config: WindowSolverConfig) -> WindowEs
 
 def _refusal_of_input(model: WindowModel) -> _Refusal | None:
     problem = model.problem
-    wrong = problem.wrong_intrinsics(focal_ratios=FOCAL_RATIOS)
+    wrong = problem.wrong_intrinsics(focal_ratios=WIDE_FOCAL_RATIOS)
     if wrong is not None:
         return WindowStatus.BAD_INTRINSICS, wrong
     if (problem.is_held & ~problem.has_pose).any():

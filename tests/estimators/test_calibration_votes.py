@@ -58,7 +58,6 @@ def test_the_right_zoom_costs_nothing_and_gives_the_focal_length() -> None:
         assert vote is not None
         costs[zoom] = vote.cost
         if zoom == 1.5:
-            assert vote.is_determined
             assert vote.focal_px == pytest.approx(FOCAL_PX, rel=0.05)
     assert min(costs, key=costs.__getitem__) == 1.5
     assert costs[1.5] < 0.5 * costs[1.2] < 0.5 * costs[1.0]

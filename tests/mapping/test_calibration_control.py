@@ -106,6 +106,16 @@ def test_a_plane_seen_head_on_leaves_the_focal_length_where_it_was(
     assert reconstruction.compute_mean_reprojection_error() < 0.5  # the plane fits all the same
 
 
+def test_without_bounds_the_noise_decides_on_a_plane_seen_head_on() -> None:
+    reconstruction = begin(lawnmower(jitter_deg=0.0), plane(), focal_px=0.85 * FOCAL_PX)
+    control = CalibrationControl(is_bounded=False)
+    control.set_prior(CAMERA_ID, exif(reconstruction))
+    adjust_globally(reconstruction, calibration=control, max_iterations=40, num_threads=1)
+    assert not control.states
+    assert control.copy().flaw(reconstruction) == ""
+    assert abs(focal_px_of(reconstruction) / (0.85 * FOCAL_PX) - 1.0) > EXIF_SIGMA
+
+
 def test_distortion_is_found_where_the_focal_length_is_not() -> None:
     reconstruction = begin(lawnmower(), plane(), focal_px=FOCAL_PX, true_k=-0.08)
     state = adjust(reconstruction, exif(reconstruction))
@@ -226,6 +236,18 @@ def test_a_usual_map_is_solved_once_and_measured_no_more_when_it_is_sure() -> No
     control.adjust(reconstruction, solve)
     assert solve.calls == [(frozenset(), True)]
     assert control.states[CAMERA_ID].is_settled
+
+
+def test_a_camera_is_measured_by_the_keyframes_that_are_its_own() -> None:
+    poses, camera = orbit(), camera_with(FOCAL_PX)
+    reconstruction = reconstruction_of(poses, cloud(), camera, cameras_each=True)
+    control = CalibrationControl()
+    for camera_id in range(CAMERA_ID, CAMERA_ID + len(poses)):
+        control.set_prior(camera_id, CameraPrior.assumed(reconstruction.camera(camera_id)))
+    adjust_globally(reconstruction, calibration=control, max_iterations=2, num_threads=1)
+    assert [state.num_keyframes for state in control.states.values()] == [1] * len(poses)
+    assert not any(state.is_settled for state in control.states.values())
+    assert control.states[CAMERA_ID].is_due(2)
 
 
 def test_copies_are_independent_and_give_back_what_they_found() -> None:

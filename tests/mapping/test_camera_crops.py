@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import Config, GlobalBundleAdjustmentConfig, RuntimeConfig, WindowConfig
+from engine.config import (
+    CamerasConfig,
+    Config,
+    GlobalBundleAdjustmentConfig,
+    RuntimeConfig,
+    WindowConfig,
+)
 from engine.events import CropFound
 from engine.types import IntrinsicsPrior
 from tests.support.mapper_runs import MapperRun
@@ -47,12 +53,13 @@ def crop(
     )
 
 
-def run(second: SyntheticCamera) -> tuple[MapperRun, SyntheticWorld]:
+def run(second: SyntheticCamera, *, split: bool = True) -> tuple[MapperRun, SyntheticWorld]:
     """Every other frame is of the second camera."""
+    config = CONFIG.model_copy(update={"cameras": CamerasConfig(split=split)})
     world = SyntheticWorld(
         round_path(NUM_FRAMES, turns=0.25), cameras=(WHOLE, second), noise_px=0.3
     )
-    mapped = MapperRun(CONFIG, matcher=FakeMatcher(world=world), graph=scene_graph())
+    mapped = MapperRun(config, matcher=FakeMatcher(world=world), graph=scene_graph())
     for frame_id in world.frame_ids:
         mapped.add_keyframe(world.keyframe(frame_id))
     mapped.end()
@@ -85,6 +92,13 @@ def test_a_crop_around_the_middle_stays_as_it_is() -> None:
     camera = mapped.sparse_map.camera("crop")
     assert camera.principal_point_x == pytest.approx(camera.width / 2)
     assert pose_errors(poses_of(mapped.sparse_map), world).rmse_ratio < 2e-3
+
+
+def test_no_crop_is_searched_when_that_is_not_wanted() -> None:
+    mapped, _ = run(crop(right=WIDTH // 4), split=False)
+    assert not mapped.emitted(CropFound)
+    camera = mapped.sparse_map.camera("crop")
+    assert camera.principal_point_x == pytest.approx(camera.width / 2)
 
 
 def test_a_calibration_that_was_given_is_no_crop() -> None:

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import Config, GlobalBundleAdjustmentConfig, RuntimeConfig, WindowConfig
+from engine.config import (
+    CamerasConfig,
+    Config,
+    GlobalBundleAdjustmentConfig,
+    RuntimeConfig,
+    WindowConfig,
+)
 from engine.events import CameraDoubted, CameraSplit
 from engine.mapping import camera_splits
 from engine.types import Float64Array, IntrinsicsPrior
@@ -96,6 +102,13 @@ def test_frames_that_contradict_one_focal_length_split_their_camera(
     assert split.calibration_keys == ("camera", "camera#2")
     assert set(split.frame_ids) <= set(world.frame_ids)
     assert set(split.calibration_idx) == {0, 1}
+
+
+def test_no_camera_is_split_when_that_is_not_wanted() -> None:
+    cameras = CamerasConfig(split=False, recognise_lenses=False)
+    mapped = run(world_of([SHORT, LONG] * 4), config=CONFIG.model_copy(update={"cameras": cameras}))
+    assert not mapped.emitted(CameraSplit)
+    assert focal_px(mapped, 1) == focal_px(mapped, 2)
 
 
 def walking_towards(num: int) -> Float64Array:

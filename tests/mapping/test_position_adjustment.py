@@ -12,12 +12,19 @@ from engine.config import GeoreferenceConfig
 from engine.geo.georeference import Georeference, estimate_georeference, positions_in_enu
 from engine.geometry import camera_center, transform_points
 from engine.mapping import position_adjustment
-from engine.mapping.bundle_adjustment import solve_globally
-from engine.mapping.calibration_control import CalibrationControl
+from engine.mapping.bundle_adjustment import adjust_globally, solve_globally
+from engine.mapping.calibration_control import CalibrationControl, Hold
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.position_adjustment import PositionAdjustment, adjust_with_positions
 from engine.mapping.sparse_map import SparseMap
-from engine.types import Float64Array, FrameId, GpsFix
+from engine.types import CalibrationOrigin, Float64Array, FrameId, GpsFix
+from tests.support.calibration_scenes import (
+    FOCAL_PX,
+    camera_with,
+    lawnmower,
+    plane,
+    reconstruction_of,
+)
 from tests.support.synthetic import (
     PoseErrors,
     SyntheticWorld,
@@ -273,3 +280,67 @@ def test_the_same_map_and_positions_give_the_same_adjustment(
     assert one.outcome == other.outcome
     for frame_id, pose in one.poses().items():
         np.testing.assert_array_equal(pose, other.poses()[frame_id])
+
+
+def held_flight() -> tuple[pycolmap.Reconstruction, CalibrationControl]:
+    """A flight over a plane whose focal length, wrong by a tenth, the images do not tell."""
+    start = list(camera_with(0.9 * FOCAL_PX).params)
+    flight = reconstruction_of(lawnmower(), plane(), camera_with(), start=start, noise_px=0.3)
+    control = CalibrationControl()
+    prior = CameraPrior.of(
+        flight.camera(CAMERA_ID), origin=CalibrationOrigin.EXIF, focal_sigma_ratio=0.02
+    )
+    control.set_prior(CAMERA_ID, prior)
+    adjust_globally(flight, calibration=control, max_iterations=40, num_threads=1)
+    assert control.states[CAMERA_ID].hold is Hold.UNCERTAIN
+    return flight, control
+
+
+def over_plane(*, noise_m: float, seed: int = 0) -> list[GpsFix]:
+    """Where the camera of that flight was, and how far from there the receiver says it was."""
+    centers_m = METRES_PER_UNIT * camera_center(lawnmower())
+    centers_m += np.random.default_rng(seed).normal(scale=noise_m, size=centers_m.shape)
+    origin = GpsFix(latitude_deg=0.0, longitude_deg=0.0, altitude_m=0.0, accuracy_m=noise_m)
+    return moved([origin] * len(centers_m), centers_m)
+
+
+def adjust_flight(
+    flight: pycolmap.Reconstruction, control: CalibrationControl, fixes: list[GpsFix]
+) -> PositionAdjustment:
+    frame_ids = sorted(FrameId(int(i)) for i in flight.reg_image_ids())
+    poses = np.array([flight.image(i).cam_from_world().matrix() for i in frame_ids])
+    georeference = estimate_georeference(poses, fixes, config=CONFIG)
+    assert isinstance(georeference, Georeference), georeference
+    return adjust_with_positions(
+        flight,
+        frame_ids,
+        fixes,
+        georeference,
+        config=CONFIG,
+        calibration=control,
+        max_iterations=50,
+    )
+
+
+def test_positions_tell_a_focal_length_that_images_do_not() -> None:
+    flight, control = held_flight()
+    fixes = over_plane(noise_m=0.1)
+    outcome = adjust_flight(flight, control, fixes)
+    assert outcome.is_accepted
+    assert outcome.told_camera_ids == {CAMERA_ID}
+    assert not adjust_flight(flight, control, fixes).told_camera_ids  # it is free by now
+    assert flight.camera(CAMERA_ID).params[0] == pytest.approx(FOCAL_PX, rel=0.02)
+    assert flight.camera(CAMERA_ID).params[0] != FOCAL_PX  # noise was injected
+    state = control.states[CAMERA_ID]
+    assert state.hold is None
+    assert 0.001 < state.focal_sigma_ratio < 0.05
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_noisy_positions_leave_a_focal_length_held(seed: int) -> None:
+    flight, control = held_flight()
+    before_px = float(flight.camera(CAMERA_ID).params[0])
+    outcome = adjust_flight(flight, control, over_plane(noise_m=3.0, seed=seed))
+    assert not outcome.told_camera_ids
+    assert control.states[CAMERA_ID].hold is Hold.UNCERTAIN
+    assert flight.camera(CAMERA_ID).params[0] == before_px

@@ -105,6 +105,7 @@ class Scene:
         self._cameras = CameraCalibration(CamerasConfig(), emit=lambda event: None)
         self.builder = MapBuilder(
             initialization=initialization,
+            registration=RegistrationConfig(),
             rescue=RESCUE,
             window=window,
             growth=GROWTH,

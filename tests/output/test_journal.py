@@ -545,3 +545,14 @@ def test_a_mask_lies_beside_its_image_by_colmaps_name(journal: Journal, tmp_path
 def test_without_masks_there_is_no_folder_for_them(journal: Journal, tmp_path: Path) -> None:
     journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
     assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "b/../../a.jpg"])
+def test_a_mask_is_never_read_or_written_outside_the_run(
+    journal: Journal, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(JournalError, match="not a name"):
+        journal.write_mask(name, encode_mask(np.ones((4, 4), np.bool_)))
+    with pytest.raises(JournalError, match="not a name"):
+        journal.read_mask(name)
+    assert not list(tmp_path.parent.glob("*.png"))

@@ -24,7 +24,7 @@ from engine.output.files import LineFile
 from engine.output.journal import Journal, encode_mask
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
-from engine.types import BoolArray, DropReason, Features, Frame, FrameId, FramePose
+from engine.types import BoolArray, DropReason, Features, Frame, FrameId, FramePose, VerifiedPair
 from tests.support.fake_runs import JPEG, frame_of, rejected, trajectory_lines, world_of
 from tests.support.synthetic import grown_map
 
@@ -56,7 +56,12 @@ class Recording:
         return [event.message for event in self.events if isinstance(event, Warned)]
 
     def add_keyframe(
-        self, frame_id: int, frame: Frame | None = None, *, moved: Sequence[Features] = ()
+        self,
+        frame_id: int,
+        frame: Frame | None = None,
+        *,
+        moved: Sequence[Features] = (),
+        changed_pairs: tuple[VerifiedPair, ...] = (),
     ) -> None:
         frame = frame or frame_of(frame_id, world=WORLD)
         self.recorder.frame_arrived(frame)
@@ -67,6 +72,7 @@ class Recording:
             camera=camera,
             pairs=tuple(WORLD.verified_pair(other, frame_id) for other in range(1, frame_id)),
             moved=tuple(moved),
+            changed_pairs=changed_pairs,
         )
         self.recorder.keyframe_added(frame, record)
 
@@ -304,6 +310,22 @@ def test_a_keyframe_that_cannot_be_journalled_counts_once_and_keeps_its_status(
     database = pycolmap.Database.open(recording.path / "database.db")
     assert [image.image_id for image in database.read_all_images()] == [1, 3, 4]
     assert database.num_verified_image_pairs() == 3
+    database.close()
+
+
+def test_earlier_pairs_that_changed_are_journalled_though_the_keyframe_cannot_be(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for frame_id in (1, 2):
+        recording.add_keyframe(frame_id)
+    earlier = WORLD.verified_pair(1, 2)
+    fewer = replace(earlier, inlier_matches_idx=earlier.inlier_matches_idx[:20])
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.output.journal.write_atomically", full_disk)
+        recording.add_keyframe(3, changed_pairs=(fewer,))
+    database = pycolmap.Database.open(recording.path / "database.db")
+    assert len(database.read_two_view_geometry(1, 2).inlier_matches) == 20
+    assert database.num_verified_image_pairs() == 1
     database.close()
 
 

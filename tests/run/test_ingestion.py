@@ -301,6 +301,7 @@ class Numbers:
     def __init__(self, *, last: int, waits: bool = False) -> None:
         self.last = last
         self.waits = waits
+        self.is_waiting = asyncio.Event()
         self.is_closed = False
 
     async def items(self) -> AsyncGenerator[int, None]:
@@ -308,6 +309,7 @@ class Numbers:
             for number in range(1, self.last + 1):
                 yield number
             if self.waits:
+                self.is_waiting.set()
                 await asyncio.Event().wait()
         finally:
             self.is_closed = True
@@ -325,9 +327,15 @@ def test_everything_is_passed_on_without_a_stop() -> None:
 def test_a_stop_interrupts_waiting_for_the_next_item() -> None:
     async def test() -> None:
         numbers, stop = Numbers(last=2, waits=True), asyncio.Event()
-        asyncio.get_running_loop().call_later(0.01, stop.set)
+
+        async def stop_when_it_waits() -> None:
+            await numbers.is_waiting.wait()
+            stop.set()
+
+        stopping = asyncio.create_task(stop_when_it_waits())
         assert [n async for n in until_stopped(numbers.items(), stop)] == [1, 2]
         assert numbers.is_closed
+        await stopping
 
     run(test())
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycolmap
 import pytest
 
 from engine.config import RuntimeConfig, SnapshotsConfig, ViewsConfig
 from engine.events import Event, LoopClosed, Warned
-from engine.mapping.steps import MapCounts, MappingStep
+from engine.mapping.steps import KeyframeRecord, MapCounts, MappingStep
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.output.statistics import RunStatistics
@@ -23,7 +24,7 @@ from engine.run.publishing import Publisher
 from engine.run.queues import EventQueue, Writer
 from engine.run.views import ViewDispatcher
 from engine.types import Frame, FrameId, FramePose, MapView
-from tests.support.fake_runs import frame_of, trajectory_lines
+from tests.support.fake_runs import frame_of, trajectory_lines, world_of
 
 HANG_S = 300.0  # a guard, no measure
 NOTHING = MappingStep(record=None, new_poses=(), jobs=(), due=(), counts=MapCounts(), view=None)
@@ -122,6 +123,31 @@ def pose_of(frame_id: int) -> FramePose:
         cam_from_world=np.eye(4)[:3],
         is_keyframe=True,
     )
+
+
+def test_pairs_that_changed_after_the_last_keyframe_are_journaled(published: Published) -> None:
+    world = world_of(2)
+    camera = world.camera(2).as_colmap()
+    camera.camera_id = 1
+    pair = world.verified_pair(1, 2)
+    for frame_id in world.frame_ids:
+        record = KeyframeRecord(
+            keyframe=replace(world.keyframe(frame_id), name=f"{frame_id}.jpg"),
+            camera=camera,
+            pairs=(pair,) if frame_id == 2 else (),
+            moved=(),
+        )
+        published.recorder.frame_arrived(frame_of(frame_id))
+        published.recorder.keyframe_added(frame_of(frame_id), record)
+    changed = replace(pair, inlier_matches_idx=pair.inlier_matches_idx[:7])
+
+    async def test(publisher: Publisher) -> None:
+        await publisher.publish_step(replace(NOTHING, changed_pairs=(changed,)))
+
+    run(published, test)
+    with pycolmap.Database.open(published.recorder.path / "database.db") as database:
+        np.testing.assert_array_equal(database.read_matches(1, 2), changed.inlier_matches_idx)
+    assert pair.num_inliers > 7
 
 
 def test_new_poses_are_written_and_the_frame_is_shown_with_its_own(published: Published) -> None:

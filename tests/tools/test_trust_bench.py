@@ -334,9 +334,20 @@ def test_observations_in_a_box_and_under_masks_are_counted(trust: Any, tmp_path:
     found = score(trust, tmp_path, masks="masks", overlay_box_px=(0.0, 0.0, 511.999, 768.0))
     assert found.num_masked_observations == left
     assert found.num_overlay_observations == left
-    assert 0 <= found.num_overlay_points < len(true_map.points3D)
-    whole = score(trust, tmp_path, overlay_box_px=(0.0, 0.0, 1024.0, 768.0))
-    assert whole.num_overlay_points == len(true_map.points3D)
+    assert found.num_overlay_points == 0  # all of them move
+
+
+def test_points_that_stay_in_a_box_are_of_the_overlay(trust: Any, tmp_path: Path) -> None:
+    true_map = write_run(tmp_path)
+    box_px = (500.0, 300.0, 520.0, 320.0)
+    count = trust.scoring.count_points_of_overlay
+    num_before = count(true_map, box_px)
+    for number, point in enumerate(list(true_map.points3D.values())[:7]):
+        for element in point.track.elements:
+            stays = np.array([502.0 + 2 * number, 310.0 + 0.3 * (element.image_id % 2)])
+            true_map.image(element.image_id).points2D[element.point2D_idx].xy = stays
+    assert num_before == 0
+    assert count(true_map, box_px) == 7
 
 
 def test_cameras_are_held_where_the_summary_says_so_of_all(trust: Any, tmp_path: Path) -> None:

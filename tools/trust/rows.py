@@ -170,7 +170,7 @@ def cpu_rows() -> list[Row]:
 def _judge_lady(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
     logo, painted = outcomes
     score = logo.score
-    num_points = score.num_overlay_points if score else None
+    num_seen = score.num_overlay_observations if score else None
     difference = difference_percent(logo.run, painted.run)
     label = (
         f"difference to the images with the logo painted over, {difference[1]} shared, %"
@@ -180,8 +180,8 @@ def _judge_lady(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
     return [
         count_check(
             logo,
-            score.num_overlay_observations if score else None,
-            label=f"observations in the logo's box, {num_points} points seen only there",
+            score.num_overlay_points if score else None,
+            label=f"points of the map that stay in the logo's box ({num_seen} observations there)",
             at_most=0,
         ),
         count_check(

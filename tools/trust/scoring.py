@@ -20,6 +20,7 @@ from trust.inputs import Input
 if TYPE_CHECKING:
     import pycolmap
 
+_STAYS_PX = 3.0  # between images: what moves less is fixed to the picture
 TIMELY_KEYFRAMES = 5  # arrivals after which a keyframe counts as registered late
 LEAST_REGISTERED_RATIO = 0.6  # of the keyframes; below, no error figure counts
 
@@ -56,7 +57,7 @@ class MapScore:
     ate_percent: float | None  # RMSE of registered keyframes' centres, of the truth's extent
     focal_error_percent: float | None  # the worst camera's
     num_overlay_observations: int | None  # of points of the map inside the overlay's box
-    num_overlay_points: int | None  # points of the map that are seen nowhere else
+    num_overlay_points: int | None  # points of the map that stay there
     num_masked_observations: int | None  # of points of the map where the image is masked
     timely_percent: float  # of keyframes, registered within `TIMELY_KEYFRAMES` of their arrival
 
@@ -96,7 +97,7 @@ def score_run(known: Input, folder: Path, run: Path) -> MapScore | None:
         num_overlay_observations=None
         if box is None
         else count_observations(reconstruction, lambda _, xy: is_in_box(xy, box)),
-        num_overlay_points=None if box is None else count_points_in_box(reconstruction, box),
+        num_overlay_points=None if box is None else count_points_of_overlay(reconstruction, box),
         num_masked_observations=None
         if known.masks is None
         else masked_observations(reconstruction, folder / known.masks),
@@ -207,19 +208,28 @@ def count_observations(
     return total
 
 
-def count_points_in_box(
+def count_points_of_overlay(
     reconstruction: pycolmap.Reconstruction, box_px: tuple[float, float, float, float]
 ) -> int:
-    """Points of the map whose observations all lie in a box."""
+    """Points of the map that stay in a box where several images see them.
 
-    def is_inside(point: pycolmap.Point3D) -> bool:
-        seen = [
-            reconstruction.image(element.image_id).points2D[element.point2D_idx].xy
-            for element in point.track.elements
-        ]
-        return bool(is_in_box(np.array(seen), box_px).all())
+    The world behind the box shines through and past it, but moves.
+    """
 
-    return sum(is_inside(point) for point in reconstruction.points3D.values())
+    def stays(point: pycolmap.Point3D) -> bool:
+        seen = np.array(
+            [
+                reconstruction.image(element.image_id).points2D[element.point2D_idx].xy
+                for element in point.track.elements
+            ]
+        )
+        inside = seen[is_in_box(seen, box_px)]
+        if len(inside) < 2:
+            return False
+        moved_px = np.linalg.norm(inside - np.median(inside, axis=0), axis=1)
+        return bool(moved_px.max() < _STAYS_PX)
+
+    return sum(stays(point) for point in reconstruction.points3D.values())
 
 
 def is_in_box(xy: Float64Array, box_px: tuple[float, float, float, float]) -> NDArray[np.bool_]:
