@@ -49,25 +49,26 @@ class CameraModel:
 
     num_params: int
     kind: LensKind
+    num_positive: int = 1  # leading parameters above 0: focal lengths, or the size of a sphere
 
 
 CAMERA_MODELS: Mapping[str, CameraModel] = {
     "SIMPLE_PINHOLE": CameraModel(num_params=3, kind=LensKind.PERSPECTIVE),
-    "PINHOLE": CameraModel(num_params=4, kind=LensKind.PERSPECTIVE),
+    "PINHOLE": CameraModel(num_params=4, kind=LensKind.PERSPECTIVE, num_positive=2),
     "SIMPLE_RADIAL": CameraModel(num_params=4, kind=LensKind.PERSPECTIVE),
     "RADIAL": CameraModel(num_params=5, kind=LensKind.PERSPECTIVE),
-    "OPENCV": CameraModel(num_params=8, kind=LensKind.PERSPECTIVE),
-    "FULL_OPENCV": CameraModel(num_params=12, kind=LensKind.PERSPECTIVE),
-    "FOV": CameraModel(num_params=5, kind=LensKind.UNIFIED),
+    "OPENCV": CameraModel(num_params=8, kind=LensKind.PERSPECTIVE, num_positive=2),
+    "FULL_OPENCV": CameraModel(num_params=12, kind=LensKind.PERSPECTIVE, num_positive=2),
+    "FOV": CameraModel(num_params=5, kind=LensKind.UNIFIED, num_positive=2),
     "SIMPLE_DIVISION": CameraModel(num_params=4, kind=LensKind.UNIFIED),
-    "DIVISION": CameraModel(num_params=5, kind=LensKind.UNIFIED),
-    "EUCM": CameraModel(num_params=6, kind=LensKind.UNIFIED),
+    "DIVISION": CameraModel(num_params=5, kind=LensKind.UNIFIED, num_positive=2),
+    "EUCM": CameraModel(num_params=6, kind=LensKind.UNIFIED, num_positive=2),
     "SIMPLE_FISHEYE": CameraModel(num_params=3, kind=LensKind.FISHEYE),
-    "FISHEYE": CameraModel(num_params=4, kind=LensKind.FISHEYE),
+    "FISHEYE": CameraModel(num_params=4, kind=LensKind.FISHEYE, num_positive=2),
     "SIMPLE_RADIAL_FISHEYE": CameraModel(num_params=4, kind=LensKind.FISHEYE),
     "RADIAL_FISHEYE": CameraModel(num_params=5, kind=LensKind.FISHEYE),
-    "OPENCV_FISHEYE": CameraModel(num_params=8, kind=LensKind.FISHEYE),
-    "THIN_PRISM_FISHEYE": CameraModel(num_params=12, kind=LensKind.FISHEYE),
-    "RAD_TAN_THIN_PRISM_FISHEYE": CameraModel(num_params=16, kind=LensKind.FISHEYE),
-    "EQUIRECTANGULAR": CameraModel(num_params=2, kind=LensKind.SPHERICAL),
+    "OPENCV_FISHEYE": CameraModel(num_params=8, kind=LensKind.FISHEYE, num_positive=2),
+    "THIN_PRISM_FISHEYE": CameraModel(num_params=12, kind=LensKind.FISHEYE, num_positive=2),
+    "RAD_TAN_THIN_PRISM_FISHEYE": CameraModel(num_params=16, kind=LensKind.FISHEYE, num_positive=2),
+    "EQUIRECTANGULAR": CameraModel(num_params=2, kind=LensKind.SPHERICAL, num_positive=2),
 }

@@ -648,8 +648,10 @@ class Config(Section):
                 f"cameras.params: {self.cameras.model} has {num_params} parameters, "
                 f"{len(self.cameras.params)} given"
             )
-        if self.cameras.params and self.cameras.params[0] <= 0.0:
-            raise ValueError(f"cameras.params: begin with {self.cameras.params[0]:g}, not above 0")
+        leading = self.cameras.params[: CAMERA_MODELS[self.cameras.model].num_positive]
+        if any(value <= 0.0 for value in leading):
+            given = ", ".join(f"{value:g}" for value in leading)
+            raise ValueError(f"cameras.params: begin with {given}, which must be above 0")
         return self
 
 

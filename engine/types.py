@@ -157,6 +157,15 @@ class CalibrationOrigin(StrEnum):
     RECOGNISED = "recognised"  # small maps by several lenses competed
     ASSUMED = "assumed"
 
+    @property
+    def is_given(self) -> bool:
+        """Whether somebody vouches for the calibration."""
+        return self in {
+            CalibrationOrigin.CONFIGURED,
+            CalibrationOrigin.FILE,
+            CalibrationOrigin.KNOWN,
+        }
+
 
 EXIF_FOCAL_SIGMA_RATIO = 0.02  # of focal lengths over a known sensor
 

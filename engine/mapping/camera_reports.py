@@ -52,11 +52,13 @@ class CameraReports:
         self._given.get(camera_key, {}).pop(kind, None)
         self._doubted.discard((camera_key, kind))
 
-    def update(self, camera_keys: Iterable[str], sparse_map: SparseMap) -> None:
-        """Emits what the map changed, after it changed."""
+    def update(
+        self, camera_keys: Iterable[str], sparse_map: SparseMap, *, is_final: bool = False
+    ) -> None:
+        """Emits what the map changed, after it changed; of few keyframes only at the end."""
         counts = _num_keyframes(sparse_map)
         for camera_key in camera_keys:
-            if counts[camera_key] < _MIN_KEYFRAMES:
+            if counts[camera_key] < (1 if is_final else _MIN_KEYFRAMES):
                 continue
             camera, prior = sparse_map.camera(camera_key), sparse_map.camera_prior(camera_key)
             reported_px = self._reported_px.get(camera_key, 0.0)

@@ -48,7 +48,6 @@ from engine.types import (
     VerifiedPair,
 )
 
-_GIVEN = frozenset({CalibrationOrigin.CONFIGURED, CalibrationOrigin.FILE, CalibrationOrigin.KNOWN})
 _NUM_WATCHED = 5  # pairs of a new keyframe that are measured
 _MIN_INLIERS = 30  # of a pair that shows a zoom
 _MIN_JUMP = 0.07  # log of the factor by which a zoom shows
@@ -851,7 +850,7 @@ def may_change(present: SparseMap, calibration_key: str) -> bool:
     """Whether nobody vouched for a calibration, and its lens is one that the votes understand."""
     prior = present.camera_prior(calibration_key)
     is_perspective = lens_kind(present.camera(calibration_key)) is LensKind.PERSPECTIVE
-    return is_perspective and not prior.is_constant and prior.origin not in _GIVEN
+    return is_perspective and not prior.is_constant and not prior.origin.is_given
 
 
 def estimated(camera: pycolmap.Camera) -> InitialCamera:

@@ -16,7 +16,7 @@ import pycolmap
 from engine.camera_models import CAMERA_MODELS, LensKind
 from engine.config import CamerasConfig
 from engine.errors import MapError
-from engine.estimators.camera_limits import FOCAL_RATIOS
+from engine.estimators.camera_limits import FOCAL_RATIOS, lens_flaw
 from engine.estimators.lenses import (
     fisheye_focal_px,
     intrinsics_of,
@@ -96,7 +96,7 @@ class CameraCalibration:
             self._given_keys.add(camera_key)
         sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
         self._reports.add(camera_key, initial.camera, initial.prior)
-        doubt = _doubt_about(keyframe)
+        doubt = _doubt_about(keyframe) or _doubt_about_given(initial)
         if doubt:
             self._reports.add_doubt(camera_key, doubt)
 
@@ -112,9 +112,14 @@ class CameraCalibration:
         """Emits that keyframes of a camera that zooms stay out of the map."""
         self._reports.add_doubt(camera_key, reason, kind="missing")
 
-    def report(self, sparse_map: SparseMap) -> None:
-        """Emits calibrations that the map changed, and cameras to doubt."""
-        self._reports.update(self._initial, sparse_map)
+    def report(self, sparse_map: SparseMap, *, is_final: bool = False) -> None:
+        """Emits calibrations that the map changed, and cameras to doubt.
+
+        Args:
+            sparse_map: the map.
+            is_final: whether no more keyframes will come; else those of few are not reported yet.
+        """
+        self._reports.update(self._initial, sparse_map, is_final=is_final)
 
     def figures(self, sparse_map: SparseMap) -> tuple[CameraFigures, ...]:
         """All cameras as calibrated in a map, in the order in which they came."""
@@ -311,6 +316,18 @@ def _doubt_about(keyframe: Keyframe) -> str:
             f" {keyframe.width} x {keyframe.height}; no lens has it, and it is ignored"
         )
     return prior.doubt
+
+
+def _doubt_about_given(initial: InitialCamera) -> str:
+    """A sentence on what no lens has of a calibration that somebody gave, or ""."""
+    camera = initial.camera
+    if camera.is_spherical():
+        if camera.width == 2 * camera.height:
+            return ""
+        size = f"{camera.width} x {camera.height}"
+        return f"a spherical image is twice as wide as it is high, and this one is {size}"
+    flaw = lens_flaw(camera) if initial.prior.origin.is_given else ""
+    return f"no lens has the calibration that was given: {flaw}" if flaw else ""
 
 
 def _configured(camera: pycolmap.Camera, config: CamerasConfig) -> InitialCamera:

@@ -55,7 +55,6 @@ _UNPROVEN = (
     CalibrationOrigin.TWO_VIEW_GEOMETRIES,
     CalibrationOrigin.RECOGNISED,
 )
-_GIVEN = (CalibrationOrigin.CONFIGURED, CalibrationOrigin.FILE, CalibrationOrigin.KNOWN)
 
 FindMatches = Callable[[VerifiedPair], Uint32Array]  # (M, 2) rows of all its matches
 
@@ -186,7 +185,7 @@ class LensRecognition:
             return False
         prior = sparse_map.camera_prior(camera_key)
         hint = self._graph.keyframe(connected[0]).intrinsics_prior
-        is_named = hint is not None and hint.is_fisheye and prior.origin not in _GIVEN
+        is_named = hint is not None and hint.is_fisheye and not prior.origin.is_given
         if prior.is_constant or not (is_named or prior.origin in _UNPROVEN):
             return False
         return (is_named and not done.num) or self._looks_wrong(sparse_map, camera_key, connected)

@@ -695,7 +695,7 @@ class Mapper:
                 self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._map)
-        self._report_changes()
+        self._report_changes(is_final=True)
         return self._step(wants_view=wants_view)
 
     def _adjust_finally(self) -> None:
@@ -902,13 +902,13 @@ class Mapper:
             )
         )
 
-    def _report_changes(self) -> None:
-        """Reports poses that became known, after the map changed."""
+    def _report_changes(self, *, is_final: bool = False) -> None:
+        """Reports cameras, and poses that became known, after the map changed."""
         self._version += 1
         self._poser.forget_points()
         if not self._is_initialized:
             return
-        self._cameras.report(self._map)
+        self._cameras.report(self._map, is_final=is_final)
         for frame_id in self._map.registered_ids:
             if frame_id not in self._was_registered:
                 self._was_registered.add(frame_id)

@@ -35,6 +35,8 @@ def test_the_table_of_models_is_colmaps() -> None:
     for name, model in CAMERA_MODELS.items():
         colmaps = camera(name)
         assert len(colmaps.params) == model.num_params, name
+        num_sizes = 2 if colmaps.is_spherical() else len(colmaps.focal_length_idxs())
+        assert num_sizes == model.num_positive, name
         assert colmaps.is_spherical() == (model.kind is LensKind.SPHERICAL), name
         assert colmaps.is_perspective_fisheye() == (model.kind is LensKind.FISHEYE), name
 

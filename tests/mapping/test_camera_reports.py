@@ -174,6 +174,43 @@ def test_what_no_lens_has_is_not_begun_with_and_said(focal_px: float) -> None:
     assert figures.doubts == (doubted.reason,)
 
 
+def test_a_doubt_about_a_camera_of_few_keyframes_is_said_at_the_end() -> None:
+    sparse_map = grown_map(SyntheticWorld(straight_path(5)))
+    sparse_map.set_camera_params("camera", (FOCAL_PX, 500.0, 375.0, -0.9))
+    emitted = Emitted()
+    emitted.reports.update(["camera"], sparse_map)
+    assert emitted.doubts == []
+    emitted.reports.update(["camera"], sparse_map, is_final=True)
+    (doubt,) = emitted.doubts
+    assert "folds" in doubt.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "words"),
+    [
+        ("SIMPLE_RADIAL", (800.0, 500.0, 375.0, -0.9), "no lens has the calibration"),
+        ("SIMPLE_PINHOLE", (1e9, 500.0, 375.0), "no lens has the calibration"),
+        ("EQUIRECTANGULAR", (1000.0, 750.0), "twice as wide as it is high"),
+        ("SIMPLE_RADIAL", (800.0, 500.0, 375.0, 0.05), ""),
+    ],
+)
+def test_a_given_calibration_that_cannot_be_is_doubted_at_once(
+    model: str, params: tuple[float, ...], words: str
+) -> None:
+    prior = IntrinsicsPrior(
+        focal_px=params[0], camera_model=model, params=params, origin=CalibrationOrigin.FILE
+    )
+    world = SyntheticWorld(straight_path(2), cameras=[SyntheticCamera(prior=prior)])
+    calibration, events = calibration_and_events()
+    sparse_map = SparseMap(
+        triangulation=Config().triangulation, registration=Config().registration, seed=0
+    )
+    calibration.add(world.keyframe(1), sparse_map)
+    reasons = [event.reason for event in events if isinstance(event, CameraDoubted)]
+    assert len(reasons) == bool(words)
+    assert all(words in reason for reason in reasons)
+
+
 def test_the_doubt_of_a_source_is_passed_on() -> None:
     prior = IntrinsicsPrior(focal_px=700.0, focal_sigma_ratio=0.5, doubt="two tags differ")
     world = SyntheticWorld(straight_path(2), cameras=[SyntheticCamera(prior=prior)])

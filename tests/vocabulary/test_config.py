@@ -110,8 +110,9 @@ def test_a_calibration_of_another_length_than_its_model_is_refused() -> None:
     model = "cameras.model=PINHOLE"
     with pytest.raises(ConfigError, match="PINHOLE has 4 parameters, 3 given"):
         load_config(settings=[model, "cameras.params=[500, 320, 240]"])
-    with pytest.raises(ConfigError, match="begin with -500, not above 0"):
-        load_config(settings=[model, "cameras.params=[-500, 500, 320, 240]"])
+    for focal_px in ("-500, 500", "500, -500", "500, 0"):
+        with pytest.raises(ConfigError, match=f"begin with {focal_px}, which must be above 0"):
+            load_config(settings=[model, f"cameras.params=[{focal_px}, 320, 240]"])
     config = load_config(settings=[model, "cameras.params=[500, 500, 320, 240]"])
     assert config.cameras.params == (500.0, 500.0, 320.0, 240.0)
 
