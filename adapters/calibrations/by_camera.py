@@ -125,8 +125,11 @@ class CalibrationsByCamera:
         more = f" and {len(cameras) - _MAX_NAMED} more" if len(cameras) > _MAX_NAMED else ""
         listed = f"{', '.join(cameras[:_MAX_NAMED])}{more}" or "none"
         return [
-            f"the calibration {given.spec}, for images of {given.sizes} px, fits no camera of the"
-            f" run: {listed}"
+            f"the calibration {given.spec} is for no camera of the run, since none is called"
+            f" {given.pattern}: {listed}"
+            if given.pattern
+            else f"the calibration {given.spec}, for images of {given.sizes} px, fits no camera of"
+            f" the run: {listed}"
             for given in self._given
             if given.spec not in self._settled
         ]

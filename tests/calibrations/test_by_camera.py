@@ -94,6 +94,7 @@ def test_a_pattern_must_match_a_whole_name(pattern: str, tmp_path: Path) -> None
     assert calibrations.take_warnings() == []
     (words,) = calibrations.unused()
     assert spec in words
+    assert f"none is called {pattern}" in words
     assert "left|GoPro HERO11 Black|960x720 (960 x 720)" in words
 
 
