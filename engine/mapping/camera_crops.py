@@ -20,7 +20,7 @@ from engine.estimators.calibration_votes import CalibrationVote, GuessedView, vo
 from engine.estimators.lenses import camera_focal_px, lens_kind
 from engine.events import CropFound
 from engine.mapping.bundle_adjustment import refine_principal_point
-from engine.mapping.camera_splits import (
+from engine.mapping.camera_changes import (
     ChangedMap,
     candidate_map,
     estimated,
@@ -176,7 +176,7 @@ class CameraCrops:
         keyframes: Mapping[str, Sequence[FrameId]],
     ) -> tuple[CalibrationVote, tuple[float, float]] | None:
         """The best vote, and by how much the crop's principal point is off its middle, px."""
-        pairs = self._pairs_among([*keyframes[whole], *keyframes[crop]])
+        pairs = self._strongest_among([*keyframes[whole], *keyframes[crop]])
         larger, smaller = present.camera(whole), present.camera(crop)
         cut_xy = (larger.width - smaller.width, larger.height - smaller.height)
         whole_view = GuessedView(zoom=1.0, principal_point_xy=(larger.width / 2, larger.height / 2))
@@ -204,13 +204,8 @@ class CameraCrops:
             return None
         return best, (shift * cut_xy[0] / 2, shift * cut_xy[1] / 2)
 
-    def _pairs_among(self, frame_ids: Sequence[FrameId]) -> list[VerifiedPair]:
-        inside = set(frame_ids)
-        pairs = [
-            edge
-            for edge in self._graph.edges()
-            if edge.pair.first in inside and edge.pair.second in inside
-        ]
+    def _strongest_among(self, frame_ids: Sequence[FrameId]) -> list[VerifiedPair]:
+        pairs = self._graph.edges_among(frame_ids)
         pairs.sort(key=lambda pair: (-pair.num_inliers, pair.pair))
         return pairs[:_MAX_VOTING_PAIRS]
 

@@ -16,31 +16,44 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import networkx
 import numpy as np
-import pycolmap
 
-from engine.camera_models import LensKind
 from engine.estimators.calibration_votes import (
     CalibrationVote,
-    GuessedView,
-    cost_of,
-    has_vote,
-    vote_on,
 )
-from engine.estimators.lenses import camera_focal_px, lens_kind
+from engine.estimators.lenses import camera_focal_px
 from engine.estimators.scale_change import ScaleChange, measure_scale_change
 from engine.events import CameraSplit
-from engine.mapping.camera_priors import TWO_VIEW_SIGMA_RATIO, CameraPrior
+from engine.mapping.camera_changes import (
+    MAX_ANEW,
+    ChangedMap,
+    candidate_map,
+    changed_map,
+    estimated,
+    fits_better,
+    may_change,
+)
 from engine.mapping.cameras import CameraCalibration, CameraChange, InitialCamera, with_focal_length
 from engine.mapping.restarts import MapBuilder
 from engine.mapping.sparse_map import SparseMap
+from engine.mapping.zoom_levels import (
+    LEVEL_GAP,
+    MIN_APART,
+    ZoomLevel,
+    ZoomVotes,
+    join_levels,
+    joined_to_few,
+    largest_first,
+    levels_of,
+    nearest_levels,
+    zoomed_ids,
+)
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
 from engine.types import (
-    CalibrationOrigin,
     FrameId,
     ImagePair,
     Keyframe,
@@ -53,22 +66,10 @@ _MIN_INLIERS = 30  # of a pair that shows a zoom
 _MIN_JUMP = 0.07  # log of the factor by which a zoom shows
 _MIN_JUMP_SPREADS = 2.5  # interquartile ranges of the change of scale
 _WEAK_JUMP_SPREADS = 5.0  # where few matches hold, over a large jump
-_LEVEL_GAP = 0.07  # logs of focal lengths that differ by less are one level
 _LEAST_SPREAD = 0.02  # of a change of scale
 _MAX_MISS = 0.3  # log of the factor by which a level is missed; more counts no worse
-_MAX_LEVELS = 8
 _MIN_KEYFRAMES = 6  # of a camera, before it is examined
 _MORE_TO_EXAMINE = 1.3  # times the keyframes at the last time
-_JOINED_VOTE_RATIO = 1.05  # of the cost of the votes of the pairs concerned, to join levels
-_TINY_COST = 1e-4  # below it pairs fit as well as they can
-_MOVED_VOTE_RATIO = 0.8  # of the cost of a keyframe's votes that another level must have
-_MAX_SWEEPS = 3  # over all keyframes, while some change their level
-_BETTER_VOTE_RATIO = 0.93  # of the cost of the votes without a split
-_MIN_VOTES_PER_LEVEL = 3  # pairs of keyframes that change their zoom, for each further level
-_MAX_VOTE_COST = 0.11  # near the bound of the votes nothing fits
-_BETTER_GAIN_RATIO = 1.05  # of how well zoomed keyframes fit the map without a split
-_MIN_REGISTERED_RATIO = 0.9  # of the keyframes in the map without a split
-_MIN_APART = 0.04  # log of the factor between focal lengths that a map keeps apart
 _MAX_OFF_LEVEL = 0.2  # log of the factor by which a focal length may miss its level
 _MAX_OFF_SHARE = 0.5  # of a level's log, where that is more: over large jumps motion adds most
 _MAX_TRIALS = 3  # maps that refine the levels of one vote
@@ -77,29 +78,11 @@ _MIN_KEYFRAMES_PER_LEVEL = 2  # then
 _ZOOM_SHARES = (0.8, 1.0)  # of the change of scale: a part of it is motion
 _DEFAULT_FOCAL_RATIO = 0.8  # of the longer image edge
 _BETTER_UNVOTED_RATIO = 1.15  # of how well keyframes fit a map built alike without a split
-_MAX_VOTING_PAIRS = 400  # the strongest ones
 _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
 _ILL_ERROR_RATIO = 1.3  # times the typical error of a camera's keyframes
-_MAX_ANEW = 60  # keyframes of a map that is built anew to try a change
 _FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
 _MAX_NAMED = 6  # keyframes in a warning
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Level:
-    """Keyframes of one focal length, and the log of its ratio to that of the largest level."""
-
-    frame_ids: tuple[FrameId, ...]
-    log_zoom: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ChangedMap:
-    """A map in which cameras changed, and how."""
-
-    sparse_map: SparseMap
-    change: CameraChange
 
 
 class CameraSplits:
@@ -233,12 +216,7 @@ class CameraSplits:
     def _examine(
         self, present: SparseMap, source_key: str, frame_ids: Sequence[FrameId]
     ) -> ChangedMap | None:
-        inside = set(frame_ids)
-        pairs = [
-            edge
-            for edge in self._graph.edges()
-            if edge.pair.first in inside and edge.pair.second in inside
-        ]
+        pairs = self._graph.edges_among(frame_ids)
         guesses = [self._levels(pairs, only_jumps=only_jumps) for only_jumps in (True, False)]
         voted = self._voted(present, source_key, guesses, pairs)
         if voted is not None and self._are_present(voted[0]):
@@ -256,20 +234,20 @@ class CameraSplits:
         suspected = unplaced or (voted[0] if voted is not None else [])
         if suspected:
             self._num_failed[source_key] += 1
-            self._unconfirmed[source_key] = _zoomed(suspected)
+            self._unconfirmed[source_key] = zoomed_ids(suspected)
         return None
 
     def _confirmed(
         self,
         present: SparseMap,
         source_key: str,
-        levels: Sequence[_Level],
+        levels: Sequence[ZoomLevel],
         *,
         focal_px: float,
     ) -> ChangedMap | None:
         """The camera split as a map confirms it: at the levels, or at those that it keeps apart."""
         for _ in range(_MAX_TRIALS):
-            zoomed = _zoomed(levels)
+            zoomed = zoomed_ids(levels)
             change = self._split(present, source_key, levels, focal_px=focal_px)
             candidate = candidate_map(self._builder, present, change, changed=zoomed)
             if candidate is None or not fits_better(candidate, present, changed=zoomed):
@@ -283,8 +261,8 @@ class CameraSplits:
         return None
 
     def _unplaced(
-        self, present: SparseMap, guess: Sequence[_Level], pairs: Sequence[VerifiedPair]
-    ) -> list[_Level] | None:
+        self, present: SparseMap, guess: Sequence[ZoomLevel], pairs: Sequence[VerifiedPair]
+    ) -> list[ZoomLevel] | None:
         """What the present map holds and levels far from it that it does not; None without such.
 
         Few pairs hold over a large jump, and they may all be too flat or too weak to vote. What the
@@ -292,10 +270,10 @@ class CameraSplits:
         """
         levels = list(guess)
         while len(levels) > 1:
-            one, other = _nearest(levels)
+            one, other = nearest_levels(levels)
             if other.log_zoom - one.log_zoom >= _MIN_LARGE_JUMP:
                 break
-            levels = _join(levels, one, other)
+            levels = join_levels(levels, one, other)
         out = set(_unplaced_ids(present, levels))
         held = {i for one in levels for i in one.frame_ids} - out
         keys = {self._graph.keyframe(i).calibration_key for i in out | held}
@@ -315,25 +293,25 @@ class CameraSplits:
         if abs(jump) < _MIN_LARGE_JUMP:
             return None
         return [
-            _Level(frame_ids=tuple(sorted(held)), log_zoom=0.0),
-            _Level(frame_ids=tuple(sorted(out)), log_zoom=jump),
+            ZoomLevel(frame_ids=tuple(sorted(held)), log_zoom=0.0),
+            ZoomLevel(frame_ids=tuple(sorted(out)), log_zoom=jump),
         ]
 
     def _confirmed_unvoted(
-        self, present: SparseMap, source_key: str, levels: Sequence[_Level]
+        self, present: SparseMap, source_key: str, levels: Sequence[ZoomLevel]
     ) -> ChangedMap | None:
         """The camera split at levels on which the pairs do not agree, when that brings them in.
 
         A map without the split from the same focal length shows what the split alone does.
         """
-        one_level = _Level(
+        one_level = ZoomLevel(
             frame_ids=tuple(sorted(i for one in levels for i in one.frame_ids)), log_zoom=0.0
         )
-        zoomed = _zoomed(levels)
+        zoomed = zoomed_ids(levels)
         for focal_px, share, anew in itertools.product(
             self._starts_px(present, source_key), _ZOOM_SHARES, (False, True)
         ):
-            if anew and present.num_registered > _MAX_ANEW:
+            if anew and present.num_registered > MAX_ANEW:
                 continue
             guess = [replace(one, log_zoom=share * one.log_zoom) for one in levels]
             trial, control = (
@@ -365,7 +343,7 @@ class CameraSplits:
         self,
         present: SparseMap,
         source_key: str,
-        levels: Sequence[_Level],
+        levels: Sequence[ZoomLevel],
         *,
         focal_px: float,
         changed: Collection[FrameId],
@@ -373,10 +351,10 @@ class CameraSplits:
     ) -> ChangedMap | None:
         """A map with a camera at zoom levels: anew, or around what does not change."""
         change = self._split(present, source_key, levels, focal_px=focal_px)
-        candidate = _candidate(self._builder, present, change, changed=changed, anew=anew)
+        candidate = changed_map(self._builder, present, change, changed=changed, anew=anew)
         return None if candidate is None else ChangedMap(sparse_map=candidate, change=change)
 
-    def _taken(self, source_key: str, levels: Sequence[_Level], trial: ChangedMap) -> ChangedMap:
+    def _taken(self, source_key: str, levels: Sequence[ZoomLevel], trial: ChangedMap) -> ChangedMap:
         """Keeps in mind and reports that a camera is split."""
         self._report(source_key, levels, trial.sparse_map)
         self._cameras.remove_zoom_doubt(source_key)
@@ -386,8 +364,8 @@ class CameraSplits:
         return trial
 
     def _levels_in(
-        self, candidate: SparseMap, source_key: str, levels: Sequence[_Level]
-    ) -> tuple[list[_Level], float]:
+        self, candidate: SparseMap, source_key: str, levels: Sequence[ZoomLevel]
+    ) -> tuple[list[ZoomLevel], float]:
         """The levels by the focal lengths of a map, near ones as one, and the first one's, px."""
         focals_px = [
             camera_focal_px(candidate.camera(key)) for key in _keys(source_key, len(levels))
@@ -397,15 +375,15 @@ class CameraSplits:
             for level, focal_px in zip(levels, focals_px, strict=True)
         ]
         while len(found) > 1:
-            one, other = _nearest(found)
+            one, other = nearest_levels(found)
             if other.log_zoom - one.log_zoom > _MAX_OFF_LEVEL:
                 break
-            found = _join(found, one, other)
-        first = _ordered(found)[0].frame_ids
+            found = join_levels(found, one, other)
+        first = largest_first(found)[0].frame_ids
         focal_px = next(math.exp(one.log_zoom) for one in found if one.frame_ids == first)
-        return _ordered(found), focal_px
+        return largest_first(found), focal_px
 
-    def _levels(self, pairs: Sequence[VerifiedPair], *, only_jumps: bool) -> list[_Level]:
+    def _levels(self, pairs: Sequence[VerifiedPair], *, only_jumps: bool) -> list[ZoomLevel]:
         """Zoom levels by the changes of scale.
 
         The pairs with the surest changes join the keyframes to a tree. Along it all changes count,
@@ -431,9 +409,9 @@ class CameraSplits:
                 edge = tree.edges[one, other]
                 sign = 1.0 if edge["first"] == one else -1.0
                 log_zoom[other] = log_zoom[one] + sign * edge["jump"]
-        return _grouped(log_zoom)
+        return levels_of(log_zoom)
 
-    def _are_present(self, levels: Sequence[_Level]) -> bool:
+    def _are_present(self, levels: Sequence[ZoomLevel]) -> bool:
         """Whether keyframes share a calibration where they share a level, and only there."""
         keys = [{self._graph.keyframe(i).calibration_key for i in one.frame_ids} for one in levels]
         return all(len(one) == 1 for one in keys) and len(set.union(*keys)) == len(levels)
@@ -442,18 +420,18 @@ class CameraSplits:
         self,
         present: SparseMap,
         source_key: str,
-        guesses: Sequence[Sequence[_Level]],
+        guesses: Sequence[Sequence[ZoomLevel]],
         pairs: Sequence[VerifiedPair],
-    ) -> tuple[list[_Level], CalibrationVote] | None:
+    ) -> tuple[list[ZoomLevel], CalibrationVote] | None:
         """The levels that the pairs vote for, when that is clearly better than the present."""
         camera = present.camera(source_key)
-        votes = _Votes(pairs, camera)
+        votes = ZoomVotes(pairs, camera)
         frame_ids = sorted({i for level in guesses[0] for i in level.frame_ids})
         keys = {i: self._graph.keyframe(i).calibration_key for i in frame_ids}
         base_px = camera_focal_px(camera)
-        now = _ordered(
+        now = largest_first(
             [
-                _Level(
+                ZoomLevel(
                     frame_ids=tuple(i for i, own in keys.items() if own == key),
                     log_zoom=math.log(camera_focal_px(present.camera(key)) / base_px),
                 )
@@ -466,7 +444,7 @@ class CameraSplits:
         # A guess that the pairs like less than what there is comes from a motion.
         options = [
             votes.agreed(levels)
-            for levels in map(_few, guesses)
+            for levels in map(joined_to_few, guesses)
             if (vote := votes.on(levels)) is not None and vote.cost < without.cost
         ]
         if len(now) > 1:
@@ -517,8 +495,8 @@ class CameraSplits:
             return None
         change = CameraChange(cameras={}, calibration_keys=calibration_keys)
         changed = sorted(calibration_keys)
-        for anew in (False, True) if present.num_registered <= _MAX_ANEW else (False,):
-            candidate = _candidate(self._builder, present, change, changed=changed, anew=anew)
+        for anew in (False, True) if present.num_registered <= MAX_ANEW else (False,):
+            candidate = changed_map(self._builder, present, change, changed=changed, anew=anew)
             if candidate is not None and fits_better(candidate, present, changed=changed):
                 return ChangedMap(sparse_map=candidate, change=change)
         return None
@@ -527,7 +505,7 @@ class CameraSplits:
         self,
         present: SparseMap,
         source_key: str,
-        levels: Sequence[_Level],
+        levels: Sequence[ZoomLevel],
         *,
         focal_px: float,
     ) -> CameraChange:
@@ -541,7 +519,7 @@ class CameraSplits:
             calibration_keys.update(dict.fromkeys(level.frame_ids, key))
         return CameraChange(cameras=cameras, calibration_keys=calibration_keys)
 
-    def _is_split(self, candidate: SparseMap, source_key: str, levels: Sequence[_Level]) -> bool:
+    def _is_split(self, candidate: SparseMap, source_key: str, levels: Sequence[ZoomLevel]) -> bool:
         """Whether the focal lengths that a map found are apart as the levels are."""
         base_px = camera_focal_px(candidate.camera(source_key))
         offsets = [
@@ -550,7 +528,7 @@ class CameraSplits:
             if level is not levels[0] and any(map(candidate.is_registered, level.frame_ids))
         ]
         return bool(offsets) and all(
-            abs(offset) > _MIN_APART
+            abs(offset) > MIN_APART
             and abs(offset - level.log_zoom)
             < max(_MAX_OFF_LEVEL, _MAX_OFF_SHARE * abs(level.log_zoom))
             for offset, level in offsets
@@ -558,7 +536,7 @@ class CameraSplits:
 
     # -- reporting ------------------------------------------------------------------------------
 
-    def _report(self, source_key: str, levels: Sequence[_Level], candidate: SparseMap) -> None:
+    def _report(self, source_key: str, levels: Sequence[ZoomLevel], candidate: SparseMap) -> None:
         keys = _keys(source_key, len(levels))
         level_of = {i: number for number, level in enumerate(levels) for i in level.frame_ids}
         self._emit(
@@ -622,170 +600,6 @@ class CameraSplits:
         return change
 
 
-class _Votes:
-    """The votes of a camera's strongest pairs on its zoom levels."""
-
-    def __init__(self, pairs: Sequence[VerifiedPair], camera: pycolmap.Camera) -> None:
-        strongest = sorted(pairs, key=lambda pair: (-pair.num_inliers, pair.pair))
-        self._pairs = strongest[:_MAX_VOTING_PAIRS]
-        self._edge_px = max(camera.width, camera.height)
-        self._principal_point_xy = (
-            float(camera.principal_point_x),
-            float(camera.principal_point_y),
-        )
-
-    def on(self, levels: Sequence[_Level]) -> CalibrationVote | None:
-        """The best common focal length for levels; None when no pair has a vote."""
-        views = self._views(levels)
-        return vote_on(self._among(views), views, edge_px=self._edge_px)
-
-    def agreed(self, levels: list[_Level]) -> list[_Level]:
-        """Levels that keyframes vote for, joined where the pairs do not mind; the largest first.
-
-        A motion, too, changes the scale, and makes levels that are none.
-        """
-        while len(levels) > 1 and (vote := self.on(levels)) is not None:
-            levels = self.settled(levels, focal_px=vote.focal_px)
-            joined = self.joined(levels, focal_px=vote.focal_px) if len(levels) > 1 else None
-            if joined is None:
-                break
-            levels = joined
-        return _ordered(levels)
-
-    def prefer(self, levels: Sequence[_Level], *, to: Sequence[_Level]) -> bool:
-        """Whether the pairs of keyframes that change their zoom vote clearly for some levels."""
-        vote, other_vote = self.on(levels), self.on(to)
-        views, other_views = self._views(levels), self._views(to)
-        changed = {
-            i
-            for i, view in views.items()
-            if abs(math.log(view.zoom / other_views[i].zoom)) > _MIN_APART
-        }
-        concerned = self._among(views, touching=changed)
-        if vote is None or other_vote is None:
-            return False
-        cost = cost_of(concerned, views, focal_px=vote.focal_px)
-        other_cost = cost_of(concerned, other_views, focal_px=other_vote.focal_px)
-        return (
-            cost is not None
-            and other_cost is not None
-            and sum(map(has_vote, concerned)) >= _MIN_VOTES_PER_LEVEL * (len(levels) - 1)
-            and cost < min(_BETTER_VOTE_RATIO * other_cost, _MAX_VOTE_COST)
-        )
-
-    def joined(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level] | None:
-        """The levels with those two joined that the votes mind least; None when they do mind."""
-        by_zoom = sorted(levels, key=lambda level: level.log_zoom)
-        options = []
-        for one, other in itertools.pairwise(by_zoom):
-            joined = _join(levels, one, other)
-            rise = max(
-                self._rise(levels, joined, touching=level.frame_ids, focal_px=focal_px)
-                for level in (one, other)
-            )
-            options.append((rise, joined))
-        rise, best = min(options, key=lambda option: option[0])
-        return best if rise <= _JOINED_VOTE_RATIO else None
-
-    def _rise(
-        self,
-        levels: Sequence[_Level],
-        joined: Sequence[_Level],
-        *,
-        touching: Sequence[FrameId],
-        focal_px: float,
-    ) -> float:
-        """By what factor joining levels raises the cost of the pairs of some keyframes."""
-        views, joined_views = self._views(levels), self._views(joined)
-        concerned = self._among(views, touching=set(touching))
-        before = cost_of(concerned, views, focal_px=focal_px)
-        after = cost_of(concerned, joined_views, focal_px=focal_px)
-        return 1.0 if before is None or after is None else after / max(before, _TINY_COST)
-
-    def settled(self, levels: Sequence[_Level], *, focal_px: float) -> list[_Level]:
-        """The levels with each keyframe in the one that its pairs vote for."""
-        level_of = {i: number for number, level in enumerate(levels) for i in level.frame_ids}
-        views = self._views(levels)
-        options = [self._view(level) for level in levels]
-        pairs_of: dict[FrameId, list[VerifiedPair]] = {i: [] for i in views}
-        for pair in self._among(views):
-            pairs_of[pair.pair.first].append(pair)
-            pairs_of[pair.pair.second].append(pair)
-        for _ in range(_MAX_SWEEPS):
-            moves = 0
-            for frame_id, own in pairs_of.items():
-                costs = []
-                for view in options:
-                    views[frame_id] = view
-                    cost = cost_of(own, views, focal_px=focal_px)
-                    costs.append(math.inf if cost is None else cost)
-                best, present = int(np.argmin(costs)), level_of[frame_id]
-                if costs[best] < _MOVED_VOTE_RATIO * costs[present]:
-                    level_of[frame_id] = best
-                    moves += 1
-                views[frame_id] = options[level_of[frame_id]]
-            if not moves:
-                break
-        settled = [
-            replace(level, frame_ids=tuple(sorted(i for i in level_of if level_of[i] == number)))
-            for number, level in enumerate(levels)
-        ]
-        return [level for level in settled if level.frame_ids]
-
-    def _among(
-        self, views: Mapping[FrameId, GuessedView], *, touching: Collection[FrameId] | None = None
-    ) -> list[VerifiedPair]:
-        """The pairs between some views; only those of given keyframes."""
-        return [
-            pair
-            for pair in self._pairs
-            if {pair.pair.first, pair.pair.second} <= views.keys()
-            and (touching is None or pair.pair.first in touching or pair.pair.second in touching)
-        ]
-
-    def _views(self, levels: Sequence[_Level]) -> dict[FrameId, GuessedView]:
-        return {frame_id: self._view(level) for level in levels for frame_id in level.frame_ids}
-
-    def _view(self, level: _Level) -> GuessedView:
-        zoom = math.exp(level.log_zoom)
-        return GuessedView(zoom=zoom, principal_point_xy=self._principal_point_xy)
-
-
-def _join(levels: Sequence[_Level], one: _Level, other: _Level) -> list[_Level]:
-    """Levels with two of them as one, at the zoom of their mean keyframe."""
-    sizes = [len(one.frame_ids), len(other.frame_ids)]
-    joined = _Level(
-        frame_ids=tuple(sorted((*one.frame_ids, *other.frame_ids))),
-        log_zoom=float(np.average([one.log_zoom, other.log_zoom], weights=sizes)),
-    )
-    return [level for level in levels if level not in (one, other)] + [joined]
-
-
-def _ordered(levels: Sequence[_Level]) -> list[_Level]:
-    """The largest level first, and zooms relative to it."""
-    ordered = sorted(levels, key=lambda level: (-len(level.frame_ids), level.frame_ids))
-    return [replace(one, log_zoom=one.log_zoom - ordered[0].log_zoom) for one in ordered]
-
-
-def _few(levels: Sequence[_Level]) -> list[_Level]:
-    """Levels with the nearest joined, until they are few enough to vote on each."""
-    few = list(levels)
-    while len(few) > _MAX_LEVELS:
-        few = _join(few, *_nearest(few))
-    return few
-
-
-def _nearest(levels: Sequence[_Level]) -> tuple[_Level, _Level]:
-    """The two levels of the most similar zoom, the smaller one first."""
-    by_zoom = sorted(levels, key=lambda level: level.log_zoom)
-    return min(itertools.pairwise(by_zoom), key=lambda two: two[1].log_zoom - two[0].log_zoom)
-
-
-def _zoomed(levels: Sequence[_Level]) -> list[FrameId]:
-    """Keyframes that are not in the first level."""
-    return [frame_id for level in levels[1:] for frame_id in level.frame_ids]
-
-
 def _keys(source_key: str, num_levels: int) -> list[str]:
     """The calibrations of a camera's levels, the first of which keeps its own."""
     return [_key(source_key, number) for number in range(1, num_levels + 1)]
@@ -795,7 +609,7 @@ def _key(source_key: str, number: int) -> str:
     return source_key if number == 1 else f"{source_key}#{number}"
 
 
-def _unplaced_ids(present: SparseMap, levels: Sequence[_Level]) -> list[FrameId]:
+def _unplaced_ids(present: SparseMap, levels: Sequence[ZoomLevel]) -> list[FrameId]:
     """Keyframes of the levels that a map mostly does not hold."""
     return [
         frame_id
@@ -814,23 +628,6 @@ def _brings_in(trial: ChangedMap, control: ChangedMap, frame_ids: Sequence[Frame
     )
 
 
-def _grouped(log_zoom: Mapping[FrameId, float]) -> list[_Level]:
-    """Keyframes by their zoom."""
-    groups: list[list[FrameId]] = []
-    for frame_id in sorted(log_zoom, key=lambda i: (log_zoom[i], i)):
-        if groups and log_zoom[frame_id] - log_zoom[groups[-1][-1]] < _LEVEL_GAP:
-            groups[-1].append(frame_id)
-        else:
-            groups.append([frame_id])
-    return [
-        _Level(
-            frame_ids=tuple(sorted(group)),
-            log_zoom=float(np.mean([log_zoom[i] for i in group])),
-        )
-        for group in groups
-    ]
-
-
 def _sureness(pair: VerifiedPair, change: ScaleChange) -> float:
     """How surely a pair says by how much one image is larger than the other."""
     return math.sqrt(pair.num_inliers) / (_LEAST_SPREAD + change.spread)
@@ -838,58 +635,9 @@ def _sureness(pair: VerifiedPair, change: ScaleChange) -> float:
 
 def _is_jump(change: ScaleChange) -> bool:
     """Whether everything changes its size alike."""
-    return abs(change.log_ratio) > max(_LEVEL_GAP, _MIN_JUMP_SPREADS * change.spread)
+    return abs(change.log_ratio) > max(LEVEL_GAP, _MIN_JUMP_SPREADS * change.spread)
 
 
 def _poses_better(num_inliers: int, num_others: int) -> bool:
     """Whether a calibration poses a keyframe clearly better than another one."""
     return num_inliers > _REGROUP_RATIO * num_others + _REGROUP_INLIERS
-
-
-def may_change(present: SparseMap, calibration_key: str) -> bool:
-    """Whether nobody vouched for a calibration, and its lens is one that the votes understand."""
-    prior = present.camera_prior(calibration_key)
-    is_perspective = lens_kind(present.camera(calibration_key)) is LensKind.PERSPECTIVE
-    return is_perspective and not prior.is_constant and not prior.origin.is_given
-
-
-def estimated(camera: pycolmap.Camera) -> InitialCamera:
-    """A camera whose focal length comes from pairs."""
-    prior = CameraPrior.of(
-        camera,
-        origin=CalibrationOrigin.TWO_VIEW_GEOMETRIES,
-        focal_sigma_ratio=TWO_VIEW_SIGMA_RATIO,
-    )
-    return InitialCamera(camera=camera, prior=prior)
-
-
-def candidate_map(
-    builder: MapBuilder, present: SparseMap, change: CameraChange, *, changed: Collection[FrameId]
-) -> SparseMap | None:
-    """A map with changed cameras: anew, or where it is large around what stays as it was."""
-    anew = present.num_registered <= _MAX_ANEW
-    return _candidate(builder, present, change, changed=changed, anew=anew)
-
-
-def _candidate(
-    builder: MapBuilder,
-    present: SparseMap,
-    change: CameraChange,
-    *,
-    changed: Collection[FrameId],
-    anew: bool,
-) -> SparseMap | None:
-    if anew:
-        return builder.anew(present, change)
-    kept = [i for i in present.registered_ids if i not in set(changed)]
-    return builder.rebuilt(present, change, poses={i: present.cam_from_world(i) for i in kept})
-
-
-def fits_better(candidate: SparseMap, present: SparseMap, *, changed: Sequence[FrameId]) -> bool:
-    """Whether a map fits keyframes of changed cameras clearly better, and the others no worse."""
-    all_ids = present.keyframe_ids
-    return (
-        candidate.num_registered >= _MIN_REGISTERED_RATIO * present.num_registered
-        and candidate.fit(all_ids).gain >= present.fit(all_ids).gain
-        and candidate.fit(changed).gain > _BETTER_GAIN_RATIO * present.fit(changed).gain
-    )

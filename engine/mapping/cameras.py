@@ -41,7 +41,6 @@ from engine.types import (
     Intrinsics,
     IntrinsicsPrior,
     Keyframe,
-    VerifiedPair,
 )
 
 _MAX_PAIRS = 200  # the strongest ones that estimate a focal length
@@ -213,7 +212,7 @@ class CameraCalibration:
             focal_px: float | None = float(np.median(seen))
             origin, sigma_ratio = CalibrationOrigin.POINTMAPS, POINTMAPS_SIGMA_RATIO
         else:
-            pairs = sorted(_pairs_of(camera_key, graph), key=lambda pair: -pair.num_inliers)
+            pairs = sorted(graph.edges_of(camera_key), key=lambda pair: -pair.num_inliers)
             focal_px = estimate_focal_length(
                 pairs[:_MAX_PAIRS], width=camera.width, height=camera.height
             )
@@ -233,18 +232,6 @@ class CameraCalibration:
 def cameras_in(sparse_map: SparseMap) -> set[str]:
     """Keys of the cameras of which a map holds registered keyframes."""
     return {sparse_map.keyframe(i).calibration_key for i in sparse_map.registered_ids}
-
-
-def _pairs_of(camera_key: str, graph: SceneGraph) -> list[VerifiedPair]:
-    """Pairs whose both images are of one camera."""
-    return [
-        pair
-        for pair in graph.edges()
-        if all(
-            graph.keyframe(frame_id).calibration_key == camera_key
-            for frame_id in (pair.pair.first, pair.pair.second)
-        )
-    ]
 
 
 def initial_camera(keyframe: Keyframe, config: CamerasConfig) -> InitialCamera:

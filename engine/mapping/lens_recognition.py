@@ -156,7 +156,7 @@ class LensRecognition:
 
     def _fits(self, camera_key: str, present: pycolmap.Camera) -> list[LensFit]:
         """How lenses that can exist fit the best connected keyframes of a camera, best first."""
-        pairs = self._pairs_of(camera_key)
+        pairs = self._graph.edges_of(camera_key)
         frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
         if not frame_ids:
             return []
@@ -240,15 +240,6 @@ class LensRecognition:
     def _connected(self, camera_key: str) -> list[FrameId]:
         ids = self._graph.connected_ids
         return [i for i in ids if self._graph.keyframe(i).calibration_key == camera_key]
-
-    def _pairs_of(self, camera_key: str) -> list[VerifiedPair]:
-        """Pairs whose both keyframes are of one camera."""
-        of_camera = set(self._connected(camera_key))
-        return [
-            pair
-            for pair in self._graph.edges()
-            if pair.pair.first in of_camera and pair.pair.second in of_camera
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -4,10 +4,11 @@ What happens to a keyframe, in order::
 
     begin_keyframe    results of background jobs that are due are merged; graph and cameras grow
     (matching)        PairMatching, on any one thread: the pairs with earlier keyframes that hold
-    add_keyframe      the first map is made; or the keyframe is registered and its surroundings are
-                      refined, misplaced keyframes are taken out, waiting ones are tried again, and
-                      a poor map is replaced; small maps are adjusted, copies of larger ones are
-                      handed out as jobs
+    add_keyframe      what overlays had is taken out; the first map is made, or the keyframe is
+                      registered and its surroundings are refined, misplaced keyframes are taken
+                      out, waiting ones are tried again, and a poor map is replaced; cameras that
+                      zoom, are crops or have another lens change, and the map with them; small maps
+                      are adjusted, copies of larger ones are handed out as jobs
 
 `add_frame` poses the frames between keyframes, and `finish` registers what is left, rescues what is
 missing and adjusts everything. One thread makes a mapper and calls it; what it returns is frozen or
@@ -88,7 +89,7 @@ from engine.mapping.steps import (
 )
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
-from engine.matching.overlays import OverlayMask
+from engine.matching.overlays import Overlay, OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
@@ -308,8 +309,31 @@ class Mapper:
         return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
-        """Takes what is not in the world out of the map; whether that may have bent it."""
-        for overlay in matched.overlays:
+        """Takes what is not in the world out of the map, and adjusts what remains.
+
+        Returns:
+            Whether so much was taken out that the map may be bent; then it is not adjusted.
+        """
+        self._report_overlays(matched.overlays)
+        if not matched.has_lost_matches:
+            return False
+        self._journal_again(matched.changed_pairs, matched.lost_pairs)
+        covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._map.registered_ids}
+        share = self._map.replace_pairs(
+            matched.changed_pairs, matched.lost_pairs, covered_rows=covered
+        )
+        if not self._is_initialized:
+            return False
+        self._abandon_jobs()  # their copies hold what was taken out
+        self._take_out_adrift()
+        if share > _BENT_SHARE:
+            return True
+        self._adjust(self._growth)
+        return False
+
+    def _report_overlays(self, overlays: Sequence[Overlay]) -> None:
+        """Emits overlays that are new, or cover much more than when they were emitted last."""
+        for overlay in overlays:
             if overlay.share < _REPORTED_GROWTH * self._overlay_shares.get(overlay.camera_key, 0.0):
                 continue
             self._overlay_shares[overlay.camera_key] = overlay.share
@@ -321,19 +345,9 @@ class Mapper:
                     num_keyframes=overlay.num_keyframes,
                 )
             )
-        if not matched.has_lost_matches:
-            return False
-        self._journal_again(matched.changed_pairs, matched.lost_pairs)
-        covered = {
-            frame_id: np.flatnonzero(self._matching.covers(frame_id))
-            for frame_id in self._map.registered_ids
-        }
-        share = self._map.replace_pairs(
-            matched.changed_pairs, matched.lost_pairs, covered_rows=covered
-        )
-        if not self._is_initialized:
-            return False
-        self._abandon_jobs()  # their copies hold what was taken out
+
+    def _take_out_adrift(self) -> None:
+        """Takes out keyframes that too few points hold in their place."""
         adrift = [
             frame_id
             for frame_id in self._map.registered_ids
@@ -343,10 +357,6 @@ class Mapper:
         self._map.deregister(adrift)
         for frame_id in adrift:
             self._graph.set_registered(frame_id, False)
-        if share > _BENT_SHARE:
-            return True
-        self._adjust(self._growth)
-        return False
 
     def _build_anew(self, matched: MatchedKeyframe) -> None:
         """Builds a map from the pairs without overlays, in place of one that they bent."""
@@ -358,8 +368,8 @@ class Mapper:
             if bent.num_registered:
                 self._map = bent
                 self._warn(
-                    f"overlays had many points of the map, and none of {bent.num_registered}"
-                    " keyframes stands without: it may be bent"
+                    f"overlays held much of the map of {bent.num_registered} keyframes, and no map"
+                    " without them holds half as many: it may be bent"
                 )
             return
         for frame_id in self._graph.keyframe_ids:

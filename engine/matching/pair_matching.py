@@ -74,6 +74,9 @@ class PairMatching:
     move as matches claim them (see ``keypoint_tables``): the graph always has the present ones, and
     ``MatchedKeyframe`` holds those that changed.
 
+    One thread matches a keyframe; between two keyframes the mapper's asks what overlays cover, for
+    all matches of a pair, and to verify pairs again. Nobody does while a keyframe is matched.
+
     Args:
         graph: proposes pairs and keeps the verified ones.
         matcher: matches them.

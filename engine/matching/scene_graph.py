@@ -190,6 +190,21 @@ class SceneGraph:
         """All verified pairs in the order in which they were first recorded."""
         return list(self._verified.values())
 
+    def edges_among(self, frame_ids: Iterable[FrameId]) -> list[VerifiedPair]:
+        """The verified pairs of which both keyframes are among those given, in the same order."""
+        inside = set(frame_ids)
+        return [
+            verified
+            for verified in self._verified.values()
+            if verified.pair.first in inside and verified.pair.second in inside
+        ]
+
+    def edges_of(self, calibration_key: str) -> list[VerifiedPair]:
+        """The verified pairs of which both keyframes have a calibration, in the same order."""
+        return self.edges_among(
+            i for i, one in self._keyframes.items() if one.calibration_key == calibration_key
+        )
+
     def edge(self, pair: ImagePair) -> VerifiedPair | None:
         """One verified pair; None when it is not."""
         return self._verified.get(pair)

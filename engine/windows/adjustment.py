@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pycolmap
 
@@ -46,34 +48,22 @@ def adjust_window(
     cameras = np.unique(model.problem.camera_idx[frames])
     is_constant = model.problem.is_calibrated[cameras] & (not doubts_calibration)
     is_constant |= len(frames) < config.min_frames_for_focal
-    _solve(
-        model,
-        reconstruction,
-        frames,
-        is_constant=is_constant,
-        config=config,
-        max_iterations=max_iterations,
+    solve = functools.partial(
+        _solve, model, frames=frames, config=config, max_iterations=max_iterations
     )
+    solve(reconstruction, is_constant=is_constant)
     is_vague = _is_vague(reconstruction, cameras, is_constant=is_constant)
     if is_vague.any():
         reconstruction, tracks = _reconstruction_of(model, uses)
-        is_constant |= is_vague
-        _solve(
-            model,
-            reconstruction,
-            frames,
-            is_constant=is_constant,
-            config=config,
-            max_iterations=max_iterations,
-        )
+        solve(reconstruction, is_constant=is_constant | is_vague)
     _take_back(model, reconstruction, tracks)
 
 
 def _solve(
     model: WindowModel,
     reconstruction: pycolmap.Reconstruction,
-    frames: Int64Array,
     *,
+    frames: Int64Array,
     is_constant: BoolArray,
     config: WindowSolverConfig,
     max_iterations: int,

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import (
-    CamerasConfig,
-    Config,
-    GlobalBundleAdjustmentConfig,
-    RuntimeConfig,
-    WindowConfig,
-)
+from engine.config import CamerasConfig
 from engine.events import CropFound
 from engine.types import IntrinsicsPrior
-from tests.support.mapper_runs import MapperRun
+from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
 from tests.support.synthetic import (
     FOCAL_PX,
     HEIGHT,
@@ -27,13 +21,6 @@ from tests.support.synthetic import (
     scene_graph,
 )
 
-CONFIG = Config(
-    global_bundle_adjustment=GlobalBundleAdjustmentConfig(
-        synchronous_until=6, merge_after_keyframes=2
-    ),
-    window=WindowConfig(enabled=False),
-    runtime=RuntimeConfig(num_threads=1),
-)
 pytestmark = pytest.mark.slow
 
 NUM_FRAMES = 10
@@ -55,7 +42,7 @@ def crop(
 
 def run(second: SyntheticCamera, *, split: bool = True) -> tuple[MapperRun, SyntheticWorld]:
     """Every other frame is of the second camera."""
-    config = CONFIG.model_copy(update={"cameras": CamerasConfig(split=split)})
+    config = WITHOUT_WINDOWS.model_copy(update={"cameras": CamerasConfig(split=split)})
     world = SyntheticWorld(
         round_path(NUM_FRAMES, turns=0.25), cameras=(WHOLE, second), noise_px=0.3
     )

@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import (
-    CamerasConfig,
-    Config,
-    GlobalBundleAdjustmentConfig,
-    RuntimeConfig,
-    WindowConfig,
-)
+from engine.config import CamerasConfig, Config
 from engine.events import CameraDoubted, CameraSplit
-from engine.mapping import camera_splits
+from engine.mapping import camera_changes, camera_splits
 from engine.types import Float64Array, IntrinsicsPrior
-from tests.support.mapper_runs import MapperRun
+from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
 from tests.support.synthetic import (
     EXACT_CAMERA,
     FLIGHT_HEIGHT,
@@ -34,13 +28,6 @@ from tests.support.synthetic import (
     straight_path,
 )
 
-CONFIG = Config(
-    global_bundle_adjustment=GlobalBundleAdjustmentConfig(
-        synchronous_until=6, merge_after_keyframes=2
-    ),
-    window=WindowConfig(enabled=False),
-    runtime=RuntimeConfig(num_threads=1),
-)
 pytestmark = pytest.mark.slow
 
 NUM_FRAMES = 14
@@ -64,7 +51,7 @@ def world_of(
     )
 
 
-def run(world: SyntheticWorld, *, config: Config = CONFIG) -> MapperRun:
+def run(world: SyntheticWorld, *, config: Config = WITHOUT_WINDOWS) -> MapperRun:
     """Feeds all frames as keyframes and finishes."""
     mapped = MapperRun(config, matcher=FakeMatcher(world=world), graph=scene_graph())
     for frame_id in world.frame_ids:
@@ -106,7 +93,9 @@ def test_frames_that_contradict_one_focal_length_split_their_camera(
 
 def test_no_camera_is_split_when_that_is_not_wanted() -> None:
     cameras = CamerasConfig(split=False, recognise_lenses=False)
-    mapped = run(world_of([SHORT, LONG] * 4), config=CONFIG.model_copy(update={"cameras": cameras}))
+    mapped = run(
+        world_of([SHORT, LONG] * 4), config=WITHOUT_WINDOWS.model_copy(update={"cameras": cameras})
+    )
     assert not mapped.emitted(CameraSplit)
     assert focal_px(mapped, 1) == focal_px(mapped, 2)
 
@@ -145,7 +134,7 @@ def test_a_calibration_that_was_given_is_never_split() -> None:
 
 def test_a_split_is_journaled_for_all_its_keyframes() -> None:
     world = world_of([SHORT, LONG] * 7)
-    mapped = MapperRun(CONFIG, matcher=FakeMatcher(world=world), graph=scene_graph())
+    mapped = MapperRun(WITHOUT_WINDOWS, matcher=FakeMatcher(world=world), graph=scene_graph())
     cameras = {}
     for frame_id in world.frame_ids:
         step = mapped.add_keyframe(world.keyframe(frame_id))
@@ -160,7 +149,8 @@ def test_a_split_is_journaled_for_all_its_keyframes() -> None:
 
 
 def test_a_large_map_is_split_around_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera_splits, "_MAX_ANEW", 0)
+    monkeypatch.setattr(camera_changes, "MAX_ANEW", 0)
+    monkeypatch.setattr(camera_splits, "MAX_ANEW", 0)
     focals_px = [SHORT] * 8 + [1.6 * SHORT] * 6
     world = world_of(focals_px)
     mapped = run(world)
@@ -210,7 +200,7 @@ def test_a_large_jump_that_no_map_confirms_is_doubted(monkeypatch: pytest.Monkey
 
 def test_keyframes_of_a_split_camera_that_stay_out_are_named() -> None:
     world = world_of([SHORT, LONG] * 6)
-    mapped = MapperRun(CONFIG, matcher=FakeMatcher(world=world), graph=scene_graph())
+    mapped = MapperRun(WITHOUT_WINDOWS, matcher=FakeMatcher(world=world), graph=scene_graph())
     for frame_id in world.frame_ids:
         mapped.add_keyframe(world.keyframe(frame_id))
     mapped.sparse_map.deregister([world.frame_ids[-1]])

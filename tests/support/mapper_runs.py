@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from engine.config import Config
+from engine.config import Config, GlobalBundleAdjustmentConfig, RuntimeConfig, WindowConfig
 from engine.events import Event
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.mapper import Mapper
@@ -14,6 +14,14 @@ from engine.matching.pair_matching import PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import FrameId, FramePose, Keyframe, TrackedFrame
+
+WITHOUT_WINDOWS = Config(
+    global_bundle_adjustment=GlobalBundleAdjustmentConfig(
+        synchronous_until=6, merge_after_keyframes=2
+    ),
+    window=WindowConfig(enabled=False),
+    runtime=RuntimeConfig(num_threads=1),
+)
 
 AnyEvent = TypeVar("AnyEvent", bound=Event)
 
