@@ -14,6 +14,7 @@ from engine.types import (
     RegistrationStatus,
     RunCommand,
     SourceState,
+    Verdict,
 )
 
 
@@ -316,6 +317,13 @@ class SnapshotWritten(Event):
     num_keyframes: int
     num_points3D: int
     elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictChanged(Event):
+    """The map is trusted more or less than before, or for other reasons."""
+
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

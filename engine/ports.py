@@ -169,6 +169,13 @@ class PairMatcher(Protocol):
     def peak_gpu_mb(self) -> float:
         """The most memory it ever held on a GPU; 0 without one."""
 
+    @property
+    def matches_everything(self) -> bool:
+        """Whether it gives matches that agree on a geometry also for images that share nothing.
+
+        Learned matchers do. A map of theirs grows by pairs only that other pairs confirm.
+        """
+
     def describe(self, frame: Frame) -> Features:
         """Makes the keypoint table of a keyframe, in px of the original image.
 

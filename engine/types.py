@@ -587,6 +587,56 @@ class FramePose:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
 
 
+class PoseKind(StrEnum):
+    """How a frame got its pose; ``frames.csv`` has it for every frame."""
+
+    KEYFRAME = "keyframe"
+    TRACKED = "tracked"  # estimated, relative to its keyframe
+    INTERPOLATED = "interpolated"  # between two poses close in time
+    NONE = "none"
+
+
+class VerdictLevel(StrEnum):
+    """How far a map can be trusted."""
+
+    GOOD = "good"
+    DOUBTFUL = "doubtful"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictReason:
+    """Why a map is not simply good, and what to do about it."""
+
+    kind: str  # one word or a few with underscores; the same for the same cause
+    level: VerdictLevel  # that this reason alone would give
+    sentence: str  # names cameras, frames or places, and what helps
+    frame_ids: tuple[FrameId, ...] = ()  # that it is about, where it is about some
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is said of a map as a whole: the worst of its reasons, which come gravest first."""
+
+    level: VerdictLevel = VerdictLevel.GOOD
+    reasons: tuple[VerdictReason, ...] = ()
+
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "level": self.level.value,
+            "reasons": [
+                {
+                    "kind": reason.kind,
+                    "level": reason.level.value,
+                    "sentence": reason.sentence,
+                    "frame_ids": list(reason.frame_ids),
+                }
+                for reason in self.reasons
+            ],
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraFigures:
     """A camera's calibration in the map, where it began, and what is doubted about it."""

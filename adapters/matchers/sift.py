@@ -51,6 +51,11 @@ class SiftMatcher:
         """0: everything runs on the processor."""
         return 0.0
 
+    @property
+    def matches_everything(self) -> bool:
+        """Whether images that share nothing match, too: they do not."""
+        return False
+
     def describe(self, frame: Frame) -> Features:
         """Detects up to ``max_features`` keypoints, strongest first, none under the frame's mask.
 

@@ -145,6 +145,11 @@ class OracleMatcher:
         """0: everything runs on the processor."""
         return 0.0
 
+    @property
+    def matches_everything(self) -> bool:
+        """Whether images that share nothing match, too: they do not."""
+        return False
+
     def describe(self, frame: Frame) -> Features:
         """Corners and a grid; the frame's ground truth is rendered when it is needed."""
         with self._lock:

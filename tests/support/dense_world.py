@@ -88,6 +88,11 @@ class DenseFakeMatcher:
     def peak_gpu_mb(self) -> float:
         return 123.0
 
+    @property
+    def matches_everything(self) -> bool:
+        """Whether images that share nothing match, too: they do not."""
+        return False
+
     def describe(self, frame: Frame) -> Features:
         return self.keyframe(frame.frame_id).features
 

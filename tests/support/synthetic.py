@@ -430,6 +430,11 @@ class FakeMatcher:
     def peak_gpu_mb(self) -> float:
         return 0.0
 
+    @property
+    def matches_everything(self) -> bool:
+        """Whether images that share nothing match, too: they do not."""
+        return False
+
     def describe(self, frame: Frame) -> Features:
         raise InferenceError(f"{frame.name}: synthetic keyframes come described")
 

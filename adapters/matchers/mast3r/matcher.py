@@ -133,6 +133,11 @@ class Mast3rMatcher:
         return torch.cuda.max_memory_allocated(self._device.name) / _BYTES_PER_MB
 
     @property
+    def matches_everything(self) -> bool:
+        """Whether images that share nothing match, too: they do."""
+        return True
+
+    @property
     def batch_pairs(self) -> int:
         """Pairs decoded together: fewer than configured after memory ran out."""
         return self._batch_pairs
