@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RIGHT_RATIO = 0.02  # of the reference's extent: a camera this close is right
 _MAX_SAMPLES = 4000
+_NUM_REFINEMENTS = 3
 _JOINED_BY = 5  # points that two keyframes share at least, to be joined by the map
 _DEPTH_RATIO = 0.3  # by which a surface may lie off the grid's depth
 _LEAST_SHARE = 0.004  # of one image's grid that the other sees
@@ -72,21 +73,18 @@ def placement(
 
 
 def _robust_distances(found: Float64Array, true: Float64Array, *, bound: float) -> Float64Array:
-    """Distances (N,) after the best of many similarities of three cameras, refined."""
+    """Distances (N,) after the similarity of all cameras near the best one of three cameras."""
     triples = list(itertools.islice(_triples(len(found)), _MAX_SAMPLES))
     best = np.full(len(found), np.inf)
     for rows in triples:
         distances = _distances_after(found, true, rows=np.array(rows))
         if _rank(distances, bound) > _rank(best, bound):
             best = distances
-    for _ in range(3):
+    for _ in range(_NUM_REFINEMENTS):
         near = np.flatnonzero(best <= bound)
         if len(near) < 3:
             break
-        distances = _distances_after(found, true, rows=near)
-        if _rank(distances, bound) < _rank(best, bound):
-            break
-        best = distances
+        best = _distances_after(found, true, rows=near)
     return best
 
 
