@@ -26,6 +26,7 @@ from trust.trajectories import invented_poses, num_keyframe_poses
 from trust.verdicts import GOOD, NO_VERDICT, ranges_named, seconds_named
 
 TOWN_PERCENT = 0.5
+WRONG_FOCAL_RATIOS = (0.85, 1.15)
 DECEIVED_RATIO, DECEIVED_FRAMES = 0.1, 40
 DECEIVED_PERCENT, DECEIVED_FACTOR = 0.06, 1.2
 WALK_FACTOR, WALK_PERCENT = 1.2, 0.05
@@ -67,32 +68,47 @@ def recorded_rows() -> list[Row]:
     }
     rows = []
     for (name, features), bar in bars.items():
-        cases = {ratio: _recorded_case(name, features, ratio) for ratio in (1.0, 0.85, 1.15)}
-        row_name = f"recorded-{name}-{features}"
         judge = partial(_judge_places, least_right=bar)
-        rows.append(Row(name=row_name, cases=(cases.pop(1.0),), judge=judge))
-        rows.append(
-            Row(
-                name=f"{row_name}-focal",
-                cases=tuple(cases.values()),
-                judge=partial(_judge_places, least_right=0),
+        case = _recorded_case(name, features)
+        rows.append(Row(name=case.name, cases=(case,), judge=judge))
+        judge = partial(_judge_places, least_right=0)
+        for label, arguments in _wrong_focal_lengths(name).items():
+            cases = tuple(
+                replace(
+                    case,
+                    name=f"{case.name}-{label}-x{ratio:g}",
+                    input_name=case.name,
+                    arguments=given,
+                )
+                for ratio, given in arguments.items()
             )
-        )
+            rows.append(Row(name=f"{case.name}-{label}", cases=cases, judge=judge))
     return rows
 
 
-def _recorded_case(name: str, features: str, focal_ratio: float) -> Case:
-    every, matching = (
-        ("every2nd" if name == "kitchen" else "every8th"),
-        {"aliked": "aliked_lightglue", "xfeat": "xfeat_lighterglue"}[features],
-    )
-    suffix = "" if focal_ratio == 1.0 else f"-x{focal_ratio:g}"
+def _recorded_case(name: str, features: str) -> Case:
+    every = {"kitchen": "every2nd", "fox": "every8th"}[name]
+    matching = {"aliked": "aliked_lightglue", "xfeat": "xfeat_lighterglue"}[features]
+    file = f"{name}_{every}_{matching}.npz"
     return Case(
-        name=f"recorded-{name}-{features}{suffix}",
-        make=sets.recorded(
-            name, f"{name}_{every}_{matching}.npz", truth=_TRUTH[name], focal_ratio=focal_ratio
-        ),
+        name=f"recorded-{name}-{features}", make=sets.recorded(name, file, truth=_TRUTH[name])
     )
+
+
+def _wrong_focal_lengths(name: str) -> dict[str, dict[float, tuple[str, str]]]:
+    """Arguments of focal lengths that are off: where none is known, and given ones."""
+    focal_px = sets.RECORDED_FOCAL_PX[name]
+    focal_ratio = focal_px / sets.RECORDED_EDGE_PX[name]
+    return {
+        "focal-assumed": {
+            ratio: ("--set", f"cameras.default_focal_ratio={ratio * focal_ratio:.4f}")
+            for ratio in WRONG_FOCAL_RATIOS
+        },
+        "focal-given": {
+            ratio: ("--set", f"cameras.focal_px={ratio * focal_px:.1f}")
+            for ratio in WRONG_FOCAL_RATIOS
+        },
+    }
 
 
 def sparse_rows() -> list[Row]:
@@ -686,14 +702,14 @@ def cure_rows() -> list[Row]:
         (
             "agreement-aliked",
             "recorded-kitchen-aliked",
-            _recorded_case("kitchen", "aliked", 1.0).make,
+            _recorded_case("kitchen", "aliked").make,
             ("agreement.mode=off",),
             (r"\bpairs?\b", r"agree", r"contradict", r"confirm"),
         ),
         (
             "agreement-xfeat",
             "recorded-kitchen-xfeat",
-            _recorded_case("kitchen", "xfeat", 1.0).make,
+            _recorded_case("kitchen", "xfeat").make,
             ("agreement.mode=off",),
             (r"\bpairs?\b", r"agree", r"contradict", r"confirm"),
         ),

@@ -14,6 +14,7 @@ from trust.inputs import Input, Kit, Maker, read_rgb, write_jpeg, write_referenc
 
 LADY_LOGO_PX = (681.0, 15.0, 811.0, 69.0)  # x, y from, x, y to
 RECORDED_FOCAL_PX = {"kitchen": 824.0, "fox": 687.5}  # as full sets calibrate
+RECORDED_EDGE_PX = {"kitchen": 800, "fox": 960}
 _INPAINT_RADIUS_PX = 5
 
 
@@ -74,21 +75,18 @@ def _chosen(
     )
 
 
-def recorded(name: str, file: str, *, truth: str, focal_ratio: float = 1.0) -> Maker:
+def recorded(name: str, file: str, *, truth: str) -> Maker:
     """A maker of the images of a set whose matches by a learned matcher were recorded.
 
     Args:
         name: of the set.
         file: of the matches, in ``learned_matches`` beside the sets.
         truth: file of the set.
-        focal_ratio: by which the focal length on the command line is off; 1: none is given.
     """
-    return partial(_make_recorded, name=name, file=file, truth=truth, focal_ratio=focal_ratio)
+    return partial(_make_recorded, name=name, file=file, truth=truth)
 
 
-def _make_recorded(
-    kit: Kit, folder: Path, *, name: str, file: str, truth: str, focal_ratio: float
-) -> Input:
+def _make_recorded(kit: Kit, folder: Path, *, name: str, file: str, truth: str) -> Input:
     matches = kit.data / "learned_matches" / file
     with np.load(matches) as archive:
         names = [str(each) for each in archive["names"]]
@@ -98,11 +96,7 @@ def _make_recorded(
         shutil.copyfile(paths[each][1], folder / "images" / each)
     rows = [paths[each][0] for each in names]
     write_reference(folder / "truth.txt", kit.data / name / truth, rows)
-    given: tuple[str, ...] = ()
-    if focal_ratio != 1.0:
-        focal_px = focal_ratio * RECORDED_FOCAL_PX[name]
-        given = ("--set", f"cameras.focal_px={focal_px:.5g}")
-    return Input(source="images", arguments=given, truth="truth.txt", matcher=f"recorded:{matches}")
+    return Input(source="images", truth="truth.txt", matcher=f"recorded:{matches}")
 
 
 def lady(kit: Kit, folder: Path) -> Input:
