@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Do pictures and cameras tell the truth: overlays, masks, lenses and focal lengths, scored.
+"""Do pictures, cameras and maps tell the truth: what LiveSfM makes of known inputs, scored.
 
     .venv/bin/python tools/trust_bench.py --data DIR --cases DIR             # the whole table
     .venv/bin/python tools/trust_bench.py --data DIR --cases DIR --only zoom-exif room-pinhole
