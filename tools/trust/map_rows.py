@@ -137,16 +137,16 @@ def _judge_sparse(
 ) -> list[Check]:
     (outcome,) = outcomes
     if bench.baseline is not None:
-        before = placement_of(bench.outcome(reference))
+        before = bench.outcome(reference).placement()
         right = before.num_right if before else 0
-    return [*_judge_places(bench, outcomes, least_right=right)[:1], unless_doubted(outcome)]
+    return _judge_places(bench, outcomes, least_right=right)[:1]
 
 
 def _judge_places(bench: Bench, outcomes: Sequence[Outcome], *, least_right: int) -> list[Check]:
     """So many cameras at their places, and none elsewhere."""
     checks = []
     for outcome in outcomes:
-        found = placement_of(outcome)
+        found = outcome.placement()
         registered = outcome.score.num_registered if outcome.score else 0
         label = f"cameras at their places, of {registered} registered ({outcome.said.level})"
         right, wrong = (found.num_right, found.num_wrong) if found else (0, 0)
@@ -154,30 +154,6 @@ def _judge_places(bench: Bench, outcomes: Sequence[Outcome], *, least_right: int
         label = f"cameras elsewhere {' '.join(found.wrong) if found else ''}".strip()
         checks.append(count_check(outcome, wrong, label=label, at_most=0))
     return checks
-
-
-def placement_of(outcome: Outcome) -> places.Placement | None:
-    """Which cameras of the fullest map are right; None: too few have a true place."""
-    reconstruction = largest_map(outcome.run)
-    if reconstruction is None:
-        return None
-    truth = true_centers(outcome.known, outcome.folder, outcome.run)
-    return places.placement(registered_centers(reconstruction), truth)
-
-
-def unless_doubted(outcome: Outcome) -> Check:
-    """No camera is elsewhere in a map that is not doubted."""
-    found = placement_of(outcome)
-    num_wrong = found.num_wrong if found else 0
-    level = outcome.said.level
-    worst = f", worst {found.worst_percent:.3g} %" if found and num_wrong else ""
-    return Check(
-        label=f"cameras elsewhere in a map that is called good{worst}",
-        figure=f"{num_wrong}, {level}",
-        bar="0 or doubted",
-        is_ok=num_wrong == 0 or level not in (GOOD, NO_VERDICT),
-        case=outcome.case.name,
-    )
 
 
 def deceived_rows(num_seeds: int) -> list[Row]:
@@ -236,7 +212,6 @@ def _judge_deceived(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
             is_ok=medians[0] <= bar,
         ),
         *(_no_false_loop(each) for each in deceived),
-        *(unless_doubted(each) for each in deceived),
     ]
 
 
@@ -250,11 +225,7 @@ def lookalike_row(num_seeds: int) -> Row:
 
 
 def _judge_lookalikes(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
-    return [
-        check
-        for each in outcomes
-        for check in (_town_check(each), _no_false_loop(each), unless_doubted(each))
-    ]
+    return [check for each in outcomes for check in (_town_check(each), _no_false_loop(each))]
 
 
 def _no_false_loop(outcome: Outcome) -> Check:
@@ -384,7 +355,6 @@ def _judge_walk(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
             label="keyframes of the walk in the map",
             at_least=registered[1] or 1,
         ),
-        unless_doubted(turned),
         Check(
             label="verdict of the walk alone",
             figure=alone.said.shown(),
@@ -433,7 +403,6 @@ def _judge_interrupted(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]
     return [
         _one_map(outcome),
         _town_check(outcome),
-        unless_doubted(outcome),
         Check(
             label=f"the time lost is said ({said.shown()})",
             figure=", ".join(lost) or "not said",
@@ -474,7 +443,7 @@ def two_flights_rows() -> list[Row]:
 
 def _judge_together(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
     (outcome,) = outcomes
-    return [_one_map(outcome), _town_check(outcome), unless_doubted(outcome)]
+    return [_one_map(outcome), _town_check(outcome)]
 
 
 def _judge_apart(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
@@ -654,8 +623,6 @@ def _judge_good(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
                 case=each.case.name,
             )
         )
-        if each.known.truth is not None:
-            checks.append(unless_doubted(each))
     return checks
 
 
@@ -747,7 +714,7 @@ def _judge_cure(
 ) -> list[Check]:
     (outcome,) = outcomes
     level = outcome.said.level
-    found = placement_of(outcome) if outcome.known.truth else None
+    found = outcome.placement()
     truth = f"{found.num_wrong} of {found.num_judged} elsewhere" if found else "truth unknown"
     registered = outcome.score.num_registered if outcome.score else 0
     unknown = ", ".join(outcome.unknown_settings)
