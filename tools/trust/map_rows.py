@@ -734,7 +734,7 @@ def _said_check(outcome: Outcome, patterns: tuple[str, ...], *, label: str) -> C
     """Whether the verdict's sentences, or the terminal where there are none, name something."""
     said = outcome.said
     is_named = said.names(*patterns) or replace(said, sentences=(said.terminal,)).names(*patterns)
-    last_line = outcome.finished.last_line
+    last_line = said.terminal.strip().rpartition("\n")[2]
     return Check(
         label=label,
         figure=said.shown() if said.sentences else f"{said.level}: {last_line}",
