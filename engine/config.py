@@ -419,6 +419,15 @@ class TwoViewConfig(Section):
     It is what stays in the image against the motion of the rest."""
 
 
+class AgreementConfig(Section):
+    """Verified pairs that agree with each other."""
+
+    mode: Literal["auto", "required", "off"] = "auto"
+    """Whether maps use only pairs that a third view confirms. auto: when the matcher matches
+    everything, also images that share nothing, or when the run shows that many pairs are wrong.
+    required: always; safe, and costs sparse photos their map. off: never."""
+
+
 class InitializationConfig(Section):
     """The two keyframes that a map starts from."""
 
@@ -629,6 +638,7 @@ class Config(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     scene_graph: SceneGraphConfig = SceneGraphConfig()
     two_view: TwoViewConfig = TwoViewConfig()
+    agreement: AgreementConfig = AgreementConfig()
     initialization: InitializationConfig = InitializationConfig()
     registration: RegistrationConfig = RegistrationConfig()
     triangulation: TriangulationConfig = TriangulationConfig()
