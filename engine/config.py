@@ -550,6 +550,10 @@ class WindowConfig(Section):
 class RescueConfig(Section):
     """What happens when keyframes are missing from the map."""
 
+    grow_components: bool = True
+    """Whether keyframes that fit nowhere start maps of their own at once, which grow beside the map
+    and join it when pairs between them show how they lie. false: they wait, whole maps are built
+    from other starts while the run goes on, and what is left becomes separate maps at the end."""
     restart_below_registered_ratio: Ratio = 0.5
     """With a smaller share of the keyframes registered, another start is tried; the map with more
     keyframes stays."""

@@ -13,6 +13,7 @@ from engine.types import (
     FramePose,
     Intrinsics,
     Keyframe,
+    LostStretch,
     MapView,
     VerifiedPair,
 )
@@ -33,6 +34,7 @@ class KeyframeToMatch:
     intrinsics: Mapping[str, Intrinsics] = field(  # of all cameras by key; empty: none is wide
         default_factory=dict
     )
+    lost_ids: tuple[FrameId, ...] = ()  # earlier ones without a place, to be looked for once more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,3 +103,4 @@ class MapFigures:
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
+    lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
