@@ -14,6 +14,7 @@ from engine.types import (
     Intrinsics,
     Keyframe,
     MapView,
+    TurningStretch,
     VerifiedPair,
 )
 
@@ -101,3 +102,4 @@ class MapFigures:
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
+    turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving
