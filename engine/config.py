@@ -442,6 +442,9 @@ class InitializationConfig(Section):
     """px at an edge of 1000 px, mean after bundle adjustment. A pair above it starts no map."""
     max_pairs_tried: PositiveInt = 12
     """Pairs at each try, best first."""
+    refuse_turning: bool = True
+    """Whether a map is refused when a camera that turns without moving explains all of it. false: a
+    map is made of whatever seems to have depth."""
 
 
 class RegistrationConfig(Section):

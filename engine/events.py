@@ -271,6 +271,21 @@ class OverlayFound(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CameraTurning(Event):
+    """A stretch of keyframes shows a camera that turns without moving: it tells no depth.
+
+    Emitted as soon as a stretch is long enough, and again when it has become half as long again.
+    """
+
+    camera_key: str
+    first: FrameId  # keyframe
+    last: FrameId
+    num_keyframes: int
+    turned_deg: float  # from keyframe to keyframe
+    is_whole: bool  # whether these are all keyframes of the camera that match others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopClosed(Event):
     """A keyframe matched a part of the map that was left long ago."""
 

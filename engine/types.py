@@ -7,6 +7,7 @@ z forward.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -658,6 +659,38 @@ class LostStretch:
     def last(self) -> FrameId:
         """The keyframe that it ends with."""
         return self.frame_ids[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurningStretch:
+    """Successive keyframes of a camera that turns, or turns and zooms, without moving.
+
+    Their pairs tell no depth.
+    """
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # of the keyframes, in order of arrival
+    turned_rad: float  # how far the camera turned, from keyframe to keyframe
+    is_whole: bool  # whether these are all keyframes of the camera that match others
+
+    @property
+    def first(self) -> FrameId:
+        """The keyframe that it begins with."""
+        return self.frame_ids[0]
+
+    @property
+    def last(self) -> FrameId:
+        """The keyframe that it ends with."""
+        return self.frame_ids[-1]
+
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "camera_key": self.camera_key,
+            "frame_ids": list(self.frame_ids),
+            "turned_deg": round(math.degrees(self.turned_rad), 1),
+            "is_whole": self.is_whole,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

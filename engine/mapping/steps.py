@@ -15,6 +15,7 @@ from engine.types import (
     Keyframe,
     LostStretch,
     MapView,
+    TurningStretch,
     VerifiedPair,
 )
 
@@ -104,3 +105,4 @@ class MapFigures:
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
     lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
+    turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving

@@ -13,6 +13,7 @@ from engine.events import (
     CameraCalibrated,
     CameraDoubted,
     CameraSplit,
+    CameraTurning,
     CommandTaken,
     ComponentJoined,
     ComponentStarted,
@@ -108,6 +109,15 @@ EVENTS: tuple[Event, ...] = (
         focal_px=(800.0, 1200.0),
         frame_ids=(ONE, TWO),
         calibration_idx=(0, 1),
+    ),
+    CameraTurning(
+        at_s=0.5,
+        camera_key="camera",
+        first=ONE,
+        last=TWO,
+        num_keyframes=4,
+        turned_deg=30.0,
+        is_whole=False,
     ),
     CropFound(
         at_s=0.5,
