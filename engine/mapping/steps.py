@@ -14,6 +14,7 @@ from engine.types import (
     Intrinsics,
     Keyframe,
     MapView,
+    Verdict,
     VerifiedPair,
 )
 
@@ -101,3 +102,4 @@ class MapFigures:
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
+    verdict: Verdict = field(default_factory=Verdict)  # how far the map can be trusted
