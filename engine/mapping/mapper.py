@@ -88,6 +88,7 @@ from engine.mapping.steps import (
     MappingStep,
     MapSnapshot,
 )
+from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
 from engine.matching.overlays import Overlay, OverlayMask
@@ -214,6 +215,7 @@ class Mapper:
         self._crops = CameraCrops(
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
+        self._verdicts = VerdictWatch(graph=graph, emit=emit)
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -314,8 +316,9 @@ class Mapper:
             self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
-        record = self._record(frame_id)
-        return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+        record, jobs = self._record(frame_id), self._start_jobs()
+        self._verdicts.watch(self._map)
+        return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -735,6 +738,7 @@ class Mapper:
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._map)
         self._report_changes(is_final=True)
+        self._verdicts.judge(self._map, self._separate_maps)
         return self._step(wants_view=wants_view)
 
     def _adjust_finally(self) -> None:
@@ -850,6 +854,7 @@ class Mapper:
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            verdict=self._verdicts.verdict,
         )
 
     def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:

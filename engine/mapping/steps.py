@@ -16,6 +16,7 @@ from engine.types import (
     LostStretch,
     MapView,
     TurningStretch,
+    Verdict,
     VerifiedPair,
 )
 
@@ -106,3 +107,4 @@ class MapFigures:
     cameras: tuple[CameraFigures, ...] = ()
     lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
     turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving
+    verdict: Verdict = field(default_factory=Verdict)  # how far the map can be trusted
