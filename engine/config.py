@@ -38,6 +38,11 @@ def _calibrations(value: object) -> object:
     return value
 
 
+def _off(value: object) -> object:
+    """YAML reads the word off as false."""
+    return "off" if value is False else value
+
+
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are refused."""
 
@@ -251,7 +256,7 @@ class MatchingConfig(Section):
     use_focal_lengths: bool = True
     """Whether a camera of unknown focal length starts with the one that a dense matcher
     estimates."""
-    metric_scale: Literal["off", "report", "apply"] = "report"
+    metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
     report the length of the map's unit. apply: the first map is scaled to metres, too. off:
     nothing."""
@@ -422,7 +427,7 @@ class TwoViewConfig(Section):
 class AgreementConfig(Section):
     """Verified pairs that agree with each other."""
 
-    mode: Literal["auto", "required", "off"] = "auto"
+    mode: Annotated[Literal["auto", "required", "off"], BeforeValidator(_off)] = "auto"
     """Whether maps use only pairs that a third view confirms. auto: when the matcher matches
     everything, also images that share nothing, or when the run shows that many pairs are wrong.
     required: always; safe, and costs sparse photos their map. off: never."""
