@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.types import (
     CameraFigures,
+    Contradiction,
     Features,
     FrameId,
     FramePose,
@@ -101,3 +102,4 @@ class MapFigures:
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()  # pairs against the final map
