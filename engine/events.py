@@ -92,6 +92,7 @@ class FramePosed(Event):
     is_keyframe: bool
     is_first: bool  # pose of the frame
     latency_s: float  # from arrival
+    map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +223,37 @@ class MisplacementFound(Event):
     keyframe_ids: tuple[FrameId, ...]
     evidence_first: FrameId
     evidence_second: FrameId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentStarted(Event):
+    """Keyframes that fit nowhere in the map became a map of their own, which grows beside it."""
+
+    map_number: int  # as poses in it have
+    first: FrameId  # the pair that it starts from
+    second: FrameId
+    num_registered: int
+    num_points3D: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentJoined(Event):
+    """A map that grew beside another one was moved into it; both are one map now."""
+
+    map_number: int  # of the map that was moved
+    into_map_number: int
+    keyframe_ids: tuple[FrameId, ...]  # that came in
+    num_inliers: int  # matches between both that agree on how they lie; 0: each came in by itself
+    num_registered: int  # afterwards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MainMapChanged(Event):
+    """A map that grew beside the main one is fuller, and is the main map now."""
+
+    former_map_number: int  # that it had; the former main map has it now
+    num_registered: int
+    num_registered_in_former: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

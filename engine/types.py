@@ -582,6 +582,7 @@ class FramePose:
     captured_at_s: float
     cam_from_world: Float64Array  # (3, 4)
     is_keyframe: bool
+    map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
 
     def __post_init__(self) -> None:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
@@ -635,6 +636,28 @@ class Verdict:
                 for reason in self.reasons
             ],
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostStretch:
+    """Successive keyframes of a camera that had no place in the main map when they came."""
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # of the keyframes, in order of arrival
+    begins_at_s: float  # capture time of the last keyframe before them, else of the first of them
+    ends_at_s: float | None  # of the first keyframe with a place after them; None: none came
+    num_missing: int  # of them have no place in any map now
+    num_apart: int  # of them have their place in another map than the main one now
+
+    @property
+    def first(self) -> FrameId:
+        """The keyframe that it begins with."""
+        return self.frame_ids[0]
+
+    @property
+    def last(self) -> FrameId:
+        """The keyframe that it ends with."""
+        return self.frame_ids[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

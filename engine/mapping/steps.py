@@ -14,6 +14,7 @@ from engine.types import (
     FramePose,
     Intrinsics,
     Keyframe,
+    LostStretch,
     MapView,
     VerifiedPair,
 )
@@ -34,6 +35,7 @@ class KeyframeToMatch:
     intrinsics: Mapping[str, Intrinsics] = field(  # of all cameras by key; empty: none is wide
         default_factory=dict
     )
+    lost_ids: tuple[FrameId, ...] = ()  # earlier ones without a place, to be looked for once more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,3 +105,4 @@ class MapFigures:
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()  # pairs against the final map
+    lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came

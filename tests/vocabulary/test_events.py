@@ -14,6 +14,8 @@ from engine.events import (
     CameraDoubted,
     CameraSplit,
     CommandTaken,
+    ComponentJoined,
+    ComponentStarted,
     CropFound,
     Event,
     FrameDropped,
@@ -24,6 +26,7 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
@@ -159,6 +162,18 @@ EVENTS: tuple[Event, ...] = (
         num_inliers=5,
         num_correspondences=60,
     ),
+    ComponentStarted(
+        at_s=0.5, map_number=1, first=ONE, second=TWO, num_registered=3, num_points3D=120
+    ),
+    ComponentJoined(
+        at_s=0.5,
+        map_number=1,
+        into_map_number=0,
+        keyframe_ids=(ONE, TWO),
+        num_inliers=80,
+        num_registered=12,
+    ),
+    MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
     MisplacementFound(
         at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
     ),
