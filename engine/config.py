@@ -555,6 +555,15 @@ class WindowConfig(Section):
     initial cameras to keyframes without a pose. Empty: the engine's own solver does."""
 
 
+class LoopsConfig(Section):
+    """Ways that come back to where they were: the map is corrected until both visits are one."""
+
+    correct: bool = True
+    """Whether a map that pairs between its far parts contradict is corrected: its parts are scaled,
+    turned and shifted onto each other, and their points merged. false: only what drifted by a few
+    pixels is closed, by bundle adjustment."""
+
+
 class RescueConfig(Section):
     """What happens when keyframes are missing from the map."""
 
@@ -657,6 +666,7 @@ class Config(Section):
     local_bundle_adjustment: LocalBundleAdjustmentConfig = LocalBundleAdjustmentConfig()
     global_bundle_adjustment: GlobalBundleAdjustmentConfig = GlobalBundleAdjustmentConfig()
     window: WindowConfig = WindowConfig()
+    loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()

@@ -64,6 +64,7 @@ from engine.mapping.cameras import (
     InitialCamera,
     recognised_camera,
 )
+from engine.mapping.contradictions import find_contradictions
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -98,6 +99,7 @@ from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     CalibrationOrigin,
+    Contradiction,
     Features,
     Float64Array,
     FrameId,
@@ -233,6 +235,7 @@ class Mapper:
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
         self._new_poses: list[FramePose] = []  # since the last step
+        self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
 
@@ -735,6 +738,7 @@ class Mapper:
             self._georeferencing.update(self._map, is_final=True)
             if self._config.rescue.separate_maps:
                 self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
+            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._map)
         self._report_changes(is_final=True)
@@ -855,6 +859,7 @@ class Mapper:
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
             verdict=self._verdicts.verdict,
+            contradictions=self._contradictions,
         )
 
     def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
