@@ -473,9 +473,7 @@ def _skew(vectors: Float64Array) -> Float64Array:
     return matrices
 
 
-def _moved(
-    batch: _Batch, state: _State, step: Float64Array, *, weights: Float64Array
-) -> _State:
+def _moved(batch: _Batch, state: _State, step: Float64Array, *, weights: Float64Array) -> _State:
     """The state after a step of what is shared."""
     low, high = (math.log(ratio * batch.shape.edge) for ratio in FOCAL_RATIOS)
     log_focals = np.clip(state.log_focals + step[:-2], low, high)
