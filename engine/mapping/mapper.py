@@ -23,7 +23,9 @@ import functools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pycolmap
@@ -38,6 +40,7 @@ from engine.events import (
     LensRecognised,
     LoopClosed,
     MapInitialized,
+    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -63,6 +66,7 @@ from engine.mapping.cameras import (
     InitialCamera,
     recognised_camera,
 )
+from engine.mapping.contradictions import find_contradictions
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -86,15 +90,19 @@ from engine.mapping.steps import (
     MapFigures,
     MappingStep,
     MapSnapshot,
+    OneMapFigures,
 )
+from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
 from engine.matching.overlays import Overlay, OverlayMask
+from engine.matching.pair_agreement import PairAgreement
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     CalibrationOrigin,
+    Contradiction,
     Features,
     Float64Array,
     FrameId,
@@ -103,6 +111,7 @@ from engine.types import (
     Keyframe,
     MapView,
     PairReason,
+    PoseKind,
     RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
@@ -155,7 +164,18 @@ class Mapper:
         self._separate_maps: list[SparseMap] = []
         self._num_maps = 0  # adopted so far, each fuller than the one before
         self._cameras = CameraCalibration(config.cameras, emit=emit)
-        self._poser = FramePoser(registration=config.registration, seed=config.runtime.seed)
+        self._agreement = PairAgreement(
+            config.agreement,
+            graph=graph,
+            camera_of=self._camera,
+            matches_everything=matching.matches_everything,
+            seed=config.runtime.seed,
+        )
+        self._poser = FramePoser(
+            registration=config.registration,
+            seed=config.runtime.seed,
+            max_interpolation_s=config.frame_tracking.max_interpolation_s,
+        )
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
@@ -205,6 +225,7 @@ class Mapper:
         self._crops = CameraCrops(
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
+        self._verdicts = VerdictWatch(graph=graph, emit=emit)
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -222,6 +243,7 @@ class Mapper:
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
         self._new_poses: list[FramePose] = []  # since the last step
+        self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
 
@@ -280,7 +302,7 @@ class Mapper:
         """
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
-        self._add_pairs(matched)
+        matched = self._add_pairs(matched)
         if self._config.cameras.split:
             self._splits.watch(self._map, matched.pairs)
         if is_bent:
@@ -305,8 +327,9 @@ class Mapper:
             self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
-        record = self._record(frame_id)
-        return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+        record, jobs = self._record(frame_id), self._start_jobs()
+        self._verdicts.watch(self._map)
+        return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -318,10 +341,13 @@ class Mapper:
         if not matched.has_lost_matches:
             return False
         self._journal_again(matched.changed_pairs, matched.lost_pairs)
+        agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
+        in_doubt = [o.pair for o in matched.changed_pairs if self._graph.is_held_back(o.pair)]
         covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._map.registered_ids}
         share = self._map.replace_pairs(
-            matched.changed_pairs, matched.lost_pairs, covered_rows=covered
+            matched.changed_pairs, [*matched.lost_pairs, *in_doubt], covered_rows=covered
         )
+        self._let_in(agreed)
         if not self._is_initialized:
             return False
         self._abandon_jobs()  # their copies hold what was taken out
@@ -376,8 +402,12 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._replace_map(built)
 
-    def _add_pairs(self, matched: MatchedKeyframe) -> None:
-        """Adds the keyframe and its pairs to the map, unregistered, and what changed with them."""
+    def _add_pairs(self, matched: MatchedKeyframe) -> MatchedKeyframe:
+        """Adds the keyframe and its pairs to the map, unregistered, and what changed with them.
+
+        Returns:
+            The same with the pairs that the map may use as of now, also between earlier keyframes.
+        """
         for seen_id, focal_px in matched.focal_lengths_px:
             if self._config.matching.use_focal_lengths:
                 self._cameras.add_focal_length(self._camera_keys[seen_id], focal_px)
@@ -389,9 +419,20 @@ class Mapper:
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
-        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), matched.pairs)
+        agreed = self._agreement.add_pairs(keyframe.frame_id)
+        usable = self._agreement.usable(matched.pairs)
+        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
+        late = self._let_in(agreed)
+        self._report_loop([*usable, *late])
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
+        return replace(matched, pairs=(*usable, *late))
+
+    def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+        """Adds pairs that became agreed to the map; returns those that it did not use before."""
+        late = [one for one in agreed if one.pair.second not in self._map.neighbors(one.pair.first)]
+        self._map.add_pairs(late)
+        return late
 
     def _report_blank(self, keyframe: Keyframe) -> None:
         """Warns of the first keyframe without keypoints; `finish` does of the others."""
@@ -410,6 +451,8 @@ class Mapper:
                     num_inliers=pair.num_inliers,
                 )
             )
+
+    def _report_loop(self, pairs: Sequence[VerifiedPair]) -> None:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
             self._loop_waits_for_adjustment = True
@@ -700,13 +743,40 @@ class Mapper:
             self._update_metric_scale()
             self._adjust_finally()
             self._georeferencing.adjust(self._map)
-            self._georeferencing.update(self._map, is_final=True)
             if self._config.rescue.separate_maps:
                 self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
+            if self._adopt_fullest():
+                self._adjust_finally()
+                self._georeferencing.adjust(self._map)
+            self._georeferencing.update(self._map, is_final=True)
+            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
         self._splits.report_missing(self._map)
-        self._poser.pose_again(self._map)
+        self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
+        for separate in self._separate_maps:
+            self._poser.pose_pending(separate)
+        self._verdicts.judge(self._map, self._separate_maps)
         return self._step(wants_view=wants_view)
+
+    def _adopt_fullest(self) -> bool:
+        """Makes the separate map that holds most keyframes the map, if it holds more than that."""
+        former = self._map
+        fullest_first = sorted(self._maps, key=lambda one: -one.num_registered)
+        if fullest_first[0] is former:
+            return False
+        self._map, *self._separate_maps = fullest_first
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
+        self._emit(
+            MapReplaced(
+                num_keyframes=self._map.num_registered,
+                num_points3D=self._map.num_points3D,
+                former_num_keyframes=former.num_registered,
+            )
+        )
+        return True
 
     def _adjust_finally(self) -> None:
         """Adjusts everything as often as configured; several cameras on while one still moves.
@@ -756,12 +826,16 @@ class Mapper:
 
     # -- products: copies, for any thread -------------------------------------------------------
 
-    def trajectory(self) -> list[FramePose]:
-        """The present pose of every frame, in order of arrival; empty without a map.
+    def trajectories(self) -> list[list[FramePose]]:
+        """The present poses of the frames in each map, in order of arrival; empty without a map.
 
-        In metres east, north, up once the map is georeferenced.
+        Each in metres east, north, up once its map is georeferenced; the map comes first.
         """
-        return self._georeferencing.poses_in_metres(self._poser.trajectory(self._map))
+        poses = self._poser.trajectories(self._maps)
+        return [
+            self._georeferencing.poses_in_metres(own, self._georeference_of(sparse_map))
+            for own, sparse_map in zip(poses, self._maps, strict=True)
+        ]
 
     def cameras(self) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated at present."""
@@ -777,18 +851,15 @@ class Mapper:
         Separate maps are placed by the same origin, if at all.
         """
         placement = self._georeferencing.update(self._map)
-        copies = [self._copy(self._map, None if placement is None else placement.georeference)]
-        for separate in self._separate_maps:
-            found = self._georeferencing.place_separate(separate) if placement else None
-            copies.append(self._copy(separate, found))
-        return MapSnapshot(copies=tuple(copies), placement=placement, counts=self._counts())
+        copies = tuple(self._copy(one) for one in self._maps or [self._map])
+        return MapSnapshot(copies=copies, placement=placement, counts=self._counts())
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
         ids = self._map.registered_ids
         cameras = [self._map.camera(self._map.keyframe(i).calibration_key) for i in ids]
         cloud = self._map.point_cloud()
-        edges = self._graph.edges()
+        edges = self._graph.all_edges()
         poses = [self._map.cam_from_world(i) for i in ids]
         return MapView(
             version=self._version,
@@ -806,25 +877,46 @@ class Mapper:
         )
 
     def figures(self) -> MapFigures:
-        """The figures of the map that the summary of a run reports."""
+        """The figures of the map, and of those apart from it, that the summary of a run reports."""
         reconstruction = self._map.reconstruction
         scale = self._metric_scale()
+        poses = self._poser.trajectories(self._maps)
+        kinds = Counter(pose.kind for own in poses for pose in own)
         return MapFigures(
             counts=self._counts(),
             num_points3D=self._map.num_points3D,
             num_observations=reconstruction.compute_num_observations(),
             mean_track_length=reconstruction.compute_mean_track_length(),
             mean_reprojection_error_px=self._map.mean_reprojection_error_px(),
-            num_interpolated_frames=self._poser.num_interpolated(self._map),
-            num_components=int(self._is_initialized) + len(self._separate_maps),
+            num_interpolated_frames=kinds[PoseKind.INTERPOLATED],
+            num_frames_without_pose=self._poser.num_frames - kinds.total(),
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            verdict=self._verdicts.verdict,
+            contradictions=self._contradictions,
+            maps=tuple(
+                self._figures_of(sparse_map, num_posed_frames=len(own))
+                for sparse_map, own in zip(self._maps, poses, strict=True)
+            ),
         )
 
-    def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
+    def _figures_of(self, sparse_map: SparseMap, *, num_posed_frames: int) -> OneMapFigures:
+        first, *_, last = (sparse_map.keyframe(i).name for i in sparse_map.registered_ids)
+        return OneMapFigures(
+            num_registered=sparse_map.num_registered,
+            num_points3D=sparse_map.num_points3D,
+            mean_reprojection_error_px=sparse_map.mean_reprojection_error_px(),
+            first_name=first,
+            last_name=last,
+            num_posed_frames=num_posed_frames,
+            is_georeferenced=self._georeference_of(sparse_map) is not None,
+        )
+
+    def _copy(self, sparse_map: SparseMap) -> MapCopy:
         reconstruction = sparse_map.copy_reconstruction()
+        found = self._georeference_of(sparse_map)
         is_in_metres = found is not None and self._georeferencing.to_metres(reconstruction, found)
         return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
 
@@ -972,6 +1064,14 @@ class Mapper:
     def _is_initialized(self) -> bool:
         return self._map.num_registered > 0
 
+    def _camera(self, calibration_key: str) -> pycolmap.Camera:
+        return self._map.camera(calibration_key)
+
+    @property
+    def _maps(self) -> list[SparseMap]:
+        """The map, and those of what nothing joins to it; empty without a map."""
+        return [self._map, *self._separate_maps] if self._is_initialized else []
+
     def _new_map(self) -> SparseMap:
         return SparseMap(
             triangulation=self._config.triangulation,
@@ -986,6 +1086,13 @@ class Mapper:
         self._graph.set_registered(frame_id, is_registered)
         if is_registered:
             self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
+
+    def _georeference_of(self, sparse_map: SparseMap) -> Georeference | None:
+        """Where one of the maps lies; None: nowhere yet."""
+        if sparse_map is not self._map:
+            return self._georeferencing.place_separate(sparse_map)
+        placement = self._georeferencing.placement
+        return None if placement is None else placement.georeference
 
     def _metric_scale(self) -> MetricScale | None:
         """How long the map's unit is by the matcher's depths; None when they do not say."""
