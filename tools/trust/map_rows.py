@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -32,6 +32,7 @@ DECEIVED_PERCENT, DECEIVED_FACTOR = 0.06, 1.2
 WALK_FACTOR, WALK_PERCENT = 1.2, 0.05
 TIME_LOST_TOLERANCE = 0.3  # of the time that a verdict names
 FRAMES_LOST_TOLERANCE = 20
+_AS_PHOTOS = ("--set", "frame_tracking.mode=photos", "--set", "sources.every_nth_frame=4")
 _TURNING = (r"\bturn", r"rotat", r"on the spot")
 _TRUTH = {"fox": "groundtruth.txt", "kitchen": "reference_colmap.txt"}
 
@@ -45,7 +46,7 @@ def map_rows(num_seeds: int) -> list[Row]:
         lookalike_row(num_seeds),
         parquet_row(),
         *turning_rows(),
-        interrupted_row(),
+        *interrupted_rows(),
         *two_flights_rows(),
         one_map_row(),
         *barren_rows(),
@@ -293,14 +294,14 @@ def turning_rows() -> list[Row]:
     rows = [Row(name="turning-room", cases=(_turned_room(),), judge=_judge_turning)]
     for amplitude in (0.25, 0.5):
         way = partial(flights.turning, amplitude_rad=amplitude)
-        cases = tuple(
-            Case(
-                name=f"turning-town-{amplitude:g}-{label}",
-                make=flights.clip_input(way, is_given=is_given),
-            )
-            for label, is_given in (("unknown", False), ("given", True))
+        name = f"turning-town-{amplitude:g}"
+        unknown = Case(name=f"{name}-unknown", make=flights.clip_input(way))
+        cases = (
+            unknown,
+            replace(unknown, name=f"{name}-photos", input_name=unknown.name, arguments=_AS_PHOTOS),
+            Case(name=f"{name}-given", make=flights.clip_input(way, is_given=True)),
         )
-        rows.append(Row(name=f"turning-town-{amplitude:g}", cases=cases, judge=_judge_turning))
+        rows.append(Row(name=name, cases=cases, judge=_judge_turning))
     num_turned = flights.TURN_AFTER_WALK_FRAMES
     cases = (
         Case(
@@ -390,16 +391,27 @@ def _num_of_walk(outcome: Outcome) -> int | None:
 # Breaks
 
 
-def interrupted_row() -> Row:
-    """A jump, a blackout, and an old street again."""
-    case = Case(name="interrupted", make=flights.clip_input(flights.interrupted))
-    return Row(name="interrupted", cases=(case,), judge=_judge_interrupted)
+def interrupted_rows() -> list[Row]:
+    """A jump, a blackout, and an old street again; over the roofs and in the streets."""
+    return [
+        Row(
+            name=name,
+            cases=(Case(name=name, make=flights.clip_input(way)),),
+            judge=partial(_judge_interrupted, way=way),
+        )
+        for name, way in (
+            ("interrupted", flights.interrupted),
+            ("interrupted-street", partial(flights.interrupted, is_low=True)),
+        )
+    ]
 
 
-def _judge_interrupted(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
+def _judge_interrupted(
+    bench: Bench, outcomes: Sequence[Outcome], *, way: Callable[[Kit], flights.Clip]
+) -> list[Check]:
     (outcome,) = outcomes
     said = outcome.said
-    lost = _times_lost(said.words, bench)
+    lost = _times_lost(said.words, first=flights.first_black(way(bench.kit)))
     return [
         _one_map(outcome),
         _town_check(outcome),
@@ -413,9 +425,8 @@ def _judge_interrupted(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]
     ]
 
 
-def _times_lost(words: str, bench: Bench) -> list[str]:
-    """What of a text says how long or in which frames the camera was lost."""
-    first = flights.first_black(flights.interrupted(bench.kit))
+def _times_lost(words: str, *, first: int) -> list[str]:
+    """What of a text says how long, or in which frames from the first on, nothing was seen."""
     last = first + flights.BLACKOUT_S * flights.RATE_HZ
     limit_s = TIME_LOST_TOLERANCE * flights.BLACKOUT_S
     near = FRAMES_LOST_TOLERANCE
