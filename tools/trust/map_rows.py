@@ -296,12 +296,12 @@ def turning_rows() -> list[Row]:
         way = partial(flights.turning, amplitude_rad=amplitude)
         name = f"turning-town-{amplitude:g}"
         unknown = Case(name=f"{name}-unknown", make=flights.clip_input(way))
-        cases = (
+        turned = (
             unknown,
             replace(unknown, name=f"{name}-photos", input_name=unknown.name, arguments=_AS_PHOTOS),
             Case(name=f"{name}-given", make=flights.clip_input(way, is_given=True)),
         )
-        rows.append(Row(name=name, cases=cases, judge=_judge_turning))
+        rows.append(Row(name=name, cases=turned, judge=_judge_turning))
     num_turned = flights.TURN_AFTER_WALK_FRAMES
     cases = (
         Case(
