@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from trust.inputs import INPUT_FOLDER, Input, Kit, Maker, make_once
+from trust.inputs import Input, Kit, Maker, make_once
 from trust.places import Placement, placement
 from trust.running import Finished, run_process
 from trust.scoring import MapScore, largest_map, registered_centers, score_run, true_centers
@@ -28,6 +28,7 @@ class Case:
     make: Maker
     input_name: str = ""  # of the input's folder, where it is not the run's name
     arguments: tuple[str, ...] = ()  # besides the input's own
+    matcher: str | None = None  # of `run_matcher.py`; None: the input's
     settings: tuple[str, ...] = ()  # left out where the version does not know them
     is_reference: bool = False  # run once, by the version to compare with, and kept
 
@@ -169,9 +170,8 @@ class Bench:
         settings = (part for setting in case.settings for part in ("--set", setting))
         given = [*known.command(folder), *case.arguments, *settings]
         program = [livesfm]
-        if known.matcher is not None:
+        if matcher := case.matcher or known.matcher:
             python = Path(livesfm).absolute().with_name("python")
-            matcher = known.matcher.replace(INPUT_FOLDER, str(folder))
             program = [str(python), str(_RUN_MATCHER), matcher]
         return [*program, "run", *given, "--out", str(run), "--overwrite", "--view", "none", "-q"]
 

@@ -331,7 +331,6 @@ def town_path(
     seed: int,
     num_frames: int,
     arguments: tuple[str, ...] = (),
-    matcher: str | None = None,
     has_views: bool = False,
 ) -> Maker:
     """A maker that points to a flight of the product's own town.
@@ -341,7 +340,6 @@ def town_path(
         seed: of the town.
         num_frames: of the whole path.
         arguments: of the run.
-        matcher: of `run_matcher.py`, in place of the product's.
         has_views: whether to render all frames for what they see.
     """
     return partial(
@@ -350,7 +348,6 @@ def town_path(
         seed=seed,
         num_frames=num_frames,
         arguments=arguments,
-        matcher=matcher,
         has_views=has_views,
     )
 
@@ -363,7 +360,6 @@ def _make_town_path(
     seed: int,
     num_frames: int,
     arguments: tuple[str, ...],
-    matcher: str | None,
     has_views: bool,
 ) -> Input:
     seed += 100 * kit.variation.town_seed
@@ -379,7 +375,6 @@ def _make_town_path(
         arguments=arguments,
         truth="truth.txt",
         views="truth.npz" if has_views else None,
-        matcher=matcher,
         focal_px=town.intrinsics[0],
     )
 

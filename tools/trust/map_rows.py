@@ -166,24 +166,7 @@ def deceived_rows(num_seeds: int) -> list[Row]:
 
 
 def _deceived_row(name: str, *, is_admitted: bool, num_seeds: int) -> Row:
-    def cases(ratio: float, prefix: str) -> tuple[Case, ...]:
-        return tuple(
-            Case(
-                name=f"{prefix}-{seed}",
-                make=_deceived_town(ratio, seed=seed, is_admitted=is_admitted),
-            )
-            for seed in range(num_seeds)
-        )
-
-    return Row(
-        name=name,
-        cases=(*cases(DECEIVED_RATIO, name), *cases(0.0, f"{name}-none")),
-        judge=_judge_deceived,
-    )
-
-
-def _deceived_town(ratio: float, *, seed: int, is_admitted: bool) -> Maker:
-    return flights.town_path(
+    town = flights.town_path(
         "flight",
         seed=0,
         num_frames=DECEIVED_FRAMES,
@@ -192,10 +175,27 @@ def _deceived_town(ratio: float, *, seed: int, is_admitted: bool) -> Maker:
             "oracle",
             *("--set", "frame_tracking.mode=photos"),
             *("--set", "scene_graph.exhaustive_below=100"),
-            *("--set", f"runtime.seed={seed}"),
         ),
-        matcher=f"deceived:{ratio:g}:{seed}:{'yes' if is_admitted else 'no'}",
         has_views=True,
+    )
+    admitted = "yes" if is_admitted else "no"
+
+    def cases(ratio: float, prefix: str) -> tuple[Case, ...]:
+        return tuple(
+            Case(
+                name=f"{prefix}-{seed}",
+                input_name="false-pairs",
+                make=town,
+                arguments=("--set", f"runtime.seed={seed}"),
+                matcher=f"deceived:{ratio:g}:{seed}:{admitted}",
+            )
+            for seed in range(num_seeds)
+        )
+
+    return Row(
+        name=name,
+        cases=(*cases(DECEIVED_RATIO, name), *cases(0.0, f"{name}-none")),
+        judge=_judge_deceived,
     )
 
 
