@@ -220,12 +220,12 @@ def cut(kit: Kit) -> Clip:
 
 
 def strip_pair(kit: Kit, lines_x_m: tuple[float, float], *, height_m: float = 30.0) -> Clip:
-    """North along one line over the town and back along another, looking down."""
+    """North along one line over the town and back along another, looking north and down."""
     first, second = lines_x_m
-    south, north = -50.0, 50.0
+    south, north = -32.0, 28.0
     corners = [(first, south), (first, north), (second, north), (second, south)]
     rows = [
-        _line((*start, height_m, 0.0, -75.0), (*end, height_m, 0.0, -75.0))
+        _line((*start, height_m, 0.0, -58.0), (*end, height_m, 0.0, -58.0))
         for start, end in zip(corners, corners[1:], strict=False)
     ]
     return _seen(poses_from_path(_smoothed(np.concatenate(rows))))
