@@ -422,6 +422,15 @@ class TwoViewConfig(Section):
     It is what stays in the image against the motion of the rest."""
 
 
+class AgreementConfig(Section):
+    """Verified pairs that agree with each other."""
+
+    mode: Literal["auto", "required", "off"] = "auto"
+    """Whether maps use only pairs that a third view confirms. auto: when the matcher matches
+    everything, also images that share nothing, or when the run shows that many pairs are wrong.
+    required: always; safe, and costs sparse photos their map. off: never."""
+
+
 class InitializationConfig(Section):
     """The two keyframes that a map starts from."""
 
@@ -436,6 +445,9 @@ class InitializationConfig(Section):
     """px at an edge of 1000 px, mean after bundle adjustment. A pair above it starts no map."""
     max_pairs_tried: PositiveInt = 12
     """Pairs at each try, best first."""
+    refuse_turning: bool = True
+    """Whether a map is refused when a camera that turns without moving explains all of it. false: a
+    map is made of whatever seems to have depth."""
 
 
 class RegistrationConfig(Section):
@@ -544,6 +556,10 @@ class WindowConfig(Section):
 class RescueConfig(Section):
     """What happens when keyframes are missing from the map."""
 
+    grow_components: bool = True
+    """Whether keyframes that fit nowhere start maps of their own at once, which grow beside the map
+    and join it when pairs between them show how they lie. false: they wait, whole maps are built
+    from other starts while the run goes on, and what is left becomes separate maps at the end."""
     restart_below_registered_ratio: Ratio = 0.5
     """With a smaller share of the keyframes registered, another start is tried; the map with more
     keyframes stays."""
@@ -632,6 +648,7 @@ class Config(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     scene_graph: SceneGraphConfig = SceneGraphConfig()
     two_view: TwoViewConfig = TwoViewConfig()
+    agreement: AgreementConfig = AgreementConfig()
     initialization: InitializationConfig = InitializationConfig()
     registration: RegistrationConfig = RegistrationConfig()
     triangulation: TriangulationConfig = TriangulationConfig()

@@ -92,6 +92,7 @@ class FramePosed(Event):
     is_keyframe: bool
     is_first: bool  # pose of the frame
     latency_s: float  # from arrival
+    map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +226,37 @@ class MisplacementFound(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentStarted(Event):
+    """Keyframes that fit nowhere in the map became a map of their own, which grows beside it."""
+
+    map_number: int  # as poses in it have
+    first: FrameId  # the pair that it starts from
+    second: FrameId
+    num_registered: int
+    num_points3D: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentJoined(Event):
+    """A map that grew beside another one was moved into it; both are one map now."""
+
+    map_number: int  # of the map that was moved
+    into_map_number: int
+    keyframe_ids: tuple[FrameId, ...]  # that came in
+    num_inliers: int  # matches between both that agree on how they lie; 0: each came in by itself
+    num_registered: int  # afterwards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MainMapChanged(Event):
+    """A map that grew beside the main one is fuller, and is the main map now."""
+
+    former_map_number: int  # that it had; the former main map has it now
+    num_registered: int
+    num_registered_in_former: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OverlayFound(Event):
     """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
 
@@ -236,6 +268,21 @@ class OverlayFound(Event):
     share: float  # of the image
     boxes: tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom in px; largest first
     num_keyframes: int  # of the camera by then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraTurning(Event):
+    """A stretch of keyframes shows a camera that turns without moving: it tells no depth.
+
+    Emitted as soon as a stretch is long enough, and again when it has become half as long again.
+    """
+
+    camera_key: str
+    first: FrameId  # keyframe
+    last: FrameId
+    num_keyframes: int
+    turned_deg: float  # from keyframe to keyframe
+    is_whole: bool  # whether these are all keyframes of the camera that match others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,15 +364,6 @@ class SnapshotWritten(Event):
     num_keyframes: int
     num_points3D: int
     elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapReplaced(Event):
-    """A map that nothing joins to the map holds more keyframes, and is the map from now on."""
-
-    num_keyframes: int
-    num_points3D: int
-    former_num_keyframes: int  # of the one that was the map, and is apart now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ z forward.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -593,6 +594,7 @@ class FramePose:
     cam_from_world: Float64Array  # (3, 4)
     is_keyframe: bool  # whether the frame is one, in a map or not
     kind: PoseKind = PoseKind.NONE  # NONE stands for that of a keyframe in a map, or of a tracked
+    map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
 
     def __post_init__(self) -> None:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
@@ -639,6 +641,60 @@ class Verdict:
                 }
                 for reason in self.reasons
             ],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostStretch:
+    """Successive keyframes of a camera that had no place in the main map when they came."""
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # of the keyframes, in order of arrival
+    begins_at_s: float  # capture time of the last keyframe before them, else of the first of them
+    ends_at_s: float | None  # of the first keyframe with a place after them; None: none came
+    num_missing: int  # of them have no place in any map now
+    num_apart: int  # of them have their place in another map than the main one now
+
+    @property
+    def first(self) -> FrameId:
+        """The keyframe that it begins with."""
+        return self.frame_ids[0]
+
+    @property
+    def last(self) -> FrameId:
+        """The keyframe that it ends with."""
+        return self.frame_ids[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurningStretch:
+    """Successive keyframes of a camera that turns, or turns and zooms, without moving.
+
+    Their pairs tell no depth.
+    """
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # of the keyframes, in order of arrival
+    turned_rad: float  # how far the camera turned, from keyframe to keyframe
+    is_whole: bool  # whether these are all keyframes of the camera that match others
+
+    @property
+    def first(self) -> FrameId:
+        """The keyframe that it begins with."""
+        return self.frame_ids[0]
+
+    @property
+    def last(self) -> FrameId:
+        """The keyframe that it ends with."""
+        return self.frame_ids[-1]
+
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "camera_key": self.camera_key,
+            "frame_ids": list(self.frame_ids),
+            "turned_deg": round(math.degrees(self.turned_rad), 1),
+            "is_whole": self.is_whole,
         }
 
 

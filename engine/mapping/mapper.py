@@ -25,6 +25,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pycolmap
@@ -38,8 +39,8 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -90,9 +91,11 @@ from engine.mapping.steps import (
     MapSnapshot,
     OneMapFigures,
 )
+from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
 from engine.matching.overlays import Overlay, OverlayMask
+from engine.matching.pair_agreement import PairAgreement
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
@@ -159,6 +162,13 @@ class Mapper:
         self._separate_maps: list[SparseMap] = []
         self._num_maps = 0  # adopted so far, each fuller than the one before
         self._cameras = CameraCalibration(config.cameras, emit=emit)
+        self._agreement = PairAgreement(
+            config.agreement,
+            graph=graph,
+            camera_of=self._camera,
+            matches_everything=matching.matches_everything,
+            seed=config.runtime.seed,
+        )
         self._poser = FramePoser(
             registration=config.registration,
             seed=config.runtime.seed,
@@ -213,6 +223,7 @@ class Mapper:
         self._crops = CameraCrops(
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
+        self._verdicts = VerdictWatch(graph=graph, emit=emit)
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -288,7 +299,7 @@ class Mapper:
         """
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
-        self._add_pairs(matched)
+        matched = self._add_pairs(matched)
         if self._config.cameras.split:
             self._splits.watch(self._map, matched.pairs)
         if is_bent:
@@ -313,8 +324,9 @@ class Mapper:
             self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
-        record = self._record(frame_id)
-        return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+        record, jobs = self._record(frame_id), self._start_jobs()
+        self._verdicts.watch(self._map)
+        return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -326,10 +338,13 @@ class Mapper:
         if not matched.has_lost_matches:
             return False
         self._journal_again(matched.changed_pairs, matched.lost_pairs)
+        agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
+        in_doubt = [o.pair for o in matched.changed_pairs if self._graph.is_held_back(o.pair)]
         covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._map.registered_ids}
         share = self._map.replace_pairs(
-            matched.changed_pairs, matched.lost_pairs, covered_rows=covered
+            matched.changed_pairs, [*matched.lost_pairs, *in_doubt], covered_rows=covered
         )
+        self._let_in(agreed)
         if not self._is_initialized:
             return False
         self._abandon_jobs()  # their copies hold what was taken out
@@ -384,8 +399,12 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._replace_map(built)
 
-    def _add_pairs(self, matched: MatchedKeyframe) -> None:
-        """Adds the keyframe and its pairs to the map, unregistered, and what changed with them."""
+    def _add_pairs(self, matched: MatchedKeyframe) -> MatchedKeyframe:
+        """Adds the keyframe and its pairs to the map, unregistered, and what changed with them.
+
+        Returns:
+            The same with the pairs that the map may use as of now, also between earlier keyframes.
+        """
         for seen_id, focal_px in matched.focal_lengths_px:
             if self._config.matching.use_focal_lengths:
                 self._cameras.add_focal_length(self._camera_keys[seen_id], focal_px)
@@ -397,9 +416,20 @@ class Mapper:
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
-        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), matched.pairs)
+        agreed = self._agreement.add_pairs(keyframe.frame_id)
+        usable = self._agreement.usable(matched.pairs)
+        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
+        late = self._let_in(agreed)
+        self._report_loop([*usable, *late])
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
+        return replace(matched, pairs=(*usable, *late))
+
+    def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+        """Adds pairs that became agreed to the map; returns those that it did not use before."""
+        late = [one for one in agreed if one.pair.second not in self._map.neighbors(one.pair.first)]
+        self._map.add_pairs(late)
+        return late
 
     def _report_blank(self, keyframe: Keyframe) -> None:
         """Warns of the first keyframe without keypoints; `finish` does of the others."""
@@ -418,6 +448,8 @@ class Mapper:
                     num_inliers=pair.num_inliers,
                 )
             )
+
+    def _report_loop(self, pairs: Sequence[VerifiedPair]) -> None:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
             self._loop_waits_for_adjustment = True
@@ -719,6 +751,7 @@ class Mapper:
         self._report_changes(is_final=True)
         for separate in self._separate_maps:
             self._poser.pose_pending(separate)
+        self._verdicts.judge(self._map, self._separate_maps)
         return self._step(wants_view=wants_view)
 
     def _adopt_fullest(self) -> bool:
@@ -727,18 +760,18 @@ class Mapper:
         fullest_first = sorted(self._maps, key=lambda one: -one.num_registered)
         if fullest_first[0] is former:
             return False
+        self._emit(
+            MainMapChanged(
+                former_map_number=self._maps.index(fullest_first[0]),
+                num_registered=fullest_first[0].num_registered,
+                num_registered_in_former=former.num_registered,
+            )
+        )
         self._map, *self._separate_maps = fullest_first
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
-        self._emit(
-            MapReplaced(
-                num_keyframes=self._map.num_registered,
-                num_points3D=self._map.num_points3D,
-                former_num_keyframes=former.num_registered,
-            )
-        )
         return True
 
     def _adjust_finally(self) -> None:
@@ -822,7 +855,7 @@ class Mapper:
         ids = self._map.registered_ids
         cameras = [self._map.camera(self._map.keyframe(i).calibration_key) for i in ids]
         cloud = self._map.point_cloud()
-        edges = self._graph.edges()
+        edges = self._graph.all_edges()
         poses = [self._map.cam_from_world(i) for i in ids]
         return MapView(
             version=self._version,
@@ -861,6 +894,7 @@ class Mapper:
                 self._figures_of(sparse_map, num_posed_frames=len(own))
                 for sparse_map, own in zip(self._maps, poses, strict=True)
             ),
+            verdict=self._verdicts.verdict,
         )
 
     def _figures_of(self, sparse_map: SparseMap, *, num_posed_frames: int) -> OneMapFigures:
@@ -1029,6 +1063,9 @@ class Mapper:
     def _maps(self) -> list[SparseMap]:
         """The map, and those of what nothing joins to it; empty without a map."""
         return [self._map, *self._separate_maps] if self._is_initialized else []
+
+    def _camera(self, calibration_key: str) -> pycolmap.Camera:
+        return self._map.camera(calibration_key)
 
     def _new_map(self) -> SparseMap:
         return SparseMap(

@@ -13,7 +13,9 @@ from engine.types import (
     FramePose,
     Intrinsics,
     Keyframe,
+    LostStretch,
     MapView,
+    TurningStretch,
     Verdict,
     VerifiedPair,
 )
@@ -34,6 +36,7 @@ class KeyframeToMatch:
     intrinsics: Mapping[str, Intrinsics] = field(  # of all cameras by key; empty: none is wide
         default_factory=dict
     )
+    lost_ids: tuple[FrameId, ...] = ()  # earlier ones without a place, to be looked for once more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,4 +131,6 @@ class MapFigures:
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
     maps: tuple[OneMapFigures, ...] = ()  # the map first, in the order of a snapshot's
-    verdict: Verdict = field(default_factory=Verdict)
+    lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
+    turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving
+    verdict: Verdict = field(default_factory=Verdict)  # how far the map can be trusted

@@ -129,6 +129,7 @@ def summary_figures(
         "gps_rmse_m": figures.gps_rmse_m,
         "metres_per_map_unit": figures.metres_per_map_unit,
         "cameras": [camera.as_record() for camera in figures.cameras],
+        "turning": [stretch.as_record() for stretch in figures.turning],
         "peak_rss_mb": _peak_rss_mb(),
         "wall_s": wall_s,
         "cpu_s": _cpu_s(),

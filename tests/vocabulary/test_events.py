@@ -13,7 +13,10 @@ from engine.events import (
     CameraCalibrated,
     CameraDoubted,
     CameraSplit,
+    CameraTurning,
     CommandTaken,
+    ComponentJoined,
+    ComponentStarted,
     CropFound,
     Event,
     FrameDropped,
@@ -24,8 +27,8 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -111,6 +114,15 @@ EVENTS: tuple[Event, ...] = (
         frame_ids=(ONE, TWO),
         calibration_idx=(0, 1),
     ),
+    CameraTurning(
+        at_s=0.5,
+        camera_key="camera",
+        first=ONE,
+        last=TWO,
+        num_keyframes=4,
+        turned_deg=30.0,
+        is_whole=False,
+    ),
     CropFound(
         at_s=0.5,
         camera_key="crop",
@@ -164,6 +176,18 @@ EVENTS: tuple[Event, ...] = (
         num_inliers=5,
         num_correspondences=60,
     ),
+    ComponentStarted(
+        at_s=0.5, map_number=1, first=ONE, second=TWO, num_registered=3, num_points3D=120
+    ),
+    ComponentJoined(
+        at_s=0.5,
+        map_number=1,
+        into_map_number=0,
+        keyframe_ids=(ONE, TWO),
+        num_inliers=80,
+        num_registered=12,
+    ),
+    MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
     MisplacementFound(
         at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
     ),
@@ -206,7 +230,6 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
-    MapReplaced(at_s=0.5, num_keyframes=46, num_points3D=1983, former_num_keyframes=19),
     VerdictChanged(
         at_s=0.5,
         verdict=Verdict(
