@@ -38,6 +38,11 @@ def _calibrations(value: object) -> object:
     return value
 
 
+def _off(value: object) -> object:
+    """YAML reads the word off as false."""
+    return "off" if value is False else value
+
+
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are refused."""
 
@@ -254,7 +259,7 @@ class MatchingConfig(Section):
     use_focal_lengths: bool = True
     """Whether a camera of unknown focal length starts with the one that a dense matcher
     estimates."""
-    metric_scale: Literal["off", "report", "apply"] = "report"
+    metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
     report the length of the map's unit. apply: the first map is scaled to metres, too. off:
     nothing."""
@@ -425,7 +430,7 @@ class TwoViewConfig(Section):
 class AgreementConfig(Section):
     """Verified pairs that agree with each other."""
 
-    mode: Literal["auto", "required", "off"] = "auto"
+    mode: Annotated[Literal["auto", "required", "off"], BeforeValidator(_off)] = "auto"
     """Whether maps use only pairs that a third view confirms. auto: when the matcher matches
     everything, also images that share nothing, or when the run shows that many pairs are wrong.
     required: always; safe, and costs sparse photos their map. off: never."""
@@ -553,6 +558,15 @@ class WindowConfig(Section):
     initial cameras to keyframes without a pose. Empty: the engine's own solver does."""
 
 
+class LoopsConfig(Section):
+    """Ways that come back to where they were: the map is corrected until both visits are one."""
+
+    correct: bool = True
+    """Whether a map that pairs between its far parts contradict is corrected: its parts are scaled,
+    turned and shifted onto each other, and their points merged. false: only what drifted by a few
+    pixels is closed, by bundle adjustment."""
+
+
 class RescueConfig(Section):
     """What happens when keyframes are missing from the map."""
 
@@ -655,6 +669,7 @@ class Config(Section):
     local_bundle_adjustment: LocalBundleAdjustmentConfig = LocalBundleAdjustmentConfig()
     global_bundle_adjustment: GlobalBundleAdjustmentConfig = GlobalBundleAdjustmentConfig()
     window: WindowConfig = WindowConfig()
+    loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()

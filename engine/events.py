@@ -287,11 +287,38 @@ class CameraTurning(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopClosed(Event):
-    """A keyframe matched a part of the map that was left long ago."""
+    """A part of the map that was left long ago is seen again, and both visits share points now."""
 
     first: FrameId
     second: FrameId
     num_inliers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopCorrected(Event):
+    """Pairs contradicted the map; its parts were moved until their matches are common points."""
+
+    first: FrameId  # of the pair with most matches among them
+    second: FrameId
+    num_pairs: int  # that contradicted the map and agree with it now
+    error_before_px: float  # median of their matches, at an edge of 1000 px
+    error_after_px: float
+    scale_ratio: float  # by which the part of the second keyframe was scaled against the first's
+    rotation_rad: float  # by which it was turned
+    moved_map: float  # by which its camera was moved, in units of the map
+    num_points_merged: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopRefused(Event):
+    """Pairs contradict the map, and no correction of it holds: it stays as it is."""
+
+    first: FrameId  # of the pair with most matches among them
+    second: FrameId
+    num_pairs: int
+    error_px: float  # median of their matches, at an edge of 1000 px
+    reason: str  # one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

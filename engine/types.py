@@ -751,6 +751,15 @@ class CameraFigures:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contradiction:
+    """A strong pair of registered keyframes whose matches the map puts far from each other."""
+
+    pair: ImagePair
+    num_matches: int  # with a point on both sides, not the same one
+    error_px: float  # median over them, at an edge of 1000 px
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapView:
     """An immutable copy of the map for views; rows of the arrays belong together."""

@@ -66,6 +66,7 @@ from engine.mapping.cameras import (
     InitialCamera,
     recognised_camera,
 )
+from engine.mapping.contradictions import find_contradictions
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -101,6 +102,7 @@ from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     CalibrationOrigin,
+    Contradiction,
     Features,
     Float64Array,
     FrameId,
@@ -241,6 +243,7 @@ class Mapper:
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: set[FrameId] = set()  # keyframes reported as registered
         self._new_poses: list[FramePose] = []  # since the last step
+        self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
 
@@ -746,6 +749,7 @@ class Mapper:
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
+            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
@@ -890,11 +894,12 @@ class Mapper:
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            verdict=self._verdicts.verdict,
+            contradictions=self._contradictions,
             maps=tuple(
                 self._figures_of(sparse_map, num_posed_frames=len(own))
                 for sparse_map, own in zip(self._maps, poses, strict=True)
             ),
-            verdict=self._verdicts.verdict,
         )
 
     def _figures_of(self, sparse_map: SparseMap, *, num_posed_frames: int) -> OneMapFigures:
@@ -1059,13 +1064,13 @@ class Mapper:
     def _is_initialized(self) -> bool:
         return self._map.num_registered > 0
 
+    def _camera(self, calibration_key: str) -> pycolmap.Camera:
+        return self._map.camera(calibration_key)
+
     @property
     def _maps(self) -> list[SparseMap]:
         """The map, and those of what nothing joins to it; empty without a map."""
         return [self._map, *self._separate_maps] if self._is_initialized else []
-
-    def _camera(self, calibration_key: str) -> pycolmap.Camera:
-        return self._map.camera(calibration_key)
 
     def _new_map(self) -> SparseMap:
         return SparseMap(
