@@ -39,8 +39,8 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -764,18 +764,18 @@ class Mapper:
         fullest_first = sorted(self._maps, key=lambda one: -one.num_registered)
         if fullest_first[0] is former:
             return False
+        self._emit(
+            MainMapChanged(
+                former_map_number=self._maps.index(fullest_first[0]),
+                num_registered=fullest_first[0].num_registered,
+                num_registered_in_former=former.num_registered,
+            )
+        )
         self._map, *self._separate_maps = fullest_first
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
-        self._emit(
-            MapReplaced(
-                num_keyframes=self._map.num_registered,
-                num_points3D=self._map.num_points3D,
-                former_num_keyframes=former.num_registered,
-            )
-        )
         return True
 
     def _adjust_finally(self) -> None:

@@ -29,7 +29,6 @@ from engine.events import (
     LoopClosed,
     MainMapChanged,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -231,7 +230,6 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
-    MapReplaced(at_s=0.5, num_keyframes=46, num_points3D=1983, former_num_keyframes=19),
     VerdictChanged(
         at_s=0.5,
         verdict=Verdict(
