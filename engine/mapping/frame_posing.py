@@ -113,6 +113,7 @@ class FramePoser:
         self._posed.clear()
         for tracked, focal_px in posed:
             if not sparse_map.is_registered(tracked.keyframe_id):
+                self._posed.append((tracked, focal_px))
                 continue
             now_px = self._focal_px(tracked.keyframe_id, sparse_map)
             if abs(math.log(now_px / focal_px)) > _CHANGED_FOCAL_LOG:

@@ -24,6 +24,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pycolmap
@@ -63,6 +64,7 @@ from engine.mapping.cameras import (
     InitialCamera,
     recognised_camera,
 )
+from engine.mapping.components import MAIN, Components
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -76,7 +78,7 @@ from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
-from engine.mapping.separate_maps import build_separate_maps
+from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.mapping.steps import (
     KeyframeRecord,
@@ -152,7 +154,6 @@ class Mapper:
         self._matching = matching
         self._emit = emit
         self._map = self._new_map()
-        self._separate_maps: list[SparseMap] = []
         self._num_maps = 0  # adopted so far, each fuller than the one before
         self._cameras = CameraCalibration(config.cameras, emit=emit)
         self._poser = FramePoser(registration=config.registration, seed=config.runtime.seed)
@@ -171,6 +172,15 @@ class Mapper:
             new_map=self._new_map,
             solve_window=self._solve_window,
             seed=config.runtime.seed,
+        )
+        self._components = Components(
+            is_growing=config.rescue.grow_components,
+            registration=config.registration,
+            growth=self._growth,
+            final_growth=self._final_growth,
+            graph=graph,
+            builder=self._builder,
+            emit=emit,
         )
         self._lenses = LensRecognition(
             config.cameras,
@@ -210,6 +220,7 @@ class Mapper:
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
         )
         self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
+        self._adjusted_map = self._map  # that the adjustment in flight is of
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
@@ -220,7 +231,7 @@ class Mapper:
         self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
         self._changed_pairs: dict[ImagePair, VerifiedPair] = {}  # earlier pairs, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
-        self._was_registered: set[FrameId] = set()  # keyframes reported as registered
+        self._was_registered: dict[FrameId, int] = {}  # keyframes, by the map reported for them
         self._new_poses: list[FramePose] = []  # since the last step
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
@@ -266,6 +277,7 @@ class Mapper:
             frame_id=keyframe.frame_id,
             wants_pointmaps=wants_focal_length or wants_depths,
             intrinsics=self._cameras.wide_intrinsics(self._map),
+            lost_ids=self._components.to_look_for(),
         )
 
     def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
@@ -301,9 +313,11 @@ class Mapper:
             if registration.status is RegistrationStatus.REGISTERED:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
+            self._take_lead(self._components.add_keyframe(self._map, frame_id))
             self._split_cameras()
             self._recognise_lenses()
-            self._replace_map(self._builder.after_poor_start(self._map))
+            if not self._config.rescue.grow_components:
+                self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
         record = self._record(frame_id)
         return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
@@ -318,10 +332,13 @@ class Mapper:
         if not matched.has_lost_matches:
             return False
         self._journal_again(matched.changed_pairs, matched.lost_pairs)
-        covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._map.registered_ids}
+        covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._graph.keyframe_ids}
         share = self._map.replace_pairs(
-            matched.changed_pairs, matched.lost_pairs, covered_rows=covered
+            matched.changed_pairs,
+            matched.lost_pairs,
+            covered_rows={i: covered[i] for i in self._map.registered_ids},
         )
+        self._components.leave_out(matched, covered_rows=covered)
         if not self._is_initialized:
             return False
         self._abandon_jobs()  # their copies hold what was taken out
@@ -372,6 +389,7 @@ class Mapper:
                     " without them holds half as many: it may be bent"
                 )
             return
+        self._components.clear()
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
         self._replace_map(built)
@@ -385,7 +403,10 @@ class Mapper:
             if features.frame_id != matched.frame_id:
                 self._moved[features.frame_id] = features
                 self._map.replace_features(features)
-        self._report_pairs(matched.pairs)
+        self._report_pairs([*matched.pairs, *matched.found_pairs])
+        self._journal_again(matched.found_pairs, ())
+        self._map.add_pairs(matched.found_pairs)
+        self._components.take(matched)
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
@@ -447,7 +468,8 @@ class Mapper:
     def _retry_waiting(self) -> None:
         """Tries keyframes that failed before, those with the best pairs into the map first."""
         limit = self._config.registration.max_retries_per_keyframe
-        for frame_id in self._graph.retry_candidates(limit):
+        elsewhere = self._components.established_ids
+        for frame_id in self._graph.retry_candidates(limit, exclude=elsewhere):
             started_s = time.monotonic()
             registration = register_and_refine(self._map, frame_id, config=self._growth)
             if registration.status is RegistrationStatus.REGISTERED:
@@ -458,7 +480,7 @@ class Mapper:
     def _grow(self, config: GrowthConfig) -> None:
         """Registers everything that can be."""
         started_s = time.monotonic()
-        grown = grow_fully(self._map, config=config)
+        grown = grow_fully(self._map, config=config, exclude=self._components.established_ids)
         each_s = (time.monotonic() - started_s) / max(1, len(grown))
         for frame_id, registration in grown.items():
             self._report_registration(
@@ -469,12 +491,8 @@ class Mapper:
         """Makes a built map the map when it holds more keyframes."""
         if built is None or built.sparse_map.num_registered <= self._map.num_registered:
             return
-        self._map = built.sparse_map
         self._num_maps += 1
-        self._evidence_used.clear()
-        self._update_metric_scale()
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
+        self._adopt(built.sparse_map)
         self._emit(
             MapInitialized(
                 first=built.pair.first,
@@ -483,8 +501,22 @@ class Mapper:
                 attempt=self._num_maps,
             )
         )
+
+    def _adopt(self, sparse_map: SparseMap) -> None:
+        """Makes another map the main one."""
+        self._map = sparse_map
+        self._components.release(sparse_map)
+        self._evidence_used.clear()
+        self._update_metric_scale()
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
+
+    def _take_lead(self, sparse_map: SparseMap) -> None:
+        """Makes the map that components lead to the main one, if it is another one now."""
+        if sparse_map is not self._map:
+            self._adopt(sparse_map)
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
@@ -505,13 +537,8 @@ class Mapper:
         for frame_id, calibration_key in change.calibration_keys.items():
             self._graph.set_calibration_key(frame_id, calibration_key)
             self._recalibrated[frame_id] = copy.deepcopy(sparse_map.camera(calibration_key))
-        self._map = sparse_map
-        self._evidence_used.clear()
-        self._update_metric_scale()
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
-        self._abandon_jobs()
-        self._schedule.done(self._map.num_registered)
+        self._adopt(sparse_map)
+        self._components.change_cameras(sparse_map, change)
 
     def _recognise_lenses(self) -> None:
         """Searches lenses that the map doubts; builds it anew with those that are found."""
@@ -579,16 +606,28 @@ class Mapper:
                 does not hold the newer one.
             wants_view: whether viewers want to see the map; not while a keyframe is matched.
         """
+        number, sparse_map = self._map_for(tracked, fallback)
         pose = self._poser.add_tracked(
-            tracked, self._map if self._is_initialized else None, fallback=fallback
+            tracked, sparse_map if self._is_initialized else None, fallback=fallback
         )
         if pose is not None:
             self._report_pose(
-                pose,
+                replace(pose, map_number=number),
                 camera_key=self._camera_keys[tracked.keyframe_id],
                 received_at_s=tracked.received_at_s,
             )
         return self._step(wants_view=wants_view)
+
+    def _map_for(
+        self, tracked: TrackedFrame, fallback: TrackedFrame | None
+    ) -> tuple[int, SparseMap]:
+        """The map with a frame's keyframe, else with that of its fallback, and its number."""
+        for one in (tracked, fallback):
+            if one is not None:
+                holding = self._components.holding(self._map, one.keyframe_id)
+                if holding is not None:
+                    return holding
+        return MAIN, self._map
 
     # -- background jobs ------------------------------------------------------------------------
 
@@ -605,7 +644,8 @@ class Mapper:
             return None
         num_registered = self._map.num_registered
         if not (self._schedule.should(num_registered) or self._loop_waits_for_adjustment):
-            return None
+            component = self._components.due_for_adjustment()
+            return None if component is None else self._start_adjusting(component)
         self._schedule.done(num_registered)
         self._loop_waits_for_adjustment = False
         settings = self._config.global_bundle_adjustment
@@ -613,9 +653,15 @@ class Mapper:
             self._adjust(self._growth)
             self._report_changes()
             return None
+        return self._start_adjusting(self._map)
+
+    def _start_adjusting(self, sparse_map: SparseMap) -> MapJob:
+        """A job for a copy of one of the maps."""
+        self._adjusted_map = sparse_map
+        settings = self._config.global_bundle_adjustment
         run = functools.partial(
             _solve_adjustment,
-            start_global_adjustment(self._map),
+            start_global_adjustment(sparse_map),
             max_iterations=settings.max_iterations,
             num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
         )
@@ -640,7 +686,8 @@ class Mapper:
             if not slot.release(one.job) or one.result is None:
                 continue
             if isinstance(one.result, GlobalAdjustment):
-                self._emit(merge_global_adjustment(self._map, one.result))
+                if self._adjusted_map in (self._map, *self._components.maps):
+                    self._emit(merge_global_adjustment(self._adjusted_map, one.result))
                 self._report_changes()
             elif self._take_over(self._windows.merge(self._map, one.result)):
                 self._retry_waiting()
@@ -651,6 +698,7 @@ class Mapper:
         if merge.better_map is None:
             return False
         self._map = merge.better_map
+        self._components.release(self._map)
         for frame_id in merge.registered:
             self._update_graph(frame_id)
         return True
@@ -693,6 +741,7 @@ class Mapper:
         if self._is_initialized:
             self._grow(self._growth)
             self._recognise_lenses()
+            self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()
@@ -701,10 +750,16 @@ class Mapper:
             self._adjust_finally()
             self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
+            self._components.release(self._map)
+            self._components.finish(min_keyframes=MIN_SEPARATE)
             if self._config.rescue.separate_maps:
-                self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
+                separate = build_separate_maps(
+                    self._builder, self._graph, (self._map, *self._components.maps)
+                )
+                self._components.add_separate(separate)
         self._splits.report_missing(self._map)
-        self._poser.pose_again(self._map)
+        for _, sparse_map in self._components.numbered(self._map):
+            self._poser.pose_again(sparse_map)
         self._report_changes(is_final=True)
         return self._step(wants_view=wants_view)
 
@@ -728,8 +783,12 @@ class Mapper:
         return np.array([camera_focal_px(self._map.camera(key)) for key in keys])
 
     def _rescue_by_restarts(self) -> None:
-        """Tries other starts while keyframes are missing."""
-        for _ in range(self._config.rescue.final_rebuilds):
+        """Tries other starts while keyframes are missing from all maps."""
+        settings = self._config.rescue
+        num_rebuilds = settings.final_rebuilds
+        if settings.grow_components:
+            num_rebuilds = min(num_rebuilds, self._components.num_rebuilds_wanted(self._map))
+        for _ in range(num_rebuilds):
             built = self._builder.another_at_end(self._map)
             if built is None:
                 return
@@ -778,7 +837,7 @@ class Mapper:
         """
         placement = self._georeferencing.update(self._map)
         copies = [self._copy(self._map, None if placement is None else placement.georeference)]
-        for separate in self._separate_maps:
+        for separate in self._components.maps:
             found = self._georeferencing.place_separate(separate) if placement else None
             copies.append(self._copy(separate, found))
         return MapSnapshot(copies=tuple(copies), placement=placement, counts=self._counts())
@@ -816,11 +875,12 @@ class Mapper:
             mean_track_length=reconstruction.compute_mean_track_length(),
             mean_reprojection_error_px=self._map.mean_reprojection_error_px(),
             num_interpolated_frames=self._poser.num_interpolated(self._map),
-            num_components=int(self._is_initialized) + len(self._separate_maps),
+            num_components=int(self._is_initialized) + len(self._components.maps),
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            lost=self._components.lost_stretches(self._map),
         )
 
     def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
@@ -919,23 +979,30 @@ class Mapper:
         if not self._is_initialized:
             return
         self._cameras.report(self._map, is_final=is_final)
-        for frame_id in self._map.registered_ids:
-            if frame_id not in self._was_registered:
-                self._was_registered.add(frame_id)
-                keyframe = self._map.keyframe(frame_id)
+        self._components.release(self._map)
+        for number, sparse_map in self._components.numbered(self._map):
+            self._report_poses_in(sparse_map, number=number)
+
+    def _report_poses_in(self, sparse_map: SparseMap, *, number: int) -> None:
+        """Reports poses of keyframes that are new in a map, and of frames that waited for them."""
+        for frame_id in sparse_map.registered_ids:
+            if self._was_registered.get(frame_id) != number:
+                self._was_registered[frame_id] = number
+                keyframe = sparse_map.keyframe(frame_id)
                 pose = FramePose(
                     frame_id=frame_id,
                     index=keyframe.index,
                     captured_at_s=keyframe.captured_at_s,
-                    cam_from_world=self._map.cam_from_world(frame_id),
+                    cam_from_world=sparse_map.cam_from_world(frame_id),
                     is_keyframe=True,
+                    map_number=number,
                 )
                 self._report_pose(
                     pose, camera_key=keyframe.camera_key, received_at_s=keyframe.received_at_s
                 )
-        for tracked, pose in self._poser.pose_pending(self._map):
+        for tracked, pose in self._poser.pose_pending(sparse_map):
             self._report_pose(
-                pose,
+                replace(pose, map_number=number),
                 camera_key=self._camera_keys[tracked.keyframe_id],
                 received_at_s=tracked.received_at_s,
             )
@@ -960,6 +1027,7 @@ class Mapper:
                 is_keyframe=pose.is_keyframe,
                 is_first=is_first,
                 latency_s=time.monotonic() - received_at_s,
+                map_number=pose.map_number,
             )
         )
 
@@ -982,10 +1050,13 @@ class Mapper:
 
     def _update_graph(self, frame_id: FrameId) -> None:
         """Brings the scene graph up to date with a keyframe's place in the map."""
-        is_registered = self._map.is_registered(frame_id)
-        self._graph.set_registered(frame_id, is_registered)
-        if is_registered:
-            self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
+        holding = self._components.holding(self._map, frame_id)
+        if holding is None:
+            self._graph.set_registered(frame_id, False)
+            return
+        number, sparse_map = holding
+        self._graph.set_registered(frame_id, True, map_number=number)
+        self._graph.set_covisibility(frame_id, sparse_map.covisibility(frame_id))
 
     def _metric_scale(self) -> MetricScale | None:
         """How long the map's unit is by the matcher's depths; None when they do not say."""

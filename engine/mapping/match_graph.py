@@ -63,6 +63,22 @@ class MatchGraph:
         self._neighbors[frame_id] = {}
         self._add(pairs)
 
+    def add_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
+        """Adds pairs between keyframes added before.
+
+        Raises:
+            MapError: a keyframe is unknown, or a pair comes twice; nothing is added.
+        """
+        checked: set[ImagePair] = set()
+        for verified in pairs:
+            pair = verified.pair
+            if not {pair.first, pair.second} <= self._neighbors.keys():
+                raise MapError(f"{pair} does not join keyframes of this map")
+            if pair in checked or pair.second in self._neighbors[pair.first]:
+                raise MapError(f"{pair} was added before")
+            checked.add(pair)
+        self._add(pairs)
+
     def distrust(self, pair: ImagePair) -> None:
         """Takes a pair from its keyframes' neighbours; COLMAP's graph forgets nothing."""
         for frame_id, other in ((pair.first, pair.second), (pair.second, pair.first)):

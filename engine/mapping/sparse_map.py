@@ -134,6 +134,15 @@ class SparseMap:
         """The camera as calibrated now; change it only through ``set_camera_params``."""
         return self._reconstruction.camera(self._camera_ids[camera_key])
 
+    def holds(self, frame_id: FrameId) -> bool:
+        """Whether the keyframe was added, registered or not."""
+        return frame_id in self._keyframes
+
+    @property
+    def camera_keys(self) -> list[str]:
+        """The keys of all cameras, in order of adding."""
+        return list(self._camera_ids)
+
     @property
     def constant_camera_ids(self) -> frozenset[int]:
         """COLMAP's ids of the cameras whose calibration bundle adjustment must not change."""
@@ -225,6 +234,26 @@ class SparseMap:
         self._keyframes[frame_id] = keyframe
         # The manager counts an image's correspondences when it is added: pairs come first.
         self._observations.add_image(frame_id)
+
+    def add_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
+        """Adds pairs of keyframes added before, which were not known to hold until now.
+
+        Where both keyframes are registered, their matches become points at once.
+
+        Raises:
+            MapError: a keyframe is unknown, or a pair was added before; the map is as it was.
+        """
+        if not pairs:
+            return
+        self._matches.add_pairs(pairs)
+        self._rebuild_managers()  # COLMAP's counts an image's correspondences when it is made
+        joined = {
+            one.pair.second
+            for one in pairs
+            if self.is_registered(one.pair.first) and self.is_registered(one.pair.second)
+        }
+        for frame_id in sorted(joined):
+            self.triangulate(frame_id)
 
     def replace_features(self, features: Features) -> None:
         """Puts a keyframe's present keypoint table in place of a former one.
