@@ -209,24 +209,45 @@ class Components:
             return main
         if not main.is_registered(frame_id):
             self._came_lost[frame_id] = None
-            number = self._register(main, frame_id)
-            if number is None:
-                number = self._start(main, frame_id)
+            number = (
+                self._graph.map_number(frame_id)
+                or self._register(main, frame_id)
+                or self._start(main, frame_id)
+            )
             if number is None or len(self._came_lost) % _PLACES_EVERY == 0:
                 self._to_look_for.append(frame_id)
         if not self._components:
             return main
         return self._settled(main, config=self._growth, is_final=False)
 
-    def _register(self, main: SparseMap, frame_id: FrameId) -> int | None:
-        """Registers a keyframe in the component that its pairs lead to; returns its number."""
-        inliers: Counter[int] = Counter()
+    def claim(self, main: SparseMap, frame_id: FrameId) -> bool:
+        """Registers a new keyframe in a component before the main map tries it.
+
+        That is done where its pairs lead there rather than to the main map: a single wrong pair
+        with the main map must not draw it there.
+        """
+        if not self._components:
+            return False
+        inliers = self._inliers_by_map(frame_id)
+        if inliers.most_common(1)[0][0] == MAIN:
+            return False
+        return self._register(main, frame_id) is not None
+
+    def _inliers_by_map(self, frame_id: FrameId) -> Counter[int]:
+        """Inliers of a keyframe's pairs with each map's keyframes; always has the main map."""
+        inliers: Counter[int] = Counter({MAIN: 0})
         for pair in self._builder.pairs_of(frame_id):
             other = pair.pair.first if pair.pair.second == frame_id else pair.pair.second
             number = self._graph.map_number(other)
-            if number:
+            if number is not None:
                 inliers[number] += pair.num_inliers
-        for number, _ in inliers.most_common():
+        return inliers
+
+    def _register(self, main: SparseMap, frame_id: FrameId) -> int | None:
+        """Registers a keyframe in the component that its pairs lead to; returns its number."""
+        for number, _ in self._inliers_by_map(frame_id).most_common():
+            if number == MAIN:
+                continue
             one = self._numbered(number)
             self._builder.complete(one.sparse_map, like=main, frame_ids=[frame_id])
             if self._grow_by(one, frame_id, is_retry=False):
@@ -338,7 +359,7 @@ class Components:
             if num_pairs < _MIN_PAIRS_ACROSS or num_inliers < max(1, _MORE_TO_JOIN * tried):
                 continue
             pair[0].tried[onto_number] = num_inliers
-            joined = self._joined(main, pair[0], onto, config=config)
+            joined = self._joined(main, pair[0], onto, num_pairs=num_pairs, config=config)
             if joined is not None:
                 return joined
         return None
@@ -349,17 +370,22 @@ class Components:
         one: _Component,
         onto: _Component | None,
         *,
+        num_pairs: int,
         config: GrowthConfig,
     ) -> SparseMap | None:
-        """Moves the smaller of two maps into the larger one; None when they do not fit."""
+        """Moves the smaller of two maps into the larger one; None when they do not fit.
+
+        A map that many pairs join to another one, and that does not fit it as a whole, is taken
+        apart; so are small ones.
+        """
         if onto is not None and onto.sparse_map.num_registered < one.sparse_map.num_registered:
             one, onto = onto, one
         target = main if onto is None else onto.sparse_map
         moved_ids = one.sparse_map.registered_ids
         self._builder.complete(target, like=main, frame_ids=moved_ids)
-        merged = merge_maps(
-            target, one.sparse_map, registration=self._registration, config=config
-        ) or take_apart(target, one.sparse_map, config=config)
+        merged = merge_maps(target, one.sparse_map, registration=self._registration, config=config)
+        if merged is None and num_pairs >= max(_MIN_ESTABLISHED, len(moved_ids)):
+            merged = take_apart(target, one.sparse_map, config=config)
         if merged is None:
             return None
         self._leave(one, merged)

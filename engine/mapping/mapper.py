@@ -308,11 +308,8 @@ class Mapper:
             self._report_changes()  # a map built anew holds it already
         else:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
-            registration = register_and_refine(self._map, frame_id, config=self._growth)
-            self._report_registration(frame_id, registration, started_s=self._begun_s)
-            if registration.status is RegistrationStatus.REGISTERED:
-                self._take_out_misplaced(frame_id)
-                self._retry_waiting()
+            if not self._components.claim(self._map, frame_id):
+                self._register(frame_id)
             self._take_lead(self._components.add_keyframe(self._map, frame_id))
             self._split_cameras()
             self._recognise_lenses()
@@ -321,6 +318,14 @@ class Mapper:
             self._report_changes()
         record = self._record(frame_id)
         return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+
+    def _register(self, frame_id: FrameId) -> None:
+        """Registers the newest keyframe, and others that have been waiting for it."""
+        registration = register_and_refine(self._map, frame_id, config=self._growth)
+        self._report_registration(frame_id, registration, started_s=self._begun_s)
+        if registration.status is RegistrationStatus.REGISTERED:
+            self._take_out_misplaced(frame_id)
+            self._retry_waiting()
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -757,6 +762,8 @@ class Mapper:
                     self._builder, self._graph, (self._map, *self._components.maps)
                 )
                 self._components.add_separate(separate)
+            else:
+                self._components.clear()
         self._splits.report_missing(self._map)
         for _, sparse_map in self._components.numbered(self._map):
             self._poser.pose_again(sparse_map)
