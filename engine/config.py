@@ -38,6 +38,11 @@ def _calibrations(value: object) -> object:
     return value
 
 
+def _off(value: object) -> object:
+    """YAML reads the word off as false."""
+    return "off" if value is False else value
+
+
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are refused."""
 
@@ -239,6 +244,9 @@ class FrameTrackingConfig(Section):
     max_gap_s."""
     max_gap_s: NonNegativeFloat = 2.0
     """s. A moving camera gets a keyframe at least this often. 0: off."""
+    max_interpolation_s: NonNegativeFloat = 1.0
+    """s. A frame of a video without a pose of its own gets one between the keyframes around it if
+    these are at most this far apart; else it has none, as photos always. 0: off."""
 
 
 class MatchingConfig(Section):
@@ -251,7 +259,7 @@ class MatchingConfig(Section):
     use_focal_lengths: bool = True
     """Whether a camera of unknown focal length starts with the one that a dense matcher
     estimates."""
-    metric_scale: Literal["off", "report", "apply"] = "report"
+    metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
     report the length of the map's unit. apply: the first map is scaled to metres, too. off:
     nothing."""
@@ -419,6 +427,15 @@ class TwoViewConfig(Section):
     It is what stays in the image against the motion of the rest."""
 
 
+class AgreementConfig(Section):
+    """Verified pairs that agree with each other."""
+
+    mode: Annotated[Literal["auto", "required", "off"], BeforeValidator(_off)] = "auto"
+    """Whether maps use only pairs that a third view confirms. auto: when the matcher matches
+    everything, also images that share nothing, or when the run shows that many pairs are wrong.
+    required: always; safe, and costs sparse photos their map. off: never."""
+
+
 class InitializationConfig(Section):
     """The two keyframes that a map starts from."""
 
@@ -433,6 +450,9 @@ class InitializationConfig(Section):
     """px at an edge of 1000 px, mean after bundle adjustment. A pair above it starts no map."""
     max_pairs_tried: PositiveInt = 12
     """Pairs at each try, best first."""
+    refuse_turning: bool = True
+    """Whether a map is refused when a camera that turns without moving explains all of it. false: a
+    map is made of whatever seems to have depth."""
 
 
 class RegistrationConfig(Section):
@@ -538,6 +558,15 @@ class WindowConfig(Section):
     initial cameras to keyframes without a pose. Empty: the engine's own solver does."""
 
 
+class LoopsConfig(Section):
+    """Ways that come back to where they were: the map is corrected until both visits are one."""
+
+    correct: bool = True
+    """Whether a map that pairs between its far parts contradict is corrected: its parts are scaled,
+    turned and shifted onto each other, and their points merged. false: only what drifted by a few
+    pixels is closed, by bundle adjustment."""
+
+
 class RescueConfig(Section):
     """What happens when keyframes are missing from the map."""
 
@@ -633,12 +662,14 @@ class Config(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     scene_graph: SceneGraphConfig = SceneGraphConfig()
     two_view: TwoViewConfig = TwoViewConfig()
+    agreement: AgreementConfig = AgreementConfig()
     initialization: InitializationConfig = InitializationConfig()
     registration: RegistrationConfig = RegistrationConfig()
     triangulation: TriangulationConfig = TriangulationConfig()
     local_bundle_adjustment: LocalBundleAdjustmentConfig = LocalBundleAdjustmentConfig()
     global_bundle_adjustment: GlobalBundleAdjustmentConfig = GlobalBundleAdjustmentConfig()
     window: WindowConfig = WindowConfig()
+    loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()

@@ -249,15 +249,6 @@ class ComponentJoined(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MainMapChanged(Event):
-    """A map that grew beside the main one is fuller, and is the main map now."""
-
-    former_map_number: int  # that it had; the former main map has it now
-    num_registered: int
-    num_registered_in_former: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OverlayFound(Event):
     """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
 
@@ -272,12 +263,54 @@ class OverlayFound(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CameraTurning(Event):
+    """A stretch of keyframes shows a camera that turns without moving: it tells no depth.
+
+    Emitted as soon as a stretch is long enough, and again when it has become half as long again.
+    """
+
+    camera_key: str
+    first: FrameId  # keyframe
+    last: FrameId
+    num_keyframes: int
+    turned_deg: float  # from keyframe to keyframe
+    is_whole: bool  # whether these are all keyframes of the camera that match others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopClosed(Event):
-    """A keyframe matched a part of the map that was left long ago."""
+    """A part of the map that was left long ago is seen again, and both visits share points now."""
 
     first: FrameId
     second: FrameId
     num_inliers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopCorrected(Event):
+    """Pairs contradicted the map; its parts were moved until their matches are common points."""
+
+    first: FrameId  # of the pair with most matches among them
+    second: FrameId
+    num_pairs: int  # that contradicted the map and agree with it now
+    error_before_px: float  # median of their matches, at an edge of 1000 px
+    error_after_px: float
+    scale_ratio: float  # by which the part of the second keyframe was scaled against the first's
+    rotation_rad: float  # by which it was turned
+    moved_map: float  # by which its camera was moved, in units of the map
+    num_points_merged: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopRefused(Event):
+    """Pairs contradict the map, and no correction of it holds: it stays as it is."""
+
+    first: FrameId  # of the pair with most matches among them
+    second: FrameId
+    num_pairs: int
+    error_px: float  # median of their matches, at an edge of 1000 px
+    reason: str  # one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +386,16 @@ class SnapshotWritten(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MapReplaced(Event):
+    """A map beside the main one holds more keyframes, and is the main one from now on."""
+
+    num_keyframes: int
+    num_points3D: int
+    former_num_keyframes: int  # of the one that was the map, and is apart now
+    former_map_number: int  # that it had; the one that was the main map has it now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictChanged(Event):
     """The map is trusted more or less than before, or for other reasons."""
 
@@ -372,4 +415,5 @@ class RunFinished(Event):
 
     stopped_by: str  # end_of_sources, signal, command or failure
     num_keyframes: int
-    num_registered: int
+    num_registered: int  # in the map
+    num_in_other_maps: tuple[int, ...] = ()  # keyframes of each map apart from it

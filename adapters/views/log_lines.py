@@ -12,6 +12,7 @@ from engine.events import (
     CameraCalibrated,
     CameraDoubted,
     CameraSplit,
+    CameraTurning,
     CommandTaken,
     CropFound,
     Event,
@@ -64,6 +65,12 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
     match event:
         case FrameDropped():
             return _dropped(event, counters.dropped_by_reason[event.reason])
+        case CameraTurning():
+            turning = (
+                f"camera {event.camera_key}: turns without moving from frame {event.first} to"
+                f" {event.last}, which tells no depth: film this part again while walking"
+            )
+            return LogLine(level=LogLevel.WARNING, text=turning)
         case CameraDoubted():
             doubt = f"camera {event.camera_key}: {event.reason}"
             return LogLine(level=LogLevel.WARNING, text=doubt)

@@ -16,6 +16,7 @@ from engine.geometry import image_scale, rotation_from_vector, transform_points
 from engine.types import Float64Array
 
 _MIN_POINTS_FOR_POSE = 6
+_MAX_TRIALS = 3000  # of the sampling
 _MIN_DEPTH = 1e-9  # nearer points, and those behind, are not seen
 _CONVERGED_RAD = 1e-7
 
@@ -40,6 +41,7 @@ def estimate_absolute_pose(
     camera: pycolmap.Camera,
     config: RegistrationConfig,
     seed: int,
+    max_num_trials: int = _MAX_TRIALS,
 ) -> AbsolutePose | None:
     """Poses a view by LO-RANSAC over 2D-3D correspondences (N, 2), (N, 3), then refines it.
 
@@ -52,7 +54,7 @@ def estimate_absolute_pose(
     options.ransac.max_error = config.max_error_px * image_scale(camera.width, camera.height)
     options.ransac.min_inlier_ratio = config.min_inlier_ratio
     options.ransac.random_seed = seed
-    options.ransac.max_num_trials = 3000
+    options.ransac.max_num_trials = max_num_trials
     estimate = pycolmap.estimate_and_refine_absolute_pose(
         points_xy, points3D_in_world, camera, options
     )

@@ -15,13 +15,13 @@ Frahm, CVPR 2016; the maps of a visual SLAM system: Campos et al., ORB-SLAM3, T-
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.events import ComponentJoined, ComponentStarted, FrameRegistered, MainMapChanged
+from engine.events import ComponentJoined, ComponentStarted, FrameRegistered, MapReplaced
 from engine.mapping.bundle_adjustment import GlobalAdjustmentSchedule
 from engine.mapping.cameras import CameraChange
 from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully, register_and_refine
@@ -29,10 +29,17 @@ from engine.mapping.map_merging import MergedMap, merge_maps, take_apart
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import MapBuilder
 from engine.mapping.sparse_map import Registration, SparseMap
-from engine.matching.pair_matching import MatchedKeyframe
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import Features, FrameId, Int64Array, LostStretch, RegistrationStatus
+from engine.types import (
+    Features,
+    FrameId,
+    ImagePair,
+    Int64Array,
+    LostStretch,
+    RegistrationStatus,
+    VerifiedPair,
+)
 
 MAIN = 0  # the number of the main map
 _MIN_KEYFRAMES = 3  # of a component
@@ -158,34 +165,45 @@ class Components:
         self._to_look_for = chosen[:-_LOOKED_FOR_AT_ONCE][-_MAX_STARTED_FROM:]
         return tuple(chosen[-_LOOKED_FOR_AT_ONCE:])
 
-    def take(self, matched: MatchedKeyframe) -> None:
-        """Brings keypoint tables and pairs of earlier keyframes that changed into components."""
+    def replace_features(self, features: Features) -> None:
+        """Puts a keyframe's present keypoint table in place of a former one, where it is held."""
         for one in self._components:
-            for features in matched.changed_features:
-                self._replace_features(one.sparse_map, features)
+            if one.sparse_map.holds(features.frame_id):
+                one.sparse_map.replace_features(features)
+
+    def add_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
+        """Adds pairs of earlier keyframes that were not known to hold until now."""
+        for one in self._components:
+            held = one.sparse_map.holds
             one.sparse_map.add_pairs(
                 [
                     pair
-                    for pair in matched.found_pairs
-                    if one.sparse_map.holds(pair.pair.first)
-                    and one.sparse_map.holds(pair.pair.second)
+                    for pair in pairs
+                    if held(pair.pair.first)
+                    and held(pair.pair.second)
+                    and pair.pair.second not in one.sparse_map.neighbors(pair.pair.first)
                 ]
             )
 
     def leave_out(
-        self, matched: MatchedKeyframe, *, covered_rows: dict[FrameId, Int64Array]
+        self,
+        changed: Sequence[VerifiedPair],
+        lost: Collection[ImagePair],
+        *,
+        covered_rows: Mapping[FrameId, Int64Array],
     ) -> None:
         """Takes out of all components what overlays had; what holds too little any more is dropped.
 
         Args:
-            matched: what matching the newest keyframe gave.
+            changed: pairs that have other matches now.
+            lost: pairs that do not hold any more.
             covered_rows: the keypoints under overlays, by keyframe.
         """
         for one in list(self._components):
             ids = one.sparse_map.registered_ids
             one.sparse_map.replace_pairs(
-                matched.changed_pairs,
-                matched.lost_pairs,
+                changed,
+                lost,
                 covered_rows={i: covered_rows[i] for i in ids},
             )
             min_inliers = self._registration.min_inliers
@@ -344,9 +362,9 @@ class Components:
 
     def _settled(self, main: SparseMap, *, config: GrowthConfig, is_final: bool) -> SparseMap:
         """Joins maps as long as some can be; the fullest becomes the main one."""
-        main = self._led(main, is_final=is_final)
+        main = self.lead(main, is_final=is_final)
         while (joined := self._join_once(main, config=config)) is not None:
-            main = self._led(joined, is_final=is_final)
+            main = self.lead(joined, is_final=is_final)
         return main
 
     def _join_once(self, main: SparseMap, *, config: GrowthConfig) -> SparseMap | None:
@@ -424,8 +442,13 @@ class Components:
                         num_inliers[one.number, number] += pair.num_inliers
         return {key: (num, num_inliers[key]) for key, num in num_pairs.items()}
 
-    def _led(self, main: SparseMap, *, is_final: bool) -> SparseMap:
-        """Makes the fullest component the main map when it is clearly fuller than that."""
+    def lead(self, main: SparseMap, *, is_final: bool) -> SparseMap:
+        """Makes the fullest component the main map when it is clearly fuller than that.
+
+        Args:
+            main: the main map, which is a component afterwards if it is not the fullest.
+            is_final: whether a single keyframe more is enough.
+        """
         if not self._components:
             return main
         fullest = self._fullest_first()[0]
@@ -434,10 +457,11 @@ class Components:
         if num_registered < (main.num_registered + 1 if is_final else enough):
             return main
         self._emit(
-            MainMapChanged(
+            MapReplaced(
+                num_keyframes=num_registered,
+                num_points3D=fullest.sparse_map.num_points3D,
+                former_num_keyframes=main.num_registered,
                 former_map_number=fullest.number,
-                num_registered=num_registered,
-                num_registered_in_former=main.num_registered,
             )
         )
         new_main = fullest.sparse_map
@@ -585,11 +609,6 @@ class Components:
 
     def _numbered(self, number: int) -> _Component:
         return next(one for one in self._components if one.number == number)
-
-    @staticmethod
-    def _replace_features(sparse_map: SparseMap, features: Features) -> None:
-        if sparse_map.holds(features.frame_id):
-            sparse_map.replace_features(features)
 
 
 def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ import functools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -65,6 +66,7 @@ from engine.mapping.cameras import (
     recognised_camera,
 )
 from engine.mapping.components import MAIN, Components
+from engine.mapping.contradictions import find_contradictions
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -88,15 +90,19 @@ from engine.mapping.steps import (
     MapFigures,
     MappingStep,
     MapSnapshot,
+    OneMapFigures,
 )
+from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
 from engine.matching.overlays import Overlay, OverlayMask
+from engine.matching.pair_agreement import PairAgreement
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     CalibrationOrigin,
+    Contradiction,
     Features,
     Float64Array,
     FrameId,
@@ -105,6 +111,7 @@ from engine.types import (
     Keyframe,
     MapView,
     PairReason,
+    PoseKind,
     RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
@@ -156,7 +163,18 @@ class Mapper:
         self._map = self._new_map()
         self._num_maps = 0  # adopted so far, each fuller than the one before
         self._cameras = CameraCalibration(config.cameras, emit=emit)
-        self._poser = FramePoser(registration=config.registration, seed=config.runtime.seed)
+        self._agreement = PairAgreement(
+            config.agreement,
+            graph=graph,
+            camera_of=self._camera,
+            matches_everything=matching.matches_everything,
+            seed=config.runtime.seed,
+        )
+        self._poser = FramePoser(
+            registration=config.registration,
+            seed=config.runtime.seed,
+            max_interpolation_s=config.frame_tracking.max_interpolation_s,
+        )
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
@@ -215,6 +233,7 @@ class Mapper:
         self._crops = CameraCrops(
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
+        self._verdicts = VerdictWatch(graph=graph, emit=emit)
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -233,6 +252,7 @@ class Mapper:
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
         self._was_registered: dict[FrameId, int] = {}  # keyframes, by the map reported for them
         self._new_poses: list[FramePose] = []  # since the last step
+        self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
 
@@ -292,7 +312,7 @@ class Mapper:
         """
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
-        self._add_pairs(matched)
+        matched = self._add_pairs(matched)
         if self._config.cameras.split:
             self._splits.watch(self._map, matched.pairs)
         if is_bent:
@@ -316,8 +336,9 @@ class Mapper:
             if not self._config.rescue.grow_components:
                 self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
-        record = self._record(frame_id)
-        return self._step(record=record, jobs=self._start_jobs(), wants_view=wants_view)
+        record, jobs = self._record(frame_id), self._start_jobs()
+        self._verdicts.watch(self._map)
+        return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
     def _register(self, frame_id: FrameId) -> None:
         """Registers the newest keyframe, and others that have been waiting for it."""
@@ -337,13 +358,17 @@ class Mapper:
         if not matched.has_lost_matches:
             return False
         self._journal_again(matched.changed_pairs, matched.lost_pairs)
+        agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
+        in_doubt = [o.pair for o in matched.changed_pairs if self._graph.is_held_back(o.pair)]
         covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._graph.keyframe_ids}
+        lost = [*matched.lost_pairs, *in_doubt]
         share = self._map.replace_pairs(
             matched.changed_pairs,
-            matched.lost_pairs,
+            lost,
             covered_rows={i: covered[i] for i in self._map.registered_ids},
         )
-        self._components.leave_out(matched, covered_rows=covered)
+        self._components.leave_out(matched.changed_pairs, lost, covered_rows=covered)
+        self._let_in(agreed)
         if not self._is_initialized:
             return False
         self._abandon_jobs()  # their copies hold what was taken out
@@ -399,8 +424,12 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._replace_map(built)
 
-    def _add_pairs(self, matched: MatchedKeyframe) -> None:
-        """Adds the keyframe and its pairs to the map, unregistered, and what changed with them."""
+    def _add_pairs(self, matched: MatchedKeyframe) -> MatchedKeyframe:
+        """Adds the keyframe and its pairs to the map, unregistered, and what changed with them.
+
+        Returns:
+            The same with the pairs that the map may use as of now, also between earlier keyframes.
+        """
         for seen_id, focal_px in matched.focal_lengths_px:
             if self._config.matching.use_focal_lengths:
                 self._cameras.add_focal_length(self._camera_keys[seen_id], focal_px)
@@ -408,16 +437,34 @@ class Mapper:
             if features.frame_id != matched.frame_id:
                 self._moved[features.frame_id] = features
                 self._map.replace_features(features)
+                self._components.replace_features(features)
         self._report_pairs([*matched.pairs, *matched.found_pairs])
         self._journal_again(matched.found_pairs, ())
-        self._map.add_pairs(matched.found_pairs)
-        self._components.take(matched)
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
-        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), matched.pairs)
+        agreed = self._agreement.add_pairs(keyframe.frame_id)
+        usable = self._agreement.usable(matched.pairs)
+        self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
+        for frame_id in {
+            i for one in matched.found_pairs for i in (one.pair.first, one.pair.second)
+        }:
+            agreed += self._agreement.add_pairs(frame_id)
+        late = self._let_in([*self._agreement.usable(matched.found_pairs), *agreed])
+        self._report_loop([*usable, *late])
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
+        return replace(matched, pairs=(*usable, *late))
+
+    def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+        """Adds pairs that became agreed to all maps; returns those that the map did not use."""
+        by_pair = {one.pair: one for one in agreed}
+        late = [
+            o for o in by_pair.values() if o.pair.second not in self._map.neighbors(o.pair.first)
+        ]
+        self._map.add_pairs(late)
+        self._components.add_pairs(late)
+        return late
 
     def _report_blank(self, keyframe: Keyframe) -> None:
         """Warns of the first keyframe without keypoints; `finish` does of the others."""
@@ -436,6 +483,8 @@ class Mapper:
                     num_inliers=pair.num_inliers,
                 )
             )
+
+    def _report_loop(self, pairs: Sequence[VerifiedPair]) -> None:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
             self._loop_waits_for_adjustment = True
@@ -754,21 +803,30 @@ class Mapper:
             self._update_metric_scale()
             self._adjust_finally()
             self._georeferencing.adjust(self._map)
-            self._georeferencing.update(self._map, is_final=True)
             self._components.release(self._map)
             self._components.finish(min_keyframes=MIN_SEPARATE)
             if self._config.rescue.separate_maps:
-                separate = build_separate_maps(
-                    self._builder, self._graph, (self._map, *self._components.maps)
-                )
+                held = (self._map, *self._components.maps)
+                separate = build_separate_maps(self._builder, self._graph, held)
                 self._components.add_separate(separate)
             else:
                 self._components.clear()
+            if self._adopt_fullest():
+                self._adjust_finally()
+                self._georeferencing.adjust(self._map)
+            self._georeferencing.update(self._map, is_final=True)
+            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
         self._splits.report_missing(self._map)
-        for _, sparse_map in self._components.numbered(self._map):
-            self._poser.pose_again(sparse_map)
+        self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
+        self._verdicts.judge(self._map, self._components.maps)
         return self._step(wants_view=wants_view)
+
+    def _adopt_fullest(self) -> bool:
+        """Makes the separate map that holds most keyframes the map, if it holds more than that."""
+        former = self._map
+        self._map = self._components.lead(former, is_final=True)
+        return self._map is not former
 
     def _adjust_finally(self) -> None:
         """Adjusts everything as often as configured; several cameras on while one still moves.
@@ -822,12 +880,16 @@ class Mapper:
 
     # -- products: copies, for any thread -------------------------------------------------------
 
-    def trajectory(self) -> list[FramePose]:
-        """The present pose of every frame, in order of arrival; empty without a map.
+    def trajectories(self) -> list[list[FramePose]]:
+        """The present poses of the frames in each map, in order of arrival; empty without a map.
 
-        In metres east, north, up once the map is georeferenced.
+        Each in metres east, north, up once its map is georeferenced; the map comes first.
         """
-        return self._georeferencing.poses_in_metres(self._poser.trajectory(self._map))
+        poses = self._poser.trajectories(self._maps)
+        return [
+            self._georeferencing.poses_in_metres(own, self._georeference_of(sparse_map))
+            for own, sparse_map in zip(poses, self._maps, strict=True)
+        ]
 
     def cameras(self) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated at present."""
@@ -843,18 +905,15 @@ class Mapper:
         Separate maps are placed by the same origin, if at all.
         """
         placement = self._georeferencing.update(self._map)
-        copies = [self._copy(self._map, None if placement is None else placement.georeference)]
-        for separate in self._components.maps:
-            found = self._georeferencing.place_separate(separate) if placement else None
-            copies.append(self._copy(separate, found))
-        return MapSnapshot(copies=tuple(copies), placement=placement, counts=self._counts())
+        copies = tuple(self._copy(one) for one in self._maps or [self._map])
+        return MapSnapshot(copies=copies, placement=placement, counts=self._counts())
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
         ids = self._map.registered_ids
         cameras = [self._map.camera(self._map.keyframe(i).calibration_key) for i in ids]
         cloud = self._map.point_cloud()
-        edges = self._graph.edges()
+        edges = self._graph.all_edges()
         poses = [self._map.cam_from_world(i) for i in ids]
         return MapView(
             version=self._version,
@@ -872,26 +931,47 @@ class Mapper:
         )
 
     def figures(self) -> MapFigures:
-        """The figures of the map that the summary of a run reports."""
+        """The figures of the map, and of those apart from it, that the summary of a run reports."""
         reconstruction = self._map.reconstruction
         scale = self._metric_scale()
+        poses = self._poser.trajectories(self._maps)
+        kinds = Counter(pose.kind for own in poses for pose in own)
         return MapFigures(
             counts=self._counts(),
             num_points3D=self._map.num_points3D,
             num_observations=reconstruction.compute_num_observations(),
             mean_track_length=reconstruction.compute_mean_track_length(),
             mean_reprojection_error_px=self._map.mean_reprojection_error_px(),
-            num_interpolated_frames=self._poser.num_interpolated(self._map),
-            num_components=int(self._is_initialized) + len(self._components.maps),
+            num_interpolated_frames=kinds[PoseKind.INTERPOLATED],
+            num_frames_without_pose=self._poser.num_frames - kinds.total(),
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            verdict=self._verdicts.verdict,
+            contradictions=self._contradictions,
+            maps=tuple(
+                self._figures_of(sparse_map, num_posed_frames=len(own))
+                for sparse_map, own in zip(self._maps, poses, strict=True)
+            ),
             lost=self._components.lost_stretches(self._map),
         )
 
-    def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
+    def _figures_of(self, sparse_map: SparseMap, *, num_posed_frames: int) -> OneMapFigures:
+        first, *_, last = (sparse_map.keyframe(i).name for i in sparse_map.registered_ids)
+        return OneMapFigures(
+            num_registered=sparse_map.num_registered,
+            num_points3D=sparse_map.num_points3D,
+            mean_reprojection_error_px=sparse_map.mean_reprojection_error_px(),
+            first_name=first,
+            last_name=last,
+            num_posed_frames=num_posed_frames,
+            is_georeferenced=self._georeference_of(sparse_map) is not None,
+        )
+
+    def _copy(self, sparse_map: SparseMap) -> MapCopy:
         reconstruction = sparse_map.copy_reconstruction()
+        found = self._georeference_of(sparse_map)
         is_in_metres = found is not None and self._georeferencing.to_metres(reconstruction, found)
         return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
 
@@ -1047,6 +1127,14 @@ class Mapper:
     def _is_initialized(self) -> bool:
         return self._map.num_registered > 0
 
+    def _camera(self, calibration_key: str) -> pycolmap.Camera:
+        return self._map.camera(calibration_key)
+
+    @property
+    def _maps(self) -> list[SparseMap]:
+        """The map, and those of what nothing joins to it; empty without a map."""
+        return [self._map, *self._components.maps] if self._is_initialized else []
+
     def _new_map(self) -> SparseMap:
         return SparseMap(
             triangulation=self._config.triangulation,
@@ -1064,6 +1152,13 @@ class Mapper:
         number, sparse_map = holding
         self._graph.set_registered(frame_id, True, map_number=number)
         self._graph.set_covisibility(frame_id, sparse_map.covisibility(frame_id))
+
+    def _georeference_of(self, sparse_map: SparseMap) -> Georeference | None:
+        """Where one of the maps lies; None: nowhere yet."""
+        if sparse_map is not self._map:
+            return self._georeferencing.place_separate(sparse_map)
+        placement = self._georeferencing.placement
+        return None if placement is None else placement.georeference
 
     def _metric_scale(self) -> MetricScale | None:
         """How long the map's unit is by the matcher's depths; None when they do not say."""

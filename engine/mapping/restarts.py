@@ -248,7 +248,7 @@ class MapBuilder:
         return [
             pair
             for pair in self._graph.verified_pairs(frame_id)
-            if pair.pair not in self._distrusted
+            if not (pair.pair in self._distrusted or self._graph.is_held_back(pair.pair))
         ]
 
     def rebuilt(

@@ -105,6 +105,11 @@ class PairMatching:
         self._intrinsics: Mapping[str, Intrinsics] = {}
         self._tentative: dict[ImagePair, _Tentative] = {}  # of sparse matches, the latest last
 
+    @property
+    def matches_everything(self) -> bool:
+        """Whether the matcher gives matches that agree also for images that share nothing."""
+        return self._matcher.matches_everything
+
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe to the scene graph, and its keypoint table here.
 
@@ -338,7 +343,7 @@ class PairMatching:
         """
         changed, lost = [], []
         is_covered = {frame_id: self.covers(frame_id) for frame_id in self._graph.keyframe_ids}
-        for verified in self._graph.edges():
+        for verified in self._graph.all_edges():
             pair, rows = verified.pair, verified.inlier_matches_idx
             is_open = ~(is_covered[pair.first][rows[:, 0]] | is_covered[pair.second][rows[:, 1]])
             if is_open.all():

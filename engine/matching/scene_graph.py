@@ -59,7 +59,8 @@ class SceneGraph:
 
     Orders ("earlier", gaps) are orders of adding. The keyframes of one camera are a sequence.
     Choosing changes nothing: a pair counts as tried once it is recorded, as verified
-    (`record_pair`) or not (`record_tried`), and is not proposed again.
+    (`record_pair`) or not (`record_tried`), and is not proposed again. Verified pairs that nothing
+    confirms may be held back: they lead to further pairs, and no map uses them.
 
     The state of the map enters through `set_registered` and `set_covisibility` only.
 
@@ -80,6 +81,7 @@ class SceneGraph:
         self._verified: dict[ImagePair, VerifiedPair] = {}
         self._tried: dict[FrameId, set[FrameId]] = {}
         self._registered: dict[FrameId, int] = {}  # the number of the map that has it
+        self._held_back: dict[FrameId, set[FrameId]] = {}
         self._gps_origin: GpsFix | None = None
         self._east_north_m: dict[FrameId, Float64Array] = {}  # (2,) from the first fix
 
@@ -100,6 +102,7 @@ class SceneGraph:
         self._order[frame_id] = len(self._keyframes)
         self._keyframes[frame_id] = keyframe
         self._tried[frame_id] = set()
+        self._held_back[frame_id] = set()
         sequence = self._sequences.setdefault(keyframe.camera_key, [])
         self._place_in_sequence[frame_id] = len(sequence)
         sequence.append(frame_id)
@@ -152,6 +155,30 @@ class SceneGraph:
         """Takes away the edge of a pair, if there is one; the pair stays tried."""
         if self._verified.pop(pair, None) is not None:
             self._graph.remove_edge(pair.first, pair.second)
+            self.release(pair)
+
+    def hold_back(self, pair: ImagePair) -> None:
+        """Withholds a verified pair from all maps, until it is released; it stays an edge.
+
+        Raises:
+            KeyError: a keyframe of the pair was never added.
+        """
+        held_first, held_second = self._held_back[pair.first], self._held_back[pair.second]
+        held_first.add(pair.second)
+        held_second.add(pair.first)
+
+    def release(self, pair: ImagePair) -> None:
+        """Lets maps use a pair that was held back, if it was.
+
+        Raises:
+            KeyError: a keyframe of the pair was never added.
+        """
+        self._held_back[pair.first].discard(pair.second)
+        self._held_back[pair.second].discard(pair.first)
+
+    def is_held_back(self, pair: ImagePair) -> bool:
+        """Whether no map may use a pair yet."""
+        return pair.second in self._held_back.get(pair.first, ())
 
     def was_tried(self, pair: ImagePair) -> bool:
         """Whether a pair was recorded, verified or not."""
@@ -179,28 +206,38 @@ class SceneGraph:
 
     @property
     def connected_ids(self) -> list[FrameId]:
-        """Keyframes with a verified pair, in order of adding: no map can hold another one."""
-        return [frame_id for frame_id in self._keyframes if self._graph.degree[frame_id]]
+        """Keyframes with a pair that maps may use, in order of adding: they can be in one."""
+        return [
+            frame_id
+            for frame_id in self._keyframes
+            if self._graph.degree[frame_id] > len(self._held_back[frame_id])
+        ]
 
     def keyframe(self, frame_id: FrameId) -> Keyframe:
         """One keyframe; KeyError when it was never added."""
         return self._keyframes[frame_id]
 
     def edges(self) -> list[VerifiedPair]:
-        """All verified pairs in the order in which they were first recorded."""
+        """The verified pairs that maps may use, in the order in which they were first recorded."""
+        return [
+            verified for pair, verified in self._verified.items() if not self.is_held_back(pair)
+        ]
+
+    def all_edges(self) -> list[VerifiedPair]:
+        """All verified pairs, also those held back, in the same order."""
         return list(self._verified.values())
 
     def edges_among(self, frame_ids: Iterable[FrameId]) -> list[VerifiedPair]:
-        """The verified pairs of which both keyframes are among those given, in the same order."""
+        """Those of `edges` of which both keyframes are among those given, in the same order."""
         inside = set(frame_ids)
         return [
             verified
-            for verified in self._verified.values()
+            for verified in self.edges()
             if verified.pair.first in inside and verified.pair.second in inside
         ]
 
     def edges_of(self, calibration_key: str) -> list[VerifiedPair]:
-        """The verified pairs of which both keyframes have a calibration, in the same order."""
+        """Those of `edges` of which both keyframes have a calibration, in the same order."""
         return self.edges_among(
             i for i, one in self._keyframes.items() if one.calibration_key == calibration_key
         )
@@ -272,6 +309,7 @@ class SceneGraph:
                 self._edge(frame_id, other).num_inliers
                 for other in self._graph[frame_id]
                 if self._registered.get(other) == map_number
+                and other not in self._held_back[frame_id]
             )
             for frame_id in self._keyframes
             if self._registered.get(frame_id) != map_number and frame_id not in exclude

@@ -13,8 +13,8 @@ from engine.events import (
     ComponentStarted,
     FramePosed,
     FrameRegistered,
-    MainMapChanged,
     MapInitialized,
+    MapReplaced,
 )
 from engine.types import Float64Array, FrameId, ImagePair
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
@@ -149,13 +149,13 @@ def test_maps_join_when_the_way_leads_back(found_again: MapperRun, circle: Synth
     assert joined.num_inliers >= 30
     assert map_sizes(found_again) == [NUM_BEFORE + 28]
     assert 1e-5 < pose_errors(poses_of(found_again.sparse_map), circle).rmse_ratio < 2e-3
-    assert found_again.figures.num_components == 1
+    assert len(found_again.figures.maps) == 1
 
 
 def test_a_clearly_fuller_component_becomes_the_main_map(found_again: MapperRun) -> None:
-    (changed,) = found_again.emitted(MainMapChanged)
+    (changed,) = found_again.emitted(MapReplaced)
     assert changed.former_map_number == 1
-    assert changed.num_registered >= 1.25 * changed.num_registered_in_former
+    assert changed.num_keyframes >= 1.25 * changed.former_num_keyframes
     assert len(found_again.emitted(MapInitialized)) == 1  # no whole map was built anew
 
 

@@ -13,6 +13,7 @@ from engine.events import (
     CameraCalibrated,
     CameraDoubted,
     CameraSplit,
+    CameraTurning,
     CommandTaken,
     ComponentJoined,
     ComponentStarted,
@@ -26,8 +27,8 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
-    MainMapChanged,
     MapInitialized,
+    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -37,6 +38,7 @@ from engine.events import (
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    VerdictChanged,
     Warned,
     WindowPurpose,
     WindowSolved,
@@ -49,6 +51,9 @@ from engine.types import (
     RegistrationStatus,
     RunCommand,
     SourceState,
+    Verdict,
+    VerdictLevel,
+    VerdictReason,
 )
 
 ONE, TWO = FrameId(1), FrameId(2)
@@ -108,6 +113,15 @@ EVENTS: tuple[Event, ...] = (
         focal_px=(800.0, 1200.0),
         frame_ids=(ONE, TWO),
         calibration_idx=(0, 1),
+    ),
+    CameraTurning(
+        at_s=0.5,
+        camera_key="camera",
+        first=ONE,
+        last=TWO,
+        num_keyframes=4,
+        turned_deg=30.0,
+        is_whole=False,
     ),
     CropFound(
         at_s=0.5,
@@ -173,7 +187,6 @@ EVENTS: tuple[Event, ...] = (
         num_inliers=80,
         num_registered=12,
     ),
-    MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
     MisplacementFound(
         at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
     ),
@@ -216,6 +229,27 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
+    MapReplaced(
+        at_s=0.5,
+        num_keyframes=46,
+        num_points3D=1983,
+        former_num_keyframes=19,
+        former_map_number=1,
+    ),
+    VerdictChanged(
+        at_s=0.5,
+        verdict=Verdict(
+            level=VerdictLevel.WRONG,
+            reasons=(
+                VerdictReason(
+                    kind="turning",
+                    level=VerdictLevel.WRONG,
+                    sentence="frames 2 to 9 turn on the spot",
+                    frame_ids=(FrameId(2), FrameId(9)),
+                ),
+            ),
+        ),
+    ),
     Warned(at_s=0.5, message="the disk is slow"),
     RunFinished(at_s=0.5, stopped_by="signal", num_keyframes=9, num_registered=8),
 )
@@ -229,6 +263,8 @@ def test_every_kind_of_event_is_tested_here() -> None:
 
 
 def _as_json(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
     return [_as_json(one) for one in value] if isinstance(value, tuple) else value
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trust.inputs import Input, Kit, Maker, make_once
+from trust.inputs import INPUT_FOLDER, Input, Kit, Maker, make_once
 from trust.running import Finished, run_process
 from trust.scoring import MapScore, score_run
+from trust.verdicts import Said, said_by
 
+_RUN_MATCHER = Path(__file__).with_name("run_matcher.py")
+VARIED = "-vary"  # before the seed, in names of runs with other parameters
 _SUMMARY = "summary.json"  # what a run writes last
 
 
@@ -24,6 +28,7 @@ class Case:
     make: Maker
     input_name: str = ""  # of the input's folder, where it is not the run's name
     arguments: tuple[str, ...] = ()  # besides the input's own
+    settings: tuple[str, ...] = ()  # left out where the version does not know them
     is_reference: bool = False  # run once, by the version to compare with, and kept
 
     @property
@@ -43,6 +48,12 @@ class Outcome:
     command: str
     finished: Finished
     score: MapScore | None  # None: no map
+    unknown_settings: tuple[str, ...] = ()  # that this version does not know: run without them
+
+    @property
+    def said(self) -> Said:
+        """The verdict and the words on the terminal."""
+        return said_by(self.run, self.finished.output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +95,16 @@ class Bench:
         """Of the runs and of what is kept of them."""
         return self.runs.name
 
+    def floor(self, run: Path) -> dict[str, float] | None:
+        """What parquet_floor.py measures in a run; None where it is not at hand or finds no map."""
+        if self.check is None:
+            return None
+        python = Path(self.livesfm).absolute().with_name("python")
+        finished = run_process([str(python), str(self.check / "parquet_floor.py"), str(run)])
+        lines = [line for line in finished.output.splitlines() if line.startswith("{")]
+        found: dict[str, float] | None = json.loads(lines[-1]) if lines else None
+        return found
+
     def measure(self, row: Row) -> tuple[list[Check], list[Outcome]]:
         """Runs a row's cases and judges them."""
         outcomes = [self.outcome(case) for case in row.cases]
@@ -107,12 +128,20 @@ class Bench:
     def command(self, case: Case, *, livesfm: str, run: Path) -> list[str]:
         """What a case is run by."""
         known, folder = self.input(case)
-        given = [*known.command(folder), *case.arguments]
-        return [livesfm, "run", *given, "--out", str(run), "--overwrite", "--view", "none", "-q"]
+        settings = (part for setting in case.settings for part in ("--set", setting))
+        given = [*known.command(folder), *case.arguments, *settings]
+        program = [livesfm]
+        if known.matcher is not None:
+            python = Path(livesfm).absolute().with_name("python")
+            matcher = known.matcher.replace(INPUT_FOLDER, str(folder))
+            program = [str(python), str(_RUN_MATCHER), matcher]
+        return [*program, "run", *given, "--out", str(run), "--overwrite", "--view", "none", "-q"]
 
     def shown(self, command: Sequence[str]) -> str:
         """A command as the table has it: LiveSfM by its name, folders by what they hold."""
-        text = shlex.join(["livesfm", *command[1:]])
+        start = command.index("run")
+        program = ["livesfm"] if start == 1 else [_RUN_MATCHER.name, *command[2:start]]
+        text = shlex.join([*program, *command[start:]])
         for folder, name in (
             (self.inputs, "INPUTS"),
             (self.runs, "RUNS"),
@@ -157,12 +186,17 @@ class Bench:
         livesfm = (self.baseline if case.is_reference else None) or self.livesfm
         command = self.command(case, livesfm=livesfm, run=run)
         known, folder = self.input(case)
+        unknown: tuple[str, ...] = ()
         if case.is_reference and (run / _SUMMARY).is_file():
             finished = Finished(exit_code=0, cpu_s=0.0, output="kept")
         else:
             shutil.rmtree(run, ignore_errors=True)
             run.parent.mkdir(parents=True, exist_ok=True)
             finished = run_process([*self.prefix, *command])
+            if finished.is_not_possible and case.settings:
+                unknown = case.settings
+                command = self.command(replace(case, settings=()), livesfm=livesfm, run=run)
+                finished = run_process([*self.prefix, *command])
             run.with_name(f"{run.name}.log").write_text(finished.output, encoding="utf-8")
         return Outcome(
             case=case,
@@ -172,11 +206,18 @@ class Bench:
             command=self.shown(command),
             finished=finished,
             score=score_run(known, folder, run),
+            unknown_settings=unknown,
         )
 
     def _run_folder(self, case: Case) -> Path:
         """References are kept beside the runs of the versions that are compared with them."""
-        return (self.runs.with_name("baseline") if case.is_reference else self.runs) / case.name
+        return (self.references if case.is_reference else self.runs) / case.name
+
+    @property
+    def references(self) -> Path:
+        """The folder of the runs of the version to compare with."""
+        _, _, drawn = self.runs.name.partition(VARIED)
+        return self.runs.with_name("baseline" + (f"{VARIED}{drawn}" if drawn else ""))
 
 
 def accept_line(line: str) -> tuple[bool, str, str, str] | None:

@@ -1,0 +1,504 @@
+"""Turning without moving: whether rotations explain the matches of many pairs at once.
+
+A camera that turns about its centre maps image to image by K2 R K1^-1, whatever the depths (Hartley
+and Zisserman, 2004, section 8.4). So does a moving camera before a plane, by another homography: a
+single pair with an unknown focal length often fits both. All pairs of a camera have the same
+calibration, though, and rotations determine it, while the pairs of a moving camera contradict one
+another, or want an endless focal length.
+
+Each pair gets its own rotation, all share a focal length (or each view has its own, for zooms) and
+a distortion. They are found by robust least squares from a grid; the distortion is that of the
+division model (Fitzgibbon, CVPR 2001) with two coefficients, which holds for perspectives and
+fisheyes. Lengths in images are in half diagonals, from the image's centre.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+
+from engine.estimators.lenses import camera_focal_px, unit_rays
+from engine.types import BoolArray, Float64Array, Int64Array, freeze_field
+
+FOCAL_RATIOS = (0.2, 10.0)  # of the longer image edge: what turning cameras may have
+
+_MAX_MATCHES = 64  # of a pair that are used, spread over all
+_MIN_MATCHES = 8
+_START_RATIOS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)
+_START_DISTORTIONS = (0.0, -0.35, -0.9)
+_START_SWEEPS = 3
+_DISTORTION_LIMITS = ((-1.5, 0.6), (-0.5, 0.5))
+_SCALE_RATIO = 0.001  # of the image edge: the scale of the robust loss
+_EXPLAINED_SCALES = 2.5  # a match farther off is not explained
+_MAX_STEPS = 16
+_MAX_TRIALS = 4  # of a step, each time damped more
+_MAX_STEP = 0.5  # rad, and logarithms of focal lengths
+_CONVERGED_RATIO = 1e-5  # of the cost
+_AT_LIMIT = 0.97  # of the largest focal length
+_DISTORTION_SIGMAS = np.array([1.0, 0.2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TurningPair:
+    """Matches of two views of one image size, and whose focal length each view has."""
+
+    points1: Float64Array  # (M, 2) half diagonals from the image's centre
+    points2: Float64Array  # (M, 2)
+    view1: int  # numbers of the views
+    view2: int
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "points1", (None, 2), np.float64)
+        freeze_field(self, "points2", (len(self.points1), 2), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TurningFit:
+    """The rotations and the calibration that explain pairs best."""
+
+    explained: Float64Array  # (N,) share of each pair's matches
+    rotations: Float64Array  # (N, 3, 3) second from first
+    focal_ratios: Float64Array  # (V,) of the image's longer edge, of each view
+    focal_sigma_ratio: float  # one standard deviation of the least certain one
+    distortion: Float64Array  # (2,) of the squared and of the fourth power of the radius
+    noise_ratio: float  # median distance of matches from where they should be, of the edge
+
+    @property
+    def is_determined(self) -> bool:
+        """Whether the focal length is one, and not as long as can be, as it is before planes."""
+        return bool(self.focal_ratios.max() < _AT_LIMIT * FOCAL_RATIOS[1])
+
+    @property
+    def angles_rad(self) -> Float64Array:
+        """(N,) how far each pair's rotation turns."""
+        cosines = (np.trace(self.rotations, axis1=1, axis2=2) - 1.0) / 2.0
+        return np.asarray(np.arccos(np.clip(cosines, -1.0, 1.0)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageShape:
+    """Lengths of an image in half diagonals."""
+
+    edge: float  # the longer one
+
+    @classmethod
+    def of(cls, width: int, height: int) -> ImageShape:
+        """The shape of an image of a size in px."""
+        return cls(edge=max(width, height) / _half_diagonal_px(width, height))
+
+
+def centred_points(points_xy: Float64Array, *, width: int, height: int) -> Float64Array:
+    """Points (N, 2) px as half diagonals from the image's centre, (N, 2)."""
+    center = (width / 2.0, height / 2.0)
+    return np.asarray((points_xy - center) / _half_diagonal_px(width, height))
+
+
+def _half_diagonal_px(width: int, height: int) -> float:
+    return math.hypot(width, height) / 2.0
+
+
+# -- with a calibration that is known -------------------------------------------------------------
+
+
+def share_explained_by_turning(
+    points1_xy: Float64Array,
+    points2_xy: Float64Array,
+    *,
+    camera1: pycolmap.Camera,
+    camera2: pycolmap.Camera,
+) -> tuple[float, Float64Array]:
+    """Share of matches (N, 2), (N, 2) px of two calibrated views that one rotation explains.
+
+    Args:
+        points1_xy: px in the first view.
+        points2_xy: px in the second one.
+        camera1: of any model.
+        camera2: likewise.
+
+    Returns:
+        The share, 0 where too few have viewing rays, and the rotation (3, 3), second from first.
+    """
+    chosen = _spread(len(points1_xy))
+    rays1, rays2 = unit_rays(camera1, points1_xy[chosen]), unit_rays(camera2, points2_xy[chosen])
+    usable = np.isfinite(rays1).all(axis=1) & np.isfinite(rays2).all(axis=1)
+    if usable.sum() < _MIN_MATCHES:
+        return 0.0, np.eye(3)
+    scale = _SCALE_RATIO * max(camera2.width, camera2.height) / camera_focal_px(camera2)
+    rotations, distances = _turned(rays1[usable], rays2[usable], np.ones(usable.sum()), scale)
+    return float((distances < _EXPLAINED_SCALES * scale).mean()), rotations
+
+
+def _spread(num: int) -> Int64Array:
+    """Rows of at most so many matches, spread over all."""
+    return np.linspace(0, num - 1, min(num, _MAX_MATCHES)).astype(np.int64)
+
+
+def _turned(
+    rays1: Float64Array, rays2: Float64Array, lengths: Float64Array, scale: float
+) -> tuple[Float64Array, Float64Array]:
+    """Rotations (..., 3, 3) that turn unit rays (..., M, 3) best, and distances (..., M) left.
+
+    By reweighted closed forms. Distances are chords times ``lengths``; rays of no
+    length do not count.
+    """
+    weights = np.broadcast_to((lengths > 0.0).astype(np.float64), rays1.shape[:-1])
+    distances = np.zeros(rays1.shape[:-1])
+    rotations = np.broadcast_to(np.eye(3), (*rays1.shape[:-2], 3, 3))
+    for _ in range(_START_SWEEPS):
+        rotations = _rotations_between(rays1, rays2, weights)
+        chords = rays1 @ np.swapaxes(rotations, -1, -2) - rays2
+        distances = np.linalg.norm(chords, axis=-1) * lengths
+        typical = np.maximum(np.median(distances, axis=-1, keepdims=True), scale)
+        weights = (lengths > 0.0) / (1.0 + (distances / typical) ** 2)
+    return np.asarray(rotations), distances
+
+
+def _rotations_between(
+    rays1: Float64Array, rays2: Float64Array, weights: Float64Array
+) -> Float64Array:
+    """Rotations (..., 3, 3) that turn rays (..., M, 3) best, in closed form (Kabsch, 1976)."""
+    products = np.swapaxes(rays2 * weights[..., None], -1, -2) @ rays1
+    left, _, right = np.linalg.svd(products)
+    left[..., :, 2] *= np.linalg.det(left @ right)[..., None]
+    return np.asarray(left @ right)
+
+
+# -- with a calibration that is to be found -------------------------------------------------------
+
+
+def nearest_turn_ratio(pair: TurningPair, shape: ImageShape) -> float:
+    """How far a pair's matches are from the nearest of some turns, of the image's edge; a median.
+
+    A coarse look, for the focal lengths of a grid and without distortion: a pair that only turns is
+    within some hundredths.
+    """
+    batch = _Batch.of([pair], shape=shape)
+    focals = np.log(np.array(_START_RATIOS) * shape.edge)
+    _, distances = batch.turned(focals, np.zeros(1), np.zeros_like(focals))
+    return float(np.median(distances[:, 0, : batch.counts[0]], axis=-1).min() / shape.edge)
+
+
+def fit_turning(
+    pairs: Sequence[TurningPair],
+    *,
+    shape: ImageShape,
+    focal_ratio: float | None = None,
+    focal_sigma_ratio: float = math.inf,
+    zooms: bool = False,
+) -> TurningFit:
+    """The rotations and the calibration that explain pairs best.
+
+    Args:
+        pairs: at least one, with at least 8 matches each; views are numbered from 0.
+        shape: of all images.
+        focal_ratio: what is known of the focal length, of the longer edge; None: nothing.
+        focal_sigma_ratio: how surely; one standard deviation as a ratio.
+        zooms: whether each view has its own focal length; else all have the same one.
+    """
+    batch = _Batch.of(pairs, shape=shape)
+    log_zooms = batch.log_zooms() if zooms else np.zeros(1)
+    prior = _Prior(
+        log_focal=None if focal_ratio is None else math.log(focal_ratio * shape.edge),
+        sigma=focal_sigma_ratio,
+    )
+    start = _best_start(batch, log_zooms, prior)
+    return _refined(batch, start, prior)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prior:
+    """What is known of focal lengths beforehand."""
+
+    log_focal: float | None  # half diagonals
+    sigma: float
+
+    @property
+    def information(self) -> float:
+        return 0.0 if self.log_focal is None else 1.0 / self.sigma**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _State:
+    """What is estimated."""
+
+    rotations: Float64Array  # (N, 3, 3)
+    log_focals: Float64Array  # (F,) half diagonals; one for all views, or one for each
+    distortion: Float64Array  # (2,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Batch:
+    """Pairs as arrays; those with fewer matches are padded with some of no weight."""
+
+    shape: ImageShape
+    points1: Float64Array  # (N, M, 2)
+    points2: Float64Array  # (N, M, 2)
+    counts: Int64Array  # (N,) matches
+    views: Int64Array  # (N, 2)
+
+    @classmethod
+    def of(cls, pairs: Sequence[TurningPair], *, shape: ImageShape) -> _Batch:
+        chosen = [_spread(len(pair.points1)) for pair in pairs]
+        num = max(len(rows) for rows in chosen)
+        points1, points2 = np.zeros((2, len(pairs), num, 2))
+        for idx, (pair, rows) in enumerate(zip(pairs, chosen, strict=True)):
+            points1[idx, : len(rows)] = pair.points1[rows]
+            points2[idx, : len(rows)] = pair.points2[rows]
+        return cls(
+            shape=shape,
+            points1=points1,
+            points2=points2,
+            counts=np.array([len(rows) for rows in chosen]),
+            views=np.array([(pair.view1, pair.view2) for pair in pairs]),
+        )
+
+    @property
+    def scale(self) -> float:
+        return _SCALE_RATIO * self.shape.edge
+
+    @property
+    def is_match(self) -> BoolArray:
+        """(N, M) whether a row is no padding."""
+        return np.asarray(np.arange(self.points1.shape[1]) < self.counts[:, None])
+
+    @property
+    def num_views(self) -> int:
+        return int(self.views.max()) + 1
+
+    def log_zooms(self) -> Float64Array:
+        """(V,) how much larger each view shows things than the mean view, by all pairs; logs."""
+        spreads = [_log_spread(points, self.is_match) for points in (self.points1, self.points2)]
+        differences = spreads[1] - spreads[0]
+        rows = np.zeros((len(differences) + 1, self.num_views))
+        number = np.arange(len(differences))
+        rows[number, self.views[:, 1]] += 1.0
+        rows[number, self.views[:, 0]] -= 1.0
+        rows[-1] = 1.0  # the mean is 0
+        found, *_ = np.linalg.lstsq(rows, np.append(differences, 0.0), rcond=None)
+        return np.asarray(found)
+
+    def focal_of(self, log_focals: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """(..., N, 1) focal lengths of the first and second views, of logs (..., F)."""
+        if log_focals.shape[-1] == 1:
+            focals = np.exp(np.broadcast_to(log_focals, (*log_focals.shape[:-1], len(self.views))))
+            return focals[..., None], focals[..., None]
+        first, second = (np.exp(log_focals[..., self.views[:, i], None]) for i in (0, 1))
+        return first, second
+
+    def turned(
+        self, log_focals: Float64Array, log_zooms: Float64Array, distortions: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """Best rotations (G, N, 3, 3) and distances (G, N, M) for each calibration of a grid."""
+        first, second = self.focal_of(log_focals[:, None] + log_zooms)
+        bends = np.stack([distortions, np.zeros_like(distortions)])[..., None, None]
+        rays1, _ = _rays(self.points1, first, bends)
+        rays2, lengths = _rays(self.points2, second, bends)
+        return _turned(rays1, rays2, lengths * self.is_match, self.scale)
+
+
+def _log_spread(points: Float64Array, is_match: BoolArray) -> Float64Array:
+    """(N,) logs of how far the points (N, M, 2) of each pair are from their median, typically."""
+    known = np.where(is_match[..., None], points, np.nan)
+    offsets = known - np.nanmedian(known, axis=1, keepdims=True)
+    return np.asarray(np.log(np.nanmedian(np.linalg.norm(offsets, axis=2), axis=1) + 1e-9))
+
+
+def _rays(
+    points: Float64Array, focal: Float64Array, distortion: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Unit rays (..., M, 3) of points (..., M, 2), and their lengths (..., M) before."""
+    along = focal * _bent(points, distortion)
+    across = np.broadcast_to(points, (*along.shape, 2))
+    lengths = np.sqrt((across**2).sum(axis=-1) + along**2)
+    return np.concatenate([across, along[..., None]], axis=-1) / lengths[..., None], lengths
+
+
+def _bent(points: Float64Array, distortion: Float64Array) -> Float64Array:
+    """By how much distortion (2, ...) changes the parts along the axis of points (..., M, 2)."""
+    squares = (points**2).sum(axis=-1)
+    return np.asarray(1.0 + squares * (distortion[0] + squares * distortion[1]))
+
+
+def _cost(distances: Float64Array, is_match: BoolArray, scale: float) -> Float64Array:
+    """The robust cost (...) of distances (..., N, M)."""
+    return np.asarray((np.log1p((distances / scale) ** 2) * is_match).sum(axis=(-1, -2)))
+
+
+def _best_start(batch: _Batch, log_zooms: Float64Array, prior: _Prior) -> _State:
+    focals = np.log(np.array(_START_RATIOS) * batch.shape.edge)
+    if prior.log_focal is not None and prior.sigma < 0.5:
+        focals = prior.log_focal + np.linspace(-2.0, 2.0, 5) * prior.sigma
+    grid = np.array([(focal, lam) for lam in _START_DISTORTIONS for focal in focals])
+    rotations, distances = batch.turned(grid[:, 0], log_zooms, grid[:, 1])
+    best = int(_cost(distances, batch.is_match, batch.scale).argmin())
+    return _State(
+        rotations=rotations[best],
+        log_focals=grid[best, 0] + log_zooms,
+        distortion=np.array([grid[best, 1], 0.0]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Linearised:
+    """The normal equations of a state: each pair's rotation, then what all pairs share."""
+
+    own: Float64Array  # (N, 3, 3)
+    mixed: Float64Array  # (N, 3, S)
+    shared: Float64Array  # (S, S)
+    own_gradient: Float64Array  # (N, 3)
+    shared_gradient: Float64Array  # (S,)
+
+    def reduced(self, damping: float) -> tuple[Float64Array, Float64Array]:
+        """The equations (S, S), (S,) of what is shared, with the rotations following."""
+        coupled = np.swapaxes(self.mixed, 1, 2) @ np.linalg.inv(self.own + 1e-9 * np.eye(3))
+        matrix = self.shared - (coupled @ self.mixed).sum(axis=0)
+        vector = self.shared_gradient - (coupled @ self.own_gradient[..., None]).sum(axis=0)[:, 0]
+        diagonal = np.maximum(np.diag(matrix), 1e-9)
+        return matrix + np.diag(damping * diagonal + 1e-9), vector
+
+    def step(self, damping: float) -> Float64Array:
+        """The step (S,) of what is shared."""
+        step = -np.linalg.solve(*self.reduced(damping))
+        return np.clip(step, -_MAX_STEP, _MAX_STEP)
+
+
+def _refined(batch: _Batch, state: _State, prior: _Prior) -> TurningFit:
+    """Levenberg and Marquardt's steps of the calibration from a start, on the robust cost.
+
+    The rotations follow each step in closed form, by the weights before it: a longer focal length
+    wants smaller turns.
+    """
+    damping = 1e-3
+    distances, cost = _judged(batch, state, prior)
+    for _ in range(_MAX_STEPS):
+        equations, weights = _linearised(batch, state, prior)
+        better: tuple[_State, Float64Array, float] | None = None
+        for _ in range(_MAX_TRIALS):
+            moved = _moved(batch, state, equations.step(damping), weights=weights)
+            moved_distances, moved_cost = _judged(batch, moved, prior)
+            if moved_cost < cost:
+                better = moved, moved_distances, moved_cost
+                break
+            damping *= 10.0
+        if better is None:
+            break
+        gained = cost - better[2]
+        state, distances, cost = better
+        damping *= 0.1
+        if gained < _CONVERGED_RATIO * cost:
+            break
+    return _fit(batch, state, prior, distances)
+
+
+def _judged(batch: _Batch, state: _State, prior: _Prior) -> tuple[Float64Array, float]:
+    """Distances (N, M) of matches from where a state puts them, and the cost."""
+    first, second = batch.focal_of(state.log_focals)
+    rays1, _ = _rays(batch.points1, first, state.distortion)
+    rays2, lengths = _rays(batch.points2, second, state.distortion)
+    chords = rays1 @ np.swapaxes(state.rotations, 1, 2) - rays2
+    distances = np.linalg.norm(chords, axis=2) * lengths
+    cost = float(_cost(distances, batch.is_match, batch.scale))
+    cost += float(((state.distortion / _DISTORTION_SIGMAS) ** 2).sum())
+    if prior.log_focal is not None:
+        cost += prior.information * float(((state.log_focals - prior.log_focal) ** 2).sum())
+    return distances, cost
+
+
+def _linearised(batch: _Batch, state: _State, prior: _Prior) -> tuple[_Linearised, Float64Array]:
+    """The equations at a state, and the weights (N, M) of chords between rays."""
+    first, second = batch.focal_of(state.log_focals)
+    rays1, lengths1 = _rays(batch.points1, first, state.distortion)
+    rays2, lengths2 = _rays(batch.points2, second, state.distortion)
+    turned = rays1 @ np.swapaxes(state.rotations, 1, 2)
+    offsets = (turned - rays2) * lengths2[..., None]
+    weights = batch.is_match / (1.0 + ((offsets**2).sum(axis=2) / batch.scale**2))
+    weights = weights / batch.scale**2
+    by_rotation = -_skew(turned) * lengths2[..., None, None]
+    # How offsets change with the parts of rays along the axis.
+    axis = np.array([0.0, 0.0, 1.0])
+    per_along1 = ((axis - rays1 * rays1[..., 2:]) / lengths1[..., None]) @ np.swapaxes(
+        state.rotations, 1, 2
+    )
+    per_along1 = per_along1 * lengths2[..., None]
+    # Chords are measured at the length of the second ray, which changes with it.
+    per_along2 = (turned - rays2) * rays2[..., 2:] - (axis - rays2 * rays2[..., 2:])
+    squares1, squares2 = ((points**2).sum(axis=2) for points in (batch.points1, batch.points2))
+    by_focal1 = per_along1 * (first * _bent(batch.points1, state.distortion))[..., None]
+    by_focal2 = per_along2 * (second * _bent(batch.points2, state.distortion))[..., None]
+    by_distortion = np.stack(
+        [
+            per_along1 * (first * squares1**power)[..., None]
+            + per_along2 * (second * squares2**power)[..., None]
+            for power in (1, 2)
+        ],
+        axis=-1,
+    )
+    if len(state.log_focals) == 1:
+        by_focals = (by_focal1 + by_focal2)[..., None]
+    else:
+        by_focals = np.zeros((*by_focal1.shape, len(state.log_focals)))
+        number = np.arange(len(batch.views))
+        by_focals[number, :, :, batch.views[:, 0]] += by_focal1
+        by_focals[number, :, :, batch.views[:, 1]] += by_focal2
+    by_shared = np.concatenate([by_focals, by_distortion], axis=-1)
+    weighted = by_rotation * weights[..., None, None]
+    weighted_shared = by_shared * weights[..., None, None]
+    shared = np.einsum("nmis,nmit->st", weighted_shared, by_shared, optimize=True)
+    gradient = np.einsum("nmis,nmi->s", weighted_shared, offsets, optimize=True)
+    information = np.append(
+        np.full(len(state.log_focals), prior.information), 1.0 / _DISTORTION_SIGMAS**2
+    )
+    away = np.append(state.log_focals - (prior.log_focal or 0.0), state.distortion)
+    equations = _Linearised(
+        own=np.einsum("nmij,nmik->njk", weighted, by_rotation, optimize=True),
+        mixed=np.einsum("nmij,nmis->njs", weighted, by_shared, optimize=True),
+        shared=shared + np.diag(information),
+        own_gradient=np.einsum("nmij,nmi->nj", weighted, offsets, optimize=True),
+        shared_gradient=gradient + information * away,
+    )
+    return equations, weights * lengths2**2
+
+
+def _skew(vectors: Float64Array) -> Float64Array:
+    """(..., 3, 3) whose products with x are the cross products of vectors (..., 3) and x."""
+    matrices = np.zeros((*vectors.shape, 3))
+    x, y, z = (vectors[..., i] for i in range(3))
+    matrices[..., 0, 1], matrices[..., 0, 2] = -z, y
+    matrices[..., 1, 0], matrices[..., 1, 2] = z, -x
+    matrices[..., 2, 0], matrices[..., 2, 1] = -y, x
+    return matrices
+
+
+def _moved(batch: _Batch, state: _State, step: Float64Array, *, weights: Float64Array) -> _State:
+    """The state after a step of what is shared."""
+    low, high = (math.log(ratio * batch.shape.edge) for ratio in FOCAL_RATIOS)
+    log_focals = np.clip(state.log_focals + step[:-2], low, high)
+    distortion = np.clip(state.distortion + step[-2:], *np.transpose(_DISTORTION_LIMITS))
+    first, second = batch.focal_of(log_focals)
+    rays1, _ = _rays(batch.points1, first, distortion)
+    rays2, _ = _rays(batch.points2, second, distortion)
+    return _State(
+        rotations=_rotations_between(rays1, rays2, weights),
+        log_focals=log_focals,
+        distortion=distortion,
+    )
+
+
+def _fit(batch: _Batch, state: _State, prior: _Prior, distances: Float64Array) -> TurningFit:
+    matrix, _ = _linearised(batch, state, prior)[0].reduced(0.0)
+    noise = float(np.median(distances[batch.is_match]))
+    variances = np.diag(np.linalg.pinv(matrix))[:-2] * (noise / batch.scale) ** 2
+    is_explained = (distances < _EXPLAINED_SCALES * batch.scale) & batch.is_match
+    focals = np.exp(state.log_focals) / batch.shape.edge
+    return TurningFit(
+        explained=is_explained.sum(axis=1) / batch.counts,
+        rotations=state.rotations,
+        focal_ratios=np.broadcast_to(focals, batch.num_views),
+        focal_sigma_ratio=float(np.sqrt(np.maximum(variances, 0.0).max())),
+        distortion=state.distortion,
+        noise_ratio=noise / batch.shape.edge,
+    )
