@@ -35,6 +35,10 @@ NOTHING_MADE = 1
 REFUSED = 2
 
 _WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
+_TURNS = (
+    ": the camera turns without moving, and turns tell no depth; film again while walking around"
+    " or past what is to be seen"
+)
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
 
@@ -315,7 +319,7 @@ def _name_of_address(source: str) -> str:
 def _finish(outcome: RunOutcome) -> NoReturn:
     """Prints what was made and ends with the exit code that fits."""
     is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
-    why = _WHY_NO_MAP if outcome.num_keyframes else ": no frame came, see above"
+    why = _why_no_map(outcome)
     typer.echo(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
         + ("" if is_made else f"; no map could be made{why}")
@@ -326,6 +330,12 @@ def _finish(outcome: RunOutcome) -> NoReturn:
         viewer = Path(sys.executable).with_name("rerun")
         typer.echo(f"look at it again: {os.path.relpath(viewer)} {recording}")
     raise typer.Exit(0 if is_made and not is_broken else NOTHING_MADE)
+
+
+def _why_no_map(outcome: RunOutcome) -> str:
+    if not outcome.num_keyframes:
+        return ": no frame came, see above"
+    return _TURNS if outcome.summary.get("turning") else _WHY_NO_MAP
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:
