@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NOTHING_MADE = 1
 REFUSED = 2
+DOUBTED = 3  # a map was made and saved, and its verdict is not good
 
 _WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
 _TURNS = (

@@ -394,6 +394,15 @@ class SnapshotWritten(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MapReplaced(Event):
+    """A map that nothing joins to the map holds more keyframes, and is the map from now on."""
+
+    num_keyframes: int
+    num_points3D: int
+    former_num_keyframes: int  # of the one that was the map, and is apart now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictChanged(Event):
     """The map is trusted more or less than before, or for other reasons."""
 
@@ -413,4 +422,5 @@ class RunFinished(Event):
 
     stopped_by: str  # end_of_sources, signal, command or failure
     num_keyframes: int
-    num_registered: int
+    num_registered: int  # in the map
+    num_in_other_maps: tuple[int, ...] = ()  # keyframes of each map apart from it

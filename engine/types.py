@@ -398,6 +398,7 @@ class Keyframe:
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
     mask: PackedMask | None = None  # None: the whole image may be used
+    is_photo: bool = False  # whether frames before and after it may be of anywhere
     calibration_key: str = ""  # empty stands for the camera's key
 
     def __post_init__(self) -> None:
@@ -574,6 +575,15 @@ class RegistrationStatus(StrEnum):
     TOO_FEW_INLIERS = "too_few_inliers"
 
 
+class PoseKind(StrEnum):
+    """How a frame got its pose; ``frames.csv`` has it for every frame."""
+
+    KEYFRAME = "keyframe"
+    TRACKED = "tracked"  # estimated, relative to its keyframe
+    INTERPOLATED = "interpolated"  # between two keyframes close in time
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FramePose:
     """The latest known pose of one frame."""
@@ -582,20 +592,15 @@ class FramePose:
     index: int
     captured_at_s: float
     cam_from_world: Float64Array  # (3, 4)
-    is_keyframe: bool
+    is_keyframe: bool  # whether the frame is one, in a map or not
+    kind: PoseKind = PoseKind.NONE  # NONE stands for that of a keyframe in a map, or of a tracked
     map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
 
     def __post_init__(self) -> None:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
-
-
-class PoseKind(StrEnum):
-    """How a frame got its pose; ``frames.csv`` has it for every frame."""
-
-    KEYFRAME = "keyframe"
-    TRACKED = "tracked"  # estimated, relative to its keyframe
-    INTERPOLATED = "interpolated"  # between two poses close in time
-    NONE = "none"
+        if self.kind is PoseKind.NONE:
+            kind = PoseKind.KEYFRAME if self.is_keyframe else PoseKind.TRACKED
+            object.__setattr__(self, "kind", kind)
 
 
 class VerdictLevel(StrEnum):

@@ -23,6 +23,7 @@ import functools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,6 +40,7 @@ from engine.events import (
     LensRecognised,
     LoopClosed,
     MapInitialized,
+    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -88,6 +90,7 @@ from engine.mapping.steps import (
     MapFigures,
     MappingStep,
     MapSnapshot,
+    OneMapFigures,
 )
 from engine.mapping.turning import TurningWatch
 from engine.mapping.verdict_watch import VerdictWatch
@@ -109,6 +112,7 @@ from engine.types import (
     Keyframe,
     MapView,
     PairReason,
+    PoseKind,
     RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
@@ -168,7 +172,11 @@ class Mapper:
             matches_everything=matching.matches_everything,
             seed=config.runtime.seed,
         )
-        self._poser = FramePoser(registration=config.registration, seed=config.runtime.seed)
+        self._poser = FramePoser(
+            registration=config.registration,
+            seed=config.runtime.seed,
+            max_interpolation_s=config.frame_tracking.max_interpolation_s,
+        )
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
@@ -760,17 +768,42 @@ class Mapper:
             self._update_metric_scale()
             self._adjust_finally()
             self._georeferencing.adjust(self._map)
-            self._georeferencing.update(self._map, is_final=True)
             if self._config.rescue.separate_maps:
                 self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
+            if self._adopt_fullest():
+                self._adjust_finally()
+                self._georeferencing.adjust(self._map)
+            self._georeferencing.update(self._map, is_final=True)
             self._contradictions = tuple(one for _, one in find_contradictions(self._map))
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
-        self._poser.pose_again(self._map)
+        self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
+        for separate in self._separate_maps:
+            self._poser.pose_pending(separate)
         self._verdicts.judge(self._map, self._separate_maps)
         return self._step(wants_view=wants_view)
+
+    def _adopt_fullest(self) -> bool:
+        """Makes the separate map that holds most keyframes the map, if it holds more than that."""
+        former = self._map
+        fullest_first = sorted(self._maps, key=lambda one: -one.num_registered)
+        if fullest_first[0] is former:
+            return False
+        self._map, *self._separate_maps = fullest_first
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
+        self._emit(
+            MapReplaced(
+                num_keyframes=self._map.num_registered,
+                num_points3D=self._map.num_points3D,
+                former_num_keyframes=former.num_registered,
+            )
+        )
+        return True
 
     def _adjust_finally(self) -> None:
         """Adjusts everything as often as configured; several cameras on while one still moves.
@@ -820,12 +853,16 @@ class Mapper:
 
     # -- products: copies, for any thread -------------------------------------------------------
 
-    def trajectory(self) -> list[FramePose]:
-        """The present pose of every frame, in order of arrival; empty without a map.
+    def trajectories(self) -> list[list[FramePose]]:
+        """The present poses of the frames in each map, in order of arrival; empty without a map.
 
-        In metres east, north, up once the map is georeferenced.
+        Each in metres east, north, up once its map is georeferenced; the map comes first.
         """
-        return self._georeferencing.poses_in_metres(self._poser.trajectory(self._map))
+        poses = self._poser.trajectories(self._maps)
+        return [
+            self._georeferencing.poses_in_metres(own, self._georeference_of(sparse_map))
+            for own, sparse_map in zip(poses, self._maps, strict=True)
+        ]
 
     def cameras(self) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated at present."""
@@ -841,11 +878,8 @@ class Mapper:
         Separate maps are placed by the same origin, if at all.
         """
         placement = self._georeferencing.update(self._map)
-        copies = [self._copy(self._map, None if placement is None else placement.georeference)]
-        for separate in self._separate_maps:
-            found = self._georeferencing.place_separate(separate) if placement else None
-            copies.append(self._copy(separate, found))
-        return MapSnapshot(copies=tuple(copies), placement=placement, counts=self._counts())
+        copies = tuple(self._copy(one) for one in self._maps or [self._map])
+        return MapSnapshot(copies=copies, placement=placement, counts=self._counts())
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
@@ -870,27 +904,46 @@ class Mapper:
         )
 
     def figures(self) -> MapFigures:
-        """The figures of the map that the summary of a run reports."""
+        """The figures of the map, and of those apart from it, that the summary of a run reports."""
         reconstruction = self._map.reconstruction
         scale = self._metric_scale()
+        poses = self._poser.trajectories(self._maps)
+        kinds = Counter(pose.kind for own in poses for pose in own)
         return MapFigures(
             counts=self._counts(),
             num_points3D=self._map.num_points3D,
             num_observations=reconstruction.compute_num_observations(),
             mean_track_length=reconstruction.compute_mean_track_length(),
             mean_reprojection_error_px=self._map.mean_reprojection_error_px(),
-            num_interpolated_frames=self._poser.num_interpolated(self._map),
-            num_components=int(self._is_initialized) + len(self._separate_maps),
+            num_interpolated_frames=kinds[PoseKind.INTERPOLATED],
+            num_frames_without_pose=self._poser.num_frames - kinds.total(),
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
             verdict=self._verdicts.verdict,
             contradictions=self._contradictions,
+            maps=tuple(
+                self._figures_of(sparse_map, num_posed_frames=len(own))
+                for sparse_map, own in zip(self._maps, poses, strict=True)
+            ),
         )
 
-    def _copy(self, sparse_map: SparseMap, found: Georeference | None) -> MapCopy:
+    def _figures_of(self, sparse_map: SparseMap, *, num_posed_frames: int) -> OneMapFigures:
+        first, *_, last = (sparse_map.keyframe(i).name for i in sparse_map.registered_ids)
+        return OneMapFigures(
+            num_registered=sparse_map.num_registered,
+            num_points3D=sparse_map.num_points3D,
+            mean_reprojection_error_px=sparse_map.mean_reprojection_error_px(),
+            first_name=first,
+            last_name=last,
+            num_posed_frames=num_posed_frames,
+            is_georeferenced=self._georeference_of(sparse_map) is not None,
+        )
+
+    def _copy(self, sparse_map: SparseMap) -> MapCopy:
         reconstruction = sparse_map.copy_reconstruction()
+        found = self._georeference_of(sparse_map)
         is_in_metres = found is not None and self._georeferencing.to_metres(reconstruction, found)
         return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
 
@@ -1041,6 +1094,11 @@ class Mapper:
     def _camera(self, calibration_key: str) -> pycolmap.Camera:
         return self._map.camera(calibration_key)
 
+    @property
+    def _maps(self) -> list[SparseMap]:
+        """The map, and those of what nothing joins to it; empty without a map."""
+        return [self._map, *self._separate_maps] if self._is_initialized else []
+
     def _new_map(self) -> SparseMap:
         return SparseMap(
             triangulation=self._config.triangulation,
@@ -1055,6 +1113,13 @@ class Mapper:
         self._graph.set_registered(frame_id, is_registered)
         if is_registered:
             self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
+
+    def _georeference_of(self, sparse_map: SparseMap) -> Georeference | None:
+        """Where one of the maps lies; None: nowhere yet."""
+        if sparse_map is not self._map:
+            return self._georeferencing.place_separate(sparse_map)
+        placement = self._georeferencing.placement
+        return None if placement is None else placement.georeference
 
     def _metric_scale(self) -> MetricScale | None:
         """How long the map's unit is by the matcher's depths; None when they do not say."""

@@ -66,7 +66,7 @@ def test_a_run_whose_camera_goes_wrong_goes_on_to_its_end(
     run.end()
     assert len(run.registered_ids) >= GOES_WRONG_AT
     assert np.isfinite(run.mapper.view().cam_from_world).all()
-    assert all(np.isfinite(pose.cam_from_world).all() for pose in run.mapper.trajectory())
+    assert all(np.isfinite(pose.cam_from_world).all() for pose in run.trajectory)
     assert run.figures.counts.num_keyframes == NUM_KEYFRAMES
     assert len(run.mapper.snapshot().copies) >= 1
 

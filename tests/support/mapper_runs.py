@@ -120,6 +120,12 @@ class MapperRun:
         return self.sparse_map.registered_ids
 
     @property
+    def trajectory(self) -> list[FramePose]:
+        """The poses of the frames in the map."""
+        trajectories = self.mapper.trajectories()
+        return trajectories[0] if trajectories else []
+
+    @property
     def figures(self) -> MapFigures:
         """The figures of the map."""
         return self.mapper.figures()

@@ -29,6 +29,7 @@ from engine.events import (
     LoopClosed,
     MainMapChanged,
     MapInitialized,
+    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -38,6 +39,7 @@ from engine.events import (
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    VerdictChanged,
     Warned,
     WindowPurpose,
     WindowSolved,
@@ -50,6 +52,9 @@ from engine.types import (
     RegistrationStatus,
     RunCommand,
     SourceState,
+    Verdict,
+    VerdictLevel,
+    VerdictReason,
 )
 
 ONE, TWO = FrameId(1), FrameId(2)
@@ -226,6 +231,21 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
+    MapReplaced(at_s=0.5, num_keyframes=46, num_points3D=1983, former_num_keyframes=19),
+    VerdictChanged(
+        at_s=0.5,
+        verdict=Verdict(
+            level=VerdictLevel.WRONG,
+            reasons=(
+                VerdictReason(
+                    kind="turning",
+                    level=VerdictLevel.WRONG,
+                    sentence="frames 2 to 9 turn on the spot",
+                    frame_ids=(FrameId(2), FrameId(9)),
+                ),
+            ),
+        ),
+    ),
     Warned(at_s=0.5, message="the disk is slow"),
     RunFinished(at_s=0.5, stopped_by="signal", num_keyframes=9, num_registered=8),
 )
@@ -239,6 +259,8 @@ def test_every_kind_of_event_is_tested_here() -> None:
 
 
 def _as_json(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
     return [_as_json(one) for one in value] if isinstance(value, tuple) else value
 
 
