@@ -195,7 +195,7 @@ class MapInitialized(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameRegistered(Event):
-    """A keyframe was registered in the map."""
+    """A keyframe was registered in the map, or in one beside it."""
 
     frame_id: FrameId
     num_inliers: int
@@ -204,6 +204,7 @@ class FrameRegistered(Event):
     num_points3D: int
     is_retry: bool
     elapsed_s: float
+    map_number: int = 0  # 0 is the main map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
