@@ -14,6 +14,8 @@ from engine.events import (
     CameraSplit,
     CameraTurning,
     CommandTaken,
+    ComponentJoined,
+    ComponentStarted,
     CropFound,
     Event,
     FrameDropped,
@@ -21,6 +23,7 @@ from engine.events import (
     LensRecognised,
     LoopClosed,
     MapInitialized,
+    MapReplaced,
     MetricScaleEstimated,
     OverlayFound,
     RegistrationFailed,
@@ -81,7 +84,13 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
-            text = _milestone(event) or _camera(event) or _mapping(event) or _refinement(event)
+            text = (
+                _milestone(event)
+                or _camera(event)
+                or _mapping(event)
+                or _maps(event)
+                or _refinement(event)
+            )
             return LogLine(level=LogLevel.INFO, text=text) if text else None
 
 
@@ -151,6 +160,27 @@ def _mapping(event: Event) -> str | None:
             return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
+    return None
+
+
+def _maps(event: Event) -> str | None:
+    match event:
+        case ComponentStarted():
+            return (
+                f"frames from {event.first} on fit nowhere in the map: they grow as map"
+                f" {event.map_number} of their own, {event.num_points3D:,} points"
+            )
+        case ComponentJoined():
+            onto = f"map {event.into_map_number}" if event.into_map_number else "the map"
+            return (
+                f"map {event.map_number} joined to {onto}: {len(event.keyframe_ids)} keyframes"
+                f" came in, {event.num_registered} now"
+            )
+        case MapReplaced():
+            return (
+                f"map {event.former_map_number} is fuller and the main one now:"
+                f" {event.num_keyframes} keyframes, the other {event.former_num_keyframes}"
+            )
     return None
 
 
