@@ -249,6 +249,15 @@ class ComponentJoined(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MainMapChanged(Event):
+    """A map that grew beside the main one is fuller, and is the main map now."""
+
+    former_map_number: int  # that it had; the former main map has it now
+    num_registered: int
+    num_registered_in_former: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OverlayFound(Event):
     """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
 
@@ -383,16 +392,6 @@ class SnapshotWritten(Event):
     num_keyframes: int
     num_points3D: int
     elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapReplaced(Event):
-    """A map beside the main one holds more keyframes, and is the main one from now on."""
-
-    num_keyframes: int
-    num_points3D: int
-    former_num_keyframes: int  # of the one that was the map, and is apart now
-    former_map_number: int  # that it had; the one that was the main map has it now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

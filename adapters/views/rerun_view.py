@@ -29,8 +29,8 @@ from engine.events import (
     FramePosed,
     FrameRegistered,
     KeyframeAdded,
+    MainMapChanged,
     MapInitialized,
-    MapReplaced,
     OverlayFound,
     RunFinished,
 )
@@ -54,7 +54,7 @@ _METRICS_OF_EVENT: dict[type[Event], tuple[str, ...]] = {
     MapInitialized: ("registered", "points"),
     FrameRegistered: ("registered", "points"),
     ComponentJoined: ("registered",),
-    MapReplaced: ("registered", "points"),
+    MainMapChanged: ("registered",),
     BundleAdjusted: ("points", "reprojection_error_px"),
     RunFinished: ("keyframes", "registered"),
 }

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.events import ComponentJoined, ComponentStarted, FrameRegistered, MapReplaced
+from engine.events import ComponentJoined, ComponentStarted, FrameRegistered, MainMapChanged
 from engine.mapping.bundle_adjustment import GlobalAdjustmentSchedule
 from engine.mapping.cameras import CameraChange
 from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully, register_and_refine
@@ -460,11 +460,10 @@ class Components:
         if num_registered < (main.num_registered + 1 if is_final else enough):
             return main
         self._emit(
-            MapReplaced(
-                num_keyframes=num_registered,
-                num_points3D=fullest.sparse_map.num_points3D,
-                former_num_keyframes=main.num_registered,
+            MainMapChanged(
                 former_map_number=fullest.number,
+                num_registered=num_registered,
+                num_registered_in_former=main.num_registered,
             )
         )
         new_main = fullest.sparse_map

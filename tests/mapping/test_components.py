@@ -13,8 +13,8 @@ from engine.events import (
     ComponentStarted,
     FramePosed,
     FrameRegistered,
+    MainMapChanged,
     MapInitialized,
-    MapReplaced,
 )
 from engine.types import Float64Array, FrameId, ImagePair
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
@@ -153,9 +153,9 @@ def test_maps_join_when_the_way_leads_back(found_again: MapperRun, circle: Synth
 
 
 def test_a_clearly_fuller_component_becomes_the_main_map(found_again: MapperRun) -> None:
-    (changed,) = found_again.emitted(MapReplaced)
+    (changed,) = found_again.emitted(MainMapChanged)
     assert changed.former_map_number == 1
-    assert changed.num_keyframes >= 1.25 * changed.former_num_keyframes
+    assert changed.num_registered >= 1.25 * changed.num_registered_in_former
     assert len(found_again.emitted(MapInitialized)) == 1  # no whole map was built anew
 
 

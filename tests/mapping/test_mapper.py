@@ -30,8 +30,8 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     PairVerified,
@@ -578,7 +578,7 @@ def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorl
     fed = Run(path, config=config, dropped=splits_after(5))
     frame_ids = iter(path.frame_ids)
     stale = fed.feed_until_a_job(frame_ids)
-    while not fed.emitted(MapReplaced):
+    while not fed.emitted(MainMapChanged):
         fed.feed([next(frame_ids)])
     poses = poses_of(fed.sparse_map)
     fed.mapper.begin_keyframe(path.keyframe(next(frame_ids)), [fed.run_job(stale)])

@@ -27,8 +27,8 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -229,13 +229,7 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
-    MapReplaced(
-        at_s=0.5,
-        num_keyframes=46,
-        num_points3D=1983,
-        former_num_keyframes=19,
-        former_map_number=1,
-    ),
+    MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
     VerdictChanged(
         at_s=0.5,
         verdict=Verdict(
