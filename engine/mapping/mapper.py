@@ -92,6 +92,7 @@ from engine.mapping.steps import (
     MapSnapshot,
     OneMapFigures,
 )
+from engine.mapping.turning import TurningWatch
 from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
@@ -178,6 +179,12 @@ class Mapper:
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
+        self._turning = TurningWatch(
+            graph=graph,
+            emit=emit,
+            is_refused=config.initialization.refuse_turning,
+            may_zoom=config.cameras.split,
+        )
         self._builder = MapBuilder(
             initialization=config.initialization,
             registration=config.registration,
@@ -189,6 +196,7 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            turning=self._turning,
             seed=config.runtime.seed,
         )
         self._components = Components(
@@ -315,6 +323,9 @@ class Mapper:
         matched = self._add_pairs(matched)
         if self._config.cameras.split:
             self._splits.watch(self._map, matched.pairs)
+        self._turning.watch(self._map, frame_id)
+        if self._turning.is_all:
+            self._discard_turning()
         if is_bent:
             self._build_anew(matched)
         if matched.failure is not None:
@@ -572,6 +583,17 @@ class Mapper:
         if sparse_map is not self._map:
             self._adopt(sparse_map)
 
+    def _discard_turning(self) -> None:
+        """Takes back a map that a camera turning without moving explains."""
+        if not (self._is_initialized and self._turning.explains(self._map)):
+            return
+        self._map = self._builder.start_over()
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        self._evidence_used.clear()
+        self._abandon_jobs()
+        self._schedule.done(0)
+
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
@@ -596,9 +618,11 @@ class Mapper:
 
     def _recognise_lenses(self) -> None:
         """Searches lenses that the map doubts; builds it anew with those that are found."""
+        if self._turning.is_all:
+            return  # turns fit many lenses
         for camera_key in self._lenses.doubted(self._map):
             found = self._lenses.recognise(self._map, camera_key)
-            if found is not None:
+            if found is not None and not self._turning.explains(self._map, poses=found.poses):
                 self._change_lens(camera_key, found)
 
     def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
@@ -789,6 +813,7 @@ class Mapper:
             self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
+        self._discard_turning()
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
@@ -816,6 +841,8 @@ class Mapper:
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
             self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+        else:
+            self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
