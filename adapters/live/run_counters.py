@@ -16,11 +16,13 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     RunFinished,
     SnapshotWritten,
+    VerdictChanged,
 )
-from engine.types import DropReason, MapView
+from engine.types import DropReason, MapView, Verdict
 
 LATENCY_WINDOW = 300  # frames: ten seconds of video
 
@@ -40,6 +42,7 @@ class RunCounters:
     snapshots: int = 0
     latest_latency_s: float | None = None
     finished: RunFinished | None = None
+    verdict: Verdict = field(default_factory=Verdict)  # on the map, as it was emitted last
     _latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
 
     @property
@@ -90,6 +93,10 @@ class RunCounters:
             case BundleAdjusted():
                 self.points3D = event.num_points3D
                 self.reprojection_error_px = event.reprojection_error_after_px
+            case MainMapChanged():
+                self.registered = event.num_registered
+            case VerdictChanged():
+                self.verdict = event.verdict
             case RunFinished():
                 self.keyframes = event.num_keyframes
                 self.registered = event.num_registered

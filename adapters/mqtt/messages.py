@@ -18,11 +18,13 @@ from engine.events import (
     FrameRegistered,
     Georeferenced,
     KeyframeAdded,
+    MainMapChanged,
     SnapshotWritten,
     SourceChanged,
+    VerdictChanged,
     Warned,
 )
-from engine.types import RunCommand
+from engine.types import RunCommand, Verdict
 
 
 class Channel(StrEnum):
@@ -83,7 +85,15 @@ def message_of(event: Event) -> Message | None:
         case SnapshotWritten():
             record = {**event.as_record(), "path": os.path.abspath(event.path)}
             return Message.of(Channel.SNAPSHOT, record)
-        case SourceChanged() | Georeferenced() | CameraDoubted() | Warned() | CommandTaken():
+        case (
+            SourceChanged()
+            | Georeferenced()
+            | CameraDoubted()
+            | MainMapChanged()
+            | VerdictChanged()
+            | Warned()
+            | CommandTaken()
+        ):
             return Message.of(Channel.EVENT, event.as_record())
     return None
 
@@ -101,9 +111,12 @@ def _pose(event: FramePosed) -> dict[str, Any]:
     }
 
 
-def status_message(state: RunState, *, run: str, **more: object) -> Message:
-    """The message of a run's state, with more figures."""
-    return Message.of(Channel.STATUS, {"state": state, "run": run, **more})
+def status_message(
+    state: RunState, *, run: str, verdict: Verdict | None = None, **more: object
+) -> Message:
+    """The message of a run's state, with the verdict on its map, where known, and more figures."""
+    said = {} if verdict is None else {"verdict": verdict.as_record()}
+    return Message.of(Channel.STATUS, {"state": state, "run": run, **said, **more})
 
 
 def refused_command() -> Message:

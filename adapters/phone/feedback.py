@@ -24,11 +24,13 @@ from engine.events import (
     FrameRegistered,
     Georeferenced,
     KeyframeAdded,
+    MainMapChanged,
     MapInitialized,
     RegistrationFailed,
     RunFinished,
+    VerdictChanged,
 )
-from engine.types import DropReason, FrameId, RunCommand
+from engine.types import DropReason, FrameId, RunCommand, Verdict, VerdictLevel
 
 LOST_AFTER_S = 2.0  # without a pose while frames arrive, on top of the usual wait for one
 _GAP_S = 1.0  # between frames: the phone sent none
@@ -71,6 +73,8 @@ class PhoneState:
 
     advice: Advice
     hint: str  # one short sentence
+    verdict: VerdictLevel  # on the whole map
+    doubt: str  # the gravest reason for it and what helps; empty: none
     num_frames: int  # of this phone that reached the engine
     num_keyframes: int  # of the run
     num_registered: int
@@ -172,6 +176,7 @@ class RunFeedback:
         self._num_registered = 0
         self._num_points3D = 0
         self._map_since_s: float | None = None
+        self._verdict = Verdict()
         self._is_paused = False
         self._has_ended = False
 
@@ -227,6 +232,8 @@ class RunFeedback:
         return PhoneState(
             advice=advice,
             hint=hint,
+            verdict=self._verdict.level,
+            doubt=self._verdict.reasons[0].sentence if self._verdict.reasons else "",
             num_frames=progress.num_frames,
             num_keyframes=self._num_keyframes,
             num_registered=self._num_registered,
@@ -282,6 +289,11 @@ class RunFeedback:
                 self._outcome(event.frame_id, num_inliers=event.num_inliers)
             case BundleAdjusted():
                 self._num_points3D = event.num_points3D
+            case MainMapChanged():
+                self._num_registered = event.num_registered
+                self._forget_places()
+            case VerdictChanged():
+                self._verdict = event.verdict
             case Georeferenced():
                 self._forget_places()
 

@@ -84,6 +84,8 @@ class FeedbackChannel:
             "phone": phone,
             "advice": state.advice,
             "hint": state.hint,
+            "verdict": state.verdict,
+            "doubt": state.doubt,
             "frames": state.num_frames,
             "keyframes": state.num_keyframes,
             "registered": state.num_registered,

@@ -44,6 +44,7 @@ _MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
 _MIN_COMMON_TO_PLACE = 2  # keyframes; one fixes no scale
 _REBUILD_PASSES = 2  # adjustments of a map whose cameras changed, before it grows
 _MIN_VALID = 5  # keyframes that a window poses: with fewer a pair does as well
+_MAX_COMPONENT_STARTS = 2  # pairs tried for a map of keyframes that fit nowhere
 _POINTS_PER_INLIER = 3  # of those that a first pair needs: a window sees more
 
 
@@ -201,12 +202,64 @@ class MapBuilder:
         )
         return self._or_from_window(built, present, config=self._final_growth, only=frame_ids)
 
+    def component(
+        self, present: SparseMap, frame_ids: Collection[FrameId], pairs: Sequence[VerifiedPair]
+    ) -> BuiltMap | None:
+        """Builds a map of few keyframes that have no place while the run goes on.
+
+        Args:
+            present: holds the cameras, and all keyframes.
+            frame_ids: the keyframes.
+            pairs: that it may start from.
+        """
+        ranked = rank_initial_pairs(present, pairs, config=self._initialization, seed=self._seed)
+        return self._best(
+            lambda: self._with(present, frame_ids),
+            ranked[:_MAX_COMPONENT_STARTS],
+            config=self._growth,
+        )
+
+    def complete(
+        self,
+        sparse_map: SparseMap,
+        *,
+        like: SparseMap,
+        frame_ids: Collection[FrameId] | None = None,
+    ) -> None:
+        """Adds keyframes that a map lacks, with their pairs among those that it holds.
+
+        Args:
+            sparse_map: gets them, unregistered, and the cameras that it lacks.
+            like: holds all cameras.
+            frame_ids: the keyframes; by default all.
+        """
+        self._cameras.complete(sparse_map, like=like)
+        wanted = set(self._graph.keyframe_ids if frame_ids is None else frame_ids)
+        for frame_id in self._graph.keyframe_ids:
+            if frame_id not in wanted or sparse_map.holds(frame_id):
+                continue
+            pairs = [
+                pair
+                for pair in self.pairs_of(frame_id)
+                if sparse_map.holds(pair.pair.first) or sparse_map.holds(pair.pair.second)
+            ]
+            sparse_map.add_keyframe(self._graph.keyframe(frame_id), pairs)
+
+    def pairs_of(self, frame_id: FrameId) -> list[VerifiedPair]:
+        """The pairs of a keyframe that maps may use."""
+        return [
+            pair
+            for pair in self._graph.verified_pairs(frame_id)
+            if not (pair.pair in self._distrusted or self._graph.is_held_back(pair.pair))
+        ]
+
     def rebuilt(
         self,
         present: SparseMap,
         change: CameraChange,
         *,
         poses: Mapping[FrameId, Float64Array] | None = None,
+        is_whole: bool = True,
     ) -> SparseMap:
         """The present map with changed cameras: triangulated anew, adjusted and grown.
 
@@ -217,8 +270,10 @@ class MapBuilder:
             change: its cameras that become others.
             poses: where keyframes are placed first, (3, 4) each; all others are registered anew. By
                 default those registered stay where they are.
+            is_whole: whether it gets all keyframes of the run, or those of the present map only.
         """
-        sparse_map = self._with(present, self._graph.keyframe_ids, change=change)
+        chosen = self._graph.keyframe_ids if is_whole else present.keyframe_ids
+        sparse_map = self._with(present, chosen, change=change)
         if poses is None:
             poses = {i: present.cam_from_world(i) for i in present.registered_ids}
         sparse_map.place(poses)
