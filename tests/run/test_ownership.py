@@ -386,7 +386,7 @@ def test_using_the_map_on_the_event_loop_raises(tmp_path: Path, ownership: Owner
             mapper.figures()
         with pytest.raises(WrongThreadError, match="SparseMap.num_registered on MainThread"):
             _ = mapper._map.num_registered
-        with pytest.raises(WrongThreadError, match="SceneGraph.all_edges on MainThread"):
+        with pytest.raises(WrongThreadError, match="SceneGraph.edges on MainThread"):
             mapper._graph.edges()
         mapper.view()
 
