@@ -91,26 +91,42 @@ def floor_views(trust: Any, centers_x: list[float]) -> Any:
     )
 
 
-def test_frames_share_what_both_see(trust: Any) -> None:
-    width_m = 10.0 * SIZE[0] / INTRINSICS[0]
-    views = floor_views(trust, [0.0, 0.5 * width_m, 1.1 * width_m])
-    assert views.shared(0, 0) == pytest.approx(1.0)
-    assert views.shared(0, 1) == pytest.approx(0.5, abs=0.04)
-    assert views.shared(0, 2) == 0.0
+def test_what_a_frame_sees_is_found_by_its_depth(trust: Any) -> None:
+    views = floor_views(trust, [3.0])
+    points, depths = views.points_seen(0, np.array([[320.0, 240.0], [320.0 + 37.12, 240.0]]))
+    np.testing.assert_allclose(points, [[3.0, 0.0, 0.0], [4.0, 0.0, 0.0]], atol=1e-9)
+    np.testing.assert_allclose(depths, 10.0)
 
 
-def test_keyframes_that_share_points_but_no_view_are_a_false_loop(trust: Any) -> None:
-    pycolmap.set_random_seed(0)
-    options = pycolmap.SyntheticDatasetOptions()
-    options.num_rigs, options.num_cameras_per_rig = 1, 1
-    options.num_frames_per_rig, options.num_points3D = 3, 40
-    reconstruction = pycolmap.synthesize_dataset(options)
-    names = sorted(image.name for image in reconstruction.images.values())
-    index_of = {name: index for index, name in enumerate(names)}
-    near, far = floor_views(trust, [0.0, 1.0, 2.0]), floor_views(trust, [0.0, 1.0, 90.0])
-    assert trust.places.false_loops(reconstruction, index_of, near) == []
-    found = {frozenset(pair) for pair in trust.places.false_loops(reconstruction, index_of, far)}
-    assert found == {frozenset((names[0], names[2])), frozenset((names[1], names[2]))}
+@pytest.mark.parametrize("is_false", [False, True])
+def test_keyframes_joined_by_points_of_different_places_are_a_false_loop(
+    trust: Any, is_false: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    floor = np.column_stack([rng.uniform(-3.0, 3.0, (40, 2)), np.zeros(40)])
+    views = floor_views(trust, [0.0, 1.0])
+    camera = pycolmap.Camera(
+        camera_id=1, model="PINHOLE", width=SIZE[0], height=SIZE[1], params=INTRINSICS
+    )
+    reconstruction = pycolmap.Reconstruction()
+    reconstruction.add_camera_with_trivial_rig(camera)
+    for index, pose in enumerate(views.cam_from_world):
+        in_cam = floor @ pose[:, :3].T + pose[:, 3]
+        image = pycolmap.Image(
+            name=f"{index}.jpg",
+            keypoints=in_cam[:, :2] / in_cam[:, 2:] * INTRINSICS[:2] + INTRINSICS[2:],
+            camera_id=1,
+            image_id=index + 1,
+        )
+        reconstruction.add_image_with_trivial_frame(
+            image, pycolmap.Rigid3d(pycolmap.Rotation3d(pose[:, :3]), pose[:, 3])
+        )
+    for row, xyz in enumerate(floor):
+        elements = [pycolmap.TrackElement(image_id, row) for image_id in (1, 2)]
+        reconstruction.add_point3D(xyz, pycolmap.Track(elements))
+    truth = floor_views(trust, [0.0, 21.0]) if is_false else views
+    found = trust.places.false_loops(reconstruction, {"0.jpg": 0, "1.jpg": 1}, truth)
+    assert found == ([("0.jpg", "1.jpg")] if is_false else [])
 
 
 # Trajectories

@@ -305,7 +305,7 @@ def _make_lookalikes(kit: Kit, folder: Path, *, seed: int) -> Input:
 
 
 def two_flights(first_x_m: tuple[float, float], second_x_m: tuple[float, float]) -> Maker:
-    """A maker of two clips, each of two lines over the town."""
+    """A maker of two clips, each of two lines over the town; their focal length is not known."""
     return partial(_make_two_flights, lines_x_m=(first_x_m, second_x_m))
 
 
