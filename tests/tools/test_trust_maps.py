@@ -352,9 +352,9 @@ def test_the_interrupted_way_jumps_once_is_black_once_and_comes_back(trust: Any)
     assert start[60:].min() < 4.0
 
 
-def test_lookalikes_are_twenty_equal_houses_under_one_facade(trust: Any) -> None:
+def test_equal_houses_are_twenty_of_one_size_that_do_not_overlap(trust: Any) -> None:
     flights = trust.flights
-    layout = flights.with_lookalikes(lay_out_town(3), seed=3)
+    layout = flights.with_equal_houses(lay_out_town(3), seed=3)
     houses = layout.boxes[-flights.NUM_LOOKALIKES :]
     assert {box.kind for box in houses} == {BoxKind.HOUSE}
     bounds = replace(layout, boxes=houses).bounds
@@ -362,10 +362,29 @@ def test_lookalikes_are_twenty_equal_houses_under_one_facade(trust: Any) -> None
     low, high = bounds[:, None, 0, :2], bounds[None, :, 1, :2]
     overlaps = ((low < high) & (bounds[None, :, 0, :2] < bounds[:, None, 1, :2])).all(axis=2)
     assert overlaps.sum() == flights.NUM_LOOKALIKES  # each with itself
-    num_sides = len(Side)
-    textures = [np.full((2, 2, 3), k, np.int64) for k in range(num_sides * len(layout.boxes))]
-    changed = flights.one_facade(textures, layout)
-    first = num_sides * (len(layout.boxes) - flights.NUM_LOOKALIKES)
-    assert all(one is other for one, other in zip(changed[:first], textures, strict=False))
-    walls = {int(texture[0, 0, 0]) for texture in changed[first:]}
-    assert len(walls) == 2 + flights.NUM_LOOKALIKES  # a facade, a roof, and what none sees
+    assert len(flights.lookalike_houses(layout)) == flights.NUM_LOOKALIKES
+
+
+def test_one_facade_is_on_all_walls_of_twenty_houses_and_nowhere_else(trust: Any) -> None:
+    layout, sides = lay_out_town(3), list(Side)
+    texel_m = 0.5
+    textures = [
+        np.full((max(2, round(rows / texel_m)), max(2, round(columns / texel_m)), 3), 7, np.uint8)
+        for box in layout.boxes
+        for rows, columns in [(box.z_max - box.z_min, box.footprint.x_max - box.footprint.x_min)]
+        for _ in sides
+    ]
+    changed = trust.flights.one_facade(textures, layout, seed=3)
+    houses = trust.flights.lookalike_houses(layout)
+    walls = [
+        house * len(sides) + number
+        for house in houses
+        for number, side in enumerate(sides)
+        if side not in (Side.TOP, Side.BOTTOM)
+    ]
+    is_changed = [one is not other for one, other in zip(changed, textures, strict=True)]
+    assert np.flatnonzero(is_changed).tolist() == sorted(walls)
+    rows, columns = np.min([changed[idx].shape[:2] for idx in walls], axis=0)
+    corners = {changed[idx][-rows:, :columns].tobytes() for idx in walls}
+    assert len(corners) == 1
+    assert all(changed[idx].shape == textures[idx].shape for idx in walls)

@@ -43,7 +43,7 @@ def map_rows(num_seeds: int) -> list[Row]:
         *recorded_rows(),
         *sparse_rows(),
         *deceived_rows(num_seeds),
-        lookalike_row(num_seeds),
+        *lookalike_rows(num_seeds),
         parquet_row(),
         *turning_rows(),
         *interrupted_rows(),
@@ -217,13 +217,20 @@ def _judge_deceived(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
     ]
 
 
-def lookalike_row(num_seeds: int) -> Row:
-    """Twenty equal houses around a plaza."""
-    cases = tuple(
-        Case(name=f"lookalikes-{seed}", make=flights.lookalike_town(seed))
-        for seed in range(num_seeds)
-    )
-    return Row(name="lookalikes", cases=cases, judge=_judge_lookalikes)
+def lookalike_rows(num_seeds: int) -> list[Row]:
+    """Twenty houses around a plaza that show one facade, or are equal altogether."""
+    kinds = {"lookalikes": flights.Lookalikes.FACADE, "lookalikes-equal": flights.Lookalikes.EQUAL}
+    return [
+        Row(
+            name=name,
+            cases=tuple(
+                Case(name=f"{name}-{seed}", make=flights.lookalike_town(kind, seed=seed))
+                for seed in range(num_seeds)
+            ),
+            judge=_judge_lookalikes,
+        )
+        for name, kind in kinds.items()
+    ]
 
 
 def _judge_lookalikes(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
