@@ -45,6 +45,7 @@ def map_rows(num_seeds: int) -> list[Row]:
         *deceived_rows(num_seeds),
         *lookalike_rows(num_seeds),
         parquet_row(),
+        drifting_loop_row(),
         *turning_rows(),
         *interrupted_rows(),
         *two_flights_rows(),
@@ -292,6 +293,24 @@ def _times_of_main_map(outcome: Outcome) -> tuple[float, float, float]:
         max(posed, default=-math.inf),
         max(times.values(), default=0.0),
     )
+
+
+def drifting_loop_row() -> Row:
+    """A circuit of 400 keyframes whose scale shrinks to 0.9 on the way."""
+    return Row(name="drifting-loop", cases=(), judge=_judge_drifting_loop)
+
+
+def _judge_drifting_loop(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
+    found = bench.drifting_loop(bench.kit.variation.order_seed) or {}
+    before, after = found.get("before_percent"), found.get("after_percent")
+    return [
+        Check(
+            label=f"ATE % after the loop is closed, before {_shown(before)}",
+            figure=_shown(after),
+            bar=f"<= {TOWN_PERCENT}",
+            is_ok=after is not None and after <= TOWN_PERCENT,
+        )
+    ]
 
 
 # Turning
