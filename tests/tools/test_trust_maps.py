@@ -352,6 +352,19 @@ def test_the_interrupted_way_jumps_once_is_black_once_and_comes_back(trust: Any)
     assert start[60:].min() < 4.0
 
 
+def test_the_outward_flight_comes_round_and_looks_to_all_sides(trust: Any) -> None:
+    flights = trust.flights
+    with flights.outward_flight():
+        town = flights._open_town("orbit", seed=0, num_frames=40)
+    poses = np.array([pose for _, pose in town.ground_truth()])
+    centers = camera_center(poses)[:, :2]
+    outward = (centers / np.linalg.norm(centers, axis=1, keepdims=True) * poses[:, 2, :2]).sum(1)
+    assert outward.min() > 0.9
+    angles = np.unwrap(np.arctan2(centers[:, 0], centers[:, 1]))
+    assert np.degrees(np.ptp(angles)) == pytest.approx(400.0, abs=2.0)
+    assert np.degrees(np.abs(np.diff(angles))).max() < 25.0
+
+
 def test_equal_houses_are_twenty_of_one_size_that_do_not_overlap(trust: Any) -> None:
     flights = trust.flights
     layout = flights.with_equal_houses(lay_out_town(3), seed=3)

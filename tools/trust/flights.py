@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -11,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 
-from adapters.town import renderer
+from adapters.town import flight, renderer
 from adapters.town.flight import PathName, fly, poses_from_path
 from adapters.town.paint import Side, paint_box
 from adapters.town.source import SyntheticTown, parse_town_spec
@@ -47,6 +48,8 @@ TURN_AFTER_WALK_RAD, TURN_AFTER_WALK_FRAMES = 0.9, 50
 BLACKOUT_S, CUT_S = 10, 3
 PATHS: dict[PathName, int] = {"flight": 200, "orbit": 150, "lawnmower": 120, "street": 200}
 _STEP_M, _STREET_STEP_M = 1.6, 0.7  # between frames of a flight, and in a street
+_REPLACED_PATH: PathName = "orbit"  # by the outward flight
+_RING_RADIUS_M, _RING_HEIGHT_M, _RING_PITCH_DEG = 37.0, 24.0, -18.0
 _TURN_FRAMES = 24  # of a quarter turn
 
 
@@ -363,58 +366,73 @@ def _make_two_flights(
     )
 
 
-def town_path(
-    path: PathName,
-    *,
-    seed: int,
-    num_frames: int,
-    arguments: tuple[str, ...] = (),
-    has_views: bool = False,
-) -> Maker:
+def town_path(path: PathName, *, seed: int, num_frames: int) -> Maker:
     """A maker that points to a flight of the product's own town.
 
     Args:
         path: which one.
         seed: of the town.
         num_frames: of the whole path.
-        arguments: of the run.
-        has_views: whether to render all frames for what they see.
     """
-    return partial(
-        _make_town_path,
-        path=path,
-        seed=seed,
-        num_frames=num_frames,
-        arguments=arguments,
-        has_views=has_views,
-    )
+    return partial(_make_town_path, path=path, seed=seed, num_frames=num_frames)
 
 
-def _make_town_path(
-    kit: Kit,
-    folder: Path,
-    *,
-    path: PathName,
-    seed: int,
-    num_frames: int,
-    arguments: tuple[str, ...],
-    has_views: bool,
-) -> Input:
-    seed += 100 * kit.variation.town_seed
-    spec = f"synthetic:town?path={path}&seed={seed}&frames={num_frames}&fps={RATE_HZ}"
-    town = SyntheticTown(parse_town_spec(spec), next_frame_id=lambda: FrameId(1))
+def _make_town_path(kit: Kit, folder: Path, *, path: PathName, seed: int, num_frames: int) -> Input:
+    town = _open_town(path, seed=100 * kit.variation.town_seed + seed, num_frames=num_frames)
+    write_truth(folder / "truth.txt", np.array([pose for _, pose in town.ground_truth()]))
+    return Input(source=town.info.label, truth="truth.txt", focal_px=town.intrinsics[0])
+
+
+def town_seen_outward(num_frames: int, *, arguments: tuple[str, ...]) -> Maker:
+    """A maker that points to the product's town, flown through as in `outward_flight`.
+
+    Args:
+        num_frames: of the flight.
+        arguments: of the run, which has to be in `outward_flight`, too.
+    """
+    return partial(_make_outward, num_frames=num_frames, arguments=arguments)
+
+
+def _make_outward(kit: Kit, folder: Path, *, num_frames: int, arguments: tuple[str, ...]) -> Input:
+    with outward_flight():
+        town = _open_town(_REPLACED_PATH, seed=kit.variation.town_seed, num_frames=num_frames)
     poses = np.array([pose for _, pose in town.ground_truth()])
     write_truth(folder / "truth.txt", poses)
-    if has_views:
-        depths = (town.render(index).depth for index in range(len(poses)))
-        _write_views(folder / "truth.npz", depths, poses)
+    depths = (town.render(index).depth for index in range(len(poses)))
+    _write_views(folder / "truth.npz", depths, poses)
     return Input(
-        source=spec,
+        source=town.info.label,
         arguments=arguments,
         truth="truth.txt",
-        views="truth.npz" if has_views else None,
+        views="truth.npz",
         focal_px=town.intrinsics[0],
     )
+
+
+def _open_town(path: PathName, *, seed: int, num_frames: int) -> SyntheticTown:
+    spec = f"synthetic:town?path={path}&seed={seed}&frames={num_frames}&fps={RATE_HZ}"
+    return SyntheticTown(parse_town_spec(spec), next_frame_id=lambda: FrameId(1))
+
+
+@contextmanager
+def outward_flight() -> Iterator[None]:
+    """The town's orbit is a ring over its inner streets that looks outward, once around and on.
+
+    On all flights of the product most frames share something; on this one, those of opposite sides
+    share nothing.
+    """
+    bearing = np.linspace(180.0, 580.0, 81)
+    angle = np.deg2rad(bearing)
+    columns = [
+        _RING_RADIUS_M * np.sin(angle),
+        _RING_RADIUS_M * np.cos(angle),
+        _RING_HEIGHT_M + np.sin(3 * angle),
+        bearing,
+        np.full_like(bearing, _RING_PITCH_DEG),
+    ]
+    rows = np.stack(columns, axis=1)
+    with mock.patch.dict(flight._WAYPOINTS, {_REPLACED_PATH: lambda: rows}):
+        yield
 
 
 def write_clip(folder: Path, name: str, clip: Clip, town: Town) -> None:

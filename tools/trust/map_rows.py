@@ -167,10 +167,8 @@ def deceived_rows(num_seeds: int) -> list[Row]:
 
 
 def _deceived_row(name: str, *, is_admitted: bool, num_seeds: int) -> Row:
-    town = flights.town_path(
-        "flight",
-        seed=0,
-        num_frames=DECEIVED_FRAMES,
+    town = flights.town_seen_outward(
+        DECEIVED_FRAMES,
         arguments=(
             "--config",
             "oracle",
@@ -178,7 +176,6 @@ def _deceived_row(name: str, *, is_admitted: bool, num_seeds: int) -> Row:
             *("--set", "scene_graph.exhaustive_below=100"),
             *("--set", "dense_matching.max_query_points=600"),
         ),
-        has_views=True,
     )
     admitted = "yes" if is_admitted else "no"
 
