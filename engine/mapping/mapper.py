@@ -64,6 +64,7 @@ from engine.mapping.cameras import (
     InitialCamera,
     recognised_camera,
 )
+from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -88,6 +89,7 @@ from engine.mapping.steps import (
     MappingStep,
     MapSnapshot,
 )
+from engine.mapping.strict_posing import StrictPosing
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
 from engine.matching.overlays import Overlay, OverlayMask
@@ -164,6 +166,7 @@ class Mapper:
             matches_everything=matching.matches_everything,
             seed=config.runtime.seed,
         )
+        self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
         self._poser = FramePoser(registration=config.registration, seed=config.runtime.seed)
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
@@ -179,6 +182,7 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            calibrate=self._calibrate_from_pairs,
             seed=config.runtime.seed,
         )
         self._lenses = LensRecognition(
@@ -188,6 +192,12 @@ class Mapper:
             graph=graph,
             new_map=self._new_map,
             all_matches=matching.all_matches,
+            seed=config.runtime.seed,
+        )
+        self._strict_posing = StrictPosing(
+            graph=graph,
+            registration=config.registration,
+            growth=self._growth,
             seed=config.runtime.seed,
         )
         self._windows = WindowRefinement(
@@ -304,12 +314,13 @@ class Mapper:
         elif self._map.is_registered(frame_id):
             self._report_changes()  # a map built anew holds it already
         else:
-            self._cameras.calibrate_from_pairs(self._map, self._graph)
+            self._calibrate_from_pairs(self._map)
             registration = register_and_refine(self._map, frame_id, config=self._growth)
             self._report_registration(frame_id, registration, started_s=self._begun_s)
             if registration.status is RegistrationStatus.REGISTERED:
                 self._take_out_misplaced(frame_id)
                 self._retry_waiting()
+            self._pose_strictly()
             self._split_cameras()
             self._recognise_lenses()
             self._replace_map(self._builder.after_poor_start(self._map))
@@ -405,6 +416,8 @@ class Mapper:
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
+        if self._agreement.is_required:
+            self._calibrate_from_pairs(self._map)
         agreed = self._agreement.add_pairs(keyframe.frame_id)
         usable = self._agreement.usable(matched.pairs)
         self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
@@ -413,6 +426,10 @@ class Mapper:
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
         return replace(matched, pairs=(*usable, *late))
+
+    def _calibrate_from_pairs(self, sparse_map: SparseMap) -> None:
+        votes = self._focal_votes if self._agreement.is_required else None
+        self._cameras.calibrate_from_pairs(sparse_map, self._graph, votes=votes)
 
     def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Adds pairs that became agreed to the map; returns those that it did not use before."""
@@ -483,6 +500,15 @@ class Mapper:
                 self._report_registration(
                     frame_id, registration, started_s=started_s, is_retry=True
                 )
+
+    def _pose_strictly(self, *, again: bool = False) -> None:
+        """Registers keyframes that no agreed pair joins to the map, where that is proven."""
+        if not self._agreement.is_required:
+            return
+        started_s = time.monotonic()
+        posed = self._strict_posing.register_waiting(self._map, again=again)
+        for frame_id, registration in posed.items():
+            self._report_registration(frame_id, registration, started_s=started_s, is_retry=True)
 
     def _grow(self, config: GrowthConfig) -> None:
         """Registers everything that can be."""
@@ -724,6 +750,7 @@ class Mapper:
             self._recognise_lenses()
             self._rescue_by_restarts()
             self._grow(self._final_growth)
+            self._pose_strictly(again=True)
             self._rescue_by_windows()
             self._improve_by_windows()
             self._update_metric_scale()
