@@ -244,6 +244,9 @@ class FrameTrackingConfig(Section):
     max_gap_s."""
     max_gap_s: NonNegativeFloat = 2.0
     """s. A moving camera gets a keyframe at least this often. 0: off."""
+    max_interpolation_s: NonNegativeFloat = 1.0
+    """s. A frame of a video without a pose of its own gets one between the keyframes around it if
+    these are at most this far apart; else it has none, as photos always. 0: off."""
 
 
 class MatchingConfig(Section):
@@ -447,6 +450,9 @@ class InitializationConfig(Section):
     """px at an edge of 1000 px, mean after bundle adjustment. A pair above it starts no map."""
     max_pairs_tried: PositiveInt = 12
     """Pairs at each try, best first."""
+    refuse_turning: bool = True
+    """Whether a map is refused when a camera that turns without moving explains all of it. false: a
+    map is made of whatever seems to have depth."""
 
 
 class RegistrationConfig(Section):
@@ -552,9 +558,22 @@ class WindowConfig(Section):
     initial cameras to keyframes without a pose. Empty: the engine's own solver does."""
 
 
+class LoopsConfig(Section):
+    """Ways that come back to where they were: the map is corrected until both visits are one."""
+
+    correct: bool = True
+    """Whether a map that pairs between its far parts contradict is corrected: its parts are scaled,
+    turned and shifted onto each other, and their points merged. false: only what drifted by a few
+    pixels is closed, by bundle adjustment."""
+
+
 class RescueConfig(Section):
     """What happens when keyframes are missing from the map."""
 
+    grow_components: bool = True
+    """Whether keyframes that fit nowhere start maps of their own at once, which grow beside the map
+    and join it when pairs between them show how they lie. false: they wait, whole maps are built
+    from other starts while the run goes on, and what is left becomes separate maps at the end."""
     restart_below_registered_ratio: Ratio = 0.5
     """With a smaller share of the keyframes registered, another start is tried; the map with more
     keyframes stays."""
@@ -650,6 +669,7 @@ class Config(Section):
     local_bundle_adjustment: LocalBundleAdjustmentConfig = LocalBundleAdjustmentConfig()
     global_bundle_adjustment: GlobalBundleAdjustmentConfig = GlobalBundleAdjustmentConfig()
     window: WindowConfig = WindowConfig()
+    loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()

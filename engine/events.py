@@ -92,6 +92,7 @@ class FramePosed(Event):
     is_keyframe: bool
     is_first: bool  # pose of the frame
     latency_s: float  # from arrival
+    map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +195,7 @@ class MapInitialized(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameRegistered(Event):
-    """A keyframe was registered in the map."""
+    """A keyframe was registered in the map, or in one beside it."""
 
     frame_id: FrameId
     num_inliers: int
@@ -203,6 +204,7 @@ class FrameRegistered(Event):
     num_points3D: int
     is_retry: bool
     elapsed_s: float
+    map_number: int = 0  # 0 is the main map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +227,37 @@ class MisplacementFound(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentStarted(Event):
+    """Keyframes that fit nowhere in the map became a map of their own, which grows beside it."""
+
+    map_number: int  # as poses in it have
+    first: FrameId  # the pair that it starts from
+    second: FrameId
+    num_registered: int
+    num_points3D: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentJoined(Event):
+    """A map that grew beside another one was moved into it; both are one map now."""
+
+    map_number: int  # of the map that was moved
+    into_map_number: int
+    keyframe_ids: tuple[FrameId, ...]  # that came in
+    num_inliers: int  # matches between both that agree on how they lie; 0: each came in by itself
+    num_registered: int  # afterwards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MainMapChanged(Event):
+    """A map that grew beside the main one is fuller, and is the main map now."""
+
+    former_map_number: int  # that it had; the former main map has it now
+    num_registered: int
+    num_registered_in_former: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OverlayFound(Event):
     """Parts of a camera's image show nothing of the world: a logo, text, dirt on the lens.
 
@@ -239,12 +272,54 @@ class OverlayFound(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CameraTurning(Event):
+    """A stretch of keyframes shows a camera that turns without moving: it tells no depth.
+
+    Emitted as soon as a stretch is long enough, and again when it has become half as long again.
+    """
+
+    camera_key: str
+    first: FrameId  # keyframe
+    last: FrameId
+    num_keyframes: int
+    turned_deg: float  # from keyframe to keyframe
+    is_whole: bool  # whether these are all keyframes of the camera that match others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopClosed(Event):
-    """A keyframe matched a part of the map that was left long ago."""
+    """A part of the map that was left long ago is seen again, and both visits share points now."""
 
     first: FrameId
     second: FrameId
     num_inliers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopCorrected(Event):
+    """Pairs contradicted the map; its parts were moved until their matches are common points."""
+
+    first: FrameId  # of the pair with most matches among them
+    second: FrameId
+    num_pairs: int  # that contradicted the map and agree with it now
+    error_before_px: float  # median of their matches, at an edge of 1000 px
+    error_after_px: float
+    scale_ratio: float  # by which the part of the second keyframe was scaled against the first's
+    rotation_rad: float  # by which it was turned
+    moved_map: float  # by which its camera was moved, in units of the map
+    num_points_merged: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopRefused(Event):
+    """Pairs contradict the map, and no correction of it holds: it stays as it is."""
+
+    first: FrameId  # of the pair with most matches among them
+    second: FrameId
+    num_pairs: int
+    error_px: float  # median of their matches, at an edge of 1000 px
+    reason: str  # one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,4 +414,5 @@ class RunFinished(Event):
 
     stopped_by: str  # end_of_sources, signal, command or failure
     num_keyframes: int
-    num_registered: int
+    num_registered: int  # in the map
+    num_in_other_maps: tuple[int, ...] = ()  # keyframes of each map apart from it

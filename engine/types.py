@@ -7,6 +7,7 @@ z forward.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -397,6 +398,7 @@ class Keyframe:
     gps: GpsFix | None = None
     intrinsics_prior: IntrinsicsPrior | None = None
     mask: PackedMask | None = None  # None: the whole image may be used
+    is_photo: bool = False  # whether frames before and after it may be of anywhere
     calibration_key: str = ""  # empty stands for the camera's key
 
     def __post_init__(self) -> None:
@@ -573,6 +575,15 @@ class RegistrationStatus(StrEnum):
     TOO_FEW_INLIERS = "too_few_inliers"
 
 
+class PoseKind(StrEnum):
+    """How a frame got its pose; ``frames.csv`` has it for every frame."""
+
+    KEYFRAME = "keyframe"
+    TRACKED = "tracked"  # estimated, relative to its keyframe
+    INTERPOLATED = "interpolated"  # between two keyframes close in time
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FramePose:
     """The latest known pose of one frame."""
@@ -581,19 +592,15 @@ class FramePose:
     index: int
     captured_at_s: float
     cam_from_world: Float64Array  # (3, 4)
-    is_keyframe: bool
+    is_keyframe: bool  # whether the frame is one, in a map or not
+    kind: PoseKind = PoseKind.NONE  # NONE stands for that of a keyframe in a map, or of a tracked
+    map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
 
     def __post_init__(self) -> None:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
-
-
-class PoseKind(StrEnum):
-    """How a frame got its pose; ``frames.csv`` has it for every frame."""
-
-    KEYFRAME = "keyframe"
-    TRACKED = "tracked"  # estimated, relative to its keyframe
-    INTERPOLATED = "interpolated"  # between two poses close in time
-    NONE = "none"
+        if self.kind is PoseKind.NONE:
+            kind = PoseKind.KEYFRAME if self.is_keyframe else PoseKind.TRACKED
+            object.__setattr__(self, "kind", kind)
 
 
 class VerdictLevel(StrEnum):
@@ -634,6 +641,60 @@ class Verdict:
                 }
                 for reason in self.reasons
             ],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostStretch:
+    """Successive keyframes of a camera that had no place in the main map when they came."""
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # of the keyframes, in order of arrival
+    begins_at_s: float  # capture time of the last keyframe before them, else of the first of them
+    ends_at_s: float | None  # of the first keyframe with a place after them; None: none came
+    num_missing: int  # of them have no place in any map now
+    num_apart: int  # of them have their place in another map than the main one now
+
+    @property
+    def first(self) -> FrameId:
+        """The keyframe that it begins with."""
+        return self.frame_ids[0]
+
+    @property
+    def last(self) -> FrameId:
+        """The keyframe that it ends with."""
+        return self.frame_ids[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurningStretch:
+    """Successive keyframes of a camera that turns, or turns and zooms, without moving.
+
+    Their pairs tell no depth.
+    """
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # of the keyframes, in order of arrival
+    turned_rad: float  # how far the camera turned, from keyframe to keyframe
+    is_whole: bool  # whether these are all keyframes of the camera that match others
+
+    @property
+    def first(self) -> FrameId:
+        """The keyframe that it begins with."""
+        return self.frame_ids[0]
+
+    @property
+    def last(self) -> FrameId:
+        """The keyframe that it ends with."""
+        return self.frame_ids[-1]
+
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "camera_key": self.camera_key,
+            "frame_ids": list(self.frame_ids),
+            "turned_deg": round(math.degrees(self.turned_rad), 1),
+            "is_whole": self.is_whole,
         }
 
 
@@ -688,6 +749,15 @@ class CameraFigures:
             "is_held": self.is_held,
             "doubts": list(self.doubts),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contradiction:
+    """A strong pair of registered keyframes whose matches the map puts far from each other."""
+
+    pair: ImagePair
+    num_matches: int  # with a point on both sides, not the same one
+    error_px: float  # median over them, at an edge of 1000 px
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

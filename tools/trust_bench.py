@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Do pictures and cameras tell the truth: overlays, masks, lenses and focal lengths, scored.
+"""Do pictures, cameras and maps tell the truth: what LiveSfM makes of known inputs, scored.
 
     .venv/bin/python tools/trust_bench.py --data DIR --cases DIR             # the whole table
     .venv/bin/python tools/trust_bench.py --data DIR --cases DIR --only zoom-exif room-pinhole
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trust.bench import Bench
+from trust.bench import VARIED, Bench
 from trust.inputs import Input, Kit
 from trust.rows import all_rows
 from trust.scoring import score_run
@@ -49,12 +49,13 @@ def main(given: Sequence[str] | None = None) -> None:
     if unknown:
         sys.exit(f"trust_bench: no such row: {', '.join(sorted(unknown))}; {', '.join(rows)}")
     kept = Kept(folder=arguments.work, order=list(rows))
-    records = kept.read(bench.name)
     for name in [] if arguments.show else wanted:
         print(f"trust_bench: {name}", file=sys.stderr, flush=True)
-        records[name] = RowRecord.of(name, *bench.measure(rows[name]))
-        kept.write(bench.name, records)
-        print(table_of([records[name]], with_head=False), file=sys.stderr, flush=True)
+        record = RowRecord.of(name, *bench.measure(rows[name]))
+        # Read again: another process may have measured other rows meanwhile.
+        kept.write(bench.name, kept.read(bench.name) | {name: record})
+        print(table_of([record], with_head=False), file=sys.stderr, flush=True)
+    records = kept.read(bench.name)
     measured = [records[name] for name in wanted if name in records]
     beside = kept.read(arguments.beside) if arguments.beside else {}
     print(table_of(measured, beside=beside, beside_name=arguments.beside))
@@ -64,7 +65,7 @@ def main(given: Sequence[str] | None = None) -> None:
 def open_bench(arguments: argparse.Namespace) -> Bench:
     """The bench that the options describe."""
     variation = Variation() if arguments.vary is None else Variation.drawn(arguments.vary)
-    suffix = "" if arguments.vary is None else f"-vary{arguments.vary}"
+    suffix = "" if arguments.vary is None else f"{VARIED}{arguments.vary}"
     inputs = Path(arguments.make[1]) if arguments.make else arguments.work / f"inputs{suffix}"
     return Bench(
         kit=Kit(
@@ -77,6 +78,7 @@ def open_bench(arguments: argparse.Namespace) -> Bench:
         check=arguments.check,
         prefix=tuple(shlex.split(arguments.prefix)),
         repeats=arguments.repeats,
+        keeps_runs=arguments.keep,
     )
 
 
@@ -108,6 +110,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--livesfm", type=Path, default=_LIVESFM, help="the program to measure")
     parser.add_argument("--baseline", type=Path, help="the program to compare with")
     parser.add_argument("--name", default="this", help="of the runs and figures; one a version")
+    parser.add_argument("--keep", action="store_true", help="judge again the runs that are there")
     parser.add_argument("--show", action="store_true", help="only print the rows kept as --name")
     parser.add_argument("--beside", metavar="NAME", help="figures to show beside these")
     parser.add_argument("--seeds", type=int, default=5, help="overlays of each kind")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ _MIN_INLIER_RATIO = 0.4
 _MAX_ERROR_PX = 4.0  # at an image edge of 1000 px; optical flow is exact to a pixel or so
 _MAX_REFERENCE_POINTS = 64
 _MIN_REFERENCE_POINTS = 8
-_MAX_PENDING_FRAMES = 4000  # about 40 MB; beyond it the oldest are interpolated at the end
+_MAX_PENDING_FRAMES = 4000  # about 40 MB; beyond it the oldest get no pose of their own
 _MAX_POSED_FRAMES = 2000  # that can be posed again, some 10 kB each
 _CHANGED_FOCAL_LOG = 0.03  # by which frames are posed again
 
@@ -55,12 +56,20 @@ class FramePoser:
     """Gives tracked frames their poses and keeps the trajectory of the run.
 
     A frame whose keyframe is not registered yet waits and is posed when it is.
+
+    Args:
+        registration: of the search for a pose.
+        seed: of that search.
+        max_interpolation_s: how far the keyframes around a frame without a pose of its own may be
+            apart for a pose between them.
     """
 
-    def __init__(self, *, registration: RegistrationConfig, seed: int) -> None:
+    def __init__(
+        self, *, registration: RegistrationConfig, seed: int, max_interpolation_s: float
+    ) -> None:
         self._registration = registration
         self._seed = seed
-        self._trajectory = Trajectory()
+        self._trajectory = Trajectory(max_interpolation_s=max_interpolation_s)
         self._pending: deque[TrackedFrame] = deque(maxlen=_MAX_PENDING_FRAMES)
         self._posed: deque[tuple[TrackedFrame, float]] = deque(maxlen=_MAX_POSED_FRAMES)
         self._points: dict[FrameId, _KeyframePoints] = {}
@@ -106,13 +115,14 @@ class FramePoser:
         self._pending = deque(waiting, maxlen=_MAX_PENDING_FRAMES)
         return posed
 
-    def pose_again(self, sparse_map: SparseMap) -> None:
+    def pose_again(self, maps: Sequence[SparseMap]) -> None:
         """Poses frames anew whose keyframe had another focal length then; the latest ones only."""
         self.forget_points()
         posed = sorted(self._posed, key=lambda one: (one[0].keyframe_id, one[0].index))
         self._posed.clear()
         for tracked, focal_px in posed:
-            if not sparse_map.is_registered(tracked.keyframe_id):
+            holding = (one for one in maps if one.is_registered(tracked.keyframe_id))
+            if (sparse_map := next(holding, None)) is None:
                 continue
             now_px = self._focal_px(tracked.keyframe_id, sparse_map)
             if abs(math.log(now_px / focal_px)) > _CHANGED_FOCAL_LOG:
@@ -122,17 +132,16 @@ class FramePoser:
         """Forgets the positions of the map's points; to be called when they moved."""
         self._points.clear()
 
-    def trajectory(self, sparse_map: SparseMap) -> list[FramePose]:
-        """The present pose of every frame, in order of arrival."""
+    def trajectories(self, maps: Sequence[SparseMap]) -> list[list[FramePose]]:
+        """The present poses of the frames of each map, in order of arrival."""
         return self._trajectory.poses(
-            {i: self._keyframe_state(sparse_map, i) for i in sparse_map.registered_ids}
+            [{i: self._keyframe_state(one, i) for i in one.registered_ids} for one in maps]
         )
 
-    def num_interpolated(self, sparse_map: SparseMap) -> int:
-        """How many frames of the trajectory have no pose of their own."""
-        return self._trajectory.num_without_own_pose(
-            {i: self._keyframe_state(sparse_map, i) for i in sparse_map.registered_ids}
-        )
+    @property
+    def num_frames(self) -> int:
+        """Keyframes and frames between them, with a pose or without."""
+        return len(self._trajectory)
 
     def _pose(self, tracked: TrackedFrame, sparse_map: SparseMap) -> FramePose | None:
         points = self._points_of(tracked.keyframe_id, sparse_map)

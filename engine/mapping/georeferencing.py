@@ -159,16 +159,22 @@ class Georeferencing:
         _log(outcome)
 
     def place_separate(self, separate: SparseMap) -> Georeference | None:
-        """Where a separate map lies, from the same origin; None: its positions do not say."""
-        placement = self._place(separate)
+        """Where a separate map lies, from the same origin; None: its positions do not say.
+
+        None as well while the map has no place.
+        """
+        placement = self._place(separate) if self._placement is not None else None
         return None if placement is None else placement.georeference
 
-    def poses_in_metres(self, poses: Sequence[FramePose]) -> list[FramePose]:
-        """Poses as files hold them: in metres east, north, up once the map is placed."""
-        if self._placement is None or not self._config.metric_map or not poses:
+    def poses_in_metres(
+        self, poses: Sequence[FramePose], found: Georeference | None
+    ) -> list[FramePose]:
+        """Poses as files hold them: in metres east, north, up once their map is placed."""
+        if found is None or not self._config.metric_map or not poses:
             return list(poses)
-        enu_from_map = self._placement.georeference.enu_from_map
-        placed = pose_in_other_world(np.array([p.cam_from_world for p in poses]), enu_from_map)
+        placed = pose_in_other_world(
+            np.array([pose.cam_from_world for pose in poses]), found.enu_from_map
+        )
         return [replace(pose, cam_from_world=own) for pose, own in zip(poses, placed, strict=True)]
 
     def to_metres(self, reconstruction: pycolmap.Reconstruction, found: Georeference) -> bool:

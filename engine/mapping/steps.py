@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 from engine.types import (
     CameraFigures,
+    Contradiction,
     Features,
     FrameId,
     FramePose,
     Intrinsics,
     Keyframe,
+    LostStretch,
     MapView,
+    TurningStretch,
+    Verdict,
     VerifiedPair,
 )
 
@@ -33,6 +37,7 @@ class KeyframeToMatch:
     intrinsics: Mapping[str, Intrinsics] = field(  # of all cameras by key; empty: none is wide
         default_factory=dict
     )
+    lost_ids: tuple[FrameId, ...] = ()  # earlier ones without a place, to be looked for once more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,18 +91,48 @@ class MapSnapshot:
     counts: MapCounts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneMapFigures:
+    """The figures of one of a run's maps."""
+
+    num_registered: int
+    num_points3D: int
+    mean_reprojection_error_px: float
+    first_name: str  # of its keyframes, in order of arrival
+    last_name: str
+    num_posed_frames: int  # keyframes, tracked and interpolated ones
+    is_georeferenced: bool  # whether its place on the globe is known
+
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "registered_keyframes": self.num_registered,
+            "num_points3D": self.num_points3D,
+            "mean_reprojection_error_px": self.mean_reprojection_error_px,
+            "first_keyframe": self.first_name,
+            "last_keyframe": self.last_name,
+            "frames_with_pose": self.num_posed_frames,
+            "georeferenced": self.is_georeferenced,
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapFigures:
-    """The figures of the map that a run reports."""
+    """The figures of the map that a run reports, and of those apart from it."""
 
     counts: MapCounts
     num_points3D: int
     num_observations: int
     mean_track_length: float
     mean_reprojection_error_px: float
-    num_interpolated_frames: int
-    num_components: int
+    num_interpolated_frames: int  # in all maps
+    num_frames_without_pose: int  # in any map; of those that were not dropped
     placement: Placement | None
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()  # pairs against the final map
+    lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
+    turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving
+    verdict: Verdict = field(default_factory=Verdict)  # how far the map can be trusted
+    maps: tuple[OneMapFigures, ...] = ()  # the map first, in the order of a snapshot's

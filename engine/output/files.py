@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 TEMPORARY_PREFIX = ".tmp-"  # unfinished work; what a crash leaves under it may be deleted
 _KEPT_NAME_CHARS = 40
@@ -17,8 +20,12 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name[:_KEPT_NAME_CHARS]}-{os.getpid()}")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that readers, also after a power cut, see the former or the new content.
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write the new content to; it replaces the former one at the end of the block.
+
+    Readers, also after a power cut, see the former or the new content, and after an exception in
+    the block the former one.
 
     Raises:
         OSError: it cannot be written; the former content is untouched.
@@ -26,12 +33,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = temporary_sibling(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that readers, also after a power cut, see the former or the new content.
+
+    Raises:
+        OSError: it cannot be written; the former content is untouched.
+    """
+    with written_atomically(path) as file:
+        file.write(data)
 
 
 def link_atomically(path: Path, target: str) -> None:

@@ -160,17 +160,15 @@ class Recorder:
             SnapshotWritten(
                 sequence=written.sequence,
                 path=str(written.path),
-                num_keyframes=written.largest.num_registered,
-                num_points3D=written.largest.num_points3D,
+                num_keyframes=written.first.num_registered,
+                num_points3D=written.first.num_points3D,
                 elapsed_s=written.elapsed_s,
             )
         )
 
-    def trajectory(self, poses: Sequence[FramePose]) -> None:
-        """Writes the final trajectory."""
-        self._guard(
-            "trajectory.txt", lambda: self._folder.write_trajectory("trajectory.txt", poses)
-        )
+    def trajectories(self, poses: Sequence[Sequence[FramePose]]) -> None:
+        """Writes the final poses of each map."""
+        self._guard("trajectory.txt", lambda: self._folder.write_trajectories(poses))
 
     def groundtruth(self, rows: Sequence[tuple[float, Float64Array]]) -> None:
         """Writes the true poses of a source that has them."""

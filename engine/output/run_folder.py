@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,23 @@ from typing import Any
 from engine.errors import ConfigError, JournalError
 from engine.events import Event
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
-from engine.output.files import TEMPORARY_PREFIX, LineFile, write_atomically
-from engine.types import DropReason, Float64Array, Frame, FrameId, FramePose, RejectedFrame
+from engine.output.files import (
+    TEMPORARY_PREFIX,
+    LineFile,
+    write_atomically,
+    written_atomically,
+)
+from engine.types import (
+    DropReason,
+    Float64Array,
+    Frame,
+    FrameId,
+    FramePose,
+    PoseKind,
+    RejectedFrame,
+)
 
-FRAMES_HEADER = ("frame_id", "source", "index", "name", "captured_at_s", "status")
+FRAMES_HEADER = ("frame_id", "source", "index", "name", "captured_at_s", "status", "pose", "map")
 MASKS_FOLDER = "masks"  # made when there is a mask
 KEYFRAME_STATUS = "keyframe"
 TRACKED_STATUS = "tracked"
@@ -42,10 +55,16 @@ _FILES = {
     "latest",
     "recording.rrd",
     "summary.json",
-    "trajectory.txt",
     "trajectory_live.txt",
 }
+_TRAJECTORY_FILES = re.compile(r"trajectory(_[0-9]+)?\.txt")
+_FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
+
+
+def trajectory_name(map_idx: int) -> str:
+    """The file of the poses in the map ``sparse/MAP_IDX``."""
+    return f"trajectory_{map_idx}.txt" if map_idx else "trajectory.txt"
 
 
 def dropped_status(reason: DropReason) -> str:
@@ -83,6 +102,7 @@ class _FrameRow:
     status: str | None
 
     def as_line(self) -> str:
+        """The row without its pose, which is known at the end only."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(
             [
@@ -92,6 +112,8 @@ class _FrameRow:
                 self.name,
                 format_timestamp(self.captured_at_s),
                 self.status,
+                "",
+                "",
             ]
         )
         return text.getvalue().removesuffix("\n")
@@ -105,6 +127,7 @@ class RunFolder:
         self.path = path
         self._unsettled_rows: dict[FrameId, _FrameRow] = {}
         self._rows: deque[_FrameRow] = deque()  # in order of arrival, not yet written
+        self._poses: dict[str, tuple[str, str]] | None = None  # by frame: kind, map; None: not yet
         with _writing(path):
             self._frames = LineFile(path / "frames.csv")
             self._events = LineFile(path / "events.jsonl")
@@ -192,14 +215,24 @@ class RunFolder:
         with _writing(self.path / "trajectory_live.txt"):
             self._live_trajectory.append(_tum_line(pose.captured_at_s, pose.cam_from_world))
 
-    def write_trajectory(self, name: str, poses: Iterable[FramePose]) -> None:
-        """Writes poses to the file ``name`` in TUM format, one line per frame, by capture time.
+    def write_trajectories(self, poses: Sequence[Sequence[FramePose]]) -> None:
+        """Writes the final poses of each map in TUM format, one line per frame, by capture time.
+
+        Those of the first map are ``trajectory.txt``, which is empty without a map. `close` brings
+        the kinds and maps of poses into ``frames.csv``.
 
         Raises:
-            JournalError: it cannot be written; a former file stays as it was.
+            JournalError: a file cannot be written; a former one stays as it was.
         """
-        ordered = sorted(poses, key=lambda pose: (pose.captured_at_s, pose.frame_id))
-        self._write_tum(name, ((pose.captured_at_s, pose.cam_from_world) for pose in ordered))
+        self._poses = {
+            str(pose.frame_id): (pose.kind.value, str(map_idx))
+            for map_idx, own in enumerate(poses)
+            for pose in own
+        }
+        for map_idx, own in enumerate(poses or [()]):
+            ordered = sorted(own, key=lambda pose: (pose.captured_at_s, pose.frame_id))
+            rows = ((pose.captured_at_s, pose.cam_from_world) for pose in ordered)
+            self._write_tum(trajectory_name(map_idx), rows)
 
     def write_groundtruth(self, rows: Iterable[tuple[float, Float64Array]]) -> None:
         """Writes ``groundtruth.txt``: capture times and true ``cam_from_world`` (3, 4).
@@ -222,6 +255,8 @@ class RunFolder:
     def close(self) -> None:
         """Writes the pending rows, frames without a status as stopped, and closes the files.
 
+        Where the final poses are known, their kinds and maps are in all rows then.
+
         Raises:
             JournalError: the rows cannot be written; the files are closed all the same.
         """
@@ -230,6 +265,8 @@ class RunFolder:
         self._unsettled_rows.clear()
         try:
             self._write_settled_rows()
+            if self._poses is not None:
+                self._write_poses(self._poses)
         finally:
             for table in (self._frames, self._events, self._live_trajectory):
                 table.close()
@@ -239,6 +276,21 @@ class RunFolder:
             while self._rows and self._rows[0].status is not None:
                 self._frames.append(self._rows[0].as_line())
                 self._rows.popleft()
+
+    def _write_poses(self, poses: Mapping[str, tuple[str, str]]) -> None:
+        """Replaces ``frames.csv`` by itself with the columns of poses filled, row by row."""
+        path = self.path / "frames.csv"
+        with (
+            _writing(path),
+            path.open(newline="", encoding="utf-8") as former,
+            written_atomically(path) as new,
+        ):
+            text = io.TextIOWrapper(new, encoding="utf-8", newline="")
+            writer = csv.writer(text, lineterminator="\n")
+            for number, row in enumerate(csv.reader(former)):
+                known = poses.get(row[0], (PoseKind.NONE.value, ""))
+                writer.writerow(row if number == 0 else [*row[:-2], *known])
+            text.detach()
 
     def _write_tum(self, name: str, rows: Iterable[tuple[float, Float64Array]]) -> None:
         lines = [_TUM_HEADER, *(_tum_line(captured_at_s, pose) for captured_at_s, pose in rows)]
@@ -264,8 +316,16 @@ def _delete_former_run(path: Path, *, overwrite: bool) -> None:
     for entry in path.iterdir():
         if entry.name in folders and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name in _FILES | folders or entry.name.startswith(TEMPORARY_PREFIX):
+        elif _is_of_a_run(entry.name):
             entry.unlink()
+
+
+def _is_of_a_run(name: str) -> bool:
+    return (
+        name in _FILES | _FOLDERS | {MASKS_FOLDER}
+        or name.startswith(TEMPORARY_PREFIX)
+        or _TRAJECTORY_FILES.fullmatch(name) is not None
+    )
 
 
 def _is_run(path: Path) -> bool:
@@ -273,7 +333,8 @@ def _is_run(path: Path) -> bool:
     if not (frames.is_file() and config.is_file()):
         return False
     with frames.open("rb") as file:
-        return file.readline().strip() == ",".join(FRAMES_HEADER).encode()
+        header = tuple(file.readline().decode(errors="replace").strip().split(","))
+    return header in (FRAMES_HEADER, _FORMER_HEADER)
 
 
 def _tum_line(captured_at_s: float, cam_from_world: Float64Array) -> str:

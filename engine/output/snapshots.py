@@ -58,7 +58,7 @@ class WrittenSnapshot:
     elapsed_s: float
 
     @property
-    def largest(self) -> ModelFigures:
+    def first(self) -> ModelFigures:
         """Figures of ``sparse/0``."""
         return self.models[0]
 
@@ -82,7 +82,7 @@ def write_snapshot(
 
     Args:
         run_folder: the run.
-        copies: one per separate map; short tracks are deleted from them.
+        copies: one per map, in the order of their folders; short tracks are deleted from them.
         sequence: the snapshot's number, see `next_sequence`.
         entries: of ``snapshot.json`` besides the figures of the models.
         config: how long tracks must be, and how many snapshots are kept.
@@ -97,9 +97,8 @@ def write_snapshot(
     path = run_folder / "snapshots" / f"{sequence:06d}"
     if path.exists():
         raise SnapshotError(f"{path}: the snapshot exists")
-    ordered = sorted(copies, key=_emptiness)
     try:
-        models = _write_folder(path, ordered, sequence=sequence, entries=entries, config=config)
+        models = _write_folder(path, copies, sequence=sequence, entries=entries, config=config)
         link_atomically(run_folder / "latest", f"snapshots/{path.name}")
         flush_to_disk(run_folder)
     except OSError as error:
@@ -191,10 +190,6 @@ def _sizes(reconstruction: pycolmap.Reconstruction) -> dict[str, int]:
         "rigs.bin": 8 + 16 * reconstruction.num_rigs(),
         "frames.bin": 8 + 84 * reconstruction.num_reg_frames(),
     }
-
-
-def _emptiness(copy: MapCopy) -> tuple[int, int]:
-    return -copy.reconstruction.num_reg_images(), -copy.reconstruction.num_points3D()
 
 
 def _model_figures(copy: MapCopy) -> ModelFigures:

@@ -113,6 +113,7 @@ def summary_figures(
     """
     placement = figures.placement
     return {
+        "verdict": figures.verdict.as_record(),
         **statistics.figures(),
         "registered_keyframes": figures.counts.num_registered,
         "num_points3D": figures.num_points3D,
@@ -120,12 +121,15 @@ def summary_figures(
         "mean_track_length": figures.mean_track_length,
         "mean_reprojection_error_px": figures.mean_reprojection_error_px,
         "frames_interpolated": figures.num_interpolated_frames,
-        "components": figures.num_components,
+        "frames_without_pose": figures.num_frames_without_pose,
+        "components": len(figures.maps),
+        "maps": [one.as_record() for one in figures.maps],
         "georeferenced": placement is not None,
         "georeference": None if placement is None else placement.as_record(with_residuals=True),
         "gps_rmse_m": figures.gps_rmse_m,
         "metres_per_map_unit": figures.metres_per_map_unit,
         "cameras": [camera.as_record() for camera in figures.cameras],
+        "turning": [stretch.as_record() for stretch in figures.turning],
         "peak_rss_mb": _peak_rss_mb(),
         "wall_s": wall_s,
         "cpu_s": _cpu_s(),

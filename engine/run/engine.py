@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
 from engine.run.views import ViewDispatcher
-from engine.types import DropReason, Float64Array, RunCommand
+from engine.types import DropReason, Float64Array, RunCommand, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +74,10 @@ class RunOutcome:
     path: Path
     stopped_by: StoppedBy
     num_keyframes: int
-    num_registered: int
+    num_registered: int  # in the map
     summary: dict[str, Any]
+    verdict: Verdict = field(default_factory=Verdict)
+    num_in_other_maps: tuple[int, ...] = ()  # keyframes of each, in the order of a snapshot's maps
 
 
 def leave_at_once() -> None:
@@ -199,8 +201,8 @@ class Engine:
 
     async def _save_poses(self) -> None:
         await self._publisher.publish_step(await self._mapper.call(Mapper.report))
-        trajectory = await self._mapper.call(Mapper.trajectory)
-        await self._writer.schedule(functools.partial(self._recorder.trajectory, trajectory))
+        poses = await self._mapper.call(Mapper.trajectories)
+        await self._writer.schedule(functools.partial(self._recorder.trajectories, poses))
 
     async def _save_map(self) -> None:
         cameras = await self._mapper.call(Mapper.cameras)
@@ -237,6 +239,7 @@ class Engine:
                 stopped_by=outcome.stopped_by,
                 num_keyframes=outcome.num_keyframes,
                 num_registered=outcome.num_registered,
+                num_in_other_maps=outcome.num_in_other_maps,
             )
         )
         await run_in(self._io_thread, self._recorder.summary, outcome.summary)
@@ -264,6 +267,8 @@ class Engine:
             num_keyframes=figures.counts.num_keyframes,
             num_registered=figures.counts.num_registered,
             summary=summary,
+            verdict=figures.verdict,
+            num_in_other_maps=tuple(one.num_registered for one in figures.maps[1:]),
         )
 
     # -- failures, signals and requests ---------------------------------------------------------

@@ -272,6 +272,7 @@ class FrameTracker:
             gps=frame.gps,
             intrinsics_prior=frame.intrinsics_prior,
             mask=self._packed(frame.mask),
+            is_photo=self._photos,
         )
 
     def _packed(self, mask: BoolArray | None) -> PackedMask | None:

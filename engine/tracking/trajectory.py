@@ -1,25 +1,26 @@
-"""Trajectory: a pose for every frame, keyframes from the map, the rest relative to a keyframe.
+"""Trajectory: poses that were measured, keyframes from the map, the rest relative to a keyframe.
 
 A frame between keyframes is stored as its motion since its keyframe, the translation in the scale
 that the map had around the keyframe at first. When bundle adjustment or a closed loop moves or
-rescales the keyframe's surroundings, its frames follow.
+rescales the keyframe's surroundings, its frames follow. Only between two keyframes close in time a
+frame gets a pose that was not estimated.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine.geometry import compose_poses, interpolate_poses
-from engine.types import Float64Array, FrameId, FramePose, Keyframe, TrackedFrame
+from engine.types import Float64Array, FrameId, FramePose, Keyframe, PoseKind, TrackedFrame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyframeState:
-    """A keyframe's pose in the map and how much its surroundings grew since it was registered."""
+    """A keyframe's pose in a map and how much its surroundings grew since it was registered."""
 
     cam_from_world: Float64Array  # (3, 4)
     scale: float  # current map lengths per map length at registration
@@ -32,6 +33,7 @@ class _FrameTime:
     captured_at_s: float
     camera_key: str  # frames of one camera are interpolated among themselves
     is_keyframe: bool
+    is_photo: bool  # never interpolated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,10 +42,34 @@ class _RelativePose:
     cam_from_keyframe: Float64Array  # (3, 4), translation at scale 1 of the keyframe
 
 
-class Trajectory:
-    """All frames of a run in order of arrival. Memory: about 500 bytes a frame."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _PlacedPose:
+    """An estimated pose in one of the maps."""
 
-    def __init__(self) -> None:
+    time: _FrameTime
+    map_idx: int
+    cam_from_world: Float64Array  # (3, 4)
+    kind: PoseKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _CameraPoses:
+    """The estimated poses of one camera's frames, in order of arrival."""
+
+    all: list[_PlacedPose] = field(default_factory=list)
+    keyframes: list[_PlacedPose] = field(default_factory=list)
+
+
+class Trajectory:
+    """All frames of a run in order of arrival. Memory: about 500 bytes a frame.
+
+    Args:
+        max_interpolation_s: how far the keyframes around a frame may be apart for a pose between
+            them; 0: no frame gets one.
+    """
+
+    def __init__(self, *, max_interpolation_s: float) -> None:
+        self._max_interpolation_s = max_interpolation_s
         self._times: dict[FrameId, _FrameTime] = {}
         self._relative: dict[FrameId, _RelativePose] = {}
 
@@ -58,6 +84,7 @@ class Trajectory:
             captured_at_s=keyframe.captured_at_s,
             camera_key=keyframe.camera_key,
             is_keyframe=True,
+            is_photo=keyframe.is_photo,
         )
 
     def add_tracked(self, tracked: TrackedFrame) -> None:
@@ -68,6 +95,7 @@ class Trajectory:
             captured_at_s=tracked.captured_at_s,
             camera_key=self._times[tracked.keyframe_id].camera_key,
             is_keyframe=False,
+            is_photo=False,
         )
 
     def set_relative_pose(
@@ -84,71 +112,111 @@ class Trajectory:
             keyframe_id=tracked.keyframe_id, cam_from_keyframe=scaled
         )
 
-    def poses(self, keyframes: Mapping[FrameId, KeyframeState]) -> list[FramePose]:
-        """Poses of every frame by the keyframes' states, in order of arrival.
+    def poses(self, maps: Sequence[Mapping[FrameId, KeyframeState]]) -> list[list[FramePose]]:
+        """Poses of the frames that have one, by the keyframes' states in each map.
 
-        Frames without a pose of their own are interpolated in capture time between the posed frames
-        of their camera that came before and after them, or take the nearest one's pose beyond the
-        ends. A camera without any pose borrows those of the others. Empty while no keyframe is
-        registered.
+        A frame of a video without an estimated pose is interpolated in capture time, when the
+        nearest keyframes of its camera before and after it are in one map and close in time. It
+        then lies between the nearest poses before and after it. No other frame gets a pose.
+
+        Args:
+            maps: the states of registered keyframes; no keyframe is in two maps.
+
+        Returns:
+            The poses of each map, in order of arrival; their maps are numbered in this order.
         """
-        known = {
-            frame_id: pose
-            for frame_id in self._times
-            if (pose := self._pose(frame_id, keyframes)) is not None
-        }
-        if not known:
-            return []
-        posed = [self._times[frame_id] for frame_id in sorted(known)]
-        by_camera: dict[str, list[_FrameTime]] = {}
-        for time in posed:
-            by_camera.setdefault(time.camera_key, []).append(time)
-        poses = []
+        known = self._estimated(maps)
+        by_camera = _by_camera(known)
+        poses: list[list[FramePose]] = [[] for _ in maps]
         for time in self._times.values():
-            pose = known.get(time.frame_id)
-            if pose is None:
-                pose = _interpolated(time, by_camera.get(time.camera_key, posed), known)
-            poses.append(_frame_pose(time, pose))
+            placed = known.get(time.frame_id)
+            if placed is None and time.camera_key in by_camera:
+                placed = self._interpolated(time, by_camera[time.camera_key])
+            if placed is not None:
+                poses[placed.map_idx].append(_frame_pose(placed))
         return poses
 
-    def num_without_own_pose(self, keyframes: Mapping[FrameId, KeyframeState]) -> int:
-        """How many frames ``poses`` has to interpolate."""
-        return sum(self._pose(frame_id, keyframes) is None for frame_id in self._times)
+    def _estimated(
+        self, maps: Sequence[Mapping[FrameId, KeyframeState]]
+    ) -> dict[FrameId, _PlacedPose]:
+        map_of = {i: map_idx for map_idx, keyframes in enumerate(maps) for i in keyframes}
+        known = {}
+        for frame_id, time in self._times.items():
+            relative = self._relative.get(frame_id)
+            if frame_id in map_of:
+                map_idx, kind = map_of[frame_id], PoseKind.KEYFRAME
+                pose = maps[map_idx][frame_id].cam_from_world
+            elif relative is not None and relative.keyframe_id in map_of:
+                map_idx, kind = map_of[relative.keyframe_id], PoseKind.TRACKED
+                pose = _moved(relative, maps[map_idx][relative.keyframe_id])
+            else:
+                continue
+            known[frame_id] = _PlacedPose(
+                time=time, map_idx=map_idx, cam_from_world=pose, kind=kind
+            )
+        return known
 
-    def _pose(
-        self, frame_id: FrameId, keyframes: Mapping[FrameId, KeyframeState]
-    ) -> Float64Array | None:
-        if frame_id in keyframes:
-            return keyframes[frame_id].cam_from_world
-        relative = self._relative.get(frame_id)
-        if relative is None or relative.keyframe_id not in keyframes:
+    def _interpolated(self, time: _FrameTime, camera: _CameraPoses) -> _PlacedPose | None:
+        """The pose of a frame between its neighbours; None where that would be a guess."""
+        keyframes = _around(time, camera.keyframes)
+        nearest = _around(time, camera.all)
+        if time.is_photo or keyframes is None or nearest is None:
             return None
-        state = keyframes[relative.keyframe_id]
-        cam_from_keyframe = relative.cam_from_keyframe.copy()
-        cam_from_keyframe[:, 3] *= state.scale
-        return compose_poses(cam_from_keyframe, state.cam_from_world)
+        first_s, last_s = (keyframe.time.captured_at_s for keyframe in keyframes)
+        before, after = nearest
+        before_s, after_s = before.time.captured_at_s, after.time.captured_at_s
+        map_idxs = {one.map_idx for one in (*keyframes, *nearest)}
+        if len(map_idxs) > 1 or not 0.0 < last_s - first_s <= self._max_interpolation_s:
+            return None
+        # Clocks may jump: then a capture time need not be between those of the neighbours.
+        if not (before_s <= time.captured_at_s <= after_s and before_s < after_s):
+            return None
+        return _PlacedPose(
+            time=time,
+            map_idx=before.map_idx,
+            cam_from_world=interpolate_poses(
+                before.cam_from_world,
+                after.cam_from_world,
+                fraction=(time.captured_at_s - before_s) / (after_s - before_s),
+            ),
+            kind=PoseKind.INTERPOLATED,
+        )
 
 
-def _interpolated(
-    time: _FrameTime, around: Sequence[_FrameTime], known: Mapping[FrameId, Float64Array]
-) -> Float64Array:
-    # Ids give the order of arrival on every clock; capture times only the fraction between.
-    position = bisect.bisect(around, time.frame_id, key=lambda other: other.frame_id)
-    before, after = around[max(0, position - 1)], around[min(position, len(around) - 1)]
-    span_s = after.captured_at_s - before.captured_at_s
-    fraction = (time.captured_at_s - before.captured_at_s) / span_s if span_s > 0 else 0.0
-    return interpolate_poses(
-        known[before.frame_id],
-        known[after.frame_id],
-        fraction=min(max(fraction, 0.0), 1.0),
-    )
+def _moved(relative: _RelativePose, state: KeyframeState) -> Float64Array:
+    cam_from_keyframe = relative.cam_from_keyframe.copy()
+    cam_from_keyframe[:, 3] *= state.scale
+    return compose_poses(cam_from_keyframe, state.cam_from_world)
 
 
-def _frame_pose(time: _FrameTime, cam_from_world: Float64Array) -> FramePose:
+def _by_camera(known: Mapping[FrameId, _PlacedPose]) -> dict[str, _CameraPoses]:
+    by_camera: dict[str, _CameraPoses] = {}
+    for frame_id in sorted(known):
+        placed = known[frame_id]
+        camera = by_camera.setdefault(placed.time.camera_key, _CameraPoses())
+        camera.all.append(placed)
+        if placed.kind is PoseKind.KEYFRAME:
+            camera.keyframes.append(placed)
+    return by_camera
+
+
+def _around(
+    time: _FrameTime, posed: Sequence[_PlacedPose]
+) -> tuple[_PlacedPose, _PlacedPose] | None:
+    """The nearest before and after a frame; ids give the order of arrival on every clock."""
+    position = bisect.bisect(posed, time.frame_id, key=lambda other: other.time.frame_id)
+    if position in (0, len(posed)):
+        return None
+    return posed[position - 1], posed[position]
+
+
+def _frame_pose(placed: _PlacedPose) -> FramePose:
     return FramePose(
-        frame_id=time.frame_id,
-        index=time.index,
-        captured_at_s=time.captured_at_s,
-        cam_from_world=np.ascontiguousarray(cam_from_world),
-        is_keyframe=time.is_keyframe,
+        frame_id=placed.time.frame_id,
+        index=placed.time.index,
+        captured_at_s=placed.time.captured_at_s,
+        cam_from_world=np.ascontiguousarray(placed.cam_from_world),
+        is_keyframe=placed.time.is_keyframe,
+        kind=placed.kind,
+        map_number=placed.map_idx,
     )

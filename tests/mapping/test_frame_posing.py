@@ -15,7 +15,7 @@ from engine.geometry import camera_center, compose_poses, invert_pose, rotation_
 from engine.mapping import frame_posing
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.sparse_map import SparseMap
-from engine.types import Float64Array, FrameId, FramePose, TrackedFrame
+from engine.types import Float64Array, FrameId, FramePose, PoseKind, TrackedFrame
 from tests.support.synthetic import (
     SyntheticCamera,
     SyntheticWorld,
@@ -51,7 +51,7 @@ def map_with(world: SyntheticWorld, registered: tuple[int, ...]) -> SparseMap:
 
 
 def poser_with(world: SyntheticWorld) -> FramePoser:
-    poser = FramePoser(registration=RegistrationConfig(), seed=0)
+    poser = FramePoser(registration=RegistrationConfig(), seed=0, max_interpolation_s=1.0)
     for frame_id in KEYFRAMES:
         poser.add_keyframe(world.keyframe(frame_id))
     return poser
@@ -84,9 +84,16 @@ def largest_error(poses: list[FramePose], world: SyntheticWorld) -> float:
 def own_poses(poser: FramePoser, sparse_map: SparseMap) -> dict[FrameId, Float64Array]:
     return {
         pose.frame_id: pose.cam_from_world
-        for pose in poser.trajectory(sparse_map)
+        for pose in poser.trajectories([sparse_map])[0]
         if not pose.is_keyframe
     }
+
+
+def frames_without_estimate(poser: FramePoser, sparse_map: SparseMap) -> list[int]:
+    """Frames that are interpolated or have no pose."""
+    (poses,) = poser.trajectories([sparse_map])
+    estimated = {pose.frame_id for pose in poses if pose.kind is not PoseKind.INTERPOLATED}
+    return [frame_id for frame_id in range(1, NUM_FRAMES + 1) if frame_id not in estimated]
 
 
 def spoiled(tracked: TrackedFrame, *, ratio: float) -> TrackedFrame:
@@ -112,10 +119,11 @@ def test_frames_of_registered_keyframes_are_posed_at_once(
     assert largest_error(known, world) < 1e-6
     assert not any(pose.is_keyframe for pose in known)
     assert poser.pose_pending(sparse_map) == []
-    trajectory = poser.trajectory(sparse_map)
+    trajectory = poser.trajectories([sparse_map])[0]
     assert [pose.frame_id for pose in trajectory] == [*KEYFRAMES, *(p.frame_id for p in known)]
     assert largest_error(trajectory, world) < 1e-6
-    assert poser.num_interpolated(sparse_map) == 0
+    assert {pose.kind for pose in trajectory} == {PoseKind.KEYFRAME, PoseKind.TRACKED}
+    assert poser.num_frames == NUM_FRAMES
 
 
 def test_poses_are_as_good_as_the_points(noisy_world: SyntheticWorld) -> None:
@@ -177,7 +185,9 @@ def test_a_frame_that_lost_its_points_is_interpolated(
     assert poser.add_tracked(nonsense, sparse_map) is None
 
     assert poser.pose_pending(sparse_map) == []
-    assert poser.num_interpolated(sparse_map) == 2
+    (poses,) = poser.trajectories([sparse_map])
+    interpolated = [pose.frame_id for pose in poses if pose.kind is PoseKind.INTERPOLATED]
+    assert interpolated == [2, 3]
     centers = [camera_center(own_poses(poser, sparse_map)[FrameId(i)]) for i in (2, 3)]
     ends = [camera_center(true_pose(world, i)) for i in (1, 4)]
     for center, fraction in zip(centers, (1.0 / 3.0, 2.0 / 3.0), strict=True):
@@ -240,7 +250,7 @@ def test_frames_wait_for_the_map_and_for_their_keyframe(world: SyntheticWorld) -
     sparse_map = map_with(world, (1, 4, 7))
     early = poser.pose_pending(sparse_map)
     assert [tracked.frame_id for tracked, _ in early] == [2, 3, 5, 6, 8, 9]
-    assert poser.num_interpolated(sparse_map) == 2 + 2  # two keyframes are missing, too
+    assert frames_without_estimate(poser, sparse_map) == [10, 11, 12, 13]  # 10 and 13 are keyframes
     assert poser.pose_pending(sparse_map) == []
 
     sparse_map.register(FrameId(10), min_inlier_ratio=0.25)
@@ -275,16 +285,16 @@ def test_the_oldest_of_too_many_waiting_frames_are_interpolated_in_the_end(
     sparse_map = map_with(world, KEYFRAMES)
     posed = poser.pose_pending(sparse_map)
     assert [tracked.frame_id for tracked, _ in posed] == [t.frame_id for t in frames[-3:]]
-    assert poser.num_interpolated(sparse_map) == len(frames) - 3
-    assert len(poser.trajectory(sparse_map)) == NUM_FRAMES
+    assert len(frames_without_estimate(poser, sparse_map)) == len(frames) - 3
+    assert len(poser.trajectories([sparse_map])[0]) == NUM_FRAMES
 
 
 def test_without_a_map_there_is_no_trajectory(world: SyntheticWorld) -> None:
     poser = poser_with(world)
     poser.add_tracked(world.tracked(2, keyframe_id=1), None)
     empty = map_of_keyframes(world, frame_ids=KEYFRAMES)
-    assert poser.trajectory(empty) == []
-    assert poser.num_interpolated(empty) == len(KEYFRAMES) + 1
+    assert poser.trajectories([empty])[0] == []
+    assert poser.num_frames == len(KEYFRAMES) + 1
 
 
 # -- a map that changes ---------------------------------------------------------------------------
@@ -450,7 +460,7 @@ def test_frames_whose_keyframe_gets_another_focal_length_are_posed_again(
     assert np.abs(own_poses(poser, sparse_map)[FrameId(5)] - true_pose(world, 5)).max() > 1e-3
 
     sparse_map.set_camera_params(key, right)
-    poser.pose_again(sparse_map)
+    poser.pose_again([sparse_map])
     assert np.abs(own_poses(poser, sparse_map)[FrameId(5)] - true_pose(world, 5)).max() < 1e-5
 
 
@@ -459,7 +469,7 @@ def test_frames_whose_focal_length_stays_keep_their_pose(
 ) -> None:
     poser = posed_poser(world, sparse_map)
     before = own_poses(poser, sparse_map)
-    poser.pose_again(sparse_map)
+    poser.pose_again([sparse_map])
     after = own_poses(poser, sparse_map)
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[i], after[i]) for i in before)

@@ -109,7 +109,7 @@ def test_copies_of_the_map_are_in_metres_east_north_up(placed: PlacedRun) -> Non
 
 def test_the_final_trajectory_is_in_the_frame_of_the_snapshots(placed: PlacedRun) -> None:
     copy, _ = the_copy(placed)
-    for pose in placed.mapper.trajectory():
+    for pose in placed.trajectory:
         expected = copy.image(pose.frame_id).projection_center()
         assert camera_center(pose.cam_from_world) == pytest.approx(expected, abs=1e-6)
 

@@ -30,6 +30,7 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
@@ -79,7 +80,8 @@ CONFIG = Config(
     ),
     runtime=RuntimeConfig(num_threads=1),
 )
-NO_RESTARTS = RescueConfig(max_restarts=0)
+NO_RESTARTS = RescueConfig(max_restarts=0, grow_components=False)
+RESTARTS = RescueConfig(grow_components=False)
 GRAPH: dict[str, Any] = {
     "exhaustive_below": 4,
     "temporal_offsets": (1, 2, 3, 4, 6),
@@ -176,7 +178,7 @@ def test_a_video_is_mapped_completely(mapped_video: Run) -> None:
 
 
 def test_every_frame_of_a_video_has_its_pose(mapped_video: Run, video: SyntheticWorld) -> None:
-    trajectory = mapped_video.mapper.trajectory()
+    trajectory = mapped_video.trajectory
     assert [pose.frame_id for pose in trajectory] == video.frame_ids
     assert [pose.is_keyframe for pose in trajectory] == [i in KEYFRAMES for i in video.frame_ids]
     assert mapped_video.figures.num_interpolated_frames == 0
@@ -344,7 +346,7 @@ def test_the_same_input_gives_the_same_map_to_the_last_bit(
     again = Run(video).feed(video.frame_ids, keyframe_every=KEYFRAME_EVERY).finish()
     merged = [event for event in again.emitted(BundleAdjusted) if event.keyframes_added_meanwhile]
     assert merged
-    for one, other in zip(mapped_video.mapper.trajectory(), again.mapper.trajectory(), strict=True):
+    for one, other in zip(mapped_video.trajectory, again.trajectory, strict=True):
         assert np.array_equal(one.cam_from_world, other.cam_from_world)
     views = mapped_video.mapper.view(), again.mapper.view()
     assert np.array_equal(views[0].points3D_in_world, views[1].points3D_in_world)
@@ -515,7 +517,7 @@ def splits_after(last: int) -> Callable[[ImagePair], bool]:
 def test_a_map_starts_as_soon_as_there_are_enough_keyframes(path: SyntheticWorld) -> None:
     fed = Run(path).feed([1, 2, 3])
     assert not fed.is_initialized
-    assert fed.mapper.trajectory() == []
+    assert fed.trajectory == []
     assert fed.mapper.report().new_poses == ()
     fed.feed([4])
     assert fed.is_initialized
@@ -528,8 +530,9 @@ def test_few_keyframes_make_a_map_at_the_end(path: SyntheticWorld) -> None:
     assert len(mapped.emitted(MapInitialized)) == 1
 
 
-def test_a_poor_start_is_replaced_by_a_fuller_map(path: SyntheticWorld) -> None:
-    mapped = Run(path, dropped=splits_after(4)).feed(path.frame_ids)
+def test_without_components_a_poor_start_is_replaced_by_a_fuller_map(path: SyntheticWorld) -> None:
+    config = CONFIG.model_copy(update={"rescue": RESTARTS})
+    mapped = Run(path, config=config, dropped=splits_after(4)).feed(path.frame_ids)
     attempts = mapped.emitted(MapInitialized)
     assert [event.attempt for event in attempts] == [1, 2]
     assert attempts[0].second <= 4 < attempts[1].first
@@ -559,8 +562,9 @@ def test_a_rescue_that_holds_less_changes_nothing(path: SyntheticWorld) -> None:
     mapped = run(path, dropped=splits_after(10))
     assert mapped.registered_ids == path.frame_ids[:10]
     assert len(mapped.emitted(MapInitialized)) == 1
-    assert len(mapped.mapper.trajectory()) == 14  # the others as near as they can be guessed
-    assert mapped.figures.num_interpolated_frames == 4
+    assert [pose.frame_id for pose in mapped.trajectory] == path.frame_ids[:10]
+    assert mapped.figures.num_interpolated_frames == 0
+    assert mapped.figures.num_frames_without_pose == 4
 
 
 def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorld) -> None:
@@ -574,7 +578,7 @@ def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorl
     fed = Run(path, config=config, dropped=splits_after(5))
     frame_ids = iter(path.frame_ids)
     stale = fed.feed_until_a_job(frame_ids)
-    while len(fed.emitted(MapInitialized)) < 2:
+    while not fed.emitted(MainMapChanged):
         fed.feed([next(frame_ids)])
     poses = poses_of(fed.sparse_map)
     fed.mapper.begin_keyframe(path.keyframe(next(frame_ids)), [fed.run_job(stale)])
@@ -635,11 +639,12 @@ def test_what_cannot_be_mapped_ends_without_a_map_and_without_an_error(name: str
     mapped = run(useless.world, dropped=lambda pair: useless.no_matches)
     assert not mapped.is_initialized
     assert mapped.figures.counts.num_keyframes == len(useless.world.poses)
-    assert mapped.mapper.trajectory() == []
+    assert mapped.trajectory == []
     assert mapped.poses == []
     assert mapped.mapper.view().points3D_in_world.shape == (0, 3)
     assert mapped.figures.gps_rmse_m is None
-    assert mapped.figures.num_interpolated_frames == len(useless.world.poses)
+    assert mapped.figures.num_frames_without_pose == len(useless.world.poses)
+    assert mapped.figures.maps == ()
     assert mapped.emitted(MapInitialized) == []
 
 
@@ -892,7 +897,7 @@ def test_frames_between_are_tracked_by_keypoints_of_dense_tables() -> None:
         else:
             mapped.add_frame(tracked(frame_id, keyframe_id=keyframe_id))
     mapped.finish()
-    trajectory = mapped.mapper.trajectory()
+    trajectory = mapped.trajectory
     assert [pose.frame_id for pose in trajectory] == world.frame_ids
     assert mapped.figures.num_interpolated_frames == 0
     errors = pose_errors({pose.frame_id: pose.cam_from_world for pose in trajectory}, world)
@@ -1096,7 +1101,7 @@ def test_a_frame_is_first_posed_as_tracked_and_again_when_it_is_a_keyframe_of_th
         (False, True),
     ]
     assert [pose.frame_id for pose in fed.poses].count(FrameId(13)) == 1
-    trajectory = [pose for pose in fed.mapper.trajectory() if pose.frame_id == 13]
+    trajectory = [pose for pose in fed.trajectory if pose.frame_id == 13]
     assert [pose.is_keyframe for pose in trajectory] == [True]
 
 

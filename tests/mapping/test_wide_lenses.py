@@ -196,7 +196,7 @@ def test_frames_between_keyframes_of_a_spherical_video_get_their_poses() -> None
         if frame_id + 1 <= len(world.frame_ids):
             run.add_frame(world.tracked(frame_id + 1, keyframe_id=frame_id))
     run.end()
-    poses = {pose.frame_id: pose.cam_from_world for pose in run.mapper.trajectory()}
+    poses = {pose.frame_id: pose.cam_from_world for pose in run.trajectory}
     assert sorted(poses) == world.frame_ids
     assert pose_errors(poses, world).max_ratio < 1e-3
 

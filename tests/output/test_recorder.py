@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import logging
@@ -49,8 +50,8 @@ class Recording:
 
     def rows(self) -> list[str]:
         """Statuses in frames.csv, in order."""
-        lines = (self.path / "frames.csv").read_text().splitlines()[1:]
-        return [line.rpartition(",")[2] for line in lines]
+        with (self.path / "frames.csv").open(newline="") as file:
+            return [row["status"] for row in csv.DictReader(file)]
 
     def warnings(self) -> list[str]:
         return [event.message for event in self.events if isinstance(event, Warned)]
@@ -223,7 +224,7 @@ def test_documents_are_readable_at_once(recording: Recording) -> None:
     )
     recorder.events([Warned(at_s=0.5, message="careful")])
     recorder.live_poses([pose, pose])
-    recorder.trajectory([pose])
+    recorder.trajectories([[pose]])
     recorder.groundtruth([(0.0, np.eye(3, 4)), (0.1, np.eye(3, 4))])
     recorder.summary({"keyframes": 1, "ratio": float("nan")})
     (line,) = (recording.path / "events.jsonl").read_text().splitlines()
@@ -333,7 +334,7 @@ def test_earlier_pairs_that_changed_are_journalled_though_the_keyframe_cannot_be
     ("write", "what"),
     [
         (lambda recorder: recorder.summary({}), "summary.json"),
-        (lambda recorder: recorder.trajectory([]), "trajectory.txt"),
+        (lambda recorder: recorder.trajectories([]), "trajectory.txt"),
         (lambda recorder: recorder.groundtruth([]), "groundtruth.txt"),
     ],
     ids=["summary", "trajectory", "groundtruth"],

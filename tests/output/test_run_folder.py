@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from engine.output.run_folder import (
     RunFolder,
     dropped_status,
     format_timestamp,
+    trajectory_name,
     unique_run_path,
 )
-from engine.types import DropReason, Frame, FrameId, FramePose, RejectedFrame
+from engine.types import DropReason, Frame, FrameId, FramePose, PoseKind, RejectedFrame
 
 
 def frame(number: int, *, captured_at_s: float | None = None, name: str | None = None) -> Frame:
@@ -82,7 +84,7 @@ def test_a_new_run_has_its_configuration_and_empty_tables(run: RunFolder) -> Non
     assert rows_of(run) == []
     assert tum_of(run.path / "trajectory_live.txt") == []
     header = (run.path / "frames.csv").read_text()
-    assert header == "frame_id,source,index,name,captured_at_s,status\n"
+    assert header == "frame_id,source,index,name,captured_at_s,status,pose,map\n"
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
@@ -118,6 +120,8 @@ def test_overwriting_a_run_deletes_what_runs_write_and_nothing_else(run: RunFold
     (path / "snapshots" / "000001").mkdir()
     (path / "latest").symlink_to("snapshots/000001")
     (path / ".tmp-summary.json-7").write_text("half")
+    for name in ("trajectory.txt", "trajectory_1.txt", "trajectory_12.txt"):
+        (path / name).write_text("old")
     (path / "notes.md").write_text("mine")
     (path / "export").mkdir()
     again = RunFolder.create(path, config_text="b: 2\n", overwrite=True)
@@ -146,6 +150,13 @@ def test_overwriting_does_not_follow_links_out_of_the_run(run: RunFolder, tmp_pa
     RunFolder.create(run.path, config_text="", overwrite=True)
     assert (photos / "a.jpg").exists()
     assert not (run.path / "images").is_symlink()
+
+
+def test_a_run_whose_table_had_no_columns_of_poses_may_be_overwritten(run: RunFolder) -> None:
+    run.close()
+    (run.path / "frames.csv").write_text("frame_id,source,index,name,captured_at_s,status\n")
+    RunFolder.create(run.path, config_text="", overwrite=True)
+    assert (run.path / "frames.csv").read_text().startswith("frame_id,")
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -193,6 +204,88 @@ def test_a_status_is_given_once(run: RunFolder) -> None:
         run.frame_settled(FrameId(1), status=TRACKED_STATUS)
 
 
+def of_map(poses: list[FramePose], *kinds: PoseKind) -> list[FramePose]:
+    return [replace(one, kind=kind) for one, kind in zip(poses, kinds, strict=True)]
+
+
+def test_the_pose_of_every_frame_is_in_the_table_once_the_run_ends(run: RunFolder) -> None:
+    for number in range(1, 7):
+        run.frame_arrived(frame(number, name=f'a,"{number}"\n.jpg'))
+        if number != 5:
+            run.frame_settled(FrameId(number), status=TRACKED_STATUS)
+    run.frame_arrived(rejected(6))
+    poses = [pose(number, captured_at_s=float(number)) for number in range(1, 5)]
+    run.write_trajectories(
+        [
+            of_map(poses[:3], PoseKind.KEYFRAME, PoseKind.TRACKED, PoseKind.INTERPOLATED),
+            of_map(poses[3:], PoseKind.TRACKED),
+        ]
+    )
+    assert {(row["pose"], row["map"]) for row in rows_of(run)} == {("", "")}
+    before = rows_of(run)
+    run.close()
+    rows = rows_of(run)
+    assert [(row["frame_id"], row["pose"], row["map"]) for row in rows] == [
+        ("1", "keyframe", "0"),
+        ("2", "tracked", "0"),
+        ("3", "interpolated", "0"),
+        ("4", "tracked", "1"),
+        ("5", "none", ""),
+        ("6", "none", ""),
+        ("", "none", ""),
+    ]
+    for row, former in zip(rows, before, strict=False):
+        assert row | {"pose": "", "map": ""} == former
+
+
+def test_a_run_that_ends_without_poses_leaves_their_columns_empty(run: RunFolder) -> None:
+    run.frame_arrived(frame(1))
+    run.close()
+    assert [(row["status"], row["pose"], row["map"]) for row in rows_of(run)] == [
+        ("dropped:stopped", "", "")
+    ]
+
+
+def test_without_a_map_no_frame_has_a_pose(run: RunFolder) -> None:
+    run.frame_arrived(frame(1))
+    run.frame_settled(FrameId(1), status=KEYFRAME_STATUS)
+    run.write_trajectories([])
+    run.close()
+    assert [(row["pose"], row["map"]) for row in rows_of(run)] == [("none", "")]
+    assert tum_of(run.path / "trajectory.txt") == []
+    assert not (run.path / "trajectory_1.txt").exists()
+
+
+def test_a_full_disk_keeps_the_table_as_it_was(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.frame_arrived(frame(1))
+    run.frame_settled(FrameId(1), status=KEYFRAME_STATUS)
+    run.write_trajectories([[pose(1, captured_at_s=0.0)]])
+    before = (run.path / "frames.csv").read_bytes()
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(JournalError, match="No space left"):
+        run.close()
+    assert (run.path / "frames.csv").read_bytes() == before
+    assert not list(run.path.glob(".tmp-*"))
+
+
+def test_each_map_has_a_trajectory_of_its_own(run: RunFolder) -> None:
+    numbers = [(1, 2), (3,), (4, 5, 6)]
+    run.write_trajectories([[pose(n, captured_at_s=float(n)) for n in own] for own in numbers])
+    for map_idx, own in enumerate(numbers):
+        rows = tum_of(run.path / trajectory_name(map_idx))
+        assert [row[0] for row in rows] == [float(number) for number in own]
+    assert [trajectory_name(map_idx) for map_idx in range(2)] == [
+        "trajectory.txt",
+        "trajectory_1.txt",
+    ]
+
+
 def test_names_with_commas_and_line_breaks_and_bad_unicode_stay_one_row(run: RunFolder) -> None:
     for number, name in enumerate(('a,"b".jpg', "two\nlines.jpg", "caf\udce9.jpg", "日本.jpg"), 1):
         run.frame_arrived(frame(number, name=name))
@@ -206,7 +299,7 @@ def test_times_match_between_frames_and_trajectories(run: RunFolder, captured_at
     run.frame_arrived(frame(1, captured_at_s=captured_at_s))
     run.frame_settled(FrameId(1), status=KEYFRAME_STATUS)
     poses = [pose(1, captured_at_s=captured_at_s)]
-    run.write_trajectory("trajectory.txt", poses)
+    run.write_trajectories([poses])
     run.append_live_pose(poses[0])
     in_table = rows_of(run)[0]["captured_at_s"]
     for name in ("trajectory.txt", "trajectory_live.txt"):
@@ -220,7 +313,7 @@ def test_a_folder_without_times_has_plain_indices() -> None:
 
 def test_a_trajectory_is_world_from_cam_sorted_by_time(run: RunFolder) -> None:
     poses = [pose(number, captured_at_s=10.0 - number) for number in (1, 2, 3)]
-    run.write_trajectory("trajectory.txt", poses)
+    run.write_trajectories([poses])
     rows = tum_of(run.path / "trajectory.txt")
     assert [row[0] for row in rows] == [7.0, 8.0, 9.0]
     for row, expected in zip(rows, reversed(poses), strict=True):
@@ -333,7 +426,7 @@ def test_a_full_disk_keeps_the_former_document(
     with pytest.raises(JournalError, match="No space left"):
         run.write_summary({"keyframes": 2})
     with pytest.raises(JournalError, match="No space left"):
-        run.write_trajectory("trajectory.txt", [pose(1, captured_at_s=0.0)])
+        run.write_trajectories([[pose(1, captured_at_s=0.0)]])
     assert json.loads((run.path / "summary.json").read_text()) == {"keyframes": 1}
     assert not (run.path / "trajectory.txt").exists()
     assert not list(run.path.glob(".tmp-*"))

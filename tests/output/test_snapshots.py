@@ -110,9 +110,9 @@ def test_a_snapshot_is_read_back_by_pycolmap(run: Path) -> None:
     written = write(run, pycolmap.Reconstruction(model))
     read = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
     assert read.is_valid()
-    assert read.num_reg_images() == written.largest.num_registered == 5
-    assert read.num_points3D() == written.largest.num_points3D == model.num_points3D()
-    assert read.compute_num_observations() == written.largest.num_observations
+    assert read.num_reg_images() == written.first.num_registered == 5
+    assert read.num_points3D() == written.first.num_points3D == model.num_points3D()
+    assert read.compute_num_observations() == written.first.num_observations
     assert names_in(written.path / "sparse" / "0") == {
         f"{name}.bin" for name in ("cameras", "images", "points3D", "rigs", "frames")
     }
@@ -165,16 +165,18 @@ def test_reprojection_errors_in_the_files_are_those_of_the_poses_in_the_files(ru
     stored_px = read.compute_mean_reprojection_error()
     read.update_point_3d_errors()
     assert stored_px == pytest.approx(read.compute_mean_reprojection_error())
-    assert stored_px == pytest.approx(written.largest.mean_reprojection_error_px)
+    assert stored_px == pytest.approx(written.first.mean_reprojection_error_px)
     assert 0.5 < stored_px < 10  # 1 % of a focal length of 1280 px, some 100 px off the centre
 
 
-def test_the_largest_model_comes_first(run: Path) -> None:
-    small, large = synthetic_model(num_images=3), synthetic_model(num_images=6)
-    written = write(run, small, large)
-    assert [model.num_registered for model in written.models] == [6, 3]
-    assert pycolmap.Reconstruction(written.path / "sparse" / "0").num_reg_images() == 6
-    assert pycolmap.Reconstruction(written.path / "sparse" / "1").num_reg_images() == 3
+def test_models_keep_their_order(run: Path) -> None:
+    numbers = (3, 6, 4)
+    written = write(run, *(synthetic_model(num_images=number) for number in numbers))
+    assert tuple(model.num_registered for model in written.models) == numbers
+    assert written.first is written.models[0]
+    for map_idx, number in enumerate(numbers):
+        model = pycolmap.Reconstruction(written.path / "sparse" / str(map_idx))
+        assert model.num_reg_images() == number
 
 
 def test_snapshot_json_holds_the_figures_and_the_given_entries(run: Path) -> None:
@@ -342,4 +344,4 @@ def test_each_model_says_whether_it_is_georeferenced_in_the_order_of_the_folders
     write_snapshot(run, copies, sequence=1, entries={}, config=KEEP_ALL)
     record = json.loads((run / "latest" / "snapshot.json").read_text())
     models = [(model["num_registered"], model["is_georeferenced"]) for model in record["models"]]
-    assert models == [(6, False), (3, True)]
+    assert models == [(3, True), (6, False)]

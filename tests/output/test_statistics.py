@@ -21,9 +21,9 @@ from engine.events import (
     WindowSolved,
     WindowVerdict,
 )
-from engine.mapping.steps import MapCounts, MapFigures
+from engine.mapping.steps import MapCounts, MapFigures, OneMapFigures
 from engine.output.statistics import RunStatistics, summary_figures
-from engine.types import DropReason, FrameId
+from engine.types import DropReason, FrameId, Verdict, VerdictLevel, VerdictReason
 
 
 def received(number: int) -> FrameReceived:
@@ -223,6 +223,18 @@ def test_windows_are_counted_with_what_they_took() -> None:
     assert figures["window_cpu_s"] == 0.75
 
 
+def one_map(num_registered: int, *, name: str) -> OneMapFigures:
+    return OneMapFigures(
+        num_registered=num_registered,
+        num_points3D=70,
+        mean_reprojection_error_px=0.5,
+        first_name=f"first {name}.jpg",
+        last_name=f"last {name}.jpg",
+        num_posed_frames=20,
+        is_georeferenced=False,
+    )
+
+
 def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
     statistics = RunStatistics()
     statistics(received(1))
@@ -233,10 +245,22 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
         mean_track_length=4.0,
         mean_reprojection_error_px=0.5,
         num_interpolated_frames=3,
-        num_components=2,
+        num_frames_without_pose=4,
         placement=None,
         gps_rmse_m=1.5,
         metres_per_map_unit=None,
+        maps=(one_map(8, name="a"), one_map(5, name="b")),
+        verdict=Verdict(
+            level=VerdictLevel.DOUBTFUL,
+            reasons=(
+                VerdictReason(
+                    kind="components",
+                    level=VerdictLevel.DOUBTFUL,
+                    sentence="nothing joins two parts of the scene",
+                    frame_ids=(FrameId(3),),
+                ),
+            ),
+        ),
     )
     summary = summary_figures(statistics, figures, wall_s=12.0, stopped_by="signal")
     assert statistics.figures().items() <= summary.items()
@@ -247,6 +271,7 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
         "mean_track_length": 4.0,
         "mean_reprojection_error_px": 0.5,
         "frames_interpolated": 3,
+        "frames_without_pose": 4,
         "components": 2,
         "georeferenced": False,
         "georeference": None,
@@ -255,6 +280,11 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
     }
     assert of_map.items() <= summary.items()
     assert (summary["wall_s"], summary["stopped_by"]) == (12.0, "signal")
+    assert [one["registered_keyframes"] for one in summary["maps"]] == [8, 5]
+    assert summary["maps"][1]["first_keyframe"] == "first b.jpg"
+    assert summary["verdict"]["level"] == "doubtful"
+    (reason,) = summary["verdict"]["reasons"]
+    assert (reason["kind"], reason["frame_ids"]) == ("components", [3])
     assert summary["cpu_s"] > 0.0
     json.dumps(summary, allow_nan=False)
 

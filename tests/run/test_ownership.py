@@ -416,7 +416,7 @@ def test_using_the_graph_on_the_mapping_thread_while_it_is_lent_raises(
         mapper = engines[0]._mapper
         try:
             assert len(await mapper.call(Mapper.cameras)) == 1  # needs no graph
-            with pytest.raises(WrongThreadError, match="SceneGraph.edges on mapping_0"):
+            with pytest.raises(WrongThreadError, match="SceneGraph.all_edges on mapping_0"):
                 await mapper.call(Mapper.view)
         finally:
             matcher.gate.set()
@@ -432,7 +432,7 @@ def test_using_the_graph_on_the_mapping_thread_while_it_is_lent_raises(
     )
     outcome, _ = run(engines[0])
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
-    assert ownership.wrong_calls == ["SceneGraph.edges on mapping_0, not on matching_0"]
+    assert ownership.wrong_calls == ["SceneGraph.all_edges on mapping_0, not on matching_0"]
 
 
 def test_a_job_that_uses_the_map_fails_the_run(tmp_path: Path, ownership: Ownership) -> None:
@@ -476,7 +476,7 @@ def hand_offs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-SAVED = ["finish", "report", "trajectory", "cameras", "overlay_masks", "snapshot"]
+SAVED = ["finish", "report", "trajectories", "cameras", "overlay_masks", "snapshot"]
 SHOWN = ["report"]  # where there are views
 REPORTED = ["figures"]
 

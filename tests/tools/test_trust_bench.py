@@ -26,6 +26,7 @@ MODULES = (
     "bench",
     "grounds",
     "inputs",
+    "map_rows",
     "overlays",
     "rooms",
     "rows",
@@ -428,12 +429,36 @@ def test_a_reference_run_is_kept_and_other_runs_are_made_again(trust: Any, tmp_p
     assert (tmp_path / "runs" / "baseline" / "a").is_dir()
 
 
-def test_rows_have_names_of_their_own_and_runs_of_their_own(trust: Any) -> None:
+def test_runs_of_one_name_are_of_one_input_with_one_command(trust: Any) -> None:
     rows = trust.rows.all_rows(num_seeds=5)
     assert {"lady", "osd-town", "zoom-exif", "room-panorama", "temple", "masks"} < rows.keys()
-    names = [case.name for row in rows.values() for case in row.cases]
-    assert len(names) == len(set(names))
-    assert sum(name.startswith("osd-fox") for name in names) == 10
+    runs = [
+        (case.name, case.input_folder, case.arguments, case.settings)
+        for row in rows.values()
+        for case in row.cases
+    ]
+    assert len({name for name, *_ in runs}) == len(set(runs))
+    assert sum(name.startswith("osd-fox") for name, *_ in runs) == 10
+
+
+def test_a_setting_that_a_version_does_not_know_is_left_out(trust: Any, tmp_path: Path) -> None:
+    program = tmp_path / "livesfm"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *loops.correct*) echo "unknown section: loops"; exit 2;; esac\n'
+    )
+    program.chmod(0o755)
+    kit = trust.inputs.Kit(data=tmp_path, cases=tmp_path, variation=trust.variation.Variation())
+    bench = trust.bench.Bench(
+        kit=kit, inputs=tmp_path / "inputs", runs=tmp_path / "runs" / "a", livesfm=str(program)
+    )
+    settings = ("loops.correct=false",)
+
+    def make(kit: Any, folder: Path) -> Any:
+        return trust.inputs.Input(source="images")
+
+    outcome = bench.outcome(trust.bench.Case(name="a", make=make, settings=settings))
+    assert outcome.finished.exit_code == 0
+    assert outcome.unknown_settings == settings
 
 
 def test_variations_differ_from_the_table_and_from_each_other(trust: Any) -> None:

@@ -13,7 +13,10 @@ from engine.events import (
     CameraCalibrated,
     CameraDoubted,
     CameraSplit,
+    CameraTurning,
     CommandTaken,
+    ComponentJoined,
+    ComponentStarted,
     CropFound,
     Event,
     FrameDropped,
@@ -24,6 +27,7 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
@@ -34,6 +38,7 @@ from engine.events import (
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    VerdictChanged,
     Warned,
     WindowPurpose,
     WindowSolved,
@@ -46,6 +51,9 @@ from engine.types import (
     RegistrationStatus,
     RunCommand,
     SourceState,
+    Verdict,
+    VerdictLevel,
+    VerdictReason,
 )
 
 ONE, TWO = FrameId(1), FrameId(2)
@@ -106,6 +114,15 @@ EVENTS: tuple[Event, ...] = (
         frame_ids=(ONE, TWO),
         calibration_idx=(0, 1),
     ),
+    CameraTurning(
+        at_s=0.5,
+        camera_key="camera",
+        first=ONE,
+        last=TWO,
+        num_keyframes=4,
+        turned_deg=30.0,
+        is_whole=False,
+    ),
     CropFound(
         at_s=0.5,
         camera_key="crop",
@@ -159,6 +176,17 @@ EVENTS: tuple[Event, ...] = (
         num_inliers=5,
         num_correspondences=60,
     ),
+    ComponentStarted(
+        at_s=0.5, map_number=1, first=ONE, second=TWO, num_registered=3, num_points3D=120
+    ),
+    ComponentJoined(
+        at_s=0.5,
+        map_number=1,
+        into_map_number=0,
+        keyframe_ids=(ONE, TWO),
+        num_inliers=80,
+        num_registered=12,
+    ),
     MisplacementFound(
         at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
     ),
@@ -201,6 +229,21 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
+    MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
+    VerdictChanged(
+        at_s=0.5,
+        verdict=Verdict(
+            level=VerdictLevel.WRONG,
+            reasons=(
+                VerdictReason(
+                    kind="turning",
+                    level=VerdictLevel.WRONG,
+                    sentence="frames 2 to 9 turn on the spot",
+                    frame_ids=(FrameId(2), FrameId(9)),
+                ),
+            ),
+        ),
+    ),
     Warned(at_s=0.5, message="the disk is slow"),
     RunFinished(at_s=0.5, stopped_by="signal", num_keyframes=9, num_registered=8),
 )
@@ -214,6 +257,8 @@ def test_every_kind_of_event_is_tested_here() -> None:
 
 
 def _as_json(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
     return [_as_json(one) for one in value] if isinstance(value, tuple) else value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from trust.variation import Variation
 
 INPUT_FOLDER = "{input}"  # stands for the folder in arguments
 _DESCRIPTION = "input.json"
+_ADDRESS = re.compile(r"[a-z]{2,}:")
 _JPEG_QUALITY = 93
 _CRF = "18"  # of H.264
 
@@ -29,9 +31,13 @@ class Input:
     Paths are absolute, or relative to the input's folder.
     """
 
-    source: str
+    source: str  # or an address, such as synthetic:town
     arguments: tuple[str, ...] = ()
+    more_sources: tuple[str, ...] = ()
     truth: str | None = None  # TUM format, timestamps are positions in the source
+    more_truths: tuple[str, ...] = ()  # of the other sources
+    views: str | None = None  # what each frame of the source truly sees, see `places.TrueViews`
+    matcher: str | None = None  # of `run_matcher.py`; None: one of the product
     focal_px: float | None = None  # true focal length
     overlay_box_px: tuple[float, float, float, float] | None = None  # x, y from, x, y to
     masks: str | None = None  # folder of NAME.png, black where the image is ignored
@@ -48,20 +54,21 @@ class Input:
             FileNotFoundError: the folder is not that of an input.
         """
         record: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        box = record.pop("overlay_box_px")
-        return Input(
-            **{**record, "arguments": tuple(record["arguments"])},
-            overlay_box_px=None if box is None else tuple(box),
-        )
+        lists = {name: tuple(value) for name, value in record.items() if isinstance(value, list)}
+        return Input(**(record | lists))
 
     def with_arguments(self, *arguments: str) -> Input:
         """The same input with more arguments."""
         return replace(self, arguments=(*self.arguments, *arguments))
 
     def command(self, folder: Path) -> list[str]:
-        """Source and arguments of ``livesfm run``, with absolute paths."""
+        """Sources and arguments of ``livesfm run``, with absolute paths."""
+        sources = (
+            each if _ADDRESS.match(each) else str(folder / each)
+            for each in (self.source, *self.more_sources)
+        )
         given = (part.replace(INPUT_FOLDER, str(folder)) for part in self.arguments)
-        return [str(folder / self.source), *given]
+        return [*sources, *given]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +162,18 @@ def write_video(path: Path, frames: Sequence[Uint8Array], *, rate_hz: int) -> No
 
 
 def write_reference(path: Path, source: Path, rows: Sequence[int]) -> None:
-    """Writes the given rows of a TUM file, by their timestamps, as 0, 1, 2, ..."""
+    """Writes the given rows of a TUM file, by their timestamps, as 0, 1, 2, ...
+
+    A row that the file does not have is left out.
+    """
     lines = source.read_text(encoding="utf-8").splitlines()
     poses = {
         int(float(words[0])): words[1:]
         for words in (line.split() for line in lines if line and not line.startswith("#"))
     }
-    text = "".join(f"{new} {' '.join(poses[old])}\n" for new, old in enumerate(rows))
+    text = "".join(
+        f"{new} {' '.join(poses[old])}\n" for new, old in enumerate(rows) if old in poses
+    )
     path.write_text(text, encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ from trust.inputs import INPUT_FOLDER, ExifTags, Input, Kit, Maker, write_jpeg
 NUM_PHOTOS = 15
 SIZE = (960, 720)
 PANORAMA_SIZE = (1600, 800)
+TURNING_FIELD_DEG, TURNING_EYE_M = 70.0, (2.0, 1.5, 1.4)
 _NUM_ANGLES = 200_000
 ACTION_CAMERA = ExifTags(make="GoPro", model="HERO11 Black")
 
@@ -126,6 +127,27 @@ def _make(
     if calibration is not None:
         given = ("--calibration", f"{INPUT_FOLDER}/{calibration(lens, folder).name}")
     return Input(source="images", arguments=given, truth="truth.txt", focal_px=lens.focal_px)
+
+
+def room_turned_in() -> Maker:
+    """A maker of photos by a camera that turns on a point of the room."""
+    return _make_turned
+
+
+def _make_turned(kit: Kit, folder: Path) -> Input:
+    room, lens = kit.room(), pinhole_lens(TURNING_FIELD_DEG)
+    textures = room.textures(kit.variation.texture_seed)
+    rays = lens.rays()
+    eye = np.array(TURNING_EYE_M)
+    poses = []
+    for number in range(NUM_PHOTOS):
+        angle = math.radians(kit.variation.room_turn_deg * number)
+        rotation = room.pose(eye, eye + np.array([math.cos(angle), math.sin(angle), -0.1]))
+        poses.append((rotation, eye))
+        pixels = room.cast(rays, rotation, eye, textures)
+        write_jpeg(folder / "images" / f"{number:03d}.jpg", pixels)
+    room.tum(folder / "truth.txt", poses)
+    return Input(source="images", truth="truth.txt", focal_px=lens.focal_px)
 
 
 def write_colmap_line(lens: Lens, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from functools import partial
 from trust import grounds, overlays, rooms, sets, zooms
 from trust.bench import Bench, Case, Check, Outcome, Row, count_check, percent_check
 from trust.inputs import ExifTags, Kit, Maker
+from trust.map_rows import map_rows
 from trust.rooms import Lens
 from trust.scoring import difference_percent, held_cameras, num_masks
 
@@ -29,6 +30,7 @@ def all_rows(*, num_seeds: int) -> dict[str, Row]:
         temple_row(),
         masks_row(),
         *set_rows(),
+        *map_rows(num_seeds),
         *accept_rows(),
         *cpu_rows(),
     ]

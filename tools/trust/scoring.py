@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from trust.inputs import Input
 if TYPE_CHECKING:
     import pycolmap
 
+_OF_SOURCE = re.compile(r"source(\d+)/")
 _STAYS_PX = 3.0  # between images: what moves less is fixed to the picture
 TIMELY_KEYFRAMES = 5  # arrivals after which a keyframe counts as registered late
 LEAST_REGISTERED_RATIO = 0.6  # of the keyframes; below, no error figure counts
@@ -90,9 +92,9 @@ def score_run(known: Input, folder: Path, run: Path) -> MapScore | None:
         num_maps=len(map_folders(run)),
         num_points3D=reconstruction.num_points3D(),
         cameras=cameras,
-        ate_percent=_ate_percent(reconstruction, run, folder / known.truth)
-        if known.truth
-        else None,
+        ate_percent=ate_percent(
+            registered_centers(reconstruction), true_centers(known, folder, run)
+        ),
         focal_error_percent=focal_error_percent(cameras, known.focal_px),
         num_overlay_observations=None
         if box is None
@@ -119,17 +121,25 @@ def largest_map(run: Path) -> pycolmap.Reconstruction | None:
     return max(maps, key=lambda each: int(each.num_reg_images()), default=None)
 
 
+def registered_names(folder: Path) -> set[str]:
+    """The images that have a pose in a map's folder."""
+    import pycolmap
+
+    return set(registered_centers(pycolmap.Reconstruction(folder)))
+
+
 def keyframe_rows(run: Path) -> dict[str, int]:
     """Positions in the source of a run's keyframes, by name."""
+    return {row["name"]: int(row["index"]) for row in frames(run) if row["status"] == "keyframe"}
+
+
+def frames(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's ``frames.csv``; none where there is no such file."""
     path = run / "frames.csv"
     if not path.is_file():
-        return {}
+        return []
     with path.open(newline="", encoding="utf-8") as file:
-        return {
-            row["name"]: int(row["index"])
-            for row in csv.DictReader(file)
-            if row["status"] == "keyframe"
-        }
+        return list(csv.DictReader(file))
 
 
 def map_cameras(reconstruction: pycolmap.Reconstruction) -> tuple[MapCamera, ...]:
@@ -297,21 +307,39 @@ def timely_percent_of(events: Iterable[Mapping[str, Any]]) -> float:
     return 100 * sum(wait <= TIMELY_KEYFRAMES for wait in waits) / max(len(arrivals), 1)
 
 
-def _ate_percent(reconstruction: pycolmap.Reconstruction, run: Path, truth: Path) -> float | None:
-    """Of the registered keyframes that have a true pose."""
-    poses = read_tum(truth)
-    true_centers = dict(
-        zip(poses.timestamps_s.round(6).tolist(), camera_center(poses.cam_from_world), strict=True)
-    )
-    rows = keyframe_rows(run)
-    pairs = [
-        (center, true_centers[float(rows[name])])
-        for name, center in registered_centers(reconstruction).items()
-        if name in rows and float(rows[name]) in true_centers
-    ]
-    if not pairs:
+def ate_percent(
+    centers: Mapping[str, Float64Array], reference_centers: Mapping[str, Float64Array]
+) -> float | None:
+    """RMSE of camera centres by name after the best similarity, of the reference's extent there."""
+    names = sorted(centers.keys() & reference_centers.keys())
+    if not names:
         return None
-    return _error_percent(*(np.array(side) for side in zip(*pairs, strict=True)))
+    return _error_percent(
+        *(np.array([each[name] for name in names]) for each in (centers, reference_centers))
+    )
+
+
+def true_centers(known: Input, folder: Path, run: Path) -> dict[str, Float64Array]:
+    """True camera centres (3,) of a run's frames, keyframes or not, by name.
+
+    Frames of several sources have the source's number in their name.
+    """
+    truths = [path for path in (known.truth, *known.more_truths) if path]
+    by_source = [_centers_by_position(folder / path) for path in truths]
+    centers = {}
+    for row in frames(run):
+        name, index = row["name"], int(row["index"])
+        found = _OF_SOURCE.match(name) if len(by_source) > 1 else None
+        source_idx = int(found[1]) - 1 if found else 0
+        if source_idx < len(by_source) and index in by_source[source_idx]:
+            centers[name] = by_source[source_idx][index]
+    return centers
+
+
+def _centers_by_position(truth: Path) -> dict[int, Float64Array]:
+    poses = read_tum(truth)
+    centers = camera_center(poses.cam_from_world)
+    return {round(time): center for time, center in zip(poses.timestamps_s, centers, strict=True)}
 
 
 def _error_percent(centers: Float64Array, reference_centers: Float64Array) -> float | None:

@@ -31,6 +31,14 @@ class Variation:
     ground_seed: int = 0
     ground_focal_ratio: float = 0.75  # of the image's width
     ground_jitter_deg: float = 1.0
+    town_seed: int = 0
+    turning_place: tuple[float, float, float, float, float] = (0.0, -40.0, 24.0, 5.0, -22.0)
+    turn_after_walk_rad: float = 0.9
+    room_turn_deg: float = 8.0  # between photos of a camera that turns in the room
+    jump_deg: float = 90.0
+    cut_from: int = 80  # frame
+    nth_offset: int = 0  # of the photos that are every so manyth of a set
+    order_seed: int = 0  # of shuffled photos
 
     @staticmethod
     def drawn(seed: int) -> Variation:
@@ -59,4 +67,18 @@ class Variation:
             ground_seed=int(rng.integers(1, 1000)),
             ground_focal_ratio=one_of(0.6, 0.9, 1.2),
             ground_jitter_deg=one_of(0.5, 1.5, 2.0),
+            town_seed=int(rng.integers(1, 100)),
+            turning_place=(
+                one_of(-30, -5, 20, 37),
+                one_of(-60, -37, 0),
+                one_of(6, 15, 40),
+                float(rng.uniform(0, 360)),
+                one_of(-8, -20, -40),
+            ),
+            turn_after_walk_rad=one_of(-0.9, -0.5, 0.5, 1.4),
+            room_turn_deg=one_of(5, 6.5, 10),
+            jump_deg=one_of(70, 80, 100, 110),
+            cut_from=int(rng.integers(50, 110)),
+            nth_offset=int(rng.integers(1, 3)),
+            order_seed=int(rng.integers(1, 1000)),
         )

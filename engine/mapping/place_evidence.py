@@ -1,0 +1,202 @@
+"""What verified pairs say of the places of keyframes: which agree, which contradict, how strongly.
+
+A verified pair is a hypothesis. It agrees with two places where its matches lie on the epipolar
+lines of these poses, and contradicts them where most of its matches lie far away. Its strength is
+how much of both images its matches cover, not how many they are: a logo, or one poster on a wall,
+gives many matches in few cells of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
+from engine.estimators.two_view_geometry import epipolar_angles_rad
+from engine.geometry import compose_poses, image_scale, invert_pose, skew
+from engine.mapping.sparse_map import SparseMap
+from engine.matching.pair_agreement import pair_strength
+from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
+
+AGREEMENT_PX = 8.0  # median distance to the epipolar line, at an image edge of 1000 px
+CONTRADICTION_PX = 20.0  # likewise
+_MIN_SHARED_POINTS = 20  # that keep a keyframe in its place
+_MIN_SUPPORTS = 2  # pairs that agree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairEvidence:
+    """What a pair says of the places that its two keyframes have in the map."""
+
+    verified: VerifiedPair
+    strength: float  # see `strength_of`
+    error_px: float  # median distance to the epipolar lines, at an image edge of 1000 px
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the matches lie on the epipolar lines."""
+        return self.error_px <= AGREEMENT_PX
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether most matches lie far from them."""
+        return self.error_px > CONTRADICTION_PX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeakPlace:
+    """A registered keyframe whose place the map supports weakly, or strong pairs contradict."""
+
+    frame_id: FrameId
+    num_points: int  # that it observes
+    num_shared_points: int  # of these, points that two or more other keyframes observe, too
+    supporting: tuple[ImagePair, ...]  # pairs that agree with its place, the strongest first
+    contradicting: tuple[ImagePair, ...]  # pairs that contradict it, the strongest first
+    support: float  # strength of the strongest pair that agrees, 0 without any
+    contradiction: float  # strength of the strongest pair that contradicts it, likewise
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether the strongest evidence is against the place."""
+        return self.contradiction > self.support
+
+
+def weak_places(sparse_map: SparseMap) -> tuple[WeakPlace, ...]:
+    """Registered keyframes whose place is doubtful, in order of their ids.
+
+    A place is doubtful where fewer than two pairs agree with it, where the keyframe has fewer than
+    20 points in common with two or more other keyframes, and where the strongest of its pairs
+    contradicts it.
+    """
+    places = (_place(sparse_map, frame_id) for frame_id in sparse_map.registered_ids)
+    return tuple(
+        place
+        for place in places
+        if place.is_contradicted
+        or place.num_shared_points < _MIN_SHARED_POINTS
+        or len(place.supporting) < _MIN_SUPPORTS
+    )
+
+
+def _place(sparse_map: SparseMap, frame_id: FrameId) -> WeakPlace:
+    evidence = place_evidence(sparse_map, frame_id)
+    agreeing = [one for one in evidence if one.agrees]
+    contradicting = [one for one in evidence if one.contradicts]
+    num_points, num_shared = _count_points(sparse_map, frame_id)
+    return WeakPlace(
+        frame_id=frame_id,
+        num_points=num_points,
+        num_shared_points=num_shared,
+        supporting=tuple(one.verified.pair for one in agreeing),
+        contradicting=tuple(one.verified.pair for one in contradicting),
+        support=agreeing[0].strength if agreeing else 0.0,
+        contradiction=contradicting[0].strength if contradicting else 0.0,
+    )
+
+
+def _count_points(sparse_map: SparseMap, frame_id: FrameId) -> tuple[int, int]:
+    """How many points a keyframe observes, and how many of them two others observe, too."""
+    point3D_ids = sparse_map.point3D_ids(frame_id)
+    point3D = sparse_map.reconstruction.point3D
+    lengths = [point3D(i).track.length() for i in point3D_ids[point3D_ids >= 0].tolist()]
+    return len(lengths), sum(length >= 3 for length in lengths)
+
+
+def place_evidence(
+    sparse_map: SparseMap,
+    frame_id: FrameId,
+    *,
+    cam_from_world: Float64Array | None = None,
+    neighbors: Mapping[FrameId, VerifiedPair] | None = None,
+) -> list[PairEvidence]:
+    """What the pairs of a keyframe with registered ones say of its place, the strongest first.
+
+    Args:
+        sparse_map: the map.
+        frame_id: the keyframe; registered, unless a pose is given.
+        cam_from_world: (3, 4) a pose that the keyframe may get.
+        neighbors: its pairs, by the other keyframe; by default all.
+    """
+    if neighbors is None:
+        neighbors = sparse_map.neighbors(frame_id)
+    if cam_from_world is None:
+        cam_from_world = sparse_map.cam_from_world(frame_id)
+    found = []
+    for other, verified in neighbors.items():
+        if not sparse_map.is_registered(other):
+            continue
+        pair_poses = cam_from_world, sparse_map.cam_from_world(other)
+        first, second = pair_poses if verified.pair.first == frame_id else pair_poses[::-1]
+        found.append(
+            PairEvidence(
+                verified=verified,
+                strength=strength_of(sparse_map, verified),
+                error_px=epipolar_error_px(sparse_map, verified, poses=(first, second)),
+            )
+        )
+    return sorted(found, key=lambda one: (-one.strength, one.verified.pair))
+
+
+def strength_of(sparse_map: SparseMap, verified: VerifiedPair) -> float:
+    """The strength of a pair of a map, by spread and independence (see `pair_strength`)."""
+    ends = (sparse_map.keyframe(verified.pair.first), sparse_map.keyframe(verified.pair.second))
+    return pair_strength(verified, *ends).score
+
+
+def epipolar_error_px(
+    sparse_map: SparseMap,
+    verified: VerifiedPair,
+    *,
+    poses: tuple[Float64Array, Float64Array] | None = None,
+) -> float:
+    """Median distance of a pair's matches to their epipolar lines, at an image edge of 1000 px.
+
+    Args:
+        sparse_map: holds both keyframes and their cameras.
+        verified: the pair.
+        poses: ``cam_from_world`` (3, 4) of both; by default those of the map.
+
+    Returns:
+        0 where no match has a viewing ray: what cannot be undistorted contradicts nothing.
+    """
+    first = sparse_map.keyframe(verified.pair.first)
+    second = sparse_map.keyframe(verified.pair.second)
+    if poses is None:
+        poses = (
+            sparse_map.cam_from_world(first.frame_id),
+            sparse_map.cam_from_world(second.frame_id),
+        )
+    camera1 = sparse_map.camera(first.calibration_key)
+    camera2 = sparse_map.camera(second.calibration_key)
+    rows1, rows2 = verified.inlier_matches_idx.T
+    cam2_from_cam1 = compose_poses(poses[1], invert_pose(poses[0]))
+    points1_xy = first.features.keypoints_xy[rows1]
+    points2_xy = second.features.keypoints_xy[rows2]
+    if uses_rays(camera1) or uses_rays(camera2):
+        rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)
+        distances = epipolar_angles_rad(rays1, rays2, cam2_from_cam1=cam2_from_cam1)
+    else:
+        distances = _epipolar_distances(
+            np.asarray(camera1.cam_from_img(points1_xy)),
+            np.asarray(camera2.cam_from_img(points2_xy)),
+            cam2_from_cam1=cam2_from_cam1,
+        )
+    distances = distances[np.isfinite(distances)]  # some distortion cannot be undone
+    if not len(distances):
+        return 0.0
+    scale = image_scale(camera2.width, camera2.height)
+    return float(np.median(distances)) * camera_focal_px(camera2) / scale
+
+
+def _epipolar_distances(
+    points1_xy: Float64Array, points2_xy: Float64Array, *, cam2_from_cam1: Float64Array
+) -> Float64Array:
+    """Distances (N,) of second points to the epipolar lines of the first, both on z = 1."""
+    translation = cam2_from_cam1[:, 3]
+    essential = skew(translation / max(float(np.linalg.norm(translation)), 1e-12))
+    ones = np.ones((len(points1_xy), 1))
+    lines = np.hstack([points1_xy, ones]) @ (essential @ cam2_from_cam1[:, :3]).T
+    offsets = np.abs((lines * np.hstack([points2_xy, ones])).sum(axis=1))
+    return np.asarray(offsets / np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12))
