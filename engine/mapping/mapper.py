@@ -67,6 +67,7 @@ from engine.mapping.cameras import (
 )
 from engine.mapping.components import MAIN, Components
 from engine.mapping.contradictions import find_contradictions
+from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -92,6 +93,7 @@ from engine.mapping.steps import (
     MapSnapshot,
     OneMapFigures,
 )
+from engine.mapping.strict_posing import StrictPosing
 from engine.mapping.turning import TurningWatch
 from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
@@ -171,6 +173,7 @@ class Mapper:
             matches_everything=matching.matches_everything,
             seed=config.runtime.seed,
         )
+        self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
         self._poser = FramePoser(
             registration=config.registration,
             seed=config.runtime.seed,
@@ -196,6 +199,7 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            calibrate=self._calibrate_from_pairs,
             turning=self._turning,
             seed=config.runtime.seed,
         )
@@ -215,6 +219,12 @@ class Mapper:
             graph=graph,
             new_map=self._new_map,
             all_matches=matching.all_matches,
+            seed=config.runtime.seed,
+        )
+        self._strict_posing = StrictPosing(
+            graph=graph,
+            registration=config.registration,
+            growth=self._growth,
             seed=config.runtime.seed,
         )
         self._windows = WindowRefinement(
@@ -338,10 +348,11 @@ class Mapper:
         elif self._map.is_registered(frame_id):
             self._report_changes()  # a map built anew holds it already
         else:
-            self._cameras.calibrate_from_pairs(self._map, self._graph)
+            self._calibrate_from_pairs(self._map)
             if not self._components.claim(self._map, frame_id):
                 self._register(frame_id)
             self._take_lead(self._components.add_keyframe(self._map, frame_id))
+            self._pose_strictly()
             self._split_cameras()
             self._recognise_lenses()
             if not self._config.rescue.grow_components:
@@ -454,6 +465,8 @@ class Mapper:
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
+        if self._agreement.is_required:
+            self._calibrate_from_pairs(self._map)
         agreed = self._agreement.add_pairs(keyframe.frame_id)
         usable = self._agreement.usable(matched.pairs)
         self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
@@ -466,6 +479,10 @@ class Mapper:
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
         return replace(matched, pairs=(*usable, *late))
+
+    def _calibrate_from_pairs(self, sparse_map: SparseMap) -> None:
+        votes = self._focal_votes if self._agreement.is_required else None
+        self._cameras.calibrate_from_pairs(sparse_map, self._graph, votes=votes)
 
     def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Adds pairs that became agreed to all maps; returns those that the map did not use."""
@@ -541,6 +558,15 @@ class Mapper:
                 self._report_registration(
                     frame_id, registration, started_s=started_s, is_retry=True
                 )
+
+    def _pose_strictly(self, *, again: bool = False) -> None:
+        """Registers keyframes that no agreed pair joins to the map, where that is proven."""
+        if not self._agreement.is_required:
+            return
+        started_s = time.monotonic()
+        posed = self._strict_posing.register_waiting(self._map, again=again)
+        for frame_id, registration in posed.items():
+            self._report_registration(frame_id, registration, started_s=started_s, is_retry=True)
 
     def _grow(self, config: GrowthConfig) -> None:
         """Registers everything that can be."""
@@ -823,6 +849,7 @@ class Mapper:
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow(self._final_growth)
+            self._pose_strictly(again=True)
             self._rescue_by_windows()
             self._improve_by_windows()
             self._update_metric_scale()
