@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -55,8 +55,10 @@ _MIN_STRETCH = 4  # keyframes
 _LOOKED_BACK = 8  # keyframes of a stretch that a new one is compared with
 _FIRST_GAP = 3  # keyframes back in a stretch: the pair that is looked at first
 _MAX_PAIRS = 12  # that are explained at once
+_NUM_STRONG = 4  # of those
 _MAX_PAIRS_PER_KEYFRAME = 3
 _MORE_TO_EMIT = 1.5  # times the keyframes of a stretch when it was emitted last
+_MAX_PRIOR_SIGMAS = 3.0  # of a focal length from what is known of it
 _MORE_PAUSE = 4  # times the keyframes between two tries of turns with zooms
 _MORE_TO_TRY = 1.5  # times the keyframes of a run when turns were tried last, and told nothing
 
@@ -299,13 +301,15 @@ class TurningWatch:
         """
         if not self._is_refused:
             return False
+        if self.turns_between(verified.pair.first, verified.pair.second):
+            return True
         key = (verified.pair, verified.num_inliers)
         if key not in self._only_turns:
-            self._only_turns[key] = self.turns_between(verified.pair.first, verified.pair.second)
-            if not self._only_turns[key] and verified.num_inliers >= _MIN_MATCHES:
-                self._only_turns[key] = self._may_turn(sparse_map, verified) and (
-                    self._of_pairs(sparse_map, [verified], zooms=False).is_turning
-                )
+            self._only_turns[key] = (
+                _has_enough(verified)
+                and self._may_turn(sparse_map, verified)
+                and self._of_pairs(sparse_map, [verified], zooms=False).is_turning
+            )
         return self._only_turns[key]
 
     def explains(
@@ -324,7 +328,9 @@ class TurningWatch:
             return False
         if poses is None:
             poses = {i: sparse_map.cam_from_world(i) for i in sparse_map.registered_ids}
-        pairs = self._farthest_pairs(sparse_map, poses)
+        if self._is_one_stretch(poses):
+            return True
+        pairs = self._telling_pairs(poses)
         if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
             return False
         return self._explanation(sparse_map, pairs).is_turning
@@ -356,23 +362,29 @@ class TurningWatch:
                 self._stretches[camera_key] = [run]
                 self._report(camera_key, run)
 
-    def _farthest_pairs(
-        self, sparse_map: SparseMap, poses: Mapping[FrameId, Float64Array]
-    ) -> list[VerifiedPair]:
-        centers = {i: camera_center(pose) for i, pose in poses.items()}
-        pairs = [
-            one
-            for one in self._graph.edges_among(centers)
-            if _has_enough(one) and one.pair.first in centers and one.pair.second in centers
-        ]
-        far_first = sorted(
-            pairs,
-            key=lambda one: (
-                -float(np.linalg.norm(centers[one.pair.first] - centers[one.pair.second])),
-                one.pair,
-            ),
+    def _is_one_stretch(self, frame_ids: Collection[FrameId]) -> bool:
+        return any(
+            set(frame_ids) <= set(run.frame_ids)
+            for runs in self._stretches.values()
+            for run in runs
         )
-        return _few_of_each(far_first)
+
+    def _telling_pairs(self, poses: Mapping[FrameId, Float64Array]) -> list[VerifiedPair]:
+        """Pairs whose keyframes are farthest apart, and strong ones, which join their zooms."""
+        centers = {i: camera_center(pose) for i, pose in poses.items()}
+        pairs = [one for one in self._graph.edges_among(centers) if _has_enough(one)]
+
+        def distance(one: VerifiedPair) -> float:
+            return float(np.linalg.norm(centers[one.pair.first] - centers[one.pair.second]))
+
+        farthest = _few_of_each(
+            sorted(pairs, key=lambda one: (-distance(one), one.pair)),
+            limit=_MAX_PAIRS - _NUM_STRONG,
+        )
+        known = {one.pair for one in farthest}
+        others = [one for one in pairs if one.pair not in known]
+        strongest = sorted(others, key=lambda one: (-one.num_inliers, one.pair))
+        return farthest + _few_of_each(strongest, limit=_NUM_STRONG)
 
     def _may_all_turn(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> bool:
         """A coarse look at pairs, which ends as soon as too many are no turns."""
@@ -430,6 +442,8 @@ class TurningWatch:
         ]
         shape = ImageShape.of(keyframes[0].width, keyframes[0].height)
         fit = fit_turning(matched, shape=shape, priors=priors)
+        if fit.prior_sigmas > _MAX_PRIOR_SIGMAS:  # what was known may be wrong
+            fit = fit_turning(matched, shape=shape)
         return _Explanation(
             explained=fit.explained,
             angles_rad=fit.angles_rad,
@@ -480,7 +494,7 @@ def _weakest_homographies(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
     return _few_of_each(sorted(pairs, key=lambda one: (-one.initial_pair_score, one.pair)))
 
 
-def _few_of_each(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+def _few_of_each(pairs: Sequence[VerifiedPair], *, limit: int = _MAX_PAIRS) -> list[VerifiedPair]:
     """The first pairs, without more than a few of any keyframe."""
     counts: Counter[FrameId] = Counter()
     chosen = []
@@ -490,7 +504,7 @@ def _few_of_each(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
             continue
         counts.update(ends)
         chosen.append(verified)
-        if len(chosen) == _MAX_PAIRS:
+        if len(chosen) == limit:
             break
     return chosen
 
