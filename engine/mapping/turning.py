@@ -328,7 +328,7 @@ class TurningWatch:
             return False
         if poses is None:
             poses = {i: sparse_map.cam_from_world(i) for i in sparse_map.registered_ids}
-        if self._is_one_stretch(poses):
+        if self.is_one_stretch(poses):
             return True
         pairs = self._telling_pairs(poses)
         if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
@@ -362,7 +362,8 @@ class TurningWatch:
                 self._stretches[camera_key] = [run]
                 self._report(camera_key, run)
 
-    def _is_one_stretch(self, frame_ids: Collection[FrameId]) -> bool:
+    def is_one_stretch(self, frame_ids: Collection[FrameId]) -> bool:
+        """Whether all of some keyframes lie in one stretch that turns."""
         return any(
             set(frame_ids) <= set(run.frame_ids)
             for runs in self._stretches.values()
