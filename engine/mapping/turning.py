@@ -58,6 +58,7 @@ _MAX_PAIRS = 12  # that are explained at once
 _NUM_STRONG = 4  # of those
 _MAX_PAIRS_PER_KEYFRAME = 3
 _MORE_TO_EMIT = 1.5  # times the keyframes of a stretch when it was emitted last
+_FOUND_SIGMA_RATIO = 0.03  # of a focal length that turns told, for those that follow
 _MAX_PRIOR_SIGMAS = 3.0  # of a focal length from what is known of it
 _MORE_PAUSE = 4  # times the keyframes between two tries of turns with zooms
 _MORE_TO_TRY = 1.5  # times the keyframes of a run when turns were tried last, and told nothing
@@ -74,6 +75,7 @@ class _Explanation:
     fov_rad: float  # of the narrowest view
     is_determined: bool  # whether the calibration is known, or the turns tell it
     zooms: bool
+    focal_ratio: float  # of the narrowest view, of the longer edge
 
     @property
     def is_explained(self) -> bool:
@@ -82,14 +84,15 @@ class _Explanation:
         return share >= _EXPLAINED_PAIRS_RATIO
 
     @property
+    def is_still(self) -> bool:
+        """Whether the camera does not move, and may not even turn."""
+        return self.is_determined and self.is_explained
+
+    @property
     def is_turning(self) -> bool:
         """Whether the camera turns without moving."""
         least = _MIN_TURN_OF_ZOOM_RATIO if self.zooms else _MIN_TURN_RATIO
-        return (
-            self.is_determined
-            and self.is_explained
-            and float(self.angles_rad.max()) >= least * self.fov_rad
-        )
+        return self.is_still and float(self.angles_rad.max()) >= least * self.fov_rad
 
 
 @dataclass(slots=True)
@@ -100,6 +103,7 @@ class _Run:
     turned_rad: float = 0.0
     is_turning: bool = False  # as rotations explained the newest pairs
     zooms: bool = False
+    focal: FocalPrior | None = None  # as the turns told it, where it does not zoom
     num_tried: int = 0  # keyframes when turns were tried last
     num_emitted: int = 0
 
@@ -175,13 +179,15 @@ class TurningWatch:
             widest = self._of_pairs(sparse_map, pairs[:1], zooms=False)
             if not widest.is_explained:
                 return _Run(frame_ids=run.frame_ids[-1:])
-        found = self._of_pairs(sparse_map, pairs, zooms=zooms)
-        if not found.is_turning:
+        found = self._of_pairs(sparse_map, pairs, zooms=zooms, focal=run.focal)
+        if not found.is_turning and not (run.is_turning and found.is_still):
             # Explained by turns, but also by a motion before a plane: more keyframes may tell.
             is_open = found.is_explained and not run.is_turning
             return run if is_open else _Run(frame_ids=run.frame_ids[-1:])
         if not run.is_turning:
             run.is_turning, run.zooms, run.frame_ids = True, zooms, newest
+            if not zooms:
+                run.focal = FocalPrior(ratio=found.focal_ratio, sigma_ratio=_FOUND_SIGMA_RATIO)
             camera_key = self._graph.keyframe(newest[-1]).camera_key
             self._stretches.setdefault(camera_key, []).append(run)
         run.turned_rad += self._turned_rad(
@@ -424,7 +430,12 @@ class TurningWatch:
         return zooming if zooming.is_turning else found
 
     def _of_pairs(
-        self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair], *, zooms: bool
+        self,
+        sparse_map: SparseMap,
+        pairs: Sequence[VerifiedPair],
+        *,
+        zooms: bool,
+        focal: FocalPrior | None = None,
     ) -> _Explanation:
         ends = [self._keyframes(one) for one in pairs]
         keyframes = [one for end in ends for one in end]
@@ -436,7 +447,7 @@ class TurningWatch:
         priors = [UNKNOWN_FOCAL] * len(numbers)
         if not zooms:
             for number, one in zip(lenses, keyframes, strict=True):
-                priors[number] = _focal_prior(sparse_map, one)
+                priors[number] = focal or _focal_prior(sparse_map, one)
         matched = [
             _turning_pair(one, *end, lens1=lenses[2 * idx], lens2=lenses[2 * idx + 1])
             for idx, (one, end) in enumerate(zip(pairs, ends, strict=True))
@@ -451,6 +462,7 @@ class TurningWatch:
             fov_rad=_field_of_view_rad(float(fit.focal_ratios.max())),
             is_determined=fit.is_determined,
             zooms=zooms,
+            focal_ratio=float(fit.focal_ratios.max()),
         )
 
     def _of_given_pairs(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Explanation:
@@ -466,6 +478,7 @@ class TurningWatch:
             fov_rad=_field_of_view_rad(max(ratios)),
             is_determined=True,
             zooms=False,
+            focal_ratio=max(ratios),
         )
 
     def _of_given(self, sparse_map: SparseMap, verified: VerifiedPair) -> tuple[float, float]:
