@@ -230,7 +230,11 @@ def nearest_turn_ratio(pair: TurningPair, shape: ImageShape) -> float:
 
 
 def fit_turning(
-    pairs: Sequence[TurningPair], *, shape: ImageShape, priors: Sequence[FocalPrior] = ()
+    pairs: Sequence[TurningPair],
+    *,
+    shape: ImageShape,
+    priors: Sequence[FocalPrior] = (),
+    max_matches: int = _MAX_MATCHES,
 ) -> TurningFit:
     """The rotations and the calibration that explain pairs best.
 
@@ -238,8 +242,9 @@ def fit_turning(
         pairs: at least one, with at least 8 matches each.
         shape: of the images.
         priors: what is known of each focal length; empty: nothing of any.
+        max_matches: of each pair that are used; more determine long focal lengths better.
     """
-    batch = _Batch.of(pairs, shape=shape)
+    batch = _Batch.of(pairs, shape=shape, max_matches=max_matches)
     known = _Prior.of(priors or [UNKNOWN_FOCAL] * batch.num_lenses, shape=shape)
     start = _best_start(batch, batch.log_zooms(), known)
     return _refined(batch, start, known)

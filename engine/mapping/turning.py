@@ -44,6 +44,7 @@ from engine.types import (
 
 _MIN_MATCHES = 30  # of a pair: fewer tell a turn from a motion badly
 _MAX_MATCHES = 200  # that are looked at
+_FEW_MATCHES = 64  # while keyframes come
 _MIN_PAIRS = 3  # fewer do not tell a calibration
 _NEAR_RATIO = 0.015  # of the edge: pairs farther from all turns of a grid do not turn
 _NEAR_ZOOM_RATIO = 0.03  # the same for turns with zooms, which are guessed
@@ -420,13 +421,13 @@ class TurningWatch:
 
     def _explanation(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Explanation:
         """How turns explain pairs best; with zooms where it takes them."""
-        found = self._of_pairs(sparse_map, pairs, zooms=False)
+        found = self._of_pairs(sparse_map, pairs, zooms=False, max_matches=_MAX_MATCHES)
         keyframes = [one for pair in pairs for one in self._keyframes(pair)]
         if found.is_turning or not self._may_zoom:
             return found
         if all(_is_given(sparse_map, one) for one in keyframes):
             return found
-        zooming = self._of_pairs(sparse_map, pairs, zooms=True)
+        zooming = self._of_pairs(sparse_map, pairs, zooms=True, max_matches=_MAX_MATCHES)
         return zooming if zooming.is_turning else found
 
     def _of_pairs(
@@ -436,6 +437,7 @@ class TurningWatch:
         *,
         zooms: bool,
         focal: FocalPrior | None = None,
+        max_matches: int = _FEW_MATCHES,
     ) -> _Explanation:
         ends = [self._keyframes(one) for one in pairs]
         keyframes = [one for end in ends for one in end]
@@ -453,9 +455,9 @@ class TurningWatch:
             for idx, (one, end) in enumerate(zip(pairs, ends, strict=True))
         ]
         shape = ImageShape.of(keyframes[0].width, keyframes[0].height)
-        fit = fit_turning(matched, shape=shape, priors=priors)
+        fit = fit_turning(matched, shape=shape, priors=priors, max_matches=max_matches)
         if fit.prior_sigmas > _MAX_PRIOR_SIGMAS:  # what was known may be wrong
-            fit = fit_turning(matched, shape=shape)
+            fit = fit_turning(matched, shape=shape, max_matches=max_matches)
         return _Explanation(
             explained=fit.explained,
             angles_rad=fit.angles_rad,
