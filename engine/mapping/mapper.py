@@ -613,9 +613,9 @@ class Mapper:
         """Takes back a map that a camera turning without moving explains."""
         if not (self._is_initialized and self._turning.explains(self._map)):
             return
-        self._map = self._builder.start_over()
-        for frame_id in self._graph.keyframe_ids:
+        for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
+        self._map = self._builder.start_over()
         self._evidence_used.clear()
         self._abandon_jobs()
         self._schedule.done(0)
