@@ -6,9 +6,9 @@ What happens to a keyframe, in order::
     (matching)        PairMatching, on any one thread: the pairs with earlier keyframes that hold
     add_keyframe      what overlays had is taken out; the first map is made, or the keyframe is
                       registered and its surroundings are refined, misplaced keyframes are taken
-                      out, waiting ones are tried again, and a poor map is replaced; cameras that
-                      zoom, are crops or have another lens change, and the map with them; small maps
-                      are adjusted, copies of larger ones are handed out as jobs
+                      out, waiting ones are tried again; what fits nowhere grows as a map beside
+                      it; cameras that zoom, are crops or have another lens change, and the map with
+                      them; small maps are adjusted, copies of larger ones are handed out as jobs
 
 `add_frame` poses the frames between keyframes, and `finish` registers what is left, rescues what is
 missing and adjusts everything. One thread makes a mapper and calls it; what it returns is frozen or
@@ -588,6 +588,7 @@ class Mapper:
         if not (self._is_initialized and self._turning.explains(self._map)):
             return
         self._map = self._builder.start_over()
+        self._components.clear()
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
         self._evidence_used.clear()
