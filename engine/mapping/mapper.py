@@ -247,7 +247,7 @@ class Mapper:
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
         )
         self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
-        self._adjusted_map = self._map  # that the adjustment in flight is of
+        self._adjusted_component: SparseMap | None = None  # by the job in flight; None: the map
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
@@ -724,7 +724,9 @@ class Mapper:
         num_registered = self._map.num_registered
         if not (self._schedule.should(num_registered) or self._loop_waits_for_adjustment):
             component = self._components.due_for_adjustment()
-            return None if component is None else self._start_adjusting(component)
+            return (
+                None if component is None else self._start_adjusting(component, is_component=True)
+            )
         self._schedule.done(num_registered)
         self._loop_waits_for_adjustment = False
         settings = self._config.global_bundle_adjustment
@@ -734,9 +736,9 @@ class Mapper:
             return None
         return self._start_adjusting(self._map)
 
-    def _start_adjusting(self, sparse_map: SparseMap) -> MapJob:
+    def _start_adjusting(self, sparse_map: SparseMap, *, is_component: bool = False) -> MapJob:
         """A job for a copy of one of the maps."""
-        self._adjusted_map = sparse_map
+        self._adjusted_component = sparse_map if is_component else None
         settings = self._config.global_bundle_adjustment
         run = functools.partial(
             _solve_adjustment,
@@ -765,8 +767,10 @@ class Mapper:
             if not slot.release(one.job) or one.result is None:
                 continue
             if isinstance(one.result, GlobalAdjustment):
-                if self._adjusted_map in (self._map, *self._components.maps):
-                    self._emit(merge_global_adjustment(self._adjusted_map, one.result))
+                component = self._adjusted_component
+                adjusted = self._map if component is None else component
+                if adjusted in (self._map, *self._components.maps):  # not joined meanwhile
+                    self._emit(merge_global_adjustment(adjusted, one.result))
                 self._report_changes()
             elif self._take_over(self._windows.merge(self._map, one.result)):
                 self._retry_waiting()
