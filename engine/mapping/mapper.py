@@ -980,6 +980,7 @@ class Mapper:
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            turning=self._turning.stretches,
             verdict=self._verdicts.verdict,
             contradictions=self._contradictions,
             maps=tuple(
