@@ -6,9 +6,9 @@ What happens to a keyframe, in order::
     (matching)        PairMatching, on any one thread: the pairs with earlier keyframes that hold
     add_keyframe      what overlays had is taken out; the first map is made, or the keyframe is
                       registered and its surroundings are refined, misplaced keyframes are taken
-                      out, waiting ones are tried again, and a poor map is replaced; cameras that
-                      zoom, are crops or have another lens change, and the map with them; small maps
-                      are adjusted, copies of larger ones are handed out as jobs
+                      out, waiting ones are tried again; what fits nowhere grows as a map beside
+                      it; cameras that zoom, are crops or have another lens change, and the map with
+                      them; small maps are adjusted, copies of larger ones are handed out as jobs
 
 `add_frame` poses the frames between keyframes, and `finish` registers what is left, rescues what is
 missing and adjusts everything. One thread makes a mapper and calls it; what it returns is frozen or
@@ -257,7 +257,7 @@ class Mapper:
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
         )
         self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
-        self._adjusted_map = self._map  # that the adjustment in flight is of
+        self._adjusted_component: SparseMap | None = None  # by the job in flight; None: the map
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
@@ -616,6 +616,7 @@ class Mapper:
         for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
+        self._components.clear()
         self._evidence_used.clear()
         self._abandon_jobs()
         self._schedule.done(0)
@@ -749,7 +750,9 @@ class Mapper:
         num_registered = self._map.num_registered
         if not (self._schedule.should(num_registered) or self._loop_waits_for_adjustment):
             component = self._components.due_for_adjustment()
-            return None if component is None else self._start_adjusting(component)
+            return (
+                None if component is None else self._start_adjusting(component, is_component=True)
+            )
         self._schedule.done(num_registered)
         self._loop_waits_for_adjustment = False
         settings = self._config.global_bundle_adjustment
@@ -759,9 +762,9 @@ class Mapper:
             return None
         return self._start_adjusting(self._map)
 
-    def _start_adjusting(self, sparse_map: SparseMap) -> MapJob:
+    def _start_adjusting(self, sparse_map: SparseMap, *, is_component: bool = False) -> MapJob:
         """A job for a copy of one of the maps."""
-        self._adjusted_map = sparse_map
+        self._adjusted_component = sparse_map if is_component else None
         settings = self._config.global_bundle_adjustment
         run = functools.partial(
             _solve_adjustment,
@@ -790,8 +793,10 @@ class Mapper:
             if not slot.release(one.job) or one.result is None:
                 continue
             if isinstance(one.result, GlobalAdjustment):
-                if self._adjusted_map in (self._map, *self._components.maps):
-                    self._emit(merge_global_adjustment(self._adjusted_map, one.result))
+                component = self._adjusted_component
+                adjusted = self._map if component is None else component
+                if adjusted in (self._map, *self._components.maps):  # not joined meanwhile
+                    self._emit(merge_global_adjustment(adjusted, one.result))
                 self._report_changes()
             elif self._take_over(self._windows.merge(self._map, one.result)):
                 self._retry_waiting()
