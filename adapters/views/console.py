@@ -95,9 +95,7 @@ class ConsoleView:
     def _write_log_line(self, log_line: LogLine) -> None:
         from rich.text import Text
 
-        text, *more = log_line.text.splitlines() or [""]
-        if more:  # the last lines of the run and its files have them
-            text += f" (and {len(more)} more)"
+        text, *_ = log_line.text.splitlines() or [""]  # the run's last lines have the rest
         mark = _MARKS.get(log_line.level, "")
         self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, text))
 

@@ -108,12 +108,13 @@ def _doubt(event: CameraDoubted | Warned | VerdictChanged) -> LogLine:
 
 
 def _verdict(event: VerdictChanged) -> str:
-    """The level and the gravest reason in the first line, and the other reasons below it."""
+    """The level and the gravest reason in the first line, the other reasons below it."""
     level, reasons = event.verdict.level, event.verdict.reasons
     if not reasons:
         return f"verdict {level}"
+    others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     below = verdict_lines(replace(event.verdict, reasons=reasons[1:]))[1:]
-    return "\n".join([f"verdict {level}: {reasons[0].sentence}", *below])
+    return "\n".join([f"verdict {level}: {reasons[0].sentence}{others}", *below])
 
 
 def _dropped(event: FrameDropped, num_dropped: int) -> LogLine | None:

@@ -415,7 +415,7 @@ def test_a_verdict_that_changed_is_logged_as_grave_as_it_is(
     assert line.level is log_level
     sentences = [reason.sentence for reason in verdict.reasons]
     first, *below = line.text.splitlines()
-    assert first == f"verdict {level}" + (f": {sentences[0]}" if sentences else "")
+    assert first == f"verdict {level}" + (f": {sentences[0]} (and 1 more)" if sentences else "")
     assert below == [f"  - {sentence}" for sentence in sentences[1:]]
 
 
