@@ -124,6 +124,9 @@ class _PhoneProgress:
         if received_at_s is None or received_at_s < (self.posed_at_s or 0.0):
             return  # an older frame got its pose late
         self.posed_at_s = self.missing_since_s = received_at_s
+        if event.map_number != 0:
+            self.position = self.heading = None  # it is in a map apart, nobody knows where
+            return
         self.position = event.cam_center_in_world
         self.heading = _heading(event.world_from_cam_quat_xyzw)
 
@@ -293,8 +296,9 @@ class RunFeedback:
                 self._num_points3D = event.num_points3D
                 self._forget_places()
             case FrameRegistered():
-                self._num_registered = event.num_registered
-                self._num_points3D = event.num_points3D
+                if event.map_number == 0:
+                    self._num_registered = event.num_registered
+                    self._num_points3D = event.num_points3D
                 self._outcome(event.frame_id, num_inliers=event.num_inliers)
             case BundleAdjusted():
                 self._num_points3D = event.num_points3D

@@ -35,13 +35,18 @@ _COARSE_MATCHES, _COARSE_SWEEPS = 32, 2  # of a coarse look
 _SURE_INFORMATION = 4.0  # on the logarithm of a focal length: a start is sought near it only
 _DISTORTION_LIMITS = ((-1.5, 0.6), (-0.5, 0.5))
 _SCALE_RATIO = 0.001  # of the image edge: the scale of the robust loss
-_EXPLAINED_SCALES = 2.5  # a match farther off is not explained
-_MAX_STEPS = 16
-_MAX_TRIALS = 4  # of a step, each time damped more
+_EXPLAINED_RATIO = 0.0025  # of the edge: a match farther off is not explained,
+_EXPLAINED_NOISES = 3.5  # unless it is within so many medians of distances from epipolar lines
+_MAX_STEPS = 10
+_SOON = 3  # steps, after which turns are near what they explain: they are there after two
+_HOPELESS_FACTORS = (12.0, 2.5)  # of the largest error explained, at the start and soon after it
+_MAX_TRIALS = 3  # of a step, each time damped more
 _MAX_STEP = 0.5  # rad, and logarithms of focal lengths
 _CONVERGED_RATIO = 1e-5  # of the cost
 _AT_LIMIT = 0.97  # of the limits of focal lengths
-_MAX_SIGMA_RATIO = 0.15  # of a focal length that is determined
+_MAX_SIGMA_RATIO = 0.06  # of a focal length that is determined
+_MAX_ERROR_RATIO = 0.0009  # of the edge: the median error of matches that turns explain
+_MAX_ERROR_NOISES = 2.5  # the same in medians of distances from epipolar lines: 1.7 are due
 _DISTORTION_SIGMAS = np.array([1.0, 0.2])
 
 
@@ -53,6 +58,7 @@ class TurningPair:
     points2: Float64Array  # (M, 2)
     lens1: int = 0  # numbers of the focal lengths, from 0
     lens2: int = 0
+    noise: float = 0.0  # median distance of the matches from their epipolar lines, half diagonals
 
     def __post_init__(self) -> None:
         freeze_field(self, "points1", (None, 2), np.float64)
@@ -68,7 +74,8 @@ class TurningFit:
     focal_ratios: Float64Array  # (F,) of the image's longer edge
     focal_sigma_ratio: float  # one standard deviation of the least certain one
     distortion: Float64Array  # (2,) of the squared and of the fourth power of the radius
-    noise_ratio: float  # median distance of matches from where they should be, of the edge
+    error_ratio: float  # median distance of matches from where they should be, of the edge
+    noise_ratio: float  # the same from epipolar lines
 
     @property
     def is_determined(self) -> bool:
@@ -78,6 +85,7 @@ class TurningFit:
             bool(self.focal_ratios.max() < _AT_LIMIT * high)
             and bool(self.focal_ratios.min() > low / _AT_LIMIT)
             and self.focal_sigma_ratio < _MAX_SIGMA_RATIO
+            and self.error_ratio < max(_MAX_ERROR_RATIO, _MAX_ERROR_NOISES * self.noise_ratio)
         )
 
     @property
@@ -118,6 +126,7 @@ def share_explained_by_turning(
     *,
     camera1: pycolmap.Camera,
     camera2: pycolmap.Camera,
+    noise_px: float = 0.0,
 ) -> tuple[float, Float64Array]:
     """Share of matches (N, 2), (N, 2) px of two calibrated views that one rotation explains.
 
@@ -126,6 +135,7 @@ def share_explained_by_turning(
         points2_xy: px in the second one.
         camera1: of any model.
         camera2: likewise.
+        noise_px: median distance of the matches from their epipolar lines.
 
     Returns:
         The share, 0 where too few have viewing rays, and the rotation (3, 3), second from first.
@@ -135,9 +145,12 @@ def share_explained_by_turning(
     usable = np.isfinite(rays1).all(axis=1) & np.isfinite(rays2).all(axis=1)
     if usable.sum() < _MIN_MATCHES:
         return 0.0, np.eye(3)
-    scale = _SCALE_RATIO * max(camera2.width, camera2.height) / camera_focal_px(camera2)
-    rotations, distances = _turned(rays1[usable], rays2[usable], np.ones(usable.sum()), scale)
-    return float((distances < _EXPLAINED_SCALES * scale).mean()), rotations
+    edge_px, focal_px = max(camera2.width, camera2.height), camera_focal_px(camera2)
+    rotations, distances = _turned(
+        rays1[usable], rays2[usable], np.ones(usable.sum()), _SCALE_RATIO * edge_px / focal_px
+    )
+    bound_px = max(_EXPLAINED_RATIO * edge_px, _EXPLAINED_NOISES * noise_px)
+    return float((focal_px * distances < bound_px).mean()), rotations
 
 
 def _spread(num: int, limit: int = _MAX_MATCHES) -> Int64Array:
@@ -194,20 +207,20 @@ class FocalPrior:
 UNKNOWN_FOCAL = FocalPrior(ratio=1.0, sigma_ratio=math.inf)
 
 
-def nearest_turn_ratio(pair: TurningPair, shape: ImageShape, *, zooms: bool = False) -> float:
+def nearest_turn_ratio(pair: TurningPair, shape: ImageShape) -> float:
     """How far a pair's matches are from the nearest of some turns, of the image's edge; a median.
 
     A coarse look, by calibrations of a grid: a pair that only turns is within a hundredth.
 
     Args:
-        pair: the pair.
+        pair: the pair; where its lenses differ, one view may show things larger.
         shape: of the images.
-        zooms: whether the second view may show things larger or smaller.
     """
     batch = _Batch.of([pair], shape=shape, max_matches=_COARSE_MATCHES)
     grid = _grid(np.log(np.array(_START_RATIOS) * shape.edge))
-    log_zooms = batch.log_zooms() if zooms else np.zeros(1)
-    _, distances = batch.turned(grid[:, 0], log_zooms, grid[:, 1], num_sweeps=_COARSE_SWEEPS)
+    _, distances = batch.turned(
+        grid[:, 0], batch.log_zooms(), grid[:, 1], num_sweeps=_COARSE_SWEEPS
+    )
     return float(np.median(distances[:, 0], axis=-1).min() / shape.edge)
 
 
@@ -272,6 +285,7 @@ class _Batch:
     points2: Float64Array  # (N, M, 2)
     counts: Int64Array  # (N,) matches
     lenses: Int64Array  # (N, 2)
+    noises: Float64Array  # (N,)
 
     @classmethod
     def of(
@@ -289,6 +303,7 @@ class _Batch:
             points2=points2,
             counts=np.array([len(rows) for rows in chosen]),
             lenses=np.array([(pair.lens1, pair.lens2) for pair in pairs]),
+            noises=np.array([pair.noise for pair in pairs]),
         )
 
     @property
@@ -413,7 +428,9 @@ def _refined(batch: _Batch, state: _State, prior: _Prior) -> TurningFit:
     """
     damping = 1e-3
     distances, cost = _judged(batch, state, prior)
-    for _ in range(_MAX_STEPS):
+    for number in range(_MAX_STEPS):
+        if number in (0, _SOON) and _is_hopeless(batch, distances, is_start=number == 0):
+            break
         equations, weights = _linearised(batch, state, prior)
         better: tuple[_State, Float64Array, float] | None = None
         for _ in range(_MAX_TRIALS):
@@ -431,6 +448,14 @@ def _refined(batch: _Batch, state: _State, prior: _Prior) -> TurningFit:
         if gained < _CONVERGED_RATIO * cost:
             break
     return _fit(batch, state, prior, distances)
+
+
+def _is_hopeless(batch: _Batch, distances: Float64Array, *, is_start: bool) -> bool:
+    """Whether the errors left are far from what turns would leave."""
+    error = float(np.median(distances[batch.is_match]))
+    largest = _MAX_ERROR_NOISES * float(np.median(batch.noises))
+    largest = max(_MAX_ERROR_RATIO * batch.shape.edge, largest)
+    return error > _HOPELESS_FACTORS[0 if is_start else 1] * largest
 
 
 def _judged(batch: _Batch, state: _State, prior: _Prior) -> tuple[Float64Array, float]:
@@ -479,18 +504,22 @@ def _linearised(batch: _Batch, state: _State, prior: _Prior) -> tuple[_Linearise
     by_focals[number, :, :, batch.lenses[:, 0]] += by_focal1
     by_focals[number, :, :, batch.lenses[:, 1]] += by_focal2
     by_shared = np.concatenate([by_focals, by_distortion], axis=-1)
-    weighted = by_rotation * weights[..., None, None]
-    weighted_shared = by_shared * weights[..., None, None]
-    shared = np.einsum("nmis,nmit->st", weighted_shared, by_shared, optimize=True)
-    gradient = np.einsum("nmis,nmi->s", weighted_shared, offsets, optimize=True)
+    # Rows of residuals: three for each match.
+    num_pairs, num_shared = len(offsets), by_shared.shape[-1]
+    own_rows = by_rotation.reshape(num_pairs, -1, 3)
+    shared_rows = by_shared.reshape(num_pairs, -1, num_shared)
+    residuals = offsets.reshape(num_pairs, -1, 1)
+    row_weights = np.repeat(weights, 3, axis=1)[..., None]
+    own_weighted = np.swapaxes(own_rows * row_weights, 1, 2)
+    all_weighted = (shared_rows * row_weights).reshape(-1, num_shared).T
     information = np.append(prior.information, _DISTORTION_SIGMAS**-2.0)
     away = np.append(state.log_focals - prior.log_focals, state.distortion)
     equations = _Linearised(
-        own=np.einsum("nmij,nmik->njk", weighted, by_rotation, optimize=True),
-        mixed=np.einsum("nmij,nmis->njs", weighted, by_shared, optimize=True),
-        shared=shared + np.diag(information),
-        own_gradient=np.einsum("nmij,nmi->nj", weighted, offsets, optimize=True),
-        shared_gradient=gradient + information * away,
+        own=own_weighted @ own_rows,
+        mixed=own_weighted @ shared_rows,
+        shared=all_weighted @ shared_rows.reshape(-1, num_shared) + np.diag(information),
+        own_gradient=(own_weighted @ residuals)[..., 0],
+        shared_gradient=all_weighted @ residuals.reshape(-1) + information * away,
     )
     return equations, weights * lengths2**2
 
@@ -522,9 +551,10 @@ def _moved(batch: _Batch, state: _State, step: Float64Array, *, weights: Float64
 
 def _fit(batch: _Batch, state: _State, prior: _Prior, distances: Float64Array) -> TurningFit:
     matrix, _ = _linearised(batch, state, prior)[0].reduced(0.0)
-    noise = float(np.median(distances[batch.is_match]))
-    variances = np.diag(np.linalg.pinv(matrix))[:-2] * (noise / batch.scale) ** 2
-    is_explained = (distances < _EXPLAINED_SCALES * batch.scale) & batch.is_match
+    error = float(np.median(distances[batch.is_match]))
+    variances = np.diag(np.linalg.pinv(matrix))[:-2] * (error / batch.scale) ** 2
+    bounds = np.maximum(_EXPLAINED_RATIO * batch.shape.edge, _EXPLAINED_NOISES * batch.noises)
+    is_explained = (distances < bounds[:, None]) & batch.is_match
     focals = np.exp(state.log_focals) / batch.shape.edge
     return TurningFit(
         explained=is_explained.sum(axis=1) / batch.counts,
@@ -532,5 +562,6 @@ def _fit(batch: _Batch, state: _State, prior: _Prior, distances: Float64Array) -
         focal_ratios=focals,
         focal_sigma_ratio=float(np.sqrt(np.maximum(variances, 0.0).max())),
         distortion=state.distortion,
-        noise_ratio=noise / batch.shape.edge,
+        error_ratio=error / batch.shape.edge,
+        noise_ratio=float(np.median(batch.noises)) / batch.shape.edge,
     )

@@ -829,7 +829,7 @@ class Mapper:
             self._adjust_finally()
             self._georeferencing.adjust(self._map)
             self._components.release(self._map)
-            self._components.finish(min_keyframes=MIN_SEPARATE)
+            self._components.finish(self._map, min_keyframes=MIN_SEPARATE)
             if self._config.rescue.separate_maps:
                 held = (self._map, *self._components.maps)
                 separate = build_separate_maps(self._builder, self._graph, held)
@@ -975,6 +975,7 @@ class Mapper:
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            turning=self._turning.stretches,
             verdict=self._verdicts.verdict,
             contradictions=self._contradictions,
             maps=tuple(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from engine.estimators.turning import (
     nearest_turn_ratio,
     share_explained_by_turning,
 )
+from engine.estimators.two_view_geometry import epipolar_distances_px
 from engine.events import CameraTurning
 from engine.geometry import camera_center
 from engine.mapping.sparse_map import SparseMap
@@ -42,8 +43,10 @@ from engine.types import (
 )
 
 _MIN_MATCHES = 30  # of a pair: fewer tell a turn from a motion badly
+_MAX_MATCHES = 200  # that are looked at
 _MIN_PAIRS = 3  # fewer do not tell a calibration
 _NEAR_RATIO = 0.015  # of the edge: pairs farther from all turns of a grid do not turn
+_NEAR_ZOOM_RATIO = 0.03  # the same for turns with zooms, which are guessed
 _EXPLAINED_SHARE = 0.7  # of a pair's matches, for the pair to be explained
 _EXPLAINED_PAIRS_RATIO = 0.85  # of all pairs
 _MIN_TURN_RATIO = 0.1  # of the field of view, between the keyframes of some pair
@@ -54,6 +57,7 @@ _FIRST_GAP = 3  # keyframes back in a stretch: the pair that is looked at first
 _MAX_PAIRS = 12  # that are explained at once
 _MAX_PAIRS_PER_KEYFRAME = 3
 _MORE_TO_EMIT = 1.5  # times the keyframes of a stretch when it was emitted last
+_MORE_PAUSE = 4  # times the keyframes between two tries of turns with zooms
 _MORE_TO_TRY = 1.5  # times the keyframes of a run when turns were tried last, and told nothing
 
 _KNOWN = (CalibrationOrigin.EXIF, CalibrationOrigin.EXIF_35MM, CalibrationOrigin.POINTMAPS)
@@ -152,8 +156,7 @@ class TurningWatch:
         looked_at = min(near, key=lambda i: (abs(places[i] - _FIRST_GAP), i))
         verified = self._edge(looked_at, frame_id)
         if verified is None or not self._may_turn(sparse_map, verified, zooms=run.zooms):
-            kept = [] if run.is_turning else run.frame_ids[-(_MIN_STRETCH - 2) :]
-            return _Run(frame_ids=[*kept, frame_id])
+            return _Run(frame_ids=[frame_id])
         run.frame_ids.append(frame_id)
         if not run.is_turning and len(run.frame_ids) < _MORE_TO_TRY * run.num_tried:
             return run
@@ -166,6 +169,10 @@ class TurningWatch:
         run.num_tried = len(run.frame_ids)
         if len(pairs) < _MIN_PAIRS:
             return run
+        if not (run.is_turning or zooms):  # of a camera that moves, mostly the widest pair tells
+            widest = self._of_pairs(sparse_map, pairs[:1], zooms=False)
+            if not widest.is_explained:
+                return _Run(frame_ids=run.frame_ids[-1:])
         found = self._of_pairs(sparse_map, pairs, zooms=zooms)
         if not found.is_turning:
             # Explained by turns, but also by a motion before a plane: more keyframes may tell.
@@ -191,7 +198,7 @@ class TurningWatch:
         ):
             return
         pause = self._zoom_pause.get(camera_key, _LOOKED_BACK)
-        self._zoom_pause[camera_key] = self._until_zoom[camera_key] = 2 * pause
+        self._zoom_pause[camera_key] = self._until_zoom[camera_key] = _MORE_PAUSE * pause
         pairs = self._pairs_of_run(latest)
         if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
             return
@@ -388,10 +395,9 @@ class TurningWatch:
             return self._of_given(sparse_map, verified)[0] >= _EXPLAINED_SHARE
         shape = ImageShape.of(second.width, second.height)
         pair = _turning_pair(verified, first, second)
-        ratio = nearest_turn_ratio(pair, shape)
-        if zooms and ratio >= _NEAR_RATIO:
-            ratio = nearest_turn_ratio(pair, shape, zooms=True)
-        return ratio < _NEAR_RATIO
+        if nearest_turn_ratio(pair, shape) < _NEAR_RATIO:
+            return True
+        return zooms and nearest_turn_ratio(replace(pair, lens2=1), shape) < _NEAR_ZOOM_RATIO
 
     def _explanation(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Explanation:
         """How turns explain pairs best; with zooms where it takes them."""
@@ -450,12 +456,13 @@ class TurningWatch:
     def _of_given(self, sparse_map: SparseMap, verified: VerifiedPair) -> tuple[float, float]:
         """Share of a calibrated pair's matches that a turn explains, and its angle in rad."""
         first, second = self._keyframes(verified)
-        rows1, rows2 = verified.inlier_matches_idx.T
+        points1_xy, points2_xy = _matched_points(verified, first, second)
         share, rotation = share_explained_by_turning(
-            first.features.keypoints_xy[rows1],
-            second.features.keypoints_xy[rows2],
+            points1_xy,
+            points2_xy,
             camera1=sparse_map.camera(first.calibration_key),
             camera2=sparse_map.camera(second.calibration_key),
+            noise_px=_noise_px(verified, points1_xy, points2_xy),
         )
         cosine = (float(np.trace(rotation)) - 1.0) / 2.0
         return share, math.acos(min(1.0, max(-1.0, cosine)))
@@ -491,17 +498,32 @@ def _few_of_each(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
 def _turning_pair(
     verified: VerifiedPair, first: Keyframe, second: Keyframe, *, lens1: int = 0, lens2: int = 0
 ) -> TurningPair:
-    rows1, rows2 = verified.inlier_matches_idx.T
+    points1_xy, points2_xy = _matched_points(verified, first, second)
+    half_diagonal_px = math.hypot(second.width, second.height) / 2.0
     return TurningPair(
-        points1=centred_points(
-            first.features.keypoints_xy[rows1], width=first.width, height=first.height
-        ),
-        points2=centred_points(
-            second.features.keypoints_xy[rows2], width=second.width, height=second.height
-        ),
+        points1=centred_points(points1_xy, width=first.width, height=first.height),
+        points2=centred_points(points2_xy, width=second.width, height=second.height),
         lens1=lens1,
         lens2=lens2,
+        noise=_noise_px(verified, points1_xy, points2_xy) / half_diagonal_px,
     )
+
+
+def _matched_points(
+    verified: VerifiedPair, first: Keyframe, second: Keyframe
+) -> tuple[Float64Array, Float64Array]:
+    """Some of the matched keypoints (M, 2), (M, 2) of a pair in px, spread over all."""
+    num = verified.num_inliers
+    chosen = np.linspace(0, num - 1, min(num, _MAX_MATCHES)).astype(np.int64)
+    rows1, rows2 = verified.inlier_matches_idx[chosen].T
+    return first.features.keypoints_xy[rows1], second.features.keypoints_xy[rows2]
+
+
+def _noise_px(verified: VerifiedPair, points1_xy: Float64Array, points2_xy: Float64Array) -> float:
+    """Median distance of a pair's matches from their epipolar lines; 0 for pairs on rays."""
+    if verified.cam2_from_cam1 is not None:
+        return 0.0
+    return float(np.median(epipolar_distances_px(verified.fundamental, points1_xy, points2_xy)))
 
 
 def _is_given(sparse_map: SparseMap, keyframe: Keyframe) -> bool:
