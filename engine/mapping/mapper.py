@@ -77,6 +77,7 @@ from engine.mapping.growth import (
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
 from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
+from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
@@ -328,7 +329,7 @@ class Mapper:
             self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
         record, jobs = self._record(frame_id), self._start_jobs()
-        self._verdicts.watch(self._map)
+        self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
@@ -755,8 +756,18 @@ class Mapper:
         self._report_changes(is_final=True)
         for separate in self._separate_maps:
             self._poser.pose_pending(separate)
-        self._verdicts.judge(self._map, self._separate_maps)
+        self._verdicts.judge(self._map, self._evidence_beside())
         return self._step(wants_view=wants_view)
+
+    def _evidence_beside(self) -> Beside:
+        """What the map does not know of itself, for its verdict."""
+        return Beside(
+            other_maps=self._separate_maps,
+            cameras=self._cameras.figures(self._map),
+            placement=self._georeferencing.placement,
+            contradiction=self._georeferencing.contradiction,
+            searches_lenses=self._config.cameras.recognise_lenses,
+        )
 
     def _adopt_fullest(self) -> bool:
         """Makes the separate map that holds most keyframes the map, if it holds more than that."""
