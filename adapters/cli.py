@@ -1,7 +1,8 @@
 """The command line, and what its commands print.
 
-Exit codes: 0 when something useful was made, 1 when nothing was or the run broke off, 2 when the
-request is refused, 130 when a second signal ended the run.
+Exit codes: 0 when something useful was made and nothing says that it is wrong, 1 when nothing was
+made or the run broke off, 2 when the request is refused, 3 when a map was made and saved and its
+verdict is not good, 130 when a second signal ended the run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,10 @@ REFUSED = 2
 DOUBTED = 3  # a map was made and saved, and its verdict is not good
 
 _WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
+_TURNS = (
+    ": the camera turns without moving, and turns tell no depth; film again while walking around"
+    " or past what is to be seen"
+)
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
 
@@ -314,19 +320,63 @@ def _name_of_address(source: str) -> str:
 
 
 def _finish(outcome: RunOutcome) -> NoReturn:
-    """Prints what was made and ends with the exit code that fits."""
+    """Prints what was made and how far to trust it, and ends with the exit code that fits.
+
+    The last line is that of the maps.
+    """
+    from engine.types import VerdictLevel
+
     is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
-    why = _WHY_NO_MAP if outcome.num_keyframes else ": no frame came, see above"
-    typer.echo(
-        f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
-        + ("" if is_made else f"; no map could be made{why}")
-        + ("; the run broke off, see the errors above" if is_broken else "")
-    )
     recording = outcome.path / "recording.rrd"
     if is_made and recording.exists():
         viewer = Path(sys.executable).with_name("rerun")
         typer.echo(f"look at it again: {os.path.relpath(viewer)} {recording}")
-    raise typer.Exit(0 if is_made and not is_broken else NOTHING_MADE)
+    for line in _verdict_lines(outcome, is_made=is_made):
+        typer.echo(line)
+    typer.echo(
+        f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
+        + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
+        + ("; the run broke off, see the errors above" if is_broken else "")
+    )
+    if not is_made or is_broken:
+        raise typer.Exit(NOTHING_MADE)
+    raise typer.Exit(0 if outcome.verdict.level is VerdictLevel.GOOD else DOUBTED)
+
+
+def _verdict_lines(outcome: RunOutcome, *, is_made: bool) -> list[str]:
+    """The verdict and its reasons; wrapped for people, a line each for programs."""
+    from adapters.live.verdict_words import verdict_lines
+
+    summary = str(outcome.path / "summary.json")
+    lines = verdict_lines(outcome.verdict, width=_terminal_width(), more_in=summary)
+    if is_made:
+        return lines
+    # The last line has the first reason why there is no map.
+    return ["no map:", *lines[1:]] if len(outcome.verdict.reasons) > 1 else []
+
+
+def _terminal_width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _why_no_map(outcome: RunOutcome) -> str:
+    if not outcome.num_keyframes:
+        return ": no frame came, see above"
+    reasons = outcome.verdict.reasons
+    if reasons:
+        return f": {reasons[0].sentence}"
+    return _TURNS if outcome.summary.get("turning") else _WHY_NO_MAP
+
+
+def _other_maps(outcome: RunOutcome) -> str:
+    """How many keyframes each map apart from the map holds."""
+    sizes = outcome.num_in_other_maps
+    if not sizes:
+        return ""
+    if len(sizes) == 1:
+        return f"; another map holds {sizes[0]} (sparse/1)"
+    listed = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
+    return f"; other maps hold {listed} (sparse/1 to sparse/{len(sizes)})"
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:

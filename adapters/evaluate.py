@@ -8,6 +8,7 @@ matchers and feed-forward reconstruction report it. A frame without a pose count
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigError
 from engine.geometry import camera_center, invert_pose, rotation_from_quat_xyzw
-from engine.types import Float64Array, Int64Array
+from engine.types import Float64Array, Int64Array, PoseKind
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,9 +79,11 @@ class Evaluation:
     reference: str
     clock: ReferenceClock  # the one by which more frames have a reference
     num_frames: int  # received, dropped ones too
+    num_poses: dict[str, int]  # frames by how they got their pose; empty: the run did not say
+    num_in_other_maps: int  # of them, in maps apart from the one that is compared
     num_referenced_frames: int  # of them with a reference pose
     num_keyframes: int
-    num_registered_keyframes: int  # in the largest model of the latest snapshot
+    num_registered_keyframes: int  # in the map, sparse/0 of the latest snapshot
     registered_ratio: float
     final: TrajectoryScore | None  # trajectory.txt
     live: TrajectoryScore | None  # trajectory_live.txt, each pose as first reported
@@ -97,6 +100,8 @@ class _FrameRow:
     name: str
     captured_at_s: float
     status: str
+    pose: str  # empty: not known
+    map_number: str  # empty: none
 
     @property
     def is_dropped(self) -> bool:
@@ -124,6 +129,8 @@ def evaluate(run: Path, reference: Path) -> Evaluation:
         reference=str(reference),
         clock=clock,
         num_frames=len(frames),
+        num_poses=dict(Counter(frame.pose for frame in frames if frame.pose)),
+        num_in_other_maps=sum(frame.map_number not in ("", "0") for frame in frames),
         num_referenced_frames=int(_has_pose(reference_poses).sum()),
         num_keyframes=len(keyframes),
         num_registered_keyframes=len(registered),
@@ -145,7 +152,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         caption=(
             f"{evaluation.num_registered_keyframes} of {evaluation.num_keyframes} keyframes "
             f"registered; {evaluation.num_referenced_frames} of {evaluation.num_frames} frames "
-            "have a reference"
+            f"have a reference{_poses_in_words(evaluation)}"
         ),
     )
     table.add_column("figure")
@@ -155,6 +162,22 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     return table
+
+
+def _poses_in_words(evaluation: Evaluation) -> str:
+    """How many frames have a pose, and how they got it."""
+    numbers = Counter(evaluation.num_poses)
+    if not numbers:
+        return ""
+    num_none = numbers.pop(PoseKind.NONE, 0)
+    kinds = ", ".join(f"{numbers[kind]} {kind}" for kind in PoseKind if numbers[kind])
+    apart = evaluation.num_in_other_maps
+    return (
+        f"; {numbers.total()} have a pose"
+        + (f" ({kinds})" if kinds else "")
+        + (f", {apart} of them in other maps" if apart else "")
+        + f", {num_none} have none"
+    )
 
 
 def read_tum(path: Path) -> TimedPoses:
@@ -246,6 +269,8 @@ def _read_frames(run: Path) -> list[_FrameRow]:
                     name=row["name"],
                     captured_at_s=float(row["captured_at_s"]),
                     status=row["status"],
+                    pose=row.get("pose", ""),
+                    map_number=row.get("map", ""),
                 )
                 for row in csv.DictReader(file)
             ]

@@ -7,7 +7,8 @@ All formats of one export share a folder:
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
-    trajectory.txt              tum: all frames; trajectory_keyframes.txt: the keyframes of the map
+    trajectory.txt              tum: frames in the map, trajectory_1.txt, ...: in the maps apart;
+                                trajectory_keyframes.txt: the keyframes of the map
 """
 
 from __future__ import annotations
@@ -379,8 +380,9 @@ def _nerfstudio_intrinsics(camera: pycolmap.Camera) -> dict[str, float]:
 
 def _write_tum(reconstruction: pycolmap.Reconstruction, run: Path, to: Path) -> None:
     """Writes the poses of all frames, where the run came so far, and of the map's keyframes."""
-    if (run / "trajectory.txt").is_file():
-        shutil.copyfile(run / "trajectory.txt", to / "trajectory.txt")
+    for trajectory in (run / "trajectory.txt", *sorted(run.glob("trajectory_[0-9]*.txt"))):
+        if trajectory.is_file():
+            shutil.copyfile(trajectory, to / trajectory.name)
     with (run / "frames.csv").open(newline="", encoding="utf-8") as file:
         times = {row["name"]: row["captured_at_s"] for row in csv.DictReader(file)}
     lines = [

@@ -195,7 +195,7 @@ class MapInitialized(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameRegistered(Event):
-    """A keyframe was registered in the map."""
+    """A keyframe was registered in the map, or in one beside it."""
 
     frame_id: FrameId
     num_inliers: int
@@ -204,6 +204,7 @@ class FrameRegistered(Event):
     num_points3D: int
     is_retry: bool
     elapsed_s: float
+    map_number: int = 0  # 0 is the main map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,15 +392,6 @@ class SnapshotWritten(Event):
     num_keyframes: int
     num_points3D: int
     elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapReplaced(Event):
-    """A map that nothing joins to the map holds more keyframes, and is the map from now on."""
-
-    num_keyframes: int
-    num_points3D: int
-    former_num_keyframes: int  # of the one that was the map, and is apart now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

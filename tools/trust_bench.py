@@ -78,6 +78,7 @@ def open_bench(arguments: argparse.Namespace) -> Bench:
         check=arguments.check,
         prefix=tuple(shlex.split(arguments.prefix)),
         repeats=arguments.repeats,
+        keeps_runs=arguments.keep,
     )
 
 
@@ -109,6 +110,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--livesfm", type=Path, default=_LIVESFM, help="the program to measure")
     parser.add_argument("--baseline", type=Path, help="the program to compare with")
     parser.add_argument("--name", default="this", help="of the runs and figures; one a version")
+    parser.add_argument("--keep", action="store_true", help="judge again the runs that are there")
     parser.add_argument("--show", action="store_true", help="only print the rows kept as --name")
     parser.add_argument("--beside", metavar="NAME", help="figures to show beside these")
     parser.add_argument("--seeds", type=int, default=5, help="overlays of each kind")

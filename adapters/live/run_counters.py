@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.events import (
     BundleAdjusted,
+    ComponentJoined,
     Event,
     FrameDropped,
     FramePosed,
@@ -16,11 +17,13 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     RunFinished,
     SnapshotWritten,
+    VerdictChanged,
 )
-from engine.types import DropReason, MapView
+from engine.types import DropReason, MapView, Verdict
 
 LATENCY_WINDOW = 300  # frames: ten seconds of video
 
@@ -40,6 +43,7 @@ class RunCounters:
     snapshots: int = 0
     latest_latency_s: float | None = None
     finished: RunFinished | None = None
+    verdict: Verdict = field(default_factory=Verdict)  # on the map, as it was emitted last
     _latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
 
     @property
@@ -84,12 +88,18 @@ class RunCounters:
             case MapInitialized():
                 self.registered = 2  # a new start holds its first pair and nothing else
                 self.points3D = event.num_points3D
-            case FrameRegistered():
+            case FrameRegistered(map_number=0):
                 self.registered = event.num_registered
                 self.points3D = event.num_points3D
+            case ComponentJoined(into_map_number=0):
+                self.registered = event.num_registered
             case BundleAdjusted():
                 self.points3D = event.num_points3D
                 self.reprojection_error_px = event.reprojection_error_after_px
+            case MainMapChanged():
+                self.registered = event.num_registered
+            case VerdictChanged():
+                self.verdict = event.verdict
             case RunFinished():
                 self.keyframes = event.num_keyframes
                 self.registered = event.num_registered

@@ -18,11 +18,13 @@ from engine.events import (
     FrameRegistered,
     Georeferenced,
     KeyframeAdded,
+    MainMapChanged,
     SnapshotWritten,
     SourceChanged,
+    VerdictChanged,
     Warned,
 )
-from engine.types import RunCommand
+from engine.types import RunCommand, Verdict
 
 
 class Channel(StrEnum):
@@ -83,7 +85,15 @@ def message_of(event: Event) -> Message | None:
         case SnapshotWritten():
             record = {**event.as_record(), "path": os.path.abspath(event.path)}
             return Message.of(Channel.SNAPSHOT, record)
-        case SourceChanged() | Georeferenced() | CameraDoubted() | Warned() | CommandTaken():
+        case (
+            SourceChanged()
+            | Georeferenced()
+            | CameraDoubted()
+            | MainMapChanged()
+            | VerdictChanged()
+            | Warned()
+            | CommandTaken()
+        ):
             return Message.of(Channel.EVENT, event.as_record())
     return None
 
@@ -97,13 +107,17 @@ def _pose(event: FramePosed) -> dict[str, Any]:
         "quaternion_xyzw": event.world_from_cam_quat_xyzw,
         "is_keyframe": event.is_keyframe,
         "is_first": event.is_first,
+        "map": event.map_number,
         "latency_s": round(event.latency_s, 6),
     }
 
 
-def status_message(state: RunState, *, run: str, **more: object) -> Message:
-    """The message of a run's state, with more figures."""
-    return Message.of(Channel.STATUS, {"state": state, "run": run, **more})
+def status_message(
+    state: RunState, *, run: str, verdict: Verdict | None = None, **more: object
+) -> Message:
+    """The message of a run's state, with the verdict on its map, where known, and more figures."""
+    said = {} if verdict is None else {"verdict": verdict.as_record()}
+    return Message.of(Channel.STATUS, {"state": state, "run": run, **said, **more})
 
 
 def refused_command() -> Message:

@@ -32,7 +32,14 @@ from adapters.mqtt.messages import (
 from adapters.mqtt.outbox import Outbox, Throttle
 from engine.config import Config
 from engine.errors import ConfigError
-from engine.events import CommandTaken, Event, FramePosed, RunFinished, RunStarted
+from engine.events import (
+    CommandTaken,
+    Event,
+    FramePosed,
+    RunFinished,
+    RunStarted,
+    VerdictChanged,
+)
 from engine.ports import RunControl
 from engine.types import Frame, FramePose, MapView, RunCommand, SourceState
 
@@ -67,6 +74,8 @@ class MqttView:
         self._max_pose_hz = config.mqtt.max_pose_hz
         self._outbox = Outbox()
         self._throttles: dict[str, Throttle] = {}  # by camera
+        self._state = RunState.RUNNING
+        self._status: dict[str, object] = {}  # what else the last message of the state said
         self._lock = threading.Lock()  # of the two that follow
         self._counters = RunCounters()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -116,7 +125,10 @@ class MqttView:
         if (message := message_of(event)) is not None:
             self._put(message)
         if (state := _state_after(event)) is not None:
-            self._put(status_message(state, run=self._run, **_figures(event)))
+            self._state, self._status = state, _figures(event)
+            self._put_status()
+        elif isinstance(event, VerdictChanged):
+            self._put_status()
 
     def close(self) -> None:
         """Publishes the end of the run if the broker is there, and disconnects, within 2 s.
@@ -124,7 +136,8 @@ class MqttView:
         A broker that does not answer publishes it later, by the last will.
         """
         if self._counters.finished is None:
-            self._put(status_message(RunState.STOPPED, run=self._run))
+            self._state, self._status = RunState.STOPPED, {}
+            self._put_status()
         self._call(self._closing.set)
         self._call(self._changed.set)
         self._thread.join(timeout=_CLOSE_TIMEOUT_S)
@@ -136,6 +149,11 @@ class MqttView:
         if camera_key not in self._throttles:
             self._throttles[camera_key] = Throttle(self._max_pose_hz)
         return self._throttles[camera_key].allows()
+
+    def _put_status(self) -> None:
+        """Queues the state of the run with the verdict on its map."""
+        verdict = self._counters.verdict
+        self._put(status_message(self._state, run=self._run, verdict=verdict, **self._status))
 
     def _put(self, message: Message) -> None:
         if not self._is_over:
@@ -320,5 +338,6 @@ def _figures(event: Event) -> dict[str, object]:
                 "stopped_by": event.stopped_by,
                 "keyframes": event.num_keyframes,
                 "registered": event.num_registered,
+                "in_other_maps": event.num_in_other_maps,
             }
     return {}

@@ -24,11 +24,13 @@ from engine.events import (
     FrameRegistered,
     Georeferenced,
     KeyframeAdded,
+    MainMapChanged,
     MapInitialized,
     RegistrationFailed,
     RunFinished,
+    VerdictChanged,
 )
-from engine.types import DropReason, FrameId, RunCommand
+from engine.types import DropReason, FrameId, RunCommand, Verdict, VerdictLevel
 
 LOST_AFTER_S = 2.0  # without a pose while frames arrive, on top of the usual wait for one
 _GAP_S = 1.0  # between frames: the phone sent none
@@ -71,6 +73,11 @@ class PhoneState:
 
     advice: Advice
     hint: str  # one short sentence
+    verdict: VerdictLevel  # on the whole map
+    doubt: str  # the gravest reason for it and what helps; empty: none
+    doubt_age_s: (
+        float | None
+    )  # since this phone filmed the last of what it is about; None: it did not
     num_frames: int  # of this phone that reached the engine
     num_keyframes: int  # of the run
     num_registered: int
@@ -117,6 +124,9 @@ class _PhoneProgress:
         if received_at_s is None or received_at_s < (self.posed_at_s or 0.0):
             return  # an older frame got its pose late
         self.posed_at_s = self.missing_since_s = received_at_s
+        if event.map_number != 0:
+            self.position = self.heading = None  # it is in a map apart, nobody knows where
+            return
         self.position = event.cam_center_in_world
         self.heading = _heading(event.world_from_cam_quat_xyzw)
 
@@ -172,6 +182,7 @@ class RunFeedback:
         self._num_registered = 0
         self._num_points3D = 0
         self._map_since_s: float | None = None
+        self._verdict = Verdict()
         self._is_paused = False
         self._has_ended = False
 
@@ -227,6 +238,9 @@ class RunFeedback:
         return PhoneState(
             advice=advice,
             hint=hint,
+            verdict=self._verdict.level,
+            doubt=self._verdict.reasons[0].sentence if self._verdict.reasons else "",
+            doubt_age_s=self._doubt_age_s(progress),
             num_frames=progress.num_frames,
             num_keyframes=self._num_keyframes,
             num_registered=self._num_registered,
@@ -235,6 +249,11 @@ class RunFeedback:
             heading_in_world=progress.heading,
             lost_at_in_world=progress.position if advice is Advice.LOST else None,
         )
+
+    def _doubt_age_s(self, progress: _PhoneProgress) -> float | None:
+        frame_ids = self._verdict.reasons[0].frame_ids if self._verdict.reasons else ()
+        times_s = [progress.received_at_s[i] for i in frame_ids if i in progress.received_at_s]
+        return progress.newest_at_s - max(times_s) if times_s else None
 
     def _progress(self, phone: int) -> _PhoneProgress:
         return self._phones.setdefault(phone, _PhoneProgress())
@@ -277,11 +296,17 @@ class RunFeedback:
                 self._num_points3D = event.num_points3D
                 self._forget_places()
             case FrameRegistered():
-                self._num_registered = event.num_registered
-                self._num_points3D = event.num_points3D
+                if event.map_number == 0:
+                    self._num_registered = event.num_registered
+                    self._num_points3D = event.num_points3D
                 self._outcome(event.frame_id, num_inliers=event.num_inliers)
             case BundleAdjusted():
                 self._num_points3D = event.num_points3D
+            case MainMapChanged():
+                self._num_registered = event.num_registered
+                self._forget_places()
+            case VerdictChanged():
+                self._verdict = event.verdict
             case Georeferenced():
                 self._forget_places()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from adapters.live.run_counters import RunCounters
 from adapters.views.log_lines import LogLevel, LogLine, log_line_of
 from engine.events import Event
-from engine.types import Frame, FramePose, MapView
+from engine.types import Frame, FramePose, MapView, VerdictLevel
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -20,6 +20,13 @@ REFRESH_HZ = 4.0
 PLAIN_INTERVAL_S = 2.0  # between status lines where nothing can be redrawn
 PANEL_WIDTH = 88  # narrower on narrower terminals
 BAR_WIDTH = 30
+
+_MARKS = {LogLevel.WARNING: ("warning: ", "yellow"), LogLevel.ERROR: ("error: ", "red")}
+_VERDICT_STYLES = {
+    VerdictLevel.GOOD: "green",
+    VerdictLevel.DOUBTFUL: "yellow",
+    VerdictLevel.WRONG: "bold red",
+}
 
 
 class ConsoleView:
@@ -88,9 +95,12 @@ class ConsoleView:
     def _write_log_line(self, log_line: LogLine) -> None:
         from rich.text import Text
 
-        is_warning = log_line.level is LogLevel.WARNING
-        mark = ("warning: ", "yellow") if is_warning else ""
-        self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, log_line.text))
+        time_text = f"{self._elapsed()}  "
+        first, *more = log_line.text.splitlines() or [""]
+        line = Text.assemble((time_text, "bright_black"), _MARKS.get(log_line.level, ""), first)
+        self._print(line)
+        for text in more:
+            self._print(Text(" " * len(time_text) + text))
 
     def _write_status(self) -> None:
         self._next_line_s = self._clock() + PLAIN_INTERVAL_S
@@ -131,6 +141,7 @@ def status_line(counters: RunCounters, total_frames: int | None) -> str:
         f"dropped {format_drops(counters)}",
         f"loops {counters.loops}",
         f"snapshots {counters.snapshots}",
+        f"verdict {format_verdict(counters)}",
     ]
     return "  ".join(parts)
 
@@ -157,14 +168,20 @@ def format_drops(counters: RunCounters) -> str:
     return f"{counters.dropped} ({reasons})" if reasons else "0"
 
 
+def format_verdict(counters: RunCounters) -> str:
+    """The level of the verdict; nothing is said before there is a map."""
+    has_map = counters.registered > 0
+    return counters.verdict.level.value if has_map or counters.verdict.reasons else "-"
+
+
 def build_panel(counters: RunCounters, *, total_frames: int | None, elapsed: str) -> RenderableType:
-    """The figures as a panel with three lines."""
+    """The figures as a panel with four lines."""
     from rich import box
     from rich.console import Group
     from rich.panel import Panel
 
     return Panel(
-        Group(_frames_line(counters, total_frames), _figures(counters)),
+        Group(_frames_line(counters, total_frames), _figures(counters), _verdict_line(counters)),
         title="[bold]LiveSfM[/bold]",
         title_align="left",
         subtitle=elapsed,
@@ -217,3 +234,16 @@ def _figures(counters: RunCounters) -> RenderableType:
         *("loops", f"{counters.loops:,}"),
     )
     return grid
+
+
+def _verdict_line(counters: RunCounters) -> RenderableType:
+    """The verdict with the gravest of its reasons, as far as there is room."""
+    from rich.text import Text
+
+    reasons = counters.verdict.reasons
+    style = _VERDICT_STYLES[counters.verdict.level]
+    line = Text("verdict    ", style="bright_black", no_wrap=True, overflow="ellipsis")
+    line.append(format_verdict(counters), style=style)
+    if reasons:
+        line.append(f"  {reasons[0].sentence}", style="default")
+    return line

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from adapters.live.run_counters import RunCounters
+from adapters.live.verdict_words import verdict_lines
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
@@ -14,12 +15,15 @@ from engine.events import (
     CameraSplit,
     CameraTurning,
     CommandTaken,
+    ComponentJoined,
+    ComponentStarted,
     CropFound,
     Event,
     FrameDropped,
     Georeferenced,
     LensRecognised,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
     OverlayFound,
@@ -28,11 +32,12 @@ from engine.events import (
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    VerdictChanged,
     Warned,
     WindowSolved,
     WindowVerdict,
 )
-from engine.types import RegistrationStatus, SourceState
+from engine.types import RegistrationStatus, SourceState, VerdictLevel
 
 DROPS_LOGGED_EACH = 10  # of one reason; from then on a line whenever their number has doubled
 
@@ -44,6 +49,14 @@ class LogLevel(StrEnum):
 
     INFO = "INFO"
     WARNING = "WARN"
+    ERROR = "ERROR"
+
+
+_LEVEL_OF_VERDICT = {
+    VerdictLevel.GOOD: LogLevel.INFO,
+    VerdictLevel.DOUBTFUL: LogLevel.WARNING,
+    VerdictLevel.WRONG: LogLevel.ERROR,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +84,28 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
                 f" {event.last}, which tells no depth: film this part again while walking"
             )
             return LogLine(level=LogLevel.WARNING, text=turning)
-        case CameraDoubted():
-            doubt = f"camera {event.camera_key}: {event.reason}"
-            return LogLine(level=LogLevel.WARNING, text=doubt)
-        case Warned():
-            return LogLine(level=LogLevel.WARNING, text=event.message)
+        case CameraDoubted() | Warned() | VerdictChanged():
+            return _doubt(event)
         case SourceChanged():
             is_bad = event.state in (SourceState.LOST, SourceState.REFUSED)
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
-            text = _milestone(event) or _camera(event) or _mapping(event) or _refinement(event)
-            return LogLine(level=LogLevel.INFO, text=text) if text else None
+            kinds = (_milestone, _camera, _mapping, _other_map, _refinement)
+            line = next((text for kind in kinds if (text := kind(event))), None)
+            return LogLine(level=LogLevel.INFO, text=line) if line else None
+
+
+def _doubt(event: CameraDoubted | Warned | VerdictChanged) -> LogLine:
+    match event:
+        case CameraDoubted():
+            doubt = f"camera {event.camera_key}: {event.reason}"
+            return LogLine(level=LogLevel.WARNING, text=doubt)
+        case Warned():
+            return LogLine(level=LogLevel.WARNING, text=event.message)
+        case VerdictChanged():
+            text = "\n".join(verdict_lines(event.verdict))
+            return LogLine(level=_LEVEL_OF_VERDICT[event.verdict.level], text=text)
 
 
 def _dropped(event: FrameDropped, num_dropped: int) -> LogLine | None:
@@ -108,8 +131,14 @@ def _milestone(event: Event) -> str | None:
             return f"asked to: {event.command}"
         case RunFinished():
             why = event.stopped_by.replace("_", " ")
-            return f"finished ({why}): {event.num_registered}/{event.num_keyframes} registered"
+            num, num_all = event.num_registered, event.num_keyframes
+            return f"finished ({why}): {num}/{num_all} registered{_other_maps(event)}"
     return None
+
+
+def _other_maps(event: RunFinished) -> str:
+    sizes = event.num_in_other_maps
+    return f", {' and '.join(map(str, sizes))} in maps apart from it" if sizes else ""
 
 
 def _camera(event: Event) -> str | None:
@@ -151,6 +180,26 @@ def _mapping(event: Event) -> str | None:
             return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
+    return None
+
+
+def _other_map(event: Event) -> str | None:
+    match event:
+        case ComponentStarted():
+            return (
+                f"a map apart started from frames {event.first} and {event.second}:"
+                f" {event.num_registered} keyframes fit nowhere in the map"
+            )
+        case ComponentJoined():
+            return (
+                f"a map apart with {len(event.keyframe_ids)} keyframes was joined:"
+                f" {event.num_registered} are in one map now"
+            )
+        case MainMapChanged():
+            return (
+                f"another map holds more and is the map now: {event.num_registered} keyframes"
+                f" instead of {event.num_registered_in_former}"
+            )
     return None
 
 

@@ -165,6 +165,14 @@ class CameraCalibration:
         for camera_key, one in {**present, **changed}.items():
             sparse_map.add_camera(camera_key, copy.deepcopy(one.camera), prior=one.prior)
 
+    def complete(self, sparse_map: SparseMap, *, like: SparseMap) -> None:
+        """Gives a map the cameras that it lacks, calibrated as in another one."""
+        for camera_key in like.camera_keys:
+            if camera_key not in sparse_map.camera_keys:
+                camera = copy.deepcopy(like.camera(camera_key))
+                prior = like.camera_prior(camera_key)
+                sparse_map.add_camera(camera_key, camera, prior=prior)
+
     def adopt(self, change: CameraChange) -> None:
         """Takes changed cameras as those of all maps to come, in the order of `add_all`."""
         for camera_key, initial in change.cameras.items():

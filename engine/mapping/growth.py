@@ -6,6 +6,7 @@ at the end of a run.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
@@ -50,10 +51,17 @@ def adjust_in_place(sparse_map: SparseMap, *, config: GrowthConfig) -> None:
     sparse_map.filter_all()
 
 
-def grow_fully(sparse_map: SparseMap, *, config: GrowthConfig) -> dict[FrameId, Registration]:
+def grow_fully(
+    sparse_map: SparseMap, *, config: GrowthConfig, exclude: Collection[FrameId] = ()
+) -> dict[FrameId, Registration]:
     """Registers everything that can be, the keyframe seeing the most points next.
 
     The whole map is adjusted each time it grew by the configured ratio.
+
+    Args:
+        sparse_map: the map.
+        config: thresholds of growing.
+        exclude: keyframes to leave out.
 
     Returns:
         The keyframes registered, in order.
@@ -63,7 +71,7 @@ def grow_fully(sparse_map: SparseMap, *, config: GrowthConfig) -> dict[FrameId, 
     visible = {
         i: sparse_map.num_visible_points(i)
         for i in sparse_map.keyframe_ids
-        if not sparse_map.is_registered(i)
+        if not (sparse_map.is_registered(i) or i in exclude)
     }
     registered: dict[FrameId, Registration] = {}
     while visible:
@@ -76,7 +84,7 @@ def grow_fully(sparse_map: SparseMap, *, config: GrowthConfig) -> dict[FrameId, 
         registered[frame_id] = registration
         for other in sparse_map.neighbors(frame_id):
             # A neighbour that failed before gets another chance: it sees more points now.
-            if not sparse_map.is_registered(other):
+            if not (sparse_map.is_registered(other) or other in exclude):
                 visible[other] = sparse_map.num_visible_points(other)
         if schedule.should(sparse_map.num_registered):
             schedule.done(sparse_map.num_registered)

@@ -23,12 +23,12 @@ from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     BoolArray,
     CameraFigures,
+    Contradiction,
     Float64Array,
     FrameId,
     ImagePair,
     Int64Array,
     Keyframe,
-    LostStretch,
     TurningStretch,
     VerifiedPair,
 )
@@ -82,10 +82,10 @@ class MapEvidence:
     num_verified_pairs: int = 0  # of all keyframes
     other_maps: tuple[tuple[FrameId, ...], ...] = ()  # their keyframes
     cameras: tuple[CameraFigures, ...] = ()
-    lost: tuple[LostStretch, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()  # pairs whose points the map has twice
     turning: tuple[TurningStretch, ...] = ()
     num_positions: int = 0  # that the map was laid onto, or contradict it
-    contradiction: str = ""  # how positions contradict the map; "" where they do not
+    gps_contradiction: str = ""  # how positions contradict the map; "" where they do not
     num_rejected_positions: int = 0
     looks_up_ratio: float = 0.0  # of registered keyframes on the globe that look at the sky
     searches_lenses: bool = True
@@ -103,10 +103,10 @@ class Beside:
 
     other_maps: Sequence[SparseMap] = ()
     cameras: tuple[CameraFigures, ...] = ()
-    lost: tuple[LostStretch, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()  # pairs whose points the map has twice
     turning: tuple[TurningStretch, ...] = ()
     placement: Placement | None = None
-    contradiction: str = ""  # how positions contradict the map
+    gps_contradiction: str = ""  # how positions contradict the map
     searches_lenses: bool = True
 
 
@@ -136,10 +136,10 @@ def gather(
         num_verified_pairs=len(graph.edges()),
         other_maps=tuple(tuple(one.registered_ids) for one in beside.other_maps),
         cameras=beside.cameras,
-        lost=beside.lost,
+        contradictions=beside.contradictions,
         turning=beside.turning,
         num_positions=0 if placement is None else len(placement.frame_ids),
-        contradiction=beside.contradiction,
+        gps_contradiction=beside.gps_contradiction,
         num_rejected_positions=0 if placement is None else len(placement.rejected_ids),
         looks_up_ratio=_looks_up_ratio(sparse_map, placement),
         searches_lenses=beside.searches_lenses,

@@ -40,7 +40,6 @@ from engine.events import (
     LensRecognised,
     LoopClosed,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -66,6 +65,7 @@ from engine.mapping.cameras import (
     InitialCamera,
     recognised_camera,
 )
+from engine.mapping.components import MAIN, Components
 from engine.mapping.contradictions import find_contradictions
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
@@ -81,7 +81,7 @@ from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
-from engine.mapping.separate_maps import build_separate_maps
+from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.mapping.steps import (
     KeyframeRecord,
@@ -93,6 +93,7 @@ from engine.mapping.steps import (
     MapSnapshot,
     OneMapFigures,
 )
+from engine.mapping.turning import TurningWatch
 from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
@@ -162,7 +163,6 @@ class Mapper:
         self._matching = matching
         self._emit = emit
         self._map = self._new_map()
-        self._separate_maps: list[SparseMap] = []
         self._num_maps = 0  # adopted so far, each fuller than the one before
         self._cameras = CameraCalibration(config.cameras, emit=emit)
         self._agreement = PairAgreement(
@@ -180,6 +180,12 @@ class Mapper:
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
+        self._turning = TurningWatch(
+            graph=graph,
+            emit=emit,
+            is_refused=config.initialization.refuse_turning,
+            may_zoom=config.cameras.split,
+        )
         self._builder = MapBuilder(
             initialization=config.initialization,
             registration=config.registration,
@@ -191,7 +197,17 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            turning=self._turning,
             seed=config.runtime.seed,
+        )
+        self._components = Components(
+            is_growing=config.rescue.grow_components,
+            registration=config.registration,
+            growth=self._growth,
+            final_growth=self._final_growth,
+            graph=graph,
+            builder=self._builder,
+            emit=emit,
         )
         self._lenses = LensRecognition(
             config.cameras,
@@ -232,6 +248,7 @@ class Mapper:
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
         )
         self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
+        self._adjusted_map = self._map  # that the adjustment in flight is of
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
@@ -242,7 +259,7 @@ class Mapper:
         self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
         self._changed_pairs: dict[ImagePair, VerifiedPair] = {}  # earlier pairs, likewise
         self._has_pose: set[FrameId] = set()  # frames reported with a pose
-        self._was_registered: set[FrameId] = set()  # keyframes reported as registered
+        self._was_registered: dict[FrameId, int] = {}  # keyframes, by the map reported for them
         self._new_poses: list[FramePose] = []  # since the last step
         self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
@@ -289,6 +306,7 @@ class Mapper:
             frame_id=keyframe.frame_id,
             wants_pointmaps=wants_focal_length or wants_depths,
             intrinsics=self._cameras.wide_intrinsics(self._map),
+            lost_ids=self._components.to_look_for(),
         )
 
     def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
@@ -306,6 +324,9 @@ class Mapper:
         matched = self._add_pairs(matched)
         if self._config.cameras.split:
             self._splits.watch(self._map, matched.pairs)
+        self._turning.watch(self._map, frame_id)
+        if self._turning.is_all:
+            self._discard_turning()
         if is_bent:
             self._build_anew(matched)
         if matched.failure is not None:
@@ -319,18 +340,25 @@ class Mapper:
             self._report_changes()  # a map built anew holds it already
         else:
             self._cameras.calibrate_from_pairs(self._map, self._graph)
-            registration = register_and_refine(self._map, frame_id, config=self._growth)
-            self._report_registration(frame_id, registration, started_s=self._begun_s)
-            if registration.status is RegistrationStatus.REGISTERED:
-                self._take_out_misplaced(frame_id)
-                self._retry_waiting()
+            if not self._components.claim(self._map, frame_id):
+                self._register(frame_id)
+            self._take_lead(self._components.add_keyframe(self._map, frame_id))
             self._split_cameras()
             self._recognise_lenses()
-            self._replace_map(self._builder.after_poor_start(self._map))
+            if not self._config.rescue.grow_components:
+                self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
         record, jobs = self._record(frame_id), self._start_jobs()
         self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
+
+    def _register(self, frame_id: FrameId) -> None:
+        """Registers the newest keyframe, and others that have been waiting for it."""
+        registration = register_and_refine(self._map, frame_id, config=self._growth)
+        self._report_registration(frame_id, registration, started_s=self._begun_s)
+        if registration.status is RegistrationStatus.REGISTERED:
+            self._take_out_misplaced(frame_id)
+            self._retry_waiting()
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -344,10 +372,14 @@ class Mapper:
         self._journal_again(matched.changed_pairs, matched.lost_pairs)
         agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
         in_doubt = [o.pair for o in matched.changed_pairs if self._graph.is_held_back(o.pair)]
-        covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._map.registered_ids}
+        covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._graph.keyframe_ids}
+        lost = [*matched.lost_pairs, *in_doubt]
         share = self._map.replace_pairs(
-            matched.changed_pairs, [*matched.lost_pairs, *in_doubt], covered_rows=covered
+            matched.changed_pairs,
+            lost,
+            covered_rows={i: covered[i] for i in self._map.registered_ids},
         )
+        self._components.leave_out(matched.changed_pairs, lost, covered_rows=covered)
         self._let_in(agreed)
         if not self._is_initialized:
             return False
@@ -399,6 +431,7 @@ class Mapper:
                     " without them holds half as many: it may be bent"
                 )
             return
+        self._components.clear()
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
         self._replace_map(built)
@@ -416,23 +449,33 @@ class Mapper:
             if features.frame_id != matched.frame_id:
                 self._moved[features.frame_id] = features
                 self._map.replace_features(features)
-        self._report_pairs(matched.pairs)
+                self._components.replace_features(features)
+        self._report_pairs([*matched.pairs, *matched.found_pairs])
+        self._journal_again(matched.found_pairs, ())
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
         agreed = self._agreement.add_pairs(keyframe.frame_id)
         usable = self._agreement.usable(matched.pairs)
         self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
-        late = self._let_in(agreed)
+        for frame_id in {
+            i for one in matched.found_pairs for i in (one.pair.first, one.pair.second)
+        }:
+            agreed += self._agreement.add_pairs(frame_id)
+        late = self._let_in([*self._agreement.usable(matched.found_pairs), *agreed])
         self._report_loop([*usable, *late])
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
         return replace(matched, pairs=(*usable, *late))
 
     def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
-        """Adds pairs that became agreed to the map; returns those that it did not use before."""
-        late = [one for one in agreed if one.pair.second not in self._map.neighbors(one.pair.first)]
+        """Adds pairs that became agreed to all maps; returns those that the map did not use."""
+        by_pair = {one.pair: one for one in agreed}
+        late = [
+            o for o in by_pair.values() if o.pair.second not in self._map.neighbors(o.pair.first)
+        ]
         self._map.add_pairs(late)
+        self._components.add_pairs(late)
         return late
 
     def _report_blank(self, keyframe: Keyframe) -> None:
@@ -491,7 +534,8 @@ class Mapper:
     def _retry_waiting(self) -> None:
         """Tries keyframes that failed before, those with the best pairs into the map first."""
         limit = self._config.registration.max_retries_per_keyframe
-        for frame_id in self._graph.retry_candidates(limit):
+        elsewhere = self._components.established_ids
+        for frame_id in self._graph.retry_candidates(limit, exclude=elsewhere):
             started_s = time.monotonic()
             registration = register_and_refine(self._map, frame_id, config=self._growth)
             if registration.status is RegistrationStatus.REGISTERED:
@@ -502,7 +546,7 @@ class Mapper:
     def _grow(self, config: GrowthConfig) -> None:
         """Registers everything that can be."""
         started_s = time.monotonic()
-        grown = grow_fully(self._map, config=config)
+        grown = grow_fully(self._map, config=config, exclude=self._components.established_ids)
         each_s = (time.monotonic() - started_s) / max(1, len(grown))
         for frame_id, registration in grown.items():
             self._report_registration(
@@ -513,12 +557,8 @@ class Mapper:
         """Makes a built map the map when it holds more keyframes."""
         if built is None or built.sparse_map.num_registered <= self._map.num_registered:
             return
-        self._map = built.sparse_map
         self._num_maps += 1
-        self._evidence_used.clear()
-        self._update_metric_scale()
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
+        self._adopt(built.sparse_map)
         self._emit(
             MapInitialized(
                 first=built.pair.first,
@@ -527,8 +567,33 @@ class Mapper:
                 attempt=self._num_maps,
             )
         )
+
+    def _adopt(self, sparse_map: SparseMap) -> None:
+        """Makes another map the main one."""
+        self._map = sparse_map
+        self._components.release(sparse_map)
+        self._evidence_used.clear()
+        self._update_metric_scale()
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
         self._abandon_jobs()
         self._schedule.done(self._map.num_registered)
+
+    def _take_lead(self, sparse_map: SparseMap) -> None:
+        """Makes the map that components lead to the main one, if it is another one now."""
+        if sparse_map is not self._map:
+            self._adopt(sparse_map)
+
+    def _discard_turning(self) -> None:
+        """Takes back a map that a camera turning without moving explains."""
+        if not (self._is_initialized and self._turning.explains(self._map)):
+            return
+        self._map = self._builder.start_over()
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        self._evidence_used.clear()
+        self._abandon_jobs()
+        self._schedule.done(0)
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
@@ -549,19 +614,16 @@ class Mapper:
         for frame_id, calibration_key in change.calibration_keys.items():
             self._graph.set_calibration_key(frame_id, calibration_key)
             self._recalibrated[frame_id] = copy.deepcopy(sparse_map.camera(calibration_key))
-        self._map = sparse_map
-        self._evidence_used.clear()
-        self._update_metric_scale()
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
-        self._abandon_jobs()
-        self._schedule.done(self._map.num_registered)
+        self._adopt(sparse_map)
+        self._components.change_cameras(sparse_map, change)
 
     def _recognise_lenses(self) -> None:
         """Searches lenses that the map doubts; builds it anew with those that are found."""
+        if self._turning.is_all:
+            return  # turns fit many lenses
         for camera_key in self._lenses.doubted(self._map):
             found = self._lenses.recognise(self._map, camera_key)
-            if found is not None:
+            if found is not None and not self._turning.explains(self._map, poses=found.poses):
                 self._change_lens(camera_key, found)
 
     def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
@@ -623,16 +685,28 @@ class Mapper:
                 does not hold the newer one.
             wants_view: whether viewers want to see the map; not while a keyframe is matched.
         """
+        number, sparse_map = self._map_for(tracked, fallback)
         pose = self._poser.add_tracked(
-            tracked, self._map if self._is_initialized else None, fallback=fallback
+            tracked, sparse_map if self._is_initialized else None, fallback=fallback
         )
         if pose is not None:
             self._report_pose(
-                pose,
+                replace(pose, map_number=number),
                 camera_key=self._camera_keys[tracked.keyframe_id],
                 received_at_s=tracked.received_at_s,
             )
         return self._step(wants_view=wants_view)
+
+    def _map_for(
+        self, tracked: TrackedFrame, fallback: TrackedFrame | None
+    ) -> tuple[int, SparseMap]:
+        """The map with a frame's keyframe, else with that of its fallback, and its number."""
+        for one in (tracked, fallback):
+            if one is not None:
+                holding = self._components.holding(self._map, one.keyframe_id)
+                if holding is not None:
+                    return holding
+        return MAIN, self._map
 
     # -- background jobs ------------------------------------------------------------------------
 
@@ -649,7 +723,8 @@ class Mapper:
             return None
         num_registered = self._map.num_registered
         if not (self._schedule.should(num_registered) or self._loop_waits_for_adjustment):
-            return None
+            component = self._components.due_for_adjustment()
+            return None if component is None else self._start_adjusting(component)
         self._schedule.done(num_registered)
         self._loop_waits_for_adjustment = False
         settings = self._config.global_bundle_adjustment
@@ -657,9 +732,15 @@ class Mapper:
             self._adjust(self._growth)
             self._report_changes()
             return None
+        return self._start_adjusting(self._map)
+
+    def _start_adjusting(self, sparse_map: SparseMap) -> MapJob:
+        """A job for a copy of one of the maps."""
+        self._adjusted_map = sparse_map
+        settings = self._config.global_bundle_adjustment
         run = functools.partial(
             _solve_adjustment,
-            start_global_adjustment(self._map),
+            start_global_adjustment(sparse_map),
             max_iterations=settings.max_iterations,
             num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
         )
@@ -684,7 +765,8 @@ class Mapper:
             if not slot.release(one.job) or one.result is None:
                 continue
             if isinstance(one.result, GlobalAdjustment):
-                self._emit(merge_global_adjustment(self._map, one.result))
+                if self._adjusted_map in (self._map, *self._components.maps):
+                    self._emit(merge_global_adjustment(self._adjusted_map, one.result))
                 self._report_changes()
             elif self._take_over(self._windows.merge(self._map, one.result)):
                 self._retry_waiting()
@@ -695,6 +777,7 @@ class Mapper:
         if merge.better_map is None:
             return False
         self._map = merge.better_map
+        self._components.release(self._map)
         for frame_id in merge.registered:
             self._update_graph(frame_id)
         return True
@@ -731,12 +814,14 @@ class Mapper:
             self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
+        self._discard_turning()
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
             self._recognise_lenses()
+            self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._rescue_by_windows()
@@ -744,50 +829,44 @@ class Mapper:
             self._update_metric_scale()
             self._adjust_finally()
             self._georeferencing.adjust(self._map)
+            self._components.release(self._map)
+            self._components.finish(self._map, min_keyframes=MIN_SEPARATE)
             if self._config.rescue.separate_maps:
-                self._separate_maps = build_separate_maps(self._builder, self._graph, self._map)
+                held = (self._map, *self._components.maps)
+                separate = build_separate_maps(self._builder, self._graph, held)
+                self._components.add_separate(separate)
+            else:
+                self._components.clear()
             if self._adopt_fullest():
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
             self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+        else:
+            self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
-        for separate in self._separate_maps:
-            self._poser.pose_pending(separate)
-        self._verdicts.judge(self._map, self._evidence_beside())
+        self._verdicts.judge(self._map, self._evidence_beside(is_final=True))
         return self._step(wants_view=wants_view)
 
-    def _evidence_beside(self) -> Beside:
+    def _evidence_beside(self, *, is_final: bool = False) -> Beside:
         """What the map does not know of itself, for its verdict."""
         return Beside(
-            other_maps=self._separate_maps,
-            cameras=self._cameras.figures(self._map),
+            other_maps=self._components.maps,
+            cameras=self._cameras.figures(self._map) if self._is_initialized else (),
+            contradictions=self._contradictions if is_final else (),
+            turning=self._turning.stretches,
             placement=self._georeferencing.placement,
-            contradiction=self._georeferencing.contradiction,
+            gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,
         )
 
     def _adopt_fullest(self) -> bool:
         """Makes the separate map that holds most keyframes the map, if it holds more than that."""
         former = self._map
-        fullest_first = sorted(self._maps, key=lambda one: -one.num_registered)
-        if fullest_first[0] is former:
-            return False
-        self._map, *self._separate_maps = fullest_first
-        for frame_id in self._graph.keyframe_ids:
-            self._graph.set_registered(frame_id, False)
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
-        self._emit(
-            MapReplaced(
-                num_keyframes=self._map.num_registered,
-                num_points3D=self._map.num_points3D,
-                former_num_keyframes=former.num_registered,
-            )
-        )
-        return True
+        self._map = self._components.lead(former, is_final=True)
+        return self._map is not former
 
     def _adjust_finally(self) -> None:
         """Adjusts everything as often as configured; several cameras on while one still moves.
@@ -809,8 +888,12 @@ class Mapper:
         return np.array([camera_focal_px(self._map.camera(key)) for key in keys])
 
     def _rescue_by_restarts(self) -> None:
-        """Tries other starts while keyframes are missing."""
-        for _ in range(self._config.rescue.final_rebuilds):
+        """Tries other starts while keyframes are missing from all maps."""
+        settings = self._config.rescue
+        num_rebuilds = settings.final_rebuilds
+        if settings.grow_components:
+            num_rebuilds = min(num_rebuilds, self._components.num_rebuilds_wanted(self._map))
+        for _ in range(num_rebuilds):
             built = self._builder.another_at_end(self._map)
             if built is None:
                 return
@@ -905,12 +988,14 @@ class Mapper:
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            turning=self._turning.stretches,
             verdict=self._verdicts.verdict,
             contradictions=self._contradictions,
             maps=tuple(
                 self._figures_of(sparse_map, num_posed_frames=len(own))
                 for sparse_map, own in zip(self._maps, poses, strict=True)
             ),
+            lost=self._components.lost_stretches(self._map),
         )
 
     def _figures_of(self, sparse_map: SparseMap, *, num_posed_frames: int) -> OneMapFigures:
@@ -1022,23 +1107,30 @@ class Mapper:
         if not self._is_initialized:
             return
         self._cameras.report(self._map, is_final=is_final)
-        for frame_id in self._map.registered_ids:
-            if frame_id not in self._was_registered:
-                self._was_registered.add(frame_id)
-                keyframe = self._map.keyframe(frame_id)
+        self._components.release(self._map)
+        for number, sparse_map in self._components.numbered(self._map):
+            self._report_poses_in(sparse_map, number=number)
+
+    def _report_poses_in(self, sparse_map: SparseMap, *, number: int) -> None:
+        """Reports poses of keyframes that are new in a map, and of frames that waited for them."""
+        for frame_id in sparse_map.registered_ids:
+            if self._was_registered.get(frame_id) != number:
+                self._was_registered[frame_id] = number
+                keyframe = sparse_map.keyframe(frame_id)
                 pose = FramePose(
                     frame_id=frame_id,
                     index=keyframe.index,
                     captured_at_s=keyframe.captured_at_s,
-                    cam_from_world=self._map.cam_from_world(frame_id),
+                    cam_from_world=sparse_map.cam_from_world(frame_id),
                     is_keyframe=True,
+                    map_number=number,
                 )
                 self._report_pose(
                     pose, camera_key=keyframe.camera_key, received_at_s=keyframe.received_at_s
                 )
-        for tracked, pose in self._poser.pose_pending(self._map):
+        for tracked, pose in self._poser.pose_pending(sparse_map):
             self._report_pose(
-                pose,
+                replace(pose, map_number=number),
                 camera_key=self._camera_keys[tracked.keyframe_id],
                 received_at_s=tracked.received_at_s,
             )
@@ -1063,6 +1155,7 @@ class Mapper:
                 is_keyframe=pose.is_keyframe,
                 is_first=is_first,
                 latency_s=time.monotonic() - received_at_s,
+                map_number=pose.map_number,
             )
         )
 
@@ -1081,7 +1174,7 @@ class Mapper:
     @property
     def _maps(self) -> list[SparseMap]:
         """The map, and those of what nothing joins to it; empty without a map."""
-        return [self._map, *self._separate_maps] if self._is_initialized else []
+        return [self._map, *self._components.maps] if self._is_initialized else []
 
     def _new_map(self) -> SparseMap:
         return SparseMap(
@@ -1093,10 +1186,13 @@ class Mapper:
 
     def _update_graph(self, frame_id: FrameId) -> None:
         """Brings the scene graph up to date with a keyframe's place in the map."""
-        is_registered = self._map.is_registered(frame_id)
-        self._graph.set_registered(frame_id, is_registered)
-        if is_registered:
-            self._graph.set_covisibility(frame_id, self._map.covisibility(frame_id))
+        holding = self._components.holding(self._map, frame_id)
+        if holding is None:
+            self._graph.set_registered(frame_id, False)
+            return
+        number, sparse_map = holding
+        self._graph.set_registered(frame_id, True, map_number=number)
+        self._graph.set_covisibility(frame_id, sparse_map.covisibility(frame_id))
 
     def _georeference_of(self, sparse_map: SparseMap) -> Georeference | None:
         """Where one of the maps lies; None: nowhere yet."""

@@ -31,6 +31,7 @@ from engine.mapping.initialization import (
 )
 from engine.mapping.map_joining import join_former
 from engine.mapping.sparse_map import SparseMap
+from engine.mapping.turning import TurningWatch
 from engine.mapping.window_selection import Window, WindowJob, window_problem
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import WindowSolver
@@ -43,6 +44,7 @@ _MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
 _MIN_COMMON_TO_PLACE = 2  # keyframes; one fixes no scale
 _REBUILD_PASSES = 2  # adjustments of a map whose cameras changed, before it grows
 _MIN_VALID = 5  # keyframes that a window poses: with fewer a pair does as well
+_MAX_COMPONENT_STARTS = 2  # pairs tried for a map of keyframes that fit nowhere
 _POINTS_PER_INLIER = 3  # of those that a first pair needs: a window sees more
 
 
@@ -69,6 +71,7 @@ class MapBuilder:
         cameras: holds all cameras.
         new_map: makes an empty map.
         solve_window: solves windows.
+        turning: knows which pairs and maps tell no depth.
         seed: of the estimation of relative poses.
     """
 
@@ -85,8 +88,10 @@ class MapBuilder:
         cameras: CameraCalibration,
         new_map: Callable[[], SparseMap],
         solve_window: WindowSolver,
+        turning: TurningWatch,
         seed: int,
     ) -> None:
+        self._turning = turning
         self._initialization = initialization
         self._registration = registration
         self._rescue = rescue
@@ -191,13 +196,62 @@ class MapBuilder:
             present: holds the cameras.
             frame_ids: keyframes that have no place in ``present``.
         """
-        ranked = rank_initial_pairs(
-            present, self._pairs_among(frame_ids), config=self._initialization, seed=self._seed
-        )
+        ranked = self._ranked(present, self._pairs_among(frame_ids))
         built = self._best(
             lambda: self._with(present, frame_ids), ranked, config=self._final_growth
         )
         return self._or_from_window(built, present, config=self._final_growth, only=frame_ids)
+
+    def component(
+        self, present: SparseMap, frame_ids: Collection[FrameId], pairs: Sequence[VerifiedPair]
+    ) -> BuiltMap | None:
+        """Builds a map of few keyframes that have no place while the run goes on.
+
+        Args:
+            present: holds the cameras, and all keyframes.
+            frame_ids: the keyframes.
+            pairs: that it may start from.
+        """
+        ranked = rank_initial_pairs(present, pairs, config=self._initialization, seed=self._seed)
+        return self._best(
+            lambda: self._with(present, frame_ids),
+            ranked[:_MAX_COMPONENT_STARTS],
+            config=self._growth,
+        )
+
+    def complete(
+        self,
+        sparse_map: SparseMap,
+        *,
+        like: SparseMap,
+        frame_ids: Collection[FrameId] | None = None,
+    ) -> None:
+        """Adds keyframes that a map lacks, with their pairs among those that it holds.
+
+        Args:
+            sparse_map: gets them, unregistered, and the cameras that it lacks.
+            like: holds all cameras.
+            frame_ids: the keyframes; by default all.
+        """
+        self._cameras.complete(sparse_map, like=like)
+        wanted = set(self._graph.keyframe_ids if frame_ids is None else frame_ids)
+        for frame_id in self._graph.keyframe_ids:
+            if frame_id not in wanted or sparse_map.holds(frame_id):
+                continue
+            pairs = [
+                pair
+                for pair in self.pairs_of(frame_id)
+                if sparse_map.holds(pair.pair.first) or sparse_map.holds(pair.pair.second)
+            ]
+            sparse_map.add_keyframe(self._graph.keyframe(frame_id), pairs)
+
+    def pairs_of(self, frame_id: FrameId) -> list[VerifiedPair]:
+        """The pairs of a keyframe that maps may use."""
+        return [
+            pair
+            for pair in self._graph.verified_pairs(frame_id)
+            if not (pair.pair in self._distrusted or self._graph.is_held_back(pair.pair))
+        ]
 
     def rebuilt(
         self,
@@ -205,6 +259,7 @@ class MapBuilder:
         change: CameraChange,
         *,
         poses: Mapping[FrameId, Float64Array] | None = None,
+        is_whole: bool = True,
     ) -> SparseMap:
         """The present map with changed cameras: triangulated anew, adjusted and grown.
 
@@ -215,8 +270,10 @@ class MapBuilder:
             change: its cameras that become others.
             poses: where keyframes are placed first, (3, 4) each; all others are registered anew. By
                 default those registered stay where they are.
+            is_whole: whether it gets all keyframes of the run, or those of the present map only.
         """
-        sparse_map = self._with(present, self._graph.keyframe_ids, change=change)
+        chosen = self._graph.keyframe_ids if is_whole else present.keyframe_ids
+        sparse_map = self._with(present, chosen, change=change)
         if poses is None:
             poses = {i: present.cam_from_world(i) for i in present.registered_ids}
         sparse_map.place(poses)
@@ -233,9 +290,7 @@ class MapBuilder:
     def anew(self, present: SparseMap, change: CameraChange) -> SparseMap | None:
         """A map with changed cameras from its best first pair, placed onto the present one."""
         start = self._with(present, self._graph.keyframe_ids, change=change)
-        ranked = rank_initial_pairs(
-            start, self._pairs(), config=self._initialization, seed=self._seed
-        )
+        ranked = self._ranked(start, self._pairs())
         built = self._best(
             lambda: self._with(present, self._graph.keyframe_ids, change=change),
             ranked,
@@ -247,19 +302,29 @@ class MapBuilder:
         return built.sparse_map
 
     def _from_pairs(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> BuiltMap | None:
-        ranked = rank_initial_pairs(
-            present,
-            pairs,
-            config=self._initialization,
-            seed=self._seed,
-            excluded=self._tried_at_end,
-        )
+        ranked = self._ranked(present, pairs, excluded=self._tried_at_end)
         built = self._best(
             lambda: self._with(present, self._graph.keyframe_ids), ranked, config=self._growth
         )
         if built is not None:
             _place(built.sparse_map, onto=present)
         return built
+
+    def _ranked(
+        self,
+        sparse_map: SparseMap,
+        pairs: Sequence[VerifiedPair],
+        *,
+        excluded: Collection[ImagePair] = (),
+    ) -> list[InitialPair]:
+        return rank_initial_pairs(
+            sparse_map,
+            pairs,
+            config=self._initialization,
+            seed=self._seed,
+            excluded=excluded,
+            only_turns=lambda verified: self._turning.only_turns(sparse_map, verified),
+        )
 
     def _best(
         self,
@@ -269,7 +334,11 @@ class MapBuilder:
         config: GrowthConfig,
     ) -> BuiltMap | None:
         return build_best_map(
-            new_map, initial_pairs, initialization=self._initialization, config=config
+            new_map,
+            initial_pairs,
+            initialization=self._initialization,
+            config=config,
+            is_refused=self._turning.explains,
         )
 
     def _or_from_window(
@@ -285,6 +354,8 @@ class MapBuilder:
         num_registered = 0 if built is None else built.sparse_map.num_registered
         if num_registered >= enough or not (self._window.enabled and self._window.bootstrap):
             return built
+        if self._turning.is_all:
+            return built  # there is nothing that a window could start from
         chosen = self._graph.keyframe_ids if only is None else only
         from_window = bootstrap_map(
             self._graph,
@@ -298,7 +369,7 @@ class MapBuilder:
         )
         if from_window is None or from_window.sparse_map.num_registered <= num_registered:
             return built
-        return from_window
+        return built if self._turning.explains(from_window.sparse_map) else from_window
 
     def _with(
         self,
@@ -374,6 +445,7 @@ def build_best_map(
     *,
     initialization: InitializationConfig,
     config: GrowthConfig,
+    is_refused: Callable[[SparseMap], bool] = lambda _: False,
 ) -> BuiltMap | None:
     """Builds maps from the given pairs until one holds most keyframes; returns the fullest.
 
@@ -382,12 +454,15 @@ def build_best_map(
         initial_pairs: pairs to start from, best first.
         initialization: thresholds of starting.
         config: thresholds of growing.
+        is_refused: which maps are none, however many keyframes they hold.
 
     Returns:
         None when no pair makes a sound map.
     """
     best: BuiltMap | None = None
     for built in _built_maps(new_map, initial_pairs, initialization=initialization, config=config):
+        if is_refused(built.sparse_map):
+            continue
         if best is None or _fullness(built) > _fullness(best):
             best = built
         num_matched = sum(1 for i in built.sparse_map.keyframe_ids if built.sparse_map.neighbors(i))

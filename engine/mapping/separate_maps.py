@@ -6,6 +6,8 @@ missing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import networkx
 
 from engine.mapping.restarts import MapBuilder
@@ -13,20 +15,24 @@ from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId
 
-_MIN_SEPARATE = 5  # keyframes of a map of its own
+MIN_SEPARATE = 5  # keyframes of a map of its own
 _MAX_SEPARATE_MAPS = 8
 
 
 def build_separate_maps(
-    builder: MapBuilder, graph: SceneGraph, sparse_map: SparseMap
+    builder: MapBuilder, graph: SceneGraph, finished: Sequence[SparseMap]
 ) -> list[SparseMap]:
-    """Builds maps of the keyframes that a finished map does not hold, the fullest first."""
+    """Builds maps of the keyframes that no finished map holds, the fullest first.
+
+    The first of those holds all cameras.
+    """
     maps: list[SparseMap] = []
-    waiting = _components(graph, {i for i in graph.keyframe_ids if not sparse_map.is_registered(i)})
+    held = {frame_id for one in finished for frame_id in one.registered_ids}
+    waiting = _components(graph, set(graph.keyframe_ids) - held)
     while waiting and len(maps) < _MAX_SEPARATE_MAPS:
         component = waiting.pop(0)
-        built = builder.separate(sparse_map, component)
-        if built is None or built.sparse_map.num_registered < _MIN_SEPARATE:
+        built = builder.separate(finished[0], component)
+        if built is None or built.sparse_map.num_registered < MIN_SEPARATE:
             continue
         maps.append(built.sparse_map)
         waiting += _components(graph, component - set(built.sparse_map.registered_ids))
@@ -42,5 +48,5 @@ def _components(graph: SceneGraph, frame_ids: set[FrameId]) -> list[set[FrameId]
         if edge.pair.first in frame_ids and edge.pair.second in frame_ids
     )
     components = [set(component) for component in networkx.connected_components(joined)]
-    large = [component for component in components if len(component) >= _MIN_SEPARATE]
+    large = [component for component in components if len(component) >= MIN_SEPARATE]
     return sorted(large, key=lambda component: (-len(component), min(component)))

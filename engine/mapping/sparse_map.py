@@ -134,6 +134,15 @@ class SparseMap:
         """The camera as calibrated now; change it only through ``set_camera_params``."""
         return self._reconstruction.camera(self._camera_ids[camera_key])
 
+    def holds(self, frame_id: FrameId) -> bool:
+        """Whether the keyframe was added, registered or not."""
+        return frame_id in self._keyframes
+
+    @property
+    def camera_keys(self) -> list[str]:
+        """The keys of all cameras, in order of adding."""
+        return list(self._camera_ids)
+
     @property
     def constant_camera_ids(self) -> frozenset[int]:
         """COLMAP's ids of the cameras whose calibration bundle adjustment must not change."""

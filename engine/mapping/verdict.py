@@ -36,6 +36,9 @@ _MANY_DISPUTED = (2, 0.05)  # keyframes at least, and of all
 _WRONG_PLACES_RATIO = 0.25  # of all keyframes
 _BENT_FAR_RATIO = 0.3  # of the weight of pairs far apart in time, that contradict the map
 _MIN_FAR_PAIRS = 6
+_TWICE_PAIRS = (3, 0.01)  # pairs at least whose points the map has twice, and of those examined
+_WRONG_TWICE_RATIO = 0.1  # of the pairs examined
+_FEW_IMAGES = 2  # that cannot calibrate a camera of their own
 _STAYS_RATIO = 0.02  # of matches, that stay in the image while the others move
 _NO_PARALLAX_PX = 3.0  # what turning leaves: as little as matches are inexact
 _TURNING_RATIO = 0.5  # of a map's keyframes without parallax, from which it is wrong
@@ -109,8 +112,8 @@ def _disputed(evidence: MapEvidence) -> Reasons:
     is_many = len(places) >= least and share >= of_all
     if not (ratio >= _DISPUTED_RATIO or is_misplaced or is_many):
         return
-    if is_overlay:
-        return  # it is said of the overlay
+    if is_overlay or next(_twice(evidence), None) is not None:
+        return  # that says why
     is_wrong = ratio >= _WRONG_DISPUTED_RATIO or (
         len(places) >= least and share >= _WRONG_PLACES_RATIO
     )
@@ -138,8 +141,8 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             kind="misplaced",
             level=level,
             sentence=(
-                f"the pairs of {where} contradict their places in the map: take them out, or film"
-                " this part again with more overlap"
+                f"the pairs of {where} contradict their places in the map: leave them out of what"
+                " you make of it, or film this part again with more overlap"
             ),
             frame_ids=ids,
         )
@@ -150,6 +153,29 @@ def _disputed(evidence: MapEvidence) -> Reasons:
         sentence=(
             f"{ratio:.0%} of the matches between keyframes contradict the map, most of all at"
             f" {where}: {_likely_cause(evidence)}"
+        ),
+        frame_ids=ids,
+    )
+
+
+def _twice(evidence: MapEvidence) -> Reasons:
+    """Pairs whose matches the map has as points in two places."""
+    least, of_all = _TWICE_PAIRS
+    found, num_pairs = evidence.contradictions, max(1, evidence.pairs.num_pairs)
+    if len(found) < max(least, of_all * num_pairs):
+        return
+    strongest = max(found, key=lambda one: one.num_matches).pair
+    ids = tuple(sorted({i for one in found for i in (one.pair.first, one.pair.second)}))
+    first, second = (named([i], evidence.keyframes) for i in (strongest.first, strongest.second))
+    is_wrong = len(found) >= _WRONG_TWICE_RATIO * num_pairs
+    yield VerdictReason(
+        kind="bent",
+        level=VerdictLevel.WRONG if is_wrong else VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"the map is bent: {first} and {second} show the same place, and the map has it twice"
+            f" ({len(found)} such pairs contradict it): it has drifted, or took places that look"
+            " alike for one; leave loops.correct on, or film the way again more slowly, with more"
+            " than a repeating surface in view"
         ),
         frame_ids=ids,
     )
@@ -355,12 +381,27 @@ def _cameras(evidence: MapEvidence) -> Reasons:
         if not camera.num_registered:
             continue
         name = f"camera {camera.camera_key}" if several else "the camera"
+        if several and camera.is_unvouched and camera.num_registered <= _FEW_IMAGES:
+            yield VerdictReason(
+                kind="camera_few_images",
+                level=VerdictLevel.DOUBTFUL,
+                sentence=(
+                    f"{name}: its calibration rests on {camera.num_registered} of its images; keep"
+                    " the zoom while filming, film more with it, or give its calibration"
+                ),
+            )
         for kind, doubt in zip(camera.doubt_kinds, camera.doubts, strict=False):
             yield VerdictReason(
                 kind=f"camera_{kind}",
                 level=_level_of(camera, kind),
-                sentence=f"{name}: {doubt}; give its calibration, or film with a fixed zoom",
+                sentence=f"{name}: {doubt}; {_help_with(kind)}",
             )
+
+
+def _help_with(kind: str) -> str:
+    if kind in ("zoom", "missing"):
+        return "keep the zoom while filming, or photograph each zoom on its own"
+    return "give its calibration (cameras.focal_px, --calibration) to be sure"
 
 
 def _level_of(camera: CameraFigures, kind: str) -> VerdictLevel:
@@ -396,12 +437,12 @@ def _unsearched_lenses(evidence: MapEvidence) -> Reasons:
 
 
 def _positions(evidence: MapEvidence) -> Reasons:
-    if evidence.contradiction:
+    if evidence.gps_contradiction:
         yield VerdictReason(
             kind="gps_contradicts",
             level=VerdictLevel.DOUBTFUL,
             sentence=(
-                f"the GPS positions contradict the map ({evidence.contradiction}), so it is not"
+                f"the GPS positions contradict the map ({evidence.gps_contradiction}), so it is not"
                 " laid onto them: the map or the positions are wrong"
             ),
         )
@@ -433,6 +474,7 @@ def _ids(places: Iterable[PlaceEvidence]) -> tuple[FrameId, ...]:
 _RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (
     _turning,
     _overlays,
+    _twice,
     _disputed,
     _positions,
     _cameras,

@@ -36,6 +36,7 @@ from engine.types import (
 )
 
 _SAME_GEOMETRY_SHARE = 0.9  # of a pair's matches: those left keep the geometry of all
+_MAX_PLACES = 6  # further ones that a keyframe without a place is matched with
 _MAX_TENTATIVE = 500  # pairs whose matches are kept, the latest: some MB
 
 
@@ -51,6 +52,7 @@ class MatchedKeyframe:
     overlays: tuple[Overlay, ...] = ()  # that cover more of a camera's image than before
     changed_pairs: tuple[VerifiedPair, ...] = ()  # earlier ones, without matches under overlays
     lost_pairs: tuple[ImagePair, ...] = ()  # earlier ones that do not hold without those
+    found_pairs: tuple[VerifiedPair, ...] = ()  # of earlier keyframes that had no place
 
     @property
     def has_lost_matches(self) -> bool:
@@ -135,6 +137,7 @@ class PairMatching:
         *,
         wants_pointmaps: bool = False,
         intrinsics: Mapping[str, Intrinsics] | None = None,
+        lost_ids: Sequence[FrameId] = (),
     ) -> MatchedKeyframe:
         """Matches the newest keyframe against what its graph chooses, and around those that fit.
 
@@ -143,6 +146,7 @@ class PairMatching:
             wants_pointmaps: whether depths and focal lengths are of use.
             intrinsics: of the cameras, by key, as they are at present; pairs with a wide lens are
                 verified on its rays. None: as before.
+            lost_ids: earlier keyframes without a place, which are matched with what looks alike.
 
         Returns:
             The pairs that hold; when the matcher fails, those that held before it did, and why.
@@ -150,8 +154,12 @@ class PairMatching:
         if intrinsics is not None:
             self._intrinsics = intrinsics
         failure = None
+        found: list[VerifiedPair] = []
         try:
             pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
+            for lost_id in lost_ids:
+                places = self._graph.choose_places(lost_id, limit=_MAX_PLACES)
+                found += self.match_pairs(places, wants_pointmaps=wants_pointmaps)
         except InferenceError as error:
             pairs, failure = (
                 list(self._graph.verified_pairs(frame_id)),
@@ -159,8 +167,7 @@ class PairMatching:
             )
         overlays = self._overlays.update()
         changed_pairs, lost_pairs = self._leave_out_covered() if overlays else ([], [])
-        now = (self._graph.edge(verified.pair) for verified in pairs)
-        pairs = [verified for verified in now if verified is not None]
+        pairs, found = self._as_they_are_now(pairs), self._as_they_are_now(found)
         own = {verified.pair for verified in pairs}
         changed, self._changed = tuple(self._changed.values()), {}
         seen, self._seen_focal_lengths = tuple(self._seen_focal_lengths), []
@@ -173,7 +180,13 @@ class PairMatching:
             overlays=overlays,
             changed_pairs=tuple(one for one in changed_pairs if one.pair not in own),
             lost_pairs=tuple(one for one in lost_pairs if frame_id not in (one.first, one.second)),
+            found_pairs=tuple(one for one in found if one.pair not in own),
         )
+
+    def _as_they_are_now(self, pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+        """Those of some pairs that still hold, with their present matches."""
+        now = (self._graph.edge(verified.pair) for verified in pairs)
+        return [verified for verified in now if verified is not None]
 
     def _match_in_two_rounds(
         self, frame_id: FrameId, *, wants_pointmaps: bool

@@ -80,8 +80,8 @@ class SceneGraph:
         self._place_in_sequence: dict[FrameId, int] = {}
         self._verified: dict[ImagePair, VerifiedPair] = {}
         self._tried: dict[FrameId, set[FrameId]] = {}
+        self._registered: dict[FrameId, int] = {}  # the number of the map that has it
         self._held_back: dict[FrameId, set[FrameId]] = {}
-        self._registered: set[FrameId] = set()
         self._gps_origin: GpsFix | None = None
         self._east_north_m: dict[FrameId, Float64Array] = {}  # (2,) from the first fix
 
@@ -256,8 +256,15 @@ class SceneGraph:
 
     # -- state of the map -----------------------------------------------------------------------
 
-    def set_registered(self, frame_id: FrameId, is_registered: bool) -> None:
+    def set_registered(
+        self, frame_id: FrameId, is_registered: bool, *, map_number: int = 0
+    ) -> None:
         """Sets whether a keyframe is registered; one that is not shares no points either.
+
+        Args:
+            frame_id: the keyframe.
+            is_registered: whether it has its place in a map.
+            map_number: of that map; 0 is the main one.
 
         Raises:
             KeyError: the keyframe was never added.
@@ -265,10 +272,14 @@ class SceneGraph:
         if frame_id not in self._keyframes:
             raise KeyError(frame_id)
         if is_registered:
-            self._registered.add(frame_id)
+            self._registered[frame_id] = map_number
         else:
-            self._registered.discard(frame_id)
+            self._registered.pop(frame_id, None)
             self.set_covisibility(frame_id, {})
+
+    def map_number(self, frame_id: FrameId) -> int | None:
+        """The number of the map in which a keyframe is registered; None: in no map."""
+        return self._registered.get(frame_id)
 
     def set_covisibility(self, frame_id: FrameId, counts: Mapping[FrameId, int]) -> None:
         """Replaces the numbers of 3D points that a keyframe shares with others, on both sides.
@@ -283,16 +294,25 @@ class SceneGraph:
         for other, num_points in counts.items():
             self._covisibility.add_edge(frame_id, other, num_points=num_points)
 
-    def retry_candidates(self, limit: int) -> list[FrameId]:
-        """Keyframes without a pose, those with most verified inliers to registered ones first."""
+    def retry_candidates(
+        self, limit: int, *, map_number: int = 0, exclude: Collection[FrameId] = ()
+    ) -> list[FrameId]:
+        """Keyframes that a map lacks, those with most verified inliers to its keyframes first.
+
+        Args:
+            limit: how many at most.
+            map_number: of the map.
+            exclude: keyframes to leave out.
+        """
         inliers = {
             frame_id: sum(
                 self._edge(frame_id, other).num_inliers
                 for other in self._graph[frame_id]
-                if other in self._registered and other not in self._held_back[frame_id]
+                if self._registered.get(other) == map_number
+                and other not in self._held_back[frame_id]
             )
             for frame_id in self._keyframes
-            if frame_id not in self._registered
+            if self._registered.get(frame_id) != map_number and frame_id not in exclude
         }
         candidates = [frame_id for frame_id, total in inliers.items() if total > 0]
         return sorted(candidates, key=lambda frame_id: -inliers[frame_id])[:limit]
@@ -346,6 +366,24 @@ class SceneGraph:
         num_tried = sum(self._is_earlier(other, frame_id) for other in self._tried[frame_id])
         room = max(self._config.pairs_per_keyframe + _EXTRA_PAIRS - num_tried, 0)
         return self._open_candidates(frame_id, far, reason=PairReason.COVISIBLE)[:room]
+
+    def choose_places(self, frame_id: FrameId, *, limit: int) -> list[PairCandidate]:
+        """Further pairs of a keyframe that fits nowhere, or only beside the map: what looks alike.
+
+        The most similar keyframes of all maps but its own, earlier or later ones, however little
+        they are alike, a few of each place; none that it was matched with before.
+        """
+        own = self._registered.get(frame_id)
+        excluded = {i for i in self._keyframes if self._registered.get(i, own) == own}
+        hits = self._recognizer.query(
+            frame_id, exclude=excluded | self._tried[frame_id], limit=_RETRIEVED_POOL * limit
+        )
+        return [
+            PairCandidate(
+                pair=ImagePair.of(frame_id, other), reason=PairReason.RETRIEVED, score=score
+            )
+            for other, score in islice(self._spread_over_places(hits), limit)
+        ]
 
     def _share_out(self, frame_id: FrameId, kinds: Sequence[_Kind]) -> list[PairCandidate]:
         """Takes candidates of each kind in turn until the budget is spent or none is left."""
@@ -417,12 +455,19 @@ class SceneGraph:
         num_retrieved = self._config.num_retrieved
         if num_retrieved == 0:
             return
-        pool = _RETRIEVED_POOL * num_retrieved
+        hits = self._recognizer.query(
+            frame_id,
+            exclude=self._tried[frame_id] | set(reached),
+            limit=_RETRIEVED_POOL * num_retrieved,
+        )
+        yield from self._spread_over_places(
+            hit for hit in hits if hit[1] >= self._config.min_retrieval_score
+        )
+
+    def _spread_over_places(self, ranked: Ranked) -> Ranked:
+        """A ranking with a few keyframes of each place only."""
         taken: list[FrameId] = []
-        exclude = self._tried[frame_id] | set(reached)
-        for other, score in self._recognizer.query(frame_id, exclude=exclude, limit=pool):
-            if score < self._config.min_retrieval_score:
-                return
+        for other, score in ranked:
             if sum(self._is_one_place(other, known) for known in taken) < _MAX_PER_PLACE:
                 taken.append(other)
                 yield other, score
@@ -439,13 +484,14 @@ class SceneGraph:
     def _by_shared(self, frame_ids: Iterable[FrameId]) -> list[tuple[FrameId, float]]:
         """Keyframes by what they share with the given ones together, most first.
 
-        3D points between registered keyframes; else verified inliers, the best guess there is.
+        3D points between registered keyframes of one map; else verified inliers, the best guess
+        there is.
         """
         totals: Counter[FrameId] = Counter()
         for frame_id in frame_ids:
-            is_registered = frame_id in self._registered
+            own = self._registered.get(frame_id)
             for other in self._graph[frame_id]:
-                if not (is_registered and other in self._registered):
+                if own is None or self._registered.get(other) != own:
                     totals[other] += self._edge(frame_id, other).num_inliers
             for other, edge in self._covisibility[frame_id].items():
                 totals[other] += edge["num_points"]

@@ -207,6 +207,7 @@ class MappingStage:
                 to_match.frame_id,
                 wants_pointmaps=to_match.wants_pointmaps,
                 intrinsics=to_match.intrinsics,
+                lost_ids=to_match.lost_ids,
             ),
             name="matching",
         )

@@ -123,7 +123,7 @@ class Trajectory:
             maps: the states of registered keyframes; no keyframe is in two maps.
 
         Returns:
-            The poses of each map, in order of arrival.
+            The poses of each map, in order of arrival; their maps are numbered in this order.
         """
         known = self._estimated(maps)
         by_camera = _by_camera(known)
@@ -218,4 +218,5 @@ def _frame_pose(placed: _PlacedPose) -> FramePose:
         cam_from_world=np.ascontiguousarray(placed.cam_from_world),
         is_keyframe=placed.time.is_keyframe,
         kind=placed.kind,
+        map_number=placed.map_idx,
     )

@@ -17,7 +17,9 @@ from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
 from engine.run.engine import RunOutcome, StoppedBy
+from engine.types import Verdict, VerdictLevel
 from tests.support.paths import ROOT
+from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S
 
 
@@ -33,6 +35,8 @@ class Launches:
         self.answer: EngineError | None = None
         self.num_keyframes, self.num_registered = 10, 9
         self.stopped_by = StoppedBy.END_OF_SOURCES
+        self.verdict = Verdict()
+        self.num_in_other_maps: tuple[int, ...] = ()
 
     def __call__(self, config: Config, options: LaunchOptions) -> RunOutcome:
         self.asked.append((config, options))
@@ -44,6 +48,8 @@ class Launches:
             num_keyframes=self.num_keyframes,
             num_registered=self.num_registered,
             summary={},
+            verdict=self.verdict,
+            num_in_other_maps=self.num_in_other_maps,
         )
 
     @property
@@ -222,8 +228,92 @@ def test_the_exit_code_tells_whether_something_useful_was_made(
     launches.num_registered, launches.stopped_by = num_registered, stopped_by
     result = livesfm("run", "photos", "--out", "there")
     assert result.exit_code == code
-    assert result.stdout.startswith("there: ")
-    assert words in result.stdout
+    last_line = result.stdout.splitlines(keepends=True)[-1]
+    assert last_line.startswith("there: ")
+    assert words in last_line
+
+
+@pytest.mark.parametrize("level", [VerdictLevel.DOUBTFUL, VerdictLevel.WRONG])
+def test_a_map_that_is_not_good_has_an_exit_code_of_its_own_and_says_why(
+    launches: Launches, level: VerdictLevel
+) -> None:
+    launches.verdict = verdict_of(level)
+    result = livesfm("run", "photos", "--out", "there")
+    assert result.exit_code == cli.DOUBTED == 3
+    *_, verdict, reason, last = result.stdout.splitlines()
+    assert verdict == f"verdict: {level}"
+    assert reason == f"  - {launches.verdict.reasons[0].sentence}"
+    assert last == "there: 9 of 10 keyframes registered"
+
+
+def test_a_good_map_is_said_to_be_good(launches: Launches) -> None:
+    result = livesfm("run", "photos", "--out", "there")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "verdict: good"
+
+
+def test_few_reasons_are_printed_and_the_rest_counted(launches: Launches) -> None:
+    launches.verdict = verdict_of(*[VerdictLevel.DOUBTFUL] * 8)
+    result = livesfm("run", "photos", "--out", "there")
+    lines = result.stdout.splitlines()
+    assert len([line for line in lines if "turn on the spot" in line]) == 5
+    assert "  - 3 more in there/summary.json" in lines
+
+
+def test_sentences_are_wrapped_for_people(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches.verdict = verdict_of(VerdictLevel.DOUBTFUL, VerdictLevel.DOUBTFUL)
+    monkeypatch.setattr(cli, "_terminal_width", lambda: 60)
+    lines = livesfm("run", "photos", "--out", "there").stdout.splitlines()[1:-1]
+    assert max(map(len, lines)) <= 60
+    assert [line[:4] for line in lines] == ["  - ", "    ", "  - ", "    "]
+    whole = " ".join(line.strip() for line in lines[:2]).removeprefix("- ")
+    assert whole == launches.verdict.reasons[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((), "9 of 10 keyframes registered"),
+        ((19,), "9 of 10 keyframes registered; another map holds 19 (sparse/1)"),
+        (
+            (8, 6, 5),
+            "9 of 10 keyframes registered; other maps hold 8, 6 and 5 (sparse/1 to sparse/3)",
+        ),
+    ],
+)
+def test_the_last_line_says_how_many_keyframes_each_map_holds(
+    launches: Launches, sizes: tuple[int, ...], words: str
+) -> None:
+    launches.num_in_other_maps = sizes
+    launches.verdict = verdict_of(VerdictLevel.DOUBTFUL)
+    assert livesfm("run", "photos", "--out", "there").stdout.splitlines()[-1] == f"there: {words}"
+
+
+@pytest.mark.parametrize("num_reasons", [1, 2])
+def test_why_there_is_no_map_is_said_in_the_words_of_the_verdict(
+    launches: Launches, num_reasons: int
+) -> None:
+    launches.num_registered = 0
+    launches.verdict = verdict_of(*[VerdictLevel.WRONG] * num_reasons)
+    result = livesfm("run", "photos", "--out", "there")
+    assert result.exit_code == cli.NOTHING_MADE
+    *above, last = result.stdout.splitlines()
+    sentences = [reason.sentence for reason in launches.verdict.reasons]
+    assert last.endswith(f"; no map could be made: {sentences[0]}")
+    listed = [line.removeprefix("  - ") for line in above]
+    assert listed == (["no map:", *sentences] if num_reasons > 1 else [])
+
+
+def test_the_demo_prints_the_accuracy_of_a_doubtful_map(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[Path] = []
+    monkeypatch.setattr(cli, "_print_evaluation", lambda run, reference: evaluated.append(run))
+    launches.verdict = verdict_of(VerdictLevel.DOUBTFUL)
+    assert livesfm("demo", "--quiet").exit_code == cli.DOUBTED
+    assert evaluated == [Path("runs/demo")]
 
 
 @pytest.mark.parametrize(

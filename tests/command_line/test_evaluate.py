@@ -329,7 +329,28 @@ def test_long_runs_are_sampled_evenly_and_the_same_each_time(
     assert sampled[0] == pytest.approx(whole, abs=0.01)
 
 
-def test_registered_keyframes_are_those_of_the_largest_model(tmp_path: Path) -> None:
+def test_how_many_frames_have_a_pose_and_how_they_got_it_is_said(tmp_path: Path) -> None:
+    truth = flight(8)
+    run = make_run(tmp_path / "run", truth)
+    reference = write_tum(tmp_path / "truth.txt", by_time(truth))
+    without = evaluate(run, reference)
+    assert (without.num_poses, without.num_in_other_maps) == ({}, 0)
+    assert "have a pose" not in str(evaluation_table(without).caption)
+
+    header, *rows = (run / "frames.csv").read_text().splitlines()
+    poses = ["keyframe,0", "tracked,0", "interpolated,0", "tracked,0", "keyframe,1", "tracked,1"]
+    lines = [f"{row},{pose}" for row, pose in zip(rows, [*poses, "none,", ","], strict=True)]
+    (run / "frames.csv").write_text("\n".join([f"{header},pose,map", *lines]) + "\n")
+    evaluation = evaluate(run, reference)
+    assert evaluation.num_poses == {"keyframe": 2, "tracked": 3, "interpolated": 1, "none": 1}
+    assert evaluation.num_in_other_maps == 2
+    assert str(evaluation_table(evaluation).caption).endswith(
+        "; 6 have a pose (2 keyframe, 3 tracked, 1 interpolated), 2 of them in other maps,"
+        " 1 have none"
+    )
+
+
+def test_registered_keyframes_are_those_of_the_map(tmp_path: Path) -> None:
     truth = flight(5)
     statuses = ["keyframe", "tracked", "keyframe", "keyframe", "keyframe"]
     run = make_run(tmp_path / "run", truth, statuses=statuses)

@@ -83,7 +83,7 @@ def test_keyframes_without_a_map_are_built_into_separate_maps_or_none(
     run.sparse_map.set_camera_params("camera", params)
     run.sparse_map.deregister(run.registered_ids[2:])
     mapper = run.mapper
-    for separate in build_separate_maps(mapper._builder, run.graph, run.sparse_map):
+    for separate in build_separate_maps(mapper._builder, run.graph, [run.sparse_map]):
         poses = [separate.cam_from_world(i) for i in separate.registered_ids]
         assert np.isfinite(np.array(poses)).all()
 

@@ -30,6 +30,7 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
@@ -79,7 +80,8 @@ CONFIG = Config(
     ),
     runtime=RuntimeConfig(num_threads=1),
 )
-NO_RESTARTS = RescueConfig(max_restarts=0)
+NO_RESTARTS = RescueConfig(max_restarts=0, grow_components=False)
+RESTARTS = RescueConfig(grow_components=False)
 GRAPH: dict[str, Any] = {
     "exhaustive_below": 4,
     "temporal_offsets": (1, 2, 3, 4, 6),
@@ -528,8 +530,9 @@ def test_few_keyframes_make_a_map_at_the_end(path: SyntheticWorld) -> None:
     assert len(mapped.emitted(MapInitialized)) == 1
 
 
-def test_a_poor_start_is_replaced_by_a_fuller_map(path: SyntheticWorld) -> None:
-    mapped = Run(path, dropped=splits_after(4)).feed(path.frame_ids)
+def test_without_components_a_poor_start_is_replaced_by_a_fuller_map(path: SyntheticWorld) -> None:
+    config = CONFIG.model_copy(update={"rescue": RESTARTS})
+    mapped = Run(path, config=config, dropped=splits_after(4)).feed(path.frame_ids)
     attempts = mapped.emitted(MapInitialized)
     assert [event.attempt for event in attempts] == [1, 2]
     assert attempts[0].second <= 4 < attempts[1].first
@@ -575,7 +578,7 @@ def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorl
     fed = Run(path, config=config, dropped=splits_after(5))
     frame_ids = iter(path.frame_ids)
     stale = fed.feed_until_a_job(frame_ids)
-    while len(fed.emitted(MapInitialized)) < 2:
+    while not fed.emitted(MainMapChanged):
         fed.feed([next(frame_ids)])
     poses = poses_of(fed.sparse_map)
     fed.mapper.begin_keyframe(path.keyframe(next(frame_ids)), [fed.run_job(stale)])

@@ -41,9 +41,10 @@ from engine.events import (
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    VerdictChanged,
     Warned,
 )
-from engine.types import DropReason, FrameId, PairReason, RunCommand, SourceState
+from engine.types import DropReason, FrameId, PairReason, RunCommand, SourceState, VerdictLevel
 from tests.support.fake_runs import frame_of
 from tests.support.mqtt_broker import (
     PASSWORD,
@@ -57,6 +58,7 @@ from tests.support.mqtt_broker import (
     running_broker,
 )
 from tests.support.paths import ROOT
+from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S, block_until, until
 
 PREFIX = "sfm/run"
@@ -175,15 +177,22 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
                 view.show_frame(frame_of(1), None)
                 for channel in ("keyframe", "pose", "snapshot", "event"):
                     await heard.until(channel)
+                view.show_event(VerdictChanged(verdict=verdict_of(VerdictLevel.DOUBTFUL)))
+                await heard.until("status", 3)
                 view.show_event(finished())
-            await heard.until("status", 3)
+            await heard.until("status", 4)
         return heard
 
     with running_broker(tmp_path) as broker:
         records = asyncio.run(run(broker)).records
-    assert [record["state"] for record in records["status"]] == ["running", "running", "stopped"]
-    assert records["status"][1]["sources"] == ["mqtt://h/t"]
-    assert records["status"][2]["registered"] == 9
+    states = [record["state"] for record in records["status"]]
+    assert states == ["running", "running", "running", "stopped"]
+    assert [record["sources"] for record in records["status"][1:3]] == [["mqtt://h/t"]] * 2
+    assert records["status"][3]["registered"] == 9
+    levels = [record["verdict"]["level"] for record in records["status"][1:]]
+    assert levels == ["good", "doubtful", "doubtful"]
+    (reason,) = records["status"][3]["verdict"]["reasons"]
+    assert reason["sentence"].startswith("frames 10 to 15 turn on the spot")
     assert records["pose"] == [
         {
             "frame_id": 1,
@@ -193,13 +202,16 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
             "quaternion_xyzw": [0.0, 0.0, 0.0, 1.0],
             "is_keyframe": True,
             "is_first": True,
+            "map": 0,
             "latency_s": 0.05,
         }
     ]
     assert records["keyframe"][0]["event"] == "KeyframeAdded"
     assert records["snapshot"][0]["sequence"] == 1
     assert Path(records["snapshot"][0]["path"]).is_absolute()
-    assert records["event"] == [{"event": "Warned", "at_s": 1.0, "message": "dark"}]
+    warned, changed = records["event"]
+    assert warned == {"event": "Warned", "at_s": 1.0, "message": "dark"}
+    assert (changed["event"], changed["verdict"]["level"]) == ("VerdictChanged", "doubtful")
     assert records["metrics"][-1]["posed"] == 1
     assert records["metrics"][-1]["latency_median_s"] == 0.05
 

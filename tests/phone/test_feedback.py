@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,12 +26,22 @@ from engine.events import (
     FrameRegistered,
     Georeferenced,
     KeyframeAdded,
+    MainMapChanged,
     MapInitialized,
     RegistrationFailed,
     RunFinished,
     RunStarted,
+    VerdictChanged,
 )
-from engine.types import DropReason, FrameId, RegistrationStatus, RunCommand
+from engine.types import (
+    DropReason,
+    FrameId,
+    RegistrationStatus,
+    RunCommand,
+    Verdict,
+    VerdictLevel,
+)
+from tests.support.verdicts import verdict_of
 
 PERIOD_S = 0.1
 SHARP = MotionBlur(sharpness=500.0, shift_ratio=0.01)
@@ -375,6 +386,42 @@ def test_a_paused_run_says_so_and_resumes_without_a_loss(mapping: Story) -> None
     mapping.command(RunCommand.RESUME)
     mapping.frame()
     assert mapping.advice() is Advice.MAPPING
+
+
+def test_what_is_doubted_of_the_map_is_shown_with_the_gravest_reason(mapping: Story) -> None:
+    assert (mapping.state().verdict, mapping.state().doubt) == (VerdictLevel.GOOD, "")
+    verdict = verdict_of(VerdictLevel.WRONG, VerdictLevel.DOUBTFUL)
+    version = mapping.feedback.version
+    mapping.feedback.take(VerdictChanged(at_s=mapping.at_s, verdict=verdict))
+    assert mapping.feedback.version > version
+    assert mapping.state().verdict is VerdictLevel.WRONG
+    assert mapping.state().doubt == verdict.reasons[0].sentence
+    assert mapping.advice() is Advice.MAPPING
+    mapping.feedback.take(VerdictChanged(at_s=mapping.at_s, verdict=Verdict()))
+    assert mapping.state().doubt == ""
+
+
+def test_a_doubt_says_how_long_ago_its_frames_were_filmed(mapping: Story) -> None:
+    verdict = verdict_of(VerdictLevel.DOUBTFUL)
+    (reason,) = verdict.reasons
+    filmed = replace(reason, frame_ids=(FrameId(3), FrameId(5)))
+    mapping.feedback.take(VerdictChanged(verdict=replace(verdict, reasons=(filmed,))))
+    num_since = mapping.last_id - 5
+    assert mapping.state().doubt_age_s == pytest.approx(PERIOD_S * num_since)
+    assert mapping.state(2).doubt_age_s is None, "another phone filmed them"
+    strange = replace(reason, frame_ids=(FrameId(9999),))
+    mapping.feedback.take(VerdictChanged(verdict=replace(verdict, reasons=(strange,))))
+    assert mapping.state().doubt_age_s is None
+
+
+def test_a_map_that_takes_over_voids_the_places(mapping: Story) -> None:
+    mapping.feedback.take(
+        MainMapChanged(
+            at_s=mapping.at_s, former_map_number=1, num_registered=46, num_registered_in_former=19
+        )
+    )
+    assert mapping.state().position_in_world is None
+    assert mapping.state().num_registered == 46
 
 
 def test_the_end_is_final(mapping: Story) -> None:

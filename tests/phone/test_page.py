@@ -18,10 +18,12 @@ from engine.events import (
     KeyframeAdded,
     MapInitialized,
     RunFinished,
+    VerdictChanged,
 )
-from engine.types import Frame, FrameId, MapView
+from engine.types import Frame, FrameId, MapView, Verdict, VerdictLevel
 from tests.support.headless_chromium import CHROMIUM, Tab, chromium
 from tests.support.phone_clients import Listening, listening
+from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S
 
 pytestmark = [
@@ -145,6 +147,14 @@ async def story_of_a_phone(folder: Path, clip: Path) -> None:
         await tab.until(title_is("Mapping"))
         assert await tab.evaluate("document.querySelector('#points').textContent") == "1,234"
         await tab.until(PLAN_IS_DRAWN)
+        assert await tab.evaluate("document.querySelector('#doubt').hidden")
+        view.show_event(VerdictChanged(verdict=verdict_of(VerdictLevel.DOUBTFUL)))
+        await tab.until("!document.querySelector('#doubt').hidden")
+        doubt = await tab.evaluate("document.querySelector('#doubt').innerText")
+        assert doubt.startswith("Part of the map may be wrong")
+        assert "10 to 15 turn on the spot: film this part again while walking" in doubt
+        view.show_event(VerdictChanged(verdict=Verdict()))
+        await tab.until("document.querySelector('#doubt').hidden")
 
         num_connected = heard.notices.count("connected: phone 1 is there")
         (connection,) = heard.server._connections.values()

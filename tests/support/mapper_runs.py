@@ -73,6 +73,7 @@ class MapperRun:
             to_match.frame_id,
             wants_pointmaps=to_match.wants_pointmaps,
             intrinsics=to_match.intrinsics,
+            lost_ids=to_match.lost_ids,
         )
         step = self.mapper.add_keyframe(matched, wants_view=wants_view)
         assert step.record is not None
@@ -112,7 +113,7 @@ class MapperRun:
     @property
     def separate_maps(self) -> list[SparseMap]:
         """The live maps of what could not be joined to the map."""
-        return self.mapper._separate_maps
+        return self.mapper._components.maps
 
     @property
     def registered_ids(self) -> list[FrameId]:

@@ -190,6 +190,8 @@ def test_what_a_run_says_is_read_from_its_summary_and_the_terminal(
 def test_a_run_without_a_verdict_says_none(trust: Any, tmp_path: Path) -> None:
     said = trust.verdicts.said_by(tmp_path, "")
     assert (said.level, said.sentences, said.num_registered) == ("none", (), None)
+    named = trust.verdicts.said_by(tmp_path / "turning", f"{tmp_path / 'turning'}: no map\n")
+    assert "turn" not in named.words
     assert said.num_registered_at_last is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +14,8 @@ from engine.events import (
     BundleAdjusted,
     CameraDoubted,
     CameraSplit,
+    ComponentJoined,
+    ComponentStarted,
     CropFound,
     Event,
     FrameDropped,
@@ -21,6 +24,7 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LoopClosed,
+    MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
     OverlayFound,
@@ -28,12 +32,17 @@ from engine.events import (
     RegistrationFailed,
     RunFinished,
     SnapshotWritten,
+    VerdictChanged,
     Warned,
     WindowPurpose,
     WindowSolved,
     WindowVerdict,
 )
-from engine.types import DropReason, FrameId, PairReason, RegistrationStatus
+from engine.types import DropReason, FrameId, PairReason, RegistrationStatus, VerdictLevel
+from tests.support.verdicts import verdict_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def dropped(reason: DropReason, detail: str = "") -> FrameDropped:
@@ -282,7 +291,8 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines_without_control_codes() -
     assert "00:01  snapshot 000001: 3 keyframes, 1,230 points" in lines
     assert lines[-1] == (
         "00:01  frames 4/10  keyframes 3  registered 3  points 1230  error 0.60 px  "
-        "latency 25 ms (p95 38 ms)  dropped 1 (1 unreadable)  loops 1  snapshots 1"
+        "latency 25 ms (p95 38 ms)  dropped 1 (1 unreadable)  loops 1  snapshots 1  "
+        "verdict good"
     )
 
 
@@ -382,4 +392,86 @@ def test_a_split_camera_and_a_crop_are_logged_with_what_was_found() -> None:
     assert [line.text for line in lines if line is not None] == [
         "camera phone has several focal lengths: 2 keyframes at 694 px, 2 keyframes at 1041 px",
         "camera crop is a crop of phone: centre at 270, 480 px",
+    ]
+
+
+# -- the verdict ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("level", "log_level"),
+    [
+        (VerdictLevel.GOOD, LogLevel.INFO),
+        (VerdictLevel.DOUBTFUL, LogLevel.WARNING),
+        (VerdictLevel.WRONG, LogLevel.ERROR),
+    ],
+)
+def test_a_verdict_that_changed_is_logged_as_grave_as_it_is(
+    level: VerdictLevel, log_level: LogLevel
+) -> None:
+    verdict = verdict_of(*[] if level is VerdictLevel.GOOD else [level, VerdictLevel.DOUBTFUL])
+    line = log_line_of(VerdictChanged(verdict=verdict), RunCounters())
+    assert line is not None
+    assert line.level is log_level
+    assert line.text.splitlines() == [
+        f"verdict: {level}",
+        *(f"  - {reason.sentence}" for reason in verdict.reasons),
+    ]
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_the_panel_shows_the_verdict_and_its_first_reason_in_one_line(width: int) -> None:
+    from rich.console import Console
+
+    counters = RunCounters()
+    assert "verdict    -" in panel_text(Console(file=io.StringIO(), width=width), counters)
+    counters.update(VerdictChanged(verdict=verdict_of(VerdictLevel.WRONG, VerdictLevel.DOUBTFUL)))
+    text = panel_text(Console(file=io.StringIO(), width=width), counters)
+    (line,) = [line for line in text.splitlines() if "verdict" in line]
+    assert "verdict    wrong  frames 10 to 15 turn on the spot" in line
+    assert len(text.splitlines()) == 6
+
+
+def panel_text(console: Console, counters: RunCounters) -> str:
+    with console.capture() as captured:
+        console.print(build_panel(counters, total_frames=2000, elapsed="01:00"))
+    return captured.get()
+
+
+def test_a_line_of_the_log_that_goes_on_stands_below_itself() -> None:
+    stream = io.StringIO()
+    view = ConsoleView(10, stream=stream, clock=FakeClock())
+    view.show_event(VerdictChanged(verdict=verdict_of(VerdictLevel.WRONG)))
+    first, second, *_ = stream.getvalue().splitlines()
+    assert first == "00:00  error: verdict: wrong"
+    assert second.startswith("         - frames 10 to 15")
+    view.close()
+
+
+def test_maps_apart_are_logged_as_they_start_join_and_take_over() -> None:
+    events = [
+        ComponentStarted(
+            map_number=1, first=FrameId(4), second=FrameId(5), num_registered=3, num_points3D=90
+        ),
+        ComponentJoined(
+            map_number=1,
+            into_map_number=0,
+            keyframe_ids=(FrameId(4), FrameId(5)),
+            num_inliers=70,
+            num_registered=20,
+        ),
+        MainMapChanged(former_map_number=1, num_registered=46, num_registered_in_former=19),
+        RunFinished(
+            stopped_by="end_of_sources",
+            num_keyframes=65,
+            num_registered=46,
+            num_in_other_maps=(19,),
+        ),
+    ]
+    lines = [log_line_of(event, RunCounters()) for event in events]
+    assert [line.text for line in lines if line is not None] == [
+        "a map apart started from frames 4 and 5: 3 keyframes fit nowhere in the map",
+        "a map apart with 2 keyframes was joined: 20 are in one map now",
+        "another map holds more and is the map now: 46 keyframes instead of 19",
+        "finished (end of sources): 46/65 registered, 19 in maps apart from it",
     ]

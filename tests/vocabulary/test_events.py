@@ -29,7 +29,6 @@ from engine.events import (
     LoopClosed,
     MainMapChanged,
     MapInitialized,
-    MapReplaced,
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
@@ -188,7 +187,6 @@ EVENTS: tuple[Event, ...] = (
         num_inliers=80,
         num_registered=12,
     ),
-    MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
     MisplacementFound(
         at_s=0.5, keyframe_ids=(ONE, TWO), evidence_first=ONE, evidence_second=FrameId(7)
     ),
@@ -231,7 +229,7 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
-    MapReplaced(at_s=0.5, num_keyframes=46, num_points3D=1983, former_num_keyframes=19),
+    MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
     VerdictChanged(
         at_s=0.5,
         verdict=Verdict(

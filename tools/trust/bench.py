@@ -7,17 +7,17 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from trust.inputs import INPUT_FOLDER, Input, Kit, Maker, make_once
+from trust.inputs import Input, Kit, Maker, make_once
+from trust.places import Placement, placement
 from trust.running import Finished, run_process
-from trust.scoring import MapScore, score_run
-from trust.verdicts import Said, said_by
+from trust.scoring import MapScore, largest_map, registered_centers, score_run, true_centers
+from trust.verdicts import GOOD, NO_VERDICT, Said, said_by
 
 _RUN_MATCHER = Path(__file__).with_name("run_matcher.py")
 VARIED = "-vary"  # before the seed, in names of runs with other parameters
-_SUMMARY = "summary.json"  # what a run writes last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class Case:
     make: Maker
     input_name: str = ""  # of the input's folder, where it is not the run's name
     arguments: tuple[str, ...] = ()  # besides the input's own
+    matcher: str | None = None  # of `run_matcher.py`; None: the input's
     settings: tuple[str, ...] = ()  # left out where the version does not know them
     is_reference: bool = False  # run once, by the version to compare with, and kept
 
@@ -35,6 +36,35 @@ class Case:
     def input_folder(self) -> str:
         """The name of the input's folder."""
         return self.input_name or self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOnDisk:
+    """How the run of a folder ended, in a file beside the folder."""
+
+    finished: Finished
+    unknown_settings: tuple[str, ...] = ()  # that the version does not know: run without them
+
+    def save(self, run: Path) -> None:
+        """Writes the record, and the terminal's text beside it."""
+        _beside(run, ".json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        _beside(run, ".log").write_text(self.finished.output, encoding="utf-8")
+
+    @staticmethod
+    def load(run: Path) -> RunOnDisk | None:
+        """Reads the record that `save` wrote; None where there is none."""
+        path = _beside(run, ".json")
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return RunOnDisk(
+            finished=Finished(**record["finished"]),
+            unknown_settings=tuple(record["unknown_settings"]),
+        )
+
+
+def _beside(run: Path, suffix: str) -> Path:
+    return run.with_name(f"{run.name}{suffix}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +84,14 @@ class Outcome:
     def said(self) -> Said:
         """The verdict and the words on the terminal."""
         return said_by(self.run, self.finished.output)
+
+    def placement(self) -> Placement | None:
+        """Which cameras of the fullest map are right; None: too few have a true place."""
+        reconstruction = largest_map(self.run)
+        if reconstruction is None or self.known.truth is None:
+            return None
+        truth = true_centers(self.known, self.folder, self.run)
+        return placement(registered_centers(reconstruction), truth)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +126,7 @@ class Bench:
     check: Path | None = None  # folder of accept.py
     prefix: tuple[str, ...] = ()  # starts every run
     repeats: int = 3  # of CPU measurements
+    keeps_runs: bool = False  # judges runs that are there and does not run them again
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @property
@@ -112,7 +151,7 @@ class Bench:
         if refused:
             figure = f"not possible: {refused[0].finished.last_line}"
             return [Check(label="run", figure=figure, bar="possible", is_ok=False)], outcomes
-        return row.judge(self, outcomes), outcomes
+        return [*row.judge(self, outcomes), *called_good_checks(outcomes)], outcomes
 
     def outcome(self, case: Case) -> Outcome:
         """Runs a case, once for all rows that have it."""
@@ -131,9 +170,8 @@ class Bench:
         settings = (part for setting in case.settings for part in ("--set", setting))
         given = [*known.command(folder), *case.arguments, *settings]
         program = [livesfm]
-        if known.matcher is not None:
+        if matcher := case.matcher or known.matcher:
             python = Path(livesfm).absolute().with_name("python")
-            matcher = known.matcher.replace(INPUT_FOLDER, str(folder))
             program = [str(python), str(_RUN_MATCHER), matcher]
         return [*program, "run", *given, "--out", str(run), "--overwrite", "--view", "none", "-q"]
 
@@ -186,28 +224,29 @@ class Bench:
         livesfm = (self.baseline if case.is_reference else None) or self.livesfm
         command = self.command(case, livesfm=livesfm, run=run)
         known, folder = self.input(case)
-        unknown: tuple[str, ...] = ()
-        if case.is_reference and (run / _SUMMARY).is_file():
-            finished = Finished(exit_code=0, cpu_s=0.0, output="kept")
-        else:
-            shutil.rmtree(run, ignore_errors=True)
-            run.parent.mkdir(parents=True, exist_ok=True)
-            finished = run_process([*self.prefix, *command])
-            if finished.is_not_possible and case.settings:
-                unknown = case.settings
-                command = self.command(replace(case, settings=()), livesfm=livesfm, run=run)
-                finished = run_process([*self.prefix, *command])
-            run.with_name(f"{run.name}.log").write_text(finished.output, encoding="utf-8")
+        kept = RunOnDisk.load(run) if case.is_reference or self.keeps_runs else None
+        done = kept or self._run_afresh(case, command, livesfm=livesfm, run=run)
         return Outcome(
             case=case,
             known=known,
             folder=folder,
             run=run,
             command=self.shown(command),
-            finished=finished,
+            finished=done.finished,
             score=score_run(known, folder, run),
-            unknown_settings=unknown,
+            unknown_settings=done.unknown_settings,
         )
+
+    def _run_afresh(self, case: Case, command: list[str], *, livesfm: str, run: Path) -> RunOnDisk:
+        shutil.rmtree(run, ignore_errors=True)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        done = RunOnDisk(finished=run_process([*self.prefix, *command]))
+        if done.finished.is_not_possible and case.settings:
+            command = self.command(replace(case, settings=()), livesfm=livesfm, run=run)
+            finished = run_process([*self.prefix, *command])
+            done = RunOnDisk(finished=finished, unknown_settings=case.settings)
+        done.save(run)
+        return done
 
     def _run_folder(self, case: Case) -> Path:
         """References are kept beside the runs of the versions that are compared with them."""
@@ -218,6 +257,32 @@ class Bench:
         """The folder of the runs of the version to compare with."""
         _, _, drawn = self.runs.name.partition(VARIED)
         return self.runs.with_name("baseline" + (f"{VARIED}{drawn}" if drawn else ""))
+
+
+def called_good_checks(outcomes: Sequence[Outcome]) -> list[Check]:
+    """That no map with a camera elsewhere is called good, of runs whose truth is known.
+
+    A version without verdicts calls every map good.
+    """
+    known = [each for each in outcomes if each.known.truth is not None]
+    if not known:
+        return []
+    called_good = [each for each in known if each.said.level in (GOOD, NO_VERDICT)]
+    wrong = [
+        f"{each.case.name}: {found.num_wrong} of {found.num_judged}, "
+        f"up to {found.worst_percent:.3g} %"
+        for each in called_good
+        if (found := each.placement()) is not None and found.num_wrong
+    ]
+    return [
+        Check(
+            label=f"maps of {len(known)} that are called good with cameras elsewhere "
+            f"{'; '.join(wrong)}".strip(),
+            figure=str(len(wrong)),
+            bar="<= 0",
+            is_ok=not wrong,
+        )
+    ]
 
 
 def accept_line(line: str) -> tuple[bool, str, str, str] | None:

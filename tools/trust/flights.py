@@ -46,7 +46,8 @@ WALK_FRAMES, WALK_FLOWN = 130, 320  # frames taken of the walk around the plaza,
 TURN_AFTER_WALK_RAD, TURN_AFTER_WALK_FRAMES = 0.9, 50
 BLACKOUT_S, CUT_S = 10, 3
 PATHS: dict[PathName, int] = {"flight": 200, "orbit": 150, "lawnmower": 120, "street": 200}
-_STEP_M = 1.6  # between frames of a flight
+_STEP_M, _STREET_STEP_M = 1.6, 0.7  # between frames of a flight, and in a street
+_TURN_FRAMES = 24  # of a quarter turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -169,22 +170,38 @@ def walk(kit: Kit, *, num_turned: int = 0) -> Clip:
     return _seen(np.concatenate([poses, np.array(turned).reshape(-1, 3, 4)]))
 
 
-def interrupted(kit: Kit) -> Clip:
-    """Up a street, a sudden turn, 10 s of black while the camera moves on, and the street again."""
+def interrupted(kit: Kit, *, is_low: bool = False) -> Clip:
+    """Up a street, a sudden turn, 10 s of black while the camera moves on, and the street again.
+
+    Args:
+        kit: the variation's turn.
+        is_low: in the streets, looking ahead; else over the roofs, looking down.
+    """
     turn = kit.variation.jump_deg
-    there = _line((-13.0, -45.0, 42.0, 0.0, -52.0), (-13.0, 32.0, 42.0, 0.0, -52.0))
-    aside = _line((-13.0, 32.0, 42.0, turn, -52.0), (22.0, 32.0, 42.0, turn, -52.0))
+    (west, south, east, north), height, pitch, step_m = (
+        ((0.0, -46.0, 30.0, 0.0), 5.0, -6.0, _STREET_STEP_M)
+        if is_low
+        else ((-13.0, -45.0, 22.0, 32.0), 42.0, -52.0, _STEP_M)
+    )
+
+    def line(*corners: tuple[float, float, float], num_frames: int | None = None) -> Float64Array:
+        rows = [(x, y, height, yaw, pitch) for x, y, yaw in corners]
+        pieces = [
+            _line(start, end, num_frames=num_frames, step_m=step_m)
+            for start, end in zip(rows, rows[1:], strict=False)
+        ]
+        return np.concatenate(pieces)
+
+    there = line((west, south, 0.0), (west, north, 0.0))
+    aside = line((west, north, turn), (east, north, turn))
     num_black = BLACKOUT_S * RATE_HZ
-    dark = _line(
-        (22.0, 32.0, 42.0, turn, -52.0), (10.0, -45.0, 42.0, 270.0, -52.0), num_frames=num_black
-    )
-    back = _line((10.0, -45.0, 42.0, 270.0, -52.0), (-13.0, -45.0, 42.0, 360.0, -52.0))
-    again = _line((-13.0, -45.0, 42.0, 360.0, -52.0), (-13.0, 32.0, 42.0, 360.0, -52.0))
-    corner = _line(
-        (-13.0, 32.0, 42.0, 360.0, -52.0), (-10.0, 32.0, 42.0, 360.0 + turn, -52.0), num_frames=24
-    )
-    on = _line((-10.0, 32.0, 42.0, 360.0 + turn, -52.0), (22.0, 32.0, 42.0, 360.0 + turn, -52.0))
-    after = _smoothed(np.concatenate([back, again, corner, on]))
+    dark = line((east, north, turn), (east, south, 270.0), num_frames=num_black)
+    back = line((east, south, 270.0), (west + 2.0, south, 270.0))
+    around = line((west + 2.0, south, 270.0), (west, south, 360.0), num_frames=_TURN_FRAMES)
+    again = line((west, south, 360.0), (west, north, 360.0))
+    corner = line((west, north, 360.0), (west + 2.0, north, 360.0 + turn), num_frames=_TURN_FRAMES)
+    on = line((west + 2.0, north, 360.0 + turn), (east, north, 360.0 + turn))
+    after = _smoothed(np.concatenate([back, around, again, corner, on]))
     rows = np.concatenate([_smoothed(there), _smoothed(aside), dark, after])
     is_black = np.zeros(len(rows), np.bool_)
     first = len(there) + len(aside)
@@ -203,12 +220,12 @@ def cut(kit: Kit) -> Clip:
 
 
 def strip_pair(kit: Kit, lines_x_m: tuple[float, float], *, height_m: float = 30.0) -> Clip:
-    """North along one line over the town and back along another, looking down."""
+    """North along one line over the town and back along another, looking north and down."""
     first, second = lines_x_m
-    south, north = -50.0, 50.0
+    south, north = -32.0, 28.0
     corners = [(first, south), (first, north), (second, north), (second, south)]
     rows = [
-        _line((*start, height_m, 0.0, -75.0), (*end, height_m, 0.0, -75.0))
+        _line((*start, height_m, 0.0, -58.0), (*end, height_m, 0.0, -58.0))
         for start, end in zip(corners, corners[1:], strict=False)
     ]
     return _seen(poses_from_path(_smoothed(np.concatenate(rows))))
@@ -220,11 +237,15 @@ def around_the_plaza(kit: Kit, town: Town) -> Clip:
 
 
 def _line(
-    start: Sequence[float], end: Sequence[float], *, num_frames: int | None = None
+    start: Sequence[float],
+    end: Sequence[float],
+    *,
+    num_frames: int | None = None,
+    step_m: float = _STEP_M,
 ) -> Float64Array:
     """Rows of a path (N, 5) at an even pace, without the end."""
     length_m = float(np.linalg.norm(np.subtract(end[:3], start[:3])))
-    wanted = num_frames or max(2, round(length_m / _STEP_M))
+    wanted = num_frames or max(2, round(length_m / step_m))
     return np.linspace(start, end, wanted, endpoint=False)
 
 
@@ -310,7 +331,6 @@ def town_path(
     seed: int,
     num_frames: int,
     arguments: tuple[str, ...] = (),
-    matcher: str | None = None,
     has_views: bool = False,
 ) -> Maker:
     """A maker that points to a flight of the product's own town.
@@ -320,7 +340,6 @@ def town_path(
         seed: of the town.
         num_frames: of the whole path.
         arguments: of the run.
-        matcher: of `run_matcher.py`, in place of the product's.
         has_views: whether to render all frames for what they see.
     """
     return partial(
@@ -329,7 +348,6 @@ def town_path(
         seed=seed,
         num_frames=num_frames,
         arguments=arguments,
-        matcher=matcher,
         has_views=has_views,
     )
 
@@ -342,7 +360,6 @@ def _make_town_path(
     seed: int,
     num_frames: int,
     arguments: tuple[str, ...],
-    matcher: str | None,
     has_views: bool,
 ) -> Input:
     seed += 100 * kit.variation.town_seed
@@ -358,7 +375,6 @@ def _make_town_path(
         arguments=arguments,
         truth="truth.txt",
         views="truth.npz" if has_views else None,
-        matcher=matcher,
         focal_px=town.intrinsics[0],
     )
 

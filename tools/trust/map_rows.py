@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -32,6 +32,7 @@ DECEIVED_PERCENT, DECEIVED_FACTOR = 0.06, 1.2
 WALK_FACTOR, WALK_PERCENT = 1.2, 0.05
 TIME_LOST_TOLERANCE = 0.3  # of the time that a verdict names
 FRAMES_LOST_TOLERANCE = 20
+_AS_PHOTOS = ("--set", "frame_tracking.mode=photos", "--set", "sources.every_nth_frame=4")
 _TURNING = (r"\bturn", r"rotat", r"on the spot")
 _TRUTH = {"fox": "groundtruth.txt", "kitchen": "reference_colmap.txt"}
 
@@ -45,7 +46,7 @@ def map_rows(num_seeds: int) -> list[Row]:
         lookalike_row(num_seeds),
         parquet_row(),
         *turning_rows(),
-        interrupted_row(),
+        *interrupted_rows(),
         *two_flights_rows(),
         one_map_row(),
         *barren_rows(),
@@ -137,16 +138,16 @@ def _judge_sparse(
 ) -> list[Check]:
     (outcome,) = outcomes
     if bench.baseline is not None:
-        before = placement_of(bench.outcome(reference))
+        before = bench.outcome(reference).placement()
         right = before.num_right if before else 0
-    return [*_judge_places(bench, outcomes, least_right=right)[:1], unless_doubted(outcome)]
+    return _judge_places(bench, outcomes, least_right=right)[:1]
 
 
 def _judge_places(bench: Bench, outcomes: Sequence[Outcome], *, least_right: int) -> list[Check]:
     """So many cameras at their places, and none elsewhere."""
     checks = []
     for outcome in outcomes:
-        found = placement_of(outcome)
+        found = outcome.placement()
         registered = outcome.score.num_registered if outcome.score else 0
         label = f"cameras at their places, of {registered} registered ({outcome.said.level})"
         right, wrong = (found.num_right, found.num_wrong) if found else (0, 0)
@@ -154,30 +155,6 @@ def _judge_places(bench: Bench, outcomes: Sequence[Outcome], *, least_right: int
         label = f"cameras elsewhere {' '.join(found.wrong) if found else ''}".strip()
         checks.append(count_check(outcome, wrong, label=label, at_most=0))
     return checks
-
-
-def placement_of(outcome: Outcome) -> places.Placement | None:
-    """Which cameras of the fullest map are right; None: too few have a true place."""
-    reconstruction = largest_map(outcome.run)
-    if reconstruction is None:
-        return None
-    truth = true_centers(outcome.known, outcome.folder, outcome.run)
-    return places.placement(registered_centers(reconstruction), truth)
-
-
-def unless_doubted(outcome: Outcome) -> Check:
-    """No camera is elsewhere in a map that is not doubted."""
-    found = placement_of(outcome)
-    num_wrong = found.num_wrong if found else 0
-    level = outcome.said.level
-    worst = f", worst {found.worst_percent:.3g} %" if found and num_wrong else ""
-    return Check(
-        label=f"cameras elsewhere in a map that is called good{worst}",
-        figure=f"{num_wrong}, {level}",
-        bar="0 or doubted",
-        is_ok=num_wrong == 0 or level not in (GOOD, NO_VERDICT),
-        case=outcome.case.name,
-    )
 
 
 def deceived_rows(num_seeds: int) -> list[Row]:
@@ -189,24 +166,7 @@ def deceived_rows(num_seeds: int) -> list[Row]:
 
 
 def _deceived_row(name: str, *, is_admitted: bool, num_seeds: int) -> Row:
-    def cases(ratio: float, prefix: str) -> tuple[Case, ...]:
-        return tuple(
-            Case(
-                name=f"{prefix}-{seed}",
-                make=_deceived_town(ratio, seed=seed, is_admitted=is_admitted),
-            )
-            for seed in range(num_seeds)
-        )
-
-    return Row(
-        name=name,
-        cases=(*cases(DECEIVED_RATIO, name), *cases(0.0, f"{name}-none")),
-        judge=_judge_deceived,
-    )
-
-
-def _deceived_town(ratio: float, *, seed: int, is_admitted: bool) -> Maker:
-    return flights.town_path(
+    town = flights.town_path(
         "flight",
         seed=0,
         num_frames=DECEIVED_FRAMES,
@@ -215,10 +175,27 @@ def _deceived_town(ratio: float, *, seed: int, is_admitted: bool) -> Maker:
             "oracle",
             *("--set", "frame_tracking.mode=photos"),
             *("--set", "scene_graph.exhaustive_below=100"),
-            *("--set", f"runtime.seed={seed}"),
         ),
-        matcher=f"deceived:{ratio:g}:{seed}:{'yes' if is_admitted else 'no'}",
         has_views=True,
+    )
+    admitted = "yes" if is_admitted else "no"
+
+    def cases(ratio: float, prefix: str) -> tuple[Case, ...]:
+        return tuple(
+            Case(
+                name=f"{prefix}-{seed}",
+                input_name="false-pairs",
+                make=town,
+                arguments=("--set", f"runtime.seed={seed}"),
+                matcher=f"deceived:{ratio:g}:{seed}:{admitted}",
+            )
+            for seed in range(num_seeds)
+        )
+
+    return Row(
+        name=name,
+        cases=(*cases(DECEIVED_RATIO, name), *cases(0.0, f"{name}-none")),
+        judge=_judge_deceived,
     )
 
 
@@ -236,7 +213,6 @@ def _judge_deceived(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
             is_ok=medians[0] <= bar,
         ),
         *(_no_false_loop(each) for each in deceived),
-        *(unless_doubted(each) for each in deceived),
     ]
 
 
@@ -250,11 +226,7 @@ def lookalike_row(num_seeds: int) -> Row:
 
 
 def _judge_lookalikes(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
-    return [
-        check
-        for each in outcomes
-        for check in (_town_check(each), _no_false_loop(each), unless_doubted(each))
-    ]
+    return [check for each in outcomes for check in (_town_check(each), _no_false_loop(each))]
 
 
 def _no_false_loop(outcome: Outcome) -> Check:
@@ -322,14 +294,14 @@ def turning_rows() -> list[Row]:
     rows = [Row(name="turning-room", cases=(_turned_room(),), judge=_judge_turning)]
     for amplitude in (0.25, 0.5):
         way = partial(flights.turning, amplitude_rad=amplitude)
-        cases = tuple(
-            Case(
-                name=f"turning-town-{amplitude:g}-{label}",
-                make=flights.clip_input(way, is_given=is_given),
-            )
-            for label, is_given in (("unknown", False), ("given", True))
+        name = f"turning-town-{amplitude:g}"
+        unknown = Case(name=f"{name}-unknown", make=flights.clip_input(way))
+        turned = (
+            unknown,
+            replace(unknown, name=f"{name}-photos", input_name=unknown.name, arguments=_AS_PHOTOS),
+            Case(name=f"{name}-given", make=flights.clip_input(way, is_given=True)),
         )
-        rows.append(Row(name=f"turning-town-{amplitude:g}", cases=cases, judge=_judge_turning))
+        rows.append(Row(name=name, cases=turned, judge=_judge_turning))
     num_turned = flights.TURN_AFTER_WALK_FRAMES
     cases = (
         Case(
@@ -384,7 +356,6 @@ def _judge_walk(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
             label="keyframes of the walk in the map",
             at_least=registered[1] or 1,
         ),
-        unless_doubted(turned),
         Check(
             label="verdict of the walk alone",
             figure=alone.said.shown(),
@@ -420,20 +391,30 @@ def _num_of_walk(outcome: Outcome) -> int | None:
 # Breaks
 
 
-def interrupted_row() -> Row:
-    """A jump, a blackout, and an old street again."""
-    case = Case(name="interrupted", make=flights.clip_input(flights.interrupted))
-    return Row(name="interrupted", cases=(case,), judge=_judge_interrupted)
+def interrupted_rows() -> list[Row]:
+    """A jump, a blackout, and an old street again; over the roofs and in the streets."""
+    return [
+        Row(
+            name=name,
+            cases=(Case(name=name, make=flights.clip_input(way)),),
+            judge=partial(_judge_interrupted, way=way),
+        )
+        for name, way in (
+            ("interrupted", flights.interrupted),
+            ("interrupted-street", partial(flights.interrupted, is_low=True)),
+        )
+    ]
 
 
-def _judge_interrupted(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
+def _judge_interrupted(
+    bench: Bench, outcomes: Sequence[Outcome], *, way: Callable[[Kit], flights.Clip]
+) -> list[Check]:
     (outcome,) = outcomes
     said = outcome.said
-    lost = _times_lost(said.words, bench)
+    lost = _times_lost(said.words, first=flights.first_black(way(bench.kit)))
     return [
         _one_map(outcome),
         _town_check(outcome),
-        unless_doubted(outcome),
         Check(
             label=f"the time lost is said ({said.shown()})",
             figure=", ".join(lost) or "not said",
@@ -444,9 +425,8 @@ def _judge_interrupted(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]
     ]
 
 
-def _times_lost(words: str, bench: Bench) -> list[str]:
-    """What of a text says how long or in which frames the camera was lost."""
-    first = flights.first_black(flights.interrupted(bench.kit))
+def _times_lost(words: str, *, first: int) -> list[str]:
+    """What of a text says how long, or in which frames from the first on, nothing was seen."""
     last = first + flights.BLACKOUT_S * flights.RATE_HZ
     limit_s = TIME_LOST_TOLERANCE * flights.BLACKOUT_S
     near = FRAMES_LOST_TOLERANCE
@@ -474,7 +454,7 @@ def two_flights_rows() -> list[Row]:
 
 def _judge_together(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
     (outcome,) = outcomes
-    return [_one_map(outcome), _town_check(outcome), unless_doubted(outcome)]
+    return [_one_map(outcome), _town_check(outcome)]
 
 
 def _judge_apart(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
@@ -654,8 +634,6 @@ def _judge_good(bench: Bench, outcomes: Sequence[Outcome]) -> list[Check]:
                 case=each.case.name,
             )
         )
-        if each.known.truth is not None:
-            checks.append(unless_doubted(each))
     return checks
 
 
@@ -747,7 +725,7 @@ def _judge_cure(
 ) -> list[Check]:
     (outcome,) = outcomes
     level = outcome.said.level
-    found = placement_of(outcome) if outcome.known.truth else None
+    found = outcome.placement()
     truth = f"{found.num_wrong} of {found.num_judged} elsewhere" if found else "truth unknown"
     registered = outcome.score.num_registered if outcome.score else 0
     unknown = ", ".join(outcome.unknown_settings)
@@ -767,7 +745,7 @@ def _said_check(outcome: Outcome, patterns: tuple[str, ...], *, label: str) -> C
     """Whether the verdict's sentences, or the terminal where there are none, name something."""
     said = outcome.said
     is_named = said.names(*patterns) or replace(said, sentences=(said.terminal,)).names(*patterns)
-    last_line = outcome.finished.last_line
+    last_line = said.terminal.strip().rpartition("\n")[2]
     return Check(
         label=label,
         figure=said.shown() if said.sentences else f"{said.level}: {last_line}",

@@ -51,7 +51,7 @@ def said_by(run: Path, output: str) -> Said:
     return Said(
         level=verdict.get("level", NO_VERDICT),
         sentences=tuple(reason["sentence"] for reason in verdict.get("reasons", ())),
-        terminal=output,
+        terminal=output.replace(str(run), "RUN"),  # a folder's name is no word of the run
         num_registered=summary.get("registered_keyframes"),
     )
 

@@ -16,6 +16,10 @@ const TITLES = {
   paused: "Paused",
   ended: "The run has ended",
 };
+const DOUBT_TITLES = {
+  doubtful: "Part of the map may be wrong",
+  wrong: "The map is wrong",
+};
 const CAMERA_ERRORS = {
   NotAllowedError: "The camera is not allowed. Allow it in the browser's settings of this page.",
   NotFoundError: "This device has no camera.",
@@ -29,7 +33,7 @@ const settings = document.body.dataset;
 let sequence = 0;
 let isPausedHere = false;
 let hasStarted = false;
-let state = { advice: "waiting", hint: "", frames: 0, keyframes: 0, registered: 0, points: 0 };
+let state = { advice: "waiting", hint: "", verdict: "good", doubt: "", doubt_age_s: null, frames: 0, keyframes: 0, registered: 0, points: 0 };
 let sentAtMs = [];
 
 // The secret of the invitation was used; nobody needs to see it.
@@ -86,8 +90,24 @@ function show() {
   document.body.dataset.advice = advice;
   setText("title", title);
   setText("hint", hint);
+  showDoubt();
   for (const name of ["keyframes", "points", "frames"]) setText(name, short(state[name]));
   setText("plan-note", state.plan ? "" : "The map appears here");
+}
+
+/** What the computer doubts about the map, and what the person can do about it. */
+function showDoubt() {
+  const { verdict, doubt, doubt_age_s: ageS } = state;
+  byId("doubt").hidden = !doubt;
+  document.body.dataset.verdict = verdict;
+  setText("doubt-title", DOUBT_TITLES[verdict] ?? "");
+  setText("doubt-text", doubt);
+  setText("doubt-age", ageS == null ? "" : `filmed ${age(ageS)} ago`);
+}
+
+/** 40 s or 3 min. */
+function age(seconds) {
+  return seconds < 100 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
 /** 1,234 or 123k. */
