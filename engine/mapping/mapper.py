@@ -78,6 +78,7 @@ from engine.mapping.growth import (
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
 from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
+from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
 from engine.mapping.restarts import BuiltMap, MapBuilder
@@ -359,7 +360,7 @@ class Mapper:
                 self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
         record, jobs = self._record(frame_id), self._start_jobs()
-        self._verdicts.watch(self._map)
+        self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
     def _register(self, frame_id: FrameId) -> None:
@@ -878,8 +879,20 @@ class Mapper:
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
-        self._verdicts.judge(self._map, self._components.maps)
+        self._verdicts.judge(self._map, self._evidence_beside(is_final=True))
         return self._step(wants_view=wants_view)
+
+    def _evidence_beside(self, *, is_final: bool = False) -> Beside:
+        """What the map does not know of itself, for its verdict."""
+        return Beside(
+            other_maps=self._components.maps,
+            cameras=self._cameras.figures(self._map) if self._is_initialized else (),
+            contradictions=self._contradictions if is_final else (),
+            turning=self._turning.stretches,
+            placement=self._georeferencing.placement,
+            gps_contradiction=self._georeferencing.contradiction,
+            searches_lenses=self._config.cameras.recognise_lenses,
+        )
 
     def _adopt_fullest(self) -> bool:
         """Makes the separate map that holds most keyframes the map, if it holds more than that."""
