@@ -215,7 +215,7 @@ class MapBuilder:
             frame_ids: the keyframes.
             pairs: that it may start from.
         """
-        ranked = rank_initial_pairs(present, pairs, config=self._initialization, seed=self._seed)
+        ranked = self._ranked(present, pairs)
         return self._best(
             lambda: self._with(present, frame_ids),
             ranked[:_MAX_COMPONENT_STARTS],

@@ -375,14 +375,18 @@ class SceneGraph:
     def choose_places(self, frame_id: FrameId, *, limit: int) -> list[PairCandidate]:
         """Further pairs of a keyframe that fits nowhere, or only beside the map: what looks alike.
 
-        The most similar keyframes of all maps but its own, earlier or later ones, however little
-        they are alike, a few of each place; none that it was matched with before.
+        The most similar keyframes of all maps but its own, earlier or later ones, a few of each
+        place; none that it was matched with before. For one without a place they need not be much
+        alike; one that has a place in a map gets half as many, those as similar as retrieved ones.
         """
         own = self._registered.get(frame_id)
         excluded = {i for i in self._keyframes if self._registered.get(i, own) == own}
-        hits = self._recognizer.query(
+        hits: Ranked = self._recognizer.query(
             frame_id, exclude=excluded | self._tried[frame_id], limit=_RETRIEVED_POOL * limit
         )
+        if own is not None:
+            limit = max(1, limit // 2)
+            hits = [hit for hit in hits if hit[1] >= self._config.min_retrieval_score]
         return [
             PairCandidate(
                 pair=ImagePair.of(frame_id, other), reason=PairReason.RETRIEVED, score=score
