@@ -529,7 +529,9 @@ class Mapper:
     def _repair_misplaced(self, frame_ids: Sequence[FrameId], *, is_final: bool = False) -> None:
         """Puts keyframes right that pairs of some keyframes show to be misplaced."""
         config = self._final_growth if is_final else self._growth
-        repair = self._misplacements.repair(self._map, frame_ids, config=config)
+        repair = self._misplacements.repair(
+            self._map, frame_ids, config=config, is_thorough=is_final
+        )
         if repair is None:
             return
         self._map = repair.sparse_map

@@ -16,6 +16,7 @@ contradicted the map agree with it, and keypoints fit it better: more of them, o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from engine.mapping.place_evidence import CONTRADICTION_PX, epipolar_error_px, i
 from engine.mapping.sparse_map import SparseMap
 from engine.types import FrameId, ImagePair, VerifiedPair
 
+_NEARLY_AS_STRONG = 0.7  # times as strong
 _CLEARLY_STRONGER = 1.25  # times as strong
 _SAME_GAIN, _MORE_GAIN = 0.98, 1.005  # times the fit of all observations before
 _MIN_EVIDENCE = 2  # pairs that contradicted the map and agree with the repaired one
@@ -65,6 +67,7 @@ class MisplacementRepair:
         frame_ids: Iterable[FrameId],
         *,
         config: GrowthConfig,
+        is_thorough: bool = False,
     ) -> Repair | None:
         """Puts misplaced keyframes right on a copy of the map; None when that makes it no better.
 
@@ -72,11 +75,14 @@ class MisplacementRepair:
             sparse_map: the map; it stays as it is.
             frame_ids: registered keyframes whose pairs are asked for contradictions.
             config: thresholds of growing.
+            is_thorough: see `find_misplacement`.
         """
-        misplacement = find_misplacement(sparse_map, frame_ids, ignored=self._tried)
+        misplacement = find_misplacement(
+            sparse_map, frame_ids, ignored=self._tried, is_thorough=is_thorough
+        )
         if misplacement is None:
             return None
-        self._tried.add(misplacement.evidence)
+        self._tried.update((misplacement.evidence, *misplacement.contradicting))
         candidate = repaired(sparse_map, misplacement, config=config)
         if candidate is None:
             return None
@@ -88,6 +94,7 @@ def find_misplacement(
     frame_ids: Iterable[FrameId],
     *,
     ignored: Collection[ImagePair] = (),
+    is_thorough: bool = False,
 ) -> Misplacement | None:
     """Looks for keyframes in the wrong place when strong pairs contradict the map.
 
@@ -96,6 +103,8 @@ def find_misplacement(
         frame_ids: registered keyframes, usually the newest; only when one of their strong pairs
             contradicts the map is the whole map examined.
         ignored: pairs that are no evidence.
+        is_thorough: whether contradictions count, too, that are a little weaker than what holds the
+            keyframes where they are.
 
     Returns:
         What to take out of the map, or None when the strongest evidence agrees with it.
@@ -115,17 +124,51 @@ def find_misplacement(
         and _contradicts(sparse_map, data["pair"])
     ]
     if not contradicted:
-        return None
+        return _weakly_held(sparse_map, ignored) if is_thorough else None
     tree.remove_edges_from([(pair.pair.first, pair.pair.second) for _, pair in contradicted])
+    strongest = max(contradicted, key=lambda one: (one[0], one[1].pair))
+    return _misplacement(sparse_map, tree, evidence=strongest[1].pair)
+
+
+def _weakly_held(sparse_map: SparseMap, ignored: Collection[ImagePair]) -> Misplacement | None:
+    """Keyframes that pairs hold where they are which are little stronger than a contradiction.
+
+    Of the pairs that agree with the map the strongest ones join all keyframes. The weakest of these
+    between the ends of a pair that contradicts the map is where the map may be wrong.
+    """
+    graph = _registered_graph(sparse_map)
+    contradicting = []
+    for first, second, data in list(graph.edges(data=True)):
+        if not _contradicts(sparse_map, data["pair"]):
+            continue
+        graph.remove_edge(first, second)
+        if data["pair"].pair not in ignored and is_strong(sparse_map, data["pair"]):
+            contradicting.append((data["strength"], data["pair"].pair))
+    tree = networkx.maximum_spanning_tree(graph, weight="strength")
+    for strength, pair in sorted(contradicting, key=lambda one: (-one[0], one[1])):
+        if not networkx.has_path(tree, pair.first, pair.second):
+            continue
+        path = networkx.shortest_path(tree, pair.first, pair.second)
+        links = [(tree.edges[link]["strength"], link) for link in itertools.pairwise(path)]
+        weakest, link = min(links)
+        if strength > _NEARLY_AS_STRONG * weakest:
+            tree.remove_edge(*link)
+            return _misplacement(sparse_map, tree, evidence=pair)
+    return None
+
+
+def _misplacement(
+    sparse_map: SparseMap, tree: networkx.Graph[FrameId], *, evidence: ImagePair
+) -> Misplacement:
+    """What is wrong if the parts of a tree that was cut are not where they are to each other."""
     # The largest part stays; of equal ones the part with the oldest keyframe.
     parts = sorted(networkx.connected_components(tree), key=lambda part: (-len(part), min(part)))
     between = _pairs_between(sparse_map, parts)
     is_contradicting = [_contradicts(sparse_map, pair) for pair in between]
-    strongest = max(contradicted, key=lambda one: (one[0], one[1].pair))
     return Misplacement(
         keyframe_ids=tuple(sorted(set().union(*parts[1:]))),
         misleading=_pairs_where(between, is_contradicting, wanted=False),
-        evidence=strongest[1].pair,
+        evidence=evidence,
         contradicting=_pairs_where(between, is_contradicting, wanted=True),
     )
 
