@@ -80,7 +80,7 @@ from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
 from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
-from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.misplacement import MisplacementRepair
 from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.restarts import BuiltMap, MapBuilder
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
@@ -130,6 +130,7 @@ _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
+_MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
 _MAX_NAMED = 3  # keyframes that one line names
 _SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
@@ -264,7 +265,7 @@ class Mapper:
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
-        self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
+        self._misplacements = MisplacementRepair()
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
@@ -372,7 +373,7 @@ class Mapper:
         if registration.status is RegistrationStatus.REGISTERED:
             self._require_agreement_if_needed(frame_id)
         if self._map.is_registered(frame_id):
-            self._take_out_misplaced(frame_id)
+            self._repair_misplaced([frame_id])
             self._retry_waiting()
 
     def _require_agreement_if_needed(self, frame_id: FrameId) -> None:
@@ -546,18 +547,20 @@ class Mapper:
                 )
             )
 
-    def _take_out_misplaced(self, frame_id: FrameId) -> None:
-        """Takes out keyframes that a new one shows to be misplaced, and registers them again.
-
-        Taking the same ones out twice for the same reason would change nothing.
-        """
-        misplacement = find_misplacement(self._map, frame_id)
-        if misplacement is None or misplacement.evidence in self._evidence_used:
+    def _repair_misplaced(self, frame_ids: Sequence[FrameId], *, is_final: bool = False) -> None:
+        """Puts keyframes right that pairs of some keyframes show to be misplaced."""
+        config = self._final_growth if is_final else self._growth
+        repair = self._misplacements.repair(
+            self._map, frame_ids, config=config, is_thorough=is_final
+        )
+        if repair is None:
             return
-        self._evidence_used.add(misplacement.evidence)
-        take_out(self._map, misplacement)
-        for misplaced in misplacement.keyframe_ids:
-            self._graph.set_registered(misplaced, False)
+        self._map = repair.sparse_map
+        misplacement = repair.misplacement
+        self._builder.distrust(misplacement.misleading)
+        self._abandon_jobs()  # they hold the keyframes in the wrong place
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -565,9 +568,6 @@ class Mapper:
                 evidence_second=misplacement.evidence.second,
             )
         )
-        self._builder.distrust(misplacement.misleading)
-        self._abandon_jobs()  # they hold the keyframes in the wrong place
-        self._grow(self._growth)
 
     def _retry_waiting(self) -> None:
         """Tries keyframes that failed before, those with the best pairs into the map first."""
@@ -619,7 +619,7 @@ class Mapper:
         """Makes another map the main one."""
         self._map = sparse_map
         self._components.release(sparse_map)
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._update_metric_scale()
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
@@ -639,7 +639,7 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
         self._components.clear()
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._abandon_jobs()
         self._schedule.done(0)
 
@@ -878,6 +878,7 @@ class Mapper:
             self._grow(self._final_growth)
             self._pose_strictly(again=True)
             self._rescue_by_windows()
+            self._repair_finally()
             self._improve_by_windows()
             self._update_metric_scale()
             self._adjust_finally()
@@ -957,6 +958,12 @@ class Mapper:
         while (merge := self._windows.rescue(self._map)) is not None:
             self._take_over(merge)
             self._grow(self._final_growth)
+
+    def _repair_finally(self) -> None:
+        """Puts misplaced keyframes right, as long as there are some."""
+        self._misplacements.forget()
+        for _ in range(_MAX_REPAIRS):
+            self._repair_misplaced(self._map.registered_ids, is_final=True)
 
     def _improve_by_windows(self) -> None:
         """Solves the weakest parts of the map once more."""
