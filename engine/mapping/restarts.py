@@ -10,6 +10,7 @@ frames of a window at once: Wang, Karaev, Rupprecht and Novotny, CVPR 2024.)
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -215,7 +216,7 @@ class MapBuilder:
         ranked = self._ranked(present, pairs)
         return self._best(
             lambda: self._with(present, frame_ids),
-            ranked[:_MAX_COMPONENT_STARTS],
+            itertools.islice(ranked, _MAX_COMPONENT_STARTS),
             config=self._growth,
         )
 
@@ -316,7 +317,7 @@ class MapBuilder:
         pairs: Sequence[VerifiedPair],
         *,
         excluded: Collection[ImagePair] = (),
-    ) -> list[InitialPair]:
+    ) -> Iterator[InitialPair]:
         return rank_initial_pairs(
             sparse_map,
             pairs,
@@ -329,7 +330,7 @@ class MapBuilder:
     def _best(
         self,
         new_map: Callable[[], SparseMap],
-        initial_pairs: Sequence[InitialPair],
+        initial_pairs: Iterable[InitialPair],
         *,
         config: GrowthConfig,
     ) -> BuiltMap | None:
@@ -441,7 +442,7 @@ def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
 
 def build_best_map(
     new_map: Callable[[], SparseMap],
-    initial_pairs: Sequence[InitialPair],
+    initial_pairs: Iterable[InitialPair],
     *,
     initialization: InitializationConfig,
     config: GrowthConfig,
@@ -473,7 +474,7 @@ def build_best_map(
 
 def _built_maps(
     new_map: Callable[[], SparseMap],
-    initial_pairs: Sequence[InitialPair],
+    initial_pairs: Iterable[InitialPair],
     *,
     initialization: InitializationConfig,
     config: GrowthConfig,
