@@ -72,6 +72,7 @@ class MapBuilder:
         cameras: holds all cameras.
         new_map: makes an empty map.
         solve_window: solves windows.
+        calibrate: gives cameras of unknown focal length of a map one from their pairs.
         turning: knows which pairs and maps tell no depth.
         seed: of the estimation of relative poses.
     """
@@ -89,6 +90,7 @@ class MapBuilder:
         cameras: CameraCalibration,
         new_map: Callable[[], SparseMap],
         solve_window: WindowSolver,
+        calibrate: Callable[[SparseMap], None],
         turning: TurningWatch,
         seed: int,
     ) -> None:
@@ -103,6 +105,7 @@ class MapBuilder:
         self._cameras = cameras
         self._new_map = new_map
         self._solve_window = solve_window
+        self._calibrate = calibrate
         self._seed = seed
         self._all_pairs_were_tried = False
         self._num_keyframes_at_bootstrap = 0
@@ -141,7 +144,7 @@ class MapBuilder:
             return None
         pairs = newest if self._all_pairs_were_tried else self._pairs()
         self._all_pairs_were_tried = True
-        self._cameras.calibrate_from_pairs(present, self._graph)
+        self._calibrate(present)
         built = self._from_pairs(present, pairs)
         num_connected = len(self._graph.connected_ids)
         # Small windows are easily wrong, and cost as much as they gain.
@@ -154,7 +157,7 @@ class MapBuilder:
 
     def first_at_end(self, present: SparseMap) -> BuiltMap | None:
         """Builds the first map of few keyframes, from any pair, when no more of them will come."""
-        self._cameras.calibrate_from_pairs(present, self._graph)
+        self._calibrate(present)
         built = self._from_pairs(present, self._pairs())
         return self._or_from_window(built, present, config=self._growth)
 
