@@ -38,6 +38,10 @@ REFUSED = 2
 DOUBTED = 3  # a map was made and saved, and its verdict is not good
 
 _WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
+_TURNS = (
+    ": the camera turns without moving, and turns tell no depth; film again while walking around"
+    " or past what is to be seen"
+)
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
 
@@ -359,7 +363,9 @@ def _why_no_map(outcome: RunOutcome) -> str:
     if not outcome.num_keyframes:
         return ": no frame came, see above"
     reasons = outcome.verdict.reasons
-    return f": {reasons[0].sentence}" if reasons else _WHY_NO_MAP
+    if reasons:
+        return f": {reasons[0].sentence}"
+    return _TURNS if outcome.summary.get("turning") else _WHY_NO_MAP
 
 
 def _other_maps(outcome: RunOutcome) -> str:

@@ -228,7 +228,7 @@ def trace_run(run: Path, arguments: Sequence[str], *, package: str) -> dict[str,
         arguments: of ``livesfm run``, its source first.
         package: the package whose modules and functions count.
     """
-    from adapters.cli import main
+    from adapters.cli import DOUBTED, main
 
     tracer = Tracer(package)
     sys.argv = ["livesfm", "run", *arguments, "--out", str(run), "--view", "none", "--quiet"]
@@ -236,7 +236,7 @@ def trace_run(run: Path, arguments: Sequence[str], *, package: str) -> dict[str,
     try:
         main()
     except SystemExit as ended:
-        if ended.code:
+        if ended.code not in (None, 0, DOUBTED):
             raise
     finally:
         threading.setprofile(None)

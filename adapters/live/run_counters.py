@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.events import (
     BundleAdjusted,
+    ComponentJoined,
     Event,
     FrameDropped,
     FramePosed,
@@ -87,9 +88,11 @@ class RunCounters:
             case MapInitialized():
                 self.registered = 2  # a new start holds its first pair and nothing else
                 self.points3D = event.num_points3D
-            case FrameRegistered():
+            case FrameRegistered(map_number=0):
                 self.registered = event.num_registered
                 self.points3D = event.num_points3D
+            case ComponentJoined(into_map_number=0):
+                self.registered = event.num_registered
             case BundleAdjusted():
                 self.points3D = event.num_points3D
                 self.reprojection_error_px = event.reprojection_error_after_px

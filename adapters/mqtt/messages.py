@@ -107,6 +107,7 @@ def _pose(event: FramePosed) -> dict[str, Any]:
         "quaternion_xyzw": event.world_from_cam_quat_xyzw,
         "is_keyframe": event.is_keyframe,
         "is_first": event.is_first,
+        "map": event.map_number,
         "latency_s": round(event.latency_s, 6),
     }
 

@@ -75,6 +75,9 @@ class PhoneState:
     hint: str  # one short sentence
     verdict: VerdictLevel  # on the whole map
     doubt: str  # the gravest reason for it and what helps; empty: none
+    doubt_age_s: (
+        float | None
+    )  # since this phone filmed the last of what it is about; None: it did not
     num_frames: int  # of this phone that reached the engine
     num_keyframes: int  # of the run
     num_registered: int
@@ -121,6 +124,9 @@ class _PhoneProgress:
         if received_at_s is None or received_at_s < (self.posed_at_s or 0.0):
             return  # an older frame got its pose late
         self.posed_at_s = self.missing_since_s = received_at_s
+        if event.map_number != 0:
+            self.position = self.heading = None  # it is in a map apart, nobody knows where
+            return
         self.position = event.cam_center_in_world
         self.heading = _heading(event.world_from_cam_quat_xyzw)
 
@@ -234,6 +240,7 @@ class RunFeedback:
             hint=hint,
             verdict=self._verdict.level,
             doubt=self._verdict.reasons[0].sentence if self._verdict.reasons else "",
+            doubt_age_s=self._doubt_age_s(progress),
             num_frames=progress.num_frames,
             num_keyframes=self._num_keyframes,
             num_registered=self._num_registered,
@@ -242,6 +249,11 @@ class RunFeedback:
             heading_in_world=progress.heading,
             lost_at_in_world=progress.position if advice is Advice.LOST else None,
         )
+
+    def _doubt_age_s(self, progress: _PhoneProgress) -> float | None:
+        frame_ids = self._verdict.reasons[0].frame_ids if self._verdict.reasons else ()
+        times_s = [progress.received_at_s[i] for i in frame_ids if i in progress.received_at_s]
+        return progress.newest_at_s - max(times_s) if times_s else None
 
     def _progress(self, phone: int) -> _PhoneProgress:
         return self._phones.setdefault(phone, _PhoneProgress())
@@ -284,8 +296,9 @@ class RunFeedback:
                 self._num_points3D = event.num_points3D
                 self._forget_places()
             case FrameRegistered():
-                self._num_registered = event.num_registered
-                self._num_points3D = event.num_points3D
+                if event.map_number == 0:
+                    self._num_registered = event.num_registered
+                    self._num_points3D = event.num_points3D
                 self._outcome(event.frame_id, num_inliers=event.num_inliers)
             case BundleAdjusted():
                 self._num_points3D = event.num_points3D

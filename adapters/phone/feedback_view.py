@@ -86,6 +86,7 @@ class FeedbackChannel:
             "hint": state.hint,
             "verdict": state.verdict,
             "doubt": state.doubt,
+            "doubt_age_s": None if state.doubt_age_s is None else round(state.doubt_age_s),
             "frames": state.num_frames,
             "keyframes": state.num_keyframes,
             "registered": state.num_registered,

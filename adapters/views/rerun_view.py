@@ -23,11 +23,13 @@ from engine.config import CamerasConfig, ViewsConfig
 from engine.errors import ConfigError
 from engine.events import (
     BundleAdjusted,
+    ComponentJoined,
     Event,
     FrameDropped,
     FramePosed,
     FrameRegistered,
     KeyframeAdded,
+    MainMapChanged,
     MapInitialized,
     OverlayFound,
     RunFinished,
@@ -51,6 +53,8 @@ _METRICS_OF_EVENT: dict[type[Event], tuple[str, ...]] = {
     KeyframeAdded: ("keyframes",),
     MapInitialized: ("registered", "points"),
     FrameRegistered: ("registered", "points"),
+    ComponentJoined: ("registered",),
+    MainMapChanged: ("registered",),
     BundleAdjusted: ("points", "reprojection_error_px"),
     RunFinished: ("keyframes", "registered"),
 }
@@ -183,7 +187,7 @@ class RerunView:
             self._update_newest(event.frame_id, event.captured_at_s)
         if isinstance(event, OverlayFound):
             self._overlays.found(event)
-        if isinstance(event, FramePosed):
+        if isinstance(event, FramePosed) and event.map_number == 0:
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()
         self._log_metrics(*_METRICS_OF_EVENT.get(type(event), ()))

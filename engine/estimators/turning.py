@@ -6,8 +6,8 @@ single pair with an unknown focal length often fits both. All pairs of a camera 
 calibration, though, and rotations determine it, while the pairs of a moving camera contradict one
 another, or want an endless focal length.
 
-Each pair gets its own rotation, all share a focal length (or each view has its own, for zooms) and
-a distortion. They are found by robust least squares from a grid; the distortion is that of the
+Each pair gets its own rotation, all share a focal length (or several lenses, for zooms) and one
+distortion. They are found by robust least squares from a grid; the distortion is that of the
 division model (Fitzgibbon, CVPR 2001) with two coefficients, which holds for perspectives and
 fisheyes. Lengths in images are in half diagonals, from the image's centre.
 """
@@ -31,25 +31,34 @@ _MIN_MATCHES = 8
 _START_RATIOS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)
 _START_DISTORTIONS = (0.0, -0.35, -0.9)
 _START_SWEEPS = 3
+_COARSE_MATCHES, _COARSE_SWEEPS = 32, 2  # of a coarse look
+_SURE_INFORMATION = 4.0  # on the logarithm of a focal length: a start is sought near it only
 _DISTORTION_LIMITS = ((-1.5, 0.6), (-0.5, 0.5))
 _SCALE_RATIO = 0.001  # of the image edge: the scale of the robust loss
-_EXPLAINED_SCALES = 2.5  # a match farther off is not explained
-_MAX_STEPS = 16
-_MAX_TRIALS = 4  # of a step, each time damped more
+_EXPLAINED_RATIO = 0.0025  # of the edge: a match farther off is not explained,
+_EXPLAINED_NOISES = 3.5  # unless it is within so many medians of distances from epipolar lines
+_MAX_STEPS = 10
+_SOON = 3  # steps, after which turns are near what they explain: they are there after two
+_HOPELESS_FACTORS = (12.0, 2.5)  # of the largest error explained, at the start and soon after it
+_MAX_TRIALS = 3  # of a step, each time damped more
 _MAX_STEP = 0.5  # rad, and logarithms of focal lengths
 _CONVERGED_RATIO = 1e-5  # of the cost
-_AT_LIMIT = 0.97  # of the largest focal length
+_AT_LIMIT = 0.97  # of the limits of focal lengths
+_MAX_SIGMA_RATIO = 0.06  # of a focal length that is determined
+_MAX_ERROR_RATIO = 0.0009  # of the edge: the median error of matches that turns explain
+_MAX_ERROR_NOISES = 2.5  # the same in medians of distances from epipolar lines: 1.7 are due
 _DISTORTION_SIGMAS = np.array([1.0, 0.2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TurningPair:
-    """Matches of two views of one image size, and whose focal length each view has."""
+    """Matches of two views, and whose focal length each has."""
 
     points1: Float64Array  # (M, 2) half diagonals from the image's centre
     points2: Float64Array  # (M, 2)
-    view1: int  # numbers of the views
-    view2: int
+    lens1: int = 0  # numbers of the focal lengths, from 0
+    lens2: int = 0
+    noise: float = 0.0  # median distance of the matches from their epipolar lines, half diagonals
 
     def __post_init__(self) -> None:
         freeze_field(self, "points1", (None, 2), np.float64)
@@ -62,15 +71,22 @@ class TurningFit:
 
     explained: Float64Array  # (N,) share of each pair's matches
     rotations: Float64Array  # (N, 3, 3) second from first
-    focal_ratios: Float64Array  # (V,) of the image's longer edge, of each view
+    focal_ratios: Float64Array  # (F,) of the image's longer edge
     focal_sigma_ratio: float  # one standard deviation of the least certain one
     distortion: Float64Array  # (2,) of the squared and of the fourth power of the radius
-    noise_ratio: float  # median distance of matches from where they should be, of the edge
+    error_ratio: float  # median distance of matches from where they should be, of the edge
+    noise_ratio: float  # the same from epipolar lines
 
     @property
     def is_determined(self) -> bool:
-        """Whether the focal length is one, and not as long as can be, as it is before planes."""
-        return bool(self.focal_ratios.max() < _AT_LIMIT * FOCAL_RATIOS[1])
+        """Whether the turns tell the focal lengths; before planes these are endless or open."""
+        low, high = FOCAL_RATIOS
+        return (
+            bool(self.focal_ratios.max() < _AT_LIMIT * high)
+            and bool(self.focal_ratios.min() > low / _AT_LIMIT)
+            and self.focal_sigma_ratio < _MAX_SIGMA_RATIO
+            and self.error_ratio < max(_MAX_ERROR_RATIO, _MAX_ERROR_NOISES * self.noise_ratio)
+        )
 
     @property
     def angles_rad(self) -> Float64Array:
@@ -110,6 +126,7 @@ def share_explained_by_turning(
     *,
     camera1: pycolmap.Camera,
     camera2: pycolmap.Camera,
+    noise_px: float = 0.0,
 ) -> tuple[float, Float64Array]:
     """Share of matches (N, 2), (N, 2) px of two calibrated views that one rotation explains.
 
@@ -118,6 +135,7 @@ def share_explained_by_turning(
         points2_xy: px in the second one.
         camera1: of any model.
         camera2: likewise.
+        noise_px: median distance of the matches from their epipolar lines.
 
     Returns:
         The share, 0 where too few have viewing rays, and the rotation (3, 3), second from first.
@@ -127,18 +145,26 @@ def share_explained_by_turning(
     usable = np.isfinite(rays1).all(axis=1) & np.isfinite(rays2).all(axis=1)
     if usable.sum() < _MIN_MATCHES:
         return 0.0, np.eye(3)
-    scale = _SCALE_RATIO * max(camera2.width, camera2.height) / camera_focal_px(camera2)
-    rotations, distances = _turned(rays1[usable], rays2[usable], np.ones(usable.sum()), scale)
-    return float((distances < _EXPLAINED_SCALES * scale).mean()), rotations
+    edge_px, focal_px = max(camera2.width, camera2.height), camera_focal_px(camera2)
+    rotations, distances = _turned(
+        rays1[usable], rays2[usable], np.ones(usable.sum()), _SCALE_RATIO * edge_px / focal_px
+    )
+    bound_px = max(_EXPLAINED_RATIO * edge_px, _EXPLAINED_NOISES * noise_px)
+    return float((focal_px * distances < bound_px).mean()), rotations
 
 
-def _spread(num: int) -> Int64Array:
+def _spread(num: int, limit: int = _MAX_MATCHES) -> Int64Array:
     """Rows of at most so many matches, spread over all."""
-    return np.linspace(0, num - 1, min(num, _MAX_MATCHES)).astype(np.int64)
+    return np.linspace(0, num - 1, min(num, limit)).astype(np.int64)
 
 
 def _turned(
-    rays1: Float64Array, rays2: Float64Array, lengths: Float64Array, scale: float
+    rays1: Float64Array,
+    rays2: Float64Array,
+    lengths: Float64Array,
+    scale: float,
+    *,
+    num_sweeps: int = _START_SWEEPS,
 ) -> tuple[Float64Array, Float64Array]:
     """Rotations (..., 3, 3) that turn unit rays (..., M, 3) best, and distances (..., M) left.
 
@@ -148,7 +174,7 @@ def _turned(
     weights = np.broadcast_to((lengths > 0.0).astype(np.float64), rays1.shape[:-1])
     distances = np.zeros(rays1.shape[:-1])
     rotations = np.broadcast_to(np.eye(3), (*rays1.shape[:-2], 3, 3))
-    for _ in range(_START_SWEEPS):
+    for _ in range(num_sweeps):
         rotations = _rotations_between(rays1, rays2, weights)
         chords = rays1 @ np.swapaxes(rotations, -1, -2) - rays2
         distances = np.linalg.norm(chords, axis=-1) * lengths
@@ -170,55 +196,75 @@ def _rotations_between(
 # -- with a calibration that is to be found -------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocalPrior:
+    """What is known of a focal length beforehand."""
+
+    ratio: float  # of the longer image edge
+    sigma_ratio: float  # one standard deviation; inf: nothing is known
+
+
+UNKNOWN_FOCAL = FocalPrior(ratio=1.0, sigma_ratio=math.inf)
+
+
 def nearest_turn_ratio(pair: TurningPair, shape: ImageShape) -> float:
     """How far a pair's matches are from the nearest of some turns, of the image's edge; a median.
 
-    A coarse look, for the focal lengths of a grid and without distortion: a pair that only turns is
-    within some hundredths.
+    A coarse look, by calibrations of a grid: a pair that only turns is within a hundredth.
+
+    Args:
+        pair: the pair; where its lenses differ, one view may show things larger.
+        shape: of the images.
     """
-    batch = _Batch.of([pair], shape=shape)
-    focals = np.log(np.array(_START_RATIOS) * shape.edge)
-    _, distances = batch.turned(focals, np.zeros(1), np.zeros_like(focals))
-    return float(np.median(distances[:, 0, : batch.counts[0]], axis=-1).min() / shape.edge)
+    batch = _Batch.of([pair], shape=shape, max_matches=_COARSE_MATCHES)
+    grid = _grid(np.log(np.array(_START_RATIOS) * shape.edge))
+    _, distances = batch.turned(
+        grid[:, 0], batch.log_zooms(), grid[:, 1], num_sweeps=_COARSE_SWEEPS
+    )
+    return float(np.median(distances[:, 0], axis=-1).min() / shape.edge)
 
 
 def fit_turning(
-    pairs: Sequence[TurningPair],
-    *,
-    shape: ImageShape,
-    focal_ratio: float | None = None,
-    focal_sigma_ratio: float = math.inf,
-    zooms: bool = False,
+    pairs: Sequence[TurningPair], *, shape: ImageShape, priors: Sequence[FocalPrior] = ()
 ) -> TurningFit:
     """The rotations and the calibration that explain pairs best.
 
     Args:
-        pairs: at least one, with at least 8 matches each; views are numbered from 0.
-        shape: of all images.
-        focal_ratio: what is known of the focal length, of the longer edge; None: nothing.
-        focal_sigma_ratio: how surely; one standard deviation as a ratio.
-        zooms: whether each view has its own focal length; else all have the same one.
+        pairs: at least one, with at least 8 matches each.
+        shape: of the images.
+        priors: what is known of each focal length; empty: nothing of any.
     """
     batch = _Batch.of(pairs, shape=shape)
-    log_zooms = batch.log_zooms() if zooms else np.zeros(1)
-    prior = _Prior(
-        log_focal=None if focal_ratio is None else math.log(focal_ratio * shape.edge),
-        sigma=focal_sigma_ratio,
-    )
-    start = _best_start(batch, log_zooms, prior)
-    return _refined(batch, start, prior)
+    known = _Prior.of(priors or [UNKNOWN_FOCAL] * batch.num_lenses, shape=shape)
+    start = _best_start(batch, batch.log_zooms(), known)
+    return _refined(batch, start, known)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Prior:
     """What is known of focal lengths beforehand."""
 
-    log_focal: float | None  # half diagonals
-    sigma: float
+    log_focals: Float64Array  # (F,) half diagonals
+    information: Float64Array  # (F,) inverse variances
 
-    @property
-    def information(self) -> float:
-        return 0.0 if self.log_focal is None else 1.0 / self.sigma**2
+    @classmethod
+    def of(cls, priors: Sequence[FocalPrior], *, shape: ImageShape) -> _Prior:
+        return cls(
+            log_focals=np.log([prior.ratio * shape.edge for prior in priors]),
+            information=np.array([prior.sigma_ratio**-2 for prior in priors]),
+        )
+
+    def cost(self, log_focals: Float64Array) -> float:
+        return float((self.information * (log_focals - self.log_focals) ** 2).sum())
+
+    def start_focals(self, shape: ImageShape) -> Float64Array:
+        """(G,) logs of typical focal lengths to start from."""
+        best = int(self.information.argmax())
+        if self.information[best] < _SURE_INFORMATION:
+            return np.log(np.array(_START_RATIOS) * shape.edge)
+        sigma = self.information[best] ** -0.5
+        middle = float(np.average(self.log_focals, weights=self.information))
+        return np.asarray(middle + np.linspace(-2.0, 2.0, 5) * sigma)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -226,7 +272,7 @@ class _State:
     """What is estimated."""
 
     rotations: Float64Array  # (N, 3, 3)
-    log_focals: Float64Array  # (F,) half diagonals; one for all views, or one for each
+    log_focals: Float64Array  # (F,) half diagonals
     distortion: Float64Array  # (2,)
 
 
@@ -238,11 +284,14 @@ class _Batch:
     points1: Float64Array  # (N, M, 2)
     points2: Float64Array  # (N, M, 2)
     counts: Int64Array  # (N,) matches
-    views: Int64Array  # (N, 2)
+    lenses: Int64Array  # (N, 2)
+    noises: Float64Array  # (N,)
 
     @classmethod
-    def of(cls, pairs: Sequence[TurningPair], *, shape: ImageShape) -> _Batch:
-        chosen = [_spread(len(pair.points1)) for pair in pairs]
+    def of(
+        cls, pairs: Sequence[TurningPair], *, shape: ImageShape, max_matches: int = _MAX_MATCHES
+    ) -> _Batch:
+        chosen = [_spread(len(pair.points1), max_matches) for pair in pairs]
         num = max(len(rows) for rows in chosen)
         points1, points2 = np.zeros((2, len(pairs), num, 2))
         for idx, (pair, rows) in enumerate(zip(pairs, chosen, strict=True)):
@@ -253,7 +302,8 @@ class _Batch:
             points1=points1,
             points2=points2,
             counts=np.array([len(rows) for rows in chosen]),
-            views=np.array([(pair.view1, pair.view2) for pair in pairs]),
+            lenses=np.array([(pair.lens1, pair.lens2) for pair in pairs]),
+            noises=np.array([pair.noise for pair in pairs]),
         )
 
     @property
@@ -266,45 +316,47 @@ class _Batch:
         return np.asarray(np.arange(self.points1.shape[1]) < self.counts[:, None])
 
     @property
-    def num_views(self) -> int:
-        return int(self.views.max()) + 1
+    def num_lenses(self) -> int:
+        return int(self.lenses.max()) + 1
 
     def log_zooms(self) -> Float64Array:
-        """(V,) how much larger each view shows things than the mean view, by all pairs; logs."""
+        """(F,) how much larger each lens shows things than the mean one, by all pairs; logs."""
         spreads = [_log_spread(points, self.is_match) for points in (self.points1, self.points2)]
-        differences = spreads[1] - spreads[0]
-        rows = np.zeros((len(differences) + 1, self.num_views))
-        number = np.arange(len(differences))
-        rows[number, self.views[:, 1]] += 1.0
-        rows[number, self.views[:, 0]] -= 1.0
+        number = np.arange(len(self.lenses))
+        rows = np.zeros((len(number) + 1, self.num_lenses))
+        rows[number, self.lenses[:, 1]] += 1.0
+        rows[number, self.lenses[:, 0]] -= 1.0
         rows[-1] = 1.0  # the mean is 0
-        found, *_ = np.linalg.lstsq(rows, np.append(differences, 0.0), rcond=None)
+        found, *_ = np.linalg.lstsq(rows, np.append(spreads[1] - spreads[0], 0.0), rcond=None)
         return np.asarray(found)
 
-    def focal_of(self, log_focals: Float64Array) -> tuple[Float64Array, Float64Array]:
+    def focals_of(self, log_focals: Float64Array) -> tuple[Float64Array, Float64Array]:
         """(..., N, 1) focal lengths of the first and second views, of logs (..., F)."""
-        if log_focals.shape[-1] == 1:
-            focals = np.exp(np.broadcast_to(log_focals, (*log_focals.shape[:-1], len(self.views))))
-            return focals[..., None], focals[..., None]
-        first, second = (np.exp(log_focals[..., self.views[:, i], None]) for i in (0, 1))
-        return first, second
+        focals = np.exp(log_focals)
+        return focals[..., self.lenses[:, 0], None], focals[..., self.lenses[:, 1], None]
 
     def turned(
-        self, log_focals: Float64Array, log_zooms: Float64Array, distortions: Float64Array
+        self,
+        log_focals: Float64Array,
+        log_zooms: Float64Array,
+        distortions: Float64Array,
+        *,
+        num_sweeps: int = _START_SWEEPS,
     ) -> tuple[Float64Array, Float64Array]:
         """Best rotations (G, N, 3, 3) and distances (G, N, M) for each calibration of a grid."""
-        first, second = self.focal_of(log_focals[:, None] + log_zooms)
+        first, second = self.focals_of(log_focals[:, None] + log_zooms)
         bends = np.stack([distortions, np.zeros_like(distortions)])[..., None, None]
         rays1, _ = _rays(self.points1, first, bends)
         rays2, lengths = _rays(self.points2, second, bends)
-        return _turned(rays1, rays2, lengths * self.is_match, self.scale)
+        return _turned(rays1, rays2, lengths * self.is_match, self.scale, num_sweeps=num_sweeps)
 
 
 def _log_spread(points: Float64Array, is_match: BoolArray) -> Float64Array:
-    """(N,) logs of how far the points (N, M, 2) of each pair are from their median, typically."""
-    known = np.where(is_match[..., None], points, np.nan)
-    offsets = known - np.nanmedian(known, axis=1, keepdims=True)
-    return np.asarray(np.log(np.nanmedian(np.linalg.norm(offsets, axis=2), axis=1) + 1e-9))
+    """(N,) logs of how far the points (N, M, 2) of each pair are from their middle, on average."""
+    shares = (is_match / is_match.sum(axis=1, keepdims=True))[..., None]
+    middles = (points * shares).sum(axis=1, keepdims=True)
+    distances = np.linalg.norm(points - middles, axis=2)
+    return np.asarray(np.log((distances * shares[..., 0]).sum(axis=1) + 1e-9))
 
 
 def _rays(
@@ -328,11 +380,13 @@ def _cost(distances: Float64Array, is_match: BoolArray, scale: float) -> Float64
     return np.asarray((np.log1p((distances / scale) ** 2) * is_match).sum(axis=(-1, -2)))
 
 
+def _grid(log_focals: Float64Array) -> Float64Array:
+    """(G, 2) logs of focal lengths with distortions to start from."""
+    return np.array([(focal, bend) for bend in _START_DISTORTIONS for focal in log_focals])
+
+
 def _best_start(batch: _Batch, log_zooms: Float64Array, prior: _Prior) -> _State:
-    focals = np.log(np.array(_START_RATIOS) * batch.shape.edge)
-    if prior.log_focal is not None and prior.sigma < 0.5:
-        focals = prior.log_focal + np.linspace(-2.0, 2.0, 5) * prior.sigma
-    grid = np.array([(focal, lam) for lam in _START_DISTORTIONS for focal in focals])
+    grid = _grid(prior.start_focals(batch.shape))
     rotations, distances = batch.turned(grid[:, 0], log_zooms, grid[:, 1])
     best = int(_cost(distances, batch.is_match, batch.scale).argmin())
     return _State(
@@ -374,7 +428,9 @@ def _refined(batch: _Batch, state: _State, prior: _Prior) -> TurningFit:
     """
     damping = 1e-3
     distances, cost = _judged(batch, state, prior)
-    for _ in range(_MAX_STEPS):
+    for number in range(_MAX_STEPS):
+        if number in (0, _SOON) and _is_hopeless(batch, distances, is_start=number == 0):
+            break
         equations, weights = _linearised(batch, state, prior)
         better: tuple[_State, Float64Array, float] | None = None
         for _ in range(_MAX_TRIALS):
@@ -394,23 +450,29 @@ def _refined(batch: _Batch, state: _State, prior: _Prior) -> TurningFit:
     return _fit(batch, state, prior, distances)
 
 
+def _is_hopeless(batch: _Batch, distances: Float64Array, *, is_start: bool) -> bool:
+    """Whether the errors left are far from what turns would leave."""
+    error = float(np.median(distances[batch.is_match]))
+    largest = _MAX_ERROR_NOISES * float(np.median(batch.noises))
+    largest = max(_MAX_ERROR_RATIO * batch.shape.edge, largest)
+    return error > _HOPELESS_FACTORS[0 if is_start else 1] * largest
+
+
 def _judged(batch: _Batch, state: _State, prior: _Prior) -> tuple[Float64Array, float]:
     """Distances (N, M) of matches from where a state puts them, and the cost."""
-    first, second = batch.focal_of(state.log_focals)
+    first, second = batch.focals_of(state.log_focals)
     rays1, _ = _rays(batch.points1, first, state.distortion)
     rays2, lengths = _rays(batch.points2, second, state.distortion)
     chords = rays1 @ np.swapaxes(state.rotations, 1, 2) - rays2
     distances = np.linalg.norm(chords, axis=2) * lengths
     cost = float(_cost(distances, batch.is_match, batch.scale))
     cost += float(((state.distortion / _DISTORTION_SIGMAS) ** 2).sum())
-    if prior.log_focal is not None:
-        cost += prior.information * float(((state.log_focals - prior.log_focal) ** 2).sum())
-    return distances, cost
+    return distances, cost + prior.cost(state.log_focals)
 
 
 def _linearised(batch: _Batch, state: _State, prior: _Prior) -> tuple[_Linearised, Float64Array]:
     """The equations at a state, and the weights (N, M) of chords between rays."""
-    first, second = batch.focal_of(state.log_focals)
+    first, second = batch.focals_of(state.log_focals)
     rays1, lengths1 = _rays(batch.points1, first, state.distortion)
     rays2, lengths2 = _rays(batch.points2, second, state.distortion)
     turned = rays1 @ np.swapaxes(state.rotations, 1, 2)
@@ -437,28 +499,27 @@ def _linearised(batch: _Batch, state: _State, prior: _Prior) -> tuple[_Linearise
         ],
         axis=-1,
     )
-    if len(state.log_focals) == 1:
-        by_focals = (by_focal1 + by_focal2)[..., None]
-    else:
-        by_focals = np.zeros((*by_focal1.shape, len(state.log_focals)))
-        number = np.arange(len(batch.views))
-        by_focals[number, :, :, batch.views[:, 0]] += by_focal1
-        by_focals[number, :, :, batch.views[:, 1]] += by_focal2
+    by_focals = np.zeros((*by_focal1.shape, len(state.log_focals)))
+    number = np.arange(len(batch.lenses))
+    by_focals[number, :, :, batch.lenses[:, 0]] += by_focal1
+    by_focals[number, :, :, batch.lenses[:, 1]] += by_focal2
     by_shared = np.concatenate([by_focals, by_distortion], axis=-1)
-    weighted = by_rotation * weights[..., None, None]
-    weighted_shared = by_shared * weights[..., None, None]
-    shared = np.einsum("nmis,nmit->st", weighted_shared, by_shared, optimize=True)
-    gradient = np.einsum("nmis,nmi->s", weighted_shared, offsets, optimize=True)
-    information = np.append(
-        np.full(len(state.log_focals), prior.information), 1.0 / _DISTORTION_SIGMAS**2
-    )
-    away = np.append(state.log_focals - (prior.log_focal or 0.0), state.distortion)
+    # Rows of residuals: three for each match.
+    num_pairs, num_shared = len(offsets), by_shared.shape[-1]
+    own_rows = by_rotation.reshape(num_pairs, -1, 3)
+    shared_rows = by_shared.reshape(num_pairs, -1, num_shared)
+    residuals = offsets.reshape(num_pairs, -1, 1)
+    row_weights = np.repeat(weights, 3, axis=1)[..., None]
+    own_weighted = np.swapaxes(own_rows * row_weights, 1, 2)
+    all_weighted = (shared_rows * row_weights).reshape(-1, num_shared).T
+    information = np.append(prior.information, _DISTORTION_SIGMAS**-2.0)
+    away = np.append(state.log_focals - prior.log_focals, state.distortion)
     equations = _Linearised(
-        own=np.einsum("nmij,nmik->njk", weighted, by_rotation, optimize=True),
-        mixed=np.einsum("nmij,nmis->njs", weighted, by_shared, optimize=True),
-        shared=shared + np.diag(information),
-        own_gradient=np.einsum("nmij,nmi->nj", weighted, offsets, optimize=True),
-        shared_gradient=gradient + information * away,
+        own=own_weighted @ own_rows,
+        mixed=own_weighted @ shared_rows,
+        shared=all_weighted @ shared_rows.reshape(-1, num_shared) + np.diag(information),
+        own_gradient=(own_weighted @ residuals)[..., 0],
+        shared_gradient=all_weighted @ residuals.reshape(-1) + information * away,
     )
     return equations, weights * lengths2**2
 
@@ -478,7 +539,7 @@ def _moved(batch: _Batch, state: _State, step: Float64Array, *, weights: Float64
     low, high = (math.log(ratio * batch.shape.edge) for ratio in FOCAL_RATIOS)
     log_focals = np.clip(state.log_focals + step[:-2], low, high)
     distortion = np.clip(state.distortion + step[-2:], *np.transpose(_DISTORTION_LIMITS))
-    first, second = batch.focal_of(log_focals)
+    first, second = batch.focals_of(log_focals)
     rays1, _ = _rays(batch.points1, first, distortion)
     rays2, _ = _rays(batch.points2, second, distortion)
     return _State(
@@ -490,15 +551,17 @@ def _moved(batch: _Batch, state: _State, step: Float64Array, *, weights: Float64
 
 def _fit(batch: _Batch, state: _State, prior: _Prior, distances: Float64Array) -> TurningFit:
     matrix, _ = _linearised(batch, state, prior)[0].reduced(0.0)
-    noise = float(np.median(distances[batch.is_match]))
-    variances = np.diag(np.linalg.pinv(matrix))[:-2] * (noise / batch.scale) ** 2
-    is_explained = (distances < _EXPLAINED_SCALES * batch.scale) & batch.is_match
+    error = float(np.median(distances[batch.is_match]))
+    variances = np.diag(np.linalg.pinv(matrix))[:-2] * (error / batch.scale) ** 2
+    bounds = np.maximum(_EXPLAINED_RATIO * batch.shape.edge, _EXPLAINED_NOISES * batch.noises)
+    is_explained = (distances < bounds[:, None]) & batch.is_match
     focals = np.exp(state.log_focals) / batch.shape.edge
     return TurningFit(
         explained=is_explained.sum(axis=1) / batch.counts,
         rotations=state.rotations,
-        focal_ratios=np.broadcast_to(focals, batch.num_views),
+        focal_ratios=focals,
         focal_sigma_ratio=float(np.sqrt(np.maximum(variances, 0.0).max())),
         distortion=state.distortion,
-        noise_ratio=noise / batch.shape.edge,
+        error_ratio=error / batch.shape.edge,
+        noise_ratio=float(np.median(batch.noises)) / batch.shape.edge,
     )

@@ -348,12 +348,15 @@ class Components:
     def _waiting_with(self, frame_id: FrameId) -> set[FrameId]:
         """The newest keyframes without a place that pairs among them join to a keyframe."""
         waiting = [i for i in self._graph.keyframe_ids if self._graph.map_number(i) is None]
-        waiting = waiting[-_MAX_STARTED_FROM:]
-        joined, front = {frame_id}, [frame_id]
+        return self._joined_with({frame_id}, among=set(waiting[-_MAX_STARTED_FROM:]))
+
+    def _joined_with(self, frame_ids: Collection[FrameId], *, among: set[FrameId]) -> set[FrameId]:
+        """Keyframes that pairs join to some, over any number of those given."""
+        joined, front = set(frame_ids), sorted(frame_ids)
         while front:
             pairs = self._builder.pairs_of(front.pop())
             ends = {i for pair in pairs for i in (pair.pair.first, pair.pair.second)}
-            fresh = (ends & set(waiting)) - joined
+            fresh = (ends & among) - joined
             joined |= fresh
             front += sorted(fresh)
         return joined
@@ -549,14 +552,34 @@ class Components:
         is_missing = any(i not in held for i in self._graph.connected_ids)
         return int(is_missing or bool(self._inliers_across()))
 
-    def finish(self, *, min_keyframes: int) -> None:
-        """Adjusts the components once more; those of fewer keyframes are dropped."""
+    def finish(self, main: SparseMap, *, min_keyframes: int) -> None:
+        """Adjusts the components once more; those of fewer keyframes are dropped.
+
+        One that misses keyframes which its pairs lead to is built anew from all of them, and
+        replaced where that holds more.
+        """
         for one in list(self._components):
+            self._build_anew(main, one)
             if one.sparse_map.num_registered < min_keyframes:
                 self._take_out(one, one.sparse_map.registered_ids)
                 continue
             one.sparse_map.retriangulate()
             adjust_in_place(one.sparse_map, config=self._final_growth)
+
+    def _build_anew(self, main: SparseMap, one: _Component) -> None:
+        held = set(one.sparse_map.registered_ids)
+        waiting = {i for i in self._graph.keyframe_ids if self._graph.map_number(i) is None}
+        around = self._joined_with(held, among=waiting | held)
+        if around == held:
+            return
+        built = self._builder.separate(main, around)
+        if built is None or built.sparse_map.num_registered <= len(held):
+            return
+        one.sparse_map = built.sparse_map
+        for frame_id in around:
+            self._graph.set_registered(frame_id, False)
+        for frame_id in one.sparse_map.registered_ids:
+            self._update_graph(one, frame_id)
 
     def add_separate(self, sparse_maps: Sequence[SparseMap]) -> None:
         """Adds maps that were built at the end of what no map held."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ def rank_initial_pairs(
     config: InitializationConfig,
     seed: int,
     excluded: Collection[ImagePair] = (),
+    only_turns: Callable[[VerifiedPair], bool] = lambda _: False,
 ) -> list[InitialPair]:
     """Ranks the pairs a map can start from: many matches, a good angle, not only a turn.
 
@@ -50,6 +51,8 @@ def rank_initial_pairs(
         config: thresholds.
         seed: of the estimation of relative poses.
         excluded: pairs that failed before.
+        only_turns: whether a camera that turns without moving explains a pair, for any focal length
+            and distortion.
     """
     usable = [
         pair
@@ -65,7 +68,7 @@ def rank_initial_pairs(
         angle = relative.median_triangulation_angle_rad
         if angle < np.radians(config.min_triangulation_angle_deg):
             continue
-        if _may_only_turn(sparse_map, verified):
+        if _may_only_turn(sparse_map, verified) or only_turns(verified):
             continue
         score = relative.num_inliers * min(angle, _SATURATION_ANGLE_RAD)
         ranked.append(InitialPair(pair=verified.pair, relative_pose=relative, score=score))

@@ -92,10 +92,9 @@ class LoopClosing:
         if not self._config.correct or not self._is_due(sparse_map, is_final=is_final):
             return None
         found = find_contradictions(sparse_map)
-        new = [one for one in found if one[0].pair not in self._tried]
-        if not is_enough([verified for verified, _ in found]) or len(new) < _NEW_PAIRS_RATIO * len(
-            found
-        ):
+        pairs = [verified for verified, _ in found]
+        num_new = sum(verified.pair not in self._tried for verified in pairs)
+        if not is_enough(pairs) or num_new < _NEW_PAIRS_RATIO * len(pairs):
             return None
         self._tried.update(verified.pair for verified in pairs)
         self._num_tried = len(found)

@@ -91,6 +91,7 @@ from engine.mapping.steps import (
     MapSnapshot,
     OneMapFigures,
 )
+from engine.mapping.turning import TurningWatch
 from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
 from engine.mapping.window_schedule import WindowRefinement, solve_job
@@ -177,6 +178,12 @@ class Mapper:
         self._growth = _growth_config(config, is_final=False)
         self._final_growth = _growth_config(config, is_final=True)
         self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
+        self._turning = TurningWatch(
+            graph=graph,
+            emit=emit,
+            is_refused=config.initialization.refuse_turning,
+            may_zoom=config.cameras.split,
+        )
         self._builder = MapBuilder(
             initialization=config.initialization,
             registration=config.registration,
@@ -188,6 +195,7 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            turning=self._turning,
             seed=config.runtime.seed,
         )
         self._components = Components(
@@ -321,6 +329,9 @@ class Mapper:
         matched = self._add_pairs(matched)
         if self._config.cameras.split:
             self._splits.watch(self._map, matched.pairs)
+        self._turning.watch(self._map, frame_id)
+        if self._turning.is_all:
+            self._discard_turning()
         if is_bent:
             self._build_anew(matched)
         if matched.failure is not None:
@@ -588,6 +599,17 @@ class Mapper:
         self._schedule.done(self._map.num_registered)
         self._retry_waiting()
 
+    def _discard_turning(self) -> None:
+        """Takes back a map that a camera turning without moving explains."""
+        if not (self._is_initialized and self._turning.explains(self._map)):
+            return
+        self._map = self._builder.start_over()
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        self._evidence_used.clear()
+        self._abandon_jobs()
+        self._schedule.done(0)
+
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
@@ -612,9 +634,11 @@ class Mapper:
 
     def _recognise_lenses(self) -> None:
         """Searches lenses that the map doubts; builds it anew with those that are found."""
+        if self._turning.is_all:
+            return  # turns fit many lenses
         for camera_key in self._lenses.doubted(self._map):
             found = self._lenses.recognise(self._map, camera_key)
-            if found is not None:
+            if found is not None and not self._turning.explains(self._map, poses=found.poses):
                 self._change_lens(camera_key, found)
 
     def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
@@ -805,6 +829,7 @@ class Mapper:
             self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
+        self._discard_turning()
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
@@ -823,7 +848,7 @@ class Mapper:
             self._loops.report(self._map)
             self._georeferencing.adjust(self._map)
             self._components.release(self._map)
-            self._components.finish(min_keyframes=MIN_SEPARATE)
+            self._components.finish(self._map, min_keyframes=MIN_SEPARATE)
             if self._config.rescue.separate_maps:
                 held = (self._map, *self._components.maps)
                 separate = build_separate_maps(self._builder, self._graph, held)
@@ -835,6 +860,8 @@ class Mapper:
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
             self._contradictions = self._loops.contradictions(self._map)
+        else:
+            self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
@@ -967,6 +994,7 @@ class Mapper:
             gps_rmse_m=self._georeferencing.rmse_m(self._map),
             metres_per_map_unit=scale.metres_per_map_unit if scale else None,
             cameras=self._cameras.figures(self._map),
+            turning=self._turning.stretches,
             verdict=self._verdicts.verdict,
             contradictions=self._contradictions,
             maps=tuple(

@@ -31,6 +31,7 @@ from engine.mapping.initialization import (
 )
 from engine.mapping.map_joining import join_former
 from engine.mapping.sparse_map import SparseMap
+from engine.mapping.turning import TurningWatch
 from engine.mapping.window_selection import Window, WindowJob, window_problem
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import WindowSolver
@@ -70,6 +71,7 @@ class MapBuilder:
         cameras: holds all cameras.
         new_map: makes an empty map.
         solve_window: solves windows.
+        turning: knows which pairs and maps tell no depth.
         seed: of the estimation of relative poses.
     """
 
@@ -86,8 +88,10 @@ class MapBuilder:
         cameras: CameraCalibration,
         new_map: Callable[[], SparseMap],
         solve_window: WindowSolver,
+        turning: TurningWatch,
         seed: int,
     ) -> None:
+        self._turning = turning
         self._initialization = initialization
         self._registration = registration
         self._rescue = rescue
@@ -192,9 +196,7 @@ class MapBuilder:
             present: holds the cameras.
             frame_ids: keyframes that have no place in ``present``.
         """
-        ranked = rank_initial_pairs(
-            present, self._pairs_among(frame_ids), config=self._initialization, seed=self._seed
-        )
+        ranked = self._ranked(present, self._pairs_among(frame_ids))
         built = self._best(
             lambda: self._with(present, frame_ids), ranked, config=self._final_growth
         )
@@ -288,9 +290,7 @@ class MapBuilder:
     def anew(self, present: SparseMap, change: CameraChange) -> SparseMap | None:
         """A map with changed cameras from its best first pair, placed onto the present one."""
         start = self._with(present, self._graph.keyframe_ids, change=change)
-        ranked = rank_initial_pairs(
-            start, self._pairs(), config=self._initialization, seed=self._seed
-        )
+        ranked = self._ranked(start, self._pairs())
         built = self._best(
             lambda: self._with(present, self._graph.keyframe_ids, change=change),
             ranked,
@@ -302,19 +302,29 @@ class MapBuilder:
         return built.sparse_map
 
     def _from_pairs(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> BuiltMap | None:
-        ranked = rank_initial_pairs(
-            present,
-            pairs,
-            config=self._initialization,
-            seed=self._seed,
-            excluded=self._tried_at_end,
-        )
+        ranked = self._ranked(present, pairs, excluded=self._tried_at_end)
         built = self._best(
             lambda: self._with(present, self._graph.keyframe_ids), ranked, config=self._growth
         )
         if built is not None:
             _place(built.sparse_map, onto=present)
         return built
+
+    def _ranked(
+        self,
+        sparse_map: SparseMap,
+        pairs: Sequence[VerifiedPair],
+        *,
+        excluded: Collection[ImagePair] = (),
+    ) -> list[InitialPair]:
+        return rank_initial_pairs(
+            sparse_map,
+            pairs,
+            config=self._initialization,
+            seed=self._seed,
+            excluded=excluded,
+            only_turns=lambda verified: self._turning.only_turns(sparse_map, verified),
+        )
 
     def _best(
         self,
@@ -324,7 +334,11 @@ class MapBuilder:
         config: GrowthConfig,
     ) -> BuiltMap | None:
         return build_best_map(
-            new_map, initial_pairs, initialization=self._initialization, config=config
+            new_map,
+            initial_pairs,
+            initialization=self._initialization,
+            config=config,
+            is_refused=self._turning.explains,
         )
 
     def _or_from_window(
@@ -340,6 +354,8 @@ class MapBuilder:
         num_registered = 0 if built is None else built.sparse_map.num_registered
         if num_registered >= enough or not (self._window.enabled and self._window.bootstrap):
             return built
+        if self._turning.is_all:
+            return built  # there is nothing that a window could start from
         chosen = self._graph.keyframe_ids if only is None else only
         from_window = bootstrap_map(
             self._graph,
@@ -353,7 +369,7 @@ class MapBuilder:
         )
         if from_window is None or from_window.sparse_map.num_registered <= num_registered:
             return built
-        return from_window
+        return built if self._turning.explains(from_window.sparse_map) else from_window
 
     def _with(
         self,
@@ -429,6 +445,7 @@ def build_best_map(
     *,
     initialization: InitializationConfig,
     config: GrowthConfig,
+    is_refused: Callable[[SparseMap], bool] = lambda _: False,
 ) -> BuiltMap | None:
     """Builds maps from the given pairs until one holds most keyframes; returns the fullest.
 
@@ -437,12 +454,15 @@ def build_best_map(
         initial_pairs: pairs to start from, best first.
         initialization: thresholds of starting.
         config: thresholds of growing.
+        is_refused: which maps are none, however many keyframes they hold.
 
     Returns:
         None when no pair makes a sound map.
     """
     best: BuiltMap | None = None
     for built in _built_maps(new_map, initial_pairs, initialization=initialization, config=config):
+        if is_refused(built.sparse_map):
+            continue
         if best is None or _fullness(built) > _fullness(best):
             best = built
         num_matched = sum(1 for i in built.sparse_map.keyframe_ids if built.sparse_map.neighbors(i))

@@ -54,12 +54,12 @@ class Publisher:
             await self._writer.schedule(
                 functools.partial(self._recorder.pairs_changed, step.changed_pairs)
             )
-        if step.new_poses:
-            await self._writer.schedule(
-                functools.partial(self._recorder.live_poses, step.new_poses)
-            )
+        # Poses in maps apart are in worlds of their own; events have them.
+        in_main_map = [pose for pose in step.new_poses if pose.map_number == 0]
+        if in_main_map:
+            await self._writer.schedule(functools.partial(self._recorder.live_poses, in_main_map))
         if frame is not None:
-            own = next((one for one in step.new_poses if one.frame_id == frame.frame_id), None)
+            own = next((one for one in in_main_map if one.frame_id == frame.frame_id), None)
             self._views.offer_frame(frame, own)
         if step.view is not None:
             self._views.offer_map(step.view)

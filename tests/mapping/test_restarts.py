@@ -28,6 +28,7 @@ from engine.mapping.growth import GrowthConfig
 from engine.mapping.initialization import InitialPair
 from engine.mapping.restarts import BuiltMap, MapBuilder, bootstrap_map, build_best_map
 from engine.mapping.sparse_map import SparseMap
+from engine.mapping.turning import TurningWatch
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId, ImagePair
 from engine.windows.model import WindowSolverConfig
@@ -114,6 +115,9 @@ class Scene:
             cameras=self._cameras,
             new_map=new_map,
             solve_window=SOLVE_WINDOW,
+            turning=TurningWatch(
+                graph=self.graph, emit=lambda event: None, is_refused=True, may_zoom=True
+            ),
             seed=SEED,
         )
         for frame_id in order or world.frame_ids:

@@ -149,7 +149,8 @@ def test_the_fullest_map_becomes_the_map(later_field: MapperRun) -> None:
     assert run.registered_ids == second
     assert separate.registered_ids == first
     (changed,) = run.emitted(MainMapChanged)
-    assert (changed.num_registered, changed.num_registered_in_former) == (13, 7)
+    assert changed.num_registered_in_former == 7
+    assert 1.25 * 7 <= changed.num_registered < 13  # while the flight went on
     assert run.figures.counts.num_registered == 13
     assert [one.num_registered for one in run.figures.maps] == [13, 7]
     assert [one.first_name for one in run.figures.maps] == [

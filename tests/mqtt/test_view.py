@@ -202,6 +202,7 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
             "quaternion_xyzw": [0.0, 0.0, 0.0, 1.0],
             "is_keyframe": True,
             "is_first": True,
+            "map": 0,
             "latency_s": 0.05,
         }
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -398,6 +399,19 @@ def test_what_is_doubted_of_the_map_is_shown_with_the_gravest_reason(mapping: St
     assert mapping.advice() is Advice.MAPPING
     mapping.feedback.take(VerdictChanged(at_s=mapping.at_s, verdict=Verdict()))
     assert mapping.state().doubt == ""
+
+
+def test_a_doubt_says_how_long_ago_its_frames_were_filmed(mapping: Story) -> None:
+    verdict = verdict_of(VerdictLevel.DOUBTFUL)
+    (reason,) = verdict.reasons
+    filmed = replace(reason, frame_ids=(FrameId(3), FrameId(5)))
+    mapping.feedback.take(VerdictChanged(verdict=replace(verdict, reasons=(filmed,))))
+    num_since = mapping.last_id - 5
+    assert mapping.state().doubt_age_s == pytest.approx(PERIOD_S * num_since)
+    assert mapping.state(2).doubt_age_s is None, "another phone filmed them"
+    strange = replace(reason, frame_ids=(FrameId(9999),))
+    mapping.feedback.take(VerdictChanged(verdict=replace(verdict, reasons=(strange,))))
+    assert mapping.state().doubt_age_s is None
 
 
 def test_a_map_that_takes_over_voids_the_places(mapping: Story) -> None:

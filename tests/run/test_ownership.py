@@ -432,7 +432,7 @@ def test_using_the_graph_on_the_mapping_thread_while_it_is_lent_raises(
     )
     outcome, _ = run(engines[0])
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
-    assert ownership.wrong_calls == ["SceneGraph.edges on mapping_0, not on matching_0"]
+    assert ownership.wrong_calls == ["SceneGraph.all_edges on mapping_0, not on matching_0"]
 
 
 def test_a_job_that_uses_the_map_fails_the_run(tmp_path: Path, ownership: Ownership) -> None:

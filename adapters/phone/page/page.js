@@ -33,7 +33,7 @@ const settings = document.body.dataset;
 let sequence = 0;
 let isPausedHere = false;
 let hasStarted = false;
-let state = { advice: "waiting", hint: "", verdict: "good", doubt: "", frames: 0, keyframes: 0, registered: 0, points: 0 };
+let state = { advice: "waiting", hint: "", verdict: "good", doubt: "", doubt_age_s: null, frames: 0, keyframes: 0, registered: 0, points: 0 };
 let sentAtMs = [];
 
 // The secret of the invitation was used; nobody needs to see it.
@@ -97,11 +97,17 @@ function show() {
 
 /** What the computer doubts about the map, and what the person can do about it. */
 function showDoubt() {
-  const { verdict, doubt } = state;
+  const { verdict, doubt, doubt_age_s: ageS } = state;
   byId("doubt").hidden = !doubt;
   document.body.dataset.verdict = verdict;
   setText("doubt-title", DOUBT_TITLES[verdict] ?? "");
   setText("doubt-text", doubt);
+  setText("doubt-age", ageS == null ? "" : `filmed ${age(ageS)} ago`);
+}
+
+/** 40 s or 3 min. */
+function age(seconds) {
+  return seconds < 100 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
 /** 1,234 or 123k. */
