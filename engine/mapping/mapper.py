@@ -38,7 +38,6 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LensRecognised,
-    LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
@@ -66,7 +65,6 @@ from engine.mapping.cameras import (
     recognised_camera,
 )
 from engine.mapping.components import MAIN, Components
-from engine.mapping.contradictions import find_contradictions
 from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
@@ -78,6 +76,7 @@ from engine.mapping.growth import (
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
 from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
+from engine.mapping.loop_closing import LoopClosing
 from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import MisplacementRepair
@@ -256,6 +255,13 @@ class Mapper:
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
         self._verdicts = VerdictWatch(graph=graph, emit=emit)
+        self._loops = LoopClosing(
+            config.loops,
+            growth=self._final_growth,
+            min_inliers=config.registration.min_inliers,
+            seed=config.runtime.seed,
+            emit=emit,
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -375,6 +381,9 @@ class Mapper:
         if self._map.is_registered(frame_id):
             self._repair_misplaced([frame_id])
             self._retry_waiting()
+            self._loops.watch(self._map, frame_id)
+            self._correct_loops()
+            self._loops.report(self._map)
 
     def _require_agreement_if_needed(self, frame_id: FrameId) -> None:
         """Builds the map anew from agreed pairs once the run shows that many pairs are wrong."""
@@ -539,13 +548,7 @@ class Mapper:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
             self._loop_waits_for_adjustment = True
-            self._emit(
-                LoopClosed(
-                    first=loop.pair.first,
-                    second=loop.pair.second,
-                    num_inliers=loop.num_inliers,
-                )
-            )
+            self._loops.add_loop(loop)
 
     def _repair_misplaced(self, frame_ids: Sequence[FrameId], *, is_final: bool = False) -> None:
         """Puts keyframes right that pairs of some keyframes show to be misplaced."""
@@ -630,6 +633,19 @@ class Mapper:
         """Makes the map that components lead to the main one, if it is another one now."""
         if sparse_map is not self._map:
             self._adopt(sparse_map)
+
+    def _correct_loops(self, *, is_final: bool = False) -> None:
+        """Makes a map that agrees with pairs which contradicted it the map."""
+        corrected = self._loops.correct(self._map, is_final=is_final)
+        if corrected is None:
+            return
+        self._map = corrected
+        self._components.release(self._map)
+        for frame_id in self._map.registered_ids:
+            self._update_graph(frame_id)
+        self._abandon_jobs()  # they hold the map as it was
+        self._schedule.done(self._map.num_registered)
+        self._retry_waiting()
 
     def _discard_turning(self) -> None:
         """Takes back a map that a camera turning without moving explains."""
@@ -873,6 +889,7 @@ class Mapper:
         if self._is_initialized:
             self._grow(self._growth)
             self._recognise_lenses()
+            self._correct_loops(is_final=True)
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow(self._final_growth)
@@ -880,8 +897,10 @@ class Mapper:
             self._rescue_by_windows()
             self._repair_finally()
             self._improve_by_windows()
+            self._correct_loops(is_final=True)
             self._update_metric_scale()
             self._adjust_finally()
+            self._loops.report(self._map)
             self._georeferencing.adjust(self._map)
             self._components.release(self._map)
             self._components.finish(self._map, min_keyframes=MIN_SEPARATE)
@@ -895,7 +914,7 @@ class Mapper:
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+            self._contradictions = self._loops.contradictions(self._map)
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
