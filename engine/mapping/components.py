@@ -49,6 +49,7 @@ _MAX_STARTED_FROM = 12  # newest waiting keyframes
 _CLEARLY_FULLER = 1.25  # times the keyframes of the main map
 _FULLER_BY = 3  # keyframes, at least
 _MIN_PAIRS_ACROSS = 2  # between maps that are joined
+_ENOUGH_PAIRS_ACROSS = 6  # with which further ones are not looked for
 _MORE_TO_JOIN = 1.25  # times the inliers across at the last try
 
 
@@ -160,15 +161,25 @@ class Components:
     def to_look_for(self) -> tuple[FrameId, ...]:
         """A keyframe without a place, else one of a component, to be matched with similar ones.
 
-        Each keyframe without a place once, the newest first; then those of components in turn, for
-        as long as nothing joins these.
+        Each keyframe without a place that no pair joins to a map, the newest first; then those of
+        components that few pairs join to other maps, in turn.
         """
         waiting = [i for i in self._to_look_for if self._graph.map_number(i) is None]
         self._to_look_for = waiting[-_MAX_STARTED_FROM:]
         if self._to_look_for:
             return (self._to_look_for.pop(),)
-        apart = [i for one in self._components for i in one.sparse_map.registered_ids]
-        if not (apart and self._is_growing):
+        if not self._is_growing:
+            return ()
+        num_across: Counter[int] = Counter()
+        for numbers, (num_pairs, _) in self._inliers_across().items():
+            num_across.update(dict.fromkeys(numbers, num_pairs))
+        apart = [
+            frame_id
+            for one in self._components
+            if num_across[one.number] < _ENOUGH_PAIRS_ACROSS
+            for frame_id in one.sparse_map.registered_ids
+        ]
+        if not apart:
             return ()
         self._num_looked_for += 1
         return (apart[self._num_looked_for % len(apart)],)
@@ -240,7 +251,7 @@ class Components:
                 or self._register(main, frame_id)
                 or self._start(main, frame_id)
             )
-            if number is None:
+            if number is None and not self._has_pairs_with_maps(frame_id):
                 self._to_look_for.append(frame_id)
         if not self._components:
             return main
@@ -258,6 +269,13 @@ class Components:
         if inliers.most_common(1)[0][0] == MAIN:
             return False
         return self._register(main, frame_id) is not None
+
+    def _has_pairs_with_maps(self, frame_id: FrameId) -> bool:
+        return any(
+            self._graph.map_number(i) is not None
+            for pair in self._builder.pairs_of(frame_id)
+            for i in (pair.pair.first, pair.pair.second)
+        )
 
     def _inliers_by_map(self, frame_id: FrameId) -> Counter[int]:
         """Inliers of a keyframe's pairs with each map's keyframes; always has the main map."""
