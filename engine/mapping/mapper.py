@@ -889,6 +889,7 @@ class Mapper:
             cameras=self._cameras.figures(self._map) if self._is_initialized else (),
             contradictions=self._contradictions if is_final else (),
             turning=self._turning.stretches,
+            gaps=self._poser.gaps(self._maps) if is_final else (),
             placement=self._georeferencing.placement,
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,
