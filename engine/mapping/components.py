@@ -14,6 +14,7 @@ Frahm, CVPR 2016; the maps of a visual SLAM system: Campos et al., ORB-SLAM3, T-
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +22,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.events import ComponentJoined, ComponentStarted, FrameRegistered, MainMapChanged
+from engine.estimators.lenses import camera_focal_px
+from engine.events import (
+    ComponentJoined,
+    ComponentStarted,
+    FrameRegistered,
+    MainMapChanged,
+    MisplacementFound,
+)
 from engine.mapping.bundle_adjustment import GlobalAdjustmentSchedule
+from engine.mapping.calibration_control import CalibrationState
 from engine.mapping.cameras import CameraChange
 from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully, register_and_refine
 from engine.mapping.map_merging import MergedMap, merge_maps, take_apart
-from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.misplacement import Misplacement, find_misplacement, take_out
 from engine.mapping.restarts import MapBuilder
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.matching.scene_graph import SceneGraph
@@ -50,6 +59,8 @@ _CLEARLY_FULLER = 1.25  # times the keyframes of the main map
 _FULLER_BY = 3  # keyframes, at least
 _MIN_PAIRS_ACROSS = 2  # between maps that are joined
 _ENOUGH_PAIRS_ACROSS = 6  # with which further ones are not looked for
+_ALIKE_LOG = 0.15  # of the factor between two focal lengths of one camera
+_SURE_SIGMA_RATIO = 0.1  # of a focal length
 _MORE_TO_JOIN = 1.25  # times the inliers across at the last try
 
 
@@ -131,6 +142,21 @@ class Components:
             if one.sparse_map.num_registered >= _MIN_ESTABLISHED
             for frame_id in one.sparse_map.registered_ids
         }
+
+    def alike_ids(self, main: SparseMap) -> set[FrameId]:
+        """Keyframes of components that the images calibrate, and calibrate as the main map does."""
+        alike: set[FrameId] = set()
+        for one in self._components:
+            keyframes = [one.sparse_map.keyframe(i) for i in one.sparse_map.registered_ids]
+            keys = {
+                key
+                for key in {keyframe.calibration_key for keyframe in keyframes}
+                if _is_sure(one.sparse_map.camera_state(key))
+                and abs(math.log(_focal_px(one.sparse_map, key) / _focal_px(main, key)))
+                <= _ALIKE_LOG
+            }
+            alike.update(k.frame_id for k in keyframes if k.calibration_key in keys)
+        return alike
 
     def lost_stretches(self, main: SparseMap) -> tuple[LostStretch, ...]:
         """Successive keyframes of each camera that the main map did not take when they came."""
@@ -303,10 +329,7 @@ class Components:
         """What follows when a component grew: misplacement, keyframes that wait, adjustment."""
         misplacement = find_misplacement(one.sparse_map, frame_id)
         if misplacement is not None:
-            take_out(one.sparse_map, misplacement)
-            self._builder.distrust(misplacement.misleading)
-            for misplaced in misplacement.keyframe_ids:
-                self._graph.set_registered(misplaced, False)
+            self._take_out_misplaced(one, misplacement)
         limit = self._registration.max_retries_per_keyframe
         elsewhere = {i for i in self._graph.keyframe_ids if self._graph.map_number(i) is not None}
         for waiting in self._graph.retry_candidates(
@@ -319,6 +342,19 @@ class Components:
         if num_registered <= settings.synchronous_until and one.schedule.should(num_registered):
             one.schedule.done(num_registered)
             adjust_in_place(one.sparse_map, config=self._growth)
+
+    def _take_out_misplaced(self, one: _Component, misplacement: Misplacement) -> None:
+        take_out(one.sparse_map, misplacement)
+        self._builder.distrust(misplacement.misleading)
+        for misplaced in misplacement.keyframe_ids:
+            self._graph.set_registered(misplaced, False)
+        self._emit(
+            MisplacementFound(
+                keyframe_ids=misplacement.keyframe_ids,
+                evidence_first=misplacement.evidence.first,
+                evidence_second=misplacement.evidence.second,
+            )
+        )
 
     def _grow_by(self, one: _Component, frame_id: FrameId, *, is_retry: bool) -> bool:
         registration = register_and_refine(one.sparse_map, frame_id, config=self._growth)
@@ -669,6 +705,15 @@ class Components:
 
     def _numbered(self, number: int) -> _Component:
         return next(one for one in self._components if one.number == number)
+
+
+def _is_sure(state: CalibrationState | None) -> bool:
+    """Whether observations alone tell a focal length well."""
+    return state is not None and state.hold is None and state.focal_sigma_ratio <= _SURE_SIGMA_RATIO
+
+
+def _focal_px(sparse_map: SparseMap, calibration_key: str) -> float:
+    return camera_focal_px(sparse_map.camera(calibration_key))
 
 
 def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:
