@@ -81,6 +81,7 @@ from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
 from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.restarts import BuiltMap, MapBuilder
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
 from engine.mapping.sparse_map import Registration, SparseMap
@@ -174,6 +175,7 @@ class Mapper:
             matches_everything=matching.matches_everything,
             seed=config.runtime.seed,
         )
+        self._evidence = PairEvidence(self._agreement)
         self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
         self._poser = FramePoser(
             registration=config.registration,
@@ -338,7 +340,7 @@ class Mapper:
         if self._turning.is_all:
             self._discard_turning()
         if is_bent:
-            self._build_anew(matched)
+            self._build_anew(matched.pairs, because="overlays held much of it")
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
@@ -368,8 +370,22 @@ class Mapper:
         registration = register_and_refine(self._map, frame_id, config=self._growth)
         self._report_registration(frame_id, registration, started_s=self._begun_s)
         if registration.status is RegistrationStatus.REGISTERED:
+            self._require_agreement_if_needed(frame_id)
+        if self._map.is_registered(frame_id):
             self._take_out_misplaced(frame_id)
             self._retry_waiting()
+
+    def _require_agreement_if_needed(self, frame_id: FrameId) -> None:
+        """Builds the map anew from agreed pairs once the run shows that many pairs are wrong."""
+        if not self._evidence.add(self._map, frame_id):
+            return
+        self._agreement.require()
+        self._warn(
+            f"{self._evidence.num_wrong} strong pairs contradict the map, and nothing confirms"
+            " them: the matcher matches what shares nothing, and from now on maps use only pairs"
+            " that a third view confirms"
+        )
+        self._build_anew(self._graph.edges(), because="many of its pairs are wrong")
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -428,18 +444,23 @@ class Mapper:
         for frame_id in adrift:
             self._graph.set_registered(frame_id, False)
 
-    def _build_anew(self, matched: MatchedKeyframe) -> None:
-        """Builds a map from the pairs without overlays, in place of one that they bent."""
+    def _build_anew(self, newest: Sequence[VerifiedPair], *, because: str) -> None:
+        """Builds a map from the pairs as they are now, in place of one that others bent.
+
+        Args:
+            newest: pairs of the newest keyframe.
+            because: what is wrong with the map, if it has to stay.
+        """
         bent = self._map
         self._map = self._builder.start_over()
-        built = self._builder.first(self._map, matched.pairs)
+        built = self._builder.first(self._map, newest)
         num_needed = _KEPT_RATIO * bent.num_registered
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
                 self._warn(
-                    f"overlays held much of the map of {bent.num_registered} keyframes, and no map"
-                    " without them holds half as many: it may be bent"
+                    f"the map of {bent.num_registered} keyframes may be bent, since {because};"
+                    " no other one holds half as many"
                 )
             return
         self._components.clear()
