@@ -663,7 +663,11 @@ class Mapper:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
             return
-        while (split := self._splits.find(self._map, is_final=is_final)) is not None:
+        while (
+            split := self._splits.find(
+                self._map, is_final=is_final, apart=self._components.alike_ids(self._map)
+            )
+        ) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
             self._replace_cameras(regrouped.change, regrouped.sparse_map)
@@ -930,6 +934,7 @@ class Mapper:
             cameras=self._cameras.figures(self._map) if self._is_initialized else (),
             contradictions=self._contradictions if is_final else (),
             turning=self._turning.stretches,
+            gaps=self._poser.gaps(self._maps) if is_final else (),
             placement=self._georeferencing.placement,
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,

@@ -344,3 +344,34 @@ def test_a_keyframe_of_another_map_in_between_leaves_no_gap_to_close() -> None:
     first, second = trajectory.poses(maps)
     assert [pose.frame_id for pose in first] == [1, 5]
     assert [pose.frame_id for pose in second] == [3]
+
+
+# -- gaps -----------------------------------------------------------------------------------------
+
+
+def gaps_of(trajectory: Trajectory, *registered: int) -> list[tuple[int, int, float]]:
+    """Between which frames, and how long."""
+    found = trajectory.gaps([FrameId(number) for number in registered])
+    return [(g.before, g.after, round(g.ends_at_s - g.begins_at_s, 3)) for g in found]
+
+
+def test_a_time_without_any_pose_is_a_gap() -> None:
+    trajectory = Trajectory(max_interpolation_s=1.0)
+    for number in (1, 5, 9, 12):
+        trajectory.add_keyframe(keyframe(number, captured_at_s=0.1 * number + 10.0 * (number > 5)))
+        trajectory.add_tracked(
+            tracked(number + 1, of=number, captured_at_s=0.1 * number + 0.1 + 10.0 * (number > 5))
+        )
+        motion = tracked(number + 1, of=number)
+        trajectory.set_relative_pose(motion, cam_from_keyframe=MOTION, scale=1.0)
+    assert gaps_of(trajectory, 1, 5, 9, 12) == [(6, 9, 10.3)]
+    assert gaps_of(trajectory, 1, 5) == []  # the video may have ended there
+    assert gaps_of(trajectory, 1, 12) == [(2, 12, 11.0)]
+
+
+def test_photos_and_other_cameras_leave_no_gaps() -> None:
+    trajectory = Trajectory(max_interpolation_s=1.0)
+    for number in (1, 2, 3):
+        trajectory.add_keyframe(keyframe(number, captured_at_s=60.0 * number, is_photo=True))
+        trajectory.add_keyframe(keyframe(number + 10, captured_at_s=60.0 * number, camera="slow"))
+    assert gaps_of(trajectory, 1, 2, 3, 11, 12, 13) == []
