@@ -717,6 +717,17 @@ class CameraFigures:
     is_constant: bool  # nothing may change it
     is_held: bool  # adjustments leave its focal length alone for now, see the doubts
     doubts: tuple[str, ...]  # sentences
+    doubt_kinds: tuple[str, ...] = ()  # of each, one word
+
+    @property
+    def is_unvouched(self) -> bool:
+        """Whether nobody and no file says what its calibration is."""
+        return self.origin in {
+            CalibrationOrigin.POINTMAPS,
+            CalibrationOrigin.TWO_VIEW_GEOMETRIES,
+            CalibrationOrigin.RECOGNISED,
+            CalibrationOrigin.ASSUMED,
+        }
 
     @property
     def focal_ratio(self) -> float:

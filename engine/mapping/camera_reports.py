@@ -79,7 +79,7 @@ class CameraReports:
     def _figures(self, camera_key: str, sparse_map: SparseMap, num: int) -> CameraFigures:
         camera, prior = sparse_map.camera(camera_key), sparse_map.camera_prior(camera_key)
         state = sparse_map.camera_state(camera_key)
-        given = self._given.get(camera_key, {}).values()
+        doubts = (*self._given.get(camera_key, {}).items(), *_doubts(camera_key, sparse_map))
         is_known = state is not None and math.isfinite(state.focal_sigma_ratio)
         return CameraFigures(
             camera_key=camera_key,
@@ -96,7 +96,8 @@ class CameraReports:
             observed_sigma_ratio=state.focal_sigma_ratio if state and is_known else None,
             is_constant=prior.is_constant,
             is_held=_is_held(camera_key, sparse_map),
-            doubts=(*given, *(reason for _, reason in _doubts(camera_key, sparse_map))),
+            doubts=tuple(reason for _, reason in doubts),
+            doubt_kinds=tuple(kind for kind, _ in doubts),
         )
 
     def _emit_calibrated(

@@ -14,6 +14,7 @@ from engine.config import GeoreferenceConfig, RuntimeConfig
 from engine.events import Georeferenced, Warned
 from engine.geo.georeference import (
     Georeference,
+    RefusalReason,
     estimate_georeference,
     gps_rmse_m,
     positions_in_enu,
@@ -111,11 +112,17 @@ class Georeferencing:
         self._origin: GpsFix | None = None  # of the first placement, for good
         self._was_emitted = False
         self._warned_of: tuple[FrameId, ...] = ()
+        self._contradiction = ""
 
     @property
     def placement(self) -> Placement | None:
         """Where the map was last found to lie; None: nowhere yet."""
         return self._placement
+
+    @property
+    def contradiction(self) -> str:
+        """How the positions contradict the map, as last asked; "" where they do not."""
+        return self._contradiction
 
     def update(self, sparse_map: SparseMap, *, is_final: bool = False) -> Placement | None:
         """Places the map as it is now; emits the first placement and the final one.
@@ -207,6 +214,7 @@ class Georeferencing:
                 than the configured distance.
         """
         settings = self._config
+        self._contradiction = ""
         keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
         known = [k for k in keyframes if self._position_of(k) is not None]
         if not settings.enabled or len(known) < settings.min_fixes:
@@ -225,6 +233,8 @@ class Georeferencing:
         )
         if not isinstance(found, Georeference):
             logger.info("the map cannot be laid onto GPS: %s, %s", found.reason, found.detail)
+            if found.reason is RefusalReason.CONTRADICTION:
+                self._contradiction = found.detail
             return None
         return Placement(
             georeference=found,

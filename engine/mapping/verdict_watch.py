@@ -1,23 +1,25 @@
-"""When a map is judged: while it grows, and at the end; and when that is emitted."""
+"""When a map is judged: now and then while it grows, and at the end; and what is emitted of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from engine.events import VerdictChanged
-from engine.mapping.map_evidence import gather
+from engine.mapping.map_evidence import PAIRS_PER_KEYFRAME, Beside, gather
 from engine.mapping.sparse_map import SparseMap
 from engine.mapping.verdict import judge
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
 from engine.types import Verdict, VerdictLevel
 
-_EVERY_KEYFRAMES = 10
-_GROWTH = 1.1  # of the registered keyframes since the last time
+_LEAST_KEYFRAMES = 8  # of a growing map: smaller ones still change with every keyframe
+_LEAST_GROWTH = 10  # registered keyframes since the last time
+_GROWTH_RATIO = 0.3  # likewise, of the map
+_LIVE_PAIRS = 3  # of each keyframe that are examined while the map grows
 
 
 class VerdictWatch:
-    """Judges the map of a run now and then, and emits what changed.
+    """Judges the map of a run now and then, and emits changes of what is said of it.
 
     Args:
         graph: of all keyframes and their pairs.
@@ -35,21 +37,26 @@ class VerdictWatch:
         """What was said of the map last."""
         return self._verdict
 
-    def watch(self, sparse_map: SparseMap) -> None:
-        """Judges a growing map when it is much larger than last time."""
-        num = sparse_map.num_registered
-        if self._num_judged <= num < max(self._num_judged + _EVERY_KEYFRAMES, 1):
-            return
-        self.judge(sparse_map)
+    def watch(self, sparse_map: SparseMap, beside: Callable[[], Beside]) -> None:
+        """Judges a growing map when it has changed much since the last time."""
+        num, before = sparse_map.num_registered, self._num_judged
+        growth = max(_LEAST_GROWTH, _GROWTH_RATIO * before) if before else _LEAST_KEYFRAMES
+        if abs(num - before) >= growth:
+            self._judge(sparse_map, beside(), pairs_per_keyframe=_LIVE_PAIRS)
 
-    def judge(self, sparse_map: SparseMap, separate_maps: Sequence[SparseMap] = ()) -> None:
-        """Judges a map at its end, with what stands beside it."""
+    def judge(self, sparse_map: SparseMap, beside: Beside) -> None:
+        """Judges a map, which may be empty, with what stands beside it."""
+        self._judge(sparse_map, beside, pairs_per_keyframe=PAIRS_PER_KEYFRAME)
+
+    def _judge(self, sparse_map: SparseMap, beside: Beside, *, pairs_per_keyframe: int) -> None:
         self._num_judged = sparse_map.num_registered
-        verdict = judge(gather(sparse_map, self._graph, separate_maps))
-        if _cause(verdict) != _cause(self._verdict):
-            self._emit(VerdictChanged(verdict=verdict))
-        self._verdict = verdict
+        former = self._verdict
+        self._verdict = judge(
+            gather(sparse_map, self._graph, beside, pairs_per_keyframe=pairs_per_keyframe)
+        )
+        if _causes(former) != _causes(self._verdict):
+            self._emit(VerdictChanged(verdict=self._verdict))
 
 
-def _cause(verdict: Verdict) -> tuple[VerdictLevel, frozenset[str]]:
+def _causes(verdict: Verdict) -> tuple[VerdictLevel, frozenset[str]]:
     return verdict.level, frozenset(reason.kind for reason in verdict.reasons)

@@ -1,0 +1,64 @@
+"""How keyframes are named to people: photos by file, frames of a video by number and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engine.types import FrameId, Keyframe
+
+_MAX_NAMED = 3  # stretches that one sentence names
+
+
+def stretches(frame_ids: Iterable[FrameId], keyframes: Sequence[Keyframe]) -> list[list[Keyframe]]:
+    """Some keyframes by runs without a gap, of one camera each, in order of arrival.
+
+    Args:
+        frame_ids: those to name.
+        keyframes: all, in order of arrival.
+    """
+    wanted = set(frame_ids)
+    found: list[list[Keyframe]] = []
+    open_runs: dict[str, list[Keyframe]] = {}
+    for keyframe in keyframes:
+        if keyframe.frame_id not in wanted:
+            open_runs.pop(keyframe.camera_key, None)
+        elif keyframe.camera_key in open_runs:
+            open_runs[keyframe.camera_key].append(keyframe)
+        else:
+            open_runs[keyframe.camera_key] = [keyframe]
+            found.append(open_runs[keyframe.camera_key])
+    return found
+
+
+def named(frame_ids: Iterable[FrameId], keyframes: Sequence[Keyframe]) -> str:
+    """Some keyframes in words, the longest runs first where there are many.
+
+    Args:
+        frame_ids: those to name.
+        keyframes: all, in order of arrival.
+    """
+    runs = stretches(frame_ids, keyframes)
+    longest = sorted(runs, key=len, reverse=True)[:_MAX_NAMED]
+    has_cameras = len({one.camera_key for one in keyframes}) > 1
+    words = [_run_in_words(run, has_cameras=has_cameras) for run in runs if run in longest]
+    num_more = sum(len(run) for run in runs) - sum(len(run) for run in longest)
+    more = [f"{num_more} more"] if num_more else []
+    return " and ".join([", ".join(words), *more] if more else [", ".join(words)])
+
+
+def clock(seconds: float) -> str:
+    """A time in a video: minutes and seconds."""
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def _run_in_words(run: Sequence[Keyframe], *, has_cameras: bool) -> str:
+    first, last = run[0], run[-1]
+    if first.is_photo:
+        kind, begin, end = ("photo", "photos"), first.name, last.name
+    else:
+        kind, begin, end = ("frame", "frames"), str(first.index), str(last.index)
+    where = f" of {first.camera_key}" if has_cameras else ""
+    if len(run) == 1:
+        return f"{kind[0]} {begin}{where}"
+    return f"{kind[1]} {begin} to {end}{where}"
