@@ -573,6 +573,7 @@ class RegistrationStatus(StrEnum):
     REGISTERED = "registered"
     TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
     TOO_FEW_INLIERS = "too_few_inliers"
+    CONTRADICTED = "contradicted"  # by stronger pairs than those that agree with the pose
 
 
 class PoseKind(StrEnum):

@@ -26,7 +26,7 @@ from engine.mapping.bundle_adjustment import GlobalAdjustmentSchedule
 from engine.mapping.cameras import CameraChange
 from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully, register_and_refine
 from engine.mapping.map_merging import MergedMap, merge_maps, take_apart
-from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.misplacement import MisplacementRepair
 from engine.mapping.restarts import MapBuilder
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.matching.scene_graph import SceneGraph
@@ -59,6 +59,7 @@ class _Component:
     number: int
     sparse_map: SparseMap
     schedule: GlobalAdjustmentSchedule
+    misplacements: MisplacementRepair = field(default_factory=MisplacementRepair)
     tried: dict[int, int] = field(default_factory=dict)  # inliers across, by number of the other
 
 
@@ -283,12 +284,10 @@ class Components:
 
     def _refine(self, main: SparseMap, one: _Component, frame_id: FrameId) -> None:
         """What follows when a component grew: misplacement, keyframes that wait, adjustment."""
-        misplacement = find_misplacement(one.sparse_map, frame_id)
-        if misplacement is not None:
-            take_out(one.sparse_map, misplacement)
-            self._builder.distrust(misplacement.misleading)
-            for misplaced in misplacement.keyframe_ids:
-                self._graph.set_registered(misplaced, False)
+        repair = one.misplacements.repair(one.sparse_map, [frame_id], config=self._growth)
+        if repair is not None:
+            one.sparse_map = repair.sparse_map
+            self._builder.distrust(repair.misplacement.misleading)
         limit = self._registration.max_retries_per_keyframe
         elsewhere = {i for i in self._graph.keyframe_ids if self._graph.map_number(i) is not None}
         for waiting in self._graph.retry_candidates(
