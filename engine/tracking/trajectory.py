@@ -9,6 +9,7 @@ frame gets a pose that was not estimated.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from engine.types import Float64Array, FrameId, FramePose, Keyframe, PoseGap, Po
 
 _MIN_GAP_S = 2.0
 _GAP_STEPS = 5  # times the usual step from one posed frame to the next
+
+_MAX_TURN_RAD = 0.5  # between poses with another one between them; beyond it a video was cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,7 +123,8 @@ class Trajectory:
 
         A frame of a video without an estimated pose is interpolated in capture time, when the
         nearest keyframes of its camera before and after it are in one map and close in time. It
-        then lies between the nearest poses before and after it. No other frame gets a pose.
+        then lies between the nearest poses before and after it, unless the camera turned far from
+        one to the other. No other frame gets a pose.
 
         Args:
             maps: the states of registered keyframes; no keyframe is in two maps.
@@ -208,6 +212,8 @@ class Trajectory:
         # Clocks may jump: then a capture time need not be between those of the neighbours.
         if not (before_s <= time.captured_at_s <= after_s and before_s < after_s):
             return None
+        if _turn_rad(before.cam_from_world, after.cam_from_world) > _MAX_TURN_RAD:
+            return None
         return _PlacedPose(
             time=time,
             map_idx=before.map_idx,
@@ -245,6 +251,12 @@ def _around(
     if position in (0, len(posed)):
         return None
     return posed[position - 1], posed[position]
+
+
+def _turn_rad(first: Float64Array, second: Float64Array) -> float:
+    """The angle between the rotations of two poses (3, 4)."""
+    cosine = (float(np.sum(first[:, :3] * second[:, :3])) - 1.0) / 2.0
+    return math.acos(min(max(cosine, -1.0), 1.0))
 
 
 def _frame_pose(placed: _PlacedPose) -> FramePose:

@@ -242,6 +242,16 @@ def test_a_break_in_a_video_gives_no_poses() -> None:
     assert [pose.frame_id for pose in poses] == registered
 
 
+@pytest.mark.parametrize(("turn_rad", "is_posed"), [(0.45, True), (0.55, False), (1.57, False)])
+def test_a_camera_that_turned_far_meanwhile_gives_no_poses_in_between(
+    turn_rad: float, *, is_posed: bool
+) -> None:
+    trajectory = video(0.0, 0.1, 0.2)
+    turned = pose_at((1.0, 0.0, 0.0), rotation_vector=(0.0, turn_rad, 0.0))
+    poses = poses_in_map(trajectory, states({1: at_x(0.0), 3: turned}))
+    assert [pose.frame_id for pose in poses] == ([1, 2, 3] if is_posed else [1, 3])
+
+
 def test_photos_are_never_interpolated() -> None:
     trajectory = Trajectory(max_interpolation_s=1.0)
     for number in (1, 2, 3):
