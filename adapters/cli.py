@@ -364,7 +364,7 @@ def _why_no_map(outcome: RunOutcome) -> str:
         return ": no frame came, see above"
     reasons = outcome.verdict.reasons
     if reasons:
-        return f": {reasons[0].sentence}"
+        return f": {reasons[0].sentence.removeprefix('no map: ')}"
     return _TURNS if outcome.summary.get("turning") else _WHY_NO_MAP
 
 

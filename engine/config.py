@@ -575,14 +575,15 @@ class RescueConfig(Section):
     and join it when pairs between them show how they lie. false: they wait, whole maps are built
     from other starts while the run goes on, and what is left becomes separate maps at the end."""
     restart_below_registered_ratio: Ratio = 0.5
-    """With a smaller share of the keyframes registered, another start is tried; the map with more
-    keyframes stays."""
+    """Without components: with a smaller share of the keyframes registered, another start is tried;
+    the map with more keyframes stays."""
     restart_min_keyframes: PositiveInt = 8
     """Keyframes received before another start is considered."""
     max_restarts: NonNegativeInt = 4
-    """Other starts tried at most while frames arrive."""
+    """Without components: other starts tried at most while frames arrive."""
     final_rebuilds: NonNegativeInt = 3
-    """Other starts tried at the end of the run while keyframes are missing."""
+    """Other starts tried at the end of the run while keyframes are missing from all maps; with
+    components one at most."""
     separate_maps: bool = True
     """Whether keyframes that join each other but not the map get maps of their own at the end:
     sparse/1, sparse/2, ... of the last snapshot."""

@@ -28,6 +28,12 @@ def verdict_lines(verdict: Verdict, *, width: int | None = None, more_in: str = 
     return lines
 
 
+def verdict_document(verdict: Verdict) -> str:
+    """The level and all reasons, in Markdown."""
+    items = [f"- {reason.sentence}" for reason in verdict.reasons]
+    return "\n".join([f"**The map is {verdict.level}.**", "", *items])
+
+
 def _wrapped(sentence: str, *, width: int | None) -> list[str]:
     if width is None:
         return [_BULLET + sentence]

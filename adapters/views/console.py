@@ -95,12 +95,9 @@ class ConsoleView:
     def _write_log_line(self, log_line: LogLine) -> None:
         from rich.text import Text
 
-        time_text = f"{self._elapsed()}  "
-        first, *more = log_line.text.splitlines() or [""]
-        line = Text.assemble((time_text, "bright_black"), _MARKS.get(log_line.level, ""), first)
-        self._print(line)
-        for text in more:
-            self._print(Text(" " * len(time_text) + text))
+        text, *_ = log_line.text.splitlines() or [""]  # the run's last lines have the rest
+        mark = _MARKS.get(log_line.level, "")
+        self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, text))
 
     def _write_status(self) -> None:
         self._next_line_s = self._clock() + PLAIN_INTERVAL_S

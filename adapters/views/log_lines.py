@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from adapters.live.run_counters import RunCounters
@@ -64,7 +64,7 @@ class LogLine:
     """One line of a view's log."""
 
     level: LogLevel
-    text: str
+    text: str  # where it has several lines, the first says what matters most
 
 
 def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
@@ -104,8 +104,17 @@ def _doubt(event: CameraDoubted | Warned | VerdictChanged) -> LogLine:
         case Warned():
             return LogLine(level=LogLevel.WARNING, text=event.message)
         case VerdictChanged():
-            text = "\n".join(verdict_lines(event.verdict))
-            return LogLine(level=_LEVEL_OF_VERDICT[event.verdict.level], text=text)
+            return LogLine(level=_LEVEL_OF_VERDICT[event.verdict.level], text=_verdict(event))
+
+
+def _verdict(event: VerdictChanged) -> str:
+    """The level and the gravest reason in the first line, the other reasons below it."""
+    level, reasons = event.verdict.level, event.verdict.reasons
+    if not reasons:
+        return f"verdict {level}"
+    others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    below = verdict_lines(replace(event.verdict, reasons=reasons[1:]))[1:]
+    return "\n".join([f"verdict {level}: {reasons[0].sentence}{others}", *below])
 
 
 def _dropped(event: FrameDropped, num_dropped: int) -> LogLine | None:

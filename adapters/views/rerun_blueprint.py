@@ -74,7 +74,7 @@ def build_blueprint(
     """
     import rerun.blueprint as rrb
 
-    tabs = [_log_view(), _camera_view(), _graph_view()]
+    tabs = [_log_view(), _verdict_view(), _camera_view(), _graph_view()]
     if with_geography:
         tabs.append(rrb.MapView(origin="/geo", name="World", zoom=17.0))
     beside = rrb.Vertical(
@@ -127,6 +127,12 @@ def _camera_view() -> rrb.TextDocumentView:
     import rerun.blueprint as rrb
 
     return rrb.TextDocumentView(origin="/cameras", name="Cameras")
+
+
+def _verdict_view() -> rrb.TextDocumentView:
+    import rerun.blueprint as rrb
+
+    return rrb.TextDocumentView(origin="/verdict", name="Verdict")
 
 
 def _log_view() -> rrb.TextLogView:

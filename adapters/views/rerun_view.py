@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapters.live.run_counters import RunCounters
+from adapters.live.verdict_words import verdict_document
 from adapters.views.camera_table import camera_table
 from adapters.views.display_image import DisplayImage, display_image
 from adapters.views.log_lines import log_line_of
@@ -33,6 +34,7 @@ from engine.events import (
     MapInitialized,
     OverlayFound,
     RunFinished,
+    VerdictChanged,
 )
 from engine.types import Frame, FramePose, MapView
 
@@ -191,8 +193,14 @@ class RerunView:
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()
         self._log_metrics(*_METRICS_OF_EVENT.get(type(event), ()))
+        if isinstance(event, VerdictChanged):
+            document = rr.TextDocument(
+                verdict_document(event.verdict), media_type=rr.MediaType.MARKDOWN
+            )
+            self._recording.log("verdict", document)
         if log_line := log_line_of(event, self._counters):
-            self._recording.log("logs", rr.TextLog(log_line.text, level=log_line.level.value))
+            for text in log_line.text.splitlines():  # the viewer shows one line of each entry
+                self._recording.log("logs", rr.TextLog(text, level=log_line.level.value))
 
     def close(self) -> None:
         """Finishes the file; a window that was opened stays, a page that was served ends."""

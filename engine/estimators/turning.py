@@ -33,7 +33,11 @@ _START_DISTORTIONS = (0.0, -0.35, -0.9)
 _START_SWEEPS = 3
 _COARSE_MATCHES, _COARSE_SWEEPS = 32, 2  # of a coarse look
 _SURE_INFORMATION = 4.0  # on the logarithm of a focal length: a start is sought near it only
-_DISTORTION_LIMITS = ((-1.5, 0.6), (-0.5, 0.5))
+_PINCUSHION_LIMIT = 0.15  # of distortion, at the image's corner
+# Barrel distortion is next to none through a long lens. Without this bound a long lens could make
+# turns look like motions along a wall: its image would be linear in angles.
+_BARREL_LIMIT, _BARREL_LIMIT_OF_WIDE = 0.01, 0.4  # the latter by the focal length to the fourth
+_WIDEST_BARREL = 1.5
 _SCALE_RATIO = 0.001  # of the image edge: the scale of the robust loss
 _EXPLAINED_RATIO = 0.0025  # of the edge: a match farther off is not explained,
 _EXPLAINED_NOISES = 3.5  # unless it is within so many medians of distances from epipolar lines
@@ -76,6 +80,7 @@ class TurningFit:
     distortion: Float64Array  # (2,) of the squared and of the fourth power of the radius
     error_ratio: float  # median distance of matches from where they should be, of the edge
     noise_ratio: float  # the same from epipolar lines
+    prior_sigmas: float  # how far a focal length is from what was known of it, at most
 
     @property
     def is_determined(self) -> bool:
@@ -225,7 +230,11 @@ def nearest_turn_ratio(pair: TurningPair, shape: ImageShape) -> float:
 
 
 def fit_turning(
-    pairs: Sequence[TurningPair], *, shape: ImageShape, priors: Sequence[FocalPrior] = ()
+    pairs: Sequence[TurningPair],
+    *,
+    shape: ImageShape,
+    priors: Sequence[FocalPrior] = (),
+    max_matches: int = _MAX_MATCHES,
 ) -> TurningFit:
     """The rotations and the calibration that explain pairs best.
 
@@ -233,8 +242,9 @@ def fit_turning(
         pairs: at least one, with at least 8 matches each.
         shape: of the images.
         priors: what is known of each focal length; empty: nothing of any.
+        max_matches: of each pair that are used; more determine long focal lengths better.
     """
-    batch = _Batch.of(pairs, shape=shape)
+    batch = _Batch.of(pairs, shape=shape, max_matches=max_matches)
     known = _Prior.of(priors or [UNKNOWN_FOCAL] * batch.num_lenses, shape=shape)
     start = _best_start(batch, batch.log_zooms(), known)
     return _refined(batch, start, known)
@@ -256,6 +266,9 @@ class _Prior:
 
     def cost(self, log_focals: Float64Array) -> float:
         return float((self.information * (log_focals - self.log_focals) ** 2).sum())
+
+    def deviation(self, log_focals: Float64Array) -> float:
+        return float((np.sqrt(self.information) * np.abs(log_focals - self.log_focals)).max())
 
     def start_focals(self, shape: ImageShape) -> Float64Array:
         """(G,) logs of typical focal lengths to start from."""
@@ -382,7 +395,15 @@ def _cost(distances: Float64Array, is_match: BoolArray, scale: float) -> Float64
 
 def _grid(log_focals: Float64Array) -> Float64Array:
     """(G, 2) logs of focal lengths with distortions to start from."""
-    return np.array([(focal, bend) for bend in _START_DISTORTIONS for focal in log_focals])
+    grid = np.array([(focal, bend) for bend in _START_DISTORTIONS for focal in log_focals])
+    grid[:, 1] = np.maximum(grid[:, 1], -_barrel_limit(grid[:, 0]))
+    return grid
+
+
+def _barrel_limit(log_focals: Float64Array) -> Float64Array:
+    """How much barrel distortion lenses of focal lengths (...) can have, at the image's corner."""
+    limit = _BARREL_LIMIT + _BARREL_LIMIT_OF_WIDE * np.exp(-4.0 * log_focals)
+    return np.asarray(np.minimum(limit, _WIDEST_BARREL))
 
 
 def _best_start(batch: _Batch, log_zooms: Float64Array, prior: _Prior) -> _State:
@@ -538,7 +559,8 @@ def _moved(batch: _Batch, state: _State, step: Float64Array, *, weights: Float64
     """The state after a step of what is shared."""
     low, high = (math.log(ratio * batch.shape.edge) for ratio in FOCAL_RATIOS)
     log_focals = np.clip(state.log_focals + step[:-2], low, high)
-    distortion = np.clip(state.distortion + step[-2:], *np.transpose(_DISTORTION_LIMITS))
+    barrel = float(_barrel_limit(log_focals).min())
+    distortion = np.clip(state.distortion + step[-2:], -barrel, _PINCUSHION_LIMIT)
     first, second = batch.focals_of(log_focals)
     rays1, _ = _rays(batch.points1, first, distortion)
     rays2, _ = _rays(batch.points2, second, distortion)
@@ -564,4 +586,5 @@ def _fit(batch: _Batch, state: _State, prior: _Prior, distances: Float64Array) -
         distortion=state.distortion,
         error_ratio=error / batch.shape.edge,
         noise_ratio=float(np.median(batch.noises)) / batch.shape.edge,
+        prior_sigmas=prior.deviation(state.log_focals),
     )

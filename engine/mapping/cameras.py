@@ -30,6 +30,7 @@ from engine.mapping.camera_priors import (
     CameraPrior,
 )
 from engine.mapping.camera_reports import CameraReports
+from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
@@ -204,21 +205,34 @@ class CameraCalibration:
         """
         return [key for key in self._initial if self.is_unknown(key, sparse_map)]
 
-    def calibrate_from_pairs(self, sparse_map: SparseMap, graph: SceneGraph) -> None:
+    def calibrate_from_pairs(
+        self, sparse_map: SparseMap, graph: SceneGraph, *, votes: FocalVotes | None = None
+    ) -> None:
         """Gives cameras of unknown focal length an estimate of it.
 
-        What a matcher saw counts, else the cameras' fundamental matrices. Once a keyframe of a
-        camera is in the map, bundle adjustment refines it better.
+        What a matcher saw counts, else how many pairs agree by votes, where they are given, else
+        the cameras' fundamental matrices. Once a keyframe of a camera is in the map, bundle
+        adjustment refines it better.
         """
         for camera_key in self.unknown_keys(sparse_map):
-            self._calibrate(camera_key, sparse_map, graph)
+            self._calibrate(camera_key, sparse_map, graph, votes=votes)
 
-    def _calibrate(self, camera_key: str, sparse_map: SparseMap, graph: SceneGraph) -> None:
+    def _calibrate(
+        self,
+        camera_key: str,
+        sparse_map: SparseMap,
+        graph: SceneGraph,
+        *,
+        votes: FocalVotes | None,
+    ) -> None:
         camera = sparse_map.camera(camera_key)
         seen = self._seen_focal_px.get(camera_key)
         if seen:
             focal_px: float | None = float(np.median(seen))
             origin, sigma_ratio = CalibrationOrigin.POINTMAPS, POINTMAPS_SIGMA_RATIO
+        elif votes is not None:
+            focal_px = votes.focal_px(camera_key, sparse_map.camera)
+            origin, sigma_ratio = CalibrationOrigin.TWO_VIEW_GEOMETRIES, TWO_VIEW_SIGMA_RATIO
         else:
             pairs = sorted(graph.edges_of(camera_key), key=lambda pair: -pair.num_inliers)
             focal_px = estimate_focal_length(

@@ -50,8 +50,6 @@ _CLEARLY_FULLER = 1.25  # times the keyframes of the main map
 _FULLER_BY = 3  # keyframes, at least
 _MIN_PAIRS_ACROSS = 2  # between maps that are joined
 _MORE_TO_JOIN = 1.25  # times the inliers across at the last try
-_LOOKED_FOR_AT_ONCE = 1  # keyframes matched with places that look alike, per new keyframe
-_PLACES_EVERY = 3  # of the keyframes of a component are looked for elsewhere
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -101,6 +99,7 @@ class Components:
         self._num_started = 0
         self._came_lost: dict[FrameId, None] = {}  # keyframes that the main map did not take
         self._to_look_for: list[FrameId] = []  # of them, not yet matched with further places
+        self._num_looked_for = 0  # keyframes of components, in turn
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -159,11 +158,20 @@ class Components:
     # -- a keyframe -----------------------------------------------------------------------------
 
     def to_look_for(self) -> tuple[FrameId, ...]:
-        """Keyframes without a place in the main map, to be matched with what looks like them."""
-        waiting, self._to_look_for = self._to_look_for, []
-        chosen = [i for i in waiting if self._graph.map_number(i) != MAIN]
-        self._to_look_for = chosen[:-_LOOKED_FOR_AT_ONCE][-_MAX_STARTED_FROM:]
-        return tuple(chosen[-_LOOKED_FOR_AT_ONCE:])
+        """A keyframe without a place, else one of a component, to be matched with similar ones.
+
+        Each keyframe without a place once, the newest first; then those of components in turn, for
+        as long as nothing joins these.
+        """
+        waiting = [i for i in self._to_look_for if self._graph.map_number(i) is None]
+        self._to_look_for = waiting[-_MAX_STARTED_FROM:]
+        if self._to_look_for:
+            return (self._to_look_for.pop(),)
+        apart = [i for one in self._components for i in one.sparse_map.registered_ids]
+        if not (apart and self._is_growing):
+            return ()
+        self._num_looked_for += 1
+        return (apart[self._num_looked_for % len(apart)],)
 
     def replace_features(self, features: Features) -> None:
         """Puts a keyframe's present keypoint table in place of a former one, where it is held."""
@@ -232,7 +240,7 @@ class Components:
                 or self._register(main, frame_id)
                 or self._start(main, frame_id)
             )
-            if number is None or len(self._came_lost) % _PLACES_EVERY == 0:
+            if number is None:
                 self._to_look_for.append(frame_id)
         if not self._components:
             return main
@@ -420,6 +428,8 @@ class Components:
             )
         )
         if onto is None:
+            for frame_id in merged.moved_ids:
+                self._graph.set_registered(frame_id, True)
             return merged.sparse_map
         onto.sparse_map = merged.sparse_map
         onto.tried.clear()
@@ -472,11 +482,11 @@ class Components:
         fullest.schedule.done(main.num_registered)
         for one in self._components:
             one.tried.clear()
-        for frame_id in new_main.registered_ids:
-            self._graph.set_registered(frame_id, True)
-        self._take_out(fullest, [])
         for frame_id in fullest.sparse_map.registered_ids:
             self._update_graph(fullest, frame_id)
+        self._take_out(fullest, [])
+        for frame_id in new_main.registered_ids:
+            self._graph.set_registered(frame_id, True)
         return new_main
 
     # -- keeping up with the main map -----------------------------------------------------------
@@ -517,7 +527,10 @@ class Components:
     # -- adjustment -----------------------------------------------------------------------------
 
     def due_for_adjustment(self) -> SparseMap | None:
-        """A component that grew enough to be adjusted on another thread, if there is one."""
+        """A component that grew enough to be adjusted on another thread, if there is one.
+
+        It counts as adjusted from now on.
+        """
         for one in self._components:
             num_registered = one.sparse_map.num_registered
             if one.schedule.should(num_registered):
@@ -528,7 +541,10 @@ class Components:
     # -- the end of a run -----------------------------------------------------------------------
 
     def grow_finally(self, main: SparseMap) -> SparseMap:
-        """Registers in components what can be, with the thresholds of the end, and joins them."""
+        """Registers in components what can be, with the thresholds of the end, and joins them.
+
+        Small ones that nothing joins are dropped: their keyframes may fit alone, or together anew.
+        """
         for one in list(self._components):
             waiting = [i for i in self._graph.keyframe_ids if self._graph.map_number(i) is None]
             self._builder.complete(one.sparse_map, like=main, frame_ids=waiting)
@@ -541,7 +557,11 @@ class Components:
             for frame_id, registration in grown.items():
                 self._report(one, frame_id, registration, is_retry=True)
             one.tried.clear()
-        return self._settled(main, config=self._final_growth, is_final=True)
+        main = self._settled(main, config=self._final_growth, is_final=True)
+        for one in list(self._components):
+            if one.sparse_map.num_registered < _MIN_ESTABLISHED:
+                self._take_out(one, one.sparse_map.registered_ids)
+        return main
 
     def num_rebuilds_wanted(self, main: SparseMap) -> int:
         """How many whole maps are to be built from other starts at the end: one at most.

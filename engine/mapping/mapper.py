@@ -6,9 +6,9 @@ What happens to a keyframe, in order::
     (matching)        PairMatching, on any one thread: the pairs with earlier keyframes that hold
     add_keyframe      what overlays had is taken out; the first map is made, or the keyframe is
                       registered and its surroundings are refined, misplaced keyframes are taken
-                      out, waiting ones are tried again, and a poor map is replaced; cameras that
-                      zoom, are crops or have another lens change, and the map with them; small maps
-                      are adjusted, copies of larger ones are handed out as jobs
+                      out, waiting ones are tried again; what fits nowhere grows as a map beside
+                      it; cameras that zoom, are crops or have another lens change, and the map with
+                      them; small maps are adjusted, copies of larger ones are handed out as jobs
 
 `add_frame` poses the frames between keyframes, and `finish` registers what is left, rescues what is
 missing and adjusts everything. One thread makes a mapper and calls it; what it returns is frozen or
@@ -67,6 +67,7 @@ from engine.mapping.cameras import (
 )
 from engine.mapping.components import MAIN, Components
 from engine.mapping.contradictions import find_contradictions
+from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
 from engine.mapping.growth import (
@@ -93,6 +94,7 @@ from engine.mapping.steps import (
     MapSnapshot,
     OneMapFigures,
 )
+from engine.mapping.strict_posing import StrictPosing
 from engine.mapping.turning import TurningWatch
 from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
@@ -172,6 +174,7 @@ class Mapper:
             matches_everything=matching.matches_everything,
             seed=config.runtime.seed,
         )
+        self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
         self._poser = FramePoser(
             registration=config.registration,
             seed=config.runtime.seed,
@@ -197,6 +200,7 @@ class Mapper:
             cameras=self._cameras,
             new_map=self._new_map,
             solve_window=self._solve_window,
+            calibrate=self._calibrate_from_pairs,
             turning=self._turning,
             seed=config.runtime.seed,
         )
@@ -216,6 +220,12 @@ class Mapper:
             graph=graph,
             new_map=self._new_map,
             all_matches=matching.all_matches,
+            seed=config.runtime.seed,
+        )
+        self._strict_posing = StrictPosing(
+            graph=graph,
+            registration=config.registration,
+            growth=self._growth,
             seed=config.runtime.seed,
         )
         self._windows = WindowRefinement(
@@ -248,7 +258,7 @@ class Mapper:
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
         )
         self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
-        self._adjusted_map = self._map  # that the adjustment in flight is of
+        self._adjusted_component: SparseMap | None = None  # by the job in flight; None: the map
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
@@ -339,10 +349,11 @@ class Mapper:
         elif self._map.is_registered(frame_id):
             self._report_changes()  # a map built anew holds it already
         else:
-            self._cameras.calibrate_from_pairs(self._map, self._graph)
+            self._calibrate_from_pairs(self._map)
             if not self._components.claim(self._map, frame_id):
                 self._register(frame_id)
             self._take_lead(self._components.add_keyframe(self._map, frame_id))
+            self._pose_strictly()
             self._split_cameras()
             self._recognise_lenses()
             if not self._config.rescue.grow_components:
@@ -455,6 +466,8 @@ class Mapper:
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
+        if self._agreement.is_required:
+            self._calibrate_from_pairs(self._map)
         agreed = self._agreement.add_pairs(keyframe.frame_id)
         usable = self._agreement.usable(matched.pairs)
         self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
@@ -467,6 +480,10 @@ class Mapper:
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
         return replace(matched, pairs=(*usable, *late))
+
+    def _calibrate_from_pairs(self, sparse_map: SparseMap) -> None:
+        votes = self._focal_votes if self._agreement.is_required else None
+        self._cameras.calibrate_from_pairs(sparse_map, self._graph, votes=votes)
 
     def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Adds pairs that became agreed to all maps; returns those that the map did not use."""
@@ -543,6 +560,15 @@ class Mapper:
                     frame_id, registration, started_s=started_s, is_retry=True
                 )
 
+    def _pose_strictly(self, *, again: bool = False) -> None:
+        """Registers keyframes that no agreed pair joins to the map, where that is proven."""
+        if not self._agreement.is_required:
+            return
+        started_s = time.monotonic()
+        posed = self._strict_posing.register_waiting(self._map, again=again)
+        for frame_id, registration in posed.items():
+            self._report_registration(frame_id, registration, started_s=started_s, is_retry=True)
+
     def _grow(self, config: GrowthConfig) -> None:
         """Registers everything that can be."""
         started_s = time.monotonic()
@@ -588,9 +614,10 @@ class Mapper:
         """Takes back a map that a camera turning without moving explains."""
         if not (self._is_initialized and self._turning.explains(self._map)):
             return
-        self._map = self._builder.start_over()
-        for frame_id in self._graph.keyframe_ids:
+        for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
+        self._map = self._builder.start_over()
+        self._components.clear()
         self._evidence_used.clear()
         self._abandon_jobs()
         self._schedule.done(0)
@@ -724,7 +751,9 @@ class Mapper:
         num_registered = self._map.num_registered
         if not (self._schedule.should(num_registered) or self._loop_waits_for_adjustment):
             component = self._components.due_for_adjustment()
-            return None if component is None else self._start_adjusting(component)
+            return (
+                None if component is None else self._start_adjusting(component, is_component=True)
+            )
         self._schedule.done(num_registered)
         self._loop_waits_for_adjustment = False
         settings = self._config.global_bundle_adjustment
@@ -734,9 +763,9 @@ class Mapper:
             return None
         return self._start_adjusting(self._map)
 
-    def _start_adjusting(self, sparse_map: SparseMap) -> MapJob:
+    def _start_adjusting(self, sparse_map: SparseMap, *, is_component: bool = False) -> MapJob:
         """A job for a copy of one of the maps."""
-        self._adjusted_map = sparse_map
+        self._adjusted_component = sparse_map if is_component else None
         settings = self._config.global_bundle_adjustment
         run = functools.partial(
             _solve_adjustment,
@@ -765,8 +794,10 @@ class Mapper:
             if not slot.release(one.job) or one.result is None:
                 continue
             if isinstance(one.result, GlobalAdjustment):
-                if self._adjusted_map in (self._map, *self._components.maps):
-                    self._emit(merge_global_adjustment(self._adjusted_map, one.result))
+                component = self._adjusted_component
+                adjusted = self._map if component is None else component
+                if adjusted in (self._map, *self._components.maps):  # not joined meanwhile
+                    self._emit(merge_global_adjustment(adjusted, one.result))
                 self._report_changes()
             elif self._take_over(self._windows.merge(self._map, one.result)):
                 self._retry_waiting()
@@ -824,6 +855,7 @@ class Mapper:
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow(self._final_growth)
+            self._pose_strictly(again=True)
             self._rescue_by_windows()
             self._improve_by_windows()
             self._update_metric_scale()

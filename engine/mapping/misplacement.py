@@ -11,7 +11,7 @@ contradict each other show which are wrong: Zach et al., CVPR 2010.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import networkx
@@ -49,7 +49,7 @@ def find_misplacement(sparse_map: SparseMap, frame_id: FrameId) -> Misplacement 
     Returns:
         What to take out of the map, or None when the strongest evidence agrees with it.
     """
-    if not _has_contradiction(sparse_map, frame_id):
+    if next(contradicted_pairs(sparse_map, frame_id), None) is None:
         return None
     tree = networkx.maximum_spanning_tree(_registered_graph(sparse_map), weight="num_inliers")
     contradicted = [
@@ -76,16 +76,24 @@ def take_out(sparse_map: SparseMap, misplacement: Misplacement) -> None:
     sparse_map.deregister(misplacement.keyframe_ids)
 
 
-def _has_contradiction(sparse_map: SparseMap, frame_id: FrameId) -> bool:
-    shared = sparse_map.covisibility(frame_id)
-    return any(
-        _is_strong(pair)
-        and sparse_map.is_registered(other)
-        # A pair whose matches became common points is in use; this test is much the cheaper one.
-        and shared.get(other, 0) < _MAX_SHARED_RATIO * pair.num_inliers
-        and _contradicts(sparse_map, pair)
+def strong_pairs(sparse_map: SparseMap, frame_id: FrameId) -> list[VerifiedPair]:
+    """The strong pairs of a keyframe with registered ones."""
+    return [
+        pair
         for other, pair in sparse_map.neighbors(frame_id).items()
-    )
+        if _is_strong(pair) and sparse_map.is_registered(other)
+    ]
+
+
+def contradicted_pairs(sparse_map: SparseMap, frame_id: FrameId) -> Iterator[VerifiedPair]:
+    """The strong pairs of a registered keyframe that contradict the map."""
+    shared = sparse_map.covisibility(frame_id)
+    for pair in strong_pairs(sparse_map, frame_id):
+        other = pair.pair.first if pair.pair.second == frame_id else pair.pair.second
+        # A pair whose matches became common points is in use; this test is much the cheaper one.
+        is_in_use = shared.get(other, 0) >= _MAX_SHARED_RATIO * pair.num_inliers
+        if not is_in_use and _contradicts(sparse_map, pair):
+            yield pair
 
 
 def _is_strong(pair: VerifiedPair) -> bool:

@@ -71,6 +71,7 @@ class MapBuilder:
         cameras: holds all cameras.
         new_map: makes an empty map.
         solve_window: solves windows.
+        calibrate: gives cameras of unknown focal length of a map one from their pairs.
         turning: knows which pairs and maps tell no depth.
         seed: of the estimation of relative poses.
     """
@@ -88,6 +89,7 @@ class MapBuilder:
         cameras: CameraCalibration,
         new_map: Callable[[], SparseMap],
         solve_window: WindowSolver,
+        calibrate: Callable[[SparseMap], None],
         turning: TurningWatch,
         seed: int,
     ) -> None:
@@ -102,6 +104,7 @@ class MapBuilder:
         self._cameras = cameras
         self._new_map = new_map
         self._solve_window = solve_window
+        self._calibrate = calibrate
         self._seed = seed
         self._all_pairs_were_tried = False
         self._num_keyframes_at_bootstrap = 0
@@ -140,7 +143,7 @@ class MapBuilder:
             return None
         pairs = newest if self._all_pairs_were_tried else self._pairs()
         self._all_pairs_were_tried = True
-        self._cameras.calibrate_from_pairs(present, self._graph)
+        self._calibrate(present)
         built = self._from_pairs(present, pairs)
         num_connected = len(self._graph.connected_ids)
         # Small windows are easily wrong, and cost as much as they gain.
@@ -153,7 +156,7 @@ class MapBuilder:
 
     def first_at_end(self, present: SparseMap) -> BuiltMap | None:
         """Builds the first map of few keyframes, from any pair, when no more of them will come."""
-        self._cameras.calibrate_from_pairs(present, self._graph)
+        self._calibrate(present)
         built = self._from_pairs(present, self._pairs())
         return self._or_from_window(built, present, config=self._growth)
 
@@ -212,7 +215,7 @@ class MapBuilder:
             frame_ids: the keyframes.
             pairs: that it may start from.
         """
-        ranked = rank_initial_pairs(present, pairs, config=self._initialization, seed=self._seed)
+        ranked = self._ranked(present, pairs)
         return self._best(
             lambda: self._with(present, frame_ids),
             ranked[:_MAX_COMPONENT_STARTS],

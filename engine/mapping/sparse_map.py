@@ -387,9 +387,16 @@ class SparseMap:
         """How many keypoints of a keyframe match a point of the map."""
         return len(np.unique(self._correspondences(frame_id)[0]))
 
-    def visible_points(self, frame_id: FrameId) -> tuple[Int64Array, Int64Array]:
-        """Keypoints of a keyframe and ids of the points they match, (N,) each."""
-        return self._correspondences(frame_id)
+    def visible_points(
+        self, frame_id: FrameId, *, neighbors: Mapping[FrameId, VerifiedPair] | None = None
+    ) -> tuple[Int64Array, Int64Array]:
+        """Keypoints of a keyframe and ids of the points they match, (N,) each.
+
+        Args:
+            frame_id: the keyframe.
+            neighbors: pairs of it, by the other keyframe; by default those that the map uses.
+        """
+        return self._correspondences(frame_id, neighbors)
 
     def triangulate(self, frame_id: FrameId) -> int:
         """Continues tracks into a registered keyframe, makes points; returns observations made."""

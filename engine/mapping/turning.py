@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -44,6 +44,7 @@ from engine.types import (
 
 _MIN_MATCHES = 30  # of a pair: fewer tell a turn from a motion badly
 _MAX_MATCHES = 200  # that are looked at
+_FEW_MATCHES = 64  # while keyframes come
 _MIN_PAIRS = 3  # fewer do not tell a calibration
 _NEAR_RATIO = 0.015  # of the edge: pairs farther from all turns of a grid do not turn
 _NEAR_ZOOM_RATIO = 0.03  # the same for turns with zooms, which are guessed
@@ -55,8 +56,11 @@ _MIN_STRETCH = 4  # keyframes
 _LOOKED_BACK = 8  # keyframes of a stretch that a new one is compared with
 _FIRST_GAP = 3  # keyframes back in a stretch: the pair that is looked at first
 _MAX_PAIRS = 12  # that are explained at once
+_NUM_STRONG = 4  # of those
 _MAX_PAIRS_PER_KEYFRAME = 3
 _MORE_TO_EMIT = 1.5  # times the keyframes of a stretch when it was emitted last
+_FOUND_SIGMA_RATIO = 0.03  # of a focal length that turns told, for those that follow
+_MAX_PRIOR_SIGMAS = 3.0  # of a focal length from what is known of it
 _MORE_PAUSE = 4  # times the keyframes between two tries of turns with zooms
 _MORE_TO_TRY = 1.5  # times the keyframes of a run when turns were tried last, and told nothing
 
@@ -72,6 +76,7 @@ class _Explanation:
     fov_rad: float  # of the narrowest view
     is_determined: bool  # whether the calibration is known, or the turns tell it
     zooms: bool
+    focal_ratio: float  # of the narrowest view, of the longer edge
 
     @property
     def is_explained(self) -> bool:
@@ -80,14 +85,15 @@ class _Explanation:
         return share >= _EXPLAINED_PAIRS_RATIO
 
     @property
+    def is_still(self) -> bool:
+        """Whether the camera does not move, and may not even turn."""
+        return self.is_determined and self.is_explained
+
+    @property
     def is_turning(self) -> bool:
         """Whether the camera turns without moving."""
         least = _MIN_TURN_OF_ZOOM_RATIO if self.zooms else _MIN_TURN_RATIO
-        return (
-            self.is_determined
-            and self.is_explained
-            and float(self.angles_rad.max()) >= least * self.fov_rad
-        )
+        return self.is_still and float(self.angles_rad.max()) >= least * self.fov_rad
 
 
 @dataclass(slots=True)
@@ -98,6 +104,7 @@ class _Run:
     turned_rad: float = 0.0
     is_turning: bool = False  # as rotations explained the newest pairs
     zooms: bool = False
+    focal: FocalPrior | None = None  # as the turns told it, where it does not zoom
     num_tried: int = 0  # keyframes when turns were tried last
     num_emitted: int = 0
 
@@ -173,13 +180,15 @@ class TurningWatch:
             widest = self._of_pairs(sparse_map, pairs[:1], zooms=False)
             if not widest.is_explained:
                 return _Run(frame_ids=run.frame_ids[-1:])
-        found = self._of_pairs(sparse_map, pairs, zooms=zooms)
-        if not found.is_turning:
+        found = self._of_pairs(sparse_map, pairs, zooms=zooms, focal=run.focal)
+        if not found.is_turning and not (run.is_turning and found.is_still):
             # Explained by turns, but also by a motion before a plane: more keyframes may tell.
             is_open = found.is_explained and not run.is_turning
             return run if is_open else _Run(frame_ids=run.frame_ids[-1:])
         if not run.is_turning:
             run.is_turning, run.zooms, run.frame_ids = True, zooms, newest
+            if not zooms:
+                run.focal = FocalPrior(ratio=found.focal_ratio, sigma_ratio=_FOUND_SIGMA_RATIO)
             camera_key = self._graph.keyframe(newest[-1]).camera_key
             self._stretches.setdefault(camera_key, []).append(run)
         run.turned_rad += self._turned_rad(
@@ -299,13 +308,15 @@ class TurningWatch:
         """
         if not self._is_refused:
             return False
+        if self.turns_between(verified.pair.first, verified.pair.second):
+            return True
         key = (verified.pair, verified.num_inliers)
         if key not in self._only_turns:
-            self._only_turns[key] = self.turns_between(verified.pair.first, verified.pair.second)
-            if not self._only_turns[key] and verified.num_inliers >= _MIN_MATCHES:
-                self._only_turns[key] = self._may_turn(sparse_map, verified) and (
-                    self._of_pairs(sparse_map, [verified], zooms=False).is_turning
-                )
+            self._only_turns[key] = (
+                _has_enough(verified)
+                and self._may_turn(sparse_map, verified)
+                and self._of_pairs(sparse_map, [verified], zooms=False).is_turning
+            )
         return self._only_turns[key]
 
     def explains(
@@ -324,7 +335,9 @@ class TurningWatch:
             return False
         if poses is None:
             poses = {i: sparse_map.cam_from_world(i) for i in sparse_map.registered_ids}
-        pairs = self._farthest_pairs(sparse_map, poses)
+        if self.is_one_stretch(poses):
+            return True
+        pairs = self._telling_pairs(poses)
         if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
             return False
         return self._explanation(sparse_map, pairs).is_turning
@@ -356,23 +369,30 @@ class TurningWatch:
                 self._stretches[camera_key] = [run]
                 self._report(camera_key, run)
 
-    def _farthest_pairs(
-        self, sparse_map: SparseMap, poses: Mapping[FrameId, Float64Array]
-    ) -> list[VerifiedPair]:
-        centers = {i: camera_center(pose) for i, pose in poses.items()}
-        pairs = [
-            one
-            for one in self._graph.edges_among(centers)
-            if _has_enough(one) and one.pair.first in centers and one.pair.second in centers
-        ]
-        far_first = sorted(
-            pairs,
-            key=lambda one: (
-                -float(np.linalg.norm(centers[one.pair.first] - centers[one.pair.second])),
-                one.pair,
-            ),
+    def is_one_stretch(self, frame_ids: Collection[FrameId]) -> bool:
+        """Whether all of some keyframes lie in one stretch that turns."""
+        return any(
+            set(frame_ids) <= set(run.frame_ids)
+            for runs in self._stretches.values()
+            for run in runs
         )
-        return _few_of_each(far_first)
+
+    def _telling_pairs(self, poses: Mapping[FrameId, Float64Array]) -> list[VerifiedPair]:
+        """Pairs whose keyframes are farthest apart, and strong ones, which join their zooms."""
+        centers = {i: camera_center(pose) for i, pose in poses.items()}
+        pairs = [one for one in self._graph.edges_among(centers) if _has_enough(one)]
+
+        def distance(one: VerifiedPair) -> float:
+            return float(np.linalg.norm(centers[one.pair.first] - centers[one.pair.second]))
+
+        farthest = _few_of_each(
+            sorted(pairs, key=lambda one: (-distance(one), one.pair)),
+            limit=_MAX_PAIRS - _NUM_STRONG,
+        )
+        known = {one.pair for one in farthest}
+        others = [one for one in pairs if one.pair not in known]
+        strongest = sorted(others, key=lambda one: (-one.num_inliers, one.pair))
+        return farthest + _few_of_each(strongest, limit=_NUM_STRONG)
 
     def _may_all_turn(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> bool:
         """A coarse look at pairs, which ends as soon as too many are no turns."""
@@ -401,17 +421,23 @@ class TurningWatch:
 
     def _explanation(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Explanation:
         """How turns explain pairs best; with zooms where it takes them."""
-        found = self._of_pairs(sparse_map, pairs, zooms=False)
+        found = self._of_pairs(sparse_map, pairs, zooms=False, max_matches=_MAX_MATCHES)
         keyframes = [one for pair in pairs for one in self._keyframes(pair)]
         if found.is_turning or not self._may_zoom:
             return found
         if all(_is_given(sparse_map, one) for one in keyframes):
             return found
-        zooming = self._of_pairs(sparse_map, pairs, zooms=True)
+        zooming = self._of_pairs(sparse_map, pairs, zooms=True, max_matches=_MAX_MATCHES)
         return zooming if zooming.is_turning else found
 
     def _of_pairs(
-        self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair], *, zooms: bool
+        self,
+        sparse_map: SparseMap,
+        pairs: Sequence[VerifiedPair],
+        *,
+        zooms: bool,
+        focal: FocalPrior | None = None,
+        max_matches: int = _FEW_MATCHES,
     ) -> _Explanation:
         ends = [self._keyframes(one) for one in pairs]
         keyframes = [one for end in ends for one in end]
@@ -423,19 +449,22 @@ class TurningWatch:
         priors = [UNKNOWN_FOCAL] * len(numbers)
         if not zooms:
             for number, one in zip(lenses, keyframes, strict=True):
-                priors[number] = _focal_prior(sparse_map, one)
+                priors[number] = focal or _focal_prior(sparse_map, one)
         matched = [
             _turning_pair(one, *end, lens1=lenses[2 * idx], lens2=lenses[2 * idx + 1])
             for idx, (one, end) in enumerate(zip(pairs, ends, strict=True))
         ]
         shape = ImageShape.of(keyframes[0].width, keyframes[0].height)
-        fit = fit_turning(matched, shape=shape, priors=priors)
+        fit = fit_turning(matched, shape=shape, priors=priors, max_matches=max_matches)
+        if fit.prior_sigmas > _MAX_PRIOR_SIGMAS:  # what was known may be wrong
+            fit = fit_turning(matched, shape=shape, max_matches=max_matches)
         return _Explanation(
             explained=fit.explained,
             angles_rad=fit.angles_rad,
             fov_rad=_field_of_view_rad(float(fit.focal_ratios.max())),
             is_determined=fit.is_determined,
             zooms=zooms,
+            focal_ratio=float(fit.focal_ratios.max()),
         )
 
     def _of_given_pairs(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Explanation:
@@ -451,6 +480,7 @@ class TurningWatch:
             fov_rad=_field_of_view_rad(max(ratios)),
             is_determined=True,
             zooms=False,
+            focal_ratio=max(ratios),
         )
 
     def _of_given(self, sparse_map: SparseMap, verified: VerifiedPair) -> tuple[float, float]:
@@ -480,7 +510,7 @@ def _weakest_homographies(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
     return _few_of_each(sorted(pairs, key=lambda one: (-one.initial_pair_score, one.pair)))
 
 
-def _few_of_each(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+def _few_of_each(pairs: Sequence[VerifiedPair], *, limit: int = _MAX_PAIRS) -> list[VerifiedPair]:
     """The first pairs, without more than a few of any keyframe."""
     counts: Counter[FrameId] = Counter()
     chosen = []
@@ -490,7 +520,7 @@ def _few_of_each(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
             continue
         counts.update(ends)
         chosen.append(verified)
-        if len(chosen) == _MAX_PAIRS:
+        if len(chosen) == limit:
             break
     return chosen
 

@@ -87,8 +87,11 @@ class WindowSchedule:
 
 
 def newest_window(graph: SceneGraph, sparse_map: SparseMap, *, config: WindowConfig) -> Window:
-    """The last keyframes, and the older registered ones that share most with them."""
-    newest = graph.keyframe_ids[-config.size :]
+    """The last keyframes, and the older registered ones that share most with them.
+
+    Those of other maps than this one are left out.
+    """
+    newest = [i for i in graph.keyframe_ids if not graph.map_number(i)][-config.size :]
     return _with_older(
         graph, sparse_map, newest, limit=config.num_older, purpose=WindowPurpose.RESOLVE
     )
@@ -97,8 +100,10 @@ def newest_window(graph: SceneGraph, sparse_map: SparseMap, *, config: WindowCon
 def missing_windows(
     graph: SceneGraph, sparse_map: SparseMap, *, config: WindowConfig
 ) -> list[Window]:
-    """Windows of the keyframes that the map misses, each with those of the map that know them."""
-    missing = [i for i in graph.connected_ids if not sparse_map.is_registered(i)]
+    """Windows of the keyframes that all maps miss, each with those of the map that know them."""
+    missing = [
+        i for i in graph.connected_ids if not (sparse_map.is_registered(i) or graph.map_number(i))
+    ]
     return [
         _with_older(
             graph,

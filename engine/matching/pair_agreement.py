@@ -251,10 +251,10 @@ class PairAgreement:
 
     def _agree_and_hold_back(self, pairs: Iterable[ImagePair]) -> list[VerifiedPair]:
         present = [known for pair in pairs if (known := self._update(pair)) is not None]
-        agreed = self._agree(present)
         for known in present:
             if not known.is_agreed:
                 self._graph.hold_back(known.verified.pair)
+        agreed = self._agree(present)
         for verified in agreed:
             self._graph.release(verified.pair)
         return agreed

@@ -168,11 +168,15 @@ class SceneGraph:
         held_second.add(pair.first)
 
     def release(self, pair: ImagePair) -> None:
-        """Lets maps use a pair that was held back, if it was.
+        """Lets maps use a pair that was held back, if it was; whether it is a loop is decided anew.
 
         Raises:
             KeyError: a keyframe of the pair was never added.
         """
+        was_held_back = self.is_held_back(pair)
+        edge = self._graph.get_edge_data(pair.first, pair.second)
+        if was_held_back and edge is not None:
+            edge["is_loop"] = self._is_far(pair)
         self._held_back[pair.first].discard(pair.second)
         self._held_back[pair.second].discard(pair.first)
 
@@ -189,13 +193,14 @@ class SceneGraph:
 
         They are far when at least ``loop_min_gap`` keyframes were added between the two (the pair
         included) and no chain of at most three links leads from one to the other without the pair
-        itself; links are verified pairs and steps within a sequence. It is decided when the pair is
-        recorded and stays: the first pair with an old place is a loop, those that follow beside it
-        are not.
+        itself; links are verified pairs that are not held back, and steps within a sequence. It is
+        decided when the pair is recorded, or released, and stays: the first pair with an old place
+        is a loop, those that follow beside it are not.
         """
         edge = self._graph.get_edge_data(pair.first, pair.second)
-        if edge is not None:
-            return bool(edge["is_loop"])
+        return self._is_far(pair) if edge is None else bool(edge["is_loop"])
+
+    def _is_far(self, pair: ImagePair) -> bool:
         gap = abs(self._order[pair.first] - self._order[pair.second])
         return gap >= self._config.loop_min_gap and not self._is_short_way(pair)
 
@@ -370,14 +375,18 @@ class SceneGraph:
     def choose_places(self, frame_id: FrameId, *, limit: int) -> list[PairCandidate]:
         """Further pairs of a keyframe that fits nowhere, or only beside the map: what looks alike.
 
-        The most similar keyframes of all maps but its own, earlier or later ones, however little
-        they are alike, a few of each place; none that it was matched with before.
+        The most similar keyframes of all maps but its own, earlier or later ones, a few of each
+        place; none that it was matched with before. For one without a place they need not be much
+        alike; one that has a place in a map gets half as many, those as similar as retrieved ones.
         """
         own = self._registered.get(frame_id)
         excluded = {i for i in self._keyframes if self._registered.get(i, own) == own}
-        hits = self._recognizer.query(
+        hits: Ranked = self._recognizer.query(
             frame_id, exclude=excluded | self._tried[frame_id], limit=_RETRIEVED_POOL * limit
         )
+        if own is not None:
+            limit = max(1, limit // 2)
+            hits = [hit for hit in hits if hit[1] >= self._config.min_retrieval_score]
         return [
             PairCandidate(
                 pair=ImagePair.of(frame_id, other), reason=PairReason.RETRIEVED, score=score
@@ -509,7 +518,8 @@ class SceneGraph:
     def _linked(self, frame_id: FrameId) -> set[FrameId]:
         place = self._place_in_sequence[frame_id]
         beside = self._sequence(frame_id)[max(place - 1, 0) : place + 2]
-        return {*self._graph[frame_id], *beside} - {frame_id}
+        joined = set(self._graph[frame_id]) - self._held_back[frame_id]
+        return {*joined, *beside} - {frame_id}
 
     def _sequence(self, frame_id: FrameId) -> list[FrameId]:
         return self._sequences[self._keyframes[frame_id].camera_key]

@@ -17,7 +17,7 @@ from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
 from engine.run.engine import RunOutcome, StoppedBy
-from engine.types import Verdict, VerdictLevel
+from engine.types import Verdict, VerdictLevel, VerdictReason
 from tests.support.paths import ROOT
 from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S
@@ -304,6 +304,28 @@ def test_why_there_is_no_map_is_said_in_the_words_of_the_verdict(
     assert last.endswith(f"; no map could be made: {sentences[0]}")
     listed = [line.removeprefix("  - ") for line in above]
     assert listed == (["no map:", *sentences] if num_reasons > 1 else [])
+
+
+def test_a_sentence_that_says_itself_that_there_is_no_map_does_not_say_it_twice(
+    launches: Launches,
+) -> None:
+    launches.num_registered = 0
+    reason = VerdictReason(
+        kind="no_map", level=VerdictLevel.WRONG, sentence="no map: the images show little"
+    )
+    launches.verdict = Verdict(level=VerdictLevel.WRONG, reasons=(reason,))
+    output = livesfm("run", "photos", "--out", "there").stdout
+    assert output == (
+        "there: 0 of 10 keyframes registered; no map could be made: the images show little\n"
+    )
+
+
+def test_a_good_map_may_come_with_a_hint(launches: Launches) -> None:
+    hint = verdict_of(VerdictLevel.GOOD)
+    launches.verdict = hint
+    result = livesfm("run", "photos", "--out", "there")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:2] == ["verdict: good", f"  - {hint.reasons[0].sentence}"]
 
 
 def test_the_demo_prints_the_accuracy_of_a_doubtful_map(

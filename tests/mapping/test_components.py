@@ -204,6 +204,21 @@ def test_one_pair_alone_joins_nothing(circle: SyntheticWorld) -> None:
     assert not run.emitted(ComponentJoined)
 
 
+def test_what_pairs_do_not_lead_to_is_found_by_its_looks(circle: SyntheticWorld) -> None:
+    """The pairs of new keyframes never lead back: only the search for lost ones can."""
+    run = MapperRun(
+        WITHOUT_WINDOWS,
+        matcher=FakeMatcher(world=circle, wrong_ratio=0.1),
+        graph=scene_graph(exhaustive_below=0, num_retrieved=0),
+    )
+    for frame_id in [*range(1, NUM_BEFORE + 1), *range(19, 47)]:
+        run.add_keyframe(circle.keyframe(frame_id))
+    assert map_sizes(run) == [NUM_BEFORE + 28]
+    (joined,) = run.emitted(ComponentJoined)
+    assert joined.num_inliers >= 30
+    assert 1e-5 < pose_errors(poses_of(run.sparse_map), circle).rmse_ratio < 2e-3
+
+
 def test_without_components_keyframes_wait(circle: SyntheticWorld) -> None:
     config = WITHOUT_WINDOWS.model_copy(
         update={"rescue": RescueConfig(grow_components=False, max_restarts=0)}

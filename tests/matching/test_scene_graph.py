@@ -22,6 +22,7 @@ from engine.types import (
     Uint8Array,
     VerifiedPair,
 )
+from tests.support.synthetic import SyntheticWorld, round_path, scene_graph
 
 CONFIG = SceneGraphConfig(
     pairs_per_keyframe=14,
@@ -347,6 +348,46 @@ def test_keyframes_to_retry_are_those_with_most_inliers_to_registered_ones() -> 
     assert graph.retry_candidates(9) == [3, 5]
     graph.set_registered(FrameId(4), False)
     assert graph.retry_candidates(1) == [4]
+
+
+def test_each_map_has_keyframes_of_its_own_to_retry() -> None:
+    graph = graph_of(8)
+    for one, other, num_inliers in ((1, 3, 20), (2, 3, 30), (2, 4, 80)):
+        graph.record_pair(verified(one, other, num_inliers=num_inliers))
+    graph.set_registered(FrameId(1), True)
+    graph.set_registered(FrameId(2), True, map_number=3)
+    assert [graph.map_number(FrameId(i)) for i in (1, 2, 3)] == [0, 3, None]
+    assert graph.retry_candidates(9) == [3]
+    assert graph.retry_candidates(9, map_number=3) == [4, 3]
+    assert graph.retry_candidates(9, map_number=3, exclude={FrameId(4)}) == [3]
+
+
+def test_keyframes_of_different_maps_share_inliers_and_no_points() -> None:
+    graph = graph_of(60)
+    graph.record_pair(verified(9, 59, num_inliers=90))
+    graph.set_registered(FrameId(9), True)
+    graph.set_registered(FrameId(59), True, map_number=1)
+    assert 9 in others(graph.choose_pairs(FrameId(60)), PairReason.COVISIBLE)
+    graph.set_registered(FrameId(59), True)
+    assert 9 not in others(graph.choose_pairs(FrameId(60)), PairReason.COVISIBLE)
+
+
+def test_places_of_a_lost_keyframe_are_looked_for_in_other_maps_only() -> None:
+    world = SyntheticWorld(round_path(16, radius=18.0, turns=0.5))
+    graph = scene_graph()
+    for frame_id in world.frame_ids:
+        graph.add_keyframe(world.keyframe(frame_id))
+    lost = FrameId(16)
+    assert graph.choose_places(lost, limit=4) == []
+    for frame_id in world.frame_ids[:12]:
+        graph.set_registered(frame_id, True, map_number=int(frame_id > 6))
+    graph.record_tried(ImagePair(FrameId(12), lost))
+    found = others(graph.choose_places(lost, limit=4), PairReason.RETRIEVED)
+    assert found
+    assert len(found) <= 4
+    assert set(found) <= set(range(1, 12))
+    graph.set_registered(lost, True, map_number=1)
+    assert set(others(graph.choose_places(lost, limit=9), PairReason.RETRIEVED)) <= set(range(1, 7))
 
 
 # -- sharing the budget ---------------------------------------------------------------------------

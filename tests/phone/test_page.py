@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,13 @@ async def story_of_a_phone(folder: Path, clip: Path) -> None:
         assert await tab.evaluate("document.querySelector('#points').textContent") == "1,234"
         await tab.until(PLAN_IS_DRAWN)
         assert await tab.evaluate("document.querySelector('#doubt').hidden")
-        view.show_event(VerdictChanged(verdict=verdict_of(VerdictLevel.DOUBTFUL)))
+        verdict = verdict_of(VerdictLevel.DOUBTFUL)
+        (reason,) = verdict.reasons
+        filmed = replace(reason, frame_ids=(heard.frames[-1].frame_id, frame.frame_id))
+        view.show_event(VerdictChanged(verdict=replace(verdict, reasons=(filmed,))))
         await tab.until("!document.querySelector('#doubt').hidden")
         doubt = await tab.evaluate("document.querySelector('#doubt').innerText")
-        assert doubt.startswith("Part of the map may be wrong")
+        assert doubt.startswith("Part of the map may be wrong filmed 0 s ago")
         assert "10 to 15 turn on the spot: film this part again while walking" in doubt
         view.show_event(VerdictChanged(verdict=Verdict()))
         await tab.until("document.querySelector('#doubt').hidden")

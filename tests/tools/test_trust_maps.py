@@ -91,26 +91,42 @@ def floor_views(trust: Any, centers_x: list[float]) -> Any:
     )
 
 
-def test_frames_share_what_both_see(trust: Any) -> None:
-    width_m = 10.0 * SIZE[0] / INTRINSICS[0]
-    views = floor_views(trust, [0.0, 0.5 * width_m, 1.1 * width_m])
-    assert views.shared(0, 0) == pytest.approx(1.0)
-    assert views.shared(0, 1) == pytest.approx(0.5, abs=0.04)
-    assert views.shared(0, 2) == 0.0
+def test_what_a_frame_sees_is_found_by_its_depth(trust: Any) -> None:
+    views = floor_views(trust, [3.0])
+    points, depths = views.points_seen(0, np.array([[320.0, 240.0], [320.0 + 37.12, 240.0]]))
+    np.testing.assert_allclose(points, [[3.0, 0.0, 0.0], [4.0, 0.0, 0.0]], atol=1e-9)
+    np.testing.assert_allclose(depths, 10.0)
 
 
-def test_keyframes_that_share_points_but_no_view_are_a_false_loop(trust: Any) -> None:
-    pycolmap.set_random_seed(0)
-    options = pycolmap.SyntheticDatasetOptions()
-    options.num_rigs, options.num_cameras_per_rig = 1, 1
-    options.num_frames_per_rig, options.num_points3D = 3, 40
-    reconstruction = pycolmap.synthesize_dataset(options)
-    names = sorted(image.name for image in reconstruction.images.values())
-    index_of = {name: index for index, name in enumerate(names)}
-    near, far = floor_views(trust, [0.0, 1.0, 2.0]), floor_views(trust, [0.0, 1.0, 90.0])
-    assert trust.places.false_loops(reconstruction, index_of, near) == []
-    found = {frozenset(pair) for pair in trust.places.false_loops(reconstruction, index_of, far)}
-    assert found == {frozenset((names[0], names[2])), frozenset((names[1], names[2]))}
+@pytest.mark.parametrize("is_false", [False, True])
+def test_keyframes_joined_by_points_of_different_places_are_a_false_loop(
+    trust: Any, is_false: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    floor = np.column_stack([rng.uniform(-3.0, 3.0, (40, 2)), np.zeros(40)])
+    views = floor_views(trust, [0.0, 1.0])
+    camera = pycolmap.Camera(
+        camera_id=1, model="PINHOLE", width=SIZE[0], height=SIZE[1], params=INTRINSICS
+    )
+    reconstruction = pycolmap.Reconstruction()
+    reconstruction.add_camera_with_trivial_rig(camera)
+    for index, pose in enumerate(views.cam_from_world):
+        in_cam = floor @ pose[:, :3].T + pose[:, 3]
+        image = pycolmap.Image(
+            name=f"{index}.jpg",
+            keypoints=in_cam[:, :2] / in_cam[:, 2:] * INTRINSICS[:2] + INTRINSICS[2:],
+            camera_id=1,
+            image_id=index + 1,
+        )
+        reconstruction.add_image_with_trivial_frame(
+            image, pycolmap.Rigid3d(pycolmap.Rotation3d(pose[:, :3]), pose[:, 3])
+        )
+    for row, xyz in enumerate(floor):
+        elements = [pycolmap.TrackElement(image_id, row) for image_id in (1, 2)]
+        reconstruction.add_point3D(xyz, pycolmap.Track(elements))
+    truth = floor_views(trust, [0.0, 21.0]) if is_false else views
+    found = trust.places.false_loops(reconstruction, {"0.jpg": 0, "1.jpg": 1}, truth)
+    assert found == ([("0.jpg", "1.jpg")] if is_false else [])
 
 
 # Trajectories
@@ -336,9 +352,22 @@ def test_the_interrupted_way_jumps_once_is_black_once_and_comes_back(trust: Any)
     assert start[60:].min() < 4.0
 
 
-def test_lookalikes_are_twenty_equal_houses_under_one_facade(trust: Any) -> None:
+def test_the_outward_flight_comes_round_and_looks_to_all_sides(trust: Any) -> None:
     flights = trust.flights
-    layout = flights.with_lookalikes(lay_out_town(3), seed=3)
+    with flights.outward_flight():
+        town = flights._open_town("orbit", seed=0, num_frames=40)
+    poses = np.array([pose for _, pose in town.ground_truth()])
+    centers = camera_center(poses)[:, :2]
+    outward = (centers / np.linalg.norm(centers, axis=1, keepdims=True) * poses[:, 2, :2]).sum(1)
+    assert outward.min() > 0.9
+    angles = np.unwrap(np.arctan2(centers[:, 0], centers[:, 1]))
+    assert np.degrees(np.ptp(angles)) == pytest.approx(400.0, abs=2.0)
+    assert np.degrees(np.abs(np.diff(angles))).max() < 25.0
+
+
+def test_equal_houses_are_twenty_of_one_size_that_do_not_overlap(trust: Any) -> None:
+    flights = trust.flights
+    layout = flights.with_equal_houses(lay_out_town(3), seed=3)
     houses = layout.boxes[-flights.NUM_LOOKALIKES :]
     assert {box.kind for box in houses} == {BoxKind.HOUSE}
     bounds = replace(layout, boxes=houses).bounds
@@ -346,10 +375,29 @@ def test_lookalikes_are_twenty_equal_houses_under_one_facade(trust: Any) -> None
     low, high = bounds[:, None, 0, :2], bounds[None, :, 1, :2]
     overlaps = ((low < high) & (bounds[None, :, 0, :2] < bounds[:, None, 1, :2])).all(axis=2)
     assert overlaps.sum() == flights.NUM_LOOKALIKES  # each with itself
-    num_sides = len(Side)
-    textures = [np.full((2, 2, 3), k, np.int64) for k in range(num_sides * len(layout.boxes))]
-    changed = flights.one_facade(textures, layout)
-    first = num_sides * (len(layout.boxes) - flights.NUM_LOOKALIKES)
-    assert all(one is other for one, other in zip(changed[:first], textures, strict=False))
-    walls = {int(texture[0, 0, 0]) for texture in changed[first:]}
-    assert len(walls) == 2 + flights.NUM_LOOKALIKES  # a facade, a roof, and what none sees
+    assert len(flights.lookalike_houses(layout)) == flights.NUM_LOOKALIKES
+
+
+def test_one_facade_is_on_all_walls_of_twenty_houses_and_nowhere_else(trust: Any) -> None:
+    layout, sides = lay_out_town(3), list(Side)
+    texel_m = 0.5
+    textures = [
+        np.full((max(2, round(rows / texel_m)), max(2, round(columns / texel_m)), 3), 7, np.uint8)
+        for box in layout.boxes
+        for rows, columns in [(box.z_max - box.z_min, box.footprint.x_max - box.footprint.x_min)]
+        for _ in sides
+    ]
+    changed = trust.flights.one_facade(textures, layout, seed=3)
+    houses = trust.flights.lookalike_houses(layout)
+    walls = [
+        house * len(sides) + number
+        for house in houses
+        for number, side in enumerate(sides)
+        if side not in (Side.TOP, Side.BOTTOM)
+    ]
+    is_changed = [one is not other for one, other in zip(changed, textures, strict=True)]
+    assert np.flatnonzero(is_changed).tolist() == sorted(walls)
+    rows, columns = np.min([changed[idx].shape[:2] for idx in walls], axis=0)
+    corners = {changed[idx][-rows:, :columns].tobytes() for idx in walls}
+    assert len(corners) == 1
+    assert all(changed[idx].shape == textures[idx].shape for idx in walls)

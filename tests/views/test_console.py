@@ -413,10 +413,10 @@ def test_a_verdict_that_changed_is_logged_as_grave_as_it_is(
     line = log_line_of(VerdictChanged(verdict=verdict), RunCounters())
     assert line is not None
     assert line.level is log_level
-    assert line.text.splitlines() == [
-        f"verdict: {level}",
-        *(f"  - {reason.sentence}" for reason in verdict.reasons),
-    ]
+    sentences = [reason.sentence for reason in verdict.reasons]
+    first, *below = line.text.splitlines()
+    assert first == f"verdict {level}" + (f": {sentences[0]} (and 1 more)" if sentences else "")
+    assert below == [f"  - {sentence}" for sentence in sentences[1:]]
 
 
 @pytest.mark.parametrize("width", [72, 80, 100])
@@ -438,13 +438,14 @@ def panel_text(console: Console, counters: RunCounters) -> str:
     return captured.get()
 
 
-def test_a_line_of_the_log_that_goes_on_stands_below_itself() -> None:
+def test_a_terminal_has_one_line_for_a_verdict_and_counts_further_reasons() -> None:
     stream = io.StringIO()
     view = ConsoleView(10, stream=stream, clock=FakeClock())
-    view.show_event(VerdictChanged(verdict=verdict_of(VerdictLevel.WRONG)))
-    first, second, *_ = stream.getvalue().splitlines()
-    assert first == "00:00  error: verdict: wrong"
-    assert second.startswith("         - frames 10 to 15")
+    levels = [VerdictLevel.WRONG, VerdictLevel.DOUBTFUL, VerdictLevel.DOUBTFUL]
+    view.show_event(VerdictChanged(verdict=verdict_of(*levels)))
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("00:00  error: verdict wrong: frames 10 to 15")
+    assert line.endswith(" in view (and 2 more)")
     view.close()
 
 

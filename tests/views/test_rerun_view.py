@@ -39,6 +39,7 @@ from engine.events import (
     RunFinished,
     RunStarted,
     SnapshotWritten,
+    VerdictChanged,
     Warned,
 )
 from engine.types import (
@@ -54,8 +55,10 @@ from engine.types import (
     PairReason,
     RegistrationStatus,
     Uint8Array,
+    VerdictLevel,
 )
 from tests.support.paths import TOOLS
+from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S, block_until
 
 WIDTH, HEIGHT, FOCAL_PX = 96, 64, 80.0
@@ -236,6 +239,7 @@ def show_a_run(view: RerunView) -> dict[int, bytes]:
             elapsed_s=0.1,
         ),
         Warned(at_s=3.3, message="the disk is nearly full"),
+        VerdictChanged(at_s=3.3, verdict=verdict_of(VerdictLevel.WRONG, VerdictLevel.DOUBTFUL)),
         RunFinished(at_s=3.4, stopped_by="end_of_sources", num_keyframes=15, num_registered=15),
     ):
         view.show_event(event)
@@ -329,6 +333,7 @@ def test_a_run_leaves_every_entity(rows: dict[str, Rows]) -> None:
         "/world/trajectory/tail",
         "/world/scene_graph",
         "/cameras",
+        "/verdict",
         "/graph",
         "/logs",
         "/metrics/registered",
@@ -394,7 +399,18 @@ def test_noteworthy_events_are_logged_with_their_level(rows: dict[str, Rows]) ->
     assert ("WARN", "dropped 00031.jpg as unreadable: the JPEG ends early") in logged
     assert ("WARN", "the disk is nearly full") in logged
     assert ("INFO", "snapshot 000001: 15 keyframes, 600 points") in logged
-    assert Counter(level for level, _ in logged) == {"INFO": 6, "WARN": 2}
+    first, second = (text for level, text in logged if level == "ERROR")
+    assert first.startswith("verdict wrong: frames 10 to 15 turn on the spot")
+    assert second.startswith("  - frames 20 to 25 turn on the spot")
+    assert Counter(level for level, _ in logged) == {"INFO": 6, "WARN": 2, "ERROR": 2}
+
+
+def test_the_verdict_is_a_document_with_all_its_reasons(rows: dict[str, Rows]) -> None:
+    (row,) = rows["/verdict"]
+    (text,) = row["TextDocument:text"]
+    assert text.startswith("**The map is wrong.**")
+    for reason in verdict_of(VerdictLevel.WRONG, VerdictLevel.DOUBTFUL).reasons:
+        assert reason.sentence in text
 
 
 def test_a_chunk_that_did_not_change_is_not_recorded_again(tmp_path: Path) -> None:

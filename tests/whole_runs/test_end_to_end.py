@@ -80,9 +80,7 @@ def assert_valid(path: Path) -> Written:
     assert len(dropped) == sum(status.startswith("dropped:") for status in written.statuses)
     assert sum(written.summary["frames_dropped"].values()) == len(dropped)
     assert written.summary["keyframes"] == written.statuses.count("keyframe")
-    num_used = len(written.rows) - len(dropped)
-    num_posed = len(trajectory_lines(path / "trajectory.txt"))
-    assert num_posed == (num_used if written.summary["components"] else 0)
+    assert_poses_agree(path, written)
     if written.summary["components"]:
         model = model_of(path)
         assert model.is_valid()
@@ -90,6 +88,26 @@ def assert_valid(path: Path) -> Written:
         for image in model.images.values():
             assert (path / "latest" / "images" / image.name).is_file()
     return written
+
+
+def assert_poses_agree(path: Path, written: Written) -> None:
+    """The table of frames, the trajectories and the summary speak of the same poses and maps."""
+    rows = written.rows
+    assert {row["pose"] for row in rows} <= {"keyframe", "tracked", "interpolated", "none"}
+    for row in rows:
+        assert (row["pose"] == "none") == (row["map"] == "")
+        assert row["pose"] == "none" or not row["status"].startswith("dropped:")
+    for map_idx, figures in enumerate(written.summary["maps"]):
+        of_map = [row for row in rows if row["map"] == str(map_idx)]
+        name = f"trajectory_{map_idx}.txt" if map_idx else "trajectory.txt"
+        assert len(trajectory_lines(path / name)) == len(of_map) == figures["frames_with_pose"]
+        num_keyframes = sum(row["pose"] == "keyframe" for row in of_map)
+        assert num_keyframes == figures["registered_keyframes"]
+    num_posed = sum(row["pose"] != "none" for row in rows)
+    num_dropped = sum(row["status"].startswith("dropped:") for row in rows)
+    assert written.summary["frames_without_pose"] == len(rows) - num_dropped - num_posed
+    if not written.summary["maps"]:
+        assert trajectory_lines(path / "trajectory.txt") == []
 
 
 # -- a town ---------------------------------------------------------------------------------------

@@ -138,8 +138,19 @@ class Bench:
         """What parquet_floor.py measures in a run; None where it is not at hand or finds no map."""
         if self.check is None:
             return None
+        return self._figures_of(self.check.resolve() / "parquet_floor.py", str(run))
+
+    def drifting_loop(self, seed: int) -> dict[str, float] | None:
+        """What drifting_loop.py measures of the program's own parts; None where it cannot."""
+        script = Path(__file__).with_name("drifting_loop.py")
+        return self._figures_of(script, "--seed", str(seed), prefix=self.prefix)
+
+    def _figures_of(
+        self, script: Path, *arguments: str, prefix: tuple[str, ...] = ()
+    ) -> dict[str, float] | None:
+        """The JSON object that a script prints last, run by the Python of the program."""
         python = Path(self.livesfm).absolute().with_name("python")
-        finished = run_process([str(python), str(self.check / "parquet_floor.py"), str(run)])
+        finished = run_process([*prefix, str(python), str(script), *arguments])
         lines = [line for line in finished.output.splitlines() if line.startswith("{")]
         found: dict[str, float] | None = json.loads(lines[-1]) if lines else None
         return found

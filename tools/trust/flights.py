@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
-from adapters.town import renderer
+from adapters.town import flight, renderer
 from adapters.town.flight import PathName, fly, poses_from_path
-from adapters.town.paint import Side
+from adapters.town.paint import Side, paint_box
 from adapters.town.source import SyntheticTown, parse_town_spec
 from adapters.town.world import (
     PLAZA,
@@ -33,8 +35,7 @@ RATE_HZ = 10
 NOISE_SIGMA = 1.5  # grey levels
 CONFIG = ("--config", "drone_video")
 NUM_LOOKALIKES = 20
-_LOOKALIKE_EDGE_M, _LOOKALIKE_HEIGHT_M, _LOOKALIKE_GAP_M = 10.5, 9.0, 1.2
-_LOOKALIKES_IN_BLOCK = 4
+_EQUAL_EDGE_M, _EQUAL_HEIGHT_M, _EQUAL_GAP_M = 10.5, 9.0, 1.2
 _GRID = (24, 32)  # rows and columns of the points that say what a frame sees
 _BLANK_LEVEL = 0  # of a frame that shows nothing
 _SMOOTHING_FRAMES = 4.0
@@ -47,6 +48,8 @@ TURN_AFTER_WALK_RAD, TURN_AFTER_WALK_FRAMES = 0.9, 50
 BLACKOUT_S, CUT_S = 10, 3
 PATHS: dict[PathName, int] = {"flight": 200, "orbit": 150, "lawnmower": 120, "street": 200}
 _STEP_M, _STREET_STEP_M = 1.6, 0.7  # between frames of a flight, and in a street
+_REPLACED_PATH: PathName = "orbit"  # by the outward flight
+_RING_RADIUS_M, _RING_HEIGHT_M, _RING_PITCH_DEG = 37.0, 24.0, -18.0
 _TURN_FRAMES = 24  # of a quarter turn
 
 
@@ -58,17 +61,27 @@ class Clip:
     is_black: BoolArray  # (N,) frames that show nothing
 
 
+class Lookalikes(StrEnum):
+    """Which houses of a town look the same."""
+
+    NONE = "none"
+    FACADE = "facade"  # the twenty around the plaza, each as large as ever, show one facade
+    EQUAL = "equal"  # twenty of one size at like places, so that the town looks the same turned
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Town:
     """A town and how it is painted."""
 
     seed: int
-    has_lookalikes: bool = False
+    lookalikes: Lookalikes = Lookalikes.NONE
 
     def layout(self) -> TownLayout:
         """Where everything stands."""
         layout = lay_out_town(self.seed)
-        return with_lookalikes(layout, seed=self.seed) if self.has_lookalikes else layout
+        if self.lookalikes is Lookalikes.EQUAL:
+            return with_equal_houses(layout, seed=self.seed)
+        return layout
 
     def renderer(self) -> renderer.TownRenderer:
         """Paints the town, which takes seconds."""
@@ -77,7 +90,9 @@ class Town:
 
         def painted(layout: TownLayout, *, seed: int, width: int) -> list[Uint8Array]:
             textures = paint(layout, seed=seed, width=width)
-            return one_facade(textures, layout) if self.has_lookalikes else textures
+            if self.lookalikes is Lookalikes.NONE:
+                return textures
+            return one_facade(textures, layout, seed=seed)
 
         with mock.patch.object(renderer, "_paint_textures", painted):
             return renderer.TownRenderer(
@@ -89,7 +104,7 @@ class Town:
             )
 
 
-def with_lookalikes(layout: TownLayout, *, seed: int) -> TownLayout:
+def with_equal_houses(layout: TownLayout, *, seed: int) -> TownLayout:
     """The town with twenty equal houses, four in each of five blocks around the plaza."""
     column, row = PLAZA
     around = [(column - 1, row), (column + 1, row), (column, row - 1), (column, row + 1)]
@@ -110,33 +125,59 @@ def with_lookalikes(layout: TownLayout, *, seed: int) -> TownLayout:
 
 def _equal_houses(block: Rect) -> Iterable[Box]:
     middle = np.array([block.x_min + block.x_max, block.y_min + block.y_max]) / 2
-    reach = (_LOOKALIKE_EDGE_M + _LOOKALIKE_GAP_M) / 2
+    reach = (_EQUAL_EDGE_M + _EQUAL_GAP_M) / 2
     for x, y in ((-reach, -reach), (reach, -reach), (-reach, reach), (reach, reach)):
-        low = middle + (x, y) - _LOOKALIKE_EDGE_M / 2
-        high = low + _LOOKALIKE_EDGE_M
+        low = middle + (x, y) - _EQUAL_EDGE_M / 2
+        high = low + _EQUAL_EDGE_M
         yield Box(
             kind=BoxKind.HOUSE,
             footprint=Rect(*map(float, (*low, *high))),
             z_min=0.0,
-            z_max=_LOOKALIKE_HEIGHT_M,
+            z_max=_EQUAL_HEIGHT_M,
         )
 
 
-def one_facade(textures: Sequence[Uint8Array], layout: TownLayout) -> list[Uint8Array]:
-    """The textures of a town whose last houses all show one facade on all four walls."""
+def lookalike_houses(layout: TownLayout) -> list[int]:
+    """The twenty houses nearest to the plaza, by their place in the layout."""
+    plaza = block_rect(*PLAZA)
+    middle = np.array([plaza.x_min + plaza.x_max, plaza.y_min + plaza.y_max]) / 2
+    centers = layout.bounds[:, :, :2].mean(axis=1)
+    nearest_first = np.argsort(np.linalg.norm(centers - middle, axis=1), kind="stable")
+    houses = [int(idx) for idx in nearest_first if layout.boxes[idx].kind is BoxKind.HOUSE]
+    return houses[:NUM_LOOKALIKES]
+
+
+def one_facade(
+    textures: Sequence[Uint8Array], layout: TownLayout, *, seed: int
+) -> list[Uint8Array]:
+    """The textures of a town with one facade on all walls of `lookalike_houses`.
+
+    Every wall shows so much of it as it is wide and high, from its lower left corner on.
+    """
     sides = list(Side)
-    num_sides = len(sides)
-    first = (len(layout.boxes) - NUM_LOOKALIKES) * num_sides
-    facade = textures[first + sides.index(Side.SOUTH)]
-    roof = textures[first + sides.index(Side.TOP)]
+    houses = lookalike_houses(layout)
+    sizes = np.array([layout.bounds[idx, 1] - layout.bounds[idx, 0] for idx in houses])
+    first_wall = textures[houses[0] * len(sides) + sides.index(Side.SOUTH)]
+    edge, height = float(sizes[:, :2].max()), float(sizes[:, 2].max())
+    largest = Box(kind=BoxKind.HOUSE, footprint=Rect(0.0, 0.0, edge, edge), z_min=0.0, z_max=height)
+    texel_m = float(sizes[0, 0]) / first_wall.shape[1]
+    facade = paint_box(largest, seed=seed, index=len(layout.boxes), texel_m=texel_m)
+    walls = facade[sides.index(Side.SOUTH)]
     changed = list(textures)
-    for idx in range(first, first + NUM_LOOKALIKES * num_sides):
-        side = sides[(idx - first) % num_sides]
-        if side is Side.TOP:
-            changed[idx] = roof
-        elif side is not Side.BOTTOM:
-            changed[idx] = facade
+    for house in houses:
+        for number, side in enumerate(sides):
+            if side not in (Side.TOP, Side.BOTTOM):
+                idx = house * len(sides) + number
+                rows, columns = textures[idx].shape[:2]
+                changed[idx] = _cut(walls, rows, columns)
     return changed
+
+
+def _cut(walls: Uint8Array, num_rows: int, num_columns: int) -> Uint8Array:
+    """The lower left corner of a texture, whose rim goes on where it ends by rounding."""
+    rows = np.arange(len(walls) - num_rows, len(walls)).clip(0, None)
+    columns = np.arange(num_columns).clip(None, walls.shape[1] - 1)
+    return np.ascontiguousarray(walls[np.ix_(rows, columns)])
 
 
 # Ways
@@ -287,13 +328,13 @@ def _make_clip(
     )
 
 
-def lookalike_town(seed: int) -> Maker:
-    """A maker of a walk around the plaza of a town where twenty houses are equal."""
-    return partial(_make_lookalikes, seed=seed)
+def lookalike_town(lookalikes: Lookalikes, *, seed: int) -> Maker:
+    """A maker of a walk around the plaza of a town where twenty houses look the same."""
+    return partial(_make_lookalikes, lookalikes=lookalikes, seed=seed)
 
 
-def _make_lookalikes(kit: Kit, folder: Path, *, seed: int) -> Input:
-    town = Town(seed=100 * kit.variation.town_seed + seed, has_lookalikes=True)
+def _make_lookalikes(kit: Kit, folder: Path, *, lookalikes: Lookalikes, seed: int) -> Input:
+    town = Town(seed=100 * kit.variation.town_seed + seed, lookalikes=lookalikes)
     write_clip(folder, "clip", around_the_plaza(kit, town), town)
     return Input(
         source="clip.mp4",
@@ -305,7 +346,7 @@ def _make_lookalikes(kit: Kit, folder: Path, *, seed: int) -> Input:
 
 
 def two_flights(first_x_m: tuple[float, float], second_x_m: tuple[float, float]) -> Maker:
-    """A maker of two clips, each of two lines over the town."""
+    """A maker of two clips, each of two lines over the town; their focal length is not known."""
     return partial(_make_two_flights, lines_x_m=(first_x_m, second_x_m))
 
 
@@ -325,58 +366,73 @@ def _make_two_flights(
     )
 
 
-def town_path(
-    path: PathName,
-    *,
-    seed: int,
-    num_frames: int,
-    arguments: tuple[str, ...] = (),
-    has_views: bool = False,
-) -> Maker:
+def town_path(path: PathName, *, seed: int, num_frames: int) -> Maker:
     """A maker that points to a flight of the product's own town.
 
     Args:
         path: which one.
         seed: of the town.
         num_frames: of the whole path.
-        arguments: of the run.
-        has_views: whether to render all frames for what they see.
     """
-    return partial(
-        _make_town_path,
-        path=path,
-        seed=seed,
-        num_frames=num_frames,
-        arguments=arguments,
-        has_views=has_views,
-    )
+    return partial(_make_town_path, path=path, seed=seed, num_frames=num_frames)
 
 
-def _make_town_path(
-    kit: Kit,
-    folder: Path,
-    *,
-    path: PathName,
-    seed: int,
-    num_frames: int,
-    arguments: tuple[str, ...],
-    has_views: bool,
-) -> Input:
-    seed += 100 * kit.variation.town_seed
-    spec = f"synthetic:town?path={path}&seed={seed}&frames={num_frames}&fps={RATE_HZ}"
-    town = SyntheticTown(parse_town_spec(spec), next_frame_id=lambda: FrameId(1))
+def _make_town_path(kit: Kit, folder: Path, *, path: PathName, seed: int, num_frames: int) -> Input:
+    town = _open_town(path, seed=100 * kit.variation.town_seed + seed, num_frames=num_frames)
+    write_truth(folder / "truth.txt", np.array([pose for _, pose in town.ground_truth()]))
+    return Input(source=town.info.label, truth="truth.txt", focal_px=town.intrinsics[0])
+
+
+def town_seen_outward(num_frames: int, *, arguments: tuple[str, ...]) -> Maker:
+    """A maker that points to the product's town, flown through as in `outward_flight`.
+
+    Args:
+        num_frames: of the flight.
+        arguments: of the run, which has to be in `outward_flight`, too.
+    """
+    return partial(_make_outward, num_frames=num_frames, arguments=arguments)
+
+
+def _make_outward(kit: Kit, folder: Path, *, num_frames: int, arguments: tuple[str, ...]) -> Input:
+    with outward_flight():
+        town = _open_town(_REPLACED_PATH, seed=kit.variation.town_seed, num_frames=num_frames)
     poses = np.array([pose for _, pose in town.ground_truth()])
     write_truth(folder / "truth.txt", poses)
-    if has_views:
-        depths = (town.render(index).depth for index in range(len(poses)))
-        _write_views(folder / "truth.npz", depths, poses)
+    depths = (town.render(index).depth for index in range(len(poses)))
+    _write_views(folder / "truth.npz", depths, poses)
     return Input(
-        source=spec,
+        source=town.info.label,
         arguments=arguments,
         truth="truth.txt",
-        views="truth.npz" if has_views else None,
+        views="truth.npz",
         focal_px=town.intrinsics[0],
     )
+
+
+def _open_town(path: PathName, *, seed: int, num_frames: int) -> SyntheticTown:
+    spec = f"synthetic:town?path={path}&seed={seed}&frames={num_frames}&fps={RATE_HZ}"
+    return SyntheticTown(parse_town_spec(spec), next_frame_id=lambda: FrameId(1))
+
+
+@contextmanager
+def outward_flight() -> Iterator[None]:
+    """The town's orbit is a ring over its inner streets that looks outward, once around and on.
+
+    On all flights of the product most frames share something; on this one, those of opposite sides
+    share nothing.
+    """
+    bearing = np.linspace(180.0, 580.0, 81)
+    angle = np.deg2rad(bearing)
+    columns = [
+        _RING_RADIUS_M * np.sin(angle),
+        _RING_RADIUS_M * np.cos(angle),
+        _RING_HEIGHT_M + np.sin(3 * angle),
+        bearing,
+        np.full_like(bearing, _RING_PITCH_DEG),
+    ]
+    rows = np.stack(columns, axis=1)
+    with mock.patch.dict(flight._WAYPOINTS, {_REPLACED_PATH: lambda: rows}):
+        yield
 
 
 def write_clip(folder: Path, name: str, clip: Clip, town: Town) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ RIGHT_RATIO = 0.02  # of the reference's extent: a camera this close is right
 _MAX_SAMPLES = 4000
 _NUM_REFINEMENTS = 3
 _JOINED_BY = 5  # points that two keyframes share at least, to be joined by the map
-_DEPTH_RATIO = 0.3  # by which a surface may lie off the grid's depth
-_LEAST_SHARE = 0.004  # of one image's grid that the other sees
+_SAME_PLACE_RATIO = 0.3  # of the distance to a point, within which two views see the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,55 +136,55 @@ class TrueViews:
                 size=arrays["size"].astype(np.float64),
             )
 
-    def shared(self, first: int, second: int) -> float:
-        """The share of one frame's grid that the other sees too, by the frame that sees more."""
-        return max(self._seen_by(second, first), self._seen_by(first, second))
+    def points_seen(self, index: int, points_xy: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """The points (N, 3) of the world that a frame sees at (N, 2) px, and their depths (N,).
 
-    def _seen_by(self, viewer: int, index: int) -> float:
-        """The share of a frame's grid that another frame sees."""
-        points = self._points(index)
-        focal, center = self.intrinsics[:2], self.intrinsics[2:]
-        in_cam = transform_points(self.cam_from_world[viewer], points)
-        in_cam = in_cam[in_cam[:, 2] > 0]
-        points_xy = in_cam[:, :2] / in_cam[:, 2:] * focal + center
-        inside = ((points_xy >= 0) & (points_xy < self.size)).all(axis=1)
-        depths = self.depths_m[viewer]
-        column, row = (points_xy[inside] / self.size * depths.shape[::-1]).astype(np.intp).T
-        ratio = in_cam[inside, 2] / depths[row, column]
-        is_seen = np.abs(np.log(np.maximum(ratio, 1e-9))) < _DEPTH_RATIO
-        return float(is_seen.sum() / depths.size)
-
-    def _points(self, index: int) -> Float64Array:
-        """Points (N, 3) of the world on the grid of a frame."""
-        depths = self.depths_m[index]
-        num_rows, num_columns = depths.shape
-        column, row = np.meshgrid(np.arange(num_columns) + 0.5, np.arange(num_rows) + 0.5)
-        points_xy = np.stack([column, row], axis=-1) / (num_columns, num_rows) * self.size
+        By the depth in the middle of the grid's cell, so roughly; NaN in the sky.
+        """
+        depths_m = self.depths_m[index]
+        shape = np.array(depths_m.shape)
+        row, column = (
+            (points_xy[:, ::-1] / self.size[::-1] * shape).astype(np.intp).clip(0, shape - 1).T
+        )
+        depths = np.where(np.isfinite(depths_m), depths_m, np.nan)[row, column]
         rays = (points_xy - self.intrinsics[2:]) / self.intrinsics[:2]
-        is_finite = np.isfinite(depths)
-        in_cam = np.concatenate([rays, np.ones((*depths.shape, 1))], axis=-1)[is_finite]
+        in_cam = np.column_stack([rays, np.ones(len(rays))]) * depths[:, None]
         world_from_cam = invert_pose(self.cam_from_world[index])
-        return transform_points(world_from_cam, in_cam * depths[is_finite][:, None])
+        return transform_points(world_from_cam, in_cam), depths
 
 
 def false_loops(
     reconstruction: pycolmap.Reconstruction, index_of: Mapping[str, int], views: TrueViews
 ) -> list[tuple[str, str]]:
-    """Keyframes that share points of a map though their images show nothing in common.
+    """Keyframes that share points of a map which are truly in different places.
+
+    Half of the points that two keyframes share may be wrong before they count: what a map holds of
+    single wrong matches is no loop.
 
     Args:
         reconstruction: the map.
         index_of: positions in the source, by image name.
         views: what the source's frames truly see.
     """
-    names = {image_id: image.name for image_id, image in reconstruction.images.items()}
-    shared: Counter[tuple[int, int]] = Counter()
-    for point in reconstruction.points3D.values():
-        seen = sorted({element.image_id for element in point.track.elements})
-        shared.update(itertools.combinations(seen, 2))
+    seen: dict[int, list[tuple[str, Float64Array, float]]] = {}
+    for image in reconstruction.images.values():
+        rows = [row for row, point in enumerate(image.points2D) if point.has_point3D()]
+        if not image.has_pose or not rows:
+            continue
+        points_xy = np.array([image.points2D[row].xy for row in rows])
+        points, depths = views.points_seen(index_of[image.name], points_xy)
+        for row, point, depth in zip(rows, points, depths, strict=True):
+            point3D_id = image.points2D[row].point3D_id
+            seen.setdefault(point3D_id, []).append((image.name, point, float(depth)))
+    apart: dict[tuple[str, str], list[float]] = {}
+    for views_of_point in seen.values():
+        by_name = sorted(views_of_point, key=lambda view: view[0])
+        for (first, one, depth), (second, other, _) in itertools.combinations(by_name, 2):
+            distance = float(np.linalg.norm(one - other)) / depth
+            if np.isfinite(distance):
+                apart.setdefault((first, second), []).append(distance)
     return [
-        (names[first], names[second])
-        for (first, second), number in sorted(shared.items())
-        if number >= _JOINED_BY
-        and views.shared(index_of[names[first]], index_of[names[second]]) < _LEAST_SHARE
+        pair
+        for pair, distances in sorted(apart.items())
+        if len(distances) >= _JOINED_BY and np.median(distances) > _SAME_PLACE_RATIO
     ]

@@ -2,10 +2,11 @@
 """Runs LiveSfM with a matcher from outside the product.
 
     run_matcher.py recorded:FILE.npz run images --out RUN
-    run_matcher.py deceived:RATIO:SEED:yes run synthetic:town --config oracle --out RUN
+    run_matcher.py deceived:RATIO:SEED:yes run 'synthetic:town?path=orbit' --config oracle --out RUN
 
 MATCHER is ``recorded:FILE``, matches read from a file; or ``deceived:RATIO:SEED:ADMITTED``, an
-oracle that matches some pairs which share nothing, and says so (``yes``) or not (``no``). What
+oracle that matches some pairs which share nothing, and says so (``yes``) or not (``no``), for
+``synthetic:town?path=orbit``, which is flown looking outward (`flights.outward_flight`). What
 follows is a command line of ``livesfm``. Started by the Python of the LiveSfM that is to run.
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adapters import cli, launch
+from trust import flights
 from trust.matchers import (
     DeceivedOracle,
     DeceivedPlaces,
@@ -39,7 +41,8 @@ def main(given: Sequence[str]) -> None:
         sys.exit(__doc__)
     launch._matching = opener(given[0])
     sys.argv = ["livesfm", *given[1:]]
-    cli.main()
+    with flights.outward_flight():
+        cli.main()
 
 
 def opener(matcher: str) -> Opener:

@@ -17,6 +17,7 @@ const TITLES = {
   ended: "The run has ended",
 };
 const DOUBT_TITLES = {
+  good: "It can be better",
   doubtful: "Part of the map may be wrong",
   wrong: "The map is wrong",
 };
