@@ -1,4 +1,4 @@
-"""Relative poses fitted to matches: right ones stay, wrong ones are found, turns have no parallax."""
+"""Relative poses fitted to matches: right ones stay, wrong ones are found, turns have no depth."""
 
 from __future__ import annotations
 
