@@ -156,8 +156,9 @@ def test_one_keyframe_against_its_pairs_makes_a_map_doubtful() -> None:
     assert "frame 90" in reason.sentence
 
 
-def test_a_keyframe_of_two_pairs_is_not_judged_by_them() -> None:
-    assert judge(evidence(places={9: {"disputed_ratio": 0.9, "num_pairs": 2}})).level is GOOD
+def test_a_keyframe_of_two_pairs_is_not_misplaced_by_them() -> None:
+    reason = only_reason(evidence(places={9: {"disputed_ratio": 0.9, "num_pairs": 2}}))
+    assert reason.kind == "unconfirmed"
 
 
 def test_disputed_places_everywhere_make_a_map_wrong() -> None:
@@ -316,6 +317,23 @@ def test_a_flight_that_looks_at_the_sky_is_wrong() -> None:
     assert (reason.kind, reason.level) == ("looks_up", WRONG)
     assert "sky" in reason.sentence
     assert judge(evidence(looks_up_ratio=0.4)).level is GOOD
+
+
+def test_keyframes_that_one_pair_holds_are_named() -> None:
+    reason = only_reason(evidence(places={4: {"num_pairs": 1}}))
+    assert (reason.kind, reason.level) == ("unconfirmed", DOUBTFUL)
+    assert "frame 40" in reason.sentence
+    assert only_reason(evidence(num=60, places={4: {"num_pairs": 1}})).level is GOOD
+
+
+def test_a_map_within_one_turn_is_wrong() -> None:
+    turn = TurningStretch(
+        camera_key="camera",
+        frame_ids=tuple(FrameId(number) for number in range(1, NUM + 1)),
+        turned_rad=1.0,
+        is_whole=False,
+    )
+    assert judge(evidence(turning=(turn,))).level is WRONG
 
 
 def test_two_keyframes_confirm_nothing() -> None:
