@@ -208,6 +208,11 @@ def _twice(evidence: MapEvidence) -> Reasons:
 
 
 def _likely_cause(evidence: MapEvidence) -> str:
+    if not evidence.confirms_pairs:
+        return (
+            "pairs that no third view confirms were trusted: let them agree with each other"
+            " (agreement.mode)"
+        )
     cameras = [
         camera for camera in evidence.cameras if camera.num_registered and camera.is_unvouched
     ]

@@ -150,6 +150,12 @@ def test_a_given_calibration_is_not_suspected() -> None:
     assert "zoomed" not in only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
 
 
+def test_pairs_that_nothing_had_to_confirm_are_suspected_first() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3)
+    given = evidence(pairs=pairs, cameras=(camera(),), confirms_pairs=False)
+    assert "agreement.mode" in only_reason(given).sentence
+
+
 def test_one_keyframe_against_its_pairs_makes_a_map_doubtful() -> None:
     reason = only_reason(evidence(places={9: {"disputed_ratio": 0.9}}))
     assert (reason.kind, reason.level) == ("misplaced", DOUBTFUL)
