@@ -91,6 +91,7 @@ class MapEvidence:
     num_rejected_positions: int = 0
     looks_up_ratio: float = 0.0  # of registered keyframes on the globe that look at the sky
     searches_lenses: bool = True
+    confirms_pairs: bool = True  # whether pairs are asked to agree with each other
 
     @property
     def unplaced(self) -> tuple[Keyframe, ...]:
@@ -111,6 +112,7 @@ class Beside:
     placement: Placement | None = None
     gps_contradiction: str = ""  # how positions contradict the map
     searches_lenses: bool = True
+    confirms_pairs: bool = True
 
 
 def gather(
@@ -147,6 +149,7 @@ def gather(
         num_rejected_positions=0 if placement is None else len(placement.rejected_ids),
         looks_up_ratio=_looks_up_ratio(sparse_map, placement),
         searches_lenses=beside.searches_lenses,
+        confirms_pairs=beside.confirms_pairs,
     )
 
 

@@ -938,6 +938,7 @@ class Mapper:
             placement=self._georeferencing.placement,
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,
+            confirms_pairs=self._config.agreement.mode != "off",
         )
 
     def _adopt_fullest(self) -> bool:
