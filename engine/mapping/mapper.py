@@ -38,7 +38,6 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LensRecognised,
-    LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
@@ -66,7 +65,6 @@ from engine.mapping.cameras import (
     recognised_camera,
 )
 from engine.mapping.components import MAIN, Components
-from engine.mapping.contradictions import find_contradictions
 from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
@@ -78,9 +76,10 @@ from engine.mapping.growth import (
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
 from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
+from engine.mapping.loop_closing import LoopClosing
 from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
-from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.misplacement import MisplacementRepair
 from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.restarts import BuiltMap, MapBuilder
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
@@ -130,6 +129,7 @@ _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
+_MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
 _MAX_NAMED = 3  # keyframes that one line names
 _SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
@@ -255,6 +255,13 @@ class Mapper:
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
         self._verdicts = VerdictWatch(graph=graph, emit=emit)
+        self._loops = LoopClosing(
+            config.loops,
+            growth=self._final_growth,
+            min_inliers=config.registration.min_inliers,
+            seed=config.runtime.seed,
+            emit=emit,
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -264,7 +271,7 @@ class Mapper:
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
-        self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
+        self._misplacements = MisplacementRepair()
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
@@ -372,8 +379,11 @@ class Mapper:
         registration = register_and_refine(self._map, frame_id, config=self._growth)
         self._report_registration(frame_id, registration, started_s=self._begun_s)
         if registration.status is RegistrationStatus.REGISTERED:
-            self._take_out_misplaced(frame_id)
+            self._repair_misplaced([frame_id])
             self._retry_waiting()
+            self._loops.watch(self._map, frame_id)
+            self._correct_loops()
+            self._loops.report(self._map)
 
     def _require_agreement(self) -> None:
         """Builds the map anew from agreed pairs, since the run shows that many pairs are wrong."""
@@ -536,26 +546,22 @@ class Mapper:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
             self._loop_waits_for_adjustment = True
-            self._emit(
-                LoopClosed(
-                    first=loop.pair.first,
-                    second=loop.pair.second,
-                    num_inliers=loop.num_inliers,
-                )
-            )
+            self._loops.add_loop(loop)
 
-    def _take_out_misplaced(self, frame_id: FrameId) -> None:
-        """Takes out keyframes that a new one shows to be misplaced, and registers them again.
-
-        Taking the same ones out twice for the same reason would change nothing.
-        """
-        misplacement = find_misplacement(self._map, frame_id)
-        if misplacement is None or misplacement.evidence in self._evidence_used:
+    def _repair_misplaced(self, frame_ids: Sequence[FrameId], *, is_final: bool = False) -> None:
+        """Puts keyframes right that pairs of some keyframes show to be misplaced."""
+        config = self._final_growth if is_final else self._growth
+        repair = self._misplacements.repair(
+            self._map, frame_ids, config=config, is_thorough=is_final
+        )
+        if repair is None:
             return
-        self._evidence_used.add(misplacement.evidence)
-        take_out(self._map, misplacement)
-        for misplaced in misplacement.keyframe_ids:
-            self._graph.set_registered(misplaced, False)
+        self._map = repair.sparse_map
+        misplacement = repair.misplacement
+        self._builder.distrust(misplacement.misleading)
+        self._abandon_jobs()  # they hold the keyframes in the wrong place
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -563,9 +569,6 @@ class Mapper:
                 evidence_second=misplacement.evidence.second,
             )
         )
-        self._builder.distrust(misplacement.misleading)
-        self._abandon_jobs()  # they hold the keyframes in the wrong place
-        self._grow(self._growth)
 
     def _retry_waiting(self) -> None:
         """Tries keyframes that failed before, those with the best pairs into the map first."""
@@ -623,7 +626,7 @@ class Mapper:
         """Makes another map the main one."""
         self._map = sparse_map
         self._components.release(sparse_map)
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._update_metric_scale()
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
@@ -635,6 +638,19 @@ class Mapper:
         if sparse_map is not self._map:
             self._adopt(sparse_map)
 
+    def _correct_loops(self, *, is_final: bool = False) -> None:
+        """Makes a map that agrees with pairs which contradicted it the map."""
+        corrected = self._loops.correct(self._map, is_final=is_final)
+        if corrected is None:
+            return
+        self._map = corrected
+        self._components.release(self._map)
+        for frame_id in self._map.registered_ids:
+            self._update_graph(frame_id)
+        self._abandon_jobs()  # they hold the map as it was
+        self._schedule.done(self._map.num_registered)
+        self._retry_waiting()
+
     def _discard_turning(self) -> None:
         """Takes back a map that a camera turning without moving explains."""
         if not (self._is_initialized and self._turning.explains(self._map)):
@@ -643,7 +659,7 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
         self._components.clear()
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._abandon_jobs()
         self._schedule.done(0)
 
@@ -651,7 +667,11 @@ class Mapper:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
             return
-        while (split := self._splits.find(self._map, is_final=is_final)) is not None:
+        while (
+            split := self._splits.find(
+                self._map, is_final=is_final, apart=self._components.alike_ids(self._map)
+            )
+        ) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
             self._replace_cameras(regrouped.change, regrouped.sparse_map)
@@ -878,15 +898,19 @@ class Mapper:
             self._grow(self._growth)
             self._grow_without_wrong_pairs()
             self._recognise_lenses()
+            self._correct_loops(is_final=True)
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow_without_wrong_pairs()
             self._grow(self._final_growth)
             self._pose_strictly(again=True)
             self._rescue_by_windows()
+            self._repair_finally()
             self._improve_by_windows()
+            self._correct_loops(is_final=True)
             self._update_metric_scale()
             self._adjust_finally()
+            self._loops.report(self._map)
             self._georeferencing.adjust(self._map)
             self._components.release(self._map)
             self._components.finish(self._map, min_keyframes=MIN_SEPARATE)
@@ -900,7 +924,7 @@ class Mapper:
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+            self._contradictions = self._loops.contradictions(self._map)
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
@@ -916,9 +940,11 @@ class Mapper:
             cameras=self._cameras.figures(self._map) if self._is_initialized else (),
             contradictions=self._contradictions if is_final else (),
             turning=self._turning.stretches,
+            gaps=self._poser.gaps(self._maps) if is_final else (),
             placement=self._georeferencing.placement,
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,
+            confirms_pairs=self._config.agreement.mode != "off",
         )
 
     def _adopt_fullest(self) -> bool:
@@ -963,6 +989,12 @@ class Mapper:
         while (merge := self._windows.rescue(self._map)) is not None:
             self._take_over(merge)
             self._grow(self._final_growth)
+
+    def _repair_finally(self) -> None:
+        """Puts misplaced keyframes right, as long as there are some."""
+        self._misplacements.forget()
+        for _ in range(_MAX_REPAIRS):
+            self._repair_misplaced(self._map.registered_ids, is_final=True)
 
     def _improve_by_windows(self) -> None:
         """Solves the weakest parts of the map once more."""

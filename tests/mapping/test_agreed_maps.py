@@ -45,6 +45,7 @@ def is_whole_and_right(mapped: MapperRun) -> bool:
     return len(poses) == len(PHOTOS.frame_ids) and pose_errors(poses, PHOTOS).max_ratio < 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("false_ratio", [0.3, 1.0])
 def test_false_pairs_spoil_a_map_that_uses_them(false_ratio: float) -> None:
     mapped, matcher = run("off", says_so=True, false_ratio=false_ratio)
@@ -53,6 +54,7 @@ def test_false_pairs_spoil_a_map_that_uses_them(false_ratio: float) -> None:
     assert not is_whole_and_right(mapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("false_ratio", [0.0, 0.3, 1.0])
 def test_a_map_of_agreed_pairs_is_whole_and_right(false_ratio: float) -> None:
     mapped, matcher = run("auto", says_so=True, false_ratio=false_ratio)
@@ -66,6 +68,7 @@ def test_a_map_of_agreed_pairs_is_whole_and_right(false_ratio: float) -> None:
     assert not used
 
 
+@pytest.mark.slow
 def test_false_pairs_close_no_loops() -> None:
     mapped, matcher = run("auto", says_so=True, false_ratio=1.0)
 
@@ -74,6 +77,7 @@ def test_false_pairs_close_no_loops() -> None:
     assert not loops & {(pair.first, pair.second) for pair in matcher.false_pairs}
 
 
+@pytest.mark.slow
 def test_pairs_that_are_held_back_are_journalled_and_shown() -> None:
     mapped, matcher = run("auto", says_so=True, false_ratio=1.0)
     verified = {one.pair for one in mapped.graph.all_edges()}
@@ -87,6 +91,7 @@ def test_pairs_that_are_held_back_are_journalled_and_shown() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_matcher_that_does_not_say_so_is_found_out() -> None:
     mapped, _ = run("auto", says_so=False, false_ratio=0.3)
 
@@ -94,6 +99,7 @@ def test_a_matcher_that_does_not_say_so_is_found_out() -> None:
     assert is_whole_and_right(mapped)
 
 
+@pytest.mark.slow
 def test_a_matcher_that_matches_what_belongs_together_may_use_all_its_pairs() -> None:
     mapped, _ = run("auto", says_so=False, false_ratio=0.0)
 

@@ -95,7 +95,7 @@ def test_two_views_wait_for_a_third_one_that_confirms_all_three_pairs() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_pairs_of_images_that_share_nothing_are_held_back_for_good(seed: int) -> None:
     run = Run(FAR)
-    false = set()
+    false: set[ImagePair] = set()
     for frame_id in range(1, 13):
         near = [other for other in range(max(1, frame_id - 2), frame_id)]
         wrong = [
