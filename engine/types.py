@@ -700,6 +700,17 @@ class TurningStretch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoseGap:
+    """A time of a video of which no frame has a pose in any map."""
+
+    camera_key: str
+    before: FrameId  # the last frame with a pose
+    after: FrameId  # the next one
+    begins_at_s: float  # capture time of the frame before
+    ends_at_s: float  # of the frame after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CameraFigures:
     """A camera's calibration in the map, where it began, and what is doubted about it."""
 

@@ -19,7 +19,7 @@ from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.estimators.lenses import has_small_parameters
-from engine.geometry import image_scale, transform_points
+from engine.geometry import image_scale, pose_in_other_world, transform_points
 from engine.mapping.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
@@ -464,14 +464,32 @@ class SparseMap:
         self._triangulator.clear_modified_points3D()
         return int(num)
 
-    def filter_all(self) -> int:
-        """Removes bad observations everywhere; returns how many."""
+    def filter_all(self, *, gate: float = 1.0) -> int:
+        """Removes bad observations everywhere; returns how many.
+
+        Args:
+            gate: times the usual threshold, for a map that is known to be off by more.
+        """
         self._covisibility.clear()
         return int(
             self._observations.filter_all_points3D(
-                self._max_error_px(), self._triangulation.min_angle_deg
+                gate * self._max_error_px(), self._triangulation.min_angle_deg
             )
         )
+
+    def merge_all(self, *, gate: float = 1.0) -> int:
+        """Merges and completes all tracks; returns the changes.
+
+        Args:
+            gate: times the usual threshold, for a map that is known to be off by more.
+        """
+        self._covisibility.clear()
+        options = self._triangulator_options(gate=gate)
+        num = self._triangulator.merge_all_tracks(options)
+        num += self._triangulator.complete_all_tracks(options)
+        self._triangulator.clear_modified_points3D()
+        self._point_attributes.assign(self._reconstruction.point3D_ids())
+        return int(num)
 
     def retriangulate(self) -> int:
         """Completes, merges and re-triangulates everything, as before a final adjustment."""
@@ -506,6 +524,17 @@ class SparseMap:
         COLMAP's graph keeps its matches; triangulation tests each of them against the poses anyway.
         """
         self._matches.distrust(pair)
+
+    def forget_pairs(self, pairs: Collection[ImagePair]) -> None:
+        """Leaves pairs out of everything from now on; a copy of the map keeps its own.
+
+        Observations that came from them stay until they are filtered.
+        """
+        gone = set(pairs)
+        kept = [one for one in self._matches.pairs() if one.pair not in gone]
+        num_keypoints = {i: len(keyframe.features) for i, keyframe in self._keyframes.items()}
+        self._matches = MatchGraph.of(num_keypoints, kept)
+        self._rebuild_managers()
 
     def replace_pairs(
         self,
@@ -587,6 +616,33 @@ class SparseMap:
             mean_error_px=float(errors_px.mean()) if len(errors_px) else 0.0,
             gain=float((1.0 - bounded**2).sum()),
         )
+
+    def transform_parts(self, moved_from_map: Mapping[FrameId, Float64Array]) -> None:
+        """Moves each registered keyframe by a similarity (3, 4) of its own, and points with them.
+
+        A point goes where most keyframes that observe it would have it; observations of the others
+        are left to be filtered.
+
+        Raises:
+            MapError: a registered keyframe has no similarity; the map is as it was.
+        """
+        frame_ids = self.registered_ids
+        missing = [i for i in frame_ids if i not in moved_from_map]
+        if missing:
+            raise MapError(f"keyframe {missing[0]} would stay behind")
+        placed: dict[int, list[Float64Array]] = {}
+        for frame_id in frame_ids:
+            ids = self.point3D_ids(frame_id)
+            observed = np.unique(ids[ids != _NO_POINT])
+            positions = transform_points(moved_from_map[frame_id], self.points3D_in_world(observed))
+            for point3D_id, position in zip(observed.tolist(), positions, strict=True):
+                placed.setdefault(point3D_id, []).append(position)
+        for point3D_id, rows in placed.items():
+            self._reconstruction.point3D(point3D_id).xyz = np.median(rows, axis=0)
+        for frame_id in frame_ids:
+            pose = pose_in_other_world(self.cam_from_world(frame_id), moved_from_map[frame_id])
+            self.set_pose(frame_id, pose)
+        self._covisibility.clear()
 
     # -- copies ---------------------------------------------------------------------------------
 
@@ -723,8 +779,10 @@ class SparseMap:
         )
         return _MAX_EXTRA_PARAM if is_bounded else math.inf
 
-    def _triangulator_options(self) -> pycolmap.IncrementalTriangulatorOptions:
-        max_error_px = self._max_error_px()
+    def _triangulator_options(
+        self, *, gate: float = 1.0
+    ) -> pycolmap.IncrementalTriangulatorOptions:
+        max_error_px = gate * self._max_error_px()
         options = pycolmap.IncrementalTriangulatorOptions(
             max_transitivity=self._triangulation.max_transitivity,
             merge_max_reproj_error=max_error_px,
