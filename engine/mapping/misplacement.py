@@ -182,7 +182,7 @@ def _weakly_held(
     tree = networkx.maximum_spanning_tree(graph, weight="strength")
     for strength, pair in sorted(contradicting, key=lambda one: (-one[0], one[1])):
         if not networkx.has_path(tree, pair.first, pair.second):
-            continue
+            return _misplacement(sparse_map, tree, evidence=pair)
         path = networkx.shortest_path(tree, pair.first, pair.second)
         links = [(tree.edges[link]["strength"], link) for link in itertools.pairwise(path)]
         weakest, link = min(links)
