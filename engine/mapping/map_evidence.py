@@ -29,6 +29,7 @@ from engine.types import (
     ImagePair,
     Int64Array,
     Keyframe,
+    PoseGap,
     TurningStretch,
     VerifiedPair,
 )
@@ -84,11 +85,13 @@ class MapEvidence:
     cameras: tuple[CameraFigures, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()  # pairs whose points the map has twice
     turning: tuple[TurningStretch, ...] = ()
+    gaps: tuple[PoseGap, ...] = ()  # of videos, without any pose
     num_positions: int = 0  # that the map was laid onto, or contradict it
     gps_contradiction: str = ""  # how positions contradict the map; "" where they do not
     num_rejected_positions: int = 0
     looks_up_ratio: float = 0.0  # of registered keyframes on the globe that look at the sky
     searches_lenses: bool = True
+    confirms_pairs: bool = True  # whether pairs are asked to agree with each other
 
     @property
     def unplaced(self) -> tuple[Keyframe, ...]:
@@ -105,9 +108,11 @@ class Beside:
     cameras: tuple[CameraFigures, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()  # pairs whose points the map has twice
     turning: tuple[TurningStretch, ...] = ()
+    gaps: tuple[PoseGap, ...] = ()
     placement: Placement | None = None
     gps_contradiction: str = ""  # how positions contradict the map
     searches_lenses: bool = True
+    confirms_pairs: bool = True
 
 
 def gather(
@@ -138,11 +143,13 @@ def gather(
         cameras=beside.cameras,
         contradictions=beside.contradictions,
         turning=beside.turning,
+        gaps=beside.gaps,
         num_positions=0 if placement is None else len(placement.frame_ids),
         gps_contradiction=beside.gps_contradiction,
         num_rejected_positions=0 if placement is None else len(placement.rejected_ids),
         looks_up_ratio=_looks_up_ratio(sparse_map, placement),
         searches_lenses=beside.searches_lenses,
+        confirms_pairs=beside.confirms_pairs,
     )
 
 

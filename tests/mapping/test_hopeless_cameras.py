@@ -170,7 +170,7 @@ def test_hopeless_cameras_contradict_no_pair_and_fit_nothing(params: tuple[float
     assert sparse_map.num_registered == len(world.frame_ids)
     sparse_map.set_camera_params("camera", params)
     for frame_id in sparse_map.registered_ids:
-        misplaced = find_misplacement(sparse_map, frame_id)
+        misplaced = find_misplacement(sparse_map, [frame_id])
         assert misplaced is None or misplaced.keyframe_ids
     fit = sparse_map.fit(sparse_map.registered_ids)
     assert fit.num_observations > 0
