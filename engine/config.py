@@ -565,6 +565,9 @@ class LoopsConfig(Section):
     """Whether a map that pairs between its far parts contradict is corrected: its parts are scaled,
     turned and shifted onto each other, and their points merged. false: only what drifted by a few
     pixels is closed, by bundle adjustment."""
+    max_live_keyframes: NonNegativeInt = 150
+    """Keyframes. Larger maps are corrected at the end of the run only: mapping waits for it, some
+    seconds. 0: all maps."""
 
 
 class RescueConfig(Section):

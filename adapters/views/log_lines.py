@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from adapters.live.run_counters import RunCounters
-from adapters.live.verdict_words import verdict_lines
+from adapters.live.verdict_words import in_words, verdict_lines
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
@@ -23,6 +23,8 @@ from engine.events import (
     Georeferenced,
     LensRecognised,
     LoopClosed,
+    LoopCorrected,
+    LoopRefused,
     MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
@@ -42,6 +44,8 @@ from engine.types import RegistrationStatus, SourceState, VerdictLevel
 DROPS_LOGGED_EACH = 10  # of one reason; from then on a line whenever their number has doubled
 
 BOXES_NAMED = 3
+
+_MOST_SHOWN_PX = 9999.0  # of an error: points behind a camera are off by more
 
 
 class LogLevel(StrEnum):
@@ -147,7 +151,7 @@ def _milestone(event: Event) -> str | None:
 
 def _other_maps(event: RunFinished) -> str:
     sizes = event.num_in_other_maps
-    return f", {' and '.join(map(str, sizes))} in maps apart from it" if sizes else ""
+    return f", {in_words(sizes)} in maps apart from it" if sizes else ""
 
 
 def _camera(event: Event) -> str | None:
@@ -189,6 +193,17 @@ def _mapping(event: Event) -> str | None:
             return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
         case LoopClosed():
             return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
+        case LoopCorrected():
+            before_px = f"{min(event.error_before_px, _MOST_SHOWN_PX):.0f}"
+            return (
+                f"map corrected between frames {event.first} and {event.second}: {event.num_pairs} "
+                f"pairs off by {before_px} px agree with it now, to {event.error_after_px:.1f} px"
+            )
+        case LoopRefused():
+            return (
+                f"{event.num_pairs} pairs, such as frames {event.first} and {event.second}, "
+                f"contradict the map, which stays: {event.reason}"
+            )
     return None
 
 

@@ -31,6 +31,7 @@ from engine.types import (
     ImagePair,
     Int64Array,
     Keyframe,
+    PoseGap,
     TurningStretch,
     VerifiedPair,
 )
@@ -86,6 +87,7 @@ class MapEvidence:
     cameras: tuple[CameraFigures, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()  # pairs whose points the map has twice
     turning: tuple[TurningStretch, ...] = ()
+    gaps: tuple[PoseGap, ...] = ()  # of videos, without any pose
     num_positions: int = 0  # that the map was laid onto, or contradict it
     gps_contradiction: str = ""  # how positions contradict the map; "" where they do not
     num_rejected_positions: int = 0
@@ -108,6 +110,7 @@ class Beside:
     cameras: tuple[CameraFigures, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()  # pairs whose points the map has twice
     turning: tuple[TurningStretch, ...] = ()
+    gaps: tuple[PoseGap, ...] = ()
     placement: Placement | None = None
     gps_contradiction: str = ""  # how positions contradict the map
     searches_lenses: bool = True
@@ -142,6 +145,7 @@ def gather(
         cameras=beside.cameras,
         contradictions=beside.contradictions,
         turning=beside.turning,
+        gaps=beside.gaps,
         num_positions=0 if placement is None else len(placement.frame_ids),
         gps_contradiction=beside.gps_contradiction,
         num_rejected_positions=0 if placement is None else len(placement.rejected_ids),

@@ -38,7 +38,6 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LensRecognised,
-    LoopClosed,
     MapInitialized,
     MetricScaleEstimated,
     MisplacementFound,
@@ -66,7 +65,6 @@ from engine.mapping.cameras import (
     recognised_camera,
 )
 from engine.mapping.components import MAIN, Components
-from engine.mapping.contradictions import find_contradictions
 from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
@@ -78,9 +76,11 @@ from engine.mapping.growth import (
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
 from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
+from engine.mapping.loop_closing import LoopClosing
 from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
-from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.misplacement import MisplacementRepair
+from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.restarts import BuiltMap, MapBuilder
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
 from engine.mapping.sparse_map import Registration, SparseMap
@@ -129,6 +129,7 @@ _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
+_MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
 _MAX_NAMED = 3  # keyframes that one line names
 _SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
@@ -174,6 +175,7 @@ class Mapper:
             matches_everything=matching.matches_everything,
             seed=config.runtime.seed,
         )
+        self._evidence = PairEvidence(self._agreement)
         self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
         self._poser = FramePoser(
             registration=config.registration,
@@ -253,6 +255,13 @@ class Mapper:
             graph=graph, builder=self._builder, growth=self._growth, emit=emit
         )
         self._verdicts = VerdictWatch(graph=graph, emit=emit)
+        self._loops = LoopClosing(
+            config.loops,
+            growth=self._final_growth,
+            min_inliers=config.registration.min_inliers,
+            seed=config.runtime.seed,
+            emit=emit,
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -262,7 +271,7 @@ class Mapper:
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
-        self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
+        self._misplacements = MisplacementRepair()
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
@@ -338,7 +347,7 @@ class Mapper:
         if self._turning.is_all:
             self._discard_turning()
         if is_bent:
-            self._build_anew(matched)
+            self._build_anew(matched.pairs, because="overlays held much of it")
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
@@ -368,8 +377,25 @@ class Mapper:
         registration = register_and_refine(self._map, frame_id, config=self._growth)
         self._report_registration(frame_id, registration, started_s=self._begun_s)
         if registration.status is RegistrationStatus.REGISTERED:
-            self._take_out_misplaced(frame_id)
+            self._require_agreement_if_needed(frame_id)
+        if self._map.is_registered(frame_id):
+            self._repair_misplaced([frame_id])
             self._retry_waiting()
+            self._loops.watch(self._map, frame_id)
+            self._correct_loops()
+            self._loops.report(self._map)
+
+    def _require_agreement_if_needed(self, frame_id: FrameId) -> None:
+        """Builds the map anew from agreed pairs once the run shows that many pairs are wrong."""
+        if not self._evidence.add(self._map, frame_id):
+            return
+        self._agreement.require()
+        self._warn(
+            f"{self._evidence.num_wrong} strong pairs contradict the map, and nothing confirms"
+            " them: the matcher matches what shares nothing, and from now on maps use only pairs"
+            " that a third view confirms"
+        )
+        self._build_anew(self._graph.edges(), because="many of its pairs are wrong")
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -428,18 +454,23 @@ class Mapper:
         for frame_id in adrift:
             self._graph.set_registered(frame_id, False)
 
-    def _build_anew(self, matched: MatchedKeyframe) -> None:
-        """Builds a map from the pairs without overlays, in place of one that they bent."""
+    def _build_anew(self, newest: Sequence[VerifiedPair], *, because: str) -> None:
+        """Builds a map from the pairs as they are now, in place of one that others bent.
+
+        Args:
+            newest: pairs of the newest keyframe.
+            because: what is wrong with the map, if it has to stay.
+        """
         bent = self._map
         self._map = self._builder.start_over()
-        built = self._builder.first(self._map, matched.pairs)
+        built = self._builder.first(self._map, newest)
         num_needed = _KEPT_RATIO * bent.num_registered
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
                 self._warn(
-                    f"overlays held much of the map of {bent.num_registered} keyframes, and no map"
-                    " without them holds half as many: it may be bent"
+                    f"the map of {bent.num_registered} keyframes may be bent, since {because};"
+                    " no other one holds half as many"
                 )
             return
         self._components.clear()
@@ -517,26 +548,22 @@ class Mapper:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
             self._loop_waits_for_adjustment = True
-            self._emit(
-                LoopClosed(
-                    first=loop.pair.first,
-                    second=loop.pair.second,
-                    num_inliers=loop.num_inliers,
-                )
-            )
+            self._loops.add_loop(loop)
 
-    def _take_out_misplaced(self, frame_id: FrameId) -> None:
-        """Takes out keyframes that a new one shows to be misplaced, and registers them again.
-
-        Taking the same ones out twice for the same reason would change nothing.
-        """
-        misplacement = find_misplacement(self._map, frame_id)
-        if misplacement is None or misplacement.evidence in self._evidence_used:
+    def _repair_misplaced(self, frame_ids: Sequence[FrameId], *, is_final: bool = False) -> None:
+        """Puts keyframes right that pairs of some keyframes show to be misplaced."""
+        config = self._final_growth if is_final else self._growth
+        repair = self._misplacements.repair(
+            self._map, frame_ids, config=config, is_thorough=is_final
+        )
+        if repair is None:
             return
-        self._evidence_used.add(misplacement.evidence)
-        take_out(self._map, misplacement)
-        for misplaced in misplacement.keyframe_ids:
-            self._graph.set_registered(misplaced, False)
+        self._map = repair.sparse_map
+        misplacement = repair.misplacement
+        self._builder.distrust(misplacement.misleading)
+        self._abandon_jobs()  # they hold the keyframes in the wrong place
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -544,9 +571,6 @@ class Mapper:
                 evidence_second=misplacement.evidence.second,
             )
         )
-        self._builder.distrust(misplacement.misleading)
-        self._abandon_jobs()  # they hold the keyframes in the wrong place
-        self._grow(self._growth)
 
     def _retry_waiting(self) -> None:
         """Tries keyframes that failed before, those with the best pairs into the map first."""
@@ -598,7 +622,7 @@ class Mapper:
         """Makes another map the main one."""
         self._map = sparse_map
         self._components.release(sparse_map)
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._update_metric_scale()
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
@@ -610,6 +634,19 @@ class Mapper:
         if sparse_map is not self._map:
             self._adopt(sparse_map)
 
+    def _correct_loops(self, *, is_final: bool = False) -> None:
+        """Makes a map that agrees with pairs which contradicted it the map."""
+        corrected = self._loops.correct(self._map, is_final=is_final)
+        if corrected is None:
+            return
+        self._map = corrected
+        self._components.release(self._map)
+        for frame_id in self._map.registered_ids:
+            self._update_graph(frame_id)
+        self._abandon_jobs()  # they hold the map as it was
+        self._schedule.done(self._map.num_registered)
+        self._retry_waiting()
+
     def _discard_turning(self) -> None:
         """Takes back a map that a camera turning without moving explains."""
         if not (self._is_initialized and self._turning.explains(self._map)):
@@ -618,7 +655,7 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
         self._components.clear()
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._abandon_jobs()
         self._schedule.done(0)
 
@@ -626,7 +663,11 @@ class Mapper:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
             return
-        while (split := self._splits.find(self._map, is_final=is_final)) is not None:
+        while (
+            split := self._splits.find(
+                self._map, is_final=is_final, apart=self._components.alike_ids(self._map)
+            )
+        ) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
             self._replace_cameras(regrouped.change, regrouped.sparse_map)
@@ -852,14 +893,18 @@ class Mapper:
         if self._is_initialized:
             self._grow(self._growth)
             self._recognise_lenses()
+            self._correct_loops(is_final=True)
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow(self._final_growth)
             self._pose_strictly(again=True)
             self._rescue_by_windows()
+            self._repair_finally()
             self._improve_by_windows()
+            self._correct_loops(is_final=True)
             self._update_metric_scale()
             self._adjust_finally()
+            self._loops.report(self._map)
             self._georeferencing.adjust(self._map)
             self._components.release(self._map)
             self._components.finish(self._map, min_keyframes=MIN_SEPARATE)
@@ -873,7 +918,7 @@ class Mapper:
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+            self._contradictions = self._loops.contradictions(self._map)
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
@@ -889,6 +934,7 @@ class Mapper:
             cameras=self._cameras.figures(self._map) if self._is_initialized else (),
             contradictions=self._contradictions if is_final else (),
             turning=self._turning.stretches,
+            gaps=self._poser.gaps(self._maps) if is_final else (),
             placement=self._georeferencing.placement,
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,
@@ -937,6 +983,12 @@ class Mapper:
         while (merge := self._windows.rescue(self._map)) is not None:
             self._take_over(merge)
             self._grow(self._final_growth)
+
+    def _repair_finally(self) -> None:
+        """Puts misplaced keyframes right, as long as there are some."""
+        self._misplacements.forget()
+        for _ in range(_MAX_REPAIRS):
+            self._repair_misplaced(self._map.registered_ids, is_final=True)
 
     def _improve_by_windows(self) -> None:
         """Solves the weakest parts of the map once more."""

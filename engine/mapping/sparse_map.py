@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,11 +19,12 @@ from engine.config import RegistrationConfig, TriangulationConfig
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.estimators.lenses import has_small_parameters
-from engine.geometry import image_scale, transform_points
+from engine.geometry import image_scale, pose_in_other_world, transform_points
 from engine.mapping.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
+from engine.matching.pair_agreement import pair_strength
 from engine.types import (
     Features,
     Float64Array,
@@ -85,6 +86,7 @@ class SparseMap:
         self._calibration = CalibrationControl(is_bounded=has_bounds)
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
+        self._strengths: dict[ImagePair, tuple[VerifiedPair, float]] = {}
         self._rebuild_managers()
 
     # -- what is in the map ---------------------------------------------------------------------
@@ -125,6 +127,16 @@ class SparseMap:
     def neighbors(self, frame_id: FrameId) -> Mapping[FrameId, VerifiedPair]:
         """Keyframes with a verified pair to this one."""
         return self._matches.neighbors(frame_id)
+
+    def pair_strength(self, verified: VerifiedPair) -> float:
+        """How much evidence a pair of the map is: its independent inliers (see `PairStrength`)."""
+        known = self._strengths.get(verified.pair)
+        if known is None or known[0] is not verified:
+            pair = verified.pair
+            ends = self._keyframes[pair.first], self._keyframes[pair.second]
+            known = verified, pair_strength(verified, *ends).score
+            self._strengths[pair] = known
+        return known[1]
 
     def cam_from_world(self, frame_id: FrameId) -> Float64Array:
         """The pose (3, 4) of a registered keyframe."""
@@ -296,7 +308,14 @@ class SparseMap:
         self._assign_point_attributes(first)
         return self.num_points3D
 
-    def register(self, frame_id: FrameId, *, min_inlier_ratio: float) -> Registration:
+    def register(
+        self,
+        frame_id: FrameId,
+        *,
+        min_inlier_ratio: float,
+        neighbors: Mapping[FrameId, VerifiedPair] | None = None,
+        is_credible: Callable[[Float64Array], bool] | None = None,
+    ) -> Registration:
         """Poses a keyframe against the points its matches see, and extends their tracks to it.
 
         Repeated structure (wallpaper, facades) gives matches that agree on a wrong place.
@@ -305,12 +324,14 @@ class SparseMap:
         Args:
             frame_id: a keyframe that is not registered.
             min_inlier_ratio: share of its matched keypoints that must agree on the pose.
+            neighbors: the pairs whose matches pose it, by the other keyframe; by default all.
+            is_credible: whether the keyframe may get a pose (3, 4).
 
         Raises:
             MapError: the keyframe is registered already.
         """
         self._check_registered([frame_id], is_registered=False)
-        rows, point3D_ids = self._correspondences(frame_id)
+        rows, point3D_ids = self._correspondences(frame_id, neighbors)
         num = len(rows)
         if num < self._registration.min_inliers:
             return Registration(
@@ -329,6 +350,12 @@ class SparseMap:
         if pose is None or num_inliers < enough:
             return Registration(
                 status=RegistrationStatus.TOO_FEW_INLIERS,
+                num_inliers=num_inliers,
+                num_correspondences=num,
+            )
+        if is_credible is not None and not is_credible(pose.cam_from_world):
+            return Registration(
+                status=RegistrationStatus.CONTRADICTED,
                 num_inliers=num_inliers,
                 num_correspondences=num,
             )
@@ -437,14 +464,32 @@ class SparseMap:
         self._triangulator.clear_modified_points3D()
         return int(num)
 
-    def filter_all(self) -> int:
-        """Removes bad observations everywhere; returns how many."""
+    def filter_all(self, *, gate: float = 1.0) -> int:
+        """Removes bad observations everywhere; returns how many.
+
+        Args:
+            gate: times the usual threshold, for a map that is known to be off by more.
+        """
         self._covisibility.clear()
         return int(
             self._observations.filter_all_points3D(
-                self._max_error_px(), self._triangulation.min_angle_deg
+                gate * self._max_error_px(), self._triangulation.min_angle_deg
             )
         )
+
+    def merge_all(self, *, gate: float = 1.0) -> int:
+        """Merges and completes all tracks; returns the changes.
+
+        Args:
+            gate: times the usual threshold, for a map that is known to be off by more.
+        """
+        self._covisibility.clear()
+        options = self._triangulator_options(gate=gate)
+        num = self._triangulator.merge_all_tracks(options)
+        num += self._triangulator.complete_all_tracks(options)
+        self._triangulator.clear_modified_points3D()
+        self._point_attributes.assign(self._reconstruction.point3D_ids())
+        return int(num)
 
     def retriangulate(self) -> int:
         """Completes, merges and re-triangulates everything, as before a final adjustment."""
@@ -479,6 +524,17 @@ class SparseMap:
         COLMAP's graph keeps its matches; triangulation tests each of them against the poses anyway.
         """
         self._matches.distrust(pair)
+
+    def forget_pairs(self, pairs: Collection[ImagePair]) -> None:
+        """Leaves pairs out of everything from now on; a copy of the map keeps its own.
+
+        Observations that came from them stay until they are filtered.
+        """
+        gone = set(pairs)
+        kept = [one for one in self._matches.pairs() if one.pair not in gone]
+        num_keypoints = {i: len(keyframe.features) for i, keyframe in self._keyframes.items()}
+        self._matches = MatchGraph.of(num_keypoints, kept)
+        self._rebuild_managers()
 
     def replace_pairs(
         self,
@@ -561,24 +617,53 @@ class SparseMap:
             gain=float((1.0 - bounded**2).sum()),
         )
 
+    def transform_parts(self, moved_from_map: Mapping[FrameId, Float64Array]) -> None:
+        """Moves each registered keyframe by a similarity (3, 4) of its own, and points with them.
+
+        A point goes where most keyframes that observe it would have it; observations of the others
+        are left to be filtered.
+
+        Raises:
+            MapError: a registered keyframe has no similarity; the map is as it was.
+        """
+        frame_ids = self.registered_ids
+        missing = [i for i in frame_ids if i not in moved_from_map]
+        if missing:
+            raise MapError(f"keyframe {missing[0]} would stay behind")
+        placed: dict[int, list[Float64Array]] = {}
+        for frame_id in frame_ids:
+            ids = self.point3D_ids(frame_id)
+            observed = np.unique(ids[ids != _NO_POINT])
+            positions = transform_points(moved_from_map[frame_id], self.points3D_in_world(observed))
+            for point3D_id, position in zip(observed.tolist(), positions, strict=True):
+                placed.setdefault(point3D_id, []).append(position)
+        for point3D_id, rows in placed.items():
+            self._reconstruction.point3D(point3D_id).xyz = np.median(rows, axis=0)
+        for frame_id in frame_ids:
+            pose = pose_in_other_world(self.cam_from_world(frame_id), moved_from_map[frame_id])
+            self.set_pose(frame_id, pose)
+        self._covisibility.clear()
+
     # -- copies ---------------------------------------------------------------------------------
 
     def copy(self) -> SparseMap:
         """A map of its own to try something on.
 
-        Both share the verified pairs: only one of the two may take further keyframes and pairs.
+        Both share the matches: only one of the two may take further keyframes and pairs. Each
+        distrusts pairs of its own.
         """
         twin = SparseMap(
             triangulation=self._triangulation, registration=self._registration, seed=self._seed
         )
         twin._reconstruction = self.copy_reconstruction()
-        twin._matches = self._matches
+        twin._matches = self._matches.copy()
         twin._keyframes = dict(self._keyframes)
         twin._camera_ids = dict(self._camera_ids)
         twin._calibration = self._calibration.copy()
         twin._point_attributes = self._point_attributes.copy_for(
             twin._reconstruction, twin._keyframes
         )
+        twin._strengths = dict(self._strengths)
         twin._rebuild_managers()
         return twin
 
@@ -694,8 +779,10 @@ class SparseMap:
         )
         return _MAX_EXTRA_PARAM if is_bounded else math.inf
 
-    def _triangulator_options(self) -> pycolmap.IncrementalTriangulatorOptions:
-        max_error_px = self._max_error_px()
+    def _triangulator_options(
+        self, *, gate: float = 1.0
+    ) -> pycolmap.IncrementalTriangulatorOptions:
+        max_error_px = gate * self._max_error_px()
         options = pycolmap.IncrementalTriangulatorOptions(
             max_transitivity=self._triangulation.max_transitivity,
             merge_max_reproj_error=max_error_px,

@@ -340,7 +340,7 @@ class TurningWatch:
         pairs = self._telling_pairs(poses)
         if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
             return False
-        return self._explanation(sparse_map, pairs).is_turning
+        return self._are_turns(sparse_map, pairs) is not None
 
     def conclude(self, sparse_map: SparseMap) -> None:
         """Looks at all keyframes at the end of a run without a map, whatever their order.
@@ -359,8 +359,8 @@ class TurningWatch:
             )
             if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
                 continue
-            found = self._explanation(sparse_map, pairs)
-            if found.is_turning:
+            found = self._are_turns(sparse_map, pairs)
+            if found is not None:
                 run = _Run(
                     frame_ids=frame_ids,
                     turned_rad=float(found.angles_rad.max()),
@@ -419,16 +419,21 @@ class TurningWatch:
             return True
         return zooms and nearest_turn_ratio(replace(pair, lens2=1), shape) < _NEAR_ZOOM_RATIO
 
-    def _explanation(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Explanation:
-        """How turns explain pairs best; with zooms where it takes them."""
-        found = self._of_pairs(sparse_map, pairs, zooms=False, max_matches=_MAX_MATCHES)
+    def _are_turns(
+        self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]
+    ) -> _Explanation | None:
+        """How turns explain pairs, with zooms where it takes them; None where they do not."""
         keyframes = [one for pair in pairs for one in self._keyframes(pair)]
-        if found.is_turning or not self._may_zoom:
-            return found
-        if all(_is_given(sparse_map, one) for one in keyframes):
-            return found
-        zooming = self._of_pairs(sparse_map, pairs, zooms=True, max_matches=_MAX_MATCHES)
-        return zooming if zooming.is_turning else found
+        is_given = all(_is_given(sparse_map, one) for one in keyframes)
+        for zooms in (False, True):
+            if zooms and (is_given or not self._may_zoom):
+                break
+            found = self._of_pairs(sparse_map, pairs, zooms=zooms)
+            if found.is_explained and not found.is_determined:
+                found = self._of_pairs(sparse_map, pairs, zooms=zooms, max_matches=_MAX_MATCHES)
+            if found.is_turning:
+                return found
+        return None
 
     def _of_pairs(
         self,

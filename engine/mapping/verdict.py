@@ -54,6 +54,7 @@ _UNSURE_SIGMA_RATIO = 0.25  # of a focal length that nobody vouches for
 _REJECTED_RATIO = 0.3  # of the positions
 _SKYWARD_RATIO = 0.8  # of the cameras
 _FEW_KEYPOINTS = 150  # median of keyframes that show little to match
+_GAPS_NAMED = 3  # times of a video without a pose
 _ALL_SENTENCES = 12
 
 _IMPOSSIBLE = ("flaw",)  # kinds of doubt about a camera: what no lens can have
@@ -386,6 +387,36 @@ def _time_lost(evidence: MapEvidence, run: Sequence[Keyframe]) -> str:
     )
 
 
+def _gaps(evidence: MapEvidence) -> Reasons:
+    """Times of a video without a pose, however the map went on; those in `_missing` left out."""
+    gaps = [
+        gap
+        for gap in evidence.gaps
+        if not any(
+            gap.before < one.frame_id < gap.after and one.camera_key == gap.camera_key
+            for one in evidence.unplaced
+        )
+    ]
+    if not gaps:
+        return
+    has_cameras = len({one.camera_key for one in evidence.keyframes}) > 1
+    times = [
+        f"{gap.ends_at_s - gap.begins_at_s:.0f} s of the video, from {clock(gap.begins_at_s)} to"
+        f" {clock(gap.ends_at_s)}{f', of {gap.camera_key}' if has_cameras else ''}"
+        for gap in sorted(gaps, key=lambda gap: gap.begins_at_s - gap.ends_at_s)[:_GAPS_NAMED]
+    ]
+    more = f" and {len(gaps) - _GAPS_NAMED} times more" if len(gaps) > _GAPS_NAMED else ""
+    yield VerdictReason(
+        kind="time_lost",
+        level=VerdictLevel.GOOD,
+        sentence=(
+            f"no frame has a pose for {' and '.join(times)}{more}: nothing was seen then that the"
+            " map holds; film this part again if it matters"
+        ),
+        frame_ids=tuple(i for gap in gaps for i in (gap.before, gap.after)),
+    )
+
+
 def _several_maps(evidence: MapEvidence) -> Reasons:
     if not evidence.other_maps:
         return
@@ -516,4 +547,5 @@ _RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (
     _few_keyframes,
     _several_maps,
     _missing,
+    _gaps,
 )

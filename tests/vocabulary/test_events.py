@@ -27,6 +27,8 @@ from engine.events import (
     KeyframeAdded,
     LensRecognised,
     LoopClosed,
+    LoopCorrected,
+    LoopRefused,
     MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
@@ -198,6 +200,22 @@ EVENTS: tuple[Event, ...] = (
         num_keyframes=5,
     ),
     LoopClosed(at_s=0.5, first=ONE, second=TWO, num_inliers=70),
+    LoopCorrected(
+        at_s=0.5,
+        first=ONE,
+        second=TWO,
+        num_pairs=5,
+        error_before_px=120.0,
+        error_after_px=0.7,
+        scale_ratio=1.1,
+        rotation_rad=0.02,
+        moved_map=0.5,
+        num_points_merged=100,
+        elapsed_s=2.0,
+    ),
+    LoopRefused(
+        at_s=0.5, first=ONE, second=TWO, num_pairs=3, error_px=80.0, reason="they do not agree"
+    ),
     BundleAdjusted(
         at_s=0.5,
         num_keyframes=9,

@@ -1,0 +1,132 @@
+"""When loops are closed: what waits for it, when a correction is tried, and what is reported."""
+
+from __future__ import annotations
+
+from engine.config import LoopsConfig
+from engine.events import LoopClosed
+from engine.mapping.contradictions import find_contradictions
+from engine.mapping.growth import GrowthConfig
+from engine.mapping.loop_correction import correct_loops, is_enough
+from engine.mapping.sparse_map import SparseMap
+from engine.ports import EventSink
+from engine.types import Contradiction, FrameId, ImagePair, VerifiedPair
+
+_MIN_SHARED_RATIO = 0.25  # of a loop's inliers that must be common points; the loop is closed then
+_MIN_LIVE_PAIRS = 3  # that contradict the map, of two new keyframes at least
+_TRIED_AGAIN_RATIO = 1.5  # times the pairs of a former try, that another one needs while running
+_NEW_PAIRS_RATIO = 0.25  # of the pairs, not tried before, that a try needs at the end
+
+
+class LoopClosing:
+    """Watches pairs of new keyframes, and corrects the map when enough of them contradict it.
+
+    Args:
+        config: of loops.
+        growth: thresholds of adjusting a corrected map.
+        min_inliers: points that hold a keyframe in its place.
+        seed: of everything random.
+        emit: takes the events.
+    """
+
+    def __init__(
+        self,
+        config: LoopsConfig,
+        *,
+        growth: GrowthConfig,
+        min_inliers: int,
+        seed: int,
+        emit: EventSink,
+    ) -> None:
+        self._config = config
+        self._growth = growth
+        self._min_inliers = min_inliers
+        self._seed = seed
+        self._emit = emit
+        self._open: list[VerifiedPair] = []  # loops whose tracks are not one yet
+        self._contradicting: dict[ImagePair, FrameId] = {}  # seen to, and by which keyframe
+        self._tried: set[ImagePair] = set()
+        self._refuted: set[ImagePair] = set()  # of the last try: they contradict each other, too
+        self._num_tried = 0
+
+    def contradictions(self, sparse_map: SparseMap) -> tuple[Contradiction, ...]:
+        """The pairs that contradict the map, without those that contradict each other as well."""
+        found = find_contradictions(sparse_map)
+        return tuple(one for verified, one in found if verified.pair not in self._refuted)
+
+    def add_loop(self, verified: VerifiedPair) -> None:
+        """Takes a pair that joins parts which were far from each other."""
+        self._open.append(verified)
+
+    def watch(self, sparse_map: SparseMap, frame_id: FrameId) -> None:
+        """Examines the pairs of a keyframe that was registered."""
+        if self._config.correct:
+            for verified, _ in find_contradictions(sparse_map, [frame_id]):
+                self._contradicting[verified.pair] = frame_id
+
+    def report(self, sparse_map: SparseMap) -> None:
+        """Emits the loops that are closed by now."""
+        still_open = []
+        for verified in self._open:
+            if _is_closed(sparse_map, verified):
+                self._emit(
+                    LoopClosed(
+                        first=verified.pair.first,
+                        second=verified.pair.second,
+                        num_inliers=verified.num_inliers,
+                    )
+                )
+            else:
+                still_open.append(verified)
+        self._open = still_open
+
+    def correct(self, sparse_map: SparseMap, *, is_final: bool = False) -> SparseMap | None:
+        """Corrects the map where enough pairs contradict it, not twice for the same ones.
+
+        Args:
+            sparse_map: the map; it stays as it is.
+            is_final: whether all of its pairs are examined, and maps of any size.
+
+        Returns:
+            The map to take its place; None: nothing is to be done, or nothing helps.
+        """
+        if not self._config.correct or not self._is_due(sparse_map, is_final=is_final):
+            return None
+        found = find_contradictions(sparse_map)
+        pairs = [verified for verified, _ in found]
+        num_new = sum(verified.pair not in self._tried for verified in pairs)
+        if not is_enough(pairs) or num_new < _NEW_PAIRS_RATIO * len(pairs):
+            return None
+        self._tried.update(verified.pair for verified in pairs)
+        self._num_tried = len(found)
+        self._contradicting.clear()
+        correction = correct_loops(
+            sparse_map,
+            found,
+            config=self._growth,
+            min_inliers=self._min_inliers,
+            seed=self._seed,
+        )
+        self._emit(correction.event)
+        self._refuted = {v.pair for v in pairs} if correction.is_refuted else set()
+        if correction.better_map is not None:
+            self._num_tried = 0
+        return correction.better_map
+
+    def _is_due(self, sparse_map: SparseMap, *, is_final: bool) -> bool:
+        if is_final:
+            return True
+        limit = self._config.max_live_keyframes
+        if 0 < limit < sparse_map.num_registered:
+            return False
+        num_pairs = len(self._contradicting)
+        return num_pairs >= max(_MIN_LIVE_PAIRS, _TRIED_AGAIN_RATIO * self._num_tried) and (
+            len(set(self._contradicting.values())) > 1
+        )
+
+
+def _is_closed(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
+    pair = verified.pair
+    if not (sparse_map.is_registered(pair.first) and sparse_map.is_registered(pair.second)):
+        return False
+    shared = sparse_map.covisibility(pair.second).get(pair.first, 0)
+    return shared >= _MIN_SHARED_RATIO * verified.num_inliers
