@@ -261,7 +261,7 @@ def test_photos_without_a_place_are_a_remark_until_they_are_many(
 def test_time_without_a_place_is_stated() -> None:
     reason = only_reason(evidence(missing=(8, 9, 10)))
     assert reason.level is DOUBTFUL
-    assert "4 s of the video, from 0:07 to 0:11" in reason.sentence
+    assert "4 s of the video from 0:07 to 0:11" in reason.sentence
     assert "frames 80 to 100" in reason.sentence
 
 
