@@ -20,7 +20,7 @@ _MIN_INDEPENDENT = 30  # inliers, of a pair that counts
 _MAX_SHARED_RATIO = 0.1  # of a pair's inliers seen as common points: a pair with more is in use
 _CONTRADICTION_PX = 20.0  # median distance to the epipolar line, at an image edge of 1000 px
 _MIN_WRONG = 3  # pairs
-_MIN_WRONG_RATIO = 0.02  # of the pairs that count
+_MIN_WRONG_RATIO = 0.01  # of the pairs that count
 
 
 class PairEvidence:
