@@ -651,9 +651,9 @@ class Mapper:
         self._schedule.done(self._map.num_registered)
         self._retry_waiting()
 
-    def _discard_turning(self) -> None:
+    def _discard_turning(self, *, is_final: bool = False) -> None:
         """Takes back a map that a camera turning without moving explains."""
-        if not (self._is_initialized and self._turning.explains(self._map)):
+        if not self._is_initialized or not self._turning.explains(self._map, is_final=is_final):
             return
         for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
@@ -890,7 +890,7 @@ class Mapper:
             self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
-        self._discard_turning()
+        self._discard_turning(is_final=True)
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
