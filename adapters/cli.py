@@ -370,13 +370,14 @@ def _why_no_map(outcome: RunOutcome) -> str:
 
 def _other_maps(outcome: RunOutcome) -> str:
     """How many keyframes each map apart from the map holds."""
+    from adapters.live.verdict_words import in_words
+
     sizes = outcome.num_in_other_maps
     if not sizes:
         return ""
     if len(sizes) == 1:
         return f"; another map holds {sizes[0]} (sparse/1)"
-    listed = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
-    return f"; other maps hold {listed} (sparse/1 to sparse/{len(sizes)})"
+    return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:

@@ -573,6 +573,7 @@ class RegistrationStatus(StrEnum):
     REGISTERED = "registered"
     TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
     TOO_FEW_INLIERS = "too_few_inliers"
+    CONTRADICTED = "contradicted"  # by stronger pairs than those that agree with the pose
 
 
 class PoseKind(StrEnum):
@@ -696,6 +697,17 @@ class TurningStretch:
             "turned_deg": round(math.degrees(self.turned_rad), 1),
             "is_whole": self.is_whole,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoseGap:
+    """A time of a video of which no frame has a pose in any map."""
+
+    camera_key: str
+    before: FrameId  # the last frame with a pose
+    after: FrameId  # the next one
+    begins_at_s: float  # capture time of the frame before
+    ends_at_s: float  # of the frame after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

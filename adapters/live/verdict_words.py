@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from engine.types import Verdict
 
@@ -26,6 +27,12 @@ def verdict_lines(verdict: Verdict, *, width: int | None = None, more_in: str = 
         where = f" in {more_in}" if more_in else ""
         lines.append(f"{_BULLET}{num_more} more{where}")
     return lines
+
+
+def in_words(numbers: Sequence[int]) -> str:
+    """Numbers as a person lists them: 8, 6 and 5."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def verdict_document(verdict: Verdict) -> str:

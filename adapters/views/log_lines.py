@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from adapters.live.run_counters import RunCounters
-from adapters.live.verdict_words import verdict_lines
+from adapters.live.verdict_words import in_words, verdict_lines
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
@@ -151,7 +151,7 @@ def _milestone(event: Event) -> str | None:
 
 def _other_maps(event: RunFinished) -> str:
     sizes = event.num_in_other_maps
-    return f", {' and '.join(map(str, sizes))} in maps apart from it" if sizes else ""
+    return f", {in_words(sizes)} in maps apart from it" if sizes else ""
 
 
 def _camera(event: Event) -> str | None:
@@ -265,4 +265,7 @@ def _refinement(event: Event) -> str | None:
 def _evidence(event: RegistrationFailed) -> str:
     if event.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES:
         return "too few matches with the map so far"
-    return f"{event.num_inliers} of {event.num_correspondences} matches agree"
+    evidence = f"{event.num_inliers} of {event.num_correspondences} matches agree"
+    if event.status is RegistrationStatus.CONTRADICTED:
+        return f"{evidence}, and stronger pairs contradict them"
+    return evidence

@@ -22,6 +22,7 @@ _LEAST_NOISE_PX = 0.15  # of matches, likewise
 _NOISE_OF_MEDIAN = 1.4826  # standard deviation of Gaussian noise, by the median of its size
 _MAX_STEP_RAD = 0.3
 _TINY = 1e-12
+_NO_BASELINE = 1e-9  # shorter ones have no direction; any will do to begin with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,7 +69,9 @@ def fit_pairs(samples: PairSamples) -> PairFits:
             parallax_px=none,
         )
     rotations, baselines = samples.cam2_from_cam1[:, :, :3], samples.cam2_from_cam1[:, :, 3]
-    baselines = baselines / np.maximum(np.linalg.norm(baselines, axis=1, keepdims=True), _TINY)
+    lengths = np.linalg.norm(baselines, axis=1, keepdims=True)
+    baselines = np.where(lengths > _NO_BASELINE, baselines, (1.0, 0.0, 0.0))
+    baselines /= np.linalg.norm(baselines, axis=1, keepdims=True)
     errors = _errors(samples, rotations, baselines)
     best_rotations, best_baselines = _refined(samples, rotations, baselines)
     best_errors = _errors(samples, best_rotations, best_baselines)

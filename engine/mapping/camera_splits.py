@@ -185,11 +185,14 @@ class CameraSplits:
 
     # -- examining a camera ---------------------------------------------------------------------
 
-    def find(self, present: SparseMap, *, is_final: bool = False) -> ChangedMap | None:
+    def find(
+        self, present: SparseMap, *, is_final: bool = False, apart: Collection[FrameId] = ()
+    ) -> ChangedMap | None:
         """Splits a suspected camera when a map confirms it.
 
         Args:
             present: the map; it stays as it is.
+            apart: keyframes that it does not hold for other reasons than a zoom.
             is_final: whether no more keyframes will come; else a camera is examined again only when
                 it has many more than at the last time.
         """
@@ -204,7 +207,7 @@ class CameraSplits:
             if not may_change(present, source_key):
                 continue
             self._unconfirmed.pop(source_key, None)
-            found = self._examine(present, source_key, frame_ids)
+            found = self._examine(present, source_key, frame_ids, apart=apart)
             if found is not None:
                 self._suspected.discard(source_key)
                 return found
@@ -214,7 +217,12 @@ class CameraSplits:
         return None
 
     def _examine(
-        self, present: SparseMap, source_key: str, frame_ids: Sequence[FrameId]
+        self,
+        present: SparseMap,
+        source_key: str,
+        frame_ids: Sequence[FrameId],
+        *,
+        apart: Collection[FrameId],
     ) -> ChangedMap | None:
         pairs = self._graph.edges_among(frame_ids)
         guesses = [self._levels(pairs, only_jumps=only_jumps) for only_jumps in (True, False)]
@@ -226,7 +234,7 @@ class CameraSplits:
             found = self._confirmed(present, source_key, levels, focal_px=vote.focal_px)
             if found is not None:
                 return found
-        unplaced = self._unplaced(present, guesses[0], pairs)
+        unplaced = self._unplaced(present, guesses[0], pairs, apart=apart)
         if unplaced is not None:
             found = self._confirmed_unvoted(present, source_key, unplaced)
             if found is not None:
@@ -261,7 +269,12 @@ class CameraSplits:
         return None
 
     def _unplaced(
-        self, present: SparseMap, guess: Sequence[ZoomLevel], pairs: Sequence[VerifiedPair]
+        self,
+        present: SparseMap,
+        guess: Sequence[ZoomLevel],
+        pairs: Sequence[VerifiedPair],
+        *,
+        apart: Collection[FrameId],
     ) -> list[ZoomLevel] | None:
         """What the present map holds and levels far from it that it does not; None without such.
 
@@ -274,8 +287,8 @@ class CameraSplits:
             if other.log_zoom - one.log_zoom >= _MIN_LARGE_JUMP:
                 break
             levels = join_levels(levels, one, other)
-        out = set(_unplaced_ids(present, levels))
-        held = {i for one in levels for i in one.frame_ids} - out
+        out = set(_unplaced_ids(present, levels)).difference(apart)
+        held = {i for one in levels for i in one.frame_ids}.difference(out, apart)
         keys = {self._graph.keyframe(i).calibration_key for i in out | held}
         if min(len(out), len(held)) < _MIN_KEYFRAMES_PER_LEVEL or len(keys) > 1:
             return None

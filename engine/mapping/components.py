@@ -14,6 +14,7 @@ Frahm, CVPR 2016; the maps of a visual SLAM system: Campos et al., ORB-SLAM3, T-
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +22,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.events import ComponentJoined, ComponentStarted, FrameRegistered, MainMapChanged
+from engine.estimators.lenses import camera_focal_px
+from engine.events import (
+    ComponentJoined,
+    ComponentStarted,
+    FrameRegistered,
+    MainMapChanged,
+    MisplacementFound,
+)
 from engine.mapping.bundle_adjustment import GlobalAdjustmentSchedule
+from engine.mapping.calibration_control import CalibrationState
 from engine.mapping.cameras import CameraChange
 from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully, register_and_refine
 from engine.mapping.map_merging import MergedMap, merge_maps, take_apart
-from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.misplacement import MisplacementRepair
 from engine.mapping.restarts import MapBuilder
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.matching.scene_graph import SceneGraph
@@ -49,6 +58,9 @@ _MAX_STARTED_FROM = 12  # newest waiting keyframes
 _CLEARLY_FULLER = 1.25  # times the keyframes of the main map
 _FULLER_BY = 3  # keyframes, at least
 _MIN_PAIRS_ACROSS = 2  # between maps that are joined
+_ENOUGH_PAIRS_ACROSS = 6  # with which further ones are not looked for
+_ALIKE_LOG = 0.15  # of the factor between two focal lengths of one camera
+_SURE_SIGMA_RATIO = 0.1  # of a focal length
 _MORE_TO_JOIN = 1.25  # times the inliers across at the last try
 
 
@@ -59,6 +71,7 @@ class _Component:
     number: int
     sparse_map: SparseMap
     schedule: GlobalAdjustmentSchedule
+    misplacements: MisplacementRepair = field(default_factory=MisplacementRepair)
     tried: dict[int, int] = field(default_factory=dict)  # inliers across, by number of the other
 
 
@@ -131,6 +144,21 @@ class Components:
             for frame_id in one.sparse_map.registered_ids
         }
 
+    def alike_ids(self, main: SparseMap) -> set[FrameId]:
+        """Keyframes of components that the images calibrate, and calibrate as the main map does."""
+        alike: set[FrameId] = set()
+        for one in self._components:
+            keyframes = [one.sparse_map.keyframe(i) for i in one.sparse_map.registered_ids]
+            keys = {
+                key
+                for key in {keyframe.calibration_key for keyframe in keyframes}
+                if _is_sure(one.sparse_map.camera_state(key))
+                and abs(math.log(_focal_px(one.sparse_map, key) / _focal_px(main, key)))
+                <= _ALIKE_LOG
+            }
+            alike.update(k.frame_id for k in keyframes if k.calibration_key in keys)
+        return alike
+
     def lost_stretches(self, main: SparseMap) -> tuple[LostStretch, ...]:
         """Successive keyframes of each camera that the main map did not take when they came."""
         by_camera: dict[str, list[FrameId]] = {}
@@ -160,15 +188,25 @@ class Components:
     def to_look_for(self) -> tuple[FrameId, ...]:
         """A keyframe without a place, else one of a component, to be matched with similar ones.
 
-        Each keyframe without a place once, the newest first; then those of components in turn, for
-        as long as nothing joins these.
+        Each keyframe without a place that no pair joins to a map, the newest first; then those of
+        components that few pairs join to other maps, in turn.
         """
         waiting = [i for i in self._to_look_for if self._graph.map_number(i) is None]
         self._to_look_for = waiting[-_MAX_STARTED_FROM:]
         if self._to_look_for:
             return (self._to_look_for.pop(),)
-        apart = [i for one in self._components for i in one.sparse_map.registered_ids]
-        if not (apart and self._is_growing):
+        if not self._is_growing:
+            return ()
+        num_across: Counter[int] = Counter()
+        for numbers, (num_pairs, _) in self._inliers_across().items():
+            num_across.update(dict.fromkeys(numbers, num_pairs))
+        apart = [
+            frame_id
+            for one in self._components
+            if num_across[one.number] < _ENOUGH_PAIRS_ACROSS
+            for frame_id in one.sparse_map.registered_ids
+        ]
+        if not apart:
             return ()
         self._num_looked_for += 1
         return (apart[self._num_looked_for % len(apart)],)
@@ -240,7 +278,7 @@ class Components:
                 or self._register(main, frame_id)
                 or self._start(main, frame_id)
             )
-            if number is None:
+            if number is None and not self._has_pairs_with_maps(frame_id):
                 self._to_look_for.append(frame_id)
         if not self._components:
             return main
@@ -258,6 +296,13 @@ class Components:
         if inliers.most_common(1)[0][0] == MAIN:
             return False
         return self._register(main, frame_id) is not None
+
+    def _has_pairs_with_maps(self, frame_id: FrameId) -> bool:
+        return any(
+            self._graph.map_number(i) is not None
+            for pair in self._builder.pairs_of(frame_id)
+            for i in (pair.pair.first, pair.pair.second)
+        )
 
     def _inliers_by_map(self, frame_id: FrameId) -> Counter[int]:
         """Inliers of a keyframe's pairs with each map's keyframes; always has the main map."""
@@ -283,12 +328,7 @@ class Components:
 
     def _refine(self, main: SparseMap, one: _Component, frame_id: FrameId) -> None:
         """What follows when a component grew: misplacement, keyframes that wait, adjustment."""
-        misplacement = find_misplacement(one.sparse_map, frame_id)
-        if misplacement is not None:
-            take_out(one.sparse_map, misplacement)
-            self._builder.distrust(misplacement.misleading)
-            for misplaced in misplacement.keyframe_ids:
-                self._graph.set_registered(misplaced, False)
+        self._repair_misplaced(one, frame_id)
         limit = self._registration.max_retries_per_keyframe
         elsewhere = {i for i in self._graph.keyframe_ids if self._graph.map_number(i) is not None}
         for waiting in self._graph.retry_candidates(
@@ -301,6 +341,22 @@ class Components:
         if num_registered <= settings.synchronous_until and one.schedule.should(num_registered):
             one.schedule.done(num_registered)
             adjust_in_place(one.sparse_map, config=self._growth)
+
+    def _repair_misplaced(self, one: _Component, frame_id: FrameId) -> None:
+        repair = one.misplacements.repair(one.sparse_map, [frame_id], config=self._growth)
+        if repair is None:
+            return
+        one.sparse_map, misplacement = repair.sparse_map, repair.misplacement
+        self._builder.distrust(misplacement.misleading)
+        for misplaced in misplacement.keyframe_ids:
+            self._update_graph(one, misplaced)
+        self._emit(
+            MisplacementFound(
+                keyframe_ids=misplacement.keyframe_ids,
+                evidence_first=misplacement.evidence.first,
+                evidence_second=misplacement.evidence.second,
+            )
+        )
 
     def _grow_by(self, one: _Component, frame_id: FrameId, *, is_retry: bool) -> bool:
         registration = register_and_refine(one.sparse_map, frame_id, config=self._growth)
@@ -640,6 +696,9 @@ class Components:
                 self._graph.set_registered(frame_id, False)
 
     def _update_graph(self, one: _Component, frame_id: FrameId) -> None:
+        if not one.sparse_map.is_registered(frame_id):
+            self._graph.set_registered(frame_id, False)
+            return
         self._graph.set_registered(frame_id, True, map_number=one.number)
         self._graph.set_covisibility(frame_id, one.sparse_map.covisibility(frame_id))
 
@@ -651,6 +710,15 @@ class Components:
 
     def _numbered(self, number: int) -> _Component:
         return next(one for one in self._components if one.number == number)
+
+
+def _is_sure(state: CalibrationState | None) -> bool:
+    """Whether observations alone tell a focal length well."""
+    return state is not None and state.hold is None and state.focal_sigma_ratio <= _SURE_SIGMA_RATIO
+
+
+def _focal_px(sparse_map: SparseMap, calibration_key: str) -> float:
+    return camera_focal_px(sparse_map.camera(calibration_key))
 
 
 def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,15 @@ from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
 from engine.mapping.sparse_map import SparseMap
 from engine.tracking.trajectory import KeyframeState, Trajectory
-from engine.types import Float64Array, FrameId, FramePose, Int64Array, Keyframe, TrackedFrame
+from engine.types import (
+    Float64Array,
+    FrameId,
+    FramePose,
+    Int64Array,
+    Keyframe,
+    PoseGap,
+    TrackedFrame,
+)
 
 _MIN_INLIERS = 12
 _MIN_INLIER_RATIO = 0.4
@@ -137,6 +145,10 @@ class FramePoser:
         return self._trajectory.poses(
             [{i: self._keyframe_state(one, i) for i in one.registered_ids} for one in maps]
         )
+
+    def gaps(self, maps: Sequence[SparseMap]) -> tuple[PoseGap, ...]:
+        """Times of videos of which no frame has an estimated pose in any of the maps."""
+        return tuple(self._trajectory.gaps([i for one in maps for i in one.registered_ids]))
 
     @property
     def num_frames(self) -> int:

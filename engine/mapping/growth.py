@@ -15,8 +15,9 @@ from engine.mapping.bundle_adjustment import (
     adjust_globally,
     adjust_locally,
 )
+from engine.mapping.place_evidence import contradicting_neighbors
 from engine.mapping.sparse_map import Registration, SparseMap
-from engine.types import FrameId, RegistrationStatus
+from engine.types import Float64Array, FrameId, RegistrationStatus, VerifiedPair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +34,39 @@ def register_and_refine(
     sparse_map: SparseMap, frame_id: FrameId, *, config: GrowthConfig
 ) -> Registration:
     """Registers a keyframe, triangulates its matches and refines its surroundings."""
-    registration = sparse_map.register(frame_id, min_inlier_ratio=config.min_inlier_ratio)
+    registration = _register(sparse_map, frame_id, min_inlier_ratio=config.min_inlier_ratio)
     if registration.status is RegistrationStatus.REGISTERED:
         sparse_map.triangulate(frame_id)
         adjust_locally(sparse_map, frame_id, config=config.local_bundle_adjustment)
     return registration
+
+
+def _register(sparse_map: SparseMap, frame_id: FrameId, *, min_inlier_ratio: float) -> Registration:
+    """Registers a keyframe where its strongest pairs agree with its place.
+
+    Many weak pairs with repeated structure may outvote a strong one. Where the strongest pairs
+    contradict the pose that most matches agree on, they pose the keyframe alone, or it waits.
+    """
+    contradicting: dict[FrameId, VerifiedPair] = {}
+
+    def is_credible(cam_from_world: Float64Array) -> bool:
+        contradicting.clear()
+        contradicting.update(contradicting_neighbors(sparse_map, frame_id, cam_from_world))
+        return not contradicting
+
+    registration = sparse_map.register(
+        frame_id, min_inlier_ratio=min_inlier_ratio, is_credible=is_credible
+    )
+    if registration.status is not RegistrationStatus.CONTRADICTED:
+        return registration
+    by_strong_pairs = sparse_map.register(
+        frame_id,
+        min_inlier_ratio=min_inlier_ratio,
+        neighbors=dict(contradicting),
+        is_credible=is_credible,
+    )
+    is_registered = by_strong_pairs.status is RegistrationStatus.REGISTERED
+    return by_strong_pairs if is_registered else registration
 
 
 def adjust_in_place(sparse_map: SparseMap, *, config: GrowthConfig) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ def rank_initial_pairs(
     seed: int,
     excluded: Collection[ImagePair] = (),
     only_turns: Callable[[VerifiedPair], bool] = lambda _: False,
-) -> list[InitialPair]:
+) -> Iterator[InitialPair]:
     """Ranks the pairs a map can start from: many matches, a good angle, not only a turn.
 
     Args:
@@ -52,7 +53,10 @@ def rank_initial_pairs(
         seed: of the estimation of relative poses.
         excluded: pairs that failed before.
         only_turns: whether a camera that turns without moving explains a pair, for any focal length
-            and distortion.
+            and distortion; asked of those that are taken.
+
+    Yields:
+        The pairs, best first.
     """
     usable = [
         pair
@@ -68,12 +72,14 @@ def rank_initial_pairs(
         angle = relative.median_triangulation_angle_rad
         if angle < np.radians(config.min_triangulation_angle_deg):
             continue
-        if _may_only_turn(sparse_map, verified) or only_turns(verified):
+        if _may_only_turn(sparse_map, verified):
             continue
         score = relative.num_inliers * min(angle, _SATURATION_ANGLE_RAD)
-        ranked.append(InitialPair(pair=verified.pair, relative_pose=relative, score=score))
-    ranked.sort(key=lambda initial: (-initial.score, initial.pair))
-    return ranked[: config.max_pairs_tried]
+        initial = InitialPair(pair=verified.pair, relative_pose=relative, score=score)
+        ranked.append((initial, verified))
+    ranked.sort(key=lambda one: (-one[0].score, one[0].pair))
+    startable = (initial for initial, verified in ranked if not only_turns(verified))
+    yield from itertools.islice(startable, config.max_pairs_tried)
 
 
 def initialize(

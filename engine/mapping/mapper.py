@@ -80,7 +80,8 @@ from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.loop_closing import LoopClosing
 from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
-from engine.mapping.misplacement import find_misplacement, take_out
+from engine.mapping.misplacement import MisplacementRepair
+from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.restarts import BuiltMap, MapBuilder
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
 from engine.mapping.sparse_map import Registration, SparseMap
@@ -130,6 +131,7 @@ _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was repo
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
 _MAX_LOOP_CORRECTIONS = 2  # at the end: pairs that the first refutes hide others
+_MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
 _MAX_NAMED = 3  # keyframes that one line names
 _SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
 _SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
@@ -175,6 +177,7 @@ class Mapper:
             matches_everything=matching.matches_everything,
             seed=config.runtime.seed,
         )
+        self._evidence = PairEvidence(self._agreement)
         self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
         self._poser = FramePoser(
             registration=config.registration,
@@ -270,7 +273,7 @@ class Mapper:
         self._loop_waits_for_adjustment = False
         self._knows_metric_scale = False
         self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
-        self._evidence_used: set[ImagePair] = set()  # of misplacements in the present map
+        self._misplacements = MisplacementRepair()
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._blank_names: list[str] = []  # of keyframes without keypoints
         self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
@@ -346,7 +349,9 @@ class Mapper:
         if self._turning.is_all:
             self._discard_turning()
         if is_bent:
-            self._build_anew(matched)
+            self._build_anew(matched.pairs, because="overlays held much of it")
+        elif self._evidence.examine(self._map):
+            self._require_agreement()
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
@@ -376,11 +381,21 @@ class Mapper:
         registration = register_and_refine(self._map, frame_id, config=self._growth)
         self._report_registration(frame_id, registration, started_s=self._begun_s)
         if registration.status is RegistrationStatus.REGISTERED:
-            self._take_out_misplaced(frame_id)
+            self._repair_misplaced([frame_id])
             self._retry_waiting()
             self._loops.watch(self._map, frame_id)
             self._correct_loops()
             self._loops.report(self._map)
+
+    def _require_agreement(self) -> None:
+        """Builds the map anew from agreed pairs, since the run shows that many pairs are wrong."""
+        self._agreement.require()
+        self._warn(
+            f"{self._evidence.num_wrong} pairs contradict the map, and nothing confirms"
+            " them: the matcher matches what shares nothing, and from now on maps use only pairs"
+            " that a third view confirms"
+        )
+        self._build_anew(self._graph.edges(), because="many of its pairs are wrong")
 
     def _leave_out_overlays(self, matched: MatchedKeyframe) -> bool:
         """Takes what is not in the world out of the map, and adjusts what remains.
@@ -439,18 +454,23 @@ class Mapper:
         for frame_id in adrift:
             self._graph.set_registered(frame_id, False)
 
-    def _build_anew(self, matched: MatchedKeyframe) -> None:
-        """Builds a map from the pairs without overlays, in place of one that they bent."""
+    def _build_anew(self, newest: Sequence[VerifiedPair], *, because: str) -> None:
+        """Builds a map from the pairs as they are now, in place of one that others bent.
+
+        Args:
+            newest: pairs of the newest keyframe.
+            because: what is wrong with the map, if it has to stay.
+        """
         bent = self._map
         self._map = self._builder.start_over()
-        built = self._builder.first(self._map, matched.pairs)
+        built = self._builder.first(self._map, newest)
         num_needed = _KEPT_RATIO * bent.num_registered
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
                 self._warn(
-                    f"overlays held much of the map of {bent.num_registered} keyframes, and no map"
-                    " without them holds half as many: it may be bent"
+                    f"the map of {bent.num_registered} keyframes may be bent, since {because};"
+                    " no other one holds half as many"
                 )
             return
         self._components.clear()
@@ -530,18 +550,20 @@ class Mapper:
             self._loop_waits_for_adjustment = True
             self._loops.add_loop(loop)
 
-    def _take_out_misplaced(self, frame_id: FrameId) -> None:
-        """Takes out keyframes that a new one shows to be misplaced, and registers them again.
-
-        Taking the same ones out twice for the same reason would change nothing.
-        """
-        misplacement = find_misplacement(self._map, frame_id)
-        if misplacement is None or misplacement.evidence in self._evidence_used:
+    def _repair_misplaced(self, frame_ids: Sequence[FrameId], *, is_final: bool = False) -> None:
+        """Puts keyframes right that pairs of some keyframes show to be misplaced."""
+        config = self._final_growth if is_final else self._growth
+        repair = self._misplacements.repair(
+            self._map, frame_ids, config=config, is_thorough=is_final
+        )
+        if repair is None:
             return
-        self._evidence_used.add(misplacement.evidence)
-        take_out(self._map, misplacement)
-        for misplaced in misplacement.keyframe_ids:
-            self._graph.set_registered(misplaced, False)
+        self._map = repair.sparse_map
+        misplacement = repair.misplacement
+        self._builder.distrust(misplacement.misleading)
+        self._abandon_jobs()  # they hold the keyframes in the wrong place
+        for frame_id in self._map.keyframe_ids:
+            self._update_graph(frame_id)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -549,9 +571,6 @@ class Mapper:
                 evidence_second=misplacement.evidence.second,
             )
         )
-        self._builder.distrust(misplacement.misleading)
-        self._abandon_jobs()  # they hold the keyframes in the wrong place
-        self._grow(self._growth)
 
     def _retry_waiting(self) -> None:
         """Tries keyframes that failed before, those with the best pairs into the map first."""
@@ -573,6 +592,12 @@ class Mapper:
         posed = self._strict_posing.register_waiting(self._map, again=again)
         for frame_id, registration in posed.items():
             self._report_registration(frame_id, registration, started_s=started_s, is_retry=True)
+
+    def _grow_without_wrong_pairs(self) -> None:
+        """Builds the map anew and grows it, when what it holds by now shows many wrong pairs."""
+        if self._evidence.examine(self._map):
+            self._require_agreement()
+            self._grow(self._growth)
 
     def _grow(self, config: GrowthConfig) -> None:
         """Registers everything that can be."""
@@ -603,7 +628,7 @@ class Mapper:
         """Makes another map the main one."""
         self._map = sparse_map
         self._components.release(sparse_map)
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._update_metric_scale()
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
@@ -628,15 +653,15 @@ class Mapper:
         self._schedule.done(self._map.num_registered)
         self._retry_waiting()
 
-    def _discard_turning(self) -> None:
+    def _discard_turning(self, *, is_final: bool = False) -> None:
         """Takes back a map that a camera turning without moving explains."""
-        if not (self._is_initialized and self._turning.explains(self._map)):
+        if not self._is_initialized or not self._turning.explains(self._map, is_final=is_final):
             return
         for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
         self._components.clear()
-        self._evidence_used.clear()
+        self._misplacements.forget()
         self._abandon_jobs()
         self._schedule.done(0)
 
@@ -644,7 +669,11 @@ class Mapper:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
             return
-        while (split := self._splits.find(self._map, is_final=is_final)) is not None:
+        while (
+            split := self._splits.find(
+                self._map, is_final=is_final, apart=self._components.alike_ids(self._map)
+            )
+        ) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
             self._replace_cameras(regrouped.change, regrouped.sparse_map)
@@ -863,19 +892,22 @@ class Mapper:
             self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
-        self._discard_turning()
+        self._discard_turning(is_final=True)
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
+            self._grow_without_wrong_pairs()
             self._recognise_lenses()
             self._correct_loops(is_final=True)
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
+            self._grow_without_wrong_pairs()
             self._grow(self._final_growth)
             self._pose_strictly(again=True)
             self._rescue_by_windows()
+            self._repair_finally()
             self._improve_by_windows()
             for _ in range(_MAX_LOOP_CORRECTIONS):
                 self._correct_loops(is_final=True)
@@ -911,9 +943,11 @@ class Mapper:
             cameras=self._cameras.figures(self._map) if self._is_initialized else (),
             contradictions=self._contradictions if is_final else (),
             turning=self._turning.stretches,
+            gaps=self._poser.gaps(self._maps) if is_final else (),
             placement=self._georeferencing.placement,
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,
+            confirms_pairs=self._config.agreement.mode != "off",
         )
 
     def _adopt_fullest(self) -> bool:
@@ -958,6 +992,12 @@ class Mapper:
         while (merge := self._windows.rescue(self._map)) is not None:
             self._take_over(merge)
             self._grow(self._final_growth)
+
+    def _repair_finally(self) -> None:
+        """Puts misplaced keyframes right, as long as there are some."""
+        self._misplacements.forget()
+        for _ in range(_MAX_REPAIRS):
+            self._repair_misplaced(self._map.registered_ids, is_final=True)
 
     def _improve_by_windows(self) -> None:
         """Solves the weakest parts of the map once more."""

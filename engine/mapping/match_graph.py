@@ -29,6 +29,16 @@ class MatchGraph:
         graph._add(pairs)
         return graph
 
+    def copy(self) -> MatchGraph:
+        """A graph whose pairs may be distrusted alone; both share COLMAP's.
+
+        Only one of the two may take further keyframes and pairs.
+        """
+        twin = MatchGraph()
+        twin._correspondences = self._correspondences
+        twin._neighbors = {i: dict(neighbors) for i, neighbors in self._neighbors.items()}
+        return twin
+
     def pairs(self) -> list[VerifiedPair]:
         """All pairs that are trusted, in order of their second keyframe."""
         return [

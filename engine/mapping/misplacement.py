@@ -1,71 +1,248 @@
-"""Finding keyframes that repeated structure put in the wrong place, and taking them out again.
+"""Finding keyframes that repeated structure put in the wrong place, and putting them right.
 
 Wallpaper, facades and rows of chairs give a keyframe many small agreements with a wrong place.
 Sooner or later a stronger pair contradicts the poses that the map gave to its two keyframes. Pairs
 are then trusted in order of their strength: the maximum spanning tree of the verified pairs joins
 every keyframe by the strongest evidence there is for it. Where a pair of the tree contradicts the
-map, the map is wrong; where a pair outside the tree does, the map has drifted or the pair is wrong,
-and nothing is done. (Spanning trees of pair evidence: Snavely et al., CVPR 2008; measurements that
-contradict each other show which are wrong: Zach et al., CVPR 2010.)
+map, the map may be wrong; where a pair outside the tree does, the map has drifted or the pair is
+wrong, and nothing is done. (Spanning trees of pair evidence: Snavely et al., CVPR 2008;
+measurements that contradict each other show which are wrong: Zach et al., CVPR 2010.)
+
+One pair proves nothing: it is a hypothesis, too. On a copy of the map the keyframes are taken out,
+the pairs that misled them are left out, and what can be is registered again. The copy takes the
+place of the map only where no fewer keyframes come back, at least two of the pairs that
+contradicted the map agree with it, and keypoints fit it better: more of them, or more closely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import networkx
-import numpy as np
 
-from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
-from engine.estimators.two_view_geometry import epipolar_angles_rad
-from engine.geometry import compose_poses, image_scale, invert_pose, skew
+from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully
+from engine.mapping.place_evidence import CONTRADICTION_PX, epipolar_error_px, is_strong
 from engine.mapping.sparse_map import SparseMap
-from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
+from engine.types import FrameId, ImagePair, VerifiedPair
 
-_STRONG_INLIERS = 60
-_STRONG_INLIER_RATIO = 0.6
-_MAX_SHARED_RATIO = 0.1  # of a pair's inliers seen as common points, else the pair is in use
-_CONTRADICTION_PX = 20.0  # median distance to the epipolar line, at an image edge of 1000 px
+_NEARLY_AS_STRONG = 0.7  # times as strong
+_CLEARLY_STRONGER = 1.25  # times as strong
+_SAME_GAIN, _MORE_GAIN = 0.98, 1.005  # times the fit of all observations before
+_MIN_EVIDENCE = 2  # pairs that contradicted the map and agree with the repaired one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misplacement:
-    """Keyframes in the wrong place, and the pairs that put them there."""
+    """Keyframes that may be in the wrong place, and the pairs that put them there."""
 
     keyframe_ids: tuple[FrameId, ...]
     misleading: tuple[ImagePair, ...]
     evidence: ImagePair  # the strong pair that contradicts them
+    contradicting: tuple[ImagePair, ...]  # all pairs of theirs with the others that do
 
 
-def find_misplacement(sparse_map: SparseMap, frame_id: FrameId) -> Misplacement | None:
-    """Looks for keyframes in the wrong place when a strong pair of a keyframe contradicts the map.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContestedPlace:
+    """Keyframes whose place, relative to the others of the map, strong pairs contradict."""
+
+    keyframe_ids: tuple[FrameId, ...]  # the fewer ones: these, or all others, may be misplaced
+    holding: tuple[ImagePair, ...]  # pairs with the others that agree with the map
+    contradicting: tuple[ImagePair, ...]  # those that do not
+    support: float  # strength of the strongest pair that holds them
+    contradiction: float  # of the strongest that contradicts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Repair:
+    """A map in which misplaced keyframes have other places."""
+
+    sparse_map: SparseMap
+    misplacement: Misplacement
+
+
+class MisplacementRepair:
+    """Looks for misplaced keyframes and tries to put them right, each evidence once."""
+
+    def __init__(self) -> None:
+        self._tried: set[ImagePair] = set()
+
+    def forget(self) -> None:
+        """Tries everything again: the map is another one."""
+        self._tried.clear()
+
+    def repair(
+        self,
+        sparse_map: SparseMap,
+        frame_ids: Iterable[FrameId],
+        *,
+        config: GrowthConfig,
+        is_thorough: bool = False,
+    ) -> Repair | None:
+        """Puts misplaced keyframes right on a copy of the map; None when that makes it no better.
+
+        Args:
+            sparse_map: the map; it stays as it is.
+            frame_ids: registered keyframes whose pairs are asked for contradictions.
+            config: thresholds of growing.
+            is_thorough: see `find_misplacement`.
+        """
+        misplacement = find_misplacement(
+            sparse_map, frame_ids, ignored=self._tried, is_thorough=is_thorough
+        )
+        if misplacement is None:
+            return None
+        self._tried.update((misplacement.evidence, *misplacement.contradicting))
+        candidate = repaired(sparse_map, misplacement, config=config)
+        if candidate is None:
+            return None
+        return Repair(sparse_map=candidate, misplacement=misplacement)
+
+
+def find_misplacement(
+    sparse_map: SparseMap,
+    frame_ids: Iterable[FrameId],
+    *,
+    ignored: Collection[ImagePair] = (),
+    is_thorough: bool = False,
+) -> Misplacement | None:
+    """Looks for keyframes in the wrong place when strong pairs contradict the map.
 
     Args:
         sparse_map: the map.
-        frame_id: a registered keyframe, usually the newest; only when one of its strong pairs
+        frame_ids: registered keyframes, usually the newest; only when one of their strong pairs
             contradicts the map is the whole map examined.
+        ignored: pairs that are no evidence.
+        is_thorough: whether contradictions count, too, that are a little weaker than what holds the
+            keyframes where they are.
 
     Returns:
         What to take out of the map, or None when the strongest evidence agrees with it.
     """
-    if next(contradicted_pairs(sparse_map, frame_id), None) is None:
+    if not any(
+        pair.pair not in ignored
+        for frame_id in frame_ids
+        for pair in contradicted_pairs(sparse_map, frame_id)
+    ):
         return None
-    tree = networkx.maximum_spanning_tree(_registered_graph(sparse_map), weight="num_inliers")
+    tree = networkx.maximum_spanning_tree(_registered_graph(sparse_map), weight="strength")
     contradicted = [
-        data["pair"]
+        (data["strength"], data["pair"])
         for _, _, data in sorted(tree.edges(data=True), key=lambda edge: edge[2]["pair"].pair)
-        if _is_strong(data["pair"]) and _contradicts(sparse_map, data["pair"])
+        if data["pair"].pair not in ignored
+        and is_strong(sparse_map, data["pair"])
+        and _contradicts(sparse_map, data["pair"])
     ]
     if not contradicted:
-        return None
-    tree.remove_edges_from([(pair.pair.first, pair.pair.second) for pair in contradicted])
+        return _weakly_held(sparse_map, ignored) if is_thorough else None
+    tree.remove_edges_from([(pair.pair.first, pair.pair.second) for _, pair in contradicted])
+    strongest = max(contradicted, key=lambda one: (one[0], one[1].pair))
+    return _misplacement(sparse_map, tree, evidence=strongest[1].pair)
+
+
+def contested_places(sparse_map: SparseMap) -> tuple[ContestedPlace, ...]:
+    """Groups of registered keyframes whose place relative to the others strong pairs contradict.
+
+    A place is contested where a pair that contradicts it is stronger than every pair that holds it.
+    All pairs of the map are tested: for the end of a run, not for every keyframe.
+    """
+    found: list[ContestedPlace] = []
+    ignored: set[ImagePair] = set()
+    while (one := _weakly_held(sparse_map, ignored, min_ratio=1.0)) is not None:
+        ignored.update((one.evidence, *one.contradicting))
+        found.append(
+            ContestedPlace(
+                keyframe_ids=one.keyframe_ids,
+                holding=one.misleading,
+                contradicting=one.contradicting,
+                support=_strongest(sparse_map, one.misleading),
+                contradiction=_strongest(sparse_map, one.contradicting),
+            )
+        )
+    return tuple(found)
+
+
+def _weakly_held(
+    sparse_map: SparseMap, ignored: Collection[ImagePair], *, min_ratio: float = _NEARLY_AS_STRONG
+) -> Misplacement | None:
+    """Keyframes that pairs hold where they are which are little stronger than a contradiction.
+
+    Of the pairs that agree with the map the strongest ones join all keyframes. The weakest of these
+    between the ends of a pair that contradicts the map is where the map may be wrong.
+    """
+    graph = _registered_graph(sparse_map)
+    contradicting = []
+    for first, second, data in list(graph.edges(data=True)):
+        if not _contradicts(sparse_map, data["pair"]):
+            continue  # it holds its keyframes where they are
+        graph.remove_edge(first, second)
+        if data["pair"].pair not in ignored and is_strong(sparse_map, data["pair"]):
+            contradicting.append((data["strength"], data["pair"].pair))
+    tree = networkx.maximum_spanning_tree(graph, weight="strength")
+    for strength, pair in sorted(contradicting, key=lambda one: (-one[0], one[1])):
+        if not networkx.has_path(tree, pair.first, pair.second):
+            return _misplacement(sparse_map, tree, evidence=pair)
+        path = networkx.shortest_path(tree, pair.first, pair.second)
+        links = [(tree.edges[link]["strength"], link) for link in itertools.pairwise(path)]
+        weakest, link = min(links)
+        if strength > min_ratio * weakest:
+            tree.remove_edge(*link)
+            return _misplacement(sparse_map, tree, evidence=pair)
+    return None
+
+
+def _misplacement(
+    sparse_map: SparseMap, tree: networkx.Graph[FrameId], *, evidence: ImagePair
+) -> Misplacement:
+    """What is wrong if the parts of a tree that was cut are not where they are to each other."""
     # The largest part stays; of equal ones the part with the oldest keyframe.
     parts = sorted(networkx.connected_components(tree), key=lambda part: (-len(part), min(part)))
+    between = _pairs_between(sparse_map, parts)
+    is_contradicting = [_contradicts(sparse_map, pair) for pair in between]
     return Misplacement(
         keyframe_ids=tuple(sorted(set().union(*parts[1:]))),
-        misleading=_misleading(sparse_map, parts),
-        evidence=max(contradicted, key=lambda pair: pair.num_inliers).pair,
+        misleading=_pairs_where(between, is_contradicting, wanted=False),
+        evidence=evidence,
+        contradicting=_pairs_where(between, is_contradicting, wanted=True),
+    )
+
+
+def repaired(
+    sparse_map: SparseMap, misplacement: Misplacement, *, config: GrowthConfig
+) -> SparseMap | None:
+    """A copy of the map with misplaced keyframes registered anew; None when it is no better."""
+    candidate = sparse_map.copy()
+    take_out(candidate, misplacement)
+    grow_fully(candidate, config=config)
+    if candidate.num_registered < sparse_map.num_registered:
+        return None
+    confirmed = [
+        pair
+        for pair in misplacement.contradicting
+        if candidate.is_registered(pair.first)
+        and candidate.is_registered(pair.second)
+        and not _contradicts(candidate, candidate.neighbors(pair.first)[pair.second])
+    ]
+    if len(confirmed) < _MIN_EVIDENCE:
+        return None
+    present = sparse_map.copy()
+    for one in (present, candidate):
+        adjust_in_place(one, config=config)
+        one.retriangulate()
+        adjust_in_place(one, config=config)
+    before, after = (one.fit(one.registered_ids).gain for one in (present, candidate))
+    is_by_stronger = _strongest(candidate, confirmed) >= _CLEARLY_STRONGER * _strongest(
+        sparse_map, misplacement.misleading
+    )
+    enough = _SAME_GAIN if is_by_stronger else _MORE_GAIN
+    return candidate if after > enough * before else None
+
+
+def _strongest(sparse_map: SparseMap, pairs: Collection[ImagePair]) -> float:
+    return max(
+        (sparse_map.pair_strength(sparse_map.neighbors(pair.first)[pair.second]) for pair in pairs),
+        default=0.0,
     )
 
 
@@ -81,23 +258,13 @@ def strong_pairs(sparse_map: SparseMap, frame_id: FrameId) -> list[VerifiedPair]
     return [
         pair
         for other, pair in sparse_map.neighbors(frame_id).items()
-        if _is_strong(pair) and sparse_map.is_registered(other)
+        if sparse_map.is_registered(other) and is_strong(sparse_map, pair)
     ]
 
 
 def contradicted_pairs(sparse_map: SparseMap, frame_id: FrameId) -> Iterator[VerifiedPair]:
     """The strong pairs of a registered keyframe that contradict the map."""
-    shared = sparse_map.covisibility(frame_id)
-    for pair in strong_pairs(sparse_map, frame_id):
-        other = pair.pair.first if pair.pair.second == frame_id else pair.pair.second
-        # A pair whose matches became common points is in use; this test is much the cheaper one.
-        is_in_use = shared.get(other, 0) >= _MAX_SHARED_RATIO * pair.num_inliers
-        if not is_in_use and _contradicts(sparse_map, pair):
-            yield pair
-
-
-def _is_strong(pair: VerifiedPair) -> bool:
-    return pair.num_inliers >= max(_STRONG_INLIERS, _STRONG_INLIER_RATIO * pair.num_matches)
+    return (pair for pair in strong_pairs(sparse_map, frame_id) if _contradicts(sparse_map, pair))
 
 
 def _registered_graph(sparse_map: SparseMap) -> networkx.Graph[FrameId]:
@@ -106,60 +273,27 @@ def _registered_graph(sparse_map: SparseMap) -> networkx.Graph[FrameId]:
         graph.add_node(frame_id)
         for other, pair in sorted(sparse_map.neighbors(frame_id).items()):
             if other < frame_id and sparse_map.is_registered(other):
-                graph.add_edge(other, frame_id, num_inliers=pair.num_inliers, pair=pair)
+                strength = sparse_map.pair_strength(pair)
+                graph.add_edge(other, frame_id, strength=strength, pair=pair)
     return graph
 
 
-def _misleading(sparse_map: SparseMap, parts: Sequence[set[FrameId]]) -> tuple[ImagePair, ...]:
-    """Pairs that agree with the wrong places: between parts, weaker than what contradicts them."""
+def _pairs_between(sparse_map: SparseMap, parts: Sequence[set[FrameId]]) -> list[VerifiedPair]:
     part_of = {frame_id: number for number, part in enumerate(parts) for frame_id in part}
-    return tuple(
-        pair.pair
+    return [
+        pair
         for frame_id in sorted(part_of)
         for other, pair in sorted(sparse_map.neighbors(frame_id).items())
-        if other < frame_id
-        and other in part_of
-        and part_of[other] != part_of[frame_id]
-        and not _contradicts(sparse_map, pair)
-    )
+        if other < frame_id and other in part_of and part_of[other] != part_of[frame_id]
+    ]
+
+
+def _pairs_where(
+    pairs: Sequence[VerifiedPair], flags: Sequence[bool], *, wanted: bool
+) -> tuple[ImagePair, ...]:
+    return tuple(one.pair for one, flag in zip(pairs, flags, strict=True) if flag is wanted)
 
 
 def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
     """Whether the map's poses put a pair's matches far from their epipolar lines."""
-    first = sparse_map.keyframe(verified.pair.first)
-    second = sparse_map.keyframe(verified.pair.second)
-    camera1 = sparse_map.camera(first.calibration_key)
-    camera2 = sparse_map.camera(second.calibration_key)
-    rows1, rows2 = verified.inlier_matches_idx.T
-    cam2_from_cam1 = compose_poses(
-        sparse_map.cam_from_world(second.frame_id),
-        invert_pose(sparse_map.cam_from_world(first.frame_id)),
-    )
-    points1_xy = first.features.keypoints_xy[rows1]
-    points2_xy = second.features.keypoints_xy[rows2]
-    if uses_rays(camera1) or uses_rays(camera2):
-        rays1, rays2 = unit_rays(camera1, points1_xy), unit_rays(camera2, points2_xy)
-        distances = epipolar_angles_rad(rays1, rays2, cam2_from_cam1=cam2_from_cam1)
-    else:
-        distances = _epipolar_distances(
-            np.asarray(camera1.cam_from_img(points1_xy)),
-            np.asarray(camera2.cam_from_img(points2_xy)),
-            cam2_from_cam1=cam2_from_cam1,
-        )
-    max_distance_px = _CONTRADICTION_PX * image_scale(camera2.width, camera2.height)
-    distances = distances[np.isfinite(distances)]  # some distortion cannot be undone
-    if not len(distances):
-        return False
-    return bool(np.median(distances) * camera_focal_px(camera2) > max_distance_px)
-
-
-def _epipolar_distances(
-    points1_xy: Float64Array, points2_xy: Float64Array, *, cam2_from_cam1: Float64Array
-) -> Float64Array:
-    """Distances (N,) of second points to the epipolar lines of the first, both on z = 1."""
-    translation = cam2_from_cam1[:, 3]
-    essential = skew(translation / max(float(np.linalg.norm(translation)), 1e-12))
-    ones = np.ones((len(points1_xy), 1))
-    lines = np.hstack([points1_xy, ones]) @ (essential @ cam2_from_cam1[:, :3]).T
-    offsets = np.abs((lines * np.hstack([points2_xy, ones])).sum(axis=1))
-    return np.asarray(offsets / np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12))
+    return epipolar_error_px(sparse_map, verified) > CONTRADICTION_PX

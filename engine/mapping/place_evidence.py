@@ -17,11 +17,14 @@ from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.estimators.two_view_geometry import epipolar_angles_rad
 from engine.geometry import compose_poses, image_scale, invert_pose, skew
 from engine.mapping.sparse_map import SparseMap
-from engine.matching.pair_agreement import pair_strength
 from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
 
 AGREEMENT_PX = 8.0  # median distance to the epipolar line, at an image edge of 1000 px
 CONTRADICTION_PX = 20.0  # likewise
+_MIN_INLIERS = 30  # of a strong pair
+_MIN_INLIER_RATIO = 0.6
+_MIN_STRENGTH = 16.0  # independent inliers
+_CLEARLY_STRONGER = 1.2  # times as strong
 _MIN_SHARED_POINTS = 20  # that keep a keyframe in its place
 _MIN_SUPPORTS = 2  # pairs that agree
 
@@ -31,7 +34,7 @@ class PairEvidence:
     """What a pair says of the places that its two keyframes have in the map."""
 
     verified: VerifiedPair
-    strength: float  # see `strength_of`
+    strength: float  # its independent inliers
     error_px: float  # median distance to the epipolar lines, at an image edge of 1000 px
 
     @property
@@ -132,17 +135,59 @@ def place_evidence(
         found.append(
             PairEvidence(
                 verified=verified,
-                strength=strength_of(sparse_map, verified),
+                strength=sparse_map.pair_strength(verified),
                 error_px=epipolar_error_px(sparse_map, verified, poses=(first, second)),
             )
         )
     return sorted(found, key=lambda one: (-one.strength, one.verified.pair))
 
 
-def strength_of(sparse_map: SparseMap, verified: VerifiedPair) -> float:
-    """The strength of a pair of a map, by spread and independence (see `pair_strength`)."""
-    ends = (sparse_map.keyframe(verified.pair.first), sparse_map.keyframe(verified.pair.second))
-    return pair_strength(verified, *ends).score
+def contradicting_neighbors(
+    sparse_map: SparseMap, frame_id: FrameId, cam_from_world: Float64Array
+) -> dict[FrameId, VerifiedPair]:
+    """Pairs that contradict a pose of a keyframe and are clearly stronger than all that agree.
+
+    The strongest pair is tested first, and usually the only one.
+
+    Args:
+        sparse_map: the map.
+        frame_id: the keyframe.
+        cam_from_world: (3, 4) a pose that it may get.
+
+    Returns:
+        The pairs by the other keyframe; empty where the pose is credible.
+    """
+    ranked = sorted(
+        (
+            (-sparse_map.pair_strength(verified), other)
+            for other, verified in sparse_map.neighbors(frame_id).items()
+            if sparse_map.is_registered(other)
+        ),
+    )
+    found: dict[FrameId, VerifiedPair] = {}
+    strongest = 0.0
+    for negative_strength, other in ranked:
+        verified = sparse_map.neighbors(frame_id)[other]
+        is_weaker = -_CLEARLY_STRONGER * negative_strength <= strongest
+        if not is_strong(sparse_map, verified):
+            break
+        poses = cam_from_world, sparse_map.cam_from_world(other)
+        first, second = poses if verified.pair.first == frame_id else poses[::-1]
+        error_px = epipolar_error_px(sparse_map, verified, poses=(first, second))
+        if error_px > CONTRADICTION_PX:
+            found[other] = verified
+            strongest = max(strongest, -negative_strength)
+        elif error_px <= AGREEMENT_PX and not is_weaker:
+            return {}
+    return found
+
+
+def is_strong(sparse_map: SparseMap, pair: VerifiedPair) -> bool:
+    """Whether a pair counts as evidence: by inliers, their share, and how they are spread."""
+    return (
+        pair.num_inliers >= max(_MIN_INLIERS, _MIN_INLIER_RATIO * pair.num_matches)
+        and sparse_map.pair_strength(pair) >= _MIN_STRENGTH
+    )
 
 
 def epipolar_error_px(

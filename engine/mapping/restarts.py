@@ -10,6 +10,7 @@ frames of a window at once: Wang, Karaev, Rupprecht and Novotny, CVPR 2024.)
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -218,7 +219,7 @@ class MapBuilder:
         ranked = self._ranked(present, pairs)
         return self._best(
             lambda: self._with(present, frame_ids),
-            ranked[:_MAX_COMPONENT_STARTS],
+            itertools.islice(ranked, _MAX_COMPONENT_STARTS),
             config=self._growth,
         )
 
@@ -319,7 +320,7 @@ class MapBuilder:
         pairs: Sequence[VerifiedPair],
         *,
         excluded: Collection[ImagePair] = (),
-    ) -> list[InitialPair]:
+    ) -> Iterator[InitialPair]:
         return rank_initial_pairs(
             sparse_map,
             pairs,
@@ -332,7 +333,7 @@ class MapBuilder:
     def _best(
         self,
         new_map: Callable[[], SparseMap],
-        initial_pairs: Sequence[InitialPair],
+        initial_pairs: Iterable[InitialPair],
         *,
         config: GrowthConfig,
     ) -> BuiltMap | None:
@@ -444,7 +445,7 @@ def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
 
 def build_best_map(
     new_map: Callable[[], SparseMap],
-    initial_pairs: Sequence[InitialPair],
+    initial_pairs: Iterable[InitialPair],
     *,
     initialization: InitializationConfig,
     config: GrowthConfig,
@@ -464,10 +465,11 @@ def build_best_map(
     """
     best: BuiltMap | None = None
     for built in _built_maps(new_map, initial_pairs, initialization=initialization, config=config):
+        if best is not None and _fullness(built) <= _fullness(best):
+            continue
         if is_refused(built.sparse_map):
             continue
-        if best is None or _fullness(built) > _fullness(best):
-            best = built
+        best = built
         num_matched = sum(1 for i in built.sparse_map.keyframe_ids if built.sparse_map.neighbors(i))
         if built.sparse_map.num_registered >= _GOOD_START_RATIO * num_matched:
             break
@@ -476,7 +478,7 @@ def build_best_map(
 
 def _built_maps(
     new_map: Callable[[], SparseMap],
-    initial_pairs: Sequence[InitialPair],
+    initial_pairs: Iterable[InitialPair],
     *,
     initialization: InitializationConfig,
     config: GrowthConfig,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from engine.mapping.calibration_control import CalibrationControl, CalibrationSt
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
+from engine.matching.pair_agreement import pair_strength
 from engine.types import (
     Features,
     Float64Array,
@@ -85,6 +86,7 @@ class SparseMap:
         self._calibration = CalibrationControl(is_bounded=has_bounds)
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
+        self._strengths: dict[ImagePair, tuple[VerifiedPair, float]] = {}
         self._rebuild_managers()
 
     # -- what is in the map ---------------------------------------------------------------------
@@ -125,6 +127,16 @@ class SparseMap:
     def neighbors(self, frame_id: FrameId) -> Mapping[FrameId, VerifiedPair]:
         """Keyframes with a verified pair to this one."""
         return self._matches.neighbors(frame_id)
+
+    def pair_strength(self, verified: VerifiedPair) -> float:
+        """How much evidence a pair of the map is: its independent inliers (see `PairStrength`)."""
+        known = self._strengths.get(verified.pair)
+        if known is None or known[0] is not verified:
+            pair = verified.pair
+            ends = self._keyframes[pair.first], self._keyframes[pair.second]
+            known = verified, pair_strength(verified, *ends).score
+            self._strengths[pair] = known
+        return known[1]
 
     def cam_from_world(self, frame_id: FrameId) -> Float64Array:
         """The pose (3, 4) of a registered keyframe."""
@@ -296,7 +308,14 @@ class SparseMap:
         self._assign_point_attributes(first)
         return self.num_points3D
 
-    def register(self, frame_id: FrameId, *, min_inlier_ratio: float) -> Registration:
+    def register(
+        self,
+        frame_id: FrameId,
+        *,
+        min_inlier_ratio: float,
+        neighbors: Mapping[FrameId, VerifiedPair] | None = None,
+        is_credible: Callable[[Float64Array], bool] | None = None,
+    ) -> Registration:
         """Poses a keyframe against the points its matches see, and extends their tracks to it.
 
         Repeated structure (wallpaper, facades) gives matches that agree on a wrong place.
@@ -305,12 +324,14 @@ class SparseMap:
         Args:
             frame_id: a keyframe that is not registered.
             min_inlier_ratio: share of its matched keypoints that must agree on the pose.
+            neighbors: the pairs whose matches pose it, by the other keyframe; by default all.
+            is_credible: whether the keyframe may get a pose (3, 4).
 
         Raises:
             MapError: the keyframe is registered already.
         """
         self._check_registered([frame_id], is_registered=False)
-        rows, point3D_ids = self._correspondences(frame_id)
+        rows, point3D_ids = self._correspondences(frame_id, neighbors)
         num = len(rows)
         if num < self._registration.min_inliers:
             return Registration(
@@ -329,6 +350,12 @@ class SparseMap:
         if pose is None or num_inliers < enough:
             return Registration(
                 status=RegistrationStatus.TOO_FEW_INLIERS,
+                num_inliers=num_inliers,
+                num_correspondences=num,
+            )
+        if is_credible is not None and not is_credible(pose.cam_from_world):
+            return Registration(
+                status=RegistrationStatus.CONTRADICTED,
                 num_inliers=num_inliers,
                 num_correspondences=num,
             )
@@ -640,19 +667,21 @@ class SparseMap:
     def copy(self) -> SparseMap:
         """A map of its own to try something on.
 
-        Both share the verified pairs: only one of the two may take further keyframes and pairs.
+        Both share the matches: only one of the two may take further keyframes and pairs. Each
+        distrusts pairs of its own.
         """
         twin = SparseMap(
             triangulation=self._triangulation, registration=self._registration, seed=self._seed
         )
         twin._reconstruction = self.copy_reconstruction()
-        twin._matches = self._matches
+        twin._matches = self._matches.copy()
         twin._keyframes = dict(self._keyframes)
         twin._camera_ids = dict(self._camera_ids)
         twin._calibration = self._calibration.copy()
         twin._point_attributes = self._point_attributes.copy_for(
             twin._reconstruction, twin._keyframes
         )
+        twin._strengths = dict(self._strengths)
         twin._rebuild_managers()
         return twin
 

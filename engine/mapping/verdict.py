@@ -34,6 +34,8 @@ _MISPLACED_RATIO = 0.6  # of the weight of a keyframe's pairs, that contradict i
 _DISPUTED_PLACE_RATIO = 0.5  # likewise, of several keyframes
 _MANY_DISPUTED = (2, 0.05)  # keyframes at least, and of all
 _WRONG_PLACES_RATIO = 0.25  # of all keyframes
+_CONFIRMING_PAIRS = 1.9  # whose weight must not contradict a place: two, or it rests on one
+_UNCONFIRMED_RATIO = 0.05  # of all keyframes, from which the map is doubtful
 _BENT_FAR_RATIO = 0.3  # of the weight of pairs far apart in time, that contradict the map
 _MIN_FAR_PAIRS = 6
 _TWICE_PAIRS = (3, 0.01)  # pairs at least whose points the map has twice, and of those examined
@@ -52,6 +54,7 @@ _UNSURE_SIGMA_RATIO = 0.25  # of a focal length that nobody vouches for
 _REJECTED_RATIO = 0.3  # of the positions
 _SKYWARD_RATIO = 0.8  # of the cameras
 _FEW_KEYPOINTS = 150  # median of keyframes that show little to match
+_GAPS_NAMED = 3  # times of a video without a pose
 _ALL_SENTENCES = 12
 
 _IMPOSSIBLE = ("flaw",)  # kinds of doubt about a camera: what no lens can have
@@ -84,7 +87,7 @@ def _without_map(evidence: MapEvidence) -> Reasons:
             f"the images show little that can be matched, {num_keypoints:.0f} keypoints in the"
             " middle one: film with more light and less blur, things with texture, and come closer"
         )
-    elif evidence.num_verified_pairs < len(evidence.keyframes) / 2:
+    elif evidence.num_verified_pairs < len(evidence.keyframes):
         cause = (
             f"only {evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes"
             " match: film more slowly, with more overlap, so that each place is in three images or"
@@ -158,6 +161,30 @@ def _disputed(evidence: MapEvidence) -> Reasons:
     )
 
 
+def _unconfirmed(evidence: MapEvidence) -> Reasons:
+    """Keyframes that a single pair holds: whatever that pair says, they fit."""
+    disputed = set(_ids(_disputed_places(evidence)))
+    weak = [
+        place
+        for place in evidence.places
+        if place.num_pairs * (1.0 - place.disputed_ratio) < _CONFIRMING_PAIRS
+        and place.keyframe.frame_id not in disputed
+    ]
+    num = len(evidence.places)
+    if not weak or num < _LEAST_MAP:
+        return
+    is_much = len(weak) >= _UNCONFIRMED_RATIO * num
+    yield VerdictReason(
+        kind="unconfirmed",
+        level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
+        sentence=(
+            f"fewer than two pairs of keyframes confirm where the map has"
+            f" {named(_ids(weak), evidence.keyframes)}: film around there again with more overlap"
+        ),
+        frame_ids=_ids(weak),
+    )
+
+
 def _twice(evidence: MapEvidence) -> Reasons:
     """Pairs whose matches the map has as points in two places."""
     least, of_all = _TWICE_PAIRS
@@ -182,6 +209,11 @@ def _twice(evidence: MapEvidence) -> Reasons:
 
 
 def _likely_cause(evidence: MapEvidence) -> str:
+    if not evidence.confirms_pairs:
+        return (
+            "pairs that no third view confirms were trusted: let them agree with each other"
+            " (agreement.mode)"
+        )
     cameras = [
         camera for camera in evidence.cameras if camera.num_registered and camera.is_unvouched
     ]
@@ -261,11 +293,12 @@ def _turning(evidence: MapEvidence) -> Reasons:
 
 
 def _turning_stretches(evidence: MapEvidence, *, level: VerdictLevel) -> Reasons:
+    registered = {place.keyframe.frame_id for place in evidence.places}
     for stretch in evidence.turning:
         where = named(stretch.frame_ids, evidence.keyframes)
         yield VerdictReason(
             kind="turning",
-            level=VerdictLevel.WRONG if stretch.is_whole else level,
+            level=VerdictLevel.WRONG if registered.issubset(stretch.frame_ids) else level,
             sentence=(
                 f"{where} turn on the spot: the camera turns without moving, which shows no depth;"
                 " film this part again while walking"
@@ -331,7 +364,7 @@ def _missing(evidence: MapEvidence) -> Reasons:
         kind="missing_keyframes",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
         sentence=(
-            f"{lost}{len(missing)} of {num} keyframes have no place in a map"
+            f"{len(missing)} of {num} keyframes have no place in a map{lost}"
             f" ({named(ids, evidence.keyframes)}): {help_words}"
         ),
         frame_ids=ids,
@@ -348,9 +381,38 @@ def _time_lost(evidence: MapEvidence, run: Sequence[Keyframe]) -> str:
     ]
     begin_s = max((t for t in times if t <= run[0].captured_at_s), default=run[0].captured_at_s)
     end_s = min((t for t in times if t >= run[-1].captured_at_s), default=run[-1].captured_at_s)
-    return (
-        f"{end_s - begin_s:.0f} s of the video, from {clock(begin_s)} to {clock(end_s)}, have no"
-        " place in a map: "
+    if end_s - begin_s < 1.0:
+        return ""
+    return f", {end_s - begin_s:.0f} s of the video from {clock(begin_s)} to {clock(end_s)}"
+
+
+def _gaps(evidence: MapEvidence) -> Reasons:
+    """Times of a video without a pose, however the map went on; those in `_missing` left out."""
+    gaps = [
+        gap
+        for gap in evidence.gaps
+        if not any(
+            gap.before < one.frame_id < gap.after and one.camera_key == gap.camera_key
+            for one in evidence.unplaced
+        )
+    ]
+    if not gaps:
+        return
+    has_cameras = len({one.camera_key for one in evidence.keyframes}) > 1
+    times = [
+        f"{gap.ends_at_s - gap.begins_at_s:.0f} s of the video, from {clock(gap.begins_at_s)} to"
+        f" {clock(gap.ends_at_s)}{f', of {gap.camera_key}' if has_cameras else ''}"
+        for gap in sorted(gaps, key=lambda gap: gap.begins_at_s - gap.ends_at_s)[:_GAPS_NAMED]
+    ]
+    more = f" and {len(gaps) - _GAPS_NAMED} times more" if len(gaps) > _GAPS_NAMED else ""
+    yield VerdictReason(
+        kind="time_lost",
+        level=VerdictLevel.GOOD,
+        sentence=(
+            f"no frame has a pose for {' and '.join(times)}{more}: nothing was seen then that the"
+            " map holds; film this part again if it matters"
+        ),
+        frame_ids=tuple(i for gap in gaps for i in (gap.before, gap.after)),
     )
 
 
@@ -476,6 +538,7 @@ _RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (
     _overlays,
     _twice,
     _disputed,
+    _unconfirmed,
     _positions,
     _cameras,
     _unsearched_lenses,
@@ -483,4 +546,5 @@ _RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (
     _few_keyframes,
     _several_maps,
     _missing,
+    _gaps,
 )

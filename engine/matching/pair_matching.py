@@ -36,7 +36,7 @@ from engine.types import (
 )
 
 _SAME_GEOMETRY_SHARE = 0.9  # of a pair's matches: those left keep the geometry of all
-_MAX_PLACES = 6  # further ones that a keyframe without a place is matched with
+_MAX_PLACES = 4  # further ones that a keyframe without a place is matched with
 _MAX_TENTATIVE = 500  # pairs whose matches are kept, the latest: some MB
 
 

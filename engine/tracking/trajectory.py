@@ -9,13 +9,19 @@ frame gets a pose that was not estimated.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine.geometry import compose_poses, interpolate_poses
-from engine.types import Float64Array, FrameId, FramePose, Keyframe, PoseKind, TrackedFrame
+from engine.types import Float64Array, FrameId, FramePose, Keyframe, PoseGap, PoseKind, TrackedFrame
+
+_MIN_GAP_S = 2.0
+_GAP_STEPS = 5  # times the usual step from one posed frame to the next
+
+_MAX_TURN_RAD = 0.5  # between poses with another one between them; beyond it a video was cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +123,8 @@ class Trajectory:
 
         A frame of a video without an estimated pose is interpolated in capture time, when the
         nearest keyframes of its camera before and after it are in one map and close in time. It
-        then lies between the nearest poses before and after it. No other frame gets a pose.
+        then lies between the nearest poses before and after it, unless the camera turned far from
+        one to the other. No other frame gets a pose.
 
         Args:
             maps: the states of registered keyframes; no keyframe is in two maps.
@@ -135,6 +142,40 @@ class Trajectory:
             if placed is not None:
                 poses[placed.map_idx].append(_frame_pose(placed))
         return poses
+
+    def gaps(self, registered: Collection[FrameId]) -> list[PoseGap]:
+        """Times of videos between two posed frames of which no frame has an estimated pose.
+
+        They are at least two seconds, and much longer than from one posed frame to the next.
+
+        Args:
+            registered: keyframes that have a pose in some map.
+        """
+        held = frozenset(registered)
+        by_camera: dict[str, list[_FrameTime]] = {}
+        for frame_id, time in self._times.items():
+            relative = self._relative.get(frame_id)
+            keyframe_id = frame_id if relative is None else relative.keyframe_id
+            if not time.is_photo and (frame_id in held or keyframe_id in held):
+                by_camera.setdefault(time.camera_key, []).append(time)
+        gaps = []
+        for camera_key, times in by_camera.items():
+            times.sort(key=lambda time: time.frame_id)
+            steps_s = np.diff([time.captured_at_s for time in times])
+            if not len(steps_s):
+                continue
+            least_s = max(_MIN_GAP_S, _GAP_STEPS * float(np.median(steps_s)))
+            gaps += [
+                PoseGap(
+                    camera_key=camera_key,
+                    before=times[idx].frame_id,
+                    after=times[idx + 1].frame_id,
+                    begins_at_s=times[idx].captured_at_s,
+                    ends_at_s=times[idx + 1].captured_at_s,
+                )
+                for idx in np.flatnonzero(steps_s >= least_s).tolist()
+            ]
+        return gaps
 
     def _estimated(
         self, maps: Sequence[Mapping[FrameId, KeyframeState]]
@@ -170,6 +211,8 @@ class Trajectory:
             return None
         # Clocks may jump: then a capture time need not be between those of the neighbours.
         if not (before_s <= time.captured_at_s <= after_s and before_s < after_s):
+            return None
+        if _turn_rad(before.cam_from_world, after.cam_from_world) > _MAX_TURN_RAD:
             return None
         return _PlacedPose(
             time=time,
@@ -208,6 +251,12 @@ def _around(
     if position in (0, len(posed)):
         return None
     return posed[position - 1], posed[position]
+
+
+def _turn_rad(first: Float64Array, second: Float64Array) -> float:
+    """The angle between the rotations of two poses (3, 4)."""
+    cosine = (float(np.sum(first[:, :3] * second[:, :3])) - 1.0) / 2.0
+    return math.acos(min(max(cosine, -1.0), 1.0))
 
 
 def _frame_pose(placed: _PlacedPose) -> FramePose:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.live.verdict_words import MAX_REASONS, verdict_lines
+from adapters.live.verdict_words import MAX_REASONS, in_words, verdict_lines
 from engine.types import Verdict, VerdictLevel
 from tests.support.verdicts import verdict_of
 
@@ -27,6 +27,13 @@ def test_sentences_go_on_in_the_next_line_and_lose_nothing(width: int) -> None:
 def test_without_a_width_every_reason_is_one_line() -> None:
     verdict = verdict_of(VerdictLevel.DOUBTFUL)
     assert verdict_lines(verdict)[1:] == [f"  - {verdict.reasons[0].sentence}"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"), [((8,), "8"), ((8, 6), "8 and 6"), ((8, 6, 5), "8, 6 and 5")]
+)
+def test_numbers_are_listed_as_a_person_does(numbers: tuple[int, ...], words: str) -> None:
+    assert in_words(numbers) == words
 
 
 @pytest.mark.parametrize("num_more", [0, 1, 7])

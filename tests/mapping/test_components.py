@@ -219,6 +219,20 @@ def test_what_pairs_do_not_lead_to_is_found_by_its_looks(circle: SyntheticWorld)
     assert 1e-5 < pose_errors(poses_of(run.sparse_map), circle).rmse_ratio < 2e-3
 
 
+def test_keyframes_apart_that_show_the_same_lens_are_known() -> None:
+    """So nobody searches for a zoom that would explain why the main map does not hold them."""
+    world = SyntheticWorld(
+        np.concatenate([straight_path(12), moved(straight_path(12), east=200.0)]),
+        cameras=[SyntheticCamera()],
+        noise_px=0.5,
+    )
+    run = fed(world, world.frame_ids)
+    assert map_sizes(run) == [12, 12]
+    assert run.mapper._components.alike_ids(run.sparse_map) == set(world.frame_ids[12:])
+    run.sparse_map.set_camera_params("camera", (1000.0, 500.0, 375.0, 0.0))
+    assert run.mapper._components.alike_ids(run.sparse_map) == set()
+
+
 def test_without_components_keyframes_wait(circle: SyntheticWorld) -> None:
     config = WITHOUT_WINDOWS.model_copy(
         update={"rescue": RescueConfig(grow_components=False, max_restarts=0)}

@@ -103,14 +103,18 @@ def test_first_pairs_of_hopeless_cameras_are_ranked_or_left_out(params: tuple[fl
 def test_a_pair_is_ranked_by_the_points_whose_distortion_can_be_undone() -> None:
     world = flat_world()  # whose pairs may be turns
     sparse_map = map_of_keyframes(world, frame_ids=range(1, 8))
-    exact = rank_initial_pairs(sparse_map, pairs_of(sparse_map), config=INITIALIZATION, seed=SEED)
+    exact = list(
+        rank_initial_pairs(sparse_map, pairs_of(sparse_map), config=INITIALIZATION, seed=SEED)
+    )
     bent = (*EXACT_CAMERA[:3], -0.35)  # the corners have no rays
     keyframes = [sparse_map.keyframe(i) for i in sparse_map.keyframe_ids]
     keypoints_xy = np.concatenate([keyframe.features.keypoints_xy for keyframe in keyframes])
     has_ray = np.isfinite(np.asarray(camera_of(bent).cam_from_img(keypoints_xy))).all(axis=1)
     assert 0.7 < has_ray.mean() < 1.0
     sparse_map.set_camera_params("camera", bent)
-    ranked = rank_initial_pairs(sparse_map, pairs_of(sparse_map), config=INITIALIZATION, seed=SEED)
+    ranked = list(
+        rank_initial_pairs(sparse_map, pairs_of(sparse_map), config=INITIALIZATION, seed=SEED)
+    )
     assert {initial.pair for initial in ranked} & {initial.pair for initial in exact}
     assert all(np.isfinite(initial.score) for initial in ranked)
 
@@ -166,7 +170,7 @@ def test_hopeless_cameras_contradict_no_pair_and_fit_nothing(params: tuple[float
     assert sparse_map.num_registered == len(world.frame_ids)
     sparse_map.set_camera_params("camera", params)
     for frame_id in sparse_map.registered_ids:
-        misplaced = find_misplacement(sparse_map, frame_id)
+        misplaced = find_misplacement(sparse_map, [frame_id])
         assert misplaced is None or misplaced.keyframe_ids
     fit = sparse_map.fit(sparse_map.registered_ids)
     assert fit.num_observations > 0

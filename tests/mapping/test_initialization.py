@@ -39,7 +39,7 @@ def ranked_in(
     sparse_map = map_of_keyframes(world)
     sparse_map.set_camera_params("camera", (focal_factor * FOCAL_PX, *EXACT_CAMERA[1:]))
     config = INITIALIZATION.model_copy(update=settings)
-    return rank_initial_pairs(sparse_map, pairs_of(sparse_map), config=config, seed=SEED)
+    return list(rank_initial_pairs(sparse_map, pairs_of(sparse_map), config=config, seed=SEED))
 
 
 # -- where to start -------------------------------------------------------------------------------
@@ -70,8 +70,10 @@ def test_relative_poses_of_ranked_pairs_are_the_true_ones(world: SyntheticWorld)
 def test_pairs_that_failed_before_are_left_out(world: SyntheticWorld) -> None:
     sparse_map = map_of_keyframes(world)
     best, second_best, *_ = ranked_in(world)
-    others = rank_initial_pairs(
-        sparse_map, pairs_of(sparse_map), config=INITIALIZATION, seed=SEED, excluded=[best.pair]
+    others = list(
+        rank_initial_pairs(
+            sparse_map, pairs_of(sparse_map), config=INITIALIZATION, seed=SEED, excluded=[best.pair]
+        )
     )
     assert others[0].pair == second_best.pair
     assert best.pair not in {initial.pair for initial in others}

@@ -242,6 +242,16 @@ def test_a_break_in_a_video_gives_no_poses() -> None:
     assert [pose.frame_id for pose in poses] == registered
 
 
+@pytest.mark.parametrize(("turn_rad", "is_posed"), [(0.45, True), (0.55, False), (1.57, False)])
+def test_a_camera_that_turned_far_meanwhile_gives_no_poses_in_between(
+    turn_rad: float, *, is_posed: bool
+) -> None:
+    trajectory = video(0.0, 0.1, 0.2)
+    turned = pose_at((1.0, 0.0, 0.0), rotation_vector=(0.0, turn_rad, 0.0))
+    poses = poses_in_map(trajectory, states({1: at_x(0.0), 3: turned}))
+    assert [pose.frame_id for pose in poses] == ([1, 2, 3] if is_posed else [1, 3])
+
+
 def test_photos_are_never_interpolated() -> None:
     trajectory = Trajectory(max_interpolation_s=1.0)
     for number in (1, 2, 3):
@@ -344,3 +354,34 @@ def test_a_keyframe_of_another_map_in_between_leaves_no_gap_to_close() -> None:
     first, second = trajectory.poses(maps)
     assert [pose.frame_id for pose in first] == [1, 5]
     assert [pose.frame_id for pose in second] == [3]
+
+
+# -- gaps -----------------------------------------------------------------------------------------
+
+
+def gaps_of(trajectory: Trajectory, *registered: int) -> list[tuple[int, int, float]]:
+    """Between which frames, and how long."""
+    found = trajectory.gaps([FrameId(number) for number in registered])
+    return [(g.before, g.after, round(g.ends_at_s - g.begins_at_s, 3)) for g in found]
+
+
+def test_a_time_without_any_pose_is_a_gap() -> None:
+    trajectory = Trajectory(max_interpolation_s=1.0)
+    for number in (1, 5, 9, 12):
+        trajectory.add_keyframe(keyframe(number, captured_at_s=0.1 * number + 10.0 * (number > 5)))
+        trajectory.add_tracked(
+            tracked(number + 1, of=number, captured_at_s=0.1 * number + 0.1 + 10.0 * (number > 5))
+        )
+        motion = tracked(number + 1, of=number)
+        trajectory.set_relative_pose(motion, cam_from_keyframe=MOTION, scale=1.0)
+    assert gaps_of(trajectory, 1, 5, 9, 12) == [(6, 9, 10.3)]
+    assert gaps_of(trajectory, 1, 5) == []  # the video may have ended there
+    assert gaps_of(trajectory, 1, 12) == [(2, 12, 11.0)]
+
+
+def test_photos_and_other_cameras_leave_no_gaps() -> None:
+    trajectory = Trajectory(max_interpolation_s=1.0)
+    for number in (1, 2, 3):
+        trajectory.add_keyframe(keyframe(number, captured_at_s=60.0 * number, is_photo=True))
+        trajectory.add_keyframe(keyframe(number + 10, captured_at_s=60.0 * number, camera="slow"))
+    assert gaps_of(trajectory, 1, 2, 3, 11, 12, 13) == []

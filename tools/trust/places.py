@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RIGHT_RATIO = 0.02  # of the reference's extent: a camera this close is right
 _MAX_SAMPLES = 4000
 _NUM_REFINEMENTS = 3
-_JOINED_BY = 5  # points that two keyframes share at least, to be joined by the map
+_JOINED_BY = 18  # points that two keyframes share at least, to be joined: as many verify a pair
 _SAME_PLACE_RATIO = 0.3  # of the distance to a point, within which two views see the same
 
 
