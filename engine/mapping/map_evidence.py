@@ -8,10 +8,12 @@ second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pycolmap
 
 from engine.estimators.lenses import camera_focal_px, unit_rays
 from engine.estimators.pair_fit import PairFits, PairSamples, fit_pairs
@@ -200,7 +202,9 @@ class _Examined:
 
     @classmethod
     def of(cls, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Examined:
-        sampled = [sample for pair in pairs if (sample := _Sample.of(sparse_map, pair)) is not None]
+        ids = {frame_id for pair in pairs for frame_id in (pair.pair.first, pair.pair.second)}
+        views = {frame_id: _View.of(sparse_map, frame_id) for frame_id in ids}
+        sampled = [sample for pair in pairs if (sample := _Sample.of(pair, views)) is not None]
         samples = PairSamples(
             rays1=_stacked([one.rays1 for one in sampled]),
             rays2=_stacked([one.rays2 for one in sampled]),
@@ -246,6 +250,29 @@ class _Examined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _View:
+    """A registered keyframe as the map has it."""
+
+    keyframe: Keyframe
+    camera: pycolmap.Camera
+    focal_px: float
+    scale: float  # of thresholds in px
+    cam_from_world: Float64Array  # (3, 4)
+
+    @classmethod
+    def of(cls, sparse_map: SparseMap, frame_id: FrameId) -> _View:
+        keyframe = sparse_map.keyframe(frame_id)
+        camera = sparse_map.camera(keyframe.calibration_key)
+        return cls(
+            keyframe=keyframe,
+            camera=camera,
+            focal_px=camera_focal_px(camera),
+            scale=image_scale(camera.width, camera.height),
+            cam_from_world=sparse_map.cam_from_world(frame_id),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Sample:
     """Some matches (M,) of a pair of registered keyframes."""
 
@@ -258,38 +285,34 @@ class _Sample:
     weight: float
 
     @classmethod
-    def of(cls, sparse_map: SparseMap, verified: VerifiedPair) -> _Sample | None:
+    def of(cls, verified: VerifiedPair, views: Mapping[FrameId, _View]) -> _Sample | None:
         """A sample of a pair; None where too few matches have viewing rays."""
-        first, second = (sparse_map.keyframe(i) for i in _ends(verified))
-        cameras = [sparse_map.camera(one.calibration_key) for one in (first, second)]
+        first, second = views[verified.pair.first], views[verified.pair.second]
         size = min(verified.num_inliers, _MAX_MATCHES)
         spread = np.linspace(0, verified.num_inliers - 1, size).astype(int)
         rows1, rows2 = verified.inlier_matches_idx[spread].T
-        points1_xy = first.features.keypoints_xy[rows1]
-        points2_xy = second.features.keypoints_xy[rows2]
-        rays1, rays2 = unit_rays(cameras[0], points1_xy), unit_rays(cameras[1], points2_xy)
-        is_seen = np.isfinite(rays1).all(axis=1) & np.isfinite(rays2).all(axis=1)
+        points1_xy = first.keyframe.features.keypoints_xy[rows1]
+        points2_xy = second.keyframe.features.keypoints_xy[rows2]
+        rays1, rays2 = unit_rays(first.camera, points1_xy), unit_rays(second.camera, points2_xy)
+        is_seen = np.isfinite(rays1.sum(axis=1) + rays2.sum(axis=1))
         if np.count_nonzero(is_seen) < _MIN_MATCHES:
             return None
-        scale = max(image_scale(one.width, one.height) for one in cameras)
-        motion_px = np.linalg.norm(points2_xy - points1_xy, axis=1)[is_seen] / scale
-        is_same_view = first.camera_key == second.camera_key
+        scale = max(first.scale, second.scale)
+        offsets = points2_xy[is_seen] - points1_xy[is_seen]
+        is_same_view = first.keyframe.camera_key == second.keyframe.camera_key
         return cls(
             pair=verified.pair,
             rays1=rays1[is_seen],
             rays2=rays2[is_seen],
-            motion_px=motion_px if is_same_view else np.full(len(motion_px), np.inf),
-            cam2_from_cam1=compose_poses(
-                sparse_map.cam_from_world(second.frame_id),
-                invert_pose(sparse_map.cam_from_world(first.frame_id)),
+            motion_px=(
+                np.hypot(offsets[:, 0], offsets[:, 1]) / scale
+                if is_same_view
+                else np.full(len(offsets), np.inf)
             ),
-            focal_px=float(np.sqrt(np.prod([camera_focal_px(one) for one in cameras]))) / scale,
-            weight=float(pair_strength(verified, first, second).num_independent),
+            cam2_from_cam1=compose_poses(second.cam_from_world, invert_pose(first.cam_from_world)),
+            focal_px=math.sqrt(first.focal_px * second.focal_px) / scale,
+            weight=float(pair_strength(verified, first.keyframe, second.keyframe).num_independent),
         )
-
-
-def _ends(verified: VerifiedPair) -> tuple[FrameId, FrameId]:
-    return verified.pair.first, verified.pair.second
 
 
 def _stacked(rays: Sequence[Float64Array]) -> Float64Array:

@@ -87,7 +87,7 @@ def _without_map(evidence: MapEvidence) -> Reasons:
             f"the images show little that can be matched, {num_keypoints:.0f} keypoints in the"
             " middle one: film with more light and less blur, things with texture, and come closer"
         )
-    elif evidence.num_verified_pairs < len(evidence.keyframes) / 2:
+    elif evidence.num_verified_pairs < len(evidence.keyframes):
         cause = (
             f"only {evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes"
             " match: film more slowly, with more overlap, so that each place is in three images or"
@@ -364,7 +364,7 @@ def _missing(evidence: MapEvidence) -> Reasons:
         kind="missing_keyframes",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
         sentence=(
-            f"{lost}{len(missing)} of {num} keyframes have no place in a map"
+            f"{len(missing)} of {num} keyframes have no place in a map{lost}"
             f" ({named(ids, evidence.keyframes)}): {help_words}"
         ),
         frame_ids=ids,
@@ -381,10 +381,9 @@ def _time_lost(evidence: MapEvidence, run: Sequence[Keyframe]) -> str:
     ]
     begin_s = max((t for t in times if t <= run[0].captured_at_s), default=run[0].captured_at_s)
     end_s = min((t for t in times if t >= run[-1].captured_at_s), default=run[-1].captured_at_s)
-    return (
-        f"{end_s - begin_s:.0f} s of the video, from {clock(begin_s)} to {clock(end_s)}, have no"
-        " place in a map: "
-    )
+    if end_s - begin_s < 1.0:
+        return ""
+    return f", {end_s - begin_s:.0f} s of the video from {clock(begin_s)} to {clock(end_s)}"
 
 
 def _gaps(evidence: MapEvidence) -> Reasons:

@@ -12,9 +12,10 @@ from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
 from engine.types import Verdict, VerdictLevel
 
-_LEAST_KEYFRAMES = 8  # of a growing map: smaller ones still change with every keyframe
-_LEAST_GROWTH = 10  # registered keyframes since the last time
-_GROWTH_RATIO = 0.3  # likewise, of the map
+_LEAST_REGISTERED = 8  # of a growing map: smaller ones still change with every keyframe
+_LEAST_KEYFRAMES = 12  # or so many came, whatever fits
+_LEAST_GROWTH = 10  # keyframes, registered or not, since the last time
+_GROWTH_RATIO = 0.3  # likewise, of those before
 _LIVE_PAIRS = 3  # of each keyframe that are examined while the map grows
 
 
@@ -30,7 +31,8 @@ class VerdictWatch:
         self._graph = graph
         self._emit = emit
         self._verdict = Verdict()
-        self._num_judged = 0  # registered keyframes when the map was judged last
+        self._num_registered = 0  # keyframes when the map was judged last
+        self._num_keyframes = 0  # likewise, registered or not
 
     @property
     def verdict(self) -> Verdict:
@@ -39,9 +41,14 @@ class VerdictWatch:
 
     def watch(self, sparse_map: SparseMap, beside: Callable[[], Beside]) -> None:
         """Judges a growing map when it has changed much since the last time."""
-        num, before = sparse_map.num_registered, self._num_judged
-        growth = max(_LEAST_GROWTH, _GROWTH_RATIO * before) if before else _LEAST_KEYFRAMES
-        if abs(num - before) >= growth:
+        num_registered, num = sparse_map.num_registered, len(self._graph.keyframe_ids)
+        if not self._num_keyframes:
+            is_due = num_registered >= _LEAST_REGISTERED or num >= _LEAST_KEYFRAMES
+        else:
+            is_due = _has_grown(num, self._num_keyframes) or _has_grown(
+                num_registered, self._num_registered
+            )
+        if is_due:
             self._judge(sparse_map, beside(), pairs_per_keyframe=_LIVE_PAIRS)
 
     def judge(self, sparse_map: SparseMap, beside: Beside) -> None:
@@ -49,13 +56,18 @@ class VerdictWatch:
         self._judge(sparse_map, beside, pairs_per_keyframe=PAIRS_PER_KEYFRAME)
 
     def _judge(self, sparse_map: SparseMap, beside: Beside, *, pairs_per_keyframe: int) -> None:
-        self._num_judged = sparse_map.num_registered
+        self._num_registered = sparse_map.num_registered
+        self._num_keyframes = len(self._graph.keyframe_ids)
         former = self._verdict
         self._verdict = judge(
             gather(sparse_map, self._graph, beside, pairs_per_keyframe=pairs_per_keyframe)
         )
         if _causes(former) != _causes(self._verdict):
             self._emit(VerdictChanged(verdict=self._verdict))
+
+
+def _has_grown(num: int, before: int) -> bool:
+    return abs(num - before) >= max(_LEAST_GROWTH, _GROWTH_RATIO * before)
 
 
 def _causes(verdict: Verdict) -> tuple[VerdictLevel, frozenset[str]]:

@@ -281,7 +281,7 @@ def test_a_time_without_a_pose_is_stated_once() -> None:
 def test_time_without_a_place_is_stated() -> None:
     reason = only_reason(evidence(missing=(8, 9, 10)))
     assert reason.level is DOUBTFUL
-    assert "4 s of the video, from 0:07 to 0:11" in reason.sentence
+    assert "4 s of the video from 0:07 to 0:11" in reason.sentence
     assert "frames 80 to 100" in reason.sentence
 
 

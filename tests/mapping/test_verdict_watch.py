@@ -6,8 +6,8 @@ from engine.events import Event, VerdictChanged
 from engine.mapping.map_evidence import Beside
 from engine.mapping.verdict_watch import VerdictWatch
 from engine.types import FrameId, VerdictLevel
-from tests.mapping.test_map_evidence import graph_of, move
-from tests.support.synthetic import SyntheticWorld, grow, map_of_keyframes, round_path
+from tests.mapping.test_map_evidence import move
+from tests.support.synthetic import SyntheticWorld, grow, map_of_keyframes, round_path, scene_graph
 
 NUM = 24
 
@@ -20,17 +20,28 @@ class Watched:
         self.sparse_map = map_of_keyframes(self.world)
         self.events: list[Event] = []
         self.num_asked = 0
-        self.watch = VerdictWatch(graph=graph_of(self.sparse_map), emit=self.events.append)
+        self.graph = scene_graph()
+        self.watch = VerdictWatch(graph=self.graph, emit=self._emit)
 
-    def grow_to(self, num: int) -> None:
-        """Registers keyframes, and lets the watch see each."""
-        for number in range(self.sparse_map.num_registered + 1, num + 1):
-            if number == 2:
+    def grow_to(self, num: int, *, fits: bool = True) -> None:
+        """Adds keyframes, registers those that fit, and lets the watch see each."""
+        for number in range(len(self.graph.keyframe_ids) + 1, num + 1):
+            frame_id = FrameId(number)
+            self.graph.add_keyframe(self.sparse_map.keyframe(frame_id))
+            for other, verified in self.sparse_map.neighbors(frame_id).items():
+                if other < frame_id:
+                    self.graph.record_pair(verified)
+            if not fits:
+                pass
+            elif number == 2:
                 grow(self.sparse_map, self.world, (1, 2))
             elif number > 2:
-                self.sparse_map.register(FrameId(number), min_inlier_ratio=0.25)
-                self.sparse_map.triangulate(FrameId(number))
+                self.sparse_map.register(frame_id, min_inlier_ratio=0.25)
+                self.sparse_map.triangulate(frame_id)
             self.watch.watch(self.sparse_map, self._beside)
+
+    def _emit(self, event: Event) -> None:
+        self.events.append(event)
 
     def _beside(self) -> Beside:
         self.num_asked += 1
@@ -62,8 +73,16 @@ def test_what_changes_is_emitted_once() -> None:
     assert "frame" in watched.watch.verdict.reasons[0].sentence
 
 
+def test_keyframes_that_fit_nowhere_are_said_while_they_come() -> None:
+    watched = Watched()
+    watched.grow_to(9)
+    watched.grow_to(NUM, fits=False)
+    assert watched.levels == [VerdictLevel.DOUBTFUL]
+    assert watched.watch.verdict.reasons[0].kind == "missing_keyframes"
+
+
 def test_a_run_without_a_map_says_why() -> None:
     watched = Watched()
-    watched.watch.judge(watched.sparse_map, Beside())
+    watched.grow_to(13, fits=False)
     assert watched.levels == [VerdictLevel.WRONG]
     assert watched.watch.verdict.reasons[0].kind == "no_map"
