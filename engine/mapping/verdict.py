@@ -218,16 +218,25 @@ def _likely_cause(evidence: MapEvidence) -> str:
         camera for camera in evidence.cameras if camera.num_registered and camera.is_unvouched
     ]
     if not cameras:
-        return (
-            "wrong pairs have misled it, by things that move or look alike; film this part again"
-            " with more overlap"
+        given = [camera for camera in evidence.cameras if camera.num_registered]
+        lens = (
+            f"either the calibration that was given is wrong (focal length {_lengths(given)}), or "
+            if given
+            else ""
         )
-    lengths = " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
+        return (
+            f"{lens}wrong pairs have misled it, by things that move or look alike; film this part"
+            " again with more overlap"
+        )
     return (
-        f"either the camera zoomed or its lens is not as the map has it (focal length {lengths}):"
-        " keep the zoom, or give the calibration; or wrong pairs have misled the map, by things"
-        " that move or look alike: film this part again with more overlap"
+        "either the camera zoomed or its lens is not as the map has it (focal length"
+        f" {_lengths(cameras)}): keep the zoom, or give the calibration; or wrong pairs have misled"
+        " the map, by things that move or look alike: film this part again with more overlap"
     )
+
+
+def _lengths(cameras: Sequence[CameraFigures]) -> str:
+    return " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
 
 
 def _disputed_places(evidence: MapEvidence) -> list[PlaceEvidence]:
