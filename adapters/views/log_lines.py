@@ -265,4 +265,7 @@ def _refinement(event: Event) -> str | None:
 def _evidence(event: RegistrationFailed) -> str:
     if event.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES:
         return "too few matches with the map so far"
-    return f"{event.num_inliers} of {event.num_correspondences} matches agree"
+    evidence = f"{event.num_inliers} of {event.num_correspondences} matches agree"
+    if event.status is RegistrationStatus.CONTRADICTED:
+        return f"{evidence}, and stronger pairs contradict them"
+    return evidence

@@ -115,7 +115,11 @@ def take_apart(larger: SparseMap, smaller: SparseMap, *, config: GrowthConfig) -
     Returns:
         None when few of them find a place, or they see less from there.
     """
-    missing = {i: larger.num_visible_points(i) for i in smaller.registered_ids}
+    missing = {
+        i: larger.num_visible_points(i)
+        for i in smaller.registered_ids
+        if not larger.is_registered(i)
+    }
     if not any(missing.values()):
         return None
     enough = _TAKEN_RATIO * len(missing)

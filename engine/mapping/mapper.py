@@ -348,6 +348,8 @@ class Mapper:
             self._discard_turning()
         if is_bent:
             self._build_anew(matched.pairs, because="overlays held much of it")
+        elif self._evidence.examine(self._map):
+            self._require_agreement()
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
         elif not self._is_initialized:
@@ -377,21 +379,17 @@ class Mapper:
         registration = register_and_refine(self._map, frame_id, config=self._growth)
         self._report_registration(frame_id, registration, started_s=self._begun_s)
         if registration.status is RegistrationStatus.REGISTERED:
-            self._require_agreement_if_needed(frame_id)
-        if self._map.is_registered(frame_id):
             self._repair_misplaced([frame_id])
             self._retry_waiting()
             self._loops.watch(self._map, frame_id)
             self._correct_loops()
             self._loops.report(self._map)
 
-    def _require_agreement_if_needed(self, frame_id: FrameId) -> None:
-        """Builds the map anew from agreed pairs once the run shows that many pairs are wrong."""
-        if not self._evidence.add(self._map, frame_id):
-            return
+    def _require_agreement(self) -> None:
+        """Builds the map anew from agreed pairs, since the run shows that many pairs are wrong."""
         self._agreement.require()
         self._warn(
-            f"{self._evidence.num_wrong} strong pairs contradict the map, and nothing confirms"
+            f"{self._evidence.num_wrong} pairs contradict the map, and nothing confirms"
             " them: the matcher matches what shares nothing, and from now on maps use only pairs"
             " that a third view confirms"
         )
@@ -593,6 +591,12 @@ class Mapper:
         for frame_id, registration in posed.items():
             self._report_registration(frame_id, registration, started_s=started_s, is_retry=True)
 
+    def _grow_without_wrong_pairs(self) -> None:
+        """Builds the map anew and grows it, when what it holds by now shows many wrong pairs."""
+        if self._evidence.examine(self._map):
+            self._require_agreement()
+            self._grow(self._growth)
+
     def _grow(self, config: GrowthConfig) -> None:
         """Registers everything that can be."""
         started_s = time.monotonic()
@@ -647,9 +651,9 @@ class Mapper:
         self._schedule.done(self._map.num_registered)
         self._retry_waiting()
 
-    def _discard_turning(self) -> None:
+    def _discard_turning(self, *, is_final: bool = False) -> None:
         """Takes back a map that a camera turning without moving explains."""
-        if not (self._is_initialized and self._turning.explains(self._map)):
+        if not self._is_initialized or not self._turning.explains(self._map, is_final=is_final):
             return
         for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
@@ -886,16 +890,18 @@ class Mapper:
             self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
-        self._discard_turning()
+        self._discard_turning(is_final=True)
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._grow(self._growth)
+            self._grow_without_wrong_pairs()
             self._recognise_lenses()
             self._correct_loops(is_final=True)
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
+            self._grow_without_wrong_pairs()
             self._grow(self._final_growth)
             self._pose_strictly(again=True)
             self._rescue_by_windows()

@@ -43,6 +43,17 @@ class Misplacement:
     contradicting: tuple[ImagePair, ...]  # all pairs of theirs with the others that do
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContestedPlace:
+    """Keyframes whose place, relative to the others of the map, strong pairs contradict."""
+
+    keyframe_ids: tuple[FrameId, ...]  # the fewer ones: these, or all others, may be misplaced
+    holding: tuple[ImagePair, ...]  # pairs with the others that agree with the map
+    contradicting: tuple[ImagePair, ...]  # those that do not
+    support: float  # strength of the strongest pair that holds them
+    contradiction: float  # of the strongest that contradicts
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Repair:
     """A map in which misplaced keyframes have other places."""
@@ -130,7 +141,31 @@ def find_misplacement(
     return _misplacement(sparse_map, tree, evidence=strongest[1].pair)
 
 
-def _weakly_held(sparse_map: SparseMap, ignored: Collection[ImagePair]) -> Misplacement | None:
+def contested_places(sparse_map: SparseMap) -> tuple[ContestedPlace, ...]:
+    """Groups of registered keyframes whose place relative to the others strong pairs contradict.
+
+    A place is contested where a pair that contradicts it is stronger than every pair that holds it.
+    All pairs of the map are tested: for the end of a run, not for every keyframe.
+    """
+    found: list[ContestedPlace] = []
+    ignored: set[ImagePair] = set()
+    while (one := _weakly_held(sparse_map, ignored, min_ratio=1.0)) is not None:
+        ignored.update((one.evidence, *one.contradicting))
+        found.append(
+            ContestedPlace(
+                keyframe_ids=one.keyframe_ids,
+                holding=one.misleading,
+                contradicting=one.contradicting,
+                support=_strongest(sparse_map, one.misleading),
+                contradiction=_strongest(sparse_map, one.contradicting),
+            )
+        )
+    return tuple(found)
+
+
+def _weakly_held(
+    sparse_map: SparseMap, ignored: Collection[ImagePair], *, min_ratio: float = _NEARLY_AS_STRONG
+) -> Misplacement | None:
     """Keyframes that pairs hold where they are which are little stronger than a contradiction.
 
     Of the pairs that agree with the map the strongest ones join all keyframes. The weakest of these
@@ -140,18 +175,18 @@ def _weakly_held(sparse_map: SparseMap, ignored: Collection[ImagePair]) -> Mispl
     contradicting = []
     for first, second, data in list(graph.edges(data=True)):
         if not _contradicts(sparse_map, data["pair"]):
-            continue
+            continue  # it holds its keyframes where they are
         graph.remove_edge(first, second)
         if data["pair"].pair not in ignored and is_strong(sparse_map, data["pair"]):
             contradicting.append((data["strength"], data["pair"].pair))
     tree = networkx.maximum_spanning_tree(graph, weight="strength")
     for strength, pair in sorted(contradicting, key=lambda one: (-one[0], one[1])):
         if not networkx.has_path(tree, pair.first, pair.second):
-            continue
+            return _misplacement(sparse_map, tree, evidence=pair)
         path = networkx.shortest_path(tree, pair.first, pair.second)
         links = [(tree.edges[link]["strength"], link) for link in itertools.pairwise(path)]
         weakest, link = min(links)
-        if strength > _NEARLY_AS_STRONG * weakest:
+        if strength > min_ratio * weakest:
             tree.remove_edge(*link)
             return _misplacement(sparse_map, tree, evidence=pair)
     return None

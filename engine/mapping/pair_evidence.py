@@ -1,23 +1,30 @@
 """Whether a run shows that many of its verified pairs are wrong, whatever its matcher says.
 
-The map is what most pairs agree on. A strong pair that contradicts it, and that no third view
-confirms, is most likely wrong. Repeated structure gives a few of them; a matcher that verifies
-pairs which share nothing gives them at a steady rate.
+The map is what most pairs agree on. A pair with much evidence that contradicts it, and that no
+third view confirms, is most likely wrong. Repeated structure gives a few of them; a matcher that
+verifies pairs which share nothing gives them at a steady rate.
 """
 
 from __future__ import annotations
 
-from engine.mapping.misplacement import contradicted_pairs, strong_pairs
-from engine.mapping.sparse_map import SparseMap
-from engine.matching.pair_agreement import PairAgreement
-from engine.types import FrameId, ImagePair
+import numpy as np
 
-_MIN_WRONG = 5  # strong pairs
-_MIN_WRONG_RATIO = 0.01  # of the strong pairs
+from engine.estimators.lenses import camera_focal_px, unit_rays
+from engine.estimators.two_view_geometry import epipolar_angles_rad
+from engine.geometry import compose_poses, image_scale, invert_pose
+from engine.mapping.sparse_map import SparseMap
+from engine.matching.pair_agreement import PairAgreement, pair_strength
+from engine.types import FrameId, ImagePair, VerifiedPair
+
+_MIN_INDEPENDENT = 30  # inliers, of a pair that counts
+_MAX_SHARED_RATIO = 0.1  # of a pair's inliers seen as common points: a pair with more is in use
+_CONTRADICTION_PX = 20.0  # median distance to the epipolar line, at an image edge of 1000 px
+_MIN_WRONG = 3  # pairs
+_MIN_WRONG_RATIO = 0.02  # of the pairs that count
 
 
 class PairEvidence:
-    """Counts strong pairs that contradict the map and are not agreed.
+    """Counts pairs that contradict the map and are not agreed.
 
     Args:
         agreement: tests pairs.
@@ -25,26 +32,61 @@ class PairEvidence:
 
     def __init__(self, agreement: PairAgreement) -> None:
         self._agreement = agreement
-        self._strong: set[ImagePair] = set()
+        self._examined: set[FrameId] = set()
+        self._num_counting = 0
         self._wrong: set[ImagePair] = set()
 
     @property
     def num_wrong(self) -> int:
-        """Strong pairs that are most likely wrong."""
+        """Pairs that are most likely wrong."""
         return len(self._wrong)
 
-    def add(self, sparse_map: SparseMap, frame_id: FrameId) -> bool:
-        """Examines the pairs of a keyframe that was registered.
+    def examine(self, sparse_map: SparseMap) -> bool:
+        """Examines the pairs of keyframes that are registered and were not at the last call.
 
         Returns:
             Whether maps should use agreed pairs only from now on.
         """
         if not self._agreement.may_be_required:
             return False
-        self._strong.update(one.pair for one in strong_pairs(sparse_map, frame_id))
-        for verified in contradicted_pairs(sparse_map, frame_id):
-            if self._agreement.is_agreed(verified.pair):
-                self._wrong.discard(verified.pair)
-            else:
+        for frame_id in sparse_map.registered_ids:
+            if frame_id not in self._examined:
+                self._examine(sparse_map, frame_id)
+                self._examined.add(frame_id)
+        return self.num_wrong >= max(_MIN_WRONG, _MIN_WRONG_RATIO * self._num_counting)
+
+    def _examine(self, sparse_map: SparseMap, frame_id: FrameId) -> None:
+        """Examines the pairs of a keyframe with those examined before."""
+        shared = sparse_map.covisibility(frame_id)
+        for other, verified in sparse_map.neighbors(frame_id).items():
+            if other not in self._examined or not sparse_map.is_registered(other):
+                continue
+            self._num_counting += 1
+            is_in_use = shared.get(other, 0) >= _MAX_SHARED_RATIO * verified.num_inliers
+            if is_in_use or not (
+                _is_spread(sparse_map, verified) and _contradicts(sparse_map, verified)
+            ):
+                continue
+            if not self._agreement.is_agreed(verified.pair):
                 self._wrong.add(verified.pair)
-        return len(self._wrong) >= max(_MIN_WRONG, _MIN_WRONG_RATIO * len(self._strong))
+
+
+def _is_spread(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
+    first, second = (sparse_map.keyframe(i) for i in (verified.pair.first, verified.pair.second))
+    return pair_strength(verified, first, second).num_independent >= _MIN_INDEPENDENT
+
+
+def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
+    """Whether the map's poses put a pair's matches far from their epipolar lines."""
+    ends = (verified.pair.first, verified.pair.second)
+    first, second = (sparse_map.keyframe(i) for i in ends)
+    camera1, camera2 = (sparse_map.camera(one.calibration_key) for one in (first, second))
+    pose1, pose2 = (sparse_map.cam_from_world(i) for i in ends)
+    rows1, rows2 = verified.inlier_matches_idx.T
+    angles_rad = epipolar_angles_rad(
+        unit_rays(camera1, first.features.keypoints_xy[rows1]),
+        unit_rays(camera2, second.features.keypoints_xy[rows2]),
+        cam2_from_cam1=compose_poses(pose2, invert_pose(pose1)),
+    )
+    max_px = _CONTRADICTION_PX * image_scale(camera2.width, camera2.height)
+    return bool(np.median(angles_rad) * camera_focal_px(camera2) > max_px)

@@ -465,10 +465,11 @@ def build_best_map(
     """
     best: BuiltMap | None = None
     for built in _built_maps(new_map, initial_pairs, initialization=initialization, config=config):
+        if best is not None and _fullness(built) <= _fullness(best):
+            continue
         if is_refused(built.sparse_map):
             continue
-        if best is None or _fullness(built) > _fullness(best):
-            best = built
+        best = built
         num_matched = sum(1 for i in built.sparse_map.keyframe_ids if built.sparse_map.neighbors(i))
         if built.sparse_map.num_registered >= _GOOD_START_RATIO * num_matched:
             break

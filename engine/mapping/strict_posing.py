@@ -115,8 +115,8 @@ class StrictPosing:
             return {}
         registered = {}
         for frame_id in sparse_map.keyframe_ids:
-            if sparse_map.is_registered(frame_id):
-                continue
+            if sparse_map.is_registered(frame_id) or self._graph.map_number(frame_id) is not None:
+                continue  # it has a place, in this map or another one
             witnesses = self._witnesses(sparse_map, frame_id)
             others = {_other(one.pair, frame_id) for one in witnesses}
             if not others or (not again and others == self._tried_with.get(frame_id)):

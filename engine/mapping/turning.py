@@ -52,6 +52,7 @@ _EXPLAINED_SHARE = 0.7  # of a pair's matches, for the pair to be explained
 _EXPLAINED_PAIRS_RATIO = 0.85  # of all pairs
 _MIN_TURN_RATIO = 0.1  # of the field of view, between the keyframes of some pair
 _MIN_TURN_OF_ZOOM_RATIO = 0.3  # a motion towards a plane is a zoom, with a little shake
+_ENOUGH_MOVED = 3  # pairs of a map that no turn explains: it has depth
 _MIN_STRETCH = 4  # keyframes
 _LOOKED_BACK = 8  # keyframes of a stretch that a new one is compared with
 _FIRST_GAP = 3  # keyframes back in a stretch: the pair that is looked at first
@@ -131,7 +132,9 @@ class TurningWatch:
         self._until_zoom: dict[str, int] = {}  # keyframes to come until zooms are tried
         self._zoom_pause: dict[str, int] = {}
         self._stretches: dict[str, list[_Run]] = {}  # all that turned, by camera, the open one last
+        self._moved: set[ImagePair] = set()  # pairs that no turn without zoom explains
         self._only_turns: dict[tuple[ImagePair, int], bool] = {}
+        self._may_be_turns: dict[tuple[ImagePair, int, bool], bool] = {}
 
     # -- while keyframes come -------------------------------------------------------------------
 
@@ -163,6 +166,7 @@ class TurningWatch:
         looked_at = min(near, key=lambda i: (abs(places[i] - _FIRST_GAP), i))
         verified = self._edge(looked_at, frame_id)
         if verified is None or not self._may_turn(sparse_map, verified, zooms=run.zooms):
+            self._note_motion(verified)
             return _Run(frame_ids=[frame_id])
         run.frame_ids.append(frame_id)
         if not run.is_turning and len(run.frame_ids) < _MORE_TO_TRY * run.num_tried:
@@ -179,6 +183,7 @@ class TurningWatch:
         if not (run.is_turning or zooms):  # of a camera that moves, mostly the widest pair tells
             widest = self._of_pairs(sparse_map, pairs[:1], zooms=False)
             if not widest.is_explained:
+                self._note_motion(pairs[0])
                 return _Run(frame_ids=run.frame_ids[-1:])
         found = self._of_pairs(sparse_map, pairs, zooms=zooms, focal=run.focal)
         if not found.is_turning and not (run.is_turning and found.is_still):
@@ -195,6 +200,10 @@ class TurningWatch:
             newest if run.turned_rad == 0.0 else newest[-2:], pairs, found
         )
         return run
+
+    def _note_motion(self, verified: VerifiedPair | None) -> None:
+        if verified is not None:
+            self._moved.add(verified.pair)
 
     def _try_zoom(self, sparse_map: SparseMap, camera_key: str) -> None:
         """Tries turns with zooms on the newest keyframes, less and less often."""
@@ -320,7 +329,11 @@ class TurningWatch:
         return self._only_turns[key]
 
     def explains(
-        self, sparse_map: SparseMap, *, poses: Mapping[FrameId, Float64Array] | None = None
+        self,
+        sparse_map: SparseMap,
+        *,
+        poses: Mapping[FrameId, Float64Array] | None = None,
+        is_final: bool = False,
     ) -> bool:
         """Whether a map is one of a camera that turns without moving, and so none.
 
@@ -330,6 +343,7 @@ class TurningWatch:
         Args:
             sparse_map: the map.
             poses: (3, 4) of some keyframes in another map; by default of those registered.
+            is_final: whether to look closely even where some of its pairs are known to move.
         """
         if not self._is_refused:
             return False
@@ -337,10 +351,31 @@ class TurningWatch:
             poses = {i: sparse_map.cam_from_world(i) for i in sparse_map.registered_ids}
         if self.is_one_stretch(poses):
             return True
+        if not is_final and self._num_moved(poses) >= _ENOUGH_MOVED:
+            return False
         pairs = self._telling_pairs(poses)
-        if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
+        if len(pairs) < _MIN_PAIRS:
+            return False
+        if not is_final and self._show_motion(sparse_map, pairs):
             return False
         return self._are_turns(sparse_map, pairs) is not None
+
+    def _show_motion(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> bool:
+        """Whether enough of some pairs are no turns without zoom, each by itself."""
+        num_moved = 0
+        for verified in pairs:
+            if not self._turns_alone(sparse_map, verified):
+                self._note_motion(verified)
+                num_moved += 1
+            if num_moved >= _ENOUGH_MOVED:
+                return True
+        return False
+
+    def _turns_alone(self, sparse_map: SparseMap, verified: VerifiedPair) -> bool:
+        return (
+            self._may_turn(sparse_map, verified)
+            and self._of_pairs(sparse_map, [verified], zooms=False).is_explained
+        )
 
     def conclude(self, sparse_map: SparseMap) -> None:
         """Looks at all keyframes at the end of a run without a map, whatever their order.
@@ -368,6 +403,9 @@ class TurningWatch:
                 )
                 self._stretches[camera_key] = [run]
                 self._report(camera_key, run)
+
+    def _num_moved(self, frame_ids: Collection[FrameId]) -> int:
+        return sum(pair.first in frame_ids and pair.second in frame_ids for pair in self._moved)
 
     def is_one_stretch(self, frame_ids: Collection[FrameId]) -> bool:
         """Whether all of some keyframes lie in one stretch that turns."""
@@ -409,7 +447,13 @@ class TurningWatch:
     def _may_turn(
         self, sparse_map: SparseMap, verified: VerifiedPair, *, zooms: bool = False
     ) -> bool:
-        """A coarse look at whether a pair may be a turn."""
+        """A coarse look at whether a pair may be a turn, once for each pair."""
+        key = (verified.pair, verified.num_inliers, zooms)
+        if key not in self._may_be_turns:
+            self._may_be_turns[key] = self._is_near_turn(sparse_map, verified, zooms=zooms)
+        return self._may_be_turns[key]
+
+    def _is_near_turn(self, sparse_map: SparseMap, verified: VerifiedPair, *, zooms: bool) -> bool:
         first, second = self._keyframes(verified)
         if _is_given(sparse_map, first) and _is_given(sparse_map, second):
             return self._of_given(sparse_map, verified)[0] >= _EXPLAINED_SHARE

@@ -16,7 +16,14 @@ from engine.config import (
 from engine.estimators.two_view_geometry import verify_matches
 from engine.geometry import rotation_from_vector
 from engine.mapping.growth import GrowthConfig, grow_fully, register_and_refine
-from engine.mapping.misplacement import Misplacement, find_misplacement, take_out
+from engine.mapping.misplacement import (
+    Misplacement,
+    MisplacementRepair,
+    contested_places,
+    find_misplacement,
+    repaired,
+    take_out,
+)
 from engine.mapping.sparse_map import SparseMap
 from engine.types import (
     FrameId,
@@ -242,13 +249,13 @@ def map_of_six(
     turn_rad: float = 0.0,
     unused_pair: VerifiedPair | None = None,
 ) -> SparseMap:
-    """Keyframes 1 to 5, and 6 that hangs on 5 by 30 matches and was turned away.
+    """Keyframes 1 to 5, and 6 that hangs on 5 by 25 matches and was turned away.
 
     An unused pair of 4 and 6 (by default a strong and right one) knows where 6 belongs; the two
     share no point.
     """
     seen = set.intersection(*(set(world.view(i).point_ids.tolist()) for i in (3, 5, 6)))
-    link = set(sorted(seen)[:30])
+    link = set(sorted(seen)[:25])
     others = set(range(len(world.points))) - link
     sparse_map = map_of_keyframes(
         world,
@@ -292,15 +299,81 @@ def test_a_pair_that_agrees_is_no_evidence() -> None:
 
 
 def test_few_matches_are_no_evidence() -> None:
-    few = DENSE_WORLD.verified_pair(4, 6, among=range(800))
-    assert 30 < few.num_inliers < 60
+    few = DENSE_WORLD.verified_pair(4, 6, among=range(400))
+    assert 15 < few.num_inliers < 30
     assert find_misplacement(map_of_six(turn_rad=0.3, unused_pair=few), [FrameId(6)]) is None
+
+
+def test_many_matches_in_one_corner_are_no_evidence() -> None:
+    whole = DENSE_WORLD.verified_pair(4, 6)
+    view = DENSE_WORLD.view(FrameId(4))
+    rows = whole.inlier_matches_idx[:, 0]
+    far_px = np.linalg.norm(view.points_xy[rows] - view.points_xy[rows[0]], axis=1)
+    near = view.point_ids[rows[np.argsort(far_px)[:70]]]
+    corner = DENSE_WORLD.verified_pair(4, 6, among=near.tolist())
+    assert corner.num_inliers == 70
+    assert find_misplacement(map_of_six(turn_rad=0.3, unused_pair=corner), [FrameId(6)]) is None
+    spread = DENSE_WORLD.verified_pair(4, 6, among=view.point_ids[rows[::10]].tolist())
+    assert 30 <= spread.num_inliers < 70
+    assert find_misplacement(map_of_six(turn_rad=0.3, unused_pair=spread), [FrameId(6)])
 
 
 def test_a_small_share_of_inliers_is_no_evidence() -> None:
     strong = DENSE_WORLD.verified_pair(4, 6)
     doubtful = dataclasses.replace(strong, num_matches=2 * strong.num_inliers)
     assert find_misplacement(map_of_six(turn_rad=0.3, unused_pair=doubtful), [FrameId(6)]) is None
+
+
+# -- repairs --------------------------------------------------------------------------------------
+
+
+def test_one_pair_alone_moves_nothing() -> None:
+    sparse_map = map_of_six(turn_rad=0.3)
+    before = poses_of(sparse_map)
+    evidence, link = ImagePair(FrameId(4), FrameId(6)), ImagePair(FrameId(5), FrameId(6))
+    misplacement = Misplacement(
+        keyframe_ids=(FrameId(6),), misleading=(link,), evidence=evidence, contradicting=(evidence,)
+    )
+    assert repaired(sparse_map, misplacement, config=GROWTH) is None
+    after = poses_of(sparse_map)
+    assert all((after[i] == before[i]).all() for i in before)
+    assert FrameId(5) in sparse_map.neighbors(FrameId(6))  # nothing is distrusted either
+
+
+def test_two_pairs_that_agree_put_a_keyframe_right_on_a_copy() -> None:
+    sparse_map = map_of_six(turn_rad=0.3)
+    add_unused_pair(sparse_map, DENSE_WORLD.verified_pair(3, 6))
+    repairs = MisplacementRepair()
+    repair = repairs.repair(sparse_map, [FrameId(6)], config=GROWTH)
+    assert repair is not None
+    assert repair.misplacement.keyframe_ids == (6,)
+    assert repair.sparse_map.num_registered == 6
+    assert pose_errors(poses_of(repair.sparse_map), DENSE_WORLD).max_ratio < 2e-3
+    assert pose_errors(poses_of(sparse_map), DENSE_WORLD).max_rotation_rad > 0.1
+    # The same evidence is tried once, until another map is the map.
+    assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is None
+    repairs.forget()
+    assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is not None
+
+
+def test_contested_places_name_what_holds_and_what_contradicts() -> None:
+    assert contested_places(map_of_six()) == ()
+    (contested,) = contested_places(map_of_six(turn_rad=0.3))
+    assert contested.keyframe_ids == (6,)
+    assert ImagePair(FrameId(4), FrameId(6)) in contested.contradicting
+    assert contested.contradiction > contested.support
+
+
+@pytest.mark.slow
+def test_a_misplaced_block_is_put_right_on_a_copy(repeated_world: SyntheticWorld) -> None:
+    sparse_map = misled_map(repeated_world)
+    assert found_on_the_way(sparse_map, repeated_world) is not None
+    num_registered = sparse_map.num_registered
+    repair = MisplacementRepair().repair(sparse_map, sparse_map.registered_ids, config=GROWTH)
+    assert repair is not None
+    assert repair.sparse_map.num_registered >= num_registered
+    assert pose_errors(poses_of(repair.sparse_map), repeated_world).rmse_ratio < 2e-3
+    assert pose_errors(poses_of(sparse_map), repeated_world).max_ratio > 0.2
 
 
 def test_keyframes_outside_the_map_are_no_evidence() -> None:

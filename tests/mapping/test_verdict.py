@@ -21,6 +21,7 @@ from engine.types import (
     ImagePair,
     IntrinsicsPrior,
     Keyframe,
+    PoseGap,
     TurningStretch,
     VerdictLevel,
     VerdictReason,
@@ -258,6 +259,25 @@ def test_photos_without_a_place_are_a_remark_until_they_are_many(
     assert reason.kind == "missing_keyframes"
     assert "photo 003.jpg" in reason.sentence
     assert reason.frame_ids == missing
+
+
+def test_a_time_of_a_video_without_a_pose_is_stated_though_the_map_is_whole() -> None:
+    gap = PoseGap(
+        camera_key="camera", before=FrameId(8), after=FrameId(9), begins_at_s=67.0, ends_at_s=77.1
+    )
+    verdict = judge(evidence(gaps=(gap,)))
+    (reason,) = verdict.reasons
+    assert verdict.level is GOOD
+    assert reason.kind == "time_lost"
+    assert "10 s of the video, from 1:07 to 1:17" in reason.sentence
+
+
+def test_a_time_without_a_pose_is_stated_once() -> None:
+    """Keyframes of it have no place: that says it already."""
+    gap = PoseGap(
+        camera_key="camera", before=FrameId(7), after=FrameId(11), begins_at_s=7.0, ends_at_s=11.0
+    )
+    assert only_reason(evidence(missing=(8, 9, 10), gaps=(gap,))).kind == "missing_keyframes"
 
 
 def test_time_without_a_place_is_stated() -> None:

@@ -162,7 +162,8 @@ class Bench:
         if refused:
             figure = f"not possible: {refused[0].finished.last_line}"
             return [Check(label="run", figure=figure, bar="possible", is_ok=False)], outcomes
-        return [*row.judge(self, outcomes), *called_good_checks(outcomes)], outcomes
+        checks = [*row.judge(self, outcomes), *called_good_checks(outcomes)]
+        return [*checks, *broken_checks(outcomes)], outcomes
 
     def outcome(self, case: Case) -> Outcome:
         """Runs a case, once for all rows that have it."""
@@ -268,6 +269,21 @@ class Bench:
         """The folder of the runs of the version to compare with."""
         _, _, drawn = self.runs.name.partition(VARIED)
         return self.runs.with_name("baseline" + (f"{VARIED}{drawn}" if drawn else ""))
+
+
+def broken_checks(outcomes: Sequence[Outcome]) -> list[Check]:
+    """One check that fails for each run that broke off, and none for others."""
+    return [
+        Check(
+            label="the run broke off",
+            figure=each.finished.last_line,
+            bar="ends",
+            is_ok=False,
+            case=each.case.name,
+        )
+        for each in outcomes
+        if "Traceback" in each.finished.output
+    ]
 
 
 def called_good_checks(outcomes: Sequence[Outcome]) -> list[Check]:

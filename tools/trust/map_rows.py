@@ -766,7 +766,13 @@ def _judge_cure(
             bar=f"not {GOOD}",
             is_ok=level not in (GOOD, NO_VERDICT),
         ),
-        _said_check(outcome, patterns, label="names the cause"),
+        Check(
+            label="the verdict names the cause",
+            figure=outcome.said.shown(),
+            bar=_in_words(patterns),
+            is_ok=outcome.said.names(*patterns),
+            case=outcome.case.name,
+        ),
     ]
 
 
@@ -778,10 +784,14 @@ def _said_check(outcome: Outcome, patterns: tuple[str, ...], *, label: str) -> C
     return Check(
         label=label,
         figure=said.shown() if said.sentences else f"{said.level}: {last_line}",
-        bar=" or ".join(pattern.replace(r"\b", "") for pattern in patterns),
+        bar=_in_words(patterns),
         is_ok=is_named,
         case=outcome.case.name,
     )
+
+
+def _in_words(patterns: tuple[str, ...]) -> str:
+    return " or ".join(pattern.replace(r"\b", "") for pattern in patterns)
 
 
 # Figures

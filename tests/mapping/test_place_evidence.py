@@ -1,0 +1,110 @@
+"""Evidence of places: pairs that agree and contradict, and places that little holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.geometry import rotation_from_vector
+from engine.mapping.growth import GrowthConfig, register_and_refine
+from engine.mapping.place_evidence import (
+    contradicting_neighbors,
+    epipolar_error_px,
+    place_evidence,
+    weak_places,
+)
+from engine.mapping.sparse_map import SparseMap
+from engine.types import FrameId, RegistrationStatus
+from tests.support.synthetic import (
+    SyntheticWorld,
+    ground,
+    grow,
+    map_of_keyframes,
+    pose_errors,
+    poses_of,
+    straight_path,
+)
+
+NUM = 6
+LAST = FrameId(NUM)
+WORLD = SyntheticWorld(straight_path(NUM), points=ground(straight_path(NUM), density=2.0))
+TURN = rotation_from_vector(np.array([0.0, 0.0, 0.3]))
+GROWTH = GrowthConfig(
+    min_inlier_ratio=0.25,
+    local_bundle_adjustment=LocalBundleAdjustmentConfig(),
+    global_bundle_adjustment=GlobalBundleAdjustmentConfig(),
+    num_threads=1,
+)
+
+
+def whole_map() -> SparseMap:
+    sparse_map = map_of_keyframes(WORLD)
+    grow(sparse_map, WORLD, WORLD.frame_ids)
+    return sparse_map
+
+
+def test_pairs_agree_with_true_places_and_contradict_others() -> None:
+    sparse_map = whole_map()
+    evidence = place_evidence(sparse_map, LAST)
+    assert len(evidence) > 1
+    assert all(one.agrees and not one.contradicts for one in evidence)
+    assert [one.strength for one in evidence] == sorted(
+        (o.strength for o in evidence), reverse=True
+    )
+    turned = TURN @ sparse_map.cam_from_world(LAST)
+    elsewhere = place_evidence(sparse_map, LAST, cam_from_world=turned)
+    assert all(one.contradicts for one in elsewhere)
+    sparse_map.set_pose(LAST, turned)
+    for one in elsewhere:
+        assert epipolar_error_px(sparse_map, one.verified) == pytest.approx(one.error_px)
+
+
+def test_a_pose_that_all_strong_pairs_contradict_is_not_credible() -> None:
+    sparse_map = whole_map()
+    pose = sparse_map.cam_from_world(LAST)
+    assert contradicting_neighbors(sparse_map, LAST, pose) == {}
+    against = contradicting_neighbors(sparse_map, LAST, TURN @ pose)
+    assert set(against) <= set(sparse_map.neighbors(LAST))
+    assert len(against) > 1
+
+
+def test_places_that_much_holds_are_not_weak() -> None:
+    assert weak_places(whole_map()) == ()
+
+
+def test_a_turned_keyframe_is_in_a_weak_place() -> None:
+    sparse_map = whole_map()
+    sparse_map.set_pose(LAST, TURN @ sparse_map.cam_from_world(LAST))
+    (weak,) = [place for place in weak_places(sparse_map) if place.is_contradicted]
+    assert weak.frame_id == LAST
+    assert weak.supporting == ()
+    assert {pair.second for pair in weak.contradicting} == {LAST}
+
+
+def test_a_keyframe_that_one_pair_holds_is_in_a_weak_place() -> None:
+    sparse_map = map_of_keyframes(
+        WORLD, skips=lambda pair: pair.second == LAST and pair.first < LAST - 1
+    )
+    grow(sparse_map, WORLD, WORLD.frame_ids)
+    (weak,) = weak_places(sparse_map)
+    assert weak.frame_id == LAST
+    assert len(weak.supporting) == 1
+    assert not weak.is_contradicted
+
+
+def test_a_keyframe_registers_where_its_strong_pairs_agree() -> None:
+    sparse_map = map_of_keyframes(WORLD)
+    grow(sparse_map, WORLD, WORLD.frame_ids[:-1])
+    registration = register_and_refine(sparse_map, LAST, config=GROWTH)
+    assert registration.status is RegistrationStatus.REGISTERED
+    assert pose_errors(poses_of(sparse_map), WORLD).max_ratio < 1e-3
+
+
+def test_a_pose_that_is_not_credible_registers_nothing() -> None:
+    sparse_map = map_of_keyframes(WORLD)
+    grow(sparse_map, WORLD, WORLD.frame_ids[:-1])
+    refused = sparse_map.register(LAST, min_inlier_ratio=0.25, is_credible=lambda _: False)
+    assert refused.status is RegistrationStatus.CONTRADICTED
+    assert refused.num_inliers > 20
+    assert not sparse_map.is_registered(LAST)

@@ -1,0 +1,238 @@
+"""Pairs are agreed when a third view confirms them, and held back before where that is required."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pycolmap
+import pytest
+
+from engine.config import AgreementConfig, load_config
+from engine.matching.pair_agreement import PairAgreement, PairState, pair_strength
+from engine.matching.scene_graph import SceneGraph
+from engine.types import FrameId, ImagePair, PairReason, VerifiedPair
+from tests.support.false_pairs import random_geometry_matches
+from tests.support.synthetic import SyntheticWorld, round_path, scene_graph, straight_path
+
+WORLD = SyntheticWorld(straight_path(6), density=1.0, noise_px=0.4)
+FAR = SyntheticWorld(round_path(24), density=1.0, noise_px=0.4)
+
+
+def pair(one: int, other: int) -> ImagePair:
+    return ImagePair.of(FrameId(one), FrameId(other))
+
+
+def false_pair(world: SyntheticWorld, one: int, other: int, *, seed: int = 0) -> VerifiedPair:
+    """A pair whose matches agree on a geometry, and on nothing else."""
+    matches = random_geometry_matches(
+        world.view(one).points_xy,
+        world.view(other).points_xy,
+        camera=world.camera(one),
+        num=150,
+        rng=np.random.default_rng((seed, one, other)),
+    )
+    return VerifiedPair(
+        pair=pair(one, other),
+        reason=PairReason.EXHAUSTIVE,
+        inlier_matches_idx=matches,
+        num_matches=len(matches),
+        fundamental=np.zeros((3, 3)),
+        homography_inlier_ratio=0.2,
+    )
+
+
+class Run:
+    """A scene graph whose keyframes come one by one, and what their pairs confirm."""
+
+    def __init__(
+        self, world: SyntheticWorld = WORLD, *, mode: str = "auto", matches_everything: bool = True
+    ) -> None:
+        self.world = world
+        self.graph: SceneGraph = scene_graph()
+        self.camera = world.camera(1).as_colmap()
+        self.num_asked = 0
+        self.agreement = PairAgreement(
+            AgreementConfig(mode=mode),  # type: ignore[arg-type]
+            graph=self.graph,
+            camera_of=self._camera_of,
+            matches_everything=matches_everything,
+            seed=0,
+        )
+
+    def add(
+        self, frame_id: int, *, with_ids: Collection[int] = (), false: Sequence[VerifiedPair] = ()
+    ) -> set[ImagePair]:
+        """Adds a keyframe with right and false pairs; returns the pairs that became agreed."""
+        self.graph.add_keyframe(self.world.keyframe(frame_id))
+        for other in with_ids:
+            self.graph.record_pair(self.world.verified_pair(other, frame_id))
+        for verified in false:
+            self.graph.record_pair(verified)
+        return {one.pair for one in self.agreement.add_pairs(FrameId(frame_id))}
+
+    def usable(self) -> set[ImagePair]:
+        return {one.pair for one in self.graph.edges()}
+
+    def _camera_of(self, calibration_key: str) -> pycolmap.Camera:
+        self.num_asked += 1
+        return self.camera
+
+
+def test_two_views_wait_for_a_third_one_that_confirms_all_three_pairs() -> None:
+    run = Run()
+    run.add(1)
+
+    assert run.add(2, with_ids=[1]) == set()
+    assert run.usable() == set()
+    assert run.graph.connected_ids == []
+    assert run.add(3, with_ids=[1, 2]) == {pair(1, 2), pair(1, 3), pair(2, 3)}
+    assert run.usable() == {pair(1, 2), pair(1, 3), pair(2, 3)}
+    assert run.graph.connected_ids == [1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_of_images_that_share_nothing_are_held_back_for_good(seed: int) -> None:
+    run = Run(FAR)
+    false: set[ImagePair] = set()
+    for frame_id in range(1, 13):
+        near = [other for other in range(max(1, frame_id - 2), frame_id)]
+        wrong = [
+            false_pair(FAR, other, frame_id, seed=seed) for other in range(1, max(1, frame_id - 7))
+        ]
+        false.update(one.pair for one in wrong)
+        run.add(frame_id, with_ids=near, false=wrong)
+
+    assert len(false) >= 10
+    assert not false & run.usable()
+    assert false <= {one.pair for one in run.graph.all_edges()}
+    assert run.usable() == {one.pair for one in run.graph.all_edges()} - false
+
+
+def test_a_pair_that_two_agreed_pairs_contradict_is_listed() -> None:
+    run = Run()
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2])
+    run.add(4, with_ids=[2, 3], false=[false_pair(WORLD, 1, 4, seed=2)])
+
+    assert run.agreement.contradictions() == [pair(1, 4)]
+    assert run.agreement.state(pair(1, 4)) is PairState.CONTRADICTED
+    assert run.agreement.state(pair(2, 4)) is PairState.AGREED
+    assert run.agreement.state(pair(1, 6)) is PairState.OPEN
+
+
+def test_pairs_are_tested_again_when_the_focal_length_has_moved() -> None:
+    run = Run(FAR)
+    right = list(run.camera.params)
+    run.camera.params = [3.0 * right[0], *right[1:]]
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2])
+    before = run.usable()
+    run.camera.params = right
+    agreed = run.add(4, with_ids=[2, 3])
+
+    assert before == set()
+    assert agreed == {pair(1, 2), pair(1, 3), pair(2, 3), pair(2, 4), pair(3, 4)}
+
+
+def test_a_pair_whose_matches_are_others_now_is_tested_again() -> None:
+    run = Run()
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2])
+    run.graph.record_pair(false_pair(WORLD, 1, 3))
+
+    assert run.agreement.test_again([pair(1, 3)]) == []
+    assert pair(1, 3) not in run.usable()
+    assert pair(1, 2) in run.usable()
+
+
+def test_where_it_is_not_required_pairs_are_tested_when_somebody_asks() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2], false=[])
+
+    assert run.num_asked == 0
+    assert run.usable() == {pair(1, 2), pair(1, 3), pair(2, 3)}
+    assert run.agreement.usable(run.graph.all_edges()) == run.graph.all_edges()
+    assert run.agreement.is_agreed(pair(1, 2))
+    assert not run.agreement.is_agreed(pair(1, 4))
+    assert run.num_asked > 0
+
+
+def test_a_run_may_require_it_later() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2])
+    run.add(4, with_ids=[2, 3], false=[false_pair(WORLD, 1, 4)])
+
+    assert run.agreement.may_be_required
+    run.agreement.require()
+    assert run.agreement.is_required
+    assert run.usable() == {pair(1, 2), pair(1, 3), pair(2, 3), pair(2, 4), pair(3, 4)}
+
+
+def test_switched_off_it_confirms_nothing_and_holds_nothing_back() -> None:
+    run = Run(mode="off")
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2])
+
+    assert not run.agreement.is_required
+    assert not run.agreement.may_be_required
+    assert not run.agreement.is_agreed(pair(1, 2))
+    assert len(run.usable()) == 3
+
+
+def test_the_word_off_is_a_mode() -> None:
+    assert load_config(settings=["agreement.mode=off"]).agreement.mode == "off"
+    assert load_config(settings=["matching.metric_scale=off"]).matching.metric_scale == "off"
+
+
+def test_most_pairs_agree_by_the_right_focal_length() -> None:
+    run = Run(FAR)
+    run.add(1)
+    for frame_id in range(2, 7):
+        run.add(frame_id, with_ids=range(max(1, frame_id - 2), frame_id))
+
+    def num_agreed(ratio: float) -> int:
+        camera = copy.deepcopy(run.camera)
+        camera.params = [ratio * run.camera.params[0], *run.camera.params[1:]]
+        return run.agreement.num_agreed_with(lambda key: camera, pairs=run.graph.all_edges())
+
+    assert num_agreed(1.0) == len(run.graph.all_edges())
+    assert num_agreed(3.0) < 0.5 * num_agreed(1.0)
+
+
+def test_many_inliers_in_one_place_are_little_evidence() -> None:
+    first, second = WORLD.keyframe(1), WORLD.keyframe(2)
+    whole = WORLD.verified_pair(1, 2)
+    in_first = first.features.keypoints_xy[whole.inlier_matches_idx[:, 0]]
+    order = np.argsort(np.linalg.norm(in_first - in_first[0], axis=1))
+    patch = VerifiedPair(
+        pair=whole.pair,
+        reason=whole.reason,
+        inlier_matches_idx=whole.inlier_matches_idx[order[: len(order) // 4]],
+        num_matches=len(order) // 4,
+        fundamental=whole.fundamental,
+        homography_inlier_ratio=0.0,
+    )
+    spread = VerifiedPair(
+        pair=whole.pair,
+        reason=whole.reason,
+        inlier_matches_idx=whole.inlier_matches_idx[::4],
+        num_matches=len(order) // 4,
+        fundamental=whole.fundamental,
+        homography_inlier_ratio=0.0,
+    )
+
+    dense, sparse = (pair_strength(one, first, second) for one in (patch, spread))
+
+    assert patch.num_inliers <= spread.num_inliers
+    assert dense.num_cells < 0.6 * sparse.num_cells
+    assert dense.score < 0.8 * sparse.score
