@@ -66,7 +66,20 @@ Reasons = Iterator[VerdictReason]
 def judge(evidence: MapEvidence) -> Verdict:
     """Judges a map: the worst of its reasons is the level of the verdict."""
     rules = _RULES if evidence.places else (_without_map,)
-    found = [reason for rule in rules for reason in rule(evidence)]
+    return _verdict_for(reason for rule in rules for reason in rule(evidence))
+
+
+def broken_off(verdict: Verdict) -> Verdict:
+    """The verdict on a map that nothing finished, by the one that it had while it grew."""
+    reason = VerdictReason(
+        kind="broke_off",
+        level=VerdictLevel.DOUBTFUL,
+        sentence="the run broke off before its map was finished and adjusted: run it again",
+    )
+    return _verdict_for([*verdict.reasons, reason])
+
+
+def _verdict_for(found: Iterable[VerdictReason]) -> Verdict:
     reasons = sorted(found, key=lambda reason: -_LEVELS.index(reason.level))
     level = reasons[0].level if reasons else VerdictLevel.GOOD
     return Verdict(level=level, reasons=tuple(reasons[:_ALL_SENTENCES]))
