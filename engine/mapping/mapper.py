@@ -1008,7 +1008,8 @@ class Mapper:
             self._take_over(merge)
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
-        """Returns what is not in any step yet, with nothing done; for a run that broke off."""
+        """Returns what is not in any step yet, with nothing done; also for a run that broke off."""
+        self._verdicts.end()
         return self._step(wants_view=wants_view)
 
     # -- products: copies, for any thread -------------------------------------------------------
