@@ -35,7 +35,7 @@ _DISPUTED_PLACE_RATIO = 0.5  # likewise, of several keyframes
 _MANY_DISPUTED = (2, 0.05)  # keyframes at least, and of all
 _WRONG_PLACES_RATIO = 0.25  # of all keyframes
 _CONFIRMING_PAIRS = 1.9  # whose weight must not contradict a place: two, or it rests on one
-_UNCONFIRMED_RATIO = 0.05  # of all keyframes, from which the map is doubtful
+_MANY_UNCONFIRMED = (2, 0.05)  # keyframes at least, and of all: the map is doubtful
 _BENT_FAR_RATIO = 0.3  # of the weight of pairs far apart in time, that contradict the map
 _MIN_FAR_PAIRS = 6
 _TWICE_PAIRS = (3, 0.01)  # pairs at least whose points the map has twice, and of those examined
@@ -186,7 +186,8 @@ def _unconfirmed(evidence: MapEvidence) -> Reasons:
     num = len(evidence.places)
     if not weak or num < _LEAST_MAP:
         return
-    is_much = len(weak) >= _UNCONFIRMED_RATIO * num
+    least, of_all = _MANY_UNCONFIRMED
+    is_much = len(weak) >= max(least, of_all * num)
     yield VerdictReason(
         kind="unconfirmed",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
