@@ -35,7 +35,7 @@ _DISPUTED_PLACE_RATIO = 0.5  # likewise, of several keyframes
 _MANY_DISPUTED = (2, 0.05)  # keyframes at least, and of all
 _WRONG_PLACES_RATIO = 0.25  # of all keyframes
 _CONFIRMING_PAIRS = 1.9  # whose weight must not contradict a place: two, or it rests on one
-_UNCONFIRMED_RATIO = 0.05  # of all keyframes, from which the map is doubtful
+_MANY_UNCONFIRMED = (2, 0.05)  # keyframes at least, and of all: the map is doubtful
 _BENT_FAR_RATIO = 0.3  # of the weight of pairs far apart in time, that contradict the map
 _MIN_FAR_PAIRS = 6
 _TWICE_PAIRS = (3, 0.01)  # pairs at least whose points the map has twice, and of those examined
@@ -66,7 +66,20 @@ Reasons = Iterator[VerdictReason]
 def judge(evidence: MapEvidence) -> Verdict:
     """Judges a map: the worst of its reasons is the level of the verdict."""
     rules = _RULES if evidence.places else (_without_map,)
-    found = [reason for rule in rules for reason in rule(evidence)]
+    return _verdict_for(reason for rule in rules for reason in rule(evidence))
+
+
+def broken_off(verdict: Verdict) -> Verdict:
+    """The verdict on a map that nothing finished, by the one that it had while it grew."""
+    reason = VerdictReason(
+        kind="broke_off",
+        level=VerdictLevel.DOUBTFUL,
+        sentence="the run broke off before its map was finished and adjusted: run it again",
+    )
+    return _verdict_for([*verdict.reasons, reason])
+
+
+def _verdict_for(found: Iterable[VerdictReason]) -> Verdict:
     reasons = sorted(found, key=lambda reason: -_LEVELS.index(reason.level))
     level = reasons[0].level if reasons else VerdictLevel.GOOD
     return Verdict(level=level, reasons=tuple(reasons[:_ALL_SENTENCES]))
@@ -173,7 +186,8 @@ def _unconfirmed(evidence: MapEvidence) -> Reasons:
     num = len(evidence.places)
     if not weak or num < _LEAST_MAP:
         return
-    is_much = len(weak) >= _UNCONFIRMED_RATIO * num
+    least, of_all = _MANY_UNCONFIRMED
+    is_much = len(weak) >= max(least, of_all * num)
     yield VerdictReason(
         kind="unconfirmed",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
@@ -218,16 +232,25 @@ def _likely_cause(evidence: MapEvidence) -> str:
         camera for camera in evidence.cameras if camera.num_registered and camera.is_unvouched
     ]
     if not cameras:
-        return (
-            "wrong pairs have misled it, by things that move or look alike; film this part again"
-            " with more overlap"
+        given = [camera for camera in evidence.cameras if camera.num_registered]
+        lens = (
+            f"either the calibration that was given is wrong (focal length {_lengths(given)}), or "
+            if given
+            else ""
         )
-    lengths = " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
+        return (
+            f"{lens}wrong pairs have misled it, by things that move or look alike; film this part"
+            " again with more overlap"
+        )
     return (
-        f"either the camera zoomed or its lens is not as the map has it (focal length {lengths}):"
-        " keep the zoom, or give the calibration; or wrong pairs have misled the map, by things"
-        " that move or look alike: film this part again with more overlap"
+        "either the camera zoomed or its lens is not as the map has it (focal length"
+        f" {_lengths(cameras)}): keep the zoom, or give the calibration; or wrong pairs have misled"
+        " the map, by things that move or look alike: film this part again with more overlap"
     )
+
+
+def _lengths(cameras: Sequence[CameraFigures]) -> str:
+    return " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
 
 
 def _disputed_places(evidence: MapEvidence) -> list[PlaceEvidence]:

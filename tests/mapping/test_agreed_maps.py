@@ -92,14 +92,6 @@ def test_pairs_that_are_held_back_are_journalled_and_shown() -> None:
 
 
 @pytest.mark.slow
-def test_a_matcher_that_does_not_say_so_is_found_out() -> None:
-    mapped, _ = run("auto", says_so=False, false_ratio=0.3)
-
-    assert any("third view confirms" in one.message for one in mapped.emitted(Warned))
-    assert is_whole_and_right(mapped)
-
-
-@pytest.mark.slow
 def test_a_matcher_that_matches_what_belongs_together_may_use_all_its_pairs() -> None:
     mapped, _ = run("auto", says_so=False, false_ratio=0.0)
 

@@ -145,10 +145,12 @@ def test_contradicting_pairs_name_the_place_and_the_lens_that_nobody_knows() -> 
     assert reason.frame_ids == (5, 6, 7)
 
 
-def test_a_given_calibration_is_not_suspected() -> None:
+def test_a_given_calibration_is_suspected_as_such() -> None:
     pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3)
     known = camera(origin=CalibrationOrigin.CONFIGURED)
-    assert "zoomed" not in only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
+    sentence = only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
+    assert "calibration that was given" in sentence
+    assert "zoomed" not in sentence
 
 
 def test_pairs_that_nothing_had_to_confirm_are_suspected_first() -> None:
@@ -346,10 +348,10 @@ def test_a_flight_that_looks_at_the_sky_is_wrong() -> None:
 
 
 def test_keyframes_that_one_pair_holds_are_named() -> None:
-    reason = only_reason(evidence(places={4: {"num_pairs": 1}}))
+    reason = only_reason(evidence(places={4: {"num_pairs": 1}, 5: {"num_pairs": 1}}))
     assert (reason.kind, reason.level) == ("unconfirmed", DOUBTFUL)
-    assert "frame 40" in reason.sentence
-    assert only_reason(evidence(num=60, places={4: {"num_pairs": 1}})).level is GOOD
+    assert "frames 40 to 50" in reason.sentence
+    assert only_reason(evidence(places={4: {"num_pairs": 1}})).level is GOOD
 
 
 def test_a_map_within_one_turn_is_wrong() -> None:
