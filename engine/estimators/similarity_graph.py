@@ -21,7 +21,7 @@ from engine.types import BoolArray, Float64Array, Int64Array, freeze_field
 
 _NUM_POINTS = 24  # of an edge, drawn evenly
 _SIGMA = 0.02  # of the distance to the camera: noise of a point
-_DRIFT = 0.05  # of the distance to the camera for each edge of a way: what may have added up
+_DRIFT = 0.02  # of the distance to the camera for each edge of a way: what may have added up
 _KEPT_SIGMAS = 3.0  # root mean square of an edge that holds
 _STEPS_PER_LEVEL = 2
 _MAX_LEVELS = 16
@@ -166,7 +166,9 @@ class _Problem:
         self._points1 = np.array([edge.points1[rows] for edge, rows in pairs])  # (E, P, 3)
         self._points2 = np.array([edge.points2[rows] for edge, rows in pairs])
         self._distances = np.array([edge.distance for edge in edges])
-        self._strengths = np.array([edge.strength for edge in edges]) / _NUM_POINTS
+        # Drift is not noise of single points: more of them do not make an edge any stiffer.
+        strengths = np.array([edge.strength for edge in edges])
+        self._strengths = np.minimum(strengths / _NUM_POINTS, 1.0)
 
     def errors(self, moved: Float64Array) -> Float64Array:
         """Root mean square of each edge (E,), in units of the noise."""

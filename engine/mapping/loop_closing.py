@@ -9,12 +9,12 @@ from engine.mapping.growth import GrowthConfig
 from engine.mapping.loop_correction import correct_loops, is_enough
 from engine.mapping.sparse_map import SparseMap
 from engine.ports import EventSink
-from engine.types import Contradiction, FrameId, ImagePair, VerifiedPair
+from engine.types import FrameId, ImagePair, VerifiedPair
 
 _MIN_SHARED_RATIO = 0.25  # of a loop's inliers that must be common points; the loop is closed then
 _MIN_LIVE_PAIRS = 3  # that contradict the map, of two new keyframes at least
 _TRIED_AGAIN_RATIO = 1.5  # times the pairs of a former try, that another one needs while running
-_NEW_PAIRS_RATIO = 0.25  # of the pairs, not tried before, that a try needs at the end
+_NEW_PAIRS_RATIO = 0.25  # of the pairs, not tried before, that a try needs while running
 
 
 class LoopClosing:
@@ -45,13 +45,7 @@ class LoopClosing:
         self._open: list[VerifiedPair] = []  # loops whose tracks are not one yet
         self._contradicting: dict[ImagePair, FrameId] = {}  # seen to, and by which keyframe
         self._tried: set[ImagePair] = set()
-        self._refuted: set[ImagePair] = set()  # of the last try: they contradict each other, too
         self._num_tried = 0
-
-    def contradictions(self, sparse_map: SparseMap) -> tuple[Contradiction, ...]:
-        """The pairs that contradict the map, without those that contradict each other as well."""
-        found = find_contradictions(sparse_map)
-        return tuple(one for verified, one in found if verified.pair not in self._refuted)
 
     def add_loop(self, verified: VerifiedPair) -> None:
         """Takes a pair that joins parts which were far from each other."""
@@ -80,21 +74,22 @@ class LoopClosing:
         self._open = still_open
 
     def correct(self, sparse_map: SparseMap, *, is_final: bool = False) -> SparseMap | None:
-        """Corrects the map where enough pairs contradict it, not twice for the same ones.
+        """Corrects the map where enough pairs contradict it, live not twice for the same ones.
 
         Args:
             sparse_map: the map; it stays as it is.
             is_final: whether all of its pairs are examined, and maps of any size.
 
         Returns:
-            The map to take its place; None: nothing is to be done, or nothing helps.
+            The map to take its place: corrected, or at the end without pairs that all the others
+            together contradict. None: nothing is to be done, or nothing helps.
         """
         if not self._config.correct or not self._is_due(sparse_map, is_final=is_final):
             return None
         found = find_contradictions(sparse_map)
         pairs = [verified for verified, _ in found]
         num_new = sum(verified.pair not in self._tried for verified in pairs)
-        if not is_enough(pairs) or num_new < _NEW_PAIRS_RATIO * len(pairs):
+        if not is_enough(pairs) or num_new < (0 if is_final else _NEW_PAIRS_RATIO * len(pairs)):
             return None
         self._tried.update(verified.pair for verified in pairs)
         self._num_tried = len(found)
@@ -107,10 +102,14 @@ class LoopClosing:
             seed=self._seed,
         )
         self._emit(correction.event)
-        self._refuted = {v.pair for v in pairs} if correction.is_refuted else set()
         if correction.better_map is not None:
             self._num_tried = 0
-        return correction.better_map
+            return correction.better_map
+        if not (is_final and correction.refuted):
+            return None
+        without = sparse_map.copy()
+        without.forget_pairs(correction.refuted)
+        return without
 
     def _is_due(self, sparse_map: SparseMap, *, is_final: bool) -> bool:
         if is_final:

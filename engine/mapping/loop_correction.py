@@ -62,7 +62,7 @@ class LoopCorrection:
 
     event: LoopCorrected | LoopRefused
     better_map: SparseMap | None = None  # takes the place of the map, where there is one
-    is_refuted: bool = False  # the pairs contradict each other as they contradict the map
+    refuted: tuple[ImagePair, ...] = ()  # pairs that all the others together contradict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,14 +103,13 @@ def correct_loops(
         for number, edge in numbers.items()
         if graph.holds[edge] and not graph.held_before[edge]
     ]
-    if not is_enough(agreeing):
-        return _refused(
-            contradictions, "the pairs do not ask for one and the same correction", is_refuted=True
-        )
-    moved = {i: graph.moved_from_map[part] for i, part in parts.items()}
-    wrong = [
+    wrong = tuple(
         links[number].verified.pair for number, edge in numbers.items() if not graph.holds[edge]
-    ]
+    )
+    if not is_enough(agreeing):
+        reason = "the pairs do not ask for one and the same correction"
+        return _refused(contradictions, reason, refuted=() if agreeing else wrong)
+    moved = {i: graph.moved_from_map[part] for i, part in parts.items()}
     candidate = _moved_map(sparse_map, moved, wrong, config=config)
     before, after = sparse_map.fit(parts), candidate.fit(parts)
     pairs = [link.verified for link in links]
@@ -127,7 +126,7 @@ def correct_loops(
     if not is_enough(closed) or len(closed) < len(agreeing) / 2:
         return _refused(contradictions, "the pairs' matches would not become common points")
     event = _corrected(sparse_map, candidate, closed, moved, elapsed_s=time.monotonic() - started_s)
-    return LoopCorrection(event=event, better_map=candidate)
+    return LoopCorrection(event=event, better_map=candidate, refuted=wrong)
 
 
 def _links(sparse_map: SparseMap, *, seed: int) -> list[_Link]:
@@ -271,7 +270,7 @@ def _median_error_px(sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> fl
 
 
 def _refused(
-    contradictions: Sequence[_Contradicting], reason: str, *, is_refuted: bool = False
+    contradictions: Sequence[_Contradicting], reason: str, *, refuted: tuple[ImagePair, ...] = ()
 ) -> LoopCorrection:
     strongest = _strongest([verified for verified, _ in contradictions])
     event = LoopRefused(
@@ -281,7 +280,7 @@ def _refused(
         error_px=float(np.median([one.error_px for _, one in contradictions])),
         reason=reason,
     )
-    return LoopCorrection(event=event, is_refuted=is_refuted)
+    return LoopCorrection(event=event, refuted=refuted)
 
 
 def _strongest(pairs: Sequence[VerifiedPair]) -> VerifiedPair:

@@ -65,6 +65,7 @@ from engine.mapping.cameras import (
     recognised_camera,
 )
 from engine.mapping.components import MAIN, Components
+from engine.mapping.contradictions import find_contradictions
 from engine.mapping.focal_votes import FocalVotes
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
@@ -129,6 +130,7 @@ _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
+_MAX_LOOP_CORRECTIONS = 2  # at the end: pairs that the first refutes hide others
 _MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
 _MAX_NAMED = 3  # keyframes that one line names
 _SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
@@ -667,10 +669,9 @@ class Mapper:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
             return
+        apart = functools.partial(self._components.apart_ids, is_final=is_final)
         while (
-            split := self._splits.find(
-                self._map, is_final=is_final, apart=self._components.alike_ids(self._map)
-            )
+            split := self._splits.find(self._map, is_final=is_final, apart=apart(self._map))
         ) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
@@ -907,7 +908,8 @@ class Mapper:
             self._rescue_by_windows()
             self._repair_finally()
             self._improve_by_windows()
-            self._correct_loops(is_final=True)
+            for _ in range(_MAX_LOOP_CORRECTIONS):
+                self._correct_loops(is_final=True)
             self._update_metric_scale()
             self._adjust_finally()
             self._loops.report(self._map)
@@ -924,7 +926,7 @@ class Mapper:
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = self._loops.contradictions(self._map)
+            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
@@ -1006,7 +1008,8 @@ class Mapper:
             self._take_over(merge)
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
-        """Returns what is not in any step yet, with nothing done; for a run that broke off."""
+        """Returns what is not in any step yet, with nothing done; also for a run that broke off."""
+        self._verdicts.end()
         return self._step(wants_view=wants_view)
 
     # -- products: copies, for any thread -------------------------------------------------------

@@ -528,12 +528,30 @@ class SparseMap:
     def forget_pairs(self, pairs: Collection[ImagePair]) -> None:
         """Leaves pairs out of everything from now on; a copy of the map keeps its own.
 
-        Observations that came from them stay until they are filtered.
+        Observations that no other pair leads to are deleted.
         """
         gone = set(pairs)
         kept = [one for one in self._matches.pairs() if one.pair not in gone]
         num_keypoints = {i: len(keyframe.features) for i, keyframe in self._keyframes.items()}
         self._matches = MatchGraph.of(num_keypoints, kept)
+        ends = {frame_id for pair in gone for frame_id in (pair.first, pair.second)}
+        for point3D_id in sorted(self._reconstruction.point3D_ids()):
+            elements = self._reconstruction.point3D(point3D_id).track.elements
+            frame_ids = {FrameId(int(element.image_id)) for element in elements}
+            if len(frame_ids & ends) < 2:
+                continue
+            alone = [
+                element
+                for element in elements
+                if element.image_id in ends
+                and frame_ids.isdisjoint(self._matches.neighbors(FrameId(int(element.image_id))))
+            ]
+            if len(alone) >= len(elements) - 1:
+                self._reconstruction.delete_point3D(point3D_id)
+            else:
+                for element in alone:
+                    self._reconstruction.delete_observation(element.image_id, element.point2D_idx)
+        self._covisibility.clear()
         self._rebuild_managers()
 
     def replace_pairs(
