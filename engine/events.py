@@ -283,7 +283,7 @@ class CameraTurning(Event):
     last: FrameId
     num_keyframes: int
     turned_deg: float  # from keyframe to keyframe
-    is_whole: bool  # whether these are all keyframes of the camera that match others
+    is_whole: bool  # whether all keyframes of the camera that match others turn, here or elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -677,7 +677,7 @@ class TurningStretch:
     camera_key: str
     frame_ids: tuple[FrameId, ...]  # of the keyframes, in order of arrival
     turned_rad: float  # how far the camera turned, from keyframe to keyframe
-    is_whole: bool  # whether these are all keyframes of the camera that match others
+    is_whole: bool  # whether all keyframes of the camera that match others turn, here or elsewhere
 
     @property
     def first(self) -> FrameId:

@@ -335,12 +335,14 @@ class _Batch:
     def log_zooms(self) -> Float64Array:
         """(F,) how much larger each lens shows things than the mean one, by all pairs; logs."""
         spreads = [_log_spread(points, self.is_match) for points in (self.points1, self.points2)]
+        weights = np.exp(2.0 * (spreads[0] + spreads[1]))  # narrow overlaps tell little
         number = np.arange(len(self.lenses))
         rows = np.zeros((len(number) + 1, self.num_lenses))
-        rows[number, self.lenses[:, 1]] += 1.0
-        rows[number, self.lenses[:, 0]] -= 1.0
+        rows[number, self.lenses[:, 1]] += weights
+        rows[number, self.lenses[:, 0]] -= weights
         rows[-1] = 1.0  # the mean is 0
-        found, *_ = np.linalg.lstsq(rows, np.append(spreads[1] - spreads[0], 0.0), rcond=None)
+        differences = np.append(weights * (spreads[1] - spreads[0]), 0.0)
+        found, *_ = np.linalg.lstsq(rows, differences, rcond=None)
         return np.asarray(found)
 
     def focals_of(self, log_focals: Float64Array) -> tuple[Float64Array, Float64Array]:

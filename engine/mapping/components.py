@@ -144,8 +144,14 @@ class Components:
             for frame_id in one.sparse_map.registered_ids
         }
 
-    def alike_ids(self, main: SparseMap) -> set[FrameId]:
-        """Keyframes of components that the images calibrate, and calibrate as the main map does."""
+    def apart_ids(self, main: SparseMap, *, is_final: bool) -> set[FrameId]:
+        """Keyframes that the main map need not hold, since they have their place in a component.
+
+        At the end only those count whose cameras the images calibrate there, and as in the main
+        map: others may be apart because their lens is another one.
+        """
+        if not is_final:
+            return {i for one in self._components for i in one.sparse_map.registered_ids}
         alike: set[FrameId] = set()
         for one in self._components:
             keyframes = [one.sparse_map.keyframe(i) for i in one.sparse_map.registered_ids]

@@ -669,10 +669,9 @@ class Mapper:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
         if not self._config.cameras.split:
             return
+        apart = functools.partial(self._components.apart_ids, is_final=is_final)
         while (
-            split := self._splits.find(
-                self._map, is_final=is_final, apart=self._components.alike_ids(self._map)
-            )
+            split := self._splits.find(self._map, is_final=is_final, apart=apart(self._map))
         ) is not None:
             self._replace_cameras(split.change, split.sparse_map)
         if is_final and (regrouped := self._splits.regroup(self._map)) is not None:
@@ -1009,7 +1008,8 @@ class Mapper:
             self._take_over(merge)
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
-        """Returns what is not in any step yet, with nothing done; for a run that broke off."""
+        """Returns what is not in any step yet, with nothing done; also for a run that broke off."""
+        self._verdicts.end()
         return self._step(wants_view=wants_view)
 
     # -- products: copies, for any thread -------------------------------------------------------

@@ -20,7 +20,7 @@ _MIN_INDEPENDENT = 30  # inliers, of a pair that counts
 _MAX_SHARED_RATIO = 0.1  # of a pair's inliers seen as common points: a pair with more is in use
 _CONTRADICTION_PX = 20.0  # median distance to the epipolar line, at an image edge of 1000 px
 _MIN_WRONG = 3  # pairs
-_MIN_WRONG_RATIO = 0.02  # of the pairs that count
+_MIN_WRONG_RATIO = 0.01  # of the pairs that count
 
 
 class PairEvidence:
@@ -34,12 +34,12 @@ class PairEvidence:
         self._agreement = agreement
         self._examined: set[FrameId] = set()
         self._num_counting = 0
-        self._wrong: set[ImagePair] = set()
+        self._contradicting: list[ImagePair] = []
 
     @property
     def num_wrong(self) -> int:
         """Pairs that are most likely wrong."""
-        return len(self._wrong)
+        return sum(not self._agreement.is_agreed(pair) for pair in self._contradicting)
 
     def examine(self, sparse_map: SparseMap) -> bool:
         """Examines the pairs of keyframes that are registered and were not at the last call.
@@ -53,7 +53,8 @@ class PairEvidence:
             if frame_id not in self._examined:
                 self._examine(sparse_map, frame_id)
                 self._examined.add(frame_id)
-        return self.num_wrong >= max(_MIN_WRONG, _MIN_WRONG_RATIO * self._num_counting)
+        many = max(_MIN_WRONG, _MIN_WRONG_RATIO * self._num_counting)
+        return len(self._contradicting) >= many and self.num_wrong >= many
 
     def _examine(self, sparse_map: SparseMap, frame_id: FrameId) -> None:
         """Examines the pairs of a keyframe with those examined before."""
@@ -63,12 +64,12 @@ class PairEvidence:
                 continue
             self._num_counting += 1
             is_in_use = shared.get(other, 0) >= _MAX_SHARED_RATIO * verified.num_inliers
-            if is_in_use or not (
-                _is_spread(sparse_map, verified) and _contradicts(sparse_map, verified)
+            if (
+                not is_in_use
+                and _is_spread(sparse_map, verified)
+                and _contradicts(sparse_map, verified)
             ):
-                continue
-            if not self._agreement.is_agreed(verified.pair):
-                self._wrong.add(verified.pair)
+                self._contradicting.append(verified.pair)
 
 
 def _is_spread(sparse_map: SparseMap, verified: VerifiedPair) -> bool:

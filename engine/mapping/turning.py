@@ -189,7 +189,10 @@ class TurningWatch:
         if not found.is_turning and not (run.is_turning and found.is_still):
             # Explained by turns, but also by a motion before a plane: more keyframes may tell.
             is_open = found.is_explained and not run.is_turning
-            return run if is_open else _Run(frame_ids=run.frame_ids[-1:])
+            if is_open:
+                return run
+            newest_id = run.frame_ids.pop()  # a stretch ends before it
+            return _Run(frame_ids=[newest_id])
         if not run.is_turning:
             run.is_turning, run.zooms, run.frame_ids = True, zooms, newest
             if not zooms:
@@ -281,14 +284,16 @@ class TurningWatch:
         )
 
     def _stretch(self, camera_key: str, run: _Run) -> TurningStretch:
-        connected = {
-            i for i in self._graph.connected_ids if self._graph.keyframe(i).camera_key == camera_key
-        }
+        turning = {i for one in self._stretches[camera_key] for i in one.frame_ids}
         return TurningStretch(
             camera_key=camera_key,
             frame_ids=tuple(run.frame_ids),
             turned_rad=run.turned_rad,
-            is_whole=connected <= set(run.frame_ids),
+            is_whole=all(
+                i in turning
+                for i in self._graph.connected_ids
+                if self._graph.keyframe(i).camera_key == camera_key
+            ),
         )
 
     def turns_between(self, one: FrameId, other: FrameId) -> bool:
@@ -302,6 +307,8 @@ class TurningWatch:
     @property
     def is_all(self) -> bool:
         """Whether all keyframes that match others lie in stretches that turn."""
+        if not self._stretches:
+            return False
         turning = {i for runs in self._stretches.values() for run in runs for i in run.frame_ids}
         connected = self._graph.connected_ids
         return bool(connected) and turning.issuperset(connected)

@@ -66,7 +66,20 @@ Reasons = Iterator[VerdictReason]
 def judge(evidence: MapEvidence) -> Verdict:
     """Judges a map: the worst of its reasons is the level of the verdict."""
     rules = _RULES if evidence.places else (_without_map,)
-    found = [reason for rule in rules for reason in rule(evidence)]
+    return _verdict_for(reason for rule in rules for reason in rule(evidence))
+
+
+def broken_off(verdict: Verdict) -> Verdict:
+    """The verdict on a map that nothing finished, by the one that it had while it grew."""
+    reason = VerdictReason(
+        kind="broke_off",
+        level=VerdictLevel.DOUBTFUL,
+        sentence="the run broke off before its map was finished and adjusted: run it again",
+    )
+    return _verdict_for([*verdict.reasons, reason])
+
+
+def _verdict_for(found: Iterable[VerdictReason]) -> Verdict:
     reasons = sorted(found, key=lambda reason: -_LEVELS.index(reason.level))
     level = reasons[0].level if reasons else VerdictLevel.GOOD
     return Verdict(level=level, reasons=tuple(reasons[:_ALL_SENTENCES]))
@@ -218,16 +231,25 @@ def _likely_cause(evidence: MapEvidence) -> str:
         camera for camera in evidence.cameras if camera.num_registered and camera.is_unvouched
     ]
     if not cameras:
-        return (
-            "wrong pairs have misled it, by things that move or look alike; film this part again"
-            " with more overlap"
+        given = [camera for camera in evidence.cameras if camera.num_registered]
+        lens = (
+            f"either the calibration that was given is wrong (focal length {_lengths(given)}), or "
+            if given
+            else ""
         )
-    lengths = " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
+        return (
+            f"{lens}wrong pairs have misled it, by things that move or look alike; film this part"
+            " again with more overlap"
+        )
     return (
-        f"either the camera zoomed or its lens is not as the map has it (focal length {lengths}):"
-        " keep the zoom, or give the calibration; or wrong pairs have misled the map, by things"
-        " that move or look alike: film this part again with more overlap"
+        "either the camera zoomed or its lens is not as the map has it (focal length"
+        f" {_lengths(cameras)}): keep the zoom, or give the calibration; or wrong pairs have misled"
+        " the map, by things that move or look alike: film this part again with more overlap"
     )
+
+
+def _lengths(cameras: Sequence[CameraFigures]) -> str:
+    return " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
 
 
 def _disputed_places(evidence: MapEvidence) -> list[PlaceEvidence]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from engine.events import VerdictChanged
 from engine.mapping.map_evidence import PAIRS_PER_KEYFRAME, Beside, gather
 from engine.mapping.sparse_map import SparseMap
-from engine.mapping.verdict import judge
+from engine.mapping.verdict import broken_off, judge
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
 from engine.types import Verdict, VerdictLevel
@@ -31,6 +31,7 @@ class VerdictWatch:
         self._graph = graph
         self._emit = emit
         self._verdict = Verdict()
+        self._is_final = False
         self._num_registered = 0  # keyframes when the map was judged last
         self._num_keyframes = 0  # likewise, registered or not
 
@@ -54,16 +55,25 @@ class VerdictWatch:
     def judge(self, sparse_map: SparseMap, beside: Beside) -> None:
         """Judges a map, which may be empty, with what stands beside it."""
         self._judge(sparse_map, beside, pairs_per_keyframe=PAIRS_PER_KEYFRAME)
+        self._is_final = True
+
+    def end(self) -> None:
+        """Doubts a map that was not judged at its end: the run broke off before."""
+        if not self._is_final:
+            self._is_final = True
+            self._change(broken_off(self._verdict))
 
     def _judge(self, sparse_map: SparseMap, beside: Beside, *, pairs_per_keyframe: int) -> None:
         self._num_registered = sparse_map.num_registered
         self._num_keyframes = len(self._graph.keyframe_ids)
-        former = self._verdict
-        self._verdict = judge(
-            gather(sparse_map, self._graph, beside, pairs_per_keyframe=pairs_per_keyframe)
+        self._change(
+            judge(gather(sparse_map, self._graph, beside, pairs_per_keyframe=pairs_per_keyframe))
         )
-        if _causes(former) != _causes(self._verdict):
-            self._emit(VerdictChanged(verdict=self._verdict))
+
+    def _change(self, verdict: Verdict) -> None:
+        former, self._verdict = self._verdict, verdict
+        if _causes(former) != _causes(verdict):
+            self._emit(VerdictChanged(verdict=verdict))
 
 
 def _has_grown(num: int, before: int) -> bool:

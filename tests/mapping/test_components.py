@@ -228,9 +228,11 @@ def test_keyframes_apart_that_show_the_same_lens_are_known() -> None:
     )
     run = fed(world, world.frame_ids)
     assert map_sizes(run) == [12, 12]
-    assert run.mapper._components.alike_ids(run.sparse_map) == set(world.frame_ids[12:])
+    components, later = run.mapper._components, set(world.frame_ids[12:])
+    assert components.apart_ids(run.sparse_map, is_final=True) == later
     run.sparse_map.set_camera_params("camera", (1000.0, 500.0, 375.0, 0.0))
-    assert run.mapper._components.alike_ids(run.sparse_map) == set()
+    assert components.apart_ids(run.sparse_map, is_final=True) == set()
+    assert components.apart_ids(run.sparse_map, is_final=False) == later  # until they are joined
 
 
 def test_without_components_keyframes_wait(circle: SyntheticWorld) -> None:

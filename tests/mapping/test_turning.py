@@ -149,6 +149,17 @@ def test_a_turn_before_a_walk_does_not_start_its_map() -> None:
     assert not mapped.figures.turning[0].is_whole
 
 
+def test_a_turn_on_the_way_is_said_from_its_first_keyframe_to_its_last() -> None:
+    turn = turn_at(WALK[3], 6)
+    poses = np.concatenate([WALK[:4], turn, turn[::-1][1:], WALK[4:]])
+    mapped = run(world_of(poses))
+    (stretch,) = mapped.figures.turning
+    assert abs(stretch.first - 4) <= 1
+    assert abs(stretch.last - 15) <= 1
+    assert {1, 2, 3, 4, 16, 17, 18, 19} <= set(mapped.registered_ids)
+    assert mapped.errors(mapped.registered_ids).max_ratio < 0.02
+
+
 # -- cameras that move ----------------------------------------------------------------------------
 
 

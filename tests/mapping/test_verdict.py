@@ -145,10 +145,12 @@ def test_contradicting_pairs_name_the_place_and_the_lens_that_nobody_knows() -> 
     assert reason.frame_ids == (5, 6, 7)
 
 
-def test_a_given_calibration_is_not_suspected() -> None:
+def test_a_given_calibration_is_suspected_as_such() -> None:
     pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3)
     known = camera(origin=CalibrationOrigin.CONFIGURED)
-    assert "zoomed" not in only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
+    sentence = only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
+    assert "calibration that was given" in sentence
+    assert "zoomed" not in sentence
 
 
 def test_pairs_that_nothing_had_to_confirm_are_suspected_first() -> None:

@@ -86,3 +86,21 @@ def test_a_run_without_a_map_says_why() -> None:
     watched.grow_to(13, fits=False)
     assert watched.levels == [VerdictLevel.WRONG]
     assert watched.watch.verdict.reasons[0].kind == "no_map"
+
+
+def test_a_run_that_breaks_off_has_no_good_map() -> None:
+    watched = Watched()
+    watched.grow_to(12)
+    assert watched.levels == []
+    watched.watch.end()
+    watched.watch.end()
+    assert watched.levels == [VerdictLevel.DOUBTFUL]
+    assert watched.watch.verdict.reasons[0].kind == "broke_off"
+
+
+def test_a_map_judged_at_its_end_stays_as_it_was_judged() -> None:
+    watched = Watched()
+    watched.grow_to(NUM)
+    watched.watch.judge(watched.sparse_map, Beside())
+    watched.watch.end()
+    assert watched.levels == []

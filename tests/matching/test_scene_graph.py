@@ -22,7 +22,7 @@ from engine.types import (
     Uint8Array,
     VerifiedPair,
 )
-from tests.support.synthetic import SyntheticWorld, round_path, scene_graph
+from tests.support.synthetic import SyntheticWorld, round_path, scene_graph, straight_path
 
 CONFIG = SceneGraphConfig(
     pairs_per_keyframe=14,
@@ -686,3 +686,41 @@ def test_keyframes_are_connected_by_verified_pairs_only() -> None:
     graph.record_tried(pair_of(1, 2))
     graph.record_pair(verified(4, 2))
     assert graph.connected_ids == [2, 4]
+
+
+def test_a_pair_held_back_leads_to_others_and_is_no_edge_of_maps() -> None:
+    world = SyntheticWorld(straight_path(4))
+    graph = scene_graph()
+    for frame_id in world.frame_ids:
+        graph.add_keyframe(world.keyframe(frame_id))
+    held, free = world.verified_pair(1, 2), world.verified_pair(3, 4)
+    graph.record_pair(held)
+    graph.record_pair(free)
+    graph.hold_back(held.pair)
+
+    assert graph.is_held_back(held.pair)
+    assert graph.edges() == [free]
+    assert graph.all_edges() == [held, free]
+    assert graph.connected_ids == [3, 4]
+    assert graph.neighbors(FrameId(1)) == [2]
+    assert graph.edge(held.pair) is held
+    graph.release(held.pair)
+    assert graph.edges() == [held, free]
+    assert graph.connected_ids == [1, 2, 3, 4]
+
+
+def test_what_is_held_back_hides_no_loop() -> None:
+    world = SyntheticWorld(straight_path(6))
+    graph = scene_graph(loop_min_gap=3)
+    for frame_id in world.frame_ids:
+        graph.add_keyframe(world.keyframe(frame_id))
+    chain = [world.verified_pair(i, i + 1) for i in range(1, 6)]
+    short_cut, loop = world.verified_pair(2, 6), world.verified_pair(1, 6)
+    for verified in (*chain, short_cut):
+        graph.record_pair(verified)
+    for verified in (short_cut, loop):
+        graph.hold_back(verified.pair)
+    graph.record_pair(loop)
+    graph.release(loop.pair)
+
+    assert graph.is_loop(loop.pair)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from trust.inputs import Input, Kit, Maker, make_once
 from trust.places import Placement, placement
@@ -134,25 +135,25 @@ class Bench:
         """Of the runs and of what is kept of them."""
         return self.runs.name
 
-    def floor(self, run: Path) -> dict[str, float] | None:
+    def floor(self, run: Path) -> dict[str, Any] | None:
         """What parquet_floor.py measures in a run; None where it is not at hand or finds no map."""
         if self.check is None:
             return None
         return self._figures_of(self.check.resolve() / "parquet_floor.py", str(run))
 
-    def drifting_loop(self, seed: int) -> dict[str, float] | None:
+    def drifting_loop(self, seed: int) -> dict[str, Any] | None:
         """What drifting_loop.py measures of the program's own parts; None where it cannot."""
         script = Path(__file__).with_name("drifting_loop.py")
         return self._figures_of(script, "--seed", str(seed), prefix=self.prefix)
 
     def _figures_of(
         self, script: Path, *arguments: str, prefix: tuple[str, ...] = ()
-    ) -> dict[str, float] | None:
+    ) -> dict[str, Any] | None:
         """The JSON object that a script prints last, run by the Python of the program."""
         python = Path(self.livesfm).absolute().with_name("python")
         finished = run_process([*prefix, str(python), str(script), *arguments])
         lines = [line for line in finished.output.splitlines() if line.startswith("{")]
-        found: dict[str, float] | None = json.loads(lines[-1]) if lines else None
+        found: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
         return found
 
     def measure(self, row: Row) -> tuple[list[Check], list[Outcome]]:
