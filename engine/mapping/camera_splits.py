@@ -149,10 +149,7 @@ class CameraSplits:
         keys = [source_key, *(k for k, source in self._source_key.items() if source == source_key)]
         if len(keys) < 2:
             return source_key
-        neighbors = {
-            pair.pair.second if pair.pair.first == keyframe.frame_id else pair.pair.first: pair
-            for pair in pairs
-        }
+        neighbors = {pair.pair.other(keyframe.frame_id): pair for pair in pairs}
         inliers = {
             key: present.num_pose_inliers(keyframe, key, neighbors=neighbors) for key in keys
         }

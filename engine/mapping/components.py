@@ -315,7 +315,7 @@ class Components:
         """Inliers of a keyframe's pairs with each map's keyframes; always has the main map."""
         inliers: Counter[int] = Counter({MAIN: 0})
         for pair in self._builder.pairs_of(frame_id):
-            other = pair.pair.first if pair.pair.second == frame_id else pair.pair.second
+            other = pair.pair.other(frame_id)
             number = self._graph.map_number(other)
             if number is not None:
                 inliers[number] += pair.num_inliers
@@ -517,7 +517,7 @@ class Components:
         for one in self._components:
             for frame_id in one.sparse_map.registered_ids:
                 for pair in self._builder.pairs_of(frame_id):
-                    other = pair.pair.first if pair.pair.second == frame_id else pair.pair.second
+                    other = pair.pair.other(frame_id)
                     number = self._graph.map_number(other)
                     if number is not None and number < one.number:
                         num_pairs[one.number, number] += 1
