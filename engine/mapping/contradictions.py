@@ -34,6 +34,8 @@ def find_contradictions(
     Returns:
         The pairs with what contradicts the map, in order of their keyframes.
     """
+    if frame_ids is None:
+        sparse_map.count_covisibility()
     asked = sparse_map.registered_ids if frame_ids is None else sorted(frame_ids)
     unused: dict[tuple[FrameId, FrameId], VerifiedPair] = {}
     for frame_id in asked:

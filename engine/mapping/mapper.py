@@ -73,7 +73,7 @@ from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.loop_closing import LoopClosing
 from engine.mapping.map_evidence import Beside
 from engine.mapping.metric_scale import MetricUnit
-from engine.mapping.misplacement import MisplacementRepair
+from engine.mapping.misplacement import MisplacementRepair, Repair
 from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.pose_reports import PoseReports
 from engine.mapping.products import MapProducts
@@ -360,7 +360,7 @@ class Mapper:
         registration = register_and_refine(self._map, frame_id, config=self._growth)
         self._report_registration(frame_id, registration, started_s=self._begun_s)
         if registration.status is RegistrationStatus.REGISTERED:
-            self._repair_misplaced([frame_id])
+            self._repair_misplaced(frame_id)
             self._retry_waiting()
             self._loops.watch(self._map, frame_id)
             self._correct_loops()
@@ -512,14 +512,14 @@ class Mapper:
             self._loop_waits_for_adjustment = True
             self._loops.add_loop(loop)
 
-    def _repair_misplaced(self, frame_ids: Sequence[FrameId], *, is_final: bool = False) -> None:
-        """Puts keyframes right that pairs of some keyframes show to be misplaced."""
-        config = self._final_growth if is_final else self._growth
-        repair = self._misplacements.repair(
-            self._map, frame_ids, config=config, is_thorough=is_final
-        )
-        if repair is None:
-            return
+    def _repair_misplaced(self, frame_id: FrameId) -> None:
+        """Puts keyframes right that pairs of one keyframe show to be misplaced."""
+        repair = self._misplacements.repair(self._map, [frame_id], config=self._growth)
+        if repair is not None:
+            self._take_repair(repair)
+
+    def _take_repair(self, repair: Repair) -> None:
+        """Makes a map in which misplaced keyframes have other places the map."""
         self._map = repair.sparse_map
         misplacement = repair.misplacement
         self._builder.distrust(misplacement.misleading)
@@ -949,9 +949,11 @@ class Mapper:
 
     def _repair_finally(self) -> None:
         """Puts misplaced keyframes right, as long as there are some."""
-        self._misplacements.forget()
-        for _ in range(_MAX_REPAIRS):
-            self._repair_misplaced(self._map.registered_ids, is_final=True)
+        repairs = self._misplacements.repair_all(
+            self._map, config=self._final_growth, max_tries=_MAX_REPAIRS
+        )
+        for repair in repairs:
+            self._take_repair(repair)
 
     def _improve_by_windows(self) -> None:
         """Solves the weakest parts of the map once more."""

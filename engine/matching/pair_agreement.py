@@ -10,9 +10,8 @@ everything, or where the run shows it, and elsewhere it only orders what is trus
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 import pycolmap
@@ -40,14 +39,6 @@ _MAX_MATCHES = 500  # of a pair that its relative pose is estimated from, spread
 _NUM_BASES = 2  # pairs of a triplet whose points the third view is posed against
 _MAX_VIEWS = 512  # whose rays are kept, the latest
 _SAME_PARAMS = 0.003  # of a camera, as a ratio: its rays are about the same
-
-
-class PairState(StrEnum):
-    """What other pairs say of a verified pair."""
-
-    AGREED = "agreed"  # a third view confirms it
-    CONTRADICTED = "contradicted"  # two agreed pairs say that it is wrong
-    OPEN = "open"  # nothing confirms it
 
 
 _Triplet = tuple["_Known", "_Known", "_Known"]
@@ -177,19 +168,6 @@ class PairAgreement:
         """Those of some verified pairs that maps may use: all, or the agreed ones if required."""
         return [one for one in pairs if not self._is_required or self.is_agreed(one.pair)]
 
-    def state(self, pair: ImagePair) -> PairState:
-        """What other pairs say of a pair, as far as they were tested."""
-        known = self._known.get(pair)
-        if known is None:
-            return PairState.OPEN
-        if known.is_agreed:
-            return PairState.AGREED
-        return PairState.CONTRADICTED if self._is_contradicted(known) else PairState.OPEN
-
-    def contradictions(self) -> list[ImagePair]:
-        """Pairs whose turn two agreed pairs contradict, as far as they were tested."""
-        return [pair for pair in self._known if self.state(pair) is PairState.CONTRADICTED]
-
     def strength(self, verified: VerifiedPair) -> float:
         """Independent inliers of a verified pair, see `PairStrength.score`."""
         return self._known_of(verified).score
@@ -266,10 +244,13 @@ class PairAgreement:
         """Tests pairs, strongest first; returns those that became agreed, of any triplet."""
         agreed: list[VerifiedPair] = []
         for known in sorted(pairs, key=lambda one: (-one.score, one.verified.pair)):
+            if known.is_agreed:
+                continue
             num_tried = 0
             for third, triplet in self._triplets(known, among=among):
                 if known.is_agreed or num_tried >= _MAX_TRIPLETS:
                     break
+                _mark_tested(third, triplet)
                 if not self._closes(triplet):
                     continue
                 num_tried += 1
@@ -281,7 +262,7 @@ class PairAgreement:
 
     def _triplets(
         self, known: _Known, *, among: Collection[FrameId] | None = None
-    ) -> Iterator[tuple[FrameId, _Triplet]]:
+    ) -> list[tuple[FrameId, _Triplet]]:
         """Third keyframes of a pair that it was not tested with, and the three pairs.
 
         The triplet whose weakest pair is strongest comes first.
@@ -296,13 +277,7 @@ class PairAgreement:
             others = [self._update(ImagePair.of(third, end)) for end in (pair.first, pair.second)]
             assert others[0] is not None and others[1] is not None, "neighbours share a pair"
             found.append((third, (known, others[0], others[1])))
-        found.sort(key=lambda one: (-min(other.score for other in one[1][1:]), one[0]))
-        for third, triplet in found:
-            ends = (pair.second, pair.first)
-            known.tested.add(third)
-            for other, end in zip(triplet[1:], ends, strict=True):
-                other.tested.add(end)
-            yield third, triplet
+        return sorted(found, key=lambda one: (-min(other.score for other in one[1][1:]), one[0]))
 
     def _closes(self, triplet: _Triplet) -> bool:
         """Whether the turns of three pairs lead back to where they began."""
@@ -333,22 +308,6 @@ class PairAgreement:
             )
             if agreement.holds:
                 return True
-        return False
-
-    def _is_contradicted(self, known: _Known) -> bool:
-        if known.second_from_first is None:
-            return False
-        pair = known.verified.pair
-        for third in set(self._graph.neighbors(pair.first)) & set(
-            self._graph.neighbors(pair.second)
-        ):
-            others = [
-                self._known.get(ImagePair.of(third, end)) for end in (pair.first, pair.second)
-            ]
-            if all(one is not None and one.is_agreed for one in others):
-                triplet = (known, *(one for one in others if one is not None))
-                if len(triplet) == 3 and not self._closes(triplet):
-                    return True
         return False
 
     # -- what is known --------------------------------------------------------------------------
@@ -466,6 +425,13 @@ class _CachedView:
             and self.model == camera.model_name
             and np.allclose(self.params, camera.params, rtol=_SAME_PARAMS, atol=_SAME_PARAMS)
         )
+
+
+def _mark_tested(third: FrameId, triplet: _Triplet) -> None:
+    """Marks three pairs, the first of which the third keyframe is not in, as tested together."""
+    pair = triplet[0].verified.pair
+    for one, left_out in zip(triplet, (third, pair.second, pair.first), strict=True):
+        one.tested.add(left_out)
 
 
 def _factor(one: float, other: float) -> float:

@@ -10,7 +10,7 @@ import pycolmap
 import pytest
 
 from engine.config import AgreementConfig, load_config
-from engine.matching.pair_agreement import PairAgreement, PairState, pair_strength
+from engine.matching.pair_agreement import PairAgreement, pair_strength
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId, ImagePair, PairReason, VerifiedPair
 from tests.support.false_pairs import random_geometry_matches
@@ -110,17 +110,17 @@ def test_pairs_of_images_that_share_nothing_are_held_back_for_good(seed: int) ->
     assert run.usable() == {one.pair for one in run.graph.all_edges()} - false
 
 
-def test_a_pair_that_two_agreed_pairs_contradict_is_listed() -> None:
+def test_a_pair_that_is_agreed_already_takes_no_triplet_from_its_neighbours() -> None:
     run = Run()
     run.add(1)
-    run.add(2, with_ids=[1])
-    run.add(3, with_ids=[1, 2])
-    run.add(4, with_ids=[2, 3], false=[false_pair(WORLD, 1, 4, seed=2)])
+    run.add(2)
+    run.add(4, with_ids=[1, 2])
+    run.graph.record_pair(WORLD.verified_pair(1, 2))
+    assert run.add(3, with_ids=[1, 2]) == {pair(1, 2), pair(1, 3), pair(2, 3)}
 
-    assert run.agreement.contradictions() == [pair(1, 4)]
-    assert run.agreement.state(pair(1, 4)) is PairState.CONTRADICTED
-    assert run.agreement.state(pair(2, 4)) is PairState.AGREED
-    assert run.agreement.state(pair(1, 6)) is PairState.OPEN
+    agreed = run.agreement.add_pairs(FrameId(2))
+
+    assert {one.pair for one in agreed} == {pair(1, 4), pair(2, 4)}
 
 
 def test_pairs_are_tested_again_when_the_focal_length_has_moved() -> None:
