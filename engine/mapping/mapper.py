@@ -117,6 +117,7 @@ _MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
 _CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
+_MIN_MAP = 2  # keyframes; one alone is no map
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _MAX_LOOP_CORRECTIONS = 2  # at the end: pairs that the first refutes hide others
 _MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
@@ -333,6 +334,7 @@ class Mapper:
             self._require_agreement()
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
+            self._report_changes()  # what overlays or wrong pairs held may have gone
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
             self._split_cameras()
@@ -422,16 +424,23 @@ class Mapper:
             )
 
     def _take_out_adrift(self) -> None:
-        """Takes out keyframes that too few points hold in their place."""
+        """Takes out keyframes that too few points hold in their place, all if none is left beside.
+
+        Of maps beside the main one the fullest takes the place of one that is empty then.
+        """
         adrift = [
             frame_id
             for frame_id in self._map.registered_ids
             if np.count_nonzero(self._map.point3D_ids(frame_id) >= 0)
             < self._config.registration.min_inliers
         ]
+        if self._map.num_registered - len(adrift) < _MIN_MAP:
+            adrift = list(self._map.registered_ids)
         self._map.deregister(adrift)
         for frame_id in adrift:
             self._graph.set_registered(frame_id, False)
+        if not self._is_initialized:
+            self._take_lead(self._components.lead(self._map, is_final=True))
 
     def _build_anew(self, newest: Sequence[VerifiedPair], *, because: str) -> None:
         """Builds a map from the pairs as they are now, in place of one that others bent.
@@ -601,6 +610,7 @@ class Mapper:
         """Makes the map that components lead to the main one, if it is another one now."""
         if sparse_map is not self._map:
             self._adopt(sparse_map)
+            self._loop_waits_for_adjustment = True  # large maps that were joined are not adjusted
 
     def _correct_loops(self, *, is_final: bool = False) -> None:
         """Makes a map that agrees with pairs which contradicted it the map."""
@@ -619,6 +629,10 @@ class Mapper:
         """Takes back a map that a camera turning without moving explains."""
         if not self._is_initialized or not self._turning.explains(self._map, is_final=is_final):
             return
+        self._warn(
+            f"the map of {self._map.num_registered} keyframes is none: the camera turns without"
+            " moving, and turns show no depth"
+        )
         for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
@@ -907,7 +921,7 @@ class Mapper:
     def _adopt_fullest(self) -> bool:
         """Makes the separate map that holds most keyframes the map, if it holds more than that."""
         former = self._map
-        self._map = self._components.lead(former, is_final=True)
+        self._take_lead(self._components.lead(former, is_final=True))
         return self._map is not former
 
     def _adjust_finally(self) -> None:
