@@ -246,7 +246,8 @@ class FrameTrackingConfig(Section):
     """s. A moving camera gets a keyframe at least this often. 0: off."""
     max_interpolation_s: NonNegativeFloat = 1.0
     """s. A frame of a video without a pose of its own gets one between the keyframes around it if
-    these are at most this far apart; else it has none, as photos always. 0: off."""
+    these are at most this far apart and the camera hardly turned; else it has none, as photos
+    always. 0: off."""
 
 
 class MatchingConfig(Section):

@@ -6,6 +6,8 @@ axes x right, y down, z forward. Pixels follow COLMAP: the centre of the first p
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from engine.types import BoolArray, Float64Array, Int64Array
@@ -112,6 +114,12 @@ def rotation_vector_from(rotation: Float64Array) -> Float64Array:
     if sine < 1e-12:
         return np.zeros(3)
     return np.asarray(quat[:3] / sine * (2.0 * np.arctan2(sine, quat[3])))
+
+
+def rotation_angle_rad(first: Float64Array, second: Float64Array) -> float:
+    """The angle between two rotations (3, 3), 0 to pi."""
+    cosine = (float(np.sum(first * second)) - 1.0) / 2.0
+    return math.acos(min(1.0, max(-1.0, cosine)))
 
 
 def rotation_between(vectors_in_a: Float64Array, vectors_in_b: Float64Array) -> Float64Array | None:

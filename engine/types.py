@@ -439,6 +439,10 @@ class ImagePair:
         """The pair of two different keyframes, given in any order."""
         return cls(min(one, other), max(one, other))
 
+    def other(self, frame_id: FrameId) -> FrameId:
+        """The keyframe of the pair that a given one of its two is not."""
+        return self.first if frame_id == self.second else self.second
+
 
 class PairReason(StrEnum):
     """Why the scene graph proposed a pair."""

@@ -75,9 +75,7 @@ class PhoneState:
     hint: str  # one short sentence
     verdict: VerdictLevel  # on the whole map
     doubt: str  # the gravest reason for it and what helps; empty: none
-    doubt_age_s: (
-        float | None
-    )  # since this phone filmed the last of what it is about; None: it did not
+    doubt_age_s: float | None  # since this phone filmed what it is about; None: it did not
     num_frames: int  # of this phone that reached the engine
     num_keyframes: int  # of the run
     num_registered: int

@@ -19,7 +19,7 @@ from engine.config import RegistrationConfig
 from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.estimators.lenses import camera_focal_px, unit_rays
 from engine.estimators.two_view_geometry import epipolar_angles_rad
-from engine.geometry import compose_poses, image_scale, invert_pose
+from engine.geometry import compose_poses, image_scale, invert_pose, rotation_angle_rad
 from engine.types import BoolArray, Float64Array, Int64Array
 
 MAX_CYCLE_RAD = math.radians(15.0)  # twice what relative poses of few matches are off
@@ -70,8 +70,7 @@ def cycle_angle_rad(
     b_from_a: Float64Array, c_from_b: Float64Array, c_from_a: Float64Array
 ) -> float:
     """How far three relative poses (3, 4) are from turning back to where they began, rad."""
-    around = c_from_a[:, :3].T @ c_from_b[:, :3] @ b_from_a[:, :3]
-    return math.acos(min(1.0, max(-1.0, (float(np.trace(around)) - 1.0) / 2.0)))
+    return rotation_angle_rad(c_from_a[:, :3], c_from_b[:, :3] @ b_from_a[:, :3])
 
 
 def three_view_agreement(

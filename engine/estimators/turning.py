@@ -24,7 +24,7 @@ import pycolmap
 from engine.estimators.lenses import camera_focal_px, unit_rays
 from engine.types import BoolArray, Float64Array, Int64Array, freeze_field
 
-FOCAL_RATIOS = (0.2, 10.0)  # of the longer image edge: what turning cameras may have
+FOCAL_RATIOS = (0.2, 10.0)  # of the longer image edge: what is searched
 
 _MAX_MATCHES = 64  # of a pair that are used, spread over all
 _MIN_MATCHES = 8
@@ -36,7 +36,7 @@ _SURE_INFORMATION = 4.0  # on the logarithm of a focal length: a start is sought
 _PINCUSHION_LIMIT = 0.15  # of distortion, at the image's corner
 # Barrel distortion is next to none through a long lens. Without this bound a long lens could make
 # turns look like motions along a wall: its image would be linear in angles.
-_BARREL_LIMIT, _BARREL_LIMIT_OF_WIDE = 0.01, 0.4  # the latter by the focal length to the fourth
+_BARREL_LIMIT, _BARREL_LIMIT_OF_WIDE = 0.003, 0.4  # the latter by the focal length to the fourth
 _WIDEST_BARREL = 1.5
 _SCALE_RATIO = 0.001  # of the image edge: the scale of the robust loss
 _EXPLAINED_RATIO = 0.0025  # of the edge: a match farther off is not explained,
@@ -47,7 +47,8 @@ _HOPELESS_FACTORS = (12.0, 2.5)  # of the largest error explained, at the start 
 _MAX_TRIALS = 3  # of a step, each time damped more
 _MAX_STEP = 0.5  # rad, and logarithms of focal lengths
 _CONVERGED_RATIO = 1e-5  # of the cost
-_AT_LIMIT = 0.97  # of the limits of focal lengths
+_AT_LIMIT = 0.97  # of the shortest focal length
+_LONGEST_RATIO = 6.0  # a longer focal length is that of a motion along a plane
 _MAX_SIGMA_RATIO = 0.06  # of a focal length that is determined
 _MAX_ERROR_RATIO = 0.0009  # of the edge: the median error of matches that turns explain
 _MAX_ERROR_NOISES = 2.5  # the same in medians of distances from epipolar lines: 1.7 are due
@@ -85,10 +86,9 @@ class TurningFit:
     @property
     def is_determined(self) -> bool:
         """Whether the turns tell the focal lengths; before planes these are endless or open."""
-        low, high = FOCAL_RATIOS
         return (
-            bool(self.focal_ratios.max() < _AT_LIMIT * high)
-            and bool(self.focal_ratios.min() > low / _AT_LIMIT)
+            bool(self.focal_ratios.max() < _LONGEST_RATIO)
+            and bool(self.focal_ratios.min() > FOCAL_RATIOS[0] / _AT_LIMIT)
             and self.focal_sigma_ratio < _MAX_SIGMA_RATIO
             and self.error_ratio < max(_MAX_ERROR_RATIO, _MAX_ERROR_NOISES * self.noise_ratio)
         )

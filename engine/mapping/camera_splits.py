@@ -149,10 +149,7 @@ class CameraSplits:
         keys = [source_key, *(k for k, source in self._source_key.items() if source == source_key)]
         if len(keys) < 2:
             return source_key
-        neighbors = {
-            pair.pair.second if pair.pair.first == keyframe.frame_id else pair.pair.first: pair
-            for pair in pairs
-        }
+        neighbors = {pair.pair.other(keyframe.frame_id): pair for pair in pairs}
         inliers = {
             key: present.num_pose_inliers(keyframe, key, neighbors=neighbors) for key in keys
         }
@@ -287,7 +284,7 @@ class CameraSplits:
             if other.log_zoom - one.log_zoom >= _MIN_LARGE_JUMP:
                 break
             levels = join_levels(levels, one, other)
-        out = set(_unplaced_ids(present, levels)).difference(apart)
+        out = set(_unplaced_ids(present, levels, apart=apart))
         held = {i for one in levels for i in one.frame_ids}.difference(out, apart)
         keys = {self._graph.keyframe(i).calibration_key for i in out | held}
         if min(len(out), len(held)) < _MIN_KEYFRAMES_PER_LEVEL or len(keys) > 1:
@@ -622,13 +619,16 @@ def _key(source_key: str, number: int) -> str:
     return source_key if number == 1 else f"{source_key}#{number}"
 
 
-def _unplaced_ids(present: SparseMap, levels: Sequence[ZoomLevel]) -> list[FrameId]:
-    """Keyframes of the levels that a map mostly does not hold."""
+def _unplaced_ids(
+    present: SparseMap, levels: Sequence[ZoomLevel], *, apart: Collection[FrameId]
+) -> list[FrameId]:
+    """Keyframes of the levels that a map mostly does not hold, leaving out those apart."""
+    asked = [[i for i in level.frame_ids if i not in apart] for level in levels]
     return [
         frame_id
-        for level in levels
-        if 2 * sum(map(present.is_registered, level.frame_ids)) < len(level.frame_ids)
-        for frame_id in level.frame_ids
+        for frame_ids in asked
+        if 2 * sum(map(present.is_registered, frame_ids)) < len(frame_ids)
+        for frame_id in frame_ids
     ]
 
 

@@ -15,6 +15,7 @@ Frahm, CVPR 2016; the maps of a visual SLAM system: Campos et al., ORB-SLAM3, T-
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -314,7 +315,7 @@ class Components:
         """Inliers of a keyframe's pairs with each map's keyframes; always has the main map."""
         inliers: Counter[int] = Counter({MAIN: 0})
         for pair in self._builder.pairs_of(frame_id):
-            other = pair.pair.first if pair.pair.second == frame_id else pair.pair.second
+            other = pair.pair.other(frame_id)
             number = self._graph.map_number(other)
             if number is not None:
                 inliers[number] += pair.num_inliers
@@ -352,10 +353,9 @@ class Components:
         repair = one.misplacements.repair(one.sparse_map, [frame_id], config=self._growth)
         if repair is None:
             return
-        one.sparse_map, misplacement = repair.sparse_map, repair.misplacement
+        misplacement = repair.misplacement
         self._builder.distrust(misplacement.misleading)
-        for misplaced in misplacement.keyframe_ids:
-            self._update_graph(one, misplaced)
+        self._replace(one, repair.sparse_map)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -365,14 +365,22 @@ class Components:
         )
 
     def _grow_by(self, one: _Component, frame_id: FrameId, *, is_retry: bool) -> bool:
+        started_s = time.monotonic()
         registration = register_and_refine(one.sparse_map, frame_id, config=self._growth)
         if registration.status is not RegistrationStatus.REGISTERED:
             return False
-        self._report(one, frame_id, registration, is_retry=is_retry)
+        elapsed_s = time.monotonic() - started_s
+        self._report(one, frame_id, registration, is_retry=is_retry, elapsed_s=elapsed_s)
         return True
 
     def _report(
-        self, one: _Component, frame_id: FrameId, registration: Registration, *, is_retry: bool
+        self,
+        one: _Component,
+        frame_id: FrameId,
+        registration: Registration,
+        *,
+        is_retry: bool,
+        elapsed_s: float,
     ) -> None:
         self._update_graph(one, frame_id)
         self._emit(
@@ -383,7 +391,7 @@ class Components:
                 num_registered=one.sparse_map.num_registered,
                 num_points3D=one.sparse_map.num_points3D,
                 is_retry=is_retry,
-                elapsed_s=0.0,
+                elapsed_s=elapsed_s,
                 map_number=one.number,
             )
         )
@@ -435,6 +443,7 @@ class Components:
 
     def _settled(self, main: SparseMap, *, config: GrowthConfig, is_final: bool) -> SparseMap:
         """Joins maps as long as some can be; the fullest becomes the main one."""
+        self.release(main)
         main = self.lead(main, is_final=is_final)
         while (joined := self._join_once(main, config=config)) is not None:
             main = self.lead(joined, is_final=is_final)
@@ -444,13 +453,13 @@ class Components:
         """Joins two maps; returns the main map then, None when there are no two to join."""
         across = self._inliers_across()
         for (number, onto_number), (num_pairs, num_inliers) in sorted(across.items()):
-            pair = [self._numbered(number)]
+            one = self._numbered(number)
             onto = None if onto_number == MAIN else self._numbered(onto_number)
-            tried = pair[0].tried.get(onto_number, 0)
+            tried = one.tried.get(onto_number, 0)
             if num_pairs < _MIN_PAIRS_ACROSS or num_inliers < max(1, _MORE_TO_JOIN * tried):
                 continue
-            pair[0].tried[onto_number] = num_inliers
-            joined = self._joined(main, pair[0], onto, num_pairs=num_pairs, config=config)
+            one.tried[onto_number] = num_inliers
+            joined = self._joined(main, one, onto, num_pairs=num_pairs, config=config)
             if joined is not None:
                 return joined
         return None
@@ -493,10 +502,8 @@ class Components:
             for frame_id in merged.moved_ids:
                 self._graph.set_registered(frame_id, True)
             return merged.sparse_map
-        onto.sparse_map = merged.sparse_map
         onto.tried.clear()
-        for frame_id in onto.sparse_map.registered_ids:
-            self._update_graph(onto, frame_id)
+        self._replace(onto, merged.sparse_map)
         return main
 
     def _leave(self, one: _Component, merged: MergedMap) -> None:
@@ -510,7 +517,7 @@ class Components:
         for one in self._components:
             for frame_id in one.sparse_map.registered_ids:
                 for pair in self._builder.pairs_of(frame_id):
-                    other = pair.pair.first if pair.pair.second == frame_id else pair.pair.second
+                    other = pair.pair.other(frame_id)
                     number = self._graph.map_number(other)
                     if number is not None and number < one.number:
                         num_pairs[one.number, number] += 1
@@ -575,11 +582,8 @@ class Components:
                 for keyframe in keyframes
             ):
                 self._builder.complete(one.sparse_map, like=main, frame_ids=())
-                one.sparse_map = self._builder.rebuilt(one.sparse_map, change, is_whole=False)
-                lost = [
-                    k.frame_id for k in keyframes if not one.sparse_map.is_registered(k.frame_id)
-                ]
-                self._take_out(one, [], lost=lost)
+                rebuilt = self._builder.rebuilt(one.sparse_map, change, is_whole=False)
+                self._replace(one, rebuilt)
 
     def clear(self) -> None:
         """Drops all components."""
@@ -615,9 +619,11 @@ class Components:
                 for i in self._graph.keyframe_ids
                 if self._graph.map_number(i) not in (None, one.number)
             }
+            started_s = time.monotonic()
             grown = grow_fully(one.sparse_map, config=self._final_growth, exclude=elsewhere)
+            each_s = (time.monotonic() - started_s) / max(1, len(grown))
             for frame_id, registration in grown.items():
-                self._report(one, frame_id, registration, is_retry=True)
+                self._report(one, frame_id, registration, is_retry=True, elapsed_s=each_s)
             one.tried.clear()
         main = self._settled(main, config=self._final_growth, is_final=True)
         for one in list(self._components):
@@ -657,11 +663,7 @@ class Components:
         built = self._builder.separate(main, around)
         if built is None or built.sparse_map.num_registered <= len(held):
             return
-        one.sparse_map = built.sparse_map
-        for frame_id in around:
-            self._graph.set_registered(frame_id, False)
-        for frame_id in one.sparse_map.registered_ids:
-            self._update_graph(one, frame_id)
+        self._replace(one, built.sparse_map)
 
     def add_separate(self, sparse_maps: Sequence[SparseMap]) -> None:
         """Adds maps that were built at the end of what no map held."""
@@ -682,6 +684,20 @@ class Components:
         for frame_id in sparse_map.registered_ids:
             self._update_graph(one, frame_id)
         return one
+
+    def _replace(self, one: _Component, sparse_map: SparseMap) -> None:
+        """Makes a map that of a component, without the keyframes that other maps hold."""
+        lost = [i for i in one.sparse_map.registered_ids if not sparse_map.is_registered(i)]
+        elsewhere = [
+            i
+            for i in sparse_map.registered_ids
+            if self._graph.map_number(i) not in (None, one.number)
+        ]
+        one.sparse_map = sparse_map
+        self._take_out(one, elsewhere, lost=lost)
+        if one in self._components:
+            for frame_id in sparse_map.registered_ids:
+                self._update_graph(one, frame_id)
 
     def _take_out(
         self,

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from engine.mapping.map_similarity import MapMatches
+from engine.estimators.similarity import estimate_map_similarity
+from engine.mapping.map_similarity import MAX_ERROR_PX, MIN_AGREEING, MapMatches
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Contradiction, FrameId, VerifiedPair
 
@@ -33,6 +34,8 @@ def find_contradictions(
     Returns:
         The pairs with what contradicts the map, in order of their keyframes.
     """
+    if frame_ids is None:
+        sparse_map.count_covisibility()
     asked = sparse_map.registered_ids if frame_ids is None else sorted(frame_ids)
     unused: dict[tuple[FrameId, FrameId], VerifiedPair] = {}
     for frame_id in asked:
@@ -45,7 +48,7 @@ def find_contradictions(
                 continue
             if sparse_map.is_registered(other):
                 unused[verified.pair.first, verified.pair.second] = verified
-    matches = MapMatches(sparse_map, sparse_map, max_error_px=1.0)
+    matches = MapMatches(sparse_map, sparse_map, max_error_px=MAX_ERROR_PX)
     examined = ((verified, _examine(verified, matches)) for _, verified in sorted(unused.items()))
     return [(verified, found) for verified, found in examined if found is not None]
 
@@ -56,8 +59,11 @@ def _examine(verified: VerifiedPair, matches: MapMatches) -> Contradiction | Non
     num_common = int(np.count_nonzero((ids1 >= 0) & (ids1 == ids2)))
     if num_apart < _MIN_MATCHES or num_common >= _USED_RATIO * verified.num_inliers:
         return None
-    errors_px = matches.matched_points([verified]).errors(np.eye(4)[None, :3])[0]
-    error_px = float(np.median(errors_px))
+    matched = matches.matched_points([verified])
+    error_px = MAX_ERROR_PX * float(np.median(matched.errors(np.eye(4)[None, :3])[0]))
     if error_px <= _CONTRADICTION_PX:
         return None
+    asked = estimate_map_similarity(matched, seed=0)
+    if asked is None or asked.num_inliers < MIN_AGREEING:
+        return None  # its matches contradict each other, too
     return Contradiction(pair=verified.pair, num_matches=num_apart, error_px=min(error_px, 1e6))

@@ -45,7 +45,9 @@ def _register(sparse_map: SparseMap, frame_id: FrameId, *, min_inlier_ratio: flo
     """Registers a keyframe where its strongest pairs agree with its place.
 
     Many weak pairs with repeated structure may outvote a strong one. Where the strongest pairs
-    contradict the pose that most matches agree on, they pose the keyframe alone, or it waits.
+    contradict the pose that most matches agree on, they pose the keyframe alone, or it waits. Where
+    they see too little of the map for that, nothing better is known, and it stays a hypothesis for
+    the repair of misplacements.
     """
     contradicting: dict[FrameId, VerifiedPair] = {}
 
@@ -65,8 +67,11 @@ def _register(sparse_map: SparseMap, frame_id: FrameId, *, min_inlier_ratio: flo
         neighbors=dict(contradicting),
         is_credible=is_credible,
     )
-    is_registered = by_strong_pairs.status is RegistrationStatus.REGISTERED
-    return by_strong_pairs if is_registered else registration
+    if by_strong_pairs.status is RegistrationStatus.REGISTERED:
+        return by_strong_pairs
+    if by_strong_pairs.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES:
+        return sparse_map.register(frame_id, min_inlier_ratio=min_inlier_ratio)
+    return registration
 
 
 def adjust_in_place(sparse_map: SparseMap, *, config: GrowthConfig) -> None:

@@ -28,7 +28,7 @@ from engine.estimators.similarity_graph import GraphEdge, SolvedGraph, solve_sim
 from engine.events import LoopCorrected, LoopRefused
 from engine.geometry import camera_center, rotation_vector_from, transform_points
 from engine.mapping.growth import GrowthConfig, adjust_in_place
-from engine.mapping.map_similarity import MapMatches
+from engine.mapping.map_similarity import MAX_ERROR_PX, MIN_AGREEING, MapMatches
 from engine.mapping.sparse_map import SparseMap
 from engine.types import (
     Contradiction,
@@ -38,9 +38,7 @@ from engine.types import (
     VerifiedPair,
 )
 
-_MAX_ERROR_PX = 8.0  # at an image edge of 1000 px: of a match that agrees with a similarity
 _MIN_MATCHES = 10  # with a point on both sides
-_MIN_INLIERS = 12  # that agree with a similarity
 _MIN_PAIRS = 3  # that ask for the same correction
 _MIN_KEYFRAMES = 2  # different ones at either end
 _USED_RATIO = 0.5  # of the matches with two points, that are common points
@@ -108,7 +106,7 @@ def correct_loops(
     )
     if not is_enough(agreeing):
         reason = "the pairs do not ask for one and the same correction"
-        return _refused(contradictions, reason, refuted=() if agreeing else wrong)
+        return _refused(contradictions, reason, refuted=wrong)
     moved = {i: graph.moved_from_map[part] for i, part in parts.items()}
     candidate = _moved_map(sparse_map, moved, wrong, config=config)
     before, after = sparse_map.fit(parts), candidate.fit(parts)
@@ -132,7 +130,7 @@ def correct_loops(
 def _links(sparse_map: SparseMap, *, seed: int) -> list[_Link]:
     """What each pair of registered keyframes says of their places."""
     order = {frame_id: number for number, frame_id in enumerate(sparse_map.registered_ids)}
-    matches = MapMatches(sparse_map, sparse_map, max_error_px=_MAX_ERROR_PX)
+    matches = MapMatches(sparse_map, sparse_map, max_error_px=MAX_ERROR_PX)
     links = []
     for frame_id in order:
         for other, verified in sorted(sparse_map.neighbors(frame_id).items()):
@@ -158,7 +156,7 @@ def _link(
         agrees, similarity = is_common, np.eye(4)[:3]
     else:
         found = estimate_map_similarity(matched, seed=seed)
-        if found is None or found.num_inliers < _MIN_INLIERS:
+        if found is None or found.num_inliers < MIN_AGREEING:
             return None
         agrees, similarity = found.is_inlier, found.a_from_b
     offsets = matched.points_in_a[agrees] - matched.centers_in_a[agrees]

@@ -16,6 +16,8 @@ from engine.geometry import camera_center, image_scale
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, Int64Array, VerifiedPair
 
+MAX_ERROR_PX = 8.0  # at an image edge of 1000 px: of a match that agrees with a similarity
+MIN_AGREEING = 12  # matches that make a similarity believable
 _NO_POINT = -1
 
 

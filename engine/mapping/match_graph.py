@@ -74,7 +74,7 @@ class MatchGraph:
         self._add(pairs)
 
     def add_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
-        """Adds pairs between keyframes added before.
+        """Adds pairs between keyframes added before; a distrusted one is trusted again.
 
         Raises:
             MapError: a keyframe is unknown, or a pair comes twice; nothing is added.
@@ -112,9 +112,11 @@ class MatchGraph:
     def _add(self, pairs: Sequence[VerifiedPair]) -> None:
         for verified in pairs:
             first, second = verified.pair.first, verified.pair.second
-            geometry = pycolmap.TwoViewGeometry()
-            geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
-            geometry.inlier_matches = verified.inlier_matches_idx
-            self._correspondences.add_two_view_geometry(first, second, geometry)
+            # COLMAP's graph has those that were distrusted, and takes no pair twice.
+            if not self._correspondences.num_matches_between_images(first, second):
+                geometry = pycolmap.TwoViewGeometry()
+                geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
+                geometry.inlier_matches = verified.inlier_matches_idx
+                self._correspondences.add_two_view_geometry(first, second, geometry)
             self._neighbors[first][second] = verified
             self._neighbors[second][first] = verified

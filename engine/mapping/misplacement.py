@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import networkx
 
 from engine.mapping.growth import GrowthConfig, adjust_in_place, grow_fully
-from engine.mapping.place_evidence import CONTRADICTION_PX, epipolar_error_px, is_strong
+from engine.mapping.place_evidence import PairErrors, is_strong
 from engine.mapping.sparse_map import SparseMap
 from engine.types import FrameId, ImagePair, VerifiedPair
 
@@ -78,7 +78,6 @@ class MisplacementRepair:
         frame_ids: Iterable[FrameId],
         *,
         config: GrowthConfig,
-        is_thorough: bool = False,
     ) -> Repair | None:
         """Puts misplaced keyframes right on a copy of the map; None when that makes it no better.
 
@@ -86,13 +85,43 @@ class MisplacementRepair:
             sparse_map: the map; it stays as it is.
             frame_ids: registered keyframes whose pairs are asked for contradictions.
             config: thresholds of growing.
-            is_thorough: see `find_misplacement`.
         """
-        misplacement = find_misplacement(
-            sparse_map, frame_ids, ignored=self._tried, is_thorough=is_thorough
-        )
-        if misplacement is None:
-            return None
+        misplacement = find_misplacement(sparse_map, frame_ids, ignored=self._tried)
+        return None if misplacement is None else self._try(sparse_map, misplacement, config=config)
+
+    def repair_all(
+        self, sparse_map: SparseMap, *, config: GrowthConfig, max_tries: int
+    ) -> Iterator[Repair]:
+        """Puts misplaced keyframes right one after the other, each on a copy of the map before.
+
+        All pairs are examined, and thoroughly (see `find_misplacement`): for the end of a run. The
+        maps must stay as they are meanwhile.
+
+        Args:
+            sparse_map: the map.
+            config: thresholds of growing.
+            max_tries: misplacements that are tried at most.
+        """
+        self.forget()
+        errors = PairErrors(sparse_map)
+        for _ in range(max_tries):
+            misplacement = find_misplacement(
+                sparse_map,
+                sparse_map.registered_ids,
+                ignored=self._tried,
+                is_thorough=True,
+                errors=errors,
+            )
+            if misplacement is None:
+                return
+            repair = self._try(sparse_map, misplacement, config=config)
+            if repair is not None:
+                sparse_map, errors = repair.sparse_map, PairErrors(repair.sparse_map)
+                yield repair
+
+    def _try(
+        self, sparse_map: SparseMap, misplacement: Misplacement, *, config: GrowthConfig
+    ) -> Repair | None:
         self._tried.update((misplacement.evidence, *misplacement.contradicting))
         candidate = repaired(sparse_map, misplacement, config=config)
         if candidate is None:
@@ -106,6 +135,7 @@ def find_misplacement(
     *,
     ignored: Collection[ImagePair] = (),
     is_thorough: bool = False,
+    errors: PairErrors | None = None,
 ) -> Misplacement | None:
     """Looks for keyframes in the wrong place when strong pairs contradict the map.
 
@@ -116,14 +146,16 @@ def find_misplacement(
         ignored: pairs that are no evidence.
         is_thorough: whether contradictions count, too, that are a little weaker than what holds the
             keyframes where they are.
+        errors: of the map's pairs, as far as they are known.
 
     Returns:
         What to take out of the map, or None when the strongest evidence agrees with it.
     """
+    errors = errors or PairErrors(sparse_map)
     if not any(
-        pair.pair not in ignored
+        pair.pair not in ignored and errors.contradicts(pair)
         for frame_id in frame_ids
-        for pair in contradicted_pairs(sparse_map, frame_id)
+        for pair in strong_pairs(sparse_map, frame_id)
     ):
         return None
     tree = networkx.maximum_spanning_tree(_registered_graph(sparse_map), weight="strength")
@@ -132,13 +164,13 @@ def find_misplacement(
         for _, _, data in sorted(tree.edges(data=True), key=lambda edge: edge[2]["pair"].pair)
         if data["pair"].pair not in ignored
         and is_strong(sparse_map, data["pair"])
-        and _contradicts(sparse_map, data["pair"])
+        and errors.contradicts(data["pair"])
     ]
     if not contradicted:
-        return _weakly_held(sparse_map, ignored) if is_thorough else None
+        return _weakly_held(sparse_map, ignored, errors) if is_thorough else None
     tree.remove_edges_from([(pair.pair.first, pair.pair.second) for _, pair in contradicted])
     strongest = max(contradicted, key=lambda one: (one[0], one[1].pair))
-    return _misplacement(sparse_map, tree, evidence=strongest[1].pair)
+    return _misplacement(sparse_map, tree, errors, evidence=strongest[1].pair)
 
 
 def contested_places(sparse_map: SparseMap) -> tuple[ContestedPlace, ...]:
@@ -149,7 +181,8 @@ def contested_places(sparse_map: SparseMap) -> tuple[ContestedPlace, ...]:
     """
     found: list[ContestedPlace] = []
     ignored: set[ImagePair] = set()
-    while (one := _weakly_held(sparse_map, ignored, min_ratio=1.0)) is not None:
+    errors = PairErrors(sparse_map)
+    while (one := _weakly_held(sparse_map, ignored, errors, min_ratio=1.0)) is not None:
         ignored.update((one.evidence, *one.contradicting))
         found.append(
             ContestedPlace(
@@ -164,7 +197,11 @@ def contested_places(sparse_map: SparseMap) -> tuple[ContestedPlace, ...]:
 
 
 def _weakly_held(
-    sparse_map: SparseMap, ignored: Collection[ImagePair], *, min_ratio: float = _NEARLY_AS_STRONG
+    sparse_map: SparseMap,
+    ignored: Collection[ImagePair],
+    errors: PairErrors,
+    *,
+    min_ratio: float = _NEARLY_AS_STRONG,
 ) -> Misplacement | None:
     """Keyframes that pairs hold where they are which are little stronger than a contradiction.
 
@@ -174,7 +211,7 @@ def _weakly_held(
     graph = _registered_graph(sparse_map)
     contradicting = []
     for first, second, data in list(graph.edges(data=True)):
-        if not _contradicts(sparse_map, data["pair"]):
+        if not errors.contradicts(data["pair"]):
             continue  # it holds its keyframes where they are
         graph.remove_edge(first, second)
         if data["pair"].pair not in ignored and is_strong(sparse_map, data["pair"]):
@@ -182,24 +219,28 @@ def _weakly_held(
     tree = networkx.maximum_spanning_tree(graph, weight="strength")
     for strength, pair in sorted(contradicting, key=lambda one: (-one[0], one[1])):
         if not networkx.has_path(tree, pair.first, pair.second):
-            return _misplacement(sparse_map, tree, evidence=pair)
+            return _misplacement(sparse_map, tree, errors, evidence=pair)
         path = networkx.shortest_path(tree, pair.first, pair.second)
         links = [(tree.edges[link]["strength"], link) for link in itertools.pairwise(path)]
         weakest, link = min(links)
         if strength > min_ratio * weakest:
             tree.remove_edge(*link)
-            return _misplacement(sparse_map, tree, evidence=pair)
+            return _misplacement(sparse_map, tree, errors, evidence=pair)
     return None
 
 
 def _misplacement(
-    sparse_map: SparseMap, tree: networkx.Graph[FrameId], *, evidence: ImagePair
+    sparse_map: SparseMap,
+    tree: networkx.Graph[FrameId],
+    errors: PairErrors,
+    *,
+    evidence: ImagePair,
 ) -> Misplacement:
     """What is wrong if the parts of a tree that was cut are not where they are to each other."""
     # The largest part stays; of equal ones the part with the oldest keyframe.
     parts = sorted(networkx.connected_components(tree), key=lambda part: (-len(part), min(part)))
     between = _pairs_between(sparse_map, parts)
-    is_contradicting = [_contradicts(sparse_map, pair) for pair in between]
+    is_contradicting = [errors.contradicts(pair) for pair in between]
     return Misplacement(
         keyframe_ids=tuple(sorted(set().union(*parts[1:]))),
         misleading=_pairs_where(between, is_contradicting, wanted=False),
@@ -217,12 +258,13 @@ def repaired(
     grow_fully(candidate, config=config)
     if candidate.num_registered < sparse_map.num_registered:
         return None
+    errors = PairErrors(candidate)
     confirmed = [
         pair
         for pair in misplacement.contradicting
         if candidate.is_registered(pair.first)
         and candidate.is_registered(pair.second)
-        and not _contradicts(candidate, candidate.neighbors(pair.first)[pair.second])
+        and not errors.contradicts(candidate.neighbors(pair.first)[pair.second])
     ]
     if len(confirmed) < _MIN_EVIDENCE:
         return None
@@ -262,11 +304,6 @@ def strong_pairs(sparse_map: SparseMap, frame_id: FrameId) -> list[VerifiedPair]
     ]
 
 
-def contradicted_pairs(sparse_map: SparseMap, frame_id: FrameId) -> Iterator[VerifiedPair]:
-    """The strong pairs of a registered keyframe that contradict the map."""
-    return (pair for pair in strong_pairs(sparse_map, frame_id) if _contradicts(sparse_map, pair))
-
-
 def _registered_graph(sparse_map: SparseMap) -> networkx.Graph[FrameId]:
     graph: networkx.Graph[FrameId] = networkx.Graph()
     for frame_id in sparse_map.registered_ids:
@@ -292,8 +329,3 @@ def _pairs_where(
     pairs: Sequence[VerifiedPair], flags: Sequence[bool], *, wanted: bool
 ) -> tuple[ImagePair, ...]:
     return tuple(one.pair for one, flag in zip(pairs, flags, strict=True) if flag is wanted)
-
-
-def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
-    """Whether the map's poses put a pair's matches far from their epipolar lines."""
-    return epipolar_error_px(sparse_map, verified) > CONTRADICTION_PX

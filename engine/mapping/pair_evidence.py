@@ -7,18 +7,14 @@ verifies pairs which share nothing gives them at a steady rate.
 
 from __future__ import annotations
 
-import numpy as np
-
-from engine.estimators.lenses import camera_focal_px, unit_rays
-from engine.estimators.two_view_geometry import epipolar_angles_rad
-from engine.geometry import compose_poses, image_scale, invert_pose
+from engine.mapping.place_evidence import CONTRADICTION_PX, epipolar_error_px
 from engine.mapping.sparse_map import SparseMap
-from engine.matching.pair_agreement import PairAgreement, pair_strength
+from engine.matching.pair_agreement import PairAgreement
+from engine.matching.pair_strength import pair_strength
 from engine.types import FrameId, ImagePair, VerifiedPair
 
 _MIN_INDEPENDENT = 30  # inliers, of a pair that counts
 _MAX_SHARED_RATIO = 0.1  # of a pair's inliers seen as common points: a pair with more is in use
-_CONTRADICTION_PX = 20.0  # median distance to the epipolar line, at an image edge of 1000 px
 _MIN_WRONG = 3  # pairs
 _MIN_WRONG_RATIO = 0.01  # of the pairs that count
 
@@ -54,6 +50,12 @@ class PairEvidence:
                 self._examine(sparse_map, frame_id)
                 self._examined.add(frame_id)
         many = max(_MIN_WRONG, _MIN_WRONG_RATIO * self._num_counting)
+        if len(self._contradicting) < many:
+            return False
+        # The map may have been repaired, or be another one than when they were examined.
+        self._contradicting = [
+            pair for pair in self._contradicting if _still_contradicts(sparse_map, pair)
+        ]
         return len(self._contradicting) >= many and self.num_wrong >= many
 
     def _examine(self, sparse_map: SparseMap, frame_id: FrameId) -> None:
@@ -79,15 +81,12 @@ def _is_spread(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
 
 def _contradicts(sparse_map: SparseMap, verified: VerifiedPair) -> bool:
     """Whether the map's poses put a pair's matches far from their epipolar lines."""
-    ends = (verified.pair.first, verified.pair.second)
-    first, second = (sparse_map.keyframe(i) for i in ends)
-    camera1, camera2 = (sparse_map.camera(one.calibration_key) for one in (first, second))
-    pose1, pose2 = (sparse_map.cam_from_world(i) for i in ends)
-    rows1, rows2 = verified.inlier_matches_idx.T
-    angles_rad = epipolar_angles_rad(
-        unit_rays(camera1, first.features.keypoints_xy[rows1]),
-        unit_rays(camera2, second.features.keypoints_xy[rows2]),
-        cam2_from_cam1=compose_poses(pose2, invert_pose(pose1)),
-    )
-    max_px = _CONTRADICTION_PX * image_scale(camera2.width, camera2.height)
-    return bool(np.median(angles_rad) * camera_focal_px(camera2) > max_px)
+    return epipolar_error_px(sparse_map, verified) > CONTRADICTION_PX
+
+
+def _still_contradicts(sparse_map: SparseMap, pair: ImagePair) -> bool:
+    """The same of a pair whose keyframes the map may not hold any more, nor the pair itself."""
+    if not (sparse_map.is_registered(pair.first) and sparse_map.is_registered(pair.second)):
+        return False
+    verified = sparse_map.neighbors(pair.first).get(pair.second)
+    return verified is not None and _contradicts(sparse_map, verified)

@@ -48,6 +48,25 @@ class PairEvidence:
         return self.error_px > CONTRADICTION_PX
 
 
+class PairErrors:
+    """How far pairs are from a map that stays as it is, each measured once.
+
+    Args:
+        sparse_map: the map.
+    """
+
+    def __init__(self, sparse_map: SparseMap) -> None:
+        self._sparse_map = sparse_map
+        self._errors_px: dict[ImagePair, float] = {}
+
+    def contradicts(self, verified: VerifiedPair) -> bool:
+        """Whether the map's poses put a pair's matches far from their epipolar lines."""
+        pair = verified.pair
+        if pair not in self._errors_px:
+            self._errors_px[pair] = epipolar_error_px(self._sparse_map, verified)
+        return self._errors_px[pair] > CONTRADICTION_PX
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeakPlace:
     """A registered keyframe whose place the map supports weakly, or strong pairs contradict."""

@@ -24,7 +24,7 @@ from engine.mapping.calibration_control import CalibrationControl, CalibrationSt
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
-from engine.matching.pair_agreement import pair_strength
+from engine.matching.pair_strength import pair_strength
 from engine.types import (
     Features,
     Float64Array,
@@ -193,6 +193,29 @@ class SparseMap:
         if frame_id not in self._covisibility:
             self._covisibility[frame_id] = self._count_covisibility(frame_id)
         return self._covisibility[frame_id]
+
+    def count_covisibility(self) -> None:
+        """Counts the covisibility of all registered keyframes at once, cheaper than one by one."""
+        frame_ids = self.registered_ids
+        if all(frame_id in self._covisibility for frame_id in frame_ids):
+            return
+        all_ids = [self.point3D_ids(frame_id) for frame_id in frame_ids]
+        own_ids = [ids[ids != _NO_POINT] for ids in all_ids]
+        observed = np.concatenate(own_ids)
+        order = np.argsort(observed, kind="stable")
+        observed = observed[order]
+        observers = np.repeat(np.arange(len(own_ids)), [len(ids) for ids in own_ids])[order]
+        for number, own in enumerate(own_ids):
+            first = np.searchsorted(observed, own, side="left")
+            lengths = np.searchsorted(observed, own, side="right") - first
+            rows = np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+            rows += np.arange(len(rows))  # of all observations of its points
+            counts = np.bincount(observers[rows], minlength=len(frame_ids))
+            counts[number] = 0
+            most_first = np.argsort(-counts, kind="stable")
+            self._covisibility[frame_ids[number]] = {
+                frame_ids[k]: int(counts[k]) for k in most_first.tolist() if counts[k]
+            }
 
     # -- growing --------------------------------------------------------------------------------
 

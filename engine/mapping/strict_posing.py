@@ -15,10 +15,10 @@ import numpy as np
 
 from engine.config import RegistrationConfig
 from engine.estimators.absolute_pose import estimate_absolute_pose
-from engine.geometry import camera_center
+from engine.geometry import camera_center, rotation_angle_rad
 from engine.mapping.growth import GrowthConfig, register_and_refine
 from engine.mapping.sparse_map import Registration, SparseMap
-from engine.matching.pair_agreement import num_cells
+from engine.matching.pair_strength import num_cells
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     Float64Array,
@@ -65,8 +65,7 @@ class _PairPose:
 
     def agrees_with(self, other: _PairPose, *, extent: float) -> bool:
         """Whether two pairs pose the keyframe at one place."""
-        turn = self.cam_from_world[:, :3] @ other.cam_from_world[:, :3].T
-        turn_rad = math.acos(min(1.0, max(-1.0, (float(np.trace(turn)) - 1.0) / 2.0)))
+        turn_rad = rotation_angle_rad(self.cam_from_world[:, :3], other.cam_from_world[:, :3])
         shift = camera_center(self.cam_from_world) - camera_center(other.cam_from_world)
         shift_ratio = float(np.linalg.norm(shift)) / max(extent, 1e-12)
         return turn_rad < _MAX_TURN_RAD and shift_ratio < _MAX_SHIFT_RATIO
@@ -118,7 +117,7 @@ class StrictPosing:
             if sparse_map.is_registered(frame_id) or self._graph.map_number(frame_id) is not None:
                 continue  # it has a place, in this map or another one
             witnesses = self._witnesses(sparse_map, frame_id)
-            others = {_other(one.pair, frame_id) for one in witnesses}
+            others = {one.pair.other(frame_id) for one in witnesses}
             if not others or (not again and others == self._tried_with.get(frame_id)):
                 continue
             self._tried_with[frame_id] = others
@@ -155,7 +154,7 @@ class StrictPosing:
             return []
         witnesses = []
         for verified in self._graph.verified_pairs(frame_id):
-            other = _other(verified.pair, frame_id)
+            other = verified.pair.other(frame_id)
             if other not in self._posed and sparse_map.is_registered(other):
                 witnesses.append(verified)
         return witnesses
@@ -163,7 +162,7 @@ class StrictPosing:
     def _pose(
         self, sparse_map: SparseMap, frame_id: FrameId, verified: VerifiedPair
     ) -> _PairPose | None:
-        other = _other(verified.pair, frame_id)
+        other = verified.pair.other(frame_id)
         rows, point3D_ids = sparse_map.visible_points(frame_id, neighbors={other: verified})
         keyframe = sparse_map.keyframe(frame_id)
         pose = estimate_absolute_pose(
@@ -223,7 +222,3 @@ def _extent(sparse_map: SparseMap) -> float:
         [camera_center(sparse_map.cam_from_world(i)) for i in sparse_map.registered_ids]
     )
     return float(np.linalg.norm(np.ptp(centers, axis=0)))
-
-
-def _other(pair: ImagePair, frame_id: FrameId) -> FrameId:
-    return pair.first if pair.second == frame_id else pair.second

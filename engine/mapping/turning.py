@@ -15,9 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from engine.estimators.lenses import camera_focal_px
 from engine.estimators.turning import (
-    UNKNOWN_FOCAL,
     FocalPrior,
     ImageShape,
     TurningPair,
@@ -61,7 +59,8 @@ _NUM_STRONG = 4  # of those
 _MAX_PAIRS_PER_KEYFRAME = 3
 _MORE_TO_EMIT = 1.5  # times the keyframes of a stretch when it was emitted last
 _FOUND_SIGMA_RATIO = 0.03  # of a focal length that turns told, for those that follow
-_MAX_PRIOR_SIGMAS = 3.0  # of a focal length from what is known of it
+_MAX_PRIOR_SIGMAS = 3.0  # of a focal length from what is known of it,
+_MAX_PRIOR_RATIO = 0.2  # unless it is this close
 _MORE_PAUSE = 4  # times the keyframes between two tries of turns with zooms
 _MORE_TO_TRY = 1.5  # times the keyframes of a run when turns were tried last, and told nothing
 
@@ -223,6 +222,8 @@ class TurningWatch:
         pairs = self._pairs_of_run(latest)
         if len(pairs) < _MIN_PAIRS or not self._may_all_turn(sparse_map, pairs):
             return
+        if self._of_pairs(sparse_map, pairs, zooms=False).is_explained:
+            return  # there is no zoom
         run = self._tried(sparse_map, _Run(frame_ids=latest), zooms=True)
         if run.is_turning:
             self._runs[camera_key] = run
@@ -463,7 +464,7 @@ class TurningWatch:
     def _is_near_turn(self, sparse_map: SparseMap, verified: VerifiedPair, *, zooms: bool) -> bool:
         first, second = self._keyframes(verified)
         if _is_given(sparse_map, first) and _is_given(sparse_map, second):
-            return self._of_given(sparse_map, verified)[0] >= _EXPLAINED_SHARE
+            return self._of_given(sparse_map, verified) >= _EXPLAINED_SHARE
         shape = ImageShape.of(second.width, second.height)
         pair = _turning_pair(verified, first, second)
         if nearest_turn_ratio(pair, shape) < _NEAR_RATIO:
@@ -484,6 +485,8 @@ class TurningWatch:
                 found = self._of_pairs(sparse_map, pairs, zooms=zooms, max_matches=_MAX_MATCHES)
             if found.is_turning:
                 return found
+            if found.is_explained:
+                return None  # by one focal length that is open: zooms would only hide that
         return None
 
     def _of_pairs(
@@ -497,61 +500,48 @@ class TurningWatch:
     ) -> _Explanation:
         ends = [self._keyframes(one) for one in pairs]
         keyframes = [one for end in ends for one in end]
-        if all(_is_given(sparse_map, one) for one in keyframes):
-            return self._of_given_pairs(sparse_map, pairs)
         names = [str(one.frame_id) if zooms else one.camera_key for one in keyframes]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         lenses = [numbers[name] for name in names]
-        priors = [UNKNOWN_FOCAL] * len(numbers)
-        if not zooms:
-            for number, one in zip(lenses, keyframes, strict=True):
-                priors[number] = focal or _focal_prior(sparse_map, one)
         matched = [
             _turning_pair(one, *end, lens1=lenses[2 * idx], lens2=lenses[2 * idx + 1])
             for idx, (one, end) in enumerate(zip(pairs, ends, strict=True))
         ]
-        shape = ImageShape.of(keyframes[0].width, keyframes[0].height)
-        fit = fit_turning(matched, shape=shape, priors=priors, max_matches=max_matches)
-        if fit.prior_sigmas > _MAX_PRIOR_SIGMAS:  # what was known may be wrong
-            fit = fit_turning(matched, shape=shape, max_matches=max_matches)
+        fit = fit_turning(
+            matched,
+            shape=ImageShape.of(keyframes[0].width, keyframes[0].height),
+            priors=[] if focal is None else [focal] * len(numbers),
+            max_matches=max_matches,
+        )
+        explained = fit.explained
+        if all(_is_given(sparse_map, one) for one in keyframes):
+            shares = [self._of_given(sparse_map, one) for one in pairs]
+            explained = np.minimum(explained, shares)
+        contradicts = not zooms and any(
+            _contradicts(sparse_map, one, focal_ratio=float(fit.focal_ratios[lens]))
+            for lens, one in zip(lenses, keyframes, strict=True)
+        )
         return _Explanation(
-            explained=fit.explained,
+            explained=explained,
             angles_rad=fit.angles_rad,
             fov_rad=_field_of_view_rad(float(fit.focal_ratios.max())),
-            is_determined=fit.is_determined,
+            is_determined=fit.is_determined and not contradicts,
             zooms=zooms,
             focal_ratio=float(fit.focal_ratios.max()),
         )
 
-    def _of_given_pairs(self, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Explanation:
-        found = [self._of_given(sparse_map, one) for one in pairs]
-        keyframes = [one for pair in pairs for one in self._keyframes(pair)]
-        ratios = [
-            camera_focal_px(sparse_map.camera(one.calibration_key)) / max(one.width, one.height)
-            for one in keyframes
-        ]
-        return _Explanation(
-            explained=np.array([share for share, _ in found]),
-            angles_rad=np.array([angle for _, angle in found]),
-            fov_rad=_field_of_view_rad(max(ratios)),
-            is_determined=True,
-            zooms=False,
-            focal_ratio=max(ratios),
-        )
-
-    def _of_given(self, sparse_map: SparseMap, verified: VerifiedPair) -> tuple[float, float]:
-        """Share of a calibrated pair's matches that a turn explains, and its angle in rad."""
+    def _of_given(self, sparse_map: SparseMap, verified: VerifiedPair) -> float:
+        """Share of a calibrated pair's matches that a turn explains."""
         first, second = self._keyframes(verified)
         points1_xy, points2_xy = _matched_points(verified, first, second)
-        share, rotation = share_explained_by_turning(
+        share, _ = share_explained_by_turning(
             points1_xy,
             points2_xy,
             camera1=sparse_map.camera(first.calibration_key),
             camera2=sparse_map.camera(second.calibration_key),
             noise_px=_noise_px(verified, points1_xy, points2_xy),
         )
-        cosine = (float(np.trace(rotation)) - 1.0) / 2.0
-        return share, math.acos(min(1.0, max(-1.0, cosine)))
+        return share
 
     def _keyframes(self, verified: VerifiedPair) -> tuple[Keyframe, Keyframe]:
         pair = verified.pair
@@ -618,14 +608,17 @@ def _is_given(sparse_map: SparseMap, keyframe: Keyframe) -> bool:
     return prior.is_constant or prior.origin in (CalibrationOrigin.FILE, CalibrationOrigin.KNOWN)
 
 
-def _focal_prior(sparse_map: SparseMap, keyframe: Keyframe) -> FocalPrior:
+def _contradicts(sparse_map: SparseMap, keyframe: Keyframe, *, focal_ratio: float) -> bool:
+    """Whether a focal length is not the one that is known of a keyframe.
+
+    What is known takes no part in finding it: before a plane it would seem to be found.
+    """
     prior = sparse_map.camera_prior(keyframe.calibration_key)
     if not (prior.origin.is_given or prior.origin in _KNOWN) or prior.focal_px <= 0.0:
-        return UNKNOWN_FOCAL
-    return FocalPrior(
-        ratio=prior.focal_px / max(keyframe.width, keyframe.height),
-        sigma_ratio=prior.focal_sigma_ratio,
-    )
+        return False
+    known_ratio = prior.focal_px / max(keyframe.width, keyframe.height)
+    bound = max(_MAX_PRIOR_SIGMAS * prior.focal_sigma_ratio, _MAX_PRIOR_RATIO)
+    return abs(math.log(focal_ratio / known_ratio)) > bound
 
 
 def _field_of_view_rad(focal_ratio: float) -> float:

@@ -10,9 +10,8 @@ everything, or where the run shows it, and elsewhere it only orders what is trus
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 import pycolmap
@@ -27,11 +26,10 @@ from engine.estimators.three_view import (
 )
 from engine.estimators.two_view_geometry import estimate_relative_pose
 from engine.geometry import image_scale
+from engine.matching.pair_strength import pair_strength
 from engine.matching.scene_graph import SceneGraph
 from engine.types import Float64Array, FrameId, ImagePair, Int64Array, Keyframe, VerifiedPair
 
-_CELLS_PER_EDGE = 8
-_MAX_PER_CELL = 4  # inliers of one cell that count: more of them say the same again
 _MAX_TRIPLETS = 8  # tried for a pair, of those whose turns close
 _MAX_FOCAL_CHANGE = 1.03  # a factor; pairs not agreed are tested again beyond it
 _RELATIVE_POSE_ERROR_PX = 3.0  # at an image edge of 1000 px
@@ -42,61 +40,8 @@ _MAX_VIEWS = 512  # whose rays are kept, the latest
 _SAME_PARAMS = 0.003  # of a camera, as a ratio: its rays are about the same
 
 
-class PairState(StrEnum):
-    """What other pairs say of a verified pair."""
-
-    AGREED = "agreed"  # a third view confirms it
-    CONTRADICTED = "contradicted"  # two agreed pairs say that it is wrong
-    OPEN = "open"  # nothing confirms it
-
-
 _Triplet = tuple["_Known", "_Known", "_Known"]
 CameraOf = Callable[[str], pycolmap.Camera]  # by calibration key, as calibrated at present
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairStrength:
-    """How much evidence the inliers of a pair are."""
-
-    num_cells: int  # of 8 x 8 in each image that hold inliers; the lower of two
-    num_independent: int  # inliers, at most a few of each cell; the lower of two images
-    inlier_ratio: float  # of the matches
-
-    @property
-    def score(self) -> float:
-        """Independent inliers, less those that matches at random would give."""
-        return self.num_independent * self.inlier_ratio
-
-
-def pair_strength(verified: VerifiedPair, first: Keyframe, second: Keyframe) -> PairStrength:
-    """The strength of a pair by spread and independence: a hundred inliers in a corner are few.
-
-    Args:
-        verified: the pair.
-        first: its first keyframe.
-        second: its second one.
-    """
-    counts = [
-        np.bincount(_cells(keyframe, rows), minlength=_CELLS_PER_EDGE**2)
-        for keyframe, rows in zip((first, second), verified.inlier_matches_idx.T, strict=True)
-    ]
-    return PairStrength(
-        num_cells=min(int(np.count_nonzero(one)) for one in counts),
-        num_independent=min(int(np.minimum(one, _MAX_PER_CELL).sum()) for one in counts),
-        inlier_ratio=verified.num_inliers / max(1, verified.num_matches),
-    )
-
-
-def num_cells(keyframe: Keyframe, rows: Int64Array) -> int:
-    """Cells of an 8 x 8 grid over a keyframe that hold some of its keypoints (K,)."""
-    return len(np.unique(_cells(keyframe, rows)))
-
-
-def _cells(keyframe: Keyframe, rows: Collection[int]) -> Int64Array:
-    size = (keyframe.width, keyframe.height)
-    places = keyframe.features.keypoints_xy[np.asarray(rows, np.int64)] / size * _CELLS_PER_EDGE
-    columns, lines = np.clip(places.astype(np.int64), 0, _CELLS_PER_EDGE - 1).T
-    return np.asarray(_CELLS_PER_EDGE * lines + columns)
 
 
 @dataclass(slots=True, eq=False)
@@ -177,19 +122,6 @@ class PairAgreement:
         """Those of some verified pairs that maps may use: all, or the agreed ones if required."""
         return [one for one in pairs if not self._is_required or self.is_agreed(one.pair)]
 
-    def state(self, pair: ImagePair) -> PairState:
-        """What other pairs say of a pair, as far as they were tested."""
-        known = self._known.get(pair)
-        if known is None:
-            return PairState.OPEN
-        if known.is_agreed:
-            return PairState.AGREED
-        return PairState.CONTRADICTED if self._is_contradicted(known) else PairState.OPEN
-
-    def contradictions(self) -> list[ImagePair]:
-        """Pairs whose turn two agreed pairs contradict, as far as they were tested."""
-        return [pair for pair in self._known if self.state(pair) is PairState.CONTRADICTED]
-
     def strength(self, verified: VerifiedPair) -> float:
         """Independent inliers of a verified pair, see `PairStrength.score`."""
         return self._known_of(verified).score
@@ -266,10 +198,13 @@ class PairAgreement:
         """Tests pairs, strongest first; returns those that became agreed, of any triplet."""
         agreed: list[VerifiedPair] = []
         for known in sorted(pairs, key=lambda one: (-one.score, one.verified.pair)):
+            if known.is_agreed:
+                continue
             num_tried = 0
             for third, triplet in self._triplets(known, among=among):
                 if known.is_agreed or num_tried >= _MAX_TRIPLETS:
                     break
+                _mark_tested(third, triplet)
                 if not self._closes(triplet):
                     continue
                 num_tried += 1
@@ -281,7 +216,7 @@ class PairAgreement:
 
     def _triplets(
         self, known: _Known, *, among: Collection[FrameId] | None = None
-    ) -> Iterator[tuple[FrameId, _Triplet]]:
+    ) -> list[tuple[FrameId, _Triplet]]:
         """Third keyframes of a pair that it was not tested with, and the three pairs.
 
         The triplet whose weakest pair is strongest comes first.
@@ -296,13 +231,7 @@ class PairAgreement:
             others = [self._update(ImagePair.of(third, end)) for end in (pair.first, pair.second)]
             assert others[0] is not None and others[1] is not None, "neighbours share a pair"
             found.append((third, (known, others[0], others[1])))
-        found.sort(key=lambda one: (-min(other.score for other in one[1][1:]), one[0]))
-        for third, triplet in found:
-            ends = (pair.second, pair.first)
-            known.tested.add(third)
-            for other, end in zip(triplet[1:], ends, strict=True):
-                other.tested.add(end)
-            yield third, triplet
+        return sorted(found, key=lambda one: (-min(other.score for other in one[1][1:]), one[0]))
 
     def _closes(self, triplet: _Triplet) -> bool:
         """Whether the turns of three pairs lead back to where they began."""
@@ -333,22 +262,6 @@ class PairAgreement:
             )
             if agreement.holds:
                 return True
-        return False
-
-    def _is_contradicted(self, known: _Known) -> bool:
-        if known.second_from_first is None:
-            return False
-        pair = known.verified.pair
-        for third in set(self._graph.neighbors(pair.first)) & set(
-            self._graph.neighbors(pair.second)
-        ):
-            others = [
-                self._known.get(ImagePair.of(third, end)) for end in (pair.first, pair.second)
-            ]
-            if all(one is not None and one.is_agreed for one in others):
-                triplet = (known, *(one for one in others if one is not None))
-                if len(triplet) == 3 and not self._closes(triplet):
-                    return True
         return False
 
     # -- what is known --------------------------------------------------------------------------
@@ -466,6 +379,13 @@ class _CachedView:
             and self.model == camera.model_name
             and np.allclose(self.params, camera.params, rtol=_SAME_PARAMS, atol=_SAME_PARAMS)
         )
+
+
+def _mark_tested(third: FrameId, triplet: _Triplet) -> None:
+    """Marks three pairs, the first of which the third keyframe is not in, as tested together."""
+    pair = triplet[0].verified.pair
+    for one, left_out in zip(triplet, (third, pair.second, pair.first), strict=True):
+        one.tested.add(left_out)
 
 
 def _factor(one: float, other: float) -> float:

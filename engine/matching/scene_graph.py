@@ -365,7 +365,7 @@ class SceneGraph:
             ``pairs_per_keyframe`` + 4 pairs.
         """
         reached = self._reached(frame_id)
-        ends = [_other(found.pair, frame_id) for found in verified]
+        ends = [found.pair.other(frame_id) for found in verified]
         ranked = self._by_shared(end for end in ends if end not in reached)
         far = (hit for hit in ranked if hit[0] not in reached)
         num_tried = sum(self._is_earlier(other, frame_id) for other in self._tried[frame_id])
@@ -408,7 +408,7 @@ class SceneGraph:
             )
             fresh = (hit for hit in kind.ranked if hit[0] not in chosen)
             taken = self._open_candidates(frame_id, fresh, reason=kind.reason, limit=room)
-            chosen.update((_other(new.pair, frame_id), new) for new in taken)
+            chosen.update((new.pair.other(frame_id), new) for new in taken)
             if taken:
                 turns.append(kind)
         return list(chosen.values())
@@ -538,7 +538,3 @@ class SceneGraph:
 
     def _edge(self, one: FrameId, other: FrameId) -> VerifiedPair:
         return self._verified[ImagePair.of(one, other)]
-
-
-def _other(pair: ImagePair, frame_id: FrameId) -> FrameId:
-    return pair.first if pair.second == frame_id else pair.second

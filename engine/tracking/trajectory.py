@@ -9,18 +9,16 @@ frame gets a pose that was not estimated.
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.geometry import compose_poses, interpolate_poses
+from engine.geometry import compose_poses, interpolate_poses, rotation_angle_rad
 from engine.types import Float64Array, FrameId, FramePose, Keyframe, PoseGap, PoseKind, TrackedFrame
 
-_MIN_GAP_S = 2.0
+_MIN_GAP_S = 2.0  # of a gap that anybody misses
 _GAP_STEPS = 5  # times the usual step from one posed frame to the next
-
 _MAX_TURN_RAD = 0.5  # between poses with another one between them; beyond it a video was cut
 
 
@@ -212,7 +210,8 @@ class Trajectory:
         # Clocks may jump: then a capture time need not be between those of the neighbours.
         if not (before_s <= time.captured_at_s <= after_s and before_s < after_s):
             return None
-        if _turn_rad(before.cam_from_world, after.cam_from_world) > _MAX_TURN_RAD:
+        turn_rad = rotation_angle_rad(before.cam_from_world[:, :3], after.cam_from_world[:, :3])
+        if turn_rad > _MAX_TURN_RAD:
             return None
         return _PlacedPose(
             time=time,
@@ -251,12 +250,6 @@ def _around(
     if position in (0, len(posed)):
         return None
     return posed[position - 1], posed[position]
-
-
-def _turn_rad(first: Float64Array, second: Float64Array) -> float:
-    """The angle between the rotations of two poses (3, 4)."""
-    cosine = (float(np.sum(first[:, :3] * second[:, :3])) - 1.0) / 2.0
-    return math.acos(min(max(cosine, -1.0), 1.0))
 
 
 def _frame_pose(placed: _PlacedPose) -> FramePose:

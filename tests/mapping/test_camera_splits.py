@@ -11,6 +11,7 @@ import pytest
 from engine.config import CamerasConfig, Config
 from engine.events import CameraDoubted, CameraSplit
 from engine.mapping import camera_changes, camera_splits
+from engine.mapping.zoom_levels import ZoomLevel
 from engine.types import Float64Array, IntrinsicsPrior
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
 from tests.support.synthetic import (
@@ -184,6 +185,18 @@ def test_a_large_jump_that_the_pairs_cannot_vote_on_is_tried_by_maps(
     assert mapped.registered_ids == world.frame_ids
     assert focal_px(mapped, 14) / focal_px(mapped, 1) == pytest.approx(2.0, rel=0.02)
     assert 1e-5 < pose_errors(poses_of(mapped.sparse_map), world).rmse_ratio < 3e-3
+
+
+def test_keyframes_with_a_place_in_another_map_do_not_make_their_level_unplaced() -> None:
+    world = world_of([SHORT] * 6)
+    mapped = run(world)
+    level = ZoomLevel(frame_ids=tuple(world.frame_ids), log_zoom=0.0)
+    apart = world.frame_ids[2:]
+    mapped.sparse_map.deregister(apart)
+    unplaced = camera_splits._unplaced_ids
+    assert unplaced(mapped.sparse_map, [level], apart=()) == world.frame_ids
+    assert unplaced(mapped.sparse_map, [level], apart=apart) == []
+    assert unplaced(mapped.sparse_map, [level], apart=apart[3:]) == world.frame_ids[:5]
 
 
 def test_a_large_jump_that_no_map_confirms_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.events import (
     MainMapChanged,
     MapInitialized,
 )
+from engine.mapping.cameras import CameraChange, InitialCamera
 from engine.types import Float64Array, FrameId, ImagePair
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
 from tests.support.synthetic import (
@@ -192,16 +194,42 @@ def test_two_flights_over_fields_far_from_each_other_stay_two_maps() -> None:
         assert 1e-5 < pose_errors(poses_of(one), world).rmse_ratio < 2e-3
 
 
-def test_one_pair_alone_joins_nothing(circle: SyntheticWorld) -> None:
-    """Right as it may be: a pair of one keyframe each has no other to agree with."""
+def joined_by_one_pair(circle: SyntheticWorld) -> MapperRun:
+    """Two maps, of 8 and 10 keyframes, and one pair between them."""
 
     def across(pair: ImagePair) -> bool:
         is_across = pair.first <= NUM_BEFORE and pair.second >= 19
         return is_across and pair != ImagePair(FrameId(2), FrameId(42))
 
-    run = fed(circle, [*range(1, NUM_BEFORE + 1), *range(35, 45)], dropped=across)
+    return fed(circle, [*range(1, NUM_BEFORE + 1), *range(35, 45)], dropped=across)
+
+
+def test_one_pair_alone_joins_nothing(circle: SyntheticWorld) -> None:
+    """Right as it may be: a pair of one keyframe each has no other to agree with."""
+    run = joined_by_one_pair(circle)
     assert sorted(map_sizes(run)) == [NUM_BEFORE, 10]
     assert not run.emitted(ComponentJoined)
+
+
+def test_a_rebuilt_component_takes_no_keyframe_that_another_map_holds(
+    circle: SyntheticWorld,
+) -> None:
+    """A map that was the main one once holds all keyframes, and could register them."""
+    run = joined_by_one_pair(circle)
+    main, (component,) = run.sparse_map, run.separate_maps
+    before = [list(one.registered_ids) for one in (main, component)]
+    run.mapper._builder.complete(component, like=main)
+    camera = InitialCamera(
+        camera=copy.deepcopy(component.camera("camera")), prior=component.camera_prior("camera")
+    )
+
+    run.mapper._components.change_cameras(main, CameraChange(cameras={"camera": camera}))
+
+    (rebuilt,) = run.separate_maps
+    assert rebuilt is not component
+    assert [list(one.registered_ids) for one in (main, rebuilt)] == before
+    for number, one in enumerate((main, rebuilt)):
+        assert {run.graph.map_number(i) for i in one.registered_ids} == {number}
 
 
 def test_what_pairs_do_not_lead_to_is_found_by_its_looks(circle: SyntheticWorld) -> None:

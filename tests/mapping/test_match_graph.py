@@ -53,6 +53,16 @@ def test_a_distrusted_pair_is_no_neighbour(graph: MatchGraph) -> None:
     assert num_matches(graph, 1, 2) > 0
 
 
+def test_a_distrusted_pair_may_be_added_again(graph: MatchGraph) -> None:
+    pair = WORLD.verified_pair(1, 2)
+    graph.distrust(pair.pair)
+    graph.add_pairs([pair])
+    assert graph.neighbors(ONE) == {TWO: pair}
+    assert num_matches(graph, 1, 2) == pair.num_inliers
+    with pytest.raises(MapError, match="was added before"):
+        graph.add_pairs([pair])
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [

@@ -356,6 +356,17 @@ def test_two_pairs_that_agree_put_a_keyframe_right_on_a_copy() -> None:
     assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is not None
 
 
+def test_all_repairs_go_on_from_the_repaired_map() -> None:
+    sparse_map = map_of_six(turn_rad=0.3)
+    add_unused_pair(sparse_map, DENSE_WORLD.verified_pair(3, 6))
+    repairs = MisplacementRepair()
+    (repair,) = repairs.repair_all(sparse_map, config=GROWTH, max_tries=5)
+    assert repair.misplacement.keyframe_ids == (6,)
+    assert pose_errors(poses_of(repair.sparse_map), DENSE_WORLD).max_ratio < 2e-3
+    assert list(repairs.repair_all(repair.sparse_map, config=GROWTH, max_tries=5)) == []
+    assert list(repairs.repair_all(sparse_map, config=GROWTH, max_tries=0)) == []
+
+
 def test_contested_places_name_what_holds_and_what_contradicts() -> None:
     assert contested_places(map_of_six()) == ()
     (contested,) = contested_places(map_of_six(turn_rad=0.3))

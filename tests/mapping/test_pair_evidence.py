@@ -8,13 +8,14 @@ from engine.config import AgreementConfig
 from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.pair_agreement import PairAgreement
-from engine.types import VerifiedPair
-from tests.matching.test_pair_agreement import false_pair
+from engine.types import FrameId, VerifiedPair
+from tests.support.false_pairs import false_pair
 from tests.support.synthetic import (
     DENSITY,
     SyntheticWorld,
     add_unused_pair,
     grown_map,
+    poses_of,
     round_path,
     scene_graph,
 )
@@ -68,6 +69,19 @@ def test_a_map_whose_pairs_agree_with_it_shows_nothing() -> None:
 
 def test_a_few_wrong_pairs_are_repeated_structure() -> None:
     evidence, sparse_map = evidence_of(false_pairs(2))
+
+    assert not evidence.examine(sparse_map)
+    assert evidence.num_wrong == 2
+
+
+def test_pairs_count_against_the_present_map_only() -> None:
+    evidence, sparse_map = evidence_of(false_pairs(4))
+    poses = poses_of(sparse_map)
+    sparse_map.deregister([FrameId(10), FrameId(11)])
+    assert not evidence.examine(sparse_map)
+    assert evidence.num_wrong == 2
+    sparse_map.deregister([FrameId(8), FrameId(9)])
+    sparse_map.place({i: poses[i] for i in (FrameId(10), FrameId(11))})
 
     assert not evidence.examine(sparse_map)
     assert evidence.num_wrong == 2

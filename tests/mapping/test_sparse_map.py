@@ -340,6 +340,18 @@ def test_covisibility_counts_shared_points_most_first(exact_map: SparseMap) -> N
     assert list(shared.values()) == sorted(shared.values(), reverse=True)
 
 
+def test_the_covisibility_of_all_keyframes_at_once_is_that_of_each(exact_map: SparseMap) -> None:
+    at_once = exact_map.copy()
+    at_once.count_covisibility()
+    for frame_id in exact_map.registered_ids:
+        one_by_one = exact_map.covisibility(frame_id)
+        assert list(at_once.covisibility(frame_id).items()) == list(one_by_one.items())
+        assert one_by_one
+    at_once.deregister([FOUR])
+    at_once.count_covisibility()
+    assert FOUR not in at_once.covisibility(FIVE)
+
+
 def test_covisibility_follows_every_change(exact_world: SyntheticWorld) -> None:
     sparse_map = map_of_keyframes(exact_world)
     assert sparse_map.covisibility(ONE) == {}

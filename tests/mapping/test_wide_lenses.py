@@ -12,7 +12,7 @@ from engine.config import CamerasConfig, Config, GlobalBundleAdjustmentConfig, R
 from engine.estimators.lenses import camera_focal_px
 from engine.events import CameraCalibrated, WindowPurpose
 from engine.geometry import rotation_from_vector
-from engine.mapping.misplacement import _contradicts
+from engine.mapping.place_evidence import PairErrors
 from engine.mapping.window_selection import Window, window_problem
 from engine.types import Float64Array, FrameId, ImagePair, IntrinsicsPrior
 from engine.window_types import WindowStatus
@@ -228,11 +228,11 @@ def test_a_pair_of_wide_lenses_contradicts_a_wrong_pose_and_no_right_one(model: 
     run = mapped(world_of(camera_of_model(model)))
     pair = run.graph.edge(ImagePair(FrameId(2), FrameId(6)))
     assert pair is not None
-    assert not _contradicts(run.sparse_map, pair)
+    assert not PairErrors(run.sparse_map).contradicts(pair)
     moved = run.sparse_map.cam_from_world(FrameId(6)).copy()
     moved[:, :3] = rotation_from_vector(np.array([0.5, 0.3, 0.0])) @ moved[:, :3]
     run.sparse_map.set_pose(FrameId(6), moved)
-    assert _contradicts(run.sparse_map, pair)
+    assert PairErrors(run.sparse_map).contradicts(pair)
 
 
 @pytest.mark.slow

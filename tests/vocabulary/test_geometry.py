@@ -14,6 +14,7 @@ from engine.geometry import (
     invert_pose,
     pose_in_other_world,
     quat_xyzw_from_rotation,
+    rotation_angle_rad,
     rotation_between,
     rotation_from_quat_xyzw,
     rotation_from_vector,
@@ -140,6 +141,14 @@ def test_every_rotation_survives_being_a_vector() -> None:
         assert np.linalg.norm(rotation_vector_from(rotation)) <= np.pi + EXACT
         again = rotation_from_vector(rotation_vector_from(rotation))
         assert np.abs(again - rotation).max() < 1e-11
+
+
+def test_the_angle_between_rotations_is_that_of_the_turn_between_them() -> None:
+    start = rotation_from_vector(np.array([0.3, -1.1, 0.4]))
+    for angle_rad in (0.0, 1e-3, 1.0, np.pi):
+        turned = rotation_from_vector(np.array([0.0, angle_rad, 0.0])) @ start
+        assert abs(rotation_angle_rad(start, turned) - angle_rad) < 1e-6
+        assert rotation_angle_rad(turned, start) == rotation_angle_rad(start, turned)
 
 
 def test_more_than_half_a_turn_is_the_shorter_turn_the_other_way() -> None:

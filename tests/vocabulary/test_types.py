@@ -343,6 +343,7 @@ def test_some_of_the_matches_keep_everything_that_belongs_to_them() -> None:
 
 def test_a_pair_is_ordered_and_never_a_loop() -> None:
     assert ImagePair.of(TWO, ONE) == ImagePair.of(ONE, TWO) == ImagePair(ONE, TWO)
+    assert (ImagePair(ONE, TWO).other(ONE), ImagePair(ONE, TWO).other(TWO)) == (TWO, ONE)
     for first, second in ((TWO, ONE), (ONE, ONE)):
         with pytest.raises(ValueError, match="ordered and never a loop"):
             ImagePair(first, second)
