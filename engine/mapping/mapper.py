@@ -916,6 +916,7 @@ class Mapper:
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,
             confirms_pairs=self._config.agreement.mode != "off",
+            is_agreed=self._agreement.is_agreed,
         )
 
     def _adopt_fullest(self) -> bool:
