@@ -327,6 +327,7 @@ class Mapper:
             self._require_agreement()
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
+            self._report_changes()  # what overlays or wrong pairs held may have gone
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
             self._split_cameras()
@@ -387,6 +388,8 @@ class Mapper:
             return False
         self._jobs.abandon()  # their copies hold what was taken out
         self._overlays.take_out_adrift(self._map)
+        if not self._is_initialized:
+            self._take_lead(self._components.lead(self._map, is_final=True))
         if share > _BENT_SHARE:
             return True
         self._adjust()
@@ -559,6 +562,7 @@ class Mapper:
         """Makes the map that components lead to the main one, if it is another one now."""
         if sparse_map is not self._map:
             self._adopt(sparse_map)
+            self._jobs.add_loop()  # large maps that were joined are not adjusted
 
     def _correct_loops(self, *, is_final: bool = False) -> None:
         """Makes a map that agrees with pairs which contradicted it the map."""
@@ -577,6 +581,10 @@ class Mapper:
         """Takes back a map that a camera turning without moving explains."""
         if not self._is_initialized or not self._turning.explains(self._map, is_final=is_final):
             return
+        self._warn(
+            f"the map of {self._map.num_registered} keyframes is none: the camera turns without"
+            " moving, and turns show no depth"
+        )
         for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
@@ -789,7 +797,7 @@ class Mapper:
     def _adopt_fullest(self) -> bool:
         """Makes the separate map that holds most keyframes the map, if it holds more than that."""
         former = self._map
-        self._map = self._components.lead(former, is_final=True)
+        self._take_lead(self._components.lead(former, is_final=True))
         return self._map is not former
 
     def _adjust_finally(self) -> None:

@@ -15,6 +15,7 @@ from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
 
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
+_MIN_MAP = 2  # keyframes; one alone is no map
 
 
 class OverlayRemoval:
@@ -76,12 +77,14 @@ class OverlayRemoval:
         return share
 
     def take_out_adrift(self, main: SparseMap) -> None:
-        """Takes keyframes out of the main map that too few points hold in their place."""
+        """Takes keyframes out of the main map that too few points hold; all if one is left."""
         adrift = [
             frame_id
             for frame_id in main.registered_ids
             if np.count_nonzero(main.point3D_ids(frame_id) >= 0) < self._min_inliers
         ]
+        if main.num_registered - len(adrift) < _MIN_MAP:
+            adrift = list(main.registered_ids)
         main.deregister(adrift)
         for frame_id in adrift:
             self._graph.set_registered(frame_id, False)

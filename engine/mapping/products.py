@@ -133,13 +133,13 @@ class MapProducts:
     def _figures_of(
         self, sparse_map: SparseMap, *, main: SparseMap, num_posed_frames: int
     ) -> OneMapFigures:
-        first, *_, last = (sparse_map.keyframe(i).name for i in sparse_map.registered_ids)
+        names = [sparse_map.keyframe(i).name for i in sparse_map.registered_ids]
         return OneMapFigures(
             num_registered=sparse_map.num_registered,
             num_points3D=sparse_map.num_points3D,
             mean_reprojection_error_px=sparse_map.mean_reprojection_error_px(),
-            first_name=first,
-            last_name=last,
+            first_name=names[0],
+            last_name=names[-1],
             num_posed_frames=num_posed_frames,
             is_georeferenced=self._place_of(sparse_map, main=main) is not None,
         )
