@@ -46,7 +46,7 @@ class BackgroundJobs:
         self._solve_window = solve_window
         self._num_threads = num_threads or os.cpu_count() or 1
         self._schedule = GlobalAdjustmentSchedule(adjustment)
-        self._loop_waits = False  # for an adjustment
+        self._is_hastened = False
         self._adjustment = JobSlot(merge_after_keyframes=adjustment.merge_after_keyframes)
         self._window = JobSlot(merge_after_keyframes=window.merge_after_keyframes)
         self._component: SparseMap | None = None  # that the job in flight adjusts; None: the main
@@ -67,9 +67,9 @@ class BackgroundJobs:
         self._adjustment.count_keyframe()
         self._window.count_keyframe()
 
-    def add_loop(self) -> None:
-        """Makes the next adjustment due at once."""
-        self._loop_waits = True
+    def hasten_adjustment(self) -> None:
+        """Makes an adjustment of the main map due, however little it grew."""
+        self._is_hastened = True
 
     def set_adjusted(self, num_registered: int) -> None:
         """Takes the main map as adjusted at this size."""
@@ -77,10 +77,10 @@ class BackgroundJobs:
 
     def take_due_adjustment(self, main: SparseMap) -> bool:
         """Whether the main map is to be adjusted now; then it counts as adjusted."""
-        if not (self._schedule.should(main.num_registered) or self._loop_waits):
+        if not (self._schedule.should(main.num_registered) or self._is_hastened):
             return False
         self._schedule.done(main.num_registered)
-        self._loop_waits = False
+        self._is_hastened = False
         return True
 
     def is_small(self, main: SparseMap) -> bool:

@@ -31,43 +31,24 @@ from engine.events import (
     MisplacementFound,
     Warned,
 )
-from engine.mapping.background_jobs import BackgroundJobs
+from engine.mapping.assembly import assemble, empty_map
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
     merge_global_adjustment,
 )
-from engine.mapping.camera_crops import CameraCrops
-from engine.mapping.camera_splits import CameraSplits
 from engine.mapping.cameras import (
-    CameraCalibration,
     CameraChange,
 )
-from engine.mapping.components import MAIN, Components
+from engine.mapping.components import MAIN
 from engine.mapping.contradictions import find_contradictions
-from engine.mapping.focal_votes import FocalVotes
-from engine.mapping.frame_posing import FramePoser
-from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
-from engine.mapping.growth import (
-    GrowthConfig,
-    grow_fully,
-    register_and_refine,
-)
+from engine.mapping.georeferencing import FixAt, no_fix
 from engine.mapping.jobs import FinishedJob, MapJob
-from engine.mapping.journal_changes import JournalChanges
-from engine.mapping.keyframe_reports import KeyframeReports
-from engine.mapping.lens_change import LensChange, LensChanges
-from engine.mapping.lens_recognition import LensRecognition
-from engine.mapping.loop_closing import LoopClosing
+from engine.mapping.lens_change import LensChange
 from engine.mapping.map_evidence import Beside
-from engine.mapping.metric_scale import MetricUnit
-from engine.mapping.misplacement import MisplacementRepair, Repair
-from engine.mapping.overlay_removal import OverlayRemoval
-from engine.mapping.pair_evidence import PairEvidence
-from engine.mapping.pose_reports import PoseReports
-from engine.mapping.products import MapProducts
-from engine.mapping.restarts import BuiltMap, MapBuilder
+from engine.mapping.misplacement import Repair
+from engine.mapping.restarts import BuiltMap
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
-from engine.mapping.sparse_map import Registration, SparseMap
+from engine.mapping.sparse_map import SparseMap
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
@@ -76,14 +57,9 @@ from engine.mapping.steps import (
     MappingStep,
     MapSnapshot,
 )
-from engine.mapping.strict_posing import StrictPosing
-from engine.mapping.turning import TurningWatch
-from engine.mapping.verdict_watch import VerdictWatch
 from engine.mapping.whole_adjustment import adjust_until_settled, adjust_whole
-from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
-from engine.mapping.window_schedule import WindowRefinement
+from engine.mapping.window_merging import WindowMerge
 from engine.matching.overlays import OverlayMask
-from engine.matching.pair_agreement import PairAgreement
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
@@ -93,7 +69,6 @@ from engine.types import (
     FramePose,
     Keyframe,
     MapView,
-    RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
 )
@@ -136,135 +111,48 @@ class Mapper:
         self._graph = graph
         self._matching = matching
         self._emit = emit
-        self._map = self._new_map()
-        self._num_maps = 0  # adopted so far, each fuller than the one before
-        self._cameras = CameraCalibration(config.cameras, emit=emit)
-        self._agreement = PairAgreement(
-            config.agreement,
+        self._map = empty_map(config)
+        parts = assemble(
+            config,
             graph=graph,
+            matching=matching,
             camera_of=self._camera,
-            matches_everything=matching.matches_everything,
-            seed=config.runtime.seed,
-        )
-        self._evidence = PairEvidence(self._agreement)
-        self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
-        self._poser = FramePoser(
-            registration=config.registration,
-            seed=config.runtime.seed,
-            max_interpolation_s=config.frame_tracking.max_interpolation_s,
-        )
-        self._growth = _growth_config(config, is_final=False)
-        self._final_growth = _growth_config(config, is_final=True)
-        self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
-        self._turning = TurningWatch(
-            graph=graph,
             emit=emit,
-            is_refused=config.initialization.refuse_turning,
-            may_zoom=config.cameras.split,
-        )
-        self._builder = MapBuilder(
-            initialization=config.initialization,
-            registration=config.registration,
-            rescue=config.rescue,
-            window=config.window,
-            growth=self._growth,
-            final_growth=self._final_growth,
-            graph=graph,
-            cameras=self._cameras,
-            new_map=self._new_map,
-            solve_window=self._solve_window,
-            calibrate=self._calibrate_from_pairs,
-            turning=self._turning,
-            seed=config.runtime.seed,
-        )
-        self._components = Components(
-            is_growing=config.rescue.grow_components,
-            registration=config.registration,
-            growth=self._growth,
-            final_growth=self._final_growth,
-            graph=graph,
-            builder=self._builder,
-            emit=emit,
-        )
-        self._lenses = LensRecognition(
-            config.cameras,
-            initialization=config.initialization,
-            growth=self._final_growth,
-            graph=graph,
-            new_map=self._new_map,
-            all_matches=matching.all_matches,
-            seed=config.runtime.seed,
-        )
-        self._strict_posing = StrictPosing(
-            graph=graph,
-            registration=config.registration,
-            growth=self._growth,
-            seed=config.runtime.seed,
-        )
-        self._windows = WindowRefinement(
-            config.window,
-            merging=WindowMergeConfig(
-                window=config.window,
-                registration=config.registration,
-                local_bundle_adjustment=config.local_bundle_adjustment,
-            ),
-            graph=graph,
-            solve=self._solve_window,
-            emit=emit,
-        )
-        self._georeferencing = Georeferencing(
-            config.georeference,
-            final_iterations=config.global_bundle_adjustment.final_iterations,
-            runtime=config.runtime,
+            solve_window=solve_window or functools.partial(solve, config=WindowSolverConfig()),
             fix_at=fix_at,
-            emit=emit,
         )
-        self._splits = CameraSplits(
-            graph=graph, cameras=self._cameras, builder=self._builder, emit=emit
-        )
-        self._crops = CameraCrops(
-            graph=graph, builder=self._builder, growth=self._growth, emit=emit
-        )
-        self._verdicts = VerdictWatch(graph=graph, emit=emit)
-        self._loops = LoopClosing(
-            config.loops,
-            growth=self._final_growth,
-            min_inliers=config.registration.min_inliers,
-            seed=config.runtime.seed,
-            emit=emit,
-        )
-        self._metric_unit = MetricUnit(
-            config.matching.metric_scale, depths_m=matching.depths_m, emit=emit
-        )
-        self._keyframe_reports = KeyframeReports(emit=emit)
-        self._pose_reports = PoseReports(emit=emit)
-        self._journal = JournalChanges()
-        self._products = MapProducts(
-            graph=graph,
-            cameras=self._cameras,
-            poser=self._poser,
-            georeferencing=self._georeferencing,
-        )
-        self._overlays = OverlayRemoval(
-            graph=graph,
-            matching=matching,
-            min_inliers=config.registration.min_inliers,
-            emit=emit,
-        )
-        self._lens_changes = LensChanges(
-            cameras=self._cameras,
-            builder=self._builder,
-            matching=matching,
-            journal=self._journal,
-        )
-        self._jobs = BackgroundJobs(
-            config.global_bundle_adjustment,
-            config.window,
-            windows=self._windows,
-            solve_window=self._solve_window,
-            num_threads=config.runtime.num_threads,
-        )
-        self._misplacements = MisplacementRepair()
+        # Pairs that maps may use.
+        self._agreement = parts.agreement
+        self._evidence = parts.evidence
+        self._overlays = parts.overlays
+        # Maps, and keyframes in them.
+        self._growth, self._final_growth = parts.growth, parts.final_growth
+        self._builder = parts.builder
+        self._components = parts.components
+        self._registering = parts.registering
+        self._turning = parts.turning
+        self._misplacements = parts.misplacements
+        self._loops = parts.loops
+        self._windows = parts.windows
+        self._jobs = parts.jobs
+        # Cameras.
+        self._cameras = parts.cameras
+        self._calibrate_from_pairs = parts.calibrate
+        self._splits = parts.splits
+        self._crops = parts.crops
+        self._lenses = parts.lenses
+        self._lens_changes = parts.lens_changes
+        # What leaves the mapper.
+        self._poser = parts.poser
+        self._georeferencing = parts.georeferencing
+        self._metric_unit = parts.metric_unit
+        self._keyframe_reports = parts.keyframe_reports
+        self._pose_reports = parts.pose_reports
+        self._journal = parts.journal
+        self._products = parts.products
+        self._verdicts = parts.verdicts
+
+        self._num_maps = 0  # adopted so far, each fuller than the one before
         self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
@@ -352,11 +240,9 @@ class Mapper:
 
     def _register(self, frame_id: FrameId) -> None:
         """Registers the newest keyframe, and others that have been waiting for it."""
-        registration = register_and_refine(self._map, frame_id, config=self._growth)
-        self._report_registration(frame_id, registration, started_s=self._begun_s)
-        if registration.status is RegistrationStatus.REGISTERED:
+        if self._registering.register(self._map, frame_id, begun_s=self._begun_s):
             self._repair_misplaced(frame_id)
-            self._retry_waiting()
+            self._registering.retry_waiting(self._map)
             self._loops.watch(self._map, frame_id)
             self._correct_loops()
             self._loops.report(self._map)
@@ -453,10 +339,6 @@ class Mapper:
         self._jobs.count_keyframe()
         return replace(matched, pairs=(*usable, *late))
 
-    def _calibrate_from_pairs(self, sparse_map: SparseMap) -> None:
-        votes = self._focal_votes if self._agreement.is_required else None
-        self._cameras.calibrate_from_pairs(sparse_map, self._graph, votes=votes)
-
     def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Adds pairs that became agreed to all maps; returns those that the map did not use."""
         by_pair = {one.pair: one for one in agreed}
@@ -470,7 +352,7 @@ class Mapper:
     def _report_loop(self, pairs: Sequence[VerifiedPair]) -> None:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
-            self._jobs.add_loop()
+            self._jobs.hasten_adjustment()
             self._loops.add_loop(loop)
 
     def _repair_misplaced(self, frame_id: FrameId) -> None:
@@ -485,8 +367,7 @@ class Mapper:
         misplacement = repair.misplacement
         self._builder.distrust(misplacement.misleading)
         self._jobs.abandon()  # they hold the keyframes in the wrong place
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
+        self._registering.update_graph(self._map, self._map.keyframe_ids)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -495,42 +376,15 @@ class Mapper:
             )
         )
 
-    def _retry_waiting(self) -> None:
-        """Tries keyframes that failed before, those with the best pairs into the map first."""
-        limit = self._config.registration.max_retries_per_keyframe
-        elsewhere = self._components.established_ids
-        for frame_id in self._graph.retry_candidates(limit, exclude=elsewhere):
-            started_s = time.monotonic()
-            registration = register_and_refine(self._map, frame_id, config=self._growth)
-            if registration.status is RegistrationStatus.REGISTERED:
-                self._report_registration(
-                    frame_id, registration, started_s=started_s, is_retry=True
-                )
-
     def _pose_strictly(self, *, again: bool = False) -> None:
-        """Registers keyframes that no agreed pair joins to the map, where that is proven."""
-        if not self._agreement.is_required:
-            return
-        started_s = time.monotonic()
-        posed = self._strict_posing.register_waiting(self._map, again=again)
-        for frame_id, registration in posed.items():
-            self._report_registration(frame_id, registration, started_s=started_s, is_retry=True)
+        if self._agreement.is_required:
+            self._registering.pose_strictly(self._map, again=again)
 
     def _grow_without_wrong_pairs(self) -> None:
         """Builds the map anew and grows it, when what it holds by now shows many wrong pairs."""
         if self._evidence.examine(self._map):
             self._require_agreement()
-            self._grow(self._growth)
-
-    def _grow(self, config: GrowthConfig) -> None:
-        """Registers everything that can be."""
-        started_s = time.monotonic()
-        grown = grow_fully(self._map, config=config, exclude=self._components.established_ids)
-        each_s = (time.monotonic() - started_s) / max(1, len(grown))
-        for frame_id, registration in grown.items():
-            self._report_registration(
-                frame_id, registration, started_s=time.monotonic() - each_s, is_retry=True
-            )
+            self._registering.register_all(self._map, config=self._growth)
 
     def _replace_map(self, built: BuiltMap | None) -> None:
         """Makes a built map the map when it holds more keyframes."""
@@ -553,8 +407,7 @@ class Mapper:
         self._components.release(sparse_map)
         self._misplacements.forget()
         self._metric_unit.update(self._map)
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
+        self._registering.update_graph(self._map, self._map.keyframe_ids)
         self._jobs.abandon()
         self._jobs.set_adjusted(self._map.num_registered)
 
@@ -562,7 +415,7 @@ class Mapper:
         """Makes the map that components lead to the main one, if it is another one now."""
         if sparse_map is not self._map:
             self._adopt(sparse_map)
-            self._jobs.add_loop()  # large maps that were joined are not adjusted
+            self._jobs.hasten_adjustment()  # large maps that were joined are not adjusted
 
     def _correct_loops(self, *, is_final: bool = False) -> None:
         """Makes a map that agrees with pairs which contradicted it the map."""
@@ -571,11 +424,10 @@ class Mapper:
             return
         self._map = corrected
         self._components.release(self._map)
-        for frame_id in self._map.registered_ids:
-            self._update_graph(frame_id)
+        self._registering.update_graph(self._map, self._map.registered_ids)
         self._jobs.abandon()  # they hold the map as it was
         self._jobs.set_adjusted(self._map.num_registered)
-        self._retry_waiting()
+        self._registering.retry_waiting(self._map)
 
     def _discard_turning(self, *, is_final: bool = False) -> None:
         """Takes back a map that a camera turning without moving explains."""
@@ -710,7 +562,7 @@ class Mapper:
                     self._emit(merge_global_adjustment(adjusted, result))
                 self._report_changes()
             elif result is not None and self._take_over(self._windows.merge(self._map, result)):
-                self._retry_waiting()
+                self._registering.retry_waiting(self._map)
                 self._report_changes()
 
     def _take_over(self, merge: WindowMerge) -> bool:
@@ -719,8 +571,7 @@ class Mapper:
             return False
         self._map = merge.better_map
         self._components.release(self._map)
-        for frame_id in merge.registered:
-            self._update_graph(frame_id)
+        self._registering.update_graph(self._map, merge.registered)
         return True
 
     def _adjust(self) -> None:
@@ -741,14 +592,14 @@ class Mapper:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
-            self._grow(self._growth)
+            self._registering.register_all(self._map, config=self._growth)
             self._grow_without_wrong_pairs()
             self._recognise_lenses()
             self._correct_loops(is_final=True)
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow_without_wrong_pairs()
-            self._grow(self._final_growth)
+            self._registering.register_all(self._map, config=self._final_growth)
             self._pose_strictly(again=True)
             self._rescue_by_windows()
             self._repair_finally()
@@ -823,7 +674,7 @@ class Mapper:
         """Solves missing keyframes as windows of their own, as long as some come in."""
         while (merge := self._windows.rescue(self._map)) is not None:
             self._take_over(merge)
-            self._grow(self._final_growth)
+            self._registering.register_all(self._map, config=self._final_growth)
 
     def _repair_finally(self) -> None:
         """Puts misplaced keyframes right, as long as there are some."""
@@ -927,24 +778,6 @@ class Mapper:
 
     # -- reporting ------------------------------------------------------------------------------
 
-    def _report_registration(
-        self,
-        frame_id: FrameId,
-        registration: Registration,
-        *,
-        started_s: float,
-        is_retry: bool = False,
-    ) -> None:
-        if registration.status is RegistrationStatus.REGISTERED:
-            self._update_graph(frame_id)
-        self._keyframe_reports.report_registration(
-            frame_id,
-            registration,
-            sparse_map=self._map,
-            started_s=started_s,
-            is_retry=is_retry,
-        )
-
     def _report_changes(self, *, is_final: bool = False) -> None:
         """Reports cameras, and poses that became known, after the map changed."""
         self._version += 1
@@ -974,36 +807,3 @@ class Mapper:
     def _maps(self) -> list[SparseMap]:
         """The map, and those of what nothing joins to it; empty without a map."""
         return [self._map, *self._components.maps] if self._is_initialized else []
-
-    def _new_map(self) -> SparseMap:
-        return SparseMap(
-            triangulation=self._config.triangulation,
-            registration=self._config.registration,
-            seed=self._config.runtime.seed,
-            has_bounds=self._config.cameras.bounds,
-        )
-
-    def _update_graph(self, frame_id: FrameId) -> None:
-        """Brings the scene graph up to date with a keyframe's place in the map."""
-        holding = self._components.holding(self._map, frame_id)
-        if holding is None:
-            self._graph.set_registered(frame_id, False)
-            return
-        number, sparse_map = holding
-        self._graph.set_registered(frame_id, True, map_number=number)
-        self._graph.set_covisibility(frame_id, sparse_map.covisibility(frame_id))
-
-
-def _growth_config(config: Config, *, is_final: bool) -> GrowthConfig:
-    """Thresholds of growing: while frames arrive, or at the end, when no better ones can come."""
-    registration, settings = config.registration, config.global_bundle_adjustment
-    if is_final:
-        settings = settings.model_copy(update={"max_iterations": settings.final_iterations})
-    return GrowthConfig(
-        min_inlier_ratio=(
-            registration.min_inlier_ratio if is_final else registration.sure_inlier_ratio
-        ),
-        local_bundle_adjustment=config.local_bundle_adjustment,
-        global_bundle_adjustment=settings,
-        num_threads=config.runtime.num_threads,
-    )
