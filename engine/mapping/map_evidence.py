@@ -20,7 +20,7 @@ from engine.estimators.pair_fit import PairFits, PairSamples, fit_pairs
 from engine.geometry import compose_poses, image_scale, invert_pose
 from engine.mapping.georeferencing import Placement
 from engine.mapping.sparse_map import SparseMap
-from engine.matching.pair_agreement import pair_strength
+from engine.matching.pair_strength import pair_strength
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     BoolArray,
