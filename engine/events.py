@@ -92,7 +92,7 @@ class FramePosed(Event):
     is_keyframe: bool
     is_first: bool  # pose of the frame
     latency_s: float  # from arrival
-    map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
+    map_number: int = 0  # of the map whose world it is: 0 is the main one; not the N of sparse/N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

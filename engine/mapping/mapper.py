@@ -23,7 +23,6 @@ import functools
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,23 +30,15 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px, corner_rays, lens_kind
+from engine.estimators.lenses import camera_focal_px, lens_kind
 from engine.events import (
     BundleAdjusted,
-    FramePosed,
-    FrameRegistered,
-    KeyframeAdded,
     LensRecognised,
     MapInitialized,
-    MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
-    PairVerified,
-    RegistrationFailed,
     Warned,
 )
-from engine.geo.georeference import Georeference
-from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
@@ -76,24 +67,26 @@ from engine.mapping.growth import (
     register_and_refine,
 )
 from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
+from engine.mapping.journal_changes import JournalChanges
+from engine.mapping.keyframe_reports import KeyframeReports
 from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
 from engine.mapping.loop_closing import LoopClosing
 from engine.mapping.map_evidence import Beside
-from engine.mapping.metric_scale import MetricScale, estimate_metric_scale
+from engine.mapping.metric_scale import MetricUnit
 from engine.mapping.misplacement import MisplacementRepair, Repair
 from engine.mapping.pair_evidence import PairEvidence
+from engine.mapping.pose_reports import PoseReports
+from engine.mapping.products import MapProducts
 from engine.mapping.restarts import BuiltMap, MapBuilder
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
 from engine.mapping.sparse_map import Registration, SparseMap
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
-    MapCopy,
     MapCounts,
     MapFigures,
     MappingStep,
     MapSnapshot,
-    OneMapFigures,
 )
 from engine.mapping.strict_posing import StrictPosing
 from engine.mapping.turning import TurningWatch
@@ -108,15 +101,11 @@ from engine.ports import EventSink, WindowSolver
 from engine.types import (
     CalibrationOrigin,
     Contradiction,
-    Features,
     Float64Array,
     FrameId,
     FramePose,
-    ImagePair,
     Keyframe,
     MapView,
-    PairReason,
-    PoseKind,
     RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
@@ -128,13 +117,11 @@ _MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
 _CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
+_MIN_MAP = 2  # keyframes; one alone is no map
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
-_BLANK = "nothing to match: no keypoints, as in images that are black, blurred or all of one colour"
 _MAX_LOOP_CORRECTIONS = 2  # at the end: pairs that the first refutes hide others
 _MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
-_MAX_NAMED = 3  # keyframes that one line names
 _SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
-_SAME_SCALE = 1.1  # a metric map whose unit is within this factor of a metre stays as it is
 
 
 class Mapper:
@@ -264,6 +251,18 @@ class Mapper:
             seed=config.runtime.seed,
             emit=emit,
         )
+        self._metric_unit = MetricUnit(
+            config.matching.metric_scale, depths_m=matching.depths_m, emit=emit
+        )
+        self._keyframe_reports = KeyframeReports(emit=emit)
+        self._pose_reports = PoseReports(emit=emit)
+        self._journal = JournalChanges()
+        self._products = MapProducts(
+            graph=graph,
+            cameras=self._cameras,
+            poser=self._poser,
+            georeferencing=self._georeferencing,
+        )
         self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
         self._adjustment = JobSlot(
             merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
@@ -271,17 +270,8 @@ class Mapper:
         self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
         self._adjusted_component: SparseMap | None = None  # by the job in flight; None: the map
         self._loop_waits_for_adjustment = False
-        self._knows_metric_scale = False
-        self._recalibrated: dict[FrameId, pycolmap.Camera] = {}  # since the last step
         self._misplacements = MisplacementRepair()
-        self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
-        self._blank_names: list[str] = []  # of keyframes without keypoints
-        self._moved: dict[FrameId, Features] = {}  # keypoint tables since the last record
         self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
-        self._changed_pairs: dict[ImagePair, VerifiedPair] = {}  # earlier pairs, likewise
-        self._has_pose: set[FrameId] = set()  # frames reported with a pose
-        self._was_registered: dict[FrameId, int] = {}  # keyframes, by the map reported for them
-        self._new_poses: list[FramePose] = []  # since the last step
         self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
@@ -305,19 +295,9 @@ class Mapper:
         self._begun_s = time.monotonic()
         self._cameras.add(keyframe, self._map)
         self._matching.add_keyframe(keyframe)
-        self._camera_keys[keyframe.frame_id] = keyframe.camera_key
         self._poser.add_keyframe(keyframe)
-        self._emit(
-            KeyframeAdded(
-                frame_id=keyframe.frame_id,
-                camera_key=keyframe.camera_key,
-                name=keyframe.name,
-                captured_at_s=keyframe.captured_at_s,
-                num_keypoints=len(keyframe.features),
-            )
-        )
-        if not len(keyframe.features):
-            self._report_blank(keyframe)
+        self._pose_reports.add_keyframe(keyframe)
+        self._keyframe_reports.report_added(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
             keyframe.calibration_key, self._map
@@ -354,6 +334,7 @@ class Mapper:
             self._require_agreement()
         if matched.failure is not None:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
+            self._report_changes()  # what overlays or wrong pairs held may have gone
         elif not self._is_initialized:
             self._replace_map(self._builder.first(self._map, matched.pairs))
             self._split_cameras()
@@ -406,7 +387,7 @@ class Mapper:
         self._report_overlays(matched.overlays)
         if not matched.has_lost_matches:
             return False
-        self._journal_again(matched.changed_pairs, matched.lost_pairs)
+        self._journal.add_pairs(matched.changed_pairs, matched.lost_pairs)
         agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
         in_doubt = [o.pair for o in matched.changed_pairs if self._graph.is_held_back(o.pair)]
         covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._graph.keyframe_ids}
@@ -443,16 +424,23 @@ class Mapper:
             )
 
     def _take_out_adrift(self) -> None:
-        """Takes out keyframes that too few points hold in their place."""
+        """Takes out keyframes that too few points hold in their place, all if none is left beside.
+
+        Of maps beside the main one the fullest takes the place of one that is empty then.
+        """
         adrift = [
             frame_id
             for frame_id in self._map.registered_ids
             if np.count_nonzero(self._map.point3D_ids(frame_id) >= 0)
             < self._config.registration.min_inliers
         ]
+        if self._map.num_registered - len(adrift) < _MIN_MAP:
+            adrift = list(self._map.registered_ids)
         self._map.deregister(adrift)
         for frame_id in adrift:
             self._graph.set_registered(frame_id, False)
+        if not self._is_initialized:
+            self._take_lead(self._components.lead(self._map, is_final=True))
 
     def _build_anew(self, newest: Sequence[VerifiedPair], *, because: str) -> None:
         """Builds a map from the pairs as they are now, in place of one that others bent.
@@ -486,14 +474,15 @@ class Mapper:
         """
         for seen_id, focal_px in matched.focal_lengths_px:
             if self._config.matching.use_focal_lengths:
-                self._cameras.add_focal_length(self._camera_keys[seen_id], focal_px)
+                camera_key = self._graph.keyframe(seen_id).camera_key
+                self._cameras.add_focal_length(camera_key, focal_px)
         for features in matched.changed_features:
             if features.frame_id != matched.frame_id:
-                self._moved[features.frame_id] = features
+                self._journal.add_table(features)
                 self._map.replace_features(features)
                 self._components.replace_features(features)
-        self._report_pairs([*matched.pairs, *matched.found_pairs])
-        self._journal_again(matched.found_pairs, ())
+        self._keyframe_reports.report_pairs([*matched.pairs, *matched.found_pairs])
+        self._journal.add_pairs(matched.found_pairs)
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
@@ -525,24 +514,6 @@ class Mapper:
         self._map.add_pairs(late)
         self._components.add_pairs(late)
         return late
-
-    def _report_blank(self, keyframe: Keyframe) -> None:
-        """Warns of the first keyframe without keypoints; `finish` does of the others."""
-        self._blank_names.append(keyframe.name)
-        if len(self._blank_names) == 1:
-            self._warn(f"{keyframe.name}: {_BLANK}")
-
-    def _report_pairs(self, pairs: Sequence[VerifiedPair]) -> None:
-        for pair in pairs:
-            self._emit(
-                PairVerified(
-                    first=pair.pair.first,
-                    second=pair.pair.second,
-                    reason=pair.reason,
-                    num_matches=pair.num_matches,
-                    num_inliers=pair.num_inliers,
-                )
-            )
 
     def _report_loop(self, pairs: Sequence[VerifiedPair]) -> None:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
@@ -629,7 +600,7 @@ class Mapper:
         self._map = sparse_map
         self._components.release(sparse_map)
         self._misplacements.forget()
-        self._update_metric_scale()
+        self._metric_unit.update(self._map)
         for frame_id in self._map.keyframe_ids:
             self._update_graph(frame_id)
         self._abandon_jobs()
@@ -639,6 +610,7 @@ class Mapper:
         """Makes the map that components lead to the main one, if it is another one now."""
         if sparse_map is not self._map:
             self._adopt(sparse_map)
+            self._loop_waits_for_adjustment = True  # large maps that were joined are not adjusted
 
     def _correct_loops(self, *, is_final: bool = False) -> None:
         """Makes a map that agrees with pairs which contradicted it the map."""
@@ -657,6 +629,10 @@ class Mapper:
         """Takes back a map that a camera turning without moving explains."""
         if not self._is_initialized or not self._turning.explains(self._map, is_final=is_final):
             return
+        self._warn(
+            f"the map of {self._map.num_registered} keyframes is none: the camera turns without"
+            " moving, and turns show no depth"
+        )
         for frame_id in self._map.registered_ids:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
@@ -686,7 +662,7 @@ class Mapper:
         self._cameras.adopt(change)
         for frame_id, calibration_key in change.calibration_keys.items():
             self._graph.set_calibration_key(frame_id, calibration_key)
-            self._recalibrated[frame_id] = copy.deepcopy(sparse_map.camera(calibration_key))
+            self._journal.add_camera(frame_id, sparse_map.camera(calibration_key))
         self._adopt(sparse_map)
         self._components.change_cameras(sparse_map, change)
 
@@ -724,7 +700,7 @@ class Mapper:
         self._replace_cameras(change, rebuilt)
         for frame_id in self._graph.keyframe_ids:
             if self._graph.keyframe(frame_id).calibration_key == camera_key:
-                self._recalibrated[frame_id] = copy.deepcopy(rebuilt.camera(camera_key))
+                self._journal.add_camera(frame_id, rebuilt.camera(camera_key))
         self._emit(
             LensRecognised(
                 camera_key=camera_key,
@@ -739,7 +715,7 @@ class Mapper:
     def _verify_again(self, camera_key: str, change: CameraChange | None = None) -> None:
         """Verifies the pairs of a camera with its lens as it changes, or as it is in the map."""
         intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
-        self._journal_again(*self._matching.verify_again(intrinsics, camera_key=camera_key))
+        self._journal.add_pairs(*self._matching.verify_again(intrinsics, camera_key=camera_key))
 
     # -- a frame between keyframes --------------------------------------------------------------
 
@@ -763,11 +739,7 @@ class Mapper:
             tracked, sparse_map if self._is_initialized else None, fallback=fallback
         )
         if pose is not None:
-            self._report_pose(
-                replace(pose, map_number=number),
-                camera_key=self._camera_keys[tracked.keyframe_id],
-                received_at_s=tracked.received_at_s,
-            )
+            self._pose_reports.report_tracked([(tracked, pose)], map_number=number)
         return self._step(wants_view=wants_view)
 
     def _map_for(
@@ -885,10 +857,7 @@ class Mapper:
         self, finished: Sequence[FinishedJob] = (), *, wants_view: bool = False
     ) -> MappingStep:
         """Registers what is left after the last frame, rescues what is missing, adjusts all."""
-        if len(self._blank_names) > 1:
-            more = ["..."] if len(self._blank_names) > _MAX_NAMED else []
-            listed = ", ".join(self._blank_names[:_MAX_NAMED] + more)
-            self._warn(f"{len(self._blank_names)} keyframes ({listed}): {_BLANK}")
+        self._keyframe_reports.report_blank()
         self._merge(finished)
         self._abandon_jobs()  # merged after the last adjustment they would undo it
         self._discard_turning(is_final=True)
@@ -910,7 +879,7 @@ class Mapper:
             self._improve_by_windows()
             for _ in range(_MAX_LOOP_CORRECTIONS):
                 self._correct_loops(is_final=True)
-            self._update_metric_scale()
+            self._metric_unit.update(self._map)
             self._adjust_finally()
             self._loops.report(self._map)
             self._georeferencing.adjust(self._map)
@@ -952,7 +921,7 @@ class Mapper:
     def _adopt_fullest(self) -> bool:
         """Makes the separate map that holds most keyframes the map, if it holds more than that."""
         former = self._map
-        self._map = self._components.lead(former, is_final=True)
+        self._take_lead(self._components.lead(former, is_final=True))
         return self._map is not former
 
     def _adjust_finally(self) -> None:
@@ -1023,11 +992,7 @@ class Mapper:
 
         Each in metres east, north, up once its map is georeferenced; the map comes first.
         """
-        poses = self._poser.trajectories(self._maps)
-        return [
-            self._georeferencing.poses_in_metres(own, self._georeference_of(sparse_map))
-            for own, sparse_map in zip(poses, self._maps, strict=True)
-        ]
+        return self._products.trajectories(self._maps)
 
     def cameras(self) -> list[pycolmap.Camera]:
         """Copies of all cameras as calibrated at present."""
@@ -1042,101 +1007,36 @@ class Mapper:
 
         Separate maps are placed by the same origin, if at all.
         """
-        placement = self._georeferencing.update(self._map)
-        copies = tuple(self._copy(one) for one in self._maps or [self._map])
-        return MapSnapshot(copies=copies, placement=placement, counts=self._counts())
+        return self._products.snapshot(self._maps or [self._map], counts=self._counts())
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
-        ids = self._map.registered_ids
-        cameras = [self._map.camera(self._map.keyframe(i).calibration_key) for i in ids]
-        cloud = self._map.point_cloud()
-        edges = self._graph.all_edges()
-        poses = [self._map.cam_from_world(i) for i in ids]
-        return MapView(
-            version=self._version,
-            keyframe_ids=np.array(ids, np.int64),
-            cam_from_world=np.array(poses).reshape(-1, 3, 4),
-            focal_px=np.array([camera_focal_px(camera) for camera in cameras]),
-            image_sizes=np.array([(c.width, c.height) for c in cameras], np.int64).reshape(-1, 2),
-            corner_rays=np.array([corner_rays(camera) for camera in cameras]).reshape(-1, 4, 3),
-            points3D_in_world=cloud.points3D_in_world,
-            colors=cloud.colors,
-            chunk_ids=cloud.first_keyframe_ids,
-            edges=np.array([(e.pair.first, e.pair.second) for e in edges], np.int64).reshape(-1, 2),
-            edge_reasons=tuple(edge.reason for edge in edges),
-            cameras=self._cameras.figures(self._map),
-        )
+        return self._products.view(self._map, version=self._version)
 
     def figures(self) -> MapFigures:
         """The figures of the map, and of those apart from it, that the summary of a run reports."""
-        reconstruction = self._map.reconstruction
-        scale = self._metric_scale()
-        poses = self._poser.trajectories(self._maps)
-        kinds = Counter(pose.kind for own in poses for pose in own)
-        return MapFigures(
+        measured = self._products.figures(
+            self._map,
+            self._components.maps,
             counts=self._counts(),
-            num_points3D=self._map.num_points3D,
-            num_observations=reconstruction.compute_num_observations(),
-            mean_track_length=reconstruction.compute_mean_track_length(),
-            mean_reprojection_error_px=self._map.mean_reprojection_error_px(),
-            num_interpolated_frames=kinds[PoseKind.INTERPOLATED],
-            num_frames_without_pose=self._poser.num_frames - kinds.total(),
-            placement=self._georeferencing.placement,
-            gps_rmse_m=self._georeferencing.rmse_m(self._map),
-            metres_per_map_unit=scale.metres_per_map_unit if scale else None,
-            cameras=self._cameras.figures(self._map),
+            metres_per_map_unit=self._metric_unit.metres_per_map_unit(self._map),
+        )
+        return replace(
+            measured,
             turning=self._turning.stretches,
             verdict=self._verdicts.verdict,
             contradictions=self._contradictions,
-            maps=tuple(
-                self._figures_of(sparse_map, num_posed_frames=len(own))
-                for sparse_map, own in zip(self._maps, poses, strict=True)
-            ),
             lost=self._components.lost_stretches(self._map),
         )
-
-    def _figures_of(self, sparse_map: SparseMap, *, num_posed_frames: int) -> OneMapFigures:
-        first, *_, last = (sparse_map.keyframe(i).name for i in sparse_map.registered_ids)
-        return OneMapFigures(
-            num_registered=sparse_map.num_registered,
-            num_points3D=sparse_map.num_points3D,
-            mean_reprojection_error_px=sparse_map.mean_reprojection_error_px(),
-            first_name=first,
-            last_name=last,
-            num_posed_frames=num_posed_frames,
-            is_georeferenced=self._georeference_of(sparse_map) is not None,
-        )
-
-    def _copy(self, sparse_map: SparseMap) -> MapCopy:
-        reconstruction = sparse_map.copy_reconstruction()
-        found = self._georeference_of(sparse_map)
-        is_in_metres = found is not None and self._georeferencing.to_metres(reconstruction, found)
-        return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
 
     def _record(self, frame_id: FrameId) -> KeyframeRecord:
         """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
-        moved, self._moved = tuple(self._moved.values()), {}
-        changed = self._take_changed_pairs()
-        return KeyframeRecord(
-            keyframe=keyframe,
-            camera=copy.deepcopy(self._map.camera(keyframe.calibration_key)),
-            pairs=tuple(self._graph.verified_pairs(frame_id)),
-            moved=moved,
-            changed_pairs=tuple(
-                one for one in changed if frame_id not in (one.pair.first, one.pair.second)
-            ),
+        return self._journal.record(
+            keyframe,
+            camera=self._map.camera(keyframe.calibration_key),
+            pairs=self._graph.verified_pairs(frame_id),
         )
-
-    def _journal_again(self, changed: Sequence[VerifiedPair], lost: Sequence[ImagePair]) -> None:
-        """Hands pairs that the journal may have to it, as they are now."""
-        self._changed_pairs.update((verified.pair, verified) for verified in changed)
-        self._changed_pairs.update((pair, _without_matches(pair)) for pair in lost)
-
-    def _take_changed_pairs(self) -> tuple[VerifiedPair, ...]:
-        changed, self._changed_pairs = tuple(self._changed_pairs.values()), {}
-        return changed
 
     def _step(
         self,
@@ -1146,14 +1046,12 @@ class Mapper:
         wants_view: bool,
     ) -> MappingStep:
         view = self.view() if wants_view and self._is_initialized else None
-        new_poses, self._new_poses = tuple(self._new_poses), []
-        recalibrated, self._recalibrated = self._recalibrated, {}
         due = (self._adjustment.due, self._window.due)
         return MappingStep(
             record=record,
-            recalibrated=recalibrated,
-            changed_pairs=self._take_changed_pairs(),
-            new_poses=new_poses,
+            recalibrated=self._journal.take_cameras(),
+            changed_pairs=self._journal.take_pairs(),
+            new_poses=self._pose_reports.take_new(),
             jobs=jobs,
             due=tuple(job for job in due if job is not None),
             counts=self._counts(),
@@ -1162,7 +1060,8 @@ class Mapper:
 
     def _counts(self) -> MapCounts:
         return MapCounts(
-            num_keyframes=len(self._camera_keys), num_registered=self._map.num_registered
+            num_keyframes=self._pose_reports.num_keyframes,
+            num_registered=self._map.num_registered,
         )
 
     # -- reporting ------------------------------------------------------------------------------
@@ -1175,27 +1074,14 @@ class Mapper:
         started_s: float,
         is_retry: bool = False,
     ) -> None:
-        if registration.status is not RegistrationStatus.REGISTERED:
-            self._emit(
-                RegistrationFailed(
-                    frame_id=frame_id,
-                    status=registration.status,
-                    num_inliers=registration.num_inliers,
-                    num_correspondences=registration.num_correspondences,
-                )
-            )
-            return
-        self._update_graph(frame_id)
-        self._emit(
-            FrameRegistered(
-                frame_id=frame_id,
-                num_inliers=registration.num_inliers,
-                num_correspondences=registration.num_correspondences,
-                num_registered=self._map.num_registered,
-                num_points3D=self._map.num_points3D,
-                is_retry=is_retry,
-                elapsed_s=time.monotonic() - started_s,
-            )
+        if registration.status is RegistrationStatus.REGISTERED:
+            self._update_graph(frame_id)
+        self._keyframe_reports.report_registration(
+            frame_id,
+            registration,
+            sparse_map=self._map,
+            started_s=started_s,
+            is_retry=is_retry,
         )
 
     def _report_changes(self, *, is_final: bool = False) -> None:
@@ -1207,55 +1093,9 @@ class Mapper:
         self._cameras.report(self._map, is_final=is_final)
         self._components.release(self._map)
         for number, sparse_map in self._components.numbered(self._map):
-            self._report_poses_in(sparse_map, number=number)
-
-    def _report_poses_in(self, sparse_map: SparseMap, *, number: int) -> None:
-        """Reports poses of keyframes that are new in a map, and of frames that waited for them."""
-        for frame_id in sparse_map.registered_ids:
-            if self._was_registered.get(frame_id) != number:
-                self._was_registered[frame_id] = number
-                keyframe = sparse_map.keyframe(frame_id)
-                pose = FramePose(
-                    frame_id=frame_id,
-                    index=keyframe.index,
-                    captured_at_s=keyframe.captured_at_s,
-                    cam_from_world=sparse_map.cam_from_world(frame_id),
-                    is_keyframe=True,
-                    map_number=number,
-                )
-                self._report_pose(
-                    pose, camera_key=keyframe.camera_key, received_at_s=keyframe.received_at_s
-                )
-        for tracked, pose in self._poser.pose_pending(sparse_map):
-            self._report_pose(
-                replace(pose, map_number=number),
-                camera_key=self._camera_keys[tracked.keyframe_id],
-                received_at_s=tracked.received_at_s,
-            )
-
-    def _report_pose(self, pose: FramePose, *, camera_key: str, received_at_s: float) -> None:
-        """Reports the pose of a frame: once, or for a keyframe again when it is registered."""
-        is_first = pose.frame_id not in self._has_pose
-        if not (is_first or pose.is_keyframe):
-            return  # the map has it already, and better
-        self._has_pose.add(pose.frame_id)
-        if is_first:
-            self._new_poses.append(pose)
-        x, y, z = camera_center(pose.cam_from_world).tolist()
-        qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
-        self._emit(
-            FramePosed(
-                frame_id=pose.frame_id,
-                camera_key=camera_key,
-                captured_at_s=pose.captured_at_s,
-                cam_center_in_world=(x, y, z),
-                world_from_cam_quat_xyzw=(qx, qy, qz, qw),
-                is_keyframe=pose.is_keyframe,
-                is_first=is_first,
-                latency_s=time.monotonic() - received_at_s,
-                map_number=pose.map_number,
-            )
-        )
+            self._pose_reports.report_keyframes(sparse_map, map_number=number)
+            posed = self._poser.pose_pending(sparse_map)
+            self._pose_reports.report_tracked(posed, map_number=number)
 
     def _warn(self, message: str) -> None:
         self._emit(Warned(message=message))
@@ -1291,58 +1131,6 @@ class Mapper:
         number, sparse_map = holding
         self._graph.set_registered(frame_id, True, map_number=number)
         self._graph.set_covisibility(frame_id, sparse_map.covisibility(frame_id))
-
-    def _georeference_of(self, sparse_map: SparseMap) -> Georeference | None:
-        """Where one of the maps lies; None: nowhere yet."""
-        if sparse_map is not self._map:
-            return self._georeferencing.place_separate(sparse_map)
-        placement = self._georeferencing.placement
-        return None if placement is None else placement.georeference
-
-    def _metric_scale(self) -> MetricScale | None:
-        """How long the map's unit is by the matcher's depths; None when they do not say."""
-        if self._config.matching.metric_scale == "off":
-            return None
-        return estimate_metric_scale(self._map, self._matching.depths_m)
-
-    def _update_metric_scale(self) -> None:
-        """Emits, once it is known, how long the map's unit is, and makes it a metre when asked to.
-
-        Later maps are placed onto the one before, and so have its scale, unless they share too
-        little with it.
-        """
-        is_applied = self._config.matching.metric_scale == "apply"
-        if self._knows_metric_scale and not is_applied:
-            return
-        scale = self._metric_scale()
-        if scale is None:
-            return
-        has_its_scale = 1 / _SAME_SCALE < scale.metres_per_map_unit < _SAME_SCALE
-        if self._knows_metric_scale and has_its_scale:
-            return
-        self._knows_metric_scale = True
-        if is_applied:
-            self._map.scale(scale.metres_per_map_unit)
-        self._emit(
-            MetricScaleEstimated(
-                metres_per_map_unit=scale.metres_per_map_unit,
-                num_depths=scale.num_depths,
-                spread_ratio=scale.spread_ratio,
-                is_applied=is_applied,
-            )
-        )
-
-
-def _without_matches(pair: ImagePair) -> VerifiedPair:
-    """A pair that does not hold any more, for the journal."""
-    return VerifiedPair(
-        pair=pair,
-        reason=PairReason.TEMPORAL,
-        inlier_matches_idx=np.empty((0, 2), np.uint32),
-        num_matches=0,
-        fundamental=np.zeros((3, 3)),
-        homography_inlier_ratio=0.0,
-    )
 
 
 def _solve_adjustment(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from engine.mapping.place_evidence import CONTRADICTION_PX, epipolar_error_px
 from engine.mapping.sparse_map import SparseMap
-from engine.matching.pair_agreement import PairAgreement, pair_strength
+from engine.matching.pair_agreement import PairAgreement
+from engine.matching.pair_strength import pair_strength
 from engine.types import FrameId, ImagePair, VerifiedPair
 
 _MIN_INDEPENDENT = 30  # inliers, of a pair that counts

@@ -24,7 +24,7 @@ from engine.mapping.calibration_control import CalibrationControl, CalibrationSt
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
-from engine.matching.pair_agreement import PairStrength, pair_strength
+from engine.matching.pair_strength import PairStrength, pair_strength
 from engine.types import (
     Features,
     Float64Array,

@@ -18,7 +18,7 @@ from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.geometry import camera_center, rotation_angle_rad
 from engine.mapping.growth import GrowthConfig, register_and_refine
 from engine.mapping.sparse_map import Registration, SparseMap
-from engine.matching.pair_agreement import num_cells
+from engine.matching.pair_strength import num_cells
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     Float64Array,

@@ -26,11 +26,10 @@ from engine.estimators.three_view import (
 )
 from engine.estimators.two_view_geometry import estimate_relative_pose
 from engine.geometry import image_scale
+from engine.matching.pair_strength import pair_strength
 from engine.matching.scene_graph import SceneGraph
 from engine.types import Float64Array, FrameId, ImagePair, Int64Array, Keyframe, VerifiedPair
 
-_CELLS_PER_EDGE = 8
-_MAX_PER_CELL = 4  # inliers of one cell that count: more of them say the same again
 _MAX_TRIPLETS = 8  # tried for a pair, of those whose turns close
 _MAX_FOCAL_CHANGE = 1.03  # a factor; pairs not agreed are tested again beyond it
 _RELATIVE_POSE_ERROR_PX = 3.0  # at an image edge of 1000 px
@@ -43,51 +42,6 @@ _SAME_PARAMS = 0.003  # of a camera, as a ratio: its rays are about the same
 
 _Triplet = tuple["_Known", "_Known", "_Known"]
 CameraOf = Callable[[str], pycolmap.Camera]  # by calibration key, as calibrated at present
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairStrength:
-    """How much evidence the inliers of a pair are."""
-
-    num_cells: int  # of 8 x 8 in each image that hold inliers; the lower of two
-    num_independent: int  # inliers, at most a few of each cell; the lower of two images
-    inlier_ratio: float  # of the matches
-
-    @property
-    def score(self) -> float:
-        """Independent inliers, less those that matches at random would give."""
-        return self.num_independent * self.inlier_ratio
-
-
-def pair_strength(verified: VerifiedPair, first: Keyframe, second: Keyframe) -> PairStrength:
-    """The strength of a pair by spread and independence: a hundred inliers in a corner are few.
-
-    Args:
-        verified: the pair.
-        first: its first keyframe.
-        second: its second one.
-    """
-    counts = [
-        np.bincount(_cells(keyframe, rows), minlength=_CELLS_PER_EDGE**2)
-        for keyframe, rows in zip((first, second), verified.inlier_matches_idx.T, strict=True)
-    ]
-    return PairStrength(
-        num_cells=min(int(np.count_nonzero(one)) for one in counts),
-        num_independent=min(int(np.minimum(one, _MAX_PER_CELL).sum()) for one in counts),
-        inlier_ratio=verified.num_inliers / max(1, verified.num_matches),
-    )
-
-
-def num_cells(keyframe: Keyframe, rows: Int64Array) -> int:
-    """Cells of an 8 x 8 grid over a keyframe that hold some of its keypoints (K,)."""
-    return len(np.unique(_cells(keyframe, rows)))
-
-
-def _cells(keyframe: Keyframe, rows: Collection[int]) -> Int64Array:
-    size = (keyframe.width, keyframe.height)
-    places = keyframe.features.keypoints_xy[np.asarray(rows, np.int64)] / size * _CELLS_PER_EDGE
-    columns, lines = np.clip(places.astype(np.int64), 0, _CELLS_PER_EDGE - 1).T
-    return np.asarray(_CELLS_PER_EDGE * lines + columns)
 
 
 @dataclass(slots=True, eq=False)

@@ -9,9 +9,10 @@ from engine.config import AgreementConfig
 from engine.mapping.focal_votes import FocalVotes
 from engine.matching.pair_agreement import PairAgreement
 from engine.matching.scene_graph import SceneGraph
-from tests.matching.test_pair_agreement import FAR, false_pair
-from tests.support.synthetic import scene_graph
+from tests.support.false_pairs import false_pair
+from tests.support.synthetic import SyntheticWorld, round_path, scene_graph
 
+FAR = SyntheticWorld(round_path(24), density=1.0, noise_px=0.4)
 RIGHT_PX = FAR.camera(1).params[0]
 
 

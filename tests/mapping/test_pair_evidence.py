@@ -9,7 +9,7 @@ from engine.mapping.pair_evidence import PairEvidence
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.pair_agreement import PairAgreement
 from engine.types import FrameId, VerifiedPair
-from tests.matching.test_pair_agreement import false_pair
+from tests.support.false_pairs import false_pair
 from tests.support.synthetic import (
     DENSITY,
     SyntheticWorld,

@@ -17,7 +17,7 @@ from engine.mapping.growth import GrowthConfig
 from engine.mapping.sparse_map import SparseMap
 from engine.mapping.strict_posing import StrictPosing
 from engine.types import FrameId, ImagePair, VerifiedPair
-from tests.matching.test_pair_agreement import false_pair
+from tests.support.false_pairs import false_pair
 from tests.support.synthetic import (
     SyntheticWorld,
     grow,

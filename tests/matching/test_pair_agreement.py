@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 
-import numpy as np
 import pycolmap
 import pytest
 
 from engine.config import AgreementConfig, load_config
-from engine.matching.pair_agreement import PairAgreement, pair_strength
+from engine.matching.pair_agreement import PairAgreement
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FrameId, ImagePair, PairReason, VerifiedPair
-from tests.support.false_pairs import random_geometry_matches
+from engine.types import FrameId, ImagePair, VerifiedPair
+from tests.support.false_pairs import false_pair
 from tests.support.synthetic import SyntheticWorld, round_path, scene_graph, straight_path
 
 WORLD = SyntheticWorld(straight_path(6), density=1.0, noise_px=0.4)
@@ -22,25 +21,6 @@ FAR = SyntheticWorld(round_path(24), density=1.0, noise_px=0.4)
 
 def pair(one: int, other: int) -> ImagePair:
     return ImagePair.of(FrameId(one), FrameId(other))
-
-
-def false_pair(world: SyntheticWorld, one: int, other: int, *, seed: int = 0) -> VerifiedPair:
-    """A pair whose matches agree on a geometry, and on nothing else."""
-    matches = random_geometry_matches(
-        world.view(one).points_xy,
-        world.view(other).points_xy,
-        camera=world.camera(one),
-        num=150,
-        rng=np.random.default_rng((seed, one, other)),
-    )
-    return VerifiedPair(
-        pair=pair(one, other),
-        reason=PairReason.EXHAUSTIVE,
-        inlier_matches_idx=matches,
-        num_matches=len(matches),
-        fundamental=np.zeros((3, 3)),
-        homography_inlier_ratio=0.2,
-    )
 
 
 class Run:
@@ -207,32 +187,3 @@ def test_most_pairs_agree_by_the_right_focal_length() -> None:
 
     assert num_agreed(1.0) == len(run.graph.all_edges())
     assert num_agreed(3.0) < 0.5 * num_agreed(1.0)
-
-
-def test_many_inliers_in_one_place_are_little_evidence() -> None:
-    first, second = WORLD.keyframe(1), WORLD.keyframe(2)
-    whole = WORLD.verified_pair(1, 2)
-    in_first = first.features.keypoints_xy[whole.inlier_matches_idx[:, 0]]
-    order = np.argsort(np.linalg.norm(in_first - in_first[0], axis=1))
-    patch = VerifiedPair(
-        pair=whole.pair,
-        reason=whole.reason,
-        inlier_matches_idx=whole.inlier_matches_idx[order[: len(order) // 4]],
-        num_matches=len(order) // 4,
-        fundamental=whole.fundamental,
-        homography_inlier_ratio=0.0,
-    )
-    spread = VerifiedPair(
-        pair=whole.pair,
-        reason=whole.reason,
-        inlier_matches_idx=whole.inlier_matches_idx[::4],
-        num_matches=len(order) // 4,
-        fundamental=whole.fundamental,
-        homography_inlier_ratio=0.0,
-    )
-
-    dense, sparse = (pair_strength(one, first, second) for one in (patch, spread))
-
-    assert patch.num_inliers <= spread.num_inliers
-    assert dense.num_cells < 0.6 * sparse.num_cells
-    assert dense.score < 0.8 * sparse.score

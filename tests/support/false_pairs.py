@@ -7,8 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.geometry import rotation_from_vector, skew
-from engine.types import Float64Array, ImagePair, MatchRequest, PairMatches, Uint32Array
-from tests.support.synthetic import FakeMatcher, SyntheticCamera
+from engine.types import (
+    Float64Array,
+    FrameId,
+    ImagePair,
+    MatchRequest,
+    PairMatches,
+    PairReason,
+    Uint32Array,
+    VerifiedPair,
+)
+from tests.support.synthetic import FakeMatcher, SyntheticCamera, SyntheticWorld
 
 _FEWEST_SHARED = 5  # points that two views of one place have in common
 _NUM_GEOMETRIES = 6  # tried: by many, one image shows nothing of the other
@@ -102,3 +111,22 @@ class FalsePairMatcher(FakeMatcher):
         return PairMatches.of_rows(
             request, matches_idx=matches, confidence=np.ones(len(matches), np.float32)
         )
+
+
+def false_pair(world: SyntheticWorld, one: int, other: int, *, seed: int = 0) -> VerifiedPair:
+    """A pair whose matches agree on a geometry, and on nothing else."""
+    matches = random_geometry_matches(
+        world.view(one).points_xy,
+        world.view(other).points_xy,
+        camera=world.camera(one),
+        num=150,
+        rng=np.random.default_rng((seed, one, other)),
+    )
+    return VerifiedPair(
+        pair=ImagePair.of(FrameId(one), FrameId(other)),
+        reason=PairReason.EXHAUSTIVE,
+        inlier_matches_idx=matches,
+        num_matches=len(matches),
+        fundamental=np.zeros((3, 3)),
+        homography_inlier_ratio=0.2,
+    )

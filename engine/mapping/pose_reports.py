@@ -1,0 +1,96 @@
+"""Pose reports: which frames have a pose by now, emitted as the maps come to know them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from engine.events import FramePosed
+from engine.geometry import camera_center, quat_xyzw_from_rotation
+from engine.mapping.sparse_map import SparseMap
+from engine.ports import EventSink
+from engine.types import FrameId, FramePose, Keyframe, TrackedFrame
+
+
+class PoseReports:
+    """Emits the pose of each frame once, and of a keyframe again when it is registered.
+
+    Args:
+        emit: takes the events.
+    """
+
+    def __init__(self, *, emit: EventSink) -> None:
+        self._emit = emit
+        self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
+        self._has_pose: set[FrameId] = set()
+        self._map_numbers: dict[FrameId, int] = {}  # of keyframes, as reported last
+        self._new: list[FramePose] = []
+
+    @property
+    def num_keyframes(self) -> int:
+        """Keyframes that came, registered or not."""
+        return len(self._camera_keys)
+
+    def add_keyframe(self, keyframe: Keyframe) -> None:
+        """Adds a keyframe, from which frames may be tracked."""
+        self._camera_keys[keyframe.frame_id] = keyframe.camera_key
+
+    def report_keyframes(self, sparse_map: SparseMap, *, map_number: int) -> None:
+        """Reports keyframes that are new in a map."""
+        for frame_id in sparse_map.registered_ids:
+            if self._map_numbers.get(frame_id) == map_number:
+                continue
+            self._map_numbers[frame_id] = map_number
+            keyframe = sparse_map.keyframe(frame_id)
+            self._report(
+                FramePose(
+                    frame_id=frame_id,
+                    index=keyframe.index,
+                    captured_at_s=keyframe.captured_at_s,
+                    cam_from_world=sparse_map.cam_from_world(frame_id),
+                    is_keyframe=True,
+                    map_number=map_number,
+                ),
+                camera_key=keyframe.camera_key,
+                received_at_s=keyframe.received_at_s,
+            )
+
+    def report_tracked(
+        self, posed: Iterable[tuple[TrackedFrame, FramePose]], *, map_number: int
+    ) -> None:
+        """Reports frames between keyframes that a map poses; those with a pose stay as they are."""
+        for tracked, pose in posed:
+            self._report(
+                replace(pose, map_number=map_number),
+                camera_key=self._camera_keys[tracked.keyframe_id],
+                received_at_s=tracked.received_at_s,
+            )
+
+    def take_new(self) -> tuple[FramePose, ...]:
+        """Hands over the first poses of frames since the last call."""
+        new, self._new = tuple(self._new), []
+        return new
+
+    def _report(self, pose: FramePose, *, camera_key: str, received_at_s: float) -> None:
+        is_first = pose.frame_id not in self._has_pose
+        if not (is_first or pose.is_keyframe):
+            return  # the map has it already, and better
+        self._has_pose.add(pose.frame_id)
+        if is_first:
+            self._new.append(pose)
+        x, y, z = camera_center(pose.cam_from_world).tolist()
+        qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
+        self._emit(
+            FramePosed(
+                frame_id=pose.frame_id,
+                camera_key=camera_key,
+                captured_at_s=pose.captured_at_s,
+                cam_center_in_world=(x, y, z),
+                world_from_cam_quat_xyzw=(qx, qy, qz, qw),
+                is_keyframe=pose.is_keyframe,
+                is_first=is_first,
+                latency_s=time.monotonic() - received_at_s,
+                map_number=pose.map_number,
+            )
+        )
