@@ -77,6 +77,19 @@ class CalibrationState:
         return not self.is_settled and num_keyframes >= _GROWTH * self.num_keyframes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedFocal:
+    """The focal length that the observations of a camera ask for."""
+
+    change: float  # from the present one, as a logarithm
+    sigma: float  # one standard deviation of it, of a lens like others
+
+    @property
+    def num_sigmas(self) -> float:
+        """How surely they ask for another one."""
+        return abs(self.change) / self.sigma
+
+
 class Solve(Protocol):
     """An adjustment in place, from where the reconstruction is."""
 
@@ -363,6 +376,24 @@ def restore(reconstruction: pycolmap.Reconstruction, before: pycolmap.Reconstruc
         point.xyz = before.point3D(point3D_id).xyz
     for camera_id, camera in reconstruction.cameras.items():
         camera.params = before.camera(camera_id).params
+
+
+def wanted_focal(reconstruction: pycolmap.Reconstruction, camera_id: int) -> WantedFocal | None:
+    """The focal length that the images want, whatever is held or given; None: they say nothing.
+
+    It is a step of Gauss-Newton from where the map is, and holds for small changes.
+    """
+    camera = reconstruction.camera(camera_id)
+    if not camera.focal_length_idxs():
+        return None
+    evidence = measure_evidence(reconstruction, camera_id)
+    sigma = math.inf if evidence is None else _focal_sigma(camera, evidence)
+    if evidence is None or not math.isfinite(sigma):
+        return None
+    total = evidence.information + np.diag(_lens_precision(camera))
+    pull = evidence.information @ evidence.step
+    change = float((np.linalg.pinv(total, hermitian=True) @ pull)[0])
+    return WantedFocal(change=change, sigma=sigma)
 
 
 # -- prior and evidence ---------------------------------------------------------------------------

@@ -3,14 +3,14 @@
 The pairs are asked independently of what the map made of them: their own matches say which relative
 pose they prefer, wherever the map put points, and however many of them it dropped. Few pairs of
 each keyframe are enough, so that a map of hundreds of keyframes is examined in some hundredths of a
-second.
+second. Only where they contradict the map, third views are asked which of them are proven.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pycolmap
@@ -18,6 +18,7 @@ import pycolmap
 from engine.estimators.lenses import camera_focal_px, unit_rays
 from engine.estimators.pair_fit import PairFits, PairSamples, fit_pairs
 from engine.geometry import compose_poses, image_scale, invert_pose
+from engine.mapping.calibration_control import WantedFocal, wanted_focal
 from engine.mapping.georeferencing import Placement
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
@@ -43,9 +44,12 @@ _TURNED_RAD = np.radians(5.0 / 3.0)  # another turn
 _MIN_GAIN = 10.0  # logarithm of the likelihood ratio from which a better pose is no chance
 _INLYING_PX = 3.0  # from the epipolar lines, at an image edge of 1000 px
 _MIN_INLYING_SHARE = 0.5  # of a pair's matches
+DISPUTED_RATIO = 0.19  # of the weight of pairs, that contradict the map: it is doubtful
+_UNPROVEN_WEIGHT = 0.25  # of a pair that contradicts the map, and no third view confirms
 _PARALLAX_QUANTILE = 0.8  # of a keyframe's pairs
 _STAYED_PX = 1.5  # matches that moved less stay in the image, at an image edge of 1000 px
 _MOVING_PX = 5.0  # median motion of the others from which a pair moves
+_MIN_VIEWS = 3  # of a camera that say something of its focal length
 _FAR_KEYFRAMES = 20  # from one keyframe to another that is far away in time
 _FAR_RATIO = 0.2  # of all keyframes, likewise
 _SKYWARD_RAD = np.radians(20.0)  # above the horizon: a camera that looks up
@@ -53,21 +57,29 @@ _SKYWARD_RAD = np.radians(20.0)  # above the horizon: a camera that looks up
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceEvidence:
-    """What is known of the place of one registered keyframe."""
+    """What is known of the place of one registered keyframe.
+
+    Pairs that contradict the map, and that no third view confirms, have less weight where third
+    views were asked.
+    """
 
     keyframe: Keyframe
     num_points: int  # of the map that it observes
     num_pairs: int  # examined
+    num_confirming: float  # of them that do not contradict the map, and are proven where asked
     disputed_ratio: float  # of the weight of these pairs, that contradict the map
+    proven_disputed_ratio: float  # likewise, of those alone that a third view confirms
     parallax_px: float  # what turning alone leaves of the motion in most of its pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairsEvidence:
-    """What the pairs of the map's keyframes say of it as a whole."""
+    """What the pairs of the map's keyframes say of it as a whole, weighed like those of places."""
 
     num_pairs: int = 0  # examined
+    is_contested: bool = False  # so many contradict the map that third views were asked
     disputed_ratio: float = 0.0  # of their weight, of pairs that contradict the map
+    disputed_inlying_ratio: float = 0.0  # of the matches of those pairs, that the map explains
     num_far: int = 0  # pairs of keyframes far apart in time
     far_disputed_ratio: float = 0.0  # of their weight
     stays_ratio: float = 0.0  # of matches of moving pairs, of those that stay in the image
@@ -84,6 +96,7 @@ class MapEvidence:
     num_verified_pairs: int = 0  # of all keyframes
     other_maps: tuple[tuple[FrameId, ...], ...] = ()  # their keyframes
     cameras: tuple[CameraFigures, ...] = ()
+    wanted_focals: Mapping[str, WantedFocal] = field(default_factory=dict)  # of held cameras
     contradictions: tuple[Contradiction, ...] = ()  # pairs whose points the map has twice
     turning: tuple[TurningStretch, ...] = ()
     gaps: tuple[PoseGap, ...] = ()  # of videos, without any pose
@@ -114,6 +127,7 @@ class Beside:
     gps_contradiction: str = ""  # how positions contradict the map
     searches_lenses: bool = True
     confirms_pairs: bool = True
+    is_agreed: Callable[[ImagePair], bool] | None = None  # a third view confirms a pair; None: all
 
 
 def gather(
@@ -134,6 +148,8 @@ def gather(
     ids = sparse_map.registered_ids
     chosen = _chosen_pairs(graph.edges_among(ids), ids, per_keyframe=pairs_per_keyframe)
     examined = _Examined.of(sparse_map, chosen)
+    if beside.is_agreed is not None and beside.confirms_pairs:
+        examined = examined.weighed_anew(beside.is_agreed)
     placement = beside.placement
     return MapEvidence(
         keyframes=tuple(graph.keyframe(i) for i in graph.keyframe_ids),
@@ -142,6 +158,7 @@ def gather(
         num_verified_pairs=len(graph.edges()),
         other_maps=tuple(tuple(one.registered_ids) for one in beside.other_maps),
         cameras=beside.cameras,
+        wanted_focals=_wanted_focals(sparse_map, beside.cameras),
         contradictions=beside.contradictions,
         turning=beside.turning,
         gaps=beside.gaps,
@@ -154,14 +171,38 @@ def gather(
     )
 
 
+def _wanted_focals(
+    sparse_map: SparseMap, cameras: Sequence[CameraFigures]
+) -> dict[str, WantedFocal]:
+    """What the images say of focal lengths that adjustments leave alone, by camera."""
+    asked = [
+        camera.camera_key
+        for camera in cameras
+        if (camera.is_held or camera.is_constant) and camera.num_registered >= _MIN_VIEWS
+    ]
+    wanted = {
+        key: wanted_focal(sparse_map.reconstruction, sparse_map.camera(key).camera_id)
+        for key in asked
+    }
+    return {key: one for key, one in wanted.items() if one is not None}
+
+
 def _place(sparse_map: SparseMap, keyframe: Keyframe, examined: _Examined) -> PlaceEvidence:
     has_it = (examined.ends == keyframe.frame_id).any(axis=1)
-    weights = examined.weights[has_it]
+    weights = examined.full_weights[has_it]
     return PlaceEvidence(
         keyframe=keyframe,
         num_points=int(sparse_map.reconstruction.image(keyframe.frame_id).num_points3D),
         num_pairs=int(has_it.sum()),
-        disputed_ratio=_share(examined.is_disputed[has_it], weights),
+        num_confirming=(
+            float(np.count_nonzero(examined.is_agreed[has_it] & ~examined.is_disputed[has_it]))
+            if examined.is_contested
+            else int(has_it.sum()) * (1.0 - _share(examined.is_disputed[has_it], weights))
+        ),
+        disputed_ratio=_share(examined.is_disputed[has_it], examined.weights[has_it]),
+        proven_disputed_ratio=_share(
+            examined.is_disputed[has_it] & examined.is_agreed[has_it], weights
+        ),
         parallax_px=(
             float(np.quantile(examined.fits.parallax_px[has_it], _PARALLAX_QUANTILE))
             if has_it.any()
@@ -192,9 +233,13 @@ class _Examined:
     """Pairs (B,) of a map, and what their matches say."""
 
     ends: Int64Array  # (B, 2) frame ids
-    weights: Float64Array  # (B,) independent inliers
+    full_weights: Float64Array  # (B,) independent inliers
+    weights: Float64Array  # (B,) less of pairs that contradict the map unproven
+    inlying: Float64Array  # (B,) share of the matches that the map explains
     fits: PairFits
     is_disputed: BoolArray  # (B,)
+    is_agreed: BoolArray  # (B,) a third view confirms it; all where none was asked
+    is_contested: bool  # third views were asked
     num_matches: Float64Array  # (B,) examined, of pairs that move; 0 of others
     num_stay: Float64Array  # (B,) of them, that stay in the image
     num_stay_unexplained: Float64Array  # (B,) of those, that the map does not explain
@@ -222,16 +267,40 @@ class _Examined:
         motion = _padded([one.motion_px for one in sampled])
         stays = (motion < _STAYED_PX) & samples.is_used
         moves = np.array([_moves(one.motion_px) for one in sampled], np.bool_)
+        weights = np.array([one.weight for one in sampled])
+        is_disputed = (is_better & (fits.gain > _MIN_GAIN)) | (inlying < _MIN_INLYING_SHARE)
         return cls(
             ends=np.array([(one.pair.first, one.pair.second) for one in sampled], np.int64).reshape(
                 -1, 2
             ),
-            weights=np.array([one.weight for one in sampled]),
+            full_weights=weights,
+            weights=weights,
+            inlying=inlying,
             fits=fits,
-            is_disputed=(is_better & (fits.gain > _MIN_GAIN)) | (inlying < _MIN_INLYING_SHARE),
+            is_disputed=is_disputed,
+            is_agreed=np.ones(len(sampled), np.bool_),
+            is_contested=False,
             num_matches=np.where(moves, samples.is_used.sum(axis=1), 0).astype(np.float64),
             num_stay=np.where(moves, stays.sum(axis=1), 0).astype(np.float64),
             num_stay_unexplained=np.where(moves, (stays & ~lies).sum(axis=1), 0).astype(np.float64),
+        )
+
+    def weighed_anew(self, is_agreed: Callable[[ImagePair], bool]) -> _Examined:
+        """With less weight for pairs that contradict the map, and that no third view confirms.
+
+        A verified pair alone may be wrong itself. Asking takes some ms each, so pairs are asked
+        where many of them contradict.
+        """
+        if _share(self.is_disputed, self.full_weights) < DISPUTED_RATIO:
+            return self
+        pairs = [ImagePair.of(FrameId(int(a)), FrameId(int(b))) for a, b in self.ends]
+        agreed = np.array([is_agreed(pair) for pair in pairs], np.bool_)
+        is_unproven = self.is_disputed & ~agreed
+        return replace(
+            self,
+            is_agreed=agreed,
+            is_contested=True,
+            weights=np.where(is_unproven, _UNPROVEN_WEIGHT, 1.0) * self.full_weights,
         )
 
     def summary(self, graph: SceneGraph) -> PairsEvidence:
@@ -242,7 +311,11 @@ class _Examined:
         num_matches = max(1.0, float(self.num_matches.sum()))
         return PairsEvidence(
             num_pairs=len(self.ends),
+            is_contested=self.is_contested,
             disputed_ratio=_share(self.is_disputed, self.weights),
+            disputed_inlying_ratio=(
+                float(np.median(self.inlying[self.is_disputed])) if self.is_disputed.any() else 0.0
+            ),
             num_far=int(is_far.sum()),
             far_disputed_ratio=_share(self.is_disputed[is_far], self.weights[is_far]),
             stays_ratio=float(self.num_stay.sum()) / num_matches,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from engine.mapping.frame_names import clock, named, stretches
-from engine.mapping.map_evidence import MapEvidence, PlaceEvidence
+from engine.mapping.map_evidence import DISPUTED_RATIO, MapEvidence, PlaceEvidence
 from engine.types import (
     CameraFigures,
     FrameId,
@@ -27,7 +27,6 @@ from engine.types import (
 
 _LEVELS = (VerdictLevel.GOOD, VerdictLevel.DOUBTFUL, VerdictLevel.WRONG)
 
-_DISPUTED_RATIO = 0.19  # of the weight of pairs, that contradict the map: it is doubtful
 _WRONG_DISPUTED_RATIO = 0.4
 _MIN_PAIRS = 3  # of a keyframe whose place they dispute
 _MISPLACED_RATIO = 0.6  # of the weight of a keyframe's pairs, that contradict its place
@@ -40,20 +39,24 @@ _BENT_FAR_RATIO = 0.3  # of the weight of pairs far apart in time, that contradi
 _MIN_FAR_PAIRS = 6
 _TWICE_PAIRS = (3, 0.01)  # pairs at least whose points the map has twice, and of those examined
 _WRONG_TWICE_RATIO = 0.1  # of the pairs examined
+_NEARLY_RATIO = 0.5  # of the matches of pairs that contradict the map, that it still explains
 _FEW_IMAGES = 2  # that cannot calibrate a camera of their own
 _STAYS_RATIO = 0.02  # of matches, that stay in the image while the others move
 _NO_PARALLAX_PX = 3.0  # what turning leaves: as little as matches are inexact
 _TURNING_RATIO = 0.5  # of a map's keyframes without parallax, from which it is wrong
 _HELD_POINTS = 20  # that hold a keyframe in its place
 _FEW_POINTS_RATIO = 0.1  # of a map's keyframes held by fewer
-_MISSING_RATIO = 0.15  # of the keyframes, without a place
+_MISSING_RATIO = 0.2  # of the keyframes, without a place
 _MISSING_STRETCH_RATIO = 0.1  # likewise, in one run of a video
 _MIN_STRETCH = 3  # keyframes
 _LEAST_MAP = 3  # keyframes that can confirm each other
 _UNSURE_SIGMA_RATIO = 0.25  # of a focal length that nobody vouches for
+_WANTED_SIGMAS = 2.0  # from which the images ask for another focal length
+_WANTED_RATIO = 0.04  # and from which it matters
 _REJECTED_RATIO = 0.3  # of the positions
 _SKYWARD_RATIO = 0.8  # of the cameras
 _FEW_KEYPOINTS = 150  # median of keyframes that show little to match
+_LEAST_GAP_S = 1.0  # of a video without a pose; shorter ones go unnoticed
 _GAPS_NAMED = 3  # times of a video without a pose
 _ALL_SENTENCES = 12
 
@@ -124,15 +127,15 @@ def _disputed(evidence: MapEvidence) -> Reasons:
     is_overlay = _has_overlay(evidence)
     least, of_all = _MANY_DISPUTED
     share = len(places) / len(evidence.places)
+    proven = [one for one in places if one.proven_disputed_ratio >= _DISPUTED_PLACE_RATIO]
+    is_proven = len(proven) >= max(least, _WRONG_PLACES_RATIO * len(evidence.places))
     is_misplaced = any(place.disputed_ratio >= _MISPLACED_RATIO for place in places)
     is_many = len(places) >= least and share >= of_all
-    if not (ratio >= _DISPUTED_RATIO or is_misplaced or is_many):
+    if not (ratio >= DISPUTED_RATIO or is_misplaced or is_many):
         return
     if is_overlay or next(_twice(evidence), None) is not None:
         return  # that says why
-    is_wrong = ratio >= _WRONG_DISPUTED_RATIO or (
-        len(places) >= least and share >= _WRONG_PLACES_RATIO
-    )
+    is_wrong = ratio >= _WRONG_DISPUTED_RATIO or is_proven
     level = VerdictLevel.WRONG if is_wrong else VerdictLevel.DOUBTFUL
     shown = places or sorted(evidence.places, key=lambda place: -place.disputed_ratio)[:1]
     ids = _ids(shown)
@@ -152,7 +155,7 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             frame_ids=ids,
         )
         return
-    if ratio < _DISPUTED_RATIO and share < _WRONG_PLACES_RATIO:
+    if ratio < DISPUTED_RATIO and not is_proven:
         yield VerdictReason(
             kind="misplaced",
             level=level,
@@ -175,26 +178,35 @@ def _disputed(evidence: MapEvidence) -> Reasons:
 
 
 def _unconfirmed(evidence: MapEvidence) -> Reasons:
-    """Keyframes that a single pair holds: whatever that pair says, they fit."""
-    disputed = set(_ids(_disputed_places(evidence)))
+    """Keyframes that a single pair holds: whatever that pair says, they fit.
+
+    Where many pairs contradict the map, only proven ones count: a false pair confirms as well.
+    """
+    is_contested = evidence.pairs.is_contested
+    disputed = set() if is_contested else set(_ids(_disputed_places(evidence)))
     weak = [
         place
         for place in evidence.places
-        if place.num_pairs * (1.0 - place.disputed_ratio) < _CONFIRMING_PAIRS
-        and place.keyframe.frame_id not in disputed
+        if place.num_confirming < _CONFIRMING_PAIRS and place.keyframe.frame_id not in disputed
     ]
     num = len(evidence.places)
     if not weak or num < _LEAST_MAP:
         return
+    if is_contested and (_has_overlay(evidence) or next(_disputed(evidence), None) is not None):
+        return  # that says why
     least, of_all = _MANY_UNCONFIRMED
-    is_much = len(weak) >= max(least, of_all * num)
+    is_much = is_contested or len(weak) >= max(least, of_all * num)
+    where = named(_ids(weak), evidence.keyframes)
+    found = (
+        f"many pairs of keyframes contradict the map, and fewer than two that a third keyframe"
+        f" confirms speak for where it has {where}"
+        if is_contested
+        else f"fewer than two pairs of keyframes confirm where the map has {where}"
+    )
     yield VerdictReason(
         kind="unconfirmed",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
-        sentence=(
-            f"fewer than two pairs of keyframes confirm where the map has"
-            f" {named(_ids(weak), evidence.keyframes)}: film around there again with more overlap"
-        ),
+        sentence=f"{found}: film around there again with more overlap",
         frame_ids=_ids(weak),
     )
 
@@ -228,24 +240,23 @@ def _likely_cause(evidence: MapEvidence) -> str:
             "pairs that no third view confirms were trusted: let them agree with each other"
             " (agreement.mode)"
         )
-    cameras = [
-        camera for camera in evidence.cameras if camera.num_registered and camera.is_unvouched
-    ]
-    if not cameras:
-        given = [camera for camera in evidence.cameras if camera.num_registered]
-        lens = (
-            f"either the calibration that was given is wrong (focal length {_lengths(given)}), or "
-            if given
-            else ""
-        )
+    cameras = [camera for camera in evidence.cameras if camera.num_registered]
+    if not cameras or evidence.pairs.disputed_inlying_ratio < _NEARLY_RATIO:
+        # A wrong lens bends a map a little everywhere; most matches still nearly fit.
         return (
-            f"{lens}wrong pairs have misled it, by things that move or look alike; film this part"
-            " again with more overlap"
+            "it took places that look alike for one, or things that move for a place: film this"
+            " part again more slowly, with more overlap, and with what differs around it in view"
+        )
+    unvouched = [camera for camera in cameras if camera.is_unvouched]
+    if not unvouched:
+        return (
+            f"the calibration that was given is wrong (focal length {_lengths(cameras)}), or the"
+            " camera zoomed: check it, or let the images tell it, and keep the zoom while filming"
         )
     return (
-        "either the camera zoomed or its lens is not as the map has it (focal length"
-        f" {_lengths(cameras)}): keep the zoom, or give the calibration; or wrong pairs have misled"
-        " the map, by things that move or look alike: film this part again with more overlap"
+        "the camera zoomed, or its lens is not as the map has it (focal length"
+        f" {_lengths(unvouched)}): keep the zoom while filming, or give the calibration"
+        " (cameras.focal_px, --calibration)"
     )
 
 
@@ -266,7 +277,7 @@ def _has_overlay(evidence: MapEvidence) -> bool:
     pairs = evidence.pairs
     if pairs.stays_unexplained_ratio >= _STAYS_RATIO:
         return True
-    return pairs.stays_ratio >= _STAYS_RATIO and pairs.disputed_ratio >= _DISPUTED_RATIO
+    return pairs.stays_ratio >= _STAYS_RATIO and pairs.disputed_ratio >= DISPUTED_RATIO
 
 
 def _overlays(evidence: MapEvidence) -> Reasons:
@@ -404,7 +415,7 @@ def _time_lost(evidence: MapEvidence, run: Sequence[Keyframe]) -> str:
     ]
     begin_s = max((t for t in times if t <= run[0].captured_at_s), default=run[0].captured_at_s)
     end_s = min((t for t in times if t >= run[-1].captured_at_s), default=run[-1].captured_at_s)
-    if end_s - begin_s < 1.0:
+    if end_s - begin_s < _LEAST_GAP_S:
         return ""
     return f", {end_s - begin_s:.0f} s of the video from {clock(begin_s)} to {clock(end_s)}"
 
@@ -414,7 +425,8 @@ def _gaps(evidence: MapEvidence) -> Reasons:
     gaps = [
         gap
         for gap in evidence.gaps
-        if not any(
+        if gap.ends_at_s - gap.begins_at_s >= _LEAST_GAP_S
+        and not any(
             gap.before < one.frame_id < gap.after and one.camera_key == gap.camera_key
             for one in evidence.unplaced
         )
@@ -475,12 +487,31 @@ def _cameras(evidence: MapEvidence) -> Reasons:
                     " the zoom while filming, film more with it, or give its calibration"
                 ),
             )
+        yield from _other_focal(evidence, camera, name)
         for kind, doubt in zip(camera.doubt_kinds, camera.doubts, strict=False):
             yield VerdictReason(
                 kind=f"camera_{kind}",
                 level=_level_of(camera, kind),
                 sentence=f"{name}: {doubt}; {_help_with(kind)}",
             )
+
+
+def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Reasons:
+    """A focal length that is held, and that the images contradict."""
+    wanted = evidence.wanted_focals.get(camera.camera_key)
+    if wanted is None or wanted.num_sigmas < _WANTED_SIGMAS or abs(wanted.change) < _WANTED_RATIO:
+        return
+    how = "the map has" if camera.is_unvouched else "was given"
+    length = "longer" if wanted.change > 0.0 else "shorter"
+    yield VerdictReason(
+        kind="camera_focal",
+        level=VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"{name}: the images ask for a clearly {length} focal length than the"
+            f" {camera.focal_px:.0f} px that {how}: check the calibration (cameras.focal_px,"
+            " --calibration), or let the images tell it"
+        ),
+    )
 
 
 def _help_with(kind: str) -> str:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from engine.geometry import camera_center, rotation_from_vector
+from engine.mapping.calibration_control import wanted_focal
 from engine.mapping.map_evidence import Beside, MapEvidence, gather
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FrameId
+from engine.types import FrameId, ImagePair
 from tests.support.synthetic import (
     SyntheticWorld,
     grown_map,
@@ -91,6 +92,48 @@ def test_a_wrong_focal_length_is_disputed() -> None:
     focal_px, *others = (float(value) for value in sparse_map.camera(key).params)
     sparse_map.set_camera_params(key, [1.3 * focal_px, *others])
     assert evidence_of(sparse_map).pairs.disputed_ratio > 0.4
+
+
+def test_pairs_that_no_third_view_confirms_contradict_a_map_less() -> None:
+    sparse_map = grown_map(SyntheticWorld(round_path(12, turns=0.4), noise_px=0.4))
+    for frame_id in (FrameId(4), FrameId(9)):
+        move(sparse_map, frame_id, (0.0, 0.0, 1.5))
+    graph = graph_of(sparse_map)
+    proven = gather(sparse_map, graph, Beside(is_agreed=lambda pair: True))
+    unproven = gather(sparse_map, graph, Beside(is_agreed=lambda pair: False))
+    trusted = gather(sparse_map, graph, Beside(is_agreed=lambda pair: False, confirms_pairs=False))
+    assert proven.pairs.is_contested
+    assert proven.pairs.disputed_ratio == trusted.pairs.disputed_ratio > 0.19
+    assert unproven.pairs.disputed_ratio < 0.6 * proven.pairs.disputed_ratio
+    assert max(place.num_confirming for place in unproven.places) == 0.0
+    assert max(place.num_confirming for place in proven.places) >= 2.0
+    assert max(place.proven_disputed_ratio for place in unproven.places) == 0.0
+    assert max(place.proven_disputed_ratio for place in proven.places) > 0.5
+
+
+def test_third_views_are_not_asked_about_a_right_map(world: SyntheticWorld) -> None:
+    def refuse(pair: ImagePair) -> bool:
+        raise AssertionError(pair)
+
+    sparse_map = grown_map(world)
+    evidence = gather(sparse_map, graph_of(sparse_map), Beside(is_agreed=refuse))
+    assert not evidence.pairs.is_contested
+
+
+def test_the_images_want_the_focal_length_that_a_held_camera_should_have(
+    world: SyntheticWorld,
+) -> None:
+    sparse_map = grown_map(world)
+    key = sparse_map.keyframe(FrameId(1)).calibration_key
+    camera = sparse_map.camera(key)
+    right = wanted_focal(sparse_map.reconstruction, camera.camera_id)
+    assert right is not None
+    assert right.num_sigmas < 2.0
+    focal_px, *others = (float(value) for value in camera.params)
+    sparse_map.set_camera_params(key, [0.93 * focal_px, *others])
+    wanted = wanted_focal(sparse_map.reconstruction, camera.camera_id)
+    assert wanted is not None
+    assert wanted.change > 0.02
 
 
 def test_a_camera_that_turned_shows_no_parallax() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.mapping.calibration_control import WantedFocal
 from engine.mapping.frame_names import clock, named, stretches
 from engine.mapping.map_evidence import MapEvidence, PairsEvidence, PlaceEvidence
 from engine.mapping.verdict import judge
@@ -65,7 +66,18 @@ def place(one: Keyframe, **options: Any) -> PlaceEvidence:
         "disputed_ratio": 0.05,
         "parallax_px": 40.0,
     }
-    return PlaceEvidence(keyframe=one, **(known | options))
+    known |= options
+    contradict = known["disputed_ratio"]
+    return PlaceEvidence(
+        keyframe=one,
+        **(
+            {
+                "num_confirming": known["num_pairs"] * (1.0 - contradict),
+                "proven_disputed_ratio": contradict,
+            }
+            | known
+        ),
+    )
 
 
 def evidence(
@@ -136,7 +148,7 @@ def test_the_more_pairs_contradict_a_map_the_worse_it_is(ratio: float, level: Ve
 
 def test_contradicting_pairs_name_the_place_and_the_lens_that_nobody_knows() -> None:
     places = {number: {"disputed_ratio": 0.7} for number in (5, 6, 7)}
-    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3)
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3, disputed_inlying_ratio=0.8)
     reason = only_reason(evidence(pairs=pairs, places=places, cameras=(camera(),)))
     assert reason.kind == "pairs_contradict"
     assert "frames 50 to 70" in reason.sentence
@@ -146,11 +158,48 @@ def test_contradicting_pairs_name_the_place_and_the_lens_that_nobody_knows() -> 
 
 
 def test_a_given_calibration_is_suspected_as_such() -> None:
-    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3)
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3, disputed_inlying_ratio=0.8)
     known = camera(origin=CalibrationOrigin.CONFIGURED)
-    sentence = only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
-    assert "calibration that was given" in sentence
+    assert (
+        "calibration that was given"
+        in only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
+    )
+
+
+def test_pairs_that_fit_nowhere_near_are_of_things_that_look_alike_or_move() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3, disputed_inlying_ratio=0.2)
+    sentence = only_reason(evidence(pairs=pairs, cameras=(camera(),))).sentence
+    assert "look alike" in sentence
     assert "zoomed" not in sentence
+
+
+def test_contradicting_pairs_that_nothing_proves_do_not_make_a_map_wrong() -> None:
+    places = {
+        number: {"disputed_ratio": 0.55, "proven_disputed_ratio": 0.0} for number in range(1, 8)
+    }
+    assert judge(evidence(places=places)).level is DOUBTFUL
+
+
+def test_where_pairs_contradict_each_place_must_be_proven() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.1, is_contested=True)
+    assert judge(evidence(pairs=pairs)).level is GOOD
+    reason = only_reason(evidence(pairs=pairs, places={9: {"num_confirming": 1.0}}))
+    assert (reason.kind, reason.level) == ("unconfirmed", DOUBTFUL)
+    assert "frame 90" in reason.sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "sigma", "level"), [(0.09, 0.03, DOUBTFUL), (0.09, 0.08, GOOD), (0.02, 0.005, GOOD)]
+)
+def test_a_given_focal_length_that_the_images_contradict_is_doubted(
+    change: float, sigma: float, level: VerdictLevel
+) -> None:
+    known = camera(origin=CalibrationOrigin.CONFIGURED, is_constant=True)
+    wanted = {"camera": WantedFocal(change=change, sigma=sigma)}
+    verdict = judge(evidence(cameras=(known,), wanted_focals=wanted))
+    assert verdict.level is level
+    if level is DOUBTFUL:
+        assert "longer focal length than the 500 px that was given" in verdict.reasons[0].sentence
 
 
 def test_pairs_that_nothing_had_to_confirm_are_suspected_first() -> None:
@@ -250,7 +299,7 @@ def test_keyframes_held_by_few_points_are_named() -> None:
     assert judge(evidence(places=most)).level is WRONG
 
 
-@pytest.mark.parametrize(("missing", "level"), [((3,), GOOD), ((3, 9, 12, 15), DOUBTFUL)])
+@pytest.mark.parametrize(("missing", "level"), [((3,), GOOD), ((3, 9, 12, 15, 18), DOUBTFUL)])
 def test_photos_without_a_place_are_a_remark_until_they_are_many(
     missing: tuple[int, ...], level: VerdictLevel
 ) -> None:
@@ -265,11 +314,13 @@ def test_a_time_of_a_video_without_a_pose_is_stated_though_the_map_is_whole() ->
     gap = PoseGap(
         camera_key="camera", before=FrameId(8), after=FrameId(9), begins_at_s=67.0, ends_at_s=77.1
     )
-    verdict = judge(evidence(gaps=(gap,)))
+    short = replace(gap, begins_at_s=2.0, ends_at_s=2.4)
+    verdict = judge(evidence(gaps=(gap, short)))
     (reason,) = verdict.reasons
     assert verdict.level is GOOD
     assert reason.kind == "time_lost"
     assert "10 s of the video, from 1:07 to 1:17" in reason.sentence
+    assert "0 s of the video, from 0:02" not in reason.sentence
 
 
 def test_a_time_without_a_pose_is_stated_once() -> None:
