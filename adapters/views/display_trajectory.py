@@ -30,6 +30,11 @@ class DisplayTrajectory:
         self._reported[frame_id] = center_in_world
         self._tail.append(center_in_world)
 
+    def forget(self) -> None:
+        """Forgets all frames: another map takes the place of the one that they were posed in."""
+        self._reported.clear()
+        self._tail.clear()
+
     def move(self, keyframe_ids: Int64Array, centers_in_world: Float64Array) -> None:
         """Sets the keyframes (K,) and their current positions (K, 3) in the map."""
         order = np.argsort(keyframe_ids)

@@ -76,6 +76,10 @@ class SceneDrawing:
         """Adds the first position of a frame; drawn with the next map or tail."""
         self._trajectory.add(frame_id, center_in_world)
 
+    def forget_positions(self) -> None:
+        """Forgets where frames are, since another map with a world of its own is shown from now."""
+        self._trajectory.forget()
+
     def draw_all_again(self) -> None:
         """Makes the next ``draw_map`` draw everything, also what did not change."""
         for tracker in self._trackers.values():

@@ -189,6 +189,8 @@ class RerunView:
             self._update_newest(event.frame_id, event.captured_at_s)
         if isinstance(event, OverlayFound):
             self._overlays.found(event)
+        if isinstance(event, MainMapChanged):
+            self._scene.forget_positions()
         if isinstance(event, FramePosed) and event.map_number == 0:
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from engine.config import LoopsConfig
 from engine.events import LoopClosed
 from engine.mapping.contradictions import find_contradictions
@@ -15,6 +17,7 @@ _MIN_SHARED_RATIO = 0.25  # of a loop's inliers that must be common points; the 
 _MIN_LIVE_PAIRS = 3  # that contradict the map, of two new keyframes at least
 _TRIED_AGAIN_RATIO = 1.5  # times the pairs of a former try, that another one needs while running
 _NEW_PAIRS_RATIO = 0.25  # of the pairs, not tried before, that a try needs while running
+_MAX_OPEN = 256  # loops that are looked after, the latest: all are after each keyframe
 
 
 class LoopClosing:
@@ -42,10 +45,11 @@ class LoopClosing:
         self._min_inliers = min_inliers
         self._seed = seed
         self._emit = emit
-        self._open: list[VerifiedPair] = []  # loops whose tracks are not one yet
+        self._open: deque[VerifiedPair] = deque(maxlen=_MAX_OPEN)  # their tracks are not one yet
         self._contradicting: dict[ImagePair, FrameId] = {}  # seen to, and by which keyframe
         self._tried: set[ImagePair] = set()
-        self._num_tried = 0
+        self._num_tried = 0  # pairs that contradicted the map when all were examined last
+        self._tried_finally: tuple[set[ImagePair], int] | None = None  # and keyframes by then
 
     def add_loop(self, verified: VerifiedPair) -> None:
         """Takes a pair that joins parts which were far from each other."""
@@ -71,10 +75,12 @@ class LoopClosing:
                 )
             else:
                 still_open.append(verified)
-        self._open = still_open
+        self._open = deque(still_open, maxlen=_MAX_OPEN)
 
     def correct(self, sparse_map: SparseMap, *, is_final: bool = False) -> SparseMap | None:
-        """Corrects the map where enough pairs contradict it, live not twice for the same ones.
+        """Corrects the map where enough pairs contradict it, not twice for the same ones.
+
+        At the end those count as new that were tried while the run went on.
 
         Args:
             sparse_map: the map; it stays as it is.
@@ -87,12 +93,13 @@ class LoopClosing:
         if not self._config.correct or not self._is_due(sparse_map, is_final=is_final):
             return None
         found = find_contradictions(sparse_map)
-        pairs = [verified for verified, _ in found]
-        num_new = sum(verified.pair not in self._tried for verified in pairs)
-        if not is_enough(pairs) or num_new < (0 if is_final else _NEW_PAIRS_RATIO * len(pairs)):
-            return None
-        self._tried.update(verified.pair for verified in pairs)
         self._num_tried = len(found)
+        pairs = [verified for verified, _ in found]
+        known = {verified.pair for verified in pairs}
+        if not (is_enough(pairs) and self._is_new(sparse_map, known, is_final=is_final)):
+            self._contradicting = {p: i for p, i in self._contradicting.items() if p in known}
+            return None
+        self._tried |= known
         self._contradicting.clear()
         correction = correct_loops(
             sparse_map,
@@ -110,6 +117,13 @@ class LoopClosing:
         without = sparse_map.copy()
         without.forget_pairs(correction.refuted)
         return without
+
+    def _is_new(self, sparse_map: SparseMap, pairs: set[ImagePair], *, is_final: bool) -> bool:
+        """Whether there is more to go by than when a correction was tried last."""
+        if not is_final:
+            return len(pairs - self._tried) >= _NEW_PAIRS_RATIO * len(pairs)
+        before, self._tried_finally = self._tried_finally, (pairs, sparse_map.num_registered)
+        return before != self._tried_finally
 
     def _is_due(self, sparse_map: SparseMap, *, is_final: bool) -> bool:
         if is_final:

@@ -21,7 +21,6 @@ from engine.geometry import compose_poses, image_scale, invert_pose
 from engine.mapping.calibration_control import WantedFocal, wanted_focal
 from engine.mapping.georeferencing import Placement
 from engine.mapping.sparse_map import SparseMap
-from engine.matching.pair_strength import pair_strength
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     BoolArray,
@@ -249,7 +248,9 @@ class _Examined:
     def of(cls, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Examined:
         ids = {frame_id for pair in pairs for frame_id in (pair.pair.first, pair.pair.second)}
         views = {frame_id: _View.of(sparse_map, frame_id) for frame_id in ids}
-        sampled = [sample for pair in pairs if (sample := _Sample.of(pair, views)) is not None]
+        sampled = [
+            sample for pair in pairs if (sample := _Sample.of(pair, views, sparse_map)) is not None
+        ]
         samples = PairSamples(
             rays1=_stacked([one.rays1 for one in sampled]),
             rays2=_stacked([one.rays2 for one in sampled]),
@@ -358,7 +359,9 @@ class _Sample:
     weight: float
 
     @classmethod
-    def of(cls, verified: VerifiedPair, views: Mapping[FrameId, _View]) -> _Sample | None:
+    def of(
+        cls, verified: VerifiedPair, views: Mapping[FrameId, _View], sparse_map: SparseMap
+    ) -> _Sample | None:
         """A sample of a pair; None where too few matches have viewing rays."""
         first, second = views[verified.pair.first], views[verified.pair.second]
         size = min(verified.num_inliers, _MAX_MATCHES)
@@ -384,7 +387,7 @@ class _Sample:
             ),
             cam2_from_cam1=compose_poses(second.cam_from_world, invert_pose(first.cam_from_world)),
             focal_px=math.sqrt(first.focal_px * second.focal_px) / scale,
-            weight=float(pair_strength(verified, first.keyframe, second.keyframe).num_independent),
+            weight=float(sparse_map.num_independent_inliers(verified)),
         )
 
 

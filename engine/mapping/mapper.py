@@ -18,68 +18,37 @@ a private copy. (The loop is that of incremental structure from motion: Snavely 
 
 from __future__ import annotations
 
-import copy
 import functools
-import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.estimators.lenses import camera_focal_px, lens_kind
 from engine.events import (
-    BundleAdjusted,
-    LensRecognised,
     MapInitialized,
     MisplacementFound,
-    OverlayFound,
     Warned,
 )
+from engine.mapping.assembly import assemble, empty_map
 from engine.mapping.bundle_adjustment import (
     GlobalAdjustment,
-    GlobalAdjustmentSchedule,
-    adjust_globally,
     merge_global_adjustment,
-    start_global_adjustment,
 )
-from engine.mapping.camera_crops import CameraCrops
-from engine.mapping.camera_priors import RECOGNISED_SIGMA_RATIO, CameraPrior
-from engine.mapping.camera_splits import CameraSplits
 from engine.mapping.cameras import (
-    CameraCalibration,
     CameraChange,
-    InitialCamera,
-    recognised_camera,
 )
-from engine.mapping.components import MAIN, Components
+from engine.mapping.components import MAIN
 from engine.mapping.contradictions import find_contradictions
-from engine.mapping.focal_votes import FocalVotes
-from engine.mapping.frame_posing import FramePoser
-from engine.mapping.georeferencing import FixAt, Georeferencing, no_fix
-from engine.mapping.growth import (
-    GrowthConfig,
-    adjust_in_place,
-    grow_fully,
-    register_and_refine,
-)
-from engine.mapping.jobs import FinishedJob, JobKind, JobSlot, MapJob
-from engine.mapping.journal_changes import JournalChanges
-from engine.mapping.keyframe_reports import KeyframeReports
-from engine.mapping.lens_recognition import LensRecognition, RecognisedLens
-from engine.mapping.loop_closing import LoopClosing
+from engine.mapping.georeferencing import FixAt, no_fix
+from engine.mapping.jobs import FinishedJob, MapJob
+from engine.mapping.lens_change import LensChange
 from engine.mapping.map_evidence import Beside
-from engine.mapping.metric_scale import MetricUnit
-from engine.mapping.misplacement import MisplacementRepair, Repair
-from engine.mapping.pair_evidence import PairEvidence
-from engine.mapping.pose_reports import PoseReports
-from engine.mapping.products import MapProducts
-from engine.mapping.restarts import BuiltMap, MapBuilder
+from engine.mapping.misplacement import Repair
+from engine.mapping.restarts import BuiltMap
 from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
-from engine.mapping.sparse_map import Registration, SparseMap
+from engine.mapping.sparse_map import SparseMap
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
@@ -88,40 +57,28 @@ from engine.mapping.steps import (
     MappingStep,
     MapSnapshot,
 )
-from engine.mapping.strict_posing import StrictPosing
-from engine.mapping.turning import TurningWatch
-from engine.mapping.verdict_watch import VerdictWatch
-from engine.mapping.window_merging import WindowMerge, WindowMergeConfig
-from engine.mapping.window_schedule import WindowRefinement, solve_job
-from engine.matching.overlays import Overlay, OverlayMask
-from engine.matching.pair_agreement import PairAgreement
+from engine.mapping.whole_adjustment import adjust_until_settled, adjust_whole
+from engine.mapping.window_merging import WindowMerge
+from engine.matching.overlays import OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
-    CalibrationOrigin,
     Contradiction,
-    Float64Array,
     FrameId,
     FramePose,
     Keyframe,
     MapView,
-    RegistrationStatus,
     TrackedFrame,
     VerifiedPair,
 )
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window as solve
 
-_MAX_FURTHER_PASSES = 5  # final adjustments beyond those configured
-_CONVERGED_RATIO = 0.002  # of a focal length: a final adjustment that moves it less is the last
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
-_REPORTED_GROWTH = 1.25  # times the share of the image when an overlay was reported last
-_MIN_MAP = 2  # keyframes; one alone is no map
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _MAX_LOOP_CORRECTIONS = 2  # at the end: pairs that the first refutes hide others
 _MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
-_SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length must bring in again
 
 
 class Mapper:
@@ -154,124 +111,48 @@ class Mapper:
         self._graph = graph
         self._matching = matching
         self._emit = emit
-        self._map = self._new_map()
-        self._num_maps = 0  # adopted so far, each fuller than the one before
-        self._cameras = CameraCalibration(config.cameras, emit=emit)
-        self._agreement = PairAgreement(
-            config.agreement,
+        self._map = empty_map(config)
+        parts = assemble(
+            config,
             graph=graph,
+            matching=matching,
             camera_of=self._camera,
-            matches_everything=matching.matches_everything,
-            seed=config.runtime.seed,
-        )
-        self._evidence = PairEvidence(self._agreement)
-        self._focal_votes = FocalVotes(graph=graph, agreement=self._agreement)
-        self._poser = FramePoser(
-            registration=config.registration,
-            seed=config.runtime.seed,
-            max_interpolation_s=config.frame_tracking.max_interpolation_s,
-        )
-        self._growth = _growth_config(config, is_final=False)
-        self._final_growth = _growth_config(config, is_final=True)
-        self._solve_window = solve_window or functools.partial(solve, config=WindowSolverConfig())
-        self._turning = TurningWatch(
-            graph=graph,
             emit=emit,
-            is_refused=config.initialization.refuse_turning,
-            may_zoom=config.cameras.split,
-        )
-        self._builder = MapBuilder(
-            initialization=config.initialization,
-            registration=config.registration,
-            rescue=config.rescue,
-            window=config.window,
-            growth=self._growth,
-            final_growth=self._final_growth,
-            graph=graph,
-            cameras=self._cameras,
-            new_map=self._new_map,
-            solve_window=self._solve_window,
-            calibrate=self._calibrate_from_pairs,
-            turning=self._turning,
-            seed=config.runtime.seed,
-        )
-        self._components = Components(
-            is_growing=config.rescue.grow_components,
-            registration=config.registration,
-            growth=self._growth,
-            final_growth=self._final_growth,
-            graph=graph,
-            builder=self._builder,
-            emit=emit,
-        )
-        self._lenses = LensRecognition(
-            config.cameras,
-            initialization=config.initialization,
-            growth=self._final_growth,
-            graph=graph,
-            new_map=self._new_map,
-            all_matches=matching.all_matches,
-            seed=config.runtime.seed,
-        )
-        self._strict_posing = StrictPosing(
-            graph=graph,
-            registration=config.registration,
-            growth=self._growth,
-            seed=config.runtime.seed,
-        )
-        self._windows = WindowRefinement(
-            config.window,
-            merging=WindowMergeConfig(
-                window=config.window,
-                registration=config.registration,
-                local_bundle_adjustment=config.local_bundle_adjustment,
-            ),
-            graph=graph,
-            solve=self._solve_window,
-            emit=emit,
-        )
-        self._georeferencing = Georeferencing(
-            config.georeference,
-            final_iterations=config.global_bundle_adjustment.final_iterations,
-            runtime=config.runtime,
+            solve_window=solve_window or functools.partial(solve, config=WindowSolverConfig()),
             fix_at=fix_at,
-            emit=emit,
         )
-        self._splits = CameraSplits(
-            graph=graph, cameras=self._cameras, builder=self._builder, emit=emit
-        )
-        self._crops = CameraCrops(
-            graph=graph, builder=self._builder, growth=self._growth, emit=emit
-        )
-        self._verdicts = VerdictWatch(graph=graph, emit=emit)
-        self._loops = LoopClosing(
-            config.loops,
-            growth=self._final_growth,
-            min_inliers=config.registration.min_inliers,
-            seed=config.runtime.seed,
-            emit=emit,
-        )
-        self._metric_unit = MetricUnit(
-            config.matching.metric_scale, depths_m=matching.depths_m, emit=emit
-        )
-        self._keyframe_reports = KeyframeReports(emit=emit)
-        self._pose_reports = PoseReports(emit=emit)
-        self._journal = JournalChanges()
-        self._products = MapProducts(
-            graph=graph,
-            cameras=self._cameras,
-            poser=self._poser,
-            georeferencing=self._georeferencing,
-        )
-        self._schedule = GlobalAdjustmentSchedule(config.global_bundle_adjustment)
-        self._adjustment = JobSlot(
-            merge_after_keyframes=config.global_bundle_adjustment.merge_after_keyframes
-        )
-        self._window = JobSlot(merge_after_keyframes=config.window.merge_after_keyframes)
-        self._adjusted_component: SparseMap | None = None  # by the job in flight; None: the map
-        self._loop_waits_for_adjustment = False
-        self._misplacements = MisplacementRepair()
-        self._overlay_shares: dict[str, float] = {}  # of cameras' images, as reported last
+        # Pairs that maps may use.
+        self._agreement = parts.agreement
+        self._evidence = parts.evidence
+        self._overlays = parts.overlays
+        # Maps, and keyframes in them.
+        self._growth, self._final_growth = parts.growth, parts.final_growth
+        self._builder = parts.builder
+        self._components = parts.components
+        self._registering = parts.registering
+        self._turning = parts.turning
+        self._misplacements = parts.misplacements
+        self._loops = parts.loops
+        self._windows = parts.windows
+        self._jobs = parts.jobs
+        # Cameras.
+        self._cameras = parts.cameras
+        self._calibrate_from_pairs = parts.calibrate
+        self._splits = parts.splits
+        self._crops = parts.crops
+        self._lenses = parts.lenses
+        self._lens_changes = parts.lens_changes
+        # What leaves the mapper.
+        self._poser = parts.poser
+        self._georeferencing = parts.georeferencing
+        self._metric_unit = parts.metric_unit
+        self._keyframe_reports = parts.keyframe_reports
+        self._pose_reports = parts.pose_reports
+        self._journal = parts.journal
+        self._products = parts.products
+        self._verdicts = parts.verdicts
+
+        self._num_maps = 0  # adopted so far, each fuller than the one before
         self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
@@ -359,11 +240,9 @@ class Mapper:
 
     def _register(self, frame_id: FrameId) -> None:
         """Registers the newest keyframe, and others that have been waiting for it."""
-        registration = register_and_refine(self._map, frame_id, config=self._growth)
-        self._report_registration(frame_id, registration, started_s=self._begun_s)
-        if registration.status is RegistrationStatus.REGISTERED:
+        if self._registering.register(self._map, frame_id, begun_s=self._begun_s):
             self._repair_misplaced(frame_id)
-            self._retry_waiting()
+            self._registering.retry_waiting(self._map)
             self._loops.watch(self._map, frame_id)
             self._correct_loops()
             self._loops.report(self._map)
@@ -384,63 +263,23 @@ class Mapper:
         Returns:
             Whether so much was taken out that the map may be bent; then it is not adjusted.
         """
-        self._report_overlays(matched.overlays)
+        self._overlays.report(matched.overlays)
         if not matched.has_lost_matches:
             return False
         self._journal.add_pairs(matched.changed_pairs, matched.lost_pairs)
         agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
-        in_doubt = [o.pair for o in matched.changed_pairs if self._graph.is_held_back(o.pair)]
-        covered = {i: np.flatnonzero(self._matching.covers(i)) for i in self._graph.keyframe_ids}
-        lost = [*matched.lost_pairs, *in_doubt]
-        share = self._map.replace_pairs(
-            matched.changed_pairs,
-            lost,
-            covered_rows={i: covered[i] for i in self._map.registered_ids},
-        )
-        self._components.leave_out(matched.changed_pairs, lost, covered_rows=covered)
+        share = self._overlays.take_out(matched, self._map, components=self._components)
         self._let_in(agreed)
         if not self._is_initialized:
             return False
-        self._abandon_jobs()  # their copies hold what was taken out
-        self._take_out_adrift()
-        if share > _BENT_SHARE:
-            return True
-        self._adjust(self._growth)
-        return False
-
-    def _report_overlays(self, overlays: Sequence[Overlay]) -> None:
-        """Emits overlays that are new, or cover much more than when they were emitted last."""
-        for overlay in overlays:
-            if overlay.share < _REPORTED_GROWTH * self._overlay_shares.get(overlay.camera_key, 0.0):
-                continue
-            self._overlay_shares[overlay.camera_key] = overlay.share
-            self._emit(
-                OverlayFound(
-                    camera_key=overlay.camera_key,
-                    share=overlay.share,
-                    boxes=overlay.boxes,
-                    num_keyframes=overlay.num_keyframes,
-                )
-            )
-
-    def _take_out_adrift(self) -> None:
-        """Takes out keyframes that too few points hold in their place, all if none is left beside.
-
-        Of maps beside the main one the fullest takes the place of one that is empty then.
-        """
-        adrift = [
-            frame_id
-            for frame_id in self._map.registered_ids
-            if np.count_nonzero(self._map.point3D_ids(frame_id) >= 0)
-            < self._config.registration.min_inliers
-        ]
-        if self._map.num_registered - len(adrift) < _MIN_MAP:
-            adrift = list(self._map.registered_ids)
-        self._map.deregister(adrift)
-        for frame_id in adrift:
-            self._graph.set_registered(frame_id, False)
+        self._jobs.abandon()  # their copies hold what was taken out
+        self._overlays.take_out_adrift(self._map)
         if not self._is_initialized:
             self._take_lead(self._components.lead(self._map, is_final=True))
+        if share > _BENT_SHARE:
+            return True
+        self._adjust()
+        return False
 
     def _build_anew(self, newest: Sequence[VerifiedPair], *, because: str) -> None:
         """Builds a map from the pairs as they are now, in place of one that others bent.
@@ -497,13 +336,8 @@ class Mapper:
             agreed += self._agreement.add_pairs(frame_id)
         late = self._let_in([*self._agreement.usable(matched.found_pairs), *agreed])
         self._report_loop([*usable, *late])
-        self._adjustment.count_keyframe()
-        self._window.count_keyframe()
+        self._jobs.count_keyframe()
         return replace(matched, pairs=(*usable, *late))
-
-    def _calibrate_from_pairs(self, sparse_map: SparseMap) -> None:
-        votes = self._focal_votes if self._agreement.is_required else None
-        self._cameras.calibrate_from_pairs(sparse_map, self._graph, votes=votes)
 
     def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Adds pairs that became agreed to all maps; returns those that the map did not use."""
@@ -518,7 +352,7 @@ class Mapper:
     def _report_loop(self, pairs: Sequence[VerifiedPair]) -> None:
         loop = next((pair for pair in pairs if self._graph.is_loop(pair.pair)), None)
         if loop is not None:
-            self._loop_waits_for_adjustment = True
+            self._jobs.hasten_adjustment()
             self._loops.add_loop(loop)
 
     def _repair_misplaced(self, frame_id: FrameId) -> None:
@@ -532,9 +366,8 @@ class Mapper:
         self._map = repair.sparse_map
         misplacement = repair.misplacement
         self._builder.distrust(misplacement.misleading)
-        self._abandon_jobs()  # they hold the keyframes in the wrong place
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
+        self._jobs.abandon()  # they hold the keyframes in the wrong place
+        self._registering.update_graph(self._map, self._map.keyframe_ids)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -543,42 +376,15 @@ class Mapper:
             )
         )
 
-    def _retry_waiting(self) -> None:
-        """Tries keyframes that failed before, those with the best pairs into the map first."""
-        limit = self._config.registration.max_retries_per_keyframe
-        elsewhere = self._components.established_ids
-        for frame_id in self._graph.retry_candidates(limit, exclude=elsewhere):
-            started_s = time.monotonic()
-            registration = register_and_refine(self._map, frame_id, config=self._growth)
-            if registration.status is RegistrationStatus.REGISTERED:
-                self._report_registration(
-                    frame_id, registration, started_s=started_s, is_retry=True
-                )
-
     def _pose_strictly(self, *, again: bool = False) -> None:
-        """Registers keyframes that no agreed pair joins to the map, where that is proven."""
-        if not self._agreement.is_required:
-            return
-        started_s = time.monotonic()
-        posed = self._strict_posing.register_waiting(self._map, again=again)
-        for frame_id, registration in posed.items():
-            self._report_registration(frame_id, registration, started_s=started_s, is_retry=True)
+        if self._agreement.is_required:
+            self._registering.pose_strictly(self._map, again=again)
 
     def _grow_without_wrong_pairs(self) -> None:
         """Builds the map anew and grows it, when what it holds by now shows many wrong pairs."""
         if self._evidence.examine(self._map):
             self._require_agreement()
-            self._grow(self._growth)
-
-    def _grow(self, config: GrowthConfig) -> None:
-        """Registers everything that can be."""
-        started_s = time.monotonic()
-        grown = grow_fully(self._map, config=config, exclude=self._components.established_ids)
-        each_s = (time.monotonic() - started_s) / max(1, len(grown))
-        for frame_id, registration in grown.items():
-            self._report_registration(
-                frame_id, registration, started_s=time.monotonic() - each_s, is_retry=True
-            )
+            self._registering.register_all(self._map, config=self._growth)
 
     def _replace_map(self, built: BuiltMap | None) -> None:
         """Makes a built map the map when it holds more keyframes."""
@@ -601,16 +407,15 @@ class Mapper:
         self._components.release(sparse_map)
         self._misplacements.forget()
         self._metric_unit.update(self._map)
-        for frame_id in self._map.keyframe_ids:
-            self._update_graph(frame_id)
-        self._abandon_jobs()
-        self._schedule.done(self._map.num_registered)
+        self._registering.update_graph(self._map, self._map.keyframe_ids)
+        self._jobs.abandon()
+        self._jobs.set_adjusted(self._map.num_registered)
 
     def _take_lead(self, sparse_map: SparseMap) -> None:
         """Makes the map that components lead to the main one, if it is another one now."""
         if sparse_map is not self._map:
             self._adopt(sparse_map)
-            self._loop_waits_for_adjustment = True  # large maps that were joined are not adjusted
+            self._jobs.hasten_adjustment()  # large maps that were joined are not adjusted
 
     def _correct_loops(self, *, is_final: bool = False) -> None:
         """Makes a map that agrees with pairs which contradicted it the map."""
@@ -619,11 +424,10 @@ class Mapper:
             return
         self._map = corrected
         self._components.release(self._map)
-        for frame_id in self._map.registered_ids:
-            self._update_graph(frame_id)
-        self._abandon_jobs()  # they hold the map as it was
-        self._schedule.done(self._map.num_registered)
-        self._retry_waiting()
+        self._registering.update_graph(self._map, self._map.registered_ids)
+        self._jobs.abandon()  # they hold the map as it was
+        self._jobs.set_adjusted(self._map.num_registered)
+        self._registering.retry_waiting(self._map)
 
     def _discard_turning(self, *, is_final: bool = False) -> None:
         """Takes back a map that a camera turning without moving explains."""
@@ -638,8 +442,8 @@ class Mapper:
         self._map = self._builder.start_over()
         self._components.clear()
         self._misplacements.forget()
-        self._abandon_jobs()
-        self._schedule.done(0)
+        self._jobs.abandon()
+        self._jobs.set_adjusted(0)
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
@@ -672,50 +476,20 @@ class Mapper:
             return  # turns fit many lenses
         for camera_key in self._lenses.doubted(self._map):
             found = self._lenses.recognise(self._map, camera_key)
-            if found is not None and not self._turning.explains(self._map, poses=found.poses):
-                self._change_lens(camera_key, found)
+            if found is None or self._turning.explains(self._map, poses=found.poses):
+                continue
+            lens = self._lens_changes.change(self._map, camera_key, found)
+            if lens is not None:
+                self._change_lens(camera_key, lens)
 
-    def _change_lens(self, camera_key: str, found: RecognisedLens) -> None:
-        """Makes a recognised lens that of its camera, and a map with it the map."""
-        former = copy.deepcopy(self._map.camera(camera_key))
-        camera = recognised_camera(found.camera)
-        prior = CameraPrior.of(
-            camera,
-            origin=CalibrationOrigin.RECOGNISED,
-            focal_sigma_ratio=RECOGNISED_SIGMA_RATIO,
-        )
-        change = CameraChange(cameras={camera_key: InitialCamera(camera=camera, prior=prior)})
-        is_other_kind = lens_kind(camera) is not lens_kind(former)
-        if is_other_kind:
-            self._verify_again(camera_key, change)
-        rebuilt = self._builder.rebuilt(self._map, change, poses=found.poses)
-        enough = _SAME_LENS_RATIO * self._map.num_registered
-        if is_other_kind:  # the present map may hold keyframes where they are not
-            enough = min(enough, len(found.poses))
-        if rebuilt.num_registered < enough:  # the present lens brings in more keyframes
-            if is_other_kind:
-                self._verify_again(camera_key)
-            return
+    def _change_lens(self, camera_key: str, lens: LensChange) -> None:
+        """Makes a map by a recognised lens the map."""
         self._num_maps += 1
-        self._replace_cameras(change, rebuilt)
+        self._replace_cameras(lens.change, lens.sparse_map)
         for frame_id in self._graph.keyframe_ids:
             if self._graph.keyframe(frame_id).calibration_key == camera_key:
-                self._journal.add_camera(frame_id, rebuilt.camera(camera_key))
-        self._emit(
-            LensRecognised(
-                camera_key=camera_key,
-                model=camera.model_name,
-                focal_px=camera_focal_px(rebuilt.camera(camera_key)),
-                former_model=former.model_name,
-                former_focal_px=camera_focal_px(former),
-                gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
-            )
-        )
-
-    def _verify_again(self, camera_key: str, change: CameraChange | None = None) -> None:
-        """Verifies the pairs of a camera with its lens as it changes, or as it is in the map."""
-        intrinsics = self._cameras.wide_intrinsics(self._map, change=change)
-        self._journal.add_pairs(*self._matching.verify_again(intrinsics, camera_key=camera_key))
+                self._journal.add_camera(frame_id, lens.sparse_map.camera(camera_key))
+        self._emit(lens.event)
 
     # -- a frame between keyframes --------------------------------------------------------------
 
@@ -756,69 +530,39 @@ class Mapper:
     # -- background jobs ------------------------------------------------------------------------
 
     def _start_jobs(self) -> tuple[MapJob, ...]:
-        jobs = (self._start_global_adjustment(), self._start_window())
+        if not self._is_initialized:
+            return ()
+        jobs = (self._start_adjustment(), self._jobs.start_window(self._map))
         return tuple(job for job in jobs if job is not None)
 
-    def _start_global_adjustment(self) -> MapJob | None:
-        """A job for a copy of the map, when one is due.
-
-        Small maps are adjusted at once instead, since nothing waits long for them.
-        """
-        if not (self._adjustment.is_free and self._is_initialized):
+    def _start_adjustment(self) -> MapJob | None:
+        """A job for a copy of a map that is due; a small main map is adjusted here instead."""
+        if self._jobs.is_adjusting:
             return None
-        num_registered = self._map.num_registered
-        if not (self._schedule.should(num_registered) or self._loop_waits_for_adjustment):
+        if not self._jobs.take_due_adjustment(self._map):
             component = self._components.due_for_adjustment()
-            return (
-                None if component is None else self._start_adjusting(component, is_component=True)
-            )
-        self._schedule.done(num_registered)
-        self._loop_waits_for_adjustment = False
-        settings = self._config.global_bundle_adjustment
-        if num_registered <= settings.synchronous_until:
-            self._adjust(self._growth)
-            self._report_changes()
-            return None
-        return self._start_adjusting(self._map)
-
-    def _start_adjusting(self, sparse_map: SparseMap, *, is_component: bool = False) -> MapJob:
-        """A job for a copy of one of the maps."""
-        self._adjusted_component = sparse_map if is_component else None
-        settings = self._config.global_bundle_adjustment
-        run = functools.partial(
-            _solve_adjustment,
-            start_global_adjustment(sparse_map),
-            max_iterations=settings.max_iterations,
-            num_threads=self._config.runtime.num_threads or os.cpu_count() or 1,
-        )
-        return self._adjustment.start(MapJob(kind=JobKind.GLOBAL_ADJUSTMENT, run=run))
-
-    def _start_window(self) -> MapJob | None:
-        """A job that solves a window of the newest keyframes, when one is due."""
-        if not (self._window.is_free and self._is_initialized):
-            return None
-        window = self._windows.start_if_due(self._map)
-        if window is None:
-            return None
-        run = functools.partial(solve_job, window, solve=self._solve_window)
-        return self._window.start(MapJob(kind=JobKind.WINDOW, run=run))
+            if component is None:
+                return None
+            return self._jobs.start_adjustment(component, is_component=True)
+        if not self._jobs.is_small(self._map):
+            return self._jobs.start_adjustment(self._map)
+        self._adjust()
+        self._report_changes()
+        return None
 
     def _merge(self, finished: Sequence[FinishedJob]) -> None:
         """Brings results of jobs into the map; those that were abandoned are dropped."""
         for one in finished:
-            slot = self._adjustment if one.job.kind is JobKind.GLOBAL_ADJUSTMENT else self._window
             if one.failure is not None:
                 self._warn(f"{one.job.kind.value} failed: {one.failure}")
-            if not slot.release(one.job) or one.result is None:
-                continue
-            if isinstance(one.result, GlobalAdjustment):
-                component = self._adjusted_component
-                adjusted = self._map if component is None else component
+            result = self._jobs.take_result(one)
+            if isinstance(result, GlobalAdjustment):
+                adjusted = self._jobs.adjusted_map(self._map)
                 if adjusted in (self._map, *self._components.maps):  # not joined meanwhile
-                    self._emit(merge_global_adjustment(adjusted, one.result))
+                    self._emit(merge_global_adjustment(adjusted, result))
                 self._report_changes()
-            elif self._take_over(self._windows.merge(self._map, one.result)):
-                self._retry_waiting()
+            elif result is not None and self._take_over(self._windows.merge(self._map, result)):
+                self._registering.retry_waiting(self._map)
                 self._report_changes()
 
     def _take_over(self, merge: WindowMerge) -> bool:
@@ -827,29 +571,12 @@ class Mapper:
             return False
         self._map = merge.better_map
         self._components.release(self._map)
-        for frame_id in merge.registered:
-            self._update_graph(frame_id)
+        self._registering.update_graph(self._map, merge.registered)
         return True
 
-    def _abandon_jobs(self) -> None:
-        self._adjustment.abandon()
-        self._window.abandon()
-
-    def _adjust(self, config: GrowthConfig) -> None:
+    def _adjust(self) -> None:
         """Adjusts the whole map on this thread."""
-        started_s = time.monotonic()
-        before_px = self._map.mean_reprojection_error_px()
-        adjust_in_place(self._map, config=config)
-        self._emit(
-            BundleAdjusted(
-                num_keyframes=self._map.num_registered,
-                num_points3D=self._map.num_points3D,
-                reprojection_error_before_px=before_px,
-                reprojection_error_after_px=self._map.mean_reprojection_error_px(),
-                keyframes_added_meanwhile=0,
-                elapsed_s=time.monotonic() - started_s,
-            )
-        )
+        self._emit(adjust_whole(self._map, config=self._growth))
 
     # -- the end of a run -----------------------------------------------------------------------
 
@@ -859,20 +586,20 @@ class Mapper:
         """Registers what is left after the last frame, rescues what is missing, adjusts all."""
         self._keyframe_reports.report_blank()
         self._merge(finished)
-        self._abandon_jobs()  # merged after the last adjustment they would undo it
+        self._jobs.abandon()  # merged after the last adjustment they would undo it
         self._discard_turning(is_final=True)
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
-            self._grow(self._growth)
+            self._registering.register_all(self._map, config=self._growth)
             self._grow_without_wrong_pairs()
             self._recognise_lenses()
             self._correct_loops(is_final=True)
             self._take_lead(self._components.grow_finally(self._map))
             self._rescue_by_restarts()
             self._grow_without_wrong_pairs()
-            self._grow(self._final_growth)
+            self._registering.register_all(self._map, config=self._final_growth)
             self._pose_strictly(again=True)
             self._rescue_by_windows()
             self._repair_finally()
@@ -926,23 +653,11 @@ class Mapper:
         return self._map is not former
 
     def _adjust_finally(self) -> None:
-        """Adjusts everything as often as configured; several cameras on while one still moves.
-
-        They leave a narrow valley, in which the solver takes small steps.
-        """
+        """Adjusts everything until it settles."""
         num_passes = self._config.global_bundle_adjustment.final_passes
-        num_more = _MAX_FURTHER_PASSES if len(self._focal_lengths_px()) > 1 else 0
-        for number in range(num_passes + num_more):
-            before_px = self._focal_lengths_px()
-            self._map.retriangulate()
-            self._adjust(self._final_growth)
-            moved_ratio = np.abs(self._focal_lengths_px() / before_px - 1.0).max(initial=0.0)
-            if number + 1 >= num_passes and moved_ratio < _CONVERGED_RATIO:
-                return
-
-    def _focal_lengths_px(self) -> Float64Array:
-        keys = sorted({self._map.keyframe(i).calibration_key for i in self._map.registered_ids})
-        return np.array([camera_focal_px(self._map.camera(key)) for key in keys])
+        settings = self._final_growth
+        for event in adjust_until_settled(self._map, config=settings, num_passes=num_passes):
+            self._emit(event)
 
     def _rescue_by_restarts(self) -> None:
         """Tries other starts while keyframes are missing from all maps."""
@@ -960,7 +675,7 @@ class Mapper:
         """Solves missing keyframes as windows of their own, as long as some come in."""
         while (merge := self._windows.rescue(self._map)) is not None:
             self._take_over(merge)
-            self._grow(self._final_growth)
+            self._registering.register_all(self._map, config=self._final_growth)
 
     def _repair_finally(self) -> None:
         """Puts misplaced keyframes right, as long as there are some."""
@@ -973,11 +688,13 @@ class Mapper:
     def _improve_by_windows(self) -> None:
         """Solves the weakest parts of the map once more."""
         tried: set[FrameId] = set()
+        errors_px: dict[FrameId, float] = {}
         for _ in range(self._config.window.max_final):
-            merge = self._windows.improve(self._map, tried=tried)
+            merge = self._windows.improve(self._map, tried=tried, errors_px=errors_px)
             if merge is None:
                 return
-            self._take_over(merge)
+            if self._take_over(merge):
+                errors_px.clear()
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
         """Returns what is not in any step yet, with nothing done; also for a run that broke off."""
@@ -1045,14 +762,13 @@ class Mapper:
         wants_view: bool,
     ) -> MappingStep:
         view = self.view() if wants_view and self._is_initialized else None
-        due = (self._adjustment.due, self._window.due)
         return MappingStep(
             record=record,
             recalibrated=self._journal.take_cameras(),
             changed_pairs=self._journal.take_pairs(),
             new_poses=self._pose_reports.take_new(),
             jobs=jobs,
-            due=tuple(job for job in due if job is not None),
+            due=self._jobs.due,
             counts=self._counts(),
             view=view,
         )
@@ -1064,24 +780,6 @@ class Mapper:
         )
 
     # -- reporting ------------------------------------------------------------------------------
-
-    def _report_registration(
-        self,
-        frame_id: FrameId,
-        registration: Registration,
-        *,
-        started_s: float,
-        is_retry: bool = False,
-    ) -> None:
-        if registration.status is RegistrationStatus.REGISTERED:
-            self._update_graph(frame_id)
-        self._keyframe_reports.report_registration(
-            frame_id,
-            registration,
-            sparse_map=self._map,
-            started_s=started_s,
-            is_retry=is_retry,
-        )
 
     def _report_changes(self, *, is_final: bool = False) -> None:
         """Reports cameras, and poses that became known, after the map changed."""
@@ -1112,49 +810,3 @@ class Mapper:
     def _maps(self) -> list[SparseMap]:
         """The map, and those of what nothing joins to it; empty without a map."""
         return [self._map, *self._components.maps] if self._is_initialized else []
-
-    def _new_map(self) -> SparseMap:
-        return SparseMap(
-            triangulation=self._config.triangulation,
-            registration=self._config.registration,
-            seed=self._config.runtime.seed,
-            has_bounds=self._config.cameras.bounds,
-        )
-
-    def _update_graph(self, frame_id: FrameId) -> None:
-        """Brings the scene graph up to date with a keyframe's place in the map."""
-        holding = self._components.holding(self._map, frame_id)
-        if holding is None:
-            self._graph.set_registered(frame_id, False)
-            return
-        number, sparse_map = holding
-        self._graph.set_registered(frame_id, True, map_number=number)
-        self._graph.set_covisibility(frame_id, sparse_map.covisibility(frame_id))
-
-
-def _solve_adjustment(
-    adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
-) -> GlobalAdjustment:
-    """Adjusts a private copy of the map; the job of another thread."""
-    adjust_globally(
-        adjustment.reconstruction,
-        calibration=adjustment.calibration,
-        max_iterations=max_iterations,
-        num_threads=num_threads,
-    )
-    return adjustment
-
-
-def _growth_config(config: Config, *, is_final: bool) -> GrowthConfig:
-    """Thresholds of growing: while frames arrive, or at the end, when no better ones can come."""
-    registration, settings = config.registration, config.global_bundle_adjustment
-    if is_final:
-        settings = settings.model_copy(update={"max_iterations": settings.final_iterations})
-    return GrowthConfig(
-        min_inlier_ratio=(
-            registration.min_inlier_ratio if is_final else registration.sure_inlier_ratio
-        ),
-        local_bundle_adjustment=config.local_bundle_adjustment,
-        global_bundle_adjustment=settings,
-        num_threads=config.runtime.num_threads,
-    )

@@ -17,7 +17,7 @@ from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.estimators.two_view_geometry import epipolar_angles_rad
 from engine.geometry import compose_poses, image_scale, invert_pose, skew
 from engine.mapping.sparse_map import SparseMap
-from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
+from engine.types import Float64Array, FrameId, ImagePair, Uint32Array, VerifiedPair
 
 AGREEMENT_PX = 8.0  # median distance to the epipolar line, at an image edge of 1000 px
 CONTRADICTION_PX = 20.0  # likewise
@@ -27,6 +27,8 @@ _MIN_STRENGTH = 16.0  # independent inliers
 _CLEARLY_STRONGER = 1.2  # times as strong
 _MIN_SHARED_POINTS = 20  # that keep a keyframe in its place
 _MIN_SUPPORTS = 2  # pairs that agree
+_NUM_LOOKED_AT = 48  # matches that tell whether most of all lie near their epipolar lines
+_FEW_FAR_RATIO = 0.25  # of them: with half of all that far, so few are once in 3000 times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +59,26 @@ class PairErrors:
 
     def __init__(self, sparse_map: SparseMap) -> None:
         self._sparse_map = sparse_map
-        self._errors_px: dict[ImagePair, float] = {}
+        self._contradicting: dict[ImagePair, bool] = {}
 
     def contradicts(self, verified: VerifiedPair) -> bool:
         """Whether the map's poses put a pair's matches far from their epipolar lines."""
         pair = verified.pair
-        if pair not in self._errors_px:
-            self._errors_px[pair] = epipolar_error_px(self._sparse_map, verified)
-        return self._errors_px[pair] > CONTRADICTION_PX
+        if pair not in self._contradicting:
+            self._contradicting[pair] = not self._surely_agrees(verified) and (
+                epipolar_error_px(self._sparse_map, verified) > CONTRADICTION_PX
+            )
+        return self._contradicting[pair]
+
+    def _surely_agrees(self, verified: VerifiedPair) -> bool:
+        """A look at some matches, spread over all: most pairs agree, and a few of them tell it."""
+        num = verified.num_inliers
+        if num <= 2 * _NUM_LOOKED_AT:
+            return False
+        chosen = np.linspace(0, num - 1, _NUM_LOOKED_AT).astype(np.int64)
+        errors_px = _errors_px(self._sparse_map, verified, verified.inlier_matches_idx[chosen])
+        far = np.count_nonzero(errors_px > CONTRADICTION_PX)
+        return bool(len(errors_px) and far <= _FEW_FAR_RATIO * len(errors_px))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +239,18 @@ def epipolar_error_px(
     Returns:
         0 where no match has a viewing ray: what cannot be undistorted contradicts nothing.
     """
+    errors_px = _errors_px(sparse_map, verified, verified.inlier_matches_idx, poses=poses)
+    return float(np.median(errors_px)) if len(errors_px) else 0.0
+
+
+def _errors_px(
+    sparse_map: SparseMap,
+    verified: VerifiedPair,
+    matches_idx: Uint32Array,
+    *,
+    poses: tuple[Float64Array, Float64Array] | None = None,
+) -> Float64Array:
+    """Distances of some of a pair's matches (M, 2), those that have rays, to epipolar lines."""
     first = sparse_map.keyframe(verified.pair.first)
     second = sparse_map.keyframe(verified.pair.second)
     if poses is None:
@@ -234,7 +260,7 @@ def epipolar_error_px(
         )
     camera1 = sparse_map.camera(first.calibration_key)
     camera2 = sparse_map.camera(second.calibration_key)
-    rows1, rows2 = verified.inlier_matches_idx.T
+    rows1, rows2 = matches_idx.T
     cam2_from_cam1 = compose_poses(poses[1], invert_pose(poses[0]))
     points1_xy = first.features.keypoints_xy[rows1]
     points2_xy = second.features.keypoints_xy[rows2]
@@ -248,10 +274,8 @@ def epipolar_error_px(
             cam2_from_cam1=cam2_from_cam1,
         )
     distances = distances[np.isfinite(distances)]  # some distortion cannot be undone
-    if not len(distances):
-        return 0.0
     scale = image_scale(camera2.width, camera2.height)
-    return float(np.median(distances)) * camera_focal_px(camera2) / scale
+    return np.asarray(distances * camera_focal_px(camera2) / scale)
 
 
 def _epipolar_distances(

@@ -24,7 +24,7 @@ from engine.mapping.calibration_control import CalibrationControl, CalibrationSt
 from engine.mapping.camera_priors import CameraPrior
 from engine.mapping.match_graph import MatchGraph
 from engine.mapping.point_attributes import PointAttributes, PointCloud
-from engine.matching.pair_strength import pair_strength
+from engine.matching.pair_strength import PairStrength, pair_strength
 from engine.types import (
     Features,
     Float64Array,
@@ -85,8 +85,9 @@ class SparseMap:
         self._camera_ids: dict[str, int] = {}
         self._calibration = CalibrationControl(is_bounded=has_bounds)
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
-        self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # until observations change
-        self._strengths: dict[ImagePair, tuple[VerifiedPair, float]] = {}
+        self._point3D_ids: dict[FrameId, Int64Array] = {}  # until observations change
+        self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # likewise
+        self._strengths: dict[ImagePair, tuple[VerifiedPair, PairStrength]] = {}
         self._rebuild_managers()
 
     # -- what is in the map ---------------------------------------------------------------------
@@ -130,13 +131,11 @@ class SparseMap:
 
     def pair_strength(self, verified: VerifiedPair) -> float:
         """How much evidence a pair of the map is: its independent inliers (see `PairStrength`)."""
-        known = self._strengths.get(verified.pair)
-        if known is None or known[0] is not verified:
-            pair = verified.pair
-            ends = self._keyframes[pair.first], self._keyframes[pair.second]
-            known = verified, pair_strength(verified, *ends).score
-            self._strengths[pair] = known
-        return known[1]
+        return self._strength(verified).score
+
+    def num_independent_inliers(self, verified: VerifiedPair) -> int:
+        """Inliers of a pair, at most a few of each cell of the images."""
+        return self._strength(verified).num_independent
 
     def cam_from_world(self, frame_id: FrameId) -> Float64Array:
         """The pose (3, 4) of a registered keyframe."""
@@ -174,13 +173,10 @@ class SparseMap:
         return self._calibration.states.get(self._camera_ids[camera_key])
 
     def point3D_ids(self, frame_id: FrameId) -> Int64Array:
-        """For each keypoint of a keyframe the point it observes, -1 for none; (N,)."""
-        image = self._reconstruction.image(frame_id)
-        ids = np.full(image.num_points2D(), _NO_POINT, np.int64)
-        observed = image.get_observation_point2D_idxs()
-        points2D = image.points2D
-        ids[observed] = [points2D[k].point3D_id for k in observed]
-        return ids
+        """For each keypoint of a keyframe the point it observes, -1 for none; (N,), read-only."""
+        if frame_id not in self._point3D_ids:
+            self._point3D_ids[frame_id] = self._find_point3D_ids(frame_id)
+        return self._point3D_ids[frame_id]
 
     def points3D_in_world(self, point3D_ids: Iterable[int]) -> Float64Array:
         """Positions (N, 3) of points that exist."""
@@ -426,7 +422,7 @@ class SparseMap:
         unknown = [i for i in poses if i not in self._keyframes]
         if unknown:
             raise MapError(f"keyframe {unknown[0]} is not in the map")
-        self._covisibility.clear()
+        self._forget_observations()
         for frame_id, cam_from_world in poses.items():
             if self.is_registered(frame_id):
                 self.set_pose(frame_id, cam_from_world)
@@ -450,7 +446,7 @@ class SparseMap:
 
     def triangulate(self, frame_id: FrameId) -> int:
         """Continues tracks into a registered keyframe, makes points; returns observations made."""
-        self._covisibility.clear()
+        self._forget_observations()
         num = self._triangulator.triangulate_image(self._triangulator_options(), frame_id)
         self._assign_point_attributes(frame_id)
         return int(num)
@@ -459,7 +455,7 @@ class SparseMap:
 
     def complete_and_merge(self, frame_id: FrameId) -> int:
         """Merges and completes the tracks touched since the last call; returns the changes."""
-        self._covisibility.clear()
+        self._forget_observations()
         options = self._triangulator_options()
         modified = self._triangulator.get_modified_points3D()
         num = self._triangulator.merge_tracks(options, modified)
@@ -472,7 +468,7 @@ class SparseMap:
 
     def filter_touched(self, frame_ids: Collection[FrameId]) -> int:
         """Removes bad observations of the given keyframes and of points touched lately."""
-        self._covisibility.clear()
+        self._forget_observations()
         max_error_px = self._max_error_px()
         min_angle_deg = self._triangulation.min_angle_deg
         num = self._observations.filter_points3D_in_images(
@@ -493,7 +489,7 @@ class SparseMap:
         Args:
             gate: times the usual threshold, for a map that is known to be off by more.
         """
-        self._covisibility.clear()
+        self._forget_observations()
         return int(
             self._observations.filter_all_points3D(
                 gate * self._max_error_px(), self._triangulation.min_angle_deg
@@ -506,7 +502,7 @@ class SparseMap:
         Args:
             gate: times the usual threshold, for a map that is known to be off by more.
         """
-        self._covisibility.clear()
+        self._forget_observations()
         options = self._triangulator_options(gate=gate)
         num = self._triangulator.merge_all_tracks(options)
         num += self._triangulator.complete_all_tracks(options)
@@ -516,7 +512,7 @@ class SparseMap:
 
     def retriangulate(self) -> int:
         """Completes, merges and re-triangulates everything, as before a final adjustment."""
-        self._covisibility.clear()
+        self._forget_observations()
         options = self._triangulator_options()
         num = self._triangulator.complete_all_tracks(options)
         num += self._triangulator.merge_all_tracks(options)
@@ -535,7 +531,7 @@ class SparseMap:
             MapError: one of them is not registered; the map is as it was.
         """
         self._check_registered(frame_ids, is_registered=True)
-        self._covisibility.clear()
+        self._forget_observations()
         for frame_id in frame_ids:
             self._reconstruction.deregister_frame(self._reconstruction.image(frame_id).frame_id)
         if frame_ids:
@@ -574,7 +570,7 @@ class SparseMap:
             else:
                 for element in alone:
                     self._reconstruction.delete_observation(element.image_id, element.point2D_idx)
-        self._covisibility.clear()
+        self._forget_observations()
         self._rebuild_managers()
 
     def replace_pairs(
@@ -594,7 +590,7 @@ class SparseMap:
         Returns:
             The share of observations that were of such keypoints.
         """
-        self._covisibility.clear()
+        self._forget_observations()
         instead = {verified.pair: verified for verified in changed}
         gone = set(lost)
         pairs = [
@@ -611,9 +607,10 @@ class SparseMap:
             num_covered += int((point3D_ids != _NO_POINT).sum())
         for frame_id, rows in covered_rows.items():
             # Deleting the last but one observation of a point deletes the last one, too.
-            still = self.point3D_ids(frame_id)[rows] != _NO_POINT
+            still = self._find_point3D_ids(frame_id)[rows] != _NO_POINT
             for row in rows[still].tolist():
                 self._reconstruction.delete_observation(frame_id, row)
+        self._forget_observations()
         self._rebuild_managers()
         return num_covered / max(1, num_before)
 
@@ -683,7 +680,7 @@ class SparseMap:
         for frame_id in frame_ids:
             pose = pose_in_other_world(self.cam_from_world(frame_id), moved_from_map[frame_id])
             self.set_pose(frame_id, pose)
-        self._covisibility.clear()
+        self._forget_observations()
 
     # -- copies ---------------------------------------------------------------------------------
 
@@ -724,6 +721,29 @@ class SparseMap:
         self._triangulator = pycolmap.IncrementalTriangulator(
             graph, self._reconstruction, self._observations
         )
+
+    def _strength(self, verified: VerifiedPair) -> PairStrength:
+        known = self._strengths.get(verified.pair)
+        if known is None or known[0] is not verified:
+            pair = verified.pair
+            ends = self._keyframes[pair.first], self._keyframes[pair.second]
+            known = verified, pair_strength(verified, *ends)
+            self._strengths[pair] = known
+        return known[1]
+
+    def _find_point3D_ids(self, frame_id: FrameId) -> Int64Array:
+        image = self._reconstruction.image(frame_id)
+        ids = np.full(image.num_points2D(), _NO_POINT, np.int64)
+        observed = image.get_observation_point2D_idxs()
+        points2D = image.points2D
+        ids[observed] = [points2D[k].point3D_id for k in observed]
+        ids.flags.writeable = False
+        return ids
+
+    def _forget_observations(self) -> None:
+        """Drops what is known of who observes what, before or after it changes."""
+        self._point3D_ids.clear()
+        self._covisibility.clear()
 
     def _count_covisibility(self, frame_id: FrameId) -> dict[FrameId, int]:
         ids = self.point3D_ids(frame_id)
@@ -792,7 +812,7 @@ class SparseMap:
             self._triangulator.add_modified_point3D(point3D_id)
 
     def _set_pose(self, frame_id: FrameId, cam_from_world: Float64Array) -> None:
-        self._covisibility.clear()
+        self._forget_observations()
         self.set_pose(frame_id, cam_from_world)
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
 

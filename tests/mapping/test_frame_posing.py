@@ -376,6 +376,7 @@ def test_frames_keep_their_scale_when_points_go_and_tracks_are_made_anew(
             track = pycolmap.Track([pycolmap.TrackElement(*element) for element in elements])
             reconstruction.add_point3D(xyz, track, color)
     reconstruction.transform(pycolmap.Sim3d(3.0, pycolmap.Rotation3d(), np.zeros(3)))
+    sparse_map._forget_observations()
     poser.forget_points()
 
     for frame_id, pose in own_poses(poser, sparse_map).items():

@@ -10,11 +10,13 @@ from engine.config import (
     LocalBundleAdjustmentConfig,
     LoopsConfig,
 )
-from engine.events import Event, LoopClosed, LoopCorrected
+from engine.events import Event, LoopClosed, LoopCorrected, LoopRefused
 from engine.geometry import camera_center
+from engine.mapping import loop_closing
 from engine.mapping.contradictions import find_contradictions
 from engine.mapping.growth import GrowthConfig
 from engine.mapping.loop_closing import LoopClosing
+from engine.mapping.loop_correction import LoopCorrection
 from engine.mapping.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
 from tests.support.synthetic import (
@@ -105,6 +107,50 @@ def test_without_correction_the_contradiction_stays(ring: SyntheticWorld) -> Non
     assert {pair.first for pair in contradicting} >= {1, 2}
     assert closing(events, correct=False).correct(sparse_map, is_final=True) is None
     assert events == []
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str, value: object = None) -> list[object]:
+    """What a function of `loop_closing` was called with; it gives a value, or what it gave."""
+    calls: list[object] = []
+    former = getattr(loop_closing, name)
+
+    def call(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        return former(*args, **kwargs) if value is None else value
+
+    monkeypatch.setattr(loop_closing, name, call)
+    return calls
+
+
+def test_contradictions_that_are_gone_cost_nothing_any_more(
+    ring: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = [ring.verified_pair(*ends) for ends in ENDS]
+    drifted, right = drifted_map(ring, loops), map_of_keyframes(ring, frame_ids=range(1, 5))
+    watched = closing([])
+    for frame_id in (37, 38, 39, 40):
+        watched.watch(drifted, FrameId(frame_id))
+    examined = counted(monkeypatch, "find_contradictions")
+    for _ in range(3):
+        assert watched.correct(right) is None
+    assert len(examined) == 1
+
+
+def test_what_is_refused_at_the_end_is_tried_again_when_the_map_is_another_one(
+    ring: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    sparse_map = drifted_map(ring, [ring.verified_pair(*ends) for ends in ENDS])
+    first, second = FrameId(1), FrameId(40)
+    refused = LoopRefused(first=first, second=second, num_pairs=9, error_px=40.0, reason="")
+    tried = counted(monkeypatch, "correct_loops", LoopCorrection(event=refused))
+    watched = closing(events)
+    for _ in range(3):
+        assert watched.correct(sparse_map, is_final=True) is None
+    assert len(tried) == len(events) == 1
+    sparse_map.deregister([FrameId(20)])
+    assert watched.correct(sparse_map, is_final=True) is None
+    assert len(tried) == len(events) == 2
 
 
 def test_a_single_pair_corrects_nothing(ring: SyntheticWorld) -> None:

@@ -9,6 +9,7 @@ from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentCon
 from engine.geometry import rotation_from_vector
 from engine.mapping.growth import GrowthConfig, register_and_refine
 from engine.mapping.place_evidence import (
+    PairErrors,
     contradicting_neighbors,
     epipolar_error_px,
     place_evidence,
@@ -58,6 +59,20 @@ def test_pairs_agree_with_true_places_and_contradict_others() -> None:
     sparse_map.set_pose(LAST, turned)
     for one in elsewhere:
         assert epipolar_error_px(sparse_map, one.verified) == pytest.approx(one.error_px)
+
+
+def test_a_look_at_some_matches_says_what_all_of_them_say() -> None:
+    for turn in (np.eye(3), TURN):
+        sparse_map = whole_map()
+        sparse_map.set_pose(LAST, turn @ sparse_map.cam_from_world(LAST))
+        errors = PairErrors(sparse_map)
+        pairs = [
+            pair for i in sparse_map.registered_ids for pair in sparse_map.neighbors(i).values()
+        ]
+        assert max(pair.num_inliers for pair in pairs) > 100
+        for pair in pairs:
+            assert errors.contradicts(pair) == (epipolar_error_px(sparse_map, pair) > 20.0)
+        assert any(errors.contradicts(pair) for pair in pairs) == (turn is TURN)
 
 
 def test_a_pose_that_all_strong_pairs_contradict_is_not_credible() -> None:

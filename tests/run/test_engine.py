@@ -16,7 +16,7 @@ from blockbuster import BlockBuster
 from engine.errors import JournalError, SnapshotError, SourceError
 from engine.events import Event, Warned
 from engine.geometry import camera_center
-from engine.mapping import mapper as mapper_module
+from engine.mapping import background_jobs
 from engine.mapping.mapper import Mapper
 from engine.output import files, recorder
 from engine.output.journal import Journal
@@ -624,7 +624,7 @@ def test_a_global_adjustment_that_fails_is_reported_and_the_map_grows_on(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("solver: out of memory")
 
-    monkeypatch.setattr(mapper_module, "adjust_globally", fail)  # that of the job
+    monkeypatch.setattr(background_jobs, "adjust_globally", fail)
     outcome, written = run_world(
         tmp_path / "run",
         settings=[

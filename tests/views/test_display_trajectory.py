@@ -41,6 +41,19 @@ def test_frames_before_the_first_and_after_the_last_keyframe_move_with_them() ->
     assert np.allclose(positions[5:, 1], 2.0)
 
 
+def test_frames_of_a_map_that_another_one_replaced_are_no_part_of_the_path() -> None:
+    trajectory = DisplayTrajectory()
+    straight_walk(trajectory, 10)
+    trajectory.forget()
+    trajectory.add(4, (50.0, 0.0, 0.0))
+    trajectory.add(5, (51.0, 0.0, 0.0))
+    ids, positions = trajectory.positions()
+
+    assert ids.tolist() == [4, 5]
+    assert positions[:, 0].tolist() == [50.0, 51.0]
+    assert trajectory.tail()[:, 0].tolist() == [50.0, 51.0]
+
+
 def test_keyframes_may_come_in_any_order() -> None:
     trajectory = DisplayTrajectory()
     straight_walk(trajectory, 3)

@@ -13,7 +13,7 @@ import pycolmap
 import pytest
 
 from engine.events import CommandTaken, Event, FramePosed
-from engine.mapping import mapper
+from engine.mapping import pose_reports
 from engine.ports import Source
 from engine.run.engine import RunOutcome, StoppedBy
 from engine.run.event_loop import RunRequests
@@ -329,7 +329,7 @@ def test_a_slow_engine_maps_fresh_frames_and_drops_those_between(
     num_frames = 300
     world = SyntheticWorld(straight_path(num_frames, step=0.07))
     pace = Pace(num_frames)
-    monkeypatch.setattr(mapper, "time", pace)
+    monkeypatch.setattr(pose_reports, "time", pace)
 
     async def tick() -> None:
         await asyncio.to_thread(pace.next_frame)

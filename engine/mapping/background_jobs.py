@@ -1,0 +1,137 @@
+"""Background jobs of a run: what other threads adjust or solve, one job of each kind at a time.
+
+Results are merged by the mapper; those of jobs that were abandoned are dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from engine.config import GlobalBundleAdjustmentConfig, WindowConfig
+from engine.mapping.bundle_adjustment import (
+    GlobalAdjustment,
+    GlobalAdjustmentSchedule,
+    adjust_globally,
+    start_global_adjustment,
+)
+from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
+from engine.mapping.sparse_map import SparseMap
+from engine.mapping.window_schedule import WindowRefinement, solve_job
+from engine.ports import WindowSolver
+
+
+class BackgroundJobs:
+    """Decides when the main map is adjusted, starts jobs, and knows which are still of use.
+
+    Args:
+        adjustment: when the main map is adjusted, and how.
+        window: when the result of a window is due.
+        windows: chooses windows.
+        solve_window: solves them.
+        num_threads: of an adjustment; 0: as many as there are processors.
+    """
+
+    def __init__(
+        self,
+        adjustment: GlobalBundleAdjustmentConfig,
+        window: WindowConfig,
+        *,
+        windows: WindowRefinement,
+        solve_window: WindowSolver,
+        num_threads: int,
+    ) -> None:
+        self._config = adjustment
+        self._windows = windows
+        self._solve_window = solve_window
+        self._num_threads = num_threads or os.cpu_count() or 1
+        self._schedule = GlobalAdjustmentSchedule(adjustment)
+        self._is_hastened = False
+        self._adjustment = JobSlot(merge_after_keyframes=adjustment.merge_after_keyframes)
+        self._window = JobSlot(merge_after_keyframes=window.merge_after_keyframes)
+        self._component: SparseMap | None = None  # that the job in flight adjusts; None: the main
+
+    @property
+    def due(self) -> tuple[MapJob, ...]:
+        """Jobs whose results must be merged before the next keyframe."""
+        due = (self._adjustment.due, self._window.due)
+        return tuple(job for job in due if job is not None)
+
+    @property
+    def is_adjusting(self) -> bool:
+        """Whether an adjustment is in flight."""
+        return not self._adjustment.is_free
+
+    def count_keyframe(self) -> None:
+        """Counts a keyframe that came."""
+        self._adjustment.count_keyframe()
+        self._window.count_keyframe()
+
+    def hasten_adjustment(self) -> None:
+        """Makes an adjustment of the main map due, however little it grew."""
+        self._is_hastened = True
+
+    def set_adjusted(self, num_registered: int) -> None:
+        """Takes the main map as adjusted at this size."""
+        self._schedule.done(num_registered)
+
+    def take_due_adjustment(self, main: SparseMap) -> bool:
+        """Whether the main map is to be adjusted now; then it counts as adjusted."""
+        if not (self._schedule.should(main.num_registered) or self._is_hastened):
+            return False
+        self._schedule.done(main.num_registered)
+        self._is_hastened = False
+        return True
+
+    def is_small(self, main: SparseMap) -> bool:
+        """Whether the main map is adjusted at once, since nothing waits long for it."""
+        return main.num_registered <= self._config.synchronous_until
+
+    def start_adjustment(self, sparse_map: SparseMap, *, is_component: bool = False) -> MapJob:
+        """A job that adjusts a copy of one of the maps; none may be in flight."""
+        self._component = sparse_map if is_component else None
+        run = functools.partial(
+            _adjust,
+            start_global_adjustment(sparse_map),
+            max_iterations=self._config.max_iterations,
+            num_threads=self._num_threads,
+        )
+        return self._adjustment.start(MapJob(kind=JobKind.GLOBAL_ADJUSTMENT, run=run))
+
+    def start_window(self, main: SparseMap) -> MapJob | None:
+        """A job that solves a window of the newest keyframes, when one is due and none runs."""
+        if not self._window.is_free:
+            return None
+        window = self._windows.start_if_due(main)
+        if window is None:
+            return None
+        run = functools.partial(solve_job, window, solve=self._solve_window)
+        return self._window.start(MapJob(kind=JobKind.WINDOW, run=run))
+
+    def adjusted_map(self, main: SparseMap) -> SparseMap:
+        """The map that the adjustment started last is of: the main one as it is now, or another."""
+        return main if self._component is None else self._component
+
+    def take_result(self, finished: FinishedJob) -> JobResult | None:
+        """Frees a job's slot; returns its result unless it was abandoned, or failed."""
+        is_adjustment = finished.job.kind is JobKind.GLOBAL_ADJUSTMENT
+        slot = self._adjustment if is_adjustment else self._window
+        return finished.result if slot.release(finished.job) else None
+
+    def abandon(self) -> None:
+        """Drops the results to come of all jobs in flight."""
+        self._adjustment.abandon()
+        self._window.abandon()
+
+
+def _adjust(
+    adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
+) -> GlobalAdjustment:
+    """Adjusts a private copy of a map; the job of another thread."""
+    adjust_globally(
+        adjustment.reconstruction,
+        calibration=adjustment.calibration,
+        max_iterations=max_iterations,
+        num_threads=num_threads,
+    )
+    return adjustment
