@@ -244,8 +244,9 @@ def _likely_cause(evidence: MapEvidence) -> str:
     if not cameras or evidence.pairs.disputed_inlying_ratio < _NEARLY_RATIO:
         # A wrong lens bends a map a little everywhere; most matches still nearly fit.
         return (
-            "it took places that look alike for one, or things that move for a place: film this"
-            " part again more slowly, with more overlap, and with what differs around it in view"
+            "places look alike or things move there, and the map may have joined the wrong ones:"
+            " film this part again more slowly, with more overlap, and with what differs around it"
+            " in view"
         )
     unvouched = [camera for camera in cameras if camera.is_unvouched]
     if not unvouched:

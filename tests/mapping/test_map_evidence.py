@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine.geo.georeference import Georeference
 from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.calibration_control import wanted_focal
+from engine.mapping.georeferencing import Placement
 from engine.mapping.map_evidence import Beside, MapEvidence, gather
 from engine.mapping.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FrameId, ImagePair
+from engine.types import FrameId, GpsFix, ImagePair
 from tests.support.synthetic import (
     SyntheticWorld,
     grown_map,
@@ -157,3 +159,32 @@ def test_a_map_without_keyframes_has_no_places(world: SyntheticWorld) -> None:
     assert evidence.places == ()
     assert len(evidence.unplaced) == len(world.frame_ids)
     assert evidence.num_verified_pairs > 20
+
+
+@pytest.mark.parametrize(("is_upside_down", "ratio"), [(False, 0.0), (True, 1.0)])
+def test_a_map_upside_down_on_its_positions_looks_at_the_sky(
+    world: SyntheticWorld, is_upside_down: bool, ratio: float
+) -> None:
+    sparse_map = posed_as(world)
+    ids = sparse_map.registered_ids
+    ahead = np.mean([sparse_map.cam_from_world(frame_id)[2, :3] for frame_id in ids], axis=0)
+    # Rows of a rotation into east, north, up whose up is along the mean optical axis, or against.
+    up = ahead / np.linalg.norm(ahead) * (1.0 if is_upside_down else -1.0)
+    east = np.cross(up, (0.3, 0.5, 0.8))
+    east /= np.linalg.norm(east)
+    rotation = np.stack([east, np.cross(up, east), up])
+    found = Georeference(
+        origin=GpsFix(latitude_deg=50.0, longitude_deg=8.0, altitude_m=100.0),
+        enu_from_map=np.column_stack([3.0 * rotation, np.zeros(3)]),
+        residuals_m=np.zeros(len(ids)),
+        weights=np.ones(len(ids)),
+        is_inlier=np.ones(len(ids), np.bool_),
+        rmse_m=0.1,
+        rotation_std_deg=1.0,
+        scale_std_ratio=0.01,
+        is_levelled_by_cameras=False,
+    )
+    placement = Placement(georeference=found, frame_ids=tuple(ids), names=tuple(map(str, ids)))
+    evidence = gather(sparse_map, graph_of(sparse_map), Beside(placement=placement))
+    assert evidence.looks_up_ratio == ratio
+    assert evidence.num_positions == len(ids)
