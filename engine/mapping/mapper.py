@@ -415,6 +415,7 @@ class Mapper:
         """Makes the map that components lead to the main one, if it is another one now."""
         if sparse_map is not self._map:
             self._adopt(sparse_map)
+            self._georeferencing.update(self._map)  # it lies elsewhere than the former one
             self._jobs.hasten_adjustment()  # large maps that were joined are not adjusted
 
     def _correct_loops(self, *, is_final: bool = False) -> None:

@@ -61,6 +61,7 @@ _GAPS_NAMED = 3  # times of a video without a pose
 _ALL_SENTENCES = 12
 
 _IMPOSSIBLE = ("flaw",)  # kinds of doubt about a camera: what no lens can have
+_ZOOM = "zoom"  # that pairs show, and no map confirms
 _TOLD_BY_SIGMA = ("uncertain", "unsure")  # judged by how unsure they are
 
 Reasons = Iterator[VerdictReason]
@@ -489,10 +490,10 @@ def _cameras(evidence: MapEvidence) -> Reasons:
                 ),
             )
         yield from _other_focal(evidence, camera, name)
-        for kind, doubt in zip(camera.doubt_kinds, camera.doubts, strict=False):
+        for kind, doubt in zip(camera.doubt_kinds, camera.doubts, strict=True):
             yield VerdictReason(
                 kind=f"camera_{kind}",
-                level=_level_of(camera, kind),
+                level=_level_of(camera, kind, evidence),
                 sentence=f"{name}: {doubt}; {_help_with(kind)}",
             )
 
@@ -521,14 +522,33 @@ def _help_with(kind: str) -> str:
     return "give its calibration (cameras.focal_px, --calibration) to be sure"
 
 
-def _level_of(camera: CameraFigures, kind: str) -> VerdictLevel:
+def _level_of(camera: CameraFigures, kind: str, evidence: MapEvidence) -> VerdictLevel:
     if kind in _IMPOSSIBLE:
         return VerdictLevel.WRONG
+    if kind == _ZOOM and _holds_all(evidence, camera):
+        return VerdictLevel.GOOD
     if kind not in _TOLD_BY_SIGMA:
         return VerdictLevel.DOUBTFUL
     sigma_ratio = camera.observed_sigma_ratio
     is_known = sigma_ratio is not None and sigma_ratio <= _UNSURE_SIGMA_RATIO
     return VerdictLevel.DOUBTFUL if camera.is_unvouched and not is_known else VerdictLevel.GOOD
+
+
+def _holds_all(evidence: MapEvidence, camera: CameraFigures) -> bool:
+    """Whether a map has all keyframes of a camera in places that their pairs agree with.
+
+    Zooms that it does not know of would bend it.
+    """
+    placed = {place.keyframe.frame_id for place in evidence.places}
+    return (
+        evidence.pairs.num_pairs > 0
+        and evidence.pairs.disputed_ratio < DISPUTED_RATIO
+        and all(
+            one.frame_id in placed
+            for one in evidence.keyframes
+            if one.calibration_key == camera.camera_key
+        )
+    )
 
 
 def _unsearched_lenses(evidence: MapEvidence) -> Reasons:

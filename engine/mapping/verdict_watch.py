@@ -53,8 +53,11 @@ class VerdictWatch:
             self._judge(sparse_map, beside(), pairs_per_keyframe=_LIVE_PAIRS)
 
     def judge(self, sparse_map: SparseMap, beside: Beside) -> None:
-        """Judges a map, which may be empty, with what stands beside it."""
-        self._judge(sparse_map, beside, pairs_per_keyframe=PAIRS_PER_KEYFRAME)
+        """Judges a map at its end, which may be empty, with what stands beside it.
+
+        What is said then is emitted in its last words, also where its causes are the same.
+        """
+        self._judge(sparse_map, beside, pairs_per_keyframe=PAIRS_PER_KEYFRAME, is_final=True)
         self._is_final = True
 
     def end(self) -> None:
@@ -63,16 +66,24 @@ class VerdictWatch:
             self._is_final = True
             self._change(broken_off(self._verdict))
 
-    def _judge(self, sparse_map: SparseMap, beside: Beside, *, pairs_per_keyframe: int) -> None:
+    def _judge(
+        self,
+        sparse_map: SparseMap,
+        beside: Beside,
+        *,
+        pairs_per_keyframe: int,
+        is_final: bool = False,
+    ) -> None:
         self._num_registered = sparse_map.num_registered
         self._num_keyframes = len(self._graph.keyframe_ids)
         self._change(
-            judge(gather(sparse_map, self._graph, beside, pairs_per_keyframe=pairs_per_keyframe))
+            judge(gather(sparse_map, self._graph, beside, pairs_per_keyframe=pairs_per_keyframe)),
+            is_final=is_final,
         )
 
-    def _change(self, verdict: Verdict) -> None:
+    def _change(self, verdict: Verdict, *, is_final: bool = False) -> None:
         former, self._verdict = self._verdict, verdict
-        if _causes(former) != _causes(verdict):
+        if _causes(former) != _causes(verdict) or (is_final and former != verdict):
             self._emit(VerdictChanged(verdict=verdict))
 
 

@@ -369,12 +369,31 @@ def test_focal_lengths_that_nothing_tells_make_a_map_doubtful(
 
 
 @pytest.mark.parametrize(
-    ("kind", "level"), [("flaw", WRONG), ("zoom", DOUBTFUL), ("contradiction", DOUBTFUL)]
+    ("kind", "level"), [("flaw", WRONG), ("missing", DOUBTFUL), ("contradiction", DOUBTFUL)]
 )
 def test_doubts_about_cameras_are_reasons(kind: str, level: VerdictLevel) -> None:
     doubted = camera(doubts=("it is odd",), doubt_kinds=(kind,))
     reason = only_reason(evidence(cameras=(doubted,)))
     assert (reason.kind, reason.level) == (f"camera_{kind}", level)
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({}, GOOD),
+        ({"missing": (7,)}, DOUBTFUL),
+        ({"pairs": PairsEvidence(num_pairs=60, disputed_ratio=0.3)}, DOUBTFUL),
+        ({"pairs": PairsEvidence()}, DOUBTFUL),
+    ],
+    ids=["the map holds all", "one has no place", "pairs contradict the map", "nothing is known"],
+)
+def test_a_zoom_that_no_map_confirms_is_no_doubt_where_the_map_explains_all_keyframes(
+    options: dict[str, Any], level: VerdictLevel
+) -> None:
+    doubted = camera(doubts=("some seem to be zoomed",), doubt_kinds=("zoom",))
+    verdict = judge(evidence(cameras=(doubted,), **options))
+    (zoom,) = (reason for reason in verdict.reasons if reason.kind == "camera_zoom")
+    assert zoom.level is level
 
 
 def test_a_lens_that_nothing_examined_is_doubted_by_its_name() -> None:

@@ -104,3 +104,15 @@ def test_a_map_judged_at_its_end_stays_as_it_was_judged() -> None:
     watched.watch.judge(watched.sparse_map, Beside())
     watched.watch.end()
     assert watched.levels == []
+
+
+def test_the_last_words_are_emitted_where_only_they_changed() -> None:
+    watched = Watched()
+    watched.grow_to(9)
+    watched.grow_to(NUM, fits=False)
+    (live,) = watched.events
+    watched.watch.judge(watched.sparse_map, Beside())
+    final = watched.events[-1]
+    assert isinstance(live, VerdictChanged) and isinstance(final, VerdictChanged)
+    assert final.verdict == watched.watch.verdict
+    assert final.verdict.reasons[0].sentence != live.verdict.reasons[0].sentence
