@@ -350,7 +350,9 @@ class Components:
             adjust_in_place(one.sparse_map, config=self._growth)
 
     def _repair_misplaced(self, one: _Component, frame_id: FrameId) -> None:
-        repair = one.misplacements.repair(one.sparse_map, [frame_id], config=self._growth)
+        repair = one.misplacements.repair(
+            one.sparse_map, [frame_id], config=self._growth, exclude=self._elsewhere(one)
+        )
         if repair is None:
             return
         misplacement = repair.misplacement
@@ -614,13 +616,10 @@ class Components:
         for one in list(self._components):
             waiting = [i for i in self._graph.keyframe_ids if self._graph.map_number(i) is None]
             self._builder.complete(one.sparse_map, like=main, frame_ids=waiting)
-            elsewhere = {
-                i
-                for i in self._graph.keyframe_ids
-                if self._graph.map_number(i) not in (None, one.number)
-            }
             started_s = time.monotonic()
-            grown = grow_fully(one.sparse_map, config=self._final_growth, exclude=elsewhere)
+            grown = grow_fully(
+                one.sparse_map, config=self._final_growth, exclude=self._elsewhere(one)
+            )
             each_s = (time.monotonic() - started_s) / max(1, len(grown))
             for frame_id, registration in grown.items():
                 self._report(one, frame_id, registration, is_retry=True, elapsed_s=each_s)
@@ -723,6 +722,14 @@ class Components:
             return
         self._graph.set_registered(frame_id, True, map_number=one.number)
         self._graph.set_covisibility(frame_id, one.sparse_map.covisibility(frame_id))
+
+    def _elsewhere(self, one: _Component) -> set[FrameId]:
+        """Keyframes that another map holds."""
+        return {
+            i
+            for i in self._graph.keyframe_ids
+            if self._graph.map_number(i) not in (None, one.number)
+        }
 
     def _fullest_first(self) -> list[_Component]:
         return sorted(

@@ -357,7 +357,12 @@ class Mapper:
 
     def _repair_misplaced(self, frame_id: FrameId) -> None:
         """Puts keyframes right that pairs of one keyframe show to be misplaced."""
-        repair = self._misplacements.repair(self._map, [frame_id], config=self._growth)
+        repair = self._misplacements.repair(
+            self._map,
+            [frame_id],
+            config=self._growth,
+            exclude=self._components.established_ids,
+        )
         if repair is not None:
             self._take_repair(repair)
 
@@ -681,7 +686,10 @@ class Mapper:
     def _repair_finally(self) -> None:
         """Puts misplaced keyframes right, as long as there are some."""
         repairs = self._misplacements.repair_all(
-            self._map, config=self._final_growth, max_tries=_MAX_REPAIRS
+            self._map,
+            config=self._final_growth,
+            max_tries=_MAX_REPAIRS,
+            exclude=self._components.established_ids,
         )
         for repair in repairs:
             self._take_repair(repair)

@@ -78,6 +78,7 @@ class MisplacementRepair:
         frame_ids: Iterable[FrameId],
         *,
         config: GrowthConfig,
+        exclude: Collection[FrameId] = (),
     ) -> Repair | None:
         """Puts misplaced keyframes right on a copy of the map; None when that makes it no better.
 
@@ -85,12 +86,20 @@ class MisplacementRepair:
             sparse_map: the map; it stays as it is.
             frame_ids: registered keyframes whose pairs are asked for contradictions.
             config: thresholds of growing.
+            exclude: keyframes that the map must not get, such as those of other maps.
         """
         misplacement = find_misplacement(sparse_map, frame_ids, ignored=self._tried)
-        return None if misplacement is None else self._try(sparse_map, misplacement, config=config)
+        if misplacement is None:
+            return None
+        return self._try(sparse_map, misplacement, config=config, exclude=exclude)
 
     def repair_all(
-        self, sparse_map: SparseMap, *, config: GrowthConfig, max_tries: int
+        self,
+        sparse_map: SparseMap,
+        *,
+        config: GrowthConfig,
+        max_tries: int,
+        exclude: Collection[FrameId] = (),
     ) -> Iterator[Repair]:
         """Puts misplaced keyframes right one after the other, each on a copy of the map before.
 
@@ -101,6 +110,7 @@ class MisplacementRepair:
             sparse_map: the map.
             config: thresholds of growing.
             max_tries: misplacements that are tried at most.
+            exclude: keyframes that the map must not get, such as those of other maps.
         """
         self.forget()
         errors = PairErrors(sparse_map)
@@ -114,16 +124,21 @@ class MisplacementRepair:
             )
             if misplacement is None:
                 return
-            repair = self._try(sparse_map, misplacement, config=config)
+            repair = self._try(sparse_map, misplacement, config=config, exclude=exclude)
             if repair is not None:
                 sparse_map, errors = repair.sparse_map, PairErrors(repair.sparse_map)
                 yield repair
 
     def _try(
-        self, sparse_map: SparseMap, misplacement: Misplacement, *, config: GrowthConfig
+        self,
+        sparse_map: SparseMap,
+        misplacement: Misplacement,
+        *,
+        config: GrowthConfig,
+        exclude: Collection[FrameId],
     ) -> Repair | None:
         self._tried.update((misplacement.evidence, *misplacement.contradicting))
-        candidate = repaired(sparse_map, misplacement, config=config)
+        candidate = repaired(sparse_map, misplacement, config=config, exclude=exclude)
         if candidate is None:
             return None
         return Repair(sparse_map=candidate, misplacement=misplacement)
@@ -250,12 +265,19 @@ def _misplacement(
 
 
 def repaired(
-    sparse_map: SparseMap, misplacement: Misplacement, *, config: GrowthConfig
+    sparse_map: SparseMap,
+    misplacement: Misplacement,
+    *,
+    config: GrowthConfig,
+    exclude: Collection[FrameId] = (),
 ) -> SparseMap | None:
-    """A copy of the map with misplaced keyframes registered anew; None when it is no better."""
+    """A copy of the map with misplaced keyframes registered anew; None when it is no better.
+
+    Keyframes of other maps, to be excluded, must not come in by the way: one pair is no reason.
+    """
     candidate = sparse_map.copy()
     take_out(candidate, misplacement)
-    grow_fully(candidate, config=config)
+    grow_fully(candidate, config=config, exclude=exclude)
     if candidate.num_registered < sparse_map.num_registered:
         return None
     errors = PairErrors(candidate)

@@ -18,6 +18,7 @@ from engine.events import (
     MapInitialized,
 )
 from engine.mapping.cameras import CameraChange, InitialCamera
+from engine.mapping.misplacement import Misplacement, repaired
 from engine.types import Float64Array, FrameId, ImagePair
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
 from tests.support.synthetic import (
@@ -270,3 +271,24 @@ def test_without_components_keyframes_wait(circle: SyntheticWorld) -> None:
     run = fed(circle, [*range(1, NUM_BEFORE + 1), *range(19, 26)], config=config)
     assert map_sizes(run) == [NUM_BEFORE]
     assert not run.emitted(ComponentStarted)
+
+
+def test_a_repair_of_the_main_map_takes_nothing_from_another_map() -> None:
+    run = joined_by_one_pair(SyntheticWorld(round_path(46, radius=18.0, turns=1.15), noise_px=0.5))
+    before = set(run.registered_ids)
+    last = FrameId(8)
+    misplacement = Misplacement(
+        keyframe_ids=(last,),
+        misleading=(),
+        evidence=ImagePair(FrameId(7), last),
+        contradicting=(ImagePair(FrameId(7), last), ImagePair(FrameId(6), last)),
+    )
+    established_ids = run.mapper._components.established_ids
+    assert established_ids and not established_ids & before
+
+    def held(exclude: set[FrameId]) -> set[FrameId]:
+        found = repaired(run.sparse_map, misplacement, config=run.mapper._growth, exclude=exclude)
+        return set() if found is None else set(found.registered_ids)
+
+    assert held(established_ids) <= before
+    assert held(set()) & established_ids  # one pair is enough for all of them to come in
