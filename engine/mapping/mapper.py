@@ -251,9 +251,8 @@ class Mapper:
         """Builds the map anew from agreed pairs, since the run shows that many pairs are wrong."""
         self._agreement.require()
         self._warn(
-            f"{self._evidence.num_wrong} pairs contradict the map, and nothing confirms"
-            " them: the matcher matches what shares nothing, and from now on maps use only pairs"
-            " that a third view confirms"
+            f"{self._evidence.num_wrong} pairs contradict the map, and no third image confirms"
+            " them: the map is built anew, and from now on only from pairs that one confirms"
         )
         self._build_anew(self._graph.edges(), because="many of its pairs are wrong")
 

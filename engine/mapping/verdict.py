@@ -390,12 +390,16 @@ def _missing(evidence: MapEvidence) -> Reasons:
     is_long = len(longest) >= max(_MIN_STRETCH, _MISSING_STRETCH_RATIO * num)
     is_much = is_long or len(missing) > _MISSING_RATIO * num
     blank = [one for one in missing if not len(one.features)]
+    turning = {i for stretch in evidence.turning for i in stretch.frame_ids}
     lost = _time_lost(evidence, longest) if is_long else ""
-    help_words = (
-        "the images there are black, blurred or of one colour; film this part again"
-        if len(blank) > len(missing) / 2
-        else "film this part again, more slowly and with more overlap with what is in the map"
-    )
+    if len(blank) > len(missing) / 2:
+        help_words = "the images there are black, blurred or of one colour; film this part again"
+    elif len(turning.intersection(ids)) > len(missing) / 2:
+        help_words = "the camera turns without moving there; film this part again while walking"
+    else:
+        help_words = (
+            "film this part again, more slowly and with more overlap with what is in the map"
+        )
     yield VerdictReason(
         kind="missing_keyframes",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,

@@ -290,6 +290,15 @@ def test_a_turn_at_the_end_of_a_walk_is_a_remark() -> None:
     assert "frames 180 to 200 turn on the spot" in reason.sentence
 
 
+def test_keyframes_that_a_turn_left_without_a_place_are_to_be_filmed_while_walking() -> None:
+    turned = (FrameId(18), FrameId(19), FrameId(20))
+    turn = TurningStretch(camera_key="camera", frame_ids=turned, turned_rad=1.0, is_whole=False)
+    verdict = judge(evidence(missing=turned, turning=(turn,)))
+    (missing,) = (reason for reason in verdict.reasons if reason.kind == "missing_keyframes")
+    assert "while walking" in missing.sentence
+    assert "overlap" not in missing.sentence
+
+
 def test_keyframes_held_by_few_points_are_named() -> None:
     places = {number: {"num_points": 12} for number in (3, 4)}
     reason = only_reason(evidence(places=places))
