@@ -34,6 +34,8 @@ from tests.support.textured_images import random_texture, similarity_about
 from tests.support.waiting import HANG_S, block_until
 
 NUM_PHOTOS = 10
+# A map, good or doubted: views of one plane say nothing of the focal length that nobody gave.
+FINISHED = (0, cli.DOUBTED)
 
 WITHOUT_TORCH = """
 import sys
@@ -418,7 +420,7 @@ def photos(tmp_path: Path, pictures: Sequence[Uint8Array]) -> Path:
 
 
 def assert_reconstructed(result: Result, out: Path, *, num: int = NUM_PHOTOS) -> Written:
-    assert result.exit_code == 0, result.output
+    assert result.exit_code in FINISHED, result.output
     written = assert_valid(out)
     assert written.summary["registered_keyframes"] == num
     assert f"{num} of {num} keyframes registered" in result.stdout
@@ -458,7 +460,7 @@ def test_photos_are_reconstructed_with_windows_and_views_where_there_is_no_torch
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in FINISHED, done.stderr
     written = assert_valid(out)
     assert written.summary["registered_keyframes"] == NUM_PHOTOS
     assert written.summary["window_solves"] >= 1
@@ -614,7 +616,7 @@ def test_a_photo_of_100_megapixels_among_others_takes_a_few_gigabytes_at_most(
         timeout=HANG_S,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in FINISHED, done.stderr
     written = assert_valid(out)
     assert written.summary["registered_keyframes"] == NUM_PHOTOS
     assert size[0] * size[1] >= 100_000_000
@@ -648,7 +650,7 @@ def test_a_truncated_video_is_reconstructed_up_to_where_it_ends(
     data = video.read_bytes()
     video.write_bytes(data[: int(0.6 * len(data))])
     result = reconstruct(video, out)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code in FINISHED, result.output
     written = assert_valid(out)
     num_used = sum(status in {"keyframe", "tracked"} for status in written.statuses)
     assert 10 <= num_used < num_frames
