@@ -670,6 +670,17 @@ class LostStretch:
         """The keyframe that it ends with."""
         return self.frame_ids[-1]
 
+    def as_record(self) -> dict[str, object]:
+        """The record in JSON files."""
+        return {
+            "camera_key": self.camera_key,
+            "frame_ids": list(self.frame_ids),
+            "begins_at_s": self.begins_at_s,
+            "ends_at_s": self.ends_at_s,
+            "num_missing": self.num_missing,
+            "num_apart": self.num_apart,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurningStretch:

@@ -749,7 +749,6 @@ class Mapper:
             measured,
             turning=self._turning.stretches,
             verdict=self._verdicts.verdict,
-            contradictions=self._contradictions,
             lost=self._components.lost_stretches(self._map),
         )
 

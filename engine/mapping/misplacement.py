@@ -43,17 +43,6 @@ class Misplacement:
     contradicting: tuple[ImagePair, ...]  # all pairs of theirs with the others that do
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContestedPlace:
-    """Keyframes whose place, relative to the others of the map, strong pairs contradict."""
-
-    keyframe_ids: tuple[FrameId, ...]  # the fewer ones: these, or all others, may be misplaced
-    holding: tuple[ImagePair, ...]  # pairs with the others that agree with the map
-    contradicting: tuple[ImagePair, ...]  # those that do not
-    support: float  # strength of the strongest pair that holds them
-    contradiction: float  # of the strongest that contradicts
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Repair:
     """A map in which misplaced keyframes have other places."""
@@ -188,35 +177,8 @@ def find_misplacement(
     return _misplacement(sparse_map, tree, errors, evidence=strongest[1].pair)
 
 
-def contested_places(sparse_map: SparseMap) -> tuple[ContestedPlace, ...]:
-    """Groups of registered keyframes whose place relative to the others strong pairs contradict.
-
-    A place is contested where a pair that contradicts it is stronger than every pair that holds it.
-    All pairs of the map are tested: for the end of a run, not for every keyframe.
-    """
-    found: list[ContestedPlace] = []
-    ignored: set[ImagePair] = set()
-    errors = PairErrors(sparse_map)
-    while (one := _weakly_held(sparse_map, ignored, errors, min_ratio=1.0)) is not None:
-        ignored.update((one.evidence, *one.contradicting))
-        found.append(
-            ContestedPlace(
-                keyframe_ids=one.keyframe_ids,
-                holding=one.misleading,
-                contradicting=one.contradicting,
-                support=_strongest(sparse_map, one.misleading),
-                contradiction=_strongest(sparse_map, one.contradicting),
-            )
-        )
-    return tuple(found)
-
-
 def _weakly_held(
-    sparse_map: SparseMap,
-    ignored: Collection[ImagePair],
-    errors: PairErrors,
-    *,
-    min_ratio: float = _NEARLY_AS_STRONG,
+    sparse_map: SparseMap, ignored: Collection[ImagePair], errors: PairErrors
 ) -> Misplacement | None:
     """Keyframes that pairs hold where they are which are little stronger than a contradiction.
 
@@ -238,7 +200,7 @@ def _weakly_held(
         path = networkx.shortest_path(tree, pair.first, pair.second)
         links = [(tree.edges[link]["strength"], link) for link in itertools.pairwise(path)]
         weakest, link = min(links)
-        if strength > min_ratio * weakest:
+        if strength > _NEARLY_AS_STRONG * weakest:
             tree.remove_edge(*link)
             return _misplacement(sparse_map, tree, errors, evidence=pair)
     return None

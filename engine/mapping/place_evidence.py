@@ -8,9 +8,6 @@ gives many matches in few cells of a grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 
 from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
@@ -25,29 +22,8 @@ _MIN_INLIERS = 30  # of a strong pair
 _MIN_INLIER_RATIO = 0.6
 _MIN_STRENGTH = 16.0  # independent inliers
 _CLEARLY_STRONGER = 1.2  # times as strong
-_MIN_SHARED_POINTS = 20  # that keep a keyframe in its place
-_MIN_SUPPORTS = 2  # pairs that agree
 _NUM_LOOKED_AT = 48  # matches that tell whether most of all lie near their epipolar lines
 _FEW_FAR_RATIO = 0.25  # of them: with half of all that far, so few are once in 3000 times
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairEvidence:
-    """What a pair says of the places that its two keyframes have in the map."""
-
-    verified: VerifiedPair
-    strength: float  # its independent inliers
-    error_px: float  # median distance to the epipolar lines, at an image edge of 1000 px
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the matches lie on the epipolar lines."""
-        return self.error_px <= AGREEMENT_PX
-
-    @property
-    def contradicts(self) -> bool:
-        """Whether most matches lie far from them."""
-        return self.error_px > CONTRADICTION_PX
 
 
 class PairErrors:
@@ -79,100 +55,6 @@ class PairErrors:
         errors_px = _errors_px(self._sparse_map, verified, verified.inlier_matches_idx[chosen])
         far = np.count_nonzero(errors_px > CONTRADICTION_PX)
         return bool(len(errors_px) and far <= _FEW_FAR_RATIO * len(errors_px))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeakPlace:
-    """A registered keyframe whose place the map supports weakly, or strong pairs contradict."""
-
-    frame_id: FrameId
-    num_points: int  # that it observes
-    num_shared_points: int  # of these, points that two or more other keyframes observe, too
-    supporting: tuple[ImagePair, ...]  # pairs that agree with its place, the strongest first
-    contradicting: tuple[ImagePair, ...]  # pairs that contradict it, the strongest first
-    support: float  # strength of the strongest pair that agrees, 0 without any
-    contradiction: float  # strength of the strongest pair that contradicts it, likewise
-
-    @property
-    def is_contradicted(self) -> bool:
-        """Whether the strongest evidence is against the place."""
-        return self.contradiction > self.support
-
-
-def weak_places(sparse_map: SparseMap) -> tuple[WeakPlace, ...]:
-    """Registered keyframes whose place is doubtful, in order of their ids.
-
-    A place is doubtful where fewer than two pairs agree with it, where the keyframe has fewer than
-    20 points in common with two or more other keyframes, and where the strongest of its pairs
-    contradicts it.
-    """
-    places = (_place(sparse_map, frame_id) for frame_id in sparse_map.registered_ids)
-    return tuple(
-        place
-        for place in places
-        if place.is_contradicted
-        or place.num_shared_points < _MIN_SHARED_POINTS
-        or len(place.supporting) < _MIN_SUPPORTS
-    )
-
-
-def _place(sparse_map: SparseMap, frame_id: FrameId) -> WeakPlace:
-    evidence = place_evidence(sparse_map, frame_id)
-    agreeing = [one for one in evidence if one.agrees]
-    contradicting = [one for one in evidence if one.contradicts]
-    num_points, num_shared = _count_points(sparse_map, frame_id)
-    return WeakPlace(
-        frame_id=frame_id,
-        num_points=num_points,
-        num_shared_points=num_shared,
-        supporting=tuple(one.verified.pair for one in agreeing),
-        contradicting=tuple(one.verified.pair for one in contradicting),
-        support=agreeing[0].strength if agreeing else 0.0,
-        contradiction=contradicting[0].strength if contradicting else 0.0,
-    )
-
-
-def _count_points(sparse_map: SparseMap, frame_id: FrameId) -> tuple[int, int]:
-    """How many points a keyframe observes, and how many of them two others observe, too."""
-    point3D_ids = sparse_map.point3D_ids(frame_id)
-    point3D = sparse_map.reconstruction.point3D
-    lengths = [point3D(i).track.length() for i in point3D_ids[point3D_ids >= 0].tolist()]
-    return len(lengths), sum(length >= 3 for length in lengths)
-
-
-def place_evidence(
-    sparse_map: SparseMap,
-    frame_id: FrameId,
-    *,
-    cam_from_world: Float64Array | None = None,
-    neighbors: Mapping[FrameId, VerifiedPair] | None = None,
-) -> list[PairEvidence]:
-    """What the pairs of a keyframe with registered ones say of its place, the strongest first.
-
-    Args:
-        sparse_map: the map.
-        frame_id: the keyframe; registered, unless a pose is given.
-        cam_from_world: (3, 4) a pose that the keyframe may get.
-        neighbors: its pairs, by the other keyframe; by default all.
-    """
-    if neighbors is None:
-        neighbors = sparse_map.neighbors(frame_id)
-    if cam_from_world is None:
-        cam_from_world = sparse_map.cam_from_world(frame_id)
-    found = []
-    for other, verified in neighbors.items():
-        if not sparse_map.is_registered(other):
-            continue
-        pair_poses = cam_from_world, sparse_map.cam_from_world(other)
-        first, second = pair_poses if verified.pair.first == frame_id else pair_poses[::-1]
-        found.append(
-            PairEvidence(
-                verified=verified,
-                strength=sparse_map.pair_strength(verified),
-                error_px=epipolar_error_px(sparse_map, verified, poses=(first, second)),
-            )
-        )
-    return sorted(found, key=lambda one: (-one.strength, one.verified.pair))
 
 
 def contradicting_neighbors(

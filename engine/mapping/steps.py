@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from engine.types import (
     CameraFigures,
-    Contradiction,
     Features,
     FrameId,
     FramePose,
@@ -131,7 +130,6 @@ class MapFigures:
     gps_rmse_m: float | None
     metres_per_map_unit: float | None
     cameras: tuple[CameraFigures, ...] = ()
-    contradictions: tuple[Contradiction, ...] = ()  # pairs against the final map
     lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
     turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving
     verdict: Verdict = field(default_factory=Verdict)  # how far the map can be trusted

@@ -130,6 +130,7 @@ def summary_figures(
         "metres_per_map_unit": figures.metres_per_map_unit,
         "cameras": [camera.as_record() for camera in figures.cameras],
         "turning": [stretch.as_record() for stretch in figures.turning],
+        "lost": [stretch.as_record() for stretch in figures.lost],
         "peak_rss_mb": _peak_rss_mb(),
         "wall_s": wall_s,
         "cpu_s": _cpu_s(),

@@ -19,7 +19,6 @@ from engine.mapping.growth import GrowthConfig, grow_fully, register_and_refine
 from engine.mapping.misplacement import (
     Misplacement,
     MisplacementRepair,
-    contested_places,
     find_misplacement,
     repaired,
     take_out,
@@ -365,14 +364,6 @@ def test_all_repairs_go_on_from_the_repaired_map() -> None:
     assert pose_errors(poses_of(repair.sparse_map), DENSE_WORLD).max_ratio < 2e-3
     assert list(repairs.repair_all(repair.sparse_map, config=GROWTH, max_tries=5)) == []
     assert list(repairs.repair_all(sparse_map, config=GROWTH, max_tries=0)) == []
-
-
-def test_contested_places_name_what_holds_and_what_contradicts() -> None:
-    assert contested_places(map_of_six()) == ()
-    (contested,) = contested_places(map_of_six(turn_rad=0.3))
-    assert contested.keyframe_ids == (6,)
-    assert ImagePair(FrameId(4), FrameId(6)) in contested.contradicting
-    assert contested.contradiction > contested.support
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from engine.events import (
 )
 from engine.mapping.steps import MapCounts, MapFigures, OneMapFigures
 from engine.output.statistics import RunStatistics, summary_figures
-from engine.types import DropReason, FrameId, Verdict, VerdictLevel, VerdictReason
+from engine.types import DropReason, FrameId, LostStretch, Verdict, VerdictLevel, VerdictReason
 
 
 def received(number: int) -> FrameReceived:
@@ -250,6 +250,16 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
         gps_rmse_m=1.5,
         metres_per_map_unit=None,
         maps=(one_map(8, name="a"), one_map(5, name="b")),
+        lost=(
+            LostStretch(
+                camera_key="camera",
+                frame_ids=(FrameId(4), FrameId(5)),
+                begins_at_s=0.3,
+                ends_at_s=None,
+                num_missing=1,
+                num_apart=1,
+            ),
+        ),
         verdict=Verdict(
             level=VerdictLevel.DOUBTFUL,
             reasons=(
@@ -285,6 +295,8 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
     assert summary["verdict"]["level"] == "doubtful"
     (reason,) = summary["verdict"]["reasons"]
     assert (reason["kind"], reason["frame_ids"]) == ("components", [3])
+    (lost,) = summary["lost"]
+    assert (lost["frame_ids"], lost["num_missing"], lost["ends_at_s"]) == ([4, 5], 1, None)
     assert summary["cpu_s"] > 0.0
     json.dumps(summary, allow_nan=False)
 
