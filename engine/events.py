@@ -101,7 +101,9 @@ class KeyframeAdded(Event):
 
     frame_id: FrameId
     camera_key: str
+    index: int  # of the frame in its source, from 0
     name: str
+    is_photo: bool
     captured_at_s: float
     num_keypoints: int
 

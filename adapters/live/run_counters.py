@@ -23,7 +23,7 @@ from engine.events import (
     SnapshotWritten,
     VerdictChanged,
 )
-from engine.types import DropReason, MapView, Verdict
+from engine.types import DropReason, FrameId, MapView, Verdict
 
 LATENCY_WINDOW = 300  # frames: ten seconds of video
 
@@ -45,11 +45,24 @@ class RunCounters:
     finished: RunFinished | None = None
     verdict: Verdict = field(default_factory=Verdict)  # on the map, as it was emitted last
     _latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
+    _added: dict[FrameId, KeyframeAdded] = field(default_factory=dict)
+    _camera_keys: set[str] = field(default_factory=set)
 
     @property
     def dropped(self) -> int:
         """Frames dropped so far, for any reason."""
         return self.dropped_by_reason.total()
+
+    def name_of(self, frame_id: FrameId) -> str:
+        """How a keyframe is named to people: photos by file, frames of a video by number.
+
+        Frames count from 0, as in ``frames.csv``, in the names of their images and in the verdict.
+        """
+        added = self._added.get(frame_id)
+        if added is None:
+            return f"keyframe {frame_id}"
+        name = f"photo {added.name}" if added.is_photo else f"frame {added.index}"
+        return f"{name} of {added.camera_key}" if len(self._camera_keys) > 1 else name
 
     def latency_percentiles_s(self) -> tuple[float, float] | None:
         """Median and 95th percentile of the latest latencies; None before the first pose."""
@@ -71,6 +84,8 @@ class RunCounters:
                 self._latencies_s.append(event.latency_s)
             case KeyframeAdded():
                 self.keyframes += 1
+                self._added[event.frame_id] = event
+                self._camera_keys.add(event.camera_key)
             case LoopClosed():
                 self.loops += 1
             case SnapshotWritten():
