@@ -166,6 +166,14 @@ class CameraSplit(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ZoomSearched(Event):
+    """Keyframes seem to be zoomed: maps with focal lengths of their own are tried, a while long."""
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # keyframes that seem to be zoomed against the others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CropFound(Event):
     """A camera's images are crops of another one's: its principal point is off their middle."""
 

@@ -23,6 +23,7 @@ from engine.events import (
     SnapshotWritten,
     VerdictChanged,
 )
+from engine.frame_names import frame_in_words
 from engine.types import DropReason, FrameId, MapView, Verdict
 
 LATENCY_WINDOW = 300  # frames: ten seconds of video
@@ -54,14 +55,11 @@ class RunCounters:
         return self.dropped_by_reason.total()
 
     def name_of(self, frame_id: FrameId) -> str:
-        """How a keyframe is named to people: photos by file, frames of a video by number.
-
-        Frames count from 0, as in ``frames.csv``, in the names of their images and in the verdict.
-        """
+        """How a keyframe is named to people."""
         added = self._added.get(frame_id)
         if added is None:
             return f"keyframe {frame_id}"
-        name = f"photo {added.name}" if added.is_photo else f"frame {added.index}"
+        name = frame_in_words(index=added.index, name=added.name, is_photo=added.is_photo)
         return f"{name} of {added.camera_key}" if len(self._camera_keys) > 1 else name
 
     def latency_percentiles_s(self) -> tuple[float, float] | None:

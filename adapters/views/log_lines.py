@@ -38,6 +38,7 @@ from engine.events import (
     Warned,
     WindowSolved,
     WindowVerdict,
+    ZoomSearched,
 )
 from engine.types import RegistrationStatus, SourceState, VerdictLevel
 
@@ -96,7 +97,7 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
-            kinds = (_milestone, _camera, _mapping, _other_map, _refinement)
+            kinds = (_milestone, _camera, _zoom, _mapping, _other_map, _refinement)
             line = next((text for kind in kinds if (text := kind(event, counters))), None)
             return LogLine(level=LogLevel.INFO, text=line) if line else None
 
@@ -172,17 +173,27 @@ def _camera(event: Event, _: RunCounters) -> str | None:
             x, y = event.principal_point_xy
             whole = event.whole_camera_key
             return f"camera {event.camera_key} is a crop of {whole}: centre at {x:.0f}, {y:.0f} px"
+        case OverlayFound():
+            return (
+                f"camera {event.camera_key}: {100 * event.share:.1f} % of its image is masked, "
+                f"which shows nothing of the world: {_boxes(event.boxes)}"
+            )
+    return None
+
+
+def _zoom(event: Event, _: RunCounters) -> str | None:
+    match event:
+        case ZoomSearched():
+            return (
+                f"camera {event.camera_key}: {len(event.frame_ids)} keyframes seem to be zoomed;"
+                " maps with a focal length of their own are tried"
+            )
         case CameraSplit():
             parts = ", ".join(
                 f"{event.calibration_idx.count(idx)} keyframes at {focal_px:.0f} px"
                 for idx, focal_px in enumerate(event.focal_px)
             )
             return f"camera {event.camera_key} has several focal lengths: {parts}"
-        case OverlayFound():
-            return (
-                f"camera {event.camera_key}: {100 * event.share:.1f} % of its image is masked, "
-                f"which shows nothing of the world: {_boxes(event.boxes)}"
-            )
     return None
 
 

@@ -45,6 +45,7 @@ from engine.events import (
     WindowPurpose,
     WindowSolved,
     WindowVerdict,
+    ZoomSearched,
 )
 from engine.types import (
     DropReason,
@@ -134,6 +135,7 @@ EVENTS: tuple[Event, ...] = (
         focal_px=800.0,
         principal_point_xy=(320.0, 240.0),
     ),
+    ZoomSearched(at_s=0.5, camera_key="camera", frame_ids=(FrameId(2), FrameId(9))),
     LensRecognised(
         at_s=0.5,
         camera_key="camera",
