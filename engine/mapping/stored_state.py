@@ -14,7 +14,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from engine.mapping.camera_priors import CameraPrior
+from engine.mapping.model.camera_priors import CameraPrior
 from engine.types import (
     Float64Array,
     FrameId,
