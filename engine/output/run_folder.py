@@ -28,6 +28,7 @@ from engine.output.files import (
     write_atomically,
     written_atomically,
 )
+from engine.output.run_format import format_line
 from engine.output.run_lock import LOCK_NAME, RunLock, RunState, refuse_running, run_state
 from engine.types import (
     DropReason,
@@ -142,7 +143,7 @@ class RunFolder:
 
         Args:
             path: a folder that does not exist, or is empty. It is locked until `close`.
-            config_text: the resolved configuration, for ``config.yaml``.
+            config_text: the resolved configuration, for ``config.yaml``, after the format version.
             overwrite: a former run may be in the folder; what it wrote is deleted. Files that no
                 run writes stay.
 
@@ -166,7 +167,7 @@ class RunFolder:
                 for folder in _FOLDERS:
                     (path / folder).mkdir(exist_ok=True)
             with _writing(path):
-                write_atomically(path / "config.yaml", config_text.encode())
+                write_atomically(path / "config.yaml", (format_line() + config_text).encode())
             run = cls(path, lock=lock)
             with _writing(path):
                 run._frames.append(",".join(FRAMES_HEADER))

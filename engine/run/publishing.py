@@ -46,14 +46,8 @@ class Publisher:
 
     async def publish_step(self, step: MappingStep, frame: Frame | None = None) -> None:
         """Publishes new poses, the current frame and, where the step holds one, the map."""
-        if step.recalibrated:
-            await self._writer.schedule(
-                functools.partial(self._recorder.cameras_changed, step.recalibrated)
-            )
-        if step.changed_pairs:
-            await self._writer.schedule(
-                functools.partial(self._recorder.pairs_changed, step.changed_pairs)
-            )
+        if step.record is None and step.has_changes:  # else its keyframe was written with it
+            await self._writer.schedule(functools.partial(self._recorder.step_taken, step))
         # Poses in maps apart are in worlds of their own; events have them.
         in_main_map = [pose for pose in step.new_poses if pose.map_number == 0]
         if in_main_map:
