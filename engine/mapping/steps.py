@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pycolmap
 
     from engine.mapping.jobs import MapJob
-    from engine.mapping.jobs import MapJob
     from engine.mapping.positions.georeferencing import Placement
     from engine.mapping.stored_state import Fact, StoredCalibration, StoredRelativePose
 
