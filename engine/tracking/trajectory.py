@@ -80,6 +80,10 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self._times)
 
+    def holds(self, frame_id: FrameId) -> bool:
+        """Whether a frame was added."""
+        return frame_id in self._times
+
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe."""
         self._times[keyframe.frame_id] = _FrameTime(
