@@ -37,15 +37,15 @@ class PoseReports:
         tracked_ids: Iterable[FrameId],
         places: Mapping[FrameId, int],
     ) -> None:
-        """Goes on where the poses of all other frames were reported.
+        """Goes on where the poses of all other frames were reported, and nothing since.
 
         Args:
             facts: as `facts` gave them.
             tracked_ids: frames between keyframes that have a pose.
             places: the number of the map that each keyframe is registered in.
         """
-        self._has_pose.update(i for i in self._camera_keys if i not in set(facts))
-        self._has_pose.update(tracked_ids)
+        self._new.clear()
+        self._has_pose = set(self._camera_keys).difference(facts).union(tracked_ids)
         self._map_numbers = {i: number for i, number in places.items() if i in self._has_pose}
 
     @property

@@ -233,18 +233,13 @@ class Restoring:
             parts.components.restore(facts["components"])
         if "loops" in facts:
             parts.loops.restore(facts["loops"], self._graph)
-        if "without pose" in facts:
-            posed = [
-                one.frame_id
-                for one in self._stored.relative_poses
-                if one.cam_from_keyframe is not None
-            ]
-            places = {
-                frame_id: number
-                for number, sparse_map in parts.components.numbered(main)
-                for frame_id in sparse_map.registered_ids
-            }
-            parts.pose_reports.restore(facts["without pose"], posed, places)
+        posed = [o.frame_id for o in self._stored.relative_poses if o.cam_from_keyframe is not None]
+        places = {
+            frame_id: number
+            for number, sparse_map in parts.components.numbered(main)
+            for frame_id in sparse_map.registered_ids
+        }
+        parts.pose_reports.restore(facts.get("without pose", ()), posed, places)
         parts.georeferencing.update(main)
         parts.cameras.report(main)
 

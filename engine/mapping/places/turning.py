@@ -596,7 +596,13 @@ def _record(run: _Run) -> dict[str, Any]:
 
 def _of_record(record: Mapping[str, Any]) -> _Run:
     focal = record["focal"]
-    return _Run(**{**record, "focal": None if focal is None else FocalPrior(**focal)})
+    return _Run(
+        **{
+            **record,
+            "frame_ids": [FrameId(i) for i in record["frame_ids"]],
+            "focal": None if focal is None else FocalPrior(**focal),
+        }
+    )
 
 
 def _has_enough(verified: VerifiedPair) -> bool:
