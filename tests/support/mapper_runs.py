@@ -100,6 +100,7 @@ class MapperRun:
 
     def restore(self, stored: StoredRun, models: Sequence[StoredModel] = ()) -> MappingStep:
         """Goes on with what a run before has stored."""
+        self.stored.load(stored)
         step = self.mapper.restore(stored, models)
         self.jobs += step.jobs
         self._running.update((job.kind, job) for job in step.jobs)

@@ -55,6 +55,15 @@ class StoredSteps:
             else:
                 self._facts[name] = _written(fact)
 
+    def load(self, stored: StoredRun) -> None:
+        """Begins with what is kept of a run before."""
+        self._keyframes = {one.keyframe.frame_id: one.keyframe for one in stored.keyframes}
+        self._pairs = {verified.pair: verified for verified in stored.pairs}
+        self._tried = dict.fromkeys(stored.tried)
+        self._calibrations = dict(stored.calibrations)
+        self._relative = {one.frame_id: one for one in stored.relative_poses}
+        self._facts = dict(stored.facts)
+
     def run(self, path: Path = Path()) -> StoredRun:
         """What is kept by now."""
         tried = {**self._tried, **dict.fromkeys(self._pairs)}
