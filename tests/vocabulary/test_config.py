@@ -189,12 +189,9 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 )
 def test_an_absurd_value_is_refused_in_one_short_line(tmp_path: Path, value: str) -> None:
     path = write(tmp_path / "my.yaml", f"runtime: {{seed: {value}}}")
-    for refuse in (
-        lambda: load_config(settings=[f"runtime.seed={value}"]),
-        lambda: load_config([path]),
-    ):
+    for overlays, settings in (([], [f"runtime.seed={value}"]), ([path], [])):
         with pytest.raises(ConfigError) as refused:
-            refuse()
+            load_config(overlays, settings)
         said = str(refused.value)
         assert said.isprintable()
         assert len(said) < 1000 + len(str(path))
