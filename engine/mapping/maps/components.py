@@ -75,6 +75,7 @@ class _Component:
     """A map beside the main one."""
 
     number: int
+    world_number: int
     sparse_map: SparseMap
     schedule: GlobalAdjustmentSchedule
     misplacements: MisplacementRepair = field(default_factory=MisplacementRepair)
@@ -115,7 +116,8 @@ class Components:
         self._builder = builder
         self._emit = emit
         self._components: list[_Component] = []
-        self._num_started = 0
+        self._num_worlds = 1
+        self._main_world = 0
         self._came_lost: dict[FrameId, None] = {}  # keyframes that the main map did not take
         self._to_look_for: list[FrameId] = []  # of them, not yet matched with further places
         self._num_looked_for = 0  # keyframes of components, in turn
@@ -132,6 +134,19 @@ class Components:
         yield MAIN, main
         for one in self._components:
             yield one.number, one.sparse_map
+
+    def world_number(self, number: int) -> int:
+        """The number of a map's world, which the map keeps when another one leads; 0 is the first.
+
+        Args:
+            number: the map's.
+        """
+        return self._main_world if number == MAIN else self._numbered(number).world_number
+
+    def begin_world(self) -> None:
+        """Gives the main map a world of its own: it lies otherwise than the one before it."""
+        self._main_world = self._num_worlds
+        self._num_worlds += 1
 
     def holding(self, main: SparseMap, frame_id: FrameId) -> tuple[int, SparseMap] | None:
         """The number and the map in which a keyframe is registered; None: it has no place."""
@@ -552,6 +567,7 @@ class Components:
                 num_registered_in_former=main.num_registered,
             )
         )
+        fullest.world_number, self._main_world = self._main_world, fullest.world_number
         new_main = fullest.sparse_map
         self._builder.complete(new_main, like=main)
         fullest.sparse_map = main
@@ -677,12 +693,13 @@ class Components:
     # -- inside ---------------------------------------------------------------------------------
 
     def _added(self, sparse_map: SparseMap) -> _Component:
-        self._num_started += 1
         one = _Component(
-            number=self._num_started,
+            number=self._num_worlds,
+            world_number=self._num_worlds,
             sparse_map=sparse_map,
             schedule=GlobalAdjustmentSchedule(self._growth.global_bundle_adjustment),
         )
+        self._num_worlds += 1
         one.schedule.done(sparse_map.num_registered)
         self._components.append(one)
         for frame_id in sparse_map.registered_ids:
