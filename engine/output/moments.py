@@ -12,13 +12,13 @@ import pycolmap
 
 from engine.errors import JournalError
 from engine.mapping.steps import MappingStep
-from engine.mapping.stored_state import StoredFrame, StoredRelativePose
+from engine.mapping.stored_state import Fact, StoredFrame, StoredRelativePose
 from engine.output.journal import Moment, NewKeyframe
 from engine.types import Frame, FrameId, GpsReading, RejectedFrame
 
 logger = logging.getLogger(__name__)
 
-_MAX_GATHERED = 256  # frames and readings that wait for the next keyframe
+_MAX_GATHERED = 256  # frames, readings, poses and states that wait for the next keyframe
 _MAX_UNWRITTEN = 64  # moments that wait for room on the disk, or for another program: some 50 MB
 
 
@@ -43,6 +43,7 @@ class MomentQueue:
         self._frames: list[StoredFrame] = []
         self._readings: list[GpsReading] = []
         self._poses: list[StoredRelativePose] = []
+        self._facts: dict[str, Fact] = {}  # the latest of each name
         self._unwritten: deque[Moment] = deque()  # the oldest first
         self._lost: set[FrameId] = set()  # keyframes that the journal does not have
         self.num_lost = 0  # moments that the journal does not have, or not whole
@@ -72,7 +73,9 @@ class MomentQueue:
         self._flush_many()
 
     def add_step(self, step: MappingStep, *, keyframe: NewKeyframe | None = None) -> None:
-        """Adds what a step of the mapper changed; poses alone wait for the next keyframe.
+        """Adds what a step of the mapper changed.
+
+        Poses between keyframes and small states alone wait for the next keyframe.
 
         Args:
             step: of the mapper.
@@ -82,6 +85,7 @@ class MomentQueue:
         if record is not None and keyframe is None:
             self._lost.add(record.keyframe.frame_id)
         self._poses += step.relative_poses
+        self._facts.update(step.facts)
         self.write(
             Moment(
                 keyframe=keyframe,
@@ -94,7 +98,6 @@ class MomentQueue:
                 tried=step.tried,
                 recalibrated=step.recalibrated,
                 calibrations=step.calibrations,
-                facts=step.facts,
             )
         )
 
@@ -114,14 +117,18 @@ class MomentQueue:
         self._write_with_gathered(Moment())
 
     def _flush_many(self) -> None:
-        if len(self._frames) + len(self._readings) + len(self._poses) > _MAX_GATHERED:
+        gathered = (self._frames, self._readings, self._poses, self._facts)
+        if sum(map(len, gathered)) > _MAX_GATHERED:
             self.flush()
 
     def _write_with_gathered(self, moment: Moment) -> None:
         frames, self._frames = tuple(self._frames), []
         readings, self._readings = tuple(self._readings), []
         poses, self._poses = tuple(self._poses), []
-        moment = replace(moment, frames=frames, gps_readings=readings, relative_poses=poses)
+        facts, self._facts = self._facts, {}
+        moment = replace(
+            moment, frames=frames, gps_readings=readings, relative_poses=poses, facts=facts
+        )
         if not moment.is_empty:
             self._unwritten.append(moment)
         while self._unwritten and self._write_oldest():
