@@ -117,8 +117,8 @@ class MomentQueue:
         self._write_with_gathered(Moment())
 
     def _flush_many(self) -> None:
-        gathered = (self._frames, self._readings, self._poses, self._facts)
-        if sum(map(len, gathered)) > _MAX_GATHERED:
+        num_frames = len(self._frames) + len(self._readings)
+        if num_frames + len(self._poses) + len(self._facts) > _MAX_GATHERED:
             self.flush()
 
     def _write_with_gathered(self, moment: Moment) -> None:
