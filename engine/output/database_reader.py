@@ -121,12 +121,12 @@ class DatabaseReader:
 def array_of(
     data: bytes, dtype: DTypeLike, shape: tuple[int, ...], *, name: str = "array"
 ) -> NDArray[Any]:
-    """An array from its bytes, read-only.
+    """An array from its bytes, read-only; row by row.
 
     Raises:
         ValueError: there are more or fewer bytes than the shape needs.
     """
-    kind = np.dtype(dtype).newbyteorder("<")
+    kind = np.dtype(dtype)
     if any(length < 0 for length in shape) or len(data) != kind.itemsize * _product(shape):
         raise ValueError(f"{name}: {len(data)} bytes for the shape {shape}")
     return np.frombuffer(data, kind).reshape(shape)

@@ -55,7 +55,8 @@ livesfm_gps_readings    positions that came beside the frames
     fix                 JSON of a `GpsFix`
 livesfm_facts           small states of the mapper
     name
-    json, array         one of both; an array in NumPy's file format, without pickles
+    json                the state, or "dtype" (NumPy's) and "shape" of an array
+    array               its bytes, else null
 
 The functions write single rows, within a transaction of the caller.
 """
@@ -63,7 +64,6 @@ The functions write single rows, within a transaction of the caller.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -116,7 +116,7 @@ OWN_TABLES = {
     "livesfm_gps_readings": """
         position INTEGER PRIMARY KEY, source TEXT NOT NULL, camera_key TEXT,
         captured_at_s REAL NOT NULL, fix TEXT NOT NULL""",
-    "livesfm_facts": "name TEXT PRIMARY KEY, json TEXT, array BLOB",
+    "livesfm_facts": "name TEXT PRIMARY KEY, json TEXT NOT NULL, array BLOB",
 }
 
 
@@ -305,11 +305,14 @@ def write_facts(connection: sqlite3.Connection, facts: Mapping[str, Fact]) -> No
         if fact is None:
             connection.execute("DELETE FROM livesfm_facts WHERE name = ?", (name,))
             continue
-        column, value = (
-            ("array", _npy(fact)) if isinstance(fact, np.ndarray) else ("json", json.dumps(fact))
+        text, array = (
+            (json.dumps({"dtype": fact.dtype.str, "shape": fact.shape}), fact.tobytes())
+            if isinstance(fact, np.ndarray)
+            else (json.dumps(fact), None)
         )
         connection.execute(
-            f"INSERT OR REPLACE INTO livesfm_facts (name, {column}) VALUES (?, ?)", (name, value)
+            "INSERT OR REPLACE INTO livesfm_facts (name, json, array) VALUES (?, ?, ?)",
+            (name, text, array),
         )
 
 
@@ -336,12 +339,6 @@ def _camera_record(camera: pycolmap.Camera) -> dict[str, Any]:
 
 def _pair_id(pair: ImagePair) -> int:
     return int(pycolmap.image_pair_to_pair_id(pair.first, pair.second))
-
-
-def _npy(array: np.ndarray[Any, Any]) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-    return file.getvalue()
 
 
 def _text(name: str) -> str:

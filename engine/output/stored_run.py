@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import zlib
@@ -483,17 +482,20 @@ def _gps_fix(record: dict[str, Any]) -> GpsFix:
 
 
 def _facts(reader: DatabaseReader) -> Iterable[tuple[str, Fact]]:
-    columns: Columns = {"name": str, "json": _TEXT_OR_NONE, "array": _BYTES_OR_NONE}
+    columns: Columns = {"name": str, "json": str, "array": _BYTES_OR_NONE}
     for name, text, array in reader.rows("livesfm_facts", columns, order="name"):
-        if array is not None:
-            yield name, np.lib.format.read_array(io.BytesIO(array), allow_pickle=False)
-        else:
-            yield name, _json(text)
+        value = _json(text)
+        if array is None:
+            yield name, value
+            continue
+        if not isinstance(value, dict) or np.dtype(str(value["dtype"])).kind not in "biuf":
+            raise ValueError(f"the state {name[:50]}")
+        yield name, array_of(array, value["dtype"], tuple(map(int, value["shape"])), name=name)
 
 
-def _json(text: str | None) -> Fact:
+def _json(text: str) -> Fact:
     try:
-        value: Fact = json.loads(text or "")
+        value: Fact = json.loads(text)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
     return value

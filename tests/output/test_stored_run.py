@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sqlite3
+import tracemalloc
+import zlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ import numpy as np
 import pycolmap
 import pytest
 
+from engine.errors import JournalError
 from engine.mapping.model.camera_priors import CameraPrior
 from engine.mapping.stored_state import (
     StoredCalibration,
@@ -17,6 +23,7 @@ from engine.mapping.stored_state import (
     StoredRelativePose,
 )
 from engine.output.journal import Journal, Moment, NewKeyframe
+from engine.output.own_tables import OWN_TABLES
 from engine.output.run_format import format_line
 from engine.output.stored_run import read_stored_run
 from engine.types import (
@@ -266,3 +273,284 @@ def test_keypoints_that_moved_and_cameras_that_changed_come_back_as_they_were_la
     assert same(stored.keyframe.features, moved)
     assert (stored.camera_id, stored.keyframe.calibration_key) == (2, "left#1")
     assert read_stored_run(run).cameras[2].params[0] == 710.0
+
+
+def test_an_image_that_is_gone_is_said_and_its_keyframe_comes_back(run: Path) -> None:
+    write(run, *(Moment(keyframe=new(keyframe(number))) for number in (1, 2)))
+    (run / "images" / "left" / "000001.jpg").unlink()
+    stored = read_stored_run(run)
+    assert [one.has_image for one in stored.keyframes] == [False, True]
+
+
+def test_images_that_other_programs_added_or_deleted_are_left_out(run: Path) -> None:
+    write(
+        run,
+        *(Moment(keyframe=new(keyframe(number))) for number in (1, 2, 3)),
+        Moment(pairs=(pair(1, 2), pair(2, 3)), tried=(ImagePair(FrameId(1), FrameId(3)),)),
+    )
+    with closing(pycolmap.Database.open(run / "database.db")) as database:
+        database.write_image(
+            pycolmap.Image(name="theirs.jpg", camera_id=1, image_id=9), use_image_id=True
+        )
+    with closing(sqlite3.connect(run / "database.db")) as connection, connection:
+        connection.execute("DELETE FROM images WHERE image_id = 1")
+    stored = read_stored_run(run)
+    assert [one.keyframe.frame_id for one in stored.keyframes] == [2, 3]
+    assert [one.pair for one in stored.pairs] == [ImagePair(FrameId(2), FrameId(3))]
+    assert stored.tried == (ImagePair(FrameId(2), FrameId(3)),)
+
+
+# -- one moment -----------------------------------------------------------------------------------
+
+
+def moments() -> list[Moment]:
+    """Keyframes with their pairs, and states that say how many there are."""
+    return [
+        Moment(
+            keyframe=new(keyframe(number)),
+            pairs=tuple(pair(other, number) for other in range(1, number)),
+            frames=(frame(number, status="keyframe"),),
+            relative_poses=(
+                StoredRelativePose(
+                    frame_id=FrameId(number),
+                    keyframe_id=FrameId(number),
+                    index=number,
+                    captured_at_s=0.0,
+                    cam_from_keyframe=None,
+                ),
+            ),
+            facts={"num_keyframes": number, f"keyframe/{number}": number},
+        )
+        for number in range(1, 6)
+    ]
+
+
+def test_at_every_write_what_lies_on_disk_is_one_whole_moment(
+    run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The folder is copied before and after each statement, as a crash would leave it."""
+    copies = tmp_path_factory.mktemp("copies")
+    journal = Journal.open(run)
+    num = 0
+
+    def copy(statement: str) -> None:
+        nonlocal num
+        if statement.startswith(("INSERT", "UPDATE", "COMMIT", "BEGIN")):
+            num += 1
+            shutil.copytree(run, copies / str(num))
+
+    journal._connection.set_trace_callback(copy)
+    for moment in moments():
+        journal.write(moment)
+    journal.close()
+    shutil.copytree(run, copies / str(num + 1))
+    seen = []
+    for number in range(1, num + 2):
+        stored = read_stored_run(copies / str(number))
+        num_keyframes = int(stored.facts.get("num_keyframes", 0))  # type: ignore[arg-type]
+        assert len(stored.keyframes) == num_keyframes
+        assert len(stored.pairs) == num_keyframes * (num_keyframes - 1) // 2
+        assert len(stored.frames) == len(stored.relative_poses) == num_keyframes
+        assert len(stored.facts) == (num_keyframes + 1 if num_keyframes else 0)
+        assert all(one.has_image for one in stored.keyframes)
+        seen.append(num_keyframes)
+    assert num > 30
+    assert seen == sorted(seen)
+    assert set(seen) == set(range(6))
+
+
+def test_a_log_that_is_cut_anywhere_leaves_an_earlier_moment(
+    run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As after a power cut, when the end of the write-ahead log never reached the disk."""
+    journal = Journal.open(run)
+    for moment in moments():
+        journal.write(moment)
+    log = (run / "database.db-wal").read_bytes()
+    rng = np.random.default_rng(0)
+    seen = set()
+    for number, length in enumerate([0, 40, *rng.integers(0, len(log), 12).tolist()]):
+        copy = tmp_path_factory.mktemp("cut") / str(number)
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*-shm"))
+        (copy / "database.db-wal").write_bytes(log[:length])
+        try:
+            stored = read_stored_run(copy)
+        except JournalError as error:  # so early that there are no tables yet
+            assert "\n" not in str(error)
+            continue
+        assert len(stored.keyframes) == stored.facts.get("num_keyframes", 0)
+        assert len(stored.pairs) == len(stored.keyframes) * (len(stored.keyframes) - 1) // 2
+        seen.add(len(stored.keyframes))
+    journal.close()
+    assert len(seen) > 2
+
+
+def test_a_moment_that_fails_leaves_nothing_of_itself(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = moments()
+    journal = Journal.open(run)
+    journal.write(first)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.output.own_tables.write_facts", no_room)
+        with pytest.raises(JournalError, match="disk is full"):
+            journal.write(second)
+    assert len(read_stored_run(run).keyframes) == 1
+    journal.write(second)
+    stored = read_stored_run(run)
+    assert (len(stored.keyframes), len(stored.pairs)) == (2, 1)
+    assert stored.facts["num_keyframes"] == 2
+    journal.close()
+
+
+def no_room(*_: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_what_another_program_is_writing_is_not_seen_and_a_lock_on_all_is_a_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run, *moments()[:2])
+    monkeypatch.setattr("engine.output.database_reader._BUSY_TIMEOUT_S", 0.01)
+    with closing(sqlite3.connect(run / "database.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("DELETE FROM livesfm_pairs")
+        assert len(read_stored_run(run).pairs) == 1
+        other.execute("ROLLBACK")
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("DELETE FROM livesfm_pairs")
+        with pytest.raises(JournalError, match="database is locked"):
+            read_stored_run(run)
+        other.execute("ROLLBACK")
+
+
+# -- versions and foreign databases ---------------------------------------------------------------
+
+
+def test_a_newer_version_is_refused_in_a_line_by_the_folder_and_by_the_database(run: Path) -> None:
+    write(run, *moments()[:1])
+    (run / "config.yaml").write_text("# LiveSfM run folder, format 99\n{}\n")
+    with pytest.raises(JournalError, match=r"newer version of LiveSfM \(run format 99"):
+        read_stored_run(run)
+    (run / "config.yaml").write_text(format_line())
+    with closing(sqlite3.connect(run / "database.db")) as connection, connection:
+        connection.execute("UPDATE livesfm_format SET version = 99")
+    for reads in (read_stored_run, Journal.open):
+        with pytest.raises(JournalError, match=r"newer version of LiveSfM \(run format 99"):
+            reads(run)
+
+
+def test_a_run_without_our_tables_is_refused_in_a_line(run: Path) -> None:
+    write(run, *moments()[:1])
+    with closing(sqlite3.connect(run / "database.db")) as connection, connection:
+        for name in OWN_TABLES:
+            connection.execute(f"DROP TABLE {name}")
+    for reads in (read_stored_run, Journal.open):
+        with pytest.raises(JournalError, match="older version of LiveSfM"):
+            reads(run)
+
+
+HOSTILE = {
+    "a count": "UPDATE livesfm_features SET rows = 1000000000000",
+    "a negative count": "UPDATE livesfm_features SET rows = -40",
+    "short keypoints": "UPDATE livesfm_features SET keypoints_xy = zeroblob(8)",
+    "no numbers": "UPDATE livesfm_features SET keypoints_xy = CAST(x'ffffffffffffffff'"
+    " || substr(keypoints_xy, 9) AS BLOB)",
+    "text for bytes": "UPDATE livesfm_features SET scales = 'scales'",
+    "a kind": "UPDATE livesfm_features SET descriptor_kind = 'nobody knows'",
+    "descriptors": "UPDATE descriptors SET cols = 1000000000",
+    "long descriptors": "UPDATE descriptors SET data = zeroblob(100000)",
+    "matches": "UPDATE two_view_geometries SET rows = 4611686018427387904",
+    "a fundamental matrix": "UPDATE livesfm_pairs SET fundamental = x''",
+    "a reason": "UPDATE livesfm_pairs SET reason = ''",
+    "a pair": "UPDATE livesfm_pairs SET pair_id = -7",
+    "a size": "UPDATE livesfm_keyframes SET width = 9223372036854775807",
+    "a position": "UPDATE livesfm_keyframes SET gps = '{\"latitude_deg\": 1}'",
+    "a position of words": "UPDATE livesfm_keyframes SET gps = '[[[[['",
+    "nested": f"UPDATE livesfm_keyframes SET gps = '{'[' * 100_000}'",
+    "a prior": 'UPDATE livesfm_keyframes SET intrinsics_prior = \'{"params": 7, "origin": 1}\'',
+    "a mask": "UPDATE livesfm_keyframes SET mask_key = 'of another run'",
+    "a time": "UPDATE livesfm_keyframes SET captured_at_s = 9e999",
+    "a camera model": "UPDATE cameras SET model = 4711",
+    "camera parameters": "UPDATE cameras SET params = zeroblob(3)",
+    "many parameters": "UPDATE cameras SET params = zeroblob(80000)",
+    "a calibration": "INSERT INTO livesfm_calibrations (calibration_key, camera_id, initial, prior)"
+    " VALUES ('a', 1, '{}', '{}')",
+    "a fact": "INSERT INTO livesfm_facts (name, json) VALUES ('a', '{')",
+    "an array": "INSERT INTO livesfm_facts (name, json, array) VALUES ('a', '{}', x'93')",
+    "objects": "INSERT INTO livesfm_facts (name, json, array)"
+    ' VALUES (\'a\', \'{"dtype": "|O", "shape": [1]}\', zeroblob(8))',
+    "a pose": "UPDATE livesfm_relative_poses SET cam_from_keyframe = x'00'",
+    "a frame id": "UPDATE livesfm_frames SET frame_id = -1 WHERE frame_id = 1",
+    "a bomb": "INSERT INTO livesfm_masks VALUES ('a', 9, 9, CAST(zeroblob(9) AS BLOB))",
+    "no table": "DROP TABLE livesfm_facts",
+    "a view": "DROP TABLE livesfm_facts; CREATE VIEW livesfm_facts AS WITH RECURSIVE a(name, json,"
+    " array) AS (SELECT 'a', 'a', NULL UNION ALL SELECT name || 'a', json, array FROM a)"
+    " SELECT * FROM a",
+    "no version": "DELETE FROM livesfm_format",
+    "two versions": "INSERT INTO livesfm_format VALUES (2)",
+    "a version of words": "UPDATE livesfm_format SET version = 'two'",
+}
+
+
+@pytest.mark.parametrize("statements", HOSTILE.values(), ids=HOSTILE.keys())
+def test_whatever_the_database_holds_is_an_error_in_a_line(run: Path, statements: str) -> None:
+    write(run, *moments()[:2])
+    with closing(sqlite3.connect(run / "database.db")) as connection, connection:
+        connection.executescript(statements)
+    with pytest.raises(JournalError) as caught:
+        read_stored_run(run)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_arrays_and_masks_that_would_take_more_memory_than_their_file_are_refused(
+    run: Path,
+) -> None:
+    write(run, *moments()[:1])
+    mask = zlib.compress(b"\xff" * 50_000_000)
+    described = '{"dtype": "<f8", "shape": [1000000000000]}'
+    for table, values in (
+        ("livesfm_masks (mask_key, width, height, data)", ("a", 64, 48, mask)),
+        ("livesfm_facts (name, json, array)", ("a", described, b"")),
+    ):
+        with closing(sqlite3.connect(run / "database.db")) as connection, connection:
+            places = ", ".join("?" * len(values))
+            connection.execute(f"INSERT INTO {table} VALUES ({places})", values)
+        tracemalloc.start()
+        with pytest.raises(JournalError):
+            read_stored_run(run)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 20_000_000
+        with closing(sqlite3.connect(run / "database.db")) as connection, connection:
+            connection.execute(f"DELETE FROM {table.split()[0]}")
+
+
+def test_broken_bytes_anywhere_in_the_file_never_raise_anything_else(run: Path) -> None:
+    write(run, *moments()[:3])
+    whole = (run / "database.db").read_bytes()
+    rng = np.random.default_rng(0)
+    num_refused = 0
+    for _ in range(60):
+        broken = bytearray(whole)
+        for place in rng.integers(0, len(whole), 40).tolist():
+            broken[place] = int(rng.integers(256))
+        if rng.random() < 0.3:
+            del broken[int(rng.integers(len(broken))) :]
+        (run / "database.db").write_bytes(broken)
+        try:
+            read_stored_run(run)
+        except JournalError as error:
+            assert "\n" not in str(error)
+            num_refused += 1
+    assert num_refused > 10
+
+
+def test_what_is_no_run_is_an_error_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="is missing"):
+        read_stored_run(tmp_path)
+    (tmp_path / "database.db").write_bytes(b"\x00" * 5000)
+    with pytest.raises(JournalError):
+        read_stored_run(tmp_path)
