@@ -452,16 +452,11 @@ def event_of_record(record: Mapping[str, Any]) -> Event | None:
         return None
     fields = {key: value for key, value in record.items() if key != "event"}
     try:
-        return _adapter(kind).validate_python(fields)
+        return kind.validate_python(fields)
     except ValidationError:  # of another version, or a figure that was not finite
         return None
 
 
 @cache
-def _kinds() -> Mapping[str, type[Event]]:
-    return {kind.__name__: kind for kind in Event.__subclasses__()}
-
-
-@cache
-def _adapter(kind: type[Event]) -> TypeAdapter[Event]:
-    return TypeAdapter(kind)
+def _kinds() -> Mapping[str, TypeAdapter[Event]]:
+    return {kind.__name__: TypeAdapter(kind) for kind in Event.__subclasses__()}
