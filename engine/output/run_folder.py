@@ -22,9 +22,11 @@ from typing import Any
 from engine.errors import ConfigError, JournalError
 from engine.events import Event
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
+from engine.mapping.stored_state import StoredFrame
 from engine.output.files import (
     TEMPORARY_PREFIX,
     LineFile,
+    cut_unfinished_line,
     write_atomically,
     written_atomically,
 )
@@ -119,6 +121,17 @@ class _FrameRow:
         return text.getvalue().removesuffix("\n")
 
 
+def _row_of(frame: StoredFrame) -> _FrameRow:
+    return _FrameRow(
+        frame_id=frame.frame_id,
+        source=frame.source,
+        index=frame.index,
+        name=frame.name,
+        captured_at_s=frame.captured_at_s,
+        status=frame.status,
+    )
+
+
 class RunFolder:
     """Writes the tables and documents of one run."""
 
@@ -163,6 +176,31 @@ class RunFolder:
             run._frames.append(",".join(FRAMES_HEADER))
             run._live_trajectory.append(_TUM_HEADER)
         return run
+
+    @classmethod
+    def reopen(cls, path: Path, frames: Iterable[StoredFrame], *, config_text: str) -> RunFolder:
+        """Opens the folder of a run that goes on.
+
+        Args:
+            path: the folder.
+            frames: all rows of ``frames.csv``, in order of arrival; rows of frames that are to be
+                read again are not among them.
+            config_text: the resolved configuration, for ``config.yaml``.
+
+        Raises:
+            JournalError: a file cannot be written.
+        """
+        with _writing(path):
+            rows = [",".join(FRAMES_HEADER), *(_row_of(frame).as_line() for frame in frames)]
+            text = "".join(f"{row}\n" for row in rows)
+            write_atomically(path / "frames.csv", text.encode(errors="backslashreplace"))
+            write_atomically(path / "config.yaml", config_text.encode())
+            # The figures of a run that is not finished any more.
+            (path / "summary.json").unlink(missing_ok=True)
+            for name in ("events.jsonl", "trajectory_live.txt"):
+                if (path / name).exists():
+                    cut_unfinished_line(path / name)
+        return cls(path)
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame; its row is written once its status and those of earlier frames are known.
