@@ -14,6 +14,7 @@ from typing import TypeVar
 from engine.errors import SourceError
 from engine.events import FrameReceived, SourceChanged
 from engine.geo.gps_tracks import GpsTracks
+from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
 from engine.ports import CameraCalibrations, CameraMasks, FrameSource, LiveSource, Source
 from engine.run.event_loop import run_in
@@ -131,6 +132,20 @@ class Ingestion:
         self._may_read.set()
         self._ahead: asyncio.Task[DecodedFrame | None] | None = None
 
+    def take_former(self, stored: StoredRun) -> None:
+        """Takes the cameras and positions of former parts of the run, of sources that go on."""
+        for one in stored.keyframes:
+            camera_key = one.keyframe.camera_key
+            for source_idx, role in enumerate(self._roles):
+                start = f"{role.prefix}|" if role.prefix else ""
+                if one.source == role.label and camera_key.startswith(start):
+                    own_key = camera_key.removeprefix(start)
+                    self._source_of_camera[camera_key] = source_idx, own_key
+        for reading in stored.gps_readings:
+            for source_idx, role in enumerate(self._roles):
+                if reading.source == role.label:
+                    self._positions[source_idx].add(reading)
+
     # -- control ----------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -206,8 +221,9 @@ class Ingestion:
 
     def _was_taken(self, item: Received, source_idx: int) -> bool:
         """Whether a former part of the run has the frame."""
-        is_frame = isinstance(item, Arrival | RejectedFrame)
-        return is_frame and item.index in self._roles[source_idx].taken.names
+        if not isinstance(item, Arrival | RejectedFrame):
+            return False
+        return item.index in self._roles[source_idx].taken.names
 
     async def _report(self) -> None:
         """Records what live sources report beside their frames, until they have ended."""
