@@ -57,11 +57,10 @@ _FILES = {
     "frames.csv",
     "groundtruth.txt",
     "latest",
-    "recording.rrd",
     "summary.json",
     "trajectory_live.txt",
 }
-_TRAJECTORY_FILES = re.compile(r"trajectory(_[0-9]+)?\.txt")
+_NUMBERED_FILES = re.compile(r"trajectory(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
 _FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
 
@@ -164,6 +163,22 @@ class RunFolder:
                 there, or it cannot be made.
             JournalError: the first files cannot be written.
         """
+        lock = cls.prepare(path, overwrite=overwrite)
+        try:
+            with _writing(path):
+                write_atomically(path / "config.yaml", config_text.encode())
+            run = cls(path, lock=lock)
+            with _writing(path):
+                run._frames.append(",".join(FRAMES_HEADER))
+                run._live_trajectory.append(_TUM_HEADER)
+        except BaseException:
+            lock.release()
+            raise
+        return run
+
+    @staticmethod
+    def prepare(path: Path, *, overwrite: bool) -> RunLock:
+        """Makes and locks an empty folder for a run; arguments and errors are those of `create`."""
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; a run needs a folder of its own")
         with _making(path):
@@ -178,16 +193,10 @@ class RunFolder:
                 _delete_former_run(path)
                 for folder in _FOLDERS:
                     (path / folder).mkdir(exist_ok=True)
-            with _writing(path):
-                write_atomically(path / "config.yaml", config_text.encode())
-            run = cls(path, lock=lock)
-            with _writing(path):
-                run._frames.append(",".join(FRAMES_HEADER))
-                run._live_trajectory.append(_TUM_HEADER)
         except BaseException:
             lock.release()
             raise
-        return run
+        return lock
 
     @classmethod
     def reopen(
@@ -380,7 +389,7 @@ def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
                 " or choose another folder, or --overwrite"
             )
         raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
-    if not _is_run(path):
+    if not is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
 
 
@@ -398,11 +407,12 @@ def _is_of_a_run(name: str) -> bool:
     return (
         name in _FILES | _FOLDERS | {MASKS_FOLDER}
         or name.startswith(TEMPORARY_PREFIX)
-        or _TRAJECTORY_FILES.fullmatch(name) is not None
+        or _NUMBERED_FILES.fullmatch(name) is not None
     )
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
     names = {entry.name for entry in path.iterdir()}
     if LOCK_NAME in names and all(_is_of_a_run(name) for name in names):
         return True  # also where its run was killed before it had written anything

@@ -52,6 +52,10 @@ class SourceRole:
     taken: TakenFrames = _NOTHING_TAKEN
     part: int = 1  # of the run; frames of live sources have it in their names from 2 on
 
+    def with_address(self, address: str) -> SourceRole:
+        """The same with what opens the source again."""
+        return replace(self, address=address)
+
     @classmethod
     def of_all(cls, sources: Sequence[Source]) -> list[SourceRole]:
         """The roles of the sources of a new run: several have prefixes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from engine.mapping.stored_state import StoredModel, StoredRun
 from engine.matching.scene_graph import SceneGraph
 from engine.output.snapshots import read_models
 from engine.ports import PairMatcher
-from engine.types import Float64Array, FrameId, ImagePair, Keyframe, MatchRequest, PairMatches
+from engine.types import Float64Array, ImagePair, Keyframe, MatchRequest, PairMatches
 from tests.support.dense_world import DenseFakeMatcher, dense_graph
 from tests.support.false_pairs import FalsePairMatcher
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
