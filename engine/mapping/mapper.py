@@ -238,6 +238,38 @@ class Mapper:
         self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
+    def rebuild(
+        self, frame_id: FrameId | None = None, *, without_its_pairs: bool = False
+    ) -> MappingStep:
+        """Builds the map anew from the scene graph, after a call raised and left it half changed.
+
+        Keyframes, pairs and keypoint tables are those of the graph; cameras begin as before any
+        map. Jobs in flight and maps apart are dropped: what the map does not take starts them again.
+
+        Args:
+            frame_id: the newest keyframe, which `add_keyframe` did not add whole.
+            without_its_pairs: leaves its pairs out of all maps, as one of them may be what raises.
+
+        Returns:
+            The step that `add_keyframe` owed, with the record of that keyframe.
+        """
+        self._components.clear()
+        self._misplacements.forget()
+        self._jobs.abandon()
+        for keyframe_id in self._graph.keyframe_ids:
+            self._graph.set_registered(keyframe_id, False)
+        self._map = self._builder.start_over()
+        self._jobs.set_adjusted(0)
+        if frame_id is not None and without_its_pairs:
+            self._builder.distrust(one.pair for one in self._graph.verified_pairs(frame_id))
+        self._replace_map(self._builder.first(self._map, self._graph.edges()))
+        if self._is_initialized:
+            self._registering.register_all(self._map, config=self._growth)
+            self._adjust()
+        self._report_changes()
+        record = None if frame_id is None else self._record(frame_id)
+        return self._step(record=record, wants_view=False)
+
     def _register(self, frame_id: FrameId) -> None:
         """Registers the newest keyframe, and others that have been waiting for it."""
         if self._registering.register(self._map, frame_id, begun_s=self._begun_s):
@@ -558,8 +590,6 @@ class Mapper:
     def _merge(self, finished: Sequence[FinishedJob]) -> None:
         """Brings results of jobs into the map; those that were abandoned are dropped."""
         for one in finished:
-            if one.failure is not None:
-                self._warn(f"{one.job.kind.value} failed: {one.failure}")
             result = self._jobs.take_result(one)
             if isinstance(result, GlobalAdjustment):
                 adjusted = self._jobs.adjusted_map(self._map)

@@ -10,14 +10,20 @@ from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 from engine.config import SnapshotsConfig
+from engine.events import RunPart
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapCounts
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
 from engine.run.event_loop import ThreadOwned, run_in
+from engine.run.faults import Faults, Guard
 from engine.run.queues import Writer
 
+_PART_OF_JOB = {
+    JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
+    JobKind.WINDOW: RunPart.WINDOW,
+}
 _MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
 
 Result = TypeVar("Result")
@@ -51,19 +57,28 @@ class BackgroundJob(Generic[Result]):
 class MapJobs:
     """Runs the mapper's jobs, at most one of each kind, until their results are due.
 
+    A job that raises or hangs has no result, and its copy of the map is dropped.
+
     Args:
         thread: runs one job at a time.
+        guard: of bundle adjustments; solvers of windows have their own.
+        faults: takes what jobs raise.
     """
 
-    def __init__(self, thread: Executor) -> None:
+    def __init__(self, thread: Executor, *, guard: Guard, faults: Faults) -> None:
         self._thread = thread
+        self._guard = guard
+        self._faults = faults
         self._running: dict[JobKind, tuple[MapJob, BackgroundJob[JobResult]]] = {}
 
     async def start(self, jobs: Sequence[MapJob]) -> None:
         """Starts jobs; one of the same kind that still runs was abandoned by the mapper."""
         for job in jobs:
             await self._abandon(job.kind)
-            task = asyncio.create_task(run_in(self._thread, job.run), name=job.kind.value)
+            run = job.run
+            if job.kind is JobKind.GLOBAL_ADJUSTMENT:
+                run = functools.partial(self._guard.call, job.run)
+            task = asyncio.create_task(run_in(self._thread, run), name=job.kind.value)
             self._running[job.kind] = job, BackgroundJob(task)
 
     async def finished(self, due: Sequence[MapJob], *, wait: bool) -> list[FinishedJob]:
@@ -94,8 +109,11 @@ class MapJobs:
         job, running = self._running.pop(kind)
         try:
             return FinishedJob(job=job, result=await running.result())
-        except (RuntimeError, ValueError) as error:  # what COLMAP and PyTorch raise
-            return FinishedJob(job=job, result=None, failure=str(error) or type(error).__name__)
+        except Exception as error:  # a task boundary: the map goes on as it is
+            self._faults.report(
+                _PART_OF_JOB[kind], error, consequence="the map goes on without its result"
+            )
+            return FinishedJob(job=job, result=None)
 
     async def _abandon(self, kind: JobKind) -> None:
         if kind in self._running:
