@@ -9,15 +9,15 @@ import functools
 import os
 
 from engine.config import GlobalBundleAdjustmentConfig, WindowConfig
-from engine.mapping.bundle_adjustment import (
+from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
+from engine.mapping.model.bundle_adjustment import (
     GlobalAdjustment,
     GlobalAdjustmentSchedule,
     adjust_globally,
     start_global_adjustment,
 )
-from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
-from engine.mapping.sparse_map import SparseMap
-from engine.mapping.window_schedule import WindowRefinement, solve_job
+from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.windows.window_schedule import WindowRefinement, solve_job
 from engine.ports import WindowSolver
 
 

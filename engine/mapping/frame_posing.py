@@ -18,7 +18,7 @@ from engine.estimators.absolute_pose import (
 )
 from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
 from engine.tracking.trajectory import KeyframeState, Trajectory
 from engine.types import (
     Float64Array,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.mapping.bundle_adjustment import GlobalAdjustment
-from engine.mapping.window_selection import SolvedWindow
+from engine.mapping.model.bundle_adjustment import GlobalAdjustment
+from engine.mapping.windows.window_selection import SolvedWindow
 
 JobResult = GlobalAdjustment | SolvedWindow
 

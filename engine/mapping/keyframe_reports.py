@@ -12,7 +12,7 @@ from engine.events import (
     RegistrationFailed,
     Warned,
 )
-from engine.mapping.sparse_map import Registration, SparseMap
+from engine.mapping.model.sparse_map import Registration, SparseMap
 from engine.ports import EventSink
 from engine.types import FrameId, Keyframe, RegistrationStatus, VerifiedPair
 

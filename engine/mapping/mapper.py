@@ -32,23 +32,23 @@ from engine.events import (
     Warned,
 )
 from engine.mapping.assembly import assemble, empty_map
-from engine.mapping.bundle_adjustment import (
+from engine.mapping.camera_changes.lens_change import LensChange
+from engine.mapping.cameras.cameras import (
+    CameraChange,
+)
+from engine.mapping.jobs import FinishedJob, MapJob
+from engine.mapping.maps.components import MAIN
+from engine.mapping.maps.restarts import BuiltMap
+from engine.mapping.maps.separate_maps import MIN_SEPARATE, build_separate_maps
+from engine.mapping.model.bundle_adjustment import (
     GlobalAdjustment,
     merge_global_adjustment,
 )
-from engine.mapping.cameras import (
-    CameraChange,
-)
-from engine.mapping.components import MAIN
-from engine.mapping.contradictions import find_contradictions
-from engine.mapping.georeferencing import FixAt, no_fix
-from engine.mapping.jobs import FinishedJob, MapJob
-from engine.mapping.lens_change import LensChange
-from engine.mapping.map_evidence import Beside
-from engine.mapping.misplacement import Repair
-from engine.mapping.restarts import BuiltMap
-from engine.mapping.separate_maps import MIN_SEPARATE, build_separate_maps
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.model.whole_adjustment import adjust_until_settled, adjust_whole
+from engine.mapping.places.contradictions import find_contradictions
+from engine.mapping.places.misplacement import Repair
+from engine.mapping.positions.georeferencing import FixAt, no_fix
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
@@ -57,8 +57,8 @@ from engine.mapping.steps import (
     MappingStep,
     MapSnapshot,
 )
-from engine.mapping.whole_adjustment import adjust_until_settled, adjust_whole
-from engine.mapping.window_merging import WindowMerge
+from engine.mapping.verdict.map_evidence import Beside
+from engine.mapping.windows.window_merging import WindowMerge
 from engine.matching.overlays import OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph

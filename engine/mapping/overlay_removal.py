@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.events import OverlayFound
-from engine.mapping.components import Components
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.maps.components import Components
+from engine.mapping.model.sparse_map import SparseMap
 from engine.matching.overlays import Overlay
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph

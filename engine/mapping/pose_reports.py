@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from engine.events import FramePosed
 from engine.geometry import camera_center, quat_xyzw_from_rotation
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
 from engine.ports import EventSink
 from engine.types import FrameId, FramePose, Keyframe, TrackedFrame
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from engine.estimators.lenses import camera_focal_px, corner_rays
 from engine.geo.georeference import Georeference
-from engine.mapping.cameras import CameraCalibration
+from engine.mapping.cameras.cameras import CameraCalibration
 from engine.mapping.frame_posing import FramePoser
-from engine.mapping.georeferencing import Georeferencing
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.positions.georeferencing import Georeferencing
 from engine.mapping.steps import MapCopy, MapCounts, MapFigures, MapSnapshot, OneMapFigures
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FramePose, MapView, PoseKind

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from engine.mapping.components import Components
-from engine.mapping.growth import GrowthConfig, grow_fully, register_and_refine
 from engine.mapping.keyframe_reports import KeyframeReports
-from engine.mapping.sparse_map import Registration, SparseMap
-from engine.mapping.strict_posing import StrictPosing
+from engine.mapping.maps.components import Components
+from engine.mapping.model.growth import GrowthConfig, grow_fully, register_and_refine
+from engine.mapping.model.sparse_map import Registration, SparseMap
+from engine.mapping.places.strict_posing import StrictPosing
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId, RegistrationStatus
 

@@ -23,8 +23,8 @@ from engine.types import (
 if TYPE_CHECKING:
     import pycolmap
 
-    from engine.mapping.georeferencing import Placement
     from engine.mapping.jobs import MapJob
+    from engine.mapping.positions.georeferencing import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

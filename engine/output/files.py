@@ -75,6 +75,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_file_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except OSError:
+        return False
+
+
 class LineFile:
     """An append-only text file of whole lines, each readable as soon as it is appended."""
 

@@ -179,9 +179,9 @@ class Recorder:
         self._guard("summary.json", lambda: self._folder.write_summary(figures))
 
     def close(self) -> None:
-        """Writes what is pending and closes the files."""
-        self._guard("frames.csv", self._folder.close)
+        """Writes what is pending, closes the files and lets go of the folder."""
         self._guard("database.db", self._journal.close)
+        self._guard("frames.csv", self._folder.close)
 
     def _encoded(self, mask: BoolArray | None) -> bytes | None:
         """A frame's mask as a file; frames that share one have it encoded once."""

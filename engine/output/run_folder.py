@@ -28,6 +28,7 @@ from engine.output.files import (
     write_atomically,
     written_atomically,
 )
+from engine.output.run_lock import LOCK_NAME, RunLock, RunState, refuse_running, run_state
 from engine.types import (
     DropReason,
     Float64Array,
@@ -45,6 +46,7 @@ TRACKED_STATUS = "tracked"
 
 _TUM_HEADER = "# timestamp tx ty tz qx qy qz qw (world_from_cam)"
 _FILES = {
+    LOCK_NAME,
     "config.yaml",
     "database.db",
     "database.db-shm",
@@ -122,9 +124,10 @@ class _FrameRow:
 class RunFolder:
     """Writes the tables and documents of one run."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the tables of a folder that `create` made, for appending."""
+    def __init__(self, path: Path, *, lock: RunLock) -> None:
+        """Opens the tables of a folder that the run holds the lock of, for appending."""
         self.path = path
+        self.lock = lock
         self._unsettled_rows: dict[FrameId, _FrameRow] = {}
         self._rows: deque[_FrameRow] = deque()  # in order of arrival, not yet written
         self._poses: dict[str, tuple[str, str]] | None = None  # by frame: kind, map; None: not yet
@@ -138,30 +141,39 @@ class RunFolder:
         """Makes the folder of a new run.
 
         Args:
-            path: a folder that does not exist, or is empty.
+            path: a folder that does not exist, or is empty. It is locked until `close`.
             config_text: the resolved configuration, for ``config.yaml``.
             overwrite: a former run may be in the folder; what it wrote is deleted. Files that no
                 run writes stay.
 
         Raises:
-            ConfigError: the folder holds something and may not be used, or cannot be made.
+            ConfigError: the folder holds something and may not be used, another run is writing
+                there, or it cannot be made.
             JournalError: the first files cannot be written.
         """
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; a run needs a folder of its own")
+        with _making(path):
+            refuse_running(path)
+            _refuse_unusable(path, overwrite=overwrite)
+            path.mkdir(parents=True, exist_ok=True)
+        lock = RunLock.acquire(path)
         try:
-            if path.exists() and any(path.iterdir()):
-                _delete_former_run(path, overwrite=overwrite)
-            for folder in _FOLDERS:
-                (path / folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
-        with _writing(path):
-            write_atomically(path / "config.yaml", config_text.encode())
-        run = cls(path)
-        with _writing(path):
-            run._frames.append(",".join(FRAMES_HEADER))
-            run._live_trajectory.append(_TUM_HEADER)
+            with _making(path):
+                # Again, now that nothing else writes there.
+                _refuse_unusable(path, overwrite=overwrite)
+                _delete_former_run(path)
+                for folder in _FOLDERS:
+                    (path / folder).mkdir(exist_ok=True)
+            with _writing(path):
+                write_atomically(path / "config.yaml", config_text.encode())
+            run = cls(path, lock=lock)
+            with _writing(path):
+                run._frames.append(",".join(FRAMES_HEADER))
+                run._live_trajectory.append(_TUM_HEADER)
+        except BaseException:
+            lock.release()
+            raise
         return run
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
@@ -253,7 +265,7 @@ class RunFolder:
             write_atomically(self.path / "summary.json", text.encode(errors="backslashreplace"))
 
     def close(self) -> None:
-        """Writes the pending rows, frames without a status as stopped, and closes the files.
+        """Writes the pending rows, frames without a status as stopped, and closes and unlocks.
 
         Where the final poses are known, their kinds and maps are in all rows then.
 
@@ -270,6 +282,7 @@ class RunFolder:
         finally:
             for table in (self._frames, self._events, self._live_trajectory):
                 table.close()
+            self.lock.release()
 
     def _write_settled_rows(self) -> None:
         with _writing(self.path / "frames.csv"):
@@ -306,17 +319,33 @@ def _writing(path: Path) -> Iterator[None]:
         raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _delete_former_run(path: Path, *, overwrite: bool) -> None:
-    """Deletes what a run wrote into the folder, and nothing else."""
+@contextmanager
+def _making(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
+
+
+def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
+    """Refuses a folder with something in it, unless it is a former run to be overwritten."""
+    if not path.exists() or all(entry.name == LOCK_NAME for entry in path.iterdir()):
+        return
     if not overwrite:
-        raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
+        interrupted = run_state(path)[0] is RunState.INTERRUPTED
+        what = "holds a run that was interrupted" if interrupted else "exists and is not empty"
+        raise ConfigError(f"{path}: {what}; choose another folder, or --overwrite")
     if not _is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
+
+
+def _delete_former_run(path: Path) -> None:
+    """Deletes what a run wrote into the folder, and nothing else; the lock stays."""
     folders = _FOLDERS | {MASKS_FOLDER}
     for entry in path.iterdir():
         if entry.name in folders and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif _is_of_a_run(entry.name):
+        elif entry.name != LOCK_NAME and _is_of_a_run(entry.name):
             entry.unlink()
 
 
@@ -329,6 +358,9 @@ def _is_of_a_run(name: str) -> bool:
 
 
 def _is_run(path: Path) -> bool:
+    names = {entry.name for entry in path.iterdir()}
+    if LOCK_NAME in names and all(_is_of_a_run(name) for name in names):
+        return True  # also where its run was killed before it had written anything
     frames, config = path / "frames.csv", path / "config.yaml"
     if not (frames.is_file() and config.is_file()):
         return False

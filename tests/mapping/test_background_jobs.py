@@ -11,11 +11,11 @@ from engine.config import (
     WindowConfig,
 )
 from engine.mapping.background_jobs import BackgroundJobs
-from engine.mapping.bundle_adjustment import GlobalAdjustment
 from engine.mapping.jobs import FinishedJob
-from engine.mapping.sparse_map import SparseMap
-from engine.mapping.window_merging import WindowMergeConfig
-from engine.mapping.window_schedule import WindowRefinement
+from engine.mapping.model.bundle_adjustment import GlobalAdjustment
+from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.windows.window_merging import WindowMergeConfig
+from engine.mapping.windows.window_schedule import WindowRefinement
 from engine.window_types import WindowEstimate, WindowProblem
 from tests.support.synthetic import SyntheticWorld, grown_map, scene_graph, straight_path
 

@@ -14,7 +14,7 @@ from engine.estimators.absolute_pose import AbsolutePose, refine_absolute_pose
 from engine.geometry import camera_center, compose_poses, invert_pose, rotation_from_vector
 from engine.mapping import frame_posing
 from engine.mapping.frame_posing import FramePoser
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, FramePose, PoseKind, TrackedFrame
 from tests.support.synthetic import (
     SyntheticCamera,

@@ -9,7 +9,7 @@ import pytest
 
 from engine.events import Event, FrameRegistered, KeyframeAdded, RegistrationFailed, Warned
 from engine.mapping.keyframe_reports import KeyframeReports
-from engine.mapping.sparse_map import Registration
+from engine.mapping.model.sparse_map import Registration
 from engine.types import FrameId, Keyframe, RegistrationStatus
 from tests.support.synthetic import SyntheticWorld, grown_map, straight_path
 

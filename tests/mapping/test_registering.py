@@ -8,8 +8,8 @@ import pytest
 
 from engine.events import Event, FrameRegistered, RegistrationFailed
 from engine.mapping.assembly import assemble, empty_map
-from engine.mapping.georeferencing import no_fix
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.positions.georeferencing import no_fix
 from engine.matching.pair_matching import PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId, ImagePair

@@ -127,6 +127,7 @@ def test_overwriting_a_run_deletes_what_runs_write_and_nothing_else(run: RunFold
     again = RunFolder.create(path, config_text="b: 2\n", overwrite=True)
     assert rows_of(again) == []
     assert sorted(entry.name for entry in path.iterdir()) == [
+        ".lock",
         "config.yaml",
         "events.jsonl",
         "export",
@@ -138,6 +139,19 @@ def test_overwriting_a_run_deletes_what_runs_write_and_nothing_else(run: RunFold
     ]
     assert not any((path / "images").iterdir())
     assert not any((path / "snapshots").iterdir())
+
+
+def test_a_run_that_was_killed_while_its_folder_was_made_may_be_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match="not the folder of a run"):
+        RunFolder.create(tmp_path, config_text="", overwrite=True)
+    (tmp_path / ".lock").write_text("")
+    RunFolder.create(tmp_path, config_text="", overwrite=True).close()
+    (tmp_path / "frames.csv").unlink()
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not the folder of a run"):
+        RunFolder.create(tmp_path, config_text="", overwrite=True)
 
 
 def test_overwriting_does_not_follow_links_out_of_the_run(run: RunFolder, tmp_path: Path) -> None:

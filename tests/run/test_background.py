@@ -16,10 +16,10 @@ import pytest
 
 from engine.config import load_config
 from engine.events import SnapshotWritten
-from engine.mapping.bundle_adjustment import GlobalAdjustment
-from engine.mapping.calibration_control import CalibrationControl
 from engine.mapping.jobs import JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
+from engine.mapping.model.bundle_adjustment import GlobalAdjustment
+from engine.mapping.model.calibration_control import CalibrationControl
 from engine.mapping.steps import MapCounts
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer

@@ -21,7 +21,7 @@ import pytest
 from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.events import Event, FrameRegistered
 from engine.mapping.mapper import Mapper
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.steps import MappingStep
 from engine.matching.keypoint_tables import KeypointTables
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching

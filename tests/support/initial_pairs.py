@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.config import InitializationConfig
-from engine.mapping.initialization import InitialPair, rank_initial_pairs
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.initialization import InitialPair, rank_initial_pairs
+from engine.mapping.model.sparse_map import SparseMap
 from engine.types import VerifiedPair
 from tests.support.synthetic import SyntheticWorld, map_of_keyframes
 

@@ -8,7 +8,7 @@ from engine.config import Config, GlobalBundleAdjustmentConfig, RuntimeConfig, W
 from engine.events import Event
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.mapper import Mapper
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.steps import KeyframeRecord, KeyframeToMatch, MapFigures, MappingStep
 from engine.matching.pair_matching import PairMatching
 from engine.matching.scene_graph import SceneGraph

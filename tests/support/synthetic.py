@@ -23,8 +23,8 @@ from engine.config import (
 )
 from engine.errors import InferenceError
 from engine.geometry import camera_center, compose_poses, invert_pose, skew, transform_points
-from engine.mapping.camera_priors import CameraPrior
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.camera_priors import CameraPrior
+from engine.mapping.model.sparse_map import SparseMap
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from engine.mapping.bundle_adjustment import solve_globally
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.bundle_adjustment import solve_globally
+from engine.mapping.model.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.types import ImagePair
 from tests.support.synthetic import (

@@ -39,11 +39,11 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "engine/mapping/__init__.py": "",
         "engine/mapping/mapper.py": (
             "from typing import TYPE_CHECKING\n"
-            "from engine.mapping import growth\n"
+            "from engine.mapping.model import growth\n"
             "if TYPE_CHECKING:\n"
             "    from engine.run.engine import Engine\n"
         ),
-        "engine/mapping/growth.py": "from engine.config import Config\n",
+        "engine/mapping/model/growth.py": "from engine.config import Config\n",
         "engine/run/__init__.py": "",
         "engine/run/engine.py": (
             "from engine.mapping.mapper import Mapper\nimport engine.types\nimport os\n"
@@ -114,7 +114,7 @@ def test_the_longest_chain_follows_imports_that_are_executed(
     assert chain == [
         "engine.run.engine",
         "engine.mapping.mapper",
-        "engine.mapping.growth",
+        "engine.mapping.model.growth",
         "engine.config",
         "engine.types",
     ]

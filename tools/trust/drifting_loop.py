@@ -19,9 +19,9 @@ import pycolmap
 from engine.config import Config, GlobalBundleAdjustmentConfig
 from engine.events import Event
 from engine.geometry import camera_center, transform_points
-from engine.mapping.growth import GrowthConfig, adjust_in_place
-from engine.mapping.loop_closing import LoopClosing
-from engine.mapping.sparse_map import SparseMap
+from engine.mapping.model.growth import GrowthConfig, adjust_in_place
+from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.places.loop_closing import LoopClosing
 from engine.types import (
     Features,
     Float64Array,

@@ -1,0 +1,1 @@
+"""Other lenses, zoom levels and crops, each tried as a map."""

@@ -1,0 +1,307 @@
+"""Recognising lenses: what an uncalibrated camera has, once its map looks wrong or its name says.
+
+An ordinary start costs nothing here. Small maps by several lenses (`lens_search.py`) compete only
+where a camera's calibration is nobody's word, and the map doubts it: few keyframes fit, the focal
+length has gone far from where it began, distortion bends the image like a fisheye's. A camera with
+the name of an action camera is searched in any case, since those switch between both kinds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pycolmap
+
+from engine.camera_models import CAMERA_MODELS, LensKind
+from engine.config import CamerasConfig, InitializationConfig
+from engine.estimators.camera_limits import corner_displacement, lens_flaw
+from engine.estimators.lenses import lens_kind
+from engine.geometry import image_scale
+from engine.mapping.camera_changes.lens_search import LensFit, LensHypothesis, fit_lenses
+from engine.mapping.cameras.cameras import cameras_in
+from engine.mapping.maps.restarts import best_connected
+from engine.mapping.model.growth import GrowthConfig
+from engine.mapping.model.sparse_map import SparseMap
+from engine.matching.scene_graph import SceneGraph
+from engine.types import CalibrationOrigin, Float64Array, FrameId, Uint32Array, VerifiedPair
+
+_MIN_CONNECTED = 7  # keyframes that match others: fewer tell lenses apart badly
+_SEARCHED_KEYFRAMES = 8
+_MAX_SEARCHES = 3  # of a camera
+_MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
+_MIN_CONNECTED_WITHOUT_MAP = 10
+_MANY_MISSING_RATIO = 0.25  # of the keyframes that match others
+_MIN_MISSING = 3
+_LARGE_ERROR_PX = 0.7  # mean of the latest keyframes, at an edge of 1000 px
+_MAX_CONNECTED_FOR_ERRORS = 18
+_FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
+_BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
+_NEW_FOCAL_FACTOR = 1.12  # from the map's focal length: worth building anew
+_SAME_FOCAL_FACTOR = 1.1
+_CLEAR_SIGMAS = 2.0  # of as many observations as fit, that a lens of another kind must have more
+_MAX_FISHEYE_K = 1.0 / 6.0  # tan(theta) is about theta (1 + theta^2 / 3): beyond, a perspective
+_EQUAL_GAIN_RATIO = 0.97  # of the best: fits as well
+_MIN_POSED_RATIO = 0.6  # of the searched keyframes
+_MAX_FISHEYE_FOCAL_RATIO = 1.1  # of the edge: in a narrower view no fisheye shows
+_PERSPECTIVE_RATIOS = (0.45, 0.9, 1.8, 3.6)  # focal lengths tried, of the edge
+_FISHEYE_RATIOS = (0.4, 0.7)
+
+_FISHEYE_TO_TRY = "SIMPLE_RADIAL_FISHEYE"
+_UNPROVEN = (
+    CalibrationOrigin.ASSUMED,
+    CalibrationOrigin.TWO_VIEW_GEOMETRIES,
+    CalibrationOrigin.RECOGNISED,
+)
+
+FindMatches = Callable[[VerifiedPair], Uint32Array]  # (M, 2) rows of all its matches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RecognisedLens:
+    """A lens that explains a camera's keyframes better than the present one."""
+
+    camera: pycolmap.Camera
+    poses: Mapping[
+        FrameId, Float64Array
+    ]  # (3, 4) of some of its keyframes, in a world of their own
+    former_model: str
+    gain_ratio: float  # how much better it fits than any of the former kind; 1: it is of that kind
+
+
+@dataclass(slots=True)
+class _Searches:
+    """What was searched of one camera."""
+
+    num: int = 0
+    num_connected: int = 0  # at the last one
+    focal_px: float | None = None  # that it confirmed or found
+
+
+class LensRecognition:
+    """Decides when lenses are searched, and what a search says.
+
+    Args:
+        cameras: the model of ordinary cameras, and whether lenses are searched at all.
+        initialization: thresholds of starting.
+        growth: thresholds of growing.
+        graph: holds keyframes and pairs.
+        new_map: makes an empty map.
+        all_matches: the matches of a pair, verified or not.
+        seed: of the estimation of relative poses.
+    """
+
+    def __init__(
+        self,
+        cameras: CamerasConfig,
+        *,
+        initialization: InitializationConfig,
+        growth: GrowthConfig,
+        graph: SceneGraph,
+        new_map: Callable[[], SparseMap],
+        all_matches: FindMatches,
+        seed: int,
+    ) -> None:
+        self._model = cameras.model
+        self._is_wanted = cameras.recognise_lenses
+        self._initialization = initialization
+        self._growth = growth
+        self._graph = graph
+        self._new_map = new_map
+        self._all_matches = all_matches
+        self._seed = seed
+        self._searches: dict[str, _Searches] = {}
+        self._num_connected_at_errors: dict[str, int] = {}  # when errors were examined
+
+    def doubted(self, sparse_map: SparseMap) -> list[str]:
+        """Cameras whose lens should be searched now."""
+        if not self._is_wanted or CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
+            return []  # the latter somebody has chosen
+        connected: dict[str, list[FrameId]] = {}
+        for frame_id in self._graph.connected_ids:
+            key = self._graph.keyframe(frame_id).calibration_key
+            connected.setdefault(key, []).append(frame_id)
+        return [key for key, ids in connected.items() if self._is_doubted(sparse_map, key, ids)]
+
+    def recognise(self, sparse_map: SparseMap, camera_key: str) -> RecognisedLens | None:
+        """Searches the lens of a camera; None when the present one is as good, or nothing is clear.
+
+        Args:
+            sparse_map: the map; need not be initialised.
+            camera_key: one of the doubted cameras.
+        """
+        present = sparse_map.camera(camera_key)
+        chosen = choice(self._fits(camera_key, present), kind=lens_kind(present))
+        done = self._searches.setdefault(camera_key, _Searches())
+        done.num += 1
+        done.num_connected = len(self._connected(camera_key))
+        if chosen is None:
+            return None
+        done.focal_px = float(chosen.fit.camera.mean_focal_length())
+        is_same = (
+            lens_kind(chosen.fit.camera) is lens_kind(present)
+            and camera_key in cameras_in(sparse_map)
+            and _factor(done.focal_px, present.mean_focal_length()) < _NEW_FOCAL_FACTOR
+        )
+        if is_same:
+            return None
+        return RecognisedLens(
+            camera=chosen.fit.camera,
+            poses=chosen.fit.poses,
+            former_model=present.model_name,
+            gain_ratio=chosen.gain_ratio,
+        )
+
+    def _fits(self, camera_key: str, present: pycolmap.Camera) -> list[LensFit]:
+        """How lenses that can exist fit the best connected keyframes of a camera, best first."""
+        pairs = self._graph.edges_of(camera_key)
+        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
+        if not frame_ids:
+            return []
+        keyframes = [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids]
+        fits = fit_lenses(
+            keyframes,
+            [
+                replace(pair, inlier_matches_idx=self._all_matches(pair))
+                for pair in pairs
+                if pair.pair.first in frame_ids and pair.pair.second in frame_ids
+            ],
+            self._hypotheses(present),
+            new_map=self._new_map,
+            initialization=self._initialization,
+            growth=self._growth,
+            seed=self._seed,
+        )
+        return [fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes))]
+
+    def _is_doubted(
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
+    ) -> bool:
+        done = self._searches.get(camera_key, _Searches())
+        enough = max(_MIN_CONNECTED, _MORE_TO_SEARCH * done.num_connected)
+        if len(connected) < enough or done.num >= _MAX_SEARCHES:
+            return False
+        prior = sparse_map.camera_prior(camera_key)
+        hint = self._graph.keyframe(connected[0]).intrinsics_prior
+        is_named = hint is not None and hint.is_fisheye and not prior.origin.is_given
+        if prior.is_constant or not (is_named or prior.origin in _UNPROVEN):
+            return False
+        return (is_named and not done.num) or self._looks_wrong(sparse_map, camera_key, connected)
+
+    def _looks_wrong(
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
+    ) -> bool:
+        """Whether the map of a camera's connected keyframes speaks against its lens."""
+        num_registered = sum(1 for i in connected if sparse_map.is_registered(i))
+        if not num_registered:
+            return len(connected) >= _MIN_CONNECTED_WITHOUT_MAP
+        many = max(_MIN_MISSING, _MANY_MISSING_RATIO * len(connected))
+        if len(connected) - num_registered >= many:
+            return True
+        camera = sparse_map.camera(camera_key)
+        searched_px = self._searches.get(camera_key, _Searches()).focal_px
+        began_px = searched_px or sparse_map.camera_prior(camera_key).focal_px
+        if _factor(camera.mean_focal_length(), began_px) > _FAR_FOCAL_FACTOR:
+            return True
+        if searched_px is not None:
+            return False  # what else there is to see a search has seen
+        if abs(corner_displacement(camera)) > _BENT_DISPLACEMENT:
+            return True
+        return self._has_large_errors(sparse_map, camera_key, connected)
+
+    def _has_large_errors(
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
+    ) -> bool:
+        """Whether the latest keyframes of a camera fit the map badly; examined now and then.
+
+        Only while the map is small: a wrong lens shows early, drift comes later.
+        """
+        examined = self._num_connected_at_errors.get(camera_key, 0)
+        if not _MORE_TO_SEARCH * examined <= len(connected) <= _MAX_CONNECTED_FOR_ERRORS:
+            return False
+        self._num_connected_at_errors[camera_key] = len(connected)
+        camera = sparse_map.camera(camera_key)
+        large_px = _LARGE_ERROR_PX * image_scale(camera.width, camera.height)
+        return sparse_map.fit(connected[-_SEARCHED_KEYFRAMES:]).mean_error_px > large_px
+
+    def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
+        edge_px = max(present.width, present.height)
+        return [
+            LensHypothesis(model=model, focal_px=ratio * edge_px)
+            for model, ratios in (
+                (self._model, _PERSPECTIVE_RATIOS),
+                (_FISHEYE_TO_TRY, _FISHEYE_RATIOS),
+            )
+            for ratio in ratios
+        ]
+
+    def _connected(self, camera_key: str) -> list[FrameId]:
+        ids = self._graph.connected_ids
+        return [i for i in ids if self._graph.keyframe(i).calibration_key == camera_key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Choice:
+    """A fit to believe."""
+
+    fit: LensFit
+    gain_ratio: float
+
+
+def choice(fits: Sequence[LensFit], *, kind: LensKind) -> Choice | None:
+    """The fit to believe, best fits first: of the present kind unless another is clearly better.
+
+    Both kinds can have the same images: distortion turns a fisheye into a perspective, and the
+    other way round. Which of them fits a little better says as much of the rest of the distortion
+    as of the kind; so a fisheye closer to a perspective than to equal angles is no evidence, and
+    neither are a few observations more, as many as chance may give.
+
+    None when nothing fits, or fits of the present kind that are as good differ in focal length: a
+    plane seen head-on, a turn, too little motion.
+    """
+    same = [fit for fit in fits if lens_kind(fit.camera) is kind]
+    others = [
+        fit for fit in fits if lens_kind(fit.camera) is not kind and not _is_like_perspective(fit)
+    ]
+    if others and (not same or _is_clearly_better(others[0], same[0])):
+        ratio = others[0].gain / same[0].gain if same else math.inf
+        return Choice(fit=others[0], gain_ratio=ratio) if _is_clear(others) else None
+    return Choice(fit=same[0], gain_ratio=1.0) if same and _is_clear(same) else None
+
+
+def _is_clearly_better(one: LensFit, other: LensFit) -> bool:
+    return one.gain - other.gain > _CLEAR_SIGMAS * math.sqrt(other.gain)
+
+
+def _is_like_perspective(fit: LensFit) -> bool:
+    """Whether a fisheye's distortion makes it one in name only."""
+    camera = fit.camera
+    if lens_kind(camera) is not LensKind.FISHEYE:
+        return False
+    return float(camera.params[camera.extra_params_idxs()[0]]) > _MAX_FISHEYE_K
+
+
+def _is_clear(fits: Sequence[LensFit]) -> bool:
+    best = fits[0]
+    return all(
+        _factor(fit.camera.mean_focal_length(), best.camera.mean_focal_length())
+        < _SAME_FOCAL_FACTOR
+        for fit in fits
+        if fit.gain >= _EQUAL_GAIN_RATIO * best.gain
+    )
+
+
+def _is_possible(fit: LensFit, *, num_keyframes: int) -> bool:
+    camera = fit.camera
+    if lens_flaw(camera) or len(fit.poses) < _MIN_POSED_RATIO * num_keyframes:
+        return False
+    edge_px = max(camera.width, camera.height)
+    is_fisheye = lens_kind(camera) is LensKind.FISHEYE
+    return not is_fisheye or camera.mean_focal_length() <= _MAX_FISHEYE_FOCAL_RATIO * edge_px
+
+
+def _factor(one_px: float, other_px: float) -> float:
+    """The larger of two focal lengths over the smaller one."""
+    return float(np.exp(abs(np.log(one_px / other_px))))

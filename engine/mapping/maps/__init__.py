@@ -1,0 +1,1 @@
+"""Maps beside the main one, and maps from the start."""

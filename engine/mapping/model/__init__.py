@@ -1,0 +1,1 @@
+"""The map: COLMAP reconstruction, pairs, growth and adjustment."""

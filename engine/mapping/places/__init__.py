@@ -1,0 +1,1 @@
+"""Which places of keyframes the pairs confirm, and which they contradict."""

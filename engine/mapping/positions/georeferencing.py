@@ -1,0 +1,298 @@
+"""The georeference of a run's map: when it is estimated, and what leaves the run in metres."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pycolmap
+
+from engine.config import GeoreferenceConfig, RuntimeConfig
+from engine.events import Georeferenced, Warned
+from engine.geo.georeference import (
+    Georeference,
+    RefusalReason,
+    estimate_georeference,
+    gps_rmse_m,
+    positions_in_enu,
+    to_enu,
+)
+from engine.geometry import camera_center, pose_in_other_world
+from engine.mapping.model.bundle_adjustment import merge_global_adjustment, start_global_adjustment
+from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.positions.position_adjustment import PositionAdjustment, adjust_with_positions
+from engine.ports import EventSink
+from engine.types import FrameId, FramePose, GpsFix, Keyframe
+
+logger = logging.getLogger(__name__)
+
+_MAX_BEND_RATIO = 0.05  # of a map, by its extent
+_MAX_NAMED = 8  # keyframes with wrong positions, in a message
+
+FixAt = Callable[[str, float], GpsFix | None]
+
+
+def no_fix(camera_key: str, captured_at_s: float) -> GpsFix | None:
+    """The position of a camera beside whose frames no readings came."""
+    del camera_key, captured_at_s
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Placement:
+    """Where a map lies on the globe, and the keyframes whose positions say so."""
+
+    georeference: Georeference
+    frame_ids: tuple[FrameId, ...]  # with a position, in the order of the georeference's arrays
+    names: tuple[str, ...]
+
+    @property
+    def rejected_ids(self) -> tuple[FrameId, ...]:
+        """Keyframes whose position disagrees with the map."""
+        agrees = self.georeference.is_inlier
+        return tuple(i for i, is_good in zip(self.frame_ids, agrees, strict=True) if not is_good)
+
+    @property
+    def rejected_names(self) -> tuple[str, ...]:
+        """Their names."""
+        agrees = self.georeference.is_inlier
+        return tuple(n for n, is_good in zip(self.names, agrees, strict=True) if not is_good)
+
+    def as_record(self, *, with_residuals: bool = False) -> dict[str, object]:
+        """The record in JSON files; lengths in metres."""
+        found = self.georeference
+        record: dict[str, object] = {
+            "origin": {
+                "latitude_deg": found.origin.latitude_deg,
+                "longitude_deg": found.origin.longitude_deg,
+                "altitude_m": found.origin.altitude_m,
+            },
+            "axes": "east, north, up in metres from the origin",
+            "metres_per_map_unit": found.metres_per_map_unit,
+            "num_positions": found.num_inliers,
+            "rmse_m": found.rmse_m,
+            "rejected": list(self.rejected_names),
+        }
+        if with_residuals:
+            rounded = np.round(np.nan_to_num(found.residuals_m, posinf=-1.0), 3).tolist()
+            record["residuals_m"] = dict(zip(self.names, rounded, strict=True))
+        return record
+
+
+class Georeferencing:
+    """Places the map of a run on the globe.
+
+    Args:
+        config: thresholds, and what is wanted.
+        final_iterations: of the bundle adjustment with positions.
+        runtime: seed and threads.
+        fix_at: the GPS position of a camera (by its key) at a capture time, from readings beside
+            its frames.
+        emit: takes the events.
+    """
+
+    def __init__(
+        self,
+        config: GeoreferenceConfig,
+        *,
+        final_iterations: int,
+        runtime: RuntimeConfig,
+        fix_at: FixAt,
+        emit: EventSink,
+    ) -> None:
+        self._config = config
+        self._final_iterations = final_iterations
+        self._runtime = runtime
+        self._fix_at = fix_at
+        self._emit = emit
+        self._placement: Placement | None = None
+        self._origin: GpsFix | None = None  # of the first placement, for good
+        self._was_emitted = False
+        self._warned_of: tuple[FrameId, ...] = ()
+        self._contradiction = ""
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the map was last found to lie; None: nowhere yet."""
+        return self._placement
+
+    @property
+    def contradiction(self) -> str:
+        """How the positions contradict the map, as last asked; "" where they do not."""
+        return self._contradiction
+
+    def update(self, sparse_map: SparseMap, *, is_final: bool = False) -> Placement | None:
+        """Places the map as it is now; emits the first placement and the final one.
+
+        The origin stays that of the first placement.
+        """
+        self._placement = self._place(sparse_map)
+        if self._placement is None:
+            return None
+        self._origin = self._placement.georeference.origin
+        if is_final or not self._was_emitted:
+            self._emit_placement(self._placement)
+        return self._placement
+
+    def adjust(self, sparse_map: SparseMap) -> None:
+        """Adjusts the map with its positions, where the images agree.
+
+        A long strip is bent by more than positions may be wrong: it is pulled straight by all of
+        them before it is judged by each.
+        """
+        placement = self.update(sparse_map) or self._place(
+            sparse_map, max_error_ratio=_MAX_BEND_RATIO
+        )
+        if placement is None or not self._config.adjust:
+            return
+        copy = start_global_adjustment(sparse_map)
+        outcome = adjust_with_positions(
+            copy.reconstruction,
+            placement.frame_ids,
+            self._fixes(sparse_map, placement.frame_ids),
+            placement.georeference,
+            config=self._config,
+            calibration=copy.calibration,
+            max_iterations=self._final_iterations,
+            num_threads=self._runtime.num_threads or os.cpu_count() or 1,
+        )
+        if outcome.is_accepted:
+            merge = merge_global_adjustment(sparse_map, copy)
+            sparse_map.filter_all()
+            self._emit(replace(merge, num_points3D=sparse_map.num_points3D))
+        _log(outcome)
+
+    def place_separate(self, separate: SparseMap) -> Georeference | None:
+        """Where a separate map lies, from the same origin; None: its positions do not say.
+
+        None as well while the map has no place.
+        """
+        placement = self._place(separate) if self._placement is not None else None
+        return None if placement is None else placement.georeference
+
+    def poses_in_metres(
+        self, poses: Sequence[FramePose], found: Georeference | None
+    ) -> list[FramePose]:
+        """Poses as files hold them: in metres east, north, up once their map is placed."""
+        if found is None or not self._config.metric_map or not poses:
+            return list(poses)
+        placed = pose_in_other_world(
+            np.array([pose.cam_from_world for pose in poses]), found.enu_from_map
+        )
+        return [replace(pose, cam_from_world=own) for pose, own in zip(poses, placed, strict=True)]
+
+    def to_metres(self, reconstruction: pycolmap.Reconstruction, found: Georeference) -> bool:
+        """Moves a private copy of a map to metres east, north, up, unless that is not wanted."""
+        if self._config.metric_map:
+            to_enu(reconstruction, found)
+        return self._config.metric_map
+
+    def rmse_m(self, sparse_map: SparseMap) -> float | None:
+        """How far registered keyframes are from their GPS positions, wrong ones left out.
+
+        None without enough of them.
+        """
+        if self._placement is not None:
+            return self._placement.georeference.rmse_m
+        known = {
+            i: fix
+            for i in sparse_map.registered_ids
+            if (fix := self._position_of(sparse_map.keyframe(i))) is not None
+        }
+        poses = np.array([sparse_map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
+        return gps_rmse_m(camera_center(poses), list(known.values()))
+
+    def _place(self, sparse_map: SparseMap, *, max_error_ratio: float = 0.0) -> Placement | None:
+        """Where the map lies now.
+
+        Args:
+            sparse_map: the map.
+            max_error_ratio: share of the positions' extent that one may be off, where that is more
+                than the configured distance.
+        """
+        settings = self._config
+        self._contradiction = ""
+        keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
+        known = [k for k in keyframes if self._position_of(k) is not None]
+        if not settings.enabled or len(known) < settings.min_fixes:
+            return None
+        frame_ids = tuple(keyframe.frame_id for keyframe in known)
+        if max_error_ratio:
+            extent_m = _extent_m(self._fixes(sparse_map, frame_ids))
+            max_error_m = max(settings.max_error_m, max_error_ratio * extent_m)
+            settings = settings.model_copy(update={"max_error_m": max_error_m})
+        found = estimate_georeference(
+            np.array([sparse_map.cam_from_world(i) for i in frame_ids]),
+            self._fixes(sparse_map, frame_ids),
+            config=settings,
+            origin=self._origin,
+            seed=self._runtime.seed,
+        )
+        if not isinstance(found, Georeference):
+            logger.info("the map cannot be laid onto GPS: %s, %s", found.reason, found.detail)
+            if found.reason is RefusalReason.CONTRADICTION:
+                self._contradiction = found.detail
+            return None
+        return Placement(
+            georeference=found,
+            frame_ids=frame_ids,
+            names=tuple(keyframe.name for keyframe in known),
+        )
+
+    def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
+        """Positions beside the frames are known better later, when those after them came, too."""
+        if keyframe.gps is not None and not keyframe.gps.is_provisional:
+            return keyframe.gps
+        return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
+
+    def _fixes(self, sparse_map: SparseMap, frame_ids: Sequence[FrameId]) -> list[GpsFix]:
+        fixes = [self._position_of(sparse_map.keyframe(i)) for i in frame_ids]
+        return [fix for fix in fixes if fix is not None]
+
+    def _emit_placement(self, placement: Placement) -> None:
+        self._was_emitted = True
+        found, rejected = placement.georeference, placement.rejected_ids
+        self._emit(
+            Georeferenced(
+                origin_latitude_deg=found.origin.latitude_deg,
+                origin_longitude_deg=found.origin.longitude_deg,
+                origin_altitude_m=found.origin.altitude_m,
+                metres_per_map_unit=found.metres_per_map_unit,
+                num_fixes=found.num_inliers,
+                rmse_m=found.rmse_m,
+                rejected_ids=rejected,
+            )
+        )
+        if rejected and rejected != self._warned_of:
+            self._warned_of = rejected
+            self._warn(placement)
+
+    def _warn(self, placement: Placement) -> None:
+        names = placement.rejected_names
+        listed = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
+        farthest_m = float(np.max(placement.georeference.residuals_m, initial=0.0))
+        self._emit(
+            Warned(
+                message=f"the GPS positions of {len(names)} keyframes disagree with the map, by up"
+                f" to {farthest_m:.0f} m, and are left out: {listed}"
+            )
+        )
+
+
+def _extent_m(fixes: Sequence[GpsFix]) -> float:
+    return float(np.linalg.norm(np.ptp(positions_in_enu(fixes, origin=fixes[0]), axis=0)))
+
+
+def _log(outcome: PositionAdjustment) -> None:
+    logger.info(
+        "adjusted by %d positions: %s, %.3f to %.3f px, %.2f to %.2f m",
+        outcome.num_positions,
+        "accepted" if outcome.is_accepted else f"not accepted, {outcome.reason}",
+        outcome.error_before_px,
+        outcome.error_after_px,
+        outcome.rmse_before_m,
+        outcome.rmse_after_m,
+    )

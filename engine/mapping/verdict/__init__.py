@@ -1,0 +1,1 @@
+"""How far a map can be trusted."""

@@ -1,0 +1,629 @@
+"""The verdict on a map: how far it can be trusted, and why it is not simply good.
+
+Counts prove nothing: a map may hold every keyframe, with small errors, and be wrong. What is asked
+is whether the evidence agrees: pairs with the places of their keyframes, motion with parallax,
+calibrations with what is known of cameras, positions with the shape of the map. Where strong
+evidence says that cameras are not where the map puts them, it is wrong; where little speaks for
+it, or something is missing, it is doubtful. Each reason is a sentence for whoever filmed: where it
+is, and what to do. Reasons of a good map are remarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from engine.mapping.verdict.frame_names import clock, named, stretches
+from engine.mapping.verdict.map_evidence import DISPUTED_RATIO, MapEvidence, PlaceEvidence
+from engine.types import (
+    CameraFigures,
+    FrameId,
+    Keyframe,
+    Verdict,
+    VerdictLevel,
+    VerdictReason,
+)
+
+_LEVELS = (VerdictLevel.GOOD, VerdictLevel.DOUBTFUL, VerdictLevel.WRONG)
+
+_WRONG_DISPUTED_RATIO = 0.4
+_MIN_PAIRS = 3  # of a keyframe whose place they dispute
+_MISPLACED_RATIO = 0.6  # of the weight of a keyframe's pairs, that contradict its place
+_DISPUTED_PLACE_RATIO = 0.5  # likewise, of several keyframes
+_MANY_DISPUTED = (2, 0.05)  # keyframes at least, and of all
+_WRONG_PLACES_RATIO = 0.25  # of all keyframes
+_CONFIRMING_PAIRS = 1.9  # whose weight must not contradict a place: two, or it rests on one
+_MANY_UNCONFIRMED = (2, 0.05)  # keyframes at least, and of all: the map is doubtful
+_BENT_FAR_RATIO = 0.3  # of the weight of pairs far apart in time, that contradict the map
+_MIN_FAR_PAIRS = 6
+_TWICE_PAIRS = (3, 0.01)  # pairs at least whose points the map has twice, and of those examined
+_WRONG_TWICE_RATIO = 0.1  # of the pairs examined
+_NEARLY_RATIO = 0.5  # of the matches of pairs that contradict the map, that it still explains
+_FEW_IMAGES = 2  # that cannot calibrate a camera of their own
+_STAYS_RATIO = 0.02  # of matches, that stay in the image while the others move
+_NO_PARALLAX_PX = 3.0  # what turning leaves: as little as matches are inexact
+_TURNING_RATIO = 0.5  # of a map's keyframes without parallax, from which it is wrong
+_HELD_POINTS = 20  # that hold a keyframe in its place
+_FEW_POINTS_RATIO = 0.1  # of a map's keyframes held by fewer
+_MISSING_RATIO = 0.2  # of the keyframes, without a place
+_MISSING_STRETCH_RATIO = 0.1  # likewise, in one run of a video
+_MIN_STRETCH = 3  # keyframes
+_LEAST_MAP = 3  # keyframes that can confirm each other
+_UNSURE_SIGMA_RATIO = 0.25  # of a focal length that nobody vouches for
+_WANTED_SIGMAS = 2.0  # from which the images ask for another focal length
+_WANTED_RATIO = 0.04  # and from which it matters
+_REJECTED_RATIO = 0.3  # of the positions
+_SKYWARD_RATIO = 0.8  # of the cameras
+_FEW_KEYPOINTS = 150  # median of keyframes that show little to match
+_LEAST_GAP_S = 1.0  # of a video without a pose; shorter ones go unnoticed
+_GAPS_NAMED = 3  # times of a video without a pose
+_ALL_SENTENCES = 12
+
+_IMPOSSIBLE = ("flaw",)  # kinds of doubt about a camera: what no lens can have
+_ZOOM = "zoom"  # that pairs show, and no map confirms
+_TOLD_BY_SIGMA = ("uncertain", "unsure")  # judged by how unsure they are
+
+Reasons = Iterator[VerdictReason]
+
+
+def judge(evidence: MapEvidence) -> Verdict:
+    """Judges a map: the worst of its reasons is the level of the verdict."""
+    rules = _RULES if evidence.places else (_without_map,)
+    return _verdict_for(reason for rule in rules for reason in rule(evidence))
+
+
+def broken_off(verdict: Verdict) -> Verdict:
+    """The verdict on a map that nothing finished, by the one that it had while it grew."""
+    reason = VerdictReason(
+        kind="broke_off",
+        level=VerdictLevel.DOUBTFUL,
+        sentence="the run broke off before its map was finished and adjusted: run it again",
+    )
+    return _verdict_for([*verdict.reasons, reason])
+
+
+def _verdict_for(found: Iterable[VerdictReason]) -> Verdict:
+    reasons = sorted(found, key=lambda reason: -_LEVELS.index(reason.level))
+    level = reasons[0].level if reasons else VerdictLevel.GOOD
+    return Verdict(level=level, reasons=tuple(reasons[:_ALL_SENTENCES]))
+
+
+# -- without a map ------------------------------------------------------------------------------
+
+
+def _without_map(evidence: MapEvidence) -> Reasons:
+    if not evidence.keyframes:
+        return
+    if evidence.turning:
+        yield from _turning_stretches(evidence, level=VerdictLevel.WRONG)
+        return
+    num_keypoints = float(np.median([len(one.features) for one in evidence.keyframes]))
+    if num_keypoints < _FEW_KEYPOINTS:
+        cause = (
+            f"the images show little that can be matched, {num_keypoints:.0f} keypoints in the"
+            " middle one: film with more light and less blur, things with texture, and come closer"
+        )
+    elif evidence.num_verified_pairs < len(evidence.keyframes):
+        cause = (
+            f"only {evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes"
+            " match: film more slowly, with more overlap, so that each place is in three images or"
+            " more"
+        )
+    else:
+        cause = (
+            f"{evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes match, but"
+            " no two show the same things from clearly different places: walk sideways past what is"
+            " filmed instead of turning or zooming"
+        )
+    yield VerdictReason(kind="no_map", level=VerdictLevel.WRONG, sentence=f"no map: {cause}")
+
+
+# -- pairs and places ---------------------------------------------------------------------------
+
+
+def _disputed(evidence: MapEvidence) -> Reasons:
+    """Pairs that contradict the map, by what the contradiction looks like."""
+    ratio, places = evidence.pairs.disputed_ratio, _disputed_places(evidence)
+    is_overlay = _has_overlay(evidence)
+    least, of_all = _MANY_DISPUTED
+    share = len(places) / len(evidence.places)
+    proven = [one for one in places if one.proven_disputed_ratio >= _DISPUTED_PLACE_RATIO]
+    is_proven = len(proven) >= max(least, _WRONG_PLACES_RATIO * len(evidence.places))
+    is_misplaced = any(place.disputed_ratio >= _MISPLACED_RATIO for place in places)
+    is_many = len(places) >= least and share >= of_all
+    if not (ratio >= DISPUTED_RATIO or is_misplaced or is_many):
+        return
+    if is_overlay or next(_twice(evidence), None) is not None:
+        return  # that says why
+    is_wrong = ratio >= _WRONG_DISPUTED_RATIO or is_proven
+    level = VerdictLevel.WRONG if is_wrong else VerdictLevel.DOUBTFUL
+    shown = places or sorted(evidence.places, key=lambda place: -place.disputed_ratio)[:1]
+    ids = _ids(shown)
+    where = named(ids, evidence.keyframes)
+    pairs = evidence.pairs
+    is_bent = pairs.num_far >= _MIN_FAR_PAIRS and pairs.far_disputed_ratio >= _BENT_FAR_RATIO
+    if is_bent and pairs.far_disputed_ratio > ratio:
+        yield VerdictReason(
+            kind="bent",
+            level=level,
+            sentence=(
+                f"the map is bent: {pairs.far_disputed_ratio:.0%} of the pairs that show the same"
+                f" place at different times contradict it, most of all at {where}: it has drifted,"
+                " or took places that look alike for one; film the way again more slowly, with"
+                " more than the repeating surface in view"
+            ),
+            frame_ids=ids,
+        )
+        return
+    if ratio < DISPUTED_RATIO and not is_proven:
+        yield VerdictReason(
+            kind="misplaced",
+            level=level,
+            sentence=(
+                f"the pairs of {where} contradict their places in the map: leave them out of what"
+                " you make of it, or film this part again with more overlap"
+            ),
+            frame_ids=ids,
+        )
+        return
+    yield VerdictReason(
+        kind="pairs_contradict",
+        level=level,
+        sentence=(
+            f"{ratio:.0%} of the matches between keyframes contradict the map, most of all at"
+            f" {where}: {_likely_cause(evidence)}"
+        ),
+        frame_ids=ids,
+    )
+
+
+def _unconfirmed(evidence: MapEvidence) -> Reasons:
+    """Keyframes that a single pair holds: whatever that pair says, they fit.
+
+    Where many pairs contradict the map, only proven ones count: a false pair confirms as well.
+    """
+    is_contested = evidence.pairs.is_contested
+    disputed = set() if is_contested else set(_ids(_disputed_places(evidence)))
+    weak = [
+        place
+        for place in evidence.places
+        if place.num_confirming < _CONFIRMING_PAIRS and place.keyframe.frame_id not in disputed
+    ]
+    num = len(evidence.places)
+    if not weak or num < _LEAST_MAP:
+        return
+    if is_contested and (_has_overlay(evidence) or next(_disputed(evidence), None) is not None):
+        return  # that says why
+    least, of_all = _MANY_UNCONFIRMED
+    is_much = is_contested or len(weak) >= max(least, of_all * num)
+    where = named(_ids(weak), evidence.keyframes)
+    found = (
+        f"many pairs of keyframes contradict the map, and fewer than two that a third keyframe"
+        f" confirms speak for where it has {where}"
+        if is_contested
+        else f"fewer than two pairs of keyframes confirm where the map has {where}"
+    )
+    yield VerdictReason(
+        kind="unconfirmed",
+        level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
+        sentence=f"{found}: film around there again with more overlap",
+        frame_ids=_ids(weak),
+    )
+
+
+def _twice(evidence: MapEvidence) -> Reasons:
+    """Pairs whose matches the map has as points in two places."""
+    least, of_all = _TWICE_PAIRS
+    found, num_pairs = evidence.contradictions, max(1, evidence.pairs.num_pairs)
+    if len(found) < max(least, of_all * num_pairs):
+        return
+    strongest = max(found, key=lambda one: one.num_matches).pair
+    ids = tuple(sorted({i for one in found for i in (one.pair.first, one.pair.second)}))
+    first, second = (named([i], evidence.keyframes) for i in (strongest.first, strongest.second))
+    is_wrong = len(found) >= _WRONG_TWICE_RATIO * num_pairs
+    yield VerdictReason(
+        kind="bent",
+        level=VerdictLevel.WRONG if is_wrong else VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"the map is bent: {first} and {second} show the same place, and the map has it twice"
+            f" ({len(found)} such pairs contradict it): it has drifted, or took places that look"
+            " alike for one; leave loops.correct on, or film the way again more slowly, with more"
+            " than a repeating surface in view"
+        ),
+        frame_ids=ids,
+    )
+
+
+def _likely_cause(evidence: MapEvidence) -> str:
+    if not evidence.confirms_pairs:
+        return (
+            "pairs that no third view confirms were trusted: let them agree with each other"
+            " (agreement.mode)"
+        )
+    cameras = [camera for camera in evidence.cameras if camera.num_registered]
+    if not cameras or evidence.pairs.disputed_inlying_ratio < _NEARLY_RATIO:
+        # A wrong lens bends a map a little everywhere; most matches still nearly fit.
+        return (
+            "places look alike or things move there, and the map may have joined the wrong ones:"
+            " film this part again more slowly, with more overlap, and with what differs around it"
+            " in view"
+        )
+    unvouched = [camera for camera in cameras if camera.is_unvouched]
+    if not unvouched:
+        return (
+            f"the calibration that was given is wrong (focal length {_lengths(cameras)}), or the"
+            " camera zoomed: check it, or let the images tell it, and keep the zoom while filming"
+        )
+    return (
+        "the camera zoomed, or its lens is not as the map has it (focal length"
+        f" {_lengths(unvouched)}): keep the zoom while filming, or give the calibration"
+        " (cameras.focal_px, --calibration)"
+    )
+
+
+def _lengths(cameras: Sequence[CameraFigures]) -> str:
+    return " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
+
+
+def _disputed_places(evidence: MapEvidence) -> list[PlaceEvidence]:
+    return [
+        place
+        for place in evidence.places
+        if place.num_pairs >= _MIN_PAIRS and place.disputed_ratio >= _DISPUTED_PLACE_RATIO
+    ]
+
+
+def _has_overlay(evidence: MapEvidence) -> bool:
+    """Whether matches stay in the image while the others move, and the map cannot have both."""
+    pairs = evidence.pairs
+    if pairs.stays_unexplained_ratio >= _STAYS_RATIO:
+        return True
+    return pairs.stays_ratio >= _STAYS_RATIO and pairs.disputed_ratio >= DISPUTED_RATIO
+
+
+def _overlays(evidence: MapEvidence) -> Reasons:
+    if not _has_overlay(evidence):
+        return
+    is_wrong = evidence.pairs.disputed_ratio >= _WRONG_DISPUTED_RATIO
+    yield VerdictReason(
+        kind="overlay",
+        level=VerdictLevel.WRONG if is_wrong else VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"{evidence.pairs.stays_ratio:.0%} of the matches stay at the same place in the image"
+            " while the rest moves: a logo, text or dirt on the lens is fixed to the picture and"
+            " misleads the map; switch it off, mask it, or leave two_view.find_overlays on"
+        ),
+    )
+
+
+def _turning(evidence: MapEvidence) -> Reasons:
+    """A map of a camera that only turned has no depth."""
+    still = [
+        place
+        for place in evidence.places
+        if place.num_pairs and place.parallax_px < _NO_PARALLAX_PX
+    ]
+    if len(still) >= _TURNING_RATIO * len(evidence.places):
+        yield VerdictReason(
+            kind="turning",
+            level=VerdictLevel.WRONG,
+            sentence=(
+                f"the camera turns without moving at {named(_ids(still), evidence.keyframes)}, so"
+                " the map has no depth: film this part again while walking"
+            ),
+            frame_ids=_ids(still),
+        )
+        return
+    if len(still) >= _MIN_STRETCH:
+        yield VerdictReason(
+            kind="turning",
+            level=VerdictLevel.DOUBTFUL,
+            sentence=(
+                f"{named(_ids(still), evidence.keyframes)} turn on the spot, so their places are"
+                " uncertain: film this part again while walking"
+            ),
+            frame_ids=_ids(still),
+        )
+    yield from _turning_stretches(evidence, level=VerdictLevel.GOOD)
+
+
+def _turning_stretches(evidence: MapEvidence, *, level: VerdictLevel) -> Reasons:
+    registered = {place.keyframe.frame_id for place in evidence.places}
+    for stretch in evidence.turning:
+        where = named(stretch.frame_ids, evidence.keyframes)
+        yield VerdictReason(
+            kind="turning",
+            level=VerdictLevel.WRONG if registered.issubset(stretch.frame_ids) else level,
+            sentence=(
+                f"{where} turn on the spot: the camera turns without moving, which shows no depth;"
+                " film this part again while walking"
+            ),
+            frame_ids=stretch.frame_ids,
+        )
+
+
+def _few_points(evidence: MapEvidence) -> Reasons:
+    weak = [place for place in evidence.places if place.num_points < _HELD_POINTS]
+    num = len(evidence.places)
+    if len(weak) >= num / 2:
+        level = VerdictLevel.WRONG
+    elif len(weak) >= max(2, _FEW_POINTS_RATIO * num):
+        level = VerdictLevel.DOUBTFUL
+    else:
+        return
+    yield VerdictReason(
+        kind="few_points",
+        level=level,
+        sentence=(
+            f"few points hold {named(_ids(weak), evidence.keyframes)} in place, fewer than"
+            f" {_HELD_POINTS} each: film there again, closer, with more texture and overlap"
+        ),
+        frame_ids=_ids(weak),
+    )
+
+
+# -- coverage -----------------------------------------------------------------------------------
+
+
+def _few_keyframes(evidence: MapEvidence) -> Reasons:
+    num = len(evidence.places)
+    if num < _LEAST_MAP:
+        yield VerdictReason(
+            kind="few_keyframes",
+            level=VerdictLevel.DOUBTFUL,
+            sentence=(
+                f"the map has {num} keyframes, and no third confirms it: film more of the place,"
+                " with more overlap"
+            ),
+        )
+
+
+def _missing(evidence: MapEvidence) -> Reasons:
+    missing = evidence.unplaced
+    if not missing:
+        return
+    num = len(evidence.keyframes)
+    ids = tuple(one.frame_id for one in missing)
+    runs = [run for run in stretches(ids, evidence.keyframes) if not run[0].is_photo]
+    longest = max(runs, key=len, default=[])
+    is_long = len(longest) >= max(_MIN_STRETCH, _MISSING_STRETCH_RATIO * num)
+    is_much = is_long or len(missing) > _MISSING_RATIO * num
+    blank = [one for one in missing if not len(one.features)]
+    turning = {i for stretch in evidence.turning for i in stretch.frame_ids}
+    lost = _time_lost(evidence, longest) if is_long else ""
+    if len(blank) > len(missing) / 2:
+        help_words = "the images there are black, blurred or of one colour; film this part again"
+    elif len(turning.intersection(ids)) > len(missing) / 2:
+        help_words = "the camera turns without moving there; film this part again while walking"
+    else:
+        help_words = (
+            "film this part again, more slowly and with more overlap with what is in the map"
+        )
+    yield VerdictReason(
+        kind="missing_keyframes",
+        level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
+        sentence=(
+            f"{len(missing)} of {num} keyframes have no place in a map{lost}"
+            f" ({named(ids, evidence.keyframes)}): {help_words}"
+        ),
+        frame_ids=ids,
+    )
+
+
+def _time_lost(evidence: MapEvidence, run: Sequence[Keyframe]) -> str:
+    """How long a run of a video without a place is, in words."""
+    placed = {place.keyframe.frame_id for place in evidence.places}.union(*evidence.other_maps)
+    times = [
+        one.captured_at_s
+        for one in evidence.keyframes
+        if one.camera_key == run[0].camera_key and one.frame_id in placed
+    ]
+    begin_s = max((t for t in times if t <= run[0].captured_at_s), default=run[0].captured_at_s)
+    end_s = min((t for t in times if t >= run[-1].captured_at_s), default=run[-1].captured_at_s)
+    if end_s - begin_s < _LEAST_GAP_S:
+        return ""
+    return f", {end_s - begin_s:.0f} s of the video from {clock(begin_s)} to {clock(end_s)}"
+
+
+def _gaps(evidence: MapEvidence) -> Reasons:
+    """Times of a video without a pose, however the map went on; those in `_missing` left out."""
+    gaps = [
+        gap
+        for gap in evidence.gaps
+        if gap.ends_at_s - gap.begins_at_s >= _LEAST_GAP_S
+        and not any(
+            gap.before < one.frame_id < gap.after and one.camera_key == gap.camera_key
+            for one in evidence.unplaced
+        )
+    ]
+    if not gaps:
+        return
+    has_cameras = len({one.camera_key for one in evidence.keyframes}) > 1
+    times = [
+        f"{gap.ends_at_s - gap.begins_at_s:.0f} s of the video, from {clock(gap.begins_at_s)} to"
+        f" {clock(gap.ends_at_s)}{f', of {gap.camera_key}' if has_cameras else ''}"
+        for gap in sorted(gaps, key=lambda gap: gap.begins_at_s - gap.ends_at_s)[:_GAPS_NAMED]
+    ]
+    more = f" and {len(gaps) - _GAPS_NAMED} times more" if len(gaps) > _GAPS_NAMED else ""
+    yield VerdictReason(
+        kind="time_lost",
+        level=VerdictLevel.GOOD,
+        sentence=(
+            f"no frame has a pose for {' and '.join(times)}{more}: nothing was seen then that the"
+            " map holds; film this part again if it matters"
+        ),
+        frame_ids=tuple(i for gap in gaps for i in (gap.before, gap.after)),
+    )
+
+
+def _several_maps(evidence: MapEvidence) -> Reasons:
+    if not evidence.other_maps:
+        return
+    others = [
+        f"one of {len(ids)} keyframes ({named(ids, evidence.keyframes)})"
+        for ids in evidence.other_maps
+    ]
+    yield VerdictReason(
+        kind="several_maps",
+        level=VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"nothing joins the map of {len(evidence.places)} keyframes to {' and '.join(others)}:"
+            " film the way from one to the other in one go"
+        ),
+        frame_ids=tuple(frame_id for ids in evidence.other_maps for frame_id in ids),
+    )
+
+
+# -- cameras and positions ----------------------------------------------------------------------
+
+
+def _cameras(evidence: MapEvidence) -> Reasons:
+    several = len(evidence.cameras) > 1
+    for camera in evidence.cameras:
+        if not camera.num_registered:
+            continue
+        name = f"camera {camera.camera_key}" if several else "the camera"
+        if several and camera.is_unvouched and camera.num_registered <= _FEW_IMAGES:
+            yield VerdictReason(
+                kind="camera_few_images",
+                level=VerdictLevel.DOUBTFUL,
+                sentence=(
+                    f"{name}: its calibration rests on {camera.num_registered} of its images; keep"
+                    " the zoom while filming, film more with it, or give its calibration"
+                ),
+            )
+        yield from _other_focal(evidence, camera, name)
+        for kind, doubt in zip(camera.doubt_kinds, camera.doubts, strict=True):
+            yield VerdictReason(
+                kind=f"camera_{kind}",
+                level=_level_of(camera, kind, evidence),
+                sentence=f"{name}: {doubt}; {_help_with(kind)}",
+            )
+
+
+def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Reasons:
+    """A focal length that is held, and that the images contradict."""
+    wanted = evidence.wanted_focals.get(camera.camera_key)
+    if wanted is None or wanted.num_sigmas < _WANTED_SIGMAS or abs(wanted.change) < _WANTED_RATIO:
+        return
+    how = "the map has" if camera.is_unvouched else "was given"
+    length = "longer" if wanted.change > 0.0 else "shorter"
+    yield VerdictReason(
+        kind="camera_focal",
+        level=VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"{name}: the images ask for a clearly {length} focal length than the"
+            f" {camera.focal_px:.0f} px that {how}: check the calibration (cameras.focal_px,"
+            " --calibration), or let the images tell it"
+        ),
+    )
+
+
+def _help_with(kind: str) -> str:
+    if kind in ("zoom", "missing"):
+        return "keep the zoom while filming, or photograph each zoom on its own"
+    return "give its calibration (cameras.focal_px, --calibration) to be sure"
+
+
+def _level_of(camera: CameraFigures, kind: str, evidence: MapEvidence) -> VerdictLevel:
+    if kind in _IMPOSSIBLE:
+        return VerdictLevel.WRONG
+    if kind == _ZOOM and _holds_all(evidence, camera):
+        return VerdictLevel.GOOD
+    if kind not in _TOLD_BY_SIGMA:
+        return VerdictLevel.DOUBTFUL
+    sigma_ratio = camera.observed_sigma_ratio
+    is_known = sigma_ratio is not None and sigma_ratio <= _UNSURE_SIGMA_RATIO
+    return VerdictLevel.DOUBTFUL if camera.is_unvouched and not is_known else VerdictLevel.GOOD
+
+
+def _holds_all(evidence: MapEvidence, camera: CameraFigures) -> bool:
+    """Whether a map has all keyframes of a camera in places that their pairs agree with.
+
+    Zooms that it does not know of would bend it.
+    """
+    placed = {place.keyframe.frame_id for place in evidence.places}
+    return (
+        evidence.pairs.num_pairs > 0
+        and evidence.pairs.disputed_ratio < DISPUTED_RATIO
+        and all(
+            one.frame_id in placed
+            for one in evidence.keyframes
+            if one.calibration_key == camera.camera_key
+        )
+    )
+
+
+def _unsearched_lenses(evidence: MapEvidence) -> Reasons:
+    """Cameras whose name says that they may have a fisheye lens, which nothing examined."""
+    if evidence.searches_lenses:
+        return
+    named_keys = {
+        one.calibration_key
+        for one in evidence.keyframes
+        if one.intrinsics_prior is not None and one.intrinsics_prior.is_fisheye
+    }
+    for camera in evidence.cameras:
+        if camera.camera_key in named_keys and camera.num_registered and camera.is_unvouched:
+            yield VerdictReason(
+                kind="camera_lens",
+                level=VerdictLevel.DOUBTFUL,
+                sentence=(
+                    f"the lens of camera {camera.camera_key} may be a fisheye or not, by its name,"
+                    " and nothing examined which: switch cameras.recognise_lenses on, or give its"
+                    " calibration"
+                ),
+            )
+
+
+def _positions(evidence: MapEvidence) -> Reasons:
+    if evidence.gps_contradiction:
+        yield VerdictReason(
+            kind="gps_contradicts",
+            level=VerdictLevel.DOUBTFUL,
+            sentence=(
+                f"the GPS positions contradict the map ({evidence.gps_contradiction}), so it is not"
+                " laid onto them: the map or the positions are wrong"
+            ),
+        )
+    num, num_rejected = evidence.num_positions, evidence.num_rejected_positions
+    if num and num_rejected > _REJECTED_RATIO * num:
+        yield VerdictReason(
+            kind="gps_rejected",
+            level=VerdictLevel.DOUBTFUL,
+            sentence=(
+                f"{num_rejected} of {num} GPS positions disagree with the map: the map or the"
+                " positions are wrong"
+            ),
+        )
+    if evidence.looks_up_ratio >= _SKYWARD_RATIO:
+        yield VerdictReason(
+            kind="looks_up",
+            level=VerdictLevel.WRONG,
+            sentence=(
+                f"{evidence.looks_up_ratio:.0%} of the cameras look at the sky: the map lies upside"
+                " down on its GPS positions; fly a path that is not straight"
+            ),
+        )
+
+
+def _ids(places: Iterable[PlaceEvidence]) -> tuple[FrameId, ...]:
+    return tuple(sorted(place.keyframe.frame_id for place in places))
+
+
+_RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (
+    _turning,
+    _overlays,
+    _twice,
+    _disputed,
+    _unconfirmed,
+    _positions,
+    _cameras,
+    _unsearched_lenses,
+    _few_points,
+    _few_keyframes,
+    _several_maps,
+    _missing,
+    _gaps,
+)

@@ -1,0 +1,1 @@
+"""Windows of keyframes: which are solved, and how results are merged."""

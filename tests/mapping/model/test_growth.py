@@ -1,0 +1,121 @@
+"""Growing a map, on a synthetic world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.mapping.model.growth import (
+    GrowthConfig,
+    adjust_in_place,
+    grow_fully,
+    register_and_refine,
+)
+from engine.mapping.model.sparse_map import SparseMap
+from engine.types import FrameId, RegistrationStatus
+from tests.support.synthetic import (
+    FOCAL_PX,
+    SyntheticWorld,
+    grow,
+    grown_map,
+    map_of_keyframes,
+    pose_errors,
+    poses_of,
+    straight_path,
+)
+
+CONFIG = GrowthConfig(
+    min_inlier_ratio=0.65,
+    local_bundle_adjustment=LocalBundleAdjustmentConfig(),
+    global_bundle_adjustment=GlobalBundleAdjustmentConfig(),
+    num_threads=1,
+)
+NUM_FRAMES = 11
+
+
+@pytest.fixture(scope="module")
+def world() -> SyntheticWorld:
+    return SyntheticWorld(straight_path(NUM_FRAMES), noise_px=0.3)
+
+
+def started_map(world: SyntheticWorld, first: int, second: int, **settings: Any) -> SparseMap:
+    sparse_map = map_of_keyframes(world, **settings)
+    grow(sparse_map, world, [first, second])
+    return sparse_map
+
+
+def test_growing_takes_everything_best_seen_first(world: SyntheticWorld) -> None:
+    sparse_map = started_map(world, 5, 7)
+    visible = {
+        i: sparse_map.num_visible_points(i)
+        for i in world.frame_ids
+        if not sparse_map.is_registered(i)
+    }
+    registered = grow_fully(sparse_map, config=CONFIG)
+    assert sparse_map.registered_ids == world.frame_ids
+    assert set(registered) == set(world.frame_ids) - {5, 7}
+    assert all(r.status is RegistrationStatus.REGISTERED for r in registered.values())
+    order = list(registered)
+    assert order[0] == max(visible, key=lambda i: visible[i]) == 6
+    assert order.index(FrameId(8)) < order.index(FrameId(9)) < order.index(FrameId(11))
+    assert order.index(FrameId(4)) < order.index(FrameId(3)) < order.index(FrameId(1))
+    assert 1e-5 < pose_errors(poses_of(sparse_map), world).rmse_ratio < 2e-3
+
+
+def test_growing_stops_where_nothing_is_seen(world: SyntheticWorld) -> None:
+    sparse_map = started_map(world, 2, 3, skips=lambda pair: pair.first <= 6 < pair.second)
+    registered = grow_fully(sparse_map, config=CONFIG)
+    assert sorted(registered) == [1, 4, 5, 6]
+    assert sparse_map.registered_ids == [1, 2, 3, 4, 5, 6]
+    assert grow_fully(sparse_map, config=CONFIG) == {}
+
+
+def test_a_keyframe_that_failed_is_tried_again_when_a_neighbour_came(world: SyntheticWorld) -> None:
+    """Keyframe 4 has bad pairs with the first ones and good pairs with those behind it."""
+    bad = [world.verified_pair(i, 4, wrong_ratio=0.6) for i in (1, 2, 3)]
+    sparse_map = map_of_keyframes(
+        world,
+        frame_ids=[1, 2, 3, 4, 5],
+        skips=lambda pair: 4 in (pair.first, pair.second),
+        given_pairs=[*bad, world.verified_pair(4, 5)],
+    )
+    grow(sparse_map, world, [1, 2, 3])
+    assert sparse_map.num_visible_points(FrameId(4)) > sparse_map.num_visible_points(FrameId(5))
+    refused = sparse_map.register(FrameId(4), min_inlier_ratio=CONFIG.min_inlier_ratio)
+    assert refused.status is RegistrationStatus.TOO_FEW_INLIERS
+    assert list(grow_fully(sparse_map, config=CONFIG)) == [5, 4]
+
+
+def test_a_registration_that_fails_leaves_the_map_alone(world: SyntheticWorld) -> None:
+    sparse_map = started_map(world, 1, 2, wrong_ratio=0.6)
+    points = sparse_map.point_cloud().points3D_in_world
+    registration = register_and_refine(sparse_map, FrameId(3), config=CONFIG)
+    assert registration.status is RegistrationStatus.TOO_FEW_INLIERS
+    assert sparse_map.registered_ids == [1, 2]
+    assert np.array_equal(sparse_map.point_cloud().points3D_in_world, points)
+
+
+def test_a_registered_keyframe_brings_points_and_is_refined(world: SyntheticWorld) -> None:
+    sparse_map = started_map(world, 1, 2)
+    num_points = sparse_map.num_points3D
+    plain = started_map(world, 1, 2)
+    plain.register(FrameId(3), min_inlier_ratio=0.65)
+    plain.triangulate(FrameId(3))
+    registration = register_and_refine(sparse_map, FrameId(3), config=CONFIG)
+    assert registration.status is RegistrationStatus.REGISTERED
+    assert sparse_map.num_points3D > num_points
+    assert sparse_map.mean_reprojection_error_px() < plain.mean_reprojection_error_px()
+
+
+@pytest.mark.parametrize("is_constant", [True, False])
+def test_adjusting_in_place_refines_what_may_change(
+    world: SyntheticWorld, is_constant: bool
+) -> None:
+    sparse_map = grown_map(world, is_constant=is_constant)
+    before_px = sparse_map.mean_reprojection_error_px()
+    adjust_in_place(sparse_map, config=CONFIG)
+    assert 0.2 < sparse_map.mean_reprojection_error_px() < before_px
+    assert (sparse_map.camera("camera").mean_focal_length() == FOCAL_PX) is is_constant

@@ -1,0 +1,217 @@
+"""The map of a run laid onto GPS: in what leaves the run, and when positions are wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import pycolmap
+import pytest
+
+from engine.config import Config, GeoreferenceConfig
+from engine.events import Georeferenced, Warned
+from engine.geo.georeference import positions_in_enu
+from engine.geometry import camera_center
+from engine.mapping.positions.georeferencing import Placement
+from engine.types import Float64Array, FrameId, GpsFix
+from tests.mapping.maps.test_separate_maps import two_fields
+from tests.support.mapper_runs import MapperRun
+from tests.support.synthetic import (
+    FakeMatcher,
+    SyntheticWorld,
+    round_path,
+    scene_graph,
+    straight_path,
+)
+
+METRES_PER_UNIT = 4.0
+NUM_FRAMES = 20
+
+
+class PlacedRun(MapperRun):
+    """A finished map of a world whose keyframes have GPS positions."""
+
+    def __init__(
+        self,
+        world: SyntheticWorld,
+        *,
+        shifted: Collection[int] = (),
+        fix_at: Callable[[str, float], GpsFix | None] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.world = world
+        options: dict[str, Any] = {} if fix_at is None else {"fix_at": fix_at}
+        super().__init__(
+            Config(georeference=GeoreferenceConfig(**settings)),
+            matcher=FakeMatcher(world=world),
+            graph=scene_graph(),
+            **options,
+        )
+        for frame_id in world.frame_ids:
+            fix = true_fix(world, frame_id)
+            if frame_id in shifted:
+                fix = dataclasses.replace(fix, latitude_deg=fix.latitude_deg + 80.0 / 110_574.0)
+            self.add_keyframe(world.keyframe(frame_id, gps=None if fix_at is not None else fix))
+        self.end()
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the map was last found to lie."""
+        return self.figures.placement
+
+    def errors_m(self, reconstruction: pycolmap.Reconstruction) -> Float64Array:
+        """Distances of camera centres to where they were, both east, north, up of the origin."""
+        placement = self.placement
+        assert placement is not None
+        ids = sorted(reconstruction.reg_image_ids())
+        centers = [reconstruction.image(i).projection_center() for i in ids]
+        fixes = [true_fix(self.world, i) for i in ids]
+        true_m = positions_in_enu(fixes, origin=placement.georeference.origin)
+        return np.asarray(np.linalg.norm(np.array(centers) - true_m, axis=1))
+
+
+def the_copy(run: PlacedRun) -> tuple[pycolmap.Reconstruction, Placement | None]:
+    """The copy of a run without separate maps, and where it lies."""
+    snapshot = run.mapper.snapshot()
+    (copy,) = snapshot.copies
+    return copy.reconstruction, snapshot.placement
+
+
+def true_fix(world: SyntheticWorld, frame_id: int) -> GpsFix:
+    return world.gps(frame_id, metres_per_unit=METRES_PER_UNIT)
+
+
+@pytest.fixture(scope="module")
+def loop() -> SyntheticWorld:
+    return SyntheticWorld(round_path(NUM_FRAMES), noise_px=0.5)
+
+
+@pytest.fixture(scope="module")
+def placed(loop: SyntheticWorld) -> PlacedRun:
+    return PlacedRun(loop)
+
+
+@pytest.mark.slow
+def test_copies_of_the_map_are_in_metres_east_north_up(placed: PlacedRun) -> None:
+    copy, placement = the_copy(placed)
+    errors_m = placed.errors_m(copy)
+    assert placement is not None
+    assert len(errors_m) == NUM_FRAMES
+    assert 1e-4 < errors_m.max() < 0.3  # 0.5 px at 40 m height is 2.5 cm
+    map_extent = np.ptp(
+        [placed.sparse_map.cam_from_world(i)[:, 3] for i in placed.world.frame_ids], axis=0
+    )
+    assert np.linalg.norm(map_extent) > 0.0
+    assert placed.figures.gps_rmse_m == placement.georeference.rmse_m
+
+
+def test_the_final_trajectory_is_in_the_frame_of_the_snapshots(placed: PlacedRun) -> None:
+    copy, _ = the_copy(placed)
+    for pose in placed.trajectory:
+        expected = copy.image(pose.frame_id).projection_center()
+        assert camera_center(pose.cam_from_world) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_placement_is_reported_when_it_is_first_known_or_final(placed: PlacedRun) -> None:
+    last = placed.emitted(Georeferenced)[-1]
+    assert (last.num_fixes, last.rejected_ids) == (NUM_FRAMES, ())
+    assert 0.0 < last.rmse_m < 0.3
+    assert placed.placement is not None
+    record = placed.placement.as_record(with_residuals=True)
+    assert record["rejected"] == []
+    residuals_m = record["residuals_m"]
+    assert isinstance(residuals_m, dict)
+    assert len(residuals_m) == NUM_FRAMES
+    assert not placed.emitted(Warned)
+
+
+@pytest.mark.slow
+def test_shifted_positions_are_named_and_bend_nothing(loop: SyntheticWorld) -> None:
+    shifted = (3, 7, 8, 13, 18)
+    run = PlacedRun(loop, shifted=shifted)
+    copy, placement = the_copy(run)
+    assert placement is not None
+    assert placement.rejected_ids == shifted
+    assert run.emitted(Georeferenced)[-1].rejected_ids == shifted
+    assert run.errors_m(copy).max() < 0.4
+    (warning,) = run.emitted(Warned)
+    assert warning.message.startswith("the GPS positions of 5 keyframes disagree with the map")
+    assert all(loop.keyframe(i).name in warning.message for i in shifted)
+
+
+@pytest.mark.slow
+def test_without_the_wish_for_metres_maps_keep_their_frame(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, metric_map=False)
+    copy, placement = the_copy(run)
+    assert placement is not None
+    for frame_id in loop.frame_ids:
+        own = run.sparse_map.cam_from_world(frame_id)
+        np.testing.assert_array_equal(copy.image(frame_id).cam_from_world().matrix(), own)
+
+
+def test_it_can_be_turned_off(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, enabled=False)
+    assert run.placement is None
+    assert run.emitted(Georeferenced) == []
+
+
+@pytest.mark.slow
+def test_positions_beside_the_frames_place_the_map_too(loop: SyntheticWorld) -> None:
+    def fix_at(camera_key: str, captured_at_s: float) -> GpsFix | None:
+        assert camera_key == "camera"
+        return true_fix(loop, round(captured_at_s / 0.1))
+
+    run = PlacedRun(loop, fix_at=fix_at)
+    copy, _ = the_copy(run)
+    assert run.errors_m(copy).max() < 0.3
+
+
+@pytest.mark.slow
+def test_maps_that_nothing_joins_are_placed_by_the_same_origin() -> None:
+    run = PlacedRun(two_fields(14, 10, noise_px=0.3), max_error_m=5.0)
+    snapshot = run.mapper.snapshot()
+    assert snapshot.placement is not None
+    assert len(snapshot.copies) == 2
+    for copy in snapshot.copies:
+        assert copy.is_in_metres
+        assert (
+            run.errors_m(copy.reconstruction).max() < 2.0
+        )  # straight paths, turned about by level cameras
+
+
+def test_a_map_without_positions_stays_where_it_is() -> None:
+    world = SyntheticWorld(straight_path(8))
+    run = PlacedRun(world, fix_at=lambda camera_key, captured_at_s: None)
+    assert run.placement is None
+    assert run.figures.gps_rmse_m is None
+    copy, placement = the_copy(run)
+    assert placement is None
+    first = run.sparse_map.cam_from_world(FrameId(1))
+    np.testing.assert_array_equal(copy.image(1).cam_from_world().matrix(), first)
+
+
+@pytest.mark.slow
+def test_a_bent_map_is_pulled_straight_before_its_positions_are_judged() -> None:
+    world = SyntheticWorld(round_path(40, radius=30.0, turns=0.5), density=1.0, noise_px=1.0)
+    exact: dict[str, Any] = {"max_error_m": 0.08, "accuracy_m": 0.02, "vertical_accuracy_m": 0.02}
+    assert PlacedRun(world, adjust=False, **exact).placement is None
+    pulled = PlacedRun(world, **exact)
+    placement = pulled.placement
+    assert placement is not None
+    assert placement.rejected_ids == ()
+    copy, _ = the_copy(pulled)
+    assert 0.005 < pulled.errors_m(copy).mean() < 0.05
+
+
+@pytest.mark.slow
+def test_a_frame_s_own_position_is_not_replaced_by_one_beside_it(loop: SyntheticWorld) -> None:
+    def elsewhere(camera_key: str, captured_at_s: float) -> GpsFix | None:
+        return GpsFix(latitude_deg=50.0, longitude_deg=9.0, altitude_m=0.0)
+
+    run = PlacedRun(loop)
+    run.mapper._georeferencing._fix_at = elsewhere
+    copy, placement = the_copy(run)
+    assert placement is not None
+    assert run.errors_m(copy).max() < 0.3

@@ -1,0 +1,497 @@
+"""Verdicts: good maps are good, evidence against a map is said in sentences that name places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.mapping.model.calibration_control import WantedFocal
+from engine.mapping.verdict.frame_names import clock, named, stretches
+from engine.mapping.verdict.map_evidence import MapEvidence, PairsEvidence, PlaceEvidence
+from engine.mapping.verdict.verdict import judge
+from engine.types import (
+    CalibrationOrigin,
+    CameraFigures,
+    Contradiction,
+    Features,
+    FrameId,
+    ImagePair,
+    IntrinsicsPrior,
+    Keyframe,
+    PoseGap,
+    TurningStretch,
+    VerdictLevel,
+    VerdictReason,
+)
+
+NUM = 20
+GOOD, DOUBTFUL, WRONG = VerdictLevel.GOOD, VerdictLevel.DOUBTFUL, VerdictLevel.WRONG
+
+
+def keyframe(
+    number: int, *, is_photo: bool = False, num_keypoints: int = 400, **options: Any
+) -> Keyframe:
+    """Keyframe ``number``, frame ``10 * number`` of its source, a second after the one before."""
+    frame_id = FrameId(number)
+    return Keyframe(
+        frame_id=frame_id,
+        camera_key=options.pop("camera_key", "camera"),
+        index=10 * number,
+        name=f"{number:03d}.jpg",
+        width=640,
+        height=480,
+        captured_at_s=float(number),
+        received_at_s=0.0,
+        features=Features(
+            frame_id=frame_id,
+            keypoints_xy=np.ones((num_keypoints, 2)),
+            descriptors=np.zeros((num_keypoints, 0), np.uint8),
+            scales=np.ones(num_keypoints, np.float32),
+            colors=np.zeros((num_keypoints, 3), np.uint8),
+        ),
+        is_photo=is_photo,
+        **options,
+    )
+
+
+def place(one: Keyframe, **options: Any) -> PlaceEvidence:
+    """An undisputed place."""
+    known: dict[str, Any] = {
+        "num_points": 200,
+        "num_pairs": 6,
+        "disputed_ratio": 0.05,
+        "parallax_px": 40.0,
+    }
+    known |= options
+    contradict = known["disputed_ratio"]
+    return PlaceEvidence(
+        keyframe=one,
+        **(
+            {
+                "num_confirming": known["num_pairs"] * (1.0 - contradict),
+                "proven_disputed_ratio": contradict,
+            }
+            | known
+        ),
+    )
+
+
+def evidence(
+    *,
+    num: int = NUM,
+    is_photo: bool = False,
+    missing: Sequence[int] = (),
+    places: dict[int, dict[str, Any]] | None = None,
+    **options: Any,
+) -> MapEvidence:
+    """What is known of a good map, but for what is given: ``places`` by number."""
+    keyframes = tuple(keyframe(number, is_photo=is_photo) for number in range(1, num + 1))
+    given = places or {}
+    known: dict[str, Any] = {"pairs": PairsEvidence(num_pairs=60, disputed_ratio=0.05)}
+    return MapEvidence(
+        keyframes=keyframes,
+        places=tuple(
+            place(one, **given.get(one.frame_id, {}))
+            for one in keyframes
+            if one.frame_id not in missing
+        ),
+        num_verified_pairs=100,
+        **(known | options),
+    )
+
+
+def camera(**options: Any) -> CameraFigures:
+    """A camera that nobody calibrated, of which the images say enough."""
+    known: dict[str, Any] = {
+        "camera_key": "camera",
+        "model": "SIMPLE_RADIAL",
+        "width": 640,
+        "height": 480,
+        "params": (500.0, 320.0, 240.0, 0.0),
+        "focal_px": 500.0,
+        "fov_deg": 65.0,
+        "num_registered": NUM,
+        "origin": CalibrationOrigin.ASSUMED,
+        "prior_focal_px": 544.0,
+        "prior_sigma_ratio": 0.7,
+        "observed_sigma_ratio": 0.02,
+        "is_constant": False,
+        "is_held": False,
+        "doubts": (),
+        "doubt_kinds": (),
+    }
+    return CameraFigures(**(known | options))
+
+
+def only_reason(given: MapEvidence) -> VerdictReason:
+    (reason,) = judge(given).reasons
+    return reason
+
+
+def test_a_map_that_nothing_speaks_against_is_good() -> None:
+    verdict = judge(evidence(cameras=(camera(),), num_positions=18, num_rejected_positions=2))
+    assert verdict.level is GOOD
+    assert verdict.reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "level"), [(0.15, GOOD), (0.25, DOUBTFUL), (0.39, DOUBTFUL), (0.45, WRONG)]
+)
+def test_the_more_pairs_contradict_a_map_the_worse_it_is(ratio: float, level: VerdictLevel) -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=ratio)
+    assert judge(evidence(pairs=pairs)).level is level
+
+
+def test_contradicting_pairs_name_the_place_and_the_lens_that_nobody_knows() -> None:
+    places = {number: {"disputed_ratio": 0.7} for number in (5, 6, 7)}
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3, disputed_inlying_ratio=0.8)
+    reason = only_reason(evidence(pairs=pairs, places=places, cameras=(camera(),)))
+    assert reason.kind == "pairs_contradict"
+    assert "frames 50 to 70" in reason.sentence
+    assert "zoomed" in reason.sentence
+    assert "500 px" in reason.sentence
+    assert reason.frame_ids == (5, 6, 7)
+
+
+def test_a_given_calibration_is_suspected_as_such() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3, disputed_inlying_ratio=0.8)
+    known = camera(origin=CalibrationOrigin.CONFIGURED)
+    assert (
+        "calibration that was given"
+        in only_reason(evidence(pairs=pairs, cameras=(known,))).sentence
+    )
+
+
+def test_pairs_that_fit_nowhere_near_are_of_things_that_look_alike_or_move() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3, disputed_inlying_ratio=0.2)
+    sentence = only_reason(evidence(pairs=pairs, cameras=(camera(),))).sentence
+    assert "look alike" in sentence
+    assert "zoomed" not in sentence
+
+
+def test_contradicting_pairs_that_nothing_proves_do_not_make_a_map_wrong() -> None:
+    places = {
+        number: {"disputed_ratio": 0.55, "proven_disputed_ratio": 0.0} for number in range(1, 8)
+    }
+    assert judge(evidence(places=places)).level is DOUBTFUL
+
+
+def test_where_pairs_contradict_each_place_must_be_proven() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.1, is_contested=True)
+    assert judge(evidence(pairs=pairs)).level is GOOD
+    reason = only_reason(evidence(pairs=pairs, places={9: {"num_confirming": 1.0}}))
+    assert (reason.kind, reason.level) == ("unconfirmed", DOUBTFUL)
+    assert "frame 90" in reason.sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "sigma", "level"), [(0.09, 0.03, DOUBTFUL), (0.09, 0.08, GOOD), (0.02, 0.005, GOOD)]
+)
+def test_a_given_focal_length_that_the_images_contradict_is_doubted(
+    change: float, sigma: float, level: VerdictLevel
+) -> None:
+    known = camera(origin=CalibrationOrigin.CONFIGURED, is_constant=True)
+    wanted = {"camera": WantedFocal(change=change, sigma=sigma)}
+    verdict = judge(evidence(cameras=(known,), wanted_focals=wanted))
+    assert verdict.level is level
+    if level is DOUBTFUL:
+        assert "longer focal length than the 500 px that was given" in verdict.reasons[0].sentence
+
+
+def test_pairs_that_nothing_had_to_confirm_are_suspected_first() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3)
+    given = evidence(pairs=pairs, cameras=(camera(),), confirms_pairs=False)
+    assert "agreement.mode" in only_reason(given).sentence
+
+
+def test_one_keyframe_against_its_pairs_makes_a_map_doubtful() -> None:
+    reason = only_reason(evidence(places={9: {"disputed_ratio": 0.9}}))
+    assert (reason.kind, reason.level) == ("misplaced", DOUBTFUL)
+    assert "frame 90" in reason.sentence
+
+
+def test_a_keyframe_of_two_pairs_is_not_misplaced_by_them() -> None:
+    reason = only_reason(evidence(places={9: {"disputed_ratio": 0.9, "num_pairs": 2}}))
+    assert reason.kind == "unconfirmed"
+
+
+def test_disputed_places_everywhere_make_a_map_wrong() -> None:
+    places = {number: {"disputed_ratio": 0.55} for number in range(1, 8)}
+    assert judge(evidence(places=places)).level is WRONG
+
+
+@pytest.mark.parametrize(("num", "level"), [(2, GOOD), (4, DOUBTFUL), (12, WRONG)])
+def test_places_that_a_map_has_twice_are_named(num: int, level: VerdictLevel) -> None:
+    found = tuple(
+        Contradiction(
+            pair=ImagePair(FrameId(1 + number % 8), FrameId(20 - number % 8)),
+            num_matches=30 + number,
+            error_px=90.0,
+        )
+        for number in range(num)
+    )
+    verdict = judge(evidence(contradictions=found))
+    assert verdict.level is level
+    if level is not GOOD:
+        (reason,) = verdict.reasons
+        assert reason.kind == "bent"
+        assert "show the same place" in reason.sentence
+        assert "frame" in reason.sentence
+
+
+def test_what_stays_in_the_picture_is_an_overlay_where_the_map_cannot_have_it() -> None:
+    pairs = PairsEvidence(
+        num_pairs=60, disputed_ratio=0.1, stays_ratio=0.05, stays_unexplained_ratio=0.04
+    )
+    reason = only_reason(evidence(pairs=pairs))
+    assert (reason.kind, reason.level) == ("overlay", DOUBTFUL)
+    assert "fixed to the picture" in reason.sentence
+
+
+def test_an_overlay_that_holds_the_map_makes_it_wrong() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.8, stays_ratio=0.3)
+    reason = only_reason(evidence(pairs=pairs))
+    assert (reason.kind, reason.level) == ("overlay", WRONG)
+
+
+def test_what_stays_and_agrees_is_no_overlay() -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.05, stays_ratio=0.2)
+    assert judge(evidence(pairs=pairs)).level is GOOD
+
+
+def test_a_map_without_parallax_is_a_camera_that_turns() -> None:
+    places = {number: {"parallax_px": 0.6} for number in range(1, 15)}
+    reason = only_reason(evidence(places=places))
+    assert (reason.kind, reason.level) == ("turning", WRONG)
+    assert "turns without moving" in reason.sentence
+    assert "while walking" in reason.sentence
+
+
+def test_keyframes_that_turn_on_the_spot_are_named() -> None:
+    places = {number: {"parallax_px": 0.6} for number in (17, 18, 19, 20)}
+    reason = only_reason(evidence(places=places))
+    assert (reason.kind, reason.level) == ("turning", DOUBTFUL)
+    assert "frames 170 to 200 turn on the spot" in reason.sentence
+
+
+def test_a_turn_at_the_end_of_a_walk_is_a_remark() -> None:
+    turn = TurningStretch(
+        camera_key="camera",
+        frame_ids=(FrameId(18), FrameId(19), FrameId(20)),
+        turned_rad=1.0,
+        is_whole=False,
+    )
+    reason = only_reason(evidence(turning=(turn,)))
+    assert (reason.kind, reason.level) == ("turning", GOOD)
+    assert "frames 180 to 200 turn on the spot" in reason.sentence
+
+
+def test_keyframes_that_a_turn_left_without_a_place_are_to_be_filmed_while_walking() -> None:
+    turned = (FrameId(18), FrameId(19), FrameId(20))
+    turn = TurningStretch(camera_key="camera", frame_ids=turned, turned_rad=1.0, is_whole=False)
+    verdict = judge(evidence(missing=turned, turning=(turn,)))
+    (missing,) = (reason for reason in verdict.reasons if reason.kind == "missing_keyframes")
+    assert "while walking" in missing.sentence
+    assert "overlap" not in missing.sentence
+
+
+def test_keyframes_held_by_few_points_are_named() -> None:
+    places = {number: {"num_points": 12} for number in (3, 4)}
+    reason = only_reason(evidence(places=places))
+    assert (reason.kind, reason.level) == ("few_points", DOUBTFUL)
+    assert "frames 30 to 40" in reason.sentence
+    most = {number: {"num_points": 12} for number in range(1, 12)}
+    assert judge(evidence(places=most)).level is WRONG
+
+
+@pytest.mark.parametrize(("missing", "level"), [((3,), GOOD), ((3, 9, 12, 15, 18), DOUBTFUL)])
+def test_photos_without_a_place_are_a_remark_until_they_are_many(
+    missing: tuple[int, ...], level: VerdictLevel
+) -> None:
+    reason = only_reason(evidence(missing=missing, is_photo=True))
+    assert reason.level is level
+    assert reason.kind == "missing_keyframes"
+    assert "photo 003.jpg" in reason.sentence
+    assert reason.frame_ids == missing
+
+
+def test_a_time_of_a_video_without_a_pose_is_stated_though_the_map_is_whole() -> None:
+    gap = PoseGap(
+        camera_key="camera", before=FrameId(8), after=FrameId(9), begins_at_s=67.0, ends_at_s=77.1
+    )
+    short = replace(gap, begins_at_s=2.0, ends_at_s=2.4)
+    verdict = judge(evidence(gaps=(gap, short)))
+    (reason,) = verdict.reasons
+    assert verdict.level is GOOD
+    assert reason.kind == "time_lost"
+    assert "10 s of the video, from 1:07 to 1:17" in reason.sentence
+    assert "0 s of the video, from 0:02" not in reason.sentence
+
+
+def test_a_time_without_a_pose_is_stated_once() -> None:
+    """Keyframes of it have no place: that says it already."""
+    gap = PoseGap(
+        camera_key="camera", before=FrameId(7), after=FrameId(11), begins_at_s=7.0, ends_at_s=11.0
+    )
+    assert only_reason(evidence(missing=(8, 9, 10), gaps=(gap,))).kind == "missing_keyframes"
+
+
+def test_time_without_a_place_is_stated() -> None:
+    reason = only_reason(evidence(missing=(8, 9, 10)))
+    assert reason.level is DOUBTFUL
+    assert "4 s of the video from 0:07 to 0:11" in reason.sentence
+    assert "frames 80 to 100" in reason.sentence
+
+
+def test_maps_that_nothing_joins_are_named() -> None:
+    ids = (FrameId(15), FrameId(16), FrameId(17))
+    reason = only_reason(evidence(missing=ids, other_maps=(ids,)))
+    assert (reason.kind, reason.level) == ("several_maps", DOUBTFUL)
+    assert "one of 3 keyframes (frames 150 to 170)" in reason.sentence
+
+
+@pytest.mark.parametrize(
+    ("origin", "sigma_ratio", "level"),
+    [
+        (CalibrationOrigin.ASSUMED, 0.12, GOOD),
+        (CalibrationOrigin.ASSUMED, 0.9, DOUBTFUL),
+        (CalibrationOrigin.ASSUMED, None, DOUBTFUL),
+        (CalibrationOrigin.EXIF, 0.9, GOOD),
+    ],
+)
+def test_focal_lengths_that_nothing_tells_make_a_map_doubtful(
+    origin: CalibrationOrigin, sigma_ratio: float | None, level: VerdictLevel
+) -> None:
+    doubted = camera(
+        origin=origin,
+        observed_sigma_ratio=sigma_ratio,
+        doubts=("the images leave doubt about the focal length",),
+        doubt_kinds=("unsure",),
+    )
+    reason = only_reason(evidence(cameras=(doubted,)))
+    assert reason.level is level
+    assert "focal length" in reason.sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"), [("flaw", WRONG), ("missing", DOUBTFUL), ("contradiction", DOUBTFUL)]
+)
+def test_doubts_about_cameras_are_reasons(kind: str, level: VerdictLevel) -> None:
+    doubted = camera(doubts=("it is odd",), doubt_kinds=(kind,))
+    reason = only_reason(evidence(cameras=(doubted,)))
+    assert (reason.kind, reason.level) == (f"camera_{kind}", level)
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({}, GOOD),
+        ({"missing": (7,)}, DOUBTFUL),
+        ({"pairs": PairsEvidence(num_pairs=60, disputed_ratio=0.3)}, DOUBTFUL),
+        ({"pairs": PairsEvidence()}, DOUBTFUL),
+    ],
+    ids=["the map holds all", "one has no place", "pairs contradict the map", "nothing is known"],
+)
+def test_a_zoom_that_no_map_confirms_is_no_doubt_where_the_map_explains_all_keyframes(
+    options: dict[str, Any], level: VerdictLevel
+) -> None:
+    doubted = camera(doubts=("some seem to be zoomed",), doubt_kinds=("zoom",))
+    verdict = judge(evidence(cameras=(doubted,), **options))
+    (zoom,) = (reason for reason in verdict.reasons if reason.kind == "camera_zoom")
+    assert zoom.level is level
+
+
+def test_a_lens_that_nothing_examined_is_doubted_by_its_name() -> None:
+    prior = IntrinsicsPrior(focal_px=0.0, is_fisheye=True)
+    given = evidence(cameras=(camera(),), searches_lenses=False)
+    first = replace(given.keyframes[0], intrinsics_prior=prior)
+    given = replace(given, keyframes=(first, *given.keyframes[1:]))
+    assert "fisheye" in only_reason(given).sentence
+    assert judge(replace(given, searches_lenses=True)).level is GOOD
+
+
+def test_positions_that_contradict_the_map_make_it_doubtful() -> None:
+    assert judge(evidence(gps_contradiction="40 m off")).level is DOUBTFUL
+    assert judge(evidence(num_positions=18, num_rejected_positions=9)).level is DOUBTFUL
+
+
+def test_a_flight_that_looks_at_the_sky_is_wrong() -> None:
+    reason = only_reason(evidence(looks_up_ratio=1.0))
+    assert (reason.kind, reason.level) == ("looks_up", WRONG)
+    assert "sky" in reason.sentence
+    assert judge(evidence(looks_up_ratio=0.4)).level is GOOD
+
+
+def test_keyframes_that_one_pair_holds_are_named() -> None:
+    reason = only_reason(evidence(places={4: {"num_pairs": 1}, 5: {"num_pairs": 1}}))
+    assert (reason.kind, reason.level) == ("unconfirmed", DOUBTFUL)
+    assert "frames 40 to 50" in reason.sentence
+    assert only_reason(evidence(places={4: {"num_pairs": 1}})).level is GOOD
+
+
+def test_a_map_within_one_turn_is_wrong() -> None:
+    turn = TurningStretch(
+        camera_key="camera",
+        frame_ids=tuple(FrameId(number) for number in range(1, NUM + 1)),
+        turned_rad=1.0,
+        is_whole=False,
+    )
+    assert judge(evidence(turning=(turn,))).level is WRONG
+
+
+def test_two_keyframes_confirm_nothing() -> None:
+    assert judge(evidence(num=2)).level is DOUBTFUL
+
+
+def test_the_gravest_reason_comes_first() -> None:
+    places = {number: {"parallax_px": 0.6} for number in range(1, 17)}
+    verdict = judge(evidence(places=places, missing=(18, 19, 20)))
+    assert verdict.level is WRONG
+    assert [reason.level for reason in verdict.reasons] == [WRONG, DOUBTFUL]
+
+
+@pytest.mark.parametrize(
+    ("num_keypoints", "num_pairs", "words"),
+    [(60, 3, "keypoints"), (400, 3, "more overlap"), (400, 60, "walk sideways")],
+)
+def test_no_map_is_explained(num_keypoints: int, num_pairs: int, words: str) -> None:
+    frames = tuple(keyframe(number, num_keypoints=num_keypoints) for number in range(1, 13))
+    reason = only_reason(MapEvidence(keyframes=frames, places=(), num_verified_pairs=num_pairs))
+    assert (reason.kind, reason.level) == ("no_map", WRONG)
+    assert words in reason.sentence
+
+
+def test_no_map_of_a_camera_that_turns_is_said_to_turn() -> None:
+    turn = TurningStretch(
+        camera_key="camera", frame_ids=(FrameId(1), FrameId(2)), turned_rad=1.0, is_whole=True
+    )
+    frames = tuple(keyframe(number) for number in range(1, 3))
+    reason = only_reason(MapEvidence(keyframes=frames, places=(), turning=(turn,)))
+    assert (reason.kind, reason.level) == ("turning", WRONG)
+
+
+def test_nothing_is_said_before_anything_came() -> None:
+    assert judge(MapEvidence(keyframes=(), places=())).reasons == ()
+
+
+def test_keyframes_are_named_by_runs() -> None:
+    frames = [keyframe(number) for number in range(1, 13)]
+    assert named([FrameId(2)], frames) == "frame 20"
+    assert named([FrameId(2), FrameId(3), FrameId(7)], frames) == "frames 20 to 30, frame 70"
+    apart = [FrameId(number) for number in (1, 3, 5, 7, 9, 10)]
+    assert named(apart, frames).endswith("and 2 more")
+    assert len(stretches(apart, frames)) == 5
+
+
+def test_the_camera_is_named_where_there_are_several() -> None:
+    frames = [keyframe(1), keyframe(2, camera_key="other"), keyframe(3)]
+    assert named([FrameId(1), FrameId(3)], frames) == "frames 10 to 30 of camera"
+
+
+def test_a_time_in_a_video_is_in_minutes_and_seconds() -> None:
+    assert clock(75.4) == "1:15"
+    assert clock(-0.2) == "0:00"
