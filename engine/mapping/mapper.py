@@ -234,7 +234,7 @@ class Mapper:
             if not self._config.rescue.grow_components:
                 self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
-        record, jobs = self._record(frame_id), self._start_jobs()
+        record, jobs = self.record(frame_id), self._start_jobs()
         self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
@@ -244,7 +244,8 @@ class Mapper:
         """Builds the map anew from the scene graph, after a call raised and left it half changed.
 
         Keyframes, pairs and keypoint tables are those of the graph; cameras begin as before any
-        map. Jobs in flight and maps apart are dropped: what the map does not take starts them again.
+        map. Jobs in flight and maps apart are dropped: what the map does not take starts them
+        again.
 
         Args:
             frame_id: the newest keyframe, which `add_keyframe` did not add whole.
@@ -267,7 +268,7 @@ class Mapper:
             self._registering.register_all(self._map, config=self._growth)
             self._adjust()
         self._report_changes()
-        record = None if frame_id is None else self._record(frame_id)
+        record = None if frame_id is None else self.record(frame_id)
         return self._step(record=record, wants_view=False)
 
     def _register(self, frame_id: FrameId) -> None:
@@ -782,8 +783,11 @@ class Mapper:
             lost=self._components.lost_stretches(self._map),
         )
 
-    def _record(self, frame_id: FrameId) -> KeyframeRecord:
-        """What the journal keeps of the newest keyframe, and of the tables that it changed."""
+    def record(self, frame_id: FrameId) -> KeyframeRecord:
+        """What the journal keeps of the newest keyframe, and of the tables that it changed.
+
+        It is a part of its step; by itself it is for a keyframe whose step there will not be.
+        """
         keyframe = self._graph.keyframe(frame_id)
         return self._journal.record(
             keyframe,

@@ -10,10 +10,11 @@ from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 from engine.config import SnapshotsConfig
+from engine.errors import MapError
 from engine.events import RunPart
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
-from engine.mapping.steps import MapCounts
+from engine.mapping.steps import MapCounts, MapSnapshot
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
 from engine.run.event_loop import ThreadOwned, run_in
@@ -179,18 +180,27 @@ class Snapshots:
         ):
             await self._write(is_final=False)
 
-    async def write_final(self) -> None:
-        """Writes the last snapshot of the run, if there is a map."""
+    async def write_final(self, *, must_be_checked: bool = False) -> None:
+        """Writes the last snapshot of the run, if there is a map.
+
+        Args:
+            must_be_checked: mapping broke, and may have left the map half changed.
+
+        Raises:
+            MapError: it did; the snapshot before stands.
+        """
         self._has_final = True
-        await self._write(is_final=True)
+        await self._write(is_final=True, must_be_checked=must_be_checked)
 
     def _is_busy(self) -> bool:
         return self._is_copying or (self._writing is not None and not self._writing.is_done)
 
-    async def _write(self, *, is_final: bool) -> None:
+    async def _write(self, *, is_final: bool, must_be_checked: bool = False) -> None:
         self._is_copying = True
         try:
-            snapshot = await self._mapper.call(Mapper.snapshot)
+            snapshot = await self._mapper.call(
+                _checked_copies if must_be_checked else Mapper.snapshot
+            )
             if snapshot.counts.num_registered < _MIN_REGISTERED:
                 return
             self._registered_at_last = snapshot.counts.num_registered
@@ -205,6 +215,18 @@ class Snapshots:
             self._writing = BackgroundJob(await self._writer.schedule(write))
         finally:
             self._is_copying = False
+
+
+def _checked_copies(mapper: Mapper) -> MapSnapshot:
+    """Copies of the maps that are whole.
+
+    Raises:
+        MapError: one of them is not.
+    """
+    snapshot = mapper.snapshot()
+    if not all(copy.reconstruction.is_valid() for copy in snapshot.copies):
+        raise MapError("the map was left half changed; the snapshot before it stands")
+    return snapshot
 
 
 def return_free_memory() -> None:

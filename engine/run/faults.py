@@ -46,7 +46,9 @@ def wait_for_call(result: Future[object], limit_s: float) -> bool:
 
 
 class Faults:
-    """Reports faults as events, and in words the first time of each kind. For any thread.
+    """Reports faults as events, and some in words. For any thread.
+
+    Of each part the first is told, and one whenever their number has doubled.
 
     Args:
         config: whether a fault is the end of the run.
@@ -62,7 +64,6 @@ class Faults:
         self._end = end
         self._lock = threading.Lock()
         self._counts: Counter[RunPart] = Counter()
-        self._logged: set[tuple[RunPart, str]] = set()
         self._num_hangs = 0
 
     @property
@@ -91,11 +92,10 @@ class Faults:
             self._counts[part] += 1
             self._num_hangs += isinstance(error, HangError)
             num_faults = self._counts[part]
-            is_new = (part, type(error).__name__) not in self._logged
-            self._logged.add((part, type(error).__name__))
         # What the engine or an adapter raises on purpose says it all.
         trace = None if isinstance(error, EngineError) else error
-        level = logging.ERROR if is_new else logging.DEBUG
+        is_shown = num_faults & (num_faults - 1) == 0  # the first, and when it has doubled
+        level = logging.ERROR if is_shown else logging.DEBUG
         logger.log(level, "%s failed: %s; %s", part.value, detail, consequence, exc_info=trace)
         self._emit(
             FaultOccurred(
@@ -174,7 +174,7 @@ class Guard:
         if self.is_off:
             raise HangError(f"{self._part.value} hung {self._num_hangs} times and is off")
         with self._lock:
-            worker = self._idle.pop() if self._idle else _Worker(f"{self._part.value} (guarded)")
+            worker = self._idle.pop() if self._idle else _Worker(self._part.value)
         limit_s = self._limit_s * max(times, 1)
         result = worker.submit(use)
         if not self._wait(result, limit_s):  # type: ignore[arg-type]  # a future is read only

@@ -100,9 +100,7 @@ class GuardedMatcher:
                 raise InferenceError(f"pair {one.pair}: matches of keypoints that do not exist")
         return matched
 
-    def _match_each(
-        self, requests: Sequence[MatchRequest], cause: Exception
-    ) -> list[PairMatches]:
+    def _match_each(self, requests: Sequence[MatchRequest], cause: Exception) -> list[PairMatches]:
         matched: list[PairMatches] = []
         failed: list[MatchRequest] = []
         for request in requests:
@@ -118,8 +116,10 @@ class GuardedMatcher:
         if len(failed) == len(requests):
             self._report(cause, requests, consequence=_NEXT_TIME)
             raise _inference_error(cause) from cause
-        left_out = f"{len(failed)} of {len(requests)} pairs of a keyframe are left out"
-        self._report(cause, failed or requests, consequence=left_out)
+        consequence = "its pairs were matched one by one"
+        if failed:
+            consequence += f"; {len(failed)} of {len(requests)} are left out"
+        self._report(cause, requests, consequence=consequence)
         return matched
 
     def _report(

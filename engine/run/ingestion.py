@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -186,17 +185,17 @@ class Ingestion:
             Exception: the last of several errors in a row without a frame between them.
         """
         sink = self._queue.sink(source_idx)
-        pause_s, num_frames = self._retry.retry_first_s, 0
-        for num_tries in itertools.count(1):
+        pause_s, num_tries, num_frames = self._retry.retry_first_s, 0, 0
+        while True:
             try:
-                await self._receive(source, source_idx, sink=sink)
-                return
+                return await self._receive(source, source_idx, sink=sink)
             except SourceError:
                 raise
             except Exception as error:  # a task boundary
-                if self._num_frames[source_idx] > num_frames:  # it had worked again
-                    pause_s, num_frames = self._retry.retry_first_s, self._num_frames[source_idx]
-                    num_tries = 1
+                if self._num_frames[source_idx] > num_frames:  # it had worked
+                    pause_s, num_tries = self._retry.retry_first_s, 0
+                    num_frames = self._num_frames[source_idx]
+                num_tries += 1
                 if num_tries >= _MAX_TRIES or self._stops[source_idx].is_set():
                     raise
                 await self._source_failed(error, source_idx, consequence="it is tried again")
@@ -204,9 +203,7 @@ class Ingestion:
                 await asyncio.wait_for(self._stops[source_idx].wait(), pause_s)
             pause_s = min(2 * pause_s, self._retry.retry_max_s)
 
-    async def _receive(
-        self, source: LiveSource, source_idx: int, *, sink: ArrivalSink
-    ) -> None:
+    async def _receive(self, source: LiveSource, source_idx: int, *, sink: ArrivalSink) -> None:
         receiving = asyncio.create_task(source.receive(sink), name=f"receive {source.info.label}")
         stopping = asyncio.create_task(self._stops[source_idx].wait(), name="stopping")
         try:

@@ -192,7 +192,7 @@ class MappingStage:
         recorder: Recorder,
         writer: Writer,
         faults: Faults,
-        drop: Callable[[Frame, str], Awaitable[None]],
+        drop: Callable[[Frame, DropReason, str], Awaitable[None]],
         max_rebuilds: int,
     ) -> None:
         self._mapper = mapper
@@ -208,16 +208,23 @@ class MappingStage:
         self._publisher = publisher
         self._recorder = recorder
         self._writer = writer
+        self._is_dropping = False
         self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
 
     async def run(self) -> None:
         """Maps all items."""
         while (item := await self._items.get()) is not None:
+            if self._is_dropping:
+                continue  # settled at the end of the run, with all that it holds
             if item.keyframe is None:
                 await self._pose(item, wants_view=self._publisher.wants_view)
             else:
                 with self._items.mapping_keyframe():
                     await self._map(item, item.keyframe.keyframe)
+
+    def drop_what_waits(self) -> None:
+        """Maps nothing more; what waits stays in the engine, and is dropped with its end."""
+        self._is_dropping = True
 
     async def _pose(self, item: MappingItem, *, wants_view: bool) -> None:
         """Poses a frame, and settles one that does not become a keyframe."""
@@ -272,7 +279,7 @@ class MappingStage:
             return await self._mapper.call(Mapper.begin_keyframe, keyframe)
         except MapError as error:
             self._report(error, item.frame, consequence=f"{item.frame.name} is left out")
-            await self._drop(item.frame, str(error))
+            await self._drop(item.frame, DropReason.FAILED, str(error))
             return None
 
     async def _match(self, item: MappingItem, to_match: KeyframeToMatch) -> MatchedKeyframe:
@@ -297,7 +304,10 @@ class MappingStage:
             return await matching
         except Exception as error:  # a task boundary: the keyframe has the pairs found until then
             self._report(
-                error, item.frame, part=RunPart.MATCHING, consequence="some of its pairs are missing"
+                error,
+                item.frame,
+                part=RunPart.MATCHING,
+                consequence="some of its pairs are missing",
             )
             return await run_in(
                 self._matching_thread,
@@ -312,7 +322,25 @@ class MappingStage:
                 Mapper.add_keyframe, matched, wants_view=self._publisher.wants_view
             )
         except Exception as error:  # a task boundary: what it left half changed is built anew
-            return await self._rebuild(error, item.frame, frame_id=matched.frame_id)
+            return await self._rebuild_with(item, matched.frame_id, error)
+
+    async def _rebuild_with(
+        self, item: MappingItem, frame_id: FrameId, error: Exception
+    ) -> MappingStep:
+        """Builds the map anew with a keyframe; where that breaks it is journaled all the same.
+
+        Raises:
+            Exception: the map cannot be built.
+        """
+        try:
+            return await self._rebuild(error, item.frame, frame_id=frame_id)
+        except Exception:
+            record = await self._mapper.call(Mapper.record, frame_id)
+            await self._writer.schedule(
+                functools.partial(self._recorder.keyframe_added, item.frame, record),
+                then=functools.partial(self._frames.give_back, item.frame),
+            )
+            raise
 
     async def _rebuild(
         self, error: Exception, frame: Frame, *, frame_id: FrameId | None = None

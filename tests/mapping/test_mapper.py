@@ -398,16 +398,13 @@ def test_a_job_that_takes_longer_stays_due_and_is_merged_later(video: SyntheticW
     assert [event.keyframes_added_meanwhile for event in merged] == [4]
 
 
-def test_a_job_that_failed_is_reported_and_another_one_may_start(video: SyntheticWorld) -> None:
+def test_a_job_that_failed_changes_nothing_and_another_one_may_start(video: SyntheticWorld) -> None:
     fed = Run(video)
     frame_ids = iter(KEYFRAMES)
     job = fed.feed_until_a_job(frame_ids)
     before = poses_of(fed.sparse_map)
-    failed = FinishedJob(job=job, result=None, failure="no solution")
+    failed = FinishedJob(job=job, result=None)
     begun = fed.mapper.begin_keyframe(video.keyframe(next(frame_ids)), [failed])
-    assert [event.message for event in fed.emitted(Warned)] == [
-        "global bundle adjustment failed: no solution"
-    ]
     after = poses_of(fed.sparse_map)
     assert all(np.array_equal(before[i], after[i]) for i in before)
     fed.match_and_add(begun)
