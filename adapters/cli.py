@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adapters.doctor import Weights
+    from adapters.evaluate import Evaluation
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.run.engine import RunOutcome
@@ -178,7 +179,12 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
-        _print_evaluation(run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json)
+        evaluation = _print_evaluation(
+            run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
+        )
+    if not evaluation.has_map:
+        typer.echo(f"livesfm: {run_folder}: has no map, so there is nothing to compare", err=True)
+        raise typer.Exit(NOTHING_MADE)
 
 
 @app.command()
@@ -191,8 +197,11 @@ def export(
     ply: Annotated[bool, typer.Option("--ply", help="points.ply")] = False,
     nerfstudio: Annotated[bool, typer.Option("--nerfstudio", help="transforms.json")] = False,
     tum: Annotated[bool, typer.Option("--tum", help="Trajectories in TUM format.")] = False,
+    map_number: Annotated[
+        int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
+    ] = 0,
 ) -> None:
-    """Writes the newest snapshot in the formats of other tools."""
+    """Writes a map of the newest snapshot in the formats of other tools."""
     with _errors_reported():
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
@@ -207,8 +216,10 @@ def export(
         if not formats:
             raise ConfigError("say what to export: --undistort, --ply, --nerfstudio, --tum")
         with native_log_captured():
-            written = export_run(run_folder, to, formats=formats)
+            written = export_run(run_folder, to, formats=formats, map_number=map_number)
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+    for number, num_keyframes in sorted(written.left_out.items()):
+        typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes; --map {number}")
 
 
 @app.command()
@@ -380,7 +391,7 @@ def _other_maps(outcome: RunOutcome) -> str:
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
 
 
-def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:
+def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:
     from adapters.evaluate import evaluate as evaluate_run
     from adapters.evaluate import evaluation_table
 
@@ -389,6 +400,7 @@ def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = Fals
         typer.echo(json.dumps(evaluation.as_record()))
     else:
         _print_table(evaluation_table(evaluation))
+    return evaluation
 
 
 def _print_table(table: Table) -> None:
