@@ -113,6 +113,11 @@ class Recorder:
             keyframe = self._new_keyframe(frame, step.record)
         self._moments.add_step(step, keyframe=keyframe)
 
+    def keyframe_added(self, frame: Frame, record: KeyframeRecord) -> None:
+        """Journals a keyframe alone, whose step broke, and settles its frame."""
+        self._settle(frame.frame_id, KEYFRAME_STATUS)
+        self._moments.add_record(record, keyframe=self._new_keyframe(frame, record))
+
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""
         self._moments.add_cameras(cameras)
@@ -224,6 +229,10 @@ class Recorder:
             self._failed(what, error)
             return False
         return True
+
+    def count_failed_write(self) -> None:
+        """Counts a write that broke in a way that nobody expected."""
+        self._num_failed_writes += 1
 
     def _failed(self, what: str, error: Exception) -> None:
         self._num_failed_writes += 1
