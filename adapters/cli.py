@@ -197,8 +197,11 @@ def export(
     ply: Annotated[bool, typer.Option("--ply", help="points.ply")] = False,
     nerfstudio: Annotated[bool, typer.Option("--nerfstudio", help="transforms.json")] = False,
     tum: Annotated[bool, typer.Option("--tum", help="Trajectories in TUM format.")] = False,
+    map_number: Annotated[
+        int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
+    ] = 0,
 ) -> None:
-    """Writes the newest snapshot in the formats of other tools."""
+    """Writes a map of the newest snapshot in the formats of other tools."""
     with _errors_reported():
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
@@ -213,8 +216,10 @@ def export(
         if not formats:
             raise ConfigError("say what to export: --undistort, --ply, --nerfstudio, --tum")
         with native_log_captured():
-            written = export_run(run_folder, to, formats=formats)
+            written = export_run(run_folder, to, formats=formats, map_number=map_number)
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+    for number, num_keyframes in sorted(written.left_out.items()):
+        typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes; --map {number}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Export: copies of a run's latest map in the formats of other tools.
+"""Export: copies of one of a run's latest maps in the formats of other tools.
 
 All formats of one export share a folder:
 
@@ -7,8 +7,7 @@ All formats of one export share a folder:
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
-    trajectory.txt              tum: frames in the map, trajectory_1.txt, ...: in the maps apart;
-                                trajectory_keyframes.txt: the keyframes of the map
+    trajectory.txt              tum: frames in the map; trajectory_keyframes.txt: its keyframes
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -59,6 +58,7 @@ _OPENCV_FISHEYE_POSITIONS = {  # of fx, fy, cx, cy
 }
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
 _POINTS_NAME = "points.ply"
+_TRAJECTORY_NAME = "trajectory.txt"
 _VIEWS, _DISTORTED = "views", "distorted"  # folders that stand in an export while it is written
 _MASKS = "masks"  # folder in a run and in an export; a mask has its image's name with .png added
 _MAX_IMAGE_BYTES = 2**30
@@ -81,10 +81,13 @@ class Export:
     path: Path
     num_images: int
     num_points3D: int
+    left_out: Mapping[int, int]  # keyframes of the snapshot's other maps, by their N of sparse/N
 
 
-def export(run: Path, to: Path, *, formats: Collection[ExportFormat]) -> Export:
-    """Writes the largest map of a run's latest snapshot to a new folder.
+def export(
+    run: Path, to: Path, *, formats: Collection[ExportFormat], map_number: int = 0
+) -> Export:
+    """Writes a map of a run's latest snapshot to a new folder.
 
     The folder appears whole or not at all.
 
@@ -92,23 +95,29 @@ def export(run: Path, to: Path, *, formats: Collection[ExportFormat]) -> Export:
         run: a run folder.
         to: a folder that does not exist, or is empty.
         formats: at least one.
+        map_number: N of the snapshot's sparse/N; 0 is the fullest map.
 
     Raises:
-        ConfigError: the run has no snapshot, the target holds something, or a camera model does not
-            fit the format.
+        ConfigError: the run has no snapshot, or no such map, the target holds something, or a
+            camera model does not fit the format.
         SnapshotError: the files cannot be written, or images of the map are missing.
     """
     to = to.resolve()
-    model = run / "latest" / "sparse" / "0"
+    models = _models(run)
     if not formats:
         raise ConfigError("an export needs at least one format")
-    if not model.is_dir():
+    if 0 not in models:
         raise ConfigError(f"{run}: has no snapshot to export")
+    if map_number not in models:
+        raise ConfigError(f"{run}: has no map {map_number}, only 0 to {max(models)}")
+    model = models.pop(map_number)
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise ConfigError(f"{to}: exists and is not an empty folder")
     temporary = to.with_name(f".tmp-{to.name}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
+        if ExportFormat.TUM in formats:
+            _copy_trajectory(run, temporary, map_number=map_number)
         reconstruction = _write(run, model, temporary, formats=set(formats))
         temporary.replace(to)
     except OSError as error:
@@ -119,7 +128,14 @@ def export(run: Path, to: Path, *, formats: Collection[ExportFormat]) -> Export:
         path=to,
         num_images=reconstruction.num_reg_images(),
         num_points3D=reconstruction.num_points3D(),
+        left_out={number: read_model(other).num_reg_images() for number, other in models.items()},
     )
+
+
+def _models(run: Path) -> dict[int, Path]:
+    """The folders of the latest snapshot's maps, by number."""
+    folders = (run / "latest" / "sparse").glob("[0-9]*")
+    return {int(folder.name): folder for folder in sorted(folders) if folder.name.isdecimal()}
 
 
 def _write(
@@ -394,11 +410,15 @@ def _nerfstudio_intrinsics(camera: pycolmap.Camera) -> dict[str, float]:
     return {"w": camera.width, "h": camera.height, **distortion, **params}
 
 
+def _copy_trajectory(run: Path, to: Path, *, map_number: int) -> None:
+    """Copies the poses of all frames of a map, where the run came so far."""
+    source = run / (f"trajectory_{map_number}.txt" if map_number else _TRAJECTORY_NAME)
+    if source.is_file():
+        shutil.copyfile(source, to / _TRAJECTORY_NAME)
+
+
 def _write_tum(reconstruction: pycolmap.Reconstruction, run: Path, to: Path) -> None:
-    """Writes the poses of all frames, where the run came so far, and of the map's keyframes."""
-    for trajectory in (run / "trajectory.txt", *sorted(run.glob("trajectory_[0-9]*.txt"))):
-        if trajectory.is_file():
-            shutil.copyfile(trajectory, to / trajectory.name)
+    """Writes the poses of the map's keyframes."""
     times_s = {row.name: row.captured_at_s for row in read_frame_rows(run)}
     lines = [
         (times_s[image.name], _tum_pose(image))

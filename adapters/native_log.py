@@ -20,8 +20,13 @@ logger = logging.getLogger(__name__)
 
 _STDERR = 2
 _END = b"\0end of the capture\n"
-# glog: severity, date, time, thread, then "file:line] message".
-_GLOG_LINE = re.compile(rb"^([IWEF])\d{8} \d\d:\d\d:\d\d\.\d+ +\d+ ([^\]]*\] .*)$")
+# glog: severity, date, time, thread, then "file:line] message"; on terminals in colours, which end
+# only where the next line begins.
+_COLOUR = rb"(?:\x1b\[[\d;]*m)*"
+_GLOG_LINE = re.compile(
+    rb"^%b([IWEF])\d{8} \d\d:\d\d:\d\d\.\d+ +\d+ ([^\]]*\] .*?)%b$" % (_COLOUR, _COLOUR)
+)
+_ROUTINE = b"levenberg_marquardt_strategy.cc"  # a step fails: Ceres tries a smaller one
 _LEVELS = {
     b"I": logging.DEBUG,
     b"W": logging.WARNING,
@@ -32,7 +37,7 @@ _LEVELS = {
 
 @contextmanager
 def native_log_captured() -> Iterator[None]:
-    """Sends native log lines to ``logging`` while the context lasts; information as DEBUG.
+    """Sends native log lines to ``logging`` while the context lasts; what is routine as DEBUG.
 
     Python's own ``sys.stderr`` keeps writing to the terminal directly.
     """
@@ -79,7 +84,9 @@ def _pass_on(reading: int, terminal: int) -> None:
             text = line.removesuffix(_END)
             known = _GLOG_LINE.match(text)
             if known is not None:
-                logger.log(_LEVELS[known[1]], "%s", known[2].decode(errors="replace"))
+                severity, message = known.groups()
+                level = logging.DEBUG if message.startswith(_ROUTINE) else _LEVELS[severity]
+                logger.log(level, "%s", message.decode(errors="replace"))
             else:
                 with suppress(OSError):  # the terminal may be gone; who writes must not block
                     os.write(terminal, text)

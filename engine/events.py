@@ -101,7 +101,9 @@ class KeyframeAdded(Event):
 
     frame_id: FrameId
     camera_key: str
+    index: int  # of the frame in its source, from 0
     name: str
+    is_photo: bool
     captured_at_s: float
     num_keypoints: int
 
@@ -161,6 +163,14 @@ class CameraSplit(Event):
     focal_px: tuple[float, ...]  # of each calibration
     frame_ids: tuple[FrameId, ...]  # the camera's keyframes
     calibration_idx: tuple[int, ...]  # of each keyframe, in calibration_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZoomSearched(Event):
+    """Keyframes seem to be zoomed: maps with focal lengths of their own are tried, a while long."""
+
+    camera_key: str
+    frame_ids: tuple[FrameId, ...]  # keyframes that seem to be zoomed against the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,8 @@ from engine.events import (
     SnapshotWritten,
     VerdictChanged,
 )
-from engine.types import DropReason, MapView, Verdict
+from engine.frame_names import frame_in_words
+from engine.types import DropReason, FrameId, MapView, Verdict
 
 LATENCY_WINDOW = 300  # frames: ten seconds of video
 
@@ -45,11 +46,21 @@ class RunCounters:
     finished: RunFinished | None = None
     verdict: Verdict = field(default_factory=Verdict)  # on the map, as it was emitted last
     _latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
+    _added: dict[FrameId, KeyframeAdded] = field(default_factory=dict)
+    _camera_keys: set[str] = field(default_factory=set)
 
     @property
     def dropped(self) -> int:
         """Frames dropped so far, for any reason."""
         return self.dropped_by_reason.total()
+
+    def name_of(self, frame_id: FrameId) -> str:
+        """How a keyframe is named to people."""
+        added = self._added.get(frame_id)
+        if added is None:
+            return f"keyframe {frame_id}"
+        name = frame_in_words(index=added.index, name=added.name, is_photo=added.is_photo)
+        return f"{name} of {added.camera_key}" if len(self._camera_keys) > 1 else name
 
     def latency_percentiles_s(self) -> tuple[float, float] | None:
         """Median and 95th percentile of the latest latencies; None before the first pose."""
@@ -71,6 +82,8 @@ class RunCounters:
                 self._latencies_s.append(event.latency_s)
             case KeyframeAdded():
                 self.keyframes += 1
+                self._added[event.frame_id] = event
+                self._camera_keys.add(event.camera_key)
             case LoopClosed():
                 self.loops += 1
             case SnapshotWritten():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from adapters.live.run_counters import RunCounters
-from adapters.live.verdict_words import in_words, verdict_lines
+from adapters.live.verdict_words import in_words, level_in_words, verdict_lines
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
@@ -38,6 +38,7 @@ from engine.events import (
     Warned,
     WindowSolved,
     WindowVerdict,
+    ZoomSearched,
 )
 from engine.types import RegistrationStatus, SourceState, VerdictLevel
 
@@ -77,15 +78,16 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
     Args:
         event: any event of a run.
         counters: the counts of the run, this event included: a live source that drops thousands of
-            frames gets a line for the first ones and then for every doubling.
+            frames gets a line for the first ones and then for every doubling. They name keyframes.
     """
     match event:
         case FrameDropped():
             return _dropped(event, counters.dropped_by_reason[event.reason])
         case CameraTurning():
             turning = (
-                f"camera {event.camera_key}: turns without moving from frame {event.first} to"
-                f" {event.last}, which tells no depth: film this part again while walking"
+                f"camera {event.camera_key}: turns without moving from"
+                f" {counters.name_of(event.first)} to {counters.name_of(event.last)}, which tells"
+                " no depth: film this part again while walking"
             )
             return LogLine(level=LogLevel.WARNING, text=turning)
         case CameraDoubted() | Warned() | VerdictChanged():
@@ -95,8 +97,8 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
-            kinds = (_milestone, _camera, _mapping, _other_map, _refinement)
-            line = next((text for kind in kinds if (text := kind(event))), None)
+            kinds = (_milestone, _camera, _zoom, _mapping, _other_map, _refinement)
+            line = next((text for kind in kinds if (text := kind(event, counters))), None)
             return LogLine(level=LogLevel.INFO, text=line) if line else None
 
 
@@ -118,7 +120,9 @@ def _verdict(event: VerdictChanged) -> str:
         return f"verdict {level}"
     others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     below = verdict_lines(replace(event.verdict, reasons=reasons[1:]))[1:]
-    return "\n".join([f"verdict {level}: {reasons[0].sentence}{others}", *below])
+    return "\n".join(
+        [f"verdict {level_in_words(event.verdict)}: {reasons[0].sentence}{others}", *below]
+    )
 
 
 def _dropped(event: FrameDropped, num_dropped: int) -> LogLine | None:
@@ -131,7 +135,7 @@ def _dropped(event: FrameDropped, num_dropped: int) -> LogLine | None:
     return LogLine(level=LogLevel.WARNING, text=text)
 
 
-def _milestone(event: Event) -> str | None:
+def _milestone(event: Event, _: RunCounters) -> str | None:
     match event:
         case RunStarted():
             return f"started: {', '.join(event.sources)} with {event.matcher}"
@@ -154,7 +158,7 @@ def _other_maps(event: RunFinished) -> str:
     return f", {in_words(sizes)} in maps apart from it" if sizes else ""
 
 
-def _camera(event: Event) -> str | None:
+def _camera(event: Event, _: RunCounters) -> str | None:
     match event:
         case CameraCalibrated():
             how = "refined" if event.is_refined else event.how.replace("_", " ")
@@ -169,12 +173,6 @@ def _camera(event: Event) -> str | None:
             x, y = event.principal_point_xy
             whole = event.whole_camera_key
             return f"camera {event.camera_key} is a crop of {whole}: centre at {x:.0f}, {y:.0f} px"
-        case CameraSplit():
-            parts = ", ".join(
-                f"{event.calibration_idx.count(idx)} keyframes at {focal_px:.0f} px"
-                for idx, focal_px in enumerate(event.focal_px)
-            )
-            return f"camera {event.camera_key} has several focal lengths: {parts}"
         case OverlayFound():
             return (
                 f"camera {event.camera_key}: {100 * event.share:.1f} % of its image is masked, "
@@ -183,35 +181,53 @@ def _camera(event: Event) -> str | None:
     return None
 
 
-def _mapping(event: Event) -> str | None:
+def _zoom(event: Event, _: RunCounters) -> str | None:
+    match event:
+        case ZoomSearched():
+            return (
+                f"camera {event.camera_key}: {len(event.frame_ids)} keyframes seem to be zoomed;"
+                " maps with a focal length of their own are tried"
+            )
+        case CameraSplit():
+            parts = ", ".join(
+                f"{event.calibration_idx.count(idx)} keyframes at {focal_px:.0f} px"
+                for idx, focal_px in enumerate(event.focal_px)
+            )
+            return f"camera {event.camera_key} has several focal lengths: {parts}"
+    return None
+
+
+def _mapping(event: Event, counters: RunCounters) -> str | None:
     match event:
         case MapInitialized():
             again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
-            pair = f"{event.first} and {event.second}"
-            return f"map started from frames {pair}: {event.num_points3D:,} points{again}"
+            pair = _both(event, counters)
+            return f"map started from {pair}: {event.num_points3D:,} points{again}"
         case RegistrationFailed():
-            return f"frame {event.frame_id} waits for better evidence: {_evidence(event)}"
+            return (
+                f"{counters.name_of(event.frame_id)} waits for better evidence: {_evidence(event)}"
+            )
         case LoopClosed():
-            return f"loop closed: {event.first} to {event.second}, {event.num_inliers} inliers"
+            return f"loop closed: {_both(event, counters)}, {event.num_inliers} inliers"
         case LoopCorrected():
             before_px = f"{min(event.error_before_px, _MOST_SHOWN_PX):.0f}"
             return (
-                f"map corrected between frames {event.first} and {event.second}: {event.num_pairs} "
+                f"map corrected between {_both(event, counters)}: {event.num_pairs} "
                 f"pairs off by {before_px} px agree with it now, to {event.error_after_px:.1f} px"
             )
         case LoopRefused():
             return (
-                f"{event.num_pairs} pairs, such as frames {event.first} and {event.second}, "
+                f"{event.num_pairs} pairs, such as {_both(event, counters)}, "
                 f"contradict the map, which stays: {event.reason}"
             )
     return None
 
 
-def _other_map(event: Event) -> str | None:
+def _other_map(event: Event, counters: RunCounters) -> str | None:
     match event:
         case ComponentStarted():
             return (
-                f"a map apart started from frames {event.first} and {event.second}:"
+                f"a map apart started from {_both(event, counters)}:"
                 f" {event.num_registered} keyframes fit nowhere in the map"
             )
         case ComponentJoined():
@@ -227,6 +243,14 @@ def _other_map(event: Event) -> str | None:
     return None
 
 
+def _both(
+    event: MapInitialized | LoopClosed | LoopCorrected | LoopRefused | ComponentStarted,
+    counters: RunCounters,
+) -> str:
+    """The two keyframes of a pair."""
+    return f"{counters.name_of(event.first)} and {counters.name_of(event.second)}"
+
+
 def _boxes(boxes: Sequence[tuple[int, int, int, int]]) -> str:
     """Where boxes are, the first few of them: left, top and size in px."""
     named = [
@@ -236,7 +260,7 @@ def _boxes(boxes: Sequence[tuple[int, int, int, int]]) -> str:
     return ", ".join(named) + (", ..." if len(boxes) > BOXES_NAMED else "")
 
 
-def _refinement(event: Event) -> str | None:
+def _refinement(event: Event, _: RunCounters) -> str | None:
     match event:
         case BundleAdjusted():
             before_px, after_px = (

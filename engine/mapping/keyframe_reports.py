@@ -37,7 +37,9 @@ class KeyframeReports:
             KeyframeAdded(
                 frame_id=keyframe.frame_id,
                 camera_key=keyframe.camera_key,
+                index=keyframe.index,
                 name=keyframe.name,
+                is_photo=keyframe.is_photo,
                 captured_at_s=keyframe.captured_at_s,
                 num_keypoints=len(keyframe.features),
             )

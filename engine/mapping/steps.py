@@ -11,6 +11,7 @@ from engine.types import (
     Features,
     FrameId,
     FramePose,
+    ImagePair,
     Intrinsics,
     Keyframe,
     LostStretch,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from engine.mapping.jobs import MapJob
     from engine.mapping.positions.georeferencing import Placement
+    from engine.mapping.stored_state import Fact, StoredCalibration, StoredRelativePose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,11 @@ class MappingStep:
     # Keyframes whose camera is another one now, or has another model, with copies of these.
     recalibrated: Mapping[FrameId, pycolmap.Camera] = field(default_factory=dict)
     changed_pairs: tuple[VerifiedPair, ...] = ()  # that no record has; without matches if lost
+    # What the journal keeps with it, as far as it changed since the step before.
+    tried: tuple[ImagePair, ...] = ()  # pairs that were matched and do not hold
+    calibrations: Mapping[str, StoredCalibration] = field(default_factory=dict)  # copies, by key
+    relative_poses: tuple[StoredRelativePose, ...] = ()
+    facts: Mapping[str, Fact] = field(default_factory=dict)  # small states by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

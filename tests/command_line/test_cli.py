@@ -325,7 +325,10 @@ def test_a_good_map_may_come_with_a_hint(launches: Launches) -> None:
     launches.verdict = hint
     result = livesfm("run", "photos", "--out", "there")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[:2] == ["verdict: good", f"  - {hint.reasons[0].sentence}"]
+    assert result.stdout.splitlines()[:2] == [
+        "verdict: good, with a remark",
+        f"  - {hint.reasons[0].sentence}",
+    ]
 
 
 def test_the_demo_prints_the_accuracy_of_a_doubtful_map(

@@ -358,6 +358,34 @@ def test_a_crashed_run_without_trajectory_still_has_its_keyframes(
     assert entries(done.path) == {"trajectory_keyframes.txt"}
 
 
+def test_another_map_is_written_when_asked_for_and_named_when_left_out(
+    run: Path, tmp_path: Path
+) -> None:
+    other = run / "latest" / "sparse" / "1"
+    other.mkdir()
+    smaller = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
+    left_out = min(smaller.images.values(), key=lambda image: image.name)
+    smaller.deregister_frame(left_out.frame_id)
+    smaller.write_binary(other)
+    (run / "trajectory_1.txt").write_text("# other\n101.5 0 0 0 0 0 0 1\n")
+
+    done = export(run, tmp_path / "all", formats=[ExportFormat.TUM])
+    assert (done.num_images, done.left_out) == (4, {1: 3})
+    assert (done.path / "trajectory.txt").read_text() == (run / "trajectory.txt").read_text()
+
+    formats = [ExportFormat.TUM, ExportFormat.UNDISTORT]
+    done = export(run, tmp_path / "other", formats=formats, map_number=1)
+    assert (done.num_images, done.left_out) == (3, {0: 4})
+    assert (done.path / "trajectory.txt").read_text() == (run / "trajectory_1.txt").read_text()
+    lines = (done.path / "trajectory_keyframes.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["101.5", "102.5", "103.5"]
+    assert left_out.name not in {path.removeprefix("images/") for path in entries(done.path)}
+
+    with pytest.raises(ConfigError, match="has no map 2, only 0 to 1"):
+        export(run, tmp_path / "none", formats=formats, map_number=2)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_target_that_holds_something_is_refused_and_left_alone(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()

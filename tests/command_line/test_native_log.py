@@ -52,6 +52,33 @@ def test_everything_else_reaches_the_terminal_unchanged(capfd: pytest.CaptureFix
     assert capfd.readouterr().err == "E is no severity without a date\nhalf a line\nand no end"
 
 
+def test_native_log_lines_in_colours_leave_the_terminal_too(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    warning = GLOG.format(severity="W", message="a warning")
+    with native_log_captured():
+        say(f"\x1b[0;33m{warning}\x1b[m{GLOG.format(severity='I', message='all is well')}")
+        say("not of a library\n")
+    records = [one for one in caplog.records if one.name == "adapters.native_log"]
+    assert [(one.levelno, one.message) for one in records] == [
+        (logging.WARNING, "timer.cc:90] a warning"),
+        (logging.DEBUG, "timer.cc:90] all is well"),
+    ]
+    assert capfd.readouterr().err == "not of a library\n"
+
+
+def test_a_step_that_the_solver_tries_again_is_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    line = GLOG.format(severity="W", message="Linear solver failure. Failed to compute a step")
+    with native_log_captured():
+        say(line.replace("timer.cc:90", "levenberg_marquardt_strategy.cc:123"))
+    (record,) = [one for one in caplog.records if one.name == "adapters.native_log"]
+    assert record.levelno == logging.DEBUG
+
+
 def test_a_native_log_line_without_an_end_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with native_log_captured():

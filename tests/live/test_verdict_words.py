@@ -13,6 +13,13 @@ def test_a_good_map_needs_no_words() -> None:
     assert verdict_lines(Verdict(), width=80) == ["verdict: good"]
 
 
+@pytest.mark.parametrize(("num", "words"), [(1, "a remark"), (2, "remarks")])
+def test_reasons_of_a_good_map_are_remarks(num: int, words: str) -> None:
+    level, *lines = verdict_lines(verdict_of(*[VerdictLevel.GOOD] * num))
+    assert level == f"verdict: good, with {words}"
+    assert len(lines) == num
+
+
 @pytest.mark.parametrize("width", [20, 60, 80, 200])
 def test_sentences_go_on_in_the_next_line_and_lose_nothing(width: int) -> None:
     verdict = verdict_of(VerdictLevel.WRONG, VerdictLevel.DOUBTFUL)

@@ -166,6 +166,8 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
                         camera_key="camera",
                         at_s=0.1,
                         frame_id=FrameId(1),
+                        index=0,
+                        is_photo=False,
                         name="a.jpg",
                         captured_at_s=1.0,
                         num_keypoints=5,

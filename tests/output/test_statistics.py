@@ -125,6 +125,8 @@ def test_facts_are_counted_by_their_kind() -> None:
                 camera_key="camera",
                 at_s=0.0,
                 frame_id=FrameId(number),
+                index=0,
+                is_photo=False,
                 name="n",
                 captured_at_s=0.0,
                 num_keypoints=9,

@@ -106,6 +106,8 @@ class Story:
                 camera_key="camera",
                 at_s=self.at_s,
                 frame_id=frame_id,
+                index=0,
+                is_photo=False,
                 name="k",
                 captured_at_s=0.0,
                 num_keypoints=9,

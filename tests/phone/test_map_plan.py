@@ -232,6 +232,8 @@ def test_states_and_plans_are_json_and_speak_of_the_same_places() -> None:
                 camera_key="camera",
                 at_s=1.0,
                 frame_id=FrameId(3),
+                index=0,
+                is_photo=False,
                 name="k",
                 captured_at_s=1.0,
                 num_keypoints=9,

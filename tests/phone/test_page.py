@@ -76,6 +76,8 @@ def posed(frame: Frame) -> list[Event]:
             camera_key="camera",
             at_s=1.0,
             frame_id=frame_id,
+            index=0,
+            is_photo=False,
             name=frame.name,
             captured_at_s=captured_at_s,
             num_keypoints=100,

@@ -140,7 +140,13 @@ def test_who_waits_for_a_keyframe_goes_on_when_mapping_takes_it() -> None:
 def test_events_are_stamped_when_they_are_emitted_and_taken_once_in_order() -> None:
     events = EventQueue()
     added = KeyframeAdded(
-        frame_id=FrameId(3), camera_key="one", name="3.jpg", captured_at_s=0.3, num_keypoints=7
+        frame_id=FrameId(3),
+        camera_key="one",
+        index=0,
+        is_photo=False,
+        name="3.jpg",
+        captured_at_s=0.3,
+        num_keypoints=7,
     )
     before_s = events.clock()
     events(added)

@@ -102,6 +102,8 @@ def a_short_run() -> list[Event]:
             camera_key="camera",
             at_s=0.5,
             frame_id=frame_id,
+            index=0,
+            is_photo=False,
             name="k.jpg",
             captured_at_s=0.1,
             num_keypoints=9,
@@ -201,10 +203,37 @@ def test_a_failed_registration_and_a_warning_are_logged_with_their_level() -> No
     assert log_line is not None
     assert (log_line.level, log_line.text) == (
         LogLevel.INFO,
-        "frame 5 waits for better evidence: 7 of 40 matches agree",
+        "keyframe 5 waits for better evidence: 7 of 40 matches agree",
     )
     assert warning is not None
     assert (warning.level, warning.text) == (LogLevel.WARNING, "disk nearly full")
+
+
+def added(frame_id: int, index: int, *, name: str = "", camera_key: str = "left") -> KeyframeAdded:
+    return KeyframeAdded(
+        frame_id=FrameId(frame_id),
+        camera_key=camera_key,
+        index=index,
+        name=name,
+        is_photo=bool(name),
+        captured_at_s=0.0,
+        num_keypoints=9,
+    )
+
+
+def test_log_lines_name_keyframes_as_the_verdict_does() -> None:
+    counters = RunCounters()
+    for event in (added(4, 3), added(5, 4)):
+        counters.update(event)
+    failed = log_line_of(registration_failed(RegistrationStatus.TOO_FEW_INLIERS), counters)
+    assert failed is not None
+    assert failed.text.startswith("frame 4 waits")
+
+    counters.update(added(6, 0, name="IMG_7.jpg", camera_key="right"))
+    loop = LoopClosed(first=FrameId(4), second=FrameId(6), num_inliers=55)
+    line = log_line_of(loop, counters)
+    assert line is not None
+    assert line.text == "loop closed: frame 3 of left and photo IMG_7.jpg of right, 55 inliers"
 
 
 def test_a_doubted_camera_is_a_warning_that_names_it() -> None:
@@ -471,7 +500,7 @@ def test_maps_apart_are_logged_as_they_start_join_and_take_over() -> None:
     ]
     lines = [log_line_of(event, RunCounters()) for event in events]
     assert [line.text for line in lines if line is not None] == [
-        "a map apart started from frames 4 and 5: 3 keyframes fit nowhere in the map",
+        "a map apart started from keyframe 4 and keyframe 5: 3 keyframes fit nowhere in the map",
         "a map apart with 2 keyframes was joined: 20 are in one map now",
         "another map holds more and is the map now: 46 keyframes instead of 19",
         "finished (end of sources): 46/65 registered, 19 in maps apart from it",

@@ -177,6 +177,8 @@ def events_of_frame(frame_id: int) -> Iterator[Event]:
             camera_key="camera",
             at_s=at_s,
             frame_id=FrameId(frame_id),
+            index=0,
+            is_photo=False,
             name=f"{frame_id:05d}.jpg",
             captured_at_s=captured_at_s,
             num_keypoints=500,

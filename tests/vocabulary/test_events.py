@@ -45,6 +45,7 @@ from engine.events import (
     WindowPurpose,
     WindowSolved,
     WindowVerdict,
+    ZoomSearched,
 )
 from engine.types import (
     DropReason,
@@ -88,6 +89,8 @@ EVENTS: tuple[Event, ...] = (
         camera_key="camera",
         at_s=0.5,
         frame_id=ONE,
+        index=0,
+        is_photo=False,
         name="a.jpg",
         captured_at_s=0.0,
         num_keypoints=900,
@@ -132,6 +135,7 @@ EVENTS: tuple[Event, ...] = (
         focal_px=800.0,
         principal_point_xy=(320.0, 240.0),
     ),
+    ZoomSearched(at_s=0.5, camera_key="camera", frame_ids=(FrameId(2), FrameId(9))),
     LensRecognised(
         at_s=0.5,
         camera_key="camera",

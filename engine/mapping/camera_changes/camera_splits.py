@@ -12,6 +12,7 @@ built alike without a split. What remains unconfirmed or outside is doubted, wit
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections import Counter
@@ -26,7 +27,8 @@ from engine.estimators.calibration_votes import (
 )
 from engine.estimators.lenses import camera_focal_px
 from engine.estimators.scale_change import ScaleChange, measure_scale_change
-from engine.events import CameraSplit
+from engine.events import CameraSplit, ZoomSearched
+from engine.frame_names import named
 from engine.mapping.camera_changes.trial_maps import (
     MAX_ANEW,
     ChangedMap,
@@ -87,7 +89,6 @@ _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
 _ILL_ERROR_RATIO = 1.3  # times the typical error of a camera's keyframes
 _FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
-_MAX_NAMED = 6  # keyframes in a warning
 
 
 class CameraSplits:
@@ -226,7 +227,7 @@ class CameraSplits:
         *,
         apart: Collection[FrameId],
     ) -> ChangedMap | None:
-        pairs = self._graph.edges_among(frame_ids)
+        pairs = self._comparable(present, frame_ids)
         guesses = [self._levels(pairs, only_jumps=only_jumps) for only_jumps in (True, False)]
         voted = self._voted(present, source_key, guesses, pairs)
         if voted is not None and self._are_present(voted[0]):
@@ -246,6 +247,19 @@ class CameraSplits:
             self._num_failed[source_key] += 1
             self._unconfirmed[source_key] = zoomed_ids(suspected)
         return None
+
+    def _comparable(self, present: SparseMap, frame_ids: Sequence[FrameId]) -> list[VerifiedPair]:
+        """The pairs of keyframes that pairs join to those of the map, or else to most others.
+
+        A zoom is relative: nothing compares keyframes that no pairs join.
+        """
+        pairs = self._graph.edges_among(frame_ids)
+        held = present.registered_ids
+        joined = networkx.Graph((one.pair.first, one.pair.second) for one in pairs)
+        joined.add_edges_from(itertools.pairwise(held))
+        parts = networkx.connected_components(joined)
+        chosen = max(parts, key=lambda part: (len(part.intersection(held)), len(part)), default=())
+        return [one for one in pairs if one.pair.first in chosen]
 
     def _confirmed(
         self,
@@ -323,22 +337,25 @@ class CameraSplits:
             frame_ids=tuple(sorted(i for one in levels for i in one.frame_ids)), log_zoom=0.0
         )
         zoomed = zoomed_ids(levels)
+        self._emit(ZoomSearched(camera_key=source_key, frame_ids=tuple(zoomed)))
         for focal_px, share, anew in itertools.product(
             self._starts_px(present, source_key), _ZOOM_SHARES, (False, True)
         ):
             if anew and present.num_registered > MAX_ANEW:
                 continue
             guess = [replace(one, log_zoom=share * one.log_zoom) for one in levels]
-            trial, control = (
-                self._trial(present, source_key, one, focal_px=focal_px, changed=zoomed, anew=anew)
-                for one in (guess, [one_level])
+            tried = functools.partial(
+                self._trial, present, source_key, focal_px=focal_px, changed=zoomed, anew=anew
             )
+            trial = tried(guess)
             if (
-                trial is not None
-                and fits_better(trial.sparse_map, present, changed=zoomed)
-                and self._is_split(trial.sparse_map, source_key, guess)
-                and (control is None or _brings_in(trial, control, zoomed))
+                trial is None
+                or not fits_better(trial.sparse_map, present, changed=zoomed)
+                or not self._is_split(trial.sparse_map, source_key, guess)
             ):
+                continue
+            control = tried([one_level])
+            if control is None or _brings_in(trial, control, zoomed):
                 return self._taken(source_key, guess, trial)
         return None
 
@@ -566,13 +583,14 @@ class CameraSplits:
 
     def _doubt(self, source_key: str, zoomed: Sequence[FrameId]) -> None:
         self._cameras.add_zoom_doubt(
-            source_key, f"{self._named(zoomed)} seem to be zoomed, and no map confirms it"
+            source_key,
+            f"keyframes seem to be zoomed ({self._named(zoomed)}), and no map confirms it",
         )
 
     def _named(self, frame_ids: Sequence[FrameId]) -> str:
-        names = ", ".join(self._graph.keyframe(i).name for i in sorted(frame_ids)[:_MAX_NAMED])
-        more = len(frame_ids) - _MAX_NAMED
-        return f"{names} and {more} more" if more > 0 else names
+        keyframes = [self._graph.keyframe(i) for i in self._graph.keyframe_ids]
+        camera_keys = {self._graph.keyframe(i).camera_key for i in frame_ids}
+        return named(frame_ids, [one for one in keyframes if one.camera_key in camera_keys])
 
     def report_missing(self, present: SparseMap) -> None:
         """Doubts split cameras of which keyframes stay out of the map; when nothing more comes."""
@@ -586,7 +604,8 @@ class CameraSplits:
             if missing:
                 self._cameras.add_missing_doubt(
                     source_key,
-                    f"its focal length changes, and {self._named(missing)} stay out of the map",
+                    "its focal length changes, and keyframes stay out of the map"
+                    f" ({self._named(missing)})",
                 )
 
     # -- small questions ------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import networkx
 import numpy as np
 import pycolmap
 
@@ -188,7 +189,8 @@ class MapBuilder:
         """Builds a map from a start not tried here before, while keyframes are missing."""
         if present.num_registered == len(self._graph.connected_ids):
             return None
-        built = self._from_pairs(present, self._pairs_outside(present) or self._pairs())
+        pairs = self._pairs_outside(present) or self._pairs()
+        built = self._from_pairs(present, self._in_larger_parts(pairs, present.num_registered))
         if built is not None:
             self._tried_at_end.add(built.pair)
         return built
@@ -416,6 +418,12 @@ class MapBuilder:
         inside = set(frame_ids)
         return [p for p in self._pairs() if p.pair.first in inside and p.pair.second in inside]
 
+    def _in_larger_parts(self, pairs: Sequence[VerifiedPair], num: int) -> list[VerifiedPair]:
+        """The pairs from which pairs lead to more keyframes than a number, so that a map may."""
+        parts = _connected_parts(self._pairs())
+        larger = set().union(*(part for part in parts if len(part) > num))
+        return [pair for pair in pairs if pair.pair.first in larger]
+
     def _pairs_outside(self, present: SparseMap) -> list[VerifiedPair]:
         """Pairs of which the present map does not hold both keyframes."""
         return [
@@ -425,6 +433,13 @@ class MapBuilder:
                 present.is_registered(pair.pair.first) and present.is_registered(pair.pair.second)
             )
         ]
+
+
+def _connected_parts(pairs: Iterable[VerifiedPair]) -> list[set[FrameId]]:
+    """Keyframes by parts that no pair joins."""
+    joined: networkx.Graph[FrameId] = networkx.Graph()
+    joined.add_edges_from((one.pair.first, one.pair.second) for one in pairs)
+    return [set(part) for part in networkx.connected_components(joined)]
 
 
 def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
@@ -464,7 +479,8 @@ def build_best_map(
         None when no pair makes a sound map.
     """
     best: BuiltMap | None = None
-    for built in _built_maps(new_map, initial_pairs, initialization=initialization, config=config):
+    may_be_fuller = (one for one in initial_pairs if best is None or _reaches_more(one, best))
+    for built in _built_maps(new_map, may_be_fuller, initialization=initialization, config=config):
         if best is not None and _fullness(built) <= _fullness(best):
             continue
         if is_refused(built.sparse_map):
@@ -474,6 +490,19 @@ def build_best_map(
         if built.sparse_map.num_registered >= _GOOD_START_RATIO * num_matched:
             break
     return best
+
+
+def _reaches_more(initial: InitialPair, best: BuiltMap) -> bool:
+    """Whether pairs lead from a start to as many keyframes as a map holds."""
+    sparse_map, first = best.sparse_map, initial.pair.first
+    if sparse_map.is_registered(first):
+        return True
+    reached, waiting = {first}, [first]
+    while waiting:
+        new = sparse_map.neighbors(waiting.pop()).keys() - reached
+        reached |= new
+        waiting += new
+    return len(reached) >= sparse_map.num_registered
 
 
 def _built_maps(

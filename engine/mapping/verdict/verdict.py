@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from engine.mapping.verdict.frame_names import clock, named, stretches
+from engine.frame_names import clock, named, stretches
 from engine.mapping.verdict.map_evidence import DISPUTED_RATIO, MapEvidence, PlaceEvidence
 from engine.types import (
     CameraFigures,

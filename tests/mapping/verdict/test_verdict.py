@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.frame_names import clock, named, stretches
 from engine.mapping.model.calibration_control import WantedFocal
-from engine.mapping.verdict.frame_names import clock, named, stretches
 from engine.mapping.verdict.map_evidence import MapEvidence, PairsEvidence, PlaceEvidence
 from engine.mapping.verdict.verdict import judge
 from engine.types import (

@@ -1,4 +1,7 @@
-"""How keyframes are named to people: photos by file, frames of a video by number and time."""
+"""How keyframes are named to people: photos by file, frames of a video by number and time.
+
+Frames count from 0, as in ``frames.csv`` and in the names of their images.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,11 @@ def named(frame_ids: Iterable[FrameId], keyframes: Sequence[Keyframe]) -> str:
     return " and ".join([", ".join(words), *more] if more else [", ".join(words)])
 
 
+def frame_in_words(*, index: int, name: str, is_photo: bool) -> str:
+    """One keyframe in words."""
+    return f"photo {name}" if is_photo else f"frame {index}"
+
+
 def clock(seconds: float) -> str:
     """A time in a video: minutes and seconds."""
     whole = max(0, round(seconds))
@@ -54,11 +62,10 @@ def clock(seconds: float) -> str:
 
 def _run_in_words(run: Sequence[Keyframe], *, has_cameras: bool) -> str:
     first, last = run[0], run[-1]
-    if first.is_photo:
-        kind, begin, end = ("photo", "photos"), first.name, last.name
-    else:
-        kind, begin, end = ("frame", "frames"), str(first.index), str(last.index)
     where = f" of {first.camera_key}" if has_cameras else ""
     if len(run) == 1:
-        return f"{kind[0]} {begin}{where}"
-    return f"{kind[1]} {begin} to {end}{where}"
+        one = frame_in_words(index=first.index, name=first.name, is_photo=first.is_photo)
+        return f"{one}{where}"
+    if first.is_photo:
+        return f"photos {first.name} to {last.name}{where}"
+    return f"frames {first.index} to {last.index}{where}"
