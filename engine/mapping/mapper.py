@@ -223,6 +223,7 @@ class Mapper:
         self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
         self._pose_reports.add_keyframe(keyframe)
+        self._georeferencing.add_keyframe(keyframe)
         self._keyframe_reports.report_added(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
