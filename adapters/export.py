@@ -128,7 +128,7 @@ def export(
         path=to,
         num_images=reconstruction.num_reg_images(),
         num_points3D=reconstruction.num_points3D(),
-        left_out={number: _read_model(other).num_reg_images() for number, other in models.items()},
+        left_out={number: read_model(other).num_reg_images() for number, other in models.items()},
     )
 
 

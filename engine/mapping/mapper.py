@@ -382,6 +382,7 @@ class Mapper:
                 )
             return
         self._components.clear()
+        self._components.begin_world()
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
         self._replace_map(built)
@@ -477,6 +478,8 @@ class Mapper:
         """Makes a built map the map when it holds more keyframes."""
         if built is None or built.sparse_map.num_registered <= self._map.num_registered:
             return
+        if self._is_initialized and not built.is_placed:
+            self._components.begin_world()
         self._num_maps += 1
         self._adopt(built.sparse_map)
         self._emit(
@@ -529,6 +532,7 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
         self._components.clear()
+        self._components.begin_world()
         self._misplacements.forget()
         self._jobs.abandon()
         self._jobs.set_adjusted(0)
@@ -601,7 +605,10 @@ class Mapper:
             tracked, sparse_map if self._is_initialized else None, fallback=fallback
         )
         if pose is not None:
-            self._pose_reports.report_tracked([(tracked, pose)], map_number=number)
+            world_number = self._components.world_number(number)
+            self._pose_reports.report_tracked(
+                [(tracked, pose)], map_number=number, world_number=world_number
+            )
         return self._step(wants_view=wants_view, is_of_frame=True)
 
     def _map_for(
@@ -904,9 +911,10 @@ class Mapper:
         self._cameras.report(self._map, is_final=is_final)
         self._components.release(self._map)
         for number, sparse_map in self._components.numbered(self._map):
-            self._pose_reports.report_keyframes(sparse_map, map_number=number)
+            numbers = {"map_number": number, "world_number": self._components.world_number(number)}
+            self._pose_reports.report_keyframes(sparse_map, **numbers)
             posed = self._poser.pose_pending(sparse_map)
-            self._pose_reports.report_tracked(posed, map_number=number)
+            self._pose_reports.report_tracked(posed, **numbers)
 
     def _warn(self, message: str) -> None:
         self._emit(Warned(message=message))

@@ -211,6 +211,13 @@ class MappingStage:
         self._is_dropping = False
         self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
 
+    async def go_on(self, restored: MappingStep) -> None:
+        """Goes on from a restored map, before any item."""
+        self._due = restored.due
+        await self._jobs.start(restored.jobs)
+        await self._snapshots.write_if_due(restored.counts)
+        await self._publisher.publish_step(restored)
+
     async def run(self) -> None:
         """Maps all items."""
         while (item := await self._items.get()) is not None:
