@@ -128,7 +128,10 @@ def roles_of(
     """
     if former is None:
         new = SourceRole.of_all(sources)
-        return [role.with_address(_kept(spec, role.label)) for spec, role in zip(specs, new, strict=True)]
+        return [
+            role.with_address(_kept(spec, role.label))
+            for spec, role in zip(specs, new, strict=True)
+        ]
     known = list(former.sources)
     number = former.next_source_number
     roles = []

@@ -618,6 +618,7 @@ class FramePose:
     is_keyframe: bool  # whether the frame is one, in a map or not
     kind: PoseKind = PoseKind.NONE  # NONE stands for that of a keyframe in a map, or of a tracked
     map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
+    world_number: int = 0  # likewise, but a map keeps it when it becomes the main one, or no more
 
     def __post_init__(self) -> None:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)

@@ -57,7 +57,9 @@ class PoseReports:
         """Adds a keyframe, from which frames may be tracked."""
         self._camera_keys[keyframe.frame_id] = keyframe.camera_key
 
-    def report_keyframes(self, sparse_map: SparseMap, *, map_number: int) -> None:
+    def report_keyframes(
+        self, sparse_map: SparseMap, *, map_number: int, world_number: int
+    ) -> None:
         """Reports keyframes that are new in a map."""
         for frame_id in sparse_map.registered_ids:
             if self._map_numbers.get(frame_id) == map_number:
@@ -72,18 +74,23 @@ class PoseReports:
                     cam_from_world=sparse_map.cam_from_world(frame_id),
                     is_keyframe=True,
                     map_number=map_number,
+                    world_number=world_number,
                 ),
                 camera_key=keyframe.camera_key,
                 received_at_s=keyframe.received_at_s,
             )
 
     def report_tracked(
-        self, posed: Iterable[tuple[TrackedFrame, FramePose]], *, map_number: int
+        self,
+        posed: Iterable[tuple[TrackedFrame, FramePose]],
+        *,
+        map_number: int,
+        world_number: int,
     ) -> None:
         """Reports frames between keyframes that a map poses; those with a pose stay as they are."""
         for tracked, pose in posed:
             self._report(
-                replace(pose, map_number=map_number),
+                replace(pose, map_number=map_number, world_number=world_number),
                 camera_key=self._camera_keys[tracked.keyframe_id],
                 received_at_s=tracked.received_at_s,
             )

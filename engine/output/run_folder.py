@@ -58,9 +58,8 @@ _FILES = {
     "groundtruth.txt",
     "latest",
     "summary.json",
-    "trajectory_live.txt",
 }
-_NUMBERED_FILES = re.compile(r"trajectory(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
+_NUMBERED_FILES = re.compile(r"trajectory(_live)?(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
 _FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
 
@@ -68,6 +67,11 @@ _FOLDERS = {"images", "snapshots"}
 def trajectory_name(map_idx: int) -> str:
     """The file of the poses in the map ``sparse/MAP_IDX``."""
     return f"trajectory_{map_idx}.txt" if map_idx else "trajectory.txt"
+
+
+def live_trajectory_name(world_number: int) -> str:
+    """The file of poses as first reported in a world: a reader of TUM files expects only one."""
+    return f"trajectory_live_{world_number}.txt" if world_number else "trajectory_live.txt"
 
 
 def dropped_status(reason: DropReason) -> str:
@@ -146,7 +150,7 @@ class RunFolder:
         with _writing(path):
             self._frames = LineFile(path / "frames.csv")
             self._events = LineFile(path / "events.jsonl")
-            self._live_trajectory = LineFile(path / "trajectory_live.txt")
+            self._live_trajectory = LineFile(path / live_trajectory_name(0))
 
     @classmethod
     def create(cls, path: Path, *, config_text: str, overwrite: bool = False) -> RunFolder:
@@ -269,13 +273,25 @@ class RunFolder:
             self._events.append(_json_text(event.as_record()))
 
     def append_live_pose(self, pose: FramePose) -> None:
-        """Appends a pose, as it was first reported, to ``trajectory_live.txt``.
+        """Appends a pose, as it was first reported, to the live trajectory of its world.
 
         Raises:
             JournalError: it cannot be written.
         """
-        with _writing(self.path / "trajectory_live.txt"):
-            self._live_trajectory.append(_tum_line(pose.captured_at_s, pose.cam_from_world))
+        line = _tum_line(pose.captured_at_s, pose.cam_from_world)
+        path = self.path / live_trajectory_name(pose.world_number)
+        with _writing(path):
+            if pose.world_number == 0:
+                self._live_trajectory.append(line)
+                return
+            # Any number of maps may come and go: their files are not kept open.
+            is_new = not path.exists()
+            file = LineFile(path)
+            try:
+                for one in (_TUM_HEADER, line) if is_new else (line,):
+                    file.append(one)
+            finally:
+                file.close()
 
     def write_trajectories(self, poses: Sequence[Sequence[FramePose]]) -> None:
         """Writes the final poses of each map in TUM format, one line per frame, by capture time.

@@ -23,6 +23,7 @@ from adapters.sources.files.photo_files import (
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
+from engine.regular_files import read_regular_file, regular_file_size
 from engine.types import (
     Arrival,
     RejectedFrame,
@@ -132,9 +133,11 @@ class ImageFolder:
         """The sizes of its images as stored, from their headers."""
         for position in self._indices:
             try:
-                header = read_image_header((self._root / self._files[position]).read_bytes())
+                file = self._root / self._files[position]
+                data = read_regular_file(file, max_bytes=self._config.max_image_bytes)
             except OSError:
                 continue  # it is counted when its turn comes
+            header = read_image_header(data)
             if header is not None:
                 yield header.width, header.height
 
@@ -180,6 +183,7 @@ def _find_images(path: Path) -> _FoundImages:
             return found
         if not path.exists():
             raise SourceError(f"{path}: no such file or folder")
+        regular_file_size(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in IMAGE_SUFFIXES:

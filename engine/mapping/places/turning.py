@@ -591,7 +591,15 @@ class TurningWatch:
 
 def _record(run: _Run) -> dict[str, Any]:
     """A run of keyframes as JSON holds it."""
-    return {**asdict(run), "frame_ids": list(run.frame_ids)}
+    return {
+        "frame_ids": list(run.frame_ids),
+        "turned_rad": run.turned_rad,
+        "is_turning": run.is_turning,
+        "zooms": run.zooms,
+        "focal": None if run.focal is None else asdict(run.focal),
+        "num_tried": run.num_tried,
+        "num_emitted": run.num_emitted,
+    }
 
 
 def _of_record(record: Mapping[str, Any]) -> _Run:

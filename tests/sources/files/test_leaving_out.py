@@ -13,10 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from adapters.sources.files import video_file
+from adapters.sources.files import video_file, video_frames
 from adapters.sources.files.image_folder import ImageFolder
 from adapters.sources.files.video_file import VideoFile
-from adapters.sources.files.video_frames import decode_packet
 from adapters.sources.files.watched_folder import WatchedFolder
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import LiveSourcesConfig, SourcesConfig
@@ -158,7 +157,7 @@ def test_a_watched_folder_gives_what_is_new_in_it(photos: Path) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every frame that FFmpeg decodes from here on."""
     decoded: list[Any] = []
-    decode = decode_packet
+    decode = video_frames.decode_packet
 
     def counting(packet: Any) -> Any:
         for frame in decode(packet):
