@@ -596,7 +596,7 @@ class Engine:
         await self._ingestion.drop(frame, reason=reason, detail=detail)
 
     def _write_failed(self, error: Exception) -> None:
-        self._recorder.num_failed_writes += 1
+        self._recorder.count_failed_write()
         self._faults.report(RunPart.WRITING, error, consequence="what was to be written is missing")
 
 

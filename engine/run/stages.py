@@ -259,7 +259,7 @@ class MappingStage:
         step = await self._add(item, await self._match(item, to_match))
         if step.record is not None:
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, step.record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
         self._due = step.due
@@ -342,9 +342,9 @@ class MappingStage:
         try:
             return await self._rebuild(error, item.frame, frame_id=frame_id)
         except Exception:
-            record = await self._mapper.call(Mapper.record, frame_id)
+            step = await self._mapper.call(Mapper.last_step, frame_id)
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
             raise
