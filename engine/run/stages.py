@@ -231,7 +231,7 @@ class MappingStage:
         )
         if step.record is not None:
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, step.record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
         self._due = step.due
