@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adapters.doctor import Weights
+    from adapters.evaluate import Evaluation
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.run.engine import RunOutcome
@@ -178,7 +179,12 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
-        _print_evaluation(run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json)
+        evaluation = _print_evaluation(
+            run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
+        )
+    if not evaluation.has_map:
+        typer.echo(f"livesfm: {run_folder}: has no map, so there is nothing to compare", err=True)
+        raise typer.Exit(NOTHING_MADE)
 
 
 @app.command()
@@ -385,7 +391,7 @@ def _other_maps(outcome: RunOutcome) -> str:
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
 
 
-def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:
+def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:
     from adapters.evaluate import evaluate as evaluate_run
     from adapters.evaluate import evaluation_table
 
@@ -394,6 +400,7 @@ def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = Fals
         typer.echo(json.dumps(evaluation.as_record()))
     else:
         _print_table(evaluation_table(evaluation))
+    return evaluation
 
 
 def _print_table(table: Table) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from engine.events import FramePosed
@@ -26,6 +26,27 @@ class PoseReports:
         self._has_pose: set[FrameId] = set()
         self._map_numbers: dict[FrameId, int] = {}  # of keyframes, as reported last
         self._new: list[FramePose] = []
+
+    def facts(self) -> list[FrameId]:
+        """The keyframes of which no pose was reported."""
+        return [i for i in self._camera_keys if i not in self._has_pose]
+
+    def restore(
+        self,
+        facts: Collection[FrameId],
+        tracked_ids: Iterable[FrameId],
+        places: Mapping[FrameId, int],
+    ) -> None:
+        """Goes on where the poses of all other frames were reported, and nothing since.
+
+        Args:
+            facts: as `facts` gave them.
+            tracked_ids: frames between keyframes that have a pose.
+            places: the number of the map that each keyframe is registered in.
+        """
+        self._new.clear()
+        self._has_pose = set(self._camera_keys).difference(facts).union(tracked_ids)
+        self._map_numbers = {i: number for i, number in places.items() if i in self._has_pose}
 
     @property
     def num_keyframes(self) -> int:

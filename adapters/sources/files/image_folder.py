@@ -21,6 +21,7 @@ from adapters.sources.files.photo_files import (
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
+from engine.regular_files import read_regular_file, regular_file_size
 from engine.types import Arrival, RejectedFrame, SourceInfo, SourceNotice, SourceState
 
 Item = Arrival | RejectedFrame | SourceNotice
@@ -85,9 +86,11 @@ class ImageFolder:
         """The sizes of its images as stored, from their headers."""
         for index in range(0, len(self._files), self._config.every_nth_frame):
             try:
-                header = read_image_header((self._root / self._files[index]).read_bytes())
+                file = self._root / self._files[index]
+                data = read_regular_file(file, max_bytes=self._config.max_image_bytes)
             except OSError:
                 continue  # it is counted when its turn comes
+            header = read_image_header(data)
             if header is not None:
                 yield header.width, header.height
 
@@ -132,6 +135,7 @@ def _find_images(path: Path) -> _FoundImages:
             return found
         if not path.exists():
             raise SourceError(f"{path}: no such file or folder")
+        regular_file_size(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in IMAGE_SUFFIXES:

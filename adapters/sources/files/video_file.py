@@ -17,6 +17,8 @@ from adapters.live.blocking import iterate_in_thread
 from adapters.sources.files.video_frames import (
     decode_packet,
     num_bytes_of,
+    open_container,
+    packets_of,
     picture_stream,
     quarter_turns,
     upright_rgb,
@@ -25,6 +27,7 @@ from adapters.sources.files.video_gps import ReadingFeed, positions_of_video
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
+from engine.regular_files import regular_file_size
 from engine.types import (
     Arrival,
     DropReason,
@@ -228,8 +231,9 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if not path.exists():
         raise SourceError(f"{path}: no such file")
     try:
+        regular_file_size(path)
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
-        container = av.open(str(path.absolute()))
+        container = open_container(str(path.absolute()))
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{path}: not a readable video: {error.strerror or error}") from error
     with container:
@@ -245,10 +249,10 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
 
     extent = _Extent()
     try:
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             extent.add(packet)
             yield from decode_packet(packet)
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, OSError) as error:
         yield f"cannot be read further: {error.strerror}"
         return
     promised_s = _promised_duration_s(container, stream)

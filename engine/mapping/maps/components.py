@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -121,6 +122,34 @@ class Components:
         self._came_lost: dict[FrameId, None] = {}  # keyframes that the main map did not take
         self._to_look_for: list[FrameId] = []  # of them, not yet matched with further places
         self._num_looked_for = 0  # keyframes of components, in turn
+
+    # -- what a run that goes on needs ------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers, and keyframes that came without a place; the maps are in snapshots."""
+        return {
+            "num_worlds": self._num_worlds,
+            "worlds": [[MAIN, self._main_world]]
+            + [[one.number, one.world_number] for one in self._components],
+            "came_lost": list(self._came_lost),
+            "to_look_for": list(self._to_look_for),
+            "num_looked_for": self._num_looked_for,
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`; what was tried to join maps is tried again."""
+        self._num_worlds = max(self._num_worlds, facts["num_worlds"])
+        worlds = dict(facts["worlds"])
+        self._main_world = worlds.pop(MAIN)
+        for one in self._components:
+            one.world_number = worlds.get(one.number, one.world_number)
+        self._came_lost.update(dict.fromkeys(FrameId(i) for i in facts["came_lost"]))
+        self._to_look_for = [FrameId(i) for i in facts["to_look_for"]]
+        self._num_looked_for = facts["num_looked_for"]
+
+    def restore_map(self, sparse_map: SparseMap, *, number: int) -> None:
+        """Adds a map of a run that goes on, under its number, as one that is adjusted."""
+        self._add(sparse_map, number=number, world_number=number)
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -693,13 +722,16 @@ class Components:
     # -- inside ---------------------------------------------------------------------------------
 
     def _added(self, sparse_map: SparseMap) -> _Component:
+        return self._add(sparse_map, number=self._num_worlds, world_number=self._num_worlds)
+
+    def _add(self, sparse_map: SparseMap, *, number: int, world_number: int) -> _Component:
         one = _Component(
-            number=self._num_worlds,
-            world_number=self._num_worlds,
+            number=number,
+            world_number=world_number,
             sparse_map=sparse_map,
             schedule=GlobalAdjustmentSchedule(self._growth.global_bundle_adjustment),
         )
-        self._num_worlds += 1
+        self._num_worlds = max(self._num_worlds, number + 1)
         one.schedule.done(sparse_map.num_registered)
         self._components.append(one)
         for frame_id in sparse_map.registered_ids:

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import networkx
 import numpy as np
@@ -124,6 +125,24 @@ class MapBuilder:
     def distrust(self, pairs: Iterable[ImagePair]) -> None:
         """Leaves pairs that misled a map out of all maps to come."""
         self._distrusted.update(pairs)
+
+    def facts(self) -> dict[str, Any]:
+        """What was tried while the run went on, and which pairs misled maps."""
+        return {
+            "all_pairs_were_tried": self._all_pairs_were_tried,
+            "num_keyframes_at_bootstrap": self._num_keyframes_at_bootstrap,
+            "num_restarts": self._num_restarts,
+            "num_keyframes_at_restart": self._num_keyframes_at_restart,
+            "distrusted": [[pair.first, pair.second] for pair in sorted(self._distrusted)],
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`; what the end of a run tries is tried again."""
+        self._all_pairs_were_tried = facts["all_pairs_were_tried"]
+        self._num_keyframes_at_bootstrap = facts["num_keyframes_at_bootstrap"]
+        self._num_restarts = facts["num_restarts"]
+        self._num_keyframes_at_restart = facts["num_keyframes_at_restart"]
+        self._distrusted = {ImagePair(*pair) for pair in facts["distrusted"]}
 
     def start_over(self) -> SparseMap:
         """Forgets what was tried; returns a map of all keyframes, none registered.
