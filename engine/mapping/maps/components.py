@@ -129,8 +129,8 @@ class Components:
         """Numbers, and keyframes that came without a place; the maps are in snapshots."""
         return {
             "num_worlds": self._num_worlds,
-            "worlds": [[MAIN, self._main_world]]
-            + [[one.number, one.world_number] for one in self._components],
+            "main_world": self._main_world,
+            "worlds": {str(one.number): one.world_number for one in self._components},
             "came_lost": list(self._came_lost),
             "to_look_for": list(self._to_look_for),
             "num_looked_for": self._num_looked_for,
@@ -139,10 +139,9 @@ class Components:
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Goes on with `facts`; what was tried to join maps is tried again."""
         self._num_worlds = max(self._num_worlds, facts["num_worlds"])
-        worlds = dict(facts["worlds"])
-        self._main_world = worlds.pop(MAIN)
+        self._main_world = facts["main_world"]
         for one in self._components:
-            one.world_number = worlds.get(one.number, one.world_number)
+            one.world_number = facts["worlds"].get(str(one.number), one.world_number)
         self._came_lost.update(dict.fromkeys(FrameId(i) for i in facts["came_lost"]))
         self._to_look_for = [FrameId(i) for i in facts["to_look_for"]]
         self._num_looked_for = facts["num_looked_for"]
@@ -722,7 +721,8 @@ class Components:
     # -- inside ---------------------------------------------------------------------------------
 
     def _added(self, sparse_map: SparseMap) -> _Component:
-        return self._add(sparse_map, number=self._num_worlds, world_number=self._num_worlds)
+        number = self._num_worlds
+        return self._add(sparse_map, number=number, world_number=number)
 
     def _add(self, sparse_map: SparseMap, *, number: int, world_number: int) -> _Component:
         one = _Component(
