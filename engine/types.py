@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NewType, Self
@@ -134,6 +134,24 @@ class SourceInfo:
     is_live: bool  # frames come whether or not the engine keeps up, so the oldest are dropped
     is_sequence: bool  # consecutive frames are a video; False: every frame is a photo
     num_frames: int | None  # how many frames will come; None: nobody knows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenFrames:
+    """Which frames of a source a run has taken already, before it is resumed.
+
+    Taken are keyframes that the journal holds, and frames that were tracked or dropped; frames that
+    arrived and were still on their way through the engine are not.
+    """
+
+    names: Mapping[int, str]  # of the frames by index, as the source names them
+    captured_at_s: Mapping[int, float]  # by index
+    fingerprint: str = ""  # of what the source read then, see `ResumableSource`; "": unknown
+
+    @property
+    def next_index(self) -> int:
+        """One more than the largest index that was taken."""
+        return max(self.names, default=-1) + 1
 
 
 class RunCommand(StrEnum):

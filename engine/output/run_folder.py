@@ -22,9 +22,11 @@ from typing import Any
 from engine.errors import ConfigError, JournalError
 from engine.events import Event
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
+from engine.mapping.stored_state import StoredFrame
 from engine.output.files import (
     TEMPORARY_PREFIX,
     LineFile,
+    cut_unfinished_line,
     write_atomically,
     written_atomically,
 )
@@ -55,10 +57,9 @@ _FILES = {
     "frames.csv",
     "groundtruth.txt",
     "latest",
-    "recording.rrd",
     "summary.json",
 }
-_TRAJECTORY_FILES = re.compile(r"trajectory(_live)?(_[0-9]+)?\.txt")
+_NUMBERED_FILES = re.compile(r"trajectory(_live)?(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
 _FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
 
@@ -125,6 +126,17 @@ class _FrameRow:
         return text.getvalue().removesuffix("\n")
 
 
+def _row_of(frame: StoredFrame) -> _FrameRow:
+    return _FrameRow(
+        frame_id=frame.frame_id,
+        source=frame.source,
+        index=frame.index,
+        name=frame.name,
+        captured_at_s=frame.captured_at_s,
+        status=frame.status,
+    )
+
+
 class RunFolder:
     """Writes the tables and documents of one run."""
 
@@ -155,6 +167,22 @@ class RunFolder:
                 there, or it cannot be made.
             JournalError: the first files cannot be written.
         """
+        lock = cls.prepare(path, overwrite=overwrite)
+        try:
+            with _writing(path):
+                write_atomically(path / "config.yaml", config_text.encode())
+            run = cls(path, lock=lock)
+            with _writing(path):
+                run._frames.append(",".join(FRAMES_HEADER))
+                run._live_trajectory.append(_TUM_HEADER)
+        except BaseException:
+            lock.release()
+            raise
+        return run
+
+    @staticmethod
+    def prepare(path: Path, *, overwrite: bool) -> RunLock:
+        """Makes and locks an empty folder for a run; arguments and errors are those of `create`."""
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; a run needs a folder of its own")
         with _making(path):
@@ -169,16 +197,38 @@ class RunFolder:
                 _delete_former_run(path)
                 for folder in _FOLDERS:
                     (path / folder).mkdir(exist_ok=True)
-            with _writing(path):
-                write_atomically(path / "config.yaml", config_text.encode())
-            run = cls(path, lock=lock)
-            with _writing(path):
-                run._frames.append(",".join(FRAMES_HEADER))
-                run._live_trajectory.append(_TUM_HEADER)
         except BaseException:
             lock.release()
             raise
-        return run
+        return lock
+
+    @classmethod
+    def reopen(
+        cls, path: Path, frames: Iterable[StoredFrame], *, config_text: str, lock: RunLock
+    ) -> RunFolder:
+        """Opens the folder of a run that goes on.
+
+        Args:
+            path: the folder.
+            frames: all rows of ``frames.csv``, in order of arrival; rows of frames that are to be
+                read again are not among them.
+            config_text: the resolved configuration, for ``config.yaml``.
+            lock: of the folder; released at `close`.
+
+        Raises:
+            JournalError: a file cannot be written.
+        """
+        with _writing(path):
+            rows = [",".join(FRAMES_HEADER), *(_row_of(frame).as_line() for frame in frames)]
+            text = "".join(f"{row}\n" for row in rows)
+            write_atomically(path / "frames.csv", text.encode(errors="backslashreplace"))
+            write_atomically(path / "config.yaml", config_text.encode())
+            # The figures of a run that is not finished any more.
+            (path / "summary.json").unlink(missing_ok=True)
+            for name in ("events.jsonl", "trajectory_live.txt"):
+                if (path / name).exists():
+                    cut_unfinished_line(path / name)
+        return cls(path, lock=lock)
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame; its row is written once its status and those of earlier frames are known.
@@ -349,9 +399,13 @@ def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         interrupted = run_state(path)[0] is RunState.INTERRUPTED
-        what = "holds a run that was interrupted" if interrupted else "exists and is not empty"
-        raise ConfigError(f"{path}: {what}; choose another folder, or --overwrite")
-    if not _is_run(path):
+        if interrupted:
+            raise ConfigError(
+                f"{path}: holds a run that was interrupted; go on with it: livesfm resume {path};"
+                " or choose another folder, or --overwrite"
+            )
+        raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
+    if not is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
 
 
@@ -369,11 +423,12 @@ def _is_of_a_run(name: str) -> bool:
     return (
         name in _FILES | _FOLDERS | {MASKS_FOLDER}
         or name.startswith(TEMPORARY_PREFIX)
-        or _TRAJECTORY_FILES.fullmatch(name) is not None
+        or _NUMBERED_FILES.fullmatch(name) is not None
     )
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
     names = {entry.name for entry in path.iterdir()}
     if LOCK_NAME in names and all(_is_of_a_run(name) for name in names):
         return True  # also where its run was killed before it had written anything

@@ -134,6 +134,11 @@ class ArrivalQueue:
         return list(self._frames.values())
 
     @property
+    def num_arrivals(self) -> int:
+        """Arrivals that wait to be decoded."""
+        return sum(isinstance(queued.item, Arrival) for queued in list(self._waiting))
+
+    @property
     def used_bytes(self) -> int:
         """Memory of arrivals that wait or are decoded, and pixels that were not given back."""
         return self._arrival_bytes + self._pixel_bytes
@@ -561,8 +566,13 @@ class EventQueue:
     events after every frame, so it grows as far as one step of the mapper emits.
     """
 
-    def __init__(self) -> None:
-        self._started_s = time.monotonic()
+    def __init__(self, *, former_s: float = 0.0) -> None:
+        """Starts the clock.
+
+        Args:
+            former_s: how long former parts of the run took.
+        """
+        self._started_s = time.monotonic() - former_s
         self._events: deque[Event] = deque()
 
     def clock(self) -> float:

@@ -411,7 +411,7 @@ def test_a_run_needs_a_source(launches: Launches) -> None:
 # -- the other commands ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "evaluate", "export", "doctor"])
+@pytest.mark.parametrize("command", ["run", "resume", "demo", "evaluate", "export", "doctor"])
 def test_every_command_explains_itself(command: str) -> None:
     result = livesfm(command, "--help")
     assert result.exit_code == 0
@@ -478,7 +478,7 @@ def test_the_module_is_the_program() -> None:
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        (["livesfm", ""], ["run", "demo", "evaluate", "export", "doctor"]),
+        (["livesfm", ""], ["run", "resume", "demo", "evaluate", "export", "doctor"]),
         (["livesfm", "ev"], ["evaluate"]),
     ],
 )

@@ -264,12 +264,12 @@ def test_a_disk_that_fails_ends_the_video_with_a_rejected_frame(
             yield from itertools.islice(self.container.demux(stream), 10)
             raise av.error.InvalidDataError(5, "Input/output error")
 
-    def decode_failing(container: Any, stream: Any) -> Iterator[Any]:
+    def decode_failing(container: Any, stream: Any) -> Any:
         failing: Any = FailingContainer(container)
-        return decode(failing, stream)
+        return decoding(failing, stream)
 
-    decode = video_file._decode
-    monkeypatch.setattr(video_file, "_decode", decode_failing)
+    decoding = video_file._Decoding
+    monkeypatch.setattr(video_file, "_Decoding", decode_failing)
     items = read(open_video(write_video(tmp_path / "a.mp4")))
     assert 5 <= len(frames_of(items)) <= 10
     assert isinstance(items[-1], RejectedFrame)
@@ -350,17 +350,17 @@ def test_cancelling_ends_the_thread_even_between_frames_that_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "endless.mp4", 3)
-    decode = video_file._decode
+    frames = video_file._Decoding.frames
     is_turning = threading.Event()
 
-    def endless(container: Any, stream: Any) -> Iterator[Any]:
-        first = next(decode(container, stream))
+    def endless(decoding: video_file._Decoding) -> Iterator[Any]:
+        first = next(frames(decoding))
         for number in itertools.count():
             if number > 100:
                 is_turning.set()
             yield first
 
-    monkeypatch.setattr(video_file, "_decode", endless)
+    monkeypatch.setattr(video_file._Decoding, "frames", endless)
     video = open_video(path, every_nth_frame=10**9)
 
     async def cancel() -> None:
@@ -522,7 +522,7 @@ def test_what_pyav_stumbles_over_in_the_midst_ends_the_video_with_a_rejected_fra
             raise OverflowError("timestamp too large")
 
     stumbling: Any = Stumbling()
-    (words,) = video_file._decode(stumbling, cast("Any", None))
+    (words,) = video_file._Decoding(stumbling, cast("Any", None)).frames()
     assert isinstance(words, str)
     assert words == "cannot be read further: damaged: OverflowError: timestamp too large"
 
