@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapters.calibrations.by_camera import CalibrationsByCamera
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
+from adapters.start_signals import StartSignals, start_signals
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
@@ -38,7 +39,7 @@ from engine.types import Float64Array, FrameId, Received, SourceInfo
 if TYPE_CHECKING:
     from adapters.resume import GoingOn
     from engine.output.run_folder import RunFolder
-    from engine.run.engine import RunOutcome
+    from engine.run.engine import Engine, RunOutcome
     from engine.run.ingestion import SourceRole
 
 logger = logging.getLogger(__name__)
@@ -69,16 +70,18 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
             cannot be used, or not one of the sources exists.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
+        KeyboardInterrupt: a signal came while nothing was written or replaced yet.
     """
     try:
-        return _launch(config, options)
+        with start_signals() as signals:
+            return _launch(config, options, signals)
     except BaseException:
         if options.going_on is not None:
             options.going_on.lock.let_go()
         raise
 
 
-def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
+def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
     limit_library_threads()
     _refuse_own_input(options)
     given = config.cameras.calibrations
@@ -99,7 +102,15 @@ def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
     if calibrations is not None:
         _refuse_misfits(calibrations, sources)
     with native_log_captured():
-        return asyncio.run(_run(config, options, sources, roles, calibrations))
+        engine = _open_engine(
+            config, options, sources, roles, calibrations=calibrations, signals=signals
+        )
+        signals.hand_to(engine.interrupt)
+        runner = asyncio.Runner()
+        outcome = runner.run(engine.run())
+        if not outcome.num_hangs:  # else it would wait for what hangs
+            runner.close()
+        return outcome
 
 
 def count_frame_ids(first: int = 1) -> FrameIds:
@@ -140,13 +151,16 @@ def _load_torch(adapter: str, *, extra: str) -> None:
     torch.set_num_threads(1)
 
 
-async def _run(
+def _open_engine(
     config: Config,
     options: LaunchOptions,
     sources: Sequence[Source],
     roles: Sequence[SourceRole],
+    *,
     calibrations: CalibrationsByCamera | None,
-) -> RunOutcome:
+    signals: StartSignals,
+) -> Engine:
+    """Opens what a run needs, and last its folder."""
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
 
@@ -160,9 +174,10 @@ async def _run(
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
     try:
+        signals.hold()  # a former run may be replaced now, so this one has to begin
         folder = _run_folder(config, options)
         views += _open_views(config, options, sources)
-        engine = Engine(
+        return Engine(
             config,
             folder=folder,
             sources=sources,
@@ -183,7 +198,6 @@ async def _run(
         for view in views:
             view.close()
         raise
-    return await engine.run()
 
 
 def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:

@@ -177,8 +177,7 @@ class Engine:
         """
         self._loop = asyncio.get_running_loop()
         restored = await self._begin()
-        reactions = (self.interrupt, self._drop_what_waits, self._leave)
-        async with stop_signals(*reactions):
+        async with stop_signals(self.interrupt, self._drop_what_waits, self._leave):
             async with (
                 lag_measured(self._statistics.add_loop_lag),
                 self._writer.running(),

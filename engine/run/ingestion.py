@@ -221,8 +221,9 @@ class Ingestion:
             self._queue.close(source_idx)
 
     async def _source_failed(self, error: Exception, source_idx: int, *, consequence: str) -> None:
-        label = self._sources[source_idx].info.label
-        self._faults.report(RunPart.SOURCE, error, consequence=f"{label}: {consequence}")
+        if not isinstance(error, SourceError):  # which names it
+            consequence = f"{self._sources[source_idx].info.label}: {consequence}"
+        self._faults.report(RunPart.SOURCE, error, consequence=consequence)
         await self._publish()
 
     async def _receive_until_it_ends(self, source: LiveSource, source_idx: int) -> None:
@@ -364,9 +365,8 @@ class Ingestion:
             return self._masking.masked(frame)
         except SourceError as error:
             if not self._num_frames[source_idx]:
-                label = self._sources[source_idx].info.label
                 self._events.warn(str(error))
-                self._faults.report(RunPart.SOURCE, error, consequence=f"{label}: it ends")
+                self._faults.report(RunPart.SOURCE, error, consequence="its source ends")
                 self._discard_source(source_idx)
             return error
 

@@ -342,9 +342,9 @@ class MappingStage:
         try:
             return await self._rebuild(error, item.frame, frame_id=frame_id)
         except Exception:
-            record = await self._mapper.call(Mapper.record, frame_id)
+            step = await self._mapper.call(Mapper.last_step, frame_id)
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
             raise
