@@ -519,6 +519,7 @@ def sift_like(num: int) -> Uint8Array:
 def test_only_what_is_sift_is_called_sift(
     journal: Journal,
     tmp_path: Path,
+    *,
     kind: DescriptorKind,
     largest: int,
     dimensions: int,
