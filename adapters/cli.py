@@ -24,7 +24,12 @@ import typer
 from adapters.native_log import native_log_captured
 from adapters.open_source import refuse_unknown_sources
 from adapters.views.view_mode import ViewMode
-from engine.errors import AdapterUnavailableError, ConfigError, EngineError
+from engine.errors import (
+    AdapterUnavailableError,
+    ConfigError,
+    EngineError,
+    SourceError,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -143,6 +148,13 @@ def run(
             help="Begin with the map and the settings of another run, which stays as it is.",
         ),
     ] = None,
+    record_input: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep what arrives and when the run acted on it; replay:DIR repeats the run.",
+        ),
+    ] = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -156,6 +168,10 @@ def run(
             overwrite=overwrite,
             quiet=quiet,
         )
+        options = replace(options, record_input=record_input)
+        config = [*_recorded_overlays(source), *(config or [])]
+        if record_input is not None and onto is not None:
+            raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         if onto is None:
             loaded = _load(config, all_settings)
@@ -349,6 +365,17 @@ def _with_calibrations(config: Config, specs: list[str]) -> Config:
     calibrations = (*config.cameras.calibrations, *specs)
     cameras = config.cameras.model_copy(update={"calibrations": calibrations})
     return config.model_copy(update={"cameras": cameras})
+
+
+def _recorded_overlays(sources: list[str]) -> list[str]:
+    """The configuration of the run that a replay repeats; others go over it."""
+    from adapters.recordings.replay import recorded_config, replayed_folder
+
+    folder = replayed_folder(sources[0])
+    try:
+        return [] if folder is None else [str(recorded_config(folder))]
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _options(

@@ -230,10 +230,6 @@ class Recorder:
             return False
         return True
 
-    def count_failed_write(self) -> None:
-        """Counts a write that broke in a way that nobody expected."""
-        self._num_failed_writes += 1
-
     def _failed(self, what: str, error: Exception) -> None:
         self._num_failed_writes += 1
         self._report_failed(what, error)
