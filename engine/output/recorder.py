@@ -82,6 +82,10 @@ class Recorder:
         """Writes that failed and, of those that are tried again, did not succeed until now."""
         return self._num_failed_writes + self._moments.num_lost + self._moments.num_unwritten
 
+    def count_failed_write(self) -> None:
+        """Counts a write that broke in a way that nobody expected."""
+        self._num_failed_writes += 1
+
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame to ``frames.csv``."""
         self._guard("frames.csv", lambda: self._folder.frame_arrived(frame))
