@@ -27,7 +27,7 @@ class MomentQueue:
 
     A moment that cannot be written for now, since the disk is full or another program holds the
     database, is tried again with the next one. When many wait, the oldest ones are lost: their
-    keyframes, and pairs with these, are missing from the journal.
+    keyframes, and pairs with these, are missing from the journal, and the run says so.
 
     Args:
         write: writes a moment whole or not at all; raises JournalError.
@@ -45,7 +45,6 @@ class MomentQueue:
         self._poses: list[StoredRelativePose] = []
         self._facts: dict[str, Fact] = {}  # the latest of each name
         self._unwritten: deque[Moment] = deque()  # the oldest first
-        self._lost: set[FrameId] = set()  # keyframes that the journal does not have
         self.num_lost = 0  # moments that the journal does not have, or not whole
 
     @property
@@ -83,7 +82,7 @@ class MomentQueue:
         """
         self._poses += step.relative_poses
         self._facts.update(step.facts)
-        changed = Moment() if step.record is None else self._moment_of(step.record, keyframe)
+        changed = Moment() if step.record is None else _moment_of(step.record, keyframe)
         self.write(
             replace(
                 changed,
@@ -96,7 +95,7 @@ class MomentQueue:
 
     def add_record(self, record: KeyframeRecord, *, keyframe: NewKeyframe | None) -> None:
         """Adds a keyframe whose step is not known; ``keyframe`` is as for `add_step`."""
-        self.write(self._moment_of(record, keyframe))
+        self.write(_moment_of(record, keyframe))
 
     def add_cameras(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Adds the present parameters of cameras."""
@@ -112,12 +111,6 @@ class MomentQueue:
     def flush(self) -> None:
         """Writes all that waits, as far as that is possible now."""
         self._write_with_gathered(Moment())
-
-    def _moment_of(self, record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
-        if keyframe is None:
-            self._lost.add(record.keyframe.frame_id)
-        pairs = (*record.changed_pairs, *record.pairs)
-        return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
 
     def _flush_many(self) -> None:
         num_frames = len(self._frames) + len(self._readings)
@@ -135,7 +128,7 @@ class MomentQueue:
         if not moment.is_empty:
             self._unwritten.append(moment)
         while self._unwritten:
-            oldest = self._unwritten.popleft().without(self._lost)
+            oldest = self._unwritten.popleft()
             if not self._write_or_lose(oldest):
                 self._unwritten.appendleft(oldest)
                 break
@@ -144,18 +137,13 @@ class MomentQueue:
 
     def _write_or_lose(self, moment: Moment) -> bool:
         """Writes a moment; False if that may succeed later."""
-        own = set() if moment.keyframe is None else {moment.keyframe.keyframe.frame_id}
-        self._lost |= own  # unless it is written; an error of another kind leaves it so
         try:
             self._write(moment)
         except JournalError as error:
             self._failed(error)
-            if not _may_pass(error):
-                self._lose(moment)
-                return True
-            self._lost -= own
-            return False
-        self._lost -= own
+            if _may_pass(error):
+                return False
+            self._lose(moment)
         return True
 
     def _lose(self, moment: Moment) -> None:
@@ -163,12 +151,16 @@ class MomentQueue:
         self.num_lost += 1
         if moment.keyframe is None:
             return
-        self._lost.add(moment.keyframe.keyframe.frame_id)
         logger.error("%s is lost to the journal", moment.keyframe.keyframe.name)
         try:
-            self._write(moment.without(self._lost))
+            self._write(replace(moment, keyframe=None))
         except JournalError as error:
             self._failed(error)
+
+
+def _moment_of(record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
+    pairs = (*record.changed_pairs, *record.pairs)
+    return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
 
 
 def _stored(frame: Frame | RejectedFrame, *, status: str | None) -> StoredFrame:
