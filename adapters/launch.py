@@ -121,6 +121,7 @@ async def _run(
     sources: Sequence[Source],
     calibrations: CalibrationsByCamera | None,
 ) -> RunOutcome:
+    from engine.output.disk import refuse_full_disk
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
@@ -133,7 +134,10 @@ async def _run(
     requests = RunRequests()
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
+    folder: RunFolder | None = None
     try:
+        if not options.overwrite:  # which makes room
+            refuse_full_disk(options.path, config.runtime)
         folder = RunFolder.create(
             options.path, config_text=dump_config(config), overwrite=options.overwrite
         )
@@ -155,6 +159,8 @@ async def _run(
     except EngineError:
         for view in views:
             view.close()
+        if folder is not None:
+            folder.close()
         raise
     return await engine.run()
 
