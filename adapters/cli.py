@@ -23,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adapters.doctor import Weights
+    from adapters.evaluate import Evaluation
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.run.engine import RunOutcome
@@ -137,23 +139,74 @@ def run(
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
+    onto: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with the map and the settings of another run, which stays as it is.",
+        ),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
     with _errors_reported():
         refuse_unknown_sources(source)
-        outcome = _launch(
-            _with_calibrations(
-                _load(config, [*(settings or []), *_mask_settings(mask)]), calibration or []
-            ),
-            _options(
-                source,
-                out=out or _default_out(source[0]),
-                view=view,
-                overwrite=overwrite,
-                quiet=quiet,
-            ),
+        options = _options(
+            source,
+            out=out or _default_out(source[0]),
+            view=view,
+            overwrite=overwrite,
+            quiet=quiet,
         )
+        all_settings = [*(settings or []), *_mask_settings(mask)]
+        if onto is None:
+            loaded = _load(config, all_settings)
+        else:
+            from adapters.resume import begin_from
+
+            _limit_library_threads()
+            going_on = begin_from(
+                onto,
+                options.path,
+                overwrite=overwrite,
+                overlays=config or [],
+                settings=all_settings,
+            )
+            options, loaded = replace(options, going_on=going_on), going_on.config
+        outcome = _launch(_with_calibrations(loaded, calibration or []), options)
+    _finish(outcome)
+
+
+@app.command()
+def resume(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="What to add; without any, the run's own sources go on where they stopped.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    settings: SettingOption = None,
+    mask: MaskOption = None,
+    calibration: CalibrationOption = None,
+    view: ViewOption = ViewMode.RECORD,
+    quiet: QuietOption = False,
+) -> None:
+    """Goes on with a run that was killed, stopped or finished, in its folder."""
+    with _errors_reported():
+        from adapters.resume import go_on
+
+        if source:
+            refuse_unknown_sources(source)
+        _limit_library_threads()
+        going_on = go_on(
+            run_folder, overlays=config or [], settings=[*(settings or []), *_mask_settings(mask)]
+        )
+        options = _options(source or [], out=run_folder, view=view, overwrite=False, quiet=quiet)
+        options = replace(options, going_on=going_on)
+        outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
     _finish(outcome)
 
 
@@ -186,7 +239,13 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
-        _print_evaluation(run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json)
+        evaluation = _print_evaluation(
+            run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
+        )
+    _say_if_unfinished(run_folder)
+    if not evaluation.has_map:
+        typer.echo(f"livesfm: {run_folder}: has no map, so there is nothing to compare", err=True)
+        raise typer.Exit(NOTHING_MADE)
 
 
 @app.command()
@@ -222,6 +281,7 @@ def export(
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes; --map {number}")
+    _say_if_unfinished(run_folder)
 
 
 @app.command()
@@ -298,6 +358,12 @@ def _options(
     )
 
 
+def _limit_library_threads() -> None:
+    from adapters.launch import limit_library_threads
+
+    limit_library_threads()
+
+
 def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
     from adapters.launch import launch
 
@@ -340,10 +406,13 @@ def _finish(outcome: RunOutcome) -> NoReturn:
     from engine.types import VerdictLevel
 
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
-    recording = outcome.path / "recording.rrd"
-    if is_made and recording.exists():
+    recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
+    if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
-        typer.echo(f"look at it again: {os.path.relpath(viewer)} {recording}")
+        files = " ".join(map(str, recordings))
+        typer.echo(f"look at it again: {os.path.relpath(viewer)} {files}")
+    if outcome.stopped_by != "end_of_sources":
+        typer.echo(f"go on with it: livesfm resume {outcome.path}")
     for line in _verdict_lines(outcome, is_made=is_made):
         typer.echo(line)
     typer.echo(
@@ -407,7 +476,7 @@ def _other_maps(outcome: RunOutcome) -> str:
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
 
 
-def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:
+def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:
     from adapters.evaluate import evaluate as evaluate_run
     from adapters.evaluate import evaluation_table
 
@@ -416,6 +485,24 @@ def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = Fals
         typer.echo(json.dumps(evaluation.as_record()))
     else:
         _print_table(evaluation_table(evaluation))
+    return evaluation
+
+
+def _say_if_unfinished(run_folder: Path) -> None:
+    """Says that what was read of a run is not its end."""
+    from engine.output.run_lock import RunState, run_state
+
+    match run_state(run_folder)[0]:
+        case RunState.INTERRUPTED:
+            typer.echo(
+                f"{run_folder}: the run was interrupted and is unfinished; go on with it:"
+                f" livesfm resume {run_folder}",
+                err=True,
+            )
+        case RunState.RUNNING:
+            typer.echo(f"{run_folder}: the run still goes on", err=True)
+        case _:
+            pass
 
 
 def _print_table(table: Table) -> None:

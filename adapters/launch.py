@@ -36,7 +36,10 @@ from engine.ports import (
 from engine.types import Float64Array, FrameId, Received, SourceInfo
 
 if TYPE_CHECKING:
+    from adapters.resume import GoingOn
+    from engine.output.run_folder import RunFolder
     from engine.run.engine import RunOutcome
+    from engine.run.ingestion import SourceRole
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class LaunchOptions:
     overwrite: bool  # a former run there may be replaced
     view_mode: ViewMode
     show_progress: bool
+    going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -66,20 +70,41 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
     """
+    try:
+        return _launch(config, options)
+    except BaseException:
+        if options.going_on is not None:
+            options.going_on.lock.let_go()
+        raise
+
+
+def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
     limit_library_threads()
     _refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
-    sources = _open_sources(options.sources, config)
+    specs = options.sources
+    former = None if options.going_on is None else options.going_on.former
+    if former is not None and not specs:
+        from adapters.resume import addresses_of
+
+        specs = tuple(addresses_of(former))
+    first_id = 1 if former is None else former.next_frame_id
+    sources = _open_sources(
+        specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
+    )
+    from adapters.resume import roles_of
+
+    roles = roles_of(specs, sources, former)
     if calibrations is not None:
         _refuse_misfits(calibrations, sources)
     with native_log_captured():
-        return asyncio.run(_run(config, options, sources, calibrations))
+        return asyncio.run(_run(config, options, sources, roles, calibrations))
 
 
-def count_frame_ids() -> FrameIds:
-    """A counter of frame ids from 1 on."""
-    counter = itertools.count(1)
+def count_frame_ids(first: int = 1) -> FrameIds:
+    """A counter of frame ids."""
+    counter = itertools.count(first)
     return lambda: FrameId(next(counter))
 
 
@@ -119,13 +144,13 @@ async def _run(
     config: Config,
     options: LaunchOptions,
     sources: Sequence[Source],
+    roles: Sequence[SourceRole],
     calibrations: CalibrationsByCamera | None,
 ) -> RunOutcome:
-    from engine.output.disk import refuse_full_disk
-    from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
 
+    going_on = options.going_on
     # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
@@ -136,11 +161,7 @@ async def _run(
     views = list(remote_views)
     folder: RunFolder | None = None
     try:
-        if not options.overwrite:  # which makes room
-            refuse_full_disk(options.path, config.runtime)
-        folder = RunFolder.create(
-            options.path, config_text=dump_config(config), overwrite=options.overwrite
-        )
+        folder = _run_folder(config, options)
         views += _open_views(config, options, sources)
         engine = Engine(
             config,
@@ -150,27 +171,44 @@ async def _run(
             places=places,
             views=views,
             groundtruth=_groundtruth(sources),
-            leave=_leave_at_once,
+            leave=functools.partial(_leave_at_once, options.path),
             requests=requests,
             solve_window=solve_window,
             masks=masks,
             calibrations=calibrations,
+            roles=roles,
+            former=None if going_on is None else going_on.former,
+            onto="" if going_on is None else going_on.onto,
         )
     except EngineError:
         for view in views:
             view.close()
-        if folder is not None:
+        if folder is not None and options.going_on is None:
             folder.close()
         raise
     return await engine.run()
 
 
-def _leave_at_once() -> None:
+def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
+    from engine.output.disk import refuse_full_disk
+    from engine.output.run_folder import RunFolder
+
+    text, going_on = dump_config(config), options.going_on
+    if not options.overwrite:  # which makes room
+        refuse_full_disk(options.path, config.runtime)
+    if going_on is None:
+        return RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
+    frames = going_on.former.frames
+    return RunFolder.reopen(options.path, frames, config_text=text, lock=going_on.lock)
+
+
+def _leave_at_once(path: Path) -> None:
     from engine.run.engine import leave_at_once
 
     if sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)  # the panel hid it and has no time to close
         sys.stderr.flush()
+    logger.error("go on with it: livesfm resume %s", path)
     leave_at_once()
 
 
@@ -273,15 +311,23 @@ class _RefusedSource:
         yield  # makes it a generator
 
 
-def _open_sources(specs: Sequence[str], config: Config) -> list[Source]:
+def _open_sources(
+    specs: Sequence[str], config: Config, *, first_id: int = 1, may_all_fail: bool = False
+) -> list[Source]:
     """Opens what can be opened.
+
+    Args:
+        specs: as the user named them.
+        config: the resolved configuration.
+        first_id: the first id that a frame gets.
+        may_all_fail: the run may go on without a source.
 
     Raises:
         ConfigError: nothing can be opened, nor does any of it exist.
     """
     from adapters.open_source import open_source
 
-    next_frame_id = count_frame_ids()
+    next_frame_id = count_frame_ids(first_id)
     sources: list[Source] = []
     refused: list[SourceError] = []
     for spec in specs:
@@ -293,6 +339,8 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[Source]:
             info = SourceInfo(label=label, is_live=False, is_sequence=True, num_frames=0)
             sources.append(_RefusedSource(info=info, error=error))
             refused.append(error)
+    if may_all_fail:
+        return sources
     if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
         raise ConfigError(str(refused[0])) from refused[0]
     return sources
@@ -370,7 +418,7 @@ def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source
         recording = RerunView.open(
             options.path.name,
             mode=ViewMode.RECORD,
-            recording_path=options.path / "recording.rrd",
+            recording_path=_next_recording(options.path),
             config=config.views,
         )
         views.append(recording)
@@ -385,6 +433,12 @@ def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source
         for handler in handlers:
             handler.setStream(sys.stderr)  # now it leads to the lines above the panel
     return views
+
+
+def _next_recording(path: Path) -> Path:
+    """The file of this part of the run: a recording that was closed cannot be appended to."""
+    names = itertools.chain(("recording.rrd",), (f"recording_{n}.rrd" for n in itertools.count(2)))
+    return next(path / name for name in names if not (path / name).exists())
 
 
 def _open_live_view(config: Config, options: LaunchOptions) -> View:

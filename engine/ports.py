@@ -19,6 +19,7 @@ from engine.types import (
     Received,
     RunCommand,
     SourceInfo,
+    TakenFrames,
 )
 from engine.window_types import WindowEstimate, WindowProblem
 
@@ -105,6 +106,27 @@ class KnowsGroundTruth(Protocol):
 
     def ground_truth(self) -> list[tuple[float, Float64Array]]:
         """Capture time and true ``cam_from_world`` (3, 4), metres, of every frame."""
+
+
+@runtime_checkable
+class ResumableSource(Protocol):
+    """A source of files that leaves out what was taken before without reading all of it.
+
+    Of any other source that can wait, frames are left out by their index as they come.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when the files that it reads change; "" where they cannot be looked at."""
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out frames that were taken before; called before frames are asked for.
+
+        Frames that are left keep the indices that they would have had, or have later ones.
+
+        Returns:
+            What is odd, in sentences: files that changed or are gone.
+        """
 
 
 class CameraMasks(Protocol):

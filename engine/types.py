@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NewType, Self
@@ -134,6 +134,24 @@ class SourceInfo:
     is_live: bool  # frames come whether or not the engine keeps up, so the oldest are dropped
     is_sequence: bool  # consecutive frames are a video; False: every frame is a photo
     num_frames: int | None  # how many frames will come; None: nobody knows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenFrames:
+    """Which frames of a source a run has taken already, before it is resumed.
+
+    Taken are keyframes that the journal holds, and frames that were tracked or dropped; frames that
+    arrived and were still on their way through the engine are not.
+    """
+
+    names: Mapping[int, str]  # of the frames by index, as the source names them
+    captured_at_s: Mapping[int, float]  # by index
+    fingerprint: str = ""  # of what the source read then, see `ResumableSource`; "": unknown
+
+    @property
+    def next_index(self) -> int:
+        """One more than the largest index that was taken."""
+        return max(self.names, default=-1) + 1
 
 
 class RunCommand(StrEnum):
@@ -600,6 +618,7 @@ class FramePose:
     is_keyframe: bool  # whether the frame is one, in a map or not
     kind: PoseKind = PoseKind.NONE  # NONE stands for that of a keyframe in a map, or of a tracked
     map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
+    world_number: int = 0  # likewise, but a map keeps it when it becomes the main one, or no more
 
     def __post_init__(self) -> None:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)

@@ -57,6 +57,10 @@ class JobSlot:
         """Whether no job is in flight."""
         return self._job is None
 
+    def holds(self, job: MapJob) -> bool:
+        """Whether a job is the one in flight."""
+        return self._job is job
+
     @property
     def due(self) -> MapJob | None:
         """The job whose result must be merged before the next keyframe, if any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.types import (
     CameraFigures,
@@ -86,6 +86,7 @@ class MapCopy:
 
     reconstruction: pycolmap.Reconstruction
     is_in_metres: bool  # east, north, up of the run's origin; else in the map's own frame and unit
+    record: Mapping[str, Any] = field(default_factory=dict)  # for JSON, what COLMAP's files lack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -27,6 +27,7 @@ from engine.output.run_folder import (
     TRACKED_STATUS,
     RunFolder,
     dropped_status,
+    live_trajectory_name,
 )
 from engine.output.snapshots import (
     JsonValue,
@@ -254,10 +255,11 @@ class Recorder:
             self._guard("events.jsonl", functools.partial(self._folder.append_event, event))
 
     def live_poses(self, poses: Iterable[FramePose]) -> None:
-        """Appends poses as first reported to ``trajectory_live.txt``."""
+        """Appends poses as first reported to the live trajectories of their worlds."""
         for pose in poses:
             self._guard(
-                "trajectory_live.txt", functools.partial(self._folder.append_live_pose, pose)
+                live_trajectory_name(pose.world_number),
+                functools.partial(self._folder.append_live_pose, pose),
             )
 
     def snapshot(self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]) -> None:

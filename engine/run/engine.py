@@ -25,20 +25,23 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import Config
-from engine.events import CommandTaken, RunFinished, RunStarted
+from engine.events import CommandTaken, RunFinished, RunResumed, RunStarted, SourceOpened
 from engine.mapping.mapper import Mapper
-from engine.mapping.steps import MapFigures
+from engine.mapping.steps import MapFigures, MappingStep
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.output.recorder import Recorder
+from engine.output.recovery import FormerRun
 from engine.output.run_folder import RunFolder
+from engine.output.snapshots import read_models
 from engine.output.statistics import RunStatistics, summary_figures
 from engine.ports import (
     CameraCalibrations,
     CameraMasks,
     PairMatcher,
     PlaceIndex,
+    ResumableSource,
     Source,
     View,
     WindowSolver,
@@ -52,7 +55,7 @@ from engine.run.event_loop import (
     run_in,
     stop_signals,
 )
-from engine.run.ingestion import Ingestion
+from engine.run.ingestion import Ingestion, SourceRole
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
@@ -114,6 +117,9 @@ class Engine:
         solve_window: solves windows of keyframes; by default the engine's own solver.
         masks: of whole cameras; None: there are none.
         calibrations: those that the user gave for cameras of the sources.
+        roles: what each source is called in the run; by default as in a new one.
+        former: what the run goes on from, which lies in the folder; None: it is a new one.
+        onto: where that came from, when it is of another run; "": of this one.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -134,9 +140,15 @@ class Engine:
         solve_window: WindowSolver | None = None,
         masks: CameraMasks | None = None,
         calibrations: CameraCalibrations | None = None,
+        roles: Sequence[SourceRole] | None = None,
+        former: FormerRun | None = None,
+        onto: str = "",
     ) -> None:
         self._config = config
         self._sources = tuple(sources)
+        self._roles = roles or SourceRole.of_all(sources)
+        self._former = former
+        self._onto = onto
         self._matcher = matcher
         self._groundtruth = groundtruth
         self._masks = masks
@@ -150,9 +162,13 @@ class Engine:
     # -- the run --------------------------------------------------------------------------------
 
     async def run(self) -> RunOutcome:
-        """Runs until the sources end or a signal stops it; always leaves a valid run folder."""
-        labels = tuple(source.info.label for source in self._sources)
-        self._events(RunStarted(sources=labels, matcher=self._matcher.name))
+        """Runs until the sources end or a signal stops it; always leaves a valid run folder.
+
+        Raises:
+            EngineError: the map that the run goes on from cannot be restored. What lies in the
+                folder is as it was.
+        """
+        restored = await self._begin()
         async with stop_signals(self._on_signal, leave=self._leave):
             async with (
                 lag_measured(self._statistics.add_loop_lag),
@@ -161,6 +177,8 @@ class Engine:
                 self._requests.answered(self._take_command),
             ):
                 await self._publisher.publish_events()
+                if restored is not None:
+                    await self._mapping.go_on(restored)
                 if await self._run_stages():
                     await self._attempt(self._finish_map(), what="finishing the map")
                 await self._attempt(self._save_poses(), what="saving the trajectory")
@@ -171,6 +189,36 @@ class Engine:
     def stop(self) -> None:
         """Takes no new frames from now on; those that arrived are mapped and saved."""
         self._ingestion.stop()
+
+    async def _begin(self) -> MappingStep | None:
+        """Emits what the run begins with, and restores the map that it goes on from."""
+        labels, matcher = tuple(role.label for role in self._roles), self._matcher.name
+        restored = None
+        if self._former is None:
+            self._events(RunStarted(sources=labels, matcher=matcher))
+        else:
+            restored = await self._restore(self._former)
+            self._events(
+                RunResumed(
+                    sources=labels,
+                    matcher=matcher,
+                    num_keyframes=restored.counts.num_keyframes,
+                    num_registered=restored.counts.num_registered,
+                    num_frames_again=self._former.num_unfinished,
+                    onto=self._onto,
+                )
+            )
+        for source, role in zip(self._sources, self._roles, strict=True):
+            self._events(_opened(source, role))
+        return restored
+
+    async def _restore(self, former: FormerRun) -> MappingStep:
+        try:
+            models = await run_in(self._io_thread, read_models, former.stored.models)
+            return await self._mapper.call(Mapper.restore, former.stored, models)
+        except BaseException:
+            await self._close_all()
+            raise
 
     async def _run_stages(self) -> bool:
         """Whether the map is sound: nothing broke while it grew."""
@@ -235,16 +283,21 @@ class Engine:
         try:
             outcome = await self._report()
         finally:
-            await run_in(self._io_thread, self._recorder.finish)
-            await self._write_events()
-            await asyncio.to_thread(self._views.close)
-            not_saved = await run_in(self._io_thread, self._recorder.close)
-            self._mapper.shutdown()
-            for thread in self._threads:
-                thread.shutdown(wait=False)
+            not_saved = await self._close_all()
         path = self._recorder.path
         asked_path = self._asked_path if path != self._asked_path else None
         return replace(outcome, path=path, not_saved=not_saved, asked_path=asked_path)
+
+    async def _close_all(self) -> tuple[str, ...]:
+        """Closes the folder and the views; returns what is not saved."""
+        await run_in(self._io_thread, self._recorder.finish)
+        await self._write_events()
+        await asyncio.to_thread(self._views.close)
+        not_saved = await run_in(self._io_thread, self._recorder.close)
+        self._mapper.shutdown()
+        for thread in self._threads:
+            thread.shutdown(wait=False)
+        return not_saved
 
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
@@ -357,8 +410,9 @@ class Engine:
             self._job_thread,
             self._io_thread,
         ) = self._threads
-        self._events = EventQueue()
-        self._statistics = RunStatistics()
+        former = self._former
+        self._events = EventQueue(former_s=0.0 if former is None else former.ended_at_s)
+        self._statistics = RunStatistics() if former is None else former.statistics
         self._recorder = Recorder(
             folder, snapshots=config.snapshots, runtime=config.runtime, emit=self._events
         )
@@ -387,6 +441,7 @@ class Engine:
         self._items = MappingQueue(max_waiting=config.sources.mapping_queue_size)
         self._ingestion = Ingestion(
             self._sources,
+            roles=self._roles,
             queue=self._arrivals,
             decoding_thread=self._decoding_thread,
             recorder=self._recorder,
@@ -399,6 +454,8 @@ class Engine:
             masks=self._masks,
             calibrations=calibrations,
         )
+        if self._former is not None:
+            self._ingestion.take_former(self._former.stored)
         self._tracking = TrackingStage(
             config.frame_tracking,
             two_view=config.two_view,
@@ -447,6 +504,16 @@ class Engine:
             recorder=self._recorder,
             writer=self._writer,
         )
+
+
+def _opened(source: Source, role: SourceRole) -> SourceOpened:
+    return SourceOpened(
+        source=role.label,
+        address=role.address,
+        prefix=role.prefix,
+        is_live=source.info.is_live,
+        fingerprint=source.fingerprint if isinstance(source, ResumableSource) else "",
+    )
 
 
 def _cause_of(error: Exception) -> str:

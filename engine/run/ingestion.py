@@ -14,6 +14,7 @@ from typing import TypeVar
 from engine.errors import SourceError
 from engine.events import FrameReceived, SourceChanged
 from engine.geo.gps_tracks import GpsTracks
+from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
 from engine.ports import CameraCalibrations, CameraMasks, FrameSource, LiveSource, Source
 from engine.run.event_loop import run_in
@@ -25,15 +26,44 @@ from engine.types import (
     Frame,
     GpsFix,
     GpsReading,
+    Received,
     RejectedFrame,
     SourceNotice,
     SourceState,
+    TakenFrames,
 )
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Named = TypeVar("Named", Frame, RejectedFrame)
+
+
+_NOTHING_TAKEN = TakenFrames(names={}, captured_at_s={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRole:
+    """What a source is called in a run, and what of it the run has already."""
+
+    label: str  # of its frames; another one than its own where it goes on under another path
+    prefix: str = ""  # of its frames' names and its cameras' keys; "": none
+    address: str = ""  # that opens it again; "": none that may be kept
+    taken: TakenFrames = _NOTHING_TAKEN
+    part: int = 1  # of the run; frames of live sources have it in their names from 2 on
+
+    def with_address(self, address: str) -> SourceRole:
+        """The same with what opens the source again."""
+        return replace(self, address=address)
+
+    @classmethod
+    def of_all(cls, sources: Sequence[Source]) -> list[SourceRole]:
+        """The roles of the sources of a new run: several have prefixes."""
+        prefixes = [f"source{number + 1}" for number in range(len(sources))]
+        return [
+            cls(label=source.info.label, prefix=prefix if len(sources) > 1 else "")
+            for source, prefix in zip(sources, prefixes, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,6 +85,7 @@ class Ingestion:
 
     Args:
         sources: each is a camera of its own.
+        roles: of each source.
         queue: where arrivals wait; it alone decides what is dropped.
         decoding_thread: runs one call at a time.
         recorder: writes a row of every frame; called through the writer.
@@ -72,6 +103,7 @@ class Ingestion:
         self,
         sources: Sequence[Source],
         *,
+        roles: Sequence[SourceRole],
         queue: ArrivalQueue,
         decoding_thread: Executor,
         recorder: Recorder,
@@ -85,6 +117,7 @@ class Ingestion:
         calibrations: CameraCalibrations | None = None,
     ) -> None:
         self._sources = sources
+        self._roles = roles
         self._positions = [GpsTracks(max_gap_s=max_gps_gap_s) for _ in sources]
         self._source_of_camera: dict[str, tuple[int, str]] = {}  # and its key there
         self._queue = queue
@@ -102,6 +135,20 @@ class Ingestion:
         self._may_read = asyncio.Event()
         self._may_read.set()
         self._ahead: asyncio.Task[DecodedFrame | None] | None = None
+
+    def take_former(self, stored: StoredRun) -> None:
+        """Takes the cameras and positions of former parts of the run, of sources that go on."""
+        for one in stored.keyframes:
+            camera_key = one.keyframe.camera_key
+            for source_idx, role in enumerate(self._roles):
+                start = f"{role.prefix}|" if role.prefix else ""
+                if one.source == role.label and camera_key.startswith(start):
+                    own_key = camera_key.removeprefix(start)
+                    self._source_of_camera[camera_key] = source_idx, own_key
+        for reading in stored.gps_readings:
+            for source_idx, role in enumerate(self._roles):
+                if reading.source == role.label:
+                    self._positions[source_idx].add(reading)
 
     # -- control ----------------------------------------------------------------------------------
 
@@ -171,8 +218,16 @@ class Ingestion:
         arriving = until_stopped(source.frames(), self._stops[source_idx])
         async with aclosing(arriving) as items:
             async for item in items:
+                if self._was_taken(item, source_idx):
+                    continue
                 await self._may_read.wait()
                 await self._queue.put(source_idx, item)
+
+    def _was_taken(self, item: Received, source_idx: int) -> bool:
+        """Whether a former part of the run has the frame."""
+        if not isinstance(item, Arrival | RejectedFrame):
+            return False
+        return item.index in self._roles[source_idx].taken.names
 
     async def _report(self) -> None:
         """Records what live sources report beside their frames, until they have ended."""
@@ -372,13 +427,18 @@ class Ingestion:
     # -- names ------------------------------------------------------------------------------------
 
     def _named(self, item: Named, source_idx: int) -> Named:
-        """A frame under names that are unique among several sources."""
-        if len(self._sources) == 1:
-            return item
-        source_name = f"source{source_idx + 1}"
-        named = replace(item, name=f"{source_name}/{item.name}")
-        if isinstance(named, Frame):
-            return replace(named, camera_key=f"{source_name}|{named.camera_key}")
+        """A frame under a name, an index and a camera's key that are unique in the run."""
+        role = self._roles[source_idx]
+        name, index = item.name, item.index
+        if role.part > 1 and self._sources[source_idx].info.is_live:  # it counts from 0 again
+            name, index = f"part{role.part}/{name}", index + role.taken.next_index
+        if role.prefix:
+            name = f"{role.prefix}/{name}"
+        named = item
+        if (name, index, role.label) != (item.name, item.index, item.source):
+            named = replace(item, name=name, index=index, source=role.label)
+        if isinstance(named, Frame) and role.prefix:
+            return replace(named, camera_key=f"{role.prefix}|{named.camera_key}")
         return named
 
 

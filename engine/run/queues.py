@@ -561,8 +561,13 @@ class EventQueue:
     events after every frame, so it grows as far as one step of the mapper emits.
     """
 
-    def __init__(self) -> None:
-        self._started_s = time.monotonic()
+    def __init__(self, *, former_s: float = 0.0) -> None:
+        """Starts the clock.
+
+        Args:
+            former_s: how long former parts of the run took.
+        """
+        self._started_s = time.monotonic() - former_s
         self._events: deque[Event] = deque()
 
     def clock(self) -> float:

@@ -12,6 +12,7 @@ from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError
 from engine.mapping.jobs import MapJob
 from engine.mapping.mapper import Mapper
+from engine.mapping.steps import MappingStep
 from engine.matching.pair_matching import PairMatching
 from engine.output.recorder import Recorder
 from engine.ports import Source
@@ -169,6 +170,13 @@ class MappingStage:
         self._recorder = recorder
         self._writer = writer
         self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
+
+    async def go_on(self, restored: MappingStep) -> None:
+        """Goes on from a restored map, before any item."""
+        self._due = restored.due
+        await self._jobs.start(restored.jobs)
+        await self._snapshots.write_if_due(restored.counts)
+        await self._publisher.publish_step(restored)
 
     async def run(self) -> None:
         """Maps all items."""

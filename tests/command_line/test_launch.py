@@ -514,6 +514,6 @@ def test_leaving_at_once_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(logging, "shutdown", lambda: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "write", written.append)
-    launch_module._leave_at_once()
+    launch_module._leave_at_once(Path("run"))
     assert codes == [130]
     assert "\x1b[?25h" in written

@@ -337,6 +337,17 @@ def test_a_trajectory_is_world_from_cam_sorted_by_time(run: RunFolder) -> None:
         np.testing.assert_allclose(world_from_cam.T, expected.cam_from_world[:, :3], atol=1e-10)
 
 
+def test_each_world_has_a_live_trajectory_of_its_own(run: RunFolder) -> None:
+    for number, world_number in enumerate((0, 2, 0, 2)):
+        run.append_live_pose(replace(pose(number, captured_at_s=number), world_number=world_number))
+    for name, times in (("trajectory_live.txt", [0.0, 2.0]), ("trajectory_live_2.txt", [1.0, 3.0])):
+        assert (run.path / name).read_text().startswith("# timestamp")
+        assert [row[0] for row in tum_of(run.path / name)] == times
+    run.close()
+    RunFolder.create(run.path, config_text="", overwrite=True).close()
+    assert not (run.path / "trajectory_live_2.txt").exists()
+
+
 def test_the_live_trajectory_keeps_the_order_of_reports(run: RunFolder) -> None:
     for number, captured_at_s in ((1, 2.0), (2, 1.0)):
         run.append_live_pose(pose(number, captured_at_s=captured_at_s))

@@ -18,6 +18,7 @@ from engine.events import (
     ComponentJoined,
     ComponentStarted,
     CropFound,
+    DiskSpaceLow,
     Event,
     FrameDropped,
     FramePosed,
@@ -37,9 +38,12 @@ from engine.events import (
     PairVerified,
     RegistrationFailed,
     RunFinished,
+    RunFolderMoved,
+    RunResumed,
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    SourceOpened,
     VerdictChanged,
     Warned,
     WindowPurpose,
@@ -63,6 +67,22 @@ ONE, TWO = FrameId(1), FrameId(2)
 
 EVENTS: tuple[Event, ...] = (
     RunStarted(at_s=0.5, sources=("folder", "camera:0"), matcher="sift"),
+    RunResumed(
+        at_s=0.5,
+        sources=("folder",),
+        matcher="sift",
+        num_keyframes=9,
+        num_registered=8,
+        num_frames_again=2,
+    ),
+    SourceOpened(
+        at_s=0.5,
+        source="folder",
+        address="/home/folder",
+        prefix="",
+        is_live=False,
+        fingerprint="0a1b2c3d",
+    ),
     FrameReceived(at_s=0.5, frame_id=ONE, index=0, captured_at_s=0.0),
     FrameDropped(
         at_s=0.5,
@@ -251,6 +271,14 @@ EVENTS: tuple[Event, ...] = (
         num_points3D=120,
         elapsed_s=0.1,
     ),
+    RunFolderMoved(
+        at_s=0.5,
+        former_path="runs/x",
+        path="runs/x.rescued",
+        reason="was deleted",
+        num_images_lost=3,
+    ),
+    DiskSpaceLow(at_s=0.5, free_mb=12.5, reserve_mb=500.0),
     MainMapChanged(at_s=0.5, former_map_number=1, num_registered=20, num_registered_in_former=6),
     VerdictChanged(
         at_s=0.5,

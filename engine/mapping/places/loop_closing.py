@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from engine.config import LoopsConfig
 from engine.events import LoopClosed
@@ -10,6 +12,7 @@ from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places.contradictions import find_contradictions
 from engine.mapping.places.loop_correction import correct_loops, is_enough
+from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
 from engine.types import FrameId, ImagePair, VerifiedPair
 
@@ -50,6 +53,23 @@ class LoopClosing:
         self._tried: set[ImagePair] = set()
         self._num_tried = 0  # pairs that contradicted the map when all were examined last
         self._tried_finally: tuple[set[ImagePair], int] | None = None  # and keyframes by then
+
+    def facts(self) -> dict[str, Any]:
+        """The loops that are open, and what was tried while the run went on."""
+        return {
+            "open": [_ids(verified.pair) for verified in self._open],
+            "contradicting": [[*_ids(pair), by] for pair, by in self._contradicting.items()],
+            "tried": [_ids(pair) for pair in sorted(self._tried)],
+            "num_tried": self._num_tried,
+        }
+
+    def restore(self, facts: Mapping[str, Any], graph: SceneGraph) -> None:
+        """Goes on with `facts`; loops whose pair does not hold any more are left out."""
+        edges = [graph.edge(ImagePair(*pair)) for pair in facts["open"]]
+        self._open.extend(verified for verified in edges if verified is not None)
+        self._contradicting = {ImagePair(*pair): by for *pair, by in facts["contradicting"]}
+        self._tried = {ImagePair(*pair) for pair in facts["tried"]}
+        self._num_tried = facts["num_tried"]
 
     def add_loop(self, verified: VerifiedPair) -> None:
         """Takes a pair that joins parts which were far from each other."""
@@ -135,6 +155,10 @@ class LoopClosing:
         return num_pairs >= max(_MIN_LIVE_PAIRS, _TRIED_AGAIN_RATIO * self._num_tried) and (
             len(set(self._contradicting.values())) > 1
         )
+
+
+def _ids(pair: ImagePair) -> list[FrameId]:
+    return [pair.first, pair.second]
 
 
 def _is_closed(sparse_map: SparseMap, verified: VerifiedPair) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -113,6 +114,20 @@ class Georeferencing:
         self._was_emitted = False
         self._warned_of: tuple[FrameId, ...] = ()
         self._contradiction = ""
+
+    def facts(self) -> dict[str, Any]:
+        """The origin, and what was emitted."""
+        return {
+            "origin": None if self._origin is None else asdict(self._origin),
+            "was_emitted": self._was_emitted,
+            "warned_of": list(self._warned_of),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`; where the map lies is found out again, from the same origin."""
+        self._origin = None if facts["origin"] is None else GpsFix(**facts["origin"])
+        self._was_emitted = facts["was_emitted"]
+        self._warned_of = tuple(FrameId(i) for i in facts["warned_of"])
 
     @property
     def placement(self) -> Placement | None:
