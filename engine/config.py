@@ -651,6 +651,27 @@ class ViewsConfig(Section):
     its tiles from the internet."""
 
 
+class FaultsConfig(Section):
+    """What happens when a part of the run raises or hangs.
+
+    It is reported, and the run goes on without what broke.
+    """
+
+    strict: bool = False
+    """Whether the first fault ends the run, which saves its map and has failed; --strict."""
+    max_call_s: NonNegativeFloat = 120.0
+    """s. Decoding or describing a frame, matching a pair or showing something that takes longer has
+    hung and is given up. 0: never."""
+    max_solve_s: NonNegativeFloat = 1800.0
+    """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    max_hangs: PositiveInt = 3
+    """Hangs of one part of the run after which it is called no more. Without its matcher a run
+    ends and saves the map."""
+    max_map_rebuilds: NonNegativeInt = 3
+    """Times that the map is built anew from its keyframes and pairs, after mapping broke, before
+    the run ends and saves it."""
+
+
 class RuntimeConfig(Section):
     """Threads, seeds and the run as a whole."""
 
@@ -695,6 +716,7 @@ class Config(Section):
     rescue: RescueConfig = RescueConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
+    faults: FaultsConfig = FaultsConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")

@@ -463,6 +463,41 @@ class Warned(Event):
     message: str
 
 
+class RunPart(StrEnum):
+    """A part of a run that may break without ending it."""
+
+    SOURCE = "reading a source"
+    DECODING = "decoding"
+    DESCRIBING = "describing"
+    TRACKING = "tracking"
+    MATCHING = "matching"
+    PLACES = "place recognition"
+    MAPPING = "mapping"
+    ADJUSTMENT = "global bundle adjustment"
+    WINDOW = "solving a window"
+    VIEW = "a view"
+    WRITING = "writing"
+
+
+class FaultKind(StrEnum):
+    """How a part of a run broke."""
+
+    RAISED = "raised"
+    HUNG = "hung"  # a call was given up because it did not return in time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultOccurred(Event):
+    """A part of the run raised or hung; the run goes on, unless it is strict."""
+
+    part: RunPart
+    kind: FaultKind
+    detail: str  # what was raised, in a line
+    consequence: str  # what the run does about it, in words
+    num_faults: int  # of the part so far, this one included
+    frame_id: FrameId | None = None  # that it concerns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished(Event):
     """Everything is written."""

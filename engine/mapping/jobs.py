@@ -37,7 +37,6 @@ class FinishedJob:
 
     job: MapJob
     result: JobResult | None  # None: it failed
-    failure: str | None = None
 
 
 class JobSlot:

@@ -247,7 +247,7 @@ class Mapper:
             wants_view: whether viewers want to see the map.
         """
         self._map_keyframe(matched)
-        record, jobs = self._record(matched.frame_id), self._start_jobs()
+        record, jobs = self.record(matched.frame_id), self._start_jobs()
         self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
@@ -286,6 +286,39 @@ class Mapper:
             if not self._config.rescue.grow_components:
                 self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
+
+    def rebuild(
+        self, frame_id: FrameId | None = None, *, without_its_pairs: bool = False
+    ) -> MappingStep:
+        """Builds the map anew from the scene graph, after a call raised and left it half changed.
+
+        Keyframes, pairs and keypoint tables are those of the graph; cameras begin as before any
+        map. Jobs in flight and maps apart are dropped: what the map does not take starts them
+        again.
+
+        Args:
+            frame_id: the newest keyframe, which `add_keyframe` did not add whole.
+            without_its_pairs: leaves its pairs out of all maps, as one of them may be what raises.
+
+        Returns:
+            The step that `add_keyframe` owed, with the record of that keyframe.
+        """
+        self._components.clear()
+        self._misplacements.forget()
+        self._jobs.abandon()
+        for keyframe_id in self._graph.keyframe_ids:
+            self._graph.set_registered(keyframe_id, False)
+        self._map = self._builder.start_over()
+        self._jobs.set_adjusted(0)
+        if frame_id is not None and without_its_pairs:
+            self._builder.distrust(one.pair for one in self._graph.verified_pairs(frame_id))
+        self._replace_map(self._builder.first(self._map, self._graph.edges()))
+        if self._is_initialized:
+            self._registering.register_all(self._map, config=self._growth)
+            self._adjust()
+        self._report_changes()
+        record = None if frame_id is None else self.record(frame_id)
+        return self._step(record=record, wants_view=False)
 
     def _register(self, frame_id: FrameId) -> None:
         """Registers the newest keyframe, and others that have been waiting for it."""
@@ -615,8 +648,6 @@ class Mapper:
     def _merge(self, finished: Sequence[FinishedJob]) -> None:
         """Brings results of jobs into the map; those that were abandoned are dropped."""
         for one in finished:
-            if one.failure is not None:
-                self._warn(f"{one.job.kind.value} failed: {one.failure}")
             result = self._jobs.take_result(one)
             if isinstance(result, GlobalAdjustment):
                 adjusted = self._jobs.adjusted_map(self._map)
@@ -812,8 +843,11 @@ class Mapper:
             lost=self._components.lost_stretches(self._map),
         )
 
-    def _record(self, frame_id: FrameId) -> KeyframeRecord:
-        """What the journal keeps of the newest keyframe, and of the tables that it changed."""
+    def record(self, frame_id: FrameId) -> KeyframeRecord:
+        """What the journal keeps of the newest keyframe, and of the tables that it changed.
+
+        It is a part of its step; by itself it is for a keyframe whose step there will not be.
+        """
         keyframe = self._graph.keyframe(frame_id)
         return self._journal.record(
             keyframe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +39,8 @@ from engine.types import (
 
 _SAME_GEOMETRY_SHARE = 0.9  # of a pair's matches: those left keep the geometry of all
 _MAX_PLACES = 4  # further ones that a keyframe without a place is matched with
+_MAX_AGAIN = 2  # keyframes whose matching failed that are matched again with the next one
+_MAX_WAITING = 100  # of those; the oldest are matched no more
 _MAX_TENTATIVE = 500  # pairs whose matches are kept, the latest: some MB
 
 
@@ -105,6 +108,7 @@ class PairMatching:
         self._changed: dict[FrameId, Features] = {}
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
         self._intrinsics: Mapping[str, Intrinsics] = {}
+        self._to_match_again: deque[FrameId] = deque(maxlen=_MAX_WAITING)  # their matching failed
         self._tentative: dict[ImagePair, _Tentative] = {}  # of sparse matches, the latest last
         self._tried: list[ImagePair] = []  # pairs that do not hold, of the keyframe matched now
 
@@ -209,17 +213,46 @@ class PairMatching:
         found: list[VerifiedPair] = []
         try:
             pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
+            found += self._match_failed_again(wants_pointmaps=wants_pointmaps)
             for lost_id in lost_ids:
                 places = self._graph.choose_places(lost_id, limit=_MAX_PLACES)
                 found += self.match_pairs(places, wants_pointmaps=wants_pointmaps)
         except InferenceError as error:
-            pairs, failure = (
-                list(self._graph.verified_pairs(frame_id)),
-                str(error) or type(error).__name__,
-            )
-        tried, self._tried = tuple(self._tried), []
+            pairs, failure = self._failed(frame_id), str(error) or type(error).__name__
         overlays = self._overlays.update()
         changed_pairs, lost_pairs = self._leave_out_covered() if overlays else ([], [])
+        return self._matched(
+            frame_id,
+            pairs,
+            found=found,
+            failure=failure,
+            overlays=overlays,
+            changed_pairs=changed_pairs,
+            lost_pairs=lost_pairs,
+        )
+
+    def give_up(self, frame_id: FrameId, *, failure: str) -> MatchedKeyframe:
+        """What matching the newest keyframe gave until it broke.
+
+        Args:
+            frame_id: the keyframe; it is matched again with the next one.
+            failure: what broke, in words.
+        """
+        return self._matched(frame_id, self._failed(frame_id), failure=failure)
+
+    def _matched(
+        self,
+        frame_id: FrameId,
+        pairs: Sequence[VerifiedPair],
+        *,
+        failure: str | None,
+        found: Sequence[VerifiedPair] = (),
+        overlays: tuple[Overlay, ...] = (),
+        changed_pairs: Sequence[VerifiedPair] = (),
+        lost_pairs: Sequence[ImagePair] = (),
+    ) -> MatchedKeyframe:
+        """What matching a keyframe gave, and what changed with it since the last one."""
+        tried, self._tried = tuple(self._tried), []
         pairs, found = self._as_they_are_now(pairs), self._as_they_are_now(found)
         own = {verified.pair for verified in pairs}
         changed, self._changed = tuple(self._changed.values()), {}
@@ -236,6 +269,22 @@ class PairMatching:
             found_pairs=tuple(one for one in found if one.pair not in own),
             tried_pairs=tried,
         )
+
+    def _failed(self, frame_id: FrameId) -> list[VerifiedPair]:
+        """Plans to match a keyframe again whose matching failed; returns the pairs that it has."""
+        self._to_match_again.append(frame_id)
+        return list(self._graph.verified_pairs(frame_id))
+
+    def _match_failed_again(self, *, wants_pointmaps: bool) -> list[VerifiedPair]:
+        """Matches keyframes whose matching failed once more, now that a later one's did not."""
+        found: list[VerifiedPair] = []
+        for _ in range(min(len(self._to_match_again), _MAX_AGAIN)):
+            frame_id = self._to_match_again.popleft()
+            try:
+                found += self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
+            except InferenceError:  # reported by the matcher; later keyframes may still match it
+                break
+        return found
 
     def _as_they_are_now(self, pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Those of some pairs that still hold, with their present matches."""

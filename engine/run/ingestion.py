@@ -7,17 +7,26 @@ import functools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from engine.errors import SourceError
-from engine.events import FrameReceived, SourceChanged
+from engine.config import LiveSourcesConfig
+from engine.errors import HangError, SourceError
+from engine.events import FrameReceived, RunPart, SourceChanged
 from engine.geo.gps_tracks import GpsTracks
 from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
-from engine.ports import CameraCalibrations, CameraMasks, FrameSource, LiveSource, Source
+from engine.ports import (
+    ArrivalSink,
+    CameraCalibrations,
+    CameraMasks,
+    FrameSource,
+    LiveSource,
+    Source,
+)
 from engine.run.event_loop import run_in
+from engine.run.faults import Faults, Guard, cause_of
 from engine.run.masking import Masking
 from engine.run.queues import ArrivalQueue, EventQueue, Queued, Writer
 from engine.types import (
@@ -34,6 +43,9 @@ from engine.types import (
 )
 
 logger = logging.getLogger(__name__)
+
+_MAX_CLOSE_S = 10.0  # of a source that is to stop
+_MAX_TRIES = 5  # to receive a live source that breaks, without a frame between them
 
 Item = TypeVar("Item")
 Named = TypeVar("Named", Frame, RejectedFrame)
@@ -92,7 +104,9 @@ class Ingestion:
         writer: runs writes in order.
         events: takes the events.
         publish: publishes them; called where no frame follows that would do it.
-        failed: is called with what broke decoding; the frame is dropped.
+        faults: takes what sources and decoding raise.
+        decoding: guards calls that decode.
+        retry: waits between the tries to read a live source that broke.
         max_gps_gap_s: positions farther apart in time are not interpolated.
         max_frames: readable frames after which a source ends; 0: never.
         masks: of whole cameras; None: there are none.
@@ -110,7 +124,9 @@ class Ingestion:
         writer: Writer,
         events: EventQueue,
         publish: Callable[[], Awaitable[None]],
-        failed: Callable[[Exception], None],
+        faults: Faults,
+        decoding: Guard,
+        retry: LiveSourcesConfig,
         max_gps_gap_s: float,
         max_frames: int = 0,
         masks: CameraMasks | None = None,
@@ -126,7 +142,9 @@ class Ingestion:
         self._writer = writer
         self._events = events
         self._publish = publish
-        self._failed = failed
+        self._faults = faults
+        self._decoding = decoding
+        self._retry = retry
         self._max_frames = max_frames
         self._masking = Masking(masks, warn=events.warn)
         self._calibrations = calibrations
@@ -191,26 +209,58 @@ class Ingestion:
         source = self._sources[source_idx]
         try:
             if isinstance(source, LiveSource):
-                await self._receive(source, source_idx)
+                await self._receive_until_it_ends(source, source_idx)
             else:
                 await self._read_frames(source, source_idx)
         except SourceError as error:
-            self._report_error(error)
-            await self._publish()
+            self._events.warn(str(error))
+            await self._source_failed(error, source_idx, consequence="it ends; others go on")
+        except Exception as error:  # a task boundary: what was read before is mapped
+            await self._source_failed(error, source_idx, consequence="it ends; others go on")
         finally:
             self._queue.close(source_idx)
 
-    async def _receive(self, source: LiveSource, source_idx: int) -> None:
-        receiving = asyncio.create_task(
-            source.receive(self._queue.sink(source_idx)), name=f"receive {source.info.label}"
-        )
+    async def _source_failed(self, error: Exception, source_idx: int, *, consequence: str) -> None:
+        label = self._sources[source_idx].info.label
+        self._faults.report(RunPart.SOURCE, error, consequence=f"{label}: {consequence}")
+        await self._publish()
+
+    async def _receive_until_it_ends(self, source: LiveSource, source_idx: int) -> None:
+        """Receives a live source; after an unexpected error it is tried again, some times.
+
+        Raises:
+            Exception: the last of several errors in a row without a frame between them.
+        """
+        sink = self._queue.sink(source_idx)
+        pause_s, num_tries, num_frames = self._retry.retry_first_s, 0, 0
+        while True:
+            try:
+                return await self._receive(source, source_idx, sink=sink)
+            except SourceError:
+                raise
+            except Exception as error:  # a task boundary
+                if self._num_frames[source_idx] > num_frames:  # it had worked
+                    pause_s, num_tries = self._retry.retry_first_s, 0
+                    num_frames = self._num_frames[source_idx]
+                num_tries += 1
+                if num_tries >= _MAX_TRIES or self._stops[source_idx].is_set():
+                    raise
+                await self._source_failed(error, source_idx, consequence="it is tried again")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stops[source_idx].wait(), pause_s)
+            pause_s = min(2 * pause_s, self._retry.retry_max_s)
+
+    async def _receive(self, source: LiveSource, source_idx: int, *, sink: ArrivalSink) -> None:
+        receiving = asyncio.create_task(source.receive(sink), name=f"receive {source.info.label}")
         stopping = asyncio.create_task(self._stops[source_idx].wait(), name="stopping")
         try:
             await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
             receiving.cancel()
-            await asyncio.wait((receiving,))
+            await asyncio.wait((receiving,), timeout=_MAX_CLOSE_S)
+        if not receiving.done():
+            raise HangError(f"has not closed after {_MAX_CLOSE_S:g} s")
         if not receiving.cancelled():
             receiving.result()  # what broke it, if anything did
 
@@ -269,13 +319,14 @@ class Ingestion:
     async def _decode(self, queued: Queued, arrival: Arrival) -> Frame | None:
         decoded: Frame | RejectedFrame
         try:
-            decoded = await run_in(self._decoding_thread, arrival.decode)
+            decoded = await run_in(self._decoding_thread, self._decoding.call, arrival.decode)
         except asyncio.CancelledError:
             self._queue.put_back(queued)
             raise
-        except Exception as error:  # a task boundary: what arrived before is still mapped
-            self._failed(error)
-            decoded = arrival.rejected(DropReason.FAILED, f"{type(error).__name__}: {error}")
+        except Exception as error:  # a task boundary: one frame is lost
+            consequence = f"{arrival.name} is dropped"
+            self._faults.report(RunPart.DECODING, error, consequence=consequence)
+            decoded = arrival.rejected(DropReason.FAILED, cause_of(error))
         if isinstance(decoded, RejectedFrame):
             await self._reject(queued, decoded)
             return None
@@ -313,13 +364,11 @@ class Ingestion:
             return self._masking.masked(frame)
         except SourceError as error:
             if not self._num_frames[source_idx]:
-                self._report_error(error)
+                label = self._sources[source_idx].info.label
+                self._events.warn(str(error))
+                self._faults.report(RunPart.SOURCE, error, consequence=f"{label}: it ends")
                 self._discard_source(source_idx)
             return error
-
-    def _report_error(self, error: SourceError) -> None:
-        logger.error("%s", error)
-        self._events.warn(str(error))
 
     def _discard_source(self, source_idx: int) -> None:
         """Takes nothing more of a source, nor what of it waits."""
@@ -351,7 +400,7 @@ class Ingestion:
         if ahead is not None:
             await asyncio.wait((ahead,))
             if not ahead.cancelled() and isinstance(error := ahead.exception(), Exception):
-                self._failed(error)
+                self._faults.report(RunPart.DECODING, error, consequence="a frame is dropped")
         for queued in self._queue.take_waiting():
             if isinstance(queued.item, Arrival):
                 rejected = queued.item.rejected(DropReason.STOPPED, detail)
@@ -448,23 +497,31 @@ async def until_stopped(
     """Yields ``items`` to their end or until ``stop`` is set, then closes them.
 
     Only waiting for the next item is interrupted, so an item that arrived is never lost.
+
+    Raises:
+        HangError: what gives the items does not stop, and is left behind.
     """
     stopping = asyncio.create_task(stop.wait(), name="stopping")
+    does_stop = True
     try:
-        async with aclosing(items):
-            while not stop.is_set():
-                arriving = asyncio.create_task(_step(items), name="next frame")
-                try:
-                    await asyncio.wait((arriving, stopping), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not arriving.done():
-                        arriving.cancel()
-                        await asyncio.wait((arriving,))
-                if arriving.cancelled() or not (arrived := arriving.result()):
-                    return
-                yield arrived[0]
+        while not stop.is_set():
+            arriving = asyncio.create_task(_step(items), name="next frame")
+            try:
+                await asyncio.wait((arriving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not arriving.done():
+                    arriving.cancel()
+                    await asyncio.wait((arriving,), timeout=_MAX_CLOSE_S)
+                does_stop = arriving.done()
+            if not does_stop:
+                raise HangError(f"has not closed after {_MAX_CLOSE_S:g} s")
+            if arriving.cancelled() or not (arrived := arriving.result()):
+                return
+            yield arrived[0]
     finally:
         stopping.cancel()
+        if does_stop:
+            await items.aclose()
 
 
 async def _step(items: AsyncGenerator[Item, None]) -> tuple[Item] | None:

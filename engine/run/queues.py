@@ -134,6 +134,11 @@ class ArrivalQueue:
         return list(self._frames.values())
 
     @property
+    def num_arrivals(self) -> int:
+        """Arrivals that wait to be decoded."""
+        return sum(isinstance(queued.item, Arrival) for queued in list(self._waiting))
+
+    @property
     def used_bytes(self) -> int:
         """Memory of arrivals that wait or are decoded, and pixels that were not given back."""
         return self._arrival_bytes + self._pixel_bytes

@@ -123,7 +123,7 @@ def test_files_that_are_deleted_during_a_run_are_made_again(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_images_that_are_deleted_during_a_run_are_missed(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    outcome = run(path, after(8, lambda: (path / "images" / "000002.jpg").unlink()))
+    outcome = run(path, after(8, (path / "images" / "000002.jpg").unlink))
     assert outcome.not_saved == ("1 images of the map",)
     (words,) = [one for one in Written.read(path).warnings() if "images that the map" in one]
     assert "000002.jpg" in words

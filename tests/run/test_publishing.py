@@ -25,6 +25,7 @@ from engine.run.queues import EventQueue, Writer
 from engine.run.views import ViewDispatcher
 from engine.types import Frame, FrameId, FramePose, MapView
 from tests.support.fake_runs import frame_of, trajectory_lines, world_of
+from tests.support.faults import FaultsSeen
 
 HANG_S = 300.0  # a guard, no measure
 NOTHING = MappingStep(record=None, new_poses=(), jobs=(), due=(), counts=MapCounts(), view=None)
@@ -46,7 +47,7 @@ class OfferedViews(ViewDispatcher):
     """Keeps what it is offered."""
 
     def __init__(self) -> None:
-        super().__init__([], ViewsConfig())
+        super().__init__([], ViewsConfig(), faults=FaultsSeen(), max_call_s=60.0)
         self.frames: list[tuple[int, FramePose | None]] = []
         self.maps: list[MapView] = []
         self.events: list[Event] = []
