@@ -32,7 +32,7 @@ import typer
 from adapters.native_log import native_log_captured
 from adapters.open_source import refuse_unknown_sources
 from adapters.views.view_mode import ViewMode
-from engine.errors import AdapterUnavailableError, ConfigError, EngineError
+from engine.errors import AdapterUnavailableError, ConfigError, EngineError, JournalError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -239,6 +239,7 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
+        _check_readable(run_folder)
         evaluation = _print_evaluation(
             run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
         )
@@ -267,6 +268,7 @@ def export(
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
 
+        _check_readable(run_folder)
         asked = {
             ExportFormat.UNDISTORT: undistort,
             ExportFormat.PLY: ply,
@@ -474,6 +476,20 @@ def _other_maps(outcome: RunOutcome) -> str:
     if len(sizes) == 1:
         return f"; another map holds {sizes[0]} (sparse/1)"
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
+
+
+def _check_readable(run_folder: Path) -> None:
+    """Refuses a run folder of a newer version of LiveSfM.
+
+    Raises:
+        ConfigError: it is one, or cannot be read.
+    """
+    from engine.output.run_format import check_readable
+
+    try:
+        check_readable(run_folder)
+    except JournalError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:

@@ -347,6 +347,13 @@ class Arrival:
 Received = Arrival | RejectedFrame | GpsReading | SourceNotice  # what comes from a source
 
 
+class DescriptorKind(StrEnum):
+    """What the bytes of descriptors mean."""
+
+    ROOT_SIFT = "root_sift"  # RootSIFT (Arandjelovic and Zisserman, CVPR 2012) times 256, up to 127
+    OTHER = "other"  # the matcher's own, or none
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Features:
     """The keypoint table of one keyframe, with compact descriptors where the matcher has some.
@@ -358,12 +365,13 @@ class Features:
 
     frame_id: FrameId
     keypoints_xy: Float64Array  # (N, 2) px of the original image
-    descriptors: Uint8Array  # (N, D), compact: RootSIFT scaled to bytes; D may be 0
+    descriptors: Uint8Array  # (N, D), compact; D may be 0
     scales: Float32Array  # (N,) px, diameter of the keypoint, twice its sigma in scale space
     colors: Uint8Array  # (N, 3) RGB at the keypoints
     is_free: BoolArray = field(  # (N,) rows that no match has claimed yet; empty stands for none
         default_factory=lambda: np.zeros(0, np.bool_)
     )
+    descriptor_kind: DescriptorKind = DescriptorKind.OTHER
 
     def __post_init__(self) -> None:
         freeze_field(self, "keypoints_xy", (None, 2), np.float64)

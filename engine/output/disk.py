@@ -108,12 +108,21 @@ def refuse_full_disk(path: Path, config: RuntimeConfig) -> None:
         )
 
 
-def rescue_folders(path: Path, *, min_free_bytes: int) -> Iterator[Path]:
+def rescue_folders(path: Path, *, device: int, min_free_bytes: int) -> Iterator[Path]:
     """Folders, not yet made, where a run whose folder is lost may go on; the nearest first.
 
-    Beside the folder, in the working folder, at home: where there is room.
+    Beside the folder unless its disk was unmounted, in the working folder, at home: where there is
+    room.
+
+    Args:
+        path: the folder that is lost.
+        device: the number of its disk.
+        min_free_bytes: what there must be room for.
     """
-    for parent in dict.fromkeys((path.absolute().parent, Path.cwd(), Path.home())):
+    beside = path.absolute().parent
+    for parent in dict.fromkeys((beside, Path.cwd(), Path.home())):
+        if parent == beside and not _is_on(parent, device):
+            continue
         free = free_bytes(parent)
         if free is None or free < min_free_bytes or not os.access(parent, os.W_OK):
             continue
@@ -123,6 +132,13 @@ def rescue_folders(path: Path, *, min_free_bytes: int) -> Iterator[Path]:
             number += 1
             candidate = parent / f"{stem}-{number}"
         yield candidate
+
+
+def _is_on(path: Path, device: int) -> bool:
+    try:
+        return path.stat().st_dev == device
+    except OSError:
+        return False
 
 
 def _size(path: Path) -> int:

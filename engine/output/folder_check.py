@@ -74,7 +74,9 @@ class FolderCheck:
         if self._is_stranded and not is_last_try:
             return False
         former = self._folder.path
-        for path in rescue_folders(former, min_free_bytes=self._reserve()):
+        for path in rescue_folders(
+            former, device=self._folder.device, min_free_bytes=self._reserve()
+        ):
             try:
                 self._move(path)
             except (JournalError, ConfigError, OSError) as error:

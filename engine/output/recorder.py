@@ -16,11 +16,12 @@ import pycolmap
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import JournalError, SnapshotError
 from engine.events import DiskSpaceLow, Event, SnapshotWritten, Warned
-from engine.mapping.steps import KeyframeRecord, MapCopy
+from engine.mapping.steps import KeyframeRecord, MapCopy, MappingStep
 from engine.matching.overlays import OverlayMask
 from engine.output.disk import Trouble, free_bytes, reserve_bytes, trouble_of
 from engine.output.folder_check import FolderCheck
-from engine.output.journal import Journal, encode_keyframe_image, encode_mask
+from engine.output.journal import Journal, NewKeyframe, encode_keyframe_image, encode_mask
+from engine.output.moments import MomentQueue
 from engine.output.run_folder import (
     KEYFRAME_STATUS,
     MASKS_FOLDER,
@@ -44,12 +45,13 @@ from engine.types import (
     Frame,
     FrameId,
     FramePose,
+    GpsReading,
     RejectedFrame,
-    VerifiedPair,
 )
 
 logger = logging.getLogger(__name__)
 
+_MAX_LOCKED_S = 600.0  # for which the end of a run waits for a program that holds the database
 _SNAPSHOTS = "snapshots"
 _SUMMARY = "summary.json"
 _RECORDING = "recording.rrd"
@@ -74,6 +76,9 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._journal = Journal.open(folder.path)
+        self._moments = MomentQueue(
+            self._journal.write, failed=functools.partial(self._report_failed, "database.db")
+        )
         self._snapshots = snapshots
         self._runtime = runtime
         self._emit = emit
@@ -87,14 +92,21 @@ class Recorder:
         self._num_keypoints = 0  # of all keyframes
         self._misses_images = False
         self._has_recording = False
+        self._is_locked = False  # another program holds the database
         self._is_disk_failing = False  # some write failed on account of the disk
         self.is_space_low = False  # no new frames should be taken
-        self.num_failed_writes = 0
+        self._num_failed_writes = 0
+        self._num_broken = 0
 
     @property
     def path(self) -> Path:
         """The run folder."""
         return self._folder.path
+
+    @property
+    def num_failed_writes(self) -> int:
+        """Writes that failed and, of those that are tried again, did not succeed until now."""
+        return self._num_failed_writes + self._moments.num_lost + self._moments.num_unwritten
 
     # -- the folder and its disk ----------------------------------------------------------------
 
@@ -107,10 +119,22 @@ class Recorder:
         self._check_folder()
         self._check_space()
         self._write_again()
+        if self._is_locked and not self._moments.num_unwritten:
+            self._is_locked = False
+            self._warn("database.db can be written again, and all that waited is in it")
+
+    def write_broke(self) -> None:
+        """Counts a call that raised what nobody expected; what it was to write is missing."""
+        self._num_broken += 1
+        self._num_failed_writes += 1
 
     def not_saved(self) -> tuple[str, ...]:
         """What the run has and the disk has not, in words for people."""
         words = [f"{number} lines of {name}" for name, number in self._folder.unwritten().items()]
+        if num_changes := self._moments.num_unwritten + self._moments.num_lost:
+            words.append(f"{num_changes} changes of database.db")
+        if self._num_broken:
+            words.append(f"{self._num_broken} writes that broke, see the errors above")
         words += sorted(_DOCUMENTS.get(name, name) for name in self._unsaved)
         if _SNAPSHOTS not in self._unsaved and self._is_final_lost():
             words.append(_DOCUMENTS[_SNAPSHOTS])
@@ -153,7 +177,9 @@ class Recorder:
 
     def _check_images(self) -> None:
         """Reports, once, that images of the newest snapshot are not on disk."""
-        if not self._misses_images and (missing := self._images_missing()):
+        if self._misses_images or self._moments.num_unwritten:
+            return
+        if missing := self._images_missing():
             self._misses_images = True
             self._warn(
                 f"{self.path}: {len(missing)} images that the map names are not there, such as"
@@ -183,6 +209,8 @@ class Recorder:
                 logger.debug("%s", error)
             else:
                 self._unsaved.discard(name)
+        if self._moments.num_unwritten:
+            self._moments.flush()
         if self._folder.unwritten():
             try:
                 self._folder.write_waiting()
@@ -194,6 +222,8 @@ class Recorder:
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame to ``frames.csv``."""
         self._guard("frames.csv", lambda: self._folder.frame_arrived(frame))
+        status = dropped_status(frame.reason) if isinstance(frame, RejectedFrame) else None
+        self._moments.add_frame(frame, status=status)
 
     def frame_dropped(self, frame_id: FrameId, reason: DropReason) -> None:
         """Writes the status of a frame that was dropped."""
@@ -203,43 +233,28 @@ class Recorder:
         """Writes the status of a frame between keyframes."""
         self._settle(frame_id, TRACKED_STATUS)
 
-    def keyframe_added(self, frame: Frame, record: KeyframeRecord) -> None:
-        """Journals a keyframe with its image, mask and pairs, and settles its frame."""
-        self._check_folder()
-        self._settle(record.keyframe.frame_id, KEYFRAME_STATUS)
-        self._num_keypoints += len(record.keyframe.features)
+    def gps_reading(self, reading: GpsReading) -> None:
+        """Journals a position that came beside the frames."""
+        self._moments.add_reading(reading)
 
-        def write() -> None:
-            image_bytes = encode_keyframe_image(frame, quality=self._runtime.keyframe_jpeg_quality)
-            self._journal.add_keyframe(
-                record.keyframe,
-                camera=record.camera,
-                image_bytes=image_bytes,
-                mask_bytes=self._encoded(frame.mask),
-            )
+    def step_taken(self, step: MappingStep, frame: Frame | None = None) -> None:
+        """Journals what a step of the mapper changed, as one moment, and settles its keyframe.
 
-        for features in record.moved:
-            self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
-        written = record.pairs if self._guard("database.db", write) else ()
-        self.pairs_changed((*record.changed_pairs, *written))
-
-    def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:
-        """Journals that keyframes have other cameras now, or cameras of another model."""
-        for frame_id, camera in cameras.items():
-            self._guard(
-                "database.db", functools.partial(self._journal.change_camera, frame_id, camera)
-            )
-        self.cameras_calibrated({camera.camera_id: camera for camera in cameras.values()}.values())
-
-    def pairs_changed(self, pairs: Iterable[VerifiedPair]) -> None:
-        """Journals pairs anew that have other matches now, or none."""
-        for pair in pairs:
-            self._guard("database.db", functools.partial(self._journal.add_pair, pair))
+        Args:
+            step: of the mapper.
+            frame: that of the step's record, if it has one.
+        """
+        keyframe = None
+        if step.record is not None and frame is not None:
+            self._check_folder()
+            self._num_keypoints += len(step.record.keyframe.features)
+            self._settle(frame.frame_id, KEYFRAME_STATUS)
+            keyframe = self._new_keyframe(frame, step.record)
+        self._moments.add_step(step, keyframe=keyframe)
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""
-        for camera in cameras:
-            self._guard("database.db", functools.partial(self._journal.update_camera, camera))
+        self._moments.add_cameras(cameras)
 
     def overlays_masked(self, masks: Iterable[OverlayMask]) -> None:
         """Takes what overlays cover out of the masks of keyframe images; makes those missing."""
@@ -321,7 +336,9 @@ class Recorder:
         The files stay open, and the folder the run's.
         """
         self._finish_writing()
-        if self._is_disk_failing and (self._unsaved or self._folder.unwritten()):
+        if self._is_disk_failing and (
+            self._unsaved or self._folder.unwritten() or self._moments.num_unwritten
+        ):
             self._rescue("cannot be written to the end", is_last_try=True)
             self._finish_writing()
         self._check_images()
@@ -339,6 +356,7 @@ class Recorder:
 
     def _finish_writing(self) -> None:
         self._check_folder()
+        self._moments.flush(wait_s=_MAX_LOCKED_S)
         self._write_again()
         if "frames.csv" not in self._documents or "frames.csv" in self._unsaved:
             self._document("frames.csv", self._folder.settle_all)
@@ -349,6 +367,22 @@ class Recorder:
         self._unsaved.discard(name)
         if not self._guard(name, write):
             self._unsaved.add(name)
+
+    def _new_keyframe(self, frame: Frame, record: KeyframeRecord) -> NewKeyframe | None:
+        """A keyframe with its files; None if these cannot be encoded."""
+        try:
+            return NewKeyframe(
+                keyframe=record.keyframe,
+                camera=record.camera,
+                source=frame.source,
+                image_bytes=encode_keyframe_image(
+                    frame, quality=self._runtime.keyframe_jpeg_quality
+                ),
+                mask_bytes=self._encoded(frame.mask),
+            )
+        except JournalError as error:
+            self._failed("database.db", error)
+            return None
 
     def _encoded(self, mask: BoolArray | None) -> bytes | None:
         """A frame's mask as a file; frames that share one have it encoded once."""
@@ -366,6 +400,7 @@ class Recorder:
 
     def _settle(self, frame_id: FrameId, status: str) -> None:
         self._guard("frames.csv", lambda: self._folder.frame_settled(frame_id, status=status))
+        self._moments.settle_frame(frame_id, status=status)
 
     def _guard(self, what: str, write: Callable[[], None]) -> bool:
         """Calls ``write``; returns whether it succeeded."""
@@ -377,13 +412,24 @@ class Recorder:
         return True
 
     def _failed(self, what: str, error: Exception) -> None:
-        self.num_failed_writes += 1
-        if what in self._warned:
+        self._num_failed_writes += 1
+        self._report_failed(what, error)
+
+    def _report_failed(self, what: str, error: Exception) -> None:
+        trouble = trouble_of(error)
+        if trouble is Trouble.LOCKED:
+            if not self._is_locked:
+                self._is_locked = True
+                self._warn(
+                    f"{self.path / 'database.db'} is locked by another program: what is to be"
+                    " written waits for it, and the run goes on"
+                )
+        elif what in self._warned:
             logger.debug("%s", error)
         else:
             self._warned.add(what)
             self._warn(f"{error}; the run goes on, more of this kind is only counted")
-        match trouble_of(error):
+        match trouble:
             case Trouble.UNUSABLE:
                 self._is_disk_failing = True
                 self._rescue(f"cannot be written any more ({_reason_of(error)})")

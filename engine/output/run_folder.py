@@ -33,6 +33,7 @@ from engine.output.files import (
     write_atomically,
     written_atomically,
 )
+from engine.output.run_format import format_line
 from engine.output.run_lock import LOCK_NAME, RunLock, RunState, refuse_running, run_state
 from engine.types import (
     DropReason,
@@ -174,7 +175,7 @@ class RunFolder:
 
         Args:
             path: a folder that does not exist, or is empty. It is locked until `close`.
-            config_text: the resolved configuration, for ``config.yaml``.
+            config_text: the resolved configuration, for ``config.yaml``, after the format version.
             overwrite: a former run may be in the folder; what it wrote is deleted. Files that no
                 run writes stay.
 
@@ -186,7 +187,7 @@ class RunFolder:
         lock = cls.prepare(path, overwrite=overwrite)
         try:
             with _writing(path):
-                write_atomically(path / "config.yaml", config_text.encode())
+                write_atomically(path / "config.yaml", (format_line() + config_text).encode())
             run = cls(path, lock=lock)
             with _writing(path):
                 run._frames.append(",".join(FRAMES_HEADER))
@@ -238,7 +239,7 @@ class RunFolder:
             rows = [",".join(FRAMES_HEADER), *(_row_of(frame).as_line() for frame in frames)]
             text = "".join(f"{row}\n" for row in rows)
             write_atomically(path / "frames.csv", text.encode(errors="backslashreplace"))
-            write_atomically(path / "config.yaml", config_text.encode())
+            write_atomically(path / "config.yaml", (format_line() + config_text).encode())
             # The figures of a run that is not finished any more.
             (path / "summary.json").unlink(missing_ok=True)
             for name in ("events.jsonl", "trajectory_live.txt"):
@@ -252,6 +253,11 @@ class RunFolder:
     def is_in_place(self) -> bool:
         """Whether the folder, its lock and its tables are still those at their paths."""
         return self._is_folder_at(self.path) and not self.missing()
+
+    @property
+    def device(self) -> int:
+        """The number of the disk that the folder is on, or was on."""
+        return os.fstat(self._descriptor).st_dev
 
     def missing(self) -> list[str]:
         """Open files that were deleted or replaced."""

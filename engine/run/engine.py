@@ -623,7 +623,7 @@ class Engine:
         await self._ingestion.drop(frame, reason=reason, detail=detail)
 
     def _write_failed(self, error: Exception) -> None:
-        self._recorder.num_failed_writes += 1
+        self._recorder.write_broke()
         self._faults.report(RunPart.WRITING, error, consequence="what was to be written is missing")
 
 

@@ -330,7 +330,7 @@ class Ingestion:
         if isinstance(decoded, RejectedFrame):
             await self._reject(queued, decoded)
             return None
-        frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
+        frame = self._named(await self._with_fix(decoded, queued.source_idx), queued.source_idx)
         masked = self._masked(frame, queued.source_idx)
         if isinstance(masked, SourceError):
             await self._reject(queued, arrival.rejected(DropReason.BAD_MASK, str(masked)))
@@ -413,7 +413,7 @@ class Ingestion:
             case SourceNotice():
                 await self._take_in_notice(item)
             case GpsReading():
-                self._positions[source_idx].add(item)
+                await self._add_reading(item, source_idx)
             case RejectedFrame():
                 rejected = self._named(item, source_idx)
                 await self._writer.schedule(
@@ -444,10 +444,14 @@ class Ingestion:
         source_idx, own_key = self._source_of_camera[camera_key]
         return self._positions[source_idx].fix_at(own_key, captured_at_s)
 
-    def _with_fix(self, frame: Frame, source_idx: int) -> Frame:
+    async def _add_reading(self, reading: GpsReading, source_idx: int) -> None:
+        self._positions[source_idx].add(reading)
+        await self._writer.schedule(functools.partial(self._recorder.gps_reading, reading))
+
+    async def _with_fix(self, frame: Frame, source_idx: int) -> Frame:
         """The frame with the position that came beside it, unless it has one of its own."""
         for reading_idx, reading in self._queue.take_readings():
-            self._positions[reading_idx].add(reading)
+            await self._add_reading(reading, reading_idx)
         if frame.gps is not None:
             return frame
         fix = self._positions[source_idx].fix_at(frame.camera_key, frame.captured_at_s)

@@ -14,7 +14,7 @@ from engine.errors import InferenceError, MapError
 from engine.events import RunPart
 from engine.mapping.jobs import MapJob
 from engine.mapping.mapper import Mapper
-from engine.mapping.steps import KeyframeToMatch, MappingStep
+from engine.mapping.steps import KeyframeRecord, KeyframeToMatch, MapCounts, MappingStep
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.output.recorder import Recorder
 from engine.ports import Source
@@ -259,7 +259,7 @@ class MappingStage:
         step = await self._add(item, await self._match(item, to_match))
         if step.record is not None:
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, step.record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
         self._due = step.due
@@ -344,7 +344,7 @@ class MappingStage:
         except Exception:
             record = await self._mapper.call(Mapper.record, frame_id)
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, record),
+                functools.partial(self._recorder.step_taken, _step_of(record), item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
             raise
@@ -382,3 +382,8 @@ class MappingStage:
         self, error: Exception, frame: Frame, *, consequence: str, part: RunPart = RunPart.MAPPING
     ) -> None:
         self._faults.report(part, error, consequence=consequence, frame_id=frame.frame_id)
+
+
+def _step_of(record: KeyframeRecord) -> MappingStep:
+    """A step that only journals a keyframe."""
+    return MappingStep(record=record, new_poses=(), jobs=(), due=(), counts=MapCounts(), view=None)

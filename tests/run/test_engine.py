@@ -19,7 +19,7 @@ from engine.geometry import camera_center
 from engine.mapping import background_jobs
 from engine.mapping.mapper import Mapper
 from engine.output import recorder
-from engine.output.journal import Journal
+from engine.output.journal import Journal, NewKeyframe
 from engine.output.run_folder import RunFolder
 from engine.run.engine import Engine, RunOutcome, StoppedBy
 from engine.types import Features, Frame, FramePose, MapView
@@ -501,16 +501,17 @@ def test_an_unexpected_error_of_a_write_is_reported_and_later_writes_come(
 ) -> None:
     original = Journal.add_keyframe
 
-    def break_at_five(self: Journal, keyframe: Any, **rest: Any) -> None:
-        if keyframe.frame_id == 5:
+    def break_at_five(self: Journal, new: NewKeyframe) -> None:
+        if new.keyframe.frame_id == 5:
             raise RuntimeError("cannot encode")
-        original(self, keyframe, **rest)
+        original(self, new)
 
     monkeypatch.setattr(Journal, "add_keyframe", break_at_five)
     outcome, written = run_world(tmp_path / "run")
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
     assert "writing: raised" in written.summary["faults"]
-    assert written.summary["failed_writes"] >= 1  # so that the run has failed
+    assert written.summary["failed_writes"] >= 1
+    assert any("writes that broke" in words for words in outcome.not_saved)  # the run has failed
     assert latest_model(outcome.path).num_reg_images() == outcome.num_registered >= 5
     assert set(written.statuses) == {"keyframe"}
 
