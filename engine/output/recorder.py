@@ -123,8 +123,8 @@ class Recorder:
             self._is_locked = False
             self._warn("database.db can be written again, and all that waited is in it")
 
-    def write_broke(self) -> None:
-        """Counts a call that raised what nobody expected; what it was to write is missing."""
+    def count_failed_write(self) -> None:
+        """Counts a write that broke in a way that nobody expected; it is missing."""
         self._num_broken += 1
         self._num_failed_writes += 1
 
@@ -251,6 +251,11 @@ class Recorder:
             self._settle(frame.frame_id, KEYFRAME_STATUS)
             keyframe = self._new_keyframe(frame, step.record)
         self._moments.add_step(step, keyframe=keyframe)
+
+    def keyframe_added(self, frame: Frame, record: KeyframeRecord) -> None:
+        """Journals a keyframe alone, whose step broke, and settles its frame."""
+        self._settle(frame.frame_id, KEYFRAME_STATUS)
+        self._moments.add_record(record, keyframe=self._new_keyframe(frame, record))
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""

@@ -242,9 +242,9 @@ class RunFolder:
             write_atomically(path / "config.yaml", (format_line() + config_text).encode())
             # The figures of a run that is not finished any more.
             (path / "summary.json").unlink(missing_ok=True)
-            for name in ("events.jsonl", "trajectory_live.txt"):
-                if (path / name).exists():
-                    cut_unfinished_line(path / name)
+            for table in (path / "events.jsonl", *path.glob("trajectory_live*.txt")):
+                if table.exists():
+                    cut_unfinished_line(table)
         return cls(path, lock=lock)
 
     # -- where the folder is --------------------------------------------------------------------
