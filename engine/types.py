@@ -134,6 +134,7 @@ class SourceInfo:
     is_live: bool  # frames come whether or not the engine keeps up, so the oldest are dropped
     is_sequence: bool  # consecutive frames are a video; False: every frame is a photo
     num_frames: int | None  # how many frames will come; None: nobody knows
+    has_many_cameras: bool = False  # the frames of each are a sequence of their own; live: always
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +353,27 @@ class DescriptorKind(StrEnum):
 
     ROOT_SIFT = "root_sift"  # RootSIFT (Arandjelovic and Zisserman, CVPR 2012) times 256, up to 127
     OTHER = "other"  # the matcher's own, or none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingDecision:
+    """What tracking did with a frame because of how far mapping was."""
+
+    frame_id: FrameId
+    is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingDecision:
+    """What mapping did with a keyframe because of what was there by then."""
+
+    frame_id: FrameId
+    merged: tuple[str, ...]  # kinds of the jobs whose results went into the map before it
+    num_readings: int  # of positions beside frames, of all sources, that the map knew from then on
+    num_posed: int  # frames that were posed while it was matched
+
+
+TimingDecision = TrackingDecision | MappingDecision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -47,7 +47,6 @@ from engine.mapping.model.bundle_adjustment import (
 )
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.model.whole_adjustment import adjust_until_settled, adjust_whole
-from engine.mapping.places.contradictions import find_contradictions
 from engine.mapping.places.misplacement import Repair
 from engine.mapping.positions.georeferencing import FixAt, no_fix
 from engine.mapping.restoring import EventGate, Restoring, present_facts, taken_facts
@@ -223,6 +222,7 @@ class Mapper:
         self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
         self._pose_reports.add_keyframe(keyframe)
+        self._georeferencing.add_keyframe(keyframe)
         self._keyframe_reports.report_added(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
@@ -369,13 +369,14 @@ class Mapper:
             newest: pairs of the newest keyframe.
             because: what is wrong with the map, if it has to stay.
         """
-        bent = self._map
+        bent, distrusted = self._map, self._builder.distrusted
         self._map = self._builder.start_over()
         built = self._builder.first(self._map, newest)
         num_needed = _KEPT_RATIO * bent.num_registered
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
+                self._builder.distrust(distrusted)  # they misled this very map
                 self._warn(
                     f"the map of {bent.num_registered} keyframes may be bent, since {because};"
                     " no other one holds half as many"
@@ -712,10 +713,14 @@ class Mapper:
             else:
                 self._components.clear()
             if self._adopt_fullest():
+                self._repair_finally()
+                self._correct_loops(is_final=True)
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+            self._contradictions = tuple(
+                self._loops.contradictions(self._map, is_confirmed=self._agreement.is_agreed)
+            )
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pycolmap
 
 from engine.errors import JournalError
-from engine.mapping.steps import MappingStep
+from engine.mapping.steps import KeyframeRecord, MappingStep
 from engine.mapping.stored_state import Fact, StoredFrame, StoredRelativePose
 from engine.output.journal import Moment, NewKeyframe
 from engine.types import Frame, FrameId, GpsReading, RejectedFrame
@@ -81,25 +81,22 @@ class MomentQueue:
             step: of the mapper.
             keyframe: that of its record; None where it has none, or its image cannot be written.
         """
-        record = step.record
-        if record is not None and keyframe is None:
-            self._lost.add(record.keyframe.frame_id)
         self._poses += step.relative_poses
         self._facts.update(step.facts)
+        changed = Moment() if step.record is None else self._moment_of(step.record, keyframe)
         self.write(
-            Moment(
-                keyframe=keyframe,
-                moved=record.moved if record else (),
-                pairs=(
-                    *(record.changed_pairs if record else ()),
-                    *(record.pairs if record else ()),
-                    *step.changed_pairs,
-                ),
+            replace(
+                changed,
+                pairs=(*changed.pairs, *step.changed_pairs),
                 tried=step.tried,
                 recalibrated=step.recalibrated,
                 calibrations=step.calibrations,
             )
         )
+
+    def add_record(self, record: KeyframeRecord, *, keyframe: NewKeyframe | None) -> None:
+        """Adds a keyframe whose step is not known; ``keyframe`` is as for `add_step`."""
+        self.write(self._moment_of(record, keyframe))
 
     def add_cameras(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Adds the present parameters of cameras."""
@@ -115,6 +112,12 @@ class MomentQueue:
     def flush(self) -> None:
         """Writes all that waits, as far as that is possible now."""
         self._write_with_gathered(Moment())
+
+    def _moment_of(self, record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
+        if keyframe is None:
+            self._lost.add(record.keyframe.frame_id)
+        pairs = (*record.changed_pairs, *record.pairs)
+        return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
 
     def _flush_many(self) -> None:
         num_frames = len(self._frames) + len(self._readings)
