@@ -28,6 +28,7 @@ from typing import Any
 from engine.config import Config
 from engine.events import (
     CommandTaken,
+    FrameDropped,
     RunFinished,
     RunPart,
     RunResumed,
@@ -36,6 +37,7 @@ from engine.events import (
 )
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
+from engine.mapping.stored_state import StoredFrame
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
@@ -232,10 +234,12 @@ class Engine:
                     matcher=matcher,
                     num_keyframes=restored.counts.num_keyframes,
                     num_registered=restored.counts.num_registered,
-                    num_frames_again=self._former.num_unfinished,
+                    num_frames_again=self._former.num_again,
                     onto=self._onto,
                 )
             )
+            for lost in self._former.lost:
+                self._events(_dropped(lost))
         for source, role in zip(self._sources, self._roles, strict=True):
             self._events(_opened(source, role))
         return restored
@@ -640,6 +644,18 @@ class Engine:
     def _write_failed(self, error: Exception) -> None:
         self._recorder.count_failed_write()
         self._faults.report(RunPart.WRITING, error, consequence="what was to be written is missing")
+
+
+def _dropped(lost: StoredFrame) -> FrameDropped:
+    return FrameDropped(
+        frame_id=lost.frame_id,
+        source=lost.source,
+        index=lost.index,
+        name=lost.name,
+        captured_at_s=lost.captured_at_s,
+        reason=DropReason.STOPPED,
+        detail="the run was cut off before its turn",
+    )
 
 
 def _opened(source: Source, role: SourceRole) -> SourceOpened:
