@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapters.images.decoding import read_image_header
 from adapters.live.backoff import Backoff
 from adapters.live.capture_clock import CaptureClock
 from adapters.sources.files.video_frames import (
@@ -24,6 +25,7 @@ from adapters.sources.files.video_frames import (
     picture_stream,
 )
 from adapters.sources.streams.ffmpeg_interrupt import interrupt_when
+from adapters.sources.streams.multipart import MultipartError, MultipartReader, OversizedPart
 from adapters.sources.streams.stream_address import StreamAddress
 from engine.config import LiveSourcesConfig
 from engine.ports import ArrivalSink
@@ -169,6 +171,8 @@ class StreamReader:
         try:
             with _open(self._address, self._config) as (container, stream):
                 is_open = True
+                if self._address.carries_jpegs:
+                    return _Loss(detail=self._read_parts(container))
                 if stream is None:
                     return _Loss(detail="no pictures in this stream")
                 self._clock = CaptureClock()
@@ -198,8 +202,6 @@ class StreamReader:
 
     def _take(self, packet: Packet[Any]) -> bool:
         """Puts the frames of a packet into the sink; False when there is none."""
-        if self._address.carries_jpegs:
-            return packet.dts is not None and self._take_jpeg(packet)  # None: only marks the end
         has_frame = False
         for decoded in decode_packet(packet):
             if isinstance(decoded, str):
@@ -209,12 +211,40 @@ class StreamReader:
                 has_frame = True
         return has_frame
 
-    def _take_jpeg(self, packet: Packet[Any]) -> bool:
-        if packet.size > self._config.max_payload_mb * _MB:
-            self._reject(DropReason.TOO_LARGE, f"{packet.size / _MB:.0f} MB")
+    def _read_parts(self, container: InputContainer) -> str:
+        """Takes the parts of a multipart stream; returns why nothing more comes."""
+        parts = MultipartReader(max_part_bytes=int(self._config.max_payload_mb * _MB))
+        self._clock = CaptureClock()
+        is_connected = False
+        part_came_s = time.monotonic()
+        try:
+            for packet in packets_of(container):
+                if self._stop.is_set():
+                    return "stopped"
+                for part in parts.feed(bytes(packet)):
+                    if not is_connected:
+                        self._report_picture(part)
+                    is_connected = True
+                    part_came_s = time.monotonic()
+                    self._take_part(part)
+                # Bytes without an end keep FFmpeg's time-out from running out.
+                if time.monotonic() - part_came_s > self._config.read_timeout_s:
+                    return f"no picture for {self._config.read_timeout_s:g} s"
+        except MultipartError as error:
+            return str(error)
+        return "the stream ended" if is_connected else "no pictures in this stream"
+
+    def _take_part(self, part: bytes | OversizedPart) -> None:
+        if isinstance(part, OversizedPart):
+            self._reject(DropReason.TOO_LARGE, f"{part.num_bytes / _MB:.0f} MB")
         else:
-            self._put(bytes(packet), num_bytes=packet.size, stream_s=None)
-        return True
+            self._put(part, num_bytes=len(part), stream_s=None)
+
+    def _report_picture(self, part: bytes | OversizedPart) -> None:
+        header = read_image_header(part) if isinstance(part, bytes) else None
+        size = "" if header is None else f", {header.width} x {header.height} px"
+        self._last_loss = ""
+        self._report(SourceState.CONNECTED, f"mjpeg{size}")
 
     def _put(self, content: VideoFrame | bytes, *, num_bytes: int, stream_s: float | None) -> None:
         captured_at_s = self._clock.tick(stream_s, arrived_at_s=time.time())
