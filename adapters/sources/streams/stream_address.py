@@ -7,7 +7,7 @@ import re
 import ssl
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
@@ -40,6 +40,10 @@ class StreamAddress:
     max_wait_s: float = 0.0  # for them, before FFmpeg says that nobody came
     is_secure: bool = False  # TLS
     carries_jpegs: bool = False  # the bytes are a multipart stream of JPEG files
+
+    def listening_at(self, netloc: str) -> StreamAddress:
+        """The same with another host and port to listen at."""
+        return replace(self, url=urlsplit(self.url)._replace(netloc=netloc).geturl())
 
 
 def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddress:
