@@ -282,8 +282,6 @@ class Mapper:
             self._pose_strictly()
             self._split_cameras()
             self._recognise_lenses()
-            if not self._config.rescue.grow_components:
-                self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
 
     def rebuild(
