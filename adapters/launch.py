@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from adapters.calibrations.by_camera import CalibrationsByCamera
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
+from adapters.start_signals import StartSignals, start_signals
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     CameraMasks,
     FrameIds,
+    InputRecording,
     InvitesSenders,
     KnowsGroundTruth,
     KnowsImageSizes,
@@ -38,7 +40,7 @@ from engine.types import Float64Array, FrameId, Received, SourceInfo
 if TYPE_CHECKING:
     from adapters.resume import GoingOn
     from engine.output.run_folder import RunFolder
-    from engine.run.engine import RunOutcome
+    from engine.run.engine import Engine, RunOutcome
     from engine.run.ingestion import SourceRole
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class LaunchOptions:
     view_mode: ViewMode
     show_progress: bool
     going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
+    record_input: Path | None = None  # where what the run receives is kept; None: nowhere
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -69,16 +72,18 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
             cannot be used, or not one of the sources exists.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
+        KeyboardInterrupt: a signal came while nothing was written or replaced yet.
     """
     try:
-        return _launch(config, options)
+        with start_signals() as signals:
+            return _launch(config, options, signals)
     except BaseException:
         if options.going_on is not None:
             options.going_on.lock.let_go()
         raise
 
 
-def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
+def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
     limit_library_threads()
     _refuse_own_input(options)
     given = config.cameras.calibrations
@@ -93,13 +98,23 @@ def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
     sources = _open_sources(
         specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
     )
+    if len(specs) == 1:  # a replay has all sources of its run
+        specs = specs * len(sources)
     from adapters.resume import roles_of
 
     roles = roles_of(specs, sources, former)
     if calibrations is not None:
         _refuse_misfits(calibrations, sources)
     with native_log_captured():
-        return asyncio.run(_run(config, options, sources, roles, calibrations))
+        engine = _open_engine(
+            config, options, sources, roles, calibrations=calibrations, signals=signals
+        )
+        signals.hand_to(engine.interrupt)
+        runner = asyncio.Runner()
+        outcome = runner.run(engine.run())
+        if not outcome.num_hangs:  # else it would wait for what hangs
+            runner.close()
+        return outcome
 
 
 def count_frame_ids(first: int = 1) -> FrameIds:
@@ -140,13 +155,16 @@ def _load_torch(adapter: str, *, extra: str) -> None:
     torch.set_num_threads(1)
 
 
-async def _run(
+def _open_engine(
     config: Config,
     options: LaunchOptions,
     sources: Sequence[Source],
     roles: Sequence[SourceRole],
+    *,
     calibrations: CalibrationsByCamera | None,
-) -> RunOutcome:
+    signals: StartSignals,
+) -> Engine:
+    """Opens what a run needs, and last its folder."""
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
 
@@ -160,9 +178,10 @@ async def _run(
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
     try:
+        signals.hold()  # a former run may be replaced now, so this one has to begin
         folder = _run_folder(config, options)
         views += _open_views(config, options, sources)
-        engine = Engine(
+        return Engine(
             config,
             folder=folder,
             sources=sources,
@@ -178,12 +197,12 @@ async def _run(
             roles=roles,
             former=None if going_on is None else going_on.former,
             onto="" if going_on is None else going_on.onto,
+            recording=_input_recording(config, options, sources),
         )
     except EngineError:
         for view in views:
             view.close()
         raise
-    return await engine.run()
 
 
 def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
@@ -194,6 +213,22 @@ def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
         return RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
     frames = going_on.former.frames
     return RunFolder.reopen(options.path, frames, config_text=text, lock=going_on.lock)
+
+
+def _input_recording(
+    config: Config, options: LaunchOptions, sources: Sequence[Source]
+) -> InputRecording | None:
+    """Where what the run receives is kept, if that is wanted.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    if options.record_input is None:
+        return None
+    from adapters.recordings.input_recording import FolderRecording
+
+    infos = [source.info for source in sources]
+    return FolderRecording.create(options.record_input, config=config, sources=infos)
 
 
 def _leave_at_once(path: Path) -> None:
@@ -320,7 +355,13 @@ def _open_sources(
         ConfigError: nothing can be opened, nor does any of it exist.
     """
     from adapters.open_source import open_source
+    from adapters.recordings.replay import open_replay, replayed_folder
 
+    if len(specs) == 1 and (folder := replayed_folder(specs[0])) is not None:
+        try:
+            return list(open_replay(folder, config=config.sources))
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
     next_frame_id = count_frame_ids(first_id)
     sources: list[Source] = []
     refused: list[SourceError] = []

@@ -222,6 +222,7 @@ class Mapper:
         self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
         self._pose_reports.add_keyframe(keyframe)
+        self._georeferencing.add_keyframe(keyframe)
         self._keyframe_reports.report_added(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
@@ -246,7 +247,7 @@ class Mapper:
             wants_view: whether viewers want to see the map.
         """
         self._map_keyframe(matched)
-        record, jobs = self.record(matched.frame_id), self._start_jobs()
+        record, jobs = self._record(matched.frame_id), self._start_jobs()
         self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
@@ -314,7 +315,7 @@ class Mapper:
             self._registering.register_all(self._map, config=self._growth)
             self._adjust()
         self._report_changes()
-        record = None if frame_id is None else self.record(frame_id)
+        record = None if frame_id is None else self._record(frame_id)
         return self._step(record=record, wants_view=False)
 
     def _register(self, frame_id: FrameId) -> None:
@@ -845,11 +846,12 @@ class Mapper:
             lost=self._components.lost_stretches(self._map),
         )
 
-    def record(self, frame_id: FrameId) -> KeyframeRecord:
-        """What the journal keeps of the newest keyframe, and of the tables that it changed.
+    def last_step(self, frame_id: FrameId) -> MappingStep:
+        """The step of the newest keyframe where neither adding it nor building anew gave one."""
+        return self._step(record=self._record(frame_id), wants_view=False)
 
-        It is a part of its step; by itself it is for a keyframe whose step there will not be.
-        """
+    def _record(self, frame_id: FrameId) -> KeyframeRecord:
+        """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
         return self._journal.record(
             keyframe,

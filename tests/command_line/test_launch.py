@@ -129,7 +129,8 @@ def test_a_source_that_is_there_but_cannot_be_read_leaves_a_valid_run(
     assert outcome.num_keyframes == 0
     (warning,) = Written.by(outcome).warnings()
     assert warning.startswith(f"{text}: ")
-    assert [record.message for record in caplog.records] == [warning]
+    (message,) = [record.message for record in caplog.records]
+    assert warning in message
 
 
 def test_one_source_that_cannot_be_opened_does_not_stop_the_others(
