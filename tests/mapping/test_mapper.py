@@ -544,6 +544,20 @@ def test_missing_keyframes_are_rescued_at_the_end(path: SyntheticWorld) -> None:
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
 
+def test_a_bent_map_that_stays_keeps_what_it_distrusts(path: SyntheticWorld) -> None:
+    fed = Run(path).feed(path.frame_ids[:6])
+    mapper, before = fed.mapper, fed.registered_ids
+    wrong = ImagePair(FrameId(1), FrameId(3))
+    mapper._builder.distrust([wrong])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapper._builder, "first", lambda present, newest: None)
+        mapper._build_anew([], because="overlays held much of it")
+    assert fed.registered_ids == before
+    assert mapper._builder.distrusted == {wrong}
+    (warning,) = fed.emitted(Warned)
+    assert "may be bent, since overlays held much of it" in warning.message
+
+
 @pytest.mark.slow
 def test_a_rescue_that_holds_less_changes_nothing(path: SyntheticWorld) -> None:
     mapped = run(path, dropped=splits_after(10))
