@@ -24,7 +24,13 @@ import typer
 from adapters.native_log import native_log_captured
 from adapters.open_source import refuse_unknown_sources
 from adapters.views.view_mode import ViewMode
-from engine.errors import AdapterUnavailableError, ConfigError, EngineError
+from engine.errors import (
+    AdapterUnavailableError,
+    ConfigError,
+    EngineError,
+    JournalError,
+    SourceError,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -143,6 +149,13 @@ def run(
             help="Begin with the map and the settings of another run, which stays as it is.",
         ),
     ] = None,
+    record_input: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep what arrives and when the run acted on it; replay:DIR repeats the run.",
+        ),
+    ] = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -156,6 +169,10 @@ def run(
             overwrite=overwrite,
             quiet=quiet,
         )
+        options = replace(options, record_input=record_input)
+        config = [*_recorded_overlays(source), *(config or [])]
+        if record_input is not None and onto is not None:
+            raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         if onto is None:
             loaded = _load(config, all_settings)
@@ -237,6 +254,7 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
+        _check_readable(run_folder)
         evaluation = _print_evaluation(
             run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
         )
@@ -265,6 +283,7 @@ def export(
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
 
+        _check_readable(run_folder)
         asked = {
             ExportFormat.UNDISTORT: undistort,
             ExportFormat.PLY: ply,
@@ -344,6 +363,17 @@ def _with_calibrations(config: Config, specs: list[str]) -> Config:
     calibrations = (*config.cameras.calibrations, *specs)
     cameras = config.cameras.model_copy(update={"calibrations": calibrations})
     return config.model_copy(update={"cameras": cameras})
+
+
+def _recorded_overlays(sources: list[str]) -> list[str]:
+    """The configuration of the run that a replay repeats; others go over it."""
+    from adapters.recordings.replay import recorded_config, replayed_folder
+
+    folder = replayed_folder(sources[0])
+    try:
+        return [] if folder is None else [str(recorded_config(folder))]
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _options(
@@ -493,6 +523,20 @@ def _other_maps(outcome: RunOutcome) -> str:
     if len(sizes) == 1:
         return f"; another map holds {sizes[0]} (sparse/1)"
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
+
+
+def _check_readable(run_folder: Path) -> None:
+    """Refuses a run folder of a newer version of LiveSfM.
+
+    Raises:
+        ConfigError: it is one, or cannot be read.
+    """
+    from engine.output.run_format import check_readable
+
+    try:
+        check_readable(run_folder)
+    except JournalError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:

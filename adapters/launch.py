@@ -23,6 +23,7 @@ from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     CameraMasks,
     FrameIds,
+    InputRecording,
     InvitesSenders,
     KnowsGroundTruth,
     KnowsImageSizes,
@@ -57,6 +58,7 @@ class LaunchOptions:
     view_mode: ViewMode
     show_progress: bool
     going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
+    record_input: Path | None = None  # where what the run receives is kept; None: nowhere
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -96,6 +98,8 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     sources = _open_sources(
         specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
     )
+    if len(specs) == 1:  # a replay has all sources of its run
+        specs = specs * len(sources)
     from adapters.resume import roles_of
 
     roles = roles_of(specs, sources, former)
@@ -193,6 +197,7 @@ def _open_engine(
             roles=roles,
             former=None if going_on is None else going_on.former,
             onto="" if going_on is None else going_on.onto,
+            recording=_input_recording(config, options, sources),
         )
     except EngineError:
         for view in views:
@@ -208,6 +213,22 @@ def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
         return RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
     frames = going_on.former.frames
     return RunFolder.reopen(options.path, frames, config_text=text, lock=going_on.lock)
+
+
+def _input_recording(
+    config: Config, options: LaunchOptions, sources: Sequence[Source]
+) -> InputRecording | None:
+    """Where what the run receives is kept, if that is wanted.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    if options.record_input is None:
+        return None
+    from adapters.recordings.input_recording import FolderRecording
+
+    infos = [source.info for source in sources]
+    return FolderRecording.create(options.record_input, config=config, sources=infos)
 
 
 def _leave_at_once(path: Path) -> None:
@@ -334,7 +355,13 @@ def _open_sources(
         ConfigError: nothing can be opened, nor does any of it exist.
     """
     from adapters.open_source import open_source
+    from adapters.recordings.replay import open_replay, replayed_folder
 
+    if len(specs) == 1 and (folder := replayed_folder(specs[0])) is not None:
+        try:
+            return list(open_replay(folder, config=config.sources))
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
     next_frame_id = count_frame_ids(first_id)
     sources: list[Source] = []
     refused: list[SourceError] = []

@@ -134,6 +134,7 @@ class SourceInfo:
     is_live: bool  # frames come whether or not the engine keeps up, so the oldest are dropped
     is_sequence: bool  # consecutive frames are a video; False: every frame is a photo
     num_frames: int | None  # how many frames will come; None: nobody knows
+    has_many_cameras: bool = False  # the frames of each are a sequence of their own; live: always
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,6 +348,34 @@ class Arrival:
 Received = Arrival | RejectedFrame | GpsReading | SourceNotice  # what comes from a source
 
 
+class DescriptorKind(StrEnum):
+    """What the bytes of descriptors mean."""
+
+    ROOT_SIFT = "root_sift"  # RootSIFT (Arandjelovic and Zisserman, CVPR 2012) times 256, up to 127
+    OTHER = "other"  # the matcher's own, or none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingDecision:
+    """What tracking did with a frame because of how far mapping was."""
+
+    frame_id: FrameId
+    is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingDecision:
+    """What mapping did with a keyframe because of what was there by then."""
+
+    frame_id: FrameId
+    merged: tuple[str, ...]  # kinds of the jobs whose results went into the map before it
+    num_readings: int  # of positions beside frames, of all sources, that the map knew from then on
+    num_posed: int  # frames that were posed while it was matched
+
+
+TimingDecision = TrackingDecision | MappingDecision
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Features:
     """The keypoint table of one keyframe, with compact descriptors where the matcher has some.
@@ -358,12 +387,13 @@ class Features:
 
     frame_id: FrameId
     keypoints_xy: Float64Array  # (N, 2) px of the original image
-    descriptors: Uint8Array  # (N, D), compact: RootSIFT scaled to bytes; D may be 0
+    descriptors: Uint8Array  # (N, D), compact; D may be 0
     scales: Float32Array  # (N,) px, diameter of the keypoint, twice its sigma in scale space
     colors: Uint8Array  # (N, 3) RGB at the keypoints
     is_free: BoolArray = field(  # (N,) rows that no match has claimed yet; empty stands for none
         default_factory=lambda: np.zeros(0, np.bool_)
     )
+    descriptor_kind: DescriptorKind = DescriptorKind.OTHER
 
     def __post_init__(self) -> None:
         freeze_field(self, "keypoints_xy", (None, 2), np.float64)

@@ -325,17 +325,24 @@ class FramePoser:
         )
 
     def _scale(self, sparse_map: SparseMap, frame_id: FrameId) -> float:
-        """Median ratio of depths now to depths then, over reference keypoints with a point now."""
+        """Median ratio of depths now to depths then, over reference keypoints with a point now.
+
+        Where few of them have one, as in another map, the ratio of the median depths.
+        """
         reference = self._references.get(frame_id)
         if reference is None:
             return 1.0
-        ids = sparse_map.point3D_ids(frame_id)[reference.keypoint_idx]
-        kept = ids >= 0
-        if int(kept.sum()) < _MIN_REFERENCE_POINTS:
+        ids = sparse_map.point3D_ids(frame_id)
+        of_reference = ids[reference.keypoint_idx]
+        kept = of_reference >= 0
+        if np.count_nonzero(kept) >= _MIN_REFERENCE_POINTS:
+            depths = _depths(sparse_map, frame_id, of_reference[kept])
+            ratio = float(np.median(depths / reference.depths_map[kept]))
+        elif np.count_nonzero(ids >= 0) >= _MIN_REFERENCE_POINTS and len(reference.depths_map):
+            depths = _depths(sparse_map, frame_id, ids[ids >= 0])
+            ratio = float(np.median(depths) / np.median(reference.depths_map))
+        else:
             return 1.0
-        points = sparse_map.points3D_in_world(ids[kept].tolist())
-        depths = transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
-        ratio = float(np.median(depths / reference.depths_map[kept]))
         return ratio if ratio > 0 else 1.0
 
     def _keyframe_state(self, sparse_map: SparseMap, frame_id: FrameId) -> KeyframeState:
@@ -343,6 +350,12 @@ class FramePoser:
             cam_from_world=sparse_map.cam_from_world(frame_id),
             scale=self._scale(sparse_map, frame_id),
         )
+
+
+def _depths(sparse_map: SparseMap, frame_id: FrameId, point3D_ids: Int64Array) -> Float64Array:
+    """Depths (P,) of points in a keyframe."""
+    points = sparse_map.points3D_in_world(point3D_ids.tolist())
+    return np.asarray(transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2])
 
 
 def _depth_reference(

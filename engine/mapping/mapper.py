@@ -47,7 +47,6 @@ from engine.mapping.model.bundle_adjustment import (
 )
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.model.whole_adjustment import adjust_until_settled, adjust_whole
-from engine.mapping.places.contradictions import find_contradictions
 from engine.mapping.places.misplacement import Repair
 from engine.mapping.positions.georeferencing import FixAt, no_fix
 from engine.mapping.restoring import EventGate, Restoring, present_facts, taken_facts
@@ -223,6 +222,7 @@ class Mapper:
         self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
         self._pose_reports.add_keyframe(keyframe)
+        self._georeferencing.add_keyframe(keyframe)
         self._keyframe_reports.report_added(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
@@ -247,7 +247,7 @@ class Mapper:
             wants_view: whether viewers want to see the map.
         """
         self._map_keyframe(matched)
-        record, jobs = self.record(matched.frame_id), self._start_jobs()
+        record, jobs = self._record(matched.frame_id), self._start_jobs()
         self._verdicts.watch(self._map, self._evidence_beside)
         return self._step(record=record, jobs=jobs, wants_view=wants_view)
 
@@ -317,7 +317,7 @@ class Mapper:
             self._registering.register_all(self._map, config=self._growth)
             self._adjust()
         self._report_changes()
-        record = None if frame_id is None else self.record(frame_id)
+        record = None if frame_id is None else self._record(frame_id)
         return self._step(record=record, wants_view=False)
 
     def _register(self, frame_id: FrameId) -> None:
@@ -369,13 +369,14 @@ class Mapper:
             newest: pairs of the newest keyframe.
             because: what is wrong with the map, if it has to stay.
         """
-        bent = self._map
+        bent, distrusted = self._map, self._builder.distrusted
         self._map = self._builder.start_over()
         built = self._builder.first(self._map, newest)
         num_needed = _KEPT_RATIO * bent.num_registered
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
+                self._builder.distrust(distrusted)  # they misled this very map
                 self._warn(
                     f"the map of {bent.num_registered} keyframes may be bent, since {because};"
                     " no other one holds half as many"
@@ -712,10 +713,14 @@ class Mapper:
             else:
                 self._components.clear()
             if self._adopt_fullest():
+                self._repair_finally()
+                self._correct_loops(is_final=True)
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+            self._contradictions = tuple(
+                self._loops.contradictions(self._map, is_confirmed=self._agreement.is_agreed)
+            )
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
@@ -843,11 +848,12 @@ class Mapper:
             lost=self._components.lost_stretches(self._map),
         )
 
-    def record(self, frame_id: FrameId) -> KeyframeRecord:
-        """What the journal keeps of the newest keyframe, and of the tables that it changed.
+    def last_step(self, frame_id: FrameId) -> MappingStep:
+        """The step of the newest keyframe where neither adding it nor building anew gave one."""
+        return self._step(record=self._record(frame_id), wants_view=False)
 
-        It is a part of its step; by itself it is for a keyframe whose step there will not be.
-        """
+    def _record(self, frame_id: FrameId) -> KeyframeRecord:
+        """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
         return self._journal.record(
             keyframe,

@@ -79,6 +79,18 @@ class MappingStep:
     relative_poses: tuple[StoredRelativePose, ...] = ()
     facts: Mapping[str, Fact] = field(default_factory=dict)  # small states by name
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether the journal gets something of it besides a record."""
+        return bool(
+            self.recalibrated
+            or self.changed_pairs
+            or self.tried
+            or self.calibrations
+            or self.relative_poses
+            or self.facts
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapCopy:

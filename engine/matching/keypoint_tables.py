@@ -140,6 +140,7 @@ class KeypointTable:
                 scales=self._features.scales,
                 colors=self._colors.copy(),
                 is_free=self._is_free.copy(),
+                descriptor_kind=self._features.descriptor_kind,
             )
             self._is_changed = False
         return self._features

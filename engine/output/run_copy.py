@@ -11,7 +11,7 @@ from engine.output.files import link_atomically
 from engine.output.run_folder import MASKS_FOLDER, RunFolder
 from engine.output.run_lock import RunLock, refuse_running
 
-_TABLES = ("config.yaml", "events.jsonl", "trajectory_live.txt")
+_TABLES = ("config.yaml", "events.jsonl")
 _DATABASE = ("database.db", "database.db-wal")  # what a killed run committed last is in the log
 
 
@@ -37,7 +37,8 @@ def copy_run(former: Path, path: Path, *, overwrite: bool) -> RunLock:
             if (former / folder).is_dir():
                 _link_folder(former / folder, path / folder)
         _link_latest(former, path)
-        for name in (*_TABLES, *_DATABASE):
+        live = (one.name for one in former.glob("trajectory_live*.txt"))
+        for name in (*_TABLES, *live, *_DATABASE):
             if (former / name).exists():
                 shutil.copyfile(former / name, path / name)
         refuse_running(former)  # it may have gone on meanwhile

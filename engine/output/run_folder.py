@@ -30,6 +30,7 @@ from engine.output.files import (
     write_atomically,
     written_atomically,
 )
+from engine.output.run_format import format_line
 from engine.output.run_lock import LOCK_NAME, RunLock, RunState, refuse_running, run_state
 from engine.types import (
     DropReason,
@@ -158,7 +159,7 @@ class RunFolder:
 
         Args:
             path: a folder that does not exist, or is empty. It is locked until `close`.
-            config_text: the resolved configuration, for ``config.yaml``.
+            config_text: the resolved configuration, for ``config.yaml``, after the format version.
             overwrite: a former run may be in the folder; what it wrote is deleted. Files that no
                 run writes stay.
 
@@ -170,7 +171,7 @@ class RunFolder:
         lock = cls.prepare(path, overwrite=overwrite)
         try:
             with _writing(path):
-                write_atomically(path / "config.yaml", config_text.encode())
+                write_atomically(path / "config.yaml", (format_line() + config_text).encode())
             run = cls(path, lock=lock)
             with _writing(path):
                 run._frames.append(",".join(FRAMES_HEADER))
@@ -222,12 +223,12 @@ class RunFolder:
             rows = [",".join(FRAMES_HEADER), *(_row_of(frame).as_line() for frame in frames)]
             text = "".join(f"{row}\n" for row in rows)
             write_atomically(path / "frames.csv", text.encode(errors="backslashreplace"))
-            write_atomically(path / "config.yaml", config_text.encode())
+            write_atomically(path / "config.yaml", (format_line() + config_text).encode())
             # The figures of a run that is not finished any more.
             (path / "summary.json").unlink(missing_ok=True)
-            for name in ("events.jsonl", "trajectory_live.txt"):
-                if (path / name).exists():
-                    cut_unfinished_line(path / name)
+            for table in (path / "events.jsonl", *path.glob("trajectory_live*.txt")):
+                if table.exists():
+                    cut_unfinished_line(table)
         return cls(path, lock=lock)
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:

@@ -47,6 +47,7 @@ from engine.output.statistics import RunStatistics, summary_figures
 from engine.ports import (
     CameraCalibrations,
     CameraMasks,
+    InputRecording,
     PairMatcher,
     PlaceIndex,
     ResumableSource,
@@ -59,6 +60,8 @@ from engine.run.event_loop import RunRequests, ThreadOwned, lag_measured, run_in
 from engine.run.faults import Faults, Guard, Wait, cause_of, wait_for_call
 from engine.run.guarded import GuardedMatcher, GuardedPlaces, GuardedSolver
 from engine.run.ingestion import Ingestion, SourceRole
+from engine.run.input_log import InputLog
+from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
@@ -124,6 +127,7 @@ class Engine:
         former: what the run goes on from, which lies in the folder; None: it is a new one.
         onto: where that came from, when it is of another run; "": of this one.
         wait_for_call: waits for calls that may hang.
+        recording: keeps what the run receives, to be repeated; None: it is not kept.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -148,6 +152,7 @@ class Engine:
         former: FormerRun | None = None,
         onto: str = "",
         wait_for_call: Wait = wait_for_call,
+        recording: InputRecording | None = None,
     ) -> None:
         self._config = config
         self._wait_for_call = wait_for_call
@@ -164,7 +169,7 @@ class Engine:
         self._stopped_by = StoppedBy.END_OF_SOURCES
         self._make_outputs(folder, views)
         self._make_guards(matcher)
-        self._make_stages(places, solve_window, calibrations)
+        self._make_stages(places, solve_window, calibrations, recording)
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -193,6 +198,7 @@ class Engine:
                 save_map = self._save_map(must_be_checked=not is_sound)
                 await self._attempt(save_map, what="saving the map")
                 await self._attempt(self._show_map(), what="showing the map")
+                await self._log.close()
             return await self._close()
 
     def stop(self) -> None:
@@ -268,6 +274,7 @@ class Engine:
     async def _finish_map(self) -> None:
         """Last adjustments, and a last try for keyframes without a place in the map."""
         finished = await self._jobs.all_finished()
+        self._positions.give_to_map()
         await self._publisher.publish_step(await self._mapper.call(Mapper.finish, finished))
 
     async def _save_poses(self) -> None:
@@ -501,6 +508,7 @@ class Engine:
         places: PlaceIndex | None,
         solve_window: WindowSolver | None,
         calibrations: CameraCalibrations | None,
+        recording: InputRecording | None,
     ) -> None:
         config = self._config
         self._arrivals = ArrivalQueue(
@@ -509,6 +517,10 @@ class Engine:
             max_lanes=config.live_sources.max_cameras,
         )
         self._items = MappingQueue(max_waiting=config.sources.mapping_queue_size)
+        self._log = InputLog(
+            self._sources, recording=recording, writer=self._writer, warn=self._events.warn
+        )
+        self._positions = Positions(self._sources, max_gap_s=config.georeference.max_gap_s)
         self._ingestion = Ingestion(
             self._sources,
             roles=self._roles,
@@ -521,7 +533,8 @@ class Engine:
             faults=self._faults,
             decoding=self._guards[RunPart.DECODING],
             retry=config.live_sources,
-            max_gps_gap_s=config.georeference.max_gap_s,
+            log=self._log,
+            positions=self._positions,
             max_frames=config.sources.max_frames,
             masks=self._masks,
             calibrations=calibrations,
@@ -539,6 +552,7 @@ class Engine:
             ingestion=self._ingestion,
             warn=self._events.warn,
             faults=self._faults,
+            log=self._log,
         )
         if places is None:  # an index may have a length, and be empty
             places = PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
@@ -560,7 +574,7 @@ class Engine:
                 matching=matching,
                 emit=self._events,
                 solve_window=solver,
-                fix_at=self._ingestion.fix_at,
+                fix_at=self._positions.for_map,
             ),
             name="mapping",
         )
@@ -587,6 +601,8 @@ class Engine:
             writer=self._writer,
             faults=self._faults,
             drop=self._drop_keyframe,
+            log=self._log,
+            positions=self._positions,
             max_rebuilds=config.faults.max_map_rebuilds,
         )
 
@@ -595,7 +611,7 @@ class Engine:
         await self._ingestion.drop(frame, reason=reason, detail=detail)
 
     def _write_failed(self, error: Exception) -> None:
-        self._recorder.num_failed_writes += 1
+        self._recorder.count_failed_write()
         self._faults.report(RunPart.WRITING, error, consequence="what was to be written is missing")
 
 

@@ -14,7 +14,6 @@ from typing import TypeVar
 from engine.config import LiveSourcesConfig
 from engine.errors import HangError, SourceError
 from engine.events import FrameReceived, RunPart, SourceChanged
-from engine.geo.gps_tracks import GpsTracks
 from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
 from engine.ports import (
@@ -27,13 +26,14 @@ from engine.ports import (
 )
 from engine.run.event_loop import run_in
 from engine.run.faults import Faults, Guard, cause_of
+from engine.run.input_log import InputLog
 from engine.run.masking import Masking
+from engine.run.positions import Positions
 from engine.run.queues import ArrivalQueue, EventQueue, Queued, Writer
 from engine.types import (
     Arrival,
     DropReason,
     Frame,
-    GpsFix,
     GpsReading,
     Received,
     RejectedFrame,
@@ -85,11 +85,12 @@ class DecodedFrame:
     frame: Frame
     source_idx: int
     is_live: bool = False
+    has_many_cameras: bool = False  # of which each has its own lane
 
     @property
     def lane(self) -> tuple[int, str]:
-        """Frames of one lane follow each other: those of a source, or of a live source's camera."""
-        return self.source_idx, self.frame.camera_key if self.is_live else ""
+        """Frames of one lane follow each other: those of a source, or of one of its cameras."""
+        return self.source_idx, self.frame.camera_key if self.has_many_cameras else ""
 
 
 class Ingestion:
@@ -107,7 +108,8 @@ class Ingestion:
         faults: takes what sources and decoding raise.
         decoding: guards calls that decode.
         retry: waits between the tries to read a live source that broke.
-        max_gps_gap_s: positions farther apart in time are not interpolated.
+        log: keeps what arrives.
+        positions: get what comes beside the frames.
         max_frames: readable frames after which a source ends; 0: never.
         masks: of whole cameras; None: there are none.
         calibrations: those that the user gave.
@@ -127,15 +129,16 @@ class Ingestion:
         faults: Faults,
         decoding: Guard,
         retry: LiveSourcesConfig,
-        max_gps_gap_s: float,
+        log: InputLog,
+        positions: Positions,
         max_frames: int = 0,
         masks: CameraMasks | None = None,
         calibrations: CameraCalibrations | None = None,
     ) -> None:
         self._sources = sources
         self._roles = roles
-        self._positions = [GpsTracks(max_gap_s=max_gps_gap_s) for _ in sources]
-        self._source_of_camera: dict[str, tuple[int, str]] = {}  # and its key there
+        self._log = log
+        self._positions = positions
         self._queue = queue
         self._decoding_thread = decoding_thread
         self._recorder = recorder
@@ -162,11 +165,12 @@ class Ingestion:
                 start = f"{role.prefix}|" if role.prefix else ""
                 if one.source == role.label and camera_key.startswith(start):
                     own_key = camera_key.removeprefix(start)
-                    self._source_of_camera[camera_key] = source_idx, own_key
+                    self._positions.add_camera(camera_key, source_idx=source_idx, own_key=own_key)
         for reading in stored.gps_readings:
             for source_idx, role in enumerate(self._roles):
                 if reading.source == role.label:
-                    self._positions[source_idx].add(reading)
+                    self._positions.add(source_idx, reading)
+        self._positions.give_to_map()
 
     # -- control ----------------------------------------------------------------------------------
 
@@ -312,8 +316,12 @@ class Ingestion:
             if not isinstance(queued.item, Arrival):
                 await self._take_in(queued.item, queued.source_idx)
             elif (frame := await self._decode(queued, queued.item)) is not None:
+                info = self._sources[queued.source_idx].info
                 return DecodedFrame(
-                    frame=frame, source_idx=queued.source_idx, is_live=queued.is_live
+                    frame=frame,
+                    source_idx=queued.source_idx,
+                    is_live=queued.is_live,
+                    has_many_cameras=queued.is_live or info.has_many_cameras,
                 )
         return None
 
@@ -331,13 +339,19 @@ class Ingestion:
         if isinstance(decoded, RejectedFrame):
             await self._reject(queued, decoded)
             return None
+        await self._take_readings()
         frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
         masked = self._masked(frame, queued.source_idx)
         if isinstance(masked, SourceError):
             await self._reject(queued, arrival.rejected(DropReason.BAD_MASK, str(masked)))
             return None
         frame = self._calibrated(masked)
-        self._source_of_camera[frame.camera_key] = queued.source_idx, decoded.camera_key
+        self._positions.add_camera(
+            frame.camera_key, source_idx=queued.source_idx, own_key=decoded.camera_key
+        )
+        await self._log.frame(
+            self._as_given(frame, decoded, queued.source_idx), source_idx=queued.source_idx
+        )
         self._queue.add_frame(queued, frame)
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
         self._events(
@@ -409,11 +423,13 @@ class Ingestion:
     async def _take_in(
         self, item: GpsReading | RejectedFrame | SourceNotice, source_idx: int
     ) -> None:
+        await self._log.report(item, source_idx=source_idx)
         match item:
             case SourceNotice():
                 await self._take_in_notice(item)
             case GpsReading():
-                self._positions[source_idx].add(item)
+                self._positions.add(source_idx, item)
+                await self._writer.schedule(functools.partial(self._recorder.gps_reading, item))
             case RejectedFrame():
                 rejected = self._named(item, source_idx)
                 await self._writer.schedule(
@@ -437,20 +453,15 @@ class Ingestion:
 
     # -- positions --------------------------------------------------------------------------------
 
-    def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
-        """Where a camera was by the positions that its source has given beside the frames."""
-        if camera_key not in self._source_of_camera:
-            return None
-        source_idx, own_key = self._source_of_camera[camera_key]
-        return self._positions[source_idx].fix_at(own_key, captured_at_s)
+    async def _take_readings(self) -> None:
+        for source_idx, reading in self._queue.take_readings():
+            await self._take_in(reading, source_idx)
 
     def _with_fix(self, frame: Frame, source_idx: int) -> Frame:
         """The frame with the position that came beside it, unless it has one of its own."""
-        for reading_idx, reading in self._queue.take_readings():
-            self._positions[reading_idx].add(reading)
         if frame.gps is not None:
             return frame
-        fix = self._positions[source_idx].fix_at(frame.camera_key, frame.captured_at_s)
+        fix = self._positions.of_frame(source_idx, frame.camera_key, frame.captured_at_s)
         return frame if fix is None else replace(frame, gps=replace(fix, is_provisional=True))
 
     # -- calibrations -----------------------------------------------------------------------------
@@ -474,6 +485,16 @@ class Ingestion:
             self._events.warn(message)
 
     # -- names ------------------------------------------------------------------------------------
+
+    def _as_given(self, frame: Frame, decoded: Frame, source_idx: int) -> Frame:
+        """A frame under its source's names, with the mask and calibration that it got here."""
+        prefix = self._roles[source_idx].prefix
+        return replace(
+            decoded,
+            camera_key=frame.camera_key.removeprefix(f"{prefix}|") if prefix else frame.camera_key,
+            mask=frame.mask,
+            intrinsics_prior=frame.intrinsics_prior,
+        )
 
     def _named(self, item: Named, source_idx: int) -> Named:
         """A frame under a name, an index and a camera's key that are unique in the run."""

@@ -46,14 +46,8 @@ class Publisher:
 
     async def publish_step(self, step: MappingStep, frame: Frame | None = None) -> None:
         """Publishes new poses, the current frame and, where the step holds one, the map."""
-        if step.recalibrated:
-            await self._writer.schedule(
-                functools.partial(self._recorder.cameras_changed, step.recalibrated)
-            )
-        if step.changed_pairs:
-            await self._writer.schedule(
-                functools.partial(self._recorder.pairs_changed, step.changed_pairs)
-            )
+        if step.record is None and step.has_changes:  # else its keyframe was written with it
+            await self._writer.schedule(functools.partial(self._recorder.step_taken, step))
         if step.new_poses:
             await self._writer.schedule(
                 functools.partial(self._recorder.live_poses, step.new_poses)

@@ -541,6 +541,19 @@ class MappingQueue:
             return None
         return item
 
+    async def get_tracked(self) -> MappingItem | None:
+        """Takes the next item without a keyframe; None when one with a keyframe, or the end, comes.
+
+        That stays.
+        """
+        if self._put_back:
+            return None
+        item = await self._waiting.get()
+        if item is None or item.keyframe is not None:
+            self._put_back.append(item)
+            return None
+        return item
+
     async def wait_until_keyframe_taken(self) -> None:
         """Returns when no keyframe waits for mapping."""
         async with self._keyframe_taken:

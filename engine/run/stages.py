@@ -12,7 +12,7 @@ from typing import TypeVar
 from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError, MapError
 from engine.events import RunPart
-from engine.mapping.jobs import MapJob
+from engine.mapping.jobs import FinishedJob, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import KeyframeToMatch, MappingStep
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
@@ -22,10 +22,12 @@ from engine.run.background import MapJobs, Snapshots, return_free_memory
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.faults import Faults, cause_of
 from engine.run.ingestion import DecodedFrame, Ingestion
+from engine.run.input_log import InputLog
+from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
 from engine.tracking.frame_tracker import FrameTracker
-from engine.types import DropReason, Features, Frame, FrameId, Keyframe
+from engine.types import DropReason, Features, Frame, FrameId, Keyframe, MappingDecision
 
 Result = TypeVar("Result")
 
@@ -44,6 +46,7 @@ class TrackingStage:
         ingestion: gives frames, and counts those that cannot be described.
         warn: emits that something is degraded.
         faults: takes what tracking raises.
+        log: keeps what depends on timing, and repeats it.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class TrackingStage:
         ingestion: Ingestion,
         warn: Callable[[str], None],
         faults: Faults,
+        log: InputLog,
     ) -> None:
         self._config = config
+        self._log = log
         self._faults = faults
         self._two_view = two_view
         self._sources = sources
@@ -98,7 +103,9 @@ class TrackingStage:
                 described.
         """
         tracker = self._tracker(decoded)
-        is_ahead = decoded.is_live and self._items.is_behind
+        is_ahead = await self._log.is_behind(
+            decoded.frame.frame_id, measured=decoded.is_live and self._items.is_behind
+        )
         follow = functools.partial(tracker.follow, decoded.frame, wants_fallback=is_ahead)
         followed = await self._call(follow, decoded)
         due = None if is_ahead and followed.can_wait else followed.due
@@ -175,6 +182,8 @@ class MappingStage:
         writer: runs writes in order.
         faults: takes what matching and mapping raise.
         drop: records a frame that does not get into the map.
+        log: keeps what depends on timing, and repeats it.
+        positions: are known to the map up to its newest keyframe.
         max_rebuilds: times that the map is built anew after mapping broke.
     """
 
@@ -193,8 +202,14 @@ class MappingStage:
         writer: Writer,
         faults: Faults,
         drop: Callable[[Frame, DropReason, str], Awaitable[None]],
+        log: InputLog,
+        positions: Positions,
         max_rebuilds: int,
     ) -> None:
+        self._log = log
+        self._positions = positions
+        self._merged: tuple[str, ...] = ()  # kinds of jobs, before the newest keyframe
+        self._num_readings = 0  # that the map knew then
         self._mapper = mapper
         self._faults = faults
         self._drop = drop
@@ -259,7 +274,7 @@ class MappingStage:
         step = await self._add(item, await self._match(item, to_match))
         if step.record is not None:
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, step.record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
         self._due = step.due
@@ -269,7 +284,7 @@ class MappingStage:
 
     async def _begin(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:
         """Merges what is due and adds the keyframe to the graph; None: it cannot be added."""
-        finished = await self._jobs.finished(self._due, wait=not item.is_live)
+        finished = await self._finished_jobs(item, keyframe.frame_id)
         try:
             to_match = await self._mapper.call(Mapper.begin_keyframe, keyframe, finished)
         except Exception as error:  # a task boundary: the map is built anew, if it may be broken
@@ -302,9 +317,7 @@ class MappingStage:
             name="matching",
         )
         try:
-            while item.is_live and (later := await self._items.get_tracked_until(matching)):
-                # The scene graph is with the thread that matches: a view would read it.
-                await self._pose(later, wants_view=False)
+            await self._pose_meanwhile(item, matching)
         finally:
             await asyncio.wait((matching,))  # what saves a map that broke off reads the graph
         try:
@@ -322,6 +335,48 @@ class MappingStage:
                 to_match.frame_id,
                 failure=cause_of(error),
             )
+
+    async def _finished_jobs(self, item: MappingItem, keyframe_id: FrameId) -> list[FinishedJob]:
+        """Results to be merged before a keyframe: all that are due, of live runs those there are.
+
+        A run that repeats another one merges what that one did.
+        """
+        decided = self._log.decided(keyframe_id)
+        if decided is None:
+            finished = await self._jobs.finished(self._due, wait=not item.is_live)
+        else:
+            due = [job for job in self._due if job.kind.value in decided.merged]
+            finished = await self._jobs.finished(due, wait=True)
+        self._merged = tuple(one.job.kind.value for one in finished)
+        num_readings = None if decided is None else decided.num_readings
+        self._num_readings = self._positions.give_to_map(num_readings)
+        return finished
+
+    async def _pose_meanwhile(
+        self, item: MappingItem, matching: asyncio.Task[MatchedKeyframe]
+    ) -> None:
+        """Poses frames that come while a keyframe of a live run is matched."""
+        keyframe_id = item.frame.frame_id
+        decided = self._log.decided(keyframe_id)
+        num_posed = 0
+        while later := (
+            await self._items.get_tracked_until(matching)
+            if decided is None and item.is_live
+            else await self._items.get_tracked()
+            if decided is not None and num_posed < decided.num_posed
+            else None
+        ):
+            # The scene graph is with the thread that matches: a view would read it.
+            await self._pose(later, wants_view=False)
+            num_posed += 1
+        await self._log.mapped(
+            MappingDecision(
+                frame_id=keyframe_id,
+                merged=self._merged,
+                num_readings=self._num_readings,
+                num_posed=num_posed,
+            )
+        )
 
     async def _add(self, item: MappingItem, matched: MatchedKeyframe) -> MappingStep:
         try:
@@ -342,9 +397,9 @@ class MappingStage:
         try:
             return await self._rebuild(error, item.frame, frame_id=frame_id)
         except Exception:
-            record = await self._mapper.call(Mapper.record, frame_id)
+            step = await self._mapper.call(Mapper.last_step, frame_id)
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
             raise

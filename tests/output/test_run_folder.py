@@ -21,6 +21,7 @@ from engine.output.run_folder import (
     trajectory_name,
     unique_run_path,
 )
+from engine.output.run_format import FORMAT_VERSION, format_line, read_format_version
 from engine.types import DropReason, Frame, FrameId, FramePose, PoseKind, RejectedFrame
 
 
@@ -77,7 +78,8 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_a_new_run_has_its_configuration_and_empty_tables(run: RunFolder) -> None:
-    assert (run.path / "config.yaml").read_text() == "sift:\n  max_features: 7\n"
+    assert (run.path / "config.yaml").read_text() == format_line() + "sift:\n  max_features: 7\n"
+    assert read_format_version(run.path) == FORMAT_VERSION
     assert (run.path / "images").is_dir()
     assert (run.path / "snapshots").is_dir()
     assert (run.path / "events.jsonl").read_text() == ""

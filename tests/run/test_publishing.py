@@ -139,7 +139,7 @@ def test_pairs_that_changed_after_the_last_keyframe_are_journaled(published: Pub
             moved=(),
         )
         published.recorder.frame_arrived(frame_of(frame_id))
-        published.recorder.keyframe_added(frame_of(frame_id), record)
+        published.recorder.step_taken(replace(NOTHING, record=record), frame_of(frame_id))
     changed = replace(pair, inlier_matches_idx=pair.inlier_matches_idx[:7])
 
     async def test(publisher: Publisher) -> None:

@@ -117,6 +117,11 @@ class MapBuilder:
         self._tried_at_end: set[ImagePair] = set()
         self._distrusted: set[ImagePair] = set()
 
+    @property
+    def distrusted(self) -> frozenset[ImagePair]:
+        """Pairs that maps do not get, since they misled one."""
+        return frozenset(self._distrusted)
+
     def distrust(self, pairs: Iterable[ImagePair]) -> None:
         """Leaves pairs that misled a map out of all maps to come."""
         self._distrusted.update(pairs)
@@ -297,6 +302,7 @@ class MapBuilder:
             poses: where keyframes are placed first, (3, 4) each; all others are registered anew. By
                 default those registered stay where they are.
             is_whole: whether it gets all keyframes of the run, or those of the present map only.
+                Keyframes of other maps stay there, unless their own calibration becomes another.
         """
         chosen = self._graph.keyframe_ids if is_whole else present.keyframe_ids
         sparse_map = self._with(present, chosen, change=change)
@@ -308,7 +314,13 @@ class MapBuilder:
         for _ in range(_REBUILD_PASSES):
             adjust_in_place(sparse_map, config=self._growth)
             sparse_map.retriangulate()
-        grow_fully(sparse_map, config=self._growth)
+        elsewhere = {
+            i
+            for i in chosen
+            if self._graph.map_number(i) is not None
+            and not (present.is_registered(i) or i in change.calibration_keys)
+        }
+        grow_fully(sparse_map, config=self._growth, exclude=elsewhere)
         adjust_in_place(sparse_map, config=self._growth)
         _place(sparse_map, onto=present)
         return sparse_map

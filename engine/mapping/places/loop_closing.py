@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.config import LoopsConfig
@@ -14,7 +14,7 @@ from engine.mapping.places.contradictions import find_contradictions
 from engine.mapping.places.loop_correction import correct_loops, is_enough
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import FrameId, ImagePair, VerifiedPair
+from engine.types import Contradiction, FrameId, ImagePair, VerifiedPair
 
 _MIN_SHARED_RATIO = 0.25  # of a loop's inliers that must be common points; the loop is closed then
 _MIN_LIVE_PAIRS = 3  # that contradict the map, of two new keyframes at least
@@ -52,6 +52,7 @@ class LoopClosing:
         self._contradicting: dict[ImagePair, FrameId] = {}  # seen to, and by which keyframe
         self._tried: set[ImagePair] = set()
         self._num_tried = 0  # pairs that contradicted the map when all were examined last
+        self._refuted: dict[ImagePair, VerifiedPair] = {}  # that the map does not use any more
         self._tried_finally: tuple[set[ImagePair], int] | None = None  # and keyframes by then
 
     def facts(self) -> dict[str, Any]:
@@ -134,9 +135,25 @@ class LoopClosing:
             return correction.better_map
         if not (is_final and correction.refuted):
             return None
+        contradicting = {verified.pair: verified for verified in pairs}
+        self._refuted.update((p, contradicting[p]) for p in correction.refuted if p in known)
         without = sparse_map.copy()
         without.forget_pairs(correction.refuted)
         return without
+
+    def contradictions(
+        self, sparse_map: SparseMap, *, is_confirmed: Callable[[ImagePair], bool]
+    ) -> list[Contradiction]:
+        """What contradicts a map at the end, also of pairs that were refuted and taken out of it.
+
+        A map that no correction puts right may be wrong, and pairs right that it refutes.
+
+        Args:
+            sparse_map: the map.
+            is_confirmed: whether other images confirm a pair that was refuted.
+        """
+        refuted = [one for one in self._refuted.values() if is_confirmed(one.pair)]
+        return [found for _, found in find_contradictions(sparse_map, beside=refuted)]
 
     def _is_new(self, sparse_map: SparseMap, pairs: set[ImagePair], *, is_final: bool) -> bool:
         """Whether there is more to go by than when a correction was tried last."""
