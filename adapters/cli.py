@@ -28,7 +28,6 @@ from engine.errors import (
     AdapterUnavailableError,
     ConfigError,
     EngineError,
-    JournalError,
     SourceError,
 )
 
@@ -254,7 +253,9 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
-        _check_readable(run_folder)
+        from engine.output.run_format import check_readable
+
+        check_readable(run_folder)
         evaluation = _print_evaluation(
             run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
         )
@@ -282,8 +283,9 @@ def export(
     with _errors_reported():
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
+        from engine.output.run_format import check_readable
 
-        _check_readable(run_folder)
+        check_readable(run_folder)
         asked = {
             ExportFormat.UNDISTORT: undistort,
             ExportFormat.PLY: ply,
@@ -523,20 +525,6 @@ def _other_maps(outcome: RunOutcome) -> str:
     if len(sizes) == 1:
         return f"; another map holds {sizes[0]} (sparse/1)"
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
-
-
-def _check_readable(run_folder: Path) -> None:
-    """Refuses a run folder of a newer version of LiveSfM.
-
-    Raises:
-        ConfigError: it is one, or cannot be read.
-    """
-    from engine.output.run_format import check_readable
-
-    try:
-        check_readable(run_folder)
-    except JournalError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:

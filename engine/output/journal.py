@@ -40,7 +40,7 @@ from engine.types import (
     VerifiedPair,
 )
 
-_BUSY_TIMEOUT_S = 60.0  # for which another program may hold the database
+_BUSY_TIMEOUT_S = 10.0  # for which another program may hold the database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

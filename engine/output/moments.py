@@ -134,21 +134,28 @@ class MomentQueue:
         )
         if not moment.is_empty:
             self._unwritten.append(moment)
-        while self._unwritten and self._write_oldest():
-            self._unwritten.popleft()
+        while self._unwritten:
+            oldest = self._unwritten.popleft().without(self._lost)
+            if not self._write_or_lose(oldest):
+                self._unwritten.appendleft(oldest)
+                break
         if len(self._unwritten) > _MAX_UNWRITTEN:
             self._lose(self._unwritten.popleft())
 
-    def _write_oldest(self) -> bool:
-        """Writes the oldest moment that waits; returns whether it is done with."""
-        moment = self._unwritten[0].without(self._lost)
+    def _write_or_lose(self, moment: Moment) -> bool:
+        """Writes a moment; False if that may succeed later."""
+        own = set() if moment.keyframe is None else {moment.keyframe.keyframe.frame_id}
+        self._lost |= own  # unless it is written; an error of another kind leaves it so
         try:
             self._write(moment)
         except JournalError as error:
             self._failed(error)
-            if _may_pass(error):
-                return False
-            self._lose(moment)
+            if not _may_pass(error):
+                self._lose(moment)
+                return True
+            self._lost -= own
+            return False
+        self._lost -= own
         return True
 
     def _lose(self, moment: Moment) -> None:

@@ -43,6 +43,8 @@ from engine.types import (
 
 logger = logging.getLogger(__name__)
 
+_LAST_TRIES = 6  # at the end of a run; each waits a while for another program
+
 
 class Recorder:
     """Writes tables, journal and snapshots of a run. One thread calls it after construction.
@@ -187,7 +189,10 @@ class Recorder:
 
     def close(self) -> None:
         """Writes what is pending, closes the files and lets go of the folder."""
-        self._moments.flush()
+        for _ in range(_LAST_TRIES):
+            self._moments.flush()
+            if not self._moments.num_unwritten:
+                break
         self._guard("database.db", self._journal.close)
         self._guard("frames.csv", self._folder.close)
 

@@ -19,8 +19,9 @@ from engine.geometry import camera_center
 from engine.mapping import background_jobs
 from engine.mapping.mapper import Mapper
 from engine.output import files, recorder
-from engine.output.journal import Journal
+from engine.output.journal import Journal, NewKeyframe
 from engine.output.run_folder import RunFolder
+from engine.output.stored_run import read_stored_run
 from engine.run.engine import Engine, RunOutcome, StoppedBy
 from engine.types import Features, Frame, FramePose, MapView
 from engine.window_types import WindowEstimate, WindowProblem
@@ -501,10 +502,10 @@ def test_an_unexpected_error_of_a_write_is_reported_and_later_writes_come(
 ) -> None:
     original = Journal.add_keyframe
 
-    def break_at_five(self: Journal, keyframe: Any, **rest: Any) -> None:
-        if keyframe.frame_id == 5:
+    def break_at_five(self: Journal, new: NewKeyframe) -> None:
+        if new.keyframe.frame_id == 5:
             raise RuntimeError("cannot encode")
-        original(self, keyframe, **rest)
+        original(self, new)
 
     monkeypatch.setattr(Journal, "add_keyframe", break_at_five)
     outcome, written = run_world(tmp_path / "run")
@@ -513,6 +514,10 @@ def test_an_unexpected_error_of_a_write_is_reported_and_later_writes_come(
     assert written.summary["failed_writes"] >= 1  # so that the run has failed
     assert latest_model(outcome.path).num_reg_images() == outcome.num_registered >= 5
     assert set(written.statuses) == {"keyframe"}
+    stored = read_stored_run(outcome.path).keyframes
+    assert {one.keyframe.frame_id for one in stored} == set(range(1, outcome.num_keyframes + 1)) - {
+        5
+    }
 
 
 class BrokenView:
