@@ -14,7 +14,8 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -23,18 +24,26 @@ import typer
 from adapters.native_log import native_log_captured
 from adapters.open_source import refuse_unknown_sources
 from adapters.views.view_mode import ViewMode
-from engine.errors import AdapterUnavailableError, ConfigError, EngineError
+from engine.errors import (
+    AdapterUnavailableError,
+    ConfigError,
+    EngineError,
+    JournalError,
+    SourceError,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from adapters.doctor import Weights
+    from adapters.evaluate import Evaluation
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.run.engine import RunOutcome
 
 NOTHING_MADE = 1
 REFUSED = 2
+INTERRUPTED = 130  # before anything was written
 DOUBTED = 3  # a map was made and saved, and its verdict is not good
 
 _WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
@@ -85,6 +94,10 @@ ViewOption = Annotated[
     ViewMode,
     typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="The first part that breaks ends the run."),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a former run in the folder.")
 ]
@@ -129,23 +142,86 @@ def run(
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
+    onto: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with the map and the settings of another run, which stays as it is.",
+        ),
+    ] = None,
+    record_input: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep what arrives and when the run acted on it; replay:DIR repeats the run.",
+        ),
+    ] = None,
+    strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
     with _errors_reported():
         refuse_unknown_sources(source)
-        outcome = _launch(
-            _with_calibrations(
-                _load(config, [*(settings or []), *_mask_settings(mask)]), calibration or []
-            ),
-            _options(
-                source,
-                out=out or _default_out(source[0]),
-                view=view,
-                overwrite=overwrite,
-                quiet=quiet,
-            ),
+        options = _options(
+            source,
+            out=out or _default_out(source[0]),
+            view=view,
+            overwrite=overwrite,
+            quiet=quiet,
         )
+        options = replace(options, record_input=record_input)
+        config = [*_recorded_overlays(source), *(config or [])]
+        if record_input is not None and onto is not None:
+            raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
+        all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
+        if onto is None:
+            loaded = _load(config, all_settings)
+        else:
+            from adapters.resume import begin_from
+
+            _limit_library_threads()
+            going_on = begin_from(
+                onto,
+                options.path,
+                overwrite=overwrite,
+                overlays=config or [],
+                settings=all_settings,
+            )
+            options, loaded = replace(options, going_on=going_on), going_on.config
+        outcome = _launch(_with_calibrations(loaded, calibration or []), options)
+    _finish(outcome)
+
+
+@app.command()
+def resume(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="What to add; without any, the run's own sources go on where they stopped.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    settings: SettingOption = None,
+    mask: MaskOption = None,
+    calibration: CalibrationOption = None,
+    view: ViewOption = ViewMode.RECORD,
+    strict: StrictOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Goes on with a run that was killed, stopped or finished, in its folder."""
+    with _errors_reported():
+        from adapters.resume import go_on
+
+        if source:
+            refuse_unknown_sources(source)
+        _limit_library_threads()
+        all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
+        going_on = go_on(run_folder, overlays=config or [], settings=all_settings)
+        options = _options(source or [], out=run_folder, view=view, overwrite=False, quiet=quiet)
+        options = replace(options, going_on=going_on)
+        outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
     _finish(outcome)
 
 
@@ -178,7 +254,14 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
-        _print_evaluation(run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json)
+        _check_readable(run_folder)
+        evaluation = _print_evaluation(
+            run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
+        )
+    _say_if_unfinished(run_folder)
+    if not evaluation.has_map:
+        typer.echo(f"livesfm: {run_folder}: has no map, so there is nothing to compare", err=True)
+        raise typer.Exit(NOTHING_MADE)
 
 
 @app.command()
@@ -200,6 +283,7 @@ def export(
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
 
+        _check_readable(run_folder)
         asked = {
             ExportFormat.UNDISTORT: undistort,
             ExportFormat.PLY: ply,
@@ -214,6 +298,7 @@ def export(
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes; --map {number}")
+    _say_if_unfinished(run_folder)
 
 
 @app.command()
@@ -264,6 +349,10 @@ def _mask_settings(masks: list[str] | None) -> list[str]:
     return [f"cameras.masks={json.dumps(files, ensure_ascii=False)}"]
 
 
+def _strict_settings(is_strict: bool) -> list[str]:
+    return ["faults.strict=true"] if is_strict else []
+
+
 def _pattern_and_file(mask: str) -> tuple[str, str]:
     pattern, equals, file = mask.partition("=")
     return (pattern, file) if equals and not os.path.exists(mask) else ("*", mask)
@@ -274,6 +363,17 @@ def _with_calibrations(config: Config, specs: list[str]) -> Config:
     calibrations = (*config.cameras.calibrations, *specs)
     cameras = config.cameras.model_copy(update={"calibrations": calibrations})
     return config.model_copy(update={"cameras": cameras})
+
+
+def _recorded_overlays(sources: list[str]) -> list[str]:
+    """The configuration of the run that a replay repeats; others go over it."""
+    from adapters.recordings.replay import recorded_config, replayed_folder
+
+    folder = replayed_folder(sources[0])
+    try:
+        return [] if folder is None else [str(recorded_config(folder))]
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _options(
@@ -288,6 +388,12 @@ def _options(
         view_mode=view,
         show_progress=not quiet,
     )
+
+
+def _limit_library_threads() -> None:
+    from adapters.launch import limit_library_threads
+
+    limit_library_threads()
 
 
 def _launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -332,20 +438,54 @@ def _finish(outcome: RunOutcome) -> NoReturn:
     from engine.types import VerdictLevel
 
     is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
-    recording = outcome.path / "recording.rrd"
-    if is_made and recording.exists():
+    recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
+    if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
-        typer.echo(f"look at it again: {os.path.relpath(viewer)} {recording}")
-    for line in _verdict_lines(outcome, is_made=is_made):
-        typer.echo(line)
-    typer.echo(
+        files = " ".join(map(str, recordings))
+        _say(f"look at it again: {os.path.relpath(viewer)} {files}")
+    if outcome.stopped_by != "end_of_sources":
+        _say(f"go on with it: livesfm resume {outcome.path}")
+    for line in [*_fault_lines(outcome), *_verdict_lines(outcome, is_made=is_made)]:
+        _say(line)
+    _say(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
         + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
         + ("; the run broke off, see the errors above" if is_broken else "")
     )
     if not is_made or is_broken:
-        raise typer.Exit(NOTHING_MADE)
-    raise typer.Exit(0 if outcome.verdict.level is VerdictLevel.GOOD else DOUBTED)
+        _leave(outcome, NOTHING_MADE)
+    _leave(outcome, 0 if outcome.verdict.level is VerdictLevel.GOOD else DOUBTED)
+
+
+def _say(line: str) -> None:
+    """Prints a line, unless the terminal is gone."""
+    try:
+        typer.echo(line)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def _leave(outcome: RunOutcome, code: int) -> NoReturn:
+    """Ends with an exit code; at once where a thread hangs in a library that would not let go."""
+    if outcome.num_hangs:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+def _fault_lines(outcome: RunOutcome) -> list[str]:
+    """What broke while the run went on."""
+    faults: dict[str, int] = outcome.summary.get("faults", {})
+    if not faults:
+        return []
+    parts = ", ".join(
+        f"{what.replace(': ', ' ')} {f'{count} times' if count > 1 else 'once'}"
+        for what, count in faults.items()
+    )
+    return [f"what broke: {parts}; see FaultOccurred in {outcome.path / 'events.jsonl'}"]
 
 
 def _verdict_lines(outcome: RunOutcome, *, is_made: bool) -> list[str]:
@@ -385,7 +525,21 @@ def _other_maps(outcome: RunOutcome) -> str:
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
 
 
-def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> None:
+def _check_readable(run_folder: Path) -> None:
+    """Refuses a run folder of a newer version of LiveSfM.
+
+    Raises:
+        ConfigError: it is one, or cannot be read.
+    """
+    from engine.output.run_format import check_readable
+
+    try:
+        check_readable(run_folder)
+    except JournalError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:
     from adapters.evaluate import evaluate as evaluate_run
     from adapters.evaluate import evaluation_table
 
@@ -394,6 +548,24 @@ def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = Fals
         typer.echo(json.dumps(evaluation.as_record()))
     else:
         _print_table(evaluation_table(evaluation))
+    return evaluation
+
+
+def _say_if_unfinished(run_folder: Path) -> None:
+    """Says that what was read of a run is not its end."""
+    from engine.output.run_lock import RunState, run_state
+
+    match run_state(run_folder)[0]:
+        case RunState.INTERRUPTED:
+            typer.echo(
+                f"{run_folder}: the run was interrupted and is unfinished; go on with it:"
+                f" livesfm resume {run_folder}",
+                err=True,
+            )
+        case RunState.RUNNING:
+            typer.echo(f"{run_folder}: the run still goes on", err=True)
+        case _:
+            pass
 
 
 def _print_table(table: Table) -> None:
@@ -413,6 +585,9 @@ def _errors_reported() -> Iterator[None]:
     except EngineError as error:
         typer.echo(f"livesfm: {error}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
+    except KeyboardInterrupt as interrupt:
+        typer.echo("livesfm: stopped before anything was written", err=True)
+        raise typer.Exit(INTERRUPTED) from interrupt
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ matchers and feed-forward reconstruction report it. A frame without a pose count
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ConfigError
+from adapters.run_files import FrameRow, read_frame_rows, read_model, read_text
+from engine.errors import ConfigError, SnapshotError
 from engine.geometry import camera_center, invert_pose, rotation_from_quat_xyzw
 from engine.types import Float64Array, Int64Array, PoseKind
 
@@ -29,6 +29,7 @@ MAX_FRAMES_IN_PAIRS = 200  # relative poses are taken between at most so many fr
 FAILURE_DEG = 180.0  # the error of a pair with a pose missing
 
 _REFERENCE_TOLERANCE_S = 0.01  # sensors that record a reference have clocks of their own
+_MAX_NUMBER = 1e15  # of a pose: in units, squared and summed up it still has digits
 _POSE_TOLERANCE_S = 1e-5  # the run's own files agree but for rounding
 
 
@@ -88,24 +89,15 @@ class Evaluation:
     final: TrajectoryScore | None  # trajectory.txt
     live: TrajectoryScore | None  # trajectory_live.txt, each pose as first reported
 
+    @property
+    def has_map(self) -> bool:
+        """Whether the run made a map at all."""
+        has_poses = self.final is not None and self.final.num_poses > 0
+        return self.num_registered_keyframes > 0 or has_poses
+
     def as_record(self) -> dict[str, Any]:
         """The figures as a JSON-able mapping."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FrameRow:
-    source: str
-    index: int
-    name: str
-    captured_at_s: float
-    status: str
-    pose: str  # empty: not known
-    map_number: str  # empty: none
-
-    @property
-    def is_dropped(self) -> bool:
-        return self.status.startswith("dropped")
 
 
 def evaluate(run: Path, reference: Path) -> Evaluation:
@@ -120,7 +112,7 @@ def evaluate(run: Path, reference: Path) -> Evaluation:
         ConfigError: a file is missing or is not what it should be, or the reference and the run
             have no frame in common.
     """
-    frames = _read_frames(run)
+    frames = read_frame_rows(run)
     clock, reference_poses = _reference_of_frames(frames, reference)
     keyframes = {frame.name for frame in frames if frame.status == "keyframe"}
     registered = keyframes & _registered_names(run / "latest" / "sparse" / "0")
@@ -187,10 +179,10 @@ def read_tum(path: Path) -> TimedPoses:
         ConfigError: it cannot be read, or a line is not a pose (names the line).
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is not a text file") from error
     rows = [
         _parse_tum_line(line, where=f"{path}:{number}")
@@ -258,28 +250,6 @@ def recall_auc(errors_deg: Float64Array, *, threshold_deg: float) -> float:
     return float(np.mean(np.clip(1 - errors_deg / threshold_deg, 0, 1)))
 
 
-def _read_frames(run: Path) -> list[_FrameRow]:
-    path = run / "frames.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                _FrameRow(
-                    source=row["source"],
-                    index=int(row["index"]),
-                    name=row["name"],
-                    captured_at_s=float(row["captured_at_s"]),
-                    status=row["status"],
-                    pose=row.get("pose", ""),
-                    map_number=row.get("map", ""),
-                )
-                for row in csv.DictReader(file)
-            ]
-    except OSError as error:
-        raise ConfigError(f"{run}: is not the folder of a run: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: is not the table of a run's frames: {error}") from error
-
-
 def _parse_tum_line(line: str, *, where: str) -> list[float]:
     words = line.split()
     if len(words) != 8:
@@ -290,11 +260,13 @@ def _parse_tum_line(line: str, *, where: str) -> list[float]:
         raise ConfigError(f"{where}: {error}") from error
     if not np.isfinite(values).all() or not np.any(values[4:]):
         raise ConfigError(f"{where}: is not a pose")
+    if max(map(abs, values)) > _MAX_NUMBER:
+        raise ConfigError(f"{where}: is not a pose: its numbers are absurdly large")
     return values
 
 
 def _reference_of_frames(
-    frames: Sequence[_FrameRow], reference: Path
+    frames: Sequence[FrameRow], reference: Path
 ) -> tuple[ReferenceClock, Float64Array]:
     """The clock of the reference, and its poses (F, 3, 4), NaN where a frame has none."""
     if len({frame.captured_at_s for frame in frames}) < len(frames):
@@ -331,7 +303,7 @@ def _poses_at(poses: TimedPoses, times_s: Float64Array, *, tolerance_s: float) -
 
 
 def _score(
-    path: Path, *, frames: Sequence[_FrameRow], reference: Float64Array
+    path: Path, *, frames: Sequence[FrameRow], reference: Float64Array
 ) -> TrajectoryScore | None:
     """Scores one trajectory; None if the run did not write it."""
     if not path.is_file():
@@ -409,12 +381,10 @@ def _moves(relative_poses: Float64Array, *, among: Float64Array) -> NDArray[np.b
 def _registered_names(model: Path) -> set[str]:
     if not model.is_dir():
         return set()
-    import pycolmap
-
     try:
-        reconstruction = pycolmap.Reconstruction(model)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ConfigError(f"{model}: is not a COLMAP model: {error}") from error
+        reconstruction = read_model(model)
+    except SnapshotError as error:
+        raise ConfigError(str(error)) from error
     return {image.name for image in reconstruction.images.values()}
 
 

@@ -12,7 +12,6 @@ All formats of one export share a folder:
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -24,9 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adapters.images.decoding import read_image_header
 from adapters.perspective_views import has_spherical_images, split_spherical_images
+from adapters.run_files import read_frame_rows, read_model
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
+from engine.regular_files import read_regular_file
 from engine.types import Int64Array, Uint8Array
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ _POINTS_NAME = "points.ply"
 _TRAJECTORY_NAME = "trajectory.txt"
 _VIEWS, _DISTORTED = "views", "distorted"  # folders that stand in an export while it is written
 _MASKS = "masks"  # folder in a run and in an export; a mask has its image's name with .png added
+_MAX_IMAGE_BYTES = 2**30
 _WHITE = 255  # of a pixel that may be used
 
 
@@ -125,7 +128,7 @@ def export(
         path=to,
         num_images=reconstruction.num_reg_images(),
         num_points3D=reconstruction.num_points3D(),
-        left_out={number: _read_model(other).num_reg_images() for number, other in models.items()},
+        left_out={number: read_model(other).num_reg_images() for number, other in models.items()},
     )
 
 
@@ -138,9 +141,10 @@ def _models(run: Path) -> dict[int, Path]:
 def _write(
     run: Path, model: Path, to: Path, *, formats: set[ExportFormat]
 ) -> pycolmap.Reconstruction:
-    reconstruction = _read_model(model)
+    reconstruction = read_model(model)
     if formats & {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}:
         _check_images(reconstruction, run / "images")
+        _check_sizes(reconstruction, run / "images")
     if ExportFormat.TUM in formats:
         _write_tum(reconstruction, run, to)
     if ExportFormat.UNDISTORT in formats:
@@ -153,15 +157,6 @@ def _write(
             _write_masks(reconstruction, run, to)
         _write_nerfstudio(reconstruction, to)
     return reconstruction
-
-
-def _read_model(path: Path) -> pycolmap.Reconstruction:
-    import pycolmap
-
-    try:
-        return pycolmap.Reconstruction(path)
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise SnapshotError(f"{path}: is not a whole COLMAP model: {error}") from error
 
 
 def _check_images(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:
@@ -181,6 +176,27 @@ def _check_images(reconstruction: pycolmap.Reconstruction, folder: Path) -> None
         )
 
 
+def _check_sizes(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raises SnapshotError unless every image of a run is an image of its camera's size.
+
+    Whoever decodes them asks for the memory that they say.
+    """
+    for image in reconstruction.images.values():
+        camera = reconstruction.camera(image.camera_id)
+        try:
+            data = read_regular_file(folder / image.name, max_bytes=_MAX_IMAGE_BYTES)
+        except OSError as error:
+            raise SnapshotError(
+                f"the image {image.name} cannot be read: {error.strerror or error}"
+            ) from error
+        header = read_image_header(data)
+        if header is None or (header.width, header.height) != (camera.width, camera.height):
+            raise SnapshotError(
+                f"the image {image.name} cannot be read, or is not of its camera's size, "
+                f"{camera.width} x {camera.height} px"
+            )
+
+
 def _write_undistorted(
     run: Path, model: Path, to: Path, *, reconstruction: pycolmap.Reconstruction
 ) -> pycolmap.Reconstruction:
@@ -194,9 +210,9 @@ def _write_undistorted(
         model = to / _DISTORTED
         model.mkdir()
         distorted.write_binary(model)
-        _read_model(model)  # pycolmap does not notice a full disk
+        read_model(model)  # pycolmap does not notice a full disk
     _undistort_images(run, model, to)
-    undistorted = _read_model(to / "sparse" / "0")
+    undistorted = read_model(to / "sparse" / "0")
     _check_images(undistorted, to / "images")
     _write_masks(distorted, run, to, undistorted=undistorted)
     for folder in (_DISTORTED, _VIEWS):
@@ -403,17 +419,21 @@ def _copy_trajectory(run: Path, to: Path, *, map_number: int) -> None:
 
 def _write_tum(reconstruction: pycolmap.Reconstruction, run: Path, to: Path) -> None:
     """Writes the poses of the map's keyframes."""
-    with (run / "frames.csv").open(newline="", encoding="utf-8") as file:
-        times = {row["name"]: row["captured_at_s"] for row in csv.DictReader(file)}
+    times_s = {row.name: row.captured_at_s for row in read_frame_rows(run)}
     lines = [
-        (times[image.name], _tum_pose(image))
+        (times_s[image.name], _tum_pose(image))
         for image in reconstruction.images.values()
-        if image.name in times
+        if image.name in times_s
     ]
-    lines.sort(key=lambda line: float(line[0]))
-    text = "".join(f"{time} {pose}\n" for time, pose in lines)
+    lines.sort()
+    text = "".join(f"{_timestamp(time_s)} {pose}\n" for time_s, pose in lines)
     header = "# timestamp tx ty tz qx qy qz qw (world_from_cam)\n"
     (to / "trajectory_keyframes.txt").write_text(header + text, encoding="utf-8")
+
+
+def _timestamp(captured_at_s: float) -> str:
+    """As in the other files of a run: to the nanosecond, no trailing zeros."""
+    return f"{captured_at_s:.9f}".rstrip("0").rstrip(".")
 
 
 def _tum_pose(image: pycolmap.Image) -> str:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from adapters.calibrations.by_camera import CalibrationsByCamera
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
+from adapters.start_signals import StartSignals, start_signals
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     CameraMasks,
     FrameIds,
+    InputRecording,
     InvitesSenders,
     KnowsGroundTruth,
     KnowsImageSizes,
@@ -36,7 +38,10 @@ from engine.ports import (
 from engine.types import Float64Array, FrameId, Received, SourceInfo
 
 if TYPE_CHECKING:
-    from engine.run.engine import RunOutcome
+    from adapters.resume import GoingOn
+    from engine.output.run_folder import RunFolder
+    from engine.run.engine import Engine, RunOutcome
+    from engine.run.ingestion import SourceRole
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +57,8 @@ class LaunchOptions:
     overwrite: bool  # a former run there may be replaced
     view_mode: ViewMode
     show_progress: bool
+    going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
+    record_input: Path | None = None  # where what the run receives is kept; None: nowhere
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -65,21 +72,54 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
             cannot be used, or not one of the sources exists.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
+        KeyboardInterrupt: a signal came while nothing was written or replaced yet.
     """
+    try:
+        with start_signals() as signals:
+            return _launch(config, options, signals)
+    except BaseException:
+        if options.going_on is not None:
+            options.going_on.lock.let_go()
+        raise
+
+
+def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
     limit_library_threads()
     _refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
-    sources = _open_sources(options.sources, config)
+    specs = options.sources
+    former = None if options.going_on is None else options.going_on.former
+    if former is not None and not specs:
+        from adapters.resume import addresses_of
+
+        specs = tuple(addresses_of(former))
+    first_id = 1 if former is None else former.next_frame_id
+    sources = _open_sources(
+        specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
+    )
+    if len(specs) == 1:  # a replay has all sources of its run
+        specs = specs * len(sources)
+    from adapters.resume import roles_of
+
+    roles = roles_of(specs, sources, former)
     if calibrations is not None:
         _refuse_misfits(calibrations, sources)
     with native_log_captured():
-        return asyncio.run(_run(config, options, sources, calibrations))
+        engine = _open_engine(
+            config, options, sources, roles, calibrations=calibrations, signals=signals
+        )
+        signals.hand_to(engine.interrupt)
+        runner = asyncio.Runner()
+        outcome = runner.run(engine.run())
+        if not outcome.num_hangs:  # else it would wait for what hangs
+            runner.close()
+        return outcome
 
 
-def count_frame_ids() -> FrameIds:
-    """A counter of frame ids from 1 on."""
-    counter = itertools.count(1)
+def count_frame_ids(first: int = 1) -> FrameIds:
+    """A counter of frame ids."""
+    counter = itertools.count(first)
     return lambda: FrameId(next(counter))
 
 
@@ -115,16 +155,20 @@ def _load_torch(adapter: str, *, extra: str) -> None:
     torch.set_num_threads(1)
 
 
-async def _run(
+def _open_engine(
     config: Config,
     options: LaunchOptions,
     sources: Sequence[Source],
+    roles: Sequence[SourceRole],
+    *,
     calibrations: CalibrationsByCamera | None,
-) -> RunOutcome:
-    from engine.output.run_folder import RunFolder
+    signals: StartSignals,
+) -> Engine:
+    """Opens what a run needs, and last its folder."""
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
 
+    going_on = options.going_on
     # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
@@ -134,11 +178,10 @@ async def _run(
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
     try:
-        folder = RunFolder.create(
-            options.path, config_text=dump_config(config), overwrite=options.overwrite
-        )
+        signals.hold()  # a former run may be replaced now, so this one has to begin
+        folder = _run_folder(config, options)
         views += _open_views(config, options, sources)
-        engine = Engine(
+        return Engine(
             config,
             folder=folder,
             sources=sources,
@@ -146,25 +189,55 @@ async def _run(
             places=places,
             views=views,
             groundtruth=_groundtruth(sources),
-            leave=_leave_at_once,
+            leave=functools.partial(_leave_at_once, options.path),
             requests=requests,
             solve_window=solve_window,
             masks=masks,
             calibrations=calibrations,
+            roles=roles,
+            former=None if going_on is None else going_on.former,
+            onto="" if going_on is None else going_on.onto,
+            recording=_input_recording(config, options, sources),
         )
     except EngineError:
         for view in views:
             view.close()
         raise
-    return await engine.run()
 
 
-def _leave_at_once() -> None:
+def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
+    from engine.output.run_folder import RunFolder
+
+    text, going_on = dump_config(config), options.going_on
+    if going_on is None:
+        return RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
+    frames = going_on.former.frames
+    return RunFolder.reopen(options.path, frames, config_text=text, lock=going_on.lock)
+
+
+def _input_recording(
+    config: Config, options: LaunchOptions, sources: Sequence[Source]
+) -> InputRecording | None:
+    """Where what the run receives is kept, if that is wanted.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    if options.record_input is None:
+        return None
+    from adapters.recordings.input_recording import FolderRecording
+
+    infos = [source.info for source in sources]
+    return FolderRecording.create(options.record_input, config=config, sources=infos)
+
+
+def _leave_at_once(path: Path) -> None:
     from engine.run.engine import leave_at_once
 
     if sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)  # the panel hid it and has no time to close
         sys.stderr.flush()
+    logger.error("go on with it: livesfm resume %s", path)
     leave_at_once()
 
 
@@ -267,15 +340,29 @@ class _RefusedSource:
         yield  # makes it a generator
 
 
-def _open_sources(specs: Sequence[str], config: Config) -> list[Source]:
+def _open_sources(
+    specs: Sequence[str], config: Config, *, first_id: int = 1, may_all_fail: bool = False
+) -> list[Source]:
     """Opens what can be opened.
+
+    Args:
+        specs: as the user named them.
+        config: the resolved configuration.
+        first_id: the first id that a frame gets.
+        may_all_fail: the run may go on without a source.
 
     Raises:
         ConfigError: nothing can be opened, nor does any of it exist.
     """
     from adapters.open_source import open_source
+    from adapters.recordings.replay import open_replay, replayed_folder
 
-    next_frame_id = count_frame_ids()
+    if len(specs) == 1 and (folder := replayed_folder(specs[0])) is not None:
+        try:
+            return list(open_replay(folder, config=config.sources))
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
+    next_frame_id = count_frame_ids(first_id)
     sources: list[Source] = []
     refused: list[SourceError] = []
     for spec in specs:
@@ -287,6 +374,8 @@ def _open_sources(specs: Sequence[str], config: Config) -> list[Source]:
             info = SourceInfo(label=label, is_live=False, is_sequence=True, num_frames=0)
             sources.append(_RefusedSource(info=info, error=error))
             refused.append(error)
+    if may_all_fail:
+        return sources
     if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
         raise ConfigError(str(refused[0])) from refused[0]
     return sources
@@ -364,7 +453,7 @@ def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source
         recording = RerunView.open(
             options.path.name,
             mode=ViewMode.RECORD,
-            recording_path=options.path / "recording.rrd",
+            recording_path=_next_recording(options.path),
             config=config.views,
         )
         views.append(recording)
@@ -379,6 +468,12 @@ def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source
         for handler in handlers:
             handler.setStream(sys.stderr)  # now it leads to the lines above the panel
     return views
+
+
+def _next_recording(path: Path) -> Path:
+    """The file of this part of the run: a recording that was closed cannot be appended to."""
+    names = itertools.chain(("recording.rrd",), (f"recording_{n}.rrd" for n in itertools.count(2)))
+    return next(path / name for name in names if not (path / name).exists())
 
 
 def _open_live_view(config: Config, options: LaunchOptions) -> View:

@@ -57,14 +57,16 @@ def native_log_captured() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):  # the terminal may be gone
+            sys.stderr.flush()
         os.dup2(terminal, _STDERR)
         os.write(writing, _END)  # a child may hold the pipe open, so its end is no sign
         thread.join()
         os.close(writing)
         for handler in handlers:
             handler.setStream(former)
-        sys.stderr.close()
+        with suppress(OSError):
+            sys.stderr.close()
         sys.stderr = former
         os.close(terminal)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engine.config import Config
     from engine.ports import FrameIds, Source
 
-_OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone"})
+_OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone", "replay"})
 _KINDS = (
     "a folder of images, an image file, a video file, or synthetic:town; live: rtsp:// rtmp://"
     " http:// (MJPEG) camera:N watch:FOLDER mqtt://BROKER/TOPIC phone://HOST:PORT"
@@ -91,6 +91,8 @@ def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: Frame
             live_sources=config.live_sources,
             next_frame_id=next_frame_id,
         )
+    if scheme == "replay":
+        raise ConfigError("replay: repeats one run, so it is the only source of its run")
     if scheme == "watch":
         from adapters.sources.files.watched_folder import WatchedFolder
 

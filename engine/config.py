@@ -11,6 +11,7 @@ The string below a setting says its unit and effect. ``tools/generate_default_co
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,15 +21,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from engine.camera_models import CAMERA_MODELS, CameraModelName
 from engine.errors import ConfigError
+from engine.plain_yaml import load_plain_yaml
+from engine.regular_files import read_regular_file
 
 _PACKAGE = Path(__file__).resolve().parent
+_MAX_FILE_BYTES = 256_000  # of YAML; all settings with their comments take a quarter
+_MAX_PROBLEMS = 5  # in one message
+_MAX_SHOWN_CHARS = 80  # of what the user gave
+_MAX_EXTRA_BYTES = 64_000_000  # of an image file: thumbnails, previews, the video of a moving photo
+_MAX_INT = 2**31 - 1  # COLMAP's options are C's int
+_MAX_FLOAT = 1e9  # above it times no longer fit in the clocks of operating systems
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveRatio = Annotated[float, Field(gt=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveInt = Annotated[int, Field(ge=1, le=_MAX_INT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX_INT)]
+PositiveFloat = Annotated[float, Field(gt=0.0, le=_MAX_FLOAT)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, le=_MAX_FLOAT)]
 
 
 def _calibrations(value: object) -> object:
@@ -72,6 +81,11 @@ class SourcesConfig(Section):
     map lags more."""
     max_buffered_mb: PositiveInt = 512
     """MB. Pixels of all frames on their way through the engine; sources wait beyond it."""
+
+    @property
+    def max_image_bytes(self) -> int:
+        """Of an image file: of uncompressed pixels of four channels of 16 bits, and what else."""
+        return int(self.max_image_megapixels * 8e6) + _MAX_EXTRA_BYTES
 
 
 class LiveSourcesConfig(Section):
@@ -637,6 +651,27 @@ class ViewsConfig(Section):
     its tiles from the internet."""
 
 
+class FaultsConfig(Section):
+    """What happens when a part of the run raises or hangs.
+
+    It is reported, and the run goes on without what broke.
+    """
+
+    strict: bool = False
+    """Whether the first fault ends the run, which saves its map and has failed; --strict."""
+    max_call_s: NonNegativeFloat = 120.0
+    """s. Decoding or describing a frame, matching a pair or showing something that takes longer has
+    hung and is given up. 0: never."""
+    max_solve_s: NonNegativeFloat = 1800.0
+    """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    max_hangs: PositiveInt = 3
+    """Hangs of one part of the run after which it is called no more. Without its matcher a run
+    ends and saves the map."""
+    max_map_rebuilds: NonNegativeInt = 3
+    """Times that the map is built anew from its keyframes and pairs, after mapping broke, before
+    the run ends and saves it."""
+
+
 class RuntimeConfig(Section):
     """Threads, seeds and the run as a whole."""
 
@@ -678,6 +713,7 @@ class Config(Section):
     rescue: RescueConfig = RescueConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
+    faults: FaultsConfig = FaultsConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
@@ -710,7 +746,7 @@ def load_config(overlays: Sequence[str | Path] = (), settings: Iterable[str] = (
     for overlay in overlays:
         _merge(merged, _read_yaml(overlay_path(overlay)), origin=str(overlay))
     for setting in settings:
-        _merge(merged, _parse_setting(setting), origin=f"--set {setting}")
+        _merge(merged, _parse_setting(setting), origin=f"--set {_shortened(setting)}")
     return _validate(merged)
 
 
@@ -751,12 +787,12 @@ def dump_config(config: Config) -> str:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = load_plain_yaml(read_regular_file(path, max_bytes=_MAX_FILE_BYTES).decode())
     except OSError as error:
         is_preset = isinstance(error, FileNotFoundError) and path.stem in preset_paths()
         advice = f"; the preset of that name is --config {path.stem}" if is_preset else ""
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}{advice}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}{advice}") from error
+    except ValueError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if loaded is None:
         return {}
@@ -769,11 +805,13 @@ def _parse_setting(setting: str) -> Mapping[str, Any]:
     name, equals, text = setting.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
-        raise ConfigError(f"--set {setting}: expected section.key=value")
+        raise ConfigError(f"--set {_shortened(setting)}: expected section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: the value is not valid YAML: {error}") from error
+        value = load_plain_yaml(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--set {_shortened(setting)}: the value is not valid YAML: {error}"
+        ) from error
     return {section: {key: value}}
 
 
@@ -791,17 +829,34 @@ def _merge(merged: dict[str, Any], overlay: Mapping[str, Any], *, origin: str) -
 def _check_name(name: object, valid: Mapping[str, Any], *, what: str, origin: str) -> None:
     if name in valid:
         return
-    nearest = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.0)
-    raise ConfigError(f"{origin}: unknown {what}: {name}; did you mean {nearest[0]}?")
+    shown = _shortened(name) if isinstance(name, str) else _given(name)
+    nearest = difflib.get_close_matches(shown, valid, n=1, cutoff=0.0)
+    raise ConfigError(f"{origin}: unknown {what}: {shown}; did you mean {nearest[0]}?")
 
 
 def _validate(merged: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}"
-            + (f" (given {item['input']!r})" if item["loc"] else "")
-            for item in error.errors()
-        )
-        raise ConfigError(problems) from error
+        items = error.errors(include_url=False)
+        problems = [
+            f"{'.'.join(_shortened(str(part)) for part in item['loc']) or 'configuration'}: "
+            f"{item['msg']}" + (f" (given {_given(item['input'])})" if item["loc"] else "")
+            for item in items[:_MAX_PROBLEMS]
+        ]
+        more = len(items) - len(problems)
+        raise ConfigError("; ".join(problems) + (f"; and {more} more" if more else "")) from error
+
+
+def _given(value: object) -> str:
+    """A value that the user gave, in one line of bounded length."""
+    try:
+        return _shortened(reprlib.repr(value))
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return f"a {type(value).__name__} too long to show"
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a text, in one line."""
+    line = "".join(char if char.isprintable() else "?" for char in text[: _MAX_SHOWN_CHARS + 1])
+    return line if len(line) <= _MAX_SHOWN_CHARS else f"{line[:_MAX_SHOWN_CHARS]}..."

@@ -5,6 +5,7 @@ EngineError
 ├── SourceError               a source cannot be opened or read at all
 ├── AdapterUnavailableError   an optional package is missing; names the command that installs it
 ├── InferenceError            one description, pair or window failed; the run goes on
+├── HangError                 a call did not return in time and was given up
 ├── MapError                  an invariant of the map is broken
 ├── JournalError              the durable journal cannot be written or read
 └── SnapshotError             a snapshot cannot be written
@@ -36,6 +37,10 @@ class AdapterUnavailableError(EngineError):
 
 class InferenceError(EngineError):
     """Describing one keyframe or matching one pair failed; the run goes on without it."""
+
+
+class HangError(EngineError):
+    """A call into a part of the run did not return in time; its thread was left behind."""
 
 
 class MapError(EngineError):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from engine.types import (
     DropReason,
@@ -35,6 +39,29 @@ class RunStarted(Event):
 
     sources: tuple[str, ...]
     matcher: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResumed(Event):
+    """A run goes on from what it left on disk, or a new run from what another one left."""
+
+    sources: tuple[str, ...]  # of this part; those of former parts among them go on
+    matcher: str
+    num_keyframes: int  # that were restored
+    num_registered: int  # of them in the map
+    num_frames_again: int  # of former parts, received but not finished; read again where possible
+    onto: str = ""  # the other run, by its path; "": the run itself goes on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOpened(Event):
+    """A source takes part in the run; who resumes the run opens it again by this."""
+
+    source: str  # its label
+    address: str  # that opens it again; "": it holds a secret, which no file keeps
+    prefix: str  # of its frames' names and its cameras' keys; "": none
+    is_live: bool
+    fingerprint: str  # changes with the files that it reads; "": unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,6 +445,41 @@ class Warned(Event):
     message: str
 
 
+class RunPart(StrEnum):
+    """A part of a run that may break without ending it."""
+
+    SOURCE = "reading a source"
+    DECODING = "decoding"
+    DESCRIBING = "describing"
+    TRACKING = "tracking"
+    MATCHING = "matching"
+    PLACES = "place recognition"
+    MAPPING = "mapping"
+    ADJUSTMENT = "global bundle adjustment"
+    WINDOW = "solving a window"
+    VIEW = "a view"
+    WRITING = "writing"
+
+
+class FaultKind(StrEnum):
+    """How a part of a run broke."""
+
+    RAISED = "raised"
+    HUNG = "hung"  # a call was given up because it did not return in time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultOccurred(Event):
+    """A part of the run raised or hung; the run goes on, unless it is strict."""
+
+    part: RunPart
+    kind: FaultKind
+    detail: str  # what was raised, in a line
+    consequence: str  # what the run does about it, in words
+    num_faults: int  # of the part so far, this one included
+    frame_id: FrameId | None = None  # that it concerns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished(Event):
     """Everything is written."""
@@ -426,3 +488,20 @@ class RunFinished(Event):
     num_keyframes: int
     num_registered: int  # in the map
     num_in_other_maps: tuple[int, ...] = ()  # keyframes of each map apart from it
+
+
+def event_of_record(record: Mapping[str, Any]) -> Event | None:
+    """The event that a line of ``events.jsonl`` records; None where it is of no known kind."""
+    kind = _kinds().get(str(record.get("event")))
+    if kind is None:
+        return None
+    fields = {key: value for key, value in record.items() if key != "event"}
+    try:
+        return kind.validate_python(fields)
+    except ValidationError:  # of another version, or a figure that was not finite
+        return None
+
+
+@cache
+def _kinds() -> Mapping[str, TypeAdapter[Event]]:
+    return {kind.__name__: TypeAdapter(kind) for kind in Event.__subclasses__()}

@@ -13,12 +13,17 @@ from engine.types import (
     Frame,
     FrameId,
     FramePose,
+    GpsReading,
     MapView,
     MatchRequest,
     PairMatches,
     Received,
+    RejectedFrame,
     RunCommand,
     SourceInfo,
+    SourceNotice,
+    TakenFrames,
+    TimingDecision,
 )
 from engine.window_types import WindowEstimate, WindowProblem
 
@@ -105,6 +110,68 @@ class KnowsGroundTruth(Protocol):
 
     def ground_truth(self) -> list[tuple[float, Float64Array]]:
         """Capture time and true ``cam_from_world`` (3, 4), metres, of every frame."""
+
+
+@runtime_checkable
+class ResumableSource(Protocol):
+    """A source of files that leaves out what was taken before without reading all of it.
+
+    Of any other source that can wait, frames are left out by their index as they come.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when the files that it reads change; "" where they cannot be looked at."""
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out frames that were taken before; called before frames are asked for.
+
+        Frames that are left keep the indices that they would have had, or have later ones.
+
+        Returns:
+            What is odd, in sentences: files that changed or are gone.
+        """
+
+
+@runtime_checkable
+class RepeatsRun(Protocol):
+    """A source that gives what a run received once more; all sources of a run are such, or none."""
+
+    def decisions(self) -> Sequence[TimingDecision]:
+        """What that run did because of its timing, in order."""
+
+    def readings(self) -> Sequence[tuple[int, GpsReading]]:
+        """The positions that it gives beside its frames, each with its place in the run's input."""
+
+
+class InputRecording(Protocol):
+    """Keeps what a run receives and when it acts on it, in order. One call at a time; blocking."""
+
+    def add_frame(self, frame: Frame, *, source_idx: int) -> None:
+        """Keeps a frame that was decoded, with its mask and calibration.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+
+    def add_report(
+        self, report: RejectedFrame | GpsReading | SourceNotice, *, source_idx: int
+    ) -> None:
+        """Keeps what came beside the frames, or in the place of one.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+
+    def add_decision(self, decision: TimingDecision) -> None:
+        """Keeps what the run did because of its timing.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+
+    def close(self) -> None:
+        """Closes the files."""
 
 
 class CameraMasks(Protocol):

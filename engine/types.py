@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NewType, Self
@@ -134,6 +134,25 @@ class SourceInfo:
     is_live: bool  # frames come whether or not the engine keeps up, so the oldest are dropped
     is_sequence: bool  # consecutive frames are a video; False: every frame is a photo
     num_frames: int | None  # how many frames will come; None: nobody knows
+    has_many_cameras: bool = False  # the frames of each are a sequence of their own; live: always
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenFrames:
+    """Which frames of a source a run has taken already, before it is resumed.
+
+    Taken are keyframes that the journal holds, and frames that were tracked or dropped; frames that
+    arrived and were still on their way through the engine are not.
+    """
+
+    names: Mapping[int, str]  # of the frames by index, as the source names them
+    captured_at_s: Mapping[int, float]  # by index
+    fingerprint: str = ""  # of what the source read then, see `ResumableSource`; "": unknown
+
+    @property
+    def next_index(self) -> int:
+        """One more than the largest index that was taken."""
+        return max(self.names, default=-1) + 1
 
 
 class RunCommand(StrEnum):
@@ -329,6 +348,34 @@ class Arrival:
 Received = Arrival | RejectedFrame | GpsReading | SourceNotice  # what comes from a source
 
 
+class DescriptorKind(StrEnum):
+    """What the bytes of descriptors mean."""
+
+    ROOT_SIFT = "root_sift"  # RootSIFT (Arandjelovic and Zisserman, CVPR 2012) times 256, up to 127
+    OTHER = "other"  # the matcher's own, or none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingDecision:
+    """What tracking did with a frame because of how far mapping was."""
+
+    frame_id: FrameId
+    is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingDecision:
+    """What mapping did with a keyframe because of what was there by then."""
+
+    frame_id: FrameId
+    merged: tuple[str, ...]  # kinds of the jobs whose results went into the map before it
+    num_readings: int  # of positions beside frames, of all sources, that the map knew from then on
+    num_posed: int  # frames that were posed while it was matched
+
+
+TimingDecision = TrackingDecision | MappingDecision
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Features:
     """The keypoint table of one keyframe, with compact descriptors where the matcher has some.
@@ -340,12 +387,13 @@ class Features:
 
     frame_id: FrameId
     keypoints_xy: Float64Array  # (N, 2) px of the original image
-    descriptors: Uint8Array  # (N, D), compact: RootSIFT scaled to bytes; D may be 0
+    descriptors: Uint8Array  # (N, D), compact; D may be 0
     scales: Float32Array  # (N,) px, diameter of the keypoint, twice its sigma in scale space
     colors: Uint8Array  # (N, 3) RGB at the keypoints
     is_free: BoolArray = field(  # (N,) rows that no match has claimed yet; empty stands for none
         default_factory=lambda: np.zeros(0, np.bool_)
     )
+    descriptor_kind: DescriptorKind = DescriptorKind.OTHER
 
     def __post_init__(self) -> None:
         freeze_field(self, "keypoints_xy", (None, 2), np.float64)
@@ -600,6 +648,7 @@ class FramePose:
     is_keyframe: bool  # whether the frame is one, in a map or not
     kind: PoseKind = PoseKind.NONE  # NONE stands for that of a keyframe in a map, or of a tracked
     map_number: int = 0  # of the map whose world it is: 0 is the main one, others have their own
+    world_number: int = 0  # likewise, but a map keeps it when it becomes the main one, or no more
 
     def __post_init__(self) -> None:
         freeze_field(self, "cam_from_world", (3, 4), np.float64)

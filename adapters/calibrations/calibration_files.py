@@ -13,6 +13,7 @@ from adapters.calibrations.fields import parse_fields
 from adapters.calibrations.kalibr_yaml import looks_like_kalibr, read_kalibr
 from adapters.calibrations.opencv_yaml import looks_like_opencv, read_opencv
 from engine.errors import ConfigError
+from engine.regular_files import read_regular_file
 
 _MAX_BYTES = 1_000_000
 
@@ -40,16 +41,9 @@ def read_calibration_file(path: Path) -> list[Calibration]:
 
 def _text_of(path: Path) -> str:
     try:
-        if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; a calibration is a file")
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: is no regular file")
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = read_regular_file(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{path}: is larger than {_MAX_BYTES // 1000} kB, so no calibration")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

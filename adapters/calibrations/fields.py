@@ -1,7 +1,6 @@
 """YAML of calibration files: parsed to plain data, and read field by field.
 
-Nothing but numbers, words, lists and mappings comes out of a file. Aliases are refused, because a
-few lines of them stand for any amount of data.
+Nothing but numbers, words, lists and mappings comes out of a file.
 """
 
 from __future__ import annotations
@@ -14,28 +13,23 @@ from typing import Any
 import yaml
 
 from engine.errors import ConfigError
+from engine.plain_yaml import PlainLoader, load_plain_yaml
 
 Fields = Mapping[str, Any]
 
 _OPENCV_HEADER = re.compile(r"\A\ufeff?%YAML[: ][0-9.]+[ \t]*\r?\n")
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, with the tags of OpenCV's matrices."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are refused")
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
+class _OpenCVLoader(PlainLoader):
+    """YAML with the tags of OpenCV's matrices."""
 
 
-def _matrix_of(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _matrix_of(loader: _OpenCVLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
 for _name in ("opencv-matrix", "opencv-nd-matrix"):
-    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_name}", _matrix_of)
+    _OpenCVLoader.add_constructor(f"tag:yaml.org,2002:{_name}", _matrix_of)
 
 
 def parse_fields(text: str, *, origin: str) -> Fields:
@@ -45,13 +39,8 @@ def parse_fields(text: str, *, origin: str) -> Fields:
         ConfigError: it is no YAML, holds what is refused, or is no mapping.
     """
     try:
-        loaded = yaml.load(_OPENCV_HEADER.sub("", text), Loader=_PlainLoader)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error)
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{origin}: is not readable YAML{place}: {problem}") from error
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        loaded = load_plain_yaml(_OPENCV_HEADER.sub("", text), loader=_OpenCVLoader)
+    except ValueError as error:
         raise ConfigError(f"{origin}: is not readable YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{origin}: holds no calibration")

@@ -9,6 +9,7 @@ from adapters.images.masks import MaskImage, decode_mask, fit_mask
 from adapters.images.name_patterns import is_named, names_of
 from engine.config import SourcesConfig
 from engine.errors import ConfigError, SourceError
+from engine.regular_files import read_regular_file
 from engine.types import BoolArray, Frame
 
 _ORIENTATION_OF_TURNS = (1, 6, 3, 8)  # as EXIF counts it, by quarter turns clockwise
@@ -75,9 +76,11 @@ class MaskedCameras:
 
 def _read(file: str, config: SourcesConfig) -> MaskImage:
     try:
-        mask = decode_mask(Path(file).expanduser().read_bytes(), config=config)
+        path = Path(file).expanduser()
+        data = read_regular_file(path, max_bytes=config.max_image_bytes)
     except OSError as error:
         raise ConfigError(f"mask {file}: cannot be read: {error.strerror or error}") from error
+    mask = decode_mask(data, config=config)
     if isinstance(mask, str):
         raise ConfigError(f"mask {file} {mask}")
     return mask

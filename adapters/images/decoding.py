@@ -76,6 +76,14 @@ def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | Refuse
         return refused
     if not header.is_complete:
         return _unreadable("truncated: the JPEG has no end marker")
+    try:
+        return _decoded_as(header, data)
+    except MemoryError:
+        size = f"{header.width} x {header.height} px"
+        return RefusedImage(reason=DropReason.TOO_LARGE, detail=f"{size} do not fit in memory")
+
+
+def _decoded_as(header: ImageHeader, data: bytes) -> DecodedImage | RefusedImage:
     stored = _decode(data)
     if isinstance(stored, RefusedImage):
         return stored

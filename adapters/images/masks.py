@@ -51,11 +51,13 @@ def decode_mask(data: bytes, *, config: SourcesConfig) -> MaskImage | str:
         return f"is too large, {header.width} x {header.height} px"
     if not header.is_complete:
         return "is truncated"
-    values = _decode(data)
-    if values is None:
-        return "is damaged"
-    mask = _usable(values, is_lossy=data.startswith(_LOSSY_STARTS))
-    return _turned(mask, header)
+    try:
+        values = _decode(data)
+        if values is None:
+            return "is damaged"
+        return _turned(_usable(values, is_lossy=data.startswith(_LOSSY_STARTS)), header)
+    except MemoryError:
+        return f"does not fit in memory, {header.width} x {header.height} px"
 
 
 def fit_mask(image: MaskImage, *, size: tuple[int, int], orientation: int = 1) -> BoolArray | str:

@@ -18,6 +18,7 @@ from engine.errors import InferenceError
 from engine.geometry import usable_at
 from engine.types import (
     BoolArray,
+    DescriptorKind,
     Features,
     Float32Array,
     Float64Array,
@@ -88,6 +89,7 @@ class SiftMatcher:
             frame_id=frame.frame_id,
             keypoints_xy=keypoints_xy,
             descriptors=_root_sift_bytes(raw[keep]),
+            descriptor_kind=DescriptorKind.ROOT_SIFT,
             scales=np.array([keypoints[k].size * scale.max() for k in keep], np.float32),
             colors=_colors_at(frame.pixels, keypoints_xy),
         )
@@ -182,6 +184,7 @@ def _no_features(frame: Frame) -> Features:
         frame_id=frame.frame_id,
         keypoints_xy=np.empty((0, 2)),
         descriptors=np.empty((0, 128), np.uint8),
+        descriptor_kind=DescriptorKind.ROOT_SIFT,
         scales=np.empty((0,), np.float32),
         colors=np.empty((0, 3), np.uint8),
     )

@@ -14,6 +14,7 @@ from engine.events import (
     CameraDoubted,
     CommandTaken,
     Event,
+    FaultOccurred,
     FramePosed,
     FrameRegistered,
     Georeferenced,
@@ -87,6 +88,7 @@ def message_of(event: Event) -> Message | None:
             return Message.of(Channel.SNAPSHOT, record)
         case (
             SourceChanged()
+            | FaultOccurred()
             | Georeferenced()
             | CameraDoubted()
             | MainMapChanged()

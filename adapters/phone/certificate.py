@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from adapters.live.addresses import local_addresses, local_names
 from engine.config import PhoneConfig
 from engine.errors import ConfigError
+from engine.regular_files import read_regular_file, regular_file_size
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _VALID_BEFORE = datetime.timedelta(days=1)
 _VALID_FOR = datetime.timedelta(days=30)
 _OWNER_ONLY = 0o600
+_MAX_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,7 +156,8 @@ def _is_dns_name(text: str) -> bool:
 
 def _from_files(certificate_path: Path, key_path: Path) -> PageCertificate:
     try:
-        certificate_pem = certificate_path.read_bytes()
+        certificate_pem = read_regular_file(certificate_path, max_bytes=_MAX_FILE_BYTES)
+        regular_file_size(key_path)
         return _load(certificate_path, key_path, certificate_pem, is_self_signed=False)
     except ssl.SSLError as error:
         detail = error.reason or str(error)

@@ -8,8 +8,10 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from adapters.live.quiet_log import QuietLog
 from adapters.phone.certificate import PageCertificate
 from adapters.phone.connections import PhoneConnection
+from adapters.phone.gate import Gate
 from adapters.phone.phone_session import PhoneContext
 from adapters.phone.sessions import Refusal, Sessions
 from adapters.phone.static_files import StaticFiles
@@ -67,8 +69,8 @@ class PhoneServer:
         self._cookie = f"__Host-livesfm-{address[1]}"  # cookies do not know ports
         self._connections: dict[str, PhoneConnection] = {}  # by token
         self._runner: web.AppRunner | None = None
-        self._listening: asyncio.Server | None = None
-        self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections without a request so far
+        self._gate: Gate | None = None
+        self._log = QuietLog(logger)
 
     async def start(self) -> None:
         """Begins to listen.
@@ -91,24 +93,26 @@ class PhoneServer:
         )
         await self._runner.setup()
         self._context.feedback.open(self._wake_all)
-        self._listening = await asyncio.get_running_loop().create_server(
-            self._new_connection,
-            *self._address,
-            ssl=self._certificate.context,
-            ssl_handshake_timeout=self._live.open_timeout_s,
+        if self._runner.server is None:
+            raise ConnectionAbortedError("the server is not set up")
+        self._gate = Gate(
+            context=self._certificate.context,
+            handshake_timeout_s=self._live.open_timeout_s,
+            silence_s=self._live.open_timeout_s,
+            server=self._runner.server,
+            label=self._context.label,
         )
+        await self._gate.open(*self._address)
 
     async def stop(self) -> None:
         """Sends phones the end of the run and lets go of everything."""
         self._context.feedback.end()
         await asyncio.gather(*(one.send_end() for one in self._connections.values()))
         self._context.feedback.close()
-        if self._listening is not None:
-            self._listening.close()
+        if self._gate is not None:
+            await self._gate.close()
         await asyncio.gather(*(one.close() for one in self._connections.values()))
         self._connections.clear()
-        for waiting in self._silent.values():
-            waiting.cancel()
         if self._runner is not None and self._runner.server is not None:
             transports = [connection.transport for connection in self._runner.server.connections]
             await self._runner.cleanup()
@@ -119,29 +123,15 @@ class PhoneServer:
 
     # -- connections ------------------------------------------------------------------------------
 
-    def _new_connection(self) -> asyncio.Protocol:
-        """A connection that has to send a request soon."""
-        if self._runner is None or self._runner.server is None:
-            raise ConnectionAbortedError("the server is not set up")
-        connection = self._runner.server()
-        self._silent[connection] = asyncio.get_running_loop().call_later(
-            self._live.open_timeout_s, self._drop_silent, connection
-        )
-        return connection
-
-    def _drop_silent(self, connection: Any) -> None:
-        del self._silent[connection]
-        if connection.transport is not None:
-            connection.transport.abort()
-
     def _count_request(self) -> Any:
         from aiohttp import web
 
         @web.middleware
         async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
-            waiting = self._silent.pop(request.protocol, None)
-            if waiting is not None:
-                waiting.cancel()
+            if self._gate is not None:
+                self._gate.heard(request.protocol)
+                if self._sessions.find(request.cookies.get(self._cookie)) is not None:
+                    self._gate.admit(request.protocol)
             return await handler(request)
 
         return count
@@ -156,7 +146,7 @@ class PhoneServer:
         )
         if isinstance(session, Refusal):
             title, text = _REFUSED[session]
-            logger.warning("%s: a device was turned away: %s", self._context.label, title.lower())
+            self._log.warn(f"{self._context.label}: a device was turned away: {title.lower()}")
             body = self._files.notice(title=title, text=text)
             return web.Response(status=403, text=body, content_type="text/html")
         response = web.Response(text=self._files.page, content_type="text/html")

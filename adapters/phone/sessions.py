@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 _SECRET_BYTES = 24
+UNUSED_S = 10.0  # without ever a connection, likewise; the page connects as soon as it is loaded
 AWAY_S = 120.0  # without a connection, before somebody else may have the place
 
 
@@ -33,6 +34,7 @@ class Session:
     token: str  # secret of this device
     last_seen_s: float
     is_connected: bool = False
+    was_connected: bool = False  # False: it loaded the page, as a preview of the link does
 
 
 class Sessions:
@@ -74,6 +76,7 @@ class Sessions:
     def set_connected(self, session: Session, is_connected: bool) -> None:
         """Registers that a device connected or left."""
         session.is_connected = is_connected
+        session.was_connected = session.was_connected or is_connected
         session.last_seen_s = self._clock()
 
     def has(self, session: Session) -> bool:
@@ -95,8 +98,10 @@ class Sessions:
         away = [session for session in self._sessions.values() if not session.is_connected]
         if not away:
             return False
-        longest = min(away, key=lambda session: session.last_seen_s)
-        if self._clock() - longest.last_seen_s < AWAY_S:
+        # Who never connected goes first: the preview of a link in a chat loads the page, too.
+        longest = min(away, key=lambda session: (session.was_connected, session.last_seen_s))
+        patience_s = AWAY_S if longest.was_connected else UNUSED_S
+        if self._clock() - longest.last_seen_s < patience_s:
             return False
         del self._sessions[longest.token]
         return True

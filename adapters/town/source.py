@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
@@ -27,6 +27,7 @@ from engine.types import (
     Frame,
     IntrinsicsPrior,
     SourceInfo,
+    TakenFrames,
     Uint8Array,
     frozen_array,
 )
@@ -157,9 +158,7 @@ class SyntheticTown:
         self.options = options
         taken = range(0, options.num_frames, config.every_nth_frame)
         self._taken = taken[: config.max_frames] if config.max_frames else taken
-        self.info = SourceInfo(
-            label=options.spec, is_live=False, is_sequence=True, num_frames=len(self._taken)
-        )
+        self._left_out: Collection[int] = ()  # of those, a former part of the run had them
         self.layout: TownLayout = lay_out_town(options.seed)
         self._next_frame_id = next_frame_id
         self._rendering = threading.Lock()
@@ -175,6 +174,24 @@ class SyntheticTown:
             (options.num_frames, 3, 4),
             float,
         )
+
+    @property
+    def info(self) -> SourceInfo:
+        """A video of as many frames as are left to be drawn."""
+        num_left = len(self._taken) - len(self._left_out)
+        return SourceInfo(
+            label=self.options.spec, is_live=False, is_sequence=True, num_frames=num_left
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Nothing: the same options give the same frames."""
+        return ""
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Does not draw frames that were taken before."""
+        self._left_out = frozenset(self._taken) & taken.names.keys()
+        return []
 
     @property
     def intrinsics(self) -> tuple[float, float, float, float]:
@@ -203,6 +220,8 @@ class SyntheticTown:
     async def frames(self) -> AsyncGenerator[Arrival, None]:
         """Yields the flight's frames in order, each drawn in a thread when it is asked for."""
         for index in self._taken:
+            if index in self._left_out:
+                continue
             rendered = await asyncio.to_thread(self.render, index)
             yield Arrival.of(
                 Frame(

@@ -19,6 +19,7 @@ from engine.events import (
     ComponentStarted,
     CropFound,
     Event,
+    FaultOccurred,
     FrameDropped,
     Georeferenced,
     LensRecognised,
@@ -42,6 +43,7 @@ from engine.events import (
 )
 from engine.types import RegistrationStatus, SourceState, VerdictLevel
 
+FAULTS_LOGGED_EACH = 1  # of one part
 DROPS_LOGGED_EACH = 10  # of one reason; from then on a line whenever their number has doubled
 
 BOXES_NAMED = 3
@@ -92,6 +94,8 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             return LogLine(level=LogLevel.WARNING, text=turning)
         case CameraDoubted() | Warned() | VerdictChanged():
             return _doubt(event)
+        case FaultOccurred():
+            return _fault(event)
         case SourceChanged():
             is_bad = event.state in (SourceState.LOST, SourceState.REFUSED)
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
@@ -113,6 +117,14 @@ def _doubt(event: CameraDoubted | Warned | VerdictChanged) -> LogLine:
             return LogLine(level=_LEVEL_OF_VERDICT[event.verdict.level], text=_verdict(event))
 
 
+def _fault(event: FaultOccurred) -> LogLine | None:
+    if not _is_shown(event.num_faults, shown_each=FAULTS_LOGGED_EACH):
+        return None
+    total = f" ({event.num_faults:,} times so far)" if event.num_faults > 1 else ""
+    text = f"{event.part} failed{total}: {event.detail}; {event.consequence}"
+    return LogLine(level=LogLevel.ERROR, text=text)
+
+
 def _verdict(event: VerdictChanged) -> str:
     """The level and the gravest reason in the first line, the other reasons below it."""
     level, reasons = event.verdict.level, event.verdict.reasons
@@ -126,13 +138,18 @@ def _verdict(event: VerdictChanged) -> str:
 
 
 def _dropped(event: FrameDropped, num_dropped: int) -> LogLine | None:
-    is_power_of_two = num_dropped & (num_dropped - 1) == 0
-    if num_dropped > DROPS_LOGGED_EACH and not is_power_of_two:
+    if not _is_shown(num_dropped, shown_each=DROPS_LOGGED_EACH):
         return None
     total = f" ({num_dropped:,} so far)" if num_dropped > 1 else ""
     detail = f": {event.detail}" if event.detail else ""
     text = f"dropped {event.name} as {event.reason}{detail}{total}"
     return LogLine(level=LogLevel.WARNING, text=text)
+
+
+def _is_shown(number: int, *, shown_each: int) -> bool:
+    """Whether the one of this number is: the first ones, then whenever it has doubled."""
+    is_power_of_two = number & (number - 1) == 0
+    return number <= shown_each or is_power_of_two
 
 
 def _milestone(event: Event, _: RunCounters) -> str | None:

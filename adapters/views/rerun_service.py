@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,11 +19,12 @@ from typing import IO
 from urllib.parse import quote
 
 from adapters.live.listening import free_address
+from adapters.views.viewer_process import ViewerProcess
 from engine.config import ViewsConfig
 from engine.errors import ConfigError
 
 STARTUP_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
+WINDOW_STARTUP_S = 0.5  # in which one that cannot open has ended
 _POLL_S = 0.05
 
 
@@ -78,6 +78,7 @@ class LiveServer:
             else None
         )
         self._web_viewer: WebViewer | None = None
+        self._window: ViewerProcess | None = None
         self.grpc_url = f"rerun+http://{self._grpc.host}:{self._grpc.port}/proxy"
         self.url: str | None = None
         self.sink = rr.GrpcServerSink(
@@ -93,15 +94,17 @@ class LiveServer:
             ConfigError: there is no viewer program, or it does not start.
         """
         if self._page is None:
-            open_native_viewer(self.grpc_url, bind=self._grpc.ip)
+            self._window = open_native_viewer(self.grpc_url, bind=self._grpc.ip)
         else:
             self._web_viewer = WebViewer.start(self.grpc_url, endpoint=self._page)
             self.url = self._web_viewer.url
 
     def stop(self) -> None:
-        """Stops serving the page; a window stays open."""
+        """Stops serving the page, and closes the window."""
         if self._web_viewer is not None:
             self._web_viewer.stop()
+        if self._window is not None:
+            self._window.stop()
 
 
 def free_endpoint(bind: str, port: int, *, port_setting: str) -> Endpoint:
@@ -125,34 +128,27 @@ def free_endpoint(bind: str, port: int, *, port_setting: str) -> Endpoint:
     return Endpoint(ip=ip, port=free_port)
 
 
-def open_native_viewer(grpc_url: str, *, bind: str) -> None:
-    """Opens a viewer window on a live recording; it outlives this process.
+def open_native_viewer(grpc_url: str, *, bind: str) -> ViewerProcess:
+    """Opens a viewer window on a live recording; it ends with this process.
 
     Raises:
         ConfigError: there is no viewer program, or it does not start.
     """
     command = [
-        *(viewer_program(), "--detach-process", "--hide-welcome-screen"),
+        *(viewer_program(), "--hide-welcome-screen"),
         *("--bind", bind, "--connect", grpc_url),
     ]
-    try:
-        subprocess.run(
-            command,
-            env=viewer_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=STARTUP_TIMEOUT_S,
-            check=True,
-        )
-    except subprocess.SubprocessError as error:
-        raise ConfigError(f"the viewer does not start: {error}") from error
+    with tempfile.TemporaryFile() as output:
+        window = ViewerProcess(command, environment=viewer_environment(), output=output)
+        if window.wait(WINDOW_STARTUP_S) and window.has_failed:
+            raise ConfigError(f"the viewer does not start: {_last_line(output)}")
+    return window
 
 
 class WebViewer:
     """A process that serves the viewer's page to browsers."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, url: str) -> None:
+    def __init__(self, process: ViewerProcess, *, url: str) -> None:
         self._process = process
         self.url = url
 
@@ -164,16 +160,13 @@ class WebViewer:
             ConfigError: there is no viewer program, or it does not start.
         """
         with tempfile.TemporaryFile() as output:
-            process = subprocess.Popen(
+            process = ViewerProcess(
                 [
                     *(viewer_program(), "--serve-web", "--bind", endpoint.ip),
                     *("--web-viewer-port", str(endpoint.port), grpc_url),
                 ],
-                env=viewer_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the engine, which drains first
+                environment=viewer_environment(),
+                output=output,
             )
             page = f"http://{endpoint.host}:{endpoint.port}/?url={quote(grpc_url, safe='')}"
             viewer = cls(process, url=page)
@@ -184,12 +177,7 @@ class WebViewer:
 
     def stop(self) -> None:
         """Ends the process."""
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.stop()
 
 
 def viewer_program() -> str:
@@ -221,10 +209,10 @@ def _require_screen() -> None:
         raise ConfigError("the view 'spawn' needs a screen; use 'serve' or 'record' instead")
 
 
-def _answers(process: subprocess.Popen[bytes], endpoint: Endpoint) -> bool:
+def _answers(process: ViewerProcess, endpoint: Endpoint) -> bool:
     give_up_at_s = time.monotonic() + STARTUP_TIMEOUT_S
     host = endpoint.host.strip("[]")
-    while process.poll() is None and time.monotonic() < give_up_at_s:
+    while process.is_running and time.monotonic() < give_up_at_s:
         try:
             with socket.create_connection((host, endpoint.port), timeout=1.0):
                 return True

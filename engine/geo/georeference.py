@@ -98,7 +98,7 @@ def estimate_georeference(
         The georeference, or why there is none. All values are finite but residuals of unusable
         fixes.
     """
-    is_usable = np.array([_is_finite(fix) for fix in fixes], np.bool_)
+    is_usable = np.array([is_finite_fix(fix) for fix in fixes], np.bool_)
     usable = [fix for fix, is_good in zip(fixes, is_usable, strict=True) if is_good]
     num_different = len({(fix.latitude_deg, fix.longitude_deg, fix.altitude_m) for fix in usable})
     if num_different < config.min_fixes:
@@ -286,5 +286,6 @@ def _too_small(extent_m: float, config: GeoreferenceConfig) -> GeoreferenceRefus
     )
 
 
-def _is_finite(fix: GpsFix) -> bool:
+def is_finite_fix(fix: GpsFix) -> bool:
+    """Whether all values of a fix are numbers."""
     return all(value is None or math.isfinite(value) for value in astuple(fix))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from engine.types import GpsFix, GpsReading
 
-_MAX_READINGS = 100_000  # of one track, about 20 MB: a day at 1 Hz, three hours at 10 Hz
+MAX_READINGS = 100_000  # of one track, about 20 MB: a day at 1 Hz, three hours at 10 Hz
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class _Track:
             return
         self.times_s.insert(place, time_s)
         self.fixes.insert(place, fix)
-        if len(self.times_s) > _MAX_READINGS:
+        if len(self.times_s) > MAX_READINGS:
             del self.times_s[0], self.fixes[0]
 
     def fix_at(self, time_s: float, *, max_gap_s: float) -> GpsFix | None:

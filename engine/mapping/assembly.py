@@ -56,6 +56,7 @@ class MapperParts:
     builder: MapBuilder
     components: Components
     registering: Registering
+    strict_posing: StrictPosing
     turning: TurningWatch
     misplacements: MisplacementRepair
     loops: LoopClosing
@@ -175,6 +176,7 @@ def assemble(
         emit=emit,
     )
     keyframe_reports = KeyframeReports(emit=emit)
+    strict_posing = StrictPosing(graph=graph, registration=registration, growth=growth, seed=seed)
     journal = JournalChanges()
 
     return MapperParts(
@@ -191,11 +193,10 @@ def assemble(
             growth=growth,
             graph=graph,
             components=components,
-            strict_posing=StrictPosing(
-                graph=graph, registration=registration, growth=growth, seed=seed
-            ),
+            strict_posing=strict_posing,
             reports=keyframe_reports,
         ),
+        strict_posing=strict_posing,
         turning=turning,
         misplacements=MisplacementRepair(),
         loops=LoopClosing(

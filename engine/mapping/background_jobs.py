@@ -62,6 +62,10 @@ class BackgroundJobs:
         """Whether an adjustment is in flight."""
         return not self._adjustment.is_free
 
+    def is_in_flight(self, job: MapJob) -> bool:
+        """Whether the result of a job is still to be merged."""
+        return self._adjustment.holds(job) or self._window.holds(job)
+
     def count_keyframe(self) -> None:
         """Counts a keyframe that came."""
         self._adjustment.count_keyframe()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from engine.estimators.absolute_pose import (
 from engine.estimators.lenses import camera_focal_px, unit_rays, uses_rays
 from engine.geometry import compose_poses, image_scale, invert_pose, transform_points
 from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.stored_state import StoredRelativePose
 from engine.tracking.trajectory import KeyframeState, Trajectory
 from engine.types import (
     Float64Array,
@@ -83,6 +85,72 @@ class FramePoser:
         self._points: dict[FrameId, _KeyframePoints] = {}
         self._references: dict[FrameId, _DepthReference] = {}
         self._last: tuple[FrameId, Float64Array] | None = None  # keyframe, cam_from_keyframe
+        self._changed: dict[FrameId, TrackedFrame] = {}  # frames that came, or have another pose
+        self._new_references: set[FrameId] = set()
+
+    # -- what a run that goes on needs ------------------------------------------------------------
+
+    def take_relative_poses(self) -> tuple[StoredRelativePose, ...]:
+        """The frames that came or have another pose since the last call."""
+        changed, self._changed = self._changed, {}
+        poses = []
+        for tracked in changed.values():
+            known = self._trajectory.relative_pose(tracked.frame_id)
+            poses.append(
+                StoredRelativePose(
+                    frame_id=tracked.frame_id,
+                    keyframe_id=tracked.keyframe_id if known is None else known[0],
+                    index=tracked.index,
+                    captured_at_s=tracked.captured_at_s,
+                    cam_from_keyframe=None if known is None else known[1],
+                )
+            )
+        return tuple(poses)
+
+    def take_facts(self) -> dict[str, Float64Array]:
+        """The scales of keyframes that frames were posed from first since the last call.
+
+        For each the rows of some keypoints and the depths that they had, (2, S).
+        """
+        new, self._new_references = sorted(self._new_references), set()
+        found = ((i, self._references[i]) for i in new)
+        return {f"scale/{i}": np.stack([one.keypoint_idx, one.depths_map]) for i, one in found}
+
+    def restore(
+        self, facts: Mapping[str, Any], relative_poses: Sequence[StoredRelativePose]
+    ) -> None:
+        """Goes on with the frames of a run before, whose keyframes were added.
+
+        Frames that waited for their keyframe get no pose of their own any more.
+
+        Args:
+            facts: as `take_facts` gave them.
+            relative_poses: of all frames, as last taken.
+        """
+        for stored in relative_poses:
+            if not self._trajectory.holds(stored.keyframe_id):
+                continue
+            reference = facts.get(f"scale/{stored.keyframe_id}")
+            if reference is not None:
+                self._references[stored.keyframe_id] = _DepthReference(
+                    keypoint_idx=reference[0].astype(np.int64), depths_map=reference[1]
+                )
+            tracked = TrackedFrame(
+                frame_id=stored.frame_id,
+                keyframe_id=stored.keyframe_id,
+                index=stored.index,
+                captured_at_s=stored.captured_at_s,
+                received_at_s=0.0,
+                keypoint_idx=np.empty(0, np.int64),
+                points_xy=np.empty((0, 2)),
+            )
+            self._trajectory.add_tracked(tracked)
+            if stored.cam_from_keyframe is not None:
+                self._trajectory.set_relative_pose(
+                    tracked, cam_from_keyframe=stored.cam_from_keyframe, scale=1.0
+                )
+
+    # -- frames ---------------------------------------------------------------------------------
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe to the trajectory."""
@@ -101,6 +169,7 @@ class FramePoser:
         from an earlier keyframe, when the map has that one.
         """
         self._trajectory.add_tracked(tracked)
+        self._changed[tracked.frame_id] = tracked
         if sparse_map is None:
             self._pending.append(tracked)
             return None
@@ -174,6 +243,7 @@ class FramePoser:
         self._trajectory.set_relative_pose(
             tracked, cam_from_keyframe=cam_from_keyframe, scale=points.scale
         )
+        self._changed[tracked.frame_id] = tracked
         return FramePose(
             frame_id=tracked.frame_id,
             index=tracked.index,
@@ -244,6 +314,7 @@ class FramePoser:
         row_of_keypoint = np.full(len(ids), -1, np.int64)
         row_of_keypoint[seen] = np.arange(len(seen))
         if frame_id not in self._references:
+            self._new_references.add(frame_id)
             self._references[frame_id] = _depth_reference(
                 sparse_map.cam_from_world(frame_id), points, keypoint_idx=seen
             )
@@ -254,17 +325,24 @@ class FramePoser:
         )
 
     def _scale(self, sparse_map: SparseMap, frame_id: FrameId) -> float:
-        """Median ratio of depths now to depths then, over reference keypoints with a point now."""
+        """Median ratio of depths now to depths then, over reference keypoints with a point now.
+
+        Where few of them have one, as in another map, the ratio of the median depths.
+        """
         reference = self._references.get(frame_id)
         if reference is None:
             return 1.0
-        ids = sparse_map.point3D_ids(frame_id)[reference.keypoint_idx]
-        kept = ids >= 0
-        if int(kept.sum()) < _MIN_REFERENCE_POINTS:
+        ids = sparse_map.point3D_ids(frame_id)
+        of_reference = ids[reference.keypoint_idx]
+        kept = of_reference >= 0
+        if np.count_nonzero(kept) >= _MIN_REFERENCE_POINTS:
+            depths = _depths(sparse_map, frame_id, of_reference[kept])
+            ratio = float(np.median(depths / reference.depths_map[kept]))
+        elif np.count_nonzero(ids >= 0) >= _MIN_REFERENCE_POINTS and len(reference.depths_map):
+            depths = _depths(sparse_map, frame_id, ids[ids >= 0])
+            ratio = float(np.median(depths) / np.median(reference.depths_map))
+        else:
             return 1.0
-        points = sparse_map.points3D_in_world(ids[kept].tolist())
-        depths = transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2]
-        ratio = float(np.median(depths / reference.depths_map[kept]))
         return ratio if ratio > 0 else 1.0
 
     def _keyframe_state(self, sparse_map: SparseMap, frame_id: FrameId) -> KeyframeState:
@@ -272,6 +350,12 @@ class FramePoser:
             cam_from_world=sparse_map.cam_from_world(frame_id),
             scale=self._scale(sparse_map, frame_id),
         )
+
+
+def _depths(sparse_map: SparseMap, frame_id: FrameId, point3D_ids: Int64Array) -> Float64Array:
+    """Depths (P,) of points in a keyframe."""
+    points = sparse_map.points3D_in_world(point3D_ids.tolist())
+    return np.asarray(transform_points(sparse_map.cam_from_world(frame_id), points)[:, 2])
 
 
 def _depth_reference(

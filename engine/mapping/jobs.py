@@ -37,7 +37,6 @@ class FinishedJob:
 
     job: MapJob
     result: JobResult | None  # None: it failed
-    failure: str | None = None
 
 
 class JobSlot:
@@ -56,6 +55,10 @@ class JobSlot:
     def is_free(self) -> bool:
         """Whether no job is in flight."""
         return self._job is None
+
+    def holds(self, job: MapJob) -> bool:
+        """Whether a job is the one in flight."""
+        return self._job is job
 
     @property
     def due(self) -> MapJob | None:

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pycolmap
 
@@ -36,7 +37,7 @@ from engine.mapping.camera_changes.lens_change import LensChange
 from engine.mapping.cameras.cameras import (
     CameraChange,
 )
-from engine.mapping.jobs import FinishedJob, MapJob
+from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.maps.components import MAIN
 from engine.mapping.maps.restarts import BuiltMap
 from engine.mapping.maps.separate_maps import MIN_SEPARATE, build_separate_maps
@@ -46,9 +47,9 @@ from engine.mapping.model.bundle_adjustment import (
 )
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.model.whole_adjustment import adjust_until_settled, adjust_whole
-from engine.mapping.places.contradictions import find_contradictions
 from engine.mapping.places.misplacement import Repair
 from engine.mapping.positions.georeferencing import FixAt, no_fix
+from engine.mapping.restoring import EventGate, Restoring, present_facts, taken_facts
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
@@ -57,6 +58,7 @@ from engine.mapping.steps import (
     MappingStep,
     MapSnapshot,
 )
+from engine.mapping.stored_state import Fact, StoredCalibration, StoredModel, StoredRun
 from engine.mapping.verdict.map_evidence import Beside
 from engine.mapping.windows.window_merging import WindowMerge
 from engine.matching.overlays import OverlayMask
@@ -75,6 +77,7 @@ from engine.types import (
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window as solve
 
+_NUM_MAPS = "num maps"  # the fact's name
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _MAX_LOOP_CORRECTIONS = 2  # at the end: pairs that the first refutes hide others
@@ -110,14 +113,14 @@ class Mapper:
         self._config = config
         self._graph = graph
         self._matching = matching
-        self._emit = emit
+        self._emit = EventGate(emit)
         self._map = empty_map(config)
-        parts = assemble(
+        self._parts = parts = assemble(
             config,
             graph=graph,
             matching=matching,
             camera_of=self._camera,
-            emit=emit,
+            emit=self._emit,
             solve_window=solve_window or functools.partial(solve, config=WindowSolverConfig()),
             fix_at=fix_at,
         )
@@ -157,6 +160,47 @@ class Mapper:
         self._version = 0  # of the map, for viewers
         self._begun_s = 0.0  # monotonic, when the newest keyframe came
 
+    # -- a run that goes on ---------------------------------------------------------------------
+
+    def restore(
+        self, stored: StoredRun, models: Sequence[StoredModel] = (), *, wants_view: bool = False
+    ) -> MappingStep:
+        """Goes on where a run before stopped, as if it had not; before the first keyframe.
+
+        Nothing is described or matched. Keyframes that came after the models were written are
+        registered with their stored pairs, as they were when they came; without models the whole
+        map is built anew from them. What the run before has emitted is not emitted again.
+
+        Args:
+            stored: what is known of the run.
+            models: of its latest snapshot, the main map first.
+            wants_view: whether viewers want to see the map.
+        """
+        restoring = Restoring(
+            stored,
+            parts=self._parts,
+            graph=self._graph,
+            matching=self._matching,
+            new_map=functools.partial(empty_map, self._config),
+        )
+        running: dict[JobKind, MapJob] = {}
+        with self._emit.closed():
+            for again in restoring.begin(self._map, models):
+                due = [job for job in self._jobs.due if running.get(job.kind) is job]
+                self._merge([FinishedJob(job=job, result=job.run()) for job in due])
+                restoring.take(again.keyframe, self._map)
+                frame_id = again.keyframe.frame_id
+                self._map_keyframe(
+                    self._matching.restore_matches(frame_id, again.pairs, again.tried)
+                )
+                running.update((job.kind, job) for job in self._start_jobs())
+            restoring.end(self._map)
+        facts: Mapping[str, Any] = stored.facts
+        self._num_maps = max(self._num_maps, facts.get(_NUM_MAPS, 0))
+        self._report_changes()
+        jobs = tuple(job for job in running.values() if self._jobs.is_in_flight(job))
+        return self._step(jobs=jobs, wants_view=wants_view)
+
     # -- a keyframe -----------------------------------------------------------------------------
 
     def begin_keyframe(
@@ -178,6 +222,7 @@ class Mapper:
         self._matching.add_keyframe(keyframe)
         self._poser.add_keyframe(keyframe)
         self._pose_reports.add_keyframe(keyframe)
+        self._georeferencing.add_keyframe(keyframe)
         self._keyframe_reports.report_added(keyframe)
         settings = self._config.matching
         wants_focal_length = settings.use_focal_lengths and self._cameras.is_unknown(
@@ -201,6 +246,13 @@ class Mapper:
             matched: what matching the keyframe that began last gave.
             wants_view: whether viewers want to see the map.
         """
+        self._map_keyframe(matched)
+        record, jobs = self._record(matched.frame_id), self._start_jobs()
+        self._verdicts.watch(self._map, self._evidence_beside)
+        return self._step(record=record, jobs=jobs, wants_view=wants_view)
+
+    def _map_keyframe(self, matched: MatchedKeyframe) -> None:
+        """Brings a keyframe that was matched into the map, and what follows from it."""
         frame_id = matched.frame_id
         is_bent = self._leave_out_overlays(matched)
         matched = self._add_pairs(matched)
@@ -234,9 +286,39 @@ class Mapper:
             if not self._config.rescue.grow_components:
                 self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
-        record, jobs = self._record(frame_id), self._start_jobs()
-        self._verdicts.watch(self._map, self._evidence_beside)
-        return self._step(record=record, jobs=jobs, wants_view=wants_view)
+
+    def rebuild(
+        self, frame_id: FrameId | None = None, *, without_its_pairs: bool = False
+    ) -> MappingStep:
+        """Builds the map anew from the scene graph, after a call raised and left it half changed.
+
+        Keyframes, pairs and keypoint tables are those of the graph; cameras begin as before any
+        map. Jobs in flight and maps apart are dropped: what the map does not take starts them
+        again.
+
+        Args:
+            frame_id: the newest keyframe, which `add_keyframe` did not add whole.
+            without_its_pairs: leaves its pairs out of all maps, as one of them may be what raises.
+
+        Returns:
+            The step that `add_keyframe` owed, with the record of that keyframe.
+        """
+        self._components.clear()
+        self._misplacements.forget()
+        self._jobs.abandon()
+        for keyframe_id in self._graph.keyframe_ids:
+            self._graph.set_registered(keyframe_id, False)
+        self._map = self._builder.start_over()
+        self._jobs.set_adjusted(0)
+        if frame_id is not None and without_its_pairs:
+            self._builder.distrust(one.pair for one in self._graph.verified_pairs(frame_id))
+        self._replace_map(self._builder.first(self._map, self._graph.edges()))
+        if self._is_initialized:
+            self._registering.register_all(self._map, config=self._growth)
+            self._adjust()
+        self._report_changes()
+        record = None if frame_id is None else self._record(frame_id)
+        return self._step(record=record, wants_view=False)
 
     def _register(self, frame_id: FrameId) -> None:
         """Registers the newest keyframe, and others that have been waiting for it."""
@@ -287,19 +369,21 @@ class Mapper:
             newest: pairs of the newest keyframe.
             because: what is wrong with the map, if it has to stay.
         """
-        bent = self._map
+        bent, distrusted = self._map, self._builder.distrusted
         self._map = self._builder.start_over()
         built = self._builder.first(self._map, newest)
         num_needed = _KEPT_RATIO * bent.num_registered
         if built is None or built.sparse_map.num_registered < num_needed:
             if bent.num_registered:
                 self._map = bent
+                self._builder.distrust(distrusted)  # they misled this very map
                 self._warn(
                     f"the map of {bent.num_registered} keyframes may be bent, since {because};"
                     " no other one holds half as many"
                 )
             return
         self._components.clear()
+        self._components.begin_world()
         for frame_id in self._graph.keyframe_ids:
             self._graph.set_registered(frame_id, False)
         self._replace_map(built)
@@ -321,6 +405,7 @@ class Mapper:
                 self._components.replace_features(features)
         self._keyframe_reports.report_pairs([*matched.pairs, *matched.found_pairs])
         self._journal.add_pairs(matched.found_pairs)
+        self._journal.add_tried(matched.tried_pairs)
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
@@ -394,6 +479,8 @@ class Mapper:
         """Makes a built map the map when it holds more keyframes."""
         if built is None or built.sparse_map.num_registered <= self._map.num_registered:
             return
+        if self._is_initialized and not built.is_placed:
+            self._components.begin_world()
         self._num_maps += 1
         self._adopt(built.sparse_map)
         self._emit(
@@ -446,6 +533,7 @@ class Mapper:
             self._graph.set_registered(frame_id, False)
         self._map = self._builder.start_over()
         self._components.clear()
+        self._components.begin_world()
         self._misplacements.forget()
         self._jobs.abandon()
         self._jobs.set_adjusted(0)
@@ -518,8 +606,11 @@ class Mapper:
             tracked, sparse_map if self._is_initialized else None, fallback=fallback
         )
         if pose is not None:
-            self._pose_reports.report_tracked([(tracked, pose)], map_number=number)
-        return self._step(wants_view=wants_view)
+            world_number = self._components.world_number(number)
+            self._pose_reports.report_tracked(
+                [(tracked, pose)], map_number=number, world_number=world_number
+            )
+        return self._step(wants_view=wants_view, is_of_frame=True)
 
     def _map_for(
         self, tracked: TrackedFrame, fallback: TrackedFrame | None
@@ -558,8 +649,6 @@ class Mapper:
     def _merge(self, finished: Sequence[FinishedJob]) -> None:
         """Brings results of jobs into the map; those that were abandoned are dropped."""
         for one in finished:
-            if one.failure is not None:
-                self._warn(f"{one.job.kind.value} failed: {one.failure}")
             result = self._jobs.take_result(one)
             if isinstance(result, GlobalAdjustment):
                 adjusted = self._jobs.adjusted_map(self._map)
@@ -624,10 +713,14 @@ class Mapper:
             else:
                 self._components.clear()
             if self._adopt_fullest():
+                self._repair_finally()
+                self._correct_loops(is_final=True)
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = tuple(one for _, one in find_contradictions(self._map))
+            self._contradictions = tuple(
+                self._loops.contradictions(self._map, is_confirmed=self._agreement.is_agreed)
+            )
         else:
             self._turning.conclude(self._map)
         self._splits.report_missing(self._map)
@@ -731,7 +824,10 @@ class Mapper:
 
         Separate maps are placed by the same origin, if at all.
         """
-        return self._products.snapshot(self._maps or [self._map], counts=self._counts())
+        numbered = dict(self._components.numbered(self._map))
+        maps = self._maps or [self._map]
+        numbers = [next(n for n, one in numbered.items() if one is own) for own in maps]
+        return self._products.snapshot(maps, numbers=numbers, counts=self._counts())
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
@@ -752,6 +848,10 @@ class Mapper:
             lost=self._components.lost_stretches(self._map),
         )
 
+    def last_step(self, frame_id: FrameId) -> MappingStep:
+        """The step of the newest keyframe where neither adding it nor building anew gave one."""
+        return self._step(record=self._record(frame_id), wants_view=False)
+
     def _record(self, frame_id: FrameId) -> KeyframeRecord:
         """What the journal keeps of the newest keyframe, and of the tables that it changed."""
         keyframe = self._graph.keyframe(frame_id)
@@ -767,8 +867,24 @@ class Mapper:
         record: KeyframeRecord | None = None,
         jobs: tuple[MapJob, ...] = (),
         wants_view: bool,
+        is_of_frame: bool = False,
     ) -> MappingStep:
+        """What was done since the last step, and is to be kept.
+
+        Args:
+            record: of the keyframe that was added.
+            jobs: to start.
+            wants_view: whether viewers want to see the map.
+            is_of_frame: whether only a frame was posed; another thread may have the graph then.
+        """
         view = self.view() if wants_view and self._is_initialized else None
+        facts: dict[str, Fact] = dict(self._poser.take_facts())
+        calibrations: dict[str, StoredCalibration] = {}
+        if not is_of_frame:
+            present = {**present_facts(self._parts), _NUM_MAPS: self._num_maps}
+            facts |= self._journal.changed_facts(present)
+            facts |= taken_facts(self._parts, self._matching)
+            calibrations = self._journal.changed_calibrations(self._cameras.initial, self._map)
         return MappingStep(
             record=record,
             recalibrated=self._journal.take_cameras(),
@@ -778,6 +894,10 @@ class Mapper:
             due=self._jobs.due,
             counts=self._counts(),
             view=view,
+            tried=self._journal.take_tried(),
+            calibrations=calibrations,
+            relative_poses=self._poser.take_relative_poses(),
+            facts=facts,
         )
 
     def _counts(self) -> MapCounts:
@@ -797,9 +917,10 @@ class Mapper:
         self._cameras.report(self._map, is_final=is_final)
         self._components.release(self._map)
         for number, sparse_map in self._components.numbered(self._map):
-            self._pose_reports.report_keyframes(sparse_map, map_number=number)
+            numbers = {"map_number": number, "world_number": self._components.world_number(number)}
+            self._pose_reports.report_keyframes(sparse_map, **numbers)
             posed = self._poser.pose_pending(sparse_map)
-            self._pose_reports.report_tracked(posed, map_number=number)
+            self._pose_reports.report_tracked(posed, **numbers)
 
     def _warn(self, message: str) -> None:
         self._emit(Warned(message=message))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,6 +36,14 @@ class OverlayRemoval:
         self._min_inliers = min_inliers
         self._emit = emit
         self._shares: dict[str, float] = {}  # of cameras' images, as reported last
+
+    def facts(self) -> dict[str, float]:
+        """Shares of cameras' images as they were emitted last."""
+        return dict(self._shares)
+
+    def restore(self, facts: Mapping[str, float]) -> None:
+        """Goes on with `facts`."""
+        self._shares = dict(facts)
 
     def report(self, overlays: Sequence[Overlay]) -> None:
         """Emits overlays that are new, or cover much more than when they were emitted last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from engine.events import FramePosed
@@ -27,6 +27,27 @@ class PoseReports:
         self._map_numbers: dict[FrameId, int] = {}  # of keyframes, as reported last
         self._new: list[FramePose] = []
 
+    def facts(self) -> list[FrameId]:
+        """The keyframes of which no pose was reported."""
+        return [i for i in self._camera_keys if i not in self._has_pose]
+
+    def restore(
+        self,
+        facts: Collection[FrameId],
+        tracked_ids: Iterable[FrameId],
+        places: Mapping[FrameId, int],
+    ) -> None:
+        """Goes on where the poses of all other frames were reported, and nothing since.
+
+        Args:
+            facts: as `facts` gave them.
+            tracked_ids: frames between keyframes that have a pose.
+            places: the number of the map that each keyframe is registered in.
+        """
+        self._new.clear()
+        self._has_pose = set(self._camera_keys).difference(facts).union(tracked_ids)
+        self._map_numbers = {i: number for i, number in places.items() if i in self._has_pose}
+
     @property
     def num_keyframes(self) -> int:
         """Keyframes that came, registered or not."""
@@ -36,7 +57,9 @@ class PoseReports:
         """Adds a keyframe, from which frames may be tracked."""
         self._camera_keys[keyframe.frame_id] = keyframe.camera_key
 
-    def report_keyframes(self, sparse_map: SparseMap, *, map_number: int) -> None:
+    def report_keyframes(
+        self, sparse_map: SparseMap, *, map_number: int, world_number: int
+    ) -> None:
         """Reports keyframes that are new in a map."""
         for frame_id in sparse_map.registered_ids:
             if self._map_numbers.get(frame_id) == map_number:
@@ -51,18 +74,23 @@ class PoseReports:
                     cam_from_world=sparse_map.cam_from_world(frame_id),
                     is_keyframe=True,
                     map_number=map_number,
+                    world_number=world_number,
                 ),
                 camera_key=keyframe.camera_key,
                 received_at_s=keyframe.received_at_s,
             )
 
     def report_tracked(
-        self, posed: Iterable[tuple[TrackedFrame, FramePose]], *, map_number: int
+        self,
+        posed: Iterable[tuple[TrackedFrame, FramePose]],
+        *,
+        map_number: int,
+        world_number: int,
     ) -> None:
         """Reports frames between keyframes that a map poses; those with a pose stay as they are."""
         for tracked, pose in posed:
             self._report(
-                replace(pose, map_number=map_number),
+                replace(pose, map_number=map_number, world_number=world_number),
                 camera_key=self._camera_keys[tracked.keyframe_id],
                 received_at_s=tracked.received_at_s,
             )

@@ -11,6 +11,7 @@ from engine.estimators.lenses import camera_focal_px, corner_rays
 from engine.geo.georeference import Georeference
 from engine.mapping.cameras.cameras import CameraCalibration
 from engine.mapping.frame_posing import FramePoser
+from engine.mapping.model.map_record import camera_records
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Georeferencing
 from engine.mapping.steps import MapCopy, MapCounts, MapFigures, MapSnapshot, OneMapFigures
@@ -51,13 +52,21 @@ class MapProducts:
             for own, sparse_map in zip(self._poser.trajectories(maps), maps, strict=True)
         ]
 
-    def snapshot(self, maps: Sequence[SparseMap], *, counts: MapCounts) -> MapSnapshot:
+    def snapshot(
+        self, maps: Sequence[SparseMap], *, numbers: Sequence[int], counts: MapCounts
+    ) -> MapSnapshot:
         """Copies of maps, each in metres if it is georeferenced.
 
-        Maps beside the main one are placed by the same origin, if at all.
+        Args:
+            maps: the main map, and those beside it, which are placed by the same origin, if at all.
+            numbers: of the maps.
+            counts: of the run.
         """
         placement = self._georeferencing.update(maps[0])
-        copies = tuple(self._copy(one, main=maps[0]) for one in maps)
+        copies = tuple(
+            self._copy(one, main=maps[0], number=number)
+            for one, number in zip(maps, numbers, strict=True)
+        )
         return MapSnapshot(copies=copies, placement=placement, counts=counts)
 
     def figures(
@@ -124,11 +133,20 @@ class MapProducts:
             cameras=self._cameras.figures(main),
         )
 
-    def _copy(self, sparse_map: SparseMap, *, main: SparseMap) -> MapCopy:
+    def _copy(self, sparse_map: SparseMap, *, main: SparseMap, number: int) -> MapCopy:
         reconstruction = sparse_map.copy_reconstruction()
         place = self._place_of(sparse_map, main=main)
         is_in_metres = place is not None and self._georeferencing.to_metres(reconstruction, place)
-        return MapCopy(reconstruction=reconstruction, is_in_metres=is_in_metres)
+        moved = place.enu_from_map.tolist() if place is not None and is_in_metres else None
+        return MapCopy(
+            reconstruction=reconstruction,
+            is_in_metres=is_in_metres,
+            record={
+                "number": number,
+                "cameras": camera_records(sparse_map),
+                "enu_from_map": moved,
+            },
+        )
 
     def _figures_of(
         self, sparse_map: SparseMap, *, main: SparseMap, num_posed_frames: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.types import (
     CameraFigures,
@@ -79,6 +79,18 @@ class MappingStep:
     relative_poses: tuple[StoredRelativePose, ...] = ()
     facts: Mapping[str, Fact] = field(default_factory=dict)  # small states by name
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether the journal gets something of it besides a record."""
+        return bool(
+            self.recalibrated
+            or self.changed_pairs
+            or self.tried
+            or self.calibrations
+            or self.relative_poses
+            or self.facts
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapCopy:
@@ -86,6 +98,7 @@ class MapCopy:
 
     reconstruction: pycolmap.Reconstruction
     is_in_metres: bool  # east, north, up of the run's origin; else in the map's own frame and unit
+    record: Mapping[str, Any] = field(default_factory=dict)  # for JSON, what COLMAP's files lack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -90,6 +90,14 @@ class StoredSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredModel:
+    """A map as a snapshot has it; the main one is the first of a snapshot."""
+
+    reconstruction: pycolmap.Reconstruction  # only registered keyframes, images by frame id
+    record: Mapping[str, Any] = field(default_factory=dict)  # see `MapCopy`; empty: not kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredRun:
     """One consistent moment of a run, as its journal has it; lists in the order of recording."""
 

@@ -16,6 +16,9 @@ No keypoint under an image's mask is looked up, and no match ends there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +34,7 @@ from engine.types import (
     Int64Array,
     PackedMask,
     PairMatches,
+    VerifiedPair,
 )
 
 Size = tuple[int, int]  # width and height in px
@@ -75,6 +79,8 @@ class KeypointTable:
         size: width and height of the image in px.
         config: radii, which scale with the image.
         mask: of the image; None: all of it may be used.
+        grid: columns and lines of the free rows at first, where some of them were claimed already;
+            None: all of them are there.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class KeypointTable:
         size: Size,
         config: DenseMatchingConfig,
         mask: PackedMask | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         self._features = features
         self._packed_mask = mask
@@ -97,7 +104,11 @@ class KeypointTable:
         self._depths_m = np.zeros(len(features), np.float32)
         self._merge_radius_px = config.merge_radius_px * image_scale(*size)
         self._expected_radius_px = config.expected_radius_px * image_scale(*size)
-        self._row_of_cell = _row_of_cell(features)
+        self._row_of_cell = (
+            _row_of_cell(features)
+            if grid is None
+            else _row_of_cell_claimed(features, size=size, grid=grid)
+        )
         self._raster: NDArray[np.int32] | None = None
         self._is_dense = bool(self._is_free.any())
         self._is_changed = False
@@ -106,6 +117,18 @@ class KeypointTable:
     def depths_m(self) -> Float32Array:
         """The latest depth a matcher gave each row, (N,); 0: unknown."""
         return self._depths_m
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Columns and lines of the free rows at first; (0, 0): there were none."""
+        lines, columns = self._row_of_cell.shape
+        return columns, lines
+
+    def restore(self, *, num_matches: Int64Array, depths_m: Float32Array | None) -> None:
+        """Goes on with how many verified matches rows have, (N,), and with known depths (N,)."""
+        self._num_matches = num_matches
+        if depths_m is not None:
+            self._depths_m = np.asarray(depths_m, np.float32).copy()
 
     def features(self) -> Features:
         """The current table."""
@@ -117,6 +140,7 @@ class KeypointTable:
                 scales=self._features.scales,
                 colors=self._colors.copy(),
                 is_free=self._is_free.copy(),
+                descriptor_kind=self._features.descriptor_kind,
             )
             self._is_changed = False
         return self._features
@@ -274,12 +298,60 @@ class KeypointTables:
     def __init__(self, config: DenseMatchingConfig) -> None:
         self._config = config
         self._tables: dict[FrameId, KeypointTable] = {}
+        self._changed: set[FrameId] = set()  # of which there are other facts now
 
-    def add(self, features: Features, *, size: Size, mask: PackedMask | None = None) -> None:
-        """Adds a keyframe's table; ``size`` is width and height in px, ``mask`` the image's."""
-        self._tables[features.frame_id] = KeypointTable(
-            features, size=size, config=self._config, mask=mask
-        )
+    def add(
+        self,
+        features: Features,
+        *,
+        size: Size,
+        mask: PackedMask | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        """Adds a keyframe's table.
+
+        Args:
+            features: the table.
+            size: width and height of the image in px.
+            mask: of the image.
+            grid: of the free rows, where some were claimed already; see `KeypointTable.grid`.
+        """
+        table = KeypointTable(features, size=size, config=self._config, mask=mask, grid=grid)
+        self._tables[features.frame_id] = table
+        if table.grid != (0, 0):
+            self._changed.add(features.frame_id)
+
+    def take_facts(self) -> dict[str, Any]:
+        """What features and pairs do not say of tables with free rows, as far as it changed."""
+        changed, self._changed = sorted(self._changed), set()
+        facts: dict[str, Any] = {}
+        for frame_id in changed:
+            table = self._tables[frame_id]
+            facts[f"grid/{frame_id}"] = list(table.grid)
+            if table.depths_m.any():
+                facts[f"depths/{frame_id}"] = table.depths_m.copy()
+        return facts
+
+    def restore(self, facts: Mapping[str, Any], pairs: Iterable[VerifiedPair]) -> None:
+        """Counts the matches of tables with free rows, and gives them the depths that are known.
+
+        Args:
+            facts: as `take_facts` gave them, of all tables.
+            pairs: all verified pairs.
+        """
+        num_matches = {
+            frame_id: np.zeros(len(table.depths_m), np.int64)
+            for frame_id, table in self._tables.items()
+            if table.grid != (0, 0)
+        }
+        for verified in pairs:
+            ends = (verified.pair.first, verified.pair.second)
+            for frame_id, rows in zip(ends, verified.inlier_matches_idx.T, strict=True):
+                if frame_id in num_matches:
+                    num_matches[frame_id][rows] += 1  # a pair has each row once
+        for frame_id, counts in num_matches.items():
+            depths_m = facts.get(f"depths/{frame_id}")
+            self._tables[frame_id].restore(num_matches=counts, depths_m=depths_m)
 
     def features(self, frame_id: FrameId) -> Features:
         """A keyframe's current table."""
@@ -325,7 +397,10 @@ class KeypointTables:
         kept = _one_to_one(rows)
         rows = rows[kept]
         for side, (table, other) in enumerate(((first, second), (second, first))):
-            table.add_matches(rows[:, side], depths_m=matches.depths_m[kept, side])
+            depths_m = matches.depths_m[kept, side]
+            table.add_matches(rows[:, side], depths_m=depths_m)
+            if depths_m.any():
+                self._changed.add(matches.pair.first if side == 0 else matches.pair.second)
             table.take_colors(rows[:, side], other=other, other_rows=rows[:, 1 - side])
         return rows
 
@@ -348,6 +423,19 @@ def _row_of_cell(features: Features) -> Int64Array:
         raise ValueError(f"keyframe {features.frame_id}: its free rows are not a regular grid")
     in_order = free[np.lexsort((points_xy[:, 0], points_xy[:, 1]))]
     return np.asarray(in_order.reshape(lines, columns))
+
+
+def _row_of_cell_claimed(features: Features, *, size: Size, grid: tuple[int, int]) -> Int64Array:
+    """The same of a grid some of whose rows were claimed; the rows of their cells are not free."""
+    columns, lines = grid
+    if not columns * lines:
+        return np.empty((0, 0), np.int64)
+    fixed = features.fixed_rows
+    rows = np.full((lines, columns), fixed[0] if len(fixed) else 0, np.int64)
+    free = np.flatnonzero(features.is_free)
+    cells = (features.keypoints_xy[free] / size * grid).astype(np.int64)
+    rows[cells[:, 1], cells[:, 0]] = free
+    return rows
 
 
 def _expected_ends(links: Int64Array, other_rows: Int64Array) -> Int64Array:

@@ -6,8 +6,9 @@ one pair shows to be fixed to the camera is left out of that pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class Overlays:
         self._grids: dict[CameraSize, OverlayGrid] = {}
         self._num_keyframes: dict[CameraSize, int] = {}
         self._next_change: dict[CameraSize, float] = {}  # keyframes of the camera by then
+        self._num_at_facts: dict[CameraSize, int] = {}  # keyframes when facts were taken last
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Counts a keyframe of its camera."""
@@ -69,6 +71,37 @@ class Overlays:
             for camera, named in names.items()
             if camera in self._grids and self._grids[camera].share
         ]
+
+    def take_facts(self) -> dict[str, Any]:
+        """What was found out by camera and size, for a run that goes on.
+
+        Of a camera that has something to tell, and only when its cover grew, or it has a tenth more
+        keyframes than when it was taken last: counts change with every pair.
+        """
+        facts: dict[str, Any] = {}
+        for camera, grid in self._grids.items():
+            num = self._num_keyframes.get(camera, 0)
+            grew = self._next_change.get(camera, 0.0) == num * _GROWTH_RATIO
+            is_due = num > self._num_at_facts.get(camera, 0) * _GROWTH_RATIO
+            if not grid.is_empty and (grew or is_due):
+                self._num_at_facts[camera] = num
+                counts, seen_in = grid.state()
+                facts[f"overlay counts/{_name(camera)}"] = counts
+                facts[f"overlay/{_name(camera)}"] = {
+                    "keyframes": seen_in,
+                    "next_change": self._next_change.get(camera, 0.0),
+                }
+        return facts
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with the facts of cameras whose keyframes were added; others are left out."""
+        for camera in self._num_keyframes:
+            counts = facts.get(f"overlay counts/{_name(camera)}")
+            found = facts.get(f"overlay/{_name(camera)}")
+            if counts is not None and found is not None:
+                self._grids[camera] = OverlayGrid(camera[1:])
+                self._grids[camera].restore(counts, found["keyframes"])
+                self._next_change[camera] = float(found["next_change"])
 
     def verify(
         self, matches: PairMatches, first: Keyframe, second: Keyframe, *, verifier: PairVerifier
@@ -151,6 +184,11 @@ class Overlays:
         if camera not in self._grids:
             self._grids[camera] = OverlayGrid((keyframe.width, keyframe.height))
         return self._grids[camera]
+
+
+def _name(camera: CameraSize) -> str:
+    camera_key, width, height = camera
+    return f"{camera_key}/{width}x{height}"
 
 
 def _camera(keyframe: Keyframe) -> CameraSize:

@@ -10,8 +10,9 @@ everything, or where the run shows it, and elsewhere it only orders what is trus
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -90,6 +91,7 @@ class PairAgreement:
         self._known: dict[ImagePair, _Known] = {}
         self._views: dict[FrameId, _CachedView] = {}
         self._tested_at_px: dict[str, float] = {}  # focal lengths when all pairs were tested last
+        self._changed: set[FrameId] = set()  # keyframes of whose pairs others are agreed now
 
     # -- questions ------------------------------------------------------------------------------
 
@@ -125,6 +127,46 @@ class PairAgreement:
     def strength(self, verified: VerifiedPair) -> float:
         """Independent inliers of a verified pair, see `PairStrength.score`."""
         return self._known_of(verified).score
+
+    # -- what a run that goes on needs ------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What is known besides the agreed pairs."""
+        return {"is_required": self._is_required, "tested_at_px": dict(self._tested_at_px)}
+
+    def take_agreed(self) -> dict[FrameId, list[FrameId]]:
+        """Agreed pairs as far as they changed: of a keyframe, all those with smaller ids."""
+        changed, self._changed = sorted(self._changed), set()
+        return {
+            frame_id: [
+                other
+                for other in self._graph.neighbors(frame_id)
+                if other < frame_id and self._is_known_agreed(ImagePair(other, frame_id))
+            ]
+            for frame_id in changed
+        }
+
+    def restore(self, facts: Mapping[str, Any], agreed: Iterable[ImagePair]) -> None:
+        """Goes on with what a run knew; the graph has its pairs, and holds back those not agreed.
+
+        Args:
+            facts: as `facts` gave them.
+            agreed: pairs; those that the graph does not have are left out.
+        """
+        self._is_required |= self._mode == "auto" and bool(facts["is_required"])
+        self._tested_at_px = dict(facts["tested_at_px"])
+        for pair in agreed:
+            verified = self._graph.edge(pair)
+            if verified is not None:
+                self._known_of(verified).is_agreed = True
+        if self._is_required:
+            for verified in self._graph.all_edges():
+                if not self._known_of(verified).is_agreed:
+                    self._graph.hold_back(verified.pair)
+
+    def _is_known_agreed(self, pair: ImagePair) -> bool:
+        known = self._known.get(pair)
+        return known is not None and known.is_agreed
 
     # -- testing --------------------------------------------------------------------------------
 
@@ -212,6 +254,7 @@ class PairAgreement:
                     agreed += [one.verified for one in triplet if not one.is_agreed]
                     for one in triplet:
                         one.is_agreed = True
+                        self._changed.add(one.verified.pair.second)
         return agreed
 
     def _triplets(
@@ -270,7 +313,8 @@ class PairAgreement:
         """What is known of a pair; forgotten when its matches are others now, or gone."""
         verified = self._graph.edge(pair)
         if verified is None:
-            self._known.pop(pair, None)
+            if self._known.pop(pair, None) is not None:
+                self._changed.add(pair.second)
             return None
         return self._known_of(verified)
 
@@ -282,6 +326,8 @@ class PairAgreement:
                 self._graph.keyframe(verified.pair.first),
                 self._graph.keyframe(verified.pair.second),
             )
+            if known is not None and known.is_agreed:
+                self._changed.add(verified.pair.second)
             known = _Known(verified=verified, score=strength.score)
             self._known[verified.pair] = known
         return known

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +39,8 @@ from engine.types import (
 
 _SAME_GEOMETRY_SHARE = 0.9  # of a pair's matches: those left keep the geometry of all
 _MAX_PLACES = 4  # further ones that a keyframe without a place is matched with
+_MAX_AGAIN = 2  # keyframes whose matching failed that are matched again with the next one
+_MAX_WAITING = 100  # of those; the oldest are matched no more
 _MAX_TENTATIVE = 500  # pairs whose matches are kept, the latest: some MB
 
 
@@ -53,6 +57,7 @@ class MatchedKeyframe:
     changed_pairs: tuple[VerifiedPair, ...] = ()  # earlier ones, without matches under overlays
     lost_pairs: tuple[ImagePair, ...] = ()  # earlier ones that do not hold without those
     found_pairs: tuple[VerifiedPair, ...] = ()  # of earlier keyframes that had no place
+    tried_pairs: tuple[ImagePair, ...] = ()  # that do not hold
 
     @property
     def has_lost_matches(self) -> bool:
@@ -103,7 +108,9 @@ class PairMatching:
         self._changed: dict[FrameId, Features] = {}
         self._seen_focal_lengths: list[tuple[FrameId, float]] = []
         self._intrinsics: Mapping[str, Intrinsics] = {}
+        self._to_match_again: deque[FrameId] = deque(maxlen=_MAX_WAITING)  # their matching failed
         self._tentative: dict[ImagePair, _Tentative] = {}  # of sparse matches, the latest last
+        self._tried: list[ImagePair] = []  # pairs that do not hold, of the keyframe matched now
 
     @property
     def matches_everything(self) -> bool:
@@ -121,6 +128,53 @@ class PairMatching:
         self._tables.add(keyframe.features, size=size, mask=keyframe.mask)
         self._overlays.add_keyframe(keyframe)
 
+    # -- what a run that goes on needs ------------------------------------------------------------
+
+    def take_facts(self) -> dict[str, Any]:
+        """What keyframes and pairs do not say, as far as it changed since the last call."""
+        return self._tables.take_facts() | self._overlays.take_facts()
+
+    def restore_keyframe(self, keyframe: Keyframe, facts: Mapping[str, Any]) -> None:
+        """Adds a keyframe of a run that goes on, with its keypoint table as it was last.
+
+        Args:
+            keyframe: the keyframe.
+            facts: as `take_facts` gave them, of all keyframes.
+
+        Raises:
+            ValueError: the graph holds it already.
+        """
+        self._graph.add_keyframe(keyframe)
+        columns, lines = facts.get(f"grid/{keyframe.frame_id}", (0, 0))
+        size = (keyframe.width, keyframe.height)
+        self._tables.add(keyframe.features, size=size, mask=keyframe.mask, grid=(columns, lines))
+        self._overlays.add_keyframe(keyframe)
+
+    def restore_matches(
+        self, frame_id: FrameId, pairs: Sequence[VerifiedPair], tried: Iterable[ImagePair]
+    ) -> MatchedKeyframe:
+        """Records what matching a keyframe gave before, without matching it again.
+
+        Args:
+            frame_id: a keyframe that was added.
+            pairs: its verified pairs with keyframes added before.
+            tried: pairs that were matched, verified or not.
+        """
+        for pair in tried:
+            self._graph.record_tried(pair)
+        for verified in pairs:
+            self._graph.record_pair(verified)
+        return MatchedKeyframe(
+            frame_id=frame_id, pairs=tuple(pairs), changed_features=(), focal_lengths_px=()
+        )
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with the facts of all keyframes, which were restored with their matches."""
+        self._tables.restore(facts, self._graph.all_edges())
+        self._overlays.restore(facts)
+
+    # -- overlays -------------------------------------------------------------------------------
+
     def covers(self, frame_id: FrameId) -> BoolArray:
         """Which keypoints (N,) of a keyframe lie under an overlay of its camera."""
         keyframe = self._graph.keyframe(frame_id)
@@ -130,6 +184,8 @@ class PairMatching:
         """What overlays leave of the images of all keyframes whose cameras have some."""
         keyframes = (self._graph.keyframe(frame_id) for frame_id in self._graph.keyframe_ids)
         return self._overlays.masks(keyframes)
+
+    # -- matching -------------------------------------------------------------------------------
 
     def match_keyframe(
         self,
@@ -157,16 +213,46 @@ class PairMatching:
         found: list[VerifiedPair] = []
         try:
             pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
+            found += self._match_failed_again(wants_pointmaps=wants_pointmaps)
             for lost_id in lost_ids:
                 places = self._graph.choose_places(lost_id, limit=_MAX_PLACES)
                 found += self.match_pairs(places, wants_pointmaps=wants_pointmaps)
         except InferenceError as error:
-            pairs, failure = (
-                list(self._graph.verified_pairs(frame_id)),
-                str(error) or type(error).__name__,
-            )
+            pairs, failure = self._failed(frame_id), str(error) or type(error).__name__
         overlays = self._overlays.update()
         changed_pairs, lost_pairs = self._leave_out_covered() if overlays else ([], [])
+        return self._matched(
+            frame_id,
+            pairs,
+            found=found,
+            failure=failure,
+            overlays=overlays,
+            changed_pairs=changed_pairs,
+            lost_pairs=lost_pairs,
+        )
+
+    def give_up(self, frame_id: FrameId, *, failure: str) -> MatchedKeyframe:
+        """What matching the newest keyframe gave until it broke.
+
+        Args:
+            frame_id: the keyframe; it is matched again with the next one.
+            failure: what broke, in words.
+        """
+        return self._matched(frame_id, self._failed(frame_id), failure=failure)
+
+    def _matched(
+        self,
+        frame_id: FrameId,
+        pairs: Sequence[VerifiedPair],
+        *,
+        failure: str | None,
+        found: Sequence[VerifiedPair] = (),
+        overlays: tuple[Overlay, ...] = (),
+        changed_pairs: Sequence[VerifiedPair] = (),
+        lost_pairs: Sequence[ImagePair] = (),
+    ) -> MatchedKeyframe:
+        """What matching a keyframe gave, and what changed with it since the last one."""
+        tried, self._tried = tuple(self._tried), []
         pairs, found = self._as_they_are_now(pairs), self._as_they_are_now(found)
         own = {verified.pair for verified in pairs}
         changed, self._changed = tuple(self._changed.values()), {}
@@ -181,7 +267,24 @@ class PairMatching:
             changed_pairs=tuple(one for one in changed_pairs if one.pair not in own),
             lost_pairs=tuple(one for one in lost_pairs if frame_id not in (one.first, one.second)),
             found_pairs=tuple(one for one in found if one.pair not in own),
+            tried_pairs=tried,
         )
+
+    def _failed(self, frame_id: FrameId) -> list[VerifiedPair]:
+        """Plans to match a keyframe again whose matching failed; returns the pairs that it has."""
+        self._to_match_again.append(frame_id)
+        return list(self._graph.verified_pairs(frame_id))
+
+    def _match_failed_again(self, *, wants_pointmaps: bool) -> list[VerifiedPair]:
+        """Matches keyframes whose matching failed once more, now that a later one's did not."""
+        found: list[VerifiedPair] = []
+        for _ in range(min(len(self._to_match_again), _MAX_AGAIN)):
+            frame_id = self._to_match_again.popleft()
+            try:
+                found += self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
+            except InferenceError:  # reported by the matcher; later keyframes may still match it
+                break
+        return found
 
     def _as_they_are_now(self, pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Those of some pairs that still hold, with their present matches."""
@@ -214,6 +317,7 @@ class PairMatching:
             self._keep(matches, reason=candidate.reason)
             if verified is None:
                 self._graph.record_tried(candidate.pair)
+                self._tried.append(candidate.pair)
             else:
                 self._graph.record_pair(verified)
                 verified_pairs.append(verified)

@@ -10,7 +10,7 @@ many descriptors fall into it, which is what intra-normalisation does for VLAD (
 Zisserman, CVPR 2013), so repeated structure does not drown the rest of the image.
 
 No file is needed: principal axes and words come from the keyframes seen so far, and are learned
-again each time the number of keyframes doubles.
+again each time the number of keyframes doubles, once they are asked for.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class PlaceRecognizer:
 
     Queries return nothing before ``first_vocabulary_at`` keyframes were added. Vocabulary and
     signatures are made again at each doubling from there on, up to ``max_vocabulary_keyframes``,
-    so a keyframe costs a bounded share of that work. One thread at a time.
+    so a keyframe costs a bounded share of that work. A vocabulary is learned when the first query
+    needs it, from the keyframes of its doubling alone: many keyframes added at once, as those of a
+    run that is resumed, cost one. One thread at a time.
 
     Memory: 9 bytes per word and keyframe. The descriptors of added ``Features`` are referenced,
     not copied, and released once the vocabulary is final.
@@ -90,8 +92,10 @@ class PlaceRecognizer:
         self._seed = seed
         self._frame_ids: list[FrameId] = []
         self._rows: dict[FrameId, int] = {}
+        self._num_values = 0  # of a descriptor; 0: none came yet
         self._descriptors: list[Uint8Array] = []  # of each keyframe, while words may change
         self._learn_at = config.first_vocabulary_at
+        self._due_at: int | None = None  # keyframes to learn from, before the next signature
         self._vocabulary: Vocabulary | None = None
         self._kernel = np.zeros(0, np.float32)  # (B + 1,) similarity at each Hamming distance
         self._bits = np.zeros((0, config.num_words), np.uint64)  # rows grow by doubling
@@ -106,16 +110,19 @@ class PlaceRecognizer:
         frame_id, descriptors = features.frame_id, features.descriptors
         if frame_id in self._rows:
             raise ValueError(f"keyframe {frame_id} was added before")
-        if self._vocabulary and descriptors.shape[1] != len(self._vocabulary.mean):
+        self._num_values = self._num_values or descriptors.shape[1]
+        if descriptors.shape[1] != self._num_values:
             raise ValueError(f"keyframe {frame_id}: descriptors of {descriptors.shape[1]} values")
+        if not self._may_learn:
+            self._learn_if_due()
         self._rows[frame_id] = len(self._frame_ids)
         self._frame_ids.append(frame_id)
         strongest = descriptors[: self._config.max_descriptors]
         if self._may_learn:
             self._descriptors.append(strongest)
-            if len(self._frame_ids) >= self._learn_at and self._learn():
-                return
-        self._describe([strongest])
+            self._plan_learning()
+        if self._due_at is None:
+            self._describe([strongest])
 
     def query(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
@@ -136,6 +143,7 @@ class PlaceRecognizer:
             KeyError: the keyframe was never added.
         """
         row = self._rows[frame_id]
+        self._learn_if_due()
         if self._vocabulary is None:
             return []
         scores = self._scores(row)
@@ -146,24 +154,34 @@ class PlaceRecognizer:
 
     @property
     def _may_learn(self) -> bool:
-        return self._vocabulary is None or self._learn_at <= self._config.max_vocabulary_keyframes
+        is_first = self._vocabulary is None and self._due_at is None
+        return is_first or self._learn_at <= self._config.max_vocabulary_keyframes
 
-    def _learn(self) -> bool:
-        """Makes words and all signatures anew; False while there is too little to learn from."""
+    def _plan_learning(self) -> None:
+        """Makes new words due at a doubling, unless there is too little to learn from."""
         num_keyframes = len(self._frame_ids)
-        rng = np.random.default_rng((self._seed, num_keyframes))
-        sample = _sample(self._descriptors, limit=self._training_size, rng=rng)
-        if len(sample) < self._config.num_words:
-            return False
+        if num_keyframes < self._learn_at:
+            return
+        share = math.ceil(self._training_size / num_keyframes)
+        if sum(min(len(one), share) for one in self._descriptors) < self._config.num_words:
+            return
+        self._due_at = num_keyframes
+        self._learn_at = 2 * num_keyframes
+
+    def _learn_if_due(self) -> None:
+        """Makes words and all signatures anew, from the keyframes of the latest doubling."""
+        if self._due_at is None:
+            return
+        rng = np.random.default_rng((self._seed, self._due_at))
+        sample = _sample(self._descriptors[: self._due_at], limit=self._training_size, rng=rng)
+        self._due_at = None
         self._vocabulary = Vocabulary.learn(sample, num_words=self._config.num_words, rng=rng)
         num_bits = self._vocabulary.words.shape[1]
         cosines = 1.0 - 2.0 * np.arange(num_bits + 1) / num_bits
         self._kernel = (np.maximum(cosines, 0.0) ** _SELECTIVITY).astype(np.float32)
         self._describe(self._descriptors)
-        self._learn_at = 2 * num_keyframes
         if not self._may_learn:
             self._descriptors.clear()
-        return True
 
     @property
     def _training_size(self) -> int:

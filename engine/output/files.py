@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 TEMPORARY_PREFIX = ".tmp-"  # unfinished work; what a crash leaves under it may be deleted
 _KEPT_NAME_CHARS = 40
+_LONGEST_LINE_BYTES = 1 << 20
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -73,6 +74,19 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Takes what stands behind the last line end off a file; a power cut may leave half a line.
+
+    Raises:
+        OSError: the file cannot be changed.
+    """
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = max(end - _LONGEST_LINE_BYTES, 0)
+        file.seek(start)
+        file.truncate(start + file.read().rfind(b"\n") + 1)
 
 
 def is_file_at(descriptor: int, path: Path) -> bool:

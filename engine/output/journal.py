@@ -1,40 +1,93 @@
 """Journal: the durable record of a run, a COLMAP database, keyframe images and their masks.
 
-pycolmap makes the database, so that its layout is COLMAP's own. The rows are written through
-sqlite3, because pycolmap's transaction ends the process when its commit fails, as it does on a
-full disk; here a failed commit is an error and the journal goes on from the last keyframe.
+pycolmap makes the database, so that its layout is COLMAP's own; `own_tables` has what is ours. The
+rows are written through sqlite3, because pycolmap's transaction ends the process when its commit
+fails, as it does on a full disk; here a failed commit is an error and the journal goes on from the
+last moment that was written.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pycolmap
 
 from engine.errors import JournalError
-from engine.geometry import quat_xyzw_from_rotation, skew
+from engine.mapping.stored_state import (
+    Fact,
+    StoredCalibration,
+    StoredFrame,
+    StoredRelativePose,
+)
+from engine.output import colmap_tables, own_tables
 from engine.output.files import write_atomically
 from engine.output.run_folder import MASKS_FOLDER
+from engine.output.run_format import refuse_newer, refuse_older
 from engine.types import (
     BoolArray,
     Features,
-    Float32Array,
     Frame,
     FrameId,
-    GpsFix,
+    GpsReading,
     ImagePair,
     Keyframe,
     VerifiedPair,
 )
 
-_CAMERA_SENSOR = 0  # colmap::SensorType::CAMERA
-_SIFT_DIMENSIONS = 128
-_UNKNOWN_3X3 = np.full(9, np.nan).tobytes()
-_UNKNOWN_3 = np.full(3, np.nan).tobytes()
+_BUSY_TIMEOUT_S = 60.0  # for which another program may hold the database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewKeyframe:
+    """A keyframe with what only the journal gets of it."""
+
+    keyframe: Keyframe
+    camera: pycolmap.Camera
+    source: str  # the source as the user named it, without credentials
+    image_bytes: bytes
+    mask_bytes: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Moment:
+    """What changed up to one moment of the run: the journal has all of it, or none."""
+
+    keyframe: NewKeyframe | None = None
+    moved: tuple[Features, ...] = ()  # keypoint tables of earlier keyframes
+    pairs: tuple[VerifiedPair, ...] = ()  # without matches where they do not hold any more
+    tried: tuple[ImagePair, ...] = ()  # pairs that were matched and do not hold
+    recalibrated: Mapping[FrameId, pycolmap.Camera] = field(default_factory=dict)  # other cameras
+    cameras: tuple[pycolmap.Camera, ...] = ()  # with their present parameters
+    calibrations: Mapping[str, StoredCalibration] = field(default_factory=dict)  # by key
+    relative_poses: tuple[StoredRelativePose, ...] = ()
+    frames: tuple[StoredFrame, ...] = ()
+    gps_readings: tuple[GpsReading, ...] = ()
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing changed."""
+        return not any(getattr(self, one.name) for one in fields(self))
+
+    def without(self, lost: AbstractSet[FrameId]) -> Moment:
+        """The moment without some keyframes and what belongs to them."""
+        new = self.keyframe
+        return replace(
+            self,
+            keyframe=None if new and new.keyframe.frame_id in lost else new,
+            moved=tuple(one for one in self.moved if one.frame_id not in lost),
+            pairs=tuple(
+                one for one in self.pairs if lost.isdisjoint((one.pair.first, one.pair.second))
+            ),
+            tried=tuple(pair for pair in self.tried if lost.isdisjoint((pair.first, pair.second))),
+            recalibrated={i: one for i, one in self.recalibrated.items() if i not in lost},
+        )
 
 
 def encode_keyframe_image(frame: Frame, *, quality: int) -> bytes:
@@ -81,7 +134,7 @@ def encode_mask(mask: BoolArray) -> bytes:
 
 
 class Journal:
-    """Writes keyframes and verified pairs so that they outlive the process.
+    """Writes what happens in a run so that it outlives the process.
 
     What a method wrote before it returned survives a crash of the process; a power cut may take the
     last moments, never the database. One thread owns the journal.
@@ -98,56 +151,79 @@ class Journal:
         """Opens the journal of a run, making it if necessary.
 
         Raises:
-            JournalError: the folder or the database cannot be used.
+            JournalError: the folder or the database cannot be used, or was written by another
+                version of LiveSfM, or by something else.
         """
         database_path = run_folder_path / "database.db"
         try:
             (run_folder_path / "images").mkdir(parents=True, exist_ok=True)
-            pycolmap.Database.open(database_path).close()  # makes or updates the tables
+            pycolmap.Database.open(database_path).close()  # makes or updates COLMAP's tables
             # Opening and using may happen on two threads, one after the other.
             connection = sqlite3.connect(
-                database_path, isolation_level=None, check_same_thread=False
+                database_path,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=_BUSY_TIMEOUT_S,
             )
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
         except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
             raise JournalError(f"{database_path}: cannot be opened: {error}") from error
-        return cls(run_folder_path, connection)
+        journal = cls(run_folder_path, connection)
+        try:
+            journal._prepare(database_path)
+        except JournalError:
+            journal.close()
+            raise
+        return journal
 
-    def add_camera(self, camera: pycolmap.Camera) -> None:
-        """Writes a camera with its focal length prior, and the rig that holds only it.
-
-        Raises:
-            JournalError: it cannot be written, or the id is taken.
-        """
-        with self._transaction(f"camera {camera.camera_id}"):
-            self._insert_camera(camera)
-
-    def update_camera(self, camera: pycolmap.Camera) -> None:
-        """Writes the current parameters of a camera.
+    def write(self, moment: Moment) -> None:
+        """Writes all that changed up to a moment, or nothing of it.
 
         Raises:
-            JournalError: it cannot be written, or is not in the journal.
+            JournalError: something cannot be written, or does not fit what is in the journal. Files
+                of an image and a mask may stay, no row does.
         """
-        camera_id, *values = _camera_row(camera)
-        with self._transaction(f"camera {camera.camera_id}"):
-            updated = self._connection.execute(
-                "UPDATE cameras SET model = ?, width = ?, height = ?, params = ?,"
-                " prior_focal_length = ? WHERE camera_id = ?",
-                (*values, camera_id),
-            )
-            if updated.rowcount != 1:
-                raise JournalError(f"camera {camera.camera_id} is not in the journal")
+        with self._transaction("what changed"):
+            for features in moment.moved:
+                self.move_keypoints(features)
+            if moment.keyframe is not None:
+                self.add_keyframe(moment.keyframe)
+            for verified in moment.pairs:
+                self.add_pair(verified)
+            own_tables.write_tried(self._connection, moment.tried)
+            for key, calibration in moment.calibrations.items():
+                self.write_calibration(key, calibration)
+            for frame_id, camera in moment.recalibrated.items():
+                self.change_camera(frame_id, camera)
+            for camera in (*moment.recalibrated.values(), *moment.cameras):
+                colmap_tables.write_camera(self._connection, camera)
+            own_tables.write_relative_poses(self._connection, moment.relative_poses)
+            own_tables.write_frames(self._connection, moment.frames)
+            own_tables.insert_gps_readings(self._connection, moment.gps_readings)
+            own_tables.write_facts(self._connection, moment.facts)
 
-    def add_keyframe(
-        self,
-        keyframe: Keyframe,
-        *,
-        camera: pycolmap.Camera,
-        image_bytes: bytes,
-        mask_bytes: bytes | None = None,
-    ) -> None:
+    def write_camera(self, camera: pycolmap.Camera) -> None:
+        """Writes a camera as it is now, with the rig that holds only it.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        with self._transaction(f"camera {camera.camera_id}"):
+            colmap_tables.write_camera(self._connection, camera)
+
+    def write_calibration(self, calibration_key: str, calibration: StoredCalibration) -> None:
+        """Writes a calibration and its camera, in place of a former one.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        with self._transaction(f"calibration {calibration_key}"):
+            colmap_tables.write_camera(self._connection, calibration.camera)
+            own_tables.write_calibration(self._connection, calibration_key, calibration)
+
+    def add_keyframe(self, new: NewKeyframe) -> None:
         """Writes a keyframe: first its image file and its mask's, then all its rows at once.
 
         The rows have the frame's id as COLMAP's image and frame id. A camera that is not in the
@@ -157,19 +233,17 @@ class Journal:
             JournalError: something cannot be written, the id or the name is taken, or the name
                 leads out of the folder of images. No row of the keyframe stays.
         """
+        keyframe, camera_id = new.keyframe, new.camera.camera_id
         name = _checked_name(keyframe.name)
-        what = f"keyframe {keyframe.name}"
-        with self._transaction(what):
-            if not self._has_camera(camera.camera_id):
-                self._insert_camera(camera)
-            self._insert_image(keyframe, camera_id=camera.camera_id)
-            self._insert_features(keyframe)
-            if keyframe.gps is not None:
-                self._insert_pose_prior(keyframe, gps=keyframe.gps, camera_id=camera.camera_id)
-            # Last before the commit: a name that is taken must not replace a former image.
-            _write_file(self._images_path / name, image_bytes)
-            if mask_bytes is not None:
-                _write_file(self._mask_path(name), mask_bytes)
+        with self._transaction(f"keyframe {keyframe.name}"):
+            if not colmap_tables.has_camera(self._connection, camera_id):
+                colmap_tables.insert_camera(self._connection, new.camera)
+            colmap_tables.insert_keyframe(self._connection, keyframe, camera_id=camera_id)
+            own_tables.insert_keyframe(self._connection, keyframe, source=new.source)
+            # After the rows: a name that is taken must not replace a former image.
+            _write_file(self._images_path / name, new.image_bytes)
+            if new.mask_bytes is not None:
+                _write_file(self._mask_path(name), new.mask_bytes)
 
     def change_camera(self, frame_id: FrameId, camera: pycolmap.Camera) -> None:
         """Gives a keyframe another camera, which is written if it is not in the journal yet.
@@ -179,19 +253,11 @@ class Journal:
         """
         camera_id, image_id = camera.camera_id, int(frame_id)
         with self._transaction(f"camera of keyframe {image_id}"):
-            if not self._has_camera(camera_id):
-                self._insert_camera(camera)
-            updated = self._connection.execute(
-                "UPDATE images SET camera_id = ? WHERE image_id = ?", (camera_id, image_id)
-            )
-            if updated.rowcount != 1:
+            if not colmap_tables.has_camera(self._connection, camera_id):
+                colmap_tables.insert_camera(self._connection, camera)
+            if not colmap_tables.set_camera(self._connection, image_id, camera_id=camera_id):
                 raise JournalError(f"keyframe {image_id} is not in the journal")
-            for statement in (
-                "UPDATE frames SET rig_id = ? WHERE frame_id = ?",
-                "UPDATE frame_data SET sensor_id = ? WHERE frame_id = ?",
-                "UPDATE pose_priors SET corr_sensor_id = ? WHERE corr_data_id = ?",
-            ):
-                self._connection.execute(statement, (camera_id, image_id))
+            own_tables.set_calibration(self._connection, image_id, camera_id=camera_id)
 
     def read_mask(self, image_name: str) -> BoolArray | None:
         """The mask (H, W) of a keyframe image; None where it has none.
@@ -229,37 +295,23 @@ class Journal:
         """
         image_id = int(features.frame_id)
         with self._transaction(f"keypoints of keyframe {image_id}"):
-            updated = self._connection.execute(
-                "UPDATE keypoints SET data = ? WHERE image_id = ? AND rows = ?",
-                (_keypoint_rows(features).tobytes(), image_id, len(features)),
-            )
-            if updated.rowcount != 1:
+            if not colmap_tables.update_keypoints(self._connection, features):
                 raise JournalError(f"keyframe {image_id} has no table of {len(features)} rows")
+            own_tables.write_features(self._connection, features)
 
     def add_pair(self, verified: VerifiedPair) -> None:
         """Writes a pair's verified matches and geometry; a pair written again is replaced.
 
-        The inliers stand as matches, too, so that COLMAP can verify them anew. A pair that was
-        verified on viewing rays is a calibrated one: it has an essential matrix and the pose.
+        The inliers stand as matches, too, so that COLMAP can verify them anew.
 
         Raises:
             JournalError: it cannot be written.
         """
         first, second = verified.pair.first, verified.pair.second
-        pair_id = pycolmap.image_pair_to_pair_id(first, second)
-        matches = verified.inlier_matches_idx
-        config, geometry = _geometry_of(verified)
         with self._transaction(f"pair {first}-{second}"):
             self._check_pair(verified.pair)
-            self._connection.execute(
-                "INSERT OR REPLACE INTO matches (pair_id, rows, cols, data) VALUES (?, ?, 2, ?)",
-                (pair_id, len(matches), matches.tobytes()),
-            )
-            self._connection.execute(
-                "INSERT OR REPLACE INTO two_view_geometries (pair_id, rows, cols, data, config,"
-                " F, E, qvec, tvec) VALUES (?, ?, 2, ?, ?, ?, ?, ?, ?)",
-                (pair_id, len(matches), matches.tobytes(), config, *geometry),
-            )
+            colmap_tables.write_pair(self._connection, verified)
+            own_tables.write_pair(self._connection, verified)
 
     def close(self) -> None:
         """Merges the write-ahead log into ``database.db`` and closes it.
@@ -274,25 +326,37 @@ class Journal:
 
     @contextmanager
     def _transaction(self, what: str) -> Iterator[None]:
+        """Writes of the block are kept together; one inside another one is part of that."""
+        is_outermost = not self._connection.in_transaction
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            if is_outermost:
+                self._connection.execute("BEGIN IMMEDIATE")
             yield
-            self._connection.execute("COMMIT")
+            if is_outermost:
+                self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise JournalError(f"{what}: cannot be written to the journal: {error}") from error
         except OSError as error:
             raise JournalError(f"{what}: cannot be written: {error.strerror}") from error
         finally:
-            if self._connection.in_transaction:
+            if is_outermost and self._connection.in_transaction:
                 with suppress(sqlite3.Error):  # the first error is the one to raise
                     self._connection.execute("ROLLBACK")
 
+    def _prepare(self, database_path: Path) -> None:
+        """Makes our own tables in a new database; refuses one of another version."""
+        with self._transaction(str(database_path)):
+            version = own_tables.format_version(self._connection)
+            if version is None:
+                if self._connection.execute("SELECT 1 FROM images").fetchone() is not None:
+                    refuse_older(database_path, 1)
+                own_tables.make_own_tables(self._connection)
+                return
+            refuse_newer(database_path, version)
+            refuse_older(database_path, version)
+
     def _mask_path(self, image_name: str) -> Path:
         return self._masks_path / mask_name(_checked_name(image_name))
-
-    def _has_camera(self, camera_id: int) -> bool:
-        row = self._connection.execute("SELECT 1 FROM cameras WHERE camera_id = ?", (camera_id,))
-        return row.fetchone() is not None
 
     def _check_pair(self, pair: ImagePair) -> None:
         found = self._connection.execute(
@@ -300,66 +364,6 @@ class Journal:
         )
         if found.fetchone()[0] != 2:
             raise JournalError(f"pair {pair.first}-{pair.second}: both must be keyframes first")
-
-    def _insert_camera(self, camera: pycolmap.Camera) -> None:
-        camera_id = camera.camera_id
-        self._connection.execute(
-            "INSERT INTO cameras (camera_id, model, width, height, params, prior_focal_length)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            _camera_row(camera),
-        )
-        self._connection.execute(
-            "INSERT INTO rigs (rig_id, ref_sensor_id, ref_sensor_type) VALUES (?, ?, ?)",
-            (camera_id, camera_id, _CAMERA_SENSOR),
-        )
-
-    def _insert_image(self, keyframe: Keyframe, *, camera_id: int) -> None:
-        image_id = int(keyframe.frame_id)
-        self._connection.execute(
-            "INSERT INTO frames (frame_id, rig_id) VALUES (?, ?)", (image_id, camera_id)
-        )
-        self._connection.execute(
-            "INSERT INTO frame_data (frame_id, data_id, sensor_id, sensor_type)"
-            " VALUES (?, ?, ?, ?)",
-            (image_id, image_id, camera_id, _CAMERA_SENSOR),
-        )
-        self._connection.execute(
-            "INSERT INTO images (image_id, name, camera_id) VALUES (?, ?, ?)",
-            (image_id, keyframe.name, camera_id),
-        )
-
-    def _insert_features(self, keyframe: Keyframe) -> None:
-        features, image_id = keyframe.features, int(keyframe.frame_id)
-        num, dimensions = features.descriptors.shape
-        feature_type = (
-            pycolmap.FeatureExtractorType.SIFT
-            if dimensions == _SIFT_DIMENSIONS
-            else pycolmap.FeatureExtractorType.UNDEFINED
-        )
-        self._connection.execute(
-            "INSERT INTO keypoints (image_id, rows, cols, data) VALUES (?, ?, 4, ?)",
-            (image_id, num, _keypoint_rows(features).tobytes()),
-        )
-        self._connection.execute(
-            "INSERT INTO descriptors (image_id, type, rows, cols, data) VALUES (?, ?, ?, ?, ?)",
-            (image_id, int(feature_type), num, dimensions, features.descriptors.tobytes()),
-        )
-
-    def _insert_pose_prior(self, keyframe: Keyframe, *, gps: GpsFix, camera_id: int) -> None:
-        position = np.array([gps.latitude_deg, gps.longitude_deg, gps.altitude_m])
-        self._connection.execute(
-            "INSERT INTO pose_priors (corr_data_id, corr_sensor_id, corr_sensor_type, position,"
-            " position_covariance, gravity, coordinate_system) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                int(keyframe.frame_id),
-                camera_id,
-                _CAMERA_SENSOR,
-                position.tobytes(),
-                _UNKNOWN_3X3,
-                _UNKNOWN_3,
-                int(pycolmap.PosePriorCoordinateSystem.WGS84),
-            ),
-        )
 
 
 def _checked_name(name: str) -> str:
@@ -380,44 +384,3 @@ def _checked_name(name: str) -> str:
 def _write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
-
-
-def _geometry_of(
-    verified: VerifiedPair,
-) -> tuple[int, tuple[bytes | None, bytes | None, bytes | None, bytes | None]]:
-    """COLMAP's configuration of a pair, and its columns F, E, qvec (w first) and tvec."""
-    pose = verified.cam2_from_cam1
-    if pose is None:
-        config = pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED
-        return int(config), (verified.fundamental.tobytes(), None, None, None)
-    rotation, translation = pose[:, :3], pose[:, 3]
-    essential = skew(translation) @ rotation
-    quat_wxyz = np.roll(quat_xyzw_from_rotation(rotation), 1)
-    config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
-    return int(config), (
-        None,
-        essential.tobytes(),
-        quat_wxyz.tobytes(),
-        np.ascontiguousarray(translation).tobytes(),
-    )
-
-
-def _keypoint_rows(features: Features) -> Float32Array:
-    """COLMAP's columns (N, 4): x, y, scale (a radius, not a diameter), orientation."""
-    rows = np.zeros((len(features), 4), dtype=np.float32)
-    rows[:, :2] = features.keypoints_xy
-    rows[:, 2] = features.scales / 2
-    return rows
-
-
-def _camera_row(camera: pycolmap.Camera) -> tuple[int, int, int, int, bytes, bool]:
-    params = np.asarray(camera.params, dtype=np.float64).tobytes()
-    model = int(camera.model)
-    return (
-        camera.camera_id,
-        model,
-        camera.width,
-        camera.height,
-        params,
-        camera.has_prior_focal_length,
-    )

@@ -16,15 +16,17 @@ import pycolmap
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import JournalError, SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
-from engine.mapping.steps import KeyframeRecord, MapCopy
+from engine.mapping.steps import KeyframeRecord, MapCopy, MappingStep
 from engine.matching.overlays import OverlayMask
-from engine.output.journal import Journal, encode_keyframe_image, encode_mask
+from engine.output.journal import Journal, NewKeyframe, encode_keyframe_image, encode_mask
+from engine.output.moments import MomentQueue
 from engine.output.run_folder import (
     KEYFRAME_STATUS,
     MASKS_FOLDER,
     TRACKED_STATUS,
     RunFolder,
     dropped_status,
+    live_trajectory_name,
 )
 from engine.output.snapshots import JsonValue, next_sequence, write_snapshot
 from engine.ports import EventSink
@@ -35,8 +37,8 @@ from engine.types import (
     Frame,
     FrameId,
     FramePose,
+    GpsReading,
     RejectedFrame,
-    VerifiedPair,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,22 +61,36 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._journal = Journal.open(folder.path)
+        self._moments = MomentQueue(
+            self._journal.write, failed=functools.partial(self._report_failed, "database.db")
+        )
         self._snapshots = snapshots
         self._runtime = runtime
         self._emit = emit
         self._sequence = next_sequence(folder.path)
         self._mask: tuple[BoolArray, bytes] | None = None  # the last one, and as a file
         self._warned: set[str] = set()
-        self.num_failed_writes = 0
+        self._num_failed_writes = 0
 
     @property
     def path(self) -> Path:
         """The run folder."""
         return self._folder.path
 
+    @property
+    def num_failed_writes(self) -> int:
+        """Writes that failed and, of those that are tried again, did not succeed until now."""
+        return self._num_failed_writes + self._moments.num_lost + self._moments.num_unwritten
+
+    def count_failed_write(self) -> None:
+        """Counts a write that broke in a way that nobody expected."""
+        self._num_failed_writes += 1
+
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame to ``frames.csv``."""
         self._guard("frames.csv", lambda: self._folder.frame_arrived(frame))
+        status = dropped_status(frame.reason) if isinstance(frame, RejectedFrame) else None
+        self._moments.add_frame(frame, status=status)
 
     def frame_dropped(self, frame_id: FrameId, reason: DropReason) -> None:
         """Writes the status of a frame that was dropped."""
@@ -84,41 +100,31 @@ class Recorder:
         """Writes the status of a frame between keyframes."""
         self._settle(frame_id, TRACKED_STATUS)
 
+    def gps_reading(self, reading: GpsReading) -> None:
+        """Journals a position that came beside the frames."""
+        self._moments.add_reading(reading)
+
+    def step_taken(self, step: MappingStep, frame: Frame | None = None) -> None:
+        """Journals what a step of the mapper changed, as one moment, and settles its keyframe.
+
+        Args:
+            step: of the mapper.
+            frame: that of the step's record, if it has one.
+        """
+        keyframe = None
+        if step.record is not None and frame is not None:
+            self._settle(frame.frame_id, KEYFRAME_STATUS)
+            keyframe = self._new_keyframe(frame, step.record)
+        self._moments.add_step(step, keyframe=keyframe)
+
     def keyframe_added(self, frame: Frame, record: KeyframeRecord) -> None:
-        """Journals a keyframe with its image, mask and pairs, and settles its frame."""
-        self._settle(record.keyframe.frame_id, KEYFRAME_STATUS)
-
-        def write() -> None:
-            image_bytes = encode_keyframe_image(frame, quality=self._runtime.keyframe_jpeg_quality)
-            self._journal.add_keyframe(
-                record.keyframe,
-                camera=record.camera,
-                image_bytes=image_bytes,
-                mask_bytes=self._encoded(frame.mask),
-            )
-
-        for features in record.moved:
-            self._guard("database.db", functools.partial(self._journal.move_keypoints, features))
-        written = record.pairs if self._guard("database.db", write) else ()
-        self.pairs_changed((*record.changed_pairs, *written))
-
-    def cameras_changed(self, cameras: Mapping[FrameId, pycolmap.Camera]) -> None:
-        """Journals that keyframes have other cameras now, or cameras of another model."""
-        for frame_id, camera in cameras.items():
-            self._guard(
-                "database.db", functools.partial(self._journal.change_camera, frame_id, camera)
-            )
-        self.cameras_calibrated({camera.camera_id: camera for camera in cameras.values()}.values())
-
-    def pairs_changed(self, pairs: Iterable[VerifiedPair]) -> None:
-        """Journals pairs anew that have other matches now, or none."""
-        for pair in pairs:
-            self._guard("database.db", functools.partial(self._journal.add_pair, pair))
+        """Journals a keyframe alone, whose step broke, and settles its frame."""
+        self._settle(frame.frame_id, KEYFRAME_STATUS)
+        self._moments.add_record(record, keyframe=self._new_keyframe(frame, record))
 
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""
-        for camera in cameras:
-            self._guard("database.db", functools.partial(self._journal.update_camera, camera))
+        self._moments.add_cameras(cameras)
 
     def overlays_masked(self, masks: Iterable[OverlayMask]) -> None:
         """Takes what overlays cover out of the masks of keyframe images; makes those missing."""
@@ -134,10 +140,11 @@ class Recorder:
             self._guard("events.jsonl", functools.partial(self._folder.append_event, event))
 
     def live_poses(self, poses: Iterable[FramePose]) -> None:
-        """Appends poses as first reported to ``trajectory_live.txt``."""
+        """Appends poses as first reported to the live trajectories of their worlds."""
         for pose in poses:
             self._guard(
-                "trajectory_live.txt", functools.partial(self._folder.append_live_pose, pose)
+                live_trajectory_name(pose.world_number),
+                functools.partial(self._folder.append_live_pose, pose),
             )
 
     def snapshot(self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]) -> None:
@@ -180,8 +187,25 @@ class Recorder:
 
     def close(self) -> None:
         """Writes what is pending, closes the files and lets go of the folder."""
+        self._moments.flush()
         self._guard("database.db", self._journal.close)
         self._guard("frames.csv", self._folder.close)
+
+    def _new_keyframe(self, frame: Frame, record: KeyframeRecord) -> NewKeyframe | None:
+        """A keyframe with its files; None if these cannot be encoded."""
+        try:
+            return NewKeyframe(
+                keyframe=record.keyframe,
+                camera=record.camera,
+                source=frame.source,
+                image_bytes=encode_keyframe_image(
+                    frame, quality=self._runtime.keyframe_jpeg_quality
+                ),
+                mask_bytes=self._encoded(frame.mask),
+            )
+        except JournalError as error:
+            self._failed("database.db", error)
+            return None
 
     def _encoded(self, mask: BoolArray | None) -> bytes | None:
         """A frame's mask as a file; frames that share one have it encoded once."""
@@ -199,6 +223,7 @@ class Recorder:
 
     def _settle(self, frame_id: FrameId, status: str) -> None:
         self._guard("frames.csv", lambda: self._folder.frame_settled(frame_id, status=status))
+        self._moments.settle_frame(frame_id, status=status)
 
     def _guard(self, what: str, write: Callable[[], None]) -> bool:
         """Calls ``write``; returns whether it succeeded."""
@@ -210,7 +235,10 @@ class Recorder:
         return True
 
     def _failed(self, what: str, error: Exception) -> None:
-        self.num_failed_writes += 1
+        self._num_failed_writes += 1
+        self._report_failed(what, error)
+
+    def _report_failed(self, what: str, error: Exception) -> None:
         if what in self._warned:
             logger.debug("%s", error)
             return

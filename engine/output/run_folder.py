@@ -22,12 +22,15 @@ from typing import Any
 from engine.errors import ConfigError, JournalError
 from engine.events import Event
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
+from engine.mapping.stored_state import StoredFrame
 from engine.output.files import (
     TEMPORARY_PREFIX,
     LineFile,
+    cut_unfinished_line,
     write_atomically,
     written_atomically,
 )
+from engine.output.run_format import format_line
 from engine.output.run_lock import LOCK_NAME, RunLock, RunState, refuse_running, run_state
 from engine.types import (
     DropReason,
@@ -55,11 +58,9 @@ _FILES = {
     "frames.csv",
     "groundtruth.txt",
     "latest",
-    "recording.rrd",
     "summary.json",
-    "trajectory_live.txt",
 }
-_TRAJECTORY_FILES = re.compile(r"trajectory(_[0-9]+)?\.txt")
+_NUMBERED_FILES = re.compile(r"trajectory(_live)?(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
 _FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
 
@@ -67,6 +68,11 @@ _FOLDERS = {"images", "snapshots"}
 def trajectory_name(map_idx: int) -> str:
     """The file of the poses in the map ``sparse/MAP_IDX``."""
     return f"trajectory_{map_idx}.txt" if map_idx else "trajectory.txt"
+
+
+def live_trajectory_name(world_number: int) -> str:
+    """The file of poses as first reported in a world: a reader of TUM files expects only one."""
+    return f"trajectory_live_{world_number}.txt" if world_number else "trajectory_live.txt"
 
 
 def dropped_status(reason: DropReason) -> str:
@@ -121,6 +127,17 @@ class _FrameRow:
         return text.getvalue().removesuffix("\n")
 
 
+def _row_of(frame: StoredFrame) -> _FrameRow:
+    return _FrameRow(
+        frame_id=frame.frame_id,
+        source=frame.source,
+        index=frame.index,
+        name=frame.name,
+        captured_at_s=frame.captured_at_s,
+        status=frame.status,
+    )
+
+
 class RunFolder:
     """Writes the tables and documents of one run."""
 
@@ -134,7 +151,7 @@ class RunFolder:
         with _writing(path):
             self._frames = LineFile(path / "frames.csv")
             self._events = LineFile(path / "events.jsonl")
-            self._live_trajectory = LineFile(path / "trajectory_live.txt")
+            self._live_trajectory = LineFile(path / live_trajectory_name(0))
 
     @classmethod
     def create(cls, path: Path, *, config_text: str, overwrite: bool = False) -> RunFolder:
@@ -142,7 +159,7 @@ class RunFolder:
 
         Args:
             path: a folder that does not exist, or is empty. It is locked until `close`.
-            config_text: the resolved configuration, for ``config.yaml``.
+            config_text: the resolved configuration, for ``config.yaml``, after the format version.
             overwrite: a former run may be in the folder; what it wrote is deleted. Files that no
                 run writes stay.
 
@@ -151,6 +168,22 @@ class RunFolder:
                 there, or it cannot be made.
             JournalError: the first files cannot be written.
         """
+        lock = cls.prepare(path, overwrite=overwrite)
+        try:
+            with _writing(path):
+                write_atomically(path / "config.yaml", (format_line() + config_text).encode())
+            run = cls(path, lock=lock)
+            with _writing(path):
+                run._frames.append(",".join(FRAMES_HEADER))
+                run._live_trajectory.append(_TUM_HEADER)
+        except BaseException:
+            lock.release()
+            raise
+        return run
+
+    @staticmethod
+    def prepare(path: Path, *, overwrite: bool) -> RunLock:
+        """Makes and locks an empty folder for a run; arguments and errors are those of `create`."""
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; a run needs a folder of its own")
         with _making(path):
@@ -165,16 +198,38 @@ class RunFolder:
                 _delete_former_run(path)
                 for folder in _FOLDERS:
                     (path / folder).mkdir(exist_ok=True)
-            with _writing(path):
-                write_atomically(path / "config.yaml", config_text.encode())
-            run = cls(path, lock=lock)
-            with _writing(path):
-                run._frames.append(",".join(FRAMES_HEADER))
-                run._live_trajectory.append(_TUM_HEADER)
         except BaseException:
             lock.release()
             raise
-        return run
+        return lock
+
+    @classmethod
+    def reopen(
+        cls, path: Path, frames: Iterable[StoredFrame], *, config_text: str, lock: RunLock
+    ) -> RunFolder:
+        """Opens the folder of a run that goes on.
+
+        Args:
+            path: the folder.
+            frames: all rows of ``frames.csv``, in order of arrival; rows of frames that are to be
+                read again are not among them.
+            config_text: the resolved configuration, for ``config.yaml``.
+            lock: of the folder; released at `close`.
+
+        Raises:
+            JournalError: a file cannot be written.
+        """
+        with _writing(path):
+            rows = [",".join(FRAMES_HEADER), *(_row_of(frame).as_line() for frame in frames)]
+            text = "".join(f"{row}\n" for row in rows)
+            write_atomically(path / "frames.csv", text.encode(errors="backslashreplace"))
+            write_atomically(path / "config.yaml", (format_line() + config_text).encode())
+            # The figures of a run that is not finished any more.
+            (path / "summary.json").unlink(missing_ok=True)
+            for table in (path / "events.jsonl", *path.glob("trajectory_live*.txt")):
+                if table.exists():
+                    cut_unfinished_line(table)
+        return cls(path, lock=lock)
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame; its row is written once its status and those of earlier frames are known.
@@ -219,13 +274,25 @@ class RunFolder:
             self._events.append(_json_text(event.as_record()))
 
     def append_live_pose(self, pose: FramePose) -> None:
-        """Appends a pose, as it was first reported, to ``trajectory_live.txt``.
+        """Appends a pose, as it was first reported, to the live trajectory of its world.
 
         Raises:
             JournalError: it cannot be written.
         """
-        with _writing(self.path / "trajectory_live.txt"):
-            self._live_trajectory.append(_tum_line(pose.captured_at_s, pose.cam_from_world))
+        line = _tum_line(pose.captured_at_s, pose.cam_from_world)
+        path = self.path / live_trajectory_name(pose.world_number)
+        with _writing(path):
+            if pose.world_number == 0:
+                self._live_trajectory.append(line)
+                return
+            # Any number of maps may come and go: their files are not kept open.
+            is_new = not path.exists()
+            file = LineFile(path)
+            try:
+                for one in (_TUM_HEADER, line) if is_new else (line,):
+                    file.append(one)
+            finally:
+                file.close()
 
     def write_trajectories(self, poses: Sequence[Sequence[FramePose]]) -> None:
         """Writes the final poses of each map in TUM format, one line per frame, by capture time.
@@ -333,9 +400,13 @@ def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         interrupted = run_state(path)[0] is RunState.INTERRUPTED
-        what = "holds a run that was interrupted" if interrupted else "exists and is not empty"
-        raise ConfigError(f"{path}: {what}; choose another folder, or --overwrite")
-    if not _is_run(path):
+        if interrupted:
+            raise ConfigError(
+                f"{path}: holds a run that was interrupted; go on with it: livesfm resume {path};"
+                " or choose another folder, or --overwrite"
+            )
+        raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
+    if not is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
 
 
@@ -353,11 +424,12 @@ def _is_of_a_run(name: str) -> bool:
     return (
         name in _FILES | _FOLDERS | {MASKS_FOLDER}
         or name.startswith(TEMPORARY_PREFIX)
-        or _TRAJECTORY_FILES.fullmatch(name) is not None
+        or _NUMBERED_FILES.fullmatch(name) is not None
     )
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
     names = {entry.name for entry in path.iterdir()}
     if LOCK_NAME in names and all(_is_of_a_run(name) for name in names):
         return True  # also where its run was killed before it had written anything

@@ -128,6 +128,14 @@ class RunLock:
         os.close(self._descriptor)
         self._descriptor = None
 
+    def let_go(self) -> None:
+        """Lets go of the lock and leaves the state of the folder as it was before."""
+        if self.interrupted is None:
+            self.release()
+        elif self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
 
 def run_state(path: Path) -> tuple[RunState, LockHolder | None]:
     """The state of the run in a folder, and the run that its lock names.

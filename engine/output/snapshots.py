@@ -22,6 +22,7 @@ import pycolmap
 from engine.config import SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.mapping.steps import MapCopy
+from engine.mapping.stored_state import StoredModel
 from engine.output.files import (
     TEMPORARY_PREFIX,
     flush_to_disk,
@@ -61,6 +62,25 @@ class WrittenSnapshot:
     def first(self) -> ModelFigures:
         """Figures of ``sparse/0``."""
         return self.models[0]
+
+
+def read_models(paths: Sequence[Path]) -> tuple[StoredModel, ...]:
+    """Reads models of one snapshot: its folders ``sparse/0``, ``sparse/1``, ...
+
+    Raises:
+        SnapshotError: one of them cannot be read.
+    """
+    models = []
+    for path in paths:
+        try:
+            reconstruction = pycolmap.Reconstruction(path)
+            records = json.loads((path.parents[1] / "snapshot.json").read_bytes()).get("maps", [])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SnapshotError(f"{path}: cannot be read: {error}") from error
+        number = int(path.name)
+        record = records[number] if number < len(records) else {}
+        models.append(StoredModel(reconstruction=reconstruction, record=record))
+    return tuple(models)
 
 
 def next_sequence(run_folder: Path) -> int:
@@ -130,7 +150,12 @@ def _write_folder(
         (temporary / "images").symlink_to("../../images")
         if (path.parent.parent / MASKS_FOLDER).is_dir():
             (temporary / MASKS_FOLDER).symlink_to(f"../../{MASKS_FOLDER}")
-        record = {**entries, "sequence": sequence, "models": [asdict(model) for model in models]}
+        record = {
+            **entries,
+            "sequence": sequence,
+            "models": [asdict(model) for model in models],
+            "maps": [copy.record for copy in copies],  # what a run that goes on needs to know
+        }
         write_atomically(temporary / "snapshot.json", f"{json.dumps(record, indent=2)}\n".encode())
         flush_to_disk(temporary / "sparse")
         flush_to_disk(temporary)

@@ -14,6 +14,8 @@ import numpy as np
 from engine.events import (
     BundleAdjusted,
     Event,
+    FaultKind,
+    FaultOccurred,
     FrameDropped,
     FramePosed,
     FrameReceived,
@@ -21,6 +23,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     OverlayFound,
+    RunPart,
     SnapshotWritten,
     WindowSolved,
     WindowVerdict,
@@ -44,6 +47,7 @@ class RunStatistics:
         self._loop_lag_s = array("d")
         self._first_map_s: float | None = None
         self._overlays: dict[str, dict[str, Any]] = {}  # by camera, as found last
+        self._faults: Counter[tuple[RunPart, FaultKind]] = Counter()
         self._num_windows_merged = 0
         self._window_cpu_s = 0.0
 
@@ -67,6 +71,8 @@ class RunStatistics:
                     "share": round(event.share, 4),
                     "boxes_px": [list(box) for box in event.boxes],
                 }
+            case FaultOccurred():
+                self._faults[event.part, event.kind] += 1
             case MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
             case _:
@@ -96,6 +102,10 @@ class RunStatistics:
             "overlays": dict(sorted(self._overlays.items())),
             "loops_closed": self._counts[LoopClosed],
             "snapshots_written": self._counts[SnapshotWritten],
+            "faults": {
+                f"{part.value}: {kind.value}": count
+                for (part, kind), count in sorted(self._faults.items())
+            },
             "loop_lag_ms": _loop_lag_ms(self._loop_lag_s),
         }
 

@@ -10,14 +10,21 @@ from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 from engine.config import SnapshotsConfig
+from engine.errors import MapError
+from engine.events import RunPart
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
-from engine.mapping.steps import MapCounts
+from engine.mapping.steps import MapCounts, MapSnapshot
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
 from engine.run.event_loop import ThreadOwned, run_in
+from engine.run.faults import Faults, Guard
 from engine.run.queues import Writer
 
+_PART_OF_JOB = {
+    JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
+    JobKind.WINDOW: RunPart.WINDOW,
+}
 _MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
 
 Result = TypeVar("Result")
@@ -51,19 +58,28 @@ class BackgroundJob(Generic[Result]):
 class MapJobs:
     """Runs the mapper's jobs, at most one of each kind, until their results are due.
 
+    A job that raises or hangs has no result, and its copy of the map is dropped.
+
     Args:
         thread: runs one job at a time.
+        guard: of bundle adjustments; solvers of windows have their own.
+        faults: takes what jobs raise.
     """
 
-    def __init__(self, thread: Executor) -> None:
+    def __init__(self, thread: Executor, *, guard: Guard, faults: Faults) -> None:
         self._thread = thread
+        self._guard = guard
+        self._faults = faults
         self._running: dict[JobKind, tuple[MapJob, BackgroundJob[JobResult]]] = {}
 
     async def start(self, jobs: Sequence[MapJob]) -> None:
         """Starts jobs; one of the same kind that still runs was abandoned by the mapper."""
         for job in jobs:
             await self._abandon(job.kind)
-            task = asyncio.create_task(run_in(self._thread, job.run), name=job.kind.value)
+            run = job.run
+            if job.kind is JobKind.GLOBAL_ADJUSTMENT:
+                run = functools.partial(self._guard.call, job.run)
+            task = asyncio.create_task(run_in(self._thread, run), name=job.kind.value)
             self._running[job.kind] = job, BackgroundJob(task)
 
     async def finished(self, due: Sequence[MapJob], *, wait: bool) -> list[FinishedJob]:
@@ -94,8 +110,11 @@ class MapJobs:
         job, running = self._running.pop(kind)
         try:
             return FinishedJob(job=job, result=await running.result())
-        except (RuntimeError, ValueError) as error:  # what COLMAP and PyTorch raise
-            return FinishedJob(job=job, result=None, failure=str(error) or type(error).__name__)
+        except Exception as error:  # a task boundary: the map goes on as it is
+            self._faults.report(
+                _PART_OF_JOB[kind], error, consequence="the map goes on without its result"
+            )
+            return FinishedJob(job=job, result=None)
 
     async def _abandon(self, kind: JobKind) -> None:
         if kind in self._running:
@@ -161,18 +180,27 @@ class Snapshots:
         ):
             await self._write(is_final=False)
 
-    async def write_final(self) -> None:
-        """Writes the last snapshot of the run, if there is a map."""
+    async def write_final(self, *, must_be_checked: bool = False) -> None:
+        """Writes the last snapshot of the run, if there is a map.
+
+        Args:
+            must_be_checked: mapping broke, and may have left the map half changed.
+
+        Raises:
+            MapError: it did; the snapshot before stands.
+        """
         self._has_final = True
-        await self._write(is_final=True)
+        await self._write(is_final=True, must_be_checked=must_be_checked)
 
     def _is_busy(self) -> bool:
         return self._is_copying or (self._writing is not None and not self._writing.is_done)
 
-    async def _write(self, *, is_final: bool) -> None:
+    async def _write(self, *, is_final: bool, must_be_checked: bool = False) -> None:
         self._is_copying = True
         try:
-            snapshot = await self._mapper.call(Mapper.snapshot)
+            snapshot = await self._mapper.call(
+                _checked_copies if must_be_checked else Mapper.snapshot
+            )
             if snapshot.counts.num_registered < _MIN_REGISTERED:
                 return
             self._registered_at_last = snapshot.counts.num_registered
@@ -187,6 +215,18 @@ class Snapshots:
             self._writing = BackgroundJob(await self._writer.schedule(write))
         finally:
             self._is_copying = False
+
+
+def _checked_copies(mapper: Mapper) -> MapSnapshot:
+    """Copies of the maps that are whole.
+
+    Raises:
+        MapError: one of them is not.
+    """
+    snapshot = mapper.snapshot()
+    if not all(copy.reconstruction.is_valid() for copy in snapshot.copies):
+        raise MapError("the map was left half changed; the snapshot before it stands")
+    return snapshot
 
 
 def return_free_memory() -> None:

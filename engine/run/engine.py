@@ -19,42 +19,61 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from engine.config import Config
-from engine.events import CommandTaken, RunFinished, RunStarted
+from engine.events import (
+    CommandTaken,
+    RunFinished,
+    RunPart,
+    RunResumed,
+    RunStarted,
+    SourceOpened,
+)
 from engine.mapping.mapper import Mapper
-from engine.mapping.steps import MapFigures
+from engine.mapping.steps import MapFigures, MappingStep
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.output.recorder import Recorder
+from engine.output.recovery import FormerRun
 from engine.output.run_folder import RunFolder
+from engine.output.snapshots import read_models
 from engine.output.statistics import RunStatistics, summary_figures
 from engine.ports import (
     CameraCalibrations,
     CameraMasks,
+    InputRecording,
     PairMatcher,
     PlaceIndex,
+    ResumableSource,
     Source,
     View,
     WindowSolver,
 )
 from engine.run.background import MapJobs, Snapshots
 from engine.run.event_loop import RunRequests, ThreadOwned, lag_measured, run_in, stop_signals
-from engine.run.ingestion import Ingestion
+from engine.run.faults import Faults, Guard, Wait, cause_of, wait_for_call
+from engine.run.guarded import GuardedMatcher, GuardedPlaces, GuardedSolver
+from engine.run.ingestion import Ingestion, SourceRole
+from engine.run.input_log import InputLog
+from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
 from engine.run.views import ViewDispatcher
-from engine.types import DropReason, Float64Array, RunCommand, Verdict
+from engine.types import DropReason, Float64Array, Frame, RunCommand, Verdict
+from engine.windows.model import WindowSolverConfig
+from engine.windows.solver import solve_window as solve
 
 logger = logging.getLogger(__name__)
 
 _HARD_EXIT_CODE = 130  # as shells report an interrupted program
+_DROPPED = "a second signal came before its turn"
 _BROKEN_OFF = "the run broke off before its turn"
 
 
@@ -78,6 +97,7 @@ class RunOutcome:
     summary: dict[str, Any]
     verdict: Verdict = field(default_factory=Verdict)
     num_in_other_maps: tuple[int, ...] = ()  # keyframes of each, in the order of a snapshot's maps
+    num_hangs: int = 0  # calls that were given up; their threads may still be in them
 
 
 def leave_at_once() -> None:
@@ -103,6 +123,11 @@ class Engine:
         solve_window: solves windows of keyframes; by default the engine's own solver.
         masks: of whole cameras; None: there are none.
         calibrations: those that the user gave for cameras of the sources.
+        roles: what each source is called in the run; by default as in a new one.
+        former: what the run goes on from, which lies in the folder; None: it is a new one.
+        onto: where that came from, when it is of another run; "": of this one.
+        wait_for_call: waits for calls that may hang.
+        recording: keeps what the run receives, to be repeated; None: it is not kept.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -123,41 +148,92 @@ class Engine:
         solve_window: WindowSolver | None = None,
         masks: CameraMasks | None = None,
         calibrations: CameraCalibrations | None = None,
+        roles: Sequence[SourceRole] | None = None,
+        former: FormerRun | None = None,
+        onto: str = "",
+        wait_for_call: Wait = wait_for_call,
+        recording: InputRecording | None = None,
     ) -> None:
         self._config = config
+        self._wait_for_call = wait_for_call
+        self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
+        self._is_dropping = False  # what waits is not mapped any more
         self._sources = tuple(sources)
-        self._matcher = matcher
+        self._roles = roles or SourceRole.of_all(sources)
+        self._former = former
+        self._onto = onto
         self._groundtruth = groundtruth
         self._masks = masks
         self._leave = leave
         self._requests = requests or RunRequests()
         self._stopped_by = StoppedBy.END_OF_SOURCES
         self._make_outputs(folder, views)
-        self._make_stages(places, solve_window, calibrations)
+        self._make_guards(matcher)
+        self._make_stages(places, solve_window, calibrations, recording)
 
     # -- the run --------------------------------------------------------------------------------
 
     async def run(self) -> RunOutcome:
-        """Runs until the sources end or a signal stops it; always leaves a valid run folder."""
-        labels = tuple(source.info.label for source in self._sources)
-        self._events(RunStarted(sources=labels, matcher=self._matcher.name))
-        async with stop_signals(self._on_signal, leave=self._leave):
+        """Runs until the sources end or a signal stops it; always leaves a valid run folder.
+
+        Raises:
+            EngineError: the map that the run goes on from cannot be restored. What lies in the
+                folder is as it was.
+        """
+        self._loop = asyncio.get_running_loop()
+        restored = await self._begin()
+        async with stop_signals(self.interrupt, self._drop_what_waits, self._leave):
             async with (
                 lag_measured(self._statistics.add_loop_lag),
                 self._writer.running(),
                 self._requests.answered(self._take_command),
             ):
                 await self._publisher.publish_events()
-                if await self._run_stages():
-                    await self._attempt(self._finish_map(), what="finishing the map")
+                if restored is not None:
+                    await self._mapping.go_on(restored)
+                is_sound = await self._run_stages() and await self._attempt(
+                    self._finish_map(), what="finishing the map"
+                )
                 await self._attempt(self._save_poses(), what="saving the trajectory")
-                await self._attempt(self._save_map(), what="saving the map")
+                save_map = self._save_map(must_be_checked=not is_sound)
+                await self._attempt(save_map, what="saving the map")
                 await self._attempt(self._show_map(), what="showing the map")
+                await self._log.close()
             return await self._close()
 
     def stop(self) -> None:
         """Takes no new frames from now on; those that arrived are mapped and saved."""
         self._ingestion.stop()
+
+    async def _begin(self) -> MappingStep | None:
+        """Emits what the run begins with, and restores the map that it goes on from."""
+        labels, matcher = tuple(role.label for role in self._roles), self._matcher.name
+        restored = None
+        if self._former is None:
+            self._events(RunStarted(sources=labels, matcher=matcher))
+        else:
+            restored = await self._restore(self._former)
+            self._events(
+                RunResumed(
+                    sources=labels,
+                    matcher=matcher,
+                    num_keyframes=restored.counts.num_keyframes,
+                    num_registered=restored.counts.num_registered,
+                    num_frames_again=self._former.num_unfinished,
+                    onto=self._onto,
+                )
+            )
+        for source, role in zip(self._sources, self._roles, strict=True):
+            self._events(_opened(source, role))
+        return restored
+
+    async def _restore(self, former: FormerRun) -> MappingStep:
+        try:
+            models = await run_in(self._io_thread, read_models, former.stored.models)
+            return await self._mapper.call(Mapper.restore, former.stored, models)
+        except BaseException:
+            await self._close_all()
+            raise
 
     async def _run_stages(self) -> bool:
         """Whether the map is sound: nothing broke while it grew."""
@@ -167,7 +243,8 @@ class Engine:
             group.create_task(self._ingest(), name="ingestion")
             group.create_task(self._track(), name="tracking")
             mapping = group.create_task(self._map(), name="mapping")
-        dropping = self._ingestion.drop_waiting(detail=_BROKEN_OFF)
+        detail = _DROPPED if self._is_dropping else _BROKEN_OFF
+        dropping = self._ingestion.drop_waiting(detail=detail)
         await self._attempt(dropping, what="dropping what waits")
         return mapping.result()
 
@@ -197,6 +274,7 @@ class Engine:
     async def _finish_map(self) -> None:
         """Last adjustments, and a last try for keyframes without a place in the map."""
         finished = await self._jobs.all_finished()
+        self._positions.give_to_map()
         await self._publisher.publish_step(await self._mapper.call(Mapper.finish, finished))
 
     async def _save_poses(self) -> None:
@@ -204,12 +282,12 @@ class Engine:
         poses = await self._mapper.call(Mapper.trajectories)
         await self._writer.schedule(functools.partial(self._recorder.trajectories, poses))
 
-    async def _save_map(self) -> None:
+    async def _save_map(self, *, must_be_checked: bool) -> None:
         cameras = await self._mapper.call(Mapper.cameras)
         await self._writer.schedule(functools.partial(self._recorder.cameras_calibrated, cameras))
         masks = await self._mapper.call(Mapper.overlay_masks)
         await self._writer.schedule(functools.partial(self._recorder.overlays_masked, masks))
-        await self._snapshots.write_final()
+        await self._snapshots.write_final(must_be_checked=must_be_checked)
 
     async def _show_map(self) -> None:
         if self._views.has_views:
@@ -221,17 +299,23 @@ class Engine:
         try:
             return await self._report()
         finally:
-            await run_in(self._io_thread, self._recorder.close)
-            await asyncio.to_thread(self._views.close)
-            self._mapper.shutdown()
-            for thread in self._threads:
-                thread.shutdown(wait=False)
+            await self._close_all()
+
+    async def _close_all(self) -> None:
+        await run_in(self._io_thread, self._recorder.close)
+        await asyncio.to_thread(self._views.close)
+        self._mapper.shutdown()
+        for thread in self._threads:
+            thread.shutdown(wait=False)
+        for guard in self._guards.values():
+            guard.close()
 
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
         await self._jobs.abandon_all()
+        detail = _DROPPED if self._is_dropping else _BROKEN_OFF
         for frame in self._arrivals.frames_in_engine:
-            self._events.frame_dropped(frame, reason=DropReason.STOPPED, detail=_BROKEN_OFF)
+            self._events.frame_dropped(frame, reason=DropReason.STOPPED, detail=detail)
         await self._write_events()
         outcome = self._outcome(await self._mapper.call(Mapper.figures))
         self._events(
@@ -269,6 +353,7 @@ class Engine:
             summary=summary,
             verdict=figures.verdict,
             num_in_other_maps=tuple(one.num_registered for one in figures.maps[1:]),
+            num_hangs=self._faults.num_hangs,
         )
 
     # -- failures, signals and requests ---------------------------------------------------------
@@ -284,13 +369,48 @@ class Engine:
 
     def _fail(self, what: str, error: Exception) -> None:
         logger.error("%s failed", what, exc_info=error)
-        self._events.warn(f"{what} failed: {_cause_of(error)}")
-        self._stopped_by = StoppedBy.FAILURE
+        self._end_as_failed(f"{what} failed: {cause_of(error)}")
+
+    def _end_as_failed(self, message: str) -> None:
+        """Ends the run; what arrived is mapped, as far as that works, and saved."""
+        if self._stopped_by is not StoppedBy.FAILURE:
+            self._stopped_by = StoppedBy.FAILURE
+            self._events.warn(message)
         self.stop()
 
-    def _on_signal(self) -> None:
-        logger.warning("stopping: finishing the map; press Ctrl-C again to leave at once")
+    def _end_from_any_thread(self, message: str) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the run is over
+                self._loop.call_soon_threadsafe(self._end_as_failed, message)
+
+    def interrupt(self) -> None:
+        """Stops as a first signal does: what has arrived is mapped, and the map is finished."""
+        num = self._num_waiting()
+        waiting = f"{num} frame{'s' * (num != 1)} that came before are still mapped, then " * (
+            num > 0
+        )
+        logger.warning(
+            "stopping: %sthe map is finished and saved; press Ctrl-C again to drop what waits, a"
+            " third time to leave at once",
+            waiting,
+        )
         self._stop_because(StoppedBy.SIGNAL)
+
+    def _drop_what_waits(self) -> None:
+        """Maps nothing more; what waits is dropped and counted, and the map is saved."""
+        logger.warning(
+            "dropping the %d frames that wait; the map is finished and saved; press Ctrl-C again to"
+            " leave at once",
+            self._num_waiting(),
+        )
+        self._is_dropping = True
+        self._stop_because(StoppedBy.SIGNAL)
+        self._arrivals.break_off()
+        self._mapping.drop_what_waits()
+
+    def _num_waiting(self) -> int:
+        """Frames that have arrived and are not yet tracked or in the map."""
+        return self._arrivals.num_arrivals + len(self._arrivals.frames_in_engine)
 
     async def _take_command(self, command: RunCommand) -> None:
         self._events(CommandTaken(command=command))
@@ -310,7 +430,7 @@ class Engine:
             await self._snapshots.write_now()
         except Exception as error:  # a task boundary: the run goes on without that snapshot
             logger.exception("the snapshot asked for failed")
-            self._events.warn(f"the snapshot asked for failed: {_cause_of(error)}")
+            self._events.warn(f"the snapshot asked for failed: {cause_of(error)}")
 
     def _stop_because(self, reason: StoppedBy) -> None:
         if self._stopped_by is StoppedBy.END_OF_SOURCES:
@@ -332,13 +452,17 @@ class Engine:
             self._job_thread,
             self._io_thread,
         ) = self._threads
-        self._events = EventQueue()
-        self._statistics = RunStatistics()
+        former = self._former
+        self._events = EventQueue(former_s=0.0 if former is None else former.ended_at_s)
+        self._statistics = RunStatistics() if former is None else former.statistics
         self._recorder = Recorder(
             folder, snapshots=config.snapshots, runtime=config.runtime, emit=self._events
         )
-        self._views = ViewDispatcher(views, config.views)
-        self._writer = Writer(self._io_thread, failed=functools.partial(self._fail, "writing"))
+        self._faults = Faults(config.faults, emit=self._events, end=self._end_from_any_thread)
+        self._views = ViewDispatcher(
+            views, config.views, faults=self._faults, max_call_s=config.faults.max_call_s
+        )
+        self._writer = Writer(self._io_thread, failed=self._write_failed)
         self._publisher = Publisher(
             events=self._events,
             statistics=self._statistics,
@@ -347,11 +471,44 @@ class Engine:
             writer=self._writer,
         )
 
+    def _make_guards(self, matcher: PairMatcher) -> None:
+        """Makes what calls go through that may hang."""
+        config = self._config.faults
+        guard = functools.partial(
+            Guard, limit_s=config.max_call_s, max_hangs=config.max_hangs, wait=self._wait_for_call
+        )
+
+        def end_without(part: RunPart) -> Callable[[], None]:
+            message = (
+                f"{part.value} hung {config.max_hangs} times: the run ends without its matcher"
+            )
+            return functools.partial(self._end_from_any_thread, message)
+
+        self._guards = {
+            RunPart.DECODING: guard(RunPart.DECODING),
+            RunPart.PLACES: guard(RunPart.PLACES),
+            **{
+                part: guard(part, on_off=end_without(part))
+                for part in (RunPart.DESCRIBING, RunPart.MATCHING)
+            },
+            **{
+                part: guard(part, limit_s=config.max_solve_s)
+                for part in (RunPart.ADJUSTMENT, RunPart.WINDOW)
+            },
+        }
+        self._matcher = GuardedMatcher(
+            matcher,
+            describing=self._guards[RunPart.DESCRIBING],
+            matching=self._guards[RunPart.MATCHING],
+            faults=self._faults,
+        )
+
     def _make_stages(
         self,
         places: PlaceIndex | None,
         solve_window: WindowSolver | None,
         calibrations: CameraCalibrations | None,
+        recording: InputRecording | None,
     ) -> None:
         config = self._config
         self._arrivals = ArrivalQueue(
@@ -360,20 +517,30 @@ class Engine:
             max_lanes=config.live_sources.max_cameras,
         )
         self._items = MappingQueue(max_waiting=config.sources.mapping_queue_size)
+        self._log = InputLog(
+            self._sources, recording=recording, writer=self._writer, warn=self._events.warn
+        )
+        self._positions = Positions(self._sources, max_gap_s=config.georeference.max_gap_s)
         self._ingestion = Ingestion(
             self._sources,
+            roles=self._roles,
             queue=self._arrivals,
             decoding_thread=self._decoding_thread,
             recorder=self._recorder,
             writer=self._writer,
             events=self._events,
             publish=self._publisher.publish_events,
-            failed=functools.partial(self._fail, "reading the sources"),
-            max_gps_gap_s=config.georeference.max_gap_s,
+            faults=self._faults,
+            decoding=self._guards[RunPart.DECODING],
+            retry=config.live_sources,
+            log=self._log,
+            positions=self._positions,
             max_frames=config.sources.max_frames,
             masks=self._masks,
             calibrations=calibrations,
         )
+        if self._former is not None:
+            self._ingestion.take_former(self._former.stored)
         self._tracking = TrackingStage(
             config.frame_tracking,
             two_view=config.two_view,
@@ -384,9 +551,18 @@ class Engine:
             items=self._items,
             ingestion=self._ingestion,
             warn=self._events.warn,
+            faults=self._faults,
+            log=self._log,
         )
         if places is None:  # an index may have a length, and be empty
             places = PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
+        else:
+            places = GuardedPlaces(places, guard=self._guards[RunPart.PLACES], faults=self._faults)
+        solver = GuardedSolver(
+            solve_window or functools.partial(solve, config=WindowSolverConfig()),
+            guard=self._guards[RunPart.WINDOW],
+            faults=self._faults,
+        )
         graph = SceneGraph(config.scene_graph, recognizer=places)
         matching = PairMatching(
             graph, self._matcher, two_view=config.two_view, dense=config.dense_matching
@@ -397,12 +573,14 @@ class Engine:
                 graph=graph,
                 matching=matching,
                 emit=self._events,
-                solve_window=solve_window,
-                fix_at=self._ingestion.fix_at,
+                solve_window=solver,
+                fix_at=self._positions.for_map,
             ),
             name="mapping",
         )
-        self._jobs = MapJobs(self._job_thread)
+        self._jobs = MapJobs(
+            self._job_thread, guard=self._guards[RunPart.ADJUSTMENT], faults=self._faults
+        )
         self._snapshots = Snapshots(
             config.snapshots,
             mapper=self._mapper,
@@ -421,11 +599,27 @@ class Engine:
             publisher=self._publisher,
             recorder=self._recorder,
             writer=self._writer,
+            faults=self._faults,
+            drop=self._drop_keyframe,
+            log=self._log,
+            positions=self._positions,
+            max_rebuilds=config.faults.max_map_rebuilds,
         )
 
+    async def _drop_keyframe(self, frame: Frame, reason: DropReason, detail: str) -> None:
+        await self._arrivals.give_back(frame)
+        await self._ingestion.drop(frame, reason=reason, detail=detail)
 
-def _cause_of(error: Exception) -> str:
-    """What broke first, in a line."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    def _write_failed(self, error: Exception) -> None:
+        self._recorder.count_failed_write()
+        self._faults.report(RunPart.WRITING, error, consequence="what was to be written is missing")
+
+
+def _opened(source: Source, role: SourceRole) -> SourceOpened:
+    return SourceOpened(
+        source=role.label,
+        address=role.address,
+        prefix=role.prefix,
+        is_live=source.info.is_live,
+        fingerprint=source.fingerprint if isinstance(source, ResumableSource) else "",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from engine.types import RunCommand
 logger = logging.getLogger(__name__)
 
 _LAG_PERIOD_S = 0.05
+_SAME_REQUEST_S = 1.0
 _MAX_WAITING_REQUESTS = 32
 
 Params = ParamSpec("Params")
@@ -78,25 +80,40 @@ class ThreadOwned(Generic[Owned]):
 
 @asynccontextmanager
 async def stop_signals(
-    stop: Callable[[], None], *, leave: Callable[[], None]
+    *reactions: Callable[[], None], clock: Callable[[], float] = time.monotonic
 ) -> AsyncIterator[None]:
-    """Calls ``stop`` at the first SIGINT or SIGTERM and ``leave`` at every later one.
+    """Calls a further reaction at each SIGINT and SIGTERM, and the last one at every later one.
+
+    Terminals and process groups send two signals for one request: one that comes within a second of
+    a request asks for nothing more. SIGHUP, from a terminal that was closed, asks for the first
+    reaction only, and for nothing where it is ignored (``nohup``).
 
     Signals belong to the main thread: on any other this does nothing.
+
+    Args:
+        reactions: to the first request, the second, and so on.
+        clock: seconds that never go back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    reactions = [stop]
+    waiting, last_s = deque(reactions), -math.inf
 
-    def react() -> None:
-        reaction = reactions.pop() if reactions else leave
+    def react(number: signal.Signals) -> None:
+        nonlocal last_s
+        now_s, is_first = clock(), len(waiting) == len(reactions)
+        if now_s - last_s < _SAME_REQUEST_S or (number is signal.SIGHUP and not is_first):
+            return
+        last_s = now_s
+        reaction = waiting.popleft() if len(waiting) > 1 else waiting[0]
         reaction()
 
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     for number in numbers:
-        loop.add_signal_handler(number, react)
+        loop.add_signal_handler(number, react, number)
     try:
         yield
     finally:

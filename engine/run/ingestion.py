@@ -7,33 +7,75 @@ import functools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from engine.errors import SourceError
-from engine.events import FrameReceived, SourceChanged
-from engine.geo.gps_tracks import GpsTracks
+from engine.config import LiveSourcesConfig
+from engine.errors import HangError, SourceError
+from engine.events import FrameReceived, RunPart, SourceChanged
+from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
-from engine.ports import CameraCalibrations, CameraMasks, FrameSource, LiveSource, Source
+from engine.ports import (
+    ArrivalSink,
+    CameraCalibrations,
+    CameraMasks,
+    FrameSource,
+    LiveSource,
+    Source,
+)
 from engine.run.event_loop import run_in
+from engine.run.faults import Faults, Guard, cause_of
+from engine.run.input_log import InputLog
 from engine.run.masking import Masking
+from engine.run.positions import Positions
 from engine.run.queues import ArrivalQueue, EventQueue, Queued, Writer
 from engine.types import (
     Arrival,
     DropReason,
     Frame,
-    GpsFix,
     GpsReading,
+    Received,
     RejectedFrame,
     SourceNotice,
     SourceState,
+    TakenFrames,
 )
 
 logger = logging.getLogger(__name__)
 
+_MAX_CLOSE_S = 10.0  # of a source that is to stop
+_MAX_TRIES = 5  # to receive a live source that breaks, without a frame between them
+
 Item = TypeVar("Item")
 Named = TypeVar("Named", Frame, RejectedFrame)
+
+
+_NOTHING_TAKEN = TakenFrames(names={}, captured_at_s={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRole:
+    """What a source is called in a run, and what of it the run has already."""
+
+    label: str  # of its frames; another one than its own where it goes on under another path
+    prefix: str = ""  # of its frames' names and its cameras' keys; "": none
+    address: str = ""  # that opens it again; "": none that may be kept
+    taken: TakenFrames = _NOTHING_TAKEN
+    part: int = 1  # of the run; frames of live sources have it in their names from 2 on
+
+    def with_address(self, address: str) -> SourceRole:
+        """The same with what opens the source again."""
+        return replace(self, address=address)
+
+    @classmethod
+    def of_all(cls, sources: Sequence[Source]) -> list[SourceRole]:
+        """The roles of the sources of a new run: several have prefixes."""
+        prefixes = [f"source{number + 1}" for number in range(len(sources))]
+        return [
+            cls(label=source.info.label, prefix=prefix if len(sources) > 1 else "")
+            for source, prefix in zip(sources, prefixes, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,11 +85,12 @@ class DecodedFrame:
     frame: Frame
     source_idx: int
     is_live: bool = False
+    has_many_cameras: bool = False  # of which each has its own lane
 
     @property
     def lane(self) -> tuple[int, str]:
-        """Frames of one lane follow each other: those of a source, or of a live source's camera."""
-        return self.source_idx, self.frame.camera_key if self.is_live else ""
+        """Frames of one lane follow each other: those of a source, or of one of its cameras."""
+        return self.source_idx, self.frame.camera_key if self.has_many_cameras else ""
 
 
 class Ingestion:
@@ -55,14 +98,18 @@ class Ingestion:
 
     Args:
         sources: each is a camera of its own.
+        roles: of each source.
         queue: where arrivals wait; it alone decides what is dropped.
         decoding_thread: runs one call at a time.
         recorder: writes a row of every frame; called through the writer.
         writer: runs writes in order.
         events: takes the events.
         publish: publishes them; called where no frame follows that would do it.
-        failed: is called with what broke decoding; the frame is dropped.
-        max_gps_gap_s: positions farther apart in time are not interpolated.
+        faults: takes what sources and decoding raise.
+        decoding: guards calls that decode.
+        retry: waits between the tries to read a live source that broke.
+        log: keeps what arrives.
+        positions: get what comes beside the frames.
         max_frames: readable frames after which a source ends; 0: never.
         masks: of whole cameras; None: there are none.
         calibrations: those that the user gave.
@@ -72,28 +119,35 @@ class Ingestion:
         self,
         sources: Sequence[Source],
         *,
+        roles: Sequence[SourceRole],
         queue: ArrivalQueue,
         decoding_thread: Executor,
         recorder: Recorder,
         writer: Writer,
         events: EventQueue,
         publish: Callable[[], Awaitable[None]],
-        failed: Callable[[Exception], None],
-        max_gps_gap_s: float,
+        faults: Faults,
+        decoding: Guard,
+        retry: LiveSourcesConfig,
+        log: InputLog,
+        positions: Positions,
         max_frames: int = 0,
         masks: CameraMasks | None = None,
         calibrations: CameraCalibrations | None = None,
     ) -> None:
         self._sources = sources
-        self._positions = [GpsTracks(max_gap_s=max_gps_gap_s) for _ in sources]
-        self._source_of_camera: dict[str, tuple[int, str]] = {}  # and its key there
+        self._roles = roles
+        self._log = log
+        self._positions = positions
         self._queue = queue
         self._decoding_thread = decoding_thread
         self._recorder = recorder
         self._writer = writer
         self._events = events
         self._publish = publish
-        self._failed = failed
+        self._faults = faults
+        self._decoding = decoding
+        self._retry = retry
         self._max_frames = max_frames
         self._masking = Masking(masks, warn=events.warn)
         self._calibrations = calibrations
@@ -102,6 +156,21 @@ class Ingestion:
         self._may_read = asyncio.Event()
         self._may_read.set()
         self._ahead: asyncio.Task[DecodedFrame | None] | None = None
+
+    def take_former(self, stored: StoredRun) -> None:
+        """Takes the cameras and positions of former parts of the run, of sources that go on."""
+        for one in stored.keyframes:
+            camera_key = one.keyframe.camera_key
+            for source_idx, role in enumerate(self._roles):
+                start = f"{role.prefix}|" if role.prefix else ""
+                if one.source == role.label and camera_key.startswith(start):
+                    own_key = camera_key.removeprefix(start)
+                    self._positions.add_camera(camera_key, source_idx=source_idx, own_key=own_key)
+        for reading in stored.gps_readings:
+            for source_idx, role in enumerate(self._roles):
+                if reading.source == role.label:
+                    self._positions.add(source_idx, reading)
+        self._positions.give_to_map()
 
     # -- control ----------------------------------------------------------------------------------
 
@@ -144,26 +213,59 @@ class Ingestion:
         source = self._sources[source_idx]
         try:
             if isinstance(source, LiveSource):
-                await self._receive(source, source_idx)
+                await self._receive_until_it_ends(source, source_idx)
             else:
                 await self._read_frames(source, source_idx)
         except SourceError as error:
-            self._report_error(error)
-            await self._publish()
+            self._events.warn(str(error))
+            await self._source_failed(error, source_idx, consequence="it ends; others go on")
+        except Exception as error:  # a task boundary: what was read before is mapped
+            await self._source_failed(error, source_idx, consequence="it ends; others go on")
         finally:
             self._queue.close(source_idx)
 
-    async def _receive(self, source: LiveSource, source_idx: int) -> None:
-        receiving = asyncio.create_task(
-            source.receive(self._queue.sink(source_idx)), name=f"receive {source.info.label}"
-        )
+    async def _source_failed(self, error: Exception, source_idx: int, *, consequence: str) -> None:
+        if not isinstance(error, SourceError):  # which names it
+            consequence = f"{self._sources[source_idx].info.label}: {consequence}"
+        self._faults.report(RunPart.SOURCE, error, consequence=consequence)
+        await self._publish()
+
+    async def _receive_until_it_ends(self, source: LiveSource, source_idx: int) -> None:
+        """Receives a live source; after an unexpected error it is tried again, some times.
+
+        Raises:
+            Exception: the last of several errors in a row without a frame between them.
+        """
+        sink = self._queue.sink(source_idx)
+        pause_s, num_tries, num_frames = self._retry.retry_first_s, 0, 0
+        while True:
+            try:
+                return await self._receive(source, source_idx, sink=sink)
+            except SourceError:
+                raise
+            except Exception as error:  # a task boundary
+                if self._num_frames[source_idx] > num_frames:  # it had worked
+                    pause_s, num_tries = self._retry.retry_first_s, 0
+                    num_frames = self._num_frames[source_idx]
+                num_tries += 1
+                if num_tries >= _MAX_TRIES or self._stops[source_idx].is_set():
+                    raise
+                await self._source_failed(error, source_idx, consequence="it is tried again")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stops[source_idx].wait(), pause_s)
+            pause_s = min(2 * pause_s, self._retry.retry_max_s)
+
+    async def _receive(self, source: LiveSource, source_idx: int, *, sink: ArrivalSink) -> None:
+        receiving = asyncio.create_task(source.receive(sink), name=f"receive {source.info.label}")
         stopping = asyncio.create_task(self._stops[source_idx].wait(), name="stopping")
         try:
             await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
             receiving.cancel()
-            await asyncio.wait((receiving,))
+            await asyncio.wait((receiving,), timeout=_MAX_CLOSE_S)
+        if not receiving.done():
+            raise HangError(f"has not closed after {_MAX_CLOSE_S:g} s")
         if not receiving.cancelled():
             receiving.result()  # what broke it, if anything did
 
@@ -171,8 +273,16 @@ class Ingestion:
         arriving = until_stopped(source.frames(), self._stops[source_idx])
         async with aclosing(arriving) as items:
             async for item in items:
+                if self._was_taken(item, source_idx):
+                    continue
                 await self._may_read.wait()
                 await self._queue.put(source_idx, item)
+
+    def _was_taken(self, item: Received, source_idx: int) -> bool:
+        """Whether a former part of the run has the frame."""
+        if not isinstance(item, Arrival | RejectedFrame):
+            return False
+        return item.index in self._roles[source_idx].taken.names
 
     async def _report(self) -> None:
         """Records what live sources report beside their frames, until they have ended."""
@@ -206,31 +316,42 @@ class Ingestion:
             if not isinstance(queued.item, Arrival):
                 await self._take_in(queued.item, queued.source_idx)
             elif (frame := await self._decode(queued, queued.item)) is not None:
+                info = self._sources[queued.source_idx].info
                 return DecodedFrame(
-                    frame=frame, source_idx=queued.source_idx, is_live=queued.is_live
+                    frame=frame,
+                    source_idx=queued.source_idx,
+                    is_live=queued.is_live,
+                    has_many_cameras=queued.is_live or info.has_many_cameras,
                 )
         return None
 
     async def _decode(self, queued: Queued, arrival: Arrival) -> Frame | None:
         decoded: Frame | RejectedFrame
         try:
-            decoded = await run_in(self._decoding_thread, arrival.decode)
+            decoded = await run_in(self._decoding_thread, self._decoding.call, arrival.decode)
         except asyncio.CancelledError:
             self._queue.put_back(queued)
             raise
-        except Exception as error:  # a task boundary: what arrived before is still mapped
-            self._failed(error)
-            decoded = arrival.rejected(DropReason.FAILED, f"{type(error).__name__}: {error}")
+        except Exception as error:  # a task boundary: one frame is lost
+            consequence = f"{arrival.name} is dropped"
+            self._faults.report(RunPart.DECODING, error, consequence=consequence)
+            decoded = arrival.rejected(DropReason.FAILED, cause_of(error))
         if isinstance(decoded, RejectedFrame):
             await self._reject(queued, decoded)
             return None
+        await self._take_readings()
         frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
         masked = self._masked(frame, queued.source_idx)
         if isinstance(masked, SourceError):
             await self._reject(queued, arrival.rejected(DropReason.BAD_MASK, str(masked)))
             return None
         frame = self._calibrated(masked)
-        self._source_of_camera[frame.camera_key] = queued.source_idx, decoded.camera_key
+        self._positions.add_camera(
+            frame.camera_key, source_idx=queued.source_idx, own_key=decoded.camera_key
+        )
+        await self._log.frame(
+            self._as_given(frame, decoded, queued.source_idx), source_idx=queued.source_idx
+        )
         self._queue.add_frame(queued, frame)
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
         self._events(
@@ -258,13 +379,10 @@ class Ingestion:
             return self._masking.masked(frame)
         except SourceError as error:
             if not self._num_frames[source_idx]:
-                self._report_error(error)
+                self._events.warn(str(error))
+                self._faults.report(RunPart.SOURCE, error, consequence="its source ends")
                 self._discard_source(source_idx)
             return error
-
-    def _report_error(self, error: SourceError) -> None:
-        logger.error("%s", error)
-        self._events.warn(str(error))
 
     def _discard_source(self, source_idx: int) -> None:
         """Takes nothing more of a source, nor what of it waits."""
@@ -296,7 +414,7 @@ class Ingestion:
         if ahead is not None:
             await asyncio.wait((ahead,))
             if not ahead.cancelled() and isinstance(error := ahead.exception(), Exception):
-                self._failed(error)
+                self._faults.report(RunPart.DECODING, error, consequence="a frame is dropped")
         for queued in self._queue.take_waiting():
             if isinstance(queued.item, Arrival):
                 rejected = queued.item.rejected(DropReason.STOPPED, detail)
@@ -305,11 +423,13 @@ class Ingestion:
     async def _take_in(
         self, item: GpsReading | RejectedFrame | SourceNotice, source_idx: int
     ) -> None:
+        await self._log.report(item, source_idx=source_idx)
         match item:
             case SourceNotice():
                 await self._take_in_notice(item)
             case GpsReading():
-                self._positions[source_idx].add(item)
+                self._positions.add(source_idx, item)
+                await self._writer.schedule(functools.partial(self._recorder.gps_reading, item))
             case RejectedFrame():
                 rejected = self._named(item, source_idx)
                 await self._writer.schedule(
@@ -333,20 +453,15 @@ class Ingestion:
 
     # -- positions --------------------------------------------------------------------------------
 
-    def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
-        """Where a camera was by the positions that its source has given beside the frames."""
-        if camera_key not in self._source_of_camera:
-            return None
-        source_idx, own_key = self._source_of_camera[camera_key]
-        return self._positions[source_idx].fix_at(own_key, captured_at_s)
+    async def _take_readings(self) -> None:
+        for source_idx, reading in self._queue.take_readings():
+            await self._take_in(reading, source_idx)
 
     def _with_fix(self, frame: Frame, source_idx: int) -> Frame:
         """The frame with the position that came beside it, unless it has one of its own."""
-        for reading_idx, reading in self._queue.take_readings():
-            self._positions[reading_idx].add(reading)
         if frame.gps is not None:
             return frame
-        fix = self._positions[source_idx].fix_at(frame.camera_key, frame.captured_at_s)
+        fix = self._positions.of_frame(source_idx, frame.camera_key, frame.captured_at_s)
         return frame if fix is None else replace(frame, gps=replace(fix, is_provisional=True))
 
     # -- calibrations -----------------------------------------------------------------------------
@@ -371,14 +486,29 @@ class Ingestion:
 
     # -- names ------------------------------------------------------------------------------------
 
+    def _as_given(self, frame: Frame, decoded: Frame, source_idx: int) -> Frame:
+        """A frame under its source's names, with the mask and calibration that it got here."""
+        prefix = self._roles[source_idx].prefix
+        return replace(
+            decoded,
+            camera_key=frame.camera_key.removeprefix(f"{prefix}|") if prefix else frame.camera_key,
+            mask=frame.mask,
+            intrinsics_prior=frame.intrinsics_prior,
+        )
+
     def _named(self, item: Named, source_idx: int) -> Named:
-        """A frame under names that are unique among several sources."""
-        if len(self._sources) == 1:
-            return item
-        source_name = f"source{source_idx + 1}"
-        named = replace(item, name=f"{source_name}/{item.name}")
-        if isinstance(named, Frame):
-            return replace(named, camera_key=f"{source_name}|{named.camera_key}")
+        """A frame under a name, an index and a camera's key that are unique in the run."""
+        role = self._roles[source_idx]
+        name, index = item.name, item.index
+        if role.part > 1 and self._sources[source_idx].info.is_live:  # it counts from 0 again
+            name, index = f"part{role.part}/{name}", index + role.taken.next_index
+        if role.prefix:
+            name = f"{role.prefix}/{name}"
+        named = item
+        if (name, index, role.label) != (item.name, item.index, item.source):
+            named = replace(item, name=name, index=index, source=role.label)
+        if isinstance(named, Frame) and role.prefix:
+            return replace(named, camera_key=f"{role.prefix}|{named.camera_key}")
         return named
 
 
@@ -388,23 +518,31 @@ async def until_stopped(
     """Yields ``items`` to their end or until ``stop`` is set, then closes them.
 
     Only waiting for the next item is interrupted, so an item that arrived is never lost.
+
+    Raises:
+        HangError: what gives the items does not stop, and is left behind.
     """
     stopping = asyncio.create_task(stop.wait(), name="stopping")
+    does_stop = True
     try:
-        async with aclosing(items):
-            while not stop.is_set():
-                arriving = asyncio.create_task(_step(items), name="next frame")
-                try:
-                    await asyncio.wait((arriving, stopping), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not arriving.done():
-                        arriving.cancel()
-                        await asyncio.wait((arriving,))
-                if arriving.cancelled() or not (arrived := arriving.result()):
-                    return
-                yield arrived[0]
+        while not stop.is_set():
+            arriving = asyncio.create_task(_step(items), name="next frame")
+            try:
+                await asyncio.wait((arriving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not arriving.done():
+                    arriving.cancel()
+                    await asyncio.wait((arriving,), timeout=_MAX_CLOSE_S)
+                does_stop = arriving.done()
+            if not does_stop:
+                raise HangError(f"has not closed after {_MAX_CLOSE_S:g} s")
+            if arriving.cancelled() or not (arrived := arriving.result()):
+                return
+            yield arrived[0]
     finally:
         stopping.cancel()
+        if does_stop:
+            await items.aclose()
 
 
 async def _step(items: AsyncGenerator[Item, None]) -> tuple[Item] | None:

@@ -46,19 +46,15 @@ class Publisher:
 
     async def publish_step(self, step: MappingStep, frame: Frame | None = None) -> None:
         """Publishes new poses, the current frame and, where the step holds one, the map."""
-        if step.recalibrated:
+        if step.record is None and step.has_changes:  # else its keyframe was written with it
+            await self._writer.schedule(functools.partial(self._recorder.step_taken, step))
+        if step.new_poses:
             await self._writer.schedule(
-                functools.partial(self._recorder.cameras_changed, step.recalibrated)
+                functools.partial(self._recorder.live_poses, step.new_poses)
             )
-        if step.changed_pairs:
-            await self._writer.schedule(
-                functools.partial(self._recorder.pairs_changed, step.changed_pairs)
-            )
-        # Poses in maps apart are in worlds of their own; events have them.
-        in_main_map = [pose for pose in step.new_poses if pose.map_number == 0]
-        if in_main_map:
-            await self._writer.schedule(functools.partial(self._recorder.live_poses, in_main_map))
         if frame is not None:
+            # Poses in maps apart are in worlds of their own, which views do not show.
+            in_main_map = (one for one in step.new_poses if one.map_number == 0)
             own = next((one for one in in_main_map if one.frame_id == frame.frame_id), None)
             self._views.offer_frame(frame, own)
         if step.view is not None:

@@ -134,6 +134,11 @@ class ArrivalQueue:
         return list(self._frames.values())
 
     @property
+    def num_arrivals(self) -> int:
+        """Arrivals that wait to be decoded."""
+        return sum(isinstance(queued.item, Arrival) for queued in list(self._waiting))
+
+    @property
     def used_bytes(self) -> int:
         """Memory of arrivals that wait or are decoded, and pixels that were not given back."""
         return self._arrival_bytes + self._pixel_bytes
@@ -536,6 +541,19 @@ class MappingQueue:
             return None
         return item
 
+    async def get_tracked(self) -> MappingItem | None:
+        """Takes the next item without a keyframe; None when one with a keyframe, or the end, comes.
+
+        That stays.
+        """
+        if self._put_back:
+            return None
+        item = await self._waiting.get()
+        if item is None or item.keyframe is not None:
+            self._put_back.append(item)
+            return None
+        return item
+
     async def wait_until_keyframe_taken(self) -> None:
         """Returns when no keyframe waits for mapping."""
         async with self._keyframe_taken:
@@ -561,8 +579,13 @@ class EventQueue:
     events after every frame, so it grows as far as one step of the mapper emits.
     """
 
-    def __init__(self) -> None:
-        self._started_s = time.monotonic()
+    def __init__(self, *, former_s: float = 0.0) -> None:
+        """Starts the clock.
+
+        Args:
+            former_s: how long former parts of the run took.
+        """
+        self._started_s = time.monotonic() - former_s
         self._events: deque[Event] = deque()
 
     def clock(self) -> float:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from typing import TypeVar
 
 from engine.config import FrameTrackingConfig, TwoViewConfig
-from engine.errors import InferenceError
-from engine.mapping.jobs import MapJob
+from engine.errors import InferenceError, MapError
+from engine.events import RunPart
+from engine.mapping.jobs import FinishedJob, MapJob
 from engine.mapping.mapper import Mapper
-from engine.matching.pair_matching import PairMatching
+from engine.mapping.steps import KeyframeToMatch, MappingStep
+from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.output.recorder import Recorder
 from engine.ports import Source
 from engine.run.background import MapJobs, Snapshots, return_free_memory
 from engine.run.event_loop import ThreadOwned, run_in
+from engine.run.faults import Faults, cause_of
 from engine.run.ingestion import DecodedFrame, Ingestion
+from engine.run.input_log import InputLog
+from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
 from engine.tracking.frame_tracker import FrameTracker
-from engine.types import DropReason, Features, Frame, Keyframe
+from engine.types import DropReason, Features, Frame, FrameId, Keyframe, MappingDecision
+
+Result = TypeVar("Result")
 
 
 class TrackingStage:
@@ -37,6 +45,8 @@ class TrackingStage:
         items: where what was made of them goes.
         ingestion: gives frames, and counts those that cannot be described.
         warn: emits that something is degraded.
+        faults: takes what tracking raises.
+        log: keeps what depends on timing, and repeats it.
     """
 
     def __init__(
@@ -51,8 +61,12 @@ class TrackingStage:
         items: MappingQueue,
         ingestion: Ingestion,
         warn: Callable[[str], None],
+        faults: Faults,
+        log: InputLog,
     ) -> None:
         self._config = config
+        self._log = log
+        self._faults = faults
         self._two_view = two_view
         self._sources = sources
         self._describe = describe
@@ -75,22 +89,25 @@ class TrackingStage:
             try:
                 await self._track(decoded)
             except InferenceError as error:
-                await self._frames.give_back(decoded.frame)
-                await self._ingestion.drop(
-                    decoded.frame, reason=DropReason.FAILED, detail=str(error)
-                )
+                await self._drop(decoded.frame, error)
+
+    async def _drop(self, frame: Frame, error: InferenceError) -> None:
+        await self._frames.give_back(frame)
+        await self._ingestion.drop(frame, reason=DropReason.FAILED, detail=str(error))
 
     async def _track(self, decoded: DecodedFrame) -> None:
         """Tracks a frame and passes it on at once; then makes it a keyframe if one is due.
 
         Raises:
-            InferenceError: it can only be a keyframe, and cannot be described.
+            InferenceError: it cannot be followed, or can only be a keyframe and cannot be
+                described.
         """
         tracker = self._tracker(decoded)
-        is_ahead = decoded.is_live and self._items.is_behind
-        followed = await run_in(
-            self._thread, tracker.follow, decoded.frame, wants_fallback=is_ahead
+        is_ahead = await self._log.is_behind(
+            decoded.frame.frame_id, measured=decoded.is_live and self._items.is_behind
         )
+        follow = functools.partial(tracker.follow, decoded.frame, wants_fallback=is_ahead)
+        followed = await self._call(follow, decoded)
         due = None if is_ahead and followed.can_wait else followed.due
         item = MappingItem(
             frame=decoded.frame,
@@ -105,7 +122,8 @@ class TrackingStage:
         if due is None:
             return
         try:
-            keyframe = await run_in(self._thread, tracker.make_keyframe, decoded.frame, due)
+            make = functools.partial(tracker.make_keyframe, decoded.frame, due)
+            keyframe = await self._call(make, decoded)
         except InferenceError as error:
             if followed.tracked is None:
                 raise
@@ -114,6 +132,26 @@ class TrackingStage:
         await self._items.put(
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )
+
+    async def _call(self, use: Callable[[], Result], decoded: DecodedFrame) -> Result:
+        """Calls a tracker; one that breaks is replaced, and begins anew with the next frame.
+
+        Raises:
+            InferenceError: it broke, or could not describe the frame.
+        """
+        try:
+            return await run_in(self._thread, use)
+        except InferenceError:
+            raise
+        except Exception as error:  # a task boundary: the frames of a lane are tracked anew
+            del self._trackers[decoded.lane]
+            self._faults.report(
+                RunPart.TRACKING,
+                error,
+                consequence="the next frame of the camera is tracked anew",
+                frame_id=decoded.frame.frame_id,
+            )
+            raise InferenceError(cause_of(error)) from error
 
     def _tracker(self, decoded: DecodedFrame) -> FrameTracker:
         if decoded.lane not in self._trackers:
@@ -142,6 +180,11 @@ class MappingStage:
         publisher: publishes what the mapper returns.
         recorder: writes; called through the writer.
         writer: runs writes in order.
+        faults: takes what matching and mapping raise.
+        drop: records a frame that does not get into the map.
+        log: keeps what depends on timing, and repeats it.
+        positions: are known to the map up to its newest keyframe.
+        max_rebuilds: times that the map is built anew after mapping broke.
     """
 
     def __init__(
@@ -157,8 +200,20 @@ class MappingStage:
         publisher: Publisher,
         recorder: Recorder,
         writer: Writer,
+        faults: Faults,
+        drop: Callable[[Frame, DropReason, str], Awaitable[None]],
+        log: InputLog,
+        positions: Positions,
+        max_rebuilds: int,
     ) -> None:
+        self._log = log
+        self._positions = positions
+        self._merged: tuple[str, ...] = ()  # kinds of jobs, before the newest keyframe
+        self._num_readings = 0  # that the map knew then
         self._mapper = mapper
+        self._faults = faults
+        self._drop = drop
+        self._num_rebuilds_left = max_rebuilds
         self._matching = matching
         self._matching_thread = matching_thread
         self._items = items
@@ -168,24 +223,41 @@ class MappingStage:
         self._publisher = publisher
         self._recorder = recorder
         self._writer = writer
+        self._is_dropping = False
         self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
+
+    async def go_on(self, restored: MappingStep) -> None:
+        """Goes on from a restored map, before any item."""
+        self._due = restored.due
+        await self._jobs.start(restored.jobs)
+        await self._snapshots.write_if_due(restored.counts)
+        await self._publisher.publish_step(restored)
 
     async def run(self) -> None:
         """Maps all items."""
         while (item := await self._items.get()) is not None:
+            if self._is_dropping:
+                continue  # settled at the end of the run, with all that it holds
             if item.keyframe is None:
                 await self._pose(item, wants_view=self._publisher.wants_view)
             else:
                 with self._items.mapping_keyframe():
                     await self._map(item, item.keyframe.keyframe)
 
+    def drop_what_waits(self) -> None:
+        """Maps nothing more; what waits stays in the engine, and is dropped with its end."""
+        self._is_dropping = True
+
     async def _pose(self, item: MappingItem, *, wants_view: bool) -> None:
         """Poses a frame, and settles one that does not become a keyframe."""
         if item.tracked is not None:
-            step = await self._mapper.call(
-                Mapper.add_frame, item.tracked, fallback=item.fallback, wants_view=wants_view
-            )
-            await self._publisher.publish_step(step, item.frame)
+            try:
+                step = await self._mapper.call(
+                    Mapper.add_frame, item.tracked, fallback=item.fallback, wants_view=wants_view
+                )
+                await self._publisher.publish_step(step, item.frame)
+            except Exception as error:  # a task boundary: the map is as it was
+                self._report(error, item.frame, consequence=f"{item.frame.name} has no pose")
         else:
             await self._publisher.publish_events()
         if item.is_settled:
@@ -196,10 +268,43 @@ class MappingStage:
 
     async def _map(self, item: MappingItem, keyframe: Keyframe) -> None:
         """Matches a keyframe and adds it to the map."""
-        finished = await self._jobs.finished(self._due, wait=not item.is_live)
-        to_match = await self._mapper.call(Mapper.begin_keyframe, keyframe, finished)
+        to_match = await self._begin(item, keyframe)
+        if to_match is None:
+            return
+        step = await self._add(item, await self._match(item, to_match))
+        if step.record is not None:
+            await self._writer.schedule(
+                functools.partial(self._recorder.step_taken, step, item.frame),
+                then=functools.partial(self._frames.give_back, item.frame),
+            )
+        self._due = step.due
+        await self._jobs.start(step.jobs)
+        await self._snapshots.write_if_due(step.counts)
+        await self._publisher.publish_step(step, item.frame)
+
+    async def _begin(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:
+        """Merges what is due and adds the keyframe to the graph; None: it cannot be added."""
+        finished = await self._finished_jobs(item, keyframe.frame_id)
+        try:
+            to_match = await self._mapper.call(Mapper.begin_keyframe, keyframe, finished)
+        except Exception as error:  # a task boundary: the map is built anew, if it may be broken
+            if not (isinstance(error, MapError) and not finished):
+                step = await self._rebuild(error, item.frame)
+                await self._publisher.publish_step(step)
+            return await self._begin_again(item, keyframe)
         if finished:
             await self._writer.schedule(return_free_memory)
+        return to_match
+
+    async def _begin_again(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:
+        try:
+            return await self._mapper.call(Mapper.begin_keyframe, keyframe)
+        except MapError as error:
+            self._report(error, item.frame, consequence=f"{item.frame.name} is left out")
+            await self._drop(item.frame, DropReason.FAILED, str(error))
+            return None
+
+    async def _match(self, item: MappingItem, to_match: KeyframeToMatch) -> MatchedKeyframe:
         matching = asyncio.create_task(
             run_in(
                 self._matching_thread,
@@ -212,21 +317,123 @@ class MappingStage:
             name="matching",
         )
         try:
-            while item.is_live and (later := await self._items.get_tracked_until(matching)):
-                # The scene graph is with the thread that matches: a view would read it.
-                await self._pose(later, wants_view=False)
+            await self._pose_meanwhile(item, matching)
         finally:
             await asyncio.wait((matching,))  # what saves a map that broke off reads the graph
-        matched = await matching
-        step = await self._mapper.call(
-            Mapper.add_keyframe, matched, wants_view=self._publisher.wants_view
+        try:
+            return await matching
+        except Exception as error:  # a task boundary: the keyframe has the pairs found until then
+            self._report(
+                error,
+                item.frame,
+                part=RunPart.MATCHING,
+                consequence="some of its pairs are missing",
+            )
+            return await run_in(
+                self._matching_thread,
+                self._matching.give_up,
+                to_match.frame_id,
+                failure=cause_of(error),
+            )
+
+    async def _finished_jobs(self, item: MappingItem, keyframe_id: FrameId) -> list[FinishedJob]:
+        """Results to be merged before a keyframe: all that are due, of live runs those there are.
+
+        A run that repeats another one merges what that one did.
+        """
+        decided = self._log.decided(keyframe_id)
+        if decided is None:
+            finished = await self._jobs.finished(self._due, wait=not item.is_live)
+        else:
+            due = [job for job in self._due if job.kind.value in decided.merged]
+            finished = await self._jobs.finished(due, wait=True)
+        self._merged = tuple(one.job.kind.value for one in finished)
+        num_readings = None if decided is None else decided.num_readings
+        self._num_readings = self._positions.give_to_map(num_readings)
+        return finished
+
+    async def _pose_meanwhile(
+        self, item: MappingItem, matching: asyncio.Task[MatchedKeyframe]
+    ) -> None:
+        """Poses frames that come while a keyframe of a live run is matched."""
+        keyframe_id = item.frame.frame_id
+        decided = self._log.decided(keyframe_id)
+        num_posed = 0
+        while later := (
+            await self._items.get_tracked_until(matching)
+            if decided is None and item.is_live
+            else await self._items.get_tracked()
+            if decided is not None and num_posed < decided.num_posed
+            else None
+        ):
+            # The scene graph is with the thread that matches: a view would read it.
+            await self._pose(later, wants_view=False)
+            num_posed += 1
+        await self._log.mapped(
+            MappingDecision(
+                frame_id=keyframe_id,
+                merged=self._merged,
+                num_readings=self._num_readings,
+                num_posed=num_posed,
+            )
         )
-        if step.record is not None:
+
+    async def _add(self, item: MappingItem, matched: MatchedKeyframe) -> MappingStep:
+        try:
+            return await self._mapper.call(
+                Mapper.add_keyframe, matched, wants_view=self._publisher.wants_view
+            )
+        except Exception as error:  # a task boundary: what it left half changed is built anew
+            return await self._rebuild_with(item, matched.frame_id, error)
+
+    async def _rebuild_with(
+        self, item: MappingItem, frame_id: FrameId, error: Exception
+    ) -> MappingStep:
+        """Builds the map anew with a keyframe; where that breaks it is journaled all the same.
+
+        Raises:
+            Exception: the map cannot be built.
+        """
+        try:
+            return await self._rebuild(error, item.frame, frame_id=frame_id)
+        except Exception:
+            step = await self._mapper.call(Mapper.last_step, frame_id)
             await self._writer.schedule(
-                functools.partial(self._recorder.keyframe_added, item.frame, step.record),
+                functools.partial(self._recorder.step_taken, step, item.frame),
                 then=functools.partial(self._frames.give_back, item.frame),
             )
-        self._due = step.due
-        await self._jobs.start(step.jobs)
-        await self._snapshots.write_if_due(step.counts)
-        await self._publisher.publish_step(step, item.frame)
+            raise
+
+    async def _rebuild(
+        self, error: Exception, frame: Frame, *, frame_id: FrameId | None = None
+    ) -> MappingStep:
+        """Builds the map anew after a call that may have left it half changed.
+
+        Where that breaks too, it is built without the pairs of the newest keyframe.
+
+        Args:
+            error: what the call raised.
+            frame: the newest one.
+            frame_id: its keyframe, where it was added and matched.
+
+        Raises:
+            Exception: the map cannot be built, or was built anew often enough.
+        """
+        if not self._num_rebuilds_left:
+            self._report(error, frame, consequence="the run ends and saves the map")
+            raise error
+        self._num_rebuilds_left -= 1
+        self._due = ()
+        await self._jobs.abandon_all()
+        self._report(error, frame, consequence="the map is built anew from keyframes and pairs")
+        try:
+            return await self._mapper.call(Mapper.rebuild, frame_id)
+        except Exception as second:  # a task boundary: the newest keyframe may be what breaks it
+            consequence = f"the map is built anew without the pairs of {frame.name}"
+            self._report(second, frame, consequence=consequence)
+            return await self._mapper.call(Mapper.rebuild, frame_id, without_its_pairs=True)
+
+    def _report(
+        self, error: Exception, frame: Frame, *, consequence: str, part: RunPart = RunPart.MAPPING
+    ) -> None:
+        self._faults.report(part, error, consequence=consequence, frame_id=frame.frame_id)

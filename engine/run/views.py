@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from engine.config import ViewsConfig
-from engine.events import Event
+from engine.errors import HangError
+from engine.events import Event, RunPart
 from engine.ports import View
+from engine.run.faults import Faults
 from engine.types import Frame, FramePose, MapView
-
-logger = logging.getLogger(__name__)
 
 _MAX_WAITING_EVENTS = 20_000  # a viewer slower than that loses the oldest; they are counted
 _CLOSE_TIMEOUT_S = 30.0
@@ -23,11 +23,23 @@ class ViewDispatcher:
     """Hands frames, maps and events to views.
 
     A newer frame or map replaces one that still waits. Events keep their order; when too many wait,
-    the oldest go and are counted. A view that raises is logged, closed and left out from then on.
+    the oldest go and are counted. A view that raises is reported, closed and left out from then on.
+    So is one that hangs, but it cannot be closed: its thread is left behind, and another one serves
+    the other views.
+
+    Args:
+        views: in the order in which they are shown something.
+        config: how often.
+        faults: takes what views raise.
+        max_call_s: a view that takes longer hangs; 0: none does.
     """
 
-    def __init__(self, views: Sequence[View], config: ViewsConfig) -> None:
+    def __init__(
+        self, views: Sequence[View], config: ViewsConfig, *, faults: Faults, max_call_s: float
+    ) -> None:
         self._views = list(views)
+        self._faults = faults
+        self._max_call_s = max_call_s
         self._min_map_gap_s = 1.0 / config.max_map_hz
         self._min_image_gap_s = 1.0 / config.max_image_hz
         self._changed = threading.Condition()
@@ -38,7 +50,11 @@ class ViewDispatcher:
         self._last_map_s = -float("inf")
         self._last_frame_s = -float("inf")
         self._closing = False
-        self._thread = threading.Thread(target=self._serve, name="views", daemon=True)
+        self._actions: deque[tuple[View, Callable[[], None]]] = deque()  # still to be done
+        self._is_closed = False  # or closing the views is among them
+        self._busy: tuple[View, float] | None = None  # what is shown something, and since when
+        self._last_check_s = time.monotonic()
+        self._thread = self._new_thread()
         if self._views:
             self._thread.start()
 
@@ -79,6 +95,7 @@ class ViewDispatcher:
         """Takes one event."""
         if not self._views:
             return
+        self._leave_out_if_hanging()
         with self._changed:
             if len(self._events) >= _MAX_WAITING_EVENTS:
                 self._events.popleft()
@@ -87,62 +104,114 @@ class ViewDispatcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """Shows what waits and closes the views; gives up on a stuck one. Blocks."""
+        """Shows what waits and closes the views; gives up on those that hang. Blocks."""
         if not self._thread.is_alive():
             return
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join(timeout=_CLOSE_TIMEOUT_S)
-        if self._thread.is_alive():
-            logger.error("a view did not close within %.0f s", _CLOSE_TIMEOUT_S)
+            self._changed.notify_all()
+        while self._thread.is_alive():
+            self._thread.join(timeout=_CLOSE_TIMEOUT_S)
+            self._leave_out_hanging(_CLOSE_TIMEOUT_S)
+
+    def _leave_out_if_hanging(self) -> None:
+        """Leaves out the view that has been busy for too long, if one has."""
+        now_s = time.monotonic()
+        if now_s - self._last_check_s > self._max_call_s / 2 and self._busy is not None:
+            self._busy = self._busy[0], now_s  # the process stood still, or nothing happened
+        self._last_check_s = now_s
+        if self._max_call_s:
+            self._leave_out_hanging(self._max_call_s)
+
+    def _leave_out_hanging(self, limit_s: float) -> None:
+        with self._changed:
+            busy = self._busy
+            if busy is None or time.monotonic() - busy[1] < limit_s:
+                return
+            view, _ = busy
+            self._busy = None
+            self._views.remove(view)
+            self._thread = self._new_thread()  # the former one ends when the view returns
+            self._thread.start()
+        name = type(view).__name__
+        self._report(view, HangError(f"{name} has not returned after {limit_s:g} s"))
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._serve, name="views", daemon=True)
 
     def _serve(self) -> None:
-        while True:
+        while (action := self._next_action()) is not None:
+            shown, use = action
+            if self._is_done(shown, use):
+                continue
             with self._changed:
-                self._changed.wait_for(self._has_work)
-                frame, view, events = self._frame, self._map, list(self._events)
-                self._frame, self._map = None, None
-                self._events.clear()
-                closing = self._closing
-            for shown in list(self._views):
-                if not self._show(shown, frame=frame, view=view, events=events):
+                if shown in self._views:
                     self._views.remove(shown)
-                    _guarded(shown.close)
-            if closing:
-                for shown in self._views:
-                    _guarded(shown.close)
-                return
+                    self._actions = deque(one for one in self._actions if one[0] is not shown)
+                    if use != shown.close:
+                        self._actions.appendleft((shown, shown.close))
+
+    def _next_action(self) -> tuple[View, Callable[[], None]] | None:
+        """Waits for what is to be done next; None: nothing more, on this thread."""
+        with self._changed:
+            self._changed.wait_for(self._has_work)
+            if threading.current_thread() is not self._thread:
+                return None
+            if not self._actions:
+                self._plan()
+            if not self._actions:
+                return None
+            action = self._actions.popleft()
+            self._busy = action[0], time.monotonic()
+            return action
+
+    def _plan(self) -> None:
+        """Plans to show what waits to each view, and to close them at the end."""
+        frame, view, events = self._frame, self._map, list(self._events)
+        self._frame, self._map = None, None
+        self._events.clear()
+        if events or frame is not None or view is not None:
+            for shown in self._views:
+                show = functools.partial(_show, shown, frame=frame, view=view, events=events)
+                self._actions.append((shown, show))
+        if self._closing and not self._is_closed:
+            self._is_closed = True
+            self._actions.extend((shown, shown.close) for shown in self._views)
 
     def _has_work(self) -> bool:
-        return bool(self._closing or self._frame or self._map or self._events)
+        is_left_behind = threading.current_thread() is not self._thread
+        waits = self._actions or self._frame or self._map or self._events
+        return bool(waits or self._closing or is_left_behind)
 
-    def _show(
-        self,
-        shown: View,
-        *,
-        frame: tuple[Frame, FramePose | None] | None,
-        view: MapView | None,
-        events: Sequence[Event],
-    ) -> bool:
-        """Whether the view took it all."""
+    def _is_done(self, shown: View, action: Callable[[], None]) -> bool:
+        """Whether an action of a view went well; a broken view must not end the run."""
+        try:
+            action()
+        except Exception as error:  # a task boundary
+            if threading.current_thread() is self._thread:
+                self._report(shown, error)
+            return False
+        finally:
+            with self._changed:
+                if threading.current_thread() is self._thread:
+                    self._busy = None
+        return True
 
-        def show_all() -> None:
-            for event in events:
-                shown.show_event(event)
-            if frame is not None:
-                shown.show_frame(*frame)
-            if view is not None:
-                shown.show_map(view)
-
-        return _guarded(show_all)
+    def _report(self, shown: View, error: Exception) -> None:
+        consequence = f"{type(shown).__name__} is left out from now on"
+        self._faults.report(RunPart.VIEW, error, consequence=consequence)
 
 
-def _guarded(action: Callable[[], None]) -> bool:
-    """Whether an action of a view went well; a broken view must not end the run."""
-    try:
-        action()
-    except Exception:  # a task boundary
-        logger.exception("a view failed and is left out from now on")
-        return False
-    return True
+def _show(
+    shown: View,
+    *,
+    frame: tuple[Frame, FramePose | None] | None,
+    view: MapView | None,
+    events: Sequence[Event],
+) -> None:
+    for event in events:
+        shown.show_event(event)
+    if frame is not None:
+        shown.show_frame(*frame)
+    if view is not None:
+        shown.show_map(view)

@@ -10,12 +10,22 @@ while, such as somebody walking ahead, is not for ever.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import cv2
 import numpy as np
 
 from engine.estimators.stationary_matches import MotionEvidence, others_move, stayed
 from engine.geometry import image_scale
-from engine.types import BoolArray, Float64Array, FrameId, ImagePair, Int64Array, PairMatches
+from engine.types import (
+    BoolArray,
+    Float64Array,
+    FrameId,
+    ImagePair,
+    Int32Array,
+    Int64Array,
+    PairMatches,
+)
 
 _CELL_PX = 8.0  # at an image edge of 1000 px
 _SURE_KEYFRAMES, _SURE_PAIRS, _SURE_SHARE = 4, 4, 0.25  # that a cell needs to be covered
@@ -49,6 +59,38 @@ class OverlayGrid:
         self._has_evidence = False
         self._is_covered = np.zeros(shape, np.bool_)
         self._is_suspect = np.zeros(shape, np.bool_)
+
+    def state(self) -> tuple[Int32Array, list[list[int]]]:
+        """What was found out by now, for a run that goes on.
+
+        Returns:
+            Counts of each cell and whether it is covered, (4, rows, columns), and the keyframes
+            whose matches stayed in a cell, with its row and column before them.
+        """
+        counts = [self._num_stayed, self._num_moved, self._num_moved_since, self._is_covered]
+        seen_in = [[*cell, *sorted(ids)] for cell, ids in self._keyframes.items()]
+        return np.stack(counts).astype(np.int32), seen_in
+
+    def restore(self, counts: Int32Array, seen_in: Iterable[Sequence[int]]) -> None:
+        """Goes on with what `state` gave.
+
+        Raises:
+            ValueError: it is of images of another size.
+        """
+        if counts.shape != (4, *self._is_covered.shape):
+            raise ValueError(f"an overlay grid of shape {counts.shape}")
+        self._num_stayed, self._num_moved, self._num_moved_since = counts[:3].astype(np.int64)
+        self._is_covered = counts[3].astype(np.bool_)
+        for row, column, *ids in seen_in:
+            self._keyframes[row, column] = {FrameId(i) for i in ids}
+            self._num_keyframes[row, column] = len(ids)
+        self._has_evidence = bool((self._num_keyframes >= _SUSPECT_KEYFRAMES).any())
+        self.update_suspects()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no match ever stayed while others moved."""
+        return not (self._keyframes or self._is_covered.any())
 
     @property
     def share(self) -> float:

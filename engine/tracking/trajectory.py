@@ -80,6 +80,10 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self._times)
 
+    def holds(self, frame_id: FrameId) -> bool:
+        """Whether a frame was added."""
+        return frame_id in self._times
+
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe."""
         self._times[keyframe.frame_id] = _FrameTime(
@@ -115,6 +119,11 @@ class Trajectory:
         self._relative[tracked.frame_id] = _RelativePose(
             keyframe_id=tracked.keyframe_id, cam_from_keyframe=scaled
         )
+
+    def relative_pose(self, frame_id: FrameId) -> tuple[FrameId, Float64Array] | None:
+        """A frame's keyframe and its motion (3, 4) since that, at its scale 1; None: not posed."""
+        relative = self._relative.get(frame_id)
+        return None if relative is None else (relative.keyframe_id, relative.cam_from_keyframe)
 
     def poses(self, maps: Sequence[Mapping[FrameId, KeyframeState]]) -> list[list[FramePose]]:
         """Poses of the frames that have one, by the keyframes' states in each map.

@@ -434,5 +434,5 @@ def test_folders_large_and_binary_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             read_calibration_file(path)
     path.write_bytes(b"# " * 600_000)
-    with pytest.raises(ConfigError, match="larger than"):
+    with pytest.raises(ConfigError, match="too large"):
         read_calibration_file(path)

@@ -411,7 +411,7 @@ def test_a_run_needs_a_source(launches: Launches) -> None:
 # -- the other commands ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "evaluate", "export", "doctor"])
+@pytest.mark.parametrize("command", ["run", "resume", "demo", "evaluate", "export", "doctor"])
 def test_every_command_explains_itself(command: str) -> None:
     result = livesfm(command, "--help")
     assert result.exit_code == 0
@@ -478,7 +478,7 @@ def test_the_module_is_the_program() -> None:
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        (["livesfm", ""], ["run", "demo", "evaluate", "export", "doctor"]),
+        (["livesfm", ""], ["run", "resume", "demo", "evaluate", "export", "doctor"]),
         (["livesfm", "ev"], ["evaluate"]),
     ],
 )
@@ -516,6 +516,8 @@ except SystemExit:
 
 def test_figures_can_be_asked_for_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Evaluation:
+        has_map = True
+
         def as_record(self) -> dict[str, object]:
             return {"run": "ä", "ate": 0.5}
 
@@ -523,3 +525,17 @@ def test_figures_can_be_asked_for_as_json(monkeypatch: pytest.MonkeyPatch, tmp_p
     result = livesfm("evaluate", str(tmp_path), "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"run": "ä", "ate": 0.5}
+
+
+def test_evaluating_a_run_without_a_map_prints_the_figures_says_so_and_is_no_success(
+    tmp_path: Path,
+) -> None:
+    header = "frame_id,source,index,name,captured_at_s,status,pose,map"
+    rows = [f"{index + 1},photos,{index},{index}.jpg,{index},keyframe,none," for index in range(3)]
+    (tmp_path / "frames.csv").write_text("\n".join([header, *rows, ""]))
+    poses = [f"{index} {index} 0 0 0 0 0 1" for index in range(3)]
+    (tmp_path / "groundtruth.txt").write_text("\n".join(poses))
+    result = livesfm("evaluate", str(tmp_path), "--json")
+    assert result.exit_code == cli.NOTHING_MADE
+    assert json.loads(result.stdout)["num_registered_keyframes"] == 0
+    assert result.stderr == f"livesfm: {tmp_path}: has no map, so there is nothing to compare\n"

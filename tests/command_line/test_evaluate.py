@@ -449,6 +449,45 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         evaluate(tmp_path, reference)
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("", "has no column captured_at_s"),
+        ("frame_id\n1\n", "has no column captured_at_s"),
+        ("source,index,name,captured_at_s,status\na,0\n", "a row is cut short"),
+        ("source,index,name,captured_at_s,status\na,0,b,nan,keyframe\n", "the time of b is nan"),
+        (f"source,index,name,captured_at_s,status\na,{'9' * 5000},b,1,keyframe\n", "digits"),
+        (f"source,index,name,captured_at_s,status\n{'x' * 200_000},0,b,1,k\n", "field limit"),
+    ],
+)
+def test_a_table_of_frames_that_is_none_says_what_is_wrong(
+    tmp_path: Path, table: str, words: str
+) -> None:
+    reference = write_tum(tmp_path / "a.txt", by_index(flight(3)))
+    (tmp_path / "frames.csv").write_text(table)
+    with pytest.raises(ConfigError, match=f"is not the table of a run's frames: .*{words}"):
+        evaluate(tmp_path, reference)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "1e308", "-1e200", "1e16"])
+@pytest.mark.parametrize("column", [0, 1, 3])
+def test_poses_that_are_absurdly_far_away_are_refused(
+    tmp_path: Path, number: str, column: int
+) -> None:
+    truth = flight(4)
+    run = make_run(tmp_path / "run", truth)
+    reference = write_tum(tmp_path / "a.txt", by_index(truth))
+    for path in (reference, run / "trajectory.txt"):
+        whole = path.read_text()
+        words = whole.splitlines()[-1].split()
+        words[column] = number
+        path.write_text(f"{whole}{' '.join(words)}\n")
+        with pytest.raises(ConfigError, match=f"{path.name}:[0-9]+: is not a pose"):
+            evaluate(run, reference)
+        path.write_text(whole)
+    assert evaluate(run, reference).final is not None
+
+
 def test_the_reference_of_a_real_set_is_read_on_its_index_clock(tmp_path: Path) -> None:
     reference = DATA / "redkitchen" / "groundtruth.txt"
     if not reference.is_file():

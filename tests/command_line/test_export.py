@@ -424,7 +424,7 @@ def test_a_missing_image_is_an_error_and_leaves_nothing(
 
 def test_an_unreadable_image_is_an_error_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     (run / "images" / "left" / "000002.png").write_bytes(b"no image")
-    with pytest.raises(SnapshotError, match=r"1 of 4 images .* left/000002\.png"):
+    with pytest.raises(SnapshotError, match=r"the image left/000002\.png cannot be read"):
         export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
@@ -453,6 +453,71 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_a_run_that_was_moved_exports_all_the_same(run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.move(run, tmp_path / "elsewhere"))
     assert export(moved, tmp_path / "out", formats=[ExportFormat.UNDISTORT]).num_images == 4
+
+
+# -- models of strangers --------------------------------------------------------------------------
+
+
+def rename_first_image(run: Path, name: str) -> None:
+    """Gives the first image of a model another name, by rewriting the file."""
+    images = run / "latest" / "sparse" / "0" / "images.bin"
+    data = images.read_bytes()
+    assert data.count(b"left/000000.png\0") == 1
+    images.write_bytes(data.replace(b"left/000000.png\0", name.encode() + b"\0"))
+
+
+@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../escaped.png",
+        "left/../../escaped.png",
+        "{absolute}/images/left/000000.png",
+        "..\\..\\escaped.png",
+        "left//000000.png",
+        "./left/000000.png",
+        "left/",
+        ".",
+        "..",
+        "",
+        "left/\x1b[2J.png",
+        "left/000001.png",
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_refused_and_nothing_is_written(
+    run: Path, tmp_path: Path, format_: ExportFormat, name: str
+) -> None:
+    shutil.copy(run / "images" / "left" / "000000.png", tmp_path / "escaped.png")
+    rename_first_image(run, name.format(absolute=run))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SnapshotError, match="not a whole COLMAP model: images.bin: holds"):
+        export(run, tmp_path / "a" / "b" / "out", formats=[format_])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_image_that_is_no_file_or_of_another_size_than_its_camera_is_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    image = run / "images" / "left" / "000001.png"
+    image.unlink()
+    image.symlink_to("/dev/zero")
+    with pytest.raises(SnapshotError, match="images cannot be read"):
+        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    image.unlink()
+    bomb = bytearray((run / "images" / "left" / "000000.png").read_bytes())
+    bomb[16:24] = (50_000).to_bytes(4, "big") * 2  # the size in a PNG's header
+    image.write_bytes(bomb)
+    with pytest.raises(SnapshotError, match="not of its camera's size, 320 x 240 px"):
+        export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+
+
+def test_a_table_of_frames_without_its_columns_is_no_empty_trajectory(
+    run: Path, tmp_path: Path
+) -> None:
+    (run / "frames.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="it has no column captured_at_s"):
+        export(run, tmp_path / "out", formats=[ExportFormat.TUM])
+    assert not (tmp_path / "out").exists()
 
 
 # -- masks ----------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_results_of_abandoned_and_of_failed_jobs_are_of_no_use(sparse_map: Spars
     assert not background.is_adjusting
     assert background.take_result(FinishedJob(job=abandoned, result=abandoned.run())) is None
     failed = background.start_adjustment(sparse_map)
-    assert background.take_result(FinishedJob(job=failed, result=None, failure="why")) is None
+    assert background.take_result(FinishedJob(job=failed, result=None)) is None
     assert not background.is_adjusting
 
 

@@ -384,6 +384,26 @@ def test_frames_keep_their_scale_when_points_go_and_tracks_are_made_anew(
         assert np.allclose(camera_center(pose), 3.0 * camera_center(truth), atol=1e-6)
 
 
+def test_frames_follow_their_keyframe_into_a_map_that_has_other_points_of_it(
+    world: SyntheticWorld, sparse_map: SparseMap
+) -> None:
+    poser = posed_poser(world, sparse_map)
+    lost: set[int] = set()
+    for frame_id, reference in poser._references.items():
+        lost.update(sparse_map.point3D_ids(frame_id)[reference.keypoint_idx].tolist())
+    for point3D_id in lost - {-1}:
+        sparse_map.reconstruction.delete_point3D(point3D_id)
+    sparse_map.reconstruction.transform(pycolmap.Sim3d(3.0, pycolmap.Rotation3d(), np.zeros(3)))
+    sparse_map._forget_observations()
+    poser.forget_points()
+
+    for frame_id, pose in own_poses(poser, sparse_map).items():
+        keyframe = 3.0 * camera_center(true_pose(world, keyframe_before(frame_id)))
+        step = camera_center(pose) - keyframe
+        true_step = 3.0 * camera_center(true_pose(world, frame_id)) - keyframe
+        assert 0.7 < np.linalg.norm(step) / np.linalg.norm(true_step) < 1.4
+
+
 def test_a_point_behind_its_keyframe_does_not_tell_the_scale(
     world: SyntheticWorld, sparse_map: SparseMap
 ) -> None:

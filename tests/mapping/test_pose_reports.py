@@ -30,7 +30,9 @@ class Reports:
     def report(self, *, map_number: int = 0) -> list[int]:
         """Reports the map's keyframes; returns those emitted."""
         before = len(self.posed)
-        self.reports.report_keyframes(self.sparse_map, map_number=map_number)
+        self.reports.report_keyframes(
+            self.sparse_map, map_number=map_number, world_number=map_number
+        )
         return [event.frame_id for event in self.posed[before:]]
 
     def report_tracked(self) -> None:
@@ -42,7 +44,7 @@ class Reports:
             is_keyframe=False,
         )
         tracked = WORLD.tracked(TRACKED, keyframe_id=KEYFRAMES[2])
-        self.reports.report_tracked([(tracked, pose)], map_number=2)
+        self.reports.report_tracked([(tracked, pose)], map_number=2, world_number=2)
 
     def _emit(self, event: Event) -> None:
         assert isinstance(event, FramePosed)

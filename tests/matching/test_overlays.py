@@ -238,3 +238,31 @@ def test_an_object_that_the_camera_follows_is_not_masked() -> None:
     following = Following(poses, fixed_xy=body, points=world.points, noise_px=0.5)
     run = Run(following).feed(range(1, 17))
     assert sum(overlay.share for overlay in run.overlays[-1:]) < 0.002
+
+
+def test_what_overlays_cover_stays_covered_in_a_run_that_goes_on() -> None:
+    world = OverlaidWorld(straight_path(12), fixed_xy=LOGO, noise_px=0.5)
+    before = Run(world)
+    facts: dict[str, Any] = {}
+    for frame_id in range(1, 10):
+        before.feed([frame_id])
+        facts |= before.matching.take_facts()
+    assert before.covered_ratio(9, LOGO_BOX) > 0.9
+
+    again = Run(world)
+    for frame_id in before.graph.keyframe_ids:
+        again.matching.restore_keyframe(world.keyframe(frame_id), facts)
+        pairs = [one for one in before.pairs if one.pair.second == frame_id]
+        again.matching.restore_matches(frame_id, pairs, [])
+    again.matching.restore(facts)
+    assert again.covered_ratio(9, LOGO_BOX) > 0.9
+    again.feed([10, 11, 12])
+    assert again.covered_ratio(12, LOGO_BOX) > 0.9
+    newest = [one for one in again.pairs if one.pair.second >= 10]
+    assert len(newest) >= 6
+    assert not any(map(again.num_fixed, newest))
+
+
+def test_cameras_without_overlays_have_nothing_to_tell() -> None:
+    run = Run(SyntheticWorld(straight_path(6), noise_px=0.5)).feed(range(1, 7))
+    assert run.matching.take_facts() == {}

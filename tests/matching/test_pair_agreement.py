@@ -187,3 +187,27 @@ def test_most_pairs_agree_by_the_right_focal_length() -> None:
 
     assert num_agreed(1.0) == len(run.graph.all_edges())
     assert num_agreed(3.0) < 0.5 * num_agreed(1.0)
+
+
+def test_what_was_agreed_stays_so_in_a_run_that_goes_on() -> None:
+    run = Run()
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2])
+    run.add(4, with_ids=[2, 3], false=[false_pair(WORLD, 1, 4)])
+    agreed = run.agreement.take_agreed()
+    assert agreed == {2: [1], 3: [1, 2], 4: [2, 3]}
+    assert run.agreement.take_agreed() == {}
+
+    again = Run()
+    for frame_id in (1, 2, 3, 4):
+        again.graph.add_keyframe(again.world.keyframe(frame_id))
+    for verified in run.graph.all_edges():
+        again.graph.record_pair(verified)
+    again.agreement.restore(
+        run.agreement.facts(),
+        [pair(first, second) for second, others in agreed.items() for first in others],
+    )
+    assert again.usable() == run.usable()
+    assert again.num_asked == 0
+    assert again.add(5, with_ids=[3, 4]) == run.add(5, with_ids=[3, 4])

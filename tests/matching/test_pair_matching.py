@@ -663,3 +663,48 @@ def test_pairs_that_do_not_hold_with_the_right_lens_lose_their_edge() -> None:
     matching.verify_again({"camera": intrinsics}, camera_key="camera")
     assert len(graph.edges()) < num_edges
     assert all(graph.was_tried(pair(one, two)) for one, two in ((1, 2), (2, 3), (3, 4)))
+
+
+def test_pairs_that_do_not_hold_are_handed_over_once() -> None:
+    world = SyntheticWorld(straight_path(6, step=9.0))
+    matching = matching_over(scene_graph(), FakeMatcher(world=world))
+    tried: set[ImagePair] = set()
+    for keyframe in keyframes_of(world):
+        matched = match_next(matching, keyframe)
+        assert tried.isdisjoint(matched.tried_pairs)
+        tried.update(matched.tried_pairs)
+    held = {verified.pair for verified in matching._graph.all_edges()}
+    assert tried
+    assert tried.isdisjoint(held)
+    assert len(tried) + len(held) == 15
+
+
+@pytest.mark.slow
+def test_dense_matching_that_goes_on_finds_the_pairs_of_one_that_did_not_stop(
+    dense_world: SyntheticWorld,
+) -> None:
+    """Keypoints claimed, counts of matches and depths are as they were."""
+    matcher = DenseFakeMatcher(world=dense_world, metres_per_unit=2.0)
+    whole = matching_over(dense_graph(exhaustive_below=NUM_DENSE), matcher)
+    again = matching_over(dense_graph(exhaustive_below=NUM_DENSE), matcher)
+    *before, last = [matcher.keyframe(frame_id) for frame_id in dense_world.frame_ids]
+    pairs: dict[FrameId, tuple[VerifiedPair, ...]] = {}
+    for keyframe in before:
+        pairs[keyframe.frame_id] = match_next(whole, keyframe).pairs
+    facts = whole.take_facts()
+    for keyframe in before:
+        frame_id = keyframe.frame_id
+        again.restore_keyframe(whole._graph.keyframe(frame_id), facts)
+        again.restore_matches(frame_id, pairs[frame_id], [])
+    again.restore(facts)
+
+    expected, found = (match_next(one, last) for one in (whole, again))
+    assert len(expected.pairs) >= 4
+    assert [one.pair for one in found.pairs] == [one.pair for one in expected.pairs]
+    for own, wanted in zip(found.pairs, expected.pairs, strict=True):
+        assert np.array_equal(own.inlier_matches_idx, wanted.inlier_matches_idx)
+    for keyframe in before:
+        frame_id = keyframe.frame_id
+        one, other = (m._graph.keyframe(frame_id).features for m in (whole, again))
+        assert np.array_equal(one.keypoints_xy, other.keypoints_xy)
+        assert np.array_equal(whole.depths_m(frame_id), again.depths_m(frame_id))

@@ -228,3 +228,16 @@ def test_a_keyframe_is_added_once_with_descriptors_of_one_length() -> None:
         recognizer.add(make_features(11, random_descriptors(rng, 50, length=24)))
     with pytest.raises(KeyError):
         query(recognizer, 11)
+
+
+def test_keyframes_added_at_once_find_what_those_find_that_are_asked_one_by_one() -> None:
+    world = World(seed=12, num_places=20, noise=10.0)
+    views = [world.view(idx % 20) for idx in range(60)]
+    asked = PlaceRecognizer(CONFIG, seed=0)
+    for frame_id, descriptors in enumerate(views, start=1):
+        asked.add(make_features(frame_id, descriptors))
+        query(asked, frame_id)
+    at_once = recognizer_after(views)
+    hits = query(asked, 60, limit=30)
+    assert len(hits) == 30
+    assert query(at_once, 60, limit=30) == hits

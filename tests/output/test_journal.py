@@ -19,8 +19,9 @@ import pytest
 from engine.errors import JournalError
 from engine.geometry import rotation_from_vector, skew
 from engine.output.files import write_atomically
-from engine.output.journal import Journal, encode_keyframe_image, encode_mask
+from engine.output.journal import Journal, NewKeyframe, encode_keyframe_image, encode_mask
 from engine.types import (
+    DescriptorKind,
     Features,
     Frame,
     FrameId,
@@ -60,9 +61,10 @@ def features(number: int, *, num: int = 40, dimensions: int = 128) -> Features:
     return Features(
         frame_id=FrameId(number),
         keypoints_xy=rng.uniform(0, 480, (num, 2)),
-        descriptors=rng.integers(0, 255, (num, dimensions), dtype=np.uint8),
+        descriptors=rng.integers(0, 128, (num, dimensions), dtype=np.uint8),
         scales=rng.uniform(2, 30, num).astype(np.float32),
         colors=np.zeros((num, 3), np.uint8),
+        descriptor_kind=DescriptorKind.ROOT_SIFT,
     )
 
 
@@ -80,6 +82,25 @@ def keyframe(
         received_at_s=0.0,
         features=of or features(number),
         gps=gps,
+    )
+
+
+def add_keyframe(
+    journal: Journal,
+    keyframe: Keyframe,
+    *,
+    camera: pycolmap.Camera,
+    image_bytes: bytes,
+    mask_bytes: bytes | None = None,
+) -> None:
+    journal.add_keyframe(
+        NewKeyframe(
+            keyframe=keyframe,
+            camera=camera,
+            source="photos",
+            image_bytes=image_bytes,
+            mask_bytes=mask_bytes,
+        )
     )
 
 
@@ -116,7 +137,7 @@ def reading(run: Path) -> Iterator[pycolmap.Database]:
 
 def test_a_keyframe_is_read_back_by_pycolmap(journal: Journal, tmp_path: Path) -> None:
     written = keyframe(7)
-    journal.add_keyframe(written, camera=camera(3), image_bytes=JPEG)
+    add_keyframe(journal, written, camera=camera(3), image_bytes=JPEG)
     with reading(tmp_path) as database:
         image = database.read_image(7)
         assert (image.image_id, image.name, image.camera_id) == (7, "000007.jpg", 3)
@@ -129,15 +150,16 @@ def test_a_keyframe_is_read_back_by_pycolmap(journal: Journal, tmp_path: Path) -
         np.testing.assert_array_equal(2 * keypoints[:, 2], written.features.scales)
         descriptors = database.read_descriptors(7)
         assert descriptors.type == pycolmap.FeatureExtractorType.SIFT
-        np.testing.assert_array_equal(descriptors.data, written.features.descriptors)
+        # COLMAP's bytes are RootSIFT times 512, half of that is the matcher's.
+        np.testing.assert_array_equal(descriptors.data, 2 * written.features.descriptors)
     assert (tmp_path / "images" / "000007.jpg").read_bytes() == JPEG
 
 
 def test_rows_are_the_bytes_that_pycolmap_writes(journal: Journal, tmp_path: Path) -> None:
     fix = GpsFix(latitude_deg=46.84, longitude_deg=-91.99, altitude_m=198.3)
-    journal.add_camera(camera(2, has_prior=True))
+    journal.write_camera(camera(2, has_prior=True))
     for number in (1, 2):
-        journal.add_keyframe(keyframe(number, gps=fix), camera=camera(2), image_bytes=JPEG)
+        add_keyframe(journal, keyframe(number, gps=fix), camera=camera(2), image_bytes=JPEG)
     journal.add_pair(verified_pair(1, 2))
     write_with_pycolmap(tmp_path / "theirs.db", fix=fix)
     for table in TABLES:
@@ -165,7 +187,7 @@ def write_with_pycolmap(path: Path, *, fix: GpsFix) -> None:
         database.write_descriptors(
             number,
             pycolmap.FeatureDescriptors(
-                type=pycolmap.FeatureExtractorType.SIFT, data=of.descriptors
+                type=pycolmap.FeatureExtractorType.SIFT, data=2 * of.descriptors
             ),
         )
         database.write_pose_prior(
@@ -193,8 +215,8 @@ def rows(path: Path, table: str) -> list[tuple[object, ...]]:
 
 
 def test_cameras_keep_whether_their_focal_length_is_known(journal: Journal, tmp_path: Path) -> None:
-    journal.add_camera(camera(1, has_prior=True))
-    journal.add_camera(camera(2, has_prior=False))
+    journal.write_camera(camera(1, has_prior=True))
+    journal.write_camera(camera(2, has_prior=False))
     with reading(tmp_path) as database:
         assert database.read_camera(1).has_prior_focal_length
         assert not database.read_camera(2).has_prior_focal_length
@@ -202,24 +224,19 @@ def test_cameras_keep_whether_their_focal_length_is_known(journal: Journal, tmp_
 
 
 def test_a_refined_camera_is_updated_in_place(journal: Journal, tmp_path: Path) -> None:
-    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(1), camera=camera(), image_bytes=JPEG)
     refined = camera()
     refined.params = [512.5, 321.0, 243.0, -0.03]
-    journal.update_camera(refined)
+    journal.write_camera(refined)
     with reading(tmp_path) as database:
         np.testing.assert_array_equal(database.read_camera(1).params, refined.params)
         assert database.num_cameras() == 1
 
 
-def test_updating_an_unknown_camera_is_an_error(journal: Journal) -> None:
-    with pytest.raises(JournalError, match="camera 5 is not in the journal"):
-        journal.update_camera(camera(5))
-
-
 def test_a_position_is_a_prior_in_wgs84(journal: Journal, tmp_path: Path) -> None:
     fix = GpsFix(latitude_deg=46.84, longitude_deg=-91.99, altitude_m=198.3)
-    journal.add_keyframe(keyframe(4, gps=fix), camera=camera(), image_bytes=JPEG)
-    journal.add_keyframe(keyframe(5), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(4, gps=fix), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(5), camera=camera(), image_bytes=JPEG)
     with reading(tmp_path) as database:
         (prior,) = database.read_all_pose_priors()
     assert prior.corr_data_id.id == 4
@@ -230,7 +247,7 @@ def test_a_position_is_a_prior_in_wgs84(journal: Journal, tmp_path: Path) -> Non
 
 def test_a_pair_is_read_back_with_its_geometry(journal: Journal, tmp_path: Path) -> None:
     for number in (1, 2):
-        journal.add_keyframe(keyframe(number), camera=camera(), image_bytes=JPEG)
+        add_keyframe(journal, keyframe(number), camera=camera(), image_bytes=JPEG)
     pair = verified_pair(1, 2)
     journal.add_pair(pair)
     with reading(tmp_path) as database:
@@ -245,7 +262,7 @@ def test_a_pair_verified_on_rays_is_read_back_as_a_calibrated_one(
     journal: Journal, tmp_path: Path
 ) -> None:
     for number in (1, 2):
-        journal.add_keyframe(keyframe(number), camera=camera(), image_bytes=JPEG)
+        add_keyframe(journal, keyframe(number), camera=camera(), image_bytes=JPEG)
     rotation = rotation_from_vector(np.array([0.1, -0.4, 0.2]))
     pose = np.column_stack([rotation, [0.6, 0.0, 0.8]])
     pair = dataclasses.replace(
@@ -262,7 +279,7 @@ def test_a_pair_verified_on_rays_is_read_back_as_a_calibrated_one(
 
 def test_a_pair_written_again_is_replaced(journal: Journal, tmp_path: Path) -> None:
     for number in (1, 2):
-        journal.add_keyframe(keyframe(number), camera=camera(), image_bytes=JPEG)
+        add_keyframe(journal, keyframe(number), camera=camera(), image_bytes=JPEG)
     journal.add_pair(verified_pair(1, 2))
     journal.add_pair(verified_pair(1, 2, matches=np.array([[9, 9]], np.uint32)))
     with reading(tmp_path) as database:
@@ -273,7 +290,7 @@ def test_a_pair_written_again_is_replaced(journal: Journal, tmp_path: Path) -> N
 def test_keypoints_that_moved_are_written_in_place(journal: Journal, tmp_path: Path) -> None:
     for number in (1, 2):
         written = keyframe(number, of=features(number, dimensions=0))
-        journal.add_keyframe(written, camera=camera(), image_bytes=JPEG)
+        add_keyframe(journal, written, camera=camera(), image_bytes=JPEG)
     former = written.features
     moved_xy = former.keypoints_xy.copy()
     moved_xy[[3, 7]] += (0.25, -1.5)
@@ -293,7 +310,7 @@ def test_keypoints_that_moved_are_written_in_place(journal: Journal, tmp_path: P
 def test_keypoints_move_only_in_a_table_that_is_there_and_as_long(
     journal: Journal, tmp_path: Path
 ) -> None:
-    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(1), camera=camera(), image_bytes=JPEG)
     before = rows(tmp_path / "database.db", "keypoints")
     with pytest.raises(JournalError, match="keyframe 2 has no table of 40 rows"):
         journal.move_keypoints(features(2))
@@ -303,7 +320,7 @@ def test_keypoints_move_only_in_a_table_that_is_there_and_as_long(
 
 
 def test_a_pair_needs_both_keyframes(journal: Journal, tmp_path: Path) -> None:
-    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(1), camera=camera(), image_bytes=JPEG)
     with pytest.raises(JournalError, match="both must be keyframes"):
         journal.add_pair(verified_pair(1, 2))
     with reading(tmp_path) as database:
@@ -312,7 +329,7 @@ def test_a_pair_needs_both_keyframes(journal: Journal, tmp_path: Path) -> None:
 
 def test_names_may_have_folders(journal: Journal, tmp_path: Path) -> None:
     name = "left camera/été/000001.jpg"
-    journal.add_keyframe(keyframe(1, name=name), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(1, name=name), camera=camera(), image_bytes=JPEG)
     assert (tmp_path / "images" / "left camera" / "été" / "000001.jpg").read_bytes() == JPEG
     with reading(tmp_path) as database:
         assert database.read_image(1).name == name
@@ -326,16 +343,16 @@ def test_names_that_lead_out_or_are_no_text_are_refused(
     journal: Journal, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(JournalError, match="not a name for an image"):
-        journal.add_keyframe(keyframe(1, name=name), camera=camera(), image_bytes=JPEG)
+        add_keyframe(journal, keyframe(1, name=name), camera=camera(), image_bytes=JPEG)
     assert image_names(tmp_path) == []
     with reading(tmp_path) as database:
         assert database.num_images() == database.num_cameras() == 0
 
 
 def test_a_name_that_is_taken_keeps_the_former_image(journal: Journal, tmp_path: Path) -> None:
-    journal.add_keyframe(keyframe(1, name="a.jpg"), camera=camera(), image_bytes=b"first")
+    add_keyframe(journal, keyframe(1, name="a.jpg"), camera=camera(), image_bytes=b"first")
     with pytest.raises(JournalError, match=r"a\.jpg"):
-        journal.add_keyframe(keyframe(2, name="a.jpg"), camera=camera(), image_bytes=b"second")
+        add_keyframe(journal, keyframe(2, name="a.jpg"), camera=camera(), image_bytes=b"second")
     assert (tmp_path / "images" / "a.jpg").read_bytes() == b"first"
     with reading(tmp_path) as database:
         assert database.num_images() == database.num_frames() == 1
@@ -350,11 +367,11 @@ def test_an_image_that_cannot_be_written_leaves_no_row(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(JournalError, match="No space left"):
-            journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+            add_keyframe(journal, keyframe(1), camera=camera(), image_bytes=JPEG)
     assert list((tmp_path / "images").iterdir()) == []
     with reading(tmp_path) as database:
         assert database.num_images() == database.num_keypoints() == 0
-    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(1), camera=camera(), image_bytes=JPEG)
     assert image_names(tmp_path) == ["000001.jpg"]
 
 
@@ -368,7 +385,7 @@ def test_a_full_disk_keeps_the_keyframes_before_it_and_the_process(
     try:
         for number in range(1, 9):
             try:
-                journal.add_keyframe(keyframe(number, of=large), camera=camera(), image_bytes=JPEG)
+                add_keyframe(journal, keyframe(number, of=large), camera=camera(), image_bytes=JPEG)
                 added.append(number)
             except JournalError:
                 refused.append(number)
@@ -376,7 +393,7 @@ def test_a_full_disk_keeps_the_keyframes_before_it_and_the_process(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert added
     assert refused
-    journal.add_keyframe(keyframe(20), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(20), camera=camera(), image_bytes=JPEG)
     with reading(tmp_path) as database:
         assert sorted(image.image_id for image in database.read_all_images()) == [*added, 20]
         assert database.num_keypoints() == 2000 * len(added) + 40
@@ -387,11 +404,11 @@ def test_what_was_added_survives_the_death_of_the_process(tmp_path: Path) -> Non
         import os, sys
         sys.path[:0] = {[str(Path(__file__).parent), str(ROOT)]!r}
         from pathlib import Path
-        from test_journal import JPEG, camera, keyframe, verified_pair
+        from test_journal import JPEG, add_keyframe, camera, keyframe, verified_pair
         from engine.output.journal import Journal
         journal = Journal.open(Path({str(tmp_path)!r}))
         for number in (1, 2):
-            journal.add_keyframe(keyframe(number), camera=camera(), image_bytes=JPEG)
+            add_keyframe(journal, keyframe(number), camera=camera(), image_bytes=JPEG)
         journal.add_pair(verified_pair(1, 2))
         os.kill(os.getpid(), 9)
     """
@@ -408,7 +425,7 @@ def test_what_was_added_survives_the_death_of_the_process(tmp_path: Path) -> Non
 def test_a_journal_is_opened_again_and_goes_on(tmp_path: Path) -> None:
     for number in (1, 2):
         journal = Journal.open(tmp_path)
-        journal.add_keyframe(keyframe(number), camera=camera(), image_bytes=JPEG)
+        add_keyframe(journal, keyframe(number), camera=camera(), image_bytes=JPEG)
         journal.close()
     assert not list(tmp_path.glob("database.db-*"))
     with reading(tmp_path) as database:
@@ -435,7 +452,8 @@ def test_colmap_maps_the_journal_of_a_synthetic_scene(tmp_path: Path) -> None:
             scales=np.ones(len(xy), np.float32),
             colors=np.zeros((len(xy), 3), np.uint8),
         )
-        journal.add_keyframe(
+        add_keyframe(
+            journal,
             keyframe(image.image_id, name=image.name, of=of),
             camera=source.read_camera(image.camera_id),
             image_bytes=JPEG,
@@ -508,7 +526,7 @@ def test_an_image_name_as_long_as_the_file_system_allows_is_written(tmp_path: Pa
 def test_a_keyframe_changes_its_camera_in_every_table(journal: Journal, tmp_path: Path) -> None:
     fix = GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0)
     for number in (1, 2):
-        journal.add_keyframe(keyframe(number, gps=fix), camera=camera(), image_bytes=JPEG)
+        add_keyframe(journal, keyframe(number, gps=fix), camera=camera(), image_bytes=JPEG)
 
     journal.change_camera(FrameId(2), camera(2))
 
@@ -532,8 +550,8 @@ def test_a_mask_lies_beside_its_image_by_colmaps_name(journal: Journal, tmp_path
     mask = np.ones((480, 640), np.bool_)
     mask[:, :200] = False
     of_left = keyframe(1, name="left/a.jpg")
-    journal.add_keyframe(of_left, camera=camera(), image_bytes=JPEG, mask_bytes=encode_mask(mask))
-    journal.add_keyframe(keyframe(2, name="b.jpg"), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, of_left, camera=camera(), image_bytes=JPEG, mask_bytes=encode_mask(mask))
+    add_keyframe(journal, keyframe(2, name="b.jpg"), camera=camera(), image_bytes=JPEG)
     assert image_names(tmp_path) == ["b.jpg", "left/a.jpg"]
     (path,) = (tmp_path / "masks").rglob("*.*")
     assert path == tmp_path / "masks" / "left" / "a.jpg.png"
@@ -543,7 +561,7 @@ def test_a_mask_lies_beside_its_image_by_colmaps_name(journal: Journal, tmp_path
 
 
 def test_without_masks_there_is_no_folder_for_them(journal: Journal, tmp_path: Path) -> None:
-    journal.add_keyframe(keyframe(1), camera=camera(), image_bytes=JPEG)
+    add_keyframe(journal, keyframe(1), camera=camera(), image_bytes=JPEG)
     assert not (tmp_path / "masks").exists()
 
 

@@ -4,7 +4,9 @@ import csv
 import errno
 import json
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
-from engine.mapping.steps import KeyframeRecord, MapCopy
+from engine.mapping.steps import KeyframeRecord, MapCopy, MapCounts, MappingStep
 from engine.matching.overlays import OverlayMask
 from engine.output import recorder as recorder_module
 from engine.output import snapshots as snapshots_module
@@ -75,7 +77,11 @@ class Recording:
             moved=tuple(moved),
             changed_pairs=changed_pairs,
         )
-        self.recorder.keyframe_added(frame, record)
+        self.recorder.step_taken(step_of(record), frame)
+
+
+def step_of(record: KeyframeRecord | None = None) -> MappingStep:
+    return MappingStep(record=record, new_poses=(), jobs=(), due=(), counts=MapCounts(), view=None)
 
 
 def record(path: Path) -> Recording:
@@ -295,39 +301,46 @@ def test_each_kind_of_failed_write_is_reported_once_and_counted_always(
     assert recording.rows() == ["tracked", "tracked", "tracked", "dropped:unreadable"]
 
 
-def test_a_keyframe_that_cannot_be_journalled_counts_once_and_keeps_its_status(
+def test_a_keyframe_that_cannot_be_journalled_now_is_journalled_with_the_next(
     recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording.add_keyframe(1)
     with monkeypatch.context() as patch:
         patch.setattr("engine.output.journal.write_atomically", full_disk)
         recording.add_keyframe(2)
-    assert recording.recorder.num_failed_writes == 1
-    recording.add_keyframe(3)  # its pair with the lost keyframe is lost, too, but no other
+        recording.add_keyframe(3)
+        assert recording.recorder.num_failed_writes == 2
+        assert keyframes_and_pairs(recording.path) == ([1], 0)
     recording.add_keyframe(4)
-    assert recording.recorder.num_failed_writes == 3
+    assert recording.recorder.num_failed_writes == 0
     assert len(recording.warnings()) == 1
     assert recording.rows() == ["keyframe"] * 4
-    database = pycolmap.Database.open(recording.path / "database.db")
-    assert [image.image_id for image in database.read_all_images()] == [1, 3, 4]
-    assert database.num_verified_image_pairs() == 3
-    database.close()
+    assert keyframes_and_pairs(recording.path) == ([1, 2, 3, 4], 6)
 
 
-def test_earlier_pairs_that_changed_are_journalled_though_the_keyframe_cannot_be(
-    recording: Recording, monkeypatch: pytest.MonkeyPatch
+def test_a_keyframe_that_never_can_be_journalled_is_lost_alone_with_its_pairs(
+    recording: Recording,
 ) -> None:
     for frame_id in (1, 2):
         recording.add_keyframe(frame_id)
     earlier = WORLD.verified_pair(1, 2)
     fewer = replace(earlier, inlier_matches_idx=earlier.inlier_matches_idx[:20])
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.output.journal.write_atomically", full_disk)
-        recording.add_keyframe(3, changed_pairs=(fewer,))
+    taken = frame_of(1).name
+    recording.add_keyframe(3, replace(frame_of(3), name=taken), changed_pairs=(fewer,))
+    recording.add_keyframe(4)
+    assert recording.recorder.num_failed_writes == 1
+    assert keyframes_and_pairs(recording.path) == ([1, 2, 4], 3)
     database = pycolmap.Database.open(recording.path / "database.db")
     assert len(database.read_two_view_geometry(1, 2).inlier_matches) == 20
-    assert database.num_verified_image_pairs() == 1
     database.close()
+
+
+def keyframes_and_pairs(path: Path) -> tuple[list[int], int]:
+    # COLMAP has an SQLite of its own: two in one process that is still writing break each other.
+    with closing(sqlite3.connect(path / "database.db")) as connection:
+        images = connection.execute("SELECT image_id FROM images ORDER BY image_id").fetchall()
+        num_pairs = connection.execute("SELECT COUNT(*) FROM two_view_geometries").fetchone()[0]
+    return [image_id for (image_id,) in images], num_pairs
 
 
 @pytest.mark.parametrize(

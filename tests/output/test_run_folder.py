@@ -21,6 +21,7 @@ from engine.output.run_folder import (
     trajectory_name,
     unique_run_path,
 )
+from engine.output.run_format import FORMAT_VERSION, format_line, read_format_version
 from engine.types import DropReason, Frame, FrameId, FramePose, PoseKind, RejectedFrame
 
 
@@ -77,7 +78,8 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_a_new_run_has_its_configuration_and_empty_tables(run: RunFolder) -> None:
-    assert (run.path / "config.yaml").read_text() == "sift:\n  max_features: 7\n"
+    assert (run.path / "config.yaml").read_text() == format_line() + "sift:\n  max_features: 7\n"
+    assert read_format_version(run.path) == FORMAT_VERSION
     assert (run.path / "images").is_dir()
     assert (run.path / "snapshots").is_dir()
     assert (run.path / "events.jsonl").read_text() == ""
@@ -335,6 +337,17 @@ def test_a_trajectory_is_world_from_cam_sorted_by_time(run: RunFolder) -> None:
         world_from_cam = rotation_from_quat_xyzw(np.array(row[4:]))
         np.testing.assert_allclose(row[1:4], center, atol=1e-10)
         np.testing.assert_allclose(world_from_cam.T, expected.cam_from_world[:, :3], atol=1e-10)
+
+
+def test_each_world_has_a_live_trajectory_of_its_own(run: RunFolder) -> None:
+    for number, world_number in enumerate((0, 2, 0, 2)):
+        run.append_live_pose(replace(pose(number, captured_at_s=number), world_number=world_number))
+    for name, times in (("trajectory_live.txt", [0.0, 2.0]), ("trajectory_live_2.txt", [1.0, 3.0])):
+        assert (run.path / name).read_text().startswith("# timestamp")
+        assert [row[0] for row in tum_of(run.path / name)] == times
+    run.close()
+    RunFolder.create(run.path, config_text="", overwrite=True).close()
+    assert not (run.path / "trajectory_live_2.txt").exists()
 
 
 def test_the_live_trajectory_keeps_the_order_of_reports(run: RunFolder) -> None:

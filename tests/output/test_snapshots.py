@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pycolmap
@@ -16,7 +17,7 @@ from engine.config import SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.mapping.steps import MapCopy
 from engine.output import snapshots
-from engine.output.snapshots import WrittenSnapshot, next_sequence, write_snapshot
+from engine.output.snapshots import WrittenSnapshot, next_sequence, read_models, write_snapshot
 from tests.support.waiting import HANG_S
 
 KEEP_ALL = SnapshotsConfig(keep=0)
@@ -345,3 +346,25 @@ def test_each_model_says_whether_it_is_georeferenced_in_the_order_of_the_folders
     record = json.loads((run / "latest" / "snapshot.json").read_text())
     models = [(model["num_registered"], model["is_georeferenced"]) for model in record["models"]]
     assert models == [(3, True), (6, False)]
+
+
+def test_models_are_read_back_with_what_their_files_lack(run: Path) -> None:
+    copies = [replace(in_own_frame(synthetic_model()), record={"number": n}) for n in (0, 3)]
+    written = write_snapshot(run, copies, sequence=1, entries={}, config=KEEP_ALL)
+    models = read_models([written.path / "sparse" / str(n) for n in (0, 1)])
+    assert [model.record for model in models] == [{"number": 0}, {"number": 3}]
+    assert all(model.reconstruction.num_reg_images() == 5 for model in models)
+
+
+def test_models_of_snapshots_without_records_are_read_too(run: Path) -> None:
+    written = write(run)
+    entries = json.loads((written.path / "snapshot.json").read_text())
+    del entries["maps"]
+    (written.path / "snapshot.json").write_text(json.dumps(entries))
+    (model,) = read_models([written.path / "sparse" / "0"])
+    assert model.record == {}
+
+
+def test_a_model_that_is_not_there_is_an_error(run: Path) -> None:
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        read_models([run / "snapshots" / "000001" / "sparse" / "0"])

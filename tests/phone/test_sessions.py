@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapters.phone.sessions import AWAY_S, Refusal, Session, Sessions
+from adapters.phone.sessions import AWAY_S, UNUSED_S, Refusal, Session, Sessions
 
 
 @dataclass
@@ -89,3 +89,24 @@ def test_who_is_connected_keeps_the_session() -> None:
     admitted(sessions)
     clock.now_s = 100.0 * AWAY_S
     assert sessions.admit(sessions.secret, token=None) is Refusal.FULL
+
+
+def test_who_only_loaded_the_page_makes_room_soon_and_before_others() -> None:
+    sessions, clock = opened(max_sessions=3)
+    gone = admitted(sessions)
+    sessions.set_connected(gone, False)
+    previews = [admitted_unused(sessions) for _ in range(2)]
+    clock.now_s = UNUSED_S - 1.0
+    assert sessions.admit(sessions.secret, token=None) is Refusal.FULL
+    clock.now_s = UNUSED_S
+    admitted(sessions)
+    admitted(sessions)
+    assert sessions.has(gone)
+    assert not any(sessions.has(preview) for preview in previews)
+    assert sessions.admit(sessions.secret, token=None) is Refusal.FULL
+
+
+def admitted_unused(sessions: Sessions) -> Session:
+    session = sessions.admit(sessions.secret, token=None)
+    assert isinstance(session, Session)
+    return session

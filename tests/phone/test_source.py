@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import logging
 import re
+import resource
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sized
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from adapters.install_advice import how_to_install
 from adapters.phone import connections
 from adapters.phone import source as source_module
 from adapters.phone.certificate import make_self_signed
+from adapters.phone.gate import Gate
 from adapters.phone.server import PhoneServer
 from adapters.phone.source import open_phone_source, parse_phone_spec, qr_code_text
 from engine.config import Config
@@ -174,6 +178,35 @@ def server_of(heard: Listening) -> PhoneServer:
     server = heard.source._server
     assert server is not None, "it listens"
     return server
+
+
+def holds_one(waiting: Sized) -> bool:
+    return len(waiting) == 1
+
+
+class LinesOf(logging.Handler):
+    """The lines of a logger while it is entered."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._logger = logging.getLogger(name)
+        self._lines: list[str] = []
+
+    def __enter__(self) -> list[str]:
+        self._logger.addHandler(self)
+        return self._lines
+
+    def __exit__(self, *exception: object) -> None:
+        self._logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())
+
+
+def gate_of(heard: Listening) -> Gate:
+    gate = server_of(heard)._gate
+    assert gate is not None, "it listens"
+    return gate
 
 
 @asynchronous
@@ -532,9 +565,10 @@ async def test_a_connection_without_a_request_is_dropped() -> None:
         trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         trusting.check_hostname = False
         trusting.verify_mode = ssl.CERT_NONE
-        for context in (None, trusting):
+        gate = gate_of(heard)
+        for context, waiting in ((None, gate._handshakes), (trusting, gate._silent)):
             reader, writer = await asyncio.open_connection(HOST, heard.port, ssl=context)
-            await until(lambda: len(server_of(heard)._silent) == 1)
+            await until(functools.partial(holds_one, waiting))
             leap(PATIENCE_S)
             with contextlib.suppress(ConnectionError):
                 async with asyncio.timeout(HANG_S):
@@ -542,6 +576,56 @@ async def test_a_connection_without_a_request_is_dropped() -> None:
             writer.close()
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
+
+
+@asynchronous
+async def test_any_number_of_silent_connections_leaves_room_for_phones() -> None:
+    async with listening() as heard, phones(heard, 2) as (here, newcomer):
+        connected = await here.enter()
+        gate = gate_of(heard)
+        flood = []
+        most = 0
+        for _ in range(3 * gate.max_connections):
+            flood.append(await asyncio.open_connection(HOST, heard.port))
+            await asyncio.sleep(0)
+            most = max(most, gate.num_connections)
+        assert await newcomer.load() == 200
+        await until(lambda: gate.num_connections <= gate.max_connections)
+        assert gate.max_connections // 2 < most <= gate.max_connections
+        await connected.send_bytes(frame_message(1))
+        await heard.until(lambda: len(heard.frames) == 1)
+        for _, writer in flood:
+            writer.close()
+
+
+@asynchronous
+async def test_where_all_connections_are_those_of_phones_a_newcomer_is_turned_away() -> None:
+    async with listening() as heard, phones(heard, 2) as (here, newcomer):
+        await here.enter()
+        gate = gate_of(heard)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Gate, "max_connections", gate.num_connections)
+            with pytest.raises(aiohttp.ClientError):
+                await newcomer.load()
+        assert await newcomer.load() == 200
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(24, 6), (128, 32), (1024, 64), (-1, 64)])
+def test_connections_take_a_quarter_of_the_descriptors_at_most(
+    monkeypatch: pytest.MonkeyPatch, limit: int, expected: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    gate = Gate.__new__(Gate)
+    assert gate.max_connections == expected
+
+
+@asynchronous
+async def test_a_thousand_wrong_tokens_make_few_log_lines() -> None:
+    async with listening() as heard, phones(heard) as (phone,):
+        with LinesOf("adapters.phone.server") as lines:
+            for _ in range(100):
+                assert await phone.load("/?token=wrong") == 403
+        assert 1 <= len(lines) <= 5
 
 
 @asynchronous

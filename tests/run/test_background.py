@@ -15,7 +15,7 @@ import pycolmap
 import pytest
 
 from engine.config import load_config
-from engine.events import SnapshotWritten
+from engine.events import FaultKind, RunPart, SnapshotWritten
 from engine.mapping.jobs import JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
@@ -31,6 +31,7 @@ from engine.run.background import BackgroundJob, MapJobs, Snapshots, return_free
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.queues import EventQueue, Writer
 from tests.support.fake_runs import world_of
+from tests.support.faults import FaultsSeen, Hanging, guard_of
 from tests.support.synthetic import FakeMatcher
 
 HANG_S = 300.0  # a guard, no measure
@@ -111,18 +112,17 @@ def test_a_result_is_taken_when_it_is_due_and_once(thread: ThreadPoolExecutor) -
         return result
 
     async def test() -> None:
-        jobs, job = MapJobs(thread), job_of(work)
+        jobs, job = MapJobs(thread, guard=guard_of(), faults=FaultsSeen()), job_of(work)
         await jobs.start([job])
         assert await jobs.finished([], wait=True) == []
         (finished,) = await jobs.finished([job], wait=True)
         assert finished.job is job
         assert finished.result is result
-        assert finished.failure is None
         assert await jobs.finished([job], wait=True) == []
         assert await jobs.all_finished() == []
 
     run(test())
-    assert names == ["jobs_0"]
+    assert names == ["global bundle adjustment"]
 
 
 def test_a_live_run_does_not_wait_for_a_job_that_takes_longer(thread: ThreadPoolExecutor) -> None:
@@ -133,7 +133,7 @@ def test_a_live_run_does_not_wait_for_a_job_that_takes_longer(thread: ThreadPool
         return result_of(1)
 
     async def test() -> None:
-        jobs, job = MapJobs(thread), job_of(slow)
+        jobs, job = MapJobs(thread, guard=guard_of(), faults=FaultsSeen()), job_of(slow)
         await jobs.start([job])
         assert await jobs.finished([job], wait=False) == []
         may_end.set()
@@ -143,7 +143,7 @@ def test_a_live_run_does_not_wait_for_a_job_that_takes_longer(thread: ThreadPool
     run(test())
 
 
-@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError])
 def test_a_job_that_fails_is_finished_without_a_result(
     thread: ThreadPoolExecutor, error: type[Exception]
 ) -> None:
@@ -151,10 +151,15 @@ def test_a_job_that_fails_is_finished_without_a_result(
         raise error("no solution")
 
     async def test() -> None:
-        jobs, failing, sound = MapJobs(thread), job_of(fail), job_of(lambda: result_of(2))
+        faults = FaultsSeen()
+        jobs = MapJobs(thread, guard=guard_of(), faults=faults)
+        failing, sound = job_of(fail), job_of(lambda: result_of(2))
         await jobs.start([failing])
         (finished,) = await jobs.finished([failing], wait=True)
-        assert (finished.job, finished.result, finished.failure) == (failing, None, "no solution")
+        assert (finished.job, finished.result) == (failing, None)
+        (fault,) = faults.seen
+        assert (fault.part, fault.kind) == (RunPart.ADJUSTMENT, FaultKind.RAISED)
+        assert "no solution" in fault.detail
         await jobs.start([sound])
         (finished,) = await jobs.finished([sound], wait=True)
         assert finished.result is not None
@@ -162,24 +167,35 @@ def test_a_job_that_fails_is_finished_without_a_result(
     run(test())
 
 
-def test_an_error_that_no_solver_raises_is_not_swallowed(thread: ThreadPoolExecutor) -> None:
-    def fail() -> GlobalAdjustment:
-        raise KeyError("a mistake")
+def test_an_adjustment_that_hangs_is_given_up_and_after_some_there_are_no_more(
+    thread: ThreadPoolExecutor,
+) -> None:
+    hanging, faults = Hanging(), FaultsSeen()
+
+    def hang() -> GlobalAdjustment:
+        hanging.hang()
+        return result_of(1)
 
     async def test() -> None:
-        jobs, job = MapJobs(thread), job_of(fail)
-        await jobs.start([job])
-        with pytest.raises(KeyError):
-            await jobs.finished([job], wait=True)
+        jobs = MapJobs(thread, guard=guard_of(hanging=hanging), faults=faults)
+        for run_job in (hang, hang, lambda: result_of(1)):  # two may hang
+            job = job_of(run_job)
+            await jobs.start([job])
+            (finished,) = await jobs.finished([job], wait=True)
+            assert (finished.job, finished.result) == (job, None)
 
     run(test())
+    hanging.release()
+    assert [fault.kind for fault in faults.seen] == [FaultKind.HUNG] * 3
+    assert "is off" in faults.seen[2].detail
+    assert faults.num_hangs == 3
 
 
 def test_a_job_takes_the_place_of_one_of_its_kind_that_the_mapper_abandoned(
     thread: ThreadPoolExecutor,
 ) -> None:
     async def test() -> None:
-        jobs = MapJobs(thread)
+        jobs = MapJobs(thread, guard=guard_of(), faults=FaultsSeen())
         stale, fresh = job_of(lambda: result_of(1)), job_of(lambda: result_of(2))
         await jobs.start([stale])
         await jobs.start([fresh])
@@ -194,7 +210,7 @@ def test_all_jobs_are_finished_at_the_end_in_the_order_of_their_kinds(
     thread: ThreadPoolExecutor,
 ) -> None:
     async def test() -> None:
-        jobs = MapJobs(thread)
+        jobs = MapJobs(thread, guard=guard_of(), faults=FaultsSeen())
         window = job_of(lambda: result_of(1), kind=JobKind.WINDOW)
         adjustment = job_of(lambda: result_of(2))
         await jobs.start([window, adjustment])
@@ -213,7 +229,7 @@ def test_abandoned_jobs_are_not_waited_for(thread: ThreadPoolExecutor) -> None:
         return result_of(1)
 
     async def test() -> None:
-        jobs = MapJobs(thread)
+        jobs = MapJobs(thread, guard=guard_of(), faults=FaultsSeen())
         await jobs.abandon_all()  # there is none yet
         await jobs.start([job_of(slow), job_of(slow, kind=JobKind.WINDOW)])
         await jobs.abandon_all()

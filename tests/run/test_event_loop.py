@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
@@ -134,24 +135,88 @@ def test_a_thread_that_is_to_end_does_the_calls_that_wait_and_no_others() -> Non
 # -- signals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_and_every_later_one_leaves(first: signal.Signals) -> None:
-    async def test() -> None:
-        called: asyncio.Queue[str] = asyncio.Queue()
-        stop, leave = (functools.partial(called.put_nowait, word) for word in ("stop", "leave"))
-        async with stop_signals(stop, leave=leave):
-            for number, word in ((first, "stop"), (signal.SIGINT, "leave"), (first, "leave")):
-                os.kill(os.getpid(), number)
-                assert await called.get() == word
+class Reactions:
+    """Takes signals as a run does; a clock says how long after each other they came."""
 
-    former = signal.getsignal(signal.SIGTERM)
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.called: list[str] = []
+        self._arrived = asyncio.Event()
+
+    def signals(self) -> AbstractAsyncContextManager[None]:
+        """Reacts while the context is open."""
+        reactions = [functools.partial(self.called.append, word) for word in ("stop", "drop")]
+        leave = functools.partial(self.called.append, "leave")
+        return stop_signals(*reactions, leave, clock=self._clock)
+
+    async def send(self, number: signal.Signals, *, after_s: float) -> list[str]:
+        """Sends a signal; returns what was called until it was taken."""
+        self.now_s += after_s
+        self._arrived.clear()
+        os.kill(os.getpid(), number)
+        await self._arrived.wait()
+        return self.called
+
+    def _clock(self) -> float:
+        self._arrived.set()  # the signal is being looked at
+        return self.now_s
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_each_request_goes_further_than_the_one_before(first: signal.Signals) -> None:
+    async def test() -> None:
+        reactions = Reactions()
+        async with reactions.signals():
+            assert await reactions.send(first, after_s=0.0) == ["stop"]
+            assert await reactions.send(signal.SIGTERM, after_s=1.5) == ["stop", "drop"]
+            assert await reactions.send(signal.SIGINT, after_s=1.5) == ["stop", "drop", "leave"]
+            assert (await reactions.send(signal.SIGINT, after_s=9.0))[3:] == ["leave"]
+
+    former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     run(test())
-    assert signal.getsignal(signal.SIGTERM) is former
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == former
+
+
+def test_signals_within_a_second_are_one_request_however_many_come() -> None:
+    async def test() -> None:
+        reactions = Reactions()
+        async with reactions.signals():
+            await reactions.send(signal.SIGINT, after_s=0.0)
+            assert await reactions.send(signal.SIGTERM, after_s=0.4) == ["stop"]
+            assert await reactions.send(signal.SIGINT, after_s=0.4) == ["stop"]
+            # Who goes on asking is heard once a second.
+            assert await reactions.send(signal.SIGINT, after_s=0.4) == ["stop", "drop"]
+            assert await reactions.send(signal.SIGINT, after_s=0.4) == ["stop", "drop"]
+
+    run(test())
+
+
+def test_a_terminal_that_closes_asks_for_no_more_than_the_end() -> None:
+    async def test() -> None:
+        reactions = Reactions()
+        async with reactions.signals():
+            await reactions.send(signal.SIGHUP, after_s=0.0)
+            assert await reactions.send(signal.SIGHUP, after_s=9.0) == ["stop"]
+            assert await reactions.send(signal.SIGTERM, after_s=9.0) == ["stop", "drop"]
+
+    run(test())
+
+
+def test_a_terminal_that_closes_is_nothing_to_a_run_that_ignores_it() -> None:
+    async def test() -> None:
+        async with Reactions().signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        run(test())
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def test_off_the_main_thread_signals_are_left_to_others() -> None:
     async def test() -> str:
-        async with stop_signals(pytest.fail, leave=pytest.fail):
+        async with stop_signals(pytest.fail):
             return "ran"
 
     with ThreadPoolExecutor(1) as other:

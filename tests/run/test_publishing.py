@@ -25,6 +25,7 @@ from engine.run.queues import EventQueue, Writer
 from engine.run.views import ViewDispatcher
 from engine.types import Frame, FrameId, FramePose, MapView
 from tests.support.fake_runs import frame_of, trajectory_lines, world_of
+from tests.support.faults import FaultsSeen
 
 HANG_S = 300.0  # a guard, no measure
 NOTHING = MappingStep(record=None, new_poses=(), jobs=(), due=(), counts=MapCounts(), view=None)
@@ -46,7 +47,7 @@ class OfferedViews(ViewDispatcher):
     """Keeps what it is offered."""
 
     def __init__(self) -> None:
-        super().__init__([], ViewsConfig())
+        super().__init__([], ViewsConfig(), faults=FaultsSeen(), max_call_s=60.0)
         self.frames: list[tuple[int, FramePose | None]] = []
         self.maps: list[MapView] = []
         self.events: list[Event] = []
@@ -138,7 +139,7 @@ def test_pairs_that_changed_after_the_last_keyframe_are_journaled(published: Pub
             moved=(),
         )
         published.recorder.frame_arrived(frame_of(frame_id))
-        published.recorder.keyframe_added(frame_of(frame_id), record)
+        published.recorder.step_taken(replace(NOTHING, record=record), frame_of(frame_id))
     changed = replace(pair, inlier_matches_idx=pair.inlier_matches_idx[:7])
 
     async def test(publisher: Publisher) -> None:

@@ -15,6 +15,7 @@ from engine.events import Event, Warned
 from engine.run import views as view_dispatch
 from engine.run.views import ViewDispatcher
 from engine.types import Frame, FrameId, FramePose, MapView
+from tests.support.faults import FaultsSeen
 from tests.support.waiting import HANG_S
 
 CONFIG = ViewsConfig(max_map_hz=2.0, max_image_hz=10.0)
@@ -128,7 +129,7 @@ def dispatch() -> Iterator[Dispatch]:
     made: list[tuple[ViewDispatcher, tuple[FakeView, ...]]] = []
 
     def make(*views: FakeView) -> ViewDispatcher:
-        made.append((ViewDispatcher(views, CONFIG), views))
+        made.append((ViewDispatcher(views, CONFIG, faults=FaultsSeen(), max_call_s=60.0), views))
         return made[-1][0]
 
     yield make
@@ -136,7 +137,10 @@ def dispatch() -> Iterator[Dispatch]:
         for view in views:
             view.gate.set()
         dispatcher.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "views"]
+    for thread in threading.enumerate():
+        if thread.name == "views":  # left behind in a view that hung until now
+            thread.join(HANG_S)
+            assert not thread.is_alive()
 
 
 def stuck(view: FakeView, dispatcher: ViewDispatcher) -> None:
@@ -319,15 +323,52 @@ def test_a_view_that_hangs_is_given_up_when_closing(
     dispatcher.close()
 
     assert view.shown == []
-    assert "did not close" in caplog.text
+    assert "FakeView has not returned" in caplog.text
     monkeypatch.undo()
+
+
+def test_a_view_that_hangs_is_left_out_and_the_others_see_everything(
+    dispatch: Dispatch, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging, sound = FakeView(), FakeView()
+    dispatcher = dispatch(hanging, sound)
+    stuck(hanging, dispatcher)
+    for number in (1, 2, 3):
+        clock.now_s += 25.0  # of 60 s that a call has
+        dispatcher.offer_event(fact(number))
+    sound.wait_for(4)
+
+    assert sound.shown == [f"fact {number}" for number in range(4)]
+    assert hanging.shown == []
+    assert "FakeView has not returned after 60 s" in caplog.text
+    hanging.gate.set()
+    dispatcher.offer_event(fact(4))
+    sound.wait_for(5)
+    dispatcher.close()
+    assert sound.shown[-2:] == ["fact 4", "close"]
+    assert hanging.shown == ["fact 0"]  # it does not come back
+
+
+def test_a_process_that_stood_still_leaves_no_view_out(
+    dispatch: Dispatch, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = FakeView()
+    dispatcher = dispatch(view)
+    stuck(view, dispatcher)
+    clock.now_s += 3600.0
+    dispatcher.offer_event(fact(1))
+    view.gate.set()
+    view.wait_for(2)
+
+    assert view.shown == ["fact 0", "fact 1"]
+    assert caplog.text == ""
 
 
 # -- the ends -------------------------------------------------------------------------------------
 
 
 def test_without_views_there_is_no_thread_and_nothing_to_do() -> None:
-    dispatcher = ViewDispatcher([], CONFIG)
+    dispatcher = ViewDispatcher([], CONFIG, faults=FaultsSeen(), max_call_s=60.0)
     dispatcher.offer_event(fact(1))
     dispatcher.offer_frame(frame(1), None)
     dispatcher.offer_map(map_view(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from engine.config import Config, GlobalBundleAdjustmentConfig, RuntimeConfig, WindowConfig
@@ -10,10 +11,12 @@ from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.steps import KeyframeRecord, KeyframeToMatch, MapFigures, MappingStep
+from engine.mapping.stored_state import StoredModel, StoredRun
 from engine.matching.pair_matching import PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import FrameId, FramePose, Keyframe, TrackedFrame
+from tests.support.stored_runs import StoredSteps
 
 WITHOUT_WINDOWS = Config(
     global_bundle_adjustment=GlobalBundleAdjustmentConfig(
@@ -46,6 +49,7 @@ class MapperRun:
         self.events: list[Event] = []
         self.records: list[KeyframeRecord] = []
         self.poses: list[FramePose] = []
+        self.stored = StoredSteps()  # what a journal keeps
         self.jobs: list[MapJob] = []  # all that were handed out
         self.due: tuple[MapJob, ...] = ()
         self.matching = PairMatching(
@@ -94,6 +98,15 @@ class MapperRun:
         running = [self._running[kind] for kind in JobKind if kind in self._running]
         return self._took(self.mapper.finish([self.run_job(job) for job in running]))
 
+    def restore(self, stored: StoredRun, models: Sequence[StoredModel] = ()) -> MappingStep:
+        """Goes on with what a run before has stored."""
+        self.stored.load(stored)
+        step = self.mapper.restore(stored, models)
+        self.jobs += step.jobs
+        self._running.update((job.kind, job) for job in step.jobs)
+        self.due = step.due
+        return self._took(step)
+
     def run_job(self, job: MapJob) -> FinishedJob:
         """Runs a job that was handed out."""
         self._running.pop(job.kind, None)
@@ -133,6 +146,7 @@ class MapperRun:
 
     def _took(self, step: MappingStep) -> MappingStep:
         self.poses += step.new_poses
+        self.stored.add(step)
         return step
 
     def _emit(self, event: Event) -> None:

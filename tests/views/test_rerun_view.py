@@ -651,26 +651,26 @@ def listening_addresses(process: psutil.Process) -> set[str]:
 
 
 @pytest.mark.network
-def test_a_window_is_detached_and_fetches_from_loopback(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_window_fetches_from_loopback_and_closes_with_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    commands: list[list[str]] = []
-
-    def record_command(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
+    said = tmp_path / "arguments"
+    window = tmp_path / "viewer"
+    window.write_text(f'#!/bin/sh\necho $$ "$@" > {said}\nexec sleep 600\n')
+    window.chmod(0o755)
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr("subprocess.run", record_command)
+    monkeypatch.setattr(rerun_service, "viewer_program", lambda: str(window))
     view = RerunView.open("test", mode=ViewMode.SPAWN, recording_path=None, config=CONFIG)
     addresses = listening_addresses(psutil.Process())
+    block_until(lambda: said.exists() and said.read_text(), what="the window")
+    number, *arguments = said.read_text().split()
+    process = psutil.Process(int(number))
     view.close()
-    (command,) = commands
 
+    assert not process.is_running()
     assert addresses == {"127.0.0.1"}
-    assert "--detach-process" in command
-    assert command[command.index("--bind") + 1] == "127.0.0.1"
-    assert command[command.index("--connect") + 1].startswith("rerun+http://127.0.0.1:")
+    assert arguments[arguments.index("--bind") + 1] == "127.0.0.1"
+    assert arguments[arguments.index("--connect") + 1].startswith("rerun+http://127.0.0.1:")
 
 
 @pytest.mark.network
@@ -691,7 +691,8 @@ def test_a_web_viewer_that_does_not_start_is_an_error(
 def test_a_served_run_is_on_loopback_only_and_ends_with_close() -> None:
     view = RerunView.open("test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG)
     try:
-        (child,) = psutil.Process().children()
+        (watcher,) = psutil.Process().children()
+        (child,) = watcher.children()
         assert listening_addresses(psutil.Process()) == {"127.0.0.1"}
         assert listening_addresses(child) == {"127.0.0.1"}
         assert view.url is not None

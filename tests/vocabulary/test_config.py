@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -153,7 +155,7 @@ def test_a_file_that_is_no_configuration_is_refused_by_its_name(
 def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
         load_config([tmp_path / "none.yaml"])
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: is a folder"):
         load_config([tmp_path])
 
 
@@ -162,6 +164,72 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xd8\xff\xe0 a JPEG by mistake")
     with pytest.raises(ConfigError, match="is not valid YAML"):
         load_config([path])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-99-99",
+        "2026-01-01",
+        "9" * 5000,
+        f"0x{'f' * 5000}",
+        ":".join(["1"] * 3000),
+        "1e999",
+        ".nan",
+        str(2**31),
+        "-1",
+        f"[{'x,' * 20_000}]",
+        "[" * 3000,
+        f"'{'x' * 100_000}'",
+        "&a [*a]",
+        "{a: 1}",
+        "!!int ''",
+        "\x1b[2J",
+    ],
+)
+def test_an_absurd_value_is_refused_in_one_short_line(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path / "my.yaml", f"runtime: {{seed: {value}}}")
+    for overlays, settings in (([], [f"runtime.seed={value}"]), ([path], [])):
+        with pytest.raises(ConfigError) as refused:
+            load_config(overlays, settings)
+        said = str(refused.value)
+        assert said.isprintable()
+        assert len(said) < 1000 + len(str(path))
+
+
+def test_of_very_many_wrong_values_the_first_are_named_and_the_others_counted() -> None:
+    with pytest.raises(ConfigError, match=r"cameras\.params\.0: .*; and 995 more") as refused:
+        load_config(settings=[f"cameras.params=[{'x,' * 1000}]"])
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "\x1b[2J", "2026-01-01", "1" * 4000])
+def test_a_name_of_any_length_is_refused_in_one_short_line(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "my.yaml", f'? "{name}"\n: {{a: 1}}')
+    for overlays, settings in (([path], []), ([], [f"{name}.b=1"]), ([], [f"sift.{name}=1"])):
+        with pytest.raises(ConfigError) as refused:
+            load_config(overlays, settings)
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 600 + len(str(path))
+
+
+def test_no_time_is_longer_than_clocks_can_wait_and_no_number_larger_than_colmap_takes() -> None:
+    longest = "live_sources.open_timeout_s=1e9"
+    assert load_config(settings=[longest]).live_sources.open_timeout_s < threading.TIMEOUT_MAX
+    for setting in ("live_sources.open_timeout_s=2e9", "sift.max_features=2147483648"):
+        with pytest.raises(ConfigError, match="less than or equal"):
+            load_config(settings=[setting])
+
+
+def test_a_file_that_is_no_regular_one_or_far_too_large_is_refused(tmp_path: Path) -> None:
+    fifo, giant, device = (tmp_path / f"{name}.yaml" for name in ("fifo", "giant", "device"))
+    os.mkfifo(fifo)
+    device.symlink_to("/dev/zero")
+    with giant.open("wb") as file:
+        file.truncate(2**40)
+    for path, words in ((fifo, "is a FIFO"), (device, "is a device"), (giant, "too large")):
+        with pytest.raises(ConfigError, match=words):
+            load_config([path])
 
 
 # -- what wins ------------------------------------------------------------------------------------

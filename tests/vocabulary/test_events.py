@@ -37,9 +37,11 @@ from engine.events import (
     PairVerified,
     RegistrationFailed,
     RunFinished,
+    RunResumed,
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    SourceOpened,
     VerdictChanged,
     Warned,
     WindowPurpose,
@@ -63,6 +65,22 @@ ONE, TWO = FrameId(1), FrameId(2)
 
 EVENTS: tuple[Event, ...] = (
     RunStarted(at_s=0.5, sources=("folder", "camera:0"), matcher="sift"),
+    RunResumed(
+        at_s=0.5,
+        sources=("folder",),
+        matcher="sift",
+        num_keyframes=9,
+        num_registered=8,
+        num_frames_again=2,
+    ),
+    SourceOpened(
+        at_s=0.5,
+        source="folder",
+        address="/home/folder",
+        prefix="",
+        is_live=False,
+        fingerprint="0a1b2c3d",
+    ),
     FrameReceived(at_s=0.5, frame_id=ONE, index=0, captured_at_s=0.0),
     FrameDropped(
         at_s=0.5,

@@ -21,6 +21,7 @@ from torch import Tensor
 from adapters.matchers.mast3r.asmk import AsmkModel
 from adapters.matchers.mast3r.stored_weights import DAMAGES
 from engine.errors import ConfigError
+from engine.regular_files import regular_file_size
 
 _DEFAULT_NUM_FEATURES = 300
 
@@ -63,6 +64,7 @@ def codebook_beside(path: Path) -> Path:
 
 def _read_head(path: Path) -> tuple[argparse.Namespace, Mapping[str, Any]]:
     try:
+        regular_file_size(path)
         stream = path.open("rb")
     except OSError as error:
         raise ConfigError(f"the retrieval checkpoint cannot be read: {error}") from error
@@ -123,6 +125,7 @@ def _not_a_head(path: Path) -> ConfigError:
 def _read_codebook(path: Path) -> NDArray[np.float32]:
     """Centroids (K, D) float32."""
     try:
+        regular_file_size(path)
         with path.open("rb") as stream:
             content = _CodebookUnpickler(stream).load()
     except OSError as error:

@@ -11,9 +11,11 @@ from torch import Tensor
 from adapters.install_advice import missing_package
 from adapters.matchers.mast3r.stored_weights import StoredWeights, listed
 from engine.errors import ConfigError
+from engine.regular_files import read_regular_file
 
 WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
+_MAX_CONFIG_BYTES: Final = 1_000_000
 _TYPES = ("F32", "F16", "BF16")
 
 
@@ -82,7 +84,7 @@ def _num_bytes(path: Path) -> int:
 def _read_config(path: Path) -> dict[str, object]:
     """The constructor's arguments; JSON's lists are its tuples."""
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_regular_file(path, max_bytes=_MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected the network's arguments as JSON: {error}") from error
     if not isinstance(config, dict):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engine.regular_files import regular_file_size
+
 # What reading a file that is cut, damaged or of another kind raises: a broken pickle is a broken
 # program, and fails wherever it happens to.
 DAMAGES = (
@@ -44,6 +46,7 @@ def first_bytes(path: Path) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
+    regular_file_size(path)
     with path.open("rb") as file:
         return file.read(24)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+import zlib
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -17,16 +18,26 @@ from adapters.sources.files.photo_files import (
     is_jpeg,
     natural_key,
     possible_frame_names,
+    printable,
 )
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.types import Arrival, RejectedFrame, SourceInfo, SourceNotice, SourceState
+from engine.regular_files import read_regular_file, regular_file_size
+from engine.types import (
+    Arrival,
+    RejectedFrame,
+    SourceInfo,
+    SourceNotice,
+    SourceState,
+    TakenFrames,
+)
 
 Item = Arrival | RejectedFrame | SourceNotice
 
 PHOTOS_FOLDER = "images"
 
+_MAX_NAMED = 3  # photos in a message
 _REDUCED = re.compile(r"images_\d+$")  # the same photos with so many times shorter edges
 
 
@@ -69,13 +80,50 @@ class ImageFolder:
         self._left_out = found.left_out
         self._masks = _find_masks(found)
         self._frame_names = _frame_names(self._files)
-        num_taken = len(range(0, len(self._files), config.every_nth_frame))
-        self.info = SourceInfo(
-            label=str(path),
+        # Positions of the files to be read, and the index of each.
+        self._indices = {i: i for i in range(0, len(self._files), config.every_nth_frame)}
+        self._label = str(path)
+
+    @property
+    def info(self) -> SourceInfo:
+        """Photos, as many as there are left to be read."""
+        num_left = len(self._indices)
+        return SourceInfo(
+            label=self._label,
             is_live=False,
             is_sequence=False,
-            num_frames=min(num_taken, config.max_frames or num_taken),
+            num_frames=min(num_left, self._config.max_frames or num_left),
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """A number of size and time for each file."""
+        return " ".join(_file_fingerprint(self._root / file) for file in self._files)
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out photos by their names; what is new in the folder comes behind."""
+        positions = {name: position for position, name in self._frame_names.items()}
+        for position, file in enumerate(self._files):  # what could not be read has no frame's name
+            positions.setdefault(str(printable(file)), position)
+        found = {index: positions[name] for index, name in taken.names.items() if name in positions}
+        self._indices = {i: i for i in self._indices if i not in set(found.values())}
+        if any(index != position for index, position in found.items()):
+            first = taken.next_index
+            self._indices = {i: first + number for number, i in enumerate(self._indices)}
+        return self._oddities(taken, found)
+
+    def _oddities(self, taken: TakenFrames, found: Mapping[int, int]) -> list[str]:
+        """Which photos that were taken are gone or have changed."""
+        gone = [name for index, name in taken.names.items() if index not in found]
+        before = dict(enumerate(taken.fingerprint.split()))
+        changed = [
+            taken.names[index]
+            for index, position in found.items()
+            if index in before
+            and before[index] != _file_fingerprint(self._root / self._files[position])
+        ]
+        said = ((gone, "gone; the run keeps its image"), (changed, "another file than before"))
+        return [f"{self._label}: {_some_of(names)}: {what}" for names, what in said if names]
 
     def frames(self) -> AsyncGenerator[Item, None]:
         """Yields the photos in order; reads one at a time, on a thread of its own."""
@@ -83,11 +131,13 @@ class ImageFolder:
 
     def image_sizes(self) -> Iterator[tuple[int, int]]:
         """The sizes of its images as stored, from their headers."""
-        for index in range(0, len(self._files), self._config.every_nth_frame):
+        for position in self._indices:
             try:
-                header = read_image_header((self._root / self._files[index]).read_bytes())
+                file = self._root / self._files[position]
+                data = read_regular_file(file, max_bytes=self._config.max_image_bytes)
             except OSError:
                 continue  # it is counted when its turn comes
+            header = read_image_header(data)
             if header is not None:
                 yield header.width, header.height
 
@@ -105,8 +155,9 @@ class ImageFolder:
             single_camera_per_size=self._single_camera_per_size,
             masks=self._masks,
         )
-        for index in range(0, len(self._files), self._config.every_nth_frame):
-            yield photos.read(self._files[index], index=index, frame_name=self._frame_names[index])
+        for position, index in self._indices.items():
+            name = self._frame_names[position]
+            yield photos.read(self._files[position], index=index, frame_name=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +183,7 @@ def _find_images(path: Path) -> _FoundImages:
             return found
         if not path.exists():
             raise SourceError(f"{path}: no such file or folder")
+        regular_file_size(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -188,6 +240,20 @@ def _images_in_subfolders(folder: Path) -> list[PurePosixPath]:
         if not entry.name.startswith(".") and entry.is_dir()
         for file in _images_in(entry)
     ]
+
+
+def _file_fingerprint(path: Path) -> str:
+    """Eight digits that change with a file's size and time."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "-"
+    return f"{zlib.crc32(f'{status.st_size} {status.st_mtime_ns}'.encode()):08x}"
+
+
+def _some_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"{', '.join(names[:_MAX_NAMED])}{more}"
 
 
 def _suffixes() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from adapters.images.decoding import DecodedImage, RefusedImage
 from adapters.images.masks import MASK_SUFFIXES, decode_mask, fit_mask
 from engine.config import SourcesConfig
+from engine.regular_files import read_regular_file
 from engine.types import BoolArray, DropReason
 
 MASKS_FOLDER = "masks"
@@ -68,9 +69,10 @@ class MaskFiles:
         if file is None:
             return None
         try:
-            mask = decode_mask((self.folder / file).read_bytes(), config=config)
+            data = read_regular_file(self.folder / file, max_bytes=config.max_image_bytes)
         except OSError as error:
             return _refused(file, f"cannot be read: {error.strerror or error}")
+        mask = decode_mask(data, config=config)
         if isinstance(mask, str):
             return _refused(file, mask)
         height, width = image.pixels.shape[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import re
@@ -15,6 +16,7 @@ from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
+from engine.regular_files import read_regular_file
 from engine.types import Arrival, BoolArray, DropReason, Frame, IntrinsicsPrior, RejectedFrame
 
 _SAME_ZOOM = 0.01  # between logarithms of focal lengths
@@ -65,10 +67,12 @@ class PhotoReader:
         refused when it is decoded.
         """
         try:
-            data = (self._root / file).read_bytes()
+            data = read_regular_file(self._root / file, max_bytes=self._config.max_image_bytes)
         except OSError as error:
+            is_large = error.errno == errno.EFBIG
             refused = RefusedImage(
-                reason=DropReason.UNREADABLE, detail=error.strerror or str(error)
+                reason=DropReason.TOO_LARGE if is_large else DropReason.UNREADABLE,
+                detail=error.strerror or str(error),
             )
             return self._rejected(file, refused, index=index)
         received_at_s = time.monotonic()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ from adapters.live.blocking import iterate_in_thread
 from adapters.sources.files.video_frames import (
     decode_packet,
     num_bytes_of,
+    open_container,
+    packets_of,
     picture_stream,
     quarter_turns,
     upright_rgb,
@@ -25,6 +29,7 @@ from adapters.sources.files.video_gps import ReadingFeed, positions_of_video
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
+from engine.regular_files import regular_file_size
 from engine.types import (
     Arrival,
     DropReason,
@@ -34,6 +39,7 @@ from engine.types import (
     SourceInfo,
     SourceNotice,
     SourceState,
+    TakenFrames,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +49,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_RATE_HZ = 25.0  # FFmpeg's own, for streams without one
 _MISSING_END_S = 0.5  # a file is cut when more is missing; sound may outlast the pictures a little
+_WORTH_A_JUMP_S = 4.0  # of video that is decoded for nothing
+_SAME_TIME_S = 1e-4  # capture times of one frame differ by rounding only
 _MAX_DETAIL_CHARS = 120
 # Of QuickTime and Matroska, and where GoPro (handler), DJI and Insta360 (encoder) put their names.
 _CAMERA_TAGS = ("make", "model", "handler_name", "encoder", "artist", "product")
@@ -84,6 +92,26 @@ class VideoFile:
             is_sequence=True,
             num_frames=min(num_taken, config.max_frames or num_taken) if num_taken > 0 else None,
         )
+        self._taken = TakenFrames(names={}, captured_at_s={})
+
+    @property
+    def fingerprint(self) -> str:
+        """Size and time of the file."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out frames by their indices; the file is read from shortly before the others."""
+        self._taken = taken
+        if self.info.num_frames is not None:
+            num_left = max(self.info.num_frames - len(taken.names), 0)
+            self.info = replace(self.info, num_frames=num_left)
+        if taken.fingerprint and taken.fingerprint != self.fingerprint:
+            return [f"{self._path}: another file than before; it is read where that one stopped"]
+        return []
 
     def frames(self) -> AsyncGenerator[Received, None]:
         """Yields the frames; FFmpeg decodes them on a thread of its own, as they are asked for.
@@ -105,14 +133,20 @@ class VideoFile:
         readings = ReadingFeed(positions.fixes if positions else (), source=self.info.label)
         with _open(self._path) as (container, stream):
             clock = CaptureClock(step_s=1.0 / float(stream.average_rate or _DEFAULT_RATE_HZ))
-            for index, decoded in enumerate(_decode(container, stream)):
+            decoding = _Decoding(container, stream)
+            first_index = decoding.go_to(self._taken, clock) if self._taken.names else 0
+            for index, decoded in enumerate(decoding.frames(), start=first_index):
                 if stop.is_set():
                     return
-                if isinstance(decoded, str):
-                    yield self._rejected(index, decoded, captured_at_s=clock.expected_s)
+                captured_at_s = clock.expected_s
+                if not isinstance(decoded, str):
+                    captured_at_s = clock.tick(decoded.time)
+                    if index % self._config.every_nth_frame:
+                        continue
+                if index in self._taken.names:
                     continue
-                captured_at_s = clock.tick(decoded.time)
-                if index % self._config.every_nth_frame:
+                if isinstance(decoded, str):
+                    yield self._rejected(index, decoded, captured_at_s=captured_at_s)
                     continue
                 yield from readings.until(captured_at_s)
                 yield self._arrival(index, decoded, captured_at_s=captured_at_s)
@@ -204,6 +238,11 @@ class CaptureClock:
         self._origin_s: float | None = None
         self._last_s = -step_s
 
+    def reset(self) -> None:
+        """Starts anew with the first frame."""
+        self._origin_s = None
+        self._last_s = -self._step_s
+
     @property
     def expected_s(self) -> float:
         """When the next frame is due."""
@@ -228,8 +267,9 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if not path.exists():
         raise SourceError(f"{path}: no such file")
     try:
+        regular_file_size(path)
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
-        container = av.open(str(path.absolute()))
+        container = open_container(str(path.absolute()))
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{path}: not a readable video: {error.strerror or error}") from error
     with container:
@@ -239,21 +279,91 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | str]:
-    """Decoded frames, and in the place of a damaged one the words that say so."""
-    import av
+class _Decoding:
+    """The frames of a video, from its start or from where a former part of the run stopped."""
 
-    extent = _Extent()
-    try:
-        for packet in container.demux(stream):
-            extent.add(packet)
-            yield from decode_packet(packet)
-    except av.error.FFmpegError as error:
-        yield f"cannot be read further: {error.strerror}"
-        return
-    promised_s = _promised_duration_s(container, stream)
-    if extent.duration_s < promised_s - _MISSING_END_S:
-        yield f"the file ends at {extent.duration_s:.2f} s of {promised_s:.2f} s"
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self._container = container
+        self._stream = stream
+        self._extent = _Extent()
+
+    def frames(self) -> Iterator[VideoFrame | str]:
+        """Decoded frames, and in the place of a damaged one the words that say so."""
+        import av
+
+        try:
+            for packet in packets_of(self._container, self._stream):
+                self._extent.add(packet)
+                yield from decode_packet(packet)
+        except (av.error.FFmpegError, OSError) as error:
+            yield f"cannot be read further: {error.strerror}"
+            return
+        promised_s = _promised_duration_s(self._container, self._stream)
+        if self._extent.duration_s < promised_s - _MISSING_END_S:
+            yield f"the file ends at {self._extent.duration_s:.2f} s of {promised_s:.2f} s"
+
+    def go_to(self, taken: TakenFrames, clock: CaptureClock) -> int:
+        """Moves on to shortly before the first frame that was not taken.
+
+        Where a frame is in the file shows only by its time, which is that of a frame that was
+        taken: its index is known. A file whose frames have no such times is read from its start.
+
+        Args:
+            taken: the frames that were taken.
+            clock: gives capture times; it goes on with them.
+
+        Returns:
+            The index of the next frame.
+        """
+        last = _last_before_gap(taken)
+        if last is None or taken.captured_at_s[last] < _WORTH_A_JUMP_S:
+            return 0
+        first = next(self.frames(), None)
+        if not isinstance(first, str) and first is not None and first.time is not None:
+            clock.tick(first.time)
+            if self._jump(first.time + taken.captured_at_s[last] - _WORTH_A_JUMP_S / 2):
+                indices = {round(taken.captured_at_s[i] / _SAME_TIME_S): i for i in taken.names}
+                for decoded in self.frames():
+                    if isinstance(decoded, str) or decoded.time is None:
+                        continue
+                    passed_s = decoded.time - first.time
+                    if passed_s > taken.captured_at_s[last]:
+                        break
+                    index = indices.get(round(passed_s / _SAME_TIME_S))
+                    if index is not None and index <= last:
+                        clock.tick(decoded.time)
+                        return index + 1
+        clock.reset()
+        self._jump(0.0)
+        return 0
+
+    def _jump(self, time_s: float) -> bool:
+        """Whether the file goes on at the last whole picture before a time of its own."""
+        import av
+
+        try:
+            if time_s <= 0.0 or not self._stream.time_base:
+                self._container.seek(0)
+            else:
+                position = int(time_s / self._stream.time_base)
+                self._container.seek(position, stream=self._stream)
+        except av.error.FFmpegError:
+            return False
+        return True
+
+
+def _last_before_gap(taken: TakenFrames) -> int | None:
+    """The last of the frames that were taken before the first that was not, as far as it shows.
+
+    Frames that are left out on purpose lie between those that are taken at a constant step.
+    """
+    indices = sorted(taken.names)
+    steps = [later - earlier for earlier, later in itertools.pairwise(indices)]
+    step = min(steps, default=1)
+    if not indices or indices[0] >= step:
+        return None
+    gap = next((place for place, one in enumerate(steps) if one > step), len(steps))
+    return indices[gap]
 
 
 class _Extent:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +17,36 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _TEXT_ART_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})  # how FFmpeg "plays" a text file
+
+
+def open_container(url: str, **options: Any) -> InputContainer:
+    """Opens a file or a stream as ``av.open`` does; tags need not be valid UTF-8.
+
+    Raises:
+        av.error.FFmpegError: it cannot be opened.
+        OSError: PyAV failed on what FFmpeg read of it.
+    """
+    import av
+
+    with _failing_as_ffmpeg():
+        container: InputContainer = av.open(url, metadata_errors="replace", **options)
+    return container
+
+
+def packets_of(container: InputContainer, *streams: Any) -> Iterator[Packet[Any]]:
+    """The packets of a container, of some of its streams or of all.
+
+    Raises:
+        av.error.FFmpegError: it cannot be read further.
+        OSError: PyAV failed on what FFmpeg read.
+    """
+    packets = container.demux(*streams)
+    while True:
+        with _failing_as_ffmpeg():
+            packet = next(packets, None)
+        if packet is None:
+            return
+        yield packet
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:
@@ -41,8 +73,9 @@ def decode_packet(packet: Packet[VideoStream]) -> Iterator[VideoFrame | str]:
         yield "damaged here"
         return
     try:
-        frames = packet.decode()
-    except av.error.FFmpegError as error:
+        with _failing_as_ffmpeg():
+            frames = packet.decode()
+    except (av.error.FFmpegError, OSError) as error:
         yield f"cannot be decoded: {error.strerror}"
         return
     for frame in frames:
@@ -67,7 +100,23 @@ def upright_rgb(decoded: VideoFrame) -> Uint8Array | str:
     import av
 
     try:
-        pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
-    except av.error.FFmpegError as error:
+        with _failing_as_ffmpeg():
+            pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
+    except (av.error.FFmpegError, OSError) as error:
         return f"pixels of type {decoded.format.name} do not become RGB: {error.strerror}"
     return np.rot90(pixels, -quarter_turns(decoded))
+
+
+@contextmanager
+def _failing_as_ffmpeg() -> Iterator[None]:
+    """Raises what PyAV stumbles over in damaged data as an OSError, beside FFmpeg's own errors."""
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise OSError(errno.EINVAL, f"damaged: {type(error).__name__}: {error}") from error
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, "does not fit in memory") from error

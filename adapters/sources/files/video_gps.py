@@ -18,7 +18,8 @@ from adapters.sources.files.telemetry_text import (
     read_telemetry,
     text_of_packet,
 )
-from adapters.sources.files.video_frames import picture_stream
+from adapters.sources.files.video_frames import open_container, packets_of, picture_stream
+from engine.regular_files import read_regular_file
 from engine.types import GpsReading
 
 if TYPE_CHECKING:
@@ -112,10 +113,7 @@ def _side_files(path: Path) -> list[Path]:
 
 def _of_side_file(side_file: Path) -> Telemetry | None:
     try:
-        if side_file.stat().st_size > _MAX_SIDE_FILE_BYTES:
-            logger.warning("%s: too large for subtitles, not read", side_file)
-            return None
-        data = side_file.read_bytes()
+        data = read_regular_file(side_file, max_bytes=_MAX_SIDE_FILE_BYTES)
     except OSError as error:
         logger.warning("%s: cannot be read: %s", side_file, error.strerror or error)
         return None
@@ -131,7 +129,7 @@ def _of_tracks(path: Path, *, stop: threading.Event) -> Telemetry | None:
     import av
 
     try:
-        with av.open(str(path.absolute())) as container:
+        with open_container(str(path.absolute())) as container:
             _tell_location(path, container)
             pictures = picture_stream(container)
             start_s = 0.0
@@ -161,7 +159,7 @@ def _blocks_of_track(
         other.discard = Discard.default if other is stream else Discard.all
     is_mov_text = stream.codec_context is not None and stream.codec_context.name == "mov_text"
     try:
-        for number, packet in enumerate(container.demux(stream)):
+        for number, packet in enumerate(packets_of(container, stream)):
             if stop.is_set() or number >= _MAX_PACKETS:
                 return
             if packet.pts is not None and packet.time_base is not None and packet.size > 2:

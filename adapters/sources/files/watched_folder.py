@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -12,7 +13,11 @@ from typing import Self
 from adapters.live.backoff import Backoff
 from adapters.live.deadline import GiveUpDeadline
 from adapters.sources.files.arriving_files import ArrivingFile, ArrivingFiles
-from adapters.sources.files.photo_files import PhotoReader, possible_frame_names
+from adapters.sources.files.photo_files import (
+    PhotoReader,
+    possible_frame_names,
+    printable,
+)
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
@@ -24,6 +29,7 @@ from engine.types import (
     SourceInfo,
     SourceNotice,
     SourceState,
+    TakenFrames,
 )
 
 logger = logging.getLogger(__name__)
@@ -74,16 +80,28 @@ class WatchedFolder:
         self._live_sources = live_sources
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
+        self._taken = TakenFrames(names={}, captured_at_s={})
         try:
             if not path.is_dir():
                 raise SourceError(f"{self.info.label}: no such folder")
         except OSError as error:
             raise SourceError(f"{self.info.label}: {error.strerror or error}") from error
 
+    @property
+    def fingerprint(self) -> str:
+        """Nothing: photos that were taken may go."""
+        return ""
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out photos by their names."""
+        self._taken = taken
+        return []
+
     async def frames(self) -> AsyncGenerator[Item, None]:
         """Yields the photos and news of the folder; reads and decodes on another thread."""
         files = ArrivingFiles(self._path, settle_s=self._live_sources.settle_s)
-        taking = _Taking(files, self._photos(), every_nth_file=self._sources.every_nth_frame)
+        every_nth_file = self._sources.every_nth_frame
+        taking = _Taking(files, self._photos(), every_nth_file=every_nth_file, taken=self._taken)
         async with aclosing(self._found(files)) as found:
             async for item in found:
                 if isinstance(item, SourceNotice):
@@ -163,15 +181,26 @@ def _now_s() -> float:
 class _Taking:
     """Makes photos of files. Its methods belong to one thread at a time."""
 
-    def __init__(self, files: ArrivingFiles, photos: PhotoReader, *, every_nth_file: int) -> None:
+    def __init__(
+        self,
+        files: ArrivingFiles,
+        photos: PhotoReader,
+        *,
+        every_nth_file: int,
+        taken: TakenFrames,
+    ) -> None:
         self._files = files
         self._photos = photos
         self._every_nth_file = every_nth_file
-        self._num_taken = 0
-        self._frame_names: set[str] = set()
+        self._num_taken = taken.next_index
+        self._before = set(taken.names.values())  # the files that they are of are not here yet
+        self._frame_names = set(taken.names.values())
 
     def take(self, arrived: ArrivingFile) -> Arrival | RejectedFrame | None:
         """The photo in a file; None when it is left out, or not whole yet after all."""
+        if self._was_taken(PurePosixPath(arrived.name)):
+            self._files.take(arrived)
+            return None
         index = self._num_taken
         if index % self._every_nth_file:
             self._count(arrived)
@@ -188,6 +217,15 @@ class _Taking:
             return None
         self._count(arrived)
         return Arrival.of(photo) if isinstance(photo, Frame) else photo
+
+    def _was_taken(self, file: PurePosixPath) -> bool:
+        """Whether a former part of the run has the file, by the names that it may have there."""
+        names = (str(printable(file)), *itertools.islice(possible_frame_names(file), 2))
+        own = next((name for name in names if name in self._before), None)
+        if own is None:
+            return False
+        self._before.remove(own)  # another file may have got a name of the same kind
+        return True
 
     def _count(self, arrived: ArrivingFile) -> None:
         self._files.take(arrived)

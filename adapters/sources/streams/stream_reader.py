@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.live.backoff import Backoff
 from adapters.live.capture_clock import CaptureClock
-from adapters.sources.files.video_frames import decode_packet, num_bytes_of, picture_stream
+from adapters.sources.files.video_frames import (
+    decode_packet,
+    num_bytes_of,
+    open_container,
+    packets_of,
+    picture_stream,
+)
 from adapters.sources.streams.ffmpeg_interrupt import interrupt_when
 from adapters.sources.streams.stream_address import StreamAddress
 from engine.config import LiveSourcesConfig
@@ -175,7 +181,7 @@ class StreamReader:
         """Takes what comes; returns why nothing more does."""
         packet_came_s = frame_came_s = time.monotonic()
         # All streams, because FFmpeg's time-out begins anew with every packet of sound.
-        for packet in container.demux():
+        for packet in packets_of(container):
             if self._stop.is_set():
                 return "stopped"
             now_s = time.monotonic()
@@ -325,14 +331,11 @@ def _is_vague(error: Exception) -> bool:
 def _open(
     address: StreamAddress, config: LiveSourcesConfig
 ) -> Iterator[tuple[InputContainer, VideoStream | None]]:
-    import av
-
-    container = av.open(
+    container = open_container(
         address.url,
         format=address.format,
         options=dict(address.options),
         timeout=(address.max_wait_s + config.open_timeout_s, config.read_timeout_s),
-        metadata_errors="replace",
     )
     with container:
         yield container, picture_stream(container)

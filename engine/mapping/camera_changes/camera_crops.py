@@ -12,6 +12,7 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,18 @@ class CameraCrops:
         self._emit = emit
         self._num_examined: dict[tuple[str, str], int] = {}
         self._found: dict[str, str] = {}  # crops, and what they are crops of
+
+    def facts(self) -> dict[str, Any]:
+        """What was examined, and found."""
+        return {
+            "num_examined": [[*keys, num] for keys, num in self._num_examined.items()],
+            "found": dict(self._found),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`."""
+        self._num_examined = {(whole, crop): num for whole, crop, num in facts["num_examined"]}
+        self._found = dict(facts["found"])
 
     def find(self, present: SparseMap, *, is_final: bool = False) -> ChangedMap | None:
         """Builds a map in which a camera is a crop of another, when the pairs and the map agree.

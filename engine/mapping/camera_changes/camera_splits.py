@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import networkx
 import numpy as np
@@ -119,6 +120,28 @@ class CameraSplits:
         self._num_examined: dict[str, int] = {}
         self._num_failed: Counter[str] = Counter()
         self._unconfirmed: dict[str, list[FrameId]] = {}  # zoomed keyframes by the pairs alone
+
+    # -- what a run that goes on needs ------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What was split, and examined; changes of scale are measured again."""
+        return {
+            "source_key": dict(self._source_key),
+            "suspected": sorted(self._suspected),
+            "num_examined": dict(self._num_examined),
+            "num_failed": dict(self._num_failed),
+            "unconfirmed": {key: list(ids) for key, ids in self._unconfirmed.items()},
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`."""
+        self._source_key = dict(facts["source_key"])
+        self._suspected = set(facts["suspected"])
+        self._num_examined = dict(facts["num_examined"])
+        self._num_failed = Counter(facts["num_failed"])
+        self._unconfirmed = {
+            key: [FrameId(i) for i in ids] for key, ids in facts["unconfirmed"].items()
+        }
 
     # -- a new keyframe -------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -114,6 +115,18 @@ class LensRecognition:
         self._seed = seed
         self._searches: dict[str, _Searches] = {}
         self._num_connected_at_errors: dict[str, int] = {}  # when errors were examined
+
+    def facts(self) -> dict[str, Any]:
+        """What was searched, and examined."""
+        return {
+            "searches": {key: asdict(done) for key, done in self._searches.items()},
+            "num_at_errors": dict(self._num_connected_at_errors),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`."""
+        self._searches = {key: _Searches(**done) for key, done in facts["searches"].items()}
+        self._num_connected_at_errors = dict(facts["num_at_errors"])
 
     def doubted(self, sparse_map: SparseMap) -> list[str]:
         """Cameras whose lens should be searched now."""

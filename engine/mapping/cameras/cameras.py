@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,14 +91,46 @@ class CameraCalibration:
         if camera_key in self._initial:
             return
         initial = initial_camera(keyframe, self._config)
+        sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
+        self._take(camera_key, initial, keyframe)
+
+    def _take(self, camera_key: str, initial: InitialCamera, keyframe: Keyframe) -> None:
+        """Takes a camera, and reports it with what is odd about its first keyframe."""
         self._initial[camera_key] = initial
         if self._config.params or _is_whole(keyframe.intrinsics_prior):
             self._given_keys.add(camera_key)
-        sparse_map.add_camera(camera_key, copy.deepcopy(initial.camera), prior=initial.prior)
         self._reports.add(camera_key, initial.camera, initial.prior)
         doubt = _doubt_about(keyframe) or _doubt_about_given(initial)
         if doubt:
             self._reports.add_doubt(camera_key, doubt)
+
+    @property
+    def initial(self) -> Mapping[str, InitialCamera]:
+        """All cameras as they enter maps, by key, in the order in which they came."""
+        return self._initial
+
+    def facts(self) -> dict[str, list[float]]:
+        """The focal lengths that a matcher saw, by camera."""
+        return {camera_key: list(seen) for camera_key, seen in self._seen_focal_px.items()}
+
+    def restore(
+        self,
+        facts: Mapping[str, Sequence[float]],
+        initial: Mapping[str, InitialCamera],
+        first_keyframes: Mapping[str, Keyframe],
+    ) -> None:
+        """Goes on with the cameras of a run before; no map gets them here.
+
+        Args:
+            facts: as `facts` gave them.
+            initial: the cameras, by key, in the order in which they came.
+            first_keyframes: the first keyframe of each; cameras without any are left out.
+        """
+        for camera_key, one in initial.items():
+            if camera_key in first_keyframes:
+                self._take(camera_key, one, first_keyframes[camera_key])
+        for camera_key, seen in facts.items():
+            self._seen_focal_px[camera_key] = deque(seen, maxlen=_MAX_SEEN)
 
     def add_zoom_doubt(self, camera_key: str, reason: str) -> None:
         """Emits that keyframes of a camera contradict one focal length, and no map says more."""

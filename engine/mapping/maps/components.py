@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,7 @@ class _Component:
     """A map beside the main one."""
 
     number: int
+    world_number: int
     sparse_map: SparseMap
     schedule: GlobalAdjustmentSchedule
     misplacements: MisplacementRepair = field(default_factory=MisplacementRepair)
@@ -115,10 +117,38 @@ class Components:
         self._builder = builder
         self._emit = emit
         self._components: list[_Component] = []
-        self._num_started = 0
+        self._num_worlds = 1
+        self._main_world = 0
         self._came_lost: dict[FrameId, None] = {}  # keyframes that the main map did not take
         self._to_look_for: list[FrameId] = []  # of them, not yet matched with further places
         self._num_looked_for = 0  # keyframes of components, in turn
+
+    # -- what a run that goes on needs ------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers, and keyframes that came without a place; the maps are in snapshots."""
+        return {
+            "num_worlds": self._num_worlds,
+            "main_world": self._main_world,
+            "worlds": {str(one.number): one.world_number for one in self._components},
+            "came_lost": list(self._came_lost),
+            "to_look_for": list(self._to_look_for),
+            "num_looked_for": self._num_looked_for,
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`; what was tried to join maps is tried again."""
+        self._num_worlds = max(self._num_worlds, facts["num_worlds"])
+        self._main_world = facts["main_world"]
+        for one in self._components:
+            one.world_number = facts["worlds"].get(str(one.number), one.world_number)
+        self._came_lost.update(dict.fromkeys(FrameId(i) for i in facts["came_lost"]))
+        self._to_look_for = [FrameId(i) for i in facts["to_look_for"]]
+        self._num_looked_for = facts["num_looked_for"]
+
+    def restore_map(self, sparse_map: SparseMap, *, number: int) -> None:
+        """Adds a map of a run that goes on, under its number, as one that is adjusted."""
+        self._add(sparse_map, number=number, world_number=number)
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -132,6 +162,19 @@ class Components:
         yield MAIN, main
         for one in self._components:
             yield one.number, one.sparse_map
+
+    def world_number(self, number: int) -> int:
+        """The number of a map's world, which the map keeps when another one leads; 0 is the first.
+
+        Args:
+            number: the map's.
+        """
+        return self._main_world if number == MAIN else self._numbered(number).world_number
+
+    def begin_world(self) -> None:
+        """Gives the main map a world of its own: it lies otherwise than the one before it."""
+        self._main_world = self._num_worlds
+        self._num_worlds += 1
 
     def holding(self, main: SparseMap, frame_id: FrameId) -> tuple[int, SparseMap] | None:
         """The number and the map in which a keyframe is registered; None: it has no place."""
@@ -552,6 +595,7 @@ class Components:
                 num_registered_in_former=main.num_registered,
             )
         )
+        fullest.world_number, self._main_world = self._main_world, fullest.world_number
         new_main = fullest.sparse_map
         self._builder.complete(new_main, like=main)
         fullest.sparse_map = main
@@ -677,12 +721,17 @@ class Components:
     # -- inside ---------------------------------------------------------------------------------
 
     def _added(self, sparse_map: SparseMap) -> _Component:
-        self._num_started += 1
+        number = self._num_worlds
+        return self._add(sparse_map, number=number, world_number=number)
+
+    def _add(self, sparse_map: SparseMap, *, number: int, world_number: int) -> _Component:
         one = _Component(
-            number=self._num_started,
+            number=number,
+            world_number=world_number,
             sparse_map=sparse_map,
             schedule=GlobalAdjustmentSchedule(self._growth.global_bundle_adjustment),
         )
+        self._num_worlds = max(self._num_worlds, number + 1)
         one.schedule.done(sparse_map.num_registered)
         self._components.append(one)
         for frame_id in sparse_map.registered_ids:

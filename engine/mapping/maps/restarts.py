@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import networkx
 import numpy as np
@@ -57,6 +58,7 @@ class BuiltMap:
     sparse_map: SparseMap
     pair: ImagePair  # what it started from, or the strongest pair of the window
     initial: InitialPair | None  # None: it started from a window
+    is_placed: bool = False  # onto the map that was there: both are in one world
 
 
 class MapBuilder:
@@ -115,9 +117,32 @@ class MapBuilder:
         self._tried_at_end: set[ImagePair] = set()
         self._distrusted: set[ImagePair] = set()
 
+    @property
+    def distrusted(self) -> frozenset[ImagePair]:
+        """Pairs that maps do not get, since they misled one."""
+        return frozenset(self._distrusted)
+
     def distrust(self, pairs: Iterable[ImagePair]) -> None:
         """Leaves pairs that misled a map out of all maps to come."""
         self._distrusted.update(pairs)
+
+    def facts(self) -> dict[str, Any]:
+        """What was tried while the run went on, and which pairs misled maps."""
+        return {
+            "all_pairs_were_tried": self._all_pairs_were_tried,
+            "num_keyframes_at_bootstrap": self._num_keyframes_at_bootstrap,
+            "num_restarts": self._num_restarts,
+            "num_keyframes_at_restart": self._num_keyframes_at_restart,
+            "distrusted": [[pair.first, pair.second] for pair in sorted(self._distrusted)],
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`; what the end of a run tries is tried again."""
+        self._all_pairs_were_tried = facts["all_pairs_were_tried"]
+        self._num_keyframes_at_bootstrap = facts["num_keyframes_at_bootstrap"]
+        self._num_restarts = facts["num_restarts"]
+        self._num_keyframes_at_restart = facts["num_keyframes_at_restart"]
+        self._distrusted = {ImagePair(*pair) for pair in facts["distrusted"]}
 
     def start_over(self) -> SparseMap:
         """Forgets what was tried; returns a map of all keyframes, none registered.
@@ -182,7 +207,7 @@ class MapBuilder:
         if built is not None and join_former(
             built.sparse_map, present, registration=self._registration, config=self._growth
         ):
-            _place(built.sparse_map, onto=present)
+            return replace(built, is_placed=_place(built.sparse_map, onto=present))
         return built
 
     def another_at_end(self, present: SparseMap) -> BuiltMap | None:
@@ -277,6 +302,7 @@ class MapBuilder:
             poses: where keyframes are placed first, (3, 4) each; all others are registered anew. By
                 default those registered stay where they are.
             is_whole: whether it gets all keyframes of the run, or those of the present map only.
+                Keyframes of other maps stay there, unless their own calibration becomes another.
         """
         chosen = self._graph.keyframe_ids if is_whole else present.keyframe_ids
         sparse_map = self._with(present, chosen, change=change)
@@ -288,7 +314,13 @@ class MapBuilder:
         for _ in range(_REBUILD_PASSES):
             adjust_in_place(sparse_map, config=self._growth)
             sparse_map.retriangulate()
-        grow_fully(sparse_map, config=self._growth)
+        elsewhere = {
+            i
+            for i in chosen
+            if self._graph.map_number(i) is not None
+            and not (present.is_registered(i) or i in change.calibration_keys)
+        }
+        grow_fully(sparse_map, config=self._growth, exclude=elsewhere)
         adjust_in_place(sparse_map, config=self._growth)
         _place(sparse_map, onto=present)
         return sparse_map
@@ -312,9 +344,9 @@ class MapBuilder:
         built = self._best(
             lambda: self._with(present, self._graph.keyframe_ids), ranked, config=self._growth
         )
-        if built is not None:
-            _place(built.sparse_map, onto=present)
-        return built
+        if built is None:
+            return None
+        return replace(built, is_placed=_place(built.sparse_map, onto=present))
 
     def _ranked(
         self,
@@ -442,17 +474,23 @@ def _connected_parts(pairs: Iterable[VerifiedPair]) -> list[set[FrameId]]:
     return [set(part) for part in networkx.connected_components(joined)]
 
 
-def _place(sparse_map: SparseMap, *, onto: SparseMap) -> None:
-    """Moves a map onto another by the poses of the keyframes that both hold."""
+def _place(sparse_map: SparseMap, *, onto: SparseMap) -> bool:
+    """Moves a map onto another by the poses of the keyframes that both hold.
+
+    Returns:
+        Whether they hold enough.
+    """
     common = [i for i in sparse_map.registered_ids if onto.is_registered(i)]
     if len(common) < _MIN_COMMON_TO_PLACE:
-        return
+        return False
     poses, onto_poses = (
         np.array([one.cam_from_world(i) for i in common]) for one in (sparse_map, onto)
     )
     onto_from_map = similarity_between_poses(poses, onto_poses)
-    if onto_from_map is not None:
-        sparse_map.reconstruction.transform(pycolmap.Sim3d(onto_from_map))
+    if onto_from_map is None:
+        return False
+    sparse_map.reconstruction.transform(pycolmap.Sim3d(onto_from_map))
+    return True
 
 
 # -- from a pair ----------------------------------------------------------------------------------

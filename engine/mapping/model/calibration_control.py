@@ -161,6 +161,10 @@ class CalibrationControl:
         self._priors[camera_id] = prior
         self._states.pop(camera_id, None)
 
+    def set_state(self, camera_id: int, state: CalibrationState) -> None:
+        """Sets what was found out about a camera, for a map that goes on."""
+        self._states[camera_id] = state
+
     def copy(self) -> CalibrationControl:
         """A control of its own, for a copy of the map."""
         twin = CalibrationControl(is_bounded=self._is_bounded)

@@ -68,6 +68,12 @@ class PointAttributes:
             self._made_by[point3D_id] = first_of_track if made_by is None else made_by
         self._drop_deleted_points()
 
+    def adopt(self, point3D_ids: Iterable[int]) -> None:
+        """Takes points of a model as they are: made by the first keyframe of each one's track."""
+        for point3D_id in point3D_ids:
+            element = self._reconstruction.point3D(point3D_id).track.element(0)
+            self._made_by[point3D_id] = FrameId(int(element.image_id))
+
     def cloud(self) -> PointCloud:
         """All points as arrays; each must have attributes."""
         points = self._reconstruction.points3D

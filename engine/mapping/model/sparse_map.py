@@ -451,6 +451,34 @@ class SparseMap:
         self._assign_point_attributes(frame_id)
         return int(num)
 
+    def take_model(self, model: pycolmap.Reconstruction) -> None:
+        """Registers keyframes and adds points as a model of some keyframes of this map has them.
+
+        Images are keyframes by their ids. Those that the map does not hold, or with another number
+        of keypoints, are left out; so are points that fewer than two of the others observe.
+
+        Raises:
+            MapError: the map is initialised already.
+        """
+        if self.num_registered:
+            raise MapError("the map is initialised already")
+        taken = {
+            frame_id
+            for frame_id in sorted(FrameId(int(i)) for i in model.reg_image_ids())
+            if frame_id in self._keyframes
+            and model.image(frame_id).num_points2D() == len(self._keyframes[frame_id].features)
+        }
+        for frame_id in sorted(taken):
+            self._set_pose(frame_id, np.asarray(model.image(frame_id).cam_from_world().matrix()))
+        for point3D_id in sorted(model.point3D_ids()):
+            point = model.point3D(point3D_id)
+            track = _track_in(point.track, taken)
+            if track.length() > 1:
+                self._reconstruction.add_point3D(point.xyz, track, point.color)
+        self._forget_observations()
+        self._rebuild_managers()
+        self._point_attributes.adopt(self._reconstruction.point3D_ids())
+
     # -- refining -------------------------------------------------------------------------------
 
     def complete_and_merge(self, frame_id: FrameId) -> int:
@@ -855,3 +883,10 @@ class SparseMap:
         )
         options.check()
         return options
+
+
+def _track_in(track: pycolmap.Track, frame_ids: Collection[FrameId]) -> pycolmap.Track:
+    """A track without the observations of other keyframes than some."""
+    elements = track.elements
+    kept = [element for element in elements if element.image_id in frame_ids]
+    return track if len(kept) == len(elements) else pycolmap.Track(kept)

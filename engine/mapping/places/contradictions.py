@@ -23,13 +23,17 @@ _CONTRADICTION_PX = 20.0  # median, at an image edge of 1000 px
 
 
 def find_contradictions(
-    sparse_map: SparseMap, frame_ids: Iterable[FrameId] | None = None
+    sparse_map: SparseMap,
+    frame_ids: Iterable[FrameId] | None = None,
+    *,
+    beside: Iterable[VerifiedPair] = (),
 ) -> list[tuple[VerifiedPair, Contradiction]]:
     """The pairs that contradict a map.
 
     Args:
         sparse_map: the map.
         frame_ids: keyframes whose pairs are examined; by default all that are registered.
+        beside: further pairs, of its keyframes, that the map does not use.
 
     Returns:
         The pairs with what contradicts the map, in order of their keyframes.
@@ -37,7 +41,11 @@ def find_contradictions(
     if frame_ids is None:
         sparse_map.count_covisibility()
     asked = sparse_map.registered_ids if frame_ids is None else sorted(frame_ids)
-    unused: dict[tuple[FrameId, FrameId], VerifiedPair] = {}
+    unused: dict[tuple[FrameId, FrameId], VerifiedPair] = {
+        (one.pair.first, one.pair.second): one
+        for one in beside
+        if sparse_map.is_registered(one.pair.first) and sparse_map.is_registered(one.pair.second)
+    }
     for frame_id in asked:
         if not sparse_map.is_registered(frame_id):
             continue

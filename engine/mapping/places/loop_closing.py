@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from engine.config import LoopsConfig
 from engine.events import LoopClosed
@@ -10,8 +12,9 @@ from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places.contradictions import find_contradictions
 from engine.mapping.places.loop_correction import correct_loops, is_enough
+from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
-from engine.types import FrameId, ImagePair, VerifiedPair
+from engine.types import Contradiction, FrameId, ImagePair, VerifiedPair
 
 _MIN_SHARED_RATIO = 0.25  # of a loop's inliers that must be common points; the loop is closed then
 _MIN_LIVE_PAIRS = 3  # that contradict the map, of two new keyframes at least
@@ -49,7 +52,25 @@ class LoopClosing:
         self._contradicting: dict[ImagePair, FrameId] = {}  # seen to, and by which keyframe
         self._tried: set[ImagePair] = set()
         self._num_tried = 0  # pairs that contradicted the map when all were examined last
+        self._refuted: dict[ImagePair, VerifiedPair] = {}  # that the map does not use any more
         self._tried_finally: tuple[set[ImagePair], int] | None = None  # and keyframes by then
+
+    def facts(self) -> dict[str, Any]:
+        """The loops that are open, and what was tried while the run went on."""
+        return {
+            "open": [_ids(verified.pair) for verified in self._open],
+            "contradicting": [[*_ids(pair), by] for pair, by in self._contradicting.items()],
+            "tried": [_ids(pair) for pair in sorted(self._tried)],
+            "num_tried": self._num_tried,
+        }
+
+    def restore(self, facts: Mapping[str, Any], graph: SceneGraph) -> None:
+        """Goes on with `facts`; loops whose pair does not hold any more are left out."""
+        edges = [graph.edge(ImagePair(*pair)) for pair in facts["open"]]
+        self._open.extend(verified for verified in edges if verified is not None)
+        self._contradicting = {ImagePair(*pair): by for *pair, by in facts["contradicting"]}
+        self._tried = {ImagePair(*pair) for pair in facts["tried"]}
+        self._num_tried = facts["num_tried"]
 
     def add_loop(self, verified: VerifiedPair) -> None:
         """Takes a pair that joins parts which were far from each other."""
@@ -114,9 +135,25 @@ class LoopClosing:
             return correction.better_map
         if not (is_final and correction.refuted):
             return None
+        contradicting = {verified.pair: verified for verified in pairs}
+        self._refuted.update((p, contradicting[p]) for p in correction.refuted if p in known)
         without = sparse_map.copy()
         without.forget_pairs(correction.refuted)
         return without
+
+    def contradictions(
+        self, sparse_map: SparseMap, *, is_confirmed: Callable[[ImagePair], bool]
+    ) -> list[Contradiction]:
+        """What contradicts a map at the end, also of pairs that were refuted and taken out of it.
+
+        A map that no correction puts right may be wrong, and pairs right that it refutes.
+
+        Args:
+            sparse_map: the map.
+            is_confirmed: whether other images confirm a pair that was refuted.
+        """
+        refuted = [one for one in self._refuted.values() if is_confirmed(one.pair)]
+        return [found for _, found in find_contradictions(sparse_map, beside=refuted)]
 
     def _is_new(self, sparse_map: SparseMap, pairs: set[ImagePair], *, is_final: bool) -> bool:
         """Whether there is more to go by than when a correction was tried last."""
@@ -135,6 +172,10 @@ class LoopClosing:
         return num_pairs >= max(_MIN_LIVE_PAIRS, _TRIED_AGAIN_RATIO * self._num_tried) and (
             len(set(self._contradicting.values())) > 1
         )
+
+
+def _ids(pair: ImagePair) -> list[FrameId]:
+    return [pair.first, pair.second]
 
 
 def _is_closed(sparse_map: SparseMap, verified: VerifiedPair) -> bool:

@@ -7,6 +7,9 @@ verifies pairs which share nothing gives them at a steady rate.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from engine.mapping.model.place_evidence import CONTRADICTION_PX, epipolar_error_px
 from engine.mapping.model.sparse_map import SparseMap
 from engine.matching.pair_agreement import PairAgreement
@@ -31,6 +34,19 @@ class PairEvidence:
         self._examined: set[FrameId] = set()
         self._num_counting = 0
         self._contradicting: list[ImagePair] = []
+
+    def facts(self) -> dict[str, Any]:
+        """What was counted by now."""
+        return {
+            "num_counting": self._num_counting,
+            "contradicting": [[pair.first, pair.second] for pair in self._contradicting],
+        }
+
+    def restore(self, facts: Mapping[str, Any], examined: Iterable[FrameId]) -> None:
+        """Goes on with `facts`, and with the keyframes whose pairs they count."""
+        self._examined = set(examined)
+        self._num_counting = facts["num_counting"]
+        self._contradicting = [ImagePair(*pair) for pair in facts["contradicting"]]
 
     @property
     def num_wrong(self) -> int:

@@ -9,6 +9,7 @@ image.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,14 @@ class StrictPosing:
         self._seed = seed
         self._posed: set[FrameId] = set()
         self._tried_with: dict[FrameId, set[FrameId]] = {}  # witnesses of the last try
+
+    def facts(self) -> list[FrameId]:
+        """The keyframes that came in so, which are no witnesses."""
+        return sorted(self._posed)
+
+    def restore(self, facts: Iterable[FrameId]) -> None:
+        """Goes on with `facts`; keyframes that wait are tried again."""
+        self._posed = set(facts)
 
     def register_waiting(
         self, sparse_map: SparseMap, *, again: bool = False

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -131,9 +132,47 @@ class TurningWatch:
         self._until_zoom: dict[str, int] = {}  # keyframes to come until zooms are tried
         self._zoom_pause: dict[str, int] = {}
         self._stretches: dict[str, list[_Run]] = {}  # all that turned, by camera, the open one last
+        self._restored_until: dict[str, FrameId] = {}  # keyframes that a run before has watched
         self._moved: set[ImagePair] = set()  # pairs that no turn without zoom explains
         self._only_turns: dict[tuple[ImagePair, int], bool] = {}
         self._may_be_turns: dict[tuple[ImagePair, int, bool], bool] = {}
+
+    # -- what a run that goes on needs ------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """By camera, its newest keyframes and its stretches that turn.
+
+        What single pairs show is found out again.
+        """
+        return {
+            camera_key: self._facts_of(camera_key, run) for camera_key, run in self._runs.items()
+        }
+
+    def _facts_of(self, camera_key: str, run: _Run) -> dict[str, Any]:
+        stretches = self._stretches.get(camera_key, [])
+        return {
+            "run": _record(run),
+            "stretches": [_record(one) for one in stretches],
+            "is_open": bool(stretches) and stretches[-1] is run,
+            "latest": list(self._latest[camera_key]),
+            "until_zoom": self._until_zoom.get(camera_key),
+            "zoom_pause": self._zoom_pause.get(camera_key),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`; keyframes that they name are not watched again."""
+        for camera_key, found in facts.items():
+            stretches = [_of_record(one) for one in found["stretches"]]
+            if stretches:
+                self._stretches[camera_key] = stretches
+            run = stretches[-1] if found["is_open"] else _of_record(found["run"])
+            self._runs[camera_key] = run
+            self._latest[camera_key] = deque(found["latest"], maxlen=_LOOKED_BACK)
+            self._restored_until[camera_key] = max(found["latest"])
+            if found["until_zoom"] is not None:
+                self._until_zoom[camera_key] = found["until_zoom"]
+            if found["zoom_pause"] is not None:
+                self._zoom_pause[camera_key] = found["zoom_pause"]
 
     # -- while keyframes come -------------------------------------------------------------------
 
@@ -145,6 +184,8 @@ class TurningWatch:
             frame_id: the newest keyframe; its pairs are in the graph.
         """
         camera_key = self._graph.keyframe(frame_id).camera_key
+        if frame_id <= self._restored_until.get(camera_key, 0):
+            return
         run = self._runs.setdefault(camera_key, _Run())
         self._latest.setdefault(camera_key, deque(maxlen=_LOOKED_BACK)).append(frame_id)
         self._runs[camera_key] = self._continued(sparse_map, run, frame_id)
@@ -546,6 +587,30 @@ class TurningWatch:
     def _keyframes(self, verified: VerifiedPair) -> tuple[Keyframe, Keyframe]:
         pair = verified.pair
         return self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
+
+
+def _record(run: _Run) -> dict[str, Any]:
+    """A run of keyframes as JSON holds it."""
+    return {
+        "frame_ids": list(run.frame_ids),
+        "turned_rad": run.turned_rad,
+        "is_turning": run.is_turning,
+        "zooms": run.zooms,
+        "focal": None if run.focal is None else asdict(run.focal),
+        "num_tried": run.num_tried,
+        "num_emitted": run.num_emitted,
+    }
+
+
+def _of_record(record: Mapping[str, Any]) -> _Run:
+    focal = record["focal"]
+    return _Run(
+        **{
+            **record,
+            "frame_ids": [FrameId(i) for i in record["frame_ids"]],
+            "focal": None if focal is None else FocalPrior(**focal),
+        }
+    )
 
 
 def _has_enough(verified: VerifiedPair) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -17,6 +18,8 @@ from engine.geo.georeference import (
     RefusalReason,
     estimate_georeference,
     gps_rmse_m,
+    is_finite_fix,
+    median_fix,
     positions_in_enu,
     to_enu,
 )
@@ -109,10 +112,27 @@ class Georeferencing:
         self._fix_at = fix_at
         self._emit = emit
         self._placement: Placement | None = None
-        self._origin: GpsFix | None = None  # of the first placement, for good
+        self._origin: GpsFix | None = None  # for good
+        self._first_fixes: list[GpsFix] = []  # of keyframes as they came, until there is an origin
         self._was_emitted = False
         self._warned_of: tuple[FrameId, ...] = ()
         self._contradiction = ""
+
+    def facts(self) -> dict[str, Any]:
+        """The origin, and what was emitted."""
+        return {
+            "origin": None if self._origin is None else asdict(self._origin),
+            "first_fixes": [asdict(fix) for fix in self._first_fixes],
+            "was_emitted": self._was_emitted,
+            "warned_of": list(self._warned_of),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on with `facts`; where the map lies is found out again, from the same origin."""
+        self._origin = None if facts["origin"] is None else GpsFix(**facts["origin"])
+        self._first_fixes = [GpsFix(**fix) for fix in facts["first_fixes"]]
+        self._was_emitted = facts["was_emitted"]
+        self._warned_of = tuple(FrameId(i) for i in facts["warned_of"])
 
     @property
     def placement(self) -> Placement | None:
@@ -124,10 +144,25 @@ class Georeferencing:
         """How the positions contradict the map, as last asked; "" where they do not."""
         return self._contradiction
 
+    def add_keyframe(self, keyframe: Keyframe) -> None:
+        """Learns where a new keyframe was; the first few different positions give the origin.
+
+        They, and not the first placement: when that comes depends on when somebody wants to see
+        the map.
+        """
+        fix = keyframe.gps
+        if self._origin is not None or fix is None or not is_finite_fix(fix):
+            return
+        if all(_place_of(fix) != _place_of(other) for other in self._first_fixes):
+            self._first_fixes.append(fix)
+        if len(self._first_fixes) == self._config.min_fixes:
+            self._origin = median_fix(self._first_fixes)
+            self._first_fixes.clear()
+
     def update(self, sparse_map: SparseMap, *, is_final: bool = False) -> Placement | None:
         """Places the map as it is now; emits the first placement and the final one.
 
-        The origin stays that of the first placement.
+        The origin stays as it is once there is one.
         """
         self._placement = self._place(sparse_map)
         if self._placement is None:
@@ -280,6 +315,10 @@ class Georeferencing:
                 f" to {farthest_m:.0f} m, and are left out: {listed}"
             )
         )
+
+
+def _place_of(fix: GpsFix) -> tuple[float, float, float]:
+    return fix.latitude_deg, fix.longitude_deg, fix.altitude_m
 
 
 def _extent_m(fixes: Sequence[GpsFix]) -> float:

@@ -50,6 +50,15 @@ class MetricUnit:
         self._emit = emit
         self._is_known = False
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the unit was emitted."""
+        return self._is_known
+
+    def restore(self, *, is_known: bool) -> None:
+        """Goes on where the unit was emitted before, or was not."""
+        self._is_known = is_known
+
     def metres_per_map_unit(self, sparse_map: SparseMap) -> float | None:
         """How long a map's unit is by the matcher's depths; None when they do not say."""
         scale = self._estimate(sparse_map)

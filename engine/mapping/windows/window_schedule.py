@@ -57,6 +57,10 @@ class WindowRefinement:
         self._emit = emit
         self._schedule = WindowSchedule(config)
 
+    def restore(self, num_keyframes: int) -> None:
+        """Goes on with so many keyframes of a run before, as if a window had just been solved."""
+        self._schedule.done(num_keyframes)
+
     def start_if_due(self, sparse_map: SparseMap) -> WindowJob | None:
         """Returns a window of the newest keyframes when enough of them came since the last one."""
         num_keyframes = len(self._graph.keyframe_ids)

@@ -149,9 +149,7 @@ def test_the_journal_and_snapshots_agree_on_a_recognised_lens(tmp_path: Path) ->
         assert not any(own & {p.pair.first, p.pair.second} for p in step.record.changed_pairs)
         for verified in step.record.pairs:
             num_journaled[verified.pair] = verified.num_inliers
-        recorder.keyframe_added(frame, step.record)
-        recorder.cameras_changed(step.recalibrated)
-        recorder.pairs_changed(step.changed_pairs)
+        recorder.step_taken(step, frame)
     assert mapped.emitted(LensRecognised)
     recorder.snapshot(mapped.mapper.snapshot().copies, entries={})
     recorder.close()

@@ -162,6 +162,18 @@ def test_a_clearly_fuller_component_becomes_the_main_map(found_again: MapperRun)
     assert len(found_again.emitted(MapInitialized)) == 1  # no whole map was built anew
 
 
+def test_first_poses_are_of_one_world_whichever_map_leads(
+    found_again: MapperRun, circle: SyntheticWorld
+) -> None:
+    worlds = {0: range(1, NUM_BEFORE + 1), 1: range(NUM_BEFORE + 1, circle.frame_ids[-1] + 1)}
+    for number, frame_ids in worlds.items():
+        own = {p.frame_id: p.cam_from_world for p in found_again.poses if p.world_number == number}
+        assert set(own) <= set(frame_ids)
+        assert len(own) >= NUM_BEFORE
+        assert 1e-5 < pose_errors(own, circle).rmse_ratio < 5e-3
+    assert {pose.map_number for pose in found_again.poses if pose.world_number == 1} == {0, 1}
+
+
 def test_keyframes_that_changed_their_map_are_reported_again(found_again: MapperRun) -> None:
     last = {event.frame_id: event for event in found_again.emitted(FramePosed)}
     assert {event.map_number for event in last.values()} == {0}

@@ -519,6 +519,18 @@ def test_a_map_whose_cameras_change_is_rebuilt_where_it_stands() -> None:
     assert {scene.graph.keyframe(i).calibration_key for i in zoomed_ids} == {"camera"}
 
 
+@pytest.mark.parametrize("is_elsewhere", [True, False])
+def test_a_rebuilt_map_takes_no_keyframes_of_other_maps(
+    world: SyntheticWorld, is_elsewhere: bool
+) -> None:
+    scene = Scene(world, registered=world.frame_ids[:8])
+    for frame_id in world.frame_ids[8:]:
+        scene.graph.set_registered(frame_id, is_elsewhere, map_number=2)
+    change = CameraChange(cameras={"camera": initial(SyntheticCamera.known())})
+    rebuilt = scene.builder.rebuilt(scene.present, change)
+    assert rebuilt.registered_ids == (world.frame_ids[:8] if is_elsewhere else world.frame_ids)
+
+
 def test_a_rebuilt_map_places_the_keyframes_it_is_given(world: SyntheticWorld) -> None:
     scene = Scene(world, registered=world.frame_ids)
     camera = initial(SyntheticCamera.known())

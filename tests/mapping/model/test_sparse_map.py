@@ -682,3 +682,31 @@ def test_placing_a_keyframe_that_is_not_there_is_refused(exact_world: SyntheticW
     sparse_map = grown_map(exact_world)
     with pytest.raises(MapError, match="keyframe 999 is not in the map"):
         sparse_map.place({FrameId(999): np.eye(4)[:3]})
+
+
+def test_a_map_is_as_the_model_of_another_one(noisy_world: SyntheticWorld) -> None:
+    former = grown_map(noisy_world)
+    model = former.copy_reconstruction()
+    sparse_map = map_of_keyframes(noisy_world)
+    sparse_map.take_model(model)
+    assert sparse_map.registered_ids == former.registered_ids
+    assert sparse_map.num_points3D == former.num_points3D > 100
+    for frame_id in former.registered_ids:
+        pose, former_pose = (one.cam_from_world(frame_id) for one in (sparse_map, former))
+        assert np.allclose(pose, former_pose, atol=1e-12)
+        assert sparse_map.covisibility(frame_id) == former.covisibility(frame_id)
+    colors, former_colors = (np.sort(o.point_cloud().colors, 0) for o in (sparse_map, former))
+    assert np.array_equal(colors, former_colors)
+    assert sparse_map.retriangulate() >= 0
+    with pytest.raises(MapError, match="initialised already"):
+        sparse_map.take_model(model)
+
+
+def test_what_a_map_does_not_hold_is_not_taken_from_a_model(noisy_world: SyntheticWorld) -> None:
+    model = grown_map(noisy_world).copy_reconstruction()
+    sparse_map = map_of_keyframes(noisy_world, frame_ids=noisy_world.frame_ids[:-3])
+    sparse_map.take_model(model)
+    assert sparse_map.registered_ids == noisy_world.frame_ids[:-3]
+    assert 0 < sparse_map.num_points3D < model.num_points3D()
+    shortest = min(p.track.length() for p in sparse_map.reconstruction.points3D.values())
+    assert shortest >= 2

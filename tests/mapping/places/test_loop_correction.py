@@ -22,10 +22,12 @@ from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
 from tests.support.synthetic import (
     SyntheticWorld,
     add_unused_pair,
+    ground,
     grown_map,
     map_of_keyframes,
     pose_errors,
     poses_of,
+    repeated_place,
     round_path,
     straight_path,
 )
@@ -200,3 +202,53 @@ def test_a_map_that_nothing_contradicts_is_left_alone() -> None:
         assert watched.correct(sparse_map) is None
     assert watched.correct(sparse_map, is_final=True) is None
     assert events == []
+
+
+@pytest.fixture(scope="module")
+def look_alike() -> SparseMap:
+    """A right map of a way past two places that look alike, with pairs across them."""
+    poses = straight_path(18)
+    points, looks_like = repeated_place(ground(poses), x_range=(3.0, 27.0), shift=24.0, ratio=0.4)
+    world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.5)
+    across = [world.verified_pair(one, other) for one in range(1, 4) for other in range(13, 16)]
+    sparse_map = map_of_keyframes(world, max_gap=4, given_pairs=across)
+    sparse_map.place({frame_id: world.pose(frame_id) for frame_id in world.frame_ids})
+    for frame_id in sparse_map.registered_ids:
+        sparse_map.triangulate(frame_id)
+    sparse_map.filter_all()
+    return sparse_map
+
+
+@pytest.mark.slow
+def test_pairs_that_all_the_others_contradict_are_refuted_and_leave_the_map(
+    look_alike: SparseMap,
+) -> None:
+    events: list[Event] = []
+    false = [verified for verified, _ in find_contradictions(look_alike)]
+    assert len(false) >= 6
+    assert closing(events).correct(look_alike) is None  # not before the end
+    watched = closing(events)
+    without = watched.correct(look_alike, is_final=True)
+    (refused,) = events
+    assert isinstance(refused, LoopRefused)
+    assert refused.num_pairs == len(false)
+    assert refused.error_px > 20.0
+    assert refused.reason == "the pairs do not ask for one and the same correction"
+    assert without is not None
+    assert find_contradictions(without) == []
+    for frame_id in look_alike.registered_ids:
+        here, there = (one.cam_from_world(frame_id) for one in (without, look_alike))
+        np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.slow
+def test_refuted_pairs_that_others_confirm_still_speak_against_the_map(
+    look_alike: SparseMap,
+) -> None:
+    watched = closing([])
+    false = {verified.pair for verified, _ in find_contradictions(look_alike)}
+    without = watched.correct(look_alike, is_final=True)
+    assert without is not None
+    found = watched.contradictions(without, is_confirmed=lambda pair: pair.first == 1)
+    assert {one.pair for one in found} == {pair for pair in false if pair.first == 1}
+    assert watched.contradictions(without, is_confirmed=lambda pair: False) == []

@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import Config, GeoreferenceConfig
 from engine.events import Georeferenced, Warned
-from engine.geo.georeference import positions_in_enu
+from engine.geo.georeference import median_fix, positions_in_enu
 from engine.geometry import camera_center
 from engine.mapping.positions.georeferencing import Placement
 from engine.types import Float64Array, FrameId, GpsFix
@@ -39,8 +39,10 @@ class PlacedRun(MapperRun):
         *,
         shifted: Collection[int] = (),
         fix_at: Callable[[str, float], GpsFix | None] | None = None,
+        seen_at: Collection[int] = (),
         **settings: Any,
     ) -> None:
+        """Runs to the end; after the frames ``seen_at`` a snapshot is taken."""
         self.world = world
         options: dict[str, Any] = {} if fix_at is None else {"fix_at": fix_at}
         super().__init__(
@@ -54,6 +56,8 @@ class PlacedRun(MapperRun):
             if frame_id in shifted:
                 fix = dataclasses.replace(fix, latitude_deg=fix.latitude_deg + 80.0 / 110_574.0)
             self.add_keyframe(world.keyframe(frame_id, gps=None if fix_at is not None else fix))
+            if frame_id in seen_at:
+                self.mapper.snapshot()
         self.end()
 
     @property
@@ -215,3 +219,25 @@ def test_a_frame_s_own_position_is_not_replaced_by_one_beside_it(loop: Synthetic
     copy, placement = the_copy(run)
     assert placement is not None
     assert run.errors_m(copy).max() < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen_at", [range(7, NUM_FRAMES + 1), [13]])
+def test_when_snapshots_are_taken_changes_no_bit_of_the_map(
+    loop: SyntheticWorld, placed: PlacedRun, seen_at: Collection[int]
+) -> None:
+    seen = PlacedRun(loop, seen_at=seen_at)
+    first, again = (the_copy(run) for run in (placed, seen))
+    assert first[1] is not None
+    assert again[1] is not None
+    assert again[1].georeference.origin == first[1].georeference.origin
+    for frame_id in loop.frame_ids:
+        expected = first[0].image(frame_id).cam_from_world().matrix()
+        np.testing.assert_array_equal(again[0].image(frame_id).cam_from_world().matrix(), expected)
+
+
+def test_the_origin_is_where_the_first_few_different_positions_were(placed: PlacedRun) -> None:
+    first = [true_fix(placed.world, frame_id) for frame_id in range(1, 7)]
+    assert placed.placement is not None
+    assert placed.placement.georeference.origin == median_fix(first)
+    assert "first_fixes" in placed.mapper._georeferencing.facts()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapters.images import decoding
 from adapters.sources.files.image_folder import ImageFolder
 from engine.config import SourcesConfig
 from engine.errors import SourceError
@@ -359,3 +360,60 @@ def test_photos_say_how_they_were_turned(orientation: int, turns: int, tmp_path:
     assert isinstance(frame, Frame)
     assert frame.quarter_turns == turns
     np.testing.assert_array_equal(frame.pixels, np.rot90(np.asarray(stored), -turns))
+
+
+# -- what is no file ------------------------------------------------------------------------------
+
+
+def write_oddities(folder: Path) -> dict[str, str]:
+    """Names of photos that stand for something else, and the reason each is dropped for."""
+    os.mkfifo(folder / "fifo")
+    for name, target in (("1.jpg", "/dev/zero"), ("2.jpg", folder / "fifo"), ("3.jpg", folder)):
+        (folder / name).symlink_to(target)
+    with (folder / "4.jpg").open("wb") as file:
+        file.truncate(100 * 2**30)
+    return {
+        "1.jpg": "device",
+        "2.jpg": "FIFO",
+        "3.jpg": "folder",
+        "4.jpg": "too large, 1.07e+05 MB",
+    }
+
+
+def test_devices_fifos_folders_and_giants_are_dropped_unread_and_the_others_taken(
+    tmp_path: Path,
+) -> None:
+    words = write_oddities(tmp_path)
+    write_image(tmp_path / "5.jpg", 50)
+    folder = open_folder(tmp_path)
+    assert list(folder.image_sizes()) == [(96, 80)]
+    *rejected, frame = read(folder)
+    assert isinstance(frame, Frame)
+    for item, (name, said) in zip(rejected, words.items(), strict=True):
+        assert isinstance(item, RejectedFrame)
+        assert item.name == name
+        assert said in item.detail
+        is_large = name == "4.jpg"
+        assert item.reason is (DropReason.TOO_LARGE if is_large else DropReason.UNREADABLE)
+
+
+@pytest.mark.parametrize("name", ["fifo.jpg", "device.jpg", "to_fifo.png"])
+def test_one_photo_that_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "to_fifo.png").symlink_to(tmp_path / "fifo.jpg")
+    with pytest.raises(SourceError, match=f"{name}: cannot be read: is a "):
+        open_folder(tmp_path / name)
+
+
+def test_a_photo_that_does_not_fit_in_memory_is_a_counted_drop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(_: bytes) -> None:
+        raise MemoryError
+
+    write_image(tmp_path / "1.jpg", 50)
+    monkeypatch.setattr(decoding, "_decode", decode)
+    (rejected,) = read_rejected(open_folder(tmp_path))
+    assert rejected.reason is DropReason.TOO_LARGE
+    assert rejected.detail == "96 x 80 px do not fit in memory"

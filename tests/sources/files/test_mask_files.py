@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapters.images import masks
 from adapters.images.exif import upright
 from engine.types import BoolArray, DropReason, Frame, RejectedFrame, SourceNotice
 from tests.sources.files.test_image_folder import (
@@ -175,3 +177,37 @@ def test_names_may_be_anything(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks" / f"{name}.png", MASK)
     (frame,) = read_frames(open_folder(tmp_path))
     assert has_mask(frame, MASK)
+
+
+def test_a_mask_that_is_no_file_or_far_too_large_is_bad_and_never_waited_for(
+    tmp_path: Path,
+) -> None:
+    for number in range(1, 4):
+        write_image(tmp_path / "images" / f"{number}.jpg", 50 * number)
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    os.mkfifo(folder / "1.png")
+    (folder / "2.png").symlink_to("/dev/zero")
+    with (folder / "3.png").open("wb") as file:
+        file.truncate(100 * 2**30)
+    details = []
+    for item in read(open_folder(tmp_path)):
+        assert isinstance(item, RejectedFrame)
+        assert item.reason is DropReason.BAD_MASK
+        details.append(item.detail)
+    for detail, words in zip(details, ("a FIFO", "a device", "too large"), strict=True):
+        assert words in detail
+
+
+def test_a_mask_that_does_not_fit_in_memory_is_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(_: bytes) -> None:
+        raise MemoryError
+
+    write_image(tmp_path / "images" / "1.jpg", 50)
+    write_mask(tmp_path / "masks" / "1.png", MASK)
+    monkeypatch.setattr(masks, "_decode", decode)
+    (rejected,) = read(open_folder(tmp_path))
+    assert isinstance(rejected, RejectedFrame)
+    assert rejected.detail == "its mask 1.png does not fit in memory, 96 x 80 px"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 import threading
 import types
 import wave
@@ -263,12 +264,12 @@ def test_a_disk_that_fails_ends_the_video_with_a_rejected_frame(
             yield from itertools.islice(self.container.demux(stream), 10)
             raise av.error.InvalidDataError(5, "Input/output error")
 
-    def decode_failing(container: Any, stream: Any) -> Iterator[Any]:
+    def decode_failing(container: Any, stream: Any) -> Any:
         failing: Any = FailingContainer(container)
-        return decode(failing, stream)
+        return decoding(failing, stream)
 
-    decode = video_file._decode
-    monkeypatch.setattr(video_file, "_decode", decode_failing)
+    decoding = video_file._Decoding
+    monkeypatch.setattr(video_file, "_Decoding", decode_failing)
     items = read(open_video(write_video(tmp_path / "a.mp4")))
     assert 5 <= len(frames_of(items)) <= 10
     assert isinstance(items[-1], RejectedFrame)
@@ -304,7 +305,7 @@ def write_song(path: Path) -> None:
     ("name", "message"),
     [
         ("missing.mp4", "no such file"),
-        ("folder.mp4", "not a readable video"),
+        ("folder.mp4", "is a folder"),
         ("empty.mp4", "not a readable video"),
         ("noise.mp4", "not a readable video"),
         ("words.mp4", "not a readable video"),
@@ -349,17 +350,17 @@ def test_cancelling_ends_the_thread_even_between_frames_that_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "endless.mp4", 3)
-    decode = video_file._decode
+    frames = video_file._Decoding.frames
     is_turning = threading.Event()
 
-    def endless(container: Any, stream: Any) -> Iterator[Any]:
-        first = next(decode(container, stream))
+    def endless(decoding: video_file._Decoding) -> Iterator[Any]:
+        first = next(frames(decoding))
         for number in itertools.count():
             if number > 100:
                 is_turning.set()
             yield first
 
-    monkeypatch.setattr(video_file, "_decode", endless)
+    monkeypatch.setattr(video_file._Decoding, "frames", endless)
     video = open_video(path, every_nth_frame=10**9)
 
     async def cancel() -> None:
@@ -483,3 +484,70 @@ def test_a_frame_whose_pixels_do_not_become_rgb_is_rejected_and_the_others_come(
 def test_the_size_of_the_pictures_is_known_before_they_come(tmp_path: Path) -> None:
     video = open_video(write_video(tmp_path / "a.mp4", 1, size=(200, 144)))
     assert list(video.image_sizes()) == [(200, 144)]
+
+
+# -- damaged and hostile files --------------------------------------------------------------------
+
+
+def latin1_video(path: Path) -> Path:
+    """A video whose tags are not UTF-8, as old recorders write them."""
+    data = write_video(path, 5, handler_name="cafeteria").read_bytes()
+    assert b"cafeteria" in data
+    path.write_bytes(data.replace(b"cafeteria", b"caf\xe9t\xe9ria"))
+    return path
+
+
+def test_tags_need_not_be_utf_8(tmp_path: Path) -> None:
+    video = open_video(latin1_video(tmp_path / "a.mp4"))
+    assert len(frames_of(read(video))) == 5
+
+
+@pytest.mark.parametrize("error", [ValueError, OverflowError, KeyError, TypeError, MemoryError])
+def test_what_pyav_stumbles_over_in_a_file_refuses_it_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def stumble(*_: Any, **__: Any) -> None:
+        raise error("bad tag")
+
+    path = write_video(tmp_path / "a.mp4", 5)
+    monkeypatch.setattr(av, "open", stumble)
+    with pytest.raises(SourceError, match="not a readable video"):
+        open_video(path)
+
+
+def test_what_pyav_stumbles_over_in_the_midst_ends_the_video_with_a_rejected_frame() -> None:
+    class Stumbling:
+        def demux(self, stream: Any) -> Iterator[Any]:
+            yield from ()
+            raise OverflowError("timestamp too large")
+
+    stumbling: Any = Stumbling()
+    (words,) = video_file._Decoding(stumbling, cast("Any", None)).frames()
+    assert isinstance(words, str)
+    assert words == "cannot be read further: damaged: OverflowError: timestamp too large"
+
+
+@pytest.mark.parametrize("name", ["fifo.mp4", "device.mp4"])
+def test_a_video_that_is_no_file_is_refused_and_never_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo.mp4")
+    (tmp_path / "device.mp4").symlink_to("/dev/zero")
+    with pytest.raises(SourceError, match="not a readable video: is a "):
+        open_video(tmp_path / name)
+
+
+def test_bytes_flipped_anywhere_in_the_header_give_frames_or_a_line(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 2, handler_name="drone")
+    whole = path.read_bytes()
+    length = whole.index(b"mdat")
+    random = np.random.default_rng(1)
+    num_refused = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in random.integers(4, length, 4):
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            read(open_video(path))
+        except SourceError:
+            num_refused += 1
+    assert 0 < num_refused < 60

@@ -1,0 +1,1 @@
+"""Recordings of what runs receive, and runs that repeat them."""

@@ -1,0 +1,184 @@
+"""Moments of a run: what changed since the journal was written last, gathered and kept in order."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import pycolmap
+
+from engine.errors import JournalError
+from engine.mapping.steps import KeyframeRecord, MappingStep
+from engine.mapping.stored_state import Fact, StoredFrame, StoredRelativePose
+from engine.output.journal import Moment, NewKeyframe
+from engine.types import Frame, FrameId, GpsReading, RejectedFrame
+
+logger = logging.getLogger(__name__)
+
+_MAX_GATHERED = 256  # frames, readings, poses and states that wait for the next keyframe
+_MAX_UNWRITTEN = 64  # moments that wait for room on the disk, or for another program: some 50 MB
+
+
+class MomentQueue:
+    """Gathers what changes in a run, and writes it to the journal with each keyframe.
+
+    A moment that cannot be written for now, since the disk is full or another program holds the
+    database, is tried again with the next one. When many wait, the oldest ones are lost: their
+    keyframes, and pairs with these, are missing from the journal.
+
+    Args:
+        write: writes a moment whole or not at all; raises JournalError.
+        failed: is called with each error.
+    """
+
+    def __init__(
+        self, write: Callable[[Moment], None], *, failed: Callable[[JournalError], None]
+    ) -> None:
+        self._write = write
+        self._failed = failed
+        self._arrived: dict[FrameId, StoredFrame] = {}  # frames whose turn did not come yet
+        self._frames: list[StoredFrame] = []
+        self._readings: list[GpsReading] = []
+        self._poses: list[StoredRelativePose] = []
+        self._facts: dict[str, Fact] = {}  # the latest of each name
+        self._unwritten: deque[Moment] = deque()  # the oldest first
+        self._lost: set[FrameId] = set()  # keyframes that the journal does not have
+        self.num_lost = 0  # moments that the journal does not have, or not whole
+
+    @property
+    def num_unwritten(self) -> int:
+        """Moments that wait to be written."""
+        return len(self._unwritten)
+
+    def add_frame(self, frame: Frame | RejectedFrame, *, status: str | None = None) -> None:
+        """Adds a frame that arrived; one that was rejected has its status already."""
+        stored = _stored(frame, status=status)
+        if stored.frame_id is not None:
+            self._arrived[stored.frame_id] = stored
+        self._frames.append(stored)
+        self._flush_many()
+
+    def settle_frame(self, frame_id: FrameId, *, status: str) -> None:
+        """Sets the status of a frame that arrived."""
+        if (arrived := self._arrived.pop(frame_id, None)) is not None:
+            self._frames.append(replace(arrived, status=status))
+            self._flush_many()
+
+    def add_reading(self, reading: GpsReading) -> None:
+        """Adds a position that came beside the frames."""
+        self._readings.append(reading)
+        self._flush_many()
+
+    def add_step(self, step: MappingStep, *, keyframe: NewKeyframe | None = None) -> None:
+        """Adds what a step of the mapper changed.
+
+        Poses between keyframes and small states alone wait for the next keyframe.
+
+        Args:
+            step: of the mapper.
+            keyframe: that of its record; None where it has none, or its image cannot be written.
+        """
+        self._poses += step.relative_poses
+        self._facts.update(step.facts)
+        changed = Moment() if step.record is None else self._moment_of(step.record, keyframe)
+        self.write(
+            replace(
+                changed,
+                pairs=(*changed.pairs, *step.changed_pairs),
+                tried=step.tried,
+                recalibrated=step.recalibrated,
+                calibrations=step.calibrations,
+            )
+        )
+
+    def add_record(self, record: KeyframeRecord, *, keyframe: NewKeyframe | None) -> None:
+        """Adds a keyframe whose step is not known; ``keyframe`` is as for `add_step`."""
+        self.write(self._moment_of(record, keyframe))
+
+    def add_cameras(self, cameras: Iterable[pycolmap.Camera]) -> None:
+        """Adds the present parameters of cameras."""
+        self.write(Moment(cameras=tuple(cameras)))
+
+    def write(self, moment: Moment) -> None:
+        """Writes a moment after those that wait, with what was gathered; an empty one waits."""
+        if moment.is_empty:
+            self._flush_many()
+        else:
+            self._write_with_gathered(moment)
+
+    def flush(self) -> None:
+        """Writes all that waits, as far as that is possible now."""
+        self._write_with_gathered(Moment())
+
+    def _moment_of(self, record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
+        if keyframe is None:
+            self._lost.add(record.keyframe.frame_id)
+        pairs = (*record.changed_pairs, *record.pairs)
+        return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
+
+    def _flush_many(self) -> None:
+        num_frames = len(self._frames) + len(self._readings)
+        if num_frames + len(self._poses) + len(self._facts) > _MAX_GATHERED:
+            self.flush()
+
+    def _write_with_gathered(self, moment: Moment) -> None:
+        frames, self._frames = tuple(self._frames), []
+        readings, self._readings = tuple(self._readings), []
+        poses, self._poses = tuple(self._poses), []
+        facts, self._facts = self._facts, {}
+        moment = replace(
+            moment, frames=frames, gps_readings=readings, relative_poses=poses, facts=facts
+        )
+        if not moment.is_empty:
+            self._unwritten.append(moment)
+        while self._unwritten and self._write_oldest():
+            self._unwritten.popleft()
+        if len(self._unwritten) > _MAX_UNWRITTEN:
+            self._lose(self._unwritten.popleft())
+
+    def _write_oldest(self) -> bool:
+        """Writes the oldest moment that waits; returns whether it is done with."""
+        moment = self._unwritten[0].without(self._lost)
+        try:
+            self._write(moment)
+        except JournalError as error:
+            self._failed(error)
+            if _may_pass(error):
+                return False
+            self._lose(moment)
+        return True
+
+    def _lose(self, moment: Moment) -> None:
+        """Gives up a moment, but for what it has besides its keyframe if that is what fails."""
+        self.num_lost += 1
+        if moment.keyframe is None:
+            return
+        self._lost.add(moment.keyframe.keyframe.frame_id)
+        logger.error("%s is lost to the journal", moment.keyframe.keyframe.name)
+        try:
+            self._write(moment.without(self._lost))
+        except JournalError as error:
+            self._failed(error)
+
+
+def _stored(frame: Frame | RejectedFrame, *, status: str | None) -> StoredFrame:
+    frame_id, camera_key = (
+        (frame.frame_id, frame.camera_key) if isinstance(frame, Frame) else (None, None)
+    )
+    return StoredFrame(
+        frame_id=frame_id,
+        camera_key=camera_key,
+        source=frame.source,
+        index=frame.index,
+        name=frame.name,
+        captured_at_s=frame.captured_at_s,
+        status=status,
+    )
+
+
+def _may_pass(error: JournalError) -> bool:
+    """Whether a write may succeed later: the disk is full, or another program holds the file."""
+    return isinstance(error.__cause__, (OSError, sqlite3.OperationalError))

@@ -1,0 +1,190 @@
+"""Recovery: what a former part of a run left besides its map, for a run that goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.events import (
+    Event,
+    FrameDropped,
+    FrameReceived,
+    KeyframeAdded,
+    RunFinished,
+    RunResumed,
+    SourceOpened,
+    event_of_record,
+)
+from engine.mapping.stored_state import StoredFrame, StoredRun
+from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, dropped_status
+from engine.output.statistics import RunStatistics
+from engine.types import DropReason, FrameId, TakenFrames
+
+_STOPPED = dropped_status(DropReason.STOPPED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormerSource:
+    """A source of a former part of the run, and what was taken from it."""
+
+    label: str
+    address: str  # that opens it again; "": it held a secret
+    prefix: str  # of its frames' names and its cameras' keys; "": none
+    is_live: bool
+    taken: TakenFrames  # by the names that the source gives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FormerRun:
+    """All that a run needs to go on in its folder."""
+
+    stored: StoredRun
+    sources: tuple[FormerSource, ...]  # in the order in which they first took part
+    frames: tuple[StoredFrame, ...]  # that are finished, in order of arrival
+    num_unfinished: int  # frames that arrived and are not finished
+    statistics: RunStatistics  # has counted what is finished
+    ended_at_s: float  # on the clock of the events
+    part: int  # the number of the part that begins now: 2 is the first resumed one
+    next_frame_id: FrameId  # larger than all that were given
+
+    @property
+    def next_source_number(self) -> int:
+        """Of the next source that the run has not had before, from 1."""
+        return len(self.sources) + 1
+
+
+def recover_run(stored: StoredRun) -> FormerRun:
+    """Reads the events of a run that ended or was killed, and sees which frames are finished.
+
+    Finished are keyframes in the journal, and frames that were tracked or dropped. A frame of a
+    file is read again when the run stopped before its turn, or when it was tracked from a keyframe
+    and no keyframe came after it: its pose is lost with the process.
+    """
+    events = list(_read_events(stored.path / "events.jsonl"))
+    opened = _sources(stored, events)
+    live = {one.source for one in opened if one.is_live}
+    has_ended = bool(events) and isinstance(events[-1], RunFinished)
+    finished = tuple(_finished_frames(stored, live=live, has_ended=has_ended))
+    statistics = RunStatistics()
+    for event in _finished_events(events, finished, live=live):
+        statistics(event)
+    return FormerRun(
+        stored=stored,
+        sources=tuple(_former_source(one, finished, stored.frames) for one in opened),
+        frames=finished,
+        num_unfinished=len(stored.frames) - len(finished),
+        statistics=statistics,
+        ended_at_s=max((event.at_s for event in events), default=0.0),
+        part=2 + sum(isinstance(event, RunResumed) for event in events),
+        next_frame_id=_next_frame_id(stored, events),
+    )
+
+
+def _read_events(path: Path) -> Iterator[Event]:
+    """The events that are whole and known."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        event = event_of_record(_record_of(line))
+        if event is not None:
+            yield event
+
+
+def _record_of(line: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:  # a power cut may leave half a line
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _sources(stored: StoredRun, events: Sequence[Event]) -> list[SourceOpened]:
+    """The sources of all parts, each once as it was opened last, in order of first appearance."""
+    opened = {(one.source, one.prefix): one for one in events if isinstance(one, SourceOpened)}
+    if opened:
+        return list(opened.values())
+    labels = list(stored.sources)  # a run of an earlier version
+    return [
+        SourceOpened(
+            source=label,
+            address=label,
+            prefix=f"source{number}" if len(labels) > 1 else "",
+            is_live="://" in label or label.startswith("camera:"),
+            fingerprint="",
+        )
+        for number, label in enumerate(labels, start=1)
+    ]
+
+
+def _finished_frames(
+    stored: StoredRun, *, live: Iterable[str], has_ended: bool
+) -> Iterator[StoredFrame]:
+    """Frames of which nothing is to be done any more, in order of arrival."""
+    keyframe_ids = {one.keyframe.frame_id for one in stored.keyframes}
+    posed_ids = {one.frame_id for one in stored.relative_poses}
+    last_keyframes = {one.source: one.keyframe.frame_id for one in stored.keyframes}
+    for frame in stored.frames:
+        is_live = frame.source in live
+        if frame.status is None:
+            is_finished = False
+        elif frame.status == KEYFRAME_STATUS:
+            is_finished = frame.frame_id in keyframe_ids
+        elif frame.status == TRACKED_STATUS:
+            is_last = (frame.frame_id or 0) > last_keyframes.get(frame.source, 0)
+            is_finished = is_live or has_ended or not is_last or frame.frame_id in posed_ids
+        else:
+            is_finished = is_live or frame.status != _STOPPED
+        if is_finished:
+            yield frame
+
+
+def _finished_events(
+    events: Iterable[Event], finished: Iterable[StoredFrame], *, live: Iterable[str]
+) -> Iterator[Event]:
+    """The events but for those of frames that are read again."""
+    finished_ids = {one.frame_id for one in finished}
+    for event in events:
+        match event:
+            case FrameReceived() | KeyframeAdded() if event.frame_id not in finished_ids:
+                continue
+            case FrameDropped() if event.reason is DropReason.STOPPED and event.source not in live:
+                continue
+            case _:
+                yield event
+
+
+def _former_source(
+    opened: SourceOpened, finished: Iterable[StoredFrame], arrived: Iterable[StoredFrame]
+) -> FormerSource:
+    """A source and what is not to be taken from it again.
+
+    Of a live source that is all that arrived: its frames do not come again.
+    """
+    start = f"{opened.prefix}/" if opened.prefix else ""
+    own = [
+        frame
+        for frame in (arrived if opened.is_live else finished)
+        if frame.source == opened.source and frame.name.startswith(start)
+    ]
+    return FormerSource(
+        label=opened.source,
+        address=opened.address,
+        prefix=opened.prefix,
+        is_live=opened.is_live,
+        taken=TakenFrames(
+            names={frame.index: frame.name.removeprefix(start) for frame in own},
+            captured_at_s={frame.index: frame.captured_at_s for frame in own},
+            fingerprint=opened.fingerprint,
+        ),
+    )
+
+
+def _next_frame_id(stored: StoredRun, events: Iterable[Event]) -> FrameId:
+    """One more than any id that was given; events may know of frames that the journal missed."""
+    received = (event.frame_id for event in events if isinstance(event, FrameReceived))
+    return FrameId(max((int(stored.next_frame_id), *(frame_id + 1 for frame_id in received))))

@@ -1,0 +1,115 @@
+"""What a run received and when it acted on it: kept for a replay, and followed in one.
+
+The map of a live run depends on more than its frames: on which of them were dropped, which became
+keyframes while mapping was behind, what was posed while a keyframe was matched, and before which
+keyframe an adjustment or a window was merged. All of that is asked and told here, so that a run
+that repeats another one does the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+
+from engine.errors import JournalError
+from engine.ports import InputRecording, RepeatsRun, Source
+from engine.run.queues import Writer
+from engine.types import (
+    Frame,
+    FrameId,
+    GpsReading,
+    MappingDecision,
+    RejectedFrame,
+    SourceNotice,
+    TrackingDecision,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class InputLog:
+    """Records input and decisions, where that is wanted, and gives those of a run to be repeated.
+
+    For the event loop only. What cannot be written ends the recording, not the run.
+
+    Args:
+        sources: of the run.
+        recording: where they are kept; None: nowhere.
+        writer: runs writes in order.
+        warn: emits that something is degraded.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        recording: InputRecording | None,
+        writer: Writer,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._recording = recording
+        self._writer = writer
+        self._warn = warn
+        repeated = [source for source in sources if isinstance(source, RepeatsRun)]
+        self._is_replay = bool(repeated)
+        self._were_behind: dict[FrameId, bool] = {}
+        self._mapped: dict[FrameId, MappingDecision] = {}
+        for decision in repeated[0].decisions() if repeated else ():
+            if isinstance(decision, TrackingDecision):
+                self._were_behind[decision.frame_id] = decision.is_behind
+            else:
+                self._mapped[decision.frame_id] = decision
+
+    async def frame(self, frame: Frame, *, source_idx: int) -> None:
+        """Records a frame that was decoded, under the names of its source."""
+        if self._recording is not None:
+            await self._write(
+                functools.partial(self._recording.add_frame, frame, source_idx=source_idx)
+            )
+
+    async def report(
+        self, report: RejectedFrame | GpsReading | SourceNotice, *, source_idx: int
+    ) -> None:
+        """Records what came beside the frames, under the names of its source."""
+        if self._recording is not None:
+            await self._write(
+                functools.partial(self._recording.add_report, report, source_idx=source_idx)
+            )
+
+    async def is_behind(self, frame_id: FrameId, *, measured: bool) -> bool:
+        """Whether mapping is behind while a frame is tracked, or was in the run to be repeated."""
+        is_behind = self._were_behind.get(frame_id, False) if self._is_replay else measured
+        await self._record(TrackingDecision(frame_id=frame_id, is_behind=is_behind))
+        return is_behind
+
+    def decided(self, keyframe_id: FrameId) -> MappingDecision | None:
+        """What mapping did with a keyframe in the run to be repeated; None: it is not known."""
+        return self._mapped.get(keyframe_id)
+
+    async def mapped(self, decision: MappingDecision) -> None:
+        """Records what mapping did with a keyframe."""
+        await self._record(decision)
+
+    async def close(self) -> None:
+        """Closes the recording once all of it is written."""
+        if self._recording is not None:
+            await self._write(self._recording.close)
+            self._recording = None
+
+    async def _record(self, decision: TrackingDecision | MappingDecision) -> None:
+        if self._recording is not None:
+            await self._write(functools.partial(self._recording.add_decision, decision))
+
+    async def _write(self, write: Callable[[], None]) -> None:
+        await self._writer.schedule(functools.partial(self._guarded, write))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        if self._recording is None:
+            return
+        try:
+            write()
+        except JournalError as error:
+            self._recording = None
+            logger.error("the input is recorded no further: %s", error)
+            self._warn(f"the input is recorded no further: {error}")

@@ -1,0 +1,146 @@
+"""What a run goes on from: configuration, sources and their roles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from adapters.resume import _config_of, addresses_of, roles_of
+from engine.config import dump_config, load_config
+from engine.errors import ConfigError
+from engine.output.recovery import FormerRun, FormerSource
+from engine.output.statistics import RunStatistics
+from engine.run.ingestion import SourceRole
+from engine.types import FrameId, TakenFrames
+from tests.output.test_recovery import frame, stored
+from tests.support.fake_runs import FakeLiveSource, FakeSource
+
+
+def former_source(
+    label: str, *, address: str = "", prefix: str = "", live: bool = False
+) -> FormerSource:
+    return FormerSource(
+        label=label,
+        address=address,
+        prefix=prefix,
+        is_live=live,
+        taken=TakenFrames(names={4: "000004.jpg"}, captured_at_s={4: 0.4}),
+    )
+
+
+def former_run(path: Path, sources: Sequence[FormerSource]) -> FormerRun:
+    return FormerRun(
+        stored=stored(path, [frame(1, "keyframe")], keyframes=(1,)),
+        sources=tuple(sources),
+        frames=(),
+        num_unfinished=0,
+        statistics=RunStatistics(),
+        ended_at_s=1.0,
+        part=2,
+        next_frame_id=FrameId(2),
+    )
+
+
+# -- sources ---------------------------------------------------------------------------------------
+
+
+def test_a_new_run_names_its_sources_only_where_there_are_several() -> None:
+    one, other = FakeSource(happenings=[], label="a"), FakeSource(happenings=[], label="b")
+    assert [role.prefix for role in roles_of(["a"], [one], None)] == [""]
+    assert [role.prefix for role in roles_of(["a", "b"], [one, other], None)] == [
+        "source1",
+        "source2",
+    ]
+
+
+def test_what_opens_a_source_again_is_a_whole_path_or_an_address_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    specs = {
+        "photos": os.path.realpath("photos"),
+        "rtsp://me:secret@c/s": "",
+        "rtmp://0.0.0.0/live?listen=1": "rtmp://0.0.0.0/live?listen=1",
+        "synthetic:town?seed=0": "synthetic:town",
+    }
+    labels = ["photos", "rtsp://c/s", "rtmp://0.0.0.0/live?listen=1", "synthetic:town"]
+    sources = [FakeSource(happenings=[], label=label) for label in labels]
+    roles = roles_of(list(specs), sources, None)
+    assert [role.address for role in roles] == list(specs.values())
+
+
+def test_a_source_of_before_goes_on_as_it_was_called_and_a_new_one_gets_the_next_number(
+    tmp_path: Path,
+) -> None:
+    former = former_run(tmp_path, [former_source("a.mp4", address="/x/a.mp4")])
+    sources = [FakeSource(happenings=[], label="b.mp4"), FakeSource(happenings=[], label="a.mp4")]
+    new, same = roles_of(["b.mp4", "a.mp4"], sources, former)
+    assert (new.prefix, new.label, new.taken.names) == ("source2", "b.mp4", {})
+    assert (same.prefix, same.label, same.part) == ("", "a.mp4", 2)
+    assert same.taken.next_index == 5
+
+
+def test_a_file_is_the_same_under_another_path(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    spec = str(tmp_path / "a.mp4")
+    address = os.path.realpath(spec)
+    former = former_run(tmp_path, [former_source("../a.mp4", address=address, prefix="source1")])
+    (role,) = roles_of([spec], [FakeSource(happenings=[], label=spec)], former)
+    assert (role.label, role.prefix) == ("../a.mp4", "source1")
+
+
+def test_a_live_source_is_no_file_of_that_name(tmp_path: Path) -> None:
+    former = former_run(tmp_path, [former_source("a")])
+    (role,) = roles_of(["a"], [FakeLiveSource(happenings=[], label="a")], former)
+    assert (role.prefix, role.part) == ("source2", 1)
+
+
+def test_addresses_with_secrets_are_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hidden = former_source("rtsp://c/s", live=True)
+    shown = former_source("camera:0", address="camera:0", live=True)
+    assert addresses_of(former_run(tmp_path, [hidden, shown])) == ["camera:0"]
+    assert "rtsp://c/s: its address held a secret" in caplog.text
+    with pytest.raises(ConfigError, match="name one: livesfm resume"):
+        addresses_of(former_run(tmp_path, [hidden]))
+
+
+def test_roles_may_get_an_address() -> None:
+    assert SourceRole(label="a").with_address("/a").address == "/a"
+
+
+# -- configuration ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    config = load_config((), ["sift.max_features=123"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    return tmp_path
+
+
+def test_a_run_goes_on_with_its_own_configuration_and_what_may_change(run: Path) -> None:
+    config = _config_of(run, overlays=[], settings=["snapshots.keep=3"])
+    assert (config.sift.max_features, config.snapshots.keep) == (123, 3)
+
+
+def test_what_contradicts_the_stored_keyframes_is_refused_in_words(run: Path) -> None:
+    with pytest.raises(ConfigError, match="matching.matcher=oracle: the keyframes of .* with sift"):
+        _config_of(run, overlays=[], settings=["matching.matcher=oracle"])
+
+
+def test_a_matcher_that_keeps_more_than_the_files_is_refused(tmp_path: Path) -> None:
+    config = load_config((), ["matching.matcher=oracle"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(ConfigError, match="cannot go on"):
+        _config_of(tmp_path, overlays=[], settings=[])
+
+
+def test_a_folder_without_configuration_is_begun_anew(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="begin it anew"):
+        _config_of(tmp_path, overlays=[], settings=[])

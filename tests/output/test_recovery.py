@@ -1,0 +1,209 @@
+"""What is finished of a run that goes on, and what is to be read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.events import (
+    Event,
+    FrameDropped,
+    FrameReceived,
+    KeyframeAdded,
+    RunFinished,
+    RunResumed,
+    SourceOpened,
+)
+from engine.mapping.stored_state import StoredFrame, StoredKeyframe, StoredRelativePose, StoredRun
+from engine.output.recovery import FormerRun, recover_run
+from engine.types import DropReason, FrameId
+from tests.support.fake_runs import world_of
+
+WORLD = world_of(12)
+VIDEO = SourceOpened(source="a.mp4", address="/a.mp4", prefix="", is_live=False, fingerprint="1 2")
+CAMERA = SourceOpened(
+    source="rtsp://c/s", address="rtsp://c/s", prefix="source2", is_live=True, fingerprint=""
+)
+
+
+def frame(
+    number: int, status: str | None, *, source: str = "a.mp4", name: str = "", index: int = -1
+) -> StoredFrame:
+    """A frame whose index is one less than its id; without an id it was rejected."""
+    index = number - 1 if index < 0 else index
+    return StoredFrame(
+        frame_id=FrameId(number) if number else None,
+        camera_key="camera",
+        source=source,
+        index=index,
+        name=name or f"{index:06d}.jpg",
+        captured_at_s=0.1 * index,
+        status=status,
+    )
+
+
+def stored(
+    path: Path,
+    frames: Sequence[StoredFrame],
+    *,
+    keyframes: Sequence[int],
+    posed: Sequence[int] = (),
+) -> StoredRun:
+    """A run that holds these frames; keyframes are those of a world."""
+    source_of = {one.frame_id: one.source for one in frames}
+    return StoredRun(
+        path=path,
+        format_version=1,
+        config_text="",
+        keyframes=tuple(
+            StoredKeyframe(
+                keyframe=WORLD.keyframe(FrameId(i)), camera_id=1, source=source_of[FrameId(i)]
+            )
+            for i in keyframes
+        ),
+        pairs=(),
+        tried=(),
+        cameras={},
+        calibrations={},
+        relative_poses=tuple(
+            StoredRelativePose(
+                frame_id=FrameId(i),
+                keyframe_id=FrameId(1),
+                index=i - 1,
+                captured_at_s=0.0,
+                cam_from_keyframe=None,
+            )
+            for i in posed
+        ),
+        models=(),
+        frames=tuple(frames),
+        sources={},
+        gps_readings=(),
+        next_frame_id=FrameId(max(one.frame_id or 0 for one in frames) + 1),
+    )
+
+
+def write_events(path: Path, events: Sequence[Event], *, rest: str = "") -> None:
+    lines = [json.dumps({**one.as_record(), "at_s": 0.5 * i}) for i, one in enumerate(events)]
+    (path / "events.jsonl").write_text("".join(f"{line}\n" for line in lines) + rest)
+
+
+def received(number: int) -> FrameReceived:
+    return FrameReceived(frame_id=FrameId(number), index=number - 1, captured_at_s=0.0)
+
+
+def added(number: int) -> KeyframeAdded:
+    return KeyframeAdded(
+        frame_id=FrameId(number),
+        camera_key="",
+        name="",
+        index=number - 1,
+        captured_at_s=0.0,
+        num_keypoints=1,
+        is_photo=False,
+    )
+
+
+def dropped(reason: DropReason, **values: Any) -> FrameDropped:
+    return FrameDropped(
+        frame_id=None,
+        source=values.get("source", "a.mp4"),
+        index=0,
+        name="",
+        captured_at_s=0.0,
+        reason=reason,
+        detail="",
+        num_frames=values.get("num_frames", 1),
+    )
+
+
+def ids(former: FormerRun) -> list[int | None]:
+    return [one.frame_id for one in former.frames]
+
+
+def test_what_no_journal_holds_and_no_status_settles_is_read_again(tmp_path: Path) -> None:
+    frames = [
+        frame(1, "keyframe"),
+        frame(2, "tracked"),
+        frame(3, "keyframe"),  # its row came before the journal
+        frame(4, None),
+        frame(5, "dropped:failed"),
+        frame(6, "dropped:stopped"),
+        frame(7, "keyframe"),
+    ]
+    write_events(tmp_path, [VIDEO])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1, 7)))
+    assert ids(former) == [1, 2, 5, 7]
+    assert former.num_unfinished == 3
+    (source,) = former.sources
+    assert source.taken.names == {
+        0: "000000.jpg",
+        1: "000001.jpg",
+        4: "000004.jpg",
+        6: "000006.jpg",
+    }
+    assert source.taken.fingerprint == "1 2"
+    assert former.next_frame_id == 8
+
+
+def test_frames_tracked_from_the_last_keyframe_are_read_again_unless_their_poses_are_kept(
+    tmp_path: Path,
+) -> None:
+    frames = [frame(1, "keyframe"), frame(2, "tracked"), frame(3, "tracked")]
+    write_events(tmp_path, [VIDEO])
+    assert ids(recover_run(stored(tmp_path, frames, keyframes=(1,), posed=(2,)))) == [1, 2]
+
+
+def test_a_run_that_ended_by_itself_has_finished_all_that_it_tracked(tmp_path: Path) -> None:
+    frames = [frame(1, "keyframe"), frame(2, "tracked")]
+    finished = RunFinished(stopped_by="signal", num_keyframes=1, num_registered=0)
+    write_events(tmp_path, [VIDEO, finished])
+    assert ids(recover_run(stored(tmp_path, frames, keyframes=(1,)))) == [1, 2]
+
+
+def test_frames_of_a_live_source_do_not_come_again(tmp_path: Path) -> None:
+    frames = [
+        frame(1, "keyframe", source="rtsp://c/s", name="source2/000000.jpg"),
+        frame(2, "tracked", source="rtsp://c/s", name="source2/000001.jpg"),
+        frame(0, "dropped:stopped", source="rtsp://c/s", name="source2/000002.jpg", index=2),
+        frame(3, None, source="rtsp://c/s", name="source2/000003.jpg", index=3),
+    ]
+    write_events(tmp_path, [VIDEO, CAMERA])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1,)))
+    assert ids(former) == [1, 2, None]
+    video, camera = former.sources
+    assert not video.taken.names
+    assert (camera.prefix, camera.taken.next_index) == ("source2", 4)
+    assert camera.taken.names[0] == "000000.jpg"
+    assert former.next_source_number == 3
+
+
+def test_statistics_count_what_is_finished_once(tmp_path: Path) -> None:
+    frames = [frame(1, "keyframe"), frame(2, "keyframe")]
+    events = [
+        VIDEO,
+        *(received(1), added(1), received(2), added(2)),
+        dropped(DropReason.STOPPED),
+        dropped(DropReason.UNREADABLE, num_frames=3),
+    ]
+    write_events(tmp_path, events)
+    figures = recover_run(stored(tmp_path, frames, keyframes=(1,))).statistics.figures()
+    assert figures["frames_received"] == 1 + 3
+    assert figures["frames_dropped"] == {"unreadable": 3}
+    assert figures["keyframes"] == 1
+
+
+def test_the_clock_the_parts_and_the_ids_go_on_also_from_half_a_line(tmp_path: Path) -> None:
+    resumed = RunResumed(
+        sources=("a.mp4",), matcher="", num_keyframes=0, num_registered=0, num_frames_again=0
+    )
+    write_events(tmp_path, [VIDEO, resumed, received(40)], rest='{"event": "FrameRec')
+    former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
+    assert (former.ended_at_s, former.part, former.next_frame_id) == (1.0, 3, 41)
+
+
+def test_a_run_without_events_still_has_the_sources_of_its_journal(tmp_path: Path) -> None:
+    former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
+    assert (former.sources, former.part, former.ended_at_s) == ((), 2, 0.0)
