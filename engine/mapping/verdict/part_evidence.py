@@ -30,6 +30,7 @@ _MIN_INLYING_RATIO = 0.5  # of the matches, or the pair contradicts the map
 _MIN_CONTRADICTING = 2  # pairs across: one alone may be false
 _CONTESTED_RATIO = 0.5  # of the evidence across, that contradicts, nearly as strong as what holds
 _NEARLY_AS_STRONG = 0.7  # times as strong
+_LONE_CONTRADICTING = 3  # pairs that do, against a single one that holds, however strong it is
 _OUTWEIGHED_RATIO = 0.2  # likewise, that is stronger than what holds
 _CLEARLY_STRONGER = 1.2  # times as strong
 _NUM_ASKED = 8  # pairs that contradict, strongest first, whether a third view confirms them
@@ -234,8 +235,9 @@ class _LookedAt:
 def _is_contested(held: Float64Array, against: Float64Array) -> bool:
     ratio = against.sum() / max(float(against.sum() + held.sum()), 1e-9)
     strongest, strongest_held = against.max(initial=0.0), held.max(initial=0.0)
+    is_lone = len(held) <= 1 and len(against) >= _LONE_CONTRADICTING
     return bool(
-        (ratio >= _CONTESTED_RATIO and strongest >= _NEARLY_AS_STRONG * strongest_held)
+        (ratio >= _CONTESTED_RATIO and (is_lone or strongest >= _NEARLY_AS_STRONG * strongest_held))
         or (ratio >= _OUTWEIGHED_RATIO and strongest >= _CLEARLY_STRONGER * strongest_held)
     )
 
