@@ -310,6 +310,8 @@ def export(
         typer.echo(
             f"not in it: sparse/{number} with {num_keyframes} keyframes; export it with --map {number}"
         )
+            f"not in it: sparse/{number} with {num_keyframes} keyframes; export it with --map {number}"
+        )
     _say_if_unfinished(run_folder)
 
 
