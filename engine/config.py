@@ -678,6 +678,9 @@ class RuntimeConfig(Section):
     and repeated runs agree to rounding errors instead of to the bit."""
     keyframe_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """1..100. JPEG quality of keyframe images whose frames did not come as JPEG."""
+    min_free_mb: NonNegativeInt = 500
+    """MB. What stays free on the disk of the run, at most 5 % of it, and room for the map besides.
+    With less no new frames are taken, and the map is finished and saved. 0: no limit."""
 
 
 class Config(Section):
