@@ -176,8 +176,8 @@ def _config_of(path: Path, *, overlays: Sequence[str], settings: Sequence[str]) 
     own = path / "config.yaml"
     if not own.is_file():
         raise ConfigError(f"{path}: the run ended before it wrote its configuration; begin it anew")
-    former = load_config([own])
-    config = load_config([own, *overlays], settings)
+    former = load_config(former=own)
+    config = load_config(overlays, settings, former=own)
     for name in _FIXED:
         section, key = name.split(".")
         before, now = (getattr(getattr(one, section), key) for one in (former, config))

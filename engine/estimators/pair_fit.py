@@ -68,10 +68,7 @@ def fit_pairs(samples: PairSamples) -> PairFits:
             gain=none,
             parallax_px=none,
         )
-    rotations, baselines = samples.cam2_from_cam1[:, :, :3], samples.cam2_from_cam1[:, :, 3]
-    lengths = np.linalg.norm(baselines, axis=1, keepdims=True)
-    baselines = np.where(lengths > _NO_BASELINE, baselines, (1.0, 0.0, 0.0))
-    baselines /= np.linalg.norm(baselines, axis=1, keepdims=True)
+    rotations, baselines = _poses(samples)
     errors = _errors(samples, rotations, baselines)
     best_rotations, best_baselines = _refined(samples, rotations, baselines)
     best_errors = _errors(samples, best_rotations, best_baselines)
@@ -88,6 +85,20 @@ def fit_pairs(samples: PairSamples) -> PairFits:
         - _cost(best_errors / noise_px, samples.is_used),
         parallax_px=_parallax_px(samples),
     )
+
+
+def epipolar_errors_px(samples: PairSamples) -> Float64Array:
+    """Sampson errors (B, N) of matches under the relative poses given, without any fit."""
+    return np.abs(_errors(samples, *_poses(samples)))
+
+
+def _poses(samples: PairSamples) -> tuple[Float64Array, Float64Array]:
+    """The rotations (B, 3, 3) and unit baselines (B, 3) to examine."""
+    baselines = samples.cam2_from_cam1[:, :, 3]
+    lengths = np.linalg.norm(baselines, axis=1, keepdims=True)
+    baselines = np.where(lengths > _NO_BASELINE, baselines, (1.0, 0.0, 0.0))
+    baselines /= np.linalg.norm(baselines, axis=1, keepdims=True)
+    return samples.cam2_from_cam1[:, :, :3], baselines
 
 
 def _refined(

@@ -21,6 +21,7 @@ from engine.geometry import compose_poses, image_scale, invert_pose
 from engine.mapping.model.calibration_control import WantedFocal, wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
+from engine.mapping.verdict.part_evidence import PartsEvidence, examine_parts
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     BoolArray,
@@ -37,6 +38,7 @@ from engine.types import (
 )
 
 PAIRS_PER_KEYFRAME = 7  # examined, spread from its strongest pair to its weakest
+_LOOKED_AT = 4  # times as many pairs are looked at
 _MAX_MATCHES = 40  # of a pair that are examined, spread over all
 _MIN_MATCHES = 18  # with viewing rays
 _SWUNG_RAD = np.radians(5.0)  # another direction of motion than the map's
@@ -93,6 +95,7 @@ class MapEvidence:
     keyframes: tuple[Keyframe, ...]  # all, in order of arrival
     places: tuple[PlaceEvidence, ...]  # of registered ones, in order of arrival
     pairs: PairsEvidence = field(default_factory=PairsEvidence)
+    parts: PartsEvidence = field(default_factory=PartsEvidence)
     num_verified_pairs: int = 0  # of all keyframes
     other_maps: tuple[tuple[FrameId, ...], ...] = ()  # their keyframes
     cameras: tuple[CameraFigures, ...] = ()
@@ -146,15 +149,21 @@ def gather(
         pairs_per_keyframe: how many pairs of each keyframe are examined, at least.
     """
     ids = sparse_map.registered_ids
-    chosen = _chosen_pairs(graph.edges_among(ids), ids, per_keyframe=pairs_per_keyframe)
-    examined = _Examined.of(sparse_map, chosen)
-    if beside.is_agreed is not None and beside.confirms_pairs:
-        examined = examined.weighed_anew(beside.is_agreed)
+    pairs = graph.edges_among(ids)
+    examined = _Examined.of(sparse_map, _chosen_pairs(pairs, ids, per_keyframe=pairs_per_keyframe))
+    is_agreed = beside.is_agreed if beside.confirms_pairs else None
+    if is_agreed is not None:
+        examined = examined.weighed_anew(is_agreed)
     placement = beside.placement
     return MapEvidence(
         keyframes=tuple(graph.keyframe(i) for i in graph.keyframe_ids),
         places=tuple(_place(sparse_map, graph.keyframe(i), examined) for i in ids),
         pairs=examined.summary(graph),
+        parts=examine_parts(
+            sparse_map,
+            _chosen_pairs(pairs, ids, per_keyframe=_LOOKED_AT * pairs_per_keyframe),
+            is_agreed=is_agreed,
+        ),
         num_verified_pairs=len(graph.edges()),
         other_maps=tuple(tuple(one.registered_ids) for one in beside.other_maps),
         cameras=beside.cameras,

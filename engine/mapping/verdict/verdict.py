@@ -33,6 +33,7 @@ _MISPLACED_RATIO = 0.6  # of the weight of a keyframe's pairs, that contradict i
 _DISPUTED_PLACE_RATIO = 0.5  # likewise, of several keyframes
 _MANY_DISPUTED = (2, 0.05)  # keyframes at least, and of all
 _WRONG_PLACES_RATIO = 0.25  # of all keyframes
+_WRONG_PART = (0.75, 0.25)  # of the evidence across that contradicts, and of all keyframes
 _CONFIRMING_PAIRS = 1.9  # whose weight must not contradict a place: two, or it rests on one
 _MANY_UNCONFIRMED = (2, 0.05)  # keyframes at least, and of all: the map is doubtful
 _BENT_FAR_RATIO = 0.3  # of the weight of pairs far apart in time, that contradict the map
@@ -51,7 +52,7 @@ _MISSING_STRETCH_RATIO = 0.1  # likewise, in one run of a video
 _MIN_STRETCH = 3  # keyframes
 _LEAST_MAP = 3  # keyframes that can confirm each other
 _UNSURE_SIGMA_RATIO = 0.25  # of a focal length that nobody vouches for
-_WANTED_SIGMAS = 2.0  # from which the images ask for another focal length
+_WANTED_SIGMAS = 1.2  # from which the images ask for another focal length
 _WANTED_RATIO = 0.04  # and from which it matters
 _REJECTED_RATIO = 0.3  # of the positions
 _SKYWARD_RATIO = 0.8  # of the cameras
@@ -106,17 +107,21 @@ def _without_map(evidence: MapEvidence) -> Reasons:
         )
     elif evidence.num_verified_pairs < len(evidence.keyframes):
         cause = (
-            f"only {evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes"
-            " match: film more slowly, with more overlap, so that each place is in three images or"
-            " more"
+            f"{_pairs_match(evidence)}: film more slowly, with more overlap, so that each place is"
+            " in three images or more"
         )
     else:
         cause = (
-            f"{evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes match, but"
-            " no two show the same things from clearly different places: walk sideways past what is"
-            " filmed instead of turning or zooming"
+            f"{_pairs_match(evidence)}, but no two show the same things from clearly different"
+            " places: walk sideways past what is filmed instead of turning or zooming"
         )
     yield VerdictReason(kind="no_map", level=VerdictLevel.WRONG, sentence=f"no map: {cause}")
+
+
+def _pairs_match(evidence: MapEvidence) -> str:
+    num, num_keyframes = evidence.num_verified_pairs, len(evidence.keyframes)
+    pairs = {0: "no pair", 1: "one pair"}.get(num, f"{num} pairs")
+    return f"{pairs} of {num_keyframes} keyframes {'match' if num > 1 else 'matches'}"
 
 
 # -- pairs and places ---------------------------------------------------------------------------
@@ -175,6 +180,59 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             f" {where}: {_likely_cause(evidence)}"
         ),
         frame_ids=ids,
+    )
+
+
+def _parts(evidence: MapEvidence) -> Reasons:
+    """Parts that pairs across contradict, or hardly join, however well each agrees inside."""
+    contested, torn, thin = evidence.parts.contested, evidence.parts.torn, evidence.parts.thin
+    if contested is not None and not _is_explained(evidence):
+        of_evidence, of_all = _WRONG_PART
+        is_wrong = contested.contradicting_ratio >= of_evidence and len(
+            contested.frame_ids
+        ) >= of_all * len(evidence.places)
+        yield VerdictReason(
+            kind="misplaced_part",
+            level=VerdictLevel.WRONG if is_wrong else VerdictLevel.DOUBTFUL,
+            sentence=(
+                f"{contested.num_contradicting} of the {contested.num_pairs} pairs between"
+                f" {named(contested.frame_ids, evidence.keyframes)} and the rest of the map"
+                " contradict how it has them to each other: one of the two is in the wrong place,"
+                " or of the wrong size; film the way between them again more slowly, with more"
+                " overlap"
+            ),
+            frame_ids=contested.frame_ids,
+        )
+    elif torn is not None and not _is_explained(evidence):
+        yield VerdictReason(
+            kind="misplaced_part",
+            level=VerdictLevel.DOUBTFUL,
+            sentence=(
+                f"only {torn.common_ratio:.0%} of what both"
+                f" {named(torn.frame_ids, evidence.keyframes)} and the rest of the map show are the"
+                " same points in it: it has them in two places, or of two sizes; film the way"
+                " between them again more slowly, with more overlap"
+            ),
+            frame_ids=torn.frame_ids,
+        )
+    if thin is not None:
+        joins = f"only {thin.num_pairs} weak pairs join" if thin.num_pairs else "no pair joins"
+        yield VerdictReason(
+            kind="weakly_joined",
+            level=VerdictLevel.DOUBTFUL,
+            sentence=(
+                f"{joins} {named(thin.frame_ids, evidence.keyframes)} to the rest of the map, and"
+                " places that look alike would do so, too: film the way from one to the other in"
+                " one go"
+            ),
+            frame_ids=thin.frame_ids,
+        )
+
+
+def _is_explained(evidence: MapEvidence) -> bool:
+    """Whether another rule says why pairs contradict the map."""
+    return _has_overlay(evidence) or any(
+        next(rule(evidence), None) is not None for rule in (_twice, _disputed)
     )
 
 
@@ -461,15 +519,16 @@ def _several_maps(evidence: MapEvidence) -> Reasons:
     if not evidence.other_maps:
         return
     others = [
-        f"one of {len(ids)} keyframes ({named(ids, evidence.keyframes)})"
-        for ids in evidence.other_maps
+        f"sparse/{number} has {len(ids)} ({named(ids, evidence.keyframes)})"
+        for number, ids in enumerate(evidence.other_maps, start=1)
     ]
     yield VerdictReason(
         kind="several_maps",
         level=VerdictLevel.DOUBTFUL,
         sentence=(
-            f"nothing joins the map of {len(evidence.places)} keyframes to {' and '.join(others)}:"
-            " film the way from one to the other in one go"
+            f"there are {1 + len(others)} maps, and nothing shows how they lie to each other: the"
+            f" main one has {len(evidence.places)} keyframes, {' and '.join(others)}; film the way"
+            " from one to the other in one go"
         ),
         frame_ids=tuple(frame_id for ids in evidence.other_maps for frame_id in ids),
     )
@@ -513,9 +572,9 @@ def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Rea
         kind="camera_focal",
         level=VerdictLevel.DOUBTFUL,
         sentence=(
-            f"{name}: the images ask for a clearly {length} focal length than the"
-            f" {camera.focal_px:.0f} px that {how}: check the calibration (cameras.focal_px,"
-            " --calibration), or let the images tell it"
+            f"{name}: the images ask for a focal length at least {abs(wanted.change):.0%} {length}"
+            f" than the {camera.focal_px:.0f} px that {how}: check the calibration"
+            " (cameras.focal_px, --calibration), or let the images tell it"
         ),
     )
 
@@ -617,6 +676,7 @@ _RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (
     _overlays,
     _twice,
     _disputed,
+    _parts,
     _unconfirmed,
     _positions,
     _cameras,

@@ -12,6 +12,7 @@ import pytest
 from engine.frame_names import clock, named, stretches
 from engine.mapping.model.calibration_control import WantedFocal
 from engine.mapping.verdict.map_evidence import MapEvidence, PairsEvidence, PlaceEvidence
+from engine.mapping.verdict.part_evidence import ContestedPart, PartsEvidence, ThinJoint, TornPart
 from engine.mapping.verdict.verdict import judge
 from engine.types import (
     CalibrationOrigin,
@@ -199,7 +200,8 @@ def test_a_given_focal_length_that_the_images_contradict_is_doubted(
     verdict = judge(evidence(cameras=(known,), wanted_focals=wanted))
     assert verdict.level is level
     if level is DOUBTFUL:
-        assert "longer focal length than the 500 px that was given" in verdict.reasons[0].sentence
+        words = "a focal length at least 9% longer than the 500 px that was given"
+        assert words in verdict.reasons[0].sentence
 
 
 def test_pairs_that_nothing_had_to_confirm_are_suspected_first() -> None:
@@ -212,6 +214,53 @@ def test_one_keyframe_against_its_pairs_makes_a_map_doubtful() -> None:
     reason = only_reason(evidence(places={9: {"disputed_ratio": 0.9}}))
     assert (reason.kind, reason.level) == ("misplaced", DOUBTFUL)
     assert "frame 90" in reason.sentence
+
+
+@pytest.mark.parametrize(
+    ("last", "contradicting_ratio", "level"),
+    [(7, 0.9, WRONG), (3, 0.9, DOUBTFUL), (7, 0.6, DOUBTFUL)],
+)
+def test_a_part_that_the_pairs_across_contradict_is_named(
+    last: int, contradicting_ratio: float, level: VerdictLevel
+) -> None:
+    part = ContestedPart(
+        frame_ids=tuple(FrameId(number) for number in range(1, last + 1)),
+        num_pairs=9,
+        num_contradicting=8,
+        contradicting_ratio=contradicting_ratio,
+    )
+    reason = only_reason(evidence(parts=PartsEvidence(contested=part)))
+    assert (reason.kind, reason.level) == ("misplaced_part", level)
+    assert f"8 of the 9 pairs between frames 10 to {10 * last}" in reason.sentence
+
+
+def test_a_contested_part_is_not_said_where_pairs_contradict_the_map_everywhere() -> None:
+    part = ContestedPart(
+        frame_ids=(FrameId(1),), num_pairs=3, num_contradicting=3, contradicting_ratio=1.0
+    )
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3)
+    kinds = [
+        one.kind
+        for one in judge(evidence(pairs=pairs, parts=PartsEvidence(contested=part))).reasons
+    ]
+    assert kinds == ["pairs_contradict"]
+
+
+@pytest.mark.parametrize(("num", "words"), [(4, "only 4 weak pairs join"), (0, "no pair joins")])
+def test_a_part_that_little_joins_to_the_rest_is_doubted(num: int, words: str) -> None:
+    thin = ThinJoint(
+        frame_ids=tuple(map(FrameId, (1, 2, 3))), num_pairs=num, strength_ratio=0.2 * num
+    )
+    reason = only_reason(evidence(parts=PartsEvidence(thin=thin)))
+    assert (reason.kind, reason.level) == ("weakly_joined", DOUBTFUL)
+    assert f"{words} frames 10 to 30 to the rest of the map" in reason.sentence
+
+
+def test_a_part_that_shares_few_points_with_the_rest_is_doubted() -> None:
+    torn = TornPart(frame_ids=(FrameId(9),), common_ratio=0.11)
+    reason = only_reason(evidence(parts=PartsEvidence(torn=torn)))
+    assert (reason.kind, reason.level) == ("misplaced_part", DOUBTFUL)
+    assert "only 11% of what both frame 90 and the rest of the map show" in reason.sentence
 
 
 def test_a_keyframe_of_two_pairs_is_not_misplaced_by_them() -> None:
@@ -351,7 +400,8 @@ def test_maps_that_nothing_joins_are_named() -> None:
     ids = (FrameId(15), FrameId(16), FrameId(17))
     reason = only_reason(evidence(missing=ids, other_maps=(ids,)))
     assert (reason.kind, reason.level) == ("several_maps", DOUBTFUL)
-    assert "one of 3 keyframes (frames 150 to 170)" in reason.sentence
+    assert "there are 2 maps" in reason.sentence
+    assert "sparse/1 has 3 (frames 150 to 170)" in reason.sentence
 
 
 @pytest.mark.parametrize(
