@@ -1,8 +1,16 @@
 """The command line, and what its commands print.
 
-Exit codes: 0 when something useful was made and nothing says that it is wrong, 1 when nothing was
-made or the run broke off, 2 when the request is refused, 3 when a map was made and saved and its
-verdict is not good, 130 when a second signal ended the run.
+Exit codes; of a run they tell what is on disk:
+
+    0    something useful was made and saved whole, and nothing says that it is wrong
+    1    nothing was made, or something of it is not saved or not in the folder asked for, or the
+         run broke off, as on a disk that is nearly full; the last line says which
+    2    the request is refused, and nothing was changed
+    3    a map was made and saved whole, and its verdict is not good
+    130  a second signal ended the run; what was on disk by then is there
+
+A run that is killed has the code of its signal (137 for SIGKILL). Its folder keeps ``.lock``, which
+no process holds any more.
 """
 
 from __future__ import annotations
@@ -28,7 +36,6 @@ from engine.errors import (
     AdapterUnavailableError,
     ConfigError,
     EngineError,
-    JournalError,
     SourceError,
 )
 
@@ -254,7 +261,9 @@ def evaluate(
 ) -> None:
     """Compares a run's poses, final and as first reported, with a reference."""
     with _errors_reported():
-        _check_readable(run_folder)
+        from engine.output.run_format import check_readable
+
+        check_readable(run_folder)
         evaluation = _print_evaluation(
             run_folder, reference or run_folder / "groundtruth.txt", as_json=as_json
         )
@@ -282,8 +291,9 @@ def export(
     with _errors_reported():
         from adapters.export import ExportFormat
         from adapters.export import export as export_run
+        from engine.output.run_format import check_readable
 
-        _check_readable(run_folder)
+        check_readable(run_folder)
         asked = {
             ExportFormat.UNDISTORT: undistort,
             ExportFormat.PLY: ply,
@@ -297,7 +307,11 @@ def export(
             written = export_run(run_folder, to, formats=formats, map_number=map_number)
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
     for number, num_keyframes in sorted(written.left_out.items()):
-        typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes; --map {number}")
+        typer.echo(
+            f"not in it: sparse/{number} with {num_keyframes} keyframes; export it with --map {number}"
+        )
+            f"not in it: sparse/{number} with {num_keyframes} keyframes; export it with --map {number}"
+        )
     _say_if_unfinished(run_folder)
 
 
@@ -437,7 +451,7 @@ def _finish(outcome: RunOutcome) -> NoReturn:
     """
     from engine.types import VerdictLevel
 
-    is_made, is_broken = outcome.num_registered >= 2, outcome.stopped_by == "failure"
+    is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
@@ -450,9 +464,9 @@ def _finish(outcome: RunOutcome) -> NoReturn:
     _say(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
         + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
-        + ("; the run broke off, see the errors above" if is_broken else "")
+        + "".join(f"; {words}" for words in complaints)
     )
-    if not is_made or is_broken:
+    if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
     _leave(outcome, 0 if outcome.verdict.level is VerdictLevel.GOOD else DOUBTED)
 
@@ -486,6 +500,20 @@ def _fault_lines(outcome: RunOutcome) -> list[str]:
         for what, count in faults.items()
     )
     return [f"what broke: {parts}; see FaultOccurred in {outcome.path / 'events.jsonl'}"]
+
+
+def _complaints(outcome: RunOutcome) -> list[str]:
+    """What keeps a run from being whole: where it is not, what is not saved, why it ended early."""
+    complaints = []
+    if outcome.asked_path is not None:
+        complaints.append(f"it is not in {outcome.asked_path}, see above")
+    if outcome.not_saved:
+        complaints.append(f"NOT SAVED: {', '.join(outcome.not_saved)}")
+    if outcome.stopped_by == "full_disk":
+        complaints.append("the run ended early because the disk is nearly full")
+    if outcome.stopped_by == "failure":
+        complaints.append("the run broke off, see the errors above")
+    return complaints
 
 
 def _verdict_lines(outcome: RunOutcome, *, is_made: bool) -> list[str]:
@@ -523,20 +551,6 @@ def _other_maps(outcome: RunOutcome) -> str:
     if len(sizes) == 1:
         return f"; another map holds {sizes[0]} (sparse/1)"
     return f"; other maps hold {in_words(sizes)} (sparse/1 to sparse/{len(sizes)})"
-
-
-def _check_readable(run_folder: Path) -> None:
-    """Refuses a run folder of a newer version of LiveSfM.
-
-    Raises:
-        ConfigError: it is one, or cannot be read.
-    """
-    from engine.output.run_format import check_readable
-
-    try:
-        check_readable(run_folder)
-    except JournalError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _print_evaluation(run_folder: Path, reference: Path, *, as_json: bool = False) -> Evaluation:

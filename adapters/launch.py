@@ -177,6 +177,7 @@ def _open_engine(
     requests = RunRequests()
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
+    folder: RunFolder | None = None
     try:
         signals.hold()  # a former run may be replaced now, so this one has to begin
         folder = _run_folder(config, options)
@@ -202,13 +203,18 @@ def _open_engine(
     except EngineError:
         for view in views:
             view.close()
+        if folder is not None and options.going_on is None:
+            folder.close()
         raise
 
 
 def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
+    from engine.output.disk import refuse_full_disk
     from engine.output.run_folder import RunFolder
 
     text, going_on = dump_config(config), options.going_on
+    if not options.overwrite:  # which makes room
+        refuse_full_disk(options.path, config.runtime)
     if going_on is None:
         return RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
     frames = going_on.former.frames

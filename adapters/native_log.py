@@ -1,8 +1,9 @@
 """Native log: lines that native libraries write to the terminal go to Python's logging.
 
 COLMAP's library writes information lines straight to file descriptor 2, whatever its log level is
-set to, in the midst of the progress panel. While a run lasts, that descriptor leads through a
-thread that hands such lines to Python's logging and passes everything else on unchanged.
+set to, in the midst of the progress panel; so does Rerun's when its file cannot be written. While a
+run lasts, that descriptor leads through a thread that hands such lines to Python's logging and
+passes everything else on unchanged.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ _GLOG_LINE = re.compile(
     rb"^%b([IWEF])\d{8} \d\d:\d\d:\d\d\.\d+ +\d+ ([^\]]*\] .*?)%b$" % (_COLOUR, _COLOUR)
 )
 _ROUTINE = b"levenberg_marquardt_strategy.cc"  # a step fails: Ceres tries a smaller one
+# Rerun's: time, severity, the module of its code, ": ", message; in colours as well.
+_RERUN_LINE = re.compile(
+    rb"^%b\d{4}-\d\d-\d\dT[\d:.]+Z%b +%b *([A-Z]+)%b +%b(re_\w+(?:::\w+)*)%b:%b (.*)$"
+    % ((_COLOUR,) * 7)
+)
+_RERUN_FILE_FAILS = b"Failed to write log stream to "
+_RERUN_FILE_MODULES = (b"re_log_encoding", b"re_sdk::recording_stream")  # say more of the same
+_RERUN_LEVELS = {b"ERROR": logging.ERROR, b"WARN": logging.WARNING}
 _LEVELS = {
     b"I": logging.DEBUG,
     b"W": logging.WARNING,
@@ -84,13 +93,35 @@ def _pass_on(reading: int, terminal: int) -> None:
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
             text = line.removesuffix(_END)
-            known = _GLOG_LINE.match(text)
-            if known is not None:
-                severity, message = known.groups()
-                level = logging.DEBUG if message.startswith(_ROUTINE) else _LEVELS[severity]
-                logger.log(level, "%s", message.decode(errors="replace"))
-            else:
+            if not (_log_glog(text) or _log_rerun(text)):
                 with suppress(OSError):  # the terminal may be gone; who writes must not block
                     os.write(terminal, text)
             if len(text) < len(line):
                 return
+
+
+def _log_glog(line: bytes) -> bool:
+    """Whether a line is of COLMAP's library, and was logged."""
+    known = _GLOG_LINE.match(line)
+    if known is None:
+        return False
+    severity, message = known.groups()
+    level = logging.DEBUG if message.startswith(_ROUTINE) else _LEVELS[severity]
+    logger.log(level, "%s", message.decode(errors="replace"))
+    return True
+
+
+def _log_rerun(line: bytes) -> bool:
+    """Whether a line is of Rerun's library, and was logged: one line where its file fails."""
+    known = _RERUN_LINE.match(line)
+    if known is None:
+        return False
+    severity, module, message = known.groups()
+    words = message.decode(errors="replace")
+    if message.startswith(_RERUN_FILE_FAILS):
+        logger.error("the recording ends here: %s", words)
+    elif module.startswith(_RERUN_FILE_MODULES):
+        logger.debug("%s", words)
+    else:
+        logger.log(_RERUN_LEVELS.get(severity, logging.DEBUG), "rerun: %s", words)
+    return True

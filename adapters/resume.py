@@ -13,6 +13,7 @@ from engine.errors import ConfigError, JournalError
 from engine.output.recovery import FormerRun, FormerSource, recover_run
 from engine.output.run_copy import copy_run
 from engine.output.run_folder import is_run
+from engine.output.run_format import check_resumable
 from engine.output.run_lock import RunLock
 from engine.output.stored_run import read_stored_run
 from engine.ports import ResumableSource, Source
@@ -168,14 +169,15 @@ def _refuse_other_folders(path: Path) -> None:
         raise ConfigError(f"{path}: no such run folder")
     if not is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run")
+    check_resumable(path)
 
 
 def _config_of(path: Path, *, overlays: Sequence[str], settings: Sequence[str]) -> Config:
     own = path / "config.yaml"
     if not own.is_file():
         raise ConfigError(f"{path}: the run ended before it wrote its configuration; begin it anew")
-    former = load_config([own])
-    config = load_config([own, *overlays], settings)
+    former = load_config(former=own)
+    config = load_config(overlays, settings, former=own)
     for name in _FIXED:
         section, key = name.split(".")
         before, now = (getattr(getattr(one, section), key) for one in (former, config))

@@ -11,6 +11,7 @@ The string below a setting says its unit and effect. ``tools/generate_default_co
 from __future__ import annotations
 
 import difflib
+import logging
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from engine.camera_models import CAMERA_MODELS, CameraModelName
 from engine.errors import ConfigError
 from engine.plain_yaml import load_plain_yaml
 from engine.regular_files import read_regular_file
+
+logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent
 _MAX_FILE_BYTES = 256_000  # of YAML; all settings with their comments take a quarter
@@ -590,15 +593,8 @@ class RescueConfig(Section):
 
     grow_components: bool = True
     """Whether keyframes that fit nowhere start maps of their own at once, which grow beside the map
-    and join it when pairs between them show how they lie. false: they wait, whole maps are built
-    from other starts while the run goes on, and what is left becomes separate maps at the end."""
-    restart_below_registered_ratio: Ratio = 0.5
-    """Without components: with a smaller share of the keyframes registered, another start is tried;
-    the map with more keyframes stays."""
-    restart_min_keyframes: PositiveInt = 8
-    """Keyframes received before another start is considered."""
-    max_restarts: NonNegativeInt = 4
-    """Without components: other starts tried at most while frames arrive."""
+    and join it when pairs between them show how they lie. false: they wait until the end, when
+    whole maps are built from other starts, and what is left becomes separate maps."""
     final_rebuilds: NonNegativeInt = 3
     """Other starts tried at the end of the run while keyframes are missing from all maps; with
     components one at most."""
@@ -682,6 +678,9 @@ class RuntimeConfig(Section):
     and repeated runs agree to rounding errors instead of to the bit."""
     keyframe_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """1..100. JPEG quality of keyframe images whose frames did not come as JPEG."""
+    min_free_mb: NonNegativeInt = 500
+    """MB. What stays free on the disk of the run, at most 5 % of it, and room for the map besides.
+    With less no new frames are taken, and the map is finished and saved. 0: no limit."""
 
 
 class Config(Section):
@@ -731,18 +730,27 @@ class Config(Section):
         return self
 
 
-def load_config(overlays: Sequence[str | Path] = (), settings: Iterable[str] = ()) -> Config:
+def load_config(
+    overlays: Sequence[str | Path] = (),
+    settings: Iterable[str] = (),
+    *,
+    former: Path | None = None,
+) -> Config:
     """Builds the configuration of a run.
 
     Args:
         overlays: YAML files, or names of presets (see ``overlay_path``); later ones win.
         settings: ``section.key=value`` strings, values in YAML; they win over overlays.
+        former: the ``config.yaml`` of a run, over which all of it lies. What an older version wrote
+            there and this one has no setting for is left out, with a warning in the log.
 
     Raises:
         ConfigError: a preset is unknown or a file cannot be read, a key is unknown (names the
             nearest valid one), or a value is out of range.
     """
     merged: dict[str, Any] = {}
+    if former is not None:
+        _merge(merged, _known_settings(former), origin=str(former))
     for overlay in overlays:
         _merge(merged, _read_yaml(overlay_path(overlay)), origin=str(overlay))
     for setting in settings:
@@ -824,6 +832,23 @@ def _merge(merged: dict[str, Any], overlay: Mapping[str, Any], *, origin: str) -
         for key, value in values.items():
             _check_name(key, section_fields, what=f"key of {section}", origin=origin)
             merged.setdefault(section, {})[key] = value
+
+
+def _known_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run that are settings still."""
+    written = _read_yaml(path)
+    known: dict[str, Any] = {}
+    for section, values in written.items():
+        if section not in Config.model_fields or not isinstance(values, Mapping):
+            logger.warning(
+                "%s: %s is no section of settings any more", path, _shortened(str(section))
+            )
+            continue
+        fields = type(getattr(Config(), section)).model_fields
+        known[section] = {key: value for key, value in values.items() if key in fields}
+        for key in values.keys() - known[section].keys():
+            logger.warning("%s: %s.%s is no setting any more", path, section, _shortened(str(key)))
+    return known
 
 
 def _check_name(name: object, valid: Mapping[str, Any], *, what: str, origin: str) -> None:

@@ -432,6 +432,24 @@ class SnapshotWritten(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolderMoved(Event):
+    """The run goes on in another folder: its own was renamed, deleted, or cannot be written."""
+
+    former_path: str
+    path: str
+    reason: str
+    num_images_lost: int  # of keyframes; they are in neither folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpaceLow(Event):
+    """Too little is free on the disk of the run: no new frames are taken, and the map is saved."""
+
+    free_mb: float
+    reserve_mb: float  # that must stay free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictChanged(Event):
     """The map is trusted more or less than before, or for other reasons."""
 

@@ -170,6 +170,13 @@ class InputRecording(Protocol):
             JournalError: it cannot be written.
         """
 
+    def flush(self) -> None:
+        """Waits until all of it is on the disk.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+
     def close(self) -> None:
         """Closes the files."""
 

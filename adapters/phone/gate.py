@@ -8,9 +8,9 @@ import logging
 import resource
 import socket
 import ssl
-from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
+from adapters.live.crowding import oldest_of_most_crowded
 from adapters.live.quiet_log import QuietLog
 
 if TYPE_CHECKING:
@@ -148,8 +148,7 @@ class Gate:
         guests: list[tuple[Guest, str]] = [*self._handshakes.items(), *self._guests.items()]
         if not guests:
             return False
-        ((crowded, _),) = Counter(address for _, address in guests).most_common(1)
-        oldest = next(guest for guest, address in guests if address == crowded)
+        oldest, crowded = oldest_of_most_crowded(guests)
         self._log.warn(
             f"{self._label}: all {self.max_connections} connections are taken, most from {crowded};"
             " its oldest that sent no cookie is closed"

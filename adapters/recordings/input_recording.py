@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -141,16 +141,20 @@ class FolderRecording:
             self._decisions.write(as_line(record) + "\n")
             self._decisions.flush()
 
-    def close(self) -> None:
-        """Closes the files; what they hold is on the disk then.
+    def flush(self) -> None:
+        """Waits until all lines are on the disk.
 
         Raises:
-            JournalError: the last of it cannot be written.
+            JournalError: they cannot be written.
         """
         with self._writing():
             for file in (self._input, self._decisions):
-                file.flush()
                 os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (self._input, self._decisions):
+            with suppress(OSError):  # each line was flushed, or reported
                 file.close()
 
     def _add(self, record: InputRecord) -> None:

@@ -128,8 +128,6 @@ def assemble(
     )
     builder = MapBuilder(
         initialization=config.initialization,
-        registration=registration,
-        rescue=config.rescue,
         window=config.window,
         growth=growth,
         final_growth=final_growth,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -283,8 +283,6 @@ class Mapper:
             self._pose_strictly()
             self._split_cameras()
             self._recognise_lenses()
-            if not self._config.rescue.grow_components:
-                self._replace_map(self._builder.after_poor_start(self._map))
             self._report_changes()
 
     def rebuild(
@@ -303,13 +301,7 @@ class Mapper:
         Returns:
             The step that `add_keyframe` owed, with the record of that keyframe.
         """
-        self._components.clear()
-        self._misplacements.forget()
-        self._jobs.abandon()
-        for keyframe_id in self._graph.keyframe_ids:
-            self._graph.set_registered(keyframe_id, False)
-        self._map = self._builder.start_over()
-        self._jobs.set_adjusted(0)
+        self._start_over()
         if frame_id is not None and without_its_pairs:
             self._builder.distrust(one.pair for one in self._graph.verified_pairs(frame_id))
         self._replace_map(self._builder.first(self._map, self._graph.edges()))
@@ -452,11 +444,10 @@ class Mapper:
 
     def _take_repair(self, repair: Repair) -> None:
         """Makes a map in which misplaced keyframes have other places the map."""
-        self._map = repair.sparse_map
+        self._set_map(repair.sparse_map)
         misplacement = repair.misplacement
         self._builder.distrust(misplacement.misleading)
         self._jobs.abandon()  # they hold the keyframes in the wrong place
-        self._registering.update_graph(self._map, self._map.keyframe_ids)
         self._emit(
             MisplacementFound(
                 keyframe_ids=misplacement.keyframe_ids,
@@ -493,14 +484,39 @@ class Mapper:
         )
 
     def _adopt(self, sparse_map: SparseMap) -> None:
-        """Makes another map the main one."""
-        self._map = sparse_map
-        self._components.release(sparse_map)
+        """Makes a map that was built otherwise the main one."""
+        self._set_map(sparse_map)
         self._misplacements.forget()
         self._metric_unit.update(self._map)
-        self._registering.update_graph(self._map, self._map.keyframe_ids)
         self._jobs.abandon()
         self._jobs.set_adjusted(self._map.num_registered)
+
+    def _set_map(
+        self, sparse_map: SparseMap, *, changed: Collection[FrameId] | None = None
+    ) -> None:
+        """Makes another map the main one; components and scene graph follow.
+
+        Jobs in flight hold copies of the former one: whoever moved its keyframes abandons them.
+
+        Args:
+            sparse_map: the map.
+            changed: keyframes that have other places or neighbours in it; by default all.
+        """
+        self._map = sparse_map
+        self._components.release(sparse_map)
+        asked = sparse_map.keyframe_ids if changed is None else changed
+        self._registering.update_graph(sparse_map, asked)
+
+    def _start_over(self) -> None:
+        """Makes a map of all keyframes, none registered, the only one."""
+        self._components.clear()
+        self._components.begin_world()
+        for frame_id in self._graph.keyframe_ids:
+            self._graph.set_registered(frame_id, False)
+        self._map = self._builder.start_over()
+        self._misplacements.forget()
+        self._jobs.abandon()
+        self._jobs.set_adjusted(0)
 
     def _take_lead(self, sparse_map: SparseMap) -> None:
         """Makes the map that components lead to the main one, if it is another one now."""
@@ -514,9 +530,7 @@ class Mapper:
         corrected = self._loops.correct(self._map, is_final=is_final)
         if corrected is None:
             return
-        self._map = corrected
-        self._components.release(self._map)
-        self._registering.update_graph(self._map, self._map.registered_ids)
+        self._set_map(corrected)
         self._jobs.abandon()  # they hold the map as it was
         self._jobs.set_adjusted(self._map.num_registered)
         self._registering.retry_waiting(self._map)
@@ -529,14 +543,7 @@ class Mapper:
             f"the map of {self._map.num_registered} keyframes is none: the camera turns without"
             " moving, and turns show no depth"
         )
-        for frame_id in self._map.registered_ids:
-            self._graph.set_registered(frame_id, False)
-        self._map = self._builder.start_over()
-        self._components.clear()
-        self._components.begin_world()
-        self._misplacements.forget()
-        self._jobs.abandon()
-        self._jobs.set_adjusted(0)
+        self._start_over()
 
     def _split_cameras(self, *, is_final: bool = False) -> None:
         """Splits cameras that zoom and finds those that are crops, as long as there are some."""
@@ -552,7 +559,7 @@ class Mapper:
         while (crop := self._crops.find(self._map, is_final=is_final)) is not None:
             self._replace_cameras(crop.change, crop.sparse_map)
         if is_final:
-            self._map = self._crops.refined(self._map)
+            self._set_map(self._crops.refined(self._map), changed=())
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""
@@ -663,9 +670,7 @@ class Mapper:
         """Makes the map that a window made better the map, if there is one."""
         if merge.better_map is None:
             return False
-        self._map = merge.better_map
-        self._components.release(self._map)
-        self._registering.update_graph(self._map, merge.registered)
+        self._set_map(merge.better_map, changed=merge.registered)
         return True
 
     def _adjust(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import BinaryIO
 
 TEMPORARY_PREFIX = ".tmp-"  # unfinished work; what a crash leaves under it may be deleted
 _KEPT_NAME_CHARS = 40
+_MAX_WAITING_LINES = 20_000  # of a file that cannot be written; older ones are lost
+_CHUNK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 20
 
 
@@ -89,28 +93,104 @@ def cut_unfinished_line(path: Path) -> None:
         file.truncate(start + file.read().rfind(b"\n") + 1)
 
 
-def is_file_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one that lies at a path."""
+def is_file_at(descriptor: int, path: Path, *, follow_symlinks: bool = False) -> bool:
+    """Whether an open file or folder is the one that lies at a path."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+        at_path = os.stat(path, follow_symlinks=follow_symlinks)
+        return os.path.samestat(os.fstat(descriptor), at_path)
     except OSError:
         return False
 
 
+def path_of_descriptor(descriptor: int) -> Path | None:
+    """Where an open file or folder lies now; None where the system does not say."""
+    try:
+        if sys.platform == "darwin":
+            import fcntl
+
+            name = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")
+            return Path(os.fsdecode(name))
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    except OSError:
+        return None
+
+
 class LineFile:
-    """An append-only text file of whole lines, each readable as soon as it is appended."""
+    """An append-only text file of whole lines, each readable as soon as it is appended.
+
+    Lines that cannot be written wait, in order, and are written with later ones.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = path
+        self._descriptor = _opened_for_appending(path)
+        self._waiting: deque[bytes] = deque()
+        self._num_lost = 0
+
+    @property
+    def num_unwritten(self) -> int:
+        """Lines that are not in the file: that wait, or were lost because too many waited."""
+        return len(self._waiting) + self._num_lost
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file that is open still lies at its path."""
+        return is_file_at(self._descriptor, self._path)
 
     def append(self, line: str) -> None:
         """Appends one line.
 
         Raises:
-            OSError: it cannot be written; no part of it stays in the file.
+            OSError: it cannot be written; no part of it is in the file, and it waits.
         """
+        if len(self._waiting) == _MAX_WAITING_LINES:
+            self._waiting.popleft()
+            self._num_lost += 1
         # Names of files need not be valid Unicode; such a character is written as its escape.
-        data = f"{line}\n".encode(errors="backslashreplace")
+        self._waiting.append(f"{line}\n".encode(errors="backslashreplace"))
+        self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Writes the lines that wait.
+
+        Raises:
+            OSError: one cannot be written; it and those after it still wait.
+        """
+        while self._waiting:
+            self._write(self._waiting[0])
+            self._waiting.popleft()
+
+    def move(self, path: Path) -> None:
+        """Goes on at another path, or at the same one where the file was deleted or replaced.
+
+        What was written goes along, as far as it can be read, unless the file lies there already.
+
+        Raises:
+            OSError: the file cannot be made there; the former one stays in use.
+        """
+        if not is_file_at(self._descriptor, path):
+            with written_atomically(path) as new:
+                _copy_readable(self._descriptor, new)
+            moved = _opened_for_appending(path)
+            os.close(self._descriptor)
+            self._descriptor = moved
+        self._path = path
+
+    def reopen(self) -> None:
+        """Goes on in the file that replaced the former one at its path.
+
+        Raises:
+            OSError: it cannot be opened; the former one stays in use.
+        """
+        replaced = _opened_for_appending(self._path)
+        os.close(self._descriptor)
+        self._descriptor = replaced
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._descriptor)
+
+    def _write(self, data: bytes) -> None:
         size_before = os.fstat(self._descriptor).st_size
         try:
             while data:
@@ -119,6 +199,21 @@ class LineFile:
             os.ftruncate(self._descriptor, size_before)
             raise
 
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)
+
+def _opened_for_appending(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def _copy_readable(descriptor: int, target: BinaryIO) -> None:
+    """Copies an open file from its start up to its end, or up to where its disk fails."""
+    offset = 0
+    while chunk := _read_at(descriptor, offset):
+        target.write(chunk)
+        offset += len(chunk)
+
+
+def _read_at(descriptor: int, offset: int) -> bytes:
+    try:
+        return os.pread(descriptor, _CHUNK_BYTES, offset)
+    except OSError:
+        return b""

@@ -8,10 +8,11 @@ last moment that was written.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 
@@ -26,7 +27,7 @@ from engine.mapping.stored_state import (
     StoredRelativePose,
 )
 from engine.output import colmap_tables, own_tables
-from engine.output.files import write_atomically
+from engine.output.files import temporary_sibling, write_atomically
 from engine.output.run_folder import MASKS_FOLDER
 from engine.output.run_format import refuse_newer, refuse_older
 from engine.types import (
@@ -40,7 +41,8 @@ from engine.types import (
     VerifiedPair,
 )
 
-_BUSY_TIMEOUT_S = 60.0  # for which another program may hold the database
+_DATABASE = "database.db"
+_BUSY_TIMEOUT_S = 0.25  # for which another program may hold the database; writes are tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,9 +144,11 @@ class Journal:
 
     def __init__(self, run_folder_path: Path, connection: sqlite3.Connection) -> None:
         """Wraps an open database; use `open`."""
+        self._path = run_folder_path / _DATABASE
         self._images_path = run_folder_path / "images"
         self._masks_path = run_folder_path / MASKS_FOLDER
         self._connection = connection
+        self._file = os.stat(self._path)
 
     @classmethod
     def open(cls, run_folder_path: Path) -> Journal:
@@ -154,20 +158,11 @@ class Journal:
             JournalError: the folder or the database cannot be used, or was written by another
                 version of LiveSfM, or by something else.
         """
-        database_path = run_folder_path / "database.db"
+        database_path = run_folder_path / _DATABASE
         try:
             (run_folder_path / "images").mkdir(parents=True, exist_ok=True)
             pycolmap.Database.open(database_path).close()  # makes or updates COLMAP's tables
-            # Opening and using may happen on two threads, one after the other.
-            connection = sqlite3.connect(
-                database_path,
-                isolation_level=None,
-                check_same_thread=False,
-                timeout=_BUSY_TIMEOUT_S,
-            )
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
+            connection = _connect(database_path)
         except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
             raise JournalError(f"{database_path}: cannot be opened: {error}") from error
         journal = cls(run_folder_path, connection)
@@ -177,6 +172,39 @@ class Journal:
             journal.close()
             raise
         return journal
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the database that is open is still the one at its path."""
+        return self._is_at(self._path)
+
+    def image_names(self) -> list[str]:
+        """Names of all keyframe images."""
+        return [name for (name,) in self._connection.execute("SELECT name FROM images")]
+
+    def move(self, run_folder_path: Path) -> None:
+        """Goes on in another folder, or in the same one where the database was deleted.
+
+        A database that is open can be read to its end though it was deleted, and is copied where it
+        does not lie in the folder. Images stay where they are.
+
+        Raises:
+            JournalError: the database cannot be made there; the former one stays in use.
+        """
+        path = run_folder_path / _DATABASE
+        try:
+            if not self._is_at(path):
+                self._copy_to(path)
+            moved = _connect(path)
+            former, self._connection = self._connection, moved
+            self._file = os.stat(path)
+        except (OSError, sqlite3.Error) as error:
+            raise JournalError(f"{path}: cannot be written: {error}") from error
+        with suppress(sqlite3.Error):  # its log is read by whoever opens the database next
+            former.close()
+        self._path = path
+        self._images_path = run_folder_path / "images"
+        self._masks_path = run_folder_path / MASKS_FOLDER
 
     def write(self, moment: Moment) -> None:
         """Writes all that changed up to a moment, or nothing of it.
@@ -324,6 +352,26 @@ class Journal:
         except sqlite3.Error as error:
             raise JournalError(f"the journal cannot be closed: {error}") from error
 
+    def _is_at(self, path: Path) -> bool:
+        try:
+            return os.path.samestat(self._file, os.stat(path))
+        except OSError:
+            return False
+
+    def _copy_to(self, path: Path) -> None:
+        """Copies the database, also one that was deleted.
+
+        Raises:
+            OSError, sqlite3.Error: it cannot be read or written.
+        """
+        for name in (f"{path.name}-wal", f"{path.name}-shm"):
+            path.with_name(name).unlink(missing_ok=True)  # of the database that was there
+        temporary = temporary_sibling(path)
+        temporary.unlink(missing_ok=True)
+        with closing(sqlite3.connect(temporary)) as copy:
+            self._connection.backup(copy)
+        temporary.replace(path)
+
     @contextmanager
     def _transaction(self, what: str) -> Iterator[None]:
         """Writes of the block are kept together; one inside another one is part of that."""
@@ -364,6 +412,17 @@ class Journal:
         )
         if found.fetchone()[0] != 2:
             raise JournalError(f"pair {pair.first}-{pair.second}: both must be keyframes first")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Opening and using may happen on two threads, one after the other.
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_S
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
 
 
 def _checked_name(name: str) -> str:

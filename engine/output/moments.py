@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,12 +14,14 @@ import pycolmap
 from engine.errors import JournalError
 from engine.mapping.steps import KeyframeRecord, MappingStep
 from engine.mapping.stored_state import Fact, StoredFrame, StoredRelativePose
+from engine.output.disk import Trouble, trouble_of
 from engine.output.journal import Moment, NewKeyframe
 from engine.types import Frame, FrameId, GpsReading, RejectedFrame
 
 logger = logging.getLogger(__name__)
 
 _MAX_GATHERED = 256  # frames, readings, poses and states that wait for the next keyframe
+_RETRY_S = 0.5
 _MAX_UNWRITTEN = 64  # moments that wait for room on the disk, or for another program: some 50 MB
 
 
@@ -26,8 +29,9 @@ class MomentQueue:
     """Gathers what changes in a run, and writes it to the journal with each keyframe.
 
     A moment that cannot be written for now, since the disk is full or another program holds the
-    database, is tried again with the next one. When many wait, the oldest ones are lost: their
-    keyframes, and pairs with these, are missing from the journal.
+    database, is tried again with the next one. When many wait for another program, whoever adds one
+    waits, too. When many wait for room, the oldest ones are lost: their keyframes, and pairs with
+    these, are missing from the journal.
 
     Args:
         write: writes a moment whole or not at all; raises JournalError.
@@ -45,6 +49,7 @@ class MomentQueue:
         self._poses: list[StoredRelativePose] = []
         self._facts: dict[str, Fact] = {}  # the latest of each name
         self._unwritten: deque[Moment] = deque()  # the oldest first
+        self._is_locked = False  # another program holds the database
         self._lost: set[FrameId] = set()  # keyframes that the journal does not have
         self.num_lost = 0  # moments that the journal does not have, or not whole
 
@@ -109,9 +114,17 @@ class MomentQueue:
         else:
             self._write_with_gathered(moment)
 
-    def flush(self) -> None:
-        """Writes all that waits, as far as that is possible now."""
+    def flush(self, *, wait_s: float = 0.0) -> None:
+        """Writes all that waits, as far as that is possible now.
+
+        Args:
+            wait_s: for how long to wait for another program that holds the database. Blocks.
+        """
         self._write_with_gathered(Moment())
+        until_s = time.monotonic() + wait_s
+        while self._is_locked and time.monotonic() < until_s:
+            time.sleep(_RETRY_S)
+            self._write_waiting()
 
     def _moment_of(self, record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
         if keyframe is None:
@@ -134,21 +147,38 @@ class MomentQueue:
         )
         if not moment.is_empty:
             self._unwritten.append(moment)
-        while self._unwritten and self._write_oldest():
-            self._unwritten.popleft()
+        self._write_waiting()
+        while len(self._unwritten) > _MAX_UNWRITTEN and self._is_locked:
+            time.sleep(_RETRY_S)
+            self._write_waiting()
         if len(self._unwritten) > _MAX_UNWRITTEN:
             self._lose(self._unwritten.popleft())
 
-    def _write_oldest(self) -> bool:
-        """Writes the oldest moment that waits; returns whether it is done with."""
-        moment = self._unwritten[0].without(self._lost)
+    def _write_waiting(self) -> None:
+        self._is_locked = False
+        while self._unwritten:
+            # Taken out first: one that breaks must not keep those behind it from their turn.
+            moment = self._unwritten.popleft()
+            if not self._write_or_lose(moment):
+                self._unwritten.appendleft(moment)
+                return
+
+    def _write_or_lose(self, moment: Moment) -> bool:
+        """Writes a moment, or gives it up; False: it may be written later."""
+        moment = moment.without(self._lost)
+        own = set() if moment.keyframe is None else {moment.keyframe.keyframe.frame_id}
+        self._lost |= own  # unless it is written; an error of another kind leaves it so
         try:
             self._write(moment)
         except JournalError as error:
             self._failed(error)
+            self._is_locked = trouble_of(error) is Trouble.LOCKED
             if _may_pass(error):
+                self._lost -= own
                 return False
             self._lose(moment)
+            return True
+        self._lost -= own
         return True
 
     def _lose(self, moment: Moment) -> None:

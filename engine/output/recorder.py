@@ -1,6 +1,6 @@
 """Recorder: writes tables, journal, snapshots and figures of a run on one thread.
 
-A full disk degrades the run and is reported; it never ends it.
+What cannot be written is reported and tried again; what is not on disk at the end is named.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import pycolmap
 
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import JournalError, SnapshotError
-from engine.events import Event, SnapshotWritten, Warned
+from engine.events import DiskSpaceLow, Event, SnapshotWritten, Warned
 from engine.mapping.steps import KeyframeRecord, MapCopy, MappingStep
 from engine.matching.overlays import OverlayMask
+from engine.output.disk import Trouble, free_bytes, reserve_bytes, trouble_of
+from engine.output.folder_check import FolderCheck
 from engine.output.journal import Journal, NewKeyframe, encode_keyframe_image, encode_mask
 from engine.output.moments import MomentQueue
 from engine.output.run_folder import (
@@ -28,7 +30,13 @@ from engine.output.run_folder import (
     dropped_status,
     live_trajectory_name,
 )
-from engine.output.snapshots import JsonValue, next_sequence, write_snapshot
+from engine.output.snapshots import (
+    JsonValue,
+    WrittenSnapshot,
+    is_latest,
+    next_sequence,
+    write_snapshot,
+)
 from engine.ports import EventSink
 from engine.types import (
     BoolArray,
@@ -43,12 +51,19 @@ from engine.types import (
 
 logger = logging.getLogger(__name__)
 
+_MAX_LOCKED_S = 600.0  # for which the end of a run waits for a program that holds the database
+_SNAPSHOTS = "snapshots"
+_SUMMARY = "summary.json"
+_RECORDING = "recording.rrd"
+_DOCUMENTS = {_SNAPSHOTS: "the final map"}  # for people, where it is not the file's name
+
 
 class Recorder:
     """Writes tables, journal and snapshots of a run. One thread calls it after construction.
 
     What cannot be written is counted, and reported once per kind in the log and as a ``Warned``
-    event; the run goes on, and later writes are tried again.
+    event; the run goes on, and what failed is tried again now and then and at the end. A folder
+    that is renamed is followed; a run whose folder is lost goes on in another one.
     """
 
     def __init__(
@@ -70,7 +85,18 @@ class Recorder:
         self._sequence = next_sequence(folder.path)
         self._mask: tuple[BoolArray, bytes] | None = None  # the last one, and as a file
         self._warned: set[str] = set()
+        self._check = FolderCheck(folder, self._journal, emit=emit, reserve=self._reserve_bytes)
+        self._documents: dict[str, Callable[[], None]] = {}  # by file: what writes it
+        self._unsaved: set[str] = set()  # documents that are to be written again
+        self._written: WrittenSnapshot | None = None  # the newest snapshot
+        self._num_keypoints = 0  # of all keyframes
+        self._misses_images = False
+        self._has_recording = False
+        self._is_locked = False  # another program holds the database
+        self._is_disk_failing = False  # some write failed on account of the disk
+        self.is_space_low = False  # no new frames should be taken
         self._num_failed_writes = 0
+        self._num_broken = 0
 
     @property
     def path(self) -> Path:
@@ -82,9 +108,116 @@ class Recorder:
         """Writes that failed and, of those that are tried again, did not succeed until now."""
         return self._num_failed_writes + self._moments.num_lost + self._moments.num_unwritten
 
+    # -- the folder and its disk ----------------------------------------------------------------
+
+    def look(self) -> None:
+        """Looks after the folder and its disk, and tries again what could not be written.
+
+        To be called every few seconds; costs some file system calls.
+        """
+        self._folder.lock.beat()
+        self._check_folder()
+        self._check_space()
+        self._write_again()
+        if self._is_locked and not self._moments.num_unwritten:
+            self._is_locked = False
+            self._warn("database.db can be written again, and all that waited is in it")
+
     def count_failed_write(self) -> None:
-        """Counts a write that broke in a way that nobody expected."""
+        """Counts a write that broke in a way that nobody expected; it is missing."""
+        self._num_broken += 1
         self._num_failed_writes += 1
+
+    def not_saved(self) -> tuple[str, ...]:
+        """What the run has and the disk has not, in words for people."""
+        words = [f"{number} lines of {name}" for name, number in self._folder.unwritten().items()]
+        if num_changes := self._moments.num_unwritten + self._moments.num_lost:
+            words.append(f"{num_changes} changes of database.db")
+        if self._num_broken:
+            words.append(f"{self._num_broken} writes that broke, see the errors above")
+        words += sorted(_DOCUMENTS.get(name, name) for name in self._unsaved)
+        if _SNAPSHOTS not in self._unsaved and self._is_final_lost():
+            words.append(_DOCUMENTS[_SNAPSHOTS])
+        if num_missing := len(self._images_missing()):
+            words.append(f"{num_missing} images of the map")
+        if self._has_recording and not (self.path / _RECORDING).exists():
+            words.append(_RECORDING)
+        return tuple(words)
+
+    def _check_folder(self) -> None:
+        """Follows the folder, or makes again what was deleted."""
+        self._has_recording |= (self.path / _RECORDING).exists()
+        if self._check.check():
+            self._note_missing_documents()
+
+    def _rescue(self, reason: str, *, is_last_try: bool = False) -> None:
+        if self._check.rescue(reason, is_last_try=is_last_try):
+            self._note_missing_documents()
+
+    def _note_missing_documents(self) -> None:
+        self._sequence = next_sequence(self.path)
+        self._unsaved |= {name for name in self._documents if not self._is_there(name)}
+
+    def _is_there(self, document: str) -> bool:
+        if document == _SNAPSHOTS:
+            return not self._is_final_lost()
+        return (self.path / document).exists()
+
+    def _is_final_lost(self) -> bool:
+        """Whether the final snapshot was written and is not `latest` any more."""
+        return (
+            _SNAPSHOTS in self._documents
+            and self._written is not None
+            and not is_latest(self.path, self._written.sequence)
+        )
+
+    def _images_missing(self) -> list[str]:
+        names = self._written.image_names if self._written else ()
+        return [name for name in names if not (self.path / "images" / name).exists()]
+
+    def _check_images(self) -> None:
+        """Reports, once, that images of the newest snapshot are not on disk."""
+        if self._misses_images or self._moments.num_unwritten:
+            return
+        if missing := self._images_missing():
+            self._misses_images = True
+            self._warn(
+                f"{self.path}: {len(missing)} images that the map names are not there, such as"
+                f" {missing[0]}"
+            )
+
+    def _reserve_bytes(self) -> int:
+        return reserve_bytes(self.path, self._runtime, num_keypoints=self._num_keypoints)
+
+    def _check_space(self) -> None:
+        free, reserve = free_bytes(self.path), self._reserve_bytes()
+        if self.is_space_low or free is None or free >= reserve:
+            return
+        self.is_space_low = True
+        self._emit(DiskSpaceLow(free_mb=round(free / 1e6, 1), reserve_mb=round(reserve / 1e6, 1)))
+        self._warn(
+            f"only {free / 1e6:.1f} MB are free on the disk of {self.path}, and saving the map"
+            f" needs {reserve / 1e6:.1f} MB (runtime.min_free_mb): no more frames are taken, and"
+            " the map is finished"
+        )
+
+    def _write_again(self) -> None:
+        for name in sorted(self._unsaved):
+            try:
+                self._documents[name]()
+            except (JournalError, SnapshotError) as error:
+                logger.debug("%s", error)
+            else:
+                self._unsaved.discard(name)
+        if self._moments.num_unwritten:
+            self._moments.flush()
+        if self._folder.unwritten():
+            try:
+                self._folder.write_waiting()
+            except JournalError as error:
+                logger.debug("%s", error)
+
+    # -- what is written ------------------------------------------------------------------------
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame to ``frames.csv``."""
@@ -113,6 +246,8 @@ class Recorder:
         """
         keyframe = None
         if step.record is not None and frame is not None:
+            self._check_folder()
+            self._num_keypoints += len(step.record.keyframe.features)
             self._settle(frame.frame_id, KEYFRAME_STATUS)
             keyframe = self._new_keyframe(frame, step.record)
         self._moments.add_step(step, keyframe=keyframe)
@@ -149,47 +284,94 @@ class Recorder:
 
     def snapshot(self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]) -> None:
         """Writes a snapshot of private copies of the maps and emits ``SnapshotWritten``."""
+        self._check_folder()
+        write = functools.partial(self._write_snapshot, copies, entries=entries)
+        if entries.get("is_final"):
+            self._document(_SNAPSHOTS, write)
+        else:
+            self._guard(_SNAPSHOTS, write)
+        self._check_images()
+
+    def _write_snapshot(
+        self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]
+    ) -> None:
         try:
-            written = write_snapshot(
-                self._folder.path,
+            self._written = write_snapshot(
+                self.path,
                 copies,
                 sequence=self._sequence,
                 entries=entries,
                 config=self._snapshots,
             )
-        except SnapshotError as error:
+        except SnapshotError:
             # The folder may be in place and only its link missing: its number stays taken.
-            self._sequence = max(self._sequence, next_sequence(self._folder.path))
-            self._failed("snapshots", error)
-            return
+            self._sequence = max(self._sequence, next_sequence(self.path))
+            raise
         self._sequence += 1
         self._emit(
             SnapshotWritten(
-                sequence=written.sequence,
-                path=str(written.path),
-                num_keyframes=written.first.num_registered,
-                num_points3D=written.first.num_points3D,
-                elapsed_s=written.elapsed_s,
+                sequence=self._written.sequence,
+                path=str(self._written.path),
+                num_keyframes=self._written.first.num_registered,
+                num_points3D=self._written.first.num_points3D,
+                elapsed_s=self._written.elapsed_s,
             )
         )
 
     def trajectories(self, poses: Sequence[Sequence[FramePose]]) -> None:
         """Writes the final poses of each map."""
-        self._guard("trajectory.txt", lambda: self._folder.write_trajectories(poses))
+        self._document("trajectory.txt", lambda: self._folder.write_trajectories(poses))
 
     def groundtruth(self, rows: Sequence[tuple[float, Float64Array]]) -> None:
         """Writes the true poses of a source that has them."""
-        self._guard("groundtruth.txt", lambda: self._folder.write_groundtruth(rows))
+        self._document("groundtruth.txt", lambda: self._folder.write_groundtruth(rows))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """Writes the figures of the run."""
-        self._guard("summary.json", lambda: self._folder.write_summary(figures))
+        """Writes the figures of the run, which name what is not saved."""
 
-    def close(self) -> None:
-        """Writes what is pending, closes the files and lets go of the folder."""
-        self._moments.flush()
+        def write() -> None:
+            missing = [words for words in self.not_saved() if words != _SUMMARY]
+            self._folder.write_summary({**figures, "not_saved": missing})
+
+        self._document(_SUMMARY, write)
+
+    def finish(self) -> tuple[str, ...]:
+        """Writes all that is pending, if need be in another folder; returns what is not saved.
+
+        The files stay open, and the folder the run's.
+        """
+        self._finish_writing()
+        if self._is_disk_failing and (
+            self._unsaved or self._folder.unwritten() or self._moments.num_unwritten
+        ):
+            self._rescue("cannot be written to the end", is_last_try=True)
+            self._finish_writing()
+        self._check_images()
+        missing = self.not_saved()
+        if missing and _SUMMARY in self._documents:
+            self._guard(_SUMMARY, self._documents[_SUMMARY])
+        return missing
+
+    def close(self) -> tuple[str, ...]:
+        """Closes the files and lets go of the folder; returns what is not saved."""
         self._guard("database.db", self._journal.close)
+        missing = self.not_saved()
         self._guard("frames.csv", self._folder.close)
+        return missing
+
+    def _finish_writing(self) -> None:
+        self._check_folder()
+        self._moments.flush(wait_s=_MAX_LOCKED_S)
+        self._write_again()
+        if "frames.csv" not in self._documents or "frames.csv" in self._unsaved:
+            self._document("frames.csv", self._folder.settle_all)
+
+    def _document(self, name: str, write: Callable[[], None]) -> None:
+        """Writes a file as a whole; it is written again where it fails or is lost later."""
+        self._documents[name] = write
+        self._unsaved.discard(name)
+        if not self._guard(name, write):
+            self._unsaved.add(name)
 
     def _new_keyframe(self, frame: Frame, record: KeyframeRecord) -> NewKeyframe | None:
         """A keyframe with its files; None if these cannot be encoded."""
@@ -229,7 +411,7 @@ class Recorder:
         """Calls ``write``; returns whether it succeeded."""
         try:
             write()
-        except JournalError as error:
+        except (JournalError, SnapshotError) as error:
             self._failed(what, error)
             return False
         return True
@@ -239,10 +421,38 @@ class Recorder:
         self._report_failed(what, error)
 
     def _report_failed(self, what: str, error: Exception) -> None:
-        if what in self._warned:
+        trouble = trouble_of(error)
+        if trouble is Trouble.LOCKED:
+            if not self._is_locked:
+                self._is_locked = True
+                self._warn(
+                    f"{self.path / 'database.db'} is locked by another program: what is to be"
+                    " written waits for it, and the run goes on"
+                )
+        elif what in self._warned:
             logger.debug("%s", error)
-            return
-        self._warned.add(what)
-        message = f"{error}; the run goes on, more of this kind is only counted"
+        else:
+            self._warned.add(what)
+            self._warn(f"{error}; the run goes on, more of this kind is only counted")
+        match trouble:
+            case Trouble.UNUSABLE:
+                self._is_disk_failing = True
+                self._rescue(f"cannot be written any more ({_reason_of(error)})")
+            case Trouble.MISSING:
+                self._is_disk_failing = True
+                self._check_folder()
+            case Trouble.FULL:
+                self._is_disk_failing = True
+            case _:
+                pass
+
+    def _warn(self, message: str) -> None:
         logger.error("%s", message)
         self._emit(Warned(message=message))
+
+
+def _reason_of(error: BaseException) -> str:
+    """What the system says about a failed write."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

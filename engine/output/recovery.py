@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class FormerRun:
     stored: StoredRun
     sources: tuple[FormerSource, ...]  # in the order in which they first took part
     frames: tuple[StoredFrame, ...]  # that are finished, in order of arrival
-    num_unfinished: int  # frames that arrived and are not finished
+    lost: tuple[StoredFrame, ...]  # of live sources, on their way when the run was cut off
+    num_again: int  # frames of files that arrived and are read again
     statistics: RunStatistics  # has counted what is finished
     ended_at_s: float  # on the clock of the events
     part: int  # the number of the part that begins now: 2 is the first resumed one
@@ -61,13 +62,15 @@ def recover_run(stored: StoredRun) -> FormerRun:
 
     Finished are keyframes in the journal, and frames that were tracked or dropped. A frame of a
     file is read again when the run stopped before its turn, or when it was tracked from a keyframe
-    and no keyframe came after it: its pose is lost with the process.
+    and no keyframe came after it: its pose is lost with the process. A frame of a live source that
+    was on its way is dropped.
     """
     events = list(_read_events(stored.path / "events.jsonl"))
     opened = _sources(stored, events)
     live = {one.source for one in opened if one.is_live}
     has_ended = bool(events) and isinstance(events[-1], RunFinished)
     finished = tuple(_finished_frames(stored, live=live, has_ended=has_ended))
+    reported = {one.frame_id for one in events if isinstance(one, FrameDropped)}
     statistics = RunStatistics()
     for event in _finished_events(events, finished, live=live):
         statistics(event)
@@ -75,7 +78,12 @@ def recover_run(stored: StoredRun) -> FormerRun:
         stored=stored,
         sources=tuple(_former_source(one, finished, stored.frames) for one in opened),
         frames=finished,
-        num_unfinished=len(stored.frames) - len(finished),
+        lost=tuple(
+            one
+            for one in stored.frames
+            if one.source in live and one.status is None and one.frame_id not in reported
+        ),
+        num_again=len(stored.frames) - len(finished),
         statistics=statistics,
         ended_at_s=max((event.at_s for event in events), default=0.0),
         part=2 + sum(isinstance(event, RunResumed) for event in events),
@@ -131,7 +139,7 @@ def _finished_frames(
     for frame in stored.frames:
         is_live = frame.source in live
         if frame.status is None:
-            is_finished = False
+            is_finished = is_live
         elif frame.status == KEYFRAME_STATUS:
             is_finished = frame.frame_id in keyframe_ids
         elif frame.status == TRACKED_STATUS:
@@ -140,7 +148,7 @@ def _finished_frames(
         else:
             is_finished = is_live or frame.status != _STOPPED
         if is_finished:
-            yield frame
+            yield frame if frame.status is not None else replace(frame, status=_STOPPED)
 
 
 def _finished_events(

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 from collections import deque
@@ -27,6 +28,8 @@ from engine.output.files import (
     TEMPORARY_PREFIX,
     LineFile,
     cut_unfinished_line,
+    is_file_at,
+    path_of_descriptor,
     write_atomically,
     written_atomically,
 )
@@ -142,16 +145,29 @@ class RunFolder:
     """Writes the tables and documents of one run."""
 
     def __init__(self, path: Path, *, lock: RunLock) -> None:
-        """Opens the tables of a folder that the run holds the lock of, for appending."""
+        """Opens the tables of a folder that the run holds the lock of, for appending.
+
+        Raises:
+            JournalError: they cannot be opened.
+        """
         self.path = path
         self.lock = lock
+        self._is_settled = False
+        self._is_closed = False
         self._unsettled_rows: dict[FrameId, _FrameRow] = {}
         self._rows: deque[_FrameRow] = deque()  # in order of arrival, not yet written
         self._poses: dict[str, tuple[str, str]] | None = None  # by frame: kind, map; None: not yet
         with _writing(path):
+            self._config = (path / "config.yaml").read_bytes()
+            self._descriptor = os.open(path, os.O_RDONLY)  # finds the folder where it was renamed
             self._frames = LineFile(path / "frames.csv")
             self._events = LineFile(path / "events.jsonl")
             self._live_trajectory = LineFile(path / live_trajectory_name(0))
+        self._tables = {
+            "frames.csv": self._frames,
+            "events.jsonl": self._events,
+            live_trajectory_name(0): self._live_trajectory,
+        }
 
     @classmethod
     def create(cls, path: Path, *, config_text: str, overwrite: bool = False) -> RunFolder:
@@ -230,6 +246,80 @@ class RunFolder:
                 if table.exists():
                     cut_unfinished_line(table)
         return cls(path, lock=lock)
+
+    # -- where the folder is --------------------------------------------------------------------
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the folder, its lock and its tables are still those at their paths."""
+        return self._is_folder_at(self.path) and not self.missing()
+
+    @property
+    def device(self) -> int:
+        """The number of the disk that the folder is on, or was on."""
+        return os.fstat(self._descriptor).st_dev
+
+    def missing(self) -> list[str]:
+        """Open files that were deleted or replaced."""
+        tables = [name for name, table in self._tables.items() if not table.is_in_place]
+        return tables if self.lock.is_in_place else [LOCK_NAME, *tables]
+
+    def find(self) -> Path | None:
+        """Where the folder is now, which may have been renamed; None: deleted or unmounted."""
+        if self._is_folder_at(self.path):
+            return self.path
+        found = path_of_descriptor(self._descriptor)
+        return found if found is not None and self._is_folder_at(found) else None
+
+    def move(self, path: Path) -> None:
+        """Goes on in another folder, or in the same one, with all that is missing there.
+
+        What was written goes along, as far as it can be read. A folder that does not exist is made.
+
+        Raises:
+            ConfigError: the folder cannot be locked.
+            JournalError: a file cannot be written there.
+        """
+        if not self._is_folder_at(path):
+            with _writing(path):
+                for folder in _FOLDERS:
+                    (path / folder).mkdir(parents=True)
+            self._change_lock(RunLock.acquire(path))
+            os.close(self._descriptor)
+            with _writing(path):
+                self._descriptor = os.open(path, os.O_RDONLY)
+        elif not self.lock.follow(path):
+            self._change_lock(RunLock.acquire(path))
+        self.path = path
+        with _writing(path):
+            for name, table in self._tables.items():
+                table.move(path / name)
+            if not (path / "config.yaml").exists():
+                write_atomically(path / "config.yaml", self._config)
+
+    def unwritten(self) -> dict[str, int]:
+        """Lines of each table that are not on disk, where there are any."""
+        waiting = {name: table.num_unwritten for name, table in self._tables.items()}
+        return {name: number for name, number in waiting.items() if number}
+
+    def write_waiting(self) -> None:
+        """Writes the lines that could not be written before.
+
+        Raises:
+            JournalError: they still cannot.
+        """
+        for name, table in self._tables.items():
+            with _writing(self.path / name):
+                table.write_waiting()
+
+    def _is_folder_at(self, path: Path) -> bool:
+        return is_file_at(self._descriptor, path, follow_symlinks=True)
+
+    def _change_lock(self, lock: RunLock) -> None:
+        self.lock.release()
+        self.lock = lock
+
+    # -- what is written ------------------------------------------------------------------------
 
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame; its row is written once its status and those of earlier frames are known.
@@ -331,31 +421,47 @@ class RunFolder:
             text = _json_text(figures, indent=2) + "\n"
             write_atomically(self.path / "summary.json", text.encode(errors="backslashreplace"))
 
-    def close(self) -> None:
-        """Writes the pending rows, frames without a status as stopped, and closes and unlocks.
+    def settle_all(self) -> None:
+        """Writes the pending rows, frames without a status as stopped.
 
-        Where the final poses are known, their kinds and maps are in all rows then.
+        Where the final poses are known, their kinds and maps are in all rows then. May be called
+        again when something could not be written.
 
         Raises:
-            JournalError: the rows cannot be written; the files are closed all the same.
+            JournalError: the rows cannot be written.
         """
         for row in self._unsettled_rows.values():
             row.status = dropped_status(DropReason.STOPPED)
         self._unsettled_rows.clear()
+        self._write_settled_rows()
+        with _writing(self.path / "frames.csv"):
+            self._frames.write_waiting()
+        if self._poses is not None:
+            self._write_poses(self._poses)
+        self._is_settled = True
+
+    def close(self) -> None:
+        """Writes what is pending, see `settle_all`, closes the files and lets go of the lock.
+
+        Raises:
+            JournalError: the rows cannot be written; the files are closed all the same.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
-            self._write_settled_rows()
-            if self._poses is not None:
-                self._write_poses(self._poses)
+            if not self._is_settled:
+                self.settle_all()
         finally:
-            for table in (self._frames, self._events, self._live_trajectory):
+            for table in self._tables.values():
                 table.close()
             self.lock.release()
+            os.close(self._descriptor)
 
     def _write_settled_rows(self) -> None:
         with _writing(self.path / "frames.csv"):
             while self._rows and self._rows[0].status is not None:
-                self._frames.append(self._rows[0].as_line())
-                self._rows.popleft()
+                self._frames.append(self._rows.popleft().as_line())
 
     def _write_poses(self, poses: Mapping[str, tuple[str, str]]) -> None:
         """Replaces ``frames.csv`` by itself with the columns of poses filled, row by row."""
@@ -371,6 +477,8 @@ class RunFolder:
                 known = poses.get(row[0], (PoseKind.NONE.value, ""))
                 writer.writerow(row if number == 0 else [*row[:-2], *known])
             text.detach()
+        with _writing(path):
+            self._frames.reopen()
 
     def _write_tum(self, name: str, rows: Iterable[tuple[float, Float64Array]]) -> None:
         lines = [_TUM_HEADER, *(_tum_line(captured_at_s, pose) for captured_at_s, pose in rows)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engine.errors import JournalError
+from engine.errors import ConfigError, JournalError
 
 FORMAT_VERSION = 2
 
@@ -42,12 +42,28 @@ def read_format_version(run_folder: Path) -> int:
 
 
 def check_readable(run_folder: Path) -> None:
-    """Refuses a run folder that a newer version of LiveSfM wrote.
+    """Refuses to read a run folder that a newer version of LiveSfM wrote.
 
     Raises:
-        JournalError: it did, or the version cannot be read.
+        ConfigError: it did, or the version cannot be read.
     """
-    refuse_newer(run_folder, read_format_version(run_folder))
+    try:
+        refuse_newer(run_folder, read_format_version(run_folder))
+    except JournalError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_resumable(run_folder: Path) -> None:
+    """Refuses to go on in a run folder that another version of LiveSfM wrote.
+
+    Raises:
+        ConfigError: it did, or the version cannot be read.
+    """
+    check_readable(run_folder)
+    try:
+        refuse_older(run_folder, read_format_version(run_folder))
+    except JournalError as error:
+        raise ConfigError(str(error)) from error
 
 
 def refuse_newer(path: Path, version: int) -> None:

@@ -118,6 +118,13 @@ class RunLock:
         """Whether the lock that is held is still the one in the folder."""
         return self._descriptor is not None and is_file_at(self._descriptor, self._path)
 
+    def follow(self, path: Path) -> bool:
+        """Whether the lock that is held lies in a folder, which may be the renamed one."""
+        if self._descriptor is None or not is_file_at(self._descriptor, path / LOCK_NAME):
+            return False
+        self._path = path / LOCK_NAME
+        return True
+
     def release(self) -> None:
         """Deletes the file, which says that the run ended by itself, and lets go of the lock."""
         if self._descriptor is None:

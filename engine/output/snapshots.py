@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from engine.output.run_folder import MASKS_FOLDER
 
 logger = logging.getLogger(__name__)
 
+_MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin", "rigs.bin", "frames.bin")
 JsonValue = object  # what json can write: scalars, and lists and mappings of them
 
 
@@ -56,6 +57,7 @@ class WrittenSnapshot:
     sequence: int
     path: Path
     models: tuple[ModelFigures, ...]
+    image_names: tuple[str, ...]  # of the images in the models
     elapsed_s: float
 
     @property
@@ -124,8 +126,24 @@ def write_snapshot(
     except OSError as error:
         raise SnapshotError(f"{path}: cannot be written: {error.strerror or error}") from error
     _delete_old(run_folder, keep=config.keep)
-    elapsed_s = time.monotonic() - started_at_s
-    return WrittenSnapshot(sequence=sequence, path=path, models=models, elapsed_s=elapsed_s)
+    return WrittenSnapshot(
+        sequence=sequence,
+        path=path,
+        models=models,
+        image_names=tuple(_image_names(copies)),
+        elapsed_s=time.monotonic() - started_at_s,
+    )
+
+
+def is_latest(run_folder: Path, sequence: int) -> bool:
+    """Whether `latest` is the snapshot of a number, with all files of its first model."""
+    latest = run_folder / "latest"
+    try:
+        record = json.loads((latest / "snapshot.json").read_bytes())
+        sizes = [(latest / "sparse" / "0" / name).stat().st_size for name in _MODEL_FILES]
+    except (OSError, ValueError):
+        return False
+    return bool(record["sequence"] == sequence and all(sizes))
 
 
 def _write_folder(
@@ -164,6 +182,12 @@ def _write_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return tuple(models)
+
+
+def _image_names(copies: Sequence[MapCopy]) -> Iterator[str]:
+    for copy in copies:
+        for image_id in copy.reconstruction.reg_image_ids():
+            yield copy.reconstruction.image(image_id).name
 
 
 def _prepare_model(reconstruction: pycolmap.Reconstruction, *, min_track_length: int) -> None:

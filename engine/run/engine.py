@@ -20,7 +20,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 from engine.config import Config
 from engine.events import (
     CommandTaken,
+    FrameDropped,
     RunFinished,
     RunPart,
     RunResumed,
@@ -36,6 +37,7 @@ from engine.events import (
 )
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
+from engine.mapping.stored_state import StoredFrame
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
@@ -56,7 +58,14 @@ from engine.ports import (
     WindowSolver,
 )
 from engine.run.background import MapJobs, Snapshots
-from engine.run.event_loop import RunRequests, ThreadOwned, lag_measured, run_in, stop_signals
+from engine.run.event_loop import (
+    RunRequests,
+    ThreadOwned,
+    called_regularly,
+    lag_measured,
+    run_in,
+    stop_signals,
+)
 from engine.run.faults import Faults, Guard, Wait, cause_of, wait_for_call
 from engine.run.guarded import GuardedMatcher, GuardedPlaces, GuardedSolver
 from engine.run.ingestion import Ingestion, SourceRole
@@ -73,6 +82,7 @@ from engine.windows.solver import solve_window as solve
 logger = logging.getLogger(__name__)
 
 _HARD_EXIT_CODE = 130  # as shells report an interrupted program
+_LOOK_PERIOD_S = 2.0  # between looks at the run folder and its disk
 _DROPPED = "a second signal came before its turn"
 _BROKEN_OFF = "the run broke off before its turn"
 
@@ -83,6 +93,7 @@ class StoppedBy(StrEnum):
     END_OF_SOURCES = "end_of_sources"
     SIGNAL = "signal"
     COMMAND = "command"
+    FULL_DISK = "full_disk"  # too little was free to go on; what was mapped until then is saved
     FAILURE = "failure"  # something broke; what was mapped until then is saved
 
 
@@ -98,6 +109,8 @@ class RunOutcome:
     verdict: Verdict = field(default_factory=Verdict)
     num_in_other_maps: tuple[int, ...] = ()  # keyframes of each, in the order of a snapshot's maps
     num_hangs: int = 0  # calls that were given up; their threads may still be in them
+    not_saved: tuple[str, ...] = ()  # what the disk does not have, in words
+    asked_path: Path | None = None  # of the folder, where it was renamed or lost during the run
 
 
 def leave_at_once() -> None:
@@ -166,6 +179,7 @@ class Engine:
         self._masks = masks
         self._leave = leave
         self._requests = requests or RunRequests()
+        self._asked_path = folder.path
         self._stopped_by = StoppedBy.END_OF_SOURCES
         self._make_outputs(folder, views)
         self._make_guards(matcher)
@@ -186,6 +200,7 @@ class Engine:
             async with (
                 lag_measured(self._statistics.add_loop_lag),
                 self._writer.running(),
+                called_regularly(self._look, period_s=_LOOK_PERIOD_S),
                 self._requests.answered(self._take_command),
             ):
                 await self._publisher.publish_events()
@@ -219,10 +234,12 @@ class Engine:
                     matcher=matcher,
                     num_keyframes=restored.counts.num_keyframes,
                     num_registered=restored.counts.num_registered,
-                    num_frames_again=self._former.num_unfinished,
+                    num_frames_again=self._former.num_again,
                     onto=self._onto,
                 )
             )
+            for lost in self._former.lost:
+                self._events(_dropped(lost))
         for source, role in zip(self._sources, self._roles, strict=True):
             self._events(_opened(source, role))
         return restored
@@ -296,19 +313,27 @@ class Engine:
 
     async def _close(self) -> RunOutcome:
         """Reports the run and closes everything, whatever fails in the report."""
+        not_saved: tuple[str, ...] = ()
         try:
-            return await self._report()
+            outcome = await self._report()
         finally:
-            await self._close_all()
+            not_saved = await self._close_all()
+        path = self._recorder.path
+        asked_path = self._asked_path if path != self._asked_path else None
+        return replace(outcome, path=path, not_saved=not_saved, asked_path=asked_path)
 
-    async def _close_all(self) -> None:
-        await run_in(self._io_thread, self._recorder.close)
+    async def _close_all(self) -> tuple[str, ...]:
+        """Closes the folder and the views; returns what is not saved."""
+        await run_in(self._io_thread, self._recorder.finish)
+        await self._write_events()
         await asyncio.to_thread(self._views.close)
+        not_saved = await run_in(self._io_thread, self._recorder.close)
         self._mapper.shutdown()
         for thread in self._threads:
             thread.shutdown(wait=False)
         for guard in self._guards.values():
             guard.close()
+        return not_saved
 
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
@@ -431,6 +456,12 @@ class Engine:
         except Exception as error:  # a task boundary: the run goes on without that snapshot
             logger.exception("the snapshot asked for failed")
             self._events.warn(f"the snapshot asked for failed: {cause_of(error)}")
+
+    async def _look(self) -> None:
+        """Looks after the run folder; a disk that is nearly full stops the run."""
+        await (await self._writer.schedule(self._recorder.look))
+        if self._recorder.is_space_low:
+            self._stop_because(StoppedBy.FULL_DISK)
 
     def _stop_because(self, reason: StoppedBy) -> None:
         if self._stopped_by is StoppedBy.END_OF_SOURCES:
@@ -613,6 +644,18 @@ class Engine:
     def _write_failed(self, error: Exception) -> None:
         self._recorder.count_failed_write()
         self._faults.report(RunPart.WRITING, error, consequence="what was to be written is missing")
+
+
+def _dropped(lost: StoredFrame) -> FrameDropped:
+    return FrameDropped(
+        frame_id=lost.frame_id,
+        source=lost.source,
+        index=lost.index,
+        name=lost.name,
+        captured_at_s=lost.captured_at_s,
+        reason=DropReason.STOPPED,
+        detail="the run was cut off before its turn",
+    )
 
 
 def _opened(source: Source, role: SourceRole) -> SourceOpened:

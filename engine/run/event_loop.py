@@ -166,6 +166,25 @@ class RunRequests:
 
 
 @asynccontextmanager
+async def called_regularly(
+    call: Callable[[], Awaitable[None]], *, period_s: float
+) -> AsyncIterator[None]:
+    """Awaits a call again and again while the context is open, with a pause after each."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            await call()
+
+    repeating = asyncio.create_task(repeat(), name="called regularly")
+    try:
+        yield
+    finally:
+        repeating.cancel()
+        await asyncio.wait((repeating,))
+
+
+@asynccontextmanager
 async def lag_measured(report: Callable[[float], None]) -> AsyncIterator[None]:
     """Reports, several times a second, how many seconds late the event loop woke up."""
 

@@ -151,7 +151,7 @@ class Ingestion:
         self._max_frames = max_frames
         self._masking = Masking(masks, warn=events.warn)
         self._calibrations = calibrations
-        self._num_frames = [0 for _ in sources]
+        self._num_frames = [len(role.taken.names) for role in roles]
         self._stops = [asyncio.Event() for _ in sources]
         self._may_read = asyncio.Event()
         self._may_read.set()
@@ -270,6 +270,8 @@ class Ingestion:
             receiving.result()  # what broke it, if anything did
 
     async def _read_frames(self, source: FrameSource, source_idx: int) -> None:
+        if 0 < self._max_frames <= self._num_frames[source_idx]:
+            return  # a former part of the run took them
         arriving = until_stopped(source.frames(), self._stops[source_idx])
         async with aclosing(arriving) as items:
             async for item in items:

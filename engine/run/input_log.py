@@ -49,6 +49,7 @@ class InputLog:
         warn: Callable[[str], None],
     ) -> None:
         self._recording = recording
+        self._is_broken = False  # for the I/O thread only
         self._writer = writer
         self._warn = warn
         repeated = [source for source in sources if isinstance(source, RepeatsRun)]
@@ -94,8 +95,7 @@ class InputLog:
     async def close(self) -> None:
         """Closes the recording once all of it is written."""
         if self._recording is not None:
-            await self._write(self._recording.close)
-            self._recording = None
+            await self._writer.schedule(functools.partial(self._close, self._recording))
 
     async def _record(self, decision: TrackingDecision | MappingDecision) -> None:
         if self._recording is not None:
@@ -105,11 +105,16 @@ class InputLog:
         await self._writer.schedule(functools.partial(self._guarded, write))
 
     def _guarded(self, write: Callable[[], None]) -> None:
-        if self._recording is None:
+        """Writes, unless something before could not be written. On the I/O thread."""
+        if self._is_broken:
             return
         try:
             write()
         except JournalError as error:
-            self._recording = None
+            self._is_broken = True
             logger.error("the input is recorded no further: %s", error)
             self._warn(f"the input is recorded no further: {error}")
+
+    def _close(self, recording: InputRecording) -> None:
+        self._guarded(recording.flush)
+        recording.close()

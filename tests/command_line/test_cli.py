@@ -16,6 +16,7 @@ from adapters.launch import LaunchOptions
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
+from engine.output.run_folder import FRAMES_HEADER
 from engine.run.engine import RunOutcome, StoppedBy
 from engine.types import Verdict, VerdictLevel, VerdictReason
 from tests.support.paths import ROOT
@@ -443,6 +444,35 @@ def test_evaluating_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> Non
     assert result.exit_code in {cli.NOTHING_MADE, cli.REFUSED}
     assert result.stderr.startswith("livesfm: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("evaluate",), ("export", "--to", "out", "--ply"), ("resume",)],
+    ids=lambda command: command[0],
+)
+def test_a_run_of_a_newer_version_is_refused_in_one_line(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "config.yaml").write_text("# LiveSfM run folder, format 99\nnobody: knows\n")
+    (tmp_path / "frames.csv").write_text(",".join(FRAMES_HEADER) + "\n")
+    result = livesfm(command[0], str(tmp_path), *command[1:])
+    assert result.exit_code == 2
+    assert "newer version of LiveSfM (run format 99" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_run_of_an_older_version_is_read_and_resume_refuses_it_in_one_line(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.yaml").write_text("of_then: 1\n")
+    (tmp_path / "frames.csv").write_text(",".join(FRAMES_HEADER) + "\n")
+    resumed = livesfm("resume", str(tmp_path))
+    assert resumed.exit_code == 2
+    assert "older version of LiveSfM" in resumed.stderr
+    assert resumed.stderr.count("\n") == 1
+    exported = livesfm("export", str(tmp_path), "--to", str(tmp_path / "out"), "--ply")
+    assert "has no snapshot to export" in exported.stderr  # it has no map, and that is all
 
 
 def test_an_export_says_what_it_could_write(tmp_path: Path) -> None:

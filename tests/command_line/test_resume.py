@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from adapters.resume import _config_of, addresses_of, roles_of
+from adapters.resume import _config_of, addresses_of, go_on, roles_of
 from engine.config import dump_config, load_config
-from engine.errors import ConfigError
+from engine.errors import ConfigError, JournalError
 from engine.output.recovery import FormerRun, FormerSource
+from engine.output.run_folder import RunFolder
+from engine.output.run_lock import LOCK_NAME, RunState, run_state
 from engine.output.statistics import RunStatistics
 from engine.run.ingestion import SourceRole
 from engine.types import FrameId, TakenFrames
@@ -36,7 +38,8 @@ def former_run(path: Path, sources: Sequence[FormerSource]) -> FormerRun:
         stored=stored(path, [frame(1, "keyframe")], keyframes=(1,)),
         sources=tuple(sources),
         frames=(),
-        num_unfinished=0,
+        lost=(),
+        num_again=0,
         statistics=RunStatistics(),
         ended_at_s=1.0,
         part=2,
@@ -44,7 +47,7 @@ def former_run(path: Path, sources: Sequence[FormerSource]) -> FormerRun:
     )
 
 
-# -- sources ---------------------------------------------------------------------------------------
+# -- sources --------------------------------------------------------------------------------------
 
 
 def test_a_new_run_names_its_sources_only_where_there_are_several() -> None:
@@ -114,7 +117,40 @@ def test_roles_may_get_an_address() -> None:
     assert SourceRole(label="a").with_address("/a").address == "/a"
 
 
-# -- configuration ---------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_a_run_is_writing_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", config_text=dump_config(load_config()))
+    try:
+        with pytest.raises(ConfigError, match="a run is writing there"):
+            go_on(tmp_path / "run", overlays=[], settings=[])
+    finally:
+        folder.close()
+
+
+def test_what_cannot_be_read_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    folder = RunFolder.create(path, config_text=dump_config(load_config()))
+    (path / "database.db").write_bytes(b"no database at all, but as long as the header of one")
+    folder.close()
+    (path / LOCK_NAME).write_text('{"pid": 0, "host": "here", "started_at": "then"}')
+    os.utime(path / LOCK_NAME, (0, 0))
+    before = sorted(path.iterdir())
+    with pytest.raises(JournalError):
+        go_on(path, overlays=[], settings=[])
+    assert sorted(path.iterdir()) == before
+    assert run_state(path)[0] is RunState.INTERRUPTED
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="run"):
+            go_on(path, overlays=[], settings=[])
+
+
+# -- configuration --------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -80,8 +80,7 @@ CONFIG = Config(
     ),
     runtime=RuntimeConfig(num_threads=1),
 )
-NO_RESTARTS = RescueConfig(max_restarts=0, grow_components=False)
-RESTARTS = RescueConfig(grow_components=False)
+NO_COMPONENTS = RescueConfig(grow_components=False)
 GRAPH: dict[str, Any] = {
     "exhaustive_below": 4,
     "temporal_offsets": (1, 2, 3, 4, 6),
@@ -527,31 +526,36 @@ def test_few_keyframes_make_a_map_at_the_end(path: SyntheticWorld) -> None:
     assert len(mapped.emitted(MapInitialized)) == 1
 
 
-def test_without_components_a_poor_start_is_replaced_by_a_fuller_map(path: SyntheticWorld) -> None:
-    config = CONFIG.model_copy(update={"rescue": RESTARTS})
-    mapped = Run(path, config=config, dropped=splits_after(4)).feed(path.frame_ids)
-    attempts = mapped.emitted(MapInitialized)
-    assert [event.attempt for event in attempts] == [1, 2]
-    assert attempts[0].second <= 4 < attempts[1].first
-    assert mapped.registered_ids == path.frame_ids[4:]
-    failed = {event.frame_id for event in mapped.emitted(RegistrationFailed)}
-    assert failed
-    assert failed <= set(path.frame_ids[4:])
-    for event in mapped.emitted(RegistrationFailed):
-        assert event.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES
-        assert (event.num_inliers, event.num_correspondences) == (0, 0)
-    assert sorted(pose.frame_id for pose in mapped.poses) == path.frame_ids
-    assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
-
-
 @pytest.mark.slow
 def test_missing_keyframes_are_rescued_at_the_end(path: SyntheticWorld) -> None:
-    config = CONFIG.model_copy(update={"rescue": NO_RESTARTS})
+    config = CONFIG.model_copy(update={"rescue": NO_COMPONENTS})
     mapped = Run(path, config=config, dropped=splits_after(4)).feed(path.frame_ids)
     assert mapped.registered_ids == path.frame_ids[:4]
     mapped.finish()
     assert mapped.registered_ids == path.frame_ids[4:]
-    assert mapped.emitted(MapInitialized)[-1].attempt == 2
+    attempts = mapped.emitted(MapInitialized)
+    assert [event.attempt for event in attempts] == [1, 2]
+    assert attempts[0].second <= 4 < attempts[1].first
+    failed = mapped.emitted(RegistrationFailed)
+    assert {event.frame_id for event in failed} == set(path.frame_ids[4:])
+    for event in failed:
+        assert event.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES
+        assert (event.num_inliers, event.num_correspondences) == (0, 0)
+    assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
+
+
+def test_a_bent_map_that_stays_keeps_what_it_distrusts(path: SyntheticWorld) -> None:
+    fed = Run(path).feed(path.frame_ids[:6])
+    mapper, before = fed.mapper, fed.registered_ids
+    wrong = ImagePair(FrameId(1), FrameId(3))
+    mapper._builder.distrust([wrong])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapper._builder, "first", lambda present, newest: None)
+        mapper._build_anew([], because="overlays held much of it")
+    assert fed.registered_ids == before
+    assert mapper._builder.distrusted == {wrong}
+    (warning,) = fed.emitted(Warned)
+    assert "may be bent, since overlays held much of it" in warning.message
 
 
 @pytest.mark.slow

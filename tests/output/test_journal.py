@@ -29,6 +29,7 @@ from engine.types import (
     ImagePair,
     Keyframe,
     PairReason,
+    Uint8Array,
     VerifiedPair,
 )
 from tests.support.paths import ROOT
@@ -475,6 +476,63 @@ def test_colmap_maps_the_journal_of_a_synthetic_scene(tmp_path: Path) -> None:
     errors = pycolmap.compare_reconstructions(maps[0], truth, alignment_error="proj_center")
     assert errors is not None
     assert max(error.proj_center_error for error in errors["errors"]) < 1e-3
+
+
+def test_colmaps_own_matcher_reads_the_descriptors_of_sift(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    first = features(1, num=60)
+    root_sift = sift_like(60)
+    order = np.random.default_rng(0).permutation(60)
+    for number, descriptors in ((1, root_sift), (2, root_sift[order])):
+        of = dataclasses.replace(first, frame_id=FrameId(number), descriptors=descriptors)
+        add_keyframe(journal, keyframe(number, of=of), camera=camera(), image_bytes=JPEG)
+    journal.close()
+    options = pycolmap.FeatureMatchingOptions(use_gpu=False, num_threads=1)
+    pycolmap.match_exhaustive(tmp_path / "database.db", matching_options=options)
+    with reading(tmp_path) as database:
+        matches = database.read_matches(1, 2)
+    np.testing.assert_array_equal(matches[:, 0], order[matches[:, 1]])
+    assert len(matches) == 60
+
+
+def sift_like(num: int) -> Uint8Array:
+    """RootSIFT times 256 (num, 128): unit length, few large components, none beyond 127."""
+    raw = np.random.default_rng(0).exponential(size=(num, 128)) ** 3
+    scaled: Uint8Array = (
+        np.rint(256 * raw / np.linalg.norm(raw, axis=1, keepdims=True))
+        .clip(0, 127)
+        .astype(np.uint8)
+    )
+    return scaled
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "dimensions", "expected"),
+    [
+        (DescriptorKind.ROOT_SIFT, 127, 128, pycolmap.FeatureExtractorType.SIFT),
+        (DescriptorKind.ROOT_SIFT, 128, 128, pycolmap.FeatureExtractorType.UNDEFINED),
+        (DescriptorKind.OTHER, 127, 128, pycolmap.FeatureExtractorType.UNDEFINED),
+        (DescriptorKind.ROOT_SIFT, 127, 64, pycolmap.FeatureExtractorType.UNDEFINED),
+        (DescriptorKind.OTHER, 0, 0, pycolmap.FeatureExtractorType.UNDEFINED),
+    ],
+)
+def test_only_what_is_sift_is_called_sift(
+    journal: Journal,
+    tmp_path: Path,
+    *,
+    kind: DescriptorKind,
+    largest: int,
+    dimensions: int,
+    expected: pycolmap.FeatureExtractorType,
+) -> None:
+    of = dataclasses.replace(
+        features(1),
+        descriptors=np.full((40, dimensions), largest, np.uint8),
+        descriptor_kind=kind,
+    )
+    add_keyframe(journal, keyframe(1, of=of), camera=camera(), image_bytes=JPEG)
+    with reading(tmp_path) as database:
+        assert database.read_descriptors(1).type == expected
 
 
 def synthetic_scene(path: Path) -> tuple[pycolmap.Database, pycolmap.Reconstruction]:

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -236,7 +237,7 @@ def test_documents_are_readable_at_once(recording: Recording) -> None:
     (line,) = (recording.path / "events.jsonl").read_text().splitlines()
     assert json.loads(line) == {"event": "Warned", "at_s": 0.5, "message": "careful"}
     summary = json.loads((recording.path / "summary.json").read_text())
-    assert summary == {"keyframes": 1, "ratio": None}
+    assert summary == {"keyframes": 1, "ratio": None, "not_saved": []}
     for name, num in (("trajectory_live.txt", 2), ("trajectory.txt", 1), ("groundtruth.txt", 2)):
         assert len(trajectory_lines(recording.path / name)) == num
 
@@ -284,7 +285,7 @@ def test_each_kind_of_failed_write_is_reported_once_and_counted_always(
     recording: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(LineFile, "append", full_disk)
+    monkeypatch.setattr(os, "write", full_disk)
     recorder = recording.recorder
     for frame_id in (1, 2, 3):
         recorder.frame_arrived(frame_of(frame_id))

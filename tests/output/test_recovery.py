@@ -136,7 +136,7 @@ def test_what_no_journal_holds_and_no_status_settles_is_read_again(tmp_path: Pat
     write_events(tmp_path, [VIDEO])
     former = recover_run(stored(tmp_path, frames, keyframes=(1, 7)))
     assert ids(former) == [1, 2, 5, 7]
-    assert former.num_unfinished == 3
+    assert former.num_again == 3
     (source,) = former.sources
     assert source.taken.names == {
         0: "000000.jpg",
@@ -172,7 +172,9 @@ def test_frames_of_a_live_source_do_not_come_again(tmp_path: Path) -> None:
     ]
     write_events(tmp_path, [VIDEO, CAMERA])
     former = recover_run(stored(tmp_path, frames, keyframes=(1,)))
-    assert ids(former) == [1, 2, None]
+    assert ids(former) == [1, 2, None, 3]
+    assert former.frames[-1].status == "dropped:stopped"
+    assert ([one.frame_id for one in former.lost], former.num_again) == ([3], 0)
     video, camera = former.sources
     assert not video.taken.names
     assert (camera.prefix, camera.taken.next_index) == ("source2", 4)

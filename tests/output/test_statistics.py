@@ -8,6 +8,8 @@ import pytest
 
 from engine.events import (
     BundleAdjusted,
+    FaultKind,
+    FaultOccurred,
     FrameDropped,
     FramePosed,
     FrameReceived,
@@ -15,6 +17,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     OverlayFound,
+    RunPart,
     SnapshotWritten,
     Warned,
     WindowPurpose,
@@ -83,6 +86,7 @@ def test_a_run_without_events_has_every_figure() -> None:
         "overlays": {},
         "loops_closed": 0,
         "snapshots_written": 0,
+        "faults": {},
         "loop_lag_ms": {"p99": None, "max": None},
     }
 
@@ -320,3 +324,14 @@ def test_the_overlays_of_each_camera_are_those_found_last() -> None:
         "back": {"share": 0.02, "boxes_px": [[1, 2, 3, 4]]},
         "front": {"share": 0.03, "boxes_px": [[1, 2, 3, 4]]},
     }
+
+
+def test_faults_are_counted_by_part_and_kind() -> None:
+    statistics = RunStatistics()
+    for part, kind in [
+        (RunPart.MATCHING, FaultKind.RAISED),
+        (RunPart.MATCHING, FaultKind.RAISED),
+        (RunPart.VIEW, FaultKind.HUNG),
+    ]:
+        statistics(FaultOccurred(part=part, kind=kind, detail="", consequence="", num_faults=1))
+    assert statistics.figures()["faults"] == {"a view: hung": 1, "matching: raised": 2}

@@ -18,9 +18,10 @@ from engine.events import Event, Warned
 from engine.geometry import camera_center
 from engine.mapping import background_jobs
 from engine.mapping.mapper import Mapper
-from engine.output import files, recorder
-from engine.output.journal import Journal
+from engine.output import recorder
+from engine.output.journal import Journal, NewKeyframe
 from engine.output.run_folder import RunFolder
+from engine.output.stored_run import read_stored_run
 from engine.run.engine import Engine, RunOutcome, StoppedBy
 from engine.types import Features, Frame, FramePose, MapView
 from engine.window_types import WindowEstimate, WindowProblem
@@ -501,18 +502,23 @@ def test_an_unexpected_error_of_a_write_is_reported_and_later_writes_come(
 ) -> None:
     original = Journal.add_keyframe
 
-    def break_at_five(self: Journal, keyframe: Any, **rest: Any) -> None:
-        if keyframe.frame_id == 5:
+    def break_at_five(self: Journal, new: NewKeyframe) -> None:
+        if new.keyframe.frame_id == 5:
             raise RuntimeError("cannot encode")
-        original(self, keyframe, **rest)
+        original(self, new)
 
     monkeypatch.setattr(Journal, "add_keyframe", break_at_five)
     outcome, written = run_world(tmp_path / "run")
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
     assert "writing: raised" in written.summary["faults"]
-    assert written.summary["failed_writes"] >= 1  # so that the run has failed
+    assert written.summary["failed_writes"] >= 1
+    assert any("writes that broke" in words for words in outcome.not_saved)  # the run has failed
     assert latest_model(outcome.path).num_reg_images() == outcome.num_registered >= 5
     assert set(written.statuses) == {"keyframe"}
+    stored = read_stored_run(outcome.path).keyframes
+    assert {one.keyframe.frame_id for one in stored} == set(range(1, outcome.num_keyframes + 1)) - {
+        5
+    }
 
 
 class BrokenView:
@@ -624,15 +630,14 @@ def test_a_window_that_fails_is_reported_and_the_map_grows_on(
 
 
 def fill_tables(monkeypatch: pytest.MonkeyPatch, *, table: str) -> None:
-    original = files.LineFile.append
+    original = os.write
 
-    def append(self: files.LineFile, line: str) -> None:
-        target = os.readlink(f"/proc/self/fd/{self._descriptor}")
-        if Path(target).name == table:
+    def write(descriptor: int, data: bytes) -> int:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name == table:
             raise ENOSPC
-        original(self, line)
+        return original(descriptor, data)
 
-    monkeypatch.setattr(files.LineFile, "append", append)
+    monkeypatch.setattr(os, "write", write)
 
 
 def fail_journal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -678,11 +683,10 @@ def test_a_full_disk_is_reported_once_and_counted_and_the_run_goes_on(
     assert outcome.num_registered == NUM_FRAMES
     assert written.summary["failed_writes"] >= min_failed
     # Pairs and cameras fail with the keyframes they belong to, under the same name.
-    (warning,) = written.warnings()
-    assert "No space left on device" in warning
-    assert [
-        record.message for record in caplog.records if record.name == "engine.output.recorder"
-    ] == [warning]
+    (warning,) = [words for words in written.warnings() if "No space left on device" in words]
+    logged = [record.message for record in caplog.records if "No space" in record.message]
+    assert logged == [warning]
+    assert outcome.not_saved
 
 
 @pytest.mark.slow

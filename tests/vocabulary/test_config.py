@@ -68,6 +68,20 @@ def test_an_unknown_key_is_refused_with_the_nearest_name_of_its_section() -> Non
     assert str(refused.value) == f"{message}; did you mean max_features?"
 
 
+def test_what_an_older_version_wrote_into_a_run_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "config.yaml", "sift: {max_features: 77, gone: 1}\nno_section: {x: 2}")
+    config = load_config(settings=["sift.max_features_in_video=99"], former=path)
+    assert (config.sift.max_features, config.sift.max_features_in_video) == (77, 99)
+    assert [record.message for record in caplog.records] == [
+        f"{path}: sift.gone is no setting any more",
+        f"{path}: no_section is no section of settings any more",
+    ]
+    with pytest.raises(ConfigError):
+        load_config([path])
+
+
 def test_a_key_that_resembles_nothing_is_refused_with_some_name_too() -> None:
     with pytest.raises(ConfigError, match=r"unknown section: 7; did you mean \w+\?"):
         load_config(settings=["7.x=1"])

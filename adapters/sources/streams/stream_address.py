@@ -7,7 +7,7 @@ import re
 import ssl
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
@@ -22,6 +22,7 @@ _SECURE_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
 _RTMP_PORT = 1935
 # Streams say in their first bytes what they carry; FFmpeg's own 5 s of looking would be 5 s of lag.
 _SHORT_LOOK = {"probesize": "500000", "analyzeduration": "500000"}  # bytes; us
+_LARGE_READS = {"raw_packet_size": "65536"}  # bytes at most: what is there is given at once
 _CAMERA_SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
 _SECRET_IN_PATH = re.compile(r"((?:pass|pwd|token|key|secret|auth)\w*=)[^/&;]+", re.IGNORECASE)
@@ -38,7 +39,11 @@ class StreamAddress:
     is_listening: bool = False  # others connect to us and push
     max_wait_s: float = 0.0  # for them, before FFmpeg says that nobody came
     is_secure: bool = False  # TLS
-    carries_jpegs: bool = False  # every packet is a JPEG file, and its times are made up by FFmpeg
+    carries_jpegs: bool = False  # the bytes are a multipart stream of JPEG files
+
+    def listening_at(self, netloc: str) -> StreamAddress:
+        """The same with another host and port to listen at."""
+        return replace(self, url=urlsplit(self.url)._replace(netloc=netloc).geturl())
 
 
 def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddress:
@@ -58,8 +63,8 @@ def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddre
         return StreamAddress(
             label=label,
             url=spec,
-            format="mpjpeg",
-            options=_secured(scheme, config),
+            format="data",  # its parts are divided here, see multipart.py
+            options={**_secured(scheme, config), **_LARGE_READS},
             is_secure=scheme == "https",
             carries_jpegs=True,
         )

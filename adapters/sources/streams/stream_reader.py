@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from adapters.images.decoding import read_image_header
 from adapters.live.backoff import Backoff
 from adapters.live.capture_clock import CaptureClock
 from adapters.sources.files.video_frames import (
@@ -24,6 +26,8 @@ from adapters.sources.files.video_frames import (
     picture_stream,
 )
 from adapters.sources.streams.ffmpeg_interrupt import interrupt_when
+from adapters.sources.streams.multipart import MultipartError, MultipartReader, OversizedPart
+from adapters.sources.streams.push_listener import Publisher, PushListener, Relay
 from adapters.sources.streams.stream_address import StreamAddress
 from engine.config import LiveSourcesConfig
 from engine.ports import ArrivalSink
@@ -46,6 +50,8 @@ logger = logging.getLogger(__name__)
 _JOIN_S = 0.5
 _MIN_STEP_S = 1e-3  # of capture times across two connections
 _MB = 1e6
+_UNABLE_TO_LISTEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE}
+_SILENCE_RATIO = 1.5  # of the time-out in which FFmpeg notices itself what it can
 _MAX_DETAIL_CHARS = 120
 
 
@@ -107,6 +113,7 @@ class StreamReader:
         self._num_received = 0
         self._last_loss = ""
         self._stop = threading.Event()
+        self._listener: PushListener | None = None
         self._error: BaseException | None = None
         self._ended: Future[None] = Future()
         # A running future refuses to be cancelled: whoever stops waiting does not stop the thread.
@@ -140,6 +147,8 @@ class StreamReader:
         except BaseException as error:  # handed over, not handled: it belongs to who waits
             self._error = error
         finally:
+            if self._listener is not None:
+                self._listener.close()
             self._ended.set_result(None)
 
     def _stay_connected(self) -> None:
@@ -163,19 +172,43 @@ class StreamReader:
         """Connects and reads until that is over, for whatever reason."""
         import av
 
-        if self._address.is_listening and not self._last_loss and not self._num_received:
-            logger.info("%s: waits for a stream to be pushed", self._address.label)
         is_open = False
         try:
-            with _open(self._address, self._config) as (container, stream):
+            with ExitStack() as opened:
+                address = self._address
+                if address.is_listening:
+                    publisher = self._next_publisher()
+                    if publisher is None:
+                        return _Loss(detail="nobody came", is_nobody=True)
+                    relay = Relay(publisher, silence_s=_SILENCE_RATIO * self._config.read_timeout_s)
+                    address = address.listening_at(opened.enter_context(relay).address)
+                container, stream = opened.enter_context(_open(address, self._config))
                 is_open = True
+                if self._address.carries_jpegs:
+                    return _Loss(detail=self._read_parts(container))
                 if stream is None:
                     return _Loss(detail="no pictures in this stream")
                 self._clock = CaptureClock()
                 self._report_connected(stream)
+                if self._listener is not None:
+                    self._listener.turn_away()
                 return _Loss(detail=self._read(container, stream))
         except (av.error.FFmpegError, OSError) as error:
             return self._reading_failed(error) if is_open else self._opening_failed(error)
+
+    def _next_publisher(self) -> Publisher | None:
+        """Whoever is the next to push; None where nobody comes for a while."""
+        if not self._last_loss and not self._num_received:
+            logger.info("%s: waits for a stream to be pushed", self._address.label)
+        if self._listener is None:
+            parts = urlsplit(self._address.url)
+            self._listener = PushListener(
+                parts.hostname or "",
+                parts.port or 0,
+                label=self._address.label,
+                patience_s=self._config.read_timeout_s,
+            )
+        return self._listener.wait(self._address.max_wait_s, stop=self._stop)
 
     def _read(self, container: InputContainer, stream: VideoStream) -> str:
         """Takes what comes; returns why nothing more does."""
@@ -198,8 +231,6 @@ class StreamReader:
 
     def _take(self, packet: Packet[Any]) -> bool:
         """Puts the frames of a packet into the sink; False when there is none."""
-        if self._address.carries_jpegs:
-            return packet.dts is not None and self._take_jpeg(packet)  # None: only marks the end
         has_frame = False
         for decoded in decode_packet(packet):
             if isinstance(decoded, str):
@@ -209,12 +240,40 @@ class StreamReader:
                 has_frame = True
         return has_frame
 
-    def _take_jpeg(self, packet: Packet[Any]) -> bool:
-        if packet.size > self._config.max_payload_mb * _MB:
-            self._reject(DropReason.TOO_LARGE, f"{packet.size / _MB:.0f} MB")
+    def _read_parts(self, container: InputContainer) -> str:
+        """Takes the parts of a multipart stream; returns why nothing more comes."""
+        parts = MultipartReader(max_part_bytes=int(self._config.max_payload_mb * _MB))
+        self._clock = CaptureClock()
+        is_connected = False
+        part_came_s = time.monotonic()
+        try:
+            for packet in packets_of(container):
+                if self._stop.is_set():
+                    return "stopped"
+                for part in parts.feed(bytes(packet)):
+                    if not is_connected:
+                        self._report_picture(part)
+                    is_connected = True
+                    part_came_s = time.monotonic()
+                    self._take_part(part)
+                # Bytes without an end keep FFmpeg's time-out from running out.
+                if time.monotonic() - part_came_s > self._config.read_timeout_s:
+                    return f"no picture for {self._config.read_timeout_s:g} s"
+        except MultipartError as error:
+            return str(error)
+        return "the stream ended" if is_connected else "no pictures in this stream"
+
+    def _take_part(self, part: bytes | OversizedPart) -> None:
+        if isinstance(part, OversizedPart):
+            self._reject(DropReason.TOO_LARGE, f"{part.num_bytes / _MB:.0f} MB")
         else:
-            self._put(bytes(packet), num_bytes=packet.size, stream_s=None)
-        return True
+            self._put(part, num_bytes=len(part), stream_s=None)
+
+    def _report_picture(self, part: bytes | OversizedPart) -> None:
+        header = read_image_header(part) if isinstance(part, bytes) else None
+        size = "" if header is None else f", {header.width} x {header.height} px"
+        self._last_loss = ""
+        self._report(SourceState.CONNECTED, f"mjpeg{size}")
 
     def _put(self, content: VideoFrame | bytes, *, num_bytes: int, stream_s: float | None) -> None:
         captured_at_s = self._clock.tick(stream_s, arrived_at_s=time.time())
@@ -317,7 +376,7 @@ def _listening_failed(error: Exception) -> _Loss:
 
     if isinstance(error, av.error.TimeoutError):
         return _Loss(detail="nobody came", is_nobody=True)
-    if isinstance(error, OSError) and error.errno in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}:
+    if isinstance(error, OSError) and error.errno in _UNABLE_TO_LISTEN:
         return _Loss(detail=f"cannot listen there: {_words(error)}")
     return _Loss(detail="whoever connected pushed no stream")
 

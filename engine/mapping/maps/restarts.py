@@ -1,4 +1,4 @@
-"""Building maps from the scene graph: the first one, others after a poor start, separate ones.
+"""Building maps from the scene graph: the first one, others from other starts, separate ones.
 
 Each start builds a whole map and places it onto the present one by the keyframes they share.
 Whether it replaces the present one is for the mapper to decide.
@@ -21,11 +21,10 @@ import networkx
 import numpy as np
 import pycolmap
 
-from engine.config import InitializationConfig, RegistrationConfig, RescueConfig, WindowConfig
+from engine.config import InitializationConfig, WindowConfig
 from engine.events import WindowPurpose
 from engine.geometry import similarity_between_poses
 from engine.mapping.cameras.cameras import CameraCalibration, CameraChange, with_focal_length
-from engine.mapping.maps.map_joining import join_former
 from engine.mapping.model.growth import GrowthConfig, adjust_in_place, grow_fully
 from engine.mapping.model.initialization import (
     InitialPair,
@@ -43,7 +42,7 @@ from engine.window_types import WindowEstimate, WindowStatus
 
 _GOOD_START_RATIO = 0.8  # of the keyframes that match any: no other first pair is tried
 _STRONG_START_RATIO = 0.8  # of the keyframes that match any: no window is tried
-_MORE_TO_RESTART = 1.25  # times the keyframes seen at the last restart
+_MORE_FOR_A_WINDOW = 1.25  # times the keyframes at the last window that was tried
 _MIN_COMMON_TO_PLACE = 2  # keyframes; one fixes no scale
 _REBUILD_PASSES = 2  # adjustments of a map whose cameras changed, before it grows
 _MIN_VALID = 5  # keyframes that a window poses: with fewer a pair does as well
@@ -66,8 +65,6 @@ class MapBuilder:
 
     Args:
         initialization: when a first map is tried.
-        registration: how many points a keyframe needs.
-        rescue: when another one is.
         window: whether and how large a window may give the first one.
         growth: thresholds of growing.
         final_growth: thresholds of growing at the end of a run.
@@ -84,8 +81,6 @@ class MapBuilder:
         self,
         *,
         initialization: InitializationConfig,
-        registration: RegistrationConfig,
-        rescue: RescueConfig,
         window: WindowConfig,
         growth: GrowthConfig,
         final_growth: GrowthConfig,
@@ -99,8 +94,6 @@ class MapBuilder:
     ) -> None:
         self._turning = turning
         self._initialization = initialization
-        self._registration = registration
-        self._rescue = rescue
         self._window = window
         self._growth = growth
         self._final_growth = final_growth
@@ -112,8 +105,6 @@ class MapBuilder:
         self._seed = seed
         self._all_pairs_were_tried = False
         self._num_keyframes_at_bootstrap = 0
-        self._num_restarts = 0
-        self._num_keyframes_at_restart = 0
         self._tried_at_end: set[ImagePair] = set()
         self._distrusted: set[ImagePair] = set()
 
@@ -131,8 +122,6 @@ class MapBuilder:
         return {
             "all_pairs_were_tried": self._all_pairs_were_tried,
             "num_keyframes_at_bootstrap": self._num_keyframes_at_bootstrap,
-            "num_restarts": self._num_restarts,
-            "num_keyframes_at_restart": self._num_keyframes_at_restart,
             "distrusted": [[pair.first, pair.second] for pair in sorted(self._distrusted)],
         }
 
@@ -140,8 +129,6 @@ class MapBuilder:
         """Goes on with `facts`; what the end of a run tries is tried again."""
         self._all_pairs_were_tried = facts["all_pairs_were_tried"]
         self._num_keyframes_at_bootstrap = facts["num_keyframes_at_bootstrap"]
-        self._num_restarts = facts["num_restarts"]
-        self._num_keyframes_at_restart = facts["num_keyframes_at_restart"]
         self._distrusted = {ImagePair(*pair) for pair in facts["distrusted"]}
 
     def start_over(self) -> SparseMap:
@@ -151,8 +138,6 @@ class MapBuilder:
         """
         self._all_pairs_were_tried = False
         self._num_keyframes_at_bootstrap = 0
-        self._num_restarts = 0
-        self._num_keyframes_at_restart = 0
         self._tried_at_end.clear()
         self._distrusted.clear()
         fresh = self._new_map()
@@ -175,7 +160,7 @@ class MapBuilder:
         num_connected = len(self._graph.connected_ids)
         # Small windows are easily wrong, and cost as much as they gain.
         if num_connected < max(
-            self._window.size, _MORE_TO_RESTART * self._num_keyframes_at_bootstrap
+            self._window.size, _MORE_FOR_A_WINDOW * self._num_keyframes_at_bootstrap
         ):
             return built
         self._num_keyframes_at_bootstrap = num_connected
@@ -186,29 +171,6 @@ class MapBuilder:
         self._calibrate(present)
         built = self._from_pairs(present, self._pairs())
         return self._or_from_window(built, present, config=self._growth)
-
-    def after_poor_start(self, present: SparseMap) -> BuiltMap | None:
-        """Builds a map from another start when most keyframes do not fit the present one.
-
-        Tried each time a quarter more keyframes came, up to the configured number. The new map gets
-        what only the present one holds, where the two share enough.
-        """
-        num_connected = len(self._graph.connected_ids)
-        if (
-            present.num_registered >= self._rescue.restart_below_registered_ratio * num_connected
-            or num_connected < self._rescue.restart_min_keyframes
-            or num_connected < _MORE_TO_RESTART * self._num_keyframes_at_restart
-            or self._num_restarts >= self._rescue.max_restarts
-        ):
-            return None
-        self._num_restarts += 1
-        self._num_keyframes_at_restart = num_connected
-        built = self._from_pairs(present, self._pairs_outside(present))
-        if built is not None and join_former(
-            built.sparse_map, present, registration=self._registration, config=self._growth
-        ):
-            return replace(built, is_placed=_place(built.sparse_map, onto=present))
-        return built
 
     def another_at_end(self, present: SparseMap) -> BuiltMap | None:
         """Builds a map from a start not tried here before, while keyframes are missing."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from engine.estimators.similarity import estimate_map_similarity
+from engine.mapping.model.place_evidence import CONTRADICTION_PX
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places.map_similarity import MAX_ERROR_PX, MIN_AGREEING, MapMatches
 from engine.types import Contradiction, FrameId, VerifiedPair
@@ -19,7 +20,6 @@ from engine.types import Contradiction, FrameId, VerifiedPair
 _MIN_INLIERS = 30  # of a pair that counts
 _MIN_MATCHES = 15  # with a point on both sides
 _USED_RATIO = 0.25  # of the inliers that are common points: a pair with more is in use
-_CONTRADICTION_PX = 20.0  # median, at an image edge of 1000 px
 
 
 def find_contradictions(
@@ -69,7 +69,7 @@ def _examine(verified: VerifiedPair, matches: MapMatches) -> Contradiction | Non
         return None
     matched = matches.matched_points([verified])
     error_px = MAX_ERROR_PX * float(np.median(matched.errors(np.eye(4)[None, :3])[0]))
-    if error_px <= _CONTRADICTION_PX:
+    if error_px <= CONTRADICTION_PX:
         return None
     asked = estimate_map_similarity(matched, seed=0)
     if asked is None or asked.num_inliers < MIN_AGREEING:

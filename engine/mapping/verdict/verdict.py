@@ -107,17 +107,21 @@ def _without_map(evidence: MapEvidence) -> Reasons:
         )
     elif evidence.num_verified_pairs < len(evidence.keyframes):
         cause = (
-            f"only {evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes"
-            " match: film more slowly, with more overlap, so that each place is in three images or"
-            " more"
+            f"{_pairs_match(evidence)}: film more slowly, with more overlap, so that each place is"
+            " in three images or more"
         )
     else:
         cause = (
-            f"{evidence.num_verified_pairs} pairs of {len(evidence.keyframes)} keyframes match, but"
-            " no two show the same things from clearly different places: walk sideways past what is"
-            " filmed instead of turning or zooming"
+            f"{_pairs_match(evidence)}, but no two show the same things from clearly different"
+            " places: walk sideways past what is filmed instead of turning or zooming"
         )
     yield VerdictReason(kind="no_map", level=VerdictLevel.WRONG, sentence=f"no map: {cause}")
+
+
+def _pairs_match(evidence: MapEvidence) -> str:
+    num, num_keyframes = evidence.num_verified_pairs, len(evidence.keyframes)
+    pairs = {0: "no pair", 1: "one pair"}.get(num, f"{num} pairs")
+    return f"{pairs} of {num_keyframes} keyframes {'match' if num > 1 else 'matches'}"
 
 
 # -- pairs and places ---------------------------------------------------------------------------
@@ -515,15 +519,16 @@ def _several_maps(evidence: MapEvidence) -> Reasons:
     if not evidence.other_maps:
         return
     others = [
-        f"one of {len(ids)} keyframes ({named(ids, evidence.keyframes)})"
-        for ids in evidence.other_maps
+        f"sparse/{number} has {len(ids)} ({named(ids, evidence.keyframes)})"
+        for number, ids in enumerate(evidence.other_maps, start=1)
     ]
     yield VerdictReason(
         kind="several_maps",
         level=VerdictLevel.DOUBTFUL,
         sentence=(
-            f"nothing joins the map of {len(evidence.places)} keyframes to {' and '.join(others)}:"
-            " film the way from one to the other in one go"
+            f"there are {1 + len(others)} maps, and nothing shows how they lie to each other: the"
+            f" main one has {len(evidence.places)} keyframes, {' and '.join(others)}; film the way"
+            " from one to the other in one go"
         ),
         frame_ids=tuple(frame_id for ids in evidence.other_maps for frame_id in ids),
     )

@@ -277,9 +277,7 @@ def test_keyframes_apart_that_show_the_same_lens_are_known() -> None:
 
 
 def test_without_components_keyframes_wait(circle: SyntheticWorld) -> None:
-    config = WITHOUT_WINDOWS.model_copy(
-        update={"rescue": RescueConfig(grow_components=False, max_restarts=0)}
-    )
+    config = WITHOUT_WINDOWS.model_copy(update={"rescue": RescueConfig(grow_components=False)})
     run = fed(circle, [*range(1, NUM_BEFORE + 1), *range(19, 26)], config=config)
     assert map_sizes(run) == [NUM_BEFORE]
     assert not run.emitted(ComponentStarted)

@@ -16,7 +16,6 @@ from engine.config import (
     InitializationConfig,
     LocalBundleAdjustmentConfig,
     RegistrationConfig,
-    RescueConfig,
     TriangulationConfig,
     WindowConfig,
 )
@@ -57,7 +56,6 @@ GROWTH = GrowthConfig(
 )
 BOOTSTRAP = dataclasses.replace(GROWTH, min_inlier_ratio=0.25)
 SOLVE_WINDOW = functools.partial(solve_window, config=WindowSolverConfig())
-RESCUE = RescueConfig(restart_below_registered_ratio=0.5, restart_min_keyframes=8, max_restarts=2)
 NUM_FRAMES = 10
 
 Skips = Callable[[ImagePair], bool]
@@ -106,8 +104,6 @@ class Scene:
         self._cameras = CameraCalibration(CamerasConfig(), emit=lambda event: None)
         self.builder = MapBuilder(
             initialization=initialization,
-            registration=RegistrationConfig(),
-            rescue=RESCUE,
             window=window,
             growth=GROWTH,
             final_growth=GROWTH,
@@ -212,16 +208,12 @@ def test_pairs_that_misled_a_map_do_not_come_back(world: SyntheticWorld) -> None
 # -- another map ----------------------------------------------------------------------------------
 
 
-def test_a_map_that_holds_most_keyframes_is_not_replaced(world: SyntheticWorld) -> None:
-    scene = Scene(world, registered=[1, 2, 3, 4, 5])
-    assert scene.builder.after_poor_start(scene.present) is None
-
-
 def test_a_poor_map_gets_a_rival_placed_onto_it() -> None:
     world = SyntheticWorld(straight_path(NUM_FRAMES))
     scene = Scene(world, registered=[3, 5, 4])  # in the frame of keyframe 3
-    rival = scene.builder.after_poor_start(scene.present)
+    rival = scene.builder.another_at_end(scene.present)
     assert rival is not None
+    assert rival.is_placed
     assert rival.sparse_map.registered_ids == world.frame_ids
     assert not {rival.pair.first, rival.pair.second} <= {3, 4, 5}
     for frame_id in (3, 4, 5):
@@ -236,21 +228,10 @@ def test_a_poor_map_gets_a_rival_placed_onto_it() -> None:
 @pytest.mark.slow
 def test_a_rival_that_shares_too_little_stands_on_its_own(world: SyntheticWorld) -> None:
     scene = Scene(world, skips=splits_after(3), registered=[1, 3, 2])
-    rival = scene.builder.after_poor_start(scene.present)
+    rival = scene.builder.another_at_end(scene.present)
     assert rival is not None
+    assert not rival.is_placed
     assert rival.sparse_map.registered_ids == world.frame_ids[3:]
-
-
-def test_restarts_come_as_keyframes_come_and_not_for_ever() -> None:
-    long_world = SyntheticWorld(straight_path(16), noise_px=0.3)
-    scene = Scene(long_world, order=range(1, 8), registered=[1, 3, 2])
-    tried_at = []
-    for num_seen in range(7, 17):
-        if num_seen > 7:
-            scene.add(num_seen)
-        if scene.builder.after_poor_start(scene.present) is not None:
-            tried_at.append(num_seen)
-    assert tried_at == [8, 10]  # a quarter more each time, at most two
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_the_fullest_of_several_separate_maps_comes_first() -> None:
     ]
 
 
-NO_RESTARTS = RescueConfig(max_restarts=0, final_rebuilds=0)
+NO_RESTARTS = RescueConfig(final_rebuilds=0)
 
 
 @pytest.fixture(scope="module")

@@ -400,7 +400,8 @@ def test_maps_that_nothing_joins_are_named() -> None:
     ids = (FrameId(15), FrameId(16), FrameId(17))
     reason = only_reason(evidence(missing=ids, other_maps=(ids,)))
     assert (reason.kind, reason.level) == ("several_maps", DOUBTFUL)
-    assert "one of 3 keyframes (frames 150 to 170)" in reason.sentence
+    assert "there are 2 maps" in reason.sentence
+    assert "sparse/1 has 3 (frames 150 to 170)" in reason.sentence
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_listen_0_pulls() -> None:
 
 def test_http_is_read_as_mjpeg() -> None:
     address = parse("http://cam.local/axis-cgi/mjpg/video.cgi?resolution=640x480")
-    assert (address.format, address.carries_jpegs) == ("mpjpeg", True)
+    assert (address.format, address.carries_jpegs) == ("data", True)
     assert address.label == "http://cam.local/axis-cgi/mjpg/video.cgi"
     assert address.url.endswith("?resolution=640x480")
 

@@ -1,0 +1,141 @@
+"""Folder check: the files that are open are still those in the run folder.
+
+A folder that was renamed is followed. Files that were deleted or replaced are made again: what is
+open can still be read. A run whose folder was deleted, or whose disk cannot be written any more,
+goes on in a folder ``RUN.rescued``, with all that can still be read.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.errors import ConfigError, JournalError
+from engine.events import RunFolderMoved, Warned
+from engine.output.disk import rescue_folders
+from engine.output.journal import Journal, mask_name
+from engine.output.run_folder import MASKS_FOLDER, RunFolder
+from engine.ports import EventSink
+
+logger = logging.getLogger(__name__)
+
+DELETED = "was deleted, or its disk is not there any more"
+
+
+class FolderCheck:
+    """Keeps a run in a folder that exists and can be written.
+
+    Args:
+        folder: of the run.
+        journal: in it.
+        emit: gets what happened.
+        reserve: how many bytes another disk must have free.
+    """
+
+    def __init__(
+        self, folder: RunFolder, journal: Journal, *, emit: EventSink, reserve: Callable[[], int]
+    ) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._emit = emit
+        self._reserve = reserve
+        self._is_stranded = False  # no other folder can take the run
+
+    def check(self) -> bool:
+        """Whether something was moved or made again, so that documents may be missing."""
+        if self._folder.is_in_place and self._journal.is_in_place:
+            return False
+        path = self._folder.find()
+        if path is None:
+            return self.rescue(DELETED)
+        former, missing = self._folder.path, self._missing()
+        try:
+            self._move(path)
+        except (JournalError, ConfigError) as error:
+            return self.rescue(f"cannot be used any more ({error})")
+        if path != former:
+            self._moved(former, reason="was renamed", num_images_lost=0)
+        else:
+            self._warn(
+                f"{path}: {', '.join(missing)} had been deleted or replaced and"
+                f" {'is' if len(missing) == 1 else 'are'} made again"
+            )
+        return True
+
+    def rescue(self, reason: str, *, is_last_try: bool = False) -> bool:
+        """Goes on in another folder; whether there is one.
+
+        Args:
+            reason: what is wrong with the folder, as the end of a sentence.
+            is_last_try: also where there was none before.
+        """
+        if self._is_stranded and not is_last_try:
+            return False
+        former = self._folder.path
+        for path in rescue_folders(
+            former, device=self._folder.device, min_free_bytes=self._reserve()
+        ):
+            try:
+                self._move(path)
+            except (JournalError, ConfigError, OSError) as error:
+                logger.debug("%s: %s", path, error)
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            self._moved(former, reason=reason, num_images_lost=self._bring_images(former))
+            self._is_stranded = False
+            return True
+        if not self._is_stranded:
+            self._is_stranded = True
+            self._warn(
+                f"{former} {reason}, and no other folder can take the run: what is mapped from now"
+                " on is in memory only"
+            )
+        return False
+
+    def _missing(self) -> list[str]:
+        missing = self._folder.missing()
+        return missing if self._journal.is_in_place else [*missing, "database.db"]
+
+    def _move(self, path: Path) -> None:
+        self._folder.move(path)
+        self._journal.move(path)
+
+    def _bring_images(self, former: Path) -> int:
+        """Copies keyframe images and masks that can still be read; returns how many cannot."""
+        num_lost = 0
+        for name in self._journal.image_names():
+            num_lost += not _copied(former, self._folder.path, Path("images") / name)
+            _copied(former, self._folder.path, Path(MASKS_FOLDER) / mask_name(name))
+        return num_lost
+
+    def _moved(self, former: Path, *, reason: str, num_images_lost: int) -> None:
+        path = self._folder.path
+        self._emit(
+            RunFolderMoved(
+                former_path=str(former),
+                path=str(path),
+                reason=reason,
+                num_images_lost=num_images_lost,
+            )
+        )
+        lost = f"; {num_images_lost} keyframe images are lost" if num_images_lost else ""
+        self._warn(f"{former} {reason}: the run goes on in {path}{lost}")
+
+    def _warn(self, message: str) -> None:
+        logger.error("%s", message)
+        self._emit(Warned(message=message))
+
+
+def _copied(former: Path, path: Path, name: Path) -> bool:
+    """Whether a file is in the new folder, after it was copied from the former one if need be."""
+    source, target = former / name, path / name
+    try:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    except OSError:
+        target.unlink(missing_ok=True)
+        return False
+    return True

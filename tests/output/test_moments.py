@@ -1,0 +1,163 @@
+"""What waits to be journalled, in which order it is, and what is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.errors import JournalError
+from engine.mapping.steps import KeyframeRecord, MapCounts, MappingStep
+from engine.mapping.stored_state import StoredRelativePose
+from engine.output.journal import Moment, NewKeyframe
+from engine.output.moments import MomentQueue
+from engine.types import FrameId, GpsFix, GpsReading
+from tests.support.fake_runs import JPEG, frame_of, rejected, world_of
+
+WORLD = world_of(4)
+STEP = MappingStep(record=None, new_poses=(), jobs=(), due=(), counts=MapCounts(), view=None)
+READING = GpsReading(
+    source="flight",
+    camera_key=None,
+    captured_at_s=0.0,
+    fix=GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0),
+)
+
+
+class FakeJournal:
+    """Takes moments, or refuses them for now or for ever."""
+
+    def __init__(self) -> None:
+        self.moments: list[Moment] = []
+        self.is_full = False
+        self.refused: set[FrameId] = set()  # keyframes
+        self.queue = MomentQueue(self.write, failed=lambda _: None)
+
+    def write(self, moment: Moment) -> None:
+        """Takes a moment."""
+        if self.is_full:
+            raise JournalError("full") from sqlite3.OperationalError("disk is full")
+        if moment.keyframe and moment.keyframe.keyframe.frame_id in self.refused:
+            raise JournalError("taken") from sqlite3.IntegrityError("the name is taken")
+        self.moments.append(moment)
+
+    def add_keyframe(self, frame_id: int, *, with_pairs: Sequence[int] = ()) -> None:
+        """Adds a step with a keyframe."""
+        keyframe = dataclasses.replace(WORLD.keyframe(1), frame_id=FrameId(frame_id))
+        pair = WORLD.verified_pair(1, 2)
+        pairs = tuple(
+            dataclasses.replace(
+                pair,
+                pair=dataclasses.replace(pair.pair, first=FrameId(i), second=FrameId(frame_id)),
+            )
+            for i in with_pairs
+        )
+        camera = WORLD.camera(1).as_colmap()
+        record = KeyframeRecord(keyframe=keyframe, camera=camera, pairs=pairs, moved=())
+        new = NewKeyframe(keyframe=keyframe, camera=camera, source="photos", image_bytes=JPEG)
+        step = dataclasses.replace(STEP, record=record, facts={"newest": frame_id})
+        self.queue.add_step(step, keyframe=new)
+
+    @property
+    def keyframe_ids(self) -> list[int]:
+        """Of the keyframes that it took."""
+        return [one.keyframe.keyframe.frame_id for one in self.moments if one.keyframe]
+
+
+def test_what_happens_between_keyframes_is_written_with_the_next_one() -> None:
+    journal = FakeJournal()
+    queue = journal.queue
+    queue.add_frame(frame_of(1, world=WORLD))
+    queue.add_frame(rejected(2), status="dropped:unreadable")
+    queue.add_reading(READING)
+    pose = StoredRelativePose(
+        frame_id=FrameId(3),
+        keyframe_id=FrameId(1),
+        index=2,
+        captured_at_s=0.3,
+        cam_from_keyframe=np.eye(4)[:3],
+    )
+    for value in (1, 2):
+        queue.add_step(dataclasses.replace(STEP, relative_poses=(pose,), facts={"turn": value}))
+    assert journal.moments == []
+    queue.settle_frame(FrameId(1), status="keyframe")
+    journal.add_keyframe(1)
+    (moment,) = journal.moments
+    assert [one.status for one in moment.frames] == [None, "dropped:unreadable", "keyframe"]
+    assert moment.gps_readings == (READING,)
+    assert moment.relative_poses == (pose, pose)
+    assert moment.facts == {"turn": 2, "newest": 1}
+
+
+def test_many_frames_without_a_keyframe_do_not_wait_for_one() -> None:
+    journal = FakeJournal()
+    for frame_id in range(1, 1001):
+        journal.queue.add_frame(frame_of(frame_id))
+    assert len(journal.moments) >= 3
+    journal.queue.flush()
+    assert [one.frame_id for moment in journal.moments for one in moment.frames] == list(
+        range(1, 1001)
+    )
+
+
+def test_pairs_that_changed_without_a_keyframe_are_written_at_once() -> None:
+    journal = FakeJournal()
+    pair = WORLD.verified_pair(1, 2)
+    journal.queue.add_step(dataclasses.replace(STEP, changed_pairs=(pair,), facts={"a": 1}))
+    (moment,) = journal.moments
+    assert (moment.pairs, moment.facts) == ((pair,), {"a": 1})
+
+
+def test_moments_wait_for_room_and_come_in_order() -> None:
+    journal = FakeJournal()
+    journal.is_full = True
+    for frame_id in range(1, 6):
+        journal.add_keyframe(frame_id)
+    assert journal.queue.num_unwritten == 5
+    journal.is_full = False
+    journal.queue.flush()
+    assert journal.keyframe_ids == [1, 2, 3, 4, 5]
+    assert (journal.queue.num_unwritten, journal.queue.num_lost) == (0, 0)
+
+
+def test_when_too_many_wait_the_oldest_keyframes_are_lost_with_their_pairs() -> None:
+    journal = FakeJournal()
+    journal.is_full = True
+    for frame_id in range(1, 301):
+        journal.add_keyframe(frame_id, with_pairs=[1] if frame_id > 1 else [])
+    num_waiting = journal.queue.num_unwritten
+    assert num_waiting < 100
+    assert journal.queue.num_lost == 300 - num_waiting
+    journal.is_full = False
+    journal.add_keyframe(301, with_pairs=[1, 300])
+    assert journal.keyframe_ids == list(range(301 - num_waiting, 302))
+    assert [len(moment.pairs) for moment in journal.moments] == [0] * num_waiting + [1]
+
+
+def test_a_keyframe_that_is_refused_is_lost_and_the_rest_of_its_moment_is_not() -> None:
+    journal = FakeJournal()
+    journal.refused = {FrameId(2)}
+    for frame_id in (1, 2, 3):
+        journal.add_keyframe(frame_id, with_pairs=range(1, frame_id))
+    assert journal.keyframe_ids == [1, 3]
+    assert [moment.facts["newest"] for moment in journal.moments] == [1, 2, 3]
+    assert [len(moment.pairs) for moment in journal.moments] == [0, 0, 1]
+    assert journal.queue.num_lost == 1
+
+
+def test_a_keyframe_whose_image_cannot_be_encoded_is_lost_alone() -> None:
+    journal = FakeJournal()
+    journal.add_keyframe(1)
+    keyframe = dataclasses.replace(WORLD.keyframe(1), frame_id=FrameId(2))
+    record = KeyframeRecord(
+        keyframe=keyframe,
+        camera=WORLD.camera(1).as_colmap(),
+        pairs=(WORLD.verified_pair(1, 2),),
+        moved=(),
+    )
+    journal.queue.add_step(dataclasses.replace(STEP, record=record, facts={"a": 1}))
+    journal.add_keyframe(3, with_pairs=[1, 2])
+    assert journal.keyframe_ids == [1, 3]
+    assert [len(moment.pairs) for moment in journal.moments] == [0, 0, 1]

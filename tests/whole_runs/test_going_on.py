@@ -1,0 +1,196 @@
+"""Runs that go on: in the folder of a run that was cut off or ended, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pycolmap
+import pytest
+
+from engine.config import load_config
+from engine.output.recovery import recover_run
+from engine.output.run_folder import RunFolder
+from engine.output.run_lock import RunLock
+from engine.output.stored_run import read_stored_run
+from engine.ports import Source
+from engine.run.engine import Engine
+from engine.run.ingestion import SourceRole
+from engine.types import Frame, ImagePair, MatchRequest, PairMatches
+from tests.support.fake_runs import (
+    FakeLiveSource,
+    FakeSource,
+    Happening,
+    WorldMatcher,
+    Written,
+    engine_of,
+    frame_of,
+    trajectory_lines,
+    world_of,
+)
+
+NUM_FRAMES = 16
+WORLD = world_of(NUM_FRAMES)
+SETTINGS = ("snapshots.every_keyframes=4", "window.enabled=false")
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(kw_only=True)
+class CountingMatcher(WorldMatcher):
+    """Remembers the pairs that it was asked to match."""
+
+    asked: list[ImagePair] = field(default_factory=list)
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        self.asked += [one.pair for one in requests]
+        return super().match(requests)
+
+
+def frames(first: int, last: int) -> list[Frame]:
+    return [frame_of(number, world=WORLD) for number in range(first, last + 1)]
+
+
+def matcher() -> CountingMatcher:
+    return CountingMatcher(world=WORLD)
+
+
+def num_journaled(path: Path) -> int:
+    with closing(sqlite3.connect(path / "database.db")) as connection:
+        return int(connection.execute("SELECT COUNT(*) FROM images").fetchone()[0])
+
+
+def run_until_copied(path: Path, *, after: int) -> tuple[Path, CountingMatcher]:
+    """A run whose folder is copied when it holds so many keyframes, as a power cut leaves it."""
+    copied = path.with_name("cut")
+
+    def copy_when_journaled() -> None:
+        while num_journaled(path) < after:
+            time.sleep(0.01)
+        shutil.copytree(path, copied, symlinks=True)
+
+    async def copy() -> None:
+        await asyncio.to_thread(copy_when_journaled)
+
+    happenings: list[Happening] = [*frames(1, after), copy, *frames(after + 1, NUM_FRAMES)]
+    first = matcher()
+    engine = engine_of(
+        path, matcher=first, sources=[FakeSource(happenings=happenings)], settings=SETTINGS
+    )
+    asyncio.run(engine.run())
+    return copied, first
+
+
+def go_on(
+    path: Path, *, sources: Sequence[Source], matching: CountingMatcher, **options: Any
+) -> Written:
+    """Goes on with a run; its first source is the one of before."""
+    lock = RunLock.acquire(path)
+    former = recover_run(read_stored_run(path))
+    taken = former.sources[0].taken
+    roles = [
+        SourceRole(label=source.info.label, taken=taken, part=former.part)
+        if place == 0
+        else SourceRole(label=source.info.label, prefix=f"source{place + 1}")
+        for place, source in enumerate(sources)
+    ]
+    config = load_config((), SETTINGS)
+    engine = Engine(
+        config,
+        folder=RunFolder.reopen(path, former.frames, config_text="{}", lock=lock),
+        sources=sources,
+        matcher=matching,
+        roles=roles,
+        former=former,
+        **options,
+    )
+    return Written.by(asyncio.run(engine.run()))
+
+
+def registered(path: Path) -> set[str]:
+    model = pycolmap.Reconstruction(str(path / "latest" / "sparse" / "0"))
+    return {image.name for image in model.images.values()}
+
+
+def test_a_run_that_was_cut_off_goes_on_without_a_frame_twice_or_a_pair_again(
+    tmp_path: Path,
+) -> None:
+    cut, _ = run_until_copied(tmp_path / "run", after=11)
+    num_stored = len(read_stored_run(cut).keyframes)
+    assert 3 < num_stored < NUM_FRAMES
+    second = matcher()
+    written = go_on(cut, sources=[FakeSource(happenings=frames(1, NUM_FRAMES))], matching=second)
+    stored_ids = set(range(1, num_stored + 1))
+    assert not {one for one in second.asked if {one.first, one.second} <= stored_ids}
+    assert set(second.described) == set(range(num_stored + 1, NUM_FRAMES + 1))
+    assert [int(row["index"]) for row in written.rows] == list(range(NUM_FRAMES))
+    assert set(written.statuses) == {"keyframe"}
+    assert len(registered(cut)) == NUM_FRAMES
+    assert written.summary["frames_received"] == NUM_FRAMES
+    assert written.summary["keyframes"] == NUM_FRAMES
+    (resumed,) = written.of_kind("RunResumed")
+    assert resumed["num_keyframes"] == num_stored
+    assert resumed["num_registered"] >= num_stored - 1
+    times = [event["at_s"] for event in written.events]
+    assert times == sorted(times)
+    assert written.summary["wall_s"] == pytest.approx(times[-1], abs=5.0)
+    assert len(trajectory_lines(cut / "trajectory.txt")) == NUM_FRAMES
+    assert len(written.of_kind("RunStarted")) == 1
+    sequences = [event["sequence"] for event in written.of_kind("SnapshotWritten")]
+    assert sequences == sorted(set(sequences))
+
+
+def test_going_on_twice_from_one_state_gives_the_same_map_to_the_bit(tmp_path: Path) -> None:
+    cut, _ = run_until_copied(tmp_path / "run", after=11)
+    again = Path(shutil.copytree(cut, tmp_path / "again", symlinks=True))
+    for path in (cut, again):
+        go_on(path, sources=[FakeSource(happenings=frames(1, NUM_FRAMES))], matching=matcher())
+    for name in ("cameras.bin", "images.bin", "points3D.bin"):
+        one, other = (path / "latest" / "sparse" / "0" / name for path in (cut, again))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_that_ended_is_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    source = FakeSource(happenings=frames(1, 8))
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS)
+    asyncio.run(engine.run())
+    more = [
+        replace(frame, source="more", index=frame.index - 8, name=f"{frame.index}.jpg")
+        for frame in frames(9, NUM_FRAMES)
+    ]
+    sources = [
+        FakeSource(happenings=frames(1, 8)),
+        FakeSource(happenings=more, label="more"),
+    ]
+    written = go_on(path, sources=sources, matching=matcher())
+    assert len(registered(path)) == NUM_FRAMES
+    assert written.rows[-1]["name"] == "source2/15.jpg"
+    assert [row["source"] for row in written.rows] == ["fake"] * 8 + ["more"] * 8
+    assert written.summary["keyframes"] == NUM_FRAMES
+
+
+def test_a_live_source_is_listened_to_again_under_its_cameras_and_new_names(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run"
+    source = FakeLiveSource(happenings=frames(1, 4))
+    settings = (*SETTINGS, "sources.frame_queue_size=32")
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=settings)
+    asyncio.run(engine.run())
+    again = [replace(frame, index=frame.index - 4) for frame in frames(5, 8)]
+    again = [replace(frame, name=f"{frame.index:06d}.jpg") for frame in again]
+    written = go_on(path, sources=[FakeLiveSource(happenings=again)], matching=matcher())
+    names = [row["name"] for row in written.rows]
+    assert names[:4] == [f"{index:06d}.jpg" for index in range(4)]
+    assert names[4:] == [f"part2/{index:06d}.jpg" for index in range(4)]
+    assert [int(row["index"]) for row in written.rows] == list(range(8))
+    keys = {event["camera_key"] for event in written.of_kind("KeyframeAdded")}
+    assert keys == {"camera"}
