@@ -307,11 +307,7 @@ def export(
             written = export_run(run_folder, to, formats=formats, map_number=map_number)
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
     for number, num_keyframes in sorted(written.left_out.items()):
-        typer.echo(
-            f"not in it: sparse/{number} with {num_keyframes} keyframes; export it with --map {number}"
-        )
-            f"not in it: sparse/{number} with {num_keyframes} keyframes; export it with --map {number}"
-        )
+        typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes (--map {number})")
     _say_if_unfinished(run_folder)
 
 
