@@ -119,9 +119,6 @@ class Recorder:
         self._check_folder()
         self._check_space()
         self._write_again()
-        if self._is_locked and not self._moments.num_unwritten:
-            self._is_locked = False
-            self._warn("database.db can be written again, and all that waited is in it")
 
     def count_failed_write(self) -> None:
         """Counts a write that broke in a way that nobody expected; it is missing."""
@@ -211,6 +208,9 @@ class Recorder:
                 self._unsaved.discard(name)
         if self._moments.num_unwritten:
             self._moments.flush()
+        if self._is_locked and not self._moments.num_unwritten:
+            self._is_locked = False
+            self._warn("database.db can be written again, and all that waited is in it")
         if self._folder.unwritten():
             try:
                 self._folder.write_waiting()

@@ -314,4 +314,5 @@ def test_a_database_that_another_program_holds_is_waited_for(tmp_path: Path) -> 
     written = Written.read(path)
     assert written.statuses == ["keyframe"] * NUM_FRAMES
     assert len([one for one in written.warnings() if "is locked by another program" in one]) == 1
+    assert len([one for one in written.warnings() if "can be written again" in one]) == 1
     assert written.summary["failed_writes"] == 0
