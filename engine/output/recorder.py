@@ -139,7 +139,7 @@ class Recorder:
         if _SNAPSHOTS not in self._unsaved and self._is_final_lost():
             words.append(_DOCUMENTS[_SNAPSHOTS])
         if num_missing := len(self._images_missing()):
-            words.append(f"{num_missing} images of the map")
+            words.append(f"{num_missing} image{'s' * (num_missing > 1)} of the map")
         if self._has_recording and not (self.path / _RECORDING).exists():
             words.append(_RECORDING)
         return tuple(words)
