@@ -194,8 +194,8 @@ class Engine:
         """Runs until the sources end or a signal stops it; always leaves a valid run folder.
 
         Raises:
-            EngineError: the map that the run goes on from cannot be restored. What lies in the
-                folder is as it was.
+            EngineError: the map that the run goes on from cannot be restored. The run
+                in the folder can go on all the same.
         """
         self._loop = asyncio.get_running_loop()
         restored = await self._begin()
@@ -252,6 +252,7 @@ class Engine:
             models = await run_in(self._io_thread, read_models, former.stored.models)
             return await self._mapper.call(Mapper.restore, former.stored, models)
         except BaseException:
+            self._folder_lock.let_go()  # the run in the folder stays one that was cut off
             await self._close_all()
             raise
 
@@ -488,6 +489,7 @@ class Engine:
             self._job_thread,
             self._io_thread,
         ) = self._threads
+        self._folder_lock = folder.lock
         former = self._former
         self._events = EventQueue(former_s=0.0 if former is None else former.ended_at_s)
         self._statistics = RunStatistics() if former is None else former.statistics
