@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from adapters.exhaustion import exhaustion_in_words
 from adapters.native_log import native_log_captured
 from adapters.open_source import refuse_unknown_sources
 from adapters.views.view_mode import ViewMode
@@ -598,6 +599,12 @@ def _errors_reported() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         typer.echo("livesfm: stopped before anything was written", err=True)
         raise typer.Exit(INTERRUPTED) from interrupt
+    except (AttributeError, ImportError, MemoryError, OSError, RuntimeError) as error:
+        words = exhaustion_in_words(error)
+        if not words:
+            raise
+        typer.echo(f"livesfm: {words}", err=True)
+        raise typer.Exit(NOTHING_MADE) from error
 
 
 if __name__ == "__main__":

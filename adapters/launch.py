@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.calibrations.by_camera import CalibrationsByCamera
+from adapters.exhaustion import provide_descriptors
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.start_signals import StartSignals, start_signals
@@ -84,7 +85,9 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
 
 
 def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
+    provide_descriptors()
     limit_library_threads()
+    _load_ahead()
     _refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
@@ -136,6 +139,18 @@ def limit_library_threads() -> None:
 
     threadpoolctl.threadpool_limits(1, user_api="blas")
     cv2.setNumThreads(1)
+
+
+def _load_ahead() -> None:
+    """Loads what a run uses sooner or later: in the midst of one nothing may be left to load with.
+
+    A file that has gone, or the last descriptor in use, would end it there.
+    """
+    import numpy.ma
+    import numpy.random  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    from adapters.live import verdict_words  # noqa: F401
 
 
 def _load_torch(adapter: str, *, extra: str) -> None:

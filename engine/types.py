@@ -421,6 +421,10 @@ class Features:
             is_free=self.is_free[rows],
         )
 
+    def without_descriptors(self) -> Features:
+        """The same keypoints for who matches nothing."""
+        return replace(self, descriptors=np.zeros((len(self), 0), np.uint8))
+
     def __len__(self) -> int:
         return len(self.keypoints_xy)
 

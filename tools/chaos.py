@@ -259,9 +259,15 @@ class Broker:
 
 
 class Flight:
-    """The town's flight as JPEGs, drawn ahead on a thread, and where they were taken."""
+    """The town's flight as JPEG files, and where they were taken.
 
-    def __init__(self, num_frames: int, *, seed: int) -> None:
+    Args:
+        num_frames: of the flight.
+        seed: of the town.
+        folder: takes the files.
+    """
+
+    def __init__(self, num_frames: int, *, seed: int, folder: Path) -> None:
         from adapters.town.source import SyntheticTown, parse_town_spec
 
         self._town = SyntheticTown(
@@ -269,10 +275,21 @@ class Flight:
             next_frame_id=lambda: 1,  # type: ignore[arg-type,return-value]
         )
         self.num_frames = num_frames
+        self._folder = folder
+
+    def draw(self) -> None:
+        """Draws all frames; drawn while they are sent, they would come late."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for index in range(self.num_frames):
+            jpeg = encoded(stamped(self._town.render(index).pixels, index))
+            self._path(index).write_bytes(jpeg)
 
     def jpeg(self, index: int) -> bytes:
-        """One frame, with its number in its top edge; blocks."""
-        return encoded(stamped(self._town.render(index).pixels, index))
+        """One frame, with its number in its top edge; it was drawn."""
+        return self._path(index).read_bytes()
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index:06d}.jpg"
 
     def centers(self) -> Any:
         """True camera centres of all frames, (N, 3)."""
@@ -633,7 +650,9 @@ def main() -> int:
         return run_engine(arguments)
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    flight = Flight(round(60 * RATE_HZ * arguments.minutes), seed=arguments.seed)
+    num_frames = round(60 * RATE_HZ * arguments.minutes)
+    flight = Flight(num_frames, seed=arguments.seed, folder=work / "frames")
+    flight.draw()
     chance = Chance(f"around {arguments.seed}")
     broker = Broker(folder=work)
     broker.start()
@@ -645,7 +664,6 @@ def main() -> int:
         f"phone://{LOOPBACK}:{phone}",
         f"rtmp://{LOOPBACK}:{rtmp}/live?listen=1",
     ]
-    flight.jpeg(0)  # paints the town, which takes seconds
     try:
         with started_run(work, sources, seed=arguments.seed) as process:
             while not (work / "run" / "database.db").exists() and process.poll() is None:

@@ -277,8 +277,10 @@ class Mapper:
             self._report_changes()  # a map built anew holds it already
         else:
             self._calibrate_from_pairs(self._map)
-            if not self._components.claim(self._map, frame_id):
-                self._register(frame_id)
+            if not self._components.claim(self._map, frame_id) and self._registering.register(
+                self._map, frame_id, begun_s=self._begun_s
+            ):
+                self._settle(frame_id)
             self._take_lead(self._components.add_keyframe(self._map, frame_id))
             self._pose_strictly()
             self._split_cameras()
@@ -312,14 +314,13 @@ class Mapper:
         record = None if frame_id is None else self._record(frame_id)
         return self._step(record=record, wants_view=False)
 
-    def _register(self, frame_id: FrameId) -> None:
-        """Registers the newest keyframe, and others that have been waiting for it."""
-        if self._registering.register(self._map, frame_id, begun_s=self._begun_s):
-            self._repair_misplaced(frame_id)
-            self._registering.retry_waiting(self._map)
-            self._loops.watch(self._map, frame_id)
-            self._correct_loops()
-            self._loops.report(self._map)
+    def _settle(self, frame_id: FrameId) -> None:
+        """What follows where the newest keyframe found its place: others find theirs by it."""
+        self._repair_misplaced(frame_id)
+        self._registering.retry_waiting(self._map)
+        self._loops.watch(self._map, frame_id)
+        self._correct_loops()
+        self._loops.report(self._map)
 
     def _require_agreement(self) -> None:
         """Builds the map anew from agreed pairs, since the run shows that many pairs are wrong."""

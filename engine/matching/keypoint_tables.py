@@ -145,6 +145,11 @@ class KeypointTable:
             self._is_changed = False
         return self._features
 
+    def drop_descriptors(self) -> Features:
+        """Lets go of the descriptors; returns the table without them."""
+        self._features = self.features().without_descriptors()
+        return self._features
+
     def query_rows(self, limit: int) -> Int64Array:
         """At most ``limit`` rows to look up in another image, spread over this one.
 
@@ -356,6 +361,10 @@ class KeypointTables:
     def features(self, frame_id: FrameId) -> Features:
         """A keyframe's current table."""
         return self._tables[frame_id].features()
+
+    def drop_descriptors(self, frame_id: FrameId) -> Features:
+        """Lets go of a keyframe's descriptors; returns its table without them."""
+        return self._tables[frame_id].drop_descriptors()
 
     def depths_m(self, frame_id: FrameId) -> Float32Array:
         """The latest depth a matcher gave each keypoint of a keyframe, (N,); 0: unknown."""

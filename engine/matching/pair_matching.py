@@ -14,6 +14,7 @@ from engine.config import DenseMatchingConfig, TwoViewConfig
 from engine.errors import InferenceError
 from engine.estimators.lenses import camera_of
 from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
+from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.keypoint_tables import KeypointTables, select_matches
 from engine.matching.overlays import Overlay, OverlayMask, Overlays
 from engine.matching.scene_graph import SceneGraph
@@ -89,6 +90,7 @@ class PairMatching:
         matcher: matches them.
         two_view: thresholds of the verification.
         dense: thresholds for dense matches that become keypoints.
+        descriptors: keeps the descriptors of keyframes; None: all are kept in memory.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class PairMatching:
         *,
         two_view: TwoViewConfig,
         dense: DenseMatchingConfig,
+        descriptors: DescriptorStore | None = None,
     ) -> None:
+        self._descriptors = descriptors
         self._graph = graph
         self._matcher = matcher
         self._two_view = two_view
@@ -126,6 +130,7 @@ class PairMatching:
         self._graph.add_keyframe(keyframe)
         size = (keyframe.width, keyframe.height)
         self._tables.add(keyframe.features, size=size, mask=keyframe.mask)
+        self._keep_descriptors(keyframe.features)
         self._overlays.add_keyframe(keyframe)
 
     # -- what a run that goes on needs ------------------------------------------------------------
@@ -148,6 +153,7 @@ class PairMatching:
         columns, lines = facts.get(f"grid/{keyframe.frame_id}", (0, 0))
         size = (keyframe.width, keyframe.height)
         self._tables.add(keyframe.features, size=size, mask=keyframe.mask, grid=(columns, lines))
+        self._keep_descriptors(keyframe.features)
         self._overlays.add_keyframe(keyframe)
 
     def restore_matches(
@@ -389,11 +395,25 @@ class PairMatching:
         """Depths in metres that the matcher gave a keyframe's keypoints, (N,); 0: unknown."""
         return self._tables.depths_m(frame_id)
 
+    def _features_of(self, frame_id: FrameId) -> Features:
+        features = self._graph.keyframe(frame_id).features
+        return (
+            features if self._descriptors is None else self._descriptors.with_descriptors(features)
+        )
+
+    def _keep_descriptors(self, features: Features) -> None:
+        """Keeps the descriptors of a new keyframe, and lets go of others where there are many."""
+        if self._descriptors is None:
+            return
+        self._descriptors.add(features)
+        for frame_id in self._descriptors.make_room():
+            self._graph.replace_features(self._tables.drop_descriptors(frame_id))
+
     def _request(self, pair: ImagePair, wants_pointmaps: bool) -> MatchRequest:
         return MatchRequest(
             pair=pair,
-            first=self._graph.keyframe(pair.first).features,
-            second=self._graph.keyframe(pair.second).features,
+            first=self._features_of(pair.first),
+            second=self._features_of(pair.second),
             query_rows1=self._tables.query_rows(pair.first),
             query_rows2=self._tables.query_rows(pair.second),
             wants_pointmaps=wants_pointmaps,

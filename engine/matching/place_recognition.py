@@ -117,7 +117,8 @@ class PlaceRecognizer:
             self._learn_if_due()
         self._rows[frame_id] = len(self._frame_ids)
         self._frame_ids.append(frame_id)
-        strongest = descriptors[: self._config.max_descriptors]
+        # A copy: what they are a part of may be let go of.
+        strongest = descriptors[: self._config.max_descriptors].copy()
         if self._may_learn:
             self._descriptors.append(strongest)
             self._plan_learning()

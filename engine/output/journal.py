@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -76,20 +75,6 @@ class Moment:
     def is_empty(self) -> bool:
         """Whether nothing changed."""
         return not any(getattr(self, one.name) for one in fields(self))
-
-    def without(self, lost: AbstractSet[FrameId]) -> Moment:
-        """The moment without some keyframes and what belongs to them."""
-        new = self.keyframe
-        return replace(
-            self,
-            keyframe=None if new and new.keyframe.frame_id in lost else new,
-            moved=tuple(one for one in self.moved if one.frame_id not in lost),
-            pairs=tuple(
-                one for one in self.pairs if lost.isdisjoint((one.pair.first, one.pair.second))
-            ),
-            tried=tuple(pair for pair in self.tried if lost.isdisjoint((pair.first, pair.second))),
-            recalibrated={i: one for i, one in self.recalibrated.items() if i not in lost},
-        )
 
 
 def encode_keyframe_image(frame: Frame, *, quality: int) -> bytes:
@@ -209,22 +194,28 @@ class Journal:
     def write(self, moment: Moment) -> None:
         """Writes all that changed up to a moment, or nothing of it.
 
+        Tables, pairs and cameras of keyframes that the journal does not have are left out: what
+        is lost of a run is whole keyframes, and one that is still to come brings them again.
+
         Raises:
             JournalError: something cannot be written, or does not fit what is in the journal. Files
                 of an image and a mask may stay, no row does.
         """
         with self._transaction("what changed"):
             for features in moment.moved:
-                self.move_keypoints(features)
+                if self._has_keyframes(features.frame_id):
+                    self.move_keypoints(features)
             if moment.keyframe is not None:
                 self.add_keyframe(moment.keyframe)
             for verified in moment.pairs:
-                self.add_pair(verified)
+                if self._has_keyframes(verified.pair.first, verified.pair.second):
+                    self.add_pair(verified)
             own_tables.write_tried(self._connection, moment.tried)
             for key, calibration in moment.calibrations.items():
                 self.write_calibration(key, calibration)
             for frame_id, camera in moment.recalibrated.items():
-                self.change_camera(frame_id, camera)
+                if self._has_keyframes(frame_id):
+                    self.change_camera(frame_id, camera)
             for camera in (*moment.recalibrated.values(), *moment.cameras):
                 colmap_tables.write_camera(self._connection, camera)
             own_tables.write_relative_poses(self._connection, moment.relative_poses)
@@ -337,7 +328,8 @@ class Journal:
         """
         first, second = verified.pair.first, verified.pair.second
         with self._transaction(f"pair {first}-{second}"):
-            self._check_pair(verified.pair)
+            if not self._has_keyframes(first, second):
+                raise JournalError(f"pair {first}-{second}: both must be keyframes first")
             colmap_tables.write_pair(self._connection, verified)
             own_tables.write_pair(self._connection, verified)
 
@@ -406,12 +398,13 @@ class Journal:
     def _mask_path(self, image_name: str) -> Path:
         return self._masks_path / mask_name(_checked_name(image_name))
 
-    def _check_pair(self, pair: ImagePair) -> None:
-        found = self._connection.execute(
-            "SELECT COUNT(*) FROM images WHERE image_id IN (?, ?)", (pair.first, pair.second)
+    def _has_keyframes(self, *frame_ids: FrameId) -> bool:
+        return all(
+            self._connection.execute(
+                "SELECT 1 FROM images WHERE image_id = ?", (int(frame_id),)
+            ).fetchone()
+            for frame_id in frame_ids
         )
-        if found.fetchone()[0] != 2:
-            raise JournalError(f"pair {pair.first}-{pair.second}: both must be keyframes first")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

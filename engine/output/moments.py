@@ -31,7 +31,7 @@ class MomentQueue:
     A moment that cannot be written for now, since the disk is full or another program holds the
     database, is tried again with the next one. When many wait for another program, whoever adds one
     waits, too. When many wait for room, the oldest ones are lost: their keyframes, and pairs with
-    these, are missing from the journal.
+    these, are missing from the journal, and the run says so.
 
     Args:
         write: writes a moment whole or not at all; raises JournalError.
@@ -50,7 +50,6 @@ class MomentQueue:
         self._facts: dict[str, Fact] = {}  # the latest of each name
         self._unwritten: deque[Moment] = deque()  # the oldest first
         self._is_locked = False  # another program holds the database
-        self._lost: set[FrameId] = set()  # keyframes that the journal does not have
         self.num_lost = 0  # moments that the journal does not have, or not whole
 
     @property
@@ -88,7 +87,7 @@ class MomentQueue:
         """
         self._poses += step.relative_poses
         self._facts.update(step.facts)
-        changed = Moment() if step.record is None else self._moment_of(step.record, keyframe)
+        changed = Moment() if step.record is None else _moment_of(step.record, keyframe)
         self.write(
             replace(
                 changed,
@@ -101,7 +100,7 @@ class MomentQueue:
 
     def add_record(self, record: KeyframeRecord, *, keyframe: NewKeyframe | None) -> None:
         """Adds a keyframe whose step is not known; ``keyframe`` is as for `add_step`."""
-        self.write(self._moment_of(record, keyframe))
+        self.write(_moment_of(record, keyframe))
 
     def add_cameras(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Adds the present parameters of cameras."""
@@ -125,12 +124,6 @@ class MomentQueue:
         while self._is_locked and time.monotonic() < until_s:
             time.sleep(_RETRY_S)
             self._write_waiting()
-
-    def _moment_of(self, record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
-        if keyframe is None:
-            self._lost.add(record.keyframe.frame_id)
-        pairs = (*record.changed_pairs, *record.pairs)
-        return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
 
     def _flush_many(self) -> None:
         num_frames = len(self._frames) + len(self._readings)
@@ -165,20 +158,14 @@ class MomentQueue:
 
     def _write_or_lose(self, moment: Moment) -> bool:
         """Writes a moment, or gives it up; False: it may be written later."""
-        moment = moment.without(self._lost)
-        own = set() if moment.keyframe is None else {moment.keyframe.keyframe.frame_id}
-        self._lost |= own  # unless it is written; an error of another kind leaves it so
         try:
             self._write(moment)
         except JournalError as error:
             self._failed(error)
             self._is_locked = trouble_of(error) is Trouble.LOCKED
             if _may_pass(error):
-                self._lost -= own
                 return False
             self._lose(moment)
-            return True
-        self._lost -= own
         return True
 
     def _lose(self, moment: Moment) -> None:
@@ -186,12 +173,16 @@ class MomentQueue:
         self.num_lost += 1
         if moment.keyframe is None:
             return
-        self._lost.add(moment.keyframe.keyframe.frame_id)
         logger.error("%s is lost to the journal", moment.keyframe.keyframe.name)
         try:
-            self._write(moment.without(self._lost))
+            self._write(replace(moment, keyframe=None))
         except JournalError as error:
             self._failed(error)
+
+
+def _moment_of(record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
+    pairs = (*record.changed_pairs, *record.pairs)
+    return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
 
 
 def _stored(frame: Frame | RejectedFrame, *, status: str | None) -> StoredFrame:

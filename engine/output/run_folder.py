@@ -202,6 +202,8 @@ class RunFolder:
         """Makes and locks an empty folder for a run; arguments and errors are those of `create`."""
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; a run needs a folder of its own")
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"{path}: is a link to {path.readlink()}, which is not there")
         with _making(path):
             refuse_running(path)
             _refuse_unusable(path, overwrite=overwrite)

@@ -38,6 +38,7 @@ from engine.events import (
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame
+from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
@@ -46,6 +47,7 @@ from engine.output.recovery import FormerRun
 from engine.output.run_folder import RunFolder
 from engine.output.snapshots import read_models
 from engine.output.statistics import RunStatistics, summary_figures
+from engine.output.stored_descriptors import StoredDescriptors
 from engine.ports import (
     CameraCalibrations,
     CameraMasks,
@@ -330,6 +332,7 @@ class Engine:
         await asyncio.to_thread(self._views.close)
         not_saved = await run_in(self._io_thread, self._recorder.close)
         self._mapper.shutdown()
+        self._stored_descriptors.close()
         for thread in self._threads:
             thread.shutdown(wait=False)
         for guard in self._guards.values():
@@ -492,6 +495,7 @@ class Engine:
             folder, snapshots=config.snapshots, runtime=config.runtime, emit=self._events
         )
         self._faults = Faults(config.faults, emit=self._events, end=self._end_from_any_thread)
+        self._stored_descriptors = StoredDescriptors(lambda: self._recorder.path)
         self._views = ViewDispatcher(
             views, config.views, faults=self._faults, max_call_s=config.faults.max_call_s
         )
@@ -598,7 +602,14 @@ class Engine:
         )
         graph = SceneGraph(config.scene_graph, recognizer=places)
         matching = PairMatching(
-            graph, self._matcher, two_view=config.two_view, dense=config.dense_matching
+            graph,
+            self._matcher,
+            two_view=config.two_view,
+            dense=config.dense_matching,
+            descriptors=DescriptorStore(
+                max_bytes=config.matching.max_descriptors_mb * 1_000_000,
+                read=self._stored_descriptors.read,
+            ),
         )
         self._mapper = ThreadOwned(
             lambda: Mapper(

@@ -482,3 +482,11 @@ def test_default_names_never_collide_with_a_former_run(tmp_path: Path) -> None:
 )
 def test_default_names_stay_inside_their_folder(tmp_path: Path, stem: str, name: str) -> None:
     assert unique_run_path(tmp_path, stem) == tmp_path / name
+
+
+def test_a_link_to_nothing_is_refused_by_where_it_leads(tmp_path: Path) -> None:
+    link = tmp_path / "out"
+    link.symlink_to("/nowhere/card")
+    with pytest.raises(ConfigError, match="out: is a link to /nowhere/card, which is not there"):
+        RunFolder.create(link, config_text="")
+    assert not link.exists()

@@ -403,6 +403,23 @@ def test_a_moment_that_fails_leaves_nothing_of_itself(
     journal.close()
 
 
+def test_what_belongs_to_keyframes_that_the_journal_lacks_is_left_out(run: Path) -> None:
+    write(
+        run,
+        *moments()[:2],
+        Moment(
+            moved=(features(4, kind=DescriptorKind.OTHER),),
+            pairs=(pair(1, 4), pair(1, 2, num_matches=11)),
+            tried=(ImagePair(FrameId(2), FrameId(4)),),
+            recalibrated={FrameId(4): camera(2), FrameId(2): camera(3)},
+        ),
+    )
+    stored = read_stored_run(run)
+    assert [one.camera_id for one in stored.keyframes] == [1, 3]
+    assert [one.num_matches for one in stored.pairs] == [11]
+    assert len(stored.tried) == 1
+
+
 def no_room(*_: object) -> None:
     raise sqlite3.OperationalError("database or disk is full")
 

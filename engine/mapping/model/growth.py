@@ -6,6 +6,7 @@ at the end of a run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -33,16 +34,7 @@ class GrowthConfig:
 def register_and_refine(
     sparse_map: SparseMap, frame_id: FrameId, *, config: GrowthConfig
 ) -> Registration:
-    """Registers a keyframe, triangulates its matches and refines its surroundings."""
-    registration = _register(sparse_map, frame_id, min_inlier_ratio=config.min_inlier_ratio)
-    if registration.status is RegistrationStatus.REGISTERED:
-        sparse_map.triangulate(frame_id)
-        adjust_locally(sparse_map, frame_id, config=config.local_bundle_adjustment)
-    return registration
-
-
-def _register(sparse_map: SparseMap, frame_id: FrameId, *, min_inlier_ratio: float) -> Registration:
-    """Registers a keyframe where its strongest pairs agree with its place.
+    """Registers a keyframe, triangulates its matches and refines its surroundings.
 
     Many weak pairs with repeated structure may outvote a strong one. Where the strongest pairs
     contradict the pose that most matches agree on, they pose the keyframe alone, or it waits. Where
@@ -56,21 +48,19 @@ def _register(sparse_map: SparseMap, frame_id: FrameId, *, min_inlier_ratio: flo
         contradicting.update(contradicting_neighbors(sparse_map, frame_id, cam_from_world))
         return not contradicting
 
-    registration = sparse_map.register(
-        frame_id, min_inlier_ratio=min_inlier_ratio, is_credible=is_credible
+    register = functools.partial(
+        sparse_map.register, frame_id, min_inlier_ratio=config.min_inlier_ratio
     )
-    if registration.status is not RegistrationStatus.CONTRADICTED:
-        return registration
-    by_strong_pairs = sparse_map.register(
-        frame_id,
-        min_inlier_ratio=min_inlier_ratio,
-        neighbors=dict(contradicting),
-        is_credible=is_credible,
-    )
-    if by_strong_pairs.status is RegistrationStatus.REGISTERED:
-        return by_strong_pairs
-    if by_strong_pairs.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES:
-        return sparse_map.register(frame_id, min_inlier_ratio=min_inlier_ratio)
+    registration = register(is_credible=is_credible)
+    if registration.status is RegistrationStatus.CONTRADICTED:
+        by_strong_pairs = register(neighbors=dict(contradicting), is_credible=is_credible)
+        if by_strong_pairs.status is RegistrationStatus.REGISTERED:
+            registration = by_strong_pairs
+        elif by_strong_pairs.status is RegistrationStatus.TOO_FEW_CORRESPONDENCES:
+            registration = register()
+    if registration.status is RegistrationStatus.REGISTERED:
+        sparse_map.triangulate(frame_id)
+        adjust_locally(sparse_map, frame_id, config=config.local_bundle_adjustment)
     return registration
 
 

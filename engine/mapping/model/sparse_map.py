@@ -262,7 +262,8 @@ class SparseMap:
             image_id=frame_id,
         )
         self._reconstruction.add_image_with_trivial_frame(image)
-        self._keyframes[frame_id] = keyframe
+        features = keyframe.features.without_descriptors()
+        self._keyframes[frame_id] = replace(keyframe, features=features)
         # The manager counts an image's correspondences when it is added: pairs come first.
         self._observations.add_image(frame_id)
 
@@ -301,7 +302,9 @@ class SparseMap:
         points2D = self._reconstruction.image(features.frame_id).points2D
         for row in np.flatnonzero((before_xy != after_xy).any(axis=1)).tolist():
             points2D[row].xy = after_xy[row]
-        self._keyframes[features.frame_id] = replace(keyframe, features=features)
+        self._keyframes[features.frame_id] = replace(
+            keyframe, features=features.without_descriptors()
+        )
 
     def initialize(
         self, first: FrameId, second: FrameId, *, second_from_first: Float64Array

@@ -38,7 +38,7 @@ _UNPROVEN_WEIGHT = 0.25  # of one that none confirms
 _LEAST_JOINED = 3  # keyframes of a part whose joint must be firm; fewer are held by their own pairs
 _MIN_WITH_POINT = 40  # matches across that observe a point on either side
 _TORN_RATIO = 0.4  # of them, that observe the same point on both sides
-_THIN_RATIO = 1.4  # of the evidence that commonly holds one keyframe, in all pairs across together
+_THIN_RATIO = 0.6  # of the evidence that commonly holds one keyframe, in all pairs across together
 _WEAK_RATIO = 0.5  # likewise, in the strongest of them
 
 
@@ -120,7 +120,7 @@ class _LookedAt:
     pairs: Sequence[VerifiedPair]
     ends: Int64Array  # (B, 2) indices of keyframes
     strengths: Float64Array  # (B,) independent inliers
-    holding: Float64Array  # (B,) the same, less of matches seen from very different directions
+    holding: Float64Array  # (B,) the same, less where no surface shows itself to both so well
     agrees: BoolArray  # (B,) with the map
     num_with_point: Int64Array  # (B,) of the matches, those that observe a point on either side
     num_common: Int64Array  # (B,) of these, those that observe the same point on both sides
@@ -137,7 +137,7 @@ class _LookedAt:
             pairs=pairs,
             ends=np.array([(index[one.pair.first], index[one.pair.second]) for one in pairs]),
             strengths=strengths,
-            holding=strengths * (1.0 + cosines) / 2.0,
+            holding=strengths * ((1.0 + cosines) / 2.0) ** 2,
             agrees=(errors_px < _INLYING_PX).mean(axis=1) >= _MIN_INLYING_RATIO,
             num_with_point=(points >= 0).any(axis=0).sum(axis=1),
             num_common=((points[0] >= 0) & (points[0] == points[1])).sum(axis=1),

@@ -132,14 +132,14 @@ def test_third_views_are_not_asked_about_a_right_map(world: SyntheticWorld) -> N
     assert examined(grown_map(world), refuse) == PartsEvidence()
 
 
-@pytest.mark.parametrize(("num_pairs", "is_thin"), [(0, True), (3, True), (100, False)])
+@pytest.mark.parametrize(("num_pairs", "is_thin"), [(0, True), (2, True), (100, False)])
 def test_a_part_that_few_weak_pairs_join_is_named(
     world: SyntheticWorld, num_pairs: int, is_thin: bool
 ) -> None:
     sparse_map = grown_map(world)
     every = pairs_of(sparse_map)
     across = [one for one in every if is_across(one)]
-    weak = [replace(one, inlier_matches_idx=one.inlier_matches_idx[:20]) for one in across]
+    weak = [replace(one, inlier_matches_idx=one.inlier_matches_idx[:18]) for one in across]
     kept = weak[:num_pairs] if is_thin else across
     pairs = [one for one in every if not is_across(one)] + kept
     thin = examine_parts(sparse_map, pairs).thin
@@ -149,4 +149,4 @@ def test_a_part_that_few_weak_pairs_join_is_named(
     assert thin is not None
     assert thin.frame_ids == tuple(range(FIRST_OF_PART, NUM + 1))
     assert thin.num_pairs == num_pairs
-    assert thin.strength_ratio < 1.4
+    assert thin.strength_ratio < 0.6
