@@ -7,17 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.config import Config, load_config
 from engine.errors import ConfigError, JournalError
-from engine.output.recovery import FormerRun, FormerSource, recover_run
-from engine.output.run_copy import copy_run
-from engine.output.run_folder import is_run
-from engine.output.run_format import check_resumable
-from engine.output.run_lock import RunLock
-from engine.output.stored_run import read_stored_run
 from engine.ports import ResumableSource, Source
-from engine.run.ingestion import SourceRole
+
+if TYPE_CHECKING:
+    from engine.output.recovery import FormerRun, FormerSource
+    from engine.output.run_lock import RunLock
+    from engine.run.ingestion import SourceRole
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +54,8 @@ def go_on(path: Path, *, overlays: Sequence[str], settings: Sequence[str]) -> Go
         ConfigError: it is no run, a live run holds it, or a setting contradicts its keyframes.
         JournalError: its journal cannot be read.
     """
+    from engine.output.run_lock import RunLock
+
     _refuse_other_folders(path)
     config = _config_of(path, overlays=overlays, settings=settings)
     lock = RunLock.acquire(path)
@@ -82,6 +83,8 @@ def begin_from(
             setting contradicts the keyframes.
         JournalError: the other run cannot be read or copied.
     """
+    from engine.output.run_copy import copy_run
+
     _refuse_other_folders(former)
     config = _config_of(former, overlays=overlays, settings=settings)
     lock = copy_run(former, path, overwrite=overwrite)
@@ -127,6 +130,8 @@ def roles_of(
         sources: opened; what was taken of them before is left out from here on.
         former: the run that goes on; None: a new one begins.
     """
+    from engine.run.ingestion import SourceRole
+
     if former is None:
         new = SourceRole.of_all(sources)
         return [
@@ -167,6 +172,9 @@ def _leave_out(source: Source, same: FormerSource) -> None:
 def _refuse_other_folders(path: Path) -> None:
     if not path.is_dir():
         raise ConfigError(f"{path}: no such run folder")
+    from engine.output.run_folder import is_run
+    from engine.output.run_format import check_resumable
+
     if not is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run")
     check_resumable(path)
@@ -194,6 +202,9 @@ def _config_of(path: Path, *, overlays: Sequence[str], settings: Sequence[str]) 
 
 
 def _read(path: Path) -> FormerRun:
+    from engine.output.recovery import recover_run
+    from engine.output.stored_run import read_stored_run
+
     former = recover_run(read_stored_run(path))
     if not former.stored.keyframes and not former.sources:
         raise JournalError(f"{path}: the run ended before its first frame; begin it anew")

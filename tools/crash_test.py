@@ -388,7 +388,7 @@ def make_cases(arguments: argparse.Namespace) -> list[Case]:
         if arguments.fox is None:
             raise SystemExit("--case fox needs --fox FOLDER with images/ and groundtruth.txt")
         images = sorted((arguments.fox / "images").iterdir())
-        features = ("--set", "sift.max_features=3000", "--set", "snapshots.every_keyframes=4")
+        features = ("--set", "sift.max_features=2000", "--set", "snapshots.every_keyframes=4")
         cases.append(
             Case(
                 name="fox",

@@ -132,9 +132,12 @@ def _copied(former: Path, path: Path, name: Path) -> bool:
     """Whether a file is in the new folder, after it was copied from the former one if need be."""
     source, target = former / name, path / name
     try:
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+        if target.exists():
+            return True
+        if not source.exists():
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
     except OSError:
         target.unlink(missing_ok=True)
         return False

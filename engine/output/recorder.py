@@ -119,9 +119,6 @@ class Recorder:
         self._check_folder()
         self._check_space()
         self._write_again()
-        if self._is_locked and not self._moments.num_unwritten:
-            self._is_locked = False
-            self._warn("database.db can be written again, and all that waited is in it")
 
     def count_failed_write(self) -> None:
         """Counts a write that broke in a way that nobody expected; it is missing."""
@@ -139,7 +136,7 @@ class Recorder:
         if _SNAPSHOTS not in self._unsaved and self._is_final_lost():
             words.append(_DOCUMENTS[_SNAPSHOTS])
         if num_missing := len(self._images_missing()):
-            words.append(f"{num_missing} images of the map")
+            words.append(f"{num_missing} image{'s' * (num_missing > 1)} of the map")
         if self._has_recording and not (self.path / _RECORDING).exists():
             words.append(_RECORDING)
         return tuple(words)
@@ -211,6 +208,9 @@ class Recorder:
                 self._unsaved.discard(name)
         if self._moments.num_unwritten:
             self._moments.flush()
+        if self._is_locked and not self._moments.num_unwritten:
+            self._is_locked = False
+            self._warn("database.db can be written again, and all that waited is in it")
         if self._folder.unwritten():
             try:
                 self._folder.write_waiting()

@@ -182,6 +182,7 @@ class Engine:
         self._leave = leave
         self._requests = requests or RunRequests()
         self._asked_path = folder.path
+        self._is_reading = True  # until the sources end
         self._stopped_by = StoppedBy.END_OF_SOURCES
         self._make_outputs(folder, views)
         self._make_guards(matcher)
@@ -271,6 +272,7 @@ class Engine:
     async def _ingest(self) -> None:
         """Sources to frames."""
         await self._attempt(self._ingestion.run(), what="reading the sources")
+        self._is_reading = False
         self._arrivals.end()
 
     async def _track(self) -> None:
@@ -464,7 +466,7 @@ class Engine:
     async def _look(self) -> None:
         """Looks after the run folder; a disk that is nearly full stops the run."""
         await (await self._writer.schedule(self._recorder.look))
-        if self._recorder.is_space_low:
+        if self._recorder.is_space_low and self._is_reading:
             self._stop_because(StoppedBy.FULL_DISK)
 
     def _stop_because(self, reason: StoppedBy) -> None:

@@ -38,6 +38,8 @@ class Launches:
         self.stopped_by = StoppedBy.END_OF_SOURCES
         self.verdict = Verdict()
         self.num_in_other_maps: tuple[int, ...] = ()
+        self.not_saved: tuple[str, ...] = ()
+        self.asked_path: Path | None = None
 
     def __call__(self, config: Config, options: LaunchOptions) -> RunOutcome:
         self.asked.append((config, options))
@@ -51,6 +53,8 @@ class Launches:
             summary={},
             verdict=self.verdict,
             num_in_other_maps=self.num_in_other_maps,
+            not_saved=self.not_saved,
+            asked_path=self.asked_path,
         )
 
     @property
@@ -221,6 +225,7 @@ def test_the_demo_replaces_its_last_run_unless_asked_not_to(launches: Launches) 
         (0, StoppedBy.END_OF_SOURCES, 1, "no map could be made"),
         (0, StoppedBy.SIGNAL, 1, "no map could be made"),
         (9, StoppedBy.FAILURE, 1, "the run broke off, see the errors above"),
+        (9, StoppedBy.FULL_DISK, 1, "the run ended early because the disk is nearly full"),
     ],
 )
 def test_the_exit_code_tells_whether_something_useful_was_made(
@@ -232,6 +237,18 @@ def test_the_exit_code_tells_whether_something_useful_was_made(
     last_line = result.stdout.splitlines(keepends=True)[-1]
     assert last_line.startswith("there: ")
     assert words in last_line
+
+
+def test_the_exit_code_and_the_last_line_tell_what_is_not_on_disk(launches: Launches) -> None:
+    launches.not_saved = ("the final map", "summary.json")
+    result = livesfm("run", "photos", "--out", "there")
+    assert result.exit_code == 1
+    last = result.stdout.splitlines()[-1]
+    assert last == ("there: 9 of 10 keyframes registered; NOT SAVED: the final map, summary.json")
+    launches.not_saved, launches.asked_path = (), Path("gone")
+    result = livesfm("run", "photos", "--out", "there")
+    assert result.exit_code == 1
+    assert "; it is not in gone, see above" in result.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("level", [VerdictLevel.DOUBTFUL, VerdictLevel.WRONG])

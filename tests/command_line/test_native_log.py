@@ -52,6 +52,35 @@ def test_everything_else_reaches_the_terminal_unchanged(capfd: pytest.CaptureFix
     assert capfd.readouterr().err == "E is no severity without a date\nhalf a line\nand no end"
 
 
+def test_a_recording_that_cannot_be_written_is_one_line_in_the_log(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    time = "\x1b[2m2026-11-26T21:58:40.091567Z\x1b[0m "
+    with native_log_captured():
+        say(
+            f"{time}\x1b[31mERROR\x1b[0m \x1b[2mre_log_encoding::rrd::file_sink\x1b[0m\x1b[2m:"
+            "\x1b[0m Failed to write log stream to r/a.rrd: No space left\n"
+        )
+        say(
+            f"{time}\x1b[33m WARN\x1b[0m \x1b[2mre_log_encoding::rrd::encoder\x1b[0m\x1b[2m:\x1b[0m"
+            " encoder couldn't be finished\n"
+        )
+        say("2026-11-26T21:58:40.092Z  WARN re_grpc_server: a client is slow\n")
+    assert capfd.readouterr().err == ""
+    assert [
+        (record.levelno, record.message)
+        for record in caplog.records
+        if record.name == "adapters.native_log" and record.levelno > logging.DEBUG
+    ] == [
+        (
+            logging.ERROR,
+            "the recording ends here: Failed to write log stream to r/a.rrd: No space left",
+        ),
+        (logging.WARNING, "rerun: a client is slow"),
+    ]
+
+
 def test_native_log_lines_in_colours_leave_the_terminal_too(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

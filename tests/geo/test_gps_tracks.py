@@ -115,7 +115,7 @@ def test_a_reading_of_no_time_is_left_out() -> None:
 
 
 def test_a_long_track_forgets_its_oldest_readings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gps_tracks, "_MAX_READINGS", 10)
+    monkeypatch.setattr(gps_tracks, "MAX_READINGS", 10)
     tracks = tracks_of(*(reading(float(second), fix(float(second % 60))) for second in range(100)))
     assert latitude_at(tracks, 90.0) == 30.0
     assert latitude_at(tracks, 85.0) is None

@@ -281,6 +281,23 @@ def test_going_on_twice_gives_the_same_map_to_the_last_bit(name: str, tmp_path: 
     assert all(np.array_equal(poses[0][i], poses[1][i]) for i in poses[0])
 
 
+def test_a_run_that_is_killed_again_and_again_still_gives_the_map(tmp_path: Path) -> None:
+    scene = SCENES["before the first snapshot"]
+    run = scene.feed(scene.run(), range(1, 7))
+    models: tuple[StoredModel, ...] = ()
+    for number, frame_ids in enumerate([range(7, 10), range(10, 14), range(14, 17)]):
+        stored, run = run.stored.run(), scene.run()
+        run.restore(stored, models)
+        assert run.registered_ids == list(range(1, frame_ids.start))
+        if number == 1:
+            models = written_models(run.mapper.snapshot(), tmp_path)
+        scene.feed(run, frame_ids)
+    scene.feed(run, range(17, 21))
+    run.end()
+    assert run.registered_ids == scene.world.frame_ids
+    assert 0.0 < errors_of(run, scene.world)[0] < 5e-4
+
+
 def test_nothing_is_emitted_again(tmp_path: Path) -> None:
     scene = SCENES["some keyframes after a snapshot"]
     stop = scene.killed(tmp_path)

@@ -421,7 +421,7 @@ def break_mapper(
     monkeypatch.setattr(Mapper, method, break_down)
 
 
-@pytest.mark.parametrize("method", ["add_keyframe", "_register"])
+@pytest.mark.parametrize("method", ["add_keyframe", "_settle"])
 def test_a_map_that_was_left_half_changed_is_built_anew_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

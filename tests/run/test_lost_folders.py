@@ -124,7 +124,7 @@ def test_files_that_are_deleted_during_a_run_are_made_again(tmp_path: Path) -> N
 def test_images_that_are_deleted_during_a_run_are_missed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     outcome = run(path, after(8, (path / "images" / "000002.jpg").unlink))
-    assert outcome.not_saved == ("1 images of the map",)
+    assert outcome.not_saved == ("1 image of the map",)
     (words,) = [one for one in Written.read(path).warnings() if "images that the map" in one]
     assert "000002.jpg" in words
 
@@ -242,8 +242,11 @@ def on_a_small_disk(
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_at_some_moment_costs_no_keyframe(tmp_path: Path) -> None:
-    ended, copy, said = on_a_small_disk(tmp_path, "ballast", after_frames=9)
+@pytest.mark.parametrize("after_frames", [2, 9, 15])
+def test_a_disk_that_fills_up_at_some_moment_costs_no_keyframe(
+    tmp_path: Path, after_frames: int
+) -> None:
+    ended, copy, said = on_a_small_disk(tmp_path, "ballast", after_frames=after_frames)
     assert "No space left on device" in said
     rescued = Path(ended["path"])
     assert rescued == tmp_path / "home" / "run.rescued"
@@ -311,4 +314,5 @@ def test_a_database_that_another_program_holds_is_waited_for(tmp_path: Path) -> 
     written = Written.read(path)
     assert written.statuses == ["keyframe"] * NUM_FRAMES
     assert len([one for one in written.warnings() if "is locked by another program" in one]) == 1
+    assert len([one for one in written.warnings() if "can be written again" in one]) == 1
     assert written.summary["failed_writes"] == 0
