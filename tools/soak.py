@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -286,8 +287,8 @@ def figures_of(samples: Sequence[Sample], *, first_keyframe: int) -> Figures:
         first_keyframe=int(x[0]),
         mb_per_keyframe=slope,
         rss_mb_per_keyframe=line_through(x, rss)[0],
-        at_start_mb=at_zero + slope * x[0],
-        at_end_mb=at_zero + slope * x[-1],
+        at_start_mb=float(at_zero + slope * x[0]),
+        at_end_mb=float(at_zero + slope * x[-1]),
         fds=(int(fds.min()), int(fds.max())),
         threads=(int(threads.min()), int(threads.max())),
         most_waiting=int(waiting.max()),
@@ -337,7 +338,7 @@ def plot(samples: Sequence[Sample], figures: Figures) -> NDArray[np.uint8]:
     counts.curve(x, fds, _GREEN)
     counts.curve(x, threads, _ORANGE)
     counts.text("open files", row=0, color=_GREEN)
-    counts.text("           threads; over keyframes", row=0, color=_ORANGE)
+    counts.text("threads", row=1, color=_ORANGE)
     return image
 
 
@@ -461,6 +462,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-mb", type=float, default=0.15, help="a keyframe")
     parser.add_argument("--show", action="store_true", help="figures of the run that is there")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run, too
     work: Path = arguments.work
     if not arguments.show:
         soak(arguments)
