@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.resume import _config_of, addresses_of, go_on, roles_of
+from adapters.resume import _config_of, addresses_of, begin_from, go_on, roles_of
 from engine.config import dump_config, load_config
 from engine.errors import ConfigError, JournalError
 from engine.output.recovery import FormerRun, FormerSource
@@ -148,6 +148,17 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="run"):
             go_on(path, overlays=[], settings=[])
+
+
+@pytest.mark.parametrize("name", ["run", "link", ""])
+def test_a_run_is_not_replaced_by_one_that_begins_with_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "run"
+    RunFolder.create(path, config_text=dump_config(load_config())).close()
+    (tmp_path / "link").symlink_to(path)
+    before = sorted(path.iterdir())
+    with pytest.raises(ConfigError, match="is or holds the run to begin with"):
+        begin_from(path, tmp_path / name, overwrite=True, overlays=[], settings=[])
+    assert sorted(path.iterdir()) == before
 
 
 # -- configuration --------------------------------------------------------------------------------
