@@ -185,8 +185,10 @@ def run(
         if onto is None:
             loaded = _load(config, all_settings)
         else:
+            from adapters.launch import refuse_own_input
             from adapters.resume import begin_from
 
+            refuse_own_input(options)  # the folder is replaced before the run is launched
             _limit_library_threads()
             going_on = begin_from(
                 onto,

@@ -88,7 +88,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     provide_descriptors()
     limit_library_threads()
     _load_ahead()
-    _refuse_own_input(options)
+    refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
     specs = options.sources
@@ -118,6 +118,21 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         if not outcome.num_hangs:  # else it would wait for what hangs
             runner.close()
         return outcome
+
+
+def refuse_own_input(options: LaunchOptions) -> None:
+    """Refuses to replace a run folder that its own source lies in; before it is replaced.
+
+    Raises:
+        ConfigError: one does.
+    """
+    if not options.overwrite:
+        return
+    target = options.path.resolve()
+    for spec in options.sources:
+        path = spec if os.path.exists(spec) else spec.removeprefix("watch:")
+        if os.path.exists(path) and Path(path).resolve().is_relative_to(target):
+            raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
 
 
 def count_frame_ids(first: int = 1) -> FrameIds:
@@ -418,17 +433,6 @@ def _refuse_misfits(calibrations: CalibrationsByCamera, sources: Sequence[Source
                 return
     if misfits := calibrations.misfits(sizes):
         raise ConfigError(misfits[0])
-
-
-def _refuse_own_input(options: LaunchOptions) -> None:
-    """Refuses to replace a run folder that its own source lies in."""
-    if not options.overwrite:
-        return
-    target = options.path.resolve()
-    for spec in options.sources:
-        path = spec if os.path.exists(spec) else spec.removeprefix("watch:")
-        if os.path.exists(path) and Path(path).resolve().is_relative_to(target):
-            raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
 
 
 def _check_live_view(config: Config, options: LaunchOptions) -> None:
