@@ -24,7 +24,6 @@ from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     CameraMasks,
     FrameIds,
-    InputRecording,
     InvitesSenders,
     KnowsGroundTruth,
     KnowsImageSizes,
@@ -39,6 +38,7 @@ from engine.ports import (
 from engine.types import Float64Array, FrameId, Received, SourceInfo
 
 if TYPE_CHECKING:
+    from adapters.recordings.input_recording import FolderRecording
     from adapters.resume import GoingOn
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
@@ -208,7 +208,9 @@ def _open_engine(
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
     folder: RunFolder | None = None
+    recording: FolderRecording | None = None
     try:
+        recording = _input_recording(config, options, sources)
         signals.hold()  # a former run may be replaced now, so this one has to begin
         folder = _run_folder(config, options)
         views += _open_views(config, options, sources)
@@ -228,9 +230,11 @@ def _open_engine(
             roles=roles,
             former=None if going_on is None else going_on.former,
             onto="" if going_on is None else going_on.onto,
-            recording=_input_recording(config, options, sources),
+            recording=recording,
         )
     except EngineError:
+        if recording is not None:
+            recording.discard()
         for view in views:
             view.close()
         if folder is not None and options.going_on is None:
@@ -253,7 +257,7 @@ def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
 
 def _input_recording(
     config: Config, options: LaunchOptions, sources: Sequence[Source]
-) -> InputRecording | None:
+) -> FolderRecording | None:
     """Where what the run receives is kept, if that is wanted.
 
     Raises:

@@ -388,6 +388,20 @@ def test_a_watched_folder_inside_the_run_is_not_replaced_either(
     assert (run / "images" / "0.jpg").is_file()
 
 
+def test_a_recording_that_cannot_be_made_costs_no_former_run(tmp_path: Path, photos: Path) -> None:
+    run = launch(QUIET, options(tmp_path / "run", photos)).path
+    for folder in (photos, tmp_path / "photos" / "0.jpg"):
+        with pytest.raises(ConfigError, match="not empty|cannot be written"):
+            launch(QUIET, options(run, photos, overwrite=True, record_input=folder))
+        assert (run / "summary.json").is_file()
+
+
+def test_a_run_that_is_refused_leaves_no_recording(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(ConfigError, match="not empty"):
+        launch(QUIET, options(photos, photos, record_input=tmp_path / "input"))
+    assert not (tmp_path / "input").exists()
+
+
 def test_nor_is_it_replaced_by_a_run_that_begins_with_another_one(
     tmp_path: Path, photos: Path
 ) -> None:
