@@ -100,6 +100,19 @@ def begin_from(
         raise
 
 
+def refuse_replays(specs: Sequence[str]) -> None:
+    """Refuses recordings as sources of a run that goes on: they bring frame ids that it may have.
+
+    Raises:
+        ConfigError: one is among them.
+    """
+    from adapters.recordings.replay import replayed_folder
+
+    for spec in specs:
+        if replayed_folder(spec) is not None:
+            raise ConfigError(f"{spec}: repeats a whole run, so it cannot be added to another one")
+
+
 def addresses_of(former: FormerRun) -> list[str]:
     """What opens the sources of a run again.
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from adapters.cli import REFUSED, app
 from adapters.resume import _config_of, addresses_of, begin_from, go_on, roles_of
 from engine.config import dump_config, load_config
 from engine.errors import ConfigError, JournalError
@@ -100,6 +102,16 @@ def test_a_live_source_is_no_file_of_that_name(tmp_path: Path) -> None:
     former = former_run(tmp_path, [former_source("a")])
     (role,) = roles_of(["a"], [FakeLiveSource(happenings=[], label="a")], former)
     assert (role.prefix, role.part) == ("source2", 1)
+
+
+def test_a_recording_is_not_added_to_a_run(tmp_path: Path) -> None:
+    for name in ("recording.json", "config.yaml"):
+        (tmp_path / name).touch()
+    replay = f"replay:{tmp_path}"
+    for words in (["resume", "run", replay], ["run", replay, "--onto", "run", "--out", "other"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == REFUSED
+        assert "cannot be added to another one" in result.stderr
 
 
 def test_addresses_with_secrets_are_asked_for(
