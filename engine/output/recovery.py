@@ -70,6 +70,7 @@ def recover_run(stored: StoredRun) -> FormerRun:
     live = {one.source for one in opened if one.is_live}
     has_ended = bool(events) and isinstance(events[-1], RunFinished)
     finished = tuple(_finished_frames(stored, live=live, has_ended=has_ended))
+    stopped_ids = {one.frame_id for one in finished if one.status == _STOPPED} - {None}
     reported = {one.frame_id for one in events if isinstance(one, FrameDropped)}
     statistics = RunStatistics()
     for event in _finished_events(events, finished, live=live):
@@ -80,8 +81,8 @@ def recover_run(stored: StoredRun) -> FormerRun:
         frames=finished,
         lost=tuple(
             one
-            for one in stored.frames
-            if one.source in live and one.status is None and one.frame_id not in reported
+            for one in finished
+            if one.source in live and one.frame_id in stopped_ids and one.frame_id not in reported
         ),
         num_again=len(stored.frames) - len(finished),
         statistics=statistics,
@@ -138,27 +139,30 @@ def _finished_frames(
     last_keyframes = {one.source: one.keyframe.frame_id for one in stored.keyframes}
     for frame in stored.frames:
         is_live = frame.source in live
-        if frame.status is None:
+        is_lost = frame.status is None or (
+            frame.status == KEYFRAME_STATUS and frame.frame_id not in keyframe_ids
+        )
+        if is_lost:
             is_finished = is_live
-        elif frame.status == KEYFRAME_STATUS:
-            is_finished = frame.frame_id in keyframe_ids
         elif frame.status == TRACKED_STATUS:
             is_last = (frame.frame_id or 0) > last_keyframes.get(frame.source, 0)
             is_finished = is_live or has_ended or not is_last or frame.frame_id in posed_ids
         else:
             is_finished = is_live or frame.status != _STOPPED
         if is_finished:
-            yield frame if frame.status is not None else replace(frame, status=_STOPPED)
+            yield replace(frame, status=_STOPPED) if is_lost else frame
 
 
 def _finished_events(
     events: Iterable[Event], finished: Iterable[StoredFrame], *, live: Iterable[str]
 ) -> Iterator[Event]:
     """The events but for those of frames that are read again."""
-    finished_ids = {one.frame_id for one in finished}
+    status_of = {one.frame_id: one.status for one in finished}
     for event in events:
         match event:
-            case FrameReceived() | KeyframeAdded() if event.frame_id not in finished_ids:
+            case FrameReceived() if event.frame_id not in status_of:
+                continue
+            case KeyframeAdded() if status_of.get(event.frame_id) != KEYFRAME_STATUS:
                 continue
             case FrameDropped() if event.reason is DropReason.STOPPED and event.source not in live:
                 continue

@@ -182,6 +182,16 @@ def test_frames_of_a_live_source_do_not_come_again(tmp_path: Path) -> None:
     assert former.next_source_number == 3
 
 
+def test_a_keyframe_of_a_live_source_that_the_journal_lost_is_dropped(tmp_path: Path) -> None:
+    frames = [frame(i, "keyframe", source="rtsp://c/s") for i in (1, 2)]
+    write_events(tmp_path, [CAMERA, received(1), added(1), received(2), added(2)])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1,)))
+    assert [one.status for one in former.frames] == ["keyframe", "dropped:stopped"]
+    assert ([one.frame_id for one in former.lost], former.num_again) == ([2], 0)
+    figures = former.statistics.figures()
+    assert (figures["frames_received"], figures["keyframes"]) == (2, 1)
+
+
 def test_statistics_count_what_is_finished_once(tmp_path: Path) -> None:
     frames = [frame(1, "keyframe"), frame(2, "keyframe")]
     events = [
