@@ -157,15 +157,19 @@ def _finished_events(
     events: Iterable[Event], finished: Iterable[StoredFrame], *, live: Iterable[str]
 ) -> Iterator[Event]:
     """The events but for those of frames that are read again."""
-    status_of = {one.frame_id: one.status for one in finished}
+    status_of = {one.frame_id: one.status for one in finished if one.frame_id is not None}
+    rejected = {(one.source, one.name) for one in finished if one.frame_id is None}
     for event in events:
         match event:
             case FrameReceived() if event.frame_id not in status_of:
                 continue
             case KeyframeAdded() if status_of.get(event.frame_id) != KEYFRAME_STATUS:
                 continue
-            case FrameDropped() if event.reason is DropReason.STOPPED and event.source not in live:
-                continue
+            case FrameDropped() if event.source not in live:
+                name = (event.source, event.name)
+                if event.frame_id in status_of or name in rejected:
+                    rejected.discard(name)
+                    yield event
             case _:
                 yield event
 

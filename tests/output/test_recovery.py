@@ -108,10 +108,10 @@ def added(number: int) -> KeyframeAdded:
 
 def dropped(reason: DropReason, **values: Any) -> FrameDropped:
     return FrameDropped(
-        frame_id=None,
+        frame_id=values.get("frame_id"),
         source=values.get("source", "a.mp4"),
         index=0,
-        name="",
+        name=values.get("name", ""),
         captured_at_s=0.0,
         reason=reason,
         detail="",
@@ -193,17 +193,26 @@ def test_a_keyframe_of_a_live_source_that_the_journal_lost_is_dropped(tmp_path: 
 
 
 def test_statistics_count_what_is_finished_once(tmp_path: Path) -> None:
-    frames = [frame(1, "keyframe"), frame(2, "keyframe")]
+    frames = [
+        frame(1, "keyframe"),
+        frame(2, "keyframe"),
+        frame(0, "dropped:unreadable", name="2.jpg"),
+        frame(4, "dropped:failed"),
+    ]
     events = [
         VIDEO,
         *(received(1), added(1), received(2), added(2)),
         dropped(DropReason.STOPPED),
-        dropped(DropReason.UNREADABLE, num_frames=3),
+        dropped(DropReason.UNREADABLE, name="2.jpg", num_frames=3),
+        dropped(DropReason.UNREADABLE, name="2.jpg", num_frames=3),  # it came again
+        dropped(DropReason.UNREADABLE, name="3.jpg"),  # the journal has not got it
+        *(received(4), dropped(DropReason.FAILED, frame_id=4)),
+        *(received(5), dropped(DropReason.FAILED, frame_id=5)),  # nor this one
     ]
     write_events(tmp_path, events)
     figures = recover_run(stored(tmp_path, frames, keyframes=(1,))).statistics.figures()
-    assert figures["frames_received"] == 1 + 3
-    assert figures["frames_dropped"] == {"unreadable": 3}
+    assert figures["frames_received"] == 1 + 3 + 1
+    assert figures["frames_dropped"] == {"failed": 1, "unreadable": 3}
     assert figures["keyframes"] == 1
 
 
