@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.events import (
     Event,
     FrameDropped,
@@ -50,6 +52,7 @@ def stored(
     *,
     keyframes: Sequence[int],
     posed: Sequence[int] = (),
+    waiting: Sequence[int] = (),
 ) -> StoredRun:
     """A run that holds these frames; keyframes are those of a world."""
     source_of = {one.frame_id: one.source for one in frames}
@@ -73,9 +76,9 @@ def stored(
                 keyframe_id=FrameId(1),
                 index=i - 1,
                 captured_at_s=0.0,
-                cam_from_keyframe=None,
+                cam_from_keyframe=np.eye(3, 4) if i in posed else None,
             )
-            for i in posed
+            for i in (*posed, *waiting)
         ),
         models=(),
         frames=tuple(frames),
@@ -154,6 +157,14 @@ def test_frames_tracked_from_the_last_keyframe_are_read_again_unless_their_poses
     frames = [frame(1, "keyframe"), frame(2, "tracked"), frame(3, "tracked")]
     write_events(tmp_path, [VIDEO])
     assert ids(recover_run(stored(tmp_path, frames, keyframes=(1,), posed=(2,)))) == [1, 2]
+
+
+def test_tracked_frames_that_waited_for_a_pose_are_read_again(tmp_path: Path) -> None:
+    frames = [frame(1, "keyframe"), frame(2, "tracked"), frame(3, "tracked"), frame(4, "keyframe")]
+    write_events(tmp_path, [VIDEO])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1, 4), posed=(3,), waiting=(2,)))
+    assert ids(former) == [1, 3, 4]
+    assert [one.frame_id for one in former.stored.relative_poses] == [3]
 
 
 def test_a_run_that_ended_by_itself_has_finished_all_that_it_tracked(tmp_path: Path) -> None:
