@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pycolmap
 
@@ -23,6 +24,7 @@ from engine.config import SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
+from engine.model_files import ModelFileError, check_model_files
 from engine.output.files import (
     TEMPORARY_PREFIX,
     flush_to_disk,
@@ -31,10 +33,13 @@ from engine.output.files import (
     write_atomically,
 )
 from engine.output.run_folder import MASKS_FOLDER
+from engine.regular_files import read_regular_file
 
 logger = logging.getLogger(__name__)
 
 _MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin", "rigs.bin", "frames.bin")
+_MAX_RECORD_BYTES = 2**28
+
 JsonValue = object  # what json can write: scalars, and lists and mappings of them
 
 
@@ -75,14 +80,30 @@ def read_models(paths: Sequence[Path]) -> tuple[StoredModel, ...]:
     models = []
     for path in paths:
         try:
+            check_model_files(path)  # COLMAP's reader trusts the counts in them
             reconstruction = pycolmap.Reconstruction(path)
-            records = json.loads((path.parents[1] / "snapshot.json").read_bytes()).get("maps", [])
-        except (OSError, RuntimeError, ValueError) as error:
+        except (ModelFileError, OSError, RuntimeError, ValueError, MemoryError) as error:
             raise SnapshotError(f"{path}: cannot be read: {error}") from error
-        number = int(path.name)
-        record = records[number] if number < len(records) else {}
+        record = _map_record(path.parents[1] / "snapshot.json", int(path.name))
         models.append(StoredModel(reconstruction=reconstruction, record=record))
     return tuple(models)
+
+
+def _map_record(path: Path, number: int) -> Mapping[str, Any]:
+    """What a snapshot says of one of its maps besides COLMAP's files; empty: nothing.
+
+    Raises:
+        SnapshotError: it cannot be read.
+    """
+    try:
+        entries = json.loads(read_regular_file(path, max_bytes=_MAX_RECORD_BYTES))
+        records = entries.get("maps", [])
+        record = records[number] if number < len(records) else {}
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise SnapshotError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(record, dict):
+        raise SnapshotError(f"{path}: cannot be read: a map's record is no object")
+    return record
 
 
 def next_sequence(run_folder: Path) -> int:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import Config
+from engine.errors import SnapshotError
 from engine.events import (
     CommandTaken,
     FrameDropped,
@@ -37,7 +38,7 @@ from engine.events import (
 )
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
-from engine.mapping.stored_state import StoredFrame
+from engine.mapping.stored_state import StoredFrame, StoredModel
 from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
@@ -249,12 +250,22 @@ class Engine:
 
     async def _restore(self, former: FormerRun) -> MappingStep:
         try:
-            models = await run_in(self._io_thread, read_models, former.stored.models)
+            models = await self._former_models(former)
             return await self._mapper.call(Mapper.restore, former.stored, models)
         except BaseException:
             self._folder_lock.let_go()  # the run in the folder stays one that was cut off
             await self._close_all()
             raise
+
+    async def _former_models(self, former: FormerRun) -> tuple[StoredModel, ...]:
+        """The maps of the latest snapshot; none where it is broken: keyframes and pairs suffice."""
+        try:
+            return await run_in(self._io_thread, read_models, former.stored.models)
+        except SnapshotError as error:
+            words = f"{error}; the map is built anew from the keyframes and pairs in database.db"
+            logger.warning("%s", words)
+            self._events.warn(words)
+            return ()
 
     async def _run_stages(self) -> bool:
         """Whether the map is sound: nothing broke while it grew."""

@@ -368,3 +368,17 @@ def test_models_of_snapshots_without_records_are_read_too(run: Path) -> None:
 def test_a_model_that_is_not_there_is_an_error(run: Path) -> None:
     with pytest.raises(SnapshotError, match="cannot be read"):
         read_models([run / "snapshots" / "000001" / "sparse" / "0"])
+
+
+@pytest.mark.parametrize("name", ["points3D.bin", "images.bin", "snapshot.json"])
+def test_a_snapshot_with_flipped_or_missing_bytes_is_an_error_and_takes_no_memory(
+    run: Path, name: str
+) -> None:
+    written = write(run)
+    model = written.path / "sparse" / "0"
+    path = written.path / name if name.endswith("json") else model / name
+    whole = path.read_bytes()
+    for damaged in (b"\xff" * 8 + whole[8:], whole[: len(whole) // 2], b"", b'{"maps": {"0": 1}}'):
+        path.write_bytes(damaged)
+        with pytest.raises(SnapshotError, match="cannot be read"):
+            read_models([model])

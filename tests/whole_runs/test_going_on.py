@@ -157,6 +157,19 @@ def test_going_on_twice_from_one_state_gives_the_same_map_to_the_bit(tmp_path: P
         assert one.read_bytes() == other.read_bytes()
 
 
+def test_a_broken_snapshot_costs_time_and_no_keyframe(tmp_path: Path) -> None:
+    cut, _ = run_until_copied(tmp_path / "run", after=11)
+    points = cut / "latest" / "sparse" / "0" / "points3D.bin"
+    points.write_bytes(b"\xff" * 8 + points.read_bytes()[8:])
+    second = matcher()
+    written = go_on(cut, sources=[FakeSource(happenings=frames(1, NUM_FRAMES))], matching=second)
+    assert any("built anew" in event["message"] for event in written.of_kind("Warned"))
+    num_stored = written.of_kind("RunResumed")[0]["num_keyframes"]
+    stored_ids = set(range(1, num_stored + 1))
+    assert not {one for one in second.asked if {one.first, one.second} <= stored_ids}
+    assert len(registered(cut)) == NUM_FRAMES
+
+
 def test_a_run_that_ended_is_added_to(tmp_path: Path) -> None:
     path = tmp_path / "run"
     source = FakeSource(happenings=frames(1, 8))
