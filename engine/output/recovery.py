@@ -21,8 +21,10 @@ from engine.events import (
 from engine.mapping.stored_state import StoredFrame, StoredRun
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, dropped_status
 from engine.output.statistics import RunStatistics
+from engine.regular_files import read_regular_file
 from engine.types import DropReason, FrameId, TakenFrames
 
+_MAX_EVENTS_BYTES = 2**32  # some 200 an event
 _STOPPED = dropped_status(DropReason.STOPPED)
 
 
@@ -97,18 +99,18 @@ def recover_run(stored: StoredRun) -> FormerRun:
 def _read_events(path: Path) -> Iterator[Event]:
     """The events that are whole and known."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        data = read_regular_file(path, max_bytes=_MAX_EVENTS_BYTES)
     except OSError:
         return
-    for line in lines:
+    for line in data.split(b"\n"):  # other characters that end a line may stand in a name
         event = event_of_record(_record_of(line))
         if event is not None:
             yield event
 
 
-def _record_of(line: str) -> Mapping[str, Any]:
+def _record_of(line: bytes) -> Mapping[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode(errors="replace"))
     except ValueError:  # a power cut may leave half a line
         return {}
     return record if isinstance(record, dict) else {}
