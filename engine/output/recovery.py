@@ -88,7 +88,7 @@ def recover_run(stored: StoredRun) -> FormerRun:
             for one in finished
             if one.source in live and one.frame_id in stopped_ids and one.frame_id not in reported
         ),
-        num_again=len(stored.frames) - len(finished),
+        num_again=len(_places(stored.frames) - _places(finished)),
         statistics=statistics,
         ended_at_s=max((event.at_s for event in events), default=0.0),
         part=2 + sum(isinstance(event, RunResumed) for event in events),
@@ -139,7 +139,9 @@ def _finished_frames(
 ) -> Iterator[StoredFrame]:
     """Frames of which nothing is to be done any more, in order of arrival."""
     keyframe_ids = {one.keyframe.frame_id for one in stored.keyframes}
-    is_posed = {one.frame_id: one.cam_from_keyframe is not None for one in stored.relative_poses}
+    is_posed: dict[FrameId | None, bool] = {
+        one.frame_id: one.cam_from_keyframe is not None for one in stored.relative_poses
+    }
     last_keyframes = {one.source: one.keyframe.frame_id for one in stored.keyframes}
     for frame in stored.frames:
         is_live = frame.source in live
@@ -155,6 +157,11 @@ def _finished_frames(
             is_finished = is_live or frame.status != _STOPPED
         if is_finished:
             yield replace(frame, status=_STOPPED) if is_lost else frame
+
+
+def _places(frames: Iterable[StoredFrame]) -> set[tuple[str, str]]:
+    """The sources and names of frames, of which each may have arrived in several parts."""
+    return {(one.source, one.name) for one in frames}
 
 
 def _finished_events(

@@ -170,6 +170,18 @@ def test_tracked_frames_that_waited_for_a_pose_are_read_again(tmp_path: Path) ->
     assert [one.frame_id for one in former.stored.relative_poses] == [3]
 
 
+def test_a_frame_that_arrived_in_several_parts_is_read_again_once_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    frames = [
+        *(frame(1, "keyframe"), frame(2, None), frame(3, None)),
+        *(frame(4, "keyframe", index=1), frame(5, None, index=2)),
+    ]
+    write_events(tmp_path, [VIDEO])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1, 4)))
+    assert (ids(former), former.num_again) == ([1, 4], 1)
+
+
 def test_a_run_that_ended_by_itself_has_finished_all_that_it_tracked(tmp_path: Path) -> None:
     frames = [frame(1, "keyframe"), frame(2, "tracked")]
     finished = RunFinished(stopped_by="signal", num_keyframes=1, num_registered=0)
