@@ -359,6 +359,11 @@ class Recorder:
         self._guard("frames.csv", self._folder.close)
         return missing
 
+    def abandon(self) -> None:
+        """Closes the files without writing anything; the run in the folder stays what it was."""
+        self._guard("database.db", self._journal.close)
+        self._folder.abandon()
+
     def _finish_writing(self) -> None:
         self._check_folder()
         self._moments.flush(wait_s=_MAX_LOCKED_S)

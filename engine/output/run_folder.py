@@ -455,10 +455,21 @@ class RunFolder:
             if not self._is_settled:
                 self.settle_all()
         finally:
-            for table in self._tables.values():
-                table.close()
+            self._close_files()
             self.lock.release()
-            os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Closes the files without writing anything, and leaves the lock as it was before."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._close_files()
+        self.lock.let_go()
+
+    def _close_files(self) -> None:
+        for table in self._tables.values():
+            table.close()
+        os.close(self._descriptor)
 
     def _write_settled_rows(self) -> None:
         with _writing(self.path / "frames.csv"):

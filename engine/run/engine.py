@@ -253,8 +253,7 @@ class Engine:
             models = await self._former_models(former)
             return await self._mapper.call(Mapper.restore, former.stored, models)
         except BaseException:
-            self._folder_lock.let_go()  # the run in the folder stays one that was cut off
-            await self._close_all()
+            await self._abandon_all()
             raise
 
     async def _former_models(self, former: FormerRun) -> tuple[StoredModel, ...]:
@@ -344,13 +343,22 @@ class Engine:
         await self._write_events()
         await asyncio.to_thread(self._views.close)
         not_saved = await run_in(self._io_thread, self._recorder.close)
+        self._end_threads()
+        return not_saved
+
+    async def _abandon_all(self) -> None:
+        """Closes the folder, whose run stays what it was before, and the views."""
+        await asyncio.to_thread(self._views.close)
+        await run_in(self._io_thread, self._recorder.abandon)
+        self._end_threads()
+
+    def _end_threads(self) -> None:
         self._mapper.shutdown()
         self._stored_descriptors.close()
         for thread in self._threads:
             thread.shutdown(wait=False)
         for guard in self._guards.values():
             guard.close()
-        return not_saved
 
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
@@ -500,7 +508,6 @@ class Engine:
             self._job_thread,
             self._io_thread,
         ) = self._threads
-        self._folder_lock = folder.lock
         former = self._former
         self._events = EventQueue(former_s=0.0 if former is None else former.ended_at_s)
         self._statistics = RunStatistics() if former is None else former.statistics
