@@ -199,8 +199,8 @@ class Engine:
                 in the folder can go on all the same.
         """
         self._loop = asyncio.get_running_loop()
-        restored = await self._begin()
         async with stop_signals(self.interrupt, self._drop_what_waits, self._leave):
+            restored = await self._begin()
             async with (
                 lag_measured(self._statistics.add_loop_lag),
                 self._writer.running(),

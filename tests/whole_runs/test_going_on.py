@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import socket
 import sqlite3
 import time
@@ -202,6 +203,24 @@ def test_a_run_whose_map_cannot_be_restored_stays_as_it_was_cut_off(
     written = go_on(path, sources=[FakeSource(happenings=frames(1, 6))], matching=matcher())
     assert len(written.rows) == 6
     assert run_state(path)[0] is RunState.ENDED
+
+
+def test_while_a_map_is_restored_signals_are_taken_as_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    cut_off(path)
+    is_taken: list[bool] = []
+
+    def fail(*_: object) -> NoReturn:
+        is_taken.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        raise MapError("no map")
+
+    monkeypatch.setattr(Mapper, "restore", fail)
+    with pytest.raises(MapError):
+        go_on(path, sources=[FakeSource(happenings=frames(1, 6))], matching=matcher())
+    assert is_taken == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_run_that_ended_is_added_to(tmp_path: Path) -> None:
