@@ -342,6 +342,8 @@ class Engine:
         await run_in(self._io_thread, self._recorder.finish)
         await self._write_events()
         await asyncio.to_thread(self._views.close)
+        # First, for who closes the database last merges its log.
+        self._stored_descriptors.close()
         not_saved = await run_in(self._io_thread, self._recorder.close)
         self._end_threads()
         return not_saved
@@ -349,12 +351,12 @@ class Engine:
     async def _abandon_all(self) -> None:
         """Closes the folder, whose run stays what it was before, and the views."""
         await asyncio.to_thread(self._views.close)
+        self._stored_descriptors.close()
         await run_in(self._io_thread, self._recorder.abandon)
         self._end_threads()
 
     def _end_threads(self) -> None:
         self._mapper.shutdown()
-        self._stored_descriptors.close()
         for thread in self._threads:
             thread.shutdown(wait=False)
         for guard in self._guards.values():
