@@ -30,8 +30,8 @@ class MomentQueue:
 
     A moment that cannot be written for now, since the disk is full or another program holds the
     database, is tried again with the next one. When many wait for another program, whoever adds one
-    waits, too. When many wait for room, the oldest ones are lost: their keyframes, and pairs with
-    these, are missing from the journal, and the run says so.
+    waits, too. When many wait for room, the oldest keyframes are lost: they, and pairs with them,
+    are missing from the journal, and the run says so. What else changed is written all the same.
 
     Args:
         write: writes a moment whole or not at all; raises JournalError.
@@ -50,7 +50,7 @@ class MomentQueue:
         self._facts: dict[str, Fact] = {}  # the latest of each name
         self._unwritten: deque[Moment] = deque()  # the oldest first
         self._is_locked = False  # another program holds the database
-        self.num_lost = 0  # moments that the journal does not have, or not whole
+        self.num_lost = 0  # keyframes, and moments beside them, that the journal does not have
 
     @property
     def num_unwritten(self) -> int:
@@ -145,44 +145,71 @@ class MomentQueue:
             time.sleep(_RETRY_S)
             self._write_waiting()
         if len(self._unwritten) > _MAX_UNWRITTEN:
-            self._lose(self._unwritten.popleft())
+            self._lose_oldest_keyframe()
 
     def _write_waiting(self) -> None:
         self._is_locked = False
         while self._unwritten:
             # Taken out first: one that breaks must not keep those behind it from their turn.
-            moment = self._unwritten.popleft()
-            if not self._write_or_lose(moment):
-                self._unwritten.appendleft(moment)
+            rest = self._write_or_lose(self._unwritten.popleft())
+            if rest is not None:
+                self._unwritten.appendleft(rest)
                 return
 
-    def _write_or_lose(self, moment: Moment) -> bool:
-        """Writes a moment, or gives it up; False: it may be written later."""
+    def _write_or_lose(self, moment: Moment) -> Moment | None:
+        """Writes a moment, and gives up what never can be; returns what may be written later."""
         try:
             self._write(moment)
         except JournalError as error:
             self._failed(error)
             self._is_locked = trouble_of(error) is Trouble.LOCKED
             if _may_pass(error):
-                return False
-            self._lose(moment)
-        return True
+                return moment
+            if moment.keyframe is not None:
+                return self._write_or_lose(self._without_keyframe(moment))
+            self.num_lost += 1
+        return None
 
-    def _lose(self, moment: Moment) -> None:
-        """Gives up a moment, but for what it has besides its keyframe if that is what fails."""
-        self.num_lost += 1
+    def _lose_oldest_keyframe(self) -> None:
+        """Gives up the keyframe of the oldest moment; what else it has goes into the next one."""
+        oldest, following = self._unwritten.popleft(), self._unwritten.popleft()
+        self._unwritten.appendleft(_joined(self._without_keyframe(oldest), following))
+
+    def _without_keyframe(self, moment: Moment) -> Moment:
+        """A moment without its keyframe, which is lost, and its pairs."""
         if moment.keyframe is None:
-            return
-        logger.error("%s is lost to the journal", moment.keyframe.keyframe.name)
-        try:
-            self._write(replace(moment, keyframe=None))
-        except JournalError as error:
-            self._failed(error)
+            return moment
+        keyframe = moment.keyframe.keyframe
+        self.num_lost += 1
+        logger.error("%s is lost to the journal", keyframe.name)
+        pairs = tuple(
+            one
+            for one in moment.pairs
+            if keyframe.frame_id not in (one.pair.first, one.pair.second)
+        )
+        return replace(moment, keyframe=None, pairs=pairs)
 
 
 def _moment_of(record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
     pairs = (*record.changed_pairs, *record.pairs)
     return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
+
+
+def _joined(former: Moment, latter: Moment) -> Moment:
+    """What two moments changed, of which the former has no keyframe; of each thing the latest."""
+    return Moment(
+        keyframe=latter.keyframe,
+        moved=tuple({one.frame_id: one for one in (*former.moved, *latter.moved)}.values()),
+        pairs=tuple({one.pair: one for one in (*former.pairs, *latter.pairs)}.values()),
+        tried=(*former.tried, *latter.tried),
+        recalibrated={**former.recalibrated, **latter.recalibrated},
+        cameras=tuple({one.camera_id: one for one in (*former.cameras, *latter.cameras)}.values()),
+        calibrations={**former.calibrations, **latter.calibrations},
+        relative_poses=(*former.relative_poses, *latter.relative_poses),
+        frames=(*former.frames, *latter.frames),
+        gps_readings=(*former.gps_readings, *latter.gps_readings),
+        facts={**former.facts, **latter.facts},
+    )
 
 
 def _stored(frame: Frame | RejectedFrame, *, status: str | None) -> StoredFrame:

@@ -32,12 +32,13 @@ class FakeJournal:
     def __init__(self) -> None:
         self.moments: list[Moment] = []
         self.is_full = False
+        self.is_full_without_keyframe = False
         self.refused: set[FrameId] = set()  # keyframes
         self.queue = MomentQueue(self.write, failed=lambda _: None)
 
     def write(self, moment: Moment) -> None:
         """Takes a moment."""
-        if self.is_full:
+        if self.is_full or (self.is_full_without_keyframe and moment.keyframe is None):
             raise JournalError("full") from sqlite3.OperationalError("disk is full")
         if moment.keyframe and moment.keyframe.keyframe.frame_id in self.refused:
             raise JournalError("taken") from sqlite3.IntegrityError("the name is taken")
@@ -135,6 +136,39 @@ def test_when_too_many_wait_the_oldest_keyframes_are_lost() -> None:
     assert journal.keyframe_ids == list(range(301 - num_waiting, 302))
 
 
+def test_when_too_many_wait_only_keyframes_are_lost_and_nothing_else() -> None:
+    journal = FakeJournal()
+    journal.is_full = True
+    early = dataclasses.replace(STEP, facts={"early": 1, "newest": 0})
+    journal.queue.add_reading(READING)
+    journal.queue.add_step(early)
+    for frame_id in range(1, 301):
+        journal.queue.add_frame(frame_of(frame_id))
+        journal.add_keyframe(frame_id, with_pairs=[1] if frame_id > 1 else [])
+    journal.is_full = False
+    journal.queue.flush()
+    assert journal.queue.num_unwritten == 0
+    frame_ids = [one.frame_id for moment in journal.moments for one in moment.frames]
+    assert frame_ids == list(range(1, 301))
+    assert [one for moment in journal.moments for one in moment.gps_readings] == [READING]
+    facts: dict[str, object] = {}
+    for moment in journal.moments:
+        facts |= moment.facts
+    assert facts == {"early": 1, "newest": 300}
+    assert len(journal.moments[0].pairs) == 1  # those of lost keyframes are lost with them
+
+
+def test_the_rest_of_a_moment_whose_keyframe_is_refused_waits_for_room() -> None:
+    journal = FakeJournal()
+    journal.refused = {FrameId(1)}
+    journal.is_full_without_keyframe = True
+    journal.add_keyframe(1)
+    assert (journal.queue.num_lost, journal.queue.num_unwritten) == (1, 1)
+    journal.is_full_without_keyframe = False
+    journal.add_keyframe(2)
+    assert [moment.facts["newest"] for moment in journal.moments] == [1, 2]
+
+
 def test_a_keyframe_that_is_refused_is_lost_and_the_rest_of_its_moment_is_not() -> None:
     journal = FakeJournal()
     journal.refused = {FrameId(2)}
@@ -142,7 +176,7 @@ def test_a_keyframe_that_is_refused_is_lost_and_the_rest_of_its_moment_is_not() 
         journal.add_keyframe(frame_id, with_pairs=range(1, frame_id))
     assert journal.keyframe_ids == [1, 3]
     assert [moment.facts["newest"] for moment in journal.moments] == [1, 2, 3]
-    assert [len(moment.pairs) for moment in journal.moments] == [0, 1, 2]
+    assert [len(moment.pairs) for moment in journal.moments] == [0, 0, 2]
     assert journal.queue.num_lost == 1
 
 
