@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import time
@@ -22,6 +23,15 @@ logger = logging.getLogger(__name__)
 
 _MAX_GATHERED = 256  # frames, readings, poses and states that wait for the next keyframe
 _RETRY_S = 0.5
+# Of a file whose name the disk does not take, or that has another thing's name.
+_NEVER = {
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.ELOOP,
+}
 _MAX_UNWRITTEN = 64  # moments that wait for room on the disk, or for another program: some 50 MB
 
 
@@ -229,4 +239,7 @@ def _stored(frame: Frame | RejectedFrame, *, status: str | None) -> StoredFrame:
 
 def _may_pass(error: JournalError) -> bool:
     """Whether a write may succeed later: the disk is full, or another program holds the file."""
-    return isinstance(error.__cause__, (OSError, sqlite3.OperationalError))
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return cause.errno not in _NEVER
+    return isinstance(cause, sqlite3.OperationalError)

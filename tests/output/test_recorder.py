@@ -336,6 +336,18 @@ def test_a_keyframe_that_never_can_be_journalled_is_lost_alone_with_its_pairs(
     database.close()
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".jpg", "folder", f"{frame_of(1).name}/2.jpg"])
+def test_an_image_that_the_disk_never_takes_does_not_hold_up_those_behind_it(
+    recording: Recording, name: str
+) -> None:
+    (recording.path / "images" / "folder").mkdir()
+    recording.add_keyframe(1)
+    recording.add_keyframe(2, replace(frame_of(2), name=name))
+    recording.add_keyframe(3)
+    assert recording.recorder.num_failed_writes == 1
+    assert keyframes_and_pairs(recording.path)[0] == [1, 3]
+
+
 def keyframes_and_pairs(path: Path) -> tuple[list[int], int]:
     # COLMAP has an SQLite of its own: two in one process that is still writing break each other.
     with closing(sqlite3.connect(path / "database.db")) as connection:
