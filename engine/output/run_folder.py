@@ -261,6 +261,10 @@ class RunFolder:
         """The number of the disk that the folder is on, or was on."""
         return os.fstat(self._descriptor).st_dev
 
+    def beat(self) -> None:
+        """Shows that the run is alive, see `RunLock.beat`."""
+        self.lock.beat()
+
     def missing(self) -> list[str]:
         """Open files that were deleted or replaced."""
         tables = [name for name, table in self._tables.items() if not table.is_in_place]
