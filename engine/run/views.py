@@ -116,12 +116,14 @@ class ViewDispatcher:
 
     def _leave_out_if_hanging(self) -> None:
         """Leaves out the view that has been busy for too long, if one has."""
-        now_s = time.monotonic()
-        if now_s - self._last_check_s > self._max_call_s / 2 and self._busy is not None:
-            self._busy = self._busy[0], now_s  # the process stood still, or nothing happened
-        self._last_check_s = now_s
-        if self._max_call_s:
-            self._leave_out_hanging(self._max_call_s)
+        if not self._max_call_s:
+            return
+        with self._changed:
+            now_s = time.monotonic()
+            if now_s - self._last_check_s > self._max_call_s / 2 and self._busy is not None:
+                self._busy = self._busy[0], now_s  # the process stood still, or nothing happened
+            self._last_check_s = now_s
+        self._leave_out_hanging(self._max_call_s)
 
     def _leave_out_hanging(self, limit_s: float) -> None:
         with self._changed:
