@@ -90,7 +90,7 @@ class Recorder:
         self._documents: dict[str, Callable[[], None]] = {}  # by file: what writes it
         self._unsaved: set[str] = set()  # documents that are to be written again
         self._written: WrittenSnapshot | None = None  # the newest snapshot
-        self._num_keypoints = 0  # of all keyframes
+        self._num_keypoints = self._journal.num_keypoints()  # of all keyframes
         self._misses_images = False
         self._has_recording = False
         self._is_locked = False  # another program holds the database
