@@ -117,7 +117,7 @@ class RunOutcome:
 
 
 def leave_at_once() -> None:
-    """Ends the process without finishing anything, as a second signal asks for."""
+    """Ends the process without finishing anything, as a third signal asks for."""
     logger.error("stopped at once; the last snapshot stands, if there was one")
     logging.shutdown()
     os._exit(_HARD_EXIT_CODE)
@@ -133,7 +133,7 @@ class Engine:
         matcher: describes keyframes and matches pairs.
         views: shown on a thread of their own; closed at the end.
         groundtruth: capture times and true cam_from_world (3, 4), where a source has them.
-        leave: called at the second signal; must not return.
+        leave: called at the third signal; must not return.
         places: recognizes places; by default learned from the matcher's descriptors.
         requests: what people who watch ask of the run.
         solve_window: solves windows of keyframes; by default the engine's own solver.
