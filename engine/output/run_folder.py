@@ -280,20 +280,14 @@ class RunFolder:
     def move(self, path: Path) -> None:
         """Goes on in another folder, or in the same one, with all that is missing there.
 
-        What was written goes along, as far as it can be read. A folder that does not exist is made.
+        What was written goes along, as far as it can be read. Another folder must be empty.
 
         Raises:
             ConfigError: the folder cannot be locked.
             JournalError: a file cannot be written there.
         """
         if not self._is_folder_at(path):
-            with _writing(path):
-                for folder in _FOLDERS:
-                    (path / folder).mkdir(parents=True)
-            self._change_lock(RunLock.acquire(path))
-            os.close(self._descriptor)
-            with _writing(path):
-                self._descriptor = os.open(path, os.O_RDONLY)
+            self._take(path)
         elif not self.lock.follow(path):
             self._change_lock(RunLock.acquire(path))
         self.path = path
@@ -320,6 +314,21 @@ class RunFolder:
 
     def _is_folder_at(self, path: Path) -> bool:
         return is_file_at(self._descriptor, path, follow_symlinks=True)
+
+    def _take(self, path: Path) -> None:
+        """Makes another folder the run's, or leaves everything as it is."""
+        lock = RunLock.acquire(path)
+        try:
+            with _writing(path):
+                for folder in _FOLDERS:
+                    (path / folder).mkdir()
+                descriptor = os.open(path, os.O_RDONLY)
+        except BaseException:
+            lock.release()
+            raise
+        self._change_lock(lock)
+        os.close(self._descriptor)
+        self._descriptor = descriptor
 
     def _change_lock(self, lock: RunLock) -> None:
         self.lock.release()
