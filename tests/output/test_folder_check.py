@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import JournalError
-from engine.events import Event, RunFolderMoved
+from engine.events import Event, RunFolderMoved, Warned
 from engine.output import folder_check
 from engine.output.folder_check import DELETED, FolderCheck
 from engine.output.journal import Journal
@@ -99,3 +100,29 @@ def test_a_folder_that_cannot_be_moved_to_leaves_the_former_one_in_use(
     assert checked.folder.is_in_place
     assert checked.folder.find() == tmp_path / "run"
     assert run_state(tmp_path / "run")[0] is RunState.RUNNING
+
+
+def test_a_table_that_can_be_read_in_part_is_taken_along_in_whole_lines_and_said(
+    checked: Checked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(10):
+        checked.folder.append_event(Warned(at_s=0.0, message=f"event {number}"))
+    size = (checked.folder.path / "events.jsonl").stat().st_size
+    readable, read = size // 2 + 5, os.pread
+
+    def read_half(descriptor: int, num_bytes: int, offset: int) -> bytes:
+        if os.fstat(descriptor).st_size != size:
+            return read(descriptor, num_bytes, offset)
+        if offset >= readable:
+            raise OSError(5, "Input/output error")
+        return read(descriptor, min(num_bytes, readable - offset, 100), offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", read_half)
+        assert checked.check.rescue("cannot be read")
+    text = (checked.folder.path / "events.jsonl").read_text()
+    messages = [json.loads(line)["message"] for line in text.splitlines()]
+    assert messages == [f"event {number}" for number in range(5)]
+    assert text.endswith("\n")
+    assert checked.folder.unwritten() == {"events.jsonl": 1}
+    assert f"the last {size - readable} bytes could not be read" in caplog.text
