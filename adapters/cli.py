@@ -7,7 +7,7 @@ Exit codes; of a run they tell what is on disk:
          run broke off, as on a disk that is nearly full; the last line says which
     2    the request is refused, and nothing was changed
     3    a map was made and saved whole, and its verdict is not good
-    130  a second signal ended the run; what was on disk by then is there
+    130  a third signal ended the run; what was on disk by then is there
 
 A run that is killed has the code of its signal (137 for SIGKILL). Its folder keeps ``.lock``, which
 no process holds any more.

@@ -502,7 +502,7 @@ class FaultOccurred(Event):
 class RunFinished(Event):
     """Everything is written."""
 
-    stopped_by: str  # end_of_sources, signal, command or failure
+    stopped_by: str  # end_of_sources, signal, command, full_disk or failure
     num_keyframes: int
     num_registered: int  # in the map
     num_in_other_maps: tuple[int, ...] = ()  # keyframes of each map apart from it

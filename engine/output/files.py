@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections import deque
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # unfinished work; what a crash leaves under it may be deleted
 _KEPT_NAME_CHARS = 40
@@ -129,7 +132,10 @@ class LineFile:
 
     @property
     def num_unwritten(self) -> int:
-        """Lines that are not in the file: that wait, or were lost because too many waited."""
+        """Lines that are not in the file: that wait, or were lost.
+
+        They are lost when too many wait. What a failing disk does not give back counts as one.
+        """
         return len(self._waiting) + self._num_lost
 
     @property
@@ -170,10 +176,13 @@ class LineFile:
         """
         if not is_file_at(self._descriptor, path):
             with written_atomically(path) as new:
-                _copy_readable(self._descriptor, new)
+                num_missing = _copy_readable(self._descriptor, new)
             moved = _opened_for_appending(path)
             os.close(self._descriptor)
             self._descriptor = moved
+            if num_missing:
+                self._num_lost += 1  # or more
+                logger.error("%s: the last %d bytes could not be read", self._path, num_missing)
         self._path = path
 
     def reopen(self) -> None:
@@ -204,12 +213,18 @@ def _opened_for_appending(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
 
-def _copy_readable(descriptor: int, target: BinaryIO) -> None:
-    """Copies an open file from its start up to its end, or up to where its disk fails."""
-    offset = 0
+def _copy_readable(descriptor: int, target: BinaryIO) -> int:
+    """Copies the whole lines of an open file, up to its end or to where its disk fails.
+
+    Returns:
+        How many bytes of the file could not be read.
+    """
+    offset, unfinished = 0, b""
     while chunk := _read_at(descriptor, offset):
-        target.write(chunk)
         offset += len(chunk)
+        lines, end, unfinished = (unfinished + chunk).rpartition(b"\n")
+        target.write(lines + end)
+    return max(os.fstat(descriptor).st_size - offset, 0)
 
 
 def _read_at(descriptor: int, offset: int) -> bytes:

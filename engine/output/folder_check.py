@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import ConfigError, JournalError
@@ -77,12 +78,9 @@ class FolderCheck:
         for path in rescue_folders(
             former, device=self._folder.device, min_free_bytes=self._reserve()
         ):
-            try:
-                self._move(path)
-            except (JournalError, ConfigError, OSError) as error:
-                logger.debug("%s: %s", path, error)
-                shutil.rmtree(path, ignore_errors=True)
+            if not self._try_to_move(path):
                 continue
+            self._bring_live_trajectories(former)
             self._moved(former, reason=reason, num_images_lost=self._bring_images(former))
             self._is_stranded = False
             return True
@@ -92,6 +90,29 @@ class FolderCheck:
                 f"{former} {reason}, and no other folder can take the run: what is mapped from now"
                 " on is in memory only"
             )
+        return False
+
+    def _try_to_move(self, path: Path) -> bool:
+        """Makes a folder and goes on in it; False, with no folder left, where that cannot be done.
+
+        One that another run made or took meanwhile stays as it is.
+        """
+        try:
+            path.mkdir()
+        except OSError as error:
+            logger.debug("%s: %s", path, error)
+            return False
+        try:
+            self._move(path)
+        except ConfigError as error:
+            logger.debug("%s", error)
+            with suppress(OSError):  # a lock that is held is in it
+                path.rmdir()
+        except (JournalError, OSError) as error:
+            logger.debug("%s: %s", path, error)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            return True
         return False
 
     def _missing(self) -> list[str]:
@@ -109,6 +130,15 @@ class FolderCheck:
             num_lost += not _copied(former, self._folder.path, Path("images") / name)
             _copied(former, self._folder.path, Path(MASKS_FOLDER) / mask_name(name))
         return num_lost
+
+    def _bring_live_trajectories(self, former: Path) -> None:
+        """Copies the poses as first reported that can still be read; the first file is open."""
+        try:
+            names = [path.name for path in former.glob("trajectory_live_*.txt")]
+        except OSError:
+            return
+        for name in names:
+            _copied(former, self._folder.path, Path(name))
 
     def _moved(self, former: Path, *, reason: str, num_images_lost: int) -> None:
         path = self._folder.path

@@ -167,6 +167,13 @@ class Journal:
         """Names of all keyframe images."""
         return [name for (name,) in self._connection.execute("SELECT name FROM images")]
 
+    def num_keypoints(self) -> int:
+        """Keypoints of all keyframes."""
+        (number,) = self._connection.execute(
+            "SELECT coalesce(sum(rows), 0) FROM keypoints"
+        ).fetchone()
+        return int(number)
+
     def move(self, run_folder_path: Path) -> None:
         """Goes on in another folder, or in the same one where the database was deleted.
 

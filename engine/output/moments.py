@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import time
@@ -20,9 +21,21 @@ from engine.types import Frame, FrameId, GpsReading, RejectedFrame
 
 logger = logging.getLogger(__name__)
 
+MAX_LOCKED_S = 600.0  # for which a program that holds the database is waited for
+
 _MAX_GATHERED = 256  # frames, readings, poses and states that wait for the next keyframe
 _RETRY_S = 0.5
-_MAX_UNWRITTEN = 64  # moments that wait for room on the disk, or for another program: some 50 MB
+# Of a file whose name the disk does not take, or that has another thing's name.
+_NEVER = {
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.ELOOP,
+}
+_MAX_UNWRITTEN = 64  # moments that wait for room on the disk, or for another program
+_MAX_UNWRITTEN_BYTES = 256_000_000  # of their keyframes
 
 
 class MomentQueue:
@@ -30,19 +43,26 @@ class MomentQueue:
 
     A moment that cannot be written for now, since the disk is full or another program holds the
     database, is tried again with the next one. When many wait for another program, whoever adds one
-    waits, too. When many wait for room, the oldest ones are lost: their keyframes, and pairs with
-    these, are missing from the journal, and the run says so.
+    waits, too, for ten minutes at most. When many wait for room, or still for that program, the
+    oldest keyframes are lost: they, and pairs with them, are missing from the journal, and the run
+    says so. What else changed is written all the same.
 
     Args:
         write: writes a moment whole or not at all; raises JournalError.
         failed: is called with each error.
+        beat: is called twice a second while another program is waited for.
     """
 
     def __init__(
-        self, write: Callable[[Moment], None], *, failed: Callable[[JournalError], None]
+        self,
+        write: Callable[[Moment], None],
+        *,
+        failed: Callable[[JournalError], None],
+        beat: Callable[[], None],
     ) -> None:
         self._write = write
         self._failed = failed
+        self._beat = beat
         self._arrived: dict[FrameId, StoredFrame] = {}  # frames whose turn did not come yet
         self._frames: list[StoredFrame] = []
         self._readings: list[GpsReading] = []
@@ -50,7 +70,8 @@ class MomentQueue:
         self._facts: dict[str, Fact] = {}  # the latest of each name
         self._unwritten: deque[Moment] = deque()  # the oldest first
         self._is_locked = False  # another program holds the database
-        self.num_lost = 0  # moments that the journal does not have, or not whole
+        self._waited_since_s: float | None = None  # for it to let go; None: it has
+        self.num_lost = 0  # keyframes, and moments beside them, that the journal does not have
 
     @property
     def num_unwritten(self) -> int:
@@ -122,8 +143,7 @@ class MomentQueue:
         self._write_with_gathered(Moment())
         until_s = time.monotonic() + wait_s
         while self._is_locked and time.monotonic() < until_s:
-            time.sleep(_RETRY_S)
-            self._write_waiting()
+            self._try_again()
 
     def _flush_many(self) -> None:
         num_frames = len(self._frames) + len(self._readings)
@@ -141,48 +161,113 @@ class MomentQueue:
         if not moment.is_empty:
             self._unwritten.append(moment)
         self._write_waiting()
-        while len(self._unwritten) > _MAX_UNWRITTEN and self._is_locked:
-            time.sleep(_RETRY_S)
-            self._write_waiting()
-        if len(self._unwritten) > _MAX_UNWRITTEN:
-            self._lose(self._unwritten.popleft())
+        self._wait_for_other_program()
+        while self._are_too_many():
+            self._lose_oldest_keyframe()
+
+    def _are_too_many(self) -> bool:
+        num_bytes = sum(_num_bytes(moment) for moment in self._unwritten)
+        is_too_much = len(self._unwritten) > 1 and num_bytes > _MAX_UNWRITTEN_BYTES
+        return len(self._unwritten) > _MAX_UNWRITTEN or is_too_much
+
+    def _wait_for_other_program(self) -> None:
+        """Waits while too many wait for another program; but once only, until it lets go."""
+        if not self._is_locked:
+            self._waited_since_s = None
+        while self._is_locked and self._are_too_many():
+            now_s = time.monotonic()
+            if self._waited_since_s is None:
+                self._waited_since_s = now_s
+            if now_s - self._waited_since_s >= MAX_LOCKED_S:
+                return
+            self._try_again()
+            if self._is_locked and time.monotonic() - self._waited_since_s >= MAX_LOCKED_S:
+                self._failed(
+                    JournalError(
+                        f"another program has held database.db for {MAX_LOCKED_S:g} s: the oldest"
+                        " keyframes that wait are lost to it"
+                    )
+                )
+
+    def _try_again(self) -> None:
+        """Writes what waits after a moment, in which the run still shows that it is alive."""
+        time.sleep(_RETRY_S)
+        self._beat()
+        self._write_waiting()
 
     def _write_waiting(self) -> None:
         self._is_locked = False
         while self._unwritten:
             # Taken out first: one that breaks must not keep those behind it from their turn.
-            moment = self._unwritten.popleft()
-            if not self._write_or_lose(moment):
-                self._unwritten.appendleft(moment)
+            rest = self._write_or_lose(self._unwritten.popleft())
+            if rest is not None:
+                self._unwritten.appendleft(rest)
                 return
 
-    def _write_or_lose(self, moment: Moment) -> bool:
-        """Writes a moment, or gives it up; False: it may be written later."""
+    def _write_or_lose(self, moment: Moment) -> Moment | None:
+        """Writes a moment, and gives up what never can be; returns what may be written later."""
         try:
             self._write(moment)
         except JournalError as error:
             self._failed(error)
             self._is_locked = trouble_of(error) is Trouble.LOCKED
             if _may_pass(error):
-                return False
-            self._lose(moment)
-        return True
+                return moment
+            if moment.keyframe is not None:
+                return self._write_or_lose(self._without_keyframe(moment))
+            self.num_lost += 1
+        return None
 
-    def _lose(self, moment: Moment) -> None:
-        """Gives up a moment, but for what it has besides its keyframe if that is what fails."""
-        self.num_lost += 1
+    def _lose_oldest_keyframe(self) -> None:
+        """Gives up the keyframe of the oldest moment; what else it has goes into the next one."""
+        oldest, following = self._unwritten.popleft(), self._unwritten.popleft()
+        self._unwritten.appendleft(_joined(self._without_keyframe(oldest), following))
+
+    def _without_keyframe(self, moment: Moment) -> Moment:
+        """A moment without its keyframe, which is lost, and its pairs."""
         if moment.keyframe is None:
-            return
-        logger.error("%s is lost to the journal", moment.keyframe.keyframe.name)
-        try:
-            self._write(replace(moment, keyframe=None))
-        except JournalError as error:
-            self._failed(error)
+            return moment
+        keyframe = moment.keyframe.keyframe
+        self.num_lost += 1
+        logger.error("%s is lost to the journal", keyframe.name)
+        pairs = tuple(
+            one
+            for one in moment.pairs
+            if keyframe.frame_id not in (one.pair.first, one.pair.second)
+        )
+        return replace(moment, keyframe=None, pairs=pairs)
 
 
 def _moment_of(record: KeyframeRecord, keyframe: NewKeyframe | None) -> Moment:
     pairs = (*record.changed_pairs, *record.pairs)
     return Moment(keyframe=keyframe, moved=record.moved, pairs=pairs)
+
+
+def _num_bytes(moment: Moment) -> int:
+    """The memory of a moment's keyframe, which has nearly all of it."""
+    new = moment.keyframe
+    if new is None:
+        return 0
+    return (
+        len(new.image_bytes) + len(new.mask_bytes or b"") + new.keyframe.features.descriptors.nbytes
+    )
+
+
+def _joined(former: Moment, latter: Moment) -> Moment:
+    """What two moments changed, of which the former has no keyframe; of each thing the latest."""
+    return Moment(
+        keyframe=latter.keyframe,
+        moved=tuple({one.frame_id: one for one in (*former.moved, *latter.moved)}.values()),
+        pairs=tuple({one.pair: one for one in (*former.pairs, *latter.pairs)}.values()),
+        tried=(*former.tried, *latter.tried),
+        recalibrated={**former.recalibrated, **latter.recalibrated},
+        cameras=tuple({one.camera_id: one for one in (*former.cameras, *latter.cameras)}.values()),
+        calibrations={**former.calibrations, **latter.calibrations},
+        relative_poses=(*former.relative_poses, *latter.relative_poses),
+        frames=(*former.frames, *latter.frames),
+        gps_readings=(*former.gps_readings, *latter.gps_readings),
+        facts={**former.facts, **latter.facts},
+    )
 
 
 def _stored(frame: Frame | RejectedFrame, *, status: str | None) -> StoredFrame:
@@ -202,4 +287,7 @@ def _stored(frame: Frame | RejectedFrame, *, status: str | None) -> StoredFrame:
 
 def _may_pass(error: JournalError) -> bool:
     """Whether a write may succeed later: the disk is full, or another program holds the file."""
-    return isinstance(error.__cause__, (OSError, sqlite3.OperationalError))
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return cause.errno not in _NEVER
+    return isinstance(cause, sqlite3.OperationalError)

@@ -21,7 +21,7 @@ from engine.matching.overlays import OverlayMask
 from engine.output.disk import Trouble, free_bytes, reserve_bytes, trouble_of
 from engine.output.folder_check import FolderCheck
 from engine.output.journal import Journal, NewKeyframe, encode_keyframe_image, encode_mask
-from engine.output.moments import MomentQueue
+from engine.output.moments import MAX_LOCKED_S, MomentQueue
 from engine.output.run_folder import (
     KEYFRAME_STATUS,
     MASKS_FOLDER,
@@ -51,7 +51,6 @@ from engine.types import (
 
 logger = logging.getLogger(__name__)
 
-_MAX_LOCKED_S = 600.0  # for which the end of a run waits for a program that holds the database
 _SNAPSHOTS = "snapshots"
 _SUMMARY = "summary.json"
 _RECORDING = "recording.rrd"
@@ -77,7 +76,9 @@ class Recorder:
         self._folder = folder
         self._journal = Journal.open(folder.path)
         self._moments = MomentQueue(
-            self._journal.write, failed=functools.partial(self._report_failed, "database.db")
+            self._journal.write,
+            failed=functools.partial(self._report_failed, "database.db"),
+            beat=folder.beat,
         )
         self._snapshots = snapshots
         self._runtime = runtime
@@ -89,7 +90,7 @@ class Recorder:
         self._documents: dict[str, Callable[[], None]] = {}  # by file: what writes it
         self._unsaved: set[str] = set()  # documents that are to be written again
         self._written: WrittenSnapshot | None = None  # the newest snapshot
-        self._num_keypoints = 0  # of all keyframes
+        self._num_keypoints = self._journal.num_keypoints()  # of all keyframes
         self._misses_images = False
         self._has_recording = False
         self._is_locked = False  # another program holds the database
@@ -115,7 +116,7 @@ class Recorder:
 
         To be called every few seconds; costs some file system calls.
         """
-        self._folder.lock.beat()
+        self._folder.beat()
         self._check_folder()
         self._check_space()
         self._write_again()
@@ -210,7 +211,8 @@ class Recorder:
             self._moments.flush()
         if self._is_locked and not self._moments.num_unwritten:
             self._is_locked = False
-            self._warn("database.db can be written again, and all that waited is in it")
+            what = "what still waited" if self._moments.num_lost else "all that waited"
+            self._warn(f"database.db can be written again, and {what} is in it")
         if self._folder.unwritten():
             try:
                 self._folder.write_waiting()
@@ -359,9 +361,14 @@ class Recorder:
         self._guard("frames.csv", self._folder.close)
         return missing
 
+    def abandon(self) -> None:
+        """Closes the files without writing anything; the run in the folder stays what it was."""
+        self._guard("database.db", self._journal.close)
+        self._folder.abandon()
+
     def _finish_writing(self) -> None:
         self._check_folder()
-        self._moments.flush(wait_s=_MAX_LOCKED_S)
+        self._moments.flush(wait_s=MAX_LOCKED_S)
         self._write_again()
         if "frames.csv" not in self._documents or "frames.csv" in self._unsaved:
             self._document("frames.csv", self._folder.settle_all)

@@ -21,8 +21,10 @@ from engine.events import (
 from engine.mapping.stored_state import StoredFrame, StoredRun
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, dropped_status
 from engine.output.statistics import RunStatistics
+from engine.regular_files import read_regular_file
 from engine.types import DropReason, FrameId, TakenFrames
 
+_MAX_EVENTS_BYTES = 2**32  # some 200 an event
 _STOPPED = dropped_status(DropReason.STOPPED)
 
 
@@ -86,7 +88,7 @@ def recover_run(stored: StoredRun) -> FormerRun:
             for one in finished
             if one.source in live and one.frame_id in stopped_ids and one.frame_id not in reported
         ),
-        num_again=len(stored.frames) - len(finished),
+        num_again=len(_places(stored.frames) - _places(finished)),
         statistics=statistics,
         ended_at_s=max((event.at_s for event in events), default=0.0),
         part=2 + sum(isinstance(event, RunResumed) for event in events),
@@ -97,18 +99,18 @@ def recover_run(stored: StoredRun) -> FormerRun:
 def _read_events(path: Path) -> Iterator[Event]:
     """The events that are whole and known."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        data = read_regular_file(path, max_bytes=_MAX_EVENTS_BYTES)
     except OSError:
         return
-    for line in lines:
+    for line in data.split(b"\n"):  # other characters that end a line may stand in a name
         event = event_of_record(_record_of(line))
         if event is not None:
             yield event
 
 
-def _record_of(line: str) -> Mapping[str, Any]:
+def _record_of(line: bytes) -> Mapping[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode(errors="replace"))
     except ValueError:  # a power cut may leave half a line
         return {}
     return record if isinstance(record, dict) else {}
@@ -137,7 +139,9 @@ def _finished_frames(
 ) -> Iterator[StoredFrame]:
     """Frames of which nothing is to be done any more, in order of arrival."""
     keyframe_ids = {one.keyframe.frame_id for one in stored.keyframes}
-    is_posed = {one.frame_id: one.cam_from_keyframe is not None for one in stored.relative_poses}
+    is_posed: dict[FrameId | None, bool] = {
+        one.frame_id: one.cam_from_keyframe is not None for one in stored.relative_poses
+    }
     last_keyframes = {one.source: one.keyframe.frame_id for one in stored.keyframes}
     for frame in stored.frames:
         is_live = frame.source in live
@@ -153,6 +157,11 @@ def _finished_frames(
             is_finished = is_live or frame.status != _STOPPED
         if is_finished:
             yield replace(frame, status=_STOPPED) if is_lost else frame
+
+
+def _places(frames: Iterable[StoredFrame]) -> set[tuple[str, str]]:
+    """The sources and names of frames, of which each may have arrived in several parts."""
+    return {(one.source, one.name) for one in frames}
 
 
 def _finished_events(

@@ -261,6 +261,10 @@ class RunFolder:
         """The number of the disk that the folder is on, or was on."""
         return os.fstat(self._descriptor).st_dev
 
+    def beat(self) -> None:
+        """Shows that the run is alive, see `RunLock.beat`."""
+        self.lock.beat()
+
     def missing(self) -> list[str]:
         """Open files that were deleted or replaced."""
         tables = [name for name, table in self._tables.items() if not table.is_in_place]
@@ -276,20 +280,14 @@ class RunFolder:
     def move(self, path: Path) -> None:
         """Goes on in another folder, or in the same one, with all that is missing there.
 
-        What was written goes along, as far as it can be read. A folder that does not exist is made.
+        What was written goes along, as far as it can be read. Another folder must be empty.
 
         Raises:
             ConfigError: the folder cannot be locked.
             JournalError: a file cannot be written there.
         """
         if not self._is_folder_at(path):
-            with _writing(path):
-                for folder in _FOLDERS:
-                    (path / folder).mkdir(parents=True)
-            self._change_lock(RunLock.acquire(path))
-            os.close(self._descriptor)
-            with _writing(path):
-                self._descriptor = os.open(path, os.O_RDONLY)
+            self._take(path)
         elif not self.lock.follow(path):
             self._change_lock(RunLock.acquire(path))
         self.path = path
@@ -316,6 +314,21 @@ class RunFolder:
 
     def _is_folder_at(self, path: Path) -> bool:
         return is_file_at(self._descriptor, path, follow_symlinks=True)
+
+    def _take(self, path: Path) -> None:
+        """Makes another folder the run's, or leaves everything as it is."""
+        lock = RunLock.acquire(path)
+        try:
+            with _writing(path):
+                for folder in _FOLDERS:
+                    (path / folder).mkdir()
+                descriptor = os.open(path, os.O_RDONLY)
+        except BaseException:
+            lock.release()
+            raise
+        self._change_lock(lock)
+        os.close(self._descriptor)
+        self._descriptor = descriptor
 
     def _change_lock(self, lock: RunLock) -> None:
         self.lock.release()
@@ -455,10 +468,21 @@ class RunFolder:
             if not self._is_settled:
                 self.settle_all()
         finally:
-            for table in self._tables.values():
-                table.close()
+            self._close_files()
             self.lock.release()
-            os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Closes the files without writing anything, and leaves the lock as it was before."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._close_files()
+        self.lock.let_go()
+
+    def _close_files(self) -> None:
+        for table in self._tables.values():
+            table.close()
+        os.close(self._descriptor)
 
     def _write_settled_rows(self) -> None:
         with _writing(self.path / "frames.csv"):

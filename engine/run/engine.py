@@ -117,7 +117,7 @@ class RunOutcome:
 
 
 def leave_at_once() -> None:
-    """Ends the process without finishing anything, as a second signal asks for."""
+    """Ends the process without finishing anything, as a third signal asks for."""
     logger.error("stopped at once; the last snapshot stands, if there was one")
     logging.shutdown()
     os._exit(_HARD_EXIT_CODE)
@@ -133,7 +133,7 @@ class Engine:
         matcher: describes keyframes and matches pairs.
         views: shown on a thread of their own; closed at the end.
         groundtruth: capture times and true cam_from_world (3, 4), where a source has them.
-        leave: called at the second signal; must not return.
+        leave: called at the third signal; must not return.
         places: recognizes places; by default learned from the matcher's descriptors.
         requests: what people who watch ask of the run.
         solve_window: solves windows of keyframes; by default the engine's own solver.
@@ -199,8 +199,8 @@ class Engine:
                 in the folder can go on all the same.
         """
         self._loop = asyncio.get_running_loop()
-        restored = await self._begin()
         async with stop_signals(self.interrupt, self._drop_what_waits, self._leave):
+            restored = await self._begin()
             async with (
                 lag_measured(self._statistics.add_loop_lag),
                 self._writer.running(),
@@ -253,8 +253,7 @@ class Engine:
             models = await self._former_models(former)
             return await self._mapper.call(Mapper.restore, former.stored, models)
         except BaseException:
-            self._folder_lock.let_go()  # the run in the folder stays one that was cut off
-            await self._close_all()
+            await self._abandon_all()
             raise
 
     async def _former_models(self, former: FormerRun) -> tuple[StoredModel, ...]:
@@ -343,14 +342,25 @@ class Engine:
         await run_in(self._io_thread, self._recorder.finish)
         await self._write_events()
         await asyncio.to_thread(self._views.close)
-        not_saved = await run_in(self._io_thread, self._recorder.close)
-        self._mapper.shutdown()
+        # First, for who closes the database last merges its log.
         self._stored_descriptors.close()
+        not_saved = await run_in(self._io_thread, self._recorder.close)
+        self._end_threads()
+        return not_saved
+
+    async def _abandon_all(self) -> None:
+        """Closes the folder, whose run stays what it was before, and the views."""
+        await asyncio.to_thread(self._views.close)
+        self._stored_descriptors.close()
+        await run_in(self._io_thread, self._recorder.abandon)
+        self._end_threads()
+
+    def _end_threads(self) -> None:
+        self._mapper.shutdown()
         for thread in self._threads:
             thread.shutdown(wait=False)
         for guard in self._guards.values():
             guard.close()
-        return not_saved
 
     async def _report(self) -> RunOutcome:
         """Settles what is left and writes the summary."""
@@ -500,7 +510,6 @@ class Engine:
             self._job_thread,
             self._io_thread,
         ) = self._threads
-        self._folder_lock = folder.lock
         former = self._former
         self._events = EventQueue(former_s=0.0 if former is None else former.ended_at_s)
         self._statistics = RunStatistics() if former is None else former.statistics

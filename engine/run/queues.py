@@ -649,7 +649,8 @@ class Writer:
 
     Args:
         thread: runs one call at a time.
-        failed: is called with what a write raised; later writes still get their turn.
+        failed: is called with what a write, or what follows it, raised; later writes still get
+            their turn.
     """
 
     def __init__(self, thread: Executor, *, failed: Callable[[Exception], None]) -> None:
@@ -688,4 +689,7 @@ class Writer:
             if not write.done.cancelled():
                 write.done.set_result(None)
             if write.then is not None:
-                await write.then()
+                try:
+                    await write.then()
+                except Exception as error:  # a task boundary, too: later writes get their turn
+                    self._failed(error)

@@ -116,12 +116,14 @@ class ViewDispatcher:
 
     def _leave_out_if_hanging(self) -> None:
         """Leaves out the view that has been busy for too long, if one has."""
-        now_s = time.monotonic()
-        if now_s - self._last_check_s > self._max_call_s / 2 and self._busy is not None:
-            self._busy = self._busy[0], now_s  # the process stood still, or nothing happened
-        self._last_check_s = now_s
-        if self._max_call_s:
-            self._leave_out_hanging(self._max_call_s)
+        if not self._max_call_s:
+            return
+        with self._changed:
+            now_s = time.monotonic()
+            if now_s - self._last_check_s > self._max_call_s / 2 and self._busy is not None:
+                self._busy = self._busy[0], now_s  # the process stood still, or nothing happened
+            self._last_check_s = now_s
+        self._leave_out_hanging(self._max_call_s)
 
     def _leave_out_hanging(self, limit_s: float) -> None:
         with self._changed:
@@ -130,11 +132,17 @@ class ViewDispatcher:
                 return
             view, _ = busy
             self._busy = None
-            self._views.remove(view)
+            self._leave_out(view)
             self._thread = self._new_thread()  # the former one ends when the view returns
             self._thread.start()
         name = type(view).__name__
         self._report(view, HangError(f"{name} has not returned after {limit_s:g} s"))
+
+    def _leave_out(self, view: View) -> None:
+        """Does nothing more with a view, also not what is planned."""
+        if view in self._views:
+            self._views.remove(view)
+        self._actions = deque(one for one in self._actions if one[0] is not view)
 
     def _new_thread(self) -> threading.Thread:
         return threading.Thread(target=self._serve, name="views", daemon=True)
@@ -146,8 +154,7 @@ class ViewDispatcher:
                 continue
             with self._changed:
                 if shown in self._views:
-                    self._views.remove(shown)
-                    self._actions = deque(one for one in self._actions if one[0] is not shown)
+                    self._leave_out(shown)
                     if use != shown.close:
                         self._actions.appendleft((shown, shown.close))
 

@@ -28,6 +28,7 @@ from engine.output.files import LineFile
 from engine.output.journal import Journal, encode_mask
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
+from engine.output.run_lock import RunLock
 from engine.types import BoolArray, DropReason, Features, Frame, FrameId, FramePose, VerifiedPair
 from tests.support.fake_runs import JPEG, frame_of, rejected, trajectory_lines, world_of
 from tests.support.synthetic import grown_map
@@ -278,6 +279,33 @@ def test_numbering_goes_on_in_a_folder_with_snapshots(tmp_path: Path) -> None:
     recorder.close()
 
 
+def test_the_room_that_a_map_needs_is_known_again_when_a_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    recording = record(path)
+    for frame_id in (1, 2, 3):
+        recording.add_keyframe(frame_id)
+    recording.recorder.abandon()
+    num_keypoints = sum(len(WORLD.keyframe(frame_id).features) for frame_id in (1, 2, 3))
+    journal = Journal.open(path)
+    assert journal.num_keypoints() == num_keypoints > 0
+    journal.close()
+    asked: list[int] = []
+
+    def reserve(*_: object, num_keypoints: int) -> int:
+        asked.append(num_keypoints)
+        return 0
+
+    folder = RunFolder.reopen(path, (), config_text="{}", lock=RunLock.acquire(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder_module, "reserve_bytes", reserve)
+        again = Recorder(
+            folder, snapshots=SnapshotsConfig(), runtime=RuntimeConfig(), emit=EmittedEvents()
+        )
+        again.look()
+        again.close()
+    assert set(asked) == {num_keypoints}
+
+
 # -- what cannot be written -----------------------------------------------------------------------
 
 
@@ -334,6 +362,18 @@ def test_a_keyframe_that_never_can_be_journalled_is_lost_alone_with_its_pairs(
     database = pycolmap.Database.open(recording.path / "database.db")
     assert len(database.read_two_view_geometry(1, 2).inlier_matches) == 20
     database.close()
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".jpg", "folder", f"{frame_of(1).name}/2.jpg"])
+def test_an_image_that_the_disk_never_takes_does_not_hold_up_those_behind_it(
+    recording: Recording, name: str
+) -> None:
+    (recording.path / "images" / "folder").mkdir()
+    recording.add_keyframe(1)
+    recording.add_keyframe(2, replace(frame_of(2), name=name))
+    recording.add_keyframe(3)
+    assert recording.recorder.num_failed_writes == 1
+    assert keyframes_and_pairs(recording.path)[0] == [1, 3]
 
 
 def keyframes_and_pairs(path: Path) -> tuple[list[int], int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from engine.events import (
     Event,
@@ -167,6 +170,18 @@ def test_tracked_frames_that_waited_for_a_pose_are_read_again(tmp_path: Path) ->
     assert [one.frame_id for one in former.stored.relative_poses] == [3]
 
 
+def test_a_frame_that_arrived_in_several_parts_is_read_again_once_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    frames = [
+        *(frame(1, "keyframe"), frame(2, None), frame(3, None)),
+        *(frame(4, "keyframe", index=1), frame(5, None, index=2)),
+    ]
+    write_events(tmp_path, [VIDEO])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1, 4)))
+    assert (ids(former), former.num_again) == ([1, 4], 1)
+
+
 def test_a_run_that_ended_by_itself_has_finished_all_that_it_tracked(tmp_path: Path) -> None:
     frames = [frame(1, "keyframe"), frame(2, "tracked")]
     finished = RunFinished(stopped_by="signal", num_keyframes=1, num_registered=0)
@@ -234,6 +249,21 @@ def test_the_clock_the_parts_and_the_ids_go_on_also_from_half_a_line(tmp_path: P
     write_events(tmp_path, [VIDEO, resumed, received(40)], rest='{"event": "FrameRec')
     former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
     assert (former.ended_at_s, former.part, former.next_frame_id) == (1.0, 3, 41)
+
+
+@pytest.mark.parametrize("end", ["\u0085", "\u2028", "\u2029"])
+def test_events_with_other_ends_of_lines_in_their_names_are_read(tmp_path: Path, end: str) -> None:
+    source = replace(VIDEO, source=f"a{end}b")
+    text = json.dumps(source.as_record(), ensure_ascii=False)
+    (tmp_path / "events.jsonl").write_text(f"{text}\n", encoding="utf-8")
+    former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
+    assert [one.label for one in former.sources] == [source.source]
+
+
+def test_events_that_are_no_file_are_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+    former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
+    assert former.part == 2
 
 
 def test_a_run_without_events_still_has_the_sources_of_its_journal(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pycolmap
 import pytest
 
 from engine.output.run_lock import RunState, run_state
+from engine.output.stored_descriptors import StoredDescriptors
 from engine.run import engine as engine_module
 from engine.run.engine import RunOutcome, StoppedBy
+from engine.types import FrameId
 from tests.support.fake_runs import (
     FakeSource,
     Happening,
@@ -118,6 +120,23 @@ def test_files_that_are_deleted_during_a_run_are_made_again(tmp_path: Path) -> N
     assert len(written.of_kind("KeyframeAdded")) == NUM_FRAMES
     (words,) = [one for one in written.warnings() if "made again" in one]
     assert ".lock, frames.csv, events.jsonl, database.db had been deleted" in words
+
+
+def test_a_run_that_reads_descriptors_back_leaves_its_database_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[StoredDescriptors] = []
+
+    def make(folder: Callable[[], Path]) -> StoredDescriptors:
+        made.append(StoredDescriptors(folder))
+        return made[-1]
+
+    async def read_back() -> None:
+        await asyncio.to_thread(made[0].read, FrameId(1))
+
+    monkeypatch.setattr(engine_module, "StoredDescriptors", make)
+    run(tmp_path / "run", [*frames_of(world_of(NUM_FRAMES))[:4], read_back])
+    assert [path.name for path in (tmp_path / "run").glob("database.db*")] == ["database.db"]
 
 
 @pytest.mark.slow

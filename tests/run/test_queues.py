@@ -261,6 +261,25 @@ def test_a_write_that_breaks_is_reported_and_the_others_get_their_turn(
     assert done == ["then", "next"]
 
 
+def test_what_follows_a_write_may_break_and_the_others_get_their_turn(
+    thread: ThreadPoolExecutor,
+) -> None:
+    errors: list[Exception] = []
+    done: list[str] = []
+
+    async def then() -> None:
+        raise ZeroDivisionError("zero")
+
+    async def story() -> None:
+        async with (writer := Writer(thread, failed=errors.append)).running():
+            await writer.schedule(lambda: done.append("first"), then=then)
+            await writer.schedule(lambda: done.append("next"))
+
+    run(story())
+    assert [str(error) for error in errors] == ["zero"]
+    assert done == ["first", "next"]
+
+
 def test_whoever_schedules_a_write_may_wait_until_it_is_done_or_has_failed(
     thread: ThreadPoolExecutor,
 ) -> None:

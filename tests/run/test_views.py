@@ -40,6 +40,7 @@ class FakeView:
         self.gate = threading.Event()
         self.gate.set()
         self.busy = threading.Event()
+        self.hanging = threading.Event()
         self._changed = threading.Condition()
         self._raises_on = raises_on
 
@@ -55,6 +56,12 @@ class FakeView:
 
     def close(self) -> None:
         self._note("close")
+
+    def hang(self) -> None:
+        """Stands still until the test is over."""
+        self.gate.clear()
+        self.hanging.set()
+        assert self.gate.wait(HANG_S)
 
     def wait_for(self, num_shown: int) -> None:
         with self._changed:
@@ -323,6 +330,39 @@ def test_a_view_that_hangs_is_given_up_when_closing(
     dispatcher.close()
 
     assert view.shown == []
+    assert "FakeView has not returned" in caplog.text
+    monkeypatch.undo()
+
+
+def test_a_view_that_hangs_is_not_closed_and_the_others_are(
+    dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_dispatch, "_CLOSE_TIMEOUT_S", 0.2)
+    hanging, busy, sound = FakeView(), FakeView(), FakeView()
+    dispatcher = dispatch(hanging, busy, sound)
+    stuck(busy, dispatcher)
+    dispatcher.offer_event(fact(1))  # waits, and is planned together with the end
+    hanging.gate.clear()
+    dispatcher.close()
+
+    assert sound.shown == ["fact 0", "fact 1", "close"]
+    assert hanging.shown == ["fact 0"]
+    assert caplog.text.count("FakeView has not returned") == 2
+    monkeypatch.undo()
+
+
+def test_a_view_that_raises_and_then_hangs_when_closed_is_left_behind(
+    dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_dispatch, "_CLOSE_TIMEOUT_S", 0.2)
+    view, sound = FakeView(raises_on=["fact 0"]), FakeView()
+    monkeypatch.setattr(view, "close", view.hang)
+    dispatcher = dispatch(view, sound)
+    dispatcher.offer_event(fact(0))
+    assert view.hanging.wait(HANG_S)
+    dispatcher.close()
+
+    assert sound.shown == ["fact 0", "close"]
     assert "FakeView has not returned" in caplog.text
     monkeypatch.undo()
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pycolmap
 import pytest
 
 from engine.config import load_config
+from engine.errors import MapError
+from engine.mapping.mapper import Mapper
 from engine.output.recovery import recover_run
 from engine.output.run_folder import RunFolder
-from engine.output.run_lock import RunLock
+from engine.output.run_lock import RunLock, RunState, run_state
 from engine.output.stored_run import read_stored_run
 from engine.ports import Source
 from engine.run.engine import Engine
@@ -143,6 +148,8 @@ def test_a_run_that_was_cut_off_goes_on_without_a_frame_twice_or_a_pair_again(
     assert written.summary["wall_s"] == pytest.approx(times[-1], abs=5.0)
     assert len(trajectory_lines(cut / "trajectory.txt")) == NUM_FRAMES
     assert len(written.of_kind("RunStarted")) == 1
+    posed = written.of_kind("FramePosed")[-(NUM_FRAMES - num_stored) :]
+    assert all(0.0 <= event["latency_s"] < 3600.0 for event in posed)  # of this process's clock
     sequences = [event["sequence"] for event in written.of_kind("SnapshotWritten")]
     assert sequences == sorted(set(sequences))
 
@@ -168,6 +175,54 @@ def test_a_broken_snapshot_costs_time_and_no_keyframe(tmp_path: Path) -> None:
     stored_ids = set(range(1, num_stored + 1))
     assert not {one for one in second.asked if {one.first, one.second} <= stored_ids}
     assert len(registered(cut)) == NUM_FRAMES
+
+
+def cut_off(path: Path) -> None:
+    """A short run, whose folder says that it was killed."""
+    source = FakeSource(happenings=frames(1, 6))
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS)
+    asyncio.run(engine.run())
+    holder = {"pid": 1, "host": socket.gethostname(), "started_at": "2026-01-01T00:00:00+00:00"}
+    (path / ".lock").write_text(json.dumps(holder))
+
+
+def test_a_run_whose_map_cannot_be_restored_stays_as_it_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    cut_off(path)
+    assert run_state(path)[0] is RunState.INTERRUPTED
+
+    def fail(*_: object) -> NoReturn:
+        raise MapError("no map")
+
+    monkeypatch.setattr(Mapper, "restore", fail)
+    with pytest.raises(MapError, match="no map"):
+        go_on(path, sources=[FakeSource(happenings=frames(1, 6))], matching=matcher())
+    assert run_state(path)[0] is RunState.INTERRUPTED
+    assert not (path / "summary.json").exists()
+    monkeypatch.undo()
+    written = go_on(path, sources=[FakeSource(happenings=frames(1, 6))], matching=matcher())
+    assert len(written.rows) == 6
+    assert run_state(path)[0] is RunState.ENDED
+
+
+def test_while_a_map_is_restored_signals_are_taken_as_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    cut_off(path)
+    is_taken: list[bool] = []
+
+    def fail(*_: object) -> NoReturn:
+        is_taken.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        raise MapError("no map")
+
+    monkeypatch.setattr(Mapper, "restore", fail)
+    with pytest.raises(MapError):
+        go_on(path, sources=[FakeSource(happenings=frames(1, 6))], matching=matcher())
+    assert is_taken == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_run_that_ended_is_added_to(tmp_path: Path) -> None:
