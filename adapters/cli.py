@@ -185,8 +185,11 @@ def run(
         if onto is None:
             loaded = _load(config, all_settings)
         else:
-            from adapters.resume import begin_from
+            from adapters.launch import refuse_own_input
+            from adapters.resume import begin_from, refuse_replays
 
+            refuse_replays(source)
+            refuse_own_input(options)  # the folder is replaced before the run is launched
             _limit_library_threads()
             going_on = begin_from(
                 onto,
@@ -220,10 +223,11 @@ def resume(
 ) -> None:
     """Goes on with a run that was killed, stopped or finished, in its folder."""
     with _errors_reported():
-        from adapters.resume import go_on
+        from adapters.resume import go_on, refuse_replays
 
         if source:
             refuse_unknown_sources(source)
+            refuse_replays(source)
         _limit_library_threads()
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         going_on = go_on(run_folder, overlays=config or [], settings=all_settings)

@@ -24,7 +24,6 @@ from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
     CameraMasks,
     FrameIds,
-    InputRecording,
     InvitesSenders,
     KnowsGroundTruth,
     KnowsImageSizes,
@@ -39,6 +38,7 @@ from engine.ports import (
 from engine.types import Float64Array, FrameId, Received, SourceInfo
 
 if TYPE_CHECKING:
+    from adapters.recordings.input_recording import FolderRecording
     from adapters.resume import GoingOn
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
@@ -88,7 +88,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     provide_descriptors()
     limit_library_threads()
     _load_ahead()
-    _refuse_own_input(options)
+    refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
     specs = options.sources
@@ -118,6 +118,21 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         if not outcome.num_hangs:  # else it would wait for what hangs
             runner.close()
         return outcome
+
+
+def refuse_own_input(options: LaunchOptions) -> None:
+    """Refuses to replace a run folder that its own source lies in; before it is replaced.
+
+    Raises:
+        ConfigError: one does.
+    """
+    if not options.overwrite:
+        return
+    target = options.path.resolve()
+    for spec in options.sources:
+        path = spec if os.path.exists(spec) else spec.removeprefix("watch:")
+        if os.path.exists(path) and Path(path).resolve().is_relative_to(target):
+            raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
 
 
 def count_frame_ids(first: int = 1) -> FrameIds:
@@ -193,7 +208,9 @@ def _open_engine(
     remote_views = _open_remote_views(config, options, sources, requests)
     views = list(remote_views)
     folder: RunFolder | None = None
+    recording: FolderRecording | None = None
     try:
+        recording = _input_recording(config, options, sources)
         signals.hold()  # a former run may be replaced now, so this one has to begin
         folder = _run_folder(config, options)
         views += _open_views(config, options, sources)
@@ -213,9 +230,11 @@ def _open_engine(
             roles=roles,
             former=None if going_on is None else going_on.former,
             onto="" if going_on is None else going_on.onto,
-            recording=_input_recording(config, options, sources),
+            recording=recording,
         )
     except EngineError:
+        if recording is not None:
+            recording.discard()
         for view in views:
             view.close()
         if folder is not None and options.going_on is None:
@@ -238,7 +257,7 @@ def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
 
 def _input_recording(
     config: Config, options: LaunchOptions, sources: Sequence[Source]
-) -> InputRecording | None:
+) -> FolderRecording | None:
     """Where what the run receives is kept, if that is wanted.
 
     Raises:
@@ -418,17 +437,6 @@ def _refuse_misfits(calibrations: CalibrationsByCamera, sources: Sequence[Source
                 return
     if misfits := calibrations.misfits(sizes):
         raise ConfigError(misfits[0])
-
-
-def _refuse_own_input(options: LaunchOptions) -> None:
-    """Refuses to replace a run folder that its own source lies in."""
-    if not options.overwrite:
-        return
-    target = options.path.resolve()
-    for spec in options.sources:
-        path = spec if os.path.exists(spec) else spec.removeprefix("watch:")
-        if os.path.exists(path) and Path(path).resolve().is_relative_to(target):
-            raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
 
 
 def _check_live_view(config: Config, options: LaunchOptions) -> None:

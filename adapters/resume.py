@@ -79,13 +79,18 @@ def begin_from(
         settings: ``section.key=value``, over these.
 
     Raises:
-        ConfigError: there is no other run or a live one holds it, the folder cannot be used, or a
-            setting contradicts the keyframes.
+        ConfigError: there is no other run or a live one holds it, the folder cannot be used or is
+            the other run's own, or a setting contradicts the keyframes.
         JournalError: the other run cannot be read or copied.
     """
     from engine.output.run_copy import copy_run
 
     _refuse_other_folders(former)
+    if former.resolve().is_relative_to(path.resolve()):
+        raise ConfigError(
+            f"{path}: is or holds the run to begin with; choose another folder, or go on with that"
+            f" run: livesfm resume {former}"
+        )
     config = _config_of(former, overlays=overlays, settings=settings)
     lock = copy_run(former, path, overwrite=overwrite)
     try:
@@ -93,6 +98,19 @@ def begin_from(
     except BaseException:
         lock.release()
         raise
+
+
+def refuse_replays(specs: Sequence[str]) -> None:
+    """Refuses recordings as sources of a run that goes on: they bring frame ids that it may have.
+
+    Raises:
+        ConfigError: one is among them.
+    """
+    from adapters.recordings.replay import replayed_folder
+
+    for spec in specs:
+        if replayed_folder(spec) is not None:
+            raise ConfigError(f"{spec}: repeats a whole run, so it cannot be added to another one")
 
 
 def addresses_of(former: FormerRun) -> list[str]:

@@ -157,6 +157,16 @@ class FolderRecording:
             with suppress(OSError):  # each line was flushed, or reported
                 file.close()
 
+    def discard(self) -> None:
+        """Deletes what `create` wrote: no run received anything."""
+        self.close()
+        with suppress(OSError):
+            for name in (INPUT_NAME, DECISIONS_NAME, CONFIG_NAME, HEADER_NAME):
+                (self._path / name).unlink()
+            for folder in (FRAMES_FOLDER, MASKS_FOLDER):
+                (self._path / folder).rmdir()
+            self._path.rmdir()
+
     def _add(self, record: InputRecord) -> None:
         with self._writing():
             self._input.write(as_line(record) + "\n")

@@ -144,7 +144,8 @@ class FramePoser:
                 keypoint_idx=np.empty(0, np.int64),
                 points_xy=np.empty((0, 2)),
             )
-            self._trajectory.add_tracked(tracked)
+            if not self._trajectory.holds(stored.frame_id):  # else it became a keyframe later
+                self._trajectory.add_tracked(tracked)
             if stored.cam_from_keyframe is not None:
                 self._trajectory.set_relative_pose(
                     tracked, cam_from_keyframe=stored.cam_from_keyframe, scale=1.0

@@ -11,6 +11,8 @@ import numpy as np
 from engine.errors import InferenceError
 from engine.types import Features, FrameId, Uint8Array
 
+_MAX_UNREADABLE = 8  # that are tried for one keyframe that comes
+
 ReadDescriptors = Callable[[FrameId], Uint8Array | None]
 
 
@@ -63,12 +65,15 @@ class DescriptorStore:
     def make_room(self) -> list[FrameId]:
         """Lets go of descriptors beyond the limit; returns whose."""
         let_go: list[FrameId] = []
+        num_left = _MAX_UNREADABLE
         for frame_id in list(self._kept):
-            if self._num_bytes <= self._max_bytes:
+            if self._num_bytes <= self._max_bytes or not num_left:
                 break
             written = self._read(frame_id)
             if written is None or not np.array_equal(written, self._kept[frame_id]):
-                break  # what comes after it was written later
+                self._kept.move_to_end(frame_id)  # others have their turn before it is tried again
+                num_left -= 1
+                continue
             self._num_bytes -= self._kept.pop(frame_id).nbytes
             self._left.add(frame_id)
             let_go.append(frame_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,8 @@ from engine.types import (
 )
 
 _SAME_GEOMETRY_SHARE = 0.9  # of a pair's matches: those left keep the geometry of all
+logger = logging.getLogger(__name__)
+
 _MAX_PLACES = 4  # further ones that a keyframe without a place is matched with
 _MAX_AGAIN = 2  # keyframes whose matching failed that are matched again with the next one
 _MAX_WAITING = 100  # of those; the oldest are matched no more
@@ -314,11 +317,10 @@ class PairMatching:
         Raises:
             InferenceError: the matcher failed.
         """
-        matched = self._matcher.match(
-            [self._request(candidate.pair, wants_pointmaps) for candidate in candidates]
-        )
+        asked = self._requests(candidates, wants_pointmaps=wants_pointmaps)
+        matched = self._matcher.match([request for _, request in asked])
         verified_pairs = []
-        for candidate, matches in zip(candidates, matched, strict=True):
+        for (candidate, _), matches in zip(asked, matched, strict=True):
             verified = self._verify(matches, reason=candidate.reason)
             self._keep(matches, reason=candidate.reason)
             if verified is None:
@@ -408,6 +410,18 @@ class PairMatching:
         self._descriptors.add(features)
         for frame_id in self._descriptors.make_room():
             self._graph.replace_features(self._tables.drop_descriptors(frame_id))
+
+    def _requests(
+        self, candidates: Sequence[PairCandidate], *, wants_pointmaps: bool
+    ) -> list[tuple[PairCandidate, MatchRequest]]:
+        """Candidates with what the matcher gets of them; those without descriptors are left out."""
+        requests = []
+        for candidate in candidates:
+            try:
+                requests.append((candidate, self._request(candidate.pair, wants_pointmaps)))
+            except InferenceError as error:  # it stays untried, and may be proposed again
+                logger.error("%s: not matched: %s", candidate.pair, error)
+        return requests
 
     def _request(self, pair: ImagePair, wants_pointmaps: bool) -> MatchRequest:
         return MatchRequest(

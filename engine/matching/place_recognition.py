@@ -83,8 +83,8 @@ class PlaceRecognizer:
     needs it, from the keyframes of its doubling alone: many keyframes added at once, as those of a
     run that is resumed, cost one. One thread at a time.
 
-    Memory: 9 bytes per word and keyframe. The descriptors of added ``Features`` are referenced,
-    not copied, and released once the vocabulary is final.
+    Memory: 9 bytes per word and keyframe, and copies of each keyframe's strongest descriptors,
+    which are released once the vocabulary is final.
     """
 
     def __init__(self, config: RetrievalConfig, *, seed: int) -> None:

@@ -151,6 +151,11 @@ def _insert_pose_prior(
     )
 
 
+def descriptors_of_row(descriptor_type: int, values: Uint8Array) -> Uint8Array:
+    """Descriptors (N, D) as the engine has them, from a row as COLMAP has it."""
+    return values // np.uint8(SIFT_PER_ROOT_SIFT) if descriptor_type == SIFT_TYPE else values
+
+
 def _descriptors_of(features: Features) -> tuple[int, Uint8Array]:
     """COLMAP's type of descriptors, and these as it has them."""
     descriptors = features.descriptors

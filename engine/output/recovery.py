@@ -21,8 +21,10 @@ from engine.events import (
 from engine.mapping.stored_state import StoredFrame, StoredRun
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, dropped_status
 from engine.output.statistics import RunStatistics
+from engine.regular_files import read_regular_file
 from engine.types import DropReason, FrameId, TakenFrames
 
+_MAX_EVENTS_BYTES = 2**32  # some 200 an event
 _STOPPED = dropped_status(DropReason.STOPPED)
 
 
@@ -41,7 +43,7 @@ class FormerSource:
 class FormerRun:
     """All that a run needs to go on in its folder."""
 
-    stored: StoredRun
+    stored: StoredRun  # without poses of frames that are read again
     sources: tuple[FormerSource, ...]  # in the order in which they first took part
     frames: tuple[StoredFrame, ...]  # that are finished, in order of arrival
     lost: tuple[StoredFrame, ...]  # of live sources, on their way when the run was cut off
@@ -61,29 +63,32 @@ def recover_run(stored: StoredRun) -> FormerRun:
     """Reads the events of a run that ended or was killed, and sees which frames are finished.
 
     Finished are keyframes in the journal, and frames that were tracked or dropped. A frame of a
-    file is read again when the run stopped before its turn, or when it was tracked from a keyframe
-    and no keyframe came after it: its pose is lost with the process. A frame of a live source that
-    was on its way is dropped.
+    file is read again when the run stopped before its turn, or when it was tracked and its pose is
+    lost with the process: it waited for one, or no keyframe came after it. A frame of a live source
+    that was on its way is dropped.
     """
     events = list(_read_events(stored.path / "events.jsonl"))
     opened = _sources(stored, events)
     live = {one.source for one in opened if one.is_live}
     has_ended = bool(events) and isinstance(events[-1], RunFinished)
     finished = tuple(_finished_frames(stored, live=live, has_ended=has_ended))
+    stopped_ids = {one.frame_id for one in finished if one.status == _STOPPED} - {None}
     reported = {one.frame_id for one in events if isinstance(one, FrameDropped)}
     statistics = RunStatistics()
     for event in _finished_events(events, finished, live=live):
         statistics(event)
+    finished_ids = {one.frame_id for one in finished}
+    poses = tuple(one for one in stored.relative_poses if one.frame_id in finished_ids)
     return FormerRun(
-        stored=stored,
+        stored=replace(stored, relative_poses=poses),
         sources=tuple(_former_source(one, finished, stored.frames) for one in opened),
         frames=finished,
         lost=tuple(
             one
-            for one in stored.frames
-            if one.source in live and one.status is None and one.frame_id not in reported
+            for one in finished
+            if one.source in live and one.frame_id in stopped_ids and one.frame_id not in reported
         ),
-        num_again=len(stored.frames) - len(finished),
+        num_again=len(_places(stored.frames) - _places(finished)),
         statistics=statistics,
         ended_at_s=max((event.at_s for event in events), default=0.0),
         part=2 + sum(isinstance(event, RunResumed) for event in events),
@@ -94,18 +99,18 @@ def recover_run(stored: StoredRun) -> FormerRun:
 def _read_events(path: Path) -> Iterator[Event]:
     """The events that are whole and known."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        data = read_regular_file(path, max_bytes=_MAX_EVENTS_BYTES)
     except OSError:
         return
-    for line in lines:
+    for line in data.split(b"\n"):  # other characters that end a line may stand in a name
         event = event_of_record(_record_of(line))
         if event is not None:
             yield event
 
 
-def _record_of(line: str) -> Mapping[str, Any]:
+def _record_of(line: bytes) -> Mapping[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode(errors="replace"))
     except ValueError:  # a power cut may leave half a line
         return {}
     return record if isinstance(record, dict) else {}
@@ -134,34 +139,48 @@ def _finished_frames(
 ) -> Iterator[StoredFrame]:
     """Frames of which nothing is to be done any more, in order of arrival."""
     keyframe_ids = {one.keyframe.frame_id for one in stored.keyframes}
-    posed_ids = {one.frame_id for one in stored.relative_poses}
+    is_posed: dict[FrameId | None, bool] = {
+        one.frame_id: one.cam_from_keyframe is not None for one in stored.relative_poses
+    }
     last_keyframes = {one.source: one.keyframe.frame_id for one in stored.keyframes}
     for frame in stored.frames:
         is_live = frame.source in live
-        if frame.status is None:
+        is_lost = frame.status is None or (
+            frame.status == KEYFRAME_STATUS and frame.frame_id not in keyframe_ids
+        )
+        if is_lost:
             is_finished = is_live
-        elif frame.status == KEYFRAME_STATUS:
-            is_finished = frame.frame_id in keyframe_ids
         elif frame.status == TRACKED_STATUS:
             is_last = (frame.frame_id or 0) > last_keyframes.get(frame.source, 0)
-            is_finished = is_live or has_ended or not is_last or frame.frame_id in posed_ids
+            is_finished = is_live or has_ended or is_posed.get(frame.frame_id, not is_last)
         else:
             is_finished = is_live or frame.status != _STOPPED
         if is_finished:
-            yield frame if frame.status is not None else replace(frame, status=_STOPPED)
+            yield replace(frame, status=_STOPPED) if is_lost else frame
+
+
+def _places(frames: Iterable[StoredFrame]) -> set[tuple[str, str]]:
+    """The sources and names of frames, of which each may have arrived in several parts."""
+    return {(one.source, one.name) for one in frames}
 
 
 def _finished_events(
     events: Iterable[Event], finished: Iterable[StoredFrame], *, live: Iterable[str]
 ) -> Iterator[Event]:
     """The events but for those of frames that are read again."""
-    finished_ids = {one.frame_id for one in finished}
+    status_of = {one.frame_id: one.status for one in finished if one.frame_id is not None}
+    rejected = {(one.source, one.name) for one in finished if one.frame_id is None}
     for event in events:
         match event:
-            case FrameReceived() | KeyframeAdded() if event.frame_id not in finished_ids:
+            case FrameReceived() if event.frame_id not in status_of:
                 continue
-            case FrameDropped() if event.reason is DropReason.STOPPED and event.source not in live:
+            case KeyframeAdded() if status_of.get(event.frame_id) != KEYFRAME_STATUS:
                 continue
+            case FrameDropped() if event.source not in live:
+                name = (event.source, event.name)
+                if event.frame_id in status_of or name in rejected:
+                    rejected.discard(name)
+                    yield event
             case _:
                 yield event
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.output.colmap_tables import SIFT_PER_ROOT_SIFT, SIFT_TYPE
+from engine.output.colmap_tables import descriptors_of_row
 from engine.types import FrameId, Uint8Array
 
 _BUSY_TIMEOUT_S = 5.0
@@ -42,8 +42,7 @@ class StoredDescriptors:
             return None
         if row is None or len(row[2]) != row[0] * row[1]:
             return None
-        descriptors = np.frombuffer(row[2], np.uint8).reshape(row[0], row[1])
-        return descriptors // np.uint8(SIFT_PER_ROOT_SIFT) if row[3] == SIFT_TYPE else descriptors
+        return descriptors_of_row(row[3], np.frombuffer(row[2], np.uint8).reshape(row[0], row[1]))
 
     def close(self) -> None:
         """Closes the connection."""

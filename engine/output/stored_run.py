@@ -25,7 +25,7 @@ from engine.mapping.stored_state import (
     StoredRun,
     StoredSource,
 )
-from engine.output.colmap_tables import SIFT_PER_ROOT_SIFT, SIFT_TYPE
+from engine.output.colmap_tables import descriptors_of_row
 from engine.output.database_reader import Columns, DatabaseReader, array_of, json_object
 from engine.output.own_tables import OWN_TABLES
 from engine.output.run_format import read_format_version, refuse_newer, refuse_older
@@ -211,8 +211,7 @@ def _descriptors(reader: DatabaseReader) -> Iterable[tuple[int, Uint8Array]]:
         "descriptors", columns, order="image_id"
     ):
         values = array_of(data or b"", np.uint8, (num, dimensions), name="descriptors")
-        is_doubled = kind == SIFT_TYPE
-        yield image_id, values // np.uint8(SIFT_PER_ROOT_SIFT) if is_doubled else values
+        yield image_id, descriptors_of_row(kind, values)
 
 
 def _masks(reader: DatabaseReader) -> Iterable[tuple[str, PackedMask]]:

@@ -2,15 +2,15 @@
 
 The map of a live run depends on more than its frames: on which of them were dropped, which became
 keyframes while mapping was behind, what was posed while a keyframe was matched, and before which
-keyframe an adjustment or a window was merged. All of that is asked and told here, so that a run
-that repeats another one does the same.
+keyframe an adjustment or a window was merged. All of that passes here, so that a run that repeats
+another one does the same.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from engine.errors import JournalError
 from engine.ports import InputRecording, RepeatsRun, Source
@@ -54,6 +54,7 @@ class InputLog:
         self._warn = warn
         repeated = [source for source in sources if isinstance(source, RepeatsRun)]
         self._is_replay = bool(repeated)
+        self._has_left = False  # the ways of the run to be repeated
         self._were_behind: dict[FrameId, bool] = {}
         self._mapped: dict[FrameId, MappingDecision] = {}
         for decision in repeated[0].decisions() if repeated else ():
@@ -84,9 +85,25 @@ class InputLog:
         await self._record(TrackingDecision(frame_id=frame_id, is_behind=is_behind))
         return is_behind
 
-    def decided(self, keyframe_id: FrameId) -> MappingDecision | None:
-        """What mapping did with a keyframe in the run to be repeated; None: it is not known."""
-        return self._mapped.get(keyframe_id)
+    def decided(self, keyframe_id: FrameId, *, due: Collection[str] = ()) -> MappingDecision | None:
+        """What mapping did with a keyframe in the run to be repeated; None: it is not known.
+
+        Args:
+            keyframe_id: the keyframe.
+            due: kinds of the jobs that could be merged now.
+        """
+        decided = self._mapped.get(keyframe_id)
+        if self._is_replay and (decided is None or not set(decided.merged) <= set(due)):
+            self._warn_of_other_way(keyframe_id)
+        return decided
+
+    def _warn_of_other_way(self, keyframe_id: FrameId) -> None:
+        if self._has_left:
+            return
+        self._has_left = True
+        words = f"the run differs from the recorded one from frame {keyframe_id} on"
+        logger.warning("%s", words)
+        self._warn(words)
 
     async def mapped(self, decision: MappingDecision) -> None:
         """Records what mapping did with a keyframe."""

@@ -29,7 +29,9 @@ class Positions:
         self._source_of_camera: dict[str, tuple[int, str]] = {}  # and its key there
         self._is_replay = any(isinstance(source, RepeatsRun) for source in sources)
         # Not yet known to the map; as many as a track holds, the oldest are forgotten beyond.
-        self._waiting: deque[tuple[int, GpsReading]] = deque(maxlen=MAX_READINGS)
+        self._waiting: deque[tuple[int, GpsReading]] = deque(
+            maxlen=None if self._is_replay else MAX_READINGS
+        )
         if self._is_replay:  # they come to the map as they did, even before their turn in the input
             repeated = [
                 (order, source_idx, reading)

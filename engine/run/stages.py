@@ -208,6 +208,7 @@ class MappingStage:
     ) -> None:
         self._log = log
         self._positions = positions
+        self._decided: MappingDecision | None = None  # of the newest keyframe, in a replay
         self._merged: tuple[str, ...] = ()  # kinds of jobs, before the newest keyframe
         self._num_readings = 0  # that the map knew then
         self._mapper = mapper
@@ -341,13 +342,14 @@ class MappingStage:
 
         A run that repeats another one merges what that one did.
         """
-        decided = self._log.decided(keyframe_id)
+        decided = self._log.decided(keyframe_id, due=[job.kind.value for job in self._due])
         if decided is None:
             finished = await self._jobs.finished(self._due, wait=not item.is_live)
         else:
             due = [job for job in self._due if job.kind.value in decided.merged]
             finished = await self._jobs.finished(due, wait=True)
         self._merged = tuple(one.job.kind.value for one in finished)
+        self._decided = decided
         num_readings = None if decided is None else decided.num_readings
         self._num_readings = self._positions.give_to_map(num_readings)
         return finished
@@ -356,8 +358,7 @@ class MappingStage:
         self, item: MappingItem, matching: asyncio.Task[MatchedKeyframe]
     ) -> None:
         """Poses frames that come while a keyframe of a live run is matched."""
-        keyframe_id = item.frame.frame_id
-        decided = self._log.decided(keyframe_id)
+        keyframe_id, decided = item.frame.frame_id, self._decided
         num_posed = 0
         while later := (
             await self._items.get_tracked_until(matching)

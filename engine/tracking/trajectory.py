@@ -33,7 +33,7 @@ class KeyframeState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FrameTime:
     frame_id: FrameId
-    index: int
+    index: int  # gives the order of a camera's frames: some may be read again in a resumed run
     captured_at_s: float
     camera_key: str  # frames of one camera are interpolated among themselves
     is_keyframe: bool
@@ -58,7 +58,7 @@ class _PlacedPose:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _CameraPoses:
-    """The estimated poses of one camera's frames, in order of arrival."""
+    """The estimated poses of one camera's frames, in the order of their source."""
 
     all: list[_PlacedPose] = field(default_factory=list)
     keyframes: list[_PlacedPose] = field(default_factory=list)
@@ -167,7 +167,7 @@ class Trajectory:
                 by_camera.setdefault(time.camera_key, []).append(time)
         gaps = []
         for camera_key, times in by_camera.items():
-            times.sort(key=lambda time: time.frame_id)
+            times.sort(key=lambda time: time.index)
             steps_s = np.diff([time.captured_at_s for time in times])
             if not len(steps_s):
                 continue
@@ -242,8 +242,7 @@ def _moved(relative: _RelativePose, state: KeyframeState) -> Float64Array:
 
 def _by_camera(known: Mapping[FrameId, _PlacedPose]) -> dict[str, _CameraPoses]:
     by_camera: dict[str, _CameraPoses] = {}
-    for frame_id in sorted(known):
-        placed = known[frame_id]
+    for placed in sorted(known.values(), key=lambda placed: placed.time.index):
         camera = by_camera.setdefault(placed.time.camera_key, _CameraPoses())
         camera.all.append(placed)
         if placed.kind is PoseKind.KEYFRAME:
@@ -254,8 +253,8 @@ def _by_camera(known: Mapping[FrameId, _PlacedPose]) -> dict[str, _CameraPoses]:
 def _around(
     time: _FrameTime, posed: Sequence[_PlacedPose]
 ) -> tuple[_PlacedPose, _PlacedPose] | None:
-    """The nearest before and after a frame; ids give the order of arrival on every clock."""
-    position = bisect.bisect(posed, time.frame_id, key=lambda other: other.time.frame_id)
+    """The nearest before and after a frame; indices give the order on every clock."""
+    position = bisect.bisect(posed, time.index, key=lambda other: other.time.index)
     if position in (0, len(posed)):
         return None
     return posed[position - 1], posed[position]

@@ -14,8 +14,10 @@ import pycolmap
 import pytest
 import threadpoolctl
 from PIL import Image
+from typer.testing import CliRunner
 
 from adapters import launch as launch_module
+from adapters.cli import REFUSED, app
 from adapters.install_advice import how_to_install
 from adapters.launch import LaunchOptions, count_frame_ids, launch, limit_library_threads
 from adapters.matchers.sift import SiftMatcher
@@ -384,6 +386,30 @@ def test_a_watched_folder_inside_the_run_is_not_replaced_either(
     with pytest.raises(ConfigError, match="lies in the run folder that would be replaced"):
         launch(QUIET, options(run, f"watch:{run / 'images'}", overwrite=True))
     assert (run / "images" / "0.jpg").is_file()
+
+
+def test_a_recording_that_cannot_be_made_costs_no_former_run(tmp_path: Path, photos: Path) -> None:
+    run = launch(QUIET, options(tmp_path / "run", photos)).path
+    for folder in (photos, tmp_path / "photos" / "0.jpg"):
+        with pytest.raises(ConfigError, match="not empty|cannot be written"):
+            launch(QUIET, options(run, photos, overwrite=True, record_input=folder))
+        assert (run / "summary.json").is_file()
+
+
+def test_a_run_that_is_refused_leaves_no_recording(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(ConfigError, match="not empty"):
+        launch(QUIET, options(photos, photos, record_input=tmp_path / "input"))
+    assert not (tmp_path / "input").exists()
+
+
+def test_nor_is_it_replaced_by_a_run_that_begins_with_another_one(
+    tmp_path: Path, photos: Path
+) -> None:
+    run, other = (launch(QUIET, options(tmp_path / name, photos)).path for name in ("run", "other"))
+    words = ["run", str(run / "images"), "--onto", str(other), "--out", str(run), "--overwrite"]
+    result = CliRunner().invoke(app, [*words, "--view=none", "--quiet"])
+    assert result.exit_code == REFUSED
+    assert (run / "summary.json").is_file()  # which is never copied
 
 
 def test_a_run_folder_in_the_folder_of_its_photos_is_fine(photos: Path) -> None:

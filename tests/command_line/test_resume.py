@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from adapters.resume import _config_of, addresses_of, go_on, roles_of
+from adapters.cli import REFUSED, app
+from adapters.resume import _config_of, addresses_of, begin_from, go_on, roles_of
 from engine.config import dump_config, load_config
 from engine.errors import ConfigError, JournalError
 from engine.output.recovery import FormerRun, FormerSource
@@ -102,6 +104,16 @@ def test_a_live_source_is_no_file_of_that_name(tmp_path: Path) -> None:
     assert (role.prefix, role.part) == ("source2", 1)
 
 
+def test_a_recording_is_not_added_to_a_run(tmp_path: Path) -> None:
+    for name in ("recording.json", "config.yaml"):
+        (tmp_path / name).touch()
+    replay = f"replay:{tmp_path}"
+    for words in (["resume", "run", replay], ["run", replay, "--onto", "run", "--out", "other"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == REFUSED
+        assert "cannot be added to another one" in result.stderr
+
+
 def test_addresses_with_secrets_are_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +160,17 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="run"):
             go_on(path, overlays=[], settings=[])
+
+
+@pytest.mark.parametrize("name", ["run", "link", ""])
+def test_a_run_is_not_replaced_by_one_that_begins_with_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "run"
+    RunFolder.create(path, config_text=dump_config(load_config())).close()
+    (tmp_path / "link").symlink_to(path)
+    before = sorted(path.iterdir())
+    with pytest.raises(ConfigError, match="is or holds the run to begin with"):
+        begin_from(path, tmp_path / name, overwrite=True, overlays=[], settings=[])
+    assert sorted(path.iterdir()) == before
 
 
 # -- configuration --------------------------------------------------------------------------------

@@ -494,3 +494,21 @@ def test_frames_whose_focal_length_stays_keep_their_pose(
     after = own_poses(poser, sparse_map)
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[i], after[i]) for i in before)
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+def test_a_keyframe_that_was_tracked_first_stays_a_keyframe(
+    world: SyntheticWorld, sparse_map: SparseMap
+) -> None:
+    former = poser_with(world)
+    for frame_id in (2, 4):
+        former.add_tracked(world.tracked(frame_id, keyframe_id=1), sparse_map)
+    former.add_keyframe(world.keyframe(4))
+    poser = poser_with(world)
+    poser.restore(former.take_facts(), former.take_relative_poses())
+    (poses,) = poser.trajectories([sparse_map])
+    (expected,) = former.trajectories([sparse_map])
+    assert {one.frame_id for one in poses if one.is_keyframe} == set(KEYFRAMES)
+    assert {one.frame_id for one in poses} == {one.frame_id for one in expected}

@@ -100,3 +100,15 @@ def test_tables_without_descriptors_cost_nothing() -> None:
     assert not store.num_bytes
     assert not store.make_room()
     assert not store.with_descriptors(features(7).without_descriptors()).descriptors.size
+
+
+def test_one_that_was_never_written_keeps_no_other_in_memory() -> None:
+    written = Written()
+    store = store_of(1, written)
+    for frame_id in range(1, 6):
+        if frame_id != 1:
+            written.descriptors[FrameId(frame_id)] = features(frame_id).descriptors
+        store.add(features(frame_id))
+        store.make_room()
+    assert store.num_bytes <= 2 * NUM * LENGTH  # the first, and one within the limit
+    assert store.with_descriptors(features(1)).descriptors.size

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pytest
 
 from engine.events import (
     Event,
@@ -50,6 +55,7 @@ def stored(
     *,
     keyframes: Sequence[int],
     posed: Sequence[int] = (),
+    waiting: Sequence[int] = (),
 ) -> StoredRun:
     """A run that holds these frames; keyframes are those of a world."""
     source_of = {one.frame_id: one.source for one in frames}
@@ -73,9 +79,9 @@ def stored(
                 keyframe_id=FrameId(1),
                 index=i - 1,
                 captured_at_s=0.0,
-                cam_from_keyframe=None,
+                cam_from_keyframe=np.eye(3, 4) if i in posed else None,
             )
-            for i in posed
+            for i in (*posed, *waiting)
         ),
         models=(),
         frames=tuple(frames),
@@ -108,10 +114,10 @@ def added(number: int) -> KeyframeAdded:
 
 def dropped(reason: DropReason, **values: Any) -> FrameDropped:
     return FrameDropped(
-        frame_id=None,
+        frame_id=values.get("frame_id"),
         source=values.get("source", "a.mp4"),
         index=0,
-        name="",
+        name=values.get("name", ""),
         captured_at_s=0.0,
         reason=reason,
         detail="",
@@ -156,6 +162,26 @@ def test_frames_tracked_from_the_last_keyframe_are_read_again_unless_their_poses
     assert ids(recover_run(stored(tmp_path, frames, keyframes=(1,), posed=(2,)))) == [1, 2]
 
 
+def test_tracked_frames_that_waited_for_a_pose_are_read_again(tmp_path: Path) -> None:
+    frames = [frame(1, "keyframe"), frame(2, "tracked"), frame(3, "tracked"), frame(4, "keyframe")]
+    write_events(tmp_path, [VIDEO])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1, 4), posed=(3,), waiting=(2,)))
+    assert ids(former) == [1, 3, 4]
+    assert [one.frame_id for one in former.stored.relative_poses] == [3]
+
+
+def test_a_frame_that_arrived_in_several_parts_is_read_again_once_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    frames = [
+        *(frame(1, "keyframe"), frame(2, None), frame(3, None)),
+        *(frame(4, "keyframe", index=1), frame(5, None, index=2)),
+    ]
+    write_events(tmp_path, [VIDEO])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1, 4)))
+    assert (ids(former), former.num_again) == ([1, 4], 1)
+
+
 def test_a_run_that_ended_by_itself_has_finished_all_that_it_tracked(tmp_path: Path) -> None:
     frames = [frame(1, "keyframe"), frame(2, "tracked")]
     finished = RunFinished(stopped_by="signal", num_keyframes=1, num_registered=0)
@@ -182,18 +208,37 @@ def test_frames_of_a_live_source_do_not_come_again(tmp_path: Path) -> None:
     assert former.next_source_number == 3
 
 
+def test_a_keyframe_of_a_live_source_that_the_journal_lost_is_dropped(tmp_path: Path) -> None:
+    frames = [frame(i, "keyframe", source="rtsp://c/s") for i in (1, 2)]
+    write_events(tmp_path, [CAMERA, received(1), added(1), received(2), added(2)])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1,)))
+    assert [one.status for one in former.frames] == ["keyframe", "dropped:stopped"]
+    assert ([one.frame_id for one in former.lost], former.num_again) == ([2], 0)
+    figures = former.statistics.figures()
+    assert (figures["frames_received"], figures["keyframes"]) == (2, 1)
+
+
 def test_statistics_count_what_is_finished_once(tmp_path: Path) -> None:
-    frames = [frame(1, "keyframe"), frame(2, "keyframe")]
+    frames = [
+        frame(1, "keyframe"),
+        frame(2, "keyframe"),
+        frame(0, "dropped:unreadable", name="2.jpg"),
+        frame(4, "dropped:failed"),
+    ]
     events = [
         VIDEO,
         *(received(1), added(1), received(2), added(2)),
         dropped(DropReason.STOPPED),
-        dropped(DropReason.UNREADABLE, num_frames=3),
+        dropped(DropReason.UNREADABLE, name="2.jpg", num_frames=3),
+        dropped(DropReason.UNREADABLE, name="2.jpg", num_frames=3),  # it came again
+        dropped(DropReason.UNREADABLE, name="3.jpg"),  # the journal has not got it
+        *(received(4), dropped(DropReason.FAILED, frame_id=4)),
+        *(received(5), dropped(DropReason.FAILED, frame_id=5)),  # nor this one
     ]
     write_events(tmp_path, events)
     figures = recover_run(stored(tmp_path, frames, keyframes=(1,))).statistics.figures()
-    assert figures["frames_received"] == 1 + 3
-    assert figures["frames_dropped"] == {"unreadable": 3}
+    assert figures["frames_received"] == 1 + 3 + 1
+    assert figures["frames_dropped"] == {"failed": 1, "unreadable": 3}
     assert figures["keyframes"] == 1
 
 
@@ -204,6 +249,21 @@ def test_the_clock_the_parts_and_the_ids_go_on_also_from_half_a_line(tmp_path: P
     write_events(tmp_path, [VIDEO, resumed, received(40)], rest='{"event": "FrameRec')
     former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
     assert (former.ended_at_s, former.part, former.next_frame_id) == (1.0, 3, 41)
+
+
+@pytest.mark.parametrize("end", ["\u0085", "\u2028", "\u2029"])
+def test_events_with_other_ends_of_lines_in_their_names_are_read(tmp_path: Path, end: str) -> None:
+    source = replace(VIDEO, source=f"a{end}b")
+    text = json.dumps(source.as_record(), ensure_ascii=False)
+    (tmp_path / "events.jsonl").write_text(f"{text}\n", encoding="utf-8")
+    former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
+    assert [one.label for one in former.sources] == [source.source]
+
+
+def test_events_that_are_no_file_are_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+    former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
+    assert former.part == 2
 
 
 def test_a_run_without_events_still_has_the_sources_of_its_journal(tmp_path: Path) -> None:

@@ -257,6 +257,17 @@ def counter() -> Any:
     return lambda: FrameId(next(ids))
 
 
+def test_a_replay_that_leaves_the_recorded_run_says_so_once(tmp_path: Path) -> None:
+    record(tmp_path, [FakeSource(happenings=world_frames())])
+    path = tmp_path / "input" / "decisions.jsonl"
+    lines = [line for line in path.read_text().splitlines() if '"mapping"' not in line]
+    path.write_text("\n".join([*lines, ""]))
+    again = repeat(tmp_path)
+    warnings = [e["message"] for e in Written.by(again).events if e["event"] == "Warned"]
+    assert sum("differs from the recorded one" in one for one in warnings) == 1
+    assert again.num_registered == NUM_FRAMES
+
+
 # -- what is refused or damaged --------------------------------------------------------------------
 
 

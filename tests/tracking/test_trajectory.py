@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -377,6 +378,23 @@ def test_a_time_without_any_pose_is_a_gap() -> None:
     assert gaps_of(trajectory, 1, 5, 9, 12) == [(6, 9, 10.3)]
     assert gaps_of(trajectory, 1, 5) == []  # the video may have ended there
     assert gaps_of(trajectory, 1, 12) == [(2, 12, 11.0)]
+
+
+def test_a_frame_that_was_read_again_later_has_its_place_among_the_others() -> None:
+    trajectory = Trajectory(max_interpolation_s=1.0)
+    times_s = {number: 5.0 + 0.1 * number for number in range(1, 200)}
+    for number, captured_at_s in times_s.items():
+        if number not in (20, 21):
+            trajectory.add_keyframe(keyframe(number, captured_at_s=captured_at_s))
+    again = replace(keyframe(200, captured_at_s=times_s[20]), index=10 * 20)
+    trajectory.add_keyframe(again)
+    unposed = replace(tracked(201, of=200, captured_at_s=times_s[21]), index=10 * 21)
+    trajectory.add_tracked(unposed)
+    trajectory.add_keyframe(replace(keyframe(202, captured_at_s=5.0 + 20.0), index=10 * 200))
+    registered = {i: at_x(float(i)) for i in (*times_s, 200, 202) if i not in (20, 21)}
+    assert gaps_of(trajectory, *registered) == []
+    poses = {one.frame_id: one for one in poses_in_map(trajectory, states(registered))}
+    assert poses[FrameId(201)].kind is PoseKind.INTERPOLATED
 
 
 def test_photos_and_other_cameras_leave_no_gaps() -> None:

@@ -107,7 +107,8 @@ class ImageFolder:
             positions.setdefault(str(printable(file)), position)
         found = {index: positions[name] for index, name in taken.names.items() if name in positions}
         self._indices = {i: i for i in self._indices if i not in set(found.values())}
-        if any(index != position for index, position in found.items()):
+        has_moved = any(index != position for index, position in found.items())
+        if has_moved or not taken.names.keys().isdisjoint(self._indices.values()):
             first = taken.next_index
             self._indices = {i: first + number for number, i in enumerate(self._indices)}
         return self._oddities(taken, found)

@@ -121,6 +121,17 @@ def test_photos_that_are_gone_or_others_now_are_named(photos: Path) -> None:
     assert names(listed(source)) == ["5.jpg", "6.jpg"]
 
 
+def test_a_photo_in_the_place_of_one_that_is_gone_follows_those_that_were_taken(
+    photos: Path,
+) -> None:
+    before = taken(listed(folder_of(photos)))
+    (photos / "6.jpg").unlink()
+    write_image(photos / "7.jpg", 250)
+    source = folder_of(photos)
+    source.leave_out(before)
+    assert [(one.index, one.name) for one in listed(source)] == [(6, "7.jpg")]
+
+
 def test_a_photo_that_could_not_be_read_does_not_come_again(photos: Path) -> None:
     (photos / "3.jpg").write_bytes(b"no image")
     before = taken(listed(folder_of(photos))[:4])
