@@ -6,6 +6,7 @@ EngineError
 ├── AdapterUnavailableError   an optional package is missing; names the command that installs it
 ├── InferenceError            one description, pair or window failed; the run goes on
 ├── HangError                 a call did not return in time and was given up
+│   └── PartOffError          no call is made: too many did not return
 ├── MapError                  an invariant of the map is broken
 ├── JournalError              the durable journal cannot be written or read
 └── SnapshotError             a snapshot cannot be written
@@ -41,6 +42,10 @@ class InferenceError(EngineError):
 
 class HangError(EngineError):
     """A call into a part of the run did not return in time; its thread was left behind."""
+
+
+class PartOffError(HangError):
+    """Calls into a part of the run hung so often that none is made any more."""
 
 
 class MapError(EngineError):

@@ -17,7 +17,7 @@ from concurrent.futures import Future, wait
 from typing import ParamSpec, TypeVar
 
 from engine.config import FaultsConfig
-from engine.errors import EngineError, HangError
+from engine.errors import EngineError, HangError, PartOffError
 from engine.events import FaultKind, FaultOccurred, RunPart
 from engine.ports import EventSink
 from engine.types import FrameId
@@ -81,6 +81,8 @@ class Faults:
     ) -> None:
         """Reports that a part raised, or hung where the error is a `HangError`.
 
+        A part that is off was reported when it was called last.
+
         Args:
             part: what broke.
             error: what it raised.
@@ -88,6 +90,9 @@ class Faults:
             frame_id: the frame that it concerns.
         """
         detail = cause_of(error)
+        if isinstance(error, PartOffError):
+            logger.debug("%s; %s", detail, consequence)
+            return
         with self._lock:
             self._counts[part] += 1
             self._num_hangs += isinstance(error, HangError)
@@ -168,11 +173,12 @@ class Guard:
             times: the limit of time is for one of so many equal parts of the work.
 
         Raises:
-            HangError: it did not return in time, or no call is made any more.
+            HangError: it did not return in time.
+            PartOffError: no call is made any more.
             Whatever ``use`` raises.
         """
         if self.is_off:
-            raise HangError(f"{self._part.value} hung {self._num_hangs} times and is off")
+            raise PartOffError(f"{self._part.value} hung {self._num_hangs} times and is off")
         with self._lock:
             worker = self._idle.pop() if self._idle else _Worker(self._part.value)
         limit_s = self._limit_s * max(times, 1)
@@ -184,7 +190,8 @@ class Guard:
                 is_last = self._num_hangs == self._max_hangs
             if is_last:
                 self._on_off()
-            raise HangError(f"{self._part.value} has not ended after {limit_s:g} s")
+            off = " and is off from now on" * is_last
+            raise HangError(f"{self._part.value} has not ended after {limit_s:g} s{off}")
         with self._lock:
             self._idle.append(worker)
         return result.result()

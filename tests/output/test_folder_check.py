@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,21 +21,28 @@ from engine.output.run_lock import RunLock, RunState, run_state
 from tests.support.fake_runs import trajectory_lines
 
 
+class EmittedEvents(list[Event]):
+    """Events in order."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """A run folder with its check."""
 
     folder: RunFolder
     check: FolderCheck
-    events: list[Event]
+    events: EmittedEvents
 
 
 @pytest.fixture
 def checked(tmp_path: Path) -> Iterator[Checked]:
     folder = RunFolder.create(tmp_path / "run", config_text="{}")
     journal = Journal.open(folder.path)
-    events: list[Event] = []
-    check = FolderCheck(folder, journal, emit=events.append, reserve=lambda: 0)
+    events = EmittedEvents()
+    check = FolderCheck(folder, journal, emit=events, reserve=lambda: 0)
     yield Checked(folder=folder, check=check, events=events)
     journal.close()
     folder.abandon()
@@ -62,10 +70,8 @@ def test_a_folder_that_another_run_takes_first_stays_that_run_s(
     locks: list[RunLock] = []
     make = Path.mkdir
 
-    def make_and_lose(
-        path: Path, *args: int, parents: bool = False, exist_ok: bool = False
-    ) -> None:
-        make(path, *args, parents=parents, exist_ok=exist_ok)
+    def make_and_lose(path: Path, *args: Any, **options: Any) -> None:
+        make(path, *args, **options)
         if path == taken or (path.parent == taken and not locks):
             locks.append(RunLock.acquire(taken))
             (taken / "config.yaml").write_text("of another run")

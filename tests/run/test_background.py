@@ -186,9 +186,9 @@ def test_an_adjustment_that_hangs_is_given_up_and_after_some_there_are_no_more(
 
     run(test())
     hanging.release()
-    assert [fault.kind for fault in faults.seen] == [FaultKind.HUNG] * 3
-    assert "is off" in faults.seen[2].detail
-    assert faults.num_hangs == 3
+    assert [fault.kind for fault in faults.seen] == [FaultKind.HUNG] * 2
+    assert "is off from now on" in faults.seen[1].detail
+    assert faults.num_hangs == 2
 
 
 def test_a_job_takes_the_place_of_one_of_its_kind_that_the_mapper_abandoned(
