@@ -212,6 +212,8 @@ class Ingestion:
         """Reads one source; when it cannot be read, that is reported and the others go on."""
         source = self._sources[source_idx]
         try:
+            if 0 < self._max_frames <= self._num_frames[source_idx]:
+                return  # a former part of the run took them
             if isinstance(source, LiveSource):
                 await self._receive_until_it_ends(source, source_idx)
             else:
@@ -270,8 +272,6 @@ class Ingestion:
             receiving.result()  # what broke it, if anything did
 
     async def _read_frames(self, source: FrameSource, source_idx: int) -> None:
-        if 0 < self._max_frames <= self._num_frames[source_idx]:
-            return  # a former part of the run took them
         arriving = until_stopped(source.frames(), self._stops[source_idx])
         async with aclosing(arriving) as items:
             async for item in items:
