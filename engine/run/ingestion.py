@@ -152,6 +152,8 @@ class Ingestion:
         self._masking = Masking(masks, warn=events.warn)
         self._calibrations = calibrations
         self._num_frames = [len(role.taken.names) for role in roles]
+        # Cameras and times of readings that files give again from their start.
+        self._former_readings: list[set[tuple[str | None, float]]] = [set() for _ in roles]
         self._stops = [asyncio.Event() for _ in sources]
         self._may_read = asyncio.Event()
         self._may_read.set()
@@ -170,6 +172,8 @@ class Ingestion:
             for source_idx, role in enumerate(self._roles):
                 if reading.source == role.label:
                     self._positions.add(source_idx, reading)
+                    known = (reading.camera_key, reading.captured_at_s)
+                    self._former_readings[source_idx].add(known)
         self._positions.give_to_map()
 
     # -- control ----------------------------------------------------------------------------------
@@ -430,8 +434,7 @@ class Ingestion:
             case SourceNotice():
                 await self._take_in_notice(item)
             case GpsReading():
-                self._positions.add(source_idx, item)
-                await self._writer.schedule(functools.partial(self._recorder.gps_reading, item))
+                await self._take_in_reading(item, source_idx)
             case RejectedFrame():
                 rejected = self._named(item, source_idx)
                 await self._writer.schedule(
@@ -439,6 +442,15 @@ class Ingestion:
                 )
                 self._events.frame_rejected(rejected)
                 await self._publish()
+
+    async def _take_in_reading(self, reading: GpsReading, source_idx: int) -> None:
+        known = self._former_readings[source_idx]
+        is_live = self._sources[source_idx].info.is_live  # its times may come twice
+        if not is_live and (reading.camera_key, reading.captured_at_s) in known:
+            return
+        self._positions.add(source_idx, reading)
+        named = replace(reading, source=self._roles[source_idx].label)
+        await self._writer.schedule(functools.partial(self._recorder.gps_reading, named))
 
     async def _take_in_notice(self, notice: SourceNotice) -> None:
         is_bad = notice.state in (SourceState.LOST, SourceState.REFUSED)

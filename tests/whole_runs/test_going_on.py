@@ -23,7 +23,7 @@ from engine.output.stored_run import read_stored_run
 from engine.ports import Source
 from engine.run.engine import Engine
 from engine.run.ingestion import SourceRole
-from engine.types import Frame, ImagePair, MatchRequest, PairMatches
+from engine.types import Frame, GpsFix, GpsReading, ImagePair, MatchRequest, PairMatches
 from tests.support.fake_runs import (
     FakeLiveSource,
     FakeSource,
@@ -89,14 +89,19 @@ def run_until_copied(path: Path, *, after: int) -> tuple[Path, CountingMatcher]:
 
 
 def go_on(
-    path: Path, *, sources: Sequence[Source], matching: CountingMatcher, **options: Any
+    path: Path,
+    *,
+    sources: Sequence[Source],
+    matching: CountingMatcher,
+    label: str = "",
+    **options: Any,
 ) -> Written:
-    """Goes on with a run; its first source is the one of before."""
+    """Goes on with a run; its first source is the one of before, whose label may be another."""
     lock = RunLock.acquire(path)
     former = recover_run(read_stored_run(path))
     taken = former.sources[0].taken
     roles = [
-        SourceRole(label=source.info.label, taken=taken, part=former.part)
+        SourceRole(label=label or source.info.label, taken=taken, part=former.part)
         if place == 0
         else SourceRole(label=source.info.label, prefix=f"source{place + 1}")
         for place, source in enumerate(sources)
@@ -188,6 +193,26 @@ def test_a_run_that_ended_is_added_to(tmp_path: Path) -> None:
     assert written.rows[-1]["name"] == "source2/15.jpg"
     assert [row["source"] for row in written.rows] == ["fake"] * 8 + ["more"] * 8
     assert written.summary["keyframes"] == NUM_FRAMES
+
+
+def test_positions_are_kept_once_under_the_name_that_their_source_had_first(tmp_path: Path) -> None:
+    def reading(index: int) -> GpsReading:
+        fix = GpsFix(latitude_deg=1e-5 * index, longitude_deg=8.0, altitude_m=400.0)
+        return GpsReading(source=label, camera_key=None, captured_at_s=0.1 * index, fix=fix)
+
+    path, label = tmp_path / "run", "fake"
+    source = FakeSource(happenings=[reading(0), reading(1), *frames(1, 4)])
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS)
+    asyncio.run(engine.run())
+    label = "elsewhere"
+    moved = FakeSource(happenings=[*map(reading, range(3)), *frames(1, 8)], label=label)
+    go_on(path, sources=[moved], matching=matcher(), label="fake")
+    kept = read_stored_run(path).gps_readings
+    assert [(one.source, one.captured_at_s) for one in kept] == [
+        ("fake", 0.0),
+        ("fake", 0.1),
+        ("fake", 0.2),
+    ]
 
 
 def test_a_live_source_is_listened_to_again_under_its_cameras_and_new_names(
