@@ -31,13 +31,13 @@ _FIXED = (
 _RESUMABLE_MATCHERS = frozenset({"sift"})  # others keep of a keyframe what no file holds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class GoingOn:
     """A run folder that is locked and read, for a run that goes on in it."""
 
     path: Path
     config: Config
-    former: FormerRun
+    former: FormerRun | None  # None: the run has begun; its keyframes are large
     lock: RunLock
     onto: str = ""  # the run of which the folder is a copy; "": it is that run's own
 

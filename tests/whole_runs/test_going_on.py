@@ -6,7 +6,8 @@ import asyncio
 import shutil
 import sqlite3
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pycolmap
 import pytest
 
 from engine.config import load_config
+from engine.mapping.stored_state import StoredRun
 from engine.output.recovery import recover_run
 from engine.output.run_folder import RunFolder
 from engine.output.run_lock import RunLock
@@ -94,11 +96,12 @@ def go_on(
     sources: Sequence[Source],
     matching: CountingMatcher,
     label: str = "",
+    read: Callable[[Path], StoredRun] = read_stored_run,
     **options: Any,
 ) -> Written:
     """Goes on with a run; its first source is the one of before, whose label may be another."""
     lock = RunLock.acquire(path)
-    former = recover_run(read_stored_run(path))
+    former = recover_run(read(path))
     taken = former.sources[0].taken
     roles = [
         SourceRole(label=label or source.info.label, taken=taken, part=former.part)
@@ -116,6 +119,7 @@ def go_on(
         former=former,
         **options,
     )
+    del former
     return Written.by(asyncio.run(engine.run()))
 
 
@@ -150,6 +154,32 @@ def test_a_run_that_was_cut_off_goes_on_without_a_frame_twice_or_a_pair_again(
     assert len(written.of_kind("RunStarted")) == 1
     sequences = [event["sequence"] for event in written.of_kind("SnapshotWritten")]
     assert sequences == sorted(set(sequences))
+
+
+class _Facts(dict[str, Any]):
+    """A part of what was read that weak references can be made to."""
+
+
+def test_what_was_read_of_a_run_is_not_kept_while_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    source = FakeSource(happenings=frames(1, 4))
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS)
+    asyncio.run(engine.run())
+    read: list[weakref.ref[_Facts]] = []
+    are_kept: list[bool] = []
+
+    def reading(path: Path) -> StoredRun:
+        facts = _Facts()
+        read.append(weakref.ref(facts))
+        return replace(read_stored_run(path), facts=facts)
+
+    def look(frame: Frame) -> None:
+        are_kept.append(read[0]() is not None)
+
+    matching = CountingMatcher(world=WORLD, before_describing=look)
+    source = FakeSource(happenings=frames(1, 8))
+    go_on(path, sources=[source], matching=matching, read=reading)
+    assert are_kept == [False] * 4
 
 
 def test_going_on_twice_from_one_state_gives_the_same_map_to_the_bit(tmp_path: Path) -> None:
