@@ -80,7 +80,7 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
             return _launch(config, options, signals)
     except BaseException:
         if options.going_on is not None:
-            options.going_on.lock.let_go()
+            options.going_on.give_up()
         raise
 
 
