@@ -80,7 +80,7 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
             return _launch(config, options, signals)
     except BaseException:
         if options.going_on is not None:
-            options.going_on.lock.let_go()
+            options.going_on.give_up()
         raise
 
 
@@ -112,6 +112,9 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         engine = _open_engine(
             config, options, sources, roles, calibrations=calibrations, signals=signals
         )
+        former = None  # the engine keeps it only until the map is restored
+        if options.going_on is not None:
+            options.going_on.former = None
         signals.hand_to(engine.interrupt)
         runner = asyncio.Runner()
         outcome = runner.run(engine.run())
@@ -249,7 +252,7 @@ def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
     text, going_on = dump_config(config), options.going_on
     if not options.overwrite:  # which makes room
         refuse_full_disk(options.path, config.runtime)
-    if going_on is None:
+    if going_on is None or going_on.former is None:
         return RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
     frames = going_on.former.frames
     return RunFolder.reopen(options.path, frames, config_text=text, lock=going_on.lock)

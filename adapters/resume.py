@@ -31,15 +31,24 @@ _FIXED = (
 _RESUMABLE_MATCHERS = frozenset({"sift"})  # others keep of a keyframe what no file holds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class GoingOn:
     """A run folder that is locked and read, for a run that goes on in it."""
 
     path: Path
     config: Config
-    former: FormerRun
+    former: FormerRun | None  # None: the run has begun; its keyframes are large
     lock: RunLock
     onto: str = ""  # the run of which the folder is a copy; "": it is that run's own
+
+    def give_up(self) -> None:
+        """Lets go of the folder, and deletes the copy of a run that has not begun."""
+        if self.onto and self.former is not None:
+            from engine.output.run_copy import delete_copy
+
+            delete_copy(self.path, self.lock)
+        else:
+            self.lock.let_go()
 
 
 def go_on(path: Path, *, overlays: Sequence[str], settings: Sequence[str]) -> GoingOn:
@@ -83,7 +92,7 @@ def begin_from(
             the other run's own, or a setting contradicts the keyframes.
         JournalError: the other run cannot be read or copied.
     """
-    from engine.output.run_copy import copy_run
+    from engine.output.run_copy import copy_run, delete_copy
 
     _refuse_other_folders(former)
     if former.resolve().is_relative_to(path.resolve()):
@@ -96,7 +105,7 @@ def begin_from(
     try:
         return GoingOn(path=path, config=config, former=_read(path), lock=lock, onto=str(former))
     except BaseException:
-        lock.release()
+        delete_copy(path, lock)
         raise
 
 

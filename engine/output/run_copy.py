@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import JournalError
 from engine.output.files import link_atomically
-from engine.output.run_folder import MASKS_FOLDER, RunFolder
+from engine.output.run_folder import MASKS_FOLDER, RunFolder, delete_former_run
 from engine.output.run_lock import RunLock, refuse_running
 
 _TABLES = ("config.yaml", "events.jsonl")
@@ -43,12 +44,21 @@ def copy_run(former: Path, path: Path, *, overwrite: bool) -> RunLock:
                 shutil.copyfile(former / name, path / name)
         refuse_running(former)  # it may have gone on meanwhile
     except (OSError, shutil.Error) as error:
-        lock.release()
+        delete_copy(path, lock)
         raise JournalError(f"{former}: cannot be copied to {path}: {error}") from error
     except BaseException:
-        lock.release()
+        delete_copy(path, lock)
         raise
     return lock
+
+
+def delete_copy(path: Path, lock: RunLock) -> None:
+    """Deletes what a copy has made and lets go of its lock; other files in the folder stay."""
+    with suppress(OSError):
+        delete_former_run(path)
+    lock.release()
+    with suppress(OSError):  # it is not empty
+        path.rmdir()
 
 
 def _link_latest(former: Path, path: Path) -> None:

@@ -213,7 +213,7 @@ class RunFolder:
             with _making(path):
                 # Again, now that nothing else writes there.
                 _refuse_unusable(path, overwrite=overwrite)
-                _delete_former_run(path)
+                delete_former_run(path)
                 for folder in _FOLDERS:
                     (path / folder).mkdir(exist_ok=True)
         except BaseException:
@@ -544,7 +544,7 @@ def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
 
 
-def _delete_former_run(path: Path) -> None:
+def delete_former_run(path: Path) -> None:
     """Deletes what a run wrote into the folder, and nothing else; the lock stays."""
     folders = _FOLDERS | {MASKS_FOLDER}
     for entry in path.iterdir():

@@ -244,6 +244,7 @@ class Engine:
             )
             for lost in self._former.lost:
                 self._events(_dropped(lost))
+            self._former = None  # its keyframes are large, and the map has what it needs of them
         for source, role in zip(self._sources, self._roles, strict=True):
             self._events(_opened(source, role))
         return restored

@@ -152,6 +152,8 @@ class Ingestion:
         self._masking = Masking(masks, warn=events.warn)
         self._calibrations = calibrations
         self._num_frames = [len(role.taken.names) for role in roles]
+        # Cameras and times of readings that files give again from their start.
+        self._former_readings: list[set[tuple[str | None, float]]] = [set() for _ in roles]
         self._stops = [asyncio.Event() for _ in sources]
         self._may_read = asyncio.Event()
         self._may_read.set()
@@ -170,6 +172,8 @@ class Ingestion:
             for source_idx, role in enumerate(self._roles):
                 if reading.source == role.label:
                     self._positions.add(source_idx, reading)
+                    known = (reading.camera_key, reading.captured_at_s)
+                    self._former_readings[source_idx].add(known)
         self._positions.give_to_map()
 
     # -- control ----------------------------------------------------------------------------------
@@ -212,6 +216,8 @@ class Ingestion:
         """Reads one source; when it cannot be read, that is reported and the others go on."""
         source = self._sources[source_idx]
         try:
+            if 0 < self._max_frames <= self._num_frames[source_idx]:
+                return  # a former part of the run took them
             if isinstance(source, LiveSource):
                 await self._receive_until_it_ends(source, source_idx)
             else:
@@ -270,8 +276,6 @@ class Ingestion:
             receiving.result()  # what broke it, if anything did
 
     async def _read_frames(self, source: FrameSource, source_idx: int) -> None:
-        if 0 < self._max_frames <= self._num_frames[source_idx]:
-            return  # a former part of the run took them
         arriving = until_stopped(source.frames(), self._stops[source_idx])
         async with aclosing(arriving) as items:
             async for item in items:
@@ -430,8 +434,7 @@ class Ingestion:
             case SourceNotice():
                 await self._take_in_notice(item)
             case GpsReading():
-                self._positions.add(source_idx, item)
-                await self._writer.schedule(functools.partial(self._recorder.gps_reading, item))
+                await self._take_in_reading(item, source_idx)
             case RejectedFrame():
                 rejected = self._named(item, source_idx)
                 await self._writer.schedule(
@@ -439,6 +442,15 @@ class Ingestion:
                 )
                 self._events.frame_rejected(rejected)
                 await self._publish()
+
+    async def _take_in_reading(self, reading: GpsReading, source_idx: int) -> None:
+        known = self._former_readings[source_idx]
+        is_live = self._sources[source_idx].info.is_live  # its times may come twice
+        if not is_live and (reading.camera_key, reading.captured_at_s) in known:
+            return
+        self._positions.add(source_idx, reading)
+        named = replace(reading, source=self._roles[source_idx].label)
+        await self._writer.schedule(functools.partial(self._recorder.gps_reading, named))
 
     async def _take_in_notice(self, notice: SourceNotice) -> None:
         is_bad = notice.state in (SourceState.LOST, SourceState.REFUSED)

@@ -412,6 +412,21 @@ def test_nor_is_it_replaced_by_a_run_that_begins_with_another_one(
     assert (run / "summary.json").is_file()  # which is never copied
 
 
+def test_a_run_that_is_refused_leaves_no_copy_of_the_run_it_begins_with(
+    tmp_path: Path, photos: Path
+) -> None:
+    run = launch(QUIET, options(tmp_path / "run", photos)).path
+    for words in (["--calibration", "nowhere.yml"], ["--set", "mqtt.publish=true"]):
+        command = ["run", str(photos), "--onto", str(run), "--out", str(tmp_path / "other")]
+        result = CliRunner().invoke(app, [*command, *words, "--view=none", "--quiet"])
+        assert result.exit_code == REFUSED
+        assert not (tmp_path / "other").exists()
+    (run / "database.db").write_bytes(b"no database at all, but as long as the header of one")
+    result = CliRunner().invoke(app, [*command, "--view=none", "--quiet"])
+    assert result.exit_code != 0
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_folder_in_the_folder_of_its_photos_is_fine(photos: Path) -> None:
     outcome = launch(QUIET, options(photos / "run", photos))
     assert outcome.num_keyframes == 2

@@ -15,7 +15,7 @@ import pytest
 
 from engine.errors import SourceError
 from engine.run.engine import RunOutcome, StoppedBy
-from engine.run.ingestion import until_stopped
+from engine.run.ingestion import SourceRole, until_stopped
 from engine.types import (
     Arrival,
     BoolArray,
@@ -26,6 +26,7 @@ from engine.types import (
     GpsReading,
     IntrinsicsPrior,
     RejectedFrame,
+    TakenFrames,
 )
 from tests.support.fake_runs import (
     FakeLiveSource,
@@ -198,6 +199,18 @@ def test_what_was_read_beyond_the_last_frame_is_forgotten(tmp_path: Path) -> Non
     _, written = run_source(tmp_path / "run", source, "sources.max_frames=4")
     assert written.statuses == ["keyframe"] * 4
     assert written.of_kind("SourceChanged") == []  # its end was known
+
+
+@pytest.mark.parametrize("kind", [FakeSource, FakeLiveSource])
+def test_a_source_of_which_a_former_part_took_all_gives_no_more(tmp_path: Path, kind: Any) -> None:
+    taken = TakenFrames(names={i: f"{i:06d}.jpg" for i in range(3)}, captured_at_s={})
+    _, written = run_source(
+        tmp_path / "run",
+        kind(happenings=frames(4, 8)),
+        "sources.max_frames=3",
+        roles=[SourceRole(label="fake", taken=taken, part=2)],
+    )
+    assert written.statuses == []
 
 
 # -- positions ------------------------------------------------------------------------------------

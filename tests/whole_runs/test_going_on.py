@@ -9,7 +9,8 @@ import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from engine.config import load_config
 from engine.errors import MapError
 from engine.mapping.mapper import Mapper
+from engine.mapping.stored_state import StoredRun
 from engine.output.recovery import recover_run
 from engine.output.run_folder import RunFolder
 from engine.output.run_lock import RunLock, RunState, run_state
@@ -28,7 +30,7 @@ from engine.output.stored_run import read_stored_run
 from engine.ports import Source
 from engine.run.engine import Engine
 from engine.run.ingestion import SourceRole
-from engine.types import Frame, ImagePair, MatchRequest, PairMatches
+from engine.types import Frame, GpsFix, GpsReading, ImagePair, MatchRequest, PairMatches
 from tests.support.fake_runs import (
     FakeLiveSource,
     FakeSource,
@@ -94,14 +96,20 @@ def run_until_copied(path: Path, *, after: int) -> tuple[Path, CountingMatcher]:
 
 
 def go_on(
-    path: Path, *, sources: Sequence[Source], matching: CountingMatcher, **options: Any
+    path: Path,
+    *,
+    sources: Sequence[Source],
+    matching: CountingMatcher,
+    label: str = "",
+    read: Callable[[Path], StoredRun] = read_stored_run,
+    **options: Any,
 ) -> Written:
-    """Goes on with a run; its first source is the one of before."""
+    """Goes on with a run; its first source is the one of before, whose label may be another."""
     lock = RunLock.acquire(path)
-    former = recover_run(read_stored_run(path))
+    former = recover_run(read(path))
     taken = former.sources[0].taken
     roles = [
-        SourceRole(label=source.info.label, taken=taken, part=former.part)
+        SourceRole(label=label or source.info.label, taken=taken, part=former.part)
         if place == 0
         else SourceRole(label=source.info.label, prefix=f"source{place + 1}")
         for place, source in enumerate(sources)
@@ -116,6 +124,7 @@ def go_on(
         former=former,
         **options,
     )
+    del former
     return Written.by(asyncio.run(engine.run()))
 
 
@@ -152,6 +161,32 @@ def test_a_run_that_was_cut_off_goes_on_without_a_frame_twice_or_a_pair_again(
     assert all(0.0 <= event["latency_s"] < 3600.0 for event in posed)  # of this process's clock
     sequences = [event["sequence"] for event in written.of_kind("SnapshotWritten")]
     assert sequences == sorted(set(sequences))
+
+
+class _Facts(dict[str, Any]):
+    """A part of what was read that weak references can be made to."""
+
+
+def test_what_was_read_of_a_run_is_not_kept_while_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    source = FakeSource(happenings=frames(1, 4))
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS)
+    asyncio.run(engine.run())
+    read: list[weakref.ref[_Facts]] = []
+    are_kept: list[bool] = []
+
+    def reading(path: Path) -> StoredRun:
+        facts = _Facts()
+        read.append(weakref.ref(facts))
+        return replace(read_stored_run(path), facts=facts)
+
+    def look(frame: Frame) -> None:
+        are_kept.append(read[0]() is not None)
+
+    matching = CountingMatcher(world=WORLD, before_describing=look)
+    source = FakeSource(happenings=frames(1, 8))
+    go_on(path, sources=[source], matching=matching, read=reading)
+    assert are_kept == [False] * 4
 
 
 def test_going_on_twice_from_one_state_gives_the_same_map_to_the_bit(tmp_path: Path) -> None:
@@ -243,6 +278,26 @@ def test_a_run_that_ended_is_added_to(tmp_path: Path) -> None:
     assert written.rows[-1]["name"] == "source2/15.jpg"
     assert [row["source"] for row in written.rows] == ["fake"] * 8 + ["more"] * 8
     assert written.summary["keyframes"] == NUM_FRAMES
+
+
+def test_positions_are_kept_once_under_the_name_that_their_source_had_first(tmp_path: Path) -> None:
+    def reading(index: int) -> GpsReading:
+        fix = GpsFix(latitude_deg=1e-5 * index, longitude_deg=8.0, altitude_m=400.0)
+        return GpsReading(source=label, camera_key=None, captured_at_s=0.1 * index, fix=fix)
+
+    path, label = tmp_path / "run", "fake"
+    source = FakeSource(happenings=[reading(0), reading(1), *frames(1, 4)])
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS)
+    asyncio.run(engine.run())
+    label = "elsewhere"
+    moved = FakeSource(happenings=[*map(reading, range(3)), *frames(1, 8)], label=label)
+    go_on(path, sources=[moved], matching=matcher(), label="fake")
+    kept = read_stored_run(path).gps_readings
+    assert [(one.source, one.captured_at_s) for one in kept] == [
+        ("fake", 0.0),
+        ("fake", 0.1),
+        ("fake", 0.2),
+    ]
 
 
 def test_a_live_source_is_listened_to_again_under_its_cameras_and_new_names(
