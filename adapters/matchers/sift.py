@@ -84,7 +84,7 @@ class SiftMatcher:
             is_usable = usable_at(frame.mask, keypoints_xy)
             keep, keypoints_xy = keep[is_usable], keypoints_xy[is_usable]
         keep = keep[: self._config.max_features]
-        keypoints_xy = keypoints_xy[: len(keep)]
+        keypoints_xy = keypoints_xy[: len(keep)].copy()  # a view would keep all of them
         return Features(
             frame_id=frame.frame_id,
             keypoints_xy=keypoints_xy,

@@ -29,10 +29,11 @@ begins anew              results of background jobs in flight (copies of a map t
 from __future__ import annotations
 
 import copy
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pycolmap
@@ -218,6 +219,8 @@ class Restoring:
             main: the main map, which gets its camera if it is new.
         """
         parts = self._parts
+        # Latencies count from here: the clock of the former part is not that of this process.
+        keyframe = replace(keyframe, received_at_s=time.monotonic())
         parts.cameras.add(keyframe, main)
         self._matching.restore_keyframe(keyframe, self._facts)
         parts.poser.add_keyframe(keyframe)

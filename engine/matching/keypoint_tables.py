@@ -34,6 +34,7 @@ from engine.types import (
     Int64Array,
     PackedMask,
     PairMatches,
+    Uint8Array,
     VerifiedPair,
 )
 
@@ -96,12 +97,6 @@ class KeypointTable:
         self._packed_mask = mask
         self._mask: BoolArray | None = None  # unpacked
         self._size = size
-        self._keypoints_xy = features.keypoints_xy.copy()
-        self._is_free = features.is_free.copy()
-        self._colors = features.colors.copy()
-        self._is_elsewhere = np.zeros(len(features), np.bool_)  # than where its colour is from
-        self._num_matches = np.zeros(len(features), np.int64)
-        self._depths_m = np.zeros(len(features), np.float32)
         self._merge_radius_px = config.merge_radius_px * image_scale(*size)
         self._expected_radius_px = config.expected_radius_px * image_scale(*size)
         self._row_of_cell = (
@@ -109,6 +104,14 @@ class KeypointTable:
             if grid is None
             else _row_of_cell_claimed(features, size=size, grid=grid)
         )
+        self._may_move = self.grid != (0, 0)
+        own = np.copy if self._may_move else np.asarray  # what never changes is shared
+        self._keypoints_xy: Float64Array = own(features.keypoints_xy)
+        self._is_free: BoolArray = own(features.is_free)
+        self._colors: Uint8Array = own(features.colors)
+        self._is_elsewhere = np.zeros(len(features), np.bool_)  # than where its colour is from
+        self._num_matches = np.zeros(len(features) if self._may_move else 0, np.int64)
+        self._depths_m: Float32Array | None = None  # until a matcher gives some
         self._raster: NDArray[np.int32] | None = None
         self._is_dense = bool(self._is_free.any())
         self._is_changed = False
@@ -116,6 +119,8 @@ class KeypointTable:
     @property
     def depths_m(self) -> Float32Array:
         """The latest depth a matcher gave each row, (N,); 0: unknown."""
+        if self._depths_m is None:
+            return np.zeros(len(self._keypoints_xy), np.float32)
         return self._depths_m
 
     @property
@@ -166,9 +171,12 @@ class KeypointTable:
     def add_matches(self, rows: Int64Array, *, depths_m: Float32Array) -> None:
         """Counts verified matches of rows, and keeps the depths that are known, (M,), (M,)."""
         self._fix(rows)
-        np.add.at(self._num_matches, rows, 1)
+        if self._may_move:
+            np.add.at(self._num_matches, rows, 1)
         known = depths_m > 0
-        self._depths_m[rows[known]] = depths_m[known]
+        if known.any():
+            self._depths_m = self.depths_m
+            self._depths_m[rows[known]] = depths_m[known]
 
     def take_colors(
         self, rows: Int64Array, *, other: KeypointTable, other_rows: Int64Array
@@ -297,7 +305,7 @@ class KeypointTable:
 class KeypointTables:
     """The keypoint tables of all keyframes of a run. One thread at a time.
 
-    Memory: about 45 bytes a keypoint.
+    Memory: about 45 bytes a keypoint, and one of tables without free rows.
     """
 
     def __init__(self, config: DenseMatchingConfig) -> None:

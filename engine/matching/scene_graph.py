@@ -73,7 +73,7 @@ class SceneGraph:
         self._config = config
         self._recognizer = recognizer
         self._graph: nx.Graph[FrameId] = nx.Graph()  # edges: is_loop
-        self._covisibility: nx.Graph[FrameId] = nx.Graph()  # edges: num_points
+        self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # shared points, both ways
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._order: dict[FrameId, int] = {}
         self._sequences: dict[str, list[FrameId]] = {}
@@ -98,7 +98,7 @@ class SceneGraph:
             raise ValueError(f"keyframe {frame_id} was added before")
         self._recognizer.add(keyframe.features)
         self._graph.add_node(frame_id)
-        self._covisibility.add_node(frame_id)
+        self._covisibility[frame_id] = {}
         self._order[frame_id] = len(self._keyframes)
         self._keyframes[frame_id] = keyframe
         self._tried[frame_id] = set()
@@ -295,9 +295,11 @@ class SceneGraph:
         for other in (frame_id, *counts):
             if other not in self._keyframes:
                 raise KeyError(other)
-        self._covisibility.remove_edges_from([(frame_id, o) for o in self._covisibility[frame_id]])
+        for other in self._covisibility[frame_id]:
+            del self._covisibility[other][frame_id]
+        self._covisibility[frame_id] = dict(counts)
         for other, num_points in counts.items():
-            self._covisibility.add_edge(frame_id, other, num_points=num_points)
+            self._covisibility[other][frame_id] = num_points
 
     def retry_candidates(
         self, limit: int, *, map_number: int = 0, exclude: Collection[FrameId] = ()
@@ -502,8 +504,8 @@ class SceneGraph:
             for other in self._graph[frame_id]:
                 if own is None or self._registered.get(other) != own:
                     totals[other] += self._edge(frame_id, other).num_inliers
-            for other, edge in self._covisibility[frame_id].items():
-                totals[other] += edge["num_points"]
+            for other, num_points in self._covisibility[frame_id].items():
+                totals[other] += num_points
         ranked = sorted(totals.items(), key=lambda item: (-item[1], self._order[item[0]]))
         return [(other, float(total)) for other, total in ranked if total >= _MIN_SHARED]
 

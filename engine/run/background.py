@@ -213,6 +213,8 @@ class Snapshots:
             }
             write = functools.partial(self._recorder.snapshot, snapshot.copies, entries=figures)
             self._writing = BackgroundJob(await self._writer.schedule(write))
+            del snapshot, write
+            await self._writer.schedule(return_free_memory)  # of the copies
         finally:
             self._is_copying = False
 

@@ -148,6 +148,8 @@ def test_a_run_that_was_cut_off_goes_on_without_a_frame_twice_or_a_pair_again(
     assert written.summary["wall_s"] == pytest.approx(times[-1], abs=5.0)
     assert len(trajectory_lines(cut / "trajectory.txt")) == NUM_FRAMES
     assert len(written.of_kind("RunStarted")) == 1
+    posed = written.of_kind("FramePosed")[-(NUM_FRAMES - num_stored) :]
+    assert all(0.0 <= event["latency_s"] < 3600.0 for event in posed)  # of this process's clock
     sequences = [event["sequence"] for event in written.of_kind("SnapshotWritten")]
     assert sequences == sorted(set(sequences))
 
