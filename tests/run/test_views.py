@@ -334,6 +334,24 @@ def test_a_view_that_hangs_is_given_up_when_closing(
     monkeypatch.undo()
 
 
+def test_without_a_limit_of_calls_a_view_that_hangs_is_given_up_at_the_end_as_soon(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_dispatch, "_CLOSE_TIMEOUT_S", 0.05)
+    view = FakeView()
+    dispatcher = ViewDispatcher([view], CONFIG, faults=FaultsSeen(), max_call_s=0.0)
+    stuck(view, dispatcher)
+    clock.now_s += 0.04
+    dispatcher.offer_event(fact(1))  # says nothing about the view
+    clock.now_s += 0.04
+    closing = threading.Thread(target=dispatcher.close)
+    closing.start()
+    closing.join(HANG_S)
+    is_given_up = not closing.is_alive()
+    view.gate.set()
+    assert is_given_up
+
+
 def test_a_view_that_hangs_is_not_closed_and_the_others_are(
     dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
