@@ -21,7 +21,7 @@ from engine.geometry import compose_poses, image_scale, invert_pose
 from engine.mapping.model.calibration_control import WantedFocal, wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
-from engine.mapping.verdict.part_evidence import PartsEvidence, examine_parts
+from engine.mapping.verdict.part_evidence import NUM_ASKED, PartsEvidence, examine_parts
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     BoolArray,
@@ -139,6 +139,7 @@ def gather(
     beside: Beside,
     *,
     pairs_per_keyframe: int = PAIRS_PER_KEYFRAME,
+    num_asked: int = NUM_ASKED,
 ) -> MapEvidence:
     """Collects the evidence about a map, which may be empty.
 
@@ -147,6 +148,7 @@ def gather(
         graph: all keyframes, and the pairs that maps may use.
         beside: what else is known.
         pairs_per_keyframe: how many pairs of each keyframe are examined, at least.
+        num_asked: how many pairs that contradict a part are confirmed by third views, at most.
     """
     ids = sparse_map.registered_ids
     pairs = graph.edges_among(ids)
@@ -163,6 +165,7 @@ def gather(
             sparse_map,
             _chosen_pairs(pairs, ids, per_keyframe=_LOOKED_AT * pairs_per_keyframe),
             is_agreed=is_agreed,
+            num_asked=num_asked,
         ),
         num_verified_pairs=len(graph.edges()),
         other_maps=tuple(tuple(one.registered_ids) for one in beside.other_maps),

@@ -33,7 +33,7 @@ _NEARLY_AS_STRONG = 0.7  # times as strong
 _LONE_CONTRADICTING = 3  # pairs that do, against a single one that holds, however strong it is
 _OUTWEIGHED_RATIO = 0.2  # likewise, that is stronger than what holds
 _CLEARLY_STRONGER = 1.2  # times as strong
-_NUM_ASKED = 8  # pairs that contradict, strongest first, whether a third view confirms them
+NUM_ASKED = 8  # pairs that contradict, strongest first, whether a third view confirms them
 _UNPROVEN_WEIGHT = 0.25  # of one that none confirms
 _LEAST_JOINED = 3  # keyframes of a part whose joint must be firm; fewer are held by their own pairs
 _MIN_WITH_POINT = 40  # matches across that observe a point on either side
@@ -83,6 +83,7 @@ def examine_parts(
     pairs: Sequence[VerifiedPair],
     *,
     is_agreed: Callable[[ImagePair], bool] | None = None,
+    num_asked: int = NUM_ASKED,
 ) -> PartsEvidence:
     """Looks for parts of a map that the pairs across contradict, or hardly hold.
 
@@ -90,6 +91,7 @@ def examine_parts(
         sparse_map: the map.
         pairs: of its registered keyframes.
         is_agreed: whether a third view confirms a pair; None: all count in full.
+        num_asked: of how many pairs of a part that is asked.
     """
     counting = [pair for pair in pairs if pair.num_inliers >= _MIN_INLIERS]
     if not counting:
@@ -99,7 +101,8 @@ def examine_parts(
     torn: list[TornPart] = []
     thin: list[ThinJoint] = []
     for part in looked_at.parts():
-        if (place := looked_at.contested(part, is_agreed)) is not None:
+        place = looked_at.contested(part, is_agreed, num_asked=num_asked)
+        if place is not None:
             contested.append(place)
         if (stranger := looked_at.torn(part)) is not None:
             torn.append(stranger)
@@ -177,7 +180,7 @@ class _LookedAt:
         return tuple(self.frame_ids[number] for number in np.flatnonzero(part).tolist())
 
     def contested(
-        self, part: BoolArray, is_agreed: Callable[[ImagePair], bool] | None
+        self, part: BoolArray, is_agreed: Callable[[ImagePair], bool] | None, *, num_asked: int
     ) -> ContestedPart | None:
         """What contradicts the place of a part; None where what holds it is stronger."""
         across = self._across(part)
@@ -189,7 +192,8 @@ class _LookedAt:
         if not _is_contested(self.strengths[held], against):
             return None
         if is_agreed is not None:
-            proven = [is_agreed(self.pairs[k].pair) for k in strongest_first[:_NUM_ASKED].tolist()]
+            asked = strongest_first[:num_asked].tolist()
+            proven = [is_agreed(self.pairs[k].pair) for k in asked]
             weights = np.full(len(against), np.mean(np.where(proven, 1.0, _UNPROVEN_WEIGHT)))
             weights[: len(proven)] = np.where(proven, 1.0, _UNPROVEN_WEIGHT)
             against = weights * against

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from engine.events import VerdictChanged
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.verdict.map_evidence import PAIRS_PER_KEYFRAME, Beside, gather
+from engine.mapping.verdict.part_evidence import NUM_ASKED
 from engine.mapping.verdict.verdict import broken_off, judge
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import EventSink
@@ -16,6 +17,7 @@ _LEAST_REGISTERED = 8  # of a growing map: smaller ones still change with every 
 _LEAST_KEYFRAMES = 12  # or so many came, whatever fits
 _LEAST_GROWTH = 10  # keyframes, registered or not, since the last time
 _GROWTH_RATIO = 0.3  # likewise, of those before
+_LIVE_ASKED = 2  # pairs that contradict a part, for third views, while the map grows
 _LIVE_PAIRS = 3  # of each keyframe that are examined while the map grows
 
 
@@ -76,10 +78,14 @@ class VerdictWatch:
     ) -> None:
         self._num_registered = sparse_map.num_registered
         self._num_keyframes = len(self._graph.keyframe_ids)
-        self._change(
-            judge(gather(sparse_map, self._graph, beside, pairs_per_keyframe=pairs_per_keyframe)),
-            is_final=is_final,
+        evidence = gather(
+            sparse_map,
+            self._graph,
+            beside,
+            pairs_per_keyframe=pairs_per_keyframe,
+            num_asked=NUM_ASKED if is_final else _LIVE_ASKED,
         )
+        self._change(judge(evidence), is_final=is_final)
 
     def _change(self, verdict: Verdict, *, is_final: bool = False) -> None:
         former, self._verdict = self._verdict, verdict
