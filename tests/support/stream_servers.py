@@ -169,9 +169,9 @@ def raw_server(
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+        thread.join()  # it may still accept one
         for client in clients:
             client.close()
-        thread.join()
 
 
 def program(name: str) -> str:
