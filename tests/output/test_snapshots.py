@@ -325,8 +325,8 @@ def test_latest_is_whole_for_a_reader_that_never_pauses(run: Path) -> None:
     reader.start()
     num_written = 0
     while num_written < 9 or (len(set(sequences)) < 2 and reader.is_alive()):
-        # Two are kept, so that a snapshot outlives the moment in which a reader resolved it.
-        write(run, pycolmap.Reconstruction(model), config=SnapshotsConfig(keep=2))
+        # All are kept: a snapshot outlives the moment in which a reader resolved it, however long.
+        write(run, pycolmap.Reconstruction(model), config=KEEP_ALL)
         num_written += 1
     done.set()
     reader.join(timeout=HANG_S)
