@@ -77,18 +77,6 @@ class StoredFrame:
     status: str | None  # as in frames.csv; None: the run ended before its turn came
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSource:
-    """How far a source was read, by the frames that the journal has of it."""
-
-    label: str  # the source as the user named it, without credentials
-    camera_keys: tuple[str, ...]  # in order of arrival
-    next_index: int  # of the first frame that is not settled, nor any after it
-    last_index: int  # of all that arrived; -1: none did
-    last_captured_at_s: float | None  # of the last frame that is settled
-    unsettled: tuple[StoredFrame, ...]  # arrived, and the run ended before their turn came
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredModel:
     """A map as a snapshot has it; the main one is the first of a snapshot."""
@@ -112,7 +100,6 @@ class StoredRun:
     relative_poses: tuple[StoredRelativePose, ...]
     models: tuple[Path, ...]  # sparse/0, sparse/1, ... of the latest snapshot; may be older
     frames: tuple[StoredFrame, ...]
-    sources: Mapping[str, StoredSource]  # by label
     gps_readings: tuple[GpsReading, ...]  # that came beside the frames
     facts: Mapping[str, Fact] = field(default_factory=dict)
     next_frame_id: FrameId = FrameId(1)  # larger than all that were given

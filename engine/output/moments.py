@@ -119,10 +119,6 @@ class MomentQueue:
             )
         )
 
-    def add_record(self, record: KeyframeRecord, *, keyframe: NewKeyframe | None) -> None:
-        """Adds a keyframe whose step is not known; ``keyframe`` is as for `add_step`."""
-        self.write(_moment_of(record, keyframe))
-
     def add_cameras(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Adds the present parameters of cameras."""
         self.write(Moment(cameras=tuple(cameras)))

@@ -254,11 +254,6 @@ class Recorder:
             keyframe = self._new_keyframe(frame, step.record)
         self._moments.add_step(step, keyframe=keyframe)
 
-    def keyframe_added(self, frame: Frame, record: KeyframeRecord) -> None:
-        """Journals a keyframe alone, whose step broke, and settles its frame."""
-        self._settle(frame.frame_id, KEYFRAME_STATUS)
-        self._moments.add_record(record, keyframe=self._new_keyframe(frame, record))
-
     def cameras_calibrated(self, cameras: Iterable[pycolmap.Camera]) -> None:
         """Journals the current calibrations of cameras."""
         self._moments.add_cameras(cameras)

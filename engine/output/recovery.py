@@ -121,7 +121,7 @@ def _sources(stored: StoredRun, events: Sequence[Event]) -> list[SourceOpened]:
     opened = {(one.source, one.prefix): one for one in events if isinstance(one, SourceOpened)}
     if opened:
         return list(opened.values())
-    labels = list(stored.sources)  # a run of an earlier version
+    labels = list(dict.fromkeys(frame.source for frame in stored.frames))  # its events are gone
     return [
         SourceOpened(
             source=label,

@@ -6,7 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ from engine.mapping.stored_state import (
     StoredKeyframe,
     StoredRelativePose,
     StoredRun,
-    StoredSource,
 )
 from engine.output.colmap_tables import descriptors_of_row
 from engine.output.database_reader import Columns, DatabaseReader, array_of, json_object
@@ -89,7 +88,6 @@ def read_stored_run(path: Path) -> StoredRun:
             relative_poses=tuple(_relative_poses(reader, keyframe_ids)),
             models=_models(path),
             frames=frames,
-            sources=_sources(frames),
             gps_readings=tuple(_gps_readings(reader)),
             facts=dict(_facts(reader)),
             next_frame_id=FrameId(
@@ -403,32 +401,6 @@ def _frames(reader: DatabaseReader) -> Iterable[StoredFrame]:
             captured_at_s=_finite(captured_at_s),
             status=status,
         )
-
-
-def _sources(frames: Iterable[StoredFrame]) -> dict[str, StoredSource]:
-    sources: dict[str, StoredSource] = {}
-    for frame in frames:
-        known = sources.get(frame.source) or StoredSource(
-            label=frame.source,
-            camera_keys=(),
-            next_index=0,
-            last_index=-1,
-            last_captured_at_s=None,
-            unsettled=(),
-        )
-        key = frame.camera_key
-        is_settled = frame.status is not None
-        sources[frame.source] = replace(
-            known,
-            camera_keys=known.camera_keys
-            if key is None or key in known.camera_keys
-            else (*known.camera_keys, key),
-            next_index=max(known.next_index, frame.index + 1) if is_settled else known.next_index,
-            last_index=max(known.last_index, frame.index),
-            last_captured_at_s=frame.captured_at_s if is_settled else known.last_captured_at_s,
-            unsettled=known.unsettled if is_settled else (*known.unsettled, frame),
-        )
-    return sources
 
 
 def _relative_poses(

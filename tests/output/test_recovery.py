@@ -85,7 +85,6 @@ def stored(
         ),
         models=(),
         frames=tuple(frames),
-        sources={},
         gps_readings=(),
         next_frame_id=FrameId(max(one.frame_id or 0 for one in frames) + 1),
     )
@@ -268,4 +267,5 @@ def test_events_that_are_no_file_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_run_without_events_still_has_the_sources_of_its_journal(tmp_path: Path) -> None:
     former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
-    assert (former.sources, former.part, former.ended_at_s) == ((), 2, 0.0)
+    assert [(one.label, one.taken.next_index) for one in former.sources] == [("a.mp4", 1)]
+    assert (former.part, former.ended_at_s) == (2, 0.0)

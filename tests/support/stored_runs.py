@@ -86,7 +86,6 @@ class StoredSteps:
             relative_poses=tuple(self._relative.values()),
             models=(),
             frames=(),
-            sources={},
             gps_readings=(),
             facts=dict(self._facts),
         )
