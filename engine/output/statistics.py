@@ -78,6 +78,16 @@ class RunStatistics:
             case _:
                 pass
 
+    def add_untold(self, *, num_received: int, num_keyframes: int) -> None:
+        """Counts what the journal of a run knows, and its events, written later, do not tell.
+
+        Args:
+            num_received: frames of the run so far, but for rejected ones.
+            num_keyframes: keyframes of the run so far.
+        """
+        for kind, number in ((FrameReceived, num_received), (KeyframeAdded, num_keyframes)):
+            self._counts[kind] = max(self._counts[kind], number)
+
     def figures(self) -> dict[str, Any]:
         """The figures of ``summary.json`` that come from events."""
         return {
