@@ -510,6 +510,8 @@ def _complaints(outcome: RunOutcome) -> list[str]:
         complaints.append(f"it is not in {outcome.asked_path}, see above")
     if outcome.not_saved:
         complaints.append(f"NOT SAVED: {', '.join(outcome.not_saved)}")
+    if outcome.unopened:
+        complaints.append(f"not opened, see above: {', '.join(outcome.unopened)}")
     if outcome.stopped_by == "full_disk":
         complaints.append("the run ended early because the disk is nearly full")
     if outcome.stopped_by == "failure":
@@ -601,14 +603,27 @@ def _errors_reported() -> Iterator[None]:
         typer.echo(f"livesfm: {error}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
     except KeyboardInterrupt as interrupt:
-        typer.echo("livesfm: stopped before anything was written", err=True)
-        raise typer.Exit(INTERRUPTED) from interrupt
+        _leave_interrupted(interrupt)
     except (AttributeError, ImportError, MemoryError, OSError, RuntimeError) as error:
+        if _comes_from_interrupt(error):
+            _leave_interrupted(error)
         words = exhaustion_in_words(error)
         if not words:
             raise
         typer.echo(f"livesfm: {words}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
+
+
+def _leave_interrupted(error: BaseException) -> NoReturn:
+    typer.echo("livesfm: stopped before anything was written", err=True)
+    raise typer.Exit(INTERRUPTED) from error
+
+
+def _comes_from_interrupt(error: BaseException | None) -> bool:
+    """Whether a signal is behind an error: native modules that it meets on loading name another."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

@@ -221,6 +221,14 @@ class Recorder:
 
     # -- what is written ------------------------------------------------------------------------
 
+    def go_on(self) -> None:
+        """Begins to write in the folder of a run whose map is restored; see ``RunFolder.go_on``.
+
+        Raises:
+            JournalError: a file cannot be written.
+        """
+        self._folder.go_on()
+
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame to ``frames.csv``."""
         self._guard("frames.csv", lambda: self._folder.frame_arrived(frame))

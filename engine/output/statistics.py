@@ -78,6 +78,16 @@ class RunStatistics:
             case _:
                 pass
 
+    def add_untold(self, *, num_received: int, num_keyframes: int) -> None:
+        """Counts what the journal of a run knows, and its events, written later, do not tell.
+
+        Args:
+            num_received: frames of the run so far, but for rejected ones.
+            num_keyframes: keyframes of the run so far.
+        """
+        for kind, number in ((FrameReceived, num_received), (KeyframeAdded, num_keyframes)):
+            self._counts[kind] = max(self._counts[kind], number)
+
     def add_loop_lag(self, lag_s: float) -> None:
         """Adds one measurement of how late the event loop woke up."""
         self._loop_lag_s.append(lag_s)

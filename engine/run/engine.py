@@ -114,6 +114,7 @@ class RunOutcome:
     num_hangs: int = 0  # calls that were given up; their threads may still be in them
     not_saved: tuple[str, ...] = ()  # what the disk does not have, in words
     asked_path: Path | None = None  # of the folder, where it was renamed or lost during the run
+    unopened: tuple[str, ...] = ()  # labels of the sources that could not be opened
 
 
 def leave_at_once() -> None:
@@ -242,6 +243,8 @@ class Engine:
                     onto=self._onto,
                 )
             )
+            if self._former.without_image:
+                self._warn(_without_image(self._former.without_image))
             for lost in self._former.lost:
                 self._events(_dropped(lost))
             self._former = None  # its keyframes are large, and the map has what it needs of them
@@ -252,20 +255,33 @@ class Engine:
     async def _restore(self, former: FormerRun) -> MappingStep:
         try:
             models = await self._former_models(former)
-            return await self._mapper.call(Mapper.restore, former.stored, models)
+            restored = await self._mapper.call(Mapper.restore, former.stored, models)
+            await run_in(self._io_thread, self._recorder.go_on)
+            return restored
         except BaseException:
             await self._abandon_all()
             raise
 
     async def _former_models(self, former: FormerRun) -> tuple[StoredModel, ...]:
-        """The maps of the latest snapshot; none where it is broken: keyframes and pairs suffice."""
-        try:
-            return await run_in(self._io_thread, read_models, former.stored.models)
-        except SnapshotError as error:
-            words = f"{error}; the map is built anew from the keyframes and pairs in database.db"
-            logger.warning("%s", words)
-            self._events.warn(words)
-            return ()
+        """The maps of the newest snapshot that can be read.
+
+        None where all are broken: keyframes and pairs suffice.
+        """
+        for number, snapshot in enumerate(former.stored.snapshots, start=1):
+            try:
+                return await run_in(self._io_thread, read_models, snapshot)
+            except SnapshotError as error:
+                is_last = number == len(former.stored.snapshots)
+                self._warn(
+                    f"{error}; the map is built anew from the keyframes and pairs in database.db"
+                    if is_last
+                    else f"{error}; the snapshot before it is taken"
+                )
+        return ()
+
+    def _warn(self, words: str) -> None:
+        logger.warning("%s", words)
+        self._events.warn(words)
 
     async def _run_stages(self) -> bool:
         """Whether the map is sound: nothing broke while it grew."""
@@ -407,6 +423,7 @@ class Engine:
             verdict=figures.verdict,
             num_in_other_maps=tuple(one.num_registered for one in figures.maps[1:]),
             num_hangs=self._faults.num_hangs,
+            unopened=self._ingestion.unopened,
         )
 
     # -- failures, signals and requests ---------------------------------------------------------
@@ -701,4 +718,13 @@ def _opened(source: Source, role: SourceRole) -> SourceOpened:
         prefix=role.prefix,
         is_live=source.info.is_live,
         fingerprint=source.fingerprint if isinstance(source, ResumableSource) else "",
+    )
+
+
+def _without_image(names: Sequence[str]) -> str:
+    """Words for keyframes whose images are gone."""
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"the images of {len(names)} keyframes are missing or empty: {some}; the map goes on"
+        " without them, and what is made of its snapshots lacks them"
     )

@@ -369,6 +369,7 @@ def test_a_source_that_breaks_is_reported_and_does_not_stop_the_other(tmp_path: 
     outcome, written = run_world(tmp_path / "run", sources=[broken, source()])
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
     assert outcome.num_registered == NUM_FRAMES
+    assert outcome.unopened == ("camera",)
     assert written.warnings() == ["rtsp: the camera does not answer"]
 
 
