@@ -560,6 +560,10 @@ class WindowConfig(Section):
     merge_after_keyframes: PositiveInt = 2
     """Keyframes added before the result joins the map; a fixed number, so that maps do not depend
     on timing."""
+    weak_fit_ratio: PositiveFloat = 0.9
+    """The newest keyframes are solved again where keypoints of theirs fit the map less well than
+    those of other keyframes, by this factor, or where the map misses one of them. Lower: fewer
+    windows. 10: as often as interval says."""
     min_gain_ratio: Ratio = 0.01
     """A result is merged when the keypoints of its keyframes fit the map better by this share, or
     when it brings in keyframes that the map misses."""

@@ -694,6 +694,16 @@ class SparseMap:
             gain=float((1.0 - bounded**2).sum()),
         )
 
+    def agreement(self, frame_id: FrameId) -> float:
+        """How well a registered keyframe agrees with what its matches see of the map, 0..1.
+
+        Of the keypoints that match points of the map, those that observe one count, each by
+        1 - (error / bound)^2 (see `Fit.gain`). Drift shows twice: observations have larger errors,
+        and those beyond the bound are no observations any more.
+        """
+        num_visible = self.num_visible_points(frame_id)
+        return self.fit([frame_id]).gain / num_visible if num_visible else 0.0
+
     def transform_parts(self, moved_from_map: Mapping[FrameId, Float64Array]) -> None:
         """Moves each registered keyframe by a similarity (3, 4) of its own, and points with them.
 
