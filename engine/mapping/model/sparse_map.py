@@ -84,6 +84,7 @@ class SparseMap:
         self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
         self._registered: list[FrameId] = []  # sorted
+        self._num_registered_of: Counter[str] = Counter()  # by calibration key
         self._camera_ids: dict[str, int] = {}
         self._calibration = CalibrationControl(is_bounded=has_bounds)
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
@@ -108,6 +109,10 @@ class SparseMap:
     def num_registered(self) -> int:
         """Number of registered keyframes."""
         return len(self._registered)
+
+    def num_registered_of(self, camera_key: str) -> int:
+        """Number of registered keyframes of a camera."""
+        return self._num_registered_of[camera_key]
 
     @property
     def keyframe_ids(self) -> list[FrameId]:
@@ -573,6 +578,7 @@ class SparseMap:
         for frame_id in frame_ids:
             self._reconstruction.deregister_frame(self._reconstruction.image(frame_id).frame_id)
             self._registered.remove(frame_id)
+            self._num_registered_of[self._keyframes[frame_id].calibration_key] -= 1
         if frame_ids:
             self._rebuild_managers()
 
@@ -746,6 +752,7 @@ class SparseMap:
         twin._matches = self._matches.copy()
         twin._keyframes = dict(self._keyframes)
         twin._registered = list(self._registered)
+        twin._num_registered_of = self._num_registered_of.copy()
         twin._camera_ids = dict(self._camera_ids)
         twin._calibration = self._calibration.copy()
         twin._point_attributes = self._point_attributes.copy_for(
@@ -866,6 +873,7 @@ class SparseMap:
         self.set_pose(frame_id, cam_from_world)
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
         bisect.insort(self._registered, frame_id)
+        self._num_registered_of[self._keyframes[frame_id].calibration_key] += 1
 
     def _assign_point_attributes(self, frame_id: FrameId) -> None:
         self._point_attributes.assign(self._triangulator.get_modified_points3D(), made_by=frame_id)
