@@ -16,7 +16,7 @@ from engine.types import FrameId
 
 _NO_POINT = -1
 _ELSEWHERE = 2**31 - 2  # COLMAP's id of an image; no keyframe has it
-_PASSES_PER_COPY = 4  # points that the adjuster passes over in the time that copying one takes
+_PASSES_PER_COPY = 7  # points that the adjuster passes over in the time that copying one takes
 
 
 class LocalReconstruction:
