@@ -14,6 +14,7 @@ from typing import Any
 import pycolmap
 
 from engine.config import RuntimeConfig, SnapshotsConfig
+from engine.cpu_time import Stage, charged_to
 from engine.errors import JournalError, SnapshotError
 from engine.events import DiskSpaceLow, Event, SnapshotWritten, Warned
 from engine.mapping.steps import KeyframeRecord, MapCopy, MappingStep
@@ -247,6 +248,7 @@ class Recorder:
         """Journals a position that came beside the frames."""
         self._moments.add_reading(reading)
 
+    @charged_to(Stage.JOURNAL)
     def step_taken(self, step: MappingStep, frame: Frame | None = None) -> None:
         """Journals what a step of the mapper changed, as one moment, and settles its keyframe.
 
@@ -287,6 +289,7 @@ class Recorder:
                 functools.partial(self._folder.append_live_pose, pose),
             )
 
+    @charged_to(Stage.SNAPSHOTS)
     def snapshot(self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]) -> None:
         """Writes a snapshot of private copies of the maps and emits ``SnapshotWritten``."""
         self._check_folder()

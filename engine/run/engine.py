@@ -18,7 +18,6 @@ import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import Config
+from engine.cpu_time import Stage
 from engine.errors import SnapshotError
 from engine.events import (
     CommandTaken,
@@ -43,6 +43,7 @@ from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
+from engine.output.load import LoadStatistics, QueueName
 from engine.output.recorder import Recorder
 from engine.output.recovery import FormerRun
 from engine.output.run_folder import RunFolder
@@ -65,7 +66,7 @@ from engine.run.event_loop import (
     RunRequests,
     ThreadOwned,
     called_regularly,
-    lag_measured,
+    new_thread,
     run_in,
     stop_signals,
 )
@@ -73,6 +74,7 @@ from engine.run.faults import Faults, Guard, Wait, cause_of, wait_for_call
 from engine.run.guarded import GuardedMatcher, GuardedPlaces, GuardedSolver
 from engine.run.ingestion import Ingestion, SourceRole
 from engine.run.input_log import InputLog
+from engine.run.loop_lag import lag_measured
 from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
@@ -203,7 +205,7 @@ class Engine:
         async with stop_signals(self.interrupt, self._drop_what_waits, self._leave):
             restored = await self._begin()
             async with (
-                lag_measured(self._statistics.add_loop_lag),
+                lag_measured(self._load.add_lateness, clock=self._events.clock),
                 self._writer.running(),
                 called_regularly(self._look, period_s=_LOOK_PERIOD_S),
                 self._requests.answered(self._take_command),
@@ -406,6 +408,7 @@ class Engine:
         summary = summary_figures(
             self._statistics,
             figures,
+            self._load,
             wall_s=self._events.clock(),
             stopped_by=self._stopped_by,
         )
@@ -504,6 +507,7 @@ class Engine:
 
     async def _look(self) -> None:
         """Looks after the run folder; a disk that is nearly full stops the run."""
+        self._events(self._load.sample())
         await (await self._writer.schedule(self._recorder.look))
         if self._recorder.is_space_low and self._is_reading:
             self._stop_because(StoppedBy.FULL_DISK)
@@ -518,8 +522,14 @@ class Engine:
     def _make_outputs(self, folder: RunFolder, views: Sequence[View]) -> None:
         config = self._config
         self._threads = tuple(
-            ThreadPoolExecutor(1, thread_name_prefix=name)
-            for name in ("decoding", "tracking", "matching", "adjusting", "io")
+            new_thread(name, stage=stage)
+            for name, stage in (
+                ("decoding", Stage.DECODE),
+                ("tracking", Stage.TRACK),
+                ("matching", Stage.VERIFY),
+                ("adjusting", Stage.GLOBAL_ADJUSTMENT),
+                ("io", Stage.TABLES),
+            )
         )
         (
             self._decoding_thread,
@@ -529,7 +539,11 @@ class Engine:
             self._io_thread,
         ) = self._threads
         former = self._former
-        self._events = EventQueue(former_s=0.0 if former is None else former.ended_at_s)
+        self._load = LoadStatistics()
+        self._events = EventQueue(
+            former_s=0.0 if former is None else former.ended_at_s,
+            waited=self._waited_in(QueueName.EVENTS),
+        )
         self._statistics = RunStatistics() if former is None else former.statistics
         self._recorder = Recorder(
             folder, snapshots=config.snapshots, runtime=config.runtime, emit=self._events
@@ -537,9 +551,17 @@ class Engine:
         self._faults = Faults(config.faults, emit=self._events, end=self._end_from_any_thread)
         self._stored_descriptors = StoredDescriptors(lambda: self._recorder.path)
         self._views = ViewDispatcher(
-            views, config.views, faults=self._faults, max_call_s=config.faults.max_call_s
+            views,
+            config.views,
+            faults=self._faults,
+            max_call_s=config.faults.max_call_s,
+            waited=self._waited_in(QueueName.VIEWS),
         )
-        self._writer = Writer(self._io_thread, failed=self._write_failed)
+        self._writer = Writer(
+            self._io_thread,
+            failed=self._write_failed,
+            waited=self._waited_in(QueueName.WRITES),
+        )
         self._publisher = Publisher(
             events=self._events,
             statistics=self._statistics,
@@ -592,8 +614,12 @@ class Engine:
             max_waiting=config.sources.frame_queue_size,
             max_bytes=config.sources.max_buffered_mb * 1_000_000,
             max_lanes=config.live_sources.max_cameras,
+            waited=self._waited_in(QueueName.ARRIVALS),
         )
-        self._items = MappingQueue(max_waiting=config.sources.mapping_queue_size)
+        self._items = MappingQueue(
+            max_waiting=config.sources.mapping_queue_size,
+            waited=self._waited_in(QueueName.MAPPING),
+        )
         self._log = InputLog(
             self._sources, recording=recording, writer=self._writer, warn=self._events.warn
         )
@@ -661,6 +687,7 @@ class Engine:
                 fix_at=self._positions.for_map,
             ),
             name="mapping",
+            stage=Stage.MAPPING,
         )
         self._jobs = MapJobs(
             self._job_thread, guard=self._guards[RunPart.ADJUSTMENT], faults=self._faults
@@ -689,6 +716,10 @@ class Engine:
             positions=self._positions,
             max_rebuilds=config.faults.max_map_rebuilds,
         )
+
+    def _waited_in(self, name: QueueName) -> Callable[[float], None]:
+        """Takes how long things wait in a queue."""
+        return functools.partial(self._load.add_wait, name)
 
     async def _drop_keyframe(self, frame: Frame, reason: DropReason, detail: str) -> None:
         await self._arrivals.give_back(frame)

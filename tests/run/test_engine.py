@@ -52,6 +52,7 @@ SUMMARY_KEYS = {
     *("snapshots_written", "loop_lag_ms", "peak_rss_mb", "peak_gpu_mb", "wall_s", "cpu_s"),
     *("components", "georeferenced", "gps_rmse_m", "metres_per_map_unit"),
     *("stopped_by", "failed_writes"),
+    *("cpu_by_stage_s", "loop_lag_but_for_cores_ms", "loop_stalls", "queue_wait_ms"),
 }
 
 
