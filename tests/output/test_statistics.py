@@ -24,9 +24,17 @@ from engine.events import (
     WindowSolved,
     WindowVerdict,
 )
-from engine.mapping.steps import MapCounts, MapFigures, OneMapFigures
+from engine.mapping.steps import MapFigures, OneMapFigures
 from engine.output.statistics import RunStatistics, summary_figures
-from engine.types import DropReason, FrameId, LostStretch, Verdict, VerdictLevel, VerdictReason
+from engine.types import (
+    DropReason,
+    FrameId,
+    LostStretch,
+    MapCounts,
+    Verdict,
+    VerdictLevel,
+    VerdictReason,
+)
 
 
 def received(number: int) -> FrameReceived:
