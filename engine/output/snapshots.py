@@ -72,14 +72,21 @@ class WrittenSnapshot:
         return self.models[0]
 
 
-def read_models(paths: Sequence[Path]) -> tuple[StoredModel, ...]:
-    """Reads models of one snapshot: its folders ``sparse/0``, ``sparse/1``, ...
+def read_models(snapshot: Path) -> tuple[StoredModel, ...]:
+    """Reads the models of a snapshot: its folders ``sparse/0``, ``sparse/1``, ... in their order.
 
     Raises:
-        SnapshotError: one of them cannot be read.
+        SnapshotError: there is none, or one of them cannot be read.
     """
+    sparse = snapshot / "sparse"
+    try:
+        found = [one for one in sparse.iterdir() if one.name.isdecimal() and one.is_dir()]
+    except OSError as error:
+        raise SnapshotError(f"{sparse}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise SnapshotError(f"{sparse}: holds no model")
     models = []
-    for path in paths:
+    for path in sorted(found, key=lambda one: int(one.name)):
         try:
             check_model_files(path)  # COLMAP's reader trusts the counts in them
             reconstruction = pycolmap.Reconstruction(path)
@@ -88,6 +95,15 @@ def read_models(paths: Sequence[Path]) -> tuple[StoredModel, ...]:
         record = _map_record(path.parents[1] / "snapshot.json", int(path.name))
         models.append(StoredModel(reconstruction=reconstruction, record=record))
     return tuple(models)
+
+
+def snapshots_of(run_folder: Path) -> tuple[Path, ...]:
+    """The snapshots of a run: the latest one, then the others from new to old."""
+    latest = run_folder / "latest"
+    found = sorted(_snapshot_paths(run_folder), key=lambda one: int(one.name), reverse=True)
+    if not latest.exists():
+        return tuple(found)
+    return (latest, *(one for one in found if not latest.samefile(one)))
 
 
 def _map_record(path: Path, number: int) -> Mapping[str, Any]:
