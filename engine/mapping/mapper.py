@@ -53,7 +53,6 @@ from engine.mapping.restoring import EventGate, Restoring, present_facts, taken_
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
-    MapCounts,
     MapFigures,
     MappingStep,
     MapSnapshot,
@@ -70,6 +69,7 @@ from engine.types import (
     FrameId,
     FramePose,
     Keyframe,
+    MapCounts,
     MapView,
     TrackedFrame,
     VerifiedPair,
@@ -910,6 +910,7 @@ class Mapper:
         return MapCounts(
             num_keyframes=self._pose_reports.num_keyframes,
             num_registered=self._map.num_registered,
+            num_points3D=self._map.num_points3D,
         )
 
     # -- reporting ------------------------------------------------------------------------------
