@@ -33,7 +33,7 @@ from engine.types import (
 )
 
 _FLOW_WINDOW_PX = 11
-_FLOW_LEVELS = 3
+_FLOW_LEVELS = 4
 _FLOW_STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 0.03)  # iterations, px
 _BORDER_PX = 2.0
 
