@@ -244,7 +244,7 @@ class FrameTrackingConfig(Section):
 
     mode: Literal["auto", "video", "photos"] = "auto"
     """video: keyframes are chosen. photos: every frame is one. auto: as the source is."""
-    max_tracked_points: PositiveInt = 400
+    max_tracked_points: PositiveInt = 250
     """Keypoints of a keyframe that are followed. More: steadier poses between keyframes, slower."""
     working_edge_px: PositiveInt = 640
     """px. Optical flow runs on frames reduced to this edge."""
