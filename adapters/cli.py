@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -407,7 +408,12 @@ def benchmark(
             keep=keep,
             limit_s=limit_s,
         )
-        report = run_benchmark(plan)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            report = run_benchmark(plan)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(f"livesfm: stopped; what was measured is in {out}", err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
     typer.echo(str(report))
 
 
