@@ -58,6 +58,7 @@ class MapCounts:
 
     num_keyframes: int = 0  # registered or not
     num_registered: int = 0
+    has_map: bool = False  # frames get poses, be it by an early map, of which nothing is registered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
