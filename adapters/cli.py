@@ -317,6 +317,93 @@ def export(
 
 
 @app.command()
+def benchmark(
+    dataset: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATASET",
+            help="Folder of images, or video; beside it groundtruth.txt (TUM), gps.csv or a COLMAP "
+            "model to compare with.",
+        ),
+    ],
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="[DATASET=]CONFIG",
+            help="Preset or YAML file; each is a pipeline of its own.",
+        ),
+    ] = None,
+    settings: SettingOption = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peers",
+            metavar="[DATASET=]PEER",
+            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
+            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="PROGRAM", help="livesfm of another version, to run beside."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only pipelines of such names, as livesfm-*."),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DATASET=]PATH", help="Poses to compare with; default: what lies beside."
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each pipeline, by turns.")] = 3,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processors that each pipeline gets; default all."),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Peers get every so many frames of a video; default about 3 a second."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path(
+        "runs/benchmark"
+    ),
+    overwrite: OverwriteOption = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep run folders and models.")] = False,
+    limit_s: Annotated[
+        float, typer.Option("--limit", help="Seconds after which a run is killed.")
+    ] = 7200.0,
+) -> None:
+    """Measures LiveSfM beside COLMAP's own pipelines on the same frames."""
+    with _errors_reported():
+        from adapters.benchmark.benchmark import plan_of, run_benchmark
+
+        plan = plan_of(
+            [Path(each) for each in dataset],
+            configs=config or [],
+            settings=settings or [],
+            peers=peers or [],
+            baseline=baseline,
+            only=only or [],
+            references=reference or [],
+            num_runs=runs,
+            num_threads=threads,
+            peer_step=every,
+            out=out,
+            overwrite=overwrite,
+            keep=keep,
+            limit_s=limit_s,
+        )
+        report = run_benchmark(plan)
+    typer.echo(str(report))
+
+
+@app.command()
 def doctor(config: ConfigOption = None, settings: SettingOption = None) -> None:
     """Shows what is installed and what can run here, and how to get weights."""
     from adapters.doctor import examine, findings_table, is_core_ready
@@ -510,6 +597,8 @@ def _complaints(outcome: RunOutcome) -> list[str]:
         complaints.append(f"it is not in {outcome.asked_path}, see above")
     if outcome.not_saved:
         complaints.append(f"NOT SAVED: {', '.join(outcome.not_saved)}")
+    if outcome.unopened:
+        complaints.append(f"not opened, see above: {', '.join(outcome.unopened)}")
     if outcome.stopped_by == "full_disk":
         complaints.append("the run ended early because the disk is nearly full")
     if outcome.stopped_by == "failure":
@@ -601,14 +690,27 @@ def _errors_reported() -> Iterator[None]:
         typer.echo(f"livesfm: {error}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
     except KeyboardInterrupt as interrupt:
-        typer.echo("livesfm: stopped before anything was written", err=True)
-        raise typer.Exit(INTERRUPTED) from interrupt
+        _leave_interrupted(interrupt)
     except (AttributeError, ImportError, MemoryError, OSError, RuntimeError) as error:
+        if _comes_from_interrupt(error):
+            _leave_interrupted(error)
         words = exhaustion_in_words(error)
         if not words:
             raise
         typer.echo(f"livesfm: {words}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
+
+
+def _leave_interrupted(error: BaseException) -> NoReturn:
+    typer.echo("livesfm: stopped before anything was written", err=True)
+    raise typer.Exit(INTERRUPTED) from error
+
+
+def _comes_from_interrupt(error: BaseException | None) -> bool:
+    """Whether a signal is behind an error: native modules that it meets on loading name another."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

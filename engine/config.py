@@ -615,8 +615,13 @@ class SnapshotsConfig(Section):
 
     every_keyframes: NonNegativeInt = 10
     """A snapshot is written after so many newly registered keyframes. 0: not by keyframes."""
+    growth_ratio: NonNegativeFloat = 0.1
+    """And after no fewer than this share of those in the snapshot before, since each writes the
+    whole map: what all of them cost follows the size of the last. 0: however large the map is."""
     every_s: NonNegativeFloat = 15.0
     """s. A snapshot is written after so long, when there is something new. 0: not by time."""
+    max_time_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02
+    """Share of the time that snapshots by time may take: after one that took long, they wait."""
     keep: NonNegativeInt = 10
     """Newest snapshots kept; older ones are deleted. 0: all."""
     min_registered: Annotated[int, Field(ge=2)] = 3

@@ -492,6 +492,16 @@ class RunPart(StrEnum):
     WRITING = "writing"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadMeasured(Event):
+    """What the run spent its time on since the last such event; every other second."""
+
+    period_s: float
+    cpu_s: dict[str, float]  # CPU seconds by stage, see `engine.cpu_time.Stage`
+    loop_late_s: float  # the latest that the event loop woke up
+    queue_wait_s: dict[str, float]  # the longest in each queue
+
+
 class FaultKind(StrEnum):
     """How a part of a run broke."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import RegistrationConfig
+from engine.cpu_time import Stage, charged_to
 from engine.estimators.absolute_pose import (
     AbsolutePose,
     estimate_absolute_pose,
@@ -157,6 +158,7 @@ class FramePoser:
         """Adds a keyframe to the trajectory."""
         self._trajectory.add_keyframe(keyframe)
 
+    @charged_to(Stage.POSE_FRAMES)
     def add_tracked(
         self,
         tracked: TrackedFrame,
@@ -181,6 +183,7 @@ class FramePoser:
             return None
         return self._pose(fallback, sparse_map)
 
+    @charged_to(Stage.POSE_FRAMES)
     def pose_pending(self, sparse_map: SparseMap) -> list[tuple[TrackedFrame, FramePose]]:
         """Poses the waiting frames whose keyframe was registered meanwhile."""
         posed = []
@@ -193,6 +196,7 @@ class FramePoser:
         self._pending = deque(waiting, maxlen=_MAX_PENDING_FRAMES)
         return posed
 
+    @charged_to(Stage.POSE_FRAMES)
     def pose_again(self, maps: Sequence[SparseMap]) -> None:
         """Poses frames anew whose keyframe had another focal length then; the latest ones only."""
         self.forget_points()
@@ -224,6 +228,7 @@ class FramePoser:
         """Forgets the positions of the map's points; to be called when they moved."""
         self._points.clear()
 
+    @charged_to(Stage.POSE_FRAMES)
     def trajectories(self, maps: Sequence[SparseMap]) -> list[list[FramePose]]:
         """The present poses of the frames of each map, in order of arrival."""
         return self._trajectory.poses(

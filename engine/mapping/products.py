@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.cpu_time import Stage, charged_to
 from engine.estimators.lenses import camera_focal_px, corner_rays
 from engine.geo.georeference import Georeference
 from engine.mapping.cameras.cameras import CameraCalibration
@@ -52,6 +53,7 @@ class MapProducts:
             for own, sparse_map in zip(self._poser.trajectories(maps), maps, strict=True)
         ]
 
+    @charged_to(Stage.SNAPSHOTS)
     def snapshot(
         self, maps: Sequence[SparseMap], *, numbers: Sequence[int], counts: MapCounts
     ) -> MapSnapshot:
@@ -106,6 +108,7 @@ class MapProducts:
             ),
         )
 
+    @charged_to(Stage.VIEWS)
     def view(self, main: SparseMap, *, version: int) -> MapView:
         """A frozen picture of the main map and the scene graph, for viewers.
 

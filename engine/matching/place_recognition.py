@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import RetrievalConfig
+from engine.cpu_time import Stage, charged_to
 from engine.types import Features, Float32Array, FrameId, Int64Array, Uint8Array
 
 _SIGNATURE_BITS = 64  # per word: one machine word, so comparing is one xor and one popcount
@@ -101,6 +102,7 @@ class PlaceRecognizer:
         self._bits = np.zeros((0, config.num_words), np.uint64)  # rows grow by doubling
         self._occupied = np.zeros((0, config.num_words), np.bool_)
 
+    @charged_to(Stage.PLACES)
     def add(self, features: Features) -> None:
         """Adds a keyframe; ``features`` come strongest first.
 
@@ -125,6 +127,7 @@ class PlaceRecognizer:
         if self._due_at is None:
             self._describe([strongest])
 
+    @charged_to(Stage.PLACES)
     def query(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
     ) -> list[tuple[FrameId, float]]:

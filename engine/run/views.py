@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from engine.config import ViewsConfig
+from engine.cpu_time import Stage, charge_thread_to
 from engine.errors import HangError
 from engine.events import Event, RunPart
 from engine.ports import View
 from engine.run.faults import Faults
+from engine.run.queues import ignore_wait
 from engine.types import Frame, FramePose, MapView
 
 _MAX_WAITING_EVENTS = 20_000  # a viewer slower than that loses the oldest; they are counted
@@ -32,14 +34,23 @@ class ViewDispatcher:
         config: how often.
         faults: takes what views raise.
         max_call_s: a view that takes longer hangs; 0: none does.
+        waited: takes the seconds that the oldest waited, of what is shown together.
     """
 
     def __init__(
-        self, views: Sequence[View], config: ViewsConfig, *, faults: Faults, max_call_s: float
+        self,
+        views: Sequence[View],
+        config: ViewsConfig,
+        *,
+        faults: Faults,
+        max_call_s: float,
+        waited: Callable[[float], None] = ignore_wait,
     ) -> None:
         self._views = list(views)
         self._faults = faults
         self._max_call_s = max_call_s
+        self._waited = waited
+        self._waiting_since_s: float | None = None  # the oldest of what waits
         self._min_map_gap_s = 1.0 / config.max_map_hz
         self._min_image_gap_s = 1.0 / config.max_image_hz
         self._changed = threading.Condition()
@@ -79,7 +90,7 @@ class ViewDispatcher:
         with self._changed:
             self._map = view
             self._last_map_s = time.monotonic()
-            self._changed.notify()
+            self._notify()
 
     def offer_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Takes the current image, unless one was taken a moment ago."""
@@ -89,7 +100,7 @@ class ViewDispatcher:
         with self._changed:
             self._frame = frame, pose
             self._last_frame_s = now_s
-            self._changed.notify()
+            self._notify()
 
     def offer_event(self, event: Event) -> None:
         """Takes one event."""
@@ -101,7 +112,12 @@ class ViewDispatcher:
                 self._events.popleft()
                 self._num_events_lost += 1
             self._events.append(event)
-            self._changed.notify()
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._waiting_since_s is None:
+            self._waiting_since_s = time.monotonic()
+        self._changed.notify()
 
     def close(self) -> None:
         """Shows what waits and closes the views; gives up on those that hang. Blocks."""
@@ -148,6 +164,7 @@ class ViewDispatcher:
         return threading.Thread(target=self._serve, name="views", daemon=True)
 
     def _serve(self) -> None:
+        charge_thread_to(Stage.VIEWS)
         while (action := self._next_action()) is not None:
             shown, use = action
             if self._is_done(shown, use):
@@ -177,6 +194,9 @@ class ViewDispatcher:
         frame, view, events = self._frame, self._map, list(self._events)
         self._frame, self._map = None, None
         self._events.clear()
+        if self._waiting_since_s is not None:
+            self._waited(time.monotonic() - self._waiting_since_s)
+            self._waiting_since_s = None
         if events or frame is not None or view is not None:
             for shown in self._views:
                 show = functools.partial(_show, shown, frame=frame, view=view, events=events)

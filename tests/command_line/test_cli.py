@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -40,6 +41,7 @@ class Launches:
         self.num_in_other_maps: tuple[int, ...] = ()
         self.not_saved: tuple[str, ...] = ()
         self.asked_path: Path | None = None
+        self.unopened: tuple[str, ...] = ()
 
     def __call__(self, config: Config, options: LaunchOptions) -> RunOutcome:
         self.asked.append((config, options))
@@ -55,6 +57,7 @@ class Launches:
             num_in_other_maps=self.num_in_other_maps,
             not_saved=self.not_saved,
             asked_path=self.asked_path,
+            unopened=self.unopened,
         )
 
     @property
@@ -249,6 +252,28 @@ def test_the_exit_code_and_the_last_line_tell_what_is_not_on_disk(launches: Laun
     result = livesfm("run", "photos", "--out", "there")
     assert result.exit_code == 1
     assert "; it is not in gone, see above" in result.stdout.splitlines()[-1]
+
+
+def test_a_signal_that_a_native_module_turned_into_another_error_is_still_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load(*_: object) -> NoReturn:
+        try:
+            raise KeyboardInterrupt("SIGINT")
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("numpy.core.multiarray failed to import") from interrupt
+
+    monkeypatch.setattr(cli, "_launch", load)
+    result = livesfm("run", str(tmp_path), "--out", str(tmp_path / "there"))
+    assert result.exit_code == cli.INTERRUPTED
+    assert "stopped before anything was written" in result.stderr
+
+
+def test_a_source_that_could_not_be_opened_is_in_the_last_line(launches: Launches) -> None:
+    launches.unopened = ("b.mp4",)
+    result = livesfm("run", "a.mp4", "b.mp4", "--out", "there")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1].endswith("; not opened, see above: b.mp4")
 
 
 @pytest.mark.parametrize("level", [VerdictLevel.DOUBTFUL, VerdictLevel.WRONG])

@@ -30,6 +30,7 @@ from engine.events import (
     Georeferenced,
     KeyframeAdded,
     LensRecognised,
+    LoadMeasured,
     LoopClosed,
     LoopCorrected,
     LoopRefused,
@@ -309,6 +310,13 @@ EVENTS: tuple[Event, ...] = (
         ),
     ),
     Warned(at_s=0.5, message="the disk is slow"),
+    LoadMeasured(
+        at_s=0.5,
+        period_s=2.0,
+        cpu_s={"match": 0.5},
+        loop_late_s=0.01,
+        queue_wait_s={"writes": 0.1},
+    ),
     RunFinished(at_s=0.5, stopped_by="signal", num_keyframes=9, num_registered=8),
 )
 event_by_name = pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)

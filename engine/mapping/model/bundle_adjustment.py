@@ -15,6 +15,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.cpu_time import Stage, charged_to
 from engine.estimators.adjustment_options import adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
@@ -66,6 +67,7 @@ class GlobalAdjustmentSchedule:
         self._num_registered_at_last = max(2, num_registered)
 
 
+@charged_to(Stage.LOCAL_ADJUSTMENT)
 def adjust_locally(
     sparse_map: SparseMap,
     frame_id: FrameId,
@@ -143,6 +145,7 @@ def _points_of(sparse_map: SparseMap, local: Sequence[FrameId]) -> list[int]:
     return sorted(int(i) for i in np.unique(ids[ids >= 0]))
 
 
+@charged_to(Stage.GLOBAL_ADJUSTMENT)
 def start_global_adjustment(sparse_map: SparseMap) -> GlobalAdjustment:
     """Copies the map for a global adjustment on another thread."""
     return GlobalAdjustment(
@@ -154,6 +157,7 @@ def start_global_adjustment(sparse_map: SparseMap) -> GlobalAdjustment:
     )
 
 
+@charged_to(Stage.GLOBAL_ADJUSTMENT)
 def adjust_globally(
     reconstruction: pycolmap.Reconstruction,
     *,
@@ -220,6 +224,7 @@ def solve_globally(
     pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
 
 
+@charged_to(Stage.GLOBAL_ADJUSTMENT)
 def refine_principal_point(sparse_map: SparseMap, calibration_key: str) -> None:
     """Adjusts a map with the principal point of one camera free, all else of calibrations held."""
     reconstruction = sparse_map.reconstruction
@@ -241,6 +246,7 @@ def refine_principal_point(sparse_map: SparseMap, calibration_key: str) -> None:
     sparse_map.filter_all()
 
 
+@charged_to(Stage.GLOBAL_ADJUSTMENT)
 def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -> BundleAdjusted:
     """Brings an adjusted copy back under the map as it is now.
 

@@ -16,6 +16,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import RegistrationConfig, TriangulationConfig
+from engine.cpu_time import Stage, charged_to
 from engine.errors import MapError
 from engine.estimators.absolute_pose import estimate_absolute_pose
 from engine.estimators.lenses import has_small_parameters
@@ -447,6 +448,7 @@ class SparseMap:
         """
         return self._correspondences(frame_id, neighbors)
 
+    @charged_to(Stage.TRIANGULATE)
     def triangulate(self, frame_id: FrameId) -> int:
         """Continues tracks into a registered keyframe, makes points; returns observations made."""
         self._forget_observations()
@@ -484,6 +486,7 @@ class SparseMap:
 
     # -- refining -------------------------------------------------------------------------------
 
+    @charged_to(Stage.TRIANGULATE)
     def complete_and_merge(self, frame_id: FrameId) -> int:
         """Merges and completes the tracks touched since the last call; returns the changes."""
         self._forget_observations()
@@ -497,6 +500,7 @@ class SparseMap:
         self._assign_point_attributes(frame_id)
         return int(num)
 
+    @charged_to(Stage.TRIANGULATE)
     def filter_touched(self, frame_ids: Collection[FrameId]) -> int:
         """Removes bad observations of the given keyframes and of points touched lately."""
         self._forget_observations()
@@ -514,6 +518,7 @@ class SparseMap:
         self._triangulator.clear_modified_points3D()
         return int(num)
 
+    @charged_to(Stage.TRIANGULATE)
     def filter_all(self, *, gate: float = 1.0) -> int:
         """Removes bad observations everywhere; returns how many.
 
@@ -527,6 +532,7 @@ class SparseMap:
             )
         )
 
+    @charged_to(Stage.TRIANGULATE)
     def merge_all(self, *, gate: float = 1.0) -> int:
         """Merges and completes all tracks; returns the changes.
 
@@ -541,6 +547,7 @@ class SparseMap:
         self._point_attributes.assign(self._reconstruction.point3D_ids())
         return int(num)
 
+    @charged_to(Stage.TRIANGULATE)
     def retriangulate(self) -> int:
         """Completes, merges and re-triangulates everything, as before a final adjustment."""
         self._forget_observations()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from engine.config import WindowConfig
+from engine.cpu_time import Stage, charged_to
 from engine.events import WindowSolved
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.windows.window_merging import WindowMerge, WindowMergeConfig, try_window
@@ -61,6 +62,7 @@ class WindowRefinement:
         """Goes on with so many keyframes of a run before, as if a window had just been solved."""
         self._schedule.done(num_keyframes)
 
+    @charged_to(Stage.WINDOWS)
     def start_if_due(self, sparse_map: SparseMap) -> WindowJob | None:
         """Returns a window of the newest keyframes when enough of them came since the last one."""
         num_keyframes = len(self._graph.keyframe_ids)
@@ -70,12 +72,14 @@ class WindowRefinement:
         window = newest_window(self._graph, sparse_map, config=self._config)
         return make_job(self._graph, sparse_map, window)
 
+    @charged_to(Stage.WINDOWS)
     def merge(self, sparse_map: SparseMap, solved: SolvedWindow) -> WindowMerge:
         """Tries a window of the newest keyframes on the map."""
         merge = self._try(sparse_map, solved)
         self._schedule.adapt(made_better=merge.better_map is not None)
         return merge
 
+    @charged_to(Stage.WINDOWS)
     def rescue(self, sparse_map: SparseMap) -> WindowMerge | None:
         """Tries windows of missing keyframes until one of them registers some."""
         if not self._config.enabled:
@@ -87,6 +91,7 @@ class WindowRefinement:
                 return merge
         return None
 
+    @charged_to(Stage.WINDOWS)
     def improve(
         self,
         sparse_map: SparseMap,
