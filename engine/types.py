@@ -361,6 +361,7 @@ class TrackingDecision:
 
     frame_id: FrameId
     is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
+    is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -858,6 +859,7 @@ class MapCounts:
     num_keyframes: int = 0  # registered or not
     num_registered: int = 0
     num_points3D: int = 0
+    has_map: bool = False  # frames get poses, be it by an early map, of which nothing is registered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

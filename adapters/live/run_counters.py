@@ -10,6 +10,7 @@ import numpy as np
 from engine.events import (
     BundleAdjusted,
     ComponentJoined,
+    EarlyMapMade,
     Event,
     FrameDropped,
     FramePosed,
@@ -98,6 +99,8 @@ class RunCounters:
 
     def _update_map(self, event: Event) -> None:
         match event:
+            case EarlyMapMade():
+                self.registered, self.points3D = event.num_registered, event.num_points3D
             case MapInitialized():
                 self.registered = 2  # a new start holds its first pair and nothing else
                 self.points3D = event.num_points3D

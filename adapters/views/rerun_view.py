@@ -25,6 +25,7 @@ from engine.errors import ConfigError
 from engine.events import (
     BundleAdjusted,
     ComponentJoined,
+    EarlyMapMade,
     Event,
     FrameDropped,
     FramePosed,
@@ -53,6 +54,7 @@ _METRICS_OF_EVENT: dict[type[Event], tuple[str, ...]] = {
     FrameDropped: ("dropped",),
     FramePosed: ("latency_ms",),
     KeyframeAdded: ("keyframes",),
+    EarlyMapMade: ("registered", "points"),
     MapInitialized: ("registered", "points"),
     FrameRegistered: ("registered", "points"),
     ComponentJoined: ("registered",),

@@ -454,7 +454,9 @@ def test_a_run_needs_a_source(launches: Launches) -> None:
 # -- the other commands ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     result = livesfm(command, "--help")
     assert result.exit_code == 0
