@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters.benchmark.measuring import Usage, last_line, measure
+from engine.errors import ConfigError
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 BURN = "import time\nwhile time.process_time() < {}: pass\n"
@@ -61,6 +62,18 @@ def test_the_exit_code_is_kept_and_what_was_said_is_in_the_log(tmp_path: Path) -
 def test_a_signal_that_ends_a_command_is_its_exit_code(tmp_path: Path) -> None:
     usage = usage_of(tmp_path, "import os\nos.abort()")
     assert usage.exit_code == -6
+
+
+def test_a_program_that_cannot_be_started_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere: No such file"):
+        measure(
+            [str(tmp_path / "nowhere")],
+            result=tmp_path / "usage.json",
+            log=tmp_path / "log.txt",
+            watched=None,
+            num_threads=1,
+            limit_s=600.0,
+        )
 
 
 def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:

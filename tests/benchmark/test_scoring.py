@@ -104,6 +104,7 @@ def test_a_run_is_scored_by_its_final_and_by_its_first_poses(tmp_path: Path) -> 
     assert 0.25 < figures["ate_causal_percent"] < 0.75
     assert figures["auc_5_deg"] > 0.999
     assert score.verdict == "good"
+    assert score.stages_cpu_s == {"match": 2.0, "map": 1.0}, "the dearest first"
 
 
 def test_names_that_a_run_gives_its_images_are_those_of_their_files(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_latencies_are_those_of_first_poses_and_of_keyframes(tmp_path: Path) -> 
 
 
 def test_cost_is_the_cpu_when_the_events_had_so_many_keyframes(tmp_path: Path) -> None:
-    added = {"event": "KeyframeAdded", "at_s": 1.0}
+    added: dict[str, Any] = {"event": "KeyframeAdded", "at_s": 1.0}
     events = [added, {"event": "FrameReceived"}, added, added]
     run = write_run(tmp_path / "run", ring(NUM), events=events)
     sizes = np.cumsum([len(json.dumps(event)) + 1 for event in events])
