@@ -9,7 +9,7 @@ import pytest
 
 from engine.config import Config, InitializationConfig, WindowConfig
 from engine.events import CameraCalibrated, EarlyMapMade, MapInitialized
-from engine.types import Keyframe
+from engine.types import FrameId, Keyframe
 from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
     FakeMatcher,
@@ -159,7 +159,7 @@ def test_the_map_lies_where_the_early_one_did(known: SyntheticWorld) -> None:
     video.feed(EVERY)
     after = poses_of(video.sparse_map)
     assert {pose.world_number for pose in video.poses} == {0}
-    for frame_id in (1, 4, 7):
+    for frame_id in map(FrameId, (1, 4, 7)):
         np.testing.assert_allclose(after[frame_id], before[frame_id], atol=0.05)
 
 
