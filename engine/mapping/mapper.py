@@ -793,15 +793,12 @@ class Mapper:
             self._take_repair(repair)
 
     def _improve_by_windows(self) -> None:
-        """Solves the weakest parts of the map once more."""
+        """Solves the weakest parts of the map once more, as long as that makes it better."""
         tried: set[FrameId] = set()
-        errors_px: dict[FrameId, float] = {}
         for _ in range(self._config.window.max_final):
-            merge = self._windows.improve(self._map, tried=tried, errors_px=errors_px)
-            if merge is None:
+            merge = self._windows.improve(self._map, tried=tried)
+            if merge is None or not self._take_over(merge):
                 return
-            if self._take_over(merge):
-                errors_px.clear()
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
         """Returns what is not in any step yet, with nothing done; also for a run that broke off."""
