@@ -434,6 +434,7 @@ class Mapper:
 
     def _repair_misplaced(self, frame_id: FrameId) -> None:
         """Puts keyframes right that pairs of one keyframe show to be misplaced."""
+        num_put_off = self._misplacements.num_put_off
         repair = self._misplacements.repair(
             self._map,
             [frame_id],
@@ -442,6 +443,11 @@ class Mapper:
         )
         if repair is not None:
             self._take_repair(repair)
+        elif num_put_off == 0 < self._misplacements.num_put_off:
+            self._warn(
+                "pairs contradict the places of keyframes in a large map: it is repaired when it"
+                " has grown by a tenth since the last time, and at the end"
+            )
 
     def _take_repair(self, repair: Repair) -> None:
         """Makes a map in which misplaced keyframes have other places the map."""
