@@ -244,7 +244,7 @@ class FrameTrackingConfig(Section):
 
     mode: Literal["auto", "video", "photos"] = "auto"
     """video: keyframes are chosen. photos: every frame is one. auto: as the source is."""
-    max_tracked_points: PositiveInt = 400
+    max_tracked_points: PositiveInt = 250
     """Keypoints of a keyframe that are followed. More: steadier poses between keyframes, slower."""
     working_edge_px: PositiveInt = 640
     """px. Optical flow runs on frames reduced to this edge."""
@@ -564,6 +564,10 @@ class WindowConfig(Section):
     merge_after_keyframes: PositiveInt = 2
     """Keyframes added before the result joins the map; a fixed number, so that maps do not depend
     on timing."""
+    weak_fit_ratio: PositiveFloat = 0.9
+    """The newest keyframes are solved again where keypoints of theirs fit the map less well than
+    those of other keyframes, by this factor, or where the map misses one of them. Lower: fewer
+    windows. 10: as often as interval says."""
     min_gain_ratio: Ratio = 0.01
     """A result is merged when the keypoints of its keyframes fit the map better by this share, or
     when it brings in keyframes that the map misses."""

@@ -854,6 +854,16 @@ class Contradiction:
     error_px: float  # median over them, at an edge of 1000 px
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapCounts:
+    """How large the map is."""
+
+    num_keyframes: int = 0  # registered or not
+    num_registered: int = 0
+    num_points3D: int = 0
+    has_map: bool = False  # frames get poses, be it by an early map, of which nothing is registered
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapView:
     """An immutable copy of the map for views; rows of the arrays belong together."""

@@ -25,7 +25,7 @@ from engine.events import (
     VerdictChanged,
 )
 from engine.frame_names import frame_in_words
-from engine.types import DropReason, FrameId, MapView, Verdict
+from engine.types import DropReason, FrameId, MapCounts, Verdict
 
 LATENCY_WINDOW = 300  # frames: ten seconds of video
 
@@ -92,10 +92,10 @@ class RunCounters:
             case _:
                 self._update_map(event)
 
-    def update_from_map(self, view: MapView) -> None:
-        """Sets the counts of registered keyframes and points from the map."""
-        self.registered = len(view.keyframe_ids)
-        self.points3D = len(view.points3D_in_world)
+    def update_counts(self, counts: MapCounts) -> None:
+        """Sets the counts of registered keyframes and points to those of the map."""
+        self.registered = counts.num_registered
+        self.points3D = counts.num_points3D
 
     def _update_map(self, event: Event) -> None:
         match event:

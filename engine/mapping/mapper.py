@@ -56,7 +56,6 @@ from engine.mapping.restoring import EventGate, Restoring, present_facts, taken_
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
-    MapCounts,
     MapFigures,
     MappingStep,
     MapSnapshot,
@@ -73,6 +72,7 @@ from engine.types import (
     FrameId,
     FramePose,
     Keyframe,
+    MapCounts,
     MapView,
     TrackedFrame,
     VerifiedPair,
@@ -979,6 +979,7 @@ class Mapper:
         return MapCounts(
             num_keyframes=self._pose_reports.num_keyframes,
             num_registered=self._map.num_registered,
+            num_points3D=self._map.num_points3D,
             has_map=self._shown_map.num_registered > 0,
         )
 

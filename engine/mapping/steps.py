@@ -15,6 +15,7 @@ from engine.types import (
     Intrinsics,
     Keyframe,
     LostStretch,
+    MapCounts,
     MapView,
     TurningStretch,
     Verdict,
@@ -51,15 +52,6 @@ class KeyframeRecord:
     pairs: tuple[VerifiedPair, ...]
     moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
     changed_pairs: tuple[VerifiedPair, ...] = ()  # of other keyframes; without matches if lost
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapCounts:
-    """How large the map is."""
-
-    num_keyframes: int = 0  # registered or not
-    num_registered: int = 0
-    has_map: bool = False  # frames get poses, be it by an early map, of which nothing is registered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -33,8 +33,9 @@ from engine.types import (
     Uint8Array,
 )
 
-_FLOW_WINDOW_PX = 21
-_FLOW_LEVELS = 3
+_FLOW_WINDOW_PX = 11
+_FLOW_LEVELS = 4
+_FLOW_STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 0.03)  # iterations, px
 _BORDER_PX = 2.0
 _STARTING_SHARE = 0.5  # of the motion and of the time between keyframes, until there is a map
 
@@ -183,6 +184,7 @@ class FrameTracker:
                 None,  # no first guess; the stub asks for one
                 winSize=(_FLOW_WINDOW_PX, _FLOW_WINDOW_PX),
                 maxLevel=_FLOW_LEVELS,
+                criteria=_FLOW_STOP,
             )
             points_xy = moved.reshape(-1, 2)
             height, width = grey.shape

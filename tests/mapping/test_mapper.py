@@ -417,7 +417,14 @@ def test_a_job_that_failed_changes_nothing_and_another_one_may_start(video: Synt
 
 
 def test_a_window_of_the_newest_keyframes_is_solved_beside_the_map(path: SyntheticWorld) -> None:
-    window = WindowConfig(size=4, num_older=4, interval=3, min_keyframes=8, merge_after_keyframes=2)
+    window = WindowConfig(
+        size=4,
+        num_older=4,
+        interval=3,
+        min_keyframes=8,
+        merge_after_keyframes=2,
+        weak_fit_ratio=10.0,
+    )
     fed = Run(path, config=CONFIG.model_copy(update={"window": window}))
     while not (jobs := [job for job in fed.jobs if job.kind is JobKind.WINDOW]):
         fed.feed([len(fed.records) + 1])
@@ -436,7 +443,9 @@ def test_a_window_of_the_newest_keyframes_is_solved_beside_the_map(path: Synthet
 
 
 def test_a_window_in_flight_at_the_end_is_merged(path: SyntheticWorld) -> None:
-    window = WindowConfig(size=4, num_older=4, min_keyframes=8, merge_after_keyframes=100)
+    window = WindowConfig(
+        size=4, num_older=4, min_keyframes=8, merge_after_keyframes=100, weak_fit_ratio=10.0
+    )
     config = CONFIG.model_copy(update={"window": window})
     fed = Run(path, config=config).feed(path.frame_ids)
     assert [job.kind for job in fed.jobs].count(JobKind.WINDOW) == 1

@@ -272,7 +272,7 @@ def test_a_keyframe_carries_what_is_known_of_its_frame() -> None:
 
 
 def test_parallax_makes_a_keyframe_and_is_counted_from_the_last_one() -> None:
-    config = PATIENT.model_copy(update={"max_flow_ratio": 0.025})  # 10 px of a diagonal of 400
+    config = PATIENT.model_copy(update={"max_flow_ratio": 0.0275})  # 11 px of a diagonal of 400
     results = run(tracker_with(config), [image(sideways(step)) for step in range(13)])
     assert reasons(results) == ["first", *"-----", "parallax", *"-----", "parallax"]
 
