@@ -116,7 +116,7 @@ def assemble(
 
     def calibrate(sparse_map: SparseMap) -> None:
         cameras.calibrate_from_pairs(
-            sparse_map, graph, votes=votes if agreement.is_required else None
+            sparse_map, graph, votes=votes if agreement.is_asked_for else None
         )
 
     # Maps.
