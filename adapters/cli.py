@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -164,6 +165,10 @@ def run(
             help="Keep what arrives and when the run acted on it; replay:DIR repeats the run.",
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Write where the CPU time goes, by thread and function."),
+    ] = False,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -177,7 +182,7 @@ def run(
             overwrite=overwrite,
             quiet=quiet,
         )
-        options = replace(options, record_input=record_input)
+        options = replace(options, record_input=record_input, profile=profile)
         config = [*_recorded_overlays(source), *(config or [])]
         if record_input is not None and onto is not None:
             raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
@@ -200,6 +205,10 @@ def run(
             )
             options, loaded = replace(options, going_on=going_on), going_on.config
         outcome = _launch(_with_calibrations(loaded, calibration or []), options)
+    if profile:
+        _say(
+            f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
+        )
     _finish(outcome)
 
 
@@ -314,6 +323,98 @@ def export(
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes (--map {number})")
     _say_if_unfinished(run_folder)
+
+
+@app.command()
+def benchmark(
+    dataset: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATASET",
+            help="Folder of images, or video; beside it groundtruth.txt (TUM), gps.csv or a COLMAP "
+            "model to compare with.",
+        ),
+    ],
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="[DATASET=]CONFIG",
+            help="Preset or YAML file; each is a pipeline of its own.",
+        ),
+    ] = None,
+    settings: SettingOption = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peers",
+            metavar="[DATASET=]PEER",
+            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
+            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="PROGRAM", help="livesfm of another version, to run beside."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only pipelines of such names, as livesfm-*."),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DATASET=]PATH", help="Poses to compare with; default: what lies beside."
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each pipeline, by turns.")] = 3,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processors that each pipeline gets; default all."),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Peers get every so many frames of a video; default about 3 a second."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path(
+        "runs/benchmark"
+    ),
+    overwrite: OverwriteOption = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep run folders and models.")] = False,
+    limit_s: Annotated[
+        float, typer.Option("--limit", help="Seconds after which a run is killed.")
+    ] = 7200.0,
+) -> None:
+    """Measures LiveSfM beside COLMAP's own pipelines on the same frames."""
+    with _errors_reported():
+        from adapters.benchmark.benchmark import plan_of, run_benchmark
+
+        plan = plan_of(
+            [Path(each) for each in dataset],
+            configs=config or [],
+            settings=settings or [],
+            peers=peers or [],
+            baseline=baseline,
+            only=only or [],
+            references=reference or [],
+            num_runs=runs,
+            num_threads=threads,
+            peer_step=every,
+            out=out,
+            overwrite=overwrite,
+            keep=keep,
+            limit_s=limit_s,
+        )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            report = run_benchmark(plan)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(f"livesfm: stopped; what was measured is in {out}", err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
+    typer.echo(str(report))
 
 
 @app.command()
@@ -510,6 +611,8 @@ def _complaints(outcome: RunOutcome) -> list[str]:
         complaints.append(f"it is not in {outcome.asked_path}, see above")
     if outcome.not_saved:
         complaints.append(f"NOT SAVED: {', '.join(outcome.not_saved)}")
+    if outcome.unopened:
+        complaints.append(f"not opened, see above: {', '.join(outcome.unopened)}")
     if outcome.stopped_by == "full_disk":
         complaints.append("the run ended early because the disk is nearly full")
     if outcome.stopped_by == "failure":
@@ -601,14 +704,27 @@ def _errors_reported() -> Iterator[None]:
         typer.echo(f"livesfm: {error}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
     except KeyboardInterrupt as interrupt:
-        typer.echo("livesfm: stopped before anything was written", err=True)
-        raise typer.Exit(INTERRUPTED) from interrupt
+        _leave_interrupted(interrupt)
     except (AttributeError, ImportError, MemoryError, OSError, RuntimeError) as error:
+        if _comes_from_interrupt(error):
+            _leave_interrupted(error)
         words = exhaustion_in_words(error)
         if not words:
             raise
         typer.echo(f"livesfm: {words}", err=True)
         raise typer.Exit(NOTHING_MADE) from error
+
+
+def _leave_interrupted(error: BaseException) -> NoReturn:
+    typer.echo("livesfm: stopped before anything was written", err=True)
+    raise typer.Exit(INTERRUPTED) from error
+
+
+def _comes_from_interrupt(error: BaseException | None) -> bool:
+    """Whether a signal is behind an error: native modules that it meets on loading name another."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def evaluate(run: Path, reference: Path) -> Evaluation:
             have no frame in common.
     """
     frames = read_frame_rows(run)
-    clock, reference_poses = _reference_of_frames(frames, reference)
+    clock, reference_poses = reference_of_frames(frames, reference)
     keyframes = {frame.name for frame in frames if frame.status == "keyframe"}
     registered = keyframes & _registered_names(run / "latest" / "sparse" / "0")
     return Evaluation(
@@ -123,7 +123,7 @@ def evaluate(run: Path, reference: Path) -> Evaluation:
         num_frames=len(frames),
         num_poses=dict(Counter(frame.pose for frame in frames if frame.pose)),
         num_in_other_maps=sum(frame.map_number not in ("", "0") for frame in frames),
-        num_referenced_frames=int(_has_pose(reference_poses).sum()),
+        num_referenced_frames=int(has_pose(reference_poses).sum()),
         num_keyframes=len(keyframes),
         num_registered_keyframes=len(registered),
         registered_ratio=len(registered) / max(len(keyframes), 1),
@@ -201,8 +201,8 @@ def absolute_error(centers: Float64Array, reference_centers: Float64Array) -> Ab
 
     None for fewer than three, or where either side does not move.
     """
-    extent = _extent(reference_centers)
-    if len(centers) < 3 or extent == 0 or _extent(centers) == 0:
+    extent = extent_of(reference_centers)
+    if len(centers) < 3 or extent == 0 or extent_of(centers) == 0:
         return None
     scale, after_similarity = _distances(centers, reference_centers, with_scale=True)
     _, after_rigid = _distances(centers, reference_centers, with_scale=False)
@@ -265,10 +265,14 @@ def _parse_tum_line(line: str, *, where: str) -> list[float]:
     return values
 
 
-def _reference_of_frames(
+def reference_of_frames(
     frames: Sequence[FrameRow], reference: Path
 ) -> tuple[ReferenceClock, Float64Array]:
-    """The clock of the reference, and its poses (F, 3, 4), NaN where a frame has none."""
+    """The clock of a reference in TUM format, and its poses (F, 3, 4), NaN where a frame has none.
+
+    Raises:
+        ConfigError: it is no such file, or has no frame in common with these.
+    """
     if len({frame.captured_at_s for frame in frames}) < len(frames):
         raise ConfigError("frames share capture times, so a trajectory cannot distinguish them")
     poses = read_tum(reference)
@@ -279,8 +283,8 @@ def _reference_of_frames(
         clock: _poses_at(poses, np.array(values), tolerance_s=_REFERENCE_TOLERANCE_S)
         for clock, values in times.items()
     }
-    clock = max(matched, key=lambda key: int(_has_pose(matched[key]).sum()))
-    if not _has_pose(matched[clock]).any():
+    clock = max(matched, key=lambda key: int(has_pose(matched[key]).sum()))
+    if not has_pose(matched[clock]).any():
         raise ConfigError(
             f"{reference}: none of its {len(poses.timestamps_s)} timestamps is the capture time or "
             f"the index of one of the run's {len(frames)} frames"
@@ -302,22 +306,29 @@ def _poses_at(poses: TimedPoses, times_s: Float64Array, *, tolerance_s: float) -
     return found
 
 
-def _score(
-    path: Path, *, frames: Sequence[FrameRow], reference: Float64Array
-) -> TrajectoryScore | None:
-    """Scores one trajectory; None if the run did not write it."""
-    if not path.is_file():
-        return None
+def trajectory_of_frames(path: Path, frames: Sequence[FrameRow]) -> Float64Array:
+    """The poses (F, 3, 4) cam_from_world that a trajectory file of a run has for its frames.
+
+    NaN where a frame has none, or was dropped.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not in TUM format.
+    """
     times_s = np.array([frame.captured_at_s for frame in frames])
-    estimate = _poses_at(read_tum(path), times_s, tolerance_s=_POSE_TOLERANCE_S)
-    estimate[[frame.is_dropped for frame in frames]] = np.nan
-    has_pose, has_reference = _has_pose(estimate), _has_pose(reference)
-    both = has_pose & has_reference
+    poses = _poses_at(read_tum(path), times_s, tolerance_s=_POSE_TOLERANCE_S)
+    poses[[frame.is_dropped for frame in frames]] = np.nan
+    return poses
+
+
+def score_poses(estimate: Float64Array, reference: Float64Array) -> TrajectoryScore:
+    """Scores poses (F, 3, 4) against those of a reference, both NaN where there is none."""
+    posed, has_reference = has_pose(estimate), has_pose(reference)
+    both = posed & has_reference
     sample = _evenly(np.flatnonzero(has_reference), at_most=MAX_FRAMES_IN_PAIRS)
     errors_deg = relative_pose_errors_deg(estimate[sample], reference[sample])
     return TrajectoryScore(
-        num_poses=int(has_pose.sum()),
-        posed_ratio=float(has_pose.mean()),
+        num_poses=int(posed.sum()),
+        posed_ratio=float(posed.mean()),
         num_compared=int(both.sum()),
         absolute=absolute_error(camera_center(estimate[both]), camera_center(reference[both])),
         auc_5_deg=recall_auc(errors_deg, threshold_deg=5),
@@ -326,7 +337,17 @@ def _score(
     )
 
 
-def _has_pose(poses: Float64Array) -> NDArray[np.bool_]:
+def _score(
+    path: Path, *, frames: Sequence[FrameRow], reference: Float64Array
+) -> TrajectoryScore | None:
+    """Scores one trajectory; None if the run did not write it."""
+    if not path.is_file():
+        return None
+    return score_poses(trajectory_of_frames(path, frames), reference)
+
+
+def has_pose(poses: Float64Array) -> NDArray[np.bool_]:
+    """Which of the poses (F, 3, 4) are there, (F,)."""
     return np.isfinite(poses[:, 0, 0])
 
 
@@ -337,7 +358,7 @@ def _evenly(rows: Int64Array, *, at_most: int) -> Int64Array:
     return rows[np.linspace(0, len(rows) - 1, at_most).round().astype(np.int64)]
 
 
-def _extent(points: Float64Array) -> float:
+def extent_of(points: Float64Array) -> float:
     """The diagonal of the bounding box of points (N, 3)."""
     return float(np.linalg.norm(np.ptp(points, axis=0))) if len(points) else 0.0
 
@@ -373,8 +394,8 @@ def _angles_deg(one: Float64Array, other: Float64Array) -> Float64Array:
 
 def _moves(relative_poses: Float64Array, *, among: Float64Array) -> NDArray[np.bool_]:
     """Which of (P, 3, 4) have a translation that is more than rounding, in a flight (N, 3, 4)."""
-    centers = camera_center(among[_has_pose(among)])
-    rounding = 1e-6 * _extent(centers) + 1e-9 * np.abs(centers).max(initial=0.0)
+    centers = camera_center(among[has_pose(among)])
+    rounding = 1e-6 * extent_of(centers) + 1e-9 * np.abs(centers).max(initial=0.0)
     return np.asarray(np.linalg.norm(relative_poses[:, :, 3], axis=1) > rounding)
 
 

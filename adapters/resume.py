@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_REPLAY = "replay:"  # before the folder of a recording
+
 # Settings that the stored keyframes were made by: others would contradict them.
 _FIXED = (
     "matching.matcher",
@@ -126,11 +128,17 @@ def addresses_of(former: FormerRun) -> list[str]:
     """What opens the sources of a run again.
 
     Raises:
-        ConfigError: none of them can be opened without its secret.
+        ConfigError: none of them can be opened by what is kept: it held a secret, or was a replay.
     """
     addresses = []
     for source in former.sources:
-        if source.address:
+        if source.address.startswith(_REPLAY):
+            logger.warning(
+                "%s: came from a recording, %s, which repeats a whole run and cannot go on",
+                source.label,
+                source.address.removeprefix(_REPLAY),
+            )
+        elif source.address:
             addresses.append(_address_of(source))
         else:
             logger.warning(
@@ -249,6 +257,8 @@ def _kept(spec: str, label: str) -> str:
     """What opens a source again and may be kept: no secret stands in it."""
     if os.path.exists(spec):
         return os.path.realpath(spec)
+    if spec.lower().startswith(_REPLAY):
+        return f"{_REPLAY}{os.path.realpath(spec[len(_REPLAY) :])}"
     if spec.startswith("watch:"):
         return f"watch:{os.path.realpath(spec.removeprefix('watch:'))}"
     return label if spec == label or label.startswith("synthetic:") else ""

@@ -230,6 +230,19 @@ class MetricScaleEstimated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyMapMade(Event):
+    """Few keyframes of a video became a map by which frames get poses until the run's map starts.
+
+    Emitted again where another one takes its place.
+    """
+
+    first: FrameId
+    second: FrameId
+    num_registered: int
+    num_points3D: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapInitialized(Event):
     """A map was initialised: the first one, or a better one after a poor start."""
 
@@ -487,6 +500,16 @@ class RunPart(StrEnum):
     WINDOW = "solving a window"
     VIEW = "a view"
     WRITING = "writing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadMeasured(Event):
+    """What the run spent its time on since the last such event; every other second."""
+
+    period_s: float
+    cpu_s: dict[str, float]  # CPU seconds by stage, see `engine.cpu_time.Stage`
+    loop_late_s: float  # the latest that the event loop woke up
+    queue_wait_s: dict[str, float]  # the longest in each queue
 
 
 class FaultKind(StrEnum):

@@ -5,11 +5,13 @@ Frames count from 0, as in ``frames.csv`` and in the names of their images.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 from engine.types import FrameId, Keyframe
 
 _MAX_NAMED = 3  # stretches that one sentence names
+_FIRST_UNIX_TIME_S = 1e8  # three years: no video is that long
 
 
 def stretches(frame_ids: Iterable[FrameId], keyframes: Sequence[Keyframe]) -> list[list[Keyframe]]:
@@ -55,8 +57,14 @@ def frame_in_words(*, index: int, name: str, is_photo: bool) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A time in a video: minutes and seconds."""
+    """When a frame was captured: minutes and seconds of a video, or the time of day in UTC.
+
+    Args:
+        seconds: since the beginning of the video; of a live source since 1970.
+    """
     whole = max(0, round(seconds))
+    if whole >= _FIRST_UNIX_TIME_S:
+        return f"{time.strftime('%H:%M:%S', time.gmtime(whole))} UTC"
     return f"{whole // 60}:{whole % 60:02d}"
 
 

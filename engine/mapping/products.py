@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.cpu_time import Stage, charged_to
 from engine.estimators.lenses import camera_focal_px, corner_rays
 from engine.geo.georeference import Georeference
 from engine.mapping.cameras.cameras import CameraCalibration
@@ -14,9 +15,9 @@ from engine.mapping.frame_posing import FramePoser
 from engine.mapping.model.map_record import camera_records
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Georeferencing
-from engine.mapping.steps import MapCopy, MapCounts, MapFigures, MapSnapshot, OneMapFigures
+from engine.mapping.steps import MapCopy, MapFigures, MapSnapshot, OneMapFigures
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FramePose, MapView, PoseKind
+from engine.types import FramePose, MapCounts, MapView, PoseKind
 
 
 class MapProducts:
@@ -52,6 +53,7 @@ class MapProducts:
             for own, sparse_map in zip(self._poser.trajectories(maps), maps, strict=True)
         ]
 
+    @charged_to(Stage.SNAPSHOTS)
     def snapshot(
         self, maps: Sequence[SparseMap], *, numbers: Sequence[int], counts: MapCounts
     ) -> MapSnapshot:
@@ -106,6 +108,7 @@ class MapProducts:
             ),
         )
 
+    @charged_to(Stage.VIEWS)
     def view(self, main: SparseMap, *, version: int) -> MapView:
         """A frozen picture of the main map and the scene graph, for viewers.
 

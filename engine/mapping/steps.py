@@ -15,6 +15,7 @@ from engine.types import (
     Intrinsics,
     Keyframe,
     LostStretch,
+    MapCounts,
     MapView,
     TurningStretch,
     Verdict,
@@ -24,6 +25,7 @@ from engine.types import (
 if TYPE_CHECKING:
     import pycolmap
 
+    from engine.mapping.ahead_posing import PosingReference
     from engine.mapping.jobs import MapJob
     from engine.mapping.positions.georeferencing import Placement
     from engine.mapping.stored_state import Fact, StoredCalibration, StoredRelativePose
@@ -52,14 +54,6 @@ class KeyframeRecord:
     changed_pairs: tuple[VerifiedPair, ...] = ()  # of other keyframes; without matches if lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapCounts:
-    """How large the map is."""
-
-    num_keyframes: int = 0  # registered or not
-    num_registered: int = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MappingStep:
     """What one call of the mapper did."""
@@ -78,6 +72,7 @@ class MappingStep:
     calibrations: Mapping[str, StoredCalibration] = field(default_factory=dict)  # copies, by key
     relative_poses: tuple[StoredRelativePose, ...] = ()
     facts: Mapping[str, Fact] = field(default_factory=dict)  # small states by name
+    references: tuple[PosingReference, ...] = ()  # to pose frames by, while the map changes
 
     @property
     def has_changes(self) -> bool:

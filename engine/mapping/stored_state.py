@@ -90,15 +90,13 @@ class StoredRun:
     """One consistent moment of a run, as its journal has it; lists in the order of recording."""
 
     path: Path
-    format_version: int
-    config_text: str  # of config.yaml
     keyframes: tuple[StoredKeyframe, ...]
     pairs: tuple[VerifiedPair, ...]  # as last written; in the order in which they became edges
     tried: tuple[ImagePair, ...]  # matched, verified or not
     cameras: Mapping[int, pycolmap.Camera]  # as last written, by COLMAP's id
     calibrations: Mapping[str, StoredCalibration]  # by calibration key, in order of arrival
     relative_poses: tuple[StoredRelativePose, ...]
-    models: tuple[Path, ...]  # sparse/0, sparse/1, ... of the latest snapshot; may be older
+    snapshots: tuple[Path, ...]  # the latest one first; its maps may be older than the rest
     frames: tuple[StoredFrame, ...]
     gps_readings: tuple[GpsReading, ...]  # that came beside the frames
     facts: Mapping[str, Fact] = field(default_factory=dict)

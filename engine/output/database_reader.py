@@ -50,7 +50,10 @@ class DatabaseReader:
         connection = None
         try:
             if not path.is_file():
-                raise JournalError(f"{path}: is missing")
+                raise JournalError(
+                    f"{path}: is missing: it held the keyframes and pairs of the run, which cannot"
+                    " go on without them; evaluate and export still read its snapshots"
+                )
             log = path.with_name(f"{path.name}-wal")
             max_bytes = path.stat().st_size + (log.stat().st_size if log.is_file() else 0)
             connection = sqlite3.connect(
@@ -66,7 +69,10 @@ class DatabaseReader:
         except OSError as error:
             raise JournalError(f"{path}: cannot be read: {error.strerror or error}") from error
         except sqlite3.Error as error:
-            raise JournalError(f"{path}: cannot be read: {error}") from error
+            raise JournalError(
+                f"{path}: cannot be read: {error}; evaluate and export still read the snapshots of"
+                " the run"
+            ) from error
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise JournalError(f"{path}: {_NAMED_WRONG}: {_line(error)}") from error
         finally:

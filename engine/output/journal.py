@@ -230,15 +230,6 @@ class Journal:
             own_tables.insert_gps_readings(self._connection, moment.gps_readings)
             own_tables.write_facts(self._connection, moment.facts)
 
-    def write_camera(self, camera: pycolmap.Camera) -> None:
-        """Writes a camera as it is now, with the rig that holds only it.
-
-        Raises:
-            JournalError: it cannot be written.
-        """
-        with self._transaction(f"camera {camera.camera_id}"):
-            colmap_tables.write_camera(self._connection, camera)
-
     def write_calibration(self, calibration_key: str, calibration: StoredCalibration) -> None:
         """Writes a calibration and its camera, in place of a former one.
 

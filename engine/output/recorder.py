@@ -14,6 +14,7 @@ from typing import Any
 import pycolmap
 
 from engine.config import RuntimeConfig, SnapshotsConfig
+from engine.cpu_time import Stage, charged_to
 from engine.errors import JournalError, SnapshotError
 from engine.events import DiskSpaceLow, Event, SnapshotWritten, Warned
 from engine.mapping.steps import KeyframeRecord, MapCopy, MappingStep
@@ -221,6 +222,14 @@ class Recorder:
 
     # -- what is written ------------------------------------------------------------------------
 
+    def go_on(self) -> None:
+        """Begins to write in the folder of a run whose map is restored; see ``RunFolder.go_on``.
+
+        Raises:
+            JournalError: a file cannot be written.
+        """
+        self._folder.go_on()
+
     def frame_arrived(self, frame: Frame | RejectedFrame) -> None:
         """Adds a frame to ``frames.csv``."""
         self._guard("frames.csv", lambda: self._folder.frame_arrived(frame))
@@ -239,6 +248,7 @@ class Recorder:
         """Journals a position that came beside the frames."""
         self._moments.add_reading(reading)
 
+    @charged_to(Stage.JOURNAL)
     def step_taken(self, step: MappingStep, frame: Frame | None = None) -> None:
         """Journals what a step of the mapper changed, as one moment, and settles its keyframe.
 
@@ -279,6 +289,7 @@ class Recorder:
                 functools.partial(self._folder.append_live_pose, pose),
             )
 
+    @charged_to(Stage.SNAPSHOTS)
     def snapshot(self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]) -> None:
         """Writes a snapshot of private copies of the maps and emits ``SnapshotWritten``."""
         self._check_folder()

@@ -48,6 +48,7 @@ class FormerRun:
     frames: tuple[StoredFrame, ...]  # that are finished, in order of arrival
     lost: tuple[StoredFrame, ...]  # of live sources, on their way when the run was cut off
     num_again: int  # frames of files that arrived and are read again
+    without_image: tuple[str, ...]  # names of keyframes whose images are not there, or are empty
     statistics: RunStatistics  # has counted what is finished
     ended_at_s: float  # on the clock of the events
     part: int  # the number of the part that begins now: 2 is the first resumed one
@@ -77,6 +78,10 @@ def recover_run(stored: StoredRun) -> FormerRun:
     statistics = RunStatistics()
     for event in _finished_events(events, finished, live=live):
         statistics(event)
+    statistics.add_untold(
+        num_received=sum(one.frame_id is not None for one in finished),
+        num_keyframes=sum(one.status == KEYFRAME_STATUS for one in finished),
+    )
     finished_ids = {one.frame_id for one in finished}
     poses = tuple(one for one in stored.relative_poses if one.frame_id in finished_ids)
     return FormerRun(
@@ -89,6 +94,7 @@ def recover_run(stored: StoredRun) -> FormerRun:
             if one.source in live and one.frame_id in stopped_ids and one.frame_id not in reported
         ),
         num_again=len(_places(stored.frames) - _places(finished)),
+        without_image=tuple(o.keyframe.name for o in stored.keyframes if not o.has_image),
         statistics=statistics,
         ended_at_s=max((event.at_s for event in events), default=0.0),
         part=2 + sum(isinstance(event, RunResumed) for event in events),

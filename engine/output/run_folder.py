@@ -141,6 +141,14 @@ def _row_of(frame: StoredFrame) -> _FrameRow:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FormerTables:
+    """Files of a run that goes on, as it begins with them."""
+
+    frames: bytes
+    config: bytes
+
+
 class RunFolder:
     """Writes the tables and documents of one run."""
 
@@ -152,6 +160,7 @@ class RunFolder:
         """
         self.path = path
         self.lock = lock
+        self._former: _FormerTables | None = None  # what `go_on` is to write
         self._is_settled = False
         self._is_closed = False
         self._unsettled_rows: dict[FrameId, _FrameRow] = {}
@@ -225,7 +234,7 @@ class RunFolder:
     def reopen(
         cls, path: Path, frames: Iterable[StoredFrame], *, config_text: str, lock: RunLock
     ) -> RunFolder:
-        """Opens the folder of a run that goes on.
+        """Opens the folder of a run that goes on; until `go_on` it says what it said before.
 
         Args:
             path: the folder.
@@ -238,16 +247,34 @@ class RunFolder:
             JournalError: a file cannot be written.
         """
         with _writing(path):
-            rows = [",".join(FRAMES_HEADER), *(_row_of(frame).as_line() for frame in frames)]
-            text = "".join(f"{row}\n" for row in rows)
-            write_atomically(path / "frames.csv", text.encode(errors="backslashreplace"))
-            write_atomically(path / "config.yaml", (format_line() + config_text).encode())
-            # The figures of a run that is not finished any more.
-            (path / "summary.json").unlink(missing_ok=True)
             for table in (path / "events.jsonl", *path.glob("trajectory_live*.txt")):
                 if table.exists():
                     cut_unfinished_line(table)
-        return cls(path, lock=lock)
+        run = cls(path, lock=lock)
+        rows = [",".join(FRAMES_HEADER), *(_row_of(frame).as_line() for frame in frames)]
+        run._former = _FormerTables(
+            frames="".join(f"{row}\n" for row in rows).encode(errors="backslashreplace"),
+            config=(format_line() + config_text).encode(),
+        )
+        return run
+
+    def go_on(self) -> None:
+        """Makes the folder that of a run that is not finished any more: its map is restored.
+
+        Does nothing in the folder of a new run.
+
+        Raises:
+            JournalError: a file cannot be written.
+        """
+        if self._former is None:
+            return
+        with _writing(self.path):
+            write_atomically(self.path / "frames.csv", self._former.frames)
+            self._frames.reopen()
+            write_atomically(self.path / "config.yaml", self._former.config)
+            self._config = self._former.config
+            (self.path / "summary.json").unlink(missing_ok=True)
+        self._former = None
 
     # -- where the folder is --------------------------------------------------------------------
 

@@ -60,6 +60,9 @@ def check_resumable(run_folder: Path) -> None:
         ConfigError: it did, or the version cannot be read.
     """
     check_readable(run_folder)
+    config = run_folder / "config.yaml"
+    if config.is_file() and not config.stat().st_size:
+        raise ConfigError(f"{config}: is empty, so the settings of the run are lost; begin it anew")
     try:
         refuse_older(run_folder, read_format_version(run_folder))
     except JournalError as error:

@@ -32,13 +32,14 @@ from engine.output.files import (
     temporary_sibling,
     write_atomically,
 )
+from engine.output.model_writing import MODEL_FILES, write_model
 from engine.output.run_folder import MASKS_FOLDER
 from engine.regular_files import read_regular_file
 
 logger = logging.getLogger(__name__)
 
-_MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin", "rigs.bin", "frames.bin")
 _MAX_RECORD_BYTES = 2**28
+_SHORTEST_TRACK = 2  # COLMAP deletes points with fewer observations
 
 JsonValue = object  # what json can write: scalars, and lists and mappings of them
 
@@ -71,14 +72,21 @@ class WrittenSnapshot:
         return self.models[0]
 
 
-def read_models(paths: Sequence[Path]) -> tuple[StoredModel, ...]:
-    """Reads models of one snapshot: its folders ``sparse/0``, ``sparse/1``, ...
+def read_models(snapshot: Path) -> tuple[StoredModel, ...]:
+    """Reads the models of a snapshot: its folders ``sparse/0``, ``sparse/1``, ... in their order.
 
     Raises:
-        SnapshotError: one of them cannot be read.
+        SnapshotError: there is none, or one of them cannot be read.
     """
+    sparse = snapshot / "sparse"
+    try:
+        found = [one for one in sparse.iterdir() if one.name.isdecimal() and one.is_dir()]
+    except OSError as error:
+        raise SnapshotError(f"{sparse}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise SnapshotError(f"{sparse}: holds no model")
     models = []
-    for path in paths:
+    for path in sorted(found, key=lambda one: int(one.name)):
         try:
             check_model_files(path)  # COLMAP's reader trusts the counts in them
             reconstruction = pycolmap.Reconstruction(path)
@@ -87,6 +95,15 @@ def read_models(paths: Sequence[Path]) -> tuple[StoredModel, ...]:
         record = _map_record(path.parents[1] / "snapshot.json", int(path.name))
         models.append(StoredModel(reconstruction=reconstruction, record=record))
     return tuple(models)
+
+
+def snapshots_of(run_folder: Path) -> tuple[Path, ...]:
+    """The snapshots of a run: the latest one, then the others from new to old."""
+    latest = run_folder / "latest"
+    found = sorted(_snapshot_paths(run_folder), key=lambda one: int(one.name), reverse=True)
+    if not latest.exists():
+        return tuple(found)
+    return (latest, *(one for one in found if not latest.samefile(one)))
 
 
 def _map_record(path: Path, number: int) -> Mapping[str, Any]:
@@ -120,8 +137,6 @@ def write_snapshot(
     config: SnapshotsConfig,
 ) -> WrittenSnapshot:
     """Writes models as one snapshot and makes it `latest`.
-
-    pycolmap holds the interpreter lock while it writes, about 0.1 s for a million keypoints.
 
     Args:
         run_folder: the run.
@@ -161,7 +176,7 @@ def is_latest(run_folder: Path, sequence: int) -> bool:
     latest = run_folder / "latest"
     try:
         record = json.loads((latest / "snapshot.json").read_bytes())
-        sizes = [(latest / "sparse" / "0" / name).stat().st_size for name in _MODEL_FILES]
+        sizes = [(latest / "sparse" / "0" / name).stat().st_size for name in MODEL_FILES]
     except (OSError, ValueError):
         return False
     return bool(record["sequence"] == sequence and all(sizes))
@@ -184,7 +199,7 @@ def _write_folder(
         models = []
         for number, copy in enumerate(copies):
             _prepare_model(copy.reconstruction, min_track_length=config.min_track_length)
-            _write_model(copy.reconstruction, temporary / "sparse" / str(number))
+            write_model(copy.reconstruction, temporary / "sparse" / str(number))
             models.append(_model_figures(copy))
         (temporary / "images").symlink_to("../../images")
         if (path.parent.parent / MASKS_FOLDER).is_dir():
@@ -212,54 +227,15 @@ def _image_names(copies: Sequence[MapCopy]) -> Iterator[str]:
 
 
 def _prepare_model(reconstruction: pycolmap.Reconstruction, *, min_track_length: int) -> None:
-    short = [
-        point3D_id
-        for point3D_id, point3D in reconstruction.points3D.items()
-        if point3D.track.length() < min_track_length
-    ]
-    for point3D_id in short:
-        reconstruction.delete_point3D(point3D_id)
+    if min_track_length > _SHORTEST_TRACK:
+        short = [
+            point3D_id
+            for point3D_id, point3D in reconstruction.points3D.items()
+            if point3D.track.length() < min_track_length
+        ]
+        for point3D_id in short:
+            reconstruction.delete_point3D(point3D_id)
     reconstruction.update_point_3d_errors()  # readers take the error from the file
-
-
-def _write_model(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:
-    """Writes the five files; only registered images and their frames are among them.
-
-    Raises:
-        OSError: a file cannot be written in full.
-    """
-    folder.mkdir(parents=True)
-    try:
-        reconstruction.write_binary(folder)
-    except (RuntimeError, ValueError) as error:
-        raise OSError(str(error)) from error
-    # pycolmap does not notice a full disk: what it could not write is missing, without a word.
-    for name, size in _sizes(reconstruction).items():
-        written = (folder / name).stat().st_size
-        if written < size:
-            raise OSError(f"{name} is cut short, {written} of {size} bytes; the disk may be full")
-        flush_to_disk(folder / name)
-    flush_to_disk(folder)
-
-
-def _sizes(reconstruction: pycolmap.Reconstruction) -> dict[str, int]:
-    """Bytes of each file of a model in COLMAP's binary format, at least.
-
-    Records have fixed sizes but for parameters, names, keypoints and tracks; rigs and frames of
-    more than one camera are larger than counted here.
-    """
-    images = [reconstruction.image(image_id) for image_id in reconstruction.reg_image_ids()]
-    return {
-        "cameras.bin": 8
-        + sum(24 + 8 * len(camera.params) for camera in reconstruction.cameras.values()),
-        "images.bin": 8
-        + sum(73 + len(image.name.encode()) + 24 * image.num_points2D() for image in images),
-        "points3D.bin": 8
-        + 51 * reconstruction.num_points3D()
-        + 8 * reconstruction.compute_num_observations(),
-        "rigs.bin": 8 + 16 * reconstruction.num_rigs(),
-        "frames.bin": 8 + 84 * reconstruction.num_reg_frames(),
-    }
 
 
 def _model_figures(copy: MapCopy) -> ModelFigures:

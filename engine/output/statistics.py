@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.events import (
     BundleAdjusted,
+    EarlyMapMade,
     Event,
     FaultKind,
     FaultOccurred,
@@ -31,13 +32,14 @@ from engine.events import (
     WindowVerdict,
 )
 from engine.mapping.steps import MapFigures
+from engine.output.load import LoadStatistics
 from engine.types import DropReason, PairReason
 
 
 class RunStatistics:
     """Counts events; an ``EventSink`` for one thread at a time.
 
-    Memory: 16 bytes a frame, and 8 for each measurement of the event loop's lag.
+    Memory: 16 bytes a frame.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,6 @@ class RunStatistics:
         self._num_never_frames = 0  # dropped before they had been received
         self._keyframe_latency_s = array("d")
         self._frame_latency_s = array("d")
-        self._loop_lag_s = array("d")
         self._first_map_s: float | None = None
         self._overlays: dict[str, dict[str, Any]] = {}  # by camera, as found last
         self._faults: Counter[tuple[RunPart, FaultKind]] = Counter()
@@ -81,14 +82,20 @@ class RunStatistics:
                 }
             case FaultOccurred():
                 self._faults[event.part, event.kind] += 1
-            case MapInitialized() if self._first_map_s is None:
+            case EarlyMapMade() | MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
             case _:
                 pass
 
-    def add_loop_lag(self, lag_s: float) -> None:
-        """Adds one measurement of how late the event loop woke up."""
-        self._loop_lag_s.append(lag_s)
+    def add_untold(self, *, num_received: int, num_keyframes: int) -> None:
+        """Counts what the journal of a run knows, and its events, written later, do not tell.
+
+        Args:
+            num_received: frames of the run so far, but for rejected ones.
+            num_keyframes: keyframes of the run so far.
+        """
+        for kind, number in ((FrameReceived, num_received), (KeyframeAdded, num_keyframes)):
+            self._counts[kind] = max(self._counts[kind], number)
 
     def figures(self) -> dict[str, Any]:
         """The figures of ``summary.json`` that come from events."""
@@ -115,22 +122,27 @@ class RunStatistics:
                 f"{part.value}: {kind.value}": count
                 for (part, kind), count in sorted(self._faults.items())
             },
-            "loop_lag_ms": _loop_lag_ms(self._loop_lag_s),
         }
 
 
 def summary_figures(
-    statistics: RunStatistics, figures: MapFigures, *, wall_s: float, stopped_by: str
+    statistics: RunStatistics,
+    figures: MapFigures,
+    load: LoadStatistics,
+    *,
+    wall_s: float,
+    stopped_by: str,
 ) -> dict[str, Any]:
     """All figures of a run.
 
     Args:
         statistics: has counted every event.
         figures: of the map as it is saved.
+        load: of this part of the run.
         wall_s: how long the run took.
         stopped_by: what ended it.
     """
-    placement = figures.placement
+    placement, cpu_s = figures.placement, _cpu_s()
     return {
         "verdict": figures.verdict.as_record(),
         **statistics.figures(),
@@ -152,7 +164,8 @@ def summary_figures(
         "lost": [stretch.as_record() for stretch in figures.lost],
         "peak_rss_mb": _peak_rss_mb(),
         "wall_s": wall_s,
-        "cpu_s": _cpu_s(),
+        "cpu_s": cpu_s,
+        **load.figures(cpu_s=cpu_s),
         "stopped_by": stopped_by,
     }
 
@@ -162,13 +175,6 @@ def _latency_ms(latencies_s: array[float]) -> Mapping[str, float | None]:
         return {"p50": None, "p95": None, "max": None}
     p50, p95, largest = np.percentile(latencies_s, [50, 95, 100]) * 1000.0
     return {"p50": round(p50, 1), "p95": round(p95, 1), "max": round(largest, 1)}
-
-
-def _loop_lag_ms(lags_s: array[float]) -> Mapping[str, float | None]:
-    if not lags_s:
-        return {"p99": None, "max": None}
-    p99, largest = np.percentile(lags_s, [99, 100]) * 1000.0
-    return {"p99": round(p99, 1), "max": round(largest, 1)}
 
 
 def _cpu_s() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -28,6 +29,7 @@ from engine.output.colmap_tables import descriptors_of_row
 from engine.output.database_reader import Columns, DatabaseReader, array_of, json_object
 from engine.output.own_tables import OWN_TABLES
 from engine.output.run_format import read_format_version, refuse_newer, refuse_older
+from engine.output.snapshots import snapshots_of
 from engine.types import (
     CalibrationOrigin,
     DescriptorKind,
@@ -48,7 +50,6 @@ _COLMAP_TABLES = ("cameras", "images", "descriptors", "two_view_geometries")
 _MAX_EDGE = 1_000_000  # px of an image
 _MAX_PIXELS = 1 << 30
 _MAX_ID = 2**31 - 2  # COLMAP's, of images
-_MAX_CONFIG_BYTES = 10_000_000
 _NUMBER = (int, float)
 _TEXT_OR_NONE = (str, type(None))
 _BYTES_OR_NONE = (bytes, type(None))
@@ -65,8 +66,7 @@ def read_stored_run(path: Path) -> StoredRun:
     Raises:
         JournalError: it is not a run, was written by another version of LiveSfM, or cannot be read.
     """
-    version = read_format_version(path)
-    refuse_newer(path, version)
+    refuse_newer(path, read_format_version(path))
     database_path = path / "database.db"
     with DatabaseReader.reading(database_path) as reader:
         _check_version(reader, database_path)
@@ -78,15 +78,13 @@ def read_stored_run(path: Path) -> StoredRun:
         frames = tuple(_frames(reader))
         return StoredRun(
             path=path,
-            format_version=version,
-            config_text=_config_text(path),
             keyframes=keyframes,
             pairs=pairs,
             tried=(*(one.pair for one in pairs), *_rejected(reader, keyframe_ids, pairs)),
             cameras=cameras,
             calibrations=dict(_calibrations(reader, cameras)),
             relative_poses=tuple(_relative_poses(reader, keyframe_ids)),
-            models=_models(path),
+            snapshots=snapshots_of(path),
             frames=frames,
             gps_readings=tuple(_gps_readings(reader)),
             facts=dict(_facts(reader)),
@@ -229,7 +227,8 @@ def _masks(reader: DatabaseReader) -> Iterable[tuple[str, PackedMask]]:
 
 def _has_image(path: Path, name: str) -> bool:
     try:
-        return (path / "images" / name).is_file()
+        found = (path / "images" / name).stat()
+        return stat.S_ISREG(found.st_mode) and found.st_size > 0
     except (OSError, ValueError):  # not the name of any file
         return False
 
@@ -449,7 +448,7 @@ def _gps_fix(record: dict[str, Any]) -> GpsFix:
     return _made(GpsFix, record)
 
 
-# -- facts, files ---------------------------------------------------------------------------------
+# -- facts ----------------------------------------------------------------------------------------
 
 
 def _facts(reader: DatabaseReader) -> Iterable[tuple[str, Fact]]:
@@ -470,22 +469,6 @@ def _json(text: str) -> Fact:
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
     return value
-
-
-def _config_text(path: Path) -> str:
-    config_path = path / "config.yaml"
-    if not config_path.is_file() or config_path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise JournalError(f"{config_path}: is not the configuration of a run")
-    return config_path.read_text(encoding="utf-8")
-
-
-def _models(path: Path) -> tuple[Path, ...]:
-    """The models of the latest snapshot, in the order of their numbers."""
-    folder = path / "latest" / "sparse"
-    if not folder.is_dir():
-        return ()
-    found = [one for one in folder.iterdir() if one.name.isdecimal() and one.is_dir()]
-    return tuple(sorted(found, key=lambda one: int(one.name)))
 
 
 # -- single values --------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
@@ -14,12 +14,13 @@ from engine.errors import MapError
 from engine.events import RunPart
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
-from engine.mapping.steps import MapCounts, MapSnapshot
+from engine.mapping.steps import MapCopy, MapSnapshot
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.faults import Faults, Guard
 from engine.run.queues import Writer
+from engine.types import MapCounts
 
 _PART_OF_JOB = {
     JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
@@ -159,6 +160,7 @@ class Snapshots:
         self._counts = MapCounts()  # the latest
         self._registered_at_last = 0
         self._last_at_s = 0.0
+        self._took_s = 0.0  # writing the last one
         self._is_copying = False
         self._writing: BackgroundJob[None] | None = None
         self._has_final = False
@@ -172,9 +174,9 @@ class Snapshots:
         # Keyframes taken out of the map must not count against those that come in.
         self._registered_at_last = min(self._registered_at_last, num_registered)
         new_keyframes = num_registered - self._registered_at_last
-        by_keyframes = 0 < self._config.every_keyframes <= new_keyframes
-        by_time = 0 < self._config.every_s <= self._clock() - self._last_at_s
-        if new_keyframes > 0 and (by_keyframes or by_time):
+        if new_keyframes > 0 and (
+            self._is_due_by_keyframes(new_keyframes) or self._is_due_by_time()
+        ):
             await self._write(is_final=False)
 
     async def write_now(self) -> None:
@@ -199,6 +201,16 @@ class Snapshots:
         self._has_final = True
         await self._write(is_final=True, must_be_checked=must_be_checked)
 
+    def _is_due_by_keyframes(self, new_keyframes: int) -> bool:
+        every = self._config.every_keyframes
+        growth = self._config.growth_ratio * self._registered_at_last
+        return every > 0 and max(every, growth) <= new_keyframes
+
+    def _is_due_by_time(self) -> bool:
+        every_s, ratio = self._config.every_s, self._config.max_time_ratio
+        waited_s = self._clock() - self._last_at_s
+        return 0 < every_s <= waited_s and self._took_s <= ratio * waited_s
+
     def _is_busy(self) -> bool:
         return self._is_copying or (self._writing is not None and not self._writing.is_done)
 
@@ -218,12 +230,18 @@ class Snapshots:
                 "is_final": is_final,
                 "georeference": snapshot.placement and snapshot.placement.as_record(),
             }
-            write = functools.partial(self._recorder.snapshot, snapshot.copies, entries=figures)
+            write = functools.partial(self._write_copies, snapshot.copies, entries=figures)
             self._writing = BackgroundJob(await self._writer.schedule(write))
             del snapshot, write
             await self._writer.schedule(return_free_memory)  # of the copies
         finally:
             self._is_copying = False
+
+    def _write_copies(self, copies: Sequence[MapCopy], *, entries: Mapping[str, JsonValue]) -> None:
+        """Writes copies of the maps, on the thread of all writes."""
+        started_at_s = self._clock()
+        self._recorder.snapshot(copies, entries=entries)
+        self._took_s = self._clock() - started_at_s
 
 
 def _checked_copies(mapper: Mapper) -> MapSnapshot:

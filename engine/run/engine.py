@@ -18,7 +18,6 @@ import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import Config
+from engine.cpu_time import Stage
 from engine.errors import SnapshotError
 from engine.events import (
     CommandTaken,
@@ -36,6 +36,7 @@ from engine.events import (
     RunStarted,
     SourceOpened,
 )
+from engine.mapping.ahead_posing import AheadPoser
 from engine.mapping.jobs import FinishedJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
@@ -45,6 +46,7 @@ from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.matching.second_matching import DescriberForBoth, SecondMatching
+from engine.output.load import LoadStatistics, QueueName
 from engine.output.recorder import Recorder
 from engine.output.recovery import FormerRun
 from engine.output.run_folder import RunFolder
@@ -68,7 +70,7 @@ from engine.run.event_loop import (
     RunRequests,
     ThreadOwned,
     called_regularly,
-    lag_measured,
+    new_thread,
     run_in,
     stop_signals,
 )
@@ -76,6 +78,7 @@ from engine.run.faults import Faults, Guard, Wait, cause_of, wait_for_call
 from engine.run.guarded import GuardedMatcher, GuardedPlaces, GuardedSecond, GuardedSolver
 from engine.run.ingestion import Ingestion, SourceRole
 from engine.run.input_log import InputLog
+from engine.run.loop_lag import lag_measured
 from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
@@ -117,6 +120,7 @@ class RunOutcome:
     num_hangs: int = 0  # calls that were given up; their threads may still be in them
     not_saved: tuple[str, ...] = ()  # what the disk does not have, in words
     asked_path: Path | None = None  # of the folder, where it was renamed or lost during the run
+    unopened: tuple[str, ...] = ()  # labels of the sources that could not be opened
 
 
 def leave_at_once() -> None:
@@ -207,7 +211,7 @@ class Engine:
         async with stop_signals(self.interrupt, self._drop_what_waits, self._leave):
             restored = await self._begin()
             async with (
-                lag_measured(self._statistics.add_loop_lag),
+                lag_measured(self._load.add_lateness, clock=self._events.clock),
                 self._writer.running(),
                 called_regularly(self._look, period_s=_LOOK_PERIOD_S),
                 self._requests.answered(self._take_command),
@@ -247,6 +251,8 @@ class Engine:
                     onto=self._onto,
                 )
             )
+            if self._former.without_image:
+                self._warn(_without_image(self._former.without_image))
             for lost in self._former.lost:
                 self._events(_dropped(lost))
             self._former = None  # its keyframes are large, and the map has what it needs of them
@@ -257,20 +263,33 @@ class Engine:
     async def _restore(self, former: FormerRun) -> MappingStep:
         try:
             models = await self._former_models(former)
-            return await self._mapper.call(Mapper.restore, former.stored, models)
+            restored = await self._mapper.call(Mapper.restore, former.stored, models)
+            await run_in(self._io_thread, self._recorder.go_on)
+            return restored
         except BaseException:
             await self._abandon_all()
             raise
 
     async def _former_models(self, former: FormerRun) -> tuple[StoredModel, ...]:
-        """The maps of the latest snapshot; none where it is broken: keyframes and pairs suffice."""
-        try:
-            return await run_in(self._io_thread, read_models, former.stored.models)
-        except SnapshotError as error:
-            words = f"{error}; the map is built anew from the keyframes and pairs in database.db"
-            logger.warning("%s", words)
-            self._events.warn(words)
-            return ()
+        """The maps of the newest snapshot that can be read.
+
+        None where all are broken: keyframes and pairs suffice.
+        """
+        for number, snapshot in enumerate(former.stored.snapshots, start=1):
+            try:
+                return await run_in(self._io_thread, read_models, snapshot)
+            except SnapshotError as error:
+                is_last = number == len(former.stored.snapshots)
+                self._warn(
+                    f"{error}; the map is built anew from the keyframes and pairs in database.db"
+                    if is_last
+                    else f"{error}; the snapshot before it is taken"
+                )
+        return ()
+
+    def _warn(self, words: str) -> None:
+        logger.warning("%s", words)
+        self._events.warn(words)
 
     async def _run_stages(self) -> bool:
         """Whether the map is sound: nothing broke while it grew."""
@@ -346,7 +365,7 @@ class Engine:
         await self._snapshots.write_final(must_be_checked=must_be_checked)
 
     async def _show_map(self) -> None:
-        if self._views.has_views:
+        if self._views.shows_map:
             step = await self._mapper.call(Mapper.report, wants_view=True)
             await self._publisher.publish_step(step)
 
@@ -413,6 +432,7 @@ class Engine:
         summary = summary_figures(
             self._statistics,
             figures,
+            self._load,
             wall_s=self._events.clock(),
             stopped_by=self._stopped_by,
         )
@@ -432,6 +452,7 @@ class Engine:
             verdict=figures.verdict,
             num_in_other_maps=tuple(one.num_registered for one in figures.maps[1:]),
             num_hangs=self._faults.num_hangs,
+            unopened=self._ingestion.unopened,
         )
 
     # -- failures, signals and requests ---------------------------------------------------------
@@ -512,6 +533,7 @@ class Engine:
 
     async def _look(self) -> None:
         """Looks after the run folder; a disk that is nearly full stops the run."""
+        self._events(self._load.sample())
         await (await self._writer.schedule(self._recorder.look))
         if self._recorder.is_space_low and self._is_reading:
             self._stop_because(StoppedBy.FULL_DISK)
@@ -526,8 +548,15 @@ class Engine:
     def _make_outputs(self, folder: RunFolder, views: Sequence[View]) -> None:
         config = self._config
         self._threads = tuple(
-            ThreadPoolExecutor(1, thread_name_prefix=name)
-            for name in ("decoding", "tracking", "matching", "adjusting", "second", "io")
+            new_thread(name, stage=stage)
+            for name, stage in (
+                ("decoding", Stage.DECODE),
+                ("tracking", Stage.TRACK),
+                ("matching", Stage.VERIFY),
+                ("adjusting", Stage.GLOBAL_ADJUSTMENT),
+                ("second", Stage.MATCH),
+                ("io", Stage.TABLES),
+            )
         )
         (
             self._decoding_thread,
@@ -538,7 +567,11 @@ class Engine:
             self._io_thread,
         ) = self._threads
         former = self._former
-        self._events = EventQueue(former_s=0.0 if former is None else former.ended_at_s)
+        self._load = LoadStatistics()
+        self._events = EventQueue(
+            former_s=0.0 if former is None else former.ended_at_s,
+            waited=self._waited_in(QueueName.EVENTS),
+        )
         self._statistics = RunStatistics() if former is None else former.statistics
         self._recorder = Recorder(
             folder, snapshots=config.snapshots, runtime=config.runtime, emit=self._events
@@ -546,9 +579,17 @@ class Engine:
         self._faults = Faults(config.faults, emit=self._events, end=self._end_from_any_thread)
         self._stored_descriptors = StoredDescriptors(lambda: self._recorder.path)
         self._views = ViewDispatcher(
-            views, config.views, faults=self._faults, max_call_s=config.faults.max_call_s
+            views,
+            config.views,
+            faults=self._faults,
+            max_call_s=config.faults.max_call_s,
+            waited=self._waited_in(QueueName.VIEWS),
         )
-        self._writer = Writer(self._io_thread, failed=self._write_failed)
+        self._writer = Writer(
+            self._io_thread,
+            failed=self._write_failed,
+            waited=self._waited_in(QueueName.WRITES),
+        )
         self._publisher = Publisher(
             events=self._events,
             statistics=self._statistics,
@@ -605,8 +646,12 @@ class Engine:
             max_waiting=config.sources.frame_queue_size,
             max_bytes=config.sources.max_buffered_mb * 1_000_000,
             max_lanes=config.live_sources.max_cameras,
+            waited=self._waited_in(QueueName.ARRIVALS),
         )
-        self._items = MappingQueue(max_waiting=config.sources.mapping_queue_size)
+        self._items = MappingQueue(
+            max_waiting=config.sources.mapping_queue_size,
+            waited=self._waited_in(QueueName.MAPPING),
+        )
         self._log = InputLog(
             self._sources, recording=recording, writer=self._writer, warn=self._events.warn
         )
@@ -683,6 +728,7 @@ class Engine:
                 second=second,
             ),
             name="mapping",
+            stage=Stage.MAPPING,
         )
         self._jobs = MapJobs(
             self._job_thread,
@@ -712,8 +758,13 @@ class Engine:
             drop=self._drop_keyframe,
             log=self._log,
             positions=self._positions,
+            ahead=AheadPoser(config.registration, seed=config.runtime.seed),
             max_rebuilds=config.faults.max_map_rebuilds,
         )
+
+    def _waited_in(self, name: QueueName) -> Callable[[float], None]:
+        """Takes how long things wait in a queue."""
+        return functools.partial(self._load.add_wait, name)
 
     async def _drop_keyframe(self, frame: Frame, reason: DropReason, detail: str) -> None:
         await self._arrivals.give_back(frame)
@@ -743,4 +794,13 @@ def _opened(source: Source, role: SourceRole) -> SourceOpened:
         prefix=role.prefix,
         is_live=source.info.is_live,
         fingerprint=source.fingerprint if isinstance(source, ResumableSource) else "",
+    )
+
+
+def _without_image(names: Sequence[str]) -> str:
+    """Words for keyframes whose images are gone."""
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"the images of {len(names)} keyframes are missing or empty: {some}; the map goes on"
+        " without them, and what is made of its snapshots lacks them"
     )

@@ -1,4 +1,4 @@
-"""The event loop of a run: blocking calls on threads, signals, requests, and its own lag."""
+"""The event loop of a run: blocking calls on threads, signals, requests."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
+from engine.cpu_time import Stage, charge_thread_to
 from engine.types import RunCommand
 
 logger = logging.getLogger(__name__)
 
-_LAG_PERIOD_S = 0.05
 _SAME_REQUEST_S = 1.0
 _MAX_WAITING_REQUESTS = 32
 
@@ -39,6 +39,13 @@ async def run_in(
     return await loop.run_in_executor(executor, lambda: call(*args, **kwargs))
 
 
+def new_thread(name: str, *, stage: Stage | None) -> ThreadPoolExecutor:
+    """A thread that runs one call at a time, in order; its CPU time is charged to a stage."""
+    return ThreadPoolExecutor(
+        1, thread_name_prefix=name, initializer=charge_thread_to, initargs=(stage,)
+    )
+
+
 class ThreadOwned(Generic[Owned]):
     """An object that is made on a thread of its own and can be used there alone.
 
@@ -47,13 +54,14 @@ class ThreadOwned(Generic[Owned]):
     Args:
         make: makes the object.
         name: of the thread.
+        stage: of the run, to which its CPU time is charged.
 
     Raises:
         Whatever ``make`` raises.
     """
 
-    def __init__(self, make: Callable[[], Owned], *, name: str) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, make: Callable[[], Owned], *, name: str, stage: Stage | None = None) -> None:
+        self._thread = new_thread(name, stage=stage)
         self._owned = self._thread.submit(make)
         try:
             self._owned.result()
@@ -182,20 +190,3 @@ async def called_regularly(
     finally:
         repeating.cancel()
         await asyncio.wait((repeating,))
-
-
-@asynccontextmanager
-async def lag_measured(report: Callable[[float], None]) -> AsyncIterator[None]:
-    """Reports, several times a second, how many seconds late the event loop woke up."""
-
-    async def measure() -> None:
-        while True:
-            before_s = time.monotonic()
-            await asyncio.sleep(_LAG_PERIOD_S)
-            report(max(0.0, time.monotonic() - before_s - _LAG_PERIOD_S))
-
-    measuring = asyncio.create_task(measure(), name="loop lag")
-    try:
-        yield
-    finally:
-        measuring.cancel()

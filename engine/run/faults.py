@@ -17,6 +17,7 @@ from concurrent.futures import Future, wait
 from typing import ParamSpec, TypeVar
 
 from engine.config import FaultsConfig
+from engine.cpu_time import Stage, charge_thread_to
 from engine.errors import EngineError, HangError, PartOffError
 from engine.events import FaultKind, FaultOccurred, RunPart
 from engine.ports import EventSink
@@ -25,6 +26,14 @@ from engine.types import FrameId
 logger = logging.getLogger(__name__)
 
 _NUM_SLICES = 10  # of the time that a call has
+_STAGE_OF_PART = {
+    RunPart.DECODING: Stage.DECODE,
+    RunPart.DESCRIBING: Stage.DESCRIBE,
+    RunPart.MATCHING: Stage.MATCH,
+    RunPart.PLACES: Stage.PLACES,
+    RunPart.ADJUSTMENT: Stage.GLOBAL_ADJUSTMENT,
+    RunPart.WINDOW: Stage.WINDOWS,
+}
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -180,7 +189,7 @@ class Guard:
         if self.is_off:
             raise PartOffError(f"{self._part.value} hung {self._num_hangs} times and is off")
         with self._lock:
-            worker = self._idle.pop() if self._idle else _Worker(self._part.value)
+            worker = self._idle.pop() if self._idle else _Worker(self._part)
         limit_s = self._limit_s * max(times, 1)
         result = worker.submit(use)
         if not self._wait(result, limit_s):  # type: ignore[arg-type]  # a future is read only
@@ -207,9 +216,10 @@ class Guard:
 class _Worker:
     """A thread that runs one call after the other; the interpreter does not wait for it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, part: RunPart) -> None:
+        self._stage = _STAGE_OF_PART.get(part)
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        threading.Thread(target=self._work, name=part.value, daemon=True).start()
 
     def submit(self, use: Callable[[], Result]) -> Future[Result]:
         result: Future[Result] = Future()
@@ -221,6 +231,7 @@ class _Worker:
         self._calls.put(None)
 
     def _work(self) -> None:
+        charge_thread_to(self._stage)
         while (call := self._calls.get()) is not None:
             call()
             del call  # holds what was called with

@@ -152,6 +152,7 @@ class Ingestion:
         self._masking = Masking(masks, warn=events.warn)
         self._calibrations = calibrations
         self._num_frames = [len(role.taken.names) for role in roles]
+        self._unopened: list[str] = []
         # Cameras and times of readings that files give again from their start.
         self._former_readings: list[set[tuple[str | None, float]]] = [set() for _ in roles]
         self._stops = [asyncio.Event() for _ in sources]
@@ -195,6 +196,11 @@ class Ingestion:
         self._may_read.set()
         self._queue.resume()
 
+    @property
+    def unopened(self) -> tuple[str, ...]:
+        """Labels of the sources that failed before their first frame."""
+        return tuple(self._unopened)
+
     # -- reading ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -223,6 +229,8 @@ class Ingestion:
             else:
                 await self._read_frames(source, source_idx)
         except SourceError as error:
+            if self._num_frames[source_idx] == len(self._roles[source_idx].taken.names):
+                self._unopened.append(source.info.label)
             self._events.warn(str(error))
             await self._source_failed(error, source_idx, consequence="it ends; others go on")
         except Exception as error:  # a task boundary: what was read before is mapped

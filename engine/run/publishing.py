@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from engine.events import Event
+from engine.events import Event, FramePosed
 from engine.mapping.steps import MappingStep
 from engine.output.recorder import Recorder
 from engine.output.statistics import RunStatistics
 from engine.run.queues import EventQueue, Writer
 from engine.run.views import ViewDispatcher
-from engine.types import Frame
+from engine.types import Frame, FramePose
 
 
 class Publisher:
@@ -45,7 +45,7 @@ class Publisher:
         return self._views.wants_map()
 
     async def publish_step(self, step: MappingStep, frame: Frame | None = None) -> None:
-        """Publishes new poses, the current frame and, where the step holds one, the map."""
+        """Publishes new poses, the current frame, and the size of the map or the map itself."""
         if step.record is None and step.has_changes:  # else its keyframe was written with it
             await self._writer.schedule(functools.partial(self._recorder.step_taken, step))
         if step.new_poses:
@@ -57,8 +57,15 @@ class Publisher:
             in_main_map = (one for one in step.new_poses if one.map_number == 0)
             own = next((one for one in in_main_map if one.frame_id == frame.frame_id), None)
             self._views.offer_frame(frame, own)
+        self._views.offer_counts(step.counts)
         if step.view is not None:
             self._views.offer_map(step.view)
+        await self.publish_events()
+
+    async def publish_pose(self, pose: FramePose, event: FramePosed, frame: Frame) -> None:
+        """Publishes the pose of a frame that the mapper has not seen yet."""
+        self._events(event)
+        self._views.offer_frame(frame, pose if pose.map_number == 0 else None)
         await self.publish_events()
 
     async def publish_events(self) -> None:

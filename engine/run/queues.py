@@ -64,6 +64,11 @@ Result = TypeVar("Result")
 Report = RejectedFrame | SourceNotice | GpsReading
 
 
+def ignore_wait(wait_s: float) -> None:
+    """Takes how long something waited, where nobody measures it."""
+    del wait_s
+
+
 # -- sources to decoding ---------------------------------------------------------------------------
 
 
@@ -74,6 +79,7 @@ class Queued:
     item: Received
     source_idx: int
     is_live: bool
+    since_s: float
 
     @property
     def lane(self) -> tuple[int, str]:
@@ -100,6 +106,7 @@ class ArrivalQueue:
         max_waiting: int,
         max_bytes: int,
         max_lanes: int,
+        waited: Callable[[float], None] = ignore_wait,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes an empty queue.
@@ -108,11 +115,13 @@ class ArrivalQueue:
             max_waiting: items of one lane that may wait.
             max_bytes: of waiting arrivals, and of pixels until they are given back.
             max_lanes: of one live source whose arrivals may wait at the same time.
+            waited: takes the seconds that each item waited, from when it was put.
             clock: seconds that never go back; limits how many rejected frames are listed.
         """
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
         self._max_lanes = max_lanes
+        self._waited = waited
         self._clock = clock
         self._waiting: deque[Queued] = deque()
         self._reports: dict[int, _Reports] = {}  # of live sources
@@ -150,7 +159,7 @@ class ArrivalQueue:
 
         What a closed source puts in is forgotten.
         """
-        queued = Queued(item=item, source_idx=source_idx, is_live=False)
+        queued = Queued(item=item, source_idx=source_idx, is_live=False, since_s=self._clock())
 
         def add() -> bool | None:
             if source_idx in self._closed:
@@ -229,6 +238,8 @@ class ArrivalQueue:
             return None
 
         (queued,) = await self._until(take)
+        if queued is not None:
+            self._waited(self._clock() - queued.since_s)
         return queued
 
     def get_ahead(self) -> Queued | None:
@@ -242,6 +253,7 @@ class ArrivalQueue:
             if not self._may_decode(self._waiting[0]):
                 return None
             queued = self._waiting.popleft()
+        self._waited(self._clock() - queued.since_s)
         self._wake()
         return queued
 
@@ -334,9 +346,10 @@ class ArrivalQueue:
             case RejectedFrame():
                 reports.reject(item)
             case Arrival():
-                self._offer_arrival(
-                    Queued(item=item, source_idx=source_idx, is_live=True), item, reports
+                queued = Queued(
+                    item=item, source_idx=source_idx, is_live=True, since_s=self._clock()
                 )
+                self._offer_arrival(queued, item, reports)
 
     def _offer_arrival(self, queued: Queued, arrival: Arrival, reports: _Reports) -> None:
         if self._is_broken_off:
@@ -491,12 +504,20 @@ class MappingQueue:
     For the event loop only.
     """
 
-    def __init__(self, *, max_waiting: int) -> None:
-        self._waiting: asyncio.Queue[MappingItem | None] = asyncio.Queue(max_waiting)
+    def __init__(self, *, max_waiting: int, waited: Callable[[float], None] = ignore_wait) -> None:
+        """Makes an empty queue.
+
+        Args:
+            max_waiting: items that may wait.
+            waited: takes the seconds that each item waited, from when it was put.
+        """
+        self._waited = waited
+        self._waiting: asyncio.Queue[tuple[float, MappingItem | None]] = asyncio.Queue(max_waiting)
         self._put_back: deque[MappingItem | None] = deque()  # taken too early; come first
         self._num_keyframes_waiting = 0
         self._is_mapping_keyframe = False
         self._keyframe_taken = asyncio.Condition()
+        self.has_map = False  # by which frames get poses; mapping says so
 
     @property
     def is_behind(self) -> bool:
@@ -506,15 +527,15 @@ class MappingQueue:
     async def put(self, item: MappingItem) -> None:
         """Adds an item when there is room for it."""
         self._num_keyframes_waiting += item.keyframe is not None
-        await self._waiting.put(item)
+        await self._waiting.put((time.monotonic(), item))
 
     async def end(self) -> None:
         """Ends the queue: no more items are put."""
-        await self._waiting.put(None)
+        await self._waiting.put((time.monotonic(), None))
 
     async def get(self) -> MappingItem | None:
         """Takes the next item; None after the last."""
-        item = self._put_back.popleft() if self._put_back else await self._waiting.get()
+        item = self._put_back.popleft() if self._put_back else await self._take()
         if item is not None and item.keyframe is not None:
             async with self._keyframe_taken:
                 self._num_keyframes_waiting -= 1
@@ -528,7 +549,7 @@ class MappingQueue:
         """
         if done.done() or self._put_back:
             return None
-        getting = asyncio.create_task(self._waiting.get(), name="next item")
+        getting = asyncio.create_task(self._take(), name="next item")
         await asyncio.wait((done, getting), return_when=asyncio.FIRST_COMPLETED)
         if not getting.done():
             getting.cancel()  # an item is either taken by then or stays in the queue
@@ -548,10 +569,16 @@ class MappingQueue:
         """
         if self._put_back:
             return None
-        item = await self._waiting.get()
+        item = await self._take()
         if item is None or item.keyframe is not None:
             self._put_back.append(item)
             return None
+        return item
+
+    async def _take(self) -> MappingItem | None:
+        since_s, item = await self._waiting.get()
+        if item is not None:
+            self._waited(time.monotonic() - since_s)
         return item
 
     async def wait_until_keyframe_taken(self) -> None:
@@ -579,12 +606,16 @@ class EventQueue:
     events after every frame, so it grows as far as one step of the mapper emits.
     """
 
-    def __init__(self, *, former_s: float = 0.0) -> None:
+    def __init__(
+        self, *, former_s: float = 0.0, waited: Callable[[float], None] = ignore_wait
+    ) -> None:
         """Starts the clock.
 
         Args:
             former_s: how long former parts of the run took.
+            waited: takes the seconds that the oldest event waited, of those taken together.
         """
+        self._waited = waited
         self._started_s = time.monotonic() - former_s
         self._events: deque[Event] = deque()
 
@@ -631,7 +662,10 @@ class EventQueue:
 
     def take(self) -> list[Event]:
         """All events since the last call, in order."""
-        return [self._events.popleft() for _ in range(len(self._events))]
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        if events:
+            self._waited(self.clock() - events[0].at_s)
+        return events
 
 
 # -- writes ---------------------------------------------------------------------------------------
@@ -642,6 +676,7 @@ class _Write:
     call: Callable[[], None]
     then: Callable[[], Awaitable[None]] | None
     done: asyncio.Future[None]
+    since_s: float
 
 
 class Writer:
@@ -651,9 +686,17 @@ class Writer:
         thread: runs one call at a time.
         failed: is called with what a write, or what follows it, raised; later writes still get
             their turn.
+        waited: takes the seconds that each write waited for its turn, from when it was scheduled.
     """
 
-    def __init__(self, thread: Executor, *, failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        thread: Executor,
+        *,
+        failed: Callable[[Exception], None],
+        waited: Callable[[float], None] = ignore_wait,
+    ) -> None:
+        self._waited = waited
         self._thread = thread
         self._failed = failed
         self._writes: asyncio.Queue[_Write | None] = asyncio.Queue(_MAX_WAITING_WRITES)
@@ -667,7 +710,8 @@ class Writer:
             A future that is done when the write is, also when it failed.
         """
         done = asyncio.get_running_loop().create_future()
-        await self._writes.put(_Write(call=call, then=then, done=done))
+        write = _Write(call=call, then=then, done=done, since_s=time.monotonic())
+        await self._writes.put(write)
         return done
 
     @asynccontextmanager
@@ -682,6 +726,7 @@ class Writer:
 
     async def _work(self) -> None:
         while (write := await self._writes.get()) is not None:
+            self._waited(time.monotonic() - write.since_s)
             try:
                 await run_in(self._thread, write.call)
             except Exception as error:  # a task boundary: who made the writer decides

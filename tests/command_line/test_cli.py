@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -40,6 +41,7 @@ class Launches:
         self.num_in_other_maps: tuple[int, ...] = ()
         self.not_saved: tuple[str, ...] = ()
         self.asked_path: Path | None = None
+        self.unopened: tuple[str, ...] = ()
 
     def __call__(self, config: Config, options: LaunchOptions) -> RunOutcome:
         self.asked.append((config, options))
@@ -55,6 +57,7 @@ class Launches:
             num_in_other_maps=self.num_in_other_maps,
             not_saved=self.not_saved,
             asked_path=self.asked_path,
+            unopened=self.unopened,
         )
 
     @property
@@ -251,6 +254,28 @@ def test_the_exit_code_and_the_last_line_tell_what_is_not_on_disk(launches: Laun
     assert "; it is not in gone, see above" in result.stdout.splitlines()[-1]
 
 
+def test_a_signal_that_a_native_module_turned_into_another_error_is_still_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load(*_: object) -> NoReturn:
+        try:
+            raise KeyboardInterrupt("SIGINT")
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("numpy.core.multiarray failed to import") from interrupt
+
+    monkeypatch.setattr(cli, "_launch", load)
+    result = livesfm("run", str(tmp_path), "--out", str(tmp_path / "there"))
+    assert result.exit_code == cli.INTERRUPTED
+    assert "stopped before anything was written" in result.stderr
+
+
+def test_a_source_that_could_not_be_opened_is_in_the_last_line(launches: Launches) -> None:
+    launches.unopened = ("b.mp4",)
+    result = livesfm("run", "a.mp4", "b.mp4", "--out", "there")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1].endswith("; not opened, see above: b.mp4")
+
+
 @pytest.mark.parametrize("level", [VerdictLevel.DOUBTFUL, VerdictLevel.WRONG])
 def test_a_map_that_is_not_good_has_an_exit_code_of_its_own_and_says_why(
     launches: Launches, level: VerdictLevel
@@ -429,7 +454,9 @@ def test_a_run_needs_a_source(launches: Launches) -> None:
 # -- the other commands ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "demo", "evaluate", "export", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     result = livesfm(command, "--help")
     assert result.exit_code == 0
@@ -438,7 +465,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_without_a_command_all_of_them_are_listed() -> None:
     result = livesfm()
-    for command in ("run", "demo", "evaluate", "export", "doctor"):
+    for command in ("run", "demo", "evaluate", "export", "benchmark", "doctor"):
         assert command in result.output
 
 
@@ -525,7 +552,7 @@ def test_the_module_is_the_program() -> None:
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        (["livesfm", ""], ["run", "resume", "demo", "evaluate", "export", "doctor"]),
+        (["livesfm", ""], ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"]),
         (["livesfm", "ev"], ["evaluate"]),
     ],
 )

@@ -14,7 +14,7 @@ from adapters.resume import _config_of, addresses_of, begin_from, go_on, roles_o
 from engine.config import dump_config, load_config
 from engine.errors import ConfigError, JournalError
 from engine.output.recovery import FormerRun, FormerSource
-from engine.output.run_folder import RunFolder
+from engine.output.run_folder import FRAMES_HEADER, RunFolder
 from engine.output.run_lock import LOCK_NAME, RunState, run_state
 from engine.output.statistics import RunStatistics
 from engine.run.ingestion import SourceRole
@@ -42,6 +42,7 @@ def former_run(path: Path, sources: Sequence[FormerSource]) -> FormerRun:
         frames=(),
         lost=(),
         num_again=0,
+        without_image=(),
         statistics=RunStatistics(),
         ended_at_s=1.0,
         part=2,
@@ -112,6 +113,18 @@ def test_a_recording_is_not_added_to_a_run(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, words)
         assert result.exit_code == REFUSED
         assert "cannot be added to another one" in result.stderr
+
+
+def test_a_run_that_repeated_a_recording_asks_for_another_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (role,) = roles_of([f"replay:{tmp_path}"], [FakeSource(happenings=[], label="images")], None)
+    assert role.address == f"replay:{tmp_path.resolve()}"
+    former = former_run(tmp_path, [former_source("images", address=role.address)])
+    with pytest.raises(ConfigError, match="name one: livesfm resume"):
+        addresses_of(former)
+    assert "which repeats a whole run" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_addresses_with_secrets_are_asked_for(
@@ -203,3 +216,10 @@ def test_a_matcher_that_keeps_more_than_the_files_is_refused(tmp_path: Path) -> 
 def test_a_folder_without_configuration_is_begun_anew(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="begin it anew"):
         _config_of(tmp_path, overlays=[], settings=[])
+
+
+def test_an_empty_configuration_is_named(run: Path) -> None:
+    (run / "frames.csv").write_text(",".join(FRAMES_HEADER))
+    (run / "config.yaml").write_bytes(b"")
+    with pytest.raises(ConfigError, match="config.yaml: is empty"):
+        go_on(run, overlays=[], settings=[])

@@ -30,7 +30,7 @@ from tests.support.dense_world import DenseFakeMatcher, dense_graph
 from tests.support.false_pairs import FalsePairMatcher
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
 from tests.support.overlays import OverlaidWorld, marks
-from tests.support.stored_runs import model_paths, written_models
+from tests.support.stored_runs import written_models
 from tests.support.synthetic import (
     DENSITY,
     EXACT_CAMERA,
@@ -273,7 +273,7 @@ def test_going_on_twice_gives_the_same_map_to_the_last_bit(name: str, tmp_path: 
     poses = []
     for _ in range(2):
         run = scene.run()
-        run.restore(stop.stored, read_models(model_paths(tmp_path / "latest")))
+        run.restore(stop.stored, read_models(tmp_path / "latest"))
         scene.feed(run, scene.rest)
         run.end()
         poses.append(poses_of(run.sparse_map))

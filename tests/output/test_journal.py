@@ -19,7 +19,7 @@ import pytest
 from engine.errors import JournalError
 from engine.geometry import rotation_from_vector, skew
 from engine.output.files import write_atomically
-from engine.output.journal import Journal, NewKeyframe, encode_keyframe_image, encode_mask
+from engine.output.journal import Journal, Moment, NewKeyframe, encode_keyframe_image, encode_mask
 from engine.types import (
     DescriptorKind,
     Features,
@@ -158,7 +158,7 @@ def test_a_keyframe_is_read_back_by_pycolmap(journal: Journal, tmp_path: Path) -
 
 def test_rows_are_the_bytes_that_pycolmap_writes(journal: Journal, tmp_path: Path) -> None:
     fix = GpsFix(latitude_deg=46.84, longitude_deg=-91.99, altitude_m=198.3)
-    journal.write_camera(camera(2, has_prior=True))
+    journal.write(Moment(cameras=(camera(2, has_prior=True),)))
     for number in (1, 2):
         add_keyframe(journal, keyframe(number, gps=fix), camera=camera(2), image_bytes=JPEG)
     journal.add_pair(verified_pair(1, 2))
@@ -216,8 +216,8 @@ def rows(path: Path, table: str) -> list[tuple[object, ...]]:
 
 
 def test_cameras_keep_whether_their_focal_length_is_known(journal: Journal, tmp_path: Path) -> None:
-    journal.write_camera(camera(1, has_prior=True))
-    journal.write_camera(camera(2, has_prior=False))
+    cameras = (camera(1, has_prior=True), camera(2, has_prior=False))
+    journal.write(Moment(cameras=cameras))
     with reading(tmp_path) as database:
         assert database.read_camera(1).has_prior_focal_length
         assert not database.read_camera(2).has_prior_focal_length
@@ -228,7 +228,7 @@ def test_a_refined_camera_is_updated_in_place(journal: Journal, tmp_path: Path) 
     add_keyframe(journal, keyframe(1), camera=camera(), image_bytes=JPEG)
     refined = camera()
     refined.params = [512.5, 321.0, 243.0, -0.03]
-    journal.write_camera(refined)
+    journal.write(Moment(cameras=(refined,)))
     with reading(tmp_path) as database:
         np.testing.assert_array_equal(database.read_camera(1).params, refined.params)
         assert database.num_cameras() == 1

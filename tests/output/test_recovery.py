@@ -61,8 +61,6 @@ def stored(
     source_of = {one.frame_id: one.source for one in frames}
     return StoredRun(
         path=path,
-        format_version=1,
-        config_text="",
         keyframes=tuple(
             StoredKeyframe(
                 keyframe=WORLD.keyframe(FrameId(i)), camera_id=1, source=source_of[FrameId(i)]
@@ -83,7 +81,7 @@ def stored(
             )
             for i in (*posed, *waiting)
         ),
-        models=(),
+        snapshots=(),
         frames=tuple(frames),
         gps_readings=(),
         next_frame_id=FrameId(max(one.frame_id or 0 for one in frames) + 1),
@@ -269,3 +267,19 @@ def test_a_run_without_events_still_has_the_sources_of_its_journal(tmp_path: Pat
     former = recover_run(stored(tmp_path, [frame(1, "keyframe")], keyframes=(1,)))
     assert [(one.label, one.taken.next_index) for one in former.sources] == [("a.mp4", 1)]
     assert (former.part, former.ended_at_s) == (2, 0.0)
+
+
+def test_keyframes_that_the_journal_has_count_though_their_events_are_lost(tmp_path: Path) -> None:
+    frames = [frame(number, "keyframe") for number in (1, 2, 3)]
+    write_events(tmp_path, [VIDEO, received(1), added(1), received(2)])
+    former = recover_run(stored(tmp_path, frames, keyframes=(1, 2, 3)))
+    figures = former.statistics.figures()
+    assert (figures["frames_received"], figures["keyframes"]) == (3, 3)
+
+
+def test_keyframes_whose_images_are_gone_or_empty_are_named(tmp_path: Path) -> None:
+    run = stored(tmp_path, [frame(1, "keyframe"), frame(2, "keyframe")], keyframes=(1, 2))
+    first, second = run.keyframes
+    write_events(tmp_path, [VIDEO])
+    former = recover_run(replace(run, keyframes=(first, replace(second, has_image=False))))
+    assert former.without_image == (second.keyframe.name,)

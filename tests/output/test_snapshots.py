@@ -351,7 +351,7 @@ def test_each_model_says_whether_it_is_georeferenced_in_the_order_of_the_folders
 def test_models_are_read_back_with_what_their_files_lack(run: Path) -> None:
     copies = [replace(in_own_frame(synthetic_model()), record={"number": n}) for n in (0, 3)]
     written = write_snapshot(run, copies, sequence=1, entries={}, config=KEEP_ALL)
-    models = read_models([written.path / "sparse" / str(n) for n in (0, 1)])
+    models = read_models(written.path)
     assert [model.record for model in models] == [{"number": 0}, {"number": 3}]
     assert all(model.reconstruction.num_reg_images() == 5 for model in models)
 
@@ -361,13 +361,13 @@ def test_models_of_snapshots_without_records_are_read_too(run: Path) -> None:
     entries = json.loads((written.path / "snapshot.json").read_text())
     del entries["maps"]
     (written.path / "snapshot.json").write_text(json.dumps(entries))
-    (model,) = read_models([written.path / "sparse" / "0"])
+    (model,) = read_models(written.path)
     assert model.record == {}
 
 
 def test_a_model_that_is_not_there_is_an_error(run: Path) -> None:
     with pytest.raises(SnapshotError, match="cannot be read"):
-        read_models([run / "snapshots" / "000001" / "sparse" / "0"])
+        read_models(run / "snapshots" / "000001")
 
 
 @pytest.mark.parametrize("name", ["points3D.bin", "images.bin", "snapshot.json"])
@@ -381,4 +381,4 @@ def test_a_snapshot_with_flipped_or_missing_bytes_is_an_error_and_takes_no_memor
     for damaged in (b"\xff" * 8 + whole[8:], whole[: len(whole) // 2], b"", b'{"maps": {"0": 1}}'):
         path.write_bytes(damaged)
         with pytest.raises(SnapshotError, match="cannot be read"):
-            read_models([model])
+            read_models(written.path)

@@ -24,9 +24,18 @@ from engine.events import (
     WindowSolved,
     WindowVerdict,
 )
-from engine.mapping.steps import MapCounts, MapFigures, OneMapFigures
+from engine.mapping.steps import MapFigures, OneMapFigures
+from engine.output.load import LoadStatistics
 from engine.output.statistics import RunStatistics, summary_figures
-from engine.types import DropReason, FrameId, LostStretch, Verdict, VerdictLevel, VerdictReason
+from engine.types import (
+    DropReason,
+    FrameId,
+    LostStretch,
+    MapCounts,
+    Verdict,
+    VerdictLevel,
+    VerdictReason,
+)
 
 
 def received(number: int) -> FrameReceived:
@@ -87,7 +96,6 @@ def test_a_run_without_events_has_every_figure() -> None:
         "loops_closed": 0,
         "snapshots_written": 0,
         "faults": {},
-        "loop_lag_ms": {"p99": None, "max": None},
     }
 
 
@@ -187,13 +195,6 @@ def test_latencies_are_percentiles_between_the_nearest_two() -> None:
     assert latency_ms["keyframes"] == {"p50": 20.0, "p95": 29.0, "max": 30.0}
 
 
-def test_the_lag_of_the_event_loop_is_reported_at_its_worst() -> None:
-    statistics = RunStatistics()
-    for milliseconds in range(101):  # 0, 1, ..., 100 ms
-        statistics.add_loop_lag(milliseconds / 1000.0)
-    assert statistics.figures()["loop_lag_ms"] == {"p99": 99.0, "max": 100.0}
-
-
 def test_the_figures_are_json_with_a_decimal_at_most_in_latencies() -> None:
     statistics = RunStatistics()
     statistics(posed(1, latency_s=1.0 / 3.0, is_keyframe=True))
@@ -278,7 +279,9 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
             ),
         ),
     )
-    summary = summary_figures(statistics, figures, wall_s=12.0, stopped_by="signal")
+    summary = summary_figures(
+        statistics, figures, LoadStatistics(), wall_s=12.0, stopped_by="signal"
+    )
     assert statistics.figures().items() <= summary.items()
     of_map = {
         "registered_keyframes": 8,

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pycolmap
@@ -20,7 +21,6 @@ from engine.mapping.jobs import JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.model.calibration_control import CalibrationControl
-from engine.mapping.steps import MapCounts
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
@@ -30,6 +30,7 @@ from engine.run import background
 from engine.run.background import BackgroundJob, MapJobs, Snapshots, return_free_memory
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.queues import EventQueue, Writer
+from engine.types import MapCounts
 from tests.support.fake_runs import world_of
 from tests.support.faults import FaultsSeen, Hanging, guard_of
 from tests.support.synthetic import FakeMatcher
@@ -363,6 +364,45 @@ def test_a_snapshot_is_due_after_so_long_when_something_is_new(
         assert saved.sizes() == []
 
     run_saved(test, "snapshots.every_keyframes=0", "snapshots.every_s=10")
+
+
+def test_snapshots_of_a_large_map_wait_until_it_has_grown_by_a_share(
+    run_saved: Callable[..., None],
+) -> None:
+    async def test(saved: SavedRun) -> None:
+        for frame_id in range(1, NUM_FRAMES + 1):
+            await saved.snapshots.write_if_due(await saved.add(frame_id, frame_id))
+            await saved.all_written()
+        assert saved.sizes() == [4, 6, 9, 14]
+
+    settings = ["snapshots.every_keyframes=2", "snapshots.growth_ratio=0.5"]
+    run_saved(test, *settings, "snapshots.every_s=0")
+
+
+def test_snapshots_by_time_take_a_small_share_of_it(
+    run_saved: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Recorder.snapshot
+
+    async def test(saved: SavedRun) -> None:
+        def write_in_two_seconds(self: Recorder, *args: Any, **kwargs: Any) -> None:
+            write(self, *args, **kwargs)
+            saved.now_s += 2.0
+
+        monkeypatch.setattr(Recorder, "snapshot", write_in_two_seconds)
+        saved.now_s = 10.0
+        await saved.snapshots.write_if_due(await saved.add(1, 6))
+        await saved.all_written()
+        assert saved.sizes() == [6]
+        counts = await saved.add(7, 8)
+        for now_s, written in ((20.0, []), (29.0, []), (31.0, [8])):
+            saved.now_s = now_s
+            await saved.snapshots.write_if_due(counts)
+            await saved.all_written()
+            assert saved.sizes() == written
+
+    settings = ["snapshots.every_keyframes=0", "snapshots.every_s=10"]
+    run_saved(test, *settings, "snapshots.max_time_ratio=0.1")
 
 
 def test_keyframes_taken_out_of_the_map_do_not_count_against_those_that_come_in(

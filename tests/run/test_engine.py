@@ -52,6 +52,7 @@ SUMMARY_KEYS = {
     *("snapshots_written", "loop_lag_ms", "peak_rss_mb", "peak_gpu_mb", "wall_s", "cpu_s"),
     *("components", "georeferenced", "gps_rmse_m", "metres_per_map_unit"),
     *("stopped_by", "failed_writes"),
+    *("cpu_by_stage_s", "loop_lag_but_for_cores_ms", "loop_stalls", "queue_wait_ms"),
 }
 
 
@@ -369,6 +370,7 @@ def test_a_source_that_breaks_is_reported_and_does_not_stop_the_other(tmp_path: 
     outcome, written = run_world(tmp_path / "run", sources=[broken, source()])
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
     assert outcome.num_registered == NUM_FRAMES
+    assert outcome.unopened == ("camera",)
     assert written.warnings() == ["rtsp: the camera does not answer"]
 
 

@@ -1,4 +1,4 @@
-"""The event loop of a run: threads, signals and lag."""
+"""The event loop of a run: threads and signals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import functools
 import os
 import signal
 import threading
-import time
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from engine.run.event_loop import ThreadOwned, lag_measured, run_in, stop_signals
+from engine.run.event_loop import ThreadOwned, run_in, stop_signals
 
 HANG_S = 300.0  # a guard, no measure
 
@@ -221,20 +220,3 @@ def test_off_the_main_thread_signals_are_left_to_others() -> None:
 
     with ThreadPoolExecutor(1) as other:
         assert other.submit(lambda: asyncio.run(test(), debug=True)).result(HANG_S) == "ran"
-
-
-# -- lag ------------------------------------------------------------------------------------------
-
-
-def test_a_blocked_loop_is_measured() -> None:
-    lags_s: list[float] = []
-
-    async def test() -> None:
-        async with lag_measured(lags_s.append):
-            await asyncio.sleep(0)
-            time.sleep(0.2)  # noqa: ASYNC251 - what is to be measured
-            await asyncio.sleep(0.06)
-
-    asyncio.run(test())
-    assert max(lags_s) > 0.1
-    assert min(lags_s) >= 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,6 @@ class StoredSteps:
         tried = {**self._tried, **dict.fromkeys(self._pairs)}
         return StoredRun(
             path=path,
-            format_version=1,
-            config_text="",
             keyframes=tuple(
                 StoredKeyframe(
                     keyframe=one,
@@ -84,7 +82,7 @@ class StoredSteps:
             cameras={int(one.camera.camera_id): one.camera for one in self._calibrations.values()},
             calibrations=dict(self._calibrations),
             relative_poses=tuple(self._relative.values()),
-            models=(),
+            snapshots=(),
             frames=(),
             gps_readings=(),
             facts=dict(self._facts),
@@ -128,12 +126,7 @@ def written_models(snapshot: MapSnapshot, folder: Path) -> tuple[StoredModel, ..
         entries={},
         config=SnapshotsConfig(),
     )
-    return read_models(model_paths(written.path))
-
-
-def model_paths(snapshot: Path) -> Sequence[Path]:
-    """The folders of the models of a snapshot."""
-    return sorted((snapshot / "sparse").iterdir(), key=lambda path: int(path.name))
+    return read_models(written.path)
 
 
 def _written(fact: Fact) -> Any:

@@ -201,14 +201,26 @@ def test_going_on_twice_from_one_state_gives_the_same_map_to_the_bit(tmp_path: P
 
 def test_a_broken_snapshot_costs_time_and_no_keyframe(tmp_path: Path) -> None:
     cut, _ = run_until_copied(tmp_path / "run", after=11)
-    points = cut / "latest" / "sparse" / "0" / "points3D.bin"
-    points.write_bytes(b"\xff" * 8 + points.read_bytes()[8:])
+    for points in cut.glob("snapshots/*/sparse/0/points3D.bin"):
+        points.write_bytes(b"\xff" * 8 + points.read_bytes()[8:])
     second = matcher()
     written = go_on(cut, sources=[FakeSource(happenings=frames(1, NUM_FRAMES))], matching=second)
     assert any("built anew" in event["message"] for event in written.of_kind("Warned"))
     num_stored = written.of_kind("RunResumed")[0]["num_keyframes"]
     stored_ids = set(range(1, num_stored + 1))
     assert not {one for one in second.asked if {one.first, one.second} <= stored_ids}
+    assert len(registered(cut)) == NUM_FRAMES
+
+
+def test_of_several_snapshots_the_newest_that_can_be_read_is_taken(tmp_path: Path) -> None:
+    cut, _ = run_until_copied(tmp_path / "run", after=11)
+    assert len(list((cut / "snapshots").iterdir())) > 1
+    points = cut / "latest" / "sparse" / "0" / "points3D.bin"
+    points.write_bytes(b"\xff" * 8 + points.read_bytes()[8:])
+    written = go_on(cut, sources=[FakeSource(happenings=frames(1, NUM_FRAMES))], matching=matcher())
+    warnings = [event["message"] for event in written.of_kind("Warned")]
+    assert any("the snapshot before it is taken" in message for message in warnings)
+    assert not any("built anew" in message for message in warnings)
     assert len(registered(cut)) == NUM_FRAMES
 
 
@@ -219,6 +231,7 @@ def cut_off(path: Path) -> None:
     asyncio.run(engine.run())
     holder = {"pid": 1, "host": socket.gethostname(), "started_at": "2026-01-01T00:00:00+00:00"}
     (path / ".lock").write_text(json.dumps(holder))
+    (path / "summary.json").unlink()
 
 
 def test_a_run_whose_map_cannot_be_restored_stays_as_it_was_cut_off(
@@ -240,6 +253,24 @@ def test_a_run_whose_map_cannot_be_restored_stays_as_it_was_cut_off(
     written = go_on(path, sources=[FakeSource(happenings=frames(1, 6))], matching=matcher())
     assert len(written.rows) == 6
     assert run_state(path)[0] is RunState.ENDED
+
+
+def test_a_run_that_ended_and_whose_map_cannot_be_restored_keeps_all_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    source = FakeSource(happenings=frames(1, 6))
+    asyncio.run(engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS).run())
+    names = ("frames.csv", "summary.json", "config.yaml", "events.jsonl")
+    before = [(path / name).read_bytes() for name in names]
+
+    def fail(*_: object) -> NoReturn:
+        raise MapError("no map")
+
+    monkeypatch.setattr(Mapper, "restore", fail)
+    with pytest.raises(MapError, match="no map"):
+        go_on(path, sources=[FakeSource(happenings=frames(1, 6))], matching=matcher())
+    assert [(path / name).read_bytes() for name in names] == before
 
 
 def test_while_a_map_is_restored_signals_are_taken_as_in_a_run(

@@ -75,7 +75,7 @@ class ImageFolder:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
-        found = _find_images(path)
+        found = find_images(path)
         self._root, self._files = found.root, found.files
         self._left_out = found.left_out
         self._masks = _find_masks(found)
@@ -162,7 +162,7 @@ class ImageFolder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _FoundImages:
+class FoundImages:
     """The images that a path stands for."""
 
     root: Path
@@ -170,8 +170,8 @@ class _FoundImages:
     left_out: str = ""  # which folders of images are not among them, and why
 
 
-def _find_images(path: Path) -> _FoundImages:
-    """The images of a folder, or one image.
+def find_images(path: Path) -> FoundImages:
+    """The images of a folder, or one image, as the source takes them.
 
     Raises:
         SourceError: there are none, or the path cannot be read.
@@ -189,12 +189,12 @@ def _find_images(path: Path) -> _FoundImages:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise SourceError(f"{path}: neither a folder nor an image ({_suffixes()})")
-    return _FoundImages(root=path.parent, files=[PurePosixPath(path.name)])
+    return FoundImages(root=path.parent, files=[PurePosixPath(path.name)])
 
 
-def _find_in_folder(folder: Path) -> _FoundImages:
+def _find_in_folder(folder: Path) -> FoundImages:
     if files := _images_in(folder):
-        return _FoundImages(root=folder, files=sorted(files, key=natural_key))
+        return FoundImages(root=folder, files=sorted(files, key=natural_key))
     files = _images_in_subfolders(folder)
     names = {file.parts[0] for file in files}
     photos = folder / PHOTOS_FOLDER
@@ -208,10 +208,10 @@ def _find_in_folder(folder: Path) -> _FoundImages:
             return replace(found, left_out=said) if others else found
     if len(names) > 1:
         files = [file for file in files if file.parts[0] != MASKS_FOLDER]
-    return _FoundImages(root=folder, files=sorted(files, key=natural_key))
+    return FoundImages(root=folder, files=sorted(files, key=natural_key))
 
 
-def _find_masks(found: _FoundImages) -> MaskFiles:
+def _find_masks(found: FoundImages) -> MaskFiles:
     """The masks of images.
 
     Raises:

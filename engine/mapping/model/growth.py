@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.cpu_time import Stage, charged_to
 from engine.mapping.model.bundle_adjustment import (
     GlobalAdjustmentSchedule,
     adjust_globally,
@@ -31,6 +32,7 @@ class GrowthConfig:
     num_threads: int
 
 
+@charged_to(Stage.REGISTER)
 def register_and_refine(
     sparse_map: SparseMap, frame_id: FrameId, *, config: GrowthConfig
 ) -> Registration:

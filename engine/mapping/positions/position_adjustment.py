@@ -12,6 +12,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import GeoreferenceConfig
+from engine.cpu_time import Stage, charged_to
 from engine.estimators.adjustment_options import adjustment_options
 from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
 from engine.geometry import camera_center
@@ -52,6 +53,7 @@ class PositionAdjustment:
     told_camera_ids: frozenset[int] = frozenset()  # whose held focal length the positions told
 
 
+@charged_to(Stage.GLOBAL_ADJUSTMENT)
 def adjust_with_positions(
     reconstruction: pycolmap.Reconstruction,
     frame_ids: Sequence[FrameId],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.cpu_time import Stage, charged_to
 from engine.events import VerdictChanged
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.verdict.map_evidence import PAIRS_PER_KEYFRAME, Beside, gather
@@ -68,6 +69,7 @@ class VerdictWatch:
             self._is_final = True
             self._change(broken_off(self._verdict))
 
+    @charged_to(Stage.VERDICT)
     def _judge(
         self,
         sparse_map: SparseMap,
