@@ -478,8 +478,8 @@ class SceneGraph:
         }
         likely = (
             iter(self._second_degree(frame_id)),
-            self._beside(frame_id),
-            (hit[0] for hit in self._alike(frame_id, exclude=near, limit=limit)),
+            self._nearest_in_sequence(frame_id),
+            (hit[0] for hit in self._places_like(frame_id, exclude=near, limit=limit)),
         )
         chosen: dict[FrameId, None] = {}
         for other in _in_turn(likely):
@@ -493,7 +493,7 @@ class SceneGraph:
         neighbors = set(self._graph[frame_id]) - self._held_back[frame_id]
         return [other for other, _ in self._by_shared(neighbors)]
 
-    def _beside(self, frame_id: FrameId) -> Iterator[FrameId]:
+    def _nearest_in_sequence(self, frame_id: FrameId) -> Iterator[FrameId]:
         """The other keyframes of a sequence, the nearest first, an earlier one before a later."""
         sequence, place = self._sequence(frame_id), self._place_in_sequence[frame_id]
         for gap in range(1, len(sequence)):
@@ -501,7 +501,7 @@ class SceneGraph:
                 if 0 <= other < len(sequence):
                     yield sequence[other]
 
-    def _alike(
+    def _places_like(
         self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
     ) -> Iterator[tuple[FrameId, float]]:
         hits = self._recognizer.query(frame_id, exclude=exclude, limit=_RETRIEVED_POOL * limit)

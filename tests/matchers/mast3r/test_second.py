@@ -133,11 +133,11 @@ def test_the_latest_images_are_kept_and_others_are_said_to_be_gone() -> None:
 # -- memory of a GPU ------------------------------------------------------------------------------
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors made within that are alive, and the most there ever were."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._storages: dict[int, list[int]] = {}  # bytes, and tensors that share them
 
