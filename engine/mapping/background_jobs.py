@@ -128,6 +128,10 @@ class BackgroundJobs:
         """A job of the second matcher; none may be in flight."""
         return self._matching.start(MapJob(kind=JobKind.SECOND_MATCHING, run=run))
 
+    def abandon_matching(self) -> None:
+        """Drops what the second matcher would find."""
+        self._matching.abandon()
+
     def adjusted_map(self, main: SparseMap) -> SparseMap:
         """The map that the adjustment started last is of: the main one as it is now, or another."""
         return main if self._component is None else self._component

@@ -349,6 +349,7 @@ class Mapper:
             The step that `add_keyframe` owed, with the record of that keyframe.
         """
         self._start_over()
+        self._jobs.abandon_matching()  # nobody waits for it any more
         if frame_id is not None and without_its_pairs:
             self._builder.distrust(one.pair for one in self._graph.verified_pairs(frame_id))
         self._replace_map(self._builder.first(self._map, self._graph.edges()))
