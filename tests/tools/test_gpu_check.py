@@ -137,6 +137,27 @@ def test_a_batch_without_room_has_no_rate_and_others_go_on(
     assert [(one.batch, one.per_s) for one in figures] == [(1, 2.0)] * 3 + [(2, None)] * 3
 
 
+def test_memory_is_compared_with_what_is_stated(checking: ModuleType) -> None:
+    speed = importlib.import_module("gpu_checks.speed")
+    arguments = checking.parse_arguments(["--small"])
+    stated = speed.stated_mb(checking._speed_options(arguments))
+    assert 100 < stated < 1000
+
+    def figure(allocated_mb: float, **changes: Any) -> Any:
+        given = {"what": "encode", "precision": "bfloat16", "batch": 1, "per_s": 1.0}
+        return speed.SpeedFigure(
+            **{**given, **changes}, allocated_mb=allocated_mb, reserved_mb=allocated_mb
+        )
+
+    ignored = [
+        figure(2 * stated, batch=4),
+        figure(2 * stated, precision="float32"),
+        figure(2 * stated, what=speed.WITH_POINTS),
+    ]
+    assert checking._check_memory(arguments, [figure(0.5 * stated), *ignored]).is_right
+    assert not checking._check_memory(arguments, [figure(1.5 * stated), *ignored]).is_right
+
+
 @pytest.mark.slow
 def test_a_run_poses_frames_at_the_network_s_cost(checking: ModuleType) -> None:
     poses = importlib.import_module("gpu_checks.source_to_pose")

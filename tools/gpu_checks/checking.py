@@ -13,9 +13,9 @@ import torch
 from mast3r_bench.measuring import device_name
 
 from adapters.matchers.mast3r.matcher import Device
-from gpu_checks.golden import check_matching, check_networks
+from gpu_checks.golden import GoldenCheck, check_matching, check_networks
 from gpu_checks.source_to_pose import measure_poses, missing_packages
-from gpu_checks.speed import SpeedFigure, SpeedOptions, measure_speed
+from gpu_checks.speed import SpeedFigure, SpeedOptions, measure_speed, stated_mb, taken_mb
 
 _PRECISIONS = (torch.bfloat16, torch.float32)
 _SIZE = (512, 384)  # px
@@ -53,8 +53,11 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     for one in (one for some in checks for one in some):
         golden.append(one)
-        say(f"{'right' if one.is_right else 'WRONG'}  {one.what} {one.value:.3g} ({one.limit:g})")
+        say(_line_of(one))
     speed, rates = _measure_speed(arguments, say)
+    if Device(name=arguments.device, dtype=torch.float32).is_cuda and 1 in arguments.batches:
+        golden.append(_check_memory(arguments, speed))
+        say(_line_of(golden[-1]))
     poses = None if arguments.no_poses else _measure_poses(arguments, say)
     return {
         "device": name,
@@ -67,16 +70,32 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measure_speed(
-    arguments: argparse.Namespace, say: Any
-) -> tuple[list[SpeedFigure], dict[str, float]]:
-    options = SpeedOptions(
+def _line_of(one: GoldenCheck) -> str:
+    return f"{'right' if one.is_right else 'WRONG'}  {one.what} {one.value:.3g} ({one.limit:g})"
+
+
+def _check_memory(arguments: argparse.Namespace, speed: Sequence[SpeedFigure]) -> GoldenCheck:
+    """Whether a second matcher takes no more of the GPU than it is said to."""
+    taken, stated = taken_mb(speed), stated_mb(_speed_options(arguments))
+    return GoldenCheck(
+        what="one pair in bfloat16: MB", value=taken, limit=stated, is_right=taken <= stated
+    )
+
+
+def _speed_options(arguments: argparse.Namespace) -> SpeedOptions:
+    return SpeedOptions(
         size=_SMALL_SIZE if arguments.small else _SIZE,
         queries=arguments.queries,
         batches=tuple(arguments.batches),
         seconds=arguments.seconds,
         is_small=arguments.small,
     )
+
+
+def _measure_speed(
+    arguments: argparse.Namespace, say: Any
+) -> tuple[list[SpeedFigure], dict[str, float]]:
+    options = _speed_options(arguments)
     say(f"{options.size[0]} x {options.size[1]} px, {options.queries} queries each way")
     figures: list[SpeedFigure] = []
     rates = {}

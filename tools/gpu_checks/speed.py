@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,11 @@ from adapters.matchers.mast3r.images import PATCH_PX
 from adapters.matchers.mast3r.matcher import Device, is_out_of_memory
 from adapters.matchers.mast3r.network import Mast3rNetwork
 from adapters.matchers.mast3r.query_matching import match_query_batch
+from adapters.matchers.mast3r.second import gpu_budget
 
+WITH_POINTS = "the same with points"
 _TOLERANCE_PX = 1.0
+_ANY_GPU_MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +56,34 @@ def measure_speed(device: Device, options: SpeedOptions) -> tuple[float, list[Sp
         work = {
             "encode": _encoding(network, device, options, batch=batch),
             "decode and match": _matching(network, device, options, batch=batch, points=False),
-            "the same with points": _matching(network, device, options, batch=batch, points=True),
+            WITH_POINTS: _matching(network, device, options, batch=batch, points=True),
         }
         figures += [_measure(stage, what, run, batch=batch) for what, run in work.items()]
     del network, work
     _free(device)
     return matrix_tflops, figures
+
+
+def stated_mb(options: SpeedOptions) -> float:
+    """What LiveSfM states that the network takes in bfloat16, with one pair; see `gpu_budget`."""
+    budget = gpu_budget(
+        TINY if options.is_small else VIT_LARGE,
+        edge_px=max(options.size),
+        num_queries=options.queries,
+        bytes_per_value=torch.bfloat16.itemsize,
+        max_mb=_ANY_GPU_MB,
+        wanted_cache_mb=0,
+    )
+    return (budget.weights + budget.working) / 1e6
+
+
+def taken_mb(figures: Sequence[SpeedFigure]) -> float:
+    """The most that was held in bfloat16 with one image or pair, without points."""
+    return max(
+        one.allocated_mb
+        for one in figures
+        if one.batch == 1 and one.precision == "bfloat16" and one.what != WITH_POINTS
+    )
 
 
 def _encoding(
