@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from adapters.matchers.mast3r.architecture import NetworkShape
 from adapters.matchers.mast3r.checkpoint import is_named_metric, load_checkpoint
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher, is_out_of_memory
 from adapters.matchers.mast3r.network import Mast3rNetwork
@@ -69,18 +70,10 @@ def open_mast3r_second(
     network, is_metric = _network_on(device, config)
     device = replace(device, dtype=network.dtype)
     if device.is_cuda:
-        budget = gpu_budget(
-            network.shape,
-            edge_px=config.image_edge_px,
-            num_queries=dense.max_query_points,
-            bytes_per_value=network.dtype.itemsize,
-            max_mb=second.max_gpu_mb,
-            wanted_cache_mb=config.device_cache_mb,
-        )
-        config = config.model_copy(update={"device_cache_mb": budget.cache // 1_000_000})
+        config = within_budget(config, network.shape, network.dtype, second=second, dense=dense)
     return Mast3rSecond(
         Mast3rMatcher(
-            config.model_copy(update={"batch_pairs": 1}),
+            config,
             dense=dense,
             network=network,
             device=device,
@@ -90,6 +83,30 @@ def open_mast3r_second(
         image_edge_px=config.image_edge_px,
         max_kept_images=second.max_kept_images,
     )
+
+
+def within_budget(
+    config: Mast3rConfig,
+    shape: NetworkShape,
+    dtype: torch.dtype,
+    *,
+    second: SecondMatcherConfig,
+    dense: DenseMatchingConfig,
+) -> Mast3rConfig:
+    """The same settings with no more keyframes on a GPU than its share has room for.
+
+    Raises:
+        ConfigError: it does not hold the network and one pair.
+    """
+    budget = gpu_budget(
+        shape,
+        edge_px=config.image_edge_px,
+        num_queries=dense.max_query_points,
+        bytes_per_value=dtype.itemsize,
+        max_mb=second.max_gpu_mb,
+        wanted_cache_mb=config.device_cache_mb,
+    )
+    return config.model_copy(update={"device_cache_mb": budget.cache // 1_000_000})
 
 
 def _network_on(

@@ -16,6 +16,7 @@ from adapters.matchers.mast3r.heads import ViewOutput
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher
 from adapters.matchers.mast3r.nearest import CUDA_BLOCK_SCORES
 from adapters.matchers.mast3r.network import Mast3rNetwork
+from adapters.matchers.mast3r.open_matcher import within_budget
 from adapters.matchers.mast3r.query_matching import match_query_batch
 from adapters.matchers.mast3r.second import GpuBudget, Mast3rSecond, gpu_budget
 from engine.config import DenseMatchingConfig, Mast3rConfig, SecondMatcherConfig
@@ -230,3 +231,18 @@ def test_a_card_with_little_memory_keeps_fewer_keyframes_and_a_smaller_one_is_re
     assert small.weights + small.working + small.cache <= 2_200_000_000
     with pytest.raises(ConfigError, match="take .* MB in 4 bytes a weight"):
         budget_of(max_mb=2200, num_bytes=4)
+
+
+def test_what_is_left_of_the_gpu_s_share_is_for_encoded_keyframes() -> None:
+    config, dense = Mast3rConfig(), DenseMatchingConfig()
+
+    def cache_mb(max_gpu_mb: int) -> int:
+        settings = SecondMatcherConfig(max_gpu_mb=max_gpu_mb)
+        given = within_budget(config, VIT_LARGE, torch.bfloat16, second=settings, dense=dense)
+        assert given.batch_pairs == config.batch_pairs
+        return given.device_cache_mb
+
+    assert cache_mb(6000) == config.device_cache_mb
+    assert 0 < cache_mb(2500) < 1000
+    with pytest.raises(ConfigError, match="second.max_gpu_mb=1500"):
+        cache_mb(1500)
