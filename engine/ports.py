@@ -284,7 +284,7 @@ class SecondMatcher(Protocol):
         """The most memory it ever held on a GPU; 0 without one."""
 
     def keep(self, frame: Frame) -> None:
-        """Keeps what it needs of a keyframe's image; takes a few ms, as all keyframes come here."""
+        """Keeps what it needs of a keyframe's image; quick, as all keyframes come here."""
 
     def holds(self, frame_id: FrameId) -> bool:
         """Whether it has a keyframe's image. Called from any thread."""
