@@ -361,6 +361,7 @@ class TrackingDecision:
 
     frame_id: FrameId
     is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
+    is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +372,8 @@ class MappingDecision:
     merged: tuple[str, ...]  # kinds of the jobs whose results went into the map before it
     num_readings: int  # of positions beside frames, of all sources, that the map knew from then on
     num_posed: int  # frames that were posed while it was matched
+    num_posed_beginning: int = 0  # before that, by keyframes as they were at the one before
+    num_posed_adding: int = 0  # and after it, likewise
 
 
 TimingDecision = TrackingDecision | MappingDecision
@@ -858,6 +861,7 @@ class MapCounts:
     num_keyframes: int = 0  # registered or not
     num_registered: int = 0
     num_points3D: int = 0
+    has_map: bool = False  # frames get poses, be it by an early map, of which nothing is registered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.benchmark import process_usage
+from engine.errors import ConfigError
 
 _TAIL_BYTES = 2000  # of a log, for the words of a failure
 
@@ -38,12 +39,19 @@ class Usage:
 
 
 def measure(
-    command: Sequence[str], *, log: Path, watched: Path | None, num_threads: int, limit_s: float
+    command: Sequence[str],
+    *,
+    result: Path,
+    log: Path,
+    watched: Path | None,
+    num_threads: int,
+    limit_s: float,
 ) -> Usage | None:
     """Runs a command to its end.
 
     Args:
         command: program and arguments.
+        result: where what it used is written.
         log: gets its output.
         watched: a file whose growth is sampled.
         num_threads: how many processors it may run on, of those of this process.
@@ -51,8 +59,10 @@ def measure(
 
     Returns:
         None where it was killed.
+
+    Raises:
+        ConfigError: the program cannot be started.
     """
-    result = log.with_suffix(".usage.json")
     helper = [sys.executable, "-I", "-S", str(process_usage.__file__)]
     given = [str(result), "" if watched is None else str(watched), str(num_threads)]
     with log.open("wb") as output:
@@ -71,6 +81,8 @@ def measure(
             if isinstance(error, subprocess.TimeoutExpired):
                 return None
             raise
+    if process.returncode:
+        raise ConfigError(f"cannot be measured: {last_line(log)}")
     record = json.loads(result.read_text(encoding="utf-8"))
     return Usage(
         exit_code=record["exit_code"],

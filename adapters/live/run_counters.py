@@ -10,6 +10,7 @@ import numpy as np
 from engine.events import (
     BundleAdjusted,
     ComponentJoined,
+    EarlyMapMade,
     Event,
     FrameDropped,
     FramePosed,
@@ -92,12 +93,19 @@ class RunCounters:
                 self._update_map(event)
 
     def update_counts(self, counts: MapCounts) -> None:
-        """Sets the counts of registered keyframes and points to those of the map."""
+        """Sets the counts of registered keyframes and points to those of the map.
+
+        Those of an early map stay as its event said.
+        """
+        if counts.has_map and not counts.num_registered:
+            return
         self.registered = counts.num_registered
         self.points3D = counts.num_points3D
 
     def _update_map(self, event: Event) -> None:
         match event:
+            case EarlyMapMade():
+                self.registered, self.points3D = event.num_registered, event.num_points3D
             case MapInitialized():
                 self.registered = 2  # a new start holds its first pair and nothing else
                 self.points3D = event.num_points3D

@@ -18,6 +18,7 @@ a private copy. (The loop is that of incremental structure from motion: Snavely 
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -28,10 +29,12 @@ import pycolmap
 
 from engine.config import Config
 from engine.events import (
+    EarlyMapMade,
     MapInitialized,
     MisplacementFound,
     Warned,
 )
+from engine.mapping.ahead_posing import PosingReference
 from engine.mapping.assembly import assemble, empty_map
 from engine.mapping.camera_changes.lens_change import LensChange
 from engine.mapping.cameras.cameras import (
@@ -131,6 +134,7 @@ class Mapper:
         # Maps, and keyframes in them.
         self._growth, self._final_growth = parts.growth, parts.final_growth
         self._builder = parts.builder
+        self._early = parts.early  # until the map starts
         self._components = parts.components
         self._registering = parts.registering
         self._turning = parts.turning
@@ -236,7 +240,35 @@ class Mapper:
             lost_ids=self._components.to_look_for(),
         )
 
-    def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
+    def _posing_references(self) -> tuple[PosingReference, ...]:
+        """The newest keyframe of each camera that a map holds, copied."""
+        references = []
+        for camera_key, frame_id in self._pose_reports.latest_keyframes.items():
+            number, sparse_map = self._components.holding(self._map, frame_id) or (
+                MAIN,
+                self._shown_map,
+            )
+            if not sparse_map.is_registered(frame_id):
+                continue
+            rows, points = self._poser.points(frame_id, sparse_map)
+            calibration_key = sparse_map.keyframe(frame_id).calibration_key
+            references.append(
+                PosingReference(
+                    keyframe_id=frame_id,
+                    camera_key=camera_key,
+                    camera=copy.deepcopy(sparse_map.camera(calibration_key)),
+                    cam_from_world=sparse_map.cam_from_world(frame_id).copy(),
+                    row_of_keypoint=rows,
+                    points3D_in_world=points,
+                    map_number=number,
+                    world_number=self._components.world_number(number),
+                )
+            )
+        return tuple(references)
+
+    def add_keyframe(
+        self, matched: MatchedKeyframe, *, wants_view: bool = False, wants_references: bool = False
+    ) -> MappingStep:
         """Adds the keyframe that was matched to the map and registers it, or starts a map.
 
         A keyframe whose matching failed is added with the pairs that held before, and registered
@@ -245,11 +277,13 @@ class Mapper:
         Args:
             matched: what matching the keyframe that began last gave.
             wants_view: whether viewers want to see the map.
+            wants_references: whether frames may have to be posed while the next one is added.
         """
         self._map_keyframe(matched)
         record, jobs = self._record(matched.frame_id), self._start_jobs()
         self._verdicts.watch(self._map, self._evidence_beside)
-        return self._step(record=record, jobs=jobs, wants_view=wants_view)
+        step = self._step(record=record, jobs=jobs, wants_view=wants_view)
+        return replace(step, references=self._posing_references()) if wants_references else step
 
     def _map_keyframe(self, matched: MatchedKeyframe) -> None:
         """Brings a keyframe that was matched into the map, and what follows from it."""
@@ -269,7 +303,9 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
             self._report_changes()  # what overlays or wrong pairs held may have gone
         elif not self._is_initialized:
-            self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._start(self._builder.first(self._map, matched.pairs))
+            if not (self._is_initialized or self._turning.is_all):
+                self._add_early(frame_id)
             self._split_cameras()
             self._recognise_lenses()
             self._report_changes()
@@ -314,6 +350,32 @@ class Mapper:
         record = None if frame_id is None else self._record(frame_id)
         return self._step(record=record, wants_view=False)
 
+    def _start(self, built: BuiltMap | None) -> None:
+        """Starts the map; it takes the place of the early one, and poses frames in its stead."""
+        early = self._early.sparse_map
+        if built is None or early is None:
+            self._replace_map(built)
+            return
+        if not self._builder.place(built.sparse_map, onto=early):
+            self._components.begin_world()
+        self._early.clear()
+        self._replace_map(built)
+        self._poser.pose_anew(self._map)
+
+    def _add_early(self, frame_id: FrameId) -> None:
+        """Adds a keyframe to the early map, or makes that, while the map cannot start."""
+        built = self._early.add_keyframe(self._map, frame_id)
+        if built is None:
+            return
+        self._emit(
+            EarlyMapMade(
+                first=built.pair.first,
+                second=built.pair.second,
+                num_registered=built.sparse_map.num_registered,
+                num_points3D=built.sparse_map.num_points3D,
+            )
+        )
+
     def _settle(self, frame_id: FrameId) -> None:
         """What follows where the newest keyframe found its place: others find theirs by it."""
         self._repair_misplaced(frame_id)
@@ -340,6 +402,7 @@ class Mapper:
         self._overlays.report(matched.overlays)
         if not matched.has_lost_matches:
             return False
+        self._early.clear()
         self._journal.add_pairs(matched.changed_pairs, matched.lost_pairs)
         agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
         share = self._overlays.take_out(matched, self._map, components=self._components)
@@ -434,6 +497,7 @@ class Mapper:
 
     def _repair_misplaced(self, frame_id: FrameId) -> None:
         """Puts keyframes right that pairs of one keyframe show to be misplaced."""
+        num_put_off = self._misplacements.num_put_off
         repair = self._misplacements.repair(
             self._map,
             [frame_id],
@@ -442,6 +506,11 @@ class Mapper:
         )
         if repair is not None:
             self._take_repair(repair)
+        elif num_put_off == 0 < self._misplacements.num_put_off:
+            self._warn(
+                "pairs contradict the places of keyframes in a large map: it is repaired when it"
+                " has grown by a tenth since the last time, and at the end"
+            )
 
     def _take_repair(self, repair: Repair) -> None:
         """Makes a map in which misplaced keyframes have other places the map."""
@@ -510,6 +579,7 @@ class Mapper:
 
     def _start_over(self) -> None:
         """Makes a map of all keyframes, none registered, the only one."""
+        self._early.clear()
         self._components.clear()
         self._components.begin_world()
         for frame_id in self._graph.keyframe_ids:
@@ -600,6 +670,7 @@ class Mapper:
         *,
         fallback: TrackedFrame | None = None,
         wants_view: bool = False,
+        reported: FramePose | None = None,
     ) -> MappingStep:
         """Poses a frame between keyframes, at once or when its keyframe is registered.
 
@@ -608,10 +679,13 @@ class Mapper:
             fallback: the same as tracked from the keyframe before, for a first pose while the map
                 does not hold the newer one.
             wants_view: whether viewers want to see the map; not while a keyframe is matched.
+            reported: its first pose, where it has one already and that was reported.
         """
+        if reported is not None:
+            self._pose_reports.add_reported(reported)
         number, sparse_map = self._map_for(tracked, fallback)
         pose = self._poser.add_tracked(
-            tracked, sparse_map if self._is_initialized else None, fallback=fallback
+            tracked, sparse_map if sparse_map.num_registered else None, fallback=fallback
         )
         if pose is not None:
             world_number = self._components.world_number(number)
@@ -629,7 +703,7 @@ class Mapper:
                 holding = self._components.holding(self._map, one.keyframe_id)
                 if holding is not None:
                     return holding
-        return MAIN, self._map
+        return MAIN, self._shown_map
 
     # -- background jobs ------------------------------------------------------------------------
 
@@ -689,7 +763,7 @@ class Mapper:
         self._jobs.abandon()  # merged after the last adjustment they would undo it
         self._discard_turning(is_final=True)
         if not self._is_initialized:
-            self._replace_map(self._builder.first_at_end(self._map))
+            self._start(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._registering.register_all(self._map, config=self._growth)
@@ -729,6 +803,7 @@ class Mapper:
             )
         else:
             self._turning.conclude(self._map)
+            self._early.clear()
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
@@ -793,15 +868,12 @@ class Mapper:
             self._take_repair(repair)
 
     def _improve_by_windows(self) -> None:
-        """Solves the weakest parts of the map once more."""
+        """Solves the weakest parts of the map once more, as long as that makes it better."""
         tried: set[FrameId] = set()
-        errors_px: dict[FrameId, float] = {}
         for _ in range(self._config.window.max_final):
-            merge = self._windows.improve(self._map, tried=tried, errors_px=errors_px)
-            if merge is None:
+            merge = self._windows.improve(self._map, tried=tried)
+            if merge is None or not self._take_over(merge):
                 return
-            if self._take_over(merge):
-                errors_px.clear()
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
         """Returns what is not in any step yet, with nothing done; also for a run that broke off."""
@@ -837,7 +909,7 @@ class Mapper:
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
-        return self._products.view(self._map, version=self._version)
+        return self._products.view(self._shown_map, version=self._version)
 
     def figures(self) -> MapFigures:
         """The figures of the map, and of those apart from it, that the summary of a run reports."""
@@ -883,7 +955,7 @@ class Mapper:
             wants_view: whether viewers want to see the map.
             is_of_frame: whether only a frame was posed; another thread may have the graph then.
         """
-        view = self.view() if wants_view and self._is_initialized else None
+        view = self.view() if wants_view and self._shown_map.num_registered else None
         facts: dict[str, Fact] = dict(self._poser.take_facts())
         calibrations: dict[str, StoredCalibration] = {}
         if not is_of_frame:
@@ -911,6 +983,7 @@ class Mapper:
             num_keyframes=self._pose_reports.num_keyframes,
             num_registered=self._map.num_registered,
             num_points3D=self._map.num_points3D,
+            has_map=self._shown_map.num_registered > 0,
         )
 
     # -- reporting ------------------------------------------------------------------------------
@@ -920,14 +993,19 @@ class Mapper:
         self._version += 1
         self._poser.forget_points()
         if not self._is_initialized:
+            self._report_poses(MAIN, self._shown_map)
             return
         self._cameras.report(self._map, is_final=is_final)
         self._components.release(self._map)
         for number, sparse_map in self._components.numbered(self._map):
-            numbers = {"map_number": number, "world_number": self._components.world_number(number)}
-            self._pose_reports.report_keyframes(sparse_map, **numbers)
-            posed = self._poser.pose_pending(sparse_map)
-            self._pose_reports.report_tracked(posed, **numbers)
+            self._report_poses(number, sparse_map)
+
+    def _report_poses(self, number: int, sparse_map: SparseMap) -> None:
+        """Reports keyframes that are new in a map, and frames that waited for them."""
+        numbers = {"map_number": number, "world_number": self._components.world_number(number)}
+        self._pose_reports.report_keyframes(sparse_map, **numbers)
+        posed = self._poser.pose_pending(sparse_map)
+        self._pose_reports.report_tracked(posed, **numbers)
 
     def _warn(self, message: str) -> None:
         self._emit(Warned(message=message))
@@ -937,6 +1015,12 @@ class Mapper:
     @property
     def _is_initialized(self) -> bool:
         return self._map.num_registered > 0
+
+    @property
+    def _shown_map(self) -> SparseMap:
+        """The map by which frames get poses: the early one until the run's map starts."""
+        early = self._early.sparse_map
+        return self._map if early is None or self._is_initialized else early
 
     def _camera(self, calibration_key: str) -> pycolmap.Camera:
         return self._map.camera(calibration_key)

@@ -16,6 +16,7 @@ from engine.config import (
     CamerasConfig,
     Config,
     GlobalBundleAdjustmentConfig,
+    InitializationConfig,
     MatchingConfig,
     RescueConfig,
     RuntimeConfig,
@@ -39,9 +40,13 @@ from engine.events import (
     Warned,
     WindowPurpose,
     WindowSolved,
+    WindowVerdict,
 )
 from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
+from engine.mapping.mapper import Mapper
+from engine.mapping.windows import window_schedule
+from engine.mapping.windows.window_merging import WindowMerge
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
@@ -81,6 +86,9 @@ CONFIG = Config(
     runtime=RuntimeConfig(num_threads=1),
 )
 NO_COMPONENTS = RescueConfig(grow_components=False)
+NO_EARLY_MAP = CONFIG.model_copy(
+    update={"initialization": InitializationConfig(early_triangulation_angle_deg=0.0)}
+)
 GRAPH: dict[str, Any] = {
     "exhaustive_below": 4,
     "temporal_offsets": (1, 2, 3, 4, 6),
@@ -282,7 +290,7 @@ def test_a_pose_is_reported_by_its_centre_its_orientation_and_its_latency(
 def test_a_step_counts_keyframes_and_shows_the_map_where_that_is_wanted(
     path: SyntheticWorld,
 ) -> None:
-    fed = Run(path)
+    fed = Run(path, config=NO_EARLY_MAP)
     for frame_id in (1, 2, 3):
         step = fed.add_keyframe(path.keyframe(frame_id), wants_view=True)
         assert (step.counts.num_keyframes, step.counts.num_registered) == (frame_id, 0)
@@ -317,7 +325,7 @@ def test_the_view_shows_the_map_as_it_is(mapped_video: Run) -> None:
 
 
 def test_the_view_of_no_map_is_empty(video: SyntheticWorld) -> None:
-    view = Run(video).feed([1, 4]).mapper.view()
+    view = Run(video, config=NO_EARLY_MAP).feed([1, 4]).mapper.view()
     assert view.keyframe_ids.shape == (0,)
     assert view.cam_from_world.shape == (0, 3, 4)
     assert view.points3D_in_world.shape == (0, 3)
@@ -413,7 +421,14 @@ def test_a_job_that_failed_changes_nothing_and_another_one_may_start(video: Synt
 
 
 def test_a_window_of_the_newest_keyframes_is_solved_beside_the_map(path: SyntheticWorld) -> None:
-    window = WindowConfig(size=4, num_older=4, interval=3, min_keyframes=8, merge_after_keyframes=2)
+    window = WindowConfig(
+        size=4,
+        num_older=4,
+        interval=3,
+        min_keyframes=8,
+        merge_after_keyframes=2,
+        weak_fit_ratio=10.0,
+    )
     fed = Run(path, config=CONFIG.model_copy(update={"window": window}))
     while not (jobs := [job for job in fed.jobs if job.kind is JobKind.WINDOW]):
         fed.feed([len(fed.records) + 1])
@@ -432,7 +447,9 @@ def test_a_window_of_the_newest_keyframes_is_solved_beside_the_map(path: Synthet
 
 
 def test_a_window_in_flight_at_the_end_is_merged(path: SyntheticWorld) -> None:
-    window = WindowConfig(size=4, num_older=4, min_keyframes=8, merge_after_keyframes=100)
+    window = WindowConfig(
+        size=4, num_older=4, min_keyframes=8, merge_after_keyframes=100, weak_fit_ratio=10.0
+    )
     config = CONFIG.model_copy(update={"window": window})
     fed = Run(path, config=config).feed(path.frame_ids)
     assert [job.kind for job in fed.jobs].count(JobKind.WINDOW) == 1
@@ -440,6 +457,31 @@ def test_a_window_in_flight_at_the_end_is_merged(path: SyntheticWorld) -> None:
     fed.finish()
     assert fed.emitted(WindowSolved)[0].purpose is WindowPurpose.RESOLVE
     assert fed.registered_ids == path.frame_ids
+
+
+def test_the_end_stops_at_the_first_window_that_makes_the_map_no_better(
+    path: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = WindowConfig(size=3, num_older=3, interval=100, max_final=4)
+    fed = Run(path, config=CONFIG.model_copy(update={"window": window})).feed(path.frame_ids)
+    for frame_id in (FrameId(3), FrameId(9)):  # far from each other
+        pose = fed.sparse_map.cam_from_world(frame_id).copy()
+        pose[:, 3] += (0.02, 0.0, 0.0)
+        fed.sparse_map.set_pose(frame_id, pose)
+    monkeypatch.setattr(Mapper, "_repair_finally", lambda self: None)
+    monkeypatch.setattr(
+        window_schedule,
+        "try_window",
+        lambda sparse_map, job, estimate, *, config: WindowMerge(
+            verdict=WindowVerdict.NOT_BETTER,
+            reason="none is",
+            before=sparse_map.fit([]),
+            after=sparse_map.fit([]),
+        ),
+    )
+    fed.finish()
+    (solved,) = fed.emitted(WindowSolved)
+    assert solved.purpose is WindowPurpose.FINAL
 
 
 def test_an_adjustment_at_once_is_a_change_of_the_map(video: SyntheticWorld) -> None:
@@ -1057,7 +1099,7 @@ def test_the_distance_to_gps_is_a_figure_in_metres() -> None:
 def test_a_tracked_frame_waits_for_its_keyframe(path: SyntheticWorld) -> None:
     """Frames between keyframes that come before the map are posed with it, each once."""
     world = SyntheticWorld(straight_path(13, step=0.6), noise_px=0.3)
-    fed = Run(world).feed(range(1, 10), keyframe_every=3)
+    fed = Run(world, config=NO_EARLY_MAP).feed(range(1, 10), keyframe_every=3)
     assert fed.poses == []
     fed.feed([10])
     assert sorted(pose.frame_id for pose in fed.poses) == list(range(1, 11))

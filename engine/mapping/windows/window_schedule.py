@@ -14,6 +14,7 @@ from engine.mapping.windows.window_selection import (
     Window,
     WindowJob,
     WindowSchedule,
+    is_needed,
     make_job,
     missing_windows,
     newest_window,
@@ -64,12 +65,19 @@ class WindowRefinement:
 
     @charged_to(Stage.WINDOWS)
     def start_if_due(self, sparse_map: SparseMap) -> WindowJob | None:
-        """Returns a window of the newest keyframes when enough of them came since the last one."""
+        """Returns a window of the newest keyframes when one is due and needed.
+
+        It is due when enough keyframes came since the last time, and needed where they fit the map
+        badly, or it misses some of them.
+        """
         num_keyframes = len(self._graph.keyframe_ids)
         if not self._schedule.should(num_keyframes):
             return None
         self._schedule.done(num_keyframes)
         window = newest_window(self._graph, sparse_map, config=self._config)
+        if not is_needed(sparse_map, window, config=self._config):
+            self._schedule.adapt(made_better=False)
+            return None
         return make_job(self._graph, sparse_map, window)
 
     @charged_to(Stage.WINDOWS)
@@ -92,25 +100,16 @@ class WindowRefinement:
         return None
 
     @charged_to(Stage.WINDOWS)
-    def improve(
-        self,
-        sparse_map: SparseMap,
-        *,
-        tried: set[FrameId],
-        errors_px: dict[FrameId, float] | None = None,
-    ) -> WindowMerge | None:
+    def improve(self, sparse_map: SparseMap, *, tried: set[FrameId]) -> WindowMerge | None:
         """Tries a window around the keyframe that fits worst; None when there is nothing to try.
 
         Args:
             sparse_map: the map.
             tried: keyframes that stood in such a window before; grows by those of this one.
-            errors_px: see `worst_window`.
         """
         if not self._config.enabled:
             return None
-        window = worst_window(
-            self._graph, sparse_map, config=self._config, tried=tried, errors_px=errors_px
-        )
+        window = worst_window(self._graph, sparse_map, config=self._config, tried=tried)
         if window is None:
             return None
         tried.update(window.free_ids)
