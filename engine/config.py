@@ -641,6 +641,9 @@ class ViewsConfig(Section):
 
     max_map_hz: PositiveFloat = 1.0
     """Hz. The map is shown at most this often."""
+    max_map_time_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Share of the time that copying and showing the map may take: a large one is shown less often.
+    """
     max_image_hz: PositiveFloat = 10.0
     """Hz. The current image is shown at most this often."""
     image_edge_px: PositiveInt = 640
