@@ -280,9 +280,10 @@ class MatchingConfig(Section):
     use_focal_lengths: bool = True
     """Whether a camera of unknown focal length starts with the one that a dense matcher
     estimates."""
-    max_descriptors_mb: PositiveInt = 512
+    max_descriptors_mb: PositiveInt = 128
     """Memory for descriptors of keyframes; those used longest ago are read back from the run's
-    database. A photo has about 1 MB of them, a keyframe of a video half as much."""
+    database, a keyframe in less than a hundredth of the time that it is matched in. A photo has
+    about 1 MB of them, a keyframe of a video an eighth as much."""
     metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
     report the length of the map's unit. apply: the first map is scaled to metres, too. off:
@@ -679,6 +680,9 @@ class ViewsConfig(Section):
 
     max_map_hz: PositiveFloat = 1.0
     """Hz. The map is shown at most this often."""
+    max_map_time_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Share of the time that copying and showing the map may take: a large one is shown less often.
+    """
     max_image_hz: PositiveFloat = 10.0
     """Hz. The current image is shown at most this often."""
     image_edge_px: PositiveInt = 640

@@ -908,6 +908,7 @@ class MapView:
         default_factory=lambda: np.zeros((0, 4, 3))
     )
     cameras: tuple[CameraFigures, ...] = ()
+    elapsed_s: float = 0.0  # CPU time of the thread that made it
 
     def __post_init__(self) -> None:
         freeze_field(self, "keyframe_ids", (None,), np.int64)
