@@ -647,7 +647,7 @@ class RescueConfig(Section):
     """Whether keyframes that fit nowhere start maps of their own at once, which grow beside the map
     and join it when pairs between them show how they lie. false: they wait until the end, when
     whole maps are built from other starts, and what is left becomes separate maps."""
-    final_rebuilds: NonNegativeInt = 3
+    final_rebuilds: NonNegativeInt = 1
     """Other starts tried at the end of the run while keyframes are missing from all maps; with
     components one at most."""
     separate_maps: bool = True
