@@ -527,6 +527,7 @@ class Engine:
             for name, stage in (
                 ("decoding", Stage.DECODE),
                 ("tracking", Stage.TRACK),
+                ("describing", Stage.DESCRIBE),
                 ("matching", Stage.VERIFY),
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
                 ("io", Stage.TABLES),
@@ -535,6 +536,7 @@ class Engine:
         (
             self._decoding_thread,
             self._tracking_thread,
+            self._describing_thread,
             self._matching_thread,
             self._job_thread,
             self._io_thread,
@@ -651,6 +653,7 @@ class Engine:
             sources=self._sources,
             describe=self._matcher.describe,
             thread=self._tracking_thread,
+            describing_thread=self._describing_thread,
             frames=self._arrivals,
             items=self._items,
             ingestion=self._ingestion,
