@@ -497,6 +497,7 @@ class Mapper:
 
     def _repair_misplaced(self, frame_id: FrameId) -> None:
         """Puts keyframes right that pairs of one keyframe show to be misplaced."""
+        num_put_off = self._misplacements.num_put_off
         repair = self._misplacements.repair(
             self._map,
             [frame_id],
@@ -505,6 +506,11 @@ class Mapper:
         )
         if repair is not None:
             self._take_repair(repair)
+        elif num_put_off == 0 < self._misplacements.num_put_off:
+            self._warn(
+                "pairs contradict the places of keyframes in a large map: it is repaired when it"
+                " has grown by a tenth since the last time, and at the end"
+            )
 
     def _take_repair(self, repair: Repair) -> None:
         """Makes a map in which misplaced keyframes have other places the map."""
@@ -862,15 +868,12 @@ class Mapper:
             self._take_repair(repair)
 
     def _improve_by_windows(self) -> None:
-        """Solves the weakest parts of the map once more."""
+        """Solves the weakest parts of the map once more, as long as that makes it better."""
         tried: set[FrameId] = set()
-        errors_px: dict[FrameId, float] = {}
         for _ in range(self._config.window.max_final):
-            merge = self._windows.improve(self._map, tried=tried, errors_px=errors_px)
-            if merge is None:
+            merge = self._windows.improve(self._map, tried=tried)
+            if merge is None or not self._take_over(merge):
                 return
-            if self._take_over(merge):
-                errors_px.clear()
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
         """Returns what is not in any step yet, with nothing done; also for a run that broke off."""
