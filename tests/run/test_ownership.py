@@ -317,8 +317,10 @@ def test_the_map_is_used_on_its_thread_only_and_the_graph_where_it_is_lent(
     assert ownership.wrong_calls == []
     assert written.warnings() == []
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
-    assert outcome.num_registered == len(KEYFRAMES)
-    assert written.statuses.count("tracked") == NUM_FRAMES - len(KEYFRAMES)
+    # Of live frames none becomes a keyframe while one is described.
+    assert len(KEYFRAMES) - 3 <= outcome.num_registered <= len(KEYFRAMES)
+    assert is_live or outcome.num_registered == len(KEYFRAMES)
+    assert written.statuses.count("tracked") == NUM_FRAMES - outcome.num_registered
 
     # All of it took place.
     assert len(written.of_kind("SnapshotWritten")) == 2
