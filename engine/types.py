@@ -363,6 +363,7 @@ class TrackingDecision:
     frame_id: FrameId
     is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
     is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
+    num_described: int | None = None  # keyframes by then; None: frames wait while one is described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
