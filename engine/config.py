@@ -280,9 +280,10 @@ class MatchingConfig(Section):
     use_focal_lengths: bool = True
     """Whether a camera of unknown focal length starts with the one that a dense matcher
     estimates."""
-    max_descriptors_mb: PositiveInt = 512
+    max_descriptors_mb: PositiveInt = 128
     """Memory for descriptors of keyframes; those used longest ago are read back from the run's
-    database. A photo has about 1 MB of them, a keyframe of a video half as much."""
+    database, a keyframe in less than a hundredth of the time that it is matched in. A photo has
+    about 1 MB of them, a keyframe of a video an eighth as much."""
     metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
     report the length of the map's unit. apply: the first map is scaled to metres, too. off:
@@ -646,7 +647,7 @@ class RescueConfig(Section):
     """Whether keyframes that fit nowhere start maps of their own at once, which grow beside the map
     and join it when pairs between them show how they lie. false: they wait until the end, when
     whole maps are built from other starts, and what is left becomes separate maps."""
-    final_rebuilds: NonNegativeInt = 3
+    final_rebuilds: NonNegativeInt = 1
     """Other starts tried at the end of the run while keyframes are missing from all maps; with
     components one at most."""
     separate_maps: bool = True
@@ -679,6 +680,9 @@ class ViewsConfig(Section):
 
     max_map_hz: PositiveFloat = 1.0
     """Hz. The map is shown at most this often."""
+    max_map_time_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Share of the time that copying and showing the map may take: a large one is shown less often.
+    """
     max_image_hz: PositiveFloat = 10.0
     """Hz. The current image is shown at most this often."""
     image_edge_px: PositiveInt = 640

@@ -51,14 +51,15 @@ def frozen_array(
         ValueError: the shape differs, a floating value is not finite and has to be, or ``dtype``
             is an integer that cannot hold a value.
     """
-    given = np.asarray(values)
-    with np.errstate(invalid="ignore"):  # what does not survive the cast is refused below
-        array = given.astype(dtype, order="C", copy=False)
+    array = given = np.asarray(values)
+    if given.dtype != dtype or not given.flags.c_contiguous:
+        with np.errstate(invalid="ignore"):  # what does not survive the cast is refused below
+            array = given.astype(dtype, order="C", copy=False)
     if array.ndim != len(shape) or any(
         want is not None and have != want for have, want in zip(array.shape, shape, strict=True)
     ):
         raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
-    if finite and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{name}: holds values that are not finite")
     if array.dtype.kind in "iu" and array is not given and not np.array_equal(array, given):
         raise ValueError(f"{name}: holds values that {array.dtype} cannot hold")
@@ -362,6 +363,7 @@ class TrackingDecision:
     frame_id: FrameId
     is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
     is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
+    num_described: int | None = None  # keyframes by then; None: frames wait while one is described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -908,6 +910,7 @@ class MapView:
         default_factory=lambda: np.zeros((0, 4, 3))
     )
     cameras: tuple[CameraFigures, ...] = ()
+    elapsed_s: float = 0.0  # CPU time of the thread that made it
 
     def __post_init__(self) -> None:
         freeze_field(self, "keyframe_ids", (None,), np.int64)

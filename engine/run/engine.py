@@ -552,6 +552,7 @@ class Engine:
             for name, stage in (
                 ("decoding", Stage.DECODE),
                 ("tracking", Stage.TRACK),
+                ("describing", Stage.DESCRIBE),
                 ("matching", Stage.VERIFY),
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
                 ("second", Stage.MATCH),
@@ -561,6 +562,7 @@ class Engine:
         (
             self._decoding_thread,
             self._tracking_thread,
+            self._describing_thread,
             self._matching_thread,
             self._job_thread,
             self._second_thread,
@@ -686,6 +688,7 @@ class Engine:
                 else DescriberForBoth(self._matcher, self._second, config.second).describe
             ),
             thread=self._tracking_thread,
+            describing_thread=self._describing_thread,
             frames=self._arrivals,
             items=self._items,
             ingestion=self._ingestion,
