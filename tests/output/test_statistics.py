@@ -17,9 +17,11 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     OverlayFound,
+    PairVerified,
     RunPart,
     SnapshotWritten,
     Warned,
+    WeakPairsMatched,
     WindowPurpose,
     WindowSolved,
     WindowVerdict,
@@ -32,6 +34,7 @@ from engine.types import (
     FrameId,
     LostStretch,
     MapCounts,
+    PairReason,
     Verdict,
     VerdictLevel,
     VerdictReason,
@@ -344,8 +347,16 @@ def test_faults_are_counted_by_part_and_kind() -> None:
 def test_pairs_of_a_second_matcher_are_counted_apart() -> None:
     statistics = RunStatistics()
     for reason in (PairReason.TEMPORAL, PairReason.SECOND, PairReason.SECOND):
-        pair = {"first": FrameId(1), "second": FrameId(2), "num_matches": 9, "num_inliers": 8}
-        statistics(PairVerified(at_s=1.0, reason=reason, **pair))
+        statistics(
+            PairVerified(
+                at_s=1.0,
+                first=FrameId(1),
+                second=FrameId(2),
+                reason=reason,
+                num_matches=9,
+                num_inliers=8,
+            )
+        )
     for num_pairs, num_left_out in ((4, 1), (2, 0)):
         statistics(
             WeakPairsMatched(
