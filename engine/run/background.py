@@ -14,6 +14,7 @@ from engine.errors import MapError
 from engine.events import RunPart
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
+from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.steps import MapCopy, MapSnapshot
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
@@ -26,6 +27,7 @@ _PART_OF_JOB = {
     JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
     JobKind.WINDOW: RunPart.WINDOW,
 }
+_MANY_OBSERVATIONS = 100_000  # Ceres takes 0.9 kB for each
 _MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
 
 Result = TypeVar("Result")
@@ -79,7 +81,7 @@ class MapJobs:
             await self._abandon(job.kind)
             run = job.run
             if job.kind is JobKind.GLOBAL_ADJUSTMENT:
-                run = functools.partial(self._guard.call, job.run)
+                run = functools.partial(_adjust, job.run, guard=self._guard)
             task = asyncio.create_task(run_in(self._thread, run), name=job.kind.value)
             self._running[job.kind] = job, BackgroundJob(task)
 
@@ -235,6 +237,16 @@ class Snapshots:
         started_at_s = self._clock()
         self._recorder.snapshot(copies, entries=entries)
         self._took_s = self._clock() - started_at_s
+
+
+def _adjust(run: Callable[[], JobResult], *, guard: Guard) -> JobResult:
+    """Runs a bundle adjustment; much memory of its solver goes back to the system at once."""
+    result = guard.call(run)
+    if isinstance(result, GlobalAdjustment):
+        num_observations = result.reconstruction.compute_num_observations()
+        if num_observations > _MANY_OBSERVATIONS:
+            return_free_memory()
+    return result
 
 
 def _checked_copies(mapper: Mapper) -> MapSnapshot:
