@@ -258,7 +258,7 @@ def test_what_a_large_adjustment_took_is_returned_to_the_system(
     monkeypatch.setattr(background, "return_free_memory", lambda: returned.append("all"))
 
     async def test() -> None:
-        jobs = MapJobs(thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
         await jobs.start([job_of(lambda: result_of(1))])
         await jobs.all_finished()
 
