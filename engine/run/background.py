@@ -25,6 +25,7 @@ from engine.types import MapCounts
 _PART_OF_JOB = {
     JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
     JobKind.WINDOW: RunPart.WINDOW,
+    JobKind.SECOND_MATCHING: RunPart.SECOND_MATCHING,
 }
 _MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
 
@@ -62,13 +63,17 @@ class MapJobs:
     A job that raises or hangs has no result, and its copy of the map is dropped.
 
     Args:
-        thread: runs one job at a time.
-        guard: of bundle adjustments; solvers of windows have their own.
+        thread: runs one job on a copy of a map at a time.
+        matching_thread: runs those of a second matcher, which may take long.
+        guard: of bundle adjustments; solvers of windows, and second matchers, have their own.
         faults: takes what jobs raise.
     """
 
-    def __init__(self, thread: Executor, *, guard: Guard, faults: Faults) -> None:
+    def __init__(
+        self, thread: Executor, *, matching_thread: Executor, guard: Guard, faults: Faults
+    ) -> None:
         self._thread = thread
+        self._matching_thread = matching_thread
         self._guard = guard
         self._faults = faults
         self._running: dict[JobKind, tuple[MapJob, BackgroundJob[JobResult]]] = {}
@@ -80,7 +85,9 @@ class MapJobs:
             run = job.run
             if job.kind is JobKind.GLOBAL_ADJUSTMENT:
                 run = functools.partial(self._guard.call, job.run)
-            task = asyncio.create_task(run_in(self._thread, run), name=job.kind.value)
+            is_matching = job.kind is JobKind.SECOND_MATCHING
+            thread = self._matching_thread if is_matching else self._thread
+            task = asyncio.create_task(run_in(thread, run), name=job.kind.value)
             self._running[job.kind] = job, BackgroundJob(task)
 
     async def finished(self, due: Sequence[MapJob], *, wait: bool) -> list[FinishedJob]:
