@@ -620,6 +620,7 @@ def test_a_window_that_fails_is_reported_and_the_map_grows_on(
             "window.weak_fit_ratio=10",
             "window.bootstrap=false",
             "window.max_final=0",
+            "window.weak_fit_ratio=10",  # as often as they are due
         ],
     )
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
