@@ -249,6 +249,23 @@ def test_abandoned_jobs_are_not_waited_for(thread: ThreadPoolExecutor) -> None:
     run(test())
 
 
+@pytest.mark.parametrize(("many", "num_returned"), [(-1, 1), (100_000, 0)])
+def test_what_a_large_adjustment_took_is_returned_to_the_system(
+    thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, many: int, num_returned: int
+) -> None:
+    returned: list[str] = []
+    monkeypatch.setattr(background, "_MANY_OBSERVATIONS", many)
+    monkeypatch.setattr(background, "return_free_memory", lambda: returned.append("all"))
+
+    async def test() -> None:
+        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
+        await jobs.start([job_of(lambda: result_of(1))])
+        await jobs.all_finished()
+
+    run(test())
+    assert len(returned) == num_returned
+
+
 # -- snapshots ------------------------------------------------------------------------------------
 
 

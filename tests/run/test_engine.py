@@ -617,6 +617,7 @@ def test_a_window_that_fails_is_reported_and_the_map_grows_on(
         settings=[
             "window.min_keyframes=6",
             "window.interval=3",
+            "window.weak_fit_ratio=10",
             "window.bootstrap=false",
             "window.max_final=0",
             "window.weak_fit_ratio=10",  # as often as they are due

@@ -70,6 +70,7 @@ MUCH_WORK = [
     "window.num_older=4",
     "window.min_keyframes=6",
     "window.interval=2",
+    "window.weak_fit_ratio=10",
     "window.merge_after_keyframes=1",
     "views.max_map_hz=1e6",
     "views.max_image_hz=1e6",

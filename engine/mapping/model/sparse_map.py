@@ -222,9 +222,11 @@ class SparseMap:
             rows += np.arange(len(rows))  # of all observations of its points
             counts = np.bincount(observers[rows], minlength=len(frame_ids))
             counts[number] = 0
-            most_first = np.argsort(-counts, kind="stable")
+            seen = np.flatnonzero(counts)
+            most_first = seen[np.argsort(-counts[seen], kind="stable")]
             self._covisibility[frame_ids[number]] = {
-                frame_ids[k]: int(counts[k]) for k in most_first.tolist() if counts[k]
+                frame_ids[k]: num
+                for k, num in zip(most_first.tolist(), counts[most_first].tolist(), strict=True)
             }
 
     # -- growing --------------------------------------------------------------------------------
