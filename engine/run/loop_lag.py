@@ -97,11 +97,14 @@ async def _measure_once(
     after = _Clocks.now(scheduler)
     own_s = min(late_s, after.own_s - before.own_s)
     core_s = min(late_s - own_s, after.waited_s - before.waited_s)
+    lock_s = late_s - own_s - core_s
+    if lock_s < _LEAST_STALL_S:
+        holder = None
     lateness = Lateness(
         late_s=late_s,
         own_s=own_s,
         core_s=core_s,
-        lock_s=late_s - own_s - core_s,
+        lock_s=lock_s,
         at_s=clock(),
         thread="" if holder is None else holder.thread_name,
         stage="" if holder is None or holder.stage is None else holder.stage.value,
