@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -164,6 +165,10 @@ def run(
             help="Keep what arrives and when the run acted on it; replay:DIR repeats the run.",
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Write where the CPU time goes, by thread and function."),
+    ] = False,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -177,7 +182,7 @@ def run(
             overwrite=overwrite,
             quiet=quiet,
         )
-        options = replace(options, record_input=record_input)
+        options = replace(options, record_input=record_input, profile=profile)
         config = [*_recorded_overlays(source), *(config or [])]
         if record_input is not None and onto is not None:
             raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
@@ -200,6 +205,10 @@ def run(
             )
             options, loaded = replace(options, going_on=going_on), going_on.config
         outcome = _launch(_with_calibrations(loaded, calibration or []), options)
+    if profile:
+        _say(
+            f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
+        )
     _finish(outcome)
 
 
@@ -399,7 +408,12 @@ def benchmark(
             keep=keep,
             limit_s=limit_s,
         )
-        report = run_benchmark(plan)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            report = run_benchmark(plan)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(f"livesfm: stopped; what was measured is in {out}", err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
     typer.echo(str(report))
 
 

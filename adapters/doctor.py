@@ -69,6 +69,7 @@ _CORE = {  # distribution: what it is for
     "watchfiles": "watched folders",
 }
 _EXTRAS = {  # distribution: the extra that brings it
+    "matplotlib": "benchmark",
     "aiomqtt": "mqtt",
     "aiohttp": "phone",
     "cryptography": "phone",

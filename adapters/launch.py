@@ -17,6 +17,7 @@ from adapters.calibrations.by_camera import CalibrationsByCamera
 from adapters.exhaustion import provide_descriptors
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
+from adapters.profiling import profiled
 from adapters.start_signals import StartSignals, start_signals
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROFILE = "profile"  # folder of a run
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -60,6 +62,7 @@ class LaunchOptions:
     show_progress: bool
     going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
     record_input: Path | None = None  # where what the run receives is kept; None: nowhere
+    profile: bool = False  # where its threads spend their time is written into the folder
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -77,7 +80,12 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
     """
     try:
         with start_signals() as signals:
-            return _launch(config, options, signals)
+            if not options.profile:
+                return _launch(config, options, signals)
+            with profiled() as profile:
+                outcome = _launch(config, options, signals)
+            profile.write(outcome.path / PROFILE)
+            return outcome
     except BaseException:
         if options.going_on is not None:
             options.going_on.give_up()

@@ -244,7 +244,7 @@ class FrameTrackingConfig(Section):
 
     mode: Literal["auto", "video", "photos"] = "auto"
     """video: keyframes are chosen. photos: every frame is one. auto: as the source is."""
-    max_tracked_points: PositiveInt = 400
+    max_tracked_points: PositiveInt = 250
     """Keypoints of a keyframe that are followed. More: steadier poses between keyframes, slower."""
     working_edge_px: PositiveInt = 640
     """px. Optical flow runs on frames reduced to this edge."""
@@ -484,6 +484,10 @@ class InitializationConfig(Section):
     """Verified matches that the pair needs."""
     min_triangulation_angle_deg: PositiveFloat = 6.0
     """deg, median over the pair's points. Below it depth is too uncertain to start from."""
+    early_triangulation_angle_deg: NonNegativeFloat = 3.0
+    """deg. Until there are min_keyframes, frames of a video get poses by an early map, of two
+    keyframes of a known calibration or three, from a pair of this angle. The run's map is made
+    without it. 0: there is none."""
     max_reprojection_error_px: PositiveFloat = 2.0
     """px at an edge of 1000 px, mean after bundle adjustment. A pair above it starts no map."""
     max_pairs_tried: PositiveInt = 12
@@ -577,6 +581,10 @@ class WindowConfig(Section):
     merge_after_keyframes: PositiveInt = 2
     """Keyframes added before the result joins the map; a fixed number, so that maps do not depend
     on timing."""
+    weak_fit_ratio: PositiveFloat = 0.9
+    """The newest keyframes are solved again where keypoints of theirs fit the map less well than
+    those of other keyframes, by this factor, or where the map misses one of them. Lower: fewer
+    windows. 10: as often as interval says."""
     min_gain_ratio: Ratio = 0.01
     """A result is merged when the keypoints of its keyframes fit the map better by this share, or
     when it brings in keyframes that the map misses."""

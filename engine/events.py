@@ -221,6 +221,19 @@ class MetricScaleEstimated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyMapMade(Event):
+    """Few keyframes of a video became a map by which frames get poses until the run's map starts.
+
+    Emitted again where another one takes its place.
+    """
+
+    first: FrameId
+    second: FrameId
+    num_registered: int
+    num_points3D: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapInitialized(Event):
     """A map was initialised: the first one, or a better one after a poor start."""
 

@@ -14,6 +14,7 @@ from engine.types import (
     FrameId,
     FramePose,
     GpsReading,
+    MapCounts,
     MapView,
     MatchRequest,
     PairMatches,
@@ -317,11 +318,24 @@ class View(Protocol):
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Shows the current image and, when known, where it was taken."""
 
-    def show_map(self, view: MapView) -> None:
-        """Shows the map."""
-
     def show_event(self, event: Event) -> None:
         """Shows one event."""
 
     def close(self) -> None:
         """Writes what is pending and releases everything; called once."""
+
+
+@runtime_checkable
+class ShowsMap(Protocol):
+    """A view that shows the map. Without one in a run, no map is copied for views."""
+
+    def show_map(self, view: MapView) -> None:
+        """Shows the map."""
+
+
+@runtime_checkable
+class ShowsCounts(Protocol):
+    """A view that shows how large the map is."""
+
+    def show_counts(self, counts: MapCounts) -> None:
+        """Shows how large the map is."""

@@ -361,6 +361,7 @@ class TrackingDecision:
 
     frame_id: FrameId
     is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
+    is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -869,6 +870,16 @@ class Contradiction:
     pair: ImagePair
     num_matches: int  # with a point on both sides, not the same one
     error_px: float  # median over them, at an edge of 1000 px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapCounts:
+    """How large the map is."""
+
+    num_keyframes: int = 0  # registered or not
+    num_registered: int = 0
+    num_points3D: int = 0
+    has_map: bool = False  # frames get poses, be it by an early map, of which nothing is registered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

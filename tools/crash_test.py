@@ -53,7 +53,8 @@ POLL_S = 0.003
 MAX_KILLS_OF_A_RUN = 4
 MIN_ERROR_PERCENT = 0.02  # of the extent; what is below is as good as this
 WORSE_RATIO = 1.10
-KINDS = ("moment", "moment", "snapshot", "adjustment", "loop", "restoring")
+KINDS = ("moment", "moment", "snapshot", "adjustment", "restoring")
+LOOP_KINDS = ("loop", "loop", "snapshot", "adjustment", "restoring")
 EVENT_OF_KIND = {"adjustment": b'"BundleAdjusted"', "loop": b'"LoopClosed"'}
 
 NUM_LIVE_FRAMES, LIVE_RATE_HZ = 120, 4.0
@@ -69,6 +70,8 @@ class Case:
     arguments: tuple[str, ...]
     num_frames: int | None  # of a file; None: live
     truth: Path | None  # TUM, by index; None: by the number in the frame's top edge
+    path: str = "flight"  # of the town
+    kinds: tuple[str, ...] = KINDS  # of moments to kill at
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,7 +149,7 @@ def killing_moment(run: Path, *, kind: str, num_bytes: int, rng: random.Random) 
             is_writing = any(name.startswith(".tmp-") for name in new)
             yield is_writing and len(new) >= num_before
     if kind in EVENT_OF_KIND:
-        wanted = rng.randrange(1, 4)
+        wanted = 1 if kind == "loop" else rng.randrange(1, 4)
         while True:
             yield size_of(events) > began and count_after(events, began, kind) >= wanted
     due_bytes = began + rng.randrange(0, max(num_bytes - began, num_bytes // 4))
@@ -316,12 +319,12 @@ def make_live_video(path: Path) -> None:
         container.mux(stream.encode())
 
 
-def town_truth(num_frames: int) -> dict[int, np.ndarray]:
+def town_truth(num_frames: int, *, path: str) -> dict[int, np.ndarray]:
     """True camera centres by index."""
     from adapters.launch import count_frame_ids
     from adapters.town.source import SyntheticTown, parse_town_spec
 
-    options = parse_town_spec(f"synthetic:town?frames={num_frames}")
+    options = parse_town_spec(f"synthetic:town?frames={num_frames}&path={path}")
     town = SyntheticTown(options, next_frame_id=count_frame_ids())
     return {index: camera_center(pose) for index, (_, pose) in enumerate(town.ground_truth())}
 
@@ -384,6 +387,18 @@ def make_cases(arguments: argparse.Namespace) -> list[Case]:
                 truth=Path(),
             )
         )
+    if "orbit" in arguments.case:  # comes back to where it began
+        cases.append(
+            Case(
+                name="orbit",
+                source=f"synthetic:town?frames={arguments.town_frames}&path=orbit",
+                arguments=("--config", "drone_video", *small, *loops),
+                num_frames=arguments.town_frames,
+                truth=Path(),
+                path="orbit",
+                kinds=LOOP_KINDS,
+            )
+        )
     if "fox" in arguments.case:
         if arguments.fox is None:
             raise SystemExit("--case fox needs --fox FOLDER with images/ and groundtruth.txt")
@@ -426,7 +441,7 @@ def truth_of(case: Case) -> dict[int, np.ndarray]:
             round(float(at_s)): camera_center(pose)
             for at_s, pose in zip(poses.timestamps_s, poses.cam_from_world, strict=True)
         }
-    return town_truth(case.num_frames or NUM_LIVE_FRAMES)
+    return town_truth(case.num_frames or NUM_LIVE_FRAMES, path=case.path)
 
 
 def try_once(
@@ -442,7 +457,7 @@ def try_once(
             if is_new:
                 shutil.rmtree(run, ignore_errors=True)
             if len(trial.kinds) < num_kills:
-                kind = rng.choice([one for one in KINDS if not is_new or one != "restoring"])
+                kind = rng.choice([one for one in case.kinds if not is_new or one != "restoring"])
                 was_killed, code, printed = run_and_kill(
                     case, run, is_new=is_new, kind=kind, num_bytes=num_bytes, rng=rng
                 )
@@ -526,7 +541,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60, help="in all, divided among the cases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", nargs="+", default=["town", "rtmp"], help="town, fox, rtmp")
+    parser.add_argument(
+        "--case", nargs="+", default=["town", "orbit", "rtmp"], help="town, orbit, fox, rtmp"
+    )
     parser.add_argument("--fox", type=Path, help="folder with images/ and groundtruth.txt")
     parser.add_argument("--town-frames", type=int, default=120)
     parser.add_argument("--work", type=Path, default=Path("runs/crash_test"))

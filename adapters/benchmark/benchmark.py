@@ -18,6 +18,7 @@ from adapters.benchmark.figures import Figures
 from adapters.benchmark.machine import load_average, this_machine
 from adapters.benchmark.measuring import Usage, last_line, measure, usable_processors
 from adapters.benchmark.pipelines import Colmap, LiveSfm, Pipeline, options_for, pipelines_for
+from adapters.benchmark.plots import draw_plots
 from adapters.benchmark.report import report
 from adapters.benchmark.results import (
     BenchmarkResult,
@@ -26,7 +27,7 @@ from adapters.benchmark.results import (
     PipelineResult,
 )
 from adapters.benchmark.scoring import score_model, score_run
-from engine.errors import ConfigError, EngineError
+from engine.errors import AdapterUnavailableError, ConfigError, EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -127,99 +128,115 @@ def run_benchmark(plan: Plan) -> Path:
         num_threads=plan.num_threads,
         datasets=(),
     )
-    for dataset, pipelines in plan.datasets:
-        session = _Session(plan, dataset, pipelines)
-        others = result.datasets
-        for measured in session.results():
-            result = replace(result, datasets=(*others, measured))
-            write_reports(result, plan.out)
-        session.close()
-    result = replace(result, is_complete=True)
-    write_reports(result, plan.out)
+    try:
+        for dataset, pipelines in plan.datasets:
+            others = result.datasets
+            for measured in _measure(plan, dataset, pipelines):
+                result = replace(result, datasets=(*others, measured))
+                write_reports(result, plan.out)
+        result = replace(result, is_complete=True)
+    finally:
+        write_reports(result, plan.out, plots=_plots(result, plan.out))
     return plan.out / MARKDOWN_FILE
 
 
-def write_reports(result: BenchmarkResult, out: Path) -> None:
+def write_reports(result: BenchmarkResult, out: Path, *, plots: Sequence[str] = ()) -> None:
     """Writes the JSON and the Markdown file, each in one step."""
     _replace(out / JSON_FILE, json.dumps(result.as_record(), indent=1) + "\n")
-    _replace(out / MARKDOWN_FILE, report(result))
+    _replace(out / MARKDOWN_FILE, report(result, plots=plots))
 
 
-class _Session:
-    """All runs on a dataset."""
+def _plots(result: BenchmarkResult, out: Path) -> list[str]:
+    try:
+        return draw_plots(result, out)
+    except AdapterUnavailableError as error:
+        logger.warning("%s", error)
+        return []
 
-    def __init__(self, plan: Plan, dataset: Dataset, pipelines: Sequence[Pipeline]) -> None:
+
+def _measure(
+    plan: Plan, dataset: Dataset, pipelines: Sequence[Pipeline]
+) -> Iterator[DatasetResult]:
+    """All runs on a dataset; yields what was measured so far after each."""
+    work = plan.out / "work" / dataset.name
+    runner = _Runner(plan, dataset, _images(plan, dataset, pipelines, folder=work / "frames"))
+    result = _result_of(dataset, pipelines, runner.images)
+    try:
+        for number in range(1, plan.num_runs + 1):
+            for pipeline in pipelines:
+                logger.warning(
+                    "%s, round %d of %d: %s", dataset.name, number, plan.num_runs, pipeline.name
+                )
+                run = runner.run(pipeline, number, work=work / f"{pipeline.name}-{number}")
+                result = result.with_run(pipeline.name, run)
+                yield result
+    finally:
+        if not plan.keep:
+            shutil.rmtree(plan.out / "work", ignore_errors=True)
+
+
+def _images(
+    plan: Plan, dataset: Dataset, pipelines: Sequence[Pipeline], *, folder: Path
+) -> PeerImages | None:
+    """What peers get; None: there are none. Refuses a reference of other frames."""
+    if not any(isinstance(pipeline, Colmap) for pipeline in pipelines):
+        return None
+    images = images_for_peers(dataset, step=plan.peer_step, folder=folder)
+    if dataset.reference is not None:
+        dataset.reference.of(images.frames)
+    return images
+
+
+def _result_of(
+    dataset: Dataset, pipelines: Sequence[Pipeline], images: PeerImages | None
+) -> DatasetResult:
+    """The result before the first run."""
+    reference = dataset.reference
+    return DatasetResult(
+        name=dataset.name,
+        source=str(dataset.source),
+        reference="" if reference is None else str(reference.path),
+        reference_kind="" if reference is None else reference.kind.value,
+        peer_images="" if images is None else images.in_words(),
+        pipelines=tuple(
+            PipelineResult(name=each.name, is_peer=isinstance(each, Colmap)) for each in pipelines
+        ),
+    )
+
+
+class _Runner:
+    """Runs pipelines on a dataset."""
+
+    def __init__(self, plan: Plan, dataset: Dataset, images: PeerImages | None) -> None:
         self._plan = plan
         self._dataset = dataset
-        self._pipelines = pipelines
-        self._work = plan.out / "work" / dataset.name
-        self._images: PeerImages | None = None
-        if any(pipeline.is_peer for pipeline in pipelines):
-            folder = self._work / "frames"
-            self._images = images_for_peers(dataset, step=plan.peer_step, folder=folder)
-            if dataset.reference is not None:  # refuse one that fits nothing before hours of work
-                dataset.reference.of(self._images.frames)
+        self.images = images
 
-    def results(self) -> Iterator[DatasetResult]:
-        """The result after each run."""
-        reference = self._dataset.reference
-        result = DatasetResult(
-            name=self._dataset.name,
-            source=str(self._dataset.source),
-            reference="" if reference is None else str(reference.path),
-            reference_kind="" if reference is None else reference.kind.value,
-            peer_images=_in_words(self._images),
-            pipelines=tuple(
-                PipelineResult(name=pipeline.name, is_peer=pipeline.is_peer)
-                for pipeline in self._pipelines
-            ),
-        )
-        for number in range(1, self._plan.num_runs + 1):
-            for pipeline in self._pipelines:
-                logger.warning(
-                    "%s, round %d of %d: %s",
-                    self._dataset.name,
-                    number,
-                    self._plan.num_runs,
-                    pipeline.name,
-                )
-                result = result.with_run(pipeline.name, self._run(pipeline, number))
-                yield result
-
-    def close(self) -> None:
-        """Deletes what need not be kept."""
-        if not self._plan.keep:
-            shutil.rmtree(self._work, ignore_errors=True)
-
-    def _run(self, pipeline: Pipeline, number: int) -> MeasuredRun:
-        """One run, measured and scored."""
-        work = self._work / f"{pipeline.name}-{number}"
+    def run(self, pipeline: Pipeline, number: int, *, work: Path) -> MeasuredRun:
+        """One run, measured and scored; ``work`` becomes its folder."""
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        log = work / "log.txt"
+        log = self._plan.out / "logs" / f"{self._dataset.name}-{work.name}.txt"
+        log.parent.mkdir(exist_ok=True)
+        command = self._command(pipeline, work)
         run = MeasuredRun(
             round_number=number,
-            command=shlex.join(command := self._command(pipeline, work)),
+            command=shlex.join(command),
             began_at=_now(),
             load_average=load_average(),
         )
         usage = measure(
             command,
+            result=work / "usage.json",
             log=log,
             watched=work / pipeline.watched if pipeline.watched else None,
             num_threads=self._plan.num_threads,
             limit_s=self._plan.limit_s,
         )
         if usage is None:
-            return replace(run, failure=f"killed after {self._plan.limit_s:.0f} s")
-        run = replace(run, exit_code=usage.exit_code)
-        if not _has_ended(pipeline, work, usage.exit_code):
-            run = replace(run, failure=f"exit code {usage.exit_code}: {last_line(log)}")
-            return replace(run, figures=_figures(usage, {}))
-        try:
-            run = self._scored(pipeline, work, usage, run)
-        except EngineError as error:
-            return replace(run, failure=f"not scored: {error}", figures=_figures(usage, {}))
+            run = replace(run, failure=f"killed after {self._plan.limit_s:.0f} s")
+        else:
+            run = self._scored(pipeline, work, usage, replace(run, exit_code=usage.exit_code), log)
         if not self._plan.keep:
             shutil.rmtree(work)
         return run
@@ -231,29 +248,38 @@ class _Session:
 
     @property
     def _peer_images(self) -> PeerImages:
-        if self._images is None:
-            raise RuntimeError("no peer gets this dataset")
-        return self._images
+        if self.images is None:
+            raise RuntimeError("peers get no images")
+        return self.images
 
     def _scored(
-        self, pipeline: Pipeline, work: Path, usage: Usage, run: MeasuredRun
+        self, pipeline: Pipeline, work: Path, usage: Usage, run: MeasuredRun, log: Path
     ) -> MeasuredRun:
-        reference = self._dataset.reference
-        if isinstance(pipeline, Colmap):
-            frames = self._peer_images.frames
-            figures = score_model(work, frames=frames, reference=reference)
-            stages = json.loads((work / STAGES_FILE).read_text(encoding="utf-8"))
-            return replace(
-                run,
-                figures=_figures(usage, figures),
-                stages_cpu_s={name: seconds["cpu_s"] for name, seconds in stages.items()},
-            )
-        score = score_run(work / "run", reference=reference, samples=usage.samples)
+        """With its figures, or why it has none."""
+        run = replace(run, figures=_figures(usage, {}))
+        try:
+            if not _has_ended(pipeline, work, usage.exit_code):
+                said = last_line(log)
+                return replace(run, failure=f"exit code {usage.exit_code}: {said}")
+            if isinstance(pipeline, Colmap):
+                return self._with_models(work, usage, run)
+            score = score_run(work / "run", dataset=self._dataset, samples=usage.samples)
+        except EngineError as error:
+            return replace(run, failure=f"cannot be scored: {error}")
         return replace(
             run,
             figures=_figures(usage, score.figures),
             verdict=score.verdict,
             costs=score.costs,
+        )
+
+    def _with_models(self, work: Path, usage: Usage, run: MeasuredRun) -> MeasuredRun:
+        frames, reference = self._peer_images.frames, self._dataset.reference
+        stages = json.loads((work / STAGES_FILE).read_text(encoding="utf-8"))
+        return replace(
+            run,
+            figures=_figures(usage, score_model(work, frames=frames, reference=reference)),
+            stages_cpu_s={name: seconds["cpu_s"] for name, seconds in stages.items()},
         )
 
 
@@ -266,13 +292,6 @@ def _has_ended(pipeline: Pipeline, work: Path, exit_code: int) -> bool:
 
 def _figures(usage: Usage, scored: Mapping[str, float]) -> Figures:
     return Figures(cpu_s=usage.cpu_s, wall_s=usage.wall_s, peak_rss_mb=usage.peak_rss_mb, **scored)
-
-
-def _in_words(images: PeerImages | None) -> str:
-    if images is None:
-        return ""
-    which = "all" if images.step == 1 else f"every {images.step}th of the"
-    return f"{which} frames, {len(images.frames)}, cameras {images.camera_mode}"
 
 
 def _now() -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.benchmark.references import Reference, find_reference
@@ -32,8 +33,22 @@ class Dataset:
 
     name: str
     source: Path  # as LiveSfM gets it
-    is_video: bool
+    names: tuple[str, ...]  # of the images by their index in the source; of a video: none
     reference: Reference | None
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video."""
+        return not self.names
+
+    def named(self, frames: Sequence[FrameRow]) -> list[FrameRow]:
+        """Frames of a run under the names that their files have here.
+
+        A run calls its images by other names where those would not do, such as a PNG's.
+        """
+        if self.is_video:
+            return list(frames)
+        return [replace(frame, name=self.names[frame.index]) for frame in frames]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +64,11 @@ class PeerImages:
     def names(self) -> list[str]:
         """Their paths in root."""
         return [frame.name for frame in self.frames]
+
+    def in_words(self) -> str:
+        """Which frames they are, and which share a camera."""
+        which = "all frames" if self.step == 1 else f"every {self.step}th frame"
+        return f"{which}, {len(self.frames)}, cameras {self.camera_mode}"
 
 
 def find_dataset(path: Path, *, reference: Path | None = None) -> Dataset:
@@ -73,7 +93,7 @@ def find_dataset(path: Path, *, reference: Path | None = None) -> Dataset:
     return Dataset(
         name=name,
         source=source,
-        is_video=source.is_file(),
+        names=() if source.is_file() else tuple(map(str, _images_of(source).files)),
         reference=find_reference([*folders, home], asked=reference),
     )
 
@@ -111,9 +131,9 @@ def _source_in(path: Path) -> Path:
     try:
         find_images(path)
     except SourceError as error:
-        if len(videos) == 1:
-            return videos[0]
-        raise ConfigError(f"{path}: holds neither images nor a single video") from error
+        if len(videos) != 1:
+            raise ConfigError(f"{path}: holds neither images nor a single video") from error
+        return videos[0]
     return path
 
 

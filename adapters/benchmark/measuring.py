@@ -38,12 +38,19 @@ class Usage:
 
 
 def measure(
-    command: Sequence[str], *, log: Path, watched: Path | None, num_threads: int, limit_s: float
+    command: Sequence[str],
+    *,
+    result: Path,
+    log: Path,
+    watched: Path | None,
+    num_threads: int,
+    limit_s: float,
 ) -> Usage | None:
     """Runs a command to its end.
 
     Args:
         command: program and arguments.
+        result: where what it used is written.
         log: gets its output.
         watched: a file whose growth is sampled.
         num_threads: how many processors it may run on, of those of this process.
@@ -52,7 +59,6 @@ def measure(
     Returns:
         None where it was killed.
     """
-    result = log.with_suffix(".usage.json")
     helper = [sys.executable, "-I", "-S", str(process_usage.__file__)]
     given = [str(result), "" if watched is None else str(watched), str(num_threads)]
     with log.open("wb") as output:

@@ -36,8 +36,6 @@ class LiveSfm:
     settings: tuple[str, ...]
     program: tuple[str, ...]  # the command line of this version, or of another one
 
-    is_peer = False
-
     @property
     def watched(self) -> str:
         """The file in the work folder that shows how far it is."""
@@ -61,8 +59,6 @@ class Colmap:
     pairs: Pairs
     mapper: Mapper
     num_features: int | None  # None: COLMAP's default
-
-    is_peer = True
 
     @property
     def watched(self) -> str:

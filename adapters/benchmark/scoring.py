@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adapters.benchmark.datasets import Dataset
 from adapters.benchmark.measuring import Sample
 from adapters.benchmark.references import Reference, ReferencePoses
 from adapters.evaluate import has_pose, score_poses, trajectory_of_frames
-from adapters.run_files import FrameRow, read_frame_rows, read_text
+from adapters.run_files import FrameRow, read_frame_rows, read_model, read_text
 from engine.errors import ConfigError
 from engine.geometry import camera_center
 from engine.types import Float64Array
@@ -43,12 +44,12 @@ class RunScore:
     costs: tuple[CostPoint, ...]
 
 
-def score_run(run: Path, *, reference: Reference | None, samples: Sequence[Sample]) -> RunScore:
+def score_run(run: Path, *, dataset: Dataset, samples: Sequence[Sample]) -> RunScore:
     """Figures of a run folder.
 
     Args:
         run: of LiveSfM.
-        reference: None: what depends on one is left out.
+        dataset: that it got; without a reference, what depends on one is left out.
         samples: of the run's process, with the size of its events.
 
     Raises:
@@ -57,11 +58,11 @@ def score_run(run: Path, *, reference: Reference | None, samples: Sequence[Sampl
     frames = read_frame_rows(run)
     events = _events(run / "events.jsonl")
     figures = _live_figures([event for event, _ in events])
-    model = largest_model(run / "latest" / "sparse")
-    keyframes = sum(frame.status == "keyframe" for frame in frames)
-    figures |= {"num_given": keyframes} | model_figures(model)
-    if reference is not None and frames:
-        true = reference.of(frames)
+    num_keyframes = sum(frame.status == "keyframe" for frame in frames)
+    figures |= {"num_given": num_keyframes}
+    figures |= model_figures(read_models(run / "latest" / "sparse"))
+    if dataset.reference is not None and frames:
+        true = dataset.reference.of(dataset.named(frames))
         figures |= _final_figures(_trajectory(run / "trajectory.txt", frames), true)
         causal = score_poses(_trajectory(run / "trajectory_live.txt", frames), true.cam_from_world)
         if causal.absolute is not None:
@@ -80,39 +81,43 @@ def score_model(
         frames: that the peer got.
         reference: None: what depends on one is left out.
     """
-    model = largest_model(work / "sparse")
-    figures = {"num_given": float(len(frames))} | model_figures(model)
+    models = read_models(work / "sparse")
+    figures = {"num_given": float(len(frames))} | model_figures(models)
     if reference is not None:
-        figures |= _final_figures(_poses_of(model, frames), reference.of(frames))
+        figures |= _final_figures(_poses_of(models, frames), reference.of(frames))
     return figures
 
 
-def largest_model(sparse: Path) -> _Models | None:
-    """The model with most registered images; None where there is none."""
-    import pycolmap
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Models:
+    """The models that a pipeline made."""
 
+    largest: pycolmap.Reconstruction
+    num: int
+
+
+def read_models(sparse: Path) -> Models | None:
+    """The models in a folder's folders; None where there is none.
+
+    Raises:
+        SnapshotError: one is not whole.
+    """
     folders = sorted(sparse.iterdir()) if sparse.is_dir() else []
-    models = [pycolmap.Reconstruction(folder) for folder in folders if folder.is_dir()]
+    models = [read_model(folder) for folder in folders if folder.is_dir()]
     if not models:
         return None
     largest = max(models, key=lambda each: int(each.num_reg_images()))
-    return _Models(largest=largest, num_models=len(models))
+    return Models(largest=largest, num=len(models))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Models:
-    largest: pycolmap.Reconstruction
-    num_models: int
-
-
-def model_figures(models: _Models | None) -> dict[str, float]:
+def model_figures(models: Models | None) -> dict[str, float]:
     """What a model says of itself."""
     if models is None:
         return {"num_registered": 0.0, "num_maps": 0.0}
     model = models.largest
     return {
         "num_registered": model.num_reg_images(),
-        "num_maps": models.num_models,
+        "num_maps": models.num,
         "num_points3D": model.num_points3D(),
         "mean_track_length": model.compute_mean_track_length(),
         "mean_reprojection_error_px": model.compute_mean_reprojection_error(),
@@ -138,7 +143,8 @@ def count_right(estimate: Float64Array, reference: ReferencePoses) -> int:
     centers = camera_center(estimate[both])
     true = camera_center(reference.cam_from_world[both])
     options = pycolmap.RANSACOptions(max_error=bound, random_seed=0)
-    found = pycolmap.estimate_sim3d_robust(centers, true, options)
+    # Its stub names the type of an entry of the dictionary that it returns.
+    found: Any = pycolmap.estimate_sim3d_robust(centers, true, options)
     if found is None:
         return 0
     onto = np.asarray(found["tgt_from_src"].matrix())
@@ -169,7 +175,7 @@ def _trajectory(path: Path, frames: Sequence[FrameRow]) -> Float64Array:
     return trajectory_of_frames(path, frames)
 
 
-def _poses_of(models: _Models | None, frames: Sequence[FrameRow]) -> Float64Array:
+def _poses_of(models: Models | None, frames: Sequence[FrameRow]) -> Float64Array:
     """The poses (F, 3, 4) of frames by their names, NaN where there is none."""
     poses = np.full((len(frames), 3, 4), np.nan)
     if models is not None:

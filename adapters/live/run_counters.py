@@ -10,6 +10,7 @@ import numpy as np
 from engine.events import (
     BundleAdjusted,
     ComponentJoined,
+    EarlyMapMade,
     Event,
     FrameDropped,
     FramePosed,
@@ -24,7 +25,7 @@ from engine.events import (
     VerdictChanged,
 )
 from engine.frame_names import frame_in_words
-from engine.types import DropReason, FrameId, MapView, Verdict
+from engine.types import DropReason, FrameId, MapCounts, Verdict
 
 LATENCY_WINDOW = 300  # frames: ten seconds of video
 
@@ -91,13 +92,15 @@ class RunCounters:
             case _:
                 self._update_map(event)
 
-    def update_from_map(self, view: MapView) -> None:
-        """Sets the counts of registered keyframes and points from the map."""
-        self.registered = len(view.keyframe_ids)
-        self.points3D = len(view.points3D_in_world)
+    def update_counts(self, counts: MapCounts) -> None:
+        """Sets the counts of registered keyframes and points to those of the map."""
+        self.registered = counts.num_registered
+        self.points3D = counts.num_points3D
 
     def _update_map(self, event: Event) -> None:
         match event:
+            case EarlyMapMade():
+                self.registered, self.points3D = event.num_registered, event.num_points3D
             case MapInitialized():
                 self.registered = 2  # a new start holds its first pair and nothing else
                 self.points3D = event.num_points3D

@@ -41,7 +41,7 @@ from engine.events import (
     VerdictChanged,
 )
 from engine.ports import RunControl
-from engine.types import Frame, FramePose, MapView, RunCommand, SourceState
+from engine.types import Frame, FramePose, MapCounts, RunCommand, SourceState
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -111,10 +111,10 @@ class MqttView:
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Nothing: images are not published."""
 
-    def show_map(self, view: MapView) -> None:
-        """Updates the counts from the map."""
+    def show_counts(self, counts: MapCounts) -> None:
+        """Keeps how large the map is for the messages to come."""
         with self._lock:
-            self._counters.update_from_map(view)
+            self._counters.update_counts(counts)
 
     def show_event(self, event: Event) -> None:
         """Queues the messages of an event for publishing."""

@@ -17,6 +17,7 @@ from adapters.phone.motion_blur import MotionBlur
 from engine.events import (
     BundleAdjusted,
     CommandTaken,
+    EarlyMapMade,
     Event,
     FrameDropped,
     FramePosed,
@@ -288,7 +289,7 @@ class RunFeedback:
 
     def _take_map_fact(self, event: Event) -> None:
         match event:
-            case MapInitialized():
+            case EarlyMapMade() | MapInitialized():
                 self._map_since_s = event.at_s
                 self._num_registered = 2
                 self._num_points3D = event.num_points3D

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from adapters.live.run_counters import RunCounters
 from adapters.views.log_lines import LogLevel, LogLine, log_line_of
 from engine.events import Event
-from engine.types import Frame, FramePose, MapView, VerdictLevel
+from engine.types import Frame, FramePose, MapCounts, VerdictLevel
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -70,10 +70,10 @@ class ConsoleView:
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Shows nothing: a terminal has no pictures."""
 
-    def show_map(self, view: MapView) -> None:
-        """Updates the counts from the map."""
+    def show_counts(self, counts: MapCounts) -> None:
+        """Shows how large the map is."""
         with self._lock:
-            self._counters.update_from_map(view)
+            self._counters.update_counts(counts)
 
     def show_event(self, event: Event) -> None:
         """Counts the event and writes its log line, if it has one."""

@@ -18,6 +18,7 @@ from engine.events import (
     ComponentJoined,
     ComponentStarted,
     CropFound,
+    EarlyMapMade,
     Event,
     FaultOccurred,
     FrameDropped,
@@ -216,10 +217,8 @@ def _zoom(event: Event, _: RunCounters) -> str | None:
 
 def _mapping(event: Event, counters: RunCounters) -> str | None:
     match event:
-        case MapInitialized():
-            again = "" if event.attempt <= 1 else f", attempt {event.attempt}"
-            pair = _both(event, counters)
-            return f"map started from {pair}: {event.num_points3D:,} points{again}"
+        case EarlyMapMade() | MapInitialized():
+            return _started(event, counters)
         case RegistrationFailed():
             return (
                 f"{counters.name_of(event.frame_id)} waits for better evidence: {_evidence(event)}"
@@ -260,8 +259,20 @@ def _other_map(event: Event, counters: RunCounters) -> str | None:
     return None
 
 
+def _started(event: EarlyMapMade | MapInitialized, counters: RunCounters) -> str:
+    words = f"map started from {_both(event, counters)}: {event.num_points3D:,} points"
+    if isinstance(event, EarlyMapMade):
+        return f"early {words}"
+    return words if event.attempt <= 1 else f"{words}, attempt {event.attempt}"
+
+
 def _both(
-    event: MapInitialized | LoopClosed | LoopCorrected | LoopRefused | ComponentStarted,
+    event: EarlyMapMade
+    | MapInitialized
+    | LoopClosed
+    | LoopCorrected
+    | LoopRefused
+    | ComponentStarted,
     counters: RunCounters,
 ) -> str:
     """The two keyframes of a pair."""

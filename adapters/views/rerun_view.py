@@ -25,6 +25,7 @@ from engine.errors import ConfigError
 from engine.events import (
     BundleAdjusted,
     ComponentJoined,
+    EarlyMapMade,
     Event,
     FrameDropped,
     FramePosed,
@@ -36,7 +37,7 @@ from engine.events import (
     RunFinished,
     VerdictChanged,
 )
-from engine.types import Frame, FramePose, MapView
+from engine.types import Frame, FramePose, MapCounts, MapView
 
 if TYPE_CHECKING:
     from rerun import RecordingStream
@@ -53,6 +54,7 @@ _METRICS_OF_EVENT: dict[type[Event], tuple[str, ...]] = {
     FrameDropped: ("dropped",),
     FramePosed: ("latency_ms",),
     KeyframeAdded: ("keyframes",),
+    EarlyMapMade: ("registered", "points"),
     MapInitialized: ("registered", "points"),
     FrameRegistered: ("registered", "points"),
     ComponentJoined: ("registered",),
@@ -166,7 +168,11 @@ class RerunView:
 
     def show_map(self, view: MapView) -> None:
         """Shows the map; only what changed is sent."""
-        self._counters.update_from_map(view)
+        sizes = {
+            "num_registered": len(view.keyframe_ids),
+            "num_points3D": len(view.points3D_in_world),
+        }
+        self._counters.update_counts(MapCounts(**sizes))
         for focal_px, (width, height) in zip(view.focal_px, view.image_sizes, strict=True):
             self._focal_of_size[int(width), int(height)] = float(focal_px)
         self._stamp()

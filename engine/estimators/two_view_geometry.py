@@ -21,6 +21,7 @@ from engine.types import BoolArray, EpipolarGuide, Float64Array, PairMatches, Ve
 
 _USAC_CONFIDENCE = 0.9999
 _USAC_MAX_ITERATIONS = 5000
+_FUNDAMENTAL_SAMPLE = 7  # matches that determine a fundamental matrix
 _MIN_MATCHES_FOR_FUNDAMENTAL = 8
 _MIN_MATCHES_FOR_POSE = 6
 _MAX_POSE_TRIALS = 2000
@@ -70,7 +71,12 @@ def verify_matches(
     if len(matches) < max(config.min_inliers, _MIN_MATCHES_FOR_FUNDAMENTAL):
         return None
     max_error_px = config.max_error_px * image_scale(*image_size)
-    found = _find_fundamental(matches.points1_xy, matches.points2_xy, max_error_px=max_error_px)
+    found = _find_fundamental(
+        matches.points1_xy,
+        matches.points2_xy,
+        max_error_px=max_error_px,
+        min_inlier_ratio=max(config.min_inlier_ratio, config.min_inliers / len(matches)),
+    )
     if found is None:
         return None
     fundamental, is_inlier = found
@@ -234,9 +240,16 @@ def _find_relative_pose(
 
 
 def _find_fundamental(
-    points1_xy: Float64Array, points2_xy: Float64Array, *, max_error_px: float
+    points1_xy: Float64Array,
+    points2_xy: Float64Array,
+    *,
+    max_error_px: float,
+    min_inlier_ratio: float,
 ) -> tuple[Float64Array, BoolArray] | None:
-    """The fundamental matrix (3, 3) and which of the N correspondences agree with it."""
+    """The fundamental matrix (3, 3) and which of the N correspondences agree with it.
+
+    One that fewer than ``min_inlier_ratio`` of them agree with need not be found.
+    """
     try:
         fundamental, mask = cv2.findFundamentalMat(
             points1_xy,
@@ -244,7 +257,7 @@ def _find_fundamental(
             cv2.USAC_MAGSAC,
             ransacReprojThreshold=max_error_px,
             confidence=_USAC_CONFIDENCE,
-            maxIters=_USAC_MAX_ITERATIONS,
+            maxIters=min(_num_samples(min_inlier_ratio), _USAC_MAX_ITERATIONS),
         )
     except cv2.error:
         # OpenCV 5 asserts where all samples are degenerate: points on a line, few places.
@@ -252,6 +265,12 @@ def _find_fundamental(
     if fundamental is None or fundamental.shape != (3, 3) or not np.isfinite(fundamental).all():
         return None
     return np.asarray(fundamental, np.float64), mask.ravel().astype(bool)
+
+
+def _num_samples(inlier_ratio: float) -> int:
+    """Samples of matches until one is free of outliers (Fischler and Bolles, 1981)."""
+    is_clean = min(inlier_ratio, 0.99) ** _FUNDAMENTAL_SAMPLE
+    return math.ceil(math.log(1.0 - _USAC_CONFIDENCE) / math.log(1.0 - is_clean))
 
 
 def epipolar_distances_px(

@@ -20,6 +20,7 @@ from engine.mapping.frame_posing import FramePoser
 from engine.mapping.journal_changes import JournalChanges
 from engine.mapping.keyframe_reports import KeyframeReports
 from engine.mapping.maps.components import Components
+from engine.mapping.maps.early_map import EarlyMap
 from engine.mapping.maps.restarts import MapBuilder
 from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
@@ -54,6 +55,7 @@ class MapperParts:
     calibrate: Callable[[SparseMap], None]  # cameras of unknown focal length, from pairs
     cameras: CameraCalibration
     builder: MapBuilder
+    early: EarlyMap
     components: Components
     registering: Registering
     strict_posing: StrictPosing
@@ -114,10 +116,9 @@ def assemble(
     )
     votes = FocalVotes(graph=graph, agreement=agreement)
 
-    def calibrate(sparse_map: SparseMap) -> None:
-        cameras.calibrate_from_pairs(
-            sparse_map, graph, votes=votes if agreement.is_required else None
-        )
+    def calibrate(sparse_map: SparseMap, *, is_trial: bool = False) -> None:
+        agreed = votes if agreement.is_required else None
+        cameras.calibrate_from_pairs(sparse_map, graph, votes=agreed, is_trial=is_trial)
 
     # Maps.
     turning = TurningWatch(
@@ -136,6 +137,7 @@ def assemble(
         new_map=new_map,
         solve_window=solve_window,
         calibrate=calibrate,
+        calibrate_trial=functools.partial(calibrate, is_trial=True),
         turning=turning,
         seed=seed,
     )
@@ -185,6 +187,7 @@ def assemble(
         calibrate=calibrate,
         cameras=cameras,
         builder=builder,
+        early=EarlyMap(config.initialization, growth=growth, graph=graph, builder=builder),
         components=components,
         registering=Registering(
             max_retries=registration.max_retries_per_keyframe,

@@ -210,6 +210,20 @@ class FramePoser:
             if abs(math.log(now_px / focal_px)) > _CHANGED_FOCAL_LOG:
                 self._pose(tracked, sparse_map)
 
+    def pose_anew(self, sparse_map: SparseMap) -> None:
+        """Poses the frames of a former map by the one that takes its place, where that can."""
+        self.forget_points()
+        self._last = None
+        posed = list(self._posed)
+        self._posed.clear()
+        for frame_id in sparse_map.registered_ids:
+            self._references.pop(frame_id, None)
+        for tracked, focal_px in posed:
+            if sparse_map.is_registered(tracked.keyframe_id):
+                self._pose(tracked, sparse_map)
+            else:
+                self._posed.append((tracked, focal_px))
+
     def forget_points(self) -> None:
         """Forgets the positions of the map's points; to be called when they moved."""
         self._points.clear()

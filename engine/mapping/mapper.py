@@ -28,6 +28,7 @@ import pycolmap
 
 from engine.config import Config
 from engine.events import (
+    EarlyMapMade,
     MapInitialized,
     MisplacementFound,
     Warned,
@@ -53,7 +54,6 @@ from engine.mapping.restoring import EventGate, Restoring, present_facts, taken_
 from engine.mapping.steps import (
     KeyframeRecord,
     KeyframeToMatch,
-    MapCounts,
     MapFigures,
     MappingStep,
     MapSnapshot,
@@ -70,6 +70,7 @@ from engine.types import (
     FrameId,
     FramePose,
     Keyframe,
+    MapCounts,
     MapView,
     TrackedFrame,
     VerifiedPair,
@@ -131,6 +132,7 @@ class Mapper:
         # Maps, and keyframes in them.
         self._growth, self._final_growth = parts.growth, parts.final_growth
         self._builder = parts.builder
+        self._early = parts.early  # until the map starts
         self._components = parts.components
         self._registering = parts.registering
         self._turning = parts.turning
@@ -269,7 +271,9 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
             self._report_changes()  # what overlays or wrong pairs held may have gone
         elif not self._is_initialized:
-            self._replace_map(self._builder.first(self._map, matched.pairs))
+            self._start(self._builder.first(self._map, matched.pairs))
+            if not (self._is_initialized or self._turning.is_all):
+                self._add_early(frame_id)
             self._split_cameras()
             self._recognise_lenses()
             self._report_changes()
@@ -314,6 +318,32 @@ class Mapper:
         record = None if frame_id is None else self._record(frame_id)
         return self._step(record=record, wants_view=False)
 
+    def _start(self, built: BuiltMap | None) -> None:
+        """Starts the map; it takes the place of the early one, and poses frames in its stead."""
+        early = self._early.sparse_map
+        if built is None or early is None:
+            self._replace_map(built)
+            return
+        if not self._builder.place(built.sparse_map, onto=early):
+            self._components.begin_world()
+        self._early.clear()
+        self._replace_map(built)
+        self._poser.pose_anew(self._map)
+
+    def _add_early(self, frame_id: FrameId) -> None:
+        """Adds a keyframe to the early map, or makes that, while the map cannot start."""
+        built = self._early.add_keyframe(self._map, frame_id)
+        if built is None:
+            return
+        self._emit(
+            EarlyMapMade(
+                first=built.pair.first,
+                second=built.pair.second,
+                num_registered=built.sparse_map.num_registered,
+                num_points3D=built.sparse_map.num_points3D,
+            )
+        )
+
     def _settle(self, frame_id: FrameId) -> None:
         """What follows where the newest keyframe found its place: others find theirs by it."""
         self._repair_misplaced(frame_id)
@@ -340,6 +370,7 @@ class Mapper:
         self._overlays.report(matched.overlays)
         if not matched.has_lost_matches:
             return False
+        self._early.clear()
         self._journal.add_pairs(matched.changed_pairs, matched.lost_pairs)
         agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
         share = self._overlays.take_out(matched, self._map, components=self._components)
@@ -510,6 +541,7 @@ class Mapper:
 
     def _start_over(self) -> None:
         """Makes a map of all keyframes, none registered, the only one."""
+        self._early.clear()
         self._components.clear()
         self._components.begin_world()
         for frame_id in self._graph.keyframe_ids:
@@ -611,7 +643,7 @@ class Mapper:
         """
         number, sparse_map = self._map_for(tracked, fallback)
         pose = self._poser.add_tracked(
-            tracked, sparse_map if self._is_initialized else None, fallback=fallback
+            tracked, sparse_map if sparse_map.num_registered else None, fallback=fallback
         )
         if pose is not None:
             world_number = self._components.world_number(number)
@@ -629,7 +661,7 @@ class Mapper:
                 holding = self._components.holding(self._map, one.keyframe_id)
                 if holding is not None:
                     return holding
-        return MAIN, self._map
+        return MAIN, self._shown_map
 
     # -- background jobs ------------------------------------------------------------------------
 
@@ -689,7 +721,7 @@ class Mapper:
         self._jobs.abandon()  # merged after the last adjustment they would undo it
         self._discard_turning(is_final=True)
         if not self._is_initialized:
-            self._replace_map(self._builder.first_at_end(self._map))
+            self._start(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._registering.register_all(self._map, config=self._growth)
@@ -729,6 +761,7 @@ class Mapper:
             )
         else:
             self._turning.conclude(self._map)
+            self._early.clear()
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
@@ -837,7 +870,7 @@ class Mapper:
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""
-        return self._products.view(self._map, version=self._version)
+        return self._products.view(self._shown_map, version=self._version)
 
     def figures(self) -> MapFigures:
         """The figures of the map, and of those apart from it, that the summary of a run reports."""
@@ -883,7 +916,7 @@ class Mapper:
             wants_view: whether viewers want to see the map.
             is_of_frame: whether only a frame was posed; another thread may have the graph then.
         """
-        view = self.view() if wants_view and self._is_initialized else None
+        view = self.view() if wants_view and self._shown_map.num_registered else None
         facts: dict[str, Fact] = dict(self._poser.take_facts())
         calibrations: dict[str, StoredCalibration] = {}
         if not is_of_frame:
@@ -910,6 +943,8 @@ class Mapper:
         return MapCounts(
             num_keyframes=self._pose_reports.num_keyframes,
             num_registered=self._map.num_registered,
+            num_points3D=self._map.num_points3D,
+            has_map=self._shown_map.num_registered > 0,
         )
 
     # -- reporting ------------------------------------------------------------------------------
@@ -919,14 +954,19 @@ class Mapper:
         self._version += 1
         self._poser.forget_points()
         if not self._is_initialized:
+            self._report_poses(MAIN, self._shown_map)
             return
         self._cameras.report(self._map, is_final=is_final)
         self._components.release(self._map)
         for number, sparse_map in self._components.numbered(self._map):
-            numbers = {"map_number": number, "world_number": self._components.world_number(number)}
-            self._pose_reports.report_keyframes(sparse_map, **numbers)
-            posed = self._poser.pose_pending(sparse_map)
-            self._pose_reports.report_tracked(posed, **numbers)
+            self._report_poses(number, sparse_map)
+
+    def _report_poses(self, number: int, sparse_map: SparseMap) -> None:
+        """Reports keyframes that are new in a map, and frames that waited for them."""
+        numbers = {"map_number": number, "world_number": self._components.world_number(number)}
+        self._pose_reports.report_keyframes(sparse_map, **numbers)
+        posed = self._poser.pose_pending(sparse_map)
+        self._pose_reports.report_tracked(posed, **numbers)
 
     def _warn(self, message: str) -> None:
         self._emit(Warned(message=message))
@@ -936,6 +976,12 @@ class Mapper:
     @property
     def _is_initialized(self) -> bool:
         return self._map.num_registered > 0
+
+    @property
+    def _shown_map(self) -> SparseMap:
+        """The map by which frames get poses: the early one until the run's map starts."""
+        early = self._early.sparse_map
+        return self._map if early is None or self._is_initialized else early
 
     def _camera(self, calibration_key: str) -> pycolmap.Camera:
         return self._map.camera(calibration_key)

@@ -15,9 +15,9 @@ from engine.mapping.frame_posing import FramePoser
 from engine.mapping.model.map_record import camera_records
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Georeferencing
-from engine.mapping.steps import MapCopy, MapCounts, MapFigures, MapSnapshot, OneMapFigures
+from engine.mapping.steps import MapCopy, MapFigures, MapSnapshot, OneMapFigures
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FramePose, MapView, PoseKind
+from engine.types import FramePose, MapCounts, MapView, PoseKind
 
 
 class MapProducts:

@@ -15,6 +15,7 @@ from engine.types import (
     Intrinsics,
     Keyframe,
     LostStretch,
+    MapCounts,
     MapView,
     TurningStretch,
     Verdict,
@@ -50,14 +51,6 @@ class KeyframeRecord:
     pairs: tuple[VerifiedPair, ...]
     moved: tuple[Features, ...]  # keypoint tables of other keyframes that changed meanwhile
     changed_pairs: tuple[VerifiedPair, ...] = ()  # of other keyframes; without matches if lost
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapCounts:
-    """How large the map is."""
-
-    num_keyframes: int = 0  # registered or not
-    num_registered: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

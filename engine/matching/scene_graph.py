@@ -7,6 +7,8 @@ covisible neighbours of the last few, and retrieved places.
 
 from __future__ import annotations
 
+import bisect
+import heapq
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,6 +84,8 @@ class SceneGraph:
         self._tried: dict[FrameId, set[FrameId]] = {}
         self._tried_in_part: dict[FrameId, set[FrameId]] = {}  # of those
         self._registered: dict[FrameId, int] = {}  # the number of the map that has it
+        self._beside: set[FrameId] = set()  # of them, those in other maps than the main one
+        self._connected: dict[str, list[FrameId]] = {}  # by calibration key, in order of adding
         self._held_back: dict[FrameId, set[FrameId]] = {}
         self._gps_origin: GpsFix | None = None
         self._east_north_m: dict[FrameId, Float64Array] = {}  # (2,) from the first fix
@@ -129,7 +133,11 @@ class SceneGraph:
             KeyError: the keyframe was never added.
         """
         keyframe = self._keyframes[frame_id]
+        if keyframe.calibration_key == calibration_key:
+            return
+        self._set_connected(frame_id, False)
         self._keyframes[frame_id] = replace(keyframe, calibration_key=calibration_key)
+        self._update_connected(frame_id)
 
     def record_pair(self, verified: VerifiedPair) -> None:
         """Adds the edge of a verified pair; matches of a pair recorded again are replaced.
@@ -142,6 +150,7 @@ class SceneGraph:
         self.record_tried(pair)
         self._verified[pair] = verified
         self._graph.add_edge(pair.first, pair.second, is_loop=is_loop)
+        self._update_connected(pair.first, pair.second)
 
     def record_tried(self, pair: ImagePair, *, in_part: bool = False) -> None:
         """Records that a pair was matched, verified or not.
@@ -166,6 +175,7 @@ class SceneGraph:
         if self._verified.pop(pair, None) is not None:
             self._graph.remove_edge(pair.first, pair.second)
             self.release(pair)
+            self._update_connected(pair.first, pair.second)
 
     def hold_back(self, pair: ImagePair) -> None:
         """Withholds a verified pair from all maps, until it is released; it stays an edge.
@@ -176,6 +186,7 @@ class SceneGraph:
         held_first, held_second = self._held_back[pair.first], self._held_back[pair.second]
         held_first.add(pair.second)
         held_second.add(pair.first)
+        self._update_connected(pair.first, pair.second)
 
     def release(self, pair: ImagePair) -> None:
         """Lets maps use a pair that was held back, if it was; whether it is a loop is decided anew.
@@ -189,6 +200,7 @@ class SceneGraph:
             edge["is_loop"] = self._is_far(pair)
         self._held_back[pair.first].discard(pair.second)
         self._held_back[pair.second].discard(pair.first)
+        self._update_connected(pair.first, pair.second)
 
     def is_held_back(self, pair: ImagePair) -> bool:
         """Whether no map may use a pair yet."""
@@ -226,11 +238,29 @@ class SceneGraph:
     @property
     def connected_ids(self) -> list[FrameId]:
         """Keyframes with a pair that maps may use, in order of adding: they can be in one."""
-        return [
-            frame_id
-            for frame_id in self._keyframes
-            if self._graph.degree[frame_id] > len(self._held_back[frame_id])
-        ]
+        by_camera = self._connected.values()
+        return list(heapq.merge(*by_camera, key=self._order.__getitem__))
+
+    @property
+    def connected_by_calibration(self) -> Mapping[str, Sequence[FrameId]]:
+        """The same by calibration key; the calibration whose first one came first comes first."""
+        connected = [(key, list(ids)) for key, ids in self._connected.items() if ids]
+        return dict(sorted(connected, key=lambda one: self._order[one[1][0]]))
+
+    def _update_connected(self, *frame_ids: FrameId) -> None:
+        for frame_id in frame_ids:
+            num_held_back = len(self._held_back[frame_id])
+            self._set_connected(frame_id, self._graph.degree[frame_id] > num_held_back)
+
+    def _set_connected(self, frame_id: FrameId, is_connected: bool) -> None:
+        ids = self._connected.setdefault(self._keyframes[frame_id].calibration_key, [])
+        order = self._order.__getitem__
+        place = bisect.bisect_left(ids, order(frame_id), key=order)
+        was_connected = place < len(ids) and ids[place] == frame_id
+        if is_connected and not was_connected:
+            ids.insert(place, frame_id)
+        elif was_connected and not is_connected:
+            del ids[place]
 
     def keyframe(self, frame_id: FrameId) -> Keyframe:
         """One keyframe; KeyError when it was never added."""
@@ -290,8 +320,11 @@ class SceneGraph:
         """
         if frame_id not in self._keyframes:
             raise KeyError(frame_id)
+        self._beside.discard(frame_id)
         if is_registered:
             self._registered[frame_id] = map_number
+            if map_number:
+                self._beside.add(frame_id)
         else:
             self._registered.pop(frame_id, None)
             self.set_covisibility(frame_id, {})
@@ -332,11 +365,19 @@ class SceneGraph:
                 if self._registered.get(other) == map_number
                 and other not in self._held_back[frame_id]
             )
-            for frame_id in self._keyframes
-            if self._registered.get(frame_id) != map_number and frame_id not in exclude
+            for frame_id in self._not_in_map(map_number)
+            if frame_id not in exclude
         }
         candidates = [frame_id for frame_id, total in inliers.items() if total > 0]
         return sorted(candidates, key=lambda frame_id: -inliers[frame_id])[:limit]
+
+    def _not_in_map(self, map_number: int) -> list[FrameId]:
+        """Keyframes that a map lacks, in order of adding."""
+        lacking = self._keyframes.keys() - self._registered.keys()
+        lacking.update(i for i in self._beside if self._registered[i] != map_number)
+        if map_number:
+            lacking.update(self._registered.keys() - self._beside)
+        return sorted(lacking, key=self._order.__getitem__)
 
     # -- choosing pairs -------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.events import (
     BundleAdjusted,
+    EarlyMapMade,
     Event,
     FaultKind,
     FaultOccurred,
@@ -73,7 +74,7 @@ class RunStatistics:
                 }
             case FaultOccurred():
                 self._faults[event.part, event.kind] += 1
-            case MapInitialized() if self._first_map_s is None:
+            case EarlyMapMade() | MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
             case _:
                 pass

@@ -14,12 +14,13 @@ from engine.errors import MapError
 from engine.events import RunPart
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
-from engine.mapping.steps import MapCopy, MapCounts, MapSnapshot
+from engine.mapping.steps import MapCopy, MapSnapshot
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.faults import Faults, Guard
 from engine.run.queues import Writer
+from engine.types import MapCounts
 
 _PART_OF_JOB = {
     JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,

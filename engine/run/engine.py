@@ -341,7 +341,7 @@ class Engine:
         await self._snapshots.write_final(must_be_checked=must_be_checked)
 
     async def _show_map(self) -> None:
-        if self._views.has_views:
+        if self._views.shows_map:
             step = await self._mapper.call(Mapper.report, wants_view=True)
             await self._publisher.publish_step(step)
 

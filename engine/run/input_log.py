@@ -55,11 +55,11 @@ class InputLog:
         repeated = [source for source in sources if isinstance(source, RepeatsRun)]
         self._is_replay = bool(repeated)
         self._has_left = False  # the ways of the run to be repeated
-        self._were_behind: dict[FrameId, bool] = {}
+        self._tracked: dict[FrameId, TrackingDecision] = {}
         self._mapped: dict[FrameId, MappingDecision] = {}
         for decision in repeated[0].decisions() if repeated else ():
             if isinstance(decision, TrackingDecision):
-                self._were_behind[decision.frame_id] = decision.is_behind
+                self._tracked[decision.frame_id] = decision
             else:
                 self._mapped[decision.frame_id] = decision
 
@@ -79,11 +79,14 @@ class InputLog:
                 functools.partial(self._recording.add_report, report, source_idx=source_idx)
             )
 
-    async def is_behind(self, frame_id: FrameId, *, measured: bool) -> bool:
-        """Whether mapping is behind while a frame is tracked, or was in the run to be repeated."""
-        is_behind = self._were_behind.get(frame_id, False) if self._is_replay else measured
-        await self._record(TrackingDecision(frame_id=frame_id, is_behind=is_behind))
-        return is_behind
+    async def tracked(self, measured: TrackingDecision) -> TrackingDecision:
+        """How far mapping is while a frame is tracked, or was in the run to be repeated."""
+        decision = measured
+        if self._is_replay:
+            unknown = TrackingDecision(frame_id=measured.frame_id, is_behind=False)
+            decision = self._tracked.get(measured.frame_id, unknown)
+        await self._record(decision)
+        return decision
 
     def decided(self, keyframe_id: FrameId, *, due: Collection[str] = ()) -> MappingDecision | None:
         """What mapping did with a keyframe in the run to be repeated; None: it is not known.

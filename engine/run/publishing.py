@@ -45,7 +45,7 @@ class Publisher:
         return self._views.wants_map()
 
     async def publish_step(self, step: MappingStep, frame: Frame | None = None) -> None:
-        """Publishes new poses, the current frame and, where the step holds one, the map."""
+        """Publishes new poses, the current frame, and the size of the map or the map itself."""
         if step.record is None and step.has_changes:  # else its keyframe was written with it
             await self._writer.schedule(functools.partial(self._recorder.step_taken, step))
         if step.new_poses:
@@ -57,6 +57,7 @@ class Publisher:
             in_main_map = (one for one in step.new_poses if one.map_number == 0)
             own = next((one for one in in_main_map if one.frame_id == frame.frame_id), None)
             self._views.offer_frame(frame, own)
+        self._views.offer_counts(step.counts)
         if step.view is not None:
             self._views.offer_map(step.view)
         await self.publish_events()

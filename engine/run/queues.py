@@ -517,6 +517,7 @@ class MappingQueue:
         self._num_keyframes_waiting = 0
         self._is_mapping_keyframe = False
         self._keyframe_taken = asyncio.Condition()
+        self.has_map = False  # by which frames get poses; mapping says so
 
     @property
     def is_behind(self) -> bool:

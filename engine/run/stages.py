@@ -27,7 +27,15 @@ from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
 from engine.tracking.frame_tracker import FrameTracker
-from engine.types import DropReason, Features, Frame, FrameId, Keyframe, MappingDecision
+from engine.types import (
+    DropReason,
+    Features,
+    Frame,
+    FrameId,
+    Keyframe,
+    MappingDecision,
+    TrackingDecision,
+)
 
 Result = TypeVar("Result")
 
@@ -103,10 +111,20 @@ class TrackingStage:
                 described.
         """
         tracker = self._tracker(decoded)
-        is_ahead = await self._log.is_behind(
-            decoded.frame.frame_id, measured=decoded.is_live and self._items.is_behind
+        decision = await self._log.tracked(
+            TrackingDecision(
+                frame_id=decoded.frame.frame_id,
+                is_behind=decoded.is_live and self._items.is_behind,
+                is_starting=decoded.is_live and not self._items.has_map,
+            )
         )
-        follow = functools.partial(tracker.follow, decoded.frame, wants_fallback=is_ahead)
+        is_ahead = decision.is_behind
+        follow = functools.partial(
+            tracker.follow,
+            decoded.frame,
+            wants_fallback=is_ahead,
+            is_starting=decision.is_starting,
+        )
         followed = await self._call(follow, decoded)
         due = None if is_ahead and followed.can_wait else followed.due
         item = MappingItem(
@@ -230,6 +248,7 @@ class MappingStage:
     async def go_on(self, restored: MappingStep) -> None:
         """Goes on from a restored map, before any item."""
         self._due = restored.due
+        self._items.has_map = restored.counts.has_map
         await self._jobs.start(restored.jobs)
         await self._snapshots.write_if_due(restored.counts)
         await self._publisher.publish_step(restored)
@@ -279,6 +298,7 @@ class MappingStage:
                 then=functools.partial(self._frames.give_back, item.frame),
             )
         self._due = step.due
+        self._items.has_map = step.counts.has_map
         await self._jobs.start(step.jobs)
         await self._snapshots.write_if_due(step.counts)
         await self._publisher.publish_step(step, item.frame)

@@ -7,15 +7,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from engine.config import ViewsConfig
 from engine.cpu_time import Stage, charge_thread_to
 from engine.errors import HangError
 from engine.events import Event, RunPart
-from engine.ports import View
+from engine.ports import ShowsCounts, ShowsMap, View
 from engine.run.faults import Faults
 from engine.run.queues import ignore_wait
-from engine.types import Frame, FramePose, MapView
+from engine.types import Frame, FramePose, MapCounts, MapView
 
 _MAX_WAITING_EVENTS = 20_000  # a viewer slower than that loses the oldest; they are counted
 _CLOSE_TIMEOUT_S = 30.0
@@ -56,6 +57,8 @@ class ViewDispatcher:
         self._changed = threading.Condition()
         self._frame: tuple[Frame, FramePose | None] | None = None
         self._map: MapView | None = None
+        self._counts: MapCounts | None = None  # that wait
+        self._last_counts = MapCounts()
         self._events: deque[Event] = deque()
         self._num_events_lost = 0
         self._last_map_s = -float("inf")
@@ -70,9 +73,9 @@ class ViewDispatcher:
             self._thread.start()
 
     @property
-    def has_views(self) -> bool:
-        """Whether anything is shown."""
-        return bool(self._views)
+    def shows_map(self) -> bool:
+        """Whether one of the views shows the map."""
+        return any(isinstance(view, ShowsMap) for view in self._views)
 
     @property
     def num_events_lost(self) -> int:
@@ -80,8 +83,9 @@ class ViewDispatcher:
         return self._num_events_lost
 
     def wants_map(self) -> bool:
-        """Whether a map offered now would be shown: there are views, and the last one is old."""
-        return bool(self._views) and time.monotonic() - self._last_map_s >= self._min_map_gap_s
+        """Whether a map offered now would be shown: a view shows maps, and the last one is old."""
+        is_old = time.monotonic() - self._last_map_s >= self._min_map_gap_s
+        return is_old and self.shows_map
 
     def offer_map(self, view: MapView) -> None:
         """Takes a map; replaces one that waits."""
@@ -90,6 +94,14 @@ class ViewDispatcher:
         with self._changed:
             self._map = view
             self._last_map_s = time.monotonic()
+            self._notify()
+
+    def offer_counts(self, counts: MapCounts) -> None:
+        """Takes the size of the map; replaces one that waits."""
+        if not self._views or counts == self._last_counts:
+            return
+        with self._changed:
+            self._counts = self._last_counts = counts
             self._notify()
 
     def offer_frame(self, frame: Frame, pose: FramePose | None) -> None:
@@ -191,23 +203,25 @@ class ViewDispatcher:
 
     def _plan(self) -> None:
         """Plans to show what waits to each view, and to close them at the end."""
-        frame, view, events = self._frame, self._map, list(self._events)
-        self._frame, self._map = None, None
+        news = _News(
+            frame=self._frame, view=self._map, counts=self._counts, events=tuple(self._events)
+        )
+        self._frame, self._map, self._counts = None, None, None
         self._events.clear()
         if self._waiting_since_s is not None:
             self._waited(time.monotonic() - self._waiting_since_s)
             self._waiting_since_s = None
-        if events or frame is not None or view is not None:
-            for shown in self._views:
-                show = functools.partial(_show, shown, frame=frame, view=view, events=events)
-                self._actions.append((shown, show))
+        if news != _News():
+            self._actions.extend(
+                (shown, functools.partial(_show, shown, news)) for shown in self._views
+            )
         if self._closing and not self._is_closed:
             self._is_closed = True
             self._actions.extend((shown, shown.close) for shown in self._views)
 
     def _has_work(self) -> bool:
         is_left_behind = threading.current_thread() is not self._thread
-        waits = self._actions or self._frame or self._map or self._events
+        waits = self._actions or self._frame or self._map or self._counts or self._events
         return bool(waits or self._closing or is_left_behind)
 
     def _is_done(self, shown: View, action: Callable[[], None]) -> bool:
@@ -229,16 +243,22 @@ class ViewDispatcher:
         self._faults.report(RunPart.VIEW, error, consequence=consequence)
 
 
-def _show(
-    shown: View,
-    *,
-    frame: tuple[Frame, FramePose | None] | None,
-    view: MapView | None,
-    events: Sequence[Event],
-) -> None:
-    for event in events:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _News:
+    """What views have not been shown yet."""
+
+    frame: tuple[Frame, FramePose | None] | None = None
+    view: MapView | None = None
+    counts: MapCounts | None = None
+    events: tuple[Event, ...] = ()
+
+
+def _show(shown: View, news: _News) -> None:
+    for event in news.events:
         shown.show_event(event)
-    if frame is not None:
-        shown.show_frame(*frame)
-    if view is not None:
-        shown.show_map(view)
+    if news.frame is not None:
+        shown.show_frame(*news.frame)
+    if news.counts is not None and isinstance(shown, ShowsCounts):
+        shown.show_counts(news.counts)
+    if news.view is not None and isinstance(shown, ShowsMap):
+        shown.show_map(news.view)

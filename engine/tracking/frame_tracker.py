@@ -1,6 +1,7 @@
 """Frame tracker: follows a keyframe's keypoints by optical flow and decides on keyframes.
 
-Decisions depend on image motion only, never on the map, so not on how far mapping got.
+Decisions depend on image motion only, not on how far mapping got, but for whether a live run has a
+map already.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from engine.types import (
     Uint8Array,
 )
 
-_FLOW_WINDOW_PX = 21
-_FLOW_LEVELS = 3
+_FLOW_WINDOW_PX = 11
+_FLOW_LEVELS = 4
+_FLOW_STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 0.03)  # iterations, px
 _BORDER_PX = 2.0
+_STARTING_SHARE = 0.5  # of the motion and of the time between keyframes, until there is a map
 
 
 class KeyframeReason(StrEnum):
@@ -113,13 +116,16 @@ class FrameTracker:
         self._following: _Following | None = None
         self._mask: tuple[BoolArray, PackedMask] | None = None  # of the last keyframe with one
 
-    def follow(self, frame: Frame, *, wants_fallback: bool = False) -> TrackingResult:
+    def follow(
+        self, frame: Frame, *, wants_fallback: bool = False, is_starting: bool = False
+    ) -> TrackingResult:
         """Follows the keypoints into the next frame and decides whether a keyframe is due.
 
         Args:
             frame: the next frame.
             wants_fallback: also follow those of the keyframe before the last one. Frames can be
                 posed by it while the last one is still being mapped.
+            is_starting: there is no map yet: a keyframe is due after half the motion, or time.
         """
         if self._photos:
             return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.PHOTO)
@@ -133,7 +139,7 @@ class FrameTracker:
         return TrackingResult(
             tracked=_tracked(frame, following),
             fallback=self._fallback(frame, grey, is_wanted=wants_fallback),
-            due=self._keyframe_due(following, frame),
+            due=self._keyframe_due(following, frame, is_starting=is_starting),
         )
 
     def make_keyframe(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe | None:
@@ -178,6 +184,7 @@ class FrameTracker:
                 None,  # no first guess; the stub asks for one
                 winSize=(_FLOW_WINDOW_PX, _FLOW_WINDOW_PX),
                 maxLevel=_FLOW_LEVELS,
+                criteria=_FLOW_STOP,
             )
             points_xy = moved.reshape(-1, 2)
             height, width = grey.shape
@@ -192,7 +199,9 @@ class FrameTracker:
             following.points_xy = points_xy[kept]
         following.grey = grey
 
-    def _keyframe_due(self, following: _Following, frame: Frame) -> KeyframeReason | None:
+    def _keyframe_due(
+        self, following: _Following, frame: Frame, *, is_starting: bool
+    ) -> KeyframeReason | None:
         num_left = len(following.points_xy)
         config = self._config
         overlap = num_left / max(1, following.num_started)
@@ -201,10 +210,11 @@ class FrameTracker:
         diagonal_px = float(np.hypot(*following.grey.shape))
         moved_px = np.linalg.norm(following.points_xy - following.start_xy, axis=1)
         flow_ratio = float(np.median(moved_px)) / diagonal_px
-        if flow_ratio > config.max_flow_ratio:
+        share = _STARTING_SHARE if is_starting else 1.0
+        if flow_ratio > share * config.max_flow_ratio:
             return KeyframeReason.PARALLAX
         gap_s = frame.captured_at_s - following.keyframe.captured_at_s
-        if 0 < config.max_gap_s < gap_s and flow_ratio > config.min_flow_ratio:
+        if 0 < share * config.max_gap_s < gap_s and flow_ratio > config.min_flow_ratio:
             return KeyframeReason.TIME
         return None
 

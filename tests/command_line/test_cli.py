@@ -454,7 +454,9 @@ def test_a_run_needs_a_source(launches: Launches) -> None:
 # -- the other commands ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "demo", "evaluate", "export", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     result = livesfm(command, "--help")
     assert result.exit_code == 0
@@ -463,7 +465,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_without_a_command_all_of_them_are_listed() -> None:
     result = livesfm()
-    for command in ("run", "demo", "evaluate", "export", "doctor"):
+    for command in ("run", "demo", "evaluate", "export", "benchmark", "doctor"):
         assert command in result.output
 
 
@@ -550,7 +552,7 @@ def test_the_module_is_the_program() -> None:
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        (["livesfm", ""], ["run", "resume", "demo", "evaluate", "export", "doctor"]),
+        (["livesfm", ""], ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"]),
         (["livesfm", "ev"], ["evaluate"]),
     ],
 )

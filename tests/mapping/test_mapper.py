@@ -16,6 +16,7 @@ from engine.config import (
     CamerasConfig,
     Config,
     GlobalBundleAdjustmentConfig,
+    InitializationConfig,
     MatchingConfig,
     RescueConfig,
     RuntimeConfig,
@@ -81,6 +82,9 @@ CONFIG = Config(
     runtime=RuntimeConfig(num_threads=1),
 )
 NO_COMPONENTS = RescueConfig(grow_components=False)
+NO_EARLY_MAP = CONFIG.model_copy(
+    update={"initialization": InitializationConfig(early_triangulation_angle_deg=0.0)}
+)
 GRAPH: dict[str, Any] = {
     "exhaustive_below": 4,
     "temporal_offsets": (1, 2, 3, 4, 6),
@@ -282,7 +286,7 @@ def test_a_pose_is_reported_by_its_centre_its_orientation_and_its_latency(
 def test_a_step_counts_keyframes_and_shows_the_map_where_that_is_wanted(
     path: SyntheticWorld,
 ) -> None:
-    fed = Run(path)
+    fed = Run(path, config=NO_EARLY_MAP)
     for frame_id in (1, 2, 3):
         step = fed.add_keyframe(path.keyframe(frame_id), wants_view=True)
         assert (step.counts.num_keyframes, step.counts.num_registered) == (frame_id, 0)
@@ -317,7 +321,7 @@ def test_the_view_shows_the_map_as_it_is(mapped_video: Run) -> None:
 
 
 def test_the_view_of_no_map_is_empty(video: SyntheticWorld) -> None:
-    view = Run(video).feed([1, 4]).mapper.view()
+    view = Run(video, config=NO_EARLY_MAP).feed([1, 4]).mapper.view()
     assert view.keyframe_ids.shape == (0,)
     assert view.cam_from_world.shape == (0, 3, 4)
     assert view.points3D_in_world.shape == (0, 3)
@@ -413,7 +417,14 @@ def test_a_job_that_failed_changes_nothing_and_another_one_may_start(video: Synt
 
 
 def test_a_window_of_the_newest_keyframes_is_solved_beside_the_map(path: SyntheticWorld) -> None:
-    window = WindowConfig(size=4, num_older=4, interval=3, min_keyframes=8, merge_after_keyframes=2)
+    window = WindowConfig(
+        size=4,
+        num_older=4,
+        interval=3,
+        min_keyframes=8,
+        merge_after_keyframes=2,
+        weak_fit_ratio=10.0,
+    )
     fed = Run(path, config=CONFIG.model_copy(update={"window": window}))
     while not (jobs := [job for job in fed.jobs if job.kind is JobKind.WINDOW]):
         fed.feed([len(fed.records) + 1])
@@ -432,7 +443,9 @@ def test_a_window_of_the_newest_keyframes_is_solved_beside_the_map(path: Synthet
 
 
 def test_a_window_in_flight_at_the_end_is_merged(path: SyntheticWorld) -> None:
-    window = WindowConfig(size=4, num_older=4, min_keyframes=8, merge_after_keyframes=100)
+    window = WindowConfig(
+        size=4, num_older=4, min_keyframes=8, merge_after_keyframes=100, weak_fit_ratio=10.0
+    )
     config = CONFIG.model_copy(update={"window": window})
     fed = Run(path, config=config).feed(path.frame_ids)
     assert [job.kind for job in fed.jobs].count(JobKind.WINDOW) == 1
@@ -1057,7 +1070,7 @@ def test_the_distance_to_gps_is_a_figure_in_metres() -> None:
 def test_a_tracked_frame_waits_for_its_keyframe(path: SyntheticWorld) -> None:
     """Frames between keyframes that come before the map are posed with it, each once."""
     world = SyntheticWorld(straight_path(13, step=0.6), noise_px=0.3)
-    fed = Run(world).feed(range(1, 10), keyframe_every=3)
+    fed = Run(world, config=NO_EARLY_MAP).feed(range(1, 10), keyframe_every=3)
     assert fed.poses == []
     fed.feed([10])
     assert sorted(pose.frame_id for pose in fed.poses) == list(range(1, 11))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from engine.errors import JournalError
-from engine.mapping.steps import KeyframeRecord, MapCounts, MappingStep
+from engine.mapping.steps import KeyframeRecord, MappingStep
 from engine.mapping.stored_state import StoredRelativePose
 from engine.output import moments
 from engine.output.journal import Moment, NewKeyframe
 from engine.output.moments import MomentQueue
-from engine.types import FrameId, GpsFix, GpsReading
+from engine.types import FrameId, GpsFix, GpsReading, MapCounts
 from tests.support.fake_runs import JPEG, frame_of, rejected, world_of
 
 WORLD = world_of(4)

@@ -20,7 +20,7 @@ import pytest
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.errors import SnapshotError
 from engine.events import Event, SnapshotWritten, Warned
-from engine.mapping.steps import KeyframeRecord, MapCopy, MapCounts, MappingStep
+from engine.mapping.steps import KeyframeRecord, MapCopy, MappingStep
 from engine.matching.overlays import OverlayMask
 from engine.output import recorder as recorder_module
 from engine.output import snapshots as snapshots_module
@@ -29,7 +29,16 @@ from engine.output.journal import Journal, encode_mask
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.output.run_lock import RunLock
-from engine.types import BoolArray, DropReason, Features, Frame, FrameId, FramePose, VerifiedPair
+from engine.types import (
+    BoolArray,
+    DropReason,
+    Features,
+    Frame,
+    FrameId,
+    FramePose,
+    MapCounts,
+    VerifiedPair,
+)
 from tests.support.fake_runs import JPEG, frame_of, rejected, trajectory_lines, world_of
 from tests.support.synthetic import grown_map
 

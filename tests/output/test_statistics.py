@@ -24,10 +24,18 @@ from engine.events import (
     WindowSolved,
     WindowVerdict,
 )
-from engine.mapping.steps import MapCounts, MapFigures, OneMapFigures
+from engine.mapping.steps import MapFigures, OneMapFigures
 from engine.output.load import LoadStatistics
 from engine.output.statistics import RunStatistics, summary_figures
-from engine.types import DropReason, FrameId, LostStretch, Verdict, VerdictLevel, VerdictReason
+from engine.types import (
+    DropReason,
+    FrameId,
+    LostStretch,
+    MapCounts,
+    Verdict,
+    VerdictLevel,
+    VerdictReason,
+)
 
 
 def received(number: int) -> FrameReceived:

@@ -21,6 +21,7 @@ from engine.events import (
     RunFinished,
     VerdictChanged,
 )
+from engine.ports import ShowsMap
 from engine.types import Frame, FrameId, MapView, Verdict, VerdictLevel
 from tests.support.headless_chromium import CHROMIUM, Tab, chromium
 from tests.support.phone_clients import Listening, listening
@@ -146,6 +147,7 @@ async def story_of_a_phone(folder: Path, clip: Path) -> None:
         view = heard.source.feedback_view()
         for event in posed(heard.frames[-1]):
             view.show_event(event)
+        assert isinstance(view, ShowsMap)
         view.show_map(small_map())
         await tab.until(title_is("Mapping"))
         assert await tab.evaluate("document.querySelector('#points').textContent") == "1,234"
@@ -216,6 +218,7 @@ async def story_without_websockets(folder: Path, clip: Path) -> None:
         view = heard.source.feedback_view()
         for event in posed(heard.frames[-1]):
             view.show_event(event)
+        assert isinstance(view, ShowsMap)
         view.show_map(small_map())
         await tab.until(title_is("Mapping"))
         await tab.until(PLAN_IS_DRAWN)

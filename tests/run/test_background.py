@@ -21,7 +21,6 @@ from engine.mapping.jobs import JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.model.calibration_control import CalibrationControl
-from engine.mapping.steps import MapCounts
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
@@ -31,6 +30,7 @@ from engine.run import background
 from engine.run.background import BackgroundJob, MapJobs, Snapshots, return_free_memory
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.queues import EventQueue, Writer
+from engine.types import MapCounts
 from tests.support.fake_runs import world_of
 from tests.support.faults import FaultsSeen, Hanging, guard_of
 from tests.support.synthetic import FakeMatcher

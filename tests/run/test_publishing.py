@@ -16,14 +16,14 @@ import pytest
 
 from engine.config import RuntimeConfig, SnapshotsConfig, ViewsConfig
 from engine.events import Event, LoopClosed, Warned
-from engine.mapping.steps import KeyframeRecord, MapCounts, MappingStep
+from engine.mapping.steps import KeyframeRecord, MappingStep
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.output.statistics import RunStatistics
 from engine.run.publishing import Publisher
 from engine.run.queues import EventQueue, Writer
 from engine.run.views import ViewDispatcher
-from engine.types import Frame, FrameId, FramePose, MapView
+from engine.types import Frame, FrameId, FramePose, MapCounts, MapView
 from tests.support.fake_runs import frame_of, trajectory_lines, world_of
 from tests.support.faults import FaultsSeen
 

@@ -14,7 +14,7 @@ from engine.config import ViewsConfig
 from engine.events import Event, Warned
 from engine.run import views as view_dispatch
 from engine.run.views import ViewDispatcher
-from engine.types import Frame, FrameId, FramePose, MapView
+from engine.types import Frame, FrameId, FramePose, MapCounts, MapView
 from tests.support.faults import FaultsSeen
 from tests.support.waiting import HANG_S
 
@@ -31,7 +31,7 @@ class FakeClock:
         return self.now_s
 
 
-class FakeView:
+class ViewWithoutMap:
     """Notes what it is shown; waits at its gate before the first thing, raises when told to."""
 
     def __init__(self, *, raises_on: Sequence[str] = ()) -> None:
@@ -46,9 +46,6 @@ class FakeView:
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         self._note(f"frame {frame.frame_id}{'' if pose is None else ' posed'}")
-
-    def show_map(self, view: MapView) -> None:
-        self._note(f"map {view.version}")
 
     def show_event(self, event: Event) -> None:
         assert isinstance(event, Warned)
@@ -76,6 +73,20 @@ class FakeView:
             self._changed.notify_all()
         if what in self._raises_on:
             raise RuntimeError(f"cannot show {what}")
+
+
+class FakeView(ViewWithoutMap):
+    """Shows the map, too."""
+
+    def show_map(self, view: MapView) -> None:
+        self._note(f"map {view.version}")
+
+
+class FiguresView(ViewWithoutMap):
+    """Shows how large the map is."""
+
+    def show_counts(self, counts: MapCounts) -> None:
+        self._note(f"{counts.num_registered} keyframes, {counts.num_points3D} points")
 
 
 def fact(number: int) -> Warned:
@@ -133,9 +144,9 @@ Dispatch = Callable[..., ViewDispatcher]
 @pytest.fixture
 def dispatch() -> Iterator[Dispatch]:
     """Makes dispatchers and sees to it that their threads end."""
-    made: list[tuple[ViewDispatcher, tuple[FakeView, ...]]] = []
+    made: list[tuple[ViewDispatcher, tuple[ViewWithoutMap, ...]]] = []
 
-    def make(*views: FakeView) -> ViewDispatcher:
+    def make(*views: ViewWithoutMap) -> ViewDispatcher:
         made.append((ViewDispatcher(views, CONFIG, faults=FaultsSeen(), max_call_s=60.0), views))
         return made[-1][0]
 
@@ -226,6 +237,34 @@ def test_facts_that_nobody_takes_are_bounded_and_the_lost_are_counted(
     assert view.shown == ["fact 0", *(f"fact {number}" for number in range(4, 9)), "close"]
 
 
+# -- views that show no map ------------------------------------------------------------------------
+
+
+def test_no_map_is_wanted_for_views_that_show_counts_only(dispatch: Dispatch) -> None:
+    view = FiguresView()
+    dispatcher = dispatch(view)
+    assert not dispatcher.shows_map
+    assert not dispatcher.wants_map()
+    dispatcher.offer_counts(MapCounts(num_keyframes=3, num_registered=2, num_points3D=90))
+    dispatcher.offer_map(map_view(1))  # no reason to leave it out
+    dispatcher.close()
+    assert view.shown == ["2 keyframes, 90 points", "close"]
+
+
+def test_counts_go_to_views_that_show_them_once_and_the_latest_win(dispatch: Dispatch) -> None:
+    busy, view = FakeView(), FiguresView()
+    dispatcher = dispatch(busy, view)
+    stuck(busy, dispatcher)
+    for num_registered in (2, 3, 4, 4):
+        dispatcher.offer_counts(MapCounts(num_registered=num_registered))
+    busy.gate.set()
+    busy.wait_for(1)
+    dispatcher.offer_counts(MapCounts(num_registered=4))
+    dispatcher.close()
+    assert view.shown == ["fact 0", "4 keyframes, 0 points", "close"]
+    assert busy.shown == ["fact 0", "close"]
+
+
 # -- throttling -----------------------------------------------------------------------------------
 
 
@@ -289,7 +328,7 @@ def test_a_view_that_raises_is_closed_and_left_out_and_the_others_go_on(
 
     assert broken.shown[-2:] == [what, "close"]
     assert sorted(sound.shown) == ["close", "fact 1", "fact 2", "frame 1", "map 1"]
-    assert dispatcher.has_views
+    assert dispatcher.shows_map
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
@@ -314,7 +353,7 @@ def test_without_any_view_left_nothing_is_wanted_and_the_thread_still_ends(
     dispatcher.close()
 
     assert broken.shown == ["fact 1", "close"]  # closed once
-    assert not dispatcher.has_views
+    assert not dispatcher.shows_map
     assert not dispatcher.wants_map()
     dispatcher.offer_map(map_view(1))
     assert len(caplog.records) == 2
@@ -432,7 +471,7 @@ def test_without_views_there_is_no_thread_and_nothing_to_do() -> None:
     dispatcher.offer_map(map_view(1))
     dispatcher.close()
 
-    assert not dispatcher.has_views
+    assert not dispatcher.shows_map
     assert not dispatcher.wants_map()
     assert dispatcher.num_events_lost == 0
     assert not [thread for thread in threading.enumerate() if thread.name == "views"]

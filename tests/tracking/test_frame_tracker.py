@@ -272,7 +272,7 @@ def test_a_keyframe_carries_what_is_known_of_its_frame() -> None:
 
 
 def test_parallax_makes_a_keyframe_and_is_counted_from_the_last_one() -> None:
-    config = PATIENT.model_copy(update={"max_flow_ratio": 0.025})  # 10 px of a diagonal of 400
+    config = PATIENT.model_copy(update={"max_flow_ratio": 0.0275})  # 11 px of a diagonal of 400
     results = run(tracker_with(config), [image(sideways(step)) for step in range(13)])
     assert reasons(results) == ["first", *"-----", "parallax", *"-----", "parallax"]
 
@@ -538,3 +538,36 @@ def test_points_of_the_world_in_the_same_place_are_followed() -> None:
     counts = followed_in_patch(is_marked=False)
     assert len(counts) >= 8
     assert min(counts) == max(counts) >= 4
+
+
+# -- before there is a map ------------------------------------------------------------------------
+
+
+def test_until_there_is_a_map_half_the_motion_makes_a_keyframe() -> None:
+    diagonal_px = float(np.hypot(WIDTH, HEIGHT))
+    config = PATIENT.model_copy(update={"max_flow_ratio": 8.0 / diagonal_px})
+    for moved_px, is_starting, due in (
+        (3, True, None),
+        (5, True, KeyframeReason.PARALLAX),
+        (5, False, None),
+        (9, False, KeyframeReason.PARALLAX),
+    ):
+        tracker = tracker_with(config)
+        process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+        moved = frame_of(image(sideways(1, px=moved_px)), frame_id=2)
+        assert tracker.follow(moved, is_starting=is_starting).due is due
+
+
+def test_until_there_is_a_map_half_the_time_makes_a_keyframe_of_a_slow_camera() -> None:
+    config = PATIENT.model_copy(update={"max_gap_s": 2.0})
+    for after_s, moved_px, is_starting, due in (
+        (0.9, 5, True, None),
+        (1.1, 5, True, KeyframeReason.TIME),
+        (1.1, 0, True, None),  # it stands still
+        (1.1, 5, False, None),
+    ):
+        tracker = tracker_with(config)
+        process(tracker, replace(frame_of(image(STANDING_STILL), frame_id=1), captured_at_s=0.0))
+        moved = frame_of(image(sideways(1, px=moved_px)), frame_id=2)
+        followed = tracker.follow(replace(moved, captured_at_s=after_s), is_starting=is_starting)
+        assert followed.due is due

@@ -19,6 +19,7 @@ from engine.events import (
     ComponentStarted,
     CropFound,
     DiskSpaceLow,
+    EarlyMapMade,
     Event,
     FaultKind,
     FaultOccurred,
@@ -179,6 +180,7 @@ EVENTS: tuple[Event, ...] = (
         gain_ratio=1.4,
     ),
     CameraDoubted(at_s=0.5, camera_key="camera", reason="k1 is 14.3", is_held=True),
+    EarlyMapMade(at_s=0.4, first=ONE, second=TWO, num_registered=2, num_points3D=80),
     MapInitialized(at_s=0.5, first=ONE, second=TWO, num_points3D=120, attempt=1),
     MetricScaleEstimated(
         at_s=0.5, metres_per_map_unit=7.5, num_depths=900, spread_ratio=0.1, is_applied=True

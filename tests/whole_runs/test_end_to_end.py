@@ -457,7 +457,13 @@ def test_photos_are_reconstructed_with_windows_and_views_where_there_is_no_torch
     photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    often = ("interval=1", "min_keyframes=4", "size=3", "merge_after_keyframes=1")
+    often = (
+        "interval=1",
+        "min_keyframes=4",
+        "size=3",
+        "merge_after_keyframes=1",
+        "weak_fit_ratio=10",
+    )
     settings = itertools.chain.from_iterable(("--set", f"window.{setting}") for setting in often)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, "run", photos, "--out", out, *settings],

@@ -139,12 +139,9 @@ class CameraCrops:
             refine_principal_point(sparse_map, crop)
             adjust_in_place(sparse_map, config=self._growth)
 
-    def _keyframes(self) -> dict[str, list[FrameId]]:
+    def _keyframes(self) -> dict[str, Sequence[FrameId]]:
         """Keyframes with pairs, by calibration, where there are enough of them."""
-        keyframes: dict[str, list[FrameId]] = {}
-        for frame_id in self._graph.connected_ids:
-            key = self._graph.keyframe(frame_id).calibration_key
-            keyframes.setdefault(key, []).append(frame_id)
+        keyframes = self._graph.connected_by_calibration
         return {key: ids for key, ids in keyframes.items() if len(ids) >= _MIN_KEYFRAMES}
 
     def _examine(

@@ -132,10 +132,7 @@ class LensRecognition:
         """Cameras whose lens should be searched now."""
         if not self._is_wanted or CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
             return []  # the latter somebody has chosen
-        connected: dict[str, list[FrameId]] = {}
-        for frame_id in self._graph.connected_ids:
-            key = self._graph.keyframe(frame_id).calibration_key
-            connected.setdefault(key, []).append(frame_id)
+        connected = self._graph.connected_by_calibration
         return [key for key, ids in connected.items() if self._is_doubted(sparse_map, key, ids)]
 
     def recognise(self, sparse_map: SparseMap, camera_key: str) -> RecognisedLens | None:
@@ -149,7 +146,7 @@ class LensRecognition:
         chosen = choice(self._fits(camera_key, present), kind=lens_kind(present))
         done = self._searches.setdefault(camera_key, _Searches())
         done.num += 1
-        done.num_connected = len(self._connected(camera_key))
+        done.num_connected = len(self._graph.connected_by_calibration.get(camera_key, ()))
         if chosen is None:
             return None
         done.focal_px = float(chosen.fit.camera.mean_focal_length())
@@ -249,10 +246,6 @@ class LensRecognition:
             )
             for ratio in ratios
         ]
-
-    def _connected(self, camera_key: str) -> list[FrameId]:
-        ids = self._graph.connected_ids
-        return [i for i in ids if self._graph.keyframe(i).calibration_key == camera_key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

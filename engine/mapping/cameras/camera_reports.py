@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -56,9 +55,9 @@ class CameraReports:
         self, camera_keys: Iterable[str], sparse_map: SparseMap, *, is_final: bool = False
     ) -> None:
         """Emits what the map changed, after it changed; of few keyframes only at the end."""
-        counts = _num_keyframes(sparse_map)
         for camera_key in camera_keys:
-            if counts[camera_key] < (1 if is_final else _MIN_KEYFRAMES):
+            num_registered = sparse_map.num_registered_of(camera_key)
+            if num_registered < (1 if is_final else _MIN_KEYFRAMES):
                 continue
             camera, prior = sparse_map.camera(camera_key), sparse_map.camera_prior(camera_key)
             reported_px = self._reported_px.get(camera_key, 0.0)
@@ -73,10 +72,9 @@ class CameraReports:
         self, camera_keys: Iterable[str], sparse_map: SparseMap
     ) -> tuple[CameraFigures, ...]:
         """The cameras as the map has them now."""
-        counts = _num_keyframes(sparse_map)
-        return tuple(self._figures(key, sparse_map, counts[key]) for key in camera_keys)
+        return tuple(self._figures(key, sparse_map) for key in camera_keys)
 
-    def _figures(self, camera_key: str, sparse_map: SparseMap, num: int) -> CameraFigures:
+    def _figures(self, camera_key: str, sparse_map: SparseMap) -> CameraFigures:
         camera, prior = sparse_map.camera(camera_key), sparse_map.camera_prior(camera_key)
         state = sparse_map.camera_state(camera_key)
         doubts = (*self._given.get(camera_key, {}).items(), *_doubts(camera_key, sparse_map))
@@ -89,7 +87,7 @@ class CameraReports:
             params=tuple(float(value) for value in camera.params),
             focal_px=camera_focal_px(camera),
             fov_deg=_fov_deg(camera),
-            num_registered=num,
+            num_registered=sparse_map.num_registered_of(camera_key),
             origin=prior.origin,
             prior_focal_px=prior.focal_px,
             prior_sigma_ratio=prior.focal_sigma_ratio,
@@ -125,10 +123,6 @@ class CameraReports:
             return
         self._doubted.add((camera_key, kind))
         self._emit(CameraDoubted(camera_key=camera_key, reason=reason, is_held=is_held))
-
-
-def _num_keyframes(sparse_map: SparseMap) -> Counter[str]:
-    return Counter(sparse_map.keyframe(i).calibration_key for i in sparse_map.registered_ids)
 
 
 def _is_held(camera_key: str, sparse_map: SparseMap) -> bool:

@@ -238,16 +238,27 @@ class CameraCalibration:
         return [key for key in self._initial if self.is_unknown(key, sparse_map)]
 
     def calibrate_from_pairs(
-        self, sparse_map: SparseMap, graph: SceneGraph, *, votes: FocalVotes | None = None
+        self,
+        sparse_map: SparseMap,
+        graph: SceneGraph,
+        *,
+        votes: FocalVotes | None = None,
+        is_trial: bool = False,
     ) -> None:
         """Gives cameras of unknown focal length an estimate of it.
 
         What a matcher saw counts, else how many pairs agree by votes, where they are given, else
         the cameras' fundamental matrices. Once a keyframe of a camera is in the map, bundle
         adjustment refines it better.
+
+        Args:
+            sparse_map: gets them.
+            graph: holds the pairs.
+            votes: lets pairs vote.
+            is_trial: the map is not the run's, so nothing is reported.
         """
         for camera_key in self.unknown_keys(sparse_map):
-            self._calibrate(camera_key, sparse_map, graph, votes=votes)
+            self._calibrate(camera_key, sparse_map, graph, votes=votes, is_trial=is_trial)
 
     def _calibrate(
         self,
@@ -256,6 +267,7 @@ class CameraCalibration:
         graph: SceneGraph,
         *,
         votes: FocalVotes | None,
+        is_trial: bool,
     ) -> None:
         camera = sparse_map.camera(camera_key)
         seen = self._seen_focal_px.get(camera_key)
@@ -280,7 +292,8 @@ class CameraCalibration:
                 is_constant=sparse_map.camera_prior(camera_key).is_constant,
             )
             sparse_map.set_camera_prior(camera_key, prior)
-            self._reports.add(camera_key, camera, prior)
+            if not is_trial:
+                self._reports.add(camera_key, camera, prior)
 
 
 def cameras_in(sparse_map: SparseMap) -> set[str]:

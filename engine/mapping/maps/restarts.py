@@ -46,6 +46,7 @@ _MORE_FOR_A_WINDOW = 1.25  # times the keyframes at the last window that was tri
 _MIN_COMMON_TO_PLACE = 2  # keyframes; one fixes no scale
 _REBUILD_PASSES = 2  # adjustments of a map whose cameras changed, before it grows
 _MIN_VALID = 5  # keyframes that a window poses: with fewer a pair does as well
+_MAX_EARLY_STARTS = 2  # pairs tried for an early map
 _MAX_COMPONENT_STARTS = 2  # pairs tried for a map of keyframes that fit nowhere
 _POINTS_PER_INLIER = 3  # of those that a first pair needs: a window sees more
 
@@ -73,6 +74,7 @@ class MapBuilder:
         new_map: makes an empty map.
         solve_window: solves windows.
         calibrate: gives cameras of unknown focal length of a map one from their pairs.
+        calibrate_trial: the same for a map that is not the run's; nothing is reported.
         turning: knows which pairs and maps tell no depth.
         seed: of the estimation of relative poses.
     """
@@ -89,6 +91,7 @@ class MapBuilder:
         new_map: Callable[[], SparseMap],
         solve_window: WindowSolver,
         calibrate: Callable[[SparseMap], None],
+        calibrate_trial: Callable[[SparseMap], None],
         turning: TurningWatch,
         seed: int,
     ) -> None:
@@ -102,6 +105,7 @@ class MapBuilder:
         self._new_map = new_map
         self._solve_window = solve_window
         self._calibrate = calibrate
+        self._calibrate_trial = calibrate_trial
         self._seed = seed
         self._all_pairs_were_tried = False
         self._num_keyframes_at_bootstrap = 0
@@ -165,6 +169,35 @@ class MapBuilder:
             return built
         self._num_keyframes_at_bootstrap = num_connected
         return self._or_from_window(built, present, config=self._growth)
+
+    def early(self, present: SparseMap) -> BuiltMap | None:
+        """Builds a map of few keyframes from a pair at a small angle; nothing is remembered.
+
+        Args:
+            present: the map without registered keyframes; it holds the cameras, and stays as it is.
+        """
+        angle_deg = self._initialization.early_triangulation_angle_deg
+        settings = self._initialization.model_copy(
+            update={"min_triangulation_angle_deg": angle_deg}
+        )
+        start = self._with(present, self._graph.keyframe_ids)
+        self._calibrate_trial(start)
+        ranked = rank_initial_pairs(
+            start,
+            self._pairs(),
+            config=settings,
+            seed=self._seed,
+            only_turns=lambda verified: self._turning.only_turns(start, verified),
+        )
+        return self._best(
+            lambda: self._with(start, self._graph.keyframe_ids),
+            itertools.islice(ranked, _MAX_EARLY_STARTS),
+            config=self._growth,
+        )
+
+    def place(self, sparse_map: SparseMap, *, onto: SparseMap) -> bool:
+        """Moves a map onto another by the keyframes in both; returns whether they are enough."""
+        return _place(sparse_map, onto=onto)
 
     def first_at_end(self, present: SparseMap) -> BuiltMap | None:
         """Builds the first map of few keyframes, from any pair, when no more of them will come."""

@@ -23,6 +23,7 @@ from engine.mapping.model.calibration_control import (
     MIN_KEYFRAMES_FOR_DISTORTION,
     CalibrationControl,
 )
+from engine.mapping.model.local_reconstruction import LocalReconstruction
 from engine.mapping.model.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId
 
@@ -105,22 +106,58 @@ def _solve_locally(
     *,
     config: LocalBundleAdjustmentConfig,
 ) -> None:
-    reconstruction = sparse_map.reconstruction
-    problem = pycolmap.BundleAdjustmentConfig()
-    for frame_id in local:
-        problem.add_image(frame_id)
     if sparse_map.num_registered <= len(local):
-        problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        _solve_small(sparse_map, local, config=config)
+    elif LocalReconstruction.is_worthwhile(sparse_map, local):
+        part = LocalReconstruction(sparse_map, local)
+        _solve_within(
+            part.reconstruction,
+            local,
+            points=part.points,
+            options=_local_options(sparse_map, config),
+        )
+        part.write_back()
     else:
-        # The newest keyframe is never held: what it is seen with holds it.
-        for frame_id in local[1:][-2:]:
-            problem.set_constant_rig_from_world_pose(reconstruction.image(frame_id).frame_id)
-    for point3D_id in _points_of(sparse_map, local):
-        problem.add_variable_point(point3D_id)
-    options = adjustment_options(
-        max_iterations=config.max_iterations, function_tolerance=_LOCAL_FUNCTION_TOLERANCE
-    )
-    options.refine_extra_params = sparse_map.num_registered >= MIN_KEYFRAMES_FOR_DISTORTION
+        _solve_within(
+            sparse_map.reconstruction,
+            local,
+            points=_points_of(sparse_map, local),
+            options=_local_options(sparse_map, config),
+        )
+
+
+def _solve_within(
+    reconstruction: pycolmap.Reconstruction,
+    local: Sequence[FrameId],
+    *,
+    points: Sequence[int],
+    options: pycolmap.BundleAdjustmentOptions,
+) -> None:
+    """Adjusts keyframes of a larger map, or of the part of it around them.
+
+    A calibration shared with keyframes outside is not for a few of them to decide.
+    """
+    problem = _local_problem(local, points)
+    # The newest keyframe is never held: what it is seen with holds it.
+    for frame_id in local[1:][-2:]:
+        problem.set_constant_rig_from_world_pose(reconstruction.image(frame_id).frame_id)
+    for camera_id in sorted({int(reconstruction.image(i).camera_id) for i in local}):
+        problem.set_constant_cam_intrinsics(camera_id)
+    options.refine_focal_length = False
+    pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+
+
+def _solve_small(
+    sparse_map: SparseMap,
+    local: Sequence[FrameId],
+    *,
+    config: LocalBundleAdjustmentConfig,
+) -> None:
+    """Adjusts a map of local keyframes only, with its calibrations."""
+    reconstruction = sparse_map.reconstruction
+    problem = _local_problem(local, _points_of(sparse_map, local))
+    problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    options = _local_options(sparse_map, config)
     camera_ids = {int(reconstruction.image(i).camera_id) for i in local}
 
     def solve(constant_camera_ids: Collection[int], *, refine_focal_length: bool) -> None:
@@ -132,11 +169,28 @@ def _solve_locally(
         options.refine_focal_length = refine_focal_length
         pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
 
-    if sparse_map.num_registered <= len(local):
-        sparse_map.calibration.adjust(reconstruction, solve)
-    else:
-        # A calibration shared with keyframes outside is not for a few of them to decide.
-        solve(camera_ids, refine_focal_length=False)
+    sparse_map.calibration.adjust(reconstruction, solve)
+
+
+def _local_problem(
+    local: Sequence[FrameId], points: Sequence[int]
+) -> pycolmap.BundleAdjustmentConfig:
+    problem = pycolmap.BundleAdjustmentConfig()
+    for frame_id in local:
+        problem.add_image(frame_id)
+    for point3D_id in points:
+        problem.add_variable_point(point3D_id)
+    return problem
+
+
+def _local_options(
+    sparse_map: SparseMap, config: LocalBundleAdjustmentConfig
+) -> pycolmap.BundleAdjustmentOptions:
+    options = adjustment_options(
+        max_iterations=config.max_iterations, function_tolerance=_LOCAL_FUNCTION_TOLERANCE
+    )
+    options.refine_extra_params = sparse_map.num_registered >= MIN_KEYFRAMES_FOR_DISTORTION
+    return options
 
 
 def _points_of(sparse_map: SparseMap, local: Sequence[FrameId]) -> list[int]:

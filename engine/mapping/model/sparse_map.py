@@ -7,6 +7,7 @@ threads. COLMAP's "frame" (a posed rig) stays inside: each keyframe is the only 
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -83,6 +84,8 @@ class SparseMap:
         self._reconstruction = pycolmap.Reconstruction()
         self._matches = MatchGraph()
         self._keyframes: dict[FrameId, Keyframe] = {}
+        self._registered: list[FrameId] = []  # sorted
+        self._num_registered_of: Counter[str] = Counter()  # by calibration key
         self._camera_ids: dict[str, int] = {}
         self._calibration = CalibrationControl(is_bounded=has_bounds)
         self._point_attributes = PointAttributes(self._reconstruction, self._keyframes)
@@ -106,7 +109,11 @@ class SparseMap:
     @property
     def num_registered(self) -> int:
         """Number of registered keyframes."""
-        return int(self._reconstruction.num_reg_frames())
+        return len(self._registered)
+
+    def num_registered_of(self, camera_key: str) -> int:
+        """Number of registered keyframes of a camera."""
+        return self._num_registered_of[camera_key]
 
     @property
     def keyframe_ids(self) -> list[FrameId]:
@@ -116,11 +123,12 @@ class SparseMap:
     @property
     def registered_ids(self) -> list[FrameId]:
         """Registered keyframes in order of arrival."""
-        return sorted(FrameId(int(i)) for i in self._reconstruction.reg_image_ids())
+        return list(self._registered)
 
     def is_registered(self, frame_id: FrameId) -> bool:
         """Whether the keyframe has its place in the map."""
-        return frame_id in self._keyframes and bool(self._reconstruction.image(frame_id).has_pose)
+        place = bisect.bisect_left(self._registered, frame_id)
+        return place < len(self._registered) and self._registered[place] == frame_id
 
     def keyframe(self, frame_id: FrameId) -> Keyframe:
         """The keyframe as it was added."""
@@ -178,6 +186,10 @@ class SparseMap:
         if frame_id not in self._point3D_ids:
             self._point3D_ids[frame_id] = self._find_point3D_ids(frame_id)
         return self._point3D_ids[frame_id]
+
+    def num_observations(self, frame_id: FrameId) -> int:
+        """How many keypoints of a keyframe observe a point."""
+        return int(self._reconstruction.image(frame_id).num_points3D)
 
     def points3D_in_world(self, point3D_ids: Iterable[int]) -> Float64Array:
         """Positions (N, 3) of points that exist."""
@@ -572,6 +584,8 @@ class SparseMap:
         self._forget_observations()
         for frame_id in frame_ids:
             self._reconstruction.deregister_frame(self._reconstruction.image(frame_id).frame_id)
+            self._registered.remove(frame_id)
+            self._num_registered_of[self._keyframes[frame_id].calibration_key] -= 1
         if frame_ids:
             self._rebuild_managers()
 
@@ -693,6 +707,16 @@ class SparseMap:
             gain=float((1.0 - bounded**2).sum()),
         )
 
+    def agreement(self, frame_id: FrameId) -> float:
+        """How well a registered keyframe agrees with what its matches see of the map, 0..1.
+
+        Of the keypoints that match points of the map, those that observe one count, each by
+        1 - (error / bound)^2 (see `Fit.gain`). Drift shows twice: observations have larger errors,
+        and those beyond the bound are no observations any more.
+        """
+        num_visible = self.num_visible_points(frame_id)
+        return self.fit([frame_id]).gain / num_visible if num_visible else 0.0
+
     def transform_parts(self, moved_from_map: Mapping[FrameId, Float64Array]) -> None:
         """Moves each registered keyframe by a similarity (3, 4) of its own, and points with them.
 
@@ -734,6 +758,8 @@ class SparseMap:
         twin._reconstruction = self.copy_reconstruction()
         twin._matches = self._matches.copy()
         twin._keyframes = dict(self._keyframes)
+        twin._registered = list(self._registered)
+        twin._num_registered_of = self._num_registered_of.copy()
         twin._camera_ids = dict(self._camera_ids)
         twin._calibration = self._calibration.copy()
         twin._point_attributes = self._point_attributes.copy_for(
@@ -853,6 +879,8 @@ class SparseMap:
         self._forget_observations()
         self.set_pose(frame_id, cam_from_world)
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
+        bisect.insort(self._registered, frame_id)
+        self._num_registered_of[self._keyframes[frame_id].calibration_key] += 1
 
     def _assign_point_attributes(self, frame_id: FrameId) -> None:
         self._point_attributes.assign(self._triangulator.get_modified_points3D(), made_by=frame_id)

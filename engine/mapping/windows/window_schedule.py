@@ -14,6 +14,7 @@ from engine.mapping.windows.window_selection import (
     Window,
     WindowJob,
     WindowSchedule,
+    is_needed,
     make_job,
     missing_windows,
     newest_window,
@@ -64,12 +65,19 @@ class WindowRefinement:
 
     @charged_to(Stage.WINDOWS)
     def start_if_due(self, sparse_map: SparseMap) -> WindowJob | None:
-        """Returns a window of the newest keyframes when enough of them came since the last one."""
+        """Returns a window of the newest keyframes when one is due and needed.
+
+        It is due when enough keyframes came since the last time, and needed where they fit the map
+        badly, or it misses some of them.
+        """
         num_keyframes = len(self._graph.keyframe_ids)
         if not self._schedule.should(num_keyframes):
             return None
         self._schedule.done(num_keyframes)
         window = newest_window(self._graph, sparse_map, config=self._config)
+        if not is_needed(sparse_map, window, config=self._config):
+            self._schedule.adapt(made_better=False)
+            return None
         return make_job(self._graph, sparse_map, window)
 
     @charged_to(Stage.WINDOWS)

@@ -26,6 +26,7 @@ from engine.windows.tracks import tracks_through
 _MIN_TRACK_LENGTH = 3  # two views agree with anything on their epipolar line
 _MAX_INTERVALS = 4  # between windows that change nothing
 _WEAK_RATIO = 1.3  # times the median error of the keyframes
+_NUM_COMPARED = 8  # keyframes all over the map, by which the newest ones fit well or badly
 _MIN_HELD = 2  # one keyframe fixes no scale
 _MIN_COSINE = 0.5  # of a wide lens's rays with its axis: errors in px grow by its inverse square
 
@@ -95,6 +96,30 @@ def newest_window(graph: SceneGraph, sparse_map: SparseMap, *, config: WindowCon
     return _with_older(
         graph, sparse_map, newest, limit=config.num_older, purpose=WindowPurpose.RESOLVE
     )
+
+
+def is_needed(sparse_map: SparseMap, window: Window, *, config: WindowConfig) -> bool:
+    """Whether a window may make the map better: it misses keyframes, or some fit it badly.
+
+    The mean agreement of the window's free keyframes with the map (see `SparseMap.agreement`) is
+    compared with the median of others, which stand all over the map and beside the window.
+
+    Args:
+        sparse_map: the map.
+        window: of the newest keyframes.
+        config: how much worse is badly.
+    """
+    missing = [i for i in window.free_ids if not sparse_map.is_registered(i)]
+    if any(sparse_map.neighbors(i) for i in missing):
+        return True
+    own = [sparse_map.agreement(i) for i in window.free_ids.difference(missing)]
+    beside = [i for i in window.frame_ids if i not in window.free_ids]
+    all_over = sparse_map.registered_ids
+    all_over = all_over[:: max(1, len(all_over) // _NUM_COMPARED)]
+    others = [sparse_map.agreement(i) for i in {*beside, *all_over} - window.free_ids]
+    if not (own and others):
+        return True
+    return float(np.mean(own)) < config.weak_fit_ratio * float(np.median(others))
 
 
 def missing_windows(

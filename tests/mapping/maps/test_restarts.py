@@ -112,6 +112,7 @@ class Scene:
             new_map=new_map,
             solve_window=SOLVE_WINDOW,
             calibrate=lambda sparse_map: self._cameras.calibrate_from_pairs(sparse_map, self.graph),
+            calibrate_trial=lambda _: None,
             turning=TurningWatch(
                 graph=self.graph, emit=lambda event: None, is_refused=True, may_zoom=True
             ),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from engine.config import LocalBundleAdjustmentConfig, RegistrationConfig, WindowConfig
 from engine.events import Event, WindowPurpose, WindowSolved, WindowVerdict
+from engine.geometry import compose_poses
+from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.windows.window_merging import WindowMergeConfig
 from engine.mapping.windows.window_schedule import WindowRefinement, solve_job
 from engine.matching.scene_graph import SceneGraph
@@ -19,7 +23,8 @@ from engine.windows.solver import solve_window
 from tests.support.synthetic import SyntheticWorld, straight_path
 from tests.support.window_maps import graph_and_map
 
-CONFIG = WindowConfig(size=4, num_older=4, interval=3, min_keyframes=6, merge_after_keyframes=2)
+OFTEN = WindowConfig(size=4, num_older=4, interval=3, min_keyframes=6, merge_after_keyframes=2)
+CONFIG = OFTEN.model_copy(update={"weak_fit_ratio": 10.0})  # however well keyframes fit
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,20 @@ class Refinement:
     def _emit(self, event: Event) -> None:
         assert isinstance(event, WindowSolved)
         self.emitted.append(event)
+
+
+def drift(sparse_map: SparseMap, frame_ids: Sequence[FrameId], *, shift: float) -> None:
+    """Moves keyframes away from the rest, with what only they observe; the rest is filtered."""
+    moved = set(frame_ids)
+    for point3D_id in list(sparse_map.reconstruction.point3D_ids()):
+        point = sparse_map.reconstruction.point3D(point3D_id)
+        if {element.image_id for element in point.track.elements} <= moved:
+            point.xyz += (shift, 0.0, 0.0)
+    for frame_id in frame_ids:
+        pose = sparse_map.cam_from_world(frame_id)
+        pose = compose_poses(pose, np.column_stack([np.eye(3), (-shift, 0.0, 0.0)]))
+        sparse_map.set_pose(frame_id, pose)
+    sparse_map.filter_all()
 
 
 def test_a_window_of_the_newest_keyframes_is_due_once_and_its_result_is_reported(
@@ -95,6 +114,42 @@ def test_windows_come_later_while_they_change_nothing() -> None:
         sparse_map.triangulate(frame_id)
         graph.set_registered(frame_id, True)
     assert refinement.windows.start_if_due(sparse_map) is not None
+
+
+def test_newest_keyframes_that_fit_well_need_no_window(world: SyntheticWorld) -> None:
+    graph, sparse_map = graph_and_map(world, registered=world.frame_ids)
+    assert Refinement(graph, OFTEN).windows.start_if_due(sparse_map) is None
+    assert Refinement(graph, CONFIG).windows.start_if_due(sparse_map) is not None
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.5])
+def test_newest_keyframes_that_drifted_get_a_window(world: SyntheticWorld, shift: float) -> None:
+    graph, sparse_map = graph_and_map(world, registered=world.frame_ids)
+    drift(sparse_map, world.frame_ids[-4:], shift=shift)
+    job = Refinement(graph, OFTEN).windows.start_if_due(sparse_map)
+    assert job is not None
+    assert job.window.free_ids == {9, 10, 11, 12}
+
+
+def test_a_drift_below_the_noise_of_keypoints_needs_no_window(world: SyntheticWorld) -> None:
+    graph, sparse_map = graph_and_map(world, registered=world.frame_ids)
+    drift(sparse_map, world.frame_ids[-4:], shift=0.002)  # about 0.1 px
+    assert Refinement(graph, OFTEN).windows.start_if_due(sparse_map) is None
+
+
+def test_a_keyframe_that_the_map_misses_gets_a_window_if_pairs_lead_to_it(
+    world: SyntheticWorld,
+) -> None:
+    graph, sparse_map = graph_and_map(world, registered=world.frame_ids[:-1])
+    assert Refinement(graph, OFTEN).windows.start_if_due(sparse_map) is not None
+
+    alone = world.frame_ids[-1]
+    graph, sparse_map = graph_and_map(
+        world,
+        registered=world.frame_ids[:-1],
+        skips=lambda pair: alone in (pair.first, pair.second),
+    )
+    assert Refinement(graph, OFTEN).windows.start_if_due(sparse_map) is None
 
 
 def test_missing_keyframes_are_rescued(world: SyntheticWorld) -> None:

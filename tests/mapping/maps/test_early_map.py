@@ -1,0 +1,185 @@
+"""The early map of a video: frames get poses before the map starts, which is as without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine.config import Config, InitializationConfig, WindowConfig
+from engine.events import CameraCalibrated, EarlyMapMade, MapInitialized
+from engine.types import Keyframe
+from tests.support.mapper_runs import MapperRun
+from tests.support.synthetic import (
+    FakeMatcher,
+    PoseErrors,
+    SyntheticCamera,
+    SyntheticWorld,
+    pose_errors,
+    poses_of,
+    scene_graph,
+    straight_path,
+    turning_path,
+)
+
+EVERY = 3
+NUM_FRAMES = 22
+
+
+class Video(MapperRun):
+    """A mapper fed with every third frame of a world as a keyframe, and the others as tracked."""
+
+    def __init__(
+        self,
+        world: SyntheticWorld,
+        *,
+        angle_deg: float = 3.0,
+        min_angle_deg: float = 6.0,
+        is_photo: bool = False,
+    ) -> None:
+        settings = InitializationConfig(
+            early_triangulation_angle_deg=angle_deg, min_triangulation_angle_deg=min_angle_deg
+        )
+        super().__init__(
+            Config(initialization=settings, window=WindowConfig(enabled=False)),
+            matcher=FakeMatcher(world=world),
+            graph=scene_graph(exhaustive_below=4),
+        )
+        self.world = world
+        self._is_photo = is_photo
+        self._num_fed = 0
+
+    def feed(self, num_frames: int) -> Video:
+        """Feeds the next frames."""
+        for frame_id in range(self._num_fed + 1, self._num_fed + num_frames + 1):
+            keyframe_id = frame_id - (frame_id - 1) % EVERY
+            if frame_id == keyframe_id:
+                self.add_keyframe(self.keyframe(frame_id))
+            else:
+                self.add_frame(self.world.tracked(frame_id, keyframe_id=keyframe_id))
+        self._num_fed += num_frames
+        return self
+
+    def keyframe(self, frame_id: int) -> Keyframe:
+        """A frame as the front end describes it."""
+        return replace(self.world.keyframe(frame_id), is_photo=self._is_photo)
+
+    @property
+    def posed_ids(self) -> list[int]:
+        """Frames whose pose was reported."""
+        return sorted(pose.frame_id for pose in self.poses)
+
+    def errors(self) -> PoseErrors:
+        """Of the poses as they were reported first."""
+        return pose_errors({one.frame_id: one.cam_from_world for one in self.poses}, self.world)
+
+
+@pytest.fixture(scope="module")
+def known() -> SyntheticWorld:
+    return SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), noise_px=0.5)
+
+
+@pytest.fixture(scope="module")
+def unknown() -> SyntheticWorld:
+    path = straight_path(NUM_FRAMES, step=0.6)
+    return SyntheticWorld(path, cameras=[SyntheticCamera()], noise_px=0.5)
+
+
+def test_two_keyframes_of_a_known_camera_give_frames_their_poses(known: SyntheticWorld) -> None:
+    video = Video(known).feed(EVERY)
+    assert video.poses == []
+    video.feed(1)
+    (made,) = video.emitted(EarlyMapMade)
+    assert (made.first, made.second, made.num_registered) == (1, 4, 2)
+    assert video.posed_ids == [1, 2, 3, 4]  # those before it, too
+    video.feed(2)
+    assert video.posed_ids == [1, 2, 3, 4, 5, 6]
+    assert 1e-5 < video.errors().rmse_ratio < 0.02
+    assert video.errors().max_rotation_rad < 0.03
+
+
+def test_keyframes_join_the_early_map_until_the_map_starts(known: SyntheticWorld) -> None:
+    video = Video(known).feed(2 * EVERY + 1)
+    assert video.posed_ids == list(range(1, 2 * EVERY + 2))
+    assert len(video.emitted(EarlyMapMade)) == 1
+    assert not video.emitted(MapInitialized)
+    assert video.mapper.view().keyframe_ids.tolist() == [1, 4, 7]
+    video.feed(EVERY)
+    assert len(video.emitted(MapInitialized)) == 1
+    assert video.registered_ids == [1, 4, 7, 10]
+
+
+def test_an_unknown_focal_length_needs_a_third_keyframe(unknown: SyntheticWorld) -> None:
+    video = Video(unknown).feed(EVERY + 1)
+    assert video.poses == []
+    video.feed(EVERY)
+    (made,) = video.emitted(EarlyMapMade)
+    assert made.num_registered == 3
+    assert 1e-5 < video.errors().rmse_ratio < 0.05
+
+
+def test_where_three_keyframes_do_not_tell_the_focal_length_there_is_no_early_map() -> None:
+    path = straight_path(NUM_FRAMES, step=0.1)  # seen from nearly the same direction
+    world = SyntheticWorld(path, cameras=[SyntheticCamera()], noise_px=1.0)
+    video = Video(world, angle_deg=0.5).feed(2 * EVERY + 1)
+    assert not video.emitted(EarlyMapMade)
+    known = SyntheticWorld(path, noise_px=1.0)
+    assert Video(known, angle_deg=0.5).feed(2 * EVERY + 1).emitted(EarlyMapMade)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_map_is_the_same_without_an_early_one(
+    is_known: bool, known: SyntheticWorld, unknown: SyntheticWorld
+) -> None:
+    world = known if is_known else unknown
+    early, late = Video(world).feed(NUM_FRAMES), Video(world, angle_deg=0.0).feed(NUM_FRAMES)
+    assert early.emitted(EarlyMapMade)
+    assert not late.emitted(EarlyMapMade)
+    early.end()
+    late.end()
+    assert early.registered_ids == late.registered_ids
+    assert early.sparse_map.num_points3D == late.sparse_map.num_points3D
+    assert early.figures.cameras[0].focal_px == pytest.approx(late.figures.cameras[0].focal_px)
+    errors = [pose_errors(poses_of(one.sparse_map), world).rmse_ratio for one in (early, late)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+    assert [e.how for e in early.emitted(CameraCalibrated)] == [
+        e.how for e in late.emitted(CameraCalibrated)
+    ]
+    errors = [
+        pose_errors({p.frame_id: p.cam_from_world for p in one.trajectory}, world).rmse_ratio
+        for one in (early, late)
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-2)
+
+
+def test_the_map_lies_where_the_early_one_did(known: SyntheticWorld) -> None:
+    video = Video(known).feed(2 * EVERY + 1)
+    before = {pose.frame_id: pose.cam_from_world for pose in video.poses}
+    video.feed(EVERY)
+    after = poses_of(video.sparse_map)
+    assert {pose.world_number for pose in video.poses} == {0}
+    for frame_id in (1, 4, 7):
+        np.testing.assert_allclose(after[frame_id], before[frame_id], atol=0.05)
+
+
+def test_photos_and_who_does_not_want_it_have_no_early_map(known: SyntheticWorld) -> None:
+    assert Video(known, is_photo=True).feed(2 * EVERY + 1).poses == []
+    assert Video(known, angle_deg=0.0).feed(2 * EVERY + 1).poses == []
+
+
+def test_a_camera_that_only_turns_has_no_early_map() -> None:
+    world = SyntheticWorld(turning_path(NUM_FRAMES), noise_px=0.5)
+    video = Video(world).feed(NUM_FRAMES)
+    assert not video.emitted(EarlyMapMade)
+    assert video.poses == []
+
+
+def test_nothing_of_an_early_map_is_kept_where_no_map_can_start(known: SyntheticWorld) -> None:
+    video = Video(known, min_angle_deg=89.0).feed(NUM_FRAMES)
+    assert video.emitted(EarlyMapMade)
+    assert set(video.world.frame_ids) == set(video.posed_ids)
+    assert not video.emitted(MapInitialized)
+    video.end()
+    assert video.figures.counts.num_registered == 0
+    assert video.mapper.trajectories() == []
