@@ -188,7 +188,7 @@ class CoarseToFine:
         return done
 
     def _lacks(self, frame_id: FrameId) -> bool:
-        """Whether a keyframe has few pairs, and weak ones did not fail as often as it lacks some."""
+        """Whether a keyframe has few pairs, those that failed in full counted."""
         num_pairs, num_failed = self._num_pairs(frame_id), self._num_failed[frame_id]
         return num_pairs + num_failed < self._config.enough_pairs
 

@@ -82,7 +82,7 @@ class SceneGraph:
         self._place_in_sequence: dict[FrameId, int] = {}
         self._verified: dict[ImagePair, VerifiedPair] = {}
         self._tried: dict[FrameId, set[FrameId]] = {}
-        self._tried_in_part: dict[FrameId, set[FrameId]] = {}  # of those
+        self._tried_in_part: set[ImagePair] = set()  # of those
         self._registered: dict[FrameId, int] = {}  # the number of the map that has it
         self._beside: set[FrameId] = set()  # of them, those in other maps than the main one
         self._connected: dict[str, list[FrameId]] = {}  # by calibration key, in order of adding
@@ -107,7 +107,6 @@ class SceneGraph:
         self._order[frame_id] = len(self._keyframes)
         self._keyframes[frame_id] = keyframe
         self._tried[frame_id] = set()
-        self._tried_in_part[frame_id] = set()
         self._held_back[frame_id] = set()
         sequence = self._sequences.setdefault(keyframe.camera_key, [])
         self._place_in_sequence[frame_id] = len(sequence)
@@ -163,12 +162,13 @@ class SceneGraph:
         Raises:
             KeyError: a keyframe of the pair was never added.
         """
-        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
-            self._tried[one].add(other)
-            if in_part:
-                self._tried_in_part[one].add(other)
-            else:
-                self._tried_in_part[one].discard(other)
+        tried_first, tried_second = self._tried[pair.first], self._tried[pair.second]
+        tried_first.add(pair.second)
+        tried_second.add(pair.first)
+        if in_part:
+            self._tried_in_part.add(pair)
+        else:
+            self._tried_in_part.discard(pair)
 
     def remove_pair(self, pair: ImagePair) -> None:
         """Takes away the edge of a pair, if there is one; the pair stays tried."""
@@ -228,7 +228,8 @@ class SceneGraph:
 
     def tried_in_part(self, frame_id: FrameId) -> list[FrameId]:
         """Keyframes with which one was matched in part only, in order of adding."""
-        return sorted(self._tried_in_part[frame_id], key=self._order.__getitem__)
+        tried = sorted(self._tried[frame_id], key=self._order.__getitem__)
+        return [i for i in tried if ImagePair.of(frame_id, i) in self._tried_in_part]
 
     @property
     def keyframe_ids(self) -> list[FrameId]:
@@ -441,7 +442,7 @@ class SceneGraph:
         excluded = {i for i in self._keyframes if self._registered.get(i, own) == own}
         hits: Ranked = self._recognizer.query(
             frame_id,
-            exclude=excluded | (self._tried[frame_id] - self._tried_in_part[frame_id]),
+            exclude=excluded | (self._tried[frame_id] - set(self.tried_in_part(frame_id))),
             limit=_RETRIEVED_POOL * limit,
         )
         if own is not None:
