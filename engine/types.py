@@ -372,6 +372,8 @@ class MappingDecision:
     merged: tuple[str, ...]  # kinds of the jobs whose results went into the map before it
     num_readings: int  # of positions beside frames, of all sources, that the map knew from then on
     num_posed: int  # frames that were posed while it was matched
+    num_posed_beginning: int = 0  # before that, by keyframes as they were at the one before
+    num_posed_adding: int = 0  # and after it, likewise
 
 
 TimingDecision = TrackingDecision | MappingDecision

@@ -297,7 +297,7 @@ def figures_of(run: Path) -> dict[str, Any]:
     posed = by_kind.get("FramePosed", [])
     first_posed = {one["frame_id"]: one for one in reversed(posed) if one["is_first"]}
     registered = {one["frame_id"]: one for one in reversed(posed) if one["is_keyframe"]}
-    maps = by_kind.get("MapInitialized", [])
+    maps = [*by_kind.get("EarlyMapMade", []), *by_kind.get("MapInitialized", [])]
     map_at_s = maps[0]["at_s"] if maps else float("inf")
     early = {i for i, one in received.items() if one["at_s"] < map_at_s}
     return {

@@ -270,6 +270,7 @@ class _Runner:
             run,
             figures=_figures(usage, score.figures),
             verdict=score.verdict,
+            stages_cpu_s=score.stages_cpu_s,
             costs=score.costs,
         )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.benchmark import process_usage
+from engine.errors import ConfigError
 
 _TAIL_BYTES = 2000  # of a log, for the words of a failure
 
@@ -58,6 +59,9 @@ def measure(
 
     Returns:
         None where it was killed.
+
+    Raises:
+        ConfigError: the program cannot be started.
     """
     helper = [sys.executable, "-I", "-S", str(process_usage.__file__)]
     given = [str(result), "" if watched is None else str(watched), str(num_threads)]
@@ -77,6 +81,8 @@ def measure(
             if isinstance(error, subprocess.TimeoutExpired):
                 return None
             raise
+    if process.returncode:
+        raise ConfigError(f"cannot be measured: {last_line(log)}")
     record = json.loads(result.read_text(encoding="utf-8"))
     return Usage(
         exit_code=record["exit_code"],

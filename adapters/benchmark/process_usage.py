@@ -32,7 +32,10 @@ def main(arguments: list[str]) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(num_threads)])
     samples: list[tuple[float, float, int]] = []
     began = time.monotonic()
-    pid = os.posix_spawnp(command[0], command, os.environ)
+    try:
+        pid = os.posix_spawnp(command[0], command, os.environ)
+    except OSError as error:
+        sys.exit(f"{command[0]}: {error.strerror}")
     for _ in _until_end(pid):
         cpu_s = _cpu_s(pid)
         if cpu_s is not None:

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from adapters.evaluate import extent_of, has_pose, reference_of_frames
-from adapters.run_files import FrameRow, read_text
-from engine.errors import ConfigError
+from adapters.run_files import FrameRow, read_model, read_text
+from engine.errors import ConfigError, SnapshotError
 from engine.geometry import camera_center
 from engine.types import Float64Array
 
@@ -108,11 +108,14 @@ def _kind_of(path: Path) -> ReferenceKind | None:
 def _poses_of_model(folder: Path) -> dict[str, Float64Array]:
     import pycolmap
 
+    is_checkable = (folder / "rigs.bin").is_file()  # neither text nor of COLMAP before rigs
     try:
-        model = pycolmap.Reconstruction(folder)
+        model = read_model(folder) if is_checkable else pycolmap.Reconstruction(folder)
+    except SnapshotError as error:
+        raise ConfigError(str(error)) from error
     except (LookupError, RuntimeError, ValueError) as error:
         words = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"{folder}: is no COLMAP model: {words}") from error
+        raise ConfigError(f"{folder}: is not a whole COLMAP model: {words}") from error
     return {
         image.name: np.asarray(image.cam_from_world().matrix())
         for image in model.images.values()

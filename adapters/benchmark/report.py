@@ -8,6 +8,8 @@ from adapters.benchmark.figures import Spread
 from adapters.benchmark.results import BenchmarkResult, DatasetResult, PipelineResult, cpu_ratio
 from adapters.benchmark.scoring import RIGHT_RATIO
 
+_LEAST_STAGE = 0.01  # of all CPU; stages of less are not listed
+
 Cells = Callable[[dict[str, Spread]], str]
 
 
@@ -170,8 +172,10 @@ _LIVE_COLUMNS: dict[str, Cells] = {
 def _stage_lines(pipelines: Sequence[PipelineResult]) -> Iterator[str]:
     for pipeline in pipelines:
         stages = pipeline.whole_runs[-1].stages_cpu_s if pipeline.whole_runs else {}
-        if stages:
-            parts = ", ".join(f"{name} {cpu_s:.1f}" for name, cpu_s in stages.items())
+        least_s = _LEAST_STAGE * sum(stages.values())
+        named = {name: cpu_s for name, cpu_s in stages.items() if cpu_s >= least_s}
+        if named:
+            parts = ", ".join(f"{name} {cpu_s:.2g}" for name, cpu_s in named.items())
             yield f"- {pipeline.name}, CPU s of its last run: {parts}"
 
 

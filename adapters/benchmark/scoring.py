@@ -41,6 +41,7 @@ class RunScore:
 
     figures: dict[str, float]  # by their names in `Figures`
     verdict: str  # "": the run did not end
+    stages_cpu_s: dict[str, float]  # the dearest first; empty: it does not say
     costs: tuple[CostPoint, ...]
 
 
@@ -68,7 +69,14 @@ def score_run(run: Path, *, dataset: Dataset, samples: Sequence[Sample]) -> RunS
         if causal.absolute is not None:
             figures["ate_causal"] = causal.absolute.rmse
             figures["ate_causal_percent"] = causal.absolute.rmse_percent_of_extent
-    return RunScore(figures=figures, verdict=_verdict(run), costs=_costs(events, samples))
+    summary = _summary(run)
+    stages: dict[str, float] = summary.get("cpu_by_stage_s", {})
+    return RunScore(
+        figures=figures,
+        verdict=summary.get("verdict", {}).get("level", ""),
+        stages_cpu_s=dict(sorted(stages.items(), key=lambda item: -item[1])),
+        costs=_costs(events, samples),
+    )
 
 
 def score_model(
@@ -236,9 +244,10 @@ def _costs(
     return tuple(points[1:])
 
 
-def _verdict(run: Path) -> str:
+def _summary(run: Path) -> dict[str, Any]:
+    """The summary of a run; empty where it did not come to its end."""
     try:
-        summary = json.loads(read_text(run / "summary.json"))
+        summary: dict[str, Any] = json.loads(read_text(run / "summary.json"))
     except (OSError, ValueError):
-        return ""
-    return str(summary.get("verdict", {}).get("level", ""))
+        return {}
+    return summary

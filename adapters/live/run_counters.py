@@ -93,7 +93,12 @@ class RunCounters:
                 self._update_map(event)
 
     def update_counts(self, counts: MapCounts) -> None:
-        """Sets the counts of registered keyframes and points to those of the map."""
+        """Sets the counts of registered keyframes and points to those of the map.
+
+        Those of an early map stay as its event said.
+        """
+        if counts.has_map and not counts.num_registered:
+            return
         self.registered = counts.num_registered
         self.points3D = counts.num_points3D
 

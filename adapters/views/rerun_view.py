@@ -168,11 +168,10 @@ class RerunView:
 
     def show_map(self, view: MapView) -> None:
         """Shows the map; only what changed is sent."""
-        sizes = {
-            "num_registered": len(view.keyframe_ids),
-            "num_points3D": len(view.points3D_in_world),
-        }
-        self._counters.update_counts(MapCounts(**sizes))
+        counts = MapCounts(
+            num_registered=len(view.keyframe_ids), num_points3D=len(view.points3D_in_world)
+        )
+        self._counters.update_counts(counts)
         for focal_px, (width, height) in zip(view.focal_px, view.image_sizes, strict=True):
             self._focal_of_size[int(width), int(height)] = float(focal_px)
         self._stamp()

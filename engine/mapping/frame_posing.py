@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pycolmap
 
 from engine.config import RegistrationConfig
 from engine.cpu_time import Stage, charged_to
@@ -224,6 +225,11 @@ class FramePoser:
             else:
                 self._posed.append((tracked, focal_px))
 
+    def points(self, frame_id: FrameId, sparse_map: SparseMap) -> tuple[Int64Array, Float64Array]:
+        """Rows (N,) of a registered keyframe's keypoints, -1 for none, in its points (P, 3)."""
+        points = self._points_of(frame_id, sparse_map)
+        return points.row_of_keypoint, points.points3D_in_world
+
     def forget_points(self) -> None:
         """Forgets the positions of the map's points; to be called when they moved."""
         self._points.clear()
@@ -280,41 +286,19 @@ class FramePoser:
         points3D_in_world: Float64Array,
         sparse_map: SparseMap,
     ) -> AbsolutePose | None:
-        """Refines the pose of the frame before; searches anew only when that does not fit."""
-        if len(points_xy) < _MIN_INLIERS:
-            return None
+        """The pose of a frame, from that of the frame before where both have one keyframe."""
         keyframe = sparse_map.keyframe(tracked.keyframe_id)
-        camera = sparse_map.camera(keyframe.calibration_key)
-        enough = max(_MIN_INLIERS, _MIN_INLIER_RATIO * len(points_xy))
         start = sparse_map.cam_from_world(tracked.keyframe_id)
         if self._last is not None and self._last[0] == tracked.keyframe_id:
             start = compose_poses(self._last[1], start)
-        max_error_px = _MAX_ERROR_PX * image_scale(camera.width, camera.height)
-        max_error = max_error_px / camera_focal_px(camera)
-        if uses_rays(camera):
-            pose = refine_absolute_pose_on_rays(
-                start,
-                rays_in_cam=unit_rays(camera, points_xy),
-                points3D_in_world=points3D_in_world,
-                max_error_rad=max_error,
-            )
-        else:
-            pose = refine_absolute_pose(
-                start,
-                image_plane_xy=np.asarray(camera.cam_from_img(points_xy)),
-                points3D_in_world=points3D_in_world,
-                max_error=max_error,
-            )
-        if pose is not None and pose.num_inliers >= enough:
-            return pose
-        pose = estimate_absolute_pose(
+        return estimate_frame_pose(
             points_xy,
             points3D_in_world,
-            camera=camera,
-            config=self._registration,
+            camera=sparse_map.camera(keyframe.calibration_key),
+            start=start,
+            registration=self._registration,
             seed=self._seed,
         )
-        return pose if pose is not None and pose.num_inliers >= enough else None
 
     @staticmethod
     def _focal_px(frame_id: FrameId, sparse_map: SparseMap) -> float:
@@ -370,6 +354,52 @@ class FramePoser:
             cam_from_world=sparse_map.cam_from_world(frame_id),
             scale=self._scale(sparse_map, frame_id),
         )
+
+
+def estimate_frame_pose(
+    points_xy: Float64Array,
+    points3D_in_world: Float64Array,
+    *,
+    camera: pycolmap.Camera,
+    start: Float64Array,
+    registration: RegistrationConfig,
+    seed: int,
+) -> AbsolutePose | None:
+    """Refines a pose near that of a frame; searches anew only when that does not fit.
+
+    Args:
+        points_xy: where points are in the frame (N, 2) px.
+        points3D_in_world: the points (N, 3).
+        camera: of the frame.
+        start: cam_from_world (3, 4) to begin with.
+        registration: of the search.
+        seed: of the search.
+    """
+    if len(points_xy) < _MIN_INLIERS:
+        return None
+    enough = max(_MIN_INLIERS, _MIN_INLIER_RATIO * len(points_xy))
+    max_error_px = _MAX_ERROR_PX * image_scale(camera.width, camera.height)
+    max_error = max_error_px / camera_focal_px(camera)
+    if uses_rays(camera):
+        pose = refine_absolute_pose_on_rays(
+            start,
+            rays_in_cam=unit_rays(camera, points_xy),
+            points3D_in_world=points3D_in_world,
+            max_error_rad=max_error,
+        )
+    else:
+        pose = refine_absolute_pose(
+            start,
+            image_plane_xy=np.asarray(camera.cam_from_img(points_xy)),
+            points3D_in_world=points3D_in_world,
+            max_error=max_error,
+        )
+    if pose is not None and pose.num_inliers >= enough:
+        return pose
+    pose = estimate_absolute_pose(
+        points_xy, points3D_in_world, camera=camera, config=registration, seed=seed
+    )
+    return pose if pose is not None and pose.num_inliers >= enough else None
 
 
 def _depths(sparse_map: SparseMap, frame_id: FrameId, point3D_ids: Int64Array) -> Float64Array:

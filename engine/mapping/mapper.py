@@ -18,6 +18,7 @@ a private copy. (The loop is that of incremental structure from motion: Snavely 
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -33,6 +34,7 @@ from engine.events import (
     MisplacementFound,
     Warned,
 )
+from engine.mapping.ahead_posing import PosingReference
 from engine.mapping.assembly import assemble, empty_map
 from engine.mapping.camera_changes.lens_change import LensChange
 from engine.mapping.cameras.cameras import (
@@ -238,7 +240,35 @@ class Mapper:
             lost_ids=self._components.to_look_for(),
         )
 
-    def add_keyframe(self, matched: MatchedKeyframe, *, wants_view: bool = False) -> MappingStep:
+    def _posing_references(self) -> tuple[PosingReference, ...]:
+        """The newest keyframe of each camera that a map holds, copied."""
+        references = []
+        for camera_key, frame_id in self._pose_reports.latest_keyframes.items():
+            number, sparse_map = self._components.holding(self._map, frame_id) or (
+                MAIN,
+                self._shown_map,
+            )
+            if not sparse_map.is_registered(frame_id):
+                continue
+            rows, points = self._poser.points(frame_id, sparse_map)
+            calibration_key = sparse_map.keyframe(frame_id).calibration_key
+            references.append(
+                PosingReference(
+                    keyframe_id=frame_id,
+                    camera_key=camera_key,
+                    camera=copy.deepcopy(sparse_map.camera(calibration_key)),
+                    cam_from_world=sparse_map.cam_from_world(frame_id).copy(),
+                    row_of_keypoint=rows,
+                    points3D_in_world=points,
+                    map_number=number,
+                    world_number=self._components.world_number(number),
+                )
+            )
+        return tuple(references)
+
+    def add_keyframe(
+        self, matched: MatchedKeyframe, *, wants_view: bool = False, wants_references: bool = False
+    ) -> MappingStep:
         """Adds the keyframe that was matched to the map and registers it, or starts a map.
 
         A keyframe whose matching failed is added with the pairs that held before, and registered
@@ -247,11 +277,13 @@ class Mapper:
         Args:
             matched: what matching the keyframe that began last gave.
             wants_view: whether viewers want to see the map.
+            wants_references: whether frames may have to be posed while the next one is added.
         """
         self._map_keyframe(matched)
         record, jobs = self._record(matched.frame_id), self._start_jobs()
         self._verdicts.watch(self._map, self._evidence_beside)
-        return self._step(record=record, jobs=jobs, wants_view=wants_view)
+        step = self._step(record=record, jobs=jobs, wants_view=wants_view)
+        return replace(step, references=self._posing_references()) if wants_references else step
 
     def _map_keyframe(self, matched: MatchedKeyframe) -> None:
         """Brings a keyframe that was matched into the map, and what follows from it."""
@@ -465,6 +497,7 @@ class Mapper:
 
     def _repair_misplaced(self, frame_id: FrameId) -> None:
         """Puts keyframes right that pairs of one keyframe show to be misplaced."""
+        num_put_off = self._misplacements.num_put_off
         repair = self._misplacements.repair(
             self._map,
             [frame_id],
@@ -473,6 +506,11 @@ class Mapper:
         )
         if repair is not None:
             self._take_repair(repair)
+        elif num_put_off == 0 < self._misplacements.num_put_off:
+            self._warn(
+                "pairs contradict the places of keyframes in a large map: it is repaired when it"
+                " has grown by a tenth since the last time, and at the end"
+            )
 
     def _take_repair(self, repair: Repair) -> None:
         """Makes a map in which misplaced keyframes have other places the map."""
@@ -632,6 +670,7 @@ class Mapper:
         *,
         fallback: TrackedFrame | None = None,
         wants_view: bool = False,
+        reported: FramePose | None = None,
     ) -> MappingStep:
         """Poses a frame between keyframes, at once or when its keyframe is registered.
 
@@ -640,7 +679,10 @@ class Mapper:
             fallback: the same as tracked from the keyframe before, for a first pose while the map
                 does not hold the newer one.
             wants_view: whether viewers want to see the map; not while a keyframe is matched.
+            reported: its first pose, where it has one already and that was reported.
         """
+        if reported is not None:
+            self._pose_reports.add_reported(reported)
         number, sparse_map = self._map_for(tracked, fallback)
         pose = self._poser.add_tracked(
             tracked, sparse_map if sparse_map.num_registered else None, fallback=fallback
@@ -826,15 +868,12 @@ class Mapper:
             self._take_repair(repair)
 
     def _improve_by_windows(self) -> None:
-        """Solves the weakest parts of the map once more."""
+        """Solves the weakest parts of the map once more, as long as that makes it better."""
         tried: set[FrameId] = set()
-        errors_px: dict[FrameId, float] = {}
         for _ in range(self._config.window.max_final):
-            merge = self._windows.improve(self._map, tried=tried, errors_px=errors_px)
-            if merge is None:
+            merge = self._windows.improve(self._map, tried=tried)
+            if merge is None or not self._take_over(merge):
                 return
-            if self._take_over(merge):
-                errors_px.clear()
 
     def report(self, *, wants_view: bool = False) -> MappingStep:
         """Returns what is not in any step yet, with nothing done; also for a run that broke off."""

@@ -23,6 +23,7 @@ class PoseReports:
     def __init__(self, *, emit: EventSink) -> None:
         self._emit = emit
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
+        self._latest: dict[str, FrameId] = {}  # keyframe of each camera
         self._has_pose: set[FrameId] = set()
         self._map_numbers: dict[FrameId, int] = {}  # of keyframes, as reported last
         self._new: list[FramePose] = []
@@ -56,6 +57,7 @@ class PoseReports:
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe, from which frames may be tracked."""
         self._camera_keys[keyframe.frame_id] = keyframe.camera_key
+        self._latest[keyframe.camera_key] = keyframe.frame_id
 
     def report_keyframes(
         self, sparse_map: SparseMap, *, map_number: int, world_number: int
@@ -95,6 +97,16 @@ class PoseReports:
                 received_at_s=tracked.received_at_s,
             )
 
+    def add_reported(self, pose: FramePose) -> None:
+        """Takes note of the first pose of a frame, which was reported when it was known."""
+        self._has_pose.add(pose.frame_id)
+        self._new.append(pose)
+
+    @property
+    def latest_keyframes(self) -> Mapping[str, FrameId]:
+        """The newest keyframe of each camera."""
+        return self._latest
+
     def take_new(self) -> tuple[FramePose, ...]:
         """Hands over the first poses of frames since the last call."""
         new, self._new = tuple(self._new), []
@@ -107,18 +119,25 @@ class PoseReports:
         self._has_pose.add(pose.frame_id)
         if is_first:
             self._new.append(pose)
-        x, y, z = camera_center(pose.cam_from_world).tolist()
-        qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
         self._emit(
-            FramePosed(
-                frame_id=pose.frame_id,
-                camera_key=camera_key,
-                captured_at_s=pose.captured_at_s,
-                cam_center_in_world=(x, y, z),
-                world_from_cam_quat_xyzw=(qx, qy, qz, qw),
-                is_keyframe=pose.is_keyframe,
-                is_first=is_first,
-                latency_s=time.monotonic() - received_at_s,
-                map_number=pose.map_number,
-            )
+            posed_event(pose, camera_key=camera_key, received_at_s=received_at_s, is_first=is_first)
         )
+
+
+def posed_event(
+    pose: FramePose, *, camera_key: str, received_at_s: float, is_first: bool
+) -> FramePosed:
+    """The event that a frame has a pose; its latency ends now."""
+    x, y, z = camera_center(pose.cam_from_world).tolist()
+    qx, qy, qz, qw = quat_xyzw_from_rotation(pose.cam_from_world[:, :3].T).tolist()
+    return FramePosed(
+        frame_id=pose.frame_id,
+        camera_key=camera_key,
+        captured_at_s=pose.captured_at_s,
+        cam_center_in_world=(x, y, z),
+        world_from_cam_quat_xyzw=(qx, qy, qz, qw),
+        is_keyframe=pose.is_keyframe,
+        is_first=is_first,
+        latency_s=time.monotonic() - received_at_s,
+        map_number=pose.map_number,
+    )

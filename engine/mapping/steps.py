@@ -25,6 +25,7 @@ from engine.types import (
 if TYPE_CHECKING:
     import pycolmap
 
+    from engine.mapping.ahead_posing import PosingReference
     from engine.mapping.jobs import MapJob
     from engine.mapping.positions.georeferencing import Placement
     from engine.mapping.stored_state import Fact, StoredCalibration, StoredRelativePose
@@ -71,6 +72,7 @@ class MappingStep:
     calibrations: Mapping[str, StoredCalibration] = field(default_factory=dict)  # copies, by key
     relative_poses: tuple[StoredRelativePose, ...] = ()
     facts: Mapping[str, Fact] = field(default_factory=dict)  # small states by name
+    references: tuple[PosingReference, ...] = ()  # to pose frames by, while the map changes
 
     @property
     def has_changes(self) -> bool:

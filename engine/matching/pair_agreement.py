@@ -184,8 +184,9 @@ class PairAgreement:
         if self._has_moved():
             return self.test_all()
         beside = set(self._graph.neighbors(frame_id))
-        pairs = {verified.pair for verified in self._graph.verified_pairs(frame_id)}
-        pairs.update(pair for pair in self._known if pair.first in beside and pair.second in beside)
+        pairs = {ImagePair.of(frame_id, other) for other in beside}
+        among = ((one, other) for one in beside for other in beside & {*self._graph.neighbors(one)})
+        pairs.update(ImagePair(*both) for both in among if both[0] < both[1])
         return self._agree_and_hold_back(pairs)
 
     def test_again(self, pairs: Iterable[ImagePair]) -> list[VerifiedPair]:

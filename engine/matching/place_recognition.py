@@ -30,6 +30,8 @@ _SIGNATURE_BITS = 64  # per word: one machine word, so comparing is one xor and 
 _SELECTIVITY = 3.0  # exponent of the match kernel, the paper's alpha
 _TRAINING_DESCRIPTORS = 20_000  # learned from at most so many, spread over all keyframes
 _SEEDING_DESCRIPTORS_PER_WORD = 8  # for k-means++; Lloyd's iterations use all
+_MAX_COMPARED = 1000  # keyframes that a query is compared with by all of its words
+_NUM_FIRST_WORDS = 32  # by which the likeliest are chosen among more
 _LLOYD_ITERATIONS = 3  # more do not raise recall: the residuals make up for rough words
 
 BoolArray = NDArray[np.bool_]
@@ -78,6 +80,9 @@ class Vocabulary:
 class PlaceRecognizer:
     """Finds the keyframes that are most similar to a given one.
 
+    A query is compared with up to 1000 keyframes by all of its words. Of more, it is compared with
+    the 1000 that are most similar by 32 of them, so a further one costs it little.
+
     Queries return nothing before ``first_vocabulary_at`` keyframes were added. Vocabulary and
     signatures are made again at each doubling from there on, up to ``max_vocabulary_keyframes``,
     so a keyframe costs a bounded share of that work. A vocabulary is learned when the first query
@@ -101,6 +106,7 @@ class PlaceRecognizer:
         self._kernel = np.zeros(0, np.float32)  # (B + 1,) similarity at each Hamming distance
         self._bits = np.zeros((0, config.num_words), np.uint64)  # rows grow by doubling
         self._occupied = np.zeros((0, config.num_words), np.bool_)
+        self._num_occupied = np.zeros(0, np.int64)  # words
 
     @charged_to(Stage.PLACES)
     def add(self, features: Features) -> None:
@@ -200,6 +206,7 @@ class PlaceRecognizer:
         first = num_keyframes - len(descriptors)
         for row, values in enumerate(descriptors, start=first):
             self._bits[row], self._occupied[row] = self._vocabulary.signature(values)
+            self._num_occupied[row] = np.count_nonzero(self._occupied[row])
 
     def _reserve(self, num_rows: int) -> None:
         missing = num_rows - len(self._bits)
@@ -207,17 +214,30 @@ class PlaceRecognizer:
             extra = max(missing, len(self._bits))
             self._bits = np.pad(self._bits, ((0, extra), (0, 0)))
             self._occupied = np.pad(self._occupied, ((0, extra), (0, 0)))
+            self._num_occupied = np.pad(self._num_occupied, (0, extra))
 
     def _scores(self, row: int) -> Float32Array:
-        """Similarity of one keyframe to all, (num keyframes,)."""
+        """Similarity of one keyframe to all, (num keyframes,); 0 to those that are not likely."""
         num_keyframes = len(self._frame_ids)
         words = np.flatnonzero(self._occupied[row])
-        bits = np.take(self._bits[:num_keyframes], words, axis=1)
-        occupied = np.take(self._occupied[:num_keyframes], words, axis=1)
-        similarities = self._kernel[np.bitwise_count(bits ^ bits[row])]
+        if num_keyframes <= _MAX_COMPARED:
+            return self._similarities(row, slice(num_keyframes), words=words)
+        first_words = words[:: max(1, len(words) // _NUM_FIRST_WORDS)]
+        roughly = self._similarities(row, slice(num_keyframes), words=first_words)
+        likeliest = np.argpartition(-roughly, _MAX_COMPARED)[:_MAX_COMPARED]
+        scores = np.zeros(num_keyframes, np.float32)
+        scores[likeliest] = self._similarities(row, likeliest, words=words)
+        return scores
+
+    def _similarities(
+        self, row: int, rows: slice | NDArray[np.intp], *, words: NDArray[np.intp]
+    ) -> Float32Array:
+        """Similarity (M,) of one keyframe to some by some of its words."""
+        bits = np.take(self._bits[rows], words, axis=1)
+        occupied = np.take(self._occupied[rows], words, axis=1)
+        similarities = self._kernel[np.bitwise_count(bits ^ self._bits[row, words])]
         totals = np.einsum("kw,kw->k", similarities, occupied, dtype=np.float32)
-        num_occupied = np.count_nonzero(self._occupied[:num_keyframes], axis=1)
-        norms = np.sqrt(np.maximum(num_occupied * len(words), 1))
+        norms = np.sqrt(np.maximum(self._num_occupied[rows] * len(words), 1))
         scores: Float32Array = np.power(totals / norms, 1.0 / _SELECTIVITY).astype(np.float32)
         return scores
 

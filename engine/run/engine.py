@@ -36,6 +36,7 @@ from engine.events import (
     RunStarted,
     SourceOpened,
 )
+from engine.mapping.ahead_posing import AheadPoser
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame, StoredModel
@@ -715,6 +716,7 @@ class Engine:
             drop=self._drop_keyframe,
             log=self._log,
             positions=self._positions,
+            ahead=AheadPoser(config.registration, seed=config.runtime.seed),
             max_rebuilds=config.faults.max_map_rebuilds,
         )
 

@@ -88,6 +88,11 @@ class InputLog:
         await self._record(decision)
         return decision
 
+    def decided_posing(self, keyframe_id: FrameId) -> MappingDecision | None:
+        """How many frames the run to be repeated posed beside a keyframe; None: there is none."""
+        unknown = MappingDecision(frame_id=keyframe_id, merged=(), num_readings=0, num_posed=0)
+        return self._mapped.get(keyframe_id, unknown) if self._is_replay else None
+
     def decided(self, keyframe_id: FrameId, *, due: Collection[str] = ()) -> MappingDecision | None:
         """What mapping did with a keyframe in the run to be repeated; None: it is not known.
 

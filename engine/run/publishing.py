@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from engine.events import Event
+from engine.events import Event, FramePosed
 from engine.mapping.steps import MappingStep
 from engine.output.recorder import Recorder
 from engine.output.statistics import RunStatistics
 from engine.run.queues import EventQueue, Writer
 from engine.run.views import ViewDispatcher
-from engine.types import Frame
+from engine.types import Frame, FramePose
 
 
 class Publisher:
@@ -60,6 +60,12 @@ class Publisher:
         self._views.offer_counts(step.counts)
         if step.view is not None:
             self._views.offer_map(step.view)
+        await self.publish_events()
+
+    async def publish_pose(self, pose: FramePose, event: FramePosed, frame: Frame) -> None:
+        """Publishes the pose of a frame that the mapper has not seen yet."""
+        self._events(event)
+        self._views.offer_frame(frame, pose if pose.map_number == 0 else None)
         await self.publish_events()
 
     async def publish_events(self) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError, MapError
 from engine.events import RunPart
+from engine.mapping.ahead_posing import AheadPoser
 from engine.mapping.jobs import FinishedJob, MapJob
 from engine.mapping.mapper import Mapper
+from engine.mapping.pose_reports import posed_event
 from engine.mapping.steps import KeyframeToMatch, MappingStep
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.output.recorder import Recorder
@@ -32,6 +34,7 @@ from engine.types import (
     Features,
     Frame,
     FrameId,
+    FramePose,
     Keyframe,
     MappingDecision,
     TrackingDecision,
@@ -185,7 +188,8 @@ class TrackingStage:
 class MappingStage:
     """Brings what tracking made of the frames into the map, in order.
 
-    While a live keyframe is matched, frames after it get their poses from the keyframe before.
+    While a live keyframe is matched, frames after it get their poses from the keyframe before, and
+    while the mapper is busy with it, from a copy of that.
 
     Args:
         mapper: owns the map.
@@ -202,6 +206,7 @@ class MappingStage:
         drop: records a frame that does not get into the map.
         log: keeps what depends on timing, and repeats it.
         positions: are known to the map up to its newest keyframe.
+        ahead: poses frames while the mapper is busy with a keyframe.
         max_rebuilds: times that the map is built anew after mapping broke.
     """
 
@@ -222,6 +227,7 @@ class MappingStage:
         drop: Callable[[Frame, DropReason, str], Awaitable[None]],
         log: InputLog,
         positions: Positions,
+        ahead: AheadPoser,
         max_rebuilds: int,
     ) -> None:
         self._log = log
@@ -244,6 +250,8 @@ class MappingStage:
         self._writer = writer
         self._is_dropping = False
         self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
+        self._ahead = ahead
+        self._num_posed = 0  # frames, while the newest keyframe was matched
 
     async def go_on(self, restored: MappingStep) -> None:
         """Goes on from a restored map, before any item."""
@@ -268,14 +276,27 @@ class MappingStage:
         """Maps nothing more; what waits stays in the engine, and is dropped with its end."""
         self._is_dropping = True
 
-    async def _pose(self, item: MappingItem, *, wants_view: bool) -> None:
-        """Poses a frame, and settles one that does not become a keyframe."""
+    async def _pose(
+        self, item: MappingItem, *, wants_view: bool, reported: FramePose | None = None
+    ) -> None:
+        """Poses a frame, and settles one that does not become a keyframe.
+
+        Args:
+            item: the frame.
+            wants_view: whether viewers want to see the map.
+            reported: its first pose, where that was published already.
+        """
         if item.tracked is not None:
             try:
                 step = await self._mapper.call(
-                    Mapper.add_frame, item.tracked, fallback=item.fallback, wants_view=wants_view
+                    Mapper.add_frame,
+                    item.tracked,
+                    fallback=item.fallback,
+                    wants_view=wants_view,
+                    reported=reported,
                 )
-                await self._publisher.publish_step(step, item.frame)
+                frame = item.frame if reported is None else None
+                await self._publisher.publish_step(step, frame)
             except Exception as error:  # a task boundary: the map is as it was
                 self._report(error, item.frame, consequence=f"{item.frame.name} has no pose")
         else:
@@ -288,10 +309,85 @@ class MappingStage:
 
     async def _map(self, item: MappingItem, keyframe: Keyframe) -> None:
         """Matches a keyframe and adds it to the map."""
-        to_match = await self._begin(item, keyframe)
+        decided = self._log.decided_posing(keyframe.frame_id)
+        to_match, beginning = await self._posing_ahead(
+            self._begin(item, keyframe),
+            item,
+            num_decided=None if decided is None else decided.num_posed_beginning,
+        )
         if to_match is None:
             return
-        step = await self._add(item, await self._match(item, to_match))
+        matched = await self._match(item, to_match)
+        _, adding = await self._posing_ahead(
+            self._add_and_publish(item, matched),
+            item,
+            num_decided=None if decided is None else decided.num_posed_adding,
+        )
+        await self._log.mapped(
+            MappingDecision(
+                frame_id=keyframe.frame_id,
+                merged=self._merged,
+                num_readings=self._num_readings,
+                num_posed=self._num_posed,
+                num_posed_beginning=beginning,
+                num_posed_adding=adding,
+            )
+        )
+
+    async def _posing_ahead(
+        self, work: Coroutine[Any, Any, Result], item: MappingItem, *, num_decided: int | None
+    ) -> tuple[Result, int]:
+        """Awaits what keeps the mapper busy, and poses live frames that come meanwhile.
+
+        Args:
+            work: what is awaited.
+            item: the keyframe.
+            num_decided: frames that the run to be repeated posed meanwhile; None: it is none.
+
+        Returns:
+            What the work returns, and how many frames were posed.
+        """
+        working = asyncio.create_task(work, name="mapping a keyframe")
+        ahead: list[tuple[MappingItem, FramePose | None]] = []
+        try:
+            while later := (
+                await self._items.get_tracked_until(working)
+                if num_decided is None and item.is_live
+                else await self._items.get_tracked()
+                if num_decided is not None and len(ahead) < num_decided
+                else None
+            ):
+                ahead.append((later, await self._pose_ahead(later)))
+        finally:
+            await asyncio.wait((working,))
+        result = await working
+        for later, pose in ahead:
+            await self._pose(later, wants_view=False, reported=pose)
+        return result, len(ahead)
+
+    async def _pose_ahead(self, item: MappingItem) -> FramePose | None:
+        """Publishes a pose by the keyframes as they were last; None where they give none."""
+        if item.tracked is None:
+            return None
+        try:
+            posed = await run_in(
+                self._matching_thread, self._ahead.pose, item.tracked, fallback=item.fallback
+            )
+        except Exception as error:  # a task boundary: the mapper poses it soon
+            self._report(error, item.frame, consequence=f"{item.frame.name} gets its pose later")
+            return None
+        if posed is None:
+            return None
+        pose, camera_key = posed
+        received_at_s = item.tracked.received_at_s
+        event = posed_event(pose, camera_key=camera_key, received_at_s=received_at_s, is_first=True)
+        await self._publisher.publish_pose(pose, event, item.frame)
+        return pose
+
+    async def _add_and_publish(self, item: MappingItem, matched: MatchedKeyframe) -> None:
+        """Adds a keyframe that was matched to the map, and what follows from it."""
+        step = await self._add(item, matched)
+        self._ahead.take(step.references)
         if step.record is not None:
             await self._writer.schedule(
                 functools.partial(self._recorder.step_taken, step, item.frame),
@@ -378,31 +474,26 @@ class MappingStage:
         self, item: MappingItem, matching: asyncio.Task[MatchedKeyframe]
     ) -> None:
         """Poses frames that come while a keyframe of a live run is matched."""
-        keyframe_id, decided = item.frame.frame_id, self._decided
-        num_posed = 0
+        decided = self._decided
+        self._num_posed = 0
         while later := (
             await self._items.get_tracked_until(matching)
             if decided is None and item.is_live
             else await self._items.get_tracked()
-            if decided is not None and num_posed < decided.num_posed
+            if decided is not None and self._num_posed < decided.num_posed
             else None
         ):
             # The scene graph is with the thread that matches: a view would read it.
             await self._pose(later, wants_view=False)
-            num_posed += 1
-        await self._log.mapped(
-            MappingDecision(
-                frame_id=keyframe_id,
-                merged=self._merged,
-                num_readings=self._num_readings,
-                num_posed=num_posed,
-            )
-        )
+            self._num_posed += 1
 
     async def _add(self, item: MappingItem, matched: MatchedKeyframe) -> MappingStep:
         try:
             return await self._mapper.call(
-                Mapper.add_keyframe, matched, wants_view=self._publisher.wants_view
+                Mapper.add_keyframe,
+                matched,
+                wants_view=self._publisher.wants_view,
+                wants_references=item.is_live or self._decided is not None,
             )
         except Exception as error:  # a task boundary: what it left half changed is built anew
             return await self._rebuild_with(item, matched.frame_id, error)

@@ -31,6 +31,14 @@ _TINY = 1e-18
 _LENGTHS = (3, 5, 8, 12, 20, 40, 80, 10**9)  # tracks of alike length are padded together
 
 
+def _namespace(*arrays: Array) -> Any:
+    """The functions of the arrays' library, as the standard has them; NumPy's own are.
+
+    The module that stands for them otherwise would load all of NumPy, with its tools for tests.
+    """
+    return np if isinstance(arrays[0], np.ndarray) else array_namespace(*arrays)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriangulationOptions:
     """How tracks become points."""
@@ -94,7 +102,7 @@ def triangulate_tracks(
         options: gates and effort.
         guess_in_world: (N, 3) points to be tried first; rows that are not finite are not.
     """
-    xp = array_namespace(image_plane_xy, is_visible, cam_from_world)
+    xp = _namespace(image_plane_xy, is_visible, cam_from_world)
     num_tracks = image_plane_xy.shape[1]
     points = xp.zeros((num_tracks, 3), dtype=image_plane_xy.dtype, device=device(image_plane_xy))
     is_inlier = xp.zeros_like(is_visible)
@@ -163,13 +171,13 @@ def _values(array: Array) -> Array:
 
 def _count(mask: Array, *, axis: int) -> Array:
     """How many are true along an axis, int64."""
-    xp = array_namespace(mask)
+    xp = _namespace(mask)
     return xp.sum(mask, axis=axis, dtype=xp.int64)
 
 
 def _views_that_see(is_visible: Array, *, num: int) -> Array:
     """(N, num) views, those that see the track first, in order."""
-    xp = array_namespace(is_visible)
+    xp = _namespace(is_visible)
     hidden_last = xp.argsort(xp.astype(~is_visible.T, xp.uint8), axis=1, stable=True)
     return hidden_last[:, :num]
 
@@ -183,7 +191,7 @@ def _rays(
     views: Array,
 ) -> _Rays:
     """The viewing rays in the world of some tracks (N,) in their views (N, L)."""
-    xp = array_namespace(image_plane_xy)
+    xp = _namespace(image_plane_xy)
     world_from_cam = xp.matrix_transpose(cam_from_world[:, :, :3])
     centers = -(world_from_cam @ cam_from_world[:, :, 3:])[:, :, 0]
     plane_xy = image_plane_xy[views, tracks[:, None]]
@@ -200,7 +208,7 @@ def _triangulate(
     rays: _Rays, guess: Array | None, *, options: TriangulationOptions
 ) -> tuple[Array, Array]:
     """The best point of each track, (N, 3), and which of its views agree, (N, L)."""
-    xp = array_namespace(rays.centers)
+    xp = _namespace(rays.centers)
     hypotheses, is_possible = _midpoints(rays, options=options)
     if guess is not None:
         is_given = xp.all(xp.isfinite(guess), axis=1, keepdims=True)
@@ -226,7 +234,7 @@ def _triangulate(
 
 def _midpoints(rays: _Rays, *, options: TriangulationOptions) -> tuple[Array, Array]:
     """Midpoints (N, K, 3) of pairs of rays, and which (N, K) are in front and determined."""
-    xp = array_namespace(rays.centers)
+    xp = _namespace(rays.centers)
     one, other, is_pair = _pairs(rays.is_visible, options=options)
     row = xp.arange(len(one), device=device(one))[:, None]
     center1, center2 = rays.centers[row, one], rays.centers[row, other]
@@ -246,7 +254,7 @@ def _midpoints(rays: _Rays, *, options: TriangulationOptions) -> tuple[Array, Ar
 
 def _pairs(is_visible: Array, *, options: TriangulationOptions) -> tuple[Array, Array, Array]:
     """Positions of two views that see the track, (N, K) each, and whether there are two."""
-    xp = array_namespace(is_visible)
+    xp = _namespace(is_visible)
     num_tracks, length = is_visible.shape
     counts = _count(is_visible, axis=1)[:, None]
     if length * (length - 1) // 2 <= options.num_hypotheses:
@@ -278,13 +286,13 @@ def _draws(shape: tuple[int, ...], *, seed: int) -> Float64Array:
 
 def _squared_length(vectors: Array) -> Array:
     """The sum of squares along the last axis."""
-    xp = array_namespace(vectors)
+    xp = _namespace(vectors)
     return xp.sum(vectors * vectors, axis=-1)
 
 
 def _squared_tangents(points: Array, rays: _Rays) -> Array:
     """(N, K, L) squared tangent of the angle between each ray and K points (N, K, 3) per track."""
-    xp = array_namespace(points)
+    xp = _namespace(points)
     origin = rays.centers[:, :1]  # close to the rays, which keeps the differences exact
     centers, points = rays.centers - origin, points - origin
     offset = xp.sum(centers * rays.directions, axis=-1)[:, None]
@@ -301,7 +309,7 @@ def _squared_tangents(points: Array, rays: _Rays) -> Array:
 
 def _costs(squared_tangents: Array, rays: _Rays, *, options: TriangulationOptions) -> Array:
     """(N, K) truncated squared errors over the views that see the track, each 0..1."""
-    xp = array_namespace(squared_tangents)
+    xp = _namespace(squared_tangents)
     gate = options.max_angle_rad**2
     errors = xp.clip(squared_tangents / gate, None, 1.0)
     return xp.sum(xp.where(rays.is_visible[:, None], errors, 0.0), axis=-1)
@@ -319,7 +327,7 @@ def _nearest_to_rays(points: Array, rays: _Rays, agrees: Array) -> Array:
     The distance to a ray over the distance from its camera is about the angle; the latter is that
     of the point before. Points that two rays or more do not determine stay as they are.
     """
-    xp = array_namespace(points)
+    xp = _namespace(points)
     offset = points[:, None] - rays.centers
     weights = xp.where(agrees, 1.0 / xp.clip(_squared_length(offset), _TINY, None), 0.0)
     weights = weights / xp.clip(xp.sum(weights, axis=1, keepdims=True), _TINY, None)
@@ -338,7 +346,7 @@ def _nearest_to_rays(points: Array, rays: _Rays, agrees: Array) -> Array:
 
 def _has_parallax(points: Array, rays: _Rays, agrees: Array, *, min_parallax_rad: float) -> Array:
     """(N,) whether some two of the views that agree see the point under a sufficient angle."""
-    xp = array_namespace(points)
+    xp = _namespace(points)
     towards = _values(points)[:, None] - _values(rays.centers)
     norms = xp.linalg.vector_norm(towards, axis=-1, keepdims=True)
     towards = towards / xp.clip(norms, _TINY, None)

@@ -14,7 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.waiting import HANG_S
 
-OPTIONAL = ["aiohttp", "aiomqtt"]  # extras
+OPTIONAL = ["aiohttp", "aiomqtt", "matplotlib"]  # extras
 SLOW_TO_LOAD = ["av", "cv2", "onnxruntime", "pycolmap", "rerun", "torch"]
 OF_RUNS = ["numpy"]  # what a command that starts nothing does without
 NETWORKS = "adapters.matchers.mast3r"  # its modules need torch at once

@@ -40,9 +40,13 @@ from engine.events import (
     Warned,
     WindowPurpose,
     WindowSolved,
+    WindowVerdict,
 )
 from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
+from engine.mapping.mapper import Mapper
+from engine.mapping.windows import window_schedule
+from engine.mapping.windows.window_merging import WindowMerge
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
 from engine.types import (
@@ -453,6 +457,31 @@ def test_a_window_in_flight_at_the_end_is_merged(path: SyntheticWorld) -> None:
     fed.finish()
     assert fed.emitted(WindowSolved)[0].purpose is WindowPurpose.RESOLVE
     assert fed.registered_ids == path.frame_ids
+
+
+def test_the_end_stops_at_the_first_window_that_makes_the_map_no_better(
+    path: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = WindowConfig(size=3, num_older=3, interval=100, max_final=4)
+    fed = Run(path, config=CONFIG.model_copy(update={"window": window})).feed(path.frame_ids)
+    for frame_id in (FrameId(3), FrameId(9)):  # far from each other
+        pose = fed.sparse_map.cam_from_world(frame_id).copy()
+        pose[:, 3] += (0.02, 0.0, 0.0)
+        fed.sparse_map.set_pose(frame_id, pose)
+    monkeypatch.setattr(Mapper, "_repair_finally", lambda self: None)
+    monkeypatch.setattr(
+        window_schedule,
+        "try_window",
+        lambda sparse_map, job, estimate, *, config: WindowMerge(
+            verdict=WindowVerdict.NOT_BETTER,
+            reason="none is",
+            before=sparse_map.fit([]),
+            after=sparse_map.fit([]),
+        ),
+    )
+    fed.finish()
+    (solved,) = fed.emitted(WindowSolved)
+    assert solved.purpose is WindowPurpose.FINAL
 
 
 def test_an_adjustment_at_once_is_a_change_of_the_map(video: SyntheticWorld) -> None:

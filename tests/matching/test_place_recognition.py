@@ -241,3 +241,18 @@ def test_keyframes_added_at_once_find_what_those_find_that_are_asked_one_by_one(
     hits = query(asked, 60, limit=30)
     assert len(hits) == 30
     assert query(at_once, 60, limit=30) == hits
+
+
+def test_among_many_keyframes_a_place_is_found_as_among_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(seed=3, num_places=60, noise=8.0)
+    recognizer = recognizer_after([world.view(place) for place in range(60)] * 2)
+    all_compared = [query(recognizer, place) for place in range(1, 61)]
+    monkeypatch.setattr("engine.matching.place_recognition._MAX_COMPARED", 20)
+    few_compared = [query(recognizer, place) for place in range(1, 61)]
+
+    for place, (before, after) in enumerate(zip(all_compared, few_compared, strict=True), start=1):
+        assert after[0] == before[0]
+        assert after[0][0] == 60 + place  # the same image again
+    assert len(query(recognizer, 1, limit=200)) <= 20 < len(all_compared)

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from adapters.evaluate import read_tum
 from engine.config import FrameTrackingConfig, TwoViewConfig
-from engine.events import Event, FrameRegistered
+from engine.events import Event, FramePosed, FrameRegistered
 from engine.mapping.mapper import Mapper
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.steps import MappingStep
@@ -182,7 +183,9 @@ class WorldTracker:
         self._describe = describe
         self._keyframe_ids: list[int] = []
 
-    def follow(self, frame: Frame, *, wants_fallback: bool = False) -> TrackingResult:
+    def follow(
+        self, frame: Frame, *, wants_fallback: bool = False, is_starting: bool = False
+    ) -> TrackingResult:
         """Follows the last keyframe, and the one before it where that is wanted."""
         if not self._keyframe_ids:
             return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.FIRST)
@@ -514,3 +517,47 @@ def test_a_frame_between_keyframes_is_handed_to_the_mapper_once(
     keyframe = ["begin_keyframe", "add_keyframe"]
     each = ["add_frame", *keyframe, *["add_frame"] * (KEYFRAME_EVERY - 1)]
     assert hand_offs == (each * len(KEYFRAMES))[1:] + [*SAVED, *REPORTED]
+
+
+@dataclass
+class PoseWaitingView(WaitingView):
+    """Sets an event of threads when it is shown that a frame has its pose."""
+
+    frame_id: int = 0
+    is_posed: threading.Event = field(default_factory=threading.Event)
+
+    def show_event(self, event: Event) -> None:
+        if isinstance(event, FramePosed) and event.frame_id == self.frame_id:
+            self.is_posed.set()
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+@pytest.mark.parametrize("busy_with", ["begin_keyframe", "add_keyframe"])
+def test_a_live_frame_has_its_pose_while_the_mapper_is_busy_with_a_keyframe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_with: str
+) -> None:
+    held_id = KEYFRAMES[6]
+    view, is_busy = PoseWaitingView(frame_id=held_id + 1), threading.Event()
+    method = getattr(Mapper, busy_with)
+
+    @functools.wraps(method)
+    def held(mapper: Mapper, item: Any, *args: Any, **kwargs: Any) -> Any:
+        if item.frame_id == held_id:
+            is_busy.set()
+            assert view.is_posed.wait(HANG_S)
+        return method(mapper, item, *args, **kwargs)
+
+    monkeypatch.setattr(Mapper, busy_with, held)
+    rest = frames(held_id + 1, NUM_FRAMES)
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeLiveSource(happenings=[*frames(1, held_id), until(is_busy), *rest])],
+        views=[view],
+        settings=[*NO_SNAPSHOTS, "sources.frame_queue_size=1000"],
+    )
+    outcome, written = run(engine)
+    posed = [event["frame_id"] for event in written.of_kind("FramePosed") if event["is_first"]]
+    assert sorted(posed) == WORLD.frame_ids  # each once
+    assert len(read_tum(outcome.path / "trajectory.txt").timestamps_s) == NUM_FRAMES
+    assert len(read_tum(outcome.path / "trajectory_live.txt").timestamps_s) == NUM_FRAMES

@@ -30,6 +30,8 @@ from engine.types import FrameId, ImagePair, VerifiedPair
 _NEARLY_AS_STRONG = 0.7  # times as strong
 _CLEARLY_STRONGER = 1.25  # times as strong
 _SAME_GAIN, _MORE_GAIN = 0.98, 1.005  # times the fit of all observations before
+_MAX_SMALL = 100  # keyframes of a map that is repaired whenever it is contradicted
+_GROWTH_RATIO = 1.1  # times the keyframes at the last try of a larger one, before the next
 _MIN_EVIDENCE = 2  # pairs that contradicted the map and agree with the repaired one
 
 
@@ -52,19 +54,26 @@ class Repair:
 
 
 class MisplacementRepair:
-    """Looks for misplaced keyframes and tries to put them right, each evidence once."""
+    """Looks for misplaced keyframes and tries to put them right, each evidence once.
+
+    A try adjusts the whole map some times. So one of a large map is put off until the map has grown
+    by a tenth since the last, or to the end of the run.
+    """
 
     def __init__(self) -> None:
         self._tried: set[ImagePair] = set()
+        self._num_at_last_try = 0  # registered keyframes
+        self.num_put_off = 0  # contradictions that were not tried when they came
 
     def forget(self) -> None:
         """Tries everything again: the map is another one."""
         self._tried.clear()
+        self._num_at_last_try = 0
 
     def repair(
         self,
         sparse_map: SparseMap,
-        frame_ids: Iterable[FrameId],
+        frame_ids: Collection[FrameId],
         *,
         config: GrowthConfig,
         exclude: Collection[FrameId] = (),
@@ -77,9 +86,17 @@ class MisplacementRepair:
             config: thresholds of growing.
             exclude: keyframes that the map must not get, such as those of other maps.
         """
-        misplacement = find_misplacement(sparse_map, frame_ids, ignored=self._tried)
+        errors = PairErrors(sparse_map)
+        if not _are_contradicted(sparse_map, frame_ids, ignored=self._tried, errors=errors):
+            return None
+        num_registered = sparse_map.num_registered
+        if _MAX_SMALL < num_registered < _GROWTH_RATIO * self._num_at_last_try:
+            self.num_put_off += 1
+            return None
+        misplacement = find_misplacement(sparse_map, frame_ids, ignored=self._tried, errors=errors)
         if misplacement is None:
             return None
+        self._num_at_last_try = num_registered
         return self._try(sparse_map, misplacement, config=config, exclude=exclude)
 
     def repair_all(
@@ -156,11 +173,7 @@ def find_misplacement(
         What to take out of the map, or None when the strongest evidence agrees with it.
     """
     errors = errors or PairErrors(sparse_map)
-    if not any(
-        pair.pair not in ignored and errors.contradicts(pair)
-        for frame_id in frame_ids
-        for pair in strong_pairs(sparse_map, frame_id)
-    ):
+    if not _are_contradicted(sparse_map, frame_ids, ignored=ignored, errors=errors):
         return None
     tree = networkx.maximum_spanning_tree(_registered_graph(sparse_map), weight="strength")
     contradicted = [
@@ -175,6 +188,21 @@ def find_misplacement(
     tree.remove_edges_from([(pair.pair.first, pair.pair.second) for _, pair in contradicted])
     strongest = max(contradicted, key=lambda one: (one[0], one[1].pair))
     return _misplacement(sparse_map, tree, errors, evidence=strongest[1].pair)
+
+
+def _are_contradicted(
+    sparse_map: SparseMap,
+    frame_ids: Iterable[FrameId],
+    *,
+    ignored: Collection[ImagePair],
+    errors: PairErrors,
+) -> bool:
+    """Whether a strong pair of some keyframes contradicts the map."""
+    return any(
+        pair.pair not in ignored and errors.contradicts(pair)
+        for frame_id in frame_ids
+        for pair in strong_pairs(sparse_map, frame_id)
+    )
 
 
 def _weakly_held(

@@ -100,25 +100,16 @@ class WindowRefinement:
         return None
 
     @charged_to(Stage.WINDOWS)
-    def improve(
-        self,
-        sparse_map: SparseMap,
-        *,
-        tried: set[FrameId],
-        errors_px: dict[FrameId, float] | None = None,
-    ) -> WindowMerge | None:
+    def improve(self, sparse_map: SparseMap, *, tried: set[FrameId]) -> WindowMerge | None:
         """Tries a window around the keyframe that fits worst; None when there is nothing to try.
 
         Args:
             sparse_map: the map.
             tried: keyframes that stood in such a window before; grows by those of this one.
-            errors_px: see `worst_window`.
         """
         if not self._config.enabled:
             return None
-        window = worst_window(
-            self._graph, sparse_map, config=self._config, tried=tried, errors_px=errors_px
-        )
+        window = worst_window(self._graph, sparse_map, config=self._config, tried=tried)
         if window is None:
             return None
         tried.update(window.free_ids)

@@ -147,7 +147,6 @@ def worst_window(
     *,
     config: WindowConfig,
     tried: Collection[FrameId],
-    errors_px: dict[FrameId, float] | None = None,
 ) -> Window | None:
     """A window around the keyframe that fits worst of those not tried; None when all fit well.
 
@@ -158,13 +157,9 @@ def worst_window(
         sparse_map: the map.
         config: sizes.
         tried: keyframes that stood in such a window before.
-        errors_px: how well each registered keyframe fits; filled where it is empty, for further
-            calls while the map stays as it is.
     """
     registered = sparse_map.registered_ids
-    errors = {} if errors_px is None else errors_px
-    if not errors:
-        errors.update((i, sparse_map.fit([i]).mean_error_px) for i in registered)
+    errors = {i: sparse_map.fit([i]).mean_error_px for i in registered}
     weak = _WEAK_RATIO * float(np.median(list(errors.values()))) if errors else 0.0
     candidates = [i for i in registered if i not in tried and errors[i] > weak]
     if not candidates:

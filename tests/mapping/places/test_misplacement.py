@@ -355,6 +355,26 @@ def test_two_pairs_that_agree_put_a_keyframe_right_on_a_copy() -> None:
     assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is not None
 
 
+def test_a_large_map_is_repaired_again_only_when_it_has_grown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.mapping.places.misplacement._MAX_SMALL", 5)
+    sparse_map = map_of_six(turn_rad=0.3)
+    add_unused_pair(sparse_map, DENSE_WORLD.verified_pair(3, 6))
+    repairs = MisplacementRepair()
+    assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is not None
+    repairs._tried.clear()  # as if it were another evidence
+    assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is None
+    assert repairs.num_put_off == 1
+    assert len(list(repairs.repair_all(sparse_map, config=GROWTH, max_tries=5))) == 1  # at the end
+    repairs.forget()
+    monkeypatch.setattr("engine.mapping.places.misplacement._GROWTH_RATIO", 1.0)
+    assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is not None
+    repairs._tried.clear()
+    assert repairs.repair(sparse_map, [FrameId(6)], config=GROWTH) is not None  # it has grown
+    assert repairs.num_put_off == 1
+
+
 def test_all_repairs_go_on_from_the_repaired_map() -> None:
     sparse_map = map_of_six(turn_rad=0.3)
     add_unused_pair(sparse_map, DENSE_WORLD.verified_pair(3, 6))
