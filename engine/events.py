@@ -147,6 +147,15 @@ class PairVerified(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairsRejected(Event):
+    """Pairs did not pass verification when a keyframe was matched."""
+
+    frame_id: FrameId
+    num_pairs: int
+    num_given_up_early: int  # of these: after their largest keypoints were matched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CameraCalibrated(Event):
     """A camera's calibration was initialised, or the map has changed it since by some percent."""
 

@@ -63,6 +63,7 @@ class MatchedKeyframe:
     lost_pairs: tuple[ImagePair, ...] = ()  # earlier ones that do not hold without those
     found_pairs: tuple[VerifiedPair, ...] = ()  # of earlier keyframes that had no place
     tried_pairs: tuple[ImagePair, ...] = ()  # that do not hold
+    num_given_up_early: int = 0  # of these: after their largest keypoints were matched
 
     @property
     def has_lost_matches(self) -> bool:
@@ -121,6 +122,7 @@ class PairMatching:
         self._to_match_again: deque[FrameId] = deque(maxlen=_MAX_WAITING)  # their matching failed
         self._tentative: dict[ImagePair, _Tentative] = {}  # of sparse matches, the latest last
         self._tried: list[ImagePair] = []  # pairs that do not hold, of the keyframe matched now
+        self._num_given_up_early = 0  # of these: after their largest keypoints were matched
         self._in_part_changed: set[FrameId] = set()  # keyframes that have others matched in part
         self._coarse_to_fine = CoarseToFine(
             matcher,
@@ -278,6 +280,7 @@ class PairMatching:
     ) -> MatchedKeyframe:
         """What matching a keyframe gave, and what changed with it since the last one."""
         tried, self._tried = tuple(self._tried), []
+        given_up_early, self._num_given_up_early = self._num_given_up_early, 0
         pairs, found = self._as_they_are_now(pairs), self._as_they_are_now(found)
         own = {verified.pair for verified in pairs}
         changed, self._changed = tuple(self._changed.values()), {}
@@ -293,6 +296,7 @@ class PairMatching:
             lost_pairs=tuple(one for one in lost_pairs if frame_id not in (one.first, one.second)),
             found_pairs=tuple(one for one in found if one.pair not in own),
             tried_pairs=tried,
+            num_given_up_early=given_up_early,
         )
 
     def _failed(self, frame_id: FrameId) -> list[VerifiedPair]:
@@ -365,6 +369,7 @@ class PairMatching:
             if one.verified is None:
                 self._graph.record_tried(pair, in_part=one.is_in_part)
                 self._tried.append(pair)
+                self._num_given_up_early += one.is_in_part
             if in_full or one.is_in_part:
                 self._in_part_changed.update((pair.first, pair.second))
         self._tables.drop_rasters()
