@@ -36,7 +36,7 @@ from engine.types import (
 # RootSIFT components rarely exceed 127 / 256; at this scale they fit signed bytes.
 _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
-_GUIDED_BLOCK_ROWS = 512  # keypoints that are matched together among those near their planes
+_GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those near their planes
 
 
 class SiftMatcher:

@@ -34,7 +34,7 @@ from engine.types import (
 )
 
 _MIN_SPARED = 3.0  # fewer times as many products as the coarse pass: all are matched at once
-_GUIDE_TOLERANCE = 4.0  # times the error of a match: the coarse geometry is not exact
+_GUIDE_TOLERANCE = 8.0  # times the error of a match: the coarse geometry is not exact
 _MAX_COARSE_KEPT = 64  # keyframes whose largest keypoints are kept: 16 MB
 
 
@@ -114,6 +114,8 @@ class CoarseToFine:
         photos = [] if in_full else [one for one in requests if self._is_worth_it(one)]
         pairs = {one.pair for one in photos}
         done = self._match_in_full([one for one in requests if one.pair not in pairs], verify)
+        if not photos:
+            return list(done.values())
         coarse = self._match_coarsely(photos)
         done |= self._match_guided([one for one in coarse if one.verified is not None], verify)
         done |= self._match_weak([one for one in coarse if one.request.pair not in done], verify)
@@ -194,7 +196,7 @@ class CoarseToFine:
 
     @charged_to(Stage.MATCH)
     def _match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
-        return self._matcher.match(requests) if requests else []
+        return self._matcher.match(requests)
 
     def _largest_of(self, features: Features) -> tuple[Features, Int64Array]:
         """The largest keypoints of a photo, which change least between views, and their rows.
