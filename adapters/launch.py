@@ -32,6 +32,7 @@ from engine.ports import (
     PairMatcher,
     PlaceIndex,
     RunControl,
+    SecondMatcher,
     Source,
     View,
     WindowSolver,
@@ -213,6 +214,7 @@ def _open_engine(
     # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
+    second = _second_matcher(config)
     solve_window = _window_solver(config, options)
     masks = _camera_masks(config)
     requests = RunRequests()
@@ -242,6 +244,7 @@ def _open_engine(
             former=None if going_on is None else going_on.former,
             onto="" if going_on is None else going_on.onto,
             recording=recording,
+            second=second,
         )
     except EngineError:
         if recording is not None:
@@ -309,6 +312,21 @@ def _matching(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, P
             from adapters.matchers.mast3r.open_matcher import open_mast3r
 
             return open_mast3r(config.mast3r, dense=config.dense_matching)
+
+
+def _second_matcher(config: Config) -> SecondMatcher | None:
+    """The configured second matcher, if there is one.
+
+    Raises:
+        AdapterUnavailableError: PyTorch is missing.
+        ConfigError: its weights cannot be used.
+    """
+    if config.matching.second == "off":
+        return None
+    _load_torch("matching.second=mast3r", extra="mast3r")
+    from adapters.matchers.mast3r.open_matcher import open_mast3r_second
+
+    return open_mast3r_second(config.mast3r, second=config.second, dense=config.dense_matching)
 
 
 def _sift(config: Config, sources: Sequence[Source]) -> PairMatcher:

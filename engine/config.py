@@ -274,12 +274,16 @@ class MatchingConfig(Section):
     """sift: any processor, no weights. mast3r: a network, see section mast3r; the preset mast3r
     goes with it. oracle: the true matches of synthetic:town, which measure what dense matches lead
     to; the preset oracle goes with it."""
+    second: Annotated[Literal["off", "mast3r"], BeforeValidator(_off)] = "off"
+    """mast3r: where SIFT finds too little, MASt3R matches a few pairs besides, see section second.
+    Goes with matcher sift. off: no second matcher."""
     use_focal_lengths: bool = True
     """Whether a camera of unknown focal length starts with the one that a dense matcher
     estimates."""
-    max_descriptors_mb: PositiveInt = 512
+    max_descriptors_mb: PositiveInt = 128
     """Memory for descriptors of keyframes; those used longest ago are read back from the run's
-    database. A photo has about 1 MB of them, a keyframe of a video half as much."""
+    database, a keyframe in less than a hundredth of the time that it is matched in. A photo has
+    about 1 MB of them, a keyframe of a video an eighth as much."""
     metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
     report the length of the map's unit. apply: the first map is scaled to metres, too. off:
@@ -311,6 +315,42 @@ class DenseMatchingConfig(Section):
     expected_radius_px: PositiveFloat = 6.0
     """px. The same radius for the keypoint that a third keyframe leads to. A match that ends
     farther away contradicts it and is left out."""
+
+
+class SecondMatcherConfig(Section):
+    """A second matcher for keyframes that the first one hardly matches (matching.second).
+
+    It has a thread of its own, and no keyframe waits for it. Its pairs count only where a third
+    image confirms them, and it gives none that the first matcher found. Matches become keypoints
+    as section dense_matching says.
+    """
+
+    min_strong_pairs: PositiveInt = 2
+    """A keyframe with fewer strong pairs is weak; so is one that no map holds."""
+    strong_inliers: PositiveInt = 60
+    """Verified matches that make a pair strong."""
+    look_back: PositiveInt = 16
+    """Newest keyframes that are looked at while frames come."""
+    final_pairs: NonNegativeInt = 100
+    """Pairs at most that are tried after the last frame, of all keyframes that no map holds."""
+    pairs_per_keyframe: PositiveInt = 8
+    """Pairs of a weak keyframe that the second matcher tries in all."""
+    pairs_at_once: PositiveInt = 4
+    """Pairs that are matched while the next keyframe is on its way."""
+    pairs_per_s: PositiveFloat = 4.0
+    """Pairs for each second of a camera's video; photos have no such limit."""
+    free_keypoints: Annotated[int, Field(ge=16)] = 2048
+    """Keypoints that a keyframe has room for besides the first matcher's, one to a cell of a
+    grid."""
+    max_error_px: PositiveFloat = 4.0
+    """px at an image edge of 1000 px. How far a match may lie from its epipolar line: MASt3R's
+    pixels are twice as large as those."""
+    max_gpu_mb: PositiveInt = 6000
+    """MB of a GPU that PyTorch may hold: weights, one pair at a time, and encoded keyframes in what
+    is left, as far as mast3r.device_cache_mb lets them. 6000 is for a card of 8 GB, of which CUDA
+    and the screen have the rest."""
+    max_kept_images: PositiveInt = 2000
+    """Keyframes whose images are kept for it, 0.1 MB each; it matches no older ones."""
 
 
 class Mast3rConfig(Section):
@@ -624,7 +664,7 @@ class RescueConfig(Section):
     """Whether keyframes that fit nowhere start maps of their own at once, which grow beside the map
     and join it when pairs between them show how they lie. false: they wait until the end, when
     whole maps are built from other starts, and what is left becomes separate maps."""
-    final_rebuilds: NonNegativeInt = 3
+    final_rebuilds: NonNegativeInt = 1
     """Other starts tried at the end of the run while keyframes are missing from all maps; with
     components one at most."""
     separate_maps: bool = True
@@ -657,6 +697,9 @@ class ViewsConfig(Section):
 
     max_map_hz: PositiveFloat = 1.0
     """Hz. The map is shown at most this often."""
+    max_map_time_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Share of the time that copying and showing the map may take: a large one is shown less often.
+    """
     max_image_hz: PositiveFloat = 10.0
     """Hz. The current image is shown at most this often."""
     image_edge_px: PositiveInt = 640
@@ -729,6 +772,7 @@ class Config(Section):
     frame_tracking: FrameTrackingConfig = FrameTrackingConfig()
     matching: MatchingConfig = MatchingConfig()
     dense_matching: DenseMatchingConfig = DenseMatchingConfig()
+    second: SecondMatcherConfig = SecondMatcherConfig()
     mast3r: Mast3rConfig = Mast3rConfig()
     oracle: OracleConfig = OracleConfig()
     sift: SiftConfig = SiftConfig()
@@ -749,6 +793,19 @@ class Config(Section):
     views: ViewsConfig = ViewsConfig()
     faults: FaultsConfig = FaultsConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _second_matcher_fits(self) -> Config:
+        if self.matching.second == "off":
+            return self
+        if self.matching.matcher != "sift":
+            raise ValueError(f"matching.second: helps sift, not {self.matching.matcher}")
+        if self.agreement.mode == "off":
+            raise ValueError(
+                "matching.second: finds matches also where images share nothing; its pairs need"
+                " agreement.mode=auto or required"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_calibration_needs_its_model(self) -> Config:

@@ -156,6 +156,15 @@ class PairsRejected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeakPairsMatched(Event):
+    """A second matcher gets pairs of keyframes that the first one hardly matches."""
+
+    matcher: str
+    num_pairs: int
+    num_left_out: int  # that it has no room for now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CameraCalibrated(Event):
     """A camera's calibration was initialised, or the map has changed it since by some percent."""
 
@@ -493,6 +502,7 @@ class RunPart(StrEnum):
     DESCRIBING = "describing"
     TRACKING = "tracking"
     MATCHING = "matching"
+    SECOND_MATCHING = "matching by the second matcher"
     PLACES = "place recognition"
     MAPPING = "mapping"
     ADJUSTMENT = "global bundle adjustment"

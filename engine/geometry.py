@@ -213,3 +213,20 @@ def spread_over_image(points_xy: Float64Array, *, size: tuple[int, int], limit: 
     counts = np.diff([*starts, len(cell)])
     rank_in_cell[by_cell] = np.arange(len(cell)) - np.repeat(starts, counts)
     return np.sort(np.lexsort((np.arange(len(cell)), rank_in_cell))[:limit])
+
+
+def grid_over_image(size: tuple[int, int], *, num: int) -> Float64Array:
+    """Centres (M, 2) of at most ``num`` about square cells that cover an image, px.
+
+    Args:
+        size: width and height of the image.
+        num: of cells; 0: none.
+    """
+    width, height = size
+    if num < 1:
+        return np.empty((0, 2))
+    columns = min(max(1, round(np.sqrt(num * width / height))), num, width)
+    lines = min(max(1, num // columns), height)
+    x = (np.arange(columns) + 0.5) * width / columns
+    y = (np.arange(lines) + 0.5) * height / lines
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)

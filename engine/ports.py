@@ -268,6 +268,35 @@ class PairMatcher(Protocol):
         """
 
 
+class SecondMatcher(Protocol):
+    """Matches pairs in which the run's own matcher finds too little. Dense, blocking.
+
+    It matches everything: a map uses none of its pairs that a third keyframe does not confirm. One
+    thread keeps images while another matches.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and summaries."""
+
+    @property
+    def peak_gpu_mb(self) -> float:
+        """The most memory it ever held on a GPU; 0 without one."""
+
+    def keep(self, frame: Frame) -> None:
+        """Keeps what it needs of a keyframe's image; quick, as all keyframes come here."""
+
+    def holds(self, frame_id: FrameId) -> bool:
+        """Whether it has a keyframe's image. Called from any thread."""
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """Matches each pair, of keyframes that it holds; as ``PairMatcher.match``.
+
+        Raises:
+            InferenceError: the batch cannot be matched.
+        """
+
+
 class WindowSolver(Protocol):
     """Solves windows. Called from any one thread at a time; blocks for as long as it takes."""
 

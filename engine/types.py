@@ -51,14 +51,15 @@ def frozen_array(
         ValueError: the shape differs, a floating value is not finite and has to be, or ``dtype``
             is an integer that cannot hold a value.
     """
-    given = np.asarray(values)
-    with np.errstate(invalid="ignore"):  # what does not survive the cast is refused below
-        array = given.astype(dtype, order="C", copy=False)
+    array = given = np.asarray(values)
+    if given.dtype != dtype or not given.flags.c_contiguous:
+        with np.errstate(invalid="ignore"):  # what does not survive the cast is refused below
+            array = given.astype(dtype, order="C", copy=False)
     if array.ndim != len(shape) or any(
         want is not None and have != want for have, want in zip(array.shape, shape, strict=True)
     ):
         raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
-    if finite and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{name}: holds values that are not finite")
     if array.dtype.kind in "iu" and array is not given and not np.array_equal(array, given):
         raise ValueError(f"{name}: holds values that {array.dtype} cannot hold")
@@ -362,6 +363,7 @@ class TrackingDecision:
     frame_id: FrameId
     is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
     is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
+    num_described: int | None = None  # keyframes by then; None: frames wait while one is described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -386,6 +388,9 @@ class Features:
     A dense matcher matches any pixel: its tables hold free rows, one to a cell of a regular grid
     over the image. A free row stands at the centre of its cell until a match claims it, moves there
     and stays. So a table never grows, and every row is a valid keypoint at all times.
+
+    Where a second matcher helps, the free rows come after the keypoints that the first one
+    described; their descriptors are 0.
     """
 
     frame_id: FrameId
@@ -422,6 +427,27 @@ class Features:
             scales=self.scales[rows],
             colors=self.colors[rows],
             is_free=self.is_free[rows],
+        )
+
+    def described(self) -> Features:
+        """The first keypoints, which have a descriptor; the table itself where all have one."""
+        if not self.descriptors.size or self.descriptors[-1].any():
+            return self
+        return self.take(np.arange(np.count_nonzero(self.descriptors.any(axis=1))))
+
+    def with_free_rows(self, points_xy: Float64Array, colors: Uint8Array) -> Features:
+        """The same keypoints, then free rows at points (M, 2) px, of colours (M, 3) RGB.
+
+        The points are a regular grid over the image.
+        """
+        num = len(points_xy)
+        return replace(
+            self,
+            keypoints_xy=np.concatenate([self.keypoints_xy, points_xy]),
+            descriptors=np.pad(self.descriptors, ((0, num), (0, 0))),
+            scales=np.concatenate([self.scales, np.ones(num, np.float32)]),
+            colors=np.concatenate([self.colors, colors]),
+            is_free=np.concatenate([self.is_free, np.ones(num, np.bool_)]),
         )
 
     def without_descriptors(self) -> Features:
@@ -507,6 +533,7 @@ class PairReason(StrEnum):
     RETRIEVED = "retrieved"
     GPS = "gps"
     EXHAUSTIVE = "exhaustive"
+    SECOND = "second"  # matched by the second matcher, since the first one found too little
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -903,6 +930,7 @@ class MapView:
         default_factory=lambda: np.zeros((0, 4, 3))
     )
     cameras: tuple[CameraFigures, ...] = ()
+    elapsed_s: float = 0.0  # CPU time of the thread that made it
 
     def __post_init__(self) -> None:
         freeze_field(self, "keyframe_ids", (None,), np.int64)

@@ -69,8 +69,8 @@ def plan_of(
     """What the command line asks for; see the options of ``livesfm benchmark``.
 
     Raises:
-        ConfigError: a dataset, a reference, a configuration or a peer does not exist, nothing is
-            to be run, or ``out`` holds a benchmark that may not be replaced.
+        ConfigError: a dataset, a configuration or a peer does not exist, a reference has none of
+            the images, nothing is to be run, or ``out`` holds a benchmark that may not be replaced.
     """
     if (out / JSON_FILE).exists() and not overwrite:
         raise ConfigError(f"{out}: holds a benchmark; --overwrite replaces it")
@@ -89,6 +89,8 @@ def plan_of(
             baseline=None if baseline is None else baseline.absolute(),
             only=only,
         )
+        if dataset.reference is not None and not dataset.is_video:
+            dataset.reference.of(dataset.frames)  # raises if it has none of them
         if not pipelines:
             raise ConfigError(f"{dataset.name}: --only leaves no pipeline")
         planned.append((dataset, tuple(pipelines)))
@@ -159,8 +161,11 @@ def _measure(
 ) -> Iterator[DatasetResult]:
     """All runs on a dataset; yields what was measured so far after each."""
     work = plan.out / "work" / dataset.name
-    runner = _Runner(plan, dataset, _images(plan, dataset, pipelines, folder=work / "frames"))
-    result = _result_of(dataset, pipelines, runner.images)
+    images: PeerImages | None = None
+    if any(isinstance(pipeline, Colmap) for pipeline in pipelines):
+        images = images_for_peers(dataset, step=plan.peer_step, folder=work / "frames")
+    runner = _Runner(plan, dataset, images)
+    result = _result_of(dataset, pipelines, images)
     try:
         for number in range(1, plan.num_runs + 1):
             for pipeline in pipelines:
@@ -173,18 +178,6 @@ def _measure(
     finally:
         if not plan.keep:
             shutil.rmtree(plan.out / "work", ignore_errors=True)
-
-
-def _images(
-    plan: Plan, dataset: Dataset, pipelines: Sequence[Pipeline], *, folder: Path
-) -> PeerImages | None:
-    """What peers get; None: there are none. Refuses a reference of other frames."""
-    if not any(isinstance(pipeline, Colmap) for pipeline in pipelines):
-        return None
-    images = images_for_peers(dataset, step=plan.peer_step, folder=folder)
-    if dataset.reference is not None:
-        dataset.reference.of(images.frames)
-    return images
 
 
 def _result_of(
@@ -210,7 +203,7 @@ class _Runner:
     def __init__(self, plan: Plan, dataset: Dataset, images: PeerImages | None) -> None:
         self._plan = plan
         self._dataset = dataset
-        self.images = images
+        self._images = images
 
     def run(self, pipeline: Pipeline, number: int, *, work: Path) -> MeasuredRun:
         """One run, measured and scored; ``work`` becomes its folder."""
@@ -248,9 +241,9 @@ class _Runner:
 
     @property
     def _peer_images(self) -> PeerImages:
-        if self.images is None:
+        if self._images is None:
             raise RuntimeError("peers get no images")
-        return self.images
+        return self._images
 
     def _scored(
         self, pipeline: Pipeline, work: Path, usage: Usage, run: MeasuredRun, log: Path

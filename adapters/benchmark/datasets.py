@@ -41,6 +41,14 @@ class Dataset:
         """Whether it is a video."""
         return not self.names
 
+    @property
+    def frames(self) -> tuple[FrameRow, ...]:
+        """The images of a folder; of a video: none."""
+        return tuple(
+            _row(name, index=index, captured_at_s=float(index), source=self.source)
+            for index, name in enumerate(self.names)
+        )
+
     def named(self, frames: Sequence[FrameRow]) -> list[FrameRow]:
         """Frames of a run under the names that their files have here.
 
@@ -112,11 +120,9 @@ def images_for_peers(dataset: Dataset, *, step: int | None, folder: Path) -> Pee
     if dataset.is_video:
         return _decoded(dataset.source, step=step, folder=folder)
     found = _images_of(dataset.source)
-    frames = tuple(
-        _row(str(file), index=index, captured_at_s=float(index), source=dataset.source)
-        for index, file in enumerate(found.files)
+    return PeerImages(
+        root=found.root, frames=dataset.frames, camera_mode=_camera_mode(found), step=1
     )
-    return PeerImages(root=found.root, frames=frames, camera_mode=_camera_mode(found), step=1)
 
 
 def _source_in(path: Path) -> Path:

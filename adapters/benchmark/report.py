@@ -21,6 +21,8 @@ def report(result: BenchmarkResult, *, plots: Sequence[str] = ()) -> str:
         plots: names of pictures beside the page.
     """
     lines = ["# LiveSfM benchmark", "", *_how_it_ran(result)]
+    if len(result.datasets) > 1:
+        lines += ["", *_overview(result.datasets)]
     for dataset in result.datasets:
         lines += ["", *_section(dataset)]
     for plot in plots:
@@ -44,8 +46,8 @@ def _how_it_ran(result: BenchmarkResult) -> list[str]:
     lines = [
         f"    {result.command}",
         "",
-        f"- {result.began_at}; {result.num_runs} runs of each pipeline, by turns, each in a"
-        f" process of its own on {result.num_threads} processors",
+        f"- {result.began_at}; each pipeline run {_times(result.num_runs)}, by turns, in"
+        f" processes of their own, on {result.num_threads} processors",
         f"- {machine.processor}, {machine.num_processors} processors{memory}, {machine.system}",
         f"- load average before the runs: {load}",
         f"- Python {machine.python}, {versions}" + (f"; {environment}" if environment else ""),
@@ -53,6 +55,42 @@ def _how_it_ran(result: BenchmarkResult) -> list[str]:
     if not result.is_complete:
         lines += ["", "**Interrupted: not all runs were made.**"]
     return lines
+
+
+def _times(num: int) -> str:
+    return "once" if num == 1 else f"{num} times"
+
+
+def _overview(datasets: Sequence[DatasetResult]) -> list[str]:
+    """LiveSfM's pipelines beside the peer that they are measured by, a row each."""
+    lines = [
+        "| dataset | pipeline | CPU s | right | ATE | peer | CPU s | right | ATE | ratio |",
+        f"|---|---|{'---:|' * 3}---|{'---:|' * 4}",
+    ]
+    for dataset in datasets:
+        yardstick = dataset.yardstick()
+        for pipeline in dataset.pipelines:
+            if pipeline.is_peer:
+                continue
+            peer = ["-"] * 5
+            if yardstick is not None:
+                ratio = _ratio(cpu_ratio(pipeline, yardstick))
+                peer = [yardstick.name, *_in_short(yardstick), ratio]
+            cells = [dataset.name, _name(pipeline, None), *_in_short(pipeline), *peer]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _in_short(pipeline: PipelineResult) -> list[str]:
+    """CPU, cameras in their right place (without a reference: registered), error."""
+    figures = pipeline.spreads()
+    is_compared = "num_right" in figures
+    right = _MAIN_COLUMNS["right" if is_compared else "registered"](figures)
+    return [
+        _figure("cpu_s", ".1f")(figures),
+        right if is_compared else f"{right} registered",
+        _error("ate")(figures),
+    ]
 
 
 def _section(dataset: DatasetResult) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from engine.config import DenseMatchingConfig
-from engine.geometry import usable_at
+from engine.geometry import grid_over_image, usable_at
 from engine.types import Features, Float64Array, Frame
+
+if TYPE_CHECKING:
+    from engine.config import DenseMatchingConfig
 
 _WORKING_EDGE_PX = 1024  # corners are found on an image of at most this longer edge
 _CORNER_QUALITY = 1e-3  # of the strongest corner's response
@@ -22,7 +26,9 @@ def dense_features(frame: Frame, config: DenseMatchingConfig) -> Features:
     because a cell may be masked in part.
     """
     corners_xy = _corners(frame, limit=min(config.max_corners, config.max_keypoints))
-    grid_xy = _grid(frame, num=config.max_keypoints - len(corners_xy))
+    grid_xy = grid_over_image(
+        (frame.width, frame.height), num=config.max_keypoints - len(corners_xy)
+    )
     keypoints_xy = np.concatenate([corners_xy, grid_xy])
     columns, lines = keypoints_xy.astype(np.int64).T
     return Features(
@@ -58,14 +64,3 @@ def _corners(frame: Frame, *, limit: int) -> Float64Array:
     # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
     corners_xy = np.asarray((found.reshape(-1, 2) + 0.5) * (np.array([width, height]) / size))
     return corners_xy if frame.mask is None else corners_xy[usable_at(frame.mask, corners_xy)]
-
-
-def _grid(frame: Frame, *, num: int) -> Float64Array:
-    """Centres (M, 2) of at most ``num`` about square cells that cover the image."""
-    if num < 1:
-        return np.empty((0, 2))
-    columns = min(max(1, round(np.sqrt(num * frame.width / frame.height))), num, frame.width)
-    lines = min(max(1, num // columns), frame.height)
-    x = (np.arange(columns) + 0.5) * frame.width / columns
-    y = (np.arange(lines) + 0.5) * frame.height / lines
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)

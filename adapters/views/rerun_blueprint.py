@@ -17,7 +17,7 @@ BACKGROUND: Color = (14, 17, 22, 255)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One curve: entity ``metrics/<name>``."""
+    """One curve: entity ``metrics/<name>``, or ``load/<name>``."""
 
     name: str
     label: str
@@ -60,6 +60,31 @@ PLOTS = (
         ),
     ),
 )
+LOAD_PLOTS = (
+    Plot(
+        title="CPU by stage (cores)",
+        metrics=(
+            Metric(name="cpu_describe", label="decode, describe", color=(120, 144, 168, 255)),
+            Metric(name="cpu_match", label="match, verify", color=(98, 168, 240, 255)),
+            Metric(name="cpu_track", label="track, pose frames", color=(88, 196, 140, 255)),
+            Metric(name="cpu_map", label="register, triangulate", color=(186, 140, 240, 255)),
+            Metric(name="cpu_adjust", label="global BA, windows", color=(232, 96, 84, 255)),
+            Metric(name="cpu_output", label="files, views", color=(240, 180, 72, 255)),
+            Metric(name="cpu_loop", label="event loop", color=(200, 200, 200, 255)),
+        ),
+    ),
+    Plot(
+        title="Longest waits (ms)",
+        metrics=(
+            Metric(name="late", label="event loop late", color=(232, 96, 84, 255)),
+            Metric(name="wait_arrivals", label="frames to decode", color=(120, 144, 168, 255)),
+            Metric(name="wait_mapping", label="frames to map", color=(186, 140, 240, 255)),
+            Metric(name="wait_events", label="events", color=(88, 196, 140, 255)),
+            Metric(name="wait_writes", label="writes", color=(240, 180, 72, 255)),
+            Metric(name="wait_views", label="views", color=(98, 168, 240, 255)),
+        ),
+    ),
+)
 METRICS = tuple(metric for plot in PLOTS for metric in plot.metrics)
 
 
@@ -74,7 +99,13 @@ def build_blueprint(
     """
     import rerun.blueprint as rrb
 
-    tabs = [_log_view(), _verdict_view(), _camera_view(), _graph_view()]
+    tabs: list[rrb.View | rrb.Container] = [
+        _log_view(),
+        _verdict_view(),
+        _camera_view(),
+        _graph_view(),
+        _load_view(),
+    ]
     if with_geography:
         tabs.append(rrb.MapView(origin="/geo", name="World", zoom=17.0))
     beside = rrb.Vertical(
@@ -147,12 +178,19 @@ def _log_view() -> rrb.TextLogView:
     )
 
 
-def _plot_view(plot: Plot) -> rrb.TimeSeriesView:
+def _load_view() -> rrb.Vertical:
+    import rerun.blueprint as rrb
+
+    plots = (_plot_view(plot, origin="/load") for plot in LOAD_PLOTS)
+    return rrb.Vertical(*plots, name="Load")
+
+
+def _plot_view(plot: Plot, *, origin: str = "/metrics") -> rrb.TimeSeriesView:
     import rerun.blueprint as rrb
 
     return rrb.TimeSeriesView(
-        origin="/metrics",
-        contents=[f"/metrics/{metric.name}" for metric in plot.metrics],
+        origin=origin,
+        contents=[f"{origin}/{metric.name}" for metric in plot.metrics],
         name=plot.title,
         plot_legend=rrb.PlotLegend(rrb.Corner2D.LeftTop, visible=len(plot.metrics) > 1),
     )

@@ -39,6 +39,7 @@ REASON_COLORS: Mapping[PairReason, Color] = {
     PairReason.RETRIEVED: (150, 62, 110, 255),
     PairReason.GPS: (150, 138, 66, 255),
     PairReason.EXHAUSTIVE: (60, 60, 66, 255),
+    PairReason.SECOND: (66, 134, 150, 255),
 }
 
 

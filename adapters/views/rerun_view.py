@@ -15,6 +15,7 @@ from adapters.views.log_lines import log_line_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
 from adapters.views.rerun_geography import GeographyDrawing
 from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
+from adapters.views.rerun_load import LoadDrawing
 from adapters.views.rerun_overlays import OverlayDrawing
 from adapters.views.rerun_scene import LIVE_COLOR, SceneDrawing
 from adapters.views.rerun_service import LiveServer
@@ -31,6 +32,7 @@ from engine.events import (
     FramePosed,
     FrameRegistered,
     KeyframeAdded,
+    LoadMeasured,
     MainMapChanged,
     MapInitialized,
     OverlayFound,
@@ -90,6 +92,7 @@ class RerunView:
         self._redraws = RedrawSchedule(memory_limit_mb=config.memory_limit_mb)
         self._geography = GeographyDrawing(recording) if config.geographic_map else None
         self._scene = SceneDrawing(recording)
+        self._load = LoadDrawing(recording)
         self._counters = RunCounters()
         self._focal_of_size: dict[tuple[int, int], float] = {}
         self._newest_frame_id = 0
@@ -200,6 +203,8 @@ class RerunView:
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()
         self._log_metrics(*_METRICS_OF_EVENT.get(type(event), ()))
+        if isinstance(event, LoadMeasured):
+            self._load.draw(event)
         if isinstance(event, VerdictChanged):
             document = rr.TextDocument(
                 verdict_document(event.verdict), media_type=rr.MediaType.MARKDOWN

@@ -1,8 +1,11 @@
-"""The options that every bundle adjustment of the engine begins with."""
+"""The options that every bundle adjustment of the engine begins with, and long ones in slices."""
 
 from __future__ import annotations
 
 import pycolmap
+
+_RESIDUALS_OF_SLICE = 400_000  # times steps of one call, some 0.2 CPU s
+_LEAST_STEPS = 2  # of a call: each begins with a careful step
 
 
 def adjustment_options(
@@ -27,3 +30,23 @@ def adjustment_options(
     options.ceres.solver_options.function_tolerance = function_tolerance
     options.ceres.solver_options.num_threads = num_threads
     return options
+
+
+def adjust_in_slices(
+    options: pycolmap.BundleAdjustmentOptions,
+    problem: pycolmap.BundleAdjustmentConfig,
+    reconstruction: pycolmap.Reconstruction,
+) -> None:
+    """Adjusts what a configuration says, in place, in several calls where it is large.
+
+    COLMAP's configurable adjuster holds the interpreter lock in each call; between two of them
+    other threads get it. The solver begins each with a small trust region again.
+    """
+    num_left = options.ceres.solver_options.max_num_iterations
+    num_residuals = max(1, problem.num_residuals(reconstruction))
+    num_steps = max(_LEAST_STEPS, _RESIDUALS_OF_SLICE // num_residuals)
+    options.ceres.solver_options.max_num_iterations = min(num_steps, num_left)
+    adjuster = pycolmap.create_default_bundle_adjuster(options, problem, reconstruction)
+    not_yet = pycolmap.BundleAdjustmentTerminationType.NO_CONVERGENCE
+    while adjuster.solve().termination_type == not_yet and num_left > num_steps:
+        num_left -= num_steps

@@ -105,12 +105,12 @@ def _refined(
     samples: PairSamples, rotations: Float64Array, baselines: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
     """Relative poses near those given, (B, 3, 3) and unit (B, 3), that fit their matches best."""
-    errors = _errors(samples, rotations, baselines)
+    errors, turned, sizes = _examined(samples, rotations, baselines)
     costs = _cost(errors / _LOSS_PX, samples.is_used)
     damping = np.full(len(rotations), 1e-4)
     for _ in range(_STEPS):
         across = _across(baselines)
-        slopes = _slopes(samples, rotations, baselines, across)
+        slopes = _slopes(samples, baselines, across, turned, sizes)
         weights = samples.is_used / (1.0 + (errors / _LOSS_PX) ** 2)
         weighted = slopes * weights[..., None]
         normal = np.swapaxes(weighted, 1, 2) @ slopes
@@ -122,12 +122,16 @@ def _refined(
         tried_rotations = _rotations(steps[:, :3]) @ rotations
         tried_baselines = baselines + np.einsum("bk,bkj->bj", steps[:, 3:], across)
         tried_baselines /= np.linalg.norm(tried_baselines, axis=1, keepdims=True)
-        tried_errors = _errors(samples, tried_rotations, tried_baselines)
+        tried_errors, tried_turned, tried_sizes = _examined(
+            samples, tried_rotations, tried_baselines
+        )
         tried_costs = _cost(tried_errors / _LOSS_PX, samples.is_used)
         is_better = tried_costs < costs
         rotations = np.where(is_better[:, None, None], tried_rotations, rotations)
         baselines = np.where(is_better[:, None], tried_baselines, baselines)
         errors = np.where(is_better[:, None], tried_errors, errors)
+        turned = np.where(is_better[:, None, None], tried_turned, turned)
+        sizes = np.where(is_better[:, None], tried_sizes, sizes)
         costs = np.where(is_better, tried_costs, costs)
         damping = np.where(is_better, damping / 5.0, damping * 20.0)
     return rotations, baselines
@@ -135,31 +139,38 @@ def _refined(
 
 def _errors(samples: PairSamples, rotations: Float64Array, baselines: Float64Array) -> Float64Array:
     """Signed Sampson errors (B, N) in px."""
+    return _examined(samples, rotations, baselines)[0]
+
+
+def _examined(
+    samples: PairSamples, rotations: Float64Array, baselines: Float64Array
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Signed Sampson errors (B, N) in px, and what their slopes need.
+
+    Returns:
+        The errors: of every match r2 E r1, by the size of its slope along both image planes; the
+        first rays (B, N, 3), turned; and these sizes (B, N).
+    """
     turned = samples.rays1 @ np.swapaxes(rotations, 1, 2)
-    products, sizes = _products(samples, rotations, baselines, turned)
-    return np.asarray(products / sizes * samples.focal_px[:, None])
-
-
-def _products(
-    samples: PairSamples, rotations: Float64Array, baselines: Float64Array, turned: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """Of every match r2 E r1 (B, N), and the size of its slope along both image planes."""
     normals2 = np.cross(baselines[:, None], turned)
     normals1 = np.cross(samples.rays2, baselines[:, None]) @ rotations
     products = (normals2 * samples.rays2).sum(axis=-1)
     squared = (normals1**2).sum(axis=-1) + (normals2**2).sum(axis=-1) - 2.0 * products**2
-    return products, np.sqrt(np.maximum(squared, _TINY))
+    sizes = np.sqrt(np.maximum(squared, _TINY))
+    return np.asarray(products / sizes * samples.focal_px[:, None]), turned, sizes
 
 
 def _slopes(
-    samples: PairSamples, rotations: Float64Array, baselines: Float64Array, across: Float64Array
+    samples: PairSamples,
+    baselines: Float64Array,
+    across: Float64Array,
+    turned: Float64Array,
+    sizes: Float64Array,
 ) -> Float64Array:
     """How the errors change (B, N, 5) with a turn of the second camera and a swung baseline.
 
     The size of the slope in the image, which changes little, is held.
     """
-    turned = samples.rays1 @ np.swapaxes(rotations, 1, 2)
-    _, sizes = _products(samples, rotations, baselines, turned)
     by_turn = np.cross(turned, np.cross(samples.rays2, baselines[:, None]))
     by_swing = np.cross(turned, samples.rays2) @ np.swapaxes(across, 1, 2)
     scales = (samples.focal_px[:, None] / sizes)[..., None]

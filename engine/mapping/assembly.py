@@ -117,7 +117,7 @@ def assemble(
     votes = FocalVotes(graph=graph, agreement=agreement)
 
     def calibrate(sparse_map: SparseMap, *, is_trial: bool = False) -> None:
-        agreed = votes if agreement.is_required else None
+        agreed = votes if agreement.is_asked_for else None
         cameras.calibrate_from_pairs(sparse_map, graph, votes=agreed, is_trial=is_trial)
 
     # Maps.

@@ -1,4 +1,4 @@
-"""Background jobs of a run: what other threads adjust or solve, one job of each kind at a time.
+"""Background jobs of a run: what other threads adjust, solve or match, one of each kind at a time.
 
 Results are merged by the mapper; those of jobs that were abandoned are dropped.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 
 from engine.config import GlobalBundleAdjustmentConfig, WindowConfig
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
@@ -49,12 +50,18 @@ class BackgroundJobs:
         self._is_hastened = False
         self._adjustment = JobSlot(merge_after_keyframes=adjustment.merge_after_keyframes)
         self._window = JobSlot(merge_after_keyframes=window.merge_after_keyframes)
+        self._matching = JobSlot(merge_after_keyframes=1)
+        self._slots = {
+            JobKind.GLOBAL_ADJUSTMENT: self._adjustment,
+            JobKind.WINDOW: self._window,
+            JobKind.SECOND_MATCHING: self._matching,
+        }
         self._component: SparseMap | None = None  # that the job in flight adjusts; None: the main
 
     @property
     def due(self) -> tuple[MapJob, ...]:
         """Jobs whose results must be merged before the next keyframe."""
-        due = (self._adjustment.due, self._window.due)
+        due = (self._adjustment.due, self._window.due, self._matching.due)
         return tuple(job for job in due if job is not None)
 
     @property
@@ -62,14 +69,19 @@ class BackgroundJobs:
         """Whether an adjustment is in flight."""
         return not self._adjustment.is_free
 
+    @property
+    def is_matching(self) -> bool:
+        """Whether the second matcher is at work."""
+        return not self._matching.is_free
+
     def is_in_flight(self, job: MapJob) -> bool:
         """Whether the result of a job is still to be merged."""
-        return self._adjustment.holds(job) or self._window.holds(job)
+        return any(slot.holds(job) for slot in self._slots.values())
 
     def count_keyframe(self) -> None:
         """Counts a keyframe that came."""
-        self._adjustment.count_keyframe()
-        self._window.count_keyframe()
+        for slot in self._slots.values():
+            slot.count_keyframe()
 
     def hasten_adjustment(self) -> None:
         """Makes an adjustment of the main map due, however little it grew."""
@@ -112,18 +124,25 @@ class BackgroundJobs:
         run = functools.partial(solve_job, window, solve=self._solve_window)
         return self._window.start(MapJob(kind=JobKind.WINDOW, run=run))
 
+    def start_matching(self, run: Callable[[], JobResult]) -> MapJob:
+        """A job of the second matcher; none may be in flight."""
+        return self._matching.start(MapJob(kind=JobKind.SECOND_MATCHING, run=run))
+
+    def abandon_matching(self) -> None:
+        """Drops what the second matcher would find."""
+        self._matching.abandon()
+
     def adjusted_map(self, main: SparseMap) -> SparseMap:
         """The map that the adjustment started last is of: the main one as it is now, or another."""
         return main if self._component is None else self._component
 
     def take_result(self, finished: FinishedJob) -> JobResult | None:
         """Frees a job's slot; returns its result unless it was abandoned, or failed."""
-        is_adjustment = finished.job.kind is JobKind.GLOBAL_ADJUSTMENT
-        slot = self._adjustment if is_adjustment else self._window
+        slot = self._slots[finished.job.kind]
         return finished.result if slot.release(finished.job) else None
 
     def abandon(self) -> None:
-        """Drops the results to come of all jobs in flight."""
+        """Drops the results to come of jobs on copies of maps; matches are of use to any map."""
         self._adjustment.abandon()
         self._window.abandon()
 

@@ -12,8 +12,9 @@ from enum import StrEnum
 
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.windows.window_selection import SolvedWindow
+from engine.matching.second_matching import SecondMatches
 
-JobResult = GlobalAdjustment | SolvedWindow
+JobResult = GlobalAdjustment | SolvedWindow | SecondMatches
 
 
 class JobKind(StrEnum):
@@ -21,11 +22,12 @@ class JobKind(StrEnum):
 
     GLOBAL_ADJUSTMENT = "global bundle adjustment"
     WINDOW = "solving a window"
+    SECOND_MATCHING = "matching by the second matcher"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapJob:
-    """Work on a private copy of a part of the map; ``run`` blocks, on any one thread."""
+    """Work that needs no live map, on copies if on maps; ``run`` blocks, on any one thread."""
 
     kind: JobKind
     run: Callable[[], JobResult]

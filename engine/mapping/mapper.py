@@ -25,6 +25,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pycolmap
 
 from engine.config import Config
@@ -33,6 +34,7 @@ from engine.events import (
     MapInitialized,
     MisplacementFound,
     Warned,
+    WeakPairsMatched,
 )
 from engine.mapping.ahead_posing import PosingReference
 from engine.mapping.assembly import assemble, empty_map
@@ -66,11 +68,13 @@ from engine.mapping.windows.window_merging import WindowMerge
 from engine.matching.overlays import OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
+from engine.matching.second_matching import SecondMatches, SecondMatching
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     Contradiction,
     FrameId,
     FramePose,
+    ImagePair,
     Keyframe,
     MapCounts,
     MapView,
@@ -84,6 +88,7 @@ _NUM_MAPS = "num maps"  # the fact's name
 _BENT_SHARE = 0.1  # of a map's observations that overlays had: it is built anew
 _KEPT_RATIO = 0.5  # of the keyframes of a bent map that the new one needs at least
 _MAX_LOOP_CORRECTIONS = 2  # at the end: pairs that the first refutes hide others
+_MAX_INSTEAD = 50  # pairs whose other matches are kept, the latest
 _MAX_REPAIRS = 5  # misplacements at the end that are tried to put right
 
 
@@ -101,6 +106,7 @@ class Mapper:
         solve_window: solves windows of keyframes; by default the engine's own solver.
         fix_at: the GPS position of a camera (by its key) at a capture time, from readings beside
             its frames.
+        second: matches pairs of weak keyframes besides; None: nothing does.
     """
 
     def __init__(
@@ -112,9 +118,11 @@ class Mapper:
         emit: EventSink,
         solve_window: WindowSolver | None = None,
         fix_at: FixAt = no_fix,
+        second: SecondMatching | None = None,
     ) -> None:
         self._config = config
         self._graph = graph
+        self._second = second
         self._matching = matching
         self._emit = EventGate(emit)
         self._map = empty_map(config)
@@ -159,6 +167,7 @@ class Mapper:
         self._products = parts.products
         self._verdicts = parts.verdicts
 
+        self._instead: dict[ImagePair, VerifiedPair] = {}  # other matches of weak pairs
         self._num_maps = 0  # adopted so far, each fuller than the one before
         self._contradictions: tuple[Contradiction, ...] = ()  # of pairs to the final map
         self._version = 0  # of the map, for viewers
@@ -340,6 +349,7 @@ class Mapper:
             The step that `add_keyframe` owed, with the record of that keyframe.
         """
         self._start_over()
+        self._jobs.abandon_matching()  # nobody waits for it any more
         if frame_id is not None and without_its_pairs:
             self._builder.distrust(one.pair for one in self._graph.verified_pairs(frame_id))
         self._replace_map(self._builder.first(self._map, self._graph.edges()))
@@ -454,11 +464,7 @@ class Mapper:
             if self._config.matching.use_focal_lengths:
                 camera_key = self._graph.keyframe(seen_id).camera_key
                 self._cameras.add_focal_length(camera_key, focal_px)
-        for features in matched.changed_features:
-            if features.frame_id != matched.frame_id:
-                self._journal.add_table(features)
-                self._map.replace_features(features)
-                self._components.replace_features(features)
+        self._replace_tables(matched, but=matched.frame_id)
         self._keyframe_reports.report_pairs([*matched.pairs, *matched.found_pairs])
         self._keyframe_reports.report_rejected(
             matched.frame_id,
@@ -470,19 +476,58 @@ class Mapper:
         keyframe = self._graph.keyframe(matched.frame_id)
         calibration_key = self._splits.calibration_key(self._map, keyframe, matched.pairs)
         self._graph.set_calibration_key(keyframe.frame_id, calibration_key)
-        if self._agreement.is_required:
+        if self._agreement.is_asked_for:
             self._calibrate_from_pairs(self._map)
         agreed = self._agreement.add_pairs(keyframe.frame_id)
         usable = self._agreement.usable(matched.pairs)
         self._map.add_keyframe(self._graph.keyframe(keyframe.frame_id), usable)
-        for frame_id in {
-            i for one in matched.found_pairs for i in (one.pair.first, one.pair.second)
-        }:
-            agreed += self._agreement.add_pairs(frame_id)
-        late = self._let_in([*self._agreement.usable(matched.found_pairs), *agreed])
+        late = self._let_in_found(matched.found_pairs, agreed)
+        late += self._take_instead(matched.other_matches)
         self._report_loop([*usable, *late])
         self._jobs.count_keyframe()
         return replace(matched, pairs=(*usable, *late))
+
+    def _replace_tables(self, matched: MatchedKeyframe, *, but: FrameId | None = None) -> None:
+        """Replaces the keypoint tables that matching changed in all maps; one may not be there."""
+        for features in matched.changed_features:
+            if features.frame_id != but:
+                self._journal.add_table(features)
+                self._map.replace_features(features)
+                self._components.replace_features(features)
+
+    def _take_instead(self, others: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+        """Gives weak pairs the matches of a second matcher that third views confirm by now.
+
+        Returns:
+            Those that have others now.
+        """
+        self._instead.update((one.pair, one) for one in others)
+        while len(self._instead) > _MAX_INSTEAD:
+            del self._instead[next(iter(self._instead))]
+        if not self._instead:
+            return []
+        taken = self._agreement.take_instead(list(self._instead.values()))
+        for one in taken:
+            del self._instead[one.pair]
+        if taken:
+            self._keyframe_reports.report_pairs(taken)
+            self._journal.add_pairs(taken)
+            none = dict.fromkeys(self._graph.keyframe_ids, np.zeros(0, np.int64))
+            self._map.replace_pairs(taken, (), covered_rows={})
+            self._components.leave_out(taken, (), covered_rows=none)
+        return taken
+
+    def _let_in_found(
+        self, found: Sequence[VerifiedPair], agreed: Sequence[VerifiedPair] = ()
+    ) -> list[VerifiedPair]:
+        """Adds pairs of earlier keyframes to all maps, and others that they confirm or are agreed.
+
+        Returns:
+            Those that the map did not use before.
+        """
+        ids = sorted({i for one in found for i in (one.pair.first, one.pair.second)})
+        confirmed = [one for frame_id in ids for one in self._agreement.add_pairs(frame_id)]
+        return self._let_in([*self._agreement.usable(found), *agreed, *confirmed])
 
     def _let_in(self, agreed: Sequence[VerifiedPair]) -> list[VerifiedPair]:
         """Adds pairs that became agreed to all maps; returns those that the map did not use."""
@@ -713,9 +758,9 @@ class Mapper:
     # -- background jobs ------------------------------------------------------------------------
 
     def _start_jobs(self) -> tuple[MapJob, ...]:
-        if not self._is_initialized:
-            return ()
-        jobs = (self._start_adjustment(), self._jobs.start_window(self._map))
+        jobs = [self._start_second()]
+        if self._is_initialized:
+            jobs += [self._start_adjustment(), self._jobs.start_window(self._map)]
         return tuple(job for job in jobs if job is not None)
 
     def _start_adjustment(self) -> MapJob | None:
@@ -742,6 +787,8 @@ class Mapper:
                 if adjusted in (self._map, *self._components.maps):  # not joined meanwhile
                     self._emit(merge_global_adjustment(adjusted, result))
                 self._report_changes()
+            elif isinstance(result, SecondMatches):
+                self._matching.add_second(result.matches)
             elif result is not None and self._take_over(self._windows.merge(self._map, result)):
                 self._registering.retry_waiting(self._map)
                 self._report_changes()
@@ -756,6 +803,57 @@ class Mapper:
     def _adjust(self) -> None:
         """Adjusts the whole map on this thread."""
         self._emit(adjust_whole(self._map, config=self._growth))
+
+    # -- a second matcher -----------------------------------------------------------------------
+
+    def _start_second(self, *, is_final: bool = False) -> MapJob | None:
+        """A job that matches pairs of weak keyframes, when there are some and none runs."""
+        if self._second is None or self._jobs.is_matching:
+            return None
+        choice = self._second.choose(is_final=is_final)
+        if choice.pairs or choice.num_left_out:
+            self._emit(
+                WeakPairsMatched(
+                    matcher=self._second.name,
+                    num_pairs=len(choice.pairs),
+                    num_left_out=choice.num_left_out,
+                )
+            )
+        if not choice.pairs:
+            return None
+        requests = self._matching.second_requests(choice.pairs)
+        return self._jobs.start_matching(functools.partial(self._second.match, requests))
+
+    def match_last(self, finished: Sequence[FinishedJob]) -> MappingStep:
+        """Takes what a second matcher found of keyframes so far; after the last one.
+
+        Args:
+            finished: all jobs that were in flight.
+
+        Returns:
+            A step with what the second matcher is to try next, if anything; then it is called
+            again.
+        """
+        self._merge(finished)
+        found = self._matching.verify_second()
+        if self._graph.keyframe_ids:
+            self._take_late(self._matching.found_late(self._graph.keyframe_ids[-1], found))
+        job = self._start_second(is_final=True)
+        return self._step(jobs=() if job is None else (job,), wants_view=False)
+
+    def _take_late(self, matched: MatchedKeyframe) -> None:
+        """Brings pairs that were found after the last keyframe into the map."""
+        self._replace_tables(matched)
+        self._keyframe_reports.report_pairs(matched.found_pairs)
+        self._journal.add_pairs(matched.found_pairs)
+        late = self._let_in_found(matched.found_pairs)
+        late += self._take_instead(matched.other_matches)
+        self._report_loop(late)
+        if self._is_initialized:
+            self._registering.retry_waiting(self._map)
+        else:
+            self._replace_map(self._builder.first(self._map, late))
+        self._report_changes()
 
     # -- the end of a run -----------------------------------------------------------------------
 

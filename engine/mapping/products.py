@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -116,6 +117,7 @@ class MapProducts:
             main: the main map.
             version: which state of it this is.
         """
+        began_s = time.thread_time()
         ids = main.registered_ids
         cameras = [main.camera(main.keyframe(i).calibration_key) for i in ids]
         cloud = main.point_cloud()
@@ -134,6 +136,7 @@ class MapProducts:
             edges=np.array([(e.pair.first, e.pair.second) for e in edges], np.int64).reshape(-1, 2),
             edge_reasons=tuple(edge.reason for edge in edges),
             cameras=self._cameras.figures(main),
+            elapsed_s=time.thread_time() - began_s,
         )
 
     def _copy(self, sparse_map: SparseMap, *, main: SparseMap, number: int) -> MapCopy:

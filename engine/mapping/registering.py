@@ -16,6 +16,8 @@ from engine.mapping.places.strict_posing import StrictPosing
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId, RegistrationStatus
 
+_FEW = 4  # keyframes whose covisibility is cheaper counted one by one
+
 
 class Registering:
     """Registers keyframes in the main map and refines it around them.
@@ -89,7 +91,10 @@ class Registering:
 
     def update_graph(self, main: SparseMap, frame_ids: Iterable[FrameId]) -> None:
         """Brings the scene graph up to date with the places of keyframes in all maps."""
-        for frame_id in frame_ids:
+        asked = list(frame_ids)
+        if len(asked) > _FEW:
+            main.count_covisibility()
+        for frame_id in asked:
             holding = self._components.holding(main, frame_id)
             if holding is None:
                 self._graph.set_registered(frame_id, False)

@@ -31,6 +31,7 @@ from engine.types import (
     Float32Array,
     Float64Array,
     FrameId,
+    ImagePair,
     Int64Array,
     PackedMask,
     PairMatches,
@@ -171,12 +172,16 @@ class KeypointTable:
     def add_matches(self, rows: Int64Array, *, depths_m: Float32Array) -> None:
         """Counts verified matches of rows, and keeps the depths that are known, (M,), (M,)."""
         self._fix(rows)
-        if self._may_move:
-            np.add.at(self._num_matches, rows, 1)
+        self.count_matches(rows)
         known = depths_m > 0
         if known.any():
             self._depths_m = self.depths_m
             self._depths_m[rows[known]] = depths_m[known]
+
+    def count_matches(self, rows: Int64Array) -> None:
+        """Counts verified matches of rows (M,), where free rows make a choice of them."""
+        if self._may_move:
+            np.add.at(self._num_matches, rows, 1)
 
     def take_colors(
         self, rows: Int64Array, *, other: KeypointTable, other_rows: Int64Array
@@ -420,6 +425,11 @@ class KeypointTables:
                 self._changed.add(matches.pair.first if side == 0 else matches.pair.second)
             table.take_colors(rows[:, side], other=other, other_rows=rows[:, 1 - side])
         return rows
+
+    def count_matches(self, pair: ImagePair, rows: Int64Array) -> None:
+        """Counts verified matches (M, 2) of keypoints that stand where they are."""
+        for frame_id, own in zip((pair.first, pair.second), rows.T, strict=True):
+            self._tables[frame_id].count_matches(own)
 
     def drop_rasters(self) -> None:
         """Frees what ``rows_of`` reuses within a batch of pairs, a few MB a table."""

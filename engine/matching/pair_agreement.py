@@ -4,7 +4,8 @@ A verified pair is a hypothesis: matchers that match everything find an epipolar
 images that share nothing. A pair is agreed when one triplet of keyframes holds it, see
 `engine.estimators.three_view`; it stays so. What agrees is proven; what does not may be right, too:
 two views alone have no third one. So agreement is required where a matcher says that it matches
-everything, or where the run shows it, and elsewhere it only orders what is trusted first.
+everything, or where the run shows it, and of each pair that a second matcher found; elsewhere it
+only orders what is trusted first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from engine.estimators.two_view_geometry import estimate_relative_pose
 from engine.geometry import image_scale
 from engine.matching.pair_strength import pair_strength
 from engine.matching.scene_graph import SceneGraph
-from engine.types import Float64Array, FrameId, ImagePair, Int64Array, Keyframe, VerifiedPair
+from engine.types import (
+    Float64Array,
+    FrameId,
+    ImagePair,
+    Int64Array,
+    Keyframe,
+    PairReason,
+    VerifiedPair,
+)
 
 _MAX_TRIPLETS = 8  # tried for a pair, of those whose turns close
 _MAX_FOCAL_CHANGE = 1.03  # a factor; pairs not agreed are tested again beyond it
@@ -85,10 +94,12 @@ class PairAgreement:
         self._is_required = config.mode == "required" or (
             config.mode == "auto" and matches_everything
         )
+        self._has_second = False  # pairs of a second matcher, once there are some
         self._graph = graph
         self._camera_of = camera_of
         self._seed = seed
         self._known: dict[ImagePair, _Known] = {}
+        self._instead: dict[ImagePair, _Known] = {}  # of pairs that the graph has otherwise
         self._views: dict[FrameId, _CachedView] = {}
         self._tested_at_px: dict[str, float] = {}  # focal lengths when all pairs were tested last
         self._changed: set[FrameId] = set()  # keyframes of whose pairs others are agreed now
@@ -97,8 +108,13 @@ class PairAgreement:
 
     @property
     def is_required(self) -> bool:
-        """Whether maps may use agreed pairs only."""
+        """Whether maps may use agreed pairs only, whatever matcher found them."""
         return self._is_required
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether some pairs have to be agreed, so that focal lengths matter before any map."""
+        return self._is_required or self._has_second
 
     @property
     def may_be_required(self) -> bool:
@@ -122,7 +138,10 @@ class PairAgreement:
 
     def usable(self, pairs: Iterable[VerifiedPair]) -> list[VerifiedPair]:
         """Those of some verified pairs that maps may use: all, or the agreed ones if required."""
-        return [one for one in pairs if not self._is_required or self.is_agreed(one.pair)]
+        return [one for one in pairs if not self._must_agree(one) or self.is_agreed(one.pair)]
+
+    def _must_agree(self, verified: VerifiedPair) -> bool:
+        return self._is_required or verified.reason is PairReason.SECOND
 
     def strength(self, verified: VerifiedPair) -> float:
         """Independent inliers of a verified pair, see `PairStrength.score`."""
@@ -159,10 +178,10 @@ class PairAgreement:
             verified = self._graph.edge(pair)
             if verified is not None:
                 self._known_of(verified).is_agreed = True
-        if self._is_required:
-            for verified in self._graph.all_edges():
-                if not self._known_of(verified).is_agreed:
-                    self._graph.hold_back(verified.pair)
+        for verified in self._graph.all_edges():
+            self._has_second |= verified.reason is PairReason.SECOND
+            if self._must_agree(verified) and not self._known_of(verified).is_agreed:
+                self._graph.hold_back(verified.pair)
 
     def _is_known_agreed(self, pair: ImagePair) -> bool:
         known = self._known.get(pair)
@@ -171,7 +190,7 @@ class PairAgreement:
     # -- testing --------------------------------------------------------------------------------
 
     def add_pairs(self, frame_id: FrameId) -> list[VerifiedPair]:
-        """Tests what the pairs of a keyframe confirm; only where agreement is required.
+        """Tests what the pairs of a keyframe confirm, of those that must be agreed.
 
         What nothing confirms is held back in the scene graph. It is tested again with keyframes to
         come, and when focal lengths have moved.
@@ -179,7 +198,9 @@ class PairAgreement:
         Returns:
             The pairs that became agreed, of this keyframe or of earlier ones.
         """
-        if not self._is_required:
+        own = self._graph.verified_pairs(frame_id)
+        self._has_second |= any(one.reason is PairReason.SECOND for one in own)
+        if not self.is_asked_for:
             return []
         if self._has_moved():
             return self.test_all()
@@ -189,13 +210,53 @@ class PairAgreement:
         pairs.update(ImagePair(*both) for both in among if both[0] < both[1])
         return self._agree_and_hold_back(pairs)
 
+    def take_instead(self, others: Sequence[VerifiedPair]) -> list[VerifiedPair]:
+        """Puts other matches of pairs into the scene graph, where a third view confirms them.
+
+        All are tested at once, since they may confirm each other. Pairs that are agreed as they are
+        stay so.
+
+        Args:
+            others: of pairs that the graph has.
+
+        Returns:
+            Those that the graph has now.
+        """
+        before: dict[ImagePair, tuple[_Known, bool]] = {}
+        for one in others:
+            if self._graph.edge(one.pair) is None or self.is_agreed(one.pair):
+                self._instead.pop(one.pair, None)
+                continue
+            known = self._update(one.pair)
+            assert known is not None, "the graph has it"
+            before[one.pair] = known, self._graph.is_held_back(one.pair)
+        tried = [one for one in others if one.pair in before]
+        for one in tried:
+            self._graph.record_pair(one)
+            if one.pair in self._instead:  # what it was tested with is known
+                self._known[one.pair] = self._instead.pop(one.pair)
+        self._agree_and_hold_back(one.pair for one in tried)
+        taken = []
+        for one in tried:
+            if self._is_known_agreed(one.pair):
+                taken.append(one)
+                continue
+            self._instead[one.pair] = self._known[one.pair]
+            self._known[one.pair], was_held_back = before[one.pair]
+            self._graph.record_pair(self._known[one.pair].verified)
+            if not was_held_back:
+                self._graph.release(one.pair)
+        return taken
+
     def test_again(self, pairs: Iterable[ImagePair]) -> list[VerifiedPair]:
-        """Tests pairs whose matches are others now; only where agreement is required.
+        """Tests pairs whose matches are others now, of those that must be agreed.
 
         Returns:
             The pairs that became agreed. Others of those given may be agreed no more.
         """
-        return self._agree_and_hold_back(pairs) if self._is_required else []
+        if not self.is_asked_for:
+            return []
+        return self._agree_and_hold_back(pairs)
 
     def require(self) -> None:
         """Lets maps use agreed pairs only from now on, since the run shows that many are wrong."""
@@ -203,7 +264,7 @@ class PairAgreement:
         self.test_all()
 
     def test_all(self) -> list[VerifiedPair]:
-        """Tests all pairs that are not agreed at the present focal lengths.
+        """Tests all pairs that must be agreed and are not, at the present focal lengths.
 
         Returns:
             The pairs that became agreed.
@@ -226,7 +287,11 @@ class PairAgreement:
         return sum(known.is_agreed for known in chosen)
 
     def _agree_and_hold_back(self, pairs: Iterable[ImagePair]) -> list[VerifiedPair]:
-        present = [known for pair in pairs if (known := self._update(pair)) is not None]
+        present = [
+            known
+            for pair in pairs
+            if (known := self._update(pair)) is not None and self._must_agree(known.verified)
+        ]
         for known in present:
             if not known.is_agreed:
                 self._graph.hold_back(known.verified.pair)

@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import CoarseToFineConfig, DenseMatchingConfig, TwoViewConfig
+from engine.config import (
+    CoarseToFineConfig,
+    DenseMatchingConfig,
+    SecondMatcherConfig,
+    TwoViewConfig,
+)
 from engine.errors import InferenceError
 from engine.estimators.lenses import camera_of
 from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
@@ -64,6 +69,7 @@ class MatchedKeyframe:
     found_pairs: tuple[VerifiedPair, ...] = ()  # of earlier keyframes that had no place
     tried_pairs: tuple[ImagePair, ...] = ()  # that do not hold
     num_given_up_early: int = 0  # of these: after their largest keypoints were matched
+    other_matches: tuple[VerifiedPair, ...] = ()  # more of weak pairs, by a second matcher
 
     @property
     def has_lost_matches(self) -> bool:
@@ -97,6 +103,7 @@ class PairMatching:
         dense: thresholds for dense matches that become keypoints.
         coarse_to_fine: when pairs with many keypoints are given up early.
         descriptors: keeps the descriptors of keyframes; None: all are kept in memory.
+        second: how pairs of a second matcher are verified; None: there is none.
     """
 
     def __init__(
@@ -108,11 +115,19 @@ class PairMatching:
         dense: DenseMatchingConfig,
         coarse_to_fine: CoarseToFineConfig | None = None,
         descriptors: DescriptorStore | None = None,
+        second: SecondMatcherConfig | None = None,
     ) -> None:
         self._descriptors = descriptors
         self._graph = graph
         self._matcher = matcher
         self._two_view = two_view
+        self._second_two_view = two_view
+        if second is not None:
+            self._second_two_view = two_view.model_copy(
+                update={"max_error_px": second.max_error_px}
+            )
+        self._of_second: list[PairMatches] = []  # that wait to be verified
+        self._other_matches: list[VerifiedPair] = []  # of pairs that the graph has otherwise
         self._dense = dense
         self._tables = KeypointTables(dense)
         self._overlays = Overlays()
@@ -241,6 +256,7 @@ class PairMatching:
         try:
             pairs = self._match_in_two_rounds(frame_id, wants_pointmaps=wants_pointmaps)
             found += self._match_failed_again(wants_pointmaps=wants_pointmaps)
+            found += self.verify_second()
             for lost_id in lost_ids:
                 places = self._graph.choose_places(lost_id, limit=_MAX_PLACES)
                 found += self.match_pairs(places, wants_pointmaps=wants_pointmaps, in_full=True)
@@ -257,6 +273,74 @@ class PairMatching:
             changed_pairs=changed_pairs,
             lost_pairs=lost_pairs,
         )
+
+    # -- a second matcher -------------------------------------------------------------------------
+
+    def second_requests(self, pairs: Iterable[ImagePair]) -> list[MatchRequest]:
+        """What a second matcher gets of pairs: tables as they are now, keypoints to look up."""
+        return [
+            MatchRequest(
+                pair=pair,
+                first=self._graph.keyframe(pair.first).features.without_descriptors(),
+                second=self._graph.keyframe(pair.second).features.without_descriptors(),
+                query_rows1=self._tables.query_rows(pair.first),
+                query_rows2=self._tables.query_rows(pair.second),
+            )
+            for pair in pairs
+        ]
+
+    def add_second(self, matched: Iterable[PairMatches]) -> None:
+        """Takes what a second matcher found; it is verified with the next keyframe."""
+        self._of_second += matched
+
+    def verify_second(self) -> list[VerifiedPair]:
+        """Verifies what a second matcher found, together with what the first one did.
+
+        Pairs that the first one verified stay as they are: what holds instead is kept for
+        `MatchedKeyframe.other_matches`.
+
+        Returns:
+            Pairs that were not verified before.
+        """
+        waiting, self._of_second = self._of_second, []
+        found = []
+        for matches in waiting:
+            weak = self._graph.edge(matches.pair)
+            both = matches if weak is None else self._with_inliers_of(weak, matches)
+            verified = self._verify(both, reason=PairReason.SECOND)
+            if verified is None:
+                continue
+            if weak is None:
+                self._graph.record_pair(verified)
+                found.append(verified)
+            elif verified.num_inliers > weak.num_inliers:
+                self._other_matches.append(verified)
+        if waiting:
+            self._tables.drop_rasters()
+        return found
+
+    def _with_inliers_of(self, verified: VerifiedPair, matches: PairMatches) -> PairMatches:
+        """A pair's matches, and before them those that it is verified by."""
+        rows = verified.inlier_matches_idx.astype(np.int64)
+        first, second = (
+            self._graph.keyframe(i).features for i in (matches.pair.first, matches.pair.second)
+        )
+        return PairMatches(
+            pair=matches.pair,
+            matches_idx=np.concatenate([rows, matches.matches_idx]),
+            points1_xy=np.concatenate([first.keypoints_xy[rows[:, 0]], matches.points1_xy]),
+            points2_xy=np.concatenate([second.keypoints_xy[rows[:, 1]], matches.points2_xy]),
+            confidence=np.concatenate([np.ones(len(rows), np.float32), matches.confidence]),
+        )
+
+    def found_late(self, frame_id: FrameId, found: Sequence[VerifiedPair]) -> MatchedKeyframe:
+        """Pairs that were found after the last keyframe, and what changed with them.
+
+        Args:
+            frame_id: the last keyframe.
+            found: what `verify_second` gave.
+        """
+        return self._matched(frame_id, (), failure=None, found=found)
 
     def give_up(self, frame_id: FrameId, *, failure: str) -> MatchedKeyframe:
         """What matching the newest keyframe gave until it broke.
@@ -283,6 +367,7 @@ class PairMatching:
         given_up_early, self._num_given_up_early = self._num_given_up_early, 0
         pairs, found = self._as_they_are_now(pairs), self._as_they_are_now(found)
         own = {verified.pair for verified in pairs}
+        others, self._other_matches = tuple(self._other_matches), []
         changed, self._changed = tuple(self._changed.values()), {}
         seen, self._seen_focal_lengths = tuple(self._seen_focal_lengths), []
         return MatchedKeyframe(
@@ -297,6 +382,7 @@ class PairMatching:
             found_pairs=tuple(one for one in found if one.pair not in own),
             tried_pairs=tried,
             num_given_up_early=given_up_early,
+            other_matches=others,
         )
 
     def _failed(self, frame_id: FrameId) -> list[VerifiedPair]:
@@ -469,8 +555,8 @@ class PairMatching:
     def _request(self, pair: ImagePair, wants_pointmaps: bool) -> MatchRequest:
         return MatchRequest(
             pair=pair,
-            first=self._features_of(pair.first),
-            second=self._features_of(pair.second),
+            first=self._features_of(pair.first).described(),
+            second=self._features_of(pair.second).described(),
             query_rows1=self._tables.query_rows(pair.first),
             query_rows2=self._tables.query_rows(pair.second),
             wants_pointmaps=wants_pointmaps,
@@ -483,11 +569,16 @@ class PairMatching:
         if is_dense:
             matches = self._tables.beside_masks(matches)
             matches = select_matches(matches, sizes=sizes, config=self._dense)
-        verifier = self._verifier(matches.pair)
+        two_view = self._second_two_view if reason is PairReason.SECOND else self._two_view
+        verifier = self._verifier(matches.pair, two_view=two_view)
         matches, verified = self._overlays.verify(matches, first, second, verifier=verifier)
         if verified is None:
             return None
-        rows = self._rows_of(verified) if is_dense else verified.inliers.matches_idx
+        if is_dense:
+            rows = self._rows_of(verified)
+        else:
+            rows = verified.inliers.matches_idx
+            self._tables.count_matches(matches.pair, rows)
         if len(rows) < self._two_view.min_inliers:
             return None
         seen = zip((first.frame_id, second.frame_id), matches.focal_px, strict=True)
@@ -516,7 +607,7 @@ class PairMatching:
         )
         return verified
 
-    def _verifier(self, pair: ImagePair) -> PairVerifier:
+    def _verifier(self, pair: ImagePair, *, two_view: TwoViewConfig | None = None) -> PairVerifier:
         """Verifies by a fundamental matrix, or on rays where a lens is wide."""
         first, second = self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
         lenses = [self._intrinsics.get(keyframe.calibration_key) for keyframe in (first, second)]
@@ -525,7 +616,7 @@ class PairMatching:
             cameras = camera_of(lenses[0]), camera_of(lenses[1])
         return PairVerifier(
             image_size=(max(first.width, second.width), max(first.height, second.height)),
-            config=self._two_view,
+            config=two_view or self._two_view,
             cameras=cameras,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -101,7 +101,7 @@ class SceneGraph:
         frame_id = keyframe.frame_id
         if frame_id in self._keyframes:
             raise ValueError(f"keyframe {frame_id} was added before")
-        self._recognizer.add(keyframe.features)
+        self._recognizer.add(keyframe.features.described())
         self._graph.add_node(frame_id)
         self._covisibility[frame_id] = {}
         self._order[frame_id] = len(self._keyframes)
@@ -455,6 +455,83 @@ class SceneGraph:
             for other, score in islice(self._spread_over_places(hits), limit)
         ]
 
+    def is_weak(self, frame_id: FrameId, *, min_pairs: int, min_inliers: int) -> bool:
+        """Whether a keyframe is in no map though there is one, or hardly matches others.
+
+        Args:
+            frame_id: the keyframe.
+            min_pairs: it hardly matches with fewer pairs that maps may use
+            min_inliers: and have so many inliers.
+        """
+        if self._registered and frame_id not in self._registered:
+            return True
+        others = set(self._graph[frame_id]) - self._held_back[frame_id]
+        strong = (self._edge(frame_id, one).num_inliers >= min_inliers for one in others)
+        return sum(strong) < min_pairs
+
+    def second_pairs(
+        self,
+        frame_id: FrameId,
+        *,
+        limit: int,
+        min_inliers: int,
+        is_open: Callable[[FrameId], bool],
+    ) -> list[ImagePair]:
+        """Pairs of a weak keyframe for a second matcher, best first, none of them strong.
+
+        A pair counts only with a third keyframe, so what is likely comes with what matches it: in
+        turn, keyframes that share most with those which it matches; its neighbours in its sequence;
+        and what looks alike, each with its own strongest neighbour.
+
+        Args:
+            frame_id: the keyframe.
+            limit: how many at most.
+            min_inliers: that make a pair strong.
+            is_open: whether a keyframe may be matched with it.
+        """
+        near = {
+            other
+            for other in self._graph[frame_id]
+            if self._edge(frame_id, other).num_inliers >= min_inliers
+        }
+        likely = (
+            iter(self._second_degree(frame_id)),
+            self._nearest_in_sequence(frame_id),
+            (hit[0] for hit in self._places_like(frame_id, exclude=near, limit=limit)),
+        )
+        chosen: dict[FrameId, None] = {}
+        for other in _in_turn(likely):
+            for one in (other, *self._strongest_neighbors(other)[:1]):
+                if len(chosen) < limit and one != frame_id and one not in near and is_open(one):
+                    chosen[one] = None
+        return [ImagePair.of(frame_id, other) for other in chosen]
+
+    def _second_degree(self, frame_id: FrameId) -> list[FrameId]:
+        """Keyframes that share most with the usable neighbours of one, most first."""
+        neighbors = set(self._graph[frame_id]) - self._held_back[frame_id]
+        return [other for other, _ in self._by_shared(neighbors)]
+
+    def _nearest_in_sequence(self, frame_id: FrameId) -> Iterator[FrameId]:
+        """The other keyframes of a sequence, the nearest first, an earlier one before a later."""
+        sequence, place = self._sequence(frame_id), self._place_in_sequence[frame_id]
+        for gap in range(1, len(sequence)):
+            for other in (place - gap, place + gap):
+                if 0 <= other < len(sequence):
+                    yield sequence[other]
+
+    def _places_like(
+        self, frame_id: FrameId, *, exclude: Collection[FrameId], limit: int
+    ) -> Iterator[tuple[FrameId, float]]:
+        hits = self._recognizer.query(frame_id, exclude=exclude, limit=_RETRIEVED_POOL * limit)
+        return self._spread_over_places(hits)
+
+    def _strongest_neighbors(self, frame_id: FrameId) -> list[FrameId]:
+        """Keyframes by usable inliers with one, most first."""
+        others = set(self._graph[frame_id]) - self._held_back[frame_id]
+        return sorted(
+            others, key=lambda one: (-self._edge(frame_id, one).num_inliers, self._order[one])
+        )
+
     def _share_out(self, frame_id: FrameId, kinds: Sequence[_Kind]) -> list[PairCandidate]:
         """Takes candidates of each kind in turn until the budget is spent or none is left."""
         chosen: dict[FrameId, PairCandidate] = {}
@@ -534,7 +611,7 @@ class SceneGraph:
             hit for hit in hits if hit[1] >= self._config.min_retrieval_score
         )
 
-    def _spread_over_places(self, ranked: Ranked) -> Ranked:
+    def _spread_over_places(self, ranked: Ranked) -> Iterator[tuple[FrameId, float]]:
         """A ranking with a few keyframes of each place only."""
         taken: list[FrameId] = []
         for other, score in ranked:
@@ -599,3 +676,13 @@ class SceneGraph:
 
     def _edge(self, one: FrameId, other: FrameId) -> VerifiedPair:
         return self._verified[ImagePair.of(one, other)]
+
+
+def _in_turn(rankings: Iterable[Iterator[FrameId]]) -> Iterator[FrameId]:
+    """The first of each ranking, then the second of each, and so on."""
+    turns = deque(rankings)
+    while turns:
+        ranking = turns.popleft()
+        for frame_id in islice(ranking, 1):
+            yield frame_id
+            turns.append(ranking)

@@ -45,7 +45,6 @@ class Lateness:
     at_s: float = field(compare=False)  # from the start of the run
     thread: str = field(compare=False, default="")  # that held the lock most likely; "": unknown
     stage: str = field(compare=False, default="")  # that it was in
-    place: str = field(compare=False, default="")  # in its code, as ``module:line function``
 
     def as_record(self) -> dict[str, Any]:
         """The figures as a JSON-able mapping, in milliseconds."""
@@ -55,7 +54,6 @@ class Lateness:
             **{f"{name}_ms": round(1e3 * part_s, 1) for name, part_s in parts.items()},
             "thread": self.thread,
             "stage": self.stage,
-            "place": self.place,
         }
 
 

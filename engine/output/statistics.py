@@ -28,12 +28,13 @@ from engine.events import (
     PairVerified,
     RunPart,
     SnapshotWritten,
+    WeakPairsMatched,
     WindowSolved,
     WindowVerdict,
 )
 from engine.mapping.steps import MapFigures
 from engine.output.load import LoadStatistics
-from engine.types import DropReason
+from engine.types import DropReason, PairReason
 
 
 class RunStatistics:
@@ -51,6 +52,7 @@ class RunStatistics:
         self._first_map_s: float | None = None
         self._overlays: dict[str, dict[str, Any]] = {}  # by camera, as found last
         self._faults: Counter[tuple[RunPart, FaultKind]] = Counter()
+        self._second = {"pairs": 0, "pairs_verified": 0, "times_left_out": 0}
         self._num_windows_merged = 0
         self._window_cpu_s = 0.0
         self._num_rejected = 0  # pairs
@@ -68,6 +70,11 @@ class RunStatistics:
                     self._frame_latency_s.append(event.latency_s)
                 if event.is_keyframe:
                     self._keyframe_latency_s.append(event.latency_s)
+            case WeakPairsMatched():
+                self._second["pairs"] += event.num_pairs
+                self._second["times_left_out"] += event.num_left_out
+            case PairVerified() if event.reason is PairReason.SECOND:
+                self._second["pairs_verified"] += 1
             case WindowSolved():
                 self._num_windows_merged += event.verdict is WindowVerdict.MERGED
                 self._window_cpu_s += event.cpu_s
@@ -120,6 +127,7 @@ class RunStatistics:
             "global_ba_runs": self._counts[BundleAdjusted],
             "overlays": dict(sorted(self._overlays.items())),
             "loops_closed": self._counts[LoopClosed],
+            "second_matcher": dict(self._second),
             "snapshots_written": self._counts[SnapshotWritten],
             "faults": {
                 f"{part.value}: {kind.value}": count

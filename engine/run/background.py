@@ -14,6 +14,7 @@ from engine.errors import MapError
 from engine.events import RunPart
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
+from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.steps import MapCopy, MapSnapshot
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
@@ -25,7 +26,9 @@ from engine.types import MapCounts
 _PART_OF_JOB = {
     JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
     JobKind.WINDOW: RunPart.WINDOW,
+    JobKind.SECOND_MATCHING: RunPart.SECOND_MATCHING,
 }
+_MANY_OBSERVATIONS = 100_000  # Ceres takes 0.9 kB for each
 _MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
 
 Result = TypeVar("Result")
@@ -62,13 +65,17 @@ class MapJobs:
     A job that raises or hangs has no result, and its copy of the map is dropped.
 
     Args:
-        thread: runs one job at a time.
-        guard: of bundle adjustments; solvers of windows have their own.
+        thread: runs one job on a copy of a map at a time.
+        matching_thread: runs those of a second matcher, which may take long.
+        guard: of bundle adjustments; solvers of windows, and second matchers, have their own.
         faults: takes what jobs raise.
     """
 
-    def __init__(self, thread: Executor, *, guard: Guard, faults: Faults) -> None:
+    def __init__(
+        self, thread: Executor, *, matching_thread: Executor, guard: Guard, faults: Faults
+    ) -> None:
         self._thread = thread
+        self._matching_thread = matching_thread
         self._guard = guard
         self._faults = faults
         self._running: dict[JobKind, tuple[MapJob, BackgroundJob[JobResult]]] = {}
@@ -79,8 +86,10 @@ class MapJobs:
             await self._abandon(job.kind)
             run = job.run
             if job.kind is JobKind.GLOBAL_ADJUSTMENT:
-                run = functools.partial(self._guard.call, job.run)
-            task = asyncio.create_task(run_in(self._thread, run), name=job.kind.value)
+                run = functools.partial(_adjust, job.run, guard=self._guard)
+            is_matching = job.kind is JobKind.SECOND_MATCHING
+            thread = self._matching_thread if is_matching else self._thread
+            task = asyncio.create_task(run_in(thread, run), name=job.kind.value)
             self._running[job.kind] = job, BackgroundJob(task)
 
     async def finished(self, due: Sequence[MapJob], *, wait: bool) -> list[FinishedJob]:
@@ -235,6 +244,16 @@ class Snapshots:
         started_at_s = self._clock()
         self._recorder.snapshot(copies, entries=entries)
         self._took_s = self._clock() - started_at_s
+
+
+def _adjust(run: Callable[[], JobResult], *, guard: Guard) -> JobResult:
+    """Runs a bundle adjustment; much memory of its solver goes back to the system at once."""
+    result = guard.call(run)
+    if isinstance(result, GlobalAdjustment):
+        num_observations = result.reconstruction.compute_num_observations()
+        if num_observations > _MANY_OBSERVATIONS:
+            return_free_memory()
+    return result
 
 
 def _checked_copies(mapper: Mapper) -> MapSnapshot:

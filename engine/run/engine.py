@@ -37,6 +37,7 @@ from engine.events import (
     SourceOpened,
 )
 from engine.mapping.ahead_posing import AheadPoser
+from engine.mapping.jobs import FinishedJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame, StoredModel
@@ -44,6 +45,7 @@ from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
+from engine.matching.second_matching import DescriberForBoth, SecondMatching
 from engine.output.load import LoadStatistics, QueueName
 from engine.output.recorder import Recorder
 from engine.output.recovery import FormerRun
@@ -58,6 +60,7 @@ from engine.ports import (
     PairMatcher,
     PlaceIndex,
     ResumableSource,
+    SecondMatcher,
     Source,
     View,
     WindowSolver,
@@ -72,7 +75,7 @@ from engine.run.event_loop import (
     stop_signals,
 )
 from engine.run.faults import Faults, Guard, Wait, cause_of, wait_for_call
-from engine.run.guarded import GuardedMatcher, GuardedPlaces, GuardedSolver
+from engine.run.guarded import GuardedMatcher, GuardedPlaces, GuardedSecond, GuardedSolver
 from engine.run.ingestion import Ingestion, SourceRole
 from engine.run.input_log import InputLog
 from engine.run.loop_lag import lag_measured
@@ -148,6 +151,7 @@ class Engine:
         onto: where that came from, when it is of another run; "": of this one.
         wait_for_call: waits for calls that may hang.
         recording: keeps what the run receives, to be repeated; None: it is not kept.
+        second: matches pairs of keyframes that the matcher hardly matches; None: nothing does.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -173,6 +177,7 @@ class Engine:
         onto: str = "",
         wait_for_call: Wait = wait_for_call,
         recording: InputRecording | None = None,
+        second: SecondMatcher | None = None,
     ) -> None:
         self._config = config
         self._wait_for_call = wait_for_call
@@ -190,7 +195,7 @@ class Engine:
         self._is_reading = True  # until the sources end
         self._stopped_by = StoppedBy.END_OF_SOURCES
         self._make_outputs(folder, views)
-        self._make_guards(matcher)
+        self._make_guards(matcher, second)
         self._make_stages(places, solve_window, calibrations, recording)
 
     # -- the run --------------------------------------------------------------------------------
@@ -326,8 +331,26 @@ class Engine:
     async def _finish_map(self) -> None:
         """Last adjustments, and a last try for keyframes without a place in the map."""
         finished = await self._jobs.all_finished()
+        if self._second is not None:
+            finished = await self._match_last(finished)
         self._positions.give_to_map()
         await self._publisher.publish_step(await self._mapper.call(Mapper.finish, finished))
+
+    async def _match_last(self, finished: list[FinishedJob]) -> list[FinishedJob]:
+        """Lets the second matcher try what is still weak, within its bounds.
+
+        Returns:
+            What is left to be merged.
+        """
+        while not self._is_dropping:
+            step = await self._mapper.call(Mapper.match_last, finished)
+            await self._publisher.publish_step(step)
+            finished = []
+            if not step.jobs:
+                break
+            await self._jobs.start(step.jobs)
+            finished = await self._jobs.all_finished()
+        return finished
 
     async def _save_poses(self) -> None:
         await self._publisher.publish_step(await self._mapper.call(Mapper.report))
@@ -416,7 +439,9 @@ class Engine:
         summary.update(
             failed_writes=self._recorder.num_failed_writes,
             view_events_lost=self._views.num_events_lost,
-            peak_gpu_mb=self._matcher.peak_gpu_mb,
+            peak_gpu_mb=max(
+                one.peak_gpu_mb for one in (self._matcher, self._second) if one is not None
+            ),
         )
         return RunOutcome(
             path=self._recorder.path,
@@ -527,16 +552,20 @@ class Engine:
             for name, stage in (
                 ("decoding", Stage.DECODE),
                 ("tracking", Stage.TRACK),
+                ("describing", Stage.DESCRIBE),
                 ("matching", Stage.VERIFY),
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
+                ("second", Stage.MATCH),
                 ("io", Stage.TABLES),
             )
         )
         (
             self._decoding_thread,
             self._tracking_thread,
+            self._describing_thread,
             self._matching_thread,
             self._job_thread,
+            self._second_thread,
             self._io_thread,
         ) = self._threads
         former = self._former
@@ -571,7 +600,7 @@ class Engine:
             writer=self._writer,
         )
 
-    def _make_guards(self, matcher: PairMatcher) -> None:
+    def _make_guards(self, matcher: PairMatcher, second: SecondMatcher | None) -> None:
         """Makes what calls go through that may hang."""
         config = self._config.faults
         guard = functools.partial(
@@ -587,6 +616,7 @@ class Engine:
         self._guards = {
             RunPart.DECODING: guard(RunPart.DECODING),
             RunPart.PLACES: guard(RunPart.PLACES),
+            RunPart.SECOND_MATCHING: guard(RunPart.SECOND_MATCHING),
             **{
                 part: guard(part, on_off=end_without(part))
                 for part in (RunPart.DESCRIBING, RunPart.MATCHING)
@@ -601,6 +631,9 @@ class Engine:
             describing=self._guards[RunPart.DESCRIBING],
             matching=self._guards[RunPart.MATCHING],
             faults=self._faults,
+        )
+        self._second = second and GuardedSecond(
+            second, guard=self._guards[RunPart.SECOND_MATCHING], faults=self._faults
         )
 
     def _make_stages(
@@ -649,8 +682,13 @@ class Engine:
             config.frame_tracking,
             two_view=config.two_view,
             sources=self._sources,
-            describe=self._matcher.describe,
+            describe=(
+                self._matcher.describe
+                if self._second is None
+                else DescriberForBoth(self._matcher, self._second, config.second).describe
+            ),
             thread=self._tracking_thread,
+            describing_thread=self._describing_thread,
             frames=self._arrivals,
             items=self._items,
             ingestion=self._ingestion,
@@ -678,7 +716,11 @@ class Engine:
                 max_bytes=config.matching.max_descriptors_mb * 1_000_000,
                 read=self._stored_descriptors.read,
             ),
+            second=config.second,
         )
+        second = None
+        if self._second is not None:
+            second = SecondMatching(config.second, graph=graph, matcher=self._second)
         self._mapper = ThreadOwned(
             lambda: Mapper(
                 config,
@@ -687,12 +729,16 @@ class Engine:
                 emit=self._events,
                 solve_window=solver,
                 fix_at=self._positions.for_map,
+                second=second,
             ),
             name="mapping",
             stage=Stage.MAPPING,
         )
         self._jobs = MapJobs(
-            self._job_thread, guard=self._guards[RunPart.ADJUSTMENT], faults=self._faults
+            self._job_thread,
+            matching_thread=self._second_thread,
+            guard=self._guards[RunPart.ADJUSTMENT],
+            faults=self._faults,
         )
         self._snapshots = Snapshots(
             config.snapshots,

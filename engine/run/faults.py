@@ -30,6 +30,7 @@ _STAGE_OF_PART = {
     RunPart.DECODING: Stage.DECODE,
     RunPart.DESCRIBING: Stage.DESCRIBE,
     RunPart.MATCHING: Stage.MATCH,
+    RunPart.SECOND_MATCHING: Stage.MATCH,
     RunPart.PLACES: Stage.PLACES,
     RunPart.ADJUSTMENT: Stage.GLOBAL_ADJUSTMENT,
     RunPart.WINDOW: Stage.WINDOWS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from engine.errors import HangError, InferenceError
 from engine.events import RunPart
-from engine.ports import PairMatcher, PlaceIndex, WindowSolver
+from engine.ports import PairMatcher, PlaceIndex, SecondMatcher, WindowSolver
 from engine.run.faults import Faults, Guard, cause_of
 from engine.types import NO_ROW, Features, Frame, FrameId, MatchRequest, PairMatches
 from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
@@ -127,6 +128,61 @@ class GuardedMatcher:
     ) -> None:
         newest = max((request.pair.second for request in requests), default=None)
         self._faults.report(RunPart.MATCHING, error, consequence=consequence, frame_id=newest)
+
+
+class GuardedSecond:
+    """A `SecondMatcher` of which nothing that breaks or hangs costs more than its own pairs.
+
+    Pairs are matched one by one, so that one needs the memory of one.
+
+    Args:
+        second: does the work.
+        guard: guards its matches.
+        faults: takes what it raises.
+    """
+
+    def __init__(self, second: SecondMatcher, *, guard: Guard, faults: Faults) -> None:
+        self._second = second
+        self._guard = guard
+        self._faults = faults
+
+    @property
+    def name(self) -> str:
+        """The matcher's name."""
+        return self._second.name
+
+    @property
+    def peak_gpu_mb(self) -> float:
+        """The most memory that the matcher ever held on a GPU."""
+        return self._second.peak_gpu_mb
+
+    def keep(self, frame: Frame) -> None:
+        """Has a keyframe's image kept; where that breaks, the keyframe goes on without it."""
+        try:
+            self._second.keep(frame)
+        except Exception as error:  # a task boundary: the first matcher goes on
+            self._report(error, frame.frame_id, consequence=f"it does not match {frame.name}")
+
+    def holds(self, frame_id: FrameId) -> bool:
+        """Whether the matcher has a keyframe's image, and is of use."""
+        return not self._guard.is_off and self._second.holds(frame_id)
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """Matches each pair; those that cannot be matched have no rows."""
+        matched = []
+        for request in requests:
+            try:
+                (found,) = self._guard.call(functools.partial(self._second.match, [request]))
+            except Exception as error:  # a task boundary: the pair has no matches
+                self._report(error, request.pair.second, consequence=f"{request.pair} is left out")
+                found = _no_matches(request)
+            matched.append(found)
+        return matched
+
+    def _report(self, error: Exception, frame_id: FrameId, *, consequence: str) -> None:
+        self._faults.report(
+            RunPart.SECOND_MATCHING, error, consequence=consequence, frame_id=frame_id
+        )
 
 
 class GuardedPlaces:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -77,7 +76,6 @@ async def _measure_once(scheduler: _SchedulerFigures, *, clock: Callable[[], flo
     late_s = max(0.0, time.monotonic() - due_s)
     # Before anything here gives the interpreter lock away, and who held it goes on.
     holder = _holder(cpu_s, late_s=late_s) if late_s >= _LEAST_STALL_S else None
-    place = "" if holder is None else _place(holder)
     own_s = min(late_s, time.thread_time() - own_cpu_s)
     core_s = min(late_s - own_s, scheduler.waited_s() - waited_s)
     return Lateness(
@@ -88,7 +86,6 @@ async def _measure_once(scheduler: _SchedulerFigures, *, clock: Callable[[], flo
         at_s=clock(),
         thread="" if holder is None else holder.thread_name,
         stage="" if holder is None or holder.stage is None else holder.stage.value,
-        place=place,
     )
 
 
@@ -116,12 +113,3 @@ def _holder(before_s: dict[Account, float], *, late_s: float) -> Account | None:
     }
     holder = max(used_s, key=lambda one: used_s[one], default=None)
     return holder if holder and used_s[holder] >= _LEAST_HELD_RATIO * late_s else None
-
-
-def _place(account: Account) -> str:
-    """Where a thread is in its Python code, as ``module:line function``."""
-    frame = sys._current_frames().get(account.thread_ident)
-    if frame is None:
-        return ""
-    module = frame.f_globals.get("__name__", "?")
-    return f"{module}:{frame.f_lineno} {frame.f_code.co_name}"

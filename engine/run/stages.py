@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from engine.config import FrameTrackingConfig, TwoViewConfig
@@ -28,7 +30,7 @@ from engine.run.input_log import InputLog
 from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
-from engine.tracking.frame_tracker import FrameTracker
+from engine.tracking.frame_tracker import BegunKeyframe, FrameTracker
 from engine.types import (
     DropReason,
     Features,
@@ -43,8 +45,20 @@ from engine.types import (
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Described:
+    """A live frame that becomes a keyframe, and is described while others are tracked."""
+
+    decoded: DecodedFrame
+    item: MappingItem  # without its keyframe
+    tracker: FrameTracker
+    begun: BegunKeyframe
+
+
 class TrackingStage:
     """Tracks the frames of each camera, and makes keyframes of them.
+
+    Live frames that come while a keyframe is described are tracked from the one before.
 
     Args:
         config: thresholds of tracking.
@@ -52,6 +66,7 @@ class TrackingStage:
         sources: where frames come from.
         describe: makes the keypoint table of a keyframe.
         thread: runs one call at a time.
+        describing_thread: runs one call at a time, beside the other.
         frames: gets the memory of frames back.
         items: where what was made of them goes.
         ingestion: gives frames, and counts those that cannot be described.
@@ -68,6 +83,7 @@ class TrackingStage:
         sources: Sequence[Source],
         describe: Callable[[Frame], Features],
         thread: Executor,
+        describing_thread: Executor,
         frames: ArrivalQueue,
         items: MappingQueue,
         ingestion: Ingestion,
@@ -82,23 +98,37 @@ class TrackingStage:
         self._sources = sources
         self._describe = describe
         self._thread = thread
+        self._describing_thread = describing_thread
         self._frames = frames
         self._items = items
         self._ingestion = ingestion
         self._warn = warn
         self._trackers: dict[tuple[int, str], FrameTracker] = {}
+        self._turn = asyncio.Lock()  # of a frame that is tracked, or a keyframe that was described
+        self._described: deque[_Described] = deque()  # in a replay: until the recorded moment
+        self._describing: dict[tuple[int, str], asyncio.Task[None]] = {}  # by lane
+        self._num_described = 0
 
     async def run(self) -> None:
         """Tracks all frames."""
+        try:
+            await self._run()
+        finally:
+            while self._describing:
+                await asyncio.wait(list(self._describing.values()))
+
+    async def _run(self) -> None:
         is_live = any(source.info.is_live for source in self._sources)
         while True:
             if is_live:
                 await self._items.wait_until_keyframe_taken()
             decoded = await self._ingestion.next_frame()
             if decoded is None:
+                await self._describe_until(None)
                 return
             try:
-                await self._track(decoded)
+                async with self._turn:
+                    await self._track(decoded)
             except InferenceError as error:
                 await self._drop(decoded.frame, error)
 
@@ -119,8 +149,10 @@ class TrackingStage:
                 frame_id=decoded.frame.frame_id,
                 is_behind=decoded.is_live and self._items.is_behind,
                 is_starting=decoded.is_live and not self._items.has_map,
+                num_described=self._num_described if decoded.is_live else None,
             )
         )
+        await self._describe_until(decision.num_described)
         is_ahead = decision.is_behind
         follow = functools.partial(
             tracker.follow,
@@ -130,6 +162,8 @@ class TrackingStage:
         )
         followed = await self._call(follow, decoded)
         due = None if is_ahead and followed.can_wait else followed.due
+        if followed.tracked is not None and self._is_describing(decoded):
+            due = None
         item = MappingItem(
             frame=decoded.frame,
             tracked=followed.tracked,
@@ -141,6 +175,12 @@ class TrackingStage:
         if followed.tracked is not None:
             await self._items.put(item)
         if due is None:
+            return
+        if followed.tracked is not None and decision.num_described is not None:
+            begun = tracker.begin_keyframe(decoded.frame, due)
+            self._describe_beside(
+                _Described(decoded=decoded, item=item, tracker=tracker, begun=begun)
+            )
             return
         try:
             make = functools.partial(tracker.make_keyframe, decoded.frame, due)
@@ -154,18 +194,66 @@ class TrackingStage:
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )
 
-    async def _call(self, use: Callable[[], Result], decoded: DecodedFrame) -> Result:
+    def _is_describing(self, decoded: DecodedFrame) -> bool:
+        return decoded.lane in self._describing or any(
+            one.decoded.lane == decoded.lane for one in self._described
+        )
+
+    def _describe_beside(self, one: _Described) -> None:
+        """Has a keyframe described; frames that come until then are tracked before it is there."""
+        if not one.decoded.is_live:
+            self._described.append(one)  # a replay: when the recorded run had it
+            return
+        lane = one.decoded.lane
+
+        async def describe() -> None:
+            try:
+                await self._make_keyframe(one, turn=self._turn)
+            finally:
+                del self._describing[lane]
+
+        self._describing[lane] = asyncio.create_task(describe(), name="describing")
+
+    async def _describe_until(self, num_described: int | None) -> None:
+        """Describes what waits in a replay, until there are as many keyframes; None: all."""
+        while self._described and (num_described is None or self._num_described < num_described):
+            await self._make_keyframe(self._described.popleft(), turn=nullcontext())
+
+    async def _make_keyframe(
+        self, one: _Described, *, turn: AbstractAsyncContextManager[Any]
+    ) -> None:
+        """Describes a frame, and tracks from it as a keyframe once it has its turn."""
+        frame, keyframe = one.decoded.frame, None
+        try:
+            describe = functools.partial(one.tracker.describe_keyframe, frame)
+            described = await self._call(describe, one.decoded, thread=self._describing_thread)
+        except InferenceError as error:
+            described = None  # it has its pose already
+            self._warn(f"{frame.name} does not become a keyframe: {error}")
+        async with turn:
+            if described is not None:
+                end = functools.partial(one.tracker.end_keyframe, one.begun, described)
+                with suppress(InferenceError):  # the tracker broke, which was reported
+                    keyframe = await self._call(end, one.decoded)
+            self._num_described += 1
+            await self._items.put(
+                replace(one.item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
+            )
+
+    async def _call(
+        self, use: Callable[[], Result], decoded: DecodedFrame, *, thread: Executor | None = None
+    ) -> Result:
         """Calls a tracker; one that breaks is replaced, and begins anew with the next frame.
 
         Raises:
             InferenceError: it broke, or could not describe the frame.
         """
         try:
-            return await run_in(self._thread, use)
+            return await run_in(thread or self._thread, use)
         except InferenceError:
             raise
         except Exception as error:  # a task boundary: the frames of a lane are tracked anew
-            del self._trackers[decoded.lane]
+            self._trackers.pop(decoded.lane, None)
             self._faults.report(
                 RunPart.TRACKING,
                 error,

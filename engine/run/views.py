@@ -53,6 +53,8 @@ class ViewDispatcher:
         self._waited = waited
         self._waiting_since_s: float | None = None  # the oldest of what waits
         self._min_map_gap_s = 1.0 / config.max_map_hz
+        self._max_map_time_ratio = config.max_map_time_ratio
+        self._map_took_s = 0.0  # CPU time for the last one
         self._min_image_gap_s = 1.0 / config.max_image_hz
         self._changed = threading.Condition()
         self._frame: tuple[Frame, FramePose | None] | None = None
@@ -83,9 +85,12 @@ class ViewDispatcher:
         return self._num_events_lost
 
     def wants_map(self) -> bool:
-        """Whether a map offered now would be shown: a view shows maps, and the last one is old."""
-        is_old = time.monotonic() - self._last_map_s >= self._min_map_gap_s
-        return is_old and self.shows_map
+        """Whether a map offered now would be shown: a view shows maps, and the last one is old.
+
+        How old depends on how long it took.
+        """
+        gap_s = max(self._min_map_gap_s, self._map_took_s / self._max_map_time_ratio)
+        return time.monotonic() - self._last_map_s >= gap_s and self.shows_map
 
     def offer_map(self, view: MapView) -> None:
         """Takes a map; replaces one that waits."""
@@ -93,6 +98,7 @@ class ViewDispatcher:
             return
         with self._changed:
             self._map = view
+            self._map_took_s = view.elapsed_s  # and what views take
             self._last_map_s = time.monotonic()
             self._notify()
 
@@ -213,11 +219,23 @@ class ViewDispatcher:
             self._waiting_since_s = None
         if news != _News():
             self._actions.extend(
-                (shown, functools.partial(_show, shown, news)) for shown in self._views
+                (shown, functools.partial(self._show, shown, news)) for shown in self._views
             )
         if self._closing and not self._is_closed:
             self._is_closed = True
             self._actions.extend((shown, shown.close) for shown in self._views)
+
+    def _show(self, shown: View, news: _News) -> None:
+        for event in news.events:
+            shown.show_event(event)
+        if news.frame is not None:
+            shown.show_frame(*news.frame)
+        if news.counts is not None and isinstance(shown, ShowsCounts):
+            shown.show_counts(news.counts)
+        if news.view is not None and isinstance(shown, ShowsMap):
+            began_s = time.thread_time()
+            shown.show_map(news.view)
+            self._map_took_s += time.thread_time() - began_s
 
     def _has_work(self) -> bool:
         is_left_behind = threading.current_thread() is not self._thread
@@ -251,14 +269,3 @@ class _News:
     view: MapView | None = None
     counts: MapCounts | None = None
     events: tuple[Event, ...] = ()
-
-
-def _show(shown: View, news: _News) -> None:
-    for event in news.events:
-        shown.show_event(event)
-    if news.frame is not None:
-        shown.show_frame(*news.frame)
-    if news.counts is not None and isinstance(shown, ShowsCounts):
-        shown.show_counts(news.counts)
-    if news.view is not None and isinstance(shown, ShowsMap):
-        shown.show_map(news.view)

@@ -7,7 +7,7 @@ map already.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import cv2
@@ -86,6 +86,15 @@ class _Following:
     num_started: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BegunKeyframe:
+    """A frame that is to become a keyframe, and what was followed in it."""
+
+    frame: Frame
+    reason: KeyframeReason
+    former: _Following | None
+
+
 class FrameTracker:
     """Turns the frames of one camera into keyframes and tracked frames, in order.
 
@@ -154,14 +163,45 @@ class FrameTracker:
         Raises:
             InferenceError: the frame cannot be described.
         """
-        keyframe = self._keyframe(frame)
+        return self.end_keyframe(self.begin_keyframe(frame, reason), self.describe_keyframe(frame))
+
+    def begin_keyframe(self, frame: Frame, reason: KeyframeReason) -> BegunKeyframe:
+        """Keeps what is followed in the frame followed last, which is to become a keyframe.
+
+        Frames may be followed until `end_keyframe`, from the keyframe before.
+        """
+        former = None if self._following is None else replace(self._following)
+        return BegunKeyframe(frame=frame, reason=reason, former=former)
+
+    def describe_keyframe(self, frame: Frame) -> Keyframe:
+        """Describes a frame; on any thread, beside frames that are followed.
+
+        Raises:
+            InferenceError: the frame cannot be described.
+        """
+        return self._keyframe(frame)
+
+    def end_keyframe(self, begun: BegunKeyframe, keyframe: Keyframe) -> NewKeyframe | None:
+        """Follows a keyframe from now on, caught up to the frame followed last.
+
+        Returns:
+            None for a frame without texture, as `make_keyframe`.
+        """
+        frame, reason, former = begun.frame, begun.reason, begun.former
         if self._photos:
             return NewKeyframe(keyframe=keyframe, reason=reason)
-        replaces = self._following is not None and _same_camera(self._following.keyframe, frame)
+        replaces = former is not None and _same_camera(former.keyframe, frame)
         has_texture = len(keyframe.features.fixed_rows) >= self._config.min_tracked_points
         if replaces and not has_texture:
             return None
-        return self._start(frame, keyframe, reason=reason)
+        latest = self._following
+        if former is not None and (latest is None or latest.keyframe is not former.keyframe):
+            return NewKeyframe(keyframe=keyframe, reason=reason)  # another one is followed by now
+        self._start(frame, keyframe, reason=reason, former=former)
+        if former is not None and latest is not None and latest.grey is not former.grey:
+            assert self._following is not None
+            self._follow(self._following, latest.grey, mask=None)
+        return NewKeyframe(keyframe=keyframe, reason=reason)
 
     def _fallback(self, frame: Frame, grey: Uint8Array, *, is_wanted: bool) -> TrackedFrame | None:
         """Follows the keyframe before the last one until it is not wanted for the first time."""
@@ -218,13 +258,16 @@ class FrameTracker:
             return KeyframeReason.TIME
         return None
 
-    def _start(self, frame: Frame, keyframe: Keyframe, *, reason: KeyframeReason) -> NewKeyframe:
+    def _start(
+        self, frame: Frame, keyframe: Keyframe, *, reason: KeyframeReason, former: _Following | None
+    ) -> None:
+        """Starts to follow a keyframe; ``former`` is the one before, as it was in its frame."""
         grey, scale = self._working_image(frame)
         is_new_camera = reason in (KeyframeReason.FIRST, KeyframeReason.CAMERA)
         if is_new_camera or self._overlays is None:
             self._overlays = OverlayGrid((frame.width, frame.height))
-        elif self._following is not None and self._two_view.find_overlays:
-            self._find_overlays(self._following, frame, grid=self._overlays)
+        elif former is not None and self._two_view.find_overlays:
+            self._find_overlays(former, frame, grid=self._overlays)
         fixed = keyframe.features.fixed_rows  # others may move, or show nothing to follow
         in_world = fixed[~self._overlays.covers(keyframe.features.keypoints_xy[fixed])]
         if len(in_world) >= self._config.min_tracked_points:
@@ -247,7 +290,6 @@ class FrameTracker:
             points_xy=start_xy,
             num_started=len(chosen),
         )
-        return NewKeyframe(keyframe=keyframe, reason=reason)
 
     def _find_overlays(self, following: _Following, frame: Frame, *, grid: OverlayGrid) -> None:
         """Learns which points stayed in the image since the last keyframe while others moved.

@@ -166,6 +166,10 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
         plan([photos], out=out, only=["nothing"])
     with pytest.raises(ConfigError, match="no such program"):
         plan([photos], out=out, baseline=tmp_path / "nowhere")
+    foreign = tmp_path / "foreign.txt"
+    write_tum(foreign, {1000.0: ring(1)[0]})
+    with pytest.raises(ConfigError, match=r"foreign\.txt: none of its 1 timestamps"):
+        plan([photos], out=out, references=[f"set={foreign}"])
     with pytest.raises(ConfigError, match="two datasets have one name"):
         plan([photos, photos / "images"], out=out, only=[])
     out.mkdir()

@@ -88,6 +88,19 @@ def test_the_page_has_a_row_for_each_pipeline_with_its_ratio() -> None:
     assert ours.count("|") == head.count("|")
 
 
+def test_several_datasets_begin_with_an_overview() -> None:
+    result = result_of(OURS, RIGHT, CHEAP)
+    (dataset,) = result.datasets
+    bare = replace(dataset, name="bare", pipelines=(OURS,))
+    lines = report(replace(result, datasets=(dataset, bare))).splitlines()
+    ours = "12.0 (10.0 to 20.0) | 9 of 9 | -"
+    peer = "colmap-right | 60.0 (40.0 to 80.0) | 8 | -"
+    first = lines.index(f"| set | livesfm-phone | {ours} | {peer} | 1/4.00 |")
+    assert lines[first + 1] == f"| bare | livesfm-phone | {ours} | - | - | - | - | - |"
+    assert {line.count("|") for line in lines[first - 2 : first + 2]} == {11}
+    assert "| dataset |" not in report(result)
+
+
 def test_the_page_says_where_and_how_it_was_measured() -> None:
     page = report(result_of(OURS))
     for words in (

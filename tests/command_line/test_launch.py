@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import logging
 import os
+import pstats
 import socket
 import sys
 from collections.abc import Iterator
@@ -89,6 +91,16 @@ def test_photos_go_through_the_engine_into_the_run_folder(tmp_path: Path, photos
     assert written.statuses == ["keyframe", "keyframe", "dropped:unreadable"]
     assert written.events[0]["matcher"] == "sift"
     assert (outcome.path / "images" / "0.jpg").read_bytes() == (photos / "0.jpg").read_bytes()
+
+
+def test_a_profiled_run_says_where_each_thread_spent_its_time(tmp_path: Path, photos: Path) -> None:
+    outcome = launch(QUIET, options(tmp_path / "run", photos, profile=True))
+
+    names = {path.stem for path in (outcome.path / "profile").iterdir()}
+    assert {"MainThread", "describing"} <= names
+    stats = pstats.Stats(str(outcome.path / "profile" / "describing.prof"), stream=io.StringIO())
+    functions = {function for _, _, function in stats.stats}  # type: ignore[attr-defined]
+    assert "describe" in functions
 
 
 def test_images_that_show_nothing_are_keyframes_without_keypoints_and_said(

@@ -83,6 +83,7 @@ def test_a_function_that_calls_itself_counts_once(tmp_path: Path) -> None:
             sample_at_the_end()
 
     outer(3)
+    profile.close()
     (name,) = [path for path in profile.write(tmp_path / "p") if "Main" in path.name]
     stats = pstats.Stats(str(name), stream=io.StringIO())
     assert total_s(stats, "outer") == pytest.approx(stats.total_tt)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pycolmap
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from engine.config import AgreementConfig, load_config
 from engine.matching.pair_agreement import PairAgreement
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FrameId, ImagePair, VerifiedPair
+from engine.types import FrameId, ImagePair, PairReason, VerifiedPair
 from tests.support.false_pairs import false_pair
 from tests.support.synthetic import SyntheticWorld, round_path, scene_graph, straight_path
 
@@ -211,3 +212,90 @@ def test_what_was_agreed_stays_so_in_a_run_that_goes_on() -> None:
     assert again.usable() == run.usable()
     assert again.num_asked == 0
     assert again.add(5, with_ids=[3, 4]) == run.add(5, with_ids=[3, 4])
+
+
+# -- pairs of a second matcher --------------------------------------------------------------------
+
+
+def of_second(verified: VerifiedPair) -> VerifiedPair:
+    return replace(verified, reason=PairReason.SECOND)
+
+
+def test_pairs_of_a_second_matcher_wait_for_a_third_view_and_others_do_not() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    run.add(2, with_ids=[1])
+    assert run.usable() == {pair(1, 2)}
+    assert not run.agreement.is_asked_for
+    run.add(3, false=[of_second(WORLD.verified_pair(1, 3))])
+    assert run.agreement.is_asked_for
+    assert run.usable() == {pair(1, 2)}
+    run.add(4, with_ids=[1, 3])
+    assert run.usable() == {one.pair for one in run.graph.all_edges()}
+    assert run.agreement.is_agreed(pair(1, 3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_false_pairs_of_a_second_matcher_are_held_back_for_good(seed: int) -> None:
+    run = Run(FAR, matches_everything=False)
+    false: set[ImagePair] = set()
+    for frame_id in range(1, 13):
+        near = [other for other in range(max(1, frame_id - 2), frame_id)]
+        wrong = [
+            of_second(false_pair(FAR, other, frame_id, seed=seed))
+            for other in range(1, max(1, frame_id - 7))
+        ]
+        false.update(one.pair for one in wrong)
+        run.add(frame_id, with_ids=near, false=wrong)
+    assert len(false) >= 10
+    assert run.usable() == {one.pair for one in run.graph.all_edges()} - false
+
+
+def test_what_was_held_back_of_a_second_matcher_is_so_in_a_run_that_goes_on() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[2], false=[of_second(false_pair(WORLD, 1, 3, seed=0))])
+    again = Run(matches_everything=False)
+    for frame_id in (1, 2, 3):
+        again.graph.add_keyframe(WORLD.keyframe(frame_id))
+    for verified in run.graph.all_edges():
+        again.graph.record_pair(verified)
+    again.agreement.restore(run.agreement.facts(), [])
+    assert again.usable() == run.usable() == {pair(1, 2), pair(2, 3)}
+
+
+def test_a_weak_pair_gets_the_matches_of_a_second_matcher_once_a_third_view_confirms_them() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    weak = false_pair(WORLD, 1, 2, seed=0)
+    run.add(2, false=[weak])
+    better = of_second(WORLD.verified_pair(1, 2))
+    assert run.agreement.take_instead([better]) == []
+    assert run.graph.edge(pair(1, 2)) is weak
+    assert run.usable() == {pair(1, 2)}  # as it was
+    run.add(3, with_ids=[1, 2])
+    assert run.agreement.take_instead([better]) == [better]
+    assert run.graph.edge(pair(1, 2)) is better
+    assert run.agreement.is_agreed(pair(1, 2))
+    assert run.usable() == {pair(1, 2), pair(1, 3), pair(2, 3)}
+
+
+def test_weak_pairs_that_confirm_each_other_are_replaced_together() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    run.add(2, false=[false_pair(WORLD, 1, 2, seed=0)])
+    run.add(3, false=[false_pair(WORLD, 1, 3, seed=1), false_pair(WORLD, 2, 3, seed=2)])
+    better = [of_second(WORLD.verified_pair(*both)) for both in ((1, 2), (1, 3), (2, 3))]
+    assert run.agreement.take_instead(better[:2]) == []
+    assert run.agreement.take_instead(better) == better
+
+
+def test_a_pair_that_is_agreed_keeps_its_matches() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    run.add(2, with_ids=[1])
+    run.add(3, with_ids=[1, 2])
+    own = run.graph.edge(pair(1, 2))
+    assert run.agreement.take_instead([of_second(WORLD.verified_pair(1, 2))]) == []
+    assert run.graph.edge(pair(1, 2)) is own

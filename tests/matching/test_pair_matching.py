@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,14 @@ import pycolmap
 import pytest
 
 from adapters.town.oracle import OracleMatcher
-from engine.config import DenseMatchingConfig, OracleConfig, TwoViewConfig
+from engine.config import (
+    DenseMatchingConfig,
+    OracleConfig,
+    SecondMatcherConfig,
+    TwoViewConfig,
+)
 from engine.estimators.lenses import intrinsics_of
-from engine.geometry import camera_center, transform_points
+from engine.geometry import camera_center, grid_over_image, transform_points
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.matching.scene_graph import SceneGraph
 from engine.ports import PairMatcher
@@ -708,3 +713,109 @@ def test_dense_matching_that_goes_on_finds_the_pairs_of_one_that_did_not_stop(
         one, other = (m._graph.keyframe(frame_id).features for m in (whole, again))
         assert np.array_equal(one.keypoints_xy, other.keypoints_xy)
         assert np.array_equal(whole.depths_m(frame_id), again.depths_m(frame_id))
+
+
+# -- a second matcher -----------------------------------------------------------------------------
+
+NUM_CELLS = 600
+
+
+class DescribedWorld(FakeMatcher):
+    """Matches keypoints that it described, and says which rows it was given."""
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        for one in requests:
+            assert one.first.descriptors.any(axis=1).all()
+            assert one.second.descriptors.any(axis=1).all()
+        return super().match(requests)
+
+
+def with_room(keyframe: Keyframe) -> Keyframe:
+    """A keyframe with descriptors, and free rows after its keypoints."""
+    size = (keyframe.width, keyframe.height)
+    points_xy = grid_over_image(size, num=NUM_CELLS)
+    described = dataclasses.replace(
+        keyframe.features, descriptors=np.ones((len(keyframe.features), 8), np.uint8)
+    )
+    features = described.with_free_rows(points_xy, np.zeros((len(points_xy), 3), np.uint8))
+    return dataclasses.replace(keyframe, features=features)
+
+
+def points_of(world: SyntheticWorld, one: ImagePair, *, beside: bool) -> PairMatches:
+    """True matches as points; beside all keypoints, where these are not to be met."""
+    rows = world.matches(one)
+    first, second = (world.keyframe(i).features for i in (one.first, one.second))
+    shift = np.array([7.0, 0.0]) if beside else np.zeros(2)
+    return PairMatches(
+        pair=one,
+        matches_idx=np.full(rows.shape, NO_ROW),
+        points1_xy=first.keypoints_xy[rows[:, 0]] + shift,
+        points2_xy=second.keypoints_xy[rows[:, 1]] + shift,
+        confidence=np.ones(len(rows), np.float32),
+    )
+
+
+def second_matching(world: SyntheticWorld) -> tuple[SceneGraph, PairMatching]:
+    graph = scene_graph()
+    matcher = DescribedWorld(world=world, dropped=lambda one: one == pair(1, 2))
+    matching = PairMatching(
+        graph, matcher, two_view=CONFIG, dense=DENSE, second=SecondMatcherConfig()
+    )
+    for keyframe in keyframes_of(world):
+        matching.add_keyframe(with_room(keyframe))
+    return graph, matching
+
+
+def test_the_first_matcher_gets_what_it_described_and_the_second_one_all_rows() -> None:
+    world = SyntheticWorld(straight_path(3), noise_px=0.3)
+    graph, matching = second_matching(world)
+    assert [one.pair for one in matching.match_pairs([candidate(2, 3)])] == [pair(2, 3)]
+    (request,) = matching.second_requests([pair(1, 2)])
+    num_rows = len(graph.keyframe(FrameId(1)).features)
+    assert len(request.first) == num_rows
+    assert not request.first.descriptors.size
+    assert request.query_rows1.max() >= num_rows - NUM_CELLS  # free rows are looked up, too
+
+
+def test_matches_of_a_second_matcher_become_keypoints_of_the_first_one_where_they_meet() -> None:
+    world = SyntheticWorld(straight_path(3), noise_px=0.3)
+    graph, matching = second_matching(world)
+    matching.add_second([points_of(world, pair(1, 2), beside=False)])
+    (verified,) = matching.verify_second()
+    assert verified.reason is PairReason.SECOND
+    assert graph.edge(pair(1, 2)) is verified
+    true = {tuple(row) for row in world.matches(pair(1, 2)).tolist()}
+    found = {tuple(row) for row in verified.inlier_matches_idx.tolist()}
+    assert len(found & true) >= 0.9 * len(true)
+    assert matching.verify_second() == []
+
+
+def test_matches_beside_all_keypoints_take_free_rows_which_are_reported() -> None:
+    world = SyntheticWorld(straight_path(3), density=0.3, noise_px=0.3)
+    graph, matching = second_matching(world)
+    num_own = len(world.keyframe(1).features)
+    matching.add_second([points_of(world, pair(1, 2), beside=True)])
+    (verified,) = matching.verify_second()
+    assert (verified.inlier_matches_idx[:, 0] >= num_own).mean() > 0.8
+    late = matching.found_late(FrameId(3), [verified])
+    assert {features.frame_id for features in late.changed_features} == {1, 2}
+    assert late.found_pairs == (verified,)
+    claimed = graph.keyframe(FrameId(1)).features
+    assert np.count_nonzero(claimed.is_free) < NUM_CELLS
+    assert len(claimed.described()) == num_own
+
+
+def test_a_pair_that_holds_stays_and_what_is_found_besides_is_kept_apart() -> None:
+    world = SyntheticWorld(straight_path(3), noise_px=0.3)
+    graph, matching = second_matching(world)
+    (own,) = matching.match_pairs([candidate(2, 3)])
+    few = dataclasses.replace(own, inlier_matches_idx=own.inlier_matches_idx[:20])
+    graph.record_pair(few)
+    matching.add_second([points_of(world, pair(2, 3), beside=False)])
+    assert matching.verify_second() == []
+    assert graph.edge(pair(2, 3)) is few
+    (other,) = matching.found_late(FrameId(3), []).other_matches
+    assert (other.pair, other.reason) == (pair(2, 3), PairReason.SECOND)
+    kept = {tuple(row) for row in other.inlier_matches_idx.tolist()}
+    assert len(kept) > 2 * len(few.inlier_matches_idx)
+    assert len(kept & {tuple(row) for row in few.inlier_matches_idx.tolist()}) >= 18

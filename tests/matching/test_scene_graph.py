@@ -412,6 +412,7 @@ def test_every_kind_gets_its_share_of_the_budget() -> None:
     assert len(chosen) == 14
     counts = {reason: len(others(chosen, reason)) for reason in PairReason}
     assert counts == {
+        PairReason.SECOND: 0,  # chosen otherwise
         PairReason.TEMPORAL: 6,
         PairReason.GPS: 3,
         PairReason.COVISIBLE: 3,

@@ -18,9 +18,11 @@ from engine.events import (
     MapInitialized,
     OverlayFound,
     PairsRejected,
+    PairVerified,
     RunPart,
     SnapshotWritten,
     Warned,
+    WeakPairsMatched,
     WindowPurpose,
     WindowSolved,
     WindowVerdict,
@@ -33,6 +35,7 @@ from engine.types import (
     FrameId,
     LostStretch,
     MapCounts,
+    PairReason,
     Verdict,
     VerdictLevel,
     VerdictReason,
@@ -96,6 +99,7 @@ def test_a_run_without_events_has_every_figure() -> None:
         "global_ba_runs": 0,
         "overlays": {},
         "loops_closed": 0,
+        "second_matcher": {"pairs": 0, "pairs_verified": 0, "times_left_out": 0},
         "snapshots_written": 0,
         "faults": {},
     }
@@ -358,3 +362,26 @@ def test_faults_are_counted_by_part_and_kind() -> None:
     ]:
         statistics(FaultOccurred(part=part, kind=kind, detail="", consequence="", num_faults=1))
     assert statistics.figures()["faults"] == {"a view: hung": 1, "matching: raised": 2}
+
+
+def test_pairs_of_a_second_matcher_are_counted_apart() -> None:
+    statistics = RunStatistics()
+    for reason in (PairReason.TEMPORAL, PairReason.SECOND, PairReason.SECOND):
+        statistics(
+            PairVerified(
+                at_s=1.0,
+                first=FrameId(1),
+                second=FrameId(2),
+                reason=reason,
+                num_matches=9,
+                num_inliers=8,
+            )
+        )
+    for num_pairs, num_left_out in ((4, 1), (2, 0)):
+        statistics(
+            WeakPairsMatched(
+                at_s=1.0, matcher="mast3r", num_pairs=num_pairs, num_left_out=num_left_out
+            )
+        )
+    counted = statistics.figures()["second_matcher"]
+    assert counted == {"pairs": 6, "pairs_verified": 2, "times_left_out": 1}

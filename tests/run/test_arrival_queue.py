@@ -73,12 +73,14 @@ def queue_of(
     max_frames: int = 100,
     max_lanes: int = 8,
     clock: Callable[[], float] | None = None,
+    waited: Callable[[float], None] = lambda _: None,
 ) -> ArrivalQueue:
     return ArrivalQueue(
         max_waiting=max_waiting,
         max_bytes=max_frames * FRAME_BYTES,
         max_lanes=max_lanes,
         clock=clock or Clock(),
+        waited=waited,
     )
 
 
@@ -138,6 +140,29 @@ def test_items_come_out_in_order_of_arrival_whatever_their_source() -> None:
             await queue.put(source_idx, arrival(index))
         await queue.put(0, NOTICE)
         assert await left(queue) == [1, 2, 3, 4, -1]
+
+    run(test())
+
+
+def test_how_long_items_waited_is_reported_when_they_are_taken() -> None:
+    async def test() -> None:
+        clock = Clock()
+        waits_s: list[float] = []
+        queue = queue_of(clock=clock, waited=waits_s.append)
+        await queue.put(0, arrival(0))
+        clock.now_s = 2.0
+        await queue.put(0, arrival(1))
+        late = await settled(queue.put(0, arrival(2)))  # there is no room for it yet
+        clock.now_s = 5.0
+        assert waits_s == []
+        queue.forget(await taken(queue))
+        ahead = queue.get_ahead()
+        assert ahead is not None
+        queue.forget(ahead)
+        await late
+        clock.now_s = 6.0
+        await taken(queue)
+        assert waits_s == [5.0, 3.0, 4.0]
 
     run(test())
 

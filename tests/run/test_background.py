@@ -113,7 +113,10 @@ def test_a_result_is_taken_when_it_is_due_and_once(thread: ThreadPoolExecutor) -
         return result
 
     async def test() -> None:
-        jobs, job = MapJobs(thread, guard=guard_of(), faults=FaultsSeen()), job_of(work)
+        jobs, job = (
+            MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen()),
+            job_of(work),
+        )
         await jobs.start([job])
         assert await jobs.finished([], wait=True) == []
         (finished,) = await jobs.finished([job], wait=True)
@@ -134,7 +137,10 @@ def test_a_live_run_does_not_wait_for_a_job_that_takes_longer(thread: ThreadPool
         return result_of(1)
 
     async def test() -> None:
-        jobs, job = MapJobs(thread, guard=guard_of(), faults=FaultsSeen()), job_of(slow)
+        jobs, job = (
+            MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen()),
+            job_of(slow),
+        )
         await jobs.start([job])
         assert await jobs.finished([job], wait=False) == []
         may_end.set()
@@ -153,7 +159,7 @@ def test_a_job_that_fails_is_finished_without_a_result(
 
     async def test() -> None:
         faults = FaultsSeen()
-        jobs = MapJobs(thread, guard=guard_of(), faults=faults)
+        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=faults)
         failing, sound = job_of(fail), job_of(lambda: result_of(2))
         await jobs.start([failing])
         (finished,) = await jobs.finished([failing], wait=True)
@@ -178,7 +184,9 @@ def test_an_adjustment_that_hangs_is_given_up_and_after_some_there_are_no_more(
         return result_of(1)
 
     async def test() -> None:
-        jobs = MapJobs(thread, guard=guard_of(hanging=hanging), faults=faults)
+        jobs = MapJobs(
+            thread, matching_thread=thread, guard=guard_of(hanging=hanging), faults=faults
+        )
         for run_job in (hang, hang, lambda: result_of(1)):  # two may hang
             job = job_of(run_job)
             await jobs.start([job])
@@ -196,7 +204,7 @@ def test_a_job_takes_the_place_of_one_of_its_kind_that_the_mapper_abandoned(
     thread: ThreadPoolExecutor,
 ) -> None:
     async def test() -> None:
-        jobs = MapJobs(thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
         stale, fresh = job_of(lambda: result_of(1)), job_of(lambda: result_of(2))
         await jobs.start([stale])
         await jobs.start([fresh])
@@ -211,7 +219,7 @@ def test_all_jobs_are_finished_at_the_end_in_the_order_of_their_kinds(
     thread: ThreadPoolExecutor,
 ) -> None:
     async def test() -> None:
-        jobs = MapJobs(thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
         window = job_of(lambda: result_of(1), kind=JobKind.WINDOW)
         adjustment = job_of(lambda: result_of(2))
         await jobs.start([window, adjustment])
@@ -230,7 +238,7 @@ def test_abandoned_jobs_are_not_waited_for(thread: ThreadPoolExecutor) -> None:
         return result_of(1)
 
     async def test() -> None:
-        jobs = MapJobs(thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
         await jobs.abandon_all()  # there is none yet
         await jobs.start([job_of(slow), job_of(slow, kind=JobKind.WINDOW)])
         await jobs.abandon_all()
@@ -239,6 +247,23 @@ def test_abandoned_jobs_are_not_waited_for(thread: ThreadPoolExecutor) -> None:
         may_end.set()
 
     run(test())
+
+
+@pytest.mark.parametrize(("many", "num_returned"), [(-1, 1), (100_000, 0)])
+def test_what_a_large_adjustment_took_is_returned_to_the_system(
+    thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, many: int, num_returned: int
+) -> None:
+    returned: list[str] = []
+    monkeypatch.setattr(background, "_MANY_OBSERVATIONS", many)
+    monkeypatch.setattr(background, "return_free_memory", lambda: returned.append("all"))
+
+    async def test() -> None:
+        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
+        await jobs.start([job_of(lambda: result_of(1))])
+        await jobs.all_finished()
+
+    run(test())
+    assert len(returned) == num_returned
 
 
 # -- snapshots ------------------------------------------------------------------------------------

@@ -617,8 +617,10 @@ def test_a_window_that_fails_is_reported_and_the_map_grows_on(
         settings=[
             "window.min_keyframes=6",
             "window.interval=3",
+            "window.weak_fit_ratio=10",
             "window.bootstrap=false",
             "window.max_final=0",
+            "window.weak_fit_ratio=10",  # as often as they are due
         ],
     )
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES

@@ -37,7 +37,7 @@ from tests.support.faults import FaultsSeen, Hanging, guard_of
 from tests.support.waiting import HANG_S, until
 
 NUM_FRAMES = 14
-MANY_WINDOWS = ["window.min_keyframes=6", "window.interval=3"]
+MANY_WINDOWS = ["window.min_keyframes=6", "window.interval=3", "window.weak_fit_ratio=10"]
 
 
 @pytest.fixture

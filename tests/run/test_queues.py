@@ -115,6 +115,25 @@ def test_who_puts_waits_while_the_queue_is_full() -> None:
     run(story())
 
 
+def test_each_item_that_is_taken_tells_how_long_it_waited() -> None:
+    async def story() -> None:
+        waits_s: list[float] = []
+        items = MappingQueue(max_waiting=8, waited=waits_s.append)
+        busy = asyncio.create_task(asyncio.sleep(HANG_S))
+        for frame_id in (1, 2):
+            await items.put(item(frame_id))
+        await items.end()
+        assert waits_s == []
+        assert await items.get() is not None
+        assert await items.get_tracked_until(busy) is not None
+        assert await items.get() is None  # the end is no item
+        busy.cancel()
+        assert len(waits_s) == 2
+        assert min(waits_s) >= 0.0
+
+    run(story())
+
+
 def test_who_waits_for_a_keyframe_goes_on_when_mapping_takes_it() -> None:
     async def story() -> None:
         items = MappingQueue(max_waiting=8)
@@ -237,6 +256,28 @@ def test_writes_are_done_in_order_on_the_thread_before_the_context_ends(
     run(story())
     assert done == list(range(50))
     assert threads == {"test_0"}
+
+
+def test_each_write_tells_how_long_it_waited_for_its_turn(thread: ThreadPoolExecutor) -> None:
+    waits_s: list[float] = []
+    started, open_up = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        assert open_up.wait(HANG_S)
+
+    async def story() -> None:
+        async with (writer := Writer(thread, failed=unexpected, waited=waits_s.append)).running():
+            await writer.schedule(hold)
+            assert await asyncio.to_thread(started.wait, HANG_S)
+            await writer.schedule(lambda: None)
+            assert len(waits_s) == 1  # the second one waits still
+            await asyncio.sleep(0.02)
+            open_up.set()
+
+    run(story())
+    assert len(waits_s) == 2
+    assert waits_s[1] >= 0.02
 
 
 def test_a_write_that_breaks_is_reported_and_the_others_get_their_turn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,7 +135,7 @@ def map_view(version: int) -> MapView:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(view_dispatch, "time", SimpleNamespace(monotonic=fake))
+    monkeypatch.setattr(view_dispatch, "time", SimpleNamespace(monotonic=fake, thread_time=fake))
     return fake
 
 
@@ -279,6 +280,21 @@ def test_a_map_is_wanted_when_the_last_one_is_old_enough(
     assert not dispatcher.wants_map()
     clock.now_s += 0.02
     assert dispatcher.wants_map()
+
+
+def test_a_map_that_takes_long_is_shown_less_often(dispatch: Dispatch, clock: FakeClock) -> None:
+    class SlowView(FakeView):
+        def show_map(self, view: MapView) -> None:
+            clock.now_s += 0.1
+            super().show_map(view)
+
+    dispatcher = dispatch(SlowView())
+    shown_at_s = clock.now_s
+    dispatcher.offer_map(replace(map_view(1), elapsed_s=0.2))
+    dispatcher.close()
+    for elapsed_s, is_wanted in ((5.9, False), (6.1, True)):  # 5 % of 6 s
+        clock.now_s = shown_at_s + elapsed_s
+        assert dispatcher.wants_map() is is_wanted
 
 
 @pytest.mark.parametrize(("gap_s", "is_shown"), [(0.0, False), (0.09, False), (0.11, True)])

@@ -571,3 +571,67 @@ def test_until_there_is_a_map_half_the_time_makes_a_keyframe_of_a_slow_camera() 
         moved = frame_of(image(sideways(1, px=moved_px)), frame_id=2)
         followed = tracker.follow(replace(moved, captured_at_s=after_s), is_starting=is_starting)
         assert followed.due is due
+
+
+# -- while a keyframe is described ----------------------------------------------------------------
+
+
+def test_frames_are_followed_from_the_keyframe_before_while_one_is_described() -> None:
+    tracker = tracker_with()
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+    keyframe = frame_of(image(sideways(2)), frame_id=2)
+    tracker.follow(keyframe)
+    begun = tracker.begin_keyframe(keyframe, KeyframeReason.PARALLAX)
+    meanwhile = tracker.follow(frame_of(image(sideways(3)), frame_id=3)).tracked
+    made = tracker.end_keyframe(begun, tracker.describe_keyframe(keyframe))
+    after = tracker.follow(frame_of(image(sideways(4)), frame_id=4), wants_fallback=True)
+
+    assert meanwhile is not None
+    assert meanwhile.keyframe_id == 1
+    assert made is not None
+    assert (made.keyframe.frame_id, made.reason) == (2, KeyframeReason.PARALLAX)
+    assert after.tracked is not None
+    assert after.fallback is not None
+    assert (after.tracked.keyframe_id, after.fallback.keyframe_id) == (2, 1)
+    for tracked, steps in ((after.tracked, 2), (after.fallback, 4)):
+        start_xy = grid_of_points()[tracked.keypoint_idx]
+        moved = np.median(tracked.points_xy - start_xy, axis=0)
+        np.testing.assert_allclose(moved, [2.0 * steps, 0.0], atol=0.1)
+
+
+def test_a_keyframe_described_beside_frames_is_as_one_that_they_waited_for() -> None:
+    images = [image(sideways(step)) for step in range(5)]
+    results = []
+    for is_beside in (False, True):
+        tracker = tracker_with()
+        process(tracker, frame_of(images[0], frame_id=1))
+        keyframe = frame_of(images[1], frame_id=2)
+        tracker.follow(keyframe)
+        if is_beside:
+            begun = tracker.begin_keyframe(keyframe, KeyframeReason.PARALLAX)
+            tracker.follow(frame_of(images[2], frame_id=3))
+            tracker.end_keyframe(begun, tracker.describe_keyframe(keyframe))
+        else:
+            tracker.make_keyframe(keyframe, KeyframeReason.PARALLAX)
+            tracker.follow(frame_of(images[2], frame_id=3))
+        tracked = tracker.follow(frame_of(images[3], frame_id=4)).tracked
+        assert tracked is not None
+        results.append(tracked)
+    waited, beside = results
+    assert np.array_equal(waited.keypoint_idx, beside.keypoint_idx)
+    np.testing.assert_allclose(waited.points_xy, beside.points_xy, atol=1e-6)
+
+
+def test_a_keyframe_that_comes_after_another_camera_does_not_replace_it() -> None:
+    tracker = tracker_with()
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+    keyframe = frame_of(image(sideways(2)), frame_id=2)
+    tracker.follow(keyframe)
+    begun = tracker.begin_keyframe(keyframe, KeyframeReason.PARALLAX)
+    other = replace(frame_of(image(sideways(3)), frame_id=3), camera_key="other")
+    tracker.make_keyframe(other, KeyframeReason.CAMERA)
+    assert tracker.end_keyframe(begun, tracker.describe_keyframe(keyframe)) is not None
+    later = replace(frame_of(image(sideways(4)), frame_id=4), camera_key="other")
+    tracked = tracker.follow(later).tracked
+    assert tracked is not None
+    assert tracked.keyframe_id == 3

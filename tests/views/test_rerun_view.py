@@ -20,6 +20,7 @@ import pytest
 
 from adapters.views import rerun_service
 from adapters.views.display_image import MAX_PASSED_BYTES
+from adapters.views.rerun_blueprint import LOAD_PLOTS
 from adapters.views.rerun_service import free_endpoint, viewer_program
 from adapters.views.rerun_view import RerunView
 from adapters.views.view_mode import ViewMode
@@ -33,6 +34,7 @@ from engine.events import (
     FrameReceived,
     FrameRegistered,
     KeyframeAdded,
+    LoadMeasured,
     MapInitialized,
     OverlayFound,
     RegistrationFailed,
@@ -240,6 +242,13 @@ def show_a_run(view: RerunView) -> dict[int, bytes]:
             num_points3D=600,
             elapsed_s=0.1,
         ),
+        LoadMeasured(
+            at_s=3.3,
+            period_s=2.0,
+            cpu_s={"register": 0.5, "local_ba": 1.0, "mapping_rest": 0.1, "match": 0.8},
+            loop_late_s=0.03,
+            queue_wait_s={"writes": 0.2, "views": 0.0},
+        ),
         Warned(at_s=3.3, message="the disk is nearly full"),
         VerdictChanged(at_s=3.3, verdict=verdict_of(VerdictLevel.WRONG, VerdictLevel.DOUBTFUL)),
         RunFinished(at_s=3.4, stopped_by="end_of_sources", num_keyframes=15, num_registered=15),
@@ -393,6 +402,20 @@ def test_the_last_figures_are_those_of_the_run(rows: dict[str, Rows]) -> None:
         "latency_ms": [50.0],
         "reprojection_error_px": [0.5],
     }
+
+
+def test_the_load_is_drawn_in_cores_and_milliseconds(rows: dict[str, Rows]) -> None:
+    drawn = {
+        entity.removeprefix("/load/"): rows[entity][-1]["Scalars:scalars"][0]
+        for entity in entities_below(rows, "/load/")
+        if "Scalars:scalars" in rows[entity][-1]
+    }
+    assert drawn["cpu_map"] == pytest.approx(0.8)  # 1.6 s of 2 s
+    assert drawn["cpu_match"] == pytest.approx(0.4)
+    assert drawn["cpu_track"] == 0.0
+    assert (drawn["late"], drawn["wait_writes"], drawn["wait_views"]) == (30.0, 200.0, 0.0)
+    curves = {f"/load/{one.name}" for plot in LOAD_PLOTS for one in plot.metrics}
+    assert set(entities_below(rows, "/load/")) == curves
 
 
 def test_noteworthy_events_are_logged_with_their_level(rows: dict[str, Rows]) -> None:

@@ -52,6 +52,7 @@ from engine.events import (
     SourceOpened,
     VerdictChanged,
     Warned,
+    WeakPairsMatched,
     WindowPurpose,
     WindowSolved,
     WindowVerdict,
@@ -312,6 +313,7 @@ EVENTS: tuple[Event, ...] = (
         ),
     ),
     Warned(at_s=0.5, message="the disk is slow"),
+    WeakPairsMatched(at_s=0.5, matcher="mast3r", num_pairs=4, num_left_out=2),
     LoadMeasured(
         at_s=0.5,
         period_s=2.0,

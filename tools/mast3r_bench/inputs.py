@@ -15,7 +15,6 @@ from adapters.matchers.mast3r.architecture import NetworkShape
 from adapters.matchers.mast3r.images import normalise
 from adapters.matchers.mast3r.matcher import Device
 from adapters.matchers.mast3r.network import Mast3rNetwork
-from adapters.town.source import SyntheticTown, TownOptions
 from engine.errors import ConfigError
 from engine.types import Frame, FrameId, Uint8Array
 
@@ -86,6 +85,8 @@ def make_frames(num: int, *, size: tuple[int, int], folder: Path | None) -> list
 
 def town_images(num: int, *, size: tuple[int, int]) -> list[Uint8Array]:
     """Images of a flight, not far from each other."""
+    from adapters.town.source import SyntheticTown, TownOptions
+
     options = TownOptions(width=size[0], height=size[1])
     ids = itertools.count(1)
     town = SyntheticTown(options, next_frame_id=lambda: FrameId(next(ids)))

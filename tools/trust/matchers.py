@@ -17,6 +17,7 @@ from engine.types import (
     Float64Array,
     Frame,
     FrameId,
+    ImagePair,
     Int64Array,
     MatchRequest,
     PairMatches,
@@ -100,6 +101,53 @@ class RecordedMatcher:
         if backward is not None:
             return np.asarray(backward[:, ::-1], np.int64)
         return np.zeros((0, 2), np.int64)
+
+
+class RecordedSecond:
+    """``SecondMatcher`` of recorded matches: where they end, beside the other matcher's keypoints.
+
+    Args:
+        matcher: has the matches.
+    """
+
+    def __init__(self, matcher: RecordedMatcher) -> None:
+        self._matcher = matcher
+        self._points_xy: dict[FrameId, Float64Array] = {}
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and summaries."""
+        return self._matcher.name
+
+    @property
+    def peak_gpu_mb(self) -> float:
+        """0: nothing is computed."""
+        return 0.0
+
+    def keep(self, frame: Frame) -> None:
+        """Finds the recorded keypoints of an image, if there are some."""
+        try:
+            self._points_xy[frame.frame_id] = self._matcher.describe(frame).keypoints_xy
+        except InferenceError:
+            return
+
+    def holds(self, frame_id: FrameId) -> bool:
+        """Whether an image was recorded."""
+        return frame_id in self._points_xy
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """The recorded matches of each pair, as points."""
+        return [self._match(request.pair) for request in requests]
+
+    def _match(self, pair: ImagePair) -> PairMatches:
+        rows = self._matcher.rows(pair.first, pair.second)
+        return PairMatches(
+            pair=pair,
+            matches_idx=np.full(rows.shape, NO_ROW),
+            points1_xy=self._points_xy[pair.first][rows[:, 0]],
+            points2_xy=self._points_xy[pair.second][rows[:, 1]],
+            confidence=np.full(len(rows), _CONFIDENCE, np.float32),
+        )
 
 
 class RecordedPlaces:

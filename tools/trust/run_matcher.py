@@ -2,9 +2,11 @@
 """Runs LiveSfM with a matcher from outside the product.
 
     run_matcher.py recorded:FILE.npz run images --out RUN
+    run_matcher.py second:FILE.npz run images --out RUN
     run_matcher.py deceived:RATIO:SEED:yes run 'synthetic:town?path=orbit' --config oracle --out RUN
 
-MATCHER is ``recorded:FILE``, matches read from a file; or ``deceived:RATIO:SEED:ADMITTED``, an
+MATCHER is ``recorded:FILE``, matches read from a file; ``second:FILE``, those for what SIFT hardly
+matches; or ``deceived:RATIO:SEED:ADMITTED``, an
 oracle that matches some pairs which share nothing, and says so (``yes``) or not (``no``), for
 ``synthetic:town?path=orbit``, which is flown looking outward (`flights.outward_flight`). What
 follows is a command line of ``livesfm``. Started by the Python of the LiveSfM that is to run.
@@ -28,6 +30,7 @@ from trust.matchers import (
     Opener,
     RecordedMatcher,
     RecordedPlaces,
+    RecordedSecond,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +42,11 @@ def main(given: Sequence[str]) -> None:
     """Runs the command line that follows the matcher."""
     if not given:
         sys.exit(__doc__)
-    launch._matching = opener(given[0])
+    kind, _, value = given[0].partition(":")
+    if kind == "second":
+        launch._second_matcher = lambda config: RecordedSecond(RecordedMatcher(Path(value)))
+    else:
+        launch._matching = opener(given[0])
     sys.argv = ["livesfm", *given[1:]]
     with flights.outward_flight():
         cli.main()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from adapters.images.dense_keypoints import dense_features
 from adapters.matchers.mast3r.architecture import Grid
 from adapters.matchers.mast3r.heads import ViewOutput
-from adapters.matchers.mast3r.images import PATCH_PX, normalise, prepare_image
+from adapters.matchers.mast3r.images import PATCH_PX, NetworkImage, normalise, prepare_image
 from adapters.matchers.mast3r.pair_matches import (
     DecodedPairs,
     ImageFrame,
@@ -28,9 +28,11 @@ from adapters.matchers.mast3r.pair_matches import (
     no_matches,
 )
 from adapters.matchers.mast3r.token_store import TokenStore
-from engine.config import DenseMatchingConfig, Mast3rConfig
 from engine.errors import InferenceError
 from engine.types import Features, Frame, FrameId, MatchRequest, PairMatches
+
+if TYPE_CHECKING:
+    from engine.config import DenseMatchingConfig, Mast3rConfig
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class Mast3rMatcher:
         dense: the keypoint tables it makes.
         network: encodes and decodes.
         device: where it does so.
-        places: gets each keyframe's tokens.
+        places: gets each keyframe's tokens; None: nothing does.
         is_metric: whether the network's points are in metres.
     """
 
@@ -101,7 +103,7 @@ class Mast3rMatcher:
         dense: DenseMatchingConfig,
         network: PairNetwork,
         device: Device,
-        places: TokenPlaceIndex,
+        places: TokenPlaceIndex | None,
         is_metric: bool,
     ) -> None:
         self._config = config
@@ -150,24 +152,45 @@ class Mast3rMatcher:
         """
         image = prepare_image(frame.pixels, edge_px=self._config.image_edge_px)
         try:
+            self.encode(frame.frame_id, image, original_size=(frame.width, frame.height))
+        except InferenceError as error:
+            raise InferenceError(f"{frame.name}: {error}") from error
+        return dense_features(frame, self._dense)
+
+    def encode(
+        self, frame_id: FrameId, image: NetworkImage, *, original_size: tuple[int, int]
+    ) -> None:
+        """Encodes a keyframe's image; from then on it can be matched.
+
+        Args:
+            frame_id: the keyframe.
+            image: as the network takes it.
+            original_size: width and height of its original in px.
+
+        Raises:
+            InferenceError: the device has no room for one image, or its tokens cannot be kept.
+        """
+        try:
             with self._one_at_a_time():
                 pixels = torch.tensor(image.pixels, device=self._device.name)[None]
                 tokens = self._network.encode(normalise(pixels))[0]
-            self._tokens.put(frame.frame_id, tokens)
-            self._places.put_tokens(frame.frame_id, tokens)
+            self._tokens.put(frame_id, tokens)
+            if self._places is not None:
+                self._places.put_tokens(frame_id, tokens)
         except (RuntimeError, MemoryError) as error:
-            self._tokens.discard(frame.frame_id)  # they are not needed
+            self._tokens.discard(frame_id)  # they are not needed
             if not is_out_of_memory(error):
                 raise
-            raise InferenceError(
-                f"{frame.name}: {self._device.name} has no room to encode it"
-            ) from error
-        self._images[frame.frame_id] = ImageFrame(
+            raise InferenceError(f"{self._device.name} has no room to encode it") from error
+        self._images[frame_id] = ImageFrame(
             mapping=image.mapping,
             grid=(image.height // PATCH_PX, image.width // PATCH_PX),
-            original_size=(frame.width, frame.height),
+            original_size=original_size,
         )
-        return dense_features(frame, self._dense)
+
+    def is_encoded(self, frame_id: FrameId) -> bool:
+        """Whether a keyframe can be matched."""
+        return frame_id in self._images
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """Matches each pair; pairs of images of the same sizes are decoded together.

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from adapters.matchers.mast3r.architecture import NetworkShape
 from adapters.matchers.mast3r.checkpoint import is_named_metric, load_checkpoint
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher, is_out_of_memory
 from adapters.matchers.mast3r.network import Mast3rNetwork
 from adapters.matchers.mast3r.retrieval import AsmkPlaceIndex, PooledPlaceIndex
 from adapters.matchers.mast3r.retrieval_checkpoint import load_retrieval
+from adapters.matchers.mast3r.second import Mast3rSecond, gpu_budget
 from adapters.matchers.mast3r.upstream import UpstreamNetwork, load_upstream
 from adapters.matchers.mast3r.weights import WEIGHTS_LICENCE, download_command
-from engine.config import DenseMatchingConfig, Mast3rConfig
+from engine.config import DenseMatchingConfig, Mast3rConfig, SecondMatcherConfig
 from engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -39,21 +43,97 @@ def open_mast3r(
             f"to get them: {download_command()} ({WEIGHTS_LICENCE})"
         )
     device = choose_device(config)
-    try:
-        network, is_metric = _load_network(config, device)
+    network, is_metric = _network_on(device, config)
+    with _room_on(device, config):
         places = _open_places(config, device, token_dim=network.shape.encoder_dim)
+    device = replace(device, dtype=network.dtype)  # upstream's runs in float32 whatever is asked
+    matcher = Mast3rMatcher(
+        config, dense=dense, network=network, device=device, places=places, is_metric=is_metric
+    )
+    return matcher, places
+
+
+def open_mast3r_second(
+    config: Mast3rConfig, *, second: SecondMatcherConfig, dense: DenseMatchingConfig
+) -> Mast3rSecond:
+    """Loads the weights for a second matcher, which takes no more of a GPU than it may.
+
+    Raises:
+        ConfigError: as `open_mast3r`; or the GPU's share does not hold the network and one pair.
+    """
+    if not config.checkpoint:
+        raise ConfigError(
+            "matching.second=mast3r needs its weights: --set mast3r.checkpoint=PATH; "
+            f"to get them: {download_command()} ({WEIGHTS_LICENCE})"
+        )
+    device = choose_device(config)
+    network, is_metric = _network_on(device, config)
+    device = replace(device, dtype=network.dtype)
+    if device.is_cuda:
+        config = within_budget(config, network.shape, network.dtype, second=second, dense=dense)
+    return Mast3rSecond(
+        Mast3rMatcher(
+            config,
+            dense=dense,
+            network=network,
+            device=device,
+            places=None,
+            is_metric=is_metric,
+        ),
+        image_edge_px=config.image_edge_px,
+        max_kept_images=second.max_kept_images,
+    )
+
+
+def within_budget(
+    config: Mast3rConfig,
+    shape: NetworkShape,
+    dtype: torch.dtype,
+    *,
+    second: SecondMatcherConfig,
+    dense: DenseMatchingConfig,
+) -> Mast3rConfig:
+    """The same settings with no more keyframes on a GPU than its share has room for.
+
+    Raises:
+        ConfigError: it does not hold the network and one pair.
+    """
+    budget = gpu_budget(
+        shape,
+        edge_px=config.image_edge_px,
+        num_queries=dense.max_query_points,
+        bytes_per_value=dtype.itemsize,
+        max_mb=second.max_gpu_mb,
+        wanted_cache_mb=config.device_cache_mb,
+    )
+    return config.model_copy(update={"device_cache_mb": budget.cache // 1_000_000})
+
+
+def _network_on(
+    device: Device, config: Mast3rConfig
+) -> tuple[Mast3rNetwork | UpstreamNetwork, bool]:
+    """The network on its device, and whether its points are metric."""
+    with _room_on(device, config):
+        loaded = _load_network(config, device)
+    logger.warning("MASt3R weights %s: %s", config.checkpoint, WEIGHTS_LICENCE)
+    return loaded
+
+
+@contextmanager
+def _room_on(device: Device, config: Mast3rConfig) -> Iterator[None]:
+    """Loads something onto a device.
+
+    Raises:
+        ConfigError: it has no room for that.
+    """
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise ConfigError(
             f"mast3r.device={device.name}: has no room for {config.checkpoint}"
         ) from error
-    logger.warning("MASt3R weights %s: %s", config.checkpoint, WEIGHTS_LICENCE)
-    device = replace(device, dtype=network.dtype)  # upstream's runs in float32 whatever is asked
-    matcher = Mast3rMatcher(
-        config, dense=dense, network=network, device=device, places=places, is_metric=is_metric
-    )
-    return matcher, places
 
 
 def choose_device(config: Mast3rConfig) -> Device:

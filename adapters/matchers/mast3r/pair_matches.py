@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from adapters.matchers.mast3r.heads import ViewOutput
 from adapters.matchers.mast3r.images import PixelMapping
 from adapters.matchers.mast3r.pointmaps import depths_at, focal_from_pointmap
 from adapters.matchers.mast3r.query_matching import QueryMatches, match_query_batch
-from engine.config import Mast3rConfig
 from engine.types import (
     NO_ROW,
     Features,
@@ -28,6 +28,9 @@ from engine.types import (
     MatchRequest,
     PairMatches,
 )
+
+if TYPE_CHECKING:
+    from engine.config import Mast3rConfig
 
 _MAX_CONFIDENCE = 1e9  # 1 when squeezed into 0..1, and its square is finite
 

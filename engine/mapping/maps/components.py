@@ -602,8 +602,7 @@ class Components:
         fullest.schedule.done(main.num_registered)
         for one in self._components:
             one.tried.clear()
-        for frame_id in fullest.sparse_map.registered_ids:
-            self._update_graph(fullest, frame_id)
+        self._update_graph_of_all(fullest)
         self._take_out(fullest, [])
         for frame_id in new_main.registered_ids:
             self._graph.set_registered(frame_id, True)
@@ -734,8 +733,7 @@ class Components:
         self._num_worlds = max(self._num_worlds, number + 1)
         one.schedule.done(sparse_map.num_registered)
         self._components.append(one)
-        for frame_id in sparse_map.registered_ids:
-            self._update_graph(one, frame_id)
+        self._update_graph_of_all(one)
         return one
 
     def _replace(self, one: _Component, sparse_map: SparseMap) -> None:
@@ -749,8 +747,7 @@ class Components:
         one.sparse_map = sparse_map
         self._take_out(one, elsewhere, lost=lost)
         if one in self._components:
-            for frame_id in sparse_map.registered_ids:
-                self._update_graph(one, frame_id)
+            self._update_graph_of_all(one)
 
     def _take_out(
         self,
@@ -769,6 +766,11 @@ class Components:
         for frame_id in gone:
             if self._graph.map_number(frame_id) == one.number:
                 self._graph.set_registered(frame_id, False)
+
+    def _update_graph_of_all(self, one: _Component) -> None:
+        one.sparse_map.count_covisibility()
+        for frame_id in one.sparse_map.registered_ids:
+            self._update_graph(one, frame_id)
 
     def _update_graph(self, one: _Component, frame_id: FrameId) -> None:
         if not one.sparse_map.is_registered(frame_id):

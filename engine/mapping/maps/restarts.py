@@ -48,6 +48,9 @@ _REBUILD_PASSES = 2  # adjustments of a map whose cameras changed, before it gro
 _MIN_VALID = 5  # keyframes that a window poses: with fewer a pair does as well
 _MAX_EARLY_STARTS = 2  # pairs tried for an early map
 _MAX_COMPONENT_STARTS = 2  # pairs tried for a map of keyframes that fit nowhere
+_MANY_KEYFRAMES = (
+    100  # of so many, maps at the end grow to half as many in all before another start
+)
 _POINTS_PER_INLIER = 3  # of those that a first pair needs: a window sees more
 
 
@@ -210,7 +213,12 @@ class MapBuilder:
         if present.num_registered == len(self._graph.connected_ids):
             return None
         pairs = self._pairs_outside(present) or self._pairs()
-        built = self._from_pairs(present, self._in_larger_parts(pairs, present.num_registered))
+        num_connected = len(self._graph.connected_ids)
+        built = self._from_pairs(
+            present,
+            self._in_larger_parts(pairs, present.num_registered),
+            max_grown=num_connected // 2 if num_connected > _MANY_KEYFRAMES else None,
+        )
         if built is not None:
             self._tried_at_end.add(built.pair)
         return built
@@ -334,10 +342,19 @@ class MapBuilder:
         _place(built.sparse_map, onto=present)
         return built.sparse_map
 
-    def _from_pairs(self, present: SparseMap, pairs: Sequence[VerifiedPair]) -> BuiltMap | None:
+    def _from_pairs(
+        self,
+        present: SparseMap,
+        pairs: Sequence[VerifiedPair],
+        *,
+        max_grown: int | None = None,
+    ) -> BuiltMap | None:
         ranked = self._ranked(present, pairs, excluded=self._tried_at_end)
         built = self._best(
-            lambda: self._with(present, self._graph.keyframe_ids), ranked, config=self._growth
+            lambda: self._with(present, self._graph.keyframe_ids),
+            ranked,
+            config=self._growth,
+            max_grown=max_grown,
         )
         if built is None:
             return None
@@ -365,12 +382,14 @@ class MapBuilder:
         initial_pairs: Iterable[InitialPair],
         *,
         config: GrowthConfig,
+        max_grown: int | None = None,
     ) -> BuiltMap | None:
         return build_best_map(
             new_map,
             initial_pairs,
             initialization=self._initialization,
             config=config,
+            max_grown=max_grown,
             is_refused=self._turning.explains,
         )
 
@@ -498,6 +517,7 @@ def build_best_map(
     initialization: InitializationConfig,
     config: GrowthConfig,
     is_refused: Callable[[SparseMap], bool] = lambda _: False,
+    max_grown: int | None = None,
 ) -> BuiltMap | None:
     """Builds maps from the given pairs until one holds most keyframes; returns the fullest.
 
@@ -507,13 +527,19 @@ def build_best_map(
         initialization: thresholds of starting.
         config: thresholds of growing.
         is_refused: which maps are none, however many keyframes they hold.
+        max_grown: no other map is built when all of them have so many keyframes together.
 
     Returns:
         None when no pair makes a sound map.
     """
     best: BuiltMap | None = None
+    num_grown = 0
     may_be_fuller = (one for one in initial_pairs if best is None or _reaches_more(one, best))
-    for built in _built_maps(new_map, may_be_fuller, initialization=initialization, config=config):
+    may_be_built = itertools.takewhile(
+        lambda _: max_grown is None or num_grown < max_grown, may_be_fuller
+    )
+    for built in _built_maps(new_map, may_be_built, initialization=initialization, config=config):
+        num_grown += built.sparse_map.num_registered
         if best is not None and _fullness(built) <= _fullness(best):
             continue
         if is_refused(built.sparse_map):

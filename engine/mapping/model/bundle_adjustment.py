@@ -16,7 +16,7 @@ import pycolmap
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
 from engine.cpu_time import Stage, charged_to
-from engine.estimators.adjustment_options import adjustment_options
+from engine.estimators.adjustment_options import adjust_in_slices, adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.mapping.model.calibration_control import (
@@ -251,8 +251,8 @@ def solve_globally(
     """Adjusts every pose, point and calibration of a reconstruction in place.
 
     The gauge is held by two cameras, so position, orientation and scale stay comparable with the
-    map a copy was taken from. The interpreter lock is released, unless some calibrations are
-    constant and others are not: only COLMAP's configurable adjuster, which holds it, does that.
+    map a copy was taken from. The interpreter lock is released; where some calibrations are
+    constant and others are not, between slices only: just COLMAP's configurable adjuster does that.
     """
     options = adjustment_options(
         max_iterations=max_iterations,
@@ -275,7 +275,7 @@ def solve_globally(
     for camera_id in sorted(constant):
         problem.set_constant_cam_intrinsics(camera_id)
     problem.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+    adjust_in_slices(options, problem, reconstruction)
 
 
 @charged_to(Stage.GLOBAL_ADJUSTMENT)
@@ -296,7 +296,7 @@ def refine_principal_point(sparse_map: SparseMap, calibration_key: str) -> None:
     options.refine_focal_length = False
     options.refine_extra_params = False
     options.refine_principal_point = True
-    pycolmap.create_default_bundle_adjuster(options, problem, reconstruction).solve()
+    adjust_in_slices(options, problem, reconstruction)
     sparse_map.filter_all()
 
 

@@ -194,7 +194,8 @@ class SparseMap:
     def points3D_in_world(self, point3D_ids: Iterable[int]) -> Float64Array:
         """Positions (N, 3) of points that exist."""
         point3D = self._reconstruction.point3D
-        rows = [point3D(int(point3D_id)).xyz for point3D_id in point3D_ids]
+        ids = point3D_ids.tolist() if isinstance(point3D_ids, np.ndarray) else point3D_ids
+        rows = [point3D(point3D_id).xyz for point3D_id in ids]
         return np.array(rows) if rows else np.empty((0, 3))
 
     def covisibility(self, frame_id: FrameId) -> Mapping[FrameId, int]:
@@ -221,9 +222,11 @@ class SparseMap:
             rows += np.arange(len(rows))  # of all observations of its points
             counts = np.bincount(observers[rows], minlength=len(frame_ids))
             counts[number] = 0
-            most_first = np.argsort(-counts, kind="stable")
+            seen = np.flatnonzero(counts)
+            most_first = seen[np.argsort(-counts[seen], kind="stable")]
             self._covisibility[frame_ids[number]] = {
-                frame_ids[k]: int(counts[k]) for k in most_first.tolist() if counts[k]
+                frame_ids[k]: num
+                for k, num in zip(most_first.tolist(), counts[most_first].tolist(), strict=True)
             }
 
     # -- growing --------------------------------------------------------------------------------
@@ -714,6 +717,9 @@ class SparseMap:
         1 - (error / bound)^2 (see `Fit.gain`). Drift shows twice: observations have larger errors,
         and those beyond the bound are no observations any more.
         """
+        for other in self.neighbors(frame_id):
+            if self.is_registered(other):
+                self.point3D_ids(other)  # whole tables, since other keyframes are asked for, too
         num_visible = self.num_visible_points(frame_id)
         return self.fit([frame_id]).gain / num_visible if num_visible else 0.0
 
@@ -843,7 +849,8 @@ class SparseMap:
         self, frame_id: FrameId, neighbors: Mapping[FrameId, VerifiedPair] | None = None
     ) -> tuple[Int64Array, Int64Array]:
         """Keypoints of a keyframe and the points they match; unique (row, point) couples."""
-        couples: list[Int64Array] = []
+        rows: list[Int64Array] = []
+        ids: list[Int64Array] = []
         if neighbors is None:
             neighbors = self._matches.neighbors(frame_id)
         for other, verified in sorted(neighbors.items()):
@@ -851,15 +858,25 @@ class SparseMap:
                 continue
             matches = verified.inlier_matches_idx.astype(np.int64)
             own, others = matches.T if verified.pair.first == frame_id else matches.T[::-1]
-            # Asking for the matched keypoints only is a fraction of asking for all.
-            points2D = self._reconstruction.image(other).points2D
-            point3D_ids = np.array([points2D[k].point3D_id for k in others.tolist()], np.uint64)
-            seen = point3D_ids != pycolmap.INVALID_POINT3D_ID
-            couples.append(np.column_stack([own[seen], point3D_ids[seen].astype(np.int64)]))
-        if not couples:
+            point3D_ids = self._point3D_ids_at(other, others)
+            seen = point3D_ids != _NO_POINT
+            rows.append(own[seen])
+            ids.append(point3D_ids[seen])
+        if not rows:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        unique = np.unique(np.concatenate(couples), axis=0)
-        return unique[:, 0], unique[:, 1]
+        all_ids = np.concatenate(ids)
+        num_ids = all_ids.max(initial=0) + 1
+        couples = np.unique(np.concatenate(rows) * num_ids + all_ids)  # one number for each couple
+        return couples // num_ids, couples % num_ids
+
+    def _point3D_ids_at(self, frame_id: FrameId, rows: Int64Array) -> Int64Array:
+        """The points (M,) that some keypoints of a keyframe observe, -1 for none."""
+        if frame_id in self._point3D_ids:
+            return self._point3D_ids[frame_id][rows]
+        # Asking for some keypoints only is a fraction of asking for all.
+        points2D = self._reconstruction.image(frame_id).points2D
+        ids = np.array([points2D[k].point3D_id for k in rows.tolist()], np.uint64)
+        return np.where(ids == pycolmap.INVALID_POINT3D_ID, _NO_POINT, ids.astype(np.int64))
 
     def _extend_tracks(
         self, frame_id: FrameId, rows: Int64Array, *, point3D_ids: Int64Array

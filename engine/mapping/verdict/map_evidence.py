@@ -13,15 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pycolmap
 
-from engine.estimators.lenses import camera_focal_px, unit_rays
 from engine.estimators.pair_fit import PairFits, PairSamples, fit_pairs
-from engine.geometry import compose_poses, image_scale, invert_pose
+from engine.geometry import compose_poses, invert_pose
 from engine.mapping.model.calibration_control import WantedFocal, wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
-from engine.mapping.verdict.part_evidence import NUM_ASKED, PartsEvidence, examine_parts
+from engine.mapping.verdict.part_evidence import (
+    NUM_ASKED,
+    PartsEvidence,
+    Views,
+    examine_parts,
+    some_matches,
+    spread,
+    views_of,
+)
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     BoolArray,
@@ -152,7 +158,11 @@ def gather(
     """
     ids = sparse_map.registered_ids
     pairs = graph.edges_among(ids)
-    examined = _Examined.of(sparse_map, _chosen_pairs(pairs, ids, per_keyframe=pairs_per_keyframe))
+    ranked = _strongest_first(pairs, ids)
+    chosen = _chosen_pairs(pairs, ranked, per_keyframe=pairs_per_keyframe)
+    looked_at = _chosen_pairs(pairs, ranked, per_keyframe=_LOOKED_AT * pairs_per_keyframe)
+    views = views_of(sparse_map, [*chosen, *looked_at])
+    examined = _Examined.of(sparse_map, chosen, views)
     is_agreed = beside.is_agreed if beside.confirms_pairs else None
     if is_agreed is not None:
         examined = examined.weighed_anew(is_agreed)
@@ -163,7 +173,8 @@ def gather(
         pairs=examined.summary(graph),
         parts=examine_parts(
             sparse_map,
-            _chosen_pairs(pairs, ids, per_keyframe=_LOOKED_AT * pairs_per_keyframe),
+            looked_at,
+            views=views,
             is_agreed=is_agreed,
             num_asked=num_asked,
         ),
@@ -223,20 +234,28 @@ def _place(sparse_map: SparseMap, keyframe: Keyframe, examined: _Examined) -> Pl
     )
 
 
+def _strongest_first(
+    pairs: Sequence[VerifiedPair], frame_ids: Sequence[FrameId]
+) -> list[list[int]]:
+    """The indices of each keyframe's pairs that have enough matches, the strongest first."""
+    of_keyframe: dict[FrameId, list[int]] = {frame_id: [] for frame_id in frame_ids}
+    sizes = [pair.num_inliers for pair in pairs]
+    for number in sorted(range(len(pairs)), key=lambda number: -sizes[number]):
+        if sizes[number] >= _MIN_MATCHES:
+            of_keyframe[pairs[number].pair.first].append(number)
+            of_keyframe[pairs[number].pair.second].append(number)
+    return list(of_keyframe.values())
+
+
 def _chosen_pairs(
-    pairs: Sequence[VerifiedPair], frame_ids: Sequence[FrameId], *, per_keyframe: int
+    pairs: Sequence[VerifiedPair], ranked: Sequence[Sequence[int]], *, per_keyframe: int
 ) -> list[VerifiedPair]:
     """Some pairs of each keyframe, from its strongest to its weakest, in the order given."""
-    of_keyframe: dict[FrameId, list[int]] = {frame_id: [] for frame_id in frame_ids}
-    for number, pair in enumerate(pairs):
-        if pair.num_inliers >= _MIN_MATCHES:
-            of_keyframe[pair.pair.first].append(number)
-            of_keyframe[pair.pair.second].append(number)
-    chosen: set[int] = set()
-    for numbers in of_keyframe.values():
-        ranked = sorted(numbers, key=lambda number: (-pairs[number].num_inliers, number))
-        size = min(len(ranked), per_keyframe)
-        chosen.update(ranked[k] for k in np.linspace(0, len(ranked) - 1, size).astype(int))
+    chosen = {
+        numbers[k]
+        for numbers in ranked
+        for k in spread(len(numbers), min(len(numbers), per_keyframe)).tolist()
+    }
     return [pairs[number] for number in sorted(chosen)]
 
 
@@ -257,9 +276,7 @@ class _Examined:
     num_stay_unexplained: Float64Array  # (B,) of those, that the map does not explain
 
     @classmethod
-    def of(cls, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _Examined:
-        ids = {frame_id for pair in pairs for frame_id in (pair.pair.first, pair.pair.second)}
-        views = {frame_id: _View.of(sparse_map, frame_id) for frame_id in ids}
+    def of(cls, sparse_map: SparseMap, pairs: Sequence[VerifiedPair], views: Views) -> _Examined:
         sampled = [
             sample for pair in pairs if (sample := _Sample.of(pair, views, sparse_map)) is not None
         ]
@@ -336,29 +353,6 @@ class _Examined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _View:
-    """A registered keyframe as the map has it."""
-
-    keyframe: Keyframe
-    camera: pycolmap.Camera
-    focal_px: float
-    scale: float  # of thresholds in px
-    cam_from_world: Float64Array  # (3, 4)
-
-    @classmethod
-    def of(cls, sparse_map: SparseMap, frame_id: FrameId) -> _View:
-        keyframe = sparse_map.keyframe(frame_id)
-        camera = sparse_map.camera(keyframe.calibration_key)
-        return cls(
-            keyframe=keyframe,
-            camera=camera,
-            focal_px=camera_focal_px(camera),
-            scale=image_scale(camera.width, camera.height),
-            cam_from_world=sparse_map.cam_from_world(frame_id),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Sample:
     """Some matches (M,) of a pair of registered keyframes."""
 
@@ -371,17 +365,13 @@ class _Sample:
     weight: float
 
     @classmethod
-    def of(
-        cls, verified: VerifiedPair, views: Mapping[FrameId, _View], sparse_map: SparseMap
-    ) -> _Sample | None:
+    def of(cls, verified: VerifiedPair, views: Views, sparse_map: SparseMap) -> _Sample | None:
         """A sample of a pair; None where too few matches have viewing rays."""
         first, second = views[verified.pair.first], views[verified.pair.second]
-        size = min(verified.num_inliers, _MAX_MATCHES)
-        spread = np.linspace(0, verified.num_inliers - 1, size).astype(int)
-        rows1, rows2 = verified.inlier_matches_idx[spread].T
+        rows1, rows2 = some_matches(verified, min(verified.num_inliers, _MAX_MATCHES))
         points1_xy = first.keyframe.features.keypoints_xy[rows1]
         points2_xy = second.keyframe.features.keypoints_xy[rows2]
-        rays1, rays2 = unit_rays(first.camera, points1_xy), unit_rays(second.camera, points2_xy)
+        rays1, rays2 = first.rays[rows1], second.rays[rows2]
         is_seen = np.isfinite(rays1.sum(axis=1) + rays2.sum(axis=1))
         if np.count_nonzero(is_seen) < _MIN_MATCHES:
             return None

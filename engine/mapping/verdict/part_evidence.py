@@ -11,7 +11,8 @@ CVPR 2008; measurements that contradict each other show which are wrong: Zach et
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx
@@ -21,7 +22,15 @@ from engine.estimators.lenses import camera_focal_px, unit_rays
 from engine.estimators.pair_fit import PairSamples, epipolar_errors_px
 from engine.geometry import compose_poses, image_scale, invert_pose
 from engine.mapping.model.sparse_map import SparseMap
-from engine.types import BoolArray, Float64Array, FrameId, ImagePair, Int64Array, VerifiedPair
+from engine.types import (
+    BoolArray,
+    Float64Array,
+    FrameId,
+    ImagePair,
+    Int64Array,
+    Keyframe,
+    VerifiedPair,
+)
 
 _NUM_MATCHES = 32  # of a pair that are looked at, spread over all
 _MIN_INLIERS = 15  # of a pair that counts
@@ -82,6 +91,7 @@ def examine_parts(
     sparse_map: SparseMap,
     pairs: Sequence[VerifiedPair],
     *,
+    views: Views | None = None,
     is_agreed: Callable[[ImagePair], bool] | None = None,
     num_asked: int = NUM_ASKED,
 ) -> PartsEvidence:
@@ -90,13 +100,14 @@ def examine_parts(
     Args:
         sparse_map: the map.
         pairs: of its registered keyframes.
+        views: of the keyframes of these pairs; None: they are made.
         is_agreed: whether a third view confirms a pair; None: all count in full.
         num_asked: of how many pairs of a part that is asked.
     """
     counting = [pair for pair in pairs if pair.num_inliers >= _MIN_INLIERS]
     if not counting:
         return PartsEvidence()
-    looked_at = _LookedAt.of(sparse_map, counting)
+    looked_at = _LookedAt.of(sparse_map, counting, views or views_of(sparse_map, counting))
     contested: list[ContestedPart] = []
     torn: list[TornPart] = []
     thin: list[ThinJoint] = []
@@ -129,11 +140,12 @@ class _LookedAt:
     num_common: Int64Array  # (B,) of these, those that observe the same point on both sides
 
     @classmethod
-    def of(cls, sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> _LookedAt:
+    def of(cls, sparse_map: SparseMap, pairs: Sequence[VerifiedPair], views: Views) -> _LookedAt:
         frame_ids = sparse_map.registered_ids
         index = {frame_id: number for number, frame_id in enumerate(frame_ids)}
-        errors_px, cosines = _look(sparse_map, pairs)
-        points = _observed(sparse_map, pairs)
+        rows = [some_matches(one, _NUM_MATCHES) for one in pairs]
+        errors_px, cosines = _look(views, pairs, rows)
+        points = _observed(sparse_map, pairs, rows)
         strengths = np.array([sparse_map.num_independent_inliers(one) for one in pairs], np.float64)
         return cls(
             frame_ids=frame_ids,
@@ -246,46 +258,50 @@ def _is_contested(held: Float64Array, against: Float64Array) -> bool:
     )
 
 
-def _some_matches(verified: VerifiedPair) -> Int64Array:
-    """The keypoints (2, M) of some matches, spread over all."""
-    chosen = np.linspace(0, verified.num_inliers - 1, _NUM_MATCHES).astype(np.int64)
-    return verified.inlier_matches_idx[chosen].astype(np.int64).T
+def some_matches(verified: VerifiedPair, num: int) -> Int64Array:
+    """The keypoints (2, M) of so many matches of a pair, spread over all; few come repeatedly."""
+    rows = verified.inlier_matches_idx[spread(verified.num_inliers, num)]
+    return rows.astype(np.int64).T
 
 
-def _observed(sparse_map: SparseMap, pairs: Sequence[VerifiedPair]) -> Int64Array:
-    """The points (2, B, M) that both sides of some matches observe, -1 for none."""
+@functools.lru_cache(maxsize=4096)
+def spread(num: int, num_chosen: int) -> Int64Array:
+    """So many indices of ``num`` things, from the first to the last."""
+    indices = np.linspace(0, num - 1, num_chosen).astype(np.int64)
+    indices.setflags(write=False)
+    return indices
+
+
+def _observed(
+    sparse_map: SparseMap, pairs: Sequence[VerifiedPair], rows: Sequence[Int64Array]
+) -> Int64Array:
+    """The points (2, B, M) that both sides of matches (2, M) observe, -1 for none."""
     points = np.zeros((2, len(pairs), _NUM_MATCHES), np.int64)
-    for number, one in enumerate(pairs):
-        rows1, rows2 = _some_matches(one)
+    for number, (one, (rows1, rows2)) in enumerate(zip(pairs, rows, strict=True)):
         points[0, number] = sparse_map.point3D_ids(one.pair.first)[rows1]
         points[1, number] = sparse_map.point3D_ids(one.pair.second)[rows2]
     return points
 
 
 def _look(
-    sparse_map: SparseMap, pairs: Sequence[VerifiedPair]
+    views: Views, pairs: Sequence[VerifiedPair], rows: Sequence[Int64Array]
 ) -> tuple[Float64Array, Float64Array]:
-    """Errors (B, M) of some matches at an edge of 1000 px, and how far apart their rays point.
+    """Errors (B, M) of matches (2, M) at an edge of 1000 px, and how far apart their rays point.
 
     Returns:
         Sampson errors under the map's poses, 0 where a match has no viewing ray; and the median
         cosine (B,) of the angle between the two rays of a match in the world.
     """
-    views: Mapping[FrameId, _View] = {
-        frame_id: _View.of(sparse_map, frame_id)
-        for frame_id in {i for one in pairs for i in (one.pair.first, one.pair.second)}
-    }
     rays = np.zeros((2, len(pairs), _NUM_MATCHES, 3))
     cam2_from_cam1 = np.zeros((len(pairs), 3, 4))
     focal_px = np.zeros(len(pairs))
-    for number, one in enumerate(pairs):
+    for number, (one, (rows1, rows2)) in enumerate(zip(pairs, rows, strict=True)):
         first, second = views[one.pair.first], views[one.pair.second]
-        rows1, rows2 = _some_matches(one)
         rays[0, number], rays[1, number] = first.rays[rows1], second.rays[rows2]
         cam2_from_cam1[number] = compose_poses(
             second.cam_from_world, invert_pose(first.cam_from_world)
         )
-        focal_px[number] = np.sqrt(first.focal_px * second.focal_px)
+        focal_px[number] = np.sqrt(first.scaled_focal_px * second.scaled_focal_px)
     has_rays = np.isfinite(rays.sum(axis=(0, -1)))
     rays[:, ~has_rays] = (0.0, 0.0, 1.0)
     samples = PairSamples(
@@ -301,19 +317,38 @@ def _look(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _View:
+class KeyframeView:
     """A registered keyframe as the map has it."""
 
+    keyframe: Keyframe
     rays: Float64Array  # (N, 3) of its keypoints
-    focal_px: float  # at an image edge of 1000 px
+    focal_px: float
+    scale: float  # of thresholds in px
     cam_from_world: Float64Array  # (3, 4)
 
+    @property
+    def scaled_focal_px(self) -> float:
+        """The focal length at an image edge of 1000 px."""
+        return self.focal_px / self.scale
+
     @classmethod
-    def of(cls, sparse_map: SparseMap, frame_id: FrameId) -> _View:
+    def of(cls, sparse_map: SparseMap, frame_id: FrameId) -> KeyframeView:
+        """The view of a keyframe."""
         keyframe = sparse_map.keyframe(frame_id)
         camera = sparse_map.camera(keyframe.calibration_key)
         return cls(
+            keyframe=keyframe,
             rays=unit_rays(camera, keyframe.features.keypoints_xy),
-            focal_px=camera_focal_px(camera) / image_scale(camera.width, camera.height),
+            focal_px=camera_focal_px(camera),
+            scale=image_scale(camera.width, camera.height),
             cam_from_world=sparse_map.cam_from_world(frame_id),
         )
+
+
+Views = Mapping[FrameId, KeyframeView]
+
+
+def views_of(sparse_map: SparseMap, pairs: Iterable[VerifiedPair]) -> Views:
+    """The views of the keyframes of some pairs."""
+    ids = {frame_id for one in pairs for frame_id in (one.pair.first, one.pair.second)}
+    return {frame_id: KeyframeView.of(sparse_map, frame_id) for frame_id in ids}

@@ -17,7 +17,7 @@ from engine.types import Verdict, VerdictLevel
 _LEAST_REGISTERED = 8  # of a growing map: smaller ones still change with every keyframe
 _LEAST_KEYFRAMES = 12  # or so many came, whatever fits
 _LEAST_GROWTH = 10  # keyframes, registered or not, since the last time
-_GROWTH_RATIO = 0.3  # likewise, of those before
+_GROWTH_RATIO = 0.5  # likewise, of those before
 _LIVE_ASKED = 2  # pairs that contradict a part, for third views, while the map grows
 _LIVE_PAIRS = 3  # of each keyframe that are examined while the map grows
 

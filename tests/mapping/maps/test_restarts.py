@@ -297,7 +297,11 @@ def test_a_separate_map_holds_nothing_but_its_keyframes(world: SyntheticWorld) -
 
 
 def built_from(
-    world: SyntheticWorld, initial_pairs: Sequence[InitialPair], **settings: Any
+    world: SyntheticWorld,
+    initial_pairs: Sequence[InitialPair],
+    *,
+    max_grown: int | None = None,
+    **settings: Any,
 ) -> tuple[SparseMap | None, InitialPair | None, int]:
     """The best map, what it started from, and how many maps were made on the way."""
     made: list[SparseMap] = []
@@ -306,7 +310,13 @@ def built_from(
         made.append(map_of_keyframes(world, **settings))
         return made[-1]
 
-    built = build_best_map(new_map, initial_pairs, initialization=INITIALIZATION, config=GROWTH)
+    built = build_best_map(
+        new_map,
+        initial_pairs,
+        initialization=INITIALIZATION,
+        config=GROWTH,
+        max_grown=max_grown,
+    )
     if built is None:
         return None, None, len(made)
     return built.sparse_map, built.initial, len(made)
@@ -353,6 +363,19 @@ def test_the_fullest_of_several_poor_maps_is_kept(flight: SyntheticWorld) -> Non
         assert initial is more
         assert sparse_map.registered_ids == flight.frame_ids[4:]
         assert num_made == num_tried  # the few keyframes cannot hold more
+
+
+@pytest.mark.parametrize(("max_grown", "num_built"), [(4, 1), (5, 2)])
+def test_no_other_map_is_built_when_all_have_grown_enough_together(
+    flight: SyntheticWorld, max_grown: int, num_built: int
+) -> None:
+    def cut(pair: ImagePair) -> bool:
+        return pair.first <= 4 < pair.second
+
+    few, more = initial_pair(flight, 1, 3), initial_pair(flight, 6, 8)
+    _, initial, num_made = built_from(flight, [few, more], skips=cut, max_grown=max_grown)
+    assert num_made == num_built
+    assert initial is (few, more)[num_built - 1]
 
 
 def test_a_start_with_a_wrong_relative_pose_makes_no_map(flight: SyntheticWorld) -> None:

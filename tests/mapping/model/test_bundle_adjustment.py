@@ -9,6 +9,7 @@ import pycolmap
 import pytest
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.estimators import adjustment_options
 from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.model.bundle_adjustment import (
     GlobalAdjustment,
@@ -229,7 +230,11 @@ def test_a_focal_length_a_fifth_off_is_refined_to_a_hundredth() -> None:
         assert errors_of(sparse_map, world).rmse_ratio < 3e-3
 
 
-def test_constant_cameras_stay_and_the_others_are_refined() -> None:
+@pytest.mark.parametrize("residuals_of_slice", [400_000, 1])
+def test_constant_cameras_stay_and_the_others_are_refined(
+    residuals_of_slice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjustment_options, "_RESIDUALS_OF_SLICE", residuals_of_slice)
     cameras = (SyntheticCamera.known("known"), SyntheticCamera(key="guessed"))
     world = SyntheticWorld(straight_path(NUM_FRAMES), cameras=cameras, noise_px=0.3)
     sparse_map = grown_map(world)
@@ -240,6 +245,22 @@ def test_constant_cameras_stay_and_the_others_are_refined() -> None:
     assert sparse_map.camera("known").params.tolist() == list(EXACT_CAMERA)
     assert abs(sparse_map.camera("guessed").mean_focal_length() - FOCAL_PX) < 0.01 * FOCAL_PX
     assert errors_of(sparse_map, world).rmse_ratio < 1e-3
+
+
+def test_an_adjustment_in_slices_takes_no_more_steps_than_it_has() -> None:
+    def adjusted(steps: int, *, slices: int) -> float:
+        """The error after so many steps, the known camera held; two of a slice."""
+        cameras = (SyntheticCamera.known("known"), SyntheticCamera(key="guessed"))
+        sparse_map = grown_map(SyntheticWorld(straight_path(NUM_FRAMES), cameras=cameras))
+        sparse_map.set_camera_params("guessed", (1.2 * FOCAL_PX, *EXACT_CAMERA[1:]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adjustment_options, "_RESIDUALS_OF_SLICE", 400_000 if slices == 1 else 1)
+            held = (sparse_map.camera("known").camera_id,)
+            solve(sparse_map, constant_camera_ids=held, steps=steps)
+        return sparse_map.mean_reprojection_error_px()
+
+    assert adjusted(2, slices=2) == adjusted(2, slices=1)
+    assert adjusted(2, slices=2) > 1.5 * adjusted(6, slices=2)
 
 
 def test_distortion_is_refined_only_with_enough_keyframes(noisy_world: SyntheticWorld) -> None:
