@@ -546,6 +546,25 @@ class PairCandidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EpipolarGuide:
+    """The epipolar geometry of a pair that is known before all of its keypoints are matched.
+
+    Rays are unit vectors, NaN where a keypoint has none. They need not be calibrated: any rays will
+    do that the matrix relates.
+    """
+
+    rays1: Float64Array  # (N, 3) of first's keypoints
+    rays2: Float64Array  # (M, 3) of second's
+    essential: Float64Array  # (3, 3), ray2^T E ray1 = 0
+    max_angle_rad: float  # of a match to its epipolar plane
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "rays1", (None, 3), np.float64, finite=False)
+        freeze_field(self, "rays2", (None, 3), np.float64, finite=False)
+        freeze_field(self, "essential", (3, 3), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MatchRequest:
     """A pair to match and, for dense matchers, the keypoints to look up in the other image."""
 
@@ -555,6 +574,7 @@ class MatchRequest:
     query_rows1: Int64Array  # (Q1,) rows of first to look up in second; sparse matchers use all
     query_rows2: Int64Array  # (Q2,) rows of second to look up in first
     wants_pointmaps: bool = False  # whether to compute depths and focal lengths at extra cost
+    guide: EpipolarGuide | None = None  # matches far from it are not needed
 
     def __post_init__(self) -> None:
         freeze_field(self, "query_rows1", (None,), np.int64)

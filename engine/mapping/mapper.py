@@ -466,6 +466,11 @@ class Mapper:
                 self._cameras.add_focal_length(camera_key, focal_px)
         self._replace_tables(matched, but=matched.frame_id)
         self._keyframe_reports.report_pairs([*matched.pairs, *matched.found_pairs])
+        self._keyframe_reports.report_rejected(
+            matched.frame_id,
+            num_pairs=len(matched.tried_pairs),
+            num_given_up_early=matched.num_given_up_early,
+        )
         self._journal.add_pairs(matched.found_pairs)
         self._journal.add_tried(matched.tried_pairs)
         keyframe = self._graph.keyframe(matched.frame_id)
