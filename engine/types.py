@@ -361,8 +361,8 @@ class TrackingDecision:
     """What tracking did with a frame because of how far mapping was."""
 
     frame_id: FrameId
-    is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
-    is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
+    is_behind: bool  # mapping was: the frame was followed from an earlier keyframe, too
+    motion_share: float | None = None  # of what makes a keyframe; None: as `is_behind` asks for
     num_described: int | None = None  # keyframes by then; None: frames wait while one is described
 
 
@@ -374,7 +374,7 @@ class MappingDecision:
     merged: tuple[str, ...]  # kinds of the jobs whose results went into the map before it
     num_readings: int  # of positions beside frames, of all sources, that the map knew from then on
     num_posed: int  # frames that were posed while it was matched
-    num_posed_beginning: int = 0  # before that, by keyframes as they were at the one before
+    num_posed_beginning: int = 0  # items looked at before that, and posed by earlier keyframes
     num_posed_adding: int = 0  # and after it, likewise
 
 

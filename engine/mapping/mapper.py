@@ -250,9 +250,9 @@ class Mapper:
         )
 
     def _posing_references(self) -> tuple[PosingReference, ...]:
-        """The newest keyframe of each camera that a map holds, copied."""
+        """The newest keyframes of each camera that a map holds, copied."""
         references = []
-        for camera_key, frame_id in self._pose_reports.latest_keyframes.items():
+        for camera_key, frame_id in self._pose_reports.latest_keyframes:
             number, sparse_map = self._components.holding(self._map, frame_id) or (
                 MAIN,
                 self._shown_map,
