@@ -435,6 +435,23 @@ class SiftConfig(Section):
     """Whether a match must be the best in both directions."""
 
 
+class CoarseToFineConfig(Section):
+    """Pairs with very many keypoints, as photos have: the largest keypoints are matched first.
+
+    Pairs that hold by them are matched again in full, guided by what they show; most others are
+    given up.
+    """
+
+    num_keypoints: NonNegativeInt = 2000
+    """Largest keypoints of each image that are matched first. More: more weak pairs are found, and
+    the cost of the first pass grows with the square. 0: all are matched at once."""
+    min_coarse_matches: NonNegativeInt = 8
+    """Pairs with fewer matches of the largest keypoints are given up."""
+    enough_pairs: NonNegativeInt = 4
+    """Weak pairs of a keyframe are matched in full until it has so many verified pairs, those that
+    do not hold counted."""
+
+
 class RetrievalConfig(Section):
     """Place recognition over keyframe descriptors, learned during the run."""
 
@@ -759,6 +776,7 @@ class Config(Section):
     mast3r: Mast3rConfig = Mast3rConfig()
     oracle: OracleConfig = OracleConfig()
     sift: SiftConfig = SiftConfig()
+    coarse_to_fine: CoarseToFineConfig = CoarseToFineConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     scene_graph: SceneGraphConfig = SceneGraphConfig()
     two_view: TwoViewConfig = TwoViewConfig()

@@ -147,6 +147,15 @@ class PairVerified(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairsRejected(Event):
+    """Pairs did not pass verification when a keyframe was matched."""
+
+    frame_id: FrameId
+    num_pairs: int
+    num_given_up_early: int  # of these: after their largest keypoints were matched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeakPairsMatched(Event):
     """A second matcher gets pairs of keyframes that the first one hardly matches."""
 

@@ -361,8 +361,8 @@ class TrackingDecision:
     """What tracking did with a frame because of how far mapping was."""
 
     frame_id: FrameId
-    is_behind: bool  # mapping was: the frame could become a keyframe only if the view would be lost
-    is_starting: bool = False  # there was no map: half the motion was enough for a keyframe
+    is_behind: bool  # mapping was: the frame was followed from an earlier keyframe, too
+    motion_share: float | None = None  # of what makes a keyframe; None: as `is_behind` asks for
     num_described: int | None = None  # keyframes by then; None: frames wait while one is described
 
 
@@ -374,7 +374,7 @@ class MappingDecision:
     merged: tuple[str, ...]  # kinds of the jobs whose results went into the map before it
     num_readings: int  # of positions beside frames, of all sources, that the map knew from then on
     num_posed: int  # frames that were posed while it was matched
-    num_posed_beginning: int = 0  # before that, by keyframes as they were at the one before
+    num_posed_beginning: int = 0  # items looked at before that, and posed by earlier keyframes
     num_posed_adding: int = 0  # and after it, likewise
 
 
@@ -546,6 +546,25 @@ class PairCandidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EpipolarGuide:
+    """The epipolar geometry of a pair that is known before all of its keypoints are matched.
+
+    Rays are unit vectors, NaN where a keypoint has none. They need not be calibrated: any rays will
+    do that the matrix relates.
+    """
+
+    rays1: Float64Array  # (N, 3) of first's keypoints
+    rays2: Float64Array  # (M, 3) of second's
+    essential: Float64Array  # (3, 3), ray2^T E ray1 = 0
+    max_angle_rad: float  # of a match to its epipolar plane
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "rays1", (None, 3), np.float64, finite=False)
+        freeze_field(self, "rays2", (None, 3), np.float64, finite=False)
+        freeze_field(self, "essential", (3, 3), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MatchRequest:
     """A pair to match and, for dense matchers, the keypoints to look up in the other image."""
 
@@ -555,6 +574,7 @@ class MatchRequest:
     query_rows1: Int64Array  # (Q1,) rows of first to look up in second; sparse matchers use all
     query_rows2: Int64Array  # (Q2,) rows of second to look up in first
     wants_pointmaps: bool = False  # whether to compute depths and focal lengths at extra cost
+    guide: EpipolarGuide | None = None  # matches far from it are not needed
 
     def __post_init__(self) -> None:
         freeze_field(self, "query_rows1", (None,), np.int64)

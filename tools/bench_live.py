@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 import pycolmap
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -145,10 +146,10 @@ def true_centers(path: Path) -> dict[int, np.ndarray]:
 def encode(clip: Clip, path: Path, *, rate_hz: float) -> None:
     """Writes a clip as H.264 of a rate, without frames that wait for later ones."""
     import av
-    import cv2
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=round(rate_hz))
+        stream.height, stream.width = _pixels(clip.shots[0]).shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.options = {
             "crf": "18",
@@ -157,12 +158,16 @@ def encode(clip: Clip, path: Path, *, rate_hz: float) -> None:
             "g": str(round(rate_hz)),
         }
         for shot in clip.shots:
-            bgr = cv2.imdecode(np.frombuffer(shot.jpeg, np.uint8), cv2.IMREAD_COLOR)
-            assert bgr is not None
-            stream.height, stream.width = bgr.shape[:2]
-            pixels = np.asarray(bgr, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="bgr24")))
+            frame = av.VideoFrame.from_ndarray(_pixels(shot), format="bgr24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def _pixels(shot: Shot) -> NDArray[np.uint8]:
+    """The image (H, W, 3) BGR."""
+    import cv2
+
+    return np.asarray(cv2.imdecode(np.frombuffer(shot.jpeg, np.uint8), cv2.IMREAD_COLOR), np.uint8)
 
 
 # -- a live run -----------------------------------------------------------------------------------

@@ -8,17 +8,21 @@ so every machine and every number of threads finds the same matches, with or wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapters.matchers.byte_products import ByteProducts
+from adapters.matchers.epipolar_blocks import epipolar_blocks
 from engine.config import SiftConfig
 from engine.errors import InferenceError
 from engine.geometry import usable_at
 from engine.types import (
     BoolArray,
     DescriptorKind,
+    EpipolarGuide,
     Features,
     Float32Array,
     Float64Array,
@@ -32,6 +36,7 @@ from engine.types import (
 # RootSIFT components rarely exceed 127 / 256; at this scale they fit signed bytes.
 _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
+_GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those near their planes
 
 
 class SiftMatcher:
@@ -113,25 +118,79 @@ class SiftMatcher:
         return self._detectors[has_limit]
 
     def _match_pair(self, request: MatchRequest) -> PairMatches:
-        first, second = request.first, request.second
-        if len(first) == 0 or len(second) < 2:
+        if len(request.first) == 0 or len(request.second) < 2:
             return PairMatches.of_rows(
                 request,
                 matches_idx=np.empty((0, 2), np.int64),
                 confidence=np.empty((0,), np.float32),
             )
-        best, best_distance, second_distance = _two_nearest(self._products, first, second)
-        passed = best_distance < self._config.max_ratio**2 * second_distance
-        rows = np.flatnonzero(passed)
-        if self._config.mutual and len(rows):
-            back = _nearest(self._products, second.descriptors[best[rows]], among=first)
-            rows = rows[back == rows]
-        rows = _one_per_target(rows, best=best, distance=best_distance)
-        ratio = np.sqrt(best_distance[rows] / np.maximum(second_distance[rows], 1e-6))
+        first, second = request.first.descriptors, request.second.descriptors
+        if request.guide is None:
+            found = self._search(first, second)
+        else:
+            found = self._search_near(request.guide, first, second)
+        found = found.one_per_target()
+        ratio = np.sqrt(found.distance / np.maximum(found.second_distance, 1e-6))
         return PairMatches.of_rows(
             request,
-            matches_idx=np.column_stack([rows, best[rows]]),
+            matches_idx=np.column_stack([found.rows, found.nearest]),
             confidence=np.clip(1.0 - ratio, 0.0, 1.0).astype(np.float32),
+        )
+
+    def _search(self, first: Uint8Array, second: Uint8Array) -> _Found:
+        """Matches of descriptors (N, D) among all of (M, D), M at least 2."""
+        found = _two_nearest(self._products, first, second)
+        found = found.take(found.distance < self._config.max_ratio**2 * found.second_distance)
+        if not (self._config.mutual and len(found.rows)):
+            return found
+        back = _nearest(self._products, second[found.nearest], among=first)
+        return found.take(back == found.rows)
+
+    def _search_near(self, guide: EpipolarGuide, first: Uint8Array, second: Uint8Array) -> _Found:
+        """Matches among descriptors of keypoints near each other's epipolar planes."""
+        parts = []
+        for rows, columns in epipolar_blocks(guide, num_rows=_GUIDED_BLOCK_ROWS):
+            if len(columns) >= 2:
+                part = self._search(first[rows], second[columns])
+                parts.append(replace(part, rows=rows[part.rows], nearest=columns[part.nearest]))
+        return _Found.joined(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """Descriptors and their nearest ones in the other image."""
+
+    rows: Int64Array  # (K,) of the first image
+    nearest: Int64Array  # (K,) of the second
+    distance: Float32Array  # (K,) squared
+    second_distance: Float32Array  # (K,) squared, to the runner-up
+
+    def take(self, which: NDArray[Any]) -> _Found:
+        """Some of them, by positions or a mask."""
+        return _Found(
+            rows=self.rows[which],
+            nearest=self.nearest[which],
+            distance=self.distance[which],
+            second_distance=self.second_distance[which],
+        )
+
+    def one_per_target(self) -> _Found:
+        """In order of rows; of those with one nearest descriptor the closest."""
+        by_distance = np.lexsort((self.rows, self.distance))
+        _, first_of_target = np.unique(self.nearest[by_distance], return_index=True)
+        kept = by_distance[first_of_target]
+        return self.take(kept[np.argsort(self.rows[kept])])
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Found]) -> _Found:
+        """All of several parts."""
+        return cls(
+            rows=np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)]),
+            nearest=np.concatenate([np.empty(0, np.int64), *(part.nearest for part in parts)]),
+            distance=np.concatenate([np.empty(0, np.float32), *(part.distance for part in parts)]),
+            second_distance=np.concatenate(
+                [np.empty(0, np.float32), *(part.second_distance for part in parts)]
+            ),
         )
 
 
@@ -190,19 +249,13 @@ def _no_features(frame: Frame) -> Features:
     )
 
 
-def _two_nearest(
-    products: ByteProducts, first: Features, second: Features
-) -> tuple[Int64Array, Float32Array, Float32Array]:
-    """For each keypoint of ``first``: the nearest of ``second`` and two squared distances.
-
-    Returns:
-        nearest (N,), squared distance to it (N,), squared distance to the runner-up (N,).
-    """
-    target_square = _squared_norms(second.descriptors)
-    square = _squared_norms(first.descriptors)
+def _two_nearest(products: ByteProducts, first: Uint8Array, second: Uint8Array) -> _Found:
+    """The nearest of descriptors (M, D) to each of (N, D), and how far the nearest two are."""
+    target_square = _squared_norms(second)
+    square = _squared_norms(first)
     nearest = np.empty(len(first), np.int64)
     distances = np.empty((2, len(first)), np.float32)
-    for block, score in products.blocks(first.descriptors, second.descriptors):
+    for block, score in products.blocks(first, second):
         rows = np.arange(len(score))
         best = score.argmax(axis=1)
         nearest[block] = best
@@ -212,22 +265,20 @@ def _two_nearest(
         distances[1, block] = (
             square[block] + target_square[runner_up] - 2.0 * score[rows, runner_up]
         )
-    return nearest, distances[0], distances[1]
+    return _Found(
+        rows=np.arange(len(first)),
+        nearest=nearest,
+        distance=distances[0],
+        second_distance=distances[1],
+    )
 
 
-def _nearest(products: ByteProducts, descriptors: Uint8Array, *, among: Features) -> Int64Array:
-    """The row of ``among`` with the largest product for each descriptor, (N,)."""
+def _nearest(products: ByteProducts, descriptors: Uint8Array, *, among: Uint8Array) -> Int64Array:
+    """The row of ``among`` (M, D) with the largest product for each descriptor, (N,)."""
     nearest = np.empty(len(descriptors), np.int64)
-    for block, score in products.blocks(descriptors, among.descriptors):
+    for block, score in products.blocks(descriptors, among):
         nearest[block] = score.argmax(axis=1)
     return nearest
-
-
-def _one_per_target(rows: Int64Array, *, best: Int64Array, distance: Float32Array) -> Int64Array:
-    """Keeps the closest of the rows that chose the same target."""
-    by_distance = rows[np.lexsort((rows, distance[rows]))]
-    _, first_of_target = np.unique(best[by_distance], return_index=True)
-    return np.sort(by_distance[first_of_target])
 
 
 def _squared_norms(descriptors: Uint8Array) -> Float32Array:

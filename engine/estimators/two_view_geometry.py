@@ -16,8 +16,8 @@ import pycolmap
 
 from engine.config import TwoViewConfig
 from engine.estimators.lenses import camera_focal_px, unit_rays, viewing_rays
-from engine.geometry import image_scale
-from engine.types import BoolArray, Float64Array, PairMatches, VerifiedPair
+from engine.geometry import image_scale, skew
+from engine.types import BoolArray, EpipolarGuide, Float64Array, PairMatches, VerifiedPair
 
 _USAC_CONFIDENCE = 0.9999
 _USAC_MAX_ITERATIONS = 5000
@@ -371,6 +371,49 @@ class PairVerifier:
             cam2_from_cam1=verified.cam2_from_cam1,
         )
         return angles_rad * camera_focal_px(camera2)
+
+    def guide(
+        self,
+        verified: VerifiedMatches,
+        points1_xy: Float64Array,
+        points2_xy: Float64Array,
+        *,
+        max_error_px: float,
+    ) -> EpipolarGuide:
+        """Where further matches of points (N, 2) and (M, 2) agree with a geometry.
+
+        Args:
+            verified: found by ``verify``.
+            points1_xy: keypoints of the first image.
+            points2_xy: of the second.
+            max_error_px: how far matches may be from it, about.
+        """
+        if self.cameras is None or verified.cam2_from_cam1 is None:
+            # Any calibration will do. With this one an angle is a px, within a third.
+            width, height = self.image_size
+            edge = float(max(self.image_size))
+            calibration = np.array([[edge, 0, width / 2], [0, edge, height / 2], [0, 0, 1]])
+            essential = calibration.T @ verified.fundamental @ calibration
+            return EpipolarGuide(
+                rays1=_pinhole_rays(calibration, points1_xy),
+                rays2=_pinhole_rays(calibration, points2_xy),
+                essential=essential / np.linalg.norm(essential),
+                max_angle_rad=max_error_px / edge,
+            )
+        camera1, camera2 = self.cameras
+        rotation, translation = np.split(verified.cam2_from_cam1, [3], axis=1)
+        return EpipolarGuide(
+            rays1=unit_rays(camera1, points1_xy),
+            rays2=unit_rays(camera2, points2_xy),
+            essential=skew(translation[:, 0]) @ rotation,
+            max_angle_rad=max_error_px / camera_focal_px(camera2),
+        )
+
+
+def _pinhole_rays(calibration: Float64Array, points_xy: Float64Array) -> Float64Array:
+    """Unit rays (N, 3) of points (N, 2) by a calibration matrix (3, 3)."""
+    rays = np.column_stack([points_xy, np.ones(len(points_xy))]) @ np.linalg.inv(calibration).T
+    return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
 
 
 def epipolar_angles_rad(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from engine.events import (
     FrameRegistered,
     KeyframeAdded,
+    PairsRejected,
     PairVerified,
     RegistrationFailed,
     Warned,
@@ -59,6 +60,19 @@ class KeyframeReports:
                     reason=pair.reason,
                     num_matches=pair.num_matches,
                     num_inliers=pair.num_inliers,
+                )
+            )
+
+    def report_rejected(
+        self, frame_id: FrameId, *, num_pairs: int, num_given_up_early: int
+    ) -> None:
+        """Reports how many pairs were matched for a keyframe and do not hold."""
+        if num_pairs:
+            self._emit(
+                PairsRejected(
+                    frame_id=frame_id,
+                    num_pairs=num_pairs,
+                    num_given_up_early=num_given_up_early,
                 )
             )
 

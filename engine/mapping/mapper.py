@@ -250,9 +250,9 @@ class Mapper:
         )
 
     def _posing_references(self) -> tuple[PosingReference, ...]:
-        """The newest keyframe of each camera that a map holds, copied."""
+        """The newest keyframes of each camera that a map holds, copied."""
         references = []
-        for camera_key, frame_id in self._pose_reports.latest_keyframes.items():
+        for camera_key, frame_id in self._pose_reports.latest_keyframes:
             number, sparse_map = self._components.holding(self._map, frame_id) or (
                 MAIN,
                 self._shown_map,
@@ -466,6 +466,11 @@ class Mapper:
                 self._cameras.add_focal_length(camera_key, focal_px)
         self._replace_tables(matched, but=matched.frame_id)
         self._keyframe_reports.report_pairs([*matched.pairs, *matched.found_pairs])
+        self._keyframe_reports.report_rejected(
+            matched.frame_id,
+            num_pairs=len(matched.tried_pairs),
+            num_given_up_early=matched.num_given_up_early,
+        )
         self._journal.add_pairs(matched.found_pairs)
         self._journal.add_tried(matched.tried_pairs)
         keyframe = self._graph.keyframe(matched.frame_id)

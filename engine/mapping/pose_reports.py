@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from engine.geometry import camera_center, quat_xyzw_from_rotation
 from engine.mapping.model.sparse_map import SparseMap
 from engine.ports import EventSink
 from engine.types import FrameId, FramePose, Keyframe, TrackedFrame
+
+_NUM_LATEST = 3  # keyframes: one that is mapped, one that waits, and one of the map
 
 
 class PoseReports:
@@ -23,7 +26,7 @@ class PoseReports:
     def __init__(self, *, emit: EventSink) -> None:
         self._emit = emit
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
-        self._latest: dict[str, FrameId] = {}  # keyframe of each camera
+        self._latest: dict[str, deque[FrameId]] = {}  # keyframes of each camera
         self._has_pose: set[FrameId] = set()
         self._map_numbers: dict[FrameId, int] = {}  # of keyframes, as reported last
         self._new: list[FramePose] = []
@@ -57,7 +60,8 @@ class PoseReports:
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe, from which frames may be tracked."""
         self._camera_keys[keyframe.frame_id] = keyframe.camera_key
-        self._latest[keyframe.camera_key] = keyframe.frame_id
+        latest = self._latest.setdefault(keyframe.camera_key, deque(maxlen=_NUM_LATEST))
+        latest.append(keyframe.frame_id)
 
     def report_keyframes(
         self, sparse_map: SparseMap, *, map_number: int, world_number: int
@@ -103,9 +107,9 @@ class PoseReports:
         self._new.append(pose)
 
     @property
-    def latest_keyframes(self) -> Mapping[str, FrameId]:
-        """The newest keyframe of each camera."""
-        return self._latest
+    def latest_keyframes(self) -> list[tuple[str, FrameId]]:
+        """The newest keyframes of each camera, of which frames may be tracked, with its key."""
+        return [(key, frame_id) for key, latest in self._latest.items() for frame_id in latest]
 
     def take_new(self) -> tuple[FramePose, ...]:
         """Hands over the first poses of frames since the last call."""

@@ -104,7 +104,13 @@ class Overlays:
                 self._next_change[camera] = float(found["next_change"])
 
     def verify(
-        self, matches: PairMatches, first: Keyframe, second: Keyframe, *, verifier: PairVerifier
+        self,
+        matches: PairMatches,
+        first: Keyframe,
+        second: Keyframe,
+        *,
+        verifier: PairVerifier,
+        learns: bool = True,
     ) -> tuple[PairMatches, VerifiedMatches | None]:
         """Verifies a pair's matches without those of overlays, and learns from what it finds.
 
@@ -113,6 +119,7 @@ class Overlays:
             first: the first keyframe of the pair.
             second: the second.
             verifier: of the pair.
+            learns: whether what stays counts as evidence; once for a pair.
 
         Returns:
             The matches that may show the world, and those of them that agree on one geometry.
@@ -132,10 +139,11 @@ class Overlays:
             verified = verifier.verify(visible)
         else:
             verified, judged = found
-            grid.add(matches.pair, visible, judged)
+            if learns:
+                grid.add(matches.pair, visible, judged)
             visible = visible.take(~judged.is_fixed)
             verified = self._without_suspects(verified, grid, verifier=verifier)
-        if verified is not None and grid.has_evidence:
+        if learns and verified is not None and grid.has_evidence:
             rest = [matches.take(is_covered)] if is_covered.any() else []
             for group in [*rest, verified.inliers] if found is None else rest:
                 evidence = judge_by_motion(group, verified, verifier=verifier)

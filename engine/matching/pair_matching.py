@@ -11,10 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import DenseMatchingConfig, SecondMatcherConfig, TwoViewConfig
+from engine.config import (
+    CoarseToFineConfig,
+    DenseMatchingConfig,
+    SecondMatcherConfig,
+    TwoViewConfig,
+)
 from engine.errors import InferenceError
 from engine.estimators.lenses import camera_of
 from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
+from engine.matching.coarse_to_fine import CoarseToFine
 from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.keypoint_tables import KeypointTables, select_matches
 from engine.matching.overlays import Overlay, OverlayMask, Overlays
@@ -62,6 +68,7 @@ class MatchedKeyframe:
     lost_pairs: tuple[ImagePair, ...] = ()  # earlier ones that do not hold without those
     found_pairs: tuple[VerifiedPair, ...] = ()  # of earlier keyframes that had no place
     tried_pairs: tuple[ImagePair, ...] = ()  # that do not hold
+    num_given_up_early: int = 0  # of these: after their largest keypoints were matched
     other_matches: tuple[VerifiedPair, ...] = ()  # more of weak pairs, by a second matcher
 
     @property
@@ -94,6 +101,7 @@ class PairMatching:
         matcher: matches them.
         two_view: thresholds of the verification.
         dense: thresholds for dense matches that become keypoints.
+        coarse_to_fine: when pairs with many keypoints are given up early.
         descriptors: keeps the descriptors of keyframes; None: all are kept in memory.
         second: how pairs of a second matcher are verified; None: there is none.
     """
@@ -105,6 +113,7 @@ class PairMatching:
         *,
         two_view: TwoViewConfig,
         dense: DenseMatchingConfig,
+        coarse_to_fine: CoarseToFineConfig | None = None,
         descriptors: DescriptorStore | None = None,
         second: SecondMatcherConfig | None = None,
     ) -> None:
@@ -128,6 +137,15 @@ class PairMatching:
         self._to_match_again: deque[FrameId] = deque(maxlen=_MAX_WAITING)  # their matching failed
         self._tentative: dict[ImagePair, _Tentative] = {}  # of sparse matches, the latest last
         self._tried: list[ImagePair] = []  # pairs that do not hold, of the keyframe matched now
+        self._num_given_up_early = 0  # of these: after their largest keypoints were matched
+        self._in_part_changed: set[FrameId] = set()  # keyframes that have others matched in part
+        self._coarse_to_fine = CoarseToFine(
+            matcher,
+            coarse_to_fine or CoarseToFineConfig(),
+            verifier=self._verifier,
+            glance=self._glance,
+            num_pairs=lambda frame_id: len(graph.neighbors(frame_id)),
+        )
 
     @property
     def matches_everything(self) -> bool:
@@ -150,7 +168,9 @@ class PairMatching:
 
     def take_facts(self) -> dict[str, Any]:
         """What keyframes and pairs do not say, as far as it changed since the last call."""
-        return self._tables.take_facts() | self._overlays.take_facts()
+        changed, self._in_part_changed = sorted(self._in_part_changed), set()
+        in_part = {f"in part/{i}": self._graph.tried_in_part(i) for i in changed}
+        return self._tables.take_facts() | self._overlays.take_facts() | in_part
 
     def restore_keyframe(self, keyframe: Keyframe, facts: Mapping[str, Any]) -> None:
         """Adds a keyframe of a run that goes on, with its keypoint table as it was last.
@@ -189,6 +209,9 @@ class PairMatching:
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Goes on with the facts of all keyframes, which were restored with their matches."""
+        for frame_id in self._graph.keyframe_ids:
+            for other in facts.get(f"in part/{frame_id}", ()):
+                self._graph.record_tried(ImagePair.of(frame_id, FrameId(other)), in_part=True)
         self._tables.restore(facts, self._graph.all_edges())
         self._overlays.restore(facts)
 
@@ -236,7 +259,7 @@ class PairMatching:
             found += self.verify_second()
             for lost_id in lost_ids:
                 places = self._graph.choose_places(lost_id, limit=_MAX_PLACES)
-                found += self.match_pairs(places, wants_pointmaps=wants_pointmaps)
+                found += self.match_pairs(places, wants_pointmaps=wants_pointmaps, in_full=True)
         except InferenceError as error:
             pairs, failure = self._failed(frame_id), str(error) or type(error).__name__
         overlays = self._overlays.update()
@@ -341,6 +364,7 @@ class PairMatching:
     ) -> MatchedKeyframe:
         """What matching a keyframe gave, and what changed with it since the last one."""
         tried, self._tried = tuple(self._tried), []
+        given_up_early, self._num_given_up_early = self._num_given_up_early, 0
         pairs, found = self._as_they_are_now(pairs), self._as_they_are_now(found)
         own = {verified.pair for verified in pairs}
         others, self._other_matches = tuple(self._other_matches), []
@@ -357,6 +381,7 @@ class PairMatching:
             lost_pairs=tuple(one for one in lost_pairs if frame_id not in (one.first, one.second)),
             found_pairs=tuple(one for one in found if one.pair not in own),
             tried_pairs=tried,
+            num_given_up_early=given_up_early,
             other_matches=others,
         )
 
@@ -391,27 +416,50 @@ class PairMatching:
         return verified + self.match_pairs(expanded, wants_pointmaps=wants_pointmaps)
 
     def match_pairs(
-        self, candidates: Sequence[PairCandidate], *, wants_pointmaps: bool = False
+        self,
+        candidates: Sequence[PairCandidate],
+        *,
+        wants_pointmaps: bool = False,
+        in_full: bool = False,
     ) -> list[VerifiedPair]:
         """Matches and verifies candidates; returns the verified ones, in order.
+
+        Args:
+            candidates: the pairs.
+            wants_pointmaps: whether depths and focal lengths are of use.
+            in_full: whether none is given up after its largest keypoints were matched.
 
         Raises:
             InferenceError: the matcher failed.
         """
         asked = self._requests(candidates, wants_pointmaps=wants_pointmaps)
-        matched = self._matcher.match([request for _, request in asked])
-        verified_pairs = []
-        for (candidate, _), matches in zip(asked, matched, strict=True):
-            verified = self._verify(matches, reason=candidate.reason)
-            self._keep(matches, reason=candidate.reason)
-            if verified is None:
-                self._graph.record_tried(candidate.pair)
-                self._tried.append(candidate.pair)
-            else:
+        reasons = {candidate.pair: candidate.reason for candidate, _ in asked}
+
+        def verify(
+            matches: PairMatches, *, inlier_ratio: float | None = None
+        ) -> VerifiedPair | None:
+            verified = self._verify(matches, reason=reasons[matches.pair])
+            if verified is not None:
+                if inlier_ratio is not None:
+                    num_matches = round(verified.num_inliers / inlier_ratio)
+                    verified = replace(verified, num_matches=num_matches)
                 self._graph.record_pair(verified)
-                verified_pairs.append(verified)
+            return verified
+
+        matched = self._coarse_to_fine.match(
+            [request for _, request in asked], verify=verify, in_full=in_full
+        )
+        for one in matched:
+            pair = one.matches.pair
+            self._keep(one.matches, reason=reasons[pair])
+            if one.verified is None:
+                self._graph.record_tried(pair, in_part=one.is_in_part)
+                self._tried.append(pair)
+                self._num_given_up_early += one.is_in_part
+            if in_full or one.is_in_part:
+                self._in_part_changed.update((pair.first, pair.second))
         self._tables.drop_rasters()
-        return verified_pairs
+        return [one.verified for one in matched if one.verified is not None]
 
     def all_matches(self, verified: VerifiedPair) -> Uint32Array:
         """Rows (M, 2) of a pair's matches before verification; its own where they are not kept.
@@ -522,7 +570,7 @@ class PairMatching:
             matches = self._tables.beside_masks(matches)
             matches = select_matches(matches, sizes=sizes, config=self._dense)
         two_view = self._second_two_view if reason is PairReason.SECOND else self._two_view
-        verifier = self._verifier(first, second, two_view=two_view)
+        verifier = self._verifier(matches.pair, two_view=two_view)
         matches, verified = self._overlays.verify(matches, first, second, verifier=verifier)
         if verified is None:
             return None
@@ -548,10 +596,20 @@ class PairMatching:
             cam2_from_cam1=verified.cam2_from_cam1,
         )
 
-    def _verifier(
-        self, first: Keyframe, second: Keyframe, *, two_view: TwoViewConfig | None = None
-    ) -> PairVerifier:
+    def _glance(self, matches: PairMatches) -> VerifiedMatches | None:
+        """Coarse matches that agree; nothing is learned from them."""
+        _, verified = self._overlays.verify(
+            matches,
+            self._graph.keyframe(matches.pair.first),
+            self._graph.keyframe(matches.pair.second),
+            verifier=self._verifier(matches.pair),
+            learns=False,
+        )
+        return verified
+
+    def _verifier(self, pair: ImagePair, *, two_view: TwoViewConfig | None = None) -> PairVerifier:
         """Verifies by a fundamental matrix, or on rays where a lens is wide."""
+        first, second = self._graph.keyframe(pair.first), self._graph.keyframe(pair.second)
         lenses = [self._intrinsics.get(keyframe.calibration_key) for keyframe in (first, second)]
         cameras = None
         if lenses[0] and lenses[1] and (lenses[0].is_wide or lenses[1].is_wide):
@@ -593,7 +651,7 @@ class PairMatching:
         first, second = (
             self._graph.keyframe(i) for i in (verified.pair.first, verified.pair.second)
         )
-        found = self._verifier(first, second).verify(
+        found = self._verifier(verified.pair).verify(
             PairMatches(
                 pair=verified.pair,
                 matches_idx=rows.astype(np.int64),

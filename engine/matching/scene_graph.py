@@ -82,6 +82,7 @@ class SceneGraph:
         self._place_in_sequence: dict[FrameId, int] = {}
         self._verified: dict[ImagePair, VerifiedPair] = {}
         self._tried: dict[FrameId, set[FrameId]] = {}
+        self._tried_in_part: set[ImagePair] = set()  # of those
         self._registered: dict[FrameId, int] = {}  # the number of the map that has it
         self._beside: set[FrameId] = set()  # of them, those in other maps than the main one
         self._connected: dict[str, list[FrameId]] = {}  # by calibration key, in order of adding
@@ -150,8 +151,13 @@ class SceneGraph:
         self._graph.add_edge(pair.first, pair.second, is_loop=is_loop)
         self._update_connected(pair.first, pair.second)
 
-    def record_tried(self, pair: ImagePair) -> None:
+    def record_tried(self, pair: ImagePair, *, in_part: bool = False) -> None:
         """Records that a pair was matched, verified or not.
+
+        Args:
+            pair: the pair.
+            in_part: whether it was given up early: it is proposed once more to a keyframe that
+                fits nowhere.
 
         Raises:
             KeyError: a keyframe of the pair was never added.
@@ -159,6 +165,10 @@ class SceneGraph:
         tried_first, tried_second = self._tried[pair.first], self._tried[pair.second]
         tried_first.add(pair.second)
         tried_second.add(pair.first)
+        if in_part:
+            self._tried_in_part.add(pair)
+        else:
+            self._tried_in_part.discard(pair)
 
     def remove_pair(self, pair: ImagePair) -> None:
         """Takes away the edge of a pair, if there is one; the pair stays tried."""
@@ -215,6 +225,11 @@ class SceneGraph:
     def _is_far(self, pair: ImagePair) -> bool:
         gap = abs(self._order[pair.first] - self._order[pair.second])
         return gap >= self._config.loop_min_gap and not self._is_short_way(pair)
+
+    def tried_in_part(self, frame_id: FrameId) -> list[FrameId]:
+        """Keyframes with which one was matched in part only, in order of adding."""
+        tried = sorted(self._tried[frame_id], key=self._order.__getitem__)
+        return [i for i in tried if ImagePair.of(frame_id, i) in self._tried_in_part]
 
     @property
     def keyframe_ids(self) -> list[FrameId]:
@@ -419,13 +434,16 @@ class SceneGraph:
         """Further pairs of a keyframe that fits nowhere, or only beside the map: what looks alike.
 
         The most similar keyframes of all maps but its own, earlier or later ones, a few of each
-        place; none that it was matched with before. For one without a place they need not be much
-        alike; one that has a place in a map gets half as many, those as similar as retrieved ones.
+        place; none that it was matched with in full before. For one without a place they need not
+        be much alike; one that has a place in a map gets half as many, those as similar as
+        retrieved ones.
         """
         own = self._registered.get(frame_id)
         excluded = {i for i in self._keyframes if self._registered.get(i, own) == own}
         hits: Ranked = self._recognizer.query(
-            frame_id, exclude=excluded | self._tried[frame_id], limit=_RETRIEVED_POOL * limit
+            frame_id,
+            exclude=excluded | (self._tried[frame_id] - set(self.tried_in_part(frame_id))),
+            limit=_RETRIEVED_POOL * limit,
         )
         if own is not None:
             limit = max(1, limit // 2)

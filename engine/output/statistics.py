@@ -24,6 +24,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     OverlayFound,
+    PairsRejected,
     PairVerified,
     RunPart,
     SnapshotWritten,
@@ -54,6 +55,8 @@ class RunStatistics:
         self._second = {"pairs": 0, "pairs_verified": 0, "times_left_out": 0}
         self._num_windows_merged = 0
         self._window_cpu_s = 0.0
+        self._num_rejected = 0  # pairs
+        self._num_given_up_early = 0
 
     def __call__(self, event: Event) -> None:
         """Counts one event."""
@@ -80,6 +83,9 @@ class RunStatistics:
                     "share": round(event.share, 4),
                     "boxes_px": [list(box) for box in event.boxes],
                 }
+            case PairsRejected():
+                self._num_rejected += event.num_pairs
+                self._num_given_up_early += event.num_given_up_early
             case FaultOccurred():
                 self._faults[event.part, event.kind] += 1
             case EarlyMapMade() | MapInitialized() if self._first_map_s is None:
@@ -109,6 +115,11 @@ class RunStatistics:
             "latency_ms": {
                 "keyframes": _latency_ms(self._keyframe_latency_s),
                 "frames": _latency_ms(self._frame_latency_s),
+            },
+            "pairs": {
+                "verified": self._counts[PairVerified],
+                "rejected": self._num_rejected,
+                "of_these_given_up_early": self._num_given_up_early,
             },
             "window_solves": self._counts[WindowSolved],
             "windows_merged": self._num_windows_merged,

@@ -711,6 +711,7 @@ class Engine:
             self._matcher,
             two_view=config.two_view,
             dense=config.dense_matching,
+            coarse_to_fine=config.coarse_to_fine,
             descriptors=DescriptorStore(
                 max_bytes=config.matching.max_descriptors_mb * 1_000_000,
                 read=self._stored_descriptors.read,

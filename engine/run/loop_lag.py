@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Self
 
 from engine.cpu_time import Account, Stage, accounts, charge_thread_to
 from engine.output.load import Lateness
 
-_PERIOD_S = 0.05
+_PERIOD_S = 0.1
 _LEAST_STALL_S = 0.01  # of which it is found out who held the interpreter lock
 _LEAST_HELD_RATIO = 0.2  # of the stall, that who held the lock computed; the cores may be busy
 _TRIAL_S = 0.0005  # for which the lock is kept to find out who computes without it
@@ -37,8 +38,10 @@ async def lag_measured(
 
     async def measure() -> None:
         with _SchedulerFigures() as scheduler:
+            before = _Clocks.now(scheduler)
             while True:
-                report(await _measure_once(scheduler, clock=clock))
+                lateness, before = await _measure_once(before, scheduler, clock=clock)
+                report(lateness)
 
     charge_thread_to(Stage.EVENT_LOOP)
     measuring = asyncio.create_task(measure(), name="loop lag")
@@ -69,24 +72,44 @@ class _SchedulerFigures:
         return 1e-9 * int(os.pread(self._file, _MAX_FIGURES_BYTES, 0).split()[1])
 
 
-async def _measure_once(scheduler: _SchedulerFigures, *, clock: Callable[[], float]) -> Lateness:
-    waited_s, own_cpu_s, cpu_s = scheduler.waited_s(), time.thread_time(), _cpu_s()
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Clocks:
+    """What was used and waited for up to a moment."""
+
+    waited_s: float  # for cores, by the event loop
+    own_s: float  # CPU seconds of the event loop
+    cpu_s: dict[Account, float]  # of the run's other threads
+
+    @classmethod
+    def now(cls, scheduler: _SchedulerFigures) -> _Clocks:
+        cpu_s = _cpu_s()
+        return cls(waited_s=scheduler.waited_s(), own_s=time.thread_time(), cpu_s=cpu_s)
+
+
+async def _measure_once(
+    before: _Clocks, scheduler: _SchedulerFigures, *, clock: Callable[[], float]
+) -> tuple[Lateness, _Clocks]:
     due_s = time.monotonic() + _PERIOD_S
     await asyncio.sleep(_PERIOD_S)
     late_s = max(0.0, time.monotonic() - due_s)
     # Before anything here gives the interpreter lock away, and who held it goes on.
-    holder = _holder(cpu_s, late_s=late_s) if late_s >= _LEAST_STALL_S else None
-    own_s = min(late_s, time.thread_time() - own_cpu_s)
-    core_s = min(late_s - own_s, scheduler.waited_s() - waited_s)
-    return Lateness(
+    holder = _holder(before.cpu_s, late_s=late_s) if late_s >= _LEAST_STALL_S else None
+    after = _Clocks.now(scheduler)
+    own_s = min(late_s, after.own_s - before.own_s)
+    core_s = min(late_s - own_s, after.waited_s - before.waited_s)
+    lock_s = late_s - own_s - core_s
+    if lock_s < _LEAST_STALL_S:
+        holder = None
+    lateness = Lateness(
         late_s=late_s,
         own_s=own_s,
         core_s=core_s,
-        lock_s=late_s - own_s - core_s,
+        lock_s=lock_s,
         at_s=clock(),
         thread="" if holder is None else holder.thread_name,
         stage="" if holder is None or holder.stage is None else holder.stage.value,
     )
+    return lateness, after
 
 
 def _cpu_s() -> dict[Account, float]:

@@ -32,7 +32,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -498,6 +498,10 @@ class MappingItem:
     is_live: bool  # False: a file waits, so that the map does not depend on timing
 
 
+class _Nothing:
+    """No item came."""
+
+
 class MappingQueue:
     """Items from tracking to mapping, in order; tracking waits while too many of them wait.
 
@@ -524,6 +528,11 @@ class MappingQueue:
         """Whether a keyframe waits for mapping or is being mapped."""
         return self._is_mapping_keyframe or self._num_keyframes_waiting > 0
 
+    @property
+    def has_waiting_keyframe(self) -> bool:
+        """Whether a keyframe waits for mapping."""
+        return self._num_keyframes_waiting > 0
+
     async def put(self, item: MappingItem) -> None:
         """Adds an item when there is room for it."""
         self._num_keyframes_waiting += item.keyframe is not None
@@ -535,7 +544,7 @@ class MappingQueue:
 
     async def get(self) -> MappingItem | None:
         """Takes the next item; None after the last."""
-        item = self._put_back.popleft() if self._put_back else await self._take()
+        item = await self._next()
         if item is not None and item.keyframe is not None:
             async with self._keyframe_taken:
                 self._num_keyframes_waiting -= 1
@@ -547,33 +556,52 @@ class MappingQueue:
 
         None when ``done`` is done first, or when a keyframe or the end comes next; that stays.
         """
-        if done.done() or self._put_back:
-            return None
-        getting = asyncio.create_task(self._take(), name="next item")
-        await asyncio.wait((done, getting), return_when=asyncio.FIRST_COMPLETED)
-        if not getting.done():
-            getting.cancel()  # an item is either taken by then or stays in the queue
-            await asyncio.wait((getting,))
-        if getting.cancelled():
-            return None
-        item = getting.result()
-        if item is None or item.keyframe is not None:
-            self._put_back.append(item)
-            return None
-        return item
+        return None if done.done() else self._if_tracked(await self._next_until(done))
 
     async def get_tracked(self) -> MappingItem | None:
         """Takes the next item without a keyframe; None when one with a keyframe, or the end, comes.
 
         That stays.
         """
+        return self._if_tracked(await self._next())
+
+    async def look_ahead_until(self, done: asyncio.Task[Any]) -> MappingItem | None:
+        """Takes the next item, which has to be put back; None at the end, or when that is done."""
+        return self._unless_end(await self._next_until(done))
+
+    async def look_ahead(self) -> MappingItem | None:
+        """Takes the next item, which has to be put back; None at the end."""
+        return self._unless_end(await self._next())
+
+    def put_back(self, items: Sequence[MappingItem]) -> None:
+        """Returns items that were looked at; they come first, in their order."""
+        self._put_back.extendleft(reversed(items))
+
+    async def _next(self) -> MappingItem | None:
+        return self._put_back.popleft() if self._put_back else await self._take()
+
+    async def _next_until(self, done: asyncio.Task[Any]) -> MappingItem | _Nothing | None:
         if self._put_back:
+            return self._put_back.popleft()
+        getting = asyncio.create_task(self._take(), name="next item")
+        await asyncio.wait((done, getting), return_when=asyncio.FIRST_COMPLETED)
+        if not getting.done():
+            getting.cancel()  # an item is either taken by then or stays in the queue
+            await asyncio.wait((getting,))
+        return _Nothing() if getting.cancelled() else getting.result()
+
+    def _if_tracked(self, item: MappingItem | _Nothing | None) -> MappingItem | None:
+        if isinstance(item, _Nothing):
             return None
-        item = await self._take()
         if item is None or item.keyframe is not None:
-            self._put_back.append(item)
+            self._put_back.appendleft(item)
             return None
         return item
+
+    def _unless_end(self, item: MappingItem | _Nothing | None) -> MappingItem | None:
+        if item is None:
+            self._put_back.appendleft(None)
+        return None if isinstance(item, _Nothing) else item
 
     async def _take(self) -> MappingItem | None:
         since_s, item = await self._waiting.get()
@@ -581,10 +609,10 @@ class MappingQueue:
             self._waited(time.monotonic() - since_s)
         return item
 
-    async def wait_until_keyframe_taken(self) -> None:
-        """Returns when no keyframe waits for mapping."""
+    async def wait_until_few_keyframes_wait(self, num: int) -> None:
+        """Returns when at most so many keyframes wait for mapping."""
         async with self._keyframe_taken:
-            await self._keyframe_taken.wait_for(lambda: not self._num_keyframes_waiting)
+            await self._keyframe_taken.wait_for(lambda: self._num_keyframes_waiting <= num)
 
     @contextmanager
     def mapping_keyframe(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ from engine.run.input_log import InputLog
 from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
-from engine.tracking.frame_tracker import BegunKeyframe, FrameTracker
+from engine.tracking.frame_tracker import BegunKeyframe, FrameTracker, KeyframeReason
 from engine.types import (
     DropReason,
     Features,
@@ -43,6 +43,10 @@ from engine.types import (
 )
 
 Result = TypeVar("Result")
+
+# Of the motion, or time, between keyframes of a live run:
+_STARTING_SHARE = 0.5  # until there is a map
+_ONLY_LOST = 1e6  # while a keyframe waits for mapping: none, unless the view would be lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,17 +122,21 @@ class TrackingStage:
                 await asyncio.wait(list(self._describing.values()))
 
     async def _run(self) -> None:
-        is_live = any(source.info.is_live for source in self._sources)
+        live = [source.info for source in self._sources if source.info.is_live]
+        # What becomes a keyframe anyway is fresher the later it is taken.
+        max_waiting = int(all(info.is_sequence for info in live))
         while True:
-            if is_live:
-                await self._items.wait_until_keyframe_taken()
+            if live:
+                await self._items.wait_until_few_keyframes_wait(max_waiting)
             decoded = await self._ingestion.next_frame()
             if decoded is None:
                 await self._describe_until(None)
                 return
             try:
                 async with self._turn:
-                    await self._track(decoded)
+                    is_losing_view = await self._track(decoded)
+                if is_losing_view and decoded.lane in self._describing:
+                    await asyncio.wait((self._describing[decoded.lane],))
             except InferenceError as error:
                 await self._drop(decoded.frame, error)
 
@@ -136,8 +144,11 @@ class TrackingStage:
         await self._frames.give_back(frame)
         await self._ingestion.drop(frame, reason=DropReason.FAILED, detail=str(error))
 
-    async def _track(self, decoded: DecodedFrame) -> None:
+    async def _track(self, decoded: DecodedFrame) -> bool:
         """Tracks a frame and passes it on at once; then makes it a keyframe if one is due.
+
+        Returns:
+            Whether the view of the last keyframe is nearly lost while the next one is described.
 
         Raises:
             InferenceError: it cannot be followed, or can only be a keyframe and cannot be
@@ -148,7 +159,7 @@ class TrackingStage:
             TrackingDecision(
                 frame_id=decoded.frame.frame_id,
                 is_behind=decoded.is_live and self._items.is_behind,
-                is_starting=decoded.is_live and not self._items.has_map,
+                motion_share=self._motion_share() if decoded.is_live else 1.0,
                 num_described=self._num_described if decoded.is_live else None,
             )
         )
@@ -158,11 +169,12 @@ class TrackingStage:
             tracker.follow,
             decoded.frame,
             wants_fallback=is_ahead,
-            is_starting=decision.is_starting,
+            motion_share=_share_of(decision),
         )
         followed = await self._call(follow, decoded)
-        due = None if is_ahead and followed.can_wait else followed.due
+        due, is_losing_view = followed.due, False
         if followed.tracked is not None and self._is_describing(decoded):
+            is_losing_view = due is KeyframeReason.OVERLAP
             due = None
         item = MappingItem(
             frame=decoded.frame,
@@ -175,13 +187,13 @@ class TrackingStage:
         if followed.tracked is not None:
             await self._items.put(item)
         if due is None:
-            return
+            return is_losing_view
         if followed.tracked is not None and decision.num_described is not None:
-            begun = tracker.begin_keyframe(decoded.frame, due)
+            begun = tracker.begin_keyframe(decoded.frame, due, keeps_fallback=is_ahead)
             self._describe_beside(
                 _Described(decoded=decoded, item=item, tracker=tracker, begun=begun)
             )
-            return
+            return False
         try:
             make = functools.partial(tracker.make_keyframe, decoded.frame, due)
             keyframe = await self._call(make, decoded)
@@ -193,6 +205,13 @@ class TrackingStage:
         await self._items.put(
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )
+        return False
+
+    def _motion_share(self) -> float:
+        """Of the motion that makes a keyframe: less until there is a map, more while one waits."""
+        if self._items.has_waiting_keyframe:
+            return _ONLY_LOST
+        return 1.0 if self._items.has_map else _STARTING_SHARE
 
     def _is_describing(self, decoded: DecodedFrame) -> bool:
         return decoded.lane in self._describing or any(
@@ -273,6 +292,12 @@ class TrackingStage:
         return self._trackers[decoded.lane]
 
 
+def _share_of(decision: TrackingDecision) -> float:
+    if decision.motion_share is not None:
+        return decision.motion_share
+    return _ONLY_LOST if decision.is_behind else 1.0
+
+
 class MappingStage:
     """Brings what tracking made of the frames into the map, in order.
 
@@ -339,6 +364,7 @@ class MappingStage:
         self._is_dropping = False
         self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
         self._ahead = ahead
+        self._reported: dict[FrameId, FramePose] = {}  # published, of frames that wait
         self._num_posed = 0  # frames, while the newest keyframe was matched
 
     async def go_on(self, restored: MappingStep) -> None:
@@ -364,16 +390,9 @@ class MappingStage:
         """Maps nothing more; what waits stays in the engine, and is dropped with its end."""
         self._is_dropping = True
 
-    async def _pose(
-        self, item: MappingItem, *, wants_view: bool, reported: FramePose | None = None
-    ) -> None:
-        """Poses a frame, and settles one that does not become a keyframe.
-
-        Args:
-            item: the frame.
-            wants_view: whether viewers want to see the map.
-            reported: its first pose, where that was published already.
-        """
+    async def _pose(self, item: MappingItem, *, wants_view: bool) -> None:
+        """Poses a frame, and settles one that does not become a keyframe."""
+        reported = self._reported.pop(item.frame.frame_id, None)
         if item.tracked is not None:
             try:
                 step = await self._mapper.call(
@@ -427,50 +446,51 @@ class MappingStage:
     ) -> tuple[Result, int]:
         """Awaits what keeps the mapper busy, and poses live frames that come meanwhile.
 
+        They stay in the queue, those behind a keyframe that waits, too: the mapper gets them later.
+
         Args:
             work: what is awaited.
             item: the keyframe.
-            num_decided: frames that the run to be repeated posed meanwhile; None: it is none.
+            num_decided: items that the run to be repeated looked at; None: it is none.
 
         Returns:
-            What the work returns, and how many frames were posed.
+            What the work returns, and how many items were looked at.
         """
         working = asyncio.create_task(work, name="mapping a keyframe")
-        ahead: list[tuple[MappingItem, FramePose | None]] = []
+        ahead: list[MappingItem] = []
         try:
             while later := (
-                await self._items.get_tracked_until(working)
-                if num_decided is None and item.is_live
-                else await self._items.get_tracked()
+                await self._items.look_ahead_until(working)
+                if num_decided is None and item.is_live and not working.done()
+                else await self._items.look_ahead()
                 if num_decided is not None and len(ahead) < num_decided
                 else None
             ):
-                ahead.append((later, await self._pose_ahead(later)))
+                ahead.append(later)
+                await self._pose_ahead(later)
         finally:
             await asyncio.wait((working,))
-        result = await working
-        for later, pose in ahead:
-            await self._pose(later, wants_view=False, reported=pose)
-        return result, len(ahead)
+            self._items.put_back(ahead)
+        return await working, len(ahead)
 
-    async def _pose_ahead(self, item: MappingItem) -> FramePose | None:
-        """Publishes a pose by the keyframes as they were last; None where they give none."""
-        if item.tracked is None:
-            return None
+    async def _pose_ahead(self, item: MappingItem) -> None:
+        """Publishes the pose of a frame by the keyframes as they were last, if it has none."""
+        if item.tracked is None or item.frame.frame_id in self._reported:
+            return
         try:
             posed = await run_in(
                 self._matching_thread, self._ahead.pose, item.tracked, fallback=item.fallback
             )
         except Exception as error:  # a task boundary: the mapper poses it soon
             self._report(error, item.frame, consequence=f"{item.frame.name} gets its pose later")
-            return None
+            return
         if posed is None:
-            return None
+            return
         pose, camera_key = posed
         received_at_s = item.tracked.received_at_s
         event = posed_event(pose, camera_key=camera_key, received_at_s=received_at_s, is_first=True)
+        self._reported[pose.frame_id] = pose
         await self._publisher.publish_pose(pose, event, item.frame)
-        return pose
 
     async def _add_and_publish(self, item: MappingItem, matched: MatchedKeyframe) -> None:
         """Adds a keyframe that was matched to the map, and what follows from it."""

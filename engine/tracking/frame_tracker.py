@@ -37,7 +37,6 @@ _FLOW_WINDOW_PX = 11
 _FLOW_LEVELS = 4
 _FLOW_STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 0.03)  # iterations, px
 _BORDER_PX = 2.0
-_STARTING_SHARE = 0.5  # of the motion and of the time between keyframes, until there is a map
 
 
 class KeyframeReason(StrEnum):
@@ -67,11 +66,6 @@ class TrackingResult:
     fallback: TrackedFrame | None  # the same, followed from the keyframe before the last one
     due: KeyframeReason | None  # why it should become a keyframe; None: it need not
 
-    @property
-    def can_wait(self) -> bool:
-        """Whether a later frame will do as well: the last keyframe is still in view."""
-        return self.due in (None, KeyframeReason.PARALLAX, KeyframeReason.TIME)
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Following:
@@ -93,6 +87,7 @@ class BegunKeyframe:
     frame: Frame
     reason: KeyframeReason
     former: _Following | None
+    keeps_fallback: bool
 
 
 class FrameTracker:
@@ -126,7 +121,7 @@ class FrameTracker:
         self._mask: tuple[BoolArray, PackedMask] | None = None  # of the last keyframe with one
 
     def follow(
-        self, frame: Frame, *, wants_fallback: bool = False, is_starting: bool = False
+        self, frame: Frame, *, wants_fallback: bool = False, motion_share: float = 1.0
     ) -> TrackingResult:
         """Follows the keypoints into the next frame and decides whether a keyframe is due.
 
@@ -134,7 +129,7 @@ class FrameTracker:
             frame: the next frame.
             wants_fallback: also follow those of the keyframe before the last one. Frames can be
                 posed by it while the last one is still being mapped.
-            is_starting: there is no map yet: a keyframe is due after half the motion, or time.
+            motion_share: of the motion, and of the time, after which a keyframe is due.
         """
         if self._photos:
             return TrackingResult(tracked=None, fallback=None, due=KeyframeReason.PHOTO)
@@ -148,7 +143,7 @@ class FrameTracker:
         return TrackingResult(
             tracked=_tracked(frame, following),
             fallback=self._fallback(frame, grey, is_wanted=wants_fallback),
-            due=self._keyframe_due(following, frame, is_starting=is_starting),
+            due=self._keyframe_due(following, frame, share=motion_share),
         )
 
     def make_keyframe(self, frame: Frame, reason: KeyframeReason) -> NewKeyframe | None:
@@ -165,13 +160,23 @@ class FrameTracker:
         """
         return self.end_keyframe(self.begin_keyframe(frame, reason), self.describe_keyframe(frame))
 
-    def begin_keyframe(self, frame: Frame, reason: KeyframeReason) -> BegunKeyframe:
+    def begin_keyframe(
+        self, frame: Frame, reason: KeyframeReason, *, keeps_fallback: bool = False
+    ) -> BegunKeyframe:
         """Keeps what is followed in the frame followed last, which is to become a keyframe.
 
         Frames may be followed until `end_keyframe`, from the keyframe before.
+
+        Args:
+            frame: the frame.
+            reason: why it becomes one.
+            keeps_fallback: the keyframe before it is still being mapped: an earlier one, where it
+                is followed, stays the fallback.
         """
         former = None if self._following is None else replace(self._following)
-        return BegunKeyframe(frame=frame, reason=reason, former=former)
+        return BegunKeyframe(
+            frame=frame, reason=reason, former=former, keeps_fallback=keeps_fallback
+        )
 
     def describe_keyframe(self, frame: Frame) -> Keyframe:
         """Describes a frame; on any thread, beside frames that are followed.
@@ -197,7 +202,10 @@ class FrameTracker:
         latest = self._following
         if former is not None and (latest is None or latest.keyframe is not former.keyframe):
             return NewKeyframe(keyframe=keyframe, reason=reason)  # another one is followed by now
+        earlier = self._previous
         self._start(frame, keyframe, reason=reason, former=former)
+        if begun.keeps_fallback and earlier is not None and self._previous is not None:
+            self._previous = earlier
         if former is not None and latest is not None and latest.grey is not former.grey:
             assert self._following is not None
             self._follow(self._following, latest.grey, mask=None)
@@ -240,7 +248,7 @@ class FrameTracker:
         following.grey = grey
 
     def _keyframe_due(
-        self, following: _Following, frame: Frame, *, is_starting: bool
+        self, following: _Following, frame: Frame, *, share: float
     ) -> KeyframeReason | None:
         num_left = len(following.points_xy)
         config = self._config
@@ -250,7 +258,6 @@ class FrameTracker:
         diagonal_px = float(np.hypot(*following.grey.shape))
         moved_px = np.linalg.norm(following.points_xy - following.start_xy, axis=1)
         flow_ratio = float(np.median(moved_px)) / diagonal_px
-        share = _STARTING_SHARE if is_starting else 1.0
         if flow_ratio > share * config.max_flow_ratio:
             return KeyframeReason.PARALLAX
         gap_s = frame.captured_at_s - following.keyframe.captured_at_s

@@ -15,9 +15,10 @@ from adapters.matchers import byte_products, sift
 from adapters.matchers.sift import SiftMatcher
 from engine.config import SiftConfig
 from engine.errors import InferenceError
-from engine.geometry import usable_at
+from engine.geometry import skew, usable_at
 from engine.types import (
     BoolArray,
+    EpipolarGuide,
     Features,
     Float64Array,
     Frame,
@@ -459,3 +460,43 @@ def test_masks_hold_to_the_pixel_where_sift_works_on_a_smaller_image() -> None:
 def test_an_image_that_is_all_masked_has_no_keypoints() -> None:
     nothing = np.zeros((HEIGHT, WIDTH), np.bool_)
     assert len(matcher().describe(masked_frame(texture_image(), nothing))) == 0
+
+
+# -- guided matching ------------------------------------------------------------------------------
+
+
+def test_a_guided_search_finds_what_a_plain_one_does_near_the_geometry_and_nothing_else() -> None:
+    shift_px = 20
+    shift = similarity_about(CENTER, shift_xy=(shift_px, 0.0))
+    first = matcher().describe(frame_of(texture_image()))
+    second = matcher().describe(frame_of(texture_image(shift), frame_id=2))
+    request = request_of(first, second)
+    rays1, rays2 = (
+        np.column_stack([(one.keypoints_xy - CENTER) / WIDTH, np.ones(len(one))])
+        for one in (first, second)
+    )
+    max_angle_rad = 3.0 / WIDTH
+    guide = EpipolarGuide(
+        rays1=rays1 / np.linalg.norm(rays1, axis=1, keepdims=True),
+        rays2=rays2 / np.linalg.norm(rays2, axis=1, keepdims=True),
+        essential=skew(np.array([1.0, 0.0, 0.0])),  # rows match rows
+        max_angle_rad=max_angle_rad,
+    )
+    (plain,) = matcher().match([request])
+    (guided,) = matcher().match([replace(request, guide=guide)])
+    is_near = np.abs(plain.points1_xy[:, 1] - plain.points2_xy[:, 1]) < 1.0
+    assert is_near.sum() > 100
+    expected = {row for row, near in zip(rows_of(plain), is_near, strict=True) if near}
+    found = set(rows_of(guided))
+    assert len(found & expected) >= 0.97 * len(expected)
+    assert len({row for row, _ in found}) == len({row for _, row in found}) == len(found)
+
+
+def test_a_guide_that_leads_nowhere_gives_no_matches() -> None:
+    first, second = (matcher().describe(frame_of(texture_image(), frame_id=i)) for i in (1, 2))
+    nowhere = np.full((len(first), 3), np.nan)
+    guide = EpipolarGuide(
+        rays1=nowhere, rays2=nowhere, essential=skew(np.ones(3)), max_angle_rad=0.01
+    )
+    (found,) = matcher().match([replace(request_of(first, second), guide=guide)])
+    assert len(found) == 0

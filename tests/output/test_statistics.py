@@ -17,6 +17,7 @@ from engine.events import (
     LoopClosed,
     MapInitialized,
     OverlayFound,
+    PairsRejected,
     PairVerified,
     RunPart,
     SnapshotWritten,
@@ -91,6 +92,7 @@ def test_a_run_without_events_has_every_figure() -> None:
             "keyframes": {"p50": None, "p95": None, "max": None},
             "frames": {"p50": None, "p95": None, "max": None},
         },
+        "pairs": {"verified": 0, "rejected": 0, "of_these_given_up_early": 0},
         "window_solves": 0,
         "windows_merged": 0,
         "window_cpu_s": 0.0,
@@ -100,6 +102,24 @@ def test_a_run_without_events_has_every_figure() -> None:
         "second_matcher": {"pairs": 0, "pairs_verified": 0, "times_left_out": 0},
         "snapshots_written": 0,
         "faults": {},
+    }
+
+
+def test_pairs_are_counted_by_what_became_of_them() -> None:
+    statistics = RunStatistics()
+    for num_pairs, num_given_up_early in ((5, 3), (2, 0)):
+        statistics(
+            PairsRejected(
+                at_s=1.0,
+                frame_id=FrameId(2),
+                num_pairs=num_pairs,
+                num_given_up_early=num_given_up_early,
+            )
+        )
+    assert statistics.figures()["pairs"] == {
+        "verified": 0,
+        "rejected": 7,
+        "of_these_given_up_early": 3,
     }
 
 

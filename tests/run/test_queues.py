@@ -134,18 +134,55 @@ def test_each_item_that_is_taken_tells_how_long_it_waited() -> None:
     run(story())
 
 
+def test_items_that_were_looked_at_come_first_again_in_their_order() -> None:
+    async def story() -> None:
+        items = MappingQueue(max_waiting=8)
+        for frame_id in (1, 2, 3, 4):
+            await items.put(item(frame_id, is_keyframe=frame_id == 2))
+        never = asyncio.create_task(asyncio.Event().wait())
+        looked_at = [await items.look_ahead_until(never) for _ in range(3)]
+        assert [one.frame.frame_id for one in looked_at if one is not None] == [1, 2, 3]
+        assert items.has_waiting_keyframe  # nobody took it
+        items.put_back([one for one in looked_at if one is not None])
+        assert (tracked := await items.get_tracked_until(never)) is not None
+        assert tracked.frame.frame_id == 1
+        assert await items.get_tracked_until(never) is None  # a keyframe comes next
+        await items.end()
+        assert await ids_left(items) == [2, 3, 4]
+        never.cancel()
+
+    run(story())
+
+
+def test_who_looks_ahead_is_let_go_at_the_end_and_when_the_work_is_done() -> None:
+    async def story() -> None:
+        items = MappingQueue(max_waiting=8)
+        work = asyncio.create_task(asyncio.sleep(0))
+        assert await items.look_ahead_until(work) is None
+        await items.end()
+        assert await items.look_ahead() is None
+        assert await items.get() is None  # the end stays
+
+    run(story())
+
+
 def test_who_waits_for_a_keyframe_goes_on_when_mapping_takes_it() -> None:
     async def story() -> None:
         items = MappingQueue(max_waiting=8)
-        await items.wait_until_keyframe_taken()
-        assert not items.is_behind
+        await items.wait_until_few_keyframes_wait(1)
+        assert not (items.is_behind or items.has_waiting_keyframe)
         await items.put(item(1, is_keyframe=True))
-        waiting = asyncio.create_task(items.wait_until_keyframe_taken())
+        await items.wait_until_few_keyframes_wait(1)
+        assert items.has_waiting_keyframe
+        await items.put(item(2, is_keyframe=True))
+        waiting = asyncio.create_task(items.wait_until_few_keyframes_wait(1))
         await as_far_as_it_goes(waiting)
         assert not waiting.done()
         assert items.is_behind
         await items.get()
         await waiting
+        await items.get()
+        assert not items.has_waiting_keyframe
         with items.mapping_keyframe():
             assert items.is_behind
         assert not items.is_behind

@@ -540,36 +540,37 @@ def test_points_of_the_world_in_the_same_place_are_followed() -> None:
     assert min(counts) == max(counts) >= 4
 
 
-# -- before there is a map ------------------------------------------------------------------------
+# -- sooner and later -----------------------------------------------------------------------------
 
 
-def test_until_there_is_a_map_half_the_motion_makes_a_keyframe() -> None:
+def test_a_share_of_the_motion_makes_a_keyframe() -> None:
     diagonal_px = float(np.hypot(WIDTH, HEIGHT))
     config = PATIENT.model_copy(update={"max_flow_ratio": 8.0 / diagonal_px})
-    for moved_px, is_starting, due in (
-        (3, True, None),
-        (5, True, KeyframeReason.PARALLAX),
-        (5, False, None),
-        (9, False, KeyframeReason.PARALLAX),
+    for moved_px, share, due in (
+        (3, 0.5, None),
+        (5, 0.5, KeyframeReason.PARALLAX),
+        (5, 1.0, None),
+        (9, 1.0, KeyframeReason.PARALLAX),
+        (9, 2.0, None),
     ):
         tracker = tracker_with(config)
         process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
         moved = frame_of(image(sideways(1, px=moved_px)), frame_id=2)
-        assert tracker.follow(moved, is_starting=is_starting).due is due
+        assert tracker.follow(moved, motion_share=share).due is due
 
 
-def test_until_there_is_a_map_half_the_time_makes_a_keyframe_of_a_slow_camera() -> None:
+def test_a_share_of_the_time_makes_a_keyframe_of_a_slow_camera() -> None:
     config = PATIENT.model_copy(update={"max_gap_s": 2.0})
-    for after_s, moved_px, is_starting, due in (
-        (0.9, 5, True, None),
-        (1.1, 5, True, KeyframeReason.TIME),
-        (1.1, 0, True, None),  # it stands still
-        (1.1, 5, False, None),
+    for after_s, moved_px, share, due in (
+        (0.9, 5, 0.5, None),
+        (1.1, 5, 0.5, KeyframeReason.TIME),
+        (1.1, 0, 0.5, None),  # it stands still
+        (1.1, 5, 1.0, None),
     ):
         tracker = tracker_with(config)
         process(tracker, replace(frame_of(image(STANDING_STILL), frame_id=1), captured_at_s=0.0))
         moved = frame_of(image(sideways(1, px=moved_px)), frame_id=2)
-        followed = tracker.follow(replace(moved, captured_at_s=after_s), is_starting=is_starting)
+        followed = tracker.follow(replace(moved, captured_at_s=after_s), motion_share=share)
         assert followed.due is due
 
 
@@ -635,3 +636,22 @@ def test_a_keyframe_that_comes_after_another_camera_does_not_replace_it() -> Non
     tracked = tracker.follow(later).tracked
     assert tracked is not None
     assert tracked.keyframe_id == 3
+
+
+def test_an_earlier_keyframe_stays_the_fallback_while_the_last_one_is_mapped() -> None:
+    tracker = tracker_with()
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+    second, third = (
+        frame_of(image(sideways(2)), frame_id=2),
+        frame_of(image(sideways(4)), frame_id=4),
+    )
+    for keyframe in (second, third):
+        tracker.follow(keyframe, wants_fallback=keyframe is third)
+        begun = tracker.begin_keyframe(
+            keyframe, KeyframeReason.PARALLAX, keeps_fallback=keyframe is third
+        )
+        tracker.end_keyframe(begun, tracker.describe_keyframe(keyframe))
+    followed = tracker.follow(frame_of(image(sideways(5)), frame_id=5), wants_fallback=True)
+    assert followed.tracked is not None
+    assert followed.fallback is not None
+    assert (followed.tracked.keyframe_id, followed.fallback.keyframe_id) == (4, 1)

@@ -39,6 +39,7 @@ from engine.events import (
     MetricScaleEstimated,
     MisplacementFound,
     OverlayFound,
+    PairsRejected,
     PairVerified,
     RegistrationFailed,
     RunFinished,
@@ -138,6 +139,7 @@ EVENTS: tuple[Event, ...] = (
         num_matches=300,
         num_inliers=200,
     ),
+    PairsRejected(at_s=0.5, frame_id=TWO, num_pairs=12, num_given_up_early=9),
     CameraCalibrated(
         at_s=0.5,
         camera_key="camera",
