@@ -205,7 +205,8 @@ def test_the_town_goes_through_livesfm_and_through_colmap(tmp_path: Path) -> Non
     poses = {}
     for number, index in enumerate(range(0, 48, 6)):
         rendered = town.render(index)
-        bgr = cv2.cvtColor(rendered.pixels, cv2.COLOR_RGB2BGR)
+        small = cv2.resize(rendered.pixels, (320, 240), interpolation=cv2.INTER_AREA)
+        bgr = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
         cv2.imwrite(str(folder / "images" / f"{number:03d}.jpg"), bgr)
         poses[float(number)] = rendered.cam_from_world
     write_tum(folder / "groundtruth.txt", poses)
@@ -215,7 +216,7 @@ def test_the_town_goes_through_livesfm_and_through_colmap(tmp_path: Path) -> Non
             [folder],
             out=out,
             configs=["phone"],
-            peers=["colmap-exhaustive-incremental-800", "colmap-sequential-global-800"],
+            peers=["colmap-exhaustive-incremental-500", "colmap-sequential-global-500"],
             only=[],
             num_runs=1,
         )
@@ -223,8 +224,8 @@ def test_the_town_goes_through_livesfm_and_through_colmap(tmp_path: Path) -> Non
     runs = runs_of(out)
     assert list(runs) == [
         "livesfm-phone",
-        "colmap-exhaustive-incremental-800",
-        "colmap-sequential-global-800",
+        "colmap-exhaustive-incremental-500",
+        "colmap-sequential-global-500",
     ]
     for name, (run,) in runs.items():
         assert run["failure"] == "", name
@@ -236,7 +237,7 @@ def test_the_town_goes_through_livesfm_and_through_colmap(tmp_path: Path) -> Non
         assert figures["cpu_s"] > 0.5
         assert figures["peak_rss_mb"] > 100.0
         assert (figures["ate_causal"] is not None) == name.startswith("livesfm")
-    assert set(runs["colmap-sequential-global-800"][0]["stages_cpu_s"]) == {
+    assert set(runs["colmap-sequential-global-500"][0]["stages_cpu_s"]) == {
         "extract",
         "match",
         "map",
