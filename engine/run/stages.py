@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError, MapError
 from engine.events import RunPart
-from engine.mapping.ahead_posing import AheadPoser
+from engine.mapping.ahead_posing import AheadPoser, PosingReference
 from engine.mapping.jobs import FinishedJob, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.pose_reports import posed_event
@@ -425,11 +425,13 @@ class MappingStage:
         if to_match is None:
             return
         matched = await self._match(item, to_match)
-        _, adding = await self._posing_ahead(
+        references, adding = await self._posing_ahead(
             self._add_and_publish(item, matched),
             item,
             num_decided=None if decided is None else decided.num_posed_adding,
         )
+        # Not before: a replay, whose timing is another, poses the same frames by the same ones.
+        self._ahead.take(references)
         await self._log.mapped(
             MappingDecision(
                 frame_id=keyframe.frame_id,
@@ -492,10 +494,15 @@ class MappingStage:
         self._reported[pose.frame_id] = pose
         await self._publisher.publish_pose(pose, event, item.frame)
 
-    async def _add_and_publish(self, item: MappingItem, matched: MatchedKeyframe) -> None:
-        """Adds a keyframe that was matched to the map, and what follows from it."""
+    async def _add_and_publish(
+        self, item: MappingItem, matched: MatchedKeyframe
+    ) -> tuple[PosingReference, ...]:
+        """Adds a keyframe that was matched to the map, and what follows from it.
+
+        Returns:
+            What frames are posed by from then on.
+        """
         step = await self._add(item, matched)
-        self._ahead.take(step.references)
         if step.record is not None:
             await self._writer.schedule(
                 functools.partial(self._recorder.step_taken, step, item.frame),
@@ -506,6 +513,7 @@ class MappingStage:
         await self._jobs.start(step.jobs)
         await self._snapshots.write_if_due(step.counts)
         await self._publisher.publish_step(step, item.frame)
+        return step.references
 
     async def _begin(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:
         """Merges what is due and adds the keyframe to the graph; None: it cannot be added."""
