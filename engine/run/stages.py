@@ -417,21 +417,21 @@ class MappingStage:
     async def _map(self, item: MappingItem, keyframe: Keyframe) -> None:
         """Matches a keyframe and adds it to the map."""
         decided = self._log.decided_posing(keyframe.frame_id)
+        self._num_posed = adding = 0
         to_match, beginning = await self._posing_ahead(
             self._begin(item, keyframe),
             item,
             num_decided=None if decided is None else decided.num_posed_beginning,
         )
-        if to_match is None:
-            return
-        matched = await self._match(item, to_match)
-        references, adding = await self._posing_ahead(
-            self._add_and_publish(item, matched),
-            item,
-            num_decided=None if decided is None else decided.num_posed_adding,
-        )
-        # Not before: a replay, whose timing is another, poses the same frames by the same ones.
-        self._ahead.take(references)
+        if to_match is not None:
+            matched = await self._match(item, to_match)
+            references, adding = await self._posing_ahead(
+                self._add_and_publish(item, matched),
+                item,
+                num_decided=None if decided is None else decided.num_posed_adding,
+            )
+            # Not before: a replay, whose timing is another, poses the same frames by the same ones.
+            self._ahead.take(references)
         await self._log.mapped(
             MappingDecision(
                 frame_id=keyframe.frame_id,
@@ -591,7 +591,6 @@ class MappingStage:
     ) -> None:
         """Poses frames that come while a keyframe of a live run is matched."""
         decided = self._decided
-        self._num_posed = 0
         while later := (
             await self._items.get_tracked_until(matching)
             if decided is None and item.is_live

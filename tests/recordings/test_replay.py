@@ -23,7 +23,7 @@ from adapters.recordings.input_recording import FolderRecording
 from adapters.recordings.replay import RepeatedSource, open_replay
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import Config, SiftConfig, SourcesConfig, load_config
-from engine.errors import ConfigError, SourceError
+from engine.errors import ConfigError, MapError, SourceError
 from engine.mapping.mapper import Mapper
 from engine.ports import PairMatcher, Source
 from engine.run import stages
@@ -35,6 +35,7 @@ from engine.types import (
     FrameId,
     GpsFix,
     GpsReading,
+    Keyframe,
     MapCounts,
     SourceNotice,
     SourceState,
@@ -339,6 +340,29 @@ def test_early_poses_are_the_same_however_long_the_mapper_takes_in_a_replay(
         tmp_path, matcher=WorldMatcher(world=WORLD), settings=WITHOUT_SNAPSHOTS, views=[view]
     )
     assert_same_run(recorded, again)
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_early_poses_are_repeated_beside_a_keyframe_that_cannot_be_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_busy, view = threading.Event(), PoseWaitingView(frame_id=BUSY_ID + 1)
+    begin_keyframe = Mapper.begin_keyframe
+
+    def refuse(self: Mapper, keyframe: Keyframe, *args: Any) -> Any:
+        if keyframe.frame_id == BUSY_ID:
+            is_busy.set()
+            assert view.is_posed.wait(HANG_S)
+            raise MapError("cannot be added")
+        return begin_keyframe(self, keyframe, *args)
+
+    monkeypatch.setattr(Mapper, "begin_keyframe", refuse)
+    recorded = busy_run(tmp_path, is_busy=is_busy, view=view)
+    again = repeat(tmp_path, matcher=WorldMatcher(world=WORLD), settings=WITHOUT_SNAPSHOTS)
+    assert Written.by(recorded).rows[BUSY_ID - 1]["status"] == "dropped:failed"
+    assert_same_run(recorded, again)
+    warnings = Written.by(again).warnings()
+    assert not any("differs from the recorded one" in words for words in warnings)
 
 
 def counter() -> Any:
