@@ -194,9 +194,11 @@ class TrackingStage:
                 _Described(decoded=decoded, item=item, tracker=tracker, begun=begun)
             )
             return False
+        begun = tracker.begin_keyframe(decoded.frame, due)
         try:
-            make = functools.partial(tracker.make_keyframe, decoded.frame, due)
-            keyframe = await self._call(make, decoded)
+            described = await self._describe_keyframe(tracker, decoded)
+            end = functools.partial(tracker.end_keyframe, begun, described)
+            keyframe = await self._call(end, decoded)
         except InferenceError as error:
             if followed.tracked is None:
                 raise
@@ -244,8 +246,7 @@ class TrackingStage:
         """Describes a frame, and tracks from it as a keyframe once it has its turn."""
         frame, keyframe = one.decoded.frame, None
         try:
-            describe = functools.partial(one.tracker.describe_keyframe, frame)
-            described = await self._call(describe, one.decoded, thread=self._describing_thread)
+            described = await self._describe_keyframe(one.tracker, one.decoded)
         except InferenceError as error:
             described = None  # it has its pose already
             self._warn(f"{frame.name} does not become a keyframe: {error}")
@@ -258,6 +259,15 @@ class TrackingStage:
             await self._items.put(
                 replace(one.item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
             )
+
+    async def _describe_keyframe(self, tracker: FrameTracker, decoded: DecodedFrame) -> Keyframe:
+        """Describes a frame, after those of other cameras: one thread describes.
+
+        Raises:
+            InferenceError: it cannot be described.
+        """
+        describe = functools.partial(tracker.describe_keyframe, decoded.frame)
+        return await self._call(describe, decoded, thread=self._describing_thread)
 
     async def _call(
         self, use: Callable[[], Result], decoded: DecodedFrame, *, thread: Executor | None = None

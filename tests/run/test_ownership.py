@@ -644,3 +644,42 @@ def test_live_frames_have_their_poses_while_a_keyframe_is_described(tmp_path: Pa
     assert written.statuses.count("keyframe") == outcome.num_registered
     assert held_id in [event["frame_id"] for event in written.of_kind("FrameRegistered")]
     assert len(read_tum(outcome.path / "trajectory.txt").timestamps_s) == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_frames_of_several_cameras_are_described_one_at_a_time(tmp_path: Path) -> None:
+    held_id, gate, overlaps = KEYFRAMES[6], threading.Event(), list[int]()
+
+    class OneAtATime(HeldDescriber):
+        def describe(self, frame: Frame) -> Features:
+            if self.is_held.is_set() and not gate.is_set():
+                overlaps.append(frame.frame_id)
+            return super().describe(frame)
+
+    async def open_later() -> None:
+        for _ in range(1000):  # time enough for a frame that does not wait
+            await asyncio.sleep(0)
+        gate.set()
+
+    matcher = OneAtATime(world=WORLD, held_id=held_id, gate=gate)
+    other_id = KEYFRAMES[7]
+    first_of_other = replace(frame_of(other_id, world=WORLD), camera_key="other")
+    view = PoseWaitingView()
+    happenings: list[Happening] = [
+        *view.paced(1, 1),
+        *frames(held_id, held_id),
+        until(matcher.is_held),
+        first_of_other,
+        open_later,
+    ]
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=matcher,
+        sources=[FakeLiveSource(happenings=happenings)],
+        views=[view],
+        settings=NO_SNAPSHOTS,
+    )
+    _, written = run(engine)
+    assert overlaps == []
+    assert matcher.described == [1, held_id, other_id]
+    assert written.statuses == ["keyframe"] * 3
