@@ -386,15 +386,20 @@ class MappingStage:
         await self._publisher.publish_step(restored)
 
     async def run(self) -> None:
-        """Maps all items."""
-        while (item := await self._items.get()) is not None:
-            if self._is_dropping:
-                continue  # settled at the end of the run, with all that it holds
-            if item.keyframe is None:
-                await self._pose(item, wants_view=self._publisher.wants_view)
-            else:
-                with self._items.mapping_keyframe():
-                    await self._map(item, item.keyframe.keyframe)
+        """Maps all items; poses that were published of frames that it never gets to are kept."""
+        try:
+            while (item := await self._items.get()) is not None:
+                if self._is_dropping:
+                    continue  # settled at the end of the run, with all that it holds
+                if item.keyframe is None:
+                    await self._pose(item, wants_view=self._publisher.wants_view)
+                else:
+                    with self._items.mapping_keyframe():
+                        await self._map(item, item.keyframe.keyframe)
+        finally:
+            if self._reported:
+                poses, self._reported = tuple(self._reported.values()), {}
+                await self._writer.schedule(functools.partial(self._recorder.live_poses, poses))
 
     def drop_what_waits(self) -> None:
         """Maps nothing more; what waits stays in the engine, and is dropped with its end."""

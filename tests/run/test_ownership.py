@@ -683,3 +683,36 @@ def test_frames_of_several_cameras_are_described_one_at_a_time(tmp_path: Path) -
     assert overlaps == []
     assert matcher.described == [1, held_id, other_id]
     assert written.statuses == ["keyframe"] * 3
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_poses_that_were_published_stay_when_the_run_breaks_off_before_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_id = KEYFRAMES[6]
+    view, is_busy = PoseWaitingView(frame_id=held_id + 1), threading.Event()
+    add_keyframe = Mapper.add_keyframe
+
+    def broken(mapper: Mapper, matched: MatchedKeyframe, **kwargs: Any) -> MappingStep:
+        if matched.frame_id == held_id:
+            is_busy.set()
+            assert view.is_posed.wait(HANG_S)
+            raise RuntimeError("CHECK failed")
+        return add_keyframe(mapper, matched, **kwargs)
+
+    monkeypatch.setattr(Mapper, "add_keyframe", broken)
+    happenings: list[Happening] = [*view.paced(1, held_id - 1), *frames(held_id, held_id)]
+    happenings += [until(is_busy), *frames(held_id + 1, held_id + 1)]
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeLiveSource(happenings=happenings)],
+        views=[view],
+        settings=[*NO_SNAPSHOTS, "sources.frame_queue_size=1000", "faults.max_map_rebuilds=0"],
+    )
+    outcome, written = run(engine)
+    assert outcome.stopped_by is StoppedBy.FAILURE
+    posed = [event["frame_id"] for event in written.of_kind("FramePosed") if event["is_first"]]
+    assert held_id + 1 in posed
+    kept_s = read_tum(outcome.path / "trajectory_live.txt").timestamps_s
+    assert sorted(kept_s) == pytest.approx([0.1 * frame_id for frame_id in sorted(posed)])
