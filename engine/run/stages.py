@@ -30,7 +30,7 @@ from engine.run.input_log import InputLog
 from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
-from engine.tracking.frame_tracker import BegunKeyframe, FrameTracker, KeyframeReason
+from engine.tracking.frame_tracker import BegunKeyframe, FrameTracker, KeyframeReason, NewKeyframe
 from engine.types import (
     DropReason,
     Features,
@@ -230,6 +230,16 @@ class TrackingStage:
         async def describe() -> None:
             try:
                 await self._make_keyframe(one, turn=self._turn)
+            except Exception as error:  # a task boundary: the frame has its pose already
+                frame = one.decoded.frame
+                self._faults.report(
+                    RunPart.TRACKING,
+                    error,
+                    consequence=f"{frame.name} does not become a keyframe",
+                    frame_id=frame.frame_id,
+                )
+                async with self._turn:
+                    await self._put_keyframe(one.item, None)
             finally:
                 del self._describing[lane]
 
@@ -255,10 +265,14 @@ class TrackingStage:
                 end = functools.partial(one.tracker.end_keyframe, one.begun, described)
                 with suppress(InferenceError):  # the tracker broke, which was reported
                     keyframe = await self._call(end, one.decoded)
-            self._num_described += 1
-            await self._items.put(
-                replace(one.item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
-            )
+            await self._put_keyframe(one.item, keyframe)
+
+    async def _put_keyframe(self, item: MappingItem, keyframe: NewKeyframe | None) -> None:
+        """Passes on what was described beside frames, which settles its frame."""
+        self._num_described += 1
+        await self._items.put(
+            replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
+        )
 
     async def _describe_keyframe(self, tracker: FrameTracker, decoded: DecodedFrame) -> Keyframe:
         """Describes a frame, after those of other cameras: one thread describes.

@@ -716,3 +716,29 @@ def test_poses_that_were_published_stay_when_the_run_breaks_off_before_their_tur
     assert held_id + 1 in posed
     kept_s = read_tum(outcome.path / "trajectory_live.txt").timestamps_s
     assert sorted(kept_s) == pytest.approx([0.1 * frame_id for frame_id in sorted(posed)])
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_an_unexpected_error_beside_the_describing_of_a_keyframe_settles_its_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_id, matcher = KEYFRAMES[6], WorldMatcher(world=WORLD)
+    call = stages.TrackingStage._call
+
+    async def broken(self: Any, use: Any, decoded: Any, **options: Any) -> Any:
+        if decoded.frame.frame_id == held_id and options:
+            raise RuntimeError("no memory")
+        return await call(self, use, decoded, **options)
+
+    monkeypatch.setattr(stages.TrackingStage, "_call", broken)
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=matcher,
+        sources=[FakeLiveSource(happenings=frames(1, NUM_FRAMES))],
+        settings=[*NO_SNAPSHOTS, "sources.frame_queue_size=1000"],
+    )
+    outcome, written = run(engine)
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert written.statuses[held_id - 1] == "tracked"
+    (fault,) = written.of_kind("FaultOccurred")
+    assert (fault["part"], fault["frame_id"]) == ("tracking", held_id)
