@@ -478,6 +478,7 @@ class MappingStage:
         """Awaits what keeps the mapper busy, and poses live frames that come meanwhile.
 
         They stay in the queue, those behind a keyframe that waits, too: the mapper gets them later.
+        As many are looked at as may wait there, so that frames do not pile up behind a busy mapper.
 
         Args:
             work: what is awaited.
@@ -490,12 +491,8 @@ class MappingStage:
         working = asyncio.create_task(work, name="mapping a keyframe")
         ahead: list[MappingItem] = []
         try:
-            while later := (
-                await self._items.look_ahead_until(working)
-                if num_decided is None and item.is_live and not working.done()
-                else await self._items.look_ahead()
-                if num_decided is not None and len(ahead) < num_decided
-                else None
+            while later := await self._look_ahead(
+                working, item, num_looked_at=len(ahead), num_decided=num_decided
             ):
                 ahead.append(later)
                 await self._pose_ahead(later)
@@ -503,6 +500,21 @@ class MappingStage:
             await asyncio.wait((working,))
             self._items.put_back(ahead)
         return await working, len(ahead)
+
+    async def _look_ahead(
+        self,
+        working: asyncio.Task[Any],
+        item: MappingItem,
+        *,
+        num_looked_at: int,
+        num_decided: int | None,
+    ) -> MappingItem | None:
+        """The next item to be looked at while a keyframe is worked on; None: no further one."""
+        if num_decided is not None:
+            return await self._items.look_ahead() if num_looked_at < num_decided else None
+        if not item.is_live or working.done() or num_looked_at >= self._items.max_waiting:
+            return None
+        return await self._items.look_ahead_until(working)
 
     async def _pose_ahead(self, item: MappingItem) -> None:
         """Publishes the pose of a frame by the keyframes as they were last, if it has none."""

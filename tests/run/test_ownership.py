@@ -742,3 +742,43 @@ def test_an_unexpected_error_beside_the_describing_of_a_keyframe_settles_its_fra
     assert written.statuses[held_id - 1] == "tracked"
     (fault,) = written.of_kind("FaultOccurred")
     assert (fault["part"], fault["frame_id"]) == ("tracking", held_id)
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_no_more_frames_are_posed_ahead_of_a_busy_mapper_than_may_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_id = KEYFRAMES[6]
+    monkeypatch.setitem(globals(), "KEYFRAMES", KEYFRAMES[:7])  # frames alone come after it
+    is_busy, is_full = threading.Event(), threading.Event()
+    num_waiting: list[int] = []
+    add_keyframe = Mapper.add_keyframe
+
+    def held(mapper: Mapper, matched: MatchedKeyframe, **kwargs: Any) -> MappingStep:
+        if matched.frame_id == held_id:
+            is_busy.set()
+            assert is_full.wait(HANG_S)
+        return add_keyframe(mapper, matched, **kwargs)
+
+    async def count() -> None:
+        for _ in range(5000):  # time enough for a run that does not wait
+            await asyncio.sleep(0)
+        num_waiting.append(len(engine._arrivals.frames_in_engine))
+        is_full.set()
+
+    monkeypatch.setattr(Mapper, "add_keyframe", held)
+    view = PoseWaitingView(frame_id=held_id + 2)
+    happenings: list[Happening] = [*view.paced(1, held_id - 1), *frames(held_id, held_id)]
+    happenings += [until(is_busy), *frames(held_id + 1, NUM_FRAMES), until(view.is_posed), count]
+    limits = ["sources.frame_queue_size=1000", "sources.mapping_queue_size=2"]
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeLiveSource(happenings=happenings)],
+        views=[view],
+        settings=[*NO_SNAPSHOTS, *limits],
+    )
+    _, written = run(engine)
+    # The keyframe, two that were looked at, two that wait, one that tracking has and one to come.
+    assert num_waiting[0] <= 7
+    assert written.statuses.count("tracked") == NUM_FRAMES - 7
