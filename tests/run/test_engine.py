@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from engine.output.journal import Journal, NewKeyframe
 from engine.output.run_folder import RunFolder
 from engine.output.stored_run import read_stored_run
 from engine.run.engine import Engine, RunOutcome, StoppedBy
-from engine.types import Features, Frame, FramePose, MapView
+from engine.types import Arrival, Features, Frame, FramePose, MapView
 from engine.window_types import WindowEstimate, WindowProblem
 from tests.support.dense_world import DenseFakeMatcher, NoPlaces
 from tests.support.fake_runs import (
@@ -237,16 +238,25 @@ def test_rows_stay_in_order_when_frames_are_rejected_and_undescribed(tmp_path: P
 @pytest.mark.slow
 def test_a_file_waits_for_the_engine_and_loses_nothing(tmp_path: Path) -> None:
     queue_size = 3
-    filled_up = threading.Event()
+    second_waits, filled_up = threading.Event(), threading.Event()
     waiting: list[int] = []
     world_matcher = matcher()
 
-    def counted(all_frames: list[Frame]) -> Iterator[Frame]:
+    def counted(all_frames: list[Frame]) -> Iterator[Happening]:
         for number, frame in enumerate(all_frames, start=1):
             waiting.append(number - len(world_matcher.described))
+            if number == 3:
+                second_waits.set()
             if number == queue_size + 3:
                 filled_up.set()
-            yield frame
+            yield frame if number > 1 else replace(Arrival.of(frame), decode=decode_late(frame))
+
+    def decode_late(frame: Frame) -> Callable[[], Frame]:
+        def decode() -> Frame:
+            assert_set(second_waits)  # for only what waits by then is decoded ahead
+            return frame
+
+        return decode
 
     world_matcher.before_describing = lambda frame: assert_set(filled_up)
     _, written = run_world(
