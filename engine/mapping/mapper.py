@@ -250,7 +250,7 @@ class Mapper:
         )
 
     def _posing_references(self) -> tuple[PosingReference, ...]:
-        """The newest keyframes of each camera that a map holds, copied."""
+        """The newest keyframes that a map holds of each camera in use, copied."""
         references = []
         for camera_key, frame_id in self._pose_reports.latest_keyframes:
             number, sparse_map = self._components.holding(self._map, frame_id) or (
@@ -752,6 +752,7 @@ class Mapper:
             wants_view: whether viewers want to see the map; not while a keyframe is matched.
             reported: its first pose, where it has one already and that was reported.
         """
+        self._pose_reports.add_frame(tracked)
         if reported is not None:
             self._pose_reports.add_reported(reported)
         number, sparse_map = self._map_for(tracked, fallback)
