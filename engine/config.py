@@ -286,8 +286,8 @@ class MatchingConfig(Section):
     about 1 MB of them, a keyframe of a video an eighth as much."""
     metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
-    report the length of the map's unit. apply: the first map is scaled to metres, too. off:
-    nothing."""
+    report the length of the map's unit. apply: the first map is scaled to metres, too, and so is
+    an early one, which there is not where no depths are known. off: nothing."""
 
 
 class DenseMatchingConfig(Section):
