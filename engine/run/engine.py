@@ -92,6 +92,7 @@ logger = logging.getLogger(__name__)
 
 _HARD_EXIT_CODE = 130  # as shells report an interrupted program
 _LOOK_PERIOD_S = 2.0  # between looks at the run folder and its disk
+_LOAD_PERIOD_S = 2.0  # between samples of the load
 _DROPPED = "a second signal came before its turn"
 _BROKEN_OFF = "the run broke off before its turn"
 
@@ -214,6 +215,7 @@ class Engine:
                 lag_measured(self._load.add_lateness, clock=self._events.clock),
                 self._writer.running(),
                 called_regularly(self._look, period_s=_LOOK_PERIOD_S),
+                called_regularly(self._sample_load, period_s=_LOAD_PERIOD_S),
                 self._requests.answered(self._take_command),
             ):
                 await self._publisher.publish_events()
@@ -533,10 +535,15 @@ class Engine:
 
     async def _look(self) -> None:
         """Looks after the run folder; a disk that is nearly full stops the run."""
-        self._events(self._load.sample())
         await (await self._writer.schedule(self._recorder.look))
         if self._recorder.is_space_low and self._is_reading:
             self._stop_because(StoppedBy.FULL_DISK)
+
+    async def _sample_load(self) -> None:
+        """Publishes the load, and what else was emitted, also while nothing is mapped."""
+        self._events(self._load.sample())
+        if self._writer.has_room:  # else whoever waits for it publishes, and this may be cancelled
+            await self._publisher.publish_events()
 
     def _stop_because(self, reason: StoppedBy) -> None:
         if self._stopped_by is StoppedBy.END_OF_SOURCES:
