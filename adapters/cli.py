@@ -409,6 +409,7 @@ def benchmark(
             limit_s=limit_s,
         )
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        logging.getLogger("adapters.benchmark").setLevel(logging.INFO)  # which run goes on
         try:
             report = run_benchmark(plan)
         except KeyboardInterrupt as interrupt:

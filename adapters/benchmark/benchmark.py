@@ -184,7 +184,7 @@ def _measure(
     try:
         for number in range(1, plan.num_runs + 1):
             for pipeline in pipelines:
-                logger.warning(
+                logger.info(
                     "%s, round %d of %d: %s", dataset.name, number, plan.num_runs, pipeline.name
                 )
                 run = runner.run(pipeline, number, work=work / f"{pipeline.name}-{number}")

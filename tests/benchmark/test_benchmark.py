@@ -201,13 +201,18 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     assert plan([photos], out=out, only=[], overwrite=True).num_threads == 1
 
 
-def test_the_command_prints_where_the_report_is(tmp_path: Path, photos: Path) -> None:
+def test_the_command_prints_where_the_report_is(
+    tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "out"
     program = fake_program(tmp_path)
     given = ["--baseline", str(program), "--only", "baseline-*", "--runs", "1", "--out", str(out)]
     result = CliRunner().invoke(cli.app, ["benchmark", str(photos), "--peers", "none", *given])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out / MARKDOWN_FILE)
+    progress = [one for one in caplog.records if one.name == benchmark.__name__]
+    assert [one.levelname for one in progress] == ["INFO"]
+    assert progress[0].message == "set, round 1 of 1: baseline-default"
     again = CliRunner().invoke(cli.app, ["benchmark", str(photos), "--out", str(out)])
     assert again.exit_code == cli.REFUSED
     assert "--overwrite" in again.stderr
