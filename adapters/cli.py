@@ -722,7 +722,7 @@ def _leave_interrupted(error: BaseException) -> NoReturn:
 
 
 def _comes_from_interrupt(error: BaseException | None) -> bool:
-    """Whether a signal is behind an error: native modules that it meets on loading name another."""
+    """Whether a signal is behind an error: native modules whose loading it stops raise another."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

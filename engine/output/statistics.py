@@ -93,8 +93,8 @@ class RunStatistics:
             case _:
                 pass
 
-    def add_untold(self, *, num_received: int, num_keyframes: int) -> None:
-        """Counts what the journal of a run knows, and its events, written later, do not tell.
+    def add_without_events(self, *, num_received: int, num_keyframes: int) -> None:
+        """Counts what is in the journal of a run and not in its events, which are written later.
 
         Args:
             num_received: frames of the run so far, but for rejected ones.
