@@ -650,6 +650,16 @@ class Engine:
         calibrations: CameraCalibrations | None,
         recording: InputRecording | None,
     ) -> None:
+        self._make_queues(recording)
+        self._make_ingestion(calibrations)
+        self._make_tracking()
+        graph, matching = self._make_matching(places)
+        self._make_mapper(graph, matching, solve_window)
+        self._make_background()
+        self._make_mapping(matching)
+
+    def _make_queues(self, recording: InputRecording | None) -> None:
+        """Makes what lies between the stages."""
         config = self._config
         self._arrivals = ArrivalQueue(
             max_waiting=config.sources.frame_queue_size,
@@ -665,6 +675,9 @@ class Engine:
             self._sources, recording=recording, writer=self._writer, warn=self._events.warn
         )
         self._positions = Positions(self._sources, max_gap_s=config.georeference.max_gap_s)
+
+    def _make_ingestion(self, calibrations: CameraCalibrations | None) -> None:
+        config = self._config
         self._ingestion = Ingestion(
             self._sources,
             roles=self._roles,
@@ -685,6 +698,9 @@ class Engine:
         )
         if self._former is not None:
             self._ingestion.take_former(self._former.stored)
+
+    def _make_tracking(self) -> None:
+        config = self._config
         self._tracking = TrackingStage(
             config.frame_tracking,
             two_view=config.two_view,
@@ -703,15 +719,14 @@ class Engine:
             faults=self._faults,
             log=self._log,
         )
+
+    def _make_matching(self, places: PlaceIndex | None) -> tuple[SceneGraph, PairMatching]:
+        """Makes what decides which pairs are matched, and what matches them."""
+        config = self._config
         if places is None:  # an index may have a length, and be empty
             places = PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
         else:
             places = GuardedPlaces(places, guard=self._guards[RunPart.PLACES], faults=self._faults)
-        solver = GuardedSolver(
-            solve_window or functools.partial(solve, config=WindowSolverConfig()),
-            guard=self._guards[RunPart.WINDOW],
-            faults=self._faults,
-        )
         graph = SceneGraph(config.scene_graph, recognizer=places)
         matching = PairMatching(
             graph,
@@ -724,6 +739,17 @@ class Engine:
                 read=self._stored_descriptors.read,
             ),
             second=config.second,
+        )
+        return graph, matching
+
+    def _make_mapper(
+        self, graph: SceneGraph, matching: PairMatching, solve_window: WindowSolver | None
+    ) -> None:
+        config = self._config
+        solver = GuardedSolver(
+            solve_window or functools.partial(solve, config=WindowSolverConfig()),
+            guard=self._guards[RunPart.WINDOW],
+            faults=self._faults,
         )
         second = None
         if self._second is not None:
@@ -741,6 +767,9 @@ class Engine:
             name="mapping",
             stage=Stage.MAPPING,
         )
+
+    def _make_background(self) -> None:
+        """Makes what adjusts and saves the map beside mapping."""
         self._jobs = MapJobs(
             self._job_thread,
             matching_thread=self._second_thread,
@@ -748,12 +777,15 @@ class Engine:
             faults=self._faults,
         )
         self._snapshots = Snapshots(
-            config.snapshots,
+            self._config.snapshots,
             mapper=self._mapper,
             recorder=self._recorder,
             writer=self._writer,
             clock=self._events.clock,
         )
+
+    def _make_mapping(self, matching: PairMatching) -> None:
+        config = self._config
         self._mapping = MappingStage(
             self._mapper,
             matching=matching,
