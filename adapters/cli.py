@@ -379,9 +379,9 @@ def benchmark(
             min=1, help="Peers get every so many frames of a video; default about 3 a second."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path(
-        "runs/benchmark"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the report, new or empty.")
+    ] = Path("runs/benchmark"),
     overwrite: OverwriteOption = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep run folders and models.")] = False,
     limit_s: Annotated[
