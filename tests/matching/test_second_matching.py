@@ -11,7 +11,7 @@ import pytest
 
 from engine.config import SceneGraphConfig, SecondMatcherConfig
 from engine.matching.scene_graph import SceneGraph
-from engine.matching.second_matching import DescriberForBoth, SecondMatching
+from engine.matching.second_matching import DescriberForBoth, SecondChoice, SecondMatching
 from engine.types import (
     Features,
     Frame,
@@ -182,6 +182,21 @@ def test_what_has_no_room_is_counted() -> None:
     choice = second.choose()
     assert len(choice.pairs) == SecondMatcherConfig().pairs_at_once
     assert choice.num_left_out > 0
+
+
+def test_a_pair_that_has_no_room_again_is_counted_once() -> None:
+    second = second_of(graph_of([keyframe(i, is_photo=True) for i in range(1, 9)]), pairs_at_once=1)
+    rounds = [second.choose() for _ in range(20)]
+    assert all(len(one.pairs) == 1 for one in rounds)
+    assert 0 < sum(one.num_left_out for one in rounds) <= 8 * 7 // 2
+
+
+def test_nothing_is_looked_at_while_a_video_has_earned_no_pair() -> None:
+    graph = graph_of([keyframe(i) for i in range(1, 9)])
+    second = second_of(graph, pairs_per_s=1.0)
+    assert second.choose().num_left_out > 0
+    graph.add_keyframe(keyframe(9, captured_at_s=8.001))
+    assert second.choose() == SecondChoice(pairs=())
 
 
 def test_a_video_earns_its_pairs_by_the_second() -> None:
