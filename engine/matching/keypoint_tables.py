@@ -158,6 +158,7 @@ class KeypointTable:
                 colors=self._colors.copy(),
                 is_free=self._is_free.copy(),
                 descriptor_kind=self._features.descriptor_kind,
+                num_described=self._features.num_described,
             )
             self._is_changed = False
         return self._features

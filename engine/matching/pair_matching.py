@@ -182,8 +182,12 @@ class PairMatching:
         Raises:
             ValueError: the graph holds it already.
         """
-        self._graph.add_keyframe(keyframe)
         columns, lines = facts.get(f"grid/{keyframe.frame_id}", (0, 0))
+        num_described = len(keyframe.features) - columns * lines
+        if columns * lines and keyframe.features.descriptors.size:
+            features = replace(keyframe.features, num_described=num_described)
+            keyframe = replace(keyframe, features=features)
+        self._graph.add_keyframe(keyframe)
         size = (keyframe.width, keyframe.height)
         self._tables.add(keyframe.features, size=size, mask=keyframe.mask, grid=(columns, lines))
         self._keep_descriptors(keyframe.features)

@@ -851,3 +851,19 @@ def test_a_second_matcher_that_finds_nothing_changes_no_count_of_matches() -> No
     for frame_id, before in zip((2, 3), counts, strict=True):
         now = matching._tables._tables[FrameId(frame_id)]._num_matches
         np.testing.assert_array_equal(now, before)
+
+
+def test_a_run_that_goes_on_knows_which_keypoints_the_first_matcher_described() -> None:
+    world = SyntheticWorld(straight_path(3), density=0.3, noise_px=0.3)
+    graph, matching = second_matching(world)
+    matching.add_second([points_of(world, pair(1, 2), beside=True)])
+    assert matching.verify_second()
+    facts = matching.take_facts()
+    again = scene_graph()
+    resumed = matching_over(again, DescribedWorld(world=world))
+    for frame_id in graph.keyframe_ids:
+        keyframe = graph.keyframe(frame_id)
+        stored = dataclasses.replace(keyframe.features, num_described=None)
+        resumed.restore_keyframe(dataclasses.replace(keyframe, features=stored), facts)
+        described = again.keyframe(frame_id).features.described()
+        assert len(described) == len(world.keyframe(frame_id).features)

@@ -277,3 +277,15 @@ def test_keyframes_get_free_rows_after_the_keypoints_of_the_first_matcher() -> N
     first_part = features.described()
     np.testing.assert_array_equal(first_part.descriptors, with_descriptors.descriptors)
     assert with_descriptors.described() is with_descriptors
+
+
+def test_a_described_keypoint_of_no_contrast_is_one_of_those_that_are_described() -> None:
+    keypoints = SyntheticWorld(straight_path(1)).keyframe(1).features
+    descriptors = np.ones((len(keypoints), 8), np.uint8)
+    descriptors[[3, -1]] = 0
+    plain = replace(keypoints, descriptors=descriptors)
+    assert plain.described() is plain
+    with_room = plain.with_free_rows(np.ones((5, 2)), np.zeros((5, 3), np.uint8))
+    np.testing.assert_array_equal(with_room.described().keypoints_xy, plain.keypoints_xy)
+    some = with_room.take(np.arange(2, len(with_room)))
+    np.testing.assert_array_equal(some.described().keypoints_xy, plain.keypoints_xy[2:])
