@@ -113,7 +113,7 @@ class PairMatching:
         *,
         two_view: TwoViewConfig,
         dense: DenseMatchingConfig,
-        coarse_to_fine: CoarseToFineConfig | None = None,
+        coarse_to_fine: CoarseToFineConfig,
         descriptors: DescriptorStore | None = None,
         second: SecondMatcherConfig | None = None,
     ) -> None:
@@ -141,7 +141,7 @@ class PairMatching:
         self._in_part_changed: set[FrameId] = set()  # keyframes that have others matched in part
         self._coarse_to_fine = CoarseToFine(
             matcher,
-            coarse_to_fine or CoarseToFineConfig(),
+            coarse_to_fine,
             verifier=self._verifier,
             glance=self._glance,
             num_pairs=lambda frame_id: len(graph.neighbors(frame_id)),

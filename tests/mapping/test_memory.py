@@ -45,6 +45,7 @@ def test_a_map_keeps_each_table_and_each_pair_once_and_descriptors_up_to_a_limit
         FakeMatcher(world=world),
         two_view=config.two_view,
         dense=config.dense_matching,
+        coarse_to_fine=config.coarse_to_fine,
         descriptors=store,
     )
     mapper = Mapper(config, graph=graph, matching=matching, emit=lambda event: None)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import DenseMatchingConfig, TwoViewConfig
+from engine.config import CoarseToFineConfig, DenseMatchingConfig, TwoViewConfig
 from engine.matching.overlays import Overlay
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.types import Float64Array, PairCandidate, PairReason, VerifiedPair
@@ -44,6 +44,7 @@ class Run:
             FakeMatcher(world=world, wrong_ratio=wrong_ratio),
             two_view=TwoViewConfig(**two_view),
             dense=DenseMatchingConfig(),
+            coarse_to_fine=CoarseToFineConfig(),
         )
         self.world = world
         self.matched: list[MatchedKeyframe] = []

@@ -14,6 +14,7 @@ import pytest
 
 from adapters.town.oracle import OracleMatcher
 from engine.config import (
+    CoarseToFineConfig,
     DenseMatchingConfig,
     OracleConfig,
     SecondMatcherConfig,
@@ -65,7 +66,13 @@ def candidate(first: int, second: int) -> PairCandidate:
 def matching_over(
     graph: SceneGraph, matcher: PairMatcher, keyframes: Iterable[Keyframe] = (), **dense: Any
 ) -> PairMatching:
-    matching = PairMatching(graph, matcher, two_view=CONFIG, dense=DENSE.model_copy(update=dense))
+    matching = PairMatching(
+        graph,
+        matcher,
+        two_view=CONFIG,
+        dense=DENSE.model_copy(update=dense),
+        coarse_to_fine=CoarseToFineConfig(),
+    )
     for keyframe in keyframes:
         matching.add_keyframe(keyframe)
     return matching
@@ -757,7 +764,12 @@ def second_matching(world: SyntheticWorld) -> tuple[SceneGraph, PairMatching]:
     graph = scene_graph()
     matcher = DescribedWorld(world=world, dropped=lambda one: one == pair(1, 2))
     matching = PairMatching(
-        graph, matcher, two_view=CONFIG, dense=DENSE, second=SecondMatcherConfig()
+        graph,
+        matcher,
+        two_view=CONFIG,
+        dense=DENSE,
+        coarse_to_fine=CoarseToFineConfig(),
+        second=SecondMatcherConfig(),
     )
     for keyframe in keyframes_of(world):
         matching.add_keyframe(with_room(keyframe))
