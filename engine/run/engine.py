@@ -639,8 +639,12 @@ class Engine:
             matching=self._guards[RunPart.MATCHING],
             faults=self._faults,
         )
-        self._second = second and GuardedSecond(
-            second, guard=self._guards[RunPart.SECOND_MATCHING], faults=self._faults
+        self._second = (
+            None
+            if second is None
+            else GuardedSecond(
+                second, guard=self._guards[RunPart.SECOND_MATCHING], faults=self._faults
+            )
         )
 
     def _make_stages(
