@@ -33,7 +33,7 @@ class PosingReference:
 
 
 class AheadPoser:
-    """Poses frames by the latest references; for one thread at a time.
+    """Poses frames by the latest references; on any thread, one call after the other.
 
     Args:
         registration: of the search for a pose.

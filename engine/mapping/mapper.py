@@ -833,16 +833,15 @@ class Mapper:
         if self._second is None or self._jobs.is_matching:
             return None
         choice = self._second.choose(is_final=is_final)
-        if choice.pairs or choice.num_left_out:
-            self._emit(
-                WeakPairsMatched(
-                    matcher=self._second.name,
-                    num_pairs=len(choice.pairs),
-                    num_left_out=choice.num_left_out,
-                )
-            )
         if not choice.pairs:
             return None
+        self._emit(
+            WeakPairsMatched(
+                matcher=self._second.name,
+                num_pairs=len(choice.pairs),
+                num_left_out=choice.num_left_out,
+            )
+        )
         requests = self._matching.second_requests(choice.pairs)
         return self._jobs.start_matching(functools.partial(self._second.match, requests))
 

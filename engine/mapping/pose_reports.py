@@ -112,7 +112,7 @@ class PoseReports:
             )
 
     def add_reported(self, pose: FramePose) -> None:
-        """Takes note of the first pose of a frame, which was reported when it was known."""
+        """Adds the first pose of a frame, which was reported when it was known."""
         self._has_pose.add(pose.frame_id)
         self._new.append(pose)
 

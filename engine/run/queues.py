@@ -516,12 +516,18 @@ class MappingQueue:
             waited: takes the seconds that each item waited, from when it was put.
         """
         self._waited = waited
+        self._max_waiting = max_waiting
         self._waiting: asyncio.Queue[tuple[float, MappingItem | None]] = asyncio.Queue(max_waiting)
         self._put_back: deque[MappingItem | None] = deque()  # taken too early; come first
         self._num_keyframes_waiting = 0
         self._is_mapping_keyframe = False
         self._keyframe_taken = asyncio.Condition()
         self.has_map = False  # by which frames get poses; mapping says so
+
+    @property
+    def max_waiting(self) -> int:
+        """Items that may wait, and that may be looked at ahead of their turn."""
+        return self._max_waiting
 
     @property
     def is_behind(self) -> bool:
@@ -728,6 +734,11 @@ class Writer:
         self._thread = thread
         self._failed = failed
         self._writes: asyncio.Queue[_Write | None] = asyncio.Queue(_MAX_WAITING_WRITES)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether who schedules one write now does not wait, and so cannot be cancelled there."""
+        return not self._writes.full()
 
     async def schedule(
         self, call: Callable[[], None], *, then: Callable[[], Awaitable[None]] | None = None

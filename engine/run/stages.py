@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from engine.config import FrameTrackingConfig, TwoViewConfig
 from engine.errors import InferenceError, MapError
 from engine.events import RunPart
-from engine.mapping.ahead_posing import AheadPoser
+from engine.mapping.ahead_posing import AheadPoser, PosingReference
 from engine.mapping.jobs import FinishedJob, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.pose_reports import posed_event
@@ -30,7 +30,7 @@ from engine.run.input_log import InputLog
 from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, MappingItem, MappingQueue, Writer
-from engine.tracking.frame_tracker import BegunKeyframe, FrameTracker, KeyframeReason
+from engine.tracking.frame_tracker import BegunKeyframe, FrameTracker, KeyframeReason, NewKeyframe
 from engine.types import (
     DropReason,
     Features,
@@ -194,9 +194,11 @@ class TrackingStage:
                 _Described(decoded=decoded, item=item, tracker=tracker, begun=begun)
             )
             return False
+        begun = tracker.begin_keyframe(decoded.frame, due)
         try:
-            make = functools.partial(tracker.make_keyframe, decoded.frame, due)
-            keyframe = await self._call(make, decoded)
+            described = await self._describe_keyframe(tracker, decoded)
+            end = functools.partial(tracker.end_keyframe, begun, described)
+            keyframe = await self._call(end, decoded)
         except InferenceError as error:
             if followed.tracked is None:
                 raise
@@ -228,6 +230,16 @@ class TrackingStage:
         async def describe() -> None:
             try:
                 await self._make_keyframe(one, turn=self._turn)
+            except Exception as error:  # a task boundary: the frame has its pose already
+                frame = one.decoded.frame
+                self._faults.report(
+                    RunPart.TRACKING,
+                    error,
+                    consequence=f"{frame.name} does not become a keyframe",
+                    frame_id=frame.frame_id,
+                )
+                async with self._turn:
+                    await self._put_keyframe(one.item, None)
             finally:
                 del self._describing[lane]
 
@@ -244,8 +256,7 @@ class TrackingStage:
         """Describes a frame, and tracks from it as a keyframe once it has its turn."""
         frame, keyframe = one.decoded.frame, None
         try:
-            describe = functools.partial(one.tracker.describe_keyframe, frame)
-            described = await self._call(describe, one.decoded, thread=self._describing_thread)
+            described = await self._describe_keyframe(one.tracker, one.decoded)
         except InferenceError as error:
             described = None  # it has its pose already
             self._warn(f"{frame.name} does not become a keyframe: {error}")
@@ -254,10 +265,23 @@ class TrackingStage:
                 end = functools.partial(one.tracker.end_keyframe, one.begun, described)
                 with suppress(InferenceError):  # the tracker broke, which was reported
                     keyframe = await self._call(end, one.decoded)
-            self._num_described += 1
-            await self._items.put(
-                replace(one.item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
-            )
+            await self._put_keyframe(one.item, keyframe)
+
+    async def _put_keyframe(self, item: MappingItem, keyframe: NewKeyframe | None) -> None:
+        """Passes on what was described beside frames, which settles its frame."""
+        self._num_described += 1
+        await self._items.put(
+            replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
+        )
+
+    async def _describe_keyframe(self, tracker: FrameTracker, decoded: DecodedFrame) -> Keyframe:
+        """Describes a frame, after those of other cameras: one thread describes.
+
+        Raises:
+            InferenceError: it cannot be described.
+        """
+        describe = functools.partial(tracker.describe_keyframe, decoded.frame)
+        return await self._call(describe, decoded, thread=self._describing_thread)
 
     async def _call(
         self, use: Callable[[], Result], decoded: DecodedFrame, *, thread: Executor | None = None
@@ -376,15 +400,20 @@ class MappingStage:
         await self._publisher.publish_step(restored)
 
     async def run(self) -> None:
-        """Maps all items."""
-        while (item := await self._items.get()) is not None:
-            if self._is_dropping:
-                continue  # settled at the end of the run, with all that it holds
-            if item.keyframe is None:
-                await self._pose(item, wants_view=self._publisher.wants_view)
-            else:
-                with self._items.mapping_keyframe():
-                    await self._map(item, item.keyframe.keyframe)
+        """Maps all items; poses that were published of frames that it never gets to are kept."""
+        try:
+            while (item := await self._items.get()) is not None:
+                if self._is_dropping:
+                    continue  # settled at the end of the run, with all that it holds
+                if item.keyframe is None:
+                    await self._pose(item, wants_view=self._publisher.wants_view)
+                else:
+                    with self._items.mapping_keyframe():
+                        await self._map(item, item.keyframe.keyframe)
+        finally:
+            if self._reported:
+                poses, self._reported = tuple(self._reported.values()), {}
+                await self._writer.schedule(functools.partial(self._recorder.live_poses, poses))
 
     def drop_what_waits(self) -> None:
         """Maps nothing more; what waits stays in the engine, and is dropped with its end."""
@@ -417,19 +446,21 @@ class MappingStage:
     async def _map(self, item: MappingItem, keyframe: Keyframe) -> None:
         """Matches a keyframe and adds it to the map."""
         decided = self._log.decided_posing(keyframe.frame_id)
+        self._num_posed = adding = 0
         to_match, beginning = await self._posing_ahead(
             self._begin(item, keyframe),
             item,
             num_decided=None if decided is None else decided.num_posed_beginning,
         )
-        if to_match is None:
-            return
-        matched = await self._match(item, to_match)
-        _, adding = await self._posing_ahead(
-            self._add_and_publish(item, matched),
-            item,
-            num_decided=None if decided is None else decided.num_posed_adding,
-        )
+        if to_match is not None:
+            matched = await self._match(item, to_match)
+            references, adding = await self._posing_ahead(
+                self._add_and_publish(item, matched),
+                item,
+                num_decided=None if decided is None else decided.num_posed_adding,
+            )
+            # Not before: a replay, whose timing is another, poses the same frames by the same ones.
+            self._ahead.take(references)
         await self._log.mapped(
             MappingDecision(
                 frame_id=keyframe.frame_id,
@@ -447,6 +478,7 @@ class MappingStage:
         """Awaits what keeps the mapper busy, and poses live frames that come meanwhile.
 
         They stay in the queue, those behind a keyframe that waits, too: the mapper gets them later.
+        As many are looked at as may wait there, so that frames do not pile up behind a busy mapper.
 
         Args:
             work: what is awaited.
@@ -459,12 +491,8 @@ class MappingStage:
         working = asyncio.create_task(work, name="mapping a keyframe")
         ahead: list[MappingItem] = []
         try:
-            while later := (
-                await self._items.look_ahead_until(working)
-                if num_decided is None and item.is_live and not working.done()
-                else await self._items.look_ahead()
-                if num_decided is not None and len(ahead) < num_decided
-                else None
+            while later := await self._look_ahead(
+                working, item, num_looked_at=len(ahead), num_decided=num_decided
             ):
                 ahead.append(later)
                 await self._pose_ahead(later)
@@ -472,6 +500,21 @@ class MappingStage:
             await asyncio.wait((working,))
             self._items.put_back(ahead)
         return await working, len(ahead)
+
+    async def _look_ahead(
+        self,
+        working: asyncio.Task[Any],
+        item: MappingItem,
+        *,
+        num_looked_at: int,
+        num_decided: int | None,
+    ) -> MappingItem | None:
+        """The next item to be looked at while a keyframe is worked on; None: no further one."""
+        if num_decided is not None:
+            return await self._items.look_ahead() if num_looked_at < num_decided else None
+        if not item.is_live or working.done() or num_looked_at >= self._items.max_waiting:
+            return None
+        return await self._items.look_ahead_until(working)
 
     async def _pose_ahead(self, item: MappingItem) -> None:
         """Publishes the pose of a frame by the keyframes as they were last, if it has none."""
@@ -492,10 +535,15 @@ class MappingStage:
         self._reported[pose.frame_id] = pose
         await self._publisher.publish_pose(pose, event, item.frame)
 
-    async def _add_and_publish(self, item: MappingItem, matched: MatchedKeyframe) -> None:
-        """Adds a keyframe that was matched to the map, and what follows from it."""
+    async def _add_and_publish(
+        self, item: MappingItem, matched: MatchedKeyframe
+    ) -> tuple[PosingReference, ...]:
+        """Adds a keyframe that was matched to the map, and what follows from it.
+
+        Returns:
+            What frames are posed by from then on.
+        """
         step = await self._add(item, matched)
-        self._ahead.take(step.references)
         if step.record is not None:
             await self._writer.schedule(
                 functools.partial(self._recorder.step_taken, step, item.frame),
@@ -506,6 +554,7 @@ class MappingStage:
         await self._jobs.start(step.jobs)
         await self._snapshots.write_if_due(step.counts)
         await self._publisher.publish_step(step, item.frame)
+        return step.references
 
     async def _begin(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:
         """Merges what is due and adds the keyframe to the graph; None: it cannot be added."""
@@ -583,7 +632,6 @@ class MappingStage:
     ) -> None:
         """Poses frames that come while a keyframe of a live run is matched."""
         decided = self._decided
-        self._num_posed = 0
         while later := (
             await self._items.get_tracked_until(matching)
             if decided is None and item.is_live

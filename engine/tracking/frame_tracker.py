@@ -73,6 +73,7 @@ class _Following:
 
     keyframe: Keyframe
     grey: Uint8Array  # (h, w) of the last frame, working size
+    mask: BoolArray | None  # (H, W) of the last frame, True where it is usable
     scale: Float64Array  # (2,) original px per working px
     keypoint_idx: Int64Array  # (M,)
     start_xy: Float32Array  # (M, 2) working px, in the keyframe, cv2 convention
@@ -208,7 +209,7 @@ class FrameTracker:
             self._previous = earlier
         if former is not None and latest is not None and latest.grey is not former.grey:
             assert self._following is not None
-            self._follow(self._following, latest.grey, mask=None)
+            self._follow(self._following, latest.grey, mask=latest.mask)
         return NewKeyframe(keyframe=keyframe, reason=reason)
 
     def _fallback(self, frame: Frame, grey: Uint8Array, *, is_wanted: bool) -> TrackedFrame | None:
@@ -245,7 +246,7 @@ class FrameTracker:
             following.keypoint_idx = following.keypoint_idx[kept]
             following.start_xy = following.start_xy[kept]
             following.points_xy = points_xy[kept]
-        following.grey = grey
+        following.grey, following.mask = grey, mask
 
     def _keyframe_due(
         self, following: _Following, frame: Frame, *, share: float
@@ -291,6 +292,7 @@ class FrameTracker:
         self._following = _Following(
             keyframe=keyframe,
             grey=grey,
+            mask=frame.mask,
             scale=scale,
             keypoint_idx=chosen,
             start_xy=start_xy,
@@ -338,9 +340,10 @@ class FrameTracker:
         """A frame's mask as its keyframe keeps it; frames that share one share that, too."""
         if mask is None:
             return None
-        if self._mask is None or self._mask[0] is not mask:
-            self._mask = mask, PackedMask.of(mask)
-        return self._mask[1]
+        known = self._mask  # another thread may replace it
+        if known is None or known[0] is not mask:
+            self._mask = known = mask, PackedMask.of(mask)
+        return known[1]
 
     def _working_image(self, frame: Frame) -> tuple[Uint8Array, Float64Array]:
         """The grey image flow runs on, and original px per working px (2,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import shutil
 import threading
@@ -22,8 +23,11 @@ from adapters.recordings.input_recording import FolderRecording
 from adapters.recordings.replay import RepeatedSource, open_replay
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import Config, SiftConfig, SourcesConfig, load_config
-from engine.errors import ConfigError, SourceError
+from engine.errors import ConfigError, MapError, SourceError
+from engine.mapping.mapper import Mapper
 from engine.ports import PairMatcher, Source
+from engine.run import stages
+from engine.run.background import Snapshots
 from engine.run.engine import RunOutcome
 from engine.types import (
     Arrival,
@@ -31,8 +35,18 @@ from engine.types import (
     FrameId,
     GpsFix,
     GpsReading,
+    Keyframe,
+    MapCounts,
     SourceNotice,
     SourceState,
+)
+from tests.run.test_ownership import (
+    KEYFRAMES,
+    NO_SNAPSHOTS,
+    WORLD,
+    PoseWaitingView,
+    WorldTracker,
+    until,
 )
 from tests.support.fake_runs import (
     FakeLiveSource,
@@ -41,6 +55,7 @@ from tests.support.fake_runs import (
     WorldMatcher,
     Written,
     engine_of,
+    frame_of,
     frames_of,
     rejected,
     world_of,
@@ -95,9 +110,14 @@ def repeat(folder: Path, *, matcher: PairMatcher | None = None, **options: Any) 
 
 
 def assert_same_run(one: RunOutcome, other: RunOutcome) -> None:
-    """The same map to the bit, and the same account of every frame."""
+    """The same map to the bit, the same first poses, and the same account of every frame."""
     for name in ("trajectory.txt", "frames.csv"):
         assert (one.path / name).read_text() == (other.path / name).read_text()
+    first_poses = [
+        {file.name: file.read_text() for file in outcome.path.glob("trajectory_live*.txt")}
+        for outcome in (one, other)
+    ]
+    assert first_poses[0] == first_poses[1]
     for name in ("points3D.bin", "images.bin", "cameras.bin"):
         model = Path("latest/sparse/0") / name
         assert (one.path / model).read_bytes() == (other.path / model).read_bytes()
@@ -250,6 +270,99 @@ def test_a_live_video_that_outruns_mapping_is_repeated_to_the_bit(tmp_path: Path
     decisions = [json.loads(line) for line in lines]
     assert any(one.get("tracking", {}).get("is_behind") for one in decisions)
     assert_same_run(recorded, repeat(tmp_path, matcher=SiftMatcher(sift)))
+
+
+# -- frames that come while the mapper is busy -----------------------------------------------------
+
+BUSY_ID = KEYFRAMES[6]  # of the keyframe that the mapper is busy with
+WITHOUT_SNAPSHOTS = [*NO_SNAPSHOTS, "sources.frame_queue_size=1000"]
+
+
+@pytest.fixture
+def _tracked_by_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "FrameTracker", WorldTracker)
+
+
+def busy_run(folder: Path, *, is_busy: threading.Event, view: PoseWaitingView) -> RunOutcome:
+    """Records a live run in which the frame after `BUSY_ID` comes when ``is_busy`` is set.
+
+    The other ones come after it has its pose, which the view has to wait for.
+    """
+    happenings = [
+        *view.paced(1, BUSY_ID - 1),
+        frame_of(BUSY_ID, world=WORLD),
+        until(is_busy),
+        frame_of(BUSY_ID + 1, world=WORLD),
+        until(view.is_posed),
+        *view.paced(BUSY_ID + 2, WORLD.frame_ids[-1]),
+    ]
+    source = FakeLiveSource(
+        happenings=[
+            replace(one, jpeg=None) if isinstance(one, Frame) else one for one in happenings
+        ]
+    )
+    matcher = WorldMatcher(world=WORLD)
+    return record(folder, [source], matcher=matcher, settings=WITHOUT_SNAPSHOTS, views=[view])
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, method: str, *, until_set: threading.Event) -> None:
+    """Has a method of the mapper wait for an event before it takes `BUSY_ID`."""
+    original = getattr(Mapper, method)
+
+    @functools.wraps(original)
+    def held(mapper: Mapper, item: Any, *args: Any, **kwargs: Any) -> Any:
+        if item.frame_id == BUSY_ID:
+            assert until_set.wait(HANG_S)
+        return original(mapper, item, *args, **kwargs)
+
+    monkeypatch.setattr(Mapper, method, held)
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_early_poses_are_the_same_however_long_the_mapper_takes_in_a_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_added, view = threading.Event(), PoseWaitingView(frame_id=BUSY_ID + 1)
+    write_if_due = Snapshots.write_if_due
+
+    async def after_adding(self: Snapshots, counts: MapCounts) -> None:
+        if counts.num_keyframes == KEYFRAMES.index(BUSY_ID) + 1:
+            is_added.set()  # in the map, but the frame behind it still has to come
+            await until(view.is_posed)()
+        await write_if_due(self, counts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshots, "write_if_due", after_adding)
+        recorded = busy_run(tmp_path, is_busy=is_added, view=view)
+    view = PoseWaitingView(frame_id=BUSY_ID + 1)
+    hold(monkeypatch, "add_keyframe", until_set=view.is_posed)  # not yet in the map
+    again = repeat(
+        tmp_path, matcher=WorldMatcher(world=WORLD), settings=WITHOUT_SNAPSHOTS, views=[view]
+    )
+    assert_same_run(recorded, again)
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_early_poses_are_repeated_beside_a_keyframe_that_cannot_be_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_busy, view = threading.Event(), PoseWaitingView(frame_id=BUSY_ID + 1)
+    begin_keyframe = Mapper.begin_keyframe
+
+    def refuse(self: Mapper, keyframe: Keyframe, *args: Any) -> Any:
+        if keyframe.frame_id == BUSY_ID:
+            is_busy.set()
+            assert view.is_posed.wait(HANG_S)
+            raise MapError("cannot be added")
+        return begin_keyframe(self, keyframe, *args)
+
+    monkeypatch.setattr(Mapper, "begin_keyframe", refuse)
+    recorded = busy_run(tmp_path, is_busy=is_busy, view=view)
+    again = repeat(tmp_path, matcher=WorldMatcher(world=WORLD), settings=WITHOUT_SNAPSHOTS)
+    assert Written.by(recorded).rows[BUSY_ID - 1]["status"] == "dropped:failed"
+    assert_same_run(recorded, again)
+    warnings = Written.by(again).warnings()
+    assert not any("differs from the recorded one" in words for words in warnings)
 
 
 def counter() -> Any:

@@ -644,3 +644,141 @@ def test_live_frames_have_their_poses_while_a_keyframe_is_described(tmp_path: Pa
     assert written.statuses.count("keyframe") == outcome.num_registered
     assert held_id in [event["frame_id"] for event in written.of_kind("FrameRegistered")]
     assert len(read_tum(outcome.path / "trajectory.txt").timestamps_s) == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_frames_of_several_cameras_are_described_one_at_a_time(tmp_path: Path) -> None:
+    held_id, gate, overlaps = KEYFRAMES[6], threading.Event(), list[int]()
+
+    class OneAtATime(HeldDescriber):
+        def describe(self, frame: Frame) -> Features:
+            if self.is_held.is_set() and not gate.is_set():
+                overlaps.append(frame.frame_id)
+            return super().describe(frame)
+
+    async def open_later() -> None:
+        for _ in range(1000):  # time enough for a frame that does not wait
+            await asyncio.sleep(0)
+        gate.set()
+
+    matcher = OneAtATime(world=WORLD, held_id=held_id, gate=gate)
+    other_id = KEYFRAMES[7]
+    first_of_other = replace(frame_of(other_id, world=WORLD), camera_key="other")
+    view = PoseWaitingView()
+    happenings: list[Happening] = [
+        *view.paced(1, 1),
+        *frames(held_id, held_id),
+        until(matcher.is_held),
+        first_of_other,
+        open_later,
+    ]
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=matcher,
+        sources=[FakeLiveSource(happenings=happenings)],
+        views=[view],
+        settings=NO_SNAPSHOTS,
+    )
+    _, written = run(engine)
+    assert overlaps == []
+    assert matcher.described == [1, held_id, other_id]
+    assert written.statuses == ["keyframe"] * 3
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_poses_that_were_published_stay_when_the_run_breaks_off_before_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_id = KEYFRAMES[6]
+    view, is_busy = PoseWaitingView(frame_id=held_id + 1), threading.Event()
+    add_keyframe = Mapper.add_keyframe
+
+    def broken(mapper: Mapper, matched: MatchedKeyframe, **kwargs: Any) -> MappingStep:
+        if matched.frame_id == held_id:
+            is_busy.set()
+            assert view.is_posed.wait(HANG_S)
+            raise RuntimeError("CHECK failed")
+        return add_keyframe(mapper, matched, **kwargs)
+
+    monkeypatch.setattr(Mapper, "add_keyframe", broken)
+    happenings: list[Happening] = [*view.paced(1, held_id - 1), *frames(held_id, held_id)]
+    happenings += [until(is_busy), *frames(held_id + 1, held_id + 1)]
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeLiveSource(happenings=happenings)],
+        views=[view],
+        settings=[*NO_SNAPSHOTS, "sources.frame_queue_size=1000", "faults.max_map_rebuilds=0"],
+    )
+    outcome, written = run(engine)
+    assert outcome.stopped_by is StoppedBy.FAILURE
+    posed = [event["frame_id"] for event in written.of_kind("FramePosed") if event["is_first"]]
+    assert held_id + 1 in posed
+    kept_s = read_tum(outcome.path / "trajectory_live.txt").timestamps_s
+    assert sorted(kept_s) == pytest.approx([0.1 * frame_id for frame_id in sorted(posed)])
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_an_unexpected_error_beside_the_describing_of_a_keyframe_settles_its_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_id, matcher = KEYFRAMES[6], WorldMatcher(world=WORLD)
+    call = stages.TrackingStage._call
+
+    async def broken(self: Any, use: Any, decoded: Any, **options: Any) -> Any:
+        if decoded.frame.frame_id == held_id and options:
+            raise RuntimeError("no memory")
+        return await call(self, use, decoded, **options)
+
+    monkeypatch.setattr(stages.TrackingStage, "_call", broken)
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=matcher,
+        sources=[FakeLiveSource(happenings=frames(1, NUM_FRAMES))],
+        settings=[*NO_SNAPSHOTS, "sources.frame_queue_size=1000"],
+    )
+    outcome, written = run(engine)
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert written.statuses[held_id - 1] == "tracked"
+    (fault,) = written.of_kind("FaultOccurred")
+    assert (fault["part"], fault["frame_id"]) == ("tracking", held_id)
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+def test_no_more_frames_are_posed_ahead_of_a_busy_mapper_than_may_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_id = KEYFRAMES[6]
+    monkeypatch.setitem(globals(), "KEYFRAMES", KEYFRAMES[:7])  # frames alone come after it
+    is_busy, is_full = threading.Event(), threading.Event()
+    num_waiting: list[int] = []
+    add_keyframe = Mapper.add_keyframe
+
+    def held(mapper: Mapper, matched: MatchedKeyframe, **kwargs: Any) -> MappingStep:
+        if matched.frame_id == held_id:
+            is_busy.set()
+            assert is_full.wait(HANG_S)
+        return add_keyframe(mapper, matched, **kwargs)
+
+    async def count() -> None:
+        for _ in range(5000):  # time enough for a run that does not wait
+            await asyncio.sleep(0)
+        num_waiting.append(len(engine._arrivals.frames_in_engine))
+        is_full.set()
+
+    monkeypatch.setattr(Mapper, "add_keyframe", held)
+    view = PoseWaitingView(frame_id=held_id + 2)
+    happenings: list[Happening] = [*view.paced(1, held_id - 1), *frames(held_id, held_id)]
+    happenings += [until(is_busy), *frames(held_id + 1, NUM_FRAMES), until(view.is_posed), count]
+    limits = ["sources.frame_queue_size=1000", "sources.mapping_queue_size=2"]
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeLiveSource(happenings=happenings)],
+        views=[view],
+        settings=[*NO_SNAPSHOTS, *limits],
+    )
+    _, written = run(engine)
+    # The keyframe, two that were looked at, two that wait, one that tracking has and one to come.
+    assert num_waiting[0] <= 7
+    assert written.statuses.count("tracked") == NUM_FRAMES - 7

@@ -161,7 +161,7 @@ class FakeLiveSource:
 class WorldMatcher(FakeMatcher):
     """Describes frames by what they see in the world.
 
-    ``before_describing`` is called first, on the tracking thread, and may block or raise;
+    ``before_describing`` is called first, on the describing thread, and may block or raise;
     ``undescribed`` frames cannot be described.
     """
 

@@ -623,6 +623,21 @@ def test_a_keyframe_described_beside_frames_is_as_one_that_they_waited_for() -> 
     np.testing.assert_allclose(waited.points_xy, beside.points_xy, atol=1e-6)
 
 
+def test_points_that_came_under_a_mask_while_their_keyframe_was_described_are_lost() -> None:
+    tracker = tracker_with()
+    process(tracker, frame_of(image(STANDING_STILL), frame_id=1))
+    keyframe = frame_of(image(STANDING_STILL), frame_id=2)
+    tracker.follow(keyframe)
+    begun = tracker.begin_keyframe(keyframe, KeyframeReason.TIME)
+    tracker.follow(masked(frame_of(image(STANDING_STILL), frame_id=3), left_px=150.0))
+    tracker.end_keyframe(begun, tracker.describe_keyframe(keyframe))
+    tracked = tracker.follow(frame_of(image(STANDING_STILL), frame_id=4)).tracked
+    assert tracked is not None
+    assert tracked.keyframe_id == 2
+    seen = np.floor(grid_of_points()[:, 0]) >= 150.0
+    assert np.array_equal(tracked.keypoint_idx, np.flatnonzero(seen))
+
+
 def test_a_keyframe_that_comes_after_another_camera_does_not_replace_it() -> None:
     tracker = tracker_with()
     process(tracker, frame_of(image(STANDING_STILL), frame_id=1))

@@ -116,6 +116,11 @@ def test_two_keyframes_of_a_known_camera_give_frames_their_poses(known: Syntheti
     assert video.errors().max_rotation_rad < 0.03
 
 
+def test_an_early_map_asks_for_no_larger_angle_than_the_map_does(known: SyntheticWorld) -> None:
+    video = Video(known, angle_deg=60.0, min_angle_deg=3.0).feed(EVERY + 1)
+    assert len(video.emitted(EarlyMapMade)) == 1
+
+
 def test_keyframes_join_the_early_map_until_the_map_starts(known: SyntheticWorld) -> None:
     video = Video(known).feed(2 * EVERY + 1)
     assert video.posed_ids == list(range(1, 2 * EVERY + 2))
