@@ -12,7 +12,8 @@ is ready for it. A lane is a source, or one camera of a live source.
 - What is taken is the oldest of all lanes. It is decoded after that, so what is dropped costs no
   decoding, and its pixels count until they are given back. Waiting arrivals and pixels share one
   limit of memory; a lone frame always passes, and one frame may exceed it, because its size in
-  pixels is known only once it is decoded.
+  pixels is known only once it is decoded. A replay exceeds it where the recorded run had a frame
+  that mapping waits for.
 - Every drop is reported as a rejected frame, with its reason, and counted. Of a live source,
   notices, positions and rejected frames do not wait behind arrivals; so many of each are kept. When
   frames are rejected faster than anybody could read, one that is reported stands for those that are
@@ -130,6 +131,7 @@ class ArrivalQueue:
         self._arrival_bytes = 0  # of those that wait or are being decoded
         self._pixel_bytes = 0
         self._is_paused = False
+        self._is_limited = True  # by the memory that is used
         self._has_ended = False
         self._is_broken_off = False
         self._have_reports_ended = False
@@ -221,6 +223,19 @@ class ArrivalQueue:
         """Says that nothing more will be taken, and lets go who waits for room."""
         self._has_ended = self._is_broken_off = True
         self._wake()
+
+    @contextmanager
+    def without_limit(self) -> Iterator[None]:
+        """Takes and decodes what comes, however much memory is used, while the context is open.
+
+        For one who waits for a frame, and whose frames are given back only when it has come.
+        """
+        self._is_limited = False
+        self._wake()
+        try:
+            yield
+        finally:
+            self._is_limited = True
 
     # -- what is taken ----------------------------------------------------------------------------
 
@@ -380,11 +395,12 @@ class ArrivalQueue:
     def _has_room(self, queued: Queued) -> bool:
         num_waiting = sum(other.lane == queued.lane for other in self._waiting)
         fits = self.used_bytes + queued.num_bytes <= self._max_bytes or self.used_bytes == 0
-        return num_waiting < self._max_waiting and fits
+        return num_waiting < self._max_waiting and (fits or not self._is_limited)
 
     def _may_decode(self, queued: Queued) -> bool:
         """Whether there is memory for pixels; a lone frame always has it."""
-        return not queued.num_bytes or not self._pixel_bytes or self.used_bytes < self._max_bytes
+        is_first = not queued.num_bytes or not self._pixel_bytes
+        return is_first or self.used_bytes < self._max_bytes or not self._is_limited
 
     def _add(self, queued: Queued) -> None:
         self._waiting.append(queued)

@@ -511,7 +511,10 @@ class MappingStage:
     ) -> MappingItem | None:
         """The next item to be looked at while a keyframe is worked on; None: no further one."""
         if num_decided is not None:
-            return await self._items.look_ahead() if num_looked_at < num_decided else None
+            if num_looked_at >= num_decided:
+                return None
+            with self._frames.without_limit():  # of which this one holds some
+                return await self._items.look_ahead()
         if not item.is_live or working.done() or num_looked_at >= self._items.max_waiting:
             return None
         return await self._items.look_ahead_until(working)
@@ -635,13 +638,18 @@ class MappingStage:
         while later := (
             await self._items.get_tracked_until(matching)
             if decided is None and item.is_live
-            else await self._items.get_tracked()
+            else await self._next_tracked()
             if decided is not None and self._num_posed < decided.num_posed
             else None
         ):
             # The scene graph is with the thread that matches: a view would read it.
             await self._pose(later, wants_view=False)
             self._num_posed += 1
+
+    async def _next_tracked(self) -> MappingItem | None:
+        """The next frame of a replay, which the recorded run had by then."""
+        with self._frames.without_limit():
+            return await self._items.get_tracked()
 
     async def _add(self, item: MappingItem, matched: MatchedKeyframe) -> MappingStep:
         try:

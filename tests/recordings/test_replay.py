@@ -283,35 +283,47 @@ def _tracked_by_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "FrameTracker", WorldTracker)
 
 
-def busy_run(folder: Path, *, is_busy: threading.Event, view: PoseWaitingView) -> RunOutcome:
-    """Records a live run in which the frame after `BUSY_ID` comes when ``is_busy`` is set.
+def busy_run(
+    folder: Path, *, is_busy: threading.Event, view: PoseWaitingView, **changes: Any
+) -> RunOutcome:
+    """Records a live run in which frames after `BUSY_ID` come when ``is_busy`` is set.
 
-    The other ones come after it has its pose, which the view has to wait for.
+    The other ones come after the one that the view waits for has its pose. ``changes`` are made to
+    every frame.
     """
     happenings = [
         *view.paced(1, BUSY_ID - 1),
         frame_of(BUSY_ID, world=WORLD),
         until(is_busy),
-        frame_of(BUSY_ID + 1, world=WORLD),
+        *view.paced(BUSY_ID + 1, view.frame_id),
         until(view.is_posed),
-        *view.paced(BUSY_ID + 2, WORLD.frame_ids[-1]),
+        *view.paced(view.frame_id + 1, WORLD.frame_ids[-1]),
     ]
     source = FakeLiveSource(
         happenings=[
-            replace(one, jpeg=None) if isinstance(one, Frame) else one for one in happenings
+            replace(one, jpeg=None, **changes) if isinstance(one, Frame) else one
+            for one in happenings
         ]
     )
     matcher = WorldMatcher(world=WORLD)
     return record(folder, [source], matcher=matcher, settings=WITHOUT_SNAPSHOTS, views=[view])
 
 
-def hold(monkeypatch: pytest.MonkeyPatch, method: str, *, until_set: threading.Event) -> None:
+def hold(
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    *,
+    until_set: threading.Event,
+    is_held: threading.Event | None = None,
+) -> None:
     """Has a method of the mapper wait for an event before it takes `BUSY_ID`."""
     original = getattr(Mapper, method)
 
     @functools.wraps(original)
     def held(mapper: Mapper, item: Any, *args: Any, **kwargs: Any) -> Any:
         if item.frame_id == BUSY_ID:
+            if is_held is not None:
+                is_held.set()
             assert until_set.wait(HANG_S)
         return original(mapper, item, *args, **kwargs)
 
@@ -363,6 +375,20 @@ def test_early_poses_are_repeated_beside_a_keyframe_that_cannot_be_added(
     assert_same_run(recorded, again)
     warnings = Written.by(again).warnings()
     assert not any("differs from the recorded one" in words for words in warnings)
+
+
+@pytest.mark.usefixtures("_tracked_by_the_world")
+@pytest.mark.parametrize("method", ["begin_keyframe", "add_keyframe"])
+def test_a_replay_has_the_frames_that_it_waits_for_though_their_memory_is_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    is_busy, view = threading.Event(), PoseWaitingView(frame_id=BUSY_ID + 2)
+    large = np.zeros((600, 400, 3), np.uint8)  # two of them are more than 1 MB
+    hold(monkeypatch, method, until_set=view.is_posed, is_held=is_busy)
+    recorded = busy_run(tmp_path, is_busy=is_busy, view=view, pixels=large)
+    settings = [*NO_SNAPSHOTS, "sources.frame_queue_size=1", "sources.max_buffered_mb=1"]
+    again = repeat(tmp_path, matcher=WorldMatcher(world=WORLD), settings=settings)
+    assert_same_run(recorded, again)
 
 
 def counter() -> Any:

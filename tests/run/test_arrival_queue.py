@@ -424,6 +424,24 @@ def test_nothing_is_decoded_while_pixels_and_arrivals_fill_the_memory() -> None:
     run(test())
 
 
+def test_without_limit_arrivals_come_and_are_decoded_though_the_memory_is_full() -> None:
+    async def test() -> None:
+        queue = queue_of(max_frames=1)
+        await queue.put(0, arrival(1))
+        queue.add_frame(await taken(queue), frame(1))
+        putting = await settled(queue.put(0, arrival(2)))
+        getting = await settled(queue.get())
+        assert not putting.done()
+        with queue.without_limit():
+            await putting
+            queued = await getting
+            assert queued is not None
+        assert index_of(queued.item) == 2
+        assert not (await settled(queue.put(0, arrival(3)))).done()
+
+    run(test())
+
+
 def test_a_frame_larger_than_all_memory_passes_when_it_is_alone() -> None:
     async def test() -> None:
         queue = queue_of(max_frames=1)
