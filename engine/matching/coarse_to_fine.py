@@ -13,9 +13,9 @@ tells three kinds of pairs apart:
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from engine.types import (
 _MIN_SPARED = 3.0  # fewer times as many products as the coarse pass: all are matched at once
 _GUIDE_TOLERANCE = 8.0  # times the error of a match: the coarse geometry is not exact
 _MAX_COARSE_KEPT = 64  # keyframes whose largest keypoints are kept: 16 MB
+_FAILED = "weak failed/"  # before the id of a keyframe
 
 
 class Verify(Protocol):
@@ -96,7 +97,18 @@ class CoarseToFine:
         self._glance = glance
         self._num_pairs = num_pairs
         self._num_failed: Counter[FrameId] = Counter()  # weak pairs of a keyframe
+        self._changed: set[FrameId] = set()  # keyframes of which more failed
         self._largest: OrderedDict[FrameId, tuple[Features, Int64Array]] = OrderedDict()
+
+    def take_facts(self) -> dict[str, int]:
+        """How many weak pairs of keyframes failed, as far as it changed since the last call."""
+        changed, self._changed = sorted(self._changed), set()
+        return {f"{_FAILED}{frame_id}": self._num_failed[frame_id] for frame_id in changed}
+
+    def restore(self, facts: Mapping[str, Any], frame_ids: Iterable[FrameId]) -> None:
+        """Goes on with the facts of keyframes, as `take_facts` gave them."""
+        for frame_id in frame_ids:
+            self._num_failed[frame_id] = int(facts.get(f"{_FAILED}{frame_id}", 0))
 
     def match(
         self, requests: Sequence[MatchRequest], *, verify: Verify, in_full: bool = False
@@ -185,6 +197,7 @@ class CoarseToFine:
                 done |= self._match_in_full([one.request], verify)
                 if done[pair].verified is None:
                     self._num_failed.update(ends)
+                    self._changed.update(ends)
             else:
                 done[pair] = MatchedPair(matches=one.matches, verified=None, is_in_part=True)
         return done

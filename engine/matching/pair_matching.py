@@ -170,7 +170,8 @@ class PairMatching:
         """What keyframes and pairs do not say, as far as it changed since the last call."""
         changed, self._in_part_changed = sorted(self._in_part_changed), set()
         in_part = {f"in part/{i}": self._graph.tried_in_part(i) for i in changed}
-        return self._tables.take_facts() | self._overlays.take_facts() | in_part
+        others = self._overlays.take_facts() | self._coarse_to_fine.take_facts()
+        return self._tables.take_facts() | others | in_part
 
     def restore_keyframe(self, keyframe: Keyframe, facts: Mapping[str, Any]) -> None:
         """Adds a keyframe of a run that goes on, with its keypoint table as it was last.
@@ -218,6 +219,7 @@ class PairMatching:
                 self._graph.record_tried(ImagePair.of(frame_id, FrameId(other)), in_part=True)
         self._tables.restore(facts, self._graph.all_edges())
         self._overlays.restore(facts)
+        self._coarse_to_fine.restore(facts, self._graph.keyframe_ids)
 
     # -- overlays -------------------------------------------------------------------------------
 
