@@ -1,7 +1,7 @@
 """Photos have many keypoints: their pairs are matched by the largest ones first.
 
-A coarse pass over the largest keypoints of two photos costs a tenth of matching all of them, and
-tells three kinds of pairs apart:
+A coarse pass over the largest keypoints of two photos costs a tenth of matching all of them. By it
+there are three kinds of pairs:
 
 - Pairs whose coarse matches agree on a geometry are matched again, all keypoints, near the epipolar
   planes of that geometry only (guided matching).
@@ -78,7 +78,7 @@ class CoarseToFine:
         matcher: matches them.
         config: how many keypoints, and when weak pairs are matched in full.
         verifier: the verifier of a pair.
-        glance: verifies coarse matches; nothing is learned from them.
+        verify_coarse: verifies coarse matches; nothing is learned from them.
         num_pairs: how many verified pairs a keyframe has.
     """
 
@@ -88,13 +88,13 @@ class CoarseToFine:
         config: CoarseToFineConfig,
         *,
         verifier: Callable[[ImagePair], PairVerifier],
-        glance: Callable[[PairMatches], VerifiedMatches | None],
+        verify_coarse: Callable[[PairMatches], VerifiedMatches | None],
         num_pairs: Callable[[FrameId], int],
     ) -> None:
         self._matcher = matcher
         self._config = config
         self._verifier = verifier
-        self._glance = glance
+        self._verify_coarse = verify_coarse
         self._num_pairs = num_pairs
         self._num_failed: Counter[FrameId] = Counter()  # weak pairs of a keyframe
         self._changed: set[FrameId] = set()  # keyframes of which more failed
@@ -162,7 +162,8 @@ class CoarseToFine:
             matches = replace(
                 one, matches_idx=np.column_stack([rows1[idx[:, 0]], rows2[idx[:, 1]]])
             )
-            coarse.append(_Coarse(request=request, matches=matches, verified=self._glance(matches)))
+            verified = self._verify_coarse(matches)
+            coarse.append(_Coarse(request=request, matches=matches, verified=verified))
         return coarse
 
     def _match_guided(
@@ -188,7 +189,7 @@ class CoarseToFine:
         return done
 
     def _match_weak(self, weak: Sequence[_Coarse], verify: Verify) -> dict[ImagePair, MatchedPair]:
-        """Pairs of which the coarse pass says little: matched in full while they are needed."""
+        """Pairs with few coarse matches, or none that agree: matched in full while needed."""
         done: dict[ImagePair, MatchedPair] = {}
         for one in sorted(weak, key=lambda one: -len(one.matches)):
             pair = one.request.pair

@@ -143,7 +143,7 @@ class PairMatching:
             matcher,
             coarse_to_fine,
             verifier=self._verifier,
-            glance=self._glance,
+            verify_coarse=self._verify_coarse,
             num_pairs=lambda frame_id: len(graph.neighbors(frame_id)),
         )
 
@@ -608,7 +608,7 @@ class PairMatching:
             cam2_from_cam1=verified.cam2_from_cam1,
         )
 
-    def _glance(self, matches: PairMatches) -> VerifiedMatches | None:
+    def _verify_coarse(self, matches: PairMatches) -> VerifiedMatches | None:
         """Coarse matches that agree; nothing is learned from them."""
         _, verified = self._overlays.verify(
             matches,
