@@ -228,7 +228,7 @@ class CamerasConfig(Section):
     """Whether long lenses and fisheyes that nobody named are searched where the map looks wrong."""
     split: bool = True
     """Whether cameras are split that were zoomed between images, and images that were cut off on
-    one side are told from whole ones."""
+    one side are kept apart from whole ones."""
     default_focal_ratio: PositiveFloat = 0.85
     """Of the edge. The first guess of a focal length that neither EXIF nor the images give; 0.85 is
     61 degrees across."""

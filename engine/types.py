@@ -795,7 +795,7 @@ class LostStretch:
 class TurningStretch:
     """Successive keyframes of a camera that turns, or turns and zooms, without moving.
 
-    Their pairs tell no depth.
+    Their pairs show no depth.
     """
 
     camera_key: str

@@ -80,8 +80,8 @@ class Overlays:
     def take_facts(self) -> dict[str, Any]:
         """What was found out by camera and size, for a run that goes on.
 
-        Of a camera that has something to tell, and only when its cover grew, or it has a tenth more
-        keyframes than when it was taken last: counts change with every pair.
+        Of a camera with evidence, and only when its cover grew, or it has a tenth more keyframes
+        than when it was taken last: counts change with every pair.
         """
         facts: dict[str, Any] = {}
         for camera, grid in self._grids.items():

@@ -143,7 +143,7 @@ class PairMatching:
             matcher,
             coarse_to_fine,
             verifier=self._verifier,
-            glance=self._glance,
+            verify_coarse=self._verify_coarse,
             num_pairs=lambda frame_id: len(graph.neighbors(frame_id)),
         )
 
@@ -170,7 +170,8 @@ class PairMatching:
         """What keyframes and pairs do not say, as far as it changed since the last call."""
         changed, self._in_part_changed = sorted(self._in_part_changed), set()
         in_part = {f"in part/{i}": self._graph.tried_in_part(i) for i in changed}
-        return self._tables.take_facts() | self._overlays.take_facts() | in_part
+        others = self._overlays.take_facts() | self._coarse_to_fine.take_facts()
+        return self._tables.take_facts() | others | in_part
 
     def restore_keyframe(self, keyframe: Keyframe, facts: Mapping[str, Any]) -> None:
         """Adds a keyframe of a run that goes on, with its keypoint table as it was last.
@@ -218,6 +219,7 @@ class PairMatching:
                 self._graph.record_tried(ImagePair.of(frame_id, FrameId(other)), in_part=True)
         self._tables.restore(facts, self._graph.all_edges())
         self._overlays.restore(facts)
+        self._coarse_to_fine.restore(facts, self._graph.keyframe_ids)
 
     # -- overlays -------------------------------------------------------------------------------
 
@@ -606,7 +608,7 @@ class PairMatching:
             cam2_from_cam1=verified.cam2_from_cam1,
         )
 
-    def _glance(self, matches: PairMatches) -> VerifiedMatches | None:
+    def _verify_coarse(self, matches: PairMatches) -> VerifiedMatches | None:
         """Coarse matches that agree; nothing is learned from them."""
         _, verified = self._overlays.verify(
             matches,
