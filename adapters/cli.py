@@ -379,9 +379,9 @@ def benchmark(
             min=1, help="Peers get every so many frames of a video; default about 3 a second."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path(
-        "runs/benchmark"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the report, new or empty.")
+    ] = Path("runs/benchmark"),
     overwrite: OverwriteOption = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep run folders and models.")] = False,
     limit_s: Annotated[
@@ -409,6 +409,7 @@ def benchmark(
             limit_s=limit_s,
         )
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        logging.getLogger("adapters.benchmark").setLevel(logging.INFO)  # which run goes on
         try:
             report = run_benchmark(plan)
         except KeyboardInterrupt as interrupt:
@@ -721,7 +722,7 @@ def _leave_interrupted(error: BaseException) -> NoReturn:
 
 
 def _comes_from_interrupt(error: BaseException | None) -> bool:
-    """Whether a signal is behind an error: native modules that it meets on loading name another."""
+    """Whether a signal is behind an error: native modules whose loading it stops raise another."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

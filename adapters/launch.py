@@ -17,7 +17,7 @@ from adapters.calibrations.by_camera import CalibrationsByCamera
 from adapters.exhaustion import provide_descriptors
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
-from adapters.profiling import profiled
+from adapters.profiling import Profile, profiled
 from adapters.start_signals import StartSignals, start_signals
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROFILE = "profile"  # folder of a run
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -85,12 +84,22 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
                 return _launch(config, options, signals)
             with profiled() as profile:
                 outcome = _launch(config, options, signals)
-            profile.write(outcome.path / PROFILE)
+            _write_profile(profile, outcome.path)
             return outcome
     except BaseException:
         if options.going_on is not None:
             options.going_on.give_up()
         raise
+
+
+def _write_profile(profile: Profile, run_folder: Path) -> None:
+    """Writes the profile into the run folder; the run is saved, also where that fails."""
+    from engine.output.run_folder import PROFILE_FOLDER
+
+    try:
+        profile.write(run_folder / PROFILE_FOLDER)
+    except OSError as error:
+        logger.warning("%s: the profile cannot be written: %s", run_folder, error.strerror)
 
 
 def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:

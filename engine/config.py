@@ -41,6 +41,8 @@ PositiveInt = Annotated[int, Field(ge=1, le=_MAX_INT)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX_INT)]
 PositiveFloat = Annotated[float, Field(gt=0.0, le=_MAX_FLOAT)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, le=_MAX_FLOAT)]
+AcuteDeg = Annotated[float, Field(gt=0.0, le=90.0)]
+GridSize = Annotated[int, Field(ge=16, le=100_000)]  # keypoints that every keyframe has room for
 
 
 def _calibrations(value: object) -> object:
@@ -226,7 +228,7 @@ class CamerasConfig(Section):
     """Whether long lenses and fisheyes that nobody named are searched where the map looks wrong."""
     split: bool = True
     """Whether cameras are split that were zoomed between images, and images that were cut off on
-    one side are told from whole ones."""
+    one side are kept apart from whole ones."""
     default_focal_ratio: PositiveFloat = 0.85
     """Of the edge. The first guess of a focal length that neither EXIF nor the images give; 0.85 is
     61 degrees across."""
@@ -286,8 +288,8 @@ class MatchingConfig(Section):
     about 1 MB of them, a keyframe of a video an eighth as much."""
     metric_scale: Annotated[Literal["off", "report", "apply"], BeforeValidator(_off)] = "report"
     """What a dense matcher's depths in metres are used for. report: summary.json and an event
-    report the length of the map's unit. apply: the first map is scaled to metres, too. off:
-    nothing."""
+    report the length of the map's unit. apply: the first map is scaled to metres, too, and so is
+    an early one, which there is not where no depths are known. off: nothing."""
 
 
 class DenseMatchingConfig(Section):
@@ -298,7 +300,7 @@ class DenseMatchingConfig(Section):
 
     max_corners: NonNegativeInt = 1024
     """Keypoints of a keyframe that are corners; optical flow follows them between keyframes."""
-    max_keypoints: Annotated[int, Field(ge=16)] = 4096
+    max_keypoints: GridSize = 4096
     """Keypoints of a keyframe in all. Those that are not corners stand on a grid until a match
     moves one. More: denser maps, shorter tracks."""
     max_query_points: PositiveInt = 2048
@@ -329,17 +331,17 @@ class SecondMatcherConfig(Section):
     """A keyframe with fewer strong pairs is weak; so is one that no map holds."""
     strong_inliers: PositiveInt = 60
     """Verified matches that make a pair strong."""
-    look_back: PositiveInt = 16
+    look_back: Annotated[int, Field(ge=1, le=1000)] = 16
     """Newest keyframes that are looked at while frames come."""
     final_pairs: NonNegativeInt = 100
     """Pairs at most that are tried after the last frame, of all keyframes that no map holds."""
     pairs_per_keyframe: PositiveInt = 8
     """Pairs of a weak keyframe that the second matcher tries in all."""
-    pairs_at_once: PositiveInt = 4
+    pairs_at_once: Annotated[int, Field(ge=1, le=1000)] = 4
     """Pairs that are matched while the next keyframe is on its way."""
-    pairs_per_s: PositiveFloat = 4.0
+    pairs_per_s: Annotated[float, Field(gt=0.0, le=1000.0)] = 4.0
     """Pairs for each second of a camera's video; photos have no such limit."""
-    free_keypoints: Annotated[int, Field(ge=16)] = 2048
+    free_keypoints: GridSize = 2048
     """Keypoints that a keyframe has room for besides the first matcher's, one to a cell of a
     grid."""
     max_error_px: PositiveFloat = 4.0
@@ -522,12 +524,13 @@ class InitializationConfig(Section):
     later."""
     min_inliers: PositiveInt = 60
     """Verified matches that the pair needs."""
-    min_triangulation_angle_deg: PositiveFloat = 6.0
+    min_triangulation_angle_deg: AcuteDeg = 6.0
     """deg, median over the pair's points. Below it depth is too uncertain to start from."""
-    early_triangulation_angle_deg: NonNegativeFloat = 3.0
+    early_triangulation_angle_deg: Annotated[float, Field(ge=0.0, le=90.0)] = 3.0
     """deg. Until there are min_keyframes, frames of a video get poses by an early map, of two
-    keyframes of a known calibration or three, from a pair of this angle. The run's map is made
-    without it. 0: there is none."""
+    keyframes of a known calibration or three, from a pair of this angle, or of
+    min_triangulation_angle_deg where that is smaller. The run's map is made without it. 0: there is
+    none."""
     max_reprojection_error_px: PositiveFloat = 2.0
     """px at an edge of 1000 px, mean after bundle adjustment. A pair above it starts no map."""
     max_pairs_tried: PositiveInt = 12
@@ -559,7 +562,7 @@ class RegistrationConfig(Section):
 class TriangulationConfig(Section):
     """Making, extending and filtering 3D points."""
 
-    min_angle_deg: PositiveFloat = 1.5
+    min_angle_deg: AcuteDeg = 1.5
     """deg. Points seen under smaller angles are neither made nor kept."""
     max_reprojection_error_px: PositiveFloat = 3.0
     """px at an edge of 1000 px, scaling with the image. Observations with a larger error are
@@ -621,7 +624,7 @@ class WindowConfig(Section):
     merge_after_keyframes: PositiveInt = 2
     """Keyframes added before the result joins the map; a fixed number, so that maps do not depend
     on timing."""
-    weak_fit_ratio: PositiveFloat = 0.9
+    weak_fit_ratio: Annotated[float, Field(gt=0.0, le=10.0)] = 0.9
     """The newest keyframes are solved again where keypoints of theirs fit the map less well than
     those of other keyframes, by this factor, or where the map misses one of them. Lower: fewer
     windows. 10: as often as interval says."""
@@ -677,7 +680,7 @@ class SnapshotsConfig(Section):
 
     every_keyframes: NonNegativeInt = 10
     """A snapshot is written after so many newly registered keyframes. 0: not by keyframes."""
-    growth_ratio: NonNegativeFloat = 0.1
+    growth_ratio: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     """And after no fewer than this share of those in the snapshot before, since each writes the
     whole map: what all of them cost follows the size of the last. 0: however large the map is."""
     every_s: NonNegativeFloat = 15.0

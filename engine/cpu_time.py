@@ -2,14 +2,17 @@
 
 A thread of the run belongs to a stage (`charge_thread_to`); parts of its work are stages of their
 own (`charged_to`). What a stage costs is read from the threads' CPU clocks at these boundaries,
-which takes microseconds and is always on. Like `time.process_time`, it is of the whole process.
+which takes microseconds and is always on. Like `time.process_time`, it is of the whole process: of
+two runs at a time, each is charged with both.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from enum import StrEnum
 from types import TracebackType
@@ -44,15 +47,6 @@ class Stage(StrEnum):
 _WHOLE = frozenset({Stage.WINDOWS, Stage.VERDICT, Stage.SNAPSHOTS, Stage.VIEWS})
 
 
-class ThreadCpu(threading.local):
-    """The CPU time of one thread by stage; made when the thread enters its first stage."""
-
-    def __init__(self) -> None:
-        self.account = Account()
-        with _lock:
-            _accounts.append(self.account)
-
-
 class Account:
     """What one thread has used, by stage. The thread alone changes it; others read."""
 
@@ -75,7 +69,7 @@ class Account:
         self.stage = stage
 
     def used_s(self) -> float:
-        """CPU seconds of the thread up to now; of one that has ended, or cannot be read, 0."""
+        """CPU seconds of the thread up to now; of one that ends just now, or cannot be read, 0."""
         if self._clock is None:
             return 0.0
         try:
@@ -92,21 +86,81 @@ class Account:
 
 
 def _clock_of_this_thread() -> int | None:
-    """The CPU clock of the thread, by which others may read it also when it has ended."""
+    """The CPU clock of the thread, by which others may read it."""
     try:
         return time.pthread_getcpuclockid(threading.get_ident())
     except AttributeError:  # not on this system
         return None
 
 
-_lock = threading.Lock()
-_accounts: list[Account] = []
-_thread = ThreadCpu()
+class _Ledger:
+    """The accounts of all threads that go on, and what those used that have ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._accounts: list[Account] = []
+        self._ended_s = dict.fromkeys(Stage, 0.0)
+
+    def open(self) -> Account:
+        """An account of the calling thread."""
+        account = Account()
+        with self._lock:
+            self._accounts.append(account)
+        return account
+
+    def close(self, account: Account) -> None:
+        """Keeps what the calling thread, which ends, has used, and not its account."""
+        account.enter(None)
+        with self._lock:
+            self._accounts.remove(account)
+            for stage, spent_s in account.spent_s().items():
+                self._ended_s[stage] += spent_s
+
+    def accounts(self) -> list[Account]:
+        with self._lock:
+            return list(self._accounts)
+
+    def by_stage(self) -> dict[Stage, float]:
+        with self._lock:
+            total = dict(self._ended_s)
+            for account in self._accounts:
+                for stage, spent_s in account.spent_s().items():
+                    total[stage] += spent_s
+        return total
+
+
+class _OwnAccount:
+    """Has the account of one thread; the interpreter deletes it on that thread when it ends."""
+
+    def __init__(self, ledger: _Ledger) -> None:
+        self._ledger = ledger
+        self.account = ledger.open()
+
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _is_finalizing():
+            self._ledger.close(self.account)
+
+
+class _Thread(threading.local):
+    """What is known of the calling thread."""
+
+    own: _OwnAccount | None = None
+
+
+_ledger = _Ledger()
+_thread = _Thread()
+
+
+def _own_account() -> Account:
+    """The account of the calling thread, opened when it is first asked for."""
+    if _thread.own is None:
+        _thread.own = _OwnAccount(_ledger)
+    return _thread.own.account
 
 
 def charge_thread_to(stage: Stage | None) -> None:
     """Charges the calling thread to a stage from now on; None: to none."""
-    _thread.account.enter(stage)
+    _own_account().enter(stage)
 
 
 class charged_to(ContextDecorator):  # noqa: N801 - read as a phrase, like contextlib's
@@ -123,7 +177,7 @@ class charged_to(ContextDecorator):  # noqa: N801 - read as a phrase, like conte
         return type(self)(self._stage)
 
     def __enter__(self) -> Self:
-        account = _thread.account
+        account = _own_account()
         self._former.append(account.stage)
         if account.stage not in _WHOLE:
             account.enter(self._stage)
@@ -135,21 +189,16 @@ class charged_to(ContextDecorator):  # noqa: N801 - read as a phrase, like conte
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        former, account = self._former.pop(), _thread.account
+        former, account = self._former.pop(), _own_account()
         if former is not account.stage:
             account.enter(former)
 
 
 def accounts() -> list[Account]:
-    """Of all threads that entered a stage, also of those that have ended."""
-    with _lock:
-        return list(_accounts)
+    """Of all threads that entered a stage and have not ended."""
+    return _ledger.accounts()
 
 
 def cpu_by_stage() -> dict[Stage, float]:
-    """CPU seconds of the process by stage, up to now."""
-    total = dict.fromkeys(Stage, 0.0)
-    for account in accounts():
-        for stage, spent_s in account.spent_s().items():
-            total[stage] += spent_s
-    return total
+    """CPU seconds of the process by stage, up to now, also of threads that have ended."""
+    return _ledger.by_stage()

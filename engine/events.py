@@ -161,7 +161,7 @@ class WeakPairsMatched(Event):
 
     matcher: str
     num_pairs: int
-    num_left_out: int  # that it has no room for now
+    num_left_out: int  # further ones that it has no room for now, each counted once in a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -389,8 +389,8 @@ class Features:
     over the image. A free row stands at the centre of its cell until a match claims it, moves there
     and stays. So a table never grows, and every row is a valid keypoint at all times.
 
-    Where a second matcher helps, the free rows come after the keypoints that the first one
-    described; their descriptors are 0.
+    Where a second matcher helps, the free rows come after the ``num_described`` keypoints that the
+    first one described; their descriptors are 0.
     """
 
     frame_id: FrameId
@@ -402,10 +402,13 @@ class Features:
         default_factory=lambda: np.zeros(0, np.bool_)
     )
     descriptor_kind: DescriptorKind = DescriptorKind.OTHER
+    num_described: int | None = None  # first rows, which have a descriptor; None: all
 
     def __post_init__(self) -> None:
         freeze_field(self, "keypoints_xy", (None, 2), np.float64)
         num = len(self.keypoints_xy)
+        if self.num_described is not None and not 0 <= self.num_described <= num:
+            raise ValueError(f"{self.num_described} of {num} keypoints are described")
         freeze_field(self, "descriptors", (num, None), np.uint8)
         freeze_field(self, "scales", (num,), np.float32)
         freeze_field(self, "colors", (num, 3), np.uint8)
@@ -419,9 +422,11 @@ class Features:
         return np.flatnonzero(~self.is_free)
 
     def take(self, rows: Int64Array) -> Features:
-        """Some of the keypoints (K,) as a table of their own, in that order."""
+        """Some of the keypoints (K,), described ones first, as a table in that order."""
+        num = self.num_described
         return replace(
             self,
+            num_described=None if num is None else int(np.count_nonzero(rows < num)),
             keypoints_xy=self.keypoints_xy[rows],
             descriptors=self.descriptors[rows],
             scales=self.scales[rows],
@@ -431,9 +436,9 @@ class Features:
 
     def described(self) -> Features:
         """The first keypoints, which have a descriptor; the table itself where all have one."""
-        if not self.descriptors.size or self.descriptors[-1].any():
+        if self.num_described is None or not self.descriptors.size:
             return self
-        return self.take(np.arange(np.count_nonzero(self.descriptors.any(axis=1))))
+        return replace(self.take(np.arange(self.num_described)), num_described=None)
 
     def with_free_rows(self, points_xy: Float64Array, colors: Uint8Array) -> Features:
         """The same keypoints, then free rows at points (M, 2) px, of colours (M, 3) RGB.
@@ -448,6 +453,7 @@ class Features:
             scales=np.concatenate([self.scales, np.ones(num, np.float32)]),
             colors=np.concatenate([self.colors, colors]),
             is_free=np.concatenate([self.is_free, np.ones(num, np.bool_)]),
+            num_described=len(self),
         )
 
     def without_descriptors(self) -> Features:
@@ -789,7 +795,7 @@ class LostStretch:
 class TurningStretch:
     """Successive keyframes of a camera that turns, or turns and zooms, without moving.
 
-    Their pairs tell no depth.
+    Their pairs show no depth.
     """
 
     camera_key: str

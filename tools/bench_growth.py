@@ -344,7 +344,11 @@ class Run:
             recognizer=PlaceRecognizer(config.retrieval, seed=config.runtime.seed),
         )
         self._matching = PairMatching(
-            graph, KnownMatches(flight), two_view=config.two_view, dense=config.dense_matching
+            graph,
+            KnownMatches(flight),
+            two_view=config.two_view,
+            dense=config.dense_matching,
+            coarse_to_fine=config.coarse_to_fine,
         )
         self.mapper = Mapper(config, graph=graph, matching=self._matching, emit=lambda event: None)
         self._clock = clock

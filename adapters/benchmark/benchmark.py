@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,10 +71,10 @@ def plan_of(
 
     Raises:
         ConfigError: a dataset, a configuration or a peer does not exist, a reference has none of
-            the images, nothing is to be run, or ``out`` holds a benchmark that may not be replaced.
+            the images, nothing is to be run, or ``out`` holds a benchmark that may not be replaced,
+            or something else.
     """
-    if (out / JSON_FILE).exists() and not overwrite:
-        raise ConfigError(f"{out}: holds a benchmark; --overwrite replaces it")
+    _refuse_unusable(out, overwrite=overwrite)
     if baseline is not None and not baseline.is_file():
         raise ConfigError(f"{baseline}: no such program")
     planned = []
@@ -108,11 +109,24 @@ def plan_of(
     )
 
 
+def _refuse_unusable(out: Path, *, overwrite: bool) -> None:
+    """Refuses a folder with something in it, unless it is a benchmark to be replaced."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ConfigError(f"{out}: is a file; a benchmark needs a folder of its own")
+    if (out / JSON_FILE).exists():
+        if not overwrite:
+            raise ConfigError(f"{out}: holds a benchmark; --overwrite replaces it")
+    elif any(out.iterdir()):
+        raise ConfigError(f"{out}: is not empty and holds no benchmark; choose another folder")
+
+
 def run_benchmark(plan: Plan) -> Path:
     """Measures everything, round by round: every pipeline once on a dataset, then again.
 
-    ``benchmark.json`` and ``benchmark.md`` are written anew after each run, so that those of a
-    benchmark that is interrupted hold what was measured.
+    ``benchmark.json`` and ``benchmark.md`` are written at the beginning and anew after each run, so
+    that those of a benchmark that is interrupted hold what was measured.
 
     Raises:
         ConfigError: a dataset cannot be read, or its reference has none of its frames.
@@ -130,6 +144,7 @@ def run_benchmark(plan: Plan) -> Path:
         num_threads=plan.num_threads,
         datasets=(),
     )
+    write_reports(result, plan.out)
     try:
         for dataset, pipelines in plan.datasets:
             others = result.datasets
@@ -169,7 +184,7 @@ def _measure(
     try:
         for number in range(1, plan.num_runs + 1):
             for pipeline in pipelines:
-                logger.warning(
+                logger.info(
                     "%s, round %d of %d: %s", dataset.name, number, plan.num_runs, pipeline.name
                 )
                 run = runner.run(pipeline, number, work=work / f"{pipeline.name}-{number}")
@@ -177,7 +192,9 @@ def _measure(
                 yield result
     finally:
         if not plan.keep:
-            shutil.rmtree(plan.out / "work", ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # it holds something else
+                work.parent.rmdir()
 
 
 def _result_of(

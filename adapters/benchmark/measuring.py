@@ -35,7 +35,7 @@ class Usage:
     system_s: float
     wall_s: float
     peak_rss_mb: float  # of its largest process
-    samples: tuple[Sample, ...]  # none where the system tells nothing
+    samples: tuple[Sample, ...]  # none where the system has no /proc
 
 
 def measure(

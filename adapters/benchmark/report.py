@@ -62,20 +62,20 @@ def _times(num: int) -> str:
 
 
 def _overview(datasets: Sequence[DatasetResult]) -> list[str]:
-    """LiveSfM's pipelines beside the peer that they are measured by, a row each."""
+    """LiveSfM's pipelines beside the peer that they are compared with, a row each."""
     lines = [
         "| dataset | pipeline | CPU s | right | ATE | peer | CPU s | right | ATE | ratio |",
         f"|---|---|{'---:|' * 3}---|{'---:|' * 4}",
     ]
     for dataset in datasets:
-        yardstick = dataset.yardstick()
+        reference_pipeline = dataset.reference_pipeline()
         for pipeline in dataset.pipelines:
             if pipeline.is_peer:
                 continue
             peer = ["-"] * 5
-            if yardstick is not None:
-                ratio = _ratio(cpu_ratio(pipeline, yardstick))
-                peer = [yardstick.name, *_in_short(yardstick), ratio]
+            if reference_pipeline is not None:
+                ratio = _ratio(cpu_ratio(pipeline, reference_pipeline))
+                peer = [reference_pipeline.name, *_in_short(reference_pipeline), ratio]
             cells = [dataset.name, _name(pipeline, None), *_in_short(pipeline), *peer]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -94,12 +94,12 @@ def _in_short(pipeline: PipelineResult) -> list[str]:
 
 
 def _section(dataset: DatasetResult) -> list[str]:
-    yardstick = dataset.yardstick()
+    reference_pipeline = dataset.reference_pipeline()
     reference = f"{dataset.reference} ({dataset.reference_kind})" if dataset.reference else "none"
     lines = [f"## {dataset.name}", "", f"`{dataset.source}`; reference: {reference}"]
     if dataset.peer_images:
         lines[-1] += f"; peers get {dataset.peer_images}"
-    lines += ["", *_table(_MAIN_COLUMNS, dataset.pipelines, yardstick)]
+    lines += ["", *_table(_MAIN_COLUMNS, dataset.pipelines, reference_pipeline)]
     live = [each for each in dataset.pipelines if each.median("first_map_s") is not None]
     if live:
         lines += ["", *_table(_LIVE_COLUMNS, live, None)]
@@ -111,26 +111,26 @@ def _section(dataset: DatasetResult) -> list[str]:
 def _table(
     columns: dict[str, Cells],
     pipelines: Sequence[PipelineResult],
-    yardstick: PipelineResult | None,
+    reference_pipeline: PipelineResult | None,
 ) -> list[str]:
-    has_ratio = yardstick is not None
+    has_ratio = reference_pipeline is not None
     names = list(columns)
     head = ["pipeline", names[0], *(["ratio"] if has_ratio else []), *names[1:]]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for pipeline in pipelines:
         figures = pipeline.spreads()
         cells = [of(figures) for of in columns.values()]
-        if yardstick is not None:
-            cells.insert(1, _ratio(cpu_ratio(pipeline, yardstick)))
-        lines.append(f"| {_name(pipeline, yardstick)} | {' | '.join(cells)} |")
+        if reference_pipeline is not None:
+            cells.insert(1, _ratio(cpu_ratio(pipeline, reference_pipeline)))
+        lines.append(f"| {_name(pipeline, reference_pipeline)} | {' | '.join(cells)} |")
     return lines
 
 
-def _name(pipeline: PipelineResult, yardstick: PipelineResult | None) -> str:
+def _name(pipeline: PipelineResult, reference_pipeline: PipelineResult | None) -> str:
     verdicts = sorted({run.verdict for run in pipeline.runs} - {"", "good"})
     said = f" ({', '.join(verdicts)})" if verdicts else ""
-    is_yardstick = yardstick is not None and pipeline.name == yardstick.name
-    return f"**{pipeline.name}**" if is_yardstick else f"{pipeline.name}{said}"
+    is_reference = reference_pipeline is not None and pipeline.name == reference_pipeline.name
+    return f"**{pipeline.name}**" if is_reference else f"{pipeline.name}{said}"
 
 
 def _ratio(ratio: float | None) -> str:

@@ -62,7 +62,7 @@ class DatasetResult:
     peer_images: str  # which frames peers get, in words; "": none do
     pipelines: tuple[PipelineResult, ...]
 
-    def yardstick(self) -> PipelineResult | None:
+    def reference_pipeline(self) -> PipelineResult | None:
         """The peer that the others' CPU is divided by; None: no peer made a map.
 
         Of those with most cameras in their right place (without a reference: registered) the
@@ -91,9 +91,9 @@ class DatasetResult:
         )
 
 
-def cpu_ratio(result: PipelineResult, yardstick: PipelineResult) -> float | None:
-    """CPU over that of the yardstick: the median over rounds that both came to the end of."""
-    own, theirs = _cpu_by_round(result), _cpu_by_round(yardstick)
+def cpu_ratio(result: PipelineResult, reference_pipeline: PipelineResult) -> float | None:
+    """CPU over that of the reference pipeline: the median over rounds that both have ended."""
+    own, theirs = _cpu_by_round(result), _cpu_by_round(reference_pipeline)
     ratios = [own[number] / theirs[number] for number in own.keys() & theirs.keys()]
     return statistics.median(ratios) if ratios else None
 
@@ -122,8 +122,8 @@ class BenchmarkResult:
         """A JSON-able mapping: each run, and for each pipeline medians and ratios."""
         record = asdict(self)
         for dataset, dataset_record in zip(self.datasets, record["datasets"], strict=True):
-            yardstick = dataset.yardstick()
-            dataset_record["yardstick"] = None if yardstick is None else yardstick.name
+            peer = dataset.reference_pipeline()
+            dataset_record["reference_pipeline"] = None if peer is None else peer.name
             pairs: Sequence[tuple[PipelineResult, dict[str, Any]]] = list(
                 zip(dataset.pipelines, dataset_record["pipelines"], strict=True)
             )
@@ -131,7 +131,5 @@ class BenchmarkResult:
                 pipeline_record["figures"] = {
                     name: asdict(spread) for name, spread in pipeline.spreads().items()
                 }
-                pipeline_record["cpu_ratio"] = (
-                    None if yardstick is None else cpu_ratio(pipeline, yardstick)
-                )
+                pipeline_record["cpu_ratio"] = None if peer is None else cpu_ratio(pipeline, peer)
         return record

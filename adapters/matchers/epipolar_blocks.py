@@ -1,6 +1,6 @@
 """Which keypoints of two images may match when the epipolar geometry of the pair is known.
 
-The epipolar planes of a pair all hold the baseline, so one angle tells them apart. Keypoints of the
+The epipolar planes of a pair all hold the baseline, so one angle identifies each. Keypoints of the
 first image are sorted by it and cut into blocks; those of the second that lie between the outer two
 planes of a block, or near one of them, are all that its keypoints can match.
 """

@@ -50,3 +50,5 @@ def adjust_in_slices(
     not_yet = pycolmap.BundleAdjustmentTerminationType.NO_CONVERGENCE
     while adjuster.solve().termination_type == not_yet and num_left > num_steps:
         num_left -= num_steps
+        # The adjuster has a copy of the options.
+        adjuster.options.ceres.solver_options.max_num_iterations = min(num_steps, num_left)

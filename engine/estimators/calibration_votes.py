@@ -37,7 +37,7 @@ class CalibrationVote:
 
 
 def has_vote(pair: VerifiedPair) -> bool:
-    """Whether a pair can tell calibrations apart: not one of a plane, or verified on rays."""
+    """Whether a pair is evidence of calibrations: not one of a plane, or verified on rays."""
     has_depth = pair.homography_inlier_ratio < _MAX_HOMOGRAPHY_INLIER_RATIO
     return has_depth and bool(pair.fundamental.any())
 

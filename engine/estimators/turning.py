@@ -85,7 +85,7 @@ class TurningFit:
 
     @property
     def is_determined(self) -> bool:
-        """Whether the turns tell the focal lengths; before planes these are endless or open."""
+        """Whether turns determine the focal lengths; before planes these are endless or open."""
         return (
             bool(self.focal_ratios.max() < _LONGEST_RATIO)
             and bool(self.focal_ratios.min() > FOCAL_RATIOS[0] / _AT_LIMIT)
@@ -335,7 +335,7 @@ class _Batch:
     def log_zooms(self) -> Float64Array:
         """(F,) how much larger each lens shows things than the mean one, by all pairs; logs."""
         spreads = [_log_spread(points, self.is_match) for points in (self.points1, self.points2)]
-        weights = np.exp(2.0 * (spreads[0] + spreads[1]))  # narrow overlaps tell little
+        weights = np.exp(2.0 * (spreads[0] + spreads[1]))  # narrow overlaps say little
         number = np.arange(len(self.lenses))
         rows = np.zeros((len(number) + 1, self.num_lenses))
         rows[number, self.lenses[:, 1]] += weights

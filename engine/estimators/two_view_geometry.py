@@ -257,7 +257,7 @@ def _find_fundamental(
             cv2.USAC_MAGSAC,
             ransacReprojThreshold=max_error_px,
             confidence=_USAC_CONFIDENCE,
-            maxIters=min(_num_samples(min_inlier_ratio), _USAC_MAX_ITERATIONS),
+            maxIters=_num_samples(min_inlier_ratio),
         )
     except cv2.error:
         # OpenCV 5 asserts where all samples are degenerate: points on a line, few places.
@@ -268,9 +268,12 @@ def _find_fundamental(
 
 
 def _num_samples(inlier_ratio: float) -> int:
-    """Samples of matches until one is free of outliers (Fischler and Bolles, 1981)."""
+    """Samples until one is free of outliers (Fischler and Bolles, 1981), up to a limit."""
     is_clean = min(inlier_ratio, 0.99) ** _FUNDAMENTAL_SAMPLE
-    return math.ceil(math.log(1.0 - _USAC_CONFIDENCE) / math.log(1.0 - is_clean))
+    if is_clean == 0.0:
+        return _USAC_MAX_ITERATIONS
+    num = math.log1p(-_USAC_CONFIDENCE) / math.log1p(-is_clean)
+    return math.ceil(min(num, _USAC_MAX_ITERATIONS))
 
 
 def epipolar_distances_px(

@@ -178,6 +178,7 @@ def assemble(
     keyframe_reports = KeyframeReports(emit=emit)
     strict_posing = StrictPosing(graph=graph, registration=registration, growth=growth, seed=seed)
     journal = JournalChanges()
+    metric_unit = MetricUnit(config.matching.metric_scale, depths_m=matching.depths_m, emit=emit)
 
     return MapperParts(
         growth=growth,
@@ -187,7 +188,13 @@ def assemble(
         calibrate=calibrate,
         cameras=cameras,
         builder=builder,
-        early=EarlyMap(config.initialization, growth=growth, graph=graph, builder=builder),
+        early=EarlyMap(
+            config.initialization,
+            growth=growth,
+            graph=graph,
+            builder=builder,
+            metric_unit=metric_unit,
+        ),
         components=components,
         registering=Registering(
             max_retries=registration.max_retries_per_keyframe,
@@ -234,7 +241,7 @@ def assemble(
         ),
         poser=poser,
         georeferencing=georeferencing,
-        metric_unit=MetricUnit(config.matching.metric_scale, depths_m=matching.depths_m, emit=emit),
+        metric_unit=metric_unit,
         keyframe_reports=keyframe_reports,
         pose_reports=PoseReports(emit=emit),
         journal=journal,

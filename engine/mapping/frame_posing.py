@@ -41,6 +41,9 @@ _MAX_REFERENCE_POINTS = 64
 _MIN_REFERENCE_POINTS = 8
 _MAX_PENDING_FRAMES = 4000  # about 40 MB; beyond it the oldest get no pose of their own
 _MAX_POSED_FRAMES = 2000  # that can be posed again, some 10 kB each
+MAX_POSED_CAMERAS = 16  # that give frames at a time
+NUM_LATEST_KEYFRAMES = 3  # of a camera: one that is mapped, one that waits, and one of the map
+_MAX_POINT_TABLES = MAX_POSED_CAMERAS * NUM_LATEST_KEYFRAMES  # kept, some 100 kB each
 _CHANGED_FOCAL_LOG = 0.03  # by which frames are posed again
 
 
@@ -84,7 +87,7 @@ class FramePoser:
         self._trajectory = Trajectory(max_interpolation_s=max_interpolation_s)
         self._pending: deque[TrackedFrame] = deque(maxlen=_MAX_PENDING_FRAMES)
         self._posed: deque[tuple[TrackedFrame, float]] = deque(maxlen=_MAX_POSED_FRAMES)
-        self._points: dict[FrameId, _KeyframePoints] = {}
+        self._points: dict[FrameId, _KeyframePoints] = {}  # used last at the end
         self._references: dict[FrameId, _DepthReference] = {}
         self._last: tuple[FrameId, Float64Array] | None = None  # keyframe, cam_from_keyframe
         self._changed: dict[FrameId, TrackedFrame] = {}  # frames that came, or have another pose
@@ -305,11 +308,13 @@ class FramePoser:
         return camera_focal_px(sparse_map.camera(sparse_map.keyframe(frame_id).calibration_key))
 
     def _points_of(self, frame_id: FrameId, sparse_map: SparseMap) -> _KeyframePoints:
-        if frame_id not in self._points:
-            if len(self._points) > 2:
-                self._points.clear()
-            self._points[frame_id] = self._read_points(frame_id, sparse_map)
-        return self._points[frame_id]
+        points = self._points.pop(frame_id, None)
+        if points is None:
+            points = self._read_points(frame_id, sparse_map)
+        self._points[frame_id] = points
+        if len(self._points) > _MAX_POINT_TABLES:
+            del self._points[next(iter(self._points))]
+        return points
 
     def _read_points(self, frame_id: FrameId, sparse_map: SparseMap) -> _KeyframePoints:
         ids = sparse_map.point3D_ids(frame_id)

@@ -250,7 +250,7 @@ class Mapper:
         )
 
     def _posing_references(self) -> tuple[PosingReference, ...]:
-        """The newest keyframes of each camera that a map holds, copied."""
+        """The newest keyframes that a map holds of each camera in use, copied."""
         references = []
         for camera_key, frame_id in self._pose_reports.latest_keyframes:
             number, sparse_map = self._components.holding(self._map, frame_id) or (
@@ -312,7 +312,7 @@ class Mapper:
             self._warn(f"{self._graph.keyframe(frame_id).name}: {matched.failure}")
             self._report_changes()  # what overlays or wrong pairs held may have gone
         elif not self._is_initialized:
-            self._start(self._builder.first(self._map, matched.pairs))
+            self._replace_map(self._builder.first(self._map, matched.pairs))
             if not (self._is_initialized or self._turning.is_all):
                 self._add_early(frame_id)
             self._split_cameras()
@@ -360,23 +360,16 @@ class Mapper:
         record = None if frame_id is None else self._record(frame_id)
         return self._step(record=record, wants_view=False)
 
-    def _start(self, built: BuiltMap | None) -> None:
-        """Starts the map; it takes the place of the early one, and poses frames in its stead."""
-        early = self._early.sparse_map
-        if built is None or early is None:
-            self._replace_map(built)
-            return
-        if not self._builder.place(built.sparse_map, onto=early):
-            self._components.begin_world()
-        self._early.clear()
-        self._replace_map(built)
-        self._poser.pose_anew(self._map)
-
     def _add_early(self, frame_id: FrameId) -> None:
         """Adds a keyframe to the early map, or makes that, while the map cannot start."""
+        has_former = self._early.sparse_map is not None
         built = self._early.add_keyframe(self._map, frame_id)
         if built is None:
             return
+        if has_former:
+            if not built.is_placed:
+                self._components.begin_world()
+            self._poser.pose_anew(built.sparse_map)
         self._emit(
             EarlyMapMade(
                 first=built.pair.first,
@@ -385,6 +378,26 @@ class Mapper:
                 num_points3D=built.sparse_map.num_points3D,
             )
         )
+
+    def _replace_early(self, sparse_map: SparseMap) -> bool:
+        """Places a map that starts onto the early one, or begins a world; returns if there was one.
+
+        The early one is dropped.
+        """
+        early = self._early.sparse_map
+        if early is None or not sparse_map.num_registered:
+            return False
+        is_placed = self._builder.place(sparse_map, onto=early)
+        if not (is_placed and self._metric_unit.is_metric(sparse_map)):
+            self._components.begin_world()
+        self._early.clear()
+        return True
+
+    def _drop_early(self) -> None:
+        """Drops the early map, by which poses were reported: what comes lies otherwise."""
+        if self._early.sparse_map is not None:
+            self._early.clear()
+            self._components.begin_world()
 
     def _settle(self, frame_id: FrameId) -> None:
         """What follows where the newest keyframe found its place: others find theirs by it."""
@@ -412,17 +425,22 @@ class Mapper:
         self._overlays.report(matched.overlays)
         if not matched.has_lost_matches:
             return False
-        self._early.clear()
+        self._drop_early()
+        had_map = self._is_initialized
         self._journal.add_pairs(matched.changed_pairs, matched.lost_pairs)
         agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
         share = self._overlays.take_out(matched, self._map, components=self._components)
         self._let_in(agreed)
         if not self._is_initialized:
+            if had_map:
+                self._components.begin_world()
             return False
         self._jobs.abandon()  # their copies hold what was taken out
         self._overlays.take_out_adrift(self._map)
         if not self._is_initialized:
             self._take_lead(self._components.lead(self._map, is_final=True))
+        if not self._is_initialized:
+            self._components.begin_world()
         if share > _BENT_SHARE:
             return True
         self._adjust()
@@ -604,10 +622,13 @@ class Mapper:
         )
 
     def _adopt(self, sparse_map: SparseMap) -> None:
-        """Makes a map that was built otherwise the main one."""
+        """Makes a map that was built otherwise the main one, also in place of an early one."""
+        is_in_place_of_early = self._replace_early(sparse_map)
         self._set_map(sparse_map)
         self._misplacements.forget()
         self._metric_unit.update(self._map)
+        if is_in_place_of_early:
+            self._poser.pose_anew(self._map)
         self._jobs.abandon()
         self._jobs.set_adjusted(self._map.num_registered)
 
@@ -731,6 +752,7 @@ class Mapper:
             wants_view: whether viewers want to see the map; not while a keyframe is matched.
             reported: its first pose, where it has one already and that was reported.
         """
+        self._pose_reports.add_frame(tracked)
         if reported is not None:
             self._pose_reports.add_reported(reported)
         number, sparse_map = self._map_for(tracked, fallback)
@@ -811,16 +833,15 @@ class Mapper:
         if self._second is None or self._jobs.is_matching:
             return None
         choice = self._second.choose(is_final=is_final)
-        if choice.pairs or choice.num_left_out:
-            self._emit(
-                WeakPairsMatched(
-                    matcher=self._second.name,
-                    num_pairs=len(choice.pairs),
-                    num_left_out=choice.num_left_out,
-                )
-            )
         if not choice.pairs:
             return None
+        self._emit(
+            WeakPairsMatched(
+                matcher=self._second.name,
+                num_pairs=len(choice.pairs),
+                num_left_out=choice.num_left_out,
+            )
+        )
         requests = self._matching.second_requests(choice.pairs)
         return self._jobs.start_matching(functools.partial(self._second.match, requests))
 
@@ -866,7 +887,7 @@ class Mapper:
         self._jobs.abandon()  # merged after the last adjustment they would undo it
         self._discard_turning(is_final=True)
         if not self._is_initialized:
-            self._start(self._builder.first_at_end(self._map))
+            self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
         if self._is_initialized:
             self._registering.register_all(self._map, config=self._growth)
@@ -906,7 +927,7 @@ class Mapper:
             )
         else:
             self._turning.conclude(self._map)
-            self._early.clear()
+            self._drop_early()
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)

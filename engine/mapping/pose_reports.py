@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
@@ -9,11 +10,12 @@ from dataclasses import replace
 
 from engine.events import FramePosed
 from engine.geometry import camera_center, quat_xyzw_from_rotation
+from engine.mapping.frame_posing import MAX_POSED_CAMERAS, NUM_LATEST_KEYFRAMES
 from engine.mapping.model.sparse_map import SparseMap
 from engine.ports import EventSink
 from engine.types import FrameId, FramePose, Keyframe, TrackedFrame
 
-_NUM_LATEST = 3  # keyframes: one that is mapped, one that waits, and one of the map
+_NUM_RECENT = 500  # frames of videos: a camera that gave one of these may give the next
 
 
 class PoseReports:
@@ -27,6 +29,7 @@ class PoseReports:
         self._emit = emit
         self._camera_keys: dict[FrameId, str] = {}  # of all keyframes
         self._latest: dict[str, deque[FrameId]] = {}  # keyframes of each camera
+        self._recent: deque[str] = deque(maxlen=_NUM_RECENT)  # cameras of the frames that came last
         self._has_pose: set[FrameId] = set()
         self._map_numbers: dict[FrameId, int] = {}  # of keyframes, as reported last
         self._new: list[FramePose] = []
@@ -60,8 +63,15 @@ class PoseReports:
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Adds a keyframe, from which frames may be tracked."""
         self._camera_keys[keyframe.frame_id] = keyframe.camera_key
-        latest = self._latest.setdefault(keyframe.camera_key, deque(maxlen=_NUM_LATEST))
+        if keyframe.is_photo:
+            return
+        latest = self._latest.setdefault(keyframe.camera_key, deque(maxlen=NUM_LATEST_KEYFRAMES))
         latest.append(keyframe.frame_id)
+        self._recent.append(keyframe.camera_key)
+
+    def add_frame(self, tracked: TrackedFrame) -> None:
+        """Adds a frame between keyframes, with a pose or without: its camera is in use."""
+        self._recent.append(self._camera_keys[tracked.keyframe_id])
 
     def report_keyframes(
         self, sparse_map: SparseMap, *, map_number: int, world_number: int
@@ -102,14 +112,18 @@ class PoseReports:
             )
 
     def add_reported(self, pose: FramePose) -> None:
-        """Takes note of the first pose of a frame, which was reported when it was known."""
+        """Adds the first pose of a frame, which was reported when it was known."""
         self._has_pose.add(pose.frame_id)
         self._new.append(pose)
 
     @property
     def latest_keyframes(self) -> list[tuple[str, FrameId]]:
-        """The newest keyframes of each camera, of which frames may be tracked, with its key."""
-        return [(key, frame_id) for key, latest in self._latest.items() for frame_id in latest]
+        """The newest keyframes, with its key, of each camera of which frames came lately.
+
+        Frames may be tracked from them. Photos are none of them.
+        """
+        in_use = itertools.islice(dict.fromkeys(reversed(self._recent)), MAX_POSED_CAMERAS)
+        return [(key, frame_id) for key in in_use for frame_id in self._latest.get(key, ())]
 
     def take_new(self) -> tuple[FramePose, ...]:
         """Hands over the first poses of frames since the last call."""

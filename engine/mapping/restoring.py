@@ -9,8 +9,9 @@ read back (facts)        what only the past shows, and what keeps later decision
                          whether pairs must be agreed, and which are; cameras as they began, splits,
                          crops, lenses searched; overlays; stretches that turn; pairs that misled
                          maps; keyframes posed strictly, or that came without a place; open loops;
-                         the origin of the georeference; grids and depths of dense tables; relative
-                         poses of frames, with their scales; frames of which no pose was reported
+                         the origin of the georeference; grids and depths of dense tables; how many
+                         weak pairs of photos failed; relative poses of frames, with their scales;
+                         frames of which no pose was reported
 read back (snapshot)     places and points; calibrations with what adjustments found out; where maps
                          lie in metres, so that they keep their own frame and unit
 follows again            visual words, strengths and relative poses of pairs, counts of matches,
@@ -20,9 +21,10 @@ begins anew              results of background jobs in flight (copies of a map t
                          schedules of adjustments and windows, as if one had just ended; what was
                          tried to put misplaced keyframes right and to join maps, which costs one
                          more try of each; matches before verification, so that a lens found later
-                         verifies only newer pairs again; frames that wait for their keyframe, which
-                         are interpolated at most; the verdict, which is judged with the next
-                         keyframe
+                         verifies only newer pairs again; which pairs are evidence of overlays, so
+                         that one that is verified again counts again; frames that wait for their
+                         keyframe, which are interpolated at most; the verdict, which is judged with
+                         the next keyframe
 =======================  ==========================================================================
 """
 

@@ -1,7 +1,7 @@
 """Photos have many keypoints: their pairs are matched by the largest ones first.
 
-A coarse pass over the largest keypoints of two photos costs a tenth of matching all of them, and
-tells three kinds of pairs apart:
+A coarse pass over the largest keypoints of two photos costs a tenth of matching all of them. By it
+there are three kinds of pairs:
 
 - Pairs whose coarse matches agree on a geometry are matched again, all keypoints, near the epipolar
   planes of that geometry only (guided matching).
@@ -13,9 +13,9 @@ tells three kinds of pairs apart:
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from engine.types import (
 _MIN_SPARED = 3.0  # fewer times as many products as the coarse pass: all are matched at once
 _GUIDE_TOLERANCE = 8.0  # times the error of a match: the coarse geometry is not exact
 _MAX_COARSE_KEPT = 64  # keyframes whose largest keypoints are kept: 16 MB
+_FAILED = "weak failed/"  # before the id of a keyframe
 
 
 class Verify(Protocol):
@@ -77,7 +78,7 @@ class CoarseToFine:
         matcher: matches them.
         config: how many keypoints, and when weak pairs are matched in full.
         verifier: the verifier of a pair.
-        glance: verifies coarse matches; nothing is learned from them.
+        verify_coarse: verifies coarse matches; nothing is learned from them.
         num_pairs: how many verified pairs a keyframe has.
     """
 
@@ -87,16 +88,27 @@ class CoarseToFine:
         config: CoarseToFineConfig,
         *,
         verifier: Callable[[ImagePair], PairVerifier],
-        glance: Callable[[PairMatches], VerifiedMatches | None],
+        verify_coarse: Callable[[PairMatches], VerifiedMatches | None],
         num_pairs: Callable[[FrameId], int],
     ) -> None:
         self._matcher = matcher
         self._config = config
         self._verifier = verifier
-        self._glance = glance
+        self._verify_coarse = verify_coarse
         self._num_pairs = num_pairs
         self._num_failed: Counter[FrameId] = Counter()  # weak pairs of a keyframe
+        self._changed: set[FrameId] = set()  # keyframes of which more failed
         self._largest: OrderedDict[FrameId, tuple[Features, Int64Array]] = OrderedDict()
+
+    def take_facts(self) -> dict[str, int]:
+        """How many weak pairs of keyframes failed, as far as it changed since the last call."""
+        changed, self._changed = sorted(self._changed), set()
+        return {f"{_FAILED}{frame_id}": self._num_failed[frame_id] for frame_id in changed}
+
+    def restore(self, facts: Mapping[str, Any], frame_ids: Iterable[FrameId]) -> None:
+        """Goes on with the facts of keyframes, as `take_facts` gave them."""
+        for frame_id in frame_ids:
+            self._num_failed[frame_id] = int(facts.get(f"{_FAILED}{frame_id}", 0))
 
     def match(
         self, requests: Sequence[MatchRequest], *, verify: Verify, in_full: bool = False
@@ -150,7 +162,8 @@ class CoarseToFine:
             matches = replace(
                 one, matches_idx=np.column_stack([rows1[idx[:, 0]], rows2[idx[:, 1]]])
             )
-            coarse.append(_Coarse(request=request, matches=matches, verified=self._glance(matches)))
+            verified = self._verify_coarse(matches)
+            coarse.append(_Coarse(request=request, matches=matches, verified=verified))
         return coarse
 
     def _match_guided(
@@ -176,7 +189,7 @@ class CoarseToFine:
         return done
 
     def _match_weak(self, weak: Sequence[_Coarse], verify: Verify) -> dict[ImagePair, MatchedPair]:
-        """Pairs of which the coarse pass says little: matched in full while they are needed."""
+        """Pairs with few coarse matches, or none that agree: matched in full while needed."""
         done: dict[ImagePair, MatchedPair] = {}
         for one in sorted(weak, key=lambda one: -len(one.matches)):
             pair = one.request.pair
@@ -185,6 +198,7 @@ class CoarseToFine:
                 done |= self._match_in_full([one.request], verify)
                 if done[pair].verified is None:
                     self._num_failed.update(ends)
+                    self._changed.update(ends)
             else:
                 done[pair] = MatchedPair(matches=one.matches, verified=None, is_in_part=True)
         return done

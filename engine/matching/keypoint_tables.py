@@ -17,6 +17,7 @@ No keypoint under an image's mask is looked up, and no match ends there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,16 @@ def select_matches(
 def _is_inside(points_xy: Float64Array, *, size: Size, border_px: float) -> BoolArray:
     upper = np.asarray(size) - border_px
     return np.asarray(((points_xy >= border_px) & (points_xy <= upper)).all(axis=1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TablePlaces:
+    """Where the rows (N,) of a table are."""
+
+    keypoints_xy: Float64Array  # (N, 2) px
+    is_free: BoolArray  # (N,)
+    is_elsewhere: BoolArray  # (N,) than where their colour is from
+    is_changed: bool  # since its features were asked for
 
 
 class KeypointTable:
@@ -147,6 +158,7 @@ class KeypointTable:
                 colors=self._colors.copy(),
                 is_free=self._is_free.copy(),
                 descriptor_kind=self._features.descriptor_kind,
+                num_described=self._features.num_described,
             )
             self._is_changed = False
         return self._features
@@ -216,6 +228,27 @@ class KeypointTable:
         unassigned = unassigned[rows[unassigned] == NO_ROW]
         rows[unassigned] = self._nearest_rows(points_xy[unassigned])
         return rows
+
+    def places(self) -> TablePlaces:
+        """Where the rows are now, for `take_back`."""
+        own = np.copy if self._may_move else np.asarray  # what never changes is shared
+        return TablePlaces(
+            keypoints_xy=own(self._keypoints_xy),
+            is_free=own(self._is_free),
+            is_elsewhere=own(self._is_elsewhere),
+            is_changed=self._is_changed,
+        )
+
+    def take_back(self, places: TablePlaces) -> None:
+        """Puts the rows back to where they were, whatever was fixed or placed since."""
+        if not self._may_move:
+            return
+        if not np.array_equal(self._is_free, places.is_free):
+            self._raster = None  # shows rows that are free again
+        self._keypoints_xy = places.keypoints_xy
+        self._is_free = places.is_free
+        self._is_elsewhere = places.is_elsewhere
+        self._is_changed = places.is_changed
 
     def is_usable(self, points_xy: Float64Array) -> BoolArray:
         """Whether points (N, 2) px lie beside the image's mask, (N,)."""
@@ -393,17 +426,24 @@ class KeypointTables:
         is_usable = first.is_usable(matches.points1_xy) & second.is_usable(matches.points2_xy)
         return matches if is_usable.all() else matches.take(np.flatnonzero(is_usable))
 
-    def rows_of(self, matches: PairMatches, *, expected: Int64Array) -> Int64Array:
+    def rows_of(
+        self, matches: PairMatches, *, expected: Int64Array, min_rows: int = 0
+    ) -> Int64Array:
         """The verified matches of a pair as keypoints of both, each at most once, (K, 2).
 
         Args:
             matches: those that passed verification.
             expected: (E, 2) rows of both keyframes that third keyframes matched to one keypoint;
                 of several for one row the last counts.
+            min_rows: the fewest that are of use.
+
+        Returns:
+            The rows; none where there are fewer than ``min_rows``: then no table changed.
         """
         matches = matches.take(np.argsort(-matches.confidence, kind="stable"))
         first, second = self._tables[matches.pair.first], self._tables[matches.pair.second]
         ends_xy = (matches.points1_xy, matches.points2_xy)
+        before = first.places(), second.places()
         rows = matches.matches_idx.copy()
         for side, table in enumerate((first, second)):
             # Before anything is placed: a row looked up where it stood must not move.
@@ -417,6 +457,10 @@ class KeypointTables:
                 expected_rows=_expected_ends(links, rows[to_place, 1 - side]),
             )
         kept = _one_to_one(rows)
+        if len(kept) < min_rows:
+            for table, places in zip((first, second), before, strict=True):
+                table.take_back(places)
+            return rows[:0]
         rows = rows[kept]
         for side, (table, other) in enumerate(((first, second), (second, first))):
             depths_m = matches.depths_m[kept, side]

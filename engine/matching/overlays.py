@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.estimators.stationary_matches import judge_by_motion, verify_by_motion
+from engine.estimators.stationary_matches import (
+    MotionEvidence,
+    judge_by_motion,
+    verify_by_motion,
+)
 from engine.estimators.two_view_geometry import PairVerifier, VerifiedMatches
 from engine.tracking.overlay_grid import OverlayGrid
-from engine.types import BoolArray, Float64Array, Keyframe, PairMatches
+from engine.types import BoolArray, Float64Array, ImagePair, Keyframe, PairMatches
 
 _GROWTH_RATIO = 1.1  # times the keyframes at the last change of a camera's cover
 
@@ -48,6 +52,7 @@ class Overlays:
         self._num_keyframes: dict[CameraSize, int] = {}
         self._next_change: dict[CameraSize, float] = {}  # keyframes of the camera by then
         self._num_at_facts: dict[CameraSize, int] = {}  # keyframes when facts were taken last
+        self._counted: set[ImagePair] = set()  # pairs whose matches count as evidence
 
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Counts a keyframe of its camera."""
@@ -75,8 +80,8 @@ class Overlays:
     def take_facts(self) -> dict[str, Any]:
         """What was found out by camera and size, for a run that goes on.
 
-        Of a camera that has something to tell, and only when its cover grew, or it has a tenth more
-        keyframes than when it was taken last: counts change with every pair.
+        Of a camera with evidence, and only when its cover grew, or it has a tenth more keyframes
+        than when it was taken last: counts change with every pair.
         """
         facts: dict[str, Any] = {}
         for camera, grid in self._grids.items():
@@ -119,7 +124,7 @@ class Overlays:
             first: the first keyframe of the pair.
             second: the second.
             verifier: of the pair.
-            learns: whether what stays counts as evidence; once for a pair.
+            learns: whether what stays counts as evidence, unless some of the pair counts already.
 
         Returns:
             The matches that may show the world, and those of them that agree on one geometry.
@@ -132,6 +137,7 @@ class Overlays:
         if _camera(first) != _camera(second):
             return visible, verifier.verify(visible)
         grid = self._grid(first)
+        learns = learns and matches.pair not in self._counted
         found = verify_by_motion(visible, verifier=verifier)
         verified: VerifiedMatches | None
         if found is None:
@@ -140,7 +146,7 @@ class Overlays:
         else:
             verified, judged = found
             if learns:
-                grid.add(matches.pair, visible, judged)
+                self._count(grid, visible, judged)
             visible = visible.take(~judged.is_fixed)
             verified = self._without_suspects(verified, grid, verifier=verifier)
         if learns and verified is not None and grid.has_evidence:
@@ -148,8 +154,12 @@ class Overlays:
             for group in [*rest, verified.inliers] if found is None else rest:
                 evidence = judge_by_motion(group, verified, verifier=verifier)
                 if evidence is not None:
-                    grid.add(matches.pair, group, evidence)
+                    self._count(grid, group, evidence)
         return visible, verified
+
+    def _count(self, grid: OverlayGrid, matches: PairMatches, judged: MotionEvidence) -> None:
+        grid.add(matches.pair, matches, judged)
+        self._counted.add(matches.pair)
 
     def _without_suspects(
         self, verified: VerifiedMatches, grid: OverlayGrid, *, verifier: PairVerifier

@@ -217,11 +217,13 @@ class PairAgreement:
         stay so.
 
         Args:
-            others: of pairs that the graph has.
+            others: of pairs that the graph has, all that wait; what is known of any else is let go.
 
         Returns:
             Those that the graph has now.
         """
+        waiting = {one.pair for one in others}
+        self._instead = {pair: one for pair, one in self._instead.items() if pair in waiting}
         before: dict[ImagePair, tuple[_Known, bool]] = {}
         for one in others:
             if self._graph.edge(one.pair) is None or self.is_agreed(one.pair):

@@ -113,7 +113,7 @@ class PairMatching:
         *,
         two_view: TwoViewConfig,
         dense: DenseMatchingConfig,
-        coarse_to_fine: CoarseToFineConfig | None = None,
+        coarse_to_fine: CoarseToFineConfig,
         descriptors: DescriptorStore | None = None,
         second: SecondMatcherConfig | None = None,
     ) -> None:
@@ -141,9 +141,9 @@ class PairMatching:
         self._in_part_changed: set[FrameId] = set()  # keyframes that have others matched in part
         self._coarse_to_fine = CoarseToFine(
             matcher,
-            coarse_to_fine or CoarseToFineConfig(),
+            coarse_to_fine,
             verifier=self._verifier,
-            glance=self._glance,
+            verify_coarse=self._verify_coarse,
             num_pairs=lambda frame_id: len(graph.neighbors(frame_id)),
         )
 
@@ -170,7 +170,8 @@ class PairMatching:
         """What keyframes and pairs do not say, as far as it changed since the last call."""
         changed, self._in_part_changed = sorted(self._in_part_changed), set()
         in_part = {f"in part/{i}": self._graph.tried_in_part(i) for i in changed}
-        return self._tables.take_facts() | self._overlays.take_facts() | in_part
+        others = self._overlays.take_facts() | self._coarse_to_fine.take_facts()
+        return self._tables.take_facts() | others | in_part
 
     def restore_keyframe(self, keyframe: Keyframe, facts: Mapping[str, Any]) -> None:
         """Adds a keyframe of a run that goes on, with its keypoint table as it was last.
@@ -182,8 +183,12 @@ class PairMatching:
         Raises:
             ValueError: the graph holds it already.
         """
-        self._graph.add_keyframe(keyframe)
         columns, lines = facts.get(f"grid/{keyframe.frame_id}", (0, 0))
+        num_described = len(keyframe.features) - columns * lines
+        if columns * lines and keyframe.features.descriptors.size:
+            features = replace(keyframe.features, num_described=num_described)
+            keyframe = replace(keyframe, features=features)
+        self._graph.add_keyframe(keyframe)
         size = (keyframe.width, keyframe.height)
         self._tables.add(keyframe.features, size=size, mask=keyframe.mask, grid=(columns, lines))
         self._keep_descriptors(keyframe.features)
@@ -214,6 +219,7 @@ class PairMatching:
                 self._graph.record_tried(ImagePair.of(frame_id, FrameId(other)), in_part=True)
         self._tables.restore(facts, self._graph.all_edges())
         self._overlays.restore(facts)
+        self._coarse_to_fine.restore(facts, self._graph.keyframe_ids)
 
     # -- overlays -------------------------------------------------------------------------------
 
@@ -305,15 +311,18 @@ class PairMatching:
         waiting, self._of_second = self._of_second, []
         found = []
         for matches in waiting:
+            if not len(matches):
+                continue
             weak = self._graph.edge(matches.pair)
             both = matches if weak is None else self._with_inliers_of(weak, matches)
-            verified = self._verify(both, reason=PairReason.SECOND)
+            min_rows = 0 if weak is None else weak.num_inliers + 1
+            verified = self._verify(both, reason=PairReason.SECOND, min_rows=min_rows)
             if verified is None:
                 continue
             if weak is None:
                 self._graph.record_pair(verified)
                 found.append(verified)
-            elif verified.num_inliers > weak.num_inliers:
+            else:
                 self._other_matches.append(verified)
         if waiting:
             self._tables.drop_rasters()
@@ -562,7 +571,10 @@ class PairMatching:
             wants_pointmaps=wants_pointmaps,
         )
 
-    def _verify(self, matches: PairMatches, *, reason: PairReason) -> VerifiedPair | None:
+    def _verify(
+        self, matches: PairMatches, *, reason: PairReason, min_rows: int = 0
+    ) -> VerifiedPair | None:
+        """The verified pair, if it holds by enough matches of keypoints; else no table changes."""
         first, second = (self._graph.keyframe(i) for i in (matches.pair.first, matches.pair.second))
         sizes = ((first.width, first.height), (second.width, second.height))
         is_dense = bool((matches.matches_idx == NO_ROW).any())
@@ -574,12 +586,12 @@ class PairMatching:
         matches, verified = self._overlays.verify(matches, first, second, verifier=verifier)
         if verified is None:
             return None
+        min_rows = max(min_rows, self._two_view.min_inliers)
         if is_dense:
-            rows = self._rows_of(verified)
+            rows = self._rows_of(verified, min_rows=min_rows)
         else:
-            rows = verified.inliers.matches_idx
-            self._tables.count_matches(matches.pair, rows)
-        if len(rows) < self._two_view.min_inliers:
+            rows = self._counted(verified, min_rows=min_rows)
+        if not len(rows):
             return None
         seen = zip((first.frame_id, second.frame_id), matches.focal_px, strict=True)
         self._seen_focal_lengths += [
@@ -596,7 +608,7 @@ class PairMatching:
             cam2_from_cam1=verified.cam2_from_cam1,
         )
 
-    def _glance(self, matches: PairMatches) -> VerifiedMatches | None:
+    def _verify_coarse(self, matches: PairMatches) -> VerifiedMatches | None:
         """Coarse matches that agree; nothing is learned from them."""
         _, verified = self._overlays.verify(
             matches,
@@ -671,10 +683,20 @@ class PairMatching:
             cam2_from_cam1=found.cam2_from_cam1,
         )
 
-    def _rows_of(self, verified: VerifiedMatches) -> Int64Array:
-        """Verified dense matches as keypoints of both keyframes, (K, 2)."""
+    def _counted(self, verified: VerifiedMatches, *, min_rows: int) -> Int64Array:
+        """Verified matches of keypoints, (K, 2), which are counted; none if fewer than wanted."""
+        rows = verified.inliers.matches_idx
+        if len(rows) < min_rows:
+            return rows[:0]
+        self._tables.count_matches(verified.inliers.pair, rows)
+        return rows
+
+    def _rows_of(self, verified: VerifiedMatches, *, min_rows: int) -> Int64Array:
+        """Verified dense matches as keypoints of both, (K, 2); none if fewer than wanted."""
         pair = verified.inliers.pair
-        rows = self._tables.rows_of(verified.inliers, expected=self._expected_rows(pair))
+        rows = self._tables.rows_of(
+            verified.inliers, expected=self._expected_rows(pair), min_rows=min_rows
+        )
         for frame_id in (pair.first, pair.second):
             features = self._tables.features(frame_id)
             if features is not self._graph.keyframe(frame_id).features:

@@ -81,7 +81,7 @@ class PlaceRecognizer:
     """Finds the keyframes that are most similar to a given one.
 
     A query is compared with up to 1000 keyframes by all of its words. Of more, it is compared with
-    the 1000 that are most similar by 32 of them, so a further one costs it little.
+    the 1000 not excluded that are most similar by 32 of them, so a further one costs it little.
 
     Queries return nothing before ``first_vocabulary_at`` keyframes were added. Vocabulary and
     signatures are made again at each doubling from there on, up to ``max_vocabulary_keyframes``,
@@ -156,9 +156,8 @@ class PlaceRecognizer:
         self._learn_if_due()
         if self._vocabulary is None:
             return []
-        scores = self._scores(row)
-        scores[row] = 0.0
-        scores[[self._rows[other] for other in exclude if other in self._rows]] = 0.0
+        excluded = [row, *(self._rows[other] for other in exclude if other in self._rows)]
+        scores = self._scores(row, excluded=excluded)
         best = np.argsort(-scores, kind="stable")[:limit]
         return [(self._frame_ids[idx], float(scores[idx])) for idx in best if scores[idx] > 0.0]
 
@@ -216,17 +215,24 @@ class PlaceRecognizer:
             self._occupied = np.pad(self._occupied, ((0, extra), (0, 0)))
             self._num_occupied = np.pad(self._num_occupied, (0, extra))
 
-    def _scores(self, row: int) -> Float32Array:
-        """Similarity of one keyframe to all, (num keyframes,); 0 to those that are not likely."""
+    def _scores(self, row: int, *, excluded: Sequence[int]) -> Float32Array:
+        """Similarity of one keyframe to all, (num keyframes,); 0 to those that are not likely.
+
+        Excluded rows have 0, too, and take no place among the likely ones.
+        """
         num_keyframes = len(self._frame_ids)
         words = np.flatnonzero(self._occupied[row])
         if num_keyframes <= _MAX_COMPARED:
-            return self._similarities(row, slice(num_keyframes), words=words)
+            scores = self._similarities(row, slice(num_keyframes), words=words)
+            scores[excluded] = 0.0
+            return scores
         first_words = words[:: max(1, len(words) // _NUM_FIRST_WORDS)]
         roughly = self._similarities(row, slice(num_keyframes), words=first_words)
+        roughly[excluded] = -1.0
         likeliest = np.argpartition(-roughly, _MAX_COMPARED)[:_MAX_COMPARED]
         scores = np.zeros(num_keyframes, np.float32)
         scores[likeliest] = self._similarities(row, likeliest, words=words)
+        scores[excluded] = 0.0
         return scores
 
     def _similarities(

@@ -26,7 +26,7 @@ class SecondChoice:
     """Pairs to be matched now."""
 
     pairs: tuple[ImagePair, ...]
-    num_left_out: int = 0  # further pairs of weak keyframes, that have no room now
+    num_left_out: int = 0  # further pairs that have no room now, each counted once in a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +54,7 @@ class SecondMatching:
         self._graph = graph
         self._matcher = matcher
         self._tried: set[ImagePair] = set()
+        self._left_out: set[ImagePair] = set()  # that had no room once
         self._num_tried: Counter[FrameId] = Counter()  # pairs chosen for a weak keyframe
         self._room = 0.0  # in pairs, what the video has earned and not used
         self._latest_s: dict[str, float] = {}  # capture time of the newest keyframe by camera
@@ -62,12 +63,16 @@ class SecondMatching:
     def choose(self, *, is_final: bool = False) -> SecondChoice:
         """The pairs to be matched beside the next keyframe, of the newest weak keyframes first.
 
+        Nothing is looked at while there is no room.
+
         Args:
             is_final: whether no keyframe comes any more; then all those are looked at that no map
                 holds.
         """
         keyframe_ids = self._graph.keyframe_ids
         room = self._earned_room(keyframe_ids, is_final=is_final)
+        if room <= 0:
+            return SecondChoice(pairs=())
         looked_at = keyframe_ids[-self._config.look_back :]
         if is_final:
             looked_at = [i for i in keyframe_ids if self._graph.map_number(i) is None]
@@ -82,7 +87,9 @@ class SecondMatching:
         self._num_tried.update(wanted[pair] for pair in chosen)
         self._room -= len(chosen)
         self._final_room -= len(chosen) if is_final else 0
-        return SecondChoice(pairs=tuple(chosen), num_left_out=len(wanted) - len(chosen))
+        left_out = wanted.keys() - self._tried - self._left_out
+        self._left_out |= left_out
+        return SecondChoice(pairs=tuple(chosen), num_left_out=len(left_out))
 
     @property
     def name(self) -> str:

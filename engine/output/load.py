@@ -107,7 +107,7 @@ class LoadStatistics:
         return measured
 
     def figures(self, *, cpu_s: float) -> dict[str, Any]:
-        """The figures of ``summary.json`` that tell what a run spent its time on.
+        """The figures of ``summary.json`` about what a run spent its time on.
 
         Args:
             cpu_s: of the process and its children; what no stage used is the rest.

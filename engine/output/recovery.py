@@ -78,7 +78,7 @@ def recover_run(stored: StoredRun) -> FormerRun:
     statistics = RunStatistics()
     for event in _finished_events(events, finished, live=live):
         statistics(event)
-    statistics.add_untold(
+    statistics.add_without_events(
         num_received=sum(one.frame_id is not None for one in finished),
         num_keyframes=sum(one.status == KEYFRAME_STATUS for one in finished),
     )

@@ -47,6 +47,7 @@ from engine.types import (
 
 FRAMES_HEADER = ("frame_id", "source", "index", "name", "captured_at_s", "status", "pose", "map")
 MASKS_FOLDER = "masks"  # made when there is a mask
+PROFILE_FOLDER = "profile"  # made when the run was profiled
 KEYFRAME_STATUS = "keyframe"
 TRACKED_STATUS = "tracked"
 
@@ -66,6 +67,7 @@ _FILES = {
 _NUMBERED_FILES = re.compile(r"trajectory(_live)?(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
 _FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
+_OPTIONAL_FOLDERS = {MASKS_FOLDER, PROFILE_FOLDER}
 
 
 def trajectory_name(map_idx: int) -> str:
@@ -573,7 +575,7 @@ def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
 
 def delete_former_run(path: Path) -> None:
     """Deletes what a run wrote into the folder, and nothing else; the lock stays."""
-    folders = _FOLDERS | {MASKS_FOLDER}
+    folders = _FOLDERS | _OPTIONAL_FOLDERS
     for entry in path.iterdir():
         if entry.name in folders and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -583,7 +585,7 @@ def delete_former_run(path: Path) -> None:
 
 def _is_of_a_run(name: str) -> bool:
     return (
-        name in _FILES | _FOLDERS | {MASKS_FOLDER}
+        name in _FILES | _FOLDERS | _OPTIONAL_FOLDERS
         or name.startswith(TEMPORARY_PREFIX)
         or _NUMBERED_FILES.fullmatch(name) is not None
     )

@@ -52,7 +52,7 @@ class RunStatistics:
         self._first_map_s: float | None = None
         self._overlays: dict[str, dict[str, Any]] = {}  # by camera, as found last
         self._faults: Counter[tuple[RunPart, FaultKind]] = Counter()
-        self._second = {"pairs": 0, "pairs_verified": 0, "times_left_out": 0}
+        self._second = {"pairs": 0, "pairs_verified": 0, "pairs_left_out": 0}
         self._num_windows_merged = 0
         self._window_cpu_s = 0.0
         self._num_rejected = 0  # pairs
@@ -72,7 +72,7 @@ class RunStatistics:
                     self._keyframe_latency_s.append(event.latency_s)
             case WeakPairsMatched():
                 self._second["pairs"] += event.num_pairs
-                self._second["times_left_out"] += event.num_left_out
+                self._second["pairs_left_out"] += event.num_left_out
             case PairVerified() if event.reason is PairReason.SECOND:
                 self._second["pairs_verified"] += 1
             case WindowSolved():
@@ -93,8 +93,8 @@ class RunStatistics:
             case _:
                 pass
 
-    def add_untold(self, *, num_received: int, num_keyframes: int) -> None:
-        """Counts what the journal of a run knows, and its events, written later, do not tell.
+    def add_without_events(self, *, num_received: int, num_keyframes: int) -> None:
+        """Counts what is in the journal of a run and not in its events, which are written later.
 
         Args:
             num_received: frames of the run so far, but for rejected ones.

@@ -92,6 +92,7 @@ logger = logging.getLogger(__name__)
 
 _HARD_EXIT_CODE = 130  # as shells report an interrupted program
 _LOOK_PERIOD_S = 2.0  # between looks at the run folder and its disk
+_LOAD_PERIOD_S = 2.0  # between samples of the load
 _DROPPED = "a second signal came before its turn"
 _BROKEN_OFF = "the run broke off before its turn"
 
@@ -214,6 +215,7 @@ class Engine:
                 lag_measured(self._load.add_lateness, clock=self._events.clock),
                 self._writer.running(),
                 called_regularly(self._look, period_s=_LOOK_PERIOD_S),
+                called_regularly(self._sample_load, period_s=_LOAD_PERIOD_S),
                 self._requests.answered(self._take_command),
             ):
                 await self._publisher.publish_events()
@@ -533,10 +535,15 @@ class Engine:
 
     async def _look(self) -> None:
         """Looks after the run folder; a disk that is nearly full stops the run."""
-        self._events(self._load.sample())
         await (await self._writer.schedule(self._recorder.look))
         if self._recorder.is_space_low and self._is_reading:
             self._stop_because(StoppedBy.FULL_DISK)
+
+    async def _sample_load(self) -> None:
+        """Publishes the load, and what else was emitted, also while nothing is mapped."""
+        self._events(self._load.sample())
+        if self._writer.has_room:  # else whoever waits for it publishes, and this may be cancelled
+            await self._publisher.publish_events()
 
     def _stop_because(self, reason: StoppedBy) -> None:
         if self._stopped_by is StoppedBy.END_OF_SOURCES:
@@ -632,8 +639,12 @@ class Engine:
             matching=self._guards[RunPart.MATCHING],
             faults=self._faults,
         )
-        self._second = second and GuardedSecond(
-            second, guard=self._guards[RunPart.SECOND_MATCHING], faults=self._faults
+        self._second = (
+            None
+            if second is None
+            else GuardedSecond(
+                second, guard=self._guards[RunPart.SECOND_MATCHING], faults=self._faults
+            )
         )
 
     def _make_stages(
@@ -643,6 +654,16 @@ class Engine:
         calibrations: CameraCalibrations | None,
         recording: InputRecording | None,
     ) -> None:
+        self._make_queues(recording)
+        self._make_ingestion(calibrations)
+        self._make_tracking()
+        graph, matching = self._make_matching(places)
+        self._make_mapper(graph, matching, solve_window)
+        self._make_background()
+        self._make_mapping(matching)
+
+    def _make_queues(self, recording: InputRecording | None) -> None:
+        """Makes what lies between the stages."""
         config = self._config
         self._arrivals = ArrivalQueue(
             max_waiting=config.sources.frame_queue_size,
@@ -658,6 +679,9 @@ class Engine:
             self._sources, recording=recording, writer=self._writer, warn=self._events.warn
         )
         self._positions = Positions(self._sources, max_gap_s=config.georeference.max_gap_s)
+
+    def _make_ingestion(self, calibrations: CameraCalibrations | None) -> None:
+        config = self._config
         self._ingestion = Ingestion(
             self._sources,
             roles=self._roles,
@@ -678,6 +702,9 @@ class Engine:
         )
         if self._former is not None:
             self._ingestion.take_former(self._former.stored)
+
+    def _make_tracking(self) -> None:
+        config = self._config
         self._tracking = TrackingStage(
             config.frame_tracking,
             two_view=config.two_view,
@@ -696,15 +723,14 @@ class Engine:
             faults=self._faults,
             log=self._log,
         )
+
+    def _make_matching(self, places: PlaceIndex | None) -> tuple[SceneGraph, PairMatching]:
+        """Makes what decides which pairs are matched, and what matches them."""
+        config = self._config
         if places is None:  # an index may have a length, and be empty
             places = PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
         else:
             places = GuardedPlaces(places, guard=self._guards[RunPart.PLACES], faults=self._faults)
-        solver = GuardedSolver(
-            solve_window or functools.partial(solve, config=WindowSolverConfig()),
-            guard=self._guards[RunPart.WINDOW],
-            faults=self._faults,
-        )
         graph = SceneGraph(config.scene_graph, recognizer=places)
         matching = PairMatching(
             graph,
@@ -717,6 +743,17 @@ class Engine:
                 read=self._stored_descriptors.read,
             ),
             second=config.second,
+        )
+        return graph, matching
+
+    def _make_mapper(
+        self, graph: SceneGraph, matching: PairMatching, solve_window: WindowSolver | None
+    ) -> None:
+        config = self._config
+        solver = GuardedSolver(
+            solve_window or functools.partial(solve, config=WindowSolverConfig()),
+            guard=self._guards[RunPart.WINDOW],
+            faults=self._faults,
         )
         second = None
         if self._second is not None:
@@ -734,6 +771,9 @@ class Engine:
             name="mapping",
             stage=Stage.MAPPING,
         )
+
+    def _make_background(self) -> None:
+        """Makes what adjusts and saves the map beside mapping."""
         self._jobs = MapJobs(
             self._job_thread,
             matching_thread=self._second_thread,
@@ -741,12 +781,15 @@ class Engine:
             faults=self._faults,
         )
         self._snapshots = Snapshots(
-            config.snapshots,
+            self._config.snapshots,
             mapper=self._mapper,
             recorder=self._recorder,
             writer=self._writer,
             clock=self._events.clock,
         )
+
+    def _make_mapping(self, matching: PairMatching) -> None:
+        config = self._config
         self._mapping = MappingStage(
             self._mapper,
             matching=matching,

@@ -751,6 +751,11 @@ class Writer:
         self._failed = failed
         self._writes: asyncio.Queue[_Write | None] = asyncio.Queue(_MAX_WAITING_WRITES)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether who schedules one write now does not wait, and so cannot be cancelled there."""
+        return not self._writes.full()
+
     async def schedule(
         self, call: Callable[[], None], *, then: Callable[[], Awaitable[None]] | None = None
     ) -> asyncio.Future[None]:

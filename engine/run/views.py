@@ -54,11 +54,11 @@ class ViewDispatcher:
         self._waiting_since_s: float | None = None  # the oldest of what waits
         self._min_map_gap_s = 1.0 / config.max_map_hz
         self._max_map_time_ratio = config.max_map_time_ratio
-        self._map_took_s = 0.0  # CPU time for the last one
+        self._map_cost = _MapCost()  # of the last one
         self._min_image_gap_s = 1.0 / config.max_image_hz
         self._changed = threading.Condition()
         self._frame: tuple[Frame, FramePose | None] | None = None
-        self._map: MapView | None = None
+        self._map: tuple[MapView, _MapCost] | None = None
         self._counts: MapCounts | None = None  # that wait
         self._last_counts = MapCounts()
         self._events: deque[Event] = deque()
@@ -89,7 +89,7 @@ class ViewDispatcher:
 
         How old depends on how long it took.
         """
-        gap_s = max(self._min_map_gap_s, self._map_took_s / self._max_map_time_ratio)
+        gap_s = max(self._min_map_gap_s, self._map_cost.cpu_s / self._max_map_time_ratio)
         return time.monotonic() - self._last_map_s >= gap_s and self.shows_map
 
     def offer_map(self, view: MapView) -> None:
@@ -97,8 +97,8 @@ class ViewDispatcher:
         if not self._views:
             return
         with self._changed:
-            self._map = view
-            self._map_took_s = view.elapsed_s  # and what views take
+            self._map_cost = _MapCost(cpu_s=view.elapsed_s)
+            self._map = view, self._map_cost
             self._last_map_s = time.monotonic()
             self._notify()
 
@@ -233,9 +233,10 @@ class ViewDispatcher:
         if news.counts is not None and isinstance(shown, ShowsCounts):
             shown.show_counts(news.counts)
         if news.view is not None and isinstance(shown, ShowsMap):
-            began_s = time.thread_time()
-            shown.show_map(news.view)
-            self._map_took_s += time.thread_time() - began_s
+            (view, cost), began_s = news.view, time.thread_time()
+            shown.show_map(view)
+            with self._changed:
+                cost.cpu_s += time.thread_time() - began_s
 
     def _has_work(self) -> bool:
         is_left_behind = threading.current_thread() is not self._thread
@@ -261,11 +262,18 @@ class ViewDispatcher:
         self._faults.report(RunPart.VIEW, error, consequence=consequence)
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _MapCost:
+    """What one map took so far; changed with the lock held."""
+
+    cpu_s: float = 0.0  # to make it and to show it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _News:
     """What views have not been shown yet."""
 
     frame: tuple[Frame, FramePose | None] | None = None
-    view: MapView | None = None
+    view: tuple[MapView, _MapCost] | None = None
     counts: MapCounts | None = None
     events: tuple[Event, ...] = ()

@@ -114,6 +114,28 @@ def test_work_is_deleted_unless_it_is_to_be_kept(tmp_path: Path, photos: Path) -
     assert (kept / "trajectory.txt").is_file()
 
 
+def test_a_folder_that_holds_something_else_is_refused_and_stays_as_it_is(
+    tmp_path: Path, photos: Path
+) -> None:
+    own = tmp_path / "project" / "work" / "own.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="is not empty and holds no benchmark"):
+            plan([photos], out=tmp_path / "project", only=[], overwrite=overwrite)
+    assert own.read_text() == "mine"
+
+
+def test_a_benchmark_deletes_only_what_it_made(tmp_path: Path, photos: Path) -> None:
+    program, out = fake_program(tmp_path), tmp_path / "out"
+    run_benchmark(plan([photos], out=out, baseline=program, num_runs=1))
+    own = out / "work" / "own.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    run_benchmark(plan([photos], out=out, baseline=program, num_runs=1, overwrite=True))
+    assert [path.name for path in (out / "work").iterdir()] == ["own.txt"]
+
+
 def test_an_interrupted_benchmark_keeps_what_was_measured(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,13 +201,18 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     assert plan([photos], out=out, only=[], overwrite=True).num_threads == 1
 
 
-def test_the_command_prints_where_the_report_is(tmp_path: Path, photos: Path) -> None:
+def test_the_command_prints_where_the_report_is(
+    tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "out"
     program = fake_program(tmp_path)
     given = ["--baseline", str(program), "--only", "baseline-*", "--runs", "1", "--out", str(out)]
     result = CliRunner().invoke(cli.app, ["benchmark", str(photos), "--peers", "none", *given])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out / MARKDOWN_FILE)
+    progress = [one for one in caplog.records if one.name == benchmark.__name__]
+    assert [one.levelname for one in progress] == ["INFO"]
+    assert progress[0].message == "set, round 1 of 1: baseline-default"
     again = CliRunner().invoke(cli.app, ["benchmark", str(photos), "--out", str(out)])
     assert again.exit_code == cli.REFUSED
     assert "--overwrite" in again.stderr

@@ -47,24 +47,24 @@ def test_runs_that_failed_are_in_no_figure() -> None:
     assert failed.spreads()["cpu_s"].largest == 20.0
 
 
-def test_the_yardstick_is_the_cheapest_peer_of_those_with_most_right_cameras() -> None:
+def test_the_reference_pipeline_is_the_cheapest_peer_of_those_with_most_right_cameras() -> None:
     (dataset,) = result_of(OURS, DEAR, RIGHT, CHEAP).datasets
-    yardstick = dataset.yardstick()
-    assert yardstick is not None
-    assert yardstick.name == "colmap-right"
+    reference_pipeline = dataset.reference_pipeline()
+    assert reference_pipeline is not None
+    assert reference_pipeline.name == "colmap-right"
 
 
 def test_without_a_reference_registered_cameras_count() -> None:
     (dataset,) = result_of(OURS, RIGHT, CHEAP, reference="").datasets
-    yardstick = dataset.yardstick()
-    assert yardstick is not None
-    assert yardstick.name == "colmap-cheap"
+    reference_pipeline = dataset.reference_pipeline()
+    assert reference_pipeline is not None
+    assert reference_pipeline.name == "colmap-cheap"
 
 
-def test_a_peer_without_a_map_is_no_yardstick() -> None:
+def test_a_peer_without_a_map_is_no_reference_pipeline() -> None:
     nothing = pipeline("colmap-nothing", {"cpu_s": 1.0, "num_registered": 0, "num_right": 0})
     (dataset,) = result_of(OURS, nothing).datasets
-    assert dataset.yardstick() is None
+    assert dataset.reference_pipeline() is None
     assert "ratio" not in report(result_of(OURS, nothing)).partition("CPU is user")[0]
 
 
@@ -149,7 +149,7 @@ def test_a_doubted_map_is_named_as_such() -> None:
 def test_the_record_is_json_and_has_every_run_medians_and_ratios() -> None:
     record = json.loads(json.dumps(result_of(OURS, RIGHT).as_record()))
     dataset = record["datasets"][0]
-    assert dataset["yardstick"] == "colmap-right"
+    assert dataset["reference_pipeline"] == "colmap-right"
     ours = dataset["pipelines"][0]
     assert [run["figures"]["cpu_s"] for run in ours["runs"]] == [10.0, 20.0, 12.0]
     assert ours["figures"]["cpu_s"] == {"median": 12.0, "smallest": 10.0, "largest": 20.0}

@@ -23,6 +23,7 @@ from adapters.cli import REFUSED, app
 from adapters.install_advice import how_to_install
 from adapters.launch import LaunchOptions, count_frame_ids, launch, limit_library_threads
 from adapters.matchers.sift import SiftMatcher
+from adapters.profiling import Profile
 from adapters.town.oracle import OracleMatcher, OraclePlaces
 from adapters.town.source import SyntheticTown, parse_town_spec
 from adapters.views.console import ConsoleView
@@ -101,6 +102,22 @@ def test_a_profiled_run_says_where_each_thread_spent_its_time(tmp_path: Path, ph
     stats = pstats.Stats(str(outcome.path / "profile" / "describing.prof"), stream=io.StringIO())
     functions = {function for _, _, function in stats.stats}  # type: ignore[attr-defined]
     assert "describe" in functions
+
+
+def test_a_profile_that_cannot_be_written_does_not_cost_the_run(
+    tmp_path: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Profile, "write", fail)
+    outcome = launch(QUIET, options(tmp_path / "run", photos, profile=True))
+    assert outcome.num_keyframes == 2
+    (words,) = [record.message for record in caplog.records if "profile" in record.message]
+    assert words.endswith("the profile cannot be written: No space left on device")
 
 
 def test_images_that_show_nothing_are_keyframes_without_keypoints_and_said(

@@ -178,6 +178,14 @@ def test_a_low_share_of_inliers_is_no_pair() -> None:
     assert verify(views.points1_xy, views.points2_xy) is not None
 
 
+def test_any_share_of_inliers_may_be_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    points1_xy, points2_xy = rng.uniform(0.0, 600.0, (2, 600, 2))
+    config = TwoViewConfig(min_inliers=1, min_inlier_ratio=0.0)
+    verified = verify(points1_xy, points2_xy, config=config)
+    assert verified is None or len(verified.inliers) < 600
+
+
 def test_a_plane_and_a_pure_rotation_are_detected_by_their_homography() -> None:
     rotation = pose_at((0.0, 0.0, 0.0), rotation_vector=(0.02, 0.1, 0.05))
     plane = two_views(slanted_plane(200), cam2_from_world=SECOND_POSE, noise_px=0.3)

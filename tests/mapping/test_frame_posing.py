@@ -224,6 +224,29 @@ def test_points_that_cannot_be_undistorted_do_not_disturb() -> None:
     assert largest_error([pose], world) < 1e-3
 
 
+def test_points_of_keyframes_in_use_are_read_once_and_few_are_kept(
+    world: SyntheticWorld, sparse_map: SparseMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poser, read = poser_with(world), list[FrameId]()
+    read_points = poser._read_points
+
+    def reading(frame_id: FrameId, sparse_map: SparseMap) -> Any:
+        read.append(frame_id)
+        return read_points(frame_id, sparse_map)
+
+    monkeypatch.setattr(poser, "_read_points", reading)
+    keyframe_ids = [FrameId(i) for i in KEYFRAMES]
+    for frame_id in 3 * keyframe_ids:
+        poser.points(frame_id, sparse_map)
+    assert read == keyframe_ids
+    monkeypatch.setattr(frame_posing, "_MAX_POINT_TABLES", 4)
+    poser.forget_points()
+    read.clear()
+    for number in (0, 1, 2, 3, 0, 4, 0, 1):  # the fifth takes the place of that used longest ago
+        poser.points(keyframe_ids[number], sparse_map)
+    assert read == [keyframe_ids[number] for number in (0, 1, 2, 3, 4, 1)]
+
+
 def test_the_same_frames_give_the_same_bits(noisy_world: SyntheticWorld) -> None:
     def run() -> list[Float64Array]:
         sparse_map = map_with(noisy_world, KEYFRAMES)

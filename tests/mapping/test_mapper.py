@@ -26,6 +26,7 @@ from engine.errors import MapError
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
+    EarlyMapMade,
     Event,
     FramePosed,
     FrameRegistered,
@@ -987,13 +988,20 @@ def test_the_scale_is_reported_and_left_alone(mapped_densely: DenseRun) -> None:
 
 
 @pytest.mark.slow
-def test_a_map_is_made_metric_when_asked_for(dense_world: SyntheticWorld) -> None:
-    mapped = dense_run(
-        dense_world, config=with_metric_scale("apply"), metres_per_unit=METRES_PER_UNIT
-    )
+@pytest.mark.parametrize("has_early_map", [True, False])
+def test_a_map_is_made_metric_when_asked_for(
+    has_early_map: bool, dense_world: SyntheticWorld
+) -> None:
+    config = with_metric_scale("apply")
+    if not has_early_map:
+        starts = config.initialization.model_copy(update={"early_triangulation_angle_deg": 0.0})
+        config = config.model_copy(update={"initialization": starts})
+    mapped = dense_run(dense_world, config=config, metres_per_unit=METRES_PER_UNIT)
+    assert bool(mapped.emitted(EarlyMapMade)) == has_early_map
     (reported,) = mapped.emitted(MetricScaleEstimated)
     assert reported.is_applied
-    assert abs(reported.metres_per_map_unit - 1.0) > 0.2
+    # It is placed onto an early map that is in metres already.
+    assert (abs(reported.metres_per_map_unit - 1.0) < 0.1) == has_early_map
     assert abs(metres_per_unit_of(mapped) - 1.0) < 0.02
     scale = mapped.figures.metres_per_map_unit
     assert scale is not None

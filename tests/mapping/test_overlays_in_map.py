@@ -33,6 +33,14 @@ class Run(MapperRun):
             self.add_keyframe(self.world.keyframe(frame_id))
         return self
 
+    def mask_right_of(self, left_px: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lets the next keyframe find an overlay over the right of all images."""
+        grid = self.matching._overlays._grid(self.world.keyframe(1))
+        cover = np.zeros_like(grid._is_covered)
+        cover[:, int(left_px / WIDTH * cover.shape[1]) :] = True
+        monkeypatch.setattr(grid, "_cover", lambda: cover)
+        monkeypatch.setattr(grid, "_keyframes", {(0, 0): {FrameId(1)}})
+
     def observed_rows(self, frame_id: FrameId) -> BoolArray:
         """Which keypoints (N,) of a keyframe observe a point."""
         return np.asarray(self.sparse_map.point3D_ids(frame_id) >= 0)
@@ -73,11 +81,7 @@ def test_what_is_masked_late_leaves_the_map(
     assert run.num_observed_in(inside) > 20
     num_maps = len(run.emitted(MapInitialized))
 
-    grid = run.matching._overlays._grid(world.keyframe(1))
-    cover = np.zeros_like(grid._is_covered)
-    cover[:, int(left_px / WIDTH * cover.shape[1]) :] = True
-    monkeypatch.setattr(grid, "_cover", lambda: cover)
-    monkeypatch.setattr(grid, "_keyframes", {(0, 0): {FrameId(1)}})
+    run.mask_right_of(left_px, monkeypatch)
     run.feed(range(12, 13))
 
     (found,) = run.emitted(OverlayFound)
@@ -101,3 +105,19 @@ def test_what_is_masked_late_leaves_the_map(
     assert run.registered_ids == world.frame_ids
     assert run.num_observed_in(inside) == 0
     assert 0.0 < run.error_ratio < 0.03
+
+
+def test_what_starts_after_all_of_a_map_was_masked_begins_a_world(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(SyntheticWorld(straight_path(16), noise_px=0.5)).feed(range(1, 8))
+    assert run.registered_ids
+    run.mask_right_of(0.0, monkeypatch)
+    run.feed(range(8, 9))
+    assert not run.registered_ids
+    assert {pose.world_number for pose in run.poses} == {0}
+    monkeypatch.undo()
+    num_posed = len(run.poses)
+    run.feed(range(9, 17))
+    assert len(run.registered_ids) > 8
+    assert {pose.world_number for pose in run.poses[num_posed:]} == {1}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from engine.events import Event, FramePosed
 from engine.geometry import camera_center
+from engine.mapping import pose_reports
 from engine.mapping.pose_reports import PoseReports
 from engine.types import FrameId, FramePose
 from tests.support.synthetic import SyntheticWorld, grow, map_of_keyframes, straight_path
@@ -80,3 +83,38 @@ def test_a_frame_between_keyframes_is_reported_once_with_its_camera_and_map() ->
     assert event.cam_center_in_world == pytest.approx(camera_center(WORLD.pose(TRACKED)))
     assert np.linalg.norm(event.world_from_cam_quat_xyzw) == pytest.approx(1.0)
     assert [pose.map_number for pose in one.reports.take_new()] == [2]
+
+
+def test_cameras_that_gave_no_frame_lately_are_not_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pose_reports, "_NUM_RECENT", 3)
+    reports = PoseReports(emit=lambda _: None)
+    first, second, *_ = KEYFRAMES
+    for frame_id, camera_key in ((first, "one"), (second, "other")):
+        keyframe = dataclasses.replace(WORLD.keyframe(frame_id), camera_key=camera_key)
+        reports.add_keyframe(keyframe)
+    assert set(reports.latest_keyframes) == {("one", first), ("other", second)}
+    of_first, of_second = (WORLD.tracked(TRACKED, keyframe_id=i) for i in (first, second))
+    for _ in range(2):  # it stands still: no keyframe, but frames
+        reports.add_frame(of_first)
+    assert set(reports.latest_keyframes) == {("one", first), ("other", second)}
+    reports.add_frame(of_first)
+    assert reports.latest_keyframes == [("one", first)]
+    reports.add_frame(of_second)
+    assert reports.latest_keyframes == [("other", second), ("one", first)]
+
+
+def test_no_frame_is_tracked_from_a_photo() -> None:
+    reports = PoseReports(emit=lambda _: None)
+    reports.add_keyframe(dataclasses.replace(WORLD.keyframe(KEYFRAMES[0]), is_photo=True))
+    assert reports.latest_keyframes == []
+
+
+def test_only_some_cameras_are_in_use_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pose_reports, "MAX_POSED_CAMERAS", 2)
+    reports = PoseReports(emit=lambda _: None)
+    for frame_id in KEYFRAMES:
+        keyframe = dataclasses.replace(WORLD.keyframe(frame_id), camera_key=f"camera {frame_id}")
+        reports.add_keyframe(keyframe)
+    assert [frame_id for _, frame_id in reports.latest_keyframes] == KEYFRAMES[:1:-1]

@@ -53,6 +53,7 @@ class Run:
             FakeMatcher(world=WORLD),
             two_view=WITHOUT_WINDOWS.two_view,
             dense=WITHOUT_WINDOWS.dense_matching,
+            coarse_to_fine=WITHOUT_WINDOWS.coarse_to_fine,
         )
         self.parts = assemble(
             WITHOUT_WINDOWS,

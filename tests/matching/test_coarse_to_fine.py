@@ -182,6 +182,22 @@ def test_weak_pairs_that_fail_count_as_often_as_a_keyframe_lacks_pairs() -> None
     assert len(graph.tried_in_part(FrameId(5))) == len(weak) - len(in_full)
 
 
+def test_a_run_that_goes_on_counts_the_weak_pairs_that_failed_before() -> None:
+    among_others = [pair(i, j) for i in range(1, 5) for j in range(i + 1, 5)]
+    weak = [pair(i, 5) for i in range(1, 5)]
+    _, _, matching = photos(5, dict.fromkeys(weak, (6, 6)))
+    matching.match_pairs(candidates(*among_others))
+    assert matching.match_pairs(candidates(*weak[: CONFIG.enough_pairs])) == []
+    facts = matching.take_facts()
+    assert not matching.take_facts()
+    _, matcher, resumed = photos(5, dict.fromkeys(weak, (6, 6)))
+    resumed.match_pairs(candidates(*among_others))
+    resumed.restore(facts)
+    later = weak[CONFIG.enough_pairs :]
+    assert resumed.match_pairs(candidates(*later)) == []
+    assert [matcher.kinds(one) for one in later] == [["coarse"]] * len(later)
+
+
 def test_a_run_that_goes_on_knows_which_pairs_were_given_up_early() -> None:
     _, _, matching = photos(3, {pair(1, 3): (2, 2)})
     matching.match_pairs(candidates(pair(1, 2), pair(1, 3)))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import DenseMatchingConfig, TwoViewConfig
+from engine.config import CoarseToFineConfig, DenseMatchingConfig, TwoViewConfig
 from engine.matching.overlays import Overlay
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
-from engine.types import Float64Array, VerifiedPair
+from engine.types import Float64Array, PairCandidate, PairReason, VerifiedPair
 from tests.support.overlays import OverlaidWorld, marks
 from tests.support.synthetic import (
     HEIGHT,
@@ -44,6 +44,7 @@ class Run:
             FakeMatcher(world=world, wrong_ratio=wrong_ratio),
             two_view=TwoViewConfig(**two_view),
             dense=DenseMatchingConfig(),
+            coarse_to_fine=CoarseToFineConfig(),
         )
         self.world = world
         self.matched: list[MatchedKeyframe] = []
@@ -261,6 +262,17 @@ def test_what_overlays_cover_stays_covered_in_a_run_that_goes_on() -> None:
     newest = [one for one in again.pairs if one.pair.second >= 10]
     assert len(newest) >= 6
     assert not any(map(again.num_fixed, newest))
+
+
+def test_a_pair_that_is_verified_again_counts_once() -> None:
+    world = OverlaidWorld(straight_path(3), fixed_xy=LOGO, noise_px=0.5)
+    run = Run(world).feed([1, 2, 3])
+    (grid,) = run.matching._overlays._grids.values()
+    before, _ = grid.state()
+    assert before.any()
+    again = PairCandidate(pair=run.pairs[0].pair, reason=PairReason.EXHAUSTIVE, score=1.0)
+    run.matching.match_pairs([again], in_full=True)
+    np.testing.assert_array_equal(grid.state()[0], before)
 
 
 def test_cameras_without_overlays_have_nothing_to_tell() -> None:

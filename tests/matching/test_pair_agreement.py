@@ -291,6 +291,17 @@ def test_weak_pairs_that_confirm_each_other_are_replaced_together() -> None:
     assert run.agreement.take_instead(better) == better
 
 
+def test_nothing_is_kept_of_other_matches_that_wait_no_more() -> None:
+    run = Run(matches_everything=False)
+    run.add(1)
+    run.add(2, false=[false_pair(WORLD, 1, 2, seed=0)])
+    run.add(3, false=[false_pair(WORLD, 1, 3, seed=1)])
+    better = [of_second(WORLD.verified_pair(*both)) for both in ((1, 2), (1, 3))]
+    assert run.agreement.take_instead(better) == []
+    assert run.agreement.take_instead(better[1:]) == []
+    assert set(run.agreement._instead) == {pair(1, 3)}
+
+
 def test_a_pair_that_is_agreed_keeps_its_matches() -> None:
     run = Run(matches_everything=False)
     run.add(1)

@@ -14,6 +14,7 @@ import pytest
 
 from adapters.town.oracle import OracleMatcher
 from engine.config import (
+    CoarseToFineConfig,
     DenseMatchingConfig,
     OracleConfig,
     SecondMatcherConfig,
@@ -65,7 +66,13 @@ def candidate(first: int, second: int) -> PairCandidate:
 def matching_over(
     graph: SceneGraph, matcher: PairMatcher, keyframes: Iterable[Keyframe] = (), **dense: Any
 ) -> PairMatching:
-    matching = PairMatching(graph, matcher, two_view=CONFIG, dense=DENSE.model_copy(update=dense))
+    matching = PairMatching(
+        graph,
+        matcher,
+        two_view=CONFIG,
+        dense=DENSE.model_copy(update=dense),
+        coarse_to_fine=CoarseToFineConfig(),
+    )
     for keyframe in keyframes:
         matching.add_keyframe(keyframe)
     return matching
@@ -521,10 +528,8 @@ def test_a_pair_of_whose_matches_too_few_find_a_keypoint_does_not_hold(
     assert matching.match_pairs([candidate(1, 2)]) == []
     assert graph.was_tried(pair(1, 2))
     assert graph.edges() == []
-    # The rows that it claimed are there, and returned as changed.
-    changed = {features.frame_id: features for features in changes_since(matching, 2)}
-    assert 8 <= len(changed[FrameId(2)].fixed_rows) <= 12
-    assert graph.keyframe(FrameId(2)).features is changed[FrameId(2)]
+    assert changes_since(matching, 2) == ()  # it claims no rows
+    assert not len(graph.keyframe(FrameId(2)).features.fixed_rows)
 
 
 def test_a_failing_matcher_leaves_tables_as_they_were(dense_world: SyntheticWorld) -> None:
@@ -759,7 +764,12 @@ def second_matching(world: SyntheticWorld) -> tuple[SceneGraph, PairMatching]:
     graph = scene_graph()
     matcher = DescribedWorld(world=world, dropped=lambda one: one == pair(1, 2))
     matching = PairMatching(
-        graph, matcher, two_view=CONFIG, dense=DENSE, second=SecondMatcherConfig()
+        graph,
+        matcher,
+        two_view=CONFIG,
+        dense=DENSE,
+        coarse_to_fine=CoarseToFineConfig(),
+        second=SecondMatcherConfig(),
     )
     for keyframe in keyframes_of(world):
         matching.add_keyframe(with_room(keyframe))
@@ -819,3 +829,53 @@ def test_a_pair_that_holds_stays_and_what_is_found_besides_is_kept_apart() -> No
     kept = {tuple(row) for row in other.inlier_matches_idx.tolist()}
     assert len(kept) > 2 * len(few.inlier_matches_idx)
     assert len(kept & {tuple(row) for row in few.inlier_matches_idx.tolist()}) >= 18
+
+
+def test_what_is_worse_than_what_a_pair_has_moves_no_keypoint() -> None:
+    world = SyntheticWorld(straight_path(3), noise_px=0.3)
+    graph, matching = second_matching(world)
+    (own,) = matching.match_pairs([candidate(2, 3)])
+    tables = [graph.keyframe(FrameId(i)).features for i in (2, 3)]
+    rows = own.inlier_matches_idx.astype(np.int64)
+    first, second = (table.keypoints_xy for table in tables)
+    elsewhere = PairMatches(  # of keypoints that have matches, so that no other one is left
+        pair=pair(2, 3),
+        matches_idx=np.column_stack([rows[:, 0], np.full(len(rows), NO_ROW)]),
+        points1_xy=first[rows[:, 0]],
+        points2_xy=second[rows[:, 1]] + (7.0, 0.0),
+        confidence=np.full(len(rows), 0.9, np.float32),
+    )
+    matching.add_second([elsewhere])
+    assert matching.verify_second() == []
+    late = matching.found_late(FrameId(3), [])
+    assert (late.other_matches, late.changed_features) == ((), ())
+    assert graph.edge(pair(2, 3)) is own
+    assert all(matching._tables.features(one.frame_id) is one for one in tables)
+
+
+def test_a_second_matcher_that_finds_nothing_changes_no_count_of_matches() -> None:
+    world = SyntheticWorld(straight_path(3), noise_px=0.3)
+    _, matching = second_matching(world)
+    matching.match_pairs([candidate(2, 3)])
+    counts = [matching._tables._tables[FrameId(i)]._num_matches.copy() for i in (2, 3)]
+    matching.add_second([points_of(world, pair(2, 3), beside=False).take(np.arange(0))])
+    assert matching.verify_second() == []
+    for frame_id, before in zip((2, 3), counts, strict=True):
+        now = matching._tables._tables[FrameId(frame_id)]._num_matches
+        np.testing.assert_array_equal(now, before)
+
+
+def test_a_run_that_goes_on_knows_which_keypoints_the_first_matcher_described() -> None:
+    world = SyntheticWorld(straight_path(3), density=0.3, noise_px=0.3)
+    graph, matching = second_matching(world)
+    matching.add_second([points_of(world, pair(1, 2), beside=True)])
+    assert matching.verify_second()
+    facts = matching.take_facts()
+    again = scene_graph()
+    resumed = matching_over(again, DescribedWorld(world=world))
+    for frame_id in graph.keyframe_ids:
+        keyframe = graph.keyframe(frame_id)
+        stored = dataclasses.replace(keyframe.features, num_described=None)
+        resumed.restore_keyframe(dataclasses.replace(keyframe, features=stored), facts)
+        described = again.keyframe(frame_id).features.described()
+        assert len(described) == len(world.keyframe(frame_id).features)

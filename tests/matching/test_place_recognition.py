@@ -256,3 +256,17 @@ def test_among_many_keyframes_a_place_is_found_as_among_few(
         assert after[0] == before[0]
         assert after[0][0] == 60 + place  # the same image again
     assert len(query(recognizer, 1, limit=200)) <= 20 < len(all_compared)
+
+
+def test_keyframes_left_out_take_no_place_among_those_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(seed=3, num_places=40, noise=8.0)
+    alike = [world.view(0)] * 30  # keyframes of the own map, more like the first than any other
+    other = world.view(0)
+    recognizer = recognizer_after([*alike, *(world.view(place) for place in range(1, 40)), other])
+    monkeypatch.setattr("engine.matching.place_recognition._MAX_COMPARED", 20)
+    own_map = tuple(range(1, 31))
+    hits = query(recognizer, 1, exclude=own_map)
+    assert hits[0][0] == 70
+    assert not {frame_id for frame_id, _ in hits} & set(own_map)

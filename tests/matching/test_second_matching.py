@@ -11,7 +11,7 @@ import pytest
 
 from engine.config import SceneGraphConfig, SecondMatcherConfig
 from engine.matching.scene_graph import SceneGraph
-from engine.matching.second_matching import DescriberForBoth, SecondMatching
+from engine.matching.second_matching import DescriberForBoth, SecondChoice, SecondMatching
 from engine.types import (
     Features,
     Frame,
@@ -184,6 +184,21 @@ def test_what_has_no_room_is_counted() -> None:
     assert choice.num_left_out > 0
 
 
+def test_a_pair_that_has_no_room_again_is_counted_once() -> None:
+    second = second_of(graph_of([keyframe(i, is_photo=True) for i in range(1, 9)]), pairs_at_once=1)
+    rounds = [second.choose() for _ in range(20)]
+    assert all(len(one.pairs) == 1 for one in rounds)
+    assert 0 < sum(one.num_left_out for one in rounds) <= 8 * 7 // 2
+
+
+def test_nothing_is_looked_at_while_a_video_has_earned_no_pair() -> None:
+    graph = graph_of([keyframe(i) for i in range(1, 9)])
+    second = second_of(graph, pairs_per_s=1.0)
+    assert second.choose().num_left_out > 0
+    graph.add_keyframe(keyframe(9, captured_at_s=8.001))
+    assert second.choose() == SecondChoice(pairs=())
+
+
 def test_a_video_earns_its_pairs_by_the_second() -> None:
     graph = graph_of([keyframe(1)])
     second = second_of(graph, pairs_per_s=2.0, pairs_at_once=4, pairs_per_keyframe=100)
@@ -262,3 +277,15 @@ def test_keyframes_get_free_rows_after_the_keypoints_of_the_first_matcher() -> N
     first_part = features.described()
     np.testing.assert_array_equal(first_part.descriptors, with_descriptors.descriptors)
     assert with_descriptors.described() is with_descriptors
+
+
+def test_a_described_keypoint_of_no_contrast_is_one_of_those_that_are_described() -> None:
+    keypoints = SyntheticWorld(straight_path(1)).keyframe(1).features
+    descriptors = np.ones((len(keypoints), 8), np.uint8)
+    descriptors[[3, -1]] = 0
+    plain = replace(keypoints, descriptors=descriptors)
+    assert plain.described() is plain
+    with_room = plain.with_free_rows(np.ones((5, 2)), np.zeros((5, 3), np.uint8))
+    np.testing.assert_array_equal(with_room.described().keypoints_xy, plain.keypoints_xy)
+    some = with_room.take(np.arange(2, len(with_room)))
+    np.testing.assert_array_equal(some.described().keypoints_xy, plain.keypoints_xy[2:])

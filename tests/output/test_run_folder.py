@@ -119,6 +119,8 @@ def test_overwriting_a_run_deletes_what_runs_write_and_nothing_else(run: RunFold
     (path / "images" / "old.jpg").write_bytes(b"old")
     (path / "masks").mkdir()
     (path / "masks" / "old.jpg.png").write_bytes(b"old")
+    (path / "profile").mkdir()
+    (path / "profile" / "MainThread.prof").write_bytes(b"old")
     (path / "snapshots" / "000001").mkdir()
     (path / "latest").symlink_to("snapshots/000001")
     (path / ".tmp-summary.json-7").write_text("half")

@@ -99,7 +99,7 @@ def test_a_run_without_events_has_every_figure() -> None:
         "global_ba_runs": 0,
         "overlays": {},
         "loops_closed": 0,
-        "second_matcher": {"pairs": 0, "pairs_verified": 0, "times_left_out": 0},
+        "second_matcher": {"pairs": 0, "pairs_verified": 0, "pairs_left_out": 0},
         "snapshots_written": 0,
         "faults": {},
     }
@@ -384,4 +384,4 @@ def test_pairs_of_a_second_matcher_are_counted_apart() -> None:
             )
         )
     counted = statistics.figures()["second_matcher"]
-    assert counted == {"pairs": 6, "pairs_verified": 2, "times_left_out": 1}
+    assert counted == {"pairs": 6, "pairs_verified": 2, "pairs_left_out": 1}

@@ -278,7 +278,11 @@ class SavedRun:
         self.events = EventQueue()
         graph = SceneGraph(config.scene_graph, recognizer=PlaceRecognizer(config.retrieval, seed=0))
         self._matching = PairMatching(
-            graph, FakeMatcher(world=WORLD), two_view=config.two_view, dense=config.dense_matching
+            graph,
+            FakeMatcher(world=WORLD),
+            two_view=config.two_view,
+            dense=config.dense_matching,
+            coarse_to_fine=config.coarse_to_fine,
         )
         self.mapper = ThreadOwned(
             lambda: Mapper(config, graph=graph, matching=self._matching, emit=self.events),

@@ -23,6 +23,7 @@ from engine.output import recorder
 from engine.output.journal import Journal, NewKeyframe
 from engine.output.run_folder import RunFolder
 from engine.output.stored_run import read_stored_run
+from engine.run import engine as engine_module
 from engine.run.engine import Engine, RunOutcome, StoppedBy
 from engine.types import Arrival, Features, Frame, FramePose, MapView
 from engine.window_types import WindowEstimate, WindowProblem
@@ -194,6 +195,24 @@ def test_events_of_a_run_are_written_in_order(tmp_path: Path) -> None:
         times_s = [record["at_s"] for record in written.events if record["event"] in kinds]
         assert len(times_s) >= NUM_FRAMES
         assert times_s == sorted(times_s)
+
+
+def test_the_load_of_a_live_run_without_frames_is_written_while_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_LOAD_PERIOD_S", 0.02)
+    written: list[int] = []
+
+    async def until_written() -> None:
+        while not written or written[-1] < 3:
+            await asyncio.sleep(0.02)
+            text = await asyncio.to_thread((tmp_path / "run" / "events.jsonl").read_text)
+            written.append(text.count("LoadMeasured"))
+
+    live = FakeLiveSource(happenings=[until_written])
+    outcome, _ = run_world(tmp_path / "run", sources=[live])
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert written[-1] >= 3
 
 
 @pytest.mark.slow

@@ -302,6 +302,29 @@ def test_a_map_that_takes_long_is_shown_less_often(dispatch: Dispatch, clock: Fa
         assert dispatcher.wants_map() is is_wanted
 
 
+def test_what_showing_a_former_map_took_is_not_added_to_a_newer_one(
+    dispatch: Dispatch, clock: FakeClock
+) -> None:
+    class SlowView(FakeView):
+        def show_map(self, view: MapView) -> None:
+            super().show_map(view)
+            if view.version == 1:
+                clock.now_s += 0.1
+
+    view = SlowView()
+    dispatcher = dispatch(view)
+    view.gate.clear()
+    dispatcher.offer_map(map_view(1))
+    assert view.busy.wait(HANG_S)
+    dispatcher.offer_map(map_view(2))
+    offered_at_s = clock.now_s
+    view.gate.set()
+    dispatcher.close()
+    assert view.shown == ["map 1", "map 2", "close"]
+    clock.now_s = offered_at_s + 0.51
+    assert dispatcher.wants_map()
+
+
 @pytest.mark.parametrize(("gap_s", "is_shown"), [(0.0, False), (0.09, False), (0.11, True)])
 def test_a_frame_that_follows_too_soon_is_not_shown(
     dispatch: Dispatch, clock: FakeClock, gap_s: float, is_shown: bool

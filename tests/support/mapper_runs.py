@@ -53,7 +53,11 @@ class MapperRun:
         self.jobs: list[MapJob] = []  # all that were handed out
         self.due: tuple[MapJob, ...] = ()
         self.matching = PairMatching(
-            graph, matcher, two_view=config.two_view, dense=config.dense_matching
+            graph,
+            matcher,
+            two_view=config.two_view,
+            dense=config.dense_matching,
+            coarse_to_fine=config.coarse_to_fine,
         )
         self.mapper = Mapper(
             config, graph=graph, matching=self.matching, emit=self._emit, **options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -75,6 +77,35 @@ def test_a_stage_that_raises_is_left() -> None:
         compute()
 
     assert used_by(work).get(Stage.JOURNAL, 0.0) < A_WHILE_S
+
+
+def test_a_thread_that_ends_within_a_stage_is_charged_to_its_end_and_then_forgotten() -> None:
+    def work() -> None:
+        charge_thread_to(Stage.TRACK)
+        assert "short" in {one.thread_name for one in accounts()}
+        compute()
+
+    before_s = cpu_by_stage()[Stage.TRACK]
+    for _ in range(3):
+        thread = threading.Thread(target=work, name="short")
+        thread.start()
+        thread.join()
+    assert cpu_by_stage()[Stage.TRACK] - before_s >= 3 * A_WHILE_S
+    assert "short" not in {one.thread_name for one in accounts()}
+
+
+def test_a_thread_has_no_account_before_it_enters_a_stage_and_leaving_is_silent() -> None:
+    program = (
+        "from engine.cpu_time import Stage, accounts, charge_thread_to\n"
+        "print(len(accounts()))\n"
+        "charge_thread_to(Stage.TRACK)\n"
+        "print(len(accounts()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "1"]
+    assert done.stderr == ""
 
 
 def test_what_a_thread_uses_is_seen_by_others_while_it_is_in_a_stage() -> None:

@@ -106,6 +106,13 @@ def within_budget(
         max_mb=second.max_gpu_mb,
         wanted_cache_mb=config.device_cache_mb,
     )
+    logger.info(
+        "of %d MB of the GPU the weights may take %d, one pair %d and encoded keyframes %d",
+        second.max_gpu_mb,
+        budget.weights // 1_000_000,
+        budget.working // 1_000_000,
+        budget.cache // 1_000_000,
+    )
     return config.model_copy(update={"device_cache_mb": budget.cache // 1_000_000})
 
 

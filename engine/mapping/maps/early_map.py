@@ -5,15 +5,19 @@ they tell it; else one more is waited for. (Two views fit any focal length but f
 and what that gives is wrong by a fifth where the third view leaves a few percent.)
 
 Nothing of it goes into the run's map. That starts from the best of more keyframes, as if there had
-been none, and is placed onto it, so that both are in one world.
+been none, and is placed onto it, so that both are in one world. So is a fuller early map that takes
+the place of one. Where maps have to be in metres, the early one is, too.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from engine.config import InitializationConfig
 from engine.mapping.maps.restarts import BuiltMap, MapBuilder
 from engine.mapping.model.growth import GrowthConfig, register_and_refine
 from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.positions.metric_scale import MetricUnit
 from engine.matching.scene_graph import SceneGraph
 from engine.types import EXIF_FOCAL_SIGMA_RATIO, FrameId, RegistrationStatus
 
@@ -29,6 +33,7 @@ class EarlyMap:
         growth: thresholds of growing.
         graph: holds the keyframes.
         builder: builds maps.
+        metric_unit: makes maps metric where they have to be.
     """
 
     def __init__(
@@ -38,11 +43,13 @@ class EarlyMap:
         growth: GrowthConfig,
         graph: SceneGraph,
         builder: MapBuilder,
+        metric_unit: MetricUnit,
     ) -> None:
         self._is_wanted = initialization.early_triangulation_angle_deg > 0.0
         self._growth = growth
         self._graph = graph
         self._builder = builder
+        self._metric_unit = metric_unit
         self._map: SparseMap | None = None
 
     @property
@@ -60,6 +67,9 @@ class EarlyMap:
         Args:
             present: the run's map, without registered keyframes; holds all cameras.
             frame_id: the newest keyframe.
+
+        Returns:
+            The map that was made, if one was, and whether it is placed onto the one before it.
         """
         if not self._is_wanted or self._graph.keyframe(frame_id).is_photo:
             return None
@@ -73,8 +83,20 @@ class EarlyMap:
             self._map is not None and built.sparse_map.num_registered <= self._map.num_registered
         ):
             return None
+        if not self._metric_unit.make_metric(built.sparse_map):
+            return None
+        built = replace(built, is_placed=self._place(built.sparse_map))
         self._map = built.sparse_map
         return built
+
+    def _place(self, sparse_map: SparseMap) -> bool:
+        """Places a map onto the present one, if there is one; returns whether that was possible."""
+        if self._map is None or not self._builder.place(sparse_map, onto=self._map):
+            return False
+        if self._metric_unit.is_metric(sparse_map):
+            return True
+        self._metric_unit.make_metric(sparse_map)
+        return False
 
     def _built(self, present: SparseMap) -> BuiltMap | None:
         """A map of all keyframes, where their calibration is known or told by it."""

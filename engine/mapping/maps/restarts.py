@@ -179,10 +179,9 @@ class MapBuilder:
         Args:
             present: the map without registered keyframes; it holds the cameras, and stays as it is.
         """
-        angle_deg = self._initialization.early_triangulation_angle_deg
-        settings = self._initialization.model_copy(
-            update={"min_triangulation_angle_deg": angle_deg}
-        )
+        wanted = self._initialization
+        angle_deg = min(wanted.early_triangulation_angle_deg, wanted.min_triangulation_angle_deg)
+        settings = wanted.model_copy(update={"min_triangulation_angle_deg": angle_deg})
         start = self._with(present, self._graph.keyframe_ids)
         self._calibrate_trial(start)
         ranked = rank_initial_pairs(

@@ -54,7 +54,7 @@ class Repair:
 
 
 class MisplacementRepair:
-    """Looks for misplaced keyframes and tries to put them right, each evidence once.
+    """Finds misplaced keyframes and tries to put them right, each evidence once.
 
     A try adjusts the whole map some times. So one of a large map is put off until the map has grown
     by a tenth since the last, or to the end of the run.
@@ -158,7 +158,7 @@ def find_misplacement(
     is_thorough: bool = False,
     errors: PairErrors | None = None,
 ) -> Misplacement | None:
-    """Looks for keyframes in the wrong place when strong pairs contradict the map.
+    """Finds keyframes in the wrong place when strong pairs contradict the map.
 
     Args:
         sparse_map: the map.

@@ -75,7 +75,7 @@ class MetricUnit:
         scale = self._estimate(sparse_map)
         if scale is None:
             return
-        if self._is_known and 1 / _SAME_SCALE < scale.metres_per_map_unit < _SAME_SCALE:
+        if self._is_known and _is_about_a_metre(scale):
             return
         self._is_known = True
         if self._is_applied:
@@ -89,8 +89,32 @@ class MetricUnit:
             )
         )
 
+    def make_metric(self, sparse_map: SparseMap) -> bool:
+        """Makes a metre the unit of a map that is shown before the run's; nothing is emitted.
+
+        Returns:
+            Whether it may be shown: not where the unit has to be a metre and depths do not say how
+            long it is.
+        """
+        if not self._is_applied:
+            return True
+        scale = self._estimate(sparse_map)
+        if scale is None:
+            return False
+        sparse_map.scale(scale.metres_per_map_unit)
+        return True
+
+    def is_metric(self, sparse_map: SparseMap) -> bool:
+        """Whether a map's unit is about a metre, or need not be, or depths do not say."""
+        scale = self._estimate(sparse_map) if self._is_applied else None
+        return scale is None or _is_about_a_metre(scale)
+
     def _estimate(self, sparse_map: SparseMap) -> MetricScale | None:
         return estimate_metric_scale(sparse_map, self._depths_m) if self._is_wanted else None
+
+
+def _is_about_a_metre(scale: MetricScale) -> bool:
+    return 1 / _SAME_SCALE < scale.metres_per_map_unit < _SAME_SCALE
 
 
 def estimate_metric_scale(

@@ -91,7 +91,7 @@ def examine_parts(
     sparse_map: SparseMap,
     pairs: Sequence[VerifiedPair],
     *,
-    views: Views | None = None,
+    views: Views,
     is_agreed: Callable[[ImagePair], bool] | None = None,
     num_asked: int = NUM_ASKED,
 ) -> PartsEvidence:
@@ -100,14 +100,14 @@ def examine_parts(
     Args:
         sparse_map: the map.
         pairs: of its registered keyframes.
-        views: of the keyframes of these pairs; None: they are made.
+        views: of the keyframes of these pairs.
         is_agreed: whether a third view confirms a pair; None: all count in full.
         num_asked: of how many pairs of a part that is asked.
     """
     counting = [pair for pair in pairs if pair.num_inliers >= _MIN_INLIERS]
     if not counting:
         return PartsEvidence()
-    looked_at = _LookedAt.of(sparse_map, counting, views or views_of(sparse_map, counting))
+    looked_at = _LookedAt.of(sparse_map, counting, views)
     contested: list[ContestedPart] = []
     torn: list[TornPart] = []
     thin: list[ThinJoint] = []

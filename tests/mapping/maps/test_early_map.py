@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.config import Config, InitializationConfig, WindowConfig
-from engine.events import CameraCalibrated, EarlyMapMade, MapInitialized
-from engine.types import Keyframe
+from engine.config import Config, InitializationConfig, MatchingConfig, WindowConfig
+from engine.events import (
+    CameraCalibrated,
+    EarlyMapMade,
+    MapInitialized,
+    MetricScaleEstimated,
+    OverlayFound,
+)
+from engine.geometry import camera_center, transform_points
+from engine.mapping.maps import early_map
+from engine.mapping.maps.restarts import MapBuilder
+from engine.matching.pair_matching import PairMatching
+from engine.types import Float32Array, FrameId, Keyframe, RegistrationStatus
 from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
     FakeMatcher,
@@ -37,12 +49,17 @@ class Video(MapperRun):
         angle_deg: float = 3.0,
         min_angle_deg: float = 6.0,
         is_photo: bool = False,
+        **matching: Any,
     ) -> None:
         settings = InitializationConfig(
             early_triangulation_angle_deg=angle_deg, min_triangulation_angle_deg=min_angle_deg
         )
         super().__init__(
-            Config(initialization=settings, window=WindowConfig(enabled=False)),
+            Config(
+                initialization=settings,
+                window=WindowConfig(enabled=False),
+                matching=MatchingConfig(**matching),
+            ),
             matcher=FakeMatcher(world=world),
             graph=scene_graph(exhaustive_below=4),
         )
@@ -97,6 +114,11 @@ def test_two_keyframes_of_a_known_camera_give_frames_their_poses(known: Syntheti
     assert video.posed_ids == [1, 2, 3, 4, 5, 6]
     assert 1e-5 < video.errors().rmse_ratio < 0.02
     assert video.errors().max_rotation_rad < 0.03
+
+
+def test_an_early_map_asks_for_no_larger_angle_than_the_map_does(known: SyntheticWorld) -> None:
+    video = Video(known, angle_deg=60.0, min_angle_deg=3.0).feed(EVERY + 1)
+    assert len(video.emitted(EarlyMapMade)) == 1
 
 
 def test_keyframes_join_the_early_map_until_the_map_starts(known: SyntheticWorld) -> None:
@@ -162,6 +184,110 @@ def test_the_map_lies_where_the_early_one_did(known: SyntheticWorld) -> None:
     assert {pose.world_number for pose in video.poses} == {0}
     for frame_id, cam_from_world in before:
         assert np.allclose(after[frame_id], cam_from_world, atol=0.05)
+
+
+# -- one gauge in a world --------------------------------------------------------------------------
+
+
+METRES_PER_UNIT = 3.0  # of the world
+
+
+def give_depths(
+    world: SyntheticWorld, monkeypatch: pytest.MonkeyPatch, *, metres_per_unit: float
+) -> None:
+    """Lets matching give the true depths of all keypoints; 0 m per unit: none is known."""
+
+    def depths_m(_: PairMatching, frame_id: FrameId) -> Float32Array:
+        points = world.points[world.view(frame_id).point_ids]
+        depths = transform_points(world.pose(frame_id), points)[:, 2]
+        return (metres_per_unit * depths).astype(np.float32)
+
+    monkeypatch.setattr(PairMatching, "depths_m", depths_m)
+
+
+def test_where_maps_are_in_metres_the_early_one_is_and_the_map_lies_in_its_place(
+    known: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_depths(known, monkeypatch, metres_per_unit=METRES_PER_UNIT)
+    video = Video(known, metric_scale="apply").feed(3 * EVERY + 1)
+    assert video.emitted(EarlyMapMade)
+    assert len(video.emitted(MapInitialized)) == 1
+    (estimated,) = video.emitted(MetricScaleEstimated)
+    assert estimated.is_applied
+    assert {pose.world_number for pose in video.poses} == {0}
+    poses = {pose.frame_id: pose.cam_from_world for pose in video.poses}
+    for since in (1, 4, 7):  # by the early map, across, and by the map
+        ids = FrameId(since), FrameId(since + EVERY)
+        (one, other), (true_one, true_other) = (
+            [camera_center(source[i]) for i in ids]
+            for source in (poses, {i: known.pose(i) for i in ids})
+        )
+        true_m = METRES_PER_UNIT * np.linalg.norm(true_other - true_one)
+        assert np.linalg.norm(other - one) == pytest.approx(true_m, rel=0.03)
+
+
+def test_where_maps_are_in_metres_and_no_depth_is_known_there_is_no_early_map(
+    known: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_depths(known, monkeypatch, metres_per_unit=0.0)
+    video = Video(known, metric_scale="apply").feed(3 * EVERY + 1)
+    assert not video.emitted(EarlyMapMade)
+    assert video.emitted(MapInitialized)
+
+
+def register_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets no keyframe join the early map, so that a fuller one takes its place."""
+    refused = SimpleNamespace(status=RegistrationStatus.TOO_FEW_INLIERS)
+    monkeypatch.setattr(early_map, "register_and_refine", lambda *_, **__: refused)
+
+
+def test_a_fuller_early_map_lies_where_the_former_did(
+    known: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_nothing(monkeypatch)
+    video = Video(known).feed(2 * EVERY)
+    video.feed(1)
+    assert [made.num_registered for made in video.emitted(EarlyMapMade)] == [2, 3]
+    assert {pose.world_number for pose in video.poses} == {0}
+    assert video.posed_ids == list(range(1, 2 * EVERY + 2))
+    assert 1e-5 < video.errors().rmse_ratio < 0.02
+    video.feed(EVERY)
+    assert {pose.world_number for pose in video.poses} == {0}
+    assert 1e-5 < video.errors().rmse_ratio < 0.02
+
+
+def test_an_early_map_that_cannot_be_placed_onto_the_former_begins_a_world(
+    known: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_nothing(monkeypatch)
+    video = Video(known).feed(2 * EVERY)
+    monkeypatch.setattr(MapBuilder, "place", lambda *_, **__: False)
+    video.feed(1)
+    assert [made.num_registered for made in video.emitted(EarlyMapMade)] == [2, 3]
+    worlds = {pose.frame_id: pose.world_number for pose in video.poses}
+    assert set(list(worlds.values())[:-1]) == {0}
+    assert worlds[FrameId(2 * EVERY + 1)] == 1
+    video.feed(EVERY)  # nor can the map
+    assert len(video.emitted(MapInitialized)) == 1
+    assert video.poses[-1].world_number == 2
+
+
+def test_what_starts_after_overlays_took_the_early_map_begins_a_world(
+    known: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = Video(known).feed(2 * EVERY + 1)
+    assert {pose.world_number for pose in video.poses} == {0}
+    grid = video.matching._overlays._grid(known.keyframe(1))
+    cover = np.zeros_like(grid._is_covered)
+    cover[:, -cover.shape[1] // 20 :] = True
+    monkeypatch.setattr(grid, "_cover", lambda: cover)
+    monkeypatch.setattr(grid, "_keyframes", {(0, 0): {FrameId(1)}})
+    video.feed(EVERY)
+    assert video.emitted(OverlayFound)
+    assert len(video.emitted(MapInitialized)) == 1
+    worlds = {pose.frame_id: pose.world_number for pose in video.poses}
+    assert {worlds[FrameId(i)] for i in range(1, 2 * EVERY + 2)} == {0}
+    assert worlds[FrameId(3 * EVERY + 1)] == 1
 
 
 def test_photos_and_who_does_not_want_it_have_no_early_map(known: SyntheticWorld) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.model.sparse_map import SparseMap
-from engine.mapping.verdict.part_evidence import PartsEvidence, examine_parts
+from engine.mapping.verdict.part_evidence import PartsEvidence, examine_parts, views_of
 from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
 from tests.support.synthetic import SyntheticWorld, grown_map, round_path, straight_path
 
@@ -37,9 +37,14 @@ def is_across(verified: VerifiedPair) -> bool:
 
 
 def examined(
-    sparse_map: SparseMap, is_agreed: Callable[[ImagePair], bool] | None = None
+    sparse_map: SparseMap,
+    is_agreed: Callable[[ImagePair], bool] | None = None,
+    *,
+    pairs: Sequence[VerifiedPair] | None = None,
 ) -> PartsEvidence:
-    return examine_parts(sparse_map, pairs_of(sparse_map), is_agreed=is_agreed)
+    pairs = pairs_of(sparse_map) if pairs is None else pairs
+    views = views_of(sparse_map, pairs)
+    return examine_parts(sparse_map, pairs, views=views, is_agreed=is_agreed)
 
 
 def with_part_moved(world: SyntheticWorld, *, degrees: float = 0.0, size: float = 1.0) -> SparseMap:
@@ -62,7 +67,7 @@ def test_nothing_is_said_of_a_right_map(world: SyntheticWorld, wrong_ratio: floa
 
 
 def test_no_keyframes_have_no_parts(world: SyntheticWorld) -> None:
-    assert examine_parts(grown_map(world), []) == PartsEvidence()
+    assert examined(grown_map(world), pairs=[]) == PartsEvidence()
 
 
 @pytest.mark.parametrize(("degrees", "size"), [(6.0, 1.0), (6.0, 1.3)])
@@ -113,8 +118,8 @@ def test_pairs_that_no_third_view_confirms_contest_nothing_that_others_hold(
     pairs = pairs_of(sparse_map)
     false = {one.pair for one in pairs if is_across(one) and one.pair.second % 2 == 0}
     deceived = [mismatched(one) if one.pair in false else one for one in pairs]
-    assert examine_parts(sparse_map, deceived, is_agreed=lambda pair: True).contested is not None
-    unproven = examine_parts(sparse_map, deceived, is_agreed=lambda pair: pair not in false)
+    assert examined(sparse_map, lambda pair: True, pairs=deceived).contested is not None
+    unproven = examined(sparse_map, lambda pair: pair not in false, pairs=deceived)
     assert unproven.contested is None
 
 
@@ -142,7 +147,7 @@ def test_a_part_that_few_weak_pairs_join_is_named(
     weak = [replace(one, inlier_matches_idx=one.inlier_matches_idx[:18]) for one in across]
     kept = weak[:num_pairs] if is_thin else across
     pairs = [one for one in every if not is_across(one)] + kept
-    thin = examine_parts(sparse_map, pairs).thin
+    thin = examined(sparse_map, pairs=pairs).thin
     if not is_thin:
         assert thin is None
         return

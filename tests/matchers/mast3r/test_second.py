@@ -233,7 +233,10 @@ def test_a_card_with_little_memory_keeps_fewer_keyframes_and_a_smaller_one_is_re
         budget_of(max_mb=2200, num_bytes=4)
 
 
-def test_what_is_left_of_the_gpu_s_share_is_for_encoded_keyframes() -> None:
+def test_what_is_left_of_the_gpu_s_share_is_for_encoded_keyframes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     config, dense = Mast3rConfig(), DenseMatchingConfig()
 
     def cache_mb(max_gpu_mb: int) -> int:
@@ -243,6 +246,7 @@ def test_what_is_left_of_the_gpu_s_share_is_for_encoded_keyframes() -> None:
         return given.device_cache_mb
 
     assert cache_mb(6000) == config.device_cache_mb
+    assert "of 6000 MB of the GPU the weights may take 1377" in caplog.text
     assert 0 < cache_mb(2500) < 1000
     with pytest.raises(ConfigError, match="second.max_gpu_mb=1500"):
         cache_mb(1500)
