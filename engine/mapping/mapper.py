@@ -752,6 +752,9 @@ class Mapper:
             wants_view: whether viewers want to see the map; not while a keyframe is matched.
             reported: its first pose, where it has one already and that was reported.
         """
+        has_keyframe = self._pose_reports.has_keyframe
+        if fallback is not None and not has_keyframe(tracked.keyframe_id):
+            tracked, fallback = fallback, None  # its keyframe was left out
         self._pose_reports.add_frame(tracked)
         if reported is not None:
             self._pose_reports.add_reported(reported)

@@ -73,6 +73,10 @@ class PoseReports:
         """Adds a frame between keyframes, with a pose or without: its camera is in use."""
         self._recent.append(self._camera_keys[tracked.keyframe_id])
 
+    def has_keyframe(self, frame_id: FrameId) -> bool:
+        """Whether a keyframe came; what could not be described is left out."""
+        return frame_id in self._camera_keys
+
     def report_keyframes(
         self, sparse_map: SparseMap, *, map_number: int, world_number: int
     ) -> None:

@@ -1167,3 +1167,15 @@ def test_while_a_keyframe_is_matched_frames_after_it_are_posed_by_the_one_before
     assert step.record is None
     assert [pose.frame_id for pose in fed.match_and_add(begun).new_poses] == [13]
     assert pose_errors(poses_of(fed.sparse_map), video).rmse_ratio < 1e-3
+
+
+def test_frames_behind_a_keyframe_that_was_left_out_are_posed_by_the_one_before(
+    video: SyntheticWorld,
+) -> None:
+    fed = Run(video).feed([1, 4, 7, 10])
+    step = fed.add_frame(
+        video.tracked(14, keyframe_id=13), fallback=video.tracked(14, keyframe_id=10)
+    )
+    assert [pose.frame_id for pose in step.new_poses] == [14]
+    (posed,) = [pose for pose in fed.trajectory if pose.frame_id == 14]
+    np.testing.assert_allclose(posed.cam_from_world, step.new_poses[0].cam_from_world, atol=1e-6)
