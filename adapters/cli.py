@@ -408,13 +408,15 @@ def benchmark(
             keep=keep,
             limit_s=limit_s,
         )
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        former = signal.signal(signal.SIGTERM, signal.default_int_handler)
         logging.getLogger("adapters.benchmark").setLevel(logging.INFO)  # which run goes on
         try:
             report = run_benchmark(plan)
         except KeyboardInterrupt as interrupt:
             typer.echo(f"livesfm: stopped; what was measured is in {out}", err=True)
             raise typer.Exit(INTERRUPTED) from interrupt
+        finally:
+            signal.signal(signal.SIGTERM, former)
     typer.echo(str(report))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -207,9 +208,11 @@ def test_the_command_prints_where_the_report_is(
     out = tmp_path / "out"
     program = fake_program(tmp_path)
     given = ["--baseline", str(program), "--only", "baseline-*", "--runs", "1", "--out", str(out)]
+    former = signal.getsignal(signal.SIGTERM)
     result = CliRunner().invoke(cli.app, ["benchmark", str(photos), "--peers", "none", *given])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out / MARKDOWN_FILE)
+    assert signal.getsignal(signal.SIGTERM) is former
     progress = [one for one in caplog.records if one.name == benchmark.__name__]
     assert [one.levelname for one in progress] == ["INFO"]
     assert progress[0].message == "set, round 1 of 1: baseline-default"
