@@ -1,10 +1,11 @@
 """Merging maps: the smaller of two is moved into the larger one by a similarity.
 
 Points of both maps that pairs across match give the similarity (see ``estimators.similarity``). It
-has to be supported by several keyframes on either side, so that one wrong pair joins nothing.
-Everything is tried on a copy of the larger map: the smaller one's keyframes are placed, their
-matches are triangulated anew, and the copy stays only if most of them hold in their place and what
-was there before kept its own.
+has to be supported by several keyframes on either side, so that one wrong pair joins nothing, and
+no other similarity may have half its matches: repeated structure gives several, and which one is
+right is open until more is seen. Everything is tried on a copy of the larger map: the smaller one's
+keyframes are placed, their matches are triangulated anew, and the copy stays only if most of them
+hold in their place and what was there before kept its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.estimators.similarity import estimate_map_similarity
+from engine.estimators.similarity import estimate_map_similarity, num_rival_inliers
 from engine.geometry import pose_in_other_world
 from engine.mapping.model.growth import GrowthConfig, adjust_in_place, register_and_refine
 from engine.mapping.model.sparse_map import SparseMap
@@ -27,6 +28,7 @@ _MIN_PER_KEYFRAME = 8  # keypoints that agree, for a keyframe to support a simil
 _MIN_KEYFRAMES = 2  # of either map that support it
 _MIN_INLIERS_PER_REGISTRATION = 1.5  # times the inliers that a single keyframe needs
 _INLIER_RATIO_SHARE = 0.6  # of the share of inliers that a single keyframe needs
+_RIVAL_RATIO = 0.5  # of the inliers, that agree on another similarity: which one is open
 _ADJUSTED_UP_TO = 80  # keyframes of a merged map that is adjusted at once
 _NUM_ADJUSTMENTS = 2
 _HELD_RATIO = 0.8  # of the keyframes moved must hold in their place
@@ -51,6 +53,7 @@ class MapAlignment:
     larger_from_smaller: Float64Array  # (3, 4), [s R | t]
     num_inliers: int  # matches of points of both maps
     num_matches: int
+    num_rival: int  # of them that agree on a clearly different similarity
     num_supporting: int  # keyframes of either map that have a part in it, the fewer ones
 
 
@@ -177,6 +180,7 @@ def find_similarity(
         larger_from_smaller=similarity.a_from_b,
         num_inliers=similarity.num_inliers,
         num_matches=len(matched),
+        num_rival=num_rival_inliers(matched, similarity, seed=0),
         num_supporting=min(supporting),
     )
 
@@ -189,6 +193,7 @@ def _is_sure(
         alignment.num_supporting >= _MIN_KEYFRAMES
         and alignment.num_inliers >= _MIN_INLIERS_PER_REGISTRATION * registration.min_inliers
         and alignment.num_inliers >= min_ratio * alignment.num_matches
+        and alignment.num_rival <= _RIVAL_RATIO * alignment.num_inliers
     )
 
 

@@ -10,16 +10,23 @@ import pytest
 
 from engine.config import Config, RegistrationConfig
 from engine.geometry import rotation_from_vector
-from engine.mapping.maps.map_merging import find_similarity, merge_maps, take_apart
+from engine.mapping.maps.map_merging import (
+    MergedMap,
+    find_similarity,
+    merge_maps,
+    take_apart,
+)
 from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
 from engine.types import FrameId, ImagePair
 from tests.support.synthetic import (
     SyntheticWorld,
+    ground,
     grow,
     map_of_keyframes,
     pose_errors,
     poses_of,
+    repeated_place,
     straight_path,
 )
 
@@ -98,6 +105,37 @@ def test_maps_without_pairs_across_do_not_merge(world: SyntheticWorld) -> None:
     assert find_similarity(larger, smaller, registration=REGISTRATION) is None
     assert merge_maps(larger, smaller, registration=REGISTRATION, config=GROWTH) is None
     assert take_apart(larger, smaller, config=GROWTH) is None
+
+
+def test_maps_stay_apart_while_a_second_place_looks_like_the_right_one() -> None:
+    """Only what both places have in common is matched: two similarities explain it."""
+    poses = straight_path(18)
+    points, looks_like = repeated_place(
+        ground(poses, density=1.0), x_range=(-9.0, 15.0), shift=24.0, ratio=0.5
+    )
+    world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.5)
+    originals = set(looks_like[looks_like != np.arange(len(points))].tolist())
+    copies = set(np.flatnonzero(looks_like != np.arange(len(points))).tolist())
+    moved, here, there = (2, 3, 4), (1, 5), (13, 14, 15, 16, 17)
+
+    def merged(others: tuple[int, ...]) -> MergedMap | None:
+        larger = map_of_keyframes(
+            world,
+            skips=lambda pair: (pair.first in moved) is not (pair.second in moved),
+            given_pairs=[
+                world.verified_pair(one, other, among=originals | copies)
+                for one in moved
+                for other in others
+            ],
+        )
+        grow(larger, world, [i for i in world.frame_ids if i not in moved])
+        smaller = map_of_keyframes(world, frame_ids=list(moved))
+        grow(smaller, world, list(moved))
+        return merge_maps(larger, smaller, registration=REGISTRATION, config=GROWTH)
+
+    assert merged(here) is not None
+    assert merged(there) is not None
+    assert merged(here + there) is None
 
 
 def test_a_bent_map_is_not_moved_but_taken_apart(world: SyntheticWorld) -> None:
