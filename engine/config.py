@@ -426,6 +426,14 @@ class SiftConfig(Section):
     """Keypoints kept per keyframe of a video, whose frames overlap more; strongest first."""
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
+    lean_features: NonNegativeInt = 0
+    """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
+    are described at half the resolution, all for a third of the cost. 0: no keyframe is treated so.
+    """
+    lean_edge_px: PositiveInt = 480
+    """px. The working_edge_px of these keyframes."""
+    min_lean_matches: PositiveInt = 100
+    """Matches of lean keypoints with the keyframe before. One with fewer is described in full."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0

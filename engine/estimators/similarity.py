@@ -148,8 +148,10 @@ def estimate_map_similarity(matched: MatchedPoints, *, seed: int) -> MapSimilari
     return MapSimilarity(a_from_b=best, errors=errors)
 
 
-def num_rival_inliers(matched: MatchedPoints, found: MapSimilarity, *, seed: int) -> int:
-    """How many matches agree on a similarity clearly different from one that was found.
+def estimate_rival(
+    matched: MatchedPoints, found: MapSimilarity, *, seed: int
+) -> MapSimilarity | None:
+    """The similarity that most matches agree with of those that are far from one that was found.
 
     Repeated structure gives several: each shift by a period has matches of its own. What lies near
     the similarity found speaks for it, or for a map that is bent.
@@ -158,9 +160,15 @@ def num_rival_inliers(matched: MatchedPoints, found: MapSimilarity, *, seed: int
         matched: the matches.
         found: what most of them agree with.
         seed: of the samples.
+
+    Returns:
+        None when no three matches fix another one.
     """
-    rival = estimate_map_similarity(matched.rows(np.flatnonzero(found.errors > _FAR)), seed=seed)
-    return 0 if rival is None else rival.num_inliers
+    far = matched.rows(np.flatnonzero(found.errors > _FAR))
+    rival = estimate_map_similarity(far, seed=seed)
+    if rival is None:
+        return None
+    return MapSimilarity(a_from_b=rival.a_from_b, errors=matched.errors(rival.a_from_b[None])[0])
 
 
 def _tangents(offsets: Float64Array, rays: Float64Array) -> Float64Array:

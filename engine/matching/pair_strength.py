@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.types import Int64Array, Keyframe, VerifiedPair
+from engine.types import BoolArray, Int64Array, Keyframe, VerifiedPair
 
 _CELLS_PER_EDGE = 8
 _MAX_PER_CELL = 4  # inliers of one cell that count: more of them say the same again
+_MIN_OF_PAIR = 8  # matches of a pair that can agree with a place as a whole
+_WHOLE_RATIO = 0.8  # of them, that do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +62,22 @@ def _cells(keyframe: Keyframe, rows: Collection[int]) -> Int64Array:
     places = keyframe.features.keypoints_xy[np.asarray(rows, np.int64)] / size * _CELLS_PER_EDGE
     columns, lines = np.clip(places.astype(np.int64), 0, _CELLS_PER_EDGE - 1).T
     return np.asarray(_CELLS_PER_EDGE * lines + columns)
+
+
+def in_whole_pairs(pair_idx: Int64Array, agrees: BoolArray) -> BoolArray:
+    """Which matches agree with a place, in pairs that agree with it as a whole.
+
+    The matches of a verified pair show one place: they agree with it all, but for mistakes. Matches
+    of repeated structure agree with several wrong places, some with each.
+
+    Args:
+        pair_idx: (N,) the pair that each match is of, from 0.
+        agrees: (N,) whether it agrees with the place.
+
+    Returns:
+        (N,).
+    """
+    num = np.bincount(pair_idx)
+    num_agreeing = np.bincount(pair_idx[agrees], minlength=len(num))
+    is_whole = (num >= _MIN_OF_PAIR) & (num_agreeing >= _WHOLE_RATIO * num)
+    return np.asarray(agrees & is_whole[pair_idx])

@@ -11,8 +11,8 @@ from engine.estimators.similarity import (
     MatchedPoints,
     compose_similarities,
     estimate_map_similarity,
+    estimate_rival,
     invert_similarity,
-    num_rival_inliers,
     similarity_scale,
 )
 from engine.geometry import rotation_from_vector, transform_points
@@ -88,7 +88,10 @@ def test_matches_of_repeated_structure_agree_on_a_rival() -> None:
     found = estimate_map_similarity(both, seed=0)
     assert found is not None
     assert np.abs(found.a_from_b - a_from_b()).max() < 0.15
-    assert 25 <= num_rival_inliers(both, found, seed=0) <= 30
+    rival = estimate_rival(both, found, seed=0)
+    assert rival is not None
+    assert 25 <= rival.num_inliers <= 30
+    assert rival.is_inlier[:30].sum() >= 25
 
 
 @pytest.mark.parametrize("wrong_ratio", [0.0, 0.4])
@@ -96,7 +99,8 @@ def test_wrong_matches_alone_make_no_rival(wrong_ratio: float) -> None:
     matches = matched(noise=1e-3, wrong_ratio=wrong_ratio, num=90)
     found = estimate_map_similarity(matches, seed=0)
     assert found is not None
-    assert num_rival_inliers(matches, found, seed=0) < 0.2 * found.num_inliers
+    rival = estimate_rival(matches, found, seed=0)
+    assert rival is None or rival.num_inliers < 0.2 * found.num_inliers
 
 
 def test_what_lies_near_a_similarity_speaks_for_no_rival() -> None:
@@ -105,7 +109,8 @@ def test_what_lies_near_a_similarity_speaks_for_no_rival() -> None:
     found = estimate_map_similarity(bent, seed=0)
     assert found is not None
     assert found.num_inliers < 75
-    assert num_rival_inliers(bent, found, seed=0) < 0.2 * found.num_inliers
+    rival = estimate_rival(bent, found, seed=0)
+    assert rival is None or rival.num_inliers < 0.2 * found.num_inliers
 
 
 def test_two_matches_fix_nothing() -> None:

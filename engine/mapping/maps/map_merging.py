@@ -1,11 +1,11 @@
 """Merging maps: the smaller of two is moved into the larger one by a similarity.
 
 Points of both maps that pairs across match give the similarity (see ``estimators.similarity``). It
-has to be supported by several keyframes on either side, so that one wrong pair joins nothing, and
-no other similarity may have half its matches: repeated structure gives several, and which one is
-right is open until more is seen. Everything is tried on a copy of the larger map: the smaller one's
-keyframes are placed, their matches are triangulated anew, and the copy stays only if most of them
-hold in their place and what was there before kept its own.
+has to be supported by several keyframes on either side, so that one wrong pair joins nothing.
+Repeated structure gives several similarities: the one counts that pairs agree with as a whole, and
+where two have such pairs, the maps stay apart until more is seen. Everything is tried on a copy of
+the larger map: the smaller one's keyframes are placed, their matches are triangulated anew, and the
+copy stays only if most of them hold in their place and what was there before kept its own.
 """
 
 from __future__ import annotations
@@ -17,18 +17,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.estimators.similarity import estimate_map_similarity, num_rival_inliers
+from engine.estimators.similarity import (
+    MapSimilarity,
+    MatchedPoints,
+    estimate_map_similarity,
+    estimate_rival,
+)
 from engine.geometry import pose_in_other_world
 from engine.mapping.model.growth import GrowthConfig, adjust_in_place, register_and_refine
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places.map_similarity import MapMatches
-from engine.types import Float64Array, FrameId, Int64Array, RegistrationStatus, VerifiedPair
+from engine.matching.pair_strength import in_whole_pairs
+from engine.types import (
+    BoolArray,
+    Float64Array,
+    FrameId,
+    Int64Array,
+    RegistrationStatus,
+    VerifiedPair,
+)
 
 _MIN_PER_KEYFRAME = 8  # keypoints that agree, for a keyframe to support a similarity
 _MIN_KEYFRAMES = 2  # of either map that support it
 _MIN_INLIERS_PER_REGISTRATION = 1.5  # times the inliers that a single keyframe needs
 _INLIER_RATIO_SHARE = 0.6  # of the share of inliers that a single keyframe needs
-_RIVAL_RATIO = 0.5  # of the inliers, that agree on another similarity: which one is open
+_RIVAL_RATIO = 0.5  # of what supports a similarity, that supports another one: which is open
 _ADJUSTED_UP_TO = 80  # keyframes of a merged map that is adjusted at once
 _NUM_ADJUSTMENTS = 2
 _HELD_RATIO = 0.8  # of the keyframes moved must hold in their place
@@ -53,30 +66,31 @@ class MapAlignment:
     larger_from_smaller: Float64Array  # (3, 4), [s R | t]
     num_inliers: int  # matches of points of both maps
     num_matches: int
-    num_rival: int  # of them that agree on a clearly different similarity
     num_supporting: int  # keyframes of either map that have a part in it, the fewer ones
+    is_ambiguous: bool  # another one is supported nearly as well: which is right is open
 
 
 def merge_maps(
     larger: SparseMap,
     smaller: SparseMap,
+    alignment: MapAlignment,
     *,
     registration: RegistrationConfig,
     config: GrowthConfig,
 ) -> MergedMap | None:
-    """Moves a map into a copy of another one, by what pairs across both show.
+    """Moves a map into a copy of another one, as pairs across both show that they lie.
 
     Args:
         larger: holds all keyframes of the smaller map, unregistered, with the pairs across.
         smaller: stays as it is.
+        alignment: of the two, by `find_similarity`.
         registration: how many keypoints must agree, and how well.
         config: thresholds of growing; its share of inliers counts here, too.
 
     Returns:
-        None when too little agrees on a similarity, or what is moved does not hold.
+        None when too little agrees on the similarity, or what is moved does not hold.
     """
-    alignment = find_similarity(larger, smaller, registration=registration)
-    if alignment is None or not _is_sure(alignment, registration=registration, config=config):
+    if not _is_sure(alignment, registration=registration, config=config):
         return None
     moved_ids = smaller.registered_ids
     before_ids = larger.registered_ids
@@ -171,6 +185,7 @@ def find_similarity(
     similarity = estimate_map_similarity(matched, seed=0)
     if similarity is None:
         return None
+    similarity, counted, is_ambiguous = _decided(matched, similarity)
     counts: tuple[Counter[FrameId], Counter[FrameId]] = (Counter(), Counter())
     for pair_idx in matched.pair_idx[similarity.is_inlier].tolist():
         for side, frame_id in zip(counts, ends[pair_idx], strict=True):
@@ -178,11 +193,30 @@ def find_similarity(
     supporting = [sum(num >= _MIN_PER_KEYFRAME for num in side.values()) for side in counts]
     return MapAlignment(
         larger_from_smaller=similarity.a_from_b,
-        num_inliers=similarity.num_inliers,
-        num_matches=len(matched),
-        num_rival=num_rival_inliers(matched, similarity, seed=0),
+        num_inliers=int(np.count_nonzero(counted & similarity.is_inlier)),
+        num_matches=int(np.count_nonzero(counted)),
         num_supporting=min(supporting),
+        is_ambiguous=is_ambiguous,
     )
+
+
+def _decided(matched: MatchedPoints, found: MapSimilarity) -> tuple[MapSimilarity, BoolArray, bool]:
+    """The right one of two similarities, where repeated structure gives a second one.
+
+    Pairs decide that agree as a whole with either; the others show a pattern, and no place.
+
+    Returns:
+        The similarity, the matches (N,) that count, and whether it is open which one is right.
+    """
+    rival = estimate_rival(matched, found, seed=0)
+    if rival is None or rival.num_inliers <= _RIVAL_RATIO * found.num_inliers:
+        return found, np.ones(len(matched), np.bool_), False
+    both = [found, rival]
+    whole = [in_whole_pairs(matched.pair_idx, one.is_inlier) for one in both]
+    numbers = [int(np.count_nonzero(one)) for one in whole]
+    best = int(numbers[1] > numbers[0])
+    is_ambiguous = numbers[1 - best] > _RIVAL_RATIO * numbers[best] or not numbers[best]
+    return both[best], whole[0] | whole[1], is_ambiguous
 
 
 def _is_sure(
@@ -193,7 +227,7 @@ def _is_sure(
         alignment.num_supporting >= _MIN_KEYFRAMES
         and alignment.num_inliers >= _MIN_INLIERS_PER_REGISTRATION * registration.min_inliers
         and alignment.num_inliers >= min_ratio * alignment.num_matches
-        and alignment.num_rival <= _RIVAL_RATIO * alignment.num_inliers
+        and not alignment.is_ambiguous
     )
 
 

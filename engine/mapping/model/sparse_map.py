@@ -19,14 +19,18 @@ import pycolmap
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.cpu_time import Stage, charged_to
 from engine.errors import MapError
-from engine.estimators.absolute_pose import estimate_absolute_pose
+from engine.estimators.absolute_pose import (
+    AbsolutePose,
+    estimate_absolute_pose,
+    reprojection_errors_px,
+)
 from engine.estimators.lenses import has_small_parameters
 from engine.geometry import image_scale, pose_in_other_world, transform_points
 from engine.mapping.model.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.model.camera_priors import CameraPrior
 from engine.mapping.model.match_graph import MatchGraph
 from engine.mapping.model.point_attributes import PointAttributes, PointCloud
-from engine.matching.pair_strength import PairStrength, pair_strength
+from engine.matching.pair_strength import PairStrength, in_whole_pairs, pair_strength
 from engine.types import (
     Features,
     Float64Array,
@@ -39,6 +43,8 @@ from engine.types import (
 )
 
 _NO_POINT = -1
+_RIVAL_RATIO = 0.5  # of what agrees with a pose, that agrees with another one: which is open
+_FAR = 3.0  # times the error allowed, from which a match speaks for another pose
 _MAX_EXTRA_PARAM = 1.0  # COLMAP's default
 
 
@@ -388,6 +394,12 @@ class SparseMap:
         if pose is None or num_inliers < enough:
             return Registration(
                 status=RegistrationStatus.TOO_FEW_INLIERS,
+                num_inliers=num_inliers,
+                num_correspondences=num,
+            )
+        if self._is_ambiguous(frame_id, pose, rows=rows, point3D_ids=point3D_ids, pairs=neighbors):
+            return Registration(
+                status=RegistrationStatus.AMBIGUOUS,
                 num_inliers=num_inliers,
                 num_correspondences=num,
             )
@@ -833,12 +845,12 @@ class SparseMap:
         point3D_ids = self.point3D_ids(frame_id)
         seen = np.flatnonzero(point3D_ids != _NO_POINT)
         keyframe = self._keyframes[frame_id]
-        points = transform_points(
-            self.cam_from_world(frame_id), self.points3D_in_world(point3D_ids[seen])
+        return reprojection_errors_px(
+            self.cam_from_world(frame_id),
+            keyframe.features.keypoints_xy[seen],
+            self.points3D_in_world(point3D_ids[seen]),
+            camera=self.camera(keyframe.calibration_key),
         )
-        projected_xy = np.asarray(self.camera(keyframe.calibration_key).img_from_cam(points))
-        offsets = projected_xy.reshape(-1, 2) - keyframe.features.keypoints_xy[seen]
-        return np.asarray(np.linalg.norm(np.nan_to_num(offsets, nan=np.inf), axis=1))
 
     def _check_registered(self, frame_ids: Collection[FrameId], *, is_registered: bool) -> None:
         for frame_id in frame_ids:
@@ -850,6 +862,15 @@ class SparseMap:
         self, frame_id: FrameId, neighbors: Mapping[FrameId, VerifiedPair] | None = None
     ) -> tuple[Int64Array, Int64Array]:
         """Keypoints of a keyframe and the points they match; unique (row, point) couples."""
+        rows, ids, _ = self._matched_points(frame_id, neighbors)
+        num_ids = ids.max(initial=0) + 1
+        couples = np.unique(rows * num_ids + ids)  # one number for each couple
+        return couples // num_ids, couples % num_ids
+
+    def _matched_points(
+        self, frame_id: FrameId, neighbors: Mapping[FrameId, VerifiedPair] | None
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """Keypoints of a keyframe, the points that they match, and the pair of each match, (N,)."""
         rows: list[Int64Array] = []
         ids: list[Int64Array] = []
         if neighbors is None:
@@ -864,11 +885,62 @@ class SparseMap:
             rows.append(own[seen])
             ids.append(point3D_ids[seen])
         if not rows:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        all_ids = np.concatenate(ids)
-        num_ids = all_ids.max(initial=0) + 1
-        couples = np.unique(np.concatenate(rows) * num_ids + all_ids)  # one number for each couple
-        return couples // num_ids, couples % num_ids
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+        pair_idx = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
+        return np.concatenate(rows), np.concatenate(ids), pair_idx
+
+    def _is_ambiguous(
+        self,
+        frame_id: FrameId,
+        pose: AbsolutePose,
+        *,
+        rows: Int64Array,
+        point3D_ids: Int64Array,
+        pairs: Mapping[FrameId, VerifiedPair] | None,
+    ) -> bool:
+        """Whether pairs agree as a whole with another pose, and few with this one.
+
+        Repeated structure gives several poses, each with matches of its own. It is not asked where
+        so many agree with one that no other can have half of them.
+        """
+        keyframe = self._keyframes[frame_id]
+        camera = self.camera(keyframe.calibration_key)
+        bound_px = self._registration.max_error_px * image_scale(camera.width, camera.height)
+
+        def errors_px(
+            cam_from_world: Float64Array, rows: Int64Array, point3D_ids: Int64Array
+        ) -> Float64Array:
+            return reprojection_errors_px(
+                cam_from_world,
+                keyframe.features.keypoints_xy[rows],
+                self.points3D_in_world(point3D_ids),
+                camera=camera,
+            )
+
+        enough = _RIVAL_RATIO * len(np.unique(rows[pose.inlier_mask]))
+        is_open = ~pose.inlier_mask
+        if len(np.unique(rows[is_open])) <= enough:
+            return False
+        is_open &= errors_px(pose.cam_from_world, rows, point3D_ids) > _FAR * bound_px
+        rival = estimate_absolute_pose(
+            keyframe.features.keypoints_xy[rows[is_open]],
+            self.points3D_in_world(point3D_ids[is_open]),
+            camera=camera,
+            config=self._registration,
+            seed=self._seed,
+        )
+        if rival is None or len(np.unique(rows[is_open][rival.inlier_mask])) <= enough:
+            return False
+        rows, point3D_ids, pair_idx = self._matched_points(frame_id, pairs)
+        own, others = (
+            np.count_nonzero(
+                in_whole_pairs(
+                    pair_idx, errors_px(one.cam_from_world, rows, point3D_ids) <= bound_px
+                )
+            )
+            for one in (pose, rival)
+        )
+        return bool(others > _RIVAL_RATIO * own)
 
     def _point3D_ids_at(self, frame_id: FrameId, rows: Int64Array) -> Int64Array:
         """The points (M,) that some keypoints of a keyframe observe, -1 for none."""
