@@ -718,6 +718,7 @@ class Engine:
             describing_thread=self._describing_thread,
             frames=self._arrivals,
             items=self._items,
+            has_map=lambda: self._mapping.has_map,
             ingestion=self._ingestion,
             warn=self._events.warn,
             faults=self._faults,

@@ -538,7 +538,6 @@ class MappingQueue:
         self._num_keyframes_waiting = 0
         self._is_mapping_keyframe = False
         self._keyframe_taken = asyncio.Condition()
-        self.has_map = False  # by which frames get poses; mapping says so
 
     @property
     def max_waiting(self) -> int:
