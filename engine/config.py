@@ -78,6 +78,9 @@ class SourcesConfig(Section):
     every_nth_frame: PositiveInt = 1
     """One frame of n is taken: 3 makes a 30 Hz video a 10 Hz one, and takes every third image of a
     folder."""
+    topics: tuple[str, ...] = ()
+    """Of a ROS recording, the topics whose images are taken, by patterns like /front/*. Empty: all
+    but depth."""
     frame_queue_size: PositiveInt = 4
     """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
     source drops its oldest."""
