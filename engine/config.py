@@ -739,7 +739,8 @@ class FaultsConfig(Section):
     """s. Decoding or describing a frame, matching a pair or showing something that takes longer has
     hung and is given up. 0: never."""
     max_solve_s: NonNegativeFloat = 1800.0
-    """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    """s. The same for a window, the search of a lens, and a global bundle adjustment beside the
+    run. 0: never."""
     max_hangs: PositiveInt = 3
     """Hangs of one part of the run after which it is called no more. Without its matcher a run
     ends and saves the map."""
