@@ -509,6 +509,7 @@ class RunPart(StrEnum):
     MAPPING = "mapping"
     ADJUSTMENT = "global bundle adjustment"
     WINDOW = "solving a window"
+    LENS_SEARCH = "searching a lens"
     VIEW = "a view"
     WRITING = "writing"
 
