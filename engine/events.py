@@ -507,6 +507,7 @@ class RunPart(StrEnum):
     MAPPING = "mapping"
     ADJUSTMENT = "global bundle adjustment"
     WINDOW = "solving a window"
+    DENSE = "the dense map"
     VIEW = "a view"
     WRITING = "writing"
 
