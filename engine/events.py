@@ -510,6 +510,7 @@ class RunPart(StrEnum):
     ADJUSTMENT = "global bundle adjustment"
     WINDOW = "solving a window"
     LENS_SEARCH = "searching a lens"
+    DENSE = "the dense map"
     VIEW = "a view"
     WRITING = "writing"
 
