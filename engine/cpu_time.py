@@ -46,16 +46,7 @@ class Stage(StrEnum):
 
 
 # Stages that hold whatever other stages are entered in them.
-_WHOLE = frozenset(
-    {
-        Stage.WINDOWS,
-        Stage.VERDICT,
-        Stage.DENSE_DEPTH,
-        Stage.DENSE_FUSION,
-        Stage.SNAPSHOTS,
-        Stage.VIEWS,
-    }
-)
+_WHOLE = frozenset({Stage.WINDOWS, Stage.VERDICT, Stage.SNAPSHOTS, Stage.VIEWS})
 
 
 class Account:
@@ -177,7 +168,7 @@ def charge_thread_to(stage: Stage | None) -> None:
 class charged_to(ContextDecorator):  # noqa: N801 - read as a phrase, like contextlib's
     """Charges what is done in the context, or in the function, to a stage.
 
-    In windows, verdicts, dense maps, snapshots and views it stays charged to these.
+    In windows, verdicts, snapshots and views it stays charged to these.
     """
 
     def __init__(self, stage: Stage) -> None:
