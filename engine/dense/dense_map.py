@@ -7,7 +7,7 @@ its points for views, and the few whole ones that were used last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -115,15 +115,14 @@ class DenseMap:
         """Points of all keyframes."""
         return sum(one.small.num_points for one in self._keyframes.values())
 
-    def restore(self, *, up_to: FrameId) -> None:
+    def restore(self, *, before: FrameId) -> None:
         """Takes over what the storage has of a run that goes on.
 
         Args:
-            up_to: the newest keyframe of the run; what the storage has of later ones is of frames
-                that were lost.
+            before: the first frame that is not of that run yet.
         """
         for frame_id in self._storage.frame_ids():
-            small = self._storage.small(frame_id) if frame_id <= up_to else None
+            small = self._storage.small(frame_id) if frame_id < before else None
             if small is not None:
                 self._take(frame_id, small)
 
@@ -185,7 +184,9 @@ class DenseMap:
 
     def _others(self, problem: DepthProblem) -> list[OtherDepth]:
         """Depth maps of the most covisible neighbours that have one, in the problem's unit."""
-        poses = {one.frame_id: one.cam_from_world for one in (problem.view, *problem.neighbours)}
+        poses: dict[int, Float64Array] = {
+            one.frame_id: one.cam_from_world for one in (problem.view, *problem.neighbours)
+        }
         own_from_world = poses[problem.view.frame_id]
         others: list[OtherDepth] = []
         for neighbour in problem.neighbours:
@@ -200,7 +201,7 @@ class DenseMap:
         return others
 
     def _present_depth(
-        self, frame_id: FrameId, poses: Mapping[FrameId, Float64Array]
+        self, frame_id: FrameId, poses: Mapping[int, Float64Array]
     ) -> DepthMap | None:
         """A keyframe's whole depth map in the present unit; None without one that holds still."""
         known = self._keyframes.get(frame_id)
@@ -219,9 +220,7 @@ class DenseMap:
     @charged_to(Stage.DENSE_FUSION)
     def _points_of(self, depth_map: DepthMap, others: Sequence[OtherDepth]) -> DensePoints:
         earlier = [
-            EarlierDepth(
-                depth_map=one.depth_map, from_keyframe=one.other_from_keyframe
-            )
+            EarlierDepth(depth_map=one.depth_map, from_keyframe=one.other_from_keyframe)
             for one in others
         ]
         return keyframe_points(depth_map, earlier, least_sampling=self._least_sampling)
