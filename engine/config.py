@@ -78,6 +78,9 @@ class SourcesConfig(Section):
     every_nth_frame: PositiveInt = 1
     """One frame of n is taken: 3 makes a 30 Hz video a 10 Hz one, and takes every third image of a
     folder."""
+    topics: tuple[str, ...] = ()
+    """Of a ROS recording, the topics whose images are taken, by patterns like /front/*. Empty: all
+    but depth."""
     frame_queue_size: PositiveInt = 4
     """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
     source drops its oldest."""
@@ -762,6 +765,9 @@ class FaultsConfig(Section):
     hung and is given up. 0: never."""
     max_solve_s: NonNegativeFloat = 1800.0
     """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    tell_after_s: NonNegativeFloat = 120.0
+    """s. Mapping and writing cannot be given up: a call of theirs that takes longer is told, since
+    all frames wait for it. 0: never."""
     max_hangs: PositiveInt = 3
     """Hangs of one part of the run after which it is called no more. Without its matcher a run
     ends and saves the map."""
