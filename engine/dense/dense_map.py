@@ -16,7 +16,7 @@ import numpy as np
 from engine.cpu_time import Stage, charged_to
 from engine.dense.consistency import OtherDepth, compare_depths, with_agreement
 from engine.dense.following import depth_change, scaled_depth_map
-from engine.dense.keyframe_points import EarlierDepth, keyframe_points
+from engine.dense.keyframe_points import keyframe_points
 from engine.dense_types import (
     DenseChunk,
     DenseCloud,
@@ -219,11 +219,7 @@ class DenseMap:
 
     @charged_to(Stage.DENSE_FUSION)
     def _points_of(self, depth_map: DepthMap, others: Sequence[OtherDepth]) -> DensePoints:
-        earlier = [
-            EarlierDepth(depth_map=one.depth_map, from_keyframe=one.other_from_keyframe)
-            for one in others
-        ]
-        return keyframe_points(depth_map, earlier, least_sampling=self._least_sampling)
+        return keyframe_points(depth_map, others, least_sampling=self._least_sampling)
 
     def _keep_whole(self, depth_map: DepthMap) -> None:
         self._whole[depth_map.frame_id] = depth_map

@@ -8,20 +8,18 @@ moves, its points only need its new pose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from engine.dense.consistency import OtherDepth
 from engine.dense_types import DensePoints, DepthMap
 from engine.types import (
     BoolArray,
     Float32Array,
-    Float64Array,
     Int32Array,
     Int64Array,
     Uint8Array,
-    freeze_field,
 )
 
 _STEEPEST = 8.0  # tangent of the angle between a surface's normal and the ray to the camera
@@ -32,20 +30,9 @@ _SAME_SURFACE_STDS = 4.0
 _FINER_RATIO = 0.7  # of an earlier keyframe's sampling: twice as many points on the same area
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class EarlierDepth:
-    """A depth map whose points are in the dense map, as another keyframe sees it."""
-
-    depth_map: DepthMap
-    from_keyframe: Float64Array  # (3, 4) its camera from the other's, a similarity [s R | t]
-
-    def __post_init__(self) -> None:
-        freeze_field(self, "from_keyframe", (3, 4), np.float64)
-
-
 def keyframe_points(
     depth_map: DepthMap,
-    earlier: Sequence[EarlierDepth] = (),
+    earlier: Sequence[OtherDepth] = (),
     *,
     min_agreeing: int = 2,
     least_sampling: float = 0.0,
@@ -54,8 +41,8 @@ def keyframe_points(
 
     Args:
         depth_map: of the keyframe.
-        earlier: depth maps of keyframes whose points are in the dense map, those that overlap most
-            first; each costs a projection of the points that are left.
+        earlier: depth maps of keyframes whose points are in the dense map already, those that
+            overlap most first; each costs a projection of the points that are left.
         min_agreeing: neighbours that have to agree on a depth, or all where it has fewer.
         least_sampling: points are thinned until they are about so far apart, map units.
 
@@ -142,19 +129,18 @@ def _is_shown(
     sampling: Float32Array,
     depth_map: DepthMap,
     normals: Float32Array,
-    other: EarlierDepth,
+    other: OtherDepth,
     min_agreeing: int,
 ) -> BoolArray:
     """Which pixels (P,) another depth map shows on the same surface and about as finely."""
     pinhole, shape = other.depth_map.pinhole.astype(np.float32), other.depth_map.depth.shape
-    rotation, translation = other.from_keyframe[:, :3], other.from_keyframe[:, 3:]
-    scale = float(np.cbrt(np.linalg.det(rotation)))
-    xyz = rotation.astype(np.float32) @ _in_camera(pixels, depth_map)
-    xyz += translation.astype(np.float32)
+    other_from_keyframe = other.other_from_keyframe.astype(np.float32)
+    xyz = other_from_keyframe[:, :3] @ _in_camera(pixels, depth_map)
+    xyz += other_from_keyframe[:, 3:]
     seen, their_pixels = _pixels_of(xyz, pinhole, shape)
     xyz = xyz[:, seen]
     depth = xyz[2]
-    normals = (rotation / scale).astype(np.float32) @ normals[:, pixels[seen]]
+    normals = other_from_keyframe[:, :3] @ normals[:, pixels[seen]]
     cosine = -_dot(normals, xyz) / np.sqrt(_dot(xyz, xyz))
     np.maximum(cosine, np.float32(_LEAST_COSINE), out=cosine)
     their_depth = other.depth_map.depth.ravel()[their_pixels]
@@ -168,7 +154,7 @@ def _is_shown(
     is_shown[seen] = (
         _is_agreed(other.depth_map, min_agreeing).ravel()[their_pixels]
         & (np.abs(their_depth - depth) <= slack)
-        & (sampling[seen] >= np.float32(_FINER_RATIO / scale) * their_sampling)
+        & (sampling[seen] >= np.float32(_FINER_RATIO) * their_sampling)
     )
     return is_shown
 
