@@ -513,6 +513,7 @@ class DenseMapWritten(Event):
     path: str
     num_keyframes: int
     num_points: int
+    verdict: str  # on the map, one word
     cpu_s: float
 
 

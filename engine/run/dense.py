@@ -28,9 +28,10 @@ from engine.dense.dense_map import DenseMap, PlacedKeyframe
 from engine.dense.depth import DepthOptions, estimate_depth
 from engine.dense_types import DenseCloud, DepthEstimate, DepthProblem, DepthStatus
 from engine.errors import InferenceError, JournalError
-from engine.events import DepthEstimated, RunPart
+from engine.events import DenseMapWritten, DepthEstimated, RunPart
 from engine.mapping.depth_problems import DenseHandout
 from engine.mapping.mapper import Mapper
+from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points
 from engine.output.depth_store import DepthStore
 from engine.output.keyframe_images import KeyframeImages
 from engine.output.recorder import Recorder
@@ -51,6 +52,8 @@ _MAX_END_S = 10.0  # that the end of a run waits for depth, at most
 _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
 _MIN_LOOK_AFTER = 8
+_PRODUCT_SHARE = 0.3  # of what the dense map takes, before the end
+_PRODUCT_CPU_S = 0.03  # for each keyframe of the first product
 _NOT_WRITTEN = "not_written"
 _BUDGET = "budget"  # why a keyframe has no depth: its turn did not come
 _FAILED = "failed"
@@ -153,6 +156,10 @@ class DenseMaking:
         self._num_waiting = 0  # settled keyframes, as last known
         self._placed: tuple[PlacedKeyframe, ...] = ()  # as last looked at
         self._num_made_again = 0
+        self._world: DenseWorld | None = None  # of the newest snapshot, not yet in the products
+        self._product_cost_s = _PRODUCT_CPU_S  # for each keyframe
+        self._products_s = 0.0  # CPU seconds that products took so far
+        self._written = {"points": 0, "verdict": ""}  # of the newest product
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -170,6 +177,12 @@ class DenseMaking:
     def note_keyframe(self) -> None:
         """A keyframe was mapped: others may have settled."""
         self._news.set()
+
+    def take_world(self, world: DenseWorld) -> None:
+        """A snapshot is written: products follow it, the newest one only."""
+        if self._is_on:
+            self._world = world
+            self._news.set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -198,6 +211,7 @@ class DenseMaking:
                 if self._again:
                     await self._make_all()
         await self._look()
+        await self._write_products()
 
     def figures(self) -> dict[str, Any]:
         """The figures of ``summary.json``."""
@@ -211,6 +225,7 @@ class DenseMaking:
             "keyframes_without": dict(sorted(reasons.items())),
             "made_again": self._num_made_again,
             "points": self._map.num_points,
+            "written": self._written,
         }
 
     # -- inside ---------------------------------------------------------------------------------
@@ -221,6 +236,8 @@ class DenseMaking:
             self._news.clear()
             while await self._make_next():
                 continue
+            if self._is_product_due():
+                await self._write_products()
 
     async def _make_all(self) -> None:
         """Makes what the budget allows, once no keyframe follows."""
@@ -240,7 +257,8 @@ class DenseMaking:
 
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
-        if self._guard.is_off or not self._budget.has_room_for(self._cost_s):
+        products_s = self._product_cost_s * (1 + len(self._map.frame_ids))  # at the end
+        if self._guard.is_off or not self._budget.has_room_for(self._cost_s + products_s):
             return False
         wants_poses = self._num_until_look <= 0 or self._views.wants_dense()
         handout = await self._mapper.call(
@@ -304,6 +322,50 @@ class DenseMaking:
             return DepthEstimate(
                 status=DepthStatus.NO_IMAGE, reason=str(error), depth_map=None, cpu_s=0.0
             )
+
+    def _is_product_due(self) -> bool:
+        """Whether products of the newest snapshot cost little beside what else was done."""
+        expected_s = self._product_cost_s * len(self._map.frame_ids)
+        is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * self._budget.spent_s
+        return is_cheap and self._budget.has_room_for(expected_s)
+
+    async def _write_products(self) -> None:
+        """Writes the products of the newest snapshot, unless they are written."""
+        world, self._world = self._world, None
+        if world is None or not self._map.frame_ids:
+            return
+        began_s = self._budget.spent_s
+        try:
+            event = await run_in(self._thread, self._write_world, world)
+        except JournalError as error:
+            failed = functools.partial(self._recorder.product_failed, DENSE_PLY, error)
+            await self._writer.schedule(failed)
+            return
+        except Exception as error:  # a task boundary: the products stay as they were
+            self._faults.report(RunPart.DENSE, error, consequence="its products stay as they were")
+            return
+        finally:
+            spent_s = self._budget.spent_s - began_s
+            self._products_s += spent_s
+            self._product_cost_s = spent_s / len(self._map.frame_ids)
+        await self._writer.schedule(functools.partial(self._recorder.product_written, DENSE_PLY))
+        self._written = {"points": event.num_points, "verdict": world.verdict.level.value}
+        self._emit(event)
+
+    def _write_world(self, world: DenseWorld) -> DenseMapWritten:
+        """On the dense thread: writes the products of a snapshot."""
+        _be_nice()
+        began_s = time.thread_time()
+        placed = self._map.placed(world.poses)
+        run_path = self._recorder.path
+        num_points = write_dense_points(run_path, self._map.points(placed), world, self._config)
+        return DenseMapWritten(
+            path=str(run_path / DENSE_PLY),
+            num_keyframes=len(placed),
+            num_points=num_points,
+            verdict=world.verdict.level.value,
+            cpu_s=round(time.thread_time() - began_s, 3),
+        )
 
     def _look_at(self, made: _Made) -> None:
         """Takes where depth lies now, and what of it is to be made again."""

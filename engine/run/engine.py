@@ -807,13 +807,6 @@ class Engine:
             guard=self._guards[RunPart.ADJUSTMENT],
             faults=self._faults,
         )
-        self._snapshots = Snapshots(
-            self._config.snapshots,
-            mapper=self._mapper,
-            recorder=self._recorder,
-            writer=self._writer,
-            clock=self._events.clock,
-        )
         self._dense = DenseMaking(
             self._config.dense,
             mapper=self._mapper,
@@ -824,6 +817,14 @@ class Engine:
             writer=self._writer,
             views=self._views,
             emit=self._events,
+        )
+        self._snapshots = Snapshots(
+            self._config.snapshots,
+            mapper=self._mapper,
+            recorder=self._recorder,
+            writer=self._writer,
+            clock=self._events.clock,
+            taken=self._dense.take_world,
         )
 
     def _make_mapping(self, matching: PairMatching) -> None:

@@ -20,6 +20,7 @@ from engine.dense_types import (
     DepthProblem,
     DepthStatus,
 )
+from engine.errors import JournalError
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.run.dense import CpuBudget
 from engine.run.engine import Engine, RunOutcome
@@ -208,6 +209,54 @@ def test_a_view_is_shown_all_of_it(tmp_path: Path) -> None:
     final = np.array([[float(value) for value in row[1:4]] for row in rows])
     assert np.abs(centers - final).max() < 1e-6
     assert sum(len(chunk.xyz_in_cam) for chunk in shown.chunks) > 1000
+
+
+def ply_header(path: Path) -> list[str]:
+    """The lines of a PLY file before its points."""
+    return path.read_bytes().partition(b"end_header")[0].decode("ascii").splitlines()
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
+    outcome, written = a_run(tmp_path / "run")
+    last = written.of_kind("DenseMapWritten")[-1]
+    header = ply_header(outcome.path / "products" / "dense.ply")
+    assert last["num_keyframes"] == NUM_FRAMES
+    assert f"element vertex {last['num_points']}" in header
+    assert f"comment verdict on the map: {outcome.verdict.level.value}" in header
+    assert written.summary["dense"]["written"]["points"] == last["num_points"] > 500
+    size = (outcome.path / "products" / "dense.ply").stat().st_size
+    assert size > 27 * last["num_points"]
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_a_product_that_cannot_be_written_is_named_and_costs_no_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*args: Any) -> int:
+        raise JournalError("products/dense.ply: cannot be written: No space left on device")
+
+    monkeypatch.setattr(dense_module, "write_dense_points", is_full)
+    outcome, written = a_run(tmp_path / "run")
+    assert outcome.num_registered == NUM_FRAMES
+    assert "products/dense.ply" in outcome.not_saved
+    assert written.summary["failed_writes"] >= 1
+    assert (outcome.path / "latest").exists()
+    assert not written.of_kind("DenseMapWritten")
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_depth_that_cannot_be_written_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*args: Any) -> None:
+        raise JournalError("dense/000001.npz: cannot be written: No space left on device")
+
+    monkeypatch.setattr(dense_module.DepthStore, "write", is_full)
+    outcome, written = a_run(tmp_path / "run")
+    assert outcome.num_registered == NUM_FRAMES
+    assert written.summary["dense"]["keyframes_without"] == {"not_written": NUM_FRAMES}
+    assert written.summary["failed_writes"] == NUM_FRAMES
 
 
 def test_a_budget_has_room_for_its_share() -> None:
