@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from engine.types import (
     DropReason,
     FrameId,
+    LeftOut,
     PairReason,
     RegistrationStatus,
     RunCommand,
@@ -66,11 +67,12 @@ class SourceOpened(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceChanged(Event):
-    """A live source connected, was lost, was refused or ended."""
+    """A source connected, was lost, was refused or ended, or leaves files out."""
 
     source: str
     state: SourceState
     detail: str
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

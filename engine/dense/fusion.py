@@ -25,8 +25,11 @@ _MAX_BLOCKS_AT_ONCE = 2 ** (63 - _PLACE_BITS - _INDEX_BITS)
 _BLOCK_RANGE = 2**20  # blocks to either side of the world's origin, on each axis
 _POINTS_AT_ONCE = 1 << 19
 _SURFACE_VOXELS = 2  # voxels before and behind a surface whose points are laid onto it
+_SAME_SURFACE_VOXELS = 0.5  # between points of neighbouring voxels after that
 _SAME_SIDE_COSINE = 0.5  # of the normals of points on one surface
 _MAX_VIEWS = 255
+# Columns of what is averaged in a voxel.
+_XYZ, _COLOR, _NORMAL, _SAMPLING, _NUM_VALUES = slice(0, 3), slice(3, 6), slice(6, 9), 9, 10
 _RECORD = np.dtype(
     [
         ("xyz", np.float32, 3),
@@ -175,7 +178,7 @@ class _Spool:
             self._in_memory[chunk] = records
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._limits.folder)
+            self._file = tempfile.TemporaryFile(dir=self._limits.folder)  # noqa: SIM115 - closed at exit
         self._file.seek(self._starts[chunk] * _RECORD.itemsize)
         self._file.write(records.tobytes())
 
@@ -226,10 +229,18 @@ def _sort_into_blocks(spool: _Spool, size: float) -> list[_Segment]:
 
 def _blocks_of(xyz: Float32Array, size: float) -> tuple[Int64Array, BoolArray]:
     """The number of each point's block (P,), and whether it has one."""
-    edge = size * 2**_BLOCK_BITS
-    place = np.floor(xyz.astype(np.float64) / edge) + _BLOCK_RANGE
-    is_near = ((place >= 0) & (place < 2 * _BLOCK_RANGE)).all(axis=1)
+    place = _block_places(xyz, size) + _BLOCK_RANGE
+    is_near = np.asarray(((place >= 0) & (place < 2 * _BLOCK_RANGE)).all(axis=1))
     return _packed(np.where(is_near[:, None], place, 0).astype(np.int64), bits=21), is_near
+
+
+def _block_places(xyz: Float32Array, size: float) -> Float64Array:
+    """Whole numbers (P, 3) of the block of each point.
+
+    The world's origin lies in the middle of a block: often it lies on the ground, and a surface is
+    not joined across the sides of blocks.
+    """
+    return np.asarray(np.floor(xyz.astype(np.float64) / (size * 2**_BLOCK_BITS) + 0.5))
 
 
 def _packed(places: Int64Array, *, bits: int) -> Int64Array:
@@ -268,9 +279,9 @@ class _Grid:
     def of(cls, records: _Records, *, size: float, shift: int) -> _Grid:
         """Points (P,) that come block by block, in voxels of ``size`` doubled ``shift`` times."""
         edge, bits = size * 2**_BLOCK_BITS, _BLOCK_BITS - shift
-        place = np.floor(records["xyz"].astype(np.float64) / edge)
+        place = _block_places(records["xyz"], size)
         is_first = np.append(True, (np.diff(place, axis=0) != 0).any(axis=1))
-        corners = place[is_first] * edge
+        corners = (place[is_first] - 0.5) * edge
         block = np.cumsum(is_first) - 1
         offset = (records["xyz"] - corners[block]) / (edge / 2**bits)
         inside = np.clip(offset.astype(np.int64), 0, 2**bits - 1)
@@ -315,7 +326,7 @@ class _Voxels:
 
 def _fuse_records(grid: _Grid, min_views: int) -> DensePoints:
     voxels = _laid_onto_surfaces(_voxels_of(grid), grid)
-    kept = voxels.num_views >= min_views
+    kept = (voxels.num_views >= min_views) & ~_is_doubled(voxels, grid)
     corners = grid.corners[voxels.keys[kept] >> (3 * grid.bits)]
     return DensePoints(
         xyz=(corners + voxels.xyz[kept]).astype(np.float32),
@@ -336,13 +347,16 @@ def _voxels_of(grid: _Grid) -> _Voxels:
     num_views = np.maximum.reduceat(records["num_views"], starts).astype(np.int64)
     weights = records["num_views"] / np.square(records["sampling"])
     corners = grid.corners[grid.keys >> (3 * grid.bits)]
+    values = np.empty((len(records), _NUM_VALUES), np.float32)
+    values[:, _XYZ] = records["xyz"] - corners
+    values[:, _COLOR] = records["color"]
+    values[:, _NORMAL] = records["normal"]
+    values[:, _SAMPLING] = records["sampling"]
     return _mean_voxels(
         grid.keys[starts],
         starts,
         weights=weights,
-        values=np.column_stack(
-            [records["xyz"] - corners, records["color"], records["normal"], records["sampling"]]
-        ),
+        values=values,
         num_views=np.maximum(num_views, num_keyframes),
     )
 
@@ -351,24 +365,23 @@ def _mean_voxels(
     keys: Int64Array,
     starts: Int64Array,
     *,
-    weights: Float64Array,
-    values: Float64Array,
+    weights: Float32Array,
+    values: Float32Array,
     num_views: Int64Array,
 ) -> _Voxels:
     """Voxels (V,) from values (P, 10) of points that are sorted by voxel."""
     total = np.add.reduceat(weights, starts)
-    mean = np.add.reduceat(values * weights[:, None], starts, axis=0) / total[:, None]
-    normals = mean[:, 6:9]
+    sums = np.add.reduceat(values * weights[:, None], starts, axis=0)
+    mean = np.asarray(sums / total[:, None], np.float32)
+    normals = mean[:, _NORMAL]
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     return _Voxels(
         keys=keys,
-        xyz=mean[:, :3].astype(np.float32),
-        colors=mean[:, 3:6].astype(np.float32),
-        normals=np.divide(normals, length, where=length > 0, out=np.zeros_like(normals)).astype(
-            np.float32
-        ),
-        sampling=mean[:, 9].astype(np.float32),
-        weights=total.astype(np.float32),
+        xyz=mean[:, _XYZ],
+        colors=mean[:, _COLOR],
+        normals=np.divide(normals, length, where=length > 0, out=np.zeros_like(normals)),
+        sampling=mean[:, _SAMPLING],
+        weights=total,
         num_views=num_views,
     )
 
@@ -385,7 +398,7 @@ def _laid_onto_surfaces(voxels: _Voxels, grid: _Grid) -> _Voxels:
     return _mean_voxels(
         keys[order][starts],
         starts,
-        weights=voxels.weights[order].astype(np.float64),
+        weights=voxels.weights[order],
         values=values[order],
         num_views=np.maximum.reduceat(voxels.num_views[order], starts),
     )
@@ -393,21 +406,42 @@ def _laid_onto_surfaces(voxels: _Voxels, grid: _Grid) -> _Voxels:
 
 def _moved(voxels: _Voxels, grid: _Grid) -> Float32Array:
     """Where the points (V, 3) go, from the corners of their blocks."""
-    size, num_places = grid.voxel_size, 2**grid.bits
-    block = voxels.keys >> (3 * grid.bits)
     shift = np.zeros(len(voxels.keys), np.float32)
     total = voxels.weights.copy()
-    for step in (*range(-_SURFACE_VOXELS, 0), *range(1, _SURFACE_VOXELS + 1)):
-        place = np.floor((voxels.xyz + voxels.normals * np.float32(step * size)) / size)
-        place = place.astype(np.int64)
-        is_inside = ((place >= 0) & (place < num_places)).all(axis=1)
-        wanted = (block << (3 * grid.bits)) | _packed(place, bits=grid.bits)
-        found = np.minimum(np.searchsorted(voxels.keys, wanted), len(voxels.keys) - 1)
-        rows = np.flatnonzero(is_inside & (voxels.keys[found] == wanted))
-        found = found[rows]
-        cosine = (voxels.normals[rows] * voxels.normals[found]).sum(axis=1)
-        rows, found = rows[cosine > _SAME_SIDE_COSINE], found[cosine > _SAME_SIDE_COSINE]
-        distance = ((voxels.xyz[found] - voxels.xyz[rows]) * voxels.normals[rows]).sum(axis=1)
+    for rows, found, distance in _before_and_behind(voxels, grid, steps=_SURFACE_VOXELS):
         shift[rows] += voxels.weights[found] * distance
         total[rows] += voxels.weights[found]
     return np.asarray(voxels.xyz + (shift / total)[:, None] * voxels.normals)
+
+
+def _is_doubled(voxels: _Voxels, grid: _Grid) -> BoolArray:
+    """Which voxels (V,) hold the same surface as one of greater weight before or behind them."""
+    is_doubled = np.zeros(len(voxels.keys), bool)
+    for rows, found, distance in _before_and_behind(voxels, grid, steps=1):
+        weight, other = voxels.weights[rows], voxels.weights[found]
+        is_less = (weight < other) | ((weight == other) & (rows < found))
+        is_near = np.abs(distance) < _SAME_SURFACE_VOXELS * grid.voxel_size
+        is_doubled[rows[is_less & is_near]] = True
+    return is_doubled
+
+
+def _before_and_behind(
+    voxels: _Voxels, grid: _Grid, *, steps: int
+) -> Iterator[tuple[Int64Array, Int64Array, Float32Array]]:
+    """Rows of voxels, rows of those so many voxels along their normals, how far along they lie.
+
+    Of voxels in the same block whose normals face the same way.
+    """
+    size, num_places = grid.voxel_size, 2**grid.bits
+    block = voxels.keys >> (3 * grid.bits)
+    for step in (*range(-steps, 0), *range(1, steps + 1)):
+        place = np.floor(voxels.xyz / np.float32(size) + voxels.normals * np.float32(step))
+        is_inside = ((place >= 0) & (place < num_places)).all(axis=1)
+        inside = np.where(is_inside[:, None], place, 0).astype(np.int64)
+        wanted = (block << (3 * grid.bits)) | _packed(inside, bits=grid.bits)
+        found = np.minimum(np.searchsorted(voxels.keys, wanted), len(voxels.keys) - 1)
+        is_other = is_inside & (voxels.keys[found] == wanted) & (voxels.keys != wanted)
+        cosine = np.einsum("va,va->v", voxels.normals, voxels.normals[found])
+        rows = np.flatnonzero(is_other & (cosine > _SAME_SIDE_COSINE))
+        offset = voxels.xyz[found[rows]] - voxels.xyz[rows]
+        yield rows, found[rows], np.einsum("va,va->v", offset, voxels.normals[rows])

@@ -8,6 +8,7 @@ moves, its points only need its new pose.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -24,8 +25,9 @@ from engine.types import (
 
 _STEEPEST = 8.0  # tangent of the angle between a surface's normal and the ray to the camera
 _LEAST_COSINE = 1.0 / _STEEPEST
-_SLOPE_PX = 2  # to either side
-_SMOOTHING_PX = 5  # window in which slopes are averaged
+_STEP_PX = 2  # between the pixels that become points: depth is matched by windows of several pixels
+_SLOPE_PX = 1  # to either side, of those pixels
+_SMOOTHING_PX = 5  # window in which slopes are averaged, of those pixels
 _SAME_SURFACE_STDS = 4.0
 _FINER_RATIO = 0.7  # of an earlier keyframe's sampling: twice as many points on the same area
 
@@ -47,9 +49,10 @@ def keyframe_points(
         least_sampling: points are thinned until they are about so far apart, map units.
 
     Returns:
-        Points in the keyframe's camera frame, in the order of its pixels. Depth steps and surfaces
-        seen almost along themselves have none.
+        Points in the keyframe's camera frame, of every second pixel each way, in their order.
+        Depth steps and surfaces seen almost along themselves have none.
     """
+    depth_map = _thinned(depth_map)
     normals, cosines = surface_normals(depth_map)
     pixels = np.flatnonzero(_is_agreed(depth_map, min_agreeing) & (cosines >= _LEAST_COSINE))
     if least_sampling > 0.0:
@@ -57,7 +60,9 @@ def keyframe_points(
         pixels = pixels[_is_on_grid(pixels, depth_map.depth.shape[1], least_sampling / sampling)]
     sampling = np.maximum(_sampling(pixels, depth_map, cosines), np.float32(least_sampling))
     for other in earlier:
-        is_shown = _is_shown(pixels, sampling, depth_map, normals, other, min_agreeing)
+        is_shown = _is_shown(
+            pixels, sampling, normals, other, seen_in=depth_map, min_agreeing=min_agreeing
+        )
         pixels, sampling = pixels[~is_shown], sampling[~is_shown]
     return DensePoints(
         xyz=_in_camera(pixels, depth_map).T,
@@ -86,7 +91,7 @@ def surface_normals(depth_map: DepthMap) -> tuple[Float32Array, Float32Array]:
     length = np.sqrt(slope_x * slope_x + slope_y * slope_y + slope_z * slope_z)
     scale = np.divide(-1.0, length, where=is_smooth, out=np.zeros_like(length))
     normals = np.stack([slope_x * scale, slope_y * scale, slope_z * scale])
-    cosines = -inverse * scale / np.sqrt(1.0 + x * x + y * y)
+    cosines = -inverse * scale / np.sqrt(np.float32(1.0) + x * x + y * y)
     return normals.reshape(3, -1), cosines
 
 
@@ -114,8 +119,9 @@ def _slopes(
     is_smooth &= slope_x * slope_x + slope_y * slope_y <= (_STEEPEST * inverse) ** 2
     weights = is_smooth.astype(np.float32)
     total = np.maximum(_box_sum(weights), np.float32(1.0))
-    slope_x, slope_y = (_box_sum(slope * weights) / total for slope in (slope_x, slope_y))
-    return slope_x, slope_y, is_smooth
+    mean_x = _box_sum(slope_x * weights) / total
+    mean_y = _box_sum(slope_y * weights) / total
+    return np.asarray(mean_x), np.asarray(mean_y), is_smooth
 
 
 def _box_sum(values: Float32Array) -> Float32Array:
@@ -127,15 +133,16 @@ def _box_sum(values: Float32Array) -> Float32Array:
 def _is_shown(
     pixels: Int64Array,
     sampling: Float32Array,
-    depth_map: DepthMap,
     normals: Float32Array,
     other: OtherDepth,
+    *,
+    seen_in: DepthMap,
     min_agreeing: int,
 ) -> BoolArray:
-    """Which pixels (P,) another depth map shows on the same surface and about as finely."""
+    """Which pixels (P,) of a depth map another one shows on the same surface, as finely."""
     pinhole, shape = other.depth_map.pinhole.astype(np.float32), other.depth_map.depth.shape
     other_from_keyframe = other.other_from_keyframe.astype(np.float32)
-    xyz = other_from_keyframe[:, :3] @ _in_camera(pixels, depth_map)
+    xyz = other_from_keyframe[:, :3] @ _in_camera(pixels, seen_in)
     xyz += other_from_keyframe[:, 3:]
     seen, their_pixels = _pixels_of(xyz, pinhole, shape)
     xyz = xyz[:, seen]
@@ -144,8 +151,8 @@ def _is_shown(
     cosine = -_dot(normals, xyz) / np.sqrt(_dot(xyz, xyz))
     np.maximum(cosine, np.float32(_LEAST_COSINE), out=cosine)
     their_depth = other.depth_map.depth.ravel()[their_pixels]
-    their_sampling = depth / (_focal(other.depth_map) * np.sqrt(cosine))
-    error = depth_map.relative_error.ravel()[pixels[seen]]
+    their_sampling = depth * _STEP_PX / (_focal(other.depth_map) * np.sqrt(cosine))
+    error = seen_in.relative_error.ravel()[pixels[seen]]
     their_error = other.depth_map.relative_error.ravel()[their_pixels]
     std = depth * np.sqrt(error * error + their_error * their_error)
     # On a slope depth changes inside a pixel.
@@ -174,6 +181,21 @@ def _pixels_of(
 def _dot(first: Float32Array, second: Float32Array) -> Float32Array:
     """Products (P,) of vectors (3, P)."""
     return np.asarray(first[0] * second[0] + first[1] * second[1] + first[2] * second[2])
+
+
+def _thinned(depth_map: DepthMap) -> DepthMap:
+    """A depth map of every second line and column."""
+    focal_x, focal_y, center_x, center_y = depth_map.pinhole
+    step = slice(None, None, _STEP_PX)
+    center = (np.array([center_x, center_y]) - 0.5) / _STEP_PX + 0.5
+    return replace(
+        depth_map,
+        pinhole=np.array([focal_x / _STEP_PX, focal_y / _STEP_PX, *center]),
+        depth=depth_map.depth[step, step],
+        relative_error=depth_map.relative_error[step, step],
+        num_agreeing=depth_map.num_agreeing[step, step],
+        colors=depth_map.colors[step, step],
+    )
 
 
 def _is_agreed(depth_map: DepthMap, min_agreeing: int) -> BoolArray:

@@ -1,4 +1,4 @@
-"""``products/dense.ply``: dense points as a binary PLY file, as splat trainers read points3D.ply."""
+"""``products/dense.ply``: dense points in binary PLY, as splat trainers read points3D.ply."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ from engine.events import (
 from engine.types import (
     DropReason,
     FrameId,
+    LeftOut,
     PairReason,
     RegistrationStatus,
     RunCommand,
@@ -268,7 +269,11 @@ EVENTS: tuple[Event, ...] = (
         elapsed_s=0.3,
     ),
     SourceChanged(
-        at_s=0.5, source="rtsp://drone", state=SourceState.LOST, detail="no frame for 5 s"
+        at_s=0.5,
+        source="rtsp://drone",
+        state=SourceState.LOST,
+        detail="no frame for 5 s",
+        left_out=(LeftOut(kind=".mov", reason="a video", num_files=2, example="a.mov"),),
     ),
     CommandTaken(at_s=0.5, command=RunCommand.PAUSE),
     Georeferenced(
