@@ -532,6 +532,7 @@ class RunPart(StrEnum):
     MAPPING = "mapping"
     ADJUSTMENT = "global bundle adjustment"
     WINDOW = "solving a window"
+    LENS_SEARCH = "searching a lens"
     DENSE = "the dense map"
     VIEW = "a view"
     WRITING = "writing"

@@ -28,6 +28,7 @@ _PART_OF_JOB = {
     JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
     JobKind.WINDOW: RunPart.WINDOW,
     JobKind.SECOND_MATCHING: RunPart.SECOND_MATCHING,
+    JobKind.LENS_SEARCH: RunPart.LENS_SEARCH,
 }
 _MANY_OBSERVATIONS = 100_000  # Ceres takes 0.9 kB for each
 _MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
@@ -68,16 +69,22 @@ class MapJobs:
     Args:
         thread: runs one job on a copy of a map at a time.
         matching_thread: runs those of a second matcher, which may take long.
-        guard: of bundle adjustments; solvers of windows, and second matchers, have their own.
+        guards: of bundle adjustments and searches of lenses; solvers of windows, and second
+            matchers, have their own.
         faults: takes what jobs raise.
     """
 
     def __init__(
-        self, thread: Executor, *, matching_thread: Executor, guard: Guard, faults: Faults
+        self,
+        thread: Executor,
+        *,
+        matching_thread: Executor,
+        guards: Mapping[JobKind, Guard],
+        faults: Faults,
     ) -> None:
         self._thread = thread
         self._matching_thread = matching_thread
-        self._guard = guard
+        self._guards = guards
         self._faults = faults
         self._running: dict[JobKind, tuple[MapJob, BackgroundJob[JobResult]]] = {}
 
@@ -86,8 +93,8 @@ class MapJobs:
         for job in jobs:
             await self._abandon(job.kind)
             run = job.run
-            if job.kind is JobKind.GLOBAL_ADJUSTMENT:
-                run = functools.partial(_adjust, job.run, guard=self._guard)
+            if job.kind in self._guards:
+                run = functools.partial(_guarded, job.run, guard=self._guards[job.kind])
             is_matching = job.kind is JobKind.SECOND_MATCHING
             thread = self._matching_thread if is_matching else self._thread
             task = asyncio.create_task(run_in(thread, run), name=job.kind.value)
@@ -258,8 +265,8 @@ class Snapshots:
         self._took_s = self._clock() - started_at_s
 
 
-def _adjust(run: Callable[[], JobResult], *, guard: Guard) -> JobResult:
-    """Runs a bundle adjustment; much memory of its solver goes back to the system at once."""
+def _guarded(run: Callable[[], JobResult], *, guard: Guard) -> JobResult:
+    """Runs a job; much memory of an adjustment's solver goes back to the system at once."""
     result = guard.call(run)
     if isinstance(result, GlobalAdjustment):
         num_observations = result.reconstruction.compute_num_observations()

@@ -37,7 +37,7 @@ from engine.events import (
     SourceOpened,
 )
 from engine.mapping.ahead_posing import AheadPoser
-from engine.mapping.jobs import FinishedJob
+from engine.mapping.jobs import FinishedJob, JobKind
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame, StoredModel
@@ -655,7 +655,7 @@ class Engine:
             },
             **{
                 part: guard(part, limit_s=config.max_solve_s)
-                for part in (RunPart.ADJUSTMENT, RunPart.WINDOW)
+                for part in (RunPart.ADJUSTMENT, RunPart.WINDOW, RunPart.LENS_SEARCH)
             },
         }
         self._matcher = GuardedMatcher(
@@ -804,7 +804,10 @@ class Engine:
         self._jobs = MapJobs(
             self._job_thread,
             matching_thread=self._second_thread,
-            guard=self._guards[RunPart.ADJUSTMENT],
+            guards={
+                JobKind.GLOBAL_ADJUSTMENT: self._guards[RunPart.ADJUSTMENT],
+                JobKind.LENS_SEARCH: self._guards[RunPart.LENS_SEARCH],
+            },
             faults=self._faults,
         )
         self._dense = DenseMaking(

@@ -22,6 +22,7 @@ from engine.dense_types import (
 )
 from engine.errors import JournalError
 from engine.geometry import compose_poses, invert_pose, transform_points
+from engine.output.depth_store import DepthStore
 from engine.run.dense import CpuBudget
 from engine.run.engine import Engine, RunOutcome
 from engine.types import FrameId
@@ -252,7 +253,7 @@ def test_depth_that_cannot_be_written_is_counted(
     def is_full(*args: Any) -> None:
         raise JournalError("dense/000001.npz: cannot be written: No space left on device")
 
-    monkeypatch.setattr(dense_module.DepthStore, "write", is_full)
+    monkeypatch.setattr(DepthStore, "write", is_full)
     outcome, written = a_run(tmp_path / "run")
     assert outcome.num_registered == NUM_FRAMES
     assert written.summary["dense"]["keyframes_without"] == {"not_written": NUM_FRAMES}
