@@ -179,7 +179,7 @@ def charge_thread_to(stage: Stage | None) -> None:
 class charged_to(ContextDecorator):  # noqa: N801 - read as a phrase, like contextlib's
     """Charges what is done in the context, or in the function, to a stage.
 
-    In windows, verdicts, dense maps, snapshots and views it stays charged to these.
+    In windows, verdicts, snapshots and views it stays charged to these.
     """
 
     def __init__(self, stage: Stage) -> None:
