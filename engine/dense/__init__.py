@@ -1,0 +1,1 @@
+"""Depth maps of keyframes, fused into dense points; knows no map."""
