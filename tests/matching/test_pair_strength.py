@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.matching.pair_strength import in_whole_pairs, pair_strength
+from engine.matching.pair_strength import pair_strength, pair_supports
 from engine.types import VerifiedPair
 from tests.support.synthetic import SyntheticWorld, straight_path
 
@@ -40,13 +40,12 @@ def test_many_inliers_in_one_place_are_little_evidence() -> None:
     assert dense.score < 0.8 * sparse.score
 
 
-def test_matches_count_in_pairs_that_agree_as_a_whole() -> None:
+def test_a_pair_supports_a_place_only_as_a_whole() -> None:
     pair_idx = np.repeat(np.arange(4), (20, 20, 7, 10))
     agrees = np.ones(57, np.bool_)
     agrees[[3, 4]] = False  # a tenth of the first pair
     agrees[20:30] = False  # half of the second
     agrees[50] = False
-    whole = in_whole_pairs(pair_idx, agrees)
-    assert np.bincount(pair_idx[whole], minlength=4).tolist() == [18, 0, 0, 9]
-    assert not in_whole_pairs(pair_idx, np.zeros(57, np.bool_)).any()
-    assert in_whole_pairs(np.zeros(0, np.int64), np.zeros(0, np.bool_)).shape == (0,)
+    assert pair_supports(pair_idx, agrees).tolist() == [18 - 8, 0, 0, 9 - 4]
+    assert not pair_supports(pair_idx, np.zeros(57, np.bool_)).any()
+    assert pair_supports(np.zeros(0, np.int64), np.zeros(0, np.bool_)).shape == (0,)

@@ -27,7 +27,7 @@ from engine.geometry import pose_in_other_world
 from engine.mapping.model.growth import GrowthConfig, adjust_in_place, register_and_refine
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places.map_similarity import MapMatches
-from engine.matching.pair_strength import in_whole_pairs
+from engine.matching.pair_strength import pair_supports
 from engine.types import (
     BoolArray,
     Float64Array,
@@ -203,20 +203,26 @@ def find_similarity(
 def _decided(matched: MatchedPoints, found: MapSimilarity) -> tuple[MapSimilarity, BoolArray, bool]:
     """The right one of two similarities, where repeated structure gives a second one.
 
-    Pairs decide that agree as a whole with either; the others show a pattern, and no place.
+    Pairs decide that agree with either as a whole. Where both have many matches, no others count:
+    they show a pattern, and no place.
 
     Returns:
         The similarity, the matches (N,) that count, and whether it is open which one is right.
     """
+    all_count = np.ones(len(matched), np.bool_)
     rival = estimate_rival(matched, found, seed=0)
-    if rival is None or rival.num_inliers <= _RIVAL_RATIO * found.num_inliers:
-        return found, np.ones(len(matched), np.bool_), False
-    both = [found, rival]
-    whole = [in_whole_pairs(matched.pair_idx, one.is_inlier) for one in both]
-    numbers = [int(np.count_nonzero(one)) for one in whole]
-    best = int(numbers[1] > numbers[0])
-    is_ambiguous = numbers[1 - best] > _RIVAL_RATIO * numbers[best] or not numbers[best]
-    return both[best], whole[0] | whole[1], is_ambiguous
+    if rival is None:
+        return found, all_count, False
+    both = (found, rival)
+    supports = [pair_supports(matched.pair_idx, one.is_inlier) for one in both]
+    evidence = [int(one.sum()) for one in supports]
+    if not any(evidence):
+        evidence = [one.num_inliers for one in both]
+    best = int(evidence[1] > evidence[0])
+    is_ambiguous = evidence[1 - best] > _RIVAL_RATIO * evidence[best]
+    if best == 0 and rival.num_inliers <= _RIVAL_RATIO * found.num_inliers:
+        return found, all_count, is_ambiguous
+    return both[best], (supports[0] + supports[1])[matched.pair_idx] > 0, is_ambiguous
 
 
 def _is_sure(

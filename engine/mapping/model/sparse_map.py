@@ -30,7 +30,7 @@ from engine.mapping.model.calibration_control import CalibrationControl, Calibra
 from engine.mapping.model.camera_priors import CameraPrior
 from engine.mapping.model.match_graph import MatchGraph
 from engine.mapping.model.point_attributes import PointAttributes, PointCloud
-from engine.matching.pair_strength import PairStrength, in_whole_pairs, pair_strength
+from engine.matching.pair_strength import PairStrength, pair_strength, pair_supports
 from engine.types import (
     Features,
     Float64Array,
@@ -43,7 +43,8 @@ from engine.types import (
 )
 
 _NO_POINT = -1
-_RIVAL_RATIO = 0.5  # of what agrees with a pose, that agrees with another one: which is open
+_RIVAL_RATIO = 0.5  # of what supports a pose, that supports another one: which is open
+_ASKED_RATIO = 0.25  # of what agrees with a pose, that agrees with another one: it is asked
 _FAR = 3.0  # times the error allowed, from which a match speaks for another pose
 _MAX_EXTRA_PARAM = 1.0  # COLMAP's default
 
@@ -900,8 +901,8 @@ class SparseMap:
     ) -> bool:
         """Whether pairs agree as a whole with another pose, and few with this one.
 
-        Repeated structure gives several poses, each with matches of its own. It is not asked where
-        so many agree with one that no other can have half of them.
+        Repeated structure gives several poses, each with matches of its own. Most keyframes have so
+        few matches that do not agree that it is not asked.
         """
         keyframe = self._keyframes[frame_id]
         camera = self.camera(keyframe.calibration_key)
@@ -917,7 +918,7 @@ class SparseMap:
                 camera=camera,
             )
 
-        enough = _RIVAL_RATIO * len(np.unique(rows[pose.inlier_mask]))
+        enough = _ASKED_RATIO * len(np.unique(rows[pose.inlier_mask]))
         is_open = ~pose.inlier_mask
         if len(np.unique(rows[is_open])) <= enough:
             return False
@@ -933,14 +934,10 @@ class SparseMap:
             return False
         rows, point3D_ids, pair_idx = self._matched_points(frame_id, pairs)
         own, others = (
-            np.count_nonzero(
-                in_whole_pairs(
-                    pair_idx, errors_px(one.cam_from_world, rows, point3D_ids) <= bound_px
-                )
-            )
+            pair_supports(pair_idx, errors_px(one.cam_from_world, rows, point3D_ids) <= bound_px)
             for one in (pose, rival)
         )
-        return bool(others > _RIVAL_RATIO * own)
+        return bool(others.sum() > _RIVAL_RATIO * own.sum())
 
     def _point3D_ids_at(self, frame_id: FrameId, rows: Int64Array) -> Int64Array:
         """The points (M,) that some keypoints of a keyframe observe, -1 for none."""
