@@ -87,7 +87,10 @@ class DepthStore:
         self, frame_id: FrameId, prefix: str, unpack: Callable[[Mapping[str, Any]], Part]
     ) -> Part | None:
         try:
-            with np.load(self._path(frame_id), allow_pickle=False) as archive:
+            with (
+                self._path(frame_id).open("rb") as file,
+                np.load(file, allow_pickle=False) as archive,
+            ):
                 if int(archive["version"]) != _VERSION:
                     return None
                 names = [name for name in archive.files if name.startswith(f"{prefix}_")]
