@@ -211,6 +211,7 @@ def _small_arrays(small: SmallDepth) -> dict[str, Any]:
         "sample_xyz": small.sample_xyz,
         "sample_colors": small.sample_colors,
         "num_points": np.array(small.num_points),
+        "focal_px": np.array(small.focal_px),
     }
 
 
@@ -229,6 +230,7 @@ def _small_of(frame_id: FrameId, arrays: Mapping[str, Any]) -> SmallDepth:
         sample_xyz=arrays["sample_xyz"],
         sample_colors=arrays["sample_colors"],
         num_points=int(arrays["num_points"]),
+        focal_px=float(arrays["focal_px"]),
     )
 
 
