@@ -123,7 +123,7 @@ class DensePoints:
         freeze_field(self, "num_views", (num_points,), np.uint8)
 
 
-def first_param(params: Sequence[float]) -> float:
+def first_param(params: Sequence[float] | Float64Array) -> float:
     """A camera's focal length, px, as far as its first parameter is one; 1 for models without."""
     return float(params[0]) if len(params) else 1.0
 

@@ -352,7 +352,7 @@ def _change(
 ) -> tuple[float | None, float]:
     """What a depth map's depths are to be multiplied by, and how far off that leaves them.
 
-    The latter in their standard deviations, the median. None where its neighbours have no pose any more.
+    The latter is the median, in standard deviations. None where no neighbour has a pose any more.
     """
     world_from_own = invert_pose(poses[frame_id])
     nowhere = np.full((3, 4), np.nan)

@@ -39,10 +39,10 @@ from engine.events import (
 from engine.mapping.ahead_posing import PosingReference
 from engine.mapping.assembly import assemble, empty_map
 from engine.mapping.camera_changes.lens_change import LensChange
-from engine.mapping.camera_changes.lens_search import LensFits
 from engine.mapping.cameras.cameras import (
     CameraChange,
 )
+from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.depth_problems import DenseHandout, hand_out
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.maps.components import MAIN
