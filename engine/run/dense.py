@@ -49,6 +49,7 @@ _NICENESS = 10  # of threads that make depth, where the system has it for each
 _EXPECTED_CPU_S = 0.1  # of the first keyframe
 _SMOOTHING = 0.2  # of what a keyframe costs
 _MAX_END_S = 10.0  # that the end of a run waits for depth, at most
+_MAX_STEP_S = 20.0  # and for what hangs in the last step
 _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
 _MIN_LOOK_AFTER = 8
@@ -205,12 +206,13 @@ class DenseMaking:
             if status in _TRIED_AT_END:
                 del self._done[frame_id]
         with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_END_S):
-                await self._make_all()
+            async with asyncio.timeout(_MAX_END_S + _MAX_STEP_S):
+                ends_at_s = time.monotonic() + _MAX_END_S
+                await self._make_all(ends_at_s=ends_at_s)
                 await self._look()
                 if self._again:
-                    await self._make_all()
-        await self._look()
+                    await self._make_all(ends_at_s=ends_at_s)
+                    await self._look()
         await self._write_products()
 
     def figures(self) -> dict[str, Any]:
@@ -239,9 +241,9 @@ class DenseMaking:
             if self._is_product_due():
                 await self._write_products()
 
-    async def _make_all(self) -> None:
-        """Makes what the budget allows, once no keyframe follows."""
-        while await self._make_next(is_final=True):
+    async def _make_all(self, *, ends_at_s: float) -> None:
+        """Makes what budget and time allow, once no keyframe follows."""
+        while time.monotonic() < ends_at_s and await self._make_next(is_final=True):
             continue
 
     async def _look(self) -> None:
