@@ -29,7 +29,7 @@ _ERROR_LEVELS_PER_E = 24.0  # of a logarithm of relative errors, 4 % apart
 _ERROR_LEAST = 1e-5
 Part = TypeVar("Part")
 
-_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_BROKEN = (OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 class DepthStore:
@@ -264,7 +264,7 @@ def _image(data: Uint8Array) -> Any:
     """
     import cv2
 
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if pixels is None:
         raise ValueError("no image")
     return pixels
