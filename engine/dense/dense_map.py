@@ -100,12 +100,10 @@ class DenseMap:
 
     Args:
         storage: keeps what does not fit into memory.
-        least_sampling: how near to each other points of a keyframe may be, in units of the map.
     """
 
-    def __init__(self, storage: DepthStorage, *, least_sampling: float = 0.0) -> None:
+    def __init__(self, storage: DepthStorage) -> None:
         self._storage = storage
-        self._least_sampling = least_sampling
         self._keyframes: dict[FrameId, _Keyframe] = {}
         self._whole: dict[FrameId, DepthMap] = {}  # used last, the newest at the end
         self._num_shown = 0  # points of all samples
@@ -151,7 +149,7 @@ class DenseMap:
         self._drop(frame_id)
         others = self._others(problem)
         depth_map = _checked(depth_map, others)
-        points = self._points_of(depth_map, others)
+        points = _points_of(depth_map, others)
         focal_px = first_param(problem.view.intrinsics.params)
         small = small_depth(depth_map, points, focal_px=focal_px)
         self._storage.write(depth_map, points, small)
@@ -224,10 +222,6 @@ class DenseMap:
             return None
         self._keep_whole(depth_map)
         return depth_map if factor == 1.0 else scaled_depth_map(depth_map, factor)
-
-    @charged_to(Stage.DENSE_FUSION)
-    def _points_of(self, depth_map: DepthMap, others: Sequence[OtherDepth]) -> DensePoints:
-        return keyframe_points(depth_map, others, least_sampling=self._least_sampling)
 
     def _keep_whole(self, depth_map: DepthMap) -> None:
         self._whole[depth_map.frame_id] = depth_map
@@ -318,6 +312,11 @@ def points_in_world(points: DensePoints, world_from_chunk: Float64Array) -> Dens
         normals=points.normals @ (matrix.T / scale).astype(np.float32),
         sampling=points.sampling * np.float32(scale),
     )
+
+
+@charged_to(Stage.DENSE_FUSION)
+def _points_of(depth_map: DepthMap, others: Sequence[OtherDepth]) -> DensePoints:
+    return keyframe_points(depth_map, others)
 
 
 @charged_to(Stage.DENSE_FUSION)

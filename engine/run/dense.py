@@ -45,11 +45,12 @@ from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
 
+MAX_CALL_S = 30.0  # a depth map that takes longer hangs: the end of a run waits for it
+
 _NICENESS = 10  # of threads that make depth, where the system has it for each
 _EXPECTED_CPU_S = 0.1  # of the first keyframe
 _SMOOTHING = 0.2  # of what a keyframe costs
 _MAX_END_S = 10.0  # that the end of a run waits for depth, at most
-_MAX_STEP_S = 20.0  # and for what hangs in the last step
 _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
 _MIN_LOOK_AFTER = 8
@@ -101,6 +102,7 @@ class _Made:
     lost: JournalError | None  # why it is not on disk
     placed: tuple[PlacedKeyframe, ...] | None  # None: poses were not asked for
     cloud: DenseCloud | None
+    looking_s: float  # CPU seconds that the latter two took
 
 
 class DenseMaking:
@@ -146,7 +148,7 @@ class DenseMaking:
         self._budget = budget or CpuBudget(config.max_cpu_share)
         self._options = DepthOptions(edge_px=config.edge_px, num_neighbours=config.neighbours)
         self._images = KeyframeImages(lambda: recorder.path, edge_px=config.edge_px)
-        self._map = DenseMap(DepthStore(lambda: recorder.path), least_sampling=config.voxel_size)
+        self._map = DenseMap(DepthStore(lambda: recorder.path))
         self._is_on = config.enabled
         self._news = asyncio.Event()
         self._done: dict[FrameId, str] = {}  # how keyframes fared that had their turn
@@ -206,7 +208,7 @@ class DenseMaking:
             if status in _TRIED_AT_END:
                 del self._done[frame_id]
         with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_END_S + _MAX_STEP_S):
+            async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
                 ends_at_s = time.monotonic() + _MAX_END_S
                 await self._make_all(ends_at_s=ends_at_s)
                 await self._look()
@@ -303,6 +305,7 @@ class DenseMaking:
                 except JournalError as error:
                     lost = error
         placed = cloud = None
+        began_s = time.thread_time()
         if handout.poses is not None:
             placed = tuple(self._map.placed(handout.poses))
             cloud = self._map.cloud(placed)
@@ -312,6 +315,7 @@ class DenseMaking:
             lost=lost,
             placed=placed,
             cloud=cloud,
+            looking_s=time.thread_time() - began_s,
         )
 
     def _estimated(self, problem: DepthProblem, handout: DenseHandout) -> DepthEstimate:
@@ -380,7 +384,7 @@ class DenseMaking:
             _MIN_LOOK_AFTER, int(_LOOK_AFTER_RATIO * len(self._map.frame_ids))
         )
         if made.cloud is not None:
-            self._views.offer_dense(made.cloud)
+            self._views.offer_dense(made.cloud, cpu_s=made.looking_s)
 
     def _made(self, problem: DepthProblem, made: _Made, estimate: DepthEstimate) -> None:
         frame_id = problem.view.frame_id
