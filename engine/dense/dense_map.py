@@ -186,6 +186,16 @@ class DenseMap:
             if points is not None:
                 yield points_in_world(points, one.world_from_chunk)
 
+    def depth_map(self, frame_id: FrameId) -> DepthMap | None:
+        """The whole depth map of a keyframe, in the unit of then; None where there is none."""
+        if frame_id not in self._keyframes:
+            return None
+        return self._whole.get(frame_id) or self._storage.depth_map(frame_id)
+
+    def version(self, frame_id: FrameId) -> int:
+        """Of a keyframe's depth and points: another one when they were made again, or thinned."""
+        return self._keyframes[frame_id].version
+
     # -- inside ---------------------------------------------------------------------------------
 
     def _others(self, problem: DepthProblem) -> list[OtherDepth]:
