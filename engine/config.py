@@ -764,7 +764,8 @@ class FaultsConfig(Section):
     """s. Decoding or describing a frame, matching a pair or showing something that takes longer has
     hung and is given up. 0: never."""
     max_solve_s: NonNegativeFloat = 1800.0
-    """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    """s. The same for a window, the search of a lens, and a global bundle adjustment beside the
+    run. 0: never."""
     tell_after_s: NonNegativeFloat = 120.0
     """s. Mapping and writing cannot be given up: a call of theirs that takes longer is told, since
     all frames wait for it. 0: never."""

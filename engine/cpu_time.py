@@ -34,6 +34,7 @@ class Stage(StrEnum):
     LOCAL_ADJUSTMENT = "local_ba"
     GLOBAL_ADJUSTMENT = "global_ba"
     WINDOWS = "windows"  # with all that trying them costs
+    LENS_SEARCH = "lens_search"  # with all that the small maps cost
     VERDICT = "verdict"  # with all that judging costs
     DENSE_DEPTH = "dense_depth"  # depth maps, with what handing out their inputs costs
     DENSE_FUSION = "dense_fusion"  # dense points and what is made of them
@@ -49,6 +50,7 @@ class Stage(StrEnum):
 _WHOLE = frozenset(
     {
         Stage.WINDOWS,
+        Stage.LENS_SEARCH,
         Stage.VERDICT,
         Stage.DENSE_DEPTH,
         Stage.DENSE_FUSION,
@@ -177,7 +179,7 @@ def charge_thread_to(stage: Stage | None) -> None:
 class charged_to(ContextDecorator):  # noqa: N801 - read as a phrase, like contextlib's
     """Charges what is done in the context, or in the function, to a stage.
 
-    In windows, verdicts, dense maps, snapshots and views it stays charged to these.
+    In windows, verdicts, snapshots and views it stays charged to these.
     """
 
     def __init__(self, stage: Stage) -> None:

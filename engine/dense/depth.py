@@ -168,7 +168,7 @@ def _measure(
     columns, lines, angle = rectification.places_of(rays)
     disparity, known = _resampled(found.disparity, columns, lines)
     sigma = cv2.remap(found.sigma, columns, lines, cv2.INTER_NEAREST)
-    parallax = rectification.parallax_of(disparity)
+    parallax = rectification.parallax_of(disparity, columns, lines)
     known &= parallax > 0
     sine, other_sine = np.sin(angle), np.sin(angle + parallax)
     known &= other_sine > 0
@@ -176,7 +176,7 @@ def _measure(
     length = np.sqrt((rays * rays).sum(axis=2))
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse_depth = np.sin(parallax) * length / (rectification.baseline * other_sine)
-        error = sigma * rectification.column_step * sine / (other_sine * np.sin(parallax))
+        error = sigma * rectification.parallax_step * sine / (other_sine * np.sin(parallax))
     return _Measured(
         inverse_depth=np.where(known, inverse_depth, 0.0).astype(np.float32),
         relative_error=np.where(known, error, np.inf).astype(np.float32),

@@ -21,7 +21,10 @@ from engine.types import BoolArray, Float32Array, Float64Array, Intrinsics, Uint
 _NODE_PX = 8  # lens and rotation are worked out at every so many pixels, and interpolated
 _MAX_TANGENT = 1.0  # of half the field of view of a depth map
 _MAX_AREA_RATIO = 1.5  # of a rectified image to the depth map: about the epipole lines crowd
-_INSIDE_PX = 1.0  # a ray is in an image so far from its border
+_MIN_POINTS_OF_PLANE = 12
+_MAX_SHEAR = 0.4  # columns of disparity a column
+_NUM_FITS = 8
+_RANGE_MARGIN, _RANGE_MARGIN_PX = 0.2, 3.0  # added to either side of the range of disparities
 _LARGEST_ANGLE_MARGIN_RAD = 0.01
 
 
@@ -83,7 +86,7 @@ class WorkingImage:
     """An image at the resolution of a depth map, with its lens."""
 
     pixels: Uint8Array  # (H, W) grey, or (H, W, 3)
-    usable: BoolArray | None  # (H, W); None: everywhere
+    usable: Uint8Array  # (H, W) 255 or 0
     intrinsics: Intrinsics  # of the original size
 
     def sampled(self, rays: Float64Array) -> tuple[Float32Array, Float32Array]:
@@ -144,25 +147,29 @@ def working_image(
     """
     own = Pinhole.of(intrinsics, edge_px=1 << 30).focal_px * pixels.shape[1] / intrinsics.width
     ratio = focal_px / own
+    size = pixels.shape[1], pixels.shape[0]
     if ratio < 0.97:
-        size = max(1, round(pixels.shape[1] * ratio)), max(1, round(pixels.shape[0] * ratio))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        size = max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    everywhere = np.full(size[::-1], 255, np.uint8)
     if usable is not None:
-        kept = cv2.resize(
-            usable.astype(np.uint8), pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST
+        everywhere = np.asarray(
+            cv2.resize(usable.astype(np.uint8) * np.uint8(255), size, None, 0, 0, cv2.INTER_NEAREST)
         )
-        usable = np.asarray(kept) > 0
-    return WorkingImage(pixels=pixels, usable=usable, intrinsics=intrinsics)
+    everywhere[[0, -1]] = 0
+    everywhere[:, [0, -1]] = 0
+    return WorkingImage(pixels=pixels, usable=everywhere, intrinsics=intrinsics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rectification:
     """The rectified images of a keyframe and a neighbour, still without pixels.
 
-    A pixel of line r and column c holds the ray at the angle ``first_turn + r * line_step`` about
-    the baseline, counted from ``axes[0]`` to ``axes[1]``, and at the angle
-    ``first_angle - (c - num_disparities) * column_step`` from the baseline (``axes[2]``), to which
-    the neighbour's image adds ``parallax_min``.
+    A pixel of line r and column c of the keyframe's image holds the ray at the angle
+    ``first_turn + r * line_step`` about the baseline, counted from ``axes[0]`` to ``axes[1]``, and
+    at the angle ``first_angle - (c - num_disparities) * column_step`` from the baseline
+    (``axes[2]``). The neighbour's image is sheared by what disparity is expected where
+    (``expected``), so that disparities are small and those of a dominant plane alike.
     """
 
     neighbour_from_keyframe: Float64Array  # (3, 4)
@@ -172,26 +179,30 @@ class Rectification:
     line_step: float
     first_angle: float
     column_step: float
-    parallax_min: float
+    expected: Float64Array  # (3,) columns: at the start, its growth a column and a line
     num_disparities: int  # columns
     width: int  # without the columns that the matcher needs at the left
     height: int
+
+    def expected_at(self, columns: Float64Array, lines: Float64Array) -> Float64Array:
+        """The disparity from which is searched, in columns."""
+        at_start, per_column, per_line = self.expected
+        return at_start + per_column * (columns - self.num_disparities) + per_line * lines
 
     def rays_of(
         self, columns: Float64Array, lines: Float64Array, *, is_neighbour: bool
     ) -> Float64Array:
         """Rays (L, C, 3) of columns (C,) and lines (L,), in the frame of the image's camera."""
-        angle = self.first_angle - (columns - self.num_disparities) * self.column_step
-        angle = angle + self.parallax_min * is_neighbour
-        turn = self.first_turn + lines * self.line_step
-        about = np.cos(turn)[:, None] * self.axes[0] + np.sin(turn)[:, None] * self.axes[1]
-        rays = (
-            np.sin(angle)[None, :, None] * about[:, None]
-            + np.cos(angle)[None, :, None] * self.axes[2]
-        )
+        at, line = np.meshgrid(columns, lines)
         if is_neighbour:
-            rays = rays @ self.neighbour_from_keyframe[:, :3].T
-        return np.asarray(rays)
+            at = at - self.expected_at(at, line)
+        angle = self.first_angle - (at - self.num_disparities) * self.column_step
+        turn = self.first_turn + line * self.line_step
+        rays = np.stack(
+            [np.sin(angle) * np.cos(turn), np.sin(angle) * np.sin(turn), np.cos(angle)], axis=-1
+        )
+        rotation = self.neighbour_from_keyframe[:, :3] if is_neighbour else np.eye(3)
+        return np.asarray(rays @ (self.axes @ rotation.T))
 
     def image(self, image: WorkingImage, *, is_neighbour: bool) -> tuple[Uint8Array, Uint8Array]:
         """The rectified pixels (H, D + W), and whether they are of use, 255 or 0."""
@@ -207,29 +218,40 @@ class Rectification:
             for node in nodes
         ]
         pixels = cv2.remap(image.pixels, maps[0], maps[1], cv2.INTER_CUBIC)
-        image_height, image_width = image.pixels.shape[:2]
-        inside = (maps[0] > _INSIDE_PX) & (maps[0] < image_width - 1 - _INSIDE_PX)
-        inside &= (maps[1] > _INSIDE_PX) & (maps[1] < image_height - 1 - _INSIDE_PX)
-        usable = inside.astype(np.uint8) * np.uint8(255)
-        if image.usable is not None:
-            usable &= cv2.remap(
-                image.usable.astype(np.uint8) * np.uint8(255), maps[0], maps[1], cv2.INTER_NEAREST
-            )
-        return pixels, usable  # type: ignore[return-value]
+        usable = cv2.remap(image.usable, maps[0], maps[1], cv2.INTER_NEAREST)
+        return np.asarray(pixels, np.uint8), np.asarray(usable, np.uint8)
 
     def places_of(self, rays: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Columns and lines (H, W) of the keyframe's rays (H, W, 3), and their angles (H, W)."""
-        in_axes = rays @ self.axes.T.astype(np.float32)
-        across, down, along = in_axes[..., 0], in_axes[..., 1], in_axes[..., 2]
+        across, down, along = (
+            row[0] * rays[..., 0] + row[1] * rays[..., 1] + row[2]
+            for row in self.axes.astype(np.float32)
+        )
         angle = np.arctan2(np.sqrt(across * across + down * down), along)
         turn = np.arctan2(down, across)
-        columns = self.num_disparities + (self.first_angle - angle) / self.column_step
-        lines = (turn - self.first_turn) / self.line_step
-        return columns.astype(np.float32), lines.astype(np.float32), angle
+        columns = (np.float32(self.first_angle) - angle) * np.float32(1.0 / self.column_step)
+        lines = (turn - np.float32(self.first_turn)) * np.float32(1.0 / self.line_step)
+        return columns + np.float32(self.num_disparities), lines, angle
 
-    def parallax_of(self, disparity: Float32Array) -> Float32Array:
-        """Parallax angles in radians of disparities in columns."""
-        return np.asarray(self.parallax_min + disparity * self.column_step, np.float32)
+    def parallax_of(
+        self, disparity: Float32Array, columns: Float32Array, lines: Float32Array
+    ) -> Float32Array:
+        """Parallax angles in radians of disparities at columns and lines of the image."""
+        at_start, per_column, per_line = (
+            float(value) for value in self.expected * self.column_step
+        )
+        start = at_start - per_column * self.num_disparities
+        return np.asarray(
+            np.float32(start)
+            + columns * np.float32(per_column)
+            + lines * np.float32(per_line)
+            + disparity * np.float32(self.parallax_step)
+        )
+
+    @property
+    def parallax_step(self) -> float:
+        """The parallax angle of a column of disparity, in radians."""
+        return float(self.column_step * (1.0 - self.expected[1]))
 
 
 def rectify(
@@ -244,11 +266,11 @@ def rectify(
     Args:
         pinhole: of the keyframe's depth map.
         neighbour_from_keyframe: (3, 4).
-        points_in_keyframe: (P, 3) sparse points, from which the range of parallax is taken.
+        points_in_keyframe: (P, 3) sparse points, from which the range of disparities is taken.
         max_disparities: a wider range is refused.
 
     Returns:
-        None where there is no baseline, or where the range of parallax is too wide.
+        None where there is no baseline, or where the range of disparities is too wide.
     """
     center = -neighbour_from_keyframe[:, :3].T @ neighbour_from_keyframe[:, 3]
     baseline = float(np.linalg.norm(center))
@@ -256,19 +278,25 @@ def rectify(
         return None
     axes = _axes(center / baseline)
     step = 1.0 / pinhole.focal_px
-    parallax = _parallax(points_in_keyframe, center)
-    low, high = _range_of(parallax, margin=4.0 * step)
-    num_disparities = math.ceil((high - low) / step / 16.0) * 16
-    if num_disparities > max_disparities:
-        return None
     turns, angles = _extent(pinhole, axes)
-    line_step = step / float(np.sin(angles).max())
+    line_step = step / max(math.sin(angle) for angle in np.linspace(*angles, 9))
     width = math.ceil((angles[1] - angles[0]) / step) + 1
     height = math.ceil((turns[1] - turns[0]) / line_step) + 1
     crowd = width * height / (_MAX_AREA_RATIO * pinhole.width * pinhole.height)
     if crowd > 1.0:
         line_step *= crowd
         height = math.ceil((turns[1] - turns[0]) / line_step) + 1
+    in_axes = points_in_keyframe @ axes.T
+    turn = np.arctan2(in_axes[:, 1], in_axes[:, 0])
+    angle = np.arctan2(np.hypot(in_axes[:, 0], in_axes[:, 1]), in_axes[:, 2])
+    expected, num_disparities = _disparity_range(
+        (angles[1] - angle) / step,
+        (turn - turns[0]) / line_step,
+        _parallax(points_in_keyframe, center) / step,
+        is_full_turn=turns[1] - turns[0] > math.pi,
+    )
+    if num_disparities > max_disparities:
+        return None
     return Rectification(
         neighbour_from_keyframe=neighbour_from_keyframe,
         axes=axes,
@@ -277,7 +305,7 @@ def rectify(
         line_step=line_step,
         first_angle=angles[1],
         column_step=step,
-        parallax_min=low,
+        expected=expected,
         num_disparities=num_disparities,
         width=width,
         height=height,
@@ -300,10 +328,47 @@ def _parallax(points_in_keyframe: Float64Array, center: Float64Array) -> Float64
     return np.asarray(np.arctan2(cross, np.einsum("ij,ij->i", points_in_keyframe, other)))
 
 
-def _range_of(parallax: Float64Array, *, margin: float) -> tuple[float, float]:
-    low, high = np.percentile(parallax, [1.0, 99.0])
-    wider = 0.2 * (high - low) + margin
-    return float(max(low - wider, 0.0)), float(high + wider)
+def _disparity_range(
+    columns: Float64Array, lines: Float64Array, disparity: Float64Array, *, is_full_turn: bool
+) -> tuple[Float64Array, int]:
+    """The disparities expected over the image, and how many columns are searched from there.
+
+    Most scenes are ground, a wall or a floor for the most part. Disparities of a plane grow about
+    linearly over the image, so that those of the sparse points lie close to such a growth.
+
+    Args:
+        columns: (P,) of the sparse points, without those that the matcher needs at the left.
+        lines: (P,).
+        disparity: (P,) columns.
+        is_full_turn: whether lines go all around the baseline, where no growth is expected.
+    """
+    best = np.zeros(3), *_spread(disparity)
+    growth = np.column_stack([np.ones(len(columns)), columns, lines * (not is_full_turn)])
+    if len(columns) >= _MIN_POINTS_OF_PLANE:
+        plane = _robust_fit(growth, disparity)
+        if abs(plane[1]) < _MAX_SHEAR:
+            low, high = _spread((disparity - growth @ plane) / (1.0 - plane[1]))
+            if high - low < best[2] - best[1]:
+                best = plane, low, high
+    plane, low, high = best
+    wider = _RANGE_MARGIN * (high - low) + _RANGE_MARGIN_PX
+    plane = plane + [(low - wider) * (1.0 - plane[1]), 0.0, 0.0]
+    return plane, math.ceil((high - low + 2.0 * wider) / 16.0) * 16
+
+
+def _spread(disparity: Float64Array) -> tuple[float, float]:
+    low, high = np.percentile(disparity, [1.0, 99.0])
+    return float(low), float(high)
+
+
+def _robust_fit(growth: Float64Array, disparity: Float64Array) -> Float64Array:
+    """The linear growth (3,) with about the least sum of absolute errors."""
+    weight = np.ones(len(growth))
+    plane = np.zeros(3)
+    for _ in range(_NUM_FITS):
+        plane = np.linalg.lstsq(growth * weight[:, None], disparity * weight, rcond=None)[0]
+        weight = 1.0 / np.sqrt(np.maximum(np.abs(disparity - growth @ plane), 1.0))
+    return np.asarray(plane)
 
 
 def _extent(
