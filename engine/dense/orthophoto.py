@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from engine.dense.surface import GroundGrid, Surface
+from engine.dense_types import DepthMap
 from engine.types import (
     BoolArray,
     Float32Array,
@@ -34,7 +35,11 @@ _LEAST_COSINE = 0.3  # of the angle between a view and the vertical
 _BEHIND_CELLS = 1.5  # of the surface that a point may lie below what is before it
 _MAX_STEPS = 192  # cells that are looked for what hides a point, towards a camera
 _MOVED_PX = 0.3  # movements of a keyframe that leave its tiles as they are
+_NEAR_DEPTH_PX = (17, 17)  # window in which a pixel has to have depth
+_USE_WITHOUT_DEPTH = 32  # of 255
+_BLACK = 16  # grey level
 _FEW = 0.8  # of points that are followed on
+_FAR_PX = 1e5  # beyond any image
 _MAX_IMAGES = 8  # in memory
 
 
@@ -94,7 +99,8 @@ class Orthophoto:
         Args:
             surface: in the ground's frame.
             views: of all keyframes in that frame.
-            pixels_of: reads the image (H, W, 3) RGB of a view; None where it cannot be read.
+            pixels_of: reads the image of a view (H, W, 4): RGB and how far each pixel may be used,
+                0 to 255; None where it cannot be read.
             max_tiles: that are made now; the others follow with later updates.
 
         Returns:
@@ -226,15 +232,15 @@ class _Relief:
         line = np.float32(self._grid.north) - places[1] / np.float32(self._grid.cell)
         inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
         at = line.astype(np.int32) * np.int32(width) + column.astype(np.int32)
-        found: Float32Array = self._lowest.ravel()[np.clip(at, 0, self._lowest.size - 1)]
-        found[~inside] = -np.inf
-        return found
+        found = self._lowest.ravel()[np.clip(at, 0, self._lowest.size - 1)]
+        return np.asarray(np.where(inside, found, np.float32(-np.inf)), np.float32)
 
 
 def _steps_below(heights: Float32Array, rise: Float32Array, highest: float) -> Float32Array:
     """How many steps rays take until they are above everything."""
     rise = np.maximum(rise, np.float32(1e-6))
-    return np.minimum((np.float32(highest) - heights) / rise, np.float32(_MAX_STEPS))
+    steps = np.minimum((np.float32(highest) - heights) / rise, np.float32(_MAX_STEPS))
+    return np.asarray(steps, np.float32)
 
 
 def _tile_places(grid: GroundGrid) -> Iterator[tuple[int, int]]:
@@ -337,8 +343,9 @@ def _render(
         image = images.of(view) if len(rows) else None
         if image is None:
             continue
-        weight = (score[rows] / best[rows]) ** _SHARPNESS_POWER
-        colors[rows] += weight[:, None] * _sampled(image, x[rows], y[rows])
+        sampled = _sampled(image, x[rows], y[rows])
+        weight = sampled[:, 3] / np.float32(255.0) * (score[rows] / best[rows]) ** _SHARPNESS_POWER
+        colors[rows] += weight[:, None] * sampled[:, :3]
         total[rows] += weight
     rgba = np.zeros((_TILE_PX * _TILE_PX, 4), np.uint8)
     shown = np.flatnonzero(total > 0)
@@ -365,7 +372,7 @@ _LEAST_SHARE = 0.05  # of the best view's score
 
 
 def _sampled(image: Uint8Array, x: Float32Array, y: Float32Array) -> Float32Array:
-    """Colours (N, 3) at places of an image, px of COLMAP's convention."""
+    """An image (H, W, 4) at places (N,) of COLMAP's convention, px; (N, 4)."""
     num = len(x)
     lines = -(-num // _TILE_PX)
     # OpenCV takes maps of at most 32,767 lines and columns.
@@ -373,7 +380,7 @@ def _sampled(image: Uint8Array, x: Float32Array, y: Float32Array) -> Float32Arra
     at.reshape(2, -1)[:, :num] = x - 0.5, y - 0.5
     border = cv2.BORDER_REPLICATE
     found = cv2.remap(image, at[0], at[1], cv2.INTER_LINEAR, borderMode=border)
-    return found.reshape(-1, 3)[:num].astype(np.float32)
+    return np.asarray(found, np.float32).reshape(-1, 4)[:num]
 
 
 def _fingerprint(ground: _Ground, views: Sequence[OrthoView]) -> int:
@@ -387,8 +394,8 @@ def _fingerprint(ground: _Ground, views: Sequence[OrthoView]) -> int:
     corners = middle + _TILE_PX / 2 * ground.grid.cell * np.array(_TILE_CORNERS)
     for view in views:
         places = _scores(view, corners.T.astype(np.float32))[1:]
-        moved = np.rint(np.nan_to_num(np.stack(places)) / _MOVED_PX).astype(np.int64)
-        fingerprint = zlib.crc32(moved.tobytes(), fingerprint)
+        moved = np.rint(np.clip(np.nan_to_num(np.stack(places)), -_FAR_PX, _FAR_PX) / _MOVED_PX)
+        fingerprint = zlib.crc32(moved.astype(np.int64).tobytes(), fingerprint)
         fingerprint = zlib.crc32(f"{view.frame_id} {view.version}".encode(), fingerprint)
     return fingerprint
 
@@ -413,6 +420,18 @@ class _Images:
         while len(self._held) > _MAX_IMAGES:
             del self._held[next(iter(self._held))]
         return image
+
+
+def usable_image(depth_map: DepthMap) -> Uint8Array:
+    """The colours of a depth map (H, W, 4), with how far each may be used as the last channel.
+
+    What has no depth nearby may be masked, have moved or be hidden from others: other views go
+    before it. Black without depth is what the lens does not show.
+    """
+    near = cv2.dilate((depth_map.depth > 0).astype(np.uint8), np.ones(_NEAR_DEPTH_PX, np.uint8))
+    use = np.where(near > 0, np.uint8(255), np.uint8(_USE_WITHOUT_DEPTH))
+    use[(near == 0) & (depth_map.colors.max(axis=2) < _BLACK)] = 0
+    return np.dstack([depth_map.colors, use])
 
 
 def sharpness_of(pixels: Uint8Array) -> float:
