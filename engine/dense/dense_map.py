@@ -82,6 +82,7 @@ class _Keyframe:
 
     small: SmallDepth
     version: int
+    depth_version: int  # of what is stored
     num_shown: int  # points of the sample
 
 
@@ -186,15 +187,15 @@ class DenseMap:
             if points is not None:
                 yield points_in_world(points, one.world_from_chunk)
 
+    def depth_versions(self) -> dict[FrameId, int]:
+        """A number for each keyframe that changes when its depth map is made again."""
+        return {frame_id: one.depth_version for frame_id, one in self._keyframes.items()}
+
     def depth_map(self, frame_id: FrameId) -> DepthMap | None:
-        """The whole depth map of a keyframe, in the unit of then; None where there is none."""
+        """The depth map of a keyframe in the unit of when it was made; None without one."""
         if frame_id not in self._keyframes:
             return None
         return self._whole.get(frame_id) or self._storage.depth_map(frame_id)
-
-    def version(self, frame_id: FrameId) -> int:
-        """Of a keyframe's depth and points: another one when they were made again, or thinned."""
-        return self._keyframes[frame_id].version
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -242,7 +243,10 @@ class DenseMap:
         self._num_versions += 1
         num_shown = len(small.sample_xyz)
         self._keyframes[frame_id] = _Keyframe(
-            small=small, version=self._num_versions, num_shown=num_shown
+            small=small,
+            version=self._num_versions,
+            depth_version=self._num_versions,
+            num_shown=num_shown,
         )
         self._num_shown += num_shown
         self._thin()

@@ -31,8 +31,9 @@ from engine.errors import InferenceError, JournalError
 from engine.events import DenseMapWritten, DepthEstimated, RunPart
 from engine.mapping.depth_problems import DenseHandout
 from engine.mapping.mapper import Mapper
-from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points
+from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points, write_ground
 from engine.output.depth_store import DepthStore
+from engine.output.ground_products import GroundProducts
 from engine.output.keyframe_images import KeyframeImages
 from engine.output.recorder import Recorder
 from engine.output.run_folder import DENSE_FOLDER
@@ -149,6 +150,7 @@ class DenseMaking:
         self._options = DepthOptions(edge_px=config.edge_px, num_neighbours=config.neighbours)
         self._images = KeyframeImages(lambda: recorder.path, edge_px=config.edge_px)
         self._map = DenseMap(DepthStore(lambda: recorder.path))
+        self._ground = GroundProducts(self._map.depth_map) if config.orthophoto else None
         self._is_on = config.enabled
         self._news = asyncio.Event()
         self._done: dict[FrameId, str] = {}  # how keyframes fared that had their turn
@@ -364,7 +366,10 @@ class DenseMaking:
         began_s = time.thread_time()
         placed = self._map.placed(world.poses)
         run_path = self._recorder.path
-        num_points = write_dense_points(run_path, self._map.points(placed), world, self._config)
+        points = self._map.points(placed)
+        num_points = write_dense_points(run_path, points, world, self._config, ground=self._ground)
+        if self._ground is not None:
+            write_ground(run_path, world, self._ground, self._map.depth_versions())
         return DenseMapWritten(
             path=str(run_path / DENSE_PLY),
             num_keyframes=len(placed),
