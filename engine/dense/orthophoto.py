@@ -210,6 +210,8 @@ class _Relief:
         at, step, num_steps = places[:, rows], step[:, rows], num_steps[rows]
         at[2] += np.float32(_BEHIND_CELLS * cell)
         for number in range(1, _MAX_STEPS + 1):
+            if not len(rows):
+                break
             at += step
             hit = self._heights_at(at) > at[2]
             is_hidden[rows[hit]] = True
@@ -221,8 +223,6 @@ class _Relief:
                     step[:, going],
                     num_steps[going],
                 )
-            if not len(rows):
-                break
         return is_hidden
 
     def _heights_at(self, places: Float32Array) -> Float32Array:
