@@ -46,6 +46,8 @@ from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
 
+MAX_CALL_S = 30.0  # a depth map that takes longer hangs: the end of a run waits for it
+
 _NICENESS = 10  # of threads that make depth, where the system has it for each
 _EXPECTED_CPU_S = 0.1  # of the first keyframe
 _SMOOTHING = 0.2  # of what a keyframe costs
@@ -101,6 +103,7 @@ class _Made:
     lost: JournalError | None  # why it is not on disk
     placed: tuple[PlacedKeyframe, ...] | None  # None: poses were not asked for
     cloud: DenseCloud | None
+    looking_s: float  # CPU seconds that the latter two took
 
 
 class DenseMaking:
@@ -146,7 +149,7 @@ class DenseMaking:
         self._budget = budget or CpuBudget(config.max_cpu_share)
         self._options = DepthOptions(edge_px=config.edge_px, num_neighbours=config.neighbours)
         self._images = KeyframeImages(lambda: recorder.path, edge_px=config.edge_px)
-        self._map = DenseMap(DepthStore(lambda: recorder.path), least_sampling=config.voxel_size)
+        self._map = DenseMap(DepthStore(lambda: recorder.path))
         self._ground = GroundProducts(self._map.depth_map) if config.orthophoto else None
         self._is_on = config.enabled
         self._news = asyncio.Event()
@@ -207,12 +210,13 @@ class DenseMaking:
             if status in _TRIED_AT_END:
                 del self._done[frame_id]
         with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_END_S):
-                await self._make_all()
+            async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
+                ends_at_s = time.monotonic() + _MAX_END_S
+                await self._make_all(ends_at_s=ends_at_s)
                 await self._look()
                 if self._again:
-                    await self._make_all()
-        await self._look()
+                    await self._make_all(ends_at_s=ends_at_s)
+                    await self._look()
         await self._write_products()
 
     def figures(self) -> dict[str, Any]:
@@ -241,9 +245,9 @@ class DenseMaking:
             if self._is_product_due():
                 await self._write_products()
 
-    async def _make_all(self) -> None:
-        """Makes what the budget allows, once no keyframe follows."""
-        while await self._make_next(is_final=True):
+    async def _make_all(self, *, ends_at_s: float) -> None:
+        """Makes what budget and time allow, once no keyframe follows."""
+        while time.monotonic() < ends_at_s and await self._make_next(is_final=True):
             continue
 
     async def _look(self) -> None:
@@ -303,6 +307,7 @@ class DenseMaking:
                 except JournalError as error:
                     lost = error
         placed = cloud = None
+        began_s = time.thread_time()
         if handout.poses is not None:
             placed = tuple(self._map.placed(handout.poses))
             cloud = self._map.cloud(placed)
@@ -312,6 +317,7 @@ class DenseMaking:
             lost=lost,
             placed=placed,
             cloud=cloud,
+            looking_s=time.thread_time() - began_s,
         )
 
     def _estimated(self, problem: DepthProblem, handout: DenseHandout) -> DepthEstimate:
@@ -383,7 +389,7 @@ class DenseMaking:
             _MIN_LOOK_AFTER, int(_LOOK_AFTER_RATIO * len(self._map.frame_ids))
         )
         if made.cloud is not None:
-            self._views.offer_dense(made.cloud)
+            self._views.offer_dense(made.cloud, cpu_s=made.looking_s)
 
     def _made(self, problem: DepthProblem, made: _Made, estimate: DepthEstimate) -> None:
         frame_id = problem.view.frame_id

@@ -12,7 +12,7 @@ from engine.dense.dense_map import DenseMap, SmallDepth
 from engine.dense_types import DensePoints, DenseView, DepthMap, DepthProblem, KeyframePoses
 from engine.errors import JournalError
 from engine.geometry import compose_poses, invert_pose, pose_in_other_world, rotation_from_vector
-from engine.types import Float64Array, FrameId, Intrinsics
+from engine.types import Float64Array, FrameId, Int64Array, Intrinsics
 
 DISTANCE = 6.0  # of a wall, square to the cameras
 SHAPE = (96, 128)
@@ -46,11 +46,16 @@ class MemoryStorage:
         return self.kept[frame_id][2] if frame_id in self.kept else None
 
 
+def poses_of(frame_ids: Int64Array, cam_from_world: Float64Array) -> KeyframePoses:
+    focal_px = np.full(len(frame_ids), FOCAL_PX)
+    return KeyframePoses(frame_ids=frame_ids, cam_from_world=cam_from_world, focal_px=focal_px)
+
+
 def along_a_wall() -> KeyframePoses:
     """Cameras that pass a wall and look at it."""
     poses = np.tile(np.eye(4)[:3], (NUM_KEYFRAMES, 1, 1))
     poses[:, 0, 3] = -0.7 * np.arange(NUM_KEYFRAMES)
-    return KeyframePoses(frame_ids=np.arange(1, NUM_KEYFRAMES + 1), cam_from_world=poses)
+    return poses_of(np.arange(1, NUM_KEYFRAMES + 1), poses)
 
 
 def problem_of(frame_id: int, poses: KeyframePoses) -> DepthProblem:
@@ -166,12 +171,19 @@ def test_small_adjustments_leave_depth_as_it_is() -> None:
     assert np.abs(np.array(scales) - 1.0).max() < 2e-3
 
 
+def test_another_focal_length_makes_depth_outdated() -> None:
+    dense_map, poses = grown(), along_a_wall()
+    focal_px = np.array([100.0, 100.2, 103.0, 97.0, 100.0, 100.0])
+    placed = dense_map.placed(replace(poses, focal_px=focal_px))
+    assert [one.frame_id for one in placed if one.is_outdated] == [3, 4]
+
+
 def test_keyframes_that_left_the_map_are_left_out_until_they_are_back() -> None:
     dense_map, poses = grown(), along_a_wall()
-    few = KeyframePoses(frame_ids=poses.frame_ids[:4], cam_from_world=poses.cam_from_world[:4])
+    few = poses_of(poses.frame_ids[:4], poses.cam_from_world[:4])
     assert [one.frame_id for one in dense_map.placed(few)] == [1, 2, 3, 4]
     assert len(dense_map.placed(poses)) == NUM_KEYFRAMES
-    alone = KeyframePoses(frame_ids=poses.frame_ids[:1], cam_from_world=poses.cam_from_world[:1])
+    alone = poses_of(poses.frame_ids[:1], poses.cam_from_world[:1])
     assert dense_map.placed(alone) == []
 
 

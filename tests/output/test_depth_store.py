@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> DepthStore:
 
 def written(store: DepthStore, frame_id: FrameId = ID) -> None:
     one, points = depth_map(frame_id), some_points()
-    store.write(one, points, small_depth(one, points))
+    store.write(one, points, small_depth(one, points, focal_px=90.0))
 
 
 def test_depth_is_read_back_within_a_small_share_of_its_error(store: DepthStore) -> None:
@@ -81,6 +81,7 @@ def test_points_and_what_stays_in_memory_are_read_back(store: DepthStore) -> Non
     assert np.allclose(np.linalg.norm(points.normals, axis=1), 1.0, atol=1e-5)
     assert small is not None
     assert small.num_points == 300
+    assert small.focal_px == 90.0
     assert len(small.sample_xyz) == 300
     assert np.array_equal(np.unique(small.sample_xyz, axis=0), np.unique(points.xyz, axis=0))
 
@@ -98,7 +99,7 @@ def test_a_depth_map_without_any_depth_is_one_too(store: DepthStore) -> None:
         neighbour_ids=full.neighbour_ids,
         neighbour_from_keyframe=full.neighbour_from_keyframe,
     )
-    store.write(empty, points, small_depth(empty, points))
+    store.write(empty, points, small_depth(empty, points, focal_px=90.0))
     read = store.depth_map(ID)
     assert read is not None
     assert not read.depth.any()
@@ -117,7 +118,7 @@ def test_keyframes_come_in_order_and_other_files_are_left_alone(
 
 def test_the_small_copy_has_the_depth_that_its_pixels_have(store: DepthStore) -> None:
     one = depth_map()
-    few = small_depth(one, some_points()).depth_map
+    few = small_depth(one, some_points(), focal_px=90.0).depth_map
     focal, _, center_x, center_y = one.pinhole
     few_focal, _, few_x, few_y = few.pinhole
     for line, column in ((0, 0), (3, 5)):
