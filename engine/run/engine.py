@@ -67,6 +67,7 @@ from engine.ports import (
 )
 from engine.run.background import MapJobs, Snapshots
 from engine.run.event_loop import (
+    CallWatch,
     RunRequests,
     ThreadOwned,
     called_regularly,
@@ -541,6 +542,12 @@ class Engine:
 
     async def _sample_load(self) -> None:
         """Publishes the load, and what else was emitted, also while nothing is mapped."""
+        for part, watch in self._watches.items():
+            if (late_s := watch.newly_late_s()) is not None:
+                self._warn(
+                    f"{part} has been busy with one call for {late_s:.0f} s; frames wait for it, "
+                    "and the newest snapshot stands"
+                )
         self._events(self._load.sample())
         if self._writer.has_room:  # else whoever waits for it publishes, and this may be cancelled
             await self._publisher.publish_events()
@@ -575,6 +582,9 @@ class Engine:
             self._second_thread,
             self._io_thread,
         ) = self._threads
+        self._watches = {
+            part: CallWatch(config.faults.tell_after_s) for part in ("mapping", "writing")
+        }
         former = self._former
         self._load = LoadStatistics()
         self._events = EventQueue(
@@ -598,6 +608,7 @@ class Engine:
             self._io_thread,
             failed=self._write_failed,
             waited=self._waited_in(QueueName.WRITES),
+            watch=self._watches["writing"],
         )
         self._publisher = Publisher(
             events=self._events,
@@ -718,6 +729,7 @@ class Engine:
             describing_thread=self._describing_thread,
             frames=self._arrivals,
             items=self._items,
+            has_map=lambda: self._mapping.has_map,
             ingestion=self._ingestion,
             warn=self._events.warn,
             faults=self._faults,
@@ -770,6 +782,7 @@ class Engine:
             ),
             name="mapping",
             stage=Stage.MAPPING,
+            watch=self._watches["mapping"],
         )
 
     def _make_background(self) -> None:
