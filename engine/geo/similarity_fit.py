@@ -87,17 +87,16 @@ def fit_similarity(
     if not len(hypotheses):
         return None
     scored = np.unique(np.linspace(0, len(points) - 1, _MAX_SCORED).astype(np.int64))
-    scores = np.array(
-        [
-            _score(_distances(one, points[scored], positions_m[scored], known[scored]), max_error_m)
-            for one in hypotheses
-        ]
+    scores = _scores(
+        _distances(hypotheses, points[scored], positions_m[scored], known[scored]),
+        max_error_m=max_error_m,
     )
     best = np.argsort(-scores, kind="stable")[:_NUM_REFINED]
     fits = [
         _refine(hypotheses[i], points, positions_m, stds_m, max_error_m=max_error_m) for i in best
     ]
-    return max(fits, key=lambda fit: _score(fit.residuals_m, max_error_m))
+    scores = _scores(np.array([fit.residuals_m for fit in fits]), max_error_m=max_error_m)
+    return fits[int(scores.argmax())]
 
 
 def level_cameras(
@@ -221,16 +220,20 @@ def _distances(
     positions_m: Float64Array,
     known: BoolArray,
 ) -> Float64Array:
-    """Distances (N,) along the coordinates that were measured."""
-    offsets_m = transform_points(onto_from_map, points) - positions_m
-    return np.asarray(np.linalg.norm(offsets_m * known, axis=1))
+    """How far points (N, 3) are from their positions by each of some similarities (..., 3, 4).
+
+    Along the coordinates that are ``known`` (N, 3): (..., N).
+    """
+    placed_m = points @ np.swapaxes(onto_from_map[..., :3], -1, -2)
+    offsets_m = placed_m + onto_from_map[..., None, :, 3] - positions_m
+    return np.asarray(np.linalg.norm(offsets_m * known, axis=-1))
 
 
-def _score(residuals_m: Float64Array, max_error_m: float) -> float:
-    """The sum over positions and noise scales of how close they are; more is better."""
+def _scores(residuals_m: Float64Array, *, max_error_m: float) -> Float64Array:
+    """The sums (K,) over positions (K, N) and noise scales of how close they are."""
     scales_m = max_error_m / 2.0 ** np.arange(_NUM_SCALES)
-    gains = 1.0 - (residuals_m[:, None] / scales_m) ** 2
-    return float(np.maximum(gains, 0.0).sum())
+    gains = (np.maximum(1.0 - (residuals_m / scale_m) ** 2, 0.0) for scale_m in scales_m)
+    return np.asarray(sum(gain.sum(axis=1) for gain in gains))
 
 
 def _refine(
@@ -296,7 +299,9 @@ class _Problem:
         arms = arms_m / reach_m
         jacobian = np.zeros((len(points), 3, 7))
         jacobian[:, :, _SCALE] = arms
-        jacobian[:, :, _TURN] = np.swapaxes(np.cross(np.eye(3), arms[:, None]), 1, 2)
+        for column, row, other in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):  # -skew(arms)
+            jacobian[:, row, 1 + column] = arms[:, other]
+            jacobian[:, other, 1 + column] = -arms[:, row]
         jacobian[:, :, _SHIFT] = np.eye(3)
         per_axis = known * weights[:, None] / stds_m**2
         freedom = max(float((known * weights[:, None]).sum()) - 7.0, 1.0)

@@ -18,6 +18,8 @@ from engine.events import (
     ComponentJoined,
     ComponentStarted,
     CropFound,
+    DenseMapWritten,
+    DepthEstimated,
     DiskSpaceLow,
     EarlyMapMade,
     Event,
@@ -258,6 +260,23 @@ EVENTS: tuple[Event, ...] = (
     ),
     LoopRefused(
         at_s=0.5, first=ONE, second=TWO, num_pairs=3, error_px=80.0, reason="they do not agree"
+    ),
+    DepthEstimated(
+        at_s=0.5,
+        frame_id=ONE,
+        status="made",
+        reason="2 neighbours",
+        num_points=900,
+        is_again=True,
+        cpu_s=0.06,
+    ),
+    DenseMapWritten(
+        at_s=0.5,
+        path="products/dense.ply",
+        num_keyframes=9,
+        num_points=100_000,
+        verdict="good",
+        cpu_s=0.4,
     ),
     BundleAdjusted(
         at_s=0.5,

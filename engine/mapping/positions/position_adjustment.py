@@ -31,7 +31,7 @@ _TELLING_CHI2 = 9.0  # by which positions must fit better, to tell a focal lengt
 _TELLING_RMSE_RATIO = 0.95  # and at most this of their error may stay: errors of GPS are alike
 _EQUAL_ERROR_RATIO = 1.002  # of the mean reprojection error, then
 _FUNCTION_TOLERANCE = 1e-6
-_SLICE_ITERATIONS = 4  # solved without a pause
+_SLICE_ITERATIONS = 6  # solved without a pause
 _BREATH_S = 0.02  # in which other threads run
 _MAX_SOLVING_S = 30.0  # what is reached by then is judged
 _FREEDOM_OF_PLACE = 7  # position, orientation and scale of a map
@@ -255,7 +255,9 @@ def _solve(
 ) -> str:
     """Adjusts in metres, some held cameras freed; the reason where it cannot be done.
 
-    In slices: COLMAP's adjuster holds the interpreter lock, and others need it now and then.
+    In slices: COLMAP's adjuster holds the interpreter lock, and others need it now and then. Each
+    begins with the map laid onto the positions anew, so that none converges by itself: they end
+    with the first that leads no lower than the one before.
     """
     problem = pycolmap.BundleAdjustmentConfig()
     for image_id in sorted(reconstruction.reg_image_ids()):
@@ -268,7 +270,7 @@ def _solve(
         if reconstruction.exists_camera(camera_id):
             problem.set_constant_cam_intrinsics(camera_id)
     priors = _priors(reconstruction, positions)
-    num_left = max_iterations
+    num_left, least_cost = max_iterations, math.inf
     deadline_s = time.monotonic() + _MAX_SOLVING_S
     while num_left > 0 and time.monotonic() < deadline_s:
         adjuster = pycolmap.create_pose_prior_bundle_adjuster(
@@ -279,6 +281,11 @@ def _solve(
             return "it cannot be solved"
         if summary.termination_type == pycolmap.BundleAdjustmentTerminationType.CONVERGENCE:
             break
+        assert isinstance(summary, pycolmap.CeresBundleAdjustmentSummary)
+        cost = float(summary.ceres_summary.final_cost)
+        if cost > (1.0 - _FUNCTION_TOLERANCE) * least_cost:
+            break
+        least_cost = cost
         num_left -= _SLICE_ITERATIONS
         time.sleep(_BREATH_S)
     return calibration.flaw(reconstruction)
