@@ -264,16 +264,15 @@ class LensRecognition:
             return False
         self._num_connected_at_errors[camera_key] = len(connected)
         camera = sparse_map.camera(camera_key)
-        latest = connected[-_SEARCHED_KEYFRAMES:]
+        latest = [i for i in connected[-_SEARCHED_KEYFRAMES:] if sparse_map.is_registered(i)]
+        residuals = [sparse_map.residuals(frame_id) for frame_id in latest]
+        num_observations = sum(len(one.errors_px) for one in residuals)
+        total_px = sum(float(one.errors_px.sum()) for one in residuals)
         least_px = _LEAST_ERROR_PX * image_scale(camera.width, camera.height)
-        if sparse_map.fit(latest).mean_error_px < least_px:
-            return False
+        cell_px = max(camera.width, camera.height) / _NEIGHBOR_CELLS
         return (
-            shared_error_ratio(
-                [sparse_map.residuals(i) for i in latest if sparse_map.is_registered(i)],
-                cell_px=max(camera.width, camera.height) / _NEIGHBOR_CELLS,
-            )
-            > _SHARED_RATIO
+            total_px > least_px * num_observations
+            and shared_error_ratio(residuals, cell_px=cell_px) > _SHARED_RATIO
         )
 
     def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:

@@ -67,6 +67,11 @@ class Residuals:
     keypoints_xy: Float64Array  # (M, 2) px
     offsets_xy: Float64Array  # (M, 2) px, from the keypoints to their points; inf: none projects
 
+    @property
+    def errors_px(self) -> Float64Array:
+        """The reprojection errors (M,)."""
+        return np.asarray(np.linalg.norm(self.offsets_xy, axis=1))
+
 
 class SparseMap:
     """Keyframes, their verified matches, and what has been reconstructed of them so far.
@@ -710,7 +715,7 @@ class SparseMap:
             bound_px: an observation this far off adds nothing to the gain; by default the threshold
                 beyond which observations are filtered.
         """
-        errors = [self._errors_px(i) for i in frame_ids if self.is_registered(i)]
+        errors = [self.residuals(i).errors_px for i in frame_ids if self.is_registered(i)]
         errors_px = np.concatenate(errors) if errors else np.empty(0)
         bounded = np.minimum(errors_px / (bound_px or self._max_error_px()), 1.0)
         return Fit(
@@ -848,10 +853,6 @@ class SparseMap:
         del shared[frame_id]
         by_count = sorted(shared.items(), key=lambda item: (-item[1], item[0]))
         return {FrameId(other): count for other, count in by_count}
-
-    def _errors_px(self, frame_id: FrameId) -> Float64Array:
-        """Reprojection errors (M,) of a registered keyframe's observations."""
-        return np.asarray(np.linalg.norm(self.residuals(frame_id).offsets_xy, axis=1))
 
     def _check_registered(self, frame_ids: Collection[FrameId], *, is_registered: bool) -> None:
         for frame_id in frame_ids:
