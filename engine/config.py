@@ -678,6 +678,28 @@ class RescueConfig(Section):
     sparse/1, sparse/2, ... of the last snapshot."""
 
 
+class DenseConfig(Section):
+    """Depth maps of registered keyframes, made beside mapping, and dense points from them.
+
+    They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
+    the bit.
+    """
+
+    enabled: bool = True
+    """Whether depth maps are made."""
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 640
+    """px, longer side. Images are matched at most at this size; twice of it costs four times as
+    much."""
+    neighbours: Annotated[int, Field(ge=1, le=8)] = 2
+    """Keyframes that a keyframe is matched with, at most. More fill holes and confirm depths."""
+    voxel_size: NonNegativeFloat = 0.0
+    """Edge of the cells that hold one dense point each, in units of the map that is written: metres
+    where it is georeferenced. 0: as the images sample the surface."""
+    max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
+    fit into it, the oldest ones, get no depth map and are counted."""
+
+
 class SnapshotsConfig(Section):
     """COLMAP models written during the run; the last one when it stops."""
 
@@ -799,6 +821,7 @@ class Config(Section):
     window: WindowConfig = WindowConfig()
     loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
+    dense: DenseConfig = DenseConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
     faults: FaultsConfig = FaultsConfig()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from engine.config import GlobalBundleAdjustmentConfig, WindowConfig
-from engine.mapping.camera_changes.lens_search import LensFits
+from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
 from engine.mapping.model.bundle_adjustment import (
     GlobalAdjustment,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.mapping.camera_changes.lens_search import LensFits
+from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.windows.window_selection import SolvedWindow
 from engine.matching.second_matching import SecondMatches

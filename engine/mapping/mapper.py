@@ -39,10 +39,11 @@ from engine.events import (
 from engine.mapping.ahead_posing import PosingReference
 from engine.mapping.assembly import assemble, empty_map
 from engine.mapping.camera_changes.lens_change import LensChange
-from engine.mapping.camera_changes.lens_search import LensFits
 from engine.mapping.cameras.cameras import (
     CameraChange,
 )
+from engine.mapping.cameras.lens_search import LensFits
+from engine.mapping.depth_problems import DenseHandout, hand_out
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.maps.components import MAIN
 from engine.mapping.maps.restarts import BuiltMap
@@ -1055,7 +1056,22 @@ class Mapper:
         numbered = dict(self._components.numbered(self._map))
         maps = self._maps or [self._map]
         numbers = [next(n for n, one in numbered.items() if one is own) for own in maps]
-        return self._products.snapshot(maps, numbers=numbers, counts=self._counts())
+        return self._products.snapshot(
+            maps, numbers=numbers, counts=self._counts(), verdict=self._verdicts.verdict
+        )
+
+    def dense_handout(
+        self,
+        *,
+        done: Collection[FrameId],
+        again: Sequence[FrameId] = (),
+        is_final: bool = False,
+        wants_poses: bool = False,
+    ) -> DenseHandout:
+        """What the dense map is made of next, see `hand_out`; at any time, also while matching."""
+        return hand_out(
+            self._map, done=done, again=again, is_final=is_final, wants_poses=wants_poses
+        )
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""

@@ -16,6 +16,7 @@ from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.steps import MapCopy, MapSnapshot
+from engine.output.dense_products import DenseWorld
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
 from engine.run.event_loop import ThreadOwned, run_in
@@ -150,6 +151,7 @@ class Snapshots:
         recorder: writes them; called through the writer.
         writer: runs writes in order.
         clock: seconds since the start of the run.
+        taken: gets the world of each snapshot, once its copies are made.
     """
 
     def __init__(
@@ -160,8 +162,10 @@ class Snapshots:
         recorder: Recorder,
         writer: Writer,
         clock: Callable[[], float],
+        taken: Callable[[DenseWorld], None] = lambda world: None,
     ) -> None:
         self._config = config
+        self._taken = taken
         self._mapper = mapper
         self._recorder = recorder
         self._writer = writer
@@ -239,6 +243,14 @@ class Snapshots:
                 "is_final": is_final,
                 "georeference": snapshot.placement and snapshot.placement.as_record(),
             }
+            self._taken(
+                DenseWorld(
+                    poses=snapshot.poses,
+                    placement=snapshot.placement,
+                    is_in_metres=snapshot.copies[0].is_in_metres,
+                    verdict=snapshot.verdict,
+                )
+            )
             write = functools.partial(self._write_copies, snapshot.copies, entries=figures)
             self._writing = BackgroundJob(await self._writer.schedule(write))
             del snapshot, write

@@ -35,6 +35,7 @@ _STAGE_OF_PART = {
     RunPart.ADJUSTMENT: Stage.GLOBAL_ADJUSTMENT,
     RunPart.WINDOW: Stage.WINDOWS,
     RunPart.LENS_SEARCH: Stage.LENS_SEARCH,
+    RunPart.DENSE: Stage.DENSE_DEPTH,
 }
 
 Params = ParamSpec("Params")

@@ -11,7 +11,7 @@ from engine.config import (
     WindowConfig,
 )
 from engine.mapping.background_jobs import BackgroundJobs
-from engine.mapping.camera_changes.lens_search import LensFits
+from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.jobs import FinishedJob
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.model.sparse_map import SparseMap

@@ -23,13 +23,13 @@ from engine.cpu_time import Stage, charged_to
 from engine.estimators.camera_limits import corner_displacement, lens_flaw
 from engine.estimators.lenses import lens_kind
 from engine.geometry import image_scale
-from engine.mapping.camera_changes.lens_search import (
+from engine.mapping.cameras.cameras import cameras_in
+from engine.mapping.cameras.lens_search import (
     LensFit,
     LensFits,
     LensHypothesis,
     fit_lenses,
 )
-from engine.mapping.cameras.cameras import cameras_in
 from engine.mapping.maps.restarts import best_connected
 from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import Residuals, SparseMap

@@ -14,7 +14,7 @@ from engine.camera_models import LensKind
 from engine.config import CamerasConfig, Config, RuntimeConfig, SnapshotsConfig
 from engine.events import LensRecognised, SnapshotWritten
 from engine.mapping.camera_changes.lens_recognition import choice, shared_error_ratio
-from engine.mapping.camera_changes.lens_search import LensFit
+from engine.mapping.cameras.lens_search import LensFit
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.model.sparse_map import Residuals
 from engine.output.recorder import Recorder
