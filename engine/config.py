@@ -78,6 +78,9 @@ class SourcesConfig(Section):
     every_nth_frame: PositiveInt = 1
     """One frame of n is taken: 3 makes a 30 Hz video a 10 Hz one, and takes every third image of a
     folder."""
+    topics: tuple[str, ...] = ()
+    """Of a ROS recording, the topics whose images are taken, by patterns like /front/*. Empty: all
+    but depth."""
     frame_queue_size: PositiveInt = 4
     """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
     source drops its oldest."""
@@ -678,6 +681,28 @@ class RescueConfig(Section):
     sparse/1, sparse/2, ... of the last snapshot."""
 
 
+class DenseConfig(Section):
+    """Depth maps of registered keyframes, made beside mapping, and dense points from them.
+
+    They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
+    the bit.
+    """
+
+    enabled: bool = True
+    """Whether depth maps are made."""
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 640
+    """px, longer side. Images are matched at most at this size; twice of it costs four times as
+    much."""
+    neighbours: Annotated[int, Field(ge=1, le=8)] = 2
+    """Keyframes that a keyframe is matched with, at most. More fill holes and confirm depths."""
+    voxel_size: NonNegativeFloat = 0.0
+    """Edge of the cells that hold one dense point each, in units of the map that is written: metres
+    where it is georeferenced. 0: as the images sample the surface."""
+    max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
+    fit into it, the oldest ones, get no depth map and are counted."""
+
+
 class SnapshotsConfig(Section):
     """COLMAP models written during the run; the last one when it stops."""
 
@@ -742,7 +767,8 @@ class FaultsConfig(Section):
     """s. Decoding or describing a frame, matching a pair or showing something that takes longer has
     hung and is given up. 0: never."""
     max_solve_s: NonNegativeFloat = 1800.0
-    """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    """s. The same for a window, the search of a lens, and a global bundle adjustment beside the
+    run. 0: never."""
     tell_after_s: NonNegativeFloat = 120.0
     """s. Mapping and writing cannot be given up: a call of theirs that takes longer is told, since
     all frames wait for it. 0: never."""
@@ -798,6 +824,7 @@ class Config(Section):
     window: WindowConfig = WindowConfig()
     loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
+    dense: DenseConfig = DenseConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
     faults: FaultsConfig = FaultsConfig()

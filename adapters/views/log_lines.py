@@ -99,6 +99,7 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             return _fault(event)
         case SourceChanged():
             is_bad = event.state in (SourceState.LOST, SourceState.REFUSED)
+            is_bad |= any(one.is_missed for one in event.left_out)
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:

@@ -8,6 +8,7 @@ the name of an action camera is searched in any case, since those switch between
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,16 +19,29 @@ import pycolmap
 
 from engine.camera_models import CAMERA_MODELS, LensKind
 from engine.config import CamerasConfig, InitializationConfig
+from engine.cpu_time import Stage, charged_to
 from engine.estimators.camera_limits import corner_displacement, lens_flaw
 from engine.estimators.lenses import lens_kind
 from engine.geometry import image_scale
-from engine.mapping.camera_changes.lens_search import LensFit, LensHypothesis, fit_lenses
 from engine.mapping.cameras.cameras import cameras_in
+from engine.mapping.cameras.lens_search import (
+    LensFit,
+    LensFits,
+    LensHypothesis,
+    fit_lenses,
+)
 from engine.mapping.maps.restarts import best_connected
 from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
 from engine.matching.scene_graph import SceneGraph
-from engine.types import CalibrationOrigin, Float64Array, FrameId, Uint32Array, VerifiedPair
+from engine.types import (
+    CalibrationOrigin,
+    Float64Array,
+    FrameId,
+    Keyframe,
+    Uint32Array,
+    VerifiedPair,
+)
 
 _MIN_CONNECTED = 7  # keyframes that match others: fewer tell lenses apart badly
 _SEARCHED_KEYFRAMES = 8
@@ -64,6 +78,7 @@ FindMatches = Callable[[VerifiedPair], Uint32Array]  # (M, 2) rows of all its ma
 class RecognisedLens:
     """A lens that explains a camera's keyframes better than the present one."""
 
+    camera_key: str
     camera: pycolmap.Camera
     poses: Mapping[
         FrameId, Float64Array
@@ -114,6 +129,7 @@ class LensRecognition:
         self._all_matches = all_matches
         self._seed = seed
         self._searches: dict[str, _Searches] = {}
+        self._searched = "", 0  # the camera searched last, and its connected keyframes then
         self._num_connected_at_errors: dict[str, int] = {}  # when errors were examined
 
     def facts(self) -> dict[str, Any]:
@@ -128,25 +144,52 @@ class LensRecognition:
         self._searches = {key: _Searches(**done) for key, done in facts["searches"].items()}
         self._num_connected_at_errors = dict(facts["num_at_errors"])
 
-    def doubted(self, sparse_map: SparseMap) -> list[str]:
-        """Cameras whose lens should be searched now."""
+    def doubted(self, sparse_map: SparseMap) -> str | None:
+        """A camera whose lens should be searched now."""
         if not self._is_wanted or CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
-            return []  # the latter somebody has chosen
-        connected = self._graph.connected_by_calibration
-        return [key for key, ids in connected.items() if self._is_doubted(sparse_map, key, ids)]
+            return None  # the latter somebody has chosen
+        connected = self._graph.connected_by_calibration.items()
+        return next((key for key, ids in connected if self._is_doubted(sparse_map, key, ids)), None)
 
-    def recognise(self, sparse_map: SparseMap, camera_key: str) -> RecognisedLens | None:
-        """Searches the lens of a camera; None when the present one is as good, or nothing is clear.
+    def search(self, sparse_map: SparseMap, camera_key: str) -> Callable[[], LensFits]:
+        """The search of a camera's lens, on frozen keyframes and pairs, for any one thread.
+
+        `conclude` takes what it finds. A search of which nothing comes counts as none.
 
         Args:
             sparse_map: the map; need not be initialised.
-            camera_key: one of the doubted cameras.
+            camera_key: the doubted camera.
         """
+        self._searched = camera_key, self._num_connected(camera_key)
+        pairs = self._graph.edges_of(camera_key)
+        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
+        return functools.partial(
+            _search,
+            [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids],
+            [
+                replace(pair, inlier_matches_idx=self._all_matches(pair))
+                for pair in pairs
+                if pair.pair.first in frame_ids and pair.pair.second in frame_ids
+            ],
+            self._hypotheses(sparse_map.camera(camera_key)),
+            new_map=self._new_map,
+            initialization=self._initialization,
+            growth=self._growth,
+            seed=self._seed,
+        )
+
+    def conclude(self, sparse_map: SparseMap, found: LensFits) -> RecognisedLens | None:
+        """What the search that began last says of its camera, as the map has it by now.
+
+        Returns:
+            None when the present lens is as good, or nothing is clear.
+        """
+        camera_key, num_connected = self._searched
         present = sparse_map.camera(camera_key)
-        chosen = choice(self._fits(camera_key, present), kind=lens_kind(present))
+        chosen = choice(found.fits, kind=lens_kind(present))
         done = self._searches.setdefault(camera_key, _Searches())
         done.num += 1
-        done.num_connected = len(self._graph.connected_by_calibration.get(camera_key, ()))
+        done.num_connected = num_connected
         if chosen is None:
             return None
         done.focal_px = float(chosen.fit.camera.mean_focal_length())
@@ -158,33 +201,15 @@ class LensRecognition:
         if is_same:
             return None
         return RecognisedLens(
+            camera_key=camera_key,
             camera=chosen.fit.camera,
             poses=chosen.fit.poses,
             former_model=present.model_name,
             gain_ratio=chosen.gain_ratio,
         )
 
-    def _fits(self, camera_key: str, present: pycolmap.Camera) -> list[LensFit]:
-        """How lenses that can exist fit the best connected keyframes of a camera, best first."""
-        pairs = self._graph.edges_of(camera_key)
-        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
-        if not frame_ids:
-            return []
-        keyframes = [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids]
-        fits = fit_lenses(
-            keyframes,
-            [
-                replace(pair, inlier_matches_idx=self._all_matches(pair))
-                for pair in pairs
-                if pair.pair.first in frame_ids and pair.pair.second in frame_ids
-            ],
-            self._hypotheses(present),
-            new_map=self._new_map,
-            initialization=self._initialization,
-            growth=self._growth,
-            seed=self._seed,
-        )
-        return [fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes))]
+    def _num_connected(self, camera_key: str) -> int:
+        return len(self._graph.connected_by_calibration.get(camera_key, ()))
 
     def _is_doubted(
         self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
@@ -296,6 +321,32 @@ def _is_clear(fits: Sequence[LensFit]) -> bool:
         < _SAME_FOCAL_FACTOR
         for fit in fits
         if fit.gain >= _EQUAL_GAIN_RATIO * best.gain
+    )
+
+
+@charged_to(Stage.LENS_SEARCH)
+def _search(
+    keyframes: Sequence[Keyframe],
+    pairs: Sequence[VerifiedPair],
+    hypotheses: Sequence[LensHypothesis],
+    *,
+    new_map: Callable[[], SparseMap],
+    initialization: InitializationConfig,
+    growth: GrowthConfig,
+    seed: int,
+) -> LensFits:
+    """How lenses that can exist fit some keyframes; the job of another thread."""
+    fits = fit_lenses(
+        keyframes,
+        pairs,
+        hypotheses,
+        new_map=new_map,
+        initialization=initialization,
+        growth=growth,
+        seed=seed,
+    )
+    return LensFits(
+        fits=tuple(fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes)))
     )
 
 

@@ -614,8 +614,9 @@ class SparseMap:
             frame_ids = {FrameId(int(element.image_id)) for element in elements}
             if len(frame_ids & ends) < 2:
                 continue
+            # Numbers: an element is a view of the track, and another one after a deletion.
             alone = [
-                element
+                (int(element.image_id), int(element.point2D_idx))
                 for element in elements
                 if element.image_id in ends
                 and frame_ids.isdisjoint(self._matches.neighbors(FrameId(int(element.image_id))))
@@ -623,8 +624,8 @@ class SparseMap:
             if len(alone) >= len(elements) - 1:
                 self._reconstruction.delete_point3D(point3D_id)
             else:
-                for element in alone:
-                    self._reconstruction.delete_observation(element.image_id, element.point2D_idx)
+                for image_id, point2D_idx in alone:
+                    self._reconstruction.delete_observation(image_id, point2D_idx)
         self._forget_observations()
         self._rebuild_managers()
 

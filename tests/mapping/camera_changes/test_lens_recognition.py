@@ -14,7 +14,8 @@ from engine.camera_models import LensKind
 from engine.config import CamerasConfig, Config, RuntimeConfig, SnapshotsConfig
 from engine.events import LensRecognised, SnapshotWritten
 from engine.mapping.camera_changes.lens_recognition import choice
-from engine.mapping.camera_changes.lens_search import LensFit
+from engine.mapping.cameras.lens_search import LensFit
+from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.types import Float64Array, IntrinsicsPrior
@@ -75,14 +76,28 @@ def around_an_object(focal_px: float) -> SyntheticWorld:
 
 
 class Run(MapperRun):
-    """A mapper fed with all frames of a world, not finished."""
+    """A mapper fed with the first frames of a world, by default all, not finished."""
 
-    def __init__(self, world: SyntheticWorld, *, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        world: SyntheticWorld,
+        *,
+        config: Config | None = None,
+        num_keyframes: int | None = None,
+        failing: JobKind | None = None,
+    ) -> None:
         matcher = FakeMatcher(world=world, wrong_ratio=WRONG_RATIO)
         super().__init__(config or Config(), matcher=matcher, graph=scene_graph())
         self.world = world
-        for frame_id in world.frame_ids:
+        self._failing = failing
+        for frame_id in world.frame_ids[:num_keyframes]:
             self.add_keyframe(world.keyframe(frame_id))
+
+    def run_job(self, job: MapJob) -> FinishedJob:
+        if job.kind is not self._failing:
+            return super().run_job(job)
+        self._running.pop(job.kind)
+        return FinishedJob(job=job, result=None)
 
     @property
     def model(self) -> str:
@@ -118,6 +133,35 @@ def test_a_fisheye_that_nobody_named_is_recognised_while_frames_arrive(
     mapped.end()
     assert abs(mapped.focal_px - true_px) < 0.005 * true_px
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
+
+
+@pytest.mark.slow
+def test_a_lens_is_searched_beside_the_map_and_changes_before_the_keyframe_after_next() -> None:
+    world = flight(fisheye(130.0))
+    mapped = Run(world, num_keyframes=0)
+    num_fed = 0
+    while not mapped.jobs:
+        num_fed += 1
+        mapped.add_keyframe(world.keyframe(world.frame_ids[num_fed - 1]))
+    (job,) = mapped.jobs
+    assert job.kind is JobKind.LENS_SEARCH
+    assert not mapped.due
+    mapped.add_keyframe(world.keyframe(world.frame_ids[num_fed]))
+    assert mapped.due == (job,)
+    assert mapped.model == "SIMPLE_RADIAL"
+    mapped.begin_keyframe(world.keyframe(world.frame_ids[num_fed + 1]))
+    assert mapped.model == "RADIAL_FISHEYE"
+    assert mapped.registered_ids == world.frame_ids[: num_fed + 1]
+
+
+def test_a_search_that_failed_counts_and_is_not_begun_again_at_once() -> None:
+    world = flight(fisheye(130.0))
+    mapped = Run(world, num_keyframes=0, failing=JobKind.LENS_SEARCH)
+    for frame_id in world.frame_ids:
+        mapped.add_keyframe(world.keyframe(frame_id))
+    assert [job.kind for job in mapped.jobs] == [JobKind.LENS_SEARCH]
+    assert mapped.model == "SIMPLE_RADIAL"
+    assert not mapped.recognised
 
 
 def test_no_lens_is_searched_when_that_is_not_wanted() -> None:
@@ -201,7 +245,7 @@ def test_an_ordinary_camera_stays_a_perspective_with_noise_and_distortion(
 def test_a_start_that_looks_right_costs_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[str] = []
     monkeypatch.setattr(
-        "engine.mapping.camera_changes.lens_recognition.LensRecognition.recognise",
+        "engine.mapping.camera_changes.lens_recognition.LensRecognition.search",
         lambda self, sparse_map, camera_key: searched.append(camera_key),
     )
     mapped = Run(flight(camera(800.0)))
@@ -234,7 +278,7 @@ def test_a_lens_that_somebody_vouched_for_is_not_searched(
 ) -> None:
     searched: list[str] = []
     monkeypatch.setattr(
-        "engine.mapping.camera_changes.lens_recognition.LensRecognition.recognise",
+        "engine.mapping.camera_changes.lens_recognition.LensRecognition.search",
         lambda self, sparse_map, camera_key: searched.append(camera_key),
     )
     lens = fisheye(130.0)
