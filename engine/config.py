@@ -429,6 +429,9 @@ class SiftConfig(Section):
     """Keypoints kept per keyframe of a video, whose frames overlap more; strongest first."""
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
+    upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
+    """How far photos are upscaled before keypoints are detected; frames of a video are doubled.
+    Higher: more of the smallest keypoints, and slower by its square. 2 is Lowe's."""
     lean_features: NonNegativeInt = 0
     """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
     are described at half the resolution, all for a third of the cost. 0: no keyframe is treated so.
@@ -455,7 +458,7 @@ class CoarseToFineConfig(Section):
     given up.
     """
 
-    num_keypoints: NonNegativeInt = 2000
+    num_keypoints: NonNegativeInt = 1200
     """Largest keypoints of each image that are matched first. More: more weak pairs are found, and
     the cost of the first pass grows with the square. 0: all are matched at once."""
     min_coarse_matches: NonNegativeInt = 8
@@ -703,6 +706,9 @@ class DenseConfig(Section):
     voxel_size: NonNegativeFloat = 0.0
     """Edge of the cells that hold one dense point each, in units of the map that is written: metres
     where it is georeferenced. 0: as the images sample the surface."""
+    orthophoto: bool = False
+    """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
+    presets for drones switch it on. GeoTIFF needs the extra survey."""
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
     fit into it, the oldest ones, get no depth map and are counted."""

@@ -36,6 +36,7 @@ from engine.types import (
 # RootSIFT components rarely exceed 127 / 256; at this scale they fit signed bytes.
 _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
+_UPSCALING_OF_OPENCV = 2.0
 _GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those near their planes
 
 
@@ -48,12 +49,13 @@ class SiftMatcher:
 
     def __init__(self, config: SiftConfig) -> None:
         self._config = config
-        self._full = _Describer(
-            config, max_features=config.max_features, edge_px=config.working_edge_px, is_half=False
-        )
-        self._lean = _Describer(
-            config, max_features=config.lean_features, edge_px=config.lean_edge_px, is_half=True
-        )
+        self._full = _Describer(config)
+        lean = {
+            "max_features": config.lean_features,
+            "working_edge_px": config.lean_edge_px,
+            "upscaling": 2.0,
+        }
+        self._lean = _Describer(config.model_copy(update=lean), is_half=True)
         self._lean_before: dict[str, Uint8Array] = {}  # descriptors, by camera
         self._products = ByteProducts()  # of the thread that matches
         self._describing_products = ByteProducts()  # of the thread that describes
@@ -139,21 +141,15 @@ class SiftMatcher:
 
 
 class _Describer:
-    """Detects and describes keypoints in images of one size.
+    """Detects and describes keypoints.
 
     Args:
-        config: thresholds.
-        max_features: keypoints kept.
-        edge_px: images are reduced to this edge.
+        config: how many, in which image, and thresholds.
         is_half: whether descriptors are read at half the resolution of their keypoints.
     """
 
-    def __init__(
-        self, config: SiftConfig, *, max_features: int, edge_px: int, is_half: bool
-    ) -> None:
+    def __init__(self, config: SiftConfig, *, is_half: bool = False) -> None:
         self._config = config
-        self._max_features = max_features
-        self._edge_px = edge_px
         self._is_half = is_half
         self._detectors: dict[bool, Any] = {}  # by whether they limit the number of keypoints
         self._half_sift: Any = None
@@ -163,28 +159,29 @@ class _Describer:
         import cv2
 
         try:
-            working, scale = _working_image(frame.pixels, max_edge_px=self._edge_px)
+            working, scale = self._working_image(frame.pixels)
             area = None if frame.mask is None else _working_mask(frame.mask, working)
             keypoints, raw = self._detect_and_compute(working, area)
         except cv2.error as error:
             raise InferenceError(f"SIFT failed on {frame.name}: {error}") from error
         if not keypoints:
             return _no_features(frame)
-        keep = _strongest_first(keypoints)
-        points_xy = np.array([keypoints[k].pt for k in keep])
+        table = np.array([(k.response, *k.pt, k.size, k.angle) for k in keypoints])
+        keep = _strongest_first(table)
+        points_xy, sizes = table[keep, 1:3], table[:, 3]
         # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
         keypoints_xy = (points_xy + 0.5) * scale
         if frame.mask is not None:
             is_usable = usable_at(frame.mask, keypoints_xy)
             keep, keypoints_xy = keep[is_usable], keypoints_xy[is_usable]
-        keep = keep[: self._max_features]
+        keep = keep[: self._config.max_features]
         keypoints_xy = keypoints_xy[: len(keep)].copy()  # a view would keep all of them
         return Features(
             frame_id=frame.frame_id,
             keypoints_xy=keypoints_xy,
             descriptors=_root_sift_bytes(raw[keep]),
             descriptor_kind=DescriptorKind.ROOT_SIFT,
-            scales=np.array([keypoints[k].size * scale.max() for k in keep], np.float32),
+            scales=(sizes[keep] * scale.max()).astype(np.float32),
             colors=_colors_at(frame.pixels, keypoints_xy),
         )
 
@@ -215,13 +212,25 @@ class _Describer:
             self._half_sift = cv2.SIFT.create(nOctaveLayers=1, sigma=1.0)
         return self._half_sift
 
+    def _working_image(self, pixels: Uint8Array) -> tuple[Uint8Array, Float64Array]:
+        """The grey image that OpenCV gets, and original px per px of it in x and y, (2,).
+
+        OpenCV doubles it: where it is to be upscaled by less, it is reduced before.
+        """
+        import cv2
+
+        grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+        edge_px = min(max(grey.shape), self._config.working_edge_px)
+        reduced_px = round(edge_px * self._config.upscaling / _UPSCALING_OF_OPENCV)
+        return _reduced(grey, max_edge_px=max(1, reduced_px))
+
     def _detector(self, *, has_limit: bool) -> Any:
         """The detector; OpenCV keeps the strongest keypoints before it applies a mask."""
         if has_limit not in self._detectors:
             import cv2
 
             self._detectors[has_limit] = cv2.SIFT.create(
-                nfeatures=self._max_features if has_limit else 0,
+                nfeatures=self._config.max_features if has_limit else 0,
                 contrastThreshold=self._config.contrast_threshold,
                 edgeThreshold=self._config.edge_threshold,
                 # Else OpenCV doubles the image with a shift: every keypoint is 0.25 px off.
@@ -268,11 +277,10 @@ class _Found:
         )
 
 
-def _working_image(pixels: Uint8Array, *, max_edge_px: int) -> tuple[Uint8Array, Float64Array]:
-    """The grey image SIFT works on, and original px per working px in x and y, (2,)."""
+def _reduced(grey: Uint8Array, *, max_edge_px: int) -> tuple[Uint8Array, Float64Array]:
+    """An image of at most that edge, and original px per px of it in x and y, (2,)."""
     import cv2
 
-    grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
     height, width = grey.shape
     if max(height, width) <= max_edge_px:
         return grey, np.ones(2)
@@ -291,10 +299,9 @@ def _working_mask(mask: BoolArray, working: Uint8Array) -> Uint8Array:
     return np.where(area > 0, np.uint8(255), np.uint8(0))
 
 
-def _strongest_first(keypoints: Sequence[Any]) -> Int64Array:
-    """Rows by response, the rest of the key making the order the same on every run."""
-    key = np.array([(-k.response, k.pt[0], k.pt[1], k.size, k.angle) for k in keypoints])
-    order: Int64Array = np.lexsort(key.T[::-1])
+def _strongest_first(table: Float64Array) -> Int64Array:
+    """Rows (N, 5) by the first column, the rest making the order the same on every run."""
+    order: Int64Array = np.lexsort([*table.T[:0:-1], -table[:, 0]])
     return order
 
 
