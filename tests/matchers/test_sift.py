@@ -265,7 +265,7 @@ def lean_of(frame: Frame, **settings: Any) -> Features:
 
 def test_lean_descriptors_are_much_like_full_ones_of_the_same_keypoints() -> None:
     frame = frame_of(texture_image())
-    full, lean = matcher().describe(frame), lean_of(frame)
+    full, lean = matcher(upscaling=2.0).describe(frame), lean_of(frame)
     for name in ("keypoints_xy", "scales", "colors"):
         assert np.array_equal(getattr(lean, name), getattr(full, name))
     products = (full.descriptors.astype(np.int64) * lean.descriptors).sum(axis=1)
