@@ -72,9 +72,9 @@ def estimate_absolute_pose(
 
 def reprojection_errors_px(
     cam_from_world: Float64Array,
-    points_xy: Float64Array,
     points3D_in_world: Float64Array,
     *,
+    points_xy: Float64Array,
     camera: pycolmap.Camera,
 ) -> Float64Array:
     """How far points (N, 3) project from their keypoints (N, 2), (N,); inf where they do not."""

@@ -539,7 +539,11 @@ class Components:
             if alignment.is_ambiguous:
                 return None
             merged = merge_maps(
-                target, one.sparse_map, alignment, registration=self._registration, config=config
+                target,
+                one.sparse_map,
+                alignment=alignment,
+                registration=self._registration,
+                config=config,
             )
         if merged is None and num_pairs >= max(_MIN_ESTABLISHED, len(moved_ids)):
             merged = take_apart(target, one.sparse_map, config=config)

@@ -40,6 +40,7 @@ from engine.types import (
 _MIN_PER_KEYFRAME = 8  # keypoints that agree, for a keyframe to support a similarity
 _MIN_KEYFRAMES = 2  # of either map that support it
 _MIN_INLIERS_PER_REGISTRATION = 1.5  # times the inliers that a single keyframe needs
+_OVERRULING_PER_REGISTRATION = 3.0  # likewise, of pairs against what most matches agree with
 _INLIER_RATIO_SHARE = 0.6  # of the share of inliers that a single keyframe needs
 _RIVAL_RATIO = 0.5  # of what supports a similarity, that supports another one: which is open
 _ADJUSTED_UP_TO = 80  # keyframes of a merged map that is adjusted at once
@@ -73,8 +74,8 @@ class MapAlignment:
 def merge_maps(
     larger: SparseMap,
     smaller: SparseMap,
-    alignment: MapAlignment,
     *,
+    alignment: MapAlignment,
     registration: RegistrationConfig,
     config: GrowthConfig,
 ) -> MergedMap | None:
@@ -185,7 +186,8 @@ def find_similarity(
     similarity = estimate_map_similarity(matched, seed=0)
     if similarity is None:
         return None
-    similarity, counted, is_ambiguous = _decided(matched, similarity)
+    enough = _OVERRULING_PER_REGISTRATION * registration.min_inliers
+    similarity, counted, is_ambiguous = _decided(matched, similarity, enough=enough)
     counts: tuple[Counter[FrameId], Counter[FrameId]] = (Counter(), Counter())
     for pair_idx in matched.pair_idx[similarity.is_inlier].tolist():
         for side, frame_id in zip(counts, ends[pair_idx], strict=True):
@@ -200,11 +202,18 @@ def find_similarity(
     )
 
 
-def _decided(matched: MatchedPoints, found: MapSimilarity) -> tuple[MapSimilarity, BoolArray, bool]:
+def _decided(
+    matched: MatchedPoints, found: MapSimilarity, *, enough: float
+) -> tuple[MapSimilarity, BoolArray, bool]:
     """The right one of two similarities, where repeated structure gives a second one.
 
-    Pairs decide that agree with either as a whole. Where both have many matches, no others count:
-    they show a pattern, and no place.
+    Pairs decide that agree with either as a whole. Where they overrule most matches, no others
+    count: these show a pattern, and no place.
+
+    Args:
+        matched: the matches.
+        found: what most of them agree with.
+        enough: support of pairs that overrules most matches.
 
     Returns:
         The similarity, the matches (N,) that count, and whether it is open which one is right.
@@ -213,16 +222,13 @@ def _decided(matched: MatchedPoints, found: MapSimilarity) -> tuple[MapSimilarit
     rival = estimate_rival(matched, found, seed=0)
     if rival is None:
         return found, all_count, False
-    both = (found, rival)
-    supports = [pair_supports(matched.pair_idx, one.is_inlier) for one in both]
-    evidence = [int(one.sum()) for one in supports]
-    if not any(evidence):
-        evidence = [one.num_inliers for one in both]
-    best = int(evidence[1] > evidence[0])
-    is_ambiguous = evidence[1 - best] > _RIVAL_RATIO * evidence[best]
-    if best == 0 and rival.num_inliers <= _RIVAL_RATIO * found.num_inliers:
-        return found, all_count, is_ambiguous
-    return both[best], (supports[0] + supports[1])[matched.pair_idx] > 0, is_ambiguous
+    supports = [pair_supports(matched.pair_idx, one.is_inlier) for one in (found, rival)]
+    own, others = (int(one.sum()) for one in supports)
+    if not own and not others:
+        return found, all_count, rival.num_inliers > _RIVAL_RATIO * found.num_inliers
+    if others >= enough and own <= _RIVAL_RATIO * others:
+        return rival, (supports[0] + supports[1])[matched.pair_idx] > 0, False
+    return found, all_count, others > _RIVAL_RATIO * own
 
 
 def _is_sure(

@@ -919,39 +919,42 @@ class SparseMap:
         few matches that do not agree that it is not asked.
         """
         keyframe = self._keyframes[frame_id]
-        camera = self.camera(keyframe.calibration_key)
-        bound_px = self._registration.max_error_px * image_scale(camera.width, camera.height)
-
-        def errors_px(
-            cam_from_world: Float64Array, rows: Int64Array, point3D_ids: Int64Array
-        ) -> Float64Array:
-            return reprojection_errors_px(
-                cam_from_world,
-                keyframe.features.keypoints_xy[rows],
-                self.points3D_in_world(point3D_ids),
-                camera=camera,
-            )
-
         enough = _ASKED_RATIO * len(np.unique(rows[pose.inlier_mask]))
-        is_open = ~pose.inlier_mask
-        if len(np.unique(rows[is_open])) <= enough:
+        if len(np.unique(rows[~pose.inlier_mask])) <= enough:
             return False
-        is_open &= errors_px(pose.cam_from_world, rows, point3D_ids) > _FAR * bound_px
+        errors = self._pose_errors(keyframe, pose, rows=rows, point3D_ids=point3D_ids)
+        far_rows, far_ids = rows[errors > _FAR], point3D_ids[errors > _FAR]
         rival = estimate_absolute_pose(
-            keyframe.features.keypoints_xy[rows[is_open]],
-            self.points3D_in_world(point3D_ids[is_open]),
-            camera=camera,
+            keyframe.features.keypoints_xy[far_rows],
+            self.points3D_in_world(far_ids),
+            camera=self.camera(keyframe.calibration_key),
             config=self._registration,
             seed=self._seed,
         )
-        if rival is None or len(np.unique(rows[is_open][rival.inlier_mask])) <= enough:
+        if rival is None or len(np.unique(far_rows[rival.inlier_mask])) <= enough:
             return False
         rows, point3D_ids, pair_idx = self._matched_points(frame_id, pairs)
         own, others = (
-            pair_supports(pair_idx, errors_px(one.cam_from_world, rows, point3D_ids) <= bound_px)
+            pair_supports(
+                pair_idx, self._pose_errors(keyframe, one, rows=rows, point3D_ids=point3D_ids) < 1.0
+            )
             for one in (pose, rival)
         )
         return bool(others.sum() > _RIVAL_RATIO * own.sum())
+
+    def _pose_errors(
+        self, keyframe: Keyframe, pose: AbsolutePose, *, rows: Int64Array, point3D_ids: Int64Array
+    ) -> Float64Array:
+        """How far points project from keypoints, (N,), in units of what poses allow."""
+        camera = self.camera(keyframe.calibration_key)
+        errors_px = reprojection_errors_px(
+            pose.cam_from_world,
+            self.points3D_in_world(point3D_ids),
+            points_xy=keyframe.features.keypoints_xy[rows],
+            camera=camera,
+        )
+        allowed_px = self._registration.max_error_px * image_scale(camera.width, camera.height)
+        return np.asarray(errors_px / allowed_px)
 
     def _point3D_ids_at(self, frame_id: FrameId, rows: Int64Array) -> Int64Array:
         """The points (M,) that some keypoints of a keyframe observe, -1 for none."""

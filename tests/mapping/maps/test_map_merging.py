@@ -65,7 +65,9 @@ def merged_of(larger: SparseMap, smaller: SparseMap) -> MergedMap | None:
     alignment = find_similarity(larger, smaller, registration=REGISTRATION)
     if alignment is None:
         return None
-    return merge_maps(larger, smaller, alignment, registration=REGISTRATION, config=GROWTH)
+    return merge_maps(
+        larger, smaller, alignment=alignment, registration=REGISTRATION, config=GROWTH
+    )
 
 
 def test_a_map_moves_into_another_as_exact_as_it_was(world: SyntheticWorld) -> None:
