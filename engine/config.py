@@ -450,7 +450,7 @@ class CoarseToFineConfig(Section):
     given up.
     """
 
-    num_keypoints: NonNegativeInt = 1200
+    num_keypoints: NonNegativeInt = 2000
     """Largest keypoints of each image that are matched first. More: more weak pairs are found, and
     the cost of the first pass grows with the square. 0: all are matched at once."""
     min_coarse_matches: NonNegativeInt = 8
