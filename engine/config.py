@@ -698,6 +698,9 @@ class DenseConfig(Section):
     voxel_size: NonNegativeFloat = 0.0
     """Edge of the cells that hold one dense point each, in units of the map that is written: metres
     where it is georeferenced. 0: as the images sample the surface."""
+    orthophoto: bool = False
+    """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
+    presets for drones switch it on. GeoTIFF needs the extra survey."""
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
     fit into it, the oldest ones, get no depth map and are counted."""
