@@ -194,7 +194,7 @@ def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
 def test_a_product_that_cannot_be_written_is_named_and_costs_no_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def is_full(*args: Any) -> int:
+    def is_full(*args: Any, **kwargs: Any) -> int:
         raise JournalError("products/dense.ply: cannot be written: No space left on device")
 
     monkeypatch.setattr(dense_module, "write_dense_points", is_full)
