@@ -68,6 +68,8 @@ def make_run(run: Path, model: pycolmap.Reconstruction) -> Path:
     (run / "latest").symlink_to("snapshots/000001")
     (run / "frames.csv").write_text("\n".join(rows) + "\n")
     (run / "trajectory.txt").write_text("# all\n100.5 0 0 0 0 0 0 1\n")
+    (run / "products").mkdir()
+    (run / "products" / "dense.ply").write_bytes(b"ply\n")
     return run
 
 
@@ -333,8 +335,6 @@ def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:
 
 
 def test_dense_points_are_what_trainers_begin_with(run: Path, tmp_path: Path) -> None:
-    (run / "products").mkdir()
-    (run / "products" / "dense.ply").write_bytes(b"ply\n")
     alone = export(run, tmp_path / "alone", formats=[ExportFormat.DENSE])
     assert entries(alone.path) == {"dense.ply"}
     formats = [ExportFormat.DENSE, ExportFormat.UNDISTORT]
@@ -344,6 +344,7 @@ def test_dense_points_are_what_trainers_begin_with(run: Path, tmp_path: Path) ->
 
 
 def test_a_run_without_dense_points_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "products" / "dense.ply").unlink()
     with pytest.raises(ConfigError, match=r"dense\.enabled"):
         export(run, tmp_path / "out", formats=[ExportFormat.DENSE])
     assert not (tmp_path / "out").exists()
