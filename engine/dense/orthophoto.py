@@ -38,6 +38,7 @@ _MOVED_PX = 0.3  # movements of a keyframe that leave its tiles as they are
 _NEAR_DEPTH_PX = (17, 17)  # window in which a pixel has to have depth
 _USE_WITHOUT_DEPTH = 32  # of 255
 _BLACK = 16  # grey level
+_NARROW_PX = 5  # wide, of gaps that are closed whatever hides them
 _FEW = 0.8  # of points that are followed on
 _FAR_PX = 1e5  # beyond any image
 _MAX_IMAGES = 8  # in memory
@@ -210,6 +211,8 @@ class _Relief:
         at, step, num_steps = places[:, rows], step[:, rows], num_steps[rows]
         at[2] += np.float32(_BEHIND_CELLS * cell)
         for number in range(1, _MAX_STEPS + 1):
+            if not len(rows):
+                break
             at += step
             hit = self._heights_at(at) > at[2]
             is_hidden[rows[hit]] = True
@@ -221,8 +224,6 @@ class _Relief:
                     step[:, going],
                     num_steps[going],
                 )
-            if not len(rows):
-                break
         return is_hidden
 
     def _heights_at(self, places: Float32Array) -> Float32Array:
@@ -347,11 +348,28 @@ def _render(
         weight = sampled[:, 3] / np.float32(255.0) * (score[rows] / best[rows]) ** _SHARPNESS_POWER
         colors[rows] += weight[:, None] * sampled[:, :3]
         total[rows] += weight
+    # Where noise of the surface hides a place from all views, the best one shows it all the same.
+    narrow = _narrow_parts((total == 0.0) & (best > 0.0))
+    for view, score, x, y in seen:
+        rows = np.flatnonzero(narrow & (score == best) & (total == 0.0))
+        image = images.of(view) if len(rows) else None
+        if image is not None:
+            sampled = _sampled(image, x[rows], y[rows])
+            total[rows] = sampled[:, 3]
+            colors[rows] = sampled[:, :3] * sampled[:, 3:]
     rgba = np.zeros((_TILE_PX * _TILE_PX, 4), np.uint8)
     shown = np.flatnonzero(total > 0)
     rgba[shown, :3] = np.rint(colors[shown] / total[shown, None]).astype(np.uint8)
     rgba[shown, 3] = 255
     return rgba.reshape(_TILE_PX, _TILE_PX, 4)
+
+
+def _narrow_parts(is_missing: BoolArray) -> BoolArray:
+    """Those of missing pixels (N,) of a tile that lie in gaps a few pixels wide."""
+    missing = is_missing.reshape(_TILE_PX, _TILE_PX).astype(np.uint8)
+    window = np.ones((_NARROW_PX, _NARROW_PX), np.uint8)
+    wide = cv2.morphologyEx(missing, cv2.MORPH_OPEN, window)
+    return np.asarray((missing > 0) & (wide == 0)).ravel()
 
 
 def _hidden_pixels(

@@ -19,7 +19,7 @@ _TILE_CELLS = 256  # edge of what is held while points come
 _LEAST_TILE_CELLS = 32  # known cells of a tile; fewer are points far out
 _TOP_SHARE = 0.1  # of the points of a cell that may lie above its height
 _SPIKE_CELLS = 3.0  # how far a cell stands out of all around it when it is none of the surface
-_STEP_CELLS = 2.0  # between heights around a gap that are of different surfaces
+_STEP_CELLS = 3.0  # between heights around a gap that are of different surfaces
 _LEAST_NEIGHBOURS = 3  # known ones around a cell that is filled
 _ROUND_SIZES = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 _SAME_SIZE_RATIO = 1.4
@@ -87,6 +87,8 @@ class SurfaceBuilder:
 
         The height of a cell is what a tenth of its points lie above.
         """
+        if not len(points_in_ground):
+            return
         places = np.floor(points_in_ground[:, :2] / self._cell).astype(np.int64)
         columns, lines = places.T
         order = np.lexsort((points_in_ground[:, 2], columns, lines))
@@ -232,30 +234,62 @@ _AROUND = [(line, column) for line in (-1, 0, 1) for column in (-1, 0, 1) if lin
 
 
 def _filled(heights: Float32Array, *, cell: float, steps: int) -> Float32Array:
-    """Gaps filled from their edges inwards by medians of the lower side, where there is a step.
+    """Gaps filled from their edges inwards by medians, so that heights at steps are not mixed.
 
-    Only gaps that are closed within ``steps`` cells from their edges; what lies outside stays.
+    Only gaps that are closed within ``steps`` cells from their edges; what lies outside stays. A
+    gap between a lower and a higher surface is filled with the lower one, which the higher one hid.
     """
     unknown = np.isnan(heights).astype(np.uint8)
     window = np.ones((2 * steps + 1, 2 * steps + 1), np.uint8)
     large = cv2.morphologyEx(
         unknown, cv2.MORPH_OPEN, window, borderType=cv2.BORDER_CONSTANT, borderValue=1
     )
-    wanted = (unknown > 0) & (large == 0)
+    wanted = np.pad((unknown > 0) & (large == 0), 1)
     padded = np.pad(heights, 1, constant_values=np.nan)
     offsets = np.array([line * padded.shape[1] + column for line, column in _AROUND])
     flat = padded.ravel()
-    places = np.flatnonzero(np.pad(wanted, 1))
-    for _ in range(2 * steps + 1):
-        if not len(places):
-            break
-        around = flat[places[:, None] + offsets]
-        ready = np.count_nonzero(~np.isnan(around), axis=1) >= _LEAST_NEIGHBOURS
-        if not ready.any():
-            break
-        # NaN is sorted to the end. What stands before a gap hides the lower side of it.
-        ranked = np.sort(around[ready], axis=1)
-        num_low = np.count_nonzero(ranked - ranked[:, :1] < _STEP_CELLS * cell, axis=1)
-        flat[places[ready]] = ranked[np.arange(len(ranked)), (num_low - 1) // 2]
-        places = places[~ready]
+    places = np.flatnonzero(wanted)
+    _, gaps = cv2.connectedComponents(wanted.astype(np.uint8), connectivity=8)
+    gap = gaps.ravel()[places].astype(np.int64)
+    tops = _tops_of_lower_sides(gap, flat[places[:, None] + offsets], cell)
+    for limits in (tops, np.full_like(tops, np.inf)):
+        for _ in range(2 * steps + 1):
+            places = _fill_edge(flat, places, offsets, limits[gaps.ravel()[places]])
     return flat.reshape(padded.shape)[1:-1, 1:-1]
+
+
+def _tops_of_lower_sides(gap: Int64Array, around: Float32Array, cell: float) -> Float32Array:
+    """The height by gap that parts the lower from the higher side around it, or infinity.
+
+    Args:
+        gap: number of the gap of each cell (N,), from 1.
+        around: heights (N, 8) around each cell, NaN in the gap.
+        cell: edge of a cell.
+    """
+    tops = np.full(int(gap.max(initial=0)) + 1, np.inf, np.float32)
+    known = ~np.isnan(around)
+    edge_gap, edge_heights = np.repeat(gap, known.sum(axis=1)), around[known]
+    order = np.lexsort((edge_heights, edge_gap))
+    edge_gap, edge_heights = edge_gap[order], edge_heights[order]
+    if len(edge_gap) < 2:
+        return tops
+    step = np.where(np.diff(edge_gap) == 0, np.diff(edge_heights), np.float32(0.0))
+    # The largest step of each gap comes last.
+    by_size = np.lexsort((step, edge_gap[:-1]))
+    last = by_size[np.append(np.diff(edge_gap[:-1][by_size]) != 0, True)]
+    last = last[step[last] > _STEP_CELLS * cell]
+    tops[edge_gap[last]] = edge_heights[last] + step[last] / 2
+    return tops
+
+
+def _fill_edge(
+    flat: Float32Array, places: Int64Array, offsets: Int64Array, limits: Float32Array
+) -> Int64Array:
+    """Fills those of places (N,) that enough lies around, below their limits; the others."""
+    around = flat[places[:, None] + offsets]
+    around[around > limits[:, None]] = np.nan
+    counts = np.count_nonzero(~np.isnan(around), axis=1)
+    ready = counts >= _LEAST_NEIGHBOURS
+    ranked = np.sort(around[ready], axis=1)  # NaN at the end
+    flat[places[ready]] = ranked[np.arange(len(ranked)), (counts[ready] - 1) // 2]
+    return np.asarray(places[~ready])

@@ -92,6 +92,7 @@ def _write_geotiff(
     nodata: float | None = None,
 ) -> Path:
     import rasterio
+    from rasterio._err import CPLE_BaseError  # some of GDAL's errors come as they are
     from rasterio.enums import ColorInterp
     from rasterio.errors import RasterioError
     from rasterio.transform import Affine
@@ -126,7 +127,7 @@ def _write_geotiff(
             raster.write(bands)
         flush_to_disk(temporary)
         temporary.replace(path)
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise OSError(None, f"{error}") from error
     finally:
         for leftover in path.parent.glob(f"{temporary.name}*"):
