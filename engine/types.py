@@ -84,15 +84,13 @@ def freeze_field(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpsFix:
-    """A WGS84 position of the camera.
-
-    A source that knows no altitude gives no fix.
-    """
+    """A WGS84 position of the camera."""
 
     latitude_deg: float
     longitude_deg: float
-    altitude_m: float
+    altitude_m: float | None = None  # None: not known, the position counts horizontally
     accuracy_m: float | None = None  # horizontal, one standard deviation; None: not reported
+    vertical_accuracy_m: float | None = None  # one standard deviation; None: not reported
     is_provisional: bool = False  # of readings beside the frames; later ones may improve it
 
 
