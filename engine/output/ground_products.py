@@ -138,6 +138,7 @@ class GroundProducts:
         surface = None if self._builder is None else self._builder.surface()
         if surface is None or self._frame is None:
             return
+        self._cell = surface.grid.cell
         place = RasterPlace(grid=surface.grid, utm=self._frame.utm)
         views = self._ortho_views(poses, versions, self._frame)
         write_heights(folder / HEIGHTS_STEM, surface.heights, place)
