@@ -19,8 +19,8 @@ _DATABASE = ("database.db", "database.db-wal")  # what a killed run committed la
 def copy_run(former: Path, path: Path, *, overwrite: bool) -> RunLock:
     """Copies what a run needs to go on into a folder, which is locked.
 
-    Images, masks, depth maps and the latest snapshot are hard links where the file system has them: files of a
-    run are replaced, never changed.
+    Images, masks, depth maps and the latest snapshot are hard links where the file system has them:
+    files of a run are replaced, never changed.
 
     Args:
         former: the run's folder; no live run may hold it.
