@@ -93,6 +93,21 @@ def test_points_far_out_do_not_make_the_grid_large() -> None:
     assert _height_at(surface, 0.0, 0.0) == pytest.approx(6.0, abs=0.01)
 
 
+def test_cells_are_doubled_where_the_ground_is_too_large_for_them() -> None:
+    strip = np.arange(-400.0, 400.0, 0.25)
+    x, y = np.meshgrid(strip, np.arange(0.0, 30.0, 0.25))
+    points = np.stack([x, y, 0.01 * x], axis=-1).reshape(-1, 3)
+    builder = SurfaceBuilder(0.25, max_cells=4 * 256**2)
+    for part in np.array_split(points[np.argsort(points[:, 0])], 20):
+        builder.add(part)
+    surface = builder.surface()
+    assert surface is not None
+    assert surface.grid.cell in (0.5, 1.0)
+    assert surface.grid.num_columns * surface.grid.cell == pytest.approx(800.0, abs=2.0)
+    assert _height_at(surface, 300.0, 15.0) == pytest.approx(3.0, abs=0.02)
+    assert np.isnan(surface.heights).mean() < 0.01
+
+
 def test_nothing_has_no_surface() -> None:
     builder = SurfaceBuilder(_CELL)
     assert builder.surface() is None
