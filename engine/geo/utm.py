@@ -26,7 +26,7 @@ class UtmGrid:
     """
 
     epsg: int  # WGS 84 / UTM zone
-    origin: Float64Array  # (3,) easting, northing, m; height above the ellipsoid, m
+    origin: Float64Array  # (3,) easting, northing, m; height above the ellipsoid, m, 0: unknown
     grid_from_enu: Float64Array  # (3, 4) from east, north, up to the grid about its origin
 
     def __post_init__(self) -> None:
@@ -68,6 +68,6 @@ def utm_grid(origin: GpsFix) -> UtmGrid:
     ]
     return UtmGrid(
         epsg=epsg,
-        origin=np.array([*utm[0], origin.altitude_m]),
+        origin=np.array([*utm[0], origin.altitude_m or 0.0]),
         grid_from_enu=np.column_stack([linear, np.zeros(3)]),
     )
