@@ -81,6 +81,9 @@ class SourcesConfig(Section):
     topics: tuple[str, ...] = ()
     """Of a ROS recording, the topics whose images are taken, by patterns like /front/*. Empty: all
     but depth."""
+    hemispheres: Literal["", "NE", "NW", "SE", "SW"] = ""
+    """Where photos lie whose EXIF has latitude and longitude without letters. Empty: as other
+    photos of their folder that have them, else such positions are not used."""
     frame_queue_size: PositiveInt = 4
     """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
     source drops its oldest."""

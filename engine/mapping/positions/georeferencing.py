@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -118,6 +119,7 @@ class Georeferencing:
         self._warned_of: tuple[FrameId, ...] = ()
         self._contradiction = ""
         self._refusal = ""
+        self._problems: Counter[str] = Counter()  # why positions of keyframes cannot be used
 
     def facts(self) -> dict[str, Any]:
         """The origin, and what was emitted."""
@@ -126,6 +128,7 @@ class Georeferencing:
             "first_fixes": [asdict(fix) for fix in self._first_fixes],
             "was_emitted": self._was_emitted,
             "warned_of": list(self._warned_of),
+            "problems": dict(self._problems),
         }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
@@ -134,6 +137,7 @@ class Georeferencing:
         self._first_fixes = [GpsFix(**fix) for fix in facts["first_fixes"]]
         self._was_emitted = facts["was_emitted"]
         self._warned_of = tuple(FrameId(i) for i in facts["warned_of"])
+        self._problems = Counter(facts.get("problems", {}))
 
     @property
     def placement(self) -> Placement | None:
@@ -157,6 +161,8 @@ class Georeferencing:
         the map.
         """
         fix = keyframe.gps
+        if fix is None and keyframe.gps_problem:
+            self._problems[keyframe.gps_problem] += 1
         if self._origin is not None or fix is None or not is_finite_fix(fix):
             return
         if all(_place_of(fix) != _place_of(other) for other in self._first_fixes):
@@ -263,13 +269,18 @@ class Georeferencing:
         self._contradiction = ""
         keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
         known = [k for k in keyframes if self._position_of(k) is not None]
-        if not settings.enabled or not known:
+        if not settings.enabled or not (known or self._problems):
             return ""
         if len(known) < settings.min_fixes:
-            return (
+            words = (
                 f"{len(known)} of its {len(keyframes)} keyframes have a position,"
                 f" {settings.min_fixes} are needed"
             )
+            problems = [
+                f"{number} cannot be used: {problem}"
+                for problem, number in self._problems.most_common()
+            ]
+            return "; ".join((words, *problems))
         frame_ids = tuple(keyframe.frame_id for keyframe in known)
         if max_error_ratio:
             extent_m = _extent_m(self._fixes(sparse_map, frame_ids))

@@ -57,7 +57,9 @@ class PlacedRun(MapperRun):
             if frame_id in shifted:
                 fix = dataclasses.replace(fix, latitude_deg=fix.latitude_deg + 80.0 / 110_574.0)
             received = as_received(frame_id, fix)
-            self.add_keyframe(world.keyframe(frame_id, gps=None if fix_at else received))
+            keyframe = world.keyframe(frame_id, gps=None if fix_at else received)
+            problem = "it is bad" if received is None else ""
+            self.add_keyframe(dataclasses.replace(keyframe, gps_problem=problem))
             if frame_id in seen_at:
                 self.mapper.snapshot()
         self.end()
@@ -198,7 +200,7 @@ def test_positions_without_altitude_place_the_map_horizontally(loop: SyntheticWo
 def test_a_map_with_too_few_positions_says_why_it_has_no_place(loop: SyntheticWorld) -> None:
     run = PlacedRun(loop, as_received=lambda frame_id, fix: fix if frame_id < 4 else None)
     assert run.placement is None
-    why = "3 of its 20 keyframes have a position, 6 are needed"
+    why = "3 of its 20 keyframes have a position, 6 are needed; 17 cannot be used: it is bad"
     assert run.figures.not_georeferenced == why
     messages = [warned.message for warned in run.emitted(Warned)]
     assert messages == [f"the map is not georeferenced: {why}"]
