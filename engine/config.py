@@ -432,6 +432,9 @@ class SiftConfig(Section):
     """Keypoints kept per keyframe of a video, whose frames overlap more; strongest first."""
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
+    upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
+    """How far photos are upscaled before keypoints are detected; frames of a video are doubled.
+    Higher: more of the smallest keypoints, and slower by its square. 2 is Lowe's."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
@@ -450,7 +453,7 @@ class CoarseToFineConfig(Section):
     given up.
     """
 
-    num_keypoints: NonNegativeInt = 2000
+    num_keypoints: NonNegativeInt = 1200
     """Largest keypoints of each image that are matched first. More: more weak pairs are found, and
     the cost of the first pass grows with the square. 0: all are matched at once."""
     min_coarse_matches: NonNegativeInt = 8
@@ -698,6 +701,9 @@ class DenseConfig(Section):
     voxel_size: NonNegativeFloat = 0.0
     """Edge of the cells that hold one dense point each, in units of the map that is written: metres
     where it is georeferenced. 0: as the images sample the surface."""
+    orthophoto: bool = False
+    """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
+    presets for drones switch it on. GeoTIFF needs the extra survey."""
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
     fit into it, the oldest ones, get no depth map and are counted."""

@@ -31,8 +31,9 @@ from engine.errors import InferenceError, JournalError
 from engine.events import DenseMapWritten, DepthEstimated, RunPart
 from engine.mapping.depth_problems import DenseHandout
 from engine.mapping.mapper import Mapper
-from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points
+from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points, write_ground
 from engine.output.depth_store import DepthStore
+from engine.output.ground_products import GroundProducts
 from engine.output.keyframe_images import KeyframeImages
 from engine.output.recorder import Recorder
 from engine.output.run_folder import DENSE_FOLDER
@@ -44,6 +45,8 @@ from engine.run.views import ViewDispatcher
 from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
+
+MAX_CALL_S = 30.0  # a depth map that takes longer hangs: the end of a run waits for it
 
 _NICENESS = 10  # of threads that make depth, where the system has it for each
 _EXPECTED_CPU_S = 0.1  # of the first keyframe
@@ -100,6 +103,7 @@ class _Made:
     lost: JournalError | None  # why it is not on disk
     placed: tuple[PlacedKeyframe, ...] | None  # None: poses were not asked for
     cloud: DenseCloud | None
+    looking_s: float  # CPU seconds that the latter two took
 
 
 class DenseMaking:
@@ -145,7 +149,8 @@ class DenseMaking:
         self._budget = budget or CpuBudget(config.max_cpu_share)
         self._options = DepthOptions(edge_px=config.edge_px, num_neighbours=config.neighbours)
         self._images = KeyframeImages(lambda: recorder.path, edge_px=config.edge_px)
-        self._map = DenseMap(DepthStore(lambda: recorder.path), least_sampling=config.voxel_size)
+        self._map = DenseMap(DepthStore(lambda: recorder.path))
+        self._ground = GroundProducts(self._map.depth_map) if config.orthophoto else None
         self._is_on = config.enabled
         self._news = asyncio.Event()
         self._done: dict[FrameId, str] = {}  # how keyframes fared that had their turn
@@ -205,12 +210,13 @@ class DenseMaking:
             if status in _TRIED_AT_END:
                 del self._done[frame_id]
         with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_END_S):
-                await self._make_all()
+            async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
+                ends_at_s = time.monotonic() + _MAX_END_S
+                await self._make_all(ends_at_s=ends_at_s)
                 await self._look()
                 if self._again:
-                    await self._make_all()
-        await self._look()
+                    await self._make_all(ends_at_s=ends_at_s)
+                    await self._look()
         await self._write_products()
 
     def figures(self) -> dict[str, Any]:
@@ -239,9 +245,9 @@ class DenseMaking:
             if self._is_product_due():
                 await self._write_products()
 
-    async def _make_all(self) -> None:
-        """Makes what the budget allows, once no keyframe follows."""
-        while await self._make_next(is_final=True):
+    async def _make_all(self, *, ends_at_s: float) -> None:
+        """Makes what budget and time allow, once no keyframe follows."""
+        while time.monotonic() < ends_at_s and await self._make_next(is_final=True):
             continue
 
     async def _look(self) -> None:
@@ -301,6 +307,7 @@ class DenseMaking:
                 except JournalError as error:
                     lost = error
         placed = cloud = None
+        began_s = time.thread_time()
         if handout.poses is not None:
             placed = tuple(self._map.placed(handout.poses))
             cloud = self._map.cloud(placed)
@@ -310,6 +317,7 @@ class DenseMaking:
             lost=lost,
             placed=placed,
             cloud=cloud,
+            looking_s=time.thread_time() - began_s,
         )
 
     def _estimated(self, problem: DepthProblem, handout: DenseHandout) -> DepthEstimate:
@@ -358,7 +366,10 @@ class DenseMaking:
         began_s = time.thread_time()
         placed = self._map.placed(world.poses)
         run_path = self._recorder.path
-        num_points = write_dense_points(run_path, self._map.points(placed), world, self._config)
+        points = self._map.points(placed)
+        num_points = write_dense_points(run_path, points, world, self._config, ground=self._ground)
+        if self._ground is not None:
+            write_ground(run_path, world, self._ground, self._map.depth_versions())
         return DenseMapWritten(
             path=str(run_path / DENSE_PLY),
             num_keyframes=len(placed),
@@ -378,7 +389,7 @@ class DenseMaking:
             _MIN_LOOK_AFTER, int(_LOOK_AFTER_RATIO * len(self._map.frame_ids))
         )
         if made.cloud is not None:
-            self._views.offer_dense(made.cloud)
+            self._views.offer_dense(made.cloud, cpu_s=made.looking_s)
 
     def _made(self, problem: DepthProblem, made: _Made, estimate: DepthEstimate) -> None:
         frame_id = problem.view.frame_id

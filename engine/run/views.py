@@ -102,12 +102,12 @@ class ViewDispatcher:
         is_old = time.monotonic() - self._last_dense_s >= gap_s
         return is_old and any(isinstance(view, ShowsDense) for view in self._views)
 
-    def offer_dense(self, cloud: DenseCloud) -> None:
-        """Takes the dense map; replaces one that waits."""
+    def offer_dense(self, cloud: DenseCloud, *, cpu_s: float) -> None:
+        """Takes the dense map, and what it took to make it; replaces one that waits."""
         if not self._views:
             return
         with self._changed:
-            self._dense_cost = _MapCost()
+            self._dense_cost = _MapCost(cpu_s=cpu_s)
             self._dense = cloud, self._dense_cost
             self._last_dense_s = time.monotonic()
             self._notify()

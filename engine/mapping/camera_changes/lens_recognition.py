@@ -32,7 +32,7 @@ from engine.mapping.cameras.lens_search import (
 )
 from engine.mapping.maps.restarts import best_connected
 from engine.mapping.model.growth import GrowthConfig
-from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import Residuals, SparseMap
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     CalibrationOrigin,
@@ -50,7 +50,12 @@ _MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
 _MIN_CONNECTED_WITHOUT_MAP = 10
 _MANY_MISSING_RATIO = 0.25  # of the keyframes that match others
 _MIN_MISSING = 3
-_LARGE_ERROR_PX = 0.7  # mean of the latest keyframes, at an edge of 1000 px
+# Mean of the latest keyframes, at an edge of 1000 px: by less no other lens can fit clearly better.
+_LEAST_ERROR_PX = 0.35
+_SHARED_RATIO = 0.5  # of their squared errors, which neighbours have in common: more than noise
+_NEIGHBOR_CELLS = 32  # across the image's longer edge; keypoints in one are neighbours
+_SAME_KEYPOINT_PX = 2.0  # keypoints as close as this have one noise
+_MIN_NEIGHBORS = 50  # pairs of them
 _MAX_CONNECTED_FOR_ERRORS = 18
 _FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
 _BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
@@ -251,15 +256,24 @@ class LensRecognition:
     ) -> bool:
         """Whether the latest keyframes of a camera fit the map badly; examined now and then.
 
-        Only while the map is small: a wrong lens shows early, drift comes later.
+        Only while the map is small: a wrong lens shows early, drift comes later. What a lens does
+        to a keypoint it does to its neighbours, too; the noise of keypoints is their own.
         """
         examined = self._num_connected_at_errors.get(camera_key, 0)
         if not _MORE_TO_SEARCH * examined <= len(connected) <= _MAX_CONNECTED_FOR_ERRORS:
             return False
         self._num_connected_at_errors[camera_key] = len(connected)
         camera = sparse_map.camera(camera_key)
-        large_px = _LARGE_ERROR_PX * image_scale(camera.width, camera.height)
-        return sparse_map.fit(connected[-_SEARCHED_KEYFRAMES:]).mean_error_px > large_px
+        latest = [i for i in connected[-_SEARCHED_KEYFRAMES:] if sparse_map.is_registered(i)]
+        residuals = [sparse_map.residuals(frame_id) for frame_id in latest]
+        num_observations = sum(len(one.errors_px) for one in residuals)
+        total_px = sum(float(one.errors_px.sum()) for one in residuals)
+        least_px = _LEAST_ERROR_PX * image_scale(camera.width, camera.height)
+        cell_px = max(camera.width, camera.height) / _NEIGHBOR_CELLS
+        return (
+            total_px > least_px * num_observations
+            and shared_error_ratio(residuals, cell_px=cell_px) > _SHARED_RATIO
+        )
 
     def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
         edge_px = max(present.width, present.height)
@@ -271,6 +285,42 @@ class LensRecognition:
             )
             for ratio in ratios
         ]
+
+
+def shared_error_ratio(residuals: Sequence[Residuals], *, cell_px: float) -> float:
+    """How much of the squared reprojection errors neighbouring keypoints have in common.
+
+    About 0 where errors are the noise of each keypoint, up to 1 where the model of the camera bends
+    the image: the correlation of the offsets of neighbours.
+
+    Args:
+        residuals: of some keyframes, each by itself.
+        cell_px: keypoints in one square cell of this size are neighbours.
+
+    Returns:
+        0 where too few keypoints have neighbours.
+    """
+    couples = [_neighboring_offsets(one, cell_px=cell_px) for one in residuals]
+    first = np.concatenate([one for one, _ in couples]) if couples else np.empty((0, 2))
+    second = np.concatenate([other for _, other in couples]) if couples else np.empty((0, 2))
+    squares = 0.5 * float((first**2).sum() + (second**2).sum())
+    if len(first) < _MIN_NEIGHBORS or squares == 0.0:
+        return 0.0
+    return float((first * second).sum()) / squares
+
+
+def _neighboring_offsets(
+    residuals: Residuals, *, cell_px: float
+) -> tuple[Float64Array, Float64Array]:
+    """The offsets (K, 2) of keypoints, and (K, 2) of a neighbour of each, in one image."""
+    is_finite = np.isfinite(residuals.offsets_xy).all(axis=1)
+    keypoints_xy, offsets_xy = residuals.keypoints_xy[is_finite], residuals.offsets_xy[is_finite]
+    cells = np.floor(keypoints_xy / cell_px)
+    order = np.lexsort((cells[:, 0], cells[:, 1]))
+    keypoints_xy, offsets_xy, cells = keypoints_xy[order], offsets_xy[order], cells[order]
+    apart_px = np.linalg.norm(np.diff(keypoints_xy, axis=0), axis=1)
+    is_couple = (np.diff(cells, axis=0) == 0.0).all(axis=1) & (apart_px > _SAME_KEYPOINT_PX)
+    return offsets_xy[:-1][is_couple], offsets_xy[1:][is_couple]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,9 +13,10 @@ import pytest
 from engine.camera_models import LensKind
 from engine.config import CamerasConfig, Config, RuntimeConfig, SnapshotsConfig
 from engine.events import LensRecognised, SnapshotWritten
-from engine.mapping.camera_changes.lens_recognition import choice
+from engine.mapping.camera_changes.lens_recognition import choice, shared_error_ratio
 from engine.mapping.cameras.lens_search import LensFit
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
+from engine.mapping.model.sparse_map import Residuals
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.types import Float64Array, IntrinsicsPrior
@@ -285,6 +286,44 @@ def test_a_lens_that_somebody_vouched_for_is_not_searched(
     taken_with = SyntheticCamera(model=lens.model, params=lens.params, prior=prior)
     Run(flight(taken_with), config=Config(cameras=cameras))
     assert searched == []
+
+
+# -- errors that speak against a lens --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bent_px", "noise_px", "low", "high"),
+    [
+        (0.0, 0.3, -0.1, 0.1),
+        (0.0, 2.0, -0.1, 0.1),  # however large
+        (2.0, 0.3, 0.8, 1.0),
+        (2.0, 2.0, 0.2, 0.5),  # 1 px^2 of bending in the mean, and 4 of noise
+    ],
+)
+def test_errors_that_neighbours_share_are_told_from_noise(
+    bent_px: float, noise_px: float, low: float, high: float
+) -> None:
+    rng = np.random.default_rng(5)
+    residuals = []
+    for _ in range(4):
+        keypoints = rng.uniform((0.0, 0.0), (WIDTH, HEIGHT), size=(500, 2))
+        radii = keypoints / (WIDTH / 2, HEIGHT / 2) - 1.0
+        noise = rng.normal(scale=noise_px / math.sqrt(2.0), size=(500, 2))
+        residuals.append(
+            Residuals(
+                keypoints_xy=np.vstack([keypoints, keypoints[:100]]),
+                offsets_xy=np.vstack([bent_px * radii + noise, (bent_px * radii + noise)[:100]]),
+            )
+        )
+    shared = shared_error_ratio(residuals, cell_px=WIDTH / 32)
+    assert low < shared < high
+
+
+def test_few_neighbours_say_nothing_of_a_lens() -> None:
+    keypoints = np.random.default_rng(5).uniform((0.0, 0.0), (WIDTH, HEIGHT), size=(30, 2))
+    bent = Residuals(keypoints_xy=keypoints, offsets_xy=np.ones((30, 2)))
+    assert shared_error_ratio([bent], cell_px=WIDTH / 32) == 0.0
+    assert shared_error_ratio([], cell_px=WIDTH / 32) == 0.0
 
 
 # -- which of two kinds ---------------------------------------------------------------------------
