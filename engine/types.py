@@ -92,6 +92,7 @@ class GpsFix:
     accuracy_m: float | None = None  # horizontal, one standard deviation; None: not reported
     vertical_accuracy_m: float | None = None  # one standard deviation; None: not reported
     is_provisional: bool = False  # of readings beside the frames; later ones may improve it
+    is_order_unsure: bool = False  # latitude and longitude may be each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

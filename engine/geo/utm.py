@@ -56,7 +56,9 @@ def utm_grid(origin: GpsFix) -> UtmGrid:
     around = _REACH_M * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]])
     wgs84 = pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84)
     places = np.asarray(
-        wgs84.enu_to_ellipsoid(around, origin.latitude_deg, origin.longitude_deg, origin.altitude_m)
+        wgs84.enu_to_ellipsoid(
+            around, origin.latitude_deg, origin.longitude_deg, origin.altitude_m or 0.0
+        )
     )
     to_utm = Transformer.from_crs(_WGS84, f"EPSG:{epsg}")
     utm = np.stack(to_utm.transform(places[:, 0], places[:, 1]), axis=1)

@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import Config, GeoreferenceConfig
 from engine.events import Georeferenced, Warned
-from engine.geo.georeference import median_fix, positions_in_enu
+from engine.geo.georeference import median_fix, positions_in_enu, swapped
 from engine.geometry import camera_center
 from engine.mapping.positions.georeferencing import Placement
 from engine.types import Float64Array, FrameId, GpsFix
@@ -195,6 +195,24 @@ def test_positions_without_altitude_place_the_map_horizontally(loop: SyntheticWo
     heights_m = centers[:, 2] - true_m[:, 2]
     assert np.ptp(heights_m) < 1.0  # but for a constant
     assert run.figures.not_georeferenced == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_the_map_decides_which_number_is_the_latitude(
+    is_swapped: bool, loop: SyntheticWorld
+) -> None:
+    def received(_: int, fix: GpsFix) -> GpsFix:
+        unsure = dataclasses.replace(fix, is_order_unsure=True)
+        return swapped(unsure) if is_swapped else unsure
+
+    run = PlacedRun(loop, as_received=received)
+    assert run.placement is not None
+    origin = run.placement.georeference.origin
+    assert origin.latitude_deg == pytest.approx(true_fix(loop, 1).latitude_deg, abs=0.01)
+    assert run.placement.georeference.rmse_m < 0.3
+    copy, _ = the_copy(run)
+    assert run.errors_m(copy).max() < 0.3
 
 
 def test_a_map_with_too_few_positions_says_why_it_has_no_place(loop: SyntheticWorld) -> None:
