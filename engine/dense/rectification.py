@@ -288,7 +288,7 @@ class Rectification:
 
     def places_of(self, pinhole: Pinhole) -> Places:
         """Where the pixels of the keyframe's depth map are."""
-        x, y = pinhole.plane_xy(np.arange(pinhole.width) * 1.0, np.arange(pinhole.height) * 1.0)
+        x, y = pinhole.plane_xy(np.arange(float(pinhole.width)), np.arange(float(pinhole.height)))
         x, y = x.astype(np.float32), y.astype(np.float32)
         across, down, along = (
             row[0] * x + (row[1] * y + row[2]) for row in self.axes.astype(np.float32)

@@ -55,10 +55,9 @@ def utm_grid(origin: GpsFix) -> UtmGrid:
     epsg = utm_epsg(origin.latitude_deg, origin.longitude_deg)
     around = _REACH_M * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]])
     wgs84 = pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84)
+    height_m = origin.altitude_m or 0.0  # unknown: heights are of the map alone
     places = np.asarray(
-        wgs84.enu_to_ellipsoid(
-            around, origin.latitude_deg, origin.longitude_deg, origin.altitude_m or 0.0
-        )
+        wgs84.enu_to_ellipsoid(around, origin.latitude_deg, origin.longitude_deg, height_m)
     )
     to_utm = Transformer.from_crs(_WGS84, f"EPSG:{epsg}")
     utm = np.stack(to_utm.transform(places[:, 0], places[:, 1]), axis=1)
@@ -73,6 +72,6 @@ def utm_grid(origin: GpsFix) -> UtmGrid:
     ]
     return UtmGrid(
         epsg=epsg,
-        origin=np.array([*utm[0], origin.altitude_m]),
+        origin=np.array([*utm[0], height_m]),
         grid_from_enu=np.column_stack([linear, np.zeros(3)]),
     )
