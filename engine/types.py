@@ -699,7 +699,7 @@ class RegistrationStatus(StrEnum):
     TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
     TOO_FEW_INLIERS = "too_few_inliers"
     CONTRADICTED = "contradicted"  # by stronger pairs than those that agree with the pose
-    AMBIGUOUS = "ambiguous"  # pairs agree as a whole with another pose, and few with this one
+    AMBIGUOUS = "ambiguous"  # another pose is nearly as good: repeated structure
 
 
 class PoseKind(StrEnum):

@@ -913,7 +913,7 @@ class SparseMap:
         point3D_ids: Int64Array,
         pairs: Mapping[FrameId, VerifiedPair] | None,
     ) -> bool:
-        """Whether pairs agree as a whole with another pose, and few with this one.
+        """Whether pairs agree as a whole with another pose, or none does with either.
 
         Repeated structure gives several poses, each with matches of its own. Most keyframes have so
         few matches that do not agree that it is not asked.
@@ -940,7 +940,7 @@ class SparseMap:
             )
             for one in (pose, rival)
         )
-        return bool(others.sum() > _RIVAL_RATIO * own.sum())
+        return bool(others.sum() >= _RIVAL_RATIO * own.sum())
 
     def _pose_errors(
         self, keyframe: Keyframe, pose: AbsolutePose, *, rows: Int64Array, point3D_ids: Int64Array
