@@ -446,7 +446,7 @@ class Georeferenced(Event):
 
     origin_latitude_deg: float
     origin_longitude_deg: float
-    origin_altitude_m: float
+    origin_altitude_m: float | None  # None: no position has an altitude
     metres_per_map_unit: float
     num_fixes: int  # that agree with the map
     rmse_m: float  # of those, over camera centres

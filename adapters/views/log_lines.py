@@ -18,6 +18,7 @@ from engine.events import (
     ComponentJoined,
     ComponentStarted,
     CropFound,
+    DenseMapWritten,
     EarlyMapMade,
     Event,
     FaultOccurred,
@@ -163,6 +164,9 @@ def _milestone(event: Event, _: RunCounters) -> str | None:
                 f"snapshot {event.sequence:06d}: {event.num_keyframes} keyframes, "
                 f"{event.num_points3D:,} points"
             )
+        case DenseMapWritten():
+            doubt = f" of a {event.verdict} map" if event.verdict != VerdictLevel.GOOD else ""
+            return f"{event.num_points:,} dense points of {event.num_keyframes} keyframes{doubt}"
         case CommandTaken():
             return f"asked to: {event.command}"
         case RunFinished():

@@ -7,6 +7,7 @@ its points for views, and the few whole ones that were used last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,6 +25,7 @@ from engine.dense_types import (
     DepthMap,
     DepthProblem,
     KeyframePoses,
+    first_param,
 )
 from engine.geometry import compose_poses, invert_pose
 from engine.types import Float32Array, Float64Array, FrameId, Uint8Array
@@ -31,10 +33,13 @@ from engine.types import Float32Array, Float64Array, FrameId, Uint8Array
 _SMALL_STEP_PX = 16  # of a depth map's small copy
 _MAX_WHOLE = 10  # depth maps in memory
 _MAX_OTHERS = 4  # depth maps that a new one is compared with
-_MAX_CHUNK_POINTS = 8192  # of a keyframe that views show
+_MAX_CHUNK_POINTS = 24_000  # of a keyframe that views show
 _MAX_SHOWN_POINTS = 1_500_000  # of all of them; the oldest chunks are thinned first
 _MIN_CHUNK_POINTS = 16  # that are thinned further
 _OUTDATED_ERROR_RATIO = 1.5  # of a depth's standard deviations that changed poses put it off
+_WRONG_ERROR_RATIO = 6.0  # likewise: its points are not shown where they would be now
+_OUTDATED_FOCAL_RATIO = 0.005  # that a focal length has changed by
+_WRONG_FOCAL_RATIO = 0.02
 _UNCHANGED = 1e-5  # of a relative pose, in units of its distance
 
 
@@ -46,6 +51,7 @@ class SmallDepth:
     sample_xyz: Float32Array  # (S, 3) of its points, in random order
     sample_colors: Uint8Array  # (S, 3)
     num_points: int  # of all
+    focal_px: float  # `first_param` of its camera, when its depth was made
 
 
 class DepthStorage(Protocol):
@@ -77,6 +83,7 @@ class _Keyframe:
 
     small: SmallDepth
     version: int
+    depth_version: int  # of what is stored
     num_shown: int  # points of the sample
 
 
@@ -86,7 +93,8 @@ class PlacedKeyframe:
 
     frame_id: FrameId
     world_from_chunk: Float64Array  # (3, 4) similarity [s R | t] from its camera
-    is_outdated: bool  # its neighbours have moved by more than the depth's own error
+    is_wrong: bool  # by much more: its points would lie beside the surface
+    is_outdated: bool  # its neighbours, or its focal length, have changed by more than its error
 
 
 class DenseMap:
@@ -94,12 +102,10 @@ class DenseMap:
 
     Args:
         storage: keeps what does not fit into memory.
-        least_sampling: how near to each other points of a keyframe may be, in units of the map.
     """
 
-    def __init__(self, storage: DepthStorage, *, least_sampling: float = 0.0) -> None:
+    def __init__(self, storage: DepthStorage) -> None:
         self._storage = storage
-        self._least_sampling = least_sampling
         self._keyframes: dict[FrameId, _Keyframe] = {}
         self._whole: dict[FrameId, DepthMap] = {}  # used last, the newest at the end
         self._num_shown = 0  # points of all samples
@@ -145,8 +151,9 @@ class DenseMap:
         self._drop(frame_id)
         others = self._others(problem)
         depth_map = _checked(depth_map, others)
-        points = self._points_of(depth_map, others)
-        small = small_depth(depth_map, points)
+        points = _points_of(depth_map, others)
+        focal_px = first_param(problem.view.intrinsics.params)
+        small = small_depth(depth_map, points, focal_px=focal_px)
         self._storage.write(depth_map, points, small)
         self._keep_whole(depth_map)
         self._take(frame_id, small)
@@ -158,8 +165,9 @@ class DenseMap:
         Keyframes without a pose, or whose neighbours have none, are left out.
         """
         by_id = poses.by_id()
+        focal_px = dict(zip(poses.frame_ids.tolist(), poses.focal_px.tolist(), strict=True))
         placed = (
-            _placed(frame_id, one.small.depth_map, by_id)
+            _placed(frame_id, one.small, by_id, focal_px=focal_px[frame_id])
             for frame_id, one in self._keyframes.items()
             if frame_id in by_id
         )
@@ -167,7 +175,7 @@ class DenseMap:
 
     def cloud(self, placed: Sequence[PlacedKeyframe]) -> DenseCloud:
         """The dense map for views; arrays are shared with it and read-only."""
-        ordered = sorted(placed, key=lambda one: one.frame_id)
+        ordered = _right_ones(placed)
         return DenseCloud(
             chunks=tuple(self._chunk(one.frame_id) for one in ordered),
             world_from_chunk=np.array([one.world_from_chunk for one in ordered]).reshape(-1, 3, 4),
@@ -175,10 +183,20 @@ class DenseMap:
 
     def points(self, placed: Sequence[PlacedKeyframe]) -> Iterator[DensePoints]:
         """All points in the world, keyframe by keyframe, each read when it is asked for."""
-        for one in sorted(placed, key=lambda one: one.frame_id):
+        for one in _right_ones(placed):
             points = self._storage.points(one.frame_id)
             if points is not None:
                 yield points_in_world(points, one.world_from_chunk)
+
+    def depth_versions(self) -> dict[FrameId, int]:
+        """A number for each keyframe that changes when its depth map is made again."""
+        return {frame_id: one.depth_version for frame_id, one in self._keyframes.items()}
+
+    def depth_map(self, frame_id: FrameId) -> DepthMap | None:
+        """The depth map of a keyframe in the unit of when it was made; None without one."""
+        if frame_id not in self._keyframes:
+            return None
+        return self._whole.get(frame_id) or self._storage.depth_map(frame_id)
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -207,8 +225,8 @@ class DenseMap:
         known = self._keyframes.get(frame_id)
         if known is None:
             return None
-        factor, is_outdated = _change(known.small.depth_map, frame_id, poses)
-        if factor is None or is_outdated:
+        factor, error_ratio = _change(known.small.depth_map, frame_id, poses)
+        if factor is None or error_ratio > _OUTDATED_ERROR_RATIO:
             return None
         depth_map = self._whole.pop(frame_id, None) or self._storage.depth_map(frame_id)
         if depth_map is None:
@@ -216,10 +234,6 @@ class DenseMap:
             return None
         self._keep_whole(depth_map)
         return depth_map if factor == 1.0 else scaled_depth_map(depth_map, factor)
-
-    @charged_to(Stage.DENSE_FUSION)
-    def _points_of(self, depth_map: DepthMap, others: Sequence[OtherDepth]) -> DensePoints:
-        return keyframe_points(depth_map, others, least_sampling=self._least_sampling)
 
     def _keep_whole(self, depth_map: DepthMap) -> None:
         self._whole[depth_map.frame_id] = depth_map
@@ -230,7 +244,10 @@ class DenseMap:
         self._num_versions += 1
         num_shown = len(small.sample_xyz)
         self._keyframes[frame_id] = _Keyframe(
-            small=small, version=self._num_versions, num_shown=num_shown
+            small=small,
+            version=self._num_versions,
+            depth_version=self._num_versions,
+            num_shown=num_shown,
         )
         self._num_shown += num_shown
         self._thin()
@@ -274,7 +291,7 @@ class DenseMap:
         )
 
 
-def small_depth(depth_map: DepthMap, points: DensePoints) -> SmallDepth:
+def small_depth(depth_map: DepthMap, points: DensePoints, *, focal_px: float) -> SmallDepth:
     """What of a keyframe's depth stays in memory."""
     offset = _SMALL_STEP_PX // 2
     rows = (slice(offset, None, _SMALL_STEP_PX), slice(offset, None, _SMALL_STEP_PX))
@@ -296,6 +313,7 @@ def small_depth(depth_map: DepthMap, points: DensePoints) -> SmallDepth:
         sample_xyz=points.xyz[sample],
         sample_colors=points.colors[sample],
         num_points=len(points.xyz),
+        focal_px=focal_px,
     )
 
 
@@ -312,30 +330,43 @@ def points_in_world(points: DensePoints, world_from_chunk: Float64Array) -> Dens
 
 
 @charged_to(Stage.DENSE_FUSION)
+def _points_of(depth_map: DepthMap, others: Sequence[OtherDepth]) -> DensePoints:
+    return keyframe_points(depth_map, others)
+
+
+@charged_to(Stage.DENSE_FUSION)
 def _checked(depth_map: DepthMap, others: Sequence[OtherDepth]) -> DepthMap:
     return with_agreement(depth_map, compare_depths(depth_map, others)) if others else depth_map
 
 
+def _right_ones(placed: Sequence[PlacedKeyframe]) -> list[PlacedKeyframe]:
+    """What may be shown, in order of arrival."""
+    right = (one for one in placed if not one.is_wrong)
+    return sorted(right, key=lambda one: one.frame_id)
+
+
 def _placed(
-    frame_id: FrameId, small: DepthMap, poses: Mapping[int, Float64Array]
+    frame_id: FrameId, small: SmallDepth, poses: Mapping[int, Float64Array], *, focal_px: float
 ) -> PlacedKeyframe | None:
-    factor, is_outdated = _change(small, frame_id, poses)
+    factor, error_ratio = _change(small.depth_map, frame_id, poses)
     if factor is None:
         return None
     world_from_cam = invert_pose(poses[frame_id])
+    focal_change = abs(focal_px / small.focal_px - 1.0)
     return PlacedKeyframe(
         frame_id=frame_id,
         world_from_chunk=np.column_stack([factor * world_from_cam[:, :3], world_from_cam[:, 3]]),
-        is_outdated=is_outdated,
+        is_wrong=error_ratio > _WRONG_ERROR_RATIO or focal_change > _WRONG_FOCAL_RATIO,
+        is_outdated=error_ratio > _OUTDATED_ERROR_RATIO or focal_change > _OUTDATED_FOCAL_RATIO,
     )
 
 
 def _change(
     small: DepthMap, frame_id: FrameId, poses: Mapping[int, Float64Array]
-) -> tuple[float | None, bool]:
-    """What a depth map's depths are to be multiplied by, and whether that is not enough.
+) -> tuple[float | None, float]:
+    """What a depth map's depths are to be multiplied by, and how far off that leaves them.
 
-    None where its neighbours have no pose any more.
+    The latter is the median, in standard deviations. None where no neighbour has a pose any more.
     """
     world_from_own = invert_pose(poses[frame_id])
     nowhere = np.full((3, 4), np.nan)
@@ -351,8 +382,8 @@ def _change(
         [np.ones((len(then), 3, 3)), np.broadcast_to(distances, (len(then), 3, 1))], axis=2
     )
     if (moved < _UNCHANGED).all():
-        return 1.0, False
+        return 1.0, 0.0
     change = depth_change(small, now)
     if change is None:
-        return None, False
-    return change.depth_factor, change.error_ratio > _OUTDATED_ERROR_RATIO
+        return None, math.inf
+    return change.depth_factor, change.error_ratio

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from engine.types import BoolArray, Float32Array, Uint8Array
+from engine.types import Float32Array, Uint8Array
 
+UNKNOWN = -1000.0  # in place of a disparity
 _BLOCK = 5  # px
 _SMALL_STEP, _LARGE_STEP = 8 * _BLOCK * _BLOCK, 32 * _BLOCK * _BLOCK  # penalties of SGM
 _UNIQUENESS_PERCENT = 8
 _SPECKLE_PX = 60
 _WINDOW = 7  # px, of the refinement
+_EXPOSURE_WINDOW = 15  # px, over which the images may differ in brightness
 _MAX_SHIFT = 1.0  # columns that the refinement may move a disparity
 _FLOOR_SIGMA = 0.08  # columns, of poses, calibration and interpolation
+_LEVEL_SIGMA = 0.25  # lines, that a point is off its line
 _NOISE_LEVELS = 2.0  # standard deviation of grey levels where both images agree best
 
 
@@ -27,7 +30,7 @@ _NOISE_LEVELS = 2.0  # standard deviation of grey levels where both images agree
 class Disparities:
     """Disparities of a rectified image."""
 
-    disparity: Float32Array  # (H, W) columns; -1: unknown
+    disparity: Float32Array  # (H, W) columns, or UNKNOWN
     sigma: Float32Array  # (H, W) columns, one standard deviation
 
 
@@ -42,7 +45,7 @@ def match_lines(
     """Disparities of two rectified images (H, W), which hold 0 to ``num_disparities``.
 
     Args:
-        first: grey levels; the columns before ``num_disparities`` get no disparity.
+        first: grey levels; its columns before ``num_disparities`` are none of the result's.
         second: grey levels, its points at most so many columns further left.
         first_usable: 255 where a pixel is of use, else 0.
         second_usable: likewise.
@@ -60,44 +63,43 @@ def match_lines(
         speckleRange=1,
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )
-    sixteenths = matcher.compute(first, second)
-    disparity = np.asarray(sixteenths, np.float32) / np.float32(16.0)
-    known = (sixteenths >= 0) & (first_usable > 0)
-    return _refined(first, second, second_usable, disparity, known)
-
-
-def _refined(
-    first: Uint8Array,
-    second: Uint8Array,
-    second_usable: Uint8Array,
-    disparity: Float32Array,
-    known: BoolArray,
-) -> Disparities:
-    height, width = first.shape
-    columns = np.arange(width, dtype=np.float32)
-    lines = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
-    # Differences of brightness are taken out with the mean of the surroundings.
-    first_levels = first.astype(np.float32)
-    second_levels = second.astype(np.float32)
-    first_levels -= cv2.blur(first_levels, (15, 15))
-    second_levels -= cv2.blur(second_levels, (15, 15))
-    at = columns - disparity
-    warped = cv2.remap(second_levels, at, lines, cv2.INTER_LINEAR)
-    usable = cv2.remap(second_usable, at, lines, cv2.INTER_NEAREST)
+    # The columns at the left are there for the matcher alone.
+    kept = np.s_[:, num_disparities:]
+    sixteenths = matcher.compute(first, second)[kept]
+    known = (sixteenths >= 0) & (first_usable[kept] > 0)
+    disparity = sixteenths.astype(np.float32)
+    disparity *= np.float32(1.0 / 16.0)
+    columns = np.arange(num_disparities, first.shape[1], dtype=np.float32) - disparity
+    lines = np.repeat(np.arange(len(first), dtype=np.float32)[:, None], columns.shape[1], axis=1)
+    usable = cv2.remap(second_usable, columns, lines, cv2.INTER_NEAREST)
     known &= usable > 0
-    slope = (
-        0.5
-        * (
-            cv2.Sobel(first_levels, cv2.CV_32F, 1, 0, ksize=1)
-            + cv2.Sobel(warped, cv2.CV_32F, 1, 0, ksize=1)
-        )
-        * 0.5
-    )
-    difference = first_levels - warped
-    size = (_WINDOW, _WINDOW)
-    strength = cv2.boxFilter(slope * slope, cv2.CV_32F, size, normalize=False)
-    shift = -cv2.boxFilter(slope * difference, cv2.CV_32F, size, normalize=False) / (strength + 1.0)
-    noise = cv2.boxFilter(difference * difference, cv2.CV_32F, size)
+    warped = cv2.remap(second, columns, lines, cv2.INTER_LINEAR)
+    shift, sigma = _refinement(first[kept], np.asarray(warped, np.uint8))
     known &= np.abs(shift) <= _MAX_SHIFT
-    sigma = np.sqrt((noise + _NOISE_LEVELS**2) / (strength + 1.0) * 1.0 + _FLOOR_SIGMA**2)
-    return Disparities(disparity=np.where(known, disparity + shift, np.float32(-1.0)), sigma=sigma)
+    return Disparities(
+        disparity=np.where(known, disparity + shift, np.float32(UNKNOWN)), sigma=sigma
+    )
+
+
+def _refinement(first: Uint8Array, warped: Uint8Array) -> tuple[Float32Array, Float32Array]:
+    """What is to be added to disparities, and their standard deviation, in columns.
+
+    Args:
+        first: grey levels (H, W).
+        warped: the other image's at the disparities found.
+    """
+    difference = np.subtract(first, warped, dtype=np.float32)
+    difference -= cv2.blur(difference, (_EXPOSURE_WINDOW, _EXPOSURE_WINDOW))
+    levels = cv2.addWeighted(first, 0.5, warped, 0.5, 0.0, dtype=cv2.CV_32F)
+    slope = cv2.Sobel(levels, -1, 1, 0, ksize=1, scale=0.5)
+    steepness = cv2.Sobel(levels, -1, 0, 1, ksize=1, scale=0.5)
+    size = (_WINDOW, _WINDOW)
+    strength = cv2.boxFilter(slope * slope, -1, size, normalize=False) + np.float32(1.0)
+    shift = cv2.boxFilter(slope * difference, -1, size, normalize=False)
+    noise = cv2.boxFilter(difference * difference, -1, size) + np.float32(_NOISE_LEVELS**2)
+    # An edge along the line slides on it where the images are not exactly level.
+    slide = cv2.boxFilter(slope * steepness, -1, size, normalize=False) / strength
+    sigma = np.sqrt(
+        noise / strength + slide * slide * np.float32(_LEVEL_SIGMA**2) + np.float32(_FLOOR_SIGMA**2)
+    )
+    return np.asarray(-shift / strength, np.float32), np.asarray(sigma, np.float32)

@@ -49,8 +49,8 @@ def _score_beside(candidate: Candidate, ranked: Sequence[Candidate]) -> float:
 
 
 def _candidate(view: DenseView, neighbour: DenseView) -> Candidate | None:
-    shared, rows, _ = np.intersect1d(view.points3D_ids, neighbour.points3D_ids, return_indices=True)
-    if len(shared) < MIN_SHARED_POINTS:
+    rows = np.flatnonzero(np.isin(view.points3D_ids, neighbour.points3D_ids))
+    if len(rows) < MIN_SHARED_POINTS:
         return None
     points = view.points3D_in_world[rows]
     center, other = camera_center(view.cam_from_world), camera_center(neighbour.cam_from_world)
@@ -68,7 +68,7 @@ def _candidate(view: DenseView, neighbour: DenseView) -> Candidate | None:
         return None
     return Candidate(
         view=neighbour,
-        score=len(shared) * min(angle, _BEST_ANGLE_RAD),
+        score=len(rows) * min(angle, _BEST_ANGLE_RAD),
         direction=(other - center) / baseline,
     )
 

@@ -10,7 +10,7 @@ of pixels).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -21,9 +21,11 @@ from engine.types import BoolArray, Float32Array, Float64Array, Intrinsics, Uint
 _NODE_PX = 8  # lens and rotation are worked out at every so many pixels, and interpolated
 _MAX_TANGENT = 1.0  # of half the field of view of a depth map
 _MAX_AREA_RATIO = 1.5  # of a rectified image to the depth map: about the epipole lines crowd
+_ABOUT_SAME_SIZE = 0.97  # an image is not resampled for less
 _MIN_POINTS_OF_PLANE = 12
 _MAX_SHEAR = 0.4  # columns of disparity a column
 _NUM_FITS = 8
+_MIN_EDGE_PX = 16  # of a rectified image
 _RANGE_MARGIN, _RANGE_MARGIN_PX = 0.2, 3.0  # added to either side of the range of disparities
 _LARGEST_ANGLE_MARGIN_RAD = 0.01
 
@@ -43,17 +45,15 @@ class Pinhole:
         """The pinhole with a view's field of view up to 90 degrees, and at most its resolution."""
         camera = camera_of(intrinsics)
         size = np.array([intrinsics.width, intrinsics.height], np.float64)
-        middles = np.array([[0.0, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 1.0], [0.5, 0.5]]) * size
+        middles = np.array([[0.0, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 1.0]]) * size
         rays = np.asarray(camera.cam_ray_from_img(middles)).reshape(-1, 3)
         reach = np.array([-rays[0, 0], rays[1, 0], -rays[2, 1], rays[3, 1]])
         with np.errstate(divide="ignore", invalid="ignore"):
-            tangents = np.where(rays[:4, 2] > 0, reach / rays[:4, 2], _MAX_TANGENT)
+            tangents = np.where(rays[:, 2] > 0, reach / rays[:, 2], _MAX_TANGENT)
         tangents = np.clip(np.nan_to_num(tangents, nan=_MAX_TANGENT), 0.05, _MAX_TANGENT)
         left, right, up, down = tangents
-        nearby = np.asarray(camera.cam_ray_from_img(middles[4] + [[-0.5, 0.0], [0.5, 0.0]]))
-        focal_px = 1.0 / max(float(np.linalg.norm(nearby[1] - nearby[0])), 1e-9)
         longest = max(left + right, up + down)
-        focal_px = min(focal_px, edge_px / longest)
+        focal_px = min(central_focal_px(camera), edge_px / longest)
         return cls(
             focal_px=focal_px,
             center_x_px=focal_px * left,
@@ -67,13 +67,26 @@ class Pinhole:
         """fx, fy, cx, cy in px, (4,)."""
         return np.array([self.focal_px, self.focal_px, self.center_x_px, self.center_y_px])
 
-    def rays(self) -> Float32Array:
-        """Rays (H, W, 3) of the pixel centres, z = 1."""
-        x = (np.arange(self.width, dtype=np.float32) + 0.5 - self.center_x_px) / self.focal_px
-        y = (np.arange(self.height, dtype=np.float32) + 0.5 - self.center_y_px) / self.focal_px
-        rays = np.empty((self.height, self.width, 3), np.float32)
-        rays[..., 0], rays[..., 1], rays[..., 2] = x, y[:, None], 1.0
-        return rays
+    def plane_xy(
+        self, columns: Float64Array, lines: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """X (1, C) and y (L, 1) of the rays, z = 1, of columns (C,) and lines (L,), from 0 on."""
+        x = (columns + 0.5 - self.center_x_px) / self.focal_px
+        y = (lines + 0.5 - self.center_y_px) / self.focal_px
+        return x[None], y[:, None]
+
+    def rays_of(self, columns: Float64Array, lines: Float64Array) -> Float64Array:
+        """Rays (L, C, 3), z = 1, of columns (C,) and lines (L,), from 0 on."""
+        x, y = self.plane_xy(columns, lines)
+        return np.stack(np.broadcast_arrays(x, y, np.ones((1, 1))), axis=-1)
+
+    def colors_of(self, image: WorkingImage) -> Uint8Array:
+        """The image (H, W, 3) that the pinhole sees of an image in colour."""
+        nodes = image.sampled(self.rays_of(_nodes(self.width), _nodes(self.height)))
+        columns, lines = (
+            _between_nodes(node, width=self.width, height=self.height) for node in nodes
+        )
+        return np.asarray(cv2.remap(image.pixels, columns, lines, cv2.INTER_LINEAR), np.uint8)
 
     def pixels_of(self, points_in_cam: Float64Array) -> Float64Array:
         """Where points (N, 3) before the camera are seen, (N, 2) px."""
@@ -105,6 +118,17 @@ class WorkingImage:
         return columns.reshape(rays.shape[:-1]), lines.reshape(rays.shape[:-1])
 
 
+def _nodes(num: int) -> Float64Array:
+    """Pixels of a line, a step apart, that enclose all ``num`` of it."""
+    return np.asarray((np.arange(-(-num // _NODE_PX) + 2) - 0.5) * _NODE_PX - 0.5, np.float64)
+
+
+def _between_nodes(values: Float32Array, *, width: int, height: int) -> Float32Array:
+    """Values at every pixel (H, W) of those at the nodes of lines and columns."""
+    finer = cv2.resize(values, None, fx=_NODE_PX, fy=_NODE_PX, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(finer[_NODE_PX : _NODE_PX + height, _NODE_PX : _NODE_PX + width])
+
+
 def camera_of(intrinsics: Intrinsics) -> pycolmap.Camera:
     """COLMAP's camera of a calibration."""
     return pycolmap.Camera(
@@ -113,6 +137,13 @@ def camera_of(intrinsics: Intrinsics) -> pycolmap.Camera:
         height=intrinsics.height,
         params=list(intrinsics.params),
     )
+
+
+def central_focal_px(camera: pycolmap.Camera) -> float:
+    """Pixels a radian at the centre of the image."""
+    center = np.array([camera.width, camera.height]) / 2.0
+    rays = np.asarray(camera.cam_ray_from_img(center + np.array([[-0.5, 0.0], [0.5, 0.0]])))
+    return 1.0 / max(float(np.linalg.norm(rays[1] - rays[0])), 1e-9)
 
 
 def _largest_angle(camera: pycolmap.Camera) -> float:
@@ -140,25 +171,34 @@ def working_image(
     """An image, made smaller to about so many pixels a radian at its centre.
 
     Args:
-        pixels: (H, W, 3) RGB, of the calibration's size or smaller by the same factor each way.
+        pixels: (H, W) grey or (H, W, 3), of the calibration's size or smaller by the same factor
+            each way.
         usable: (H, W) mask, or None.
         intrinsics: its calibration.
         focal_px: of the depth map; the image is never made larger.
     """
-    own = Pinhole.of(intrinsics, edge_px=1 << 30).focal_px * pixels.shape[1] / intrinsics.width
-    ratio = focal_px / own
-    size = pixels.shape[1], pixels.shape[0]
-    if ratio < 0.97:
-        size = max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
-        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    everywhere = np.full(size[::-1], 255, np.uint8)
+    height, width = pixels.shape[:2]
+    ratio = focal_px / (central_focal_px(camera_of(intrinsics)) * width / intrinsics.width)
+    if ratio < _ABOUT_SAME_SIZE:
+        width, height = max(2, round(width * ratio)), max(2, round(height * ratio))
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+    levels = np.full((height, width), 255, np.uint8)
     if usable is not None:
-        everywhere = np.asarray(
-            cv2.resize(usable.astype(np.uint8) * np.uint8(255), size, None, 0, 0, cv2.INTER_NEAREST)
-        )
-    everywhere[[0, -1]] = 0
-    everywhere[:, [0, -1]] = 0
-    return WorkingImage(pixels=pixels, usable=everywhere, intrinsics=intrinsics)
+        mask = usable.astype(np.uint8) * np.uint8(255)
+        levels = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST))
+    levels[[0, -1]] = 0
+    levels[:, [0, -1]] = 0
+    return WorkingImage(pixels=pixels, usable=levels, intrinsics=intrinsics)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Places:
+    """Where the pixels of a depth map are in the keyframe's rectified image."""
+
+    columns: Float32Array  # (H, W)
+    lines: Float32Array  # (H, W)
+    angle: Float32Array  # (H, W) from the baseline, radians
+    radius: Float32Array  # (H, W) from the baseline, of the point at depth 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,9 +207,9 @@ class Rectification:
 
     A pixel of line r and column c of the keyframe's image holds the ray at the angle
     ``first_turn + r * line_step`` about the baseline, counted from ``axes[0]`` to ``axes[1]``, and
-    at the angle ``first_angle - (c - num_disparities) * column_step`` from the baseline
-    (``axes[2]``). The neighbour's image is sheared by what disparity is expected where
-    (``expected``), so that disparities are small and those of a dominant plane alike.
+    at the angle ``first_angle - c * column_step`` from the baseline (``axes[2]``). The neighbour's
+    image is sheared by what disparity is expected where (``expected``), so that disparities are
+    small and those of a dominant plane alike.
     """
 
     neighbour_from_keyframe: Float64Array  # (3, 4)
@@ -181,13 +221,13 @@ class Rectification:
     column_step: float
     expected: Float64Array  # (3,) columns: at the start, its growth a column and a line
     num_disparities: int  # columns
-    width: int  # without the columns that the matcher needs at the left
+    width: int
     height: int
 
     def expected_at(self, columns: Float64Array, lines: Float64Array) -> Float64Array:
         """The disparity from which is searched, in columns."""
         at_start, per_column, per_line = self.expected
-        return at_start + per_column * (columns - self.num_disparities) + per_line * lines
+        return np.asarray(at_start + per_column * columns + per_line * lines)
 
     def rays_of(
         self, columns: Float64Array, lines: Float64Array, *, is_neighbour: bool
@@ -196,7 +236,7 @@ class Rectification:
         at, line = np.meshgrid(columns, lines)
         if is_neighbour:
             at = at - self.expected_at(at, line)
-        angle = self.first_angle - (at - self.num_disparities) * self.column_step
+        angle = self.first_angle - at * self.column_step
         turn = self.first_turn + line * self.line_step
         rays = np.stack(
             [np.sin(angle) * np.cos(turn), np.sin(angle) * np.sin(turn), np.cos(angle)], axis=-1
@@ -204,47 +244,74 @@ class Rectification:
         rotation = self.neighbour_from_keyframe[:, :3] if is_neighbour else np.eye(3)
         return np.asarray(rays @ (self.axes @ rotation.T))
 
+    def cropped_to(self, neighbour: WorkingImage) -> Rectification | None:
+        """The part that the neighbour's image can show; None where that is next to nothing."""
+        columns = np.arange(
+            -self.num_disparities, self.width + _NODE_PX, _NODE_PX, dtype=np.float64
+        )
+        lines = np.arange(0, self.height + _NODE_PX, _NODE_PX, dtype=np.float64)
+        at, line = neighbour.sampled(self.rays_of(columns, lines, is_neighbour=True))
+        height, width = neighbour.pixels.shape[:2]
+        is_inside = (at > 0) & (at < width - 1) & (line > 0) & (line < height - 1)
+        if not is_inside.any():
+            return None
+        seen_columns = columns[is_inside.any(axis=0)][[0, -1]]
+        seen_lines = lines[is_inside.any(axis=1)][[0, -1]]
+        left = int(max(seen_columns[0] - _NODE_PX, 0))
+        right = int(min(seen_columns[1] + self.num_disparities + _NODE_PX, self.width))
+        top = int(max(seen_lines[0] - _NODE_PX, 0))
+        bottom = int(min(seen_lines[1] + _NODE_PX, self.height))
+        if right - left < _MIN_EDGE_PX or bottom - top < _MIN_EDGE_PX:
+            return None
+        return replace(
+            self,
+            first_turn=self.first_turn + top * self.line_step,
+            first_angle=self.first_angle - left * self.column_step,
+            expected=self.expected
+            + [self.expected_at(np.array(left), np.array(top)) - self.expected[0], 0.0, 0.0],
+            width=right - left,
+            height=bottom - top,
+        )
+
     def image(self, image: WorkingImage, *, is_neighbour: bool) -> tuple[Uint8Array, Uint8Array]:
-        """The rectified pixels (H, D + W), and whether they are of use, 255 or 0."""
+        """The rectified pixels (H, D + W), and whether they are of use, 255 or 0.
+
+        The matcher needs columns -D to -1 to search ``num_disparities`` D at column 0.
+        """
         width, height = self.width + self.num_disparities, self.height
-        num_columns, num_lines = -(-width // _NODE_PX) + 2, -(-height // _NODE_PX) + 2
-        columns = (np.arange(num_columns, dtype=np.float64) - 0.5) * _NODE_PX - 0.5
-        lines = (np.arange(num_lines, dtype=np.float64) - 0.5) * _NODE_PX - 0.5
+        columns, lines = _nodes(width) - self.num_disparities, _nodes(height)
         nodes = image.sampled(self.rays_of(columns, lines, is_neighbour=is_neighbour))
-        maps = [
-            cv2.resize(node, None, fx=_NODE_PX, fy=_NODE_PX, interpolation=cv2.INTER_LINEAR)[
-                _NODE_PX : _NODE_PX + height, _NODE_PX : _NODE_PX + width
-            ]
-            for node in nodes
-        ]
+        maps = [_between_nodes(node, width=width, height=height) for node in nodes]
         pixels = cv2.remap(image.pixels, maps[0], maps[1], cv2.INTER_CUBIC)
         usable = cv2.remap(image.usable, maps[0], maps[1], cv2.INTER_NEAREST)
         return np.asarray(pixels, np.uint8), np.asarray(usable, np.uint8)
 
-    def places_of(self, rays: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Columns and lines (H, W) of the keyframe's rays (H, W, 3), and their angles (H, W)."""
+    def places_of(self, pinhole: Pinhole) -> Places:
+        """Where the pixels of the keyframe's depth map are."""
+        columns = np.arange(pinhole.width, dtype=np.float64)
+        lines = np.arange(pinhole.height, dtype=np.float64)
+        x, y = pinhole.plane_xy(columns, lines)
         across, down, along = (
-            row[0] * rays[..., 0] + row[1] * rays[..., 1] + row[2]
-            for row in self.axes.astype(np.float32)
+            (row[0] * x).astype(np.float32) + (row[1] * y + row[2]).astype(np.float32)
+            for row in self.axes
         )
-        angle = np.arctan2(np.sqrt(across * across + down * down), along)
+        radius = np.sqrt(across * across + down * down)
+        angle = np.arctan2(radius, along)
         turn = np.arctan2(down, across)
-        columns = (np.float32(self.first_angle) - angle) * np.float32(1.0 / self.column_step)
-        lines = (turn - np.float32(self.first_turn)) * np.float32(1.0 / self.line_step)
-        return columns + np.float32(self.num_disparities), lines, angle
-
-    def parallax_of(
-        self, disparity: Float32Array, columns: Float32Array, lines: Float32Array
-    ) -> Float32Array:
-        """Parallax angles in radians of disparities at columns and lines of the image."""
-        at_start, per_column, per_line = (
-            float(value) for value in self.expected * self.column_step
+        return Places(
+            columns=(np.float32(self.first_angle) - angle) * np.float32(1.0 / self.column_step),
+            lines=(turn - np.float32(self.first_turn)) * np.float32(1.0 / self.line_step),
+            angle=angle,
+            radius=radius,
         )
-        start = at_start - per_column * self.num_disparities
+
+    def parallax_of(self, disparity: Float32Array, places: Places) -> Float32Array:
+        """Parallax angles in radians of disparities at places."""
+        at_start, per_column, per_line = (self.expected * self.column_step).astype(np.float32)
         return np.asarray(
-            np.float32(start)
-            + columns * np.float32(per_column)
-            + lines * np.float32(per_line)
+            at_start
+            + places.columns * per_column
+            + places.lines * per_line
             + disparity * np.float32(self.parallax_step)
         )
 
@@ -337,12 +404,12 @@ def _disparity_range(
     linearly over the image, so that those of the sparse points lie close to such a growth.
 
     Args:
-        columns: (P,) of the sparse points, without those that the matcher needs at the left.
+        columns: (P,) of the sparse points.
         lines: (P,).
         disparity: (P,) columns.
         is_full_turn: whether lines go all around the baseline, where no growth is expected.
     """
-    best = np.zeros(3), *_spread(disparity)
+    best: tuple[Float64Array, float, float] = (np.zeros(3), *_spread(disparity))
     growth = np.column_stack([np.ones(len(columns)), columns, lines * (not is_full_turn)])
     if len(columns) >= _MIN_POINTS_OF_PLANE:
         plane = _robust_fit(growth, disparity)
@@ -364,9 +431,11 @@ def _spread(disparity: Float64Array) -> tuple[float, float]:
 def _robust_fit(growth: Float64Array, disparity: Float64Array) -> Float64Array:
     """The linear growth (3,) with about the least sum of absolute errors."""
     weight = np.ones(len(growth))
-    plane = np.zeros(3)
+    plane: Float64Array = np.zeros(3)
     for _ in range(_NUM_FITS):
-        plane = np.linalg.lstsq(growth * weight[:, None], disparity * weight, rcond=None)[0]
+        plane = np.asarray(
+            np.linalg.lstsq(growth * weight[:, None], disparity * weight)[0], np.float64
+        )
         weight = 1.0 / np.sqrt(np.maximum(np.abs(disparity - growth @ plane), 1.0))
     return np.asarray(plane)
 
@@ -375,10 +444,8 @@ def _extent(
     pinhole: Pinhole, axes: Float64Array
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Least and largest turn about the baseline, and angle from it, of the field of view."""
-    rays = pinhole.rays()
-    lines = np.unique(np.linspace(0, pinhole.height - 1, 33).astype(int))
-    columns = np.unique(np.linspace(0, pinhole.width - 1, 33).astype(int))
-    rays = rays[np.ix_(lines, columns)].reshape(-1, 3) @ axes.T
+    columns, lines = np.linspace(0, pinhole.width - 1, 33), np.linspace(0, pinhole.height - 1, 33)
+    rays = pinhole.rays_of(columns, lines).reshape(-1, 3) @ axes.T
     turn = np.arctan2(rays[:, 1], rays[:, 0])
     angle = np.arctan2(np.hypot(rays[:, 0], rays[:, 1]), rays[:, 2])
     turns = (float(turn.min()), float(turn.max()))

@@ -116,6 +116,7 @@ class MapProducts:
             num_frames_without_pose=self._poser.num_frames - kinds.total(),
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(main),
+            not_georeferenced=self._georeferencing.refusal,
             metres_per_map_unit=metres_per_map_unit,
             cameras=self._cameras.figures(main),
             maps=tuple(

@@ -151,4 +151,5 @@ class MapFigures:
     lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
     turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving
     verdict: Verdict = field(default_factory=Verdict)  # how far the map can be trusted
+    not_georeferenced: str = ""  # why, where there are positions
     maps: tuple[OneMapFigures, ...] = ()  # the map first, in the order of a snapshot's

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,9 @@ from engine.dense.fusion import FusionLimits, fuse
 from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import JournalError
 from engine.output.dense_ply import DENSE_PLY_NAME, write_dense_ply
+from engine.output.ground_products import GroundProducts
 from engine.output.run_folder import PRODUCTS_FOLDER
-from engine.types import Verdict, VerdictLevel
+from engine.types import FrameId, GpsFix, Verdict, VerdictLevel
 
 if TYPE_CHECKING:
     from engine.mapping.positions.georeferencing import Placement
@@ -31,12 +32,54 @@ class DenseWorld:
     is_in_metres: bool  # east, north, up of the placement's origin; else in the map's unit
     verdict: Verdict  # on the map
 
+    @property
+    def origin(self) -> GpsFix | None:
+        """Of east, north, up in metres; None: the world is in the map's unit."""
+        if self.is_in_metres and self.placement is not None:
+            return self.placement.georeference.origin
+        return None
+
+
+@charged_to(Stage.DENSE_FUSION)
+def write_ground(
+    run_path: Path, world: DenseWorld, ground: GroundProducts, versions: Mapping[FrameId, int]
+) -> None:
+    """Writes the products of the ground from the points that it collected last.
+
+    Args:
+        run_path: of the run folder.
+        world: of the points.
+        ground: has collected them.
+        versions: of the depth maps, by keyframe.
+
+    Raises:
+        JournalError: they cannot be written; the former files are as they were.
+    """
+    folder = run_path / PRODUCTS_FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+        ground.write(folder, world.poses, versions)
+    except OSError as error:
+        raise JournalError(f"{folder}: cannot be written: {error.strerror}") from error
+
 
 @charged_to(Stage.DENSE_FUSION)
 def write_dense_points(
-    run_path: Path, points: Iterable[DensePoints], world: DenseWorld, config: DenseConfig
+    run_path: Path,
+    points: Iterable[DensePoints],
+    world: DenseWorld,
+    config: DenseConfig,
+    *,
+    ground: GroundProducts | None = None,
 ) -> int:
     """Fuses points of keyframes and writes them to ``products/dense.ply``.
+
+    Args:
+        run_path: of the run folder.
+        points: of keyframes in the world.
+        world: of the points.
+        config: how they are fused.
+        ground: collects the fused points, too.
 
     Returns:
         The number of points.
@@ -52,6 +95,8 @@ def write_dense_points(
             voxel_size=config.voxel_size or None,
             limits=FusionLimits(folder=path.parent),
         )
+        if ground is not None:
+            fused = ground.collected(fused, world.poses, origin=world.origin)
         return write_dense_ply(path, fused, comments=_comments(world))
     except OSError as error:
         raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
@@ -60,8 +105,7 @@ def write_dense_points(
 def _comments(world: DenseWorld) -> list[str]:
     """Lines for the header: the frame, and what is said against the map."""
     frame = "map units, as in the snapshot's sparse/0"
-    if world.is_in_metres and world.placement is not None:
-        origin = world.placement.georeference.origin
+    if (origin := world.origin) is not None:
         frame = (
             f"metres east, north, up from latitude {origin.latitude_deg:.8f},"
             f" longitude {origin.longitude_deg:.8f}, altitude {origin.altitude_m}"

@@ -176,6 +176,7 @@ def summary_figures(
         "maps": [one.as_record() for one in figures.maps],
         "georeferenced": placement is not None,
         "georeference": None if placement is None else placement.as_record(with_residuals=True),
+        "not_georeferenced": figures.not_georeferenced,
         "gps_rmse_m": figures.gps_rmse_m,
         "metres_per_map_unit": figures.metres_per_map_unit,
         "cameras": [camera.as_record() for camera in figures.cameras],

@@ -22,17 +22,27 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from engine.config import DenseConfig
 from engine.cpu_time import Stage, cpu_by_stage
 from engine.dense.dense_map import DenseMap, PlacedKeyframe
 from engine.dense.depth import DepthOptions, estimate_depth
-from engine.dense_types import DenseCloud, DepthEstimate, DepthProblem, DepthStatus
+from engine.dense_types import (
+    DenseCloud,
+    DepthEstimate,
+    DepthProblem,
+    DepthStatus,
+    KeyframePoses,
+)
 from engine.errors import InferenceError, JournalError
 from engine.events import DenseMapWritten, DepthEstimated, RunPart
+from engine.geometry import similarity_between_poses
 from engine.mapping.depth_problems import DenseHandout
 from engine.mapping.mapper import Mapper
-from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points
+from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points, write_ground
 from engine.output.depth_store import DepthStore
+from engine.output.ground_products import GroundProducts
 from engine.output.keyframe_images import KeyframeImages
 from engine.output.recorder import Recorder
 from engine.output.run_folder import DENSE_FOLDER
@@ -45,6 +55,8 @@ from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
 
+MAX_CALL_S = 30.0  # a depth map that takes longer hangs: the end of a run waits for it
+
 _NICENESS = 10  # of threads that make depth, where the system has it for each
 _EXPECTED_CPU_S = 0.1  # of the first keyframe
 _SMOOTHING = 0.2  # of what a keyframe costs
@@ -53,7 +65,9 @@ _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
 _MIN_LOOK_AFTER = 8
 _PRODUCT_SHARE = 0.3  # of what the dense map takes, before the end
-_PRODUCT_CPU_S = 0.03  # for each keyframe of the first product
+_POINTS_CPU_S = 0.02  # for each keyframe of the first product
+_GROUND_CPU_S = 0.07  # likewise, with an orthophoto
+_MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
 _NOT_WRITTEN = "not_written"
 _BUDGET = "budget"  # why a keyframe has no depth: its turn did not come
 _FAILED = "failed"
@@ -98,8 +112,10 @@ class _Made:
     estimate: DepthEstimate | None  # None: none was wanted
     num_points: int
     lost: JournalError | None  # why it is not on disk
-    placed: tuple[PlacedKeyframe, ...] | None  # None: poses were not asked for
+    poses: KeyframePoses | None  # of the map; None: not asked for
+    placed: tuple[PlacedKeyframe, ...] | None  # by them
     cloud: DenseCloud | None
+    looking_s: float  # CPU seconds that the latter two took
 
 
 class DenseMaking:
@@ -145,7 +161,8 @@ class DenseMaking:
         self._budget = budget or CpuBudget(config.max_cpu_share)
         self._options = DepthOptions(edge_px=config.edge_px, num_neighbours=config.neighbours)
         self._images = KeyframeImages(lambda: recorder.path, edge_px=config.edge_px)
-        self._map = DenseMap(DepthStore(lambda: recorder.path), least_sampling=config.voxel_size)
+        self._map = DenseMap(DepthStore(lambda: recorder.path))
+        self._ground = GroundProducts(self._map.depth_map) if config.orthophoto else None
         self._is_on = config.enabled
         self._news = asyncio.Event()
         self._done: dict[FrameId, str] = {}  # how keyframes fared that had their turn
@@ -156,8 +173,9 @@ class DenseMaking:
         self._num_waiting = 0  # settled keyframes, as last known
         self._placed: tuple[PlacedKeyframe, ...] = ()  # as last looked at
         self._num_made_again = 0
+        self._shown: KeyframePoses | None = None  # where keyframes are in the map that views show
         self._world: DenseWorld | None = None  # of the newest snapshot, not yet in the products
-        self._product_cost_s = _PRODUCT_CPU_S  # for each keyframe
+        self._product_cost_s = _POINTS_CPU_S if self._ground is None else _GROUND_CPU_S
         self._products_s = 0.0  # CPU seconds that products took so far
         self._written = {"points": 0, "verdict": ""}  # of the newest product
 
@@ -205,12 +223,13 @@ class DenseMaking:
             if status in _TRIED_AT_END:
                 del self._done[frame_id]
         with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_END_S):
-                await self._make_all()
+            async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
+                ends_at_s = time.monotonic() + _MAX_END_S
+                await self._make_all(ends_at_s=ends_at_s)
                 await self._look()
                 if self._again:
-                    await self._make_all()
-        await self._look()
+                    await self._make_all(ends_at_s=ends_at_s)
+                    await self._look()
         await self._write_products()
 
     def figures(self) -> dict[str, Any]:
@@ -239,9 +258,9 @@ class DenseMaking:
             if self._is_product_due():
                 await self._write_products()
 
-    async def _make_all(self) -> None:
-        """Makes what the budget allows, once no keyframe follows."""
-        while await self._make_next(is_final=True):
+    async def _make_all(self, *, ends_at_s: float) -> None:
+        """Makes what budget and time allow, once no keyframe follows."""
+        while time.monotonic() < ends_at_s and await self._make_next(is_final=True):
             continue
 
     async def _look(self) -> None:
@@ -301,6 +320,7 @@ class DenseMaking:
                 except JournalError as error:
                     lost = error
         placed = cloud = None
+        began_s = time.thread_time()
         if handout.poses is not None:
             placed = tuple(self._map.placed(handout.poses))
             cloud = self._map.cloud(placed)
@@ -308,8 +328,10 @@ class DenseMaking:
             estimate=estimate,
             num_points=num_points,
             lost=lost,
+            poses=handout.poses,
             placed=placed,
             cloud=cloud,
+            looking_s=time.thread_time() - began_s,
         )
 
     def _estimated(self, problem: DepthProblem, handout: DenseHandout) -> DepthEstimate:
@@ -348,9 +370,24 @@ class DenseMaking:
             spent_s = self._budget.spent_s - began_s
             self._products_s += spent_s
             self._product_cost_s = spent_s / len(self._map.frame_ids)
+        self._show_ground(world)
         await self._writer.schedule(functools.partial(self._recorder.product_written, DENSE_PLY))
         self._written = {"points": event.num_points, "verdict": world.verdict.level.value}
         self._emit(event)
+
+    def _show_ground(self, world: DenseWorld) -> None:
+        """Has views show the ground, in the world of the map that they show."""
+        picture = None if self._ground is None else self._ground.picture
+        shown = {} if self._shown is None else self._shown.by_id()
+        snapshot = world.poses.by_id()
+        common = [frame_id for frame_id in snapshot if frame_id in shown]
+        if picture is None or len(common) < _MIN_COMMON:
+            return
+        onto = similarity_between_poses(
+            np.array([snapshot[i] for i in common]), np.array([shown[i] for i in common])
+        )
+        if onto is not None:
+            self._views.offer_ground(picture.moved(onto))
 
     def _write_world(self, world: DenseWorld) -> DenseMapWritten:
         """On the dense thread: writes the products of a snapshot."""
@@ -358,7 +395,12 @@ class DenseMaking:
         began_s = time.thread_time()
         placed = self._map.placed(world.poses)
         run_path = self._recorder.path
-        num_points = write_dense_points(run_path, self._map.points(placed), world, self._config)
+        points = self._map.points(placed)
+        num_points = write_dense_points(run_path, points, world, self._config, ground=self._ground)
+        if self._ground is not None:
+            right = {one.frame_id for one in placed if not one.is_wrong}
+            versions = {i: v for i, v in self._map.depth_versions().items() if i in right}
+            write_ground(run_path, world, self._ground, versions)
         return DenseMapWritten(
             path=str(run_path / DENSE_PLY),
             num_keyframes=len(placed),
@@ -371,14 +413,14 @@ class DenseMaking:
         """Takes where depth lies now, and what of it is to be made again."""
         if made.placed is None:
             return
-        self._placed = made.placed
+        self._placed, self._shown = made.placed, made.poses
         outdated = (one.frame_id for one in made.placed if one.is_outdated)
         self._again = tuple(i for i in outdated if self._num_times[i] <= _MAX_AGAIN)
         self._num_until_look = max(
             _MIN_LOOK_AFTER, int(_LOOK_AFTER_RATIO * len(self._map.frame_ids))
         )
         if made.cloud is not None:
-            self._views.offer_dense(made.cloud)
+            self._views.offer_dense(made.cloud, cpu_s=made.looking_s)
 
     def _made(self, problem: DepthProblem, made: _Made, estimate: DepthEstimate) -> None:
         frame_id = problem.view.frame_id

@@ -66,7 +66,7 @@ from engine.ports import (
     WindowSolver,
 )
 from engine.run.background import MapJobs, Snapshots
-from engine.run.dense import DenseMaking
+from engine.run.dense import MAX_CALL_S, DenseMaking
 from engine.run.event_loop import (
     CallWatch,
     RunRequests,
@@ -648,7 +648,7 @@ class Engine:
             RunPart.DECODING: guard(RunPart.DECODING),
             RunPart.PLACES: guard(RunPart.PLACES),
             RunPart.SECOND_MATCHING: guard(RunPart.SECOND_MATCHING),
-            RunPart.DENSE: guard(RunPart.DENSE),
+            RunPart.DENSE: guard(RunPart.DENSE, limit_s=min(config.max_call_s, MAX_CALL_S)),
             **{
                 part: guard(part, on_off=end_without(part))
                 for part in (RunPart.DESCRIBING, RunPart.MATCHING)

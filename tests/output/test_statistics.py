@@ -347,6 +347,7 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
         "components": 2,
         "georeferenced": False,
         "georeference": None,
+        "not_georeferenced": "",
         "gps_rmse_m": 1.5,
         "metres_per_map_unit": None,
     }

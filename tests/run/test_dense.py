@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,15 @@ import numpy as np
 import pytest
 
 import engine.run.dense as dense_module
-from engine.dense.depth import DepthOptions
 from engine.dense_types import (
     DenseCloud,
-    DenseImage,
     DepthEstimate,
-    DepthMap,
     DepthProblem,
-    DepthStatus,
 )
 from engine.errors import JournalError
-from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.output.depth_store import DepthStore
 from engine.run.dense import CpuBudget
 from engine.run.engine import Engine, RunOutcome
-from engine.types import FrameId
 from tests.support.fake_runs import (
     FakeSource,
     WorldMatcher,
@@ -34,46 +28,12 @@ from tests.support.fake_runs import (
     frames_of,
     trajectory_lines,
 )
+from tests.support.flat_depth import made
 from tests.support.synthetic import SyntheticWorld, straight_path
 
 NUM_FRAMES = 14
 WORLD = SyntheticWorld(straight_path(NUM_FRAMES))
-EDGE_PX = 64
-
 Estimate = Callable[..., DepthEstimate]
-
-
-def flat_depth(problem: DepthProblem) -> DepthMap:
-    """A depth map as deep everywhere as the median point of its keyframe."""
-    view = problem.view
-    depths = transform_points(view.cam_from_world, view.points3D_in_world)[:, 2]
-    shape = (EDGE_PX * 3 // 4, EDGE_PX)
-    neighbours = problem.neighbours[:2]
-    return DepthMap(
-        frame_id=view.frame_id,
-        pinhole=np.array([50.0, 50.0, shape[1] / 2, shape[0] / 2]),
-        depth=np.full(shape, np.median(depths), np.float32),
-        relative_error=np.full(shape, 0.002, np.float32),
-        num_agreeing=np.full(shape, 2, np.uint8),
-        colors=np.full((*shape, 3), 128, np.uint8),
-        neighbour_ids=np.array([one.frame_id for one in neighbours], np.int64),
-        neighbour_from_keyframe=np.array(
-            [
-                compose_poses(one.cam_from_world, invert_pose(view.cam_from_world))
-                for one in neighbours
-            ]
-        ),
-    )
-
-
-def made(
-    problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
-) -> DepthEstimate:
-    """An estimate that always succeeds, whatever the images show."""
-    del images, options
-    return DepthEstimate(
-        status=DepthStatus.MADE, reason="flat", depth_map=flat_depth(problem), cpu_s=0.001
-    )
 
 
 @pytest.fixture
@@ -234,7 +194,7 @@ def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
 def test_a_product_that_cannot_be_written_is_named_and_costs_no_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def is_full(*args: Any) -> int:
+    def is_full(*args: Any, **kwargs: Any) -> int:
         raise JournalError("products/dense.ply: cannot be written: No space left on device")
 
     monkeypatch.setattr(dense_module, "write_dense_points", is_full)

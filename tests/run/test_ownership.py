@@ -555,6 +555,23 @@ def test_a_keyframe_of_a_file_is_handed_to_the_mapper_twice(
     assert hand_offs == ["begin_keyframe", "add_keyframe"] * 16 + [*SAVED, *SHOWN, *REPORTED]
 
 
+def test_the_dense_map_asks_the_mapper_a_bounded_number_of_times(
+    tmp_path: Path, hand_offs: list[str]
+) -> None:
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames(1, 16))],
+        settings=NO_SNAPSHOTS,
+    )
+    outcome, _ = run(engine)
+    assert outcome.num_registered == 16
+    others = [name for name in hand_offs if name != "dense_handout"]
+    assert others == ["begin_keyframe", "add_keyframe"] * 16 + [*SAVED, *REPORTED]
+    # While keyframes come, one each and one that finds nothing more; at the end all once again.
+    assert 0 < len(hand_offs) - len(others) <= 3 * 16 + 4
+
+
 @pytest.mark.usefixtures("_tracked_by_the_world")
 def test_a_frame_between_keyframes_is_handed_to_the_mapper_once(
     tmp_path: Path, hand_offs: list[str]

@@ -81,9 +81,9 @@ def in_world(points: DensePoints, cam_from_world: Float64Array) -> DensePoints:
     """Points of a camera's frame in the world."""
     world_from_cam = invert_pose(cam_from_world)
     return DensePoints(
-        xyz=transform_points(world_from_cam, points.xyz.astype(np.float64)),
+        xyz=transform_points(world_from_cam, points.xyz.astype(np.float64)).astype(np.float32),
         colors=points.colors,
-        normals=points.normals @ world_from_cam[:, :3].T,
+        normals=(points.normals @ world_from_cam[:, :3].T).astype(np.float32),
         sampling=points.sampling,
         num_views=points.num_views,
     )

@@ -15,6 +15,7 @@ from engine.config import GeoreferenceConfig
 from engine.cpu_time import Stage, charged_to
 from engine.estimators.adjustment_options import adjustment_options
 from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
+from engine.geo.similarity_fit import UNKNOWN_STD_M
 from engine.geometry import camera_center
 from engine.mapping.model.calibration_control import (
     MIN_KEYFRAMES_FOR_DISTORTION,
@@ -94,10 +95,11 @@ def adjust_with_positions(
     pulling: list[int] = np.flatnonzero(georeference.weights >= _MIN_WEIGHT).tolist()
     weights = georeference.weights[pulling]
     pulling_fixes = [fixes[i] for i in pulling]
+    measured_m, roots = stds_m(pulling_fixes, config=config), np.sqrt(weights)[:, None]
     positions = _Positions(
         frame_ids=[frame_ids[i] for i in pulling],
         enu_m=positions_in_enu(pulling_fixes, origin=georeference.origin),
-        stds_m=stds_m(pulling_fixes, config=config) / np.sqrt(weights)[:, None],
+        stds_m=np.where(measured_m < UNKNOWN_STD_M, measured_m / roots, measured_m),
         weights=weights,
     )
     to_enu(reconstruction, georeference)
@@ -134,7 +136,7 @@ class _Positions:
     """Where keyframes should be."""
 
     frame_ids: list[FrameId]
-    enu_m: Float64Array  # (M, 3)
+    enu_m: Float64Array  # (M, 3); heights that were not measured are those of the map
     stds_m: Float64Array  # (M, 3)
     weights: Float64Array  # (M,) 0..1
 
@@ -144,9 +146,14 @@ class _Positions:
         Receivers that claim too much accuracy would pull a good map apart, or to one half of
         themselves.
         """
-        normalized = (centers_m - self.enu_m) / self.stds_m
+        known = self.stds_m < UNKNOWN_STD_M
+        normalized = ((centers_m - self.enu_m) / self.stds_m)[known]
         excess = math.sqrt(float(np.mean(normalized**2))) if normalized.size else 1.0
-        return replace(self, stds_m=self.stds_m * max(excess, 1.0))
+        return replace(
+            self,
+            enu_m=np.where(known, self.enu_m, centers_m),
+            stds_m=np.where(known, self.stds_m * max(excess, 1.0), self.stds_m),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,6 +167,7 @@ class _State:
     def of(cls, reconstruction: pycolmap.Reconstruction, positions: _Positions) -> _State:
         reconstruction.update_point_3d_errors()
         offsets_m = _centers(reconstruction, positions.frame_ids) - positions.enu_m
+        offsets_m[positions.stds_m >= UNKNOWN_STD_M] = 0.0
         total = float(positions.weights.sum()) or 1.0
         return cls(
             error_px=float(reconstruction.compute_mean_reprojection_error()),
