@@ -368,7 +368,8 @@ def _sift(config: Config, sources: Sequence[Source]) -> PairMatcher:
 
     sift = config.sift
     if all(source.info.is_sequence for source in sources):
-        sift = sift.model_copy(update={"max_features": sift.max_features_in_video})
+        update = {"max_features": sift.max_features_in_video, "upscaling": 2.0}
+        sift = sift.model_copy(update=update)
     return SiftMatcher(sift)
 
 

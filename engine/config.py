@@ -31,6 +31,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _MAX_FILE_BYTES = 256_000  # of YAML; all settings with their comments take a quarter
 _MAX_PROBLEMS = 5  # in one message
 _MAX_SHOWN_CHARS = 80  # of what the user gave
+TelemetryOrder = Literal["auto", "latitude_first", "longitude_first"]
+
 _MAX_EXTRA_BYTES = 64_000_000  # of an image file: thumbnails, previews, the video of a moving photo
 _MAX_INT = 2**31 - 1  # COLMAP's options are C's int
 _MAX_FLOAT = 1e9  # above it times no longer fit in the clocks of operating systems
@@ -78,6 +80,12 @@ class SourcesConfig(Section):
     every_nth_frame: PositiveInt = 1
     """One frame of n is taken: 3 makes a 30 Hz video a 10 Hz one, and takes every third image of a
     folder."""
+    topics: tuple[str, ...] = ()
+    """Of a ROS recording, the topics whose images are taken, by patterns like /front/*. Empty: all
+    but depth."""
+    hemispheres: Literal["", "NE", "NW", "SE", "SW"] = ""
+    """Where photos lie whose EXIF has latitude and longitude without letters. Empty: as other
+    photos of their folder that have them, else such positions are not used."""
     frame_queue_size: PositiveInt = 4
     """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
     source drops its oldest."""
@@ -91,6 +99,14 @@ class SourcesConfig(Section):
     def max_image_bytes(self) -> int:
         """Of an image file: of uncompressed pixels of four channels of 16 bits, and what else."""
         return int(self.max_image_megapixels * 8e6) + _MAX_EXTRA_BYTES
+
+
+class TelemetryConfig(Section):
+    """How positions beside videos are read."""
+
+    order: TelemetryOrder = "auto"
+    """Which of the two numbers in GPS(a,b,...) of a drone's .SRT is the latitude: latitude_first or
+    longitude_first. auto: by their range, the position of the video file, and the map."""
 
 
 class LiveSourcesConfig(Section):
@@ -426,6 +442,9 @@ class SiftConfig(Section):
     """Keypoints kept per keyframe of a video, whose frames overlap more; strongest first."""
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
+    upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
+    """How far photos are upscaled before keypoints are detected; frames of a video, and photos of
+    640 px, are doubled. Higher: more of the smallest keypoints, and slower by its square."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
@@ -675,6 +694,31 @@ class RescueConfig(Section):
     sparse/1, sparse/2, ... of the last snapshot."""
 
 
+class DenseConfig(Section):
+    """Depth maps of registered keyframes, made beside mapping, and dense points from them.
+
+    They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
+    the bit.
+    """
+
+    enabled: bool = True
+    """Whether depth maps are made."""
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 640
+    """px, longer side. Images are matched at most at this size; twice of it costs four times as
+    much."""
+    neighbours: Annotated[int, Field(ge=1, le=8)] = 2
+    """Keyframes that a keyframe is matched with, at most. More fill holes and confirm depths."""
+    voxel_size: NonNegativeFloat = 0.0
+    """Edge of the cells that hold one dense point each, in units of the map that is written: metres
+    where it is georeferenced. 0: as the images sample the surface."""
+    orthophoto: bool = False
+    """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
+    presets for drones switch it on. GeoTIFF needs the extra survey."""
+    max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
+    fit into it, the oldest ones, get no depth map and are counted."""
+
+
 class SnapshotsConfig(Section):
     """COLMAP models written during the run; the last one when it stops."""
 
@@ -739,7 +783,8 @@ class FaultsConfig(Section):
     """s. Decoding or describing a frame, matching a pair or showing something that takes longer has
     hung and is given up. 0: never."""
     max_solve_s: NonNegativeFloat = 1800.0
-    """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    """s. The same for a window, the search of a lens, and a global bundle adjustment beside the
+    run. 0: never."""
     tell_after_s: NonNegativeFloat = 120.0
     """s. Mapping and writing cannot be given up: a call of theirs that takes longer is told, since
     all frames wait for it. 0: never."""
@@ -770,6 +815,7 @@ class Config(Section):
     """All settings of a run."""
 
     sources: SourcesConfig = SourcesConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     live_sources: LiveSourcesConfig = LiveSourcesConfig()
     mqtt: MqttConfig = MqttConfig()
     phone: PhoneConfig = PhoneConfig()
@@ -795,6 +841,7 @@ class Config(Section):
     window: WindowConfig = WindowConfig()
     loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
+    dense: DenseConfig = DenseConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
     faults: FaultsConfig = FaultsConfig()

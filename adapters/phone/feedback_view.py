@@ -12,8 +12,9 @@ from typing import Any
 from adapters.phone.feedback import ArrivedPicture, DecodedPicture, PhoneState, RunFeedback
 from adapters.phone.map_plan import Plan, draw_plan
 from adapters.phone.messages import Direction
+from engine.dense_types import DenseCloud, GroundPicture
 from engine.events import Event
-from engine.types import Frame, FrameId, FramePose, MapView
+from engine.types import Float32Array, Frame, FrameId, FramePose, MapView
 
 logger = logging.getLogger(__name__)
 
@@ -154,15 +155,29 @@ class FeedbackView:
 
     def __init__(self, channel: FeedbackChannel) -> None:
         self._channel = channel
+        self._map: MapView | None = None  # as shown last
+        self._dense: DenseCloud | None = None  # likewise
+        self._holes_in_world: Float32Array | None = None  # likewise
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Nothing: the phone has its own picture."""
 
     def show_map(self, view: MapView) -> None:
         """Draws the map from above for the phones."""
-        plan = draw_plan(view, up_in_world=self._channel.feedback.up_in_world)
-        if plan is not None:
-            self._channel.put(plan)
+        self._map = view
+        self._draw_plan(view)
+
+    def show_dense(self, cloud: DenseCloud) -> None:
+        """Draws the map from above with the colours of the dense map."""
+        self._dense = cloud
+        if self._map is not None:
+            self._draw_plan(self._map)
+
+    def show_ground(self, ground: GroundPicture) -> None:
+        """Marks what is still to be filmed."""
+        self._holes_in_world = ground.holes_in_world
+        if self._map is not None:
+            self._draw_plan(self._map)
 
     def show_event(self, event: Event) -> None:
         """Adds an event."""
@@ -170,6 +185,17 @@ class FeedbackView:
 
     def close(self) -> None:
         """Nothing is pending."""
+
+    def _draw_plan(self, view: MapView) -> None:
+        up_in_world = self._channel.feedback.up_in_world
+        plan = draw_plan(
+            view,
+            up_in_world=up_in_world,
+            dense=self._dense,
+            holes_in_world=self._holes_in_world,
+        )
+        if plan is not None:
+            self._channel.put(plan)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -23,6 +23,7 @@ from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.output.recorder import Recorder
 from engine.ports import Source
 from engine.run.background import MapJobs, Snapshots, return_free_memory
+from engine.run.dense import DenseMaking
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.faults import Faults, cause_of
 from engine.run.ingestion import DecodedFrame, Ingestion
@@ -342,6 +343,7 @@ class MappingStage:
         positions: are known to the map up to its newest keyframe.
         ahead: poses frames while the mapper is busy with a keyframe.
         max_rebuilds: times that the map is built anew after mapping broke.
+        dense: makes depth of keyframes that have settled.
     """
 
     def __init__(
@@ -363,8 +365,10 @@ class MappingStage:
         positions: Positions,
         ahead: AheadPoser,
         max_rebuilds: int,
+        dense: DenseMaking,
     ) -> None:
         self._log = log
+        self._dense = dense
         self._positions = positions
         self._decided: MappingDecision | None = None  # of the newest keyframe, in a replay
         self._merged: tuple[str, ...] = ()  # kinds of jobs, before the newest keyframe
@@ -560,6 +564,8 @@ class MappingStage:
         await self._jobs.start(step.jobs)
         await self._snapshots.write_if_due(step.counts)
         await self._publisher.publish_step(step, item.frame)
+        if step.counts.num_registered:
+            self._dense.note_keyframe()
         return step.references
 
     async def _begin(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:

@@ -141,6 +141,31 @@ def test_a_blob_is_found_in_pixels_of_the_original_image(
         assert 9.6 < features.scales[0] < 12.0
 
 
+@pytest.mark.parametrize("upscaling", [1.0, 1.3, 1.6, 2.0])
+def test_a_blob_is_found_at_its_place_however_far_the_image_is_upscaled(upscaling: float) -> None:
+    for center in ((650.25, 310.8), (500.0, 290.7)):
+        image = blobs_image([center], sigma_px=6.0, size=(1300, 600))
+        features = matcher(upscaling=upscaling).describe(frame_of(image))
+        assert len(features) >= 1
+        assert np.abs(features.keypoints_xy[0] - center).max() < 0.1
+        assert 9.6 < features.scales[0] < 12.0
+
+
+def test_the_less_an_image_is_upscaled_the_fewer_and_larger_its_keypoints_are() -> None:
+    large = frame_of(texture_image(size=(1300, 300)))
+    found = [matcher(upscaling=ratio).describe(large) for ratio in (2.0, 1.6, 1.0)]
+    assert len(found[0]) > 1.05 * len(found[2]) > 100
+    smallest_px = [float(features.scales.min()) for features in found]
+    assert smallest_px[0] < smallest_px[1] < smallest_px[2]
+
+
+def test_a_small_image_is_doubled_in_any_case() -> None:
+    small = frame_of(texture_image(size=(640, 200)))
+    found = [matcher(upscaling=ratio).describe(small) for ratio in (2.0, 1.0)]
+    assert len(found[0]) > 100
+    assert np.array_equal(found[0].keypoints_xy, found[1].keypoints_xy)
+
+
 def test_the_strongest_keypoint_comes_first() -> None:
     places = [(60.0, 60.0), (200.0, 60.0), (60.0, 180.0), (200.0, 180.0)]
     image = blobs_image(places, sigma_px=3.0, amplitudes=(40.0, 100.0, 20.0, 70.0))

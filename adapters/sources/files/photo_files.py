@@ -7,12 +7,15 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
 from adapters.images.exif import Exif
+from adapters.images.heif import HEIF_SUFFIXES
 from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
+from adapters.images.raw_photos import RAW_SUFFIXES, decode_raw
+from adapters.sources.files.hemispheres import Hemispheres
 from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
@@ -23,7 +26,9 @@ _SAME_ZOOM = 0.01  # between logarithms of focal lengths
 
 _SPHERICAL = "spherical"  # ends the keys of cameras that see all around
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
-IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
+IMAGE_SUFFIXES = JPEG_SUFFIXES | HEIF_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
+
+_CARD_FOLDER = re.compile(r"\d{3}[A-Z0-9_]{5}", re.IGNORECASE)  # DCF 2.0, section 3.2.2
 
 
 class PhotoReader:
@@ -38,6 +43,7 @@ class PhotoReader:
         next_frame_id: FrameIds,
         single_camera_per_size: bool,
         masks: MaskFiles | None = None,
+        files: Sequence[PurePosixPath] = (),
     ) -> None:
         """Takes what all files share.
 
@@ -49,6 +55,7 @@ class PhotoReader:
             single_camera_per_size: images of one subfolder, camera, lens, zoom and size share a
                 camera; False: each image has its own.
             masks: of the photos that have one; None: of none.
+            files: all of them, where they are known; they tell the hemispheres of each other.
         """
         self._root = root
         self._label = label
@@ -58,6 +65,7 @@ class PhotoReader:
         self._masks = masks
         self._intrinsics = IntrinsicsReader()
         self._zooms: dict[str, list[float]] = {}  # values of tags met so far, by unit
+        self._hemispheres = Hemispheres(root, files, label=label, config=config)
         self._previous = b""  # of the readable image before
 
     def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Arrival | RejectedFrame:
@@ -78,7 +86,7 @@ class PhotoReader:
         received_at_s = time.monotonic()
 
         def decode() -> Frame | RejectedFrame:
-            image = self._decoded(data)
+            image = self._decoded(file, data)
             if isinstance(image, RefusedImage):
                 return self._rejected(file, image, index=index)
             mask = self._mask_of(file, image)
@@ -113,6 +121,7 @@ class PhotoReader:
         received_at_s: float,
     ) -> Frame:
         prior = self._intrinsics.of_image(image)
+        gps, gps_problem = self._hemispheres.position_of(image.exif)
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=self._camera_key(file, image, prior) or frame_name,
@@ -123,7 +132,8 @@ class PhotoReader:
             received_at_s=received_at_s,
             pixels=image.pixels,
             jpeg=image.jpeg,
-            gps=image.exif.gps,
+            gps=gps,
+            gps_problem=gps_problem,
             mask=mask,
             quarter_turns=image.exif.quarter_turns,
             intrinsics_prior=prior,
@@ -144,11 +154,12 @@ class PhotoReader:
             detail=refused.detail,
         )
 
-    def _decoded(self, data: bytes) -> DecodedImage | RefusedImage:
+    def _decoded(self, file: PurePosixPath, data: bytes) -> DecodedImage | RefusedImage:
         if data and data == self._previous:
             detail = "the same bytes as the image before"
             return RefusedImage(reason=DropReason.DUPLICATE, detail=detail)
-        image = decode_image(data, config=self._config)
+        decode = decode_raw if file.suffix.lower() in RAW_SUFFIXES else decode_image
+        image = decode(data, config=self._config)
         if isinstance(image, DecodedImage):
             self._previous = data
         return image
@@ -161,7 +172,8 @@ class PhotoReader:
             return ""
         height, width = image.pixels.shape[:2]
         exif = image.exif
-        subfolder = "/".join(printable(file).parts[:-1])
+        folders = printable(file).parts[:-1]
+        subfolder = "/".join(part for part in folders if not _CARD_FOLDER.fullmatch(part))
         camera = f"{exif.make} {exif.model}".strip()
         size = f"{width}x{height}"
         # A dark first photo must not make a flat camera of all the spherical ones behind it.

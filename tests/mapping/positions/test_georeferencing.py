@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import Config, GeoreferenceConfig
 from engine.events import Georeferenced, Warned
-from engine.geo.georeference import median_fix, positions_in_enu
+from engine.geo.georeference import median_fix, positions_in_enu, swapped
 from engine.geometry import camera_center
 from engine.mapping.positions.georeferencing import Placement
 from engine.types import Float64Array, FrameId, GpsFix
@@ -40,6 +40,7 @@ class PlacedRun(MapperRun):
         shifted: Collection[int] = (),
         fix_at: Callable[[str, float], GpsFix | None] | None = None,
         seen_at: Collection[int] = (),
+        as_received: Callable[[int, GpsFix], GpsFix | None] = lambda _, fix: fix,
         **settings: Any,
     ) -> None:
         """Runs to the end; after the frames ``seen_at`` a snapshot is taken."""
@@ -55,7 +56,10 @@ class PlacedRun(MapperRun):
             fix = true_fix(world, frame_id)
             if frame_id in shifted:
                 fix = dataclasses.replace(fix, latitude_deg=fix.latitude_deg + 80.0 / 110_574.0)
-            self.add_keyframe(world.keyframe(frame_id, gps=None if fix_at is not None else fix))
+            received = as_received(frame_id, fix)
+            keyframe = world.keyframe(frame_id, gps=None if fix_at else received)
+            problem = "it is bad" if received is None else ""
+            self.add_keyframe(dataclasses.replace(keyframe, gps_problem=problem))
             if frame_id in seen_at:
                 self.mapper.snapshot()
         self.end()
@@ -173,6 +177,53 @@ def test_positions_beside_the_frames_place_the_map_too(loop: SyntheticWorld) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_positions_without_altitude_place_the_map_horizontally(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, as_received=lambda _, fix: dataclasses.replace(fix, altitude_m=None))
+    assert run.placement is not None
+    copy, placement = the_copy(run)
+    assert placement is not None
+    assert not placement.georeference.has_heights
+    origin = placement.as_record()["origin"]
+    assert isinstance(origin, dict)
+    assert origin["altitude_m"] is None
+    ids = sorted(copy.reg_image_ids())
+    centers = np.array([copy.image(i).projection_center() for i in ids])
+    fixes = [true_fix(loop, i) for i in ids]
+    true_m = positions_in_enu(fixes, origin=placement.georeference.origin)
+    assert np.abs(centers[:, :2] - true_m[:, :2]).max() < 0.5
+    heights_m = centers[:, 2] - true_m[:, 2]
+    assert np.ptp(heights_m) < 1.0  # but for a constant
+    assert run.figures.not_georeferenced == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_the_map_decides_which_number_is_the_latitude(
+    is_swapped: bool, loop: SyntheticWorld
+) -> None:
+    def received(_: int, fix: GpsFix) -> GpsFix:
+        unsure = dataclasses.replace(fix, is_order_unsure=True)
+        return swapped(unsure) if is_swapped else unsure
+
+    run = PlacedRun(loop, as_received=received)
+    assert run.placement is not None
+    origin = run.placement.georeference.origin
+    assert origin.latitude_deg == pytest.approx(true_fix(loop, 1).latitude_deg, abs=0.01)
+    assert run.placement.georeference.rmse_m < 0.3
+    copy, _ = the_copy(run)
+    assert run.errors_m(copy).max() < 0.3
+
+
+def test_a_map_with_too_few_positions_says_why_it_has_no_place(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, as_received=lambda frame_id, fix: fix if frame_id < 4 else None)
+    assert run.placement is None
+    why = "3 of its 20 keyframes have a position, 6 are needed; 17 cannot be used: it is bad"
+    assert run.figures.not_georeferenced == why
+    messages = [warned.message for warned in run.emitted(Warned)]
+    assert messages == [f"the map is not georeferenced: {why}"]
+
+
 def test_maps_that_nothing_joins_are_placed_by_the_same_origin() -> None:
     run = PlacedRun(two_fields(14, 10, noise_px=0.3), max_error_m=5.0)
     snapshot = run.mapper.snapshot()

@@ -1,0 +1,287 @@
+"""Depth of a keyframe from its image, its neighbours' and their poses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from engine.dense.matching import UNKNOWN, match_lines
+from engine.dense.neighbours import MIN_SHARED_POINTS, points_before, rank_neighbours
+from engine.dense.rectification import (
+    Pinhole,
+    Places,
+    Rectification,
+    WorkingImage,
+    rectify,
+    working_image,
+)
+from engine.dense_types import (
+    DenseImage,
+    DenseView,
+    DepthEstimate,
+    DepthMap,
+    DepthProblem,
+    DepthStatus,
+)
+from engine.geometry import compose_poses, invert_pose
+from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
+
+_MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
+_MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
+_MIN_SHARE = 0.005  # of pixels with a depth
+_AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
+_AGREE_RATIO = 0.004  # or by so much of the depth
+_EDGE_WINDOW = 5  # px, about a pixel
+_EDGE_STEP = 0.03  # of the depth
+_BIG_STEP = 1.0  # columns between two pixels: no surface between them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthOptions:
+    """How depth maps are made."""
+
+    edge_px: int = 512  # the longer edge of a depth map at most
+    num_neighbours: int = 2  # images that a keyframe is matched with at most
+    max_relative_error: float = 0.01  # of depth, one standard deviation; less exact is unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Pair:
+    """A neighbour that the keyframe is matched with."""
+
+    neighbour: DenseView
+    rectification: Rectification
+    image: WorkingImage  # the neighbour's, grey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Measured:
+    """Depth by one neighbour, on the pixels of the depth map."""
+
+    inverse_depth: Float32Array  # (H, W); 0: unknown
+    relative_error: Float32Array  # (H, W)
+
+
+def estimate_depth(
+    problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
+) -> DepthEstimate:
+    """The depth map of a keyframe.
+
+    Args:
+        problem: the keyframe and its neighbours.
+        images: by keyframe; those of neighbours may be missing. Images may be smaller than their
+            calibrations say, by one factor each way.
+        options: size and number of neighbours.
+    """
+    begun_s = time.thread_time()
+    status, reason, depth_map = _estimated(problem, images, options)
+    return DepthEstimate(
+        status=status, reason=reason, depth_map=depth_map, cpu_s=time.thread_time() - begun_s
+    )
+
+
+def _estimated(
+    problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
+) -> tuple[DepthStatus, str, DepthMap | None]:
+    view = problem.view
+    num_points = len(points_before(view))
+    if num_points < MIN_SHARED_POINTS:
+        reason = f"{num_points} points of the map before it, {MIN_SHARED_POINTS} are needed"
+        return DepthStatus.TOO_FEW_POINTS, reason, None
+    ranked = rank_neighbours(problem)
+    if not ranked:
+        reason = f"none of {len(problem.neighbours)} shares enough points at a useful angle"
+        return DepthStatus.NO_NEIGHBOUR, reason, None
+    available = [neighbour for neighbour in ranked if neighbour.frame_id in images]
+    if view.frame_id not in images or not available:
+        whose = "its" if view.frame_id not in images else "its neighbours'"
+        return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
+    pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
+    own = _working(view, images[view.frame_id], pinhole)
+    pairs = _pairs(view, available, images, pinhole, options=options)
+    if not pairs:
+        reason = f"the parallax of {len(available)} neighbours spans too much"
+        return DepthStatus.NO_NEIGHBOUR, reason, None
+    grey = _grey(own)
+    measured = [_measure(pair, grey, pinhole) for pair in pairs]
+    depth_map = _depth_map(view, pairs, measured, own, pinhole, options=options)
+    share = float((depth_map.num_agreeing > 0).mean())
+    summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
+    if share < _MIN_SHARE:
+        return DepthStatus.NOTHING_AGREES, summary, None
+    return DepthStatus.MADE, summary, depth_map
+
+
+def _pairs(
+    view: DenseView,
+    ranked: Sequence[DenseView],
+    images: Mapping[FrameId, DenseImage],
+    pinhole: Pinhole,
+    *,
+    options: DepthOptions,
+) -> list[_Pair]:
+    """The best neighbours whose matching costs no more than it may; one may cost more."""
+    points = points_before(view)
+    area = pinhole.width * pinhole.height
+    pairs: list[_Pair] = []
+    costly: list[_Pair] = []
+    spent = 0.0
+    for neighbour in ranked:
+        if len(pairs) == options.num_neighbours:
+            break
+        rectification = rectify(
+            pinhole,
+            _relative(view, neighbour),
+            points,
+            max_disparities=round(_MAX_DISPARITY_RATIO * options.edge_px),
+        )
+        if rectification is None:
+            continue
+        image = _working(neighbour, images[neighbour.frame_id], pinhole, is_grey=True)
+        rectification = rectification.cropped_to(image)
+        if rectification is None:
+            continue
+        pair = _Pair(neighbour=neighbour, rectification=rectification, image=image)
+        searched = rectification.num_disparities * rectification.width * rectification.height / area
+        if spent + searched > _MAX_SEARCHED:
+            costly.append(pair)
+            continue
+        spent += searched
+        pairs.append(pair)
+    return pairs or costly[:1]
+
+
+def _depth_map(
+    view: DenseView,
+    pairs: Sequence[_Pair],
+    measured: Sequence[_Measured],
+    own: WorkingImage,
+    pinhole: Pinhole,
+    *,
+    options: DepthOptions,
+) -> DepthMap:
+    inverse_depth, error, num_agreeing = _combined(
+        measured, max_relative_error=options.max_relative_error
+    )
+    known = (num_agreeing > 0) & _is_off_edges(inverse_depth)
+    depth = np.zeros(inverse_depth.shape, np.float32)
+    np.divide(1.0, inverse_depth, out=depth, where=known)
+    return DepthMap(
+        frame_id=view.frame_id,
+        pinhole=pinhole.params,
+        depth=depth,
+        relative_error=np.where(known, error, np.float32(0.0)),
+        num_agreeing=np.where(known, num_agreeing, np.uint8(0)),
+        colors=pinhole.colors_of(own),
+        neighbour_ids=np.array([pair.neighbour.frame_id for pair in pairs], np.int64),
+        neighbour_from_keyframe=np.stack([_relative(view, pair.neighbour) for pair in pairs]),
+    )
+
+
+def _relative(view: DenseView, neighbour: DenseView) -> Float64Array:
+    return compose_poses(neighbour.cam_from_world, invert_pose(view.cam_from_world))
+
+
+def _working(
+    view: DenseView, image: DenseImage, pinhole: Pinhole, *, is_grey: bool = False
+) -> WorkingImage:
+    pixels = image.pixels
+    if is_grey:
+        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+    return working_image(pixels, image.mask, view.intrinsics, focal_px=pinhole.focal_px)
+
+
+def _grey(image: WorkingImage) -> WorkingImage:
+    pixels = np.asarray(cv2.cvtColor(image.pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+    return replace(image, pixels=pixels)
+
+
+def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
+    """Depth by one neighbour; ``own`` is the keyframe's image, grey."""
+    rectification = pair.rectification
+    first, first_usable = rectification.image(own, is_neighbour=False)
+    second, second_usable = rectification.image(pair.image, is_neighbour=True)
+    found = match_lines(
+        first,
+        second,
+        first_usable=first_usable,
+        second_usable=second_usable,
+        num_disparities=rectification.num_disparities,
+    )
+    places = rectification.places_of(pinhole)
+    disparity, known = _resampled(found.disparity, places)
+    sigma = cv2.remap(found.sigma, places.columns, places.lines, cv2.INTER_NEAREST)
+    parallax = rectification.parallax_of(disparity, places)
+    sine, other_sine = np.sin(parallax), np.sin(places.angle + parallax)
+    known &= (sine > 0) & (other_sine > 0)
+    # Sine rule in the triangle of both centres and the point; the radius is that at depth 1.
+    length = places.radius / np.sin(places.angle)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse_depth = sine * length / (np.float32(rectification.baseline) * other_sine)
+        error = sigma * np.float32(rectification.parallax_step)
+        error *= np.sin(places.angle) / (other_sine * sine)
+    return _Measured(
+        inverse_depth=np.where(known, inverse_depth, np.float32(0.0)),
+        relative_error=np.where(known, error, np.float32(np.inf)),
+    )
+
+
+def _resampled(disparity: Float32Array, places: Places) -> tuple[Float32Array, BoolArray]:
+    """Disparities at places between pixels; where those around differ, the nearest one's."""
+    nearest, smooth = (
+        cv2.remap(disparity, places.columns, places.lines, how, borderValue=UNKNOWN)
+        for how in (cv2.INTER_NEAREST, cv2.INTER_LINEAR)
+    )
+    is_smooth = np.abs(smooth - nearest) < _BIG_STEP
+    return np.where(is_smooth, smooth, nearest), nearest > UNKNOWN
+
+
+def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
+    """Whether pixels (H, W) keep away from steps of depth, about which it is not known whose it is.
+
+    Matching in blocks lets what is in front grow into what is behind. On a slope the pixel lies
+    in the middle of those around, at a step near one end of them.
+    """
+    window = np.ones((_EDGE_WINDOW, _EDGE_WINDOW), np.uint8)
+    nearest = cv2.dilate(inverse_depth, window)
+    unknown_far = np.where(inverse_depth > 0, inverse_depth, np.float32(np.inf))
+    farthest = cv2.erode(unknown_far, window)
+    return np.asarray(np.abs(nearest + farthest - 2.0 * inverse_depth) < _EDGE_STEP * inverse_depth)
+
+
+def _combined(
+    measured: Sequence[_Measured], *, max_relative_error: float
+) -> tuple[Float32Array, Float32Array, Uint8Array]:
+    """Inverse depth (0: unknown), its relative error, and how many neighbours agree, (H, W).
+
+    Depths that agree are averaged; where the first two contradict each other, none is known.
+    """
+    first = measured[0]
+    votes = (first.relative_error < max_relative_error).astype(np.uint8)
+    mean, weight = first.inverse_depth, 1.0 / first.relative_error**2
+    is_contradicted = np.zeros(mean.shape, np.bool_)
+    for other in measured[1:]:
+        other_known = other.relative_error < max_relative_error
+        other_weight = 1.0 / other.relative_error**2
+        both = other_known & (votes > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tolerance = np.maximum(
+                _AGREE_SIGMAS * np.sqrt(1.0 / weight + 1.0 / other_weight), _AGREE_RATIO
+            )
+            agrees = both & (np.abs(other.inverse_depth - mean) < tolerance * mean)
+            total = weight + other_weight
+            average = (weight * mean + other_weight * other.inverse_depth) / total
+        is_contradicted |= both & ~agrees & (votes == 1)
+        alone = other_known & (votes == 0)
+        mean = np.where(agrees, average, np.where(alone, other.inverse_depth, mean))
+        weight = np.where(agrees, total, np.where(alone, other_weight, weight))
+        votes += agrees | alone
+    votes[is_contradicted & (votes == 1)] = 0
+    known = votes > 0
+    error = np.zeros(mean.shape, np.float32)
+    np.divide(1.0, np.sqrt(weight), out=error, where=known)
+    return np.where(known, mean, np.float32(0.0)), error, votes
