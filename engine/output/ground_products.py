@@ -25,10 +25,11 @@ from engine.dense.surface import (
     round_cell,
     vertical_of,
 )
-from engine.dense_types import DensePoints, DepthMap, KeyframePoses
+from engine.dense_types import DensePoints, DepthMap, GroundPicture, KeyframePoses
 from engine.geo.georeference import places_on_globe
 from engine.geo.utm import UtmGrid, utm_grid
 from engine.output.files import write_atomically
+from engine.output.ground_picture import ground_picture
 from engine.output.rasters import RasterPlace, write_heights, write_orthophoto
 from engine.types import Float32Array, Float64Array, FrameId, GpsFix, Uint8Array
 
@@ -62,6 +63,11 @@ class GroundFrame:
             [(places - self.from_world[:2, 3]) @ inverse.T, np.zeros(len(places))]
         )
         return places_on_globe(enu, origin=self.origin)[:, [1, 0]]
+
+    def world_from_ground(self) -> Float64Array:
+        """The affine map (3, 4) back to the world."""
+        inverse = np.linalg.inv(self.from_world[:, :3])
+        return np.column_stack([inverse, -inverse @ self.from_world[:, 3]])
 
     def camera(self, cam_from_world: Float64Array) -> Float64Array:
         """``cam_from_ground`` (3, 4) of a pose (3, 4); affine as this frame is."""
@@ -99,6 +105,7 @@ class GroundProducts:
         self._frame: GroundFrame | None = None
         self._has_said = False  # that packages are missing
         self.coverage: Coverage | None = None  # as it was written last
+        self.picture: GroundPicture | None = None  # likewise, in the world
 
     def collected(
         self, fused: Iterable[DensePoints], poses: KeyframePoses, *, origin: GpsFix | None
@@ -142,24 +149,34 @@ class GroundProducts:
         place = RasterPlace(grid=surface.grid, utm=self._frame.utm)
         views = self._ortho_views(poses, versions, self._frame)
         write_heights(folder / HEIGHTS_STEM, surface.heights, place)
-        self._write_coverage(folder / COVERAGE_NAME, surface, views, self._frame)
+        coverage = self._write_coverage(folder / COVERAGE_NAME, surface, views, self._frame)
         self._orthophoto.update(surface, views, self._pixels)
         grid, pixels = self._orthophoto.image(surface.grid)
         write_orthophoto(
             folder / ORTHOPHOTO_STEM, pixels, RasterPlace(grid=grid, utm=self._frame.utm)
         )
+        self.picture = ground_picture(
+            surface,
+            pixels,
+            self.coverage,
+            world_from_ground=self._frame.world_from_ground(),
+            geojson=coverage,
+        )
         self._builder = None
 
     def _write_coverage(
         self, path: Path, surface: Surface, views: Sequence[OrthoView], frame: GroundFrame
-    ) -> None:
+    ) -> str:
+        """Writes the coverage; returns what was written, "" for nothing."""
         self.coverage = coverage_of(surface, views)
         if self.coverage is None:
-            return
+            return ""
         record = coverage_geojson(self.coverage, frame.coordinates)
         if frame.origin is None:
             record["frame"] = "not on the globe: units of the map, in a plane along its ground"
-        write_atomically(path, f"{json.dumps(record, allow_nan=False)}\n".encode())
+        text = json.dumps(record, allow_nan=False)
+        write_atomically(path, f"{text}\n".encode())
+        return text
 
     def _begin(self, parts: list[DensePoints], poses: KeyframePoses, origin: GpsFix | None) -> None:
         """Decides on the frame and the cell by the first points."""
