@@ -8,7 +8,7 @@ those of later moments fit onto former ones.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -190,6 +190,44 @@ def round_cell(wanted: float, *, former: float | None = None) -> float:
         return former
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(size for size in _ROUND_SIZES if size * power >= 0.999 * wanted) * power
+
+
+def completed(surface: Surface, *, reach: int = 128) -> Surface:
+    """A surface with smooth ground in its large gaps, too, as far as ``reach`` cells from known.
+
+    A place on it is off by the error of the height times how far a view leans: enough to lay
+    images onto it, not to measure heights. By pull and push (Gortler et al., The Lumigraph, 1996,
+    section 3.4.2).
+    """
+    unknown = np.isnan(surface.heights)
+    if not unknown.any() or unknown.all():
+        return surface
+    distance = cv2.distanceTransform(unknown.astype(np.uint8), cv2.DIST_L2, 3)
+    wanted = unknown & (distance <= reach)
+    heights = np.where(wanted, _pulled_and_pushed(surface.heights), surface.heights)
+    return replace(surface, heights=heights)
+
+
+def _pulled_and_pushed(heights: Float32Array) -> Float32Array:
+    """Heights (H, W) whose unknown cells follow from means of ever larger surroundings."""
+    known = ~np.isnan(heights)
+    if known.all() or max(heights.shape) == 1:
+        return heights
+    height, width = heights.shape
+    half = (width + 1) // 2, (height + 1) // 2
+    padded = np.pad(
+        np.stack([np.where(known, heights, 0.0), known], axis=-1),
+        ((0, height % 2), (0, width % 2), (0, 0)),
+    ).astype(np.float32)
+    sums = cv2.resize(padded, half, interpolation=cv2.INTER_AREA)
+    coarse = np.divide(
+        sums[..., 0],
+        sums[..., 1],
+        where=sums[..., 1] > 0,
+        out=np.full(half[::-1], np.nan, np.float32),
+    )
+    fine = cv2.resize(_pulled_and_pushed(coarse), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.where(known, heights, fine)
 
 
 def _well_filled(

@@ -398,7 +398,9 @@ class DenseMaking:
         points = self._map.points(placed)
         num_points = write_dense_points(run_path, points, world, self._config, ground=self._ground)
         if self._ground is not None:
-            write_ground(run_path, world, self._ground, self._map.depth_versions())
+            right = {one.frame_id for one in placed if not one.is_wrong}
+            versions = {i: v for i, v in self._map.depth_versions().items() if i in right}
+            write_ground(run_path, world, self._ground, versions)
         return DenseMapWritten(
             path=str(run_path / DENSE_PLY),
             num_keyframes=len(placed),

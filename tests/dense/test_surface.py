@@ -8,6 +8,7 @@ import pytest
 from engine.dense.surface import (
     Surface,
     SurfaceBuilder,
+    completed,
     ground_from_world,
     round_cell,
     vertical_of,
@@ -81,6 +82,23 @@ def test_the_order_of_points_and_parts_changes_nothing() -> None:
     halves = parts.surface()
     assert halves is not None
     assert whole.heights.tobytes() == halves.heights.tobytes()
+
+
+def test_large_gaps_are_completed_smoothly_and_nothing_known_changes() -> None:
+    x, y = np.meshgrid(np.arange(-40, 40, 0.3), np.arange(-40, 40, 0.3))
+    slope = np.stack([x, y, 0.1 * x + 5.0], axis=-1).reshape(-1, 3)
+    gap = np.abs(slope[:, :2]).max(axis=1) < 15
+    surface = _surface(slope[~gap])
+    assert np.isnan(_height_at(surface, 0.0, 0.0))
+    whole = completed(surface)
+    known = ~np.isnan(surface.heights)
+    assert np.array_equal(whole.heights[known], surface.heights[known])
+    assert np.array_equal(whole.is_measured, surface.is_measured)
+    for x_m in (-12.0, 0.0, 12.0):
+        assert _height_at(whole, x_m, 0.0) == pytest.approx(0.1 * x_m + 5.0, abs=0.8)
+    near = completed(surface, reach=4)
+    assert np.isnan(_height_at(near, 0.0, 0.0))
+    assert not np.isnan(_height_at(near, -14.0, 0.0))
 
 
 def test_points_far_out_do_not_make_the_grid_large() -> None:
