@@ -38,22 +38,22 @@ def hand_out(
     is_final: bool = False,
     wants_poses: bool = False,
 ) -> DenseHandout:
-    """The depth problem of the newest settled keyframe that has not had its turn.
+    """The depth problem of the newest settled keyframe that waits for its turn.
 
     A keyframe is settled when a few others were registered after it: it was adjusted with them.
 
     Args:
         sparse_map: the main map.
         done: keyframes that have had their turn.
-        again: those of them whose depth is to be made again, where no other is left.
+        again: those of them whose depth is to be made again, in their turn.
         is_final: whether no keyframe follows, so that all are settled.
         wants_poses: whether to hand out where all keyframes are, which follows the map's size.
     """
     registered = sparse_map.registered_ids
     settled = registered if is_final else registered[:-_NUM_UNSETTLED]
     waiting = [frame_id for frame_id in reversed(settled) if frame_id not in done]
-    wanted = [*waiting, *(i for i in again if sparse_map.is_registered(i))]
-    problem = _problem(sparse_map, wanted[0]) if wanted else None
+    wanted = max([*waiting[:1], *(i for i in again if sparse_map.is_registered(i))], default=None)
+    problem = None if wanted is None else _problem(sparse_map, wanted)
     views = () if problem is None else (problem.view, *problem.neighbours)
     return DenseHandout(
         problem=problem,
