@@ -297,6 +297,9 @@ def export(
     ply: Annotated[bool, typer.Option("--ply", help="points.ply")] = False,
     nerfstudio: Annotated[bool, typer.Option("--nerfstudio", help="transforms.json")] = False,
     tum: Annotated[bool, typer.Option("--tum", help="Trajectories in TUM format.")] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="dense.ply; with --undistort, what trainers begin with.")
+    ] = False,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
@@ -313,10 +316,13 @@ def export(
             ExportFormat.PLY: ply,
             ExportFormat.NERFSTUDIO: nerfstudio,
             ExportFormat.TUM: tum,
+            ExportFormat.DENSE: dense,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
-            raise ConfigError("say what to export: --undistort, --ply, --nerfstudio, --tum")
+            raise ConfigError(
+                "say what to export: --undistort, --ply, --nerfstudio, --tum, --dense"
+            )
         with native_log_captured():
             written = export_run(run_folder, to, formats=formats, map_number=map_number)
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")

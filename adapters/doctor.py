@@ -61,6 +61,8 @@ _CORE = {  # distribution: what it is for
     "networkx": "scene graph",
     "ifaddr": "addresses of this machine",
     "av": "video files",
+    "pillow": "AVIF photos",
+    "pillow-heif": "HEIC photos",
     "rerun-sdk": "live view and recording",
     "pydantic": "configuration",
     "PyYAML": "configuration",
@@ -74,6 +76,7 @@ _EXTRAS = {  # distribution: the extra that brings it
     "aiohttp": "phone",
     "cryptography": "phone",
     "segno": "phone",
+    "rawpy": "raw",
     "safetensors": "mast3r",
     "torch": "mast3r",
 }

@@ -7,6 +7,8 @@ All formats of one export share a folder:
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
+    dense.ply                   dense: the run's products/dense.ply; with undistort it is
+                                sparse/0/points3D.ply, which trainers begin with, instead
     trajectory.txt              tum: frames in the map; trajectory_keyframes.txt: its keyframes
 """
 
@@ -58,6 +60,7 @@ _OPENCV_FISHEYE_POSITIONS = {  # of fx, fy, cx, cy
 }
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
 _POINTS_NAME = "points.ply"
+_DENSE_PLY = Path("products", "dense.ply")  # in a run
 _TRAJECTORY_NAME = "trajectory.txt"
 _VIEWS, _DISTORTED = "views", "distorted"  # folders that stand in an export while it is written
 _MASKS = "masks"  # folder in a run and in an export; a mask has its image's name with .png added
@@ -72,6 +75,7 @@ class ExportFormat(StrEnum):
     PLY = "ply"
     NERFSTUDIO = "nerfstudio"
     TUM = "tum"
+    DENSE = "dense"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,8 @@ def export(
         raise ConfigError(f"{run}: has no snapshot to export")
     if map_number not in models:
         raise ConfigError(f"{run}: has no map {map_number}, only 0 to {max(models)}")
+    if ExportFormat.DENSE in formats:
+        _check_dense(run, map_number)
     model = models.pop(map_number)
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise ConfigError(f"{to}: exists and is not an empty folder")
@@ -132,6 +138,14 @@ def export(
     )
 
 
+def _check_dense(run: Path, map_number: int) -> None:
+    """Raises ConfigError unless the run has dense points of a map."""
+    if map_number:
+        raise ConfigError(f"{run}: dense points are of map 0 only")
+    if not (run / _DENSE_PLY).is_file():
+        raise ConfigError(f"{run}: has no {_DENSE_PLY}; dense.enabled=true makes it")
+
+
 def _models(run: Path) -> dict[int, Path]:
     """The folders of the latest snapshot's maps, by number."""
     folders = (run / "latest" / "sparse").glob("[0-9]*")
@@ -149,6 +163,10 @@ def _write(
         _write_tum(reconstruction, run, to)
     if ExportFormat.UNDISTORT in formats:
         reconstruction = _write_undistorted(run, model, to, reconstruction=reconstruction)
+    if ExportFormat.DENSE in formats:
+        is_model = ExportFormat.UNDISTORT in formats
+        name = "sparse/0/points3D.ply" if is_model else _DENSE_PLY.name
+        shutil.copyfile(run / _DENSE_PLY, to / name)
     if formats & {ExportFormat.PLY, ExportFormat.NERFSTUDIO}:
         _write_points(reconstruction, to / _POINTS_NAME)
     if ExportFormat.NERFSTUDIO in formats:

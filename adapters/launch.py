@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
 from engine.errors import ConfigError, EngineError, SourceError
 from engine.ports import (
+    CameraCalibrations,
     CameraMasks,
     FrameIds,
     InvitesSenders,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from adapters.resume import GoingOn
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
+    from engine.run.event_loop import RunRequests
     from engine.run.ingestion import SourceRole
 
 logger = logging.getLogger(__name__)
@@ -127,8 +129,13 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     if calibrations is not None:
         _refuse_misfits(calibrations, sources)
     with native_log_captured():
-        engine = _open_engine(
-            config, options, sources, roles, calibrations=calibrations, signals=signals
+        engine = open_engine(
+            config,
+            options,
+            sources,
+            roles=roles,
+            calibrations=calibrations,
+            before_folder=signals.hold,
         )
         former = None  # the engine keeps it only until the map is restored
         if options.going_on is not None:
@@ -206,16 +213,34 @@ def _load_torch(adapter: str, *, extra: str) -> None:
     torch.set_num_threads(1)
 
 
-def _open_engine(
+def open_engine(
     config: Config,
     options: LaunchOptions,
     sources: Sequence[Source],
-    roles: Sequence[SourceRole],
     *,
-    calibrations: CalibrationsByCamera | None,
-    signals: StartSignals,
+    roles: Sequence[SourceRole] | None = None,
+    calibrations: CameraCalibrations | None = None,
+    views: Sequence[View] = (),
+    requests: RunRequests | None = None,
+    before_folder: Callable[[], None] = lambda: None,
 ) -> Engine:
-    """Opens what a run needs, and last its folder."""
+    """Opens what a run needs, and last its folder.
+
+    Args:
+        config: the resolved configuration.
+        options: what else there is to say about the run.
+        sources: where its frames come from.
+        roles: what each source is called; by default as in a new run.
+        calibrations: those that the user gave.
+        views: beside those that the options ask for.
+        requests: what people who watch ask of the run.
+        before_folder: is called before a former run may be replaced.
+
+    Raises:
+        ConfigError: the folder cannot be used, a view cannot be opened, or a mask cannot be used.
+        AdapterUnavailableError: a package that is asked for is missing.
+        JournalError: the folder cannot be written.
+    """
     from engine.run.engine import Engine
     from engine.run.event_loop import RunRequests
 
@@ -226,23 +251,22 @@ def _open_engine(
     second = _second_matcher(config)
     solve_window = _window_solver(config, options)
     masks = _camera_masks(config)
-    requests = RunRequests()
-    remote_views = _open_remote_views(config, options, sources, requests)
-    views = list(remote_views)
+    requests = requests or RunRequests()
+    opened = [*views, *_open_remote_views(config, options, sources, requests)]
     folder: RunFolder | None = None
     recording: FolderRecording | None = None
     try:
         recording = _input_recording(config, options, sources)
-        signals.hold()  # a former run may be replaced now, so this one has to begin
+        before_folder()  # a former run may be replaced now, so this one has to begin
         folder = _run_folder(config, options)
-        views += _open_views(config, options, sources)
+        opened += _open_views(config, options, sources)
         return Engine(
             config,
             folder=folder,
             sources=sources,
             matcher=matcher,
             places=places,
-            views=views,
+            views=opened,
             groundtruth=_groundtruth(sources),
             leave=functools.partial(_leave_at_once, options.path),
             requests=requests,
@@ -258,7 +282,7 @@ def _open_engine(
     except EngineError:
         if recording is not None:
             recording.discard()
-        for view in views:
+        for view in opened:
             view.close()
         if folder is not None and options.going_on is None:
             folder.close()
@@ -344,7 +368,8 @@ def _sift(config: Config, sources: Sequence[Source]) -> PairMatcher:
 
     sift = config.sift
     if all(source.info.is_sequence for source in sources):
-        sift = sift.model_copy(update={"max_features": sift.max_features_in_video})
+        update = {"max_features": sift.max_features_in_video, "upscaling": 2.0}
+        sift = sift.model_copy(update=update)
     return SiftMatcher(sift)
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone", "replay"})
 _KINDS = (
-    "a folder of images, an image file, a video file, or synthetic:town; live: rtsp:// rtmp://"
-    " http:// (MJPEG) camera:N watch:FOLDER mqtt://BROKER/TOPIC phone://HOST:PORT"
+    "a folder of images, an image file, a video file, a ROS recording, or synthetic:town; live:"
+    " rtsp:// rtmp:// http:// (MJPEG) camera:N watch:FOLDER mqtt://BROKER/TOPIC phone://HOST:PORT"
 )
 
 
@@ -120,9 +120,13 @@ def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: Frame
 
 
 def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source:
+    from adapters.images.raw_photos import RAW_SUFFIXES
     from adapters.sources.files.photo_files import IMAGE_SUFFIXES
+    from adapters.sources.files.ros_bag import RosBag, is_ros_bag
 
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_ros_bag(path):
+        return RosBag(path, config=config.sources, next_frame_id=next_frame_id)
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
         from adapters.sources.files.image_folder import ImageFolder
 
         return ImageFolder(

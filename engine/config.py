@@ -78,6 +78,9 @@ class SourcesConfig(Section):
     every_nth_frame: PositiveInt = 1
     """One frame of n is taken: 3 makes a 30 Hz video a 10 Hz one, and takes every third image of a
     folder."""
+    topics: tuple[str, ...] = ()
+    """Of a ROS recording, the topics whose images are taken, by patterns like /front/*. Empty: all
+    but depth."""
     frame_queue_size: PositiveInt = 4
     """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
     source drops its oldest."""
@@ -426,6 +429,9 @@ class SiftConfig(Section):
     """Keypoints kept per keyframe of a video, whose frames overlap more; strongest first."""
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
+    upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
+    """How far photos are upscaled before keypoints are detected; frames of a video are doubled.
+    Higher: more of the smallest keypoints, and slower by its square. 2 is Lowe's."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
@@ -444,7 +450,7 @@ class CoarseToFineConfig(Section):
     given up.
     """
 
-    num_keypoints: NonNegativeInt = 2000
+    num_keypoints: NonNegativeInt = 1200
     """Largest keypoints of each image that are matched first. More: more weak pairs are found, and
     the cost of the first pass grows with the square. 0: all are matched at once."""
     min_coarse_matches: NonNegativeInt = 8
@@ -675,6 +681,32 @@ class RescueConfig(Section):
     sparse/1, sparse/2, ... of the last snapshot."""
 
 
+class DenseConfig(Section):
+    """Depth maps of registered keyframes, made beside mapping, and dense points from them.
+
+    They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
+    the bit.
+    """
+
+    enabled: bool = True
+    """Whether depth maps are made."""
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 512
+    """px, longer side. Images are matched at most at this size; twice of it costs up to eight times
+    as much."""
+    neighbours: Annotated[int, Field(ge=1, le=8)] = 2
+    """Keyframes that a keyframe is matched with, at most, as long as their matching costs no more
+    than that of a usual one. More fill holes and confirm depths."""
+    voxel_size: NonNegativeFloat = 0.0
+    """Edge of the cells that hold one dense point each, in units of the map that is written: metres
+    where it is georeferenced. 0: as the images sample the surface."""
+    orthophoto: bool = False
+    """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
+    presets for drones switch it on. GeoTIFF needs the extra survey."""
+    max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
+    fit into it, the oldest ones, get no depth map and are counted."""
+
+
 class SnapshotsConfig(Section):
     """COLMAP models written during the run; the last one when it stops."""
 
@@ -739,7 +771,11 @@ class FaultsConfig(Section):
     """s. Decoding or describing a frame, matching a pair or showing something that takes longer has
     hung and is given up. 0: never."""
     max_solve_s: NonNegativeFloat = 1800.0
-    """s. The same for a window, and for a global bundle adjustment beside the run. 0: never."""
+    """s. The same for a window, the search of a lens, and a global bundle adjustment beside the
+    run. 0: never."""
+    tell_after_s: NonNegativeFloat = 120.0
+    """s. Mapping and writing cannot be given up: a call of theirs that takes longer is told, since
+    all frames wait for it. 0: never."""
     max_hangs: PositiveInt = 3
     """Hangs of one part of the run after which it is called no more. Without its matcher a run
     ends and saves the map."""
@@ -792,6 +828,7 @@ class Config(Section):
     window: WindowConfig = WindowConfig()
     loops: LoopsConfig = LoopsConfig()
     rescue: RescueConfig = RescueConfig()
+    dense: DenseConfig = DenseConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
     faults: FaultsConfig = FaultsConfig()

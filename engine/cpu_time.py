@@ -34,7 +34,10 @@ class Stage(StrEnum):
     LOCAL_ADJUSTMENT = "local_ba"
     GLOBAL_ADJUSTMENT = "global_ba"
     WINDOWS = "windows"  # with all that trying them costs
+    LENS_SEARCH = "lens_search"  # with all that the small maps cost
     VERDICT = "verdict"  # with all that judging costs
+    DENSE_DEPTH = "dense_depth"  # depth maps, with what handing out their inputs costs
+    DENSE_FUSION = "dense_fusion"  # dense points and what is made of them
     MAPPING = "mapping_rest"  # what else the mapper's thread does
     JOURNAL = "journal"
     SNAPSHOTS = "snapshots"  # with copies of the map
@@ -44,7 +47,17 @@ class Stage(StrEnum):
 
 
 # Stages that hold whatever other stages are entered in them.
-_WHOLE = frozenset({Stage.WINDOWS, Stage.VERDICT, Stage.SNAPSHOTS, Stage.VIEWS})
+_WHOLE = frozenset(
+    {
+        Stage.WINDOWS,
+        Stage.LENS_SEARCH,
+        Stage.VERDICT,
+        Stage.DENSE_DEPTH,
+        Stage.DENSE_FUSION,
+        Stage.SNAPSHOTS,
+        Stage.VIEWS,
+    }
+)
 
 
 class Account:

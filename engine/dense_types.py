@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,7 +22,10 @@ from engine.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DenseView:
-    """A registered keyframe and the points of the map that it sees, frozen."""
+    """A registered keyframe and points of the map that it sees, frozen.
+
+    Those of a neighbour are the ones that the keyframe whose depth is wanted sees, too.
+    """
 
     frame_id: FrameId
     intrinsics: Intrinsics
@@ -117,3 +121,51 @@ class DensePoints:
         freeze_field(self, "normals", (num_points, 3), np.float32)
         freeze_field(self, "sampling", (num_points,), np.float32)
         freeze_field(self, "num_views", (num_points,), np.uint8)
+
+
+def first_param(params: Sequence[float] | Float64Array) -> float:
+    """A camera's focal length, px, as far as its first parameter is one; 1 for models without."""
+    return float(params[0]) if len(params) else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyframePoses:
+    """Where registered keyframes are in one world."""
+
+    frame_ids: Int64Array  # (K,) each once
+    cam_from_world: Float64Array  # (K, 3, 4)
+    focal_px: Float64Array  # (K,) `first_param` of each keyframe's camera
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "frame_ids", (None,), np.int64)
+        freeze_field(self, "cam_from_world", (len(self.frame_ids), 3, 4), np.float64)
+        freeze_field(self, "focal_px", (len(self.frame_ids),), np.float64)
+
+    def by_id(self) -> dict[int, Float64Array]:
+        """The pose (3, 4) of each keyframe."""
+        return dict(zip(self.frame_ids.tolist(), self.cam_from_world, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DenseChunk:
+    """A sample of the dense points of one keyframe, for views."""
+
+    frame_id: FrameId
+    version: int  # of the points: chunks of a keyframe with the same version are the same
+    xyz_in_cam: Float32Array  # (P, 3) in the keyframe's camera
+    colors: Uint8Array  # (P, 3) RGB
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "xyz_in_cam", (None, 3), np.float32)
+        freeze_field(self, "colors", (len(self.xyz_in_cam), 3), np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DenseCloud:
+    """The dense map as views show it: chunks that rarely change, and where they lie now."""
+
+    chunks: tuple[DenseChunk, ...]  # one a keyframe, in order of arrival
+    world_from_chunk: Float64Array  # (N, 3, 4) similarities [s R | t] from cameras to the world
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "world_from_chunk", (len(self.chunks), 3, 4), np.float64)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from engine.types import (
     DropReason,
     FrameId,
+    LeftOut,
     PairReason,
     RegistrationStatus,
     RunCommand,
@@ -66,11 +67,12 @@ class SourceOpened(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceChanged(Event):
-    """A live source connected, was lost, was refused or ended."""
+    """A source connected, was lost, was refused or ended, or leaves files out."""
 
     source: str
     state: SourceState
     detail: str
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,7 +446,7 @@ class Georeferenced(Event):
 
     origin_latitude_deg: float
     origin_longitude_deg: float
-    origin_altitude_m: float
+    origin_altitude_m: float | None  # None: no position has an altitude
     metres_per_map_unit: float
     num_fixes: int  # that agree with the map
     rmse_m: float  # of those, over camera centres
@@ -494,6 +496,29 @@ class Warned(Event):
     message: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthEstimated(Event):
+    """A keyframe had its turn in the dense map."""
+
+    frame_id: FrameId
+    status: str  # of `engine.dense_types.DepthStatus`; not_written: it did not get onto the disk
+    reason: str  # a sentence with the figures that decided
+    num_points: int  # that the dense map got
+    is_again: bool  # it had depth before, and was moved by more than that depth's error
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseMapWritten(Event):
+    """The dense map of all keyframes is on disk."""
+
+    path: str
+    num_keyframes: int
+    num_points: int
+    verdict: str  # on the map, one word
+    cpu_s: float
+
+
 class RunPart(StrEnum):
     """A part of a run that may break without ending it."""
 
@@ -507,6 +532,8 @@ class RunPart(StrEnum):
     MAPPING = "mapping"
     ADJUSTMENT = "global bundle adjustment"
     WINDOW = "solving a window"
+    LENS_SEARCH = "searching a lens"
+    DENSE = "the dense map"
     VIEW = "a view"
     WRITING = "writing"
 

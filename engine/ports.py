@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from engine.dense_types import DenseCloud
 from engine.events import Event
 from engine.types import (
     BoolArray,
@@ -368,3 +369,11 @@ class ShowsCounts(Protocol):
 
     def show_counts(self, counts: MapCounts) -> None:
         """Shows how large the map is."""
+
+
+@runtime_checkable
+class ShowsDense(Protocol):
+    """A view that shows the dense map. Without one in a run, it is not copied for views."""
+
+    def show_dense(self, cloud: DenseCloud) -> None:
+        """Shows the dense map, in the world of the map that was shown last."""

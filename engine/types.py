@@ -84,15 +84,13 @@ def freeze_field(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpsFix:
-    """A WGS84 position of the camera.
-
-    A source that knows no altitude gives no fix.
-    """
+    """A WGS84 position of the camera."""
 
     latitude_deg: float
     longitude_deg: float
-    altitude_m: float
+    altitude_m: float | None = None  # None: not known, the position counts horizontally
     accuracy_m: float | None = None  # horizontal, one standard deviation; None: not reported
+    vertical_accuracy_m: float | None = None  # one standard deviation; None: not reported
     is_provisional: bool = False  # of readings beside the frames; later ones may improve it
 
 
@@ -119,12 +117,24 @@ class SourceState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """Files of a source that it does not take, of one kind and for one reason."""
+
+    kind: str  # the ending of their names, in lower case
+    reason: str
+    num_files: int
+    example: str  # the path of the first
+    is_missed: bool = True  # False: nobody would expect it to be taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNotice:
-    """A change of a live source's state, for viewers and logs."""
+    """A change of a source's state, or what it leaves out, for viewers and logs."""
 
     source: str  # the source as the user named it, without credentials
     state: SourceState
     detail: str  # a line for humans, without credentials
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

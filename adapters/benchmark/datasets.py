@@ -14,7 +14,7 @@ from adapters.benchmark.references import Reference, find_reference
 from adapters.images.decoding import read_image_header
 from adapters.images.exif import Exif, read_exif
 from adapters.run_files import FrameRow
-from adapters.sources.files.image_folder import PHOTOS_FOLDER, FoundImages, find_images
+from adapters.sources.files.photo_search import PHOTOS_FOLDER, FoundImages, find_images
 from adapters.sources.files.video_file import VideoFile
 from adapters.sources.files.video_frames import open_container, picture_stream
 from engine.config import SourcesConfig

@@ -1,4 +1,4 @@
-"""Image decoding: JPEG, PNG, TIFF, WebP and BMP from bytes to upright RGB pixels.
+"""Image decoding: JPEG, PNG, TIFF, WebP, HEIF, AVIF and BMP from bytes to upright RGB pixels.
 
 Size and completeness are read from the bytes before anything is decoded, so that neither a
 decompression bomb nor a half-written file reaches a decoder.
@@ -9,10 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapters.images.exif import Exif, read_exif, tiff_image_size, upright
+from adapters.images.heif import PACKAGE, OpenedHeif, is_heif, is_heif_available, open_heif
+from adapters.install_advice import how_to_install_packages
 from engine.config import SourcesConfig
 from engine.types import DropReason, Uint8Array
 
@@ -27,6 +31,13 @@ _SPHERICAL_XMP = re.compile(
     rb"GPano:ProjectionType\s*(=\s*[\"']|>)\s*equirectangular", re.IGNORECASE
 )
 _END_OF_IMAGE = b"\xff\xd9"
+_XMP_START, _XMP_END = b"<x:xmpmeta", b"</x:xmpmeta>"
+
+# Of images deeper than 8 bits: one whose brightest pixels are darker than this share of the full
+# range was recorded with fewer bits, or in a narrow range, and is stretched.
+_DARK_RATIO = 0.25
+_BRIGHTEST_PERCENT, _DARKEST_PERCENT = 99.9, 0.1
+_MAX_SAMPLED = 100_000  # pixels that show the range of an image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +49,14 @@ class ImageHeader:
     exif_block: bytes = b""
     is_complete: bool = True  # False: a JPEG that ends before its end marker
     is_plain_jpeg: bool = False  # a JPEG of one or three 8-bit channels that any reader takes
-    decodes_upright: bool = False  # TIFF: OpenCV always rotates the pixels
-    is_spherical: bool = False  # its XMP says that it is equirectangular
+    decodes_upright: bool = False  # the decoder turns the pixels, as OpenCV does those of TIFF
+    xmp: bytes = b""
+    heif: OpenedHeif | None = None  # of HEIF and AVIF
+
+    @property
+    def is_spherical(self) -> bool:
+        """Whether its metadata says that it is equirectangular."""
+        return _SPHERICAL_XMP.search(self.xmp) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,14 +80,17 @@ class RefusedImage:
 def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | RefusedImage:
     """Decodes an image to 8-bit RGB, upright by its EXIF orientation.
 
-    Grey and palette images become RGB, alpha is left out, 16-bit values are divided by 257. A JPEG
-    must reach its end marker: decoders fill what is missing with grey and say nothing. (In the
-    entropy-coded data after the first scan header a byte FF is never followed by D9, so the first
-    such pair ends the image; a thumbnail's end marker lies before, what lies after is ignored.)
+    Grey and palette images become RGB, alpha is left out. Deeper values are divided by their full
+    range (257 for 16 bits), or stretched where they take up little of it. A JPEG must reach its end
+    marker: decoders fill what is missing with grey and say nothing. (In the entropy-coded data
+    after the first scan header a byte FF is never followed by D9, so the first such pair ends the
+    image; a thumbnail's end marker lies before, what lies after is ignored.)
     """
+    if is_heif(data) and not is_heif_available():
+        return _unreadable(f"HEIF needs {PACKAGE}: {how_to_install_packages(PACKAGE)}")
     header = read_image_header(data)
     if header is None:
-        return _unreadable("no image" if data else "empty")
+        return _unreadable("no image, or a damaged one" if data else "empty")
     refused = refused_by_size(header.width, header.height, config=config)
     if refused is not None:
         return refused
@@ -84,7 +104,7 @@ def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | Refuse
 
 
 def _decoded_as(header: ImageHeader, data: bytes) -> DecodedImage | RefusedImage:
-    stored = _decode(data)
+    stored = _decode(data) if header.heif is None else _decode_heif(header.heif)
     if isinstance(stored, RefusedImage):
         return stored
     exif = read_exif(header.exif_block)
@@ -108,17 +128,19 @@ def refused_by_size(width: int, height: int, *, config: SourcesConfig) -> Refuse
 
 def read_image_header(data: bytes) -> ImageHeader | None:
     """Size, EXIF block and completeness of an encoded image; None for an unknown format."""
-    if data.startswith(b"\xff\xd8"):
-        return _jpeg_header(data)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png_header(data)
-    if data.startswith((b"II*\0", b"MM\0*")):
-        return _tiff_header(data)
+    if is_heif(data):
+        return _heif_header(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp_header(data)
-    if data.startswith(b"BM"):
-        return _bmp_header(data)
-    return None
+    readers = {
+        b"\xff\xd8": _jpeg_header,
+        b"\x89PNG\r\n\x1a\n": _png_header,
+        b"II*\0": _tiff_header,
+        b"MM\0*": _tiff_header,
+        b"BM": _bmp_header,
+    }
+    read = next((read for start, read in readers.items() if data.startswith(start)), None)
+    return None if read is None else read(data)
 
 
 def _unreadable(detail: str) -> RefusedImage:
@@ -137,22 +159,53 @@ def _decode(data: bytes) -> Uint8Array | RefusedImage:
         return _unreadable(f"cannot be decoded: {error.err}")
     if image is None:
         return _unreadable("damaged: cannot be decoded")
-    if image.dtype == np.uint16:
-        image = cv2.convertScaleAbs(image, alpha=1.0 / 257.0)
     if image.dtype != np.uint8:
-        return _unreadable(f"pixels of type {image.dtype} are not supported")
+        image = _as_8_bit(image)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+def _decode_heif(image: OpenedHeif) -> Uint8Array | RefusedImage:
+    try:
+        return image.decode()
+    except (ValueError, SyntaxError, OSError, RuntimeError, EOFError) as error:
+        return _unreadable(f"damaged: cannot be decoded: {error}")
+
+
+def _as_8_bit(image: NDArray[Any]) -> Uint8Array:
+    """An image (H, W, 3) of deeper integers or floats as one of 8 bits; what is no number is 0.
+
+    The full range of floats is 1 where no pixel is brighter, else that of 8 or 16 bits.
+    """
+    step = max(1, int((image.shape[0] * image.shape[1] / _MAX_SAMPLED) ** 0.5))
+    sampled = image[::step, ::step].astype(np.float64)
+    sampled = sampled[np.isfinite(sampled)]
+    if not sampled.size:
+        return np.zeros(image.shape, np.uint8)
+    low, high = np.percentile(sampled, (_DARKEST_PERCENT, _BRIGHTEST_PERCENT))
+    full = _full_range(image.dtype, float(sampled.max()))
+    if low >= 0.0 and high >= _DARK_RATIO * full:
+        low, high = 0.0, full
+    scaled = (image.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+    rounded = np.rint(np.clip(np.nan_to_num(scaled, posinf=255.0), 0.0, 255.0))
+    return np.asarray(rounded, np.uint8)
+
+
+def _full_range(kind: np.dtype[Any], brightest: float) -> float:
+    """The value of white."""
+    if np.issubdtype(kind, np.integer):
+        return float(np.iinfo(kind).max)
+    return next((full for full in (1.0, 255.0, 65535.0) if brightest <= full), brightest)
+
+
 def _jpeg_header(data: bytes) -> ImageHeader | None:
-    frame, exif_block, is_plain, is_spherical = b"", b"", False, False
+    frame, exif_block, xmp, is_plain = b"", b"", b"", False
     for marker, start, segment in _jpeg_segments(data):
         if marker in _FRAME_MARKERS:
             frame, is_plain = segment, marker in _PLAIN_FRAME_MARKERS
         elif marker == _APP1_MARKER and segment.startswith(b"Exif\0\0") and not exif_block:
             exif_block = segment
         elif marker == _APP1_MARKER and segment.startswith(_XMP_MARKER):
-            is_spherical = is_spherical or _SPHERICAL_XMP.search(segment) is not None
+            xmp += segment.removeprefix(_XMP_MARKER)
         elif marker == _SCAN_MARKER and len(frame) >= 6:
             return ImageHeader(
                 width=int.from_bytes(frame[3:5], "big"),
@@ -160,7 +213,7 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
                 exif_block=exif_block,
                 is_complete=data.find(_END_OF_IMAGE, start) >= 0,
                 is_plain_jpeg=is_plain and frame[0] == 8 and frame[5] in {1, 3},
-                is_spherical=is_spherical,
+                xmp=xmp,
             )
     return None
 
@@ -195,6 +248,7 @@ def _png_header(data: bytes) -> ImageHeader | None:
         width=int.from_bytes(data[16:20], "big"),
         height=int.from_bytes(data[20:24], "big"),
         exif_block=exif_block,
+        xmp=_xmp_in(data),
     )
 
 
@@ -212,7 +266,9 @@ def _webp_header(data: bytes) -> ImageHeader | None:
         if kind == b"EXIF":
             exif_block = payload
         place += 8 + length + length % 2
-    return ImageHeader(width=size[0], height=size[1], exif_block=exif_block) if size else None
+    if size is None:
+        return None
+    return ImageHeader(width=size[0], height=size[1], exif_block=exif_block, xmp=_xmp_in(data))
 
 
 def _webp_size(kind: bytes, payload: bytes) -> tuple[int, int] | None:
@@ -232,7 +288,34 @@ def _tiff_header(data: bytes) -> ImageHeader | None:
     size = tiff_image_size(data)
     if size is None:
         return None
-    return ImageHeader(width=size[0], height=size[1], exif_block=data, decodes_upright=True)
+    return ImageHeader(
+        width=size[0],
+        height=size[1],
+        exif_block=data,
+        decodes_upright=True,
+        xmp=_xmp_in(data),
+    )
+
+
+def _heif_header(data: bytes) -> ImageHeader | None:
+    image = open_heif(data)
+    if image is None:
+        return None
+    return ImageHeader(
+        width=image.width,
+        height=image.height,
+        exif_block=image.exif_block,
+        decodes_upright=image.is_upright,
+        xmp=image.xmp,
+        heif=image,
+    )
+
+
+def _xmp_in(data: bytes) -> bytes:
+    """The first XMP packet in a file that may hold one anywhere; empty where there is none."""
+    start = data.find(_XMP_START)
+    end = data.find(_XMP_END, start)
+    return data[start : end + len(_XMP_END)] if 0 <= start < end else b""
 
 
 def _bmp_header(data: bytes) -> ImageHeader | None:

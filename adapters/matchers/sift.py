@@ -36,6 +36,7 @@ from engine.types import (
 # RootSIFT components rarely exceed 127 / 256; at this scale they fit signed bytes.
 _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
+_UPSCALING_OF_OPENCV = 2.0
 _GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those near their planes
 
 
@@ -71,7 +72,7 @@ class SiftMatcher:
         import cv2
 
         try:
-            working, scale = _working_image(frame.pixels, max_edge_px=self._config.working_edge_px)
+            working, scale = self._working_image(frame.pixels)
             if frame.mask is None:
                 keypoints, raw = self._sift().detectAndCompute(working, None)
             else:
@@ -81,8 +82,9 @@ class SiftMatcher:
             raise InferenceError(f"SIFT failed on {frame.name}: {error}") from error
         if not keypoints:
             return _no_features(frame)
-        keep = _strongest_first(keypoints)
-        points_xy = np.array([keypoints[k].pt for k in keep])
+        table = np.array([(k.response, *k.pt, k.size, k.angle) for k in keypoints])
+        keep = _strongest_first(table)
+        points_xy, sizes = table[keep, 1:3], table[:, 3]
         # cv2 puts (0, 0) at the centre of the first pixel, COLMAP at its corner.
         keypoints_xy = (points_xy + 0.5) * scale
         if frame.mask is not None:
@@ -95,13 +97,25 @@ class SiftMatcher:
             keypoints_xy=keypoints_xy,
             descriptors=_root_sift_bytes(raw[keep]),
             descriptor_kind=DescriptorKind.ROOT_SIFT,
-            scales=np.array([keypoints[k].size * scale.max() for k in keep], np.float32),
+            scales=(sizes[keep] * scale.max()).astype(np.float32),
             colors=_colors_at(frame.pixels, keypoints_xy),
         )
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """Matches all keypoints of each pair by ratio test and, when configured, mutual best."""
         return [self._match_pair(request) for request in requests]
+
+    def _working_image(self, pixels: Uint8Array) -> tuple[Uint8Array, Float64Array]:
+        """The grey image that OpenCV gets, and original px per px of it in x and y, (2,).
+
+        OpenCV doubles it: where it is to be upscaled by less, it is reduced before.
+        """
+        import cv2
+
+        grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+        edge_px = min(max(grey.shape), self._config.working_edge_px)
+        reduced_px = round(edge_px * self._config.upscaling / _UPSCALING_OF_OPENCV)
+        return _reduced(grey, max_edge_px=max(1, reduced_px))
 
     def _sift(self, *, has_limit: bool = True) -> Any:
         """The detector; OpenCV keeps the strongest keypoints before it applies a mask."""
@@ -194,11 +208,10 @@ class _Found:
         )
 
 
-def _working_image(pixels: Uint8Array, *, max_edge_px: int) -> tuple[Uint8Array, Float64Array]:
-    """The grey image SIFT works on, and original px per working px in x and y, (2,)."""
+def _reduced(grey: Uint8Array, *, max_edge_px: int) -> tuple[Uint8Array, Float64Array]:
+    """An image of at most that edge, and original px per px of it in x and y, (2,)."""
     import cv2
 
-    grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
     height, width = grey.shape
     if max(height, width) <= max_edge_px:
         return grey, np.ones(2)
@@ -217,10 +230,9 @@ def _working_mask(mask: BoolArray, working: Uint8Array) -> Uint8Array:
     return np.where(area > 0, np.uint8(255), np.uint8(0))
 
 
-def _strongest_first(keypoints: Sequence[Any]) -> Int64Array:
-    """Rows by response, the rest of the key making the order the same on every run."""
-    key = np.array([(-k.response, k.pt[0], k.pt[1], k.size, k.angle) for k in keypoints])
-    order: Int64Array = np.lexsort(key.T[::-1])
+def _strongest_first(table: Float64Array) -> Int64Array:
+    """Rows (N, 5) by the first column, the rest making the order the same on every run."""
+    order: Int64Array = np.lexsort([*table.T[:0:-1], -table[:, 0]])
     return order
 
 

@@ -87,13 +87,10 @@ class Positions:
         self._max_topics = max_topics
         self._put = put
         self._recent: dict[Levels | None, deque[_Sighting]] = {}
-        self.num_unusable = 0  # not a position, or one without altitude
+        self.num_unusable = 0  # no position
 
     def add(self, telemetry: Telemetry, *, levels: Levels | None, arrived_at_s: float) -> None:
         """Takes a position of the cameras of a topic; None: of all."""
-        if telemetry.position.fix is None:
-            self.count_unusable("a position without altitude")
-            return
         sighting = _Sighting(telemetry=telemetry, arrived_at_s=arrived_at_s)
         if levels in self._recent or len(self._recent) < self._max_topics:
             recent = self._recent.setdefault(levels, deque(maxlen=_MAX_RECENT))
@@ -115,8 +112,6 @@ class Positions:
 
     def _emit_reading(self, sighting: _Sighting, camera: Camera) -> None:
         fix = sighting.telemetry.position.fix
-        if fix is None:
-            return
         time_s = camera.clock.on_this_clock(
             sighting.telemetry.sender_time_s, arrived_at_s=sighting.arrived_at_s
         )

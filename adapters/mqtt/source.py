@@ -299,12 +299,7 @@ class MqttSource:
         return self._intrinsics.of_image(image)
 
     def _fix_of(self, metadata: Metadata) -> GpsFix | None:
-        if metadata.position is None:
-            return None
-        if metadata.position.fix is None:
-            with self._lock:
-                self._positions.count_unusable("a position without altitude")
-        return metadata.position.fix
+        return None if metadata.position is None else metadata.position.fix
 
 
 def _frame_name(index: int) -> str:

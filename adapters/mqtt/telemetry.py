@@ -32,10 +32,8 @@ class Position:
     accuracy_m: float | None
 
     @property
-    def fix(self) -> GpsFix | None:
-        """The position as frames carry it; None without an altitude."""
-        if self.altitude_m is None:
-            return None
+    def fix(self) -> GpsFix:
+        """The position as frames carry it."""
         return GpsFix(
             latitude_deg=self.latitude_deg,
             longitude_deg=self.longitude_deg,

@@ -12,6 +12,7 @@ from typing import Any
 from adapters.phone.feedback import ArrivedPicture, DecodedPicture, PhoneState, RunFeedback
 from adapters.phone.map_plan import Plan, draw_plan
 from adapters.phone.messages import Direction
+from engine.dense_types import DenseCloud
 from engine.events import Event
 from engine.types import Frame, FrameId, FramePose, MapView
 
@@ -154,15 +155,22 @@ class FeedbackView:
 
     def __init__(self, channel: FeedbackChannel) -> None:
         self._channel = channel
+        self._map: MapView | None = None  # as shown last
+        self._dense: DenseCloud | None = None  # likewise
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Nothing: the phone has its own picture."""
 
     def show_map(self, view: MapView) -> None:
         """Draws the map from above for the phones."""
-        plan = draw_plan(view, up_in_world=self._channel.feedback.up_in_world)
-        if plan is not None:
-            self._channel.put(plan)
+        self._map = view
+        self._draw_plan(view)
+
+    def show_dense(self, cloud: DenseCloud) -> None:
+        """Draws the map from above with the colours of the dense map."""
+        self._dense = cloud
+        if self._map is not None:
+            self._draw_plan(self._map)
 
     def show_event(self, event: Event) -> None:
         """Adds an event."""
@@ -170,6 +178,12 @@ class FeedbackView:
 
     def close(self) -> None:
         """Nothing is pending."""
+
+    def _draw_plan(self, view: MapView) -> None:
+        up_in_world = self._channel.feedback.up_in_world
+        plan = draw_plan(view, up_in_world=up_in_world, dense=self._dense)
+        if plan is not None:
+            self._channel.put(plan)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters.phone.messages import Direction
+from engine.dense_types import DenseCloud
+from engine.geometry import transform_points
 from engine.types import Float64Array, Int64Array, MapView, Uint8Array, freeze_field
 
 _MAX_CELLS = 60  # along the longer edge
@@ -17,6 +19,7 @@ _NEIGHBOUR_SHARE = 0.5  # of a neighbour's points that count for a cell; diagona
 _MIN_COUNT = 0.5  # points that make a cell seen
 _FULL_COUNT = 5.0  # points that make it well seen
 _FAINT, _FULL = 60.0, 245.0  # opacity of cells just seen and well seen
+_MAX_DENSE_POINTS = 20_000  # that are drawn
 _FLAT_RATIO = 8.0  # of variances: a path that spreads so much more sideways than upwards is level
 
 
@@ -51,12 +54,15 @@ class Plan:
         return (x / length, y / length) if length > 0.0 else (0.0, -1.0)
 
 
-def draw_plan(view: MapView, *, up_in_world: Direction | None) -> Plan | None:
+def draw_plan(
+    view: MapView, *, up_in_world: Direction | None, dense: DenseCloud | None = None
+) -> Plan | None:
     """Draws the map from above; None while no camera is in it.
 
     Args:
         view: the map.
         up_in_world: away from the ground, where it is known; else estimated from them.
+        dense: the dense map in the same world, whose points fill what is between the map's.
     """
     if not len(view.keyframe_ids):
         return None
@@ -68,13 +74,30 @@ def draw_plan(view: MapView, *, up_in_world: Direction | None) -> Plan | None:
     low = low - _MARGIN_CELLS * cell_map
     width, height = np.ceil((high - low) / cell_map + _MARGIN_CELLS).astype(int).tolist()
     shift = -low / cell_map
+    colors = view.colors
+    if dense is not None:
+        dense_points, dense_colors = _sampled(dense)
+        points = np.concatenate([points, dense_points @ axes.T])
+        colors = np.concatenate([colors, dense_colors])
     return Plan(
         version=view.version,
         plan_from_world=np.column_stack([axes / cell_map, shift]),
-        cells=_cells(points / cell_map + shift, view.colors, width=width, height=height),
+        cells=_cells(points / cell_map + shift, colors, width=width, height=height),
         keyframe_ids=view.keyframe_ids,
         path_xy=path / cell_map + shift,
     )
+
+
+def _sampled(dense: DenseCloud) -> tuple[Float64Array, Uint8Array]:
+    """Some points (P, 3) of each chunk of the dense map in the world, and their colours (P, 3)."""
+    if not dense.chunks:
+        return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+    num = max(_MAX_DENSE_POINTS // len(dense.chunks), 1)  # chunks are in random order
+    points = [
+        transform_points(world_from_chunk, chunk.xyz_in_cam[:num].astype(np.float64))
+        for chunk, world_from_chunk in zip(dense.chunks, dense.world_from_chunk, strict=True)
+    ]
+    return np.concatenate(points), np.concatenate([one.colors[:num] for one in dense.chunks])
 
 
 def plan_axes(cam_from_world: Float64Array, *, up_in_world: Direction | None) -> Float64Array:

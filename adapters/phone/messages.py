@@ -41,7 +41,7 @@ class PhonePosition:
     """Where the phone is."""
 
     captured_at_s: float  # Unix time by the phone's clock
-    fix: GpsFix | None  # None: the phone knows no altitude
+    fix: GpsFix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,16 +164,17 @@ def _position(message: Mapping[str, Any]) -> PhonePosition:
     latitude_deg = _number(message, "latitude", -90.0, 90.0)
     longitude_deg = _number(message, "longitude", -180.0, 180.0)
     accuracy_m = _number(message, "accuracy", 0.0, 1e9)
-    fix: GpsFix | None = None
+    altitude_m: float | None = None
     if "altitude" in message:
-        fix = GpsFix(
-            latitude_deg=latitude_deg,
-            longitude_deg=longitude_deg,
-            altitude_m=_number(message, "altitude", -12_000.0, 100_000.0),
-            # Phones report the radius of 68 % (Android) or 95 % (W3C); neither is less than one
-            # standard deviation.
-            accuracy_m=accuracy_m,
-        )
+        altitude_m = _number(message, "altitude", -12_000.0, 100_000.0)
+    fix = GpsFix(
+        latitude_deg=latitude_deg,
+        longitude_deg=longitude_deg,
+        altitude_m=altitude_m,
+        # Phones report the radius of 68 % (Android) or 95 % (W3C); neither is less than one
+        # standard deviation.
+        accuracy_m=accuracy_m,
+    )
     captured_at_s = _number(message, "captured_at_ms", -_MAX_NUMBER, _MAX_NUMBER) / 1000.0
     return PhonePosition(captured_at_s=captured_at_s, fix=fix)
 

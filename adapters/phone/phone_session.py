@@ -221,8 +221,6 @@ class PhoneSession:
     # -- on either --------------------------------------------------------------------------------
 
     def _take_position(self, position: PhonePosition) -> None:
-        if position.fix is None:
-            return
         captured_at_s = self._clock.on_this_clock(position.captured_at_s, arrived_at_s=time.time())
         self._last_fix = captured_at_s, position.fix
         for camera_key in tuple(self._camera_keys):

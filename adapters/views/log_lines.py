@@ -18,6 +18,7 @@ from engine.events import (
     ComponentJoined,
     ComponentStarted,
     CropFound,
+    DenseMapWritten,
     EarlyMapMade,
     Event,
     FaultOccurred,
@@ -99,6 +100,7 @@ def log_line_of(event: Event, counters: RunCounters) -> LogLine | None:
             return _fault(event)
         case SourceChanged():
             is_bad = event.state in (SourceState.LOST, SourceState.REFUSED)
+            is_bad |= any(one.is_missed for one in event.left_out)
             level = LogLevel.WARNING if is_bad else LogLevel.INFO
             return LogLine(level=level, text=f"{event.source}: {event.state}: {event.detail}")
         case _:
@@ -162,6 +164,9 @@ def _milestone(event: Event, _: RunCounters) -> str | None:
                 f"snapshot {event.sequence:06d}: {event.num_keyframes} keyframes, "
                 f"{event.num_points3D:,} points"
             )
+        case DenseMapWritten():
+            doubt = f" of a {event.verdict} map" if event.verdict != VerdictLevel.GOOD else ""
+            return f"{event.num_points:,} dense points of {event.num_keyframes} keyframes{doubt}"
         case CommandTaken():
             return f"asked to: {event.command}"
         case RunFinished():

@@ -69,6 +69,7 @@ LOAD_PLOTS = (
             Metric(name="cpu_track", label="track, pose frames", color=(88, 196, 140, 255)),
             Metric(name="cpu_map", label="register, triangulate", color=(186, 140, 240, 255)),
             Metric(name="cpu_adjust", label="global BA, windows", color=(232, 96, 84, 255)),
+            Metric(name="cpu_dense", label="depth, dense points", color=(232, 150, 190, 255)),
             Metric(name="cpu_output", label="files, views", color=(240, 180, 72, 255)),
             Metric(name="cpu_loop", label="event loop", color=(200, 200, 200, 255)),
         ),

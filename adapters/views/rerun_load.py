@@ -16,7 +16,8 @@ _STAGES = {
     "match": (Stage.MATCH, Stage.VERIFY, Stage.PLACES),
     "track": (Stage.TRACK, Stage.POSE_FRAMES),
     "map": (Stage.REGISTER, Stage.TRIANGULATE, Stage.LOCAL_ADJUSTMENT, Stage.MAPPING),
-    "adjust": (Stage.GLOBAL_ADJUSTMENT, Stage.WINDOWS, Stage.VERDICT),
+    "adjust": (Stage.GLOBAL_ADJUSTMENT, Stage.WINDOWS, Stage.LENS_SEARCH, Stage.VERDICT),
+    "dense": (Stage.DENSE_DEPTH, Stage.DENSE_FUSION),
     "output": (Stage.JOURNAL, Stage.SNAPSHOTS, Stage.TABLES, Stage.VIEWS),
     "loop": (Stage.EVENT_LOOP,),
 }

@@ -62,6 +62,11 @@ class SceneDrawing:
         self._num_bytes = 0  # drawn by the map at hand
 
     @property
+    def scale(self) -> DisplayScale | None:
+        """The sizes of the map on the screen; None before it was drawn."""
+        return self._scale
+
+    @property
     def live_image_distance_map(self) -> float:
         """The distance from the live camera at which its image is shown."""
         return LIVE_IMAGE_RATIO * self._scale.frustum_depth_map if self._scale else 1.0

@@ -13,6 +13,7 @@ from adapters.views.camera_table import camera_table
 from adapters.views.display_image import DisplayImage, display_image
 from adapters.views.log_lines import log_line_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
+from adapters.views.rerun_dense import DenseDrawing
 from adapters.views.rerun_geography import GeographyDrawing
 from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
 from adapters.views.rerun_load import LoadDrawing
@@ -22,6 +23,7 @@ from adapters.views.rerun_service import LiveServer
 from adapters.views.view_mode import ViewMode
 from adapters.views.viewpoint import Viewpoint
 from engine.config import CamerasConfig, ViewsConfig
+from engine.dense_types import DenseCloud
 from engine.errors import ConfigError
 from engine.events import (
     BundleAdjusted,
@@ -93,6 +95,8 @@ class RerunView:
         self._geography = GeographyDrawing(recording) if config.geographic_map else None
         self._scene = SceneDrawing(recording)
         self._load = LoadDrawing(recording)
+        self._dense = DenseDrawing(recording)
+        self._undrawn_dense: DenseCloud | None = None  # the newest one that is not drawn
         self._counters = RunCounters()
         self._focal_of_size: dict[tuple[int, int], float] = {}
         self._newest_frame_id = 0
@@ -185,7 +189,23 @@ class RerunView:
             return
         if self._server is not None and self._redraws.take_due():
             self._scene.draw_all_again()
+            self._dense.draw_all_again()
         self._redraws.add_sent_bytes(self._scene.draw_map(view))
+        self._draw_dense()
+
+    def show_dense(self, cloud: DenseCloud) -> None:
+        """Shows the dense map; only points that are new are sent, and what moved."""
+        self._undrawn_dense = cloud
+        self._stamp()
+        if not self._limit.is_full:
+            self._draw_dense()
+
+    def _draw_dense(self) -> None:
+        """Draws the newest dense map, once it is known how large the map is."""
+        cloud, scale = self._undrawn_dense, self._scene.scale
+        if cloud is not None and scale is not None:
+            self._redraws.add_sent_bytes(self._dense.draw(cloud, scale=scale))
+            self._undrawn_dense = None
 
     def show_event(self, event: Event) -> None:
         """Shows one event: as a figure, a line of the log, or a step of the trajectory."""
@@ -219,6 +239,7 @@ class RerunView:
         try:
             if self._undrawn is not None:
                 self._scene.draw_map(self._undrawn)
+            self._draw_dense()
             viewpoint = self._scene.overview()
             if self._server is None and viewpoint is not None:
                 # No viewer is connected, so the viewpoint may change to show the whole map.

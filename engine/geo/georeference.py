@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 import pycolmap
 
 from engine.config import GeoreferenceConfig
-from engine.geo.similarity_fit import SimilarityFit, fit_similarity, level_cameras
+from engine.geo.similarity_fit import (
+    UNKNOWN_STD_M,
+    SimilarityFit,
+    fit_similarity,
+    level_cameras,
+    level_flat_path,
+    mean_height,
+)
 from engine.geometry import camera_center
 from engine.types import BoolArray, Float64Array, GpsFix, freeze_field
 
@@ -21,6 +28,7 @@ _MAX_ROTATION_STD_DEG = 4.0
 _MAX_SCALE_STD_RATIO = 0.1
 _MAX_TILT_DEG = 10.0  # of cameras that count as level
 _MIN_ACCURACY_M = 0.02  # smaller accuracies that receivers report do not hold for cameras
+_MAX_UPWARDS = 0.3  # of the mean of cameras' y and z axes: level ones and those facing down have -1
 
 
 class RefusalReason(StrEnum):
@@ -31,6 +39,7 @@ class RefusalReason(StrEnum):
     CONTRADICTION = "contradiction"  # map and positions differ in shape
     STRAIGHT_PATH = "straight_path"  # the rotation about it is undetermined
     TOO_UNCERTAIN = "too_uncertain"  # the positions are too noisy for their extent
+    UPSIDE_DOWN = "upside_down"  # cameras would stand on their heads: the positions are mirrored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,7 @@ class Georeference:
     rotation_std_deg: float  # about the axis that is known least
     scale_std_ratio: float
     is_levelled_by_cameras: bool  # the path is straight: level cameras give the rotation about it
+    has_heights: bool = True  # False: too few altitudes; level cameras and a flat path replace them
 
     def __post_init__(self) -> None:
         freeze_field(self, "enu_from_map", (3, 4), np.float64)
@@ -85,7 +95,8 @@ def estimate_georeference(
     Fixes farther than ``max_error_m`` from the map are left out; nearer ones count by their
     accuracy, and less the farther they are from the consensus. A straight path leaves the rotation
     about it undetermined: then the cameras decide, if they were held level, as gimbals and hands
-    do.
+    do. Fixes without altitude count horizontally. Where hardly any has one, level cameras and a
+    path that is flat on average give the vertical, and heights are those of the map.
 
     Args:
         cam_from_map: (N, 3, 4) poses.
@@ -106,12 +117,16 @@ def estimate_georeference(
             reason=RefusalReason.TOO_FEW_FIXES,
             detail=f"{num_different} different positions, {config.min_fixes} needed",
         )
+    has_heights = sum(fix.altitude_m is not None for fix in usable) >= config.min_fixes
+    if not has_heights:
+        usable = [replace(fix, altitude_m=None) for fix in usable]
     origin = origin or median_fix(usable)
     problem = _Problem(
         rotations=cam_from_map[is_usable, :, :3],
         centers=camera_center(cam_from_map[is_usable]),
         positions_m=positions_in_enu(usable, origin=origin),
         stds_m=stds_m(usable, config=config),
+        has_heights=has_heights,
         config=config,
     )
     solution = problem.solve(seed=seed)
@@ -131,6 +146,7 @@ def estimate_georeference(
         rotation_std_deg=math.degrees(solution.fit.rotation_std_rad),
         scale_std_ratio=solution.fit.scale_std_ratio,
         is_levelled_by_cameras=solution.is_levelled_by_cameras,
+        has_heights=has_heights,
     )
 
 
@@ -152,16 +168,28 @@ def median_fix(fixes: Sequence[GpsFix]) -> GpsFix:
     first_deg = fixes[0].longitude_deg
     turns_deg = [(fix.longitude_deg - first_deg + 180.0) % 360.0 - 180.0 for fix in fixes]
     longitude_deg = first_deg + float(np.median(turns_deg))
+    altitudes_m = [fix.altitude_m for fix in fixes if fix.altitude_m is not None]
     return GpsFix(
         latitude_deg=float(np.median([fix.latitude_deg for fix in fixes])),
         longitude_deg=(longitude_deg + 180.0) % 360.0 - 180.0,
-        altitude_m=float(np.median([fix.altitude_m for fix in fixes])),
+        altitude_m=float(np.median(altitudes_m)) if altitudes_m else None,
     )
 
 
 def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array:
-    """Positions (N, 3) in metres east, north, up of an origin."""
-    rows = [(fix.latitude_deg, fix.longitude_deg, fix.altitude_m) for fix in fixes]
+    """Positions (N, 3) in metres east, north, up of an origin.
+
+    Those without altitude lie as high as the origin, and that on the ellipsoid if it has none.
+    """
+    height_m = origin.altitude_m or 0.0
+    rows = [
+        (
+            fix.latitude_deg,
+            fix.longitude_deg,
+            height_m if fix.altitude_m is None else fix.altitude_m,
+        )
+        for fix in fixes
+    ]
     wgs84 = pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84)
     latitude_longitude_altitude = np.array(rows).reshape(-1, 3)
     return np.asarray(
@@ -169,7 +197,7 @@ def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array
             latitude_longitude_altitude,
             origin.latitude_deg,
             origin.longitude_deg,
-            origin.altitude_m,
+            height_m,
         )
     )
 
@@ -177,11 +205,17 @@ def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array
 def stds_m(fixes: Sequence[GpsFix], *, config: GeoreferenceConfig) -> Float64Array:
     """Standard deviations (N, 3) of positions, east, north, up.
 
-    Receivers report the horizontal one, if any; the vertical one is larger by a configured factor.
+    Receivers report the horizontal one, if any; where they do not report the vertical one it is
+    larger by a configured factor. An altitude that is not known has ``UNKNOWN_STD_M``.
     """
     stated_m = [config.accuracy_m if fix.accuracy_m is None else fix.accuracy_m for fix in fixes]
     horizontal_m = np.maximum(np.array(stated_m), _MIN_ACCURACY_M)
     vertical_m = horizontal_m * (config.vertical_accuracy_m / config.accuracy_m)
+    for row, fix in enumerate(fixes):
+        if fix.altitude_m is None:
+            vertical_m[row] = UNKNOWN_STD_M
+        elif fix.vertical_accuracy_m is not None:
+            vertical_m[row] = max(fix.vertical_accuracy_m, _MIN_ACCURACY_M)
     return np.column_stack([horizontal_m, horizontal_m, vertical_m])
 
 
@@ -205,7 +239,9 @@ def gps_rmse_m(centers_in_world: Float64Array, fixes: Sequence[GpsFix]) -> float
         return None
     matrix = np.asarray(enu_from_map.matrix())
     placed_m = centers_in_world @ matrix[:, :3].T + matrix[:, 3]
-    return float(np.sqrt(((placed_m - positions_m) ** 2).sum(axis=1).mean()))
+    offsets_m = placed_m - positions_m
+    offsets_m[[fix.altitude_m is None for fix in fixes], 2] = 0.0
+    return float(np.sqrt((offsets_m**2).sum(axis=1).mean()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -222,6 +258,7 @@ class _Problem:
     centers: Float64Array  # (N, 3) in the map
     positions_m: Float64Array  # (N, 3) east, north, up
     stds_m: Float64Array  # (N, 3)
+    has_heights: bool
     config: GeoreferenceConfig
 
     def solve(self, *, seed: int) -> _Solution | GeoreferenceRefused:
@@ -238,6 +275,7 @@ class _Problem:
         if refused is not None:
             return refused
         if math.degrees(fit.rotation_std_rad) <= _MAX_ROTATION_STD_DEG:
+            fit = fit if self.has_heights else self._levelled(fit)
             return self._if_certain(_Solution(fit=fit, is_levelled_by_cameras=False))
         fit, tilt_rad = level_cameras(
             fit,
@@ -266,7 +304,26 @@ class _Problem:
         extent_m = float(np.linalg.norm(np.ptp(self.positions_m[agrees], axis=0)))
         return _too_small(extent_m, self.config) if extent_m < self.config.min_extent_m else None
 
+    def _levelled(self, fit: SimilarityFit) -> SimilarityFit:
+        """The fit with the vertical of cameras too, if they were held level."""
+        levelled, tilt_rad = level_flat_path(
+            fit,
+            self.centers,
+            self.positions_m,
+            self.rotations[:, 0],
+            stds_m=self.stds_m,
+            max_error_m=self.config.max_error_m,
+        )
+        return levelled if math.degrees(tilt_rad) <= _MAX_TILT_DEG else fit
+
     def _if_certain(self, solution: _Solution) -> _Solution | GeoreferenceRefused:
+        downwards = self.rotations[:, 1] + self.rotations[:, 2]
+        if mean_height(solution.fit, downwards) > _MAX_UPWARDS:
+            return GeoreferenceRefused(
+                reason=RefusalReason.UPSIDE_DOWN,
+                detail="the cameras would stand on their heads or look at the sky: latitude and"
+                " longitude are swapped, or one of them has the wrong sign",
+            )
         rotation_std_deg = math.degrees(solution.fit.rotation_std_rad)
         scale_std_ratio = solution.fit.scale_std_ratio
         if rotation_std_deg <= _MAX_ROTATION_STD_DEG and scale_std_ratio <= _MAX_SCALE_STD_RATIO:

@@ -86,10 +86,17 @@ def _between(one: GpsFix, other: GpsFix, *, fraction: float) -> GpsFix:
 
     turn_deg = (other.longitude_deg - one.longitude_deg + 180.0) % 360.0 - 180.0
     longitude_deg = (one.longitude_deg + fraction * turn_deg + 180.0) % 360.0 - 180.0
-    accuracies_m = (one.accuracy_m, other.accuracy_m)
+    altitude_m = None
+    if one.altitude_m is not None and other.altitude_m is not None:
+        altitude_m = mix(one.altitude_m, other.altitude_m)
     return GpsFix(
         latitude_deg=mix(one.latitude_deg, other.latitude_deg),
         longitude_deg=longitude_deg,
-        altitude_m=mix(one.altitude_m, other.altitude_m),
-        accuracy_m=max((a for a in accuracies_m if a is not None), default=None),
+        altitude_m=altitude_m,
+        accuracy_m=_larger(one.accuracy_m, other.accuracy_m),
+        vertical_accuracy_m=_larger(one.vertical_accuracy_m, other.vertical_accuracy_m),
     )
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)

@@ -27,6 +27,9 @@ _CUT_PER_MEDIAN = (
 _MIN_CUT_RATIO = 0.01  # of the largest error allowed; closer positions all count
 _MIN_NOISE = 0.01  # of the positions' standard deviations; no noise is taken for smaller
 _LEVEL_STD_RAD = math.radians(2.0)  # of cameras on a gimbal, on average
+_FLAT_STD_RAD = math.radians(3.5)  # of the mean slope of a path
+_MIN_WIDTH_RATIO = 0.1  # of a path's width to its length; a narrower one has no slope across
+UNKNOWN_STD_M = 1e4  # of a coordinate that was not measured; it counts for nothing
 _SCALE, _TURN, _SHIFT = 0, slice(1, 4), slice(4, 7)  # rows of the seven unknowns
 
 
@@ -60,12 +63,14 @@ def fit_similarity(
     are few. Hypotheses are scored at several noise scales at once, after MAGSAC (Barath, Matas and
     Noskova, 2019): a tight group wins over a loose one, so positions that drift away slowly do not
     bend the fit to them. The best are refined by Gauss-Newton steps with Tukey's weights, whose
-    scale follows the residuals.
+    scale follows the residuals. Where no height was measured, all the heights together count as one
+    measurement of a path that is flat on average.
 
     Args:
         points: (N, 3) in the map.
         positions_m: (N, 3) where they should be, some of them wrong.
-        stds_m: (N, 3) standard deviations of the positions along each axis.
+        stds_m: (N, 3) standard deviations of the positions along each axis; ``UNKNOWN_STD_M``:
+            not measured.
         max_error_m: positions farther away than this do not count.
         seed: of the samples.
 
@@ -74,21 +79,24 @@ def fit_similarity(
     """
     if not (np.isfinite(points).all() and np.isfinite(positions_m).all()):
         return None
-    hypotheses = _hypotheses(points, positions_m, seed=seed)
+    known = _known(stds_m)
+    whole = np.flatnonzero(known.all(axis=1))
+    if len(whole) < 3:  # as if all heights were the same
+        whole = np.arange(len(points))
+    hypotheses = _hypotheses(points[whole], positions_m[whole], seed=seed)
     if not len(hypotheses):
         return None
     scored = np.unique(np.linspace(0, len(points) - 1, _MAX_SCORED).astype(np.int64))
-    scores = np.array(
-        [
-            _score(_distances(one, points[scored], positions_m[scored]), max_error_m)
-            for one in hypotheses
-        ]
+    scores = _scores(
+        _distances(hypotheses, points[scored], positions_m[scored], known[scored]),
+        max_error_m=max_error_m,
     )
     best = np.argsort(-scores, kind="stable")[:_NUM_REFINED]
     fits = [
         _refine(hypotheses[i], points, positions_m, stds_m, max_error_m=max_error_m) for i in best
     ]
-    return max(fits, key=lambda fit: _score(fit.residuals_m, max_error_m))
+    scores = _scores(np.array([fit.residuals_m for fit in fits]), max_error_m=max_error_m)
+    return fits[int(scores.argmax())]
 
 
 def level_cameras(
@@ -133,6 +141,52 @@ def level_cameras(
     return settled, float(np.sqrt(np.mean(heights**2)))
 
 
+def level_flat_path(
+    fit: SimilarityFit,
+    points: Float64Array,
+    positions_m: Float64Array,
+    level_axes: Float64Array,
+    *,
+    stds_m: Float64Array,
+    max_error_m: float,
+) -> tuple[SimilarityFit, float]:
+    """Refines a fit without measured heights by axes that should be horizontal.
+
+    They count as one measurement beside the flat path that is assumed.
+
+    Args:
+        fit: of the same points and positions.
+        points: (N, 3) in the map.
+        positions_m: (N, 3), all at one height.
+        level_axes: (N, 3) in the map, the x axes of cameras.
+        stds_m: (N, 3).
+        max_error_m: as for the fit.
+
+    Returns:
+        The refined fit, and how far from level the axes are: root mean square in radians.
+    """
+    levelled = _refine(
+        fit.onto_from_map,
+        points,
+        positions_m,
+        stds_m,
+        max_error_m=max_error_m,
+        level_axes=level_axes,
+    )
+    heights = _in_onto(levelled.onto_from_map, level_axes)[:, 2]
+    return levelled, float(np.sqrt(np.mean(heights**2)))
+
+
+def mean_height(fit: SimilarityFit, directions: Float64Array) -> float:
+    """The mean upward component of directions (N, 3) of the map."""
+    return float(_in_onto(fit.onto_from_map, directions)[:, 2].mean())
+
+
+def _known(stds_m: Float64Array) -> BoolArray:
+    """Which coordinates (N, 3) were measured."""
+    return np.asarray(stds_m < UNKNOWN_STD_M)
+
+
 def _hypotheses(points: Float64Array, positions_m: Float64Array, *, seed: int) -> Float64Array:
     """Similarities (K, 3, 4) of three points each (Umeyama, 1991), those with a triangle."""
     samples = _samples(len(points), seed=seed)
@@ -161,17 +215,25 @@ def _samples(num: int, *, seed: int) -> Int64Array:
 
 
 def _distances(
-    onto_from_map: Float64Array, points: Float64Array, positions_m: Float64Array
+    onto_from_map: Float64Array,
+    points: Float64Array,
+    positions_m: Float64Array,
+    known: BoolArray,
 ) -> Float64Array:
-    offsets_m = transform_points(onto_from_map, points) - positions_m
-    return np.asarray(np.linalg.norm(offsets_m, axis=1))
+    """How far points (N, 3) are from their positions by each of some similarities (..., 3, 4).
+
+    Along the coordinates that are ``known`` (N, 3): (..., N).
+    """
+    placed_m = points @ np.swapaxes(onto_from_map[..., :3], -1, -2)
+    offsets_m = placed_m + onto_from_map[..., None, :, 3] - positions_m
+    return np.asarray(np.linalg.norm(offsets_m * known, axis=-1))
 
 
-def _score(residuals_m: Float64Array, max_error_m: float) -> float:
-    """The sum over positions and noise scales of how close they are; more is better."""
+def _scores(residuals_m: Float64Array, *, max_error_m: float) -> Float64Array:
+    """The sums (K,) over positions (K, N) and noise scales of how close they are."""
     scales_m = max_error_m / 2.0 ** np.arange(_NUM_SCALES)
-    gains = 1.0 - (residuals_m[:, None] / scales_m) ** 2
-    return float(np.maximum(gains, 0.0).sum())
+    gains = (np.maximum(1.0 - (residuals_m / scale_m) ** 2, 0.0) for scale_m in scales_m)
+    return np.asarray(sum(gain.sum(axis=1) for gain in gains))
 
 
 def _refine(
@@ -192,7 +254,7 @@ def _refine(
         onto_from_map = problem.moved(onto_from_map, step)
         if np.abs(step[: _TURN.stop]).max() < _CONVERGED:
             break
-    residuals_m = _distances(onto_from_map, points, positions_m)
+    residuals_m = _distances(onto_from_map, points, positions_m, _known(stds_m))
     scale_std_ratio, rotation_std_rad = problem.stds()
     return SimilarityFit(
         onto_from_map=onto_from_map,
@@ -227,7 +289,9 @@ class _Problem:
     ) -> _Problem:
         placed_m = transform_points(onto_from_map, points)
         offsets_m = placed_m - positions_m
-        weights = _weights(np.linalg.norm(offsets_m, axis=1), max_error_m=max_error_m)
+        known = _known(stds_m)
+        distances_m = np.linalg.norm(offsets_m * known, axis=1)
+        weights = _weights(distances_m, max_error_m=max_error_m)
         center_m = _weighted_mean(placed_m, weights)
         arms_m = placed_m - center_m
         total = max(float(weights.sum()), 1e-12)
@@ -235,17 +299,32 @@ class _Problem:
         arms = arms_m / reach_m
         jacobian = np.zeros((len(points), 3, 7))
         jacobian[:, :, _SCALE] = arms
-        jacobian[:, :, _TURN] = np.swapaxes(np.cross(np.eye(3), arms[:, None]), 1, 2)
+        for column, row, other in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):  # -skew(arms)
+            jacobian[:, row, 1 + column] = arms[:, other]
+            jacobian[:, other, 1 + column] = -arms[:, row]
         jacobian[:, :, _SHIFT] = np.eye(3)
-        per_axis = weights[:, None] / stds_m**2
-        freedom = max(3.0 * total - 7.0, 1.0)
+        per_axis = known * weights[:, None] / stds_m**2
+        freedom = max(float((known * weights[:, None]).sum()) - 7.0, 1.0)
         noise_squared = max(float((per_axis * offsets_m**2).sum()) / freedom, _MIN_NOISE**2)
         weighted = jacobian * (reach_m**2 * per_axis / noise_squared)[:, :, None]
-        return cls(
+        problem = cls(
             center_m=center_m,
             reach_m=reach_m,
             information=np.einsum("nai,naj->ij", weighted, jacobian),
             gradient=np.einsum("nai,na->i", weighted, offsets_m / reach_m),
+        )
+        if known[:, 2].any():
+            return problem
+        of_path = _mean_and_slopes(arms[:, :2], weights / total)
+        return problem.with_flat(of_path @ jacobian[:, 2], of_path @ (offsets_m[:, 2] / reach_m))
+
+    def with_flat(self, rows: Float64Array, values: Float64Array) -> _Problem:
+        """With the mean height and the slopes of a path, which should be 0: values (K,)."""
+        information = 1.0 / _FLAT_STD_RAD**2
+        return replace(
+            self,
+            information=self.information + information * rows.T @ rows,
+            gradient=self.gradient + information * rows.T @ values,
         )
 
     def with_level(self, axes: Float64Array) -> _Problem:
@@ -278,6 +357,22 @@ class _Problem:
         covariance = (vectors / values) @ vectors.T
         largest_turn = float(np.linalg.eigvalsh(covariance[_TURN, _TURN])[-1])
         return math.sqrt(float(covariance[_SCALE, _SCALE])), math.sqrt(largest_turn)
+
+
+def _mean_and_slopes(arms: Float64Array, weights: Float64Array) -> Float64Array:
+    """What makes heights (N,) their mean and the slopes of the plane through them: (K, N).
+
+    Args:
+        arms: (N, 2) where they are, horizontally, from their mean.
+        weights: (N,) with the sum 1.
+
+    Returns:
+        A row for the mean and one for each direction in which the places extend.
+    """
+    variances, axes = np.linalg.eigh((weights[:, None] * arms).T @ arms)
+    extends = variances > _MIN_WIDTH_RATIO**2 * max(float(variances[-1]), 1e-12)
+    slopes = (axes[:, extends] / variances[extends]).T @ (weights[:, None] * arms).T
+    return np.vstack([weights, slopes])
 
 
 def _weights(residuals_m: Float64Array, *, max_error_m: float) -> Float64Array:

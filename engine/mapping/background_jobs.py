@@ -1,4 +1,4 @@
-"""Background jobs of a run: what other threads adjust, solve or match, one of each kind at a time.
+"""Background jobs of a run: what other threads adjust, solve, match or search, one of each kind.
 
 Results are merged by the mapper; those of jobs that were abandoned are dropped.
 """
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 
 from engine.config import GlobalBundleAdjustmentConfig, WindowConfig
+from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
 from engine.mapping.model.bundle_adjustment import (
     GlobalAdjustment,
@@ -51,17 +52,19 @@ class BackgroundJobs:
         self._adjustment = JobSlot(merge_after_keyframes=adjustment.merge_after_keyframes)
         self._window = JobSlot(merge_after_keyframes=window.merge_after_keyframes)
         self._matching = JobSlot(merge_after_keyframes=1)
+        self._search = JobSlot(merge_after_keyframes=1)  # the sooner, the less is to be built anew
         self._slots = {
             JobKind.GLOBAL_ADJUSTMENT: self._adjustment,
             JobKind.WINDOW: self._window,
             JobKind.SECOND_MATCHING: self._matching,
+            JobKind.LENS_SEARCH: self._search,
         }
         self._component: SparseMap | None = None  # that the job in flight adjusts; None: the main
 
     @property
     def due(self) -> tuple[MapJob, ...]:
         """Jobs whose results must be merged before the next keyframe."""
-        due = (self._adjustment.due, self._window.due, self._matching.due)
+        due = (slot.due for slot in self._slots.values())
         return tuple(job for job in due if job is not None)
 
     @property
@@ -73,6 +76,11 @@ class BackgroundJobs:
     def is_matching(self) -> bool:
         """Whether the second matcher is at work."""
         return not self._matching.is_free
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether a lens is searched."""
+        return not self._search.is_free
 
     def is_in_flight(self, job: MapJob) -> bool:
         """Whether the result of a job is still to be merged."""
@@ -132,17 +140,32 @@ class BackgroundJobs:
         """Drops what the second matcher would find."""
         self._matching.abandon()
 
+    def start_search(self, run: Callable[[], LensFits]) -> MapJob:
+        """A job that searches a lens; none may be in flight."""
+        return self._search.start(MapJob(kind=JobKind.LENS_SEARCH, run=run))
+
+    def abandon_search(self) -> None:
+        """Drops what the search of a lens would find, as its camera or its matches changed."""
+        self._search.abandon()
+
     def adjusted_map(self, main: SparseMap) -> SparseMap:
         """The map that the adjustment started last is of: the main one as it is now, or another."""
         return main if self._component is None else self._component
 
     def take_result(self, finished: FinishedJob) -> JobResult | None:
-        """Frees a job's slot; returns its result unless it was abandoned, or failed."""
-        slot = self._slots[finished.job.kind]
-        return finished.result if slot.release(finished.job) else None
+        """Frees a job's slot; returns its result unless it was abandoned, or failed.
+
+        The search of a lens that failed has found nothing, so that it counts as one.
+        """
+        kind = finished.job.kind
+        if not self._slots[kind].release(finished.job):
+            return None
+        if finished.result is None and kind is JobKind.LENS_SEARCH:
+            return LensFits()
+        return finished.result
 
     def abandon(self) -> None:
-        """Drops the results to come of jobs on copies of maps; matches are of use to any map."""
+        """Drops the results to come of jobs on copies of maps; others are of use to any map."""
         self._adjustment.abandon()
         self._window.abandon()
 

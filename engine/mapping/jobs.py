@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.windows.window_selection import SolvedWindow
 from engine.matching.second_matching import SecondMatches
 
-JobResult = GlobalAdjustment | SolvedWindow | SecondMatches
+JobResult = GlobalAdjustment | SolvedWindow | SecondMatches | LensFits
 
 
 class JobKind(StrEnum):
@@ -23,6 +24,7 @@ class JobKind(StrEnum):
     GLOBAL_ADJUSTMENT = "global bundle adjustment"
     WINDOW = "solving a window"
     SECOND_MATCHING = "matching by the second matcher"
+    LENS_SEARCH = "searching a lens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

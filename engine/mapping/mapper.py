@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,8 @@ from engine.mapping.camera_changes.lens_change import LensChange
 from engine.mapping.cameras.cameras import (
     CameraChange,
 )
+from engine.mapping.cameras.lens_search import LensFits
+from engine.mapping.depth_problems import DenseHandout, hand_out
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
 from engine.mapping.maps.components import MAIN
 from engine.mapping.maps.restarts import BuiltMap
@@ -316,7 +318,6 @@ class Mapper:
             if not (self._is_initialized or self._turning.is_all):
                 self._add_early(frame_id)
             self._split_cameras()
-            self._recognise_lenses()
             self._report_changes()
         elif self._map.is_registered(frame_id):
             self._report_changes()  # a map built anew holds it already
@@ -329,7 +330,6 @@ class Mapper:
             self._take_lead(self._components.add_keyframe(self._map, frame_id))
             self._pose_strictly()
             self._split_cameras()
-            self._recognise_lenses()
             self._report_changes()
 
     def rebuild(
@@ -428,6 +428,7 @@ class Mapper:
         self._drop_early()
         had_map = self._is_initialized
         self._journal.add_pairs(matched.changed_pairs, matched.lost_pairs)
+        self._jobs.abandon_search()  # its pairs are as they were
         agreed = self._agreement.test_again(one.pair for one in matched.changed_pairs)
         share = self._overlays.take_out(matched, self._map, components=self._components)
         self._let_in(agreed)
@@ -658,6 +659,7 @@ class Mapper:
         self._map = self._builder.start_over()
         self._misplacements.forget()
         self._jobs.abandon()
+        self._jobs.abandon_search()
         self._jobs.set_adjusted(0)
 
     def _take_lead(self, sparse_map: SparseMap) -> None:
@@ -705,6 +707,7 @@ class Mapper:
 
     def _replace_cameras(self, change: CameraChange, sparse_map: SparseMap) -> None:
         """Makes a map built with changed cameras the map, whatever it holds."""
+        self._jobs.abandon_search()  # it may be of keyframes that have another camera now
         self._cameras.adopt(change)
         for frame_id, calibration_key in change.calibration_keys.items():
             self._graph.set_calibration_key(frame_id, calibration_key)
@@ -713,24 +716,38 @@ class Mapper:
         self._components.change_cameras(sparse_map, change)
 
     def _recognise_lenses(self) -> None:
-        """Searches lenses that the map doubts; builds it anew with those that are found."""
-        if self._turning.is_all:
-            return  # turns fit many lenses
-        for camera_key in self._lenses.doubted(self._map):
-            found = self._lenses.recognise(self._map, camera_key)
-            if found is None or self._turning.explains(self._map, poses=found.poses):
-                continue
-            lens = self._lens_changes.change(self._map, camera_key, found)
-            if lens is not None:
-                self._change_lens(camera_key, lens)
+        """Searches all lenses that the map doubts on this thread; at the end of a run."""
+        while (search := self._lens_search()) is not None:
+            self._take_lens(search())
 
-    def _change_lens(self, camera_key: str, lens: LensChange) -> None:
+    def _lens_search(self) -> Callable[[], LensFits] | None:
+        """The search of a lens that the map doubts, if there is one."""
+        if self._turning.is_all:
+            return None  # turns fit many lenses
+        camera_key = self._lenses.doubted(self._map)
+        return None if camera_key is None else self._lenses.search(self._map, camera_key)
+
+    def _take_lens(self, found: LensFits) -> None:
+        """Builds the map anew with the lens that a search found, if it shows another one."""
+        lens = self._lenses.conclude(self._map, found)
+        if (
+            lens is None
+            or self._turning.is_all
+            or self._turning.explains(self._map, poses=lens.poses)
+        ):
+            return
+        change = self._lens_changes.change(self._map, lens)
+        if change is not None:
+            self._change_lens(change)
+            self._report_changes()
+
+    def _change_lens(self, lens: LensChange) -> None:
         """Makes a map by a recognised lens the map."""
         self._num_maps += 1
         self._replace_cameras(lens.change, lens.sparse_map)
         for frame_id in self._graph.keyframe_ids:
-            if self._graph.keyframe(frame_id).calibration_key == camera_key:
-                self._journal.add_camera(frame_id, lens.sparse_map.camera(camera_key))
+            if self._graph.keyframe(frame_id).calibration_key == lens.camera_key:
+                self._journal.add_camera(frame_id, lens.sparse_map.camera(lens.camera_key))
         self._emit(lens.event)
 
     # -- a frame between keyframes --------------------------------------------------------------
@@ -783,10 +800,15 @@ class Mapper:
     # -- background jobs ------------------------------------------------------------------------
 
     def _start_jobs(self) -> tuple[MapJob, ...]:
-        jobs = [self._start_second()]
+        jobs = [self._start_second(), self._start_search()]
         if self._is_initialized:
             jobs += [self._start_adjustment(), self._jobs.start_window(self._map)]
         return tuple(job for job in jobs if job is not None)
+
+    def _start_search(self) -> MapJob | None:
+        """A job that searches a lens that the map doubts, if there is one and none runs."""
+        search = None if self._jobs.is_searching else self._lens_search()
+        return None if search is None else self._jobs.start_search(search)
 
     def _start_adjustment(self) -> MapJob | None:
         """A job for a copy of a map that is due; a small main map is adjusted here instead."""
@@ -814,6 +836,8 @@ class Mapper:
                 self._report_changes()
             elif isinstance(result, SecondMatches):
                 self._matching.add_second(result.matches)
+            elif isinstance(result, LensFits):
+                self._take_lens(result)
             elif result is not None and self._take_over(self._windows.merge(self._map, result)):
                 self._registering.retry_waiting(self._map)
                 self._report_changes()
@@ -1032,7 +1056,22 @@ class Mapper:
         numbered = dict(self._components.numbered(self._map))
         maps = self._maps or [self._map]
         numbers = [next(n for n, one in numbered.items() if one is own) for own in maps]
-        return self._products.snapshot(maps, numbers=numbers, counts=self._counts())
+        return self._products.snapshot(
+            maps, numbers=numbers, counts=self._counts(), verdict=self._verdicts.verdict
+        )
+
+    def dense_handout(
+        self,
+        *,
+        done: Collection[FrameId],
+        again: Sequence[FrameId] = (),
+        is_final: bool = False,
+        wants_poses: bool = False,
+    ) -> DenseHandout:
+        """What the dense map is made of next, see `hand_out`; at any time, also while matching."""
+        return hand_out(
+            self._map, done=done, again=again, is_final=is_final, wants_poses=wants_poses
+        )
 
     def view(self) -> MapView:
         """A frozen picture of the map and the scene graph, for viewers."""

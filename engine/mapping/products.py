@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from engine.cpu_time import Stage, charged_to
 from engine.estimators.lenses import camera_focal_px, corner_rays
 from engine.geo.georeference import Georeference
+from engine.geometry import pose_in_other_world
 from engine.mapping.cameras.cameras import CameraCalibration
+from engine.mapping.depth_problems import poses_of
 from engine.mapping.frame_posing import FramePoser
 from engine.mapping.model.map_record import camera_records
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Georeferencing
 from engine.mapping.steps import MapCopy, MapFigures, MapSnapshot, OneMapFigures
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FramePose, MapCounts, MapView, PoseKind
+from engine.types import FramePose, MapCounts, MapView, PoseKind, Verdict
 
 
 class MapProducts:
@@ -56,7 +59,12 @@ class MapProducts:
 
     @charged_to(Stage.SNAPSHOTS)
     def snapshot(
-        self, maps: Sequence[SparseMap], *, numbers: Sequence[int], counts: MapCounts
+        self,
+        maps: Sequence[SparseMap],
+        *,
+        numbers: Sequence[int],
+        counts: MapCounts,
+        verdict: Verdict,
     ) -> MapSnapshot:
         """Copies of maps, each in metres if it is georeferenced.
 
@@ -64,13 +72,20 @@ class MapProducts:
             maps: the main map, and those beside it, which are placed by the same origin, if at all.
             numbers: of the maps.
             counts: of the run.
+            verdict: on the main map.
         """
         placement = self._georeferencing.update(maps[0])
         copies = tuple(
             self._copy(one, main=maps[0], number=number)
             for one, number in zip(maps, numbers, strict=True)
         )
-        return MapSnapshot(copies=copies, placement=placement, counts=counts)
+        poses = poses_of(maps[0])
+        if placement is not None and copies[0].is_in_metres:
+            moved = pose_in_other_world(poses.cam_from_world, placement.georeference.enu_from_map)
+            poses = replace(poses, cam_from_world=moved)
+        return MapSnapshot(
+            copies=copies, placement=placement, counts=counts, poses=poses, verdict=verdict
+        )
 
     def figures(
         self,
@@ -101,6 +116,7 @@ class MapProducts:
             num_frames_without_pose=self._poser.num_frames - kinds.total(),
             placement=self._georeferencing.placement,
             gps_rmse_m=self._georeferencing.rmse_m(main),
+            not_georeferenced=self._georeferencing.refusal,
             metres_per_map_unit=metres_per_map_unit,
             cameras=self._cameras.figures(main),
             maps=tuple(

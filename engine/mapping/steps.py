@@ -25,6 +25,7 @@ from engine.types import (
 if TYPE_CHECKING:
     import pycolmap
 
+    from engine.dense_types import KeyframePoses
     from engine.mapping.ahead_posing import PosingReference
     from engine.mapping.jobs import MapJob
     from engine.mapping.positions.georeferencing import Placement
@@ -103,6 +104,8 @@ class MapSnapshot:
     copies: tuple[MapCopy, ...]
     placement: Placement | None
     counts: MapCounts
+    poses: KeyframePoses  # of the main map, in the world of its copy
+    verdict: Verdict  # on the main map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,4 +151,5 @@ class MapFigures:
     lost: tuple[LostStretch, ...] = ()  # stretches of keyframes that fitted nowhere when they came
     turning: tuple[TurningStretch, ...] = ()  # where a camera turns without moving
     verdict: Verdict = field(default_factory=Verdict)  # how far the map can be trusted
+    not_georeferenced: str = ""  # why, where there are positions
     maps: tuple[OneMapFigures, ...] = ()  # the map first, in the order of a snapshot's

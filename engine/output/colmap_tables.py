@@ -5,6 +5,7 @@ The functions write single rows, within a transaction of the caller.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 
 import numpy as np
@@ -135,7 +136,8 @@ def _insert_features(connection: sqlite3.Connection, features: Features) -> None
 def _insert_pose_prior(
     connection: sqlite3.Connection, image_id: int, *, gps: GpsFix, camera_id: int
 ) -> None:
-    position = np.array([gps.latitude_deg, gps.longitude_deg, gps.altitude_m])
+    altitude_m = math.nan if gps.altitude_m is None else gps.altitude_m
+    position = np.array([gps.latitude_deg, gps.longitude_deg, altitude_m])
     connection.execute(
         "INSERT INTO pose_priors (corr_data_id, corr_sensor_id, corr_sensor_type, position,"
         " position_covariance, gravity, coordinate_system) VALUES (?, ?, ?, ?, ?, ?, ?)",

@@ -99,6 +99,7 @@ class Recorder:
         self.is_space_low = False  # no new frames should be taken
         self._num_failed_writes = 0
         self._num_broken = 0
+        self._lost_products: set[str] = set()  # that are not on disk as they should be
 
     @property
     def path(self) -> Path:
@@ -127,6 +128,15 @@ class Recorder:
         self._num_broken += 1
         self._num_failed_writes += 1
 
+    def product_failed(self, name: str, error: JournalError) -> None:
+        """Counts a product of the dense map that cannot be written; the run goes on."""
+        self._lost_products.add(name)
+        self._failed(name, error)
+
+    def product_written(self, name: str) -> None:
+        """A product is on disk as it should be."""
+        self._lost_products.discard(name)
+
     def not_saved(self) -> tuple[str, ...]:
         """What the run has and the disk has not, in words for people."""
         words = [f"{number} lines of {name}" for name, number in self._folder.unwritten().items()]
@@ -139,6 +149,7 @@ class Recorder:
             words.append(_DOCUMENTS[_SNAPSHOTS])
         if num_missing := len(self._images_missing()):
             words.append(f"{num_missing} image{'s' * (num_missing > 1)} of the map")
+        words += sorted(self._lost_products)
         if self._has_recording and not (self.path / _RECORDING).exists():
             words.append(_RECORDING)
         return tuple(words)

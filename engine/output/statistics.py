@@ -7,6 +7,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,14 @@ from engine.events import (
     PairVerified,
     RunPart,
     SnapshotWritten,
+    SourceChanged,
     WeakPairsMatched,
     WindowSolved,
     WindowVerdict,
 )
 from engine.mapping.steps import MapFigures
 from engine.output.load import LoadStatistics
-from engine.types import DropReason, PairReason
+from engine.types import DropReason, LeftOut, PairReason
 
 
 class RunStatistics:
@@ -46,6 +48,7 @@ class RunStatistics:
     def __init__(self) -> None:
         self._counts: Counter[type[Event]] = Counter()
         self._dropped: Counter[DropReason] = Counter()
+        self._left_out: dict[str, tuple[LeftOut, ...]] = {}  # by source, as reported last
         self._num_never_frames = 0  # dropped before they had been received
         self._keyframe_latency_s = array("d")
         self._frame_latency_s = array("d")
@@ -65,6 +68,8 @@ class RunStatistics:
             case FrameDropped():
                 self._dropped[event.reason] += event.num_frames
                 self._num_never_frames += event.num_frames if event.frame_id is None else 0
+            case SourceChanged() if event.left_out:
+                self._left_out[event.source] = event.left_out
             case FramePosed():
                 if event.is_first:
                     self._frame_latency_s.append(event.latency_s)
@@ -90,8 +95,6 @@ class RunStatistics:
                 self._faults[event.part, event.kind] += 1
             case EarlyMapMade() | MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
-            case _:
-                pass
 
     def add_without_events(self, *, num_received: int, num_keyframes: int) -> None:
         """Counts what is in the journal of a run and not in its events, which are written later.
@@ -110,6 +113,11 @@ class RunStatistics:
             "frames_dropped": {
                 reason.value: count for reason, count in sorted(self._dropped.items())
             },
+            "left_out": [
+                {"source": source, **asdict(one)}
+                for source, left_out in sorted(self._left_out.items())
+                for one in left_out
+            ],
             "keyframes": self._counts[KeyframeAdded],
             "time_to_first_map_s": self._first_map_s,
             "latency_ms": {
@@ -168,6 +176,7 @@ def summary_figures(
         "maps": [one.as_record() for one in figures.maps],
         "georeferenced": placement is not None,
         "georeference": None if placement is None else placement.as_record(with_residuals=True),
+        "not_georeferenced": figures.not_georeferenced,
         "gps_rmse_m": figures.gps_rmse_m,
         "metres_per_map_unit": figures.metres_per_map_unit,
         "cameras": [camera.as_record() for camera in figures.cameras],

@@ -16,6 +16,7 @@ from engine.mapping.jobs import FinishedJob, JobKind, JobResult, MapJob
 from engine.mapping.mapper import Mapper
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.steps import MapCopy, MapSnapshot
+from engine.output.dense_products import DenseWorld
 from engine.output.recorder import Recorder
 from engine.output.snapshots import JsonValue
 from engine.run.event_loop import ThreadOwned, run_in
@@ -27,6 +28,7 @@ _PART_OF_JOB = {
     JobKind.GLOBAL_ADJUSTMENT: RunPart.ADJUSTMENT,
     JobKind.WINDOW: RunPart.WINDOW,
     JobKind.SECOND_MATCHING: RunPart.SECOND_MATCHING,
+    JobKind.LENS_SEARCH: RunPart.LENS_SEARCH,
 }
 _MANY_OBSERVATIONS = 100_000  # Ceres takes 0.9 kB for each
 _MIN_REGISTERED = 2  # keyframes of a map that is worth a snapshot
@@ -67,16 +69,22 @@ class MapJobs:
     Args:
         thread: runs one job on a copy of a map at a time.
         matching_thread: runs those of a second matcher, which may take long.
-        guard: of bundle adjustments; solvers of windows, and second matchers, have their own.
+        guards: of bundle adjustments and searches of lenses; solvers of windows, and second
+            matchers, have their own.
         faults: takes what jobs raise.
     """
 
     def __init__(
-        self, thread: Executor, *, matching_thread: Executor, guard: Guard, faults: Faults
+        self,
+        thread: Executor,
+        *,
+        matching_thread: Executor,
+        guards: Mapping[JobKind, Guard],
+        faults: Faults,
     ) -> None:
         self._thread = thread
         self._matching_thread = matching_thread
-        self._guard = guard
+        self._guards = guards
         self._faults = faults
         self._running: dict[JobKind, tuple[MapJob, BackgroundJob[JobResult]]] = {}
 
@@ -85,8 +93,8 @@ class MapJobs:
         for job in jobs:
             await self._abandon(job.kind)
             run = job.run
-            if job.kind is JobKind.GLOBAL_ADJUSTMENT:
-                run = functools.partial(_adjust, job.run, guard=self._guard)
+            if job.kind in self._guards:
+                run = functools.partial(_guarded, job.run, guard=self._guards[job.kind])
             is_matching = job.kind is JobKind.SECOND_MATCHING
             thread = self._matching_thread if is_matching else self._thread
             task = asyncio.create_task(run_in(thread, run), name=job.kind.value)
@@ -143,6 +151,7 @@ class Snapshots:
         recorder: writes them; called through the writer.
         writer: runs writes in order.
         clock: seconds since the start of the run.
+        taken: gets the world of each snapshot, once its copies are made.
     """
 
     def __init__(
@@ -153,8 +162,10 @@ class Snapshots:
         recorder: Recorder,
         writer: Writer,
         clock: Callable[[], float],
+        taken: Callable[[DenseWorld], None] = lambda world: None,
     ) -> None:
         self._config = config
+        self._taken = taken
         self._mapper = mapper
         self._recorder = recorder
         self._writer = writer
@@ -232,6 +243,14 @@ class Snapshots:
                 "is_final": is_final,
                 "georeference": snapshot.placement and snapshot.placement.as_record(),
             }
+            self._taken(
+                DenseWorld(
+                    poses=snapshot.poses,
+                    placement=snapshot.placement,
+                    is_in_metres=snapshot.copies[0].is_in_metres,
+                    verdict=snapshot.verdict,
+                )
+            )
             write = functools.partial(self._write_copies, snapshot.copies, entries=figures)
             self._writing = BackgroundJob(await self._writer.schedule(write))
             del snapshot, write
@@ -246,8 +265,8 @@ class Snapshots:
         self._took_s = self._clock() - started_at_s
 
 
-def _adjust(run: Callable[[], JobResult], *, guard: Guard) -> JobResult:
-    """Runs a bundle adjustment; much memory of its solver goes back to the system at once."""
+def _guarded(run: Callable[[], JobResult], *, guard: Guard) -> JobResult:
+    """Runs a job; much memory of an adjustment's solver goes back to the system at once."""
     result = guard.call(run)
     if isinstance(result, GlobalAdjustment):
         num_observations = result.reconstruction.compute_num_observations()

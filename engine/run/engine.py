@@ -37,7 +37,7 @@ from engine.events import (
     SourceOpened,
 )
 from engine.mapping.ahead_posing import AheadPoser
-from engine.mapping.jobs import FinishedJob
+from engine.mapping.jobs import FinishedJob, JobKind
 from engine.mapping.mapper import Mapper
 from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame, StoredModel
@@ -66,7 +66,9 @@ from engine.ports import (
     WindowSolver,
 )
 from engine.run.background import MapJobs, Snapshots
+from engine.run.dense import MAX_CALL_S, DenseMaking
 from engine.run.event_loop import (
+    CallWatch,
     RunRequests,
     ThreadOwned,
     called_regularly,
@@ -221,12 +223,15 @@ class Engine:
                 await self._publisher.publish_events()
                 if restored is not None:
                     await self._mapping.go_on(restored)
-                is_sound = await self._run_stages() and await self._attempt(
+                async with self._dense.running():
+                    is_mapped = await self._run_stages()
+                is_sound = is_mapped and await self._attempt(
                     self._finish_map(), what="finishing the map"
                 )
                 await self._attempt(self._save_poses(), what="saving the trajectory")
                 save_map = self._save_map(must_be_checked=not is_sound)
                 await self._attempt(save_map, what="saving the map")
+                await self._attempt(self._finish_dense(), what="finishing the dense map")
                 await self._attempt(self._show_map(), what="showing the map")
                 await self._log.close()
             return await self._close()
@@ -267,6 +272,7 @@ class Engine:
             models = await self._former_models(former)
             restored = await self._mapper.call(Mapper.restore, former.stored, models)
             await run_in(self._io_thread, self._recorder.go_on)
+            await self._dense.go_on(before=former.stored.next_frame_id)
             return restored
         except BaseException:
             await self._abandon_all()
@@ -366,6 +372,11 @@ class Engine:
         await self._writer.schedule(functools.partial(self._recorder.overlays_masked, masks))
         await self._snapshots.write_final(must_be_checked=must_be_checked)
 
+    async def _finish_dense(self) -> None:
+        if not self._is_dropping:
+            await self._dense.finish()
+            await self._publisher.publish_events()
+
     async def _show_map(self) -> None:
         if self._views.shows_map:
             step = await self._mapper.call(Mapper.report, wants_view=True)
@@ -441,6 +452,7 @@ class Engine:
         summary.update(
             failed_writes=self._recorder.num_failed_writes,
             view_events_lost=self._views.num_events_lost,
+            dense=self._dense.figures(),
             peak_gpu_mb=max(
                 one.peak_gpu_mb for one in (self._matcher, self._second) if one is not None
             ),
@@ -541,6 +553,12 @@ class Engine:
 
     async def _sample_load(self) -> None:
         """Publishes the load, and what else was emitted, also while nothing is mapped."""
+        for part, watch in self._watches.items():
+            if (late_s := watch.newly_late_s()) is not None:
+                self._warn(
+                    f"{part} has been busy with one call for {late_s:.0f} s; frames wait for it, "
+                    "and the newest snapshot stands"
+                )
         self._events(self._load.sample())
         if self._writer.has_room:  # else whoever waits for it publishes, and this may be cancelled
             await self._publisher.publish_events()
@@ -563,6 +581,7 @@ class Engine:
                 ("matching", Stage.VERIFY),
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
                 ("second", Stage.MATCH),
+                ("dense", Stage.DENSE_DEPTH),
                 ("io", Stage.TABLES),
             )
         )
@@ -573,8 +592,12 @@ class Engine:
             self._matching_thread,
             self._job_thread,
             self._second_thread,
+            self._dense_thread,
             self._io_thread,
         ) = self._threads
+        self._watches = {
+            part: CallWatch(config.faults.tell_after_s) for part in ("mapping", "writing")
+        }
         former = self._former
         self._load = LoadStatistics()
         self._events = EventQueue(
@@ -598,6 +621,7 @@ class Engine:
             self._io_thread,
             failed=self._write_failed,
             waited=self._waited_in(QueueName.WRITES),
+            watch=self._watches["writing"],
         )
         self._publisher = Publisher(
             events=self._events,
@@ -624,13 +648,14 @@ class Engine:
             RunPart.DECODING: guard(RunPart.DECODING),
             RunPart.PLACES: guard(RunPart.PLACES),
             RunPart.SECOND_MATCHING: guard(RunPart.SECOND_MATCHING),
+            RunPart.DENSE: guard(RunPart.DENSE, limit_s=min(config.max_call_s, MAX_CALL_S)),
             **{
                 part: guard(part, on_off=end_without(part))
                 for part in (RunPart.DESCRIBING, RunPart.MATCHING)
             },
             **{
                 part: guard(part, limit_s=config.max_solve_s)
-                for part in (RunPart.ADJUSTMENT, RunPart.WINDOW)
+                for part in (RunPart.ADJUSTMENT, RunPart.WINDOW, RunPart.LENS_SEARCH)
             },
         }
         self._matcher = GuardedMatcher(
@@ -718,6 +743,7 @@ class Engine:
             describing_thread=self._describing_thread,
             frames=self._arrivals,
             items=self._items,
+            has_map=lambda: self._mapping.has_map,
             ingestion=self._ingestion,
             warn=self._events.warn,
             faults=self._faults,
@@ -770,6 +796,7 @@ class Engine:
             ),
             name="mapping",
             stage=Stage.MAPPING,
+            watch=self._watches["mapping"],
         )
 
     def _make_background(self) -> None:
@@ -777,8 +804,22 @@ class Engine:
         self._jobs = MapJobs(
             self._job_thread,
             matching_thread=self._second_thread,
-            guard=self._guards[RunPart.ADJUSTMENT],
+            guards={
+                JobKind.GLOBAL_ADJUSTMENT: self._guards[RunPart.ADJUSTMENT],
+                JobKind.LENS_SEARCH: self._guards[RunPart.LENS_SEARCH],
+            },
             faults=self._faults,
+        )
+        self._dense = DenseMaking(
+            self._config.dense,
+            mapper=self._mapper,
+            thread=self._dense_thread,
+            guard=self._guards[RunPart.DENSE],
+            faults=self._faults,
+            recorder=self._recorder,
+            writer=self._writer,
+            views=self._views,
+            emit=self._events,
         )
         self._snapshots = Snapshots(
             self._config.snapshots,
@@ -786,6 +827,7 @@ class Engine:
             recorder=self._recorder,
             writer=self._writer,
             clock=self._events.clock,
+            taken=self._dense.take_world,
         )
 
     def _make_mapping(self, matching: PairMatching) -> None:
@@ -807,6 +849,7 @@ class Engine:
             positions=self._positions,
             ahead=AheadPoser(config.registration, seed=config.runtime.seed),
             max_rebuilds=config.faults.max_map_rebuilds,
+            dense=self._dense,
         )
 
     def _waited_in(self, name: QueueName) -> Callable[[float], None]:

@@ -10,9 +10,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from engine.cpu_time import Stage, charge_thread_to
@@ -46,6 +46,43 @@ def new_thread(name: str, *, stage: Stage | None) -> ThreadPoolExecutor:
     )
 
 
+class CallWatch:
+    """Notices calls on a thread that last long; they cannot be given up, only told.
+
+    Args:
+        limit_s: a call that takes longer is told; 0: none is.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, limit_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s = limit_s
+        self._clock = clock
+        self._since_s: float | None = None  # of the call that runs
+        self._is_told = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches a call; used by the thread that makes it."""
+        self._since_s, self._is_told = self._clock(), False
+        try:
+            yield
+        finally:
+            self._since_s = None
+
+    def newly_late_s(self) -> float | None:
+        """How long the present call has lasted, once it is longer than the limit.
+
+        Returns:
+            Seconds, once for each such call; else None.
+        """
+        since_s = self._since_s
+        if since_s is None or self._is_told or not self._limit_s:
+            return None
+        lasted_s = self._clock() - since_s
+        self._is_told = lasted_s > self._limit_s
+        return lasted_s if self._is_told else None
+
+
 class ThreadOwned(Generic[Owned]):
     """An object that is made on a thread of its own and can be used there alone.
 
@@ -55,12 +92,21 @@ class ThreadOwned(Generic[Owned]):
         make: makes the object.
         name: of the thread.
         stage: of the run, to which its CPU time is charged.
+        watch: notices calls that last long.
 
     Raises:
         Whatever ``make`` raises.
     """
 
-    def __init__(self, make: Callable[[], Owned], *, name: str, stage: Stage | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Owned],
+        *,
+        name: str,
+        stage: Stage | None = None,
+        watch: CallWatch | None = None,
+    ) -> None:
+        self._watch = watch or CallWatch(0.0)
         self._thread = new_thread(name, stage=stage)
         self._owned = self._thread.submit(make)
         try:
@@ -79,7 +125,12 @@ class ThreadOwned(Generic[Owned]):
 
         What it returns leaves the thread, so it must be frozen or a private copy.
         """
-        return await run_in(self._thread, lambda: use(self._owned.result(), *args, **kwargs))
+
+        def watched() -> Result:
+            with self._watch.watching():
+                return use(self._owned.result(), *args, **kwargs)
+
+        return await run_in(self._thread, watched)
 
     def shutdown(self) -> None:
         """Ends the thread after the calls that wait, without waiting for it."""

@@ -34,6 +34,8 @@ _STAGE_OF_PART = {
     RunPart.PLACES: Stage.PLACES,
     RunPart.ADJUSTMENT: Stage.GLOBAL_ADJUSTMENT,
     RunPart.WINDOW: Stage.WINDOWS,
+    RunPart.LENS_SEARCH: Stage.LENS_SEARCH,
+    RunPart.DENSE: Stage.DENSE_DEPTH,
 }
 
 Params = ParamSpec("Params")

@@ -462,6 +462,7 @@ class Ingestion:
 
     async def _take_in_notice(self, notice: SourceNotice) -> None:
         is_bad = notice.state in (SourceState.LOST, SourceState.REFUSED)
+        is_bad |= any(one.is_missed for one in notice.left_out)
         level = logging.WARNING if is_bad else logging.INFO
         logger.log(level, "%s: %s: %s", notice.source, notice.state.value, notice.detail)
         self._events(
@@ -469,6 +470,7 @@ class Ingestion:
                 source=notice.source,
                 state=notice.state,
                 detail=notice.detail,
+                left_out=notice.left_out,
             )
         )
         await self._publish()

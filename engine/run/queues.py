@@ -41,7 +41,7 @@ from typing import Any, TypeVar
 
 from engine.events import Event, FrameDropped, Warned
 from engine.ports import ArrivalSink
-from engine.run.event_loop import run_in
+from engine.run.event_loop import CallWatch, run_in
 from engine.tracking.frame_tracker import NewKeyframe
 from engine.types import (
     Arrival,
@@ -538,7 +538,6 @@ class MappingQueue:
         self._num_keyframes_waiting = 0
         self._is_mapping_keyframe = False
         self._keyframe_taken = asyncio.Condition()
-        self.has_map = False  # by which frames get poses; mapping says so
 
     @property
     def max_waiting(self) -> int:
@@ -737,6 +736,7 @@ class Writer:
         failed: is called with what a write, or what follows it, raised; later writes still get
             their turn.
         waited: takes the seconds that each write waited for its turn, from when it was scheduled.
+        watch: notices writes that last long.
     """
 
     def __init__(
@@ -745,8 +745,10 @@ class Writer:
         *,
         failed: Callable[[Exception], None],
         waited: Callable[[float], None] = ignore_wait,
+        watch: CallWatch | None = None,
     ) -> None:
         self._waited = waited
+        self._watch = watch or CallWatch(0.0)
         self._thread = thread
         self._failed = failed
         self._writes: asyncio.Queue[_Write | None] = asyncio.Queue(_MAX_WAITING_WRITES)
@@ -783,7 +785,7 @@ class Writer:
         while (write := await self._writes.get()) is not None:
             self._waited(time.monotonic() - write.since_s)
             try:
-                await run_in(self._thread, write.call)
+                await run_in(self._thread, self._watched, write.call)
             except Exception as error:  # a task boundary: who made the writer decides
                 self._failed(error)
             if not write.done.cancelled():
@@ -793,3 +795,7 @@ class Writer:
                     await write.then()
                 except Exception as error:  # a task boundary, too: later writes get their turn
                     self._failed(error)
+
+    def _watched(self, call: Callable[[], None]) -> None:
+        with self._watch.watching():
+            call()

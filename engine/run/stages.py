@@ -7,7 +7,7 @@ import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from engine.matching.pair_matching import MatchedKeyframe, PairMatching
 from engine.output.recorder import Recorder
 from engine.ports import Source
 from engine.run.background import MapJobs, Snapshots, return_free_memory
+from engine.run.dense import DenseMaking
 from engine.run.event_loop import ThreadOwned, run_in
 from engine.run.faults import Faults, cause_of
 from engine.run.ingestion import DecodedFrame, Ingestion
@@ -51,7 +52,7 @@ _ONLY_LOST = 1e6  # while a keyframe waits for mapping: none, unless the view wo
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Described:
-    """A live frame that becomes a keyframe, and is described while others are tracked."""
+    """A frame that becomes a keyframe; of a live run, while others are tracked."""
 
     decoded: DecodedFrame
     item: MappingItem  # without its keyframe
@@ -73,6 +74,7 @@ class TrackingStage:
         describing_thread: runs one call at a time, beside the other.
         frames: gets the memory of frames back.
         items: where what was made of them goes.
+        has_map: whether frames get poses by now; of a live run.
         ingestion: gives frames, and counts those that cannot be described.
         warn: emits that something is degraded.
         faults: takes what tracking raises.
@@ -90,6 +92,7 @@ class TrackingStage:
         describing_thread: Executor,
         frames: ArrivalQueue,
         items: MappingQueue,
+        has_map: Callable[[], bool],
         ingestion: Ingestion,
         warn: Callable[[str], None],
         faults: Faults,
@@ -105,6 +108,7 @@ class TrackingStage:
         self._describing_thread = describing_thread
         self._frames = frames
         self._items = items
+        self._has_map = has_map
         self._ingestion = ingestion
         self._warn = warn
         self._trackers: dict[tuple[int, str], FrameTracker] = {}
@@ -164,11 +168,10 @@ class TrackingStage:
             )
         )
         await self._describe_until(decision.num_described)
-        is_ahead = decision.is_behind
         follow = functools.partial(
             tracker.follow,
             decoded.frame,
-            wants_fallback=is_ahead,
+            wants_fallback=decision.is_behind,
             motion_share=_share_of(decision),
         )
         followed = await self._call(follow, decoded)
@@ -188,32 +191,22 @@ class TrackingStage:
             await self._items.put(item)
         if due is None:
             return is_losing_view
-        if followed.tracked is not None and decision.num_described is not None:
-            begun = tracker.begin_keyframe(decoded.frame, due, keeps_fallback=is_ahead)
-            self._describe_beside(
-                _Described(decoded=decoded, item=item, tracker=tracker, begun=begun)
-            )
-            return False
-        begun = tracker.begin_keyframe(decoded.frame, due)
-        try:
-            described = await self._describe_keyframe(tracker, decoded)
-            end = functools.partial(tracker.end_keyframe, begun, described)
-            keyframe = await self._call(end, decoded)
-        except InferenceError as error:
-            if followed.tracked is None:
-                raise
-            keyframe = None  # it has its pose already
-            self._warn(f"{decoded.frame.name} does not become a keyframe: {error}")
-        await self._items.put(
-            replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
+        can_wait = followed.tracked is not None and decision.num_described is not None
+        begun = tracker.begin_keyframe(
+            decoded.frame, due, keeps_fallback=can_wait and decision.is_behind
         )
+        one = _Described(decoded=decoded, item=item, tracker=tracker, begun=begun)
+        if can_wait:
+            self._describe_beside(one)
+        else:
+            await self._make_keyframe(one, turn=nullcontext())
         return False
 
     def _motion_share(self) -> float:
         """Of the motion that makes a keyframe: less until there is a map, more while one waits."""
         if self._items.has_waiting_keyframe:
             return _ONLY_LOST
-        return 1.0 if self._items.has_map else _STARTING_SHARE
+        return 1.0 if self._has_map() else _STARTING_SHARE
 
     def _is_describing(self, decoded: DecodedFrame) -> bool:
         return decoded.lane in self._describing or any(
@@ -253,23 +246,28 @@ class TrackingStage:
     async def _make_keyframe(
         self, one: _Described, *, turn: AbstractAsyncContextManager[Any]
     ) -> None:
-        """Describes a frame, and tracks from it as a keyframe once it has its turn."""
-        frame, keyframe = one.decoded.frame, None
+        """Describes a frame, and tracks from it as a keyframe once it has its turn.
+
+        Raises:
+            InferenceError: it does not become one, and has no pose either: it was not tracked.
+        """
+        frame = one.decoded.frame
         try:
             described = await self._describe_keyframe(one.tracker, one.decoded)
-        except InferenceError as error:
-            described = None  # it has its pose already
-            self._warn(f"{frame.name} does not become a keyframe: {error}")
-        async with turn:
-            if described is not None:
+            async with turn:
                 end = functools.partial(one.tracker.end_keyframe, one.begun, described)
-                with suppress(InferenceError):  # the tracker broke, which was reported
-                    keyframe = await self._call(end, one.decoded)
-            await self._put_keyframe(one.item, keyframe)
+                await self._put_keyframe(one.item, await self._call(end, one.decoded))
+        except InferenceError as error:
+            if one.item.tracked is None:
+                raise
+            self._warn(f"{frame.name} does not become a keyframe: {error}")
+            async with turn:
+                await self._put_keyframe(one.item, None)
 
     async def _put_keyframe(self, item: MappingItem, keyframe: NewKeyframe | None) -> None:
-        """Passes on what was described beside frames, which settles its frame."""
-        self._num_described += 1
+        """Passes on a keyframe, or that a tracked frame becomes none, which settles its frame."""
+        if item.tracked is not None:
+            self._num_described += 1
         await self._items.put(
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )
@@ -345,6 +343,7 @@ class MappingStage:
         positions: are known to the map up to its newest keyframe.
         ahead: poses frames while the mapper is busy with a keyframe.
         max_rebuilds: times that the map is built anew after mapping broke.
+        dense: makes depth of keyframes that have settled.
     """
 
     def __init__(
@@ -366,8 +365,10 @@ class MappingStage:
         positions: Positions,
         ahead: AheadPoser,
         max_rebuilds: int,
+        dense: DenseMaking,
     ) -> None:
         self._log = log
+        self._dense = dense
         self._positions = positions
         self._decided: MappingDecision | None = None  # of the newest keyframe, in a replay
         self._merged: tuple[str, ...] = ()  # kinds of jobs, before the newest keyframe
@@ -386,15 +387,21 @@ class MappingStage:
         self._recorder = recorder
         self._writer = writer
         self._is_dropping = False
+        self._has_map = False
         self._due: tuple[MapJob, ...] = ()  # to be merged before the next keyframe
         self._ahead = ahead
         self._reported: dict[FrameId, FramePose] = {}  # published, of frames that wait
         self._num_posed = 0  # frames, while the newest keyframe was matched
 
+    @property
+    def has_map(self) -> bool:
+        """Whether frames get poses by now."""
+        return self._has_map
+
     async def go_on(self, restored: MappingStep) -> None:
         """Goes on from a restored map, before any item."""
         self._due = restored.due
-        self._items.has_map = restored.counts.has_map
+        self._has_map = restored.counts.has_map
         await self._jobs.start(restored.jobs)
         await self._snapshots.write_if_due(restored.counts)
         await self._publisher.publish_step(restored)
@@ -553,10 +560,12 @@ class MappingStage:
                 then=functools.partial(self._frames.give_back, item.frame),
             )
         self._due = step.due
-        self._items.has_map = step.counts.has_map
+        self._has_map = step.counts.has_map
         await self._jobs.start(step.jobs)
         await self._snapshots.write_if_due(step.counts)
         await self._publisher.publish_step(step, item.frame)
+        if step.counts.num_registered:
+            self._dense.note_keyframe()
         return step.references
 
     async def _begin(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from engine.config import ViewsConfig
 from engine.cpu_time import Stage, charge_thread_to
+from engine.dense_types import DenseCloud
 from engine.errors import HangError
 from engine.events import Event, RunPart
-from engine.ports import ShowsCounts, ShowsMap, View
+from engine.ports import ShowsCounts, ShowsDense, ShowsMap, View
 from engine.run.faults import Faults
 from engine.run.queues import ignore_wait
 from engine.types import Frame, FramePose, MapCounts, MapView
@@ -59,6 +60,9 @@ class ViewDispatcher:
         self._changed = threading.Condition()
         self._frame: tuple[Frame, FramePose | None] | None = None
         self._map: tuple[MapView, _MapCost] | None = None
+        self._dense: tuple[DenseCloud, _MapCost] | None = None
+        self._dense_cost = _MapCost()  # of the last one
+        self._last_dense_s = -float("inf")
         self._counts: MapCounts | None = None  # that wait
         self._last_counts = MapCounts()
         self._events: deque[Event] = deque()
@@ -91,6 +95,22 @@ class ViewDispatcher:
         """
         gap_s = max(self._min_map_gap_s, self._map_cost.cpu_s / self._max_map_time_ratio)
         return time.monotonic() - self._last_map_s >= gap_s and self.shows_map
+
+    def wants_dense(self) -> bool:
+        """Whether a dense map offered now would be shown; as for maps."""
+        gap_s = max(self._min_map_gap_s, self._dense_cost.cpu_s / self._max_map_time_ratio)
+        is_old = time.monotonic() - self._last_dense_s >= gap_s
+        return is_old and any(isinstance(view, ShowsDense) for view in self._views)
+
+    def offer_dense(self, cloud: DenseCloud, *, cpu_s: float) -> None:
+        """Takes the dense map, and what it took to make it; replaces one that waits."""
+        if not self._views:
+            return
+        with self._changed:
+            self._dense_cost = _MapCost(cpu_s=cpu_s)
+            self._dense = cloud, self._dense_cost
+            self._last_dense_s = time.monotonic()
+            self._notify()
 
     def offer_map(self, view: MapView) -> None:
         """Takes a map; replaces one that waits."""
@@ -210,9 +230,13 @@ class ViewDispatcher:
     def _plan(self) -> None:
         """Plans to show what waits to each view, and to close them at the end."""
         news = _News(
-            frame=self._frame, view=self._map, counts=self._counts, events=tuple(self._events)
+            frame=self._frame,
+            view=self._map,
+            counts=self._counts,
+            events=tuple(self._events),
+            dense=self._dense,
         )
-        self._frame, self._map, self._counts = None, None, None
+        self._frame, self._map, self._counts, self._dense = None, None, None, None
         self._events.clear()
         if self._waiting_since_s is not None:
             self._waited(time.monotonic() - self._waiting_since_s)
@@ -233,15 +257,22 @@ class ViewDispatcher:
         if news.counts is not None and isinstance(shown, ShowsCounts):
             shown.show_counts(news.counts)
         if news.view is not None and isinstance(shown, ShowsMap):
-            (view, cost), began_s = news.view, time.thread_time()
-            shown.show_map(view)
-            with self._changed:
-                cost.cpu_s += time.thread_time() - began_s
+            view, cost = news.view
+            self._charge(cost, functools.partial(shown.show_map, view))
+        if news.dense is not None and isinstance(shown, ShowsDense):
+            cloud, cost = news.dense
+            self._charge(cost, functools.partial(shown.show_dense, cloud))
+
+    def _charge(self, cost: _MapCost, show: Callable[[], None]) -> None:
+        began_s = time.thread_time()
+        show()
+        with self._changed:
+            cost.cpu_s += time.thread_time() - began_s
 
     def _has_work(self) -> bool:
         is_left_behind = threading.current_thread() is not self._thread
-        waits = self._actions or self._frame or self._map or self._counts or self._events
-        return bool(waits or self._closing or is_left_behind)
+        waits = self._actions or self._frame or self._map or self._dense or self._counts
+        return bool(waits or self._events or self._closing or is_left_behind)
 
     def _is_done(self, shown: View, action: Callable[[], None]) -> bool:
         """Whether an action of a view went well; a broken view must not end the run."""
@@ -277,3 +308,4 @@ class _News:
     view: tuple[MapView, _MapCost] | None = None
     counts: MapCounts | None = None
     events: tuple[Event, ...] = ()
+    dense: tuple[DenseCloud, _MapCost] | None = None

@@ -332,6 +332,23 @@ def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:
     assert gaps.min(axis=1).max() < 1e-5
 
 
+def test_dense_points_are_what_trainers_begin_with(run: Path, tmp_path: Path) -> None:
+    (run / "products").mkdir()
+    (run / "products" / "dense.ply").write_bytes(b"ply\n")
+    alone = export(run, tmp_path / "alone", formats=[ExportFormat.DENSE])
+    assert entries(alone.path) == {"dense.ply"}
+    formats = [ExportFormat.DENSE, ExportFormat.UNDISTORT]
+    trained = export(run, tmp_path / "trained", formats=formats)
+    assert (trained.path / "sparse" / "0" / "points3D.ply").read_bytes() == b"ply\n"
+    assert not (trained.path / "dense.ply").exists()
+
+
+def test_a_run_without_dense_points_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dense\.enabled"):
+        export(run, tmp_path / "out", formats=[ExportFormat.DENSE])
+    assert not (tmp_path / "out").exists()
+
+
 def test_tum_has_all_frames_and_the_keyframes_at_their_capture_times(
     run: Path, tmp_path: Path
 ) -> None:

@@ -295,6 +295,7 @@ def test_keypoints_are_leaner_when_there_are_only_videos(photos: Path, has_photo
     sift = Config().sift
     expected = sift.max_features if has_photos else sift.max_features_in_video
     assert matcher._config.max_features == expected
+    assert matcher._config.upscaling == (sift.upscaling if has_photos else 2.0)
 
 
 def oracle_config(**settings: Any) -> Config:

@@ -159,7 +159,7 @@ def test_a_path_that_does_not_exist_is_refused(
 
 @pytest.mark.parametrize("spec", ["gopher://x", "synthetic:village", "synthetic:townhall", "town:"])
 def test_an_unknown_scheme_is_refused_with_the_kinds_that_work(spec: str) -> None:
-    with pytest.raises(SourceError, match=r"a video file, or synthetic:town") as caught:
+    with pytest.raises(SourceError, match=r"a ROS recording, or synthetic:town") as caught:
         open_spec(spec)
     assert str(caught.value).startswith(spec.split(":", maxsplit=1)[0] + ":")
 

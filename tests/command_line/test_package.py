@@ -108,7 +108,7 @@ def test_a_wheel_holds_all_files_of_the_packages_and_nothing_else(wheel: Path) -
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     packaged = {
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(ROOT).as_posix().replace("adapters/api/livesfm/", "livesfm/")
         for package in ("engine", "adapters")
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
@@ -119,9 +119,12 @@ def test_a_wheel_holds_all_files_of_the_packages_and_nothing_else(wheel: Path) -
 
 
 def test_the_packages_are_the_installed_ones(installed: Installed) -> None:
-    code = "import adapters, engine; print(adapters.__file__, engine.__file__)"
-    files = [Path(name) for name in installed.evaluates(code).split()]
+    code = (
+        "import adapters as a, engine as b, livesfm as c; print(*(m.__file__ for m in (a, b, c)))"
+    )
+    *files, api = (Path(name) for name in installed.evaluates(code).split())
     assert [path.parent.parent for path in files] == [installed.packages] * 2
+    assert api.parent.parent in {installed.packages, installed.packages / "adapters/api"}
 
 
 def test_named_presets_are_found_from_another_folder(installed: Installed) -> None:

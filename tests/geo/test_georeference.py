@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +19,10 @@ from engine.geo.georeference import (
     gps_rmse_m,
     median_fix,
     positions_in_enu,
+    stds_m,
     to_enu,
 )
+from engine.geo.similarity_fit import UNKNOWN_STD_M
 from engine.geometry import (
     camera_center,
     pose_in_other_world,
@@ -459,3 +462,104 @@ def test_a_camera_that_stood_still_has_no_rmse() -> None:
 def test_a_perfectly_straight_flight_has_no_rmse() -> None:
     line_m = np.outer(np.arange(6.0), [10.0, 5.0, 1.0])
     assert gps_rmse_m(in_map(line_m), fixes_at(line_m)) is None
+
+
+# -- without altitudes ----------------------------------------------------------------------------
+
+
+def without_altitude(fixes: Sequence[GpsFix]) -> list[GpsFix]:
+    return [replace(fix, altitude_m=None) for fix in fixes]
+
+
+def scattered(positions_m: Float64Array, *, std_m: float = 1.0) -> Float64Array:
+    return positions_m + np.random.default_rng(3).normal(0.0, std_m, positions_m.shape)
+
+
+def test_strips_without_any_altitude_are_laid_out_horizontally_with_heights_of_the_map() -> None:
+    true_m = strips_m()
+    found = estimate_georeference(
+        cameras_at(true_m), without_altitude(fixes_at(scattered(true_m))), config=CONFIG
+    )
+    assert isinstance(found, Georeference)
+    assert not found.has_heights
+    assert found.origin.altitude_m is None
+    assert found.metres_per_map_unit == pytest.approx(UNIT_M, rel=0.03)
+    assert 0.3 < found.rmse_m < 2.0
+    placed_m = transform_points(found.enu_from_map, in_map(true_m))
+    assert np.ptp(placed_m[:, 2]) < 4.0
+    apart_m = (placed_m - placed_m.mean(axis=0)) - (true_m - true_m.mean(axis=0))
+    assert np.abs(apart_m[:, :2]).max() < 1.5
+
+
+def test_a_climbing_flight_without_altitudes_climbs_where_its_cameras_are_level() -> None:
+    true_m = flight_m(30)
+    turns = [rotation_from_vector(np.array([0.0, 0.0, angle])) for angle in np.linspace(0, 3, 30)]
+    rotations = np.array([DOWN @ turn for turn in turns])
+    shifts = -np.einsum("nij,nj->ni", rotations, true_m)
+    cameras = pose_in_other_world(
+        np.concatenate([rotations, shifts[..., None]], axis=2), MAP_FROM_ENU
+    )
+    found = estimate_georeference(cameras, without_altitude(fixes_at(true_m)), config=CONFIG)
+    assert isinstance(found, Georeference)
+    placed_m = transform_points(found.enu_from_map, in_map(true_m))
+    climbed_m = placed_m[-1, 2] - placed_m[0, 2]
+    assert climbed_m == pytest.approx(15.0, abs=5.0)
+
+
+def test_altitudes_on_half_of_the_fixes_give_all_the_heights() -> None:
+    true_m = strips_m()
+    fixes = fixes_at(true_m)
+    fixes[::2] = without_altitude(fixes[::2])
+    found = estimate_georeference(cameras_at(true_m), fixes, config=CONFIG)
+    assert isinstance(found, Georeference)
+    assert found.has_heights
+    assert found.rmse_m < 0.01
+    assert found.is_inlier.all()
+    assert found.origin.altitude_m == pytest.approx(540.0, abs=0.1)
+
+
+def test_wrong_positions_without_altitude_are_left_out_all_the_same() -> None:
+    true_m = strips_m()
+    measured_m = scattered(true_m, std_m=0.5)
+    measured_m[4, 0] += 80.0
+    found = estimate_georeference(
+        cameras_at(true_m), without_altitude(fixes_at(measured_m)), config=CONFIG
+    )
+    assert isinstance(found, Georeference)
+    assert np.flatnonzero(~found.is_inlier).tolist() == [4]
+
+
+def test_a_straight_line_without_altitudes_is_placed_by_level_cameras() -> None:
+    true_m = line_m()
+    found = estimate_georeference(
+        cameras_at(true_m), without_altitude(fixes_at(scattered(true_m, std_m=0.3))), config=CONFIG
+    )
+    assert isinstance(found, Georeference)
+    placed_m = transform_points(found.enu_from_map, in_map(true_m))
+    assert np.ptp(placed_m[:, 2]) < 4.0
+
+
+def test_accuracies_of_heights_count_where_a_receiver_reports_them() -> None:
+    fix = GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=1.0, accuracy_m=0.03)
+    given = [replace(fix, vertical_accuracy_m=0.05), fix, replace(fix, altitude_m=None)]
+    sigmas_m = stds_m(given, config=CONFIG)
+    assert sigmas_m[0].tolist() == [0.03, 0.03, 0.05]
+    assert sigmas_m[1, 2] == pytest.approx(0.06)
+    assert sigmas_m[2, 2] == UNKNOWN_STD_M
+
+
+# -- mirrored positions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_altitude", [True, False])
+def test_positions_with_one_wrong_sign_are_refused_as_cameras_would_look_at_the_sky(
+    has_altitude: bool,
+) -> None:
+    true_m = strips_m()
+    fixes = [replace(fix, longitude_deg=-fix.longitude_deg) for fix in fixes_at(true_m)]
+    found = estimate_georeference(
+        cameras_at(true_m), fixes if has_altitude else without_altitude(fixes), config=CONFIG
+    )
+    assert isinstance(found, GeoreferenceRefused)
+    assert found.reason is RefusalReason.UPSIDE_DOWN
+    assert "sign" in found.detail

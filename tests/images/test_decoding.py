@@ -7,9 +7,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
+from adapters.images import decoding
 from adapters.images.decoding import (
     DecodedImage,
     RefusedImage,
@@ -147,11 +149,85 @@ def test_a_palette_becomes_rgb() -> None:
     np.testing.assert_array_equal(decoded(encoded(picture, "PNG")).pixels, expected)
 
 
-def test_floating_point_pixels_are_refused_with_their_type() -> None:
-    _, buffer = cv2.imencode(".tif", scene().astype(np.float32))
-    image = refused(buffer.tobytes())
-    assert image.reason is DropReason.UNREADABLE
-    assert "float32" in image.detail
+@pytest.mark.parametrize(
+    ("kind", "factor"),
+    [
+        (np.float32, 1.0),
+        (np.float32, 1.0 / 255.0),
+        (np.float64, 1.0 / 255.0),
+        (np.float32, 257.0),
+        (np.uint16, 257),
+    ],
+)
+def test_deep_tiffs_become_eight_bits_by_their_full_range(kind: type, factor: float) -> None:
+    deep: np.ndarray[Any, Any] = (scene() * np.float64(factor)).astype(kind)
+    image = decoded(cv2.imencode(".tif", deep[..., ::-1])[1].tobytes())
+    assert mean_difference(image.pixels, scene()) <= 1.0
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_fewer_bits_in_sixteen_are_stretched_until_they_are_seen(bits: int) -> None:
+    deep = (scene().astype(np.uint16) << 8) >> (16 - bits)
+    image = decoded(cv2.imencode(".png", deep[..., ::-1])[1].tobytes())
+    assert np.percentile(image.pixels, 99.9) > 200
+    likeness = np.corrcoef(image.pixels.ravel().astype(float), scene().ravel().astype(float))
+    assert likeness[0, 1] > 0.99
+
+
+def test_a_narrow_range_as_of_thermal_cameras_is_stretched() -> None:
+    deep = (7000 + scene()[:, :, 0].astype(np.uint16) * 4).astype(np.uint16)
+    image = decoded(cv2.imencode(".tif", deep)[1].tobytes())
+    assert np.percentile(image.pixels, 1) < 60
+    assert np.percentile(image.pixels, 99) > 200
+
+
+def test_values_that_are_no_numbers_are_black_and_spoil_nothing() -> None:
+    deep = scene().astype(np.float32) / 255.0
+    deep[:4], deep[4:6] = np.nan, np.inf
+    image = decoded(cv2.imencode(".tif", deep[..., ::-1])[1].tobytes())
+    assert image.pixels[:4].max() == 0
+    assert mean_difference(image.pixels[6:], scene()[6:]) <= 1.0
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heif_comes_upright_with_its_tags(orientation: int) -> None:
+    stored = Image.fromarray(scene())
+    stored.getexif()[0x112] = orientation
+    exif = Image.Exif()
+    exif[0x110], exif[0x112] = "Phone", orientation
+    buffer = io.BytesIO()
+    heif = pillow_heif.from_pillow(Image.fromarray(scene()))
+    heif.save(buffer, quality=95, exif=exif.tobytes())
+    header = read_image_header(buffer.getvalue())
+    image = decoded(buffer.getvalue())
+    expected = np.asarray(ImageOps.exif_transpose(stored))
+    assert header is not None
+    assert (header.height, header.width) == expected.shape[:2]
+    assert mean_difference(image.pixels, expected) <= 6.0
+    assert (image.exif.model, image.exif.orientation) == ("Phone", orientation)
+    assert image.jpeg is None
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_avif_comes_upright_with_its_tags(orientation: int) -> None:
+    data = encoded(scene(), "AVIF", quality=90, **with_orientation(orientation))
+    image = decoded(data)
+    tagged = Image.fromarray(scene())
+    tagged.getexif()[0x112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(tagged))
+    assert mean_difference(image.pixels, expected) <= 6.0
+    assert image.exif.orientation == orientation
+
+
+def test_damaged_heif_and_heif_without_its_package_are_refused_with_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(scene())).save(buffer, quality=90)
+    data = buffer.getvalue()
+    assert "damaged" in refused(data[: len(data) // 2]).detail
+    monkeypatch.setattr(decoding, "is_heif_available", lambda: False)
+    assert "needs pillow-heif: " in refused(data).detail
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])

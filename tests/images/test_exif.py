@@ -50,6 +50,7 @@ def block(
 
 def position(gps: GpsFix | None) -> tuple[float, float, float]:
     assert gps is not None
+    assert gps.altitude_m is not None
     return gps.latitude_deg, gps.longitude_deg, gps.altitude_m
 
 

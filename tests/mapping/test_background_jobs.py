@@ -11,6 +11,7 @@ from engine.config import (
     WindowConfig,
 )
 from engine.mapping.background_jobs import BackgroundJobs
+from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.jobs import FinishedJob
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.model.sparse_map import SparseMap
@@ -88,6 +89,23 @@ def test_results_of_abandoned_and_of_failed_jobs_are_of_no_use(sparse_map: Spars
     failed = background.start_adjustment(sparse_map)
     assert background.take_result(FinishedJob(job=failed, result=None)) is None
     assert not background.is_adjusting
+
+
+def test_the_search_of_a_lens_outlives_the_map_and_one_that_failed_has_found_nothing() -> None:
+    background, found = jobs(), LensFits()
+    searching = background.start_search(lambda: found)
+    background.abandon()  # what holds copies of the map
+    assert background.is_searching
+    assert background.take_result(FinishedJob(job=searching, result=searching.run())) is found
+    failed = background.start_search(lambda: found)
+    background.count_keyframe()
+    assert background.due == (failed,)
+    result = background.take_result(FinishedJob(job=failed, result=None))
+    assert isinstance(result, LensFits) and not result.fits
+    abandoned = background.start_search(lambda: found)
+    background.abandon_search()
+    assert not background.is_searching
+    assert background.take_result(FinishedJob(job=abandoned, result=None)) is None
 
 
 def test_an_adjustment_of_the_main_map_goes_into_the_present_one(sparse_map: SparseMap) -> None:

@@ -141,6 +141,24 @@ def test_a_blob_is_found_in_pixels_of_the_original_image(
         assert 9.6 < features.scales[0] < 12.0
 
 
+@pytest.mark.parametrize("upscaling", [1.0, 1.3, 1.6, 2.0])
+def test_a_blob_is_found_at_its_place_however_far_the_image_is_upscaled(upscaling: float) -> None:
+    for center in ((150.25, 110.8), (100.0, 90.7)):
+        image = blobs_image([center], sigma_px=6.0)
+        features = matcher(upscaling=upscaling).describe(frame_of(image))
+        assert len(features) >= 1
+        assert np.abs(features.keypoints_xy[0] - center).max() < 0.1
+        assert 9.6 < features.scales[0] < 12.0
+
+
+def test_the_less_an_image_is_upscaled_the_fewer_and_larger_its_keypoints_are() -> None:
+    frame = frame_of(texture_image())
+    found = [matcher(upscaling=ratio).describe(frame) for ratio in (2.0, 1.6, 1.0)]
+    assert len(found[0]) > len(found[1]) > len(found[2]) > 100
+    smallest_px = [float(features.scales.min()) for features in found]
+    assert smallest_px[0] < smallest_px[1] < smallest_px[2]
+
+
 def test_the_strongest_keypoint_comes_first() -> None:
     places = [(60.0, 60.0), (200.0, 60.0), (60.0, 180.0), (200.0, 180.0)]
     image = blobs_image(places, sigma_px=3.0, amplitudes=(40.0, 100.0, 20.0, 70.0))
@@ -175,8 +193,9 @@ def test_an_image_is_as_bright_as_the_eye_sees_it() -> None:
     image[:, :, 0] += 0.114 * 2.0 * rise
     image[:, :, 2] -= 0.299 * 2.0 * rise
     as_seen = np.rint(image).astype(np.uint8)
-    assert len(matcher().describe(frame_of(as_seen))) == 0
-    assert len(matcher().describe(frame_of(as_seen[:, :, ::-1]))) > 0
+    doubled = matcher(upscaling=2.0)
+    assert len(doubled.describe(frame_of(as_seen))) == 0
+    assert len(doubled.describe(frame_of(as_seen[:, :, ::-1]))) > 0
 
 
 def test_an_image_opencv_cannot_take_is_an_inference_error() -> None:

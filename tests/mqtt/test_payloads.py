@@ -191,11 +191,11 @@ def test_longitudes_count_east_or_from_0_to_360() -> None:
     assert position.longitude_deg == -8.0
 
 
-def test_a_position_without_a_plausible_altitude_gives_no_fix() -> None:
+def test_a_position_without_a_plausible_altitude_is_a_fix_without_one() -> None:
     for altitude in (None, "high", 1e9, float("nan")):
         position = read_position({"lat": 47.0, "lon": 8.0, "alt": altitude})
         assert position is not None
-        assert position.fix is None
+        assert position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0)
 
 
 @pytest.mark.parametrize(

@@ -309,21 +309,21 @@ def test_a_telemetry_topic_of_its_own_tells_of_all_cameras_on_their_clocks(tmp_p
 
 
 @pytest.mark.network
-def test_positions_without_altitude_are_told_once_and_not_used(
+def test_positions_without_altitude_are_used_and_what_is_none_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run(broker: Broker) -> Collected:
         async with reading(source_of(broker, "sfm/frame")) as received:
-            await publish(broker, *[("sfm/telemetry", position())] * 3, ("sfm/telemetry", b"x"))
+            await publish(broker, ("sfm/telemetry", position()), *[("sfm/telemetry", b"x")] * 3)
             await publish(broker, ("sfm/frame", jpeg()))
             await received.until_num(1)
         return received
 
     with running_broker(tmp_path) as broker, caplog.at_level(logging.WARNING):
         received = asyncio.run(run(broker))
-    assert not received.of(GpsReading)
+    assert {one.fix.altitude_m for one in received.of(GpsReading)} == {None}
     [record] = caplog.records
-    assert "without altitude" in record.getMessage()
+    assert "holds no position" in record.getMessage()
 
 
 # -- bad input ------------------------------------------------------------------------------------

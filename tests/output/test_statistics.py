@@ -21,6 +21,7 @@ from engine.events import (
     PairVerified,
     RunPart,
     SnapshotWritten,
+    SourceChanged,
     Warned,
     WeakPairsMatched,
     WindowPurpose,
@@ -33,9 +34,11 @@ from engine.output.statistics import RunStatistics, summary_figures
 from engine.types import (
     DropReason,
     FrameId,
+    LeftOut,
     LostStretch,
     MapCounts,
     PairReason,
+    SourceState,
     Verdict,
     VerdictLevel,
     VerdictReason,
@@ -86,6 +89,7 @@ def test_a_run_without_events_has_every_figure() -> None:
     assert figures == {
         "frames_received": 0,
         "frames_dropped": {},
+        "left_out": [],
         "keyframes": 0,
         "time_to_first_map_s": None,
         "latency_ms": {
@@ -151,6 +155,31 @@ def test_drops_are_counted_by_reason_in_a_fixed_order() -> None:
         statistics(dropped(reason))
     counts = statistics.figures()["frames_dropped"]
     assert list(counts.items()) == [("duplicate", 1), ("unreadable", 2)]
+
+
+def test_files_left_out_are_named_by_source_kind_and_reason_as_reported_last() -> None:
+    statistics = RunStatistics()
+    for number in (3, 4):  # a run that is resumed reports them again
+        left_out = LeftOut(kind=".mov", reason="a video", num_files=number, example="a.mov")
+        statistics(
+            SourceChanged(
+                at_s=0.0,
+                source="photos",
+                state=SourceState.CONNECTED,
+                detail="",
+                left_out=(left_out,),
+            )
+        )
+    assert statistics.figures()["left_out"] == [
+        {
+            "source": "photos",
+            "kind": ".mov",
+            "reason": "a video",
+            "num_files": 4,
+            "example": "a.mov",
+            "is_missed": True,
+        }
+    ]
 
 
 def test_facts_are_counted_by_their_kind() -> None:
@@ -318,6 +347,7 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
         "components": 2,
         "georeferenced": False,
         "georeference": None,
+        "not_georeferenced": "",
         "gps_rmse_m": 1.5,
         "metres_per_map_unit": None,
     }

@@ -13,6 +13,7 @@ import pytest
 from adapters.phone.feedback import DecodedPicture
 from adapters.phone.feedback_view import FeedbackChannel, FeedbackView
 from adapters.phone.map_plan import draw_plan, plan_axes
+from engine.dense_types import DenseChunk, DenseCloud
 from engine.events import FramePosed, FrameReceived, KeyframeAdded, RunStarted
 from engine.geometry import rotation_from_vector
 from engine.types import Float64Array, FrameId, MapView
@@ -139,6 +140,25 @@ def test_cells_with_points_have_their_colour_and_others_are_clear() -> None:
     column, row = np.floor(plan.place((5.0, 5.0, 0.0))).astype(int)
     assert plan.cells[row, column, :3].tolist() == [200, 100, 50]
     assert plan.cells[row, column, 3] > 200
+    assert (plan.cells[:, :, 3] == 0).mean() > 0.8
+
+
+def test_dense_points_fill_cells_with_their_colours() -> None:
+    cluster = np.array([[5.0, 5.0, 0.0]]) + 0.5 * scattered(500, extent=1.0)
+    chunk = DenseChunk(
+        frame_id=FrameId(1),
+        version=1,
+        xyz_in_cam=cluster.astype(np.float32),
+        colors=np.tile(np.array([10, 20, 250], np.uint8), (500, 1)),
+    )
+    dense = DenseCloud(chunks=(chunk,), world_from_chunk=np.eye(4)[None, :3])
+    without = draw_plan(map_view(walk()), up_in_world=(0.0, 0.0, 1.0))
+    plan = draw_plan(map_view(walk()), up_in_world=(0.0, 0.0, 1.0), dense=dense)
+    assert without is not None
+    assert not without.cells.any()
+    assert plan is not None
+    column, row = np.floor(plan.place((5.0, 5.0, 0.0))).astype(int)
+    assert plan.cells[row, column].tolist() == [10, 20, 250, 245]
     assert (plan.cells[:, :, 3] == 0).mean() > 0.8
 
 

@@ -100,8 +100,9 @@ def test_a_position_with_altitude_is_a_fix() -> None:
     assert told == PhonePosition(captured_at_s=1764000000.0, fix=fix)
 
 
-def test_a_position_without_altitude_is_none() -> None:
-    assert parse_text(json.dumps(POSITION)) == PhonePosition(captured_at_s=1764000000.0, fix=None)
+def test_a_position_without_altitude_is_a_fix_without_one() -> None:
+    fix = GpsFix(latitude_deg=47.37, longitude_deg=8.54, accuracy_m=4.5)
+    assert parse_text(json.dumps(POSITION)) == PhonePosition(captured_at_s=1764000000.0, fix=fix)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from engine.output.run_folder import RunFolder
 from engine.run import background
 from engine.run.background import BackgroundJob, MapJobs, Snapshots, return_free_memory
 from engine.run.event_loop import ThreadOwned, run_in
+from engine.run.faults import Guard
 from engine.run.queues import EventQueue, Writer
 from engine.types import MapCounts
 from tests.support.fake_runs import world_of
@@ -104,6 +105,11 @@ def job_of(
     return MapJob(kind=kind, run=run_job)
 
 
+def guards(hanging: Hanging | None = None) -> dict[JobKind, Guard]:
+    kinds = (JobKind.GLOBAL_ADJUSTMENT, JobKind.LENS_SEARCH)
+    return {kind: guard_of(hanging=hanging) for kind in kinds}
+
+
 def test_a_result_is_taken_when_it_is_due_and_once(thread: ThreadPoolExecutor) -> None:
     names = []
     result = result_of(1)
@@ -114,7 +120,7 @@ def test_a_result_is_taken_when_it_is_due_and_once(thread: ThreadPoolExecutor) -
 
     async def test() -> None:
         jobs, job = (
-            MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen()),
+            MapJobs(thread, matching_thread=thread, guards=guards(), faults=FaultsSeen()),
             job_of(work),
         )
         await jobs.start([job])
@@ -138,7 +144,7 @@ def test_a_live_run_does_not_wait_for_a_job_that_takes_longer(thread: ThreadPool
 
     async def test() -> None:
         jobs, job = (
-            MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen()),
+            MapJobs(thread, matching_thread=thread, guards=guards(), faults=FaultsSeen()),
             job_of(slow),
         )
         await jobs.start([job])
@@ -150,22 +156,29 @@ def test_a_live_run_does_not_wait_for_a_job_that_takes_longer(thread: ThreadPool
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (JobKind.GLOBAL_ADJUSTMENT, RunPart.ADJUSTMENT),
+        (JobKind.LENS_SEARCH, RunPart.LENS_SEARCH),
+    ],
+)
 @pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError])
 def test_a_job_that_fails_is_finished_without_a_result(
-    thread: ThreadPoolExecutor, error: type[Exception]
+    thread: ThreadPoolExecutor, error: type[Exception], kind: JobKind, part: RunPart
 ) -> None:
     def fail() -> GlobalAdjustment:
         raise error("no solution")
 
     async def test() -> None:
         faults = FaultsSeen()
-        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=faults)
-        failing, sound = job_of(fail), job_of(lambda: result_of(2))
+        jobs = MapJobs(thread, matching_thread=thread, guards=guards(), faults=faults)
+        failing, sound = job_of(fail, kind=kind), job_of(lambda: result_of(2))
         await jobs.start([failing])
         (finished,) = await jobs.finished([failing], wait=True)
         assert (finished.job, finished.result) == (failing, None)
         (fault,) = faults.seen
-        assert (fault.part, fault.kind) == (RunPart.ADJUSTMENT, FaultKind.RAISED)
+        assert (fault.part, fault.kind) == (part, FaultKind.RAISED)
         assert "no solution" in fault.detail
         await jobs.start([sound])
         (finished,) = await jobs.finished([sound], wait=True)
@@ -174,8 +187,9 @@ def test_a_job_that_fails_is_finished_without_a_result(
     run(test())
 
 
-def test_an_adjustment_that_hangs_is_given_up_and_after_some_there_are_no_more(
-    thread: ThreadPoolExecutor,
+@pytest.mark.parametrize("kind", [JobKind.GLOBAL_ADJUSTMENT, JobKind.LENS_SEARCH])
+def test_a_job_that_hangs_is_given_up_and_after_some_there_are_no_more(
+    thread: ThreadPoolExecutor, kind: JobKind
 ) -> None:
     hanging, faults = Hanging(), FaultsSeen()
 
@@ -185,10 +199,13 @@ def test_an_adjustment_that_hangs_is_given_up_and_after_some_there_are_no_more(
 
     async def test() -> None:
         jobs = MapJobs(
-            thread, matching_thread=thread, guard=guard_of(hanging=hanging), faults=faults
+            thread,
+            matching_thread=thread,
+            guards=guards(hanging),
+            faults=faults,
         )
         for run_job in (hang, hang, lambda: result_of(1)):  # two may hang
-            job = job_of(run_job)
+            job = job_of(run_job, kind=kind)
             await jobs.start([job])
             (finished,) = await jobs.finished([job], wait=True)
             assert (finished.job, finished.result) == (job, None)
@@ -204,7 +221,7 @@ def test_a_job_takes_the_place_of_one_of_its_kind_that_the_mapper_abandoned(
     thread: ThreadPoolExecutor,
 ) -> None:
     async def test() -> None:
-        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guards=guards(), faults=FaultsSeen())
         stale, fresh = job_of(lambda: result_of(1)), job_of(lambda: result_of(2))
         await jobs.start([stale])
         await jobs.start([fresh])
@@ -219,7 +236,7 @@ def test_all_jobs_are_finished_at_the_end_in_the_order_of_their_kinds(
     thread: ThreadPoolExecutor,
 ) -> None:
     async def test() -> None:
-        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guards=guards(), faults=FaultsSeen())
         window = job_of(lambda: result_of(1), kind=JobKind.WINDOW)
         adjustment = job_of(lambda: result_of(2))
         await jobs.start([window, adjustment])
@@ -238,7 +255,7 @@ def test_abandoned_jobs_are_not_waited_for(thread: ThreadPoolExecutor) -> None:
         return result_of(1)
 
     async def test() -> None:
-        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guards=guards(), faults=FaultsSeen())
         await jobs.abandon_all()  # there is none yet
         await jobs.start([job_of(slow), job_of(slow, kind=JobKind.WINDOW)])
         await jobs.abandon_all()
@@ -258,7 +275,7 @@ def test_what_a_large_adjustment_took_is_returned_to_the_system(
     monkeypatch.setattr(background, "return_free_memory", lambda: returned.append("all"))
 
     async def test() -> None:
-        jobs = MapJobs(thread, matching_thread=thread, guard=guard_of(), faults=FaultsSeen())
+        jobs = MapJobs(thread, matching_thread=thread, guards=guards(), faults=FaultsSeen())
         await jobs.start([job_of(lambda: result_of(1))])
         await jobs.all_finished()
 

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from engine.run.event_loop import ThreadOwned, run_in, stop_signals
+from engine.run.event_loop import CallWatch, ThreadOwned, run_in, stop_signals
 
 HANG_S = 300.0  # a guard, no measure
 
@@ -43,6 +43,24 @@ def test_a_call_on_a_thread_gets_its_arguments_and_its_error_comes_back(
             await run_in(thread, divide, 3, by=0)
 
     asyncio.run(test(), debug=True)
+
+
+def test_a_call_that_lasts_long_is_told_once_while_it_lasts() -> None:
+    now_s = 0.0
+    watch = CallWatch(10.0, clock=lambda: now_s)
+    assert watch.newly_late_s() is None
+    with watch.watching():
+        now_s = 9.0
+        assert watch.newly_late_s() is None
+        now_s = 12.0
+        assert watch.newly_late_s() == 12.0
+        now_s = 99.0
+        assert watch.newly_late_s() is None
+    now_s = 200.0
+    assert watch.newly_late_s() is None
+    with watch.watching():
+        now_s = 211.0
+        assert watch.newly_late_s() == 11.0
 
 
 class Owned:

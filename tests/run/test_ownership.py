@@ -62,6 +62,7 @@ NUM_FRAMES = 30
 KEYFRAME_EVERY = 3
 WORLD = SyntheticWorld(straight_path(NUM_FRAMES, step=0.6), density=1.0)
 KEYFRAMES = WORLD.frame_ids[::KEYFRAME_EVERY]
+WITHOUT_DENSE = "dense.enabled=false"
 NO_SNAPSHOTS = ["snapshots.every_keyframes=0", "snapshots.every_s=0"]  # but the final one
 MUCH_WORK = [
     "global_bundle_adjustment.synchronous_until=0",
@@ -546,12 +547,29 @@ def test_a_keyframe_of_a_file_is_handed_to_the_mapper_twice(
         matcher=WorldMatcher(world=WORLD),
         sources=[FakeSource(happenings=frames(1, 16))],
         views=[WaitingView()],
-        settings=[*MUCH_WORK, *NO_SNAPSHOTS],
+        settings=[*MUCH_WORK, *NO_SNAPSHOTS, WITHOUT_DENSE],
     )
     outcome, written = run(engine)
     assert outcome.num_registered == 16
     assert written.of_kind("WindowSolved")
     assert hand_offs == ["begin_keyframe", "add_keyframe"] * 16 + [*SAVED, *SHOWN, *REPORTED]
+
+
+def test_the_dense_map_asks_the_mapper_a_bounded_number_of_times(
+    tmp_path: Path, hand_offs: list[str]
+) -> None:
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames(1, 16))],
+        settings=NO_SNAPSHOTS,
+    )
+    outcome, _ = run(engine)
+    assert outcome.num_registered == 16
+    others = [name for name in hand_offs if name != "dense_handout"]
+    assert others == ["begin_keyframe", "add_keyframe"] * 16 + [*SAVED, *REPORTED]
+    # While keyframes come, one each and one that finds nothing more; at the end all once again.
+    assert 0 < len(hand_offs) - len(others) <= 3 * 16 + 4
 
 
 @pytest.mark.usefixtures("_tracked_by_the_world")
@@ -562,7 +580,7 @@ def test_a_frame_between_keyframes_is_handed_to_the_mapper_once(
         tmp_path / "run",
         matcher=WorldMatcher(world=WORLD),
         sources=[FakeSource(happenings=frames(1, NUM_FRAMES), is_sequence=True)],
-        settings=NO_SNAPSHOTS,
+        settings=[*NO_SNAPSHOTS, WITHOUT_DENSE],
     )
     run(engine)
     # A frame that becomes a keyframe is tracked like any other first, except the very first one.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine.config import ViewsConfig
+from engine.dense_types import DenseChunk, DenseCloud
 from engine.events import Event, Warned
 from engine.run import views as view_dispatch
 from engine.run.views import ViewDispatcher
@@ -88,6 +89,27 @@ class FiguresView(ViewWithoutMap):
 
     def show_counts(self, counts: MapCounts) -> None:
         self._note(f"{counts.num_registered} keyframes, {counts.num_points3D} points")
+
+
+class DenseOnly(ViewWithoutMap):
+    """Shows the dense map."""
+
+    def show_dense(self, cloud: DenseCloud) -> None:
+        self._note(f"dense {len(cloud.chunks)}")
+
+
+def dense_cloud(num_chunks: int) -> DenseCloud:
+    nothing = np.zeros((0, 3))
+    chunks = [
+        DenseChunk(
+            frame_id=FrameId(number),
+            version=number,
+            xyz_in_cam=nothing.astype(np.float32),
+            colors=nothing.astype(np.uint8),
+        )
+        for number in range(num_chunks)
+    ]
+    return DenseCloud(chunks=tuple(chunks), world_from_chunk=np.zeros((num_chunks, 3, 4)))
 
 
 def fact(number: int) -> Warned:
@@ -269,6 +291,32 @@ def test_counts_go_to_views_that_show_them_once_and_the_latest_win(dispatch: Dis
     dispatcher.close()
     assert view.shown == ["fact 0", "4 keyframes, 0 points", "close"]
     assert busy.shown == ["fact 0", "close"]
+
+
+def test_the_dense_map_goes_to_views_that_show_it_and_the_latest_wins(dispatch: Dispatch) -> None:
+    busy, view = FakeView(), DenseOnly()
+    dispatcher = dispatch(busy, view)
+    stuck(busy, dispatcher)
+    for num_chunks in (1, 2, 3):
+        dispatcher.offer_dense(dense_cloud(num_chunks), cpu_s=0.0)
+    busy.gate.set()
+    busy.wait_for(1)
+    dispatcher.close()
+    assert view.shown == ["fact 0", "dense 3", "close"]
+    assert busy.shown == ["fact 0", "close"]
+
+
+def test_the_dense_map_is_wanted_as_often_as_it_is_cheap(
+    dispatch: Dispatch, clock: FakeClock
+) -> None:
+    dispatcher = dispatch(DenseOnly())
+    assert dispatcher.wants_dense()
+    assert not dispatch(FakeView()).wants_dense()
+    dispatcher.offer_dense(dense_cloud(1), cpu_s=0.2)
+    offered_at_s = clock.now_s
+    for elapsed_s, is_wanted in ((3.9, False), (4.1, True)):  # 5 % of 4 s
+        clock.now_s = offered_at_s + elapsed_s
+        assert dispatcher.wants_dense() is is_wanted
 
 
 # -- throttling -----------------------------------------------------------------------------------

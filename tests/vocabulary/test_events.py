@@ -18,6 +18,8 @@ from engine.events import (
     ComponentJoined,
     ComponentStarted,
     CropFound,
+    DenseMapWritten,
+    DepthEstimated,
     DiskSpaceLow,
     EarlyMapMade,
     Event,
@@ -61,6 +63,7 @@ from engine.events import (
 from engine.types import (
     DropReason,
     FrameId,
+    LeftOut,
     PairReason,
     RegistrationStatus,
     RunCommand,
@@ -258,6 +261,23 @@ EVENTS: tuple[Event, ...] = (
     LoopRefused(
         at_s=0.5, first=ONE, second=TWO, num_pairs=3, error_px=80.0, reason="they do not agree"
     ),
+    DepthEstimated(
+        at_s=0.5,
+        frame_id=ONE,
+        status="made",
+        reason="2 neighbours",
+        num_points=900,
+        is_again=True,
+        cpu_s=0.06,
+    ),
+    DenseMapWritten(
+        at_s=0.5,
+        path="products/dense.ply",
+        num_keyframes=9,
+        num_points=100_000,
+        verdict="good",
+        cpu_s=0.4,
+    ),
     BundleAdjusted(
         at_s=0.5,
         num_keyframes=9,
@@ -268,7 +288,11 @@ EVENTS: tuple[Event, ...] = (
         elapsed_s=0.3,
     ),
     SourceChanged(
-        at_s=0.5, source="rtsp://drone", state=SourceState.LOST, detail="no frame for 5 s"
+        at_s=0.5,
+        source="rtsp://drone",
+        state=SourceState.LOST,
+        detail="no frame for 5 s",
+        left_out=(LeftOut(kind=".mov", reason="a video", num_files=2, example="a.mov"),),
     ),
     CommandTaken(at_s=0.5, command=RunCommand.PAUSE),
     Georeferenced(

@@ -28,9 +28,11 @@ from engine.output.run_folder import RunFolder
 from engine.output.run_lock import RunLock, RunState, run_state
 from engine.output.stored_run import read_stored_run
 from engine.ports import Source
+from engine.run import dense
 from engine.run.engine import Engine
 from engine.run.ingestion import SourceRole
 from engine.types import Frame, GpsFix, GpsReading, ImagePair, MatchRequest, PairMatches
+from tests.support import flat_depth
 from tests.support.fake_runs import (
     FakeLiveSource,
     FakeSource,
@@ -187,6 +189,27 @@ def test_what_was_read_of_a_run_is_not_kept_while_it_goes_on(tmp_path: Path) -> 
     source = FakeSource(happenings=frames(1, 8))
     go_on(path, sources=[source], matching=matching, read=reading)
     assert are_kept == [False] * 4
+
+
+def test_depth_that_was_made_is_used_again_and_nothing_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "estimate_depth", flat_depth.made)
+    monkeypatch.setattr(dense.CpuBudget, "has_room_for", lambda self, cpu_s: True)
+    path = tmp_path / "run"
+    source = FakeSource(happenings=frames(1, 9))
+    engine = engine_of(path, matcher=matcher(), sources=[source], settings=SETTINGS)
+    first = Written.by(asyncio.run(engine.run()))
+    assert first.summary["dense"]["keyframes_with_depth"] == 9
+    written = go_on(path, sources=[FakeSource(happenings=frames(1, 16))], matching=matcher())
+    since = written.of_kind("DepthEstimated")[9:]
+    new = [one["frame_id"] for one in since if not one["is_again"]]
+    assert sorted(new) == list(range(10, NUM_FRAMES + 1))
+    assert written.summary["dense"]["keyframes_with_depth"] == NUM_FRAMES
+    assert len(list((path / "dense").iterdir())) == NUM_FRAMES
+    last = written.of_kind("DenseMapWritten")[-1]
+    assert last["num_keyframes"] == NUM_FRAMES
+    assert last["num_points"] < 2.5 * first.of_kind("DenseMapWritten")[-1]["num_points"]
 
 
 def test_going_on_twice_from_one_state_gives_the_same_map_to_the_bit(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ export class Place {
     if (hasAltitude) message.altitude = coords.altitude;
     this.onPosition(message);
     const words = `GPS ±${Math.max(1, Math.round(coords.accuracy))} m`;
-    this.onLevel(hasAltitude ? "good" : "off", hasAltitude ? words : "GPS without height");
+    this.onLevel("good", hasAltitude ? words : `${words}, no height`);
   }
 }
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import zlib
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import read_image_header
 from adapters.live.blocking import iterate_in_thread
 from adapters.sources.files.mask_files import MASKS_FOLDER, MaskFiles
 from adapters.sources.files.photo_files import (
-    IMAGE_SUFFIXES,
     PhotoReader,
     is_jpeg,
-    natural_key,
     possible_frame_names,
     printable,
 )
+from adapters.sources.files.photo_search import FoundImages, find_images
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
-from engine.regular_files import read_regular_file, regular_file_size
+from engine.regular_files import read_regular_file
 from engine.types import (
     Arrival,
     RejectedFrame,
@@ -35,19 +32,16 @@ from engine.types import (
 
 Item = Arrival | RejectedFrame | SourceNotice
 
-PHOTOS_FOLDER = "images"
-
 _MAX_NAMED = 3  # photos in a message
-_REDUCED = re.compile(r"images_\d+$")  # the same photos with so many times shorter edges
 
 
 class ImageFolder:
     """Photos in natural order of their names, each worth a keyframe.
 
-    A folder without images of its own, but with images in its subfolders, stands for all of those;
-    each subfolder is a camera of its own. Where one of them is ``images``, and others hold masks or
-    the same photos at a smaller size (``images_2``), it stands for that one alone. Files are read
-    when their turn comes.
+    A folder stands for its photos and those in its subfolders; each subfolder is a camera of its
+    own, but for the numbered ones of a camera's card. Where one of them is ``images``, and others
+    hold masks or the same photos at a smaller size (``images_2``), it stands for that one alone.
+    What is left out is reported first. Files are read when their turn comes.
 
     Photos may have masks, see ``MaskFiles``.
     """
@@ -77,7 +71,7 @@ class ImageFolder:
         self._single_camera_per_size = single_camera_per_size
         found = find_images(path)
         self._root, self._files = found.root, found.files
-        self._left_out = found.left_out
+        self._found = found
         self._masks = _find_masks(found)
         self._frame_names = _frame_names(self._files)
         # Positions of the files to be read, and the index of each.
@@ -144,13 +138,19 @@ class ImageFolder:
 
     def _read(self, stop: threading.Event) -> Generator[Item, None, None]:
         del stop  # a step is one image: there is nothing to interrupt
-        for words in (self._left_out, self._masks.words(num_photos=len(self._files))):
-            if words:
-                label = self.info.label
-                yield SourceNotice(source=label, state=SourceState.CONNECTED, detail=words)
+        label, left_out = self.info.label, self._found.left_out
+        if left_out:
+            yield SourceNotice(
+                source=label,
+                state=SourceState.CONNECTED,
+                detail=self._found.words,
+                left_out=left_out,
+            )
+        if words := self._masks.words(num_photos=len(self._files)):
+            yield SourceNotice(source=label, state=SourceState.CONNECTED, detail=words)
         photos = PhotoReader(
             self._root,
-            label=self.info.label,
+            label=label,
             config=self._config,
             next_frame_id=self._next_frame_id,
             single_camera_per_size=self._single_camera_per_size,
@@ -159,56 +159,6 @@ class ImageFolder:
         for position, index in self._indices.items():
             name = self._frame_names[position]
             yield photos.read(self._files[position], index=index, frame_name=name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundImages:
-    """The images that a path stands for."""
-
-    root: Path
-    files: Sequence[PurePosixPath]  # in root, in natural order
-    left_out: str = ""  # which folders of images are not among them, and why
-
-
-def find_images(path: Path) -> FoundImages:
-    """The images of a folder, or one image, as the source takes them.
-
-    Raises:
-        SourceError: there are none, or the path cannot be read.
-    """
-    try:
-        if path.is_dir():
-            found = _find_in_folder(path)
-            if not found.files:
-                raise SourceError(f"{path}: no image in this folder ({_suffixes()})")
-            return found
-        if not path.exists():
-            raise SourceError(f"{path}: no such file or folder")
-        regular_file_size(path)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise SourceError(f"{path}: neither a folder nor an image ({_suffixes()})")
-    return FoundImages(root=path.parent, files=[PurePosixPath(path.name)])
-
-
-def _find_in_folder(folder: Path) -> FoundImages:
-    if files := _images_in(folder):
-        return FoundImages(root=folder, files=sorted(files, key=natural_key))
-    files = _images_in_subfolders(folder)
-    names = {file.parts[0] for file in files}
-    photos = folder / PHOTOS_FOLDER
-    has_masks = (folder / MASKS_FOLDER).is_dir()
-    if photos.is_dir() and (has_masks or any(map(_REDUCED.match, names))):
-        # A data set of COLMAP or of a trainer: what lies beside its images are no other cameras.
-        found = _find_in_folder(photos)
-        if found.files:
-            others = ", ".join(sorted(names - {PHOTOS_FOLDER, MASKS_FOLDER}))
-            said = f"only {photos} is taken; beside it are images in {others}"
-            return replace(found, left_out=said) if others else found
-    if len(names) > 1:
-        files = [file for file in files if file.parts[0] != MASKS_FOLDER]
-    return FoundImages(root=folder, files=sorted(files, key=natural_key))
 
 
 def _find_masks(found: FoundImages) -> MaskFiles:
@@ -224,25 +174,6 @@ def _find_masks(found: FoundImages) -> MaskFiles:
         raise SourceError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
-def _images_in(folder: Path) -> list[PurePosixPath]:
-    return [
-        PurePosixPath(entry.name)
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".")
-        and entry.suffix.lower() in IMAGE_SUFFIXES
-        and (entry.is_file() or entry.is_symlink())  # a broken link is counted as unreadable
-    ]
-
-
-def _images_in_subfolders(folder: Path) -> list[PurePosixPath]:
-    return [
-        PurePosixPath(entry.name) / file
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".") and entry.is_dir()
-        for file in _images_in(entry)
-    ]
-
-
 def _file_fingerprint(path: Path) -> str:
     """Eight digits that change with a file's size and time."""
     try:
@@ -255,10 +186,6 @@ def _file_fingerprint(path: Path) -> str:
 def _some_of(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return f"{', '.join(names[:_MAX_NAMED])}{more}"
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _frame_names(files: Sequence[PurePosixPath]) -> dict[int, str]:

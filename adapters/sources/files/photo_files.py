@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
 from adapters.images.exif import Exif
+from adapters.images.heif import HEIF_SUFFIXES
 from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
+from adapters.images.raw_photos import RAW_SUFFIXES, decode_raw
 from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
@@ -23,7 +25,9 @@ _SAME_ZOOM = 0.01  # between logarithms of focal lengths
 
 _SPHERICAL = "spherical"  # ends the keys of cameras that see all around
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
-IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
+IMAGE_SUFFIXES = JPEG_SUFFIXES | HEIF_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
+
+_CARD_FOLDER = re.compile(r"\d{3}[A-Z0-9_]{5}", re.IGNORECASE)  # DCF 2.0, section 3.2.2
 
 
 class PhotoReader:
@@ -78,7 +82,7 @@ class PhotoReader:
         received_at_s = time.monotonic()
 
         def decode() -> Frame | RejectedFrame:
-            image = self._decoded(data)
+            image = self._decoded(file, data)
             if isinstance(image, RefusedImage):
                 return self._rejected(file, image, index=index)
             mask = self._mask_of(file, image)
@@ -144,11 +148,12 @@ class PhotoReader:
             detail=refused.detail,
         )
 
-    def _decoded(self, data: bytes) -> DecodedImage | RefusedImage:
+    def _decoded(self, file: PurePosixPath, data: bytes) -> DecodedImage | RefusedImage:
         if data and data == self._previous:
             detail = "the same bytes as the image before"
             return RefusedImage(reason=DropReason.DUPLICATE, detail=detail)
-        image = decode_image(data, config=self._config)
+        decode = decode_raw if file.suffix.lower() in RAW_SUFFIXES else decode_image
+        image = decode(data, config=self._config)
         if isinstance(image, DecodedImage):
             self._previous = data
         return image
@@ -161,7 +166,8 @@ class PhotoReader:
             return ""
         height, width = image.pixels.shape[:2]
         exif = image.exif
-        subfolder = "/".join(printable(file).parts[:-1])
+        folders = printable(file).parts[:-1]
+        subfolder = "/".join(part for part in folders if not _CARD_FOLDER.fullmatch(part))
         camera = f"{exif.make} {exif.model}".strip()
         size = f"{width}x{height}"
         # A dark first photo must not make a flat camera of all the spherical ones behind it.

@@ -29,6 +29,7 @@ _SAME_LENS_RATIO = 0.8  # of the keyframes of a map that another focal length mu
 class LensChange:
     """A map by a recognised lens, which is to take the place of the present one."""
 
+    camera_key: str
     change: CameraChange
     sparse_map: SparseMap
     event: LensRecognised  # to be emitted then
@@ -57,19 +58,17 @@ class LensChanges:
         self._matching = matching
         self._journal = journal
 
-    def change(
-        self, present: SparseMap, camera_key: str, found: RecognisedLens
-    ) -> LensChange | None:
+    def change(self, present: SparseMap, found: RecognisedLens) -> LensChange | None:
         """Rebuilds a map with the lens that was recognised for one of its cameras.
 
         Args:
             present: the map; it stays as it is.
-            camera_key: the camera, by its calibration key.
             found: the lens.
 
         Returns:
             None when the present lens brings in more keyframes; pairs are as they were then.
         """
+        camera_key = found.camera_key
         former = copy.deepcopy(present.camera(camera_key))
         camera = recognised_camera(found.camera)
         prior = CameraPrior.of(
@@ -97,7 +96,7 @@ class LensChanges:
             former_focal_px=camera_focal_px(former),
             gain_ratio=found.gain_ratio if math.isfinite(found.gain_ratio) else None,
         )
-        return LensChange(change=change, sparse_map=rebuilt, event=event)
+        return LensChange(camera_key=camera_key, change=change, sparse_map=rebuilt, event=event)
 
     def _verify_again(
         self, sparse_map: SparseMap, camera_key: str, change: CameraChange | None = None

@@ -8,6 +8,7 @@ the name of an action camera is searched in any case, since those switch between
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,16 +19,29 @@ import pycolmap
 
 from engine.camera_models import CAMERA_MODELS, LensKind
 from engine.config import CamerasConfig, InitializationConfig
+from engine.cpu_time import Stage, charged_to
 from engine.estimators.camera_limits import corner_displacement, lens_flaw
 from engine.estimators.lenses import lens_kind
 from engine.geometry import image_scale
-from engine.mapping.camera_changes.lens_search import LensFit, LensHypothesis, fit_lenses
 from engine.mapping.cameras.cameras import cameras_in
+from engine.mapping.cameras.lens_search import (
+    LensFit,
+    LensFits,
+    LensHypothesis,
+    fit_lenses,
+)
 from engine.mapping.maps.restarts import best_connected
 from engine.mapping.model.growth import GrowthConfig
-from engine.mapping.model.sparse_map import SparseMap
+from engine.mapping.model.sparse_map import Residuals, SparseMap
 from engine.matching.scene_graph import SceneGraph
-from engine.types import CalibrationOrigin, Float64Array, FrameId, Uint32Array, VerifiedPair
+from engine.types import (
+    CalibrationOrigin,
+    Float64Array,
+    FrameId,
+    Keyframe,
+    Uint32Array,
+    VerifiedPair,
+)
 
 _MIN_CONNECTED = 7  # keyframes that match others: fewer tell lenses apart badly
 _SEARCHED_KEYFRAMES = 8
@@ -36,7 +50,12 @@ _MORE_TO_SEARCH = 1.5  # times the keyframes of the last search
 _MIN_CONNECTED_WITHOUT_MAP = 10
 _MANY_MISSING_RATIO = 0.25  # of the keyframes that match others
 _MIN_MISSING = 3
-_LARGE_ERROR_PX = 0.7  # mean of the latest keyframes, at an edge of 1000 px
+# Mean of the latest keyframes, at an edge of 1000 px: by less no other lens can fit clearly better.
+_LEAST_ERROR_PX = 0.35
+_SHARED_RATIO = 0.5  # of their squared errors, which neighbours have in common: more than noise
+_NEIGHBOR_CELLS = 32  # across the image's longer edge; keypoints in one are neighbours
+_SAME_KEYPOINT_PX = 2.0  # keypoints as close as this have one noise
+_MIN_NEIGHBORS = 50  # pairs of them
 _MAX_CONNECTED_FOR_ERRORS = 18
 _FAR_FOCAL_FACTOR = 1.4  # from where the focal length began
 _BENT_DISPLACEMENT = 0.05  # of the image's corner by distortion
@@ -64,6 +83,7 @@ FindMatches = Callable[[VerifiedPair], Uint32Array]  # (M, 2) rows of all its ma
 class RecognisedLens:
     """A lens that explains a camera's keyframes better than the present one."""
 
+    camera_key: str
     camera: pycolmap.Camera
     poses: Mapping[
         FrameId, Float64Array
@@ -114,6 +134,7 @@ class LensRecognition:
         self._all_matches = all_matches
         self._seed = seed
         self._searches: dict[str, _Searches] = {}
+        self._searched = "", 0  # the camera searched last, and its connected keyframes then
         self._num_connected_at_errors: dict[str, int] = {}  # when errors were examined
 
     def facts(self) -> dict[str, Any]:
@@ -128,25 +149,52 @@ class LensRecognition:
         self._searches = {key: _Searches(**done) for key, done in facts["searches"].items()}
         self._num_connected_at_errors = dict(facts["num_at_errors"])
 
-    def doubted(self, sparse_map: SparseMap) -> list[str]:
-        """Cameras whose lens should be searched now."""
+    def doubted(self, sparse_map: SparseMap) -> str | None:
+        """A camera whose lens should be searched now."""
         if not self._is_wanted or CAMERA_MODELS[self._model].kind is not LensKind.PERSPECTIVE:
-            return []  # the latter somebody has chosen
-        connected = self._graph.connected_by_calibration
-        return [key for key, ids in connected.items() if self._is_doubted(sparse_map, key, ids)]
+            return None  # the latter somebody has chosen
+        connected = self._graph.connected_by_calibration.items()
+        return next((key for key, ids in connected if self._is_doubted(sparse_map, key, ids)), None)
 
-    def recognise(self, sparse_map: SparseMap, camera_key: str) -> RecognisedLens | None:
-        """Searches the lens of a camera; None when the present one is as good, or nothing is clear.
+    def search(self, sparse_map: SparseMap, camera_key: str) -> Callable[[], LensFits]:
+        """The search of a camera's lens, on frozen keyframes and pairs, for any one thread.
+
+        `conclude` takes what it finds. A search of which nothing comes counts as none.
 
         Args:
             sparse_map: the map; need not be initialised.
-            camera_key: one of the doubted cameras.
+            camera_key: the doubted camera.
         """
+        self._searched = camera_key, self._num_connected(camera_key)
+        pairs = self._graph.edges_of(camera_key)
+        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
+        return functools.partial(
+            _search,
+            [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids],
+            [
+                replace(pair, inlier_matches_idx=self._all_matches(pair))
+                for pair in pairs
+                if pair.pair.first in frame_ids and pair.pair.second in frame_ids
+            ],
+            self._hypotheses(sparse_map.camera(camera_key)),
+            new_map=self._new_map,
+            initialization=self._initialization,
+            growth=self._growth,
+            seed=self._seed,
+        )
+
+    def conclude(self, sparse_map: SparseMap, found: LensFits) -> RecognisedLens | None:
+        """What the search that began last says of its camera, as the map has it by now.
+
+        Returns:
+            None when the present lens is as good, or nothing is clear.
+        """
+        camera_key, num_connected = self._searched
         present = sparse_map.camera(camera_key)
-        chosen = choice(self._fits(camera_key, present), kind=lens_kind(present))
+        chosen = choice(found.fits, kind=lens_kind(present))
         done = self._searches.setdefault(camera_key, _Searches())
         done.num += 1
-        done.num_connected = len(self._graph.connected_by_calibration.get(camera_key, ()))
+        done.num_connected = num_connected
         if chosen is None:
             return None
         done.focal_px = float(chosen.fit.camera.mean_focal_length())
@@ -158,33 +206,15 @@ class LensRecognition:
         if is_same:
             return None
         return RecognisedLens(
+            camera_key=camera_key,
             camera=chosen.fit.camera,
             poses=chosen.fit.poses,
             former_model=present.model_name,
             gain_ratio=chosen.gain_ratio,
         )
 
-    def _fits(self, camera_key: str, present: pycolmap.Camera) -> list[LensFit]:
-        """How lenses that can exist fit the best connected keyframes of a camera, best first."""
-        pairs = self._graph.edges_of(camera_key)
-        frame_ids = best_connected(pairs, size=_SEARCHED_KEYFRAMES)
-        if not frame_ids:
-            return []
-        keyframes = [self._graph.keyframe(i) for i in self._graph.keyframe_ids if i in frame_ids]
-        fits = fit_lenses(
-            keyframes,
-            [
-                replace(pair, inlier_matches_idx=self._all_matches(pair))
-                for pair in pairs
-                if pair.pair.first in frame_ids and pair.pair.second in frame_ids
-            ],
-            self._hypotheses(present),
-            new_map=self._new_map,
-            initialization=self._initialization,
-            growth=self._growth,
-            seed=self._seed,
-        )
-        return [fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes))]
+    def _num_connected(self, camera_key: str) -> int:
+        return len(self._graph.connected_by_calibration.get(camera_key, ()))
 
     def _is_doubted(
         self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
@@ -226,15 +256,24 @@ class LensRecognition:
     ) -> bool:
         """Whether the latest keyframes of a camera fit the map badly; examined now and then.
 
-        Only while the map is small: a wrong lens shows early, drift comes later.
+        Only while the map is small: a wrong lens shows early, drift comes later. What a lens does
+        to a keypoint it does to its neighbours, too; the noise of keypoints is their own.
         """
         examined = self._num_connected_at_errors.get(camera_key, 0)
         if not _MORE_TO_SEARCH * examined <= len(connected) <= _MAX_CONNECTED_FOR_ERRORS:
             return False
         self._num_connected_at_errors[camera_key] = len(connected)
         camera = sparse_map.camera(camera_key)
-        large_px = _LARGE_ERROR_PX * image_scale(camera.width, camera.height)
-        return sparse_map.fit(connected[-_SEARCHED_KEYFRAMES:]).mean_error_px > large_px
+        latest = [i for i in connected[-_SEARCHED_KEYFRAMES:] if sparse_map.is_registered(i)]
+        residuals = [sparse_map.residuals(frame_id) for frame_id in latest]
+        num_observations = sum(len(one.errors_px) for one in residuals)
+        total_px = sum(float(one.errors_px.sum()) for one in residuals)
+        least_px = _LEAST_ERROR_PX * image_scale(camera.width, camera.height)
+        cell_px = max(camera.width, camera.height) / _NEIGHBOR_CELLS
+        return (
+            total_px > least_px * num_observations
+            and shared_error_ratio(residuals, cell_px=cell_px) > _SHARED_RATIO
+        )
 
     def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
         edge_px = max(present.width, present.height)
@@ -246,6 +285,42 @@ class LensRecognition:
             )
             for ratio in ratios
         ]
+
+
+def shared_error_ratio(residuals: Sequence[Residuals], *, cell_px: float) -> float:
+    """How much of the squared reprojection errors neighbouring keypoints have in common.
+
+    About 0 where errors are the noise of each keypoint, up to 1 where the model of the camera bends
+    the image: the correlation of the offsets of neighbours.
+
+    Args:
+        residuals: of some keyframes, each by itself.
+        cell_px: keypoints in one square cell of this size are neighbours.
+
+    Returns:
+        0 where too few keypoints have neighbours.
+    """
+    couples = [_neighboring_offsets(one, cell_px=cell_px) for one in residuals]
+    first = np.concatenate([one for one, _ in couples]) if couples else np.empty((0, 2))
+    second = np.concatenate([other for _, other in couples]) if couples else np.empty((0, 2))
+    squares = 0.5 * float((first**2).sum() + (second**2).sum())
+    if len(first) < _MIN_NEIGHBORS or squares == 0.0:
+        return 0.0
+    return float((first * second).sum()) / squares
+
+
+def _neighboring_offsets(
+    residuals: Residuals, *, cell_px: float
+) -> tuple[Float64Array, Float64Array]:
+    """The offsets (K, 2) of keypoints, and (K, 2) of a neighbour of each, in one image."""
+    is_finite = np.isfinite(residuals.offsets_xy).all(axis=1)
+    keypoints_xy, offsets_xy = residuals.keypoints_xy[is_finite], residuals.offsets_xy[is_finite]
+    cells = np.floor(keypoints_xy / cell_px)
+    order = np.lexsort((cells[:, 0], cells[:, 1]))
+    keypoints_xy, offsets_xy, cells = keypoints_xy[order], offsets_xy[order], cells[order]
+    apart_px = np.linalg.norm(np.diff(keypoints_xy, axis=0), axis=1)
+    is_couple = (np.diff(cells, axis=0) == 0.0).all(axis=1) & (apart_px > _SAME_KEYPOINT_PX)
+    return offsets_xy[:-1][is_couple], offsets_xy[1:][is_couple]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -296,6 +371,32 @@ def _is_clear(fits: Sequence[LensFit]) -> bool:
         < _SAME_FOCAL_FACTOR
         for fit in fits
         if fit.gain >= _EQUAL_GAIN_RATIO * best.gain
+    )
+
+
+@charged_to(Stage.LENS_SEARCH)
+def _search(
+    keyframes: Sequence[Keyframe],
+    pairs: Sequence[VerifiedPair],
+    hypotheses: Sequence[LensHypothesis],
+    *,
+    new_map: Callable[[], SparseMap],
+    initialization: InitializationConfig,
+    growth: GrowthConfig,
+    seed: int,
+) -> LensFits:
+    """How lenses that can exist fit some keyframes; the job of another thread."""
+    fits = fit_lenses(
+        keyframes,
+        pairs,
+        hypotheses,
+        new_map=new_map,
+        initialization=initialization,
+        growth=growth,
+        seed=seed,
+    )
+    return LensFits(
+        fits=tuple(fit for fit in fits if _is_possible(fit, num_keyframes=len(keyframes)))
     )
 
 

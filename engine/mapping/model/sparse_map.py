@@ -60,6 +60,19 @@ class Fit:
     gain: float  # sum of 1 - (error / bound)^2 over the observations below the bound
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Residuals:
+    """The reprojection errors of a keyframe's observations, as offsets."""
+
+    keypoints_xy: Float64Array  # (M, 2) px
+    offsets_xy: Float64Array  # (M, 2) px, from the keypoints to their points; inf: none projects
+
+    @property
+    def errors_px(self) -> Float64Array:
+        """The reprojection errors (M,)."""
+        return np.asarray(np.linalg.norm(self.offsets_xy, axis=1))
+
+
 class SparseMap:
     """Keyframes, their verified matches, and what has been reconstructed of them so far.
 
@@ -614,8 +627,9 @@ class SparseMap:
             frame_ids = {FrameId(int(element.image_id)) for element in elements}
             if len(frame_ids & ends) < 2:
                 continue
+            # Numbers: an element is a view of the track, and another one after a deletion.
             alone = [
-                element
+                (int(element.image_id), int(element.point2D_idx))
                 for element in elements
                 if element.image_id in ends
                 and frame_ids.isdisjoint(self._matches.neighbors(FrameId(int(element.image_id))))
@@ -623,8 +637,8 @@ class SparseMap:
             if len(alone) >= len(elements) - 1:
                 self._reconstruction.delete_point3D(point3D_id)
             else:
-                for element in alone:
-                    self._reconstruction.delete_observation(element.image_id, element.point2D_idx)
+                for image_id, point2D_idx in alone:
+                    self._reconstruction.delete_observation(image_id, point2D_idx)
         self._forget_observations()
         self._rebuild_managers()
 
@@ -701,7 +715,7 @@ class SparseMap:
             bound_px: an observation this far off adds nothing to the gain; by default the threshold
                 beyond which observations are filtered.
         """
-        errors = [self._errors_px(i) for i in frame_ids if self.is_registered(i)]
+        errors = [self.residuals(i).errors_px for i in frame_ids if self.is_registered(i)]
         errors_px = np.concatenate(errors) if errors else np.empty(0)
         bounded = np.minimum(errors_px / (bound_px or self._max_error_px()), 1.0)
         return Fit(
@@ -709,6 +723,19 @@ class SparseMap:
             mean_error_px=float(errors_px.mean()) if len(errors_px) else 0.0,
             gain=float((1.0 - bounded**2).sum()),
         )
+
+    def residuals(self, frame_id: FrameId) -> Residuals:
+        """Where a registered keyframe observes points, and how far from there they project."""
+        point3D_ids = self.point3D_ids(frame_id)
+        seen = np.flatnonzero(point3D_ids != _NO_POINT)
+        keyframe = self._keyframes[frame_id]
+        points = transform_points(
+            self.cam_from_world(frame_id), self.points3D_in_world(point3D_ids[seen])
+        )
+        projected_xy = np.asarray(self.camera(keyframe.calibration_key).img_from_cam(points))
+        keypoints_xy = keyframe.features.keypoints_xy[seen]
+        offsets = projected_xy.reshape(-1, 2) - keypoints_xy
+        return Residuals(keypoints_xy=keypoints_xy, offsets_xy=np.nan_to_num(offsets, nan=np.inf))
 
     def agreement(self, frame_id: FrameId) -> float:
         """How well a registered keyframe agrees with what its matches see of the map, 0..1.
@@ -826,18 +853,6 @@ class SparseMap:
         del shared[frame_id]
         by_count = sorted(shared.items(), key=lambda item: (-item[1], item[0]))
         return {FrameId(other): count for other, count in by_count}
-
-    def _errors_px(self, frame_id: FrameId) -> Float64Array:
-        """Reprojection errors (M,) of a registered keyframe's observations."""
-        point3D_ids = self.point3D_ids(frame_id)
-        seen = np.flatnonzero(point3D_ids != _NO_POINT)
-        keyframe = self._keyframes[frame_id]
-        points = transform_points(
-            self.cam_from_world(frame_id), self.points3D_in_world(point3D_ids[seen])
-        )
-        projected_xy = np.asarray(self.camera(keyframe.calibration_key).img_from_cam(points))
-        offsets = projected_xy.reshape(-1, 2) - keyframe.features.keypoints_xy[seen]
-        return np.asarray(np.linalg.norm(np.nan_to_num(offsets, nan=np.inf), axis=1))
 
     def _check_registered(self, frame_ids: Collection[FrameId], *, is_registered: bool) -> None:
         for frame_id in frame_ids:

@@ -117,6 +117,7 @@ class Georeferencing:
         self._was_emitted = False
         self._warned_of: tuple[FrameId, ...] = ()
         self._contradiction = ""
+        self._refusal = ""
 
     def facts(self) -> dict[str, Any]:
         """The origin, and what was emitted."""
@@ -144,6 +145,11 @@ class Georeferencing:
         """How the positions contradict the map, as last asked; "" where they do not."""
         return self._contradiction
 
+    @property
+    def refusal(self) -> str:
+        """Why the map has no place although there are positions; "" where it has, or has none."""
+        return self._refusal
+
     def add_keyframe(self, keyframe: Keyframe) -> None:
         """Learns where a new keyframe was; the first few different positions give the origin.
 
@@ -162,11 +168,16 @@ class Georeferencing:
     def update(self, sparse_map: SparseMap, *, is_final: bool = False) -> Placement | None:
         """Places the map as it is now; emits the first placement and the final one.
 
-        The origin stays as it is once there is one.
+        The origin stays as it is once there is one. In the end a map that has positions and no
+        place is warned of, with the reason.
         """
-        self._placement = self._place(sparse_map)
-        if self._placement is None:
+        placed = self._place(sparse_map)
+        if isinstance(placed, str):
+            self._placement, self._refusal = None, placed
+            if is_final and placed:
+                self._emit(Warned(message=f"the map is not georeferenced: {placed}"))
             return None
+        self._placement, self._refusal = placed, ""
         self._origin = self._placement.georeference.origin
         if is_final or not self._was_emitted:
             self._emit_placement(self._placement)
@@ -181,7 +192,7 @@ class Georeferencing:
         placement = self.update(sparse_map) or self._place(
             sparse_map, max_error_ratio=_MAX_BEND_RATIO
         )
-        if placement is None or not self._config.adjust:
+        if isinstance(placement, str) or not self._config.adjust:
             return
         copy = start_global_adjustment(sparse_map)
         outcome = adjust_with_positions(
@@ -205,8 +216,8 @@ class Georeferencing:
 
         None as well while the map has no place.
         """
-        placement = self._place(separate) if self._placement is not None else None
-        return None if placement is None else placement.georeference
+        placement = self._place(separate) if self._placement is not None else ""
+        return None if isinstance(placement, str) else placement.georeference
 
     def poses_in_metres(
         self, poses: Sequence[FramePose], found: Georeference | None
@@ -240,8 +251,8 @@ class Georeferencing:
         poses = np.array([sparse_map.cam_from_world(i) for i in known]).reshape(-1, 3, 4)
         return gps_rmse_m(camera_center(poses), list(known.values()))
 
-    def _place(self, sparse_map: SparseMap, *, max_error_ratio: float = 0.0) -> Placement | None:
-        """Where the map lies now.
+    def _place(self, sparse_map: SparseMap, *, max_error_ratio: float = 0.0) -> Placement | str:
+        """Where the map lies now, or why there is no saying; "" where nothing was to be said.
 
         Args:
             sparse_map: the map.
@@ -252,8 +263,13 @@ class Georeferencing:
         self._contradiction = ""
         keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
         known = [k for k in keyframes if self._position_of(k) is not None]
-        if not settings.enabled or len(known) < settings.min_fixes:
-            return None
+        if not settings.enabled or not known:
+            return ""
+        if len(known) < settings.min_fixes:
+            return (
+                f"{len(known)} of its {len(keyframes)} keyframes have a position,"
+                f" {settings.min_fixes} are needed"
+            )
         frame_ids = tuple(keyframe.frame_id for keyframe in known)
         if max_error_ratio:
             extent_m = _extent_m(self._fixes(sparse_map, frame_ids))
@@ -270,7 +286,7 @@ class Georeferencing:
             logger.info("the map cannot be laid onto GPS: %s, %s", found.reason, found.detail)
             if found.reason is RefusalReason.CONTRADICTION:
                 self._contradiction = found.detail
-            return None
+            return found.detail
         return Placement(
             georeference=found,
             frame_ids=frame_ids,
@@ -317,7 +333,7 @@ class Georeferencing:
         )
 
 
-def _place_of(fix: GpsFix) -> tuple[float, float, float]:
+def _place_of(fix: GpsFix) -> tuple[float, float, float | None]:
     return fix.latitude_deg, fix.longitude_deg, fix.altitude_m
 
 

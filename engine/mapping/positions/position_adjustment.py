@@ -15,6 +15,7 @@ from engine.config import GeoreferenceConfig
 from engine.cpu_time import Stage, charged_to
 from engine.estimators.adjustment_options import adjustment_options
 from engine.geo.georeference import Georeference, positions_in_enu, sim3d_of, stds_m, to_enu
+from engine.geo.similarity_fit import UNKNOWN_STD_M
 from engine.geometry import camera_center
 from engine.mapping.model.calibration_control import (
     MIN_KEYFRAMES_FOR_DISTORTION,
@@ -30,7 +31,7 @@ _TELLING_CHI2 = 9.0  # by which positions must fit better, to tell a focal lengt
 _TELLING_RMSE_RATIO = 0.95  # and at most this of their error may stay: errors of GPS are alike
 _EQUAL_ERROR_RATIO = 1.002  # of the mean reprojection error, then
 _FUNCTION_TOLERANCE = 1e-6
-_SLICE_ITERATIONS = 4  # solved without a pause
+_SLICE_ITERATIONS = 6  # solved without a pause
 _BREATH_S = 0.02  # in which other threads run
 _MAX_SOLVING_S = 30.0  # what is reached by then is judged
 _FREEDOM_OF_PLACE = 7  # position, orientation and scale of a map
@@ -94,10 +95,11 @@ def adjust_with_positions(
     pulling: list[int] = np.flatnonzero(georeference.weights >= _MIN_WEIGHT).tolist()
     weights = georeference.weights[pulling]
     pulling_fixes = [fixes[i] for i in pulling]
+    measured_m, roots = stds_m(pulling_fixes, config=config), np.sqrt(weights)[:, None]
     positions = _Positions(
         frame_ids=[frame_ids[i] for i in pulling],
         enu_m=positions_in_enu(pulling_fixes, origin=georeference.origin),
-        stds_m=stds_m(pulling_fixes, config=config) / np.sqrt(weights)[:, None],
+        stds_m=np.where(measured_m < UNKNOWN_STD_M, measured_m / roots, measured_m),
         weights=weights,
     )
     to_enu(reconstruction, georeference)
@@ -134,7 +136,7 @@ class _Positions:
     """Where keyframes should be."""
 
     frame_ids: list[FrameId]
-    enu_m: Float64Array  # (M, 3)
+    enu_m: Float64Array  # (M, 3); heights that were not measured are those of the map
     stds_m: Float64Array  # (M, 3)
     weights: Float64Array  # (M,) 0..1
 
@@ -144,9 +146,14 @@ class _Positions:
         Receivers that claim too much accuracy would pull a good map apart, or to one half of
         themselves.
         """
-        normalized = (centers_m - self.enu_m) / self.stds_m
+        known = self.stds_m < UNKNOWN_STD_M
+        normalized = ((centers_m - self.enu_m) / self.stds_m)[known]
         excess = math.sqrt(float(np.mean(normalized**2))) if normalized.size else 1.0
-        return replace(self, stds_m=self.stds_m * max(excess, 1.0))
+        return replace(
+            self,
+            enu_m=np.where(known, self.enu_m, centers_m),
+            stds_m=np.where(known, self.stds_m * max(excess, 1.0), self.stds_m),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,6 +167,7 @@ class _State:
     def of(cls, reconstruction: pycolmap.Reconstruction, positions: _Positions) -> _State:
         reconstruction.update_point_3d_errors()
         offsets_m = _centers(reconstruction, positions.frame_ids) - positions.enu_m
+        offsets_m[positions.stds_m >= UNKNOWN_STD_M] = 0.0
         total = float(positions.weights.sum()) or 1.0
         return cls(
             error_px=float(reconstruction.compute_mean_reprojection_error()),
@@ -247,7 +255,9 @@ def _solve(
 ) -> str:
     """Adjusts in metres, some held cameras freed; the reason where it cannot be done.
 
-    In slices: COLMAP's adjuster holds the interpreter lock, and others need it now and then.
+    In slices: COLMAP's adjuster holds the interpreter lock, and others need it now and then. Each
+    begins with the map laid onto the positions anew, so that none converges by itself: they end
+    with the first that leads no lower than the one before.
     """
     problem = pycolmap.BundleAdjustmentConfig()
     for image_id in sorted(reconstruction.reg_image_ids()):
@@ -260,7 +270,7 @@ def _solve(
         if reconstruction.exists_camera(camera_id):
             problem.set_constant_cam_intrinsics(camera_id)
     priors = _priors(reconstruction, positions)
-    num_left = max_iterations
+    num_left, least_cost = max_iterations, math.inf
     deadline_s = time.monotonic() + _MAX_SOLVING_S
     while num_left > 0 and time.monotonic() < deadline_s:
         adjuster = pycolmap.create_pose_prior_bundle_adjuster(
@@ -271,6 +281,11 @@ def _solve(
             return "it cannot be solved"
         if summary.termination_type == pycolmap.BundleAdjustmentTerminationType.CONVERGENCE:
             break
+        assert isinstance(summary, pycolmap.CeresBundleAdjustmentSummary)
+        cost = float(summary.ceres_summary.final_cost)
+        if cost > (1.0 - _FUNCTION_TOLERANCE) * least_cost:
+            break
+        least_cost = cost
         num_left -= _SLICE_ITERATIONS
         time.sleep(_BREATH_S)
     return calibration.flaw(reconstruction)

@@ -13,8 +13,10 @@ import pytest
 from engine.camera_models import LensKind
 from engine.config import CamerasConfig, Config, RuntimeConfig, SnapshotsConfig
 from engine.events import LensRecognised, SnapshotWritten
-from engine.mapping.camera_changes.lens_recognition import choice
-from engine.mapping.camera_changes.lens_search import LensFit
+from engine.mapping.camera_changes.lens_recognition import choice, shared_error_ratio
+from engine.mapping.cameras.lens_search import LensFit
+from engine.mapping.jobs import FinishedJob, JobKind, MapJob
+from engine.mapping.model.sparse_map import Residuals
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.types import Float64Array, IntrinsicsPrior
@@ -75,14 +77,28 @@ def around_an_object(focal_px: float) -> SyntheticWorld:
 
 
 class Run(MapperRun):
-    """A mapper fed with all frames of a world, not finished."""
+    """A mapper fed with the first frames of a world, by default all, not finished."""
 
-    def __init__(self, world: SyntheticWorld, *, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        world: SyntheticWorld,
+        *,
+        config: Config | None = None,
+        num_keyframes: int | None = None,
+        failing: JobKind | None = None,
+    ) -> None:
         matcher = FakeMatcher(world=world, wrong_ratio=WRONG_RATIO)
         super().__init__(config or Config(), matcher=matcher, graph=scene_graph())
         self.world = world
-        for frame_id in world.frame_ids:
+        self._failing = failing
+        for frame_id in world.frame_ids[:num_keyframes]:
             self.add_keyframe(world.keyframe(frame_id))
+
+    def run_job(self, job: MapJob) -> FinishedJob:
+        if job.kind is not self._failing:
+            return super().run_job(job)
+        self._running.pop(job.kind)
+        return FinishedJob(job=job, result=None)
 
     @property
     def model(self) -> str:
@@ -118,6 +134,35 @@ def test_a_fisheye_that_nobody_named_is_recognised_while_frames_arrive(
     mapped.end()
     assert abs(mapped.focal_px - true_px) < 0.005 * true_px
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
+
+
+@pytest.mark.slow
+def test_a_lens_is_searched_beside_the_map_and_changes_before_the_keyframe_after_next() -> None:
+    world = flight(fisheye(130.0))
+    mapped = Run(world, num_keyframes=0)
+    num_fed = 0
+    while not mapped.jobs:
+        num_fed += 1
+        mapped.add_keyframe(world.keyframe(world.frame_ids[num_fed - 1]))
+    (job,) = mapped.jobs
+    assert job.kind is JobKind.LENS_SEARCH
+    assert not mapped.due
+    mapped.add_keyframe(world.keyframe(world.frame_ids[num_fed]))
+    assert mapped.due == (job,)
+    assert mapped.model == "SIMPLE_RADIAL"
+    mapped.begin_keyframe(world.keyframe(world.frame_ids[num_fed + 1]))
+    assert mapped.model == "RADIAL_FISHEYE"
+    assert mapped.registered_ids == world.frame_ids[: num_fed + 1]
+
+
+def test_a_search_that_failed_counts_and_is_not_begun_again_at_once() -> None:
+    world = flight(fisheye(130.0))
+    mapped = Run(world, num_keyframes=0, failing=JobKind.LENS_SEARCH)
+    for frame_id in world.frame_ids:
+        mapped.add_keyframe(world.keyframe(frame_id))
+    assert [job.kind for job in mapped.jobs] == [JobKind.LENS_SEARCH]
+    assert mapped.model == "SIMPLE_RADIAL"
+    assert not mapped.recognised
 
 
 def test_no_lens_is_searched_when_that_is_not_wanted() -> None:
@@ -201,7 +246,7 @@ def test_an_ordinary_camera_stays_a_perspective_with_noise_and_distortion(
 def test_a_start_that_looks_right_costs_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[str] = []
     monkeypatch.setattr(
-        "engine.mapping.camera_changes.lens_recognition.LensRecognition.recognise",
+        "engine.mapping.camera_changes.lens_recognition.LensRecognition.search",
         lambda self, sparse_map, camera_key: searched.append(camera_key),
     )
     mapped = Run(flight(camera(800.0)))
@@ -234,13 +279,51 @@ def test_a_lens_that_somebody_vouched_for_is_not_searched(
 ) -> None:
     searched: list[str] = []
     monkeypatch.setattr(
-        "engine.mapping.camera_changes.lens_recognition.LensRecognition.recognise",
+        "engine.mapping.camera_changes.lens_recognition.LensRecognition.search",
         lambda self, sparse_map, camera_key: searched.append(camera_key),
     )
     lens = fisheye(130.0)
     taken_with = SyntheticCamera(model=lens.model, params=lens.params, prior=prior)
     Run(flight(taken_with), config=Config(cameras=cameras))
     assert searched == []
+
+
+# -- errors that speak against a lens --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bent_px", "noise_px", "low", "high"),
+    [
+        (0.0, 0.3, -0.1, 0.1),
+        (0.0, 2.0, -0.1, 0.1),  # however large
+        (2.0, 0.3, 0.8, 1.0),
+        (2.0, 2.0, 0.2, 0.5),  # 1 px^2 of bending in the mean, and 4 of noise
+    ],
+)
+def test_errors_that_neighbours_share_are_told_from_noise(
+    bent_px: float, noise_px: float, low: float, high: float
+) -> None:
+    rng = np.random.default_rng(5)
+    residuals = []
+    for _ in range(4):
+        keypoints = rng.uniform((0.0, 0.0), (WIDTH, HEIGHT), size=(500, 2))
+        radii = keypoints / (WIDTH / 2, HEIGHT / 2) - 1.0
+        noise = rng.normal(scale=noise_px / math.sqrt(2.0), size=(500, 2))
+        residuals.append(
+            Residuals(
+                keypoints_xy=np.vstack([keypoints, keypoints[:100]]),
+                offsets_xy=np.vstack([bent_px * radii + noise, (bent_px * radii + noise)[:100]]),
+            )
+        )
+    shared = shared_error_ratio(residuals, cell_px=WIDTH / 32)
+    assert low < shared < high
+
+
+def test_few_neighbours_say_nothing_of_a_lens() -> None:
+    keypoints = np.random.default_rng(5).uniform((0.0, 0.0), (WIDTH, HEIGHT), size=(30, 2))
+    bent = Residuals(keypoints_xy=keypoints, offsets_xy=np.ones((30, 2)))
+    assert shared_error_ratio([bent], cell_px=WIDTH / 32) == 0.0
+    assert shared_error_ratio([], cell_px=WIDTH / 32) == 0.0
 
 
 # -- which of two kinds ---------------------------------------------------------------------------

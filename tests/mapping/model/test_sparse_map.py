@@ -711,3 +711,24 @@ def test_what_a_map_does_not_hold_is_not_taken_from_a_model(noisy_world: Synthet
     assert 0 < sparse_map.num_points3D < model.num_points3D()
     shortest = min(p.track.length() for p in sparse_map.reconstruction.points3D.values())
     assert shortest >= 2
+
+
+def test_pairs_are_forgotten_with_the_observations_that_they_alone_lead_to() -> None:
+    world = SyntheticWorld(straight_path(8))
+    sparse_map = grown_map(world)
+    left, kept = (ONE, TWO), range(3, 9)
+    before = {i: sparse_map.point3D_ids(FrameId(i)) for i in kept}
+    length = {
+        point3D_id: sparse_map.reconstruction.point3D(point3D_id).track.length()
+        for point3D_id in sparse_map.reconstruction.point3D_ids()
+    }
+    assert max(length.values()) >= 5
+    sparse_map.forget_pairs(
+        [verified.pair for frame_id in left for verified in sparse_map.neighbors(frame_id).values()]
+    )
+    assert [sparse_map.num_observations(i) for i in left] == [0, 0]
+    remaining = sparse_map.reconstruction.point3D_ids()
+    for i, ids in before.items():
+        still = np.isin(ids, list(remaining))
+        assert np.array_equal(sparse_map.point3D_ids(FrameId(i))[still], ids[still])
+        assert np.count_nonzero(still) > 50

@@ -40,6 +40,7 @@ class PlacedRun(MapperRun):
         shifted: Collection[int] = (),
         fix_at: Callable[[str, float], GpsFix | None] | None = None,
         seen_at: Collection[int] = (),
+        as_received: Callable[[int, GpsFix], GpsFix | None] = lambda _, fix: fix,
         **settings: Any,
     ) -> None:
         """Runs to the end; after the frames ``seen_at`` a snapshot is taken."""
@@ -55,7 +56,8 @@ class PlacedRun(MapperRun):
             fix = true_fix(world, frame_id)
             if frame_id in shifted:
                 fix = dataclasses.replace(fix, latitude_deg=fix.latitude_deg + 80.0 / 110_574.0)
-            self.add_keyframe(world.keyframe(frame_id, gps=None if fix_at is not None else fix))
+            received = as_received(frame_id, fix)
+            self.add_keyframe(world.keyframe(frame_id, gps=None if fix_at else received))
             if frame_id in seen_at:
                 self.mapper.snapshot()
         self.end()
@@ -173,6 +175,35 @@ def test_positions_beside_the_frames_place_the_map_too(loop: SyntheticWorld) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_positions_without_altitude_place_the_map_horizontally(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, as_received=lambda _, fix: dataclasses.replace(fix, altitude_m=None))
+    assert run.placement is not None
+    copy, placement = the_copy(run)
+    assert placement is not None
+    assert not placement.georeference.has_heights
+    origin = placement.as_record()["origin"]
+    assert isinstance(origin, dict)
+    assert origin["altitude_m"] is None
+    ids = sorted(copy.reg_image_ids())
+    centers = np.array([copy.image(i).projection_center() for i in ids])
+    fixes = [true_fix(loop, i) for i in ids]
+    true_m = positions_in_enu(fixes, origin=placement.georeference.origin)
+    assert np.abs(centers[:, :2] - true_m[:, :2]).max() < 0.5
+    heights_m = centers[:, 2] - true_m[:, 2]
+    assert np.ptp(heights_m) < 1.0  # but for a constant
+    assert run.figures.not_georeferenced == ""
+
+
+def test_a_map_with_too_few_positions_says_why_it_has_no_place(loop: SyntheticWorld) -> None:
+    run = PlacedRun(loop, as_received=lambda frame_id, fix: fix if frame_id < 4 else None)
+    assert run.placement is None
+    why = "3 of its 20 keyframes have a position, 6 are needed"
+    assert run.figures.not_georeferenced == why
+    messages = [warned.message for warned in run.emitted(Warned)]
+    assert messages == [f"the map is not georeferenced: {why}"]
+
+
 def test_maps_that_nothing_joins_are_placed_by_the_same_origin() -> None:
     run = PlacedRun(two_fields(14, 10, noise_px=0.3), max_error_m=5.0)
     snapshot = run.mapper.snapshot()

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -20,8 +21,9 @@ from adapters.images import decoding
 from adapters.sources.files.image_folder import ImageFolder
 from engine.config import SourcesConfig
 from engine.errors import SourceError
-from engine.types import Arrival, DropReason, Frame, FrameId, RejectedFrame
+from engine.types import Arrival, DropReason, Frame, FrameId, RejectedFrame, SourceNotice
 from tests.support.paths import REAL_SETS
+from tests.support.raw_files import write_dng
 from tests.support.received import Decoded, items_of
 
 DATA = REAL_SETS
@@ -106,24 +108,53 @@ def test_jpeg_bytes_are_handed_on_untouched(tmp_path: Path) -> None:
     assert png.jpeg is None
 
 
-def test_hidden_files_other_files_and_folders_are_no_candidates(tmp_path: Path) -> None:
+def test_hidden_files_other_files_and_folders_are_no_candidates_and_reported_first(
+    tmp_path: Path,
+) -> None:
     write_image(tmp_path / "a.jpg")
     write_image(tmp_path / ".b.jpg")
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "folder.jpg").mkdir()
-    write_image(tmp_path / "sub" / "c.jpg")
     folder = open_folder(tmp_path)
     assert folder.info.num_frames == 1
-    assert [frame.name for frame in read_frames(folder)] == ["a.jpg"]
+    notice, *frames = read_items(folder)
+    assert isinstance(notice, SourceNotice)
+    assert [(one.kind, one.num_files) for one in notice.left_out] == [(".jpg", 1), (".txt", 1)]
+    assert notice.detail == "3 files: 1 taken; left out: 1 .jpg (hidden); 1 .txt (no photo)"
+    assert [frame.name for frame in frames if isinstance(frame, Frame)] == ["a.jpg"]
 
 
-def test_subfolders_stand_in_for_a_folder_without_images_and_are_cameras(tmp_path: Path) -> None:
+def test_subfolders_are_cameras(tmp_path: Path) -> None:
     for shade, name in enumerate(["right/0.jpg", "left/10.jpg", "left/9.jpg", "left/deep/0.jpg"]):
         write_image(tmp_path / name, shade)
     write_image(tmp_path / ".cache" / "0.jpg")
+    write_image(tmp_path / "own.jpg", 90)
+    found = {frame.name: frame.camera_key for frame in read_frames(open_folder(tmp_path))}
+    assert found == {
+        "left/9.jpg": "left|96x80",
+        "left/10.jpg": "left|96x80",
+        "left/deep/0.jpg": "left/deep|96x80",
+        "own.jpg": "96x80",
+        "right/0.jpg": "right|96x80",
+    }
+
+
+def test_numbered_folders_of_a_card_are_one_camera(tmp_path: Path) -> None:
+    for shade, name in enumerate(["DCIM/100MEDIA/1.jpg", "DCIM/101MEDIA/2.jpg"]):
+        write_image(tmp_path / name, shade)
     frames = read_frames(open_folder(tmp_path))
-    assert [frame.name for frame in frames] == ["left/9.jpg", "left/10.jpg", "right/0.jpg"]
-    assert [frame.camera_key for frame in frames] == ["left|96x80", "left|96x80", "right|96x80"]
+    assert {frame.camera_key for frame in frames} == {"DCIM|96x80"}
+
+
+def test_raw_and_heif_photos_are_frames_under_jpeg_names(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 120, 3), np.uint8)
+    (tmp_path / "0.DNG").write_bytes(write_dng(pixels))
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "1.HEIC")
+    Image.fromarray(pixels).save(tmp_path / "2.avif")
+    frames = read_frames(open_folder(tmp_path))
+    assert [frame.name for frame in frames] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert {frame.pixels.shape for frame in frames} == {(96, 120, 3)}
+    assert {frame.jpeg for frame in frames} == {None}
 
 
 def test_one_image_file_is_a_source_of_one_frame(tmp_path: Path) -> None:
@@ -139,7 +170,6 @@ def test_one_image_file_is_a_source_of_one_frame(tmp_path: Path) -> None:
     [
         ("missing", "no such file or folder"),
         ("empty", "no image in this folder"),
-        ("deep", "no image in this folder"),
         ("notes.txt", "neither a folder nor an image"),
         ("x" * 400, "cannot be read"),
     ],
@@ -148,7 +178,6 @@ def test_a_path_without_images_is_refused_with_the_reason(
     tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    write_image(tmp_path / "deep" / "two" / "levels" / "a.jpg")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(SourceError, match=message) as caught:
         open_folder(tmp_path / name)

@@ -94,8 +94,9 @@ def test_reduced_copies_of_the_images_are_left_out_and_named(tmp_path: Path) -> 
     assert folder.info.num_frames == 1
     assert [frame.name for frame in read_frames(folder)] == ["a.jpg"]
     (words,) = notices(tmp_path)
-    assert (
-        words == f"only {tmp_path / 'images'} is taken; beside it are images in images_2, images_4"
+    assert words == (
+        "3 files: 1 taken; left out: 1 .jpg (copies or masks in images_2/);"
+        " 1 .jpg (copies or masks in images_4/)"
     )
 
 

@@ -16,7 +16,7 @@ from adapters.sources.files.telemetry_text import (
     text_of_packet,
 )
 
-Position = tuple[float, float, float, float]  # time, latitude, longitude, altitude
+Position = tuple[float, float, float, float | None]  # time, latitude, longitude, altitude
 
 PER_FRAME = """1
 00:00:00,000 --> 00:00:00,033

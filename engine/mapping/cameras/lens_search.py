@@ -55,6 +55,13 @@ class LensFit:
     gain: float  # sum of 1 - (error / bound)^2 over the observations below the bound
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LensFits:
+    """What the search of a camera's lens found."""
+
+    fits: tuple[LensFit, ...] = ()  # of lenses that can exist, best first
+
+
 def fit_lenses(
     keyframes: Sequence[Keyframe],
     pairs: Sequence[VerifiedPair],

@@ -14,7 +14,7 @@ from engine.config import (
     RegistrationConfig,
     TriangulationConfig,
 )
-from engine.mapping.camera_changes.lens_search import LensFit, LensHypothesis, fit_lenses
+from engine.mapping.cameras.lens_search import LensFit, LensHypothesis, fit_lenses
 from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
 from tests.support.synthetic import HEIGHT, WIDTH, SyntheticCamera, SyntheticWorld, straight_path

@@ -1,0 +1,360 @@
+"""A run on threads of its own, and what a program does with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from adapters.calibrations.by_camera import CalibrationsByCamera
+from adapters.launch import LaunchOptions, count_frame_ids, limit_library_threads, open_engine
+from adapters.native_log import native_log_captured
+from adapters.views.view_mode import ViewMode
+from engine.config import Config, load_config
+from engine.events import Event
+from engine.types import (
+    BoolArray,
+    GpsFix,
+    IntrinsicsPrior,
+    MapCounts,
+    MapView,
+    RunCommand,
+    Uint8Array,
+    Verdict,
+)
+from livesfm.frames import HandedFrame, LiveFrames, RunEndedError, WaitingFrames
+from livesfm.poses import CollectingView, MapKeepingView, Pose
+
+if TYPE_CHECKING:
+    import pycolmap
+
+    from engine.run.engine import RunOutcome
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_CAMERA = "camera"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    path: Path  # of the run folder
+    verdict: Verdict  # how far the map can be trusted
+    num_keyframes: int
+    num_registered: int  # in the map
+    stopped_by: str
+    not_saved: tuple[str, ...]  # what the disk does not have, in words
+    summary: Mapping[str, Any]  # as in summary.json
+
+
+def open_run(
+    path: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    overrides: Mapping[str, object] | None = None,
+    lossless: bool = False,
+    overwrite: bool = False,
+    record: bool = False,
+    keep_map: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> Run:
+    """Opens a run, which begins at once.
+
+    Args:
+        path: of the run folder, new or empty.
+        config: a preset (``phone``, ``drone``, ...) or a YAML file; several, of which later win.
+        overrides: settings by ``section.key``; they win over the files.
+        lossless: `Run.add_frame` waits while the engine is behind, and no frame is dropped. Else
+            the newest frame of each camera wins, and drops are events.
+        overwrite: a former run in the folder is replaced.
+        record: a Rerun recording is written into the folder.
+        keep_map: the run copies its map now and then, for `Run.map`.
+        on_event: is called with every event, on a thread of the run; it must not block.
+
+    Raises:
+        ConfigError: a setting is wrong, or the folder cannot be used.
+        AdapterUnavailableError: a package that a setting asks for is missing.
+        JournalError: the folder cannot be written.
+    """
+    overlays = [config] if isinstance(config, str | os.PathLike) else list(config)
+    settings = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
+    resolved = load_config([os.fspath(one) for one in overlays], settings)
+    return Run(
+        resolved,
+        path=Path(path),
+        is_lossless=lossless,
+        overwrite=overwrite,
+        is_recorded=record,
+        keeps_map=keep_map,
+        on_event=on_event,
+    )
+
+
+class Run:
+    """A run that a program feeds; made by `open_run`. For any thread.
+
+    As a context manager it ends the run: `finish` where the block ended, `stop` where it raised.
+    OpenCV and BLAS get one thread a call in the whole process, and lines that native libraries
+    write to the terminal go to Python's logging while runs last.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        path: Path,
+        is_lossless: bool,
+        overwrite: bool,
+        is_recorded: bool,
+        keeps_map: bool,
+        on_event: Callable[[Event], None] | None,
+    ) -> None:
+        from engine.run.event_loop import RunRequests
+
+        limit_library_threads()
+        make = WaitingFrames if is_lossless else LiveFrames
+        self._frames = make(config.sources, next_frame_id=count_frame_ids())
+        view = MapKeepingView if keeps_map else CollectingView
+        self._view = view(origin_of=self._frames.origin_of, listen=on_event)
+        self._requests = RunRequests()
+        given = config.cameras.calibrations
+        options = LaunchOptions(
+            sources=(self._frames.info.label,),
+            path=path,
+            overwrite=overwrite,
+            view_mode=ViewMode.RECORD if is_recorded else ViewMode.NONE,
+            show_progress=False,
+        )
+        engine = open_engine(
+            config,
+            options,
+            [self._frames],
+            calibrations=CalibrationsByCamera.read(given) if given else None,
+            views=[self._view],
+            requests=self._requests,
+        )
+        self._path = path
+        self._outcome: RunOutcome | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(engine.run,), name="livesfm")
+        self._thread.start()
+
+    # -- in -------------------------------------------------------------------------------------
+
+    def add_frame(
+        self,
+        image: Uint8Array | bytes,
+        *,
+        captured_at_s: float | None = None,
+        camera: str = _DEFAULT_CAMERA,
+        gps: GpsFix | None = None,
+        intrinsics: IntrinsicsPrior | None = None,
+        mask: BoolArray | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Adds a frame.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, upright, which is copied; or the bytes of an encoded image.
+            captured_at_s: when it was taken, on the camera's clock; by default now.
+            camera: frames of one camera are a video, in order.
+            gps: where it was taken.
+            intrinsics: what is known of the lens; looked at with the first frame of a camera.
+            mask: (H, W), True where a pixel may be used.
+            timeout_s: of a lossless run, how long to wait for room; None: for ever.
+
+        Returns:
+            The frame's index in the run, 0, 1, 2, ...
+
+        Raises:
+            ValueError: the image or the mask is no such array.
+            TimeoutError: a lossless run had no room in time; the frame was not added.
+            RunEndedError: the run takes no more frames.
+        """
+        handed = HandedFrame(
+            image=image if isinstance(image, bytes) else _rgb(image),
+            camera=camera,
+            captured_at_s=time.time() if captured_at_s is None else captured_at_s,
+            gps=gps,
+            intrinsics=intrinsics,
+            mask=None if mask is None else _mask_of(mask, image),
+        )
+        return self._frames.add(handed, timeout_s=timeout_s)
+
+    def add_position(self, fix: GpsFix, *, captured_at_s: float, camera: str | None = None) -> None:
+        """Adds a GPS position beside the frames.
+
+        Args:
+            fix: the position.
+            captured_at_s: when it was measured, on the clock of the frames.
+            camera: whose position it is; None: of all cameras.
+
+        Raises:
+            RunEndedError: the run takes no more.
+        """
+        self._frames.add_position(fix, captured_at_s=captured_at_s, camera=camera)
+
+    # -- out ------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._path
+
+    @property
+    def counts(self) -> MapCounts:
+        """How large the map is."""
+        return self._view.counts
+
+    @property
+    def map(self) -> MapView | None:
+        """The newest map for `keep_map` runs; None before there is one."""
+        return self._view.map if isinstance(self._view, MapKeepingView) else None
+
+    def new_poses(self) -> list[Pose]:
+        """Poses since the last call, in order; of over 100,000 the oldest are forgotten."""
+        return self._view.take_poses()
+
+    def new_events(self) -> list[Event]:
+        """Events since the last call, in order, drops among them; kept like poses."""
+        return self._view.take_events()
+
+    def request_snapshot(self) -> None:
+        """Has a snapshot written now; an event tells when it is on the disk."""
+        self._requests(RunCommand.SNAPSHOT)
+
+    def reconstruction(self, number: int = 0) -> pycolmap.Reconstruction | None:
+        """The newest snapshot on the disk, read; after `finish` the final one.
+
+        Args:
+            number: of the map; 0 is the main one.
+
+        Returns:
+            A reconstruction of the caller's own; None while there is none.
+        """
+        import pycolmap
+
+        folder = self._path / "latest" / "sparse" / str(number)
+        if not (folder / "cameras.bin").exists():
+            return None
+        return pycolmap.Reconstruction(folder)
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def finish(self) -> RunResult:
+        """Adds nothing more, waits until everything is mapped and saved, and tells how it ended.
+
+        Raises:
+            Exception: what ended the run; what was saved until then is in the folder.
+        """
+        self._frames.end()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if self._outcome is None:
+            raise RunEndedError("the run ended without a result")
+        outcome = self._outcome
+        return RunResult(
+            path=outcome.path,
+            verdict=outcome.verdict,
+            num_keyframes=outcome.num_keyframes,
+            num_registered=outcome.num_registered,
+            stopped_by=outcome.stopped_by.value,
+            not_saved=outcome.not_saved,
+            summary=outcome.summary,
+        )
+
+    def stop(self) -> None:
+        """Ends the run early: nothing more is taken, what has arrived is mapped and saved."""
+        self._requests(RunCommand.STOP)
+        self._frames.end()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.stop()
+
+    def _run(self, run: Callable[[], Any]) -> None:
+        """The thread of the run."""
+        try:
+            with _NATIVE_LOG:
+                runner = asyncio.Runner()
+                self._outcome = runner.run(run())
+                if not self._outcome.num_hangs:  # else it would wait for what hangs
+                    runner.close()
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it
+            self._error = error
+        finally:
+            self._frames.end()
+
+
+class _SharedNativeLog:
+    """The capture of native log lines, once for all runs of the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_runs = 0
+        self._captured = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_runs:
+                self._captured.enter_context(native_log_captured())
+            self._num_runs += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_runs -= 1
+            if not self._num_runs:
+                self._captured.close()
+
+
+_NATIVE_LOG = _SharedNativeLog()
+
+
+def _rgb(image: Uint8Array) -> Uint8Array:
+    """A copy of an image (H, W, 3).
+
+    Raises:
+        ValueError: it is no such array.
+    """
+    array = np.array(image, order="C", copy=True)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ValueError(f"image: expected (H, W, 3) uint8, got {array.shape} {array.dtype}")
+    return array
+
+
+def _mask_of(mask: BoolArray, image: Uint8Array | bytes) -> BoolArray:
+    """A copy of a mask (H, W).
+
+    Raises:
+        ValueError: it is no such array, or not of the image's size.
+    """
+    array = np.array(mask, copy=True)
+    if array.dtype != np.bool_ or array.ndim != 2:
+        raise ValueError(f"mask: expected (H, W) bool, got {array.shape} {array.dtype}")
+    if not isinstance(image, bytes) and array.shape != np.shape(image)[:2]:
+        raise ValueError(f"mask: {array.shape} is not of the image's size {np.shape(image)[:2]}")
+    return array

@@ -1,0 +1,436 @@
+"""A ROS recording as a source: ``.mcap``, ``.db3`` or ``.bag``, or the folder of one."""
+
+from __future__ import annotations
+
+import functools
+import struct
+import threading
+import time
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
+from adapters.images.intrinsics import IntrinsicsReader
+from adapters.install_advice import missing_package
+from adapters.live.blocking import iterate_in_thread
+from adapters.sources.files.ros_messages import (
+    fix_of_position,
+    prior_of_camera_info,
+    rgb_of_image,
+    stamp_s,
+)
+from engine.config import SourcesConfig
+from engine.errors import SourceError
+from engine.ports import FrameIds
+from engine.types import (
+    Arrival,
+    DropReason,
+    Frame,
+    GpsReading,
+    IntrinsicsPrior,
+    Received,
+    RejectedFrame,
+    SourceInfo,
+    SourceNotice,
+    SourceState,
+    Uint8Array,
+)
+
+if TYPE_CHECKING:
+    from rosbags.highlevel import AnyReader
+    from rosbags.interfaces import Connection
+
+BAG_SUFFIXES = frozenset({".mcap", ".db3", ".bag"})
+
+_IMAGE = "sensor_msgs/msg/Image"
+_COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+_CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+_POSITION = "sensor_msgs/msg/NavSatFix"
+_METADATA = "metadata.yaml"
+_BROKEN = (struct.error, ValueError, LookupError, AssertionError, EOFError)
+_MAX_NAMED = 4  # topics that a sentence names
+
+
+def is_ros_bag(path: Path) -> bool:
+    """Whether a path is a ROS recording, by its name, or a folder of one, by its metadata."""
+    if path.is_dir():
+        try:
+            with (path / _METADATA).open("rb") as file:
+                return b"rosbag2_bagfile_information" in file.read(4096)
+        except OSError:
+            return False
+    return path.suffix.lower() in BAG_SUFFIXES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Camera:
+    """One camera of a recording."""
+
+    number: int
+    topic: str  # of its images
+    name: str  # without what says how they are encoded
+    prior: IntrinsicsPrior | None  # of its CameraInfo
+    size: tuple[int, int] | None  # of the images that this is for, px
+
+
+class RosBag:
+    """The images of a recording in the order in which they were recorded.
+
+    Each camera is a camera of its own; of one whose images are recorded in two ways the compressed
+    ones are taken. Its calibration is that of the first CameraInfo beside it. Positions (NavSatFix)
+    come as readings. Times are those of the headers, else of the recording. ``index`` counts the
+    images of all cameras. What is left out (depth, other topics' images) is told in a notice.
+    """
+
+    def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
+        """Opens the recording once, to see which cameras it has.
+
+        Args:
+            path: a file, or the folder with ``metadata.yaml``.
+            config: limits on what is taken, and which topics.
+            next_frame_id: gives out frame ids; called on the thread that decodes.
+
+        Raises:
+            AdapterUnavailableError: rosbags is not installed.
+            SourceError: it cannot be read, or holds no images.
+        """
+        self._path = path
+        self._config = config
+        self._next_frame_id = next_frame_id
+        with self._reader() as reader:
+            images = _image_connections(reader, patterns=config.topics)
+            if not images:
+                raise SourceError(f"{path}: {_no_images(reader, config.topics)}")
+            self._left_out = _left_out(reader, images)
+            calibrations, self._doubts = _calibrations(reader)
+            self._cameras = {
+                connection.topic: _camera(number, connection.topic, calibrations)
+                for number, connection in enumerate(images, start=1)
+            }
+            num_images = sum(connection.msgcount for connection in images)
+        self._intrinsics = IntrinsicsReader()
+        num_taken = len(range(0, num_images, config.every_nth_frame))
+        self.info = SourceInfo(
+            label=str(path),
+            is_live=False,
+            is_sequence=True,
+            num_frames=min(num_taken, config.max_frames or num_taken),
+            has_many_cameras=len(images) > 1,
+        )
+
+    def frames(self) -> AsyncGenerator[Received, None]:
+        """Yields the images and positions, read on a thread as they are asked for."""
+        return iterate_in_thread(self._read, name=f"recording {self._path.name}")
+
+    def _read(self, stop: threading.Event) -> Generator[Received, None, None]:
+        for sentence in (*self._left_out, *self._doubts):
+            yield self._notice(sentence)
+        unusable: dict[str, int] = {}
+        with self._reader() as reader:
+            wanted = [
+                connection
+                for connection in reader.connections
+                if connection.msgtype == _POSITION or connection.topic in self._cameras
+            ]
+            index = 0
+            for connection, recorded_ns, raw in _messages(reader, wanted, path=self._path):
+                if stop.is_set():
+                    return
+                if connection.msgtype == _POSITION:
+                    reading = self._reading(reader, connection, raw, recorded_ns=recorded_ns)
+                    if isinstance(reading, str):
+                        unusable[reading] = unusable.get(reading, 0) + 1
+                    else:
+                        yield reading
+                    continue
+                if index % self._config.every_nth_frame == 0:
+                    yield self._arrival(
+                        reader, connection, bytes(raw), index=index, recorded_ns=recorded_ns
+                    )
+                index += 1
+        for reason, number in unusable.items():
+            yield self._notice(f"{number} positions are not used: {reason}")
+
+    def _notice(self, sentence: str) -> SourceNotice:
+        return SourceNotice(source=self.info.label, state=SourceState.CONNECTED, detail=sentence)
+
+    def _reading(
+        self, reader: AnyReader, connection: Connection, raw: bytes, *, recorded_ns: int
+    ) -> GpsReading | str:
+        message = _deserialized(reader, connection, raw)
+        if isinstance(message, str):
+            return message
+        fix = fix_of_position(message)
+        if isinstance(fix, str):
+            return fix
+        time_s = stamp_s(message) or recorded_ns * 1e-9
+        return GpsReading(source=self.info.label, camera_key=None, captured_at_s=time_s, fix=fix)
+
+    def _arrival(
+        self,
+        reader: AnyReader,
+        connection: Connection,
+        raw: bytes,
+        *,
+        index: int,
+        recorded_ns: int,
+    ) -> Arrival | RejectedFrame:
+        camera = self._cameras[connection.topic]
+        message = _deserialized(reader, connection, raw)
+        time_s = recorded_ns * 1e-9
+        if not isinstance(message, str):
+            time_s = stamp_s(message) or time_s
+        pending = _Pending(
+            camera=camera, index=index, captured_at_s=time_s, received_at_s=time.monotonic()
+        )
+        if isinstance(message, str):
+            return self._rejected(pending, DropReason.UNREADABLE, message)
+        return Arrival(
+            source=self.info.label,
+            index=index,
+            name=pending.name,
+            captured_at_s=time_s,
+            num_bytes=len(raw),
+            decode=functools.partial(self._frame, pending, message),
+            lane=camera.topic if self.info.has_many_cameras else "",
+            origin=camera.topic,
+        )
+
+    def _frame(self, pending: _Pending, message: Any) -> Frame | RejectedFrame:
+        camera, jpeg = pending.camera, None
+        pixels: Uint8Array
+        prior: IntrinsicsPrior | None
+        if hasattr(message, "format"):
+            image = decode_image(bytes(message.data), config=self._config)
+            if isinstance(image, RefusedImage):
+                detail = f"{image.detail} ({message.format})" if message.format else image.detail
+                return self._rejected(pending, image.reason, detail)
+            pixels, jpeg, prior = image.pixels, image.jpeg, self._intrinsics.of_image(image)
+        else:
+            refused = refused_by_size(message.width, message.height, config=self._config)
+            if refused is not None:
+                return self._rejected(pending, refused.reason, refused.detail)
+            converted = rgb_of_image(message)
+            if isinstance(converted, str):
+                return self._rejected(pending, DropReason.UNREADABLE, converted)
+            pixels, prior = converted, self._intrinsics.of_pixels(converted)
+        height, width = pixels.shape[:2]
+        is_calibrated = camera.prior is not None and camera.size in {None, (width, height)}
+        return Frame(
+            frame_id=self._next_frame_id(),
+            camera_key=f"{camera.name}|{width}x{height}",
+            source=self.info.label,
+            index=pending.index,
+            name=pending.name,
+            captured_at_s=pending.captured_at_s,
+            received_at_s=pending.received_at_s,
+            pixels=pixels,
+            jpeg=jpeg,
+            intrinsics_prior=camera.prior if is_calibrated else prior,
+        )
+
+    def _rejected(self, pending: _Pending, reason: DropReason, detail: str) -> RejectedFrame:
+        return RejectedFrame(
+            source=self.info.label,
+            index=pending.index,
+            name=pending.name,
+            captured_at_s=pending.captured_at_s,
+            reason=reason,
+            detail=f"{pending.camera.topic}: {detail}",
+        )
+
+    @contextmanager
+    def _reader(self) -> Iterator[AnyReader]:
+        """The opened recording.
+
+        Raises:
+            AdapterUnavailableError: rosbags is not installed.
+            SourceError: it cannot be read.
+        """
+        try:
+            from rosbags.highlevel import AnyReader
+            from rosbags.typesys import Stores, get_typestore
+        except ImportError as error:
+            raise missing_package("ROS recordings", package="rosbags", extra="ros") from error
+        default = get_typestore(Stores.ROS2_HUMBLE)  # older .db3 files have no definitions
+        with _errors_of(self._path):
+            reader = AnyReader([self._path], default_typestore=default)
+            reader.open()
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """What is known of an image that is not decoded yet."""
+
+    camera: _Camera
+    index: int
+    captured_at_s: float
+    received_at_s: float
+
+    @property
+    def name(self) -> str:
+        """The frame's, made from nothing that the recording says."""
+        return f"camera{self.camera.number:02d}/{self.index:06d}.jpg"
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Turns what broken recordings raise into source errors.
+
+    Raises:
+        SourceError: the recording cannot be read.
+    """
+    from rosbags.highlevel import AnyReaderError
+    from rosbags.rosbag1 import ReaderError as Ros1Error
+    from rosbags.rosbag2 import ReaderError as Ros2Error
+
+    try:
+        yield
+    except (AnyReaderError, Ros1Error, Ros2Error) as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except _BROKEN as error:
+        raise SourceError(f"{path}: is broken: {type(error).__name__}: {error}") from error
+
+
+def _messages(
+    reader: AnyReader, connections: list[Connection], *, path: Path
+) -> Generator[tuple[Connection, int, bytes], None, None]:
+    """The messages of some topics, in order.
+
+    Raises:
+        SourceError: the recording breaks off.
+    """
+    messages = reader.messages(connections=connections)
+    while True:
+        with _errors_of(path):
+            message = next(messages, None)
+        if message is None:
+            return
+        yield message
+
+
+def _deserialized(reader: AnyReader, connection: Connection, raw: bytes) -> Any:
+    """A message, or why it cannot be read."""
+    from rosbags.highlevel import AnyReaderError
+
+    try:
+        return reader.deserialize(raw, connection.msgtype)
+    except (
+        AnyReaderError,
+        struct.error,
+        ValueError,
+        KeyError,
+        IndexError,
+        AssertionError,
+    ) as error:
+        return f"a broken message: {type(error).__name__}"
+
+
+def _image_connections(reader: AnyReader, *, patterns: tuple[str, ...]) -> list[Connection]:
+    """One connection of each camera that is wanted, by topic."""
+    chosen: dict[str, Connection] = {}
+    for connection in sorted(reader.connections, key=lambda one: one.topic):
+        if not connection.msgcount or not _is_wanted(connection, patterns):
+            continue
+        name = _camera_name(connection.topic)
+        if name not in chosen or connection.msgtype == _COMPRESSED_IMAGE:
+            chosen[name] = connection
+    return sorted(chosen.values(), key=lambda one: one.topic)
+
+
+def _is_wanted(connection: Connection, patterns: tuple[str, ...]) -> bool:
+    if connection.msgtype not in {_IMAGE, _COMPRESSED_IMAGE}:
+        return False
+    if patterns:
+        return any(fnmatchcase(connection.topic, pattern) for pattern in patterns)
+    return "depth" not in connection.topic.lower()
+
+
+def _camera_name(topic: str) -> str:
+    """A topic without the transport at its end: /front/image_raw of /front/image_raw/compressed."""
+    return topic.removesuffix("/compressed")
+
+
+def _no_images(reader: AnyReader, patterns: tuple[str, ...]) -> str:
+    images = _named([one.topic for one in reader.connections if _is_image(one)])
+    if images and patterns:
+        return (
+            f"no topic of images is named {', '.join(patterns)} (sources.topics); it has {images}"
+        )
+    if images:
+        return f"only depth images, or topics without messages: {images}"
+    return f"no images in it; its topics: {_named([one.topic for one in reader.connections])}"
+
+
+def _is_image(connection: Connection) -> bool:
+    return connection.msgtype in {_IMAGE, _COMPRESSED_IMAGE} or "Image" in connection.msgtype
+
+
+def _left_out(reader: AnyReader, chosen: list[Connection]) -> list[str]:
+    """A sentence on topics with images that are not taken."""
+    taken = {connection.topic for connection in chosen}
+    others = {
+        one.topic: one.msgcount
+        for one in reader.connections
+        if one.topic not in taken and (_is_image(one) or "CompressedVideo" in one.msgtype)
+    }
+    if not others:
+        return []
+    number = sum(others.values())
+    return [f"left out: {number} images of {_named(sorted(others))}; sources.topics chooses others"]
+
+
+def _named(topics: list[str]) -> str:
+    more = f" and {len(topics) - _MAX_NAMED} more" if len(topics) > _MAX_NAMED else ""
+    return ", ".join(topics[:_MAX_NAMED]) + more
+
+
+def _calibrations(
+    reader: AnyReader,
+) -> tuple[dict[str, tuple[IntrinsicsPrior, tuple[int, int]]], list[str]]:
+    """Calibrations and their image sizes by namespace; and why others cannot be used."""
+    found: dict[str, tuple[IntrinsicsPrior, tuple[int, int]]] = {}
+    doubts = []
+    for connection in reader.connections:
+        if connection.msgtype != _CAMERA_INFO or not connection.msgcount:
+            continue
+        first = next(reader.messages(connections=[connection]), None)
+        if first is None:
+            continue
+        message = _deserialized(reader, connection, first[2])
+        prior = message if isinstance(message, str) else prior_of_camera_info(message)
+        if isinstance(prior, str):
+            doubts.append(f"{connection.topic} is not used: {prior}")
+        else:
+            size = int(message.width), int(message.height)
+            found[_namespace(connection.topic)] = prior, size
+    return found, doubts
+
+
+def _camera(
+    number: int, topic: str, calibrations: dict[str, tuple[IntrinsicsPrior, tuple[int, int]]]
+) -> _Camera:
+    """A camera with the calibration beside it, or beside one of the folders that it is in."""
+    name = _camera_name(topic)
+    camera = _Camera(number=number, topic=topic, name=name, prior=None, size=None)
+    prior, size = calibrations.get(_namespace(name), (None, None))
+    is_rectified = "rect" in name.rsplit("/", 1)[-1]
+    if prior is None:
+        return camera
+    if is_rectified:  # the distortion is gone, and the matrix is another one
+        return camera
+    return replace(camera, prior=prior, size=None if size == (0, 0) else size)
+
+
+def _namespace(topic: str) -> str:
+    return topic.rpartition("/")[0]

@@ -1,0 +1,116 @@
+"""Products of the dense map, in ``products/`` of the run folder, each replaced in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.config import DenseConfig
+from engine.cpu_time import Stage, charged_to
+from engine.dense.fusion import FusionLimits, fuse
+from engine.dense_types import DensePoints, KeyframePoses
+from engine.errors import JournalError
+from engine.output.dense_ply import DENSE_PLY_NAME, write_dense_ply
+from engine.output.ground_products import GroundProducts
+from engine.output.run_folder import PRODUCTS_FOLDER
+from engine.types import FrameId, GpsFix, Verdict, VerdictLevel
+
+if TYPE_CHECKING:
+    from engine.mapping.positions.georeferencing import Placement
+
+DENSE_PLY = f"{PRODUCTS_FOLDER}/{DENSE_PLY_NAME}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DenseWorld:
+    """The world that products are in: that of a snapshot's main map."""
+
+    poses: KeyframePoses
+    placement: Placement | None  # on the globe
+    is_in_metres: bool  # east, north, up of the placement's origin; else in the map's unit
+    verdict: Verdict  # on the map
+
+    @property
+    def origin(self) -> GpsFix | None:
+        """Of east, north, up in metres; None: the world is in the map's unit."""
+        if self.is_in_metres and self.placement is not None:
+            return self.placement.georeference.origin
+        return None
+
+
+@charged_to(Stage.DENSE_FUSION)
+def write_ground(
+    run_path: Path, world: DenseWorld, ground: GroundProducts, versions: Mapping[FrameId, int]
+) -> None:
+    """Writes the products of the ground from the points that it collected last.
+
+    Args:
+        run_path: of the run folder.
+        world: of the points.
+        ground: has collected them.
+        versions: of the depth maps, by keyframe.
+
+    Raises:
+        JournalError: they cannot be written; the former files are as they were.
+    """
+    folder = run_path / PRODUCTS_FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+        ground.write(folder, world.poses, versions)
+    except OSError as error:
+        raise JournalError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+@charged_to(Stage.DENSE_FUSION)
+def write_dense_points(
+    run_path: Path,
+    points: Iterable[DensePoints],
+    world: DenseWorld,
+    config: DenseConfig,
+    *,
+    ground: GroundProducts | None = None,
+) -> int:
+    """Fuses points of keyframes and writes them to ``products/dense.ply``.
+
+    Args:
+        run_path: of the run folder.
+        points: of keyframes in the world.
+        world: of the points.
+        config: how they are fused.
+        ground: collects the fused points, too.
+
+    Returns:
+        The number of points.
+
+    Raises:
+        JournalError: they cannot be written; the former file is as it was.
+    """
+    path = run_path / DENSE_PLY
+    try:
+        path.parent.mkdir(exist_ok=True)
+        fused = fuse(
+            points,
+            voxel_size=config.voxel_size or None,
+            limits=FusionLimits(folder=path.parent),
+        )
+        if ground is not None:
+            fused = ground.collected(fused, world.poses, origin=world.origin)
+        return write_dense_ply(path, fused, comments=_comments(world))
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _comments(world: DenseWorld) -> list[str]:
+    """Lines for the header: the frame, and what is said against the map."""
+    frame = "map units, as in the snapshot's sparse/0"
+    if (origin := world.origin) is not None:
+        frame = (
+            f"metres east, north, up from latitude {origin.latitude_deg:.8f},"
+            f" longitude {origin.longitude_deg:.8f}, altitude {origin.altitude_m}"
+        )
+    lines = [f"frame: {frame}", f"verdict on the map: {world.verdict.level.value}"]
+    if world.verdict.level is not VerdictLevel.GOOD:
+        lines += [reason.sentence for reason in world.verdict.reasons]
+    return lines

@@ -1,0 +1,215 @@
+"""The ground from above, in ``products/``: orthophoto and surface model, replaced at snapshots.
+
+Of a georeferenced map they lie in the UTM zone of its origin's longitude. Without the packages for
+that they lie in metres east and north of the origin, and of a map without positions in its unit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.dense.orthophoto import Orthophoto, OrthoView, sharpness_of, usable_image
+from engine.dense.surface import (
+    SurfaceBuilder,
+    ground_from_world,
+    round_cell,
+    vertical_of,
+)
+from engine.dense_types import DensePoints, DepthMap, KeyframePoses
+from engine.geo.utm import UtmGrid, utm_grid
+from engine.output.rasters import RasterPlace, write_heights, write_orthophoto
+from engine.types import Float32Array, Float64Array, FrameId, GpsFix, Uint8Array
+
+logger = logging.getLogger(__name__)
+
+ORTHOPHOTO_STEM, HEIGHTS_STEM = "orthophoto", "dsm"
+_POINTS_FOR_CELL = 1_000_000  # that decide on the size of a cell
+_SAME_VERTICAL_COSINE = 0.9986  # 3 degrees
+_SHARPNESS_LIMITS = (0.5, 1.1)  # of what a keyframe's sharpness counts, compared to the median
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroundFrame:
+    """A frame with x and y along the ground and z up, and where it lies."""
+
+    from_world: Float64Array  # (3, 4) affine
+    utm: UtmGrid | None  # about whose origin it lies
+
+    def points(self, points_in_world: Float32Array) -> Float64Array:
+        """Points (P, 3) in this frame."""
+        rotated = points_in_world.astype(np.float64) @ self.from_world[:, :3].T
+        return np.asarray(rotated + self.from_world[:, 3])
+
+    def camera(self, cam_from_world: Float64Array) -> Float64Array:
+        """``cam_from_ground`` (3, 4) of a pose (3, 4); affine as this frame is."""
+        inverse = np.linalg.inv(self.from_world[:, :3])
+        linear = cam_from_world[:, :3] @ inverse
+        return np.column_stack([linear, cam_from_world[:, 3] - linear @ self.from_world[:, 3]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _View:
+    """What stays in memory of a keyframe's image."""
+
+    version: int
+    pinhole: Float64Array  # (4,)
+    size: tuple[int, int]
+    sharpness: float
+
+
+class GroundProducts:
+    """Makes the products of the ground, and makes only those parts again that changed.
+
+    One thread at a time.
+
+    Args:
+        read: the depth map of a keyframe, whose colours and pinhole are used.
+    """
+
+    def __init__(self, read: Callable[[FrameId], DepthMap | None]) -> None:
+        self._read = read
+        self._orthophoto = Orthophoto()
+        self._views: dict[FrameId, _View] = {}
+        self._up: Float64Array | None = None
+        self._cell: float | None = None
+        self._builder: SurfaceBuilder | None = None
+        self._frame: GroundFrame | None = None
+        self._has_said = False  # that packages are missing
+
+    def collected(
+        self, fused: Iterable[DensePoints], poses: KeyframePoses, *, origin: GpsFix | None
+    ) -> Iterator[DensePoints]:
+        """Passes on fused points, and makes the surface of them.
+
+        Args:
+            fused: in the world, parts of space.
+            poses: of keyframes in the world.
+            origin: of the world, if it is in metres east, north, up; None: it is in map units.
+        """
+        self._builder, waiting, num_waiting = None, [], 0
+        for part in fused:
+            if self._builder is None:
+                waiting.append(part)
+                num_waiting += len(part.xyz)
+                if num_waiting >= _POINTS_FOR_CELL:
+                    self._begin(waiting, poses, origin)
+                    waiting = []
+            else:
+                self._add(part)
+            yield part
+        if waiting:
+            self._begin(waiting, poses, origin)
+
+    def write(self, folder: Path, poses: KeyframePoses, versions: Mapping[FrameId, int]) -> None:
+        """Writes the products of the points that were collected last.
+
+        Args:
+            folder: of the products; it exists.
+            poses: of keyframes in the world.
+            versions: of the depth maps that can be read, by keyframe.
+
+        Raises:
+            OSError: they cannot be written; the former ones are untouched.
+        """
+        surface = None if self._builder is None else self._builder.surface()
+        if surface is None or self._frame is None:
+            return
+        place = RasterPlace(grid=surface.grid, utm=self._frame.utm)
+        write_heights(folder / HEIGHTS_STEM, surface.heights, place)
+        self._orthophoto.update(
+            surface, self._ortho_views(poses, versions, self._frame), self._pixels
+        )
+        grid, pixels = self._orthophoto.image(surface.grid)
+        write_orthophoto(
+            folder / ORTHOPHOTO_STEM, pixels, RasterPlace(grid=grid, utm=self._frame.utm)
+        )
+        self._builder = None
+
+    def _begin(self, parts: list[DensePoints], poses: KeyframePoses, origin: GpsFix | None) -> None:
+        """Decides on the frame and the cell by the first points."""
+        self._frame = self._frame_of(parts, poses, origin)
+        samplings = np.concatenate([part.sampling for part in parts])
+        if not len(samplings):
+            return
+        self._cell = round_cell(float(np.median(samplings)), former=self._cell)
+        self._builder = SurfaceBuilder(self._cell)
+        for part in parts:
+            self._add(part)
+
+    def _add(self, part: DensePoints) -> None:
+        if self._builder is not None and self._frame is not None:
+            self._builder.add(self._frame.points(part.xyz))
+
+    def _frame_of(
+        self, parts: list[DensePoints], poses: KeyframePoses, origin: GpsFix | None
+    ) -> GroundFrame:
+        if origin is None:
+            normals = np.concatenate([part.normals for part in parts])
+            up = vertical_of(normals, towards=-poses.cam_from_world[:, 2, :3].sum(axis=0))
+            if self._up is None or float(self._up @ up) < _SAME_VERTICAL_COSINE:
+                self._up = up
+            return GroundFrame(from_world=ground_from_world(self._up), utm=None)
+        utm = self._utm_grid(origin)
+        from_world = np.eye(4)[:3] if utm is None else utm.grid_from_enu
+        return GroundFrame(from_world=from_world, utm=utm)
+
+    def _utm_grid(self, origin: GpsFix) -> UtmGrid | None:
+        missing = [name for name in ("pyproj", "rasterio") if not importlib.util.find_spec(name)]
+        if not missing:
+            return utm_grid(origin)
+        if not self._has_said:
+            logger.warning(
+                "%s missing: orthophoto and surface model are PNG with a world file, not GeoTIFF;"
+                " pip install 'livesfm[survey]'",
+                " and ".join(missing),
+            )
+            self._has_said = True
+        return None
+
+    def _ortho_views(
+        self, poses: KeyframePoses, versions: Mapping[FrameId, int], frame: GroundFrame
+    ) -> list[OrthoView]:
+        by_id = poses.by_id()
+        wanted = [frame_id for frame_id in sorted(versions) if frame_id in by_id]
+        self._views = {
+            frame_id: view
+            for frame_id in wanted
+            if (view := self._view(frame_id, versions[frame_id])) is not None
+        }
+        usual = float(np.median([view.sharpness for view in self._views.values()] or [1.0]))
+        return [
+            OrthoView(
+                frame_id=frame_id,
+                version=view.version,
+                pinhole=view.pinhole,
+                size=view.size,
+                cam_from_ground=frame.camera(by_id[frame_id]),
+                sharpness=float(np.clip(view.sharpness / max(usual, 1e-9), *_SHARPNESS_LIMITS)),
+            )
+            for frame_id, view in self._views.items()
+        ]
+
+    def _view(self, frame_id: FrameId, version: int) -> _View | None:
+        held = self._views.get(frame_id)
+        if held is not None and held.version == version:
+            return held
+        depth_map = self._read(frame_id)
+        if depth_map is None:
+            return None
+        height, width = depth_map.depth.shape
+        return _View(
+            version=version,
+            pinhole=depth_map.pinhole,
+            size=(width, height),
+            sharpness=sharpness_of(depth_map.colors),
+        )
+
+    def _pixels(self, view: OrthoView) -> Uint8Array | None:
+        depth_map = self._read(view.frame_id)
+        return None if depth_map is None else usable_image(depth_map)

@@ -1,0 +1,206 @@
+"""Runs that a program feeds: frames in; poses, events and a reconstruction out."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import livesfm
+import numpy as np
+import pytest
+
+from adapters.evaluate import score_poses
+from adapters.town.source import SyntheticTown, parse_town_spec
+from engine.config import SourcesConfig
+from engine.types import Float64Array, FrameId, Uint8Array
+
+FRAMES = tuple(range(0, 48, 3))
+LEAN = {"sift.max_features_in_video": 500}
+
+
+@functools.cache
+def town_frames() -> list[tuple[Uint8Array, Float64Array]]:
+    """Small images of a flight, and where they were taken."""
+    town = SyntheticTown(
+        parse_town_spec("synthetic:town"),
+        next_frame_id=lambda: FrameId(1),
+        config=SourcesConfig(),
+    )
+    frames = []
+    for index in FRAMES:
+        rendered = town.render(index)
+        small = cv2.resize(rendered.pixels, (320, 240), interpolation=cv2.INTER_AREA)
+        frames.append((np.asarray(small, np.uint8), rendered.cam_from_world))
+    return frames
+
+
+def error_percent(cam_from_world: Mapping[int, Float64Array]) -> float:
+    """How far cameras by index are from the truth, of the flight's extent."""
+    indices = sorted(cam_from_world)
+    score = score_poses(
+        np.array([cam_from_world[index] for index in indices]),
+        np.array([town_frames()[index][1] for index in indices]),
+    )
+    assert score.absolute is not None
+    return score.absolute.rmse_percent_of_extent
+
+
+def test_frames_become_poses_and_a_reconstruction_that_agree_with_the_truth(tmp_path: Path) -> None:
+    poses: list[livesfm.Pose] = []
+    with livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN, lossless=True) as run:
+        for number, (rgb, _) in enumerate(town_frames()):
+            assert run.add_frame(rgb, captured_at_s=number / 5, camera="front") == number
+            poses += run.new_poses()
+        result = run.finish()
+        poses += run.new_poses()
+        model = run.reconstruction()
+    assert result.summary["frames_received"] == len(FRAMES)
+    assert result.summary["frames_dropped"] == {}
+    assert model is not None
+    assert model.num_reg_images() == result.num_registered >= 4
+    first = {pose.index: pose for pose in poses if pose.is_first}
+    assert len(first) >= len(FRAMES) - 2
+    assert {pose.camera for pose in poses} == {"front"}
+    assert all(pose.captured_at_s == pose.index / 5 for pose in poses)
+    assert 0 < error_percent({index: first[index].cam_from_world for index in first}) < 5.0
+    final = {
+        int(Path(image.name).stem): image.cam_from_world().matrix()
+        for image in model.images.values()
+    }
+    assert 0 < error_percent(final) < 0.5
+
+
+def test_a_live_run_never_waits_and_counts_what_it_drops(tmp_path: Path) -> None:
+    with livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN) as run:
+        for number, (rgb, _) in enumerate(town_frames()):
+            run.add_frame(rgb, captured_at_s=number / 5)
+        result = run.finish()
+        events = run.new_events()
+    dropped = [event for event in events if isinstance(event, livesfm.events.FrameDropped)]
+    assert result.summary["frames_received"] == len(FRAMES)
+    assert sum(event.num_frames for event in dropped) == sum(
+        result.summary["frames_dropped"].values()
+    )
+    assert run.new_events() == []
+
+
+def test_what_is_no_image_is_refused_and_costs_nothing(tmp_path: Path) -> None:
+    with livesfm.open_run(tmp_path / "run", config="phone", lossless=True) as run:
+        grey = np.zeros((240, 320), np.uint8)
+        with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, got \(240, 320\) uint8"):
+            run.add_frame(grey)
+        with pytest.raises(ValueError, match="got .* float64"):
+            run.add_frame(np.zeros((240, 320, 3)))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="mask"):
+            run.add_frame(town_frames()[0][0], mask=np.ones((2, 2), np.bool_))
+        assert run.add_frame(town_frames()[0][0]) == 0
+        assert run.add_frame(b"no image") == 1
+        result = run.finish()
+    assert result.summary["frames_received"] == 2
+    assert result.summary["frames_dropped"] == {"unreadable": 1}
+    assert run.reconstruction() is None
+
+
+def test_encoded_images_are_kept_as_they_came(tmp_path: Path) -> None:
+    bgr = cv2.cvtColor(town_frames()[0][0], cv2.COLOR_RGB2BGR)
+    jpeg = cv2.imencode(".jpg", bgr)[1].tobytes()
+    with livesfm.open_run(tmp_path / "run", config="phone", lossless=True) as run:
+        run.add_frame(jpeg)
+    (kept,) = (tmp_path / "run" / "images").rglob("*.jpg")
+    assert kept.read_bytes() == jpeg
+
+
+def test_an_array_may_be_used_again_once_it_was_added(tmp_path: Path) -> None:
+    image = town_frames()[0][0].copy()
+    expected = image.copy()
+    with livesfm.open_run(tmp_path / "run", config="phone", lossless=True) as run:
+        run.add_frame(image)
+        image[:] = 0
+    (kept,) = (tmp_path / "run" / "images").rglob("*.*")
+    stored = cv2.cvtColor(np.asarray(cv2.imread(str(kept))), cv2.COLOR_BGR2RGB)
+    assert np.abs(stored.astype(int) - expected).mean() < 3.0
+
+
+def test_a_run_that_has_ended_takes_no_more(tmp_path: Path) -> None:
+    for is_lossless in (True, False):
+        run = livesfm.open_run(tmp_path / f"run{is_lossless}", lossless=is_lossless)
+        run.finish()
+        with pytest.raises(livesfm.RunEndedError):
+            run.add_frame(town_frames()[0][0])
+        with pytest.raises(livesfm.RunEndedError):
+            run.add_position(
+                livesfm.GpsFix(latitude_deg=1.0, longitude_deg=2.0, altitude_m=3.0),
+                captured_at_s=0.0,
+            )
+
+
+def test_what_raises_in_the_block_ends_the_run_and_what_arrived_is_saved(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        livesfm.open_run(tmp_path / "run", config="phone", lossless=True) as run,
+    ):
+        run.add_frame(town_frames()[0][0])
+        raise ZeroDivisionError
+    assert (tmp_path / "run" / "summary.json").exists()
+    with pytest.raises(livesfm.RunEndedError):
+        run.add_frame(town_frames()[0][0])
+
+
+def test_wrong_settings_are_named_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(livesfm.ConfigError, match="max_features"):
+        livesfm.open_run(tmp_path / "run", overrides={"sift.max_feature": 3})
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_go_on_at_a_time_and_no_signal_is_taken(tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    threads = set(threading.enumerate())
+    with (
+        livesfm.open_run(tmp_path / "one", config="phone", lossless=True) as one,
+        livesfm.open_run(tmp_path / "other", config="phone", lossless=True) as other,
+    ):
+        one.add_frame(town_frames()[0][0])
+        other.add_frame(town_frames()[1][0])
+        assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    left = {thread.name for thread in set(threading.enumerate()) - threads if not thread.daemon}
+    assert left <= {"decoding_0", "tracking_0", "describing_0", "matching_0", "io_0"}, left
+    assert not {"livesfm", "mapping_0"} & left
+
+
+def test_an_event_loop_feeds_a_run_and_gets_its_events(tmp_path: Path) -> None:
+    async def feed() -> tuple[list[livesfm.Event], int]:
+        events: list[livesfm.Event] = []
+        async with livesfm.AsyncRun(
+            tmp_path / "run", config="phone", overrides=LEAN, lossless=True
+        ) as run:
+
+            async def listen() -> None:
+                events.extend([event async for event in run.events()])
+
+            listening = asyncio.create_task(listen())
+            for number, (rgb, _) in enumerate(town_frames()[:6]):
+                await run.add_frame(rgb, captured_at_s=number / 5)
+            result = await run.finish()
+            await listening
+        return events, result.summary["frames_received"]
+
+    events, num_received = asyncio.run(feed())
+    assert num_received == 6
+    assert isinstance(events[0], livesfm.events.RunStarted)
+    assert any(isinstance(event, livesfm.events.RunFinished) for event in events)
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(livesfm.__file__).parent.parent / "README.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    frames = [(number / 10, rgb) for number, (rgb, _) in enumerate(town_frames())]
+    monkeypatch.chdir(tmp_path)
+    names = {"frames": frames}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102 - our own page
+    assert names["model"].num_reg_images() >= 4  # type: ignore[attr-defined]
+    assert len(example.strip().splitlines()) <= 15

@@ -1,0 +1,239 @@
+"""The dense map follows its keyframes, wherever a map puts them, in whatever unit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import engine.dense.dense_map as dense_map_module
+from engine.dense.dense_map import DenseMap, SmallDepth
+from engine.dense_types import DensePoints, DenseView, DepthMap, DepthProblem, KeyframePoses
+from engine.errors import JournalError
+from engine.geometry import compose_poses, invert_pose, pose_in_other_world, rotation_from_vector
+from engine.types import Float64Array, FrameId, Int64Array, Intrinsics
+
+DISTANCE = 6.0  # of a wall, square to the cameras
+SHAPE = (96, 128)
+FOCAL_PX = 100.0
+NUM_KEYFRAMES = 6
+CAMERA = Intrinsics(model="PINHOLE", width=128, height=96, params=(FOCAL_PX, FOCAL_PX, 64.0, 48.0))
+
+
+class MemoryStorage:
+    """A storage without a disk, which may be full."""
+
+    def __init__(self) -> None:
+        self.kept: dict[FrameId, tuple[DepthMap, DensePoints, SmallDepth]] = {}
+        self.is_full = False
+
+    def frame_ids(self) -> list[FrameId]:
+        return sorted(self.kept)
+
+    def write(self, depth_map: DepthMap, points: DensePoints, small: SmallDepth) -> None:
+        if self.is_full:
+            raise JournalError("full")
+        self.kept[depth_map.frame_id] = depth_map, points, small
+
+    def depth_map(self, frame_id: FrameId) -> DepthMap | None:
+        return self.kept[frame_id][0] if frame_id in self.kept else None
+
+    def points(self, frame_id: FrameId) -> DensePoints | None:
+        return self.kept[frame_id][1] if frame_id in self.kept else None
+
+    def small(self, frame_id: FrameId) -> SmallDepth | None:
+        return self.kept[frame_id][2] if frame_id in self.kept else None
+
+
+def poses_of(frame_ids: Int64Array, cam_from_world: Float64Array) -> KeyframePoses:
+    focal_px = np.full(len(frame_ids), FOCAL_PX)
+    return KeyframePoses(frame_ids=frame_ids, cam_from_world=cam_from_world, focal_px=focal_px)
+
+
+def along_a_wall() -> KeyframePoses:
+    """Cameras that pass a wall and look at it."""
+    poses = np.tile(np.eye(4)[:3], (NUM_KEYFRAMES, 1, 1))
+    poses[:, 0, 3] = -0.7 * np.arange(NUM_KEYFRAMES)
+    return poses_of(np.arange(1, NUM_KEYFRAMES + 1), poses)
+
+
+def problem_of(frame_id: int, poses: KeyframePoses) -> DepthProblem:
+    by_id = poses.by_id()
+    others = sorted(by_id.keys() - {frame_id}, key=lambda other: abs(other - frame_id))
+    return DepthProblem(
+        view=view_of(frame_id, by_id[frame_id]),
+        neighbours=tuple(view_of(other, by_id[other]) for other in others),
+    )
+
+
+def view_of(frame_id: int, cam_from_world: Float64Array) -> DenseView:
+    return DenseView(
+        frame_id=FrameId(frame_id),
+        intrinsics=CAMERA,
+        cam_from_world=cam_from_world,
+        points3D_ids=np.zeros(0, np.int64),
+        keypoints_xy=np.zeros((0, 2)),
+        points3D_in_world=np.zeros((0, 3)),
+    )
+
+
+def depth_of(problem: DepthProblem, *, distance: float = DISTANCE) -> DepthMap:
+    """What a perfect matcher makes of the wall."""
+    used = problem.neighbours[:2]
+    world_from_own = invert_pose(problem.view.cam_from_world)
+    return DepthMap(
+        frame_id=problem.view.frame_id,
+        pinhole=np.array([FOCAL_PX, FOCAL_PX, 64.0, 48.0]),
+        depth=np.full(SHAPE, distance, np.float32),
+        relative_error=np.full(SHAPE, 0.002, np.float32),
+        num_agreeing=np.full(SHAPE, 2, np.uint8),
+        colors=np.full((*SHAPE, 3), 90, np.uint8),
+        neighbour_ids=np.array([one.frame_id for one in used]),
+        neighbour_from_keyframe=np.array(
+            [compose_poses(one.cam_from_world, world_from_own) for one in used]
+        ),
+    )
+
+
+def grown(storage: MemoryStorage | None = None) -> DenseMap:
+    """The dense map of all keyframes along the wall."""
+    dense_map = DenseMap(storage or MemoryStorage())
+    poses = along_a_wall()
+    for frame_id in poses.frame_ids.tolist():
+        problem = problem_of(frame_id, poses)
+        dense_map.add(depth_of(problem), problem)
+    return dense_map
+
+
+def all_points(dense_map: DenseMap, poses: KeyframePoses) -> DensePoints:
+    parts = list(dense_map.points(dense_map.placed(poses)))
+    assert parts
+    return replace(
+        parts[0],
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("xyz", "colors", "normals", "sampling", "num_views")
+        },
+    )
+
+
+def test_points_lie_on_the_surface_and_no_part_of_it_is_there_twice() -> None:
+    dense_map = grown()
+    points = all_points(dense_map, along_a_wall())
+    assert np.abs(points.xyz[:, 2] - DISTANCE).max() < 1e-4
+    cells = np.unique(np.floor(points.xyz[:, :2] / 0.25), axis=0)
+    per_cell = len(points.xyz) / len(cells)
+    pixels_of_a_cell = (0.25 * FOCAL_PX / DISTANCE) ** 2
+    assert 0.1 * pixels_of_a_cell < per_cell < 1.5 * pixels_of_a_cell
+    assert dense_map.num_points == len(points.xyz)
+
+
+def test_points_follow_a_map_that_is_moved_turned_and_scaled() -> None:
+    dense_map, poses = grown(), along_a_wall()
+    similarity = np.column_stack(
+        [2.5 * rotation_from_vector(np.array([0.3, -0.5, 0.2])), [10.0, -4.0, 3.0]]
+    )
+    moved = replace(poses, cam_from_world=pose_in_other_world(poses.cam_from_world, similarity))
+    before, after = all_points(dense_map, poses), all_points(dense_map, moved)
+    expected = before.xyz @ similarity[:, :3].T + similarity[:, 3]
+    assert np.abs(after.xyz - expected).max() < 1e-3
+    assert np.allclose(after.sampling, 2.5 * before.sampling, rtol=1e-3)
+    assert np.allclose(np.linalg.norm(after.normals, axis=1), 1.0, atol=1e-4)
+    assert not any(one.is_outdated for one in dense_map.placed(moved))
+
+
+def test_a_part_of_the_map_that_is_moved_takes_its_points_along() -> None:
+    """As a loop that closes does: the last keyframes come to lie elsewhere, together."""
+    dense_map, poses = grown(), along_a_wall()
+    shift = np.column_stack([np.eye(3), [0.0, 0.0, 4.0]])
+    late = poses.cam_from_world.copy()
+    late[3:] = pose_in_other_world(late[3:], shift)
+    placed = dense_map.placed(replace(poses, cam_from_world=late))
+    depths = {
+        one.frame_id: one.world_from_chunk[2, 3] for one in placed if one.frame_id in (1, 2, 5, 6)
+    }
+    assert depths == pytest.approx({1: 0.0, 2: 0.0, 5: 4.0, 6: 4.0})
+    outdated = {one.frame_id for one in placed if one.is_outdated}
+    assert outdated
+    assert not outdated & {FrameId(1), FrameId(6)}, "their neighbours moved with them"
+
+
+def test_small_adjustments_leave_depth_as_it_is() -> None:
+    dense_map, poses = grown(), along_a_wall()
+    rng = np.random.default_rng(0)
+    moved = poses.cam_from_world.copy()
+    moved[:, :, 3] += 2e-4 * rng.standard_normal((NUM_KEYFRAMES, 3))
+    placed = dense_map.placed(replace(poses, cam_from_world=moved))
+    assert len(placed) == NUM_KEYFRAMES
+    assert not any(one.is_outdated for one in placed)
+    scales = [np.cbrt(np.linalg.det(one.world_from_chunk[:, :3])) for one in placed]
+    assert np.abs(np.array(scales) - 1.0).max() < 2e-3
+
+
+def test_another_focal_length_makes_depth_outdated() -> None:
+    dense_map, poses = grown(), along_a_wall()
+    focal_px = np.array([100.0, 100.2, 103.0, 97.0, 100.0, 100.0])
+    placed = dense_map.placed(replace(poses, focal_px=focal_px))
+    assert [one.frame_id for one in placed if one.is_outdated] == [3, 4]
+
+
+def test_keyframes_that_left_the_map_are_left_out_until_they_are_back() -> None:
+    dense_map, poses = grown(), along_a_wall()
+    few = poses_of(poses.frame_ids[:4], poses.cam_from_world[:4])
+    assert [one.frame_id for one in dense_map.placed(few)] == [1, 2, 3, 4]
+    assert len(dense_map.placed(poses)) == NUM_KEYFRAMES
+    alone = poses_of(poses.frame_ids[:1], poses.cam_from_world[:1])
+    assert dense_map.placed(alone) == []
+
+
+def test_depth_that_is_made_again_takes_the_place_of_the_former() -> None:
+    storage = MemoryStorage()
+    dense_map, poses = grown(storage), along_a_wall()
+    num_points = dense_map.num_points
+    problem = problem_of(3, poses)
+    dense_map.add(depth_of(problem), problem)
+    assert sorted(dense_map.frame_ids) == list(range(1, NUM_KEYFRAMES + 1))
+    assert dense_map.num_points <= num_points + SHAPE[0] * SHAPE[1]
+    points = all_points(dense_map, poses)
+    assert np.abs(points.xyz[:, 2] - DISTANCE).max() < 1e-4
+
+
+def test_a_full_disk_costs_the_keyframe_its_depth_and_nothing_else() -> None:
+    storage = MemoryStorage()
+    dense_map, poses = grown(storage), along_a_wall()
+    storage.is_full = True
+    problem = problem_of(3, poses)
+    with pytest.raises(JournalError):
+        dense_map.add(depth_of(problem), problem)
+    placed = dense_map.placed(poses)
+    assert [one.frame_id for one in placed] == [1, 2, 4, 5, 6]
+
+
+def test_what_was_stored_is_used_again() -> None:
+    storage = MemoryStorage()
+    before, poses = grown(storage), along_a_wall()
+    restored = DenseMap(storage)
+    restored.restore(before=FrameId(5))
+    assert restored.frame_ids == [1, 2, 3, 4]
+    ours = [one for one in before.placed(poses) if one.frame_id < 5]
+    cloud, former = restored.cloud(restored.placed(poses)), before.cloud(ours)
+    assert np.array_equal(cloud.world_from_chunk, former.world_from_chunk)
+    for one, other in zip(cloud.chunks, former.chunks, strict=True):
+        assert np.array_equal(one.xyz_in_cam, other.xyz_in_cam)
+
+
+def test_views_get_a_bounded_sample_and_old_chunks_are_thinned_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dense_map_module, "_MAX_CHUNK_POINTS", 500)
+    monkeypatch.setattr(dense_map_module, "_MAX_SHOWN_POINTS", 1100)
+    dense_map, poses = grown(), along_a_wall()
+    cloud = dense_map.cloud(dense_map.placed(poses))
+    sizes = [len(chunk.xyz_in_cam) for chunk in cloud.chunks]
+    assert 550 < sum(sizes) <= 1100
+    assert min(sizes) > 50
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    versions = [chunk.version for chunk in cloud.chunks]
+    assert len(set(versions)) == len(versions)

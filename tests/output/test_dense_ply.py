@@ -1,0 +1,71 @@
+"""``products/dense.ply``, read back as splat trainers do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.dense_types import DensePoints
+from engine.output.dense_ply import write_dense_ply
+
+
+def _points(num: int) -> DensePoints:
+    rng = np.random.default_rng(num)
+    return DensePoints(
+        xyz=rng.normal(size=(num, 3)).astype(np.float32),
+        colors=rng.integers(0, 256, (num, 3)).astype(np.uint8),
+        normals=np.tile([0, 1, 0], (num, 1)),
+        sampling=np.ones(num, np.float32),
+        num_views=np.full(num, 2, np.uint8),
+    )
+
+
+def _read(path: Path) -> tuple[list[str], np.ndarray]:
+    """Header lines, and vertices by the header's own types."""
+    data = path.read_bytes()
+    end = data.index(b"end_header\n") + len(b"end_header\n")
+    lines = data[:end].decode("ascii").splitlines()
+    types = {"float": "<f4", "uchar": "u1"}
+    properties = [line.split()[1:] for line in lines if line.startswith("property")]
+    vertex = np.dtype([(name, types[kind]) for kind, name in properties])
+    return lines, np.frombuffer(data[end:], vertex)
+
+
+def test_points_are_read_back_under_the_names_that_trainers_use(tmp_path: Path) -> None:
+    parts = [_points(5), _points(0), _points(7)]
+    num = write_dense_ply(tmp_path / "dense.ply", parts, comments=["verdict: good\nreally"])
+    lines, vertices = _read(tmp_path / "dense.ply")
+    assert num == len(vertices) == 12
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    assert "element vertex 12" in lines
+    assert "comment verdict: good really" in lines
+    names = ("x", "y", "z", "nx", "ny", "nz", "red", "green", "blue")
+    assert vertices.dtype.names == names
+    xyz = np.stack([vertices[name] for name in "xyz"], axis=1)
+    assert np.array_equal(xyz, np.concatenate([part.xyz for part in parts]))
+    assert np.array_equal(vertices["green"][5:], parts[2].colors[:, 1])
+    assert (vertices["ny"] == 1).all()
+
+
+def test_pycolmap_and_opencv_free_readers_need_no_list_of_faces(tmp_path: Path) -> None:
+    write_dense_ply(tmp_path / "dense.ply", [])
+    lines, vertices = _read(tmp_path / "dense.ply")
+    assert len(vertices) == 0
+    assert sum(line.startswith("element") for line in lines) == 1
+
+
+def test_a_failure_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / "dense.ply"
+    write_dense_ply(path, [_points(3)])
+
+    def broken() -> Iterator[DensePoints]:
+        yield _points(4)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_dense_ply(path, broken())
+    assert len(_read(path)[1]) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["dense.ply"]

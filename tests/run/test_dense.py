@@ -1,0 +1,231 @@
+"""The dense map beside mapping: its turns, its budget, and what breaks in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engine.run.dense as dense_module
+from engine.dense_types import (
+    DenseCloud,
+    DepthEstimate,
+    DepthProblem,
+)
+from engine.errors import JournalError
+from engine.output.depth_store import DepthStore
+from engine.run.dense import CpuBudget
+from engine.run.engine import Engine, RunOutcome
+from tests.support.fake_runs import (
+    FakeSource,
+    WorldMatcher,
+    Written,
+    engine_of,
+    frames_of,
+    trajectory_lines,
+)
+from tests.support.flat_depth import made
+from tests.support.synthetic import SyntheticWorld, straight_path
+
+NUM_FRAMES = 14
+WORLD = SyntheticWorld(straight_path(NUM_FRAMES))
+Estimate = Callable[..., DepthEstimate]
+
+
+@pytest.fixture
+def estimates(monkeypatch: pytest.MonkeyPatch) -> Callable[[Estimate], None]:
+    """Has runs estimate depth by another function."""
+
+    def use(estimate: Estimate) -> None:
+        monkeypatch.setattr(dense_module, "estimate_depth", estimate)
+
+    use(made)
+    return use
+
+
+@pytest.fixture
+def _without_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuBudget, "has_room_for", lambda self, cpu_s: True)
+
+
+def run(engine: Engine) -> tuple[RunOutcome, Written]:
+    outcome = asyncio.run(engine.run())
+    return outcome, Written.by(outcome)
+
+
+def a_run(path: Path, *settings: str, **options: Any) -> tuple[RunOutcome, Written]:
+    engine = engine_of(
+        path,
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames_of(WORLD))],
+        settings=settings,
+        **options,
+    )
+    return run(engine)
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_every_registered_keyframe_gets_depth(tmp_path: Path) -> None:
+    outcome, written = a_run(tmp_path / "run")
+    events = written.of_kind("DepthEstimated")
+    assert sorted(one["frame_id"] for one in events) == list(range(1, NUM_FRAMES + 1))
+    assert {one["status"] for one in events} == {"made"}
+    figures = written.summary["dense"]
+    assert figures["keyframes_with_depth"] == outcome.num_registered == NUM_FRAMES
+    assert figures["keyframes_without"] == {}
+    assert figures["points"] == sum(one["num_points"] for one in events) > 1000
+    names = sorted(path.name for path in (outcome.path / "dense").iterdir())
+    assert names == [f"{number:06d}.npz" for number in range(1, NUM_FRAMES + 1)]
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_the_sparse_map_is_the_same_without_it(tmp_path: Path) -> None:
+    without, _ = a_run(tmp_path / "without", "dense.enabled=false")
+    with_it, _ = a_run(tmp_path / "with")
+    assert not (without.path / "dense").exists()
+    assert without.summary["dense"]["enabled"] is False
+    for name in ("trajectory.txt", "latest/sparse/0/points3D.bin", "latest/sparse/0/images.bin"):
+        assert (with_it.path / name).read_bytes() == (without.path / name).read_bytes()
+
+
+@pytest.mark.usefixtures("estimates")
+def test_keyframes_beyond_the_budget_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_asked = 0
+
+    def has_room_for(self: CpuBudget, cpu_s: float) -> bool:
+        nonlocal num_asked
+        num_asked += 1
+        return num_asked <= 3
+
+    monkeypatch.setattr(CpuBudget, "has_room_for", has_room_for)
+    outcome, written = a_run(tmp_path / "run")
+    figures = written.summary["dense"]
+    assert 1 <= figures["keyframes_with_depth"] <= 3
+    assert figures["keyframes_without"]["budget"] >= NUM_FRAMES - 3
+    assert outcome.num_registered == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("_without_budget")
+def test_what_raises_costs_one_keyframe(
+    tmp_path: Path, estimates: Callable[[Estimate], None]
+) -> None:
+    def breaks_once(problem: DepthProblem, *others: Any) -> DepthEstimate:
+        if problem.view.frame_id == 5:
+            raise RuntimeError("broken")
+        return made(problem, *others)
+
+    estimates(breaks_once)
+    outcome, written = a_run(tmp_path / "run")
+    assert written.summary["dense"]["keyframes_with_depth"] == NUM_FRAMES - 1
+    assert written.summary["dense"]["keyframes_without"] == {"failed": 1}
+    (fault,) = written.of_kind("FaultOccurred")
+    assert (fault["part"], fault["frame_id"]) == ("the dense map", 5)
+    assert outcome.num_registered == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("_without_budget")
+def test_what_hangs_is_given_up_and_called_no_more(
+    tmp_path: Path, estimates: Callable[[Estimate], None]
+) -> None:
+    def waits(result: Any, limit_s: float) -> bool:
+        """Hangs whatever makes depth."""
+        try:
+            return not isinstance(result.result(timeout=60.0), DepthEstimate)
+        except Exception:  # noqa: BLE001 - whatever it raises is no hang
+            return True
+
+    estimates(made)
+    outcome, written = a_run(tmp_path / "run", "faults.max_hangs=2", wait_for_call=waits)
+    assert written.summary["dense"]["keyframes_with_depth"] == 0
+    assert written.summary["dense"]["keyframes_without"]["failed"] == 2
+    assert [one["kind"] for one in written.of_kind("FaultOccurred")] == ["hung", "hung"]
+    assert outcome.num_registered == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_a_view_is_shown_all_of_it(tmp_path: Path) -> None:
+    clouds: list[DenseCloud] = []
+
+    class DenseView:
+        def show_frame(self, frame: Any, pose: Any) -> None: ...
+
+        def show_event(self, event: Any) -> None: ...
+
+        def show_dense(self, cloud: DenseCloud) -> None:
+            clouds.append(cloud)
+
+        def close(self) -> None: ...
+
+    outcome, _ = a_run(tmp_path / "run", views=[DenseView()])
+    shown = clouds[-1]
+    assert [chunk.frame_id for chunk in shown.chunks] == list(range(1, NUM_FRAMES + 1))
+    centers = shown.world_from_chunk[:, :, 3]
+    rows = [line.split() for line in trajectory_lines(outcome.path / "trajectory.txt")]
+    final = np.array([[float(value) for value in row[1:4]] for row in rows])
+    assert np.abs(centers - final).max() < 1e-6
+    assert sum(len(chunk.xyz_in_cam) for chunk in shown.chunks) > 1000
+
+
+def ply_header(path: Path) -> list[str]:
+    """The lines of a PLY file before its points."""
+    return path.read_bytes().partition(b"end_header")[0].decode("ascii").splitlines()
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
+    outcome, written = a_run(tmp_path / "run")
+    last = written.of_kind("DenseMapWritten")[-1]
+    header = ply_header(outcome.path / "products" / "dense.ply")
+    assert last["num_keyframes"] == NUM_FRAMES
+    assert f"element vertex {last['num_points']}" in header
+    assert f"comment verdict on the map: {outcome.verdict.level.value}" in header
+    assert written.summary["dense"]["written"]["points"] == last["num_points"] > 500
+    size = (outcome.path / "products" / "dense.ply").stat().st_size
+    assert size > 27 * last["num_points"]
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_a_product_that_cannot_be_written_is_named_and_costs_no_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*args: Any, **kwargs: Any) -> int:
+        raise JournalError("products/dense.ply: cannot be written: No space left on device")
+
+    monkeypatch.setattr(dense_module, "write_dense_points", is_full)
+    outcome, written = a_run(tmp_path / "run")
+    assert outcome.num_registered == NUM_FRAMES
+    assert "products/dense.ply" in outcome.not_saved
+    assert written.summary["failed_writes"] >= 1
+    assert (outcome.path / "latest").exists()
+    assert not written.of_kind("DenseMapWritten")
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_depth_that_cannot_be_written_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*args: Any) -> None:
+        raise JournalError("dense/000001.npz: cannot be written: No space left on device")
+
+    monkeypatch.setattr(DepthStore, "write", is_full)
+    outcome, written = a_run(tmp_path / "run")
+    assert outcome.num_registered == NUM_FRAMES
+    assert written.summary["dense"]["keyframes_without"] == {"not_written": NUM_FRAMES}
+    assert written.summary["failed_writes"] == NUM_FRAMES
+
+
+def test_a_budget_has_room_for_its_share() -> None:
+    used, spent = [10.0], [2.0]
+    budget = CpuBudget(0.25, used_s=lambda: used[0], spent_s=lambda: spent[0])
+    assert budget.has_room_for(2.0)
+    assert not budget.has_room_for(4.0)
+    spent[0] = 4.4
+    assert not budget.has_room_for(0.2)
+    used[0] = 12.0
+    assert budget.has_room_for(0.2)

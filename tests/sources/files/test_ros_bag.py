@@ -1,0 +1,344 @@
+"""ROS recordings as sources: images, calibrations and positions of all three kinds of files."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags", reason="rosbags is not installed: tools/setup ros")
+
+from rosbags.rosbag1 import Writer as Ros1Writer
+from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import Writer as Ros2Writer
+from rosbags.typesys import Stores, get_typestore
+
+from adapters.sources.files.ros_bag import RosBag, is_ros_bag
+from adapters.sources.files.ros_messages import fix_of_position, rgb_of_image
+from engine.config import SourcesConfig
+from engine.errors import SourceError
+from engine.types import (
+    DropReason,
+    Frame,
+    FrameId,
+    GpsReading,
+    RejectedFrame,
+    SourceNotice,
+    Uint8Array,
+)
+from tests.support.received import items_of
+
+ROS2 = get_typestore(Stores.ROS2_HUMBLE)
+ROS1 = get_typestore(Stores.ROS1_NOETIC)
+SIZE = (80, 72)  # width, height, px
+
+
+def picture(number: int) -> Uint8Array:
+    """A smooth image whose colours say which one it is."""
+    x, y = np.meshgrid(np.linspace(0, 200, SIZE[0]), np.linspace(0, 120, SIZE[1]))
+    return np.dstack([x, y, np.full_like(x, 10 * number)]).astype(np.uint8)
+
+
+def jpeg(number: int) -> bytes:
+    """The same as a JPEG."""
+    return cv2.imencode(".jpg", cv2.cvtColor(picture(number), cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+@dataclass
+class Recording:
+    """Makes messages of either ROS and writes them, one every 0.1 s."""
+
+    is_ros1: bool = False
+    messages: list[tuple[str, str, Any]] = field(default_factory=list)
+
+    @property
+    def types(self) -> Any:
+        """Message classes by name."""
+        return (ROS1 if self.is_ros1 else ROS2).types
+
+    def header(self, time_s: float) -> Any:
+        seconds, fraction = divmod(time_s, 1.0)
+        stamp = self.types["builtin_interfaces/msg/Time"](
+            sec=int(seconds), nanosec=round(fraction * 1e9)
+        )
+        sequence = {"seq": 0} if self.is_ros1 else {}
+        return self.types["std_msgs/msg/Header"](stamp=stamp, frame_id="camera", **sequence)
+
+    def add(self, topic: str, kind: str, **fields: Any) -> None:
+        name = f"sensor_msgs/msg/{kind}"
+        self.messages.append((topic, name, self.types[name](**fields)))
+
+    def add_compressed(self, number: int, topic: str = "/front/image_raw/compressed") -> None:
+        self.add(
+            topic,
+            "CompressedImage",
+            header=self.header(100.0 + number / 10),
+            format="rgb8; jpeg compressed bgr8",
+            data=np.frombuffer(jpeg(number), np.uint8),
+        )
+
+    def add_image(
+        self, number: int, topic: str, *, encoding: str = "rgb8", data: Uint8Array | None = None
+    ) -> None:
+        pixels = picture(number) if data is None else data
+        self.add(
+            topic,
+            "Image",
+            header=self.header(100.0 + number / 10),
+            height=SIZE[1],
+            width=SIZE[0],
+            encoding=encoding,
+            is_bigendian=0,
+            step=pixels.nbytes // SIZE[1],
+            data=pixels.reshape(-1).view(np.uint8),
+        )
+
+    def add_camera_info(self, topic: str, model: str, distortion: Sequence[float]) -> None:
+        roi = self.types["sensor_msgs/msg/RegionOfInterest"](
+            x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+        )
+        matrices = {
+            "d": np.array(distortion, float),
+            "k": np.array([70.0, 0, 39.5, 0, 71.0, 35.5, 0, 0, 1]),
+            "r": np.eye(3).reshape(-1),
+            "p": np.zeros(12),
+        }
+        if self.is_ros1:
+            matrices = {key.upper(): value for key, value in matrices.items()}
+        self.add(
+            topic,
+            "CameraInfo",
+            header=self.header(100.0),
+            height=SIZE[1],
+            width=SIZE[0],
+            distortion_model=model,
+            binning_x=0,
+            binning_y=0,
+            roi=roi,
+            **matrices,
+        )
+
+    def add_position(self, number: int, *, status: int = 0, altitude_m: float = 30.0) -> None:
+        self.add("/fix", "NavSatFix", **self.position(number, status, altitude_m))
+
+    def position(self, number: int, status: int, altitude_m: float) -> dict[str, Any]:
+        return {
+            "header": self.header(100.0 + number / 10),
+            "status": self.types["sensor_msgs/msg/NavSatStatus"](status=status, service=1),
+            "latitude": 47.0 + number * 1e-5,
+            "longitude": 8.0,
+            "altitude": altitude_m,
+            "position_covariance": np.diag([4.0, 4.0, 9.0]).reshape(-1),
+            "position_covariance_type": 2,
+        }
+
+    def write(self, path: Path, *, storage: StoragePlugin = StoragePlugin.MCAP) -> Path:
+        """The file, or the folder of a ROS 2 recording."""
+        if self.is_ros1:
+            with Ros1Writer(path) as bag:
+                self._write(bag, ROS1.serialize_ros1, ROS1)
+        else:
+            with Ros2Writer(path, version=9, storage_plugin=storage) as bag:
+                self._write(bag, ROS2.serialize_cdr, ROS2)
+        return path
+
+    def _write(self, bag: Any, serialize: Any, typestore: Any) -> None:
+        connections: dict[str, Any] = {}
+        for number, (topic, name, message) in enumerate(self.messages):
+            if topic not in connections:
+                connections[topic] = bag.add_connection(topic, name, typestore=typestore)
+            recorded_ns = 200_000_000_000 + number * 100_000_000
+            bag.write(connections[topic], recorded_ns, serialize(message, name))
+
+
+def received(path: Path, **settings: Any) -> list[Any]:
+    """All that a recording gives, decoded."""
+    counter = itertools.count(1)
+    bag = RosBag(
+        path, config=SourcesConfig(**settings), next_frame_id=lambda: FrameId(next(counter))
+    )
+
+    async def all_of() -> list[Any]:
+        return [item async for item in items_of(bag)]
+
+    return asyncio.run(all_of())
+
+
+def frames_of(items: Sequence[Any]) -> list[Frame]:
+    return [item for item in items if isinstance(item, Frame)]
+
+
+@pytest.mark.parametrize("kind", ["mcap", "db3", "bag", "mcap file", "db3 file"])
+def test_each_kind_of_recording_gives_images_calibrations_and_positions(
+    tmp_path: Path, kind: str
+) -> None:
+    recording = Recording(is_ros1=kind == "bag")
+    for number in range(3):
+        recording.add_compressed(number)
+        recording.add_position(number)
+    recording.add_camera_info("/front/camera_info", "plumb_bob", [0.1, -0.05, 1e-3, 2e-3, 0.0])
+    storage = StoragePlugin.SQLITE3 if "db3" in kind else StoragePlugin.MCAP
+    path = recording.write(tmp_path / ("walk.bag" if kind == "bag" else "walk"), storage=storage)
+    if "file" in kind:
+        (path,) = path.glob(f"*.{kind.split(maxsplit=1)[0]}")
+    assert is_ros_bag(path)
+    items = received(path)
+    frames = frames_of(items)
+    readings = [item for item in items if isinstance(item, GpsReading)]
+    assert [frame.captured_at_s for frame in frames] == pytest.approx([100.0, 100.1, 100.2])
+    assert [frame.jpeg for frame in frames] == [jpeg(number) for number in range(3)]
+    assert np.abs(frames[2].pixels.astype(int) - picture(2)).mean() < 3.0
+    prior = frames[0].intrinsics_prior
+    assert prior is not None
+    assert prior.camera_model == "OPENCV"
+    assert prior.params == (70.0, 71.0, 40.0, 36.0, 0.1, -0.05, 1e-3, 2e-3)
+    assert [reading.fix.latitude_deg for reading in readings] == [47.0, 47.00001, 47.00002]
+    assert readings[0].fix.accuracy_m == 2.0
+    assert readings[1].captured_at_s == pytest.approx(100.1)
+
+
+def test_cameras_are_told_apart_and_each_is_read_once(tmp_path: Path) -> None:
+    recording = Recording()
+    for number in range(2):
+        recording.add_compressed(number)
+        recording.add_image(number, "/front/image_raw")  # the same once more
+        recording.add_image(number, "/back/image_raw")
+        recording.add_image(
+            number,
+            "/back/depth/image_raw",
+            encoding="16UC1",
+            data=np.zeros((SIZE[1], SIZE[0], 2), np.uint8),
+        )
+    recording.add_camera_info("/back/camera_info", "equidistant", [0.1, 0.2, 0.3, 0.4])
+    path = recording.write(tmp_path / "walk")
+    items = received(path)
+    frames = frames_of(items)
+    assert {frame.camera_key for frame in frames} == {
+        "/front/image_raw|80x72",
+        "/back/image_raw|80x72",
+    }
+    assert len(frames) == 4
+    assert {frame.name for frame in frames} == {
+        *(f"camera01/{index:06d}.jpg" for index in (1, 3)),
+        *(f"camera02/{index:06d}.jpg" for index in (0, 2)),
+    }
+    models = {
+        frame.camera_key: frame.intrinsics_prior and frame.intrinsics_prior.camera_model
+        for frame in frames
+    }
+    assert models == {"/front/image_raw|80x72": None, "/back/image_raw|80x72": "OPENCV_FISHEYE"}
+    (notice,) = (item for item in items if isinstance(item, SourceNotice))
+    assert notice.detail == (
+        "left out: 4 images of /back/depth/image_raw, /front/image_raw; sources.topics chooses"
+        " others"
+    )
+    chosen = frames_of(received(path, topics=("/front/*",)))
+    assert len(chosen) == 2
+    assert len({frame.camera_key for frame in chosen}) == 1
+
+
+def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
+    recording = Recording()
+    recording.add_compressed(0)
+    recording.add(
+        "/front/image_raw/compressed",
+        "CompressedImage",
+        header=recording.header(0.0),
+        format="h264",
+        data=np.arange(50, dtype=np.uint8),
+    )
+    recording.add_image(1, "/side/image", encoding="strange7")
+    recording.add_position(0, status=-1)
+    recording.add_position(1, altitude_m=float("nan"))
+    recording.add_camera_info("/side/camera_info", "plumb_bob", [0.0])
+    recording.messages[-1][2].k[:] = 0.0
+    items = received(recording.write(tmp_path / "walk"))
+    assert len(frames_of(items)) == 1
+    rejected = [item for item in items if isinstance(item, RejectedFrame)]
+    assert [one.reason for one in rejected] == [DropReason.UNREADABLE] * 2
+    assert "h264" in rejected[0].detail
+    assert rejected[0].captured_at_s == pytest.approx(200.1)  # the header says nothing
+    assert rejected[1].detail == "/side/image: images of encoding strange7 are not read"
+    notices = [item.detail for item in items if isinstance(item, SourceNotice)]
+    assert notices == [
+        "/side/camera_info is not used: the camera is not calibrated",
+        "1 positions are not used: no fix",
+        "1 positions are not used: a position without altitude",
+    ]
+
+
+def test_recordings_without_images_or_that_are_broken_are_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    recording = Recording()
+    recording.add_position(0)
+    with pytest.raises(SourceError, match="no images in it; its topics: /fix"):
+        received(recording.write(tmp_path / "positions"))
+    recording.add_compressed(0)
+    path = recording.write(tmp_path / "walk")
+    with pytest.raises(SourceError, match=r"no topic of images is named /back/\*"):
+        received(path, topics=("/back/*",))
+    (file,) = path.glob("*.mcap")
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(SourceError, match=r"cut\.mcap"):
+        received(cut)
+    for name in ("empty.mcap", "noise.db3", "noise.bag"):
+        noise = tmp_path / name
+        noise.write_bytes(b"" if "empty" in name else b"\x01\x02" * 500)
+        with pytest.raises(SourceError, match=name):
+            received(noise)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "channels"),
+    [("bgr8", [2, 1, 0]), ("rgba8", [0, 1, 2, 2]), ("bgra8", [2, 1, 0, 0]), ("mono8", [0])],
+)
+def test_pixels_of_any_layout_become_rgb(encoding: str, channels: list[int]) -> None:
+    pixels = picture(3)
+    recording = Recording()
+    recording.add_image(3, "/a", encoding=encoding, data=pixels[:, :, channels].copy())
+    converted = rgb_of_image(recording.messages[0][2])
+    expected = pixels if len(channels) > 1 else np.repeat(pixels[:, :, :1], 3, axis=2)
+    assert np.array_equal(converted, expected)
+
+
+def test_bayer_and_yuv_and_deep_images_become_rgb_too() -> None:
+    flat = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    flat[:] = (200, 100, 50)
+    mosaic = flat[:, :, 1].copy()
+    mosaic[0::2, 0::2], mosaic[1::2, 1::2] = 200, 50  # red first
+    recording = Recording()
+    recording.add_image(0, "/a", encoding="bayer_rggb8", data=mosaic)
+    bayer = rgb_of_image(recording.messages[-1][2])
+    assert np.array_equal(np.asarray(bayer)[4:-4, 4:-4], flat[4:-4, 4:-4])
+    grey = np.full((SIZE[1], SIZE[0], 2), (128, 90), np.uint8)
+    recording.add_image(0, "/a", encoding="yuv422", data=grey)
+    yuv = np.asarray(rgb_of_image(recording.messages[-1][2])).astype(int)
+    assert np.ptp(yuv) <= 2
+    assert 80 < yuv.mean() < 95
+    deep = np.full((SIZE[1], SIZE[0]), 0x7F10, "<u2")
+    recording.add_image(0, "/a", encoding="mono16", data=deep.view(np.uint8))
+    assert np.all(np.asarray(rgb_of_image(recording.messages[-1][2])) == 0x7F)
+
+
+def test_an_image_that_is_shorter_than_it_says_is_refused() -> None:
+    recording = Recording()
+    recording.add_image(0, "/a", data=picture(0)[: SIZE[1] // 2])
+    assert isinstance(rgb_of_image(recording.messages[0][2]), str)
+
+
+def test_positions_beyond_the_globe_are_none() -> None:
+    recording = Recording()
+    recording.add_position(0)
+    message = recording.messages[0][2]
+    assert not isinstance(fix_of_position(message), str)
+    message.latitude = 91.0
+    assert fix_of_position(message) == "no latitude and longitude"
