@@ -37,7 +37,7 @@ _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
 _EDGE_WINDOW = 5  # px, about a pixel
-_EDGE_STEP = 0.03  # of the depth
+_EDGE_STEP, _EDGE_SIGMAS = 0.01, 3.0  # of the depth, and of its standard deviations more
 _BIG_STEP = 1.0  # columns between two pixels: no surface between them
 
 
@@ -163,7 +163,7 @@ def _depth_map(
     pinhole: Pinhole,
 ) -> DepthMap:
     inverse_depth, error, num_agreeing = _combined(measured)
-    known = (num_agreeing > 0) & _is_off_edges(inverse_depth)
+    known = (num_agreeing > 0) & _is_off_edges(inverse_depth, error)
     depth = np.zeros(inverse_depth.shape, np.float32)
     np.divide(1.0, inverse_depth, out=depth, where=known)
     return DepthMap(
@@ -236,7 +236,7 @@ def _resampled(disparity: Float32Array, places: Places) -> tuple[Float32Array, B
     return np.where(is_smooth, smooth, nearest), nearest > UNKNOWN
 
 
-def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
+def _is_off_edges(inverse_depth: Float32Array, error: Float32Array) -> BoolArray:
     """Whether pixels (H, W) keep away from steps of depth, about which it is not known whose it is.
 
     Matching in blocks lets what is in front grow into what is behind. On a slope the pixel lies
@@ -246,7 +246,8 @@ def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
     nearest = cv2.dilate(inverse_depth, window)
     unknown_far = np.where(inverse_depth > 0, inverse_depth, np.float32(np.inf))
     farthest = cv2.erode(unknown_far, window)
-    return np.asarray(np.abs(nearest + farthest - 2.0 * inverse_depth) < _EDGE_STEP * inverse_depth)
+    step = np.abs(nearest + farthest - 2.0 * inverse_depth)
+    return np.asarray(step < (_EDGE_STEP + _EDGE_SIGMAS * error) * inverse_depth)
 
 
 def _combined(
