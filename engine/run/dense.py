@@ -225,11 +225,9 @@ class DenseMaking:
         with suppress(TimeoutError):
             async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
                 ends_at_s = time.monotonic() + _MAX_END_S
+                await self._look()  # the last adjustment moved keyframes
                 await self._make_all(ends_at_s=ends_at_s)
                 await self._look()
-                if self._again:
-                    await self._make_all(ends_at_s=ends_at_s)
-                    await self._look()
         await self._write_products()
 
     def figures(self) -> dict[str, Any]:
