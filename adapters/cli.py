@@ -96,6 +96,14 @@ CalibrationOption = Annotated[
         help="COLMAP cameras.txt, OpenCV, ROS or Kalibr YAML; for cameras that match PATTERN.",
     ),
 ]
+PositionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positions",
+        metavar="FILE",
+        help="Positions of photos by their names: CSV with a header, or ODM's geo.txt.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
@@ -148,6 +156,7 @@ def run(
     settings: SettingOption = None,
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
+    positions: PositionsOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
@@ -204,7 +213,8 @@ def run(
                 settings=all_settings,
             )
             options, loaded = replace(options, going_on=going_on), going_on.config
-        outcome = _launch(_with_calibrations(loaded, calibration or []), options)
+        loaded = _with_positions(_with_calibrations(loaded, calibration or []), positions or [])
+        outcome = _launch(loaded, options)
     if profile:
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
@@ -488,6 +498,13 @@ def _with_calibrations(config: Config, specs: list[str]) -> Config:
     calibrations = (*config.cameras.calibrations, *specs)
     cameras = config.cameras.model_copy(update={"calibrations": calibrations})
     return config.model_copy(update={"cameras": cameras})
+
+
+def _with_positions(config: Config, files: list[str]) -> Config:
+    """The configuration with more files of positions, which win over those it has."""
+    positions = (*config.telemetry.positions, *(os.path.abspath(file) for file in files))
+    telemetry = config.telemetry.model_copy(update={"positions": positions})
+    return config.model_copy(update={"telemetry": telemetry})
 
 
 def _recorded_overlays(sources: list[str]) -> list[str]:
