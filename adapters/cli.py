@@ -342,6 +342,37 @@ def export(
 
 
 @app.command()
+def georeference(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    positions: Annotated[
+        list[str],
+        typer.Option(
+            "--positions",
+            metavar="FILE",
+            help="A track (.srt, .gpx, .nmea), or a CSV or geo.txt by the keyframes' names.",
+        ),
+    ],
+    clock_offset_s: Annotated[
+        float | None,
+        typer.Option(
+            "--clock-offset",
+            metavar="S",
+            help="Seconds to add to the frames' times; default: found by the path's shape.",
+        ),
+    ] = None,
+) -> None:
+    """Lays a finished run onto positions that came later."""
+    with _errors_reported():
+        from adapters.georeference import georeference as georeference_run
+        from engine.output.run_format import check_readable
+
+        check_readable(run_folder)
+        with native_log_captured():
+            laid_out = georeference_run(run_folder, positions, clock_offset_s=clock_offset_s)
+    typer.echo(laid_out.words)
+
+
+@app.command()
 def benchmark(
     dataset: Annotated[
         list[str],
