@@ -446,8 +446,8 @@ class SiftConfig(Section):
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
     upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
-    """How far photos are upscaled before keypoints are detected; frames of a video are doubled.
-    Higher: more of the smallest keypoints, and slower by its square. 2 is Lowe's."""
+    """How far photos are upscaled before keypoints are detected; frames of a video, and photos of
+    640 px, are doubled. Higher: more of the smallest keypoints, and slower by its square."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
@@ -466,7 +466,7 @@ class CoarseToFineConfig(Section):
     given up.
     """
 
-    num_keypoints: NonNegativeInt = 1200
+    num_keypoints: NonNegativeInt = 2000
     """Largest keypoints of each image that are matched first. More: more weak pairs are found, and
     the cost of the first pass grows with the square. 0: all are matched at once."""
     min_coarse_matches: NonNegativeInt = 8

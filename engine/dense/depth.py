@@ -31,6 +31,8 @@ from engine.geometry import compose_poses, invert_pose
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
 _MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
+_MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
+_MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
 _EDGE_WINDOW = 5  # px, about a pixel
@@ -42,11 +44,18 @@ _BIG_STEP = 1.0  # columns between two pixels: no surface between them
 class DepthOptions:
     """How depth maps are made."""
 
-    edge_px: int = 640  # the longer edge of a depth map at most
+    edge_px: int = 512  # the longer edge of a depth map at most
     num_neighbours: int = 2  # images that a keyframe is matched with at most
-    max_relative_error: float = (
-        0.01  # one standard deviation of depth / depth; less exact is unknown
-    )
+    max_relative_error: float = 0.01  # of depth, one standard deviation; less exact is unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Pair:
+    """A neighbour that the keyframe is matched with."""
+
+    neighbour: DenseView
+    rectification: Rectification
+    image: WorkingImage  # the neighbour's, grey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,9 +88,9 @@ def _estimated(
     problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
 ) -> tuple[DepthStatus, str, DepthMap | None]:
     view = problem.view
-    points = points_before(view)
-    if len(points) < MIN_SHARED_POINTS:
-        reason = f"{len(points)} points of the map before it, {MIN_SHARED_POINTS} are needed"
+    num_points = len(points_before(view))
+    if num_points < MIN_SHARED_POINTS:
+        reason = f"{num_points} points of the map before it, {MIN_SHARED_POINTS} are needed"
         return DepthStatus.TOO_FEW_POINTS, reason, None
     ranked = rank_neighbours(problem)
     if not ranked:
@@ -93,11 +102,36 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
+    pairs = _pairs(view, available, images, pinhole, options=options)
+    if not pairs:
+        reason = f"the parallax of {len(available)} neighbours spans too much"
+        return DepthStatus.NO_NEIGHBOUR, reason, None
     grey = _grey(own)
-    measured: list[_Measured] = []
-    used: list[DenseView] = []
-    for neighbour in available:
-        if len(used) == options.num_neighbours:
+    measured = [_measure(pair, grey, pinhole) for pair in pairs]
+    depth_map = _depth_map(view, pairs, measured, own, pinhole, options=options)
+    share = float((depth_map.num_agreeing > 0).mean())
+    summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
+    if share < _MIN_SHARE:
+        return DepthStatus.NOTHING_AGREES, summary, None
+    return DepthStatus.MADE, summary, depth_map
+
+
+def _pairs(
+    view: DenseView,
+    ranked: Sequence[DenseView],
+    images: Mapping[FrameId, DenseImage],
+    pinhole: Pinhole,
+    *,
+    options: DepthOptions,
+) -> list[_Pair]:
+    """The best neighbours whose matching costs no more than it may; one may cost more."""
+    points = points_before(view)
+    area = pinhole.width * pinhole.height
+    pairs: list[_Pair] = []
+    costly: list[_Pair] = []
+    spent = 0.0
+    for neighbour in ranked:
+        if len(pairs) == options.num_neighbours:
             break
         rectification = rectify(
             pinhole,
@@ -107,38 +141,45 @@ def _estimated(
         )
         if rectification is None:
             continue
-        other = _working(neighbour, images[neighbour.frame_id], pinhole, is_grey=True)
-        rectification = rectification.cropped_to(other)
+        image = _working(neighbour, images[neighbour.frame_id], pinhole, is_grey=True)
+        rectification = rectification.cropped_to(image)
         if rectification is None:
             continue
-        measured.append(_measure(rectification, grey, other, pinhole))
-        used.append(neighbour)
-    if not used:
-        reason = f"the parallax of {len(available)} neighbours spans too much"
-        return DepthStatus.NO_NEIGHBOUR, reason, None
+        pair = _Pair(neighbour=neighbour, rectification=rectification, image=image)
+        searched = rectification.num_disparities * rectification.width * rectification.height / area
+        if spent + searched > _MAX_SEARCHED:
+            costly.append(pair)
+            continue
+        spent += searched
+        pairs.append(pair)
+    return pairs or costly[:1]
+
+
+def _depth_map(
+    view: DenseView,
+    pairs: Sequence[_Pair],
+    measured: Sequence[_Measured],
+    own: WorkingImage,
+    pinhole: Pinhole,
+    *,
+    options: DepthOptions,
+) -> DepthMap:
     inverse_depth, error, num_agreeing = _combined(
         measured, max_relative_error=options.max_relative_error
     )
-    share = float((num_agreeing > 0).mean())
-    if share < 0.005:
-        reason = f"{share:.2%} of the pixels have a depth that {len(used)} neighbours agree on"
-        return DepthStatus.NOTHING_AGREES, reason, None
-    shape = inverse_depth.shape
-    known = (num_agreeing > 0) & _without_edges(inverse_depth)
-    num_agreeing = np.where(known, num_agreeing, np.uint8(0))
-    depth = np.zeros(shape, np.float32)
+    known = (num_agreeing > 0) & _is_off_edges(inverse_depth)
+    depth = np.zeros(inverse_depth.shape, np.float32)
     np.divide(1.0, inverse_depth, out=depth, where=known)
-    depth_map = DepthMap(
+    return DepthMap(
         frame_id=view.frame_id,
         pinhole=pinhole.params,
         depth=depth,
         relative_error=np.where(known, error, np.float32(0.0)),
-        num_agreeing=num_agreeing,
+        num_agreeing=np.where(known, num_agreeing, np.uint8(0)),
         colors=pinhole.colors_of(own),
-        neighbour_ids=np.array([neighbour.frame_id for neighbour in used], np.int64),
-        neighbour_from_keyframe=np.stack([_relative(view, neighbour) for neighbour in used]),
+        neighbour_ids=np.array([pair.neighbour.frame_id for pair in pairs], np.int64),
+        neighbour_from_keyframe=np.stack([_relative(view, pair.neighbour) for pair in pairs]),
     )
-    return DepthStatus.MADE, f"{share:.0%} of the pixels, by {len(used)} neighbours", depth_map
 
 
 def _relative(view: DenseView, neighbour: DenseView) -> Float64Array:
@@ -159,11 +200,11 @@ def _grey(image: WorkingImage) -> WorkingImage:
     return replace(image, pixels=pixels)
 
 
-def _measure(
-    rectification: Rectification, own: WorkingImage, other: WorkingImage, pinhole: Pinhole
-) -> _Measured:
+def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
+    """Depth by one neighbour; ``own`` is the keyframe's image, grey."""
+    rectification = pair.rectification
     first, first_usable = rectification.image(own, is_neighbour=False)
-    second, second_usable = rectification.image(other, is_neighbour=True)
+    second, second_usable = rectification.image(pair.image, is_neighbour=True)
     found = match_lines(
         first,
         second,
@@ -199,7 +240,7 @@ def _resampled(disparity: Float32Array, places: Places) -> tuple[Float32Array, B
     return np.where(is_smooth, smooth, nearest), nearest > UNKNOWN
 
 
-def _without_edges(inverse_depth: Float32Array) -> BoolArray:
+def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
     """Whether pixels (H, W) keep away from steps of depth, about which it is not known whose it is.
 
     Matching in blocks lets what is in front grow into what is behind. On a slope the pixel lies

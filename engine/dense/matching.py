@@ -22,6 +22,7 @@ _WINDOW = 7  # px, of the refinement
 _EXPOSURE_WINDOW = 15  # px, over which the images may differ in brightness
 _MAX_SHIFT = 1.0  # columns that the refinement may move a disparity
 _FLOOR_SIGMA = 0.08  # columns, of poses, calibration and interpolation
+_LEVEL_SIGMA = 0.25  # lines, that a point is off its line
 _NOISE_LEVELS = 2.0  # standard deviation of grey levels where both images agree best
 
 
@@ -89,17 +90,16 @@ def _refinement(first: Uint8Array, warped: Uint8Array) -> tuple[Float32Array, Fl
     """
     difference = np.subtract(first, warped, dtype=np.float32)
     difference -= cv2.blur(difference, (_EXPOSURE_WINDOW, _EXPOSURE_WINDOW))
-    slope = cv2.Sobel(
-        cv2.addWeighted(first, 0.5, warped, 0.5, 0.0, dtype=cv2.CV_32F),
-        -1,
-        1,
-        0,
-        ksize=1,
-        scale=0.5,
-    )
+    levels = cv2.addWeighted(first, 0.5, warped, 0.5, 0.0, dtype=cv2.CV_32F)
+    slope = cv2.Sobel(levels, -1, 1, 0, ksize=1, scale=0.5)
+    steepness = cv2.Sobel(levels, -1, 0, 1, ksize=1, scale=0.5)
     size = (_WINDOW, _WINDOW)
     strength = cv2.boxFilter(slope * slope, -1, size, normalize=False) + np.float32(1.0)
     shift = cv2.boxFilter(slope * difference, -1, size, normalize=False)
     noise = cv2.boxFilter(difference * difference, -1, size) + np.float32(_NOISE_LEVELS**2)
-    sigma = np.sqrt(noise / strength + np.float32(_FLOOR_SIGMA**2))
+    # An edge along the line slides on it where the images are not exactly level.
+    slide = cv2.boxFilter(slope * steepness, -1, size, normalize=False) / strength
+    sigma = np.sqrt(
+        noise / strength + slide * slide * np.float32(_LEVEL_SIGMA**2) + np.float32(_FLOOR_SIGMA**2)
+    )
     return np.asarray(-shift / strength, np.float32), np.asarray(sigma, np.float32)

@@ -288,10 +288,12 @@ class Rectification:
 
     def places_of(self, pinhole: Pinhole) -> Places:
         """Where the pixels of the keyframe's depth map are."""
-        x, y = pinhole.plane_xy(np.arange(float(pinhole.width)), np.arange(float(pinhole.height)))
-        x, y = x.astype(np.float32), y.astype(np.float32)
+        columns = np.arange(pinhole.width, dtype=np.float64)
+        lines = np.arange(pinhole.height, dtype=np.float64)
+        x, y = pinhole.plane_xy(columns, lines)
         across, down, along = (
-            row[0] * x + (row[1] * y + row[2]) for row in self.axes.astype(np.float32)
+            (row[0] * x).astype(np.float32) + (row[1] * y + row[2]).astype(np.float32)
+            for row in self.axes
         )
         radius = np.sqrt(across * across + down * down)
         angle = np.arctan2(radius, along)

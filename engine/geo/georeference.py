@@ -232,6 +232,15 @@ def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array
     )
 
 
+def places_on_globe(places_in_enu: Float64Array, *, origin: GpsFix) -> Float64Array:
+    """Latitude, longitude (degrees) and altitude (P, 3) of places in metres east, north, up."""
+    wgs84 = pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84)
+    height_m = origin.altitude_m or 0.0
+    return np.asarray(
+        wgs84.enu_to_ellipsoid(places_in_enu, origin.latitude_deg, origin.longitude_deg, height_m)
+    )
+
+
 def stds_m(fixes: Sequence[GpsFix], *, config: GeoreferenceConfig) -> Float64Array:
     """Standard deviations (N, 3) of positions, east, north, up.
 
