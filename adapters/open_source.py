@@ -137,7 +137,12 @@ def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source
         )
     from adapters.sources.files.video_file import VideoFile
 
-    return VideoFile(path, config=config.sources, next_frame_id=next_frame_id)
+    return VideoFile(
+        path,
+        config=config.sources,
+        next_frame_id=next_frame_id,
+        telemetry_order=config.telemetry.order,
+    )
 
 
 def _exists(path: Path) -> bool:

@@ -31,6 +31,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _MAX_FILE_BYTES = 256_000  # of YAML; all settings with their comments take a quarter
 _MAX_PROBLEMS = 5  # in one message
 _MAX_SHOWN_CHARS = 80  # of what the user gave
+TelemetryOrder = Literal["auto", "latitude_first", "longitude_first"]
+
 _MAX_EXTRA_BYTES = 64_000_000  # of an image file: thumbnails, previews, the video of a moving photo
 _MAX_INT = 2**31 - 1  # COLMAP's options are C's int
 _MAX_FLOAT = 1e9  # above it times no longer fit in the clocks of operating systems
@@ -81,6 +83,9 @@ class SourcesConfig(Section):
     topics: tuple[str, ...] = ()
     """Of a ROS recording, the topics whose images are taken, by patterns like /front/*. Empty: all
     but depth."""
+    hemispheres: Literal["", "NE", "NW", "SE", "SW"] = ""
+    """Where photos lie whose EXIF has latitude and longitude without letters. Empty: as other
+    photos of their folder that have them, else such positions are not used."""
     frame_queue_size: PositiveInt = 4
     """Frames of one source that wait to be tracked. When there are so many, a file waits and a live
     source drops its oldest."""
@@ -94,6 +99,14 @@ class SourcesConfig(Section):
     def max_image_bytes(self) -> int:
         """Of an image file: of uncompressed pixels of four channels of 16 bits, and what else."""
         return int(self.max_image_megapixels * 8e6) + _MAX_EXTRA_BYTES
+
+
+class TelemetryConfig(Section):
+    """How positions beside videos are read."""
+
+    order: TelemetryOrder = "auto"
+    """Which of the two numbers in GPS(a,b,...) of a drone's .SRT is the latitude: latitude_first or
+    longitude_first. auto: by their range, the position of the video file, and the map."""
 
 
 class LiveSourcesConfig(Section):
@@ -430,8 +443,8 @@ class SiftConfig(Section):
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
     upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
-    """How far photos are upscaled before keypoints are detected; frames of a video are doubled.
-    Higher: more of the smallest keypoints, and slower by its square. 2 is Lowe's."""
+    """How far photos are upscaled before keypoints are detected; frames of a video, and photos of
+    640 px, are doubled. Higher: more of the smallest keypoints, and slower by its square."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
@@ -450,7 +463,7 @@ class CoarseToFineConfig(Section):
     given up.
     """
 
-    num_keypoints: NonNegativeInt = 1200
+    num_keypoints: NonNegativeInt = 2000
     """Largest keypoints of each image that are matched first. More: more weak pairs are found, and
     the cost of the first pass grows with the square. 0: all are matched at once."""
     min_coarse_matches: NonNegativeInt = 8
@@ -803,6 +816,7 @@ class Config(Section):
     """All settings of a run."""
 
     sources: SourcesConfig = SourcesConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     live_sources: LiveSourcesConfig = LiveSourcesConfig()
     mqtt: MqttConfig = MqttConfig()
     phone: PhoneConfig = PhoneConfig()

@@ -47,17 +47,7 @@ class Stage(StrEnum):
 
 
 # Stages that hold whatever other stages are entered in them.
-_WHOLE = frozenset(
-    {
-        Stage.WINDOWS,
-        Stage.LENS_SEARCH,
-        Stage.VERDICT,
-        Stage.DENSE_DEPTH,
-        Stage.DENSE_FUSION,
-        Stage.SNAPSHOTS,
-        Stage.VIEWS,
-    }
-)
+_WHOLE = frozenset({Stage.WINDOWS, Stage.LENS_SEARCH, Stage.VERDICT, Stage.SNAPSHOTS, Stage.VIEWS})
 
 
 class Account:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -169,3 +169,27 @@ class DenseCloud:
 
     def __post_init__(self) -> None:
         freeze_field(self, "world_from_chunk", (len(self.chunks), 3, 4), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroundPicture:
+    """The ground from above as views show it: a textured surface, and how well it is covered."""
+
+    vertices_in_world: Float32Array  # (H, W, 3) of a grid, line by line; NaN where unknown
+    texture: Uint8Array  # (TH, TW, 4) RGBA over the whole grid; alpha 0: unknown
+    holes_in_world: Float32Array  # (N, 3) middles of cells that too few keyframes see
+    thin_in_world: Float32Array  # (M, 3) of cells that are seen, but badly
+    coverage: str  # GeoJSON
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "vertices_in_world", (None, None, 3), np.float32, finite=False)
+        freeze_field(self, "texture", (None, None, 4), np.uint8)
+        freeze_field(self, "holes_in_world", (None, 3), np.float32)
+        freeze_field(self, "thin_in_world", (None, 3), np.float32)
+
+    def moved(self, onto_from_world: Float64Array) -> GroundPicture:
+        """The same in another world, by a similarity (3, 4)."""
+        matrix, shift = onto_from_world[:, :3].T, onto_from_world[:, 3]
+        names = ("vertices_in_world", "holes_in_world", "thin_in_world")
+        moved = {name: (getattr(self, name) @ matrix + shift).astype(np.float32) for name in names}
+        return replace(self, **moved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from engine.dense_types import DenseCloud
+from engine.dense_types import DenseCloud, GroundPicture
 from engine.events import Event
 from engine.types import (
     BoolArray,
@@ -377,3 +377,11 @@ class ShowsDense(Protocol):
 
     def show_dense(self, cloud: DenseCloud) -> None:
         """Shows the dense map, in the world of the map that was shown last."""
+
+
+@runtime_checkable
+class ShowsGround(Protocol):
+    """A view that shows the ground from above, and how well it is covered."""
+
+    def show_ground(self, ground: GroundPicture) -> None:
+        """Shows the ground, in the world of the map that was shown last."""

@@ -92,6 +92,7 @@ class GpsFix:
     accuracy_m: float | None = None  # horizontal, one standard deviation; None: not reported
     vertical_accuracy_m: float | None = None  # one standard deviation; None: not reported
     is_provisional: bool = False  # of readings beside the frames; later ones may improve it
+    is_order_unsure: bool = False  # latitude and longitude may be each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +266,7 @@ class Frame:
     pixels: Uint8Array  # (H, W, 3) RGB, upright
     jpeg: bytes | None = None  # the bytes as received, when they decode to `pixels`
     gps: GpsFix | None = None
+    gps_problem: str = ""  # why there is none, although something speaks of a position
     intrinsics_prior: IntrinsicsPrior | None = None
     quarter_turns: int = 0  # clockwise, by which stored pixels were turned to be upright
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used; None: everywhere
@@ -493,6 +495,7 @@ class Keyframe:
     received_at_s: float
     features: Features  # none of its fixed rows lies under the mask
     gps: GpsFix | None = None
+    gps_problem: str = ""  # why there is none, although something speaks of a position
     intrinsics_prior: IntrinsicsPrior | None = None
     mask: PackedMask | None = None  # None: the whole image may be used
     is_photo: bool = False  # whether frames before and after it may be of anywhere

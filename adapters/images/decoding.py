@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters.images.drone_tags import with_drone_tags
 from adapters.images.exif import Exif, read_exif, tiff_image_size, upright
 from adapters.images.heif import PACKAGE, OpenedHeif, is_heif, is_heif_available, open_heif
 from adapters.install_advice import how_to_install_packages
@@ -107,7 +108,7 @@ def _decoded_as(header: ImageHeader, data: bytes) -> DecodedImage | RefusedImage
     stored = _decode(data) if header.heif is None else _decode_heif(header.heif)
     if isinstance(stored, RefusedImage):
         return stored
-    exif = read_exif(header.exif_block)
+    exif = with_drone_tags(read_exif(header.exif_block), header.xmp)
     return DecodedImage(
         pixels=stored if header.decodes_upright else upright(stored, exif.orientation),
         jpeg=data if header.is_plain_jpeg and exif.orientation == 1 else None,
@@ -248,7 +249,7 @@ def _png_header(data: bytes) -> ImageHeader | None:
         width=int.from_bytes(data[16:20], "big"),
         height=int.from_bytes(data[20:24], "big"),
         exif_block=exif_block,
-        xmp=_xmp_in(data),
+        xmp=xmp_in(data),
     )
 
 
@@ -268,7 +269,7 @@ def _webp_header(data: bytes) -> ImageHeader | None:
         place += 8 + length + length % 2
     if size is None:
         return None
-    return ImageHeader(width=size[0], height=size[1], exif_block=exif_block, xmp=_xmp_in(data))
+    return ImageHeader(width=size[0], height=size[1], exif_block=exif_block, xmp=xmp_in(data))
 
 
 def _webp_size(kind: bytes, payload: bytes) -> tuple[int, int] | None:
@@ -293,7 +294,7 @@ def _tiff_header(data: bytes) -> ImageHeader | None:
         height=size[1],
         exif_block=data,
         decodes_upright=True,
-        xmp=_xmp_in(data),
+        xmp=xmp_in(data),
     )
 
 
@@ -311,7 +312,7 @@ def _heif_header(data: bytes) -> ImageHeader | None:
     )
 
 
-def _xmp_in(data: bytes) -> bytes:
+def xmp_in(data: bytes) -> bytes:
     """The first XMP packet in a file that may hold one anywhere; empty where there is none."""
     start = data.find(_XMP_START)
     end = data.find(_XMP_END, start)

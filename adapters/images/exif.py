@@ -43,6 +43,8 @@ _ASCII, _RATIONAL, _SRATIONAL = 2, 5, 10
 _FORMATS = {1: "B", 3: "H", 4: "I", _RATIONAL: "II", 9: "i", _SRATIONAL: "ii", 11: "f", 12: "d"}
 _MAX_COUNT = 512  # longer values (maker notes, tables) are none of ours
 
+NO_LETTERS = "it has no letters N or S and E or W"
+
 PLAUSIBLE_FOCAL_RATIOS = (0.2, 30.0)  # of the longer edge: a fisheye, the longest telephoto lens
 
 # One standard deviation, of the focal length.
@@ -94,6 +96,9 @@ class Exif:
     digital_zoom_ratio: float | None = None  # 1: none
     recorded_edge_px: float | None = None  # longer edge of the image when the camera recorded it
     gps: GpsFix | None = None
+    unsigned_gps: GpsFix | None = None  # one that does not say in which hemispheres it lies
+    altitude_m: float | None = None  # also where latitude and longitude are missing
+    position_problem: str = ""  # why tags that speak of a place give no position
 
     @property
     def quarter_turns(self) -> int:
@@ -109,6 +114,7 @@ def read_exif(block: bytes) -> Exif:
     main = tiff.directory(tiff.first_offset)
     exif = tiff.directory(_pointer(main, _EXIF_DIRECTORY))
     orientation = int(_number(main, _ORIENTATION) or 1)
+    position = _position(tiff.directory(_pointer(main, _GPS_DIRECTORY)))
     edges = (_positive(exif, _PIXEL_X_DIMENSION), _positive(exif, _PIXEL_Y_DIMENSION))
     return Exif(
         make=_text(main, _MAKE),
@@ -121,7 +127,10 @@ def read_exif(block: bytes) -> Exif:
         focal_plane_px_per_mm=_focal_plane_px_per_mm(exif),
         digital_zoom_ratio=_digital_zoom_ratio(exif),
         recorded_edge_px=max((edge for edge in edges if edge), default=None),
-        gps=_gps_fix(tiff.directory(_pointer(main, _GPS_DIRECTORY))),
+        gps=position.fix,
+        unsigned_gps=position.unsigned,
+        altitude_m=position.altitude_m,
+        position_problem=position.problem,
     )
 
 
@@ -241,34 +250,62 @@ def _digital_zoom_ratio(exif: Directory) -> float | None:
     return ratio if ratio is not None and 1.0 < ratio <= _MAX_DIGITAL_ZOOM else None
 
 
-def _gps_fix(gps: Directory) -> GpsFix | None:
-    latitude_deg = _degrees(gps, _GPS_LATITUDE, hemispheres="NS")
-    longitude_deg = _degrees(gps, _GPS_LONGITUDE, hemispheres="EW")
+def _position(gps: Directory) -> _Position:
+    """The position as far as the tags tell it."""
+    latitude = _degrees(gps, _GPS_LATITUDE, hemispheres="NS")
+    longitude = _degrees(gps, _GPS_LONGITUDE, hemispheres="EW")
     altitude_m = _number(gps, _GPS_ALTITUDE)
-    if latitude_deg is None or longitude_deg is None or altitude_m is None:
-        return None
-    if latitude_deg == longitude_deg == 0.0:  # what cameras write when they have no fix
-        return None
-    if _number(gps, _GPS_ALTITUDE - 1) in _BELOW_REFERENCE:
+    if altitude_m is not None and _number(gps, _GPS_ALTITUDE - 1) in _BELOW_REFERENCE:
         altitude_m = -altitude_m
-    return GpsFix(
-        latitude_deg=latitude_deg,
-        longitude_deg=longitude_deg,
+    if _GPS_LATITUDE not in gps and _GPS_LONGITUDE not in gps:
+        return _Position(altitude_m=altitude_m)
+    if latitude is None or longitude is None:
+        return _Position(altitude_m=altitude_m, problem="its tags give no latitude and longitude")
+    if latitude.degrees == longitude.degrees == 0.0:  # what cameras write when they have no fix
+        return _Position(altitude_m=altitude_m, problem="latitude and longitude are 0")
+    fix = GpsFix(
+        latitude_deg=latitude.degrees,
+        longitude_deg=longitude.degrees,
         altitude_m=altitude_m,
         accuracy_m=_positive(gps, _GPS_HORIZONTAL_ERROR),
     )
+    # A negative number among them shows that both have their signs.
+    has_signs = latitude.degrees < 0.0 or longitude.degrees < 0.0
+    if (latitude.has_letter and longitude.has_letter) or has_signs:
+        return _Position(altitude_m=altitude_m, fix=fix)
+    return _Position(altitude_m=altitude_m, unsigned=fix, problem=NO_LETTERS)
 
 
-def _degrees(gps: Directory, tag: int, *, hemispheres: str) -> float | None:
-    """Degrees, minutes and seconds (the last ones may be missing), negative in the second one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Angle:
+    degrees: float
+    has_letter: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Position:
+    altitude_m: float | None
+    fix: GpsFix | None = None
+    unsigned: GpsFix | None = None
+    problem: str = ""
+
+
+def _degrees(gps: Directory, tag: int, *, hemispheres: str) -> _Angle | None:
+    """Degrees, minutes and seconds (the last ones may be missing), negative in the second one.
+
+    Some programs write negative numbers, with or without a letter.
+    """
     parts = gps.get(tag, ())
     hemisphere = _text(gps, tag - 1).upper()[:1]
-    if isinstance(parts, str) or not 1 <= len(parts) <= 3 or hemisphere not in tuple(hemispheres):
+    if isinstance(parts, str) or not 1 <= len(parts) <= 3:
         return None
-    degrees = sum(part / 60.0**place for place, part in enumerate(parts))
+    if hemisphere and hemisphere not in hemispheres:
+        return None
+    degrees = sum(abs(part) / 60.0**place for place, part in enumerate(parts))
     if not 0.0 <= degrees <= (90.0 if hemispheres == "NS" else 180.0):  # refuses nan too
         return None
-    return -degrees if hemisphere == hemispheres[1] else degrees
+    is_negative = hemisphere == hemispheres[1] or any(part < 0.0 for part in parts)
+    return _Angle(degrees=-degrees if is_negative else degrees, has_letter=bool(hemisphere))
 
 
 def _pointer(directory: Directory, tag: int) -> int:

@@ -14,7 +14,9 @@ from adapters.images.decoding import (
     RefusedImage,
     decode_image,
     refused_by_size,
+    xmp_in,
 )
+from adapters.images.drone_tags import with_drone_tags
 from adapters.images.exif import read_exif
 from engine.config import SourcesConfig
 from engine.types import DropReason
@@ -56,7 +58,7 @@ def decode_raw(data: bytes, *, config: SourcesConfig) -> DecodedImage | RefusedI
         detail = f"LibRaw cannot read it: {_words(error)}"
         return RefusedImage(reason=DropReason.UNREADABLE, detail=detail)
     block = data if data[:4] in {b"II*\0", b"MM\0*"} else b""
-    exif = read_exif(block)
+    exif = with_drone_tags(read_exif(block), xmp_in(data))
     if not (exif.make or exif.model or exif.gps):
         return image
     # The preview's own turn is the one of its pixels.

@@ -37,6 +37,7 @@ from engine.types import (
 _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
 _UPSCALING_OF_OPENCV = 2.0
+_LEAST_UPSCALED_EDGE_PX = 1280.0
 _GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those near their planes
 
 
@@ -108,14 +109,16 @@ class SiftMatcher:
     def _working_image(self, pixels: Uint8Array) -> tuple[Uint8Array, Float64Array]:
         """The grey image that OpenCV gets, and original px per px of it in x and y, (2,).
 
-        OpenCV doubles it: where it is to be upscaled by less, it is reduced before.
+        OpenCV doubles it: where it is to be upscaled by less, it is reduced before. Small images
+        have few keypoints and cost little, so that they are upscaled further.
         """
         import cv2
 
         grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
         edge_px = min(max(grey.shape), self._config.working_edge_px)
-        reduced_px = round(edge_px * self._config.upscaling / _UPSCALING_OF_OPENCV)
-        return _reduced(grey, max_edge_px=max(1, reduced_px))
+        upscaled_px = max(self._config.upscaling * edge_px, _LEAST_UPSCALED_EDGE_PX)
+        reduced_px = min(edge_px, round(upscaled_px / _UPSCALING_OF_OPENCV))
+        return _reduced(grey, max_edge_px=reduced_px)
 
     def _sift(self, *, has_limit: bool = True) -> Any:
         """The detector; OpenCV keeps the strongest keypoints before it applies a mask."""

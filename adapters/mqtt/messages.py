@@ -35,6 +35,7 @@ class Channel(StrEnum):
     POSE = "pose"
     KEYFRAME = "keyframe"
     SNAPSHOT = "snapshot"  # retained
+    COVERAGE = "coverage"  # retained; GeoJSON (RFC 7946)
     METRICS = "metrics"
     EVENT = "event"
     COMMAND = "command"  # read, not written
@@ -50,7 +51,7 @@ class RunState(StrEnum):
 
 
 _MAX_COMMAND_BYTES = 1_024
-_LASTING = {Channel.STATUS, Channel.SNAPSHOT}  # retained for later subscribers
+_LASTING = {Channel.STATUS, Channel.SNAPSHOT, Channel.COVERAGE}  # retained for later subscribers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from adapters.mqtt.messages import (
 )
 from adapters.mqtt.outbox import Outbox, Throttle
 from engine.config import Config
+from engine.dense_types import GroundPicture
 from engine.errors import ConfigError
 from engine.events import (
     CommandTaken,
@@ -115,6 +116,11 @@ class MqttView:
         """Keeps how large the map is for the messages to come."""
         with self._lock:
             self._counters.update_counts(counts)
+
+    def show_ground(self, ground: GroundPicture) -> None:
+        """Queues how well the ground is covered."""
+        if ground.coverage:
+            self._put(Message(channel=Channel.COVERAGE, payload=ground.coverage))
 
     def show_event(self, event: Event) -> None:
         """Queues the messages of an event for publishing."""

@@ -12,9 +12,9 @@ from typing import Any
 from adapters.phone.feedback import ArrivedPicture, DecodedPicture, PhoneState, RunFeedback
 from adapters.phone.map_plan import Plan, draw_plan
 from adapters.phone.messages import Direction
-from engine.dense_types import DenseCloud
+from engine.dense_types import DenseCloud, GroundPicture
 from engine.events import Event
-from engine.types import Frame, FrameId, FramePose, MapView
+from engine.types import Float32Array, Frame, FrameId, FramePose, MapView
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,7 @@ class FeedbackView:
         self._channel = channel
         self._map: MapView | None = None  # as shown last
         self._dense: DenseCloud | None = None  # likewise
+        self._holes_in_world: Float32Array | None = None  # likewise
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Nothing: the phone has its own picture."""
@@ -172,6 +173,12 @@ class FeedbackView:
         if self._map is not None:
             self._draw_plan(self._map)
 
+    def show_ground(self, ground: GroundPicture) -> None:
+        """Marks what is still to be filmed."""
+        self._holes_in_world = ground.holes_in_world
+        if self._map is not None:
+            self._draw_plan(self._map)
+
     def show_event(self, event: Event) -> None:
         """Adds an event."""
         self._channel.put(event)
@@ -181,7 +188,12 @@ class FeedbackView:
 
     def _draw_plan(self, view: MapView) -> None:
         up_in_world = self._channel.feedback.up_in_world
-        plan = draw_plan(view, up_in_world=up_in_world, dense=self._dense)
+        plan = draw_plan(
+            view,
+            up_in_world=up_in_world,
+            dense=self._dense,
+            holes_in_world=self._holes_in_world,
+        )
         if plan is not None:
             self._channel.put(plan)
 

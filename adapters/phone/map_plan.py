@@ -9,7 +9,7 @@ import numpy as np
 from adapters.phone.messages import Direction
 from engine.dense_types import DenseCloud
 from engine.geometry import transform_points
-from engine.types import Float64Array, Int64Array, MapView, Uint8Array, freeze_field
+from engine.types import Float32Array, Float64Array, Int64Array, MapView, Uint8Array, freeze_field
 
 _MAX_CELLS = 60  # along the longer edge
 _MARGIN_CELLS = 1.5
@@ -19,6 +19,7 @@ _NEIGHBOUR_SHARE = 0.5  # of a neighbour's points that count for a cell; diagona
 _MIN_COUNT = 0.5  # points that make a cell seen
 _FULL_COUNT = 5.0  # points that make it well seen
 _FAINT, _FULL = 60.0, 245.0  # opacity of cells just seen and well seen
+_HOLE_COLOR = (232, 72, 60, 255)
 _MAX_DENSE_POINTS = 20_000  # that are drawn
 _FLAT_RATIO = 8.0  # of variances: a path that spreads so much more sideways than upwards is level
 
@@ -55,7 +56,11 @@ class Plan:
 
 
 def draw_plan(
-    view: MapView, *, up_in_world: Direction | None, dense: DenseCloud | None = None
+    view: MapView,
+    *,
+    up_in_world: Direction | None,
+    dense: DenseCloud | None = None,
+    holes_in_world: Float32Array | None = None,
 ) -> Plan | None:
     """Draws the map from above; None while no camera is in it.
 
@@ -63,6 +68,7 @@ def draw_plan(
         view: the map.
         up_in_world: away from the ground, where it is known; else estimated from them.
         dense: the dense map in the same world, whose points fill what is between the map's.
+        holes_in_world: places (N, 3) of the ground that are still to be filmed, drawn in red.
     """
     if not len(view.keyframe_ids):
         return None
@@ -79,10 +85,13 @@ def draw_plan(
         dense_points, dense_colors = _sampled(dense)
         points = np.concatenate([points, dense_points @ axes.T])
         colors = np.concatenate([colors, dense_colors])
+    cells = _cells(points / cell_map + shift, colors, width=width, height=height)
+    if holes_in_world is not None:
+        _mark(cells, holes_in_world.astype(np.float64) @ axes.T / cell_map + shift)
     return Plan(
         version=view.version,
         plan_from_world=np.column_stack([axes / cell_map, shift]),
-        cells=_cells(points / cell_map + shift, colors, width=width, height=height),
+        cells=cells,
         keyframe_ids=view.keyframe_ids,
         path_xy=path / cell_map + shift,
     )
@@ -172,6 +181,14 @@ def _cells(points_xy: Float64Array, colors: Uint8Array, *, width: int, height: i
     is_seen = counts >= _MIN_COUNT
     picture = np.concatenate([around[:, :, :3] / np.maximum(counts, 1e-9), opacity], axis=2)
     return np.rint(np.where(is_seen, picture, 0.0)).astype(np.uint8)
+
+
+def _mark(cells: Uint8Array, places_xy: Float64Array) -> None:
+    """Paints the cells (H, W, 4) at places (N, 2) red."""
+    height, width = cells.shape[:2]
+    column, row = np.floor(places_xy).astype(np.int64).T
+    is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    cells[row[is_inside], column[is_inside]] = _HOLE_COLOR
 
 
 def _with_neighbours(sums: Float64Array) -> Float64Array:

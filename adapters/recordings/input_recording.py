@@ -102,6 +102,7 @@ class FolderRecording:
             quarter_turns=frame.quarter_turns,
             mask_of=self._mask_of(frame),
             gps=frame.gps,
+            gps_problem=frame.gps_problem,
             intrinsics_prior=frame.intrinsics_prior,
         )
         path = image_path(self._path, frame.frame_id, is_as_received=is_as_received)

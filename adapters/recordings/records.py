@@ -65,6 +65,7 @@ class FrameRecord:
     mask_of: FrameId | None  # the frame under whose id its mask lies; None: it has none
     gps: GpsFix | None
     intrinsics_prior: IntrinsicsPrior | None
+    gps_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

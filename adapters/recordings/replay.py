@@ -199,6 +199,7 @@ class RepeatedSource:
             pixels=image.pixels,
             jpeg=data if record.is_as_received else None,
             gps=record.gps,
+            gps_problem=record.gps_problem,
             intrinsics_prior=record.intrinsics_prior,
             quarter_turns=record.quarter_turns,
             mask=mask,

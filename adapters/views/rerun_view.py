@@ -15,6 +15,7 @@ from adapters.views.log_lines import log_line_of
 from adapters.views.rerun_blueprint import METRICS, build_blueprint
 from adapters.views.rerun_dense import DenseDrawing
 from adapters.views.rerun_geography import GeographyDrawing
+from adapters.views.rerun_ground import GroundDrawing
 from adapters.views.rerun_limits import RecordingLimit, RedrawSchedule
 from adapters.views.rerun_load import LoadDrawing
 from adapters.views.rerun_overlays import OverlayDrawing
@@ -23,7 +24,7 @@ from adapters.views.rerun_service import LiveServer
 from adapters.views.view_mode import ViewMode
 from adapters.views.viewpoint import Viewpoint
 from engine.config import CamerasConfig, ViewsConfig
-from engine.dense_types import DenseCloud
+from engine.dense_types import DenseCloud, GroundPicture
 from engine.errors import ConfigError
 from engine.events import (
     BundleAdjusted,
@@ -96,6 +97,9 @@ class RerunView:
         self._scene = SceneDrawing(recording)
         self._load = LoadDrawing(recording)
         self._dense = DenseDrawing(recording)
+        self._ground = GroundDrawing(recording)
+        self._undrawn_ground: GroundPicture | None = None  # the newest one that is not drawn
+        self._shown_ground: GroundPicture | None = None  # as it was drawn last
         self._undrawn_dense: DenseCloud | None = None  # the newest one that is not drawn
         self._counters = RunCounters()
         self._focal_of_size: dict[tuple[int, int], float] = {}
@@ -190,8 +194,10 @@ class RerunView:
         if self._server is not None and self._redraws.take_due():
             self._scene.draw_all_again()
             self._dense.draw_all_again()
+            self._undrawn_ground = self._undrawn_ground or self._shown_ground
         self._redraws.add_sent_bytes(self._scene.draw_map(view))
         self._draw_dense()
+        self._draw_ground()
 
     def show_dense(self, cloud: DenseCloud) -> None:
         """Shows the dense map; only points that are new are sent, and what moved."""
@@ -199,6 +205,19 @@ class RerunView:
         self._stamp()
         if not self._limit.is_full:
             self._draw_dense()
+
+    def show_ground(self, ground: GroundPicture) -> None:
+        """Shows the ground from above, and where it is badly covered."""
+        self._undrawn_ground = ground
+        self._stamp()
+        if not self._limit.is_full:
+            self._draw_ground()
+
+    def _draw_ground(self) -> None:
+        ground = self._undrawn_ground
+        if ground is not None:
+            self._redraws.add_sent_bytes(self._ground.draw(ground))
+            self._undrawn_ground, self._shown_ground = None, ground
 
     def _draw_dense(self) -> None:
         """Draws the newest dense map, once it is known how large the map is."""
@@ -240,6 +259,7 @@ class RerunView:
             if self._undrawn is not None:
                 self._scene.draw_map(self._undrawn)
             self._draw_dense()
+            self._draw_ground()
             viewpoint = self._scene.overview()
             if self._server is None and viewpoint is not None:
                 # No viewer is connected, so the viewpoint may change to show the whole map.

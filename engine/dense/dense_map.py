@@ -39,6 +39,7 @@ _MIN_CHUNK_POINTS = 16  # that are thinned further
 _OUTDATED_ERROR_RATIO = 1.5  # of a depth's standard deviations that changed poses put it off
 _WRONG_ERROR_RATIO = 6.0  # likewise: its points are not shown where they would be now
 _OUTDATED_FOCAL_RATIO = 0.005  # that a focal length has changed by
+_WRONG_FOCAL_RATIO = 0.02
 _UNCHANGED = 1e-5  # of a relative pose, in units of its distance
 
 
@@ -351,12 +352,12 @@ def _placed(
     if factor is None:
         return None
     world_from_cam = invert_pose(poses[frame_id])
+    focal_change = abs(focal_px / small.focal_px - 1.0)
     return PlacedKeyframe(
         frame_id=frame_id,
         world_from_chunk=np.column_stack([factor * world_from_cam[:, :3], world_from_cam[:, 3]]),
-        is_wrong=error_ratio > _WRONG_ERROR_RATIO,
-        is_outdated=error_ratio > _OUTDATED_ERROR_RATIO
-        or abs(focal_px / small.focal_px - 1.0) > _OUTDATED_FOCAL_RATIO,
+        is_wrong=error_ratio > _WRONG_ERROR_RATIO or focal_change > _WRONG_FOCAL_RATIO,
+        is_outdated=error_ratio > _OUTDATED_ERROR_RATIO or focal_change > _OUTDATED_FOCAL_RATIO,
     )
 
 

@@ -50,7 +50,7 @@ class FusionLimits:
 
     min_views: int = 2  # keyframes that have to agree on a point
     max_points: int = 20_000_000  # that come out: voxels are doubled until there are no more
-    max_points_in_memory: int = 4_000_000  # 44 bytes each; more of them go to a file
+    max_points_in_memory: int = 2_000_000  # 36 bytes each; more of them go to a file
     folder: Path | None = None  # of that file; None: the system's folder for temporary files
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from engine.dense.surface import GroundGrid, Surface
+from engine.dense.surface import GroundGrid, Surface, completed
 from engine.dense_types import DepthMap
 from engine.types import (
     BoolArray,
@@ -112,7 +112,7 @@ class Orthophoto:
         grid, images = self._grid(surface.grid), _Images(pixels_of)
         self.num_made, wanted = 0, list(_tile_places(grid))
         self._tiles = {place: self._tiles[place] for place in wanted if place in self._tiles}
-        relief = _Relief(surface)
+        relief = _Relief(completed(surface))
         for place in wanted:
             ground = relief.tile(_tile_grid(grid, place), self._px_per_cell)
             chosen = _chosen_views(ground, views)

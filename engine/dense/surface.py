@@ -8,7 +8,7 @@ those of later moments fit onto former ones.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -73,11 +73,12 @@ class SurfaceBuilder:
     """Collects points by cell, of any extent, in tiles.
 
     Args:
-        cell: edge of a cell.
-        max_cells: of the whole grid; tiles with the fewest points are left out beyond it.
+        cell: edge of a cell, to begin with.
+        max_cells: of all tiles: cells are doubled when there would be more. A grid around all has
+            twice as many at most, and the outermost tiles are left out of it otherwise.
     """
 
-    def __init__(self, cell: float, *, max_cells: int = 64_000_000) -> None:
+    def __init__(self, cell: float, *, max_cells: int = 8_000_000) -> None:
         self._cell = cell
         self._max_cells = max_cells
         self._tiles: dict[tuple[int, int], Float32Array] = {}  # by line from the south and column
@@ -89,6 +90,8 @@ class SurfaceBuilder:
         """
         if not len(points_in_ground):
             return
+        if len(self._tiles) * _TILE_CELLS**2 > self._max_cells:
+            self._coarsen()
         places = np.floor(points_in_ground[:, :2] / self._cell).astype(np.int64)
         columns, lines = places.T
         order = np.lexsort((points_in_ground[:, 2], columns, lines))
@@ -112,18 +115,30 @@ class SurfaceBuilder:
             at = lines[rows] % _TILE_CELLS, columns[rows] % _TILE_CELLS
             held[at] = np.fmax(held[at], heights[rows])
 
+    def _coarsen(self) -> None:
+        """Leaves out tiles of points far out, or doubles the cells where that is not enough."""
+        self._tiles = _well_filled(self._tiles)
+        if len(self._tiles) * _TILE_CELLS**2 <= self._max_cells:
+            return
+        self._cell *= 2.0
+        finer, self._tiles = self._tiles, {}
+        half = _TILE_CELLS // 2
+        for (line, column), held in finer.items():
+            key = (line // 2, column // 2)
+            if key not in self._tiles:
+                self._tiles[key] = np.full((_TILE_CELLS, _TILE_CELLS), np.nan, np.float32)
+            top, left = line % 2 * half, column % 2 * half
+            pairs = np.fmax(held[::2], held[1::2])
+            part = np.fmax(pairs[:, ::2], pairs[:, 1::2])
+            self._tiles[key][top : top + half, left : left + half] = part
+
     def surface(self, *, max_gap: int = 40) -> Surface | None:
         """The surface of the points so far; None where there is none.
 
         Args:
             max_gap: gaps up to so many cells wide are filled.
         """
-        tiles = {
-            key: held
-            for key, held in self._tiles.items()
-            if np.count_nonzero(~np.isnan(held)) >= _LEAST_TILE_CELLS
-        }
-        tiles = _bounded(tiles, self._max_cells)
+        tiles = _bounded(_well_filled(self._tiles), 2 * self._max_cells)
         if not tiles:
             return None
         lines, columns = np.array(list(tiles)).T
@@ -175,6 +190,55 @@ def round_cell(wanted: float, *, former: float | None = None) -> float:
         return former
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(size for size in _ROUND_SIZES if size * power >= 0.999 * wanted) * power
+
+
+def completed(surface: Surface, *, reach: int = 128) -> Surface:
+    """A surface with smooth ground in its large gaps, too, as far as ``reach`` cells from known.
+
+    A place on it is off by the error of the height times how far a view leans: enough to lay
+    images onto it, not to measure heights. By pull and push (Gortler et al., The Lumigraph, 1996,
+    section 3.4.2).
+    """
+    unknown = np.isnan(surface.heights)
+    if not unknown.any() or unknown.all():
+        return surface
+    distance = cv2.distanceTransform(unknown.astype(np.uint8), cv2.DIST_L2, 3)
+    wanted = unknown & (distance <= reach)
+    heights = np.where(wanted, _pulled_and_pushed(surface.heights), surface.heights)
+    return replace(surface, heights=heights)
+
+
+def _pulled_and_pushed(heights: Float32Array) -> Float32Array:
+    """Heights (H, W) whose unknown cells follow from means of ever larger surroundings."""
+    known = ~np.isnan(heights)
+    if known.all() or max(heights.shape) == 1:
+        return heights
+    height, width = heights.shape
+    half = (width + 1) // 2, (height + 1) // 2
+    padded = np.pad(
+        np.stack([np.where(known, heights, 0.0), known], axis=-1),
+        ((0, height % 2), (0, width % 2), (0, 0)),
+    ).astype(np.float32)
+    sums = cv2.resize(padded, half, interpolation=cv2.INTER_AREA)
+    coarse = np.divide(
+        sums[..., 0],
+        sums[..., 1],
+        where=sums[..., 1] > 0,
+        out=np.full(half[::-1], np.nan, np.float32),
+    )
+    fine = cv2.resize(_pulled_and_pushed(coarse), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.where(known, heights, fine)
+
+
+def _well_filled(
+    tiles: dict[tuple[int, int], Float32Array],
+) -> dict[tuple[int, int], Float32Array]:
+    """Tiles with more than a few points."""
+    return {
+        key: held
+        for key, held in tiles.items()
+        if np.count_nonzero(~np.isnan(held)) >= _LEAST_TILE_CELLS
+    }
 
 
 def _bounded(

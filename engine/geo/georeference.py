@@ -28,6 +28,8 @@ _MAX_ROTATION_STD_DEG = 4.0
 _MAX_SCALE_STD_RATIO = 0.1
 _MAX_TILT_DEG = 10.0  # of cameras that count as level
 _MIN_ACCURACY_M = 0.02  # smaller accuracies that receivers report do not hold for cameras
+_CLEARLY_BETTER = 1.5  # by which one order of latitude and longitude must fit better
+_TELLING_M = 0.1  # a smaller distance tells nothing of it
 _MAX_UPWARDS = 0.3  # of the mean of cameras' y and z axes: level ones and those facing down have -1
 
 
@@ -39,6 +41,7 @@ class RefusalReason(StrEnum):
     CONTRADICTION = "contradiction"  # map and positions differ in shape
     STRAIGHT_PATH = "straight_path"  # the rotation about it is undetermined
     TOO_UNCERTAIN = "too_uncertain"  # the positions are too noisy for their extent
+    UNSURE_ORDER = "unsure_order"  # latitude and longitude may be each other
     UPSIDE_DOWN = "upside_down"  # cameras would stand on their heads: the positions are mirrored
 
 
@@ -150,6 +153,32 @@ def estimate_georeference(
     )
 
 
+def better_order(
+    one: Georeference | GeoreferenceRefused, other: Georeference | GeoreferenceRefused
+) -> Georeference | GeoreferenceRefused:
+    """Which of two orders of latitude and longitude the map bears out, or that it says neither."""
+    if isinstance(other, GeoreferenceRefused):
+        return one
+    if isinstance(one, GeoreferenceRefused):
+        return other
+    better, worse = sorted((one, other), key=lambda found: (-found.num_inliers, found.rmse_m))
+    limit_m = _CLEARLY_BETTER * max(better.rmse_m, _TELLING_M)
+    if worse.num_inliers < better.num_inliers or worse.rmse_m > limit_m:
+        return better
+    return GeoreferenceRefused(
+        reason=RefusalReason.UNSURE_ORDER,
+        detail="latitude and longitude may be each other, and the map fits both:"
+        " telemetry.order=latitude_first or longitude_first says which",
+    )
+
+
+def swapped(fix: GpsFix) -> GpsFix:
+    """A fix whose order is unsure with latitude and longitude as each other; else the fix."""
+    if not fix.is_order_unsure:
+        return fix
+    return replace(fix, latitude_deg=fix.longitude_deg, longitude_deg=fix.latitude_deg)
+
+
 def sim3d_of(onto_from_map: Float64Array) -> pycolmap.Sim3d:
     """A similarity [s R | t] (3, 4) as COLMAP has it."""
     return pycolmap.Sim3d(np.array(onto_from_map))
@@ -173,6 +202,7 @@ def median_fix(fixes: Sequence[GpsFix]) -> GpsFix:
         latitude_deg=float(np.median([fix.latitude_deg for fix in fixes])),
         longitude_deg=(longitude_deg + 180.0) % 360.0 - 180.0,
         altitude_m=float(np.median(altitudes_m)) if altitudes_m else None,
+        is_order_unsure=any(fix.is_order_unsure for fix in fixes),
     )
 
 
@@ -199,6 +229,15 @@ def positions_in_enu(fixes: Sequence[GpsFix], *, origin: GpsFix) -> Float64Array
             origin.longitude_deg,
             height_m,
         )
+    )
+
+
+def places_on_globe(places_in_enu: Float64Array, *, origin: GpsFix) -> Float64Array:
+    """Latitude, longitude (degrees) and altitude (P, 3) of places in metres east, north, up."""
+    wgs84 = pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84)
+    height_m = origin.altitude_m or 0.0
+    return np.asarray(
+        wgs84.enu_to_ellipsoid(places_in_enu, origin.latitude_deg, origin.longitude_deg, height_m)
     )
 
 

@@ -95,6 +95,7 @@ def _between(one: GpsFix, other: GpsFix, *, fraction: float) -> GpsFix:
         altitude_m=altitude_m,
         accuracy_m=_larger(one.accuracy_m, other.accuracy_m),
         vertical_accuracy_m=_larger(one.vertical_accuracy_m, other.vertical_accuracy_m),
+        is_order_unsure=one.is_order_unsure or other.is_order_unsure,
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pycolmap
 
+from engine.geo.georeference import places_on_globe
 from engine.types import Float64Array, GpsFix, freeze_field
 
 _EARTH_RADIUS_M = 6_371_000.0
@@ -26,7 +26,7 @@ class UtmGrid:
     """
 
     epsg: int  # WGS 84 / UTM zone
-    origin: Float64Array  # (3,) easting, northing, m; height above the ellipsoid, m
+    origin: Float64Array  # (3,) easting, northing, m; height above the ellipsoid, m, 0: unknown
     grid_from_enu: Float64Array  # (3, 4) from east, north, up to the grid about its origin
 
     def __post_init__(self) -> None:
@@ -54,11 +54,7 @@ def utm_grid(origin: GpsFix) -> UtmGrid:
 
     epsg = utm_epsg(origin.latitude_deg, origin.longitude_deg)
     around = _REACH_M * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]])
-    wgs84 = pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84)
-    height_m = origin.altitude_m or 0.0  # unknown: heights are of the map alone
-    places = np.asarray(
-        wgs84.enu_to_ellipsoid(around, origin.latitude_deg, origin.longitude_deg, height_m)
-    )
+    places = places_on_globe(around, origin=origin)
     to_utm = Transformer.from_crs(_WGS84, f"EPSG:{epsg}")
     utm = np.stack(to_utm.transform(places[:, 0], places[:, 1]), axis=1)
     # The similarity as a complex factor: grid = factor * (east + i north).
@@ -72,6 +68,6 @@ def utm_grid(origin: GpsFix) -> UtmGrid:
     ]
     return UtmGrid(
         epsg=epsg,
-        origin=np.array([*utm[0], height_m]),
+        origin=np.array([*utm[0], origin.altitude_m or 0.0]),
         grid_from_enu=np.column_stack([linear, np.zeros(3)]),
     )

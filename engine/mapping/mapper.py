@@ -2,13 +2,15 @@
 
 What happens to a keyframe, in order::
 
-    begin_keyframe    results of background jobs that are due are merged; graph and cameras grow
+    begin_keyframe    results of background jobs that are due are merged, another lens among them;
+                      graph and cameras grow
     (matching)        PairMatching, on any one thread: the pairs with earlier keyframes that hold
     add_keyframe      what overlays had is taken out; the first map is made, or the keyframe is
                       registered and its surroundings are refined, misplaced keyframes are taken
                       out, waiting ones are tried again; what fits nowhere grows as a map beside
-                      it; cameras that zoom, are crops or have another lens change, and the map with
-                      them; small maps are adjusted, copies of larger ones are handed out as jobs
+                      it; cameras that zoom or are crops change, and the map with them; small maps
+                      are adjusted, copies of larger ones are handed out as jobs, and so are
+                      searches of lenses that the map doubts
 
 `add_frame` poses the frames between keyframes, and `finish` registers what is left, rescues what is
 missing and adjusts everything. One thread makes a mapper and calls it; what it returns is frozen or

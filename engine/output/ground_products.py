@@ -1,34 +1,41 @@
-"""The ground from above, in ``products/``: orthophoto and surface model, replaced at snapshots.
+"""The ground from above, in ``products/``: orthophoto, surface model, coverage.
 
-Of a georeferenced map they lie in the UTM zone of its origin's longitude. Without the packages for
-that they lie in metres east and north of the origin, and of a map without positions in its unit.
+They are replaced at snapshots. Of a georeferenced map the first two lie in the UTM zone of its
+origin's longitude; without the packages for that, in metres east and north of the origin. Of a map
+without positions they are in its own unit.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from engine.dense.coverage import Coverage, coverage_geojson, coverage_of
 from engine.dense.orthophoto import Orthophoto, OrthoView, sharpness_of, usable_image
 from engine.dense.surface import (
+    Surface,
     SurfaceBuilder,
     ground_from_world,
     round_cell,
     vertical_of,
 )
-from engine.dense_types import DensePoints, DepthMap, KeyframePoses
+from engine.dense_types import DensePoints, DepthMap, GroundPicture, KeyframePoses
+from engine.geo.georeference import places_on_globe
 from engine.geo.utm import UtmGrid, utm_grid
+from engine.output.files import write_atomically
+from engine.output.ground_picture import ground_picture
 from engine.output.rasters import RasterPlace, write_heights, write_orthophoto
 from engine.types import Float32Array, Float64Array, FrameId, GpsFix, Uint8Array
 
 logger = logging.getLogger(__name__)
 
-ORTHOPHOTO_STEM, HEIGHTS_STEM = "orthophoto", "dsm"
+ORTHOPHOTO_STEM, HEIGHTS_STEM, COVERAGE_NAME = "orthophoto", "dsm", "coverage.geojson"
 _POINTS_FOR_CELL = 1_000_000  # that decide on the size of a cell
 _SAME_VERTICAL_COSINE = 0.9986  # 3 degrees
 _SHARPNESS_LIMITS = (0.5, 1.1)  # of what a keyframe's sharpness counts, compared to the median
@@ -40,11 +47,27 @@ class GroundFrame:
 
     from_world: Float64Array  # (3, 4) affine
     utm: UtmGrid | None  # about whose origin it lies
+    origin: GpsFix | None  # of the world, if that is in metres east, north, up
 
     def points(self, points_in_world: Float32Array) -> Float64Array:
         """Points (P, 3) in this frame."""
         rotated = points_in_world.astype(np.float64) @ self.from_world[:, :3].T
         return np.asarray(rotated + self.from_world[:, 3])
+
+    def coordinates(self, places: Float64Array) -> Float64Array:
+        """Longitudes and latitudes (P, 2) of places (P, 2); without an origin as they are."""
+        if self.origin is None:
+            return places
+        inverse = np.linalg.inv(self.from_world[:2, :2])
+        enu = np.column_stack(
+            [(places - self.from_world[:2, 3]) @ inverse.T, np.zeros(len(places))]
+        )
+        return places_on_globe(enu, origin=self.origin)[:, [1, 0]]
+
+    def world_from_ground(self) -> Float64Array:
+        """The affine map (3, 4) back to the world."""
+        inverse = np.linalg.inv(self.from_world[:, :3])
+        return np.column_stack([inverse, -inverse @ self.from_world[:, 3]])
 
     def camera(self, cam_from_world: Float64Array) -> Float64Array:
         """``cam_from_ground`` (3, 4) of a pose (3, 4); affine as this frame is."""
@@ -81,6 +104,8 @@ class GroundProducts:
         self._builder: SurfaceBuilder | None = None
         self._frame: GroundFrame | None = None
         self._has_said = False  # that packages are missing
+        self.coverage: Coverage | None = None  # as it was written last
+        self.picture: GroundPicture | None = None  # likewise, in the world
 
     def collected(
         self, fused: Iterable[DensePoints], poses: KeyframePoses, *, origin: GpsFix | None
@@ -120,16 +145,38 @@ class GroundProducts:
         surface = None if self._builder is None else self._builder.surface()
         if surface is None or self._frame is None:
             return
+        self._cell = surface.grid.cell
         place = RasterPlace(grid=surface.grid, utm=self._frame.utm)
+        views = self._ortho_views(poses, versions, self._frame)
         write_heights(folder / HEIGHTS_STEM, surface.heights, place)
-        self._orthophoto.update(
-            surface, self._ortho_views(poses, versions, self._frame), self._pixels
-        )
+        coverage = self._write_coverage(folder / COVERAGE_NAME, surface, views, self._frame)
+        self._orthophoto.update(surface, views, self._pixels)
         grid, pixels = self._orthophoto.image(surface.grid)
         write_orthophoto(
             folder / ORTHOPHOTO_STEM, pixels, RasterPlace(grid=grid, utm=self._frame.utm)
         )
+        self.picture = ground_picture(
+            surface,
+            pixels,
+            self.coverage,
+            world_from_ground=self._frame.world_from_ground(),
+            geojson=coverage,
+        )
         self._builder = None
+
+    def _write_coverage(
+        self, path: Path, surface: Surface, views: Sequence[OrthoView], frame: GroundFrame
+    ) -> str:
+        """Writes the coverage; returns what was written, "" for nothing."""
+        self.coverage = coverage_of(surface, views)
+        if self.coverage is None:
+            return ""
+        record = coverage_geojson(self.coverage, frame.coordinates)
+        if frame.origin is None:
+            record["frame"] = "not on the globe: units of the map, in a plane along its ground"
+        text = json.dumps(record, allow_nan=False)
+        write_atomically(path, f"{text}\n".encode())
+        return text
 
     def _begin(self, parts: list[DensePoints], poses: KeyframePoses, origin: GpsFix | None) -> None:
         """Decides on the frame and the cell by the first points."""
@@ -154,10 +201,10 @@ class GroundProducts:
             up = vertical_of(normals, towards=-poses.cam_from_world[:, 2, :3].sum(axis=0))
             if self._up is None or float(self._up @ up) < _SAME_VERTICAL_COSINE:
                 self._up = up
-            return GroundFrame(from_world=ground_from_world(self._up), utm=None)
+            return GroundFrame(from_world=ground_from_world(self._up), utm=None, origin=None)
         utm = self._utm_grid(origin)
         from_world = np.eye(4)[:3] if utm is None else utm.grid_from_enu
-        return GroundFrame(from_world=from_world, utm=utm)
+        return GroundFrame(from_world=from_world, utm=utm, origin=origin)
 
     def _utm_grid(self, origin: GpsFix) -> UtmGrid | None:
         missing = [name for name in ("pyproj", "rasterio") if not importlib.util.find_spec(name)]

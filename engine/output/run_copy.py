@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.errors import JournalError
 from engine.output.files import link_atomically
-from engine.output.run_folder import MASKS_FOLDER, RunFolder, delete_former_run
+from engine.output.run_folder import DENSE_FOLDER, MASKS_FOLDER, RunFolder, delete_former_run
 from engine.output.run_lock import RunLock, refuse_running
 
 _TABLES = ("config.yaml", "events.jsonl")
@@ -19,8 +19,8 @@ _DATABASE = ("database.db", "database.db-wal")  # what a killed run committed la
 def copy_run(former: Path, path: Path, *, overwrite: bool) -> RunLock:
     """Copies what a run needs to go on into a folder, which is locked.
 
-    Images, masks and the latest snapshot are hard links where the file system has them: files of a
-    run are replaced, never changed.
+    Images, masks, depth maps and the latest snapshot are hard links where the file system has them:
+    files of a run are replaced, never changed.
 
     Args:
         former: the run's folder; no live run may hold it.
@@ -34,7 +34,7 @@ def copy_run(former: Path, path: Path, *, overwrite: bool) -> RunLock:
     refuse_running(former)
     lock = RunFolder.prepare(path, overwrite=overwrite)
     try:
-        for folder in ("images", MASKS_FOLDER):
+        for folder in ("images", MASKS_FOLDER, DENSE_FOLDER):
             if (former / folder).is_dir():
                 _link_folder(former / folder, path / folder)
         _link_latest(former, path)

@@ -22,13 +22,22 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from engine.config import DenseConfig
 from engine.cpu_time import Stage, cpu_by_stage
 from engine.dense.dense_map import DenseMap, PlacedKeyframe
 from engine.dense.depth import DepthOptions, estimate_depth
-from engine.dense_types import DenseCloud, DepthEstimate, DepthProblem, DepthStatus
+from engine.dense_types import (
+    DenseCloud,
+    DepthEstimate,
+    DepthProblem,
+    DepthStatus,
+    KeyframePoses,
+)
 from engine.errors import InferenceError, JournalError
 from engine.events import DenseMapWritten, DepthEstimated, RunPart
+from engine.geometry import similarity_between_poses
 from engine.mapping.depth_problems import DenseHandout
 from engine.mapping.mapper import Mapper
 from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points, write_ground
@@ -56,7 +65,9 @@ _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
 _MIN_LOOK_AFTER = 8
 _PRODUCT_SHARE = 0.3  # of what the dense map takes, before the end
-_PRODUCT_CPU_S = 0.03  # for each keyframe of the first product
+_POINTS_CPU_S = 0.02  # for each keyframe of the first product
+_GROUND_CPU_S = 0.07  # likewise, with an orthophoto
+_MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
 _NOT_WRITTEN = "not_written"
 _BUDGET = "budget"  # why a keyframe has no depth: its turn did not come
 _FAILED = "failed"
@@ -101,7 +112,8 @@ class _Made:
     estimate: DepthEstimate | None  # None: none was wanted
     num_points: int
     lost: JournalError | None  # why it is not on disk
-    placed: tuple[PlacedKeyframe, ...] | None  # None: poses were not asked for
+    poses: KeyframePoses | None  # of the map; None: not asked for
+    placed: tuple[PlacedKeyframe, ...] | None  # by them
     cloud: DenseCloud | None
     looking_s: float  # CPU seconds that the latter two took
 
@@ -161,8 +173,9 @@ class DenseMaking:
         self._num_waiting = 0  # settled keyframes, as last known
         self._placed: tuple[PlacedKeyframe, ...] = ()  # as last looked at
         self._num_made_again = 0
+        self._shown: KeyframePoses | None = None  # where keyframes are in the map that views show
         self._world: DenseWorld | None = None  # of the newest snapshot, not yet in the products
-        self._product_cost_s = _PRODUCT_CPU_S  # for each keyframe
+        self._product_cost_s = _POINTS_CPU_S if self._ground is None else _GROUND_CPU_S
         self._products_s = 0.0  # CPU seconds that products took so far
         self._written = {"points": 0, "verdict": ""}  # of the newest product
 
@@ -315,6 +328,7 @@ class DenseMaking:
             estimate=estimate,
             num_points=num_points,
             lost=lost,
+            poses=handout.poses,
             placed=placed,
             cloud=cloud,
             looking_s=time.thread_time() - began_s,
@@ -356,9 +370,24 @@ class DenseMaking:
             spent_s = self._budget.spent_s - began_s
             self._products_s += spent_s
             self._product_cost_s = spent_s / len(self._map.frame_ids)
+        self._show_ground(world)
         await self._writer.schedule(functools.partial(self._recorder.product_written, DENSE_PLY))
         self._written = {"points": event.num_points, "verdict": world.verdict.level.value}
         self._emit(event)
+
+    def _show_ground(self, world: DenseWorld) -> None:
+        """Has views show the ground, in the world of the map that they show."""
+        picture = None if self._ground is None else self._ground.picture
+        shown = {} if self._shown is None else self._shown.by_id()
+        snapshot = world.poses.by_id()
+        common = [frame_id for frame_id in snapshot if frame_id in shown]
+        if picture is None or len(common) < _MIN_COMMON:
+            return
+        onto = similarity_between_poses(
+            np.array([snapshot[i] for i in common]), np.array([shown[i] for i in common])
+        )
+        if onto is not None:
+            self._views.offer_ground(picture.moved(onto))
 
     def _write_world(self, world: DenseWorld) -> DenseMapWritten:
         """On the dense thread: writes the products of a snapshot."""
@@ -369,7 +398,9 @@ class DenseMaking:
         points = self._map.points(placed)
         num_points = write_dense_points(run_path, points, world, self._config, ground=self._ground)
         if self._ground is not None:
-            write_ground(run_path, world, self._ground, self._map.depth_versions())
+            right = {one.frame_id for one in placed if not one.is_wrong}
+            versions = {i: v for i, v in self._map.depth_versions().items() if i in right}
+            write_ground(run_path, world, self._ground, versions)
         return DenseMapWritten(
             path=str(run_path / DENSE_PLY),
             num_keyframes=len(placed),
@@ -382,7 +413,7 @@ class DenseMaking:
         """Takes where depth lies now, and what of it is to be made again."""
         if made.placed is None:
             return
-        self._placed = made.placed
+        self._placed, self._shown = made.placed, made.poses
         outdated = (one.frame_id for one in made.placed if one.is_outdated)
         self._again = tuple(i for i in outdated if self._num_times[i] <= _MAX_AGAIN)
         self._num_until_look = max(

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from engine.config import ViewsConfig
 from engine.cpu_time import Stage, charge_thread_to
-from engine.dense_types import DenseCloud
+from engine.dense_types import DenseCloud, GroundPicture
 from engine.errors import HangError
 from engine.events import Event, RunPart
-from engine.ports import ShowsCounts, ShowsDense, ShowsMap, View
+from engine.ports import ShowsCounts, ShowsDense, ShowsGround, ShowsMap, View
 from engine.run.faults import Faults
 from engine.run.queues import ignore_wait
 from engine.types import Frame, FramePose, MapCounts, MapView
@@ -61,6 +61,7 @@ class ViewDispatcher:
         self._frame: tuple[Frame, FramePose | None] | None = None
         self._map: tuple[MapView, _MapCost] | None = None
         self._dense: tuple[DenseCloud, _MapCost] | None = None
+        self._ground: GroundPicture | None = None
         self._dense_cost = _MapCost()  # of the last one
         self._last_dense_s = -float("inf")
         self._counts: MapCounts | None = None  # that wait
@@ -110,6 +111,14 @@ class ViewDispatcher:
             self._dense_cost = _MapCost(cpu_s=cpu_s)
             self._dense = cloud, self._dense_cost
             self._last_dense_s = time.monotonic()
+            self._notify()
+
+    def offer_ground(self, ground: GroundPicture) -> None:
+        """Takes the ground from above; replaces one that waits."""
+        if not self._views:
+            return
+        with self._changed:
+            self._ground = ground
             self._notify()
 
     def offer_map(self, view: MapView) -> None:
@@ -235,8 +244,10 @@ class ViewDispatcher:
             counts=self._counts,
             events=tuple(self._events),
             dense=self._dense,
+            ground=self._ground,
         )
-        self._frame, self._map, self._counts, self._dense = None, None, None, None
+        self._frame, self._map, self._counts = None, None, None
+        self._dense, self._ground = None, None
         self._events.clear()
         if self._waiting_since_s is not None:
             self._waited(time.monotonic() - self._waiting_since_s)
@@ -262,6 +273,8 @@ class ViewDispatcher:
         if news.dense is not None and isinstance(shown, ShowsDense):
             cloud, cost = news.dense
             self._charge(cost, functools.partial(shown.show_dense, cloud))
+        if news.ground is not None and isinstance(shown, ShowsGround):
+            shown.show_ground(news.ground)
 
     def _charge(self, cost: _MapCost, show: Callable[[], None]) -> None:
         began_s = time.thread_time()
@@ -272,7 +285,7 @@ class ViewDispatcher:
     def _has_work(self) -> bool:
         is_left_behind = threading.current_thread() is not self._thread
         waits = self._actions or self._frame or self._map or self._dense or self._counts
-        return bool(waits or self._events or self._closing or is_left_behind)
+        return bool(waits or self._events or self._ground or self._closing or is_left_behind)
 
     def _is_done(self, shown: View, action: Callable[[], None]) -> bool:
         """Whether an action of a view went well; a broken view must not end the run."""
@@ -309,3 +322,4 @@ class _News:
     counts: MapCounts | None = None
     events: tuple[Event, ...] = ()
     dense: tuple[DenseCloud, _MapCost] | None = None
+    ground: GroundPicture | None = None

@@ -331,6 +331,7 @@ class FrameTracker:
             received_at_s=frame.received_at_s,
             features=self._describe(frame),
             gps=frame.gps,
+            gps_problem=frame.gps_problem,
             intrinsics_prior=frame.intrinsics_prior,
             mask=self._packed(frame.mask),
             is_photo=self._photos,

@@ -43,6 +43,9 @@ def make_model(
     return pycolmap.synthesize_dataset(options)
 
 
+DENSE_PLY = b"ply\n" + bytes(200)
+
+
 def dotted_image(image: pycolmap.Image) -> Uint8Array:
     """A black image with a soft white dot at every keypoint that has a point."""
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
@@ -68,6 +71,8 @@ def make_run(run: Path, model: pycolmap.Reconstruction) -> Path:
     (run / "latest").symlink_to("snapshots/000001")
     (run / "frames.csv").write_text("\n".join(rows) + "\n")
     (run / "trajectory.txt").write_text("# all\n100.5 0 0 0 0 0 0 1\n")
+    (run / "products").mkdir()
+    (run / "products" / "dense.ply").write_bytes(DENSE_PLY)
     return run
 
 
@@ -333,17 +338,16 @@ def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:
 
 
 def test_dense_points_are_what_trainers_begin_with(run: Path, tmp_path: Path) -> None:
-    (run / "products").mkdir()
-    (run / "products" / "dense.ply").write_bytes(b"ply\n")
     alone = export(run, tmp_path / "alone", formats=[ExportFormat.DENSE])
     assert entries(alone.path) == {"dense.ply"}
     formats = [ExportFormat.DENSE, ExportFormat.UNDISTORT]
     trained = export(run, tmp_path / "trained", formats=formats)
-    assert (trained.path / "sparse" / "0" / "points3D.ply").read_bytes() == b"ply\n"
+    assert (trained.path / "sparse" / "0" / "points3D.ply").read_bytes() == DENSE_PLY
     assert not (trained.path / "dense.ply").exists()
 
 
 def test_a_run_without_dense_points_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "products" / "dense.ply").unlink()
     with pytest.raises(ConfigError, match=r"dense\.enabled"):
         export(run, tmp_path / "out", formats=[ExportFormat.DENSE])
     assert not (tmp_path / "out").exists()

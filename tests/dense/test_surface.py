@@ -8,6 +8,7 @@ import pytest
 from engine.dense.surface import (
     Surface,
     SurfaceBuilder,
+    completed,
     ground_from_world,
     round_cell,
     vertical_of,
@@ -83,6 +84,23 @@ def test_the_order_of_points_and_parts_changes_nothing() -> None:
     assert whole.heights.tobytes() == halves.heights.tobytes()
 
 
+def test_large_gaps_are_completed_smoothly_and_nothing_known_changes() -> None:
+    x, y = np.meshgrid(np.arange(-40, 40, 0.3), np.arange(-40, 40, 0.3))
+    slope = np.stack([x, y, 0.1 * x + 5.0], axis=-1).reshape(-1, 3)
+    gap = np.abs(slope[:, :2]).max(axis=1) < 15
+    surface = _surface(slope[~gap])
+    assert np.isnan(_height_at(surface, 0.0, 0.0))
+    whole = completed(surface)
+    known = ~np.isnan(surface.heights)
+    assert np.array_equal(whole.heights[known], surface.heights[known])
+    assert np.array_equal(whole.is_measured, surface.is_measured)
+    for x_m in (-12.0, 0.0, 12.0):
+        assert _height_at(whole, x_m, 0.0) == pytest.approx(0.1 * x_m + 5.0, abs=0.8)
+    near = completed(surface, reach=4)
+    assert np.isnan(_height_at(near, 0.0, 0.0))
+    assert not np.isnan(_height_at(near, -14.0, 0.0))
+
+
 def test_points_far_out_do_not_make_the_grid_large() -> None:
     far = _town(noise=0.0)[:400] + [40_000.0, 0.0, 0.0]
     builder = SurfaceBuilder(_CELL, max_cells=2_000_000)
@@ -91,6 +109,21 @@ def test_points_far_out_do_not_make_the_grid_large() -> None:
     assert surface is not None
     assert surface.heights.size <= 2_000_000
     assert _height_at(surface, 0.0, 0.0) == pytest.approx(6.0, abs=0.01)
+
+
+def test_cells_are_doubled_where_the_ground_is_too_large_for_them() -> None:
+    strip = np.arange(-400.0, 400.0, 0.25)
+    x, y = np.meshgrid(strip, np.arange(0.0, 30.0, 0.25))
+    points = np.stack([x, y, 0.01 * x], axis=-1).reshape(-1, 3)
+    builder = SurfaceBuilder(0.25, max_cells=4 * 256**2)
+    for part in np.array_split(points[np.argsort(points[:, 0])], 20):
+        builder.add(part)
+    surface = builder.surface()
+    assert surface is not None
+    assert surface.grid.cell in (0.5, 1.0)
+    assert surface.grid.num_columns * surface.grid.cell == pytest.approx(800.0, abs=2.0)
+    assert _height_at(surface, 300.0, 15.0) == pytest.approx(3.0, abs=0.02)
+    assert np.isnan(surface.heights).mean() < 0.01
 
 
 def test_nothing_has_no_surface() -> None:

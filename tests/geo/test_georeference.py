@@ -15,11 +15,13 @@ from engine.geo.georeference import (
     Georeference,
     GeoreferenceRefused,
     RefusalReason,
+    better_order,
     estimate_georeference,
     gps_rmse_m,
     median_fix,
     positions_in_enu,
     stds_m,
+    swapped,
     to_enu,
 )
 from engine.geo.similarity_fit import UNKNOWN_STD_M
@@ -546,6 +548,40 @@ def test_accuracies_of_heights_count_where_a_receiver_reports_them() -> None:
     assert sigmas_m[0].tolist() == [0.03, 0.03, 0.05]
     assert sigmas_m[1, 2] == pytest.approx(0.06)
     assert sigmas_m[2, 2] == UNKNOWN_STD_M
+
+
+# -- latitude and longitude as each other ---------------------------------------------------------
+
+
+def both_orders(
+    cameras: Float64Array, fixes: Sequence[GpsFix]
+) -> list[Georeference | GeoreferenceRefused]:
+    unsure = [replace(fix, is_order_unsure=True) for fix in fixes]
+    other = [swapped(fix) for fix in unsure]
+    return [estimate_georeference(cameras, each, config=CONFIG) for each in (unsure, other)]
+
+
+@pytest.mark.parametrize("has_altitude", [True, False])
+def test_the_right_order_of_latitude_and_longitude_is_the_one_with_cameras_upright(
+    has_altitude: bool,
+) -> None:
+    true_m = strips_m()
+    fixes = fixes_at(scattered(true_m))
+    right, wrong = both_orders(
+        cameras_at(true_m), fixes if has_altitude else without_altitude(fixes)
+    )
+    assert isinstance(right, Georeference)
+    assert better_order(right, wrong) is right
+    assert better_order(wrong, right) is right
+
+
+def test_an_order_that_the_map_does_not_tell_is_asked_for() -> None:
+    true_m = line_m()
+    right, wrong = both_orders(cameras_at(true_m), fixes_at(true_m))
+    found = better_order(right, wrong)
+    assert isinstance(found, GeoreferenceRefused)
+    assert found.reason is RefusalReason.UNSURE_ORDER
+    assert "telemetry.order" in found.detail
 
 
 # -- mirrored positions ---------------------------------------------------------------------------

@@ -88,8 +88,6 @@ def test_big_endian_blocks_are_read() -> None:
     ("gps", "what"),
     [
         ({}, "no position"),
-        ({**SYDNEY, 6: IFDRational(0, 0)}, "an altitude of 0/0"),
-        ({tag: SYDNEY[tag] for tag in (1, 2, 3, 4)}, "no altitude"),
         ({tag: SYDNEY[tag] for tag in (2, 3, 4, 5, 6)}, "no hemisphere"),
         ({**SYDNEY, 1: "E"}, "a hemisphere of the other axis"),
         ({**SYDNEY, 2: (IFDRational(0, 0), 0.0, 0.0)}, "a latitude of 0/0"),
@@ -101,6 +99,35 @@ def test_a_position_that_cannot_be_trusted_is_no_position(gps: dict[int, Any], w
     exif = read_exif(block({MAKE: "Acme"}, gps=gps))
     assert exif.make == "Acme"
     assert exif.gps is None, what
+
+
+@pytest.mark.parametrize(
+    "gps", [{**SYDNEY, 6: IFDRational(0, 0)}, {tag: SYDNEY[tag] for tag in (1, 2, 3, 4)}]
+)
+def test_a_position_without_altitude_is_one_all_the_same(gps: dict[int, Any]) -> None:
+    fix = read_exif(block(gps=gps)).gps
+    assert fix is not None
+    assert fix.latitude_deg == pytest.approx(-33.856806)
+    assert fix.altitude_m is None
+
+
+def test_a_position_without_letters_is_kept_beside_those_that_count() -> None:
+    exif = read_exif(block(gps={tag: SYDNEY[tag] for tag in (2, 4, 6)}))
+    assert exif.gps is None
+    assert position(exif.unsigned_gps) == pytest.approx((33.856806, 151.215069, 58.5))
+    assert "letters" in exif.position_problem
+
+
+def test_signs_count_where_there_are_no_letters() -> None:
+    written = bytearray(block(gps={tag: SYDNEY[tag] for tag in (2, 4, 6)}))
+    order = "<" if written[6:8] == b"II" else ">"
+    entry = written.find(struct.pack(f"{order}HHI", 2, 5, 3))  # the latitude, as rationals
+    struct.pack_into(f"{order}H", written, entry + 2, 10)  # signed ones
+    (at,) = struct.unpack_from(f"{order}I", written, entry + 8)
+    (degrees,) = struct.unpack_from(f"{order}i", written, 6 + at)
+    struct.pack_into(f"{order}i", written, 6 + at, -degrees)
+    exif = read_exif(bytes(written))
+    assert position(exif.gps) == pytest.approx((-33.856806, 151.215069, 58.5))
 
 
 def test_altitudes_below_the_sea_are_negative_and_missing_minutes_are_zero() -> None:

@@ -143,8 +143,8 @@ def test_a_blob_is_found_in_pixels_of_the_original_image(
 
 @pytest.mark.parametrize("upscaling", [1.0, 1.3, 1.6, 2.0])
 def test_a_blob_is_found_at_its_place_however_far_the_image_is_upscaled(upscaling: float) -> None:
-    for center in ((150.25, 110.8), (100.0, 90.7)):
-        image = blobs_image([center], sigma_px=6.0)
+    for center in ((650.25, 310.8), (500.0, 290.7)):
+        image = blobs_image([center], sigma_px=6.0, size=(1300, 600))
         features = matcher(upscaling=upscaling).describe(frame_of(image))
         assert len(features) >= 1
         assert np.abs(features.keypoints_xy[0] - center).max() < 0.1
@@ -152,11 +152,18 @@ def test_a_blob_is_found_at_its_place_however_far_the_image_is_upscaled(upscalin
 
 
 def test_the_less_an_image_is_upscaled_the_fewer_and_larger_its_keypoints_are() -> None:
-    frame = frame_of(texture_image())
-    found = [matcher(upscaling=ratio).describe(frame) for ratio in (2.0, 1.6, 1.0)]
-    assert len(found[0]) > len(found[1]) > len(found[2]) > 100
+    large = frame_of(texture_image(size=(1300, 300)))
+    found = [matcher(upscaling=ratio).describe(large) for ratio in (2.0, 1.6, 1.0)]
+    assert len(found[0]) > 1.05 * len(found[2]) > 100
     smallest_px = [float(features.scales.min()) for features in found]
     assert smallest_px[0] < smallest_px[1] < smallest_px[2]
+
+
+def test_a_small_image_is_doubled_in_any_case() -> None:
+    small = frame_of(texture_image(size=(640, 200)))
+    found = [matcher(upscaling=ratio).describe(small) for ratio in (2.0, 1.0)]
+    assert len(found[0]) > 100
+    assert np.array_equal(found[0].keypoints_xy, found[1].keypoints_xy)
 
 
 def test_the_strongest_keypoint_comes_first() -> None:
@@ -193,9 +200,8 @@ def test_an_image_is_as_bright_as_the_eye_sees_it() -> None:
     image[:, :, 0] += 0.114 * 2.0 * rise
     image[:, :, 2] -= 0.299 * 2.0 * rise
     as_seen = np.rint(image).astype(np.uint8)
-    doubled = matcher(upscaling=2.0)
-    assert len(doubled.describe(frame_of(as_seen))) == 0
-    assert len(doubled.describe(frame_of(as_seen[:, :, ::-1]))) > 0
+    assert len(matcher().describe(frame_of(as_seen))) == 0
+    assert len(matcher().describe(frame_of(as_seen[:, :, ::-1]))) > 0
 
 
 def test_an_image_opencv_cannot_take_is_an_inference_error() -> None:

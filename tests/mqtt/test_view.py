@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aiomqtt
+import numpy as np
 import pytest
 
 from adapters.mqtt import view as view_module
@@ -25,6 +26,7 @@ from adapters.mqtt.messages import Channel, Message, message_of, read_command
 from adapters.mqtt.outbox import Outbox, Throttle
 from adapters.mqtt.view import MqttView
 from engine.config import Config
+from engine.dense_types import GroundPicture
 from engine.errors import ConfigError
 from engine.events import (
     CameraDoubted,
@@ -250,6 +252,16 @@ def test_figures_come_once_a_second(tmp_path: Path) -> None:
     assert (second["frames"], second["dropped"]) == (3, {"overload": 3})
 
 
+def ground(coverage: str) -> GroundPicture:
+    return GroundPicture(
+        vertices_in_world=np.zeros((0, 0, 3), np.float32),
+        texture=np.zeros((1, 1, 4), np.uint8),
+        holes_in_world=np.zeros((0, 3), np.float32),
+        thin_in_world=np.zeros((0, 3), np.float32),
+        coverage=coverage,
+    )
+
+
 @pytest.mark.network
 def test_who_comes_late_learns_the_state_and_the_newest_snapshot(tmp_path: Path) -> None:
     async def run(broker: Broker) -> Heard:
@@ -257,17 +269,21 @@ def test_who_comes_late_learns_the_state_and_the_newest_snapshot(tmp_path: Path)
             async with listening(broker) as early:
                 for sequence in (1, 2, 3):
                     view.show_event(snapshot(sequence))
+                view.show_ground(ground('{"type":"FeatureCollection","features":[]}'))
+                view.show_ground(ground(""))  # nothing is known of it
                 await until(lambda: early.records["snapshot"][-1:] != [])
                 await until(lambda: early.records["snapshot"][-1]["sequence"] == 3)
             async with listening(broker) as late:
                 await late.until("status")
                 await late.until("snapshot")
+                await late.until("coverage")
         return late
 
     with running_broker(tmp_path) as broker:
         late = asyncio.run(run(broker))
-    assert {"status", "snapshot"} <= late.retained
+    assert {"status", "snapshot", "coverage"} <= late.retained
     assert late.records["snapshot"][0]["sequence"] == 3
+    assert late.records["coverage"] == [{"type": "FeatureCollection", "features": []}]
 
 
 DYING = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from engine.dense.coverage import CoverageStatus
 from engine.dense.fusion import concatenate, fuse
 from engine.dense.keyframe_points import keyframe_points
 from engine.dense_types import DensePoints, DepthMap, KeyframePoses
@@ -74,11 +76,24 @@ def test_without_the_extra_there_are_pngs_and_one_notice(
         products = _write(tmp_path, _POSES, origin=_ORIGIN)
         _write(tmp_path, _POSES, origin=_ORIGIN, products=products)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "coverage.geojson",
         *("dsm.pgw", "dsm.png", "dsm.txt", "orthophoto.pgw", "orthophoto.png"),
     ]
     notices = [record.getMessage() for record in caplog.records]
     assert len(notices) == 1
     assert "livesfm[survey]" in notices[0]
+
+
+def test_coverage_lies_on_the_globe_where_the_map_does(tmp_path: Path) -> None:
+    products = _write(tmp_path, _POSES, origin=_ORIGIN)
+    record = json.loads((tmp_path / "coverage.geojson").read_text())
+    by_status = {one["properties"]["status"]: one for one in record["features"]}
+    places = np.array(by_status["good"]["geometry"]["coordinates"]).reshape(-1, 2)
+    assert np.abs(places - [-0.1, 50.8]).max() < 16 / 60_000  # degrees
+    assert by_status["good"]["properties"]["min_keyframes"] >= 3
+    assert products.coverage is not None
+    assert products.coverage.share_of(CoverageStatus.GOOD) > 0.5
+    assert "frame" not in record
 
 
 def test_points_are_passed_on_as_they_are() -> None:

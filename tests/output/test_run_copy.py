@@ -18,7 +18,13 @@ def former(tmp_path: Path) -> Path:
     """A run that ended, with an image in a subfolder and two snapshots."""
     path = tmp_path / "former"
     RunFolder.create(path, config_text="a: 1\n").close()
-    for name in ("images/left/1.jpg", "masks/left/1.jpg.png", "database.db", "database.db-wal"):
+    for name in (
+        "images/left/1.jpg",
+        "masks/left/1.jpg.png",
+        "dense/000001.npz",
+        "database.db",
+        "database.db-wal",
+    ):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(name.encode())
     for number in ("000001", "000002"):
@@ -41,6 +47,7 @@ def test_a_copy_has_what_a_run_goes_on_from_and_shares_its_images(former: Path) 
     lock = copy_run(former, target, overwrite=False)
     try:
         assert os.path.samefile(target / "images/left/1.jpg", former / "images/left/1.jpg")
+        assert os.path.samefile(target / "dense/000001.npz", former / "dense/000001.npz")
         assert (target / "database.db-wal").read_bytes() == b"database.db-wal"
         assert not os.path.samefile(target / "database.db", former / "database.db")
         assert (target / "latest/sparse/0/images.bin").read_bytes() == b"000002"

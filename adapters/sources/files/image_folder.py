@@ -155,6 +155,7 @@ class ImageFolder:
             next_frame_id=self._next_frame_id,
             single_camera_per_size=self._single_camera_per_size,
             masks=self._masks,
+            files=self._files,
         )
         for position, index in self._indices.items():
             name = self._frame_names[position]

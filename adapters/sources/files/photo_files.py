@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
@@ -15,6 +15,7 @@ from adapters.images.exif import Exif
 from adapters.images.heif import HEIF_SUFFIXES
 from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.images.raw_photos import RAW_SUFFIXES, decode_raw
+from adapters.sources.files.hemispheres import Hemispheres
 from adapters.sources.files.mask_files import MaskFiles
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
@@ -42,6 +43,7 @@ class PhotoReader:
         next_frame_id: FrameIds,
         single_camera_per_size: bool,
         masks: MaskFiles | None = None,
+        files: Sequence[PurePosixPath] = (),
     ) -> None:
         """Takes what all files share.
 
@@ -53,6 +55,7 @@ class PhotoReader:
             single_camera_per_size: images of one subfolder, camera, lens, zoom and size share a
                 camera; False: each image has its own.
             masks: of the photos that have one; None: of none.
+            files: all of them, where they are known; they tell the hemispheres of each other.
         """
         self._root = root
         self._label = label
@@ -62,6 +65,7 @@ class PhotoReader:
         self._masks = masks
         self._intrinsics = IntrinsicsReader()
         self._zooms: dict[str, list[float]] = {}  # values of tags met so far, by unit
+        self._hemispheres = Hemispheres(root, files, label=label, config=config)
         self._previous = b""  # of the readable image before
 
     def read(self, file: PurePosixPath, *, index: int, frame_name: str) -> Arrival | RejectedFrame:
@@ -117,6 +121,7 @@ class PhotoReader:
         received_at_s: float,
     ) -> Frame:
         prior = self._intrinsics.of_image(image)
+        gps, gps_problem = self._hemispheres.position_of(image.exif)
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=self._camera_key(file, image, prior) or frame_name,
@@ -127,7 +132,8 @@ class PhotoReader:
             received_at_s=received_at_s,
             pixels=image.pixels,
             jpeg=image.jpeg,
-            gps=image.exif.gps,
+            gps=gps,
+            gps_problem=gps_problem,
             mask=mask,
             quarter_turns=image.exif.quarter_turns,
             intrinsics_prior=prior,

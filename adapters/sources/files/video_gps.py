@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import logging
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from adapters.sources.files.telemetry_text import (
     text_of_packet,
 )
 from adapters.sources.files.video_frames import open_container, packets_of, picture_stream
+from engine.config import TelemetryOrder
 from engine.regular_files import read_regular_file
 from engine.types import GpsReading
 
@@ -28,8 +31,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ReadsTelemetry = Callable[[Iterable[TextBlock]], Telemetry]
+
 _MAX_SIDE_FILE_BYTES = 256 * 2**20  # two hours at 60 Hz
 _MAX_PACKETS = 1_000_000
+_ISO_6709 = re.compile(r"([-+]\d{1,2}(?:\.\d{1,12})?)([-+]\d{1,3}(?:\.\d{1,12})?)")
 _LOCATION_KEYS = ("location", "com.apple.quicktime.location.iso6709")
 
 
@@ -64,28 +70,36 @@ class ReadingFeed:
             )
 
 
-def positions_of_video(path: Path, *, stop: threading.Event) -> VideoPositions | None:
+def positions_of_video(
+    path: Path, *, stop: threading.Event, order: TelemetryOrder = "auto"
+) -> VideoPositions | None:
     """Looks for positions; a damaged track costs its positions only, and that is logged.
 
     The side file has the name of the video and the ending .SRT or .srt; its times count from the
     first frame. A file that speaks of no places is a film's dialogue. The one position that
-    containers hold for the whole video does not move, so it cannot place a moving camera; it is
-    named in the log and otherwise left alone.
+    containers hold for the whole video, where the drone took off, does not move, so it cannot place
+    a moving camera; it tells which of two numbers is the latitude.
 
     Args:
         path: a readable video.
         stop: when set, an unfinished search ends with what it has.
+        order: of the numbers of positions that do not say it.
 
     Returns:
         None where nothing speaks of places.
     """
+    location = _location_of(path)
+    read = functools.partial(read_telemetry, order=order, near_deg=location)
     for side_file in _side_files(path):
-        telemetry = _of_side_file(side_file)
+        telemetry = _of_side_file(side_file, read)
         if telemetry is not None:
             return _positions(telemetry, origin=side_file.name, label=str(path))
-    telemetry = _of_tracks(path, stop=stop)
+    telemetry = _of_tracks(path, read, stop=stop)
     if telemetry is not None:
         return _positions(telemetry, origin="its subtitle track", label=str(path))
+    if location is not None:
+        words = "holds one position for the whole video; it places no moving camera"
+        logger.info("%s: %s: %g, %g", path, words, *location)
     return None
 
 
@@ -94,6 +108,10 @@ def _positions(telemetry: Telemetry, *, origin: str, label: str) -> VideoPositio
     if telemetry.fixes:
         num_fixes, altitude = len(telemetry.fixes), telemetry.altitude.value
         words = f"{num_fixes} positions from {origin}, {altitude} altitude"
+        if telemetry.order:
+            words += f"; {telemetry.order}"
+        elif any(timed.fix.is_order_unsure for timed in telemetry.fixes):
+            words += "; whether latitude or longitude comes first is left to the map"
     if telemetry.num_unusable:
         words += (
             f"; {telemetry.num_unusable} of {telemetry.num_blocks} blocks cannot be used:"
@@ -111,7 +129,7 @@ def _side_files(path: Path) -> list[Path]:
     ]
 
 
-def _of_side_file(side_file: Path) -> Telemetry | None:
+def _of_side_file(side_file: Path, read: ReadsTelemetry) -> Telemetry | None:
     try:
         data = read_regular_file(side_file, max_bytes=_MAX_SIDE_FILE_BYTES)
     except OSError as error:
@@ -119,27 +137,24 @@ def _of_side_file(side_file: Path) -> Telemetry | None:
         return None
     is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
-    telemetry = read_telemetry(blocks_of_srt(text))
+    telemetry = read(blocks_of_srt(text))
     if not telemetry.is_any:
         logger.info("%s: speaks of no places", side_file)
     return telemetry if telemetry.is_any else None
 
 
-def _of_tracks(path: Path, *, stop: threading.Event) -> Telemetry | None:
+def _of_tracks(path: Path, read: ReadsTelemetry, *, stop: threading.Event) -> Telemetry | None:
     import av
 
     try:
         with open_container(str(path.absolute())) as container:
-            _tell_location(path, container)
             pictures = picture_stream(container)
             start_s = 0.0
             if pictures is not None and pictures.start_time and pictures.time_base:
                 start_s = float(pictures.start_time * pictures.time_base)
             for stream in container.streams.subtitles:
                 blocks = _blocks_of_track(container, stream, stop=stop)
-                telemetry = read_telemetry(
-                    replace(block, time_s=block.time_s - start_s) for block in blocks
-                )
+                telemetry = read(replace(block, time_s=block.time_s - start_s) for block in blocks)
                 if telemetry.is_any:
                     return telemetry
                 container.seek(0)
@@ -171,12 +186,19 @@ def _blocks_of_track(
         logger.warning("a subtitle track is damaged: %s", error.strerror or error)
 
 
-def _tell_location(path: Path, container: InputContainer) -> None:
-    tags = {key.lower(): value for key, value in container.metadata.items()}
-    location = next((tags[key] for key in _LOCATION_KEYS if tags.get(key)), None)
-    if location is not None:
-        logger.info(
-            "%s: holds one position for the whole video, %s; it places no moving camera",
-            path,
-            location.strip("/")[:60],
-        )
+def _location_of(path: Path) -> tuple[float, float] | None:
+    """Latitude and longitude that a container holds for the whole video (ISO 6709)."""
+    import av
+
+    try:
+        with open_container(str(path.absolute())) as container:
+            tags = {key.lower(): value for key, value in container.metadata.items()}
+    except (av.error.FFmpegError, OSError):
+        return None
+    text = next((tags[key] for key in _LOCATION_KEYS if tags.get(key)), "")
+    found = _ISO_6709.match(text.strip())
+    if found is None:
+        return None
+    latitude_deg, longitude_deg = float(found[1]), float(found[2])
+    is_place = abs(latitude_deg) <= 90.0 and abs(longitude_deg) <= 180.0
+    return (latitude_deg, longitude_deg) if is_place and (latitude_deg or longitude_deg) else None

@@ -2,8 +2,10 @@
 
 An ordinary start costs nothing here. Small maps by several lenses (`lens_search.py`) compete only
 where a camera's calibration is nobody's word, and the map doubts it: few keyframes fit, the focal
-length has gone far from where it began, distortion bends the image like a fisheye's. A camera with
-the name of an action camera is searched in any case, since those switch between both kinds.
+length has gone far from where it began, distortion bends the image like a fisheye's, neighbouring
+keypoints have large errors in common. A camera with the name of an action camera is searched in any
+case, since those switch between both kinds. A search is a job beside the map, which goes on with
+the present lens; what it found is compared with the camera as the map has it by then.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,12 +16,15 @@ from engine.config import GeoreferenceConfig, RuntimeConfig
 from engine.events import Georeferenced, Warned
 from engine.geo.georeference import (
     Georeference,
+    GeoreferenceRefused,
     RefusalReason,
+    better_order,
     estimate_georeference,
     gps_rmse_m,
     is_finite_fix,
     median_fix,
     positions_in_enu,
+    swapped,
     to_enu,
 )
 from engine.geometry import camera_center, pose_in_other_world
@@ -118,6 +122,9 @@ class Georeferencing:
         self._warned_of: tuple[FrameId, ...] = ()
         self._contradiction = ""
         self._refusal = ""
+        self._is_swapped = False  # whether latitudes and longitudes of unsure order are each other
+        self._is_order_known = False
+        self._problems: Counter[str] = Counter()  # why positions of keyframes cannot be used
 
     def facts(self) -> dict[str, Any]:
         """The origin, and what was emitted."""
@@ -126,6 +133,9 @@ class Georeferencing:
             "first_fixes": [asdict(fix) for fix in self._first_fixes],
             "was_emitted": self._was_emitted,
             "warned_of": list(self._warned_of),
+            "problems": dict(self._problems),
+            "is_swapped": self._is_swapped,
+            "is_order_known": self._is_order_known,
         }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
@@ -134,6 +144,9 @@ class Georeferencing:
         self._first_fixes = [GpsFix(**fix) for fix in facts["first_fixes"]]
         self._was_emitted = facts["was_emitted"]
         self._warned_of = tuple(FrameId(i) for i in facts["warned_of"])
+        self._problems = Counter(facts.get("problems", {}))
+        self._is_swapped = facts.get("is_swapped", False)
+        self._is_order_known = facts.get("is_order_known", False)
 
     @property
     def placement(self) -> Placement | None:
@@ -157,12 +170,15 @@ class Georeferencing:
         the map.
         """
         fix = keyframe.gps
+        if fix is None and keyframe.gps_problem:
+            self._problems[keyframe.gps_problem] += 1
         if self._origin is not None or fix is None or not is_finite_fix(fix):
             return
         if all(_place_of(fix) != _place_of(other) for other in self._first_fixes):
             self._first_fixes.append(fix)
         if len(self._first_fixes) == self._config.min_fixes:
-            self._origin = median_fix(self._first_fixes)
+            origin = median_fix(self._first_fixes)
+            self._origin = swapped(origin) if self._is_swapped else origin
             self._first_fixes.clear()
 
     def update(self, sparse_map: SparseMap, *, is_final: bool = False) -> Placement | None:
@@ -263,25 +279,24 @@ class Georeferencing:
         self._contradiction = ""
         keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
         known = [k for k in keyframes if self._position_of(k) is not None]
-        if not settings.enabled or not known:
+        if not settings.enabled or not (known or self._problems):
             return ""
         if len(known) < settings.min_fixes:
-            return (
+            words = (
                 f"{len(known)} of its {len(keyframes)} keyframes have a position,"
                 f" {settings.min_fixes} are needed"
             )
+            problems = [
+                f"{number} cannot be used: {problem}"
+                for problem, number in self._problems.most_common()
+            ]
+            return "; ".join((words, *problems))
         frame_ids = tuple(keyframe.frame_id for keyframe in known)
         if max_error_ratio:
             extent_m = _extent_m(self._fixes(sparse_map, frame_ids))
             max_error_m = max(settings.max_error_m, max_error_ratio * extent_m)
             settings = settings.model_copy(update={"max_error_m": max_error_m})
-        found = estimate_georeference(
-            np.array([sparse_map.cam_from_world(i) for i in frame_ids]),
-            self._fixes(sparse_map, frame_ids),
-            config=settings,
-            origin=self._origin,
-            seed=self._runtime.seed,
-        )
+        found = self._estimated(sparse_map, frame_ids, config=settings)
         if not isinstance(found, Georeference):
             logger.info("the map cannot be laid onto GPS: %s, %s", found.reason, found.detail)
             if found.reason is RefusalReason.CONTRADICTION:
@@ -293,11 +308,51 @@ class Georeferencing:
             names=tuple(keyframe.name for keyframe in known),
         )
 
+    def _estimated(
+        self, sparse_map: SparseMap, frame_ids: Sequence[FrameId], *, config: GeoreferenceConfig
+    ) -> Georeference | GeoreferenceRefused:
+        """The georeference, in whichever order of latitude and longitude the map bears out.
+
+        Where nothing else tells the order, the wrong one mirrors the path, so that cameras would
+        look at the sky, and stretches it.
+        """
+        cam_from_map = np.array([sparse_map.cam_from_world(i) for i in frame_ids])
+
+        def estimate() -> Georeference | GeoreferenceRefused:
+            return estimate_georeference(
+                cam_from_map,
+                self._fixes(sparse_map, frame_ids),
+                config=config,
+                origin=self._origin,
+                seed=self._runtime.seed,
+            )
+
+        found = estimate()
+        is_unsure = any(fix.is_order_unsure for fix in self._fixes(sparse_map, frame_ids))
+        if not is_unsure or (self._is_order_known and isinstance(found, Georeference)):
+            return found
+        self._swap()
+        other = estimate()
+        if better_order(found, other) is other:
+            self._is_order_known = True
+            return other
+        self._swap()
+        better = better_order(found, other)
+        self._is_order_known = isinstance(better, Georeference)
+        return better
+
+    def _swap(self) -> None:
+        """Takes latitudes and longitudes of unsure order for each other, and the origin's."""
+        self._is_swapped = not self._is_swapped
+        if self._origin is not None:
+            self._origin = swapped(self._origin)
+
     def _position_of(self, keyframe: Keyframe) -> GpsFix | None:
         """Positions beside the frames are known better later, when those after them came, too."""
-        if keyframe.gps is not None and not keyframe.gps.is_provisional:
-            return keyframe.gps
-        return self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or keyframe.gps
+        fix = keyframe.gps
+        if fix is None or fix.is_provisional:
+            fix = self._fix_at(keyframe.camera_key, keyframe.captured_at_s) or fix
+        return swapped(fix) if fix is not None and self._is_swapped else fix
 
     def _fixes(self, sparse_map: SparseMap, frame_ids: Sequence[FrameId]) -> list[GpsFix]:
         fixes = [self._position_of(sparse_map.keyframe(i)) for i in frame_ids]

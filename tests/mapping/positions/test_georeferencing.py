@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import Config, GeoreferenceConfig
 from engine.events import Georeferenced, Warned
-from engine.geo.georeference import median_fix, positions_in_enu
+from engine.geo.georeference import median_fix, positions_in_enu, swapped
 from engine.geometry import camera_center
 from engine.mapping.positions.georeferencing import Placement
 from engine.types import Float64Array, FrameId, GpsFix
@@ -57,7 +57,9 @@ class PlacedRun(MapperRun):
             if frame_id in shifted:
                 fix = dataclasses.replace(fix, latitude_deg=fix.latitude_deg + 80.0 / 110_574.0)
             received = as_received(frame_id, fix)
-            self.add_keyframe(world.keyframe(frame_id, gps=None if fix_at else received))
+            keyframe = world.keyframe(frame_id, gps=None if fix_at else received)
+            problem = "it is bad" if received is None else ""
+            self.add_keyframe(dataclasses.replace(keyframe, gps_problem=problem))
             if frame_id in seen_at:
                 self.mapper.snapshot()
         self.end()
@@ -195,10 +197,28 @@ def test_positions_without_altitude_place_the_map_horizontally(loop: SyntheticWo
     assert run.figures.not_georeferenced == ""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_the_map_decides_which_number_is_the_latitude(
+    is_swapped: bool, loop: SyntheticWorld
+) -> None:
+    def received(_: int, fix: GpsFix) -> GpsFix:
+        unsure = dataclasses.replace(fix, is_order_unsure=True)
+        return swapped(unsure) if is_swapped else unsure
+
+    run = PlacedRun(loop, as_received=received)
+    assert run.placement is not None
+    origin = run.placement.georeference.origin
+    assert origin.latitude_deg == pytest.approx(true_fix(loop, 1).latitude_deg, abs=0.01)
+    assert run.placement.georeference.rmse_m < 0.3
+    copy, _ = the_copy(run)
+    assert run.errors_m(copy).max() < 0.3
+
+
 def test_a_map_with_too_few_positions_says_why_it_has_no_place(loop: SyntheticWorld) -> None:
     run = PlacedRun(loop, as_received=lambda frame_id, fix: fix if frame_id < 4 else None)
     assert run.placement is None
-    why = "3 of its 20 keyframes have a position, 6 are needed"
+    why = "3 of its 20 keyframes have a position, 6 are needed; 17 cannot be used: it is bad"
     assert run.figures.not_georeferenced == why
     messages = [warned.message for warned in run.emitted(Warned)]
     assert messages == [f"the map is not georeferenced: {why}"]

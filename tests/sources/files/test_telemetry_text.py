@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ FORMS: list[tuple[str, tuple[float, float, float], AltitudeKind]] = [
     (
         "[iso : 110] [shutter : 1/200.0] [fnum : 280] [ct : 5064] [color_md : default]"
         " [focal_len : 240] [latitude: 0.608553] [longtitude: -1.963763] [altitude: 1429.697998]",
-        (0.608553, -1.963763, 1429.697998),
+        (34.867518, -112.515332, 1429.697998),  # radians
         AltitudeKind.UNNAMED,
     ),
     (
@@ -68,6 +69,22 @@ FORMS: list[tuple[str, tuple[float, float, float], AltitudeKind]] = [
         (47.5929, -122.3699, 1.5),
         AltitudeKind.RELATIVE,
     ),
+    (
+        "GPS(149.0251,-20.2533,16) Hb: 12.5m / Hs: 3.0m",
+        (-20.2533, 149.0251, 12.5),
+        AltitudeKind.RELATIVE,
+    ),
+    (
+        "HOME(W: 97.616776, N: 30.219286) 2020-11-01 15:29:24\nGPS(W: 97.621475, N: 30.214199,"
+        " 161.25m)\nISO:105 SHUTTER:500 EV:0.0 F-NUM:2.8",
+        (30.214199, -97.621475, 161.25),
+        AltitudeKind.UNNAMED,
+    ),
+    (
+        "GPS(E: 8.5, N: 47.1, 400.00m) RTK(E: 8.541700, S: 47.376900, 430.20m)",
+        (-47.3769, 8.5417, 430.2),
+        AltitudeKind.UNNAMED,
+    ),
     ("LATITUDE=47.1 LONGITUDE=8.2 ABS_ALT=433", (47.1, 8.2, 433.0), AltitudeKind.ABSOLUTE),
 ]
 
@@ -75,15 +92,14 @@ UNUSABLE = [
     ("[latitude: 0.000000] [longitude: 0.000000] [rel_alt: 0.0 abs_alt: 0.0]", "no fix"),
     ("[latitude: 97.1] [longitude: 8.2] [abs_alt: 433.0]", "out of range"),
     ("[latitude: 47.1] [longitude: 188.2] [abs_alt: 433.0]", "out of range"),
-    ("[latitude: 47.1] [longitude: 8.2]", "no altitude"),
-    ("[latitude: 47.1] [longitude: 8.2] [abs_alt: 999999.0]", "no altitude"),
     ("[latitude: 47.1] [abs_alt: 433.0]", "cannot be read|can be read"),
     ("[latitude: nan] [longitude: 8.2] [abs_alt: 433.0]", "can be read"),
     ("[latitude: 47,3769] [longitude: 8,5417] [abs_alt: 433,0]", "can be read"),
     ("[latitude: 47.1.2] [longitude: 8.2] [abs_alt: 433.0]", "can be read"),
     ("GPS(8.5, n/a, 12) BAROMETER:3.0", "can be read"),
     ("GPS(8.5) BAROMETER:3.0", "can be read"),
-    ("GPS(8.5, 47.3, 12)", "no altitude"),
+    ("GPS(98.5, 97.3, 12) BAROMETER:3.0", "out of range"),
+    ("GPS(8.5, 247.3, 12) BAROMETER:3.0", "out of range"),
 ]
 
 
@@ -142,9 +158,9 @@ def test_all_positions_have_the_same_kind_of_altitude() -> None:
     telemetry = read_telemetry(
         [place(0.0, 1.0, altitude=both), place(1.0, 2.0, altitude=relative), place(2.0, 3.0)]
     )
-    assert [one.fix.altitude_m for one in telemetry.fixes] == [433.0, 433.0]
+    assert [one.fix.altitude_m for one in telemetry.fixes] == [433.0, None, 433.0]
     assert telemetry.altitude is AltitudeKind.ABSOLUTE
-    assert (telemetry.num_unusable, telemetry.problem) == (1, "no absolute altitude")
+    assert telemetry.num_unusable == 0
     mostly_relative = read_telemetry(
         [place(float(i), float(i), altitude=relative) for i in range(1, 4)]
         + [place(9.0, 9.0, altitude=both)]
@@ -152,6 +168,73 @@ def test_all_positions_have_the_same_kind_of_altitude() -> None:
     assert [one.fix.altitude_m for one in mostly_relative.fixes] == [6.0, 6.0, 6.0, 5.0]
     assert mostly_relative.altitude is AltitudeKind.RELATIVE
     assert mostly_relative.num_unusable == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[latitude: 47.1] [longitude: 8.2]",
+        "[latitude: 47.1] [longitude: 8.2] [abs_alt: 999999.0]",
+        "GPS(8.2, 47.1, 12)",
+    ],
+)
+def test_positions_without_altitude_are_positions(text: str) -> None:
+    telemetry = read_telemetry([block(text)])
+    assert positions_of(telemetry) == [(1.5, 47.1, 8.2, None)]
+    assert telemetry.altitude is AltitudeKind.NONE
+    assert telemetry.num_unusable == 0
+
+
+# -- which number is the latitude -----------------------------------------------------------------
+
+M300 = ("GPS(36.6146,-6.1120,0.0M) BAROMETER:0.3M", "GPS(36.6147,-6.1121,0.0M) BAROMETER:0.5M")
+
+
+def m300(**options: Any) -> Telemetry:
+    return read_telemetry(
+        [block(text, time_s=float(number)) for number, text in enumerate(M300)], **options
+    )
+
+
+def test_an_order_that_nothing_tells_is_marked_as_unsure() -> None:
+    telemetry = m300()
+    assert [one.fix.is_order_unsure for one in telemetry.fixes] == [True, True]
+    assert telemetry.fixes[0].fix.longitude_deg == 36.6146  # as most drones have it
+    assert telemetry.order == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "latitude_deg"),
+    [
+        ({"order": "latitude_first"}, 36.6146),
+        ({"order": "longitude_first"}, -6.112),
+        ({"near_deg": (36.7, -6.0)}, 36.6146),
+        ({"near_deg": (-6.3, 36.5)}, -6.112),
+    ],
+)
+def test_the_order_is_told_by_the_setting_or_by_a_place_near_by(
+    options: dict[str, Any], latitude_deg: float
+) -> None:
+    telemetry = m300(**options)
+    assert telemetry.fixes[0].fix.latitude_deg == latitude_deg
+    assert not telemetry.fixes[0].fix.is_order_unsure
+    assert "first" in telemetry.order
+
+
+@pytest.mark.parametrize("near_deg", [(10.0, 10.0), (47.0, 8.0)])
+def test_a_place_far_from_both_tells_no_order(near_deg: tuple[float, float]) -> None:
+    assert m300(near_deg=near_deg).fixes[0].fix.is_order_unsure
+
+
+@pytest.mark.parametrize(
+    "text", ["GPS(39.9,116.4,69.8)", "GPS(116.4,39.9,69.8)", "GPS(-116.4,39.9,12)"]
+)
+def test_a_number_that_no_latitude_has_tells_the_order(text: str) -> None:
+    telemetry = read_telemetry([block(text)])
+    fix = telemetry.fixes[0].fix
+    assert (fix.latitude_deg, abs(fix.longitude_deg)) == (39.9, 116.4)
+    assert not fix.is_order_unsure
+    assert "range" in telemetry.order
 
 
 def test_an_altitude_that_is_always_zero_is_none_where_there_is_another() -> None:

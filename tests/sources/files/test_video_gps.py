@@ -199,7 +199,10 @@ def test_the_one_position_of_a_whole_video_is_named_and_not_used(
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     assert look(path) is None
-    assert "one position for the whole video, +47.3769+008.5417+408.000" in caplog.text
+    assert (
+        "one position for the whole video; it places no moving camera: 47.3769, 8.5417"
+        in caplog.text
+    )
 
 
 def test_each_reading_comes_before_the_first_frame_that_needs_it() -> None:
