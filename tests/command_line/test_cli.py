@@ -24,7 +24,6 @@ from tests.support.paths import ROOT
 from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S
 
-
 COMMANDS = ["run", "resume", "demo", "evaluate", "export", "georeference", "benchmark", "doctor"]
 
 
