@@ -448,6 +448,13 @@ class SiftConfig(Section):
     upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
     """How far photos are upscaled before keypoints are detected; frames of a video, and photos of
     640 px, are doubled. Higher: more of the smallest keypoints, and slower by its square."""
+    lean_features: NonNegativeInt = 0
+    """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
+    are described at half the resolution, all for half the cost. 0: no keyframe is treated so."""
+    lean_edge_px: PositiveInt = 560
+    """px. The working_edge_px of these keyframes."""
+    min_lean_matches: PositiveInt = 100
+    """Matches of lean keypoints with the keyframe before. One with fewer is described in full."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
