@@ -102,8 +102,11 @@ class SourcesConfig(Section):
 
 
 class TelemetryConfig(Section):
-    """How positions beside videos are read."""
+    """How positions beside photos and videos are read."""
 
+    positions: tuple[str, ...] = ()
+    """Files with positions of photos by their names, which win over EXIF: CSV with a header (name,
+    latitude, longitude, altitude), ODM's geo.txt."""
     order: TelemetryOrder = "auto"
     """Which of the two numbers in GPS(a,b,...) of a drone's .SRT is the latitude: latitude_first or
     longitude_first. auto: by their range, the position of the video file, and the map."""
@@ -707,11 +710,12 @@ class DenseConfig(Section):
 
     enabled: bool = True
     """Whether depth maps are made."""
-    edge_px: Annotated[int, Field(ge=64, le=8192)] = 640
-    """px, longer side. Images are matched at most at this size; twice of it costs four times as
-    much."""
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 512
+    """px, longer side. Images are matched at most at this size; twice of it costs up to eight times
+    as much."""
     neighbours: Annotated[int, Field(ge=1, le=8)] = 2
-    """Keyframes that a keyframe is matched with, at most. More fill holes and confirm depths."""
+    """Keyframes that a keyframe is matched with, at most, as long as their matching costs no more
+    than that of a usual one. More fill holes and confirm depths."""
     voxel_size: NonNegativeFloat = 0.0
     """Edge of the cells that hold one dense point each, in units of the map that is written: metres
     where it is georeferenced. 0: as the images sample the surface."""

@@ -30,13 +30,14 @@ from engine.dense_types import (
 from engine.geometry import compose_poses, invert_pose
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
-_MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
+_MAX_DISPARITY_RATIO = 0.33  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
+_MAX_RELATIVE_ERROR = 0.012  # of depth, one standard deviation; less exact is unknown
 _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
 _EDGE_WINDOW = 5  # px, about a pixel
-_EDGE_STEP = 0.03  # of the depth
+_EDGE_STEP, _EDGE_SIGMAS = 0.01, 3.0  # of the depth, and of its standard deviations more
 _BIG_STEP = 1.0  # columns between two pixels: no surface between them
 
 
@@ -44,9 +45,8 @@ _BIG_STEP = 1.0  # columns between two pixels: no surface between them
 class DepthOptions:
     """How depth maps are made."""
 
-    edge_px: int = 512  # the longer edge of a depth map at most
-    num_neighbours: int = 2  # images that a keyframe is matched with at most
-    max_relative_error: float = 0.01  # of depth, one standard deviation; less exact is unknown
+    edge_px: int  # the longer edge of a depth map at most
+    num_neighbours: int  # keyframes that a keyframe is matched with at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,7 +108,7 @@ def _estimated(
         return DepthStatus.NO_NEIGHBOUR, reason, None
     grey = _grey(own)
     measured = [_measure(pair, grey, pinhole) for pair in pairs]
-    depth_map = _depth_map(view, pairs, measured, own, pinhole, options=options)
+    depth_map = _depth_map(view, pairs, measured, own, pinhole)
     share = float((depth_map.num_agreeing > 0).mean())
     summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
     if share < _MIN_SHARE:
@@ -161,13 +161,9 @@ def _depth_map(
     measured: Sequence[_Measured],
     own: WorkingImage,
     pinhole: Pinhole,
-    *,
-    options: DepthOptions,
 ) -> DepthMap:
-    inverse_depth, error, num_agreeing = _combined(
-        measured, max_relative_error=options.max_relative_error
-    )
-    known = (num_agreeing > 0) & _is_off_edges(inverse_depth)
+    inverse_depth, error, num_agreeing = _combined(measured)
+    known = (num_agreeing > 0) & _is_off_edges(inverse_depth, error)
     depth = np.zeros(inverse_depth.shape, np.float32)
     np.divide(1.0, inverse_depth, out=depth, where=known)
     return DepthMap(
@@ -240,7 +236,7 @@ def _resampled(disparity: Float32Array, places: Places) -> tuple[Float32Array, B
     return np.where(is_smooth, smooth, nearest), nearest > UNKNOWN
 
 
-def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
+def _is_off_edges(inverse_depth: Float32Array, error: Float32Array) -> BoolArray:
     """Whether pixels (H, W) keep away from steps of depth, about which it is not known whose it is.
 
     Matching in blocks lets what is in front grow into what is behind. On a slope the pixel lies
@@ -250,22 +246,23 @@ def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
     nearest = cv2.dilate(inverse_depth, window)
     unknown_far = np.where(inverse_depth > 0, inverse_depth, np.float32(np.inf))
     farthest = cv2.erode(unknown_far, window)
-    return np.asarray(np.abs(nearest + farthest - 2.0 * inverse_depth) < _EDGE_STEP * inverse_depth)
+    step = np.abs(nearest + farthest - 2.0 * inverse_depth)
+    return np.asarray(step < (_EDGE_STEP + _EDGE_SIGMAS * error) * inverse_depth)
 
 
 def _combined(
-    measured: Sequence[_Measured], *, max_relative_error: float
+    measured: Sequence[_Measured],
 ) -> tuple[Float32Array, Float32Array, Uint8Array]:
     """Inverse depth (0: unknown), its relative error, and how many neighbours agree, (H, W).
 
     Depths that agree are averaged; where the first two contradict each other, none is known.
     """
     first = measured[0]
-    votes = (first.relative_error < max_relative_error).astype(np.uint8)
+    votes = (first.relative_error < _MAX_RELATIVE_ERROR).astype(np.uint8)
     mean, weight = first.inverse_depth, 1.0 / first.relative_error**2
     is_contradicted = np.zeros(mean.shape, np.bool_)
     for other in measured[1:]:
-        other_known = other.relative_error < max_relative_error
+        other_known = other.relative_error < _MAX_RELATIVE_ERROR
         other_weight = 1.0 / other.relative_error**2
         both = other_known & (votes > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
