@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from engine.dense.alignment import laid_onto_points
 from engine.dense.matching import UNKNOWN, match_lines
 from engine.dense.neighbours import MIN_SHARED_POINTS, points_before, rank_neighbours
 from engine.dense.rectification import (
@@ -88,9 +89,9 @@ def _estimated(
     problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
 ) -> tuple[DepthStatus, str, DepthMap | None]:
     view = problem.view
-    num_points = len(points_before(view))
-    if num_points < MIN_SHARED_POINTS:
-        reason = f"{num_points} points of the map before it, {MIN_SHARED_POINTS} are needed"
+    points = points_before(view)
+    if len(points) < MIN_SHARED_POINTS:
+        reason = f"{len(points)} points of the map before it, {MIN_SHARED_POINTS} are needed"
         return DepthStatus.TOO_FEW_POINTS, reason, None
     ranked = rank_neighbours(problem)
     if not ranked:
@@ -102,12 +103,12 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
-    pairs = _pairs(view, available, images, pinhole, options=options)
+    pairs = _pairs(view, points, available, images, pinhole, options=options)
     if not pairs:
         reason = f"the parallax of {len(available)} neighbours spans too much"
         return DepthStatus.NO_NEIGHBOUR, reason, None
     grey = _grey(own)
-    measured = [_measure(pair, grey, pinhole) for pair in pairs]
+    measured = [_measure(pair, grey, pinhole, points) for pair in pairs]
     depth_map = _depth_map(view, pairs, measured, own, pinhole)
     share = float((depth_map.num_agreeing > 0).mean())
     summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
@@ -118,6 +119,7 @@ def _estimated(
 
 def _pairs(
     view: DenseView,
+    points: Float64Array,
     ranked: Sequence[DenseView],
     images: Mapping[FrameId, DenseImage],
     pinhole: Pinhole,
@@ -125,7 +127,6 @@ def _pairs(
     options: DepthOptions,
 ) -> list[_Pair]:
     """The best neighbours whose matching costs no more than it may; one may cost more."""
-    points = points_before(view)
     area = pinhole.width * pinhole.height
     pairs: list[_Pair] = []
     costly: list[_Pair] = []
@@ -196,8 +197,8 @@ def _grey(image: WorkingImage) -> WorkingImage:
     return replace(image, pixels=pixels)
 
 
-def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
-    """Depth by one neighbour; ``own`` is the keyframe's image, grey."""
+def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole, points: Float64Array) -> _Measured:
+    """Depth by one neighbour; ``own`` is the keyframe's image, grey, ``points`` are before it."""
     rectification = pair.rectification
     first, first_usable = rectification.image(own, is_neighbour=False)
     second, second_usable = rectification.image(pair.image, is_neighbour=True)
@@ -220,8 +221,9 @@ def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
         inverse_depth = sine * length / (np.float32(rectification.baseline) * other_sine)
         error = sigma * np.float32(rectification.parallax_step)
         error *= np.sin(places.angle) / (other_sine * sine)
+    measured = np.where(known, inverse_depth, np.float32(0.0))
     return _Measured(
-        inverse_depth=np.where(known, inverse_depth, np.float32(0.0)),
+        inverse_depth=laid_onto_points(measured, pinhole, points),
         relative_error=np.where(known, error, np.float32(np.inf)),
     )
 
