@@ -39,7 +39,7 @@ _NEAR_DEPTH_PX = (17, 17)  # window in which a pixel has to have depth
 _USE_WITHOUT_DEPTH = 32  # of 255
 _BLACK = 16  # grey level
 _NARROW_PX = 5  # wide, of gaps that are closed whatever hides them
-_FEW = 0.8  # of points that are followed on
+_FEW = 0.8  # share of points that are followed on: taking out the others costs as much as steps
 _FAR_PX = 1e5  # beyond any image
 _MAX_IMAGES = 8  # in memory
 
@@ -217,7 +217,7 @@ class _Relief:
             hit = self._heights_at(at) > at[2]
             is_hidden[rows[hit]] = True
             going = ~hit & (num_steps >= number + 1)
-            if going.mean() < _FEW:  # taking them out costs as much as some steps
+            if np.count_nonzero(going) < _FEW * len(going):
                 rows, at, step, num_steps = (
                     rows[going],
                     at[:, going],

@@ -110,6 +110,7 @@ def _write_geotiff(
         ),
         "nodata": nodata,
         "compress": "DEFLATE",
+        "level": 1,  # of 9: an orthophoto is written at every snapshot, and hardly gets smaller
         "predictor": "YES",
         "blocksize": _BLOCK_PX,
         "bigtiff": "IF_SAFER",

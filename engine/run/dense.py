@@ -66,7 +66,7 @@ _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looke
 _MIN_LOOK_AFTER = 8
 _PRODUCT_SHARE = 0.3  # of what the dense map takes, before the end
 _POINTS_CPU_S = 0.02  # for each keyframe of the first product
-_GROUND_CPU_S = 0.07  # likewise, with an orthophoto
+_GROUND_CPU_S = 0.09  # likewise, with an orthophoto
 _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
 _NOT_WRITTEN = "not_written"
 _BUDGET = "budget"  # why a keyframe has no depth: its turn did not come
@@ -225,11 +225,9 @@ class DenseMaking:
         with suppress(TimeoutError):
             async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
                 ends_at_s = time.monotonic() + _MAX_END_S
+                await self._look()  # the last adjustment moved keyframes
                 await self._make_all(ends_at_s=ends_at_s)
                 await self._look()
-                if self._again:
-                    await self._make_all(ends_at_s=ends_at_s)
-                    await self._look()
         await self._write_products()
 
     def figures(self) -> dict[str, Any]:

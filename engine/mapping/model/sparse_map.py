@@ -211,6 +211,18 @@ class SparseMap:
         rows = [point3D(point3D_id).xyz for point3D_id in ids]
         return np.array(rows) if rows else np.empty((0, 3))
 
+    def observations(self, point3D_ids: Int64Array) -> Int64Array:
+        """Who observes points (M,): (N, 3) place in the given ids, keyframe, and its keypoint."""
+        point3D = self._reconstruction.point3D
+        return np.array(
+            [
+                (place, element.image_id, element.point2D_idx)
+                for place, point3D_id in enumerate(point3D_ids.tolist())
+                for element in point3D(point3D_id).track.elements
+            ],
+            np.int64,
+        ).reshape(-1, 3)
+
     def covisibility(self, frame_id: FrameId) -> Mapping[FrameId, int]:
         """How many points a keyframe shares with other registered ones, most first."""
         if frame_id not in self._covisibility:
