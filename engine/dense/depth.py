@@ -34,6 +34,7 @@ from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Ar
 _MAX_DISPARITY_RATIO = 0.33  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
 _MAX_RELATIVE_ERROR = 0.012  # of depth, one standard deviation; less exact is unknown
+_MAX_TRIED = 6  # neighbours
 _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
@@ -56,7 +57,6 @@ class _Pair:
 
     neighbour: DenseView
     rectification: Rectification
-    image: WorkingImage  # the neighbour's, grey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,12 +103,15 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
-    pairs = _pairs(view, points, available, images, pinhole, options=options)
+    pairs = _pairs(view, points, available, pinhole, options=options)
     if not pairs:
         reason = f"the parallax of {len(available)} neighbours spans too much"
         return DepthStatus.NO_NEIGHBOUR, reason, None
     grey = _grey(own)
-    measured = [_measure(pair, grey, pinhole, points) for pair in pairs]
+    measured = [
+        _measure(pair.rectification, grey, _other(pair, images, pinhole), pinhole, points)
+        for pair in pairs
+    ]
     depth_map = _depth_map(view, pairs, measured, own, pinhole)
     share = float((depth_map.num_agreeing > 0).mean())
     summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
@@ -121,7 +124,6 @@ def _pairs(
     view: DenseView,
     points: Float64Array,
     ranked: Sequence[DenseView],
-    images: Mapping[FrameId, DenseImage],
     pinhole: Pinhole,
     *,
     options: DepthOptions,
@@ -131,7 +133,7 @@ def _pairs(
     pairs: list[_Pair] = []
     costly: list[_Pair] = []
     spent = 0.0
-    for neighbour in ranked:
+    for neighbour in ranked[:_MAX_TRIED]:
         if len(pairs) == options.num_neighbours:
             break
         rectification = rectify(
@@ -142,11 +144,10 @@ def _pairs(
         )
         if rectification is None:
             continue
-        image = _working(neighbour, images[neighbour.frame_id], pinhole, is_grey=True)
-        rectification = rectification.cropped_to(image)
+        rectification = rectification.cropped_to(neighbour.intrinsics)
         if rectification is None:
             continue
-        pair = _Pair(neighbour=neighbour, rectification=rectification, image=image)
+        pair = _Pair(neighbour=neighbour, rectification=rectification)
         searched = rectification.num_disparities * rectification.width * rectification.height / area
         if spent + searched > _MAX_SEARCHED:
             costly.append(pair)
@@ -197,11 +198,21 @@ def _grey(image: WorkingImage) -> WorkingImage:
     return replace(image, pixels=pixels)
 
 
-def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole, points: Float64Array) -> _Measured:
-    """Depth by one neighbour; ``own`` is the keyframe's image, grey, ``points`` are before it."""
-    rectification = pair.rectification
+def _other(pair: _Pair, images: Mapping[FrameId, DenseImage], pinhole: Pinhole) -> WorkingImage:
+    image = images[pair.neighbour.frame_id]
+    return _working(pair.neighbour, image, pinhole, is_grey=True)
+
+
+def _measure(
+    rectification: Rectification,
+    own: WorkingImage,
+    other: WorkingImage,
+    pinhole: Pinhole,
+    points: Float64Array,
+) -> _Measured:
+    """Depth by one neighbour; images are grey, ``points`` (P, 3) before the keyframe."""
     first, first_usable = rectification.image(own, is_neighbour=False)
-    second, second_usable = rectification.image(pair.image, is_neighbour=True)
+    second, second_usable = rectification.image(other, is_neighbour=True)
     found = match_lines(
         first,
         second,
