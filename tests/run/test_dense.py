@@ -17,9 +17,10 @@ from engine.dense_types import (
     DepthProblem,
 )
 from engine.errors import JournalError
+from engine.mapping.mapper import Mapper
 from engine.output.depth_store import DepthStore
 from engine.run.dense import CpuBudget
-from engine.run.engine import Engine, RunOutcome
+from engine.run.engine import Engine, RunOutcome, StoppedBy
 from tests.support.fake_runs import (
     FakeSource,
     WorldMatcher,
@@ -127,6 +128,23 @@ def test_what_raises_costs_one_keyframe(
     (fault,) = written.of_kind("FaultOccurred")
     assert (fault["part"], fault["frame_id"]) == ("the dense map", 5)
     assert outcome.num_registered == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_a_map_that_hands_out_no_problem_costs_depth_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(self: Mapper, **options: Any) -> None:
+        raise RuntimeError("half changed")
+
+    monkeypatch.setattr(Mapper, "dense_handout", breaks)
+    outcome, written = a_run(tmp_path / "run")
+    assert outcome.num_registered == NUM_FRAMES
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert written.summary["dense"]["keyframes_with_depth"] == 0
+    faults = written.of_kind("FaultOccurred")
+    assert {one["part"] for one in faults} == {"the dense map"}
+    assert 1 <= len(faults) <= NUM_FRAMES + 2
 
 
 @pytest.mark.usefixtures("_without_budget")
