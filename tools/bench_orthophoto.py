@@ -114,7 +114,8 @@ def _seen(
 def _height_errors_m(
     model: pycolmap.Reconstruction, grid: UtmGrid, heights: np.ndarray, place: rasterio.Affine
 ) -> np.ndarray:
-    xyz = np.array([point.xyz for point in model.points3D.values()])
+    points = [p for p in model.points3D.values() if p.track.length() >= _MIN_TRACK]
+    xyz = np.array([point.xyz for point in points])
     in_grid = xyz @ grid.grid_from_enu[:, :3].T
     columns, lines = ~place * tuple((in_grid[:, :2] + grid.origin[:2]).T)
     inside = (columns >= 0) & (columns < heights.shape[1]) & (lines >= 0)
