@@ -102,8 +102,11 @@ class SourcesConfig(Section):
 
 
 class TelemetryConfig(Section):
-    """How positions beside videos are read."""
+    """How positions beside photos and videos are read."""
 
+    positions: tuple[str, ...] = ()
+    """Files with positions of photos by their names, which win over EXIF: CSV with a header (name,
+    latitude, longitude, altitude), ODM's geo.txt."""
     order: TelemetryOrder = "auto"
     """Which of the two numbers in GPS(a,b,...) of a drone's .SRT is the latitude: latitude_first or
     longitude_first. auto: by their range, the position of the video file, and the map."""

@@ -18,6 +18,7 @@ import pycolmap
 
 from engine.types import BoolArray, Float32Array, Float64Array, Intrinsics, Uint8Array
 
+_BORDER_PX = 3  # of an image that are of no use: blocks reach beyond it
 _NODE_PX = 8  # lens and rotation are worked out at every so many pixels, and interpolated
 _MAX_TANGENT = 1.0  # of half the field of view of a depth map
 _MAX_AREA_RATIO = 1.5  # of a rectified image to the depth map: about the epipole lines crowd
@@ -186,8 +187,8 @@ def working_image(
     if usable is not None:
         mask = usable.astype(np.uint8) * np.uint8(255)
         levels = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST))
-    levels[[0, -1]] = 0
-    levels[:, [0, -1]] = 0
+    levels[:_BORDER_PX] = levels[-_BORDER_PX:] = 0
+    levels[:, :_BORDER_PX] = levels[:, -_BORDER_PX:] = 0
     return WorkingImage(pixels=pixels, usable=levels, intrinsics=intrinsics)
 
 
@@ -282,7 +283,9 @@ class Rectification:
         columns, lines = _nodes(width) - self.num_disparities, _nodes(height)
         nodes = image.sampled(self.rays_of(columns, lines, is_neighbour=is_neighbour))
         maps = [_between_nodes(node, width=width, height=height) for node in nodes]
-        pixels = cv2.remap(image.pixels, maps[0], maps[1], cv2.INTER_CUBIC)
+        pixels = cv2.remap(
+            image.pixels, maps[0], maps[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
         usable = cv2.remap(image.usable, maps[0], maps[1], cv2.INTER_NEAREST)
         return np.asarray(pixels, np.uint8), np.asarray(usable, np.uint8)
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 
+from engine.camera_models import CAMERA_MODEL_NAMES
 from engine.dense.depth import DepthOptions, estimate_depth
 from engine.dense_types import DenseImage, DepthEstimate, DepthMap, DepthProblem, DepthStatus
 from engine.types import Float64Array, FrameId, Intrinsics
@@ -229,3 +231,17 @@ def test_the_same_problem_has_the_same_depth_to_the_bit() -> None:
     again = made(estimate_depth(turned, images, OPTIONS))
     assert np.array_equal(first.depth, again.depth)
     assert np.array_equal(first.num_agreeing, again.num_agreeing)
+
+
+@pytest.mark.parametrize("name", CAMERA_MODEL_NAMES)
+def test_every_lens_of_colmap_gets_a_right_depth_map(name: str) -> None:
+    width, height = (480, 240) if name == "EQUIRECTANGULAR" else (WIDTH, HEIGHT)
+    camera = pycolmap.Camera.create_from_model_name(1, name, 100.0, width, height)
+    params = np.array(camera.params)
+    if name in {"SIMPLE_RADIAL", "RADIAL"}:
+        params[3] = -0.02
+    lens = Intrinsics(model=name, width=width, height=height, params=tuple(map(float, params)))
+    poses = [KEYFRAME, pose_at((1.2, 0.0, 0.0))]
+    problem, images, truth = problem_of([WALL, BOX, GROUND], poses, lens, num_points=300)
+    depth_map = made(estimate_depth(problem, images, OPTIONS))
+    assert_right(depth_map, truth, lens, median=0.008, within_2=0.9, filled=0.25)

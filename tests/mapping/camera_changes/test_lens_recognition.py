@@ -147,12 +147,15 @@ def test_a_lens_is_searched_beside_the_map_and_changes_before_the_keyframe_after
     (job,) = mapped.jobs
     assert job.kind is JobKind.LENS_SEARCH
     assert not mapped.due
+    lenses = mapped.mapper._lenses
+    assert lenses.facts()["searches"] == {}  # a run that goes on would begin it again
     mapped.add_keyframe(world.keyframe(world.frame_ids[num_fed]))
     assert mapped.due == (job,)
     assert mapped.model == "SIMPLE_RADIAL"
     mapped.begin_keyframe(world.keyframe(world.frame_ids[num_fed + 1]))
     assert mapped.model == "RADIAL_FISHEYE"
     assert mapped.registered_ids == world.frame_ids[: num_fed + 1]
+    assert lenses.facts()["searches"]["camera"]["num"] == 1
 
 
 def test_a_search_that_failed_counts_and_is_not_begun_again_at_once() -> None:
