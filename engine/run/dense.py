@@ -64,7 +64,7 @@ _MAX_END_S = 10.0  # that the end of a run waits for depth, at most
 _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
 _MIN_LOOK_AFTER = 8
-_PRODUCT_SHARE = 0.3  # of what the dense map takes, before the end
+_PRODUCT_SHARE = 0.4  # of what the dense map takes, before the end
 _POINTS_CPU_S = 0.02  # for each keyframe of the first product
 _GROUND_CPU_S = 0.09  # likewise, with an orthophoto
 _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
@@ -356,7 +356,8 @@ class DenseMaking:
     def _is_product_due(self) -> bool:
         """Whether products of the newest snapshot cost little beside what else was done."""
         expected_s = self._product_cost_s * len(self._map.frame_ids)
-        is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * self._budget.spent_s
+        spent_s = self._budget.spent_s + expected_s
+        is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * spent_s
         return is_cheap and self._budget.has_room_for(expected_s)
 
     async def _write_products(self) -> None:
