@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 ORTHOPHOTO_STEM, HEIGHTS_STEM, COVERAGE_NAME = "orthophoto", "dsm", "coverage.geojson"
 _POINTS_FOR_CELL = 1_000_000  # that decide on the size of a cell
+_SURE_VIEWS = 3  # of a point; two alone may agree on what is not there
 _SAME_VERTICAL_COSINE = 0.9986  # 3 degrees
 _SHARPNESS_LIMITS = (0.5, 1.1)  # of what a keyframe's sharpness counts, compared to the median
 
@@ -191,7 +192,8 @@ class GroundProducts:
 
     def _add(self, part: DensePoints) -> None:
         if self._builder is not None and self._frame is not None:
-            self._builder.add(self._frame.points(part.xyz))
+            is_sure = part.num_views >= _SURE_VIEWS
+            self._builder.add(self._frame.points(part.xyz), is_sure=is_sure)
 
     def _frame_of(
         self, parts: list[DensePoints], poses: KeyframePoses, origin: GpsFix | None
