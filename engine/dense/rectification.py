@@ -105,18 +105,20 @@ class WorkingImage:
 
     def sampled(self, rays: Float64Array) -> tuple[Float32Array, Float32Array]:
         """Columns and lines of rays (..., 3) in ``pixels``, for ``cv2.remap``; far out: -1e4."""
-        camera = camera_of(self.intrinsics)
-        flat = rays.reshape(-1, 3)
-        points_xy = np.asarray(camera.img_from_cam(flat), np.float64).reshape(-1, 2)
-        with np.errstate(invalid="ignore"):
-            is_beyond = ~np.isfinite(points_xy).all(axis=1)
-            is_beyond |= flat[:, 2] < math.cos(_largest_angle(camera)) * np.linalg.norm(
-                flat, axis=1
-            )
-        scale = np.array(self.pixels.shape[1::-1]) / [camera.width, camera.height]
-        points_xy = np.where(is_beyond[:, None], -1e4, np.clip(points_xy * scale - 0.5, -1e4, 1e4))
-        columns, lines = points_xy.T.astype(np.float32)
-        return columns.reshape(rays.shape[:-1]), lines.reshape(rays.shape[:-1])
+        scale = np.array(self.pixels.shape[1::-1]) / [self.intrinsics.width, self.intrinsics.height]
+        points_xy = np.clip(pixels_of_rays(self.intrinsics, rays) * scale - 0.5, -1e4, 1e4)
+        columns, lines = np.moveaxis(np.nan_to_num(points_xy, nan=-1e4).astype(np.float32), -1, 0)
+        return np.ascontiguousarray(columns), np.ascontiguousarray(lines)
+
+
+def pixels_of_rays(intrinsics: Intrinsics, rays: Float64Array) -> Float64Array:
+    """Where a lens shows rays (..., 3), (..., 2) px; not a number where it cannot."""
+    camera = camera_of(intrinsics)
+    flat = rays.reshape(-1, 3)
+    points_xy = np.array(camera.img_from_cam(flat), np.float64).reshape(-1, 2)
+    nearest_cosine = math.cos(_largest_angle(camera))
+    points_xy[flat[:, 2] < nearest_cosine * np.linalg.norm(flat, axis=1)] = np.nan
+    return points_xy.reshape(*rays.shape[:-1], 2)
 
 
 def _nodes(num: int) -> Float64Array:
@@ -245,15 +247,16 @@ class Rectification:
         rotation = self.neighbour_from_keyframe[:, :3] if is_neighbour else np.eye(3)
         return np.asarray(rays @ (self.axes @ rotation.T))
 
-    def cropped_to(self, neighbour: WorkingImage) -> Rectification | None:
+    def cropped_to(self, neighbour: Intrinsics) -> Rectification | None:
         """The part that the neighbour's image can show; None where that is next to nothing."""
         columns = np.arange(
             -self.num_disparities, self.width + _NODE_PX, _NODE_PX, dtype=np.float64
         )
         lines = np.arange(0, self.height + _NODE_PX, _NODE_PX, dtype=np.float64)
-        at, line = neighbour.sampled(self.rays_of(columns, lines, is_neighbour=True))
-        height, width = neighbour.pixels.shape[:2]
-        is_inside = (at > 0) & (at < width - 1) & (line > 0) & (line < height - 1)
+        seen_xy = pixels_of_rays(neighbour, self.rays_of(columns, lines, is_neighbour=True))
+        with np.errstate(invalid="ignore"):
+            between = (seen_xy > 0) & (seen_xy < (neighbour.width, neighbour.height))
+        is_inside = np.asarray(between.all(axis=-1))
         if not is_inside.any():
             return None
         seen_columns = columns[is_inside.any(axis=0)][[0, -1]]

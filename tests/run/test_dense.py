@@ -209,6 +209,17 @@ def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")
+def test_products_that_cost_too_much_beside_depth_wait_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense_module, "_PRODUCT_SHARE", 0.0)
+    _, written = a_run(tmp_path / "run", "snapshots.every_keyframes=3")
+    assert len(written.of_kind("SnapshotWritten")) > 2
+    (product,) = written.of_kind("DenseMapWritten")
+    assert product["num_keyframes"] == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
 def test_a_product_that_cannot_be_written_is_named_and_costs_no_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
