@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from engine.dense.rectification import Pinhole
+from engine.dense.robust_fit import robust_fit
 from engine.types import Float32Array, Float64Array
 
 _MIN_POINTS = 40
 _MAX_CHANGE = 0.05  # of the depth at a point; what is further off was matched wrongly
 _NOISE = 0.002  # of the depth: points off by less count fully
-_SLOPE_WEIGHT = 1.0  # of no growth over the image, in points at its border
-_NUM_FITS = 6
+_SLOPE_WEIGHT = 1.0  # of no growth over the image
 
 
 def laid_onto_points(
@@ -45,20 +45,7 @@ def laid_onto_points(
         np.arange(pinhole.width, dtype=np.float64), np.arange(pinhole.height, dtype=np.float64)
     )
     growth = np.column_stack([np.ones(len(depth)), x[0, columns], y[lines, 0]])
-    shift = _robust_fit(growth, (1.0 / depth - own) / unit) * unit
+    change = (1.0 / depth - own) / unit
+    shift = unit * robust_fit(growth, change, noise=_NOISE, slope_weight=_SLOPE_WEIGHT)
     moved = inverse_depth + (shift[0] + shift[1] * x + shift[2] * y).astype(np.float32)
     return np.where((inverse_depth > 0) & (moved > 0), moved, np.float32(0.0))
-
-
-def _robust_fit(growth: Float64Array, change: Float64Array) -> Float64Array:
-    """The linear growth (3,) that explains changes (P,), in units of the middle inverse depth."""
-    prior = np.diag([0.0, _SLOPE_WEIGHT, _SLOPE_WEIGHT])
-    weight = np.ones(len(change))
-    fit: Float64Array = np.zeros(3)
-    for _ in range(_NUM_FITS):
-        weighted = growth * weight[:, None]
-        fit = np.asarray(
-            np.linalg.solve(growth.T @ weighted + prior, weighted.T @ change), np.float64
-        )
-        weight = _NOISE / np.maximum(np.abs(change - growth @ fit), _NOISE)
-    return fit

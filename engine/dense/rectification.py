@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import pycolmap
 
+from engine.dense.robust_fit import robust_fit
+from engine.geometry import skew
 from engine.types import BoolArray, Float32Array, Float64Array, Intrinsics, Uint8Array
 
 _BORDER_PX = 3  # of an image that are of no use: blocks reach beyond it
@@ -25,7 +27,6 @@ _MAX_AREA_RATIO = 1.5  # of a rectified image to the depth map: about the epipol
 _ABOUT_SAME_SIZE = 0.97  # an image is not resampled for less
 _MIN_POINTS_OF_PLANE = 12
 _MAX_SHEAR = 0.4  # columns of disparity a column
-_NUM_FITS = 8
 _MIN_EDGE_PX = 16  # of a rectified image
 _RANGE_MARGIN, _RANGE_MARGIN_PX = 0.2, 3.0  # added to either side of the range of disparities
 _LARGEST_ANGLE_MARGIN_RAD = 0.01
@@ -396,9 +397,9 @@ def _axes(along: Float64Array) -> Float64Array:
 
 def _parallax(points_in_keyframe: Float64Array, center: Float64Array) -> Float64Array:
     """Angles (P,) in radians under which points see the baseline."""
-    other = points_in_keyframe - center
-    cross = np.linalg.norm(np.cross(points_in_keyframe, other), axis=1)
-    return np.asarray(np.arctan2(cross, np.einsum("ij,ij->i", points_in_keyframe, other)))
+    cosine_part = np.einsum("ij,ij->i", points_in_keyframe, points_in_keyframe - center)
+    sine_part = np.linalg.norm(points_in_keyframe @ skew(center), axis=1)
+    return np.asarray(np.arctan2(sine_part, cosine_part))
 
 
 def _disparity_range(
@@ -418,7 +419,7 @@ def _disparity_range(
     best: tuple[Float64Array, float, float] = (np.zeros(3), *_spread(disparity))
     growth = np.column_stack([np.ones(len(columns)), columns, lines * (not is_full_turn)])
     if len(columns) >= _MIN_POINTS_OF_PLANE:
-        plane = _robust_fit(growth, disparity)
+        plane = robust_fit(growth, disparity, noise=1.0, slope_weight=0.0)
         if abs(plane[1]) < _MAX_SHEAR:
             low, high = _spread((disparity - growth @ plane) / (1.0 - plane[1]))
             if high - low < best[2] - best[1]:
@@ -432,18 +433,6 @@ def _disparity_range(
 def _spread(disparity: Float64Array) -> tuple[float, float]:
     low, high = np.percentile(disparity, [1.0, 99.0])
     return float(low), float(high)
-
-
-def _robust_fit(growth: Float64Array, disparity: Float64Array) -> Float64Array:
-    """The linear growth (3,) with about the least sum of absolute errors."""
-    weight = np.ones(len(growth))
-    plane: Float64Array = np.zeros(3)
-    for _ in range(_NUM_FITS):
-        plane = np.asarray(
-            np.linalg.lstsq(growth * weight[:, None], disparity * weight)[0], np.float64
-        )
-        weight = 1.0 / np.sqrt(np.maximum(np.abs(disparity - growth @ plane), 1.0))
-    return np.asarray(plane)
 
 
 def _extent(
