@@ -105,8 +105,8 @@ class TelemetryConfig(Section):
     """How positions beside photos and videos are read."""
 
     positions: tuple[str, ...] = ()
-    """Files with positions of photos by their names, which win over EXIF: CSV with a header (name,
-    latitude, longitude, altitude), ODM's geo.txt."""
+    """Files with positions: of photos by their names, CSV with a header (name, latitude, longitude,
+    altitude) or ODM's geo.txt, which win over EXIF; of videos, .SRT."""
     order: TelemetryOrder = "auto"
     """Which of the two numbers in GPS(a,b,...) of a drone's .SRT is the latitude: latitude_first or
     longitude_first. auto: by their range, the position of the video file, and the map."""
@@ -614,7 +614,11 @@ class LocalBundleAdjustmentConfig(Section):
 
 
 class GlobalBundleAdjustmentConfig(Section):
-    """Bundle adjustment of the whole map, on a copy beside the growing map."""
+    """Bundle adjustment of the whole map, on a copy beside the growing map.
+
+    A map of more than 100,000 observations is adjusted by a share of them: the longest tracks, all
+    over each image. Its other points follow.
+    """
 
     growth_ratio: Annotated[float, Field(gt=1.0)] = 1.3
     """It runs each time the map has so many times the registered keyframes of the last time. Lower:

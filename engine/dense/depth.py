@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from engine.dense.alignment import laid_onto_points
 from engine.dense.matching import UNKNOWN, match_lines
 from engine.dense.neighbours import MIN_SHARED_POINTS, points_before, rank_neighbours
 from engine.dense.rectification import (
@@ -33,6 +34,7 @@ from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Ar
 _MAX_DISPARITY_RATIO = 0.33  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
 _MAX_RELATIVE_ERROR = 0.012  # of depth, one standard deviation; less exact is unknown
+_MAX_TRIED = 6  # neighbours
 _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
@@ -55,7 +57,6 @@ class _Pair:
 
     neighbour: DenseView
     rectification: Rectification
-    image: WorkingImage  # the neighbour's, grey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,9 +89,9 @@ def _estimated(
     problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
 ) -> tuple[DepthStatus, str, DepthMap | None]:
     view = problem.view
-    num_points = len(points_before(view))
-    if num_points < MIN_SHARED_POINTS:
-        reason = f"{num_points} points of the map before it, {MIN_SHARED_POINTS} are needed"
+    points = points_before(view)
+    if len(points) < MIN_SHARED_POINTS:
+        reason = f"{len(points)} points of the map before it, {MIN_SHARED_POINTS} are needed"
         return DepthStatus.TOO_FEW_POINTS, reason, None
     ranked = rank_neighbours(problem)
     if not ranked:
@@ -102,12 +103,15 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
-    pairs = _pairs(view, available, images, pinhole, options=options)
+    pairs = _pairs(view, points, available, pinhole, options=options)
     if not pairs:
         reason = f"the parallax of {len(available)} neighbours spans too much"
         return DepthStatus.NO_NEIGHBOUR, reason, None
     grey = _grey(own)
-    measured = [_measure(pair, grey, pinhole) for pair in pairs]
+    measured = [
+        _measure(pair.rectification, grey, _other(pair, images, pinhole), pinhole, points)
+        for pair in pairs
+    ]
     depth_map = _depth_map(view, pairs, measured, own, pinhole)
     share = float((depth_map.num_agreeing > 0).mean())
     summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
@@ -118,19 +122,18 @@ def _estimated(
 
 def _pairs(
     view: DenseView,
+    points: Float64Array,
     ranked: Sequence[DenseView],
-    images: Mapping[FrameId, DenseImage],
     pinhole: Pinhole,
     *,
     options: DepthOptions,
 ) -> list[_Pair]:
     """The best neighbours whose matching costs no more than it may; one may cost more."""
-    points = points_before(view)
     area = pinhole.width * pinhole.height
     pairs: list[_Pair] = []
     costly: list[_Pair] = []
     spent = 0.0
-    for neighbour in ranked:
+    for neighbour in ranked[:_MAX_TRIED]:
         if len(pairs) == options.num_neighbours:
             break
         rectification = rectify(
@@ -141,11 +144,10 @@ def _pairs(
         )
         if rectification is None:
             continue
-        image = _working(neighbour, images[neighbour.frame_id], pinhole, is_grey=True)
-        rectification = rectification.cropped_to(image)
+        rectification = rectification.cropped_to(neighbour.intrinsics)
         if rectification is None:
             continue
-        pair = _Pair(neighbour=neighbour, rectification=rectification, image=image)
+        pair = _Pair(neighbour=neighbour, rectification=rectification)
         searched = rectification.num_disparities * rectification.width * rectification.height / area
         if spent + searched > _MAX_SEARCHED:
             costly.append(pair)
@@ -196,11 +198,21 @@ def _grey(image: WorkingImage) -> WorkingImage:
     return replace(image, pixels=pixels)
 
 
-def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
-    """Depth by one neighbour; ``own`` is the keyframe's image, grey."""
-    rectification = pair.rectification
+def _other(pair: _Pair, images: Mapping[FrameId, DenseImage], pinhole: Pinhole) -> WorkingImage:
+    image = images[pair.neighbour.frame_id]
+    return _working(pair.neighbour, image, pinhole, is_grey=True)
+
+
+def _measure(
+    rectification: Rectification,
+    own: WorkingImage,
+    other: WorkingImage,
+    pinhole: Pinhole,
+    points: Float64Array,
+) -> _Measured:
+    """Depth by one neighbour; images are grey, ``points`` (P, 3) before the keyframe."""
     first, first_usable = rectification.image(own, is_neighbour=False)
-    second, second_usable = rectification.image(pair.image, is_neighbour=True)
+    second, second_usable = rectification.image(other, is_neighbour=True)
     found = match_lines(
         first,
         second,
@@ -220,8 +232,9 @@ def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
         inverse_depth = sine * length / (np.float32(rectification.baseline) * other_sine)
         error = sigma * np.float32(rectification.parallax_step)
         error *= np.sin(places.angle) / (other_sine * sine)
+    measured = np.where(known, inverse_depth, np.float32(0.0))
     return _Measured(
-        inverse_depth=np.where(known, inverse_depth, np.float32(0.0)),
+        inverse_depth=laid_onto_points(measured, pinhole, points),
         relative_error=np.where(known, error, np.float32(np.inf)),
     )
 

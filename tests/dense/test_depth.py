@@ -64,7 +64,7 @@ def test_forward_motion_gives_depth_but_at_the_point_flown_to() -> None:
     poses = [KEYFRAME, pose_at((0.05, 0.02, 2.0))]
     problem, images, truth = problem_of([WALL, BOX, GROUND], poses)
     depth_map = made(estimate_depth(problem, images, OPTIONS))
-    assert_right(depth_map, truth, median=0.007, within_2=0.92, filled=0.2)
+    assert_right(depth_map, truth, median=0.007, within_2=0.9, filled=0.2)
     middle = depth_map.relative_error[55:65, 75:85]
     assert (middle == 0).mean() > 0.5  # no parallax there
 
@@ -73,7 +73,7 @@ def test_backward_motion_gives_depth() -> None:
     poses = [KEYFRAME, pose_at((0.05, 0.02, -2.0))]
     problem, images, truth = problem_of([WALL, BOX, GROUND], poses)
     depth_map = made(estimate_depth(problem, images, OPTIONS))
-    assert_right(depth_map, truth, median=0.007, within_2=0.92, filled=0.2)
+    assert_right(depth_map, truth, median=0.007, within_2=0.9, filled=0.2)
 
 
 def test_a_fisheye_gets_the_depth_of_its_middle() -> None:
@@ -131,7 +131,7 @@ def test_the_sky_has_no_depth() -> None:
     is_sky = ~np.isfinite(truth.depth)
     assert is_sky.mean() > 0.2
     far_off = cv2.erode(is_sky.astype(np.uint8), np.ones((13, 13))) > 0
-    assert (depth_map.depth[far_off] > 0).mean() < 0.01
+    assert (depth_map.depth[far_off] > 0).mean() < 0.02
     assert (depth_map.depth[~is_sky] > 0).mean() > 0.4
 
 
