@@ -101,7 +101,7 @@ PositionsOption = Annotated[
     typer.Option(
         "--positions",
         metavar="FILE",
-        help="Positions of photos by their names: CSV with a header, or ODM's geo.txt.",
+        help="Positions of photos by their names, CSV or geo.txt; of a video, .SRT.",
     ),
 ]
 OutOption = Annotated[

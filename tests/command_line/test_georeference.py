@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from adapters import cli
 from adapters.georeference import georeference
 from adapters.run_files import read_model
 from engine.errors import ConfigError
@@ -137,3 +139,17 @@ def test_positions_that_do_not_fit_change_nothing_and_say_why(
     with pytest.raises(ConfigError, match="0 of 16 keyframes"):
         georeference(run, [str(two)], clock_offset_s=5.0)
     assert (run / "latest").resolve() == before
+
+
+@pytest.mark.slow
+def test_the_command_says_where_the_map_lies_or_why_it_does_not(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    positions = write_csv(tmp_path / "p.csv", world)
+    laid = CliRunner().invoke(cli.app, ["georeference", str(run), "--positions", positions])
+    assert laid.exit_code == 0, laid.output
+    assert "map laid onto 16 positions" in laid.output
+    missing = str(tmp_path / "none.csv")
+    refused = CliRunner().invoke(cli.app, ["georeference", str(run), "--positions", missing])
+    assert refused.exit_code == 2
+    assert "none.csv: cannot be read" in refused.output.replace("\n", "")

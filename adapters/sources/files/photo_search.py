@@ -33,6 +33,7 @@ _OTHER_IMAGES = frozenset(
 _NO_PHOTO = "no photo"
 _COPY = "copies or masks in "  # and the folder's name
 _MASK = "a mask"
+_RUN = "in the folder of a run"
 _HERE = PurePosixPath()
 _BESIDE = f"beside {PHOTOS_FOLDER}/ of a data set"
 
@@ -153,7 +154,7 @@ def _walked(
             status = entry.stat()
             if entry.name.startswith(".") or (status.st_dev, status.st_ino) in seen:
                 continue
-            why = reason or _reason_of_folder(file, beside=names)
+            why = reason or _reason_of_folder(folder, file, beside=names)
             try:
                 yield from _walked(folder, file, reason=why, seen=seen)
             except OSError as error:
@@ -164,10 +165,12 @@ def _walked(
             yield file, "hidden"
 
 
-def _reason_of_folder(folder: PurePosixPath, *, beside: Collection[str]) -> str:
+def _reason_of_folder(root: Path, folder: PurePosixPath, *, beside: Collection[str]) -> str:
     """Why the files of a folder are left out; "": they are not."""
     if folder == PurePosixPath(MASKS_FOLDER):
         return _MASK
+    if (root / folder / "frames.csv").is_file() and (root / folder / "snapshots").is_dir():
+        return _RUN
     is_reduced = _REDUCED.fullmatch(folder.name) is not None and PHOTOS_FOLDER in beside
     return f"{_COPY}{folder.name}/" if is_reduced or folder.name.lower() in _COPIES else ""
 
@@ -204,7 +207,7 @@ def counted(reasons: Mapping[PurePosixPath, str]) -> tuple[LeftOut, ...]:
             reason=reason,
             num_files=number,
             example=str(printable(first[kind, reason])),
-            is_missed=reason != _NO_PHOTO and _COPY not in reason,
+            is_missed=reason not in {_NO_PHOTO, _RUN} and _COPY not in reason,
         )
         for (kind, reason), number in sorted(counts.items())
     )

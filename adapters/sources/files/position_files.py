@@ -48,6 +48,11 @@ class NamedPositions:
         return None
 
 
+def is_subtitles(path: str) -> bool:
+    """Whether a file of positions is one of subtitles, which is for videos."""
+    return path.lower().endswith(".srt")
+
+
 def read_position_files(paths: Sequence[str]) -> NamedPositions:
     """The positions of several files; a later one wins.
 
@@ -76,6 +81,11 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | None]]:
         data = read_regular_file(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if path.suffix.lower() in {".gpx", ".nmea", ".nma", ".srt"}:
+        raise ConfigError(
+            f"{path}: is a track, which names no photos; livesfm georeference RUN --positions"
+            " lays a finished run onto it"
+        )
     lines = [line for line in data.decode("utf-8-sig", errors="replace").splitlines() if line]
     if not lines:
         return

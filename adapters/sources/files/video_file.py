@@ -27,7 +27,7 @@ from adapters.sources.files.video_frames import (
     upright_rgb,
 )
 from adapters.sources.files.video_gps import ReadingFeed, positions_of_video
-from engine.config import SourcesConfig, TelemetryOrder
+from engine.config import SourcesConfig, TelemetryConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
 from engine.regular_files import regular_file_size
@@ -73,7 +73,7 @@ class VideoFile:
         *,
         config: SourcesConfig,
         next_frame_id: FrameIds,
-        telemetry_order: TelemetryOrder = "auto",
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
         """Opens the file once, to see that it is a video.
 
@@ -81,7 +81,7 @@ class VideoFile:
             path: the video.
             config: limits on what is taken.
             next_frame_id: gives out frame ids; called on the thread that makes RGB of frames.
-            telemetry_order: of the numbers of positions that do not say it.
+            telemetry: how its positions are read, and from which files; None: as by default.
 
         Raises:
             SourceError: the file is missing, is no video, or holds no pictures.
@@ -89,7 +89,7 @@ class VideoFile:
         self._path = path
         self._config = config
         self._next_frame_id = next_frame_id
-        self._telemetry_order = telemetry_order
+        self._telemetry = telemetry or TelemetryConfig()
         self._intrinsics = IntrinsicsReader()
         with _open(path) as (container, stream):
             num_frames_in_file = int(stream.frames)  # 0: the container does not say
@@ -135,7 +135,7 @@ class VideoFile:
         yield self._size
 
     def _read(self, stop: threading.Event) -> Generator[Received, None, None]:
-        positions = positions_of_video(self._path, stop=stop, order=self._telemetry_order)
+        positions = positions_of_video(self._path, stop=stop, config=self._telemetry)
         if positions is not None:
             yield SourceNotice(
                 source=self.info.label, state=SourceState.CONNECTED, detail=positions.words

@@ -77,6 +77,11 @@ def test_a_file_without_positions_is_refused_with_what_is_read(
         read(tmp_path / "p.csv", text)
 
 
+def test_a_track_is_refused_with_the_command_that_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="livesfm georeference RUN --positions"):
+        read(tmp_path / "a.gpx", "<gpx/>")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_position_files([str(tmp_path / "none.csv")])
