@@ -96,6 +96,14 @@ CalibrationOption = Annotated[
         help="COLMAP cameras.txt, OpenCV, ROS or Kalibr YAML; for cameras that match PATTERN.",
     ),
 ]
+PositionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positions",
+        metavar="FILE",
+        help="Positions of photos by their names, CSV or geo.txt; of a video, .SRT.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
@@ -148,6 +156,7 @@ def run(
     settings: SettingOption = None,
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
+    positions: PositionsOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
@@ -204,7 +213,8 @@ def run(
                 settings=all_settings,
             )
             options, loaded = replace(options, going_on=going_on), going_on.config
-        outcome = _launch(_with_calibrations(loaded, calibration or []), options)
+        loaded = _with_positions(_with_calibrations(loaded, calibration or []), positions or [])
+        outcome = _launch(loaded, options)
     if profile:
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
@@ -329,6 +339,37 @@ def export(
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes (--map {number})")
     _say_if_unfinished(run_folder)
+
+
+@app.command()
+def georeference(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    positions: Annotated[
+        list[str],
+        typer.Option(
+            "--positions",
+            metavar="FILE",
+            help="A track (.srt, .gpx, .nmea), or a CSV or geo.txt by the keyframes' names.",
+        ),
+    ],
+    clock_offset_s: Annotated[
+        float | None,
+        typer.Option(
+            "--clock-offset",
+            metavar="S",
+            help="Seconds to add to the frames' times; default: found by the path's shape.",
+        ),
+    ] = None,
+) -> None:
+    """Lays a finished run onto positions that came later."""
+    with _errors_reported():
+        from adapters.georeference import georeference as georeference_run
+        from engine.output.run_format import check_readable
+
+        check_readable(run_folder)
+        with native_log_captured():
+            laid_out = georeference_run(run_folder, positions, clock_offset_s=clock_offset_s)
+    typer.echo(laid_out.words)
 
 
 @app.command()
@@ -488,6 +529,13 @@ def _with_calibrations(config: Config, specs: list[str]) -> Config:
     calibrations = (*config.cameras.calibrations, *specs)
     cameras = config.cameras.model_copy(update={"calibrations": calibrations})
     return config.model_copy(update={"cameras": cameras})
+
+
+def _with_positions(config: Config, files: list[str]) -> Config:
+    """The configuration with more files of positions, which win over those it has."""
+    positions = (*config.telemetry.positions, *(os.path.abspath(file) for file in files))
+    telemetry = config.telemetry.model_copy(update={"positions": positions})
+    return config.model_copy(update={"telemetry": telemetry})
 
 
 def _recorded_overlays(sources: list[str]) -> list[str]:

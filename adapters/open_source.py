@@ -128,12 +128,15 @@ def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source
         return RosBag(path, config=config.sources, next_frame_id=next_frame_id)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
         from adapters.sources.files.image_folder import ImageFolder
+        from adapters.sources.files.position_files import is_subtitles, read_position_files
 
+        files = [one for one in config.telemetry.positions if not is_subtitles(one)]
         return ImageFolder(
             path,
             config=config.sources,
             next_frame_id=next_frame_id,
             single_camera_per_size=config.cameras.single_camera_per_size,
+            positions=read_position_files(files) if files else None,
         )
     from adapters.sources.files.video_file import VideoFile
 
@@ -141,7 +144,7 @@ def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source
         path,
         config=config.sources,
         next_frame_id=next_frame_id,
-        telemetry_order=config.telemetry.order,
+        telemetry=config.telemetry,
     )
 
 

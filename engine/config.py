@@ -102,8 +102,11 @@ class SourcesConfig(Section):
 
 
 class TelemetryConfig(Section):
-    """How positions beside videos are read."""
+    """How positions beside photos and videos are read."""
 
+    positions: tuple[str, ...] = ()
+    """Files with positions: of photos by their names, CSV with a header (name, latitude, longitude,
+    altitude) or ODM's geo.txt, which win over EXIF; of videos, .SRT."""
     order: TelemetryOrder = "auto"
     """Which of the two numbers in GPS(a,b,...) of a drone's .SRT is the latitude: latitude_first or
     longitude_first. auto: by their range, the position of the video file, and the map."""
@@ -445,6 +448,13 @@ class SiftConfig(Section):
     upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
     """How far photos are upscaled before keypoints are detected; frames of a video, and photos of
     640 px, are doubled. Higher: more of the smallest keypoints, and slower by its square."""
+    lean_features: NonNegativeInt = 0
+    """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
+    are described at half the resolution, all for half the cost. 0: no keyframe is treated so."""
+    lean_edge_px: PositiveInt = 560
+    """px. The working_edge_px of these keyframes."""
+    min_lean_matches: PositiveInt = 100
+    """Matches of lean keypoints with the keyframe before. One with fewer is described in full."""
     contrast_threshold: PositiveFloat = 0.01
     """Of the range of grey values. Lower: more keypoints in weak texture, and less stable ones."""
     edge_threshold: PositiveFloat = 10.0
@@ -604,7 +614,11 @@ class LocalBundleAdjustmentConfig(Section):
 
 
 class GlobalBundleAdjustmentConfig(Section):
-    """Bundle adjustment of the whole map, on a copy beside the growing map."""
+    """Bundle adjustment of the whole map, on a copy beside the growing map.
+
+    A map of more than 100,000 observations is adjusted by a share of them: the longest tracks, all
+    over each image. Its other points follow.
+    """
 
     growth_ratio: Annotated[float, Field(gt=1.0)] = 1.3
     """It runs each time the map has so many times the registered keyframes of the last time. Lower:
@@ -703,11 +717,12 @@ class DenseConfig(Section):
 
     enabled: bool = True
     """Whether depth maps are made."""
-    edge_px: Annotated[int, Field(ge=64, le=8192)] = 640
-    """px, longer side. Images are matched at most at this size; twice of it costs four times as
-    much."""
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 512
+    """px, longer side. Images are matched at most at this size; twice of it costs up to eight times
+    as much."""
     neighbours: Annotated[int, Field(ge=1, le=8)] = 2
-    """Keyframes that a keyframe is matched with, at most. More fill holes and confirm depths."""
+    """Keyframes that a keyframe is matched with, at most, as long as their matching costs no more
+    than that of a usual one. More fill holes and confirm depths."""
     voxel_size: NonNegativeFloat = 0.0
     """Edge of the cells that hold one dense point each, in units of the map that is written: metres
     where it is georeferenced. 0: as the images sample the surface."""

@@ -699,6 +699,7 @@ class RegistrationStatus(StrEnum):
     TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
     TOO_FEW_INLIERS = "too_few_inliers"
     CONTRADICTED = "contradicted"  # by stronger pairs than those that agree with the pose
+    AMBIGUOUS = "ambiguous"  # another pose is nearly as good: repeated structure
 
 
 class PoseKind(StrEnum):

@@ -38,6 +38,7 @@ from adapters.launch import limit_library_threads
 from adapters.run_files import read_frame_rows, read_model
 from adapters.town.oracle import TrueView
 from adapters.town.source import SyntheticTown, parse_town_spec
+from engine.config import DenseConfig
 from engine.dense.consistency import OtherDepth, compare_depths, with_agreement
 from engine.dense.depth import DepthOptions, estimate_depth
 from engine.dense_types import DenseImage, DenseView, DepthMap, DepthProblem
@@ -446,8 +447,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--edge", type=int, default=DepthOptions().edge_px, help="px")
-    parser.add_argument("--neighbours", type=int, default=DepthOptions().num_neighbours)
+    parser.add_argument("--edge", type=int, default=DenseConfig().edge_px, help="px")
+    parser.add_argument("--neighbours", type=int, default=DenseConfig().neighbours)
     parser.add_argument("--held-out", type=float, default=0.3, help="share of sparse points")
     parser.add_argument("--every", type=int, default=1, help="only every so many keyframes")
     parser.add_argument("--pictures", type=Path, help="a folder for pictures of the depth maps")

@@ -296,7 +296,7 @@ PARTS: tuple[tuple[str, object, str], ...] = (
     ("windows", WindowRefinement, "merge"),
     ("windows", background_jobs, "solve_job"),
     (GLOBAL[0], background_jobs, "start_global_adjustment"),
-    (GLOBAL[1], background_jobs, "_adjust"),
+    (GLOBAL[1], background_jobs, "adjust_copy"),
     (GLOBAL[2], mapper_module, "merge_global_adjustment"),
     (GLOBAL[3], Mapper, "_adjust"),
 )

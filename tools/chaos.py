@@ -134,7 +134,7 @@ def _break_engine(chance: Chance) -> None:
         ]
 
     adjust, add_keyframe, append = (
-        background_jobs.adjust_globally,
+        background_jobs.adjust_copy,
         Mapper.add_keyframe,
         LineFile.append,
     )
@@ -158,7 +158,7 @@ def _break_engine(chance: Chance) -> None:
     launch._matching = matching
     launch._window_solver = solver
     launch._open_views = views  # type: ignore[assignment]
-    background_jobs.adjust_globally = adjust_or_raise
+    background_jobs.adjust_copy = adjust_or_raise
     Mapper.add_keyframe = add_and_raise  # type: ignore[method-assign]
     LineFile.append = append_slowly  # type: ignore[method-assign]
 

@@ -42,12 +42,24 @@ _GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those nea
 
 
 class SiftMatcher:
-    """``PairMatcher`` over OpenCV SIFT and an exact brute-force search."""
+    """``PairMatcher`` over OpenCV SIFT and an exact brute-force search.
+
+    Keyframes that overlap widely with the one before need fewer keypoints, of a smaller image: with
+    ``lean_features`` they get no more. Each camera's keyframes are described in their order.
+    """
 
     def __init__(self, config: SiftConfig) -> None:
         self._config = config
-        self._detectors: dict[bool, Any] = {}  # by whether they limit the number of keypoints
+        self._full = _Describer(config)
+        lean = {
+            "max_features": config.lean_features,
+            "working_edge_px": config.lean_edge_px,
+            "upscaling": 2.0,
+        }
+        self._lean = _Describer(config.model_copy(update=lean), is_half=True)
+        self._lean_before: dict[str, Uint8Array] = {}  # descriptors, by camera
         self._products = ByteProducts()  # of the thread that matches
+        self._describing_products = ByteProducts()  # of the thread that describes
 
     @property
     def name(self) -> str:
@@ -65,20 +77,92 @@ class SiftMatcher:
         return False
 
     def describe(self, frame: Frame) -> Features:
-        """Detects up to ``max_features`` keypoints, strongest first, none under the frame's mask.
+        """Detects keypoints, strongest first, none under the frame's mask.
 
         Raises:
             InferenceError: OpenCV could not work on the image.
         """
+        if not self._config.lean_features:
+            return self._full.describe(frame)
+        lean = self._lean.describe(frame)
+        before = self._lean_before.get(frame.camera_key)
+        self._lean_before[frame.camera_key] = lean.descriptors
+        if before is not None and self._overlaps_widely(before, lean.descriptors):
+            return lean
+        return self._full.describe(frame)
+
+    def _overlaps_widely(self, before: Uint8Array, now: Uint8Array) -> bool:
+        """Whether lean descriptors (N, D), (M, D) of two keyframes match well enough."""
+        if min(len(before), len(now)) < max(2, self._config.min_lean_matches):
+            return False
+        found = self._search(now, before, products=self._describing_products)
+        return len(found.one_per_target().rows) >= self._config.min_lean_matches
+
+    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
+        """Matches all keypoints of each pair by ratio test and, when configured, mutual best."""
+        return [self._match_pair(request) for request in requests]
+
+    def _match_pair(self, request: MatchRequest) -> PairMatches:
+        if len(request.first) == 0 or len(request.second) < 2:
+            return PairMatches.of_rows(
+                request,
+                matches_idx=np.empty((0, 2), np.int64),
+                confidence=np.empty((0,), np.float32),
+            )
+        first, second = request.first.descriptors, request.second.descriptors
+        if request.guide is None:
+            found = self._search(first, second, products=self._products)
+        else:
+            found = self._search_near(request.guide, first, second)
+        found = found.one_per_target()
+        ratio = np.sqrt(found.distance / np.maximum(found.second_distance, 1e-6))
+        return PairMatches.of_rows(
+            request,
+            matches_idx=np.column_stack([found.rows, found.nearest]),
+            confidence=np.clip(1.0 - ratio, 0.0, 1.0).astype(np.float32),
+        )
+
+    def _search(self, first: Uint8Array, second: Uint8Array, *, products: ByteProducts) -> _Found:
+        """Matches of descriptors (N, D) among all of (M, D), M at least 2."""
+        found = _two_nearest(products, first, second)
+        found = found.take(found.distance < self._config.max_ratio**2 * found.second_distance)
+        if not (self._config.mutual and len(found.rows)):
+            return found
+        back = _nearest(products, second[found.nearest], among=first)
+        return found.take(back == found.rows)
+
+    def _search_near(self, guide: EpipolarGuide, first: Uint8Array, second: Uint8Array) -> _Found:
+        """Matches among descriptors of keypoints near each other's epipolar planes."""
+        parts = []
+        for rows, columns in epipolar_blocks(guide, num_rows=_GUIDED_BLOCK_ROWS):
+            if len(columns) >= 2:
+                part = self._search(first[rows], second[columns], products=self._products)
+                parts.append(replace(part, rows=rows[part.rows], nearest=columns[part.nearest]))
+        return _Found.joined(parts)
+
+
+class _Describer:
+    """Detects and describes keypoints.
+
+    Args:
+        config: how many, in which image, and thresholds.
+        is_half: whether descriptors are read at half the resolution of their keypoints.
+    """
+
+    def __init__(self, config: SiftConfig, *, is_half: bool = False) -> None:
+        self._config = config
+        self._is_half = is_half
+        self._detectors: dict[bool, Any] = {}  # by whether they limit the number of keypoints
+        self._half_sift: Any = None
+
+    def describe(self, frame: Frame) -> Features:
+        """As `SiftMatcher.describe`, up to ``max_features`` keypoints."""
         import cv2
 
         try:
             working, scale = self._working_image(frame.pixels)
-            if frame.mask is None:
-                keypoints, raw = self._sift().detectAndCompute(working, None)
-            else:
-                area = _working_mask(frame.mask, working)
-                keypoints, raw = self._sift(has_limit=False).detectAndCompute(working, area)
+            area = None if frame.mask is None else _working_mask(frame.mask, working)
+            keypoints, raw = self._detect_and_compute(working, area)
         except cv2.error as error:
             raise InferenceError(f"SIFT failed on {frame.name}: {error}") from error
         if not keypoints:
@@ -102,9 +186,32 @@ class SiftMatcher:
             colors=_colors_at(frame.pixels, keypoints_xy),
         )
 
-    def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
-        """Matches all keypoints of each pair by ratio test and, when configured, mutual best."""
-        return [self._match_pair(request) for request in requests]
+    def _detect_and_compute(
+        self, working: Uint8Array, area: Uint8Array | None
+    ) -> tuple[Sequence[Any], Float32Array]:
+        """OpenCV's keypoints, in no order, and their descriptors (N, 128)."""
+        detector = self._detector(has_limit=area is None)
+        if not self._is_half:
+            keypoints, raw = detector.detectAndCompute(working, area)
+            return keypoints, raw
+        keypoints = detector.detect(working, area)
+        for keypoint in keypoints:
+            # The lowest byte is the octave, from -1; the one above is read at its first layer.
+            keypoint.octave = (keypoint.octave + 1) & 0xFF
+        _, raw = self._half_describer().compute(working, keypoints)
+        return keypoints, raw
+
+    def _half_describer(self) -> Any:
+        """Describes keypoints in the first layer of the octave above their own.
+
+        The area around a keypoint has a quarter of the pixels there. The layer is as blurred as the
+        finest one that keypoints are found in: 1.6 px times 2 ** (1 / 3), over 2.
+        """
+        if self._half_sift is None:
+            import cv2
+
+            self._half_sift = cv2.SIFT.create(nOctaveLayers=1, sigma=1.0)
+        return self._half_sift
 
     def _working_image(self, pixels: Uint8Array) -> tuple[Uint8Array, Float64Array]:
         """The grey image that OpenCV gets, and original px per px of it in x and y, (2,).
@@ -120,7 +227,7 @@ class SiftMatcher:
         reduced_px = min(edge_px, round(upscaled_px / _UPSCALING_OF_OPENCV))
         return _reduced(grey, max_edge_px=reduced_px)
 
-    def _sift(self, *, has_limit: bool = True) -> Any:
+    def _detector(self, *, has_limit: bool) -> Any:
         """The detector; OpenCV keeps the strongest keypoints before it applies a mask."""
         if has_limit not in self._detectors:
             import cv2
@@ -133,44 +240,6 @@ class SiftMatcher:
                 enable_precise_upscale=True,
             )
         return self._detectors[has_limit]
-
-    def _match_pair(self, request: MatchRequest) -> PairMatches:
-        if len(request.first) == 0 or len(request.second) < 2:
-            return PairMatches.of_rows(
-                request,
-                matches_idx=np.empty((0, 2), np.int64),
-                confidence=np.empty((0,), np.float32),
-            )
-        first, second = request.first.descriptors, request.second.descriptors
-        if request.guide is None:
-            found = self._search(first, second)
-        else:
-            found = self._search_near(request.guide, first, second)
-        found = found.one_per_target()
-        ratio = np.sqrt(found.distance / np.maximum(found.second_distance, 1e-6))
-        return PairMatches.of_rows(
-            request,
-            matches_idx=np.column_stack([found.rows, found.nearest]),
-            confidence=np.clip(1.0 - ratio, 0.0, 1.0).astype(np.float32),
-        )
-
-    def _search(self, first: Uint8Array, second: Uint8Array) -> _Found:
-        """Matches of descriptors (N, D) among all of (M, D), M at least 2."""
-        found = _two_nearest(self._products, first, second)
-        found = found.take(found.distance < self._config.max_ratio**2 * found.second_distance)
-        if not (self._config.mutual and len(found.rows)):
-            return found
-        back = _nearest(self._products, second[found.nearest], among=first)
-        return found.take(back == found.rows)
-
-    def _search_near(self, guide: EpipolarGuide, first: Uint8Array, second: Uint8Array) -> _Found:
-        """Matches among descriptors of keypoints near each other's epipolar planes."""
-        parts = []
-        for rows, columns in epipolar_blocks(guide, num_rows=_GUIDED_BLOCK_ROWS):
-            if len(columns) >= 2:
-                part = self._search(first[rows], second[columns])
-                parts.append(replace(part, rows=rows[part.rows], nearest=columns[part.nearest]))
-        return _Found.joined(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

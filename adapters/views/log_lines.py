@@ -325,4 +325,6 @@ def _evidence(event: RegistrationFailed) -> str:
     evidence = f"{event.num_inliers} of {event.num_correspondences} matches agree"
     if event.status is RegistrationStatus.CONTRADICTED:
         return f"{evidence}, and stronger pairs contradict them"
+    if event.status is RegistrationStatus.AMBIGUOUS:
+        return f"{evidence}, and pairs show another place as well"
     return evidence

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from engine.dense.alignment import laid_onto_points
 from engine.dense.matching import UNKNOWN, match_lines
 from engine.dense.neighbours import MIN_SHARED_POINTS, points_before, rank_neighbours
 from engine.dense.rectification import (
@@ -30,13 +31,15 @@ from engine.dense_types import (
 from engine.geometry import compose_poses, invert_pose
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
-_MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
+_MAX_DISPARITY_RATIO = 0.33  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
+_MAX_RELATIVE_ERROR = 0.012  # of depth, one standard deviation; less exact is unknown
+_MAX_TRIED = 6  # neighbours
 _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
 _EDGE_WINDOW = 5  # px, about a pixel
-_EDGE_STEP = 0.03  # of the depth
+_EDGE_STEP, _EDGE_SIGMAS = 0.01, 3.0  # of the depth, and of its standard deviations more
 _BIG_STEP = 1.0  # columns between two pixels: no surface between them
 
 
@@ -44,9 +47,8 @@ _BIG_STEP = 1.0  # columns between two pixels: no surface between them
 class DepthOptions:
     """How depth maps are made."""
 
-    edge_px: int = 512  # the longer edge of a depth map at most
-    num_neighbours: int = 2  # images that a keyframe is matched with at most
-    max_relative_error: float = 0.01  # of depth, one standard deviation; less exact is unknown
+    edge_px: int  # the longer edge of a depth map at most
+    num_neighbours: int  # keyframes that a keyframe is matched with at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +57,6 @@ class _Pair:
 
     neighbour: DenseView
     rectification: Rectification
-    image: WorkingImage  # the neighbour's, grey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,9 +89,9 @@ def _estimated(
     problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
 ) -> tuple[DepthStatus, str, DepthMap | None]:
     view = problem.view
-    num_points = len(points_before(view))
-    if num_points < MIN_SHARED_POINTS:
-        reason = f"{num_points} points of the map before it, {MIN_SHARED_POINTS} are needed"
+    points = points_before(view)
+    if len(points) < MIN_SHARED_POINTS:
+        reason = f"{len(points)} points of the map before it, {MIN_SHARED_POINTS} are needed"
         return DepthStatus.TOO_FEW_POINTS, reason, None
     ranked = rank_neighbours(problem)
     if not ranked:
@@ -102,13 +103,16 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
-    pairs = _pairs(view, available, images, pinhole, options=options)
+    pairs = _pairs(view, points, available, pinhole, options=options)
     if not pairs:
         reason = f"the parallax of {len(available)} neighbours spans too much"
         return DepthStatus.NO_NEIGHBOUR, reason, None
     grey = _grey(own)
-    measured = [_measure(pair, grey, pinhole) for pair in pairs]
-    depth_map = _depth_map(view, pairs, measured, own, pinhole, options=options)
+    measured = [
+        _measure(pair.rectification, grey, _other(pair, images, pinhole), pinhole, points)
+        for pair in pairs
+    ]
+    depth_map = _depth_map(view, pairs, measured, own, pinhole)
     share = float((depth_map.num_agreeing > 0).mean())
     summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
     if share < _MIN_SHARE:
@@ -118,19 +122,18 @@ def _estimated(
 
 def _pairs(
     view: DenseView,
+    points: Float64Array,
     ranked: Sequence[DenseView],
-    images: Mapping[FrameId, DenseImage],
     pinhole: Pinhole,
     *,
     options: DepthOptions,
 ) -> list[_Pair]:
     """The best neighbours whose matching costs no more than it may; one may cost more."""
-    points = points_before(view)
     area = pinhole.width * pinhole.height
     pairs: list[_Pair] = []
     costly: list[_Pair] = []
     spent = 0.0
-    for neighbour in ranked:
+    for neighbour in ranked[:_MAX_TRIED]:
         if len(pairs) == options.num_neighbours:
             break
         rectification = rectify(
@@ -141,11 +144,10 @@ def _pairs(
         )
         if rectification is None:
             continue
-        image = _working(neighbour, images[neighbour.frame_id], pinhole, is_grey=True)
-        rectification = rectification.cropped_to(image)
+        rectification = rectification.cropped_to(neighbour.intrinsics)
         if rectification is None:
             continue
-        pair = _Pair(neighbour=neighbour, rectification=rectification, image=image)
+        pair = _Pair(neighbour=neighbour, rectification=rectification)
         searched = rectification.num_disparities * rectification.width * rectification.height / area
         if spent + searched > _MAX_SEARCHED:
             costly.append(pair)
@@ -161,13 +163,9 @@ def _depth_map(
     measured: Sequence[_Measured],
     own: WorkingImage,
     pinhole: Pinhole,
-    *,
-    options: DepthOptions,
 ) -> DepthMap:
-    inverse_depth, error, num_agreeing = _combined(
-        measured, max_relative_error=options.max_relative_error
-    )
-    known = (num_agreeing > 0) & _is_off_edges(inverse_depth)
+    inverse_depth, error, num_agreeing = _combined(measured)
+    known = (num_agreeing > 0) & _is_off_edges(inverse_depth, error)
     depth = np.zeros(inverse_depth.shape, np.float32)
     np.divide(1.0, inverse_depth, out=depth, where=known)
     return DepthMap(
@@ -200,11 +198,21 @@ def _grey(image: WorkingImage) -> WorkingImage:
     return replace(image, pixels=pixels)
 
 
-def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
-    """Depth by one neighbour; ``own`` is the keyframe's image, grey."""
-    rectification = pair.rectification
+def _other(pair: _Pair, images: Mapping[FrameId, DenseImage], pinhole: Pinhole) -> WorkingImage:
+    image = images[pair.neighbour.frame_id]
+    return _working(pair.neighbour, image, pinhole, is_grey=True)
+
+
+def _measure(
+    rectification: Rectification,
+    own: WorkingImage,
+    other: WorkingImage,
+    pinhole: Pinhole,
+    points: Float64Array,
+) -> _Measured:
+    """Depth by one neighbour; images are grey, ``points`` (P, 3) before the keyframe."""
     first, first_usable = rectification.image(own, is_neighbour=False)
-    second, second_usable = rectification.image(pair.image, is_neighbour=True)
+    second, second_usable = rectification.image(other, is_neighbour=True)
     found = match_lines(
         first,
         second,
@@ -224,8 +232,9 @@ def _measure(pair: _Pair, own: WorkingImage, pinhole: Pinhole) -> _Measured:
         inverse_depth = sine * length / (np.float32(rectification.baseline) * other_sine)
         error = sigma * np.float32(rectification.parallax_step)
         error *= np.sin(places.angle) / (other_sine * sine)
+    measured = np.where(known, inverse_depth, np.float32(0.0))
     return _Measured(
-        inverse_depth=np.where(known, inverse_depth, np.float32(0.0)),
+        inverse_depth=laid_onto_points(measured, pinhole, points),
         relative_error=np.where(known, error, np.float32(np.inf)),
     )
 
@@ -240,7 +249,7 @@ def _resampled(disparity: Float32Array, places: Places) -> tuple[Float32Array, B
     return np.where(is_smooth, smooth, nearest), nearest > UNKNOWN
 
 
-def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
+def _is_off_edges(inverse_depth: Float32Array, error: Float32Array) -> BoolArray:
     """Whether pixels (H, W) keep away from steps of depth, about which it is not known whose it is.
 
     Matching in blocks lets what is in front grow into what is behind. On a slope the pixel lies
@@ -250,22 +259,23 @@ def _is_off_edges(inverse_depth: Float32Array) -> BoolArray:
     nearest = cv2.dilate(inverse_depth, window)
     unknown_far = np.where(inverse_depth > 0, inverse_depth, np.float32(np.inf))
     farthest = cv2.erode(unknown_far, window)
-    return np.asarray(np.abs(nearest + farthest - 2.0 * inverse_depth) < _EDGE_STEP * inverse_depth)
+    step = np.abs(nearest + farthest - 2.0 * inverse_depth)
+    return np.asarray(step < (_EDGE_STEP + _EDGE_SIGMAS * error) * inverse_depth)
 
 
 def _combined(
-    measured: Sequence[_Measured], *, max_relative_error: float
+    measured: Sequence[_Measured],
 ) -> tuple[Float32Array, Float32Array, Uint8Array]:
     """Inverse depth (0: unknown), its relative error, and how many neighbours agree, (H, W).
 
     Depths that agree are averaged; where the first two contradict each other, none is known.
     """
     first = measured[0]
-    votes = (first.relative_error < max_relative_error).astype(np.uint8)
+    votes = (first.relative_error < _MAX_RELATIVE_ERROR).astype(np.uint8)
     mean, weight = first.inverse_depth, 1.0 / first.relative_error**2
     is_contradicted = np.zeros(mean.shape, np.bool_)
     for other in measured[1:]:
-        other_known = other.relative_error < max_relative_error
+        other_known = other.relative_error < _MAX_RELATIVE_ERROR
         other_weight = 1.0 / other.relative_error**2
         both = other_known & (votes > 0)
         with np.errstate(divide="ignore", invalid="ignore"):

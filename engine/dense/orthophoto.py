@@ -27,9 +27,9 @@ from engine.types import (
 _TILE_PX = 256
 _COARSE = 16  # px of the orthophoto between the places where views are compared
 _HIDDEN_STEP = 2  # px between those that are tested for what hides them
-_MAX_VIEWS = 6  # of a tile
-_BEST_VIEWS = 2  # that each place of a tile may ask for
-_SHARPNESS_POWER = 8.0  # of weights: the best view dominates, and seams are still blended
+_MAX_VIEWS = 8  # of a tile
+_BEST_VIEWS = 3  # that each place of a tile may ask for
+_CHOICE_POWER = 16.0  # of weights: the best view dominates, and seams are still blended
 _BORDER_RATIO = 0.1  # of an image's shorter edge, over which its weight falls to 0
 _LEAST_COSINE = 0.3  # of the angle between a view and the vertical
 _BEHIND_CELLS = 1.5  # of the surface that a point may lie below what is before it
@@ -39,9 +39,9 @@ _NEAR_DEPTH_PX = (17, 17)  # window in which a pixel has to have depth
 _USE_WITHOUT_DEPTH = 32  # of 255
 _BLACK = 16  # grey level
 _NARROW_PX = 5  # wide, of gaps that are closed whatever hides them
-_FEW = 0.8  # of points that are followed on
+_FEW = 0.8  # share of points that are followed on: taking out the others costs as much as steps
 _FAR_PX = 1e5  # beyond any image
-_MAX_IMAGES = 8  # in memory
+_MAX_IMAGES = 12  # in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,7 +112,7 @@ class Orthophoto:
         grid, images = self._grid(surface.grid), _Images(pixels_of)
         self.num_made, wanted = 0, list(_tile_places(grid))
         self._tiles = {place: self._tiles[place] for place in wanted if place in self._tiles}
-        relief = _Relief(completed(surface))
+        relief = _Relief(surface)
         for place in wanted:
             ground = relief.tile(_tile_grid(grid, place), self._px_per_cell)
             chosen = _chosen_views(ground, views)
@@ -168,14 +168,17 @@ class _Ground:
 
 
 class _Relief:
-    """The surface with what is asked of it by tiles."""
+    """The surface with what is asked of it by tiles.
+
+    Images are laid onto all of it, but what is not known well hides nothing.
+    """
 
     def __init__(self, surface: Surface) -> None:
         self._grid = surface.grid
-        self._heights = surface.heights
-        known = self._heights[~np.isnan(self._heights)]
-        self._highest = float(known.max()) if len(known) else 0.0
-        self._lowest = np.where(np.isnan(self._heights), np.float32(-np.inf), self._heights)
+        self._heights = completed(surface).heights
+        known = ~np.isnan(surface.heights)
+        self._highest = float(surface.heights[known].max()) if known.any() else 0.0
+        self._lowest = np.where(known, surface.heights, np.float32(-np.inf))
 
     def tile(self, grid: GroundGrid, px_per_cell: int) -> _Ground:
         """The surface at a tile's pixels: smooth on slopes, sharp at steps."""
@@ -217,7 +220,7 @@ class _Relief:
             hit = self._heights_at(at) > at[2]
             is_hidden[rows[hit]] = True
             going = ~hit & (num_steps >= number + 1)
-            if going.mean() < _FEW:  # taking them out costs as much as some steps
+            if np.count_nonzero(going) < _FEW * len(going):
                 rows, at, step, num_steps = (
                     rows[going],
                     at[:, going],
@@ -345,7 +348,7 @@ def _render(
         if image is None:
             continue
         sampled = _sampled(image, x[rows], y[rows])
-        weight = sampled[:, 3] / np.float32(255.0) * (score[rows] / best[rows]) ** _SHARPNESS_POWER
+        weight = sampled[:, 3] / np.float32(255.0) * (score[rows] / best[rows]) ** _CHOICE_POWER
         colors[rows] += weight[:, None] * sampled[:, :3]
         total[rows] += weight
     # Where noise of the surface hides a place from all views, the best one shows it all the same.

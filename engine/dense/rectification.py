@@ -16,15 +16,17 @@ import cv2
 import numpy as np
 import pycolmap
 
+from engine.dense.robust_fit import robust_fit
+from engine.geometry import skew
 from engine.types import BoolArray, Float32Array, Float64Array, Intrinsics, Uint8Array
 
+_BORDER_PX = 3  # of an image that are of no use: blocks reach beyond it
 _NODE_PX = 8  # lens and rotation are worked out at every so many pixels, and interpolated
 _MAX_TANGENT = 1.0  # of half the field of view of a depth map
 _MAX_AREA_RATIO = 1.5  # of a rectified image to the depth map: about the epipole lines crowd
 _ABOUT_SAME_SIZE = 0.97  # an image is not resampled for less
 _MIN_POINTS_OF_PLANE = 12
 _MAX_SHEAR = 0.4  # columns of disparity a column
-_NUM_FITS = 8
 _MIN_EDGE_PX = 16  # of a rectified image
 _RANGE_MARGIN, _RANGE_MARGIN_PX = 0.2, 3.0  # added to either side of the range of disparities
 _LARGEST_ANGLE_MARGIN_RAD = 0.01
@@ -104,18 +106,20 @@ class WorkingImage:
 
     def sampled(self, rays: Float64Array) -> tuple[Float32Array, Float32Array]:
         """Columns and lines of rays (..., 3) in ``pixels``, for ``cv2.remap``; far out: -1e4."""
-        camera = camera_of(self.intrinsics)
-        flat = rays.reshape(-1, 3)
-        points_xy = np.asarray(camera.img_from_cam(flat), np.float64).reshape(-1, 2)
-        with np.errstate(invalid="ignore"):
-            is_beyond = ~np.isfinite(points_xy).all(axis=1)
-            is_beyond |= flat[:, 2] < math.cos(_largest_angle(camera)) * np.linalg.norm(
-                flat, axis=1
-            )
-        scale = np.array(self.pixels.shape[1::-1]) / [camera.width, camera.height]
-        points_xy = np.where(is_beyond[:, None], -1e4, np.clip(points_xy * scale - 0.5, -1e4, 1e4))
-        columns, lines = points_xy.T.astype(np.float32)
-        return columns.reshape(rays.shape[:-1]), lines.reshape(rays.shape[:-1])
+        scale = np.array(self.pixels.shape[1::-1]) / [self.intrinsics.width, self.intrinsics.height]
+        points_xy = np.clip(pixels_of_rays(self.intrinsics, rays) * scale - 0.5, -1e4, 1e4)
+        columns, lines = np.moveaxis(np.nan_to_num(points_xy, nan=-1e4).astype(np.float32), -1, 0)
+        return np.ascontiguousarray(columns), np.ascontiguousarray(lines)
+
+
+def pixels_of_rays(intrinsics: Intrinsics, rays: Float64Array) -> Float64Array:
+    """Where a lens shows rays (..., 3), (..., 2) px; not a number where it cannot."""
+    camera = camera_of(intrinsics)
+    flat = rays.reshape(-1, 3)
+    points_xy = np.array(camera.img_from_cam(flat), np.float64).reshape(-1, 2)
+    nearest_cosine = math.cos(_largest_angle(camera))
+    points_xy[flat[:, 2] < nearest_cosine * np.linalg.norm(flat, axis=1)] = np.nan
+    return points_xy.reshape(*rays.shape[:-1], 2)
 
 
 def _nodes(num: int) -> Float64Array:
@@ -186,8 +190,8 @@ def working_image(
     if usable is not None:
         mask = usable.astype(np.uint8) * np.uint8(255)
         levels = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST))
-    levels[[0, -1]] = 0
-    levels[:, [0, -1]] = 0
+    levels[:_BORDER_PX] = levels[-_BORDER_PX:] = 0
+    levels[:, :_BORDER_PX] = levels[:, -_BORDER_PX:] = 0
     return WorkingImage(pixels=pixels, usable=levels, intrinsics=intrinsics)
 
 
@@ -244,15 +248,16 @@ class Rectification:
         rotation = self.neighbour_from_keyframe[:, :3] if is_neighbour else np.eye(3)
         return np.asarray(rays @ (self.axes @ rotation.T))
 
-    def cropped_to(self, neighbour: WorkingImage) -> Rectification | None:
+    def cropped_to(self, neighbour: Intrinsics) -> Rectification | None:
         """The part that the neighbour's image can show; None where that is next to nothing."""
         columns = np.arange(
             -self.num_disparities, self.width + _NODE_PX, _NODE_PX, dtype=np.float64
         )
         lines = np.arange(0, self.height + _NODE_PX, _NODE_PX, dtype=np.float64)
-        at, line = neighbour.sampled(self.rays_of(columns, lines, is_neighbour=True))
-        height, width = neighbour.pixels.shape[:2]
-        is_inside = (at > 0) & (at < width - 1) & (line > 0) & (line < height - 1)
+        seen_xy = pixels_of_rays(neighbour, self.rays_of(columns, lines, is_neighbour=True))
+        with np.errstate(invalid="ignore"):
+            between = (seen_xy > 0) & (seen_xy < (neighbour.width, neighbour.height))
+        is_inside = np.asarray(between.all(axis=-1))
         if not is_inside.any():
             return None
         seen_columns = columns[is_inside.any(axis=0)][[0, -1]]
@@ -282,7 +287,9 @@ class Rectification:
         columns, lines = _nodes(width) - self.num_disparities, _nodes(height)
         nodes = image.sampled(self.rays_of(columns, lines, is_neighbour=is_neighbour))
         maps = [_between_nodes(node, width=width, height=height) for node in nodes]
-        pixels = cv2.remap(image.pixels, maps[0], maps[1], cv2.INTER_CUBIC)
+        pixels = cv2.remap(
+            image.pixels, maps[0], maps[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
         usable = cv2.remap(image.usable, maps[0], maps[1], cv2.INTER_NEAREST)
         return np.asarray(pixels, np.uint8), np.asarray(usable, np.uint8)
 
@@ -390,9 +397,9 @@ def _axes(along: Float64Array) -> Float64Array:
 
 def _parallax(points_in_keyframe: Float64Array, center: Float64Array) -> Float64Array:
     """Angles (P,) in radians under which points see the baseline."""
-    other = points_in_keyframe - center
-    cross = np.linalg.norm(np.cross(points_in_keyframe, other), axis=1)
-    return np.asarray(np.arctan2(cross, np.einsum("ij,ij->i", points_in_keyframe, other)))
+    cosine_part = np.einsum("ij,ij->i", points_in_keyframe, points_in_keyframe - center)
+    sine_part = np.linalg.norm(points_in_keyframe @ skew(center), axis=1)
+    return np.asarray(np.arctan2(sine_part, cosine_part))
 
 
 def _disparity_range(
@@ -412,7 +419,7 @@ def _disparity_range(
     best: tuple[Float64Array, float, float] = (np.zeros(3), *_spread(disparity))
     growth = np.column_stack([np.ones(len(columns)), columns, lines * (not is_full_turn)])
     if len(columns) >= _MIN_POINTS_OF_PLANE:
-        plane = _robust_fit(growth, disparity)
+        plane = robust_fit(growth, disparity, noise=1.0, slope_weight=0.0)
         if abs(plane[1]) < _MAX_SHEAR:
             low, high = _spread((disparity - growth @ plane) / (1.0 - plane[1]))
             if high - low < best[2] - best[1]:
@@ -426,18 +433,6 @@ def _disparity_range(
 def _spread(disparity: Float64Array) -> tuple[float, float]:
     low, high = np.percentile(disparity, [1.0, 99.0])
     return float(low), float(high)
-
-
-def _robust_fit(growth: Float64Array, disparity: Float64Array) -> Float64Array:
-    """The linear growth (3,) with about the least sum of absolute errors."""
-    weight = np.ones(len(growth))
-    plane: Float64Array = np.zeros(3)
-    for _ in range(_NUM_FITS):
-        plane = np.asarray(
-            np.linalg.lstsq(growth * weight[:, None], disparity * weight)[0], np.float64
-        )
-        weight = 1.0 / np.sqrt(np.maximum(np.abs(disparity - growth @ plane), 1.0))
-    return np.asarray(plane)
 
 
 def _extent(

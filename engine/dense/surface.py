@@ -81,13 +81,25 @@ class SurfaceBuilder:
     def __init__(self, cell: float, *, max_cells: int = 8_000_000) -> None:
         self._cell = cell
         self._max_cells = max_cells
-        self._tiles: dict[tuple[int, int], Float32Array] = {}  # by line from the south and column
+        # By line from the south and column; of sure points, and of the others.
+        self._tiles: dict[tuple[int, int], Float32Array] = {}
 
-    def add(self, points_in_ground: Float64Array) -> None:
-        """Adds points (P, 3), all of a part of space: of a cell's heights the highest part wins.
+    def add(self, points_in_ground: Float64Array, *, is_sure: BoolArray | None = None) -> None:
+        """Adds points of a part of space: of a cell's heights the highest part wins.
 
-        The height of a cell is what a tenth of its points lie above.
+        The height of a cell is what a tenth of its sure points lie above, or of the others where it
+        has no sure ones.
+
+        Args:
+            points_in_ground: (P, 3).
+            is_sure: (P,), None: all.
         """
+        if is_sure is None:
+            is_sure = np.ones(len(points_in_ground), bool)
+        for layer, chosen in enumerate((is_sure, ~is_sure)):
+            self._add(points_in_ground[chosen], layer)
+
+    def _add(self, points_in_ground: Float64Array, layer: int) -> None:
         if not len(points_in_ground):
             return
         if len(self._tiles) * _TILE_CELLS**2 > self._max_cells:
@@ -101,18 +113,20 @@ class SurfaceBuilder:
         counts = np.diff(ends, prepend=-1)
         tops = ends - (_TOP_SHARE * counts).astype(np.int64)
         heights = points_in_ground[order[tops], 2].astype(np.float32)
-        self._put(columns[ends], lines[ends], heights)
+        self._put(columns[ends], lines[ends], heights, layer)
 
-    def _put(self, columns: Int64Array, lines: Int64Array, heights: Float32Array) -> None:
+    def _put(
+        self, columns: Int64Array, lines: Int64Array, heights: Float32Array, layer: int
+    ) -> None:
         tiles = np.stack([lines // _TILE_CELLS, columns // _TILE_CELLS], axis=1)
         for tile in np.unique(tiles, axis=0):
             rows = np.flatnonzero((tiles == tile).all(axis=1))
             key = (int(tile[0]), int(tile[1]))
             held = self._tiles.get(key)
             if held is None:
-                held = np.full((_TILE_CELLS, _TILE_CELLS), np.nan, np.float32)
+                held = np.full((2, _TILE_CELLS, _TILE_CELLS), np.nan, np.float32)
                 self._tiles[key] = held
-            at = lines[rows] % _TILE_CELLS, columns[rows] % _TILE_CELLS
+            at = layer, lines[rows] % _TILE_CELLS, columns[rows] % _TILE_CELLS
             held[at] = np.fmax(held[at], heights[rows])
 
     def _coarsen(self) -> None:
@@ -126,11 +140,11 @@ class SurfaceBuilder:
         for (line, column), held in finer.items():
             key = (line // 2, column // 2)
             if key not in self._tiles:
-                self._tiles[key] = np.full((_TILE_CELLS, _TILE_CELLS), np.nan, np.float32)
+                self._tiles[key] = np.full((2, _TILE_CELLS, _TILE_CELLS), np.nan, np.float32)
             top, left = line % 2 * half, column % 2 * half
-            pairs = np.fmax(held[::2], held[1::2])
-            part = np.fmax(pairs[:, ::2], pairs[:, 1::2])
-            self._tiles[key][top : top + half, left : left + half] = part
+            pairs = np.fmax(held[:, ::2], held[:, 1::2])
+            part = np.fmax(pairs[..., ::2], pairs[..., 1::2])
+            self._tiles[key][:, top : top + half, left : left + half] = part
 
     def surface(self, *, max_gap: int = 40) -> Surface | None:
         """The surface of the points so far; None where there is none.
@@ -147,7 +161,7 @@ class SurfaceBuilder:
         heights = np.full((shape[0] * _TILE_CELLS, shape[1] * _TILE_CELLS), np.nan, np.float32)
         for (line, column), held in tiles.items():
             top, left = (line - south) * _TILE_CELLS, (column - west) * _TILE_CELLS
-            heights[top : top + _TILE_CELLS, left : left + _TILE_CELLS] = held
+            heights[top : top + _TILE_CELLS, left : left + _TILE_CELLS] = _surest(held)
         grid = GroundGrid(
             cell=self._cell,
             west=west * _TILE_CELLS,
@@ -230,6 +244,11 @@ def _pulled_and_pushed(heights: Float32Array) -> Float32Array:
     return np.where(known, heights, fine)
 
 
+def _surest(held: Float32Array) -> Float32Array:
+    """Heights (T, T) of a tile (2, T, T)."""
+    return np.asarray(np.where(np.isnan(held[0]), held[1], held[0]), np.float32)
+
+
 def _well_filled(
     tiles: dict[tuple[int, int], Float32Array],
 ) -> dict[tuple[int, int], Float32Array]:
@@ -237,7 +256,7 @@ def _well_filled(
     return {
         key: held
         for key, held in tiles.items()
-        if np.count_nonzero(~np.isnan(held)) >= _LEAST_TILE_CELLS
+        if np.count_nonzero(~np.isnan(_surest(held))) >= _LEAST_TILE_CELLS
     }
 
 

@@ -70,6 +70,20 @@ def estimate_absolute_pose(
     )
 
 
+def reprojection_errors_px(
+    cam_from_world: Float64Array,
+    points3D_in_world: Float64Array,
+    *,
+    points_xy: Float64Array,
+    camera: pycolmap.Camera,
+) -> Float64Array:
+    """How far points (N, 3) project from their keypoints (N, 2), (N,); inf where they do not."""
+    points = transform_points(cam_from_world, points3D_in_world)
+    projected_xy = np.asarray(camera.img_from_cam(points)).reshape(-1, 2)
+    offsets = projected_xy - points_xy
+    return np.asarray(np.linalg.norm(np.nan_to_num(offsets, nan=np.inf), axis=1))
+
+
 def refine_absolute_pose(
     cam_from_world: Float64Array,
     *,

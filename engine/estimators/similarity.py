@@ -18,6 +18,7 @@ from engine.types import BoolArray, Float64Array, Int64Array, freeze_field
 _NUM_HYPOTHESES = 96  # of three matches: half of them right fails once in 400,000 times
 _MAX_SCORED = 150  # matches that hypotheses are compared on
 _NUM_REFINEMENTS = 4
+_FAR = 3.0  # times what is allowed, from which a match speaks for another similarity
 _MIN_SPREAD = 1e-9
 
 
@@ -63,9 +64,10 @@ class MatchedPoints:
         """At most so many matches, spread evenly over all."""
         if len(self) <= limit:
             return self
-        return self._rows(np.linspace(0, len(self) - 1, limit).astype(np.int64))
+        return self.rows(np.linspace(0, len(self) - 1, limit).astype(np.int64))
 
-    def _rows(self, rows: Int64Array) -> MatchedPoints:
+    def rows(self, rows: Int64Array) -> MatchedPoints:
+        """Some of them, by their positions (K,)."""
         return MatchedPoints(
             points_in_a=self.points_in_a[rows],
             points_in_b=self.points_in_b[rows],
@@ -144,6 +146,29 @@ def estimate_map_similarity(matched: MatchedPoints, *, seed: int) -> MapSimilari
             break
         best, errors = refined, refined_errors
     return MapSimilarity(a_from_b=best, errors=errors)
+
+
+def estimate_rival(
+    matched: MatchedPoints, found: MapSimilarity, *, seed: int
+) -> MapSimilarity | None:
+    """The similarity that most matches agree with of those that are far from one that was found.
+
+    Repeated structure gives several: each shift by a period has matches of its own. What lies near
+    the similarity found speaks for it, or for a map that is bent.
+
+    Args:
+        matched: the matches.
+        found: what most of them agree with.
+        seed: of the samples.
+
+    Returns:
+        None when no three matches fix another one.
+    """
+    far = matched.rows(np.flatnonzero(found.errors > _FAR))
+    rival = estimate_map_similarity(far, seed=seed)
+    if rival is None:
+        return None
+    return MapSimilarity(a_from_b=rival.a_from_b, errors=matched.errors(rival.a_from_b[None])[0])
 
 
 def _tangents(offsets: Float64Array, rays: Float64Array) -> Float64Array:

@@ -13,9 +13,8 @@ from engine.config import GlobalBundleAdjustmentConfig, WindowConfig
 from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
 from engine.mapping.model.bundle_adjustment import (
-    GlobalAdjustment,
     GlobalAdjustmentSchedule,
-    adjust_globally,
+    adjust_copy,
     start_global_adjustment,
 )
 from engine.mapping.model.sparse_map import SparseMap
@@ -115,7 +114,7 @@ class BackgroundJobs:
         """A job that adjusts a copy of one of the maps; none may be in flight."""
         self._component = sparse_map if is_component else None
         run = functools.partial(
-            _adjust,
+            adjust_copy,
             start_global_adjustment(sparse_map),
             max_iterations=self._config.max_iterations,
             num_threads=self._num_threads,
@@ -168,16 +167,3 @@ class BackgroundJobs:
         """Drops the results to come of jobs on copies of maps; others are of use to any map."""
         self._adjustment.abandon()
         self._window.abandon()
-
-
-def _adjust(
-    adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
-) -> GlobalAdjustment:
-    """Adjusts a private copy of a map; the job of another thread."""
-    adjust_globally(
-        adjustment.reconstruction,
-        calibration=adjustment.calibration,
-        max_iterations=max_iterations,
-        num_threads=num_threads,
-    )
-    return adjustment

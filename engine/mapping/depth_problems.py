@@ -15,7 +15,7 @@ from engine.types import Float64Array, FrameId, Int64Array
 
 _NO_POINT = -1
 _MAX_NEIGHBOURS = 12  # most covisible ones that a problem holds
-_MAX_POINTS = 2000  # of each view
+_MAX_POINTS = 1000  # of a keyframe: the mapper waits for their tracks, some milliseconds
 _NUM_UNSETTLED = 3  # newest registered keyframes: the next ones still move them
 
 
@@ -38,22 +38,22 @@ def hand_out(
     is_final: bool = False,
     wants_poses: bool = False,
 ) -> DenseHandout:
-    """The depth problem of the newest settled keyframe that has not had its turn.
+    """The depth problem of the newest settled keyframe that waits for its turn.
 
     A keyframe is settled when a few others were registered after it: it was adjusted with them.
 
     Args:
         sparse_map: the main map.
         done: keyframes that have had their turn.
-        again: those of them whose depth is to be made again, where no other is left.
+        again: those of them whose depth is to be made again, in their turn.
         is_final: whether no keyframe follows, so that all are settled.
         wants_poses: whether to hand out where all keyframes are, which follows the map's size.
     """
     registered = sparse_map.registered_ids
     settled = registered if is_final else registered[:-_NUM_UNSETTLED]
     waiting = [frame_id for frame_id in reversed(settled) if frame_id not in done]
-    wanted = [*waiting, *(i for i in again if sparse_map.is_registered(i))]
-    problem = _problem(sparse_map, wanted[0]) if wanted else None
+    wanted = max([*waiting[:1], *(i for i in again if sparse_map.is_registered(i))], default=None)
+    problem = None if wanted is None else _problem(sparse_map, wanted)
     views = () if problem is None else (problem.view, *problem.neighbours)
     return DenseHandout(
         problem=problem,
@@ -77,24 +77,29 @@ def poses_of(sparse_map: SparseMap) -> KeyframePoses:
 
 def _problem(sparse_map: SparseMap, frame_id: FrameId) -> DepthProblem:
     """The problem of a keyframe; its neighbours have those of their points that it sees, too."""
-    rows, ids = _seen(sparse_map, frame_id)
-    order = np.argsort(ids, kind="stable")[:: -(-len(ids) // _MAX_POINTS) or 1]
-    rows, ids = rows[order], ids[order]
+    all_ids = sparse_map.point3D_ids(frame_id)
+    rows = np.flatnonzero(all_ids != _NO_POINT)
+    rows = rows[:: -(-len(rows) // _MAX_POINTS) or 1]
+    ids = all_ids[rows]
     points = sparse_map.points3D_in_world(ids)
+    places, others, keypoints = sparse_map.observations(ids).T
     neighbours = []
-    others = list(sparse_map.covisibility(frame_id)) if len(ids) else []
-    for other in others[:_MAX_NEIGHBOURS]:
-        other_rows, other_ids = _seen(sparse_map, other)
-        places = np.searchsorted(ids, other_ids)
-        places[places == len(ids)] = 0
-        is_shared = ids[places] == other_ids
-        shared = places[is_shared]
+    for other in _most_frequent(others[others != frame_id])[:_MAX_NEIGHBOURS]:
+        seen = np.flatnonzero(others == other)
+        shared = places[seen]
         neighbours.append(
-            _view(sparse_map, other, other_rows[is_shared], ids[shared], points[shared])
+            _view(sparse_map, FrameId(other), keypoints[seen], ids[shared], points[shared])
         )
     return DepthProblem(
         view=_view(sparse_map, frame_id, rows, ids, points), neighbours=tuple(neighbours)
     )
+
+
+def _most_frequent(numbers: Int64Array) -> list[int]:
+    """Each number once, the most frequent first, then the smaller one."""
+    each, counts = np.unique(numbers, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [int(number) for number in each[order]]
 
 
 def _view(
@@ -115,10 +120,3 @@ def _view(
         keypoints_xy=keyframe.features.keypoints_xy[rows],
         points3D_in_world=points3D_in_world,
     )
-
-
-def _seen(sparse_map: SparseMap, frame_id: FrameId) -> tuple[Int64Array, Int64Array]:
-    """Keypoints of a keyframe that observe points, and the ids of these, (M,) each."""
-    all_ids = sparse_map.point3D_ids(frame_id)
-    rows = np.flatnonzero(all_ids != _NO_POINT)
-    return rows, all_ids[rows]

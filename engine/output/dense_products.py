@@ -58,7 +58,7 @@ def write_ground(
     folder = run_path / PRODUCTS_FOLDER
     try:
         folder.mkdir(exist_ok=True)
-        ground.write(folder, world.poses, versions)
+        ground.write(folder, world.poses, versions, comments=_comments(world))
     except OSError as error:
         raise JournalError(f"{folder}: cannot be written: {error.strerror}") from error
 

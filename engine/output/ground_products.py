@@ -11,7 +11,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 ORTHOPHOTO_STEM, HEIGHTS_STEM, COVERAGE_NAME = "orthophoto", "dsm", "coverage.geojson"
 _POINTS_FOR_CELL = 1_000_000  # that decide on the size of a cell
+_SURE_VIEWS = 3  # of a point; two alone may agree on what is not there
 _SAME_VERTICAL_COSINE = 0.9986  # 3 degrees
 _SHARPNESS_LIMITS = (0.5, 1.1)  # of what a keyframe's sharpness counts, compared to the median
 
@@ -131,13 +132,21 @@ class GroundProducts:
         if waiting:
             self._begin(waiting, poses, origin)
 
-    def write(self, folder: Path, poses: KeyframePoses, versions: Mapping[FrameId, int]) -> None:
+    def write(
+        self,
+        folder: Path,
+        poses: KeyframePoses,
+        versions: Mapping[FrameId, int],
+        *,
+        comments: Sequence[str] = (),
+    ) -> None:
         """Writes the products of the points that were collected last.
 
         Args:
             folder: of the products; it exists.
             poses: of keyframes in the world.
             versions: of the depth maps that can be read, by keyframe.
+            comments: on the map, such as its verdict; kept in the files that have room for them.
 
         Raises:
             OSError: they cannot be written; the former ones are untouched.
@@ -146,15 +155,16 @@ class GroundProducts:
         if surface is None or self._frame is None:
             return
         self._cell = surface.grid.cell
-        place = RasterPlace(grid=surface.grid, utm=self._frame.utm)
+        words = "; ".join(comments)
+        place = RasterPlace(grid=surface.grid, utm=self._frame.utm, description=words)
         views = self._ortho_views(poses, versions, self._frame)
         write_heights(folder / HEIGHTS_STEM, surface.heights, place)
-        coverage = self._write_coverage(folder / COVERAGE_NAME, surface, views, self._frame)
+        coverage = self._write_coverage(
+            folder / COVERAGE_NAME, surface, views, self._frame, description=words
+        )
         self._orthophoto.update(surface, views, self._pixels)
         grid, pixels = self._orthophoto.image(surface.grid)
-        write_orthophoto(
-            folder / ORTHOPHOTO_STEM, pixels, RasterPlace(grid=grid, utm=self._frame.utm)
-        )
+        write_orthophoto(folder / ORTHOPHOTO_STEM, pixels, replace(place, grid=grid))
         self.picture = ground_picture(
             surface,
             pixels,
@@ -165,13 +175,20 @@ class GroundProducts:
         self._builder = None
 
     def _write_coverage(
-        self, path: Path, surface: Surface, views: Sequence[OrthoView], frame: GroundFrame
+        self,
+        path: Path,
+        surface: Surface,
+        views: Sequence[OrthoView],
+        frame: GroundFrame,
+        *,
+        description: str,
     ) -> str:
         """Writes the coverage; returns what was written, "" for nothing."""
         self.coverage = coverage_of(surface, views)
         if self.coverage is None:
             return ""
         record = coverage_geojson(self.coverage, frame.coordinates)
+        record["description"] = description
         if frame.origin is None:
             record["frame"] = "not on the globe: units of the map, in a plane along its ground"
         text = json.dumps(record, allow_nan=False)
@@ -191,7 +208,8 @@ class GroundProducts:
 
     def _add(self, part: DensePoints) -> None:
         if self._builder is not None and self._frame is not None:
-            self._builder.add(self._frame.points(part.xyz))
+            is_sure = part.num_views >= _SURE_VIEWS
+            self._builder.add(self._frame.points(part.xyz), is_sure=is_sure)
 
     def _frame_of(
         self, parts: list[DensePoints], poses: KeyframePoses, origin: GpsFix | None

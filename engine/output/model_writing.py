@@ -28,7 +28,8 @@ def write_model(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:
 
     Args:
         reconstruction: of which each image is the only one of its frame. No other thread may use
-            it until the call returns; then it is as before.
+            it until the call returns; then it is as before. One that was read from files is written
+            at once: its frames are final.
         folder: to be made.
 
     Raises:
@@ -36,9 +37,12 @@ def write_model(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:
     """
     folder.mkdir(parents=True)
     try:
-        with _without_images(reconstruction):
+        if _was_read(reconstruction):
             reconstruction.write_binary(folder)
-        _write_images(reconstruction, folder)
+        else:
+            with _without_images(reconstruction):
+                reconstruction.write_binary(folder)
+            _write_images(reconstruction, folder)
     except (RuntimeError, ValueError) as error:
         raise OSError(str(error)) from error
     # pycolmap does not notice a full disk: what it could not write is missing, without a word.
@@ -48,6 +52,12 @@ def write_model(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:
             raise OSError(f"{name} is cut short, {written} of {size} bytes; the disk may be full")
         flush_to_disk(folder / name)
     flush_to_disk(folder)
+
+
+def _was_read(reconstruction: pycolmap.Reconstruction) -> bool:
+    return any(
+        reconstruction.frame(i).has_final_data_ids() for i in reconstruction.reg_frame_ids()[:1]
+    )
 
 
 @contextmanager

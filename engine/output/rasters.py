@@ -33,6 +33,7 @@ class RasterPlace:
 
     grid: GroundGrid
     utm: UtmGrid | None
+    description: str = ""  # kept in a GeoTIFF
 
 
 def write_orthophoto(stem: Path, rgba: Uint8Array, place: RasterPlace) -> Path:
@@ -53,7 +54,7 @@ def write_orthophoto(stem: Path, rgba: Uint8Array, place: RasterPlace) -> Path:
     if place.utm is None:
         return _write_png(stem, cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA), place.grid)
     bands = np.moveaxis(rgba, 2, 0)
-    return _write_geotiff(stem.with_suffix(".tif"), bands, place.grid, place.utm)
+    return _write_geotiff(stem.with_suffix(".tif"), bands, place, place.utm)
 
 
 def write_heights(stem: Path, heights: Float32Array, place: RasterPlace) -> Path:
@@ -80,13 +81,13 @@ def write_heights(stem: Path, heights: Float32Array, place: RasterPlace) -> Path
     above = np.where(np.isnan(heights), _NO_HEIGHT, heights + place.utm.origin[2] + drop)
     bands = above.astype(np.float32)[None]
     path = stem.with_suffix(".tif")
-    return _write_geotiff(path, bands, place.grid, place.utm, nodata=_NO_HEIGHT)
+    return _write_geotiff(path, bands, place, place.utm, nodata=_NO_HEIGHT)
 
 
 def _write_geotiff(
     path: Path,
     bands: NDArray[Any],
-    grid: GroundGrid,
+    place: RasterPlace,
     utm: UtmGrid,
     *,
     nodata: float | None = None,
@@ -97,6 +98,7 @@ def _write_geotiff(
     from rasterio.errors import RasterioError
     from rasterio.transform import Affine
 
+    grid = place.grid
     left, _, _, upper = grid.bounds
     profile = {
         "driver": "COG",
@@ -110,6 +112,7 @@ def _write_geotiff(
         ),
         "nodata": nodata,
         "compress": "DEFLATE",
+        "level": 1,  # of 9: an orthophoto is written at every snapshot, and hardly gets smaller
         "predictor": "YES",
         "blocksize": _BLOCK_PX,
         "bigtiff": "IF_SAFER",
@@ -124,6 +127,7 @@ def _write_geotiff(
                     ColorInterp.blue,
                     ColorInterp.alpha,
                 ]
+            raster.update_tags(TIFFTAG_IMAGEDESCRIPTION=place.description)
             raster.write(bands)
         flush_to_disk(temporary)
         temporary.replace(path)

@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +64,9 @@ _MAX_END_S = 10.0  # that the end of a run waits for depth, at most
 _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
 _MIN_LOOK_AFTER = 8
-_PRODUCT_SHARE = 0.3  # of what the dense map takes, before the end
+_PRODUCT_SHARE = 0.5  # of what the dense map takes, before the end
 _POINTS_CPU_S = 0.02  # for each keyframe of the first product
-_GROUND_CPU_S = 0.07  # likewise, with an orthophoto
+_GROUND_CPU_S = 0.05  # likewise, with an orthophoto
 _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
 _NOT_WRITTEN = "not_written"
 _BUDGET = "budget"  # why a keyframe has no depth: its turn did not come
@@ -165,6 +165,8 @@ class DenseMaking:
         self._ground = GroundProducts(self._map.depth_map) if config.orthophoto else None
         self._is_on = config.enabled
         self._news = asyncio.Event()
+        self._working: asyncio.Task[None] | None = None
+        self._is_ending = False
         self._done: dict[FrameId, str] = {}  # how keyframes fared that had their turn
         self._num_times: Counter[FrameId] = Counter()  # that a keyframe had its turn
         self._again: tuple[FrameId, ...] = ()  # have moved by more than their depth's error
@@ -202,35 +204,43 @@ class DenseMaking:
             self._world = world
             self._news.set()
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Makes depth while the context is open."""
-        if not self._is_on:
-            yield
-            return
-        working = asyncio.create_task(self._work(), name="dense map")
-        try:
-            yield
-        finally:
-            working.cancel()
-            await asyncio.wait((working,))
+    def start(self) -> None:
+        """Makes depth beside the run from now on, until `finish`."""
+        if self._is_on:
+            self._working = asyncio.create_task(self._work(), name="dense map")
 
-    async def finish(self) -> None:
-        """Makes what the budget still allows, within some seconds; after the last adjustment."""
-        if not self._is_on:
+    async def finish(self, *, is_dropping: bool) -> None:
+        """Makes what the budget still allows, within some seconds; after the last adjustment.
+
+        Args:
+            is_dropping: nothing more is to be made.
+        """
+        if self._working is None:
             return
+        self._is_ending = True
+        self._news.set()
+        await asyncio.wait((self._working,), timeout=MAX_CALL_S)  # for the step at hand
+        self._working.cancel()
+        await asyncio.wait((self._working,))
+        if is_dropping:
+            return
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
+                    await self._make_last()
+            await self._write_products()
+        except Exception as error:  # a task boundary: the map is saved all the same
+            self._failed(error, None)
+
+    async def _make_last(self) -> None:
         for frame_id, status in list(self._done.items()):
             if status in _TRIED_AT_END:
                 del self._done[frame_id]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
-                ends_at_s = time.monotonic() + _MAX_END_S
-                await self._make_all(ends_at_s=ends_at_s)
-                await self._look()
-                if self._again:
-                    await self._make_all(ends_at_s=ends_at_s)
-                    await self._look()
-        await self._write_products()
+        await self._look()  # the last adjustment moved keyframes
+        ends_at_s = time.monotonic() + _MAX_END_S
+        while time.monotonic() < ends_at_s and await self._make_next(is_final=True):
+            continue
+        await self._look()
 
     def figures(self) -> dict[str, Any]:
         """The figures of ``summary.json``."""
@@ -250,18 +260,16 @@ class DenseMaking:
     # -- inside ---------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        while True:
+        while not self._is_ending:
             await self._news.wait()
             self._news.clear()
-            while await self._make_next():
-                continue
-            if self._is_product_due():
-                await self._write_products()
-
-    async def _make_all(self, *, ends_at_s: float) -> None:
-        """Makes what budget and time allow, once no keyframe follows."""
-        while time.monotonic() < ends_at_s and await self._make_next(is_final=True):
-            continue
+            try:
+                while not self._is_ending and await self._make_next():
+                    continue
+                if not self._is_ending and self._is_product_due():
+                    await self._write_products()
+            except Exception as error:  # a task boundary: it goes on with the next keyframe
+                self._failed(error, None)
 
     async def _look(self) -> None:
         """Looks where all depth lies now, at the end."""
@@ -348,7 +356,8 @@ class DenseMaking:
     def _is_product_due(self) -> bool:
         """Whether products of the newest snapshot cost little beside what else was done."""
         expected_s = self._product_cost_s * len(self._map.frame_ids)
-        is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * self._budget.spent_s
+        spent_s = self._budget.spent_s + expected_s
+        is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * spent_s
         return is_cheap and self._budget.has_room_for(expected_s)
 
     async def _write_products(self) -> None:

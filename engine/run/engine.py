@@ -223,9 +223,8 @@ class Engine:
                 await self._publisher.publish_events()
                 if restored is not None:
                     await self._mapping.go_on(restored)
-                async with self._dense.running():
-                    is_mapped = await self._run_stages()
-                is_sound = is_mapped and await self._attempt(
+                self._dense.start()
+                is_sound = await self._run_stages() and await self._attempt(
                     self._finish_map(), what="finishing the map"
                 )
                 await self._attempt(self._save_poses(), what="saving the trajectory")
@@ -373,9 +372,8 @@ class Engine:
         await self._snapshots.write_final(must_be_checked=must_be_checked)
 
     async def _finish_dense(self) -> None:
-        if not self._is_dropping:
-            await self._dense.finish()
-            await self._publisher.publish_events()
+        await self._dense.finish(is_dropping=self._is_dropping)
+        await self._publisher.publish_events()
 
     async def _show_map(self) -> None:
         if self._views.shows_map:

@@ -24,6 +24,8 @@ from tests.support.paths import ROOT
 from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S
 
+COMMANDS = ["run", "resume", "demo", "evaluate", "export", "georeference", "benchmark", "doctor"]
+
 
 def livesfm(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, arguments)
@@ -80,6 +82,16 @@ def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launches:
 
 
 # -- asking ---------------------------------------------------------------------------------------
+
+
+def test_files_of_positions_come_by_whole_paths_after_those_of_the_configuration(
+    launches: Launches,
+) -> None:
+    result = livesfm(
+        *("run", "photos", "--positions", "geo.txt"), *("--set", "telemetry.positions=[/a.csv]")
+    )
+    assert result.exit_code == 0
+    assert launches.config.telemetry.positions == ("/a.csv", os.path.abspath("geo.txt"))
 
 
 def test_calibrations_come_after_those_of_the_configuration(launches: Launches) -> None:
@@ -454,9 +466,7 @@ def test_a_run_needs_a_source(launches: Launches) -> None:
 # -- the other commands ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     result = livesfm(command, "--help")
     assert result.exit_code == 0
@@ -465,7 +475,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_without_a_command_all_of_them_are_listed() -> None:
     result = livesfm()
-    for command in ("run", "demo", "evaluate", "export", "benchmark", "doctor"):
+    for command in ("run", "demo", "evaluate", "export", "georeference", "benchmark", "doctor"):
         assert command in result.output
 
 
@@ -552,7 +562,7 @@ def test_the_module_is_the_program() -> None:
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        (["livesfm", ""], ["run", "resume", "demo", "evaluate", "export", "benchmark", "doctor"]),
+        (["livesfm", ""], COMMANDS),
         (["livesfm", "ev"], ["evaluate"]),
     ],
 )

@@ -38,6 +38,22 @@ def test_points_of_walls_and_below_roofs_do_not_lower_a_height() -> None:
     assert _height_at(surface, 0.0, 0.0) == pytest.approx(6.0, abs=0.01)
 
 
+def test_unsure_points_count_only_where_no_sure_ones_are() -> None:
+    town = _town(noise=0.02)
+    ghosts = town[(np.abs(town[:, 0] + 16) < 3) & (np.abs(town[:, 1]) < 3)] + [0.0, 0.0, 4.0]
+    alone = (town[:, 0] > 15) & (town[:, 1] > 15)
+    points = np.concatenate([town, ghosts])
+    is_sure = np.append(~alone, np.zeros(len(ghosts), bool))
+    builder = SurfaceBuilder(_CELL)
+    builder.add(points, is_sure=is_sure)
+    surface = builder.surface()
+    assert surface is not None
+    assert _height_at(surface, -16.0, 0.0) == pytest.approx(0.0, abs=0.2)
+    assert _height_at(surface, 20.0, 20.0) == pytest.approx(0.0, abs=0.2)
+    assert _measured_at(surface, 20.0, 20.0)
+    assert _height_at(_surface(points), -16.0, 0.0) > 3.5
+
+
 def test_single_points_in_the_air_are_left_out() -> None:
     town = _town(noise=0.02)
     ghosts = np.array([[-15.2, 3.1, 12.0], [14.9, -12.8, 30.0]])

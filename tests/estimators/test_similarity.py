@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from engine.estimators.similarity import (
     MatchedPoints,
     compose_similarities,
     estimate_map_similarity,
+    estimate_rival,
     invert_similarity,
     similarity_scale,
 )
@@ -69,6 +72,45 @@ def test_noise_and_wrong_matches_leave_it_close(wrong_ratio: float) -> None:
 def test_matches_that_agree_on_nothing_give_few_inliers() -> None:
     found = estimate_map_similarity(matched(wrong_ratio=1.0), seed=0)
     assert found is None or found.num_inliers < 12
+
+
+def shifted(matches: MatchedPoints, rows: slice, *, shift: float) -> MatchedPoints:
+    """Matches of which some end in map b, and its camera, beside where they should."""
+    points, centers = matches.points_in_b.copy(), matches.centers_in_b.copy()
+    points[rows] += (shift, 0.0, 0.0)
+    centers[rows] += (shift, 0.0, 0.0)
+    return dataclasses.replace(matches, points_in_b=points, centers_in_b=centers)
+
+
+def test_matches_of_repeated_structure_agree_on_a_rival() -> None:
+    """A third of all matches says that the maps lie one period of the wallpaper apart."""
+    both = shifted(matched(noise=1e-3, num=90), slice(0, 30), shift=1.0)
+    found = estimate_map_similarity(both, seed=0)
+    assert found is not None
+    assert np.abs(found.a_from_b - a_from_b()).max() < 0.15
+    rival = estimate_rival(both, found, seed=0)
+    assert rival is not None
+    assert 25 <= rival.num_inliers <= 30
+    assert rival.is_inlier[:30].sum() >= 25
+
+
+@pytest.mark.parametrize("wrong_ratio", [0.0, 0.4])
+def test_wrong_matches_alone_make_no_rival(wrong_ratio: float) -> None:
+    matches = matched(noise=1e-3, wrong_ratio=wrong_ratio, num=90)
+    found = estimate_map_similarity(matches, seed=0)
+    assert found is not None
+    rival = estimate_rival(matches, found, seed=0)
+    assert rival is None or rival.num_inliers < 0.2 * found.num_inliers
+
+
+def test_what_lies_near_a_similarity_speaks_for_no_rival() -> None:
+    """A bent map: a third of the matches lie a little beyond what is allowed."""
+    bent = shifted(matched(noise=1e-3, num=90), slice(0, 30), shift=0.16)
+    found = estimate_map_similarity(bent, seed=0)
+    assert found is not None
+    assert found.num_inliers < 75
+    rival = estimate_rival(bent, found, seed=0)
+    assert rival is None or rival.num_inliers < 0.2 * found.num_inliers
 
 
 def test_two_matches_fix_nothing() -> None:

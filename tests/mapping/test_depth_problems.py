@@ -49,15 +49,13 @@ def test_keyframes_that_had_their_turn_are_left_out(sparse_map: SparseMap) -> No
     assert hand_out(sparse_map, done=every).problem is None
 
 
-def test_keyframes_come_again_when_no_other_is_left(sparse_map: SparseMap) -> None:
-    again = (FrameId(99), FrameId(2))
+def test_keyframes_come_again_in_their_turn(sparse_map: SparseMap) -> None:
+    again = (FrameId(99), FrameId(2), FrameId(4))  # keyframe 99 is not registered
+    done = {FrameId(i) for i in (2, 4)}
     every = {FrameId(i) for i in range(1, 9)}
-    newest = hand_out(sparse_map, done=(), again=again).problem
-    last = hand_out(sparse_map, done=every, again=again).problem
-    assert newest is not None
-    assert newest.view.frame_id == 5
-    assert last is not None
-    assert last.view.frame_id == 2  # keyframe 99 is not registered
+    first = [{*done}, {*done, FrameId(5)}, every]
+    problems = [hand_out(sparse_map, done=ids, again=again).problem for ids in first]
+    assert [one and one.view.frame_id for one in problems] == [5, 4, 4]
 
 
 def test_views_hold_what_the_map_knows_of_them(sparse_map: SparseMap) -> None:

@@ -39,6 +39,7 @@ WIDTH, HEIGHT = 320, 240
 CENTER = (WIDTH / 2, HEIGHT / 2)
 TEXTURE = random_texture()
 NUM_COMPONENTS = 128
+LEAN = {"lean_features": 8192, "min_lean_matches": 60}
 
 
 def matcher(**settings: Any) -> SiftMatcher:
@@ -215,7 +216,7 @@ def test_what_opencv_raises_is_an_inference_error(monkeypatch: pytest.MonkeyPatc
             raise cv2.error("out of memory")
 
     broken = matcher()
-    monkeypatch.setattr(broken, "_detectors", {True: Broken()})
+    monkeypatch.setattr(broken._full, "_detectors", {True: Broken()})
     with pytest.raises(InferenceError, match="out of memory"):
         broken.describe(frame_of(texture_image()))
 
@@ -261,17 +262,59 @@ def test_the_same_image_gives_the_same_features() -> None:
 # -- matching images ------------------------------------------------------------------------------
 
 
+def lean_of(frame: Frame, **settings: Any) -> Features:
+    """A frame as it is described after one that shows the same."""
+    sift_matcher = matcher(**(LEAN | settings))
+    sift_matcher.describe(frame)
+    return sift_matcher.describe(frame)
+
+
+def test_lean_descriptors_are_much_like_full_ones_of_the_same_keypoints() -> None:
+    frame = frame_of(texture_image())
+    full, lean = matcher(upscaling=2.0).describe(frame), lean_of(frame)
+    for name in ("keypoints_xy", "scales", "colors"):
+        assert np.array_equal(getattr(lean, name), getattr(full, name))
+    products = (full.descriptors.astype(np.int64) * lean.descriptors).sum(axis=1)
+    assert not np.array_equal(full.descriptors, lean.descriptors)
+    assert np.median(products) > 0.9 * 256**2
+
+
+def test_what_overlaps_with_the_keyframe_before_is_described_leanly_and_all_else_in_full() -> None:
+    elsewhere = random_texture(1).image(WIDTH, HEIGHT, image_from_texture=similarity_about(CENTER))
+    sift_matcher = matcher(lean_features=150, min_lean_matches=60)
+    images = (texture_image(), texture_image(), elsewhere, elsewhere, texture_image())
+    nums = [len(sift_matcher.describe(frame_of(image))) for image in images]
+    full_nums = [len(matcher().describe(frame_of(image))) for image in images]
+    assert min(full_nums) > 150
+    assert nums == [full_nums[0], 150, full_nums[2], 150, full_nums[4]]
+
+
+def test_each_camera_has_a_keyframe_before_of_its_own() -> None:
+    elsewhere = random_texture(1).image(WIDTH, HEIGHT, image_from_texture=similarity_about(CENTER))
+    left, right = frame_of(texture_image()), replace(frame_of(elsewhere), camera_key="right")
+    sift_matcher = matcher(lean_features=150, min_lean_matches=60)
+    nums = [len(sift_matcher.describe(frame)) for frame in (left, right, left, right)]
+    assert min(nums[:2]) > 150
+    assert nums[2:] == [150, 150]
+
+
+def test_an_image_without_texture_is_described_in_full_each_time() -> None:
+    plain = frame_of(np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+    assert len(lean_of(plain)) == 0
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
 @pytest.mark.parametrize(
     ("angle_rad", "scale"), [(0.0, 1.0), (0.6, 1.0), (np.pi / 2, 1.0), (-2.0, 0.75), (0.2, 1.5)]
 )
 def test_matches_of_a_turned_and_scaled_image_agree_with_the_truth(
-    angle_rad: float, scale: float
+    angle_rad: float, scale: float, is_lean: bool
 ) -> None:
     motion = similarity_about(CENTER, angle_rad=angle_rad, scale=scale, shift_xy=(3.3, -4.6))
-    sift_matcher = matcher()
-    first = sift_matcher.describe(frame_of(texture_image()))
-    second = sift_matcher.describe(frame_of(texture_image(motion), frame_id=2))
-    (matches,) = sift_matcher.match([request_of(first, second)])
+    describe = lean_of if is_lean else matcher().describe
+    first = describe(frame_of(texture_image()))
+    second = describe(frame_of(texture_image(motion), frame_id=2))
+    (matches,) = matcher().match([request_of(first, second)])
     rows1, rows2 = matches.matches_idx.T
     true_xy = transformed(first.keypoints_xy[rows1], motion)
     errors_px = np.linalg.norm(second.keypoints_xy[rows2] - true_xy, axis=1)

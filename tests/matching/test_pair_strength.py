@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.matching.pair_strength import pair_strength
+from engine.matching.pair_strength import pair_strength, pair_supports
 from engine.types import VerifiedPair
 from tests.support.synthetic import SyntheticWorld, straight_path
 
@@ -38,3 +38,14 @@ def test_many_inliers_in_one_place_are_little_evidence() -> None:
     assert patch.num_inliers <= spread.num_inliers
     assert dense.num_cells < 0.6 * sparse.num_cells
     assert dense.score < 0.8 * sparse.score
+
+
+def test_a_pair_supports_a_place_only_as_a_whole() -> None:
+    pair_idx = np.repeat(np.arange(4), (20, 20, 7, 10))
+    agrees = np.ones(57, np.bool_)
+    agrees[[3, 4]] = False  # a tenth of the first pair
+    agrees[20:30] = False  # half of the second
+    agrees[50] = False
+    assert pair_supports(pair_idx, agrees).tolist() == [18 - 8, 0, 0, 9 - 4]
+    assert not pair_supports(pair_idx, np.zeros(57, np.bool_)).any()
+    assert pair_supports(np.zeros(0, np.int64), np.zeros(0, np.bool_)).shape == (0,)

@@ -39,6 +39,7 @@ def test_a_georeferenced_map_gives_geotiffs_that_show_things_where_they_are(
         assert tops.sum() * raster.res[0] ** 2 == pytest.approx(16.0, rel=0.35)
         assert np.median(heights.compressed()) == pytest.approx(80.0, abs=0.1)
     with rasterio.open(tmp_path / "orthophoto.tif") as raster:
+        assert raster.tags()["TIFFTAG_IMAGEDESCRIPTION"] == "verdict on the map: good"
         to_wgs84 = pyproj.Transformer.from_crs(raster.crs, "EPSG:4326")
         easting, northing = to_wgs84.transform(50.8, -0.1, direction="INVERSE")
         line, column = raster.index(easting, northing)  # the middle of the box
@@ -93,6 +94,7 @@ def test_coverage_lies_on_the_globe_where_the_map_does(tmp_path: Path) -> None:
     assert by_status["good"]["properties"]["min_keyframes"] >= 3
     assert products.coverage is not None
     assert products.coverage.share_of(CoverageStatus.GOOD) > 0.5
+    assert record["description"] == "verdict on the map: good"
     assert "frame" not in record
 
 
@@ -128,7 +130,7 @@ def _write(
     placed = _keyframe_poses(poses)
     for _ in products.collected(fuse(chunks), placed, origin=origin):
         pass
-    products.write(folder, placed, dict.fromkeys(by_id, 1))
+    products.write(folder, placed, dict.fromkeys(by_id, 1), comments=["verdict on the map: good"])
     return products
 
 

@@ -162,6 +162,15 @@ def test_dense_points_fill_cells_with_their_colours() -> None:
     assert (plan.cells[:, :, 3] == 0).mean() > 0.8
 
 
+def test_what_is_still_to_be_filmed_is_red_and_places_beyond_the_plan_are_left_out() -> None:
+    holes = np.array([[5.0, 5.0, 0.0], [5.5, 5.0, 0.0], [900.0, 5.0, 0.0]], np.float32)
+    plan = draw_plan(map_view(walk()), up_in_world=(0.0, 0.0, 1.0), holes_in_world=holes)
+    assert plan is not None
+    column, row = np.floor(plan.place((5.0, 5.0, 0.0))).astype(int)
+    assert plan.cells[row, column].tolist() == [232, 72, 60, 255]
+    assert 1 <= (plan.cells[:, :, 3] > 0).sum() <= 2
+
+
 def test_far_points_do_not_shrink_the_plan() -> None:
     near = scattered()
     far = np.concatenate([near, [[1e6, -1e6, 0.0], [-1e7, 1e3, 5.0]]])

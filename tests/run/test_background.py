@@ -93,6 +93,7 @@ def result_of(number: int) -> GlobalAdjustment:
     return GlobalAdjustment(
         reconstruction=pycolmap.Reconstruction(),
         keyframe_ids=(),
+        keypoints_xy={},
         calibration=CalibrationControl(),
         error_before_px=float(number),
         started_s=0.0,

@@ -17,9 +17,10 @@ from engine.dense_types import (
     DepthProblem,
 )
 from engine.errors import JournalError
+from engine.mapping.mapper import Mapper
 from engine.output.depth_store import DepthStore
 from engine.run.dense import CpuBudget
-from engine.run.engine import Engine, RunOutcome
+from engine.run.engine import Engine, RunOutcome, StoppedBy
 from tests.support.fake_runs import (
     FakeSource,
     WorldMatcher,
@@ -129,6 +130,23 @@ def test_what_raises_costs_one_keyframe(
     assert outcome.num_registered == NUM_FRAMES
 
 
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_a_map_that_hands_out_no_problem_costs_depth_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(self: Mapper, **options: Any) -> None:
+        raise RuntimeError("half changed")
+
+    monkeypatch.setattr(Mapper, "dense_handout", breaks)
+    outcome, written = a_run(tmp_path / "run")
+    assert outcome.num_registered == NUM_FRAMES
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert written.summary["dense"]["keyframes_with_depth"] == 0
+    faults = written.of_kind("FaultOccurred")
+    assert {one["part"] for one in faults} == {"the dense map"}
+    assert 1 <= len(faults) <= NUM_FRAMES + 2
+
+
 @pytest.mark.usefixtures("_without_budget")
 def test_what_hangs_is_given_up_and_called_no_more(
     tmp_path: Path, estimates: Callable[[Estimate], None]
@@ -188,6 +206,17 @@ def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
     assert written.summary["dense"]["written"]["points"] == last["num_points"] > 500
     size = (outcome.path / "products" / "dense.ply").stat().st_size
     assert size > 27 * last["num_points"]
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_products_that_cost_too_much_beside_depth_wait_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense_module, "_PRODUCT_SHARE", 0.0)
+    _, written = a_run(tmp_path / "run", "snapshots.every_keyframes=3")
+    assert len(written.of_kind("SnapshotWritten")) > 2
+    (product,) = written.of_kind("DenseMapWritten")
+    assert product["num_keyframes"] == NUM_FRAMES
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")

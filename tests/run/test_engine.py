@@ -618,7 +618,7 @@ def test_a_global_adjustment_that_fails_is_reported_and_the_map_grows_on(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("solver: out of memory")
 
-    monkeypatch.setattr(background_jobs, "adjust_globally", fail)
+    monkeypatch.setattr(background_jobs, "adjust_copy", fail)
     outcome, written = run_world(
         tmp_path / "run",
         settings=[

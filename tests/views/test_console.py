@@ -221,6 +221,27 @@ def added(frame_id: int, index: int, *, name: str = "", camera_key: str = "left"
     )
 
 
+@pytest.mark.parametrize(
+    ("status", "ending"),
+    [
+        (
+            RegistrationStatus.CONTRADICTED,
+            "7 of 40 matches agree, and stronger pairs contradict them",
+        ),
+        (
+            RegistrationStatus.AMBIGUOUS,
+            "7 of 40 matches agree, and pairs show another place as well",
+        ),
+    ],
+)
+def test_a_log_line_says_why_a_keyframe_waits_with_which_many_matches_agree(
+    status: RegistrationStatus, ending: str
+) -> None:
+    line = log_line_of(registration_failed(status), RunCounters())
+    assert line is not None
+    assert line.text.endswith(ending)
+
+
 def test_log_lines_name_keyframes_as_the_verdict_does() -> None:
     counters = RunCounters()
     for event in (added(4, 3), added(5, 4)):

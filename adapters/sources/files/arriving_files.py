@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from adapters.images.raw_photos import RAW_SUFFIXES
 from adapters.sources.files.photo_files import IMAGE_SUFFIXES, natural_key
+from adapters.sources.files.photo_search import counted, reason_by_name
+from engine.types import LeftOut
 
 _ENDS_OF_IMAGES: Mapping[str, bytes] = {  # by suffix; the end marker, where a format has one
     ".jpg": b"\xff\xd9",
     ".jpeg": b"\xff\xd9",
     ".png": b"\0\0\0\0IEND\xaeB\x60\x82",
 }
+_MAX_LEFT_OUT = 100_000  # that are counted
 _PATIENCE_WITH_EMPTY_FILES = 10  # times longer: something is to come
 
 
@@ -61,6 +65,8 @@ class ArrivingFiles:
         self._taken: set[str] = set()
         self._unfinished: dict[str, _Unfinished] = {}
         self._identity = (0, 0)
+        self._left_out: dict[PurePosixPath, str] = {}  # by name, with the reason
+        self._num_reported = 0  # kinds and reasons
 
     @property
     def num_unfinished(self) -> int:
@@ -99,6 +105,15 @@ class ArrivingFiles:
         due_s = (file.since_s + self._patience_s(file) for file in self._unfinished.values())
         return max(min(due_s, default=math.inf) - now_s, 0.0)
 
+    def new_left_out(self) -> tuple[LeftOut, ...]:
+        """All files left out so far, if a kind that could be missed was not reported yet."""
+        left_out = counted(self._left_out)
+        num_missed = sum(one.is_missed for one in left_out)
+        if num_missed == self._num_reported:
+            return ()
+        self._num_reported = num_missed
+        return left_out
+
     def take(self, file: ArrivingFile) -> None:
         """Does not give this file out again, whatever becomes of it."""
         self._unfinished.pop(file.name, None)
@@ -116,11 +131,22 @@ class ArrivingFiles:
         found: dict[str, _Fingerprint] = {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name not in self._taken and _is_image_name(entry.name):
+                if not _is_image_name(entry.name):
+                    self._leave_out(entry)
+                elif entry.name not in self._taken:
                     fingerprint = _fingerprint_of(entry)
                     if fingerprint is not None:
                         found[entry.name] = fingerprint
         return found
+
+    def _leave_out(self, entry: os.DirEntry[str]) -> None:
+        file = PurePosixPath(entry.name)
+        is_known = file in self._left_out or len(self._left_out) >= _MAX_LEFT_OUT
+        if is_known or entry.name.startswith((".", "~")) or not entry.is_file():
+            return
+        is_raw = file.suffix.lower() in RAW_SUFFIXES
+        reason = "raw photos are not watched for" if is_raw else reason_by_name(entry.name)
+        self._left_out[file] = reason
 
     def _followed(self, name: str, fingerprint: _Fingerprint, *, now_s: float) -> _Unfinished:
         before = self._unfinished.get(name)

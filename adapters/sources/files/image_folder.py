@@ -17,6 +17,7 @@ from adapters.sources.files.photo_files import (
     printable,
 )
 from adapters.sources.files.photo_search import FoundImages, find_images
+from adapters.sources.files.position_files import NamedPositions
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
@@ -53,6 +54,7 @@ class ImageFolder:
         config: SourcesConfig,
         next_frame_id: FrameIds,
         single_camera_per_size: bool,
+        positions: NamedPositions | None = None,
     ) -> None:
         """Lists the images.
 
@@ -62,6 +64,7 @@ class ImageFolder:
             next_frame_id: gives out frame ids; called on the thread that decodes.
             single_camera_per_size: images of one subfolder, camera model, focal length and size
                 share a camera; False: each image has its own.
+            positions: of photos by their names, which win over EXIF; None: there are none.
 
         Raises:
             SourceError: the path is missing, cannot be read, or holds no image file.
@@ -69,6 +72,7 @@ class ImageFolder:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
+        self._positions = positions
         found = find_images(path)
         self._root, self._files = found.root, found.files
         self._found = found
@@ -136,6 +140,17 @@ class ImageFolder:
             if header is not None:
                 yield header.width, header.height
 
+    def _words_of_positions(self) -> str:
+        """How many photos have a position in files of their own; empty where there are none."""
+        if self._positions is None:
+            return ""
+        num_named = sum(self._positions.position_of(file) is not None for file in self._files)
+        words = f"{num_named} of {len(self._files)} photos are named in the files of positions"
+        if self._positions.num_unusable:
+            num_rows, num_unusable = self._positions.num_rows, self._positions.num_unusable
+            words += f"; {num_unusable} of their {num_rows} rows hold none"
+        return words
+
     def _read(self, stop: threading.Event) -> Generator[Item, None, None]:
         del stop  # a step is one image: there is nothing to interrupt
         label, left_out = self.info.label, self._found.left_out
@@ -146,6 +161,8 @@ class ImageFolder:
                 detail=self._found.words,
                 left_out=left_out,
             )
+        if words := self._words_of_positions():
+            yield SourceNotice(source=label, state=SourceState.CONNECTED, detail=words)
         if words := self._masks.words(num_photos=len(self._files)):
             yield SourceNotice(source=label, state=SourceState.CONNECTED, detail=words)
         photos = PhotoReader(
@@ -156,6 +173,7 @@ class ImageFolder:
             single_camera_per_size=self._single_camera_per_size,
             masks=self._masks,
             files=self._files,
+            positions=self._positions,
         )
         for position, index in self._indices.items():
             name = self._frame_names[position]

@@ -17,6 +17,7 @@ from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.images.raw_photos import RAW_SUFFIXES, decode_raw
 from adapters.sources.files.hemispheres import Hemispheres
 from adapters.sources.files.mask_files import MaskFiles
+from adapters.sources.files.position_files import NamedPositions
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
 from engine.regular_files import read_regular_file
@@ -44,6 +45,7 @@ class PhotoReader:
         single_camera_per_size: bool,
         masks: MaskFiles | None = None,
         files: Sequence[PurePosixPath] = (),
+        positions: NamedPositions | None = None,
     ) -> None:
         """Takes what all files share.
 
@@ -56,6 +58,7 @@ class PhotoReader:
                 camera; False: each image has its own.
             masks: of the photos that have one; None: of none.
             files: all of them, where they are known; they tell the hemispheres of each other.
+            positions: of photos by their names, which win over EXIF; None: there are none.
         """
         self._root = root
         self._label = label
@@ -63,6 +66,7 @@ class PhotoReader:
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
         self._masks = masks
+        self._positions = positions
         self._intrinsics = IntrinsicsReader()
         self._zooms: dict[str, list[float]] = {}  # values of tags met so far, by unit
         self._hemispheres = Hemispheres(root, files, label=label, config=config)
@@ -122,6 +126,8 @@ class PhotoReader:
     ) -> Frame:
         prior = self._intrinsics.of_image(image)
         gps, gps_problem = self._hemispheres.position_of(image.exif)
+        if self._positions is not None and (named := self._positions.position_of(file)) is not None:
+            gps, gps_problem = named, ""
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=self._camera_key(file, image, prior) or frame_name,

@@ -26,13 +26,14 @@ _REDUCED = re.compile(r"images_\d+")  # the same photos with so many times short
 _COPIES = frozenset(  # folders that cameras, disks and trainers make, in lower case
     {"masks", "mask", "thumbnails", "thumbs", "thumb", "previews", "@eadir", "__macosx"}
 )
-_VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".m4v", ".mts", ".webm", ".lrv"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".m4v", ".mts", ".webm", ".lrv"})
 _OTHER_IMAGES = frozenset(
     {".gif", ".jp2", ".jxl", ".psd", ".exr", ".hdr", ".insp", ".gpr", ".x3f", ".3fr", ".iiq"}
 )
 _NO_PHOTO = "no photo"
 _COPY = "copies or masks in "  # and the folder's name
 _MASK = "a mask"
+_RUN = "in the folder of a run"
 _HERE = PurePosixPath()
 _BESIDE = f"beside {PHOTOS_FOLDER}/ of a data set"
 
@@ -118,7 +119,7 @@ def _find_in_folder(folder: Path) -> FoundImages:
     return FoundImages(
         root=root,
         files=sorted((PurePosixPath(file) for file in files), key=natural_key),
-        left_out=_counted(found),
+        left_out=counted(found),
     )
 
 
@@ -153,7 +154,7 @@ def _walked(
             status = entry.stat()
             if entry.name.startswith(".") or (status.st_dev, status.st_ino) in seen:
                 continue
-            why = reason or _reason_of_folder(file, beside=names)
+            why = reason or _reason_of_folder(folder, file, beside=names)
             try:
                 yield from _walked(folder, file, reason=why, seen=seen)
             except OSError as error:
@@ -164,51 +165,34 @@ def _walked(
             yield file, "hidden"
 
 
-def _reason_of_folder(folder: PurePosixPath, *, beside: Collection[str]) -> str:
+def _reason_of_folder(root: Path, folder: PurePosixPath, *, beside: Collection[str]) -> str:
     """Why the files of a folder are left out; "": they are not."""
     if folder == PurePosixPath(MASKS_FOLDER):
         return _MASK
+    if (root / folder / "frames.csv").is_file() and (root / folder / "snapshots").is_dir():
+        return _RUN
     is_reduced = _REDUCED.fullmatch(folder.name) is not None and PHOTOS_FOLDER in beside
     return f"{_COPY}{folder.name}/" if is_reduced or folder.name.lower() in _COPIES else ""
 
 
-def _reasons(files: Sequence[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """Why some files are not taken."""
-    unreadable = _unreadable_kinds()
-    stems = {
-        file.with_suffix(""): file.name
-        for file in files
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.suffix.lower() not in unreadable
-    }
-    reasons: dict[PurePosixPath, str] = {}
-    for file in files:
-        suffix = file.suffix.lower()
-        if suffix in RAW_SUFFIXES and file.with_suffix("") in stems:
-            reasons[file] = "the raw of a photo that is taken"
-        elif suffix in unreadable:
-            reasons[file] = unreadable[suffix]
-        elif suffix in _VIDEO_SUFFIXES:
-            reasons[file] = "a video is a source of its own"
-        elif suffix in _OTHER_IMAGES:
-            reasons[file] = "cannot be read: save it as JPEG"
-        elif suffix not in IMAGE_SUFFIXES | RAW_SUFFIXES:
-            reasons[file] = _NO_PHOTO
-    return reasons
+def reason_by_name(name: str, *, unreadable: Mapping[str, str] | None = None) -> str:
+    """Why a file of this name is no photo that is read; "": it is one, as far as its name tells.
+
+    Args:
+        name: of the file.
+        unreadable: reasons by suffix, of kinds for which a package is missing; None: look.
+    """
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return "a video is a source of its own"
+    if suffix in _OTHER_IMAGES:
+        return "cannot be read: save it as JPEG"
+    if suffix not in IMAGE_SUFFIXES | RAW_SUFFIXES:
+        return _NO_PHOTO
+    return (_unreadable_kinds() if unreadable is None else unreadable).get(suffix, "")
 
 
-def _unreadable_kinds() -> dict[str, str]:
-    """Suffixes of photos for which a package is missing, and how to install it."""
-    found: dict[str, str] = {}
-    if not is_heif_available():
-        command = how_to_install_packages(HEIF_PACKAGE)
-        found |= dict.fromkeys(HEIF_SUFFIXES, f"needs {HEIF_PACKAGE}: {command}")
-    if not is_raw_available():
-        command = how_to_install(RAW_EXTRA)
-        found |= dict.fromkeys(RAW_SUFFIXES, f"needs {RAW_PACKAGE}: {command}")
-    return found
-
-
-def _counted(reasons: Mapping[PurePosixPath, str]) -> tuple[LeftOut, ...]:
+def counted(reasons: Mapping[PurePosixPath, str]) -> tuple[LeftOut, ...]:
     """Files that have a reason, by kind and reason; masks are reported with their photos."""
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], PurePosixPath] = {}
@@ -223,10 +207,39 @@ def _counted(reasons: Mapping[PurePosixPath, str]) -> tuple[LeftOut, ...]:
             reason=reason,
             num_files=number,
             example=str(printable(first[kind, reason])),
-            is_missed=reason != _NO_PHOTO and _COPY not in reason,
+            is_missed=reason not in {_NO_PHOTO, _RUN} and _COPY not in reason,
         )
         for (kind, reason), number in sorted(counts.items())
     )
+
+
+def _reasons(files: Sequence[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Why some files are not taken."""
+    unreadable = _unreadable_kinds()
+    by_name = {file: reason_by_name(file.name, unreadable=unreadable) for file in files}
+    stems = {
+        file.with_suffix("")
+        for file, reason in by_name.items()
+        if not reason and file.suffix.lower() not in RAW_SUFFIXES
+    }
+    twins = {
+        file: "the raw of a photo that is taken"
+        for file in files
+        if file.suffix.lower() in RAW_SUFFIXES and file.with_suffix("") in stems
+    }
+    return {file: reason for file, reason in by_name.items() if reason} | twins
+
+
+def _unreadable_kinds() -> dict[str, str]:
+    """Suffixes of photos for which a package is missing, and how to install it."""
+    found: dict[str, str] = {}
+    if not is_heif_available():
+        command = how_to_install_packages(HEIF_PACKAGE)
+        found |= dict.fromkeys(HEIF_SUFFIXES, f"needs {HEIF_PACKAGE}: {command}")
+    if not is_raw_available():
+        command = how_to_install(RAW_EXTRA)
+        found |= dict.fromkeys(RAW_SUFFIXES, f"needs {RAW_PACKAGE}: {command}")
+    return found
 
 
 def _is_photo(file: PurePosixPath) -> bool:

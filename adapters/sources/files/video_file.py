@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapters.images.decoding import refused_by_size
 from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.live.blocking import iterate_in_thread
+from adapters.sources.files.photo_search import VIDEO_SUFFIXES
 from adapters.sources.files.video_frames import (
     decode_packet,
     num_bytes_of,
@@ -26,7 +27,7 @@ from adapters.sources.files.video_frames import (
     upright_rgb,
 )
 from adapters.sources.files.video_gps import ReadingFeed, positions_of_video
-from engine.config import SourcesConfig, TelemetryOrder
+from engine.config import SourcesConfig, TelemetryConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
 from engine.regular_files import regular_file_size
@@ -72,7 +73,7 @@ class VideoFile:
         *,
         config: SourcesConfig,
         next_frame_id: FrameIds,
-        telemetry_order: TelemetryOrder = "auto",
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
         """Opens the file once, to see that it is a video.
 
@@ -80,7 +81,7 @@ class VideoFile:
             path: the video.
             config: limits on what is taken.
             next_frame_id: gives out frame ids; called on the thread that makes RGB of frames.
-            telemetry_order: of the numbers of positions that do not say it.
+            telemetry: how its positions are read, and from which files; None: as by default.
 
         Raises:
             SourceError: the file is missing, is no video, or holds no pictures.
@@ -88,7 +89,7 @@ class VideoFile:
         self._path = path
         self._config = config
         self._next_frame_id = next_frame_id
-        self._telemetry_order = telemetry_order
+        self._telemetry = telemetry or TelemetryConfig()
         self._intrinsics = IntrinsicsReader()
         with _open(path) as (container, stream):
             num_frames_in_file = int(stream.frames)  # 0: the container does not say
@@ -134,7 +135,7 @@ class VideoFile:
         yield self._size
 
     def _read(self, stop: threading.Event) -> Generator[Received, None, None]:
-        positions = positions_of_video(self._path, stop=stop, order=self._telemetry_order)
+        positions = positions_of_video(self._path, stop=stop, config=self._telemetry)
         if positions is not None:
             yield SourceNotice(
                 source=self.info.label, state=SourceState.CONNECTED, detail=positions.words
@@ -280,7 +281,9 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         container = open_container(str(path.absolute()))
     except (av.error.FFmpegError, OSError) as error:
-        raise SourceError(f"{path}: not a readable video: {error.strerror or error}") from error
+        kind = "" if path.suffix.lower() in VIDEO_SUFFIXES else "no photo by its name, and "
+        words = f"{path}: {kind}not a readable video: {error.strerror or error}"
+        raise SourceError(words) from error
     with container:
         stream = picture_stream(container)
         if stream is None:

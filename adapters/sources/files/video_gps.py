@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.sources.files.position_files import is_subtitles
 from adapters.sources.files.telemetry_text import (
     Telemetry,
     TextBlock,
@@ -21,7 +22,7 @@ from adapters.sources.files.telemetry_text import (
     text_of_packet,
 )
 from adapters.sources.files.video_frames import open_container, packets_of, picture_stream
-from engine.config import TelemetryOrder
+from engine.config import TelemetryConfig
 from engine.regular_files import read_regular_file
 from engine.types import GpsReading
 
@@ -71,7 +72,7 @@ class ReadingFeed:
 
 
 def positions_of_video(
-    path: Path, *, stop: threading.Event, order: TelemetryOrder = "auto"
+    path: Path, *, stop: threading.Event, config: TelemetryConfig | None = None
 ) -> VideoPositions | None:
     """Looks for positions; a damaged track costs its positions only, and that is logged.
 
@@ -83,14 +84,16 @@ def positions_of_video(
     Args:
         path: a readable video.
         stop: when set, an unfinished search ends with what it has.
-        order: of the numbers of positions that do not say it.
+        config: the order of numbers that do not say it, and subtitle files elsewhere: that of the
+            video's name, or the only one; None: as by default.
 
     Returns:
         None where nothing speaks of places.
     """
+    config = config or TelemetryConfig()
     location = _location_of(path)
-    read = functools.partial(read_telemetry, order=order, near_deg=location)
-    for side_file in _side_files(path):
+    read = functools.partial(read_telemetry, order=config.order, near_deg=location)
+    for side_file in (*_given_files(path, config.positions), *_side_files(path)):
         telemetry = _of_side_file(side_file, read)
         if telemetry is not None:
             return _positions(telemetry, origin=side_file.name, label=str(path))
@@ -119,6 +122,17 @@ def _positions(telemetry: Telemetry, *, origin: str, label: str) -> VideoPositio
         )
         logger.warning("%s: %s", label, words)
     return VideoPositions(fixes=telemetry.fixes, words=words)
+
+
+def _given_files(path: Path, positions: Sequence[str]) -> list[Path]:
+    """Subtitle files that were named for a video."""
+    subtitles = [Path(one) for one in positions if is_subtitles(one)]
+    if len(subtitles) == 1:
+        return subtitles
+    named = [one for one in subtitles if one.stem.lower() == path.stem.lower()]
+    if positions and not named:
+        logger.warning("%s: no file of positions is for this video", path)
+    return named
 
 
 def _side_files(path: Path) -> list[Path]:

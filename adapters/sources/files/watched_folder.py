@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Self
 
@@ -18,6 +19,7 @@ from adapters.sources.files.photo_files import (
     possible_frame_names,
     printable,
 )
+from adapters.sources.files.photo_search import words_of
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
@@ -129,6 +131,10 @@ class WatchedFolder:
                     found = await self._look(files)
                     continue
                 backoff.reset()
+                if left_out := files.new_left_out():
+                    words = f"left out: {words_of(left_out)}"
+                    notice = self._notice(SourceState.CONNECTED, words)
+                    yield replace(notice, left_out=left_out)
                 for file in found:
                     yield file
                     deadline.restart()

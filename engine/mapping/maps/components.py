@@ -33,7 +33,7 @@ from engine.events import (
     MisplacementFound,
 )
 from engine.mapping.cameras.cameras import CameraChange
-from engine.mapping.maps.map_merging import MergedMap, merge_maps, take_apart
+from engine.mapping.maps.map_merging import MergedMap, find_similarity, merge_maps, take_apart
 from engine.mapping.maps.restarts import MapBuilder
 from engine.mapping.model.bundle_adjustment import GlobalAdjustmentSchedule
 from engine.mapping.model.calibration_control import CalibrationState
@@ -526,14 +526,25 @@ class Components:
         """Moves the smaller of two maps into the larger one; None when they do not fit.
 
         A map that many pairs join to another one, and that does not fit it as a whole, is taken
-        apart; so are small ones.
+        apart; so are small ones. Where it fits in two ways, both maps wait for more.
         """
         if onto is not None and onto.sparse_map.num_registered < one.sparse_map.num_registered:
             one, onto = onto, one
         target = main if onto is None else onto.sparse_map
         moved_ids = one.sparse_map.registered_ids
         self._builder.complete(target, like=main, frame_ids=moved_ids)
-        merged = merge_maps(target, one.sparse_map, registration=self._registration, config=config)
+        alignment = find_similarity(target, one.sparse_map, registration=self._registration)
+        merged = None
+        if alignment is not None:
+            if alignment.is_ambiguous:
+                return None
+            merged = merge_maps(
+                target,
+                one.sparse_map,
+                alignment=alignment,
+                registration=self._registration,
+                config=config,
+            )
         if merged is None and num_pairs >= max(_MIN_ESTABLISHED, len(moved_ids)):
             merged = take_apart(target, one.sparse_map, config=config)
         if merged is None:

@@ -2,9 +2,10 @@
 
 Points of both maps that pairs across match give the similarity (see ``estimators.similarity``). It
 has to be supported by several keyframes on either side, so that one wrong pair joins nothing.
-Everything is tried on a copy of the larger map: the smaller one's keyframes are placed, their
-matches are triangulated anew, and the copy stays only if most of them hold in their place and what
-was there before kept its own.
+Repeated structure gives several similarities: the one counts that pairs agree with as a whole, and
+where two have such pairs, the maps stay apart until more is seen. Everything is tried on a copy of
+the larger map: the smaller one's keyframes are placed, their matches are triangulated anew, and the
+copy stays only if most of them hold in their place and what was there before kept its own.
 """
 
 from __future__ import annotations
@@ -16,17 +17,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import RegistrationConfig
-from engine.estimators.similarity import estimate_map_similarity
+from engine.estimators.similarity import (
+    MapSimilarity,
+    MatchedPoints,
+    estimate_map_similarity,
+    estimate_rival,
+)
 from engine.geometry import pose_in_other_world
 from engine.mapping.model.growth import GrowthConfig, adjust_in_place, register_and_refine
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places.map_similarity import MapMatches
-from engine.types import Float64Array, FrameId, Int64Array, RegistrationStatus, VerifiedPair
+from engine.matching.pair_strength import pair_supports
+from engine.types import (
+    BoolArray,
+    Float64Array,
+    FrameId,
+    Int64Array,
+    RegistrationStatus,
+    VerifiedPair,
+)
 
 _MIN_PER_KEYFRAME = 8  # keypoints that agree, for a keyframe to support a similarity
 _MIN_KEYFRAMES = 2  # of either map that support it
 _MIN_INLIERS_PER_REGISTRATION = 1.5  # times the inliers that a single keyframe needs
+_OVERRULING_PER_REGISTRATION = 3.0  # likewise, of pairs against what most matches agree with
 _INLIER_RATIO_SHARE = 0.6  # of the share of inliers that a single keyframe needs
+_RIVAL_RATIO = 0.5  # of what supports a similarity, that supports another one: which is open
 _ADJUSTED_UP_TO = 80  # keyframes of a merged map that is adjusted at once
 _NUM_ADJUSTMENTS = 2
 _HELD_RATIO = 0.8  # of the keyframes moved must hold in their place
@@ -52,28 +68,30 @@ class MapAlignment:
     num_inliers: int  # matches of points of both maps
     num_matches: int
     num_supporting: int  # keyframes of either map that have a part in it, the fewer ones
+    is_ambiguous: bool  # another one is supported nearly as well: which is right is open
 
 
 def merge_maps(
     larger: SparseMap,
     smaller: SparseMap,
     *,
+    alignment: MapAlignment,
     registration: RegistrationConfig,
     config: GrowthConfig,
 ) -> MergedMap | None:
-    """Moves a map into a copy of another one, by what pairs across both show.
+    """Moves a map into a copy of another one, as pairs across both show that they lie.
 
     Args:
         larger: holds all keyframes of the smaller map, unregistered, with the pairs across.
         smaller: stays as it is.
+        alignment: of the two, by `find_similarity`.
         registration: how many keypoints must agree, and how well.
         config: thresholds of growing; its share of inliers counts here, too.
 
     Returns:
-        None when too little agrees on a similarity, or what is moved does not hold.
+        None when too little agrees on the similarity, or what is moved does not hold.
     """
-    alignment = find_similarity(larger, smaller, registration=registration)
-    if alignment is None or not _is_sure(alignment, registration=registration, config=config):
+    if not _is_sure(alignment, registration=registration, config=config):
         return None
     moved_ids = smaller.registered_ids
     before_ids = larger.registered_ids
@@ -168,6 +186,8 @@ def find_similarity(
     similarity = estimate_map_similarity(matched, seed=0)
     if similarity is None:
         return None
+    enough = _OVERRULING_PER_REGISTRATION * registration.min_inliers
+    similarity, counted, is_ambiguous = _decided(matched, similarity, enough=enough)
     counts: tuple[Counter[FrameId], Counter[FrameId]] = (Counter(), Counter())
     for pair_idx in matched.pair_idx[similarity.is_inlier].tolist():
         for side, frame_id in zip(counts, ends[pair_idx], strict=True):
@@ -175,10 +195,40 @@ def find_similarity(
     supporting = [sum(num >= _MIN_PER_KEYFRAME for num in side.values()) for side in counts]
     return MapAlignment(
         larger_from_smaller=similarity.a_from_b,
-        num_inliers=similarity.num_inliers,
-        num_matches=len(matched),
+        num_inliers=int(np.count_nonzero(counted & similarity.is_inlier)),
+        num_matches=int(np.count_nonzero(counted)),
         num_supporting=min(supporting),
+        is_ambiguous=is_ambiguous,
     )
+
+
+def _decided(
+    matched: MatchedPoints, found: MapSimilarity, *, enough: float
+) -> tuple[MapSimilarity, BoolArray, bool]:
+    """The right one of two similarities, where repeated structure gives a second one.
+
+    Pairs decide that agree with either as a whole. Where they overrule most matches, no others
+    count: these show a pattern, and no place.
+
+    Args:
+        matched: the matches.
+        found: what most of them agree with.
+        enough: support of pairs that overrules most matches.
+
+    Returns:
+        The similarity, the matches (N,) that count, and whether it is open which one is right.
+    """
+    all_count = np.ones(len(matched), np.bool_)
+    rival = estimate_rival(matched, found, seed=0)
+    if rival is None:
+        return found, all_count, False
+    supports = [pair_supports(matched.pair_idx, one.is_inlier) for one in (found, rival)]
+    own, others = (int(one.sum()) for one in supports)
+    if not own and not others:
+        return found, all_count, rival.num_inliers > _RIVAL_RATIO * found.num_inliers
+    if others >= enough and own <= _RIVAL_RATIO * others:
+        return rival, (supports[0] + supports[1])[matched.pair_idx] > 0, False
+    return found, all_count, others > _RIVAL_RATIO * own
 
 
 def _is_sure(
@@ -189,6 +239,7 @@ def _is_sure(
         alignment.num_supporting >= _MIN_KEYFRAMES
         and alignment.num_inliers >= _MIN_INLIERS_PER_REGISTRATION * registration.min_inliers
         and alignment.num_inliers >= min_ratio * alignment.num_matches
+        and not alignment.is_ambiguous
     )
 
 

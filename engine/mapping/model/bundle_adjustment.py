@@ -2,14 +2,14 @@
 
 Local adjustment holds the interpreter lock (COLMAP's adjuster does), so it is kept small. Global
 adjustment runs on a private copy in another thread, without the lock; its result is merged back
-under whatever the map gained meanwhile.
+under whatever the map gained meanwhile. Large maps are adjusted by a share of their points.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
@@ -19,6 +19,7 @@ from engine.cpu_time import Stage, charged_to
 from engine.estimators.adjustment_options import adjust_in_slices, adjustment_options
 from engine.events import BundleAdjusted
 from engine.geometry import compose_poses, invert_pose, transform_points
+from engine.mapping.model.adjustment_share import AdjustmentShare
 from engine.mapping.model.calibration_control import (
     MIN_KEYFRAMES_FOR_DISTORTION,
     CalibrationControl,
@@ -47,9 +48,22 @@ class GlobalAdjustment:
 
     reconstruction: pycolmap.Reconstruction
     keyframe_ids: tuple[FrameId, ...]  # registered when the copy was made
+    keypoints_xy: Mapping[FrameId, Float64Array]  # (N, 2) px, of these keyframes
     calibration: CalibrationControl  # of the copy
     error_before_px: float
     started_s: float  # monotonic
+    share: AdjustmentShare | None = None  # None: the copy has all points
+
+    def reduced(self) -> GlobalAdjustment:
+        """With the share of its points alone that are adjusted, where it is large."""
+        if not AdjustmentShare.is_worthwhile(self.reconstruction):
+            return self
+        return replace(self, share=AdjustmentShare(self.reconstruction, self.keypoints_xy))
+
+    def complete(self) -> None:
+        """Has the points outside the share follow, once that is adjusted."""
+        if self.share is not None:
+            self.share.follow()
 
 
 class GlobalAdjustmentSchedule:
@@ -202,13 +216,37 @@ def _points_of(sparse_map: SparseMap, local: Sequence[FrameId]) -> list[int]:
 @charged_to(Stage.GLOBAL_ADJUSTMENT)
 def start_global_adjustment(sparse_map: SparseMap) -> GlobalAdjustment:
     """Copies the map for a global adjustment on another thread."""
+    frame_ids = tuple(sparse_map.registered_ids)
     return GlobalAdjustment(
         reconstruction=sparse_map.copy_reconstruction(),
-        keyframe_ids=tuple(sparse_map.registered_ids),
+        keyframe_ids=frame_ids,
+        keypoints_xy={i: sparse_map.keyframe(i).features.keypoints_xy for i in frame_ids},
         calibration=sparse_map.calibration.copy(),
         error_before_px=sparse_map.mean_reprojection_error_px(),
         started_s=time.monotonic(),
     )
+
+
+@charged_to(Stage.GLOBAL_ADJUSTMENT)
+def adjust_copy(
+    adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
+) -> GlobalAdjustment:
+    """Adjusts a private copy of a map; returns what is to be merged.
+
+    Args:
+        adjustment: the copy; if it is large, points are taken out of it.
+        max_iterations: of the solver.
+        num_threads: of the solver.
+    """
+    reduced = adjustment.reduced()
+    adjust_globally(
+        reduced.reconstruction,
+        calibration=reduced.calibration,
+        max_iterations=max_iterations,
+        num_threads=num_threads,
+    )
+    reduced.complete()
+    return reduced
 
 
 @charged_to(Stage.GLOBAL_ADJUSTMENT)
@@ -316,7 +354,7 @@ def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -
     kept = [i for i in adjusted.keyframe_ids if sparse_map.is_registered(i)]
     added = [i for i in sparse_map.registered_ids if i not in adjusted_ids]
     if kept:
-        _bring_back(sparse_map, adjusted.reconstruction, kept=kept, added=added)
+        _bring_back(sparse_map, adjusted, kept=kept, added=added)
         sparse_map.calibration.take_states(adjusted.calibration)
     return BundleAdjusted(
         num_keyframes=len(kept),
@@ -330,15 +368,19 @@ def merge_global_adjustment(sparse_map: SparseMap, adjusted: GlobalAdjustment) -
 
 def _bring_back(
     sparse_map: SparseMap,
-    copy: pycolmap.Reconstruction,
+    adjusted: GlobalAdjustment,
     *,
     kept: Sequence[FrameId],
     added: Sequence[FrameId],
 ) -> None:
+    copy = adjusted.reconstruction
+    others = {} if adjusted.share is None else adjusted.share.others
     moves = _Moves(sparse_map, copy, kept)
     for point3D_id, point in sparse_map.reconstruction.points3D.items():
         if copy.exists_point3D(point3D_id):
             point.xyz = copy.point3D(point3D_id).xyz
+        elif point3D_id in others:
+            point.xyz = others[point3D_id]
         else:
             anchor = FrameId(int(point.track.element(0).image_id))
             point.xyz = moves.point(point.xyz, anchor=anchor)

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
 from engine.cpu_time import Stage, charged_to
+from engine.mapping.model.adjustment_share import AdjustmentShare
 from engine.mapping.model.bundle_adjustment import (
     GlobalAdjustmentSchedule,
+    adjust_copy,
     adjust_globally,
     adjust_locally,
+    merge_global_adjustment,
+    start_global_adjustment,
 )
 from engine.mapping.model.place_evidence import contradicting_neighbors
 from engine.mapping.model.sparse_map import Registration, SparseMap
@@ -68,6 +72,14 @@ def register_and_refine(
 
 def adjust_in_place(sparse_map: SparseMap, *, config: GrowthConfig) -> None:
     """Adjusts the whole map on the calling thread and filters it."""
+    if AdjustmentShare.is_worthwhile(sparse_map.reconstruction):
+        adjusted = adjust_copy(
+            start_global_adjustment(sparse_map),
+            max_iterations=config.global_bundle_adjustment.max_iterations,
+            num_threads=config.num_threads,
+        )
+        merge_global_adjustment(sparse_map, adjusted)
+        return
     adjust_globally(
         sparse_map.reconstruction,
         calibration=sparse_map.calibration,

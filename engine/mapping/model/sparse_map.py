@@ -19,14 +19,18 @@ import pycolmap
 from engine.config import RegistrationConfig, TriangulationConfig
 from engine.cpu_time import Stage, charged_to
 from engine.errors import MapError
-from engine.estimators.absolute_pose import estimate_absolute_pose
+from engine.estimators.absolute_pose import (
+    AbsolutePose,
+    estimate_absolute_pose,
+    reprojection_errors_px,
+)
 from engine.estimators.lenses import has_small_parameters
 from engine.geometry import image_scale, pose_in_other_world, transform_points
 from engine.mapping.model.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.model.camera_priors import CameraPrior
 from engine.mapping.model.match_graph import MatchGraph
 from engine.mapping.model.point_attributes import PointAttributes, PointCloud
-from engine.matching.pair_strength import PairStrength, pair_strength
+from engine.matching.pair_strength import PairStrength, pair_strength, pair_supports
 from engine.types import (
     Features,
     Float64Array,
@@ -39,6 +43,9 @@ from engine.types import (
 )
 
 _NO_POINT = -1
+_RIVAL_RATIO = 0.5  # of what supports a pose, that supports another one: which is open
+_ASKED_RATIO = 0.25  # of what agrees with a pose, that agrees with another one: it is asked
+_FAR = 3.0  # times the error allowed, from which a match speaks for another pose
 _MAX_EXTRA_PARAM = 1.0  # COLMAP's default
 
 
@@ -210,6 +217,18 @@ class SparseMap:
         ids = point3D_ids.tolist() if isinstance(point3D_ids, np.ndarray) else point3D_ids
         rows = [point3D(point3D_id).xyz for point3D_id in ids]
         return np.array(rows) if rows else np.empty((0, 3))
+
+    def observations(self, point3D_ids: Int64Array) -> Int64Array:
+        """Who observes points (M,): (N, 3) place in the given ids, keyframe, and its keypoint."""
+        point3D = self._reconstruction.point3D
+        return np.array(
+            [
+                (place, element.image_id, element.point2D_idx)
+                for place, point3D_id in enumerate(point3D_ids.tolist())
+                for element in point3D(point3D_id).track.elements
+            ],
+            np.int64,
+        ).reshape(-1, 3)
 
     def covisibility(self, frame_id: FrameId) -> Mapping[FrameId, int]:
         """How many points a keyframe shares with other registered ones, most first."""
@@ -401,6 +420,12 @@ class SparseMap:
         if pose is None or num_inliers < enough:
             return Registration(
                 status=RegistrationStatus.TOO_FEW_INLIERS,
+                num_inliers=num_inliers,
+                num_correspondences=num,
+            )
+        if self._is_ambiguous(frame_id, pose, rows=rows, point3D_ids=point3D_ids, pairs=neighbors):
+            return Registration(
+                status=RegistrationStatus.AMBIGUOUS,
                 num_inliers=num_inliers,
                 num_correspondences=num,
             )
@@ -864,6 +889,15 @@ class SparseMap:
         self, frame_id: FrameId, neighbors: Mapping[FrameId, VerifiedPair] | None = None
     ) -> tuple[Int64Array, Int64Array]:
         """Keypoints of a keyframe and the points they match; unique (row, point) couples."""
+        rows, ids, _ = self._matched_points(frame_id, neighbors)
+        num_ids = ids.max(initial=0) + 1
+        couples = np.unique(rows * num_ids + ids)  # one number for each couple
+        return couples // num_ids, couples % num_ids
+
+    def _matched_points(
+        self, frame_id: FrameId, neighbors: Mapping[FrameId, VerifiedPair] | None
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """Keypoints of a keyframe, the points that they match, and the pair of each match, (N,)."""
         rows: list[Int64Array] = []
         ids: list[Int64Array] = []
         if neighbors is None:
@@ -878,11 +912,61 @@ class SparseMap:
             rows.append(own[seen])
             ids.append(point3D_ids[seen])
         if not rows:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        all_ids = np.concatenate(ids)
-        num_ids = all_ids.max(initial=0) + 1
-        couples = np.unique(np.concatenate(rows) * num_ids + all_ids)  # one number for each couple
-        return couples // num_ids, couples % num_ids
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+        pair_idx = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
+        return np.concatenate(rows), np.concatenate(ids), pair_idx
+
+    def _is_ambiguous(
+        self,
+        frame_id: FrameId,
+        pose: AbsolutePose,
+        *,
+        rows: Int64Array,
+        point3D_ids: Int64Array,
+        pairs: Mapping[FrameId, VerifiedPair] | None,
+    ) -> bool:
+        """Whether pairs agree as a whole with another pose, or none does with either.
+
+        Repeated structure gives several poses, each with matches of its own. Most keyframes have so
+        few matches that do not agree that it is not asked.
+        """
+        keyframe = self._keyframes[frame_id]
+        enough = _ASKED_RATIO * len(np.unique(rows[pose.inlier_mask]))
+        if len(np.unique(rows[~pose.inlier_mask])) <= enough:
+            return False
+        errors = self._pose_errors(keyframe, pose, rows=rows, point3D_ids=point3D_ids)
+        far_rows, far_ids = rows[errors > _FAR], point3D_ids[errors > _FAR]
+        rival = estimate_absolute_pose(
+            keyframe.features.keypoints_xy[far_rows],
+            self.points3D_in_world(far_ids),
+            camera=self.camera(keyframe.calibration_key),
+            config=self._registration,
+            seed=self._seed,
+        )
+        if rival is None or len(np.unique(far_rows[rival.inlier_mask])) <= enough:
+            return False
+        rows, point3D_ids, pair_idx = self._matched_points(frame_id, pairs)
+        own, others = (
+            pair_supports(
+                pair_idx, self._pose_errors(keyframe, one, rows=rows, point3D_ids=point3D_ids) < 1.0
+            )
+            for one in (pose, rival)
+        )
+        return bool(others.sum() >= _RIVAL_RATIO * own.sum())
+
+    def _pose_errors(
+        self, keyframe: Keyframe, pose: AbsolutePose, *, rows: Int64Array, point3D_ids: Int64Array
+    ) -> Float64Array:
+        """How far points project from keypoints, (N,), in units of what poses allow."""
+        camera = self.camera(keyframe.calibration_key)
+        errors_px = reprojection_errors_px(
+            pose.cam_from_world,
+            self.points3D_in_world(point3D_ids),
+            points_xy=keyframe.features.keypoints_xy[rows],
+            camera=camera,
+        )
+        allowed_px = self._registration.max_error_px * image_scale(camera.width, camera.height)
+        return np.asarray(errors_px / allowed_px)
 
     def _point3D_ids_at(self, frame_id: FrameId, rows: Int64Array) -> Int64Array:
         """The points (M,) that some keypoints of a keyframe observe, -1 for none."""

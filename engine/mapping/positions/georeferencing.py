@@ -210,7 +210,7 @@ class Georeferencing:
         )
         if isinstance(placement, str) or not self._config.adjust:
             return
-        copy = start_global_adjustment(sparse_map)
+        copy = start_global_adjustment(sparse_map).reduced()
         outcome = adjust_with_positions(
             copy.reconstruction,
             placement.frame_ids,
@@ -222,6 +222,7 @@ class Georeferencing:
             num_threads=self._runtime.num_threads or os.cpu_count() or 1,
         )
         if outcome.is_accepted:
+            copy.complete()
             merge = merge_global_adjustment(sparse_map, copy)
             sparse_map.filter_all()
             self._emit(replace(merge, num_points3D=sparse_map.num_points3D))

@@ -10,16 +10,23 @@ import pytest
 
 from engine.config import Config, RegistrationConfig
 from engine.geometry import rotation_from_vector
-from engine.mapping.maps.map_merging import find_similarity, merge_maps, take_apart
+from engine.mapping.maps.map_merging import (
+    MergedMap,
+    find_similarity,
+    merge_maps,
+    take_apart,
+)
 from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
 from engine.types import FrameId, ImagePair
 from tests.support.synthetic import (
     SyntheticWorld,
+    ground,
     grow,
     map_of_keyframes,
     pose_errors,
     poses_of,
+    repeated_place,
     straight_path,
 )
 
@@ -53,9 +60,19 @@ def two_maps(
     return larger, smaller
 
 
+def merged_of(larger: SparseMap, smaller: SparseMap) -> MergedMap | None:
+    """What becomes of two maps; None where nothing shows how they lie, or it is not sure."""
+    alignment = find_similarity(larger, smaller, registration=REGISTRATION)
+    if alignment is None:
+        return None
+    return merge_maps(
+        larger, smaller, alignment=alignment, registration=REGISTRATION, config=GROWTH
+    )
+
+
 def test_a_map_moves_into_another_as_exact_as_it_was(world: SyntheticWorld) -> None:
     larger, smaller = two_maps(world)
-    merged = merge_maps(larger, smaller, registration=REGISTRATION, config=GROWTH)
+    merged = merged_of(larger, smaller)
     assert merged is not None
     assert merged.moved_ids == tuple(SECOND)
     assert merged.num_inliers >= 100
@@ -66,7 +83,7 @@ def test_a_map_moves_into_another_as_exact_as_it_was(world: SyntheticWorld) -> N
 def test_both_maps_stay_as_they_were(world: SyntheticWorld) -> None:
     larger, smaller = two_maps(world)
     before = poses_of(larger), poses_of(smaller)
-    assert merge_maps(larger, smaller, registration=REGISTRATION, config=GROWTH) is not None
+    assert merged_of(larger, smaller) is not None
     for one, poses in zip((larger, smaller), before, strict=True):
         assert one.registered_ids == list(poses)
         assert all(np.array_equal(one.cam_from_world(i), pose) for i, pose in poses.items())
@@ -90,14 +107,54 @@ def test_pairs_of_one_keyframe_move_no_map(world: SyntheticWorld) -> None:
     found = find_similarity(larger, smaller, registration=REGISTRATION)
     assert found is not None
     assert found.num_supporting == 1
-    assert merge_maps(larger, smaller, registration=REGISTRATION, config=GROWTH) is None
+    assert merged_of(larger, smaller) is None
 
 
 def test_maps_without_pairs_across_do_not_merge(world: SyntheticWorld) -> None:
     larger, smaller = two_maps(world, skips=lambda pair: pair.first < SECOND[0] <= pair.second)
     assert find_similarity(larger, smaller, registration=REGISTRATION) is None
-    assert merge_maps(larger, smaller, registration=REGISTRATION, config=GROWTH) is None
+    assert merged_of(larger, smaller) is None
     assert take_apart(larger, smaller, config=GROWTH) is None
+
+
+def test_maps_stay_apart_while_a_second_place_looks_like_the_right_one() -> None:
+    """Only what both places have in common is matched: two similarities explain it."""
+    poses = straight_path(26)
+    points, looks_like = repeated_place(
+        ground(poses, density=1.0), x_range=(-9.0, 15.0), shift=40.0, ratio=0.5
+    )
+    world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.1)
+    originals = set(looks_like[looks_like != np.arange(len(points))].tolist())
+    copies = set(np.flatnonzero(looks_like != np.arange(len(points))).tolist())
+    moved, here, there = (2, 3, 4), (1, 5), (21, 25)
+
+    def merged(others: tuple[int, ...], *, wrong_ratio: float = 0.0) -> MergedMap | None:
+        larger = map_of_keyframes(
+            world,
+            skips=lambda pair: (pair.first in moved) is not (pair.second in moved),
+            given_pairs=[
+                world.verified_pair(
+                    one,
+                    other,
+                    wrong_ratio=wrong_ratio if other in there else 0.0,
+                    among=originals | copies,
+                )
+                for one in moved
+                for other in others
+            ],
+        )
+        grow(larger, world, [i for i in world.frame_ids if i not in moved])
+        smaller = map_of_keyframes(world, frame_ids=list(moved))
+        grow(smaller, world, list(moved))
+        return merged_of(larger, smaller)
+
+    assert merged(here) is not None
+    assert merged(there) is not None
+    assert merged(here + there) is None
+    # More matches, but no pair of theirs agrees with any place as a whole: a pattern.
+    right = merged(here + there, wrong_ratio=0.35)
+    assert right is not None
+    assert pose_errors(poses_of(right.sparse_map), world).rmse_ratio < 5e-3
 
 
 def test_a_bent_map_is_not_moved_but_taken_apart(world: SyntheticWorld) -> None:
@@ -108,7 +165,7 @@ def test_a_bent_map_is_not_moved_but_taken_apart(world: SyntheticWorld) -> None:
         bent[:, 3] += 4.0 * number**2 * np.array((0.3, -0.2, 0.1))
         smaller.set_pose(frame_id, bent)
     smaller.filter_all()
-    assert merge_maps(larger, smaller, registration=REGISTRATION, config=GROWTH) is None
+    assert merged_of(larger, smaller) is None
     taken = take_apart(larger, smaller, config=GROWTH)
     assert taken is not None
     assert taken.moved_ids == tuple(SECOND)

@@ -26,11 +26,13 @@ from tests.support.synthetic import (
     PoseErrors,
     SyntheticCamera,
     SyntheticWorld,
+    ground,
     grow,
     grown_map,
     map_of_keyframes,
     pose_errors,
     poses_of,
+    repeated_place,
     straight_path,
 )
 
@@ -732,3 +734,33 @@ def test_pairs_are_forgotten_with_the_observations_that_they_alone_lead_to() -> 
         still = np.isin(ids, list(remaining))
         assert np.array_equal(sparse_map.point3D_ids(FrameId(i))[still], ids[still])
         assert np.count_nonzero(still) > 50
+
+
+def test_a_keyframe_waits_while_pairs_show_two_places_for_it() -> None:
+    """Two places look alike; what else the keyframe shows is not matched."""
+    poses = straight_path(26)
+    points, looks_like = repeated_place(
+        ground(poses, density=1.0), x_range=(-9.0, 15.0), shift=40.0, ratio=0.5
+    )
+    world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.1)
+    alike = looks_like != np.arange(len(points))
+    among = {*np.flatnonzero(alike).tolist(), *looks_like[alike].tolist()}
+
+    def registered(others: tuple[int, ...], *, wrong_ratio: float = 0.0) -> RegistrationStatus:
+        sparse_map = map_of_keyframes(
+            world,
+            skips=lambda pair: THREE in (pair.first, pair.second),
+            given_pairs=[
+                world.verified_pair(
+                    THREE, other, wrong_ratio=wrong_ratio if other > 9 else 0.0, among=among
+                )
+                for other in others
+            ],
+        )
+        grow(sparse_map, world, [i for i in world.frame_ids if i != THREE])
+        return sparse_map.register(THREE, min_inlier_ratio=0.25).status
+
+    assert registered((5,)) is RegistrationStatus.REGISTERED
+    assert registered((22, 23, 24)) is RegistrationStatus.REGISTERED
+    assert registered((5, 22)) is RegistrationStatus.AMBIGUOUS
+    assert registered((4, 5, 22), wrong_ratio=0.35) is RegistrationStatus.REGISTERED

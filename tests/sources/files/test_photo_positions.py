@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from adapters.sources.files.image_folder import ImageFolder
+from adapters.sources.files.position_files import read_position_files
 from engine.config import GeoreferenceConfig, SourcesConfig
 from engine.geo.georeference import Georeference, estimate_georeference
 from engine.geometry import camera_center, transform_points
@@ -163,3 +164,25 @@ def test_a_position_of_zeros_is_named_and_a_wrong_sign_is_left_out_by_the_map(
     found = placed(survey, [frame.gps for frame in frames])
     assert np.flatnonzero(~found.is_inlier).tolist() == [8]  # without the one of zeros
     assert errors_m(survey, found)[0] < 0.6
+
+
+def test_positions_of_a_file_win_over_exif_and_are_counted(survey: Survey, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_survey(photos, survey, with_tags(_2=(1.0, 0.0, 0.0)))
+    rows = [f"{i:03d}.jpg -6.0 36.0 100" for i in range(10)]
+    (tmp_path / "geo.txt").write_text("\n".join(["EPSG:4326", *rows]))
+    source = ImageFolder(
+        photos,
+        config=SourcesConfig(),
+        next_frame_id=lambda: FrameId(1),
+        single_camera_per_size=True,
+        positions=read_position_files([str(tmp_path / "geo.txt")]),
+    )
+
+    async def collect() -> list[Any]:
+        return [item async for item in items_of(source)]
+
+    notice, *frames = asyncio.run(collect())
+    assert notice.detail == "10 of 24 photos are named in the files of positions"
+    assert frames[0].gps == GpsFix(latitude_deg=36.0, longitude_deg=-6.0, altitude_m=100.0)
+    assert frames[10].gps.latitude_deg == 1.0

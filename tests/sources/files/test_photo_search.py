@@ -109,6 +109,15 @@ def test_images_of_a_data_set_are_found_and_what_lies_beside_them_is_counted(
     }
 
 
+def test_runs_in_the_folder_of_the_photos_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", "runs/one/images/a.jpg", "runs/one/frames.csv")
+    write(tmp_path, "runs/one/snapshots/000001/snapshot.json", "runs/note.jpg")
+    found = find_images(tmp_path)
+    assert names_of(found) == ["a.jpg", "runs/note.jpg"]
+    assert {one.reason for one in found.left_out} == {"in the folder of a run"}
+    assert not any(one.is_missed for one in found.left_out)
+
+
 def test_copies_are_taken_where_there_is_nothing_else(tmp_path: Path) -> None:
     write(tmp_path, "thumbnails/a.jpg", "notes.txt")
     assert names_of(find_images(tmp_path)) == ["thumbnails/a.jpg"]

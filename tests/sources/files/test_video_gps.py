@@ -14,6 +14,7 @@ from av.subtitles.stream import SubtitleStream
 from adapters.sources.files import video_gps
 from adapters.sources.files.telemetry_text import TimedFix
 from adapters.sources.files.video_gps import ReadingFeed, VideoPositions, positions_of_video
+from engine.config import TelemetryConfig
 from engine.types import GpsFix
 from tests.support.small_videos import HEIGHT, WIDTH, picture, write_video
 
@@ -214,3 +215,17 @@ def test_each_reading_comes_before_the_first_frame_that_needs_it() -> None:
     assert list(ReadingFeed([], source="video").until(1.0)) == []
     late = ReadingFeed([TimedFix(time_s=7.0, fix=fix)], source="video")
     assert [one.camera_key for one in late.until(0.0)] == [None]
+
+
+def test_subtitles_that_lie_elsewhere_are_named_for_a_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 3)
+    (tmp_path / "cards").mkdir()
+    files = [tmp_path / "cards" / name for name in ("A.SRT", "b.srt")]
+    for number, file in enumerate(files):
+        block = f"[latitude: {40 + number}.5] [longitude: 8.2] [abs_alt: 433.0]"
+        file.write_text(f"1\n00:00:00,000 --> 00:00:01,000\n{block}\n")
+    for given, expected in ((files, 40.5), (files[1:], 41.5)):
+        config = TelemetryConfig(positions=tuple(str(file) for file in given))
+        found = positions_of_video(path, stop=threading.Event(), config=config)
+        assert found is not None
+        assert [one.fix.latitude_deg for one in found.fixes] == [expected]

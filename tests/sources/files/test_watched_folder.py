@@ -256,6 +256,31 @@ def test_hidden_files_temporaries_and_subfolders_are_left_alone(tmp_path: Path) 
     assert states_of(items) == [SourceState.CONNECTED, SourceState.ENDED]
 
 
+def test_each_kind_that_is_left_out_is_reported_when_it_first_comes(tmp_path: Path) -> None:
+    write(tmp_path / "0.jpg")
+    for name in ("0.DNG", "1.dng", "notes.txt"):
+        (tmp_path / name).write_text(name)
+
+    async def add() -> None:
+        (tmp_path / "a.mov").write_text("a video")
+        write(tmp_path / "1.jpg", 50)
+
+    items = read(
+        watch(tmp_path),
+        after=lambda item: None,
+        until=lambda items: sum(isinstance(item, Frame) for item in items) == 2,
+        doing=add,
+    )
+    reports = [item for item in items if isinstance(item, SourceNotice) and item.left_out]
+    last = {(one.kind, one.reason): one.num_files for one in reports[-1].left_out}
+    assert last == {
+        (".dng", "raw photos are not watched for"): 2,
+        (".mov", "a video is a source of its own"): 1,
+        (".txt", "no photo"): 1,
+    }
+    assert len(reports) <= 2
+
+
 def test_a_path_is_taken_once_even_when_it_is_replaced(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg", 10)
 

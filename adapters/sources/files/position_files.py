@@ -1,0 +1,153 @@
+"""Positions of photos from a file of their own: CSV with a header, and ODM's ``geo.txt``.
+
+A row names a photo by its file name, with folders or without, with its ending or without. What is
+given here wins over EXIF.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from engine.errors import ConfigError
+from engine.regular_files import read_regular_file
+from engine.types import GpsFix
+
+_MAX_BYTES = 256 * 2**20
+_NAMES = ("name", "image", "file", "filename", "imagename", "photo", "label", "path")
+_LATITUDES = ("latitude", "lat", "latitudedeg", "gpslatitude", "ycoord", "y")
+_LONGITUDES = ("longitude", "lon", "lng", "long", "longitudedeg", "gpslongitude", "xcoord", "x")
+_ALTITUDES = ("altitude", "alt", "elevation", "ele", "height", "altitudem", "gpsaltitude", "z")
+_ACCURACIES = ("accuracy", "accuracym", "horizontalaccuracy", "hacc", "sigmaxy", "xyaccuracy")
+_VERTICAL = ("verticalaccuracy", "vacc", "verticalaccuracym", "sigmaz", "zaccuracy")
+_WGS84 = re.compile(r"epsg:\s*4326|wgs\s?84$|\+proj=(?:longlat|latlong)\b.*", re.IGNORECASE)
+_GEO_COLUMNS = ("name", "x", "y", "z", "", "", "", "hacc", "vacc")  # of ODM; angles between
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPositions:
+    """Positions by the names of photos."""
+
+    by_name: Mapping[str, GpsFix]  # whole paths as given, in lower case
+    num_rows: int
+    num_unusable: int  # of these
+
+    def position_of(self, photo: PurePosixPath) -> GpsFix | None:
+        """The position of a photo by its path in its folder; the longest name that fits wins."""
+        whole = PurePosixPath(str(photo).lower())
+        for first in range(len(whole.parts)):
+            path = PurePosixPath(*whole.parts[first:])
+            for name in (path, path.with_suffix("")):
+                if (fix := self.by_name.get(str(name))) is not None:
+                    return fix
+        return None
+
+
+def is_subtitles(path: str) -> bool:
+    """Whether a file of positions is one of subtitles, which is for videos."""
+    return path.lower().endswith(".srt")
+
+
+def read_position_files(paths: Sequence[str]) -> NamedPositions:
+    """The positions of several files; a later one wins.
+
+    Raises:
+        ConfigError: one cannot be read, or holds no positions of named photos.
+    """
+    by_name: dict[str, GpsFix] = {}
+    num_rows = num_unusable = 0
+    for path in paths:
+        rows = list(_rows_of(Path(path)))
+        found = {name: fix for name, fix in rows if fix is not None}
+        if not found:
+            raise ConfigError(
+                f"{path}: holds no position of a named photo: a CSV with a header (name, latitude,"
+                " longitude, altitude) or a geo.txt of EPSG:4326 is read"
+            )
+        by_name |= found
+        num_rows += len(rows)
+        num_unusable += len(rows) - len(found)
+    return NamedPositions(by_name=by_name, num_rows=num_rows, num_unusable=num_unusable)
+
+
+def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | None]]:
+    """Names in lower case and their positions; None: a row that gives none."""
+    try:
+        data = read_regular_file(path, max_bytes=_MAX_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if path.suffix.lower() in {".gpx", ".nmea", ".nma", ".srt"}:
+        raise ConfigError(
+            f"{path}: is a track, which names no photos; livesfm georeference RUN --positions"
+            " lays a finished run onto it"
+        )
+    lines = [line for line in data.decode("utf-8-sig", errors="replace").splitlines() if line]
+    if not lines:
+        return
+    if _WGS84.match(lines[0].strip()):
+        yield from _fixes(_GEO_COLUMNS, (line.split() for line in lines[1:]))
+        return
+    if re.match(r"epsg:|\+proj=", lines[0].strip(), re.IGNORECASE):
+        raise ConfigError(
+            f"{path}: coordinates of {lines[0].strip()[:40]} are not read, only WGS84"
+        )
+    delimiter = max(";\t,", key=lines[0].count)
+    table = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
+    columns = [re.sub(r"[^a-z]", "", cell.lower().split("(")[0].split("[")[0]) for cell in table[0]]
+    yield from _fixes(columns, table[1:])
+
+
+def _fixes(
+    columns: Sequence[str], rows: Iterator[list[str]] | Sequence[list[str]]
+) -> Iterator[tuple[str, GpsFix | None]]:
+    wanted = {
+        key: next((columns.index(name) for name in names if name in columns), None)
+        for key, names in (
+            ("name", _NAMES),
+            ("latitude", _LATITUDES),
+            ("longitude", _LONGITUDES),
+            ("altitude", _ALTITUDES),
+            ("accuracy", _ACCURACIES),
+            ("vertical", _VERTICAL),
+        )
+    }
+    if wanted["name"] is None or wanted["latitude"] is None or wanted["longitude"] is None:
+        return
+    for row in rows:
+        cells = {
+            key: row[place].strip() if place is not None and place < len(row) else ""
+            for key, place in wanted.items()
+        }
+        if cells["name"]:
+            name = str(PurePosixPath(cells["name"].replace("\\", "/").lower()))
+            yield name, _fix_of(cells)
+
+
+def _fix_of(cells: Mapping[str, str]) -> GpsFix | None:
+    latitude_deg, longitude_deg = _number(cells["latitude"]), _number(cells["longitude"])
+    if latitude_deg is None or longitude_deg is None or latitude_deg == longitude_deg == 0.0:
+        return None
+    if abs(latitude_deg) > 90.0 or abs(longitude_deg) > 180.0:
+        return None
+    accuracy_m, vertical_m = _number(cells["accuracy"]), _number(cells["vertical"])
+    return GpsFix(
+        latitude_deg=latitude_deg,
+        longitude_deg=longitude_deg,
+        altitude_m=_number(cells["altitude"]),
+        accuracy_m=accuracy_m if accuracy_m and accuracy_m > 0.0 else None,
+        vertical_accuracy_m=vertical_m if vertical_m and vertical_m > 0.0 else None,
+    )
+
+
+def _number(text: str) -> float | None:
+    """A finite number, with a decimal point or comma."""
+    try:
+        value = float(text.replace(",", "."))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+
+from engine.dense.alignment import laid_onto_points
+from engine.dense.rectification import Pinhole
+from engine.types import Float64Array
+from tests.support.depth_scenes import BOX, HEIGHT, PINHOLE, WALL, WIDTH, pose_at, render
+
+CAMERA = Pinhole(
+    focal_px=PINHOLE.params[0], center_x_px=80.0, center_y_px=60.0, width=WIDTH, height=HEIGHT
+)
+DEPTH = render([WALL, BOX], pose_at((0.0, 0.0, 0.0)), PINHOLE).depth
+COLUMNS = np.arange(WIDTH) / WIDTH - 0.5
+TILT = 0.01 + 0.01 * COLUMNS  # of the wall's depth
+
+
+def points(num: int, *, noise: float = 0.0) -> Float64Array:
+    rng = np.random.default_rng(0)
+    columns, lines = rng.integers(0, WIDTH, num), rng.integers(0, HEIGHT, num)
+    rays = CAMERA.rays_of(np.arange(WIDTH, dtype=np.float64), np.arange(HEIGHT, dtype=np.float64))[
+        lines, columns
+    ]
+    depth = DEPTH[lines, columns] * (1.0 + noise * rng.normal(size=num))
+    return np.asarray(rays * depth[:, None])
+
+
+def test_a_tilt_of_inverse_depth_is_taken_out_up_to_the_noise_of_the_points() -> None:
+    tilted = (1.0 / DEPTH + TILT / 6.0).astype(np.float32)
+    before = np.median(np.abs(tilted * DEPTH - 1.0))
+    exact = laid_onto_points(tilted, CAMERA, points(150))
+    noisy = laid_onto_points(tilted, CAMERA, points(150, noise=0.01))
+    assert before > 0.008
+    assert np.median(np.abs(exact * DEPTH - 1.0)) < 0.001
+    assert 0.0 < np.median(np.abs(noisy * DEPTH - 1.0)) < 0.003
+
+
+def test_a_third_of_wrong_points_changes_little() -> None:
+    rng = np.random.default_rng(1)
+    sparse = points(150)
+    sparse[:50] *= 1.0 + rng.uniform(0.01, 0.04, (50, 1))
+    laid = laid_onto_points((1.0 / DEPTH).astype(np.float32), CAMERA, sparse)
+    assert np.median(np.abs(laid * DEPTH - 1.0)) < 0.004
+
+
+def test_few_points_and_unknown_depth_change_nothing() -> None:
+    tilted = (1.0 / DEPTH + TILT / 6.0).astype(np.float32)
+    assert np.array_equal(laid_onto_points(tilted, CAMERA, points(30)), tilted)
+    tilted[:60] = 0.0
+    laid = laid_onto_points(tilted, CAMERA, points(150))
+    assert not laid[:60].any()
+    assert (laid[60:] > 0).all()

@@ -1,0 +1,87 @@
+"""Positions of photos from CSV files and ODM's geo.txt."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from adapters.sources.files.position_files import read_position_files
+from engine.errors import ConfigError
+from engine.types import GpsFix
+
+PLACE = GpsFix(latitude_deg=47.5, longitude_deg=-8.25, altitude_m=430.0)
+
+
+def read(path: Path, text: str, photo: str = "a.jpg") -> GpsFix | None:
+    path.write_text(text, encoding="utf-8")
+    return read_position_files([str(path)]).position_of(PurePosixPath(photo))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,latitude,longitude,altitude\na.jpg,47.5,-8.25,430\n",
+        "\ufefffilename;Lat;Lon;Alt (m)\nA.JPG;47,5;-8,25;430,0\n",
+        "Label\tLongitude\tLatitude\tElevation\nA\t-8.25\t47.5\t430\n",
+        "image,time,lng,lat,ele\nx/b.jpg,1,0,0,0\na.jpg,2,-8.25,47.5,430\n",
+        "EPSG:4326\na.jpg -8.25 47.5 430\n",
+        "+proj=longlat +datum=WGS84\nA.JPG -8.25 47.5 430\n",
+    ],
+)
+def test_positions_are_read_by_the_names_of_columns(text: str, tmp_path: Path) -> None:
+    assert read(tmp_path / "positions.txt", text) == PLACE
+
+
+def test_accuracies_and_missing_altitudes_are_taken_as_they_are(tmp_path: Path) -> None:
+    text = "EPSG:4326\na.jpg -8.25 47.5 430 0 0 0 0.02 0.05\nb.jpg -8.25 47.5\n"
+    found = read(tmp_path / "geo.txt", text)
+    assert found is not None
+    assert (found.accuracy_m, found.vertical_accuracy_m) == (0.02, 0.05)
+    assert read(tmp_path / "geo.txt", text, "b.jpg") == GpsFix(
+        latitude_deg=47.5, longitude_deg=-8.25
+    )
+
+
+def test_names_with_folders_count_before_those_without(tmp_path: Path) -> None:
+    text = "name,lat,lon\nleft/a.jpg,1,1\na.jpg,2,2\n"
+    photos = ("left/a.jpg", "cards/left/a.jpg", "right/a.jpg", "b.jpg")
+    found = [read(tmp_path / "p.csv", text, photo) for photo in photos]
+    assert [fix and fix.latitude_deg for fix in found] == [1.0, 1.0, 2.0, None]
+
+
+def test_rows_without_a_position_are_counted_and_a_later_file_wins(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.csv", tmp_path / "2.csv"
+    first.write_text("name,lat,lon\na.jpg,1,1\nb.jpg,0,0\nc.jpg,north,1\nd.jpg,99,1\n")
+    second.write_text("name,lat,lon\na.jpg,3,3\n")
+    found = read_position_files([str(first), str(second)])
+    assert (found.num_rows, found.num_unusable) == (5, 3)
+    fix = found.position_of(PurePosixPath("a.jpg"))
+    assert fix is not None
+    assert fix.latitude_deg == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no position"),
+        ("a,b,c\n1,2,3\n", "holds no position"),
+        ("name,lat,lon\na.jpg,0,0\n", "holds no position"),
+        ("EPSG:32632\na.jpg 512345.0 5412345.0 400\n", "EPSG:32632 are not read"),
+    ],
+)
+def test_a_file_without_positions_is_refused_with_what_is_read(
+    text: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read(tmp_path / "p.csv", text)
+
+
+def test_a_track_is_refused_with_the_command_that_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="livesfm georeference RUN --positions"):
+        read(tmp_path / "a.gpx", "<gpx/>")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_position_files([str(tmp_path / "none.csv")])
