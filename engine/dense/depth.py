@@ -31,10 +31,10 @@ from engine.dense_types import (
 from engine.geometry import compose_poses, invert_pose
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
-_MAX_DISPARITY_RATIO = 0.33  # of the edge: the widest range of disparities that is searched
+_MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
 _MAX_RELATIVE_ERROR = 0.012  # of depth, one standard deviation; less exact is unknown
-_MAX_TRIED = 6  # neighbours
+_MAX_TRIED = 8  # neighbours
 _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
