@@ -261,7 +261,8 @@ def stds_m(fixes: Sequence[GpsFix], *, config: GeoreferenceConfig) -> Float64Arr
 def gps_rmse_m(centers_in_world: Float64Array, fixes: Sequence[GpsFix]) -> float | None:
     """Root mean square distance in metres of camera centres to their GPS fixes, to all of them.
 
-    The map is placed by the best similarity (Umeyama, 1991) in local east, north, up coordinates.
+    The map is placed by the best similarity (Umeyama, 1991) in local east, north, up coordinates;
+    what has no altitude is taken to be at the median one, and counts horizontally.
 
     Args:
         centers_in_world: (N, 3) camera centres in the map.
@@ -272,7 +273,7 @@ def gps_rmse_m(centers_in_world: Float64Array, fixes: Sequence[GpsFix]) -> float
     """
     if len(fixes) < _MIN_FIXES:
         return None
-    positions_m = positions_in_enu(fixes, origin=fixes[0])
+    positions_m = positions_in_enu(fixes, origin=median_fix(fixes))
     enu_from_map = pycolmap.estimate_sim3d(centers_in_world, positions_m)
     if enu_from_map is None:
         return None
