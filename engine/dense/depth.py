@@ -28,6 +28,7 @@ from engine.dense_types import (
     DepthProblem,
     DepthStatus,
 )
+from engine.errors import InferenceError
 from engine.geometry import compose_poses, invert_pose
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
@@ -67,6 +68,22 @@ class _Measured:
     relative_error: Float32Array  # (H, W)
 
 
+class _Readable:
+    """Which images can be read."""
+
+    def __init__(self, images: Mapping[FrameId, DenseImage]) -> None:
+        self._images = images
+        self.num_lost = 0  # that were asked for and cannot be read
+
+    def __contains__(self, frame_id: FrameId) -> bool:
+        try:
+            self._images[frame_id]
+        except InferenceError:
+            self.num_lost += 1
+            return False
+        return True
+
+
 def estimate_depth(
     problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
 ) -> DepthEstimate:
@@ -74,9 +91,13 @@ def estimate_depth(
 
     Args:
         problem: the keyframe and its neighbours.
-        images: by keyframe; those of neighbours may be missing. Images may be smaller than their
-            calibrations say, by one factor each way.
+        images: by keyframe; those of neighbours may be missing, or raise an ``InferenceError``
+            when they are asked for. Images may be smaller than their calibrations say, by one
+            factor each way.
         options: size and number of neighbours.
+
+    Raises:
+        InferenceError: the keyframe's own image cannot be read.
     """
     begun_s = time.thread_time()
     status, reason, depth_map = _estimated(problem, images, options)
@@ -103,10 +124,16 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
-    pairs = _pairs(view, points, available, pinhole, options=options)
+    readable = _Readable(images)
+    pairs = _pairs(view, points, available, pinhole, options=options, readable=readable)
     if not pairs:
+        status = DepthStatus.NO_IMAGE if readable.num_lost else DepthStatus.NO_NEIGHBOUR
         reason = f"the parallax of {len(available)} neighbours spans too much"
-        return DepthStatus.NO_NEIGHBOUR, reason, None
+        return (
+            status,
+            "its neighbours' images cannot be read" if readable.num_lost else reason,
+            None,
+        )
     grey = _grey(own)
     measured = [
         _measure(pair.rectification, grey, _other(pair, images, pinhole), pinhole, points)
@@ -127,6 +154,7 @@ def _pairs(
     pinhole: Pinhole,
     *,
     options: DepthOptions,
+    readable: _Readable,
 ) -> list[_Pair]:
     """The best neighbours whose matching costs no more than it may; one may cost more."""
     area = pinhole.width * pinhole.height
@@ -145,7 +173,7 @@ def _pairs(
         if rectification is None:
             continue
         rectification = rectification.cropped_to(neighbour.intrinsics)
-        if rectification is None:
+        if rectification is None or neighbour.frame_id not in readable:
             continue
         pair = _Pair(neighbour=neighbour, rectification=rectification)
         searched = rectification.num_disparities * rectification.width * rectification.height / area
