@@ -35,7 +35,7 @@ from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Ar
 _MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
 _MAX_RELATIVE_ERROR = 0.012  # of depth, one standard deviation; less exact is unknown
-_MAX_TRIED = 8  # neighbours
+_MAX_TRIED = 8  # neighbours: each has a bit where it agrees
 _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
@@ -192,7 +192,8 @@ def _depth_map(
     own: WorkingImage,
     pinhole: Pinhole,
 ) -> DepthMap:
-    inverse_depth, error, num_agreeing = _combined(measured)
+    inverse_depth, error, agreeing = _combined(measured)
+    num_agreeing = np.bitwise_count(agreeing)
     known = (num_agreeing > 0) & _is_off_edges(inverse_depth, error)
     depth = np.zeros(inverse_depth.shape, np.float32)
     np.divide(1.0, inverse_depth, out=depth, where=known)
@@ -205,6 +206,7 @@ def _depth_map(
         colors=pinhole.colors_of(own),
         neighbour_ids=np.array([pair.neighbour.frame_id for pair in pairs], np.int64),
         neighbour_from_keyframe=np.stack([_relative(view, pair.neighbour) for pair in pairs]),
+        agreeing_bits=agreeing,
     )
 
 
@@ -294,18 +296,18 @@ def _is_off_edges(inverse_depth: Float32Array, error: Float32Array) -> BoolArray
 def _combined(
     measured: Sequence[_Measured],
 ) -> tuple[Float32Array, Float32Array, Uint8Array]:
-    """Inverse depth (0: unknown), its relative error, and how many neighbours agree, (H, W).
+    """Inverse depth (0: unknown), its relative error, and which neighbours agree (bits), (H, W).
 
     Depths that agree are averaged; where the first two contradict each other, none is known.
     """
     first = measured[0]
-    votes = (first.relative_error < _MAX_RELATIVE_ERROR).astype(np.uint8)
+    agreeing = (first.relative_error < _MAX_RELATIVE_ERROR).astype(np.uint8)
     mean, weight = first.inverse_depth, 1.0 / first.relative_error**2
     is_contradicted = np.zeros(mean.shape, np.bool_)
-    for other in measured[1:]:
+    for number, other in enumerate(measured[1:], start=1):
         other_known = other.relative_error < _MAX_RELATIVE_ERROR
         other_weight = 1.0 / other.relative_error**2
-        both = other_known & (votes > 0)
+        both = other_known & (agreeing > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             tolerance = np.maximum(
                 _AGREE_SIGMAS * np.sqrt(1.0 / weight + 1.0 / other_weight), _AGREE_RATIO
@@ -313,13 +315,13 @@ def _combined(
             agrees = both & (np.abs(other.inverse_depth - mean) < tolerance * mean)
             total = weight + other_weight
             average = (weight * mean + other_weight * other.inverse_depth) / total
-        is_contradicted |= both & ~agrees & (votes == 1)
-        alone = other_known & (votes == 0)
+        is_contradicted |= both & ~agrees & (np.bitwise_count(agreeing) == 1)
+        alone = other_known & (agreeing == 0)
         mean = np.where(agrees, average, np.where(alone, other.inverse_depth, mean))
         weight = np.where(agrees, total, np.where(alone, other_weight, weight))
-        votes += agrees | alone
-    votes[is_contradicted & (votes == 1)] = 0
-    known = votes > 0
+        agreeing |= (agrees | alone).astype(np.uint8) << np.uint8(number)
+    agreeing[is_contradicted & (np.bitwise_count(agreeing) == 1)] = 0
+    known = agreeing > 0
     error = np.zeros(mean.shape, np.float32)
     np.divide(1.0, np.sqrt(weight), out=error, where=known)
-    return np.where(known, mean, np.float32(0.0)), error, votes
+    return np.where(known, mean, np.float32(0.0)), error, agreeing

@@ -98,6 +98,10 @@ def test_two_neighbours_agree_and_are_more_exact_than_one() -> None:
     assert one.num_agreeing.max() == 1
     assert np.mean(both.num_agreeing[both.num_agreeing > 0] == 2) > 0.5
     agreed = both.num_agreeing == 2
+    assert both.agreeing_bits is not None
+    assert np.array_equal(
+        np.bitwise_count(both.agreeing_bits)[both.depth > 0] == 2, agreed[both.depth > 0]
+    )
     assert np.median(both.relative_error[agreed]) < np.median(one.relative_error[one.depth > 0])
     assert np.median(relative_errors(both, truth, PINHOLE)) < np.median(
         relative_errors(one, truth, PINHOLE)
