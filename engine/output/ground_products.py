@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +161,11 @@ class GroundProducts:
         views = self._ortho_views(poses, versions, self._frame)
         write_heights(folder / HEIGHTS_STEM, surface.heights, place)
         coverage = self._write_coverage(
-            folder / COVERAGE_NAME, surface, views, self._frame, description=words
+            folder / COVERAGE_NAME,
+            surface,
+            [*views, *_views_without_depth(poses, views, self._frame)],
+            self._frame,
+            description=words,
         )
         self._orthophoto.update(surface, views, self._pixels)
         grid, pixels = self._orthophoto.image(surface.grid)
@@ -278,3 +283,29 @@ class GroundProducts:
     def _pixels(self, view: OrthoView) -> Uint8Array | None:
         depth_map = self._read(view.frame_id)
         return None if depth_map is None else usable_image(depth_map)
+
+
+def _views_without_depth(
+    poses: KeyframePoses, views: Sequence[OrthoView], frame: GroundFrame
+) -> list[OrthoView]:
+    """Keyframes that are no views yet: they cover the ground, too, though nobody made depth of it.
+
+    What they show is that of the view whose camera has the most similar focal length.
+    """
+    focal_of = dict(zip(poses.frame_ids.tolist(), poses.focal_px.tolist(), strict=True))
+    has_depth = {int(view.frame_id) for view in views}
+    given = np.log([focal_of[view.frame_id] for view in views])
+    most_similar = {
+        focal_px: views[int(np.abs(given - math.log(focal_px)).argmin())]
+        for focal_px in (set(focal_of.values()) if views else ())
+    }
+    return [
+        replace(
+            (like := most_similar[focal_of[frame_id]]),
+            frame_id=FrameId(frame_id),
+            pinhole=like.pinhole * [*2 * [focal_of[frame_id] / focal_of[like.frame_id]], 1.0, 1.0],
+            cam_from_ground=frame.camera(pose),
+        )
+        for frame_id, pose in poses.by_id().items()
+        if views and frame_id not in has_depth
+    ]
