@@ -114,11 +114,27 @@ def test_points_are_passed_on_as_they_are() -> None:
     assert concatenate(list(passed)).xyz.tobytes() == concatenate(list(fuse(chunks))).xyz.tobytes()
 
 
-def test_without_points_nothing_is_written(tmp_path: Path) -> None:
-    products = GroundProducts(lambda _: None)
+def test_without_points_nothing_is_written_and_nothing_of_a_former_world_stays(
+    tmp_path: Path,
+) -> None:
+    products = _write(tmp_path, _POSES, origin=_ORIGIN)
+    assert list(tmp_path.iterdir())
     assert not list(products.collected([], _keyframe_poses([]), origin=None))
     products.write(tmp_path, _keyframe_poses([]), {})
     assert not list(tmp_path.iterdir())
+    assert products.picture is None
+
+
+def test_coverage_of_a_map_without_positions_is_no_geojson(tmp_path: Path) -> None:
+    products = _write(tmp_path, _POSES, origin=None)
+    assert "not on the globe" in json.loads((tmp_path / "coverage.json").read_text())["frame"]
+    assert not (tmp_path / "coverage.geojson").exists()
+    assert products.picture is not None
+    assert products.picture.coverage == ""
+    products = _write(tmp_path, _POSES, origin=_ORIGIN, products=products)
+    assert products.picture is not None
+    assert json.loads(products.picture.coverage)["type"] == "FeatureCollection"
+    assert not (tmp_path / "coverage.json").exists()
 
 
 def _write(
