@@ -183,7 +183,7 @@ class GroundPicture:
     texture: Uint8Array  # (TH, TW, 4) RGBA over the whole grid; alpha 0: unknown
     holes_in_world: Float32Array  # (N, 3) middles of cells that too few keyframes see
     thin_in_world: Float32Array  # (M, 3) of cells that are seen, but badly
-    coverage: str  # GeoJSON
+    coverage: str  # GeoJSON; "" where there is none, or the map is not on the globe
 
     def __post_init__(self) -> None:
         freeze_field(self, "vertices_in_world", (None, None, 3), np.float32, finite=False)
