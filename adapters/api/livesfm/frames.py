@@ -21,6 +21,7 @@ from engine.ports import ArrivalSink, FrameIds
 from engine.types import (
     Arrival,
     BoolArray,
+    DropReason,
     Frame,
     FrameId,
     GpsFix,
@@ -71,7 +72,7 @@ class _Frames:
         self._names: list[str] = []  # of the cameras, by number - 1
         self._camera_keys: dict[tuple[str, int, int], str] = {}  # by name and size
         self._intrinsics = IntrinsicsReader()
-        self._indices = array("q")  # of the frames by id: 1, 2, 3, ...
+        self._indices = array("q")  # by frame id: 1, 2, 3, ...; of every id that was taken
         self._numbers = array("q")  # of their cameras
 
     def origin_of(self, frame_id: FrameId) -> tuple[str, int]:
@@ -96,12 +97,11 @@ class _Frames:
 
         def decode() -> Frame | RejectedFrame:
             decoded = self._decode(handed, index=index, name=name, received_at_s=received_at_s)
-            if isinstance(decoded, Frame):
-                self._indices.append(index)
-                self._numbers.append(number)
+            if isinstance(decoded, RefusedImage):
+                return arrival.rejected(decoded.reason, decoded.detail)
             return decoded
 
-        return Arrival(
+        arrival = Arrival(
             source=self.info.label,
             index=index,
             name=name,
@@ -111,38 +111,32 @@ class _Frames:
             lane=handed.camera,
             origin=f"camera {handed.camera!r}",
         )
+        return arrival
 
     def _decode(
         self, handed: HandedFrame, *, index: int, name: str, received_at_s: float
-    ) -> Frame | RejectedFrame:
+    ) -> Frame | RefusedImage:
         """The frame that was handed over, or why it cannot be used."""
-
-        def rejected(refused: RefusedImage) -> RejectedFrame:
-            return RejectedFrame(
-                source=self.info.label,
-                index=index,
-                name=name,
-                captured_at_s=handed.captured_at_s,
-                reason=refused.reason,
-                detail=refused.detail,
-            )
-
         jpeg, gps, quarter_turns = None, handed.gps, 0
         if isinstance(handed.image, bytes):
             image = decode_image(handed.image, config=self._config)
             if isinstance(image, RefusedImage):
-                return rejected(image)
+                return image
             pixels, jpeg, quarter_turns = image.pixels, image.jpeg, image.exif.quarter_turns
             gps, prior = gps or image.exif.gps, self._intrinsics.of_image(image)
         else:
             pixels = handed.image
             refused = refused_by_size(pixels.shape[1], pixels.shape[0], config=self._config)
             if refused is not None:
-                return rejected(refused)
+                return refused
             prior = self._intrinsics.of_pixels(pixels, name=handed.camera)
         height, width = pixels.shape[:2]
+        if handed.mask is not None and handed.mask.shape != (height, width):
+            mask_height, mask_width = handed.mask.shape
+            detail = f"its mask is {mask_width} x {mask_height} px, the image {width} x {height}"
+            return RefusedImage(reason=DropReason.BAD_MASK, detail=detail)
         return Frame(
-            frame_id=self._next_frame_id(),
+            frame_id=self._take_frame_id(handed.camera, index),
             camera_key=self._camera_key(handed.camera, width, height),
             source=self.info.label,
             index=index,
@@ -156,6 +150,14 @@ class _Frames:
             quarter_turns=quarter_turns,
             mask=handed.mask,
         )
+
+    def _take_frame_id(self, camera: str, index: int) -> FrameId:
+        """A new id, with its origin: the frame may still fail, and then its id is not used."""
+        with self._lock:
+            frame_id = self._next_frame_id()
+            self._indices.append(index)
+            self._numbers.append(self._names.index(camera) + 1)
+            return frame_id
 
     def _camera_key(self, camera: str, width: int, height: int) -> str:
         """Frames of another size are of another camera."""
