@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import struct
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -51,7 +52,18 @@ _COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 _CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 _POSITION = "sensor_msgs/msg/NavSatFix"
 _METADATA = "metadata.yaml"
-_BROKEN = (struct.error, ValueError, LookupError, AssertionError, EOFError)
+_BROKEN = (  # what rosbags and lz4 raise where bytes are not what they should be
+    struct.error,
+    ValueError,
+    LookupError,
+    AssertionError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+)
 _MAX_NAMED = 4  # topics that a sentence names
 
 
@@ -106,7 +118,7 @@ class RosBag:
             if not images:
                 raise SourceError(f"{path}: {_no_images(reader, config.topics)}")
             self._left_out = _left_out(reader, images)
-            calibrations, self._doubts = _calibrations(reader)
+            calibrations, self._doubts = _calibrations(reader, path=path)
             self._cameras = {
                 connection.topic: _camera(number, connection.topic, calibrations)
                 for number, connection in enumerate(images, start=1)
@@ -281,6 +293,27 @@ class _Pending:
         return f"camera{self.camera.number:02d}/{self.index:06d}.jpg"
 
 
+@functools.cache
+def _reader_errors() -> tuple[type[Exception], ...]:
+    """What rosbags and the packages beneath it raise on purpose."""
+    from rosbags.highlevel import AnyReaderError
+    from rosbags.rosbag1 import ReaderError as Ros1Error
+    from rosbags.rosbag2 import ReaderError as Ros2Error
+
+    errors: list[type[Exception]] = [AnyReaderError, Ros1Error, Ros2Error]
+    with suppress(ImportError):  # other versions of rosbags read .db3 by another package
+        import apsw
+
+        errors.append(apsw.Error)
+    with suppress(ImportError):
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        errors.append(zstd.ZstdError)
+    return tuple(errors)
+
+
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
     """Turns what broken recordings raise into source errors.
@@ -288,13 +321,9 @@ def _errors_of(path: Path) -> Iterator[None]:
     Raises:
         SourceError: the recording cannot be read.
     """
-    from rosbags.highlevel import AnyReaderError
-    from rosbags.rosbag1 import ReaderError as Ros1Error
-    from rosbags.rosbag2 import ReaderError as Ros2Error
-
     try:
         yield
-    except (AnyReaderError, Ros1Error, Ros2Error) as error:
+    except _reader_errors() as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -325,14 +354,7 @@ def _deserialized(reader: AnyReader, connection: Connection, raw: bytes) -> Any:
 
     try:
         return reader.deserialize(raw, connection.msgtype)
-    except (
-        AnyReaderError,
-        struct.error,
-        ValueError,
-        KeyError,
-        IndexError,
-        AssertionError,
-    ) as error:
+    except (AnyReaderError, *_BROKEN) as error:
         return f"a broken message: {type(error).__name__}"
 
 
@@ -396,7 +418,7 @@ def _named(topics: list[str]) -> str:
 
 
 def _calibrations(
-    reader: AnyReader,
+    reader: AnyReader, *, path: Path
 ) -> tuple[dict[str, tuple[IntrinsicsPrior, tuple[int, int]]], list[str]]:
     """Calibrations and their image sizes by namespace; and why others cannot be used."""
     found: dict[str, tuple[IntrinsicsPrior, tuple[int, int]]] = {}
@@ -404,7 +426,11 @@ def _calibrations(
     for connection in reader.connections:
         if connection.msgtype != _CAMERA_INFO or not connection.msgcount:
             continue
-        first = next(reader.messages(connections=[connection]), None)
+        try:
+            first = next(_messages(reader, [connection], path=path), None)
+        except SourceError as error:
+            doubts.append(f"{connection.topic} is not used: {error}")
+            continue
         if first is None:
             continue
         message = _deserialized(reader, connection, first[2])

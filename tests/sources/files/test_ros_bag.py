@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("rosbags", reason="rosbags is not installed: tools/setup ros")
 
 from rosbags.rosbag1 import Writer as Ros1Writer
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -295,6 +295,52 @@ def test_recordings_without_images_or_that_are_broken_are_refused_with_the_reaso
         noise.write_bytes(b"" if "empty" in name else b"\x01\x02" * 500)
         with pytest.raises(SourceError, match=name):
             received(noise)
+
+
+def written(path: Path, kind: str) -> Path:
+    """The file of a recording with a calibration, images and positions, of a kind in words."""
+    recording = Recording(is_ros1=kind.startswith("bag"))
+    recording.add_camera_info("/front/camera_info", "plumb_bob", [0.1, -0.05, 1e-3, 2e-3, 0.0])
+    for number in range(6):
+        recording.add_compressed(number)
+        recording.add_position(number)
+    suffix, _, packing = kind.partition(" ")
+    if recording.is_ros1:
+        bag: Any = Ros1Writer(path.with_suffix(".bag"))
+        if packing:
+            bag.set_compression(Ros1Writer.CompressionFormat[packing.upper()])
+        with bag:
+            recording._write(bag, ROS1.serialize_ros1, ROS1)
+        return path.with_suffix(".bag")
+    plugin = StoragePlugin.SQLITE3 if suffix == "db3" else StoragePlugin.MCAP
+    bag = Ros2Writer(path, version=9, storage_plugin=plugin)
+    if packing:
+        bag.set_compression(CompressionMode[packing.upper()], CompressionFormat.ZSTD)
+    with bag:
+        recording._write(bag, ROS2.serialize_cdr, ROS2)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["mcap", "mcap storage", "mcap message", "db3", "db3 message", "bag", "bag bz2", "bag lz4"],
+)
+def test_damage_anywhere_is_a_source_error_or_costs_what_it_hits(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path / "walk", kind)
+    file = path if path.is_file() else next(one for one in path.iterdir() if "yaml" not in one.name)
+    whole = file.read_bytes()
+    assert len(frames_of(received(path))) == 6
+    num_refused = 0
+    for damage in (b"\xff" * 40, bytes(400)):
+        for part in range(1, 8):
+            start = len(whole) * part // 8
+            file.write_bytes(whole[:start] + damage + whole[start + len(damage) :])
+            try:
+                received(path)
+            except SourceError as error:
+                num_refused += 1
+                assert "walk" in str(error)
+    assert num_refused
 
 
 @pytest.mark.parametrize(
