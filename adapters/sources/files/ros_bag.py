@@ -95,7 +95,8 @@ class RosBag:
     Each camera is a camera of its own; of one whose images are recorded in two ways the compressed
     ones are taken. Its calibration is that of the first CameraInfo beside it. Positions (NavSatFix)
     come as readings. Times are those of the headers, else of the recording. ``index`` counts the
-    images of all cameras. What is left out (depth, other topics' images) is told in a notice.
+    images of all cameras; of each camera every n-th is taken. What is left out (depth, images of
+    other topics) is reported in a notice.
     """
 
     def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
@@ -123,9 +124,12 @@ class RosBag:
                 connection.topic: _camera(number, connection.topic, calibrations)
                 for number, connection in enumerate(images, start=1)
             }
-            num_images = sum(connection.msgcount for connection in images)
+            num_taken = sum(
+                -(-connection.msgcount // config.every_nth_frame)
+                for connection in reader.connections
+                if connection.topic in self._cameras
+            )
         self._intrinsics = IntrinsicsReader()
-        num_taken = len(range(0, num_images, config.every_nth_frame))
         self.info = SourceInfo(
             label=str(path),
             is_live=False,
@@ -149,6 +153,7 @@ class RosBag:
                 if connection.msgtype == _POSITION or connection.topic in self._cameras
             ]
             index = 0
+            num_seen = dict.fromkeys(self._cameras, 0)
             for connection, recorded_ns, raw in _messages(reader, wanted, path=self._path):
                 if stop.is_set():
                     return
@@ -159,10 +164,11 @@ class RosBag:
                     else:
                         yield reading
                     continue
-                if index % self._config.every_nth_frame == 0:
+                if num_seen[connection.topic] % self._config.every_nth_frame == 0:
                     yield self._arrival(
                         reader, connection, bytes(raw), index=index, recorded_ns=recorded_ns
                     )
+                num_seen[connection.topic] += 1
                 index += 1
         for reason, number in unusable.items():
             yield self._notice(f"{number} positions are not used: {reason}")

@@ -244,6 +244,19 @@ def test_cameras_are_told_apart_and_each_is_read_once(tmp_path: Path) -> None:
     assert len({frame.camera_key for frame in chosen}) == 1
 
 
+def test_of_each_camera_every_nth_image_is_taken(tmp_path: Path) -> None:
+    recording = Recording()
+    for number in range(6):
+        recording.add_compressed(number, ("/left/image", "/right/image")[number % 2])
+    frames = frames_of(received(recording.write(tmp_path / "walk"), every_nth_frame=2))
+    assert [(frame.camera_key, frame.index) for frame in frames] == [
+        ("/left/image|80x72", 0),
+        ("/right/image|80x72", 1),
+        ("/left/image|80x72", 4),
+        ("/right/image|80x72", 5),
+    ]
+
+
 def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     recording = Recording()
     recording.add_compressed(0)
