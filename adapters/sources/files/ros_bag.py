@@ -94,9 +94,9 @@ class RosBag:
 
     Each camera is a camera of its own; of one whose images are recorded in two ways the compressed
     ones are taken. Its calibration is that of the first CameraInfo beside it. Positions (NavSatFix)
-    come as readings. Times are those of the headers, else of the recording. ``index`` counts the
-    images of all cameras; of each camera every n-th is taken. What is left out (depth, images of
-    other topics) is reported in a notice.
+    come as readings, of the topic that has most. Times are those of the headers, else of the
+    recording. ``index`` counts the images of all cameras; of each camera every n-th is taken. What
+    is left out (depth, images of other topics) is reported in a notice.
     """
 
     def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
@@ -118,7 +118,8 @@ class RosBag:
             images = _image_connections(reader, patterns=config.topics)
             if not images:
                 raise SourceError(f"{path}: {_no_images(reader, config.topics)}")
-            self._left_out = _left_out(reader, images)
+            self._position_topic, other_positions = _position_topics(reader)
+            self._left_out = [*_left_out(reader, images), *other_positions]
             calibrations, self._doubts = _calibrations(reader, path=path)
             self._cameras = {
                 connection.topic: _camera(number, connection.topic, calibrations)
@@ -150,14 +151,14 @@ class RosBag:
             wanted = [
                 connection
                 for connection in reader.connections
-                if connection.msgtype == _POSITION or connection.topic in self._cameras
+                if connection.topic == self._position_topic or connection.topic in self._cameras
             ]
             index = 0
             num_seen = dict.fromkeys(self._cameras, 0)
             for connection, recorded_ns, raw in _messages(reader, wanted, path=self._path):
                 if stop.is_set():
                     return
-                if connection.msgtype == _POSITION:
+                if connection.topic == self._position_topic:
                     reading = self._reading(reader, connection, raw, recorded_ns=recorded_ns)
                     if isinstance(reading, str):
                         unusable[reading] = unusable.get(reading, 0) + 1
@@ -416,6 +417,18 @@ def _left_out(reader: AnyReader, chosen: list[Connection]) -> list[str]:
         return []
     number = sum(others.values())
     return [f"left out: {number} images of {_named(sorted(others))}; sources.topics chooses others"]
+
+
+def _position_topics(reader: AnyReader) -> tuple[str | None, list[str]]:
+    """The topic of positions with the most messages, and a sentence on the others."""
+    counts: dict[str, int] = {}
+    for one in reader.connections:
+        if one.msgtype == _POSITION and one.msgcount:
+            counts[one.topic] = counts.get(one.topic, 0) + one.msgcount
+    if len(counts) <= 1:
+        return next(iter(counts), None), []
+    first, *others = sorted(counts, key=lambda topic: (-counts[topic], topic))
+    return first, [f"left out: positions of {_named(others)}; those of {first} are taken"]
 
 
 def _named(topics: list[str]) -> str:

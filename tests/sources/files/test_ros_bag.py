@@ -28,6 +28,7 @@ from engine.types import (
     DropReason,
     Frame,
     FrameId,
+    GpsFix,
     GpsReading,
     RejectedFrame,
     SourceNotice,
@@ -125,8 +126,10 @@ class Recording:
             **matrices,
         )
 
-    def add_position(self, number: int, *, status: int = 0, altitude_m: float = 30.0) -> None:
-        self.add("/fix", "NavSatFix", **self.position(number, status, altitude_m))
+    def add_position(
+        self, number: int, *, topic: str = "/fix", status: int = 0, altitude_m: float = 30.0
+    ) -> None:
+        self.add(topic, "NavSatFix", **self.position(number, status, altitude_m))
 
     def position(self, number: int, status: int, altitude_m: float) -> dict[str, Any]:
         return {
@@ -269,7 +272,6 @@ def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     )
     recording.add_image(1, "/side/image", encoding="strange7")
     recording.add_position(0, status=-1)
-    recording.add_position(1, altitude_m=float("nan"))
     recording.add_camera_info("/side/camera_info", "plumb_bob", [0.0])
     recording.messages[-1][2].k[:] = 0.0
     items = received(recording.write(tmp_path / "walk"))
@@ -283,7 +285,6 @@ def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     assert notices == [
         "/side/camera_info is not used: the camera is not calibrated",
         "1 positions are not used: no fix",
-        "1 positions are not used: a position without altitude",
     ]
 
 
@@ -388,10 +389,40 @@ def test_bayer_and_yuv_and_deep_images_become_rgb_too() -> None:
     assert np.all(np.asarray(rgb_of_image(recording.messages[-1][2])) == 0x7F)
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_fewer_bits_in_sixteen_are_stretched_until_they_are_seen(bits: int) -> None:
+    deep = (picture(0)[:, :, 0].astype("<u2") << 8) >> (16 - bits)
+    recording = Recording()
+    recording.add_image(0, "/a", encoding="mono16", data=deep.view(np.uint8))
+    converted = np.asarray(rgb_of_image(recording.messages[-1][2]))
+    assert np.percentile(converted, 99) > 200
+
+
 def test_an_image_that_is_shorter_than_it_says_is_refused() -> None:
     recording = Recording()
     recording.add_image(0, "/a", data=picture(0)[: SIZE[1] // 2])
     assert isinstance(rgb_of_image(recording.messages[0][2]), str)
+
+
+def test_a_position_without_altitude_or_accuracy_counts_without_them() -> None:
+    recording = Recording()
+    recording.add_position(0, altitude_m=float("nan"))
+    message = recording.messages[0][2]
+    message.position_covariance[:] = np.nan
+    assert fix_of_position(message) == GpsFix(latitude_deg=47.0, longitude_deg=8.0)
+
+
+def test_positions_are_those_of_the_topic_with_the_most(tmp_path: Path) -> None:
+    recording = Recording()
+    for number in range(3):
+        recording.add_compressed(number)
+        recording.add_position(number, topic="/rover/fix")
+    recording.add_position(7, topic="/base/fix")
+    items = received(recording.write(tmp_path / "walk"))
+    readings = [item.fix.latitude_deg for item in items if isinstance(item, GpsReading)]
+    assert readings == [47.0, 47.00001, 47.00002]
+    (notice,) = (item.detail for item in items if isinstance(item, SourceNotice))
+    assert notice == "left out: positions of /base/fix; those of /rover/fix are taken"
 
 
 def test_positions_beyond_the_globe_are_none() -> None:
