@@ -9,18 +9,22 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
+from adapters.images.decoding import RefusedImage, decode_image, read_image_header, refused_by_size
 from adapters.images.intrinsics import IntrinsicsReader
 from adapters.install_advice import missing_package
 from adapters.live.blocking import iterate_in_thread
+from adapters.sources.files.ros_calibrations import (
+    TopicCalibration,
+    calibration_of_message,
+    calibrations_of_cameras,
+)
 from adapters.sources.files.ros_messages import (
     fix_of_position,
-    prior_of_camera_info,
     rgb_of_image,
     stamp_s,
 )
@@ -85,18 +89,25 @@ class _Camera:
     number: int
     topic: str  # of its images
     name: str  # without what says how they are encoded
-    prior: IntrinsicsPrior | None  # of its CameraInfo
-    size: tuple[int, int] | None  # of the images that this is for, px
+    calibration: TopicCalibration | None  # its own
+
+    def prior_of_size(self, size: tuple[int, int]) -> IntrinsicsPrior | None:
+        """The calibration of its images of this width and height in px."""
+        known = self.calibration
+        if known is None or isinstance(known.raw, str) or known.size not in {None, size}:
+            return None
+        return known.raw
 
 
 class RosBag:
     """The images of a recording in the order in which they were recorded.
 
     Each camera is a camera of its own; of one whose images are recorded in two ways the compressed
-    ones are taken. Its calibration is that of the first CameraInfo beside it. Positions (NavSatFix)
-    come as readings, of the topic that has most. Times are those of the headers, else of the
-    recording. ``index`` counts the images of all cameras; of each camera every n-th is taken. What
-    is left out (depth, images of other topics) is reported in a notice.
+    ones are taken. Its calibration is that of the first CameraInfo in its namespace, where it is
+    the only camera there. Positions (NavSatFix) come as readings, of the topic that has most. Times
+    are those of the headers, else of the recording. ``index`` counts the images of all cameras; of
+    each camera every n-th is taken. What is left out (depth, images of other topics, calibrations
+    that do not fit) is reported in a notice.
     """
 
     def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
@@ -120,9 +131,18 @@ class RosBag:
                 raise SourceError(f"{path}: {_no_images(reader, config.topics)}")
             self._position_topic, other_positions = _position_topics(reader)
             self._left_out = [*_left_out(reader, images), *other_positions]
-            calibrations, self._doubts = _calibrations(reader, path=path)
+            calibrations, self._doubts = calibrations_of_cameras(
+                [_camera_name(connection.topic) for connection in images],
+                all_names=_image_names(reader),
+                calibrations=_calibrations(reader, path=path),
+            )
             self._cameras = {
-                connection.topic: _camera(number, connection.topic, calibrations)
+                connection.topic: _Camera(
+                    number=number,
+                    topic=connection.topic,
+                    name=_camera_name(connection.topic),
+                    calibration=calibrations.get(_camera_name(connection.topic)),
+                )
                 for number, connection in enumerate(images, start=1)
             }
             num_taken = sum(
@@ -130,6 +150,7 @@ class RosBag:
                 for connection in reader.connections
                 if connection.topic in self._cameras
             )
+        self._misfits: set[str] = set()  # topics with images of which the calibration is not
         self._intrinsics = IntrinsicsReader()
         self.info = SourceInfo(
             label=str(path),
@@ -166,7 +187,7 @@ class RosBag:
                         yield reading
                     continue
                 if num_seen[connection.topic] % self._config.every_nth_frame == 0:
-                    yield self._arrival(
+                    yield from self._image(
                         reader, connection, bytes(raw), index=index, recorded_ns=recorded_ns
                     )
                 num_seen[connection.topic] += 1
@@ -189,7 +210,7 @@ class RosBag:
         time_s = stamp_s(message) or recorded_ns * 1e-9
         return GpsReading(source=self.info.label, camera_key=None, captured_at_s=time_s, fix=fix)
 
-    def _arrival(
+    def _image(
         self,
         reader: AnyReader,
         connection: Connection,
@@ -197,7 +218,8 @@ class RosBag:
         *,
         index: int,
         recorded_ns: int,
-    ) -> Arrival | RejectedFrame:
+    ) -> Iterator[Received]:
+        """An image, and before it what is odd of it."""
         camera = self._cameras[connection.topic]
         message = _deserialized(reader, connection, raw)
         time_s = recorded_ns * 1e-9
@@ -207,8 +229,11 @@ class RosBag:
             camera=camera, index=index, captured_at_s=time_s, received_at_s=time.monotonic()
         )
         if isinstance(message, str):
-            return self._rejected(pending, DropReason.UNREADABLE, message)
-        return Arrival(
+            yield self._rejected(pending, DropReason.UNREADABLE, message)
+            return
+        if sentence := self._misfit(camera, message):
+            yield self._notice(sentence)
+        yield Arrival(
             source=self.info.label,
             index=index,
             name=pending.name,
@@ -218,6 +243,18 @@ class RosBag:
             lane=camera.topic if self.info.has_many_cameras else "",
             origin=camera.topic,
         )
+
+    def _misfit(self, camera: _Camera, message: Any) -> str:
+        """Why the calibration of a camera is not that of its images; "": it is, or was said."""
+        known = camera.calibration
+        if known is None or known.size is None or camera.topic in self._misfits:
+            return ""
+        size = _size_of(message)
+        if size is None or size == known.size:
+            return ""
+        self._misfits.add(camera.topic)
+        wanted, had = ("{} x {} px".format(*one) for one in (known.size, size))
+        return f"{known.topic} is not used: it is for {wanted}, and {camera.topic} has {had}"
 
     def _frame(self, pending: _Pending, message: Any) -> Frame | RejectedFrame:
         camera, jpeg = pending.camera, None
@@ -238,7 +275,6 @@ class RosBag:
                 return self._rejected(pending, DropReason.UNREADABLE, converted)
             pixels, prior = converted, self._intrinsics.of_pixels(converted)
         height, width = pixels.shape[:2]
-        is_calibrated = camera.prior is not None and camera.size in {None, (width, height)}
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=f"{camera.name}|{width}x{height}",
@@ -249,7 +285,7 @@ class RosBag:
             received_at_s=pending.received_at_s,
             pixels=pixels,
             jpeg=jpeg,
-            intrinsics_prior=camera.prior if is_calibrated else prior,
+            intrinsics_prior=camera.prior_of_size((width, height)) or prior,
         )
 
     def _rejected(self, pending: _Pending, reason: DropReason, detail: str) -> RejectedFrame:
@@ -390,6 +426,13 @@ def _camera_name(topic: str) -> str:
     return topic.removesuffix("/compressed")
 
 
+def _image_names(reader: AnyReader) -> list[str]:
+    """The names of all cameras that have images, wanted or not."""
+    return sorted(
+        {_camera_name(one.topic) for one in reader.connections if _is_image(one) and one.msgcount}
+    )
+
+
 def _no_images(reader: AnyReader, patterns: tuple[str, ...]) -> str:
     images = _named([one.topic for one in reader.connections if _is_image(one)])
     if images and patterns:
@@ -436,46 +479,26 @@ def _named(topics: list[str]) -> str:
     return ", ".join(topics[:_MAX_NAMED]) + more
 
 
-def _calibrations(
-    reader: AnyReader, *, path: Path
-) -> tuple[dict[str, tuple[IntrinsicsPrior, tuple[int, int]]], list[str]]:
-    """Calibrations and their image sizes by namespace; and why others cannot be used."""
-    found: dict[str, tuple[IntrinsicsPrior, tuple[int, int]]] = {}
-    doubts = []
-    for connection in reader.connections:
+def _calibrations(reader: AnyReader, *, path: Path) -> list[TopicCalibration]:
+    """What the first message of each topic of CameraInfo says."""
+    found = []
+    for topic, connection in sorted({one.topic: one for one in reader.connections}.items()):
         if connection.msgtype != _CAMERA_INFO or not connection.msgcount:
             continue
+        message: Any
         try:
             first = next(_messages(reader, [connection], path=path), None)
         except SourceError as error:
-            doubts.append(f"{connection.topic} is not used: {error}")
-            continue
-        if first is None:
-            continue
-        message = _deserialized(reader, connection, first[2])
-        prior = message if isinstance(message, str) else prior_of_camera_info(message)
-        if isinstance(prior, str):
-            doubts.append(f"{connection.topic} is not used: {prior}")
+            message = str(error)
         else:
-            size = int(message.width), int(message.height)
-            found[_namespace(connection.topic)] = prior, size
-    return found, doubts
+            message = _deserialized(reader, connection, first[2]) if first else "it is empty"
+        found.append(calibration_of_message(topic, message))
+    return found
 
 
-def _camera(
-    number: int, topic: str, calibrations: dict[str, tuple[IntrinsicsPrior, tuple[int, int]]]
-) -> _Camera:
-    """A camera with the calibration beside it, or beside one of the folders that it is in."""
-    name = _camera_name(topic)
-    camera = _Camera(number=number, topic=topic, name=name, prior=None, size=None)
-    prior, size = calibrations.get(_namespace(name), (None, None))
-    is_rectified = "rect" in name.rsplit("/", 1)[-1]
-    if prior is None:
-        return camera
-    if is_rectified:  # the distortion is gone, and the matrix is another one
-        return camera
-    return replace(camera, prior=prior, size=None if size == (0, 0) else size)
-
-
-def _namespace(topic: str) -> str:
-    return topic.rpartition("/")[0]
+def _size_of(message: Any) -> tuple[int, int] | None:
+    """Width and height of an image in px; None: it does not say, or in a way that is not read."""
+    if not hasattr(message, "format"):
+        return int(message.width), int(message.height)
+    header = read_image_header(bytes(message.data))
+    return None if header is None else (header.width, header.height)

@@ -94,6 +94,21 @@ def prior_of_camera_info(message: Any) -> IntrinsicsPrior | str:
     )
 
 
+def prior_of_rectified(message: Any) -> IntrinsicsPrior | str:
+    """The calibration of a CameraInfo, of images without distortion; or why there is none."""
+    matrix = np.asarray(message.P if hasattr(message, "P") else message.p, float).reshape(3, 4)
+    fx, fy = matrix[0, 0], matrix[1, 1]
+    if not np.isfinite(matrix[:, :3]).all() or min(fx, fy) <= 0.0:
+        return "it says nothing of rectified images"
+    center = matrix[0, 2] + _PIXEL_OFFSET, matrix[1, 2] + _PIXEL_OFFSET
+    return IntrinsicsPrior(
+        focal_px=(fx + fy) / 2.0,
+        camera_model="PINHOLE",
+        params=tuple(map(float, (fx, fy, *center))),
+        origin=CalibrationOrigin.KNOWN,
+    )
+
+
 def _named_distortion(name: str, params: np.ndarray[Any, Any]) -> tuple[str, list[float]] | str:
     """COLMAP's model and its distortion; or why there is none."""
     if name in {"plumb_bob", "rational_polynomial", ""}:

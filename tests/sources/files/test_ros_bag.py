@@ -109,7 +109,7 @@ class Recording:
             "d": np.array(distortion, float),
             "k": np.array([70.0, 0, 39.5, 0, 71.0, 35.5, 0, 0, 1]),
             "r": np.eye(3).reshape(-1),
-            "p": np.zeros(12),
+            "p": np.array([60.0, 0, 37.5, 0, 0, 61.0, 33.5, 0, 0, 0, 1, 0]),
         }
         if self.is_ros1:
             matrices = {key.upper(): value for key, value in matrices.items()}
@@ -258,6 +258,54 @@ def test_of_each_camera_every_nth_image_is_taken(tmp_path: Path) -> None:
         ("/left/image|80x72", 4),
         ("/right/image|80x72", 5),
     ]
+
+
+def notices_of(items: Sequence[Any]) -> list[str]:
+    return [item.detail for item in items if isinstance(item, SourceNotice)]
+
+
+def test_rectified_images_have_the_matrix_of_rectified_images(tmp_path: Path) -> None:
+    recording = Recording()
+    recording.add_compressed(0, "/front/image_rect_color/compressed")
+    recording.add_compressed(1, "/side/direct_image/compressed")
+    recording.add_camera_info("/front/camera_info", "plumb_bob", [0.1, -0.05, 1e-3, 2e-3, 0.0])
+    recording.add_camera_info("/side/camera_info", "plumb_bob", [0.1, -0.05, 1e-3, 2e-3, 0.0])
+    items = received(recording.write(tmp_path / "walk"))
+    front, side = (frame.intrinsics_prior for frame in frames_of(items))
+    assert front is not None
+    assert (front.camera_model, front.params) == ("PINHOLE", (60.0, 61.0, 38.0, 34.0))
+    assert side is not None
+    assert side.camera_model == "OPENCV"
+    assert notices_of(items) == []
+
+
+def test_a_calibration_of_another_size_is_not_used_and_reported_once(tmp_path: Path) -> None:
+    recording = Recording()
+    for number in range(2):
+        recording.add_compressed(number)
+    recording.add_camera_info("/front/camera_info", "plumb_bob", [0.0])
+    recording.messages[-1][2].width = 160
+    items = received(recording.write(tmp_path / "walk"))
+    assert [frame.intrinsics_prior for frame in frames_of(items)] == [None, None]
+    assert notices_of(items) == [
+        "/front/camera_info is not used: it is for 160 x 72 px, and /front/image_raw/compressed has"
+        " 80 x 72 px"
+    ]
+
+
+def test_a_calibration_beside_several_cameras_is_that_of_none(tmp_path: Path) -> None:
+    recording = Recording()
+    recording.add_compressed(0, "/device/colour/compressed")
+    recording.add_compressed(1, "/device/infrared/compressed")
+    recording.add_camera_info("/device/camera_info", "plumb_bob", [0.0])
+    path = recording.write(tmp_path / "walk")
+    for topics in ((), ("/device/infrared/*",)):
+        items = received(path, topics=topics)
+        assert {frame.intrinsics_prior for frame in frames_of(items)} == {None}
+        assert (
+            "/device/camera_info is not used: whose it is is not clear beside /device/colour and"
+            " /device/infrared"
+        ) in notices_of(items)
 
 
 def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
