@@ -52,7 +52,7 @@ def surface_mesh(ground: GroundPicture) -> tuple[Float32Array, Float64Array, Int
     Squares of the grid are left out where a corner is unknown, or has no picture.
     """
     height, width = ground.vertices_in_world.shape[:2]
-    u, v = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    u, v = np.meshgrid(ground.u_in_texture, ground.v_in_texture)
     texture_height, texture_width = ground.texture.shape[:2]
     has_picture = ground.texture[
         (v * texture_height).astype(np.int64), (u * texture_width).astype(np.int64), 3
