@@ -23,11 +23,22 @@ class GroundDrawing:
 
     def __init__(self, recording: RecordingStream) -> None:
         self._recording = recording
+        self._is_drawn = False
+
+    def clear(self) -> None:
+        """Takes everything off the screen."""
+        import rerun as rr
+
+        if self._is_drawn:
+            for entity in ("world/ground", "world/coverage"):
+                self._recording.log(entity, rr.Clear(recursive=True))
+        self._is_drawn = False
 
     def draw(self, ground: GroundPicture) -> int:
         """Draws all of it; returns about how many bytes that took."""
         import rerun as rr
 
+        self._is_drawn = True
         vertices, texcoords, triangles = surface_mesh(ground)
         mesh = rr.Mesh3D(
             vertex_positions=vertices,
