@@ -781,7 +781,8 @@ class ViewsConfig(Section):
     recording: bool = True
     """Whether recording.rrd is written."""
     max_recording_mb: NonNegativeInt = 4096
-    """MB. A recording of this size goes on without images and graphs. 0: no limit."""
+    """MB. A recording of this size goes on without images, graphs and what is new of the dense map.
+    0: no limit."""
     geographic_map: bool = False
     """Whether a map of the world stands beside the 3D view, for runs with GPS. The viewer fetches
     its tiles from the internet."""
