@@ -308,6 +308,30 @@ def test_a_calibration_beside_several_cameras_is_that_of_none(tmp_path: Path) ->
         ) in notices_of(items)
 
 
+@pytest.mark.parametrize(
+    ("stamps", "times", "is_odd"),
+    [
+        ((100.0, 100.1, 0.0, 0.1), (100.0, 100.1, 100.2, 100.3), True),  # the clock starts anew
+        ((100.0, 100.0, 100.0, 100.0), (100.0, 100.1, 100.2, 100.3), True),
+        ((100.0, 0.0, 100.2, 100.3), (100.0, 100.1, 100.2, 100.3), True),  # one is missing
+        ((0.0, 100.1, 100.2, 100.3), (200.0, 200.1, 200.2, 200.3), True),
+        ((0.0, 0.0, 0.0, 0.0), (200.0, 200.1, 200.2, 200.3), False),
+        ((100.0, 103.0, 103.1, 109.0), (100.0, 103.0, 103.1, 109.0), False),
+    ],
+)
+def test_the_times_of_a_topic_grow(
+    stamps: Sequence[float], times: Sequence[float], is_odd: bool, tmp_path: Path
+) -> None:
+    recording = Recording()
+    for number, stamp in enumerate(stamps):
+        recording.add_compressed(number)
+        recording.messages[-1][2].header = recording.header(stamp)
+    items = received(recording.write(tmp_path / "walk"))
+    assert [frame.captured_at_s for frame in frames_of(items)] == pytest.approx(times)
+    sentence = "/front/image_raw/compressed: its stamps do not grow; times are the recording's"
+    assert notices_of(items) == [sentence] * is_odd
+
+
 def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     recording = Recording()
     recording.add_compressed(0)
@@ -327,11 +351,12 @@ def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     rejected = [item for item in items if isinstance(item, RejectedFrame)]
     assert [one.reason for one in rejected] == [DropReason.UNREADABLE] * 2
     assert "h264" in rejected[0].detail
-    assert rejected[0].captured_at_s == pytest.approx(200.1)  # the header says nothing
+    assert rejected[0].captured_at_s == pytest.approx(100.1)  # the header says nothing
     assert rejected[1].detail == "/side/image: images of encoding strange7 are not read"
     notices = [item.detail for item in items if isinstance(item, SourceNotice)]
     assert notices == [
         "/side/camera_info is not used: the camera is not calibrated",
+        "/front/image_raw/compressed: its stamps do not grow; times are the recording's",
         "1 positions are not used: no fix",
     ]
 
