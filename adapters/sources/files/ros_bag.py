@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ from engine.types import (
     SourceInfo,
     SourceNotice,
     SourceState,
+    TakenFrames,
     Uint8Array,
 )
 
@@ -153,6 +154,7 @@ class RosBag:
                 for connection in reader.connections
                 if connection.topic in self._cameras
             )
+        self._taken = TakenFrames(names={}, captured_at_s={})
         self._misfits: set[str] = set()  # topics with images of which the calibration is not
         self._intrinsics = IntrinsicsReader()
         self.info = SourceInfo(
@@ -162,6 +164,25 @@ class RosBag:
             num_frames=min(num_taken, config.max_frames or num_taken),
             has_many_cameras=len(images) > 1,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Size and time of its files."""
+        files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
+        try:
+            states = [file.stat() for file in files if not file.is_dir()]
+        except OSError:
+            return ""
+        return " ".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out images by their indices; the recording is read from its start."""
+        self._taken = taken
+        num_left = max((self.info.num_frames or 0) - len(taken.names), 0)
+        self.info = replace(self.info, num_frames=num_left)
+        if taken.fingerprint and taken.fingerprint != self.fingerprint:
+            return [f"{self._path}: another recording than before; it goes on where that stopped"]
+        return []
 
     def frames(self) -> AsyncGenerator[Received, None]:
         """Yields the images and positions, read on a thread as they are asked for."""
@@ -240,13 +261,15 @@ class RosBag:
         clock: _TopicClock,
         at_ns: int,
     ) -> Iterator[Received]:
-        """An image, and before it what is odd of it."""
+        """An image that was not taken before, and before it what is odd of it."""
         camera = self._cameras[connection.topic]
         message = _deserialized(reader, connection, raw)
         if isinstance(message, str):
             time_s = clock.expected_s(at_ns * 1e-9)
         else:
             time_s = clock.tick(stamp_s(message), recorded_at_s=at_ns * 1e-9)
+        if index in self._taken.names:
+            return
         pending = _Pending(
             camera=camera, index=index, captured_at_s=time_s, received_at_s=time.monotonic()
         )
