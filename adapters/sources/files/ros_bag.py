@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ from engine.types import (
     SourceInfo,
     SourceNotice,
     SourceState,
+    TakenFrames,
     Uint8Array,
 )
 
@@ -68,6 +71,7 @@ _BROKEN = (  # what rosbags and lz4 raise where bytes are not what they should b
     MemoryError,
     RuntimeError,
 )
+_LEAST_STEP_S = 1e-6  # between messages of a topic that are recorded at the same time
 _MAX_NAMED = 4  # topics that a sentence names
 
 
@@ -105,9 +109,9 @@ class RosBag:
     Each camera is a camera of its own; of one whose images are recorded in two ways the compressed
     ones are taken. Its calibration is that of the first CameraInfo in its namespace, where it is
     the only camera there. Positions (NavSatFix) come as readings, of the topic that has most. Times
-    are those of the headers, else of the recording. ``index`` counts the images of all cameras; of
-    each camera every n-th is taken. What is left out (depth, images of other topics, calibrations
-    that do not fit) is reported in a notice.
+    are those of the headers, else of the recording, and grow. ``index`` counts the images of all
+    cameras; of each camera every n-th is taken. What is left out (depth, images of other topics,
+    calibrations that do not fit) is reported in a notice.
     """
 
     def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
@@ -150,6 +154,7 @@ class RosBag:
                 for connection in reader.connections
                 if connection.topic in self._cameras
             )
+        self._taken = TakenFrames(names={}, captured_at_s={})
         self._misfits: set[str] = set()  # topics with images of which the calibration is not
         self._intrinsics = IntrinsicsReader()
         self.info = SourceInfo(
@@ -160,6 +165,25 @@ class RosBag:
             has_many_cameras=len(images) > 1,
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """Size and time of its files."""
+        files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
+        try:
+            states = [file.stat() for file in files if not file.is_dir()]
+        except OSError:
+            return ""
+        return " ".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out images by their indices; the recording is read from its start."""
+        self._taken = taken
+        num_left = max((self.info.num_frames or 0) - len(taken.names), 0)
+        self.info = replace(self.info, num_frames=num_left)
+        if taken.fingerprint and taken.fingerprint != self.fingerprint:
+            return [f"{self._path}: another recording than before; it goes on where that stopped"]
+        return []
+
     def frames(self) -> AsyncGenerator[Received, None]:
         """Yields the images and positions, read on a thread as they are asked for."""
         return iterate_in_thread(self._read, name=f"recording {self._path.name}")
@@ -168,6 +192,7 @@ class RosBag:
         for sentence in (*self._left_out, *self._doubts):
             yield self._notice(sentence)
         unusable: dict[str, int] = {}
+        clocks: defaultdict[str, _TopicClock] = defaultdict(_TopicClock)
         with self._reader() as reader:
             wanted = [
                 connection
@@ -180,7 +205,9 @@ class RosBag:
                 if stop.is_set():
                     return
                 if connection.topic == self._position_topic:
-                    reading = self._reading(reader, connection, raw, recorded_ns=recorded_ns)
+                    reading = self._reading(
+                        reader, connection, raw, clock=clocks[connection.topic], at_ns=recorded_ns
+                    )
                     if isinstance(reading, str):
                         unusable[reading] = unusable.get(reading, 0) + 1
                     else:
@@ -188,10 +215,18 @@ class RosBag:
                     continue
                 if num_seen[connection.topic] % self._config.every_nth_frame == 0:
                     yield from self._image(
-                        reader, connection, bytes(raw), index=index, recorded_ns=recorded_ns
+                        reader,
+                        connection,
+                        bytes(raw),
+                        index=index,
+                        clock=clocks[connection.topic],
+                        at_ns=recorded_ns,
                     )
                 num_seen[connection.topic] += 1
                 index += 1
+        for topic, clock in clocks.items():
+            if clock.is_odd:
+                yield self._notice(f"{topic}: its stamps do not grow; times are the recording's")
         for reason, number in unusable.items():
             yield self._notice(f"{number} positions are not used: {reason}")
 
@@ -199,7 +234,13 @@ class RosBag:
         return SourceNotice(source=self.info.label, state=SourceState.CONNECTED, detail=sentence)
 
     def _reading(
-        self, reader: AnyReader, connection: Connection, raw: bytes, *, recorded_ns: int
+        self,
+        reader: AnyReader,
+        connection: Connection,
+        raw: bytes,
+        *,
+        clock: _TopicClock,
+        at_ns: int,
     ) -> GpsReading | str:
         message = _deserialized(reader, connection, raw)
         if isinstance(message, str):
@@ -207,7 +248,7 @@ class RosBag:
         fix = fix_of_position(message)
         if isinstance(fix, str):
             return fix
-        time_s = stamp_s(message) or recorded_ns * 1e-9
+        time_s = clock.tick(stamp_s(message), recorded_at_s=at_ns * 1e-9)
         return GpsReading(source=self.info.label, camera_key=None, captured_at_s=time_s, fix=fix)
 
     def _image(
@@ -217,14 +258,18 @@ class RosBag:
         raw: bytes,
         *,
         index: int,
-        recorded_ns: int,
+        clock: _TopicClock,
+        at_ns: int,
     ) -> Iterator[Received]:
-        """An image, and before it what is odd of it."""
+        """An image that was not taken before, and before it what is odd of it."""
         camera = self._cameras[connection.topic]
         message = _deserialized(reader, connection, raw)
-        time_s = recorded_ns * 1e-9
-        if not isinstance(message, str):
-            time_s = stamp_s(message) or time_s
+        if isinstance(message, str):
+            time_s = clock.expected_s(at_ns * 1e-9)
+        else:
+            time_s = clock.tick(stamp_s(message), recorded_at_s=at_ns * 1e-9)
+        if index in self._taken.names:
+            return
         pending = _Pending(
             camera=camera, index=index, captured_at_s=time_s, received_at_s=time.monotonic()
         )
@@ -319,6 +364,45 @@ class RosBag:
             yield reader
         finally:
             reader.close()
+
+
+class _TopicClock:
+    """Times of the messages of one topic in s, strictly increasing.
+
+    They are the headers' up to the first one that is missing or does not grow, and from there on
+    those of the recording, moved so that they go on.
+    """
+
+    def __init__(self) -> None:
+        self.is_odd = False  # whether stamps turned out to be of no use
+        self._is_of_headers = True
+        self._last_s = -math.inf
+        self._recorded_at_s = 0.0
+
+    def tick(self, stamp: float | None, *, recorded_at_s: float) -> float:
+        """The time of the next message.
+
+        Args:
+            stamp: of its header in s; None: it has none.
+            recorded_at_s: when it was recorded.
+        """
+        if self._is_of_headers:
+            if stamp is not None and stamp > self._last_s:
+                self._last_s, self._recorded_at_s = stamp, recorded_at_s
+                return stamp
+            self.is_odd = self._last_s > -math.inf
+            self._is_of_headers = False
+        elif stamp is not None:
+            self.is_odd = True
+        self._last_s, self._recorded_at_s = self.expected_s(recorded_at_s), recorded_at_s
+        return self._last_s
+
+    def expected_s(self, recorded_at_s: float) -> float:
+        """The time of the next message by when it was recorded."""
+        if self._last_s == -math.inf:
+            return recorded_at_s
+        passed_s = recorded_at_s - self._recorded_at_s
+        return self._last_s + max(passed_s, _LEAST_STEP_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from adapters.sources.files.ros_bag import RosBag, is_ros_bag
 from adapters.sources.files.ros_messages import fix_of_position, rgb_of_image
 from engine.config import SourcesConfig
 from engine.errors import SourceError
+from engine.ports import ResumableSource
 from engine.types import (
     DropReason,
     Frame,
@@ -32,6 +34,7 @@ from engine.types import (
     GpsReading,
     RejectedFrame,
     SourceNotice,
+    TakenFrames,
     Uint8Array,
 )
 from tests.support.received import items_of
@@ -161,13 +164,19 @@ class Recording:
             bag.write(connections[topic], recorded_ns, serialize(message, name))
 
 
-def received(path: Path, **settings: Any) -> list[Any]:
-    """All that a recording gives, decoded."""
+def bag_of(path: Path, **settings: Any) -> RosBag:
     counter = itertools.count(1)
-    bag = RosBag(
+    return RosBag(
         path, config=SourcesConfig(**settings), next_frame_id=lambda: FrameId(next(counter))
     )
 
+
+def received(path: Path, **settings: Any) -> list[Any]:
+    """All that a recording gives, decoded."""
+    return items_from(bag_of(path, **settings))
+
+
+def items_from(bag: RosBag) -> list[Any]:
     async def all_of() -> list[Any]:
         return [item async for item in items_of(bag)]
 
@@ -308,6 +317,59 @@ def test_a_calibration_beside_several_cameras_is_that_of_none(tmp_path: Path) ->
         ) in notices_of(items)
 
 
+@pytest.mark.parametrize(
+    ("stamps", "times", "is_odd"),
+    [
+        ((100.0, 100.1, 0.0, 0.1), (100.0, 100.1, 100.2, 100.3), True),  # the clock starts anew
+        ((100.0, 100.0, 100.0, 100.0), (100.0, 100.1, 100.2, 100.3), True),
+        ((100.0, 0.0, 100.2, 100.3), (100.0, 100.1, 100.2, 100.3), True),  # one is missing
+        ((0.0, 100.1, 100.2, 100.3), (200.0, 200.1, 200.2, 200.3), True),
+        ((0.0, 0.0, 0.0, 0.0), (200.0, 200.1, 200.2, 200.3), False),
+        ((100.0, 103.0, 103.1, 109.0), (100.0, 103.0, 103.1, 109.0), False),
+    ],
+)
+def test_the_times_of_a_topic_grow(
+    stamps: Sequence[float], times: Sequence[float], is_odd: bool, tmp_path: Path
+) -> None:
+    recording = Recording()
+    for number, stamp in enumerate(stamps):
+        recording.add_compressed(number)
+        recording.messages[-1][2].header = recording.header(stamp)
+    items = received(recording.write(tmp_path / "walk"))
+    assert [frame.captured_at_s for frame in frames_of(items)] == pytest.approx(times)
+    sentence = "/front/image_raw/compressed: its stamps do not grow; times are the recording's"
+    assert notices_of(items) == [sentence] * is_odd
+
+
+def test_a_recording_goes_on_after_what_was_taken_and_says_that_it_is_another(
+    tmp_path: Path,
+) -> None:
+    recording = Recording()
+    for number, stamp in enumerate((100.0, 0.0, 100.5, 101.0)):
+        recording.add_compressed(number)
+        recording.messages[-1][2].header = recording.header(stamp)
+    path = recording.write(tmp_path / "walk")
+    first = bag_of(path)
+    frames = frames_of(items_from(first))
+    taken = TakenFrames(
+        names={frame.index: frame.name for frame in frames[:2]},
+        captured_at_s={},
+        fingerprint=first.fingerprint,
+    )
+    again = bag_of(path)
+    assert isinstance(again, ResumableSource)
+    assert again.leave_out(taken) == []
+    assert again.info.num_frames == 2
+    rest = frames_of(items_from(again))
+    assert [(frame.index, frame.name, frame.captured_at_s) for frame in rest] == [
+        (frame.index, frame.name, frame.captured_at_s) for frame in frames[2:]
+    ]
+    recording.add_compressed(4)
+    shutil.rmtree(path)
+    (oddity,) = bag_of(recording.write(path)).leave_out(taken)
+    assert oddity.endswith("walk: another recording than before; it goes on where that stopped")
+
+
 def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     recording = Recording()
     recording.add_compressed(0)
@@ -327,11 +389,12 @@ def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     rejected = [item for item in items if isinstance(item, RejectedFrame)]
     assert [one.reason for one in rejected] == [DropReason.UNREADABLE] * 2
     assert "h264" in rejected[0].detail
-    assert rejected[0].captured_at_s == pytest.approx(200.1)  # the header says nothing
+    assert rejected[0].captured_at_s == pytest.approx(100.1)  # the header says nothing
     assert rejected[1].detail == "/side/image: images of encoding strange7 are not read"
     notices = [item.detail for item in items if isinstance(item, SourceNotice)]
     assert notices == [
         "/side/camera_info is not used: the camera is not calibrated",
+        "/front/image_raw/compressed: its stamps do not grow; times are the recording's",
         "1 positions are not used: no fix",
     ]
 
