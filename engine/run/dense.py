@@ -76,6 +76,7 @@ _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _PLACE_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are placed anew
 _MIN_PLACE_AFTER = 8
 _PRODUCT_SHARE = 0.5  # of what the dense map takes, before the end
+_MIN_FOR_PRODUCT = 8  # keyframes with depth, before the end: fewer do not show what more cost
 _POINTS_CPU_S = 0.02  # for each keyframe of the first product
 _GROUND_CPU_S = 0.05  # likewise, with an orthophoto
 _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
@@ -379,13 +380,16 @@ class DenseMaking:
         return None if has_room else LeftOut.BUDGET
 
     def _is_product_due(self) -> bool:
-        """Whether products of the newest snapshot cost little beside what else was done."""
-        if not self._has_new_world:
+        """Whether products of the newest snapshot cost little beside what else was done.
+
+        The first ones are due in any case: they show what products cost.
+        """
+        if not self._has_new_world or self._held.num_keyframes < _MIN_FOR_PRODUCT:
             return False
         expected_s = self._product_cost_s * self._held.num_keyframes
         spent_s = self._budget.spent_s + expected_s
         is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * spent_s
-        return is_cheap and self._budget.has_room_for(expected_s)
+        return (is_cheap or not self._products_s) and self._budget.has_room_for(expected_s)
 
     # -- depth ----------------------------------------------------------------------------------
 
