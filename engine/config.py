@@ -712,7 +712,8 @@ class DenseConfig(Section):
     """Depth maps of registered keyframes, made beside mapping, and dense points from them.
 
     They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
-    the bit.
+    the bit. Depth is made from the images whatever the matcher is: pointmaps, such as MASt3R's, are
+    not used as depth.
     """
 
     enabled: bool = True
