@@ -83,8 +83,12 @@ class DepthMap:
     colors: Uint8Array  # (H, W, 3) RGB
     neighbour_ids: Int64Array  # (N,) keyframes that it was made with
     neighbour_from_keyframe: Float64Array  # (N, 3, 4)
+    # (H, W) bit i: neighbour i is one that agrees; None: not known any more, maybe all are.
+    agreeing_bits: Uint8Array | None = None
 
     def __post_init__(self) -> None:
+        if self.agreeing_bits is not None:
+            freeze_field(self, "agreeing_bits", self.depth.shape, np.uint8)
         freeze_field(self, "pinhole", (4,), np.float64)
         freeze_field(self, "depth", (None, None), np.float32)
         freeze_field(self, "relative_error", self.depth.shape, np.float32)

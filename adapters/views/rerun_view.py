@@ -351,7 +351,8 @@ class RerunView:
 
         distance = self._scene.live_image_distance_map
         camera = rr.Pinhole(
-            focal_length=self._focal_px(frame) * image.width / frame.width,
+            # Rerun refuses NumPy's numbers, which a prior may hold.
+            focal_length=float(self._focal_px(frame)) * image.width / frame.width,
             width=image.width,
             height=image.height,
             camera_xyz=rr.ViewCoordinates.RDF,
