@@ -13,7 +13,7 @@ import pytest
 
 from engine.config import ViewsConfig
 from engine.dense_types import DenseChunk, DenseCloud
-from engine.events import MainMapChanged, Event, Warned
+from engine.events import Event, MainMapChanged, Warned
 from engine.run import views as view_dispatch
 from engine.run.views import ViewDispatcher
 from engine.types import Frame, FrameId, FramePose, MapCounts, MapView
