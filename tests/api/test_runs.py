@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import io
 import json
+import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import livesfm
@@ -18,7 +25,9 @@ import pytest
 from adapters.evaluate import score_poses
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import SourcesConfig
+from engine.run.engine import Engine
 from engine.types import Float64Array, FrameId, Uint8Array
+from tests.support.waiting import HANG_S
 
 FRAMES = tuple(range(0, 48, 3))
 LEAN = {"sift.max_features_in_video": 500}
@@ -186,10 +195,137 @@ def test_a_run_that_ends_by_itself_takes_no_more_and_counts_what_it_had_accepted
         assert result.summary["frames_dropped"].get("stopped", 0) == num_accepted - 2
 
 
+PROGRAM = """
+import sys, threading
+import numpy as np
+import livesfm
+
+frames = np.load(sys.argv[1])
+is_finishing = threading.Event()
+"""
+
+
+def run_program(tmp_path: Path, program: str) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """Runs a program that feeds six frames; returns how it ended, and the summary of its run."""
+    np.save(tmp_path / "frames.npy", np.array([rgb for rgb, _ in town_frames()[:6]]))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + textwrap.dedent(program), "frames.npy"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    return done, json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("is_lossless", [True, False])
+def test_a_program_that_ends_with_a_run_open_saves_it(tmp_path: Path, is_lossless: bool) -> None:
+    program = f"""
+        run = livesfm.open_run("run", config="phone", lossless={is_lossless})
+        for number, rgb in enumerate(frames):
+            run.add_frame(rgb, captured_at_s=number / 5)
+    """
+    done, summary = run_program(tmp_path, program)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert summary["frames_received"] == 6
+    if is_lossless:
+        assert summary["frames_dropped"] == {}
+        assert (tmp_path / "run" / "latest" / "sparse" / "0" / "images.bin").exists()
+
+
+def test_ctrl_c_while_a_run_is_finished_still_saves_the_map(tmp_path: Path) -> None:
+    program = """
+        import os, signal
+
+        def interrupt(event):
+            if isinstance(event, livesfm.events.FramePosed):
+                is_finishing.wait()
+                os.kill(os.getpid(), signal.SIGINT)
+
+        run = livesfm.open_run("run", config="phone", lossless=True, on_event=interrupt)
+        for number, rgb in enumerate(frames):
+            run.add_frame(rgb, captured_at_s=number / 5)
+        try:
+            is_finishing.set()
+            run.finish()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            print("interrupted")
+    """
+    done, summary = run_program(tmp_path, program)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert (summary["frames_received"], summary["frames_dropped"]) == (6, {})
+    assert (tmp_path / "run" / "latest" / "sparse" / "0" / "images.bin").exists()
+
+
+def test_a_listener_that_raises_costs_neither_poses_nor_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: livesfm.Event) -> None:
+        raise ZeroDivisionError(event)
+
+    with livesfm.open_run(
+        tmp_path / "run", config="phone", overrides=LEAN, lossless=True, on_event=fail
+    ) as run:
+        for number, (rgb, _) in enumerate(town_frames()[:6]):
+            run.add_frame(rgb, captured_at_s=number / 5)
+        result = run.finish()
+    assert {pose.index for pose in run.new_poses()} >= set(range(2, 6))
+    assert result.summary["faults"] == {}
+    assert any("on_event failed with RunStarted" in one.message for one in caplog.records)
+
+
+def test_what_ends_a_run_is_raised_and_named_to_who_adds_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(engine: Engine) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Engine, "run", fail)
+    has_ended = threading.Event()
+    run = livesfm.open_run(tmp_path / "run", on_end=has_ended.set)
+    assert has_ended.wait(HANG_S)
+    with pytest.raises(livesfm.RunEndedError) as raised:
+        run.add_frame(town_frames()[0][0])
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    run.stop()
+    assert "the run broke" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        run.finish()
+
+
+def test_stderr_stays_the_programs_own_while_a_run_lasts(tmp_path: Path) -> None:
+    former, own = sys.stderr, io.StringIO()
+    run = livesfm.open_run(tmp_path / "run", config="phone")
+    run.add_frame(town_frames()[0][0])
+    with contextlib.redirect_stderr(own):
+        run.finish()
+        print("mine", file=sys.stderr)  # noqa: T201 - what is tested
+    assert sys.stderr is former
+    assert own.getvalue() == "mine\n"
+    assert not former.closed
+
+
 def test_wrong_settings_are_named_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(livesfm.ConfigError, match="max_features"):
         livesfm.open_run(tmp_path / "run", overrides={"sift.max_feature": 3})
     assert not (tmp_path / "run").exists()
+
+
+def test_whatever_breaks_while_a_run_is_opened_gives_its_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(Engine, "__init__", fail)
+        livesfm.open_run(tmp_path / "run")
+    livesfm.open_run(tmp_path / "run", overwrite=True).finish()
 
 
 def test_two_runs_go_on_at_a_time_and_no_signal_is_taken(tmp_path: Path) -> None:
