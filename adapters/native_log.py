@@ -89,7 +89,7 @@ def descriptor_captured() -> Iterator[None]:
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threads = [
         threading.Thread(target=call, args=args, name="native log", daemon=True)
-        for call, args in ((_pass_on, (reading, terminal, lines)), (_log_all, (lines,)))
+        for call, args in ((_log_all, (lines,)), (_pass_on, (reading, terminal, lines)))
     ]
     for thread in threads:
         thread.start()
@@ -97,8 +97,8 @@ def descriptor_captured() -> Iterator[None]:
         yield
     finally:
         os.dup2(terminal, _STDERR)
-        os.write(writing, _END)  # a child may hold the pipe open, so its end is no sign
-        for thread in threads:
+        for thread in threads:  # a handler may be writing to the pipe, so that is read until last
+            os.write(writing, _END)  # a child may hold the pipe open, so its end is no sign
             thread.join()
         os.close(writing)
         os.close(terminal)
@@ -114,18 +114,21 @@ def handlers_writing_to(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:
 
 
 def _pass_on(reading: int, terminal: int, known: queue.SimpleQueue[bytes | None]) -> None:
-    """Hands over lines of the libraries, then None; writes all others to the terminal."""
+    """Hands over lines of the libraries until the first end, writes others until the second."""
+    does_log = True
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
             text = line.removesuffix(_END)
-            if _GLOG_LINE.match(text) or _RERUN_LINE.match(text):
+            if does_log and (_GLOG_LINE.match(text) or _RERUN_LINE.match(text)):
                 known.put(text)
             else:
                 with suppress(OSError):  # the terminal may be gone; who writes must not block
                     os.write(terminal, text)
             if len(text) < len(line):
-                break
-        known.put(None)
+                if not does_log:
+                    return
+                known.put(None)
+                does_log = False
 
 
 def _log_all(lines: queue.SimpleQueue[bytes | None]) -> None:
