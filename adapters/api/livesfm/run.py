@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_CAMERA = "camera"
+DEFAULT_CAMERA = "camera"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ class Run:
         image: Uint8Array | bytes,
         *,
         captured_at_s: float | None = None,
-        camera: str = _DEFAULT_CAMERA,
+        camera: str = DEFAULT_CAMERA,
         gps: GpsFix | None = None,
         intrinsics: IntrinsicsPrior | None = None,
         mask: BoolArray | None = None,
@@ -195,13 +195,13 @@ class Run:
             TimeoutError: a lossless run had no room in time; the frame was not added.
             RunEndedError: the run takes no more frames.
         """
-        handed = HandedFrame(
-            image=image if isinstance(image, bytes) else _rgb(image),
+        handed = handed_frame(
+            image,
+            captured_at_s=captured_at_s,
             camera=camera,
-            captured_at_s=time.time() if captured_at_s is None else captured_at_s,
             gps=gps,
             intrinsics=intrinsics,
-            mask=None if mask is None else _mask_of(mask, image),
+            mask=mask,
         )
         return self._frames.add(handed, timeout_s=timeout_s)
 
@@ -399,6 +399,30 @@ class _RunsAtExit:
 
 _NATIVE_LOG = _SharedNativeLog()
 _AT_EXIT = _RunsAtExit()
+
+
+def handed_frame(
+    image: Uint8Array | bytes,
+    *,
+    captured_at_s: float | None,
+    camera: str,
+    gps: GpsFix | None,
+    intrinsics: IntrinsicsPrior | None,
+    mask: BoolArray | None,
+) -> HandedFrame:
+    """A frame to add, with copies of the caller's arrays; see `Run.add_frame`.
+
+    Raises:
+        ValueError: the image or the mask is no such array, or a time or position is not finite.
+    """
+    return HandedFrame(
+        image=image if isinstance(image, bytes) else _rgb(image),
+        camera=camera,
+        captured_at_s=time.time() if captured_at_s is None else captured_at_s,
+        gps=gps,
+        intrinsics=intrinsics,
+        mask=None if mask is None else _mask_of(mask, image),
+    )
 
 
 def _rgb(image: Uint8Array) -> Uint8Array:
