@@ -25,6 +25,7 @@ from adapters.sources.files.ros_calibrations import (
     calibration_of_message,
     calibrations_of_cameras,
 )
+from adapters.sources.files.ros_limits import refuse_large_chunks, refuse_large_files
 from adapters.sources.files.ros_messages import (
     fix_of_position,
     rgb_of_image,
@@ -124,11 +125,12 @@ class RosBag:
 
         Raises:
             AdapterUnavailableError: rosbags is not installed.
-            SourceError: it cannot be read, or holds no images.
+            SourceError: it cannot be read, is too large unpacked, or holds no images.
         """
         self._path = path
         self._config = config
         self._next_frame_id = next_frame_id
+        self._is_size_checked = False
         with self._reader() as reader:
             images = _image_connections(reader, patterns=config.topics)
             if not images:
@@ -263,7 +265,8 @@ class RosBag:
     ) -> Iterator[Received]:
         """An image that was not taken before, and before it what is odd of it."""
         camera = self._cameras[connection.topic]
-        message = _deserialized(reader, connection, raw)
+        is_large = len(raw) > self._config.max_image_bytes
+        message = "" if is_large else _deserialized(reader, connection, raw)
         if isinstance(message, str):
             time_s = clock.expected_s(at_ns * 1e-9)
         else:
@@ -273,6 +276,9 @@ class RosBag:
         pending = _Pending(
             camera=camera, index=index, captured_at_s=time_s, received_at_s=time.monotonic()
         )
+        if is_large:
+            yield self._rejected(pending, DropReason.TOO_LARGE, f"{len(raw) / 1e6:.3g} MB")
+            return
         if isinstance(message, str):
             yield self._rejected(pending, DropReason.UNREADABLE, message)
             return
@@ -349,7 +355,7 @@ class RosBag:
 
         Raises:
             AdapterUnavailableError: rosbags is not installed.
-            SourceError: it cannot be read.
+            SourceError: it cannot be read, or is too large unpacked.
         """
         try:
             from rosbags.highlevel import AnyReader
@@ -358,9 +364,15 @@ class RosBag:
             raise missing_package("ROS recordings", package="rosbags", extra="ros") from error
         default = get_typestore(Stores.ROS2_HUMBLE)  # older .db3 files have no definitions
         with _errors_of(self._path):
+            if self._path.is_dir() and not self._is_size_checked:
+                refuse_large_files(self._path, metadata=_METADATA)
+            self._is_size_checked = True
             reader = AnyReader([self._path], default_typestore=default)
             reader.open()
         try:
+            with _errors_of(self._path):
+                limit = self._config.max_image_bytes
+                refuse_large_chunks(reader, path=self._path, max_image_bytes=limit)
             yield reader
         finally:
             reader.close()

@@ -21,6 +21,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
+from adapters.sources.files import ros_limits
 from adapters.sources.files.ros_bag import RosBag, is_ros_bag
 from adapters.sources.files.ros_messages import fix_of_position, rgb_of_image
 from engine.config import SourcesConfig
@@ -466,6 +467,44 @@ def test_damage_anywhere_is_a_source_error_or_costs_what_it_hits(tmp_path: Path,
                 num_refused += 1
                 assert "walk" in str(error)
     assert num_refused
+
+
+def test_a_chunk_that_declares_to_be_huge_is_refused(tmp_path: Path) -> None:
+    (file,) = written(tmp_path / "walk", "mcap storage").glob("*.mcap")
+    data = file.read_bytes()
+    place = data.rindex(b"zstd") + 12  # in the index: the packed size, then the unpacked one
+    file.write_bytes(data[:place] + (2**40).to_bytes(8, "little") + data[place + 8 :])
+    with pytest.raises(SourceError, match="has a chunk of 1.1e"):
+        bag_of(tmp_path / "walk")
+    bag = written(tmp_path / "ros1", "bag lz4")
+    data = bag.read_bytes()
+    place = data.index(b"size=") + 5
+    bag.write_bytes(data[:place] + b"\xff" * 4 + data[place + 4 :])
+    with pytest.raises(SourceError, match="has a chunk of 4.29 GB"):
+        bag_of(bag)
+
+
+def test_files_that_are_compressed_as_a_whole_are_unpacked_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "walk", "db3 file")
+    assert len(frames_of(received(path))) == 6
+    monkeypatch.setattr(ros_limits, "_MAX_UNPACKED_BYTES", 1000)
+    with pytest.raises(SourceError, match="compressed as a whole, and larger than 1e-06 GB"):
+        bag_of(path)
+
+
+def test_a_message_larger_than_any_image_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording()
+    recording.add_compressed(0)
+    recording.add_image(1, "/side/image")
+    path = recording.write(tmp_path / "walk")
+    monkeypatch.setattr(SourcesConfig, "max_image_bytes", 9000)
+    small, large = received(path)
+    assert isinstance(small, Frame)
+    assert (large.reason, large.detail) == (DropReason.TOO_LARGE, "/side/image: 0.0173 MB")
 
 
 @pytest.mark.parametrize(
