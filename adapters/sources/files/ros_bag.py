@@ -170,8 +170,8 @@ class RosBag:
     @property
     def fingerprint(self) -> str:
         """Size and time of its files."""
-        files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
         try:
+            files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
             states = [file.stat() for file in files if not file.is_dir()]
         except OSError:
             return ""
@@ -195,6 +195,7 @@ class RosBag:
             yield self._notice(sentence)
         unusable: dict[str, int] = {}
         clocks: defaultdict[str, _TopicClock] = defaultdict(_TopicClock)
+        odd: set[str] = set()  # topics whose stamps turned out to be of no use
         with self._reader() as reader:
             wanted = [
                 connection
@@ -206,29 +207,30 @@ class RosBag:
             for connection, recorded_ns, raw in _messages(reader, wanted, path=self._path):
                 if stop.is_set():
                     return
-                if connection.topic == self._position_topic:
-                    reading = self._reading(
-                        reader, connection, raw, clock=clocks[connection.topic], at_ns=recorded_ns
-                    )
+                topic, clock = connection.topic, clocks[connection.topic]
+                if topic == self._position_topic:
+                    reading = self._reading(reader, connection, raw, clock=clock, at_ns=recorded_ns)
                     if isinstance(reading, str):
                         unusable[reading] = unusable.get(reading, 0) + 1
                     else:
                         yield reading
-                    continue
-                if num_seen[connection.topic] % self._config.every_nth_frame == 0:
-                    yield from self._image(
-                        reader,
-                        connection,
-                        bytes(raw),
-                        index=index,
-                        clock=clocks[connection.topic],
-                        at_ns=recorded_ns,
+                else:
+                    if num_seen[topic] % self._config.every_nth_frame == 0:
+                        yield from self._image(
+                            reader,
+                            connection,
+                            bytes(raw),
+                            index=index,
+                            clock=clock,
+                            at_ns=recorded_ns,
+                        )
+                    num_seen[topic] += 1
+                    index += 1
+                if clock.is_odd and topic not in odd:
+                    odd.add(topic)
+                    yield self._notice(
+                        f"{topic}: its stamps do not grow; times are the recording's"
                     )
-                num_seen[connection.topic] += 1
-                index += 1
-        for topic, clock in clocks.items():
-            if clock.is_odd:
-                yield self._notice(f"{topic}: its stamps do not grow; times are the recording's")
         for reason, number in unusable.items():
             yield self._notice(f"{number} positions are not used: {reason}")
 

@@ -554,6 +554,15 @@ def test_an_image_that_is_shorter_than_it_says_is_refused() -> None:
     assert isinstance(rgb_of_image(recording.messages[0][2]), str)
 
 
+def test_yuv_of_an_odd_width_is_refused() -> None:
+    recording = Recording()
+    data = np.zeros((SIZE[1], SIZE[0] * 2), np.uint8)
+    recording.add_image(0, "/a", encoding="yuv422", data=data)
+    message = recording.messages[0][2]
+    message.width -= 1
+    assert "79 x 72 px of yuv422 cannot be converted" in str(rgb_of_image(message))
+
+
 def test_a_position_without_altitude_or_accuracy_counts_without_them() -> None:
     recording = Recording()
     recording.add_position(0, altitude_m=float("nan"))
