@@ -62,7 +62,12 @@ class LaidOut:
         found = self.placement.georeference
         offset_s = self.clock_offset_s
         offset = "" if offset_s is None else f", clock offset {offset_s:.2f} s"
-        products = "; products/ stays in the former frame" if self.has_products else ""
+        products = (
+            "; products/ stays in the former frame: livesfm run ... --positions makes them on the"
+            " globe"
+            if self.has_products
+            else ""
+        )
         return (
             f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, unit"
             f" {found.metres_per_map_unit:.4g} m{offset}; written as {self.snapshot}{products}"
@@ -95,7 +100,7 @@ def georeference_run(
 
     Args:
         run: a run folder that no run writes to.
-        times_s: capture times by the names of frames.
+        times_s: capture times by the names of the frames that the positions are for.
         fix_of: positions by the names of keyframes; None: by the track.
         track: times and positions, in order of time.
         clock_offset_s: what to add to the frames' times to get the track's; None: the one at which
@@ -103,11 +108,13 @@ def georeference_run(
         config: of the run.
 
     Raises:
-        ConfigError: the positions do not fit the map, in words; or a run writes there.
+        ConfigError: the positions do not fit the map, in words; or a run writes there, was
+            interrupted there, or has no map.
         SnapshotError: the snapshot cannot be read or written.
     """
     lock = RunLock.acquire(run)
     try:
+        _refuse_unfinished(run, lock)
         models = read_models(run / "latest")
         keyframes = _keyframes_of(models[0].reconstruction, times_s)
         if fix_of is not None:
@@ -119,13 +126,22 @@ def georeference_run(
         placement = _placed(keyframes, fixes, config=config)
         path = _write(run, models, placement, config=config)
     finally:
-        lock.release()
+        lock.let_go()
     return LaidOut(
         placement=placement,
         clock_offset_s=clock_offset_s,
         snapshot=path,
         has_products=any((run / "products").glob("*")),
     )
+
+
+def _refuse_unfinished(run: Path, lock: RunLock) -> None:
+    if lock.interrupted is not None:
+        raise ConfigError(
+            f"{run}: the run was interrupted and is unfinished; first end it: livesfm resume {run}"
+        )
+    if not (run / "latest" / "snapshot.json").is_file():
+        raise ConfigError(f"{run}: the run has no map")
 
 
 def _keyframes_of(
@@ -147,8 +163,11 @@ def _keyframes_of(
 def _fixes_at(
     times_s: Float64Array, track: Sequence[tuple[float, GpsFix]], *, config: Config
 ) -> list[GpsFix | None]:
+    """The positions at times, by those of the track before and after each."""
     readings = GpsTracks(max_gap_s=config.georeference.max_gap_s)
-    for time_s, fix in track:
+    after = np.searchsorted([time_s for time_s, _ in track], times_s)
+    places = np.unique(np.concatenate([after - 1, after]).clip(0, len(track) - 1))
+    for time_s, fix in (track[place] for place in places.tolist()):
         readings.add(GpsReading(source="", camera_key=None, captured_at_s=time_s, fix=fix))
     return [readings.fix_at("", time_s) for time_s in times_s.tolist()]
 

@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,11 @@ from typer.testing import CliRunner
 
 from adapters import cli
 from adapters.georeference import georeference
-from adapters.run_files import read_model
+from adapters.run_files import read_frame_rows, read_model
 from engine.errors import ConfigError, SnapshotError
+from engine.geo import gps_tracks
 from engine.geo.georeference import positions_in_enu
+from engine.output.run_lock import LOCK_NAME, RunLock, RunState, run_state
 from engine.types import Float64Array, GpsFix
 from tests.support.fake_runs import (
     FakeSource,
@@ -224,11 +227,96 @@ def test_positions_that_do_not_fit_change_nothing_and_say_why(
 
 
 @pytest.mark.slow
+def test_a_track_is_for_the_frames_of_the_video_of_its_name(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    other = add_source(run, "B.MP4")
+    with pytest.raises(ConfigError, match="which of the run's 2 sources.*fake.gpx, B.gpx"):
+        georeference(run, [write_gpx(tmp_path / "c.gpx", world)])
+    with pytest.raises(ConfigError, match="0 of 0 keyframes"):  # not those of the other, by time
+        georeference(run, [write_gpx(tmp_path / "b.GPX", world)], clock_offset_s=START_S + 100.0)
+    georeference(run, [write_gpx(tmp_path / "fake.GPX", world)], clock_offset_s=START_S + 100.0)
+    assert errors_m(run, world).max() < 0.3
+    assert (
+        other not in json.loads((run / "summary.json").read_text())["georeference"]["residuals_m"]
+    )
+
+
+def add_source(run: Path, source: str) -> str:
+    """Adds frames of a video at the same times to a run's table; the name of the last of them."""
+    table = run / "frames.csv"
+    lines = table.read_text().splitlines()
+    name = ""
+    for row in read_frame_rows(run):
+        name = f"source2/{row.name}"
+        lines.append(f",{source},{row.index},{name},{row.captured_at_s},keyframe,,")
+    table.write_text("\n".join(lines) + "\n")
+    return name
+
+
+@pytest.mark.slow
+def test_a_track_is_refused_for_photos_whose_times_are_their_numbers(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    rows = read_frame_rows(run)
+    lines = [f"{i + 1},photos,{i},{row.name},{i}.0,keyframe,," for i, row in enumerate(rows)]
+    head = (run / "frames.csv").read_text().splitlines()[0]
+    (run / "frames.csv").write_text("\n".join([head, *lines]) + "\n")
+    with pytest.raises(ConfigError, match="photos of this run have no times"):
+        georeference(run, [write_gpx(tmp_path / "p.gpx", world)])
+
+
+@pytest.mark.slow
+def test_a_long_track_counts_whole(
+    run: Path, world: SyntheticWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gps_tracks, "MAX_READINGS", NUM_FRAMES)
+    path = Path(write_gpx(tmp_path / "p.gpx", world))
+    away = "".join(
+        f'<trkpt lat="1.0" lon="1.0"><time>2026-05-01T13:00:{second:02d}Z</time></trkpt>'
+        for second in range(NUM_FRAMES)
+    )
+    path.write_text(path.read_text().replace("</gpx>", f"{away}</gpx>"))
+    georeference(run, [str(path)], clock_offset_s=START_S + 100.0)
+    assert errors_m(run, world).max() < 0.3
+
+
+def test_what_is_no_finished_run_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    positions = ["p.csv"]
+    with pytest.raises(ConfigError, match="there is no run here"):
+        georeference(tmp_path / "none", positions)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_or_was_cut_off_is_refused(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    positions = [write_csv(tmp_path / "p.csv", world)]
+    lock = RunLock.acquire(run)
+    with pytest.raises(ConfigError, match="a run is writing there"):
+        georeference(run, positions)
+    lock.release()
+    holder = {"pid": 2**22 + 1, "host": socket.gethostname(), "started_at": "2026-05-01"}
+    (run / LOCK_NAME).write_text(json.dumps(holder))
+    with pytest.raises(ConfigError, match="was interrupted.*livesfm resume"):
+        georeference(run, positions)
+    assert run_state(run)[0] is RunState.INTERRUPTED
+    (run / LOCK_NAME).unlink()
+    (run / "latest").unlink()
+    with pytest.raises(ConfigError, match="has no map"):
+        georeference(run, positions)
+
+
+@pytest.mark.slow
 def test_the_command_says_where_the_map_lies_or_why_it_does_not(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
     positions = write_csv(tmp_path / "p.csv", world)
-    laid = CliRunner().invoke(cli.app, ["georeference", str(run), "--positions", positions])
+    command = ["georeference", str(run), "--positions", positions]
+    refused = CliRunner().invoke(cli.app, [*command, "--set", "georeference.min_fixes=17"])
+    assert refused.exit_code == 2
+    assert "16 of 16 keyframes have a position, 17 are needed" in refused.output.replace("\n", " ")
+    laid = CliRunner().invoke(cli.app, command)
     assert laid.exit_code == 0, laid.output
     assert "map laid onto 16 positions" in laid.output
     missing = str(tmp_path / "none.csv")
