@@ -1069,6 +1069,7 @@ class Mapper:
         again: Sequence[FrameId] = (),
         is_final: bool = False,
         wants_problem: bool = True,
+        wants_new: bool = True,
         wants_poses: bool = False,
     ) -> DenseHandout:
         """What the dense map is made of next, see `hand_out`; at any time, also while matching."""
@@ -1078,6 +1079,7 @@ class Mapper:
             again=again,
             is_final=is_final,
             wants_problem=wants_problem,
+            wants_new=wants_new,
             wants_poses=wants_poses,
         )
 

@@ -416,15 +416,19 @@ class DenseMaking:
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
         self._left_out = self._reason_to_leave_out()
+        # What is wrong by the final map is not left in the products, whatever the budget.
+        is_repair = is_final and self._left_out is LeftOut.BUDGET and bool(self._again)
+        wants_problem = self._left_out is None or is_repair
         wants_poses = self._num_until_placing <= 0 or self._views.wants_dense()
-        if self._stopped.is_set() or not (self._left_out is None or wants_poses):
+        if self._stopped.is_set() or not (wants_problem or wants_poses):
             return False
         handout = await self._mapper.call(
             Mapper.dense_handout,
             done=frozenset(self._done),
             again=self._again,
             is_final=is_final,
-            wants_problem=self._left_out is None,
+            wants_problem=wants_problem,
+            wants_new=not is_repair,
             wants_poses=wants_poses,
         )
         self._num_waiting = handout.num_waiting
