@@ -14,19 +14,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.dense.dense_map import SmallDepth
+from engine.dense.dense_map import Shares, SmallDepth
 from engine.dense_types import DensePoints, DepthMap
 from engine.errors import JournalError
 from engine.output.files import temporary_sibling
 from engine.output.run_folder import DENSE_FOLDER
 from engine.types import Float32Array, FrameId, Uint8Array
 
-_VERSION = 1
+_VERSION = 2
 _JPEG_QUALITY = 90
 _NUM_LEVELS = 65534  # of a logarithm of depth, from the nearest to the farthest
 _NORMAL_SCALE = 127.0
 _ERROR_LEVELS_PER_E = 24.0  # of a logarithm of relative errors, 4 % apart
 _ERROR_LEAST = 1e-5
+_SHARE_NAMES = ("other_ids", "other_versions", "others_from_own", "num_points", "num_sampled")
 Part = TypeVar("Part")
 
 _BROKEN = (OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile)
@@ -49,6 +50,11 @@ class DepthStore:
 
     def write(self, depth_map: DepthMap, points: DensePoints, small: SmallDepth) -> None:
         """Keeps what belongs to a keyframe, in place of what it had.
+
+        Args:
+            depth_map: the whole one.
+            points: all of them, by the shares of what stays in memory.
+            small: what stays in memory.
 
         Raises:
             JournalError: it cannot be written; the file is as it was.
@@ -211,7 +217,8 @@ def _small_arrays(small: SmallDepth) -> dict[str, Any]:
         "neighbour_from_keyframe": few.neighbour_from_keyframe,
         "sample_xyz": small.sample_xyz,
         "sample_colors": small.sample_colors,
-        "num_points": np.array(small.num_points),
+        "version": np.array(small.version),
+        **{f"share_{name}": getattr(small.shares, name) for name in _SHARE_NAMES},
         "focal_px": np.array(small.focal_px),
     }
 
@@ -228,9 +235,10 @@ def _small_of(frame_id: FrameId, arrays: Mapping[str, Any]) -> SmallDepth:
             neighbour_ids=arrays["neighbour_ids"],
             neighbour_from_keyframe=arrays["neighbour_from_keyframe"],
         ),
+        version=int(arrays["version"]),
+        shares=Shares(**{name: arrays[f"share_{name}"] for name in _SHARE_NAMES}),
         sample_xyz=arrays["sample_xyz"],
         sample_colors=arrays["sample_colors"],
-        num_points=int(arrays["num_points"]),
         focal_px=float(arrays["focal_px"]),
     )
 
