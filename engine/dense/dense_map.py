@@ -202,6 +202,8 @@ class DenseMap:
         self._drop(frame_id)
         others = self._others(problem)
         depth_map = _checked(depth_map, others)
+        # What was made last is the least likely to be made again soon, or to be outdated.
+        others.sort(key=lambda one: -self._keyframes[one.depth_map.frame_id].small.version)
         points, num_points = _points_of(depth_map, others)
         shares = self._shares(others, num_points, problem)
         self._num_versions += 1

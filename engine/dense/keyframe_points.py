@@ -62,8 +62,8 @@ def shown_by(points: DensePoints, depth_map: DepthMap, earlier: Sequence[OtherDe
     Args:
         points: of the depth map.
         depth_map: of the keyframe.
-        earlier: depth maps of other keyframes, those that overlap most first; each costs a
-            projection of the points that are left.
+        earlier: depth maps of other keyframes, in order; each costs a projection of the points that
+            those before do not show.
 
     Returns:
         (P,) 0: none of them; 1: the first one, and so on.
