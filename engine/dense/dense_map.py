@@ -129,6 +129,7 @@ class _Keyframe:
     version: int  # of its chunk
     is_left: BoolArray  # (N,) which shares are left to others in the chunk
     probes: Float64Array  # (3, 3) places at its depth: in the middle and in two corners
+    is_unreadable: bool = False  # what is stored; views show what is in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -138,7 +139,8 @@ class PlacedKeyframe:
     frame_id: FrameId
     world_from_chunk: Float64Array  # (3, 4) similarity [s R | t] from its camera
     is_wrong: bool  # by much more: its points would lie beside the surface
-    is_outdated: bool  # its neighbours, or its focal length, have changed by more than its error
+    # Its neighbours, or its focal length, have changed by more than its error, or it is lost.
+    is_outdated: bool
 
 
 class DenseMap:
@@ -158,16 +160,16 @@ class DenseMap:
 
     @property
     def frame_ids(self) -> list[FrameId]:
-        """Keyframes that have depth, in the order in which they got it."""
-        return list(self._keyframes)
+        """Keyframes that have depth that can be read, in the order in which they got it."""
+        return [i for i, one in self._keyframes.items() if not one.is_unreadable]
 
     @property
     def num_points(self) -> int:
-        """Points of all keyframes, those left to others not counted."""
-        versions = self.depth_versions()
-        total = 0
-        for one in self._keyframes.values():
-            shares = one.small.shares
+        """Points of all keyframes that can be read, those left to others not counted."""
+        frame_ids, total = self.frame_ids, 0
+        versions = {frame_id: self._keyframes[frame_id].small.version for frame_id in frame_ids}
+        for frame_id in frame_ids:
+            shares = self._keyframes[frame_id].small.shares
             total += int(shares.num_points[_in_share(_is_there(shares, versions))].sum())
         return total
 
@@ -204,7 +206,7 @@ class DenseMap:
         depth_map = _checked(depth_map, others)
         # What was made last is the least likely to be made again soon, or to be outdated.
         others.sort(key=lambda one: -self._keyframes[one.depth_map.frame_id].small.version)
-        points, num_points = _points_of(depth_map, others)
+        points, num_points = _shared_points(depth_map, others)
         shares = self._shares(others, num_points, problem)
         self._num_versions += 1
         small = small_depth(
@@ -222,16 +224,16 @@ class DenseMap:
     def placed(self, poses: KeyframePoses) -> list[PlacedKeyframe]:
         """Where the depth of keyframes lies by their present poses, in any world and unit.
 
-        Keyframes without a pose, or whose neighbours have none, are left out.
+        Keyframes without a pose are left out. Those whose neighbours have none are wrong: nothing
+        says in which unit their depth is; those whose depth cannot be read any more are outdated.
         """
         by_id = poses.by_id()
         focal_px = dict(zip(poses.frame_ids.tolist(), poses.focal_px.tolist(), strict=True))
-        placed = (
-            _placed(frame_id, one.small, by_id, focal_px=focal_px[frame_id])
+        return [
+            _placed(frame_id, one, by_id, focal_px=focal_px[frame_id])
             for frame_id, one in self._keyframes.items()
             if frame_id in by_id
-        )
-        return [one for one in placed if one is not None]
+        ]
 
     def cloud(self, placed: Sequence[PlacedKeyframe]) -> DenseCloud:
         """The dense map for views; arrays are shared with it and read-only."""
@@ -244,14 +246,17 @@ class DenseMap:
 
     def points(self, placed: Sequence[PlacedKeyframe]) -> Iterator[DensePoints]:
         """All points in the world, keyframe by keyframe, each read when it is asked for."""
-        ordered = _right_ones(placed)
+        ordered = [one for one in _right_ones(placed) if self._is_readable(one.frame_id)]
         left = self._left(ordered)
-        for one in ordered:
-            points = self._storage.points(one.frame_id)
-            if points is not None:
-                shares = self._keyframes[one.frame_id].small.shares
-                is_own = _in_share(left[one.frame_id]).repeat(shares.num_points)
-                yield points_in_world(_those_of(points, is_own), one.world_from_chunk)
+        yield from self._points_of(ordered, {i: _in_share(is_left) for i, is_left in left.items()})
+        readable = [one for one in ordered if self._is_readable(one.frame_id)]
+        if len(readable) == len(ordered):
+            return
+        still_left = self._left(readable)  # what was left to those that cannot be read follows
+        missing = {i: _in_share(still_left[i]) & ~_in_share(left[i]) for i in still_left}
+        yield from self._points_of(
+            [one for one in readable if missing[one.frame_id].any()], missing
+        )
 
     def depth_versions(self) -> dict[FrameId, int]:
         """A number for each keyframe that changes when its depth map is made again."""
@@ -261,7 +266,7 @@ class DenseMap:
         """The depth map of a keyframe in the unit of when it was made; None without one."""
         if frame_id not in self._keyframes:
             return None
-        return self._whole.get(frame_id) or self._storage.depth_map(frame_id)
+        return self._whole.get(frame_id) or self._stored_depth(frame_id)
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -288,17 +293,37 @@ class DenseMap:
     ) -> DepthMap | None:
         """A keyframe's whole depth map in the present unit; None without one that holds still."""
         known = self._keyframes.get(frame_id)
-        if known is None:
+        if known is None or known.is_unreadable:
             return None
         factor, error_ratio = _change(known.small.depth_map, frame_id, poses)
         if factor is None or error_ratio > _OUTDATED_ERROR_RATIO:
             return None
-        depth_map = self._whole.pop(frame_id, None) or self._storage.depth_map(frame_id)
+        depth_map = self._whole.pop(frame_id, None) or self._stored_depth(frame_id)
         if depth_map is None:
-            self._drop(frame_id)
             return None
         self._keep_whole(depth_map)
         return depth_map if factor == 1.0 else scaled_depth_map(depth_map, factor)
+
+    def _stored_depth(self, frame_id: FrameId) -> DepthMap | None:
+        depth_map = self._storage.depth_map(frame_id)
+        if depth_map is None:
+            self._keyframes[frame_id].is_unreadable = True
+        return depth_map
+
+    def _is_readable(self, frame_id: FrameId) -> bool:
+        return not self._keyframes[frame_id].is_unreadable
+
+    def _points_of(
+        self, placed: Sequence[PlacedKeyframe], is_wanted: Mapping[FrameId, BoolArray]
+    ) -> Iterator[DensePoints]:
+        """Points in the world of the wanted shares (1 + N,) of each keyframe."""
+        for one in placed:
+            points, held = self._storage.points(one.frame_id), self._keyframes[one.frame_id]
+            if points is None:
+                held.is_unreadable = True
+                continue
+            rows = is_wanted[one.frame_id].repeat(held.small.shares.num_points)
+            yield points_in_world(_those_of(points, rows), one.world_from_chunk)
 
     def _keep_whole(self, depth_map: DepthMap) -> None:
         self._whole[depth_map.frame_id] = depth_map
@@ -502,7 +527,9 @@ def points_in_world(points: DensePoints, world_from_chunk: Float64Array) -> Dens
 
 
 @charged_to(Stage.DENSE_FUSION)
-def _points_of(depth_map: DepthMap, others: Sequence[OtherDepth]) -> tuple[DensePoints, Int64Array]:
+def _shared_points(
+    depth_map: DepthMap, others: Sequence[OtherDepth]
+) -> tuple[DensePoints, Int64Array]:
     """All points, and how many (1 + N,) are left to nobody and to each of the others."""
     points = keyframe_points(depth_map)
     groups = shown_by(points, depth_map, others)
@@ -572,18 +599,18 @@ def _right_ones(placed: Sequence[PlacedKeyframe]) -> list[PlacedKeyframe]:
 
 
 def _placed(
-    frame_id: FrameId, small: SmallDepth, poses: Mapping[int, Float64Array], *, focal_px: float
-) -> PlacedKeyframe | None:
-    factor, error_ratio = _change(small.depth_map, frame_id, poses)
-    if factor is None:
-        return None
+    frame_id: FrameId, one: _Keyframe, poses: Mapping[int, Float64Array], *, focal_px: float
+) -> PlacedKeyframe:
+    factor, error_ratio = _change(one.small.depth_map, frame_id, poses)
+    scale = 1.0 if factor is None else factor  # it is not shown, then
     world_from_cam = invert_pose(poses[frame_id])
-    focal_change = abs(focal_px / small.focal_px - 1.0)
+    focal_change = abs(focal_px / one.small.focal_px - 1.0)
+    is_outdated = error_ratio > _OUTDATED_ERROR_RATIO or focal_change > _OUTDATED_FOCAL_RATIO
     return PlacedKeyframe(
         frame_id=frame_id,
-        world_from_chunk=np.column_stack([factor * world_from_cam[:, :3], world_from_cam[:, 3]]),
+        world_from_chunk=np.column_stack([scale * world_from_cam[:, :3], world_from_cam[:, 3]]),
         is_wrong=error_ratio > _WRONG_ERROR_RATIO or focal_change > _WRONG_FOCAL_RATIO,
-        is_outdated=error_ratio > _OUTDATED_ERROR_RATIO or focal_change > _OUTDATED_FOCAL_RATIO,
+        is_outdated=is_outdated or one.is_unreadable,
     )
 
 

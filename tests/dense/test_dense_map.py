@@ -217,8 +217,35 @@ def test_keyframes_that_left_the_map_are_left_out_until_they_are_back() -> None:
     few = poses_of(poses.frame_ids[:4], poses.cam_from_world[:4])
     assert [one.frame_id for one in dense_map.placed(few)] == [1, 2, 3, 4]
     assert len(dense_map.placed(poses)) == NUM_KEYFRAMES
+
+
+def test_a_keyframe_whose_neighbours_left_is_not_shown_and_to_be_made_again() -> None:
+    dense_map, poses = grown(), along_a_wall()
     alone = poses_of(poses.frame_ids[:1], poses.cam_from_world[:1])
-    assert dense_map.placed(alone) == []
+    (placed,) = dense_map.placed(alone)
+    assert placed.frame_id == 1
+    assert placed.is_outdated
+    assert placed.is_wrong
+    assert dense_map.cloud([placed]).chunks == ()
+
+
+def test_a_file_that_cannot_be_read_any_more_is_made_again_and_hides_nothing_meanwhile() -> None:
+    storage = MemoryStorage()
+    dense_map, poses = grown(storage), along_a_wall()
+    shown = shown_in_views(dense_map.cloud(dense_map.placed(poses)))
+    del storage.kept[FrameId(2)]
+    others = seen_by([1, 3, 4, 5, 6], poses)
+    for _ in range(2):  # it is found on the way, then known
+        assert cells_of(all_points(dense_map, poses).xyz) == others
+    placed = dense_map.placed(poses)
+    assert [one.frame_id for one in placed if one.is_outdated] == [2]
+    assert dense_map.frame_ids == [1, 3, 4, 5, 6]
+    assert dense_map.num_points == len(all_points(dense_map, poses).xyz)
+    assert shown_in_views(dense_map.cloud(placed)) == shown
+    problem = problem_of(2, poses)
+    dense_map.add(depth_of(problem), problem)
+    assert not any(one.is_outdated for one in dense_map.placed(poses))
+    assert len(dense_map.frame_ids) == NUM_KEYFRAMES
 
 
 @pytest.mark.parametrize("again", [[1, 2, 3], [3], [6, 5, 4, 3, 2, 1], [1, 1, 1]])
