@@ -29,8 +29,8 @@ from engine.dense_types import (
     DepthMap,
     DepthProblem,
     KeyframePoses,
-    first_param,
 )
+from engine.estimators.lenses import border_rays, camera_of
 from engine.geometry import compose_poses, invert_pose
 from engine.types import (
     BoolArray,
@@ -52,8 +52,8 @@ _MAX_HELD_RATIO = 1.5  # of them: points in memory, with those that are left to 
 _MIN_CHUNK_POINTS = 16  # that are thinned further
 _OUTDATED_ERROR_RATIO = 1.5  # of a depth's standard deviations that changed poses put it off
 _WRONG_ERROR_RATIO = 6.0  # likewise: its points are not shown where they would be now
-_OUTDATED_FOCAL_RATIO = 0.005  # that a focal length has changed by
-_WRONG_FOCAL_RATIO = 0.02
+_OUTDATED_LENS_RATIO = 0.005  # of the image's extent that rays at its border have moved by
+_WRONG_LENS_RATIO = 0.02
 _UNCHANGED = 1e-5  # of a relative pose, in units of its distance
 _APART_RATIO = 0.02  # of depth: so far apart two keyframes' points are on one surface no more
 
@@ -90,7 +90,7 @@ class SmallDepth:
     shares: Shares
     sample_xyz: Float32Array  # (S, 3) of its points by shares, each share in random order
     sample_colors: Uint8Array  # (S, 3)
-    focal_px: float  # `first_param` of its camera, when its depth was made
+    border_rays: Float64Array  # (8, 3) of its camera when its depth was made, see `KeyframePoses`
 
 
 class DepthStorage(Protocol):
@@ -139,7 +139,7 @@ class PlacedKeyframe:
     frame_id: FrameId
     world_from_chunk: Float64Array  # (3, 4) similarity [s R | t] from its camera
     is_wrong: bool  # by much more: its points would lie beside the surface
-    # Its neighbours, or its focal length, have changed by more than its error, or it is lost.
+    # Its neighbours, or its lens, have changed by more than its error, or it is lost.
     is_outdated: bool
 
 
@@ -214,7 +214,7 @@ class DenseMap:
             points,
             shares,
             version=self._num_versions,
-            focal_px=first_param(problem.view.intrinsics.params),
+            border_rays=border_rays(camera_of(problem.view.intrinsics)),
         )
         self._storage.write(depth_map, points, small)
         self._keep_whole(depth_map)
@@ -228,9 +228,9 @@ class DenseMap:
         says in which unit their depth is; those whose depth cannot be read any more are outdated.
         """
         by_id = poses.by_id()
-        focal_px = dict(zip(poses.frame_ids.tolist(), poses.focal_px.tolist(), strict=True))
+        rays = dict(zip(poses.frame_ids.tolist(), poses.border_rays, strict=True))
         return [
-            _placed(frame_id, one, by_id, focal_px=focal_px[frame_id])
+            _placed(frame_id, one, by_id, border_rays=rays[frame_id])
             for frame_id, one in self._keyframes.items()
             if frame_id in by_id
         ]
@@ -437,7 +437,12 @@ class DenseMap:
 
 
 def small_depth(
-    depth_map: DepthMap, points: DensePoints, shares: Shares, *, version: int, focal_px: float
+    depth_map: DepthMap,
+    points: DensePoints,
+    shares: Shares,
+    *,
+    version: int,
+    border_rays: Float64Array,
 ) -> SmallDepth:
     """What of a keyframe's depth stays in memory.
 
@@ -446,7 +451,7 @@ def small_depth(
         points: by shares.
         shares: of the points; how many of them are sampled is filled in.
         version: of the depth.
-        focal_px: `first_param` of the camera.
+        border_rays: (8, 3) of the camera.
     """
     offset = _SMALL_STEP_PX // 2
     rows = (slice(offset, None, _SMALL_STEP_PX), slice(offset, None, _SMALL_STEP_PX))
@@ -468,7 +473,7 @@ def small_depth(
         shares=shares,
         sample_xyz=points.xyz[:0],
         sample_colors=points.colors[:0],
-        focal_px=focal_px,
+        border_rays=border_rays,
     )
     return _sampled(
         small,
@@ -599,19 +604,35 @@ def _right_ones(placed: Sequence[PlacedKeyframe]) -> list[PlacedKeyframe]:
 
 
 def _placed(
-    frame_id: FrameId, one: _Keyframe, poses: Mapping[int, Float64Array], *, focal_px: float
+    frame_id: FrameId,
+    one: _Keyframe,
+    poses: Mapping[int, Float64Array],
+    *,
+    border_rays: Float64Array,
 ) -> PlacedKeyframe:
     factor, error_ratio = _change(one.small.depth_map, frame_id, poses)
     scale = 1.0 if factor is None else factor  # it is not shown, then
     world_from_cam = invert_pose(poses[frame_id])
-    focal_change = abs(focal_px / one.small.focal_px - 1.0)
-    is_outdated = error_ratio > _OUTDATED_ERROR_RATIO or focal_change > _OUTDATED_FOCAL_RATIO
+    lens_change = _lens_change(one.small.border_rays, border_rays)
+    is_outdated = error_ratio > _OUTDATED_ERROR_RATIO or lens_change > _OUTDATED_LENS_RATIO
     return PlacedKeyframe(
         frame_id=frame_id,
         world_from_chunk=np.column_stack([scale * world_from_cam[:, :3], world_from_cam[:, 3]]),
-        is_wrong=error_ratio > _WRONG_ERROR_RATIO or focal_change > _WRONG_FOCAL_RATIO,
+        is_wrong=error_ratio > _WRONG_ERROR_RATIO or lens_change > _WRONG_LENS_RATIO,
         is_outdated=is_outdated or one.is_unreadable,
     )
+
+
+def _lens_change(then: Float64Array, now: Float64Array) -> float:
+    """How far rays (8, 3) at an image's border have moved, of how far they are from its axis.
+
+    Those that are known then and now; without one it is infinite.
+    """
+    known = np.isfinite(then).all(axis=1) & np.isfinite(now).all(axis=1)
+    if not known.any():
+        return math.inf
+    extent = np.linalg.norm(then[known] - [0.0, 0.0, 1.0], axis=1).max()
+    return float(np.linalg.norm(now[known] - then[known], axis=1).max() / max(extent, 1e-9))
 
 
 def _change(

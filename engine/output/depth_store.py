@@ -219,7 +219,7 @@ def _small_arrays(small: SmallDepth) -> dict[str, Any]:
         "sample_colors": small.sample_colors,
         "version": np.array(small.version),
         **{f"share_{name}": getattr(small.shares, name) for name in _SHARE_NAMES},
-        "focal_px": np.array(small.focal_px),
+        "border_rays": small.border_rays,
     }
 
 
@@ -239,7 +239,7 @@ def _small_of(frame_id: FrameId, arrays: Mapping[str, Any]) -> SmallDepth:
         shares=Shares(**{name: arrays[f"share_{name}"] for name in _SHARE_NAMES}),
         sample_xyz=arrays["sample_xyz"],
         sample_colors=arrays["sample_colors"],
-        focal_px=float(arrays["focal_px"]),
+        border_rays=arrays["border_rays"],
     )
 
 

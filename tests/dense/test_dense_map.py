@@ -18,6 +18,7 @@ from engine.dense_types import (
     KeyframePoses,
 )
 from engine.errors import JournalError
+from engine.estimators.lenses import border_rays, camera_of
 from engine.geometry import compose_poses, invert_pose, pose_in_other_world, rotation_from_vector
 from engine.types import Float32Array, Float64Array, FrameId, Int64Array, Intrinsics
 
@@ -54,8 +55,8 @@ class MemoryStorage:
 
 
 def poses_of(frame_ids: Int64Array, cam_from_world: Float64Array) -> KeyframePoses:
-    focal_px = np.full(len(frame_ids), FOCAL_PX)
-    return KeyframePoses(frame_ids=frame_ids, cam_from_world=cam_from_world, focal_px=focal_px)
+    rays = np.tile(border_rays(camera_of(CAMERA)), (len(frame_ids), 1, 1))
+    return KeyframePoses(frame_ids=frame_ids, cam_from_world=cam_from_world, border_rays=rays)
 
 
 def along_a_wall() -> KeyframePoses:
@@ -205,11 +206,28 @@ def test_small_adjustments_leave_depth_as_it_is() -> None:
     assert np.abs(np.array(scales) - 1.0).max() < 2e-3
 
 
-def test_another_focal_length_makes_depth_outdated() -> None:
+@pytest.mark.parametrize(
+    ("model", "params", "is_other"),
+    [
+        ("PINHOLE", (100.2, 100.2, 64.0, 48.0), False),
+        ("PINHOLE", (103.0, 103.0, 64.0, 48.0), True),
+        ("PINHOLE", (97.0, 97.0, 64.0, 48.0), True),
+        ("PINHOLE", (100.0, 97.0, 64.0, 48.0), True),
+        ("PINHOLE", (100.0, 100.0, 64.1, 48.0), False),
+        ("PINHOLE", (100.0, 100.0, 66.0, 48.0), True),
+        ("SIMPLE_RADIAL", (100.0, 64.0, 48.0, 1e-4), False),
+        ("SIMPLE_RADIAL", (100.0, 64.0, 48.0, 0.05), True),
+        ("OPENCV_FISHEYE", (100.0, 100.0, 64.0, 48.0, 0.0, 0.0, 0.0, 0.0), True),
+    ],
+)
+def test_another_lens_makes_depth_outdated_whichever_parameter_it_is(
+    model: str, params: tuple[float, ...], is_other: bool
+) -> None:
     dense_map, poses = grown(), along_a_wall()
-    focal_px = np.array([100.0, 100.2, 103.0, 97.0, 100.0, 100.0])
-    placed = dense_map.placed(replace(poses, focal_px=focal_px))
-    assert [one.frame_id for one in placed if one.is_outdated] == [3, 4]
+    rays = poses.border_rays.copy()
+    rays[2:4] = border_rays(camera_of(Intrinsics(model=model, width=128, height=96, params=params)))
+    placed = dense_map.placed(replace(poses, border_rays=rays))
+    assert [one.frame_id for one in placed if one.is_outdated] == ([3, 4] if is_other else [])
 
 
 def test_keyframes_that_left_the_map_are_left_out_until_they_are_back() -> None:

@@ -15,6 +15,7 @@ from engine.types import FrameId
 
 SHAPE = (75, 101)  # odd on purpose
 ID = FrameId(12)
+RAYS = np.vstack([np.eye(3), np.full((5, 3), np.nan)])
 
 
 def depth_map(frame_id: FrameId = ID) -> DepthMap:
@@ -56,7 +57,7 @@ def few_of(one: DepthMap, points: DensePoints) -> SmallDepth:
         num_points=np.array([len(points.xyz) - num_left, num_left]),
         num_sampled=np.zeros(2, np.int64),
     )
-    return small_depth(one, points, shares, version=5, focal_px=90.0)
+    return small_depth(one, points, shares, version=5, border_rays=RAYS)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_points_and_what_stays_in_memory_are_read_back(store: DepthStore) -> Non
     assert small.shares.num_points.tolist() == [200, 100]
     assert small.shares.num_sampled.tolist() == [200, 100]
     assert {*map(tuple, small.sample_xyz[:200])} == {*map(tuple, points.xyz[:200])}
-    assert small.focal_px == 90.0
+    assert np.array_equal(small.border_rays, RAYS, equal_nan=True)
     assert len(small.sample_xyz) == 300
     assert np.array_equal(np.unique(small.sample_xyz, axis=0), np.unique(points.xyz, axis=0))
 
