@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -126,18 +127,25 @@ class DensePoints:
         freeze_field(self, "num_views", (num_points,), np.uint8)
 
 
+def first_param(params: Sequence[float] | Float64Array) -> float:
+    """A camera's focal length, px, as far as its first parameter is one; 1 for models without."""
+    return float(params[0]) if len(params) else 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyframePoses:
     """Where registered keyframes are in one world."""
 
     frame_ids: Int64Array  # (K,) each once
     cam_from_world: Float64Array  # (K, 3, 4)
+    focal_px: Float64Array  # (K,) `first_param` of each keyframe's camera
     # (K, 8, 3) unit rays to the corners and edge middles of each image; NaN: it sees nothing there.
     border_rays: Float64Array
 
     def __post_init__(self) -> None:
         freeze_field(self, "frame_ids", (None,), np.int64)
         freeze_field(self, "cam_from_world", (len(self.frame_ids), 3, 4), np.float64)
+        freeze_field(self, "focal_px", (len(self.frame_ids),), np.float64)
         freeze_field(self, "border_rays", (len(self.frame_ids), 8, 3), np.float64, finite=False)
 
     def by_id(self) -> dict[int, Float64Array]:
@@ -175,14 +183,19 @@ class GroundPicture:
     """The ground from above as views show it: a textured surface, and how well it is covered."""
 
     vertices_in_world: Float32Array  # (H, W, 3) of a grid, line by line; NaN where unknown
-    texture: Uint8Array  # (TH, TW, 4) RGBA over the whole grid; alpha 0: unknown
+    texture: Uint8Array  # (TH, TW, 4) RGBA; alpha 0: unknown
+    u_in_texture: Float64Array  # (W,) of the grid's columns, 0 to 1 from the texture's left edge
+    v_in_texture: Float64Array  # (H,) of its lines, 0 to 1 from the texture's upper edge
     holes_in_world: Float32Array  # (N, 3) middles of cells that too few keyframes see
     thin_in_world: Float32Array  # (M, 3) of cells that are seen, but badly
-    coverage: str  # GeoJSON
+    coverage: str  # GeoJSON; "" where there is none, or the map is not on the globe
 
     def __post_init__(self) -> None:
         freeze_field(self, "vertices_in_world", (None, None, 3), np.float32, finite=False)
+        height, width = self.vertices_in_world.shape[:2]
         freeze_field(self, "texture", (None, None, 4), np.uint8)
+        freeze_field(self, "u_in_texture", (width,), np.float64)
+        freeze_field(self, "v_in_texture", (height,), np.float64)
         freeze_field(self, "holes_in_world", (None, 3), np.float32)
         freeze_field(self, "thin_in_world", (None, 3), np.float32)
 

@@ -161,7 +161,7 @@ def _decode(data: bytes) -> Uint8Array | RefusedImage:
     if image is None:
         return _unreadable("damaged: cannot be decoded")
     if image.dtype != np.uint8:
-        image = _as_8_bit(image)
+        image = as_8_bit(image)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -172,10 +172,11 @@ def _decode_heif(image: OpenedHeif) -> Uint8Array | RefusedImage:
         return _unreadable(f"damaged: cannot be decoded: {error}")
 
 
-def _as_8_bit(image: NDArray[Any]) -> Uint8Array:
-    """An image (H, W, 3) of deeper integers or floats as one of 8 bits; what is no number is 0.
+def as_8_bit(image: NDArray[Any]) -> Uint8Array:
+    """An image (H, W) or (H, W, 3) of deeper integers or floats as one of 8 bits.
 
-    The full range of floats is 1 where no pixel is brighter, else that of 8 or 16 bits.
+    What is no number is 0. A range that takes up little of the full one is stretched. The full
+    range of floats is 1 where no pixel is brighter, else that of 8 or 16 bits.
     """
     step = max(1, int((image.shape[0] * image.shape[1] / _MAX_SAMPLED) ** 0.5))
     sampled = image[::step, ::step].astype(np.float64)

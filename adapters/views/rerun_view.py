@@ -213,6 +213,13 @@ class RerunView:
         if not self._limit.is_full:
             self._draw_ground()
 
+    def _forget_dense(self) -> None:
+        """Takes the dense map and the ground of a former world away."""
+        self._undrawn_dense = self._undrawn_ground = self._shown_ground = None
+        self._stamp()
+        self._dense.clear()
+        self._ground.clear()
+
     def _draw_ground(self) -> None:
         ground = self._undrawn_ground
         if ground is not None:
@@ -238,6 +245,7 @@ class RerunView:
             self._overlays.found(event)
         if isinstance(event, MainMapChanged):
             self._scene.forget_positions()
+            self._forget_dense()
         if isinstance(event, FramePosed) and event.map_number == 0:
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()
@@ -258,8 +266,9 @@ class RerunView:
         try:
             if self._undrawn is not None:
                 self._scene.draw_map(self._undrawn)
-            self._draw_dense()
-            self._draw_ground()
+            if not self._limit.is_full:
+                self._draw_dense()
+                self._draw_ground()
             viewpoint = self._scene.overview()
             if self._server is None and viewpoint is not None:
                 # No viewer is connected, so the viewpoint may change to show the whole map.
@@ -342,7 +351,8 @@ class RerunView:
 
         distance = self._scene.live_image_distance_map
         camera = rr.Pinhole(
-            focal_length=self._focal_px(frame) * image.width / frame.width,
+            # Rerun refuses NumPy's numbers, which a prior may hold.
+            focal_length=float(self._focal_px(frame)) * image.width / frame.width,
             width=image.width,
             height=image.height,
             camera_xyz=rr.ViewCoordinates.RDF,

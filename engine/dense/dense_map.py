@@ -319,10 +319,11 @@ class DenseMap:
         """Points in the world of the wanted shares (1 + N,) of each keyframe."""
         for one in placed:
             points, held = self._storage.points(one.frame_id), self._keyframes[one.frame_id]
-            if points is None:
+            sizes = held.small.shares.num_points
+            if points is None or len(points.xyz) != sizes.sum():
                 held.is_unreadable = True
                 continue
-            rows = is_wanted[one.frame_id].repeat(held.small.shares.num_points)
+            rows = is_wanted[one.frame_id].repeat(sizes)
             yield points_in_world(_those_of(points, rows), one.world_from_chunk)
 
     def _keep_whole(self, depth_map: DepthMap) -> None:

@@ -12,7 +12,7 @@ from engine.cpu_time import Stage, charged_to
 from engine.dense.fusion import FusionLimits, fuse
 from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import JournalError
-from engine.output.dense_ply import DENSE_PLY_NAME, write_dense_ply
+from engine.output.dense_ply import DENSE_PLY_NAME, camera_comments, write_dense_ply
 from engine.output.ground_products import GroundProducts
 from engine.output.run_folder import PRODUCTS_FOLDER
 from engine.types import FrameId, GpsFix, Verdict, VerdictLevel
@@ -97,7 +97,8 @@ def write_dense_points(
         )
         if ground is not None:
             fused = ground.collected(fused, world.poses, origin=world.origin)
-        return write_dense_ply(path, fused, comments=_comments(world))
+        comments = [*_comments(world), *camera_comments(world.poses)]
+        return write_dense_ply(path, fused, comments=comments)
     except OSError as error:
         raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
 

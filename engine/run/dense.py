@@ -70,6 +70,7 @@ _GROUND_CPU_S = 0.05  # likewise, with an orthophoto
 _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
 _NOT_WRITTEN = "not_written"
 _BUDGET = "budget"  # why a keyframe has no depth: its turn did not come
+_SPACE_LOW = "disk_space_low"  # likewise: what is left of the disk is for the sparse map
 _FAILED = "failed"
 _TRIED_AT_END = frozenset({DepthStatus.NO_IMAGE, DepthStatus.NO_NEIGHBOUR})
 
@@ -112,6 +113,7 @@ class _Made:
     estimate: DepthEstimate | None  # None: none was wanted
     num_points: int
     lost: JournalError | None  # why it is not on disk
+    has_no_space: bool  # it was not stored: too little is free on the disk
     poses: KeyframePoses | None  # of the map; None: not asked for
     placed: tuple[PlacedKeyframe, ...] | None  # by them
     cloud: DenseCloud | None
@@ -247,7 +249,7 @@ class DenseMaking:
         reasons = Counter(self._done.values())
         num_made = reasons.pop(DepthStatus.MADE.value, 0)
         if self._num_waiting:
-            reasons[_BUDGET] += self._num_waiting
+            reasons[_SPACE_LOW if self._recorder.is_space_low else _BUDGET] += self._num_waiting
         return {
             "enabled": self._config.enabled,
             "keyframes_with_depth": num_made,
@@ -285,7 +287,8 @@ class DenseMaking:
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
         products_s = self._product_cost_s * (1 + len(self._map.frame_ids))  # at the end
-        if self._guard.is_off or not self._budget.has_room_for(self._cost_s + products_s):
+        has_room = self._budget.has_room_for(self._cost_s + products_s)
+        if self._guard.is_off or self._recorder.is_space_low or not has_room:
             return False
         wants_poses = self._num_until_look <= 0 or self._views.wants_dense()
         handout = await self._mapper.call(
@@ -311,6 +314,8 @@ class DenseMaking:
         self._look_at(made)
         if problem is None or made.estimate is None:
             return False
+        if made.has_no_space:
+            return False  # it is counted with those that wait
         self._made(problem, made, made.estimate)
         cost_s = self._budget.spent_s - began_s
         self._cost_s += _SMOOTHING * (cost_s - self._cost_s)
@@ -319,10 +324,11 @@ class DenseMaking:
     def _make(self, handout: DenseHandout, problem: DepthProblem | None) -> _Made:
         """On the dense thread: depth of a keyframe, and where all of it lies now."""
         _be_nice()
-        estimate, num_points, lost = None, 0, None
+        estimate, num_points, lost, has_no_space = None, 0, None, False
         if problem is not None:
             estimate = self._guard.call(functools.partial(self._estimated, problem, handout))
-            if estimate.depth_map is not None:
+            has_no_space = self._recorder.is_space_low  # since it was begun
+            if estimate.depth_map is not None and not has_no_space:
                 try:
                     num_points = self._map.add(estimate.depth_map, problem)
                 except JournalError as error:
@@ -336,6 +342,7 @@ class DenseMaking:
             estimate=estimate,
             num_points=num_points,
             lost=lost,
+            has_no_space=has_no_space,
             poses=handout.poses,
             placed=placed,
             cloud=cloud,
@@ -362,6 +369,8 @@ class DenseMaking:
 
     async def _write_products(self) -> None:
         """Writes the products of the newest snapshot, unless they are written."""
+        if self._recorder.is_space_low:
+            return
         world, self._world = self._world, None
         if world is None or not self._map.frame_ids:
             return

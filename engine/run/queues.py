@@ -156,22 +156,23 @@ class ArrivalQueue:
 
     # -- what arrives -----------------------------------------------------------------------------
 
-    async def put(self, source_idx: int, item: Received) -> None:
+    async def put(self, source_idx: int, item: Received) -> bool:
         """Adds an item of a source that can wait, when there is room for it, or nothing is taken.
 
-        What a closed source puts in is forgotten.
+        Returns:
+            Whether it was added; what a closed source puts in is forgotten.
         """
         queued = Queued(item=item, source_idx=source_idx, is_live=False, since_s=self._clock())
 
         def add() -> bool | None:
             if source_idx in self._closed:
-                return True
+                return False
             if not (self._is_broken_off or self._has_room(queued)):
                 return None
             self._add(queued)
             return True
 
-        await self._until(add)
+        return await self._until(add)
 
     def sink(self, source_idx: int) -> ArrivalSink:
         """Where a live source puts what it receives; for the running event loop."""
@@ -206,13 +207,14 @@ class ArrivalQueue:
             self._closed.add(source_idx)
         self._wake()
 
-    def discard(self, source_idx: int) -> None:
-        """Forgets what waits of a source that is closed, as if it had never come."""
+    def discard(self, source_idx: int) -> list[Queued]:
+        """Takes out what waits of a source that is closed, as if it had never come."""
         with self._lock:
-            for queued in list(self._waiting):
-                if queued.source_idx == source_idx:
-                    self._remove(queued)
+            discarded = [one for one in self._waiting if one.source_idx == source_idx]
+            for queued in discarded:
+                self._remove(queued)
         self._wake()
+        return discarded
 
     def end(self) -> None:
         """Says that nothing more will come; what waits is still taken."""
@@ -782,49 +784,20 @@ class Writer:
             await working
 
     async def _work(self) -> None:
-        while writes := await self._next():
-            for write in writes:
-                self._waited(time.monotonic() - write.since_s)
-            try:
-                errors = await run_in(self._thread, self._write, [one.call for one in writes])
-            except Exception as refused:  # a task boundary: who made the writer decides
-                errors = [refused]
-            for error in errors:
-                self._failed(error)
-            for write in writes:
-                if not write.done.cancelled():
-                    write.done.set_result(None)
-            await self._follow(writes[-1])
-
-    async def _next(self) -> list[_Write]:
-        """All writes that wait, up to one that something follows; none once there are no more.
-
-        They share one call on the thread: to wake it, and then the loop, costs more than most
-        writes do.
-        """
-        writes: list[_Write] = []
         while (write := await self._writes.get()) is not None:
-            writes.append(write)
-            if write.then is not None or self._writes.empty():
-                return writes
-        if writes:
-            self._writes.put_nowait(None)  # for the next call; nothing comes after it
-        return writes
-
-    def _write(self, calls: Sequence[Callable[[], None]]) -> list[Exception]:
-        """Writes on the thread; returns what failed."""
-        errors: list[Exception] = []
-        for call in calls:
+            self._waited(time.monotonic() - write.since_s)
             try:
-                with self._watch.watching():
-                    call()
-            except Exception as error:  # a task boundary: later writes get their turn
-                errors.append(error)
-        return errors
-
-    async def _follow(self, write: _Write) -> None:
-        if write.then is not None:
-            try:
-                await write.then()
-            except Exception as error:  # a task boundary, too
+                await run_in(self._thread, self._watched, write.call)
+            except Exception as error:  # a task boundary: who made the writer decides
                 self._failed(error)
+            if not write.done.cancelled():
+                write.done.set_result(None)
+            if write.then is not None:
+                try:
+                    await write.then()
+                except Exception as error:  # a task boundary, too: later writes get their turn
+                    self._failed(error)
+
+    def _watched(self, call: Callable[[], None]) -> None:
+        with self._watch.watching():
+            call()

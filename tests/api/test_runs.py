@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import signal
 import threading
 from collections.abc import Mapping
@@ -142,13 +143,47 @@ def test_a_run_that_has_ended_takes_no_more(tmp_path: Path) -> None:
 def test_what_raises_in_the_block_ends_the_run_and_what_arrived_is_saved(tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        livesfm.open_run(tmp_path / "run", config="phone", lossless=True) as run,
+        livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN, lossless=True) as run,
     ):
-        run.add_frame(town_frames()[0][0])
+        for number, (rgb, _) in enumerate(town_frames()[:8]):
+            run.add_frame(rgb, captured_at_s=number / 5)
         raise ZeroDivisionError
-    assert (tmp_path / "run" / "summary.json").exists()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["frames_received"], summary["frames_dropped"]) == (8, {})
+    assert {pose.index for pose in run.new_poses()} >= set(range(2, 8))
+    model = run.reconstruction()
+    assert model is not None
+    assert model.num_reg_images() == run.finish().num_registered >= 2
     with pytest.raises(livesfm.RunEndedError):
         run.add_frame(town_frames()[0][0])
+
+
+def test_stopping_a_lossless_run_maps_what_it_has_accepted(tmp_path: Path) -> None:
+    run = livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN, lossless=True)
+    for number, (rgb, _) in enumerate(town_frames()[:6]):
+        run.add_frame(rgb, captured_at_s=number / 5)
+    run.stop()
+    result = run.finish()
+    assert result.summary["frames_received"] == 6
+    assert result.summary["frames_dropped"] == {}
+
+
+@pytest.mark.parametrize("is_lossless", [True, False])
+def test_a_run_that_ends_by_itself_takes_no_more_and_counts_what_it_had_accepted(
+    tmp_path: Path, is_lossless: bool
+) -> None:
+    overrides = {"sources.max_frames": 2}
+    run = livesfm.open_run(tmp_path / "run", overrides=overrides, lossless=is_lossless)
+    num_accepted = 0
+    with pytest.raises(livesfm.RunEndedError):
+        while True:
+            run.add_frame(town_frames()[0][0], captured_at_s=num_accepted / 5)
+            num_accepted += 1
+    result = run.finish()
+    assert num_accepted >= 2
+    if is_lossless:
+        assert result.summary["frames_received"] == num_accepted
+        assert result.summary["frames_dropped"].get("stopped", 0) == num_accepted - 2
 
 
 def test_wrong_settings_are_named_before_anything_is_made(tmp_path: Path) -> None:

@@ -56,7 +56,12 @@ class MemoryStorage:
 
 def poses_of(frame_ids: Int64Array, cam_from_world: Float64Array) -> KeyframePoses:
     rays = np.tile(border_rays(camera_of(CAMERA)), (len(frame_ids), 1, 1))
-    return KeyframePoses(frame_ids=frame_ids, cam_from_world=cam_from_world, border_rays=rays)
+    return KeyframePoses(
+        frame_ids=frame_ids,
+        cam_from_world=cam_from_world,
+        focal_px=np.full(len(frame_ids), FOCAL_PX),
+        border_rays=rays,
+    )
 
 
 def along_a_wall() -> KeyframePoses:

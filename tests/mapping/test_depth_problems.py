@@ -87,6 +87,7 @@ def test_poses_come_where_they_are_asked_for(sparse_map: SparseMap) -> None:
     assert poses.frame_ids.tolist() == sparse_map.registered_ids
     assert np.array_equal(poses.by_id()[3], sparse_map.cam_from_world(FrameId(3)))
     camera = sparse_map.camera(sparse_map.keyframe(FrameId(3)).calibration_key)
+    assert poses.focal_px[2] == camera.params[0]
     assert np.array_equal(poses.border_rays[2], border_rays(camera))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import engine.run.dense as dense_module
+import engine.run.engine as engine_module
 from engine.dense_types import (
     DenseCloud,
     DepthEstimate,
@@ -19,6 +20,7 @@ from engine.dense_types import (
 from engine.errors import JournalError
 from engine.mapping.mapper import Mapper
 from engine.output.depth_store import DepthStore
+from engine.output.recorder import Recorder
 from engine.run.dense import CpuBudget
 from engine.run.engine import Engine, RunOutcome, StoppedBy
 from tests.support.fake_runs import (
@@ -247,6 +249,37 @@ def test_depth_that_cannot_be_written_is_counted(
     assert outcome.num_registered == NUM_FRAMES
     assert written.summary["dense"]["keyframes_without"] == {"not_written": NUM_FRAMES}
     assert written.summary["failed_writes"] == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("_without_budget")
+def test_what_is_left_of_a_disk_is_for_the_sparse_map(
+    tmp_path: Path, estimates: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders: list[Recorder] = []
+
+    class WatchedRecorder(Recorder):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            recorders.append(self)
+
+    num_made = 0
+
+    def fills_the_disk(*args: Any) -> DepthEstimate:
+        nonlocal num_made
+        num_made += 1
+        recorders[0].is_space_low |= num_made == 3
+        return made(*args)
+
+    estimates(fills_the_disk)
+    monkeypatch.setattr(engine_module, "Recorder", WatchedRecorder)
+    outcome, written = a_run(tmp_path / "run")
+    figures = written.summary["dense"]
+    assert num_made == 3
+    assert figures["keyframes_with_depth"] == 2
+    assert figures["keyframes_without"] == {"disk_space_low": NUM_FRAMES - 2}
+    assert len(list((outcome.path / "dense").iterdir())) == 2
+    assert not (outcome.path / "products").exists()
+    assert outcome.num_registered == NUM_FRAMES
 
 
 def test_a_budget_has_room_for_its_share() -> None:

@@ -33,7 +33,7 @@ from engine.types import (
     Uint8Array,
     Verdict,
 )
-from livesfm.frames import HandedFrame, LiveFrames, RunEndedError, WaitingFrames
+from livesfm.frames import HandedFrame, HandedPosition, LiveFrames, RunEndedError, WaitingFrames
 from livesfm.poses import CollectingView, MapKeepingView, Pose
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class Run:
         from engine.run.event_loop import RunRequests
 
         limit_library_threads()
+        self._is_lossless = is_lossless
         make = WaitingFrames if is_lossless else LiveFrames
         self._frames = make(config.sources, next_frame_id=count_frame_ids())
         view = MapKeepingView if keeps_map else CollectingView
@@ -179,7 +180,7 @@ class Run:
             The frame's index in the run, 0, 1, 2, ...
 
         Raises:
-            ValueError: the image or the mask is no such array.
+            ValueError: the image or the mask is no such array, or a time or position is not finite.
             TimeoutError: a lossless run had no room in time; the frame was not added.
             RunEndedError: the run takes no more frames.
         """
@@ -202,9 +203,10 @@ class Run:
             camera: whose position it is; None: of all cameras.
 
         Raises:
+            ValueError: the time or the position is not finite.
             RunEndedError: the run takes no more.
         """
-        self._frames.add_position(fix, captured_at_s=captured_at_s, camera=camera)
+        self._frames.add(HandedPosition(fix=fix, captured_at_s=captured_at_s, camera=camera))
 
     # -- out ------------------------------------------------------------------------------------
 
@@ -277,8 +279,12 @@ class Run:
         )
 
     def stop(self) -> None:
-        """Ends the run early: nothing more is taken, what has arrived is mapped and saved."""
-        self._requests(RunCommand.STOP)
+        """Ends the run early: nothing more is taken, what has arrived is mapped and saved.
+
+        What broke in the run goes to the log; `finish` raises it.
+        """
+        # A lossless run reads to the end what it has accepted; a paused one has to go on for that.
+        self._requests(RunCommand.RESUME if self._is_lossless else RunCommand.STOP)
         self._frames.end()
         self._thread.join()
 
@@ -307,7 +313,7 @@ class Run:
         except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
         finally:
-            self._frames.end()
+            self._frames.end(self._error)
 
 
 class _SharedNativeLog:
