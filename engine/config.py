@@ -730,9 +730,9 @@ class DenseConfig(Section):
     """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
     presets for drones switch it on. GeoTIFF needs the extra survey."""
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
-    """Below 1. Share of the run's CPU time that depth maps and dense points may take. Keyframes that
-    do not fit into it, the oldest ones, get no depth map and are counted; a resume with a larger
-    share makes theirs."""
+    """Share of the run's CPU time, below 1, that depth maps and dense points may take. Keyframes
+    that do not fit into it, the oldest ones, get no depth map and are counted; a resume with a
+    larger share makes theirs."""
 
 
 class SnapshotsConfig(Section):
