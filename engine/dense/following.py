@@ -18,7 +18,6 @@ class DepthChange:
 
     depth_factor: float  # by which all depths are to be multiplied; the map's unit may change
     error_ratio: float  # median of what depths are off after that, in their standard deviations
-    relative_change: float  # the same relative to depth
 
 
 def depth_change(depth_map: DepthMap, neighbour_from_keyframe: Float64Array) -> DepthChange | None:
@@ -61,7 +60,6 @@ def depth_change(depth_map: DepthMap, neighbour_from_keyframe: Float64Array) -> 
     return DepthChange(
         depth_factor=factor,
         error_ratio=float(np.median(change / np.maximum(error, 1e-6))),
-        relative_change=float(np.median(change)),
     )
 
 

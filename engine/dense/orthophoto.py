@@ -85,16 +85,13 @@ class Orthophoto:
         self._px_per_cell = px_per_cell
         self._cell = 0.0  # of the surface that the tiles were made from
         self._tiles: dict[tuple[int, int], _Tile] = {}  # by line from the north and column
-        self.num_made = 0  # tiles by the last update
 
     def update(
         self,
         surface: Surface,
         views: Sequence[OrthoView],
         pixels_of: Callable[[OrthoView], Uint8Array | None],
-        *,
-        max_tiles: int | None = None,
-    ) -> bool:
+    ) -> None:
         """Makes tiles that are missing or were made from something else.
 
         Args:
@@ -102,15 +99,11 @@ class Orthophoto:
             views: of all keyframes in that frame.
             pixels_of: reads the image of a view (H, W, 4): RGB and how far each pixel may be used,
                 0 to 255; None where it cannot be read.
-            max_tiles: that are made now; the others follow with later updates.
-
-        Returns:
-            Whether all tiles are up to date.
         """
         if surface.grid.cell != self._cell:
             self._tiles, self._cell = {}, surface.grid.cell
         grid, images = self._grid(surface.grid), _Images(pixels_of)
-        self.num_made, wanted = 0, list(_tile_places(grid))
+        wanted = list(_tile_places(grid))
         self._tiles = {place: self._tiles[place] for place in wanted if place in self._tiles}
         relief = _Relief(surface)
         for place in wanted:
@@ -120,12 +113,8 @@ class Orthophoto:
             held = self._tiles.get(place)
             if held is not None and held.fingerprint == fingerprint:
                 continue
-            if max_tiles is not None and self.num_made >= max_tiles:
-                return False
             pixels = _render(ground, chosen, relief, images)
             self._tiles[place] = _Tile(fingerprint=fingerprint, pixels=pixels)
-            self.num_made += 1
-        return True
 
     def image(self, surface_grid: GroundGrid) -> tuple[GroundGrid, Uint8Array]:
         """The grid of the orthophoto over that of its surface, and its pixels (H, W, 4) RGBA."""

@@ -13,7 +13,7 @@ import pytest
 from adapters.town.renderer import TownRenderer
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.dense.consistency import OtherDepth
-from engine.dense.fusion import concatenate, fuse
+from engine.dense.fusion import fuse
 from engine.dense.keyframe_points import keyframe_points, shown_by
 from engine.dense.orthophoto import Orthophoto, OrthoView, usable_image
 from engine.dense.surface import GroundGrid, Surface, SurfaceBuilder, round_cell
@@ -21,6 +21,7 @@ from engine.dense_types import DensePoints, DepthMap
 from engine.geometry import camera_center, compose_poses, invert_pose, transform_points
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 from tests.support.boxed_ground import in_world
+from tests.support.dense_points import concatenate
 
 _SPEC = "synthetic:town?frames=200&path=lawnmower&seed=1&width=320&height=240"
 _EVERY_NTH = 8
