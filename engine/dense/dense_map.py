@@ -22,6 +22,7 @@ from engine.cpu_time import Stage, charged_to
 from engine.dense.consistency import OtherDepth, compare_depths, with_agreement
 from engine.dense.following import depth_change, scaled_depth_map
 from engine.dense.keyframe_points import keyframe_points, shown_by
+from engine.dense.pinholes import plane_xy
 from engine.dense_types import (
     DenseChunk,
     DenseCloud,
@@ -567,9 +568,11 @@ def _in_share(is_left: BoolArray) -> BoolArray:
 def _probes(depth_map: DepthMap) -> Float64Array:
     """Places (3, 3) before the camera at its median depth: in the middle and in two corners."""
     height, width = depth_map.depth.shape
-    focal_x, focal_y, center_x, center_y = depth_map.pinhole
-    columns, lines = np.array([center_x, 0.0, width]), np.array([center_y, 0.0, height])
-    rays = np.stack([(columns - center_x) / focal_x, (lines - center_y) / focal_y, np.ones(3)])
+    columns, lines = (
+        np.array([0.5, 0.0, 1.0]) * (width - 1),
+        np.array([0.5, 0.0, 1.0]) * (height - 1),
+    )
+    rays = np.stack([*plane_xy(depth_map.pinhole, columns, lines), np.ones(3)])
     known = depth_map.depth[depth_map.depth > 0]
     return np.asarray(rays.T * (float(np.median(known)) if len(known) else 1.0))
 

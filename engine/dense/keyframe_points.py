@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from engine.dense.consistency import OtherDepth
+from engine.dense.pinholes import plane_xy, projected
 from engine.dense_types import DensePoints, DepthMap
 from engine.types import (
     BoolArray,
@@ -88,13 +89,13 @@ def surface_normals(depth_map: DepthMap) -> tuple[Float32Array, Float32Array]:
     On a plane inverse depth is affine in the pixel, so its slope gives the normal. Where there is
     no depth, and at depth steps, normal and cosine are 0.
     """
-    focal_x, focal_y, center_x, center_y = depth_map.pinhole.astype(np.float32)
+    pinhole = depth_map.pinhole.astype(np.float32)
     height, width = depth_map.depth.shape
     known = depth_map.depth > 0
     inverse = np.divide(1.0, depth_map.depth, where=known, out=np.zeros_like(depth_map.depth))
-    slope_x, slope_y, is_smooth = _slopes(inverse, known, focal=(focal_x, focal_y))
-    x = (np.arange(width, dtype=np.float32) + np.float32(0.5) - center_x) / focal_x
-    y = (np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5) - center_y) / focal_y
+    slope_x, slope_y, is_smooth = _slopes(inverse, known, focal=(pinhole[0], pinhole[1]))
+    x, y = _plane_xy(pinhole, width=width, height=height)
+    y = y[:, None]
     slope_z = inverse - slope_x * x - slope_y * y
     # The plane is slope . point = 1; the slope points away from the camera.
     length = np.sqrt(slope_x * slope_x + slope_y * slope_y + slope_z * slope_z)
@@ -182,9 +183,7 @@ def _pixels_of(
 ) -> tuple[Int64Array, Int32Array]:
     """Columns of points (3, P) that an image of (H, W) shows, and their pixels by place in it."""
     height, width = shape
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x = xyz[0] / xyz[2] * pinhole[0] + pinhole[2]
-        y = xyz[1] / xyz[2] * pinhole[1] + pinhole[3]
+    x, y = projected(pinhole, xyz)
     seen = np.flatnonzero((xyz[2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height))
     return seen, y[seen].astype(np.int32) * np.int32(width) + x[seen].astype(np.int32)
 
@@ -221,10 +220,8 @@ def _least_agreeing(depth_map: DepthMap, min_agreeing: int) -> int:
 
 def _in_camera(pixels: Int64Array, depth_map: DepthMap) -> Float32Array:
     """Points (3, P) in the camera's frame of pixels (P,) by their place in the depth map."""
-    focal_x, focal_y, center_x, center_y = depth_map.pinhole.astype(np.float32)
     height, width = depth_map.depth.shape
-    x = (np.arange(width, dtype=np.float32) + (np.float32(0.5) - center_x)) / focal_x
-    y = (np.arange(height, dtype=np.float32) + (np.float32(0.5) - center_y)) / focal_y
+    x, y = _plane_xy(depth_map.pinhole.astype(np.float32), width=width, height=height)
     line, column = np.divmod(pixels.astype(np.int32), np.int32(width))
     depth = depth_map.depth.ravel()[pixels]
     xyz = np.empty((3, len(pixels)), np.float32)
@@ -232,6 +229,15 @@ def _in_camera(pixels: Int64Array, depth_map: DepthMap) -> Float32Array:
     np.multiply(y[line], depth, out=xyz[1])
     xyz[2] = depth
     return xyz
+
+
+def _plane_xy(
+    pinhole: Float32Array, *, width: int, height: int
+) -> tuple[Float32Array, Float32Array]:
+    """Of all columns (W,) and all lines (H,)."""
+    return plane_xy(
+        pinhole, np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+    )
 
 
 def _sampling(pixels: Int64Array, depth_map: DepthMap, cosines: Float32Array) -> Float32Array:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from engine.dense.pinholes import projected
 from engine.dense.surface import GroundGrid, Surface, completed
 from engine.dense_types import DepthMap
 from engine.types import (
@@ -305,16 +306,15 @@ def _scores(
     """
     cam_from_ground = view.cam_from_ground.astype(np.float32)
     in_cam = cam_from_ground[:, :3] @ places + cam_from_ground[:, 3:]
-    focal_x, focal_y, center_x, center_y = view.pinhole.astype(np.float32)
+    pinhole = view.pinhole.astype(np.float32)
+    x, y = projected(pinhole, in_cam)
     with np.errstate(divide="ignore", invalid="ignore"):
-        x = in_cam[0] / in_cam[2] * focal_x + center_x
-        y = in_cam[1] / in_cam[2] * focal_y + center_y
         ray = view.center.astype(np.float32)[:, None] - places
         cosine = ray[2] / np.sqrt((ray * ray).sum(axis=0))
         width, height = view.size
         inside = np.minimum(np.minimum(x, width - x), np.minimum(y, height - y))
         border = np.clip(inside / np.float32(_BORDER_RATIO * min(width, height)), 0.0, 1.0)
-        sampling = np.sqrt(focal_x * focal_y) / in_cam[2]
+        sampling = np.sqrt(pinhole[0] * pinhole[1]) / in_cam[2]
     is_seen = (in_cam[2] > 0) & (border > 0) & (cosine > _LEAST_COSINE)
     score = sampling * cosine * border * np.float32(view.sharpness)
     return np.where(is_seen, score, np.float32(0.0)), x, y
