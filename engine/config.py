@@ -712,7 +712,8 @@ class DenseConfig(Section):
     """Depth maps of registered keyframes, made beside mapping, and dense points from them.
 
     They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
-    the bit.
+    the bit. Depth is made from the images whatever the matcher is: pointmaps, such as MASt3R's, are
+    not used as depth.
     """
 
     enabled: bool = True
@@ -802,9 +803,9 @@ class FaultsConfig(Section):
     max_solve_s: NonNegativeFloat = 1800.0
     """s. The same for a window, the search of a lens, and a global bundle adjustment beside the
     run. 0: never."""
-    tell_after_s: NonNegativeFloat = 120.0
-    """s. Mapping and writing cannot be given up: a call of theirs that takes longer is told, since
-    all frames wait for it. 0: never."""
+    report_after_s: NonNegativeFloat = 120.0
+    """s. Mapping and writing cannot be given up: a call of theirs that takes longer is reported,
+    since all frames wait for it. 0: never."""
     max_hangs: PositiveInt = 3
     """Hangs of one part of the run after which it is called no more. Without its matcher a run
     ends and saves the map."""

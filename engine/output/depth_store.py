@@ -100,7 +100,8 @@ class DepthStore:
     """A ``DepthStorage`` in the folder of a run. One thread at a time.
 
     Args:
-        run_path: where the run folder is at present.
+        run_path: where the run folder is at present; called before and after each use of it. What
+            it raises ends that: the folder must not be used any more.
     """
 
     def __init__(self, run_path: Callable[[], Path]) -> None:
@@ -136,6 +137,7 @@ class DepthStore:
                     **_prefixed("points", _packed_points(points)),
                     **_prefixed("small", _small_arrays(small)),
                 )
+            self._run_path()
             temporary.replace(path)  # after a power cut it may be broken, and is made again
         except OSError as error:
             raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
@@ -165,30 +167,41 @@ class DepthStore:
         layout: Mapping[str, tuple[str, int]],
         unpack: Callable[[Mapping[str, Any]], Part],
     ) -> Part | None:
-        path = self._path(frame_id)
-        try:
-            if regular_file_size(path) > _MAX_FILE_BYTES:
-                return None
-            with (
-                open(path, "rb", opener=_open_at_once) as file,
-                zipfile.ZipFile(file) as archive,
-            ):
-                if int(_array(archive, "version", "<i8", num_dims=0)) != _VERSION:
-                    return None
-                return unpack(
-                    {
-                        name: _array(archive, f"{prefix}_{name}", dtype, num_dims=num_dims)
-                        for name, (dtype, num_dims) in layout.items()
-                    }
-                )
-        except _BROKEN:
-            return None
+        part = _part_of(self._path(frame_id), prefix, layout, unpack)
+        self._run_path()
+        return part
 
     def _folder(self) -> Path:
         return self._run_path() / DENSE_FOLDER
 
     def _path(self, frame_id: FrameId) -> Path:
         return self._folder() / f"{int(frame_id):06d}.npz"
+
+
+def _part_of(
+    path: Path,
+    prefix: str,
+    layout: Mapping[str, tuple[str, int]],
+    unpack: Callable[[Mapping[str, Any]], Part],
+) -> Part | None:
+    """What ``unpack`` makes of the arrays of a file whose names begin so; None: it is broken."""
+    try:
+        if regular_file_size(path) > _MAX_FILE_BYTES:
+            return None
+        with (
+            open(path, "rb", opener=_open_at_once) as file,
+            zipfile.ZipFile(file) as archive,
+        ):
+            if int(_array(archive, "version", "<i8", num_dims=0)) != _VERSION:
+                return None
+            return unpack(
+                {
+                    name: _array(archive, f"{prefix}_{name}", dtype, num_dims=num_dims)
+                    for name, (dtype, num_dims) in layout.items()
+                }
+            )
+    except _BROKEN:
+        return None
 
 
 def _open_at_once(path: str, flags: int) -> int:

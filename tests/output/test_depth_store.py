@@ -282,3 +282,14 @@ def test_what_cannot_be_written_leaves_the_former_file(
         written(store)
     assert [path.name for path in (tmp_path / "dense").iterdir()] == ["000012.npz"]
     assert (tmp_path / "dense" / "000012.npz").read_bytes() == before
+
+
+def test_a_run_that_let_go_of_its_folder_meanwhile_changes_nothing_there(tmp_path: Path) -> None:
+    paths: list[Path] = [tmp_path]
+    let_go = DepthStore(paths.pop)
+    written(DepthStore(lambda: tmp_path))
+    before = (tmp_path / "dense" / "000012.npz").read_bytes()
+    with pytest.raises(IndexError):
+        written(let_go)
+    assert (tmp_path / "dense" / "000012.npz").read_bytes() == before
+    assert len(list((tmp_path / "dense").iterdir())) == 1
