@@ -360,6 +360,7 @@ def georeference(
             help="Seconds to add to the frames' times; default: found by the path's shape.",
         ),
     ] = None,
+    settings: SettingOption = None,
 ) -> None:
     """Lays a finished run onto positions that came later."""
     with _errors_reported():
@@ -368,7 +369,9 @@ def georeference(
 
         check_readable(run_folder)
         with native_log_captured():
-            laid_out = georeference_run(run_folder, positions, clock_offset_s=clock_offset_s)
+            laid_out = georeference_run(
+                run_folder, positions, clock_offset_s=clock_offset_s, settings=settings or []
+            )
     typer.echo(laid_out.words)
 
 

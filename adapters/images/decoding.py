@@ -26,6 +26,7 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN_FRAME_MARKERS = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive Huffman coding
 _BARE_MARKERS = frozenset(range(0xD0, 0xD9)) | {0x01}  # carry no length
 _SCAN_MARKER, _APP1_MARKER = 0xDA, 0xE1
+_MAX_XMP_BYTES = 256 * 1024  # of a JPEG; a writer makes one segment, of 64 kB at most
 _XMP_MARKER = b"http://ns.adobe.com/xap/1.0/\0"
 # Google's photo sphere metadata, as an attribute or an element.
 _SPHERICAL_XMP = re.compile(
@@ -206,7 +207,9 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
             frame, is_plain = segment, marker in _PLAIN_FRAME_MARKERS
         elif marker == _APP1_MARKER and segment.startswith(b"Exif\0\0") and not exif_block:
             exif_block = segment
-        elif marker == _APP1_MARKER and segment.startswith(_XMP_MARKER):
+        elif (
+            marker == _APP1_MARKER and segment.startswith(_XMP_MARKER) and len(xmp) < _MAX_XMP_BYTES
+        ):
             xmp += segment.removeprefix(_XMP_MARKER)
         elif marker == _SCAN_MARKER and len(frame) >= 6:
             return ImageHeader(

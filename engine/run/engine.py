@@ -603,7 +603,7 @@ class Engine:
             self._io_thread,
         ) = self._threads
         self._watches = {
-            part: CallWatch(config.faults.tell_after_s) for part in ("mapping", "writing")
+            part: CallWatch(config.faults.report_after_s) for part in ("mapping", "writing")
         }
         former = self._former
         self._load = LoadStatistics()

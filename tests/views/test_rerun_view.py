@@ -685,6 +685,25 @@ def test_dense_map_and_ground_of_a_former_world_are_not_drawn_into_a_new_one(
         assert "Clear:is_recursive" in rows[entity][-1]
 
 
+def test_far_dense_points_are_drawn_with_the_map_that_reaches_them(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_map(map_view(4))
+    far = np.eye(4)[None, :3].copy()
+    far[0, 0, 3] = 30.0  # the map grows to twice that
+    view.show_dense(replace(dense_cloud(), world_from_chunk=far))
+    view.show_map(map_view(60, version=2))
+    view.close()
+    rows = read_rows(path)
+
+    drawn = [
+        len(row["Points3D:positions"])
+        for row in rows["/world/dense/keyframe_000001"]
+        if "Points3D:positions" in row
+    ]
+    assert drawn == [0, 50]
+
+
 def test_a_full_recording_ends_without_the_dense_map(tmp_path: Path) -> None:
     path = tmp_path / "recording.rrd"
     view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=CONFIG)

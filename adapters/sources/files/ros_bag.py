@@ -25,6 +25,7 @@ from adapters.sources.files.ros_calibrations import (
     calibration_of_message,
     calibrations_of_cameras,
 )
+from adapters.sources.files.ros_limits import refuse_large_chunks, refuse_large_files
 from adapters.sources.files.ros_messages import (
     fix_of_position,
     rgb_of_image,
@@ -124,11 +125,12 @@ class RosBag:
 
         Raises:
             AdapterUnavailableError: rosbags is not installed.
-            SourceError: it cannot be read, or holds no images.
+            SourceError: it cannot be read, is too large unpacked, or holds no images.
         """
         self._path = path
         self._config = config
         self._next_frame_id = next_frame_id
+        self._is_size_checked = False
         with self._reader() as reader:
             images = _image_connections(reader, patterns=config.topics)
             if not images:
@@ -168,8 +170,8 @@ class RosBag:
     @property
     def fingerprint(self) -> str:
         """Size and time of its files."""
-        files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
         try:
+            files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
             states = [file.stat() for file in files if not file.is_dir()]
         except OSError:
             return ""
@@ -193,6 +195,7 @@ class RosBag:
             yield self._notice(sentence)
         unusable: dict[str, int] = {}
         clocks: defaultdict[str, _TopicClock] = defaultdict(_TopicClock)
+        odd: set[str] = set()  # topics whose stamps turned out to be of no use
         with self._reader() as reader:
             wanted = [
                 connection
@@ -204,29 +207,30 @@ class RosBag:
             for connection, recorded_ns, raw in _messages(reader, wanted, path=self._path):
                 if stop.is_set():
                     return
-                if connection.topic == self._position_topic:
-                    reading = self._reading(
-                        reader, connection, raw, clock=clocks[connection.topic], at_ns=recorded_ns
-                    )
+                topic, clock = connection.topic, clocks[connection.topic]
+                if topic == self._position_topic:
+                    reading = self._reading(reader, connection, raw, clock=clock, at_ns=recorded_ns)
                     if isinstance(reading, str):
                         unusable[reading] = unusable.get(reading, 0) + 1
                     else:
                         yield reading
-                    continue
-                if num_seen[connection.topic] % self._config.every_nth_frame == 0:
-                    yield from self._image(
-                        reader,
-                        connection,
-                        bytes(raw),
-                        index=index,
-                        clock=clocks[connection.topic],
-                        at_ns=recorded_ns,
+                else:
+                    if num_seen[topic] % self._config.every_nth_frame == 0:
+                        yield from self._image(
+                            reader,
+                            connection,
+                            bytes(raw),
+                            index=index,
+                            clock=clock,
+                            at_ns=recorded_ns,
+                        )
+                    num_seen[topic] += 1
+                    index += 1
+                if clock.is_odd and topic not in odd:
+                    odd.add(topic)
+                    yield self._notice(
+                        f"{topic}: its stamps do not grow; times are the recording's"
                     )
-                num_seen[connection.topic] += 1
-                index += 1
-        for topic, clock in clocks.items():
-            if clock.is_odd:
-                yield self._notice(f"{topic}: its stamps do not grow; times are the recording's")
         for reason, number in unusable.items():
             yield self._notice(f"{number} positions are not used: {reason}")
 
@@ -263,7 +267,8 @@ class RosBag:
     ) -> Iterator[Received]:
         """An image that was not taken before, and before it what is odd of it."""
         camera = self._cameras[connection.topic]
-        message = _deserialized(reader, connection, raw)
+        is_large = len(raw) > self._config.max_image_bytes
+        message = "" if is_large else _deserialized(reader, connection, raw)
         if isinstance(message, str):
             time_s = clock.expected_s(at_ns * 1e-9)
         else:
@@ -273,6 +278,9 @@ class RosBag:
         pending = _Pending(
             camera=camera, index=index, captured_at_s=time_s, received_at_s=time.monotonic()
         )
+        if is_large:
+            yield self._rejected(pending, DropReason.TOO_LARGE, f"{len(raw) / 1e6:.3g} MB")
+            return
         if isinstance(message, str):
             yield self._rejected(pending, DropReason.UNREADABLE, message)
             return
@@ -349,7 +357,7 @@ class RosBag:
 
         Raises:
             AdapterUnavailableError: rosbags is not installed.
-            SourceError: it cannot be read.
+            SourceError: it cannot be read, or is too large unpacked.
         """
         try:
             from rosbags.highlevel import AnyReader
@@ -358,9 +366,15 @@ class RosBag:
             raise missing_package("ROS recordings", package="rosbags", extra="ros") from error
         default = get_typestore(Stores.ROS2_HUMBLE)  # older .db3 files have no definitions
         with _errors_of(self._path):
+            if self._path.is_dir() and not self._is_size_checked:
+                refuse_large_files(self._path, metadata=_METADATA)
+            self._is_size_checked = True
             reader = AnyReader([self._path], default_typestore=default)
             reader.open()
         try:
+            with _errors_of(self._path):
+                limit = self._config.max_image_bytes
+                refuse_large_chunks(reader, path=self._path, max_image_bytes=limit)
             yield reader
         finally:
             reader.close()

@@ -60,10 +60,18 @@ def rgb_of_image(message: Any) -> Uint8Array | str:
     pixels = lines.reshape(height, width, num_bytes)
     if encoding in _CHANNELS:
         return np.ascontiguousarray(pixels[:, :, _CHANNELS[encoding][1]])
+    return _converted(np.ascontiguousarray(pixels), encoding)
+
+
+def _converted(pixels: Uint8Array, encoding: str) -> Uint8Array | str:
+    """RGB of pixels (H, W, bytes of a pixel) by OpenCV; or why there is none."""
     import cv2
 
-    code = getattr(cv2, _CODES[encoding][1])
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), code), np.uint8)
+    try:
+        return np.asarray(cv2.cvtColor(pixels, getattr(cv2, _CODES[encoding][1])), np.uint8)
+    except cv2.error as error:  # YUV of an odd width
+        height, width = pixels.shape[:2]
+        return f"{width} x {height} px of {encoding} cannot be converted: {error.err}"
 
 
 def _num_bytes(encoding: str) -> int:

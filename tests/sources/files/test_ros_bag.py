@@ -21,6 +21,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
+from adapters.sources.files import ros_limits
 from adapters.sources.files.ros_bag import RosBag, is_ros_bag
 from adapters.sources.files.ros_messages import fix_of_position, rgb_of_image
 from engine.config import SourcesConfig
@@ -468,6 +469,44 @@ def test_damage_anywhere_is_a_source_error_or_costs_what_it_hits(tmp_path: Path,
     assert num_refused
 
 
+def test_a_chunk_that_declares_to_be_huge_is_refused(tmp_path: Path) -> None:
+    (file,) = written(tmp_path / "walk", "mcap storage").glob("*.mcap")
+    data = file.read_bytes()
+    place = data.rindex(b"zstd") + 12  # in the index: the packed size, then the unpacked one
+    file.write_bytes(data[:place] + (2**40).to_bytes(8, "little") + data[place + 8 :])
+    with pytest.raises(SourceError, match="has a chunk of 1.1e"):
+        bag_of(tmp_path / "walk")
+    bag = written(tmp_path / "ros1", "bag lz4")
+    data = bag.read_bytes()
+    place = data.index(b"size=") + 5
+    bag.write_bytes(data[:place] + b"\xff" * 4 + data[place + 4 :])
+    with pytest.raises(SourceError, match="has a chunk of 4.29 GB"):
+        bag_of(bag)
+
+
+def test_files_that_are_compressed_as_a_whole_are_unpacked_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "walk", "db3 file")
+    assert len(frames_of(received(path))) == 6
+    monkeypatch.setattr(ros_limits, "_MAX_UNPACKED_BYTES", 1000)
+    with pytest.raises(SourceError, match="compressed as a whole, and larger than 1e-06 GB"):
+        bag_of(path)
+
+
+def test_a_message_larger_than_any_image_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording()
+    recording.add_compressed(0)
+    recording.add_image(1, "/side/image")
+    path = recording.write(tmp_path / "walk")
+    monkeypatch.setattr(SourcesConfig, "max_image_bytes", 9000)
+    small, large = received(path)
+    assert isinstance(small, Frame)
+    assert (large.reason, large.detail) == (DropReason.TOO_LARGE, "/side/image: 0.0173 MB")
+
+
 @pytest.mark.parametrize(
     ("encoding", "channels"),
     [("bgr8", [2, 1, 0]), ("rgba8", [0, 1, 2, 2]), ("bgra8", [2, 1, 0, 0]), ("mono8", [0])],
@@ -513,6 +552,15 @@ def test_an_image_that_is_shorter_than_it_says_is_refused() -> None:
     recording = Recording()
     recording.add_image(0, "/a", data=picture(0)[: SIZE[1] // 2])
     assert isinstance(rgb_of_image(recording.messages[0][2]), str)
+
+
+def test_yuv_of_an_odd_width_is_refused() -> None:
+    recording = Recording()
+    data = np.zeros((SIZE[1], SIZE[0] * 2), np.uint8)
+    recording.add_image(0, "/a", encoding="yuv422", data=data)
+    message = recording.messages[0][2]
+    message.width -= 1
+    assert "79 x 72 px of yuv422 cannot be converted" in str(rgb_of_image(message))
 
 
 def test_a_position_without_altitude_or_accuracy_counts_without_them() -> None:
