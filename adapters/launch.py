@@ -189,6 +189,8 @@ def _load_ahead() -> None:
 
     A file that has gone, or the last descriptor in use, would end it there.
     """
+    import encodings.cp437  # noqa: F401 - names in archives of arrays
+
     import numpy.ma
     import numpy.random  # noqa: F401
     import onnxruntime  # noqa: F401

@@ -43,7 +43,7 @@ _ASCII, _RATIONAL, _SRATIONAL = 2, 5, 10
 _FORMATS = {1: "B", 3: "H", 4: "I", _RATIONAL: "II", 9: "i", _SRATIONAL: "ii", 11: "f", 12: "d"}
 _MAX_COUNT = 512  # longer values (maker notes, tables) are none of ours
 
-NO_LETTERS = "it has no letters N or S and E or W"
+NO_LETTERS = "it has no letters N or S and E or W"  # or one of the two is missing
 
 PLAUSIBLE_FOCAL_RATIOS = (0.2, 30.0)  # of the longer edge: a fisheye, the longest telephoto lens
 
@@ -97,6 +97,7 @@ class Exif:
     recorded_edge_px: float | None = None  # longer edge of the image when the camera recorded it
     gps: GpsFix | None = None
     unsigned_gps: GpsFix | None = None  # one that does not say in which hemispheres it lies
+    hemispheres: str = ""  # of N, S, E, W those that the unsigned one has all the same
     altitude_m: float | None = None  # also where latitude and longitude are missing
     position_problem: str = ""  # why tags that speak of a place give no position
 
@@ -129,6 +130,7 @@ def read_exif(block: bytes) -> Exif:
         recorded_edge_px=max((edge for edge in edges if edge), default=None),
         gps=position.fix,
         unsigned_gps=position.unsigned,
+        hemispheres=position.hemispheres,
         altitude_m=position.altitude_m,
         position_problem=position.problem,
     )
@@ -251,7 +253,7 @@ def _digital_zoom_ratio(exif: Directory) -> float | None:
 
 
 def _position(gps: Directory) -> _Position:
-    """The position as far as the tags tell it."""
+    """The position as far as the tags give it."""
     latitude = _degrees(gps, _GPS_LATITUDE, hemispheres="NS")
     longitude = _degrees(gps, _GPS_LONGITUDE, hemispheres="EW")
     altitude_m = _number(gps, _GPS_ALTITUDE)
@@ -269,17 +271,21 @@ def _position(gps: Directory) -> _Position:
         altitude_m=altitude_m,
         accuracy_m=_positive(gps, _GPS_HORIZONTAL_ERROR),
     )
-    # A negative number among them shows that both have their signs.
-    has_signs = latitude.degrees < 0.0 or longitude.degrees < 0.0
-    if (latitude.has_letter and longitude.has_letter) or has_signs:
+    # A negative number among them, as it is stored, shows that both have their signs.
+    has_signs = latitude.is_signed or longitude.is_signed
+    if (latitude.letter and longitude.letter) or has_signs:
         return _Position(altitude_m=altitude_m, fix=fix)
-    return _Position(altitude_m=altitude_m, unsigned=fix, problem=NO_LETTERS)
+    hemispheres = latitude.letter + longitude.letter
+    return _Position(
+        altitude_m=altitude_m, unsigned=fix, hemispheres=hemispheres, problem=NO_LETTERS
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Angle:
-    degrees: float
-    has_letter: bool
+    degrees: float  # negative: south or west
+    letter: str  # of its hemisphere; empty: none
+    is_signed: bool  # negative as stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +293,7 @@ class _Position:
     altitude_m: float | None
     fix: GpsFix | None = None
     unsigned: GpsFix | None = None
+    hemispheres: str = ""  # those of the unsigned one that are known
     problem: str = ""
 
 
@@ -304,8 +311,11 @@ def _degrees(gps: Directory, tag: int, *, hemispheres: str) -> _Angle | None:
     degrees = sum(abs(part) / 60.0**place for place, part in enumerate(parts))
     if not 0.0 <= degrees <= (90.0 if hemispheres == "NS" else 180.0):  # refuses nan too
         return None
-    is_negative = hemisphere == hemispheres[1] or any(part < 0.0 for part in parts)
-    return _Angle(degrees=-degrees if is_negative else degrees, has_letter=bool(hemisphere))
+    is_signed = any(part < 0.0 for part in parts)
+    is_negative = is_signed or hemisphere == hemispheres[1]
+    return _Angle(
+        degrees=-degrees if is_negative else degrees, letter=hemisphere, is_signed=is_signed
+    )
 
 
 def _pointer(directory: Directory, tag: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from engine.geo.georeference import (
     better_order,
     estimate_georeference,
     median_fix,
+    places_on_globe,
     positions_in_enu,
     sim3d_of,
     swapped,
@@ -28,16 +31,20 @@ from engine.geo.gps_tracks import GpsTracks
 from engine.geometry import (
     camera_center,
     compose_poses,
+    nearest_rotation,
     quat_xyzw_from_rotation,
     rotation_from_quat_xyzw,
 )
 from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
-from engine.output.files import write_atomically
+from engine.output.files import written_atomically
+from engine.output.run_folder import trajectory_name
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import next_sequence, read_models, write_snapshot
 from engine.types import Float64Array, FrameId, GpsFix, GpsReading
+
+_FRAME_HEAD = "# enu_from_map "  # of a trajectory: its frame, twelve numbers by rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +62,12 @@ class LaidOut:
         found = self.placement.georeference
         offset_s = self.clock_offset_s
         offset = "" if offset_s is None else f", clock offset {offset_s:.2f} s"
-        products = "; products/ stays in the former frame" if self.has_products else ""
+        products = (
+            "; products/ stays in the former frame: livesfm run ... --positions makes them on the"
+            " globe"
+            if self.has_products
+            else ""
+        )
         return (
             f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, unit"
             f" {found.metres_per_map_unit:.4g} m{offset}; written as {self.snapshot}{products}"
@@ -83,12 +95,12 @@ def georeference_run(
 ) -> LaidOut:
     """Lays the map of a finished run onto positions and writes it as the run's next snapshot.
 
-    The final trajectory and ``summary.json`` follow. The first map is laid out; those apart from it
-    stay as they are.
+    The final trajectories and ``summary.json`` go with it. The first map is laid out; one apart
+    from it that was in metres before moves along with the origin, others stay as they are.
 
     Args:
         run: a run folder that no run writes to.
-        times_s: capture times by the names of frames.
+        times_s: capture times by the names of the frames that the positions are for.
         fix_of: positions by the names of keyframes; None: by the track.
         track: times and positions, in order of time.
         clock_offset_s: what to add to the frames' times to get the track's; None: the one at which
@@ -96,11 +108,13 @@ def georeference_run(
         config: of the run.
 
     Raises:
-        ConfigError: the positions do not fit the map, in words; or a run writes there.
+        ConfigError: the positions do not fit the map, in words; or a run writes there, was
+            interrupted there, or has no map.
         SnapshotError: the snapshot cannot be read or written.
     """
     lock = RunLock.acquire(run)
     try:
+        _refuse_unfinished(run, lock)
         models = read_models(run / "latest")
         keyframes = _keyframes_of(models[0].reconstruction, times_s)
         if fix_of is not None:
@@ -112,13 +126,22 @@ def georeference_run(
         placement = _placed(keyframes, fixes, config=config)
         path = _write(run, models, placement, config=config)
     finally:
-        lock.release()
+        lock.let_go()
     return LaidOut(
         placement=placement,
         clock_offset_s=clock_offset_s,
         snapshot=path,
         has_products=any((run / "products").glob("*")),
     )
+
+
+def _refuse_unfinished(run: Path, lock: RunLock) -> None:
+    if lock.interrupted is not None:
+        raise ConfigError(
+            f"{run}: the run was interrupted and is unfinished; first end it: livesfm resume {run}"
+        )
+    if not (run / "latest" / "snapshot.json").is_file():
+        raise ConfigError(f"{run}: the run has no map")
 
 
 def _keyframes_of(
@@ -140,8 +163,11 @@ def _keyframes_of(
 def _fixes_at(
     times_s: Float64Array, track: Sequence[tuple[float, GpsFix]], *, config: Config
 ) -> list[GpsFix | None]:
+    """The positions at times, by those of the track before and after each."""
     readings = GpsTracks(max_gap_s=config.georeference.max_gap_s)
-    for time_s, fix in track:
+    after = np.searchsorted([time_s for time_s, _ in track], times_s)
+    places = np.unique(np.concatenate([after - 1, after]).clip(0, len(track) - 1))
+    for time_s, fix in (track[place] for place in places.tolist()):
         readings.add(GpsReading(source="", camera_key=None, captured_at_s=time_s, fix=fix))
     return [readings.fix_at("", time_s) for time_s in times_s.tolist()]
 
@@ -197,25 +223,27 @@ def _placed(keyframes: _Keyframes, fixes: Sequence[GpsFix | None], *, config: Co
 def _write(
     run: Path, models: Sequence[StoredModel], placement: Placement, *, config: Config
 ) -> Path:
-    """Writes the moved map as the next snapshot, and what tells of it."""
-    enu_from_map = placement.georeference.enu_from_map
+    """Writes the moved maps as the next snapshot, and with it the files that say where they lie.
+
+    `latest` changes last: whatever fails before, another call does it all again.
+    """
+    former_entries = json.loads((run / "latest" / "snapshot.json").read_bytes())
+    places = _places(models, placement, former_entries)
     copies = []
-    for number, model in enumerate(models):
-        record: Mapping[str, Any] = model.record
-        if number == 0:
-            model.reconstruction.transform(sim3d_of(enu_from_map))
-            whole = enu_from_map
-            if (former := record.get("enu_from_map")) is not None:
-                whole = compose_poses(enu_from_map, np.array(former))
-            record = {**record, "enu_from_map": whole.tolist()}
+    for model, place in zip(models, places, strict=True):
+        if place.has_moved:
+            model.reconstruction.transform(sim3d_of(place.onto_from_former))
+        wanted = place.enu_from_map
         copies.append(
             MapCopy(
                 reconstruction=model.reconstruction,
-                is_in_metres=record.get("enu_from_map") is not None,
-                record=record,
+                is_in_metres=wanted is not None,
+                record={
+                    **model.record,
+                    "enu_from_map": None if wanted is None else wanted.tolist(),
+                },
             )
         )
-    former_entries = json.loads((run / "latest" / "snapshot.json").read_bytes())
     entries = {
         key: value
         for key, value in former_entries.items()
@@ -227,21 +255,133 @@ def _write(
         sequence=next_sequence(run),
         entries={**entries, "georeference": placement.as_record()},
         config=config.snapshots.model_copy(update={"min_track_length": 2}),
+        before_latest=lambda: _replace_together(
+            {**_trajectories(run, places), **_summary(run / "summary.json", placement)}
+        ),
     )
-    _move_trajectory(run / "trajectory.txt", enu_from_map)
-    _tell_summary(run / "summary.json", placement)
     return written.path
 
 
-def _move_trajectory(path: Path, enu_from_map: Float64Array) -> None:
-    """Writes the poses of a TUM file, where there is one, in metres."""
-    if not path.is_file():
-        return
-    lines = [
-        line if line.startswith("#") or not line else _moved(line, enu_from_map)
-        for line in path.read_text(encoding="utf-8").splitlines()
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Place:
+    """Where a map lay, and where it lies; None: in its own frame and unit."""
+
+    former: Float64Array | None  # (3, 4) enu_from_map
+    enu_from_map: Float64Array | None  # (3, 4)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the two differ."""
+        return self.former is not self.enu_from_map
+
+    @property
+    def onto_from_former(self) -> Float64Array:
+        """The similarity (3, 4) from where it lay to where it lies."""
+        return _onto(self.enu_from_map, self.former)
+
+
+def _places(
+    models: Sequence[StoredModel], placement: Placement, former_entries: Mapping[str, Any]
+) -> list[_Place]:
+    """The places of all maps.
+
+    One beside the first that was placed before moves along with the origin; where that is not
+    known, back into its own frame.
+    """
+    places = []
+    for number, model in enumerate(models):
+        record = model.record.get("enu_from_map")
+        former = None if record is None else np.array(record, np.float64)
+        moved = former
+        if number == 0:
+            moved = compose_poses(placement.georeference.enu_from_map, _or_identity(former))
+        elif former is not None:
+            change = _change_of_origin(former_entries, onto=placement.georeference.origin)
+            moved = None if change is None else compose_poses(change, former)
+        places.append(_Place(former=former, enu_from_map=moved))
+    return places
+
+
+def _change_of_origin(former_entries: Mapping[str, Any], *, onto: GpsFix) -> Float64Array | None:
+    """From metres east, north, up of a snapshot's origin to those of another; None: not known."""
+    origin = (former_entries.get("georeference") or {}).get("origin")
+    if origin is None:
+        return None
+    far_m = 1000.0
+    corners_m = np.vstack([np.zeros(3), far_m * np.eye(3)])
+    on_globe = places_on_globe(corners_m, origin=GpsFix(**origin))
+    fixes = [
+        GpsFix(latitude_deg=latitude, longitude_deg=longitude, altitude_m=altitude)
+        for latitude, longitude, altitude in on_globe.tolist()
     ]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    moved_m = positions_in_enu(fixes, origin=onto)
+    axes = nearest_rotation(((moved_m[1:] - moved_m[0]) / far_m).T)
+    return None if axes is None else np.column_stack([axes, moved_m[0]])
+
+
+def _or_identity(enu_from_map: Float64Array | None) -> Float64Array:
+    return np.eye(3, 4) if enu_from_map is None else enu_from_map
+
+
+def _inverse(similarity: Float64Array) -> Float64Array:
+    return np.asarray(sim3d_of(similarity).inverse().matrix())
+
+
+def _onto(wanted: Float64Array | None, former: Float64Array | None) -> Float64Array:
+    """The similarity (3, 4) from one frame of a map to another, each given by its own."""
+    return compose_poses(_or_identity(wanted), _inverse(_or_identity(former)))
+
+
+def _replace_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes all files beside their places, and then renames them there.
+
+    Raises:
+        OSError: they cannot be written; those that wait for their turn stay as they were.
+    """
+    with ExitStack() as stack:
+        for path, data in contents.items():
+            file = stack.enter_context(written_atomically(path))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _trajectories(run: Path, places: Sequence[_Place]) -> dict[Path, bytes]:
+    """The TUM files of the maps that are there, as they are to be.
+
+    One that was moved before says in its head from where: it need not be in the frame of `latest`.
+    """
+    contents = {}
+    for number, place in enumerate(places):
+        path = run / trajectory_name(number)
+        if not path.is_file():
+            continue
+        lines = path.read_text(encoding="utf-8").splitlines()
+        said = next((line for line in lines if line.startswith(_FRAME_HEAD)), None)
+        former = place.former if said is None else _frame_of(said)
+        onto_from_former = _onto(place.enu_from_map, former)
+        head = [line for line in lines if line.startswith("#") and line != said]
+        numbers = " ".join(f"{x!r}" for x in _or_identity(place.enu_from_map).ravel().tolist())
+        rows = [_moved(line, onto_from_former) for line in lines if line and line[0] != "#"]
+        text = "\n".join([*head, f"{_FRAME_HEAD}{numbers}", *rows])
+        contents[path] = f"{text}\n".encode()
+    return contents
+
+
+def _frame_of(line: str) -> Float64Array:
+    """The ``enu_from_map`` (3, 4) that the head of a trajectory says.
+
+    Raises:
+        ConfigError: it is no similarity.
+    """
+    try:
+        numbers = [float(cell) for cell in line.removeprefix(_FRAME_HEAD).split()]
+        found = np.array(numbers).reshape(3, 4)
+    except ValueError as error:
+        raise ConfigError(f"a trajectory's head is damaged: {line[:80]}") from error
+    if not (np.isfinite(found).all() and np.linalg.det(found[:, :3]) > 0.0):
+        raise ConfigError(f"a trajectory's head is damaged: {line[:80]}")
+    return found
 
 
 def _moved(line: str, enu_from_map: Float64Array) -> str:
@@ -255,10 +395,10 @@ def _moved(line: str, enu_from_map: Float64Array) -> str:
     return " ".join([time, *(f"{number:.12g}" for number in numbers.tolist())])
 
 
-def _tell_summary(path: Path, placement: Placement) -> None:
-    """Puts the georeference into ``summary.json``, where there is one."""
+def _summary(path: Path, placement: Placement) -> dict[Path, bytes]:
+    """The ``summary.json`` with the georeference, where there is one."""
     if not path.is_file():
-        return
+        return {}
     record = {
         **json.loads(path.read_text(encoding="utf-8")),
         "georeferenced": True,
@@ -266,4 +406,4 @@ def _tell_summary(path: Path, placement: Placement) -> None:
         "not_georeferenced": "",
         "gps_rmse_m": placement.georeference.rmse_m,
     }
-    write_atomically(path, f"{json.dumps(record, indent=2)}\n".encode())
+    return {path: f"{json.dumps(record, indent=2)}\n".encode()}

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def write_snapshot(
     sequence: int,
     entries: Mapping[str, JsonValue],
     config: SnapshotsConfig,
+    before_latest: Callable[[], None] | None = None,
 ) -> WrittenSnapshot:
     """Writes models as one snapshot and makes it `latest`.
 
@@ -144,6 +145,8 @@ def write_snapshot(
         sequence: the snapshot's number, see `next_sequence`.
         entries: of ``snapshot.json`` besides the figures of the models.
         config: how long tracks must be, and how many snapshots are kept.
+        before_latest: writes what else belongs to the snapshot once its folder is in place; an
+            OSError of it is one of the snapshot.
 
     Raises:
         SnapshotError: there is nothing to write, the number is taken, or the files cannot be
@@ -157,6 +160,9 @@ def write_snapshot(
         raise SnapshotError(f"{path}: the snapshot exists")
     try:
         models = _write_folder(path, copies, sequence=sequence, entries=entries, config=config)
+        if before_latest is not None:
+            before_latest()
+            flush_to_disk(run_folder)
         link_atomically(run_folder / "latest", f"snapshots/{path.name}")
         flush_to_disk(run_folder)
     except OSError as error:

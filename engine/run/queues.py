@@ -784,49 +784,20 @@ class Writer:
             await working
 
     async def _work(self) -> None:
-        while writes := await self._next():
-            for write in writes:
-                self._waited(time.monotonic() - write.since_s)
-            try:
-                errors = await run_in(self._thread, self._write, [one.call for one in writes])
-            except Exception as refused:  # a task boundary: who made the writer decides
-                errors = [refused]
-            for error in errors:
-                self._failed(error)
-            for write in writes:
-                if not write.done.cancelled():
-                    write.done.set_result(None)
-            await self._follow(writes[-1])
-
-    async def _next(self) -> list[_Write]:
-        """All writes that wait, up to one that something follows; none once there are no more.
-
-        They share one call on the thread: to wake it, and then the loop, costs more than most
-        writes do.
-        """
-        writes: list[_Write] = []
         while (write := await self._writes.get()) is not None:
-            writes.append(write)
-            if write.then is not None or self._writes.empty():
-                return writes
-        if writes:
-            self._writes.put_nowait(None)  # for the next call; nothing comes after it
-        return writes
-
-    def _write(self, calls: Sequence[Callable[[], None]]) -> list[Exception]:
-        """Writes on the thread; returns what failed."""
-        errors: list[Exception] = []
-        for call in calls:
+            self._waited(time.monotonic() - write.since_s)
             try:
-                with self._watch.watching():
-                    call()
-            except Exception as error:  # a task boundary: later writes get their turn
-                errors.append(error)
-        return errors
-
-    async def _follow(self, write: _Write) -> None:
-        if write.then is not None:
-            try:
-                await write.then()
-            except Exception as error:  # a task boundary, too
+                await run_in(self._thread, self._watched, write.call)
+            except Exception as error:  # a task boundary: who made the writer decides
                 self._failed(error)
+            if not write.done.cancelled():
+                write.done.set_result(None)
+            if write.then is not None:
+                try:
+                    await write.then()
+                except Exception as error:  # a task boundary, too: later writes get their turn
+                    self._failed(error)
+
+    def _watched(self, call: Callable[[], None]) -> None:
+        with self._watch.watching():
+            call()

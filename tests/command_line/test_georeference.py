@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import json
 import shutil
+import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,10 +18,12 @@ from typer.testing import CliRunner
 
 from adapters import cli
 from adapters.georeference import georeference
-from adapters.run_files import read_model
-from engine.errors import ConfigError
+from adapters.run_files import read_frame_rows, read_model
+from engine.errors import ConfigError, SnapshotError
+from engine.geo import gps_tracks
 from engine.geo.georeference import positions_in_enu
-from engine.types import Float64Array
+from engine.output.run_lock import LOCK_NAME, RunLock, RunState, run_state
+from engine.types import Float64Array, GpsFix
 from tests.support.fake_runs import (
     FakeSource,
     WorldMatcher,
@@ -88,6 +94,18 @@ def errors_m(run: Path, world: SyntheticWorld) -> Float64Array:
     return np.asarray(np.linalg.norm(centers_m - positions_in_enu(fixes, origin=origin), axis=1))
 
 
+def trajectory_errors_m(run: Path, world: SyntheticWorld) -> Float64Array:
+    """Distances of the trajectory from where the cameras were, in the newest model's frame."""
+    record = json.loads((run / "latest" / "snapshot.json").read_text())["georeference"]
+    rows = [line.split() for line in trajectory_lines(run / "trajectory.txt")]
+    fixes = [
+        world.gps(round(10.0 * float(row[0])) + 1, metres_per_unit=METRES_PER_UNIT) for row in rows
+    ]
+    true_m = positions_in_enu(fixes, origin=GpsFix(**record["origin"]))
+    positions_m = np.array([[float(cell) for cell in row[1:4]] for row in rows])
+    return np.asarray(np.linalg.norm(positions_m - true_m, axis=1))
+
+
 @pytest.mark.slow
 def test_a_run_is_laid_onto_positions_by_the_names_of_its_keyframes(
     run: Path, world: SyntheticWorld, tmp_path: Path
@@ -102,13 +120,7 @@ def test_a_run_is_laid_onto_positions_by_the_names_of_its_keyframes(
     summary = json.loads((run / "summary.json").read_text())
     assert summary["georeferenced"]
     assert summary["gps_rmse_m"] < 0.3
-    for line in trajectory_lines(run / "trajectory.txt"):
-        index = round(10.0 * float(line.split()[0]))
-        fix = world.gps(index + 1, metres_per_unit=METRES_PER_UNIT)
-        origin = laid_out.placement.georeference.origin
-        (true_m,) = positions_in_enu([fix], origin=origin)
-        position_m = np.array([float(cell) for cell in line.split()[1:4]])
-        assert float(np.linalg.norm(position_m - true_m)) < 0.3
+    assert trajectory_errors_m(run, world).max() < 0.3
 
 
 @pytest.mark.slow
@@ -122,6 +134,79 @@ def test_a_run_is_laid_onto_a_track_whose_clock_is_another(
     given = georeference(run, [str(tmp_path / "p.gpx")], clock_offset_s=START_S + 100.0)
     assert given.placement.georeference.metres_per_map_unit == pytest.approx(1.0, abs=0.01)
     assert errors_m(run, world).max() < 0.3
+
+
+@pytest.mark.slow
+def test_whatever_step_fails_another_call_lays_out_the_map_and_its_trajectory(
+    finished: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    positions = write_csv(tmp_path / "p.csv", world)
+    steps = itertools.count()
+    num_failures = 0
+    for step in steps:
+        run = Path(shutil.copytree(finished, tmp_path / f"run{step}", symlinks=True))
+        before = (run / "latest").resolve()
+        if not is_broken_at(step, run, positions):
+            break
+        num_failures += 1
+        assert (run / "latest").resolve() == before
+        georeference(run, [positions])
+        assert errors_m(run, world).max() < 0.3
+        assert trajectory_errors_m(run, world).max() < 0.3
+        assert json.loads((run / "summary.json").read_text())["gps_rmse_m"] < 0.3
+    assert num_failures >= 5  # model record, folder, trajectory, summary, link
+
+
+def is_broken_at(step: int, run: Path, positions: str) -> bool:
+    """Whether georeferencing renames so many files that one of that number could fail."""
+    numbers = itertools.count()
+
+    def failing(rename: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def renamed(path: Path, target: Path) -> Path:
+            if run in path.parents and next(numbers) == step:
+                raise OSError(errno.ENOSPC, "no space left")
+            return rename(path, target)
+
+        return renamed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", failing(Path.replace))
+        patch.setattr(Path, "rename", failing(Path.rename))
+        try:
+            georeference(run, [positions])
+        except SnapshotError as error:
+            assert "no space left" in str(error)
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_maps_beside_the_first_move_along_with_the_origin(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    positions = tmp_path / "p.csv"
+    georeference(run, [write_csv(positions, world)])
+    latest = run / "latest"
+    shutil.copytree(latest / "sparse" / "0", latest / "sparse" / "1")
+    shutil.copy(run / "trajectory.txt", run / "trajectory_1.txt")
+    record = json.loads((latest / "snapshot.json").read_text())
+    record["maps"].append({**record["maps"][0], "number": 1})
+    (latest / "snapshot.json").write_text(json.dumps(record))
+    rows = positions.read_text().splitlines()
+    positions.write_text("\n".join([rows[0], *rows[1:9]]))  # another median, another origin
+    georeference(run, [str(positions)])
+    first, beside = (read_model(latest / "sparse" / name) for name in ("0", "1"))
+    for image_id in first.reg_image_ids():
+        centers = [model.image(image_id).projection_center() for model in (first, beside)]
+        assert np.linalg.norm(centers[0] - centers[1]) < 0.3
+    after = json.loads((latest / "snapshot.json").read_text())
+    assert after["georeference"]["origin"] != record["georeference"]["origin"]
+    assert all(model["is_georeferenced"] for model in after["models"])
+    last, last_beside = (
+        np.array(trajectory_lines(run / name)[-1].split()[1:4], np.float64)
+        for name in ("trajectory.txt", "trajectory_1.txt")
+    )
+    assert np.linalg.norm(last - last_beside) < 0.3
 
 
 @pytest.mark.slow
@@ -142,11 +227,96 @@ def test_positions_that_do_not_fit_change_nothing_and_say_why(
 
 
 @pytest.mark.slow
+def test_a_track_is_for_the_frames_of_the_video_of_its_name(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    other = add_source(run, "B.MP4")
+    with pytest.raises(ConfigError, match="which of the run's 2 sources.*fake.gpx, B.gpx"):
+        georeference(run, [write_gpx(tmp_path / "c.gpx", world)])
+    with pytest.raises(ConfigError, match="0 of 0 keyframes"):  # not those of the other, by time
+        georeference(run, [write_gpx(tmp_path / "b.GPX", world)], clock_offset_s=START_S + 100.0)
+    georeference(run, [write_gpx(tmp_path / "fake.GPX", world)], clock_offset_s=START_S + 100.0)
+    assert errors_m(run, world).max() < 0.3
+    assert (
+        other not in json.loads((run / "summary.json").read_text())["georeference"]["residuals_m"]
+    )
+
+
+def add_source(run: Path, source: str) -> str:
+    """Adds frames of a video at the same times to a run's table; the name of the last of them."""
+    table = run / "frames.csv"
+    lines = table.read_text().splitlines()
+    name = ""
+    for row in read_frame_rows(run):
+        name = f"source2/{row.name}"
+        lines.append(f",{source},{row.index},{name},{row.captured_at_s},keyframe,,")
+    table.write_text("\n".join(lines) + "\n")
+    return name
+
+
+@pytest.mark.slow
+def test_a_track_is_refused_for_photos_whose_times_are_their_numbers(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    rows = read_frame_rows(run)
+    lines = [f"{i + 1},photos,{i},{row.name},{i}.0,keyframe,," for i, row in enumerate(rows)]
+    head = (run / "frames.csv").read_text().splitlines()[0]
+    (run / "frames.csv").write_text("\n".join([head, *lines]) + "\n")
+    with pytest.raises(ConfigError, match="photos of this run have no times"):
+        georeference(run, [write_gpx(tmp_path / "p.gpx", world)])
+
+
+@pytest.mark.slow
+def test_a_long_track_counts_whole(
+    run: Path, world: SyntheticWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gps_tracks, "MAX_READINGS", NUM_FRAMES)
+    path = Path(write_gpx(tmp_path / "p.gpx", world))
+    away = "".join(
+        f'<trkpt lat="1.0" lon="1.0"><time>2026-05-01T13:00:{second:02d}Z</time></trkpt>'
+        for second in range(NUM_FRAMES)
+    )
+    path.write_text(path.read_text().replace("</gpx>", f"{away}</gpx>"))
+    georeference(run, [str(path)], clock_offset_s=START_S + 100.0)
+    assert errors_m(run, world).max() < 0.3
+
+
+def test_what_is_no_finished_run_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    positions = ["p.csv"]
+    with pytest.raises(ConfigError, match="there is no run here"):
+        georeference(tmp_path / "none", positions)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_or_was_cut_off_is_refused(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    positions = [write_csv(tmp_path / "p.csv", world)]
+    lock = RunLock.acquire(run)
+    with pytest.raises(ConfigError, match="a run is writing there"):
+        georeference(run, positions)
+    lock.release()
+    holder = {"pid": 2**22 + 1, "host": socket.gethostname(), "started_at": "2026-05-01"}
+    (run / LOCK_NAME).write_text(json.dumps(holder))
+    with pytest.raises(ConfigError, match="was interrupted.*livesfm resume"):
+        georeference(run, positions)
+    assert run_state(run)[0] is RunState.INTERRUPTED
+    (run / LOCK_NAME).unlink()
+    (run / "latest").unlink()
+    with pytest.raises(ConfigError, match="has no map"):
+        georeference(run, positions)
+
+
+@pytest.mark.slow
 def test_the_command_says_where_the_map_lies_or_why_it_does_not(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
     positions = write_csv(tmp_path / "p.csv", world)
-    laid = CliRunner().invoke(cli.app, ["georeference", str(run), "--positions", positions])
+    command = ["georeference", str(run), "--positions", positions]
+    refused = CliRunner().invoke(cli.app, [*command, "--set", "georeference.min_fixes=17"])
+    assert refused.exit_code == 2
+    assert "16 of 16 keyframes have a position, 17 are needed" in refused.output.replace("\n", " ")
+    laid = CliRunner().invoke(cli.app, command)
     assert laid.exit_code == 0, laid.output
     assert "map laid onto 16 positions" in laid.output
     missing = str(tmp_path / "none.csv")

@@ -118,6 +118,16 @@ def test_a_position_without_letters_is_kept_beside_those_that_count() -> None:
     assert "letters" in exif.position_problem
 
 
+@pytest.mark.parametrize("missing", [1, 3])
+def test_the_letter_of_one_axis_does_not_say_the_sign_of_the_other(missing: int) -> None:
+    chile = {1: "S", 2: (33.0, 27.0, 0.0), 3: "W", 4: (70.0, 40.0, 0.0), 6: 570.0}
+    letter = chile[4 - missing]
+    exif = read_exif(block(gps={tag: chile[tag] for tag in chile if tag != missing}))
+    assert exif.gps is None
+    assert exif.hemispheres == letter
+    assert "letters" in exif.position_problem
+
+
 def test_signs_count_where_there_are_no_letters() -> None:
     written = bytearray(block(gps={tag: SYDNEY[tag] for tag in (2, 4, 6)}))
     order = "<" if written[6:8] == b"II" else ">"

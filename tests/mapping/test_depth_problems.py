@@ -7,6 +7,7 @@ import pytest
 
 from engine.estimators.lenses import camera_of
 from engine.geometry import transform_points
+from engine.mapping import depth_problems as depth_problems_module
 from engine.mapping.assembly import empty_map
 from engine.mapping.depth_problems import hand_out, poses_of
 from engine.mapping.model.sparse_map import SparseMap
@@ -47,6 +48,16 @@ def test_keyframes_that_had_their_turn_are_left_out(sparse_map: SparseMap) -> No
     assert handout.problem.view.frame_id == 3
     every = {FrameId(i) for i in range(1, 9)}
     assert hand_out(sparse_map, done=every).problem is None
+
+
+def test_poses_are_handed_out_without_making_a_problem(
+    sparse_map: SparseMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(depth_problems_module, "_problem")
+    handout = hand_out(sparse_map, done=(), is_final=True, wants_problem=False, wants_poses=True)
+    assert handout.problem is None
+    assert handout.num_waiting == len(sparse_map.registered_ids)
+    assert handout.poses is not None
 
 
 def test_keyframes_come_again_in_their_turn(sparse_map: SparseMap) -> None:

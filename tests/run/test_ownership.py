@@ -740,11 +740,13 @@ def test_poses_that_were_published_stay_when_the_run_breaks_off_before_their_tur
 def test_an_unexpected_error_beside_the_describing_of_a_keyframe_settles_its_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_id, matcher = KEYFRAMES[6], WorldMatcher(world=WORLD)
+    matcher = WorldMatcher(world=WORLD)
+    broken_ids: list[int] = []
     call = stages.TrackingStage._call
 
     async def broken(self: Any, use: Any, decoded: Any, **options: Any) -> Any:
-        if decoded.frame.frame_id == held_id and options:
+        if options and decoded.frame.frame_id > KEYFRAMES[1] and not broken_ids:
+            broken_ids.append(decoded.frame.frame_id)
             raise RuntimeError("no memory")
         return await call(self, use, decoded, **options)
 
@@ -757,9 +759,10 @@ def test_an_unexpected_error_beside_the_describing_of_a_keyframe_settles_its_fra
     )
     outcome, written = run(engine)
     assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
-    assert written.statuses[held_id - 1] == "tracked"
+    (broken_id,) = broken_ids
+    assert written.statuses[broken_id - 1] == "tracked"
     (fault,) = written.of_kind("FaultOccurred")
-    assert (fault["part"], fault["frame_id"]) == ("tracking", held_id)
+    assert (fault["part"], fault["frame_id"]) == ("tracking", broken_id)
 
 
 @pytest.mark.usefixtures("_tracked_by_the_world")

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -294,41 +293,6 @@ def test_writes_are_done_in_order_on_the_thread_before_the_context_ends(
     run(story())
     assert done == list(range(50))
     assert threads == {"test_0"}
-
-
-class CountingThread(ThreadPoolExecutor):
-    """A thread that counts the calls on it."""
-
-    num_calls = 0
-
-    def submit(self, *args: Any, **kwargs: Any) -> Any:
-        self.num_calls += 1
-        return super().submit(*args, **kwargs)
-
-
-def test_writes_that_wait_share_a_call_up_to_one_that_something_follows() -> None:
-    done: list[str] = []
-    errors: list[Exception] = []
-
-    def fail() -> None:
-        raise ZeroDivisionError("zero")
-
-    async def then() -> None:
-        done.append("then")
-
-    async def story(thread: CountingThread) -> None:
-        async with (writer := Writer(thread, failed=errors.append)).running():
-            await writer.schedule(lambda: done.append("first"))
-            await writer.schedule(fail)
-            await writer.schedule(lambda: done.append("second"), then=then)
-            await writer.schedule(lambda: done.append("third"))
-            await writer.schedule(lambda: done.append("last"))
-
-    with CountingThread(1) as thread:
-        run(story(thread))
-        assert thread.num_calls == 2
-    assert done == ["first", "second", "then", "third", "last"]
-    assert [str(error) for error in errors] == ["zero"]
 
 
 def test_each_write_tells_how_long_it_waited_for_its_turn(thread: ThreadPoolExecutor) -> None:

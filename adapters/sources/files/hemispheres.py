@@ -1,4 +1,4 @@
-"""The hemispheres of photos whose EXIF does not tell them."""
+"""The hemispheres of photos whose EXIF does not name them."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Hemispheres:
         if self._signs is None:
             return None, f"{exif.position_problem}; sources.hemispheres=NE, NW, SE or SW says them"
         north, east = self._signs
-        fix = replace(
-            unsigned,
-            latitude_deg=north * unsigned.latitude_deg,
-            longitude_deg=east * unsigned.longitude_deg,
-        )
-        return fix, ""
+        latitude_deg, longitude_deg = unsigned.latitude_deg, unsigned.longitude_deg
+        if not set(exif.hemispheres) & {"N", "S"}:
+            latitude_deg *= north
+        if not set(exif.hemispheres) & {"E", "W"}:
+            longitude_deg *= east
+        return replace(unsigned, latitude_deg=latitude_deg, longitude_deg=longitude_deg), ""
 
     def _look(self) -> tuple[int, int] | None:
         configured = self._config.hemispheres

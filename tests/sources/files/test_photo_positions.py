@@ -151,6 +151,16 @@ def test_without_any_letter_the_problem_is_named_with_the_setting_that_solves_it
     assert errors_m(survey, placed(survey, [frame.gps for frame in told]))[0] < 0.6
 
 
+def test_a_letter_that_is_there_wins_over_those_of_other_photos(tmp_path: Path) -> None:
+    chile = gps_tags(GpsFix(latitude_deg=-33.45, longitude_deg=-70.67, altitude_m=570.0))
+    write_photo(tmp_path / "0.jpg", gps=without(3)(chile))
+    write_photo(tmp_path / "1.jpg", gps={**chile, 1: "N"}, shade=1)
+    write_photo(tmp_path / "2.jpg", gps=without(1)(chile), shade=2)
+    fixes = [frame.gps for frame in frames_of(tmp_path)]
+    signs = [(fix.latitude_deg > 0.0, fix.longitude_deg > 0.0) for fix in fixes if fix]
+    assert signs == [(False, False), (True, False), (True, False)]
+
+
 def test_a_position_of_zeros_is_named_and_a_wrong_sign_is_left_out_by_the_map(
     survey: Survey, tmp_path: Path
 ) -> None:
