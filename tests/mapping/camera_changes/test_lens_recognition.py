@@ -220,6 +220,7 @@ def failing_search(*args: object, **kwargs: object) -> LensFits:
     raise ValueError("no lens for this")
 
 
+@pytest.mark.slow
 def test_a_search_that_raises_ends_neither_finishing_nor_a_resumed_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
