@@ -62,6 +62,7 @@ _TURNS = (
 )
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
+_MADE_BY_RESUME = ("budget", "end_of_run")  # reasons of a keyframe without depth
 
 app = typer.Typer(
     name="livesfm",
@@ -654,12 +655,12 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
 
 
 def _dense_lines(outcome: RunOutcome) -> list[str]:
-    """What the dense map came to, and how to get the depth that the budget left out."""
+    """What the dense map came to, and how to get the depth that was left out."""
     dense: dict[str, Any] = outcome.summary.get("dense", {})
     products = sorted(path.name for path in (outcome.path / "products").glob("*"))
     if not (dense.get("keyframes_with_depth") and products):
         return []
-    num_left = dense["keyframes_without"].get("budget", 0)
+    num_left = sum(dense["keyframes_without"].get(why, 0) for why in _MADE_BY_RESUME)
     more = (
         f"; {num_left} more: livesfm resume {outcome.path} --set dense.max_cpu_share=0.9"
         if num_left

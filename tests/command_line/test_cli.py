@@ -287,7 +287,9 @@ def test_the_last_lines_say_what_the_dense_map_came_to(launches: Launches, tmp_p
     (run / "products").mkdir(parents=True)
     for name in ("orthophoto.tif", "dense.ply"):
         (run / "products" / name).touch()
-    launches.summary = {"dense": {"keyframes_with_depth": 7, "keyframes_without": {"budget": 3}}}
+    launches.summary = {
+        "dense": {"keyframes_with_depth": 7, "keyframes_without": {"budget": 2, "end_of_run": 1}}
+    }
     shown = " ".join(livesfm("run", "photos", "--out", str(run), "--overwrite").output.split())
     assert "depth of 7 keyframes in" in shown
     assert "(dense.ply, orthophoto.tif); 3 more: livesfm resume" in shown
