@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.cpu_time import Stage, charged_to
 from engine.dense_types import DenseView, DepthProblem, KeyframePoses, first_param
-from engine.estimators.lenses import intrinsics_of, is_wide
+from engine.estimators.lenses import border_rays, intrinsics_of, is_wide
 from engine.mapping.model.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, Int64Array
 
@@ -37,6 +37,7 @@ def hand_out(
     again: Sequence[FrameId] = (),
     is_final: bool = False,
     wants_problem: bool = True,
+    wants_new: bool = True,
     wants_poses: bool = False,
 ) -> DenseHandout:
     """The depth problem of the newest settled keyframe that waits for its turn.
@@ -49,12 +50,14 @@ def hand_out(
         again: those of them whose depth is to be made again, in their turn.
         is_final: whether no keyframe follows, so that all are settled.
         wants_problem: whether to hand out a problem, which takes milliseconds to make.
+        wants_new: whether it may be of a keyframe that has not had its turn.
         wants_poses: whether to hand out where all keyframes are, which follows the map's size.
     """
     registered = sparse_map.registered_ids
     settled = registered if is_final else registered[:-_NUM_UNSETTLED]
     waiting = [frame_id for frame_id in reversed(settled) if frame_id not in done]
-    wanted = max([*waiting[:1], *(i for i in again if sparse_map.is_registered(i))], default=None)
+    new, moved = waiting[: int(wants_new)], [i for i in again if sparse_map.is_registered(i)]
+    wanted = max([*new, *moved], default=None)
     problem = _problem(sparse_map, wanted) if wants_problem and wanted is not None else None
     views = () if problem is None else (problem.view, *problem.neighbours)
     return DenseHandout(
@@ -69,11 +72,13 @@ def poses_of(sparse_map: SparseMap) -> KeyframePoses:
     """Where the registered keyframes of a map are."""
     ids = sparse_map.registered_ids
     keys = [sparse_map.keyframe(i).calibration_key for i in ids]
-    params = {key: sparse_map.camera(key).params for key in set(keys)}
+    cameras = {key: sparse_map.camera(key) for key in set(keys)}
+    rays = {key: border_rays(camera) for key, camera in cameras.items()}
     return KeyframePoses(
         frame_ids=np.array(ids, np.int64),
         cam_from_world=np.array([sparse_map.cam_from_world(i) for i in ids]).reshape(-1, 3, 4),
-        focal_px=np.array([first_param(params[key]) for key in keys], np.float64),
+        focal_px=np.array([first_param(cameras[key].params) for key in keys], np.float64),
+        border_rays=np.array([rays[key] for key in keys]).reshape(-1, 8, 3),
     )
 
 

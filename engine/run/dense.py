@@ -76,6 +76,7 @@ _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
 _PLACE_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are placed anew
 _MIN_PLACE_AFTER = 8
 _PRODUCT_SHARE = 0.5  # of what the dense map takes, before the end
+_MIN_FOR_PRODUCT = 8  # keyframes with depth, before the end: fewer do not show what more cost
 _POINTS_CPU_S = 0.02  # for each keyframe of the first product
 _GROUND_CPU_S = 0.05  # likewise, with an orthophoto
 _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
@@ -310,6 +311,10 @@ class DenseMaking:
         await self._attempt(self._make_last(), consequence="keyframes have no depth")
         self._is_last_product = True
         await self._attempt(self._write_products(), consequence="its products stay as they were")
+        if self._recorder.is_space_low and self._is_product_old and self._held.num_keyframes:
+            error = JournalError(f"{DENSE_PLY} is not written: the disk is nearly full")
+            failed = functools.partial(self._recorder.product_failed, DENSE_PLY, error)
+            await self._writer.schedule(failed)
 
     async def close(self) -> None:
         """Waits until nothing is written any more; before the run lets go of its folder."""
@@ -379,13 +384,16 @@ class DenseMaking:
         return None if has_room else LeftOut.BUDGET
 
     def _is_product_due(self) -> bool:
-        """Whether products of the newest snapshot cost little beside what else was done."""
-        if not self._has_new_world:
+        """Whether products of the newest snapshot cost little beside what else was done.
+
+        The first ones are due in any case: they show what products cost.
+        """
+        if not self._has_new_world or self._held.num_keyframes < _MIN_FOR_PRODUCT:
             return False
         expected_s = self._product_cost_s * self._held.num_keyframes
         spent_s = self._budget.spent_s + expected_s
         is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * spent_s
-        return is_cheap and self._budget.has_room_for(expected_s)
+        return (is_cheap or not self._products_s) and self._budget.has_room_for(expected_s)
 
     # -- depth ----------------------------------------------------------------------------------
 
@@ -412,15 +420,19 @@ class DenseMaking:
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
         self._left_out = self._reason_to_leave_out()
+        # What is wrong by the final map is not left in the products, whatever the budget.
+        is_repair = is_final and self._left_out is LeftOut.BUDGET and bool(self._again)
+        wants_problem = self._left_out is None or is_repair
         wants_poses = self._num_until_placing <= 0 or self._views.wants_dense()
-        if self._stopped.is_set() or not (self._left_out is None or wants_poses):
+        if self._stopped.is_set() or not (wants_problem or wants_poses):
             return False
         handout = await self._mapper.call(
             Mapper.dense_handout,
             done=frozenset(self._done),
             again=self._again,
             is_final=is_final,
-            wants_problem=self._left_out is None,
+            wants_problem=wants_problem,
+            wants_new=not is_repair,
             wants_poses=wants_poses,
         )
         self._num_waiting = handout.num_waiting

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.estimators.lenses import camera_of
+from engine.estimators.lenses import border_rays, camera_of
 from engine.geometry import transform_points
 from engine.mapping import depth_problems as depth_problems_module
 from engine.mapping.assembly import empty_map
@@ -69,6 +69,15 @@ def test_keyframes_come_again_in_their_turn(sparse_map: SparseMap) -> None:
     assert [one and one.view.frame_id for one in problems] == [5, 4, 4]
 
 
+def test_where_nothing_new_is_wanted_only_what_is_made_again_comes(sparse_map: SparseMap) -> None:
+    oldest = sparse_map.registered_ids[0]
+    handed = hand_out(sparse_map, done={oldest}, again=(oldest,), wants_new=False)
+    assert handed.problem is not None
+    assert handed.problem.view.frame_id == oldest
+    assert handed.num_waiting > 0
+    assert hand_out(sparse_map, done={oldest}, wants_new=False).problem is None
+
+
 def test_views_hold_what_the_map_knows_of_them(sparse_map: SparseMap) -> None:
     problem = hand_out(sparse_map, done=()).problem
     assert problem is not None
@@ -99,6 +108,7 @@ def test_poses_come_where_they_are_asked_for(sparse_map: SparseMap) -> None:
     assert np.array_equal(poses.by_id()[3], sparse_map.cam_from_world(FrameId(3)))
     camera = sparse_map.camera(sparse_map.keyframe(FrameId(3)).calibration_key)
     assert poses.focal_px[2] == camera.params[0]
+    assert np.array_equal(poses.border_rays[2], border_rays(camera))
 
 
 def test_an_empty_map_has_no_problem() -> None:

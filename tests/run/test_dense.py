@@ -225,14 +225,16 @@ def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")
-def test_products_that_cost_too_much_beside_depth_wait_for_the_end(
+def test_products_that_cost_too_much_beside_depth_wait_for_the_end_but_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dense_module, "_PRODUCT_SHARE", 0.0)
+    monkeypatch.setattr(dense_module, "_MIN_FOR_PRODUCT", 1)
     _, written = a_run(tmp_path / "run", "snapshots.every_keyframes=3")
     assert len(written.of_kind("SnapshotWritten")) > 2
-    (product,) = written.of_kind("DenseMapWritten")
-    assert product["num_keyframes"] == NUM_FRAMES
+    products = written.of_kind("DenseMapWritten")
+    assert len(products) <= 2
+    assert products[-1]["num_keyframes"] == NUM_FRAMES
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")
@@ -293,6 +295,7 @@ def test_what_is_left_of_a_disk_is_for_the_sparse_map(
     assert figures["keyframes_without"] == {"disk_space_low": NUM_FRAMES - 2}
     assert len(list((outcome.path / "dense").iterdir())) == 2
     assert not (outcome.path / "products").exists()
+    assert outcome.not_saved == ("products/dense.ply",)
     assert outcome.num_registered == NUM_FRAMES
 
 
@@ -380,6 +383,27 @@ def test_keyframes_that_the_end_does_not_wait_for_are_counted_as_such(
     assert left_out[1] >= 3  # the newest ones never settle before
 
 
+def num_products_before_the_end(path: Path) -> int:
+    """Products of a run whose source does not end before there are any, or for a minute."""
+    nums: list[int] = []
+
+    async def waits() -> None:
+        for _ in range(6000):
+            if (path / "products" / "dense.ply").exists():
+                break
+            await asyncio.sleep(0.01)
+        nums.append(int((path / "products" / "dense.ply").exists()))
+
+    engine = engine_of(
+        path,
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=[*frames_of(WORLD), waits])],
+        settings=["snapshots.every_keyframes=3"],
+    )
+    run(engine)
+    return nums[0]
+
+
 @pytest.mark.usefixtures("estimates", "_without_budget")
 def test_products_are_written_while_more_depth_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -391,9 +415,15 @@ def test_products_are_written_while_more_depth_waits(
         return has_more or not self._is_ending
 
     monkeypatch.setattr(DenseMaking, "_make_next", always_more)
-    monkeypatch.setattr(dense_module, "_PRODUCT_SHARE", 1e9)
-    _, written = a_run(tmp_path / "run", "snapshots.every_keyframes=3")
-    assert len(written.of_kind("DenseMapWritten")) > 1
+    assert num_products_before_the_end(tmp_path / "run") == 1
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_products_are_written_before_the_end_however_costly_they_were_thought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense_module, "_POINTS_CPU_S", 1e6)
+    assert num_products_before_the_end(tmp_path / "run") == 1
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")
@@ -463,6 +493,7 @@ def test_a_disk_that_stalls_at_the_end_costs_the_products_and_the_run_ends(
         return result.done()
 
     monkeypatch.setattr(dense_module, "write_dense_points", stall)
+    monkeypatch.setattr(dense_module, "_MIN_FOR_PRODUCT", NUM_FRAMES + 1)  # not before the end
     outcome, written = a_run(tmp_path / "run", wait_for_call=waits)
     goes_on.set()
     assert "products/dense.ply" in outcome.not_saved
