@@ -198,7 +198,10 @@ class ImageFolder:
         )
         for position, index in self._indices.items():
             name = self._frame_names[position]
-            yield photos.read(self._files[position], index=index, frame_name=name)
+            photo = photos.read(self._files[position], index=index, frame_name=name)
+            if words := photos.new_words():
+                yield SourceNotice(source=label, state=SourceState.CONNECTED, detail=words)
+            yield photo
 
 
 def _find_masks(found: FoundImages) -> MaskFiles:

@@ -64,7 +64,7 @@ class PhotoReader:
             single_camera_per_size: images of one subfolder, camera, lens, zoom and size share a
                 camera; False: each image has its own.
             masks: of the photos that have one; None: of none.
-            files: all of them, where they are known; they tell the hemispheres of each other.
+            files: all of them, where they are known; they give each other their hemispheres.
             positions: of photos by their paths in the folder, which win over EXIF; None: they are
                 not given.
         """
@@ -96,6 +96,7 @@ class PhotoReader:
             )
             return self._rejected(file, refused, index=index)
         received_at_s = time.monotonic()
+        self._hemispheres.read(data)
 
         def decode() -> Frame | RejectedFrame:
             image = self._decoded(file, data)
@@ -121,6 +122,10 @@ class PhotoReader:
             num_bytes=len(data),
             decode=decode,
         )
+
+    def new_words(self) -> str:
+        """What there is to report of the photos that were read, once; empty: nothing new."""
+        return printable_text(self._hemispheres.new_words())
 
     def _frame(
         self,
