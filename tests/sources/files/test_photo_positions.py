@@ -149,8 +149,8 @@ def test_without_any_letter_the_problem_is_named_with_the_setting_that_solves_it
     (problem,) = {frame.gps_problem for frame in frames}
     assert problem.startswith("it has no letters N or S and E or W")
     assert "sources.hemispheres" in problem
-    told = frames_of(tmp_path, hemispheres="NW")
-    assert errors_m(survey, placed(survey, [frame.gps for frame in told]))[0] < 0.6
+    configured = frames_of(tmp_path, hemispheres="NW")
+    assert errors_m(survey, placed(survey, [frame.gps for frame in configured]))[0] < 0.6
 
 
 def test_other_photos_are_looked_at_by_their_heads_before_a_photo_is_decoded(
