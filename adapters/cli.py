@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -621,7 +621,8 @@ def _finish(outcome: RunOutcome) -> NoReturn:
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    for line in [*_fault_lines(outcome), *_verdict_lines(outcome, is_made=is_made)]:
+    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
+    for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
@@ -650,6 +651,31 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     raise typer.Exit(code)
+
+
+def _dense_lines(outcome: RunOutcome) -> list[str]:
+    """What the dense map came to, and how to get the depth that the budget left out."""
+    dense: dict[str, Any] = outcome.summary.get("dense", {})
+    products = sorted(path.name for path in (outcome.path / "products").glob("*"))
+    if not (dense.get("keyframes_with_depth") and products):
+        return []
+    num_left = dense["keyframes_without"].get("budget", 0)
+    more = (
+        f"; {num_left} more: livesfm resume {outcome.path} --set dense.max_cpu_share=0.9"
+        if num_left
+        else ""
+    )
+    folder = outcome.path / "products"
+    return [
+        f"dense map: depth of {dense['keyframes_with_depth']} keyframes in {folder}"
+        f" ({', '.join(products)}){more}"
+    ]
+
+
+def _place_lines(outcome: RunOutcome) -> list[str]:
+    """Why the map has no place on the globe although there are positions."""
+    why = outcome.summary.get("not_georeferenced")
+    return [f"not georeferenced: {why}"] if why else []
 
 
 def _fault_lines(outcome: RunOutcome) -> list[str]:

@@ -77,6 +77,9 @@ _EXTRAS = {  # distribution: the extra that brings it
     "cryptography": "phone",
     "segno": "phone",
     "rawpy": "raw",
+    "rosbags": "ros",
+    "pyproj": "survey",
+    "rasterio": "survey",
     "safetensors": "mast3r",
     "torch": "mast3r",
 }

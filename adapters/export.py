@@ -7,8 +7,9 @@ All formats of one export share a folder:
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
-    dense.ply                   dense: the run's products/dense.ply; with undistort it is
-                                sparse/0/points3D.ply, which trainers begin with, instead
+    dense.ply                   dense: the run's products/dense.ply in the world of the latest
+                                snapshot; with undistort it is sparse/0/points3D.ply, which
+                                trainers begin with, instead
     trajectory.txt              tum: frames in the map; trajectory_keyframes.txt: its keyframes
 """
 
@@ -25,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adapters.dense_ply import read_dense_ply_header, similarity_onto, write_moved_dense_ply
 from adapters.images.decoding import read_image_header
 from adapters.perspective_views import has_spherical_images, split_spherical_images
 from adapters.run_files import read_frame_rows, read_model
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
 from engine.regular_files import read_regular_file
-from engine.types import Int64Array, Uint8Array
+from engine.types import Float64Array, Int64Array, Uint8Array
 
 if TYPE_CHECKING:
     import pycolmap
@@ -102,8 +104,8 @@ def export(
         map_number: N of the snapshot's sparse/N; 0 is the fullest map.
 
     Raises:
-        ConfigError: the run has no snapshot, or no such map, the target holds something, or a
-            camera model does not fit the format.
+        ConfigError: the run has no snapshot, or no such map, the target holds something, a camera
+            model does not fit the format, or dense points are of another map.
         SnapshotError: the files cannot be written, or images of the map are missing.
     """
     to = to.resolve()
@@ -156,6 +158,7 @@ def _write(
     run: Path, model: Path, to: Path, *, formats: set[ExportFormat]
 ) -> pycolmap.Reconstruction:
     reconstruction = read_model(model)
+    dense_onto = _dense_onto(run, reconstruction) if ExportFormat.DENSE in formats else None
     if formats & {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}:
         _check_images(reconstruction, run / "images")
         _check_sizes(reconstruction, run / "images")
@@ -163,10 +166,11 @@ def _write(
         _write_tum(reconstruction, run, to)
     if ExportFormat.UNDISTORT in formats:
         reconstruction = _write_undistorted(run, model, to, reconstruction=reconstruction)
-    if ExportFormat.DENSE in formats:
+    if dense_onto is not None:
         is_model = ExportFormat.UNDISTORT in formats
         name = "sparse/0/points3D.ply" if is_model else _DENSE_PLY.name
-        shutil.copyfile(run / _DENSE_PLY, to / name)
+        frame = "as sparse/0 of the run's latest snapshot"
+        write_moved_dense_ply(run / _DENSE_PLY, to / name, dense_onto, frame)
     if formats & {ExportFormat.PLY, ExportFormat.NERFSTUDIO}:
         _write_points(reconstruction, to / _POINTS_NAME)
     if ExportFormat.NERFSTUDIO in formats:
@@ -175,6 +179,34 @@ def _write(
             _write_masks(reconstruction, run, to)
         _write_nerfstudio(reconstruction, to)
     return reconstruction
+
+
+def _dense_onto(run: Path, reconstruction: pycolmap.Reconstruction) -> Float64Array:
+    """The similarity (3, 4) from the world of the dense points to that of a map of the run.
+
+    They are of a former snapshot where the run was placed on the globe later, or broke off.
+
+    Raises:
+        ConfigError: it is not known, or the points are of another map.
+    """
+    path = run / _DENSE_PLY
+    try:
+        header = read_dense_ply_header(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not header.cam_from_world:
+        raise ConfigError(
+            f"{path}: does not say where cameras are in its world, so that it cannot be laid beside"
+            " those of the latest snapshot"
+        )
+    poses = {
+        image_id: reconstruction.image(image_id).cam_from_world().matrix()
+        for image_id in reconstruction.reg_image_ids()
+    }
+    onto = similarity_onto(header, poses)
+    if onto is None:
+        raise ConfigError(f"{path}: is of another map than the latest snapshot's sparse/0")
+    return onto
 
 
 def _check_images(reconstruction: pycolmap.Reconstruction, folder: Path) -> None:

@@ -21,7 +21,7 @@ from adapters.profiling import Profile, profiled
 from adapters.start_signals import StartSignals, start_signals
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
-from engine.errors import ConfigError, EngineError, SourceError
+from engine.errors import ConfigError, SourceError
 from engine.ports import (
     CameraCalibrations,
     CameraMasks,
@@ -281,7 +281,7 @@ def open_engine(
             recording=recording,
             second=second,
         )
-    except EngineError:
+    except BaseException:  # whatever it is, a later run needs the folder and the views
         if recording is not None:
             recording.discard()
         for view in opened:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import re
 import sys
 import threading
@@ -48,35 +49,58 @@ _LEVELS = {
 def native_log_captured() -> Iterator[None]:
     """Sends native log lines to ``logging`` while the context lasts; what is routine as DEBUG.
 
-    Python's own ``sys.stderr`` keeps writing to the terminal directly.
+    Python's own ``sys.stderr`` is replaced by a stream that writes to the terminal directly: for a
+    process of our own.
     """
-    sys.stderr.flush()
-    terminal = os.dup(_STDERR)
     former = sys.stderr
-    sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1, encoding="utf-8", errors="replace")
+    former.flush()
+    stream = os.fdopen(os.dup(_STDERR), "w", buffering=1, encoding="utf-8", errors="replace")
+    sys.stderr = stream
     handlers = handlers_writing_to(former)
     for handler in handlers:
-        handler.setStream(sys.stderr)
+        handler.setStream(stream)
+    try:
+        with descriptor_captured():
+            yield
+    finally:
+        for handler in handlers:
+            handler.setStream(former)
+        if sys.stderr is stream:
+            sys.stderr = former
+        with suppress(OSError):  # the terminal may be gone
+            stream.close()
+
+
+@contextmanager
+def descriptor_captured() -> Iterator[None]:
+    """The same for a process that is others': ``sys.stderr`` stays what it is.
+
+    What Python writes to the descriptor passes through the thread, too. Where the process has no
+    descriptor 2, nothing is captured.
+    """
+    try:
+        terminal = os.dup(_STDERR)
+    except OSError:
+        yield
+        return
     reading, writing = os.pipe()
     os.dup2(writing, _STDERR)
-    thread = threading.Thread(
-        target=_pass_on, args=(reading, terminal), name="native log", daemon=True
-    )
-    thread.start()
+    # Two threads: a handler may write to this very pipe, which has to be emptied meanwhile.
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    threads = [
+        threading.Thread(target=call, args=args, name="native log", daemon=True)
+        for call, args in ((_log_all, (lines,)), (_pass_on, (reading, terminal, lines)))
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        with suppress(OSError):  # the terminal may be gone
-            sys.stderr.flush()
         os.dup2(terminal, _STDERR)
-        os.write(writing, _END)  # a child may hold the pipe open, so its end is no sign
-        thread.join()
+        for thread in threads:  # a handler may be writing to the pipe, so that is read until last
+            os.write(writing, _END)  # a child may hold the pipe open, so its end is no sign
+            thread.join()
         os.close(writing)
-        for handler in handlers:
-            handler.setStream(former)
-        with suppress(OSError):
-            sys.stderr.close()
-        sys.stderr = former
         os.close(terminal)
 
 
@@ -89,15 +113,28 @@ def handlers_writing_to(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:
     ]
 
 
-def _pass_on(reading: int, terminal: int) -> None:
+def _pass_on(reading: int, terminal: int, known: queue.SimpleQueue[bytes | None]) -> None:
+    """Hands over lines of the libraries until the first end, writes others until the second."""
+    does_log = True
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
             text = line.removesuffix(_END)
-            if not (_log_glog(text) or _log_rerun(text)):
+            if does_log and (_GLOG_LINE.match(text) or _RERUN_LINE.match(text)):
+                known.put(text)
+            else:
                 with suppress(OSError):  # the terminal may be gone; who writes must not block
                     os.write(terminal, text)
             if len(text) < len(line):
-                return
+                if not does_log:
+                    return
+                known.put(None)
+                does_log = False
+
+
+def _log_all(lines: queue.SimpleQueue[bytes | None]) -> None:
+    while (line := lines.get()) is not None:
+        if not _log_glog(line):
+            _log_rerun(line)
 
 
 def _log_glog(line: bytes) -> bool:

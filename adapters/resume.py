@@ -29,6 +29,7 @@ _FIXED = (
     "mast3r.retrieval_checkpoint",
     "mast3r.implementation",
     "cameras.single_camera_per_size",
+    "sources.topics",  # by which the images of a recording are counted
 )
 _RESUMABLE_MATCHERS = frozenset({"sift"})  # others keep of a keyframe what no file holds
 

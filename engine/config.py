@@ -712,7 +712,8 @@ class DenseConfig(Section):
     """Depth maps of registered keyframes, made beside mapping, and dense points from them.
 
     They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
-    the bit.
+    the bit. Depth is made from the images whatever the matcher is: pointmaps, such as MASt3R's, are
+    not used as depth.
     """
 
     enabled: bool = True
@@ -730,8 +731,9 @@ class DenseConfig(Section):
     """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
     presets for drones switch it on. GeoTIFF needs the extra survey."""
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
-    """Share of the run's CPU time that depth maps and dense points may take. Keyframes that do not
-    fit into it, the oldest ones, get no depth map and are counted."""
+    """Share of the run's CPU time, below 1, that depth maps and dense points may take. Keyframes
+    that do not fit into it, the oldest ones, get no depth map and are counted; a resume with a
+    larger share makes theirs."""
 
 
 class SnapshotsConfig(Section):
@@ -780,7 +782,8 @@ class ViewsConfig(Section):
     recording: bool = True
     """Whether recording.rrd is written."""
     max_recording_mb: NonNegativeInt = 4096
-    """MB. A recording of this size goes on without images and graphs. 0: no limit."""
+    """MB. A recording of this size goes on without images, graphs and what is new of the dense map.
+    0: no limit."""
     geographic_map: bool = False
     """Whether a map of the world stands beside the 3D view, for runs with GPS. The viewer fetches
     its tiles from the internet."""
@@ -800,9 +803,9 @@ class FaultsConfig(Section):
     max_solve_s: NonNegativeFloat = 1800.0
     """s. The same for a window, the search of a lens, and a global bundle adjustment beside the
     run. 0: never."""
-    tell_after_s: NonNegativeFloat = 120.0
-    """s. Mapping and writing cannot be given up: a call of theirs that takes longer is told, since
-    all frames wait for it. 0: never."""
+    report_after_s: NonNegativeFloat = 120.0
+    """s. Mapping and writing cannot be given up: a call of theirs that takes longer is reported,
+    since all frames wait for it. 0: never."""
     max_hangs: PositiveInt = 3
     """Hangs of one part of the run after which it is called no more. Without its matcher a run
     ends and saves the map."""

@@ -83,8 +83,12 @@ class DepthMap:
     colors: Uint8Array  # (H, W, 3) RGB
     neighbour_ids: Int64Array  # (N,) keyframes that it was made with
     neighbour_from_keyframe: Float64Array  # (N, 3, 4)
+    # (H, W) bit i: neighbour i is one that agrees; None: not known any more, maybe all are.
+    agreeing_bits: Uint8Array | None = None
 
     def __post_init__(self) -> None:
+        if self.agreeing_bits is not None:
+            freeze_field(self, "agreeing_bits", self.depth.shape, np.uint8)
         freeze_field(self, "pinhole", (4,), np.float64)
         freeze_field(self, "depth", (None, None), np.float32)
         freeze_field(self, "relative_error", self.depth.shape, np.float32)
@@ -176,14 +180,19 @@ class GroundPicture:
     """The ground from above as views show it: a textured surface, and how well it is covered."""
 
     vertices_in_world: Float32Array  # (H, W, 3) of a grid, line by line; NaN where unknown
-    texture: Uint8Array  # (TH, TW, 4) RGBA over the whole grid; alpha 0: unknown
+    texture: Uint8Array  # (TH, TW, 4) RGBA; alpha 0: unknown
+    u_in_texture: Float64Array  # (W,) of the grid's columns, 0 to 1 from the texture's left edge
+    v_in_texture: Float64Array  # (H,) of its lines, 0 to 1 from the texture's upper edge
     holes_in_world: Float32Array  # (N, 3) middles of cells that too few keyframes see
     thin_in_world: Float32Array  # (M, 3) of cells that are seen, but badly
-    coverage: str  # GeoJSON
+    coverage: str  # GeoJSON; "" where there is none, or the map is not on the globe
 
     def __post_init__(self) -> None:
         freeze_field(self, "vertices_in_world", (None, None, 3), np.float32, finite=False)
+        height, width = self.vertices_in_world.shape[:2]
         freeze_field(self, "texture", (None, None, 4), np.uint8)
+        freeze_field(self, "u_in_texture", (width,), np.float64)
+        freeze_field(self, "v_in_texture", (height,), np.float64)
         freeze_field(self, "holes_in_world", (None, 3), np.float32)
         freeze_field(self, "thin_in_world", (None, 3), np.float32)
 

@@ -115,6 +115,17 @@ class KnowsGroundTruth(Protocol):
 
 
 @runtime_checkable
+class AcceptsFrames(Protocol):
+    """A source that can wait, and that has accepted frames from others before they are read.
+
+    Whoever handed them over counts on them: what a run does not read is counted as stopped.
+    """
+
+    def take_unread(self) -> list[Received]:
+        """Takes what was accepted and not yielded; called once its iterator is closed."""
+
+
+@runtime_checkable
 class ResumableSource(Protocol):
     """A source of files that leaves out what was taken before without reading all of it.
 

@@ -26,6 +26,7 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN_FRAME_MARKERS = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive Huffman coding
 _BARE_MARKERS = frozenset(range(0xD0, 0xD9)) | {0x01}  # carry no length
 _SCAN_MARKER, _APP1_MARKER = 0xDA, 0xE1
+_MAX_XMP_BYTES = 256 * 1024  # of a JPEG; a writer makes one segment, of 64 kB at most
 _XMP_MARKER = b"http://ns.adobe.com/xap/1.0/\0"
 # Google's photo sphere metadata, as an attribute or an element.
 _SPHERICAL_XMP = re.compile(
@@ -161,7 +162,7 @@ def _decode(data: bytes) -> Uint8Array | RefusedImage:
     if image is None:
         return _unreadable("damaged: cannot be decoded")
     if image.dtype != np.uint8:
-        image = _as_8_bit(image)
+        image = as_8_bit(image)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -172,10 +173,11 @@ def _decode_heif(image: OpenedHeif) -> Uint8Array | RefusedImage:
         return _unreadable(f"damaged: cannot be decoded: {error}")
 
 
-def _as_8_bit(image: NDArray[Any]) -> Uint8Array:
-    """An image (H, W, 3) of deeper integers or floats as one of 8 bits; what is no number is 0.
+def as_8_bit(image: NDArray[Any]) -> Uint8Array:
+    """An image (H, W) or (H, W, 3) of deeper integers or floats as one of 8 bits.
 
-    The full range of floats is 1 where no pixel is brighter, else that of 8 or 16 bits.
+    What is no number is 0. A range that takes up little of the full one is stretched. The full
+    range of floats is 1 where no pixel is brighter, else that of 8 or 16 bits.
     """
     step = max(1, int((image.shape[0] * image.shape[1] / _MAX_SAMPLED) ** 0.5))
     sampled = image[::step, ::step].astype(np.float64)
@@ -205,7 +207,9 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
             frame, is_plain = segment, marker in _PLAIN_FRAME_MARKERS
         elif marker == _APP1_MARKER and segment.startswith(b"Exif\0\0") and not exif_block:
             exif_block = segment
-        elif marker == _APP1_MARKER and segment.startswith(_XMP_MARKER):
+        elif (
+            marker == _APP1_MARKER and segment.startswith(_XMP_MARKER) and len(xmp) < _MAX_XMP_BYTES
+        ):
             xmp += segment.removeprefix(_XMP_MARKER)
         elif marker == _SCAN_MARKER and len(frame) >= 6:
             return ImageHeader(

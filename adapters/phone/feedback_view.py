@@ -13,7 +13,7 @@ from adapters.phone.feedback import ArrivedPicture, DecodedPicture, PhoneState, 
 from adapters.phone.map_plan import Plan, draw_plan
 from adapters.phone.messages import Direction
 from engine.dense_types import DenseCloud, GroundPicture
-from engine.events import Event
+from engine.events import Event, MainMapChanged
 from engine.types import Float32Array, Frame, FrameId, FramePose, MapView
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,9 @@ class FeedbackView:
             self._draw_plan(self._map)
 
     def show_event(self, event: Event) -> None:
-        """Adds an event."""
+        """Adds an event; another main map has a world of its own."""
+        if isinstance(event, MainMapChanged):
+            self._map = self._dense = self._holes_in_world = None
         self._channel.put(event)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from adapters.views.display_geometry import DisplayScale
 from engine.dense_types import DenseChunk, DenseCloud
 from engine.geometry import transform_points
-from engine.types import Float32Array, Float64Array, FrameId
+from engine.types import BoolArray, Float32Array, Float64Array, FrameId
 
 if TYPE_CHECKING:
     from rerun import RecordingStream
@@ -28,6 +28,8 @@ class _Drawn:
     version: int
     world_from_chunk: Float64Array  # (3, 4)
     witnesses: Float32Array  # (W, 3) of its points, in its camera
+    num_hidden: int  # points that lay far outside the map then
+    scale: DisplayScale  # of the map then
 
 
 class DenseDrawing:
@@ -35,7 +37,7 @@ class DenseDrawing:
 
     Points are logged once, in the camera of their keyframe. When that moves visibly, or the unit of
     the map changes, only its transform is logged: some hundred bytes. Points far outside the map
-    are left out.
+    are left out until it has grown around them.
     """
 
     def __init__(self, recording: RecordingStream) -> None:
@@ -46,6 +48,11 @@ class DenseDrawing:
     def draw_all_again(self) -> None:
         """Makes the next ``draw`` draw everything, also what did not change."""
         self._is_forgotten = True
+
+    def clear(self) -> None:
+        """Takes everything off the screen."""
+        for frame_id in list(self._drawn):
+            self._clear(frame_id)
 
     def draw(self, cloud: DenseCloud, *, scale: DisplayScale) -> int:
         """Draws what changed.
@@ -65,7 +72,7 @@ class DenseDrawing:
         num_bytes = 0
         for chunk, world_from_chunk in zip(cloud.chunks, cloud.world_from_chunk, strict=True):
             former = drawn.get(chunk.frame_id)
-            if former is None or former.version != chunk.version:
+            if former is None or _is_outdated(former, chunk, world_from_chunk, scale):
                 num_bytes += self._draw_points(chunk, world_from_chunk, scale)
             elif _moved_map(former, world_from_chunk) > scale.tolerance_map:
                 former.world_from_chunk = world_from_chunk
@@ -77,8 +84,7 @@ class DenseDrawing:
     ) -> int:
         import rerun as rr
 
-        in_world = transform_points(world_from_chunk, chunk.xyz_in_cam.astype(np.float64))
-        shown = scale.shows(in_world.astype(np.float32))
+        shown = _is_shown(chunk, world_from_chunk, scale)
         points = rr.Points3D(
             chunk.xyz_in_cam[shown],
             colors=chunk.colors[shown],
@@ -89,6 +95,8 @@ class DenseDrawing:
             version=chunk.version,
             world_from_chunk=world_from_chunk,
             witnesses=chunk.xyz_in_cam[:_NUM_WITNESSES],
+            num_hidden=int(np.count_nonzero(~shown)),
+            scale=scale,
         )
         num_bytes = _POINT_BYTES * int(shown.sum())
         return num_bytes + self._draw_transform(chunk.frame_id, world_from_chunk)
@@ -111,6 +119,24 @@ class DenseDrawing:
 
 def _entity(frame_id: FrameId) -> str:
     return f"world/dense/keyframe_{int(frame_id):06d}"
+
+
+def _is_shown(chunk: DenseChunk, world_from_chunk: Float64Array, scale: DisplayScale) -> BoolArray:
+    in_world = transform_points(world_from_chunk, chunk.xyz_in_cam.astype(np.float64))
+    return scale.shows(in_world.astype(np.float32))
+
+
+def _is_outdated(
+    former: _Drawn, chunk: DenseChunk, world_from_chunk: Float64Array, scale: DisplayScale
+) -> bool:
+    """Whether other points of a chunk are to be drawn than before."""
+    if former.version != chunk.version:
+        return True
+    if not former.num_hidden or scale is former.scale:
+        return False
+    former.scale = scale
+    shown = _is_shown(chunk, world_from_chunk, scale)
+    return bool(np.count_nonzero(~shown) < former.num_hidden)
 
 
 def _moved_map(former: _Drawn, world_from_chunk: Float64Array) -> float:

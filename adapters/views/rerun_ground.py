@@ -23,11 +23,22 @@ class GroundDrawing:
 
     def __init__(self, recording: RecordingStream) -> None:
         self._recording = recording
+        self._is_drawn = False
+
+    def clear(self) -> None:
+        """Takes everything off the screen."""
+        import rerun as rr
+
+        if self._is_drawn:
+            for entity in ("world/ground", "world/coverage"):
+                self._recording.log(entity, rr.Clear(recursive=True))
+        self._is_drawn = False
 
     def draw(self, ground: GroundPicture) -> int:
         """Draws all of it; returns about how many bytes that took."""
         import rerun as rr
 
+        self._is_drawn = True
         vertices, texcoords, triangles = surface_mesh(ground)
         mesh = rr.Mesh3D(
             vertex_positions=vertices,
@@ -52,7 +63,7 @@ def surface_mesh(ground: GroundPicture) -> tuple[Float32Array, Float64Array, Int
     Squares of the grid are left out where a corner is unknown, or has no picture.
     """
     height, width = ground.vertices_in_world.shape[:2]
-    u, v = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    u, v = np.meshgrid(ground.u_in_texture, ground.v_in_texture)
     texture_height, texture_width = ground.texture.shape[:2]
     has_picture = ground.texture[
         (v * texture_height).astype(np.int64), (u * texture_width).astype(np.int64), 3

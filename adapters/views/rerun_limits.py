@@ -14,8 +14,8 @@ _REDRAW_RATIO = 0.4  # of the server's memory: what was sent before that is stil
 class RecordingLimit:
     """Watches the size of the recording on disk.
 
-    Once it is full it stays full: images, graphs and redrawn maps are left out from then on, the
-    curves and the log go on, and the map is drawn once more at the end.
+    Once it is full it stays full: images, graphs, redrawn maps and the dense map are left out from
+    then on, the curves and the log go on, and the sparse map is drawn once more at the end.
     """
 
     def __init__(self, path: Path | None, *, max_mb: int) -> None:
@@ -41,7 +41,7 @@ class RecordingLimit:
         if size >= self._max_bytes:
             self._is_full = True
             logger.warning(
-                "%s holds %d MB: from now on without images; the map follows at the end",
+                "%s holds %d MB: from now on without images; the sparse map follows at the end",
                 self._path,
                 size // _MB,
             )

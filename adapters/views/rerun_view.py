@@ -101,6 +101,7 @@ class RerunView:
         self._undrawn_ground: GroundPicture | None = None  # the newest one that is not drawn
         self._shown_ground: GroundPicture | None = None  # as it was drawn last
         self._undrawn_dense: DenseCloud | None = None  # the newest one that is not drawn
+        self._shown_dense: DenseCloud | None = None  # as it was drawn last
         self._counters = RunCounters()
         self._focal_of_size: dict[tuple[int, int], float] = {}
         self._newest_frame_id = 0
@@ -194,8 +195,12 @@ class RerunView:
         if self._server is not None and self._redraws.take_due():
             self._scene.draw_all_again()
             self._dense.draw_all_again()
+            self._undrawn_dense = self._undrawn_dense or self._shown_dense
             self._undrawn_ground = self._undrawn_ground or self._shown_ground
+        former_scale = self._scene.scale
         self._redraws.add_sent_bytes(self._scene.draw_map(view))
+        if self._scene.scale is not former_scale:  # may show points that were too far out
+            self._undrawn_dense = self._undrawn_dense or self._shown_dense
         self._draw_dense()
         self._draw_ground()
 
@@ -213,6 +218,14 @@ class RerunView:
         if not self._limit.is_full:
             self._draw_ground()
 
+    def _forget_dense(self) -> None:
+        """Takes the dense map and the ground of a former world away."""
+        self._undrawn_dense = self._shown_dense = None
+        self._undrawn_ground = self._shown_ground = None
+        self._stamp()
+        self._dense.clear()
+        self._ground.clear()
+
     def _draw_ground(self) -> None:
         ground = self._undrawn_ground
         if ground is not None:
@@ -224,7 +237,7 @@ class RerunView:
         cloud, scale = self._undrawn_dense, self._scene.scale
         if cloud is not None and scale is not None:
             self._redraws.add_sent_bytes(self._dense.draw(cloud, scale=scale))
-            self._undrawn_dense = None
+            self._undrawn_dense, self._shown_dense = None, cloud
 
     def show_event(self, event: Event) -> None:
         """Shows one event: as a figure, a line of the log, or a step of the trajectory."""
@@ -238,6 +251,7 @@ class RerunView:
             self._overlays.found(event)
         if isinstance(event, MainMapChanged):
             self._scene.forget_positions()
+            self._forget_dense()
         if isinstance(event, FramePosed) and event.map_number == 0:
             self._scene.add_position(event.frame_id, event.cam_center_in_world)
         self._stamp()
@@ -258,8 +272,9 @@ class RerunView:
         try:
             if self._undrawn is not None:
                 self._scene.draw_map(self._undrawn)
-            self._draw_dense()
-            self._draw_ground()
+            if not self._limit.is_full:
+                self._draw_dense()
+                self._draw_ground()
             viewpoint = self._scene.overview()
             if self._server is None and viewpoint is not None:
                 # No viewer is connected, so the viewpoint may change to show the whole map.
@@ -342,7 +357,8 @@ class RerunView:
 
         distance = self._scene.live_image_distance_map
         camera = rr.Pinhole(
-            focal_length=self._focal_px(frame) * image.width / frame.width,
+            # Rerun refuses NumPy's numbers, which a prior may hold.
+            focal_length=float(self._focal_px(frame)) * image.width / frame.width,
             width=image.width,
             height=image.height,
             camera_xyz=rr.ViewCoordinates.RDF,

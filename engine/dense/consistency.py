@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from engine.dense_types import DepthMap
-from engine.types import BoolArray, Float32Array, Float64Array, Uint8Array
+from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.006  # or by so much of the depth: pixels fall between those of the other map
@@ -29,15 +29,16 @@ class OtherDepth:
 class Agreement:
     """What other depth maps say about the pixels of one."""
 
-    num_agreeing: Uint8Array  # (H, W) maps that have the same surface there
+    num_agreeing: Uint8Array  # (H, W) maps that have the same surface there, and a vote
     num_through: Uint8Array  # (H, W) maps that see something behind it
 
 
 def compare_depths(depth_map: DepthMap, others: Sequence[OtherDepth]) -> Agreement:
     """Counts for each pixel the other maps that agree with its depth, and that see through it.
 
-    A map in which the point is hidden, or that knows no depth there, says nothing. Every second
-    pixel each way is compared.
+    A map in which the point is hidden, or that knows no depth there, says nothing. That of a
+    neighbour whose image agreed may see through a pixel, but has no second vote: it may come from
+    the same two images. Every second pixel each way is compared.
     """
     height, width = depth_map.depth.shape
     depth = depth_map.depth[::_STEP_PX, ::_STEP_PX]
@@ -45,7 +46,7 @@ def compare_depths(depth_map: DepthMap, others: Sequence[OtherDepth]) -> Agreeme
     agreeing, through = np.zeros(depth.shape, np.uint8), np.zeros(depth.shape, np.uint8)
     for other in others:
         agrees, is_through = _compare(depth, error, depth_map.pinhole, other)
-        agreeing += agrees
+        agreeing += agrees & ~_has_voted(depth_map, other.depth_map.frame_id)
         through += is_through
     full = [
         np.repeat(np.repeat(counts, _STEP_PX, axis=0), _STEP_PX, axis=1)[:height, :width]
@@ -57,7 +58,8 @@ def compare_depths(depth_map: DepthMap, others: Sequence[OtherDepth]) -> Agreeme
 def with_agreement(depth_map: DepthMap, agreement: Agreement) -> DepthMap:
     """The depth map with the votes of others, without what more of them see through than confirm.
 
-    The neighbours that a depth was made with count as they did.
+    The neighbours that a depth was made with count as they did, and which they were is not known
+    any more.
     """
     votes = depth_map.num_agreeing.astype(np.int64) + agreement.num_agreeing
     is_known = (depth_map.num_agreeing > 0) & (agreement.num_through < votes)
@@ -66,7 +68,20 @@ def with_agreement(depth_map: DepthMap, agreement: Agreement) -> DepthMap:
         depth=np.where(is_known, depth_map.depth, np.float32(0.0)),
         relative_error=np.where(is_known, depth_map.relative_error, np.float32(0.0)),
         num_agreeing=np.where(is_known, np.minimum(votes, 255), 0).astype(np.uint8),
+        agreeing_bits=None,
     )
+
+
+def _has_voted(depth_map: DepthMap, frame_id: FrameId) -> BoolArray:
+    """Whether the image of a keyframe agreed with compared pixels (h, w) of a depth map."""
+    compared = depth_map.num_agreeing[::_STEP_PX, ::_STEP_PX]
+    index = np.flatnonzero(depth_map.neighbour_ids == frame_id)
+    if not len(index):
+        return np.zeros(compared.shape, np.bool_)
+    if depth_map.agreeing_bits is None:
+        return np.asarray(compared > 0)
+    bits = depth_map.agreeing_bits[::_STEP_PX, ::_STEP_PX]
+    return np.asarray(bits >> np.uint8(index[0]) & 1 > 0)
 
 
 def _compare(

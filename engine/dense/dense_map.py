@@ -305,6 +305,7 @@ def small_depth(depth_map: DepthMap, points: DensePoints, *, focal_px: float) ->
         relative_error=depth_map.relative_error[rows].copy(),
         num_agreeing=depth_map.num_agreeing[rows].copy(),
         colors=depth_map.colors[rows].copy(),
+        agreeing_bits=None,
     )
     order = np.random.default_rng(int(depth_map.frame_id)).permutation(len(points.xyz))
     sample = order[:_MAX_CHUNK_POINTS]
@@ -336,7 +337,7 @@ def _points_of(depth_map: DepthMap, others: Sequence[OtherDepth]) -> DensePoints
 
 @charged_to(Stage.DENSE_FUSION)
 def _checked(depth_map: DepthMap, others: Sequence[OtherDepth]) -> DepthMap:
-    return with_agreement(depth_map, compare_depths(depth_map, others)) if others else depth_map
+    return with_agreement(depth_map, compare_depths(depth_map, others))
 
 
 def _right_ones(placed: Sequence[PlacedKeyframe]) -> list[PlacedKeyframe]:

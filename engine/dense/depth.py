@@ -28,13 +28,14 @@ from engine.dense_types import (
     DepthProblem,
     DepthStatus,
 )
+from engine.errors import InferenceError
 from engine.geometry import compose_poses, invert_pose
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
 _MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
 _MAX_RELATIVE_ERROR = 0.012  # of depth, one standard deviation; less exact is unknown
-_MAX_TRIED = 8  # neighbours
+_MAX_TRIED = 8  # neighbours: each has a bit where it agrees
 _MIN_SHARE = 0.005  # of pixels with a depth
 _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
@@ -67,6 +68,22 @@ class _Measured:
     relative_error: Float32Array  # (H, W)
 
 
+class _Readable:
+    """Which images can be read."""
+
+    def __init__(self, images: Mapping[FrameId, DenseImage]) -> None:
+        self._images = images
+        self.num_lost = 0  # that were asked for and cannot be read
+
+    def __contains__(self, frame_id: FrameId) -> bool:
+        try:
+            self._images[frame_id]
+        except InferenceError:
+            self.num_lost += 1
+            return False
+        return True
+
+
 def estimate_depth(
     problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
 ) -> DepthEstimate:
@@ -74,9 +91,13 @@ def estimate_depth(
 
     Args:
         problem: the keyframe and its neighbours.
-        images: by keyframe; those of neighbours may be missing. Images may be smaller than their
-            calibrations say, by one factor each way.
+        images: by keyframe; those of neighbours may be missing, or raise an ``InferenceError``
+            when they are asked for. Images may be smaller than their calibrations say, by one
+            factor each way.
         options: size and number of neighbours.
+
+    Raises:
+        InferenceError: the keyframe's own image cannot be read.
     """
     begun_s = time.thread_time()
     status, reason, depth_map = _estimated(problem, images, options)
@@ -103,10 +124,16 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
-    pairs = _pairs(view, points, available, pinhole, options=options)
+    readable = _Readable(images)
+    pairs = _pairs(view, points, available, pinhole, options=options, readable=readable)
     if not pairs:
+        status = DepthStatus.NO_IMAGE if readable.num_lost else DepthStatus.NO_NEIGHBOUR
         reason = f"the parallax of {len(available)} neighbours spans too much"
-        return DepthStatus.NO_NEIGHBOUR, reason, None
+        return (
+            status,
+            "its neighbours' images cannot be read" if readable.num_lost else reason,
+            None,
+        )
     grey = _grey(own)
     measured = [
         _measure(pair.rectification, grey, _other(pair, images, pinhole), pinhole, points)
@@ -127,6 +154,7 @@ def _pairs(
     pinhole: Pinhole,
     *,
     options: DepthOptions,
+    readable: _Readable,
 ) -> list[_Pair]:
     """The best neighbours whose matching costs no more than it may; one may cost more."""
     area = pinhole.width * pinhole.height
@@ -145,7 +173,7 @@ def _pairs(
         if rectification is None:
             continue
         rectification = rectification.cropped_to(neighbour.intrinsics)
-        if rectification is None:
+        if rectification is None or neighbour.frame_id not in readable:
             continue
         pair = _Pair(neighbour=neighbour, rectification=rectification)
         searched = rectification.num_disparities * rectification.width * rectification.height / area
@@ -164,7 +192,8 @@ def _depth_map(
     own: WorkingImage,
     pinhole: Pinhole,
 ) -> DepthMap:
-    inverse_depth, error, num_agreeing = _combined(measured)
+    inverse_depth, error, agreeing = _combined(measured)
+    num_agreeing = np.bitwise_count(agreeing)
     known = (num_agreeing > 0) & _is_off_edges(inverse_depth, error)
     depth = np.zeros(inverse_depth.shape, np.float32)
     np.divide(1.0, inverse_depth, out=depth, where=known)
@@ -177,6 +206,7 @@ def _depth_map(
         colors=pinhole.colors_of(own),
         neighbour_ids=np.array([pair.neighbour.frame_id for pair in pairs], np.int64),
         neighbour_from_keyframe=np.stack([_relative(view, pair.neighbour) for pair in pairs]),
+        agreeing_bits=agreeing,
     )
 
 
@@ -266,18 +296,18 @@ def _is_off_edges(inverse_depth: Float32Array, error: Float32Array) -> BoolArray
 def _combined(
     measured: Sequence[_Measured],
 ) -> tuple[Float32Array, Float32Array, Uint8Array]:
-    """Inverse depth (0: unknown), its relative error, and how many neighbours agree, (H, W).
+    """Inverse depth (0: unknown), its relative error, and which neighbours agree (bits), (H, W).
 
     Depths that agree are averaged; where the first two contradict each other, none is known.
     """
     first = measured[0]
-    votes = (first.relative_error < _MAX_RELATIVE_ERROR).astype(np.uint8)
+    agreeing = (first.relative_error < _MAX_RELATIVE_ERROR).astype(np.uint8)
     mean, weight = first.inverse_depth, 1.0 / first.relative_error**2
     is_contradicted = np.zeros(mean.shape, np.bool_)
-    for other in measured[1:]:
+    for number, other in enumerate(measured[1:], start=1):
         other_known = other.relative_error < _MAX_RELATIVE_ERROR
         other_weight = 1.0 / other.relative_error**2
-        both = other_known & (votes > 0)
+        both = other_known & (agreeing > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             tolerance = np.maximum(
                 _AGREE_SIGMAS * np.sqrt(1.0 / weight + 1.0 / other_weight), _AGREE_RATIO
@@ -285,13 +315,13 @@ def _combined(
             agrees = both & (np.abs(other.inverse_depth - mean) < tolerance * mean)
             total = weight + other_weight
             average = (weight * mean + other_weight * other.inverse_depth) / total
-        is_contradicted |= both & ~agrees & (votes == 1)
-        alone = other_known & (votes == 0)
+        is_contradicted |= both & ~agrees & (np.bitwise_count(agreeing) == 1)
+        alone = other_known & (agreeing == 0)
         mean = np.where(agrees, average, np.where(alone, other.inverse_depth, mean))
         weight = np.where(agrees, total, np.where(alone, other_weight, weight))
-        votes += agrees | alone
-    votes[is_contradicted & (votes == 1)] = 0
-    known = votes > 0
+        agreeing |= (agrees | alone).astype(np.uint8) << np.uint8(number)
+    agreeing[is_contradicted & (np.bitwise_count(agreeing) == 1)] = 0
+    known = agreeing > 0
     error = np.zeros(mean.shape, np.float32)
     np.divide(1.0, np.sqrt(weight), out=error, where=known)
-    return np.where(known, mean, np.float32(0.0)), error, votes
+    return np.where(known, mean, np.float32(0.0)), error, agreeing

@@ -195,6 +195,7 @@ def _thinned(depth_map: DepthMap) -> DepthMap:
         relative_error=depth_map.relative_error[step, step],
         num_agreeing=depth_map.num_agreeing[step, step],
         colors=depth_map.colors[step, step],
+        agreeing_bits=None,
     )
 
 

@@ -112,10 +112,10 @@ class Orthophoto:
         grid, images = self._grid(surface.grid), _Images(pixels_of)
         self.num_made, wanted = 0, list(_tile_places(grid))
         self._tiles = {place: self._tiles[place] for place in wanted if place in self._tiles}
-        relief = _Relief(surface)
+        relief, sight = _Relief(surface), _Sight(views)
         for place in wanted:
             ground = relief.tile(_tile_grid(grid, place), self._px_per_cell)
-            chosen = _chosen_views(ground, views)
+            chosen = _chosen_views(ground, sight)
             fingerprint = _fingerprint(ground, chosen)
             held = self._tiles.get(place)
             if held is not None and held.fingerprint == fingerprint:
@@ -267,13 +267,11 @@ def _tile_grid(grid: GroundGrid, place: tuple[int, int]) -> GroundGrid:
     )
 
 
-def _chosen_views(ground: _Ground, views: Sequence[OrthoView]) -> list[OrthoView]:
+def _chosen_views(ground: _Ground, sight: _Sight) -> list[OrthoView]:
     """The views that are best somewhere in a tile, the most wanted first."""
     places = ground.places(_COARSE).reshape(3, -1)
     places = places[:, ~np.isnan(places[2])]
-    if not places.shape[1] or not views:
-        return []
-    near = [view for view in views if _may_see(view, places)]
+    near = sight.near(places) if places.shape[1] else []
     if not near:
         return []
     scores = np.stack([_scores(view, places)[0] for view in near])
@@ -286,21 +284,30 @@ def _chosen_views(ground: _Ground, views: Sequence[OrthoView]) -> list[OrthoView
     return [near[row] for row in order if wanted[row] > 0]
 
 
-def _may_see(view: OrthoView, places: Float32Array) -> bool:
-    """Whether corners of a box around points (3, N) are not all beyond the same edge of a view."""
-    bounds = np.stack([places.min(axis=1), places.max(axis=1)])
-    corners = np.array([[bounds[i, 0], bounds[j, 1], bounds[k, 2]] for i, j, k in _CORNERS])
-    in_cam = view.cam_from_ground[:, :3] @ corners.T + view.cam_from_ground[:, 3:]
-    x = (
-        in_cam[0] * view.pinhole[0]
-        + (view.pinhole[2] - np.array([[0], [view.size[0]]])) * in_cam[2]
-    )
-    y = (
-        in_cam[1] * view.pinhole[1]
-        + (view.pinhole[3] - np.array([[0], [view.size[1]]])) * in_cam[2]
-    )
-    beyond = (x[0] < 0).all(), (x[1] > 0).all(), (y[0] < 0).all(), (y[1] > 0).all()
-    return not any(beyond) and bool((in_cam[2] > 0).any())
+class _Sight:
+    """Which of many views may see a box, asked of all of them at once."""
+
+    def __init__(self, views: Sequence[OrthoView]) -> None:
+        self._views = views
+        cam_from_ground = np.array([view.cam_from_ground for view in views]).reshape(-1, 3, 4)
+        self._linear = np.ascontiguousarray(cam_from_ground[:, :, :3]).reshape(-1, 3)
+        self._shift = cam_from_ground[:, :, 3:]
+        self._pinhole = np.array([view.pinhole for view in views]).reshape(-1, 4)
+        self._size = np.array([view.size for view in views]).reshape(-1, 2)
+
+    def near(self, places: Float32Array) -> list[OrthoView]:
+        """Those before which the box around points (3, N) is not all beyond the same edge."""
+        bounds = np.stack([places.min(axis=1), places.max(axis=1)])
+        corners = np.array([[bounds[i, 0], bounds[j, 1], bounds[k, 2]] for i, j, k in _CORNERS])
+        in_cam = (self._linear @ corners.T).reshape(-1, 3, len(corners)) + self._shift
+        depth = in_cam[:, 2]
+        is_beyond = (depth <= 0).all(axis=1)
+        for axis in (0, 1):
+            offset = in_cam[:, axis] * self._pinhole[:, axis, None]
+            center, edge = self._pinhole[:, 2 + axis, None], self._size[:, axis, None]
+            is_beyond |= (offset + center * depth < 0).all(axis=1)
+            is_beyond |= (offset + (center - edge) * depth > 0).all(axis=1)
+        return [self._views[row] for row in np.flatnonzero(~is_beyond).tolist()]
 
 
 _CORNERS = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]

@@ -78,7 +78,7 @@ class SurfaceBuilder:
             twice as many at most, and the outermost tiles are left out of it otherwise.
     """
 
-    def __init__(self, cell: float, *, max_cells: int = 8_000_000) -> None:
+    def __init__(self, cell: float, *, max_cells: int = 4_000_000) -> None:
         self._cell = cell
         self._max_cells = max_cells
         # By line from the south and column; of sure points, and of the others.

@@ -18,7 +18,7 @@ from engine.types import BoolArray, Float64Array, Int64Array, freeze_field
 _NUM_HYPOTHESES = 96  # of three matches: half of them right fails once in 400,000 times
 _MAX_SCORED = 150  # matches that hypotheses are compared on
 _NUM_REFINEMENTS = 4
-_FAR = 3.0  # times what is allowed, from which a match speaks for another similarity
+FAR = 3.0  # times what is allowed, from which a match speaks for another place
 _MIN_SPREAD = 1e-9
 
 
@@ -164,7 +164,7 @@ def estimate_rival(
     Returns:
         None when no three matches fix another one.
     """
-    far = matched.rows(np.flatnonzero(found.errors > _FAR))
+    far = matched.rows(np.flatnonzero(found.errors > FAR))
     rival = estimate_map_similarity(far, seed=seed)
     if rival is None:
         return None

@@ -261,7 +261,8 @@ def stds_m(fixes: Sequence[GpsFix], *, config: GeoreferenceConfig) -> Float64Arr
 def gps_rmse_m(centers_in_world: Float64Array, fixes: Sequence[GpsFix]) -> float | None:
     """Root mean square distance in metres of camera centres to their GPS fixes, to all of them.
 
-    The map is placed by the best similarity (Umeyama, 1991) in local east, north, up coordinates.
+    The map is placed by the best similarity (Umeyama, 1991) in local east, north, up coordinates,
+    by the fixes with altitude where there are enough; the others count horizontally.
 
     Args:
         centers_in_world: (N, 3) camera centres in the map.
@@ -272,14 +273,16 @@ def gps_rmse_m(centers_in_world: Float64Array, fixes: Sequence[GpsFix]) -> float
     """
     if len(fixes) < _MIN_FIXES:
         return None
-    positions_m = positions_in_enu(fixes, origin=fixes[0])
-    enu_from_map = pycolmap.estimate_sim3d(centers_in_world, positions_m)
+    positions_m = positions_in_enu(fixes, origin=median_fix(fixes))
+    has_altitude = np.array([fix.altitude_m is not None for fix in fixes])
+    is_fitted = has_altitude | (has_altitude.sum() < _MIN_FIXES)
+    enu_from_map = pycolmap.estimate_sim3d(centers_in_world[is_fitted], positions_m[is_fitted])
     if enu_from_map is None:
         return None
     matrix = np.asarray(enu_from_map.matrix())
     placed_m = centers_in_world @ matrix[:, :3].T + matrix[:, 3]
     offsets_m = placed_m - positions_m
-    offsets_m[[fix.altitude_m is None for fix in fixes], 2] = 0.0
+    offsets_m[~has_altitude, 2] = 0.0
     return float(np.sqrt((offsets_m**2).sum(axis=1).mean()))
 
 

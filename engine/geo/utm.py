@@ -21,8 +21,10 @@ _WGS84 = "EPSG:4979"
 class UtmGrid:
     """The UTM grid around an origin.
 
-    Within a few kilometres it is a similarity of the tangent plane to millimetres; the height of
-    the ellipsoid falls away from that plane with the square of the distance.
+    It is a similarity of the tangent plane: off by up to 3 mm at 1 km from the origin and 2.5 cm at
+    3 km, most far from the middle of a zone. What stands above the plane is off by its height times
+    the distance over the earth's radius besides: 1.6 cm for 100 m at 1 km, 4.7 cm at 3 km. The
+    height of the ellipsoid falls away from that plane with the square of the distance.
     """
 
     epsg: int  # WGS 84 / UTM zone

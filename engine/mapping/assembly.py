@@ -274,4 +274,5 @@ def _growth_config(config: Config, *, is_final: bool) -> GrowthConfig:
         local_bundle_adjustment=config.local_bundle_adjustment,
         global_bundle_adjustment=settings,
         num_threads=config.runtime.num_threads,
+        is_final=is_final,
     )

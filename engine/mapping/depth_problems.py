@@ -23,7 +23,7 @@ _NUM_UNSETTLED = 3  # newest registered keyframes: the next ones still move them
 class DenseHandout:
     """What the mapper hands out to the dense map, frozen."""
 
-    problem: DepthProblem | None  # None: every settled keyframe has had its turn
+    problem: DepthProblem | None  # None: none waits, or it was not asked for
     image_names: Mapping[FrameId, str]  # of the problem's views
     num_waiting: int  # settled keyframes that have not had their turn, the problem's among them
     poses: KeyframePoses | None  # of the whole map; None: not asked for
@@ -36,6 +36,8 @@ def hand_out(
     done: Collection[FrameId],
     again: Sequence[FrameId] = (),
     is_final: bool = False,
+    wants_problem: bool = True,
+    wants_new: bool = True,
     wants_poses: bool = False,
 ) -> DenseHandout:
     """The depth problem of the newest settled keyframe that waits for its turn.
@@ -47,13 +49,16 @@ def hand_out(
         done: keyframes that have had their turn.
         again: those of them whose depth is to be made again, in their turn.
         is_final: whether no keyframe follows, so that all are settled.
+        wants_problem: whether to hand out a problem, which takes milliseconds to make.
+        wants_new: whether it may be of a keyframe that has not had its turn.
         wants_poses: whether to hand out where all keyframes are, which follows the map's size.
     """
     registered = sparse_map.registered_ids
     settled = registered if is_final else registered[:-_NUM_UNSETTLED]
     waiting = [frame_id for frame_id in reversed(settled) if frame_id not in done]
-    wanted = max([*waiting[:1], *(i for i in again if sparse_map.is_registered(i))], default=None)
-    problem = None if wanted is None else _problem(sparse_map, wanted)
+    new, moved = waiting[: int(wants_new)], [i for i in again if sparse_map.is_registered(i)]
+    wanted = max([*new, *moved], default=None)
+    problem = _problem(sparse_map, wanted) if wants_problem and wanted is not None else None
     views = () if problem is None else (problem.view, *problem.neighbours)
     return DenseHandout(
         problem=problem,

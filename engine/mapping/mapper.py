@@ -1068,11 +1068,19 @@ class Mapper:
         done: Collection[FrameId],
         again: Sequence[FrameId] = (),
         is_final: bool = False,
+        wants_problem: bool = True,
+        wants_new: bool = True,
         wants_poses: bool = False,
     ) -> DenseHandout:
         """What the dense map is made of next, see `hand_out`; at any time, also while matching."""
         return hand_out(
-            self._map, done=done, again=again, is_final=is_final, wants_poses=wants_poses
+            self._map,
+            done=done,
+            again=again,
+            is_final=is_final,
+            wants_problem=wants_problem,
+            wants_new=wants_new,
+            wants_poses=wants_poses,
         )
 
     def view(self) -> MapView:

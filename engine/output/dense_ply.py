@@ -1,4 +1,7 @@
-"""``products/dense.ply``: dense points in binary PLY, as splat trainers read points3D.ply."""
+"""``products/dense.ply``: dense points in binary PLY, as splat trainers read points3D.ply.
+
+Comments of its header say which world the points are in: where some keyframes are in it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.dense_types import DensePoints
+from engine.dense_types import DensePoints, KeyframePoses
 from engine.output.files import written_atomically
 
 DENSE_PLY_NAME = "dense.ply"
@@ -19,6 +22,19 @@ _VERTEX = np.dtype(
 )
 _TYPE_NAMES = {"f": "float", "u": "uchar"}
 _COUNT_DIGITS = 12
+_CAMERA = "cam_from_world of keyframe"  # such a comment begins with it
+_NUM_CAMERAS = 16
+
+
+def camera_comments(poses: KeyframePoses) -> list[str]:
+    """Comments that say where some keyframes are in the world of the points."""
+    step = -(-len(poses.frame_ids) // _NUM_CAMERAS) or 1
+    return [
+        f"{_CAMERA} {frame_id} {' '.join(f'{number:.12g}' for number in pose.ravel().tolist())}"
+        for frame_id, pose in zip(
+            poses.frame_ids[::step].tolist(), poses.cam_from_world[::step], strict=True
+        )
+    ]
 
 
 def write_dense_ply(

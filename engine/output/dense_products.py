@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from engine.cpu_time import Stage, charged_to
 from engine.dense.fusion import FusionLimits, fuse
 from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import JournalError
-from engine.output.dense_ply import DENSE_PLY_NAME, write_dense_ply
+from engine.output.dense_ply import DENSE_PLY_NAME, camera_comments, write_dense_ply
 from engine.output.ground_products import GroundProducts
 from engine.output.run_folder import PRODUCTS_FOLDER
 from engine.types import FrameId, GpsFix, Verdict, VerdictLevel
@@ -71,6 +71,7 @@ def write_dense_points(
     config: DenseConfig,
     *,
     ground: GroundProducts | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> int:
     """Fuses points of keyframes and writes them to ``products/dense.ply``.
 
@@ -80,6 +81,8 @@ def write_dense_points(
         world: of the points.
         config: how they are fused.
         ground: collects the fused points, too.
+        between: is called after each part of space, before the file replaces the former one; what
+            it raises ends the writing.
 
     Returns:
         The number of points.
@@ -95,11 +98,19 @@ def write_dense_points(
             voxel_size=config.voxel_size or None,
             limits=FusionLimits(folder=path.parent),
         )
+        fused = _each(fused, between)
         if ground is not None:
             fused = ground.collected(fused, world.poses, origin=world.origin)
-        return write_dense_ply(path, fused, comments=_comments(world))
+        comments = [*_comments(world), *camera_comments(world.poses)]
+        return write_dense_ply(path, fused, comments=comments)
     except OSError as error:
         raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _each(parts: Iterable[DensePoints], between: Callable[[], None]) -> Iterator[DensePoints]:
+    for part in parts:
+        yield part
+        between()
 
 
 def _comments(world: DenseWorld) -> list[str]:

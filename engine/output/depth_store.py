@@ -7,7 +7,11 @@ colours as JPEG. Points are kept as they are, 23 bytes each.
 
 from __future__ import annotations
 
+import math
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +23,8 @@ from engine.dense_types import DensePoints, DepthMap
 from engine.errors import JournalError
 from engine.output.files import temporary_sibling
 from engine.output.run_folder import DENSE_FOLDER
-from engine.types import Float32Array, FrameId, Uint8Array
+from engine.regular_files import regular_file_size
+from engine.types import Float32Array, FrameId, Uint8Array, frozen_array
 
 _VERSION = 1
 _JPEG_QUALITY = 90
@@ -29,14 +34,67 @@ _ERROR_LEVELS_PER_E = 24.0  # of a logarithm of relative errors, 4 % apart
 _ERROR_LEAST = 1e-5
 Part = TypeVar("Part")
 
-_BROKEN = (OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile)
+_MAX_FILE_BYTES = 1 << 31  # of a keyframe; one of 8192 x 8192 px takes less
+_MAX_PIXELS = 8192 * 8192  # as the configuration allows
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_PNG_SIZE = slice(16, 24)  # bytes of a PNG file that hold its width and height
+_JPEG_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # that hold the size
+
+# What is read, by name: type and number of dimensions.
+_LENS = {"pinhole": ("<f8", 1), "neighbour_ids": ("<i8", 1), "neighbour_from_keyframe": ("<f8", 3)}
+_MAP_LAYOUT = {
+    **_LENS,
+    "range": ("<f8", 1),
+    "depth": ("<u2", 2),
+    "relative_error": ("|u1", 1),
+    "num_agreeing": ("|u1", 1),
+    "colors": ("|u1", 1),
+}
+_POINTS_LAYOUT = {
+    "xyz": ("<f4", 2),
+    "colors": ("|u1", 2),
+    "normals": ("|i1", 2),
+    "sampling": ("<f4", 1),
+    "num_views": ("|u1", 1),
+}
+_SMALL_LAYOUT = {
+    **_LENS,
+    "depth": ("<f4", 2),
+    "relative_error": ("<f4", 2),
+    "num_agreeing": ("|u1", 2),
+    "colors": ("|u1", 3),
+    "sample_xyz": ("<f4", 2),
+    "sample_colors": ("|u1", 2),
+    "num_points": ("<i8", 0),
+    "focal_px": ("<f8", 0),
+}
+
+# What reading a file raises that anyone may have written.
+_BROKEN = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,  # an encrypted member; a method of compression that is not known
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class DepthStore:
     """A ``DepthStorage`` in the folder of a run. One thread at a time.
 
     Args:
-        run_path: where the run folder is at present.
+        run_path: where the run folder is at present; called before and after each use of it. What
+            it raises ends that: the folder must not be used any more.
     """
 
     def __init__(self, run_path: Callable[[], Path]) -> None:
@@ -45,7 +103,8 @@ class DepthStore:
     def frame_ids(self) -> list[FrameId]:
         """Keyframes that it has, in order."""
         names = (path.stem for path in self._folder().glob("*.npz"))
-        return sorted(FrameId(int(name)) for name in names if name.isdecimal())
+        ids = {name: FrameId(int(name)) for name in names if name.isdecimal()}
+        return sorted(frame_id for name, frame_id in ids.items() if name == f"{frame_id:06d}")
 
     def write(self, depth_map: DepthMap, points: DensePoints, small: SmallDepth) -> None:
         """Keeps what belongs to a keyframe, in place of what it had.
@@ -66,6 +125,7 @@ class DepthStore:
                     **_prefixed("points", _packed_points(points)),
                     **_prefixed("small", _small_arrays(small)),
                 )
+            self._run_path()
             temporary.replace(path)  # after a power cut it may be broken, and is made again
         except OSError as error:
             raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
@@ -74,36 +134,92 @@ class DepthStore:
 
     def depth_map(self, frame_id: FrameId) -> DepthMap | None:
         """The whole depth map of a keyframe; None where it cannot be read any more."""
-        return self._read(frame_id, "map", lambda arrays: _unpacked_map(frame_id, arrays))
+        return self._read(
+            frame_id, "map", _MAP_LAYOUT, lambda arrays: _unpacked_map(frame_id, arrays)
+        )
 
     def points(self, frame_id: FrameId) -> DensePoints | None:
         """All points of a keyframe; None where they cannot be read any more."""
-        return self._read(frame_id, "points", _unpacked_points)
+        return self._read(frame_id, "points", _POINTS_LAYOUT, _unpacked_points)
 
     def small(self, frame_id: FrameId) -> SmallDepth | None:
         """What of a keyframe stays in memory; None where it cannot be read any more."""
-        return self._read(frame_id, "small", lambda arrays: _small_of(frame_id, arrays))
+        return self._read(
+            frame_id, "small", _SMALL_LAYOUT, lambda arrays: _small_of(frame_id, arrays)
+        )
 
     def _read(
-        self, frame_id: FrameId, prefix: str, unpack: Callable[[Mapping[str, Any]], Part]
+        self,
+        frame_id: FrameId,
+        prefix: str,
+        layout: Mapping[str, tuple[str, int]],
+        unpack: Callable[[Mapping[str, Any]], Part],
     ) -> Part | None:
-        try:
-            with (
-                self._path(frame_id).open("rb") as file,
-                np.load(file, allow_pickle=False) as archive,
-            ):
-                if int(archive["version"]) != _VERSION:
-                    return None
-                names = [name for name in archive.files if name.startswith(f"{prefix}_")]
-                return unpack({name.removeprefix(f"{prefix}_"): archive[name] for name in names})
-        except _BROKEN:
-            return None
+        part = _part_of(self._path(frame_id), prefix, layout, unpack)
+        self._run_path()
+        return part
 
     def _folder(self) -> Path:
         return self._run_path() / DENSE_FOLDER
 
     def _path(self, frame_id: FrameId) -> Path:
         return self._folder() / f"{int(frame_id):06d}.npz"
+
+
+def _part_of(
+    path: Path,
+    prefix: str,
+    layout: Mapping[str, tuple[str, int]],
+    unpack: Callable[[Mapping[str, Any]], Part],
+) -> Part | None:
+    """What ``unpack`` makes of the arrays of a file whose names begin so; None: it is broken."""
+    try:
+        if regular_file_size(path) > _MAX_FILE_BYTES:
+            return None
+        with (
+            open(path, "rb", opener=_open_at_once) as file,
+            zipfile.ZipFile(file) as archive,
+        ):
+            if int(_array(archive, "version", "<i8", num_dims=0)) != _VERSION:
+                return None
+            return unpack(
+                {
+                    name: _array(archive, f"{prefix}_{name}", dtype, num_dims=num_dims)
+                    for name, (dtype, num_dims) in layout.items()
+                }
+            )
+    except _BROKEN:
+        return None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting, whatever its name has come to stand for."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _array(archive: zipfile.ZipFile, name: str, dtype: str, *, num_dims: int) -> Any:
+    """An array of an archive, whose memory is taken only where the file has as much.
+
+    Raises:
+        ValueError: it is of another type, or its size is not that of its part of the file.
+        Whatever ``zipfile`` raises.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > _MAX_FILE_BYTES:
+        raise ValueError(f"{name}: not stored as it is")
+    with archive.open(member) as file:
+        shape, is_fortran, found = _HEADERS[np.lib.format.read_magic(file)](file)
+        num_bytes = math.prod(shape) * found.itemsize
+        if (
+            found != np.dtype(dtype)
+            or len(shape) != num_dims
+            or is_fortran
+            or min(shape, default=0) < 0
+        ):
+            raise ValueError(f"{name}: {found} {shape}")
+        if num_bytes != member.file_size - file.tell():
+            raise ValueError(f"{name}: {shape} in {member.file_size} bytes")
+        return np.frombuffer(file.read(num_bytes), found).reshape(shape)
 
 
 def _prefixed(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,19 +244,43 @@ def _packed_map(depth_map: DepthMap) -> dict[str, Any]:
 
 def _unpacked_map(frame_id: FrameId, arrays: Mapping[str, Any]) -> DepthMap:
     nearest, farthest = arrays["range"].tolist()
+    _require(0.0 < nearest <= farthest < math.inf, "range")
+    height, width = arrays["depth"].shape
+    _require(0 < height * width <= _MAX_PIXELS, "depth")
     depth = _depth_of_levels(arrays["depth"], nearest, farthest)
-    error = _error_of_levels(_image(arrays["relative_error"])).repeat(2, axis=0).repeat(2, axis=1)
-    error = error[: depth.shape[0], : depth.shape[1]]
-    return DepthMap(
-        frame_id=frame_id,
-        pinhole=arrays["pinhole"],
-        depth=depth,
-        relative_error=np.where(depth > 0, error, np.float32(0.0)),
-        num_agreeing=_image(arrays["num_agreeing"]),
-        colors=_image(arrays["colors"])[:, :, ::-1],
-        neighbour_ids=arrays["neighbour_ids"],
-        neighbour_from_keyframe=arrays["neighbour_from_keyframe"],
+    half = _image(arrays["relative_error"], (-(-height // 2), -(-width // 2)))
+    error = _error_of_levels(half).repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    return _sound(
+        DepthMap(
+            frame_id=frame_id,
+            pinhole=arrays["pinhole"],
+            depth=depth,
+            relative_error=np.where(depth > 0, error, np.float32(0.0)),
+            num_agreeing=_image(arrays["num_agreeing"], (height, width)),
+            colors=_image(arrays["colors"], (height, width))[:, :, ::-1],
+            neighbour_ids=arrays["neighbour_ids"],
+            neighbour_from_keyframe=arrays["neighbour_from_keyframe"],
+        )
     )
+
+
+def _sound(depth_map: DepthMap) -> DepthMap:
+    """A depth map that others can be computed from.
+
+    Raises:
+        ValueError: a value cannot be.
+    """
+    _require(bool((depth_map.pinhole[:2] > 0).all()), "pinhole")
+    _require(bool((depth_map.depth >= 0).all()), "depth")
+    _require(bool((depth_map.relative_error >= 0).all()), "relative_error")
+    distances = np.linalg.norm(depth_map.neighbour_from_keyframe[:, :, 3], axis=1)
+    _require(bool((distances > 0).all()), "neighbour_from_keyframe")
+    return depth_map
+
+
+def _require(is_right: bool, name: str) -> None:
+    if not is_right:
+        raise ValueError(f"{name}: holds values that cannot be")
 
 
 def _levels_of_depth(depth: Float32Array, nearest: float, farthest: float) -> np.ndarray[Any, Any]:
@@ -188,6 +328,7 @@ def _packed_points(points: DensePoints) -> dict[str, Any]:
 
 
 def _unpacked_points(arrays: Mapping[str, Any]) -> DensePoints:
+    _require(bool((arrays["sampling"] >= 0).all()), "sampling")
     normals = arrays["normals"].astype(np.float32)
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
     return DensePoints(
@@ -217,21 +358,29 @@ def _small_arrays(small: SmallDepth) -> dict[str, Any]:
 
 
 def _small_of(frame_id: FrameId, arrays: Mapping[str, Any]) -> SmallDepth:
+    num_points, focal_px = int(arrays["num_points"]), float(arrays["focal_px"])
+    sample_xyz = frozen_array("sample_xyz", arrays["sample_xyz"], (None, 3), np.float32)
+    _require(len(sample_xyz) <= num_points <= _MAX_PIXELS, "num_points")
+    _require(0.0 < focal_px < math.inf, "focal_px")
     return SmallDepth(
-        depth_map=DepthMap(
-            frame_id=frame_id,
-            pinhole=arrays["pinhole"],
-            depth=arrays["depth"],
-            relative_error=arrays["relative_error"],
-            num_agreeing=arrays["num_agreeing"],
-            colors=arrays["colors"],
-            neighbour_ids=arrays["neighbour_ids"],
-            neighbour_from_keyframe=arrays["neighbour_from_keyframe"],
+        depth_map=_sound(
+            DepthMap(
+                frame_id=frame_id,
+                pinhole=arrays["pinhole"],
+                depth=arrays["depth"],
+                relative_error=arrays["relative_error"],
+                num_agreeing=arrays["num_agreeing"],
+                colors=arrays["colors"],
+                neighbour_ids=arrays["neighbour_ids"],
+                neighbour_from_keyframe=arrays["neighbour_from_keyframe"],
+            )
         ),
-        sample_xyz=arrays["sample_xyz"],
-        sample_colors=arrays["sample_colors"],
-        num_points=int(arrays["num_points"]),
-        focal_px=float(arrays["focal_px"]),
+        sample_xyz=sample_xyz,
+        sample_colors=frozen_array(
+            "sample_colors", arrays["sample_colors"], (len(sample_xyz), 3), np.uint8
+        ),
+        num_points=num_points,
+        focal_px=focal_px,
     )
 
 
@@ -256,15 +405,35 @@ def _jpeg(colors: Uint8Array) -> Uint8Array:
     return np.asarray(data, np.uint8).reshape(-1)
 
 
-def _image(data: Uint8Array) -> Any:
-    """An encoded image as it was.
+def _image(data: Uint8Array, shape: tuple[int, int]) -> Any:
+    """An encoded image (H, W) or (H, W, 3) as it was.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none of that height and width.
     """
     import cv2
 
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if pixels is None:
+    if _encoded_shape(data.tobytes()) != shape:
+        raise ValueError(f"no image of {shape} px")
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError("no image") from error
+    if pixels is None or pixels.shape[:2] != shape:
         raise ValueError("no image")
     return pixels
+
+
+def _encoded_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a PNG or JPEG by its header, before memory is taken for it."""
+    if data.startswith(b"\x89PNG"):
+        width, height = struct.unpack(">II", data[_PNG_SIZE])
+        return height, width
+    place = 2  # of the marker that comes next in a JPEG
+    while data[place : place + 1] == b"\xff":
+        marker, length = struct.unpack(">BH", data[place + 1 : place + 4])
+        if marker in _JPEG_MARKERS:
+            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+            return height, width
+        place += 2 + length
+    return None

@@ -8,7 +8,7 @@ from engine.dense.coverage import Coverage, CoverageStatus
 from engine.dense.surface import Surface
 from engine.dense_types import GroundPicture
 from engine.geometry import transform_points
-from engine.types import Float32Array, Float64Array, Uint8Array
+from engine.types import Float32Array, Float64Array, Int64Array, Uint8Array
 
 _MAX_VERTICES = 200  # along the longer edge
 _MAX_TEXTURE_PX = 1024  # likewise
@@ -32,10 +32,10 @@ def ground_picture(
         geojson: of the coverage; "" without it.
     """
     x, y = surface.grid.centers()
-    step = -(-max(surface.heights.shape) // _MAX_VERTICES)
-    columns, lines = np.meshgrid(x[::step], y[::step])
-    heights = surface.heights[::step, ::step]
-    vertices = np.stack([columns, lines, heights], axis=-1).reshape(-1, 3)
+    step = -(-max(surface.heights.shape) // (_MAX_VERTICES - 1))
+    lines, columns = (_every(step, num) for num in surface.heights.shape)
+    heights = surface.heights[np.ix_(lines, columns)]
+    vertices = np.stack([*np.meshgrid(x[columns], y[lines]), heights], axis=-1).reshape(-1, 3)
     in_world = transform_points(world_from_ground, vertices).reshape(*heights.shape, 3)
     holes, thin = (
         _cells(surface, coverage, status, world_from_ground)
@@ -44,10 +44,17 @@ def ground_picture(
     return GroundPicture(
         vertices_in_world=in_world.astype(np.float32),
         texture=_texture(pixels),
+        u_in_texture=(columns + 0.5) / len(x),
+        v_in_texture=(lines + 0.5) / len(y),
         holes_in_world=holes,
         thin_in_world=thin,
         coverage=geojson,
     )
+
+
+def _every(step: int, num: int) -> Int64Array:
+    """Every ``step``-th of cells, and the last one."""
+    return np.unique(np.append(np.arange(0, num, step), num - 1))
 
 
 def _texture(pixels: Uint8Array) -> Uint8Array:

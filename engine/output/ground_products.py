@@ -1,8 +1,9 @@
 """The ground from above, in ``products/``: orthophoto, surface model, coverage.
 
-They are replaced at snapshots. Of a georeferenced map the first two lie in the UTM zone of its
-origin's longitude; without the packages for that, in metres east and north of the origin. Of a map
-without positions they are in its own unit.
+They are replaced at snapshots, or removed where there is no ground any more. Of a georeferenced
+map the first two lie in the UTM zone of its origin's longitude; without the packages for that, in
+metres east and north of the origin. Of a map without positions they are in its own unit, and its
+coverage is no GeoJSON, whose coordinates are longitudes and latitudes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +32,13 @@ from engine.geo.georeference import places_on_globe
 from engine.geo.utm import UtmGrid, utm_grid
 from engine.output.files import write_atomically
 from engine.output.ground_picture import ground_picture
-from engine.output.rasters import RasterPlace, write_heights, write_orthophoto
+from engine.output.rasters import RasterPlace, remove_raster, write_heights, write_orthophoto
 from engine.types import Float32Array, Float64Array, FrameId, GpsFix, Uint8Array
 
 logger = logging.getLogger(__name__)
 
 ORTHOPHOTO_STEM, HEIGHTS_STEM, COVERAGE_NAME = "orthophoto", "dsm", "coverage.geojson"
+MAP_COVERAGE_NAME = "coverage.json"  # of a map that is not on the globe, where GeoJSON has to be
 _POINTS_FOR_CELL = 1_000_000  # that decide on the size of a cell
 _SURE_VIEWS = 3  # of a point; two alone may agree on what is not there
 _SAME_VERTICAL_COSINE = 0.9986  # 3 degrees
@@ -140,7 +143,7 @@ class GroundProducts:
         *,
         comments: Sequence[str] = (),
     ) -> None:
-        """Writes the products of the points that were collected last.
+        """Writes the products of the points that were collected last; without any, removes them.
 
         Args:
             folder: of the products; it exists.
@@ -153,14 +156,21 @@ class GroundProducts:
         """
         surface = None if self._builder is None else self._builder.surface()
         if surface is None or self._frame is None:
+            self._remove(folder)
             return
         self._cell = surface.grid.cell
         words = "; ".join(comments)
-        place = RasterPlace(grid=surface.grid, utm=self._frame.utm, description=words)
+        place = RasterPlace(
+            grid=surface.grid, utm=self._frame.utm, origin=self._frame.origin, description=words
+        )
         views = self._ortho_views(poses, versions, self._frame)
         write_heights(folder / HEIGHTS_STEM, surface.heights, place)
         coverage = self._write_coverage(
-            folder / COVERAGE_NAME, surface, views, self._frame, description=words
+            folder,
+            surface,
+            [*views, *_views_without_depth(poses, views, self._frame)],
+            self._frame,
+            description=words,
         )
         self._orthophoto.update(surface, views, self._pixels)
         grid, pixels = self._orthophoto.image(surface.grid)
@@ -174,26 +184,38 @@ class GroundProducts:
         )
         self._builder = None
 
+    def _remove(self, folder: Path) -> None:
+        """Removes products of a former world."""
+        for stem in (ORTHOPHOTO_STEM, HEIGHTS_STEM):
+            remove_raster(folder / stem)
+        for name in (COVERAGE_NAME, MAP_COVERAGE_NAME):
+            (folder / name).unlink(missing_ok=True)
+        self.coverage = self.picture = None
+
     def _write_coverage(
         self,
-        path: Path,
+        folder: Path,
         surface: Surface,
         views: Sequence[OrthoView],
         frame: GroundFrame,
         *,
         description: str,
     ) -> str:
-        """Writes the coverage; returns what was written, "" for nothing."""
+        """Writes the coverage; returns it as GeoJSON, "" where it is none or not on the globe."""
+        names = [COVERAGE_NAME, MAP_COVERAGE_NAME]
         self.coverage = coverage_of(surface, views)
-        if self.coverage is None:
-            return ""
-        record = coverage_geojson(self.coverage, frame.coordinates)
-        record["description"] = description
-        if frame.origin is None:
-            record["frame"] = "not on the globe: units of the map, in a plane along its ground"
-        text = json.dumps(record, allow_nan=False)
-        write_atomically(path, f"{text}\n".encode())
-        return text
+        text = ""
+        if self.coverage is not None:
+            record = coverage_geojson(self.coverage, frame.coordinates)
+            record["description"] = description
+            if frame.origin is None:
+                record["frame"] = "not on the globe: units of the map, in a plane along its ground"
+            text = json.dumps(record, allow_nan=False)
+            written = names.pop(0 if frame.origin is not None else 1)
+            write_atomically(folder / written, f"{text}\n".encode())
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        return text if frame.origin is not None else ""
 
     def _begin(self, parts: list[DensePoints], poses: KeyframePoses, origin: GpsFix | None) -> None:
         """Decides on the frame and the cell by the first points."""
@@ -278,3 +300,29 @@ class GroundProducts:
     def _pixels(self, view: OrthoView) -> Uint8Array | None:
         depth_map = self._read(view.frame_id)
         return None if depth_map is None else usable_image(depth_map)
+
+
+def _views_without_depth(
+    poses: KeyframePoses, views: Sequence[OrthoView], frame: GroundFrame
+) -> list[OrthoView]:
+    """Keyframes that are no views yet: they cover the ground, too, though nobody made depth of it.
+
+    What they show is that of the view whose camera has the most similar focal length.
+    """
+    focal_of = dict(zip(poses.frame_ids.tolist(), poses.focal_px.tolist(), strict=True))
+    has_depth = {int(view.frame_id) for view in views}
+    given = np.log([focal_of[view.frame_id] for view in views])
+    most_similar = {
+        focal_px: views[int(np.abs(given - math.log(focal_px)).argmin())]
+        for focal_px in (set(focal_of.values()) if views else ())
+    }
+    return [
+        replace(
+            (like := most_similar[focal_of[frame_id]]),
+            frame_id=FrameId(frame_id),
+            pinhole=like.pinhole * [*2 * [focal_of[frame_id] / focal_of[like.frame_id]], 1.0, 1.0],
+            cam_from_ground=frame.camera(pose),
+        )
+        for frame_id, pose in poses.by_id().items()
+        if views and frame_id not in has_depth
+    ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from engine.dense_types import DenseImage, DenseView
 from engine.errors import InferenceError
 from engine.output.journal import mask_name
 from engine.output.run_folder import MASKS_FOLDER
-from engine.types import FrameId
+from engine.types import BoolArray, FrameId
+
+logger = logging.getLogger(__name__)
 
 _MAX_KEPT = 8  # images in memory: neighbours of a keyframe are those of the next one, too
 _REDUCTIONS = (8, 4, 2)  # by which JPEGs can be decoded smaller
@@ -36,7 +38,8 @@ class KeyframeImages:
     ) -> Mapping[FrameId, DenseImage]:
         """Images by keyframe, each read when it is asked for; those without a file are missing.
 
-        One that cannot be read raises an ``InferenceError`` then.
+        One that cannot be read raises an ``InferenceError`` then, and so does one whose mask cannot
+        be read: what that hides must not enter the dense map.
 
         Args:
             names: of the images.
@@ -45,7 +48,11 @@ class KeyframeImages:
         return _Images(self, names, views)
 
     def read(self, frame_id: FrameId, name: str, view: DenseView) -> DenseImage | None:
-        """One image, perhaps smaller than its calibration says; None where it cannot be read."""
+        """One image, perhaps smaller than its calibration says.
+
+        Returns:
+            None where the image, or the mask that it has, cannot be read.
+        """
         image = self._kept.pop(frame_id, None) or self._read(name, view)
         if image is None:
             return None
@@ -74,21 +81,23 @@ class KeyframeImages:
         if bgr is None:
             return None
         pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-        return DenseImage(pixels=pixels, mask=self._read_mask(name, pixels.shape[:2]))
+        mask_path = self._run_path() / MASKS_FOLDER / mask_name(name)
+        if not mask_path.exists():
+            return DenseImage(pixels=pixels)
+        mask = self._read_mask(mask_path, pixels.shape[:2])
+        return None if mask is None else DenseImage(pixels=pixels, mask=mask)
 
-    def _read_mask(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The mask of an image in its size; None where there is none, or it cannot be read."""
+    def _read_mask(self, path: Path, shape: tuple[int, ...]) -> BoolArray | None:
+        """A mask in the size of its image; None where it cannot be read."""
         import cv2
 
-        path = self._run_path() / MASKS_FOLDER / mask_name(name)
-        if not path.is_file():
-            return None
         mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if mask is None:
+            logger.warning("%s: the mask cannot be read, so the image gives no depth", path)
             return None
         if mask.shape != shape:
             mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
-        return np.asarray(mask) > 0
+        return np.asarray(np.asarray(mask) > 0)
 
 
 class _Images(Mapping[FrameId, DenseImage]):
@@ -105,9 +114,10 @@ class _Images(Mapping[FrameId, DenseImage]):
         self._views = views
 
     def __getitem__(self, frame_id: FrameId) -> DenseImage:
-        image = self._images.read(frame_id, self._names[frame_id], self._views[frame_id])
+        name = self._names[frame_id]
+        image = self._images.read(frame_id, name, self._views[frame_id])
         if image is None:
-            raise InferenceError(f"{self._names[frame_id]}: the image cannot be read")
+            raise InferenceError(f"{name}: the image cannot be read, or its mask")
         return image
 
     def __contains__(self, frame_id: object) -> bool:

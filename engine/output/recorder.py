@@ -128,10 +128,20 @@ class Recorder:
         self._num_broken += 1
         self._num_failed_writes += 1
 
-    def product_failed(self, name: str, error: JournalError) -> None:
-        """Counts a product of the dense map that cannot be written; the run goes on."""
+    def product_failed(self, name: str, error: Exception) -> None:
+        """Counts a product of the dense map that cannot be written; the run goes on where it is.
+
+        Args:
+            name: of the product, in words that `not_saved` has.
+            error: why; it says nothing about what the run needs of the folder.
+        """
         self._lost_products.add(name)
-        self._failed(name, error)
+        self._num_failed_writes += 1
+        if name in self._warned:
+            logger.debug("%s: %s", name, error)
+            return
+        self._warned.add(name)
+        self._warn(f"{name} cannot be written: {error}; the map itself is not concerned")
 
     def product_written(self, name: str) -> None:
         """A product is on disk as it should be."""

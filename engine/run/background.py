@@ -270,7 +270,7 @@ def _guarded(run: Callable[[], JobResult], *, guard: Guard) -> JobResult:
     result = guard.call(run)
     if isinstance(result, GlobalAdjustment):
         num_observations = result.reconstruction.compute_num_observations()
-        if num_observations > _MANY_OBSERVATIONS:
+        if result.share is not None or num_observations > _MANY_OBSERVATIONS:
             return_free_memory()
     return result
 

@@ -2,8 +2,12 @@
 
 A keyframe gets its turn when its pose has settled, the newest first. There is no queue of copies:
 the mapper is asked for the next problem when the thread is free, so what waits are numbers, and a
-problem has the poses of that moment. Keyframes are left out, and counted, where the share of the
-run's CPU time is spent: those that came first, and are still without depth when the run ends.
+problem has the poses of that moment. Keyframes are left out, and counted by reason, where the
+share of the run's CPU time is spent: those that came first, and are still without depth when the
+run ends.
+
+What may hang on a disk is given up where nothing comes of it, and the dense map with it. Whatever
+still runs then, or once the run lets go of its folder, writes there no more.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,12 +36,14 @@ from engine.dense.dense_map import DenseMap, PlacedKeyframe
 from engine.dense.depth import DepthOptions, estimate_depth
 from engine.dense_types import (
     DenseCloud,
+    DensePoints,
     DepthEstimate,
+    DepthMap,
     DepthProblem,
     DepthStatus,
     KeyframePoses,
 )
-from engine.errors import InferenceError, JournalError
+from engine.errors import HangError, InferenceError, JournalError
 from engine.events import DenseMapWritten, DepthEstimated, RunPart
 from engine.geometry import similarity_between_poses
 from engine.mapping.depth_problems import DenseHandout
@@ -45,16 +53,19 @@ from engine.output.depth_store import DepthStore
 from engine.output.ground_products import GroundProducts
 from engine.output.keyframe_images import KeyframeImages
 from engine.output.recorder import Recorder
-from engine.output.run_folder import DENSE_FOLDER
+from engine.output.run_folder import DENSE_FOLDER, PRODUCTS_FOLDER
 from engine.ports import EventSink
 from engine.run.event_loop import ThreadOwned, run_in
-from engine.run.faults import Faults, Guard
+from engine.run.faults import Faults, Guard, Wait, wait_for_call
 from engine.run.queues import Writer
 from engine.run.views import ViewDispatcher
 from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+GROUND = f"{PRODUCTS_FOLDER}/: orthophoto, surface model or coverage"  # for people
 MAX_CALL_S = 30.0  # a depth map that takes longer hangs: the end of a run waits for it
 
 _NICENESS = 10  # of threads that make depth, where the system has it for each
@@ -62,25 +73,36 @@ _EXPECTED_CPU_S = 0.1  # of the first keyframe
 _SMOOTHING = 0.2  # of what a keyframe costs
 _MAX_END_S = 10.0  # that the end of a run waits for depth, at most
 _MAX_AGAIN = 2  # times that the depth of a keyframe is made again
-_LOOK_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are looked at for moves
-_MIN_LOOK_AFTER = 8
+_PLACE_AFTER_RATIO = 0.1  # of the keyframes: so many new ones, and all are placed anew
+_MIN_PLACE_AFTER = 8
 _PRODUCT_SHARE = 0.5  # of what the dense map takes, before the end
+_MIN_FOR_PRODUCT = 8  # keyframes with depth, before the end: fewer do not show what more cost
 _POINTS_CPU_S = 0.02  # for each keyframe of the first product
 _GROUND_CPU_S = 0.05  # likewise, with an orthophoto
 _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of views
+_PRODUCT_TIMES = 10  # the time of a call that a step of writing products may take
 _NOT_WRITTEN = "not_written"
-_BUDGET = "budget"  # why a keyframe has no depth: its turn did not come
 _FAILED = "failed"
 _TRIED_AT_END = frozenset({DepthStatus.NO_IMAGE, DepthStatus.NO_NEIGHBOUR})
+
+
+class LeftOut(StrEnum):
+    """Why keyframes have not had their turn."""
+
+    BUDGET = "budget"  # the share of the CPU time is spent
+    END_OF_RUN = "end_of_run"  # the end of a run waits for so long only
+    HUNG = "hung"  # too many calls did not return
+    DROPPED = "dropped"  # a second signal
+    SPACE_LOW = "disk_space_low"  # what is left of the disk is for the sparse map
 
 
 class CpuBudget:
     """The share of the run's CPU time that the dense map may have.
 
     Args:
-        share: of all that the process has used, the dense map included.
-        used_s: CPU seconds of the process, from its start.
-        spent_s: those of them that dense maps took, of earlier runs too.
+        share: of all that the process uses from now on, the dense map included.
+        used_s: CPU seconds of the process, of earlier runs too.
+        spent_s: those of them that dense maps took, likewise.
     """
 
     def __init__(
@@ -93,7 +115,7 @@ class CpuBudget:
         self._share = share
         self._used_s = used_s
         self._spent_s = spent_s or _dense_cpu_s
-        self._spent_before_s = self._spent_s()
+        self._used_before_s, self._spent_before_s = self._used_s(), self._spent_s()
 
     @property
     def spent_s(self) -> float:
@@ -102,20 +124,58 @@ class CpuBudget:
 
     def has_room_for(self, cpu_s: float) -> bool:
         """Whether so much more may be spent now."""
-        return self.spent_s + cpu_s <= self._share * (self._used_s() + cpu_s)
+        used_s = self._used_s() - self._used_before_s
+        return self.spent_s + cpu_s <= self._share * (used_s + cpu_s)
+
+
+class _StoppedError(Exception):
+    """The dense map, or a product of it, is not to be gone on with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Failure:
+    """What a step raised; it is reported."""
+
+    error: Exception
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Made:
-    """What came of one keyframe, and of its looking at the others."""
+    """What came of one keyframe, and of placing them all."""
 
     estimate: DepthEstimate | None  # None: none was wanted
     num_points: int
     lost: JournalError | None  # why it is not on disk
+    has_no_space: bool  # it was not stored: too little is free on the disk
     poses: KeyframePoses | None  # of the map; None: not asked for
     placed: tuple[PlacedKeyframe, ...] | None  # by them
     cloud: DenseCloud | None
-    looking_s: float  # CPU seconds that the latter two took
+    placing_s: float  # CPU seconds that the latter two took
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """What the dense map holds."""
+
+    num_keyframes: int = 0
+    num_points: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Product:
+    """The newest ``products/dense.ply``."""
+
+    points: int = 0
+    verdict: str = ""  # on the map; "": none is written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Points:
+    """Points that were written."""
+
+    num_keyframes: int
+    num_points: int
+    versions: dict[FrameId, int]  # of the depth maps that are right
 
 
 class DenseMaking:
@@ -127,12 +187,15 @@ class DenseMaking:
         thread: runs one call at a time.
         guard: of making depth, which may hang.
         faults: takes what raises.
-        recorder: knows where the run folder is, and counts what cannot be written there; the
-            latter is called through the writer.
+        recorder: knows where the run folder is and whether its disk is nearly full, and counts what
+            cannot be written there; the latter is called through the writer.
         writer: runs writes in order.
         views: show it.
         emit: takes the events.
         budget: by default the configured share of the process.
+        max_call_s: a call that takes longer without a sign of going on hangs; 0: none does.
+        wait: waits for calls that may hang.
+        clock: seconds that never go back.
     """
 
     def __init__(
@@ -148,6 +211,9 @@ class DenseMaking:
         views: ViewDispatcher,
         emit: EventSink,
         budget: CpuBudget | None = None,
+        max_call_s: float = MAX_CALL_S,
+        wait: Wait = wait_for_call,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._mapper = mapper
@@ -159,42 +225,59 @@ class DenseMaking:
         self._views = views
         self._emit = emit
         self._budget = budget or CpuBudget(config.max_cpu_share)
+        self._wait = wait
+        self._clock = clock
+        # Of what uses the disk and the map: after a call that was left behind there is no other.
+        self._disk = Guard(
+            RunPart.DENSE, limit_s=max_call_s, max_hangs=1, wait=self._wait_while_it_goes_on
+        )
         self._options = DepthOptions(edge_px=config.edge_px, num_neighbours=config.neighbours)
         self._images = KeyframeImages(lambda: recorder.path, edge_px=config.edge_px)
-        self._map = DenseMap(DepthStore(lambda: recorder.path))
-        self._ground = GroundProducts(self._map.depth_map) if config.orthophoto else None
+        self._map = DenseMap(DepthStore(self._run_path))
+        self._ground = GroundProducts(self._depth_of_product) if config.orthophoto else None
         self._is_on = config.enabled
+        self._stopped = threading.Event()  # nothing more is made or written
+        self._left_behind = threading.Event()  # a call that may still hold the map and the disk
+        self._num_steps = 0  # of what uses the disk: signs that it goes on
+        self._held = _Held()  # as the dense thread last saw it
         self._news = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._is_ending = False
+        self._is_last_product = False  # no newer world follows
         self._done: dict[FrameId, str] = {}  # how keyframes fared that had their turn
         self._num_times: Counter[FrameId] = Counter()  # that a keyframe had its turn
         self._again: tuple[FrameId, ...] = ()  # have moved by more than their depth's error
-        self._num_until_look = _MIN_LOOK_AFTER  # keyframes
+        self._num_until_placing = _MIN_PLACE_AFTER  # keyframes
         self._cost_s = _EXPECTED_CPU_S  # of a keyframe
         self._num_waiting = 0  # settled keyframes, as last known
-        self._placed: tuple[PlacedKeyframe, ...] = ()  # as last looked at
+        self._left_out: LeftOut | None = None  # why they wait; None: their turn comes
         self._num_made_again = 0
         self._shown: KeyframePoses | None = None  # where keyframes are in the map that views show
-        self._world: DenseWorld | None = None  # of the newest snapshot, not yet in the products
+        self._world: DenseWorld | None = None  # of the newest snapshot
+        self._has_new_world = False  # no product was begun in it
+        self._is_product_old = True  # it is of another world, or lacks depth
         self._product_cost_s = _POINTS_CPU_S if self._ground is None else _GROUND_CPU_S
         self._products_s = 0.0  # CPU seconds that products took so far
-        self._written = {"points": 0, "verdict": ""}  # of the newest product
+        self._product = _Product()
 
     # -- the run --------------------------------------------------------------------------------
 
     async def go_on(self, *, before: FrameId) -> None:
-        """Takes over what a run before has made.
+        """Takes over what a run before has made, as far as it can be read.
 
         Args:
             before: the first frame that is not of that run.
         """
         if not self._is_on:
             return
-        await run_in(self._thread, functools.partial(self._map.restore, before=before))
-        self._done = dict.fromkeys(self._map.frame_ids, DepthStatus.MADE.value)
+        restored = await self._attempt(
+            self._on_thread(functools.partial(self._restored, before=before)),
+            consequence="depth of the run before is made again",
+        )
+        if not isinstance(restored, _Failure):
+            self._done = dict.fromkeys(restored, DepthStatus.MADE.value)
 
-    def note_keyframe(self) -> None:
+    def keyframe_mapped(self) -> None:
         """A keyframe was mapped: others may have settled."""
         self._news.set()
 
@@ -202,6 +285,7 @@ class DenseMaking:
         """A snapshot is written: products follow it, the newest one only."""
         if self._is_on:
             self._world = world
+            self._has_new_world = self._is_product_old = True
             self._news.set()
 
     def start(self) -> None:
@@ -209,90 +293,142 @@ class DenseMaking:
         if self._is_on:
             self._working = asyncio.create_task(self._work(), name="dense map")
 
-    async def finish(self, *, is_dropping: bool) -> None:
-        """Makes what the budget still allows, within some seconds; after the last adjustment.
+    def drop_what_waits(self) -> None:
+        """Makes and writes nothing more; what is at hand is broken off at its next step."""
+        self._stopped.set()
+        self._news.set()
 
-        Args:
-            is_dropping: nothing more is to be made.
+    async def finish(self) -> None:
+        """Makes what the budget still allows, within some seconds, and the last products.
+
+        After the last adjustment. What hangs is given up, and what was dropped is only counted.
         """
         if self._working is None:
             return
         self._is_ending = True
         self._news.set()
-        await asyncio.wait((self._working,), timeout=MAX_CALL_S)  # for the step at hand
-        self._working.cancel()
-        await asyncio.wait((self._working,))
-        if is_dropping:
-            return
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_MAX_END_S + MAX_CALL_S):
-                    await self._make_last()
-            await self._write_products()
-        except Exception as error:  # a task boundary: the map is saved all the same
-            self._failed(error, None)
+        await asyncio.wait((self._working,))  # for the step at hand, which has its limit
+        await self._attempt(self._make_last(), consequence="keyframes have no depth")
+        self._is_last_product = True
+        await self._attempt(self._write_products(), consequence="its products stay as they were")
 
-    async def _make_last(self) -> None:
-        for frame_id, status in list(self._done.items()):
-            if status in _TRIED_AT_END:
-                del self._done[frame_id]
-        await self._look()  # the last adjustment moved keyframes
-        ends_at_s = time.monotonic() + _MAX_END_S
-        while time.monotonic() < ends_at_s and await self._make_next(is_final=True):
-            continue
-        await self._look()
+    async def close(self) -> None:
+        """Waits until nothing is written any more; before the run lets go of its folder."""
+        self._stopped.set()
+        idle = asyncio.ensure_future(run_in(self._thread, self._disk.close))
+        await asyncio.wait((idle,), timeout=2 * MAX_CALL_S)
+        if not idle.done():
+            self._faults.report(
+                RunPart.DENSE,
+                HangError(f"{RunPart.DENSE.value} has not ended after {2 * MAX_CALL_S:g} s"),
+                consequence="the run ends without it",
+            )
 
     def figures(self) -> dict[str, Any]:
         """The figures of ``summary.json``."""
         reasons = Counter(self._done.values())
         num_made = reasons.pop(DepthStatus.MADE.value, 0)
         if self._num_waiting:
-            reasons[_BUDGET] += self._num_waiting
+            reasons[(self._left_out or LeftOut.END_OF_RUN).value] += self._num_waiting
         return {
             "enabled": self._config.enabled,
             "keyframes_with_depth": num_made,
             "keyframes_without": dict(sorted(reasons.items())),
             "made_again": self._num_made_again,
-            "points": self._map.num_points,
-            "written": self._written,
+            "points": self._held.num_points,
+            "written": asdict(self._product),
         }
 
-    # -- inside ---------------------------------------------------------------------------------
+    # -- when -----------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         while not self._is_ending:
             await self._news.wait()
             self._news.clear()
-            try:
-                while not self._is_ending and await self._make_next():
-                    continue
+            has_more = True
+            while has_more and not self._is_ending:
+                made = await self._attempt(self._make_next(), consequence="a keyframe has no depth")
+                has_more = made is True
                 if not self._is_ending and self._is_product_due():
-                    await self._write_products()
-            except Exception as error:  # a task boundary: it goes on with the next keyframe
-                self._failed(error, None)
+                    await self._attempt(
+                        self._write_products(), consequence="its products stay as they were"
+                    )
 
-    async def _look(self) -> None:
-        """Looks where all depth lies now, at the end."""
+    async def _make_last(self) -> None:
+        for frame_id, status in list(self._done.items()):
+            if status in _TRIED_AT_END:
+                del self._done[frame_id]
+        await self._place_all()  # the last adjustment moved keyframes
+        ends_at_s = self._clock() + _MAX_END_S
+        while self._clock() < ends_at_s:
+            if not await self._make_next(is_final=True):
+                break
+        else:
+            self._left_out = LeftOut.END_OF_RUN
+        await self._place_all()
+
+    def _reason_to_leave_out(self) -> LeftOut | None:
+        """Why no keyframe gets its turn now."""
+        if self._stopped.is_set():
+            return LeftOut.DROPPED
+        if self._recorder.is_space_low:
+            return LeftOut.SPACE_LOW
+        if self._guard.is_off or self._left_behind.is_set():
+            return LeftOut.HUNG
+        products_s = self._product_cost_s * (1 + self._held.num_keyframes)  # at the end
+        has_room = self._budget.has_room_for(self._cost_s + products_s)
+        return None if has_room else LeftOut.BUDGET
+
+    def _is_product_due(self) -> bool:
+        """Whether products of the newest snapshot cost little beside what else was done.
+
+        The first ones are due in any case: they show what products cost.
+        """
+        if not self._has_new_world or self._held.num_keyframes < _MIN_FOR_PRODUCT:
+            return False
+        expected_s = self._product_cost_s * self._held.num_keyframes
+        spent_s = self._budget.spent_s + expected_s
+        is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * spent_s
+        return (is_cheap or not self._products_s) and self._budget.has_room_for(expected_s)
+
+    # -- depth ----------------------------------------------------------------------------------
+
+    async def _place_all(self) -> None:
+        """Places all depth by where keyframes are now, at the end."""
         handout = await self._mapper.call(
-            Mapper.dense_handout, done=frozenset(self._done), is_final=True, wants_poses=True
+            Mapper.dense_handout,
+            done=frozenset(self._done),
+            is_final=True,
+            wants_problem=False,
+            wants_poses=not self._stopped.is_set(),
         )
         self._num_waiting = handout.num_waiting
-        try:
-            self._look_at(await run_in(self._thread, functools.partial(self._make, handout, None)))
-        except Exception as error:  # a task boundary: views show it as it was
-            self._failed(error, None)
+        if self._stopped.is_set():
+            self._left_out = LeftOut.DROPPED
+            return
+        made = await self._attempt(
+            self._on_thread(functools.partial(self._make, handout)),
+            consequence="views show it as it was",
+        )
+        if not isinstance(made, _Failure):
+            self._take_placed(made)
 
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
-        products_s = self._product_cost_s * (1 + len(self._map.frame_ids))  # at the end
-        if self._guard.is_off or not self._budget.has_room_for(self._cost_s + products_s):
+        self._left_out = self._reason_to_leave_out()
+        # What is wrong by the final map is not left in the products, whatever the budget.
+        is_repair = is_final and self._left_out is LeftOut.BUDGET and bool(self._again)
+        wants_problem = self._left_out is None or is_repair
+        wants_poses = self._num_until_placing <= 0 or self._views.wants_dense()
+        if self._stopped.is_set() or not (wants_problem or wants_poses):
             return False
-        wants_poses = self._num_until_look <= 0 or self._views.wants_dense()
         handout = await self._mapper.call(
             Mapper.dense_handout,
             done=frozenset(self._done),
             again=self._again,
             is_final=is_final,
+            wants_problem=wants_problem,
+            wants_new=not is_repair,
             wants_poses=wants_poses,
         )
         self._num_waiting = handout.num_waiting
@@ -300,31 +436,38 @@ class DenseMaking:
         if problem is None and handout.poses is None:
             return False
         began_s = self._budget.spent_s
-        try:
-            made = await run_in(self._thread, functools.partial(self._make, handout, problem))
-        except Exception as error:  # a task boundary: a keyframe has no depth
-            self._failed(error, problem)
-            return problem is not None  # what fails has had its turn
+        made = await self._attempt(
+            self._on_thread(functools.partial(self._make, handout)),
+            consequence="a keyframe has no depth",
+            frame_id=None if problem is None else problem.view.frame_id,
+        )
+        if isinstance(made, _Failure):
+            return self._is_turn_lost(problem, made)
         if made.lost is not None:
             failed = functools.partial(self._recorder.product_failed, DENSE_FOLDER, made.lost)
             await self._writer.schedule(failed)
-        self._look_at(made)
+        self._take_placed(made)
         if problem is None or made.estimate is None:
             return False
+        if made.has_no_space:
+            return False  # it is counted with those that wait
         self._made(problem, made, made.estimate)
         cost_s = self._budget.spent_s - began_s
         self._cost_s += _SMOOTHING * (cost_s - self._cost_s)
         return handout.num_waiting > 1 or bool(self._again) or is_final
 
-    def _make(self, handout: DenseHandout, problem: DepthProblem | None) -> _Made:
+    def _make(self, handout: DenseHandout) -> _Made:
         """On the dense thread: depth of a keyframe, and where all of it lies now."""
         _be_nice()
-        estimate, num_points, lost = None, 0, None
+        problem = handout.problem
+        estimate, num_points, lost, has_no_space = None, 0, None, False
         if problem is not None:
             estimate = self._guard.call(functools.partial(self._estimated, problem, handout))
-            if estimate.depth_map is not None:
+            has_no_space = self._recorder.is_space_low  # since it was begun
+            if estimate.depth_map is not None and not has_no_space:
+                add = functools.partial(self._added, estimate.depth_map, problem)
                 try:
-                    num_points = self._map.add(estimate.depth_map, problem)
+                    num_points = self._disk.call(add)
                 except JournalError as error:
                     lost = error
         placed = cloud = None
@@ -336,10 +479,11 @@ class DenseMaking:
             estimate=estimate,
             num_points=num_points,
             lost=lost,
+            has_no_space=has_no_space,
             poses=handout.poses,
             placed=placed,
             cloud=cloud,
-            looking_s=time.thread_time() - began_s,
+            placing_s=time.thread_time() - began_s,
         )
 
     def _estimated(self, problem: DepthProblem, handout: DenseHandout) -> DepthEstimate:
@@ -353,36 +497,155 @@ class DenseMaking:
                 status=DepthStatus.NO_IMAGE, reason=str(error), depth_map=None, cpu_s=0.0
             )
 
-    def _is_product_due(self) -> bool:
-        """Whether products of the newest snapshot cost little beside what else was done."""
-        expected_s = self._product_cost_s * len(self._map.frame_ids)
-        spent_s = self._budget.spent_s + expected_s
-        is_cheap = self._products_s + expected_s <= _PRODUCT_SHARE * spent_s
-        return is_cheap and self._budget.has_room_for(expected_s)
+    def _added(self, depth_map: DepthMap, problem: DepthProblem) -> int:
+        _be_nice()
+        return self._map.add(depth_map, problem)
+
+    def _restored(self, *, before: FrameId) -> list[FrameId]:
+        """On the dense thread: keyframes whose depth a run before has made."""
+        self._disk.call(functools.partial(self._map.restore, before=before))
+        return self._map.frame_ids
+
+    def _take_placed(self, made: _Made) -> None:
+        """Takes where depth lies now, and what of it is to be made again."""
+        if made.placed is None:
+            return
+        self._shown = made.poses
+        outdated = (one.frame_id for one in made.placed if one.is_outdated)
+        self._again = tuple(i for i in outdated if self._num_times[i] <= _MAX_AGAIN)
+        self._num_until_placing = max(
+            _MIN_PLACE_AFTER, int(_PLACE_AFTER_RATIO * self._held.num_keyframes)
+        )
+        if made.cloud is not None:
+            self._views.offer_dense(made.cloud, cpu_s=made.placing_s)
+
+    def _made(self, problem: DepthProblem, made: _Made, estimate: DepthEstimate) -> None:
+        frame_id = problem.view.frame_id
+        is_again = self._had_turn(frame_id)
+        status = estimate.status.value if made.lost is None else _NOT_WRITTEN
+        self._done[frame_id] = status
+        self._num_made_again += is_again
+        self._is_product_old |= status == DepthStatus.MADE
+        self._emit(
+            DepthEstimated(
+                frame_id=frame_id,
+                status=status,
+                reason=estimate.reason,
+                num_points=made.num_points,
+                is_again=is_again,
+                cpu_s=round(estimate.cpu_s, 4),
+            )
+        )
+
+    def _is_turn_lost(self, problem: DepthProblem | None, failure: _Failure) -> bool:
+        """Counts a keyframe whose depth failed; returns whether it has had its turn."""
+        if problem is None or isinstance(failure.error, _StoppedError):
+            return False
+        self._had_turn(problem.view.frame_id)
+        self._done[problem.view.frame_id] = _FAILED
+        return True
+
+    def _had_turn(self, frame_id: FrameId) -> bool:
+        """Counts a keyframe that had its turn; returns whether it had depth before."""
+        had_depth = self._done.get(frame_id) == DepthStatus.MADE
+        self._num_times[frame_id] += 1
+        self._again = tuple(i for i in self._again if i != frame_id)
+        self._num_until_placing -= 1
+        return had_depth
+
+    # -- products -------------------------------------------------------------------------------
 
     async def _write_products(self) -> None:
         """Writes the products of the newest snapshot, unless they are written."""
-        world, self._world = self._world, None
-        if world is None or not self._map.frame_ids:
+        world = self._world
+        may_write = not (self._stopped.is_set() or self._recorder.is_space_low)
+        if world is None or not (self._is_product_old and may_write and self._held.num_keyframes):
             return
+        self._has_new_world = self._is_product_old = False
         began_s = self._budget.spent_s
-        try:
-            event = await run_in(self._thread, self._write_world, world)
-        except JournalError as error:
-            failed = functools.partial(self._recorder.product_failed, DENSE_PLY, error)
+        points = await self._written(DENSE_PLY, functools.partial(self._write_points, world))
+        if points is not None:
+            self._product = _Product(points=points.num_points, verdict=world.verdict.level.value)
+            if self._ground is not None:
+                write = functools.partial(self._write_ground, world, self._ground, points)
+                if await self._written(GROUND, write) is None:
+                    self._is_product_old = True
+                else:
+                    self._show_ground(world)
+        spent_s = self._budget.spent_s - began_s
+        self._products_s += spent_s
+        if points is None:
+            self._is_product_old = True
+            return
+        self._product_cost_s = spent_s / max(self._held.num_keyframes, 1)
+        self._emit(
+            DenseMapWritten(
+                path=str(self._recorder.path / DENSE_PLY),
+                num_keyframes=points.num_keyframes,
+                num_points=points.num_points,
+                verdict=world.verdict.level.value,
+                cpu_s=round(spent_s, 3),
+            )
+        )
+
+    async def _written(self, name: str, write: Callable[[], Result]) -> Result | None:
+        """Writes a product on the dense thread; None: it stays as it was, which is counted."""
+        written = await self._attempt(
+            self._on_thread(lambda: self._disk.call(write, times=_PRODUCT_TIMES)),
+            consequence=f"{name} stays as it was",
+        )
+        if not isinstance(written, _Failure):
+            await self._writer.schedule(functools.partial(self._recorder.product_written, name))
+            return written
+        if not isinstance(written.error, _StoppedError):
+            failed = functools.partial(self._recorder.product_failed, name, written.error)
             await self._writer.schedule(failed)
-            return
-        except Exception as error:  # a task boundary: the products stay as they were
-            self._faults.report(RunPart.DENSE, error, consequence="its products stay as they were")
-            return
-        finally:
-            spent_s = self._budget.spent_s - began_s
-            self._products_s += spent_s
-            self._product_cost_s = spent_s / len(self._map.frame_ids)
-        self._show_ground(world)
-        await self._writer.schedule(functools.partial(self._recorder.product_written, DENSE_PLY))
-        self._written = {"points": event.num_points, "verdict": world.verdict.level.value}
-        self._emit(event)
+        return None
+
+    def _write_points(self, world: DenseWorld) -> _Points:
+        """On a thread: writes the points of a snapshot."""
+        _be_nice()
+        placed = self._map.placed(world.poses)
+        num_points = write_dense_points(
+            self._run_path(),
+            self._points_of_product(placed),
+            world,
+            self._config,
+            ground=self._ground,
+            between=self._go_on_with_product,
+        )
+        right = {one.frame_id for one in placed if not one.is_wrong}
+        return _Points(
+            num_keyframes=len(placed),
+            num_points=num_points,
+            versions={i: v for i, v in self._map.depth_versions().items() if i in right},
+        )
+
+    def _write_ground(self, world: DenseWorld, ground: GroundProducts, points: _Points) -> bool:
+        """On a thread: writes the ground that the points of a snapshot gave."""
+        _be_nice()
+        write_ground(self._run_path(), world, ground, points.versions)
+        return True
+
+    def _points_of_product(self, placed: list[PlacedKeyframe]) -> Iterator[DensePoints]:
+        for points in self._map.points(placed):
+            self._go_on_with_product()
+            yield points
+
+    def _depth_of_product(self, frame_id: FrameId) -> DepthMap | None:
+        self._go_on_with_product()
+        return self._map.depth_map(frame_id)
+
+    def _go_on_with_product(self) -> None:
+        """Is called between the steps of writing products.
+
+        Raises:
+            _StoppedError: what is written is not wanted any more.
+        """
+        self._step()
+        is_superseded = self._is_ending and not self._is_last_product
+        if is_superseded or self._recorder.is_space_low:
+            raise _StoppedError("a newer one follows" if is_superseded else "too little disk space")
 
     def _show_ground(self, world: DenseWorld) -> None:
         """Has views show the ground, in the world of the map that they show."""
@@ -398,73 +661,58 @@ class DenseMaking:
         if onto is not None:
             self._views.offer_ground(picture.moved(onto))
 
-    def _write_world(self, world: DenseWorld) -> DenseMapWritten:
-        """On the dense thread: writes the products of a snapshot."""
-        _be_nice()
-        began_s = time.thread_time()
-        placed = self._map.placed(world.poses)
-        run_path = self._recorder.path
-        points = self._map.points(placed)
-        num_points = write_dense_points(run_path, points, world, self._config, ground=self._ground)
-        if self._ground is not None:
-            right = {one.frame_id for one in placed if not one.is_wrong}
-            versions = {i: v for i, v in self._map.depth_versions().items() if i in right}
-            write_ground(run_path, world, self._ground, versions)
-        return DenseMapWritten(
-            path=str(run_path / DENSE_PLY),
-            num_keyframes=len(placed),
-            num_points=num_points,
-            verdict=world.verdict.level.value,
-            cpu_s=round(time.thread_time() - began_s, 3),
-        )
+    # -- calls ----------------------------------------------------------------------------------
 
-    def _look_at(self, made: _Made) -> None:
-        """Takes where depth lies now, and what of it is to be made again."""
-        if made.placed is None:
-            return
-        self._placed, self._shown = made.placed, made.poses
-        outdated = (one.frame_id for one in made.placed if one.is_outdated)
-        self._again = tuple(i for i in outdated if self._num_times[i] <= _MAX_AGAIN)
-        self._num_until_look = max(
-            _MIN_LOOK_AFTER, int(_LOOK_AFTER_RATIO * len(self._map.frame_ids))
-        )
-        if made.cloud is not None:
-            self._views.offer_dense(made.cloud, cpu_s=made.looking_s)
+    async def _attempt(
+        self, step: Awaitable[Result], *, consequence: str, frame_id: FrameId | None = None
+    ) -> Result | _Failure:
+        """Awaits a step; what it raises is reported, unless the recorder does that."""
+        try:
+            return await step
+        except (JournalError, _StoppedError) as error:
+            logger.info("dense map: %s; %s", error, consequence)
+            return _Failure(error=error)
+        except Exception as error:  # the task boundary: the run goes on without this step
+            self._faults.report(RunPart.DENSE, error, consequence=consequence, frame_id=frame_id)
+            return _Failure(error=error)
 
-    def _made(self, problem: DepthProblem, made: _Made, estimate: DepthEstimate) -> None:
-        frame_id = problem.view.frame_id
-        is_again = self._had_turn(frame_id)
-        status = estimate.status.value if made.lost is None else _NOT_WRITTEN
-        self._done[frame_id] = status
-        self._num_made_again += is_again
-        self._emit(
-            DepthEstimated(
-                frame_id=frame_id,
-                status=status,
-                reason=estimate.reason,
-                num_points=made.num_points,
-                is_again=is_again,
-                cpu_s=round(estimate.cpu_s, 4),
-            )
-        )
+    async def _on_thread(self, use: Callable[[], Result]) -> Result:
+        """Awaits a call on the dense thread, and sees what the dense map holds after it."""
 
-    def _failed(self, error: Exception, problem: DepthProblem | None) -> None:
-        frame_id = None
-        if problem is not None:
-            frame_id = problem.view.frame_id
-            self._had_turn(frame_id)
-            self._done[frame_id] = _FAILED
-        self._faults.report(
-            RunPart.DENSE, error, consequence="a keyframe has no depth", frame_id=frame_id
-        )
+        def seen() -> Result:
+            try:
+                return use()
+            finally:
+                if not self._left_behind.is_set():
+                    self._held = _Held(
+                        num_keyframes=len(self._map.frame_ids), num_points=self._map.num_points
+                    )
 
-    def _had_turn(self, frame_id: FrameId) -> bool:
-        """Counts a keyframe that had its turn; returns whether it had depth before."""
-        had_depth = self._done.get(frame_id) == DepthStatus.MADE
-        self._num_times[frame_id] += 1
-        self._again = tuple(i for i in self._again if i != frame_id)
-        self._num_until_look -= 1
-        return had_depth
+        return await run_in(self._thread, seen)
+
+    def _wait_while_it_goes_on(self, result: Future[object], limit_s: float) -> bool:
+        """Waits for a call for as long as it makes a step within the limit."""
+        while True:
+            num_steps = self._num_steps
+            if self._wait(result, limit_s):
+                return True
+            if self._num_steps == num_steps:
+                self._left_behind.set()
+                return False
+
+    def _run_path(self) -> Path:
+        """Where the run folder is, for a step of what uses it.
+
+        Raises:
+            _StoppedError: it must not be used any more.
+        """
+        self._step()
+        return self._recorder.path
+
+    def _step(self) -> None:
+        self._num_steps += 1
+        if self._stopped.is_set() or self._left_behind.is_set():
+            raise _StoppedError("it is stopped")
 
 
 def _dense_cpu_s() -> float:

@@ -372,7 +372,7 @@ class Engine:
         await self._snapshots.write_final(must_be_checked=must_be_checked)
 
     async def _finish_dense(self) -> None:
-        await self._dense.finish(is_dropping=self._is_dropping)
+        await self._dense.finish()
         await self._publisher.publish_events()
 
     async def _show_map(self) -> None:
@@ -389,10 +389,17 @@ class Engine:
             not_saved = await self._close_all()
         path = self._recorder.path
         asked_path = self._asked_path if path != self._asked_path else None
-        return replace(outcome, path=path, not_saved=not_saved, asked_path=asked_path)
+        return replace(
+            outcome,
+            path=path,
+            not_saved=not_saved,
+            asked_path=asked_path,
+            num_hangs=self._faults.num_hangs,
+        )
 
     async def _close_all(self) -> tuple[str, ...]:
         """Closes the folder and the views; returns what is not saved."""
+        await self._dense.close()
         await run_in(self._io_thread, self._recorder.finish)
         await self._write_events()
         await asyncio.to_thread(self._views.close)
@@ -404,6 +411,7 @@ class Engine:
 
     async def _abandon_all(self) -> None:
         """Closes the folder, whose run stays what it was before, and the views."""
+        await self._dense.close()
         await asyncio.to_thread(self._views.close)
         self._stored_descriptors.close()
         await run_in(self._io_thread, self._recorder.abandon)
@@ -518,6 +526,7 @@ class Engine:
         self._stop_because(StoppedBy.SIGNAL)
         self._arrivals.break_off()
         self._mapping.drop_what_waits()
+        self._dense.drop_what_waits()
 
     def _num_waiting(self) -> int:
         """Frames that have arrived and are not yet tracked or in the map."""
@@ -594,7 +603,7 @@ class Engine:
             self._io_thread,
         ) = self._threads
         self._watches = {
-            part: CallWatch(config.faults.tell_after_s) for part in ("mapping", "writing")
+            part: CallWatch(config.faults.report_after_s) for part in ("mapping", "writing")
         }
         former = self._former
         self._load = LoadStatistics()
@@ -818,6 +827,8 @@ class Engine:
             writer=self._writer,
             views=self._views,
             emit=self._events,
+            max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
+            wait=self._wait_for_call,
         )
         self._snapshots = Snapshots(
             self._config.snapshots,

@@ -47,27 +47,30 @@ def new_thread(name: str, *, stage: Stage | None) -> ThreadPoolExecutor:
 
 
 class CallWatch:
-    """Notices calls on a thread that last long; they cannot be given up, only told.
+    """Notices calls on a thread that last long; they cannot be given up, only reported.
 
     Args:
-        limit_s: a call that takes longer is told; 0: none is.
+        limit_s: a call that takes longer is reported; 0: none is.
         clock: seconds that never go back.
     """
 
     def __init__(self, limit_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit_s = limit_s
         self._clock = clock
-        self._since_s: float | None = None  # of the call that runs
-        self._is_told = False
+        self._num_calls = 0
+        # The number of the call that runs and when it began, as one: two threads look at it.
+        self._call: tuple[int, float] | None = None
+        self._reported = 0  # the number of the last call that was reported
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watches a call; used by the thread that makes it."""
-        self._since_s, self._is_told = self._clock(), False
+        self._num_calls += 1
+        self._call = self._num_calls, self._clock()
         try:
             yield
         finally:
-            self._since_s = None
+            self._call = None
 
     def newly_late_s(self) -> float | None:
         """How long the present call has lasted, once it is longer than the limit.
@@ -75,12 +78,15 @@ class CallWatch:
         Returns:
             Seconds, once for each such call; else None.
         """
-        since_s = self._since_s
-        if since_s is None or self._is_told or not self._limit_s:
+        call = self._call
+        if call is None or not self._limit_s:
             return None
+        number, since_s = call
         lasted_s = self._clock() - since_s
-        self._is_told = lasted_s > self._limit_s
-        return lasted_s if self._is_told else None
+        if number == self._reported or lasted_s <= self._limit_s:
+            return None
+        self._reported = number
+        return lasted_s
 
 
 class ThreadOwned(Generic[Owned]):

@@ -60,7 +60,7 @@ def wait_for_call(result: Future[object], limit_s: float) -> bool:
 class Faults:
     """Reports faults as events, and some in words. For any thread.
 
-    Of each part the first is told, and one whenever their number has doubled.
+    Of each part the first is reported, and one whenever their number has doubled.
 
     Args:
         config: whether a fault is the end of the run.

@@ -17,6 +17,7 @@ from engine.events import FrameReceived, RunPart, SourceChanged
 from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
 from engine.ports import (
+    AcceptsFrames,
     ArrivalSink,
     CameraCalibrations,
     CameraMasks,
@@ -45,6 +46,7 @@ from engine.types import (
 logger = logging.getLogger(__name__)
 
 _MAX_CLOSE_S = 10.0  # of a source that is to stop
+_UNREAD = "the run took no more before its turn"
 _MAX_TRIES = 5  # to receive a live source that breaks, without a frame between them
 
 Item = TypeVar("Item")
@@ -290,7 +292,19 @@ class Ingestion:
                 if self._was_taken(item, source_idx):
                     continue
                 await self._may_read.wait()
-                await self._queue.put(source_idx, item)
+                if not await self._queue.put(source_idx, item):
+                    await self._count_unread(source_idx, [item])
+        if isinstance(source, AcceptsFrames):
+            await self._count_unread(source_idx, source.take_unread())
+
+    async def _count_unread(self, source_idx: int, items: Sequence[Received]) -> None:
+        """Counts frames that a source has accepted, and that the run does not take any more."""
+        if not isinstance(self._sources[source_idx], AcceptsFrames):
+            return  # files that are not read lose nothing
+        for item in items:
+            if isinstance(item, Arrival):
+                item = item.rejected(DropReason.STOPPED, _UNREAD)  # noqa: PLW2901
+            await self._take_in(item, source_idx)
 
     def _was_taken(self, item: Received, source_idx: int) -> bool:
         """Whether a former part of the run has the frame."""
@@ -355,7 +369,7 @@ class Ingestion:
             return None
         await self._take_readings()
         frame = self._named(self._with_fix(decoded, queued.source_idx), queued.source_idx)
-        masked = self._masked(frame, queued.source_idx)
+        masked = await self._masked(frame, queued.source_idx)
         if isinstance(masked, SourceError):
             await self._reject(queued, arrival.rejected(DropReason.BAD_MASK, str(masked)))
             return None
@@ -384,7 +398,7 @@ class Ingestion:
         if not self._queue.reject(queued, rejected):
             await self._take_in(rejected, queued.source_idx)
 
-    def _masked(self, frame: Frame, source_idx: int) -> Frame | SourceError:
+    async def _masked(self, frame: Frame, source_idx: int) -> Frame | SourceError:
         """The frame with its camera's mask, or why that does not fit.
 
         A source whose first frame it does not fit ends: none of its frames is what was asked for.
@@ -395,18 +409,18 @@ class Ingestion:
             if not self._num_frames[source_idx]:
                 self._events.warn(str(error))
                 self._faults.report(RunPart.SOURCE, error, consequence="its source ends")
-                self._discard_source(source_idx)
+                await self._count_unread(source_idx, self._discard_source(source_idx))
             return error
 
-    def _discard_source(self, source_idx: int) -> None:
-        """Takes nothing more of a source, nor what of it waits."""
+    def _discard_source(self, source_idx: int) -> list[Received]:
+        """Takes nothing more of a source, nor what of it waits; returns that."""
         self._stops[source_idx].set()
         self._queue.close(source_idx)
-        self._queue.discard(source_idx)
+        return [queued.item for queued in self._queue.discard(source_idx)]
 
     async def _end_source(self, source_idx: int) -> None:
         """Ends a source that has given as many frames as configured."""
-        self._discard_source(source_idx)
+        await self._count_unread(source_idx, self._discard_source(source_idx))
         info = self._sources[source_idx].info
         if info.num_frames is None:  # else its end was known
             detail = f"{self._max_frames} frames were taken, as configured"

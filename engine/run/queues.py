@@ -156,22 +156,23 @@ class ArrivalQueue:
 
     # -- what arrives -----------------------------------------------------------------------------
 
-    async def put(self, source_idx: int, item: Received) -> None:
+    async def put(self, source_idx: int, item: Received) -> bool:
         """Adds an item of a source that can wait, when there is room for it, or nothing is taken.
 
-        What a closed source puts in is forgotten.
+        Returns:
+            Whether it was added; what a closed source puts in is forgotten.
         """
         queued = Queued(item=item, source_idx=source_idx, is_live=False, since_s=self._clock())
 
         def add() -> bool | None:
             if source_idx in self._closed:
-                return True
+                return False
             if not (self._is_broken_off or self._has_room(queued)):
                 return None
             self._add(queued)
             return True
 
-        await self._until(add)
+        return await self._until(add)
 
     def sink(self, source_idx: int) -> ArrivalSink:
         """Where a live source puts what it receives; for the running event loop."""
@@ -206,13 +207,14 @@ class ArrivalQueue:
             self._closed.add(source_idx)
         self._wake()
 
-    def discard(self, source_idx: int) -> None:
-        """Forgets what waits of a source that is closed, as if it had never come."""
+    def discard(self, source_idx: int) -> list[Queued]:
+        """Takes out what waits of a source that is closed, as if it had never come."""
         with self._lock:
-            for queued in list(self._waiting):
-                if queued.source_idx == source_idx:
-                    self._remove(queued)
+            discarded = [one for one in self._waiting if one.source_idx == source_idx]
+            for queued in discarded:
+                self._remove(queued)
         self._wake()
+        return discarded
 
     def end(self) -> None:
         """Says that nothing more will come; what waits is still taken."""

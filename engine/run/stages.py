@@ -565,7 +565,7 @@ class MappingStage:
         await self._snapshots.write_if_due(step.counts)
         await self._publisher.publish_step(step, item.frame)
         if step.counts.num_registered:
-            self._dense.note_keyframe()
+            self._dense.keyframe_mapped()
         return step.references
 
     async def _begin(self, item: MappingItem, keyframe: Keyframe) -> KeyframeToMatch | None:

@@ -13,7 +13,7 @@ from engine.config import ViewsConfig
 from engine.cpu_time import Stage, charge_thread_to
 from engine.dense_types import DenseCloud, GroundPicture
 from engine.errors import HangError
-from engine.events import Event, RunPart
+from engine.events import Event, MainMapChanged, RunPart
 from engine.ports import ShowsCounts, ShowsDense, ShowsGround, ShowsMap, View
 from engine.run.faults import Faults
 from engine.run.queues import ignore_wait
@@ -150,7 +150,7 @@ class ViewDispatcher:
             self._notify()
 
     def offer_event(self, event: Event) -> None:
-        """Takes one event."""
+        """Takes one event; what waits of the dense map goes with its world."""
         if not self._views:
             return
         self._leave_out_if_hanging()
@@ -159,6 +159,8 @@ class ViewDispatcher:
                 self._events.popleft()
                 self._num_events_lost += 1
             self._events.append(event)
+            if isinstance(event, MainMapChanged):
+                self._dense = self._ground = None
             self._notify()
 
     def _notify(self) -> None:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import inspect
+import io
+import json
+import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import livesfm
 import numpy as np
 import pytest
+from livesfm import async_run
+from livesfm.frames import HandedFrame, LiveFrames
 
 from adapters.evaluate import score_poses
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import SourcesConfig
+from engine.run.engine import Engine, RunOutcome
 from engine.types import Float64Array, FrameId, Uint8Array
+from tests.support.waiting import HANG_S
 
 FRAMES = tuple(range(0, 48, 3))
 LEAN = {"sift.max_features_in_video": 500}
@@ -75,17 +88,29 @@ def test_frames_become_poses_and_a_reconstruction_that_agree_with_the_truth(tmp_
     assert 0 < error_percent(final) < 0.5
 
 
-def test_a_live_run_never_waits_and_counts_what_it_drops(tmp_path: Path) -> None:
+def test_a_live_run_never_waits_and_counts_what_it_drops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_added_all = threading.Event()
+    decode = LiveFrames._decode
+
+    def decode_later(frames: LiveFrames, handed: HandedFrame, **about: Any) -> Any:
+        assert has_added_all.wait(HANG_S)
+        return decode(frames, handed, **about)
+
+    monkeypatch.setattr(LiveFrames, "_decode", decode_later)
     with livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN) as run:
         for number, (rgb, _) in enumerate(town_frames()):
             run.add_frame(rgb, captured_at_s=number / 5)
+        has_added_all.set()
         result = run.finish()
         events = run.new_events()
     dropped = [event for event in events if isinstance(event, livesfm.events.FrameDropped)]
+    assert {event.reason for event in dropped} == {livesfm.DropReason.OVERLOAD}
+    num_dropped = sum(event.num_frames for event in dropped)
+    assert len(FRAMES) > num_dropped >= len(FRAMES) // 2
+    assert result.summary["frames_dropped"] == {"overload": num_dropped}
     assert result.summary["frames_received"] == len(FRAMES)
-    assert sum(event.num_frames for event in dropped) == sum(
-        result.summary["frames_dropped"].values()
-    )
     assert run.new_events() == []
 
 
@@ -142,19 +167,180 @@ def test_a_run_that_has_ended_takes_no_more(tmp_path: Path) -> None:
 def test_what_raises_in_the_block_ends_the_run_and_what_arrived_is_saved(tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        livesfm.open_run(tmp_path / "run", config="phone", lossless=True) as run,
+        livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN, lossless=True) as run,
     ):
-        run.add_frame(town_frames()[0][0])
+        for number, (rgb, _) in enumerate(town_frames()[:8]):
+            run.add_frame(rgb, captured_at_s=number / 5)
         raise ZeroDivisionError
-    assert (tmp_path / "run" / "summary.json").exists()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["frames_received"], summary["frames_dropped"]) == (8, {})
+    assert {pose.index for pose in run.new_poses()} >= set(range(2, 8))
+    model = run.reconstruction()
+    assert model is not None
+    assert model.num_reg_images() == run.finish().num_registered >= 2
     with pytest.raises(livesfm.RunEndedError):
         run.add_frame(town_frames()[0][0])
+
+
+def test_stopping_a_lossless_run_maps_what_it_has_accepted(tmp_path: Path) -> None:
+    run = livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN, lossless=True)
+    for number, (rgb, _) in enumerate(town_frames()[:6]):
+        run.add_frame(rgb, captured_at_s=number / 5)
+    run.stop()
+    result = run.finish()
+    assert result.summary["frames_received"] == 6
+    assert result.summary["frames_dropped"] == {}
+
+
+@pytest.mark.parametrize("is_lossless", [True, False])
+def test_a_run_that_ends_by_itself_takes_no_more_and_counts_what_it_had_accepted(
+    tmp_path: Path, is_lossless: bool
+) -> None:
+    overrides = {"sources.max_frames": 2}
+    run = livesfm.open_run(tmp_path / "run", overrides=overrides, lossless=is_lossless)
+    num_accepted = 0
+    with pytest.raises(livesfm.RunEndedError):
+        while True:
+            run.add_frame(town_frames()[0][0], captured_at_s=num_accepted / 5)
+            num_accepted += 1
+    result = run.finish()
+    assert num_accepted >= 2
+    if is_lossless:
+        assert result.summary["frames_received"] == num_accepted
+        assert result.summary["frames_dropped"].get("stopped", 0) == num_accepted - 2
+
+
+PROGRAM = """
+import sys, threading
+import numpy as np
+import livesfm
+
+frames = np.load(sys.argv[1])
+is_finishing = threading.Event()
+"""
+
+
+def run_program(tmp_path: Path, program: str) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """Runs a program that feeds six frames; returns how it ended, and the summary of its run."""
+    np.save(tmp_path / "frames.npy", np.array([rgb for rgb, _ in town_frames()[:6]]))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + textwrap.dedent(program), "frames.npy"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    return done, json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("is_lossless", [True, False])
+def test_a_program_that_ends_with_a_run_open_saves_it(tmp_path: Path, is_lossless: bool) -> None:
+    program = f"""
+        run = livesfm.open_run("run", config="phone", lossless={is_lossless})
+        for number, rgb in enumerate(frames):
+            run.add_frame(rgb, captured_at_s=number / 5)
+    """
+    done, summary = run_program(tmp_path, program)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert summary["frames_received"] == 6
+    if is_lossless:
+        assert summary["frames_dropped"] == {}
+        assert (tmp_path / "run" / "latest" / "sparse" / "0" / "images.bin").exists()
+
+
+def test_ctrl_c_while_a_run_is_finished_still_saves_the_map(tmp_path: Path) -> None:
+    program = """
+        import os, signal
+
+        def interrupt(event):
+            if isinstance(event, livesfm.events.FramePosed):
+                is_finishing.wait()
+                os.kill(os.getpid(), signal.SIGINT)
+
+        run = livesfm.open_run("run", config="phone", lossless=True, on_event=interrupt)
+        for number, rgb in enumerate(frames):
+            run.add_frame(rgb, captured_at_s=number / 5)
+        try:
+            is_finishing.set()
+            run.finish()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            print("interrupted")
+    """
+    done, summary = run_program(tmp_path, program)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert (summary["frames_received"], summary["frames_dropped"]) == (6, {})
+    assert (tmp_path / "run" / "latest" / "sparse" / "0" / "images.bin").exists()
+
+
+def test_a_listener_that_raises_costs_neither_poses_nor_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: livesfm.Event) -> None:
+        raise ZeroDivisionError(event)
+
+    with livesfm.open_run(
+        tmp_path / "run", config="phone", overrides=LEAN, lossless=True, on_event=fail
+    ) as run:
+        for number, (rgb, _) in enumerate(town_frames()[:6]):
+            run.add_frame(rgb, captured_at_s=number / 5)
+        result = run.finish()
+    assert {pose.index for pose in run.new_poses()} >= set(range(2, 6))
+    assert result.summary["faults"] == {}
+    assert any("on_event failed with RunStarted" in one.message for one in caplog.records)
+
+
+def test_what_ends_a_run_is_raised_and_named_to_who_adds_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(engine: Engine) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Engine, "run", fail)
+    has_ended = threading.Event()
+    run = livesfm.open_run(tmp_path / "run", on_end=has_ended.set)
+    assert has_ended.wait(HANG_S)
+    with pytest.raises(livesfm.RunEndedError) as raised:
+        run.add_frame(town_frames()[0][0])
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    run.stop()
+    assert "the run broke" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        run.finish()
+
+
+def test_stderr_stays_the_programs_own_while_a_run_lasts(tmp_path: Path) -> None:
+    former, own = sys.stderr, io.StringIO()
+    run = livesfm.open_run(tmp_path / "run", config="phone")
+    run.add_frame(town_frames()[0][0])
+    with contextlib.redirect_stderr(own):
+        run.finish()
+        print("mine", file=sys.stderr)  # noqa: T201 - what is tested
+    assert sys.stderr is former
+    assert own.getvalue() == "mine\n"
+    assert not former.closed
 
 
 def test_wrong_settings_are_named_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(livesfm.ConfigError, match="max_features"):
         livesfm.open_run(tmp_path / "run", overrides={"sift.max_feature": 3})
     assert not (tmp_path / "run").exists()
+
+
+def test_whatever_breaks_while_a_run_is_opened_gives_its_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(Engine, "__init__", fail)
+        livesfm.open_run(tmp_path / "run")
+    livesfm.open_run(tmp_path / "run", overwrite=True).finish()
 
 
 def test_two_runs_go_on_at_a_time_and_no_signal_is_taken(tmp_path: Path) -> None:
@@ -193,6 +379,102 @@ def test_an_event_loop_feeds_a_run_and_gets_its_events(tmp_path: Path) -> None:
     assert num_received == 6
     assert isinstance(events[0], livesfm.events.RunStarted)
     assert any(isinstance(event, livesfm.events.RunFinished) for event in events)
+
+
+def test_a_frame_whose_waiting_is_cancelled_is_not_added_and_may_be_added_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read = threading.Event()
+    run_it = Engine.run
+
+    async def run_later(engine: Engine) -> RunOutcome:
+        await asyncio.to_thread(may_read.wait)
+        return await run_it(engine)
+
+    async def feed() -> Mapping[str, Any]:
+        async with livesfm.AsyncRun(tmp_path / "run", config="phone", lossless=True) as run:
+            rgb = town_frames()[0][0]
+            assert [await run.add_frame(rgb, captured_at_s=at_s) for at_s in range(4)] == [
+                *range(4)
+            ]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(run.add_frame(rgb, captured_at_s=4.0), 0.1)
+            with pytest.raises(TimeoutError, match="no frame"):
+                await run.add_frame(rgb, captured_at_s=4.0, timeout_s=0.1)
+            may_read.set()
+            assert await run.add_frame(rgb, captured_at_s=4.0) == 4
+            return (await run.finish()).summary
+
+    monkeypatch.setattr(Engine, "run", run_later)
+    assert asyncio.run(feed())["frames_received"] == 5
+
+
+def test_cancelling_while_a_run_is_opened_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_opening, may_open = threading.Event(), threading.Event()
+    runs: list[livesfm.Run] = []
+
+    def open_later(path: Path, **options: Any) -> livesfm.Run:
+        is_opening.set()
+        may_open.wait()
+        runs.append(livesfm.open_run(path, **options))
+        return runs[-1]
+
+    async def open_and_cancel() -> None:
+        entering = asyncio.create_task(livesfm.AsyncRun(tmp_path / "run").__aenter__())
+        await asyncio.to_thread(is_opening.wait)
+        entering.cancel()
+        await asyncio.sleep(0)
+        may_open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        assert [run.is_going_on for run in runs] == [False]
+
+    monkeypatch.setattr(async_run, "open_run", open_later)
+    asyncio.run(open_and_cancel())
+
+
+def test_events_end_where_the_run_ends_by_itself(tmp_path: Path) -> None:
+    async def feed() -> list[livesfm.Event]:
+        overrides = {"sources.max_frames": 1}
+        async with livesfm.AsyncRun(tmp_path / "run", overrides=overrides, lossless=True) as run:
+            await run.add_frame(town_frames()[0][0])
+            return [event async for event in run.events()]
+
+    events = asyncio.run(asyncio.wait_for(feed(), HANG_S))
+    assert any(isinstance(event, livesfm.events.RunFinished) for event in events)
+
+
+def test_what_is_cancelled_in_the_block_ends_the_run_and_saves_it(tmp_path: Path) -> None:
+    async def feed(has_added: asyncio.Event) -> None:
+        async with livesfm.AsyncRun(tmp_path / "run", lossless=True) as run:
+            await run.add_frame(town_frames()[0][0])
+            has_added.set()
+            await asyncio.Event().wait()
+
+    async def cancel() -> None:
+        has_added = asyncio.Event()
+        feeding = asyncio.create_task(feed(has_added))
+        await has_added.wait()
+        feeding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await feeding
+
+    asyncio.run(asyncio.wait_for(cancel(), HANG_S))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["frames_received"], summary["frames_dropped"]) == (1, {})
+
+
+def test_the_twin_for_event_loops_has_all_that_a_run_has() -> None:
+    missing = {
+        name for name in vars(livesfm.Run) if not name.startswith("_") and name != "is_going_on"
+    } - set(vars(livesfm.AsyncRun))
+    assert missing == set()
+    plain, twin = (
+        inspect.signature(kind.add_frame).parameters for kind in (livesfm.Run, livesfm.AsyncRun)
+    )
+    assert dict(plain) == dict(twin)
 
 
 def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ class Launches:
         self.not_saved: tuple[str, ...] = ()
         self.asked_path: Path | None = None
         self.unopened: tuple[str, ...] = ()
+        self.summary: dict[str, object] = {}
 
     def __call__(self, config: Config, options: LaunchOptions) -> RunOutcome:
         self.asked.append((config, options))
@@ -54,7 +55,7 @@ class Launches:
             stopped_by=self.stopped_by,
             num_keyframes=self.num_keyframes,
             num_registered=self.num_registered,
-            summary={},
+            summary=self.summary,
             verdict=self.verdict,
             num_in_other_maps=self.num_in_other_maps,
             not_saved=self.not_saved,
@@ -279,6 +280,27 @@ def test_a_signal_that_a_native_module_turned_into_another_error_is_still_one(
     result = livesfm("run", str(tmp_path), "--out", str(tmp_path / "there"))
     assert result.exit_code == cli.INTERRUPTED
     assert "stopped before anything was written" in result.stderr
+
+
+def test_the_last_lines_say_what_the_dense_map_came_to(launches: Launches, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "products").mkdir(parents=True)
+    for name in ("orthophoto.tif", "dense.ply"):
+        (run / "products" / name).touch()
+    launches.summary = {"dense": {"keyframes_with_depth": 7, "keyframes_without": {"budget": 3}}}
+    shown = " ".join(livesfm("run", "photos", "--out", str(run), "--overwrite").output.split())
+    assert "depth of 7 keyframes in" in shown
+    assert "(dense.ply, orthophoto.tif); 3 more: livesfm resume" in shown
+    launches.summary = {"dense": {"keyframes_with_depth": 0, "keyframes_without": {"budget": 3}}}
+    assert "dense map" not in livesfm("run", "photos", "--out", str(run), "--overwrite").output
+
+
+def test_the_last_lines_say_why_a_map_is_not_georeferenced(launches: Launches) -> None:
+    launches.summary = {"not_georeferenced": "0 of its 18 keyframes have a position"}
+    lines = livesfm("run", "photos").output.splitlines()
+    assert "not georeferenced: 0 of its 18 keyframes have a position" in lines
+    launches.summary = {"not_georeferenced": ""}
+    assert "georeferenced" not in livesfm("run", "photos").output
 
 
 def test_a_source_that_could_not_be_opened_is_in_the_last_line(launches: Launches) -> None:

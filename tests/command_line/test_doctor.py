@@ -56,6 +56,16 @@ def test_a_missing_package_of_the_core_is_told_with_what_needs_it(
     assert not is_core_ready(examine())
 
 
+def test_every_extra_for_users_is_looked_for() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    required = {
+        re.split("[<>=]", name)[0]
+        for extra in extras.keys() - {"dev", "vggsfm"}
+        for name in extras[extra]
+    }
+    assert set(doctor._EXTRAS) == required
+
+
 @pytest.mark.parametrize("package", sorted(doctor._EXTRAS))
 def test_a_missing_package_of_an_extra_is_told_with_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, package: str

@@ -11,8 +11,10 @@ import pycolmap
 import pytest
 
 from adapters.export import ExportFormat, export
+from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import ConfigError, SnapshotError
-from engine.geometry import rotation_from_quat_xyzw
+from engine.geometry import pose_in_other_world, rotation_from_quat_xyzw
+from engine.output.dense_ply import camera_comments, write_dense_ply
 from engine.types import Float64Array, Uint8Array
 
 WIDTH, HEIGHT = 320, 240
@@ -43,9 +45,6 @@ def make_model(
     return pycolmap.synthesize_dataset(options)
 
 
-DENSE_PLY = b"ply\n" + bytes(200)
-
-
 def dotted_image(image: pycolmap.Image) -> Uint8Array:
     """A black image with a soft white dot at every keypoint that has a point."""
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
@@ -72,8 +71,42 @@ def make_run(run: Path, model: pycolmap.Reconstruction) -> Path:
     (run / "frames.csv").write_text("\n".join(rows) + "\n")
     (run / "trajectory.txt").write_text("# all\n100.5 0 0 0 0 0 0 1\n")
     (run / "products").mkdir()
-    (run / "products" / "dense.ply").write_bytes(DENSE_PLY)
+    write_dense(run, model, np.eye(4)[:3])
     return run
+
+
+def dense_xyz() -> Float64Array:
+    return np.random.default_rng(5).normal(size=(7, 3))
+
+
+def write_dense(run: Path, model: pycolmap.Reconstruction, world_from_model: Float64Array) -> None:
+    """The dense points of a run whose world is apart from that of its cameras."""
+    images = [model.image(i) for i in model.reg_image_ids()]
+    cam_from_model = np.array([image.cam_from_world().matrix() for image in images])
+    poses = KeyframePoses(
+        frame_ids=np.array([image.image_id for image in images]),
+        cam_from_world=pose_in_other_world(cam_from_model, world_from_model),
+        focal_px=np.ones(len(images)),
+    )
+    xyz = dense_xyz() @ world_from_model[:, :3].T + world_from_model[:, 3]
+    normal = world_from_model[:, :3] @ [0.0, 1.0, 0.0]
+    points = DensePoints(
+        xyz=xyz.astype(np.float32),
+        colors=np.zeros(xyz.shape, np.uint8),
+        normals=np.tile(normal / np.linalg.norm(normal), (len(xyz), 1)).astype(np.float32),
+        sampling=np.ones(len(xyz), np.float32),
+        num_views=np.full(len(xyz), 2, np.uint8),
+    )
+    comments = ["frame: map units", *camera_comments(poses)]
+    write_dense_ply(run / "products" / "dense.ply", [points], comments=comments)
+
+
+def read_dense(path: Path) -> tuple[Float64Array, Float64Array]:
+    """Points and normals (N, 3)."""
+    _, _, body = path.read_bytes().partition(b"end_header\n")
+    layout = np.dtype([("xyz", "<f4", 3), ("normal", "<f4", 3), ("rgb", "u1", 3)])
+    read = np.frombuffer(body, layout)
+    return read["xyz"].astype(np.float64), read["normal"].astype(np.float64)
 
 
 @pytest.fixture
@@ -342,8 +375,40 @@ def test_dense_points_are_what_trainers_begin_with(run: Path, tmp_path: Path) ->
     assert entries(alone.path) == {"dense.ply"}
     formats = [ExportFormat.DENSE, ExportFormat.UNDISTORT]
     trained = export(run, tmp_path / "trained", formats=formats)
-    assert (trained.path / "sparse" / "0" / "points3D.ply").read_bytes() == DENSE_PLY
+    xyz, normals = read_dense(trained.path / "sparse" / "0" / "points3D.ply")
+    np.testing.assert_allclose(xyz, dense_xyz(), atol=1e-5)
+    np.testing.assert_allclose(normals, np.tile([0.0, 1.0, 0.0], (len(xyz), 1)), atol=1e-6)
     assert not (trained.path / "dense.ply").exists()
+
+
+def test_dense_points_of_a_former_world_are_laid_beside_the_latest_cameras(
+    run: Path, tmp_path: Path
+) -> None:
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    former_from_latest = np.column_stack([0.1 * turn, [5.0, -3.0, 2.0]])
+    model = pycolmap.Reconstruction(run / "latest" / "sparse" / "0")
+    write_dense(run, model, former_from_latest)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.DENSE])
+    xyz, normals = read_dense(done.path / "dense.ply")
+    np.testing.assert_allclose(xyz, dense_xyz(), atol=1e-4)
+    np.testing.assert_allclose(normals, np.tile([0.0, 1.0, 0.0], (len(xyz), 1)), atol=1e-5)
+    assert b"comment frame: map units" not in (done.path / "dense.ply").read_bytes()
+
+
+@pytest.mark.parametrize("has_cameras", [True, False])
+def test_dense_points_of_another_map_or_of_no_known_world_are_refused(
+    run: Path, tmp_path: Path, *, has_cameras: bool
+) -> None:
+    poses = np.random.default_rng(0).normal(size=(4, 3, 4))
+    poses[:, :, :3] = np.eye(3)
+    other = KeyframePoses(
+        frame_ids=np.arange(1, 5), cam_from_world=poses, focal_px=np.full(4, 100.0)
+    )
+    comments = camera_comments(other) if has_cameras else []
+    write_dense_ply(run / "products" / "dense.ply", [], comments=comments)
+    with pytest.raises(ConfigError, match="another map" if has_cameras else "does not say"):
+        export(run, tmp_path / "out", formats=[ExportFormat.DENSE, ExportFormat.UNDISTORT])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_dense_points_is_refused(run: Path, tmp_path: Path) -> None:

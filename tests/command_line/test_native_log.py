@@ -189,6 +189,36 @@ def test_pythons_own_messages_pass_by_the_capture(capfd: pytest.CaptureFixture[s
     assert done.stderr == "WARNING during\nprinted\nWARNING after\n"
 
 
+def test_the_capture_for_others_leaves_their_stderr_and_never_waits_for_itself() -> None:
+    program = """
+        import logging, os, sys
+        from adapters.native_log import descriptor_captured
+        logging.basicConfig(format="%(message).20s")
+        former = sys.stderr
+        with descriptor_captured():
+            assert sys.stderr is former
+            line = b"W20261126 21:58:40.091567 7 file.cc:9] " + b"x" * 100 + b"\\n"
+            for _ in range(150):  # what is logged of it fills the pipe as well
+                os.write(2, 20 * line)  # no more than a pipe keeps together
+        assert sys.stderr is former
+    """
+    done = run_python(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == 3000 * "file.cc:9] xxxxxxxxx\n"
+
+
+def test_a_process_without_a_terminal_has_nothing_captured() -> None:
+    program = """
+        import os
+        from adapters.native_log import descriptor_captured
+        os.close(2)
+        with descriptor_captured():
+            print("done")
+    """
+    done = run_python(program)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
 def test_only_handlers_of_that_stream_are_found() -> None:
     assert handlers_writing_to(sys.__stdout__ or sys.stdout) == []
 

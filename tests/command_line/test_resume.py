@@ -206,6 +206,11 @@ def test_what_contradicts_the_stored_keyframes_is_refused_in_words(run: Path) ->
         _config_of(run, overlays=[], settings=["matching.matcher=oracle"])
 
 
+def test_the_topics_of_a_recording_cannot_change(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sources\.topics=.*/left/\*.*it cannot change"):
+        _config_of(run, overlays=[], settings=["sources.topics=[/left/*]"])
+
+
 def test_a_matcher_that_keeps_more_than_the_files_is_refused(tmp_path: Path) -> None:
     config = load_config((), ["matching.matcher=oracle"])
     (tmp_path / "config.yaml").write_text(dump_config(config))

@@ -1,3 +1,5 @@
+"""Depth maps of several keyframes compared: votes, and what others see through."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -80,6 +82,25 @@ def test_wrong_depth_is_not_agreed_on_and_noise_within_its_error_is() -> None:
     noise = 1.0 + 0.003 * rng.normal(size=depth_map.depth.shape)
     noisy = replace(depth_map, depth=depth_map.depth * noise.astype(np.float32))
     assert (compare_depths(noisy, others).num_agreeing > 0).sum() > 0.95 * (true > 0).sum()
+
+
+def test_two_images_have_one_vote_between_them_whichever_map_was_made_of_both() -> None:
+    depth_map, other = true_map(SCENE, KEYFRAME), other_at((0.8, 0.0, 0.0), SCENE)
+    agrees = compare_depths(depth_map, [other]).num_agreeing > 0
+    assert agrees.mean() > 0.5
+    of_neighbour = replace(
+        other, depth_map=replace(other.depth_map, frame_id=FrameId(depth_map.neighbour_ids[0]))
+    )
+    assert not compare_depths(depth_map, [of_neighbour]).num_agreeing.any()
+    # Where the neighbour's own image did not agree, its map is a vote of its own.
+    bits = np.ones_like(depth_map.num_agreeing)
+    bits[:, :80] = 0
+    partly = replace(depth_map, agreeing_bits=bits)
+    assert np.array_equal(
+        compare_depths(partly, [of_neighbour]).num_agreeing > 0, agrees & (bits == 0)
+    )
+    near = replace(partly, depth=depth_map.depth * np.float32(0.93))
+    assert compare_depths(near, [of_neighbour]).num_through.any()
 
 
 def test_maps_behind_one_another_or_empty_say_nothing() -> None:

@@ -1,3 +1,5 @@
+"""Depth maps of rendered scenes against the truth, and why there are none."""
+
 from __future__ import annotations
 
 import cv2
@@ -8,6 +10,7 @@ import pytest
 from engine.camera_models import CAMERA_MODEL_NAMES
 from engine.dense.depth import DepthOptions, estimate_depth
 from engine.dense_types import DenseImage, DepthEstimate, DepthMap, DepthProblem, DepthStatus
+from engine.errors import InferenceError
 from engine.types import Float64Array, FrameId, Intrinsics
 from tests.support.depth_scenes import (
     BOX,
@@ -95,10 +98,39 @@ def test_two_neighbours_agree_and_are_more_exact_than_one() -> None:
     assert one.num_agreeing.max() == 1
     assert np.mean(both.num_agreeing[both.num_agreeing > 0] == 2) > 0.5
     agreed = both.num_agreeing == 2
+    assert both.agreeing_bits is not None
+    assert np.array_equal(
+        np.bitwise_count(both.agreeing_bits)[both.depth > 0] == 2, agreed[both.depth > 0]
+    )
     assert np.median(both.relative_error[agreed]) < np.median(one.relative_error[one.depth > 0])
     assert np.median(relative_errors(both, truth, PINHOLE)) < np.median(
         relative_errors(one, truth, PINHOLE)
     )
+
+
+class _PartlyBroken(dict[FrameId, DenseImage]):
+    """Images by keyframe, of which some cannot be read."""
+
+    broken: tuple[FrameId, ...] = ()
+
+    def __getitem__(self, frame_id: FrameId) -> DenseImage:
+        if frame_id in self.broken:
+            raise InferenceError(f"{frame_id}: the image cannot be read")
+        return super().__getitem__(frame_id)
+
+
+def test_a_neighbour_whose_image_cannot_be_read_is_as_if_it_were_missing() -> None:
+    poses = [KEYFRAME, pose_at((1.2, 0.0, 0.0)), pose_at((-1.2, 0.05, 0.0))]
+    problem, whole, _ = problem_of([WALL, BOX], poses)
+    images = _PartlyBroken(whole)
+    first, second = (neighbour.frame_id for neighbour in problem.neighbours)
+    images.broken = (first,)
+    assert made(estimate_depth(problem, images, OPTIONS)).neighbour_ids.tolist() == [second]
+    images.broken = (first, second)
+    assert estimate_depth(problem, images, OPTIONS).status is DepthStatus.NO_IMAGE
+    images.broken = (problem.view.frame_id,)
+    with pytest.raises(InferenceError):
+        estimate_depth(problem, images, OPTIONS)
 
 
 def test_the_claimed_error_is_about_the_true_one() -> None:

@@ -437,6 +437,15 @@ def test_noise_in_the_fixes_shows_at_its_size() -> None:
     assert rmse_m == pytest.approx(2.0 * np.sqrt(3.0), rel=0.1)
 
 
+def test_fixes_without_altitude_count_horizontally() -> None:
+    positions_m = flight_m(20)
+    fixes = fixes_at(positions_m)
+    without = [replace(fix, altitude_m=None) for fix in fixes[:5]]
+    rmse_m = gps_rmse_m(in_map(positions_m), [*without, *fixes[5:]])
+    assert rmse_m is not None
+    assert rmse_m < 0.5
+
+
 def test_a_bent_map_does_not_agree() -> None:
     positions_m = flight_m(20)
     bent_m = positions_m + np.outer(np.linspace(-1.0, 1.0, 20) ** 2, [0.0, 0.0, 30.0])

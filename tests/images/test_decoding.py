@@ -280,6 +280,15 @@ def test_headers_cut_or_changed_anywhere_do_not_raise(kind: str) -> None:
         read_image_header(bytes(changed))
 
 
+def test_of_many_segments_of_xmp_the_first_are_read() -> None:
+    data = encoded(scene(), "JPEG")
+    packet = b"http://ns.adobe.com/xap/1.0/\0" + bytes(60_000)
+    segment = b"\xff\xe1" + (len(packet) + 2).to_bytes(2, "big") + packet
+    header = read_image_header(data[:2] + 100 * segment + data[2:])
+    assert header is not None
+    assert (header.width, len(header.xmp)) == (WIDTH, 5 * 60_000)
+
+
 def test_images_below_the_smallest_edge_are_refused() -> None:
     data = encoded(scene(64, 48), "PNG")
     assert decoded(data, min_image_edge_px=48).pixels.shape == (48, 64, 3)

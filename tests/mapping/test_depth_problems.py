@@ -7,6 +7,7 @@ import pytest
 
 from engine.estimators.lenses import camera_of
 from engine.geometry import transform_points
+from engine.mapping import depth_problems as depth_problems_module
 from engine.mapping.assembly import empty_map
 from engine.mapping.depth_problems import hand_out, poses_of
 from engine.mapping.model.sparse_map import SparseMap
@@ -49,6 +50,16 @@ def test_keyframes_that_had_their_turn_are_left_out(sparse_map: SparseMap) -> No
     assert hand_out(sparse_map, done=every).problem is None
 
 
+def test_poses_are_handed_out_without_making_a_problem(
+    sparse_map: SparseMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(depth_problems_module, "_problem")
+    handout = hand_out(sparse_map, done=(), is_final=True, wants_problem=False, wants_poses=True)
+    assert handout.problem is None
+    assert handout.num_waiting == len(sparse_map.registered_ids)
+    assert handout.poses is not None
+
+
 def test_keyframes_come_again_in_their_turn(sparse_map: SparseMap) -> None:
     again = (FrameId(99), FrameId(2), FrameId(4))  # keyframe 99 is not registered
     done = {FrameId(i) for i in (2, 4)}
@@ -56,6 +67,15 @@ def test_keyframes_come_again_in_their_turn(sparse_map: SparseMap) -> None:
     first = [{*done}, {*done, FrameId(5)}, every]
     problems = [hand_out(sparse_map, done=ids, again=again).problem for ids in first]
     assert [one and one.view.frame_id for one in problems] == [5, 4, 4]
+
+
+def test_where_nothing_new_is_wanted_only_what_is_made_again_comes(sparse_map: SparseMap) -> None:
+    oldest = sparse_map.registered_ids[0]
+    handed = hand_out(sparse_map, done={oldest}, again=(oldest,), wants_new=False)
+    assert handed.problem is not None
+    assert handed.problem.view.frame_id == oldest
+    assert handed.num_waiting > 0
+    assert hand_out(sparse_map, done={oldest}, wants_new=False).problem is None
 
 
 def test_views_hold_what_the_map_knows_of_them(sparse_map: SparseMap) -> None:

@@ -256,6 +256,8 @@ def ground(coverage: str) -> GroundPicture:
     return GroundPicture(
         vertices_in_world=np.zeros((0, 0, 3), np.float32),
         texture=np.zeros((1, 1, 4), np.uint8),
+        u_in_texture=np.zeros(0),
+        v_in_texture=np.zeros(0),
         holes_in_world=np.zeros((0, 3), np.float32),
         thin_in_world=np.zeros((0, 3), np.float32),
         coverage=coverage,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.dense_types import DensePoints
-from engine.output.dense_ply import write_dense_ply
+from engine.dense_types import DensePoints, KeyframePoses
+from engine.output.dense_ply import camera_comments, write_dense_ply
 
 
 def _points(num: int) -> DensePoints:
@@ -48,6 +48,23 @@ def test_points_are_read_back_under_the_names_that_trainers_use(tmp_path: Path) 
     assert np.array_equal(xyz, np.concatenate([part.xyz for part in parts]))
     assert np.array_equal(vertices["green"][5:], parts[2].colors[:, 1])
     assert (vertices["ny"] == 1).all()
+
+
+def test_the_header_says_where_some_keyframes_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    poses = KeyframePoses(
+        frame_ids=np.arange(40) + 7,
+        cam_from_world=rng.normal(size=(40, 3, 4)),
+        focal_px=np.ones(40),
+    )
+    write_dense_ply(tmp_path / "dense.ply", [], comments=camera_comments(poses))
+    prefix = "comment cam_from_world of keyframe "
+    lines = _read(tmp_path / "dense.ply")[0]
+    cameras = [line.removeprefix(prefix).split() for line in lines if line.startswith(prefix)]
+    assert 10 <= len(cameras) <= 16
+    for frame_id, *numbers in cameras:
+        expected = poses.by_id()[int(frame_id)].ravel()
+        np.testing.assert_allclose([float(one) for one in numbers], expected, rtol=1e-11)
 
 
 def test_pycolmap_and_opencv_free_readers_need_no_list_of_faces(tmp_path: Path) -> None:

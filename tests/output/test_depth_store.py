@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +151,102 @@ def test_a_file_of_another_kind_is_as_if_it_were_not_there(
     assert store.depth_map(FrameId(13)) is None
 
 
+def changed(path: Path, name: str, value: object) -> None:
+    """Writes an archive again with one array in place of another."""
+    with np.load(path) as archive:
+        arrays = {one: archive[one] for one in archive.files}
+    np.savez(path, **{**arrays, name: np.asarray(value)})
+
+
+def with_header(path: Path, member: str, header: bytes) -> None:
+    """Writes an archive again with another header, of the same length, of one of its arrays."""
+    with zipfile.ZipFile(path) as archive:
+        members = {one: archive.read(one) for one in archive.namelist()}
+    start = members[member].index(b"{")
+    length = members[member].index(b"\n") - start
+    assert len(header) <= length
+    members[member] = (
+        members[member][:start] + header.ljust(length) + members[member][start + length :]
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def test_a_header_of_an_array_larger_than_its_file_takes_no_memory(
+    store: DepthStore, tmp_path: Path
+) -> None:
+    written(store)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000, 10000000)}"
+    with_header(tmp_path / "dense" / "000012.npz", "small_depth.npy", header)
+    assert store.small(ID) is None
+    assert store.depth_map(ID) is not None
+
+
+def test_an_unknown_compression_is_as_if_the_file_were_not_there(
+    store: DepthStore, tmp_path: Path
+) -> None:
+    written(store)
+    path = tmp_path / "dense" / "000012.npz"
+    data = bytearray(path.read_bytes())
+    start = 0
+    while (start := data.find(b"PK\x01\x02", start)) >= 0:  # members of the table of contents
+        data[start + 10 : start + 12] = (97).to_bytes(2, "little")
+        start += 4
+    path.write_bytes(data)
+    assert (store.depth_map(ID), store.points(ID), store.small(ID)) == (None, None, None)
+
+
+def test_a_fifo_in_place_of_depth_blocks_nobody(store: DepthStore, tmp_path: Path) -> None:
+    (tmp_path / "dense").mkdir()
+    os.mkfifo(tmp_path / "dense" / "000012.npz")
+    assert store.small(ID) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("small_focal_px", 0.0),
+        ("small_focal_px", math.nan),
+        ("small_pinhole", [0.0, 91.0, 50.0, 37.0]),
+        ("small_pinhole", [math.nan, 91.0, 50.0, 37.0]),
+        ("small_sample_xyz", np.zeros((5, 2), np.float32)),
+        ("small_num_points", 1),
+        ("small_num_points", 2**60),
+        ("small_neighbour_from_keyframe", np.zeros((2, 3, 4))),
+        ("small_depth", np.full((5, 6), -1.0, np.float32)),
+        ("small_depth", np.full((5, 6), "pickled", object)),
+    ],
+)
+def test_values_that_cannot_be_are_as_if_the_file_were_not_there(
+    store: DepthStore, tmp_path: Path, name: str, value: object
+) -> None:
+    written(store)
+    changed(tmp_path / "dense" / "000012.npz", name, value)
+    assert store.small(ID) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("map_range", [0.0, 100.0]),
+        ("map_range", [1.0, math.inf]),
+        ("map_depth", np.zeros((0, 101), np.uint16)),
+        ("map_depth", np.zeros((10, 10), np.uint16)),
+        ("map_num_agreeing", np.zeros(20, np.uint8)),
+        ("map_colors", np.frombuffer(b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff", np.uint8)),
+        ("map_relative_error", np.zeros(0, np.uint8)),
+    ],
+)
+def test_a_depth_map_that_cannot_be_is_as_if_the_file_were_not_there(
+    store: DepthStore, tmp_path: Path, name: str, value: object
+) -> None:
+    written(store)
+    changed(tmp_path / "dense" / "000012.npz", name, value)
+    assert store.depth_map(ID) is None
+    assert store.small(ID) is not None
+
+
 def test_what_cannot_be_written_leaves_the_former_file(
     store: DepthStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,3 +261,14 @@ def test_what_cannot_be_written_leaves_the_former_file(
         written(store)
     assert [path.name for path in (tmp_path / "dense").iterdir()] == ["000012.npz"]
     assert (tmp_path / "dense" / "000012.npz").read_bytes() == before
+
+
+def test_a_run_that_let_go_of_its_folder_meanwhile_changes_nothing_there(tmp_path: Path) -> None:
+    paths: list[Path] = [tmp_path]
+    let_go = DepthStore(paths.pop)
+    written(DepthStore(lambda: tmp_path))
+    before = (tmp_path / "dense" / "000012.npz").read_bytes()
+    with pytest.raises(IndexError):
+        written(let_go)
+    assert (tmp_path / "dense" / "000012.npz").read_bytes() == before
+    assert len(list((tmp_path / "dense").iterdir())) == 1

@@ -98,6 +98,15 @@ def test_coverage_lies_on_the_globe_where_the_map_does(tmp_path: Path) -> None:
     assert "frame" not in record
 
 
+def test_keyframes_without_depth_cover_the_ground_too(tmp_path: Path) -> None:
+    of_all = _write(tmp_path, _POSES, origin=_ORIGIN).coverage
+    of_half = _write(tmp_path, _POSES, origin=_ORIGIN, with_depth=slice(None, None, 2)).coverage
+    assert of_all is not None
+    assert of_half is not None
+    assert of_half.grid == of_all.grid
+    assert np.array_equal(of_half.num_keyframes, of_all.num_keyframes)
+
+
 def test_points_are_passed_on_as_they_are() -> None:
     chunks = _chunks(_POSES[:2], _maps(_POSES[:2]))
     products = GroundProducts(lambda _: None)
@@ -105,11 +114,27 @@ def test_points_are_passed_on_as_they_are() -> None:
     assert concatenate(list(passed)).xyz.tobytes() == concatenate(list(fuse(chunks))).xyz.tobytes()
 
 
-def test_without_points_nothing_is_written(tmp_path: Path) -> None:
-    products = GroundProducts(lambda _: None)
+def test_without_points_nothing_is_written_and_nothing_of_a_former_world_stays(
+    tmp_path: Path,
+) -> None:
+    products = _write(tmp_path, _POSES, origin=_ORIGIN)
+    assert list(tmp_path.iterdir())
     assert not list(products.collected([], _keyframe_poses([]), origin=None))
     products.write(tmp_path, _keyframe_poses([]), {})
     assert not list(tmp_path.iterdir())
+    assert products.picture is None
+
+
+def test_coverage_of_a_map_without_positions_is_no_geojson(tmp_path: Path) -> None:
+    products = _write(tmp_path, _POSES, origin=None)
+    assert "not on the globe" in json.loads((tmp_path / "coverage.json").read_text())["frame"]
+    assert not (tmp_path / "coverage.geojson").exists()
+    assert products.picture is not None
+    assert products.picture.coverage == ""
+    products = _write(tmp_path, _POSES, origin=_ORIGIN, products=products)
+    assert products.picture is not None
+    assert json.loads(products.picture.coverage)["type"] == "FeatureCollection"
+    assert not (tmp_path / "coverage.json").exists()
 
 
 def _write(
@@ -119,9 +144,10 @@ def _write(
     origin: GpsFix | None,
     onto_from_world: Float64Array | None = None,
     products: GroundProducts | None = None,
+    with_depth: slice = slice(None),
 ) -> GroundProducts:
     maps = _maps(poses)
-    by_id = {one.frame_id: one for one in maps}
+    by_id = {one.frame_id: one for one in maps[with_depth]}
     products = products or GroundProducts(by_id.get)
     chunks = _chunks(poses, maps)
     if onto_from_world is not None:

@@ -93,6 +93,13 @@ def test_an_image_that_is_broken_is_an_expected_failure(run: Path) -> None:
         images[ID]
 
 
+def test_an_image_whose_mask_is_broken_is_not_used_as_if_it_had_none(run: Path) -> None:
+    (run / "masks" / f"{NAME}.png").write_bytes(b"no image")
+    images = images_of(run).of({ID: NAME}, {ID: view()})
+    with pytest.raises(InferenceError, match="mask"):
+        images[ID]
+
+
 def test_the_images_that_were_read_last_are_kept(run: Path) -> None:
     images = images_of(run)
     first = images.of({ID: NAME}, {ID: view()})[ID]

@@ -13,8 +13,8 @@ import pytest
 from adapters.phone.feedback import DecodedPicture
 from adapters.phone.feedback_view import FeedbackChannel, FeedbackView
 from adapters.phone.map_plan import draw_plan, plan_axes
-from engine.dense_types import DenseChunk, DenseCloud
-from engine.events import FramePosed, FrameReceived, KeyframeAdded, RunStarted
+from engine.dense_types import DenseChunk, DenseCloud, GroundPicture
+from engine.events import FramePosed, FrameReceived, KeyframeAdded, MainMapChanged, RunStarted
 from engine.geometry import rotation_from_vector
 from engine.types import Float64Array, FrameId, MapView
 from tests.support.waiting import HANG_S
@@ -294,6 +294,44 @@ def test_states_and_plans_are_json_and_speak_of_the_same_places() -> None:
     assert np.hypot(*state["heading"]) == pytest.approx(1.0, abs=0.02)
     assert len(base64.b64decode(plan["cells"])) == plan["width"] * plan["height"] * 4
     assert channel.plan_record(known_version=1) is None
+
+
+def test_holes_of_a_former_world_are_not_drawn_into_a_new_one() -> None:
+    channel = FeedbackChannel()
+    view = FeedbackView(channel)
+    holes = GroundPicture(
+        vertices_in_world=np.zeros((0, 0, 3), np.float32),
+        texture=np.zeros((1, 1, 4), np.uint8),
+        u_in_texture=np.zeros(0),
+        v_in_texture=np.zeros(0),
+        holes_in_world=walk()[:1, :, 3].astype(np.float32),
+        thin_in_world=np.zeros((0, 3), np.float32),
+        coverage="",
+    )
+    changed = MainMapChanged(
+        at_s=1.0, former_map_number=1, num_registered=20, num_registered_in_former=10
+    )
+
+    async def run() -> list[object]:
+        channel.open(lambda: None)
+        cells = []
+        view.show_map(map_view(walk(), scattered()))
+        cells.append(await newest_cells())
+        view.show_ground(holes)
+        cells.append(await newest_cells())
+        view.show_event(changed)
+        view.show_map(map_view(walk(), scattered()))
+        return [*cells, await newest_cells()]
+
+    async def newest_cells() -> object:
+        await asyncio.sleep(0)
+        record = channel.plan_record(known_version=0)
+        assert record is not None
+        return record["cells"]
+
+    without, with_holes, in_new_world = asyncio.run(run())
+    assert with_holes != without
+    assert in_new_world == without
 
 
 def test_long_paths_are_thinned_and_keep_their_end() -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import functools
+import itertools
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import numpy as np
 import pytest
 
 import engine.run.dense as dense_module
+import engine.run.engine as engine_module
 from engine.dense_types import (
     DenseCloud,
     DepthEstimate,
@@ -19,8 +25,11 @@ from engine.dense_types import (
 from engine.errors import JournalError
 from engine.mapping.mapper import Mapper
 from engine.output.depth_store import DepthStore
-from engine.run.dense import CpuBudget
+from engine.output.recorder import Recorder
+from engine.run.dense import CpuBudget, DenseMaking
 from engine.run.engine import Engine, RunOutcome, StoppedBy
+from engine.run.views import ViewDispatcher
+from engine.types import FrameId
 from tests.support.fake_runs import (
     FakeSource,
     WorldMatcher,
@@ -46,6 +55,13 @@ def estimates(monkeypatch: pytest.MonkeyPatch) -> Callable[[Estimate], None]:
 
     use(made)
     return use
+
+
+@pytest.fixture(autouse=True)
+def _without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a run waits for depth however slow the machine is."""
+    timeless = functools.partial(DenseMaking, clock=lambda: 0.0)
+    monkeypatch.setattr(engine_module, "DenseMaking", timeless)
 
 
 @pytest.fixture
@@ -209,14 +225,16 @@ def test_the_points_of_the_final_map_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")
-def test_products_that_cost_too_much_beside_depth_wait_for_the_end(
+def test_products_that_cost_too_much_beside_depth_wait_for_the_end_but_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dense_module, "_PRODUCT_SHARE", 0.0)
+    monkeypatch.setattr(dense_module, "_MIN_FOR_PRODUCT", 1)
     _, written = a_run(tmp_path / "run", "snapshots.every_keyframes=3")
     assert len(written.of_kind("SnapshotWritten")) > 2
-    (product,) = written.of_kind("DenseMapWritten")
-    assert product["num_keyframes"] == NUM_FRAMES
+    products = written.of_kind("DenseMapWritten")
+    assert len(products) <= 2
+    assert products[-1]["num_keyframes"] == NUM_FRAMES
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")
@@ -249,12 +267,275 @@ def test_depth_that_cannot_be_written_is_counted(
     assert written.summary["failed_writes"] == NUM_FRAMES
 
 
+@pytest.mark.usefixtures("_without_budget")
+def test_what_is_left_of_a_disk_is_for_the_sparse_map(
+    tmp_path: Path, estimates: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders: list[Recorder] = []
+
+    class WatchedRecorder(Recorder):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            recorders.append(self)
+
+    num_made = 0
+
+    def fills_the_disk(*args: Any) -> DepthEstimate:
+        nonlocal num_made
+        num_made += 1
+        recorders[0].is_space_low |= num_made == 3
+        return made(*args)
+
+    estimates(fills_the_disk)
+    monkeypatch.setattr(engine_module, "Recorder", WatchedRecorder)
+    outcome, written = a_run(tmp_path / "run")
+    figures = written.summary["dense"]
+    assert num_made == 3
+    assert figures["keyframes_with_depth"] == 2
+    assert figures["keyframes_without"] == {"disk_space_low": NUM_FRAMES - 2}
+    assert len(list((outcome.path / "dense").iterdir())) == 2
+    assert not (outcome.path / "products").exists()
+    assert outcome.num_registered == NUM_FRAMES
+
+
 def test_a_budget_has_room_for_its_share() -> None:
-    used, spent = [10.0], [2.0]
+    used, spent = [0.0], [0.0]
     budget = CpuBudget(0.25, used_s=lambda: used[0], spent_s=lambda: spent[0])
-    assert budget.has_room_for(2.0)
-    assert not budget.has_room_for(4.0)
-    spent[0] = 4.4
+    used[0], spent[0] = 10.0, 2.0
+    assert budget.has_room_for(0.5)
+    assert not budget.has_room_for(2.0)
+    spent[0] = 2.9
     assert not budget.has_room_for(0.2)
     used[0] = 12.0
-    assert budget.has_room_for(0.2)
+    assert budget.has_room_for(0.1)
+
+
+def test_what_a_run_before_used_is_no_part_of_the_budget() -> None:
+    used, spent = [1000.0], [20.0]
+    budget = CpuBudget(0.25, used_s=lambda: used[0], spent_s=lambda: spent[0])
+    assert not budget.has_room_for(1.0)
+    used[0] += 10.0
+    assert budget.has_room_for(1.0)
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_an_orthophoto_that_fails_is_named_and_leaves_the_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*args: Any) -> None:
+        raise RuntimeError("no such projection")
+
+    monkeypatch.setattr(dense_module, "write_ground", breaks)
+    outcome, written = a_run(tmp_path / "run", "dense.orthophoto=true")
+    assert outcome.not_saved == ("products/: orthophoto, surface model or coverage",)
+    assert written.of_kind("DenseMapWritten")[-1]["num_keyframes"] == NUM_FRAMES
+    assert {one["detail"] for one in written.of_kind("FaultOccurred")} == {
+        "RuntimeError: no such projection"
+    }
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_products_that_break_are_named_as_not_saved_and_move_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*args: Any, **kwargs: Any) -> int:
+        raise JournalError("products/dense.ply: cannot be written") from PermissionError(
+            errno.EACCES, "Permission denied"
+        )
+
+    monkeypatch.setattr(dense_module, "write_dense_points", breaks)
+    outcome, written = a_run(tmp_path / "run")
+    assert outcome.path == tmp_path / "run"
+    assert outcome.not_saved == ("products/dense.ply",)
+    assert not written.of_kind("RunFolderMoved")
+    assert len([one for one in written.warnings() if "dense.ply" in one]) == 1
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_depth_that_is_made_after_the_last_product_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_last = DenseMaking._make_last
+
+    async def writes_first(self: DenseMaking) -> None:
+        self._is_last_product = True
+        await self._write_products()
+        await make_last(self)
+
+    monkeypatch.setattr(DenseMaking, "_make_last", writes_first)
+    _, written = a_run(tmp_path / "run")
+    products = written.of_kind("DenseMapWritten")
+    assert products[-1]["num_keyframes"] == NUM_FRAMES
+    assert products[-2]["num_keyframes"] < NUM_FRAMES
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_keyframes_that_the_end_does_not_wait_for_are_counted_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(step=100)
+    late = functools.partial(DenseMaking, clock=lambda: float(next(ticks)))
+    monkeypatch.setattr(engine_module, "DenseMaking", late)
+    _, written = a_run(tmp_path / "run")
+    (left_out,) = written.summary["dense"]["keyframes_without"].items()
+    assert left_out[0] == "end_of_run"
+    assert left_out[1] >= 3  # the newest ones never settle before
+
+
+def num_products_before_the_end(path: Path) -> int:
+    """Products of a run whose source does not end before there are any, or for a minute."""
+    nums: list[int] = []
+
+    async def waits() -> None:
+        for _ in range(6000):
+            if (path / "products" / "dense.ply").exists():
+                break
+            await asyncio.sleep(0.01)
+        nums.append(int((path / "products" / "dense.ply").exists()))
+
+    engine = engine_of(
+        path,
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=[*frames_of(WORLD), waits])],
+        settings=["snapshots.every_keyframes=3"],
+    )
+    run(engine)
+    return nums[0]
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_products_are_written_while_more_depth_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_next = DenseMaking._make_next
+
+    async def always_more(self: DenseMaking, *, is_final: bool = False) -> bool:
+        has_more = await make_next(self, is_final=is_final)
+        return has_more or not self._is_ending
+
+    monkeypatch.setattr(DenseMaking, "_make_next", always_more)
+    assert num_products_before_the_end(tmp_path / "run") == 1
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_products_are_written_before_the_end_however_costly_they_were_thought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense_module, "_POINTS_CPU_S", 1e6)
+    assert num_products_before_the_end(tmp_path / "run") == 1
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_nothing_writes_once_the_run_has_let_go_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames_of(WORLD))],
+    )
+    ended_by: list[str] = []
+
+    def is_dropped_meanwhile(*args: Any, between: Callable[[], None], **kwargs: Any) -> int:
+        engine._dense.drop_what_waits()
+        try:
+            between()
+        except Exception as error:
+            ended_by.append(str(error))
+            raise
+        return 0
+
+    monkeypatch.setattr(dense_module, "write_dense_points", is_dropped_meanwhile)
+    outcome, written = run(engine)
+    assert ended_by == ["it is stopped"]
+    assert outcome.not_saved == ()
+    assert not written.of_kind("DenseMapWritten")
+    assert not written.of_kind("FaultOccurred")
+
+
+@pytest.mark.usefixtures("_without_budget")
+def test_what_is_dropped_is_counted_as_dropped(
+    tmp_path: Path, estimates: Callable[[Estimate], None]
+) -> None:
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames_of(WORLD))],
+    )
+
+    def drops(*args: Any) -> DepthEstimate:
+        engine._dense.drop_what_waits()
+        return made(*args)
+
+    estimates(drops)
+    _, written = run(engine)
+    figures = written.summary["dense"]
+    assert figures["keyframes_without"] == {"dropped": NUM_FRAMES}
+    assert not list((tmp_path / "run").glob("dense/*"))
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_a_disk_that_stalls_at_the_end_costs_the_products_and_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalls, goes_on = threading.Event(), threading.Event()
+
+    def stall(*args: Any, between: Callable[[], None], **kwargs: Any) -> int:
+        stalls.set()
+        goes_on.wait(60.0)
+        between()
+        return 0
+
+    def waits(result: Future[object], limit_s: float) -> bool:
+        while not (result.done() or stalls.is_set()):
+            wait([result], 0.01)
+        return result.done()
+
+    monkeypatch.setattr(dense_module, "write_dense_points", stall)
+    monkeypatch.setattr(dense_module, "_MIN_FOR_PRODUCT", NUM_FRAMES + 1)  # not before the end
+    outcome, written = a_run(tmp_path / "run", wait_for_call=waits)
+    goes_on.set()
+    assert "products/dense.ply" in outcome.not_saved
+    assert outcome.num_hangs == 1
+    assert outcome.num_registered == NUM_FRAMES
+    assert "hung" in [one["kind"] for one in written.of_kind("FaultOccurred")]
+    assert set(written.summary["dense"]["keyframes_without"]) <= {"hung"}
+
+
+@pytest.mark.usefixtures("estimates")
+def test_views_see_where_depth_lies_when_no_more_of_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_shown: list[int] = []
+    monkeypatch.setattr(CpuBudget, "has_room_for", lambda self, cpu_s: False)
+    monkeypatch.setattr(ViewDispatcher, "wants_dense", lambda self: True)
+    monkeypatch.setattr(
+        ViewDispatcher,
+        "offer_dense",
+        lambda self, cloud, **cost: num_shown.append(len(cloud.chunks)),
+    )
+    _, written = a_run(tmp_path / "run")
+    assert len(num_shown) > 3
+    assert written.summary["dense"]["keyframes_without"] == {"budget": NUM_FRAMES}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError()])
+def test_depth_of_a_run_before_that_cannot_be_restored_lets_the_run_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def breaks(self: DepthStore) -> list[FrameId]:
+        raise error
+
+    monkeypatch.setattr(DepthStore, "frame_ids", breaks)
+    engine = engine_of(
+        tmp_path / "run",
+        matcher=WorldMatcher(world=WORLD),
+        sources=[FakeSource(happenings=frames_of(WORLD))],
+    )
+
+    async def go_on() -> None:
+        await engine._dense.go_on(before=FrameId(5))
+        await engine._abandon_all()
+
+    asyncio.run(go_on())
+    assert engine._dense.figures()["keyframes_with_depth"] == 0

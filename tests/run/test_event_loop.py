@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_a_call_on_a_thread_gets_its_arguments_and_its_error_comes_back(
     asyncio.run(test(), debug=True)
 
 
-def test_a_call_that_lasts_long_is_told_once_while_it_lasts() -> None:
+def test_a_call_that_lasts_long_is_reported_once_while_it_lasts() -> None:
     now_s = 0.0
     watch = CallWatch(10.0, clock=lambda: now_s)
     assert watch.newly_late_s() is None
@@ -61,6 +61,29 @@ def test_a_call_that_lasts_long_is_told_once_while_it_lasts() -> None:
     with watch.watching():
         now_s = 211.0
         assert watch.newly_late_s() == 11.0
+
+
+def test_a_late_look_at_one_call_does_not_silence_the_next_one() -> None:
+    """The next call begins while the clock is read for the one before."""
+    now_s = 0.0
+    calls: list[AbstractContextManager[None]] = []
+
+    def clock() -> float:
+        if calls:
+            calls.pop().__exit__(None, None, None)
+            following.__enter__()
+        return now_s
+
+    watch = CallWatch(10.0, clock=clock)
+    first, following = watch.watching(), watch.watching()
+    first.__enter__()
+    now_s = 12.0
+    calls.append(first)
+    assert watch.newly_late_s() == 12.0
+    now_s = 23.0
+    assert watch.newly_late_s() == 11.0
+    assert watch.newly_late_s() is None
+    following.__exit__(None, None, None)
 
 
 class Owned:

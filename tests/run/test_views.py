@@ -13,7 +13,7 @@ import pytest
 
 from engine.config import ViewsConfig
 from engine.dense_types import DenseChunk, DenseCloud
-from engine.events import Event, Warned
+from engine.events import Event, MainMapChanged, Warned
 from engine.run import views as view_dispatch
 from engine.run.views import ViewDispatcher
 from engine.types import Frame, FrameId, FramePose, MapCounts, MapView
@@ -50,6 +50,9 @@ class ViewWithoutMap:
         self._note(f"frame {frame.frame_id}{'' if pose is None else ' posed'}")
 
     def show_event(self, event: Event) -> None:
+        if isinstance(event, MainMapChanged):
+            self._note("another map")
+            return
         assert isinstance(event, Warned)
         self._note(event.message)
 
@@ -304,6 +307,22 @@ def test_the_dense_map_goes_to_views_that_show_it_and_the_latest_wins(dispatch: 
     dispatcher.close()
     assert view.shown == ["fact 0", "dense 3", "close"]
     assert busy.shown == ["fact 0", "close"]
+
+
+def test_a_dense_map_that_waits_is_not_shown_in_another_world(dispatch: Dispatch) -> None:
+    busy, view = FakeView(), DenseOnly()
+    dispatcher = dispatch(busy, view)
+    stuck(busy, dispatcher)
+    dispatcher.offer_dense(dense_cloud(1), cpu_s=0.0)
+    changed = MainMapChanged(
+        at_s=1.0, former_map_number=1, num_registered=9, num_registered_in_former=3
+    )
+    dispatcher.offer_event(changed)
+    busy.gate.set()
+    busy.wait_for(2)
+    dispatcher.offer_dense(dense_cloud(2), cpu_s=0.0)
+    dispatcher.close()
+    assert view.shown == ["fact 0", "another map", "dense 2", "close"]
 
 
 def test_the_dense_map_is_wanted_as_often_as_it_is_cheap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -120,3 +121,26 @@ def test_points_far_outside_the_map_are_left_out() -> None:
     far[0, 0, 3] = 1000.0
     shown = DenseCloud(chunks=(chunk(1, 1),), world_from_chunk=far)
     assert dense.draw(shown, scale=SCALE) < 15 * NUM_POINTS
+
+
+def test_points_outside_the_map_are_drawn_once_it_has_grown_around_them() -> None:
+    dense, log = drawing()
+    far = np.tile(np.eye(4)[:3], (2, 1, 1))
+    far[1, 0, 3] = 50.0
+    shown = DenseCloud(chunks=(chunk(1, 1), chunk(2, 2)), world_from_chunk=far)
+    assert dense.draw(shown, scale=SCALE) < 15 * NUM_POINTS + 1000
+    log.take()
+    assert dense.draw(shown, scale=SCALE) == 0
+    assert dense.draw(shown, scale=replace(SCALE, extent_map=20.0)) > 15 * NUM_POINTS
+    assert names_of(log.take(), rr.Points3D) == ["keyframe_000002"]
+    assert dense.draw(shown, scale=replace(SCALE, extent_map=40.0)) == 0
+
+
+def test_what_was_cleared_is_drawn_again() -> None:
+    dense, log = drawing()
+    dense.draw(cloud(), scale=SCALE)
+    log.take()
+    dense.clear()
+    assert len(names_of(log.take(), rr.Clear)) == 3
+    dense.draw(cloud(), scale=SCALE)
+    assert len(names_of(log.take(), rr.Points3D)) == 3

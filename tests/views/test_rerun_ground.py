@@ -21,6 +21,8 @@ def ground() -> GroundPicture:
     return GroundPicture(
         vertices_in_world=vertices,
         texture=texture,
+        u_in_texture=(np.arange(5) + 0.5) / 5,
+        v_in_texture=(np.arange(4) + 0.5) / 4,
         holes_in_world=np.array([[1.0, 2.0, 0.0]], np.float32),
         thin_in_world=np.zeros((0, 3), np.float32),
         coverage="{}",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -21,10 +22,12 @@ import pytest
 from adapters.views import rerun_service
 from adapters.views.display_image import MAX_PASSED_BYTES
 from adapters.views.rerun_blueprint import LOAD_PLOTS
+from adapters.views.rerun_limits import RecordingLimit
 from adapters.views.rerun_service import free_endpoint, viewer_program
 from adapters.views.rerun_view import RerunView
 from adapters.views.view_mode import ViewMode
 from engine.config import ViewsConfig
+from engine.dense_types import DenseChunk, DenseCloud, GroundPicture
 from engine.errors import ConfigError
 from engine.events import (
     BundleAdjusted,
@@ -35,6 +38,7 @@ from engine.events import (
     FrameRegistered,
     KeyframeAdded,
     LoadMeasured,
+    MainMapChanged,
     MapInitialized,
     OverlayFound,
     RegistrationFailed,
@@ -631,6 +635,88 @@ def test_a_map_that_starts_again_from_nothing_is_cleared(tmp_path: Path) -> None
         assert "Clear:is_recursive" in rows[entity][-1]
     assert rows["/world/keyframe_path"][-1]["LineStrips3D:strips"] == []
     assert rows["/metrics/points"][-1]["Scalars:scalars"] == [0.0]
+
+
+def dense_cloud() -> DenseCloud:
+    xyz = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
+    chunk = DenseChunk(
+        frame_id=FrameId(1), version=1, xyz_in_cam=xyz, colors=np.zeros((50, 3), np.uint8)
+    )
+    return DenseCloud(chunks=(chunk,), world_from_chunk=np.eye(4)[None, :3])
+
+
+def ground_picture() -> GroundPicture:
+    x, y = np.meshgrid(np.arange(3.0), np.arange(3.0))
+    return GroundPicture(
+        vertices_in_world=np.stack([x, y, 0 * x], axis=-1).astype(np.float32),
+        texture=np.full((3, 3, 4), 255, np.uint8),
+        u_in_texture=(np.arange(3) + 0.5) / 3,
+        v_in_texture=(np.arange(3) + 0.5) / 3,
+        holes_in_world=np.zeros((1, 3), np.float32),
+        thin_in_world=np.zeros((0, 3), np.float32),
+        coverage="",
+    )
+
+
+def main_map_changed() -> MainMapChanged:
+    return MainMapChanged(
+        at_s=1.0, former_map_number=1, num_registered=20, num_registered_in_former=10
+    )
+
+
+def test_dense_map_and_ground_of_a_former_world_are_not_drawn_into_a_new_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_dense(dense_cloud())  # waits for the map
+    view.show_event(main_map_changed())
+    view.show_map(map_view(10))
+    view.show_dense(dense_cloud())
+    view.show_ground(ground_picture())
+    view.show_event(main_map_changed())
+    view.show_map(map_view(20))
+    view.close()
+    rows = read_rows(path)
+
+    drawn = [row for row in rows["/world/dense/keyframe_000001"] if "Points3D:positions" in row]
+    assert len(drawn) == 1
+    for entity in ("/world/dense/keyframe_000001", "/world/ground", "/world/coverage"):
+        assert "Clear:is_recursive" in rows[entity][-1]
+
+
+def test_far_dense_points_are_drawn_with_the_map_that_reaches_them(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = open_recording(path)
+    view.show_map(map_view(4))
+    far = np.eye(4)[None, :3].copy()
+    far[0, 0, 3] = 30.0  # the map grows to twice that
+    view.show_dense(replace(dense_cloud(), world_from_chunk=far))
+    view.show_map(map_view(60, version=2))
+    view.close()
+    rows = read_rows(path)
+
+    drawn = [
+        len(row["Points3D:positions"])
+        for row in rows["/world/dense/keyframe_000001"]
+        if "Points3D:positions" in row
+    ]
+    assert drawn == [0, 50]
+
+
+def test_a_full_recording_ends_without_the_dense_map(tmp_path: Path) -> None:
+    path = tmp_path / "recording.rrd"
+    view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=CONFIG)
+    view.show_map(map_view(10))
+    with patch.object(RecordingLimit, "is_full", True):
+        view.show_map(map_view(20, version=2))
+        view.show_dense(dense_cloud())
+        view.show_ground(ground_picture())
+        view.close()
+    rows = read_rows(path)
+
+    assert not entities_below(rows, "/world/dense") + entities_below(rows, "/world/ground")
+    assert "/world/map/chunk_00002" in rows  # of keyframes that the first map did not have
 
 
 def test_a_recording_that_cannot_be_created_is_refused(tmp_path: Path) -> None:

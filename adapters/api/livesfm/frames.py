@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from array import array
 from collections import deque
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
 from adapters.images.intrinsics import IntrinsicsReader
-from adapters.live.blocking import iterate_in_thread
 from engine.config import SourcesConfig
 from engine.errors import EngineError
 from engine.ports import ArrivalSink, FrameIds
 from engine.types import (
     Arrival,
     BoolArray,
+    DropReason,
     Frame,
     FrameId,
     GpsFix,
@@ -33,7 +36,6 @@ from engine.types import (
 )
 
 _MAX_WAITING = 4  # frames of a lossless run; who adds one more waits
-_LOOK_PERIOD_S = 0.2  # for whether the run stopped, while nothing is added
 _LABEL = "python"
 
 
@@ -52,9 +54,27 @@ class HandedFrame:
     intrinsics: IntrinsicsPrior | None = None
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used
 
+    def __post_init__(self) -> None:
+        _check_time(self.captured_at_s)
+        if self.gps is not None:
+            _check_fix(self.gps)
 
-class _Frames:
-    """What lossless and live runs have in common: numbers, names and decoding."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedPosition:
+    """A position as a program hands it over."""
+
+    fix: GpsFix
+    camera: str | None  # None: of all cameras
+    captured_at_s: float
+
+    def __post_init__(self) -> None:
+        _check_time(self.captured_at_s)
+        _check_fix(self.fix)
+
+
+class _Frames(ABC):
+    """What lossless and live runs have in common: numbers, names, decoding and the end."""
 
     def __init__(self, config: SourcesConfig, *, next_frame_id: FrameIds, is_live: bool) -> None:
         self.info = SourceInfo(
@@ -66,12 +86,15 @@ class _Frames:
         )
         self._config = config
         self._next_frame_id = next_frame_id
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._has_ended = False
+        self._cause: BaseException | None = None  # of the end
+        self._wake: Callable[[], None] | None = None  # who reads, while somebody does
         self._num_frames = 0
         self._names: list[str] = []  # of the cameras, by number - 1
         self._camera_keys: dict[tuple[str, int, int], str] = {}  # by name and size
         self._intrinsics = IntrinsicsReader()
-        self._indices = array("q")  # of the frames by id: 1, 2, 3, ...
+        self._indices = array("q")  # by frame id: 1, 2, 3, ...; of every id that was taken
         self._numbers = array("q")  # of their cameras
 
     def origin_of(self, frame_id: FrameId) -> tuple[str, int]:
@@ -96,12 +119,11 @@ class _Frames:
 
         def decode() -> Frame | RejectedFrame:
             decoded = self._decode(handed, index=index, name=name, received_at_s=received_at_s)
-            if isinstance(decoded, Frame):
-                self._indices.append(index)
-                self._numbers.append(number)
+            if isinstance(decoded, RefusedImage):
+                return arrival.rejected(decoded.reason, decoded.detail)
             return decoded
 
-        return Arrival(
+        arrival = Arrival(
             source=self.info.label,
             index=index,
             name=name,
@@ -111,38 +133,32 @@ class _Frames:
             lane=handed.camera,
             origin=f"camera {handed.camera!r}",
         )
+        return arrival
 
     def _decode(
         self, handed: HandedFrame, *, index: int, name: str, received_at_s: float
-    ) -> Frame | RejectedFrame:
+    ) -> Frame | RefusedImage:
         """The frame that was handed over, or why it cannot be used."""
-
-        def rejected(refused: RefusedImage) -> RejectedFrame:
-            return RejectedFrame(
-                source=self.info.label,
-                index=index,
-                name=name,
-                captured_at_s=handed.captured_at_s,
-                reason=refused.reason,
-                detail=refused.detail,
-            )
-
         jpeg, gps, quarter_turns = None, handed.gps, 0
         if isinstance(handed.image, bytes):
             image = decode_image(handed.image, config=self._config)
             if isinstance(image, RefusedImage):
-                return rejected(image)
+                return image
             pixels, jpeg, quarter_turns = image.pixels, image.jpeg, image.exif.quarter_turns
             gps, prior = gps or image.exif.gps, self._intrinsics.of_image(image)
         else:
             pixels = handed.image
             refused = refused_by_size(pixels.shape[1], pixels.shape[0], config=self._config)
             if refused is not None:
-                return rejected(refused)
+                return refused
             prior = self._intrinsics.of_pixels(pixels, name=handed.camera)
         height, width = pixels.shape[:2]
+        if handed.mask is not None and handed.mask.shape != (height, width):
+            mask_height, mask_width = handed.mask.shape
+            detail = f"its mask is {mask_width} x {mask_height} px, the image {width} x {height}"
+            return RefusedImage(reason=DropReason.BAD_MASK, detail=detail)
         return Frame(
-            frame_id=self._next_frame_id(),
+            frame_id=self._take_frame_id(handed.camera, index),
             camera_key=self._camera_key(handed.camera, width, height),
             source=self.info.label,
             index=index,
@@ -157,6 +173,14 @@ class _Frames:
             mask=handed.mask,
         )
 
+    def _take_frame_id(self, camera: str, index: int) -> FrameId:
+        """A new id, with its origin: the frame may still fail, and then its id is not used."""
+        with self._changed:
+            frame_id = self._next_frame_id()
+            self._indices.append(index)
+            self._numbers.append(self._names.index(camera) + 1)
+            return frame_id
+
     def _camera_key(self, camera: str, width: int, height: int) -> str:
         """Frames of another size are of another camera."""
         key = camera, width, height
@@ -165,9 +189,114 @@ class _Frames:
             self._camera_keys[key] = camera if is_first else f"{camera} {width}x{height}"
         return self._camera_keys[key]
 
-    def _reading(self, fix: GpsFix, *, captured_at_s: float, camera: str | None) -> GpsReading:
+    # -- what a program adds ----------------------------------------------------------------------
+
+    def add(self, handed: HandedFrame | HandedPosition, *, timeout_s: float | None = None) -> int:
+        """Adds a frame or a position; waits until there is room.
+
+        Returns:
+            The frame's index; that of the next frame where it is a position.
+
+        Raises:
+            TimeoutError: there was no room in time; it was not added.
+            RunEndedError: the run takes no more.
+        """
+        with self._changed:
+            if not self.wait_for_room(timeout_s=timeout_s):
+                raise TimeoutError(f"the run took no frame for {timeout_s:g} s")
+            index = self.add_if_room(handed)
+        assert index is not None
+        return index
+
+    def add_if_room(self, handed: HandedFrame | HandedPosition) -> int | None:
+        """Adds a frame or a position at once; None where there is no room.
+
+        Raises:
+            RunEndedError: the run takes no more.
+        """
+        with self._changed:
+            if self._has_ended:
+                raise RunEndedError("the run takes no more frames") from self._cause
+            if not self._has_room():
+                return None
+            index = self._num_frames
+            self._put(
+                self._arrival(handed) if isinstance(handed, HandedFrame) else self._reading(handed)
+            )
+            return index
+
+    def wait_for_room(
+        self, *, timeout_s: float | None = None, given_up: threading.Event | None = None
+    ) -> bool:
+        """Waits for room or the end, and adds nothing.
+
+        Args:
+            timeout_s: how long; None: for ever.
+            given_up: ends the waiting once it is set and `stop_waiting` is called.
+
+        Returns:
+            Whether there is an end of the waiting other than the time.
+        """
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: (
+                    self._has_ended
+                    or self._has_room()
+                    or (given_up is not None and given_up.is_set())
+                ),
+                timeout_s,
+            )
+
+    def stop_waiting(self) -> None:
+        """Has those who wait for room look whether they still have to."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def end(self, cause: BaseException | None = None) -> None:
+        """Adds nothing more; what waits is still taken.
+
+        Args:
+            cause: what ended the run; None: nothing broke.
+        """
+        with self._changed:
+            self._has_ended = True
+            self._cause = self._cause or cause
+            self._changed.notify_all()
+            if self._wake is not None:
+                self._wake()
+
+    @contextmanager
+    def _waking(self, something: asyncio.Event) -> Iterator[None]:
+        """Has an event of the running loop set at each change; ends what may be added."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop has closed: nobody reads any more
+                loop.call_soon_threadsafe(something.set)
+
+        with self._changed:
+            self._wake = wake
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._wake = None
+            self.end()
+
+    @abstractmethod
+    def _has_room(self) -> bool:
+        """Whether something can be added; called with the lock held."""
+
+    @abstractmethod
+    def _put(self, item: Received) -> None:
+        """Adds an item; called with the lock held."""
+
+    def _reading(self, handed: HandedPosition) -> GpsReading:
         return GpsReading(
-            source=self.info.label, camera_key=camera, captured_at_s=captured_at_s, fix=fix
+            source=self.info.label,
+            camera_key=handed.camera,
+            captured_at_s=handed.captured_at_s,
+            fix=handed.fix,
         )
 
 
@@ -177,56 +306,31 @@ class LiveFrames(_Frames):
     def __init__(self, config: SourcesConfig, *, next_frame_id: FrameIds) -> None:
         super().__init__(config, next_frame_id=next_frame_id, is_live=True)
         self._sink: ArrivalSink | None = None
-        self._is_open = threading.Event()  # or has ended before that
-        self._end: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._has_ended = False
 
     async def receive(self, sink: ArrivalSink) -> None:
-        """Hands over what is added until nothing more is."""
-        with self._lock:
-            if self._has_ended:
-                return
-            self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-            self._sink = sink
-        self._is_open.set()
-        await self._end.wait()
+        """Hands over what is added until nothing more is, or the run takes no more."""
+        something = asyncio.Event()
+        with self._waking(something):
+            with self._changed:
+                self._sink = sink
+                self._changed.notify_all()
+            while not self._has_ended:
+                something.clear()
+                await something.wait()
 
-    def add(self, handed: HandedFrame, *, timeout_s: float | None = None) -> int:
-        """Adds a frame and returns its index; waits until the run listens, and then no more.
+    def wait_for_room(
+        self, *, timeout_s: float | None = None, given_up: threading.Event | None = None
+    ) -> bool:
+        """Waits until the run listens: one that begins does at once, so there is no limit."""
+        del timeout_s
+        return super().wait_for_room(given_up=given_up)
 
-        Raises:
-            RunEndedError: the run takes no more.
-        """
-        del timeout_s  # a run that begins listens at once
-        self._is_open.wait()
-        with self._lock:
-            arrival = self._arrival(handed)
-            self._put(arrival)
-            return arrival.index
-
-    def add_position(self, fix: GpsFix, *, captured_at_s: float, camera: str | None) -> None:
-        """Adds a position.
-
-        Raises:
-            RunEndedError: the run takes no more.
-        """
-        self._is_open.wait()
-        with self._lock:
-            self._put(self._reading(fix, captured_at_s=captured_at_s, camera=camera))
-
-    def end(self) -> None:
-        """Adds nothing more."""
-        with self._lock:
-            self._has_ended = True
-            if self._loop is not None and self._end is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._end.set)
-        self._is_open.set()
+    def _has_room(self) -> bool:
+        return self._sink is not None
 
     def _put(self, item: Received) -> None:
-        if self._has_ended or self._sink is None:
-            raise RunEndedError("the run takes no more frames")
-        self._sink(item)
+        if self._sink is not None:
+            self._sink(item)
 
 
 class WaitingFrames(_Frames):
@@ -234,65 +338,54 @@ class WaitingFrames(_Frames):
 
     def __init__(self, config: SourcesConfig, *, next_frame_id: FrameIds) -> None:
         super().__init__(config, next_frame_id=next_frame_id, is_live=False)
-        self._changed = threading.Condition(self._lock)
         self._waiting: deque[Received] = deque()
-        self._has_ended = False
 
-    def frames(self) -> AsyncGenerator[Received, None]:
-        """Yields what is added until nothing more is."""
-        return iterate_in_thread(self._items, name="added frames")
+    async def frames(self) -> AsyncGenerator[Received, None]:
+        """Yields what is added until nothing more is; closing it ends what may be added."""
+        something = asyncio.Event()
+        with self._waking(something):
+            while True:
+                something.clear()
+                with self._changed:
+                    item = self._waiting.popleft() if self._waiting else None
+                    self._changed.notify_all()
+                    has_ended = self._has_ended
+                if item is not None:
+                    yield item
+                elif has_ended:
+                    return
+                else:
+                    await something.wait()
 
-    def add(self, handed: HandedFrame, *, timeout_s: float | None = None) -> int:
-        """Adds a frame and returns its index; waits while too many wait.
-
-        Raises:
-            TimeoutError: there was no room in time; the frame was not added.
-            RunEndedError: the run takes no more.
-        """
+    def take_unread(self) -> list[Received]:
+        """What was added and is not yielded any more, once the iterator is closed."""
         with self._changed:
-            self._wait_for_room(timeout_s)
-            arrival = self._arrival(handed)
-            self._put(arrival)
-            return arrival.index
+            unread = list(self._waiting)
+            self._waiting.clear()
+        return unread
 
-    def add_position(self, fix: GpsFix, *, captured_at_s: float, camera: str | None) -> None:
-        """Adds a position; waits like a frame.
-
-        Raises:
-            RunEndedError: the run takes no more.
-        """
-        with self._changed:
-            self._wait_for_room(None)
-            self._put(self._reading(fix, captured_at_s=captured_at_s, camera=camera))
-
-    def end(self) -> None:
-        """Adds nothing more; what waits is still taken."""
-        with self._changed:
-            self._has_ended = True
-            self._changed.notify_all()
-
-    def _wait_for_room(self, timeout_s: float | None) -> None:
-        if not self._changed.wait_for(
-            lambda: self._has_ended or len(self._waiting) < _MAX_WAITING, timeout_s
-        ):
-            raise TimeoutError(f"the run took no frame for {timeout_s:g} s")
+    def _has_room(self) -> bool:
+        return len(self._waiting) < _MAX_WAITING
 
     def _put(self, item: Received) -> None:
-        if self._has_ended:
-            raise RunEndedError("the run takes no more frames")
         self._waiting.append(item)
-        self._changed.notify_all()
+        if self._wake is not None:
+            self._wake()
 
-    def _items(self, stop: threading.Event) -> Generator[Received, None, None]:
-        while True:
-            with self._changed:
-                while not self._changed.wait_for(
-                    lambda: self._waiting or self._has_ended, _LOOK_PERIOD_S
-                ):
-                    if stop.is_set():
-                        return
-                if not self._waiting:
-                    return
-                item = self._waiting.popleft()
-                self._changed.notify_all()
-            yield item
+
+def _check_time(captured_at_s: float) -> None:
+    if not math.isfinite(captured_at_s):
+        raise ValueError(f"captured_at_s: {captured_at_s} is no time")
+
+
+def _check_fix(fix: GpsFix) -> None:
+    for name in (
+        "latitude_deg",
+        "longitude_deg",
+        "altitude_m",
+        "accuracy_m",
+        "vertical_accuracy_m",
+    ):
+        value = getattr(fix, name)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name}: {value} is no number")

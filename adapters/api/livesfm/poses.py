@@ -1,7 +1,8 @@
-"""Poses of frames as the run reports them first, and the view that collects what a run tells."""
+"""Poses of frames as the run reports them first, and the view that collects what a run emits."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from engine.types import (
     MapView,
     freeze_field,
 )
+
+logger = logging.getLogger(__name__)
 
 _MAX_WAITING = 100_000  # poses and events that nobody takes; then the oldest are forgotten
 
@@ -88,8 +91,12 @@ class CollectingView:
             self._events.append(event)
             if isinstance(event, FramePosed):
                 self._poses.append(self._pose(event))
-        if self._listen is not None:
+        if self._listen is None:
+            return
+        try:
             self._listen(event)
+        except Exception:  # a task boundary: the listener is not of the run, which goes on
+            logger.exception("on_event failed with %s", type(event).__name__)
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Shows nothing: whoever added the frame has it."""

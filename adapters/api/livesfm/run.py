@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 
 from adapters.calibrations.by_camera import CalibrationsByCamera
 from adapters.launch import LaunchOptions, count_frame_ids, limit_library_threads, open_engine
-from adapters.native_log import native_log_captured
+from adapters.native_log import descriptor_captured
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
 from engine.events import Event
@@ -33,7 +34,7 @@ from engine.types import (
     Uint8Array,
     Verdict,
 )
-from livesfm.frames import HandedFrame, LiveFrames, RunEndedError, WaitingFrames
+from livesfm.frames import HandedFrame, HandedPosition, LiveFrames, RunEndedError, WaitingFrames
 from livesfm.poses import CollectingView, MapKeepingView, Pose
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_CAMERA = "camera"
+DEFAULT_CAMERA = "camera"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ def open_run(
     record: bool = False,
     keep_map: bool = False,
     on_event: Callable[[Event], None] | None = None,
+    on_end: Callable[[], None] | None = None,
 ) -> Run:
     """Opens a run, which begins at once.
 
@@ -81,7 +83,9 @@ def open_run(
         overwrite: a former run in the folder is replaced.
         record: a Rerun recording is written into the folder.
         keep_map: the run copies its map now and then, for `Run.map`.
-        on_event: is called with every event, on a thread of the run; it must not block.
+        on_event: is called with every event, on a thread of the run; it must not block. What it
+            raises goes to the log.
+        on_end: is called once when the run has ended, by itself or not, on the thread of the run.
 
     Raises:
         ConfigError: a setting is wrong, or the folder cannot be used.
@@ -99,6 +103,7 @@ def open_run(
         is_recorded=record,
         keeps_map=keep_map,
         on_event=on_event,
+        on_end=on_end,
     )
 
 
@@ -106,6 +111,7 @@ class Run:
     """A run that a program feeds; made by `open_run`. For any thread.
 
     As a context manager it ends the run: `finish` where the block ended, `stop` where it raised.
+    A run that is still open when the interpreter exits is stopped and saved.
     OpenCV and BLAS get one thread a call in the whole process, and lines that native libraries
     write to the terminal go to Python's logging while runs last.
     """
@@ -120,10 +126,12 @@ class Run:
         is_recorded: bool,
         keeps_map: bool,
         on_event: Callable[[Event], None] | None,
+        on_end: Callable[[], None] | None,
     ) -> None:
         from engine.run.event_loop import RunRequests
 
         limit_library_threads()
+        self._is_lossless = is_lossless
         make = WaitingFrames if is_lossless else LiveFrames
         self._frames = make(config.sources, next_frame_id=count_frame_ids())
         view = MapKeepingView if keeps_map else CollectingView
@@ -148,8 +156,12 @@ class Run:
         self._path = path
         self._outcome: RunOutcome | None = None
         self._error: BaseException | None = None
+        self._has_ended = threading.Event()
+        self._is_raised = False  # so that nobody misses it
+        self._on_end = on_end
         self._thread = threading.Thread(target=self._run, args=(engine.run,), name="livesfm")
         self._thread.start()
+        _AT_EXIT.add(self)
 
     # -- in -------------------------------------------------------------------------------------
 
@@ -158,7 +170,7 @@ class Run:
         image: Uint8Array | bytes,
         *,
         captured_at_s: float | None = None,
-        camera: str = _DEFAULT_CAMERA,
+        camera: str = DEFAULT_CAMERA,
         gps: GpsFix | None = None,
         intrinsics: IntrinsicsPrior | None = None,
         mask: BoolArray | None = None,
@@ -179,17 +191,17 @@ class Run:
             The frame's index in the run, 0, 1, 2, ...
 
         Raises:
-            ValueError: the image or the mask is no such array.
+            ValueError: the image or the mask is no such array, or a time or position is not finite.
             TimeoutError: a lossless run had no room in time; the frame was not added.
             RunEndedError: the run takes no more frames.
         """
-        handed = HandedFrame(
-            image=image if isinstance(image, bytes) else _rgb(image),
+        handed = handed_frame(
+            image,
+            captured_at_s=captured_at_s,
             camera=camera,
-            captured_at_s=time.time() if captured_at_s is None else captured_at_s,
             gps=gps,
             intrinsics=intrinsics,
-            mask=None if mask is None else _mask_of(mask, image),
+            mask=mask,
         )
         return self._frames.add(handed, timeout_s=timeout_s)
 
@@ -202,9 +214,10 @@ class Run:
             camera: whose position it is; None: of all cameras.
 
         Raises:
+            ValueError: the time or the position is not finite.
             RunEndedError: the run takes no more.
         """
-        self._frames.add_position(fix, captured_at_s=captured_at_s, camera=camera)
+        self._frames.add(HandedPosition(fix=fix, captured_at_s=captured_at_s, camera=camera))
 
     # -- out ------------------------------------------------------------------------------------
 
@@ -212,6 +225,11 @@ class Run:
     def path(self) -> Path:
         """The run folder."""
         return self._path
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether the run has not ended yet."""
+        return not self._has_ended.is_set()
 
     @property
     def counts(self) -> MapCounts:
@@ -232,7 +250,7 @@ class Run:
         return self._view.take_events()
 
     def request_snapshot(self) -> None:
-        """Has a snapshot written now; an event tells when it is on the disk."""
+        """Has a snapshot written now; an event says when it is on the disk."""
         self._requests(RunCommand.SNAPSHOT)
 
     def reconstruction(self, number: int = 0) -> pycolmap.Reconstruction | None:
@@ -254,14 +272,15 @@ class Run:
     # -- the end --------------------------------------------------------------------------------
 
     def finish(self) -> RunResult:
-        """Adds nothing more, waits until everything is mapped and saved, and tells how it ended.
+        """Adds nothing more, waits until everything is mapped and saved, and returns how it ended.
 
         Raises:
             Exception: what ended the run; what was saved until then is in the folder.
         """
         self._frames.end()
-        self._thread.join()
+        self._wait()
         if self._error is not None:
+            self._is_raised = True
             raise self._error
         if self._outcome is None:
             raise RunEndedError("the run ended without a result")
@@ -277,10 +296,16 @@ class Run:
         )
 
     def stop(self) -> None:
-        """Ends the run early: nothing more is taken, what has arrived is mapped and saved."""
-        self._requests(RunCommand.STOP)
+        """Ends the run early: nothing more is taken, what has arrived is mapped and saved.
+
+        What broke in the run goes to the log; `finish` raises it.
+        """
+        # A lossless run reads to the end what it has accepted; a paused one has to go on for that.
+        self._requests(RunCommand.RESUME if self._is_lossless else RunCommand.STOP)
         self._frames.end()
-        self._thread.join()
+        self._wait()
+        if self._error is not None and not self._is_raised:
+            logger.error("%s: the run broke", self._path, exc_info=self._error)
 
     def __enter__(self) -> Self:
         return self
@@ -301,13 +326,28 @@ class Run:
         try:
             with _NATIVE_LOG:
                 runner = asyncio.Runner()
-                self._outcome = runner.run(run())
-                if not self._outcome.num_hangs:  # else it would wait for what hangs
-                    runner.close()
+                try:
+                    self._outcome = runner.run(run())
+                finally:
+                    if self._outcome is None or not self._outcome.num_hangs:
+                        runner.close()  # else it would wait for what hangs
         except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
         finally:
-            self._frames.end()
+            self._frames.end(self._error)
+            self._has_ended.set()
+            if self._on_end is not None:
+                try:
+                    self._on_end()
+                except Exception:  # a task boundary: it is not of the run
+                    logger.exception("on_end failed")
+
+    def _wait(self) -> None:
+        """Waits until the run has ended."""
+        # Not the thread: one Ctrl-C in `join` has Python 3.11 and 3.12 take it for ended.
+        self._has_ended.wait()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
 
 class _SharedNativeLog:
@@ -321,7 +361,7 @@ class _SharedNativeLog:
     def __enter__(self) -> None:
         with self._lock:
             if not self._num_runs:
-                self._captured.enter_context(native_log_captured())
+                self._captured.enter_context(descriptor_captured())
             self._num_runs += 1
 
     def __exit__(self, *_: object) -> None:
@@ -331,7 +371,58 @@ class _SharedNativeLog:
                 self._captured.close()
 
 
+class _RunsAtExit:
+    """Ends the runs that are still open when the interpreter exits, before their executors."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._is_registered = False
+
+    def add(self, run: Run) -> None:
+        """Takes a run that has begun."""
+        with self._lock:
+            self._runs.add(run)
+            if not self._is_registered:
+                # atexit would be too late: concurrent.futures shuts its executors before, with this
+                # very function, and the last one that is registered is called first.
+                threading._register_atexit(self._end_all)  # type: ignore[attr-defined]
+                self._is_registered = True
+
+    def _end_all(self) -> None:
+        with self._lock:
+            runs = [run for run in self._runs if run.is_going_on]
+        for run in runs:
+            logger.warning("%s: the run is ended, for the program ends", run.path)
+            run.stop()
+
+
 _NATIVE_LOG = _SharedNativeLog()
+_AT_EXIT = _RunsAtExit()
+
+
+def handed_frame(
+    image: Uint8Array | bytes,
+    *,
+    captured_at_s: float | None,
+    camera: str,
+    gps: GpsFix | None,
+    intrinsics: IntrinsicsPrior | None,
+    mask: BoolArray | None,
+) -> HandedFrame:
+    """A frame to add, with copies of the caller's arrays; see `Run.add_frame`.
+
+    Raises:
+        ValueError: the image or the mask is no such array, or a time or position is not finite.
+    """
+    return HandedFrame(
+        image=image if isinstance(image, bytes) else _rgb(image),
+        camera=camera,
+        captured_at_s=time.time() if captured_at_s is None else captured_at_s,
+        gps=gps,
+        intrinsics=intrinsics,
+        mask=None if mask is None else _mask_of(mask, image),
+    )
 
 
 def _rgb(image: Uint8Array) -> Uint8Array:

@@ -20,14 +20,15 @@ from engine.types import GpsFix
 
 _MAX_BYTES = 256 * 2**20
 _NAMES = ("name", "image", "file", "filename", "imagename", "photo", "label", "path")
-_LATITUDES = ("latitude", "lat", "latitudedeg", "gpslatitude", "ycoord", "y")
-_LONGITUDES = ("longitude", "lon", "lng", "long", "longitudedeg", "gpslongitude", "xcoord", "x")
+_LATITUDES = ("latitude", "lat", "latitudedeg", "gpslatitude")
+_LONGITUDES = ("longitude", "lon", "lng", "long", "longitudedeg", "gpslongitude")
 _ALTITUDES = ("altitude", "alt", "elevation", "ele", "height", "altitudem", "gpsaltitude", "z")
 _ACCURACIES = ("accuracy", "accuracym", "horizontalaccuracy", "hacc", "sigmaxy", "xyaccuracy")
 _VERTICAL = ("verticalaccuracy", "vacc", "verticalaccuracym", "sigmaz", "zaccuracy")
 _WGS84 = re.compile(r"epsg:\s*4326|wgs\s?84$|\+proj=(?:longlat|latlong)\b.*", re.IGNORECASE)
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")  # of an image, in lower case
-_GEO_COLUMNS = ("name", "x", "y", "z", "", "", "", "hacc", "vacc")  # of ODM; angles between
+# Of ODM; angles between. Columns named x and y elsewhere may be metres of any kind.
+_GEO_COLUMNS = ("name", "longitude", "latitude", "altitude", "", "", "", "hacc", "vacc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,11 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | None]]:
             f"{path}: coordinates of {lines[0].strip()[:40]} are not read, only WGS84"
         )
     delimiter = max(";\t,", key=lines[0].count)
-    table = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
+    reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, strict=True)
+    try:
+        table = list(reader)
+    except csv.Error as error:
+        raise ConfigError(f"{path}: is no CSV: line {reader.line_num}: {error}") from error
     columns = [re.sub(r"[^a-z]", "", cell.lower().split("(")[0].split("[")[0]) for cell in table[0]]
     yield from _fixes(columns, table[1:])
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
+import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
+from adapters.images.decoding import RefusedImage, decode_image, read_image_header, refused_by_size
 from adapters.images.intrinsics import IntrinsicsReader
 from adapters.install_advice import missing_package
 from adapters.live.blocking import iterate_in_thread
+from adapters.sources.files.ros_calibrations import (
+    TopicCalibration,
+    calibration_of_message,
+    calibrations_of_cameras,
+)
+from adapters.sources.files.ros_limits import refuse_large_chunks, refuse_large_files
 from adapters.sources.files.ros_messages import (
     fix_of_position,
-    prior_of_camera_info,
     rgb_of_image,
     stamp_s,
 )
@@ -37,6 +45,7 @@ from engine.types import (
     SourceInfo,
     SourceNotice,
     SourceState,
+    TakenFrames,
     Uint8Array,
 )
 
@@ -51,7 +60,19 @@ _COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 _CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 _POSITION = "sensor_msgs/msg/NavSatFix"
 _METADATA = "metadata.yaml"
-_BROKEN = (struct.error, ValueError, LookupError, AssertionError, EOFError)
+_BROKEN = (  # what rosbags and lz4 raise where bytes are not what they should be
+    struct.error,
+    ValueError,
+    LookupError,
+    AssertionError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+)
+_LEAST_STEP_S = 1e-6  # between messages of a topic that are recorded at the same time
 _MAX_NAMED = 4  # topics that a sentence names
 
 
@@ -73,17 +94,25 @@ class _Camera:
     number: int
     topic: str  # of its images
     name: str  # without what says how they are encoded
-    prior: IntrinsicsPrior | None  # of its CameraInfo
-    size: tuple[int, int] | None  # of the images that this is for, px
+    calibration: TopicCalibration | None  # its own
+
+    def prior_of_size(self, size: tuple[int, int]) -> IntrinsicsPrior | None:
+        """The calibration of its images of this width and height in px."""
+        known = self.calibration
+        if known is None or isinstance(known.raw, str) or known.size not in {None, size}:
+            return None
+        return known.raw
 
 
 class RosBag:
     """The images of a recording in the order in which they were recorded.
 
     Each camera is a camera of its own; of one whose images are recorded in two ways the compressed
-    ones are taken. Its calibration is that of the first CameraInfo beside it. Positions (NavSatFix)
-    come as readings. Times are those of the headers, else of the recording. ``index`` counts the
-    images of all cameras. What is left out (depth, other topics' images) is told in a notice.
+    ones are taken. Its calibration is that of the first CameraInfo in its namespace, where it is
+    the only camera there. Positions (NavSatFix) come as readings, of the topic that has most. Times
+    are those of the headers, else of the recording, and grow. ``index`` counts the images of all
+    cameras; of each camera every n-th is taken. What is left out (depth, images of other topics,
+    calibrations that do not fit) is reported in a notice.
     """
 
     def __init__(self, path: Path, *, config: SourcesConfig, next_frame_id: FrameIds) -> None:
@@ -96,24 +125,40 @@ class RosBag:
 
         Raises:
             AdapterUnavailableError: rosbags is not installed.
-            SourceError: it cannot be read, or holds no images.
+            SourceError: it cannot be read, is too large unpacked, or holds no images.
         """
         self._path = path
         self._config = config
         self._next_frame_id = next_frame_id
+        self._is_size_checked = False
         with self._reader() as reader:
             images = _image_connections(reader, patterns=config.topics)
             if not images:
                 raise SourceError(f"{path}: {_no_images(reader, config.topics)}")
-            self._left_out = _left_out(reader, images)
-            calibrations, self._doubts = _calibrations(reader)
+            self._position_topic, other_positions = _position_topics(reader)
+            self._left_out = [*_left_out(reader, images), *other_positions]
+            calibrations, self._doubts = calibrations_of_cameras(
+                [_camera_name(connection.topic) for connection in images],
+                all_names=_image_names(reader),
+                calibrations=_calibrations(reader, path=path),
+            )
             self._cameras = {
-                connection.topic: _camera(number, connection.topic, calibrations)
+                connection.topic: _Camera(
+                    number=number,
+                    topic=connection.topic,
+                    name=_camera_name(connection.topic),
+                    calibration=calibrations.get(_camera_name(connection.topic)),
+                )
                 for number, connection in enumerate(images, start=1)
             }
-            num_images = sum(connection.msgcount for connection in images)
+            num_taken = sum(
+                -(-connection.msgcount // config.every_nth_frame)
+                for connection in reader.connections
+                if connection.topic in self._cameras
+            )
+        self._taken = TakenFrames(names={}, captured_at_s={})
+        self._misfits: set[str] = set()  # topics with images of which the calibration is not
         self._intrinsics = IntrinsicsReader()
-        num_taken = len(range(0, num_images, config.every_nth_frame))
         self.info = SourceInfo(
             label=str(path),
             is_live=False,
@@ -121,6 +166,25 @@ class RosBag:
             num_frames=min(num_taken, config.max_frames or num_taken),
             has_many_cameras=len(images) > 1,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Size and time of its files."""
+        try:
+            files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
+            states = [file.stat() for file in files if not file.is_dir()]
+        except OSError:
+            return ""
+        return " ".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+
+    def leave_out(self, taken: TakenFrames) -> list[str]:
+        """Leaves out images by their indices; the recording is read from its start."""
+        self._taken = taken
+        num_left = max((self.info.num_frames or 0) - len(taken.names), 0)
+        self.info = replace(self.info, num_frames=num_left)
+        if taken.fingerprint and taken.fingerprint != self.fingerprint:
+            return [f"{self._path}: another recording than before; it goes on where that stopped"]
+        return []
 
     def frames(self) -> AsyncGenerator[Received, None]:
         """Yields the images and positions, read on a thread as they are asked for."""
@@ -130,28 +194,43 @@ class RosBag:
         for sentence in (*self._left_out, *self._doubts):
             yield self._notice(sentence)
         unusable: dict[str, int] = {}
+        clocks: defaultdict[str, _TopicClock] = defaultdict(_TopicClock)
+        odd: set[str] = set()  # topics whose stamps turned out to be of no use
         with self._reader() as reader:
             wanted = [
                 connection
                 for connection in reader.connections
-                if connection.msgtype == _POSITION or connection.topic in self._cameras
+                if connection.topic == self._position_topic or connection.topic in self._cameras
             ]
             index = 0
+            num_seen = dict.fromkeys(self._cameras, 0)
             for connection, recorded_ns, raw in _messages(reader, wanted, path=self._path):
                 if stop.is_set():
                     return
-                if connection.msgtype == _POSITION:
-                    reading = self._reading(reader, connection, raw, recorded_ns=recorded_ns)
+                topic, clock = connection.topic, clocks[connection.topic]
+                if topic == self._position_topic:
+                    reading = self._reading(reader, connection, raw, clock=clock, at_ns=recorded_ns)
                     if isinstance(reading, str):
                         unusable[reading] = unusable.get(reading, 0) + 1
                     else:
                         yield reading
-                    continue
-                if index % self._config.every_nth_frame == 0:
-                    yield self._arrival(
-                        reader, connection, bytes(raw), index=index, recorded_ns=recorded_ns
+                else:
+                    if num_seen[topic] % self._config.every_nth_frame == 0:
+                        yield from self._image(
+                            reader,
+                            connection,
+                            bytes(raw),
+                            index=index,
+                            clock=clock,
+                            at_ns=recorded_ns,
+                        )
+                    num_seen[topic] += 1
+                    index += 1
+                if clock.is_odd and topic not in odd:
+                    odd.add(topic)
+                    yield self._notice(
+                        f"{topic}: its stamps do not grow; times are the recording's"
                     )
-                index += 1
         for reason, number in unusable.items():
             yield self._notice(f"{number} positions are not used: {reason}")
 
@@ -159,7 +238,13 @@ class RosBag:
         return SourceNotice(source=self.info.label, state=SourceState.CONNECTED, detail=sentence)
 
     def _reading(
-        self, reader: AnyReader, connection: Connection, raw: bytes, *, recorded_ns: int
+        self,
+        reader: AnyReader,
+        connection: Connection,
+        raw: bytes,
+        *,
+        clock: _TopicClock,
+        at_ns: int,
     ) -> GpsReading | str:
         message = _deserialized(reader, connection, raw)
         if isinstance(message, str):
@@ -167,29 +252,41 @@ class RosBag:
         fix = fix_of_position(message)
         if isinstance(fix, str):
             return fix
-        time_s = stamp_s(message) or recorded_ns * 1e-9
+        time_s = clock.tick(stamp_s(message), recorded_at_s=at_ns * 1e-9)
         return GpsReading(source=self.info.label, camera_key=None, captured_at_s=time_s, fix=fix)
 
-    def _arrival(
+    def _image(
         self,
         reader: AnyReader,
         connection: Connection,
         raw: bytes,
         *,
         index: int,
-        recorded_ns: int,
-    ) -> Arrival | RejectedFrame:
+        clock: _TopicClock,
+        at_ns: int,
+    ) -> Iterator[Received]:
+        """An image that was not taken before, and before it what is odd of it."""
         camera = self._cameras[connection.topic]
-        message = _deserialized(reader, connection, raw)
-        time_s = recorded_ns * 1e-9
-        if not isinstance(message, str):
-            time_s = stamp_s(message) or time_s
+        is_large = len(raw) > self._config.max_image_bytes
+        message = "" if is_large else _deserialized(reader, connection, raw)
+        if isinstance(message, str):
+            time_s = clock.expected_s(at_ns * 1e-9)
+        else:
+            time_s = clock.tick(stamp_s(message), recorded_at_s=at_ns * 1e-9)
+        if index in self._taken.names:
+            return
         pending = _Pending(
             camera=camera, index=index, captured_at_s=time_s, received_at_s=time.monotonic()
         )
+        if is_large:
+            yield self._rejected(pending, DropReason.TOO_LARGE, f"{len(raw) / 1e6:.3g} MB")
+            return
         if isinstance(message, str):
-            return self._rejected(pending, DropReason.UNREADABLE, message)
-        return Arrival(
+            yield self._rejected(pending, DropReason.UNREADABLE, message)
+            return
+        if sentence := self._misfit(camera, message):
+            yield self._notice(sentence)
+        yield Arrival(
             source=self.info.label,
             index=index,
             name=pending.name,
@@ -199,6 +296,18 @@ class RosBag:
             lane=camera.topic if self.info.has_many_cameras else "",
             origin=camera.topic,
         )
+
+    def _misfit(self, camera: _Camera, message: Any) -> str:
+        """Why the calibration of a camera is not that of its images; "": it is, or was said."""
+        known = camera.calibration
+        if known is None or known.size is None or camera.topic in self._misfits:
+            return ""
+        size = _size_of(message)
+        if size is None or size == known.size:
+            return ""
+        self._misfits.add(camera.topic)
+        wanted, had = ("{} x {} px".format(*one) for one in (known.size, size))
+        return f"{known.topic} is not used: it is for {wanted}, and {camera.topic} has {had}"
 
     def _frame(self, pending: _Pending, message: Any) -> Frame | RejectedFrame:
         camera, jpeg = pending.camera, None
@@ -219,7 +328,6 @@ class RosBag:
                 return self._rejected(pending, DropReason.UNREADABLE, converted)
             pixels, prior = converted, self._intrinsics.of_pixels(converted)
         height, width = pixels.shape[:2]
-        is_calibrated = camera.prior is not None and camera.size in {None, (width, height)}
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=f"{camera.name}|{width}x{height}",
@@ -230,7 +338,7 @@ class RosBag:
             received_at_s=pending.received_at_s,
             pixels=pixels,
             jpeg=jpeg,
-            intrinsics_prior=camera.prior if is_calibrated else prior,
+            intrinsics_prior=camera.prior_of_size((width, height)) or prior,
         )
 
     def _rejected(self, pending: _Pending, reason: DropReason, detail: str) -> RejectedFrame:
@@ -249,7 +357,7 @@ class RosBag:
 
         Raises:
             AdapterUnavailableError: rosbags is not installed.
-            SourceError: it cannot be read.
+            SourceError: it cannot be read, or is too large unpacked.
         """
         try:
             from rosbags.highlevel import AnyReader
@@ -258,12 +366,57 @@ class RosBag:
             raise missing_package("ROS recordings", package="rosbags", extra="ros") from error
         default = get_typestore(Stores.ROS2_HUMBLE)  # older .db3 files have no definitions
         with _errors_of(self._path):
+            if self._path.is_dir() and not self._is_size_checked:
+                refuse_large_files(self._path, metadata=_METADATA)
+            self._is_size_checked = True
             reader = AnyReader([self._path], default_typestore=default)
             reader.open()
         try:
+            with _errors_of(self._path):
+                limit = self._config.max_image_bytes
+                refuse_large_chunks(reader, path=self._path, max_image_bytes=limit)
             yield reader
         finally:
             reader.close()
+
+
+class _TopicClock:
+    """Times of the messages of one topic in s, strictly increasing.
+
+    They are the headers' up to the first one that is missing or does not grow, and from there on
+    those of the recording, moved so that they go on.
+    """
+
+    def __init__(self) -> None:
+        self.is_odd = False  # whether stamps turned out to be of no use
+        self._is_of_headers = True
+        self._last_s = -math.inf
+        self._recorded_at_s = 0.0
+
+    def tick(self, stamp: float | None, *, recorded_at_s: float) -> float:
+        """The time of the next message.
+
+        Args:
+            stamp: of its header in s; None: it has none.
+            recorded_at_s: when it was recorded.
+        """
+        if self._is_of_headers:
+            if stamp is not None and stamp > self._last_s:
+                self._last_s, self._recorded_at_s = stamp, recorded_at_s
+                return stamp
+            self.is_odd = self._last_s > -math.inf
+            self._is_of_headers = False
+        elif stamp is not None:
+            self.is_odd = True
+        self._last_s, self._recorded_at_s = self.expected_s(recorded_at_s), recorded_at_s
+        return self._last_s
+
+    def expected_s(self, recorded_at_s: float) -> float:
+        """The time of the next message by when it was recorded."""
+        if self._last_s == -math.inf:
+            return recorded_at_s
+        passed_s = recorded_at_s - self._recorded_at_s
+        return self._last_s + max(passed_s, _LEAST_STEP_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +434,27 @@ class _Pending:
         return f"camera{self.camera.number:02d}/{self.index:06d}.jpg"
 
 
+@functools.cache
+def _reader_errors() -> tuple[type[Exception], ...]:
+    """What rosbags and the packages beneath it raise on purpose."""
+    from rosbags.highlevel import AnyReaderError
+    from rosbags.rosbag1 import ReaderError as Ros1Error
+    from rosbags.rosbag2 import ReaderError as Ros2Error
+
+    errors: list[type[Exception]] = [AnyReaderError, Ros1Error, Ros2Error]
+    with suppress(ImportError):  # other versions of rosbags read .db3 by another package
+        import apsw
+
+        errors.append(apsw.Error)
+    with suppress(ImportError):
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        errors.append(zstd.ZstdError)
+    return tuple(errors)
+
+
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
     """Turns what broken recordings raise into source errors.
@@ -288,13 +462,9 @@ def _errors_of(path: Path) -> Iterator[None]:
     Raises:
         SourceError: the recording cannot be read.
     """
-    from rosbags.highlevel import AnyReaderError
-    from rosbags.rosbag1 import ReaderError as Ros1Error
-    from rosbags.rosbag2 import ReaderError as Ros2Error
-
     try:
         yield
-    except (AnyReaderError, Ros1Error, Ros2Error) as error:
+    except _reader_errors() as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -325,14 +495,7 @@ def _deserialized(reader: AnyReader, connection: Connection, raw: bytes) -> Any:
 
     try:
         return reader.deserialize(raw, connection.msgtype)
-    except (
-        AnyReaderError,
-        struct.error,
-        ValueError,
-        KeyError,
-        IndexError,
-        AssertionError,
-    ) as error:
+    except (AnyReaderError, *_BROKEN) as error:
         return f"a broken message: {type(error).__name__}"
 
 
@@ -359,6 +522,13 @@ def _is_wanted(connection: Connection, patterns: tuple[str, ...]) -> bool:
 def _camera_name(topic: str) -> str:
     """A topic without the transport at its end: /front/image_raw of /front/image_raw/compressed."""
     return topic.removesuffix("/compressed")
+
+
+def _image_names(reader: AnyReader) -> list[str]:
+    """The names of all cameras that have images, wanted or not."""
+    return sorted(
+        {_camera_name(one.topic) for one in reader.connections if _is_image(one) and one.msgcount}
+    )
 
 
 def _no_images(reader: AnyReader, patterns: tuple[str, ...]) -> str:
@@ -390,47 +560,43 @@ def _left_out(reader: AnyReader, chosen: list[Connection]) -> list[str]:
     return [f"left out: {number} images of {_named(sorted(others))}; sources.topics chooses others"]
 
 
+def _position_topics(reader: AnyReader) -> tuple[str | None, list[str]]:
+    """The topic of positions with the most messages, and a sentence on the others."""
+    counts: dict[str, int] = {}
+    for one in reader.connections:
+        if one.msgtype == _POSITION and one.msgcount:
+            counts[one.topic] = counts.get(one.topic, 0) + one.msgcount
+    if len(counts) <= 1:
+        return next(iter(counts), None), []
+    first, *others = sorted(counts, key=lambda topic: (-counts[topic], topic))
+    return first, [f"left out: positions of {_named(others)}; those of {first} are taken"]
+
+
 def _named(topics: list[str]) -> str:
     more = f" and {len(topics) - _MAX_NAMED} more" if len(topics) > _MAX_NAMED else ""
     return ", ".join(topics[:_MAX_NAMED]) + more
 
 
-def _calibrations(
-    reader: AnyReader,
-) -> tuple[dict[str, tuple[IntrinsicsPrior, tuple[int, int]]], list[str]]:
-    """Calibrations and their image sizes by namespace; and why others cannot be used."""
-    found: dict[str, tuple[IntrinsicsPrior, tuple[int, int]]] = {}
-    doubts = []
-    for connection in reader.connections:
+def _calibrations(reader: AnyReader, *, path: Path) -> list[TopicCalibration]:
+    """What the first message of each topic of CameraInfo says."""
+    found = []
+    for topic, connection in sorted({one.topic: one for one in reader.connections}.items()):
         if connection.msgtype != _CAMERA_INFO or not connection.msgcount:
             continue
-        first = next(reader.messages(connections=[connection]), None)
-        if first is None:
-            continue
-        message = _deserialized(reader, connection, first[2])
-        prior = message if isinstance(message, str) else prior_of_camera_info(message)
-        if isinstance(prior, str):
-            doubts.append(f"{connection.topic} is not used: {prior}")
+        message: Any
+        try:
+            first = next(_messages(reader, [connection], path=path), None)
+        except SourceError as error:
+            message = str(error)
         else:
-            size = int(message.width), int(message.height)
-            found[_namespace(connection.topic)] = prior, size
-    return found, doubts
+            message = _deserialized(reader, connection, first[2]) if first else "it is empty"
+        found.append(calibration_of_message(topic, message))
+    return found
 
 
-def _camera(
-    number: int, topic: str, calibrations: dict[str, tuple[IntrinsicsPrior, tuple[int, int]]]
-) -> _Camera:
-    """A camera with the calibration beside it, or beside one of the folders that it is in."""
-    name = _camera_name(topic)
-    camera = _Camera(number=number, topic=topic, name=name, prior=None, size=None)
-    prior, size = calibrations.get(_namespace(name), (None, None))
-    is_rectified = "rect" in name.rsplit("/", 1)[-1]
-    if prior is None:
-        return camera
-    if is_rectified:  # the distortion is gone, and the matrix is another one
-        return camera
-    return replace(camera, prior=prior, size=None if size == (0, 0) else size)
-
-
-def _namespace(topic: str) -> str:
-    return topic.rpartition("/")[0]
+def _size_of(message: Any) -> tuple[int, int] | None:
+    """Width and height of an image in px; None: it does not say, or in a way that is not read."""
+    if not hasattr(message, "format"):
+        return int(message.width), int(message.height)
+    header = read_image_header(bytes(message.data))
+    return None if header is None else (header.width, header.height)

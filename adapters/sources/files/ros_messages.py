@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from adapters.images.decoding import as_8_bit
 from engine.types import CalibrationOrigin, GpsFix, IntrinsicsPrior, Uint8Array
 
 _PIXEL_OFFSET = 0.5  # ROS, like OpenCV: the first pixel's centre is (0, 0)
@@ -55,14 +56,22 @@ def rgb_of_image(message: Any) -> Uint8Array | str:
     lines = data[: step * height].reshape(height, step)[:, : width * num_bytes]
     if encoding == _MONO16:
         words = np.ascontiguousarray(lines).view(">u2" if message.is_bigendian else "<u2")
-        return np.repeat((words >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+        return np.repeat(as_8_bit(words)[:, :, None], 3, axis=2)
     pixels = lines.reshape(height, width, num_bytes)
     if encoding in _CHANNELS:
         return np.ascontiguousarray(pixels[:, :, _CHANNELS[encoding][1]])
+    return _converted(np.ascontiguousarray(pixels), encoding)
+
+
+def _converted(pixels: Uint8Array, encoding: str) -> Uint8Array | str:
+    """RGB of pixels (H, W, bytes of a pixel) by OpenCV; or why there is none."""
     import cv2
 
-    code = getattr(cv2, _CODES[encoding][1])
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), code), np.uint8)
+    try:
+        return np.asarray(cv2.cvtColor(pixels, getattr(cv2, _CODES[encoding][1])), np.uint8)
+    except cv2.error as error:  # YUV of an odd width
+        height, width = pixels.shape[:2]
+        return f"{width} x {height} px of {encoding} cannot be converted: {error.err}"
 
 
 def _num_bytes(encoding: str) -> int:
@@ -93,6 +102,21 @@ def prior_of_camera_info(message: Any) -> IntrinsicsPrior | str:
     )
 
 
+def prior_of_rectified(message: Any) -> IntrinsicsPrior | str:
+    """The calibration of a CameraInfo, of images without distortion; or why there is none."""
+    matrix = np.asarray(message.P if hasattr(message, "P") else message.p, float).reshape(3, 4)
+    fx, fy = matrix[0, 0], matrix[1, 1]
+    if not np.isfinite(matrix[:, :3]).all() or min(fx, fy) <= 0.0:
+        return "it says nothing of rectified images"
+    center = matrix[0, 2] + _PIXEL_OFFSET, matrix[1, 2] + _PIXEL_OFFSET
+    return IntrinsicsPrior(
+        focal_px=(fx + fy) / 2.0,
+        camera_model="PINHOLE",
+        params=tuple(map(float, (fx, fy, *center))),
+        origin=CalibrationOrigin.KNOWN,
+    )
+
+
 def _named_distortion(name: str, params: np.ndarray[Any, Any]) -> tuple[str, list[float]] | str:
     """COLMAP's model and its distortion; or why there is none."""
     if name in {"plumb_bob", "rational_polynomial", ""}:
@@ -109,14 +133,12 @@ def _named_distortion(name: str, params: np.ndarray[Any, Any]) -> tuple[str, lis
 
 
 def fix_of_position(message: Any) -> GpsFix | str:
-    """The position of a NavSatFix; or why there is none."""
+    """The position of a NavSatFix, without an altitude that is no number; or why there is none."""
     values = float(message.latitude), float(message.longitude), float(message.altitude)
     if int(message.status.status) <= _NO_FIX:
         return "no fix"
     if not all(map(math.isfinite, values[:2])):
         return "no position"
-    if not math.isfinite(values[2]):
-        return "a position without altitude"
     if abs(values[0]) > 90.0 or abs(values[1]) > 180.0:
         return "no latitude and longitude"
     covariance = np.asarray(message.position_covariance, float).reshape(3, 3)
@@ -127,7 +149,7 @@ def fix_of_position(message: Any) -> GpsFix | str:
     return GpsFix(
         latitude_deg=values[0],
         longitude_deg=values[1],
-        altitude_m=values[2],
+        altitude_m=values[2] if math.isfinite(values[2]) else None,
         accuracy_m=accuracy_m,
     )
 

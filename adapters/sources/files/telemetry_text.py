@@ -16,6 +16,7 @@ Most put the longitude first where nothing names it, some the latitude; some wri
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import math
 import re
@@ -27,7 +28,7 @@ from enum import StrEnum
 from engine.config import TelemetryOrder
 from engine.types import GpsFix
 
-_TIMING = re.compile(r"^\s*(\d+):(\d\d):(\d\d)(?:[,.](\d{1,3}))?\s*-->")
+_TIMING = re.compile(r"^\s*(\d{1,6}):(\d\d):(\d\d)(?:[,.](\d{1,3}))?\s*-->")
 _NUMBER = r"([-+]?\d{1,9}(?:\.\d{1,15})?)"
 _NAMES = "latitude|longitude|longtitude|abs_alt|rel_alt|altitude"
 # Of text in lower case, which is searched several times faster than text in any case.
@@ -155,6 +156,12 @@ def blocks_of_srt(text: str) -> Iterator[TextBlock]:
         time_s, lines = whole_s + int(fraction) / 10.0 ** len(fraction), []
     if time_s is not None:
         yield TextBlock(time_s=time_s, text="\n".join(lines))
+
+
+def text_of_file(data: bytes) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark."""
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
 
 
 def text_of_packet(data: bytes, *, is_mov_text: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import logging
 import re
@@ -19,6 +18,7 @@ from adapters.sources.files.telemetry_text import (
     TimedFix,
     blocks_of_srt,
     read_telemetry,
+    text_of_file,
     text_of_packet,
 )
 from adapters.sources.files.video_frames import open_container, packets_of, picture_stream
@@ -149,9 +149,7 @@ def _of_side_file(side_file: Path, read: ReadsTelemetry) -> Telemetry | None:
     except OSError as error:
         logger.warning("%s: cannot be read: %s", side_file, error.strerror or error)
         return None
-    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = data.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
-    telemetry = read(blocks_of_srt(text))
+    telemetry = read(blocks_of_srt(text_of_file(data)))
     if not telemetry.is_any:
         logger.info("%s: speaks of no places", side_file)
     return telemetry if telemetry.is_any else None

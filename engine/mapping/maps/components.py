@@ -495,11 +495,13 @@ class Components:
         """Joins maps as long as some can be; the fullest becomes the main one."""
         self.release(main)
         main = self.lead(main, is_final=is_final)
-        while (joined := self._join_once(main, config=config)) is not None:
+        while (joined := self._join_once(main, config=config, is_final=is_final)) is not None:
             main = self.lead(joined, is_final=is_final)
         return main
 
-    def _join_once(self, main: SparseMap, *, config: GrowthConfig) -> SparseMap | None:
+    def _join_once(
+        self, main: SparseMap, *, config: GrowthConfig, is_final: bool
+    ) -> SparseMap | None:
         """Joins two maps; returns the main map then, None when there are no two to join."""
         across = self._inliers_across()
         for (number, onto_number), (num_pairs, num_inliers) in sorted(across.items()):
@@ -509,7 +511,9 @@ class Components:
             if num_pairs < _MIN_PAIRS_ACROSS or num_inliers < max(1, _MORE_TO_JOIN * tried):
                 continue
             one.tried[onto_number] = num_inliers
-            joined = self._joined(main, one, onto, num_pairs=num_pairs, config=config)
+            joined = self._joined(
+                main, one, onto, num_pairs=num_pairs, config=config, is_final=is_final
+            )
             if joined is not None:
                 return joined
         return None
@@ -522,11 +526,13 @@ class Components:
         *,
         num_pairs: int,
         config: GrowthConfig,
+        is_final: bool,
     ) -> SparseMap | None:
         """Moves the smaller of two maps into the larger one; None when they do not fit.
 
         A map that many pairs join to another one, and that does not fit it as a whole, is taken
-        apart; so are small ones. Where it fits in two ways, both maps wait for more.
+        apart; so are small ones. Where it fits in two ways, both maps wait for more, and at the end
+        each of its keyframes finds its own place, if it can.
         """
         if onto is not None and onto.sparse_map.num_registered < one.sparse_map.num_registered:
             one, onto = onto, one
@@ -535,9 +541,10 @@ class Components:
         self._builder.complete(target, like=main, frame_ids=moved_ids)
         alignment = find_similarity(target, one.sparse_map, registration=self._registration)
         merged = None
+        is_ambiguous = alignment is not None and alignment.is_ambiguous
+        if is_ambiguous and not is_final:
+            return None
         if alignment is not None:
-            if alignment.is_ambiguous:
-                return None
             merged = merge_maps(
                 target,
                 one.sparse_map,
@@ -545,7 +552,7 @@ class Components:
                 registration=self._registration,
                 config=config,
             )
-        if merged is None and num_pairs >= max(_MIN_ESTABLISHED, len(moved_ids)):
+        if merged is None and (is_ambiguous or num_pairs >= max(_MIN_ESTABLISHED, len(moved_ids))):
             merged = take_apart(target, one.sparse_map, config=config)
         if merged is None:
             return None

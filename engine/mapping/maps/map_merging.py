@@ -27,7 +27,7 @@ from engine.geometry import pose_in_other_world
 from engine.mapping.model.growth import GrowthConfig, adjust_in_place, register_and_refine
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places.map_similarity import MapMatches
-from engine.matching.pair_strength import pair_supports
+from engine.matching.pair_strength import is_open, is_outweighed, place_support
 from engine.types import (
     BoolArray,
     Float64Array,
@@ -41,8 +41,8 @@ _MIN_PER_KEYFRAME = 8  # keypoints that agree, for a keyframe to support a simil
 _MIN_KEYFRAMES = 2  # of either map that support it
 _MIN_INLIERS_PER_REGISTRATION = 1.5  # times the inliers that a single keyframe needs
 _OVERRULING_PER_REGISTRATION = 3.0  # likewise, of pairs against what most matches agree with
+_MIN_OVERRULING_PAIRS = 2
 _INLIER_RATIO_SHARE = 0.6  # of the share of inliers that a single keyframe needs
-_RIVAL_RATIO = 0.5  # of what supports a similarity, that supports another one: which is open
 _ADJUSTED_UP_TO = 80  # keyframes of a merged map that is adjusted at once
 _NUM_ADJUSTMENTS = 2
 _HELD_RATIO = 0.8  # of the keyframes moved must hold in their place
@@ -189,7 +189,7 @@ def find_similarity(
     enough = _OVERRULING_PER_REGISTRATION * registration.min_inliers
     similarity, counted, is_ambiguous = _decided(matched, similarity, enough=enough)
     counts: tuple[Counter[FrameId], Counter[FrameId]] = (Counter(), Counter())
-    for pair_idx in matched.pair_idx[similarity.is_inlier].tolist():
+    for pair_idx in matched.pair_idx[counted & similarity.is_inlier].tolist():
         for side, frame_id in zip(counts, ends[pair_idx], strict=True):
             side[frame_id] += 1
     supporting = [sum(num >= _MIN_PER_KEYFRAME for num in side.values()) for side in counts]
@@ -222,13 +222,21 @@ def _decided(
     rival = estimate_rival(matched, found, seed=0)
     if rival is None:
         return found, all_count, False
-    supports = [pair_supports(matched.pair_idx, one.is_inlier) for one in (found, rival)]
-    own, others = (int(one.sum()) for one in supports)
-    if not own and not others:
-        return found, all_count, rival.num_inliers > _RIVAL_RATIO * found.num_inliers
-    if others >= enough and own <= _RIVAL_RATIO * others:
-        return rival, (supports[0] + supports[1])[matched.pair_idx] > 0, False
-    return found, all_count, others > _RIVAL_RATIO * own
+    # Keyframes of both maps match a point many times over: it counts once, wherever it lies.
+    _, points = np.unique(matched.points_in_b, axis=0, return_inverse=True)
+    points = points.reshape(-1).astype(np.int64)
+    own, others = (
+        place_support(matched.pair_idx, one.is_inlier, keypoints=points, cells=points)
+        for one in (found, rival)
+    )
+    is_overruled = (
+        others.independent >= enough
+        and np.count_nonzero(others.by_pair) >= _MIN_OVERRULING_PAIRS
+        and is_outweighed(own, others)
+    )
+    if is_overruled:
+        return rival, (own.by_pair + others.by_pair)[matched.pair_idx] > 0, False
+    return found, all_count, is_open(own, others)
 
 
 def _is_sure(

@@ -22,6 +22,7 @@ from engine.types import BoolArray, Float64Array, FrameId, Int32Array, Int64Arra
 _WHOLE_UNTIL = 100_000  # observations; a map of fewer is adjusted whole
 _GRID = (8, 6)  # columns and rows of an image; each of its cells keeps a point, if it has one
 _MIN_SHARED = 5  # points that two keyframes keep, or all that they share
+_MIN_OF_KEYFRAME = 50  # observations that each keyframe keeps, or all that it has
 _CHUNK = 100_000  # observations whose points are refined at once
 
 
@@ -141,6 +142,11 @@ class _Tracks:
             is_kept[points[order[longest[is_empty]]]] = True
         for idx in range(len(self._points)):
             self._hold_neighbors(idx, is_kept)
+        for points in self._points:
+            num_more = _MIN_OF_KEYFRAME - int(is_kept[points].sum())
+            if num_more > 0:
+                others = points[~is_kept[points]]
+                is_kept[others[self._longest_first(others)[:num_more]]] = True
         return is_kept
 
     def _longest_first(self, points: Int32Array) -> Int64Array:

@@ -55,8 +55,11 @@ class GlobalAdjustment:
     share: AdjustmentShare | None = None  # None: the copy has all points
 
     def reduced(self) -> GlobalAdjustment:
-        """With the share of its points alone that are adjusted, where it is large."""
-        if not AdjustmentShare.is_worthwhile(self.reconstruction):
+        """With the share of its points alone that are adjusted, where it is large.
+
+        The others are taken out of the copy; what was reduced before is returned as it is.
+        """
+        if self.share is not None or not AdjustmentShare.is_worthwhile(self.reconstruction):
             return self
         return replace(self, share=AdjustmentShare(self.reconstruction, self.keypoints_xy))
 

@@ -34,11 +34,12 @@ class GrowthConfig:
     local_bundle_adjustment: LocalBundleAdjustmentConfig
     global_bundle_adjustment: GlobalBundleAdjustmentConfig
     num_threads: int
+    is_final: bool = False  # whether nothing more comes: the better one of two places is taken
 
 
 @charged_to(Stage.REGISTER)
 def register_and_refine(
-    sparse_map: SparseMap, frame_id: FrameId, *, config: GrowthConfig
+    sparse_map: SparseMap, frame_id: FrameId, *, config: GrowthConfig, decides: bool = False
 ) -> Registration:
     """Registers a keyframe, triangulates its matches and refines its surroundings.
 
@@ -46,6 +47,12 @@ def register_and_refine(
     contradict the pose that most matches agree on, they pose the keyframe alone, or it waits. Where
     they see too little of the map for that, nothing better is known, and it stays a hypothesis for
     the repair of misplacements.
+
+    Args:
+        sparse_map: the map.
+        frame_id: a keyframe that is not registered.
+        config: thresholds of growing.
+        decides: see `SparseMap.register`.
     """
     contradicting: dict[FrameId, VerifiedPair] = {}
 
@@ -55,7 +62,10 @@ def register_and_refine(
         return not contradicting
 
     register = functools.partial(
-        sparse_map.register, frame_id, min_inlier_ratio=config.min_inlier_ratio
+        sparse_map.register,
+        frame_id,
+        min_inlier_ratio=config.min_inlier_ratio,
+        decides=decides,
     )
     registration = register(is_credible=is_credible)
     if registration.status is RegistrationStatus.CONTRADICTED:
@@ -94,7 +104,8 @@ def grow_fully(
 ) -> dict[FrameId, Registration]:
     """Registers everything that can be, the keyframe seeing the most points next.
 
-    The whole map is adjusted each time it grew by the configured ratio.
+    The whole map is adjusted each time it grew by the configured ratio. At the end of a run, those
+    that have two places come last, each in the better one.
 
     Args:
         sparse_map: the map.
@@ -112,17 +123,24 @@ def grow_fully(
         if not (sparse_map.is_registered(i) or i in exclude)
     }
     registered: dict[FrameId, Registration] = {}
-    while visible:
-        frame_id = max(visible, key=lambda i: (visible[i], -i))
-        if visible.pop(frame_id) == 0:
+    ambiguous: dict[FrameId, int] = {}  # that have two places, and what they see
+    while visible or ambiguous:
+        decides = not any(visible.values())
+        waiting = ambiguous if decides else visible
+        if not waiting:
             break
-        registration = register_and_refine(sparse_map, frame_id, config=config)
+        frame_id = max(waiting, key=lambda i: (waiting[i], -i))
+        num_visible = waiting.pop(frame_id)
+        registration = register_and_refine(sparse_map, frame_id, config=config, decides=decides)
+        if registration.status is RegistrationStatus.AMBIGUOUS and config.is_final and not decides:
+            ambiguous[frame_id] = num_visible
         if registration.status is not RegistrationStatus.REGISTERED:
             continue
         registered[frame_id] = registration
         for other in sparse_map.neighbors(frame_id):
             # A neighbour that failed before gets another chance: it sees more points now.
             if not (sparse_map.is_registered(other) or other in exclude):
+                ambiguous.pop(other, None)
                 visible[other] = sparse_map.num_visible_points(other)
         if schedule.should(sparse_map.num_registered):
             schedule.done(sparse_map.num_registered)

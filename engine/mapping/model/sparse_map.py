@@ -25,12 +25,20 @@ from engine.estimators.absolute_pose import (
     reprojection_errors_px,
 )
 from engine.estimators.lenses import has_small_parameters
+from engine.estimators.similarity import FAR
 from engine.geometry import image_scale, pose_in_other_world, transform_points
 from engine.mapping.model.calibration_control import CalibrationControl, CalibrationState
 from engine.mapping.model.camera_priors import CameraPrior
 from engine.mapping.model.match_graph import MatchGraph
 from engine.mapping.model.point_attributes import PointAttributes, PointCloud
-from engine.matching.pair_strength import PairStrength, pair_strength, pair_supports
+from engine.matching.pair_strength import (
+    PairStrength,
+    PlaceSupport,
+    cells_of,
+    is_open,
+    pair_strength,
+    place_support,
+)
 from engine.types import (
     Features,
     Float64Array,
@@ -43,9 +51,8 @@ from engine.types import (
 )
 
 _NO_POINT = -1
-_RIVAL_RATIO = 0.5  # of what supports a pose, that supports another one: which is open
 _ASKED_RATIO = 0.25  # of what agrees with a pose, that agrees with another one: it is asked
-_FAR = 3.0  # times the error allowed, from which a match speaks for another pose
+_NEAR_IN_TIME = 8  # keyframes of one camera: pairs with others may close a loop
 _MAX_EXTRA_PARAM = 1.0  # COLMAP's default
 
 
@@ -112,6 +119,8 @@ class SparseMap:
         self._point3D_ids: dict[FrameId, Int64Array] = {}  # until observations change
         self._covisibility: dict[FrameId, dict[FrameId, int]] = {}  # likewise
         self._strengths: dict[ImagePair, tuple[VerifiedPair, PairStrength]] = {}
+        # Keyframes that two places were open for, and what was registered around them then.
+        self._ambiguous: dict[FrameId, frozenset[FrameId]] = {}
         self._rebuild_managers()
 
     # -- what is in the map ---------------------------------------------------------------------
@@ -385,17 +394,21 @@ class SparseMap:
         min_inlier_ratio: float,
         neighbors: Mapping[FrameId, VerifiedPair] | None = None,
         is_credible: Callable[[Float64Array], bool] | None = None,
+        decides: bool = False,
     ) -> Registration:
         """Poses a keyframe against the points its matches see, and extends their tracks to it.
 
         Repeated structure (wallpaper, facades) gives matches that agree on a wrong place.
-        They compete with the right ones, so a low share of inliers is a warning.
+        They compete with the right ones, so a low share of inliers is a warning. Drift gives two
+        places, too: among them that counts which pairs with keyframes close in time agree with.
 
         Args:
             frame_id: a keyframe that is not registered.
             min_inlier_ratio: share of its matched keypoints that must agree on the pose.
             neighbors: the pairs whose matches pose it, by the other keyframe; by default all.
             is_credible: whether the keyframe may get a pose (3, 4).
+            decides: whether the better one of two places is taken where it is open which is right;
+                otherwise the keyframe waits.
 
         Raises:
             MapError: the keyframe is registered already.
@@ -423,18 +436,29 @@ class SparseMap:
                 num_inliers=num_inliers,
                 num_correspondences=num,
             )
-        if self._is_ambiguous(frame_id, pose, rows=rows, point3D_ids=point3D_ids, pairs=neighbors):
-            return Registration(
-                status=RegistrationStatus.AMBIGUOUS,
-                num_inliers=num_inliers,
-                num_correspondences=num,
-            )
         if is_credible is not None and not is_credible(pose.cam_from_world):
             return Registration(
                 status=RegistrationStatus.CONTRADICTED,
                 num_inliers=num_inliers,
                 num_correspondences=num,
             )
+        rival = self._rival_pose(frame_id, pose, rows=rows, point3D_ids=point3D_ids)
+        if rival is not None:
+            better = self._better_pose(frame_id, pose, rival, pairs=neighbors, decides=decides)
+            if better is None:
+                self._ambiguous[frame_id] = self._registered_neighbors(frame_id)
+                return Registration(
+                    status=RegistrationStatus.AMBIGUOUS,
+                    num_inliers=num_inliers,
+                    num_correspondences=num,
+                )
+            num_agreeing = len(np.unique(rows[better.inlier_mask]))
+            if (
+                better is rival
+                and num_agreeing >= enough
+                and (is_credible is None or is_credible(rival.cam_from_world))
+            ):
+                pose, num_inliers = rival, num_agreeing
         self._set_pose(frame_id, pose.cam_from_world)
         self._extend_tracks(
             frame_id, rows[pose.inlier_mask], point3D_ids=point3D_ids[pose.inlier_mask]
@@ -916,16 +940,10 @@ class SparseMap:
         pair_idx = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
         return np.concatenate(rows), np.concatenate(ids), pair_idx
 
-    def _is_ambiguous(
-        self,
-        frame_id: FrameId,
-        pose: AbsolutePose,
-        *,
-        rows: Int64Array,
-        point3D_ids: Int64Array,
-        pairs: Mapping[FrameId, VerifiedPair] | None,
-    ) -> bool:
-        """Whether pairs agree as a whole with another pose, or none does with either.
+    def _rival_pose(
+        self, frame_id: FrameId, pose: AbsolutePose, *, rows: Int64Array, point3D_ids: Int64Array
+    ) -> AbsolutePose | None:
+        """The pose that most matches far from another one agree with, if there are enough.
 
         Repeated structure gives several poses, each with matches of its own. Most keyframes have so
         few matches that do not agree that it is not asked.
@@ -933,26 +951,85 @@ class SparseMap:
         keyframe = self._keyframes[frame_id]
         enough = _ASKED_RATIO * len(np.unique(rows[pose.inlier_mask]))
         if len(np.unique(rows[~pose.inlier_mask])) <= enough:
-            return False
+            return None
         errors = self._pose_errors(keyframe, pose, rows=rows, point3D_ids=point3D_ids)
-        far_rows, far_ids = rows[errors > _FAR], point3D_ids[errors > _FAR]
+        is_far = errors > FAR
         rival = estimate_absolute_pose(
-            keyframe.features.keypoints_xy[far_rows],
-            self.points3D_in_world(far_ids),
+            keyframe.features.keypoints_xy[rows[is_far]],
+            self.points3D_in_world(point3D_ids[is_far]),
             camera=self.camera(keyframe.calibration_key),
             config=self._registration,
             seed=self._seed,
         )
-        if rival is None or len(np.unique(far_rows[rival.inlier_mask])) <= enough:
-            return False
+        if rival is None or len(np.unique(rows[is_far][rival.inlier_mask])) <= enough:
+            return None
+        errors = self._pose_errors(keyframe, rival, rows=rows, point3D_ids=point3D_ids)
+        return replace(rival, inlier_mask=errors < 1.0)
+
+    def _better_pose(
+        self,
+        frame_id: FrameId,
+        pose: AbsolutePose,
+        rival: AbsolutePose,
+        *,
+        pairs: Mapping[FrameId, VerifiedPair] | None,
+        decides: bool,
+    ) -> AbsolutePose | None:
+        """The pose that pairs agree with as a whole, None while that is open.
+
+        Where it is, pairs with keyframes close in time decide: those with others may show that the
+        map has drifted, which closing the loop corrects once the keyframe has its place.
+        """
+        pairs = self.neighbors(frame_id) if pairs is None else pairs
+        pairs = {other: one for other, one in pairs.items() if self.is_registered(other)}
+        all_of_them = self._supports(frame_id, (pose, rival), pairs)
+        if not is_open(*all_of_them):
+            return pose
+        close_ids = self._close_in_time(frame_id)
+        recent = {other: one for other, one in pairs.items() if other in close_ids}
+        if len(recent) < len(pairs):
+            own, others = self._supports(frame_id, (pose, rival), recent)
+            if own.independent and not is_open(own, others):
+                return pose
+            if others.independent and not is_open(others, own):
+                return rival
+        if not decides:
+            return None
+        own, others = all_of_them
+        return rival if others.independent > own.independent else pose
+
+    def _supports(
+        self,
+        frame_id: FrameId,
+        poses: tuple[AbsolutePose, AbsolutePose],
+        pairs: Mapping[FrameId, VerifiedPair],
+    ) -> tuple[PlaceSupport, PlaceSupport]:
+        """How much pairs of a keyframe support two poses of it."""
+        keyframe = self._keyframes[frame_id]
         rows, point3D_ids, pair_idx = self._matched_points(frame_id, pairs)
-        own, others = (
-            pair_supports(
-                pair_idx, self._pose_errors(keyframe, one, rows=rows, point3D_ids=point3D_ids) < 1.0
+        cells = cells_of(keyframe, rows)
+        first, second = (
+            place_support(
+                pair_idx,
+                self._pose_errors(keyframe, one, rows=rows, point3D_ids=point3D_ids) < 1.0,
+                keypoints=rows,
+                cells=cells,
             )
-            for one in (pose, rival)
+            for one in poses
         )
-        return bool(others.sum() >= _RIVAL_RATIO * own.sum())
+        return first, second
+
+    def _close_in_time(self, frame_id: FrameId) -> set[FrameId]:
+        """Keyframes that its camera took not long before or after a keyframe; none of a photo."""
+        keyframe = self._keyframes[frame_id]
+        if keyframe.is_photo:
+            return set()
+        sequence = [i for i, k in self._keyframes.items() if k.camera_key == keyframe.camera_key]
+        place = sequence.index(frame_id)
+        return set(sequence[max(place - _NEAR_IN_TIME, 0) : place + _NEAR_IN_TIME + 1])
+
+    def _registered_neighbors(self, frame_id: FrameId) -> frozenset[FrameId]:
+        return frozenset(i for i in self.neighbors(frame_id) if self.is_registered(i))
 
     def _pose_errors(
         self, keyframe: Keyframe, pose: AbsolutePose, *, rows: Int64Array, point3D_ids: Int64Array

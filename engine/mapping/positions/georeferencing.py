@@ -214,7 +214,7 @@ class Georeferencing:
         outcome = adjust_with_positions(
             copy.reconstruction,
             placement.frame_ids,
-            self._fixes(sparse_map, placement.frame_ids),
+            self._placed_fixes(sparse_map, placement),
             placement.georeference,
             config=self._config,
             calibration=copy.calibration,
@@ -358,6 +358,13 @@ class Georeferencing:
     def _fixes(self, sparse_map: SparseMap, frame_ids: Sequence[FrameId]) -> list[GpsFix]:
         fixes = [self._position_of(sparse_map.keyframe(i)) for i in frame_ids]
         return [fix for fix in fixes if fix is not None]
+
+    def _placed_fixes(self, sparse_map: SparseMap, placement: Placement) -> list[GpsFix]:
+        """Positions of the placed keyframes, without altitudes where these do not count."""
+        known = self._fixes(sparse_map, placement.frame_ids)
+        if placement.georeference.has_heights:
+            return known
+        return [replace(fix, altitude_m=None) for fix in known]
 
     def _emit_placement(self, placement: Placement) -> None:
         self._was_emitted = True

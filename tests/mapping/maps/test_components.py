@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,9 @@ from engine.events import (
     MapInitialized,
 )
 from engine.mapping.cameras.cameras import CameraChange, InitialCamera
+from engine.mapping.maps import components
+from engine.mapping.maps.components import Components
+from engine.mapping.maps.map_merging import MapAlignment, find_similarity
 from engine.mapping.places.misplacement import Misplacement, repaired
 from engine.types import Float64Array, FrameId, ImagePair
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
@@ -302,3 +307,20 @@ def test_a_repair_of_the_main_map_takes_nothing_from_another_map() -> None:
 
     assert held(established_ids) <= before
     assert held(set()) & established_ids  # one pair is enough for all of them to come in
+
+
+def test_where_two_places_are_open_to_the_end_keyframes_find_theirs_one_by_one(
+    circle: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_similarity(*args: Any, **kwargs: Any) -> MapAlignment | None:
+        found = find_similarity(*args, **kwargs)
+        return None if found is None else dataclasses.replace(found, is_ambiguous=True)
+
+    monkeypatch.setattr(components, "find_similarity", open_similarity)
+    monkeypatch.setattr(Components, "num_rebuilds_wanted", lambda self, main: 0)
+    run = fed(circle, [*range(1, NUM_BEFORE + 1), *range(19, 47)])
+    assert len(map_sizes(run)) == 2
+    run.end()
+    assert map_sizes(run) == [NUM_BEFORE + 28]
+    assert run.emitted(ComponentJoined)[0].num_inliers == 0  # that fix how the maps lie
+    assert 1e-5 < pose_errors(poses_of(run.sparse_map), circle).rmse_ratio < 2e-3

@@ -11,6 +11,7 @@ import pytest
 from engine.config import Config, RegistrationConfig
 from engine.geometry import rotation_from_vector
 from engine.mapping.maps.map_merging import (
+    MapAlignment,
     MergedMap,
     find_similarity,
     merge_maps,
@@ -155,6 +156,43 @@ def test_maps_stay_apart_while_a_second_place_looks_like_the_right_one() -> None
     right = merged(here + there, wrong_ratio=0.35)
     assert right is not None
     assert pose_errors(poses_of(right.sparse_map), world).rmse_ratio < 5e-3
+
+
+def test_one_pair_alone_does_not_overrule_what_most_matches_agree_with() -> None:
+    poses = straight_path(26)
+    points, looks_like = repeated_place(
+        ground(poses, density=3.0), x_range=(-9.0, 15.0), shift=40.0, ratio=0.5
+    )
+    world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.1)
+    alike = looks_like != np.arange(len(points))
+    among = {*np.flatnonzero(alike).tolist(), *looks_like[alike].tolist()}
+    moved, there = (2, 3, 4), (21, 25)
+    smaller = map_of_keyframes(world, frame_ids=list(moved))
+    grow(smaller, world, list(moved))
+
+    def found_with(right: list[tuple[int, int]]) -> MapAlignment:
+        larger = map_of_keyframes(
+            world,
+            skips=lambda pair: (pair.first in moved) is not (pair.second in moved),
+            given_pairs=[
+                *(world.verified_pair(*ends, among=among) for ends in right),
+                *(
+                    world.verified_pair(one, other, wrong_ratio=0.35, among=among)
+                    for one in moved
+                    for other in there
+                ),
+            ],
+        )
+        grow(larger, world, [i for i in world.frame_ids if i not in moved])
+        alignment = find_similarity(larger, smaller, registration=REGISTRATION)
+        assert alignment is not None
+        return alignment
+
+    by_one, by_two = found_with([(3, 5)]), found_with([(3, 5), (4, 5)])
+    assert by_one.is_ambiguous
+    assert not by_two.is_ambiguous
+    assert by_two.num_inliers == by_two.num_matches > 100
+    assert by_two.num_supporting == 1  # what the overruled pairs happen to agree with counts not
 
 
 def test_a_bent_map_is_not_moved_but_taken_apart(world: SyntheticWorld) -> None:

@@ -53,6 +53,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adjustment_share, "_WHOLE_UNTIL", 0)
     monkeypatch.setattr(adjustment_share, "_GRID", GRID)
     monkeypatch.setattr(adjustment_share, "_MIN_SHARED", MIN_SHARED)
+    monkeypatch.setattr(adjustment_share, "_MIN_OF_KEYFRAME", 0)
 
 
 def drift(sparse_map: SparseMap) -> None:
@@ -90,6 +91,24 @@ def test_each_part_of_each_image_keeps_a_point_where_it_has_one(world: Synthetic
         before = cells_with_points(sparse_map, frame_id, ids >= 0)
         assert np.array_equal(cells_with_points(sparse_map, frame_id, is_kept), before)
         assert 0 < np.count_nonzero(is_kept) < np.count_nonzero(ids >= 0)
+
+
+def test_each_keyframe_keeps_enough_to_be_held_or_all_that_it_has(
+    world: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjustment_share, "_GRID", (1, 1))
+    monkeypatch.setattr(adjustment_share, "_MIN_SHARED", 0)
+    sparse_map = grown_map(world)
+    least = len(
+        observed(adjusted(sparse_map).reduced().reconstruction, sparse_map.registered_ids[0])
+    )
+    monkeypatch.setattr(adjustment_share, "_MIN_OF_KEYFRAME", 60)
+    share = adjusted(sparse_map).reduced().reconstruction
+    assert least < 40
+    for frame_id in sparse_map.registered_ids:
+        has = int(np.count_nonzero(sparse_map.point3D_ids(frame_id) >= 0))
+        assert len(observed(share, frame_id)) >= min(60, has)
+    assert share.num_points3D() < sparse_map.num_points3D
 
 
 def test_what_keyframes_share_is_kept_in_part_and_whole_where_it_is_little() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -119,3 +120,20 @@ def test_adjusting_in_place_refines_what_may_change(
     adjust_in_place(sparse_map, config=CONFIG)
     assert 0.2 < sparse_map.mean_reprojection_error_px() < before_px
     assert (sparse_map.camera("camera").mean_focal_length() == FOCAL_PX) is is_constant
+
+
+def test_between_two_parts_a_drift_apart_a_keyframe_waits_until_the_end() -> None:
+    world = SyntheticWorld(straight_path(20), noise_px=0.3)
+    sparse_map = map_of_keyframes(world)
+    shift = np.zeros((3, 4))
+    shift[0, 3] = 1.0
+    sparse_map.place({i: world.pose(i) + (i > 11) * shift for i in world.frame_ids if i != 11})
+    for frame_id in sparse_map.registered_ids:
+        sparse_map.triangulate(frame_id)
+    sparse_map.filter_all()
+
+    assert grow_fully(sparse_map, config=CONFIG) == {}
+    finally_grown = grow_fully(sparse_map, config=dataclasses.replace(CONFIG, is_final=True))
+
+    assert list(finally_grown) == [11]
+    assert finally_grown[FrameId(11)].status is RegistrationStatus.REGISTERED

@@ -12,13 +12,13 @@ from engine.config import (
 )
 from engine.events import Event, LoopClosed, LoopCorrected, LoopRefused
 from engine.geometry import camera_center
-from engine.mapping.model.growth import GrowthConfig
+from engine.mapping.model.growth import GrowthConfig, register_and_refine
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.places import loop_closing
 from engine.mapping.places.contradictions import find_contradictions
 from engine.mapping.places.loop_closing import LoopClosing
 from engine.mapping.places.loop_correction import LoopCorrection
-from engine.types import Float64Array, FrameId, ImagePair, VerifiedPair
+from engine.types import Float64Array, FrameId, ImagePair, RegistrationStatus, VerifiedPair
 from tests.support.synthetic import (
     SyntheticWorld,
     add_unused_pair,
@@ -100,6 +100,35 @@ def test_a_map_that_drifted_is_closed(ring: SyntheticWorld) -> None:
     assert 1e-5 < now.rmse_ratio < 2e-3
     assert all((sparse_map.cam_from_world(i) == before[i]).all() for i in before)
     assert watched.correct(corrected, is_final=True) is None
+
+
+@pytest.mark.slow
+def test_a_keyframe_where_a_loop_drifted_registers_so_that_it_is_closed(
+    ring: SyntheticWorld,
+) -> None:
+    """The pairs of the last keyframe show it after the one before and at the beginning."""
+    newest = FrameId(NUM_FRAMES)
+    sparse_map = map_of_keyframes(
+        ring, max_gap=4, given_pairs=[ring.verified_pair(*ends) for ends in ENDS]
+    )
+    poses = drifted(ring.poses, scale=0.85)
+    sparse_map.place({i: poses[i - 1] for i in ring.frame_ids if i != newest})
+    for frame_id in sparse_map.registered_ids:
+        sparse_map.triangulate(frame_id)
+    sparse_map.filter_all()
+
+    registration = register_and_refine(sparse_map, newest, config=GROWTH)
+
+    assert registration.status is RegistrationStatus.REGISTERED
+    centers = [camera_center(sparse_map.cam_from_world(FrameId(i))) for i in (38, 39, 40)]
+    steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
+    assert 0.7 < steps[1] / steps[0] < 1.3
+    events: list[Event] = []
+    corrected = closing(events).correct(sparse_map, is_final=True)
+    assert corrected is not None
+    assert find_contradictions(corrected) == []
+    assert corrected.registered_ids == ring.frame_ids
+    assert pose_errors(poses_of(corrected), ring).rmse_ratio < 5e-3
 
 
 def test_without_correction_the_contradiction_stays(ring: SyntheticWorld) -> None:

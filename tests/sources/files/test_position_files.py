@@ -92,6 +92,9 @@ def test_a_name_with_another_ending_fits_where_nothing_else_does(tmp_path: Path)
         ("", "holds no position"),
         ("a,b,c\n1,2,3\n", "holds no position"),
         ("name,lat,lon\na.jpg,0,0\n", "holds no position"),
+        ("name,x,y,z\na.jpg,12.5,47.5,3\n", "holds no position"),  # metres, perhaps
+        ('name,lat,lon\n"a.jpg,1,1\nb.jpg,2,2\n', "is no CSV: line 3: unexpected end of data"),
+        (f'name,lat,lon\n"a.jpg,1,1\n{"b.jpg,2,2" * 20_000}\n', "is no CSV: line 3: field larger"),
         ("EPSG:32632\na.jpg 512345.0 5412345.0 400\n", "EPSG:32632 are not read"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,21 +17,25 @@ import pytest
 pytest.importorskip("rosbags", reason="rosbags is not installed: tools/setup ros")
 
 from rosbags.rosbag1 import Writer as Ros1Writer
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
+from adapters.sources.files import ros_limits
 from adapters.sources.files.ros_bag import RosBag, is_ros_bag
 from adapters.sources.files.ros_messages import fix_of_position, rgb_of_image
 from engine.config import SourcesConfig
 from engine.errors import SourceError
+from engine.ports import ResumableSource
 from engine.types import (
     DropReason,
     Frame,
     FrameId,
+    GpsFix,
     GpsReading,
     RejectedFrame,
     SourceNotice,
+    TakenFrames,
     Uint8Array,
 )
 from tests.support.received import items_of
@@ -108,7 +113,7 @@ class Recording:
             "d": np.array(distortion, float),
             "k": np.array([70.0, 0, 39.5, 0, 71.0, 35.5, 0, 0, 1]),
             "r": np.eye(3).reshape(-1),
-            "p": np.zeros(12),
+            "p": np.array([60.0, 0, 37.5, 0, 0, 61.0, 33.5, 0, 0, 0, 1, 0]),
         }
         if self.is_ros1:
             matrices = {key.upper(): value for key, value in matrices.items()}
@@ -125,8 +130,10 @@ class Recording:
             **matrices,
         )
 
-    def add_position(self, number: int, *, status: int = 0, altitude_m: float = 30.0) -> None:
-        self.add("/fix", "NavSatFix", **self.position(number, status, altitude_m))
+    def add_position(
+        self, number: int, *, topic: str = "/fix", status: int = 0, altitude_m: float = 30.0
+    ) -> None:
+        self.add(topic, "NavSatFix", **self.position(number, status, altitude_m))
 
     def position(self, number: int, status: int, altitude_m: float) -> dict[str, Any]:
         return {
@@ -158,13 +165,19 @@ class Recording:
             bag.write(connections[topic], recorded_ns, serialize(message, name))
 
 
-def received(path: Path, **settings: Any) -> list[Any]:
-    """All that a recording gives, decoded."""
+def bag_of(path: Path, **settings: Any) -> RosBag:
     counter = itertools.count(1)
-    bag = RosBag(
+    return RosBag(
         path, config=SourcesConfig(**settings), next_frame_id=lambda: FrameId(next(counter))
     )
 
+
+def received(path: Path, **settings: Any) -> list[Any]:
+    """All that a recording gives, decoded."""
+    return items_from(bag_of(path, **settings))
+
+
+def items_from(bag: RosBag) -> list[Any]:
     async def all_of() -> list[Any]:
         return [item async for item in items_of(bag)]
 
@@ -244,6 +257,120 @@ def test_cameras_are_told_apart_and_each_is_read_once(tmp_path: Path) -> None:
     assert len({frame.camera_key for frame in chosen}) == 1
 
 
+def test_of_each_camera_every_nth_image_is_taken(tmp_path: Path) -> None:
+    recording = Recording()
+    for number in range(6):
+        recording.add_compressed(number, ("/left/image", "/right/image")[number % 2])
+    frames = frames_of(received(recording.write(tmp_path / "walk"), every_nth_frame=2))
+    assert [(frame.camera_key, frame.index) for frame in frames] == [
+        ("/left/image|80x72", 0),
+        ("/right/image|80x72", 1),
+        ("/left/image|80x72", 4),
+        ("/right/image|80x72", 5),
+    ]
+
+
+def notices_of(items: Sequence[Any]) -> list[str]:
+    return [item.detail for item in items if isinstance(item, SourceNotice)]
+
+
+def test_rectified_images_have_the_matrix_of_rectified_images(tmp_path: Path) -> None:
+    recording = Recording()
+    recording.add_compressed(0, "/front/image_rect_color/compressed")
+    recording.add_compressed(1, "/side/direct_image/compressed")
+    recording.add_camera_info("/front/camera_info", "plumb_bob", [0.1, -0.05, 1e-3, 2e-3, 0.0])
+    recording.add_camera_info("/side/camera_info", "plumb_bob", [0.1, -0.05, 1e-3, 2e-3, 0.0])
+    items = received(recording.write(tmp_path / "walk"))
+    front, side = (frame.intrinsics_prior for frame in frames_of(items))
+    assert front is not None
+    assert (front.camera_model, front.params) == ("PINHOLE", (60.0, 61.0, 38.0, 34.0))
+    assert side is not None
+    assert side.camera_model == "OPENCV"
+    assert notices_of(items) == []
+
+
+def test_a_calibration_of_another_size_is_not_used_and_reported_once(tmp_path: Path) -> None:
+    recording = Recording()
+    for number in range(2):
+        recording.add_compressed(number)
+    recording.add_camera_info("/front/camera_info", "plumb_bob", [0.0])
+    recording.messages[-1][2].width = 160
+    items = received(recording.write(tmp_path / "walk"))
+    assert [frame.intrinsics_prior for frame in frames_of(items)] == [None, None]
+    assert notices_of(items) == [
+        "/front/camera_info is not used: it is for 160 x 72 px, and /front/image_raw/compressed has"
+        " 80 x 72 px"
+    ]
+
+
+def test_a_calibration_beside_several_cameras_is_that_of_none(tmp_path: Path) -> None:
+    recording = Recording()
+    recording.add_compressed(0, "/device/colour/compressed")
+    recording.add_compressed(1, "/device/infrared/compressed")
+    recording.add_camera_info("/device/camera_info", "plumb_bob", [0.0])
+    path = recording.write(tmp_path / "walk")
+    for topics in ((), ("/device/infrared/*",)):
+        items = received(path, topics=topics)
+        assert {frame.intrinsics_prior for frame in frames_of(items)} == {None}
+        assert (
+            "/device/camera_info is not used: whose it is is not clear beside /device/colour and"
+            " /device/infrared"
+        ) in notices_of(items)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times", "is_odd"),
+    [
+        ((100.0, 100.1, 0.0, 0.1), (100.0, 100.1, 100.2, 100.3), True),  # the clock starts anew
+        ((100.0, 100.0, 100.0, 100.0), (100.0, 100.1, 100.2, 100.3), True),
+        ((100.0, 0.0, 100.2, 100.3), (100.0, 100.1, 100.2, 100.3), True),  # one is missing
+        ((0.0, 100.1, 100.2, 100.3), (200.0, 200.1, 200.2, 200.3), True),
+        ((0.0, 0.0, 0.0, 0.0), (200.0, 200.1, 200.2, 200.3), False),
+        ((100.0, 103.0, 103.1, 109.0), (100.0, 103.0, 103.1, 109.0), False),
+    ],
+)
+def test_the_times_of_a_topic_grow(
+    stamps: Sequence[float], times: Sequence[float], is_odd: bool, tmp_path: Path
+) -> None:
+    recording = Recording()
+    for number, stamp in enumerate(stamps):
+        recording.add_compressed(number)
+        recording.messages[-1][2].header = recording.header(stamp)
+    items = received(recording.write(tmp_path / "walk"))
+    assert [frame.captured_at_s for frame in frames_of(items)] == pytest.approx(times)
+    sentence = "/front/image_raw/compressed: its stamps do not grow; times are the recording's"
+    assert notices_of(items) == [sentence] * is_odd
+
+
+def test_a_recording_goes_on_after_what_was_taken_and_says_that_it_is_another(
+    tmp_path: Path,
+) -> None:
+    recording = Recording()
+    for number, stamp in enumerate((100.0, 0.0, 100.5, 101.0)):
+        recording.add_compressed(number)
+        recording.messages[-1][2].header = recording.header(stamp)
+    path = recording.write(tmp_path / "walk")
+    first = bag_of(path)
+    frames = frames_of(items_from(first))
+    taken = TakenFrames(
+        names={frame.index: frame.name for frame in frames[:2]},
+        captured_at_s={},
+        fingerprint=first.fingerprint,
+    )
+    again = bag_of(path)
+    assert isinstance(again, ResumableSource)
+    assert again.leave_out(taken) == []
+    assert again.info.num_frames == 2
+    rest = frames_of(items_from(again))
+    assert [(frame.index, frame.name, frame.captured_at_s) for frame in rest] == [
+        (frame.index, frame.name, frame.captured_at_s) for frame in frames[2:]
+    ]
+    recording.add_compressed(4)
+    shutil.rmtree(path)
+    (oddity,) = bag_of(recording.write(path)).leave_out(taken)
+    assert oddity.endswith("walk: another recording than before; it goes on where that stopped")
+
+
 def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     recording = Recording()
     recording.add_compressed(0)
@@ -256,7 +383,6 @@ def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     )
     recording.add_image(1, "/side/image", encoding="strange7")
     recording.add_position(0, status=-1)
-    recording.add_position(1, altitude_m=float("nan"))
     recording.add_camera_info("/side/camera_info", "plumb_bob", [0.0])
     recording.messages[-1][2].k[:] = 0.0
     items = received(recording.write(tmp_path / "walk"))
@@ -264,13 +390,13 @@ def test_what_cannot_be_read_is_said_and_costs_itself(tmp_path: Path) -> None:
     rejected = [item for item in items if isinstance(item, RejectedFrame)]
     assert [one.reason for one in rejected] == [DropReason.UNREADABLE] * 2
     assert "h264" in rejected[0].detail
-    assert rejected[0].captured_at_s == pytest.approx(200.1)  # the header says nothing
+    assert rejected[0].captured_at_s == pytest.approx(100.1)  # the header says nothing
     assert rejected[1].detail == "/side/image: images of encoding strange7 are not read"
     notices = [item.detail for item in items if isinstance(item, SourceNotice)]
     assert notices == [
         "/side/camera_info is not used: the camera is not calibrated",
+        "/front/image_raw/compressed: its stamps do not grow; times are the recording's",
         "1 positions are not used: no fix",
-        "1 positions are not used: a position without altitude",
     ]
 
 
@@ -295,6 +421,90 @@ def test_recordings_without_images_or_that_are_broken_are_refused_with_the_reaso
         noise.write_bytes(b"" if "empty" in name else b"\x01\x02" * 500)
         with pytest.raises(SourceError, match=name):
             received(noise)
+
+
+def written(path: Path, kind: str) -> Path:
+    """The file of a recording with a calibration, images and positions, of a kind in words."""
+    recording = Recording(is_ros1=kind.startswith("bag"))
+    recording.add_camera_info("/front/camera_info", "plumb_bob", [0.1, -0.05, 1e-3, 2e-3, 0.0])
+    for number in range(6):
+        recording.add_compressed(number)
+        recording.add_position(number)
+    suffix, _, packing = kind.partition(" ")
+    if recording.is_ros1:
+        bag: Any = Ros1Writer(path.with_suffix(".bag"))
+        if packing:
+            bag.set_compression(Ros1Writer.CompressionFormat[packing.upper()])
+        with bag:
+            recording._write(bag, ROS1.serialize_ros1, ROS1)
+        return path.with_suffix(".bag")
+    plugin = StoragePlugin.SQLITE3 if suffix == "db3" else StoragePlugin.MCAP
+    bag = Ros2Writer(path, version=9, storage_plugin=plugin)
+    if packing:
+        bag.set_compression(CompressionMode[packing.upper()], CompressionFormat.ZSTD)
+    with bag:
+        recording._write(bag, ROS2.serialize_cdr, ROS2)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["mcap", "mcap storage", "mcap message", "db3", "db3 message", "bag", "bag bz2", "bag lz4"],
+)
+def test_damage_anywhere_is_a_source_error_or_costs_what_it_hits(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path / "walk", kind)
+    file = path if path.is_file() else next(one for one in path.iterdir() if "yaml" not in one.name)
+    whole = file.read_bytes()
+    assert len(frames_of(received(path))) == 6
+    num_refused = 0
+    for damage in (b"\xff" * 40, bytes(400)):
+        for part in range(1, 8):
+            start = len(whole) * part // 8
+            file.write_bytes(whole[:start] + damage + whole[start + len(damage) :])
+            try:
+                received(path)
+            except SourceError as error:
+                num_refused += 1
+                assert "walk" in str(error)
+    assert num_refused
+
+
+def test_a_chunk_that_declares_to_be_huge_is_refused(tmp_path: Path) -> None:
+    (file,) = written(tmp_path / "walk", "mcap storage").glob("*.mcap")
+    data = file.read_bytes()
+    place = data.rindex(b"zstd") + 12  # in the index: the packed size, then the unpacked one
+    file.write_bytes(data[:place] + (2**40).to_bytes(8, "little") + data[place + 8 :])
+    with pytest.raises(SourceError, match="has a chunk of 1.1e"):
+        bag_of(tmp_path / "walk")
+    bag = written(tmp_path / "ros1", "bag lz4")
+    data = bag.read_bytes()
+    place = data.index(b"size=") + 5
+    bag.write_bytes(data[:place] + b"\xff" * 4 + data[place + 4 :])
+    with pytest.raises(SourceError, match="has a chunk of 4.29 GB"):
+        bag_of(bag)
+
+
+def test_files_that_are_compressed_as_a_whole_are_unpacked_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "walk", "db3 file")
+    assert len(frames_of(received(path))) == 6
+    monkeypatch.setattr(ros_limits, "_MAX_UNPACKED_BYTES", 1000)
+    with pytest.raises(SourceError, match="compressed as a whole, and larger than 1e-06 GB"):
+        bag_of(path)
+
+
+def test_a_message_larger_than_any_image_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording()
+    recording.add_compressed(0)
+    recording.add_image(1, "/side/image")
+    path = recording.write(tmp_path / "walk")
+    monkeypatch.setattr(SourcesConfig, "max_image_bytes", 9000)
+    small, large = received(path)
+    assert isinstance(small, Frame)
+    assert (large.reason, large.detail) == (DropReason.TOO_LARGE, "/side/image: 0.0173 MB")
 
 
 @pytest.mark.parametrize(
@@ -329,10 +539,49 @@ def test_bayer_and_yuv_and_deep_images_become_rgb_too() -> None:
     assert np.all(np.asarray(rgb_of_image(recording.messages[-1][2])) == 0x7F)
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_fewer_bits_in_sixteen_are_stretched_until_they_are_seen(bits: int) -> None:
+    deep = (picture(0)[:, :, 0].astype("<u2") << 8) >> (16 - bits)
+    recording = Recording()
+    recording.add_image(0, "/a", encoding="mono16", data=deep.view(np.uint8))
+    converted = np.asarray(rgb_of_image(recording.messages[-1][2]))
+    assert np.percentile(converted, 99) > 200
+
+
 def test_an_image_that_is_shorter_than_it_says_is_refused() -> None:
     recording = Recording()
     recording.add_image(0, "/a", data=picture(0)[: SIZE[1] // 2])
     assert isinstance(rgb_of_image(recording.messages[0][2]), str)
+
+
+def test_yuv_of_an_odd_width_is_refused() -> None:
+    recording = Recording()
+    data = np.zeros((SIZE[1], SIZE[0] * 2), np.uint8)
+    recording.add_image(0, "/a", encoding="yuv422", data=data)
+    message = recording.messages[0][2]
+    message.width -= 1
+    assert "79 x 72 px of yuv422 cannot be converted" in str(rgb_of_image(message))
+
+
+def test_a_position_without_altitude_or_accuracy_counts_without_them() -> None:
+    recording = Recording()
+    recording.add_position(0, altitude_m=float("nan"))
+    message = recording.messages[0][2]
+    message.position_covariance[:] = np.nan
+    assert fix_of_position(message) == GpsFix(latitude_deg=47.0, longitude_deg=8.0)
+
+
+def test_positions_are_those_of_the_topic_with_the_most(tmp_path: Path) -> None:
+    recording = Recording()
+    for number in range(3):
+        recording.add_compressed(number)
+        recording.add_position(number, topic="/rover/fix")
+    recording.add_position(7, topic="/base/fix")
+    items = received(recording.write(tmp_path / "walk"))
+    readings = [item.fix.latitude_deg for item in items if isinstance(item, GpsReading)]
+    assert readings == [47.0, 47.00001, 47.00002]
+    (notice,) = (item.detail for item in items if isinstance(item, SourceNotice))
+    assert notice == "left out: positions of /base/fix; those of /rover/fix are taken"
 
 
 def test_positions_beyond_the_globe_are_none() -> None:

@@ -288,6 +288,11 @@ def test_times_are_read_in_all_their_spellings(timing: str, expected_s: float) -
     assert "Hello" in only.text
 
 
+@pytest.mark.parametrize("num_digits", [400, 5000])
+def test_an_hour_of_many_digits_is_no_time(num_digits: int) -> None:
+    assert list(blocks_of_srt(f"{'9' * num_digits}:00:01,000 --> 00:00:02,000\nA\n")) == []
+
+
 def test_blocks_need_no_numbers_and_no_lines_between() -> None:
     text = "00:00:01,000 --> 00:00:02,000\nA\n00:00:02,000 --> 00:00:03,000\nB\n\n\nC"
     assert [(one.time_s, one.text.split()) for one in blocks_of_srt(text)] == [

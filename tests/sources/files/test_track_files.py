@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,6 +65,36 @@ def test_subtitles_are_a_track_by_the_time_of_their_video(tmp_path: Path) -> Non
 def test_what_is_no_track_is_refused(name: str, text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         read_track(write(tmp_path / name, text))
+
+
+def test_nmea_positions_before_the_first_date_are_left_out(tmp_path: Path) -> None:
+    rmc, gga, *rest = NMEA.splitlines(keepends=True)
+    first, second = read_track(write(tmp_path / "a.nmea", "".join((gga, rmc, gga, *rest))))
+    assert (first.time_s, second.time_s) == (NOON_S, NOON_S + 1.5)
+    (undated,) = read_track(write(tmp_path / "b.nmea", gga))
+    assert undated.time_s == 12 * 3600.0
+
+
+def test_altitudes_that_are_no_numbers_are_none(tmp_path: Path) -> None:
+    gpx = GPX.replace("<ele>430.0", "<ele>nan", 1)
+    nmea = NMEA.replace("1.0,430.0,M", "1.0,inf,M")
+    for name, text in (("a.gpx", gpx), ("a.nmea", nmea)):
+        first, _ = read_track(write(tmp_path / name, text))
+        assert first.fix == replace(PLACE, altitude_m=None)
+
+
+def test_way_points_are_a_track_only_without_one(tmp_path: Path) -> None:
+    way_point = '<wpt lat="10" lon="10"><time>2026-05-01T12:00:01Z</time></wpt>'
+    both = read_track(write(tmp_path / "a.gpx", GPX.replace("<trk>", f"{way_point}<trk>")))
+    assert len(both) == 2
+    (only,) = read_track(write(tmp_path / "b.gpx", f"<gpx>{way_point}</gpx>"))
+    assert only.fix.latitude_deg == 10.0
+
+
+def test_wide_subtitles_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_bytes(SRT.encode("utf-16"))
+    (only,) = read_track(tmp_path / "a.srt")
+    assert only.fix == PLACE
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
