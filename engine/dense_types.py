@@ -139,11 +139,14 @@ class KeyframePoses:
     frame_ids: Int64Array  # (K,) each once
     cam_from_world: Float64Array  # (K, 3, 4)
     focal_px: Float64Array  # (K,) `first_param` of each keyframe's camera
+    # (K, 8, 3) unit rays to the corners and edge middles of each image; NaN: it sees nothing there.
+    border_rays: Float64Array
 
     def __post_init__(self) -> None:
         freeze_field(self, "frame_ids", (None,), np.int64)
         freeze_field(self, "cam_from_world", (len(self.frame_ids), 3, 4), np.float64)
         freeze_field(self, "focal_px", (len(self.frame_ids),), np.float64)
+        freeze_field(self, "border_rays", (len(self.frame_ids), 8, 3), np.float64, finite=False)
 
     def by_id(self) -> dict[int, Float64Array]:
         """The pose (3, 4) of each keyframe."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from engine.dense.pinholes import plane_xy, projected
 from engine.dense_types import DepthMap
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 
@@ -88,21 +89,20 @@ def _compare(
     depth: Float32Array, error: Float32Array, pinhole: Float64Array, other: OtherDepth
 ) -> tuple[BoolArray, BoolArray]:
     """Whether the other map agrees with the compared pixels (h, w), and sees through them."""
-    focal_x, focal_y, center_x, center_y = pinhole
     height, width = depth.shape
-    x = ((np.arange(width) * _STEP_PX + 0.5 - center_x) / focal_x).astype(np.float32)
-    y = ((np.arange(height) * _STEP_PX + 0.5 - center_y) / focal_y).astype(np.float32)
+    x, y = (
+        slopes.astype(np.float32)
+        for slopes in plane_xy(pinhole, np.arange(width) * _STEP_PX, np.arange(height) * _STEP_PX)
+    )
     pose = other.other_from_keyframe.astype(np.float32)
-    in_other = [depth * (row[0] * x + (row[1] * y + row[2])[:, None]) + row[3] for row in pose]
+    in_other: list[Float32Array] = [
+        np.asarray(depth * (row[0] * x + (row[1] * y + row[2])[:, None]) + row[3]) for row in pose
+    ]
     is_before = (depth > 0) & (in_other[2] > 0)
-    other_focal_x, other_focal_y, other_center_x, other_center_y = other.depth_map.pinhole
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns = in_other[0] / in_other[2] * np.float32(other_focal_x)
-        lines = in_other[1] / in_other[2] * np.float32(other_focal_y)
-    columns = np.where(is_before, columns + np.float32(other_center_x - 0.5), -10.0)
-    lines = np.where(is_before, lines + np.float32(other_center_y - 0.5), -10.0)
-    columns = np.clip(columns, -10.0, 1e5).astype(np.float32)
-    lines = np.clip(lines, -10.0, 1e5).astype(np.float32)
+    columns, lines = (
+        np.clip(np.where(is_before, place - np.float32(0.5), -10.0), -10.0, 1e5).astype(np.float32)
+        for place in projected(other.depth_map.pinhole.astype(np.float32), in_other)
+    )
     seen = cv2.remap(other.depth_map.depth, columns, lines, cv2.INTER_NEAREST)
     seen_error = cv2.remap(other.depth_map.relative_error, columns, lines, cv2.INTER_NEAREST)
     is_known = is_before & (seen > 0)

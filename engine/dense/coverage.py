@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from engine.dense.orthophoto import OrthoView
+from engine.dense.pinholes import projected
 from engine.dense.surface import GroundGrid, Surface, round_cell
 from engine.types import (
     BoolArray,
@@ -196,9 +197,7 @@ def _is_seen(view: OrthoView, places: Float64Array) -> BoolArray:
     """Whether a view shows places (3, N), not too flat."""
     in_cam = view.cam_from_ground[:, :3] @ places + view.cam_from_ground[:, 3:]
     width, height = view.size
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x = in_cam[0] / in_cam[2] * view.pinhole[0] + view.pinhole[2]
-        y = in_cam[1] / in_cam[2] * view.pinhole[1] + view.pinhole[3]
+    x, y = projected(view.pinhole, in_cam)
     ray = view.center[:, None] - places
     is_steep = np.hypot(ray[0], ray[1]) <= _REACH * ray[2]
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)

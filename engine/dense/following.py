@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.dense.pinholes import plane_xy
 from engine.dense_types import DepthMap
 from engine.types import Float64Array, Int64Array
 
@@ -18,7 +19,6 @@ class DepthChange:
 
     depth_factor: float  # by which all depths are to be multiplied; the map's unit may change
     error_ratio: float  # median of what depths are off after that, in their standard deviations
-    relative_change: float  # the same relative to depth
 
 
 def depth_change(depth_map: DepthMap, neighbour_from_keyframe: Float64Array) -> DepthChange | None:
@@ -61,7 +61,6 @@ def depth_change(depth_map: DepthMap, neighbour_from_keyframe: Float64Array) -> 
     return DepthChange(
         depth_factor=factor,
         error_ratio=float(np.median(change / np.maximum(error, 1e-6))),
-        relative_change=float(np.median(change)),
     )
 
 
@@ -83,15 +82,8 @@ def _samples(depth_map: DepthMap) -> Int64Array:
 
 def _rays(depth_map: DepthMap, rows: Int64Array) -> Float64Array:
     """Rays (S, 3) of pixels, z = 1."""
-    focal_x, focal_y, center_x, center_y = depth_map.pinhole
     lines, columns = np.divmod(rows, depth_map.depth.shape[1])
-    return np.column_stack(
-        [
-            (columns + 0.5 - center_x) / focal_x,
-            (lines + 0.5 - center_y) / focal_y,
-            np.ones(len(rows)),
-        ]
-    )
+    return np.column_stack([*plane_xy(depth_map.pinhole, columns, lines), np.ones(len(rows))])
 
 
 def _triangulated_again(

@@ -1,8 +1,8 @@
-"""The points that a keyframe adds to the dense map, in its camera's frame.
+"""The points of a keyframe, in its camera's frame, and which of them other keyframes show.
 
-The dense map is the union of its keyframes' points: a keyframe adds those pixels of its depth map
-that enough neighbours agree on and that no earlier keyframe shows about as finely. When a keyframe
-moves, its points only need its new pose.
+Points are those pixels of its depth map that enough neighbours agree on. Those that an earlier
+keyframe shows about as finely are left to that one, as long as it has them. When a keyframe moves,
+its points only need its new pose.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from engine.dense.consistency import OtherDepth
+from engine.dense.pinholes import plane_xy, projected
 from engine.dense_types import DensePoints, DepthMap
 from engine.types import (
     BoolArray,
@@ -29,24 +30,16 @@ _STEP_PX = 2  # between the pixels that become points: depth is matched by windo
 _SLOPE_PX = 1  # to either side, of those pixels
 _SMOOTHING_PX = 5  # window in which slopes are averaged, of those pixels
 _SAME_SURFACE_STDS = 4.0
+_MIN_AGREEING = 2  # neighbours on a depth
 _FINER_RATIO = 0.7  # of an earlier keyframe's sampling: twice as many points on the same area
 
 
-def keyframe_points(
-    depth_map: DepthMap,
-    earlier: Sequence[OtherDepth] = (),
-    *,
-    min_agreeing: int = 2,
-    least_sampling: float = 0.0,
-) -> DensePoints:
-    """The points of a depth map that the dense map lacks.
+def keyframe_points(depth_map: DepthMap, *, min_agreeing: int = _MIN_AGREEING) -> DensePoints:
+    """The points of a depth map.
 
     Args:
         depth_map: of the keyframe.
-        earlier: depth maps of keyframes whose points are in the dense map already, those that
-            overlap most first; each costs a projection of the points that are left.
         min_agreeing: neighbours that have to agree on a depth, or all where it has fewer.
-        least_sampling: points are thinned until they are about so far apart, map units.
 
     Returns:
         Points in the keyframe's camera frame, of every second pixel each way, in their order.
@@ -55,22 +48,39 @@ def keyframe_points(
     depth_map = _thinned(depth_map)
     normals, cosines = surface_normals(depth_map)
     pixels = np.flatnonzero(_is_agreed(depth_map, min_agreeing) & (cosines >= _LEAST_COSINE))
-    if least_sampling > 0.0:
-        sampling = _sampling(pixels, depth_map, cosines)
-        pixels = pixels[_is_on_grid(pixels, depth_map.depth.shape[1], least_sampling / sampling)]
-    sampling = np.maximum(_sampling(pixels, depth_map, cosines), np.float32(least_sampling))
-    for other in earlier:
-        is_shown = _is_shown(
-            pixels, sampling, normals, other, seen_in=depth_map, min_agreeing=min_agreeing
-        )
-        pixels, sampling = pixels[~is_shown], sampling[~is_shown]
     return DensePoints(
         xyz=_in_camera(pixels, depth_map).T,
         colors=depth_map.colors.reshape(-1, 3)[pixels],
         normals=normals[:, pixels].T,
-        sampling=sampling,
+        sampling=_sampling(pixels, depth_map, cosines),
         num_views=_num_views(depth_map.num_agreeing.ravel()[pixels]),
     )
+
+
+def shown_by(points: DensePoints, depth_map: DepthMap, earlier: Sequence[OtherDepth]) -> Int64Array:
+    """Which earlier keyframe shows each point of a depth map on the same surface, as finely.
+
+    Args:
+        points: of the depth map.
+        depth_map: of the keyframe.
+        earlier: depth maps of other keyframes, in order; each costs a projection of the points that
+            those before do not show.
+
+    Returns:
+        (P,) 0: none of them; 1: the first one, and so on.
+    """
+    shown = np.zeros(len(points.xyz), np.int64)
+    xyz, normals = np.ascontiguousarray(points.xyz.T), np.ascontiguousarray(points.normals.T)
+    pinhole = depth_map.pinhole.astype(np.float32)
+    left, pixels = _pixels_of(xyz, pinhole, depth_map.depth.shape)
+    error = depth_map.relative_error.ravel()[pixels]
+    for number, other in enumerate(earlier, start=1):
+        is_shown = _is_shown(
+            xyz[:, left], normals[:, left], sampling=points.sampling[left], error=error, other=other
+        )
+        shown[left[is_shown]] = number
+        left, error = left[~is_shown], error[~is_shown]
+    return shown
 
 
 def surface_normals(depth_map: DepthMap) -> tuple[Float32Array, Float32Array]:
@@ -79,13 +89,13 @@ def surface_normals(depth_map: DepthMap) -> tuple[Float32Array, Float32Array]:
     On a plane inverse depth is affine in the pixel, so its slope gives the normal. Where there is
     no depth, and at depth steps, normal and cosine are 0.
     """
-    focal_x, focal_y, center_x, center_y = depth_map.pinhole.astype(np.float32)
+    pinhole = depth_map.pinhole.astype(np.float32)
     height, width = depth_map.depth.shape
     known = depth_map.depth > 0
     inverse = np.divide(1.0, depth_map.depth, where=known, out=np.zeros_like(depth_map.depth))
-    slope_x, slope_y, is_smooth = _slopes(inverse, known, focal=(focal_x, focal_y))
-    x = (np.arange(width, dtype=np.float32) + np.float32(0.5) - center_x) / focal_x
-    y = (np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5) - center_y) / focal_y
+    slope_x, slope_y, is_smooth = _slopes(inverse, known, focal=(pinhole[0], pinhole[1]))
+    x, y = _plane_xy(pinhole, width=width, height=height)
+    y = y[:, None]
     slope_z = inverse - slope_x * x - slope_y * y
     # The plane is slope . point = 1; the slope points away from the camera.
     length = np.sqrt(slope_x * slope_x + slope_y * slope_y + slope_z * slope_z)
@@ -131,35 +141,37 @@ def _box_sum(values: Float32Array) -> Float32Array:
 
 
 def _is_shown(
-    pixels: Int64Array,
-    sampling: Float32Array,
+    xyz: Float32Array,
     normals: Float32Array,
-    other: OtherDepth,
     *,
-    seen_in: DepthMap,
-    min_agreeing: int,
+    sampling: Float32Array,
+    error: Float32Array,
+    other: OtherDepth,
 ) -> BoolArray:
-    """Which pixels (P,) of a depth map another one shows on the same surface, as finely."""
+    """Which points (3, P) of a depth map another one shows on the same surface, as finely.
+
+    ``sampling`` and relative ``error`` (P,) are those of the points.
+    """
     pinhole, shape = other.depth_map.pinhole.astype(np.float32), other.depth_map.depth.shape
     other_from_keyframe = other.other_from_keyframe.astype(np.float32)
-    xyz = other_from_keyframe[:, :3] @ _in_camera(pixels, seen_in)
+    xyz = other_from_keyframe[:, :3] @ xyz
     xyz += other_from_keyframe[:, 3:]
     seen, their_pixels = _pixels_of(xyz, pinhole, shape)
     xyz = xyz[:, seen]
     depth = xyz[2]
-    normals = other_from_keyframe[:, :3] @ normals[:, pixels[seen]]
-    cosine = -_dot(normals, xyz) / np.sqrt(_dot(xyz, xyz))
+    cosine = -_dot(other_from_keyframe[:, :3] @ normals[:, seen], xyz) / np.sqrt(_dot(xyz, xyz))
+    has_points = cosine >= np.float32(_LEAST_COSINE)
     np.maximum(cosine, np.float32(_LEAST_COSINE), out=cosine)
     their_depth = other.depth_map.depth.ravel()[their_pixels]
     their_sampling = depth * _STEP_PX / (_focal(other.depth_map) * np.sqrt(cosine))
-    error = seen_in.relative_error.ravel()[pixels[seen]]
     their_error = other.depth_map.relative_error.ravel()[their_pixels]
-    std = depth * np.sqrt(error * error + their_error * their_error)
+    std = depth * np.sqrt(np.square(error[seen]) + np.square(their_error))
     # On a slope depth changes inside a pixel.
     slack = their_sampling / cosine + np.float32(_SAME_SURFACE_STDS) * std
-    is_shown = np.zeros(len(pixels), bool)
+    is_shown = np.zeros(len(sampling), bool)
     is_shown[seen] = (
-        _is_agreed(other.depth_map, min_agreeing).ravel()[their_pixels]
+        has_points
+        & _is_agreed(other.depth_map, _MIN_AGREEING).ravel()[their_pixels]
         & (np.abs(their_depth - depth) <= slack)
         & (sampling[seen] >= np.float32(_FINER_RATIO) * their_sampling)
     )
@@ -171,9 +183,7 @@ def _pixels_of(
 ) -> tuple[Int64Array, Int32Array]:
     """Columns of points (3, P) that an image of (H, W) shows, and their pixels by place in it."""
     height, width = shape
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x = xyz[0] / xyz[2] * pinhole[0] + pinhole[2]
-        y = xyz[1] / xyz[2] * pinhole[1] + pinhole[3]
+    x, y = projected(pinhole, xyz)
     seen = np.flatnonzero((xyz[2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height))
     return seen, y[seen].astype(np.int32) * np.int32(width) + x[seen].astype(np.int32)
 
@@ -208,23 +218,10 @@ def _least_agreeing(depth_map: DepthMap, min_agreeing: int) -> int:
     return max(1, min(min_agreeing, len(depth_map.neighbour_ids)))
 
 
-def _is_on_grid(pixels: Int64Array, width: int, wanted_px: Float32Array) -> BoolArray:
-    """Which pixels (P,) stay when points are to be ``wanted_px`` (P,) apart.
-
-    Grids of every 1st, 2nd, 4th, ... line and column: neighbours at different depths fit together.
-    """
-    exponent = np.floor(np.log2(np.maximum(wanted_px, np.float32(1.0)))).astype(np.int64)
-    last_bits = (1 << np.minimum(exponent, 30)) - 1
-    line, column = np.divmod(pixels, width)
-    return np.asarray(((line | column) & last_bits) == 0)
-
-
 def _in_camera(pixels: Int64Array, depth_map: DepthMap) -> Float32Array:
     """Points (3, P) in the camera's frame of pixels (P,) by their place in the depth map."""
-    focal_x, focal_y, center_x, center_y = depth_map.pinhole.astype(np.float32)
     height, width = depth_map.depth.shape
-    x = (np.arange(width, dtype=np.float32) + (np.float32(0.5) - center_x)) / focal_x
-    y = (np.arange(height, dtype=np.float32) + (np.float32(0.5) - center_y)) / focal_y
+    x, y = _plane_xy(depth_map.pinhole.astype(np.float32), width=width, height=height)
     line, column = np.divmod(pixels.astype(np.int32), np.int32(width))
     depth = depth_map.depth.ravel()[pixels]
     xyz = np.empty((3, len(pixels)), np.float32)
@@ -232,6 +229,15 @@ def _in_camera(pixels: Int64Array, depth_map: DepthMap) -> Float32Array:
     np.multiply(y[line], depth, out=xyz[1])
     xyz[2] = depth
     return xyz
+
+
+def _plane_xy(
+    pinhole: Float32Array, *, width: int, height: int
+) -> tuple[Float32Array, Float32Array]:
+    """Of all columns (W,) and all lines (H,)."""
+    return plane_xy(
+        pinhole, np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+    )
 
 
 def _sampling(pixels: Int64Array, depth_map: DepthMap, cosines: Float32Array) -> Float32Array:

@@ -14,8 +14,8 @@ from engine.types import Float64Array
 
 MIN_SHARED_POINTS = 15  # of the map
 _ANGLES_RAD = (math.radians(1.0), math.radians(40.0))  # useful at the median shared point
-_BEST_ANGLE_RAD = math.radians(8.0)  # more helps no further,
-_LARGE_ANGLE_RAD = math.radians(16.0)  # and from here on looks differ and hide more
+_BEST_ANGLE_RAD = math.radians(8.0)  # more helps no further
+_LARGE_ANGLE_RAD = math.radians(16.0)  # from here on surfaces appear different and hide more
 _MAX_DISTANCE_RATIO = 1.6  # of the two cameras to what they share
 _SAME_SIDE_SHARE = 0.6  # of its score a neighbour loses where another one lies in its direction
 

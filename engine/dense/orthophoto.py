@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from engine.dense.pinholes import projected
 from engine.dense.surface import GroundGrid, Surface, completed
 from engine.dense_types import DepthMap
 from engine.types import (
@@ -85,16 +86,13 @@ class Orthophoto:
         self._px_per_cell = px_per_cell
         self._cell = 0.0  # of the surface that the tiles were made from
         self._tiles: dict[tuple[int, int], _Tile] = {}  # by line from the north and column
-        self.num_made = 0  # tiles by the last update
 
     def update(
         self,
         surface: Surface,
         views: Sequence[OrthoView],
         pixels_of: Callable[[OrthoView], Uint8Array | None],
-        *,
-        max_tiles: int | None = None,
-    ) -> bool:
+    ) -> None:
         """Makes tiles that are missing or were made from something else.
 
         Args:
@@ -102,15 +100,11 @@ class Orthophoto:
             views: of all keyframes in that frame.
             pixels_of: reads the image of a view (H, W, 4): RGB and how far each pixel may be used,
                 0 to 255; None where it cannot be read.
-            max_tiles: that are made now; the others follow with later updates.
-
-        Returns:
-            Whether all tiles are up to date.
         """
         if surface.grid.cell != self._cell:
             self._tiles, self._cell = {}, surface.grid.cell
         grid, images = self._grid(surface.grid), _Images(pixels_of)
-        self.num_made, wanted = 0, list(_tile_places(grid))
+        wanted = list(_tile_places(grid))
         self._tiles = {place: self._tiles[place] for place in wanted if place in self._tiles}
         relief, sight = _Relief(surface), _Sight(views)
         for place in wanted:
@@ -120,12 +114,8 @@ class Orthophoto:
             held = self._tiles.get(place)
             if held is not None and held.fingerprint == fingerprint:
                 continue
-            if max_tiles is not None and self.num_made >= max_tiles:
-                return False
             pixels = _render(ground, chosen, relief, images)
             self._tiles[place] = _Tile(fingerprint=fingerprint, pixels=pixels)
-            self.num_made += 1
-        return True
 
     def image(self, surface_grid: GroundGrid) -> tuple[GroundGrid, Uint8Array]:
         """The grid of the orthophoto over that of its surface, and its pixels (H, W, 4) RGBA."""
@@ -323,16 +313,15 @@ def _scores(
     """
     cam_from_ground = view.cam_from_ground.astype(np.float32)
     in_cam = cam_from_ground[:, :3] @ places + cam_from_ground[:, 3:]
-    focal_x, focal_y, center_x, center_y = view.pinhole.astype(np.float32)
+    pinhole = view.pinhole.astype(np.float32)
+    x, y = projected(pinhole, in_cam)
     with np.errstate(divide="ignore", invalid="ignore"):
-        x = in_cam[0] / in_cam[2] * focal_x + center_x
-        y = in_cam[1] / in_cam[2] * focal_y + center_y
         ray = view.center.astype(np.float32)[:, None] - places
         cosine = ray[2] / np.sqrt((ray * ray).sum(axis=0))
         width, height = view.size
         inside = np.minimum(np.minimum(x, width - x), np.minimum(y, height - y))
         border = np.clip(inside / np.float32(_BORDER_RATIO * min(width, height)), 0.0, 1.0)
-        sampling = np.sqrt(focal_x * focal_y) / in_cam[2]
+        sampling = np.sqrt(pinhole[0] * pinhole[1]) / in_cam[2]
     is_seen = (in_cam[2] > 0) & (border > 0) & (cosine > _LEAST_COSINE)
     score = sampling * cosine * border * np.float32(view.sharpness)
     return np.where(is_seen, score, np.float32(0.0)), x, y

@@ -133,6 +133,15 @@ def corner_rays(camera: pycolmap.Camera) -> Float64Array:
     return np.asarray(rays[first_seen, np.arange(4)])
 
 
+def border_rays(camera: pycolmap.Camera) -> Float64Array:
+    """Unit rays (8, 3) to the image's corners and the middles of its edges, line by line.
+
+    NaN where the lens sees nothing.
+    """
+    grid = image_grid(camera.width, camera.height, per_edge=3)
+    return unit_rays(camera, np.delete(grid, 4, axis=0))
+
+
 def image_grid(width: int, height: int, *, per_edge: int) -> Float64Array:
     """Points (per_edge ** 2, 2) px that cover an image evenly, borders included."""
     x, y = np.meshgrid(np.linspace(0.0, width, per_edge), np.linspace(0.0, height, per_edge))

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.cpu_time import Stage, charged_to
 from engine.dense_types import DenseView, DepthProblem, KeyframePoses, first_param
-from engine.estimators.lenses import intrinsics_of, is_wide
+from engine.estimators.lenses import border_rays, intrinsics_of, is_wide
 from engine.mapping.model.sparse_map import SparseMap
 from engine.types import Float64Array, FrameId, Int64Array
 
@@ -72,11 +72,13 @@ def poses_of(sparse_map: SparseMap) -> KeyframePoses:
     """Where the registered keyframes of a map are."""
     ids = sparse_map.registered_ids
     keys = [sparse_map.keyframe(i).calibration_key for i in ids]
-    params = {key: sparse_map.camera(key).params for key in set(keys)}
+    cameras = {key: sparse_map.camera(key) for key in set(keys)}
+    rays = {key: border_rays(camera) for key, camera in cameras.items()}
     return KeyframePoses(
         frame_ids=np.array(ids, np.int64),
         cam_from_world=np.array([sparse_map.cam_from_world(i) for i in ids]).reshape(-1, 3, 4),
-        focal_px=np.array([first_param(params[key]) for key in keys], np.float64),
+        focal_px=np.array([first_param(cameras[key].params) for key in keys], np.float64),
+        border_rays=np.array([rays[key] for key in keys]).reshape(-1, 8, 3),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.dense.dense_map import SmallDepth
+from engine.dense.dense_map import Shares, SmallDepth
 from engine.dense_types import DensePoints, DepthMap
 from engine.errors import JournalError
 from engine.output.files import temporary_sibling
@@ -26,15 +26,17 @@ from engine.output.run_folder import DENSE_FOLDER
 from engine.regular_files import regular_file_size
 from engine.types import Float32Array, FrameId, Uint8Array, frozen_array
 
-_VERSION = 1
+_VERSION = 2
 _JPEG_QUALITY = 90
 _NUM_LEVELS = 65534  # of a logarithm of depth, from the nearest to the farthest
 _NORMAL_SCALE = 127.0
 _ERROR_LEVELS_PER_E = 24.0  # of a logarithm of relative errors, 4 % apart
 _ERROR_LEAST = 1e-5
+_SHARE_NAMES = ("other_ids", "other_versions", "others_from_own", "num_points", "num_sampled")
 Part = TypeVar("Part")
 
 _MAX_FILE_BYTES = 1 << 31  # of a keyframe; one of 8192 x 8192 px takes less
+_MAX_VERSION = 1 << 53  # of a keyframe's depth
 _MAX_PIXELS = 8192 * 8192  # as the configuration allows
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -68,8 +70,13 @@ _SMALL_LAYOUT = {
     "colors": ("|u1", 3),
     "sample_xyz": ("<f4", 2),
     "sample_colors": ("|u1", 2),
-    "num_points": ("<i8", 0),
-    "focal_px": ("<f8", 0),
+    "border_rays": ("<f8", 2),
+    "version": ("<i8", 0),
+    "share_other_ids": ("<i8", 1),
+    "share_other_versions": ("<i8", 1),
+    "share_others_from_own": ("<f8", 3),
+    "share_num_points": ("<i8", 1),
+    "share_num_sampled": ("<i8", 1),
 }
 
 # What reading a file raises that anyone may have written.
@@ -108,6 +115,11 @@ class DepthStore:
 
     def write(self, depth_map: DepthMap, points: DensePoints, small: SmallDepth) -> None:
         """Keeps what belongs to a keyframe, in place of what it had.
+
+        Args:
+            depth_map: the whole one.
+            points: all of them, by the shares of what stays in memory.
+            small: what stays in memory.
 
         Raises:
             JournalError: it cannot be written; the file is as it was.
@@ -352,16 +364,21 @@ def _small_arrays(small: SmallDepth) -> dict[str, Any]:
         "neighbour_from_keyframe": few.neighbour_from_keyframe,
         "sample_xyz": small.sample_xyz,
         "sample_colors": small.sample_colors,
-        "num_points": np.array(small.num_points),
-        "focal_px": np.array(small.focal_px),
+        "version": np.array(small.version),
+        **{f"share_{name}": getattr(small.shares, name) for name in _SHARE_NAMES},
+        "border_rays": small.border_rays,
     }
 
 
 def _small_of(frame_id: FrameId, arrays: Mapping[str, Any]) -> SmallDepth:
-    num_points, focal_px = int(arrays["num_points"]), float(arrays["focal_px"])
+    version = int(arrays["version"])
+    shares = Shares(**{name: arrays[f"share_{name}"] for name in _SHARE_NAMES})
     sample_xyz = frozen_array("sample_xyz", arrays["sample_xyz"], (None, 3), np.float32)
-    _require(len(sample_xyz) <= num_points <= _MAX_PIXELS, "num_points")
-    _require(0.0 < focal_px < math.inf, "focal_px")
+    _require(0 < version < _MAX_VERSION, "version")
+    _require(bool((shares.num_points <= _MAX_PIXELS).all()), "num_points")
+    _require(bool((shares.num_sampled >= 0).all()), "num_sampled")
+    _require(bool((shares.num_sampled <= shares.num_points).all()), "num_sampled")
+    _require(int(shares.num_sampled.sum()) == len(sample_xyz), "num_sampled")
     return SmallDepth(
         depth_map=_sound(
             DepthMap(
@@ -375,12 +392,15 @@ def _small_of(frame_id: FrameId, arrays: Mapping[str, Any]) -> SmallDepth:
                 neighbour_from_keyframe=arrays["neighbour_from_keyframe"],
             )
         ),
+        version=version,
+        shares=shares,
         sample_xyz=sample_xyz,
         sample_colors=frozen_array(
             "sample_colors", arrays["sample_colors"], (len(sample_xyz), 3), np.uint8
         ),
-        num_points=num_points,
-        focal_px=focal_px,
+        border_rays=frozen_array(
+            "border_rays", arrays["border_rays"], (8, 3), np.float64, finite=False
+        ),
     )
 
 

@@ -311,6 +311,10 @@ class DenseMaking:
         await self._attempt(self._make_last(), consequence="keyframes have no depth")
         self._is_last_product = True
         await self._attempt(self._write_products(), consequence="its products stay as they were")
+        if self._recorder.is_space_low and self._is_product_old and self._held.num_keyframes:
+            error = JournalError(f"{DENSE_PLY} is not written: the disk is nearly full")
+            failed = functools.partial(self._recorder.product_failed, DENSE_PLY, error)
+            await self._writer.schedule(failed)
 
     async def close(self) -> None:
         """Waits until nothing is written any more; before the run lets go of its folder."""

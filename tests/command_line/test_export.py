@@ -87,6 +87,7 @@ def write_dense(run: Path, model: pycolmap.Reconstruction, world_from_model: Flo
         frame_ids=np.array([image.image_id for image in images]),
         cam_from_world=pose_in_other_world(cam_from_model, world_from_model),
         focal_px=np.ones(len(images)),
+        border_rays=np.full((len(images), 8, 3), np.nan),
     )
     xyz = dense_xyz() @ world_from_model[:, :3].T + world_from_model[:, 3]
     normal = world_from_model[:, :3] @ [0.0, 1.0, 0.0]
@@ -402,7 +403,10 @@ def test_dense_points_of_another_map_or_of_no_known_world_are_refused(
     poses = np.random.default_rng(0).normal(size=(4, 3, 4))
     poses[:, :, :3] = np.eye(3)
     other = KeyframePoses(
-        frame_ids=np.arange(1, 5), cam_from_world=poses, focal_px=np.full(4, 100.0)
+        frame_ids=np.arange(1, 5),
+        cam_from_world=poses,
+        focal_px=np.full(4, 100.0),
+        border_rays=np.full((4, 8, 3), np.nan),
     )
     comments = camera_comments(other) if has_cameras else []
     write_dense_ply(run / "products" / "dense.ply", [], comments=comments)

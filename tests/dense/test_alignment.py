@@ -1,3 +1,5 @@
+"""Depth laid onto the sparse points of the map."""
+
 from __future__ import annotations
 
 import numpy as np

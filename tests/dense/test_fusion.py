@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.dense.fusion import FusionLimits, concatenate, fuse
+from engine.dense.fusion import FusionLimits, fuse
 from engine.dense.keyframe_points import keyframe_points
 from engine.dense_types import DensePoints
 from tests.support.boxed_ground import depth_map, distance_to_surface, in_world, pose_above
+from tests.support.dense_points import concatenate
 
 _NOISE = 0.004  # of a depth of 15: about a third of the distance of points
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.dense.keyframe_points import keyframe_points, surface_normals
-from engine.types import Float64Array
+from engine.dense.keyframe_points import keyframe_points, shown_by, surface_normals
 from tests.support.boxed_ground import (
     SIZE,
     depth_map,
@@ -81,9 +80,10 @@ def test_a_surface_that_an_earlier_keyframe_shows_is_left_out() -> None:
     poses = pose_above(-2.0, 0.0, 15.0), pose_above(2.0, 0.0, 15.0)
     maps = [depth_map(pose, frame_id=i + 1, noise=0.002) for i, pose in enumerate(poses)]
     alone = keyframe_points(maps[1])
-    added = keyframe_points(maps[1], [other_depth(maps[0], poses[0], seen_from=poses[1])])
-    new = in_world(added, poses[1]).xyz
-    assert 0.15 * len(alone.xyz) < len(added.xyz) < 0.4 * len(alone.xyz)
+    shown = shown_by(alone, maps[1], [other_depth(maps[0], poses[0], seen_from=poses[1])])
+    new = in_world(alone, poses[1]).xyz[shown == 0]
+    assert set(shown) == {0, 1}
+    assert 0.15 * len(alone.xyz) < len(new) < 0.4 * len(alone.xyz)
     beyond_the_earlier_view = new[:, 0] > -2.0 + 15.0 * 80 / 150
     assert beyond_the_earlier_view.mean() > 0.75
 
@@ -91,30 +91,25 @@ def test_a_surface_that_an_earlier_keyframe_shows_is_left_out() -> None:
 def test_a_surface_that_is_seen_much_closer_is_added_again() -> None:
     far, near = pose_above(0.0, 0.0, 20.0), pose_above(0.0, 0.0, 8.0)
     far_map, near_map = depth_map(far, has_box=False), depth_map(near, has_box=False)
-    closer = keyframe_points(near_map, [other_depth(far_map, far, seen_from=near)])
-    farther = keyframe_points(far_map, [other_depth(near_map, near, seen_from=far)])
-    assert len(closer.xyz) == len(keyframe_points(near_map).xyz)
+    far_first, near_first = (
+        other_depth(far_map, far, seen_from=near),
+        other_depth(near_map, near, seen_from=far),
+    )
+    closer = shown_by(keyframe_points(near_map), near_map, [far_first]) == 0
+    farther = shown_by(keyframe_points(far_map), far_map, [near_first]) == 0
+    assert closer.all()
     share_seen_closer = (8.0 / 20.0) ** 2
-    assert 0.8 * (1 - share_seen_closer) < len(farther.xyz) / _PIXELS < 1 - share_seen_closer
+    assert 0.8 * (1 - share_seen_closer) < farther.sum() / _PIXELS < 1 - share_seen_closer
 
 
 def test_another_surface_in_front_of_the_earlier_one_is_kept() -> None:
     pose = pose_above(0.0, 0.0, 15.0)
-    box = keyframe_points(
-        depth_map(pose), [other_depth(depth_map(pose, has_box=False), pose, seen_from=pose)]
-    )
-    height = in_world(box, pose).xyz[:, 2]
+    points = keyframe_points(depth_map(pose))
+    flat = other_depth(depth_map(pose, has_box=False), pose, seen_from=pose)
+    is_box = shown_by(points, depth_map(pose), [flat]) == 0
+    height = in_world(points, pose).xyz[is_box, 2]
     assert len(height) > 300
     assert (height > 2.9).mean() > 0.99
-
-
-def test_points_are_thinned_to_a_wanted_distance() -> None:
-    pose = pose_above(0.0, 0.0, 15.0)
-    full, thinned = (keyframe_points(depth_map(pose), least_sampling=s) for s in (0.0, 0.5))
-    ratio = len(full.xyz) / len(thinned.xyz)
-    assert 3.5 < ratio < 4.5  # pixels are 0.2 apart; the next grid that fits is twice as wide
-    assert (thinned.sampling >= 0.5).all()
-    assert _spacing(thinned.xyz.astype(np.float64)) < 0.5
 
 
 def test_an_empty_or_tiny_depth_map_gives_no_points() -> None:
@@ -129,9 +124,3 @@ def test_an_empty_or_tiny_depth_map_gives_no_points() -> None:
     assert len(keyframe_points(tiny).xyz) == 0
     nothing = replace(whole, depth=np.zeros_like(whole.depth))
     assert len(keyframe_points(nothing).xyz) == 0
-
-
-def _spacing(xyz: Float64Array) -> float:
-    """The smallest distance of a point in the middle from another."""
-    distances = np.linalg.norm(xyz - xyz[len(xyz) // 2], axis=1)
-    return float(np.sort(distances)[1])

@@ -1,3 +1,5 @@
+"""Which neighbours a keyframe is matched with."""
+
 from __future__ import annotations
 
 from engine.dense.neighbours import rank_neighbours

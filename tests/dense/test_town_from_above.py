@@ -13,14 +13,15 @@ import pytest
 from adapters.town.renderer import TownRenderer
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.dense.consistency import OtherDepth
-from engine.dense.fusion import concatenate, fuse
-from engine.dense.keyframe_points import keyframe_points
+from engine.dense.fusion import fuse
+from engine.dense.keyframe_points import keyframe_points, shown_by
 from engine.dense.orthophoto import Orthophoto, OrthoView, usable_image
 from engine.dense.surface import GroundGrid, Surface, SurfaceBuilder, round_cell
 from engine.dense_types import DensePoints, DepthMap
 from engine.geometry import camera_center, compose_poses, invert_pose, transform_points
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
 from tests.support.boxed_ground import in_world
+from tests.support.dense_points import concatenate
 
 _SPEC = "synthetic:town?frames=200&path=lawnmower&seed=1&width=320&height=240"
 _EVERY_NTH = 8
@@ -152,7 +153,18 @@ def _chunk(maps: list[DepthMap], poses: list[Float64Array], i: int) -> DensePoin
         )
         for j in nearest
     ]
-    return in_world(keyframe_points(maps[i], others), poses[i])
+    points = keyframe_points(maps[i])
+    is_new = shown_by(points, maps[i], others) == 0
+    return in_world(
+        DensePoints(
+            xyz=points.xyz[is_new],
+            colors=points.colors[is_new],
+            normals=points.normals[is_new],
+            sampling=points.sampling[is_new],
+            num_views=points.num_views[is_new],
+        ),
+        poses[i],
+    )
 
 
 def _from_above(town: SyntheticTown, grid: GroundGrid) -> tuple[Uint8Array, Float32Array]:

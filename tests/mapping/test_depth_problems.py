@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.estimators.lenses import camera_of
+from engine.estimators.lenses import border_rays, camera_of
 from engine.geometry import transform_points
 from engine.mapping import depth_problems as depth_problems_module
 from engine.mapping.assembly import empty_map
@@ -108,6 +108,7 @@ def test_poses_come_where_they_are_asked_for(sparse_map: SparseMap) -> None:
     assert np.array_equal(poses.by_id()[3], sparse_map.cam_from_world(FrameId(3)))
     camera = sparse_map.camera(sparse_map.keyframe(FrameId(3)).calibration_key)
     assert poses.focal_px[2] == camera.params[0]
+    assert np.array_equal(poses.border_rays[2], border_rays(camera))
 
 
 def test_an_empty_map_has_no_problem() -> None:

@@ -56,6 +56,7 @@ def test_the_header_says_where_some_keyframes_are(tmp_path: Path) -> None:
         frame_ids=np.arange(40) + 7,
         cam_from_world=rng.normal(size=(40, 3, 4)),
         focal_px=np.ones(40),
+        border_rays=np.full((40, 8, 3), np.nan),
     )
     write_dense_ply(tmp_path / "dense.ply", [], comments=camera_comments(poses))
     prefix = "comment cam_from_world of keyframe "

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.dense.dense_map import small_depth
+from engine.dense.dense_map import Shares, SmallDepth, small_depth
 from engine.dense_types import DensePoints, DepthMap
 from engine.errors import JournalError
 from engine.output.depth_store import DepthStore
@@ -18,6 +18,7 @@ from engine.types import FrameId
 
 SHAPE = (75, 101)  # odd on purpose
 ID = FrameId(12)
+RAYS = np.vstack([np.eye(3), np.full((5, 3), np.nan)])
 
 
 def depth_map(frame_id: FrameId = ID) -> DepthMap:
@@ -50,6 +51,18 @@ def some_points(num: int = 300) -> DensePoints:
     )
 
 
+def few_of(one: DepthMap, points: DensePoints) -> SmallDepth:
+    num_left = len(points.xyz) // 3
+    shares = Shares(
+        other_ids=np.array([7]),
+        other_versions=np.array([3]),
+        others_from_own=np.eye(4)[None, :3],
+        num_points=np.array([len(points.xyz) - num_left, num_left]),
+        num_sampled=np.zeros(2, np.int64),
+    )
+    return small_depth(one, points, shares, version=5, border_rays=RAYS)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> DepthStore:
     return DepthStore(lambda: tmp_path)
@@ -57,7 +70,7 @@ def store(tmp_path: Path) -> DepthStore:
 
 def written(store: DepthStore, frame_id: FrameId = ID) -> None:
     one, points = depth_map(frame_id), some_points()
-    store.write(one, points, small_depth(one, points, focal_px=90.0))
+    store.write(one, points, few_of(one, points))
 
 
 def test_depth_is_read_back_within_a_small_share_of_its_error(store: DepthStore) -> None:
@@ -83,8 +96,14 @@ def test_points_and_what_stays_in_memory_are_read_back(store: DepthStore) -> Non
     assert np.abs(points.normals - some_points().normals).max() < 0.01
     assert np.allclose(np.linalg.norm(points.normals, axis=1), 1.0, atol=1e-5)
     assert small is not None
-    assert small.num_points == 300
-    assert small.focal_px == 90.0
+    assert small.version == 5
+    assert small.shares.other_ids.tolist() == [7]
+    assert small.shares.other_versions.tolist() == [3]
+    assert np.array_equal(small.shares.others_from_own[0], np.eye(4)[:3])
+    assert small.shares.num_points.tolist() == [200, 100]
+    assert small.shares.num_sampled.tolist() == [200, 100]
+    assert {*map(tuple, small.sample_xyz[:200])} == {*map(tuple, points.xyz[:200])}
+    assert np.array_equal(small.border_rays, RAYS, equal_nan=True)
     assert len(small.sample_xyz) == 300
     assert np.array_equal(np.unique(small.sample_xyz, axis=0), np.unique(points.xyz, axis=0))
 
@@ -102,7 +121,7 @@ def test_a_depth_map_without_any_depth_is_one_too(store: DepthStore) -> None:
         neighbour_ids=full.neighbour_ids,
         neighbour_from_keyframe=full.neighbour_from_keyframe,
     )
-    store.write(empty, points, small_depth(empty, points, focal_px=90.0))
+    store.write(empty, points, few_of(empty, points))
     read = store.depth_map(ID)
     assert read is not None
     assert not read.depth.any()
@@ -121,7 +140,7 @@ def test_keyframes_come_in_order_and_other_files_are_left_alone(
 
 def test_the_small_copy_has_the_depth_that_its_pixels_have(store: DepthStore) -> None:
     one = depth_map()
-    few = small_depth(one, some_points(), focal_px=90.0).depth_map
+    few = few_of(one, some_points()).depth_map
     focal, _, center_x, center_y = one.pinhole
     few_focal, _, few_x, few_y = few.pinhole
     for line, column in ((0, 0), (3, 5)):
@@ -206,13 +225,15 @@ def test_a_fifo_in_place_of_depth_blocks_nobody(store: DepthStore, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("small_focal_px", 0.0),
-        ("small_focal_px", math.nan),
+        ("small_version", 0),
+        ("small_border_rays", np.zeros((7, 3))),
+        ("small_share_others_from_own", np.full((1, 3, 4), math.nan)),
+        ("small_share_num_sampled", [301, -1]),
         ("small_pinhole", [0.0, 91.0, 50.0, 37.0]),
         ("small_pinhole", [math.nan, 91.0, 50.0, 37.0]),
         ("small_sample_xyz", np.zeros((5, 2), np.float32)),
-        ("small_num_points", 1),
-        ("small_num_points", 2**60),
+        ("small_share_num_points", [1, 100]),
+        ("small_share_num_points", [2**60, 100]),
         ("small_neighbour_from_keyframe", np.zeros((2, 3, 4))),
         ("small_depth", np.full((5, 6), -1.0, np.float32)),
         ("small_depth", np.full((5, 6), "pickled", object)),

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from engine.dense.coverage import CoverageStatus
-from engine.dense.fusion import concatenate, fuse
+from engine.dense.fusion import fuse
 from engine.dense.keyframe_points import keyframe_points
 from engine.dense_types import DensePoints, DepthMap, KeyframePoses
 from engine.geometry import pose_in_other_world
 from engine.output.ground_products import GroundProducts
 from engine.types import Float64Array, GpsFix
 from tests.support.boxed_ground import FOCAL, colour_at, depth_map, in_world, pose_above
+from tests.support.dense_points import concatenate
 
 _ORIGIN = GpsFix(latitude_deg=50.8, longitude_deg=-0.1, altitude_m=80.0)
 _POSES = [pose_above(x, y, 15.0) for x in (-6.0, -2.0, 2.0, 6.0) for y in (-4.0, 0.0, 4.0)]
@@ -184,4 +185,5 @@ def _keyframe_poses(poses: Sequence[Float64Array]) -> KeyframePoses:
         frame_ids=np.arange(len(poses)) + 1,
         cam_from_world=np.array(poses).reshape(-1, 3, 4),
         focal_px=np.full(len(poses), FOCAL),
+        border_rays=np.full((len(poses), 8, 3), np.nan),
     )

@@ -167,6 +167,15 @@ class SparseMap:
         """Keyframes with a verified pair to this one."""
         return self._matches.neighbors(frame_id)
 
+    @property
+    def undecided_ids(self) -> set[FrameId]:
+        """Keyframes that had two places when they were tried, and have no new neighbour since."""
+        return {
+            frame_id
+            for frame_id, neighbor_ids in self._ambiguous.items()
+            if self._registered_neighbors(frame_id) == neighbor_ids
+        }
+
     def pair_strength(self, verified: VerifiedPair) -> float:
         """How much evidence a pair of the map is: its independent inliers (see `PairStrength`)."""
         return self._strength(verified).score
@@ -1073,6 +1082,7 @@ class SparseMap:
         self.set_pose(frame_id, cam_from_world)
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
         bisect.insort(self._registered, frame_id)
+        self._ambiguous.pop(frame_id, None)
         self._num_registered_of[self._keyframes[frame_id].calibration_key] += 1
 
     def _assign_point_attributes(self, frame_id: FrameId) -> None:

@@ -18,13 +18,12 @@ from engine.types import (
     Features,
     Float64Array,
     FrameId,
-    GpsFix,
     ImagePair,
-    Keyframe,
     RegistrationStatus,
     VerifiedPair,
 )
 from tests.support.synthetic import (
+    Photos,
     PoseErrors,
     SyntheticCamera,
     SyntheticWorld,
@@ -737,13 +736,6 @@ def test_pairs_are_forgotten_with_the_observations_that_they_alone_lead_to() -> 
         still = np.isin(ids, list(remaining))
         assert np.array_equal(sparse_map.point3D_ids(FrameId(i))[still], ids[still])
         assert np.count_nonzero(still) > 50
-
-
-class Photos(SyntheticWorld):
-    """Frames of which nothing says that one was taken soon after another."""
-
-    def keyframe(self, frame_id: int, *, gps: GpsFix | None = None) -> Keyframe:
-        return dataclasses.replace(super().keyframe(frame_id, gps=gps), is_photo=True)
 
 
 @pytest.mark.parametrize("kind", [SyntheticWorld, Photos])
