@@ -622,7 +622,7 @@ def _finish(outcome: RunOutcome) -> NoReturn:
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    lines = [*_dense_lines(outcome), *_fault_lines(outcome)]
+    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
@@ -671,6 +671,12 @@ def _dense_lines(outcome: RunOutcome) -> list[str]:
         f"dense map: depth of {dense['keyframes_with_depth']} keyframes in {folder}"
         f" ({', '.join(products)}){more}"
     ]
+
+
+def _place_lines(outcome: RunOutcome) -> list[str]:
+    """Why the map has no place on the globe although there are positions."""
+    why = outcome.summary.get("not_georeferenced")
+    return [f"not georeferenced: {why}"] if why else []
 
 
 def _fault_lines(outcome: RunOutcome) -> list[str]:

@@ -297,6 +297,14 @@ def test_the_last_lines_say_what_the_dense_map_came_to(launches: Launches, tmp_p
     assert "dense map" not in livesfm("run", "photos", "--out", str(run), "--overwrite").output
 
 
+def test_the_last_lines_say_why_a_map_is_not_georeferenced(launches: Launches) -> None:
+    launches.summary = {"not_georeferenced": "0 of its 18 keyframes have a position"}
+    lines = livesfm("run", "photos").output.splitlines()
+    assert "not georeferenced: 0 of its 18 keyframes have a position" in lines
+    launches.summary = {"not_georeferenced": ""}
+    assert "georeferenced" not in livesfm("run", "photos").output
+
+
 def test_a_source_that_could_not_be_opened_is_in_the_last_line(launches: Launches) -> None:
     launches.unopened = ("b.mp4",)
     result = livesfm("run", "a.mp4", "b.mp4", "--out", "there")
