@@ -12,6 +12,7 @@ left to older depth, so some keyframe always shows what any has seen.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -144,6 +145,35 @@ class PlacedKeyframe:
     is_outdated: bool
 
 
+class _NumPoints:
+    """Counts points that are left to nobody, as keyframes come and go in any order."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self._there: set[tuple[int, int]] = set()  # keyframes and versions of their depth
+        self._left: Counter[tuple[int, int]] = Counter()  # points that others leave to each
+
+    def add(self, frame_id: FrameId, small: SmallDepth) -> None:
+        """A keyframe has come."""
+        self._there.add((frame_id, small.version))
+        self._count(frame_id, small, 1)
+
+    def remove(self, frame_id: FrameId, small: SmallDepth) -> None:
+        """A keyframe has gone that had come."""
+        self._count(frame_id, small, -1)
+        self._there.discard((frame_id, small.version))
+
+    def _count(self, frame_id: FrameId, small: SmallDepth, sign: int) -> None:
+        shares = small.shares
+        num_own, *num_left = shares.num_points.tolist()
+        others = zip(shares.other_ids.tolist(), shares.other_versions.tolist(), strict=True)
+        self.num += sign * (num_own - self._left[frame_id, small.version])
+        for other, num in zip(others, num_left, strict=True):
+            self._left[other] += sign * num
+            if other not in self._there:
+                self.num += sign * num
+
+
 class DenseMap:
     """The depth maps of a run and what they give. One thread at a time.
 
@@ -158,6 +188,7 @@ class DenseMap:
         self._num_shown = 0  # points that keyframes show themselves, of all samples
         self._num_held = 0  # points of all samples
         self._num_versions = 0
+        self._points = _NumPoints()
 
     @property
     def frame_ids(self) -> list[FrameId]:
@@ -167,12 +198,7 @@ class DenseMap:
     @property
     def num_points(self) -> int:
         """Points of all keyframes that can be read, those left to others not counted."""
-        frame_ids, total = self.frame_ids, 0
-        versions = {frame_id: self._keyframes[frame_id].small.version for frame_id in frame_ids}
-        for frame_id in frame_ids:
-            shares = self._keyframes[frame_id].small.shares
-            total += int(shares.num_points[_in_share(_is_there(shares, versions))].sum())
-        return total
+        return self._points.num
 
     def restore(self, *, before: FrameId) -> None:
         """Takes over what the storage has of a run that goes on.
@@ -308,8 +334,15 @@ class DenseMap:
     def _stored_depth(self, frame_id: FrameId) -> DepthMap | None:
         depth_map = self._storage.depth_map(frame_id)
         if depth_map is None:
-            self._keyframes[frame_id].is_unreadable = True
+            self._lose(frame_id)
         return depth_map
+
+    def _lose(self, frame_id: FrameId) -> None:
+        """What is stored of a keyframe cannot be read any more."""
+        one = self._keyframes[frame_id]
+        if not one.is_unreadable:
+            one.is_unreadable = True
+            self._points.remove(frame_id, one.small)
 
     def _is_readable(self, frame_id: FrameId) -> bool:
         return not self._keyframes[frame_id].is_unreadable
@@ -319,10 +352,10 @@ class DenseMap:
     ) -> Iterator[DensePoints]:
         """Points in the world of the wanted shares (1 + N,) of each keyframe."""
         for one in placed:
-            points, held = self._storage.points(one.frame_id), self._keyframes[one.frame_id]
-            sizes = held.small.shares.num_points
+            points = self._storage.points(one.frame_id)
+            sizes = self._keyframes[one.frame_id].small.shares.num_points
             if points is None or len(points.xyz) != sizes.sum():
-                held.is_unreadable = True
+                self._lose(one.frame_id)
                 continue
             rows = is_wanted[one.frame_id].repeat(sizes)
             yield points_in_world(_those_of(points, rows), one.world_from_chunk)
@@ -378,6 +411,7 @@ class DenseMap:
             is_left=np.ones(len(small.shares.other_ids), np.bool_),
             probes=_probes(small.depth_map),
         )
+        self._points.add(frame_id, small)
         self._count(small, 1)
         self._thin()
 
@@ -421,6 +455,8 @@ class DenseMap:
         former = self._keyframes.pop(frame_id, None)
         if former is not None:
             self._count(former.small, -1)
+            if not former.is_unreadable:
+                self._points.remove(frame_id, former.small)
 
     def _chunk(self, frame_id: FrameId, is_left: BoolArray) -> DenseChunk:
         one = self._keyframes[frame_id]
