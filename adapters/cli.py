@@ -62,6 +62,7 @@ _TURNS = (
 )
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
+_MADE_BY_RESUME = ("budget", "end_of_run")  # reasons of a keyframe without depth
 
 app = typer.Typer(
     name="livesfm",
@@ -621,7 +622,7 @@ def _finish(outcome: RunOutcome) -> NoReturn:
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    lines = [*_dense_lines(outcome), *_fault_lines(outcome)]
+    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
@@ -654,12 +655,12 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
 
 
 def _dense_lines(outcome: RunOutcome) -> list[str]:
-    """What the dense map came to, and how to get the depth that the budget left out."""
+    """What the dense map came to, and how to get the depth that was left out."""
     dense: dict[str, Any] = outcome.summary.get("dense", {})
     products = sorted(path.name for path in (outcome.path / "products").glob("*"))
     if not (dense.get("keyframes_with_depth") and products):
         return []
-    num_left = dense["keyframes_without"].get("budget", 0)
+    num_left = sum(dense["keyframes_without"].get(why, 0) for why in _MADE_BY_RESUME)
     more = (
         f"; {num_left} more: livesfm resume {outcome.path} --set dense.max_cpu_share=0.9"
         if num_left
@@ -670,6 +671,12 @@ def _dense_lines(outcome: RunOutcome) -> list[str]:
         f"dense map: depth of {dense['keyframes_with_depth']} keyframes in {folder}"
         f" ({', '.join(products)}){more}"
     ]
+
+
+def _place_lines(outcome: RunOutcome) -> list[str]:
+    """Why the map has no place on the globe although there are positions."""
+    why = outcome.summary.get("not_georeferenced")
+    return [f"not georeferenced: {why}"] if why else []
 
 
 def _fault_lines(outcome: RunOutcome) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from engine.output.run_lock import refuse_running
 
 if TYPE_CHECKING:
     from engine.output.georeferencing_later import LaidOut
+
+logger = logging.getLogger(__name__)
 
 _UNIX_TIME_S = 1e9  # times from here on are of one clock, whatever the source
 
@@ -62,11 +65,14 @@ def georeference(
             clock_offset_s=clock_offset_s,
             config=config,
         )
-    named = read_position_files(files)
+    photos = {PurePosixPath(row.name) for row in rows}
+    named = read_position_files(files).among(photos)
+    if named.words:
+        logger.warning("%s: %s", run, named.words)
     return georeference_run(
         run,
         times_s={row.name: row.captured_at_s for row in rows},
-        fix_of=lambda name: named.position_of(PurePosixPath(name)),
+        fix_of=lambda name: named.by_photo.get(PurePosixPath(name)),
         config=config,
     )
 

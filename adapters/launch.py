@@ -459,7 +459,7 @@ def _open_sources(
     Raises:
         ConfigError: nothing can be opened, nor does any of it exist.
     """
-    from adapters.open_source import open_source
+    from adapters.open_source import open_source, report_unused_positions
     from adapters.recordings.replay import open_replay, replayed_folder
 
     if len(specs) == 1 and (folder := replayed_folder(specs[0])) is not None:
@@ -470,9 +470,13 @@ def _open_sources(
     next_frame_id = count_frame_ids(first_id)
     sources: list[Source] = []
     refused: list[SourceError] = []
-    for spec in specs:
+    report_unused_positions(specs, config=config.telemetry)
+    for place, spec in enumerate(specs):
+        beside = [*specs[:place], *specs[place + 1 :]]
         try:
-            sources.append(open_source(spec, config=config, next_frame_id=next_frame_id))
+            sources.append(
+                open_source(spec, config=config, next_frame_id=next_frame_id, beside=beside)
+            )
         except SourceError as error:
             # What is no path may hold a password.
             label = spec if os.path.exists(spec) else spec.partition(":")[0]

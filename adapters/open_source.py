@@ -5,8 +5,11 @@ What a kind of source needs is imported when one is opened: a wrong name is refu
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +17,10 @@ from adapters.sources.streams.stream_address import STREAM_SCHEMES
 from engine.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
-    from engine.config import Config
+    from engine.config import Config, TelemetryConfig
     from engine.ports import FrameIds, Source
+
+logger = logging.getLogger(__name__)
 
 _OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone", "replay"})
 _KINDS = (
@@ -41,7 +46,9 @@ def refuse_unknown_sources(specs: Sequence[str]) -> None:
         raise ConfigError(str(unknown[0])) from unknown[0]
 
 
-def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> Source:
+def open_source(
+    spec: str, *, config: Config, next_frame_id: FrameIds, beside: Sequence[str] = ()
+) -> Source:
     """Opens the source that ``spec`` names.
 
     Args:
@@ -50,6 +57,7 @@ def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> Source
             that exists wins over a scheme of the same name.
         config: the resolved configuration.
         next_frame_id: the run's counter of frame ids.
+        beside: the other sources of the run, for which files of positions may be too.
 
     Raises:
         AdapterUnavailableError: an optional package is missing.
@@ -58,7 +66,7 @@ def open_source(spec: str, *, config: Config, next_frame_id: FrameIds) -> Source
     """
     path = Path(spec)
     if _exists(path):
-        return _open_path(path, config=config, next_frame_id=next_frame_id)
+        return _open_path(path, config=config, next_frame_id=next_frame_id, beside=beside)
     scheme = _known_scheme(spec)
     return _open_scheme(scheme, spec, config=config, next_frame_id=next_frame_id)
 
@@ -119,14 +127,15 @@ def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: Frame
     return SyntheticTown(parse_town_spec(spec), next_frame_id=next_frame_id, config=config.sources)
 
 
-def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source:
-    from adapters.images.raw_photos import RAW_SUFFIXES
-    from adapters.sources.files.photo_files import IMAGE_SUFFIXES
-    from adapters.sources.files.ros_bag import RosBag, is_ros_bag
+def _open_path(
+    path: Path, *, config: Config, next_frame_id: FrameIds, beside: Sequence[str]
+) -> Source:
+    kind = _kind_of(path)
+    if kind is _Kind.RECORDING:
+        from adapters.sources.files.ros_bag import RosBag
 
-    if is_ros_bag(path):
         return RosBag(path, config=config.sources, next_frame_id=next_frame_id)
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
+    if kind is _Kind.PHOTOS:
         from adapters.sources.files.image_folder import ImageFolder
         from adapters.sources.files.position_files import is_subtitles, read_position_files
 
@@ -137,6 +146,7 @@ def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source
             next_frame_id=next_frame_id,
             single_camera_per_size=config.cameras.single_camera_per_size,
             positions=read_position_files(files) if files else None,
+            photos_beside=_photos_of(beside) if files else (),
         )
     from adapters.sources.files.video_file import VideoFile
 
@@ -144,8 +154,92 @@ def _open_path(path: Path, *, config: Config, next_frame_id: FrameIds) -> Source
         path,
         config=config.sources,
         next_frame_id=next_frame_id,
-        telemetry=config.telemetry,
+        telemetry=_telemetry_of(path, config.telemetry, beside=beside),
     )
+
+
+class _Kind(StrEnum):
+    """What a path is opened as."""
+
+    RECORDING = "a ROS recording"
+    PHOTOS = "photos"
+    VIDEO = "a video"
+
+
+def _kind_of(path: Path) -> _Kind:
+    from adapters.images.raw_photos import RAW_SUFFIXES
+    from adapters.sources.files.photo_files import IMAGE_SUFFIXES
+    from adapters.sources.files.ros_bag import is_ros_bag
+
+    if is_ros_bag(path):
+        return _Kind.RECORDING
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
+        return _Kind.PHOTOS
+    return _Kind.VIDEO
+
+
+def _paths_of(kind: _Kind, specs: Sequence[str]) -> list[Path]:
+    """The sources of a kind that are there."""
+    paths = []
+    for spec in specs:
+        with suppress(SourceError):
+            if _exists(Path(spec)) and _kind_of(Path(spec)) is kind:
+                paths.append(Path(spec))
+    return paths
+
+
+def _photos_of(specs: Sequence[str]) -> Iterator[Path]:
+    """The photos of those sources that are photos."""
+    from adapters.sources.files.photo_search import find_images
+
+    for path in _paths_of(_Kind.PHOTOS, specs):
+        with suppress(SourceError):  # it is reported when the source is opened
+            found = find_images(path)
+            yield from (found.root / file for file in found.files)
+
+
+def _telemetry_of(path: Path, config: TelemetryConfig, *, beside: Sequence[str]) -> TelemetryConfig:
+    """The configuration of a video with those files of positions that may be for it.
+
+    Where the run has one video alone they all may, else those of its name; where several videos
+    have that name, those in its folder.
+    """
+    videos = _paths_of(_Kind.VIDEO, beside)
+    if not videos:
+        return config
+    stem = path.stem.lower()
+    of_its_name = [file for file in map(Path, config.positions) if file.stem.lower() == stem]
+    if any(video.stem.lower() == stem for video in videos):
+        folder = path.absolute().parent
+        of_its_name = [file for file in of_its_name if file.absolute().parent == folder]
+    return config.model_copy(update={"positions": tuple(map(str, of_its_name))})
+
+
+def report_unused_positions(specs: Sequence[str], *, config: TelemetryConfig) -> None:
+    """Logs a warning for each file of positions that no source of a run takes.
+
+    Args:
+        specs: all sources of the run.
+        config: the files.
+    """
+    from adapters.sources.files.position_files import is_subtitles
+
+    if not config.positions:
+        return
+    has_photos = bool(_paths_of(_Kind.PHOTOS, specs))
+    videos = _paths_of(_Kind.VIDEO, specs)
+    for file in config.positions:
+        if not is_subtitles(file):
+            if not has_photos:
+                logger.warning(
+                    "%s: is not used: by names positions are for photos of a folder, and this run"
+                    " has none; afterwards livesfm georeference RUN --positions takes it",
+                    file,
+                )
+        elif not videos:
+            logger.warning("%s: is not used: it is for a video, and this run has none", file)
+        elif len(videos) > 1 and Path(file).stem.lower() not in {v.stem.lower() for v in videos}:
+            logger.warning("%s: is not used: no video of this run has its name", file)
 
 
 def _exists(path: Path) -> bool:

@@ -47,6 +47,28 @@ def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
         os.close(descriptor)
 
 
+def read_regular_head(path: Path, *, num_bytes: int) -> bytes:
+    """The first bytes of a regular file, or all of one that is shorter; links are followed.
+
+    Args:
+        path: the file.
+        num_bytes: how many at most.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file (``strerror`` says what it is).
+    """
+    regular_file_size(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        _refuse_irregular(path, os.fstat(descriptor).st_mode)
+        head = b""
+        while len(head) < num_bytes and (chunk := os.read(descriptor, num_bytes - len(head))):
+            head += chunk
+        return head
+    finally:
+        os.close(descriptor)
+
+
 def regular_file_size(path: Path) -> int:
     """Bytes of a regular file; 0 where the system does not say, as below ``/proc``.
 

@@ -303,6 +303,8 @@ def _tiff_header(data: bytes) -> ImageHeader | None:
 
 
 def _heif_header(data: bytes) -> ImageHeader | None:
+    if not is_heif_available():
+        return None
     image = open_heif(data)
     if image is None:
         return None

@@ -37,6 +37,7 @@ def hand_out(
     again: Sequence[FrameId] = (),
     is_final: bool = False,
     wants_problem: bool = True,
+    wants_new: bool = True,
     wants_poses: bool = False,
 ) -> DenseHandout:
     """The depth problem of the newest settled keyframe that waits for its turn.
@@ -49,12 +50,14 @@ def hand_out(
         again: those of them whose depth is to be made again, in their turn.
         is_final: whether no keyframe follows, so that all are settled.
         wants_problem: whether to hand out a problem, which takes milliseconds to make.
+        wants_new: whether it may be of a keyframe that has not had its turn.
         wants_poses: whether to hand out where all keyframes are, which follows the map's size.
     """
     registered = sparse_map.registered_ids
     settled = registered if is_final else registered[:-_NUM_UNSETTLED]
     waiting = [frame_id for frame_id in reversed(settled) if frame_id not in done]
-    wanted = max([*waiting[:1], *(i for i in again if sparse_map.is_registered(i))], default=None)
+    new, moved = waiting[: int(wants_new)], [i for i in again if sparse_map.is_registered(i)]
+    wanted = max([*new, *moved], default=None)
     problem = _problem(sparse_map, wanted) if wants_problem and wanted is not None else None
     views = () if problem is None else (problem.view, *problem.neighbours)
     return DenseHandout(

@@ -6,6 +6,7 @@ gives the same map however fast the other thread was.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +15,8 @@ from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.model.bundle_adjustment import GlobalAdjustment
 from engine.mapping.windows.window_selection import SolvedWindow
 from engine.matching.second_matching import SecondMatches
+
+logger = logging.getLogger(__name__)
 
 JobResult = GlobalAdjustment | SolvedWindow | SecondMatches | LensFits
 
@@ -41,6 +44,15 @@ class FinishedJob:
 
     job: MapJob
     result: JobResult | None  # None: it failed
+
+
+def run_here(job: MapJob) -> FinishedJob:
+    """Runs a job on this thread; one that raises has failed, as on any other."""
+    try:
+        return FinishedJob(job=job, result=job.run())
+    except Exception:  # a task boundary: the map goes on without its result
+        logger.exception("%s failed; the map goes on without its result", job.kind.value)
+        return FinishedJob(job=job, result=None)
 
 
 class JobSlot:

@@ -46,7 +46,7 @@ from engine.mapping.cameras.cameras import (
 )
 from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.depth_problems import DenseHandout, hand_out
-from engine.mapping.jobs import FinishedJob, JobKind, MapJob
+from engine.mapping.jobs import FinishedJob, JobKind, MapJob, run_here
 from engine.mapping.maps.components import MAIN
 from engine.mapping.maps.restarts import BuiltMap
 from engine.mapping.maps.separate_maps import MIN_SEPARATE, build_separate_maps
@@ -204,7 +204,7 @@ class Mapper:
         with self._emit.closed():
             for again in restoring.begin(self._map, models):
                 due = [job for job in self._jobs.due if running.get(job.kind) is job]
-                self._merge([FinishedJob(job=job, result=job.run()) for job in due])
+                self._merge([run_here(job) for job in due])
                 restoring.take(again.keyframe, self._map)
                 frame_id = again.keyframe.frame_id
                 self._map_keyframe(
@@ -718,9 +718,13 @@ class Mapper:
         self._components.change_cameras(sparse_map, change)
 
     def _recognise_lenses(self) -> None:
-        """Searches all lenses that the map doubts on this thread; at the end of a run."""
+        """Searches all lenses that the map doubts on this thread; at the end of a run.
+
+        A search that raises has found nothing.
+        """
         while (search := self._lens_search()) is not None:
-            self._take_lens(search())
+            found = run_here(MapJob(kind=JobKind.LENS_SEARCH, run=search)).result
+            self._take_lens(found if isinstance(found, LensFits) else LensFits())
 
     def _lens_search(self) -> Callable[[], LensFits] | None:
         """The search of a lens that the map doubts, if there is one."""
@@ -918,6 +922,8 @@ class Mapper:
         if not self._is_initialized:
             self._replace_map(self._builder.first_at_end(self._map))
         self._split_cameras(is_final=True)
+        if not self._is_initialized:
+            self._recognise_lenses()
         if self._is_initialized:
             self._registering.register_all(self._map, config=self._growth)
             self._grow_without_wrong_pairs()
@@ -1069,6 +1075,7 @@ class Mapper:
         again: Sequence[FrameId] = (),
         is_final: bool = False,
         wants_problem: bool = True,
+        wants_new: bool = True,
         wants_poses: bool = False,
     ) -> DenseHandout:
         """What the dense map is made of next, see `hand_out`; at any time, also while matching."""
@@ -1078,6 +1085,7 @@ class Mapper:
             again=again,
             is_final=is_final,
             wants_problem=wants_problem,
+            wants_new=wants_new,
             wants_poses=wants_poses,
         )
 

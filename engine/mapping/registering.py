@@ -61,9 +61,12 @@ class Registering:
         return registration.status is RegistrationStatus.REGISTERED
 
     def retry_waiting(self, main: SparseMap) -> None:
-        """Tries keyframes that failed before, those with the best pairs into the map first."""
-        elsewhere = self._components.established_ids
-        for frame_id in self._graph.retry_candidates(self._max_retries, exclude=elsewhere):
+        """Tries keyframes that failed before, those with the best pairs into the map first.
+
+        Those that have two places as before are passed over, so that others get their turn.
+        """
+        left_out = {*self._components.established_ids, *main.undecided_ids}
+        for frame_id in self._graph.retry_candidates(self._max_retries, exclude=left_out):
             started_s = time.monotonic()
             registration = register_and_refine(main, frame_id, config=self._growth)
             if registration.status is RegistrationStatus.REGISTERED:

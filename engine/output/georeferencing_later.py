@@ -14,7 +14,7 @@ import numpy as np
 import pycolmap
 
 from engine.config import Config
-from engine.errors import ConfigError
+from engine.errors import ConfigError, SnapshotError
 from engine.geo.clock_offset import estimate_clock_offset
 from engine.geo.georeference import (
     Georeference,
@@ -229,6 +229,10 @@ def _write(
     """
     former_entries = json.loads((run / "latest" / "snapshot.json").read_bytes())
     places = _places(models, placement, former_entries)
+    try:
+        beside = {**_trajectories(run, places), **_summary(run / "summary.json", placement)}
+    except (OSError, ValueError) as error:
+        raise SnapshotError(f"{run}: a trajectory or summary.json is damaged: {error}") from error
     copies = []
     for model, place in zip(models, places, strict=True):
         if place.has_moved:
@@ -255,9 +259,7 @@ def _write(
         sequence=next_sequence(run),
         entries={**entries, "georeference": placement.as_record()},
         config=config.snapshots.model_copy(update={"min_track_length": 2}),
-        before_latest=lambda: _replace_together(
-            {**_trajectories(run, places), **_summary(run / "summary.json", placement)}
-        ),
+        before_latest=lambda: _replace_together(beside),
     )
     return written.path
 
@@ -372,15 +374,12 @@ def _frame_of(line: str) -> Float64Array:
     """The ``enu_from_map`` (3, 4) that the head of a trajectory says.
 
     Raises:
-        ConfigError: it is no similarity.
+        ValueError: it is no similarity.
     """
-    try:
-        numbers = [float(cell) for cell in line.removeprefix(_FRAME_HEAD).split()]
-        found = np.array(numbers).reshape(3, 4)
-    except ValueError as error:
-        raise ConfigError(f"a trajectory's head is damaged: {line[:80]}") from error
+    numbers = [float(cell) for cell in line.removeprefix(_FRAME_HEAD).split()]
+    found = np.array(numbers).reshape(3, 4)
     if not (np.isfinite(found).all() and np.linalg.det(found[:, :3]) > 0.0):
-        raise ConfigError(f"a trajectory's head is damaged: {line[:80]}")
+        raise ValueError(f"no similarity: {line[:80]}")
     return found
 
 

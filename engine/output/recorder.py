@@ -141,7 +141,9 @@ class Recorder:
             logger.debug("%s: %s", name, error)
             return
         self._warned.add(name)
-        self._warn(f"{name} cannot be written: {error}; the map itself is not concerned")
+        is_said = isinstance(error, JournalError)
+        words = str(error) if is_said else f"{name} cannot be written: {_reason_of(error)}"
+        self._warn(f"{words}; the map itself is not concerned")
 
     def product_written(self, name: str) -> None:
         """A product is on disk as it should be."""

@@ -161,7 +161,7 @@ def write_snapshot(
     try:
         models = _write_folder(path, copies, sequence=sequence, entries=entries, config=config)
         if before_latest is not None:
-            before_latest()
+            _run_or_delete(before_latest, path)
             flush_to_disk(run_folder)
         link_atomically(run_folder / "latest", f"snapshots/{path.name}")
         flush_to_disk(run_folder)
@@ -175,6 +175,15 @@ def write_snapshot(
         image_names=tuple(_image_names(copies)),
         elapsed_s=time.monotonic() - started_at_s,
     )
+
+
+def _run_or_delete(write: Callable[[], None], path: Path) -> None:
+    """Writes what belongs to a snapshot; where that fails, the snapshot's folder goes."""
+    try:
+        write()
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def is_latest(run_folder: Path, sequence: int) -> bool:

@@ -311,6 +311,10 @@ class DenseMaking:
         await self._attempt(self._make_last(), consequence="keyframes have no depth")
         self._is_last_product = True
         await self._attempt(self._write_products(), consequence="its products stay as they were")
+        if self._recorder.is_space_low and self._is_product_old and self._held.num_keyframes:
+            error = JournalError(f"{DENSE_PLY} is not written: the disk is nearly full")
+            failed = functools.partial(self._recorder.product_failed, DENSE_PLY, error)
+            await self._writer.schedule(failed)
 
     async def close(self) -> None:
         """Waits until nothing is written any more; before the run lets go of its folder."""
@@ -416,15 +420,19 @@ class DenseMaking:
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
         self._left_out = self._reason_to_leave_out()
+        # What is wrong by the final map is not left in the products, whatever the budget.
+        is_repair = is_final and self._left_out is LeftOut.BUDGET and bool(self._again)
+        wants_problem = self._left_out is None or is_repair
         wants_poses = self._num_until_placing <= 0 or self._views.wants_dense()
-        if self._stopped.is_set() or not (self._left_out is None or wants_poses):
+        if self._stopped.is_set() or not (wants_problem or wants_poses):
             return False
         handout = await self._mapper.call(
             Mapper.dense_handout,
             done=frozenset(self._done),
             again=self._again,
             is_final=is_final,
-            wants_problem=self._left_out is None,
+            wants_problem=wants_problem,
+            wants_new=not is_repair,
             wants_poses=wants_poses,
         )
         self._num_waiting = handout.num_waiting

@@ -287,12 +287,22 @@ def test_the_last_lines_say_what_the_dense_map_came_to(launches: Launches, tmp_p
     (run / "products").mkdir(parents=True)
     for name in ("orthophoto.tif", "dense.ply"):
         (run / "products" / name).touch()
-    launches.summary = {"dense": {"keyframes_with_depth": 7, "keyframes_without": {"budget": 3}}}
+    launches.summary = {
+        "dense": {"keyframes_with_depth": 7, "keyframes_without": {"budget": 2, "end_of_run": 1}}
+    }
     shown = " ".join(livesfm("run", "photos", "--out", str(run), "--overwrite").output.split())
     assert "depth of 7 keyframes in" in shown
     assert "(dense.ply, orthophoto.tif); 3 more: livesfm resume" in shown
     launches.summary = {"dense": {"keyframes_with_depth": 0, "keyframes_without": {"budget": 3}}}
     assert "dense map" not in livesfm("run", "photos", "--out", str(run), "--overwrite").output
+
+
+def test_the_last_lines_say_why_a_map_is_not_georeferenced(launches: Launches) -> None:
+    launches.summary = {"not_georeferenced": "0 of its 18 keyframes have a position"}
+    lines = livesfm("run", "photos").output.splitlines()
+    assert "not georeferenced: 0 of its 18 keyframes have a position" in lines
+    launches.summary = {"not_georeferenced": ""}
+    assert "georeferenced" not in livesfm("run", "photos").output
 
 
 def test_a_source_that_could_not_be_opened_is_in_the_last_line(launches: Launches) -> None:

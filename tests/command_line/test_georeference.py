@@ -151,10 +151,23 @@ def test_whatever_step_fails_another_call_lays_out_the_map_and_its_trajectory(
         num_failures += 1
         assert (run / "latest").resolve() == before
         georeference(run, [positions])
+        assert not list(run.rglob(".tmp-*"))
         assert errors_m(run, world).max() < 0.3
         assert trajectory_errors_m(run, world).max() < 0.3
         assert json.loads((run / "summary.json").read_text())["gps_rmse_m"] < 0.3
     assert num_failures >= 5  # model record, folder, trajectory, summary, link
+
+
+@pytest.mark.slow
+def test_a_damaged_trajectory_changes_nothing(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    snapshots = sorted((run / "snapshots").iterdir())
+    with (run / "trajectory.txt").open("a") as file:
+        file.write("0.5 north\n")
+    with pytest.raises(SnapshotError, match="is damaged"):
+        georeference(run, [write_csv(tmp_path / "p.csv", world)])
+    assert sorted((run / "snapshots").iterdir()) == snapshots
 
 
 def is_broken_at(step: int, run: Path, positions: str) -> bool:

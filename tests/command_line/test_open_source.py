@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 from pathlib import Path
@@ -11,15 +12,17 @@ import cv2
 import numpy as np
 import pytest
 
-from adapters.open_source import open_source, refuse_unknown_sources
+from adapters.launch import _open_sources
+from adapters.open_source import open_source, refuse_unknown_sources, report_unused_positions
 from adapters.sources.files.image_folder import ImageFolder
 from adapters.sources.files.video_file import VideoFile
 from adapters.sources.files.watched_folder import WatchedFolder
 from adapters.sources.streams.live_stream import LiveStream
-from engine.config import Config, load_config
+from engine.config import Config, TelemetryConfig, load_config
 from engine.errors import ConfigError, SourceError
 from engine.ports import FrameIds, Source
-from engine.types import FrameId
+from engine.types import Frame, FrameId, GpsFix, GpsReading
+from tests.support.received import items_of
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="cameras differ")
 
@@ -213,3 +216,101 @@ def test_a_request_with_one_known_source_is_opened(
     Path("photos").mkdir()
     refuse_unknown_sources([known])
     refuse_unknown_sources(["missing.mp4", known])
+
+
+def positions_of(source: Source) -> list[GpsFix | str]:
+    """The positions of a source's frames, or why they have none, or of its readings."""
+
+    async def collect() -> list[GpsFix | str]:
+        found = [
+            (item.gps or item.gps_problem) if isinstance(item, Frame) else item.fix
+            async for item in items_of(source)
+            if isinstance(item, Frame | GpsReading)
+        ]
+        return [fix for fix in found if fix]
+
+    return asyncio.run(collect())
+
+
+def open_all(folder: Path, *names: str, positions: list[Path]) -> list[Source]:
+    config = load_config().model_copy(
+        update={"telemetry": TelemetryConfig(positions=tuple(map(str, positions)))}
+    )
+    return _open_sources([str(folder / name) for name in names], config)
+
+
+def write_srt(path: Path, latitude_deg: int) -> Path:
+    block = f"[latitude: {latitude_deg}.5] [longitude: 8.2] [abs_alt: 433.0]"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"1\n00:00:00,000 --> 00:00:01,000\n{block}\n")
+    return path
+
+
+def latitudes_of(sources: list[Source]) -> list[set[float | str]]:
+    return [
+        {fix if isinstance(fix, str) else fix.latitude_deg for fix in positions_of(source)}
+        for source in sources
+    ]
+
+
+def test_a_lone_file_of_positions_is_for_the_video_of_its_name(tmp_path: Path) -> None:
+    for name in ("A.mp4", "B.mp4"):
+        write_video(tmp_path / name)
+    given = write_srt(tmp_path / "cards" / "a.SRT", 40)
+    assert latitudes_of(open_all(tmp_path, "A.mp4", "B.mp4", positions=[given])) == [{40.5}, set()]
+    assert latitudes_of(open_all(tmp_path, "B.mp4", positions=[given])) == [{40.5}]
+    write_srt(tmp_path / "B.SRT", 41)
+    assert latitudes_of(open_all(tmp_path, "A.mp4", "B.mp4", positions=[given])) == [{40.5}, {41.5}]
+
+
+def test_positions_for_a_name_of_several_videos_are_for_that_in_their_folder(
+    tmp_path: Path,
+) -> None:
+    for card in ("1", "2"):
+        (tmp_path / card).mkdir()
+        write_video(tmp_path / card / "A.mp4")
+    elsewhere = write_srt(tmp_path / "a.srt", 40)
+    names = ("1/A.mp4", "2/A.mp4")
+    assert latitudes_of(open_all(tmp_path, *names, positions=[elsewhere])) == [set(), set()]
+    beside = write_srt(tmp_path / "2" / "a.srt", 41)
+    assert latitudes_of(open_all(tmp_path, *names, positions=[beside])) == [set(), {41.5}]
+
+
+def test_a_name_in_two_folders_of_photos_is_used_for_neither(tmp_path: Path) -> None:
+    for name in ("one/a.jpg", "two/a.jpg", "two/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_image(tmp_path / name)
+    cv2.imwrite(str(tmp_path / "two" / "b.jpg"), np.full((80, 96, 3), 90, np.uint8))
+    positions = tmp_path / "p.csv"
+    positions.write_text("name,lat,lon\na.jpg,1,1\nb.jpg,2,2\n")
+    unnamed = "the files of positions do not name it"
+    sources = open_all(tmp_path, "one", "two", positions=[positions])
+    assert latitudes_of(sources) == [{unnamed}, {unnamed, 2.0}]
+    positions.write_text("name,lat,lon\none/a.jpg,1,1\ntwo/a.jpg,3,3\nb.jpg,2,2\n")
+    sources = open_all(tmp_path, "one", "two", positions=[positions])
+    assert latitudes_of(sources) == [{1.0}, {3.0, 2.0}]
+
+
+def test_files_of_positions_that_no_source_takes_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_image(tmp_path / "a.jpg")
+    write_video(tmp_path / "A.mp4")
+    write_video(tmp_path / "B.mp4")
+    table, srt = tmp_path / "p.csv", write_srt(tmp_path / "c.srt", 40)
+    table.write_text("name,lat,lon\na.jpg,1,1\n")
+    telemetry = TelemetryConfig(positions=(str(table), str(srt)))
+    cases: tuple[tuple[list[str], list[str]], ...] = (
+        (["a.jpg"], [f"{srt}: is not used: it is for a video"]),
+        (["A.mp4"], [f"{table}: is not used: by names"]),
+        (["A.mp4", "B.mp4", "a.jpg"], [f"{srt}: is not used: no video of this run has its name"]),
+        (["a.jpg", "A.mp4"], []),
+        (["watch:folder"], [f"{table}: is not used", f"{srt}: is not used"]),
+    )
+    for names, expected in cases:
+        caplog.clear()
+        specs = [name if ":" in name else str(tmp_path / name) for name in names]
+        report_unused_positions(specs, config=telemetry)
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == len(expected)
+        assert all(m.startswith(start) for m, start in zip(messages, expected, strict=True))

@@ -69,6 +69,15 @@ def test_keyframes_come_again_in_their_turn(sparse_map: SparseMap) -> None:
     assert [one and one.view.frame_id for one in problems] == [5, 4, 4]
 
 
+def test_where_nothing_new_is_wanted_only_what_is_made_again_comes(sparse_map: SparseMap) -> None:
+    oldest = sparse_map.registered_ids[0]
+    handed = hand_out(sparse_map, done={oldest}, again=(oldest,), wants_new=False)
+    assert handed.problem is not None
+    assert handed.problem.view.frame_id == oldest
+    assert handed.num_waiting > 0
+    assert hand_out(sparse_map, done={oldest}, wants_new=False).problem is None
+
+
 def test_views_hold_what_the_map_knows_of_them(sparse_map: SparseMap) -> None:
     problem = hand_out(sparse_map, done=()).problem
     assert problem is not None

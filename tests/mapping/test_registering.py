@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from engine.estimators.absolute_pose import AbsolutePose
 from engine.events import Event, FrameRegistered, RegistrationFailed
 from engine.mapping.assembly import assemble, empty_map
 from engine.mapping.model.sparse_map import SparseMap
@@ -116,3 +117,29 @@ def test_all_that_fit_are_registered_at_once(run: Run) -> None:
 
 def test_an_empty_map_has_no_keyframes() -> None:
     assert empty_map(WITHOUT_WINDOWS).keyframe_ids == []
+
+
+def test_keyframes_that_have_two_places_keep_no_others_waiting(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One keyframe is tried at a time, and the one with most inliers has two places."""
+    open_id, other_id = FrameId(4), FrameId(5)
+    tried: list[FrameId] = []
+
+    def rival_pose(self: SparseMap, frame_id: FrameId, pose: AbsolutePose, **_: object) -> object:
+        tried.append(frame_id)
+        return pose if frame_id == open_id else None
+
+    monkeypatch.setattr(SparseMap, "_rival_pose", rival_pose)
+    monkeypatch.setattr(SparseMap, "_better_pose", lambda self, *args, **settings: None)
+    registering = run.parts.registering
+    registering._max_retries = 1
+    registering.retry_waiting(run.main)
+    registering.retry_waiting(run.main)
+    assert tried == [open_id, other_id]
+    assert run.known_ids == [1, 2, 3, 5]
+    registering.retry_waiting(run.main)  # it has one more neighbour in the map
+    assert tried == [open_id, other_id, open_id]
+    registering.retry_waiting(run.main)
+    registering.retry_waiting(run.main.copy())  # where nothing was tried yet
+    assert tried == [open_id, other_id, open_id, open_id]

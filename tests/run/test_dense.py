@@ -295,6 +295,7 @@ def test_what_is_left_of_a_disk_is_for_the_sparse_map(
     assert figures["keyframes_without"] == {"disk_space_low": NUM_FRAMES - 2}
     assert len(list((outcome.path / "dense").iterdir())) == 2
     assert not (outcome.path / "products").exists()
+    assert outcome.not_saved == ("products/dense.ply",)
     assert outcome.num_registered == NUM_FRAMES
 
 

@@ -9,7 +9,7 @@ two places look the same, and their geometry agrees, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -358,6 +358,14 @@ class SyntheticWorld:
         )
         fundamental: Float64Array = second_inverse.T @ essential @ first_inverse
         return fundamental
+
+
+class Photos(SyntheticWorld):
+    """Frames of which nothing says that one was taken soon after another."""
+
+    def keyframe(self, frame_id: int, *, gps: GpsFix | None = None) -> Keyframe:
+        """A frame as the front end would hand it to mapping."""
+        return replace(super().keyframe(frame_id, gps=gps), is_photo=True)
 
 
 def repeated_place(

@@ -387,7 +387,13 @@ class _RunsAtExit:
                 # atexit would be too late: concurrent.futures shuts its executors before, with this
                 # very function, and the last one that is registered is called first.
                 threading._register_atexit(self._end_all)  # type: ignore[attr-defined]
+                os.register_at_fork(after_in_child=self._forget)
                 self._is_registered = True
+
+    def _forget(self) -> None:
+        """Forgets the runs in a child of the process, which has their objects and no threads."""
+        self._lock = threading.Lock()
+        self._runs = weakref.WeakSet()
 
     def _end_all(self) -> None:
         with self._lock:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import zlib
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import read_image_header
@@ -17,7 +19,7 @@ from adapters.sources.files.photo_files import (
     printable,
 )
 from adapters.sources.files.photo_search import FoundImages, find_images
-from adapters.sources.files.position_files import NamedPositions
+from adapters.sources.files.position_files import NamedPositions, PhotoPositions
 from engine.config import SourcesConfig
 from engine.errors import SourceError
 from engine.ports import FrameIds
@@ -30,6 +32,8 @@ from engine.types import (
     SourceState,
     TakenFrames,
 )
+
+logger = logging.getLogger(__name__)
 
 Item = Arrival | RejectedFrame | SourceNotice
 
@@ -55,6 +59,7 @@ class ImageFolder:
         next_frame_id: FrameIds,
         single_camera_per_size: bool,
         positions: NamedPositions | None = None,
+        photos_beside: Iterable[Path] = (),
     ) -> None:
         """Lists the images.
 
@@ -65,6 +70,7 @@ class ImageFolder:
             single_camera_per_size: images of one subfolder, camera model, focal length and size
                 share a camera; False: each image has its own.
             positions: of photos by their names, which win over EXIF; None: there are none.
+            photos_beside: those of the run's other sources, for which the names may be too.
 
         Raises:
             SourceError: the path is missing, cannot be read, or holds no image file.
@@ -72,9 +78,10 @@ class ImageFolder:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
-        self._positions = positions
         found = find_images(path)
         self._root, self._files = found.root, found.files
+        self._named = positions
+        self._positions = self._positions_by_file(photos_beside)
         self._found = found
         self._masks = _find_masks(found)
         self._frame_names = _frame_names(self._files)
@@ -140,15 +147,29 @@ class ImageFolder:
             if header is not None:
                 yield header.width, header.height
 
+    def _positions_by_file(self, photos_beside: Iterable[Path]) -> PhotoPositions | None:
+        """The positions of its photos by their paths in the folder; None: there are no files."""
+        if self._named is None:
+            return None
+        paths = {PurePosixPath((self._root / file).absolute()): file for file in self._files}
+        beside = (PurePosixPath(photo.absolute()) for photo in photos_beside)
+        found = self._named.among([*paths, *beside])
+        own = {paths[path]: fix for path, fix in found.by_photo.items() if path in paths}
+        return replace(found, by_photo=own)
+
     def _words_of_positions(self) -> str:
         """How many photos have a position in files of their own; empty where there are none."""
-        if self._positions is None:
+        if self._named is None or self._positions is None:
             return ""
-        num_named = sum(self._positions.position_of(file) is not None for file in self._files)
+        num_named = len(self._positions.by_photo)
         words = f"{num_named} of {len(self._files)} photos are named in the files of positions"
-        if self._positions.num_unusable:
-            num_rows, num_unusable = self._positions.num_rows, self._positions.num_unusable
+        if self._named.num_unusable:
+            num_rows, num_unusable = self._named.num_rows, self._named.num_unusable
             words += f"; {num_unusable} of their {num_rows} rows hold none"
+        if self._positions.words:
+            words += f"; {self._positions.words}"
+        if not num_named:
+            logger.warning("%s: %s", self._label, words)
         return words
 
     def _read(self, stop: threading.Event) -> Generator[Item, None, None]:
@@ -173,11 +194,14 @@ class ImageFolder:
             single_camera_per_size=self._single_camera_per_size,
             masks=self._masks,
             files=self._files,
-            positions=self._positions,
+            positions=None if self._positions is None else self._positions.by_photo,
         )
         for position, index in self._indices.items():
             name = self._frame_names[position]
-            yield photos.read(self._files[position], index=index, frame_name=name)
+            photo = photos.read(self._files[position], index=index, frame_name=name)
+            if words := photos.new_words():
+                yield SourceNotice(source=label, state=SourceState.CONNECTED, detail=words)
+            yield photo
 
 
 def _find_masks(found: FoundImages) -> MaskFiles:

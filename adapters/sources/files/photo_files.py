@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from adapters.images.decoding import DecodedImage, RefusedImage, decode_image
@@ -17,11 +17,18 @@ from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.images.raw_photos import RAW_SUFFIXES, decode_raw
 from adapters.sources.files.hemispheres import Hemispheres
 from adapters.sources.files.mask_files import MaskFiles
-from adapters.sources.files.position_files import NamedPositions
 from engine.config import SourcesConfig
 from engine.ports import FrameIds
 from engine.regular_files import read_regular_file
-from engine.types import Arrival, BoolArray, DropReason, Frame, IntrinsicsPrior, RejectedFrame
+from engine.types import (
+    Arrival,
+    BoolArray,
+    DropReason,
+    Frame,
+    GpsFix,
+    IntrinsicsPrior,
+    RejectedFrame,
+)
 
 _SAME_ZOOM = 0.01  # between logarithms of focal lengths
 
@@ -45,7 +52,7 @@ class PhotoReader:
         single_camera_per_size: bool,
         masks: MaskFiles | None = None,
         files: Sequence[PurePosixPath] = (),
-        positions: NamedPositions | None = None,
+        positions: Mapping[PurePosixPath, GpsFix] | None = None,
     ) -> None:
         """Takes what all files share.
 
@@ -57,8 +64,9 @@ class PhotoReader:
             single_camera_per_size: images of one subfolder, camera, lens, zoom and size share a
                 camera; False: each image has its own.
             masks: of the photos that have one; None: of none.
-            files: all of them, where they are known; they tell the hemispheres of each other.
-            positions: of photos by their names, which win over EXIF; None: there are none.
+            files: all of them, where they are known; they give each other their hemispheres.
+            positions: of photos by their paths in the folder, which win over EXIF; None: they are
+                not given.
         """
         self._root = root
         self._label = label
@@ -88,6 +96,7 @@ class PhotoReader:
             )
             return self._rejected(file, refused, index=index)
         received_at_s = time.monotonic()
+        self._hemispheres.read(data)
 
         def decode() -> Frame | RejectedFrame:
             image = self._decoded(file, data)
@@ -114,6 +123,10 @@ class PhotoReader:
             decode=decode,
         )
 
+    def new_words(self) -> str:
+        """What there is to report of the photos that were read, once; empty: nothing new."""
+        return printable_text(self._hemispheres.new_words())
+
     def _frame(
         self,
         file: PurePosixPath,
@@ -126,8 +139,11 @@ class PhotoReader:
     ) -> Frame:
         prior = self._intrinsics.of_image(image)
         gps, gps_problem = self._hemispheres.position_of(image.exif)
-        if self._positions is not None and (named := self._positions.position_of(file)) is not None:
-            gps, gps_problem = named, ""
+        if self._positions is not None:
+            if (named := self._positions.get(file)) is not None:
+                gps, gps_problem = named, ""
+            elif gps is None and not gps_problem:
+                gps_problem = "the files of positions do not name it"
         return Frame(
             frame_id=self._next_frame_id(),
             camera_key=self._camera_key(file, image, prior) or frame_name,

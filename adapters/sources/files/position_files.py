@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +26,7 @@ _ALTITUDES = ("altitude", "alt", "elevation", "ele", "height", "altitudem", "gps
 _ACCURACIES = ("accuracy", "accuracym", "horizontalaccuracy", "hacc", "sigmaxy", "xyaccuracy")
 _VERTICAL = ("verticalaccuracy", "vacc", "verticalaccuracym", "sigmaz", "zaccuracy")
 _WGS84 = re.compile(r"epsg:\s*4326|wgs\s?84$|\+proj=(?:longlat|latlong)\b.*", re.IGNORECASE)
+_ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")  # of an image, in lower case
 # Of ODM; angles between. Columns named x and y elsewhere may be metres of any kind.
 _GEO_COLUMNS = ("name", "longitude", "latitude", "altitude", "", "", "", "hacc", "vacc")
 
@@ -38,15 +39,69 @@ class NamedPositions:
     num_rows: int
     num_unusable: int  # of these
 
-    def position_of(self, photo: PurePosixPath) -> GpsFix | None:
-        """The position of a photo by its path in its folder; the longest name that fits wins."""
-        whole = PurePosixPath(str(photo).lower())
-        for first in range(len(whole.parts)):
-            path = PurePosixPath(*whole.parts[first:])
-            for name in (path, path.with_suffix("")):
-                if (fix := self.by_name.get(str(name))) is not None:
-                    return fix
-        return None
+    def among(self, photos: Iterable[PurePosixPath]) -> PhotoPositions:
+        """The positions of photos by their paths; the longest name that fits a photo wins.
+
+        Where no name fits, one with another ending does (IMG_1.HEIC for IMG_1.jpg), if only one
+        row has it. A name that is that of several photos, of different folders, is used for none.
+        """
+        photos = list(photos)
+        names = {photo: name for photo in photos if (name := _name_of(photo, self.by_name))}
+        stems = _stems(set(self.by_name) - set(names.values()))
+        for photo in photos:
+            if photo not in names and (stem := _name_of(photo, stems)) is not None:
+                names[photo] = stems[stem]
+        folders: dict[str, set[PurePosixPath]] = {}
+        for photo, name in names.items():
+            folders.setdefault(name, set()).add(photo.with_suffix(""))
+        return PhotoPositions(
+            by_photo={
+                photo: self.by_name[name]
+                for photo, name in names.items()
+                if len(folders[name]) == 1
+            },
+            num_ambiguous=sum(len(own) > 1 for own in folders.values()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotoPositions:
+    """The positions of some photos."""
+
+    by_photo: Mapping[PurePosixPath, GpsFix]
+    num_ambiguous: int  # names that fit several of the photos, and are used for none
+
+    @property
+    def words(self) -> str:
+        """What could not be used; empty where all could."""
+        if not self.num_ambiguous:
+            return ""
+        names = "1 name fits" if self.num_ambiguous == 1 else f"{self.num_ambiguous} names fit"
+        return f"{names} photos of several folders, and counts for none of them"
+
+
+def _name_of(photo: PurePosixPath, names: Container[str]) -> str | None:
+    """The longest of the names that fits a photo."""
+    whole = PurePosixPath(str(photo).lower())
+    for first in range(len(whole.parts)):
+        path = PurePosixPath(*whole.parts[first:])
+        for name in (str(path), str(path.with_suffix(""))):
+            if name in names:
+                return name
+    return None
+
+
+def _stems(names: Iterable[str]) -> dict[str, str]:
+    """Names by what they are without the ending of an image, where only one has it."""
+    found: dict[str, str] = {}
+    repeated = set()
+    for name in names:
+        path = PurePosixPath(name)
+        if _ENDING.fullmatch(path.suffix):
+            stem = str(path.with_suffix(""))
+            if found.setdefault(stem, name) != name:
+                repeated.add(stem)
+    return {stem: name for stem, name in found.items() if stem not in repeated}
 
 
 def is_subtitles(path: str) -> bool:

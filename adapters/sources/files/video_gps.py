@@ -79,7 +79,7 @@ def positions_of_video(
     The side file has the name of the video and the ending .SRT or .srt; its times count from the
     first frame. A file that speaks of no places is a film's dialogue. The one position that
     containers hold for the whole video, where the drone took off, does not move, so it cannot place
-    a moving camera; it tells which of two numbers is the latitude.
+    a moving camera; it shows which of two numbers is the latitude.
 
     Args:
         path: a readable video.

@@ -137,7 +137,7 @@ class LensRecognition:
         self._seed = seed
         self._searches: dict[str, _Searches] = {}
         self._searched = "", 0  # the camera searched last, and its connected keyframes then
-        self._num_connected_at_errors: dict[str, int] = {}  # when errors were examined
+        self._num_connected_at_errors: dict[str, int] = {}  # when errors were small, or searched
 
     def facts(self) -> dict[str, Any]:
         """What was searched, and examined."""
@@ -197,6 +197,7 @@ class LensRecognition:
         done = self._searches.setdefault(camera_key, _Searches())
         done.num += 1
         done.num_connected = num_connected
+        self._num_connected_at_errors[camera_key] = num_connected
         if chosen is None:
             return None
         done.focal_px = float(chosen.fit.camera.mean_focal_length())
@@ -259,23 +260,26 @@ class LensRecognition:
         """Whether the latest keyframes of a camera fit the map badly; examined now and then.
 
         Only while the map is small: a wrong lens shows early, drift comes later. What a lens does
-        to a keypoint it does to its neighbours, too; the noise of keypoints is their own.
+        to a keypoint it does to its neighbours, too; the noise of keypoints is their own. Where
+        errors are large, they are examined again until a search has concluded.
         """
         examined = self._num_connected_at_errors.get(camera_key, 0)
         if not _MORE_TO_SEARCH * examined <= len(connected) <= _MAX_CONNECTED_FOR_ERRORS:
             return False
-        self._num_connected_at_errors[camera_key] = len(connected)
         camera = sparse_map.camera(camera_key)
         latest = [i for i in connected[-_SEARCHED_KEYFRAMES:] if sparse_map.is_registered(i)]
         residuals = [sparse_map.residuals(frame_id) for frame_id in latest]
-        num_observations = sum(len(one.errors_px) for one in residuals)
-        total_px = sum(float(one.errors_px.sum()) for one in residuals)
+        errors_px = np.concatenate([one.errors_px for one in residuals] or [np.zeros(0)])
+        errors_px = errors_px[np.isfinite(errors_px)]
         least_px = _LEAST_ERROR_PX * image_scale(camera.width, camera.height)
         cell_px = max(camera.width, camera.height) / _NEIGHBOR_CELLS
-        return (
-            total_px > least_px * num_observations
+        is_large = (
+            float(errors_px.sum()) > least_px * len(errors_px)
             and shared_error_ratio(residuals, cell_px=cell_px) > _SHARED_RATIO
         )
+        if not is_large:
+            self._num_connected_at_errors[camera_key] = len(connected)
+        return is_large
 
     def _hypotheses(self, present: pycolmap.Camera) -> list[LensHypothesis]:
         edge_px = max(present.width, present.height)

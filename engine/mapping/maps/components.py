@@ -387,7 +387,7 @@ class Components:
         limit = self._registration.max_retries_per_keyframe
         elsewhere = {i for i in self._graph.keyframe_ids if self._graph.map_number(i) is not None}
         for waiting in self._graph.retry_candidates(
-            limit, map_number=one.number, exclude=elsewhere
+            limit, map_number=one.number, exclude=elsewhere | one.sparse_map.undecided_ids
         ):
             self._builder.complete(one.sparse_map, like=main, frame_ids=[waiting])
             self._grow_by(one, waiting, is_retry=True)

@@ -167,6 +167,15 @@ class SparseMap:
         """Keyframes with a verified pair to this one."""
         return self._matches.neighbors(frame_id)
 
+    @property
+    def undecided_ids(self) -> set[FrameId]:
+        """Keyframes that had two places when they were tried, and have no new neighbour since."""
+        return {
+            frame_id
+            for frame_id, neighbor_ids in self._ambiguous.items()
+            if self._registered_neighbors(frame_id) == neighbor_ids
+        }
+
     def pair_strength(self, verified: VerifiedPair) -> float:
         """How much evidence a pair of the map is: its independent inliers (see `PairStrength`)."""
         return self._strength(verified).score
@@ -442,23 +451,26 @@ class SparseMap:
                 num_inliers=num_inliers,
                 num_correspondences=num,
             )
+
+        def is_possible(rival: AbsolutePose) -> bool:
+            return len(np.unique(rows[rival.inlier_mask])) >= enough and (
+                is_credible is None or is_credible(rival.cam_from_world)
+            )
+
         rival = self._rival_pose(frame_id, pose, rows=rows, point3D_ids=point3D_ids)
+        better: AbsolutePose | None = pose
         if rival is not None:
             better = self._better_pose(frame_id, pose, rival, pairs=neighbors, decides=decides)
-            if better is None:
-                self._ambiguous[frame_id] = self._registered_neighbors(frame_id)
-                return Registration(
-                    status=RegistrationStatus.AMBIGUOUS,
-                    num_inliers=num_inliers,
-                    num_correspondences=num,
-                )
-            num_agreeing = len(np.unique(rows[better.inlier_mask]))
-            if (
-                better is rival
-                and num_agreeing >= enough
-                and (is_credible is None or is_credible(rival.cam_from_world))
-            ):
-                pose, num_inliers = rival, num_agreeing
+            if better is rival and not is_possible(rival):
+                better = pose if decides else None
+        if better is None:
+            self._ambiguous[frame_id] = self._registered_neighbors(frame_id)
+            return Registration(
+                status=RegistrationStatus.AMBIGUOUS,
+                num_inliers=num_inliers,
+                num_correspondences=num,
+            )
+        pose, num_inliers = better, len(np.unique(rows[better.inlier_mask]))
         self._set_pose(frame_id, pose.cam_from_world)
         self._extend_tracks(
             frame_id, rows[pose.inlier_mask], point3D_ids=point3D_ids[pose.inlier_mask]
@@ -1073,6 +1085,7 @@ class SparseMap:
         self.set_pose(frame_id, cam_from_world)
         self._observations.register_frame(self._reconstruction.image(frame_id).frame_id)
         bisect.insort(self._registered, frame_id)
+        self._ambiguous.pop(frame_id, None)
         self._num_registered_of[self._keyframes[frame_id].calibration_key] += 1
 
     def _assign_point_attributes(self, frame_id: FrameId) -> None:

@@ -13,10 +13,15 @@ import pytest
 from engine.camera_models import LensKind
 from engine.config import CamerasConfig, Config, RuntimeConfig, SnapshotsConfig
 from engine.events import LensRecognised, SnapshotWritten
-from engine.mapping.camera_changes.lens_recognition import choice, shared_error_ratio
-from engine.mapping.cameras.lens_search import LensFit
+from engine.mapping.camera_changes.lens_recognition import (
+    LensRecognition,
+    choice,
+    shared_error_ratio,
+)
+from engine.mapping.cameras.lens_search import LensFit, LensFits
 from engine.mapping.jobs import FinishedJob, JobKind, MapJob
-from engine.mapping.model.sparse_map import Residuals
+from engine.mapping.mapper import Mapper
+from engine.mapping.model.sparse_map import Residuals, SparseMap
 from engine.output.recorder import Recorder
 from engine.output.run_folder import RunFolder
 from engine.types import Float64Array, IntrinsicsPrior
@@ -166,6 +171,90 @@ def test_a_search_that_failed_counts_and_is_not_begun_again_at_once() -> None:
     assert [job.kind for job in mapped.jobs] == [JobKind.LENS_SEARCH]
     assert mapped.model == "SIMPLE_RADIAL"
     assert not mapped.recognised
+
+
+class Bent:
+    """What a map would say of keypoints that a wrong lens bends, and of one that does not show."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, offset_px: float = 3.0) -> None:
+        self.offset_px = offset_px
+        self._keypoints = np.random.default_rng(5).uniform((0.0, 0.0), (WIDTH, HEIGHT), (500, 2))
+        monkeypatch.setattr(SparseMap, "residuals", lambda self_, frame_id: self.residuals())
+
+    def residuals(self) -> Residuals:
+        offsets = np.full((500, 2), self.offset_px)
+        offsets[0] = np.inf
+        return Residuals(keypoints_xy=self._keypoints, offsets_xy=offsets)
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_search_that_was_abandoned_is_begun_again(
+    is_resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = Run(flight(camera(800.0)))
+    Bent(monkeypatch)
+    lenses = mapped.mapper._lenses
+    lenses.restore({"searches": {}, "num_at_errors": {}})
+    assert lenses.doubted(mapped.sparse_map) == "camera"
+    lenses.search(mapped.sparse_map, "camera")
+    if is_resumed:  # while the search is in flight
+        lenses.restore(lenses.facts())
+    assert lenses.doubted(mapped.sparse_map) == "camera"
+    lenses.search(mapped.sparse_map, "camera")
+    assert lenses.conclude(mapped.sparse_map, LensFits()) is None
+    assert lenses.doubted(mapped.sparse_map) is None
+
+
+def test_a_point_that_does_not_project_says_nothing_of_a_lens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mapped = Run(flight(camera(800.0)))
+    Bent(monkeypatch, offset_px=0.01)
+    lenses = mapped.mapper._lenses
+    lenses.restore({"searches": {}, "num_at_errors": {}})
+    assert lenses.doubted(mapped.sparse_map) is None
+    assert lenses.facts()["num_at_errors"] == {"camera": NUM_KEYFRAMES}
+
+
+def failing_search(*args: object, **kwargs: object) -> LensFits:
+    raise ValueError("no lens for this")
+
+
+@pytest.mark.slow
+def test_a_search_that_raises_ends_neither_finishing_nor_a_resumed_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = flight(fisheye(130.0))
+    first = Run(world, failing=JobKind.LENS_SEARCH)
+    assert JobKind.LENS_SEARCH in [job.kind for job in first.jobs]
+    monkeypatch.setattr("engine.mapping.camera_changes.lens_recognition.fit_lenses", failing_search)
+    resumed = Run(world, num_keyframes=0)
+    resumed.restore(first.stored.run())
+    assert resumed.registered_ids == first.registered_ids
+
+    first.mapper._lenses.restore({"searches": {}, "num_at_errors": {}})
+    first.end()
+    assert first.mapper._lenses.facts()["searches"]["camera"]["num"] == 1
+    assert first.model == "SIMPLE_RADIAL"
+
+
+def test_without_a_map_the_lenses_of_all_cameras_are_searched_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting, searched = ["first", "second"], []
+
+    def search(self: LensRecognition, sparse_map: SparseMap, camera_key: str) -> object:
+        searched.append(camera_key)
+        return LensFits
+
+    monkeypatch.setattr(
+        LensRecognition, "doubted", lambda self, sparse_map: next(iter(waiting), None)
+    )
+    monkeypatch.setattr(LensRecognition, "search", search)
+    monkeypatch.setattr(Mapper, "_take_lens", lambda self, found: waiting.pop(0))
+    mapped = Run(flight(camera(800.0)), num_keyframes=0)
+    mapped.end()
+    assert searched == ["first", "second"]
 
 
 def test_no_lens_is_searched_when_that_is_not_wanted() -> None:

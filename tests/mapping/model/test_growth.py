@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from engine.config import GlobalBundleAdjustmentConfig, LocalBundleAdjustmentConfig
+from engine.geometry import camera_center
+from engine.mapping.model import growth
 from engine.mapping.model.growth import (
     GrowthConfig,
     adjust_in_place,
@@ -16,15 +18,18 @@ from engine.mapping.model.growth import (
     register_and_refine,
 )
 from engine.mapping.model.sparse_map import SparseMap
-from engine.types import FrameId, RegistrationStatus
+from engine.types import Float64Array, FrameId, RegistrationStatus, VerifiedPair
 from tests.support.synthetic import (
     FOCAL_PX,
+    Photos,
     SyntheticWorld,
+    ground,
     grow,
     grown_map,
     map_of_keyframes,
     pose_errors,
     poses_of,
+    repeated_place,
     straight_path,
 )
 
@@ -137,3 +142,40 @@ def test_between_two_parts_a_drift_apart_a_keyframe_waits_until_the_end() -> Non
 
     assert list(finally_grown) == [11]
     assert finally_grown[FrameId(11)].status is RegistrationStatus.REGISTERED
+
+
+def test_a_strong_pair_poses_a_keyframe_that_repeated_structure_puts_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where that structure outvotes it so clearly that both places are open."""
+    poses = straight_path(26)
+    points, looks_like = repeated_place(
+        ground(poses, density=2.0), x_range=(-9.0, 15.0), shift=40.0, ratio=0.6
+    )
+    world = Photos(poses, points=points, looks_like=looks_like, noise_px=0.1)
+    alike = looks_like != np.arange(len(points))
+    among = {*np.flatnonzero(alike).tolist(), *looks_like[alike].tolist()}
+    sparse_map = map_of_keyframes(
+        world,
+        skips=lambda pair: 3 in (pair.first, pair.second),
+        given_pairs=[
+            world.verified_pair(3, 5, among=range(0, len(points), 4)),
+            *(world.verified_pair(3, other, among=among, wrong_ratio=0.45) for other in (22, 23)),
+        ],
+    )
+    grow(sparse_map, world, [i for i in world.frame_ids if i != 3])
+    strong = sparse_map.neighbors(FrameId(3))[FrameId(5)]
+
+    def contradicting(
+        sparse_map: SparseMap, frame_id: FrameId, cam_from_world: Float64Array
+    ) -> dict[FrameId, VerifiedPair]:
+        beside = camera_center(sparse_map.cam_from_world(FrameId(4)))
+        is_right = np.linalg.norm(camera_center(cam_from_world) - beside) < 4.0
+        return {} if is_right else {FrameId(5): strong}
+
+    monkeypatch.setattr(growth, "contradicting_neighbors", contradicting)
+    registration = register_and_refine(
+        sparse_map, FrameId(3), config=dataclasses.replace(CONFIG, min_inlier_ratio=0.2)
+    )
+    assert registration.status is RegistrationStatus.REGISTERED
+    assert contradicting(sparse_map, FrameId(3), sparse_map.cam_from_world(FrameId(3))) == {}

@@ -18,13 +18,12 @@ from engine.types import (
     Features,
     Float64Array,
     FrameId,
-    GpsFix,
     ImagePair,
-    Keyframe,
     RegistrationStatus,
     VerifiedPair,
 )
 from tests.support.synthetic import (
+    Photos,
     PoseErrors,
     SyntheticCamera,
     SyntheticWorld,
@@ -739,13 +738,6 @@ def test_pairs_are_forgotten_with_the_observations_that_they_alone_lead_to() -> 
         assert np.count_nonzero(still) > 50
 
 
-class Photos(SyntheticWorld):
-    """Frames of which nothing says that one was taken soon after another."""
-
-    def keyframe(self, frame_id: int, *, gps: GpsFix | None = None) -> Keyframe:
-        return dataclasses.replace(super().keyframe(frame_id, gps=gps), is_photo=True)
-
-
 @pytest.mark.parametrize("kind", [SyntheticWorld, Photos])
 def test_a_keyframe_waits_while_pairs_show_two_places_for_it(kind: type[SyntheticWorld]) -> None:
     """Two places look alike; what else the keyframe shows is not matched."""
@@ -758,7 +750,11 @@ def test_a_keyframe_waits_while_pairs_show_two_places_for_it(kind: type[Syntheti
     among = {*np.flatnonzero(alike).tolist(), *looks_like[alike].tolist()}
 
     def registered(
-        others: tuple[int, ...], *, wrong_ratio: float = 0.0, decides: bool = False
+        others: tuple[int, ...],
+        *,
+        wrong_ratio: float = 0.0,
+        decides: bool = False,
+        num_credible: int = 9,  # poses, of those that are asked for
     ) -> RegistrationStatus:
         sparse_map = map_of_keyframes(
             world,
@@ -771,7 +767,13 @@ def test_a_keyframe_waits_while_pairs_show_two_places_for_it(kind: type[Syntheti
             ],
         )
         grow(sparse_map, world, [i for i in world.frame_ids if i != THREE])
-        status = sparse_map.register(THREE, min_inlier_ratio=0.25, decides=decides).status
+        credible = iter([True] * num_credible)
+        status = sparse_map.register(
+            THREE,
+            min_inlier_ratio=0.25,
+            decides=decides,
+            is_credible=lambda pose: next(credible, False),
+        ).status
         if status is RegistrationStatus.REGISTERED and 5 in others and not decides:
             assert errors_of(sparse_map, world).rmse_ratio < 5e-3
         return status
@@ -782,8 +784,10 @@ def test_a_keyframe_waits_while_pairs_show_two_places_for_it(kind: type[Syntheti
     if kind is Photos:
         assert registered((5, 22)) is RegistrationStatus.AMBIGUOUS
         assert registered((4, 5, 22), decides=True) is RegistrationStatus.REGISTERED
-    else:  # what it shows with those before it is its place, and the rest may be a loop
+    else:  # what it shows with those close to it is its place, and the rest may be a loop
         assert registered((5, 22)) is RegistrationStatus.REGISTERED
+        assert registered((5, 21, 22, 23)) is RegistrationStatus.REGISTERED
+        assert registered((5, 21, 22, 23), num_credible=1) is RegistrationStatus.AMBIGUOUS
 
 
 class MovedThings(SyntheticWorld):

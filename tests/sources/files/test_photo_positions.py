@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapters.sources.files import hemispheres
 from adapters.sources.files.image_folder import ImageFolder
 from adapters.sources.files.position_files import read_position_files
 from engine.config import GeoreferenceConfig, SourcesConfig
 from engine.geo.georeference import Georeference, estimate_georeference
 from engine.geometry import camera_center, transform_points
+from engine.regular_files import read_regular_head
 from engine.types import Frame, FrameId, GpsFix
 from tests.support.received import items_of
 from tests.support.town_survey import (
@@ -147,8 +149,47 @@ def test_without_any_letter_the_problem_is_named_with_the_setting_that_solves_it
     (problem,) = {frame.gps_problem for frame in frames}
     assert problem.startswith("it has no letters N or S and E or W")
     assert "sources.hemispheres" in problem
-    told = frames_of(tmp_path, hemispheres="NW")
-    assert errors_m(survey, placed(survey, [frame.gps for frame in told]))[0] < 0.6
+    configured = frames_of(tmp_path, hemispheres="NW")
+    assert errors_m(survey, placed(survey, [frame.gps for frame in configured]))[0] < 0.6
+
+
+def test_other_photos_are_looked_at_by_their_heads_before_a_photo_is_decoded(
+    survey: Survey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photo(tmp_path / "0.jpg", gps=without(1, 3)(gps_tags(survey.fixes[0])))
+    write_photo(tmp_path / "1.jpg", gps=gps_tags(survey.fixes[1]), shade=1)
+    with (tmp_path / "1.jpg").open("ab") as file:
+        file.truncate(10 * 2**20)
+
+    def read_whole(path: Path, *, max_bytes: int) -> bytes:
+        raise AssertionError(f"{path} is read whole")
+
+    def read_head(path: Path, *, num_bytes: int) -> bytes:
+        read.append(path.name)
+        return read_regular_head(path, num_bytes=num_bytes)
+
+    read: list[str] = []
+    monkeypatch.setattr(hemispheres, "read_regular_file", read_whole)
+    monkeypatch.setattr(hemispheres, "read_regular_head", read_head)
+    source = ImageFolder(
+        tmp_path,
+        config=SourcesConfig(),
+        next_frame_id=lambda: FrameId(1),
+        single_camera_per_size=True,
+    )
+
+    async def collect() -> list[Any]:
+        return [item async for item in source.frames()]
+
+    notice, first, second = asyncio.run(collect())
+    assert notice.detail == "positions without letters are taken for N and W, as that of 1.jpg is"
+    assert read == ["0.jpg", "1.jpg"]
+    monkeypatch.setattr(hemispheres, "read_regular_head", read_whole)  # nor is any of them later
+    signs = [
+        (frame.gps.latitude_deg > 0.0, frame.gps.longitude_deg > 0.0)
+        for frame in (second.decode(), first.decode())
+    ]
+    assert signs == [(True, False), (True, False)]
 
 
 def test_a_letter_that_is_there_wins_over_those_of_other_photos(tmp_path: Path) -> None:

@@ -14,8 +14,15 @@ PLACE = GpsFix(latitude_deg=47.5, longitude_deg=-8.25, altitude_m=430.0)
 
 
 def read(path: Path, text: str, photo: str = "a.jpg") -> GpsFix | None:
+    (fix,) = read_all(path, text, photo)
+    return fix
+
+
+def read_all(path: Path, text: str, *photos: str) -> list[GpsFix | None]:
     path.write_text(text, encoding="utf-8")
-    return read_position_files([str(path)]).position_of(PurePosixPath(photo))
+    paths = [PurePosixPath(photo) for photo in photos]
+    found = read_position_files([str(path)]).among(paths).by_photo
+    return [found.get(one) for one in paths]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +63,27 @@ def test_rows_without_a_position_are_counted_and_a_later_file_wins(tmp_path: Pat
     second.write_text("name,lat,lon\na.jpg,3,3\n")
     found = read_position_files([str(first), str(second)])
     assert (found.num_rows, found.num_unusable) == (5, 3)
-    fix = found.position_of(PurePosixPath("a.jpg"))
-    assert fix is not None
-    assert fix.latitude_deg == 3.0
+    photo = PurePosixPath("a.jpg")
+    assert found.among([photo]).by_photo[photo].latitude_deg == 3.0
+
+
+def test_a_name_of_several_photos_is_used_for_none_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("name,lat,lon\nIMG_1.JPG,1,1\n100/IMG_2.JPG,2,2\nIMG_2.JPG,3,3\n")
+    names = ("100/IMG_1.JPG", "101/IMG_1.JPG", "100/IMG_2.JPG", "101/IMG_2.JPG")
+    found = read_position_files([str(path)]).among(PurePosixPath(name) for name in names)
+    latitudes_deg = {str(photo): fix.latitude_deg for photo, fix in found.by_photo.items()}
+    assert latitudes_deg == {"100/IMG_2.JPG": 2.0, "101/IMG_2.JPG": 3.0}
+    assert found.words == "1 name fits photos of several folders, and counts for none of them"
+
+
+def test_a_name_with_another_ending_fits_where_nothing_else_does(tmp_path: Path) -> None:
+    text = "name,lat,lon\nIMG_1.HEIC,1,1\nIMG_2.DNG,2,2\nIMG_2.HEIC,3,3\nIMG_3.JPG,4,4\n"
+    photos = ("IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg", "IMG_3.png", "source1/IMG_1.jpg")
+    found = read_all(tmp_path / "p.csv", text, *photos[:4])
+    assert [fix and fix.latitude_deg for fix in found] == [1.0, None, 4.0, None]
+    found = read_all(tmp_path / "p.csv", text, photos[4])
+    assert [fix and fix.latitude_deg for fix in found] == [1.0]
 
 
 @pytest.mark.parametrize(
