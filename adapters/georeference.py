@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ def georeference(
     refuse_running(run)
     config = load_config(former=run / "config.yaml", settings=settings)
     rows = read_frame_rows(run)
+    arguments = _arguments(files, clock_offset_s=clock_offset_s, settings=settings)
     tracks = [file for file in files if Path(file).suffix.lower() in TRACK_SUFFIXES]
     if tracks and len(files) > 1:
         raise ConfigError("--positions: one track, or files with names of photos")
@@ -64,6 +66,7 @@ def georeference(
             track=[(timed.time_s, timed.fix) for timed in track],
             clock_offset_s=clock_offset_s,
             config=config,
+            arguments=arguments,
         )
     photos = {PurePosixPath(row.name) for row in rows}
     named = read_position_files(files).among(photos)
@@ -74,7 +77,18 @@ def georeference(
         times_s={row.name: row.captured_at_s for row in rows},
         fix_of=lambda name: named.by_photo.get(PurePosixPath(name)),
         config=config,
+        arguments=arguments,
     )
+
+
+def _arguments(
+    files: Sequence[str], *, clock_offset_s: float | None, settings: Sequence[str]
+) -> list[str]:
+    """What the command says after the run's folder, with whole paths."""
+    arguments = [part for file in files for part in ("--positions", os.path.realpath(file))]
+    if clock_offset_s is not None:
+        arguments += ["--clock-offset", repr(float(clock_offset_s))]
+    return arguments + [part for setting in settings for part in ("--set", setting)]
 
 
 def _rows_for(track: Path, rows: Sequence[FrameRow]) -> list[FrameRow]:

@@ -39,6 +39,7 @@ from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
 from engine.output.files import written_atomically
+from engine.output.laid_onto import LAID_ONTO, record_of
 from engine.output.run_folder import trajectory_name
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import next_sequence, read_models, write_snapshot
@@ -92,6 +93,7 @@ def georeference_run(
     track: Sequence[tuple[float, GpsFix]] = (),
     clock_offset_s: float | None = None,
     config: Config,
+    arguments: Sequence[str] = (),
 ) -> LaidOut:
     """Lays the map of a finished run onto positions and writes it as the run's next snapshot.
 
@@ -106,6 +108,7 @@ def georeference_run(
         clock_offset_s: what to add to the frames' times to get the track's; None: the one at which
             the track has the shape of the camera's path.
         config: of the run.
+        arguments: of the command line, kept for a run that goes on: it forgets the positions.
 
     Raises:
         ConfigError: the positions do not fit the map, in words; or a run writes there, was
@@ -124,7 +127,7 @@ def georeference_run(
                 clock_offset_s = _offset_of(keyframes, track)
             fixes = _fixes_at(keyframes.times_s + clock_offset_s, track, config=config)
         placement = _placed(keyframes, fixes, config=config)
-        path = _write(run, models, placement, config=config)
+        path = _write(run, models, placement, config=config, arguments=arguments)
     finally:
         lock.let_go()
     return LaidOut(
@@ -221,7 +224,12 @@ def _placed(keyframes: _Keyframes, fixes: Sequence[GpsFix | None], *, config: Co
 
 
 def _write(
-    run: Path, models: Sequence[StoredModel], placement: Placement, *, config: Config
+    run: Path,
+    models: Sequence[StoredModel],
+    placement: Placement,
+    *,
+    config: Config,
+    arguments: Sequence[str],
 ) -> Path:
     """Writes the moved maps as the next snapshot, and with it the files that say where they lie.
 
@@ -230,7 +238,11 @@ def _write(
     former_entries = json.loads((run / "latest" / "snapshot.json").read_bytes())
     places = _places(models, placement, former_entries)
     try:
-        beside = {**_trajectories(run, places), **_summary(run / "summary.json", placement)}
+        beside = {
+            run / LAID_ONTO: record_of(arguments),
+            **_trajectories(run, places),
+            **_summary(run / "summary.json", placement),
+        }
     except (OSError, ValueError) as error:
         raise SnapshotError(f"{run}: a trajectory or summary.json is damaged: {error}") from error
     copies = []

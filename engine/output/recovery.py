@@ -19,6 +19,7 @@ from engine.events import (
     event_of_record,
 )
 from engine.mapping.stored_state import StoredFrame, StoredRun
+from engine.output.laid_onto import command_to_lay_again
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, dropped_status
 from engine.output.statistics import RunStatistics
 from engine.regular_files import read_regular_file
@@ -49,6 +50,7 @@ class FormerRun:
     lost: tuple[StoredFrame, ...]  # of live sources, on their way when the run was cut off
     num_again: int  # frames of files that arrived and are read again
     without_image: tuple[str, ...]  # names of keyframes whose images are not there, or are empty
+    lay_again: str  # the command for positions that came after the end; "": none did
     statistics: RunStatistics  # has counted what is finished
     ended_at_s: float  # on the clock of the events
     part: int  # the number of the part that begins now: 2 is the first resumed one
@@ -95,6 +97,7 @@ def recover_run(stored: StoredRun) -> FormerRun:
         ),
         num_again=len(_places(stored.frames) - _places(finished)),
         without_image=tuple(o.keyframe.name for o in stored.keyframes if not o.has_image),
+        lay_again=command_to_lay_again(stored.path),
         statistics=statistics,
         ended_at_s=max((event.at_s for event in events), default=0.0),
         part=2 + sum(isinstance(event, RunResumed) for event in events),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from engine.errors import JournalError
 from engine.output.files import link_atomically
+from engine.output.laid_onto import LAID_ONTO
 from engine.output.run_folder import DENSE_FOLDER, MASKS_FOLDER, RunFolder, delete_former_run
 from engine.output.run_lock import RunLock, refuse_running
 
-_TABLES = ("config.yaml", "events.jsonl")
+_TABLES = ("config.yaml", "events.jsonl", LAID_ONTO)
 _DATABASE = ("database.db", "database.db-wal")  # what a killed run committed last is in the log
 
 

@@ -33,6 +33,7 @@ from engine.output.files import (
     write_atomically,
     written_atomically,
 )
+from engine.output.laid_onto import LAID_ONTO
 from engine.output.run_format import format_line
 from engine.output.run_lock import LOCK_NAME, RunLock, RunState, refuse_running, run_state
 from engine.types import (
@@ -63,6 +64,7 @@ _FILES = {
     "events.jsonl",
     "frames.csv",
     "groundtruth.txt",
+    LAID_ONTO,
     "latest",
     "summary.json",
 }

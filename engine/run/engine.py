@@ -189,6 +189,7 @@ class Engine:
         self._sources = tuple(sources)
         self._roles = roles or SourceRole.of_all(sources)
         self._former = former
+        self._lay_again = "" if former is None else former.lay_again
         self._onto = onto
         self._groundtruth = groundtruth
         self._masks = masks
@@ -259,6 +260,8 @@ class Engine:
             )
             if self._former.without_image:
                 self._warn(_without_image(self._former.without_image))
+            if self._lay_again:
+                self._warn(_not_laid(self._lay_again))
             for lost in self._former.lost:
                 self._events(_dropped(lost))
             self._former = None  # its keyframes are large, and the map has what it needs of them
@@ -455,6 +458,9 @@ class Engine:
             wall_s=self._events.clock(),
             stopped_by=self._stopped_by,
         )
+        if self._lay_again and figures.placement is None:
+            why = (figures.not_georeferenced, _not_laid(self._lay_again))
+            summary["not_georeferenced"] = "; ".join(one for one in why if one)
         summary.update(
             failed_writes=self._recorder.num_failed_writes,
             view_events_lost=self._views.num_events_lost,
@@ -893,6 +899,14 @@ def _opened(source: Source, role: SourceRole) -> SourceOpened:
         prefix=role.prefix,
         is_live=source.info.is_live,
         fingerprint=source.fingerprint if isinstance(source, ResumableSource) else "",
+    )
+
+
+def _not_laid(command: str) -> str:
+    """Words for positions that came after an end of the run."""
+    return (
+        "the positions that the map was laid onto after an end of the run are no part of it; once"
+        f" the run has ended, lay the map onto them again: {command}"
     )
 
 

@@ -19,10 +19,16 @@ from typer.testing import CliRunner
 from adapters import cli
 from adapters.georeference import georeference
 from adapters.run_files import read_frame_rows, read_model
+from engine.config import load_config
 from engine.errors import ConfigError, SnapshotError
 from engine.geo import gps_tracks
 from engine.geo.georeference import positions_in_enu
+from engine.output.recovery import recover_run
+from engine.output.run_folder import RunFolder
 from engine.output.run_lock import LOCK_NAME, RunLock, RunState, run_state
+from engine.output.stored_run import read_stored_run
+from engine.run.engine import Engine
+from engine.run.ingestion import SourceRole
 from engine.types import Float64Array, GpsFix
 from tests.support.fake_runs import (
     FakeSource,
@@ -292,6 +298,34 @@ def test_a_long_track_counts_whole(
     path.write_text(path.read_text().replace("</gpx>", f"{away}</gpx>"))
     georeference(run, [str(path)], clock_offset_s=START_S + 100.0)
     assert errors_m(run, world).max() < 0.3
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_says_how_its_map_is_laid_again(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    positions = write_csv(tmp_path / "p.csv", world)
+    georeference(run, [positions], settings=["georeference.min_fixes=7"])
+    command = f"livesfm georeference {run} --positions {positions} --set georeference.min_fixes=7"
+    for _ in range(2):  # a second resume still does
+        lock = RunLock.acquire(run)
+        former = recover_run(read_stored_run(run))
+        source = FakeSource(happenings=[], num_frames=0)
+        engine = Engine(
+            load_config(),
+            folder=RunFolder.reopen(run, former.frames, config_text="{}", lock=lock),
+            sources=[source],
+            matcher=WorldMatcher(world=world),
+            roles=[SourceRole(label="fake", taken=former.sources[0].taken, part=former.part)],
+            former=former,
+        )
+        asyncio.run(engine.run())
+        summary = json.loads((run / "summary.json").read_text())
+        assert not summary["georeferenced"]
+        assert summary["not_georeferenced"].endswith(f"again: {command}")
+        last = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        warned = [one["message"] for one in last if "message" in one]
+        assert any(message.endswith(f"again: {command}") for message in warned)
 
 
 def test_what_is_no_finished_run_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:

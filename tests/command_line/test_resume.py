@@ -43,6 +43,7 @@ def former_run(path: Path, sources: Sequence[FormerSource]) -> FormerRun:
         lost=(),
         num_again=0,
         without_image=(),
+        lay_again="",
         statistics=RunStatistics(),
         ended_at_s=1.0,
         part=2,
