@@ -726,7 +726,8 @@ class DenseConfig(Section):
     than that of a usual one. More fill holes and confirm depths."""
     voxel_size: NonNegativeFloat = 0.0
     """Edge of the cells that hold one dense point each, in units of the map that is written: metres
-    where it is georeferenced. 0: as the images sample the surface."""
+    where it is georeferenced. 0: as the images sample the surface; cells are at least a sixteenth
+    of that."""
     orthophoto: bool = False
     """Whether products/ also has an orthophoto and a surface model: of scenes seen from above. The
     presets for drones switch it on. GeoTIFF needs the extra survey."""

@@ -6,6 +6,7 @@ a share of the points; where there are many they lie in a temporary file.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from engine.dense_types import DensePoints
 from engine.types import BoolArray, Float32Array, Float64Array, Int64Array
 
+logger = logging.getLogger(__name__)
+
+_MIN_VOXEL_SAMPLINGS = 1 / 16  # no smaller: most blocks would hold one point, or have no number
 _BLOCK_BITS = 8  # a block is 2^8 voxels wide
 _PLACE_BITS = 3 * _BLOCK_BITS  # of a voxel in its block
 _INDEX_BITS = 24  # of a point among those that are fused at once
@@ -68,7 +72,8 @@ def fuse(
 
     Args:
         chunks: points of one keyframe each, in the world. They are taken one after the other, once.
-        voxel_size: map units; None: the median of the points' sampling.
+        voxel_size: map units, at least a sixteenth of the median of the points' sampling: that is
+            taken, with a warning in the log, where it is less; None: that median.
         limits: bounds.
 
     Yields:
@@ -81,7 +86,7 @@ def fuse(
     with _Spool(limits) as spool:
         for number, chunk in enumerate(chunks):
             spool.add(_records(chunk, number))
-        size = spool.median_sampling() if voxel_size is None else voxel_size
+        size = _size_of_voxels(voxel_size, median_sampling=spool.median_sampling())
         if not spool.num_points or not size > 0.0:
             return
         blocks = _sort_into_blocks(spool, size)
@@ -91,6 +96,22 @@ def fuse(
             fused = _fuse_records(grid, limits.min_views)
             if len(fused.xyz):
                 yield fused
+
+
+def _size_of_voxels(wanted: float | None, *, median_sampling: float) -> float:
+    if wanted is None:
+        return median_sampling
+    least = median_sampling * _MIN_VOXEL_SAMPLINGS
+    if wanted >= least:
+        return wanted
+    logger.warning(
+        "dense points: cells of %g are far finer than the images sample the surface, %g; they are"
+        " made %g wide",
+        wanted,
+        median_sampling,
+        least,
+    )
+    return least
 
 
 def _records(points: DensePoints, chunk: int) -> _Records:

@@ -222,6 +222,7 @@ class FramePoser:
         self._posed.clear()
         for frame_id in sparse_map.registered_ids:
             self._references.pop(frame_id, None)
+            self._new_references.discard(frame_id)
         for tracked, focal_px in posed:
             if sparse_map.is_registered(tracked.keyframe_id):
                 self._pose(tracked, sparse_map)

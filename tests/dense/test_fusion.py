@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from engine.dense.fusion import FusionLimits, fuse
 from engine.dense.keyframe_points import keyframe_points
@@ -100,6 +101,14 @@ def test_blocks_of_space_leave_no_gap_and_no_double_points() -> None:
     xyz = np.stack([x, np.full_like(x, 0.05), np.full_like(x, 0.05)], axis=1)
     fused = concatenate(list(fuse([_points(xyz, num_views=2)], voxel_size=0.1)))
     assert np.allclose(np.sort(fused.xyz[:, 0]), x, atol=1e-5)
+
+
+def test_voxels_far_finer_than_the_sampling_are_enlarged_and_lose_no_points(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fused = concatenate(list(fuse([_patch(height=0.0, num_views=2)], voxel_size=1e-9)))
+    assert len(fused.xyz) == 625
+    assert "cells of 1e-09" in caplog.text
 
 
 def test_points_far_out_do_not_take_all_memory() -> None:

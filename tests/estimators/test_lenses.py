@@ -8,6 +8,7 @@ import pytest
 
 from engine.camera_models import CAMERA_MODEL_NAMES, CAMERA_MODELS, LensKind
 from engine.estimators.lenses import (
+    border_rays,
     camera_focal_px,
     camera_of,
     corner_rays,
@@ -49,6 +50,15 @@ def test_rays_of_every_model_are_projected_back_to_their_points(model: str) -> N
     assert np.linalg.norm(rays, axis=1) == pytest.approx(1.0)
     assert np.asarray(lens.img_from_cam(rays)) == pytest.approx(points_xy, abs=1e-6)
     assert np.cross(viewing_rays(lens, points_xy), rays) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_border_rays_go_to_the_corners_and_the_middles_of_the_edges() -> None:
+    lens = camera("SIMPLE_RADIAL")
+    seen_xy = np.asarray(lens.img_from_cam(border_rays(lens)))
+    on_edge = [(x, y) for y in (0.0, 0.5, 1.0) for x in (0.0, 0.5, 1.0) if (x, y) != (0.5, 0.5)]
+    assert seen_xy == pytest.approx(np.array(on_edge) * (WIDTH, HEIGHT), abs=1e-6)
+    narrow = camera("OPENCV_FISHEYE", focal_px=250.0)  # its image ends before the corners
+    assert np.isnan(border_rays(narrow)).any()
 
 
 def test_a_fisheye_has_no_ray_where_colmap_projects_none_back() -> None:

@@ -459,6 +459,16 @@ def test_frames_keep_their_place_when_the_map_is_replaced(
         assert np.abs(in_first - true_pose(world, frame_id)).max() < 1e-5
 
 
+def test_facts_of_keyframes_that_no_frame_is_posed_from_in_a_new_map_are_not_taken(
+    world: SyntheticWorld, sparse_map: SparseMap
+) -> None:
+    poser = poser_with(world)
+    poser.points(FrameId(1), sparse_map)  # without a frame of its own
+    poser.add_tracked(world.tracked(5, keyframe_id=4), sparse_map)
+    poser.pose_anew(sparse_map)
+    assert set(poser.take_facts()) == {"scale/4"}
+
+
 # -- before the keyframe is in the map ------------------------------------------------------------
 
 
