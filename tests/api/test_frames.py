@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
@@ -13,17 +14,27 @@ import numpy as np
 import pytest
 from livesfm.frames import (
     HandedFrame,
-    HandedPosition,
     LiveFrames,
     RunEndedError,
     WaitingFrames,
 )
+from livesfm.run import handed_frame, handed_position
 
 from adapters.launch import count_frame_ids
 from engine.config import SourcesConfig
-from engine.types import Arrival, BoolArray, DropReason, Frame, GpsFix, Received, RejectedFrame
+from engine.types import (
+    Arrival,
+    BoolArray,
+    DropReason,
+    Frame,
+    GpsFix,
+    IntrinsicsPrior,
+    Received,
+    RejectedFrame,
+)
 
 RGB = np.full((240, 320, 3), 128, np.uint8)
+FIX = GpsFix(latitude_deg=1.0, longitude_deg=2.0)
 JPEG = cv2.imencode(".jpg", RGB)[1].tobytes()
 
 
@@ -118,17 +129,106 @@ def test_a_live_source_that_the_run_does_not_receive_any_more_takes_no_more() ->
     frames.end()  # its loop has closed
 
 
-@pytest.mark.parametrize("at_s", [math.nan, math.inf])
+# -- what is refused at the call ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_s", [math.nan, math.inf, 10**400])
 def test_times_that_are_not_finite_are_refused(at_s: float) -> None:
     with pytest.raises(ValueError, match="captured_at_s"):
-        handed("front", at_s=at_s)
+        added(captured_at_s=at_s)
+    with pytest.raises(ValueError, match="captured_at_s"):
+        handed_position(FIX, captured_at_s=at_s, camera=None)
 
 
 def test_positions_that_are_not_finite_are_refused() -> None:
     for name in ("latitude_deg", "longitude_deg", "altitude_m", "accuracy_m"):
         bad: dict[str, Any] = {name: math.nan}
-        fix = replace(GpsFix(latitude_deg=1.0, longitude_deg=2.0), **bad)
-        with pytest.raises(ValueError, match=name):
-            HandedPosition(fix=fix, camera=None, captured_at_s=0.0)
-        with pytest.raises(ValueError, match=name):
-            HandedFrame(image=RGB, camera="front", captured_at_s=0.0, gps=fix)
+        with pytest.raises(ValueError, match=f"fix.{name}"):
+            handed_position(replace(FIX, **bad), captured_at_s=0.0, camera=None)
+        with pytest.raises(ValueError, match=f"gps.{name}"):
+            added(gps=replace(FIX, **bad))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("camera", 3),
+        ("captured_at_s", "soon"),
+        ("captured_at_s", True),
+        ("gps", (1, 2)),
+        ("gps", GpsFix(latitude_deg="1", longitude_deg=2.0)),  # type: ignore[arg-type]
+        ("intrinsics", "x"),
+        ("intrinsics", IntrinsicsPrior(focal_px="long")),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_another_type_are_named_at_the_call(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name}"):
+        added(**{name: value})
+
+
+def test_positions_of_another_type_are_named_at_the_call() -> None:
+    wrong: Any = (1, 2)
+    with pytest.raises(TypeError, match="^fix: expected a GpsFix"):
+        handed_position(wrong, captured_at_s=0.0, camera=None)
+    wrong = 3
+    with pytest.raises(TypeError, match="^camera"):
+        handed_position(FIX, captured_at_s=0.0, camera=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "prior"),
+    [
+        ("focal_px", IntrinsicsPrior(focal_px=math.nan)),
+        ("camera_model", IntrinsicsPrior(focal_px=1.0, camera_model="HOLE")),
+        ("params", IntrinsicsPrior(focal_px=1.0, params=(300.0, 160.0, 120.0))),
+        ("params", IntrinsicsPrior(focal_px=1.0, camera_model="PINHOLE", params=(300.0,))),
+        (
+            "params",
+            IntrinsicsPrior(
+                focal_px=1.0, camera_model="SIMPLE_PINHOLE", params=(0.0, 160.0, 120.0)
+            ),
+        ),
+    ],
+)
+def test_what_no_lens_has_is_refused_at_the_call(name: str, prior: IntrinsicsPrior) -> None:
+    with pytest.raises(ValueError, match=f"^intrinsics.{name}"):
+        added(intrinsics=prior)
+
+
+def test_the_name_of_a_camera_is_text_that_a_file_can_hold() -> None:
+    with pytest.raises(ValueError, match="^camera"):
+        added(camera="\ud800")
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    fix = GpsFix(latitude_deg=np.float32(1.0), longitude_deg=np.int64(2))  # type: ignore[arg-type]
+    params: Any = np.array([300.0, 160.0, 120.0], np.float32)
+    prior = IntrinsicsPrior(focal_px=300.0, camera_model="SIMPLE_PINHOLE", params=params)
+    frame = added(captured_at_s=np.int64(3), gps=fix, intrinsics=prior)
+    assert frame.gps is not None
+    assert frame.intrinsics is not None
+    numbers = [frame.captured_at_s, frame.gps.latitude_deg, *(frame.intrinsics.params or ())]
+    assert {type(one) for one in numbers} == {float}
+    json.dumps([asdict(frame.gps), asdict(frame.intrinsics)])
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_bytes_of_an_encoded_image_may_come_in_any_container(kind: type) -> None:
+    buffer = bytearray(JPEG)
+    frame = added(image=kind(buffer))
+    buffer[:] = bytes(len(buffer))
+    assert frame.image == JPEG
+    assert np.array_equal(added(image=RGB.data).image, RGB)
+
+
+def added(**arguments: Any) -> HandedFrame:
+    """What `add_frame` makes of its arguments."""
+    usual = {
+        "image": RGB,
+        "captured_at_s": 0.0,
+        "camera": "front",
+        "gps": None,
+        "intrinsics": None,
+        "mask": None,
+    }
+    return handed_frame(**{**usual, **arguments})

@@ -356,6 +356,22 @@ def test_wrong_settings_are_named_before_anything_is_made(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_of_another_type_are_named_and_numbers_of_numpy_taken(tmp_path: Path) -> None:
+    for wrong in ({"x.y": object()}, {"x.y": np.ones(2)}, {5: 1}, ["x.y=3"]):
+        overrides: Any = wrong
+        with pytest.raises(TypeError, match="^overrides: "):
+            livesfm.open_run(tmp_path / "run", overrides=overrides)
+    config: Any
+    for config in (5, [5]):
+        with pytest.raises(TypeError, match="^config: "):
+            livesfm.open_run(tmp_path / "run", config=config)
+    with pytest.raises(livesfm.ConfigError, match=r"x\.y"):
+        livesfm.open_run(tmp_path / "run", overrides={"x.y": np.int64(3)})
+    with pytest.raises(livesfm.ConfigError, match="max_features"):
+        livesfm.open_run(tmp_path / "run", overrides={"sift.max_features": np.float32(-1.0)})
+    assert not (tmp_path / "run").exists()
+
+
 def test_whatever_breaks_while_a_run_is_opened_gives_its_folder_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

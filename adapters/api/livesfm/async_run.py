@@ -16,7 +16,7 @@ from engine.events import Event
 from engine.types import BoolArray, GpsFix, IntrinsicsPrior, MapCounts, MapView, Uint8Array
 from livesfm.frames import HandedFrame, HandedPosition
 from livesfm.poses import Pose
-from livesfm.run import DEFAULT_CAMERA, Run, RunResult, handed_frame, open_run
+from livesfm.run import DEFAULT_CAMERA, Run, RunResult, handed_frame, handed_position, open_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ class AsyncRun:
 
     async def add_frame(
         self,
-        image: Uint8Array | bytes,
+        image: Uint8Array | bytes | bytearray | memoryview,
         *,
         captured_at_s: float | None = None,
         camera: str = DEFAULT_CAMERA,
@@ -104,7 +104,7 @@ class AsyncRun:
         self, fix: GpsFix, *, captured_at_s: float, camera: str | None = None
     ) -> None:
         """As `Run.add_position`; it waits like a frame."""
-        await self._add(HandedPosition(fix=fix, captured_at_s=captured_at_s, camera=camera))
+        await self._add(handed_position(fix, captured_at_s=captured_at_s, camera=camera))
 
     # -- out ------------------------------------------------------------------------------------
 

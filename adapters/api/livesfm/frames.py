@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -54,11 +53,6 @@ class HandedFrame:
     intrinsics: IntrinsicsPrior | None = None
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used
 
-    def __post_init__(self) -> None:
-        _check_time(self.captured_at_s)
-        if self.gps is not None:
-            _check_fix(self.gps)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedPosition:
@@ -67,10 +61,6 @@ class HandedPosition:
     fix: GpsFix
     camera: str | None  # None: of all cameras
     captured_at_s: float
-
-    def __post_init__(self) -> None:
-        _check_time(self.captured_at_s)
-        _check_fix(self.fix)
 
 
 class _Frames(ABC):
@@ -371,21 +361,3 @@ class WaitingFrames(_Frames):
         self._waiting.append(item)
         if self._wake is not None:
             self._wake()
-
-
-def _check_time(captured_at_s: float) -> None:
-    if not math.isfinite(captured_at_s):
-        raise ValueError(f"captured_at_s: {captured_at_s} is no time")
-
-
-def _check_fix(fix: GpsFix) -> None:
-    for name in (
-        "latitude_deg",
-        "longitude_deg",
-        "altitude_m",
-        "accuracy_m",
-        "vertical_accuracy_m",
-    ):
-        value = getattr(fix, name)
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name}: {value} is no number")

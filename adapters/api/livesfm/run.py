@@ -34,6 +34,14 @@ from engine.types import (
     Uint8Array,
     Verdict,
 )
+from livesfm.arguments import (
+    checked_camera,
+    checked_fix,
+    checked_overrides,
+    checked_prior,
+    finite_number,
+    plain_value,
+)
 from livesfm.frames import HandedFrame, HandedPosition, LiveFrames, RunEndedError, WaitingFrames
 from livesfm.poses import CollectingView, MapKeepingView, Pose
 
@@ -88,13 +96,13 @@ def open_run(
         on_end: is called once when the run has ended, by itself or not, on the thread of the run.
 
     Raises:
+        TypeError: `config` is no path and no sequence of paths, or `overrides` is no mapping from
+            strings to values that JSON has, NumPy's numbers and paths among them.
         ConfigError: a setting is wrong, or the folder cannot be used.
         AdapterUnavailableError: a package that a setting asks for is missing.
         JournalError: the folder cannot be written.
     """
-    overlays = [config] if isinstance(config, str | os.PathLike) else list(config)
-    settings = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    resolved = load_config([os.fspath(one) for one in overlays], settings)
+    resolved = load_config(_overlays(config), _settings({} if overrides is None else overrides))
     return Run(
         resolved,
         path=Path(path),
@@ -167,7 +175,7 @@ class Run:
 
     def add_frame(
         self,
-        image: Uint8Array | bytes,
+        image: Uint8Array | bytes | bytearray | memoryview,
         *,
         captured_at_s: float | None = None,
         camera: str = DEFAULT_CAMERA,
@@ -179,7 +187,8 @@ class Run:
         """Adds a frame.
 
         Args:
-            image: (H, W, 3) uint8 RGB, upright, which is copied; or the bytes of an encoded image.
+            image: (H, W, 3) uint8 RGB, upright, which is copied; or the bytes of an encoded image,
+                a bytearray or a memoryview of them, which is copied.
             captured_at_s: when it was taken, on the camera's clock; by default now.
             camera: frames of one camera are a video, in order.
             gps: where it was taken.
@@ -191,7 +200,9 @@ class Run:
             The frame's index in the run, 0, 1, 2, ...
 
         Raises:
-            ValueError: the image or the mask is no such array, or a time or position is not finite.
+            TypeError: another argument is not of its type.
+            ValueError: the image or the mask is no such array, a number is not finite, the lens
+                has no such parameters, or the camera's name is no text.
             TimeoutError: a lossless run had no room in time; the frame was not added.
             RunEndedError: the run takes no more frames.
         """
@@ -214,10 +225,11 @@ class Run:
             camera: whose position it is; None: of all cameras.
 
         Raises:
-            ValueError: the time or the position is not finite.
+            TypeError: an argument is not of its type.
+            ValueError: the time or the position is not finite, or the camera's name is no text.
             RunEndedError: the run takes no more.
         """
-        self._frames.add(HandedPosition(fix=fix, captured_at_s=captured_at_s, camera=camera))
+        self._frames.add(handed_position(fix, captured_at_s=captured_at_s, camera=camera))
 
     # -- out ------------------------------------------------------------------------------------
 
@@ -408,7 +420,7 @@ _AT_EXIT = _RunsAtExit()
 
 
 def handed_frame(
-    image: Uint8Array | bytes,
+    image: Uint8Array | bytes | bytearray | memoryview,
     *,
     captured_at_s: float | None,
     camera: str,
@@ -419,16 +431,78 @@ def handed_frame(
     """A frame to add, with copies of the caller's arrays; see `Run.add_frame`.
 
     Raises:
-        ValueError: the image or the mask is no such array, or a time or position is not finite.
+        TypeError: another argument is not of its type.
+        ValueError: the image or the mask is no such array, a number is not finite, the lens has no
+            such parameters, or the camera's name is no text.
     """
+    own = _encoded_or_rgb(image)
     return HandedFrame(
-        image=image if isinstance(image, bytes) else _rgb(image),
-        camera=camera,
-        captured_at_s=time.time() if captured_at_s is None else captured_at_s,
-        gps=gps,
-        intrinsics=intrinsics,
-        mask=None if mask is None else _mask_of(mask, image),
+        image=own,
+        camera=checked_camera(camera),
+        captured_at_s=time.time() if captured_at_s is None else _time_of(captured_at_s),
+        gps=None if gps is None else checked_fix(gps, name="gps"),
+        intrinsics=None if intrinsics is None else checked_prior(intrinsics),
+        mask=None if mask is None else _mask_of(mask, own),
     )
+
+
+def handed_position(fix: GpsFix, *, captured_at_s: float, camera: str | None) -> HandedPosition:
+    """A position to add; see `Run.add_position`.
+
+    Raises:
+        TypeError: an argument is not of its type.
+        ValueError: the time or the position is not finite, or the camera's name is no text.
+    """
+    return HandedPosition(
+        fix=checked_fix(fix, name="fix"),
+        captured_at_s=_time_of(captured_at_s),
+        camera=None if camera is None else checked_camera(camera),
+    )
+
+
+def _time_of(captured_at_s: float) -> float:
+    return finite_number(captured_at_s, name="captured_at_s")
+
+
+def _overlays(config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Presets and YAML files.
+
+    Raises:
+        TypeError: they are none.
+    """
+    given = [config] if isinstance(config, str | os.PathLike) else config
+    try:
+        return [os.fsdecode(one) for one in given]
+    except TypeError as error:
+        raise TypeError(f"config: expected a preset or a path, or several: {error}") from error
+
+
+def _settings(overrides: Mapping[str, object]) -> list[str]:
+    """``section.key=value`` of each setting.
+
+    Raises:
+        TypeError: they are no mapping from strings to values that JSON has.
+    """
+    settings = []
+    for key, value in checked_overrides(overrides).items():
+        try:
+            settings.append(f"{key}={json.dumps(value, default=plain_value)}")
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"overrides: {key}: {error}") from error
+    return settings
+
+
+def _encoded_or_rgb(image: Uint8Array | bytes | bytearray | memoryview) -> Uint8Array | bytes:
+    """The bytes of an encoded image, or a copy of an array (H, W, 3).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
+        return bytes(image)
+    return _rgb(np.asarray(image))
 
 
 def _rgb(image: Uint8Array) -> Uint8Array:
