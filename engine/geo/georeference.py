@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -19,6 +19,7 @@ from engine.geo.similarity_fit import (
     level_flat_path,
     mean_height,
 )
+from engine.geo.usable_fixes import is_usable_fix
 from engine.geometry import camera_center
 from engine.types import BoolArray, Float64Array, GpsFix, freeze_field
 
@@ -103,7 +104,7 @@ def estimate_georeference(
 
     Args:
         cam_from_map: (N, 3, 4) poses.
-        fixes: N positions. One with values that are not finite counts as none.
+        fixes: N positions. One with values that cannot be, see `usable_fix`, counts as none.
         config: how many fixes are needed, and which errors are allowed.
         origin: to keep the one of an earlier estimate; by default the median fix.
         seed: of random samples; the same arguments give the same result.
@@ -112,7 +113,7 @@ def estimate_georeference(
         The georeference, or why there is none. All values are finite but residuals of unusable
         fixes.
     """
-    is_usable = np.array([is_finite_fix(fix) for fix in fixes], np.bool_)
+    is_usable = np.array([is_usable_fix(fix) for fix in fixes], np.bool_)
     usable = [fix for fix, is_good in zip(fixes, is_usable, strict=True) if is_good]
     num_different = len({(fix.latitude_deg, fix.longitude_deg, fix.altitude_m) for fix in usable})
     if num_different < config.min_fixes:
@@ -383,8 +384,3 @@ def _too_small(extent_m: float, config: GeoreferenceConfig) -> GeoreferenceRefus
         reason=RefusalReason.TOO_SMALL,
         detail=f"the positions span {extent_m:.1f} m, {config.min_extent_m:g} m needed",
     )
-
-
-def is_finite_fix(fix: GpsFix) -> bool:
-    """Whether all values of a fix are numbers."""
-    return all(value is None or math.isfinite(value) for value in astuple(fix))

@@ -7,6 +7,7 @@ import math
 import threading
 from dataclasses import dataclass, field
 
+from engine.geo.usable_fixes import usable_fix
 from engine.types import GpsFix, GpsReading
 
 MAX_READINGS = 100_000  # of one track, about 20 MB: a day at 1 Hz, three hours at 10 Hz
@@ -55,12 +56,16 @@ class GpsTracks:
         self._lock = threading.Lock()
 
     def add(self, reading: GpsReading) -> None:
-        """Adds a position in order of time, late ones too; ignores times that are not finite."""
-        if not math.isfinite(reading.captured_at_s):
+        """Adds a position in order of time, late ones too.
+
+        Ignores times that are not finite, and what `usable_fix` does of positions.
+        """
+        fix = usable_fix(reading.fix)
+        if fix is None or not math.isfinite(reading.captured_at_s):
             return
         with self._lock:
             track = self._tracks.setdefault(reading.camera_key, _Track())
-            track.add(reading.captured_at_s, reading.fix)
+            track.add(reading.captured_at_s, fix)
 
     def fix_at(self, camera_key: str, captured_at_s: float) -> GpsFix | None:
         """The position of a camera, by its own track or else by that of all cameras of the source.

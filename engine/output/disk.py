@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from enum import StrEnum
@@ -15,6 +16,7 @@ from engine.errors import ConfigError
 _SMALL_DISK_SHARE = 0.05  # of a disk, that must stay free where `min_free_mb` is more
 _BYTES_PER_KEYPOINT = 48  # of a COLMAP model: 24 in images.bin, and as much in points3D.bin
 _RESCUED = ".rescued"
+_RESCUED_NAME = re.compile(r"\.rescued(-\d+)?$")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNUSABLE = {
@@ -126,7 +128,7 @@ def rescue_folders(path: Path, *, device: int, min_free_bytes: int) -> Iterator[
         free = free_bytes(parent)
         if free is None or free < min_free_bytes or not os.access(parent, os.W_OK):
             continue
-        stem = path.name.removesuffix(_RESCUED) + _RESCUED
+        stem = _RESCUED_NAME.sub("", path.name) + _RESCUED
         candidate, number = parent / stem, 1
         while candidate.exists() or candidate.is_symlink():
             number += 1

@@ -43,6 +43,7 @@ class FolderCheck:
         self._emit = emit
         self._reserve = reserve
         self._is_stranded = False  # no other folder can take the run
+        self._is_elsewhere = False  # since a folder could not be written
 
     def check(self) -> bool:
         """Whether something was moved or made again, so that documents may be missing."""
@@ -68,6 +69,9 @@ class FolderCheck:
     def rescue(self, reason: str, *, is_last_try: bool = False) -> bool:
         """Goes on in another folder; whether there is one.
 
+        Where a folder cannot be written and then the other one cannot either, a third would not
+        help: it is not the disk, as where files may not be large.
+
         Args:
             reason: what is wrong with the folder, as the end of a sentence.
             is_last_try: also where there was none before.
@@ -75,6 +79,9 @@ class FolderCheck:
         if self._is_stranded and not is_last_try:
             return False
         former = self._folder.path
+        if self._is_elsewhere and reason != DELETED:
+            self._strand(f"{former} {reason}, as the folder before it")
+            return False
         for path in rescue_folders(
             former, device=self._folder.device, min_free_bytes=self._reserve()
         ):
@@ -83,14 +90,15 @@ class FolderCheck:
             self._bring_live_trajectories(former)
             self._moved(former, reason=reason, num_images_lost=self._bring_images(former))
             self._is_stranded = False
+            self._is_elsewhere |= reason != DELETED
             return True
+        self._strand(f"{former} {reason}, and no other folder can take the run")
+        return False
+
+    def _strand(self, why: str) -> None:
         if not self._is_stranded:
             self._is_stranded = True
-            self._warn(
-                f"{former} {reason}, and no other folder can take the run: what is mapped from now"
-                " on is in memory only"
-            )
-        return False
+            self._warn(f"{why}: what is mapped from now on may be in memory only")
 
     def _try_to_move(self, path: Path) -> bool:
         """Makes a folder and goes on in it; False, with no folder left, where that cannot be done.

@@ -28,6 +28,7 @@ from engine.geo.georeference import (
     swapped,
 )
 from engine.geo.gps_tracks import GpsTracks
+from engine.geo.usable_fixes import usable_fix
 from engine.geometry import (
     camera_center,
     compose_poses,
@@ -121,8 +122,14 @@ def georeference_run(
         models = read_models(run / "latest")
         keyframes = _keyframes_of(models[0].reconstruction, times_s)
         if fix_of is not None:
-            clock_offset_s, fixes = None, [fix_of(name) for name in keyframes.names]
+            given = [fix_of(name) for name in keyframes.names]
+            clock_offset_s = None
+            fixes = [None if fix is None else usable_fix(fix) for fix in given]
         else:
+            usable = ((time_s, usable_fix(fix)) for time_s, fix in track)
+            track = [(time_s, fix) for time_s, fix in usable if fix is not None]
+            if not track:
+                raise ConfigError("the track has no position that can be")
             if clock_offset_s is None:
                 clock_offset_s = _offset_of(keyframes, track)
             fixes = _fixes_at(keyframes.times_s + clock_offset_s, track, config=config)

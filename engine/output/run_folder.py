@@ -15,7 +15,7 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,14 @@ from engine.output.files import (
 )
 from engine.output.laid_onto import LAID_ONTO
 from engine.output.run_format import format_line
-from engine.output.run_lock import LOCK_NAME, RunLock, RunState, refuse_running, run_state
+from engine.output.run_lock import (
+    LOCK_NAME,
+    RunLock,
+    RunState,
+    is_alive,
+    refuse_running,
+    run_state,
+)
 from engine.types import (
     DropReason,
     Float64Array,
@@ -252,6 +259,7 @@ class RunFolder:
         Raises:
             JournalError: a file cannot be written.
         """
+        delete_unfinished(path, lock=lock)
         with _writing(path):
             for table in (path / "events.jsonl", *path.glob("trajectory_live*.txt")):
                 if table.exists():
@@ -585,6 +593,34 @@ def delete_former_run(path: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != LOCK_NAME and _is_of_a_run(entry.name):
             entry.unlink()
+
+
+def delete_unfinished(path: Path, *, lock: RunLock) -> None:
+    """Deletes what processes that are dead were writing when they ended; what cannot be, stays.
+
+    Args:
+        path: the run folder, in which this process writes nothing yet.
+        lock: of the folder, held.
+    """
+    dead = {os.getpid()} | ({lock.interrupted.pid} if lock.interrupted else set())
+    folders = [path / name for name in _FOLDERS | _OPTIONAL_FOLDERS]
+    for folder in [path, *(folder for folder in folders if not folder.is_symlink())]:
+        for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            pid = _writer_of(entry.name)
+            if pid is None or (pid not in dead and is_alive(pid)):
+                continue
+            with suppress(OSError):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+
+
+def _writer_of(temporary: str) -> int | None:
+    """The number of the process that wrote a temporary file: the last part of its name or first."""
+    name = temporary.removeprefix(TEMPORARY_PREFIX)
+    found = re.search(r"-(\d+)$", name) or re.match(r"(\d+)-", name)
+    return None if found is None else int(found[1])
 
 
 def _is_of_a_run(name: str) -> bool:

@@ -205,12 +205,13 @@ def _is_free(descriptor: int, *, is_locked: bool | None, holder: LockHolder | No
     is_of_here = holder is None or holder.host == socket.gethostname()
     if is_locked and is_of_here:
         return True
-    if holder is not None and is_of_here and not _is_alive(holder.pid):
+    if holder is not None and is_of_here and not is_alive(holder.pid):
         return True
     return abs(time.time() - os.fstat(descriptor).st_mtime) > _MAX_SILENT_S
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine lives, or may."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

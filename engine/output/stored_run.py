@@ -16,6 +16,7 @@ import pycolmap
 
 from engine.camera_models import CAMERA_MODELS
 from engine.errors import JournalError
+from engine.geo.usable_fixes import usable_fix
 from engine.mapping.model.camera_priors import CameraPrior
 from engine.mapping.stored_state import (
     Fact,
@@ -148,7 +149,7 @@ def _keyframes(reader: DatabaseReader, path: Path) -> Iterable[StoredKeyframe]:
             captured_at_s=_finite(captured_at_s),
             received_at_s=0.0,
             features=tables[image_id],
-            gps=None if gps is None else _gps_fix(json_object(gps)),
+            gps=None if gps is None else usable_fix(_gps_fix(json_object(gps))),
             intrinsics_prior=None if prior is None else _intrinsics_prior(json_object(prior)),
             mask=None if mask_key is None else masks[mask_key],
             is_photo=bool(is_photo),

@@ -14,6 +14,7 @@ from typing import TypeVar
 from engine.config import LiveSourcesConfig
 from engine.errors import HangError, SourceError
 from engine.events import FrameReceived, RunPart, SourceChanged
+from engine.geo.usable_fixes import usable_fix
 from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
 from engine.ports import (
@@ -35,6 +36,7 @@ from engine.types import (
     Arrival,
     DropReason,
     Frame,
+    GpsFix,
     GpsReading,
     Received,
     RejectedFrame,
@@ -155,6 +157,7 @@ class Ingestion:
         self._calibrations = calibrations
         self._num_frames = [len(role.taken.names) for role in roles]
         self._unopened: list[str] = []
+        self._num_impossible = 0  # positions or altitudes, of frames and beside them
         # Cameras and times of readings that files give again from their start.
         self._former_readings: list[set[tuple[str | None, float]]] = [set() for _ in roles]
         self._stops = [asyncio.Event() for _ in sources]
@@ -329,6 +332,7 @@ class Ingestion:
         if taken is None:
             self._masking.report()
             await self._report_unused_calibrations()
+            await self._report_impossible()
         elif not taken.is_live:
             self._ahead = asyncio.create_task(self._take(is_ahead=True), name="decoding ahead")
         return taken
@@ -470,6 +474,7 @@ class Ingestion:
         is_live = self._sources[source_idx].info.is_live  # its times may come twice
         if not is_live and (reading.camera_key, reading.captured_at_s) in known:
             return
+        self._usable(reading.fix)  # the tracks take what can be
         self._positions.add(source_idx, reading)
         named = replace(reading, source=self._roles[source_idx].label)
         await self._writer.schedule(functools.partial(self._recorder.gps_reading, named))
@@ -498,9 +503,29 @@ class Ingestion:
     def _with_fix(self, frame: Frame, source_idx: int) -> Frame:
         """The frame with the position that came beside it, unless it has one of its own."""
         if frame.gps is not None:
-            return frame
+            usable = self._usable(frame.gps)
+            if usable is not None:
+                return frame if usable is frame.gps else replace(frame, gps=usable)
+            frame = replace(frame, gps=None, gps_problem="a position that cannot be")
         fix = self._positions.of_frame(source_idx, frame.camera_key, frame.captured_at_s)
         return frame if fix is None else replace(frame, gps=replace(fix, is_provisional=True))
+
+    def _usable(self, fix: GpsFix) -> GpsFix | None:
+        """What can be of a fix, see `usable_fix`; counts those that are not used as they are."""
+        usable = usable_fix(fix)
+        self._num_impossible += usable is not fix
+        return usable
+
+    async def _report_impossible(self) -> None:
+        if self._num_impossible:
+            self._warn_all(
+                [
+                    f"{self._num_impossible} positions are not used, or without their altitudes,"
+                    " as these are not on Earth"
+                ]
+            )
+            self._num_impossible = 0
+            await self._publish()
 
     # -- calibrations -----------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -298,6 +299,19 @@ def test_a_fix_that_is_no_number_counts_as_none() -> None:
     assert np.isinf(outcome.residuals_m[[3, 7]]).all()
     assert math.isfinite(outcome.rmse_m)
     assert np.isfinite(outcome.enu_from_map).all()
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [{"altitude_m": 1e300}, {"altitude_m": -1e160}, {"latitude_deg": 1e200}, {"accuracy_m": 1e200}],
+)
+def test_one_absurd_fix_of_many_counts_as_none(impossible: dict[str, Any]) -> None:
+    true_m = strips_m()
+    fixes = fixes_at(true_m)
+    fixes[3] = replace(fixes[3], **impossible)
+    outcome = accepted(estimate_georeference(cameras_at(true_m), fixes, config=CONFIG))
+    np.testing.assert_array_equal(np.flatnonzero(~outcome.is_inlier), [3])
+    assert outcome.metres_per_map_unit == pytest.approx(UNIT_M, rel=0.02)
 
 
 def test_the_origin_is_the_middle_of_the_positions_unless_given() -> None:

@@ -49,6 +49,21 @@ def test_between_two_readings_a_camera_moves_evenly() -> None:
     assert latitude_at(tracks, 12.0) == pytest.approx(3.0)
 
 
+def test_a_reading_that_is_nowhere_on_earth_is_not_in_between_and_an_absurd_altitude_unknown() -> (
+    None
+):
+    absurd = GpsFix(latitude_deg=2.0, longitude_deg=8.0, altitude_m=1e300)
+    tracks = tracks_of(
+        reading(10.0, fix(1.0)),
+        reading(11.0, fix(1e160)),
+        reading(11.5, absurd),
+        reading(12.0, fix(3.0)),
+    )
+    assert latitude_at(tracks, 11.0) == pytest.approx(1.0 + 1.0 / 1.5)
+    found = tracks.fix_at("camera", 11.5)
+    assert found == GpsFix(latitude_deg=2.0, longitude_deg=8.0)
+
+
 def test_before_the_first_and_after_the_last_the_nearest_counts_when_it_is_near() -> None:
     tracks = tracks_of(reading(10.0, fix(1.0)), reading(11.0, fix(2.0)))
     times_s = (7.9, 8.0, 9.9, 11.1, 13.0, 13.1)

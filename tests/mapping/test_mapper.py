@@ -26,6 +26,7 @@ from engine.errors import MapError
 from engine.events import (
     BundleAdjusted,
     CameraCalibrated,
+    ComponentStarted,
     EarlyMapMade,
     Event,
     FramePosed,
@@ -35,7 +36,6 @@ from engine.events import (
     MainMapChanged,
     MapInitialized,
     MetricScaleEstimated,
-    MisplacementFound,
     PairVerified,
     RegistrationFailed,
     Warned,
@@ -631,19 +631,16 @@ def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorl
 
 
 @pytest.mark.slow
-def test_repeated_structure_is_found_out_and_put_right() -> None:
+def test_keyframes_of_repeated_structure_are_where_they_belong_once_the_way_is_known() -> None:
     """Two places look alike; the way between them is flown last."""
     poses = straight_path(18)
     points, looks_like = repeated_place(ground(poses), x_range=(3.0, 27.0), shift=24.0, ratio=0.4)
     world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.5)
     order = [*range(1, 7), *range(13, 19), *range(7, 13)]
-    mapped = Run(world).feed(order)
-    (found,) = mapped.emitted(MisplacementFound)
-    assert set(found.keyframe_ids) == set(range(13, 19))
-    evidence = ImagePair(found.evidence_first, found.evidence_second)
-    assert mapped.graph.edge(evidence) is not None
-    assert {i in found.keyframe_ids for i in (evidence.first, evidence.second)} == {True, False}
-    mapped.finish()
+    fed = Run(world).feed(order)
+    assert fed.emitted(ComponentStarted)  # they grow apart where matches say two things
+    assert fed.errors().rmse_ratio < 1e-2
+    mapped = fed.finish()
     assert mapped.registered_ids == world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 

@@ -61,6 +61,27 @@ def test_a_rescued_folder_has_the_live_trajectories_of_all_worlds(
         assert len(trajectory_lines(rescued / f"trajectory_live{number}.txt")) == 1
 
 
+def test_a_run_that_cannot_be_written_in_a_second_folder_either_makes_no_third(
+    checked: Checked, tmp_path: Path
+) -> None:
+    assert checked.check.rescue("cannot be written any more")
+    for is_last_try in (False, False, True):
+        assert not checked.check.rescue("cannot be written any more", is_last_try=is_last_try)
+    assert {path.name for path in tmp_path.glob("run*")} == {"run", "run.rescued"}
+    assert checked.folder.path == tmp_path / "run.rescued"
+    assert len([event for event in checked.events if isinstance(event, RunFolderMoved)]) == 1
+    words = [event.message for event in checked.events if isinstance(event, Warned)]
+    assert len([one for one in words if "as the folder before it" in one]) == 1
+
+
+def test_a_folder_that_is_deleted_again_and_again_is_left_each_time(
+    checked: Checked, tmp_path: Path
+) -> None:
+    for name in ("run.rescued", "run.rescued-2", "run.rescued-3"):
+        assert checked.check.rescue(DELETED)
+        assert checked.folder.path == tmp_path / name
+
+
 def test_a_folder_that_another_run_takes_first_stays_that_run_s(
     checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

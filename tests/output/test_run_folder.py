@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from engine.output.run_folder import (
     unique_run_path,
 )
 from engine.output.run_format import FORMAT_VERSION, format_line, read_format_version
+from engine.output.run_lock import RunLock
 from engine.types import DropReason, Frame, FrameId, FramePose, PoseKind, RejectedFrame
 
 
@@ -492,3 +494,39 @@ def test_a_link_to_nothing_is_refused_by_where_it_leads(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out: is a link to /nowhere/card, which is not there"):
         RunFolder.create(link, config_text="")
     assert not link.exists()
+
+
+def test_what_dead_processes_left_unfinished_is_deleted_when_a_folder_is_reopened(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    run.close()
+    path = run.path
+    process = subprocess.Popen(["true"])
+    process.wait()
+    dead, living = process.pid, os.getppid()
+    for folder in ("products", "dense", "masks"):
+        (path / folder).mkdir()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (path / "profile").symlink_to(photos)
+    left = [
+        path / f".tmp-frames.csv-{dead}",
+        path / "products" / f".tmp-dense.ply-{dead}",
+        path / "products" / f".tmp-{dead}-orthophoto.tif",
+        path / "dense" / f".tmp-000004.npz-{dead}",
+        path / "masks" / f".tmp-a.jpg.png-{os.getpid()}",  # of a former process of this number
+    ]
+    kept = [
+        path / "products" / "dense.ply",
+        path / "products" / f".tmp-dense.ply-{living}",
+        path / "dense" / "000003.npz",
+        photos / f".tmp-mine-{dead}",
+    ]
+    for file in left + kept:
+        file.write_bytes(b"half")
+    unfinished = path / "snapshots" / f".tmp-000002-{dead}"
+    (unfinished / "sparse").mkdir(parents=True)
+    lock = RunLock.acquire(path)
+    RunFolder.reopen(path, (), config_text="{}", lock=lock).close()
+    assert [file.name for file in [*left, unfinished] if file.exists()] == []
+    assert [file.name for file in kept if not file.exists()] == []

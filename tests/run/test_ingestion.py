@@ -216,6 +216,37 @@ def test_a_source_of_which_a_former_part_took_all_gives_no_more(tmp_path: Path, 
 # -- positions ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("altitude_m", [1e300, -1e160, float("nan")])
+def test_positions_that_cannot_be_are_left_out_and_counted_and_the_run_ends_well(
+    tmp_path: Path, altitude_m: float
+) -> None:
+    seen: dict[int, GpsFix | None] = {}
+
+    def describe(frame: Frame) -> None:
+        seen[frame.index] = frame.gps
+
+    world = world_of(NUM_FRAMES)
+    given = [
+        replace(frame, gps=world.gps(frame.frame_id, metres_per_unit=20.0))
+        for frame in frames(1, NUM_FRAMES)
+    ]
+    assert given[3].gps is not None
+    given[3] = replace(given[3], gps=replace(given[3].gps, altitude_m=altitude_m))
+    given[5] = replace(given[5], gps=GpsFix(latitude_deg=1e300, longitude_deg=8.0))
+    outcome, written = run_source(
+        tmp_path / "run",
+        FakeSource(happenings=given),
+        matcher=matcher(before_describing=describe),
+    )
+    assert outcome.stopped_by is StoppedBy.END_OF_SOURCES
+    assert given[3].gps is not None
+    assert seen[3] == replace(given[3].gps, altitude_m=None)
+    assert seen[5] is None
+    assert seen[4] == given[4].gps
+    assert len([words for words in written.warnings() if words.startswith("2 positions")]) == 1
+    assert len(written.of_kind("Georeferenced")) > 0
+
+
 def test_a_frame_gets_the_positions_that_came_before_it_and_no_others(tmp_path: Path) -> None:
     def reading(index: int, *, latitude_deg: float) -> GpsReading:
         fix = GpsFix(latitude_deg=latitude_deg, longitude_deg=8.0, altitude_m=400.0)

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from adapters.sources.files.telemetry_text import text_of_file
 from engine.errors import ConfigError
 from engine.regular_files import read_regular_file
 from engine.types import GpsFix
@@ -142,7 +143,7 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | None]]:
             f"{path}: is a track, which names no photos; livesfm georeference RUN --positions"
             " lays a finished run onto it"
         )
-    lines = [line for line in data.decode("utf-8-sig", errors="replace").splitlines() if line]
+    lines = [line for line in text_of_file(data).splitlines() if line]
     if not lines:
         return
     if _WGS84.match(lines[0].strip()):

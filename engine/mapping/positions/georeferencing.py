@@ -21,12 +21,12 @@ from engine.geo.georeference import (
     better_order,
     estimate_georeference,
     gps_rmse_m,
-    is_finite_fix,
     median_fix,
     positions_in_enu,
     swapped,
     to_enu,
 )
+from engine.geo.usable_fixes import is_usable_fix
 from engine.geometry import camera_center, pose_in_other_world
 from engine.mapping.model.bundle_adjustment import merge_global_adjustment, start_global_adjustment
 from engine.mapping.model.sparse_map import SparseMap
@@ -172,7 +172,7 @@ class Georeferencing:
         fix = keyframe.gps
         if fix is None and keyframe.gps_problem:
             self._problems[keyframe.gps_problem] += 1
-        if self._origin is not None or fix is None or not is_finite_fix(fix):
+        if self._origin is not None or fix is None or not is_usable_fix(fix):
             return
         if all(_place_of(fix) != _place_of(other) for other in self._first_fixes):
             self._first_fixes.append(fix)

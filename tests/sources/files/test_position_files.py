@@ -40,6 +40,15 @@ def test_positions_are_read_by_the_names_of_columns(text: str, tmp_path: Path) -
     assert read(tmp_path / "positions.txt", text) == PLACE
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Path) -> None:
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    text = "Name\tLatitude\tLongitude\tAltitude\r\nä.jpg\t47.5\t-8.25\t430\r\n"
+    (tmp_path / "places.csv").write_bytes((mark + text).encode(encoding))
+    found = read_position_files([str(tmp_path / "places.csv")])
+    assert found.by_name == {"ä.jpg": PLACE}
+
+
 def test_accuracies_and_missing_altitudes_are_taken_as_they_are(tmp_path: Path) -> None:
     text = "EPSG:4326\na.jpg -8.25 47.5 430 0 0 0 0.02 0.05\nb.jpg -8.25 47.5\n"
     found = read(tmp_path / "geo.txt", text)
