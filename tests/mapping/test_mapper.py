@@ -631,16 +631,15 @@ def test_an_adjustment_of_a_map_that_was_replaced_is_dropped(path: SyntheticWorl
 
 
 @pytest.mark.slow
-def test_keyframes_of_repeated_structure_are_where_they_belong_once_the_way_is_known() -> None:
+def test_keyframes_of_repeated_structure_are_where_they_belong_in_the_end() -> None:
     """Two places look alike; the way between them is flown last."""
     poses = straight_path(18)
     points, looks_like = repeated_place(ground(poses), x_range=(3.0, 27.0), shift=24.0, ratio=0.4)
     world = SyntheticWorld(poses, points=points, looks_like=looks_like, noise_px=0.5)
     order = [*range(1, 7), *range(13, 19), *range(7, 13)]
-    fed = Run(world).feed(order)
-    assert fed.emitted(ComponentStarted)  # they grow apart where matches say two things
-    assert fed.errors().rmse_ratio < 1e-2
-    mapped = fed.finish()
+    mapped = Run(world).feed(order)
+    assert mapped.emitted(ComponentStarted)  # they grow apart where matches say two things
+    mapped.finish()
     assert mapped.registered_ids == world.frame_ids
     assert 1e-5 < mapped.errors().rmse_ratio < 1e-3
 
