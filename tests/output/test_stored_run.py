@@ -156,6 +156,18 @@ def test_every_field_of_a_keyframe_comes_back_to_the_bit(run: Path) -> None:
     assert stored.next_frame_id == 10
 
 
+def test_a_stored_position_that_is_not_on_earth_is_left_out_when_a_run_goes_on(
+    run: Path,
+) -> None:
+    fixes = [
+        GpsFix(latitude_deg=46.0, longitude_deg=8.0, altitude_m=1e300),
+        GpsFix(latitude_deg=1e160, longitude_deg=8.0),
+    ]
+    write(run, *(Moment(keyframe=new(keyframe(n, gps=fix))) for n, fix in enumerate(fixes, 1)))
+    positions = [one.keyframe.gps for one in read_stored_run(run).keyframes]
+    assert positions == [GpsFix(latitude_deg=46.0, longitude_deg=8.0), None]
+
+
 def test_pairs_come_back_to_the_bit_in_the_order_in_which_they_became_edges(run: Path) -> None:
     pose = np.column_stack([np.eye(3), [0.6, 0.0, 0.8]])
     first, second = pair(2, 3), pair(1, 3, cam2_from_cam1=pose, fundamental=np.zeros((3, 3)))

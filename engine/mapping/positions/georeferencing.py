@@ -141,7 +141,8 @@ class Georeferencing:
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Goes on with `facts`; where the map lies is found out again, from the same origin."""
         self._origin = None if facts["origin"] is None else GpsFix(**facts["origin"])
-        self._first_fixes = [GpsFix(**fix) for fix in facts["first_fixes"]]
+        first_fixes = (GpsFix(**fix) for fix in facts["first_fixes"])
+        self._first_fixes = [fix for fix in first_fixes if is_usable_fix(fix)]
         self._was_emitted = facts["was_emitted"]
         self._warned_of = tuple(FrameId(i) for i in facts["warned_of"])
         self._problems = Counter(facts.get("problems", {}))
