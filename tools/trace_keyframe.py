@@ -42,6 +42,7 @@ MAPPING_THREAD = "mapping"  # prefix of its name
 # Those whose work counts as done for a keyframe; others solve on copies or show.
 KEYFRAME_THREADS = ("MainThread", "tracking", "matching", "mapping", "io")
 VALUE_MODULES = ("engine.types", "engine.geometry", "engine.config", "engine.events")
+HANDS_OVER = "ThreadOwned.call.<locals>."
 KEYFRAME_TYPE, TRACKED_TYPE = "Keyframe", "TrackedFrame"
 NUM_CALLS_WITH_INPUT = 3  # a hand-off's input is an argument of one of its first calls
 POSE_ESTIMATION = "absolute_pose"  # in the name of what pycolmap does to register a keyframe
@@ -213,8 +214,8 @@ class Tracer:
 
 
 def is_nameless(code: CodeType) -> bool:
-    """Whether code is a lambda or a comprehension."""
-    return code.co_name.startswith("<")
+    """Whether code is a lambda or a comprehension, or what hands a call to the mapping thread."""
+    return code.co_name.startswith("<") or code.co_qualname.startswith(HANDS_OVER)
 
 
 # -- a traced run ---------------------------------------------------------------------------------
