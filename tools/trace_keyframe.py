@@ -42,7 +42,7 @@ MAPPING_THREAD = "mapping"  # prefix of its name
 # Those whose work counts as done for a keyframe; others solve on copies or show.
 KEYFRAME_THREADS = ("MainThread", "tracking", "matching", "mapping", "io")
 VALUE_MODULES = ("engine.types", "engine.geometry", "engine.config", "engine.events")
-HANDS_OVER = "ThreadOwned.call.<locals>."
+HANDS_OVER = ("ThreadOwned.call.<locals>.", "CallWatch.")
 KEYFRAME_TYPE, TRACKED_TYPE = "Keyframe", "TrackedFrame"
 NUM_CALLS_WITH_INPUT = 3  # a hand-off's input is an argument of one of its first calls
 POSE_ESTIMATION = "absolute_pose"  # in the name of what pycolmap does to register a keyframe
