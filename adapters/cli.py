@@ -149,7 +149,7 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Image folder, video file or synthetic:town; live: rtsp://, rtmp://, http://, "
+            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, http://, "
             "camera:0, watch:FOLDER, mqtt(s)://, phone://; several mix.",
         ),
     ],

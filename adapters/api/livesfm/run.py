@@ -235,8 +235,8 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The run folder."""
-        return self._path
+        """The run folder; once the run has ended, where it lies by then."""
+        return self._path if self._outcome is None else self._outcome.path
 
     @property
     def is_going_on(self) -> bool:
@@ -276,7 +276,7 @@ class Run:
         """
         import pycolmap
 
-        folder = self._path / "latest" / "sparse" / str(number)
+        folder = self.path / "latest" / "sparse" / str(number)
         if not (folder / "cameras.bin").exists():
             return None
         return pycolmap.Reconstruction(folder)
