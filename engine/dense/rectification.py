@@ -32,7 +32,7 @@ _MIN_POINTS_OF_PLANE = 12
 _MAX_SHEAR = 0.4  # columns of disparity a column
 _MIN_EDGE_PX = 16  # of a rectified image
 _PERCENTILES = np.array([0.01, 0.99])  # of the sparse points' disparities
-_RANGE_MARGIN, _RANGE_MARGIN_PX = 0.2, 3.0  # added to either side of the range of disparities
+_RANGE_MARGIN, _RANGE_MARGIN_PX = 0.1, 2.0  # added to either side of the range of disparities
 _LARGEST_ANGLE_MARGIN_RAD = 0.01
 
 
