@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from logging import LogRecord
 from threading import Lock
 from typing import TYPE_CHECKING, TextIO
 
 from adapters.live.run_counters import RunCounters
 from adapters.views.log_lines import LogLevel, LogLine, log_line_of
-from engine.events import Event
+from engine.events import ALSO_AN_EVENT, Event
 from engine.types import Frame, FramePose, MapCounts, VerdictLevel
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ConsoleView:
         self._counters = RunCounters()
         self._lock = Lock()  # the panel is drawn by a thread of its own
         self._live: Live | None = None
+        self._is_closed = False
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self._panel, console=self.console, refresh_per_second=REFRESH_HZ
@@ -85,8 +87,13 @@ class ConsoleView:
         if self._live is None and self._clock() >= self._next_line_s:
             self._write_status()
 
+    def shows_as_event(self, record: LogRecord) -> bool:
+        """Whether a line that is logged says what an event says, which is written here."""
+        return not self._is_closed and ALSO_AN_EVENT.items() <= vars(record).items()
+
     def close(self) -> None:
         """Draws the last figures and leaves them on the screen."""
+        self._is_closed = True
         if self._live is not None:
             self._live.stop()
         else:
@@ -104,7 +111,10 @@ class ConsoleView:
         self._print(f"{self._elapsed()}  {status_line(self._counters, self._total_frames)}")
 
     def _print(self, line: RenderableType) -> None:
-        self.console.print(line, markup=False, soft_wrap=self._live is None)
+        if self._live is None:
+            self.console.print(line, markup=False, soft_wrap=True)
+        else:  # words longer than a line, as addresses are, stay whole, so that they can be copied
+            self.console.print(line, markup=False, overflow="ignore", crop=False)
 
     def _elapsed(self) -> str:
         return format_elapsed(self._clock() - self._started_s)
@@ -128,13 +138,14 @@ def status_line(counters: RunCounters, total_frames: int | None) -> str:
     received = f"{counters.frames_received}"
     frames = received if total_frames is None else f"{received}/{total_frames}"
     median, high = format_latency(counters)
+    latency = [f"latency {median} (p95 {high})"] if counters.has_live_source else []
     parts = [
         f"frames {frames}",
         f"keyframes {counters.keyframes}",
         f"registered {counters.registered}",
         f"points {counters.points3D}",
         f"error {format_error(counters)}",
-        f"latency {median} (p95 {high})",
+        *latency,
         f"dropped {format_drops(counters)}",
         f"loops {counters.loops}",
         f"snapshots {counters.snapshots}",
@@ -214,20 +225,21 @@ def _figures(counters: RunCounters) -> RenderableType:
     from rich.table import Table
 
     median, high = format_latency(counters)
+    is_live = counters.has_live_source
     grid = Table.grid(padding=(0, 1, 0, 0))
-    for value_width in (6, 10, 9, 3):
+    for value_width in (6, 10, 9, 3) if is_live else (6, 10, 3):
         grid.add_column(style="bright_black", no_wrap=True)
         grid.add_column(style="bold", no_wrap=True, min_width=value_width)
     grid.add_row(
         *("keyframes", f"{counters.keyframes:,}"),
         *("points", f"{counters.points3D:,}"),
-        *("latency", median),
+        *(("latency", median) if is_live else ()),
         *("snapshots", f"{counters.snapshots:,}"),
     )
     grid.add_row(
         *("registered", f"{counters.registered:,}"),
         *("error", format_error(counters)),
-        *("p95", high),
+        *(("p95", high) if is_live else ()),
         *("loops", f"{counters.loops:,}"),
     )
     return grid
