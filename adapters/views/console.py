@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from logging import LogRecord
@@ -103,18 +104,32 @@ class ConsoleView:
         from rich.text import Text
 
         text, *_ = log_line.text.splitlines() or [""]  # the run's last lines have the rest
-        mark = _MARKS.get(log_line.level, "")
-        self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, text))
+        elapsed, (mark, style) = f"{self._elapsed()}  ", _MARKS.get(log_line.level, ("", ""))
+        text = f"{elapsed}{mark}{text}"
+        if self._live is not None:
+            text = self._wrapped(text, indent=len(elapsed))
+        line = Text(text)
+        line.stylize("bright_black", 0, len(elapsed))
+        line.stylize(style, len(elapsed), len(elapsed) + len(mark))
+        self._print(line)
+
+    def _wrapped(self, text: str, *, indent: int) -> str:
+        """Text in lines of the terminal; words that are longer, as addresses are, stay whole."""
+        lines = textwrap.wrap(
+            text,
+            width=self.console.width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        return "\n".join(lines)
 
     def _write_status(self) -> None:
         self._next_line_s = self._clock() + PLAIN_INTERVAL_S
         self._print(f"{self._elapsed()}  {status_line(self._counters, self._total_frames)}")
 
     def _print(self, line: RenderableType) -> None:
-        if self._live is None:
-            self.console.print(line, markup=False, soft_wrap=True)
-        else:  # words longer than a line, as addresses are, stay whole, so that they can be copied
-            self.console.print(line, markup=False, overflow="ignore", crop=False)
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def _elapsed(self) -> str:
         return format_elapsed(self._clock() - self._started_s)

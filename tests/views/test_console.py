@@ -420,6 +420,22 @@ def test_an_address_is_never_broken_in_two_above_the_panel(
     assert address in stream.getvalue()
 
 
+def test_sentences_above_the_panel_go_on_below_their_own_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "dumb-no-colour")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = FakeTerminal()
+    view = ConsoleView(10, stream=stream, clock=FakeClock())
+    view.show_event(Warned(message="the loop stalled while a snapshot was written to the disk"))
+    view.close()
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    first = next(i for i, line in enumerate(lines) if "the loop stalled" in line)
+    assert lines[first].endswith("00:00  warning: the loop stalled while a")
+    assert lines[first + 1] == "       snapshot was written to the disk"
+
+
 def test_a_plain_status_line_comes_every_two_seconds_and_not_more_often() -> None:
     stream, clock = io.StringIO(), FakeClock()
     view = ConsoleView(None, stream=stream, clock=clock)

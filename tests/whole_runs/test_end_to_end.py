@@ -501,8 +501,10 @@ def test_a_run_to_which_no_frame_came_leaves_no_folder(tmp_path: Path) -> None:
 def test_one_photo_makes_no_map(tmp_path: Path, plain_pictures: Sequence[Uint8Array]) -> None:
     out = tmp_path / "run"
     photo = save(tmp_path / "photo.jpg", plain_pictures[0])
-    written = assert_nothing_made(reconstruct(photo, out), out)
+    result = reconstruct(photo, out)
+    written = assert_nothing_made(result, out)
     assert written.statuses == ["keyframe"]
+    assert "there is one keyframe only, and a map needs several" in result.stdout.splitlines()[-1]
 
 
 def test_the_same_file_twice_is_a_counted_drop(
