@@ -136,6 +136,14 @@ ViewOption = Annotated[
     ViewMode,
     typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
 ]
+StaysOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--view-stays/--no-view-stays",
+        help="Whether the page of --view serve stays after the run; by default while somebody "
+        "may look.",
+    ),
+]
 StrictOption = Annotated[
     bool,
     typer.Option("--strict", help="The first part that breaks ends the run."),
@@ -187,6 +195,7 @@ def run(
     scale_bar: ScaleBarOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: OverwriteOption = False,
     onto: Annotated[
         Path | None,
@@ -219,6 +228,7 @@ def run(
             view=view,
             overwrite=overwrite,
             quiet=quiet,
+            view_stays=view_stays,
         )
         options = replace(options, record_input=record_input, profile=profile)
         config = [*_recorded_overlays(source), *(config or [])]
@@ -248,7 +258,8 @@ def run(
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
         )
-    _finish(outcome, control=control)
+    _discard_if_empty(outcome)
+    _finish(outcome, options, control=control)
 
 
 @app.command()
@@ -266,6 +277,7 @@ def resume(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -279,10 +291,17 @@ def resume(
         _limit_library_threads()
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         going_on = go_on(run_folder, overlays=config or [], settings=all_settings)
-        options = _options(source or [], out=run_folder, view=view, overwrite=False, quiet=quiet)
+        options = _options(
+            source or [],
+            out=run_folder,
+            view=view,
+            overwrite=False,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         options = replace(options, going_on=going_on)
         outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -291,16 +310,24 @@ def demo(
     settings: SettingOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a former run in the folder.")] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Streams a synthetic drone flight, reconstructs it and prints the accuracy."""
     with _errors_reported():
-        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=overwrite, quiet=quiet)
+        options = _options(
+            [_DEMO_SOURCE],
+            out=out,
+            view=view,
+            overwrite=overwrite,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         outcome = _launch(_load(config, settings), options)
         if outcome.num_registered:
             _print_evaluation(outcome.path, outcome.path / "groundtruth.txt")
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -596,9 +623,20 @@ def _recorded_overlays(sources: list[str]) -> list[str]:
 
 
 def _options(
-    sources: list[str], *, out: Path, view: ViewMode, overwrite: bool, quiet: bool
+    sources: list[str],
+    *,
+    out: Path,
+    view: ViewMode,
+    overwrite: bool,
+    quiet: bool,
+    view_stays: bool | None,
 ) -> LaunchOptions:
     from adapters.launch import LaunchOptions
+    from adapters.views.staying import StayingViews
+
+    if view_stays is not None and view is not ViewMode.SERVE:
+        raise ConfigError("--view-stays: goes with --view serve only")
+    staying = StayingViews(view_stays, is_on_terminal=sys.stdout.isatty())
 
     return LaunchOptions(
         sources=tuple(sources),
@@ -606,6 +644,7 @@ def _options(
         overwrite=overwrite,
         view_mode=view,
         show_progress=not quiet,
+        staying=staying if view is ViewMode.SERVE else None,
     )
 
 
@@ -683,7 +722,9 @@ def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bo
     return replace(outcome, summary=summary), True
 
 
-def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
+def _finish(
+    outcome: RunOutcome, options: LaunchOptions, *, control: Control | None = None
+) -> NoReturn:
     """Prints what was made and how far to trust it, and ends with the exit code that fits.
 
     The last line is that of the maps.
@@ -710,10 +751,28 @@ def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
         + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
         + "".join(f"; {words}" for words in complaints)
     )
+    if options.staying is not None:
+        options.staying.stay(was_stopped=outcome.stopped_by == "signal")
     if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
     is_good = outcome.verdict.level is VerdictLevel.GOOD and is_surveyed
     _leave(outcome, 0 if is_good else DOUBTED)
+
+
+def _discard_if_empty(outcome: RunOutcome) -> None:
+    """Deletes the folder of a new run to which nothing came, and ends: the next run has its name.
+
+    One that hangs may still write, and stays.
+    """
+    is_empty = outcome.summary.get("frames_received") == 0 and not outcome.num_keyframes
+    if not is_empty or outcome.num_hangs or outcome.not_saved:
+        return
+    from engine.output.run_folder import discard_run
+
+    with suppress(OSError):
+        discard_run(outcome.path)
+    _say(f"no frame came, see above; {outcome.path} is not kept")
+    _leave(outcome, NOTHING_MADE)
 
 
 def _say(line: str) -> None:
