@@ -136,6 +136,14 @@ ViewOption = Annotated[
     ViewMode,
     typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
 ]
+StaysOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--view-stays/--no-view-stays",
+        help="Whether the page of --view serve stays after the run; by default while somebody "
+        "may look.",
+    ),
+]
 StrictOption = Annotated[
     bool,
     typer.Option("--strict", help="The first part that breaks ends the run."),
@@ -187,6 +195,7 @@ def run(
     scale_bar: ScaleBarOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: OverwriteOption = False,
     onto: Annotated[
         Path | None,
@@ -219,6 +228,7 @@ def run(
             view=view,
             overwrite=overwrite,
             quiet=quiet,
+            view_stays=view_stays,
         )
         options = replace(options, record_input=record_input, profile=profile)
         config = [*_recorded_overlays(source), *(config or [])]
@@ -248,7 +258,8 @@ def run(
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
         )
-    _finish(outcome, control=control)
+    _discard_if_empty(outcome)
+    _finish(outcome, options, control=control)
 
 
 @app.command()
@@ -266,6 +277,7 @@ def resume(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -279,10 +291,17 @@ def resume(
         _limit_library_threads()
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         going_on = go_on(run_folder, overlays=config or [], settings=all_settings)
-        options = _options(source or [], out=run_folder, view=view, overwrite=False, quiet=quiet)
+        options = _options(
+            source or [],
+            out=run_folder,
+            view=view,
+            overwrite=False,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         options = replace(options, going_on=going_on)
         outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -291,16 +310,24 @@ def demo(
     settings: SettingOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a former run in the folder.")] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Streams a synthetic drone flight, reconstructs it and prints the accuracy."""
     with _errors_reported():
-        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=overwrite, quiet=quiet)
+        options = _options(
+            [_DEMO_SOURCE],
+            out=out,
+            view=view,
+            overwrite=overwrite,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         outcome = _launch(_load(config, settings), options)
         if outcome.num_registered:
             _print_evaluation(outcome.path, outcome.path / "groundtruth.txt")
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -339,14 +366,28 @@ def export(
     dense: Annotated[
         bool, typer.Option("--dense", help="dense.ply; with --undistort, what trainers begin with.")
     ] = False,
+    las: Annotated[bool, typer.Option("--las", help="Points, dense ones too, in a CRS.")] = False,
+    laz: Annotated[bool, typer.Option("--laz", help="The same, compressed.")] = False,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Cameras, their footprints and way, for GIS.")
+    ] = False,
+    kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
+    odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
+    bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    crs: Annotated[
+        str | None,
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like, for --las, --laz, --ply."),
+    ] = None,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
 ) -> None:
     """Writes a map of the newest snapshot in the formats of other tools."""
     with _errors_reported():
-        from adapters.export import ExportFormat
-        from adapters.export import export as export_run
+        from adapters.exports.export import ExportFormat
+        from adapters.exports.export import export as export_run
+        from adapters.exports.job import ExportCancelled
+        from adapters.exports.terminal import cancelled_by_signals, progress_shown
         from engine.output.run_format import check_readable
 
         check_readable(run_folder)
@@ -356,15 +397,38 @@ def export(
             ExportFormat.NERFSTUDIO: nerfstudio,
             ExportFormat.TUM: tum,
             ExportFormat.DENSE: dense,
+            ExportFormat.LAS: las,
+            ExportFormat.LAZ: laz,
+            ExportFormat.GEOJSON: geojson,
+            ExportFormat.KML: kml,
+            ExportFormat.ODM: odm,
+            ExportFormat.BUNDLER: bundler,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
-            raise ConfigError(
-                "say what to export: --undistort, --ply, --nerfstudio, --tum, --dense"
-            )
-        with native_log_captured():
-            written = export_run(run_folder, to, formats=formats, map_number=map_number)
+            options = ", ".join(f"--{kind}" for kind in ExportFormat)
+            raise ConfigError(f"say what to export: {options}")
+        try:
+            with (
+                native_log_captured(),
+                cancelled_by_signals() as is_cancelled,
+                progress_shown() as progress,
+            ):
+                written = export_run(
+                    run_folder,
+                    to,
+                    formats=formats,
+                    map_number=map_number,
+                    crs=crs,
+                    progress=progress,
+                    is_cancelled=is_cancelled,
+                )
+        except ExportCancelled as cancelled:
+            typer.echo(f"livesfm: {cancelled}", err=True)
+            raise typer.Exit(INTERRUPTED) from cancelled
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+    for note in written.notes:
+        typer.echo(note)
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes (--map {number})")
     _say_if_unfinished(run_folder)
@@ -596,9 +660,20 @@ def _recorded_overlays(sources: list[str]) -> list[str]:
 
 
 def _options(
-    sources: list[str], *, out: Path, view: ViewMode, overwrite: bool, quiet: bool
+    sources: list[str],
+    *,
+    out: Path,
+    view: ViewMode,
+    overwrite: bool,
+    quiet: bool,
+    view_stays: bool | None,
 ) -> LaunchOptions:
     from adapters.launch import LaunchOptions
+    from adapters.views.staying import StayingViews
+
+    if view_stays is not None and view is not ViewMode.SERVE:
+        raise ConfigError("--view-stays: goes with --view serve only")
+    staying = StayingViews(view_stays, is_on_terminal=sys.stdout.isatty())
 
     return LaunchOptions(
         sources=tuple(sources),
@@ -606,6 +681,7 @@ def _options(
         overwrite=overwrite,
         view_mode=view,
         show_progress=not quiet,
+        staying=staying if view is ViewMode.SERVE else None,
     )
 
 
@@ -683,18 +759,19 @@ def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bo
     return replace(outcome, summary=summary), True
 
 
-def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
+def _finish(
+    outcome: RunOutcome, options: LaunchOptions, *, control: Control | None = None
+) -> NoReturn:
     """Prints what was made and how far to trust it, and ends with the exit code that fits.
 
     The last line is that of the maps.
     """
     from engine.types import VerdictLevel
 
-    is_surveyed = True
-    if control is not None:
-        outcome, is_surveyed = _after_survey(outcome, control)
-
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
+    is_surveyed = True
+    if control is not None and is_made:
+        outcome, is_surveyed = _after_survey(outcome, control)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
@@ -710,10 +787,28 @@ def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
         + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
         + "".join(f"; {words}" for words in complaints)
     )
+    if options.staying is not None:
+        options.staying.stay(was_stopped=outcome.stopped_by == "signal")
     if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
     is_good = outcome.verdict.level is VerdictLevel.GOOD and is_surveyed
     _leave(outcome, 0 if is_good else DOUBTED)
+
+
+def _discard_if_empty(outcome: RunOutcome) -> None:
+    """Deletes the folder of a new run to which nothing came, and ends: the next run has its name.
+
+    One that hangs may still write, and stays.
+    """
+    is_empty = outcome.summary.get("frames_received") == 0 and not outcome.num_keyframes
+    if not is_empty or outcome.num_hangs or outcome.not_saved:
+        return
+    from engine.output.run_folder import discard_run
+
+    with suppress(OSError):
+        discard_run(outcome.path)
+    _say(f"no frame came, see above; {outcome.path} is not kept")
+    _leave(outcome, NOTHING_MADE)
 
 
 def _say(line: str) -> None:

@@ -22,6 +22,9 @@ from engine.types import (
     Verdict,
 )
 
+ALSO_AN_EVENT = {"is_also_an_event": True}
+"""``extra`` of log lines whose words an event has, too: views of events leave the lines out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:

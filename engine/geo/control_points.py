@@ -130,6 +130,7 @@ def lay_onto_control_points(
             residuals_m=residuals_m,
             weights=used.astype(np.float64),
             is_inlier=used,
+            offsets_enu_m=errors_m[is_control],
             rmse_m=float(np.sqrt(np.mean(residuals_m[used] ** 2))),
             rotation_std_deg=math.degrees(fit.rotation_std_rad),
             scale_std_ratio=fit.scale_std_ratio,

@@ -20,7 +20,7 @@ from engine.mapping.stored_state import StoredModel
 from engine.output.georeferencing_later import Laid, refuse_unfinished, write_laid
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import read_models
-from engine.types import ControlPoint, Float64Array, GpsFix, ImageMark, ScaleBar
+from engine.types import METRES, ControlPoint, Float64Array, GpsFix, ImageMark, ScaleBar
 
 _MAX_NAMED = 8  # in a line
 _SUSPICIOUS = 3.0  # times the error that surveying and marking account for
@@ -214,6 +214,8 @@ def _laid_onto_points(
             "georeferenced": True,
             "georeference": record,
             "not_georeferenced": "",
+            "unit": METRES,
+            "metres_per_map_unit": 1.0,
         },
         event=ControlPointsUsed(
             num_control=int(fit.is_used.sum()),
@@ -378,7 +380,7 @@ def _scaled(marks: _Marks, bars: Sequence[ScaleBar]) -> tuple[Laid, list[str]]:
         onto_from_former=onto,
         origin=None,
         georeference=None,
-        summary={"metres_per_map_unit": 1.0, "scale_bars": records},
+        summary={"unit": METRES, "metres_per_map_unit": 1.0, "scale_bars": records},
     )
     words = f"map scaled by {metres_per_unit:.4g}: its unit is the metre, its axes are as before"
     return laid, [words, *_bar_lines(records)]

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from adapters import cli
 from adapters.georeference import Control, survey
+from adapters.launch import LaunchOptions
 from adapters.run_files import read_model
+from adapters.views.view_mode import ViewMode
 from engine.errors import ConfigError
 from engine.geo.georeference import places_on_globe, positions_in_enu
 from engine.output.laid_onto import command_to_lay_again
@@ -347,12 +349,15 @@ def test_a_run_whose_control_points_do_not_fit_keeps_its_map_and_says_so(
         num_registered=NUM_FRAMES,
         summary=summary_of(run),
     )
+    options = LaunchOptions(
+        sources=("x",), path=run, overwrite=False, view_mode=ViewMode.NONE, show_progress=False
+    )
     with pytest.raises(typer.Exit) as exit_:
-        cli._finish(outcome, control=Control(file=file))
+        cli._finish(outcome, options, control=Control(file=file))
     assert exit_.value.exit_code == cli.DOUBTED
     assert "not laid onto ground control: 2 control points" in capsys.readouterr().out
     assert (run / "latest").resolve() == before
     with pytest.raises(typer.Exit) as exit_:
-        cli._finish(outcome, control=Control(file=write_gcp(tmp_path / "g.txt", world)))
+        cli._finish(outcome, options, control=Control(file=write_gcp(tmp_path / "g.txt", world)))
     assert exit_.value.exit_code == 0
     assert "map laid onto 6 control points" in capsys.readouterr().out
