@@ -169,6 +169,12 @@ class MqttConfig(Section):
     """File of the key (PEM) that belongs to client_certificate."""
     max_pose_hz: PositiveFloat = 30.0
     """Hz. Poses published of each camera at most."""
+    max_points: NonNegativeInt = 200_000
+    """Points of the map sent at most when PREFIX/points/request asks for them; of more, so many
+    spread over all. 0: requests are not taken."""
+    snapshot_base_url: str = ""
+    """URL at which a server of yours shows the folder that holds the run folder; PREFIX/snapshot
+    then has the snapshot's own URL, too. Without user names and passwords. Empty: none."""
 
 
 class PhoneConfig(Section):
