@@ -164,6 +164,27 @@ class PlacedCrs:
             )
         return found
 
+    def axes_at(self, place_in_world: Float64Array) -> Float64Array:
+        """The rotation (3, 3) from the map's axes to those of the CRS at a place (3,).
+
+        Those of a geographic CRS are east, north, up there; the grid of a projected one is turned
+        from them by its convergence.
+
+        Raises:
+            ConfigError: the CRS has no coordinates there.
+        """
+        if self.crs.is_geographic:
+            [(latitude, longitude, altitude)] = self.place.on_globe(place_in_world[None]).tolist()
+            here = MapPlace(latitude_deg=latitude, longitude_deg=longitude, altitude_m=altitude)
+            return here.pose_of(self.place)[:, :3]
+        steps = np.vstack([np.eye(3), -np.eye(3)])
+        around = self.coordinates(place_in_world + steps)
+        around[:, :2] *= self.crs.axis_info[0].unit_conversion_factor
+        axes = nearest_rotation(((around[:3] - around[3:]) / 2.0).T)
+        if axes is None:
+            raise ConfigError(f"--crs {self.name}: has no axes where the map lies")
+        return axes
+
     def as_record(self) -> dict[str, Any]:
         """For a file beside the export."""
         accuracy_m = self.to_crs.accuracy

@@ -252,6 +252,74 @@ def test_bundler_needs_no_place_on_the_globe(tmp_path: Path) -> None:
     check_bundler(done.path / "bundler", truth)
 
 
+# -- Metashape -------------------------------------------------------------------------------------
+
+
+def rotation_of(omega_deg: float, phi_deg: float, kappa_deg: float) -> Float64Array:
+    """From camera axes x right, y up, z backward to those of the CRS: Rx(o) Ry(p) Rz(k)."""
+    angles = np.radians([omega_deg, phi_deg, kappa_deg])
+    turns = [cv2.Rodrigues(axis * angle)[0] for axis, angle in zip(np.eye(3), angles, strict=True)]
+    return np.asarray(turns[0] @ turns[1] @ turns[2])
+
+
+@pytest.mark.parametrize("asked", [None, "EPSG:32616", "EPSG:26850"])
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "OPENCV"])
+def test_metashape_cameras_project_ground_coordinates_onto_their_keypoints(
+    tmp_path: Path, model: str, asked: str | None
+) -> None:
+    truth = make_placed_run(tmp_path / "run", models=(model,))
+    done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.METASHAPE], crs=asked)
+    folder = done.path / "metashape"
+    head, names, *lines = (folder / "cameras.csv").read_text().splitlines()
+    crs = pyproj.CRS.from_user_input(asked or "EPSG:32615")
+    assert head.startswith(f"# {asked or 'EPSG:32615'};")
+    assert names == "#label,x,y,z,omega,phi,kappa"
+    storage = cv2.FileStorage(str(folder / "camera-1.xml"), cv2.FILE_STORAGE_READ)
+    matrix = storage.getNode("Camera_Matrix").mat()
+    distortion = storage.getNode("Distortion_Coefficients").mat()
+    unit_m = crs.axis_info[0].unit_conversion_factor
+    to_crs = pyproj.Transformer.from_crs("EPSG:4979", crs, always_xy=True)
+    images = {
+        image.name.replace("/", "_").replace(" ", "_"): image for image in truth.images.values()
+    }
+    assert {line.split(",")[0] for line in lines} == set(images)
+    for line in lines:
+        label, *cells = line.split(",")
+        x, y, z, *angles = map(float, cells)
+        image = images[label]
+        assert size_of(folder / "images" / label) == (320, 240)
+        points = list(image.get_observation_points2D())
+        xyz = np.array([truth.point3D(p.point3D_id).xyz for p in points])
+        places = np.stack(to_crs.transform(*globe_of(DULUTH, xyz).T), axis=1)
+        offsets = (places - [x, y, z]) * [unit_m, unit_m, 1.0]
+        flat_m = np.linalg.norm((xyz - image.projection_center())[:, :2], axis=1).sum()
+        grid_scale = np.linalg.norm(offsets[:, :2], axis=1).sum() / flat_m
+        assert 0.999 < grid_scale < 1.003
+        offsets[:, :2] /= grid_scale
+        in_cam = offsets @ rotation_of(*angles) @ np.diag([1.0, -1.0, -1.0])
+        seen, _ = cv2.projectPoints(in_cam, np.zeros(3), np.zeros(3), matrix, distortion)
+        keypoints = np.array([p.xy for p in points])
+        assert np.abs(seen[:, 0] + 0.5 - keypoints).max() < 0.1
+
+
+def globe_of(origin: Origin, places: Float64Array) -> Float64Array:
+    """Longitude, latitude and altitude (P, 3) of places east, north, up of an origin."""
+    pipeline = pyproj.Transformer.from_pipeline(
+        "+proj=pipeline +step +inv +proj=topocentric +ellps=WGS84"
+        f" +lon_0={origin.longitude_deg} +lat_0={origin.latitude_deg} +h_0={origin.altitude_m}"
+        " +step +inv +proj=cart +ellps=WGS84 +step +proj=unitconvert +xy_in=rad +xy_out=deg"
+    )
+    return np.stack(pipeline.transform(*places.T), axis=1)
+
+
+@pytest.mark.parametrize("model", ["FOV", "OPENCV_FISHEYE", "EQUIRECTANGULAR"])
+def test_a_camera_without_such_a_calibration_is_refused(tmp_path: Path, model: str) -> None:
+    make_placed_run(tmp_path / "run", models=("SIMPLE_RADIAL", model))
+    with pytest.raises(ConfigError, match=f"--metashape: .* camera 2, {model}"):
+        export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.METASHAPE])
+    assert not (tmp_path / "out").exists()
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ ON_GLOBE = [
     ExportFormat.GEOJSON,
     ExportFormat.KML,
     ExportFormat.ODM,
+    ExportFormat.METASHAPE,
 ]
 SUVA = Origin(latitude_deg=-17.8, longitude_deg=179.9999, altitude_m=20.0)
 NO_HEIGHT = Origin(latitude_deg=46.8428, longitude_deg=-91.9942, altitude_m=None)
@@ -147,7 +148,7 @@ def test_a_crs_that_will_not_do_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("formats", "why"),
     [
-        ([ExportFormat.KML], "--crs is for --las, --laz and --ply"),
+        ([ExportFormat.KML], "--crs is for --las, --laz, --ply and --metashape"),
         ([ExportFormat.PLY, ExportFormat.NERFSTUDIO], "folder of its own"),
     ],
 )
@@ -249,7 +250,7 @@ def test_footprints_are_where_the_borders_of_images_meet_the_ground(
         [ring] = one["geometry"]["coordinates"]
         outline = enu_of(DULUTH, np.array(ring))
         image = model.find_image_with_name(one["properties"]["name"])
-        assert image is not None
+        assert image is not None and image.camera is not None
         places = np.array([image.project_point(place) for place in outline])
         size = np.array([image.camera.width, image.camera.height])
         off = np.minimum(np.abs(places), np.abs(places - size)).min(axis=1)
