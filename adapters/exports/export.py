@@ -161,7 +161,7 @@ def export(
         num_images=written.reconstruction.num_reg_images(),
         num_points3D=written.reconstruction.num_points3D(),
         left_out={number: read_model(other).num_reg_images() for number, other in models.items()},
-        notes=plan.notes,
+        notes=(*plan.notes, *job.notes),
     )
 
 
@@ -200,6 +200,11 @@ class _Plan:
             _check_crs(formats, is_asked=crs is not None)
             asked_by = "--crs" if crs is not None else f"--{min(in_crs)}"
             opened = open_crs(crs, job.needed_place(asked_by), asked_by=asked_by)
+            if opened.accuracy_m:
+                job.notes.append(
+                    f"coordinates in {opened.name}: PROJ knows the change from WGS 84 to"
+                    f" {opened.accuracy_m:g} m"
+                )
         dense, note = _dense_for(job, formats)
         notes = [note] if note else []
         if ExportFormat.ODM in formats:

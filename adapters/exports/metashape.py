@@ -62,6 +62,8 @@ def write_metashape(job: ExportJob, crs: PlacedCrs) -> None:
         copy_image(job.run / IMAGES / image.name, folder / IMAGES / names[image.name])
         center = image.projection_center()
         [position] = crs.coordinates(center[None]).tolist()
+        if not np.isfinite(position).all():
+            raise ConfigError(f"--crs {crs.name}: has no coordinates where {image.name} lies")
         world_from_cam = image.cam_from_world().matrix()[:, :3].T
         angles = _angles_deg(crs.axes_at(center) @ world_from_cam @ _BACKWARD)
         cells = [*(f"{value:.10g}" for value in position[:2]), f"{position[2]:.4f}"]

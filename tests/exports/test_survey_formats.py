@@ -135,6 +135,7 @@ def test_points_lie_in_the_crs_that_was_asked_for(
         ("EPSG:99999999", "PROJ cannot use it"),
         ("nonsense", "PROJ cannot use it"),
         ("EPSG:32615+5773", "PROJ cannot use it"),  # a grid of geoid heights that is not here
+        ("EPSG:32661", "is for Northern hemisphere"),
     ],
 )
 def test_a_crs_that_will_not_do_is_refused_and_nothing_is_written(
@@ -157,6 +158,37 @@ def test_a_crs_is_refused_where_it_means_nothing(
 ) -> None:
     with pytest.raises(ConfigError, match=why):
         export(run, tmp_path / "out", formats=formats, crs="EPSG:32615")
+
+
+def test_a_change_of_datum_says_how_well_it_is_known(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "nad83", formats=[ExportFormat.LAS], crs="EPSG:26915")
+    assert "coordinates in EPSG:26915: PROJ knows the change from WGS 84 to 4 m" in done.notes
+    origin = json.loads((done.path / "origin.json").read_text())
+    assert origin["crs"]["accuracy_m"] == 4.0
+    done = export(run, tmp_path / "wgs84", formats=[ExportFormat.LAS], crs="EPSG:32615")
+    assert not done.notes
+
+
+def test_points_farther_off_than_a_file_can_say_are_left_out_and_counted(
+    run: Path, tmp_path: Path
+) -> None:
+    model = model_of(run)
+    far = sorted(model.points3D)[:4]
+    for point3D_id, place in zip(
+        far, ([0, 0, 3e6], [9e6, 0, 0], [0, -1e25, 0], [0, 0, -6.3e6]), strict=True
+    ):
+        model.point3D(point3D_id).xyz = np.array(place)
+    model.write_binary(run / "latest" / "sparse" / "0")
+    formats = [ExportFormat.LAS, ExportFormat.PLY]
+    done = export(run, tmp_path / "out", formats=formats, crs="EPSG:32615")
+    las = laspy.read(done.path / "points.las")
+    assert len(las.points) == model.num_points3D() - 4
+    assert "4 points too far off are not in .las files" in done.notes
+    crs = las.header.parse_crs()
+    assert crs is not None
+    np.testing.assert_allclose(from_crs(crs, las.xyz), points_of(run)[0][4:], atol=0.002)
+    _, places = read_ply(done.path / "points.ply")
+    assert np.isfinite(places).all()
 
 
 # -- PLY and the origin ----------------------------------------------------------------------------
@@ -307,6 +339,14 @@ def test_shapes_are_cut_at_the_date_line(tmp_path: Path) -> None:
         assert all(np.isclose(np.abs(side), 180.0, atol=1e-8).sum() >= 2 for side in sides)
     [(_, placemark)] = read_placemarks(done.path / "cameras.kml", "Ways")
     assert len(placemark.findall(f"{KML}MultiGeometry/{KML}LineString")) == 2
+
+
+def test_kml_is_whole_whatever_the_source_is_called(run: Path, tmp_path: Path) -> None:
+    table = (run / "frames.csv").read_text()
+    (run / "frames.csv").write_text(table.replace("flight.mp4", '<b>&"\x1b[2J\ud7ff'))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.KML])
+    [(name, _)] = read_placemarks(done.path / "cameras.kml", "Ways")
+    assert name == '<b>&"\ufffd[2J\ud7ff'
 
 
 def test_heights_that_nobody_knows_are_not_made_up(tmp_path: Path) -> None:
