@@ -374,9 +374,12 @@ def export(
     kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
     odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
     bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    metashape: Annotated[
+        bool, typer.Option("--metashape", help="Positions and angles of cameras, calibrations.")
+    ] = False,
     crs: Annotated[
         str | None,
-        typer.Option(metavar="CRS", help="EPSG:32615 and the like, for --las, --laz, --ply."),
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like: of points and --metashape."),
     ] = None,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
@@ -403,6 +406,7 @@ def export(
             ExportFormat.KML: kml,
             ExportFormat.ODM: odm,
             ExportFormat.BUNDLER: bundler,
+            ExportFormat.METASHAPE: metashape,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
