@@ -62,6 +62,7 @@ from engine.ports import (
     PlaceIndex,
     ResumableSource,
     SecondMatcher,
+    SeesDepth,
     Source,
     View,
     WindowSolver,
@@ -679,6 +680,7 @@ class Engine:
             matching=self._guards[RunPart.MATCHING],
             faults=self._faults,
         )
+        self._see_depth = matcher.seen_depth if isinstance(matcher, SeesDepth) else None
         self._second = (
             None
             if second is None
@@ -835,6 +837,7 @@ class Engine:
             writer=self._writer,
             views=self._views,
             emit=self._events,
+            see_depth=self._see_depth,
             max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
             wait=self._wait_for_call,
         )
