@@ -6,7 +6,8 @@ Exit codes; of a run they tell what is on disk:
     1    nothing was made, or something of it is not saved or not in the folder asked for, or the
          run broke off, as on a disk that is nearly full; the last line says which
     2    the request is refused, and nothing was changed
-    3    a map was made and saved whole, and its verdict is not good
+    3    a map was made and saved whole, and its verdict is not good, or it could not be laid onto
+         the ground control that was given
     130  a third signal ended the run; what was on disk by then is there
 
 A run that is killed has the code of its signal (137 for SIGKILL). Its folder keeps ``.lock``, which
@@ -22,7 +23,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from adapters.doctor import Weights
     from adapters.evaluate import Evaluation
+    from adapters.georeference import Control
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.run.engine import RunOutcome
@@ -105,6 +107,28 @@ PositionsOption = Annotated[
         help="Positions of photos by their names, CSV or geo.txt; of a video, .SRT.",
     ),
 ]
+GcpOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--gcp",
+        metavar="FILE",
+        help="Ground control points marked in images (gcp_list.txt); the map is laid onto them.",
+    ),
+]
+CheckOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--check", metavar="NAME", help="Point of --gcp that is compared only, as CHK... are."
+    ),
+]
+ScaleBarOption = Annotated[
+    tuple[str, str, float] | None,
+    typer.Option(
+        "--scale-bar",
+        metavar="A B METRES",
+        help="Distance of two points of --gcp, or of marks IMAGE:X,Y+IMAGE:X,Y.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
@@ -159,6 +183,9 @@ def run(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     positions: PositionsOption = None,
+    gcp: GcpOption = None,
+    check: CheckOption = None,
+    scale_bar: ScaleBarOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
     overwrite: OverwriteOption = False,
@@ -186,6 +213,7 @@ def run(
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
     with _errors_reported():
         refuse_unknown_sources(source)
+        control = _control(gcp, check, scale_bar)
         options = _options(
             source,
             out=out or _default_out(source[0]),
@@ -221,7 +249,7 @@ def run(
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
         )
-    _finish(outcome)
+    _finish(outcome, control=control)
 
 
 @app.command()
@@ -318,8 +346,8 @@ def export(
 ) -> None:
     """Writes a map of the newest snapshot in the formats of other tools."""
     with _errors_reported():
-        from adapters.export import ExportFormat
-        from adapters.export import export as export_run
+        from adapters.exports.export import ExportFormat
+        from adapters.exports.export import export as export_run
         from engine.output.run_format import check_readable
 
         check_readable(run_folder)
@@ -347,13 +375,16 @@ def export(
 def georeference(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     positions: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--positions",
             metavar="FILE",
             help="A track (.srt, .gpx, .nmea), or a CSV or geo.txt by the keyframes' names.",
         ),
-    ],
+    ] = None,
+    gcp: GcpOption = None,
+    check: CheckOption = None,
+    scale_bar: ScaleBarOption = None,
     clock_offset_s: Annotated[
         float | None,
         typer.Option(
@@ -364,17 +395,28 @@ def georeference(
     ] = None,
     settings: SettingOption = None,
 ) -> None:
-    """Lays a finished run onto positions that came later."""
+    """Lays a finished run onto positions, or ground control, that came later."""
     with _errors_reported():
         from adapters.georeference import georeference as georeference_run
         from engine.output.run_format import check_readable
 
+        control = _control(gcp, check, scale_bar)
+        if bool(positions) == (control is not None):
+            raise ConfigError("either --positions, or --gcp or --scale-bar")
         check_readable(run_folder)
         with native_log_captured():
-            laid_out = georeference_run(
-                run_folder, positions, clock_offset_s=clock_offset_s, settings=settings or []
-            )
-    typer.echo(laid_out.words)
+            if control is None:
+                laid_out = georeference_run(
+                    run_folder,
+                    positions or [],
+                    clock_offset_s=clock_offset_s,
+                    settings=settings or [],
+                )
+                lines: Sequence[str] = (laid_out.words,)
+            else:
+                lines = _surveyed(run_folder, control, settings=settings or [])
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command()
@@ -608,12 +650,50 @@ def _name_of_address(source: str) -> str:
     return parts[-1]
 
 
-def _finish(outcome: RunOutcome) -> NoReturn:
+def _control(
+    gcp: Path | None, checks: list[str] | None, scale_bar: tuple[str, str, float] | None
+) -> Control | None:
+    """Ground control, which is read to see that it can be; None without any."""
+    if not (gcp or checks or scale_bar):
+        return None
+    from adapters.georeference import Control
+
+    control = Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
+    control.read()
+    return control
+
+
+def _surveyed(run_folder: Path, control: Control, *, settings: Sequence[str] = ()) -> Sequence[str]:
+    """Lays a run onto ground control; lines for people."""
+    from adapters.georeference import survey
+
+    return survey(run_folder, control, settings=settings).lines
+
+
+def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bool]:
+    """The outcome of a run that was laid onto ground control, and whether it could be."""
+    try:
+        with native_log_captured():
+            lines = _surveyed(outcome.path, control)
+    except EngineError as error:
+        _say(f"not laid onto ground control: {error}")
+        return outcome, False
+    for line in lines:
+        _say(line)
+    summary = json.loads((outcome.path / "summary.json").read_text(encoding="utf-8"))
+    return replace(outcome, summary=summary), True
+
+
+def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
     """Prints what was made and how far to trust it, and ends with the exit code that fits.
 
     The last line is that of the maps.
     """
     from engine.types import VerdictLevel
+
+    is_surveyed = True
+    if control is not None:
+        outcome, is_surveyed = _after_survey(outcome, control)
 
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
@@ -633,7 +713,8 @@ def _finish(outcome: RunOutcome) -> NoReturn:
     )
     if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
-    _leave(outcome, 0 if outcome.verdict.level is VerdictLevel.GOOD else DOUBTED)
+    is_good = outcome.verdict.level is VerdictLevel.GOOD and is_surveyed
+    _leave(outcome, 0 if is_good else DOUBTED)
 
 
 def _say(line: str) -> None:

@@ -454,6 +454,18 @@ class Georeferenced(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPointsUsed(Event):
+    """The map was laid onto ground control points after the run's end."""
+
+    num_control: int  # that the map is laid onto
+    num_check: int  # that are compared only
+    rejected: tuple[str, ...]  # names of those that contradict the others
+    rmse_m: float  # of those used
+    check_rmse_m: float | None  # None: no check points
+    metres_per_map_unit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotWritten(Event):
     """A COLMAP model is on disk."""
 
