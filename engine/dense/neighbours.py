@@ -56,7 +56,9 @@ def _candidate(view: DenseView, neighbour: DenseView) -> Candidate | None:
     points = view.points3D_in_world[rows]
     center, other = camera_center(view.cam_from_world), camera_center(neighbour.cam_from_world)
     rays, other_rays = points - center, points - other
-    lengths, other_lengths = (np.sqrt(np.einsum("ij,ij->i", one, one)) for one in (rays, other_rays))
+    lengths, other_lengths = (
+        np.sqrt(np.einsum("ij,ij->i", one, one)) for one in (rays, other_rays)
+    )
     baseline = np.linalg.norm(other - center)
     if not (baseline > 0 and lengths.min() > 0 and other_lengths.min() > 0):
         return None

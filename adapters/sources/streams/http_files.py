@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapters.sources.streams.http_client import HttpAnswer, HttpClient
-from adapters.sources.streams.patience import StreamError
+from adapters.sources.streams.patience import OutOfPatienceError, StreamError
 
 _MAX_HEADER_BYTES = 64_000_000  # before the first frame: an index of ten hours of video
 _MAX_PLAYLIST_BYTES = 4_000_000
@@ -40,6 +40,7 @@ class HttpFiles:
         self._max_frame_bytes = max_frame_bytes
         self._num_left = _MAX_HEADER_BYTES
         self._num_missed = 0
+        self._has_piece = False
         self._has_begun = False
         # PyAV keeps one exception until FFmpeg's call returns, and prints another.
         self._has_failed = False
@@ -53,7 +54,7 @@ class HttpFiles:
         """Opens what a playlist leads to, for PyAV's ``io_open``.
 
         Raises:
-            StreamError: it cannot be had; where old pieces are missing, not before the third.
+            StreamError: it is the first and cannot be had, or the third in a row, or late.
         """
         begin = int(options.get("offset", 0))
         end = int(options["end_offset"]) if int(options.get("end_offset", 0)) > 0 else None
@@ -61,12 +62,15 @@ class HttpFiles:
             if self._has_failed:
                 return io.BytesIO()
             answer = self.client.open(url, begin=begin, end=end)
+        except OutOfPatienceError as error:
+            raise self.failed(error.loss.detail) from error
         except StreamError as error:
             self._num_missed += 1
-            if self._has_begun and self._num_missed < _MAX_MISSED_PIECES:
+            if self._has_piece and self._num_missed < _MAX_MISSED_PIECES:
                 return io.BytesIO()
             raise self.failed(f"its playlist leads on, {_and_then(error)}") from error
         self._num_missed = 0
+        self._has_piece = True
         return HttpFile(answer, files=self, begin=begin)
 
     def failed(self, detail: str) -> StreamError:

@@ -18,6 +18,7 @@ from adapters.sources.streams.http_kinds import HttpKind, kind_of, unknown_forma
 from adapters.sources.streams.multipart import MultipartError, MultipartReader, OversizedPart
 from adapters.sources.streams.pacing import Pace
 from adapters.sources.streams.patience import Loss, Patience, StreamError
+from adapters.sources.streams.stream_address import SHORT_LOOK
 from engine.config import LiveSourcesConfig
 from engine.types import DropReason
 
@@ -184,7 +185,11 @@ class HttpReader:
         return open_container(
             file,
             format="hls" if is_playlist else None,
-            options={"format_whitelist": _DEMUXERS, **(pieces if is_playlist else {})},
+            options={
+                "format_whitelist": _DEMUXERS,
+                **SHORT_LOOK,
+                **(pieces if is_playlist else {}),
+            },
             buffer_size=_BUFFER_BYTES,
             timeout=(self._config.open_timeout_s, _NEVER_S),  # so that it can be interrupted
             io_open=files.open_piece,

@@ -30,6 +30,10 @@ class StreamError(Exception):
         self.loss = Loss(detail=detail, is_refused=is_refused, is_nobody=is_nobody)
 
 
+class OutOfPatienceError(StreamError):
+    """What was waited for did not come in time, or is no longer wanted."""
+
+
 class Patience:
     """Waits of one connection: until someone says stop, silence is too long, or time is up."""
 
@@ -63,21 +67,21 @@ class Patience:
         """Whether waiting may go on.
 
         Raises:
-            StreamError: it may not.
+            OutOfPatienceError: it may not.
         """
         now_s = time.monotonic()
         if self._stop.is_set():
-            raise StreamError("stopped")
+            raise OutOfPatienceError("stopped")
         if now_s > self._until_s:
-            raise StreamError(self._too_late)
+            raise OutOfPatienceError(self._too_late)
         if now_s - waiting_since_s > self.silence_s and self._until_s == math.inf:
-            raise StreamError(f"nothing came for {self.silence_s:g} s")
+            raise OutOfPatienceError(f"nothing came for {self.silence_s:g} s")
 
     def wait_for(self, connection: socket.socket | int, *, to_write: bool = False) -> None:
         """Waits until a socket or pipe can be read from, or written to.
 
         Raises:
-            StreamError: that took too long, or is no longer wanted.
+            OutOfPatienceError: that took too long, or is no longer wanted.
         """
         since_s = time.monotonic()
         both = ([], [connection]) if to_write else ([connection], [])

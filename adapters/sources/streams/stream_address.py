@@ -25,7 +25,7 @@ STREAM_SCHEMES = frozenset(
 _SECURE_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 # Streams say in their first bytes what they carry; FFmpeg's own 5 s of looking would be 5 s of lag.
-_SHORT_LOOK = {"probesize": "500000", "analyzeduration": "500000"}  # bytes; us
+SHORT_LOOK = {"probesize": "500000", "analyzeduration": "500000"}  # bytes; us
 _CAMERA_SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
 _SECRET_IN_PATH = re.compile(r"((?:pass|pwd|token|key|secret|auth)\w*=)[^/&;]+", re.IGNORECASE)
@@ -105,7 +105,7 @@ def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddre
         format="rtsp",
         options={
             **transport,
-            **_SHORT_LOOK,
+            **SHORT_LOOK,
             **_secured(scheme, config),
             "allowed_media_types": "video",
         },
@@ -158,7 +158,7 @@ def _rtmp(parts: SplitResult, *, label: str, config: LiveSourcesConfig) -> Strea
     query = parse_qsl(parts.query, keep_blank_values=True)
     is_listening = dict(query).get("listen", "0") not in {"", "0"}
     is_secure = parts.scheme == "rtmps"
-    options = {**_SHORT_LOOK, **_secured(parts.scheme, config)}
+    options = {**SHORT_LOOK, **_secured(parts.scheme, config)}
     if not is_listening:
         options["rtmp_live"] = "live"
         return StreamAddress(
@@ -189,7 +189,7 @@ def _transport_stream(
     if parts.port is None:
         raise SourceError(f"{label}: which port? {parts.scheme}://HOST:PORT")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    options = dict(_SHORT_LOOK)
+    options = dict(SHORT_LOOK)
     if parts.scheme == "srt":
         is_listening = query.get("mode") == "listener"
         label += "?mode=listener" if is_listening else ""
