@@ -181,8 +181,9 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, http://, "
-            "camera:0, watch:FOLDER, mqtt(s)://, phone://; several mix.",
+            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, srt://, "
+            "udp://, http(s):// (MJPEG, snapshots, HLS, video), camera:0, watch:FOLDER, "
+            "mqtt(s)://, phone://; several mix.",
         ),
     ],
     config: ConfigOption = None,

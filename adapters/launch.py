@@ -109,7 +109,6 @@ def _write_profile(profile: Profile, run_folder: Path) -> None:
 def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
     provide_descriptors()
     limit_library_threads()
-    _load_ahead()
     refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
@@ -123,6 +122,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     sources = _open_sources(
         specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
     )
+    _load_ahead()  # after the sources, because drones wait for those that listen
     if len(specs) == 1:  # a replay has all sources of its run
         specs = specs * len(sources)
     from adapters.resume import roles_of

@@ -130,6 +130,8 @@ class LiveSourcesConfig(Section):
     max_payload_mb: PositiveInt = 32
     """MB. Larger messages are refused before they are decoded; an MQTT broker that only speaks
     version 3.1.1 still delivers them first."""
+    snapshot_rate_hz: PositiveFloat = 5.0
+    """Hz. How often an http(s):// address that gives one picture is asked for it, at most."""
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     """tcp or udp: how rtsp:// carries images. tcp loses none."""
     verify_certificates: bool = True
