@@ -512,8 +512,9 @@ def benchmark(
         typer.Option(
             "--peers",
             metavar="[DATASET=]PEER",
-            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
-            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+            help="colmap-PAIRS-MAPPER[-FEATURES], or none. PAIRS: sequential or exhaustive; "
+            "MAPPER: incremental or global; FEATURES: a number or ours. Default: both mappers, "
+            "with COLMAP's features and with ours.",
         ),
     ] = None,
     baseline: Annotated[
