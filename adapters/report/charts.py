@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup
 
 from adapters.report import svg
-from adapters.report.words import number
 from engine.types import Float64Array
 
 WIDTH, HEIGHT = 360.0, 200.0
@@ -38,21 +37,22 @@ class Axes:
         inner = self.height - _TOP - _BOTTOM
         return self.height - _BOTTOM - (value - low) / (high - low) * inner
 
-    def drawn(self, *, x_words: str, y_words: str, has_x_ticks: bool = True) -> list[Markup]:
+    def drawn(self, *, x_words: str, y_words: str) -> list[Markup]:
         """Lines and numbers of both axes."""
         base = self.height - _BOTTOM
         parts = [
             svg.text(_LEFT - 6, 10, y_words, anchor="start", class_="dim name"),
             svg.text(WIDTH - _RIGHT, self.height - 3, x_words, anchor="end", class_="dim name"),
         ]
-        for value in svg.ticks(*self.y_range, at_most=5):
+        for value, words in svg.ticks(*self.y_range, at_most=5):
             y = self.y(value)
             parts.append(svg.line(_LEFT, y, WIDTH - _RIGHT, y, class_="grid"))
-            parts.append(svg.text(_LEFT - 6, y + 4, number(value), anchor="end"))
-        for value in svg.ticks(*self.x_range) if has_x_ticks else []:
+            parts.append(svg.text(_LEFT - 6, y + 4, words, anchor="end"))
+        for value, words in svg.ticks(*self.x_range):
             x = self.x(value)
             parts.append(svg.line(x, base, x, base + 4, class_="axis"))
-            parts.append(svg.text(x, base + 16, number(value, 4), anchor="middle"))
+            at = min(x, WIDTH - 4.0 * len(words))
+            parts.append(svg.text(at, base + 16, words, anchor="middle"))
         parts.append(svg.line(_LEFT, base, WIDTH - _RIGHT, base, class_="axis"))
         return parts
 
@@ -64,7 +64,8 @@ def histogram(
     low, high = float(values.min()), float(values.max())
     if not high > low:
         low, high = low - 0.5, high + 0.5
-    counts, edges = np.histogram(values, bins=num_bins, range=(low, high))
+    edges: Float64Array = np.linspace(low, high, num_bins + 1)
+    counts = np.histogram(values, bins=edges)[0].astype(np.float64)
     axes = Axes(x_range=(low, high), y_range=(0.0, max(1.0, float(counts.max()))))
     return _bars(counts, edges, axes, x_words=x_words, y_words=y_words, label=label)
 
@@ -76,8 +77,8 @@ def count_histogram(
     low, top = min(counts), min(max(counts), at_most)
     heights = np.array([counts.get(i, 0) for i in range(low, top + 1)], np.float64)
     heights[-1] += sum(num for i, num in counts.items() if i > top)
-    edges = np.arange(low, top + 2) - 0.5
-    axes = Axes(x_range=(edges[0], edges[-1]), y_range=(0.0, max(1.0, heights.max())))
+    edges: Float64Array = np.arange(low, top + 2, dtype=np.float64) - 0.5
+    axes = Axes(x_range=(low - 0.5, top + 0.5), y_range=(0.0, max(1.0, heights.max())))
     return _bars(heights, edges, axes, x_words=x_words, y_words=y_words, label=label)
 
 

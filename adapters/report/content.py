@@ -16,7 +16,6 @@ class Figure:
     caption: str = ""
     legend: tuple[tuple[str, str], ...] = ()  # CSS classes of marks, and what they mean
     needs_map: bool = True  # it is as right as the map is
-    is_wide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +28,11 @@ class Table:
     note: str = ""
     needs_map: bool = False
     is_text: bool = False  # its cells are words rather than numbers
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it needs the width of the page."""
+        return len(self.head) > 3 or (self.is_text and len(self.head) > 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from adapters.report.words import count, fixed, listed, number, shown_path
 from engine.types import VerdictLevel
 
 _WORDS = {
-    VerdictLevel.GOOD: "Nothing was found that speaks against this map. That is evidence, not proof:"
-    " check a known distance or a check point before the map is measured in.",
+    VerdictLevel.GOOD: "Nothing was found that speaks against this map. That is evidence, not"
+    " proof: check a known distance or a check point before the map is measured in.",
     VerdictLevel.DOUBTFUL: "Parts of this map may be wrong. Do not rely on it before the reasons"
     " below have been looked into.",
     VerdictLevel.WRONG: "Do not use this map: cameras are not where it puts them. No figure or"
@@ -24,8 +24,8 @@ _WARNINGS = {
 }
 _NO_MAP = "No map was made: the sections below show what came in and what became of it."
 _UNFINISHED = (
-    "The run has not come to its end: it was killed, or it still goes on. What follows is its newest"
-    " snapshot, without the adjustment that finishes a map."
+    "The run has not come to its end: it was killed, or it still goes on. What follows is its"
+    " newest snapshot, without the adjustment that finishes a map."
 )
 # What helps, by the kind of a reason; its sentence says the rest.
 _REMEDIES = {

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.types import Float32Array, Float64Array, Int64Array, Uint8Array
+from engine.types import Float64Array, Int64Array, Uint8Array
 
 if TYPE_CHECKING:
     import pycolmap
 
 MAX_RESIDUAL_KEYFRAMES = 250
-_MAX_POINTS = 40_000  # that are drawn
-_MAX_TRACKS = 300_000
+_MAX_POINTS = 30_000  # that are drawn
+_MAX_TRACKS = 100_000
+_MAX_OBSERVATIONS = 60_000  # whose residuals are measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,7 +29,8 @@ class KeyframeResiduals:
     frame_id: int
     camera_id: int
     size: tuple[int, int]  # of the image, px
-    xy: Float64Array  # (N, 2) px, the observations
+    num_observations: int
+    xy: Float64Array  # (N, 2) px, the observations, or some of many
     offsets_xy: Float64Array  # (N, 2) px, from the observations to the projections
 
     @property
@@ -63,7 +65,10 @@ def measure_map(reconstruction: pycolmap.Reconstruction) -> MapFigures:
     """Measures a model that holds at least one registered image."""
     ids = sorted(reconstruction.reg_image_ids())
     images = [reconstruction.image(i) for i in ids]
+    cameras = [reconstruction.camera(image.camera_id) for image in images]
     sampled = evenly(ids, at_most=MAX_RESIDUAL_KEYFRAMES)
+    num = sum(reconstruction.image(i).num_points3D for i in sampled)
+    step = max(1, -(-num // _MAX_OBSERVATIONS))
     points, colors, lengths = _points_of(reconstruction)
     return MapFigures(
         frame_ids=np.array(ids, np.int64),
@@ -73,12 +78,9 @@ def measure_map(reconstruction: pycolmap.Reconstruction) -> MapFigures:
         colors=colors,
         track_lengths=lengths,
         num_points3D=reconstruction.num_points3D(),
-        residuals=tuple(_residuals_of(reconstruction, i) for i in sampled),
-        pinholes={i: _pinhole_of(image.camera) for i, image in zip(ids, images, strict=True)},
-        sizes={
-            i: (int(image.camera.width), int(image.camera.height))
-            for i, image in zip(ids, images, strict=True)
-        },
+        residuals=tuple(_residuals_of(reconstruction, i, step=step) for i in sampled),
+        pinholes={i: _pinhole_of(camera) for i, camera in zip(ids, cameras, strict=True)},
+        sizes={i: _size_of(camera) for i, camera in zip(ids, cameras, strict=True)},
     )
 
 
@@ -103,10 +105,13 @@ def _points_of(
     )
 
 
-def _residuals_of(reconstruction: pycolmap.Reconstruction, image_id: int) -> KeyframeResiduals:
+def _residuals_of(
+    reconstruction: pycolmap.Reconstruction, image_id: int, *, step: int
+) -> KeyframeResiduals:
+    """Of every ``step``-th observation."""
     image = reconstruction.image(image_id)
-    camera, pose = image.camera, image.cam_from_world().matrix()
-    seen = image.get_observation_points2D()
+    camera, pose = reconstruction.camera(image.camera_id), image.cam_from_world().matrix()
+    seen = image.get_observation_points2D()[::step]
     xy = np.array([point.xy for point in seen]).reshape(-1, 2)
     points = [reconstruction.point3D(point.point3D_id).xyz for point in seen]
     in_cam = np.array(points).reshape(-1, 3) @ pose[:, :3].T + pose[:, 3]
@@ -116,18 +121,18 @@ def _residuals_of(reconstruction: pycolmap.Reconstruction, image_id: int) -> Key
     return KeyframeResiduals(
         frame_id=image_id,
         camera_id=image.camera_id,
-        size=(int(camera.width), int(camera.height)),
+        size=_size_of(camera),
+        num_observations=image.num_points3D,
         xy=xy[is_known],
         offsets_xy=offsets[is_known],
     )
+
+
+def _size_of(camera: pycolmap.Camera) -> tuple[int, int]:
+    return int(camera.width), int(camera.height)
 
 
 def _pinhole_of(camera: pycolmap.Camera) -> Float64Array:
     focal = [camera.params[i] for i in camera.focal_length_idxs()]
     center = [camera.params[i] for i in camera.principal_point_idxs()]
     return np.array([focal[0], focal[-1], *center]) if focal and len(center) == 2 else np.zeros(0)
-
-
-def as_float32(values: Float64Array) -> Float32Array:
-    """The same values in single precision."""
-    return values.astype(np.float32)

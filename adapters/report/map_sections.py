@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from markupsafe import Markup
 
 from adapters.report import charts, pictures, plan, svg
 from adapters.report.content import Figure, Section, Table
@@ -29,41 +30,70 @@ def plan_section(record: RunRecord) -> Section:
         return Section(
             key="plan", title="Plan", missing=(_no_map(record),), tables=tuple(_maps(record))
         )
-    frame = plan.plan_of(record, figures)
     verdict = record.verdict
     flagged = plan.flagged_keyframes(verdict.reasons if verdict is not None else ())
     missing: list[str] = []
     coverage = _coverage(record, missing)
-    areas = plan.areas(frame, coverage) if coverage is not None and record.is_in_metres else []
-    named = flagged & set(figures.frame_ids.tolist())
+    beside = _coverage_figure(record, figures, coverage) or _from_the_side(record, figures)
+    return Section(
+        key="plan",
+        title="Plan and coverage" if coverage is not None else "Plan",
+        figures=(_from_above(record, figures, flagged), beside),
+        tables=(*_coverage_table(coverage), *_maps(record)),
+        missing=tuple(missing),
+    )
+
+
+def _from_above(record: RunRecord, figures: MapFigures, flagged: set[int]) -> Figure:
+    frame = plan.plan_of(record, figures)
     legend = [("camera", "keyframe"), ("ring", "the first one")]
-    legend += [("camera flagged", "named by the verdict")] * bool(named)
-    legend += [("area good", "seen well"), ("area thin", "seen thinly"), ("area hole", "hole")] * (
-        bool(areas)
-    )
-    width_words = _extent(record, figures)
-    drawn = frame.drawing(
-        plan.points_picture(frame, figures),
-        *areas,
-        *plan.cameras(frame, record, figures, flagged=flagged),
-        label=f"{count(len(figures.frame_ids), 'camera')} of the map from above",
-    )
+    is_named = not flagged.isdisjoint(figures.frame_ids.tolist())
+    legend += [("camera flagged", "named by the verdict")] * is_named
     north = (
         "North is up." if record.is_in_metres else "Without positions north and scale are unknown."
     )
-    figure = Figure(
+    return Figure(
         title="Cameras from above",
-        picture=drawn,
-        caption=f"{width_words} {north}",
+        picture=frame.drawing(
+            plan.points_picture(frame, figures),
+            *plan.cameras(frame, record, figures, flagged=flagged),
+            label=f"{count(len(figures.frame_ids), 'camera')} and the map's points from above",
+        ),
+        caption=f"{_extent(record, figures)} {north}".strip(),
         legend=tuple(legend),
-        is_wide=True,
     )
-    return Section(
-        key="plan",
-        title="Plan and coverage",
-        figures=(figure,),
-        tables=(*_coverage_table(coverage), *_maps(record)),
-        missing=tuple(missing),
+
+
+def _from_the_side(record: RunRecord, figures: MapFigures) -> Figure:
+    frame = plan.side_of(record, figures)
+    return Figure(
+        title="Cameras from the side",
+        picture=frame.drawing(
+            plan.points_picture(frame, figures),
+            *plan.cameras(frame, record, figures, flagged=set()),
+            label=f"{count(len(figures.frame_ids), 'camera')} and the map's points from the side",
+        ),
+    )
+
+
+def _coverage_figure(
+    record: RunRecord, figures: MapFigures, coverage: plan.Coverage | None
+) -> Figure | None:
+    """How well the ground is seen; None where that cannot be placed beside the cameras."""
+    if coverage is None or not (record.is_in_metres and coverage.areas):
+        return None
+    frame = plan.plan_of(record, figures)
+    names = {"good": "seen well", "thin": "seen thinly", "hole": "hole"}
+    return Figure(
+        title="Coverage of the ground",
+        picture=frame.drawing(
+            *plan.areas(frame, coverage),
+            *plan.cameras(frame, record, figures, flagged=set()),
+            label="Ground that is seen well, thinly or not at all, from above",
+        ),
+        legend=tuple(
+            (f"area {key}", words) for key, words in names.items() if key in coverage.areas
+        ),
     )
 
 
@@ -250,7 +280,7 @@ def positions_section(record: RunRecord) -> Section | None:
             words=(f"The map is not on the globe although there are positions: {why}.",),
         )
     offsets = _offsets(place)
-    figures = []
+    figures: list[Figure] = []
     if record.map is not None and len(record.map.frame_ids) >= 2:
         figures += _offset_plan(record, record.map, place, offsets)
     figures += _offset_histograms(place, offsets)
@@ -333,7 +363,7 @@ def _offset_plan(
     place: GeoreferenceRecord,
     offsets: dict[str, Float64Array],
 ) -> Iterator[Figure]:
-    frame = plan.plan_of(record, figures)
+    frame = plan.plan_of(record, figures, has_points=False)
     rows = [row for row, name in enumerate(figures.names) if name in offsets]
     if not rows and not place.gcp:
         return
@@ -364,7 +394,6 @@ def _offset_plan(
         caption=f"From each camera in the map to its measured position, {factor:g} times enlarged."
         " Lines that point the same way over a stretch show a drift or a late clock.",
         legend=tuple(legend),
-        is_wide=True,
     )
 
 
@@ -381,27 +410,32 @@ def _offset_histograms(
     if not len(used):
         distances = [one for one in place.residuals_m.values() if one is not None and one >= 0.0]
         if distances:
-            yield _histogram("Distances to positions", np.array(distances), "m")
+            yield Figure(
+                title="Distances to positions",
+                picture=_histogram(np.array(distances), "m from position to camera"),
+            )
         return
-    yield _histogram(
-        "Horizontal distances", np.hypot(used[:, 0], used[:, 1]), "m, of the positions used"
-    )
-    up = used[:, 2][np.isfinite(used[:, 2])]
-    if len(up):
-        yield _histogram("Vertical offsets", up, "m, map above position; of the positions used")
-
-
-def _histogram(title: str, values: Float64Array, x_words: str) -> Figure:
-    bins = int(np.clip(math.sqrt(len(values)) * 2, 6, 30))
-    return Figure(
-        title=title,
-        picture=charts.histogram(
-            values,
-            x_words=x_words,
-            y_words="positions",
-            label=f"Histogram: {title.lower()} of {len(values):,} positions",
-            num_bins=bins,
+    yield Figure(
+        title="Horizontal distances and vertical offsets",
+        picture=Markup("").join(
+            _histogram(values, x_words)
+            for values, x_words in (
+                (np.hypot(used[:, 0], used[:, 1]), "m from position to camera, horizontally"),
+                (used[:, 2][np.isfinite(used[:, 2])], "m that the camera is above its position"),
+            )
+            if len(values)
         ),
+        caption="Of the positions that placed the map.",
+    )
+
+
+def _histogram(values: Float64Array, x_words: str) -> Markup:
+    return charts.histogram(
+        values,
+        x_words=x_words,
+        y_words="positions",
+        label=f"Histogram of {len(values):,} positions: {x_words}",
+        num_bins=int(np.clip(math.sqrt(len(values)) * 2, 6, 30)),
     )
 
 

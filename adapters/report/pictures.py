@@ -1,4 +1,4 @@
-"""Pictures inside the page: small copies of products and keyframes as data URIs, bounded in size."""
+"""Pictures inside the page: small copies of products and keyframes as data URIs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from adapters.dense_ply import read_dense_ply_header, similarity_onto
+from adapters.exports.dense_ply import read_dense_ply_header, similarity_onto
 from adapters.report import svg
 from engine.geometry import transform_points
 from engine.regular_files import regular_file_size
@@ -116,7 +116,7 @@ def read_raster(stem: Path) -> Raster | None:
         try:
             with Image.open(path, formats=("TIFF", "PNG")) as image:
                 return _small(image)
-        except (Image.DecompressionBombError, Image.UnidentifiedImageError, SyntaxError) as error:
+        except (Image.DecompressionBombError, SyntaxError) as error:
             raise ValueError(f"{path.name}: {error}") from error
 
 
@@ -174,7 +174,8 @@ def _blocks(values: Float64Array, shrink: int) -> Float64Array:
     height, width = (length // shrink * shrink for length in values.shape[:2])
     rest = values.shape[2:]
     cut = values[:height, :width].reshape(height // shrink, shrink, width // shrink, shrink, *rest)
-    return np.moveaxis(cut, 1, 2).reshape(height // shrink, width // shrink, -1, *rest)
+    moved = np.moveaxis(cut, 1, 2)
+    return np.asarray(moved.reshape(height // shrink, width // shrink, -1, *rest))
 
 
 def _shrunk_rgba(rgba: Uint8Array, shrink: int) -> Uint8Array:
@@ -184,7 +185,10 @@ def _shrunk_rgba(rgba: Uint8Array, shrink: int) -> Uint8Array:
     alpha = blocks[..., 3:]
     total = alpha.sum(axis=2)
     color = (blocks[..., :3] * alpha).sum(axis=2) / np.maximum(total, 1e-6)
-    return np.rint(np.concatenate([color, alpha.mean(axis=2)], axis=2)).astype(np.uint8)
+    shrunk: Uint8Array = np.rint(np.concatenate([color, alpha.mean(axis=2)], axis=2)).astype(
+        np.uint8
+    )
+    return shrunk
 
 
 def _shrunk_heights(heights: Float64Array, shrink: int) -> Float64Array:

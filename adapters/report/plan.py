@@ -27,7 +27,8 @@ _MARGIN = 18.0
 _FOOT = 30.0  # below the plan, for scale and north
 _INNER_PERCENT = 3.0  # of points on each side that do not stretch the plan
 _MAX_REACH = 1.0  # of points beyond the cameras, in extents of their way
-_DENSITY_PX = 360  # the longer side of the picture of points
+_POINT_OPACITY = 190
+_DENSITY_PX = 560  # the longer side of the picture of points
 _MAX_CAMERAS = 500  # that are drawn as dots
 _MAX_COVERAGE_BYTES = 2**26
 _MAX_AREAS = 20_000
@@ -71,25 +72,55 @@ class Coverage:
     shares: dict[str, float] = field(default_factory=dict)
 
 
-def plan_of(record: RunRecord, figures: MapFigures) -> Plan:
-    """The plan of a map: north up where it is georeferenced, else as its cameras stood."""
+def plan_of(record: RunRecord, figures: MapFigures, *, has_points: bool = True) -> Plan:
+    """The plan of a map: north up where it is georeferenced, else as its cameras stood.
+
+    Args:
+        record: of the run.
+        figures: the map.
+        has_points: there is room for most of its points, too.
+    """
+    points = figures.points3D if has_points else figures.points3D[:0]
+    return _fitted(
+        _axes(record, figures), figures.centers, points, record, is_north_up=record.is_in_metres
+    )
+
+
+def side_of(record: RunRecord, figures: MapFigures) -> Plan:
+    """The same from the side, from where the plan has its lower edge."""
+    right, down = _axes(record, figures)
+    axes = np.stack([right, np.cross(right, down)])
+    return _fitted(axes, figures.centers, figures.points3D, record, is_north_up=False)
+
+
+def _axes(record: RunRecord, figures: MapFigures) -> Float64Array:
     if record.is_in_metres:
-        axes = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-    else:
-        axes = plan_axes(figures.cam_from_world, up_in_world=None)
-    low, high = _bounds(figures.centers @ axes.T, figures.points3D @ axes.T)
+        return np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    return plan_axes(figures.cam_from_world, up_in_world=None)
+
+
+def _fitted(
+    axes: Float64Array,
+    centers: Float64Array,
+    points: Float64Array,
+    record: RunRecord,
+    *,
+    is_north_up: bool,
+) -> Plan:
+    """A frame along axes (2, 3) with room for cameras and most of the points."""
+    low, high = _bounds(centers @ axes.T, points @ axes.T)
     extent = np.maximum(high - low, 1e-3 * float((high - low).max()))
     inner = WIDTH - 2 * _MARGIN
     scale = min(inner / extent[0], (_MAX_HEIGHT - 2 * _MARGIN) / extent[1])
     height = max(extent[1] * scale + 2 * _MARGIN, _MIN_HEIGHT)
-    centered = low - ([inner, height - 2 * _MARGIN] / scale - extent) / 2
+    room = np.array([inner, height - 2 * _MARGIN]) / scale
     return Plan(
         axes=axes,
-        low=centered,
+        low=low - (room - extent) / 2,
         length_per_unit=float(scale),
         height=float(height + _FOOT),
         unit=record.unit,
-        is_north_up=record.is_in_metres,
+        is_north_up=is_north_up,
     )
 
 
@@ -116,11 +147,13 @@ def points_picture(plan: Plan, figures: MapFigures) -> Markup:
     picture: Uint8Array = np.zeros((height, width, 4), np.uint8)
     order = np.argsort(figures.points3D[inside] @ np.cross(plan.axes[1], plan.axes[0]))
     column, row = cells[inside][order].T
-    picture[row, column, :3] = figures.colors[inside][order]
-    picture[row, column, 3] = 150
+    for down, right in ((1, 1), (0, 1), (1, 0), (0, 0)):
+        place = np.minimum(row + down, height - 1), np.minimum(column + right, width - 1)
+        picture[*place, :3] = figures.colors[inside][order]
+        picture[*place, 3] = _POINT_OPACITY
     return svg.element(
         "image",
-        href=data_uri(picture, is_drawing=True),
+        href=data_uri(picture),
         x=0,
         y=0,
         width=WIDTH,
@@ -149,8 +182,8 @@ def cameras(
         x, y = places[row].tolist()
         class_ = "camera flagged" if ids[row] in flagged else "camera"
         parts.append(svg.circle(x, y, radius, class_=class_, title=record.name_of(ids[row])))
-    first = places[0].tolist()
-    parts.append(svg.circle(*first, radius + 3.0, class_="ring", title="the first keyframe"))
+    x, y = places[0].tolist()
+    parts.append(svg.circle(x, y, radius + 3.0, class_="ring", title="the first keyframe"))
     return parts
 
 

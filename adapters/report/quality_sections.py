@@ -64,7 +64,7 @@ def cameras_section(record: RunRecord) -> Section:
             _camera_name(one),
             f"{one.model}, {one.width:,} x {one.height:,} px",
             f"{number(one.focal_px, 5)} px",
-            f"{number(one.prior_focal_px, 5)} px from {_ORIGINS.get(one.origin, plain(one.origin))}",
+            f"{number(one.prior_focal_px, 5)} px by {_ORIGINS.get(one.origin, plain(one.origin))}",
             _moved(one),
             percent(one.observed_sigma_ratio) if one.observed_sigma_ratio is not None else MISSING,
             f"{fixed(one.fov_deg, 1)}°" if one.fov_deg is not None else MISSING,
@@ -90,7 +90,7 @@ def cameras_section(record: RunRecord) -> Section:
                 title="Calibration in the map, against what was known before",
                 head=(
                     *("camera", "model", "focal length", "before", "change"),
-                    *("uncertainty", "view across", "keyframes"),
+                    *("sigma", "view", "keyframes"),
                 ),
                 rows=tuple(rows),
                 note=note,
@@ -138,10 +138,10 @@ def _calibration_figure(cameras: Sequence[CameraRecord]) -> Figure:
     height = row_height * len(refined) + foot
 
     def x(ratio: float) -> float:
-        return 20.0 + (np.clip(ratio, -reach, reach) + reach) / (2 * reach) * 320.0
+        return 20.0 + (max(-reach, min(ratio, reach)) + reach) / (2 * reach) * 320.0
 
     parts = []
-    for ratio in svg.ticks(-reach, reach, at_most=5):
+    for ratio, _ in svg.ticks(-reach, reach, at_most=5):
         parts.append(svg.line(x(ratio), 0, x(ratio), height - foot, class_="grid"))
         parts.append(
             svg.text(x(ratio), height - foot + 15, f"{100 * ratio:+.3g} %", anchor="middle")
@@ -187,8 +187,8 @@ def residuals_section(record: RunRecord) -> Section:
     words = []
     if len(figures.frame_ids) > MAX_RESIDUAL_KEYFRAMES:
         words.append(
-            f"Measured in {len(figures.residuals):,} of {len(figures.frame_ids):,} keyframes, evenly"
-            " spread over the run."
+            f"Measured in {len(figures.residuals):,} of {len(figures.frame_ids):,} keyframes,"
+            " evenly spread over the run."
         )
     return Section(
         key="residuals",
@@ -313,7 +313,7 @@ def _worst(record: RunRecord, measured: Sequence[KeyframeResiduals]) -> Table:
                 short(record.name_of(one.frame_id), at_most=60),
                 fixed(float(one.errors_px.mean())),
                 fixed(float(np.percentile(one.errors_px, 90))),
-                f"{len(one.xy):,}",
+                f"{one.num_observations:,}",
             )
             for one in worst
         ),
@@ -385,10 +385,10 @@ def _matrix(ids: Sequence[int], inliers: dict[tuple[int, int], int]) -> Figure:
             height=side,
         ),
     ]
-    for value in svg.ticks(1, len(ids), at_most=6):
+    for value, number_words in svg.ticks(1, len(ids), at_most=6):
         at = (value - 0.5) / (edge * per_cell) * side
-        parts.append(svg.text(left - 5, top + at + 4, number(value, 4), anchor="end"))
-        parts.append(svg.text(left + at, top + side + 15, number(value, 4), anchor="middle"))
+        parts.append(svg.text(left - 5, top + at + 4, number_words, anchor="end"))
+        parts.append(svg.text(left + at, top + side + 15, number_words, anchor="middle"))
     parts.append(
         svg.text(
             left + side,
@@ -419,7 +419,7 @@ def _links_on_plan(record: RunRecord, inliers: dict[tuple[int, int], int]) -> It
     figures = record.map
     if figures is None or len(figures.frame_ids) < 2:
         return
-    frame = plan.plan_of(record, figures)
+    frame = plan.plan_of(record, figures, has_points=False)
     strongest = f"The strongest {_MAX_LINKS:,} of {len(inliers):,} pairs. " * (
         len(inliers) > _MAX_LINKS
     )
@@ -472,7 +472,7 @@ def _seen_per_keyframe(record: RunRecord, figures: MapFigures) -> Iterator[Figur
     measured = figures.residuals
     order = _order_of(record, figures)
     x: Float64Array = np.array([order[one.frame_id] for one in measured], np.float64)
-    seen = np.array([len(one.xy) for one in measured], np.float64)
+    seen = np.array([one.num_observations for one in measured], np.float64)
     yield Figure(
         title="Points seen by keyframe",
         picture=charts.course(

@@ -32,7 +32,6 @@ from adapters.report.words import count, short, without_secrets
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-REPORT_NAME = "report.html"
 _PAGE = Path(__file__).with_name("page")
 _FIRST_UNIX_TIME_S = 1e8  # capture times above it are dates
 

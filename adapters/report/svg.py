@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 Value = str | float | int
 
 
 def element(name: str, *content: Markup | str, **attributes: Value) -> Markup:
     """An element; ``class_`` and ``text_anchor`` are written as ``class`` and ``text-anchor``."""
-    start = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _shown(value))
+    start = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_shown(value))}"'
         for key, value in attributes.items()
     )
-    inner = Markup("").join(content)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), start, inner)
+    inner = "".join(map(escape, content))
+    return Markup(f"<{name}{start}>{inner}</{name}>")  # noqa: S704 - all of it is escaped
 
 
 def drawing(*content: Markup, width: float, height: float, label: str) -> Markup:
@@ -66,15 +66,20 @@ def cross(x: float, y: float, radius: float, *, class_: str, title: str = "") ->
     return element("path", *tip, d=d, class_=class_)
 
 
-def ticks(low: float, high: float, *, at_most: int = 6) -> list[float]:
-    """Round numbers from ``low`` to ``high``: multiples of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float, *, at_most: int = 6) -> list[tuple[float, str]]:
+    """Round numbers from ``low`` to ``high``, multiples of 1, 2 or 5 times a power of ten.
+
+    With their words: as many places as the step between them needs.
+    """
     span = high - low
     if not (math.isfinite(span) and span > 0.0):
-        return [low]
+        return [(low, f"{low:g}")]
     step = round_number(span / max(at_most - 1, 1))
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
+    values = [i * step + 0.0 for i in range(first, last + 1)]
+    return [(value, f"{value:,.{places}f}" if places < 7 else f"{value:.1e}") for value in values]
 
 
 def round_number(value: float) -> float:

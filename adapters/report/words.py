@@ -28,7 +28,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def fixed(value: float | None, places: int = 2) -> str:
     """A number with so many places behind the point."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:,.{places}f}"
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{round(value, places) + 0.0:,.{places}f}"  # no minus before a zero
 
 
 def count(value: int, one: str, many: str = "") -> str:
