@@ -15,8 +15,8 @@ _WORDS = {
     " proof: check a known distance or a check point before the map is measured in.",
     VerdictLevel.DOUBTFUL: "Parts of this map may be wrong. Do not rely on it before the reasons"
     " below have been looked into.",
-    VerdictLevel.WRONG: "Do not use this map: cameras are not where it puts them. No figure or"
-    " picture below can be relied on.",
+    VerdictLevel.WRONG: "Do not use this map: strong evidence says that cameras are not where it"
+    " puts them. No figure or picture below can be relied on.",
 }
 _WARNINGS = {
     VerdictLevel.DOUBTFUL: "of a map judged doubtful",
@@ -57,7 +57,7 @@ def headline_of(record: RunRecord) -> Headline:
     reasons = tuple(
         Reason(
             level=one.level.value,
-            sentence=_capitalised(one.sentence),
+            sentence=f"{_capitalised(one.sentence).rstrip('.')}.",
             frames=_frames(record, one.frame_ids),
         )
         for one in (verdict.reasons if verdict is not None else ())

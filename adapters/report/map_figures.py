@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_RESIDUAL_KEYFRAMES = 250
 _MAX_POINTS = 30_000  # that are drawn
 _MAX_TRACKS = 100_000
-_MAX_OBSERVATIONS = 60_000  # whose residuals are measured
+_MAX_OBSERVATIONS = 120_000  # whose residuals are measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -129,7 +129,7 @@ def _coverage_table(coverage: plan.Coverage | None) -> Iterator[Table]:
         "thin": "thinly: by fewer, from too near to each other, or without a surface",
         "hole": "not at all, between ground that is seen (holes)",
     }
-    rows = [(words[key], percent(share)) for key, share in coverage.shares.items()]
+    rows = [(words[key], percent(coverage.shares[key])) for key in words if key in coverage.shares]
     yield Table(
         title="Ground that was flown over",
         head=("seen", "share"),
@@ -305,11 +305,13 @@ def _position_words(place: GeoreferenceRecord) -> Iterator[str]:
         "The map is in metres east, north, up of latitude"
         f" {fixed(origin.latitude_deg, 7)}°, longitude {fixed(origin.longitude_deg, 7)}°{height}."
     )
-    yield (
-        f"{count(place.num_positions, 'position')} placed it;"
-        f" {count(len(place.rejected), 'position')} did not agree and"
-        f" {'was' if len(place.rejected) == 1 else 'were'} left out."
+    num = len(place.rejected)
+    others = (
+        f"; {count(num, 'position')} did not agree and {'was' if num == 1 else 'were'} left out"
+        if num
+        else ", and none disagreed"
     )
+    yield f"{count(place.num_positions, 'position')} placed it{others}."
 
 
 def _offsets(place: GeoreferenceRecord) -> dict[str, Float64Array]:

@@ -81,6 +81,11 @@ def left_out_section(record: RunRecord) -> Section:
         words.append(f"{count(summary.frames_without_pose, 'frame')} got no pose.")
     if summary.not_saved:
         words.append(f"Not saved: {listed(summary.not_saved)}.")
+    place = summary.georeference
+    if place is not None and place.rejected:
+        words.append(
+            f"{count(len(place.rejected), 'position')} did not agree with the map, see Positions."
+        )
     words += [f"{name} {why}." for name, why in sorted(record.missing.items())]
     if not (tables or words):
         words.append("Nothing: every frame that came was used, and every keyframe is in the map.")
@@ -166,11 +171,7 @@ def _stretches(title: str, found: tuple[StretchRecord, ...], record: RunRecord) 
         if not one.frame_ids:
             continue
         ends = [record.name_of(i) for i in (one.frame_ids[0], one.frame_ids[-1])]
-        what = (
-            f"turned by {number(one.turned_deg)}°"
-            if one.turned_deg
-            else f"{one.num_missing:,} in no map now, {one.num_apart:,} in another map"
-        )
+        what = f"turned by {number(one.turned_deg)}°" if one.turned_deg else _became_of(one)
         span = " to ".join(dict.fromkeys(short(end, at_most=40) for end in ends))
         rows.append((span, f"{len(one.frame_ids):,}", what))
     if rows:
@@ -181,6 +182,13 @@ def _stretches(title: str, found: tuple[StretchRecord, ...], record: RunRecord) 
             note=_more(len(found)),
             is_text=True,
         )
+
+
+def _became_of(stretch: StretchRecord) -> str:
+    """Where keyframes of a stretch have their places now."""
+    if not (stretch.num_missing or stretch.num_apart):
+        return "all have their place in the map now"
+    return f"{stretch.num_missing:,} in no map now, {stretch.num_apart:,} in another map"
 
 
 def _without_depth(record: RunRecord) -> Iterator[Table]:

@@ -40,7 +40,7 @@ def count(value: int, one: str, many: str = "") -> str:
 
 def percent(ratio: float | None, digits: int = 2) -> str:
     """A share."""
-    return MISSING if ratio is None else f"{number(100.0 * ratio, digits)} %"
+    return MISSING if ratio is None else f"{number(100.0 * ratio, digits)}\u00a0%"
 
 
 def seconds(value: float | None) -> str:
