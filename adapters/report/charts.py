@@ -74,7 +74,7 @@ def count_histogram(
     counts: Mapping[int, int], *, x_words: str, y_words: str, label: str, at_most: int
 ) -> Markup:
     """How often whole numbers occur; those above ``at_most`` share the last bar."""
-    low, top = min(counts), min(max(counts), at_most)
+    low, top = min(*counts, at_most), min(max(counts), at_most)
     heights = np.array([counts.get(i, 0) for i in range(low, top + 1)], np.float64)
     heights[-1] += sum(num for i, num in counts.items() if i > top)
     edges: Float64Array = np.arange(low, top + 2, dtype=np.float64) - 0.5

@@ -393,15 +393,21 @@ def _offset_plan(
     yield Figure(
         title="Horizontal distances to positions",
         picture=frame.drawing(*parts, label="From each camera to its position, from above"),
-        caption=f"From each camera in the map to its measured position, {factor:g} times enlarged."
+        caption=f"From each camera in the map to its measured position, {_times(factor)}."
         " Lines that point the same way over a stretch show a drift or a late clock.",
         legend=tuple(legend),
     )
 
 
+def _times(factor: float) -> str:
+    """How much larger than in truth something is drawn."""
+    return "at its true length" if factor == 1.0 else f"{factor:g} times as long"
+
+
 def _enlargement(wanted: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is not above a positive value."""
-    power = 10.0 ** math.floor(math.log10(max(wanted, 1e-9)))
+    wanted = max(wanted, 1e-9)
+    power = 10.0 ** math.floor(math.log10(wanted))
     return max(one * power for one in _ENLARGEMENTS if one * power <= wanted * (1 + 1e-9))
 
 

@@ -27,7 +27,7 @@ from adapters.report.quality_sections import (
 )
 from adapters.report.run_record import RunRecord, read_run
 from adapters.report.run_sections import left_out_section, settings_section, time_section
-from adapters.report.words import count, short, without_secrets
+from adapters.report.words import count, printable, short, without_secrets
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -105,10 +105,16 @@ def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(_PAGE),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _printable(value: object) -> object:
+    """What the template writes of a value: of texts of others only what can be printed."""
+    return printable(value) if type(value) is str else value
 
 
 def _hash_of(style: str) -> str:

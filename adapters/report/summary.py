@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.types import FrameId, Verdict, VerdictLevel, VerdictReason
 
 _MAX_CHARS = 100  # of an error, which may quote the file
+_MAX_NUMBER = 1e12  # in any unit; squares and sums of them are still numbers
+
+Number = Annotated[float, Field(ge=-_MAX_NUMBER, le=_MAX_NUMBER)]
 
 
 class _Record(BaseModel):
@@ -48,9 +53,9 @@ class VerdictRecord(_Record):
 class LatencyRecord(_Record):
     """Times from arrival to pose."""
 
-    p50: float | None = None
-    p95: float | None = None
-    max: float | None = None
+    p50: Number | None = None
+    p95: Number | None = None
+    max: Number | None = None
 
 
 class LatenciesRecord(_Record):
@@ -82,7 +87,7 @@ class MapRecord(_Record):
 
     registered_keyframes: int = 0
     num_points3D: int = 0
-    mean_reprojection_error_px: float | None = None
+    mean_reprojection_error_px: Number | None = None
     first_keyframe: str = ""
     last_keyframe: str = ""
     frames_with_pose: int = 0
@@ -96,15 +101,15 @@ class CameraRecord(_Record):
     model: str = ""
     width: int = 0
     height: int = 0
-    params: tuple[float, ...] = ()
-    focal_px: float = 0.0
-    fov_deg: float | None = None
+    params: tuple[Number, ...] = ()
+    focal_px: Number = 0.0
+    fov_deg: Number | None = None
     registered_keyframes: int = 0
     origin: str = ""
-    prior_focal_px: float = 0.0
-    prior_sigma_ratio: float = 0.0
-    observed_sigma_ratio: float | None = None
-    moved_ratio: float = 0.0
+    prior_focal_px: Number = 0.0
+    prior_sigma_ratio: Number = 0.0
+    observed_sigma_ratio: Number | None = None
+    moved_ratio: Number = 0.0
     is_constant: bool = False
     is_held: bool = False
     doubts: tuple[str, ...] = ()
@@ -113,9 +118,9 @@ class CameraRecord(_Record):
 class OriginRecord(_Record):
     """The origin of a map's east, north, up."""
 
-    latitude_deg: float
-    longitude_deg: float
-    altitude_m: float | None = None
+    latitude_deg: Number
+    longitude_deg: Number
+    altitude_m: Number | None = None
 
 
 class GroundPointRecord(_Record):
@@ -124,20 +129,20 @@ class GroundPointRecord(_Record):
     name: str
     is_check: bool = False
     num_images: int = 0
-    residual_px: float | None = None
-    error_m: tuple[float | None, float | None, float | None] | None = None  # east, north, up
+    residual_px: Number | None = None
+    error_m: tuple[Number | None, Number | None, Number | None] | None = None  # east, north, up
 
 
 class GeoreferenceRecord(_Record):
     """Where the map lies on the globe, and the positions that say so."""
 
     origin: OriginRecord
-    metres_per_map_unit: float | None = None
+    metres_per_map_unit: Number | None = None
     num_positions: int = 0
-    rmse_m: float | None = None
+    rmse_m: Number | None = None
     rejected: tuple[str, ...] = ()
-    residuals_m: dict[str, float | None] = Field(default_factory=dict)  # -1: no usable position
-    offsets_enu_m: dict[str, tuple[float | None, float | None, float | None]] = Field(
+    residuals_m: dict[str, Number | None] = Field(default_factory=dict)  # -1: no usable position
+    offsets_enu_m: dict[str, tuple[Number | None, Number | None, Number | None]] = Field(
         default_factory=dict
     )  # from the position to the camera in the map
     gcp: tuple[GroundPointRecord, ...] = ()
@@ -150,7 +155,7 @@ class StretchRecord(_Record):
     frame_ids: tuple[int, ...] = ()
     num_missing: int = 0
     num_apart: int = 0
-    turned_deg: float = 0.0
+    turned_deg: Number = 0.0
 
 
 class WrittenDense(_Record):
@@ -170,7 +175,7 @@ class DenseRecord(_Record):
 class OverlayRecord(_Record):
     """What is fixed to a camera's image."""
 
-    share: float = 0.0
+    share: Number = 0.0
 
 
 class Summary(_Record):
@@ -181,7 +186,7 @@ class Summary(_Record):
     frames_dropped: dict[str, int] = Field(default_factory=dict)
     left_out: tuple[LeftOutRecord, ...] = ()
     keyframes: int = 0
-    time_to_first_map_s: float | None = None
+    time_to_first_map_s: Number | None = None
     latency_ms: LatenciesRecord = LatenciesRecord()
     pairs: PairsRecord = PairsRecord()
     loops_closed: int = 0
@@ -191,22 +196,22 @@ class Summary(_Record):
     registered_keyframes: int = 0
     num_points3D: int = 0  # noqa: N815 - as in the file
     num_observations: int = 0
-    mean_track_length: float | None = None
-    mean_reprojection_error_px: float | None = None
+    mean_track_length: Number | None = None
+    mean_reprojection_error_px: Number | None = None
     frames_interpolated: int = 0
     frames_without_pose: int = 0
     maps: tuple[MapRecord, ...] = ()
     georeference: GeoreferenceRecord | None = None
     not_georeferenced: str | None = None
-    gps_rmse_m: float | None = None
+    gps_rmse_m: Number | None = None
     cameras: tuple[CameraRecord, ...] = ()
     turning: tuple[StretchRecord, ...] = ()
     lost: tuple[StretchRecord, ...] = ()
-    peak_rss_mb: float | None = None
-    peak_gpu_mb: float | None = None
-    wall_s: float | None = None
-    cpu_s: float | None = None
-    cpu_by_stage_s: dict[str, float] = Field(default_factory=dict)
+    peak_rss_mb: Number | None = None
+    peak_gpu_mb: Number | None = None
+    wall_s: Number | None = None
+    cpu_s: Number | None = None
+    cpu_by_stage_s: dict[str, Number] = Field(default_factory=dict)
     stopped_by: str = ""
     dense: DenseRecord = DenseRecord()
     not_saved: tuple[str, ...] = ()

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from markupsafe import Markup, escape
 
+from adapters.report.words import printable
+
 Value = str | float | int
 
 
@@ -16,7 +18,7 @@ def element(name: str, *content: Markup | str, **attributes: Value) -> Markup:
         f' {key.rstrip("_").replace("_", "-")}="{escape(_shown(value))}"'
         for key, value in attributes.items()
     )
-    inner = "".join(map(escape, content))
+    inner = "".join(one if isinstance(one, Markup) else escape(printable(one)) for one in content)
     return Markup(f"<{name}{start}>{inner}</{name}>")  # noqa: S704 - all of it is escaped
 
 
@@ -91,5 +93,5 @@ def round_number(value: float) -> float:
 
 def _shown(value: Value) -> str:
     if isinstance(value, str):
-        return value
+        return printable(value)
     return f"{value:.1f}".removesuffix(".0")

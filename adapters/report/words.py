@@ -66,9 +66,14 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
+def printable(text: str) -> str:
+    """A text in characters that can be printed, so that none of them turns others around."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def short(text: str, *, at_most: int = _MAX_CHARS) -> str:
     """A text cut in its middle if it is long, in characters that can be printed."""
-    shown = "".join(char if char.isprintable() else "?" for char in text)
+    shown = printable(text)
     if len(shown) <= at_most:
         return shown
     half = at_most // 2
