@@ -128,5 +128,5 @@ def _write_images(job: ExportJob) -> None:
 
     images = job.images()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for batch in job.each_batch("images", images, size=_AT_ONCE):
-            list(pool.map(write, batch))
+        for rows in job.each_slice("images", len(images), size=_AT_ONCE):
+            list(pool.map(write, images[rows]))
