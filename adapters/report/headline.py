@@ -98,7 +98,7 @@ def tiles_of(record: RunRecord) -> tuple[Tile, ...]:
     if place is not None:
         tiles.append(
             Tile(
-                name="distance to positions",
+                name="distance to control points" if place.gcp else "distance to positions",
                 value=f"{number(place.rmse_m)} m",
                 note=f"root mean square of {place.num_positions:,} used",
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -12,14 +12,19 @@ from adapters.report import charts, pictures, plan, svg
 from adapters.report.content import Figure, Section, Table
 from adapters.report.map_figures import MapFigures
 from adapters.report.run_record import RunRecord
-from adapters.report.summary import GeoreferenceRecord, GroundPointRecord
+from adapters.report.summary import GeoreferenceRecord, GroundPointRecord, ScaleBarRecord
 from adapters.report.words import MISSING, count, fixed, number, percent, short
 from engine.errors import EngineError
-from engine.types import Float64Array
+from engine.types import MAP_UNITS, Float64Array
 
 _MAX_ROWS = 20  # of a table
 _MAX_ARROWS = 400
+_CHECK, _CONTROL = "check", "control"
 _ARROW_LENGTH = 26.0  # of the longest usual one on the plan
+_UNPLACED = {
+    "m": "Without positions north is unknown.",
+    MAP_UNITS: "Without positions north and scale are unknown.",
+}
 _ENLARGEMENTS = (1.0, 2.0, 5.0)
 
 
@@ -49,9 +54,7 @@ def _from_above(record: RunRecord, figures: MapFigures, flagged: set[int]) -> Fi
     legend = [("camera", "keyframe"), ("ring", "the first one")]
     is_named = not flagged.isdisjoint(figures.frame_ids.tolist())
     legend += [("camera flagged", "named by the verdict")] * is_named
-    north = (
-        "North is up." if record.is_in_metres else "Without positions north and scale are unknown."
-    )
+    north = "North is up." if record.is_georeferenced else _UNPLACED[record.unit]
     return Figure(
         title="Cameras from above",
         picture=frame.drawing(
@@ -80,7 +83,7 @@ def _coverage_figure(
     record: RunRecord, figures: MapFigures, coverage: plan.Coverage | None
 ) -> Figure | None:
     """How well the ground is seen; None where that cannot be placed beside the cameras."""
-    if coverage is None or not (record.is_in_metres and coverage.areas):
+    if coverage is None or not (record.is_georeferenced and coverage.areas):
         return None
     frame = plan.plan_of(record, figures)
     names = {"good": "seen well", "thin": "seen thinly", "hole": "hole"}
@@ -103,7 +106,7 @@ def _no_map(record: RunRecord) -> str:
 
 
 def _extent(record: RunRecord, figures: MapFigures) -> str:
-    if not record.is_in_metres:
+    if not record.is_georeferenced:
         return ""
     east, north, up = np.ptp(figures.centers, axis=0).tolist()
     return (
@@ -271,26 +274,34 @@ def positions_section(record: RunRecord) -> Section | None:
     """How far the map lies from positions and ground points; None where there were none."""
     place = record.summary.georeference
     if place is None:
-        why = record.summary.not_georeferenced
-        if not why:
+        why, bars = record.summary.not_georeferenced, record.summary.scale_bars
+        if not (why or bars):
             return None
         return Section(
             key="positions",
-            title="Positions",
-            words=(f"The map is not on the globe although there are positions: {why}.",),
+            title="Scale" if bars and not why else "Positions",
+            words=(f"The map is not on the globe although there are positions: {why}.",)
+            * bool(why),
+            tables=tuple(_scale_bars(bars)),
         )
     offsets = _offsets(place)
     figures: list[Figure] = []
     if record.map is not None and len(record.map.frame_ids) >= 2:
         figures += _offset_plan(record, record.map, place, offsets)
     figures += _offset_histograms(place, offsets)
-    missing = [] if offsets or not place.residuals_m else [_NO_DIRECTIONS]
+    missing = [_NO_DIRECTIONS] if place.residuals_m and not (offsets or place.gcp) else []
     return Section(
         key="positions",
-        title="Positions" if not place.gcp else "Positions and ground points",
+        title="Ground control points" if place.gcp else "Positions",
         words=tuple(_position_words(place)),
         figures=tuple(figures),
-        tables=(*_position_table(place, offsets), *_ground_points(place), *_rejected(place)),
+        tables=(
+            *_position_table(place, offsets),
+            *_ground_points(place),
+            *_rejected(place),
+            *_left_out_points(place),
+            *_scale_bars(place.scale_bars),
+        ),
         missing=tuple(missing),
     )
 
@@ -305,6 +316,9 @@ def _position_words(place: GeoreferenceRecord) -> Iterator[str]:
         "The map is in metres east, north, up of latitude"
         f" {fixed(origin.latitude_deg, 7)}°, longitude {fixed(origin.longitude_deg, 7)}°{height}."
     )
+    if place.gcp:
+        yield f"{count(place.num_positions, 'control point')} placed it."
+        return
     num = len(place.rejected)
     others = (
         f"; {count(num, 'position')} did not agree and {'was' if num == 1 else 'were'} left out"
@@ -415,6 +429,8 @@ def _offset_histograms(
     place: GeoreferenceRecord, offsets: dict[str, Float64Array]
 ) -> Iterator[Figure]:
     used = _used(place, offsets)
+    if place.gcp:
+        return
     if not len(used):
         distances = [one for one in place.residuals_m.values() if one is not None and one >= 0.0]
         if distances:
@@ -454,7 +470,7 @@ def _ground_points(place: GeoreferenceRecord) -> Iterator[Table]:
     rows = [
         (
             short(one.name, at_most=40),
-            "check" if one.is_check else "control",
+            _kind_of(one),
             str(one.num_images),
             fixed(one.residual_px),
             *(fixed(error, 3) for error in one.error_m or (None, None, None)),
@@ -463,14 +479,15 @@ def _ground_points(place: GeoreferenceRecord) -> Iterator[Table]:
         for one in points[: 2 * _MAX_ROWS]
     ]
     for is_check, name in ((True, "all check points, rms"), (False, "all control points, rms")):
-        own = [one for one in place.gcp if one.is_check is is_check and _length(one) is not None]
+        kind = _CHECK if is_check else _CONTROL
+        own = [one for one in place.gcp if _kind_of(one) == kind and _length(one) is not None]
         if own:
             errors = np.array([one.error_m for one in own], np.float64)
             rms = np.sqrt(np.mean(errors**2, axis=0))
             rows.append(
                 (
                     name,
-                    "check" if is_check else "control",
+                    kind,
                     MISSING,
                     MISSING,
                     *(fixed(float(one), 3) for one in rms),
@@ -487,6 +504,42 @@ def _ground_points(place: GeoreferenceRecord) -> Iterator[Table]:
     )
 
 
+def _kind_of(point: GroundPointRecord) -> str:
+    """What a ground point was for."""
+    if point.is_check:
+        return _CHECK
+    return _CONTROL if point.is_used else "control, not used"
+
+
+def _left_out_points(place: GeoreferenceRecord) -> Iterator[Table]:
+    left_out = list(place.gcp_left_out.items())
+    if left_out:
+        yield Table(
+            title="Ground points that were left out",
+            head=("point", "reason"),
+            rows=tuple((short(name, at_most=40), short(why)) for name, why in left_out[:_MAX_ROWS]),
+            note=_more(len(left_out)),
+            is_text=True,
+        )
+
+
+def _scale_bars(bars: Sequence[ScaleBarRecord]) -> Iterator[Table]:
+    if bars:
+        yield Table(
+            title="Scale bars, m",
+            head=("between", "known", "in the map", "error"),
+            rows=tuple(
+                (
+                    f"{short(one.ends[0], at_most=30)} and {short(one.ends[1], at_most=30)}",
+                    *(fixed(value, 3) for value in (one.length_m, one.in_map_m, one.error_m)),
+                )
+                for one in bars[:_MAX_ROWS]
+            ),
+            note=_more(len(bars)),
+            needs_map=True,
+        )
+
+
 def _length(point: GroundPointRecord) -> float | None:
     """How far a ground point is off."""
     if point.error_m is None or any(one is None for one in point.error_m):
@@ -495,7 +548,7 @@ def _length(point: GroundPointRecord) -> float | None:
 
 
 def _rejected(place: GeoreferenceRecord) -> Iterator[Table]:
-    if not place.rejected:
+    if not place.rejected or place.gcp:
         return
     rows = []
     for name in place.rejected[:_MAX_ROWS]:

@@ -90,7 +90,7 @@ def scale_bar(x: float, y: float, *, units_per_length: float, unit: str) -> Mark
     """A bar of a round length, about a quarter of the drawing's width, with its length above."""
     length = svg.round_number(45.0 * units_per_length)
     across = length / units_per_length
-    words = f"{length:g} {unit}" if unit != "map units" or length != 1 else "1 map unit"
+    words = f"{length:g} {unit}" if length != 1 else f"1 {unit.removesuffix('s')}"
     d = f"M{x:.1f} {y - 4:.1f}V{y:.1f}H{x + across:.1f}V{y - 4:.1f}"
     bar = svg.element("path", d=d, class_="scale")
     return svg.element("g", bar, svg.text(x + across + 6, y + 1, words, class_="ink"))

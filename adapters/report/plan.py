@@ -82,7 +82,7 @@ def plan_of(record: RunRecord, figures: MapFigures, *, has_points: bool = True) 
     """
     points = figures.points3D if has_points else figures.points3D[:0]
     return _fitted(
-        _axes(record, figures), figures.centers, points, record, is_north_up=record.is_in_metres
+        _axes(record, figures), figures.centers, points, record, is_north_up=record.is_georeferenced
     )
 
 
@@ -94,7 +94,7 @@ def side_of(record: RunRecord, figures: MapFigures) -> Plan:
 
 
 def _axes(record: RunRecord, figures: MapFigures) -> Float64Array:
-    if record.is_in_metres:
+    if record.is_georeferenced:
         return np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
     return plan_axes(figures.cam_from_world, up_in_world=None)
 

@@ -14,7 +14,7 @@ from adapters.run_files import FrameRow, read_frame_rows, read_model
 from engine.errors import ConfigError, SnapshotError
 from engine.plain_yaml import load_plain_yaml
 from engine.regular_files import read_regular_file, regular_file_size
-from engine.types import VerdictLevel
+from engine.types import MAP_UNITS, METRES, VerdictLevel
 
 if TYPE_CHECKING:
     import pycolmap
@@ -66,14 +66,15 @@ class RunRecord:
         return None if verdict is None or verdict.level is VerdictLevel.GOOD else verdict.level
 
     @property
-    def is_in_metres(self) -> bool:
+    def is_georeferenced(self) -> bool:
         """Whether the map is in metres east, north, up."""
         return self.summary.georeference is not None
 
     @property
     def unit(self) -> str:
         """The unit of lengths in the map."""
-        return "m" if self.is_in_metres else "map units"
+        is_metric = self.is_georeferenced or self.summary.unit == METRES
+        return "m" if is_metric else MAP_UNITS
 
     def name_of(self, frame_id: int) -> str:
         """How a keyframe is called: photos by their file, frames of videos by their number."""

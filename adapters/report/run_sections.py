@@ -83,9 +83,8 @@ def left_out_section(record: RunRecord) -> Section:
         words.append(f"Not saved: {listed(summary.not_saved)}.")
     place = summary.georeference
     if place is not None and place.rejected:
-        words.append(
-            f"{count(len(place.rejected), 'position')} did not agree with the map, see Positions."
-        )
+        what = count(len(place.rejected), "control point" if place.gcp else "position")
+        words.append(f"{what} did not agree with the map and placed nothing.")
     words += [f"{name} {why}." for name, why in sorted(record.missing.items())]
     if not (tables or words):
         words.append("Nothing: every frame that came was used, and every keyframe is in the map.")

@@ -128,9 +128,19 @@ class GroundPointRecord(_Record):
 
     name: str
     is_check: bool = False
+    is_used: bool = True  # False of a control point: it contradicts the others
     num_images: int = 0
     residual_px: Number | None = None
     error_m: tuple[Number | None, Number | None, Number | None] | None = None  # east, north, up
+
+
+class ScaleBarRecord(_Record):
+    """A known length, and that in the map."""
+
+    ends: tuple[str, str]
+    length_m: Number
+    in_map_m: Number
+    error_m: Number
 
 
 class GeoreferenceRecord(_Record):
@@ -145,7 +155,9 @@ class GeoreferenceRecord(_Record):
     offsets_enu_m: dict[str, tuple[Number | None, Number | None, Number | None]] = Field(
         default_factory=dict
     )  # from the position to the camera in the map
-    gcp: tuple[GroundPointRecord, ...] = ()
+    gcp: tuple[GroundPointRecord, ...] = ()  # where there are some, they placed the map
+    gcp_left_out: dict[str, str] = Field(default_factory=dict)  # why, by the point
+    scale_bars: tuple[ScaleBarRecord, ...] = ()
 
 
 class StretchRecord(_Record):
@@ -204,6 +216,8 @@ class Summary(_Record):
     georeference: GeoreferenceRecord | None = None
     not_georeferenced: str | None = None
     gps_rmse_m: Number | None = None
+    unit: str = ""  # of lengths in the map
+    scale_bars: tuple[ScaleBarRecord, ...] = ()  # of a map without a place
     cameras: tuple[CameraRecord, ...] = ()
     turning: tuple[StretchRecord, ...] = ()
     lost: tuple[StretchRecord, ...] = ()

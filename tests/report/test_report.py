@@ -99,8 +99,15 @@ def test_ground_points_are_listed_with_their_errors_and_check_points_first(
     run: ReportedRun,
 ) -> None:
     run.georeference()
+    del run.summary["georeference"]["offsets_enu_m"]
+    run.summary["georeference"] |= {
+        "num_positions": 3,
+        "gcp_left_out": {"D": "marked in one image only"},
+        "scale_bars": [{"ends": ["A0", "B"], "length_m": 9.5, "in_map_m": 9.52, "error_m": 0.02}],
+    }
     run.summary["georeference"]["gcp"] = [
         *({"name": f"A{i}", "num_images": 5, "error_m": [0.01, -0.02, 0.02]} for i in range(3)),
+        {"name": "A9", "is_used": False, "num_images": 5, "error_m": [7.0, 0.0, 0.0]},
         {"name": "B", "is_check": True, "num_images": 4, "error_m": [0.03, 0.0, -0.04]},
         {"name": "C", "is_check": True, "num_images": 1, "residual_px": None, "error_m": None},
     ]
@@ -109,6 +116,21 @@ def test_ground_points_are_listed_with_their_errors_and_check_points_first(
     assert text.index("B check") < text.index("A0 control")
     assert "0.030 0.000 -0.040 0.050" in text
     assert "all control points, rms control – – 0.010 0.020 0.020 0.030" in text
+    assert "A9 control, not used" in text
+    assert "3 control points placed it." in text
+    assert "D marked in one image only" in text
+    assert "A0 and B 9.500 9.520 0.020" in text
+    assert "older version" not in text
+
+
+def test_a_map_that_only_has_a_scale_is_in_metres_without_north(run: ReportedRun) -> None:
+    bars = [{"ends": ["A", "B"], "length_m": 2.0, "in_map_m": 2.0, "error_m": 0.0}]
+    run.summary |= {"unit": "metres", "scale_bars": bars}
+    run.write()
+    text = page_of(run).text
+    assert "A and B 2.000 2.000 0.000" in text
+    assert "Without positions north is unknown." in text
+    assert "map unit" not in text
 
 
 def test_residuals_are_those_of_the_model(run: ReportedRun, model: pycolmap.Reconstruction) -> None:
