@@ -48,6 +48,10 @@ class EventDigest:
     _latency_step: int = 1
     _num_posed: int = 0
 
+    def wants_pose(self, line: bytes) -> bool:
+        """Whether a pose has a latency that is worth a look: the first of a live frame."""
+        return self.is_live and b'"is_first": true' in line
+
     def _begin(self, event: dict[str, Any]) -> None:
         self.num_parts += 1
         self.is_finished = False
@@ -83,8 +87,6 @@ class EventDigest:
             self.inliers[min(pair), max(pair)] = int(event["num_inliers"])
 
     def _add_latency(self, event: dict[str, Any]) -> None:
-        if event["is_first"] is not True:
-            return
         self._num_posed += 1
         if self._num_posed % self._latency_step == 0:
             self.latencies.append((float(event["at_s"]), float(event["latency_s"])))
@@ -119,7 +121,7 @@ def read_events(path: Path) -> EventDigest:
     digest = EventDigest()
     for kind, line in _lines(path):
         take = _TAKEN_BY.get(kind)
-        if take is None or (kind == b"FramePosed" and b'"is_first": true' not in line):
+        if take is None or (kind == b"FramePosed" and not digest.wants_pose(line)):
             continue
         try:
             take(digest, json.loads(line))

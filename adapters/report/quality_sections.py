@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,12 +23,13 @@ from adapters.report.words import (
     plain,
     short,
 )
-from engine.types import Float64Array, Int64Array, Uint8Array
+from engine.types import BoolArray, Float64Array, Int64Array, Uint8Array
 
 _MAX_CAMERAS = 12
 _MAX_WORST = 8
 _GRID = (16, 12)  # cells of an image along its longer and its shorter side
 _LEAST_IN_CELL = 4  # observations
+_IMAGE_ROOM = (340.0, 255.0)  # of the drawing, across and down
 _MATRIX_CELLS = 240  # of the match graph, along a side
 _MAX_LINKS = 1_500  # that are drawn on the plan
 _FEW_LINKS = 3  # of a keyframe, from which its place is not confirmed
@@ -248,47 +250,66 @@ def _errors_in_image(record: RunRecord, measured: Sequence[KeyframeResiduals]) -
         yield _image_figure(size, own, name=f" ({len(own)} keyframes)" if len(most) > 1 else "")
 
 
-def _image_figure(size: tuple[int, int], own: Sequence[KeyframeResiduals], *, name: str) -> Figure:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Cells:
+    """Means of residuals by place in an image. C: its cells, line by line."""
+
+    columns: int
+    lines: int
+    is_known: BoolArray  # (C,) enough observations lie there
+    mean_xy: Float64Array  # (C, 2) px, of the vectors from observation to projection
+    error_px: Float64Array  # (C,) mean of their lengths
+
+
+def _cells_of(size: tuple[int, int], own: Sequence[KeyframeResiduals]) -> _Cells:
     width, height = size
     columns, lines = _GRID if width >= height else _GRID[::-1]
     xy = np.concatenate([one.xy for one in own])
     offsets = np.concatenate([one.offsets_xy for one in own])
     column = np.clip((xy[:, 0] / width * columns).astype(np.int64), 0, columns - 1)
     row = np.clip((xy[:, 1] / height * lines).astype(np.int64), 0, lines - 1)
-    cell = row * columns + column
-    num = np.bincount(cell, minlength=columns * lines)
-    sums = [np.bincount(cell, offsets[:, axis], minlength=columns * lines) for axis in (0, 1)]
-    lengths = np.bincount(cell, np.linalg.norm(offsets, axis=1), minlength=columns * lines)
-    known = num >= _LEAST_IN_CELL
-    mean = np.stack(sums, axis=1) / np.maximum(num, 1)[:, None]
-    error = lengths / np.maximum(num, 1)
-    edge = 340.0 / columns if width >= height else 260.0 / columns
-    longest = float(np.linalg.norm(mean[known], axis=1).max(initial=0.0))
-    enlarged = 0.9 * edge / longest if longest > 0.0 else 1.0
-    top = float(error[known].max(initial=0.0)) or 1.0
+    cell, num_cells = row * columns + column, columns * lines
+    num = np.bincount(cell, minlength=num_cells)
+    values = [offsets[:, 0], offsets[:, 1], np.linalg.norm(offsets, axis=1)]
+    sums = np.stack([np.bincount(cell, one, minlength=num_cells) for one in values], axis=1)
+    means = sums / np.maximum(num, 1)[:, None]
+    return _Cells(
+        columns=columns,
+        lines=lines,
+        is_known=num >= _LEAST_IN_CELL,
+        mean_xy=means[:, :2],
+        error_px=means[:, 2],
+    )
+
+
+def _image_figure(size: tuple[int, int], own: Sequence[KeyframeResiduals], *, name: str) -> Figure:
+    cells = _cells_of(size, own)
+    scale = min(_IMAGE_ROOM[0] / size[0], _IMAGE_ROOM[1] / size[1])
+    edge, tall = scale * size[0] / cells.columns, scale * size[1] / cells.lines
+    longest = float(np.linalg.norm(cells.mean_xy[cells.is_known], axis=1).max(initial=0.0))
+    enlarged = 0.9 * min(edge, tall) / longest if longest > 0.0 else 1.0
+    top = float(cells.error_px[cells.is_known].max(initial=0.0)) or 1.0
     parts = []
-    for place in np.flatnonzero(known).tolist():
-        x, y = (
-            (place % columns) * edge + 10,
-            (place // columns) * edge * _aspect(size, columns, lines),
-        )
-        tall = edge * _aspect(size, columns, lines)
-        shade = 1 + min(int(4 * error[place] / top), 3)
+    for place in np.flatnonzero(cells.is_known).tolist():
+        x, y = 10 + place % cells.columns * edge, 1 + place // cells.columns * tall
+        shade = 1 + min(int(4 * cells.error_px[place] / top), 3)
         parts.append(
-            svg.element("rect", x=x, y=y + 1, width=edge, height=tall, class_=f"heat heat{shade}")
+            svg.element("rect", x=x, y=y, width=edge, height=tall, class_=f"heat heat{shade}")
         )
-        cx, cy = x + edge / 2, y + 1 + tall / 2
-        dx, dy = (enlarged * mean[place]).tolist()
-        parts.append(svg.line(cx, cy, cx + dx, cy + dy, class_="arrow thin"))
-        parts.append(svg.circle(cx, cy, 0.9, class_="dot ink"))
-    tall = edge * _aspect(size, columns, lines) * lines
-    parts.append(svg.element("rect", x=10, y=1, width=edge * columns, height=tall, class_="frame"))
+        middle_x, middle_y = x + edge / 2, y + tall / 2
+        dx, dy = (enlarged * cells.mean_xy[place]).tolist()
+        parts.append(
+            svg.line(middle_x, middle_y, middle_x + dx, middle_y + dy, class_="arrow thin")
+        )
+        parts.append(svg.circle(middle_x, middle_y, 0.9, class_="dot ink"))
+    width, height = edge * cells.columns, tall * cells.lines
+    parts.append(svg.element("rect", x=10, y=1, width=width, height=height, class_="frame"))
     return Figure(
         title=f"Residuals in the image{name}",
         picture=svg.drawing(
             *parts,
             width=360,
-            height=tall + 2,
+            height=height + 2,
             label="Mean residuals by place in the image, as arrows and shades",
         ),
         caption=f"Mean of each place, from observation to projection: the longest arrow is"
@@ -296,11 +317,6 @@ def _image_figure(size: tuple[int, int], own: Sequence[KeyframeResiduals], *, na
         " average. Arrows that turn around the middle or point outwards together show a lens that"
         " the model does not fit.",
     )
-
-
-def _aspect(size: tuple[int, int], columns: int, lines: int) -> float:
-    """Height over width of a cell."""
-    return (size[1] / lines) / (size[0] / columns)
 
 
 def _worst(record: RunRecord, measured: Sequence[KeyframeResiduals]) -> Table:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 MISSING = "–"
 _MAX_CHARS = 120  # of a name
 _HIDDEN = "…"
+_NO_BREAK = "\u00a0"  # a space
 _SECRET_WORDS = re.compile(r"((?:pass|pwd|token|key|secret|auth)\w*=)[^/&;]+", re.IGNORECASE)
 
 
@@ -40,7 +41,7 @@ def count(value: int, one: str, many: str = "") -> str:
 
 def percent(ratio: float | None, digits: int = 2) -> str:
     """A share."""
-    return MISSING if ratio is None else f"{number(100.0 * ratio, digits)}\u00a0%"
+    return MISSING if ratio is None else f"{number(100.0 * ratio, digits)}{_NO_BREAK}%"
 
 
 def seconds(value: float | None) -> str:
@@ -68,7 +69,7 @@ def plain(name: str) -> str:
 
 def printable(text: str) -> str:
     """A text in characters that can be printed, so that none of them turns others around."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return "".join(char if char.isprintable() or char == _NO_BREAK else "?" for char in text)
 
 
 def short(text: str, *, at_most: int = _MAX_CHARS) -> str:
