@@ -483,8 +483,29 @@ def georeference(
                 lines: Sequence[str] = (laid_out.words,)
             else:
                 lines = _surveyed(run_folder, control, settings=settings or [])
+            _renew_report(run_folder)
     for line in lines:
         typer.echo(line)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    is_opened: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Writes report.html: how good the map of a run is, and where it is not."""
+    with _errors_reported():
+        from adapters.launch import write_report
+
+        _limit_library_threads()
+        with native_log_captured():
+            path = write_report(run_folder)
+    typer.echo(str(path))
+    if is_opened:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    _say_if_unfinished(run_folder)
 
 
 @app.command()
@@ -785,7 +806,12 @@ def _finish(
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
+    lines = [
+        *_report_lines(outcome),
+        *_dense_lines(outcome),
+        *_place_lines(outcome),
+        *_fault_lines(outcome),
+    ]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
@@ -834,6 +860,20 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     raise typer.Exit(code)
+
+
+def _report_lines(outcome: RunOutcome) -> list[str]:
+    """Where the report is."""
+    path = outcome.path / "report.html"
+    return [f"report: {path}"] if path.exists() else []
+
+
+def _renew_report(run_folder: Path) -> None:
+    """Writes the report of a run anew, if it has one."""
+    from adapters.launch import write_report
+
+    if (run_folder / "report.html").exists():
+        write_report(run_folder)
 
 
 def _dense_lines(outcome: RunOutcome) -> list[str]:

@@ -96,6 +96,34 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
         raise
 
 
+def write_report(run: Path) -> Path:
+    """Writes the report of a run into its folder, in one step.
+
+    Raises:
+        ConfigError: the folder is not that of a run.
+        OSError: the report cannot be written; a former one stays.
+    """
+    from adapters.report.report import report_page
+    from engine.output.files import write_atomically
+    from engine.output.run_folder import REPORT_NAME
+
+    path = run / REPORT_NAME
+    write_atomically(path, report_page(run))
+    return path
+
+
+def report_at_end(config: Config, run: Path) -> None:
+    """Writes the report of a run that has ended, if it is wanted; without it the run stands."""
+    if not config.report.enabled:
+        return
+    try:
+        write_report(run)
+    except OSError as error:
+        logger.warning("%s: the report cannot be written: %s", run, error.strerror or error)
+    except Exception:  # a task boundary: the run is saved, whatever its report trips over
+        logger.exception("%s: no report could be made", run)
+
+
 def _write_profile(profile: Profile, run_folder: Path) -> None:
     """Writes the profile into the run folder; the run is saved, also where that fails."""
     from engine.output.run_folder import PROFILE_FOLDER
@@ -147,6 +175,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         outcome = runner.run(engine.run())
         if not outcome.num_hangs:  # else it would wait for what hangs
             runner.close()
+        report_at_end(config, outcome.path)
         return outcome
 
 

@@ -801,6 +801,14 @@ class ViewsConfig(Section):
     its tiles from the internet."""
 
 
+class ReportConfig(Section):
+    """The page that says how good the map of a run is, and where it is not."""
+
+    enabled: bool = True
+    """Whether report.html is written when the run ends; livesfm report RUN writes it at any time.
+    """
+
+
 class FaultsConfig(Section):
     """What happens when a part of the run raises or hangs.
 
@@ -874,6 +882,7 @@ class Config(Section):
     dense: DenseConfig = DenseConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
+    report: ReportConfig = ReportConfig()
     faults: FaultsConfig = FaultsConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
