@@ -317,8 +317,8 @@ def export(
 ) -> None:
     """Writes a map of the newest snapshot in the formats of other tools."""
     with _errors_reported():
-        from adapters.export import ExportFormat
-        from adapters.export import export as export_run
+        from adapters.exports.export import ExportFormat
+        from adapters.exports.export import export as export_run
         from engine.output.run_format import check_readable
 
         check_readable(run_folder)

@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from adapters.export import ExportFormat, export
+from adapters.exports.export import ExportFormat, export
 from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import pose_in_other_world, rotation_from_quat_xyzw
