@@ -52,7 +52,7 @@ def transforms_record(
     Raises:
         ConfigError: nerfstudio has no camera like one of them, or no word for all of them.
     """
-    images = sorted(reconstruction.images.values(), key=lambda image: image.image_id)
+    images = [reconstruction.image(image_id) for image_id in sorted(reconstruction.reg_image_ids())]
     return {
         "camera_model": _model(reconstruction),
         "applied_transform": np.eye(4)[:3].tolist(),
