@@ -311,6 +311,18 @@ def export(
     dense: Annotated[
         bool, typer.Option("--dense", help="dense.ply; with --undistort, what trainers begin with.")
     ] = False,
+    las: Annotated[bool, typer.Option("--las", help="Points, dense ones too, in a CRS.")] = False,
+    laz: Annotated[bool, typer.Option("--laz", help="The same, compressed.")] = False,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Cameras, their footprints and way, for GIS.")
+    ] = False,
+    kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
+    odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
+    bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    crs: Annotated[
+        str | None,
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like, for --las, --laz, --ply."),
+    ] = None,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
@@ -319,6 +331,8 @@ def export(
     with _errors_reported():
         from adapters.exports.export import ExportFormat
         from adapters.exports.export import export as export_run
+        from adapters.exports.job import ExportCancelled
+        from adapters.exports.terminal import cancelled_by_signals, progress_shown
         from engine.output.run_format import check_readable
 
         check_readable(run_folder)
@@ -328,15 +342,38 @@ def export(
             ExportFormat.NERFSTUDIO: nerfstudio,
             ExportFormat.TUM: tum,
             ExportFormat.DENSE: dense,
+            ExportFormat.LAS: las,
+            ExportFormat.LAZ: laz,
+            ExportFormat.GEOJSON: geojson,
+            ExportFormat.KML: kml,
+            ExportFormat.ODM: odm,
+            ExportFormat.BUNDLER: bundler,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
-            raise ConfigError(
-                "say what to export: --undistort, --ply, --nerfstudio, --tum, --dense"
-            )
-        with native_log_captured():
-            written = export_run(run_folder, to, formats=formats, map_number=map_number)
+            options = ", ".join(f"--{kind}" for kind in ExportFormat)
+            raise ConfigError(f"say what to export: {options}")
+        try:
+            with (
+                native_log_captured(),
+                cancelled_by_signals() as is_cancelled,
+                progress_shown() as progress,
+            ):
+                written = export_run(
+                    run_folder,
+                    to,
+                    formats=formats,
+                    map_number=map_number,
+                    crs=crs,
+                    progress=progress,
+                    is_cancelled=is_cancelled,
+                )
+        except ExportCancelled as cancelled:
+            typer.echo(f"livesfm: {cancelled}", err=True)
+            raise typer.Exit(INTERRUPTED) from cancelled
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+    for note in written.notes:
+        typer.echo(note)
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes (--map {number})")
     _say_if_unfinished(run_folder)

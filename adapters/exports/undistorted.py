@@ -60,7 +60,7 @@ def undistorted_model(reconstruction: pycolmap.Reconstruction) -> pycolmap.Recon
     for camera_id, original in reconstruction.cameras.items():
         pinhole = undistorted_camera(original)
         camera = undistorted.camera(camera_id)
-        camera.model, camera.params = pinhole.model, pinhole.params
+        camera.model, camera.params = pinhole.model, list(pinhole.params)
         camera.width, camera.height = pinhole.width, pinhole.height
     for image in undistorted.images.values():
         original, points = reconstruction.camera(image.camera_id), image.points2D
@@ -127,5 +127,5 @@ def _write_images(job: ExportJob) -> None:
 
     images = job.images()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for batch in job.each_batch("images", images, size=_AT_ONCE):
-            list(pool.map(write, batch))
+        for rows in job.each_slice("images", len(images), size=_AT_ONCE):
+            list(pool.map(write, images[rows]))
