@@ -60,7 +60,8 @@ def undistorted_model(reconstruction: pycolmap.Reconstruction) -> pycolmap.Recon
     for camera_id, original in reconstruction.cameras.items():
         pinhole = undistorted_camera(original)
         camera = undistorted.camera(camera_id)
-        camera.model, camera.params = pinhole.model, list(pinhole.params)
+        camera.model = pinhole.model
+        camera.params = [float(value) for value in pinhole.params]
         camera.width, camera.height = pinhole.width, pinhole.height
     for image in undistorted.images.values():
         original, points = reconstruction.camera(image.camera_id), image.points2D

@@ -83,6 +83,7 @@ _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of vi
 _PRODUCT_TIMES = 10  # the time of a call that a step of writing products may take
 _NOT_WRITTEN = "not_written"
 _FAILED = "failed"
+_LOST = "lost"  # it was made, and cannot be read any more
 _TRIED_AT_END = frozenset({DepthStatus.NO_IMAGE, DepthStatus.NO_NEIGHBOUR})
 
 
@@ -157,8 +158,12 @@ class _Made:
 class _Held:
     """What the dense map holds."""
 
-    num_keyframes: int = 0
+    frame_ids: frozenset[FrameId] = frozenset()  # keyframes whose depth can be read
     num_points: int = 0
+
+    @property
+    def num_keyframes(self) -> int:
+        return len(self.frame_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,13 +335,16 @@ class DenseMaking:
 
     def figures(self) -> dict[str, Any]:
         """The figures of ``summary.json``."""
-        reasons = Counter(self._done.values())
-        num_made = reasons.pop(DepthStatus.MADE.value, 0)
+        held = self._held.frame_ids
+        reasons = Counter(why for frame_id, why in self._done.items() if frame_id not in held)
+        num_lost = reasons.pop(DepthStatus.MADE.value, 0)
+        if num_lost:
+            reasons[_LOST] = num_lost
         if self._num_waiting:
             reasons[(self._left_out or LeftOut.END_OF_RUN).value] += self._num_waiting
         return {
             "enabled": self._config.enabled,
-            "keyframes_with_depth": num_made,
+            "keyframes_with_depth": len(held),
             "keyframes_without": dict(sorted(reasons.items())),
             "made_again": self._num_made_again,
             "points": self._held.num_points,
@@ -527,7 +535,8 @@ class DenseMaking:
         frame_id = problem.view.frame_id
         is_again = self._had_turn(frame_id)
         status = estimate.status.value if made.lost is None else _NOT_WRITTEN
-        self._done[frame_id] = status
+        keeps_former = status != DepthStatus.MADE and frame_id in self._held.frame_ids
+        self._done[frame_id] = DepthStatus.MADE.value if keeps_former else status
         self._num_made_again += is_again
         self._is_product_old |= status == DepthStatus.MADE
         self._emit(
@@ -545,8 +554,10 @@ class DenseMaking:
         """Counts a keyframe whose depth failed; returns whether it has had its turn."""
         if problem is None or isinstance(failure.error, _StoppedError):
             return False
-        self._had_turn(problem.view.frame_id)
-        self._done[problem.view.frame_id] = _FAILED
+        frame_id = problem.view.frame_id
+        self._had_turn(frame_id)
+        if frame_id not in self._held.frame_ids:
+            self._done[frame_id] = _FAILED
         return True
 
     def _had_turn(self, frame_id: FrameId) -> bool:
@@ -689,7 +700,7 @@ class DenseMaking:
             finally:
                 if not self._left_behind.is_set():
                     self._held = _Held(
-                        num_keyframes=len(self._map.frame_ids), num_points=self._map.num_points
+                        frame_ids=frozenset(self._map.frame_ids), num_points=self._map.num_points
                     )
 
         return await run_in(self._thread, seen)

@@ -7,6 +7,7 @@ import errno
 import functools
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import engine.dense.dense_map as dense_map_module
 import engine.run.dense as dense_module
 import engine.run.engine as engine_module
 from engine.dense_types import (
     DenseCloud,
+    DensePoints,
     DepthEstimate,
     DepthProblem,
+    DepthStatus,
 )
 from engine.errors import JournalError
 from engine.mapping.mapper import Mapper
@@ -265,6 +269,45 @@ def test_depth_that_cannot_be_written_is_counted(
     assert outcome.num_registered == NUM_FRAMES
     assert written.summary["dense"]["keyframes_without"] == {"not_written": NUM_FRAMES}
     assert written.summary["failed_writes"] == NUM_FRAMES
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_depth_that_cannot_be_read_any_more_is_not_counted_as_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = DepthStore.points
+
+    def is_broken(self: DepthStore, frame_id: FrameId) -> DensePoints | None:
+        return None if frame_id == 3 else read(self, frame_id)
+
+    monkeypatch.setattr(DepthStore, "points", is_broken)
+    _, written = a_run(tmp_path / "run")
+    figures = written.summary["dense"]
+    assert figures["keyframes_with_depth"] == NUM_FRAMES - 1
+    assert figures["keyframes_without"] == {"lost": 1}
+
+
+@pytest.mark.usefixtures("_without_budget")
+def test_a_keyframe_whose_depth_cannot_be_made_again_keeps_the_former_one(
+    tmp_path: Path, estimates: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: Counter[FrameId] = Counter()
+
+    def once(problem: DepthProblem, *args: Any) -> DepthEstimate:
+        times[problem.view.frame_id] += 1
+        if times[problem.view.frame_id] == 1:
+            return made(problem, *args)
+        status = DepthStatus.NOTHING_AGREES
+        return DepthEstimate(status=status, reason="blurred", depth_map=None, cpu_s=0.0)
+
+    estimates(once)
+    monkeypatch.setattr(dense_map_module, "_OUTDATED_ERROR_RATIO", 0.0)
+    monkeypatch.setattr(dense_map_module, "_UNCHANGED", 0.0)
+    _, written = a_run(tmp_path / "run")
+    assert max(times.values()) > 1
+    figures = written.summary["dense"]
+    assert figures["keyframes_with_depth"] == NUM_FRAMES
+    assert figures["keyframes_without"] == {}
 
 
 @pytest.mark.usefixtures("_without_budget")

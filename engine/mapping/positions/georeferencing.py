@@ -86,6 +86,10 @@ class Placement:
         if with_residuals:
             rounded = np.round(np.nan_to_num(found.residuals_m, posinf=-1.0), 3).tolist()
             record["residuals_m"] = dict(zip(self.names, rounded, strict=True))
+            record["offsets_enu_m"] = {
+                name: [None if np.isnan(one) else round(one, 3) for one in offset]
+                for name, offset in zip(self.names, found.offsets_enu_m.tolist(), strict=True)
+            }
         return record
 
 

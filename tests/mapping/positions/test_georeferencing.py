@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -132,6 +133,10 @@ def test_the_placement_is_reported_when_it_is_first_known_or_final(placed: Place
     residuals_m = record["residuals_m"]
     assert isinstance(residuals_m, dict)
     assert len(residuals_m) == NUM_FRAMES
+    offsets_m = record["offsets_enu_m"]
+    assert isinstance(offsets_m, dict)
+    lengths_m = [math.hypot(*offset) for offset in offsets_m.values()]
+    assert lengths_m == pytest.approx(list(residuals_m.values()), abs=2e-3)
     assert not placed.emitted(Warned)
 
 
