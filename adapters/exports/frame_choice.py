@@ -42,7 +42,9 @@ class FrameChoice:
             return cls(kind=FrameKind.SHARPEST, number=int(number[:9]))
         if not colon and kind in (FrameKind.KEYFRAMES, FrameKind.ALL):
             return cls(kind=FrameKind(kind))
-        raise ConfigError(f"--frames {text}: say keyframes, all, or sharpest:N, such as sharpest:200")
+        raise ConfigError(
+            f"--frames {text}: say keyframes, all, or sharpest:N, such as sharpest:200"
+        )
 
 
 def choose_sharpest(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.estimators.absolute_pose import reprojection_errors_px
 from engine.geometry import image_scale, spread_over_image, transform_points
-from engine.types import Float64Array, Int64Array, Uint8Array
+from engine.types import BoolArray, Float32Array, Float64Array, Int64Array, Uint8Array
 
 if TYPE_CHECKING:
     import pycolmap
@@ -51,7 +52,7 @@ class FrameFit:
     """How well a pose fits the map points found in a frame."""
 
     cam_from_world: Float64Array  # (3, 4)
-    is_inlier: np.ndarray[tuple[int], np.dtype[np.bool_]]  # (N,) of the tracks
+    is_inlier: BoolArray  # (N,) of the tracks
     error_px: float  # mean of the inliers; inf: there are none
 
     @property
@@ -113,7 +114,9 @@ def follow(
         camera: of the frame and of the keyframes.
         cam_from_world: (3, 4) about where the frame is.
     """
-    found = [_followed(one, grey, camera=camera, cam_from_world=cam_from_world) for one in keyframes]
+    found = [
+        _followed(one, grey, camera=camera, cam_from_world=cam_from_world) for one in keyframes
+    ]
     ids = np.concatenate([one.point3D_ids for one in found])
     _, first = np.unique(ids, return_index=True)
     first.sort()
@@ -131,8 +134,6 @@ def _followed(
     camera: pycolmap.Camera,
     cam_from_world: Float64Array,
 ) -> FrameTracks:
-    import cv2
-
     in_cam = transform_points(cam_from_world, keyframe.points3D_in_world)
     with np.errstate(invalid="ignore", divide="ignore"):
         expected_xy = np.asarray(camera.img_from_cam(in_cam)).reshape(-1, 2)
@@ -142,27 +143,17 @@ def _followed(
     scale = size / grey.shape[::-1]
     start_xy = (keyframe.points_xy[seen] / scale - 0.5).astype(np.float32).reshape(-1, 1, 2)
     first_xy = (expected_xy[seen] / scale - 0.5).astype(np.float32).reshape(-1, 1, 2)
-    options = {
-        "winSize": (_WINDOW_PX, _WINDOW_PX),
-        "maxLevel": _LEVELS,
-        "flags": cv2.OPTFLOW_USE_INITIAL_FLOW,
-        "criteria": (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.01),
-    }
     if not len(start_xy) or keyframe.grey.shape != grey.shape:
         return FrameTracks(
             point3D_ids=np.empty(0, np.int64),
             points_xy=np.empty((0, 2)),
             points3D_in_world=np.empty((0, 3)),
         )
-    there_xy, is_there, _ = cv2.calcOpticalFlowPyrLK(
-        keyframe.grey, grey, start_xy, first_xy.copy(), **options
-    )
-    back_xy, is_back, _ = cv2.calcOpticalFlowPyrLK(
-        grey, keyframe.grey, there_xy, start_xy.copy(), **options
-    )
+    there_xy, is_there = _flow(keyframe.grey, grey, start_xy, first_xy)
+    back_xy, is_back = _flow(grey, keyframe.grey, there_xy, start_xy)
     return_px = np.linalg.norm((back_xy - start_xy).reshape(-1, 2) * scale, axis=1)
     points_xy = (there_xy.reshape(-1, 2).astype(np.float64) + 0.5) * scale
-    kept = (is_there.ravel() == 1) & (is_back.ravel() == 1)
+    kept = is_there & is_back
     kept &= return_px < _MAX_RETURN_PX * image_scale(camera.width, camera.height)
     kept &= (points_xy >= 0).all(axis=1) & (points_xy < size).all(axis=1)
     rows = np.flatnonzero(seen)[kept]
@@ -173,12 +164,29 @@ def _followed(
     )
 
 
+def _flow(
+    first: Uint8Array, second: Uint8Array, start_xy: Float32Array, guess_xy: Float32Array
+) -> tuple[Float32Array, BoolArray]:
+    """Where points (N, 1, 2) of one image are in another one, and which were found (N,)."""
+    import cv2
+
+    moved_xy, is_found, _ = cv2.calcOpticalFlowPyrLK(
+        first,
+        second,
+        start_xy,
+        guess_xy.copy(),
+        winSize=(_WINDOW_PX, _WINDOW_PX),
+        maxLevel=_LEVELS,
+        criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.01),
+        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+    )
+    return np.asarray(moved_xy, np.float32), np.asarray(is_found).ravel() == 1
+
+
 def fit_of(
     tracks: FrameTracks, cam_from_world: Float64Array, *, camera: pycolmap.Camera
 ) -> FrameFit:
     """How well a pose (3, 4) fits."""
-    from engine.estimators.absolute_pose import reprojection_errors_px
-
     errors_px = reprojection_errors_px(
         cam_from_world, tracks.points3D_in_world, points_xy=tracks.points_xy, camera=camera
     )

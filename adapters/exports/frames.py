@@ -166,7 +166,7 @@ class _Reading:
         self._model = job.reconstruction
         self.config: Config = config_of(job.run)
         self._images = {image.name: image for image in job.images()}
-        posed = read_posed_frames(job.run, self._model, job.map_number)
+        posed = read_posed_frames(job)
         self.tracked = [frame for frame in posed if frame.name not in self._images]
         self.keyframes = [frame for frame in posed if frame.name in self._images]
         labels = {frame.source for frame in self.tracked}
@@ -321,8 +321,8 @@ class _Reading:
         )
         if not is_same:
             raise ConfigError(
-                f"{read.name}: the source has another picture there than the run: it is another file"
-                " than the run read; --source names the right one"
+                f"{read.name}: the source has another picture there than the run: it is another"
+                " file than the run read; --source names the right one"
             )
 
 
@@ -410,7 +410,13 @@ class _Staging:
         ]
         rows += [(one.posed.name, one.posed.kind, one.fit.error_px) for one in tracked]
         table = [
-            (self._names.of(name), name, kind.value, f"{error_px:.4f}", _figure(sharpness.get(name)))
+            (
+                self._names.of(name),
+                name,
+                kind.value,
+                f"{error_px:.4f}",
+                _figure(sharpness, name),
+            )
             for name, kind, error_px in rows
         ]
         write_atomically(self._job.to / IMAGE_NAMES, table_of(_HEADER, table))
@@ -500,8 +506,9 @@ def _some(number: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     return np.arange(0, number, step)
 
 
-def _figure(sharpness: float | None) -> str:
-    return "" if sharpness is None or not np.isfinite(sharpness) else f"{sharpness:.4f}"
+def _figure(sharpness: Mapping[str, float], name: str) -> str:
+    figure = sharpness.get(name, -np.inf)
+    return f"{figure:.4f}" if np.isfinite(figure) else ""
 
 
 def _grey(pixels: Uint8Array) -> Uint8Array:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adapters.exports.job import ExportJob
 from adapters.run_files import FrameRow, read_frame_rows, read_text
 from engine.errors import ConfigError
 from engine.geometry import invert_pose, rotation_from_quat_xyzw
@@ -38,17 +39,13 @@ class PosedFrame:
         return self.kind is PoseKind.KEYFRAME
 
 
-def read_posed_frames(run: Path, model: pycolmap.Reconstruction, map_number: int) -> list[PosedFrame]:
+def read_posed_frames(job: ExportJob) -> list[PosedFrame]:
     """The frames of a map, in order of arrival.
-
-    Args:
-        run: the run folder.
-        model: the map, of the run's latest snapshot.
-        map_number: N of its sparse/N.
 
     Raises:
         ConfigError: the run has no poses of them, or such that are of another map.
     """
+    run, map_number = job.run, job.map_number
     rows = [
         row
         for row in read_frame_rows(run)
@@ -66,8 +63,9 @@ def read_posed_frames(run: Path, model: pycolmap.Reconstruction, map_number: int
         for row, time_s in zip(rows, table[:, 0].tolist(), strict=True)
     ):
         raise ConfigError(f"{run}: {name} and frames.csv are not of one run: their times differ")
-    frames = [_frame(row, line) for row, line in zip(rows, table, strict=True)]
-    _refuse_other_world(run, frames, model)
+    turn = np.eye(3) if job.upright_from_map is None else job.upright_from_map
+    frames = [_frame(row, line, turn) for row, line in zip(rows, table, strict=True)]
+    _refuse_other_world(run, frames, job.reconstruction)
     return frames
 
 
@@ -90,15 +88,16 @@ def _read_trajectory(run: Path, name: str) -> Float64Array:
     return table
 
 
-def _frame(row: FrameRow, line: Float64Array) -> PosedFrame:
-    rotation = rotation_from_quat_xyzw(line[4:] / np.linalg.norm(line[4:]))
+def _frame(row: FrameRow, line: Float64Array, turn: Float64Array) -> PosedFrame:
+    rotation = rotation_from_quat_xyzw(line[4:])
+    world_from_cam = turn @ np.column_stack([rotation, line[1:4]])
     return PosedFrame(
         name=row.name,
         source=row.source,
         index=row.index,
         captured_at_s=row.captured_at_s,
         kind=PoseKind(row.pose),
-        cam_from_world=invert_pose(np.column_stack([rotation, line[1:4]])),
+        cam_from_world=invert_pose(world_from_cam),
     )
 
 

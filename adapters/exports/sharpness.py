@@ -31,9 +31,7 @@ class PatchDetail:
     log_detail: Float64Array  # (N,)
 
 
-def patch_detail(
-    grey: Uint8Array, point3D_ids: Int64Array, points_xy: Float64Array
-) -> PatchDetail:
+def patch_detail(grey: Uint8Array, point3D_ids: Int64Array, points_xy: Float64Array) -> PatchDetail:
     """Measures a frame around map points.
 
     Args:
@@ -55,9 +53,7 @@ def patch_detail(
     across = patches[:, 1:-1, 2:] - patches[:, 1:-1, :-2]
     down = patches[:, 2:, 1:-1] - patches[:, :-2, 1:-1]
     energy = (across**2 + down**2).mean(axis=(1, 2))
-    squares = patches[:, 1:-1, 1:-1].reshape(
-        -1, _NUM_SQUARES, _SQUARE_PX, _NUM_SQUARES, _SQUARE_PX
-    )
+    squares = patches[:, 1:-1, 1:-1].reshape(-1, _NUM_SQUARES, _SQUARE_PX, _NUM_SQUARES, _SQUARE_PX)
     contrast = squares.mean(axis=(2, 4)).var(axis=(1, 2))
     shown = (contrast > _LEAST_VARIANCE) & (energy > 0)
     return PatchDetail(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,9 +150,7 @@ def _replaced(opened: Sequence[SourceOpened], instead: str) -> list[FrameSource]
     if len(opened) > 1 and not is_recording:
         labels = ", ".join(one.source for one in opened)
         raise ConfigError(f"--source {instead}: stands for one source, and frames are of {labels}")
-    return [
-        FrameSource(label=one.source, prefix=one.prefix, address=instead) for one in opened
-    ]
+    return [FrameSource(label=one.source, prefix=one.prefix, address=instead) for one in opened]
 
 
 def _is_recording(address: str) -> bool:
@@ -192,7 +190,7 @@ def _read_source(
                 yield from _decoded(source, item)
 
 
-def _items(arriving: AsyncGenerator[Received, None]) -> Iterator[Received]:
+def _items(arriving: AsyncGenerator[Received, None]) -> Generator[Received, None, None]:
     """The items of an asynchronous iterator, for who has no event loop."""
 
     async def step() -> Received | None:

@@ -1,8 +1,8 @@
 """Flat names: one file name without folders for each image, as trainers need them.
 
-Trainers take the last part of a name (3DGS, gsplat), cut it at its first dot (3DGS), read it byte by
-byte (3DGS's reader of ``images.bin``) or split lines at spaces (``images.txt``). So a name here is
-ASCII without spaces, has one dot, and its stem is unique whatever the case of letters.
+Trainers take the last part of a name, cut it at its first dot, read it byte by byte (3DGS and its
+reader of ``images.bin``) or split lines at spaces (``images.txt``). So a name here is ASCII without
+spaces, has one dot, and its stem is unique whatever the case of letters.
 """
 
 from __future__ import annotations

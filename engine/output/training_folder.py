@@ -48,7 +48,12 @@ from engine.output.model_writing import write_model
 from engine.output.nerfstudio import TRANSFORMS_NAME, transforms_record
 from engine.output.run_folder import MASKS_FOLDER, TRAIN_FOLDER
 from engine.output.sparse_ply import write_sparse_ply
-from engine.output.undistortion import PinholeWarp, pinhole_of, undistort_model
+from engine.output.undistortion import (
+    PinholeWarp,
+    pinhole_of,
+    undistort_model,
+    undistorted_file,
+)
 from engine.regular_files import read_regular_file
 from engine.types import BoolArray
 
@@ -212,22 +217,12 @@ class TrainingFolder:
             between()
             warp = self._generations[model.image(image_id).camera_id].warp
             source = self._run_path / _IMAGES / frames[image_id]
-            write_atomically(path, self._undistorted(source, warp, suffix=path.suffix))
+            data = undistorted_file(
+                source, warp, suffix=path.suffix, jpeg_quality=self._jpeg_quality
+            )
+            write_atomically(path, data)
             num_written += 1
         return num_written
-
-    def _undistorted(self, source: Path, warp: PinholeWarp, *, suffix: str) -> bytes:
-        if warp.is_identity and source.suffix.lower() == suffix:
-            return source.read_bytes()
-        pixels = cv2.imread(str(source), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        size = (warp.original.height, warp.original.width)
-        if pixels is None or pixels.shape[:2] != size:
-            raise SnapshotError(f"{source.name}: cannot be read, or is not of its camera's size")
-        quality = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, self._jpeg_quality]
-        is_encoded, data = cv2.imencode(suffix, warp.image(np.asarray(pixels, np.uint8)), quality)
-        if not is_encoded:
-            raise JournalError(f"{source.name}: cannot be encoded")
-        return data.tobytes()
 
     def _write_masks(
         self,
@@ -314,7 +309,10 @@ class TrainingFolder:
 
     def _load(self) -> None:
         """Goes on with what a run before has written; what no state names is left as it is."""
-        for folder in (self._path, *(self._path / one for one in (_IMAGES, MASKS_FOLDER, _VERSIONS))):
+        for folder in (
+            self._path,
+            *(self._path / one for one in (_IMAGES, MASKS_FOLDER, _VERSIONS)),
+        ):
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
                 leftover.unlink(missing_ok=True)

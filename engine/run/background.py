@@ -255,9 +255,7 @@ class Snapshots:
                 )
             )
             write = functools.partial(self._write_copies, snapshot.copies, entries=figures)
-            self._writing = BackgroundJob(
-                await self._writer.schedule(write, then=self._written)
-            )
+            self._writing = BackgroundJob(await self._writer.schedule(write, then=self._written))
             del snapshot, write
             await self._writer.schedule(return_free_memory)  # of the copies
         finally:
