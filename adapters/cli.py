@@ -6,7 +6,8 @@ Exit codes; of a run they tell what is on disk:
     1    nothing was made, or something of it is not saved or not in the folder asked for, or the
          run broke off, as on a disk that is nearly full; the last line says which
     2    the request is refused, and nothing was changed
-    3    a map was made and saved whole, and its verdict is not good
+    3    a map was made and saved whole, and its verdict is not good, or it could not be laid onto
+         the ground control that was given
     130  a third signal ended the run; what was on disk by then is there
 
 A run that is killed has the code of its signal (137 for SIGKILL). Its folder keeps ``.lock``, which
@@ -22,7 +23,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from adapters.doctor import Weights
     from adapters.evaluate import Evaluation
+    from adapters.georeference import Control
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.run.engine import RunOutcome
@@ -105,12 +107,42 @@ PositionsOption = Annotated[
         help="Positions of photos by their names, CSV or geo.txt; of a video, .SRT.",
     ),
 ]
+GcpOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--gcp",
+        metavar="FILE",
+        help="Ground control points marked in images (gcp_list.txt); the map is laid onto them.",
+    ),
+]
+CheckOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--check", metavar="NAME", help="Point of --gcp that is compared only, as CHK... are."
+    ),
+]
+ScaleBarOption = Annotated[
+    tuple[str, str, float] | None,
+    typer.Option(
+        "--scale-bar",
+        metavar="A B METRES",
+        help="Distance of two points of --gcp, or of marks IMAGE:X,Y+IMAGE:X,Y.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
 ViewOption = Annotated[
     ViewMode,
     typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
+]
+StaysOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--view-stays/--no-view-stays",
+        help="Whether the page of --view serve stays after the run; by default while somebody "
+        "may look.",
+    ),
 ]
 StrictOption = Annotated[
     bool,
@@ -158,8 +190,12 @@ def run(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     positions: PositionsOption = None,
+    gcp: GcpOption = None,
+    check: CheckOption = None,
+    scale_bar: ScaleBarOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: OverwriteOption = False,
     onto: Annotated[
         Path | None,
@@ -185,12 +221,14 @@ def run(
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
     with _errors_reported():
         refuse_unknown_sources(source)
+        control = _control(gcp, check, scale_bar)
         options = _options(
             source,
             out=out or _default_out(source[0]),
             view=view,
             overwrite=overwrite,
             quiet=quiet,
+            view_stays=view_stays,
         )
         options = replace(options, record_input=record_input, profile=profile)
         config = [*_recorded_overlays(source), *(config or [])]
@@ -220,7 +258,8 @@ def run(
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
         )
-    _finish(outcome)
+    _discard_if_empty(outcome)
+    _finish(outcome, options, control=control)
 
 
 @app.command()
@@ -238,6 +277,7 @@ def resume(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -251,10 +291,17 @@ def resume(
         _limit_library_threads()
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         going_on = go_on(run_folder, overlays=config or [], settings=all_settings)
-        options = _options(source or [], out=run_folder, view=view, overwrite=False, quiet=quiet)
+        options = _options(
+            source or [],
+            out=run_folder,
+            view=view,
+            overwrite=False,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         options = replace(options, going_on=going_on)
         outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -263,16 +310,24 @@ def demo(
     settings: SettingOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a former run in the folder.")] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Streams a synthetic drone flight, reconstructs it and prints the accuracy."""
     with _errors_reported():
-        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=overwrite, quiet=quiet)
+        options = _options(
+            [_DEMO_SOURCE],
+            out=out,
+            view=view,
+            overwrite=overwrite,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         outcome = _launch(_load(config, settings), options)
         if outcome.num_registered:
             _print_evaluation(outcome.path, outcome.path / "groundtruth.txt")
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -402,13 +457,16 @@ def export(
 def georeference(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     positions: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--positions",
             metavar="FILE",
             help="A track (.srt, .gpx, .nmea), or a CSV or geo.txt by the keyframes' names.",
         ),
-    ],
+    ] = None,
+    gcp: GcpOption = None,
+    check: CheckOption = None,
+    scale_bar: ScaleBarOption = None,
     clock_offset_s: Annotated[
         float | None,
         typer.Option(
@@ -419,17 +477,28 @@ def georeference(
     ] = None,
     settings: SettingOption = None,
 ) -> None:
-    """Lays a finished run onto positions that came later."""
+    """Lays a finished run onto positions, or ground control, that came later."""
     with _errors_reported():
         from adapters.georeference import georeference as georeference_run
         from engine.output.run_format import check_readable
 
+        control = _control(gcp, check, scale_bar)
+        if bool(positions) == (control is not None):
+            raise ConfigError("either --positions, or --gcp or --scale-bar")
         check_readable(run_folder)
         with native_log_captured():
-            laid_out = georeference_run(
-                run_folder, positions, clock_offset_s=clock_offset_s, settings=settings or []
-            )
-    typer.echo(laid_out.words)
+            if control is None:
+                laid_out = georeference_run(
+                    run_folder,
+                    positions or [],
+                    clock_offset_s=clock_offset_s,
+                    settings=settings or [],
+                )
+                lines: Sequence[str] = (laid_out.words,)
+            else:
+                lines = _surveyed(run_folder, control, settings=settings or [])
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command()
@@ -610,9 +679,20 @@ def _recorded_overlays(sources: list[str]) -> list[str]:
 
 
 def _options(
-    sources: list[str], *, out: Path, view: ViewMode, overwrite: bool, quiet: bool
+    sources: list[str],
+    *,
+    out: Path,
+    view: ViewMode,
+    overwrite: bool,
+    quiet: bool,
+    view_stays: bool | None,
 ) -> LaunchOptions:
     from adapters.launch import LaunchOptions
+    from adapters.views.staying import StayingViews
+
+    if view_stays is not None and view is not ViewMode.SERVE:
+        raise ConfigError("--view-stays: goes with --view serve only")
+    staying = StayingViews(view_stays, is_on_terminal=sys.stdout.isatty())
 
     return LaunchOptions(
         sources=tuple(sources),
@@ -620,6 +700,7 @@ def _options(
         overwrite=overwrite,
         view_mode=view,
         show_progress=not quiet,
+        staying=staying if view is ViewMode.SERVE else None,
     )
 
 
@@ -663,12 +744,52 @@ def _name_of_address(source: str) -> str:
     return parts[-1]
 
 
-def _finish(outcome: RunOutcome) -> NoReturn:
+def _control(
+    gcp: Path | None, checks: list[str] | None, scale_bar: tuple[str, str, float] | None
+) -> Control | None:
+    """Ground control, which is read to see that it can be; None without any."""
+    if not (gcp or checks or scale_bar):
+        return None
+    from adapters.georeference import Control
+
+    control = Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
+    control.read()
+    return control
+
+
+def _surveyed(run_folder: Path, control: Control, *, settings: Sequence[str] = ()) -> Sequence[str]:
+    """Lays a run onto ground control; lines for people."""
+    from adapters.georeference import survey
+
+    return survey(run_folder, control, settings=settings).lines
+
+
+def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bool]:
+    """The outcome of a run that was laid onto ground control, and whether it could be."""
+    try:
+        with native_log_captured():
+            lines = _surveyed(outcome.path, control)
+    except EngineError as error:
+        _say(f"not laid onto ground control: {error}")
+        return outcome, False
+    for line in lines:
+        _say(line)
+    summary = json.loads((outcome.path / "summary.json").read_text(encoding="utf-8"))
+    return replace(outcome, summary=summary), True
+
+
+def _finish(
+    outcome: RunOutcome, options: LaunchOptions, *, control: Control | None = None
+) -> NoReturn:
     """Prints what was made and how far to trust it, and ends with the exit code that fits.
 
     The last line is that of the maps.
     """
     from engine.types import VerdictLevel
+
+    is_surveyed = True
+    if control is not None:
+        outcome, is_surveyed = _after_survey(outcome, control)
 
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
@@ -686,9 +807,28 @@ def _finish(outcome: RunOutcome) -> NoReturn:
         + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
         + "".join(f"; {words}" for words in complaints)
     )
+    if options.staying is not None:
+        options.staying.stay(was_stopped=outcome.stopped_by == "signal")
     if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
-    _leave(outcome, 0 if outcome.verdict.level is VerdictLevel.GOOD else DOUBTED)
+    is_good = outcome.verdict.level is VerdictLevel.GOOD and is_surveyed
+    _leave(outcome, 0 if is_good else DOUBTED)
+
+
+def _discard_if_empty(outcome: RunOutcome) -> None:
+    """Deletes the folder of a new run to which nothing came, and ends: the next run has its name.
+
+    One that hangs may still write, and stays.
+    """
+    is_empty = outcome.summary.get("frames_received") == 0 and not outcome.num_keyframes
+    if not is_empty or outcome.num_hangs or outcome.not_saved:
+        return
+    from engine.output.run_folder import discard_run
+
+    with suppress(OSError):
+        discard_run(outcome.path)
+    _say(f"no frame came, see above; {outcome.path} is not kept")
+    _leave(outcome, NOTHING_MADE)
 
 
 def _say(line: str) -> None:

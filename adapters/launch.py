@@ -43,6 +43,7 @@ from engine.types import Float64Array, FrameId, Received, SourceInfo
 if TYPE_CHECKING:
     from adapters.recordings.input_recording import FolderRecording
     from adapters.resume import GoingOn
+    from adapters.views.staying import StayingViews
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
     from engine.run.event_loop import RunRequests
@@ -65,6 +66,7 @@ class LaunchOptions:
     going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
     record_input: Path | None = None  # where what the run receives is kept; None: nowhere
     profile: bool = False  # where its threads spend their time is written into the folder
+    staying: StayingViews | None = None  # takes live views, which end after the run; None: with it
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -75,7 +77,7 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
 
     Raises:
         ConfigError: the folder cannot be used, the view cannot be opened, a mask or a calibration
-            cannot be used, or not one of the sources exists.
+            cannot be used, or not one of the sources can be opened.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
         KeyboardInterrupt: a signal came while nothing was written or replaced yet.
@@ -457,7 +459,7 @@ def _open_sources(
         may_all_fail: the run may go on without a source.
 
     Raises:
-        ConfigError: nothing can be opened, nor does any of it exist.
+        ConfigError: none of them can be opened.
     """
     from adapters.open_source import open_source, report_unused_positions
     from adapters.recordings.replay import open_replay, replayed_folder
@@ -485,8 +487,8 @@ def _open_sources(
             refused.append(error)
     if may_all_fail:
         return sources
-    if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
-        raise ConfigError(str(refused[0])) from refused[0]
+    if refused and len(refused) == len(specs):
+        raise ConfigError("; ".join(map(str, refused))) from refused[0]
     return sources
 
 
@@ -562,9 +564,11 @@ def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source
         counts = [source.info.num_frames for source in sources]
         known = [count for count in counts if count is not None]
         handlers = handlers_writing_to(sys.stderr)
-        views.append(ConsoleView(sum(known) if len(known) == len(counts) else None))
+        console = ConsoleView(sum(known) if len(known) == len(counts) else None)
+        views.append(console)
         for handler in handlers:
             handler.setStream(sys.stderr)  # now it leads to the lines above the panel
+            handler.addFilter(lambda record: not console.shows_as_event(record))
     return views
 
 
@@ -578,11 +582,17 @@ def _open_live_view(config: Config, options: LaunchOptions) -> View:
     from adapters.views.rerun_view import RerunView
 
     live = RerunView.open(
-        options.path.name, mode=options.view_mode, recording_path=None, config=config.views
+        options.path.name,
+        mode=options.view_mode,
+        recording_path=None,
+        config=config.views,
+        stays=options.staying is not None,
     )
+    if options.staying is not None:
+        options.staying.add(live)
     if live.url is not None:
-        logger.warning("watch the run at %s", live.url)
-        logger.warning("or in a window: %s", live.viewer_command)
+        # On lines of their own, so that they are copied whole.
+        logger.warning("watch the run at\n%s\nor in a window:\n%s", live.url, live.viewer_command)
     return live
 
 

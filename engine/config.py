@@ -206,6 +206,9 @@ class GeoreferenceConfig(Section):
     """m. Horizontal standard deviation of positions whose receiver reports none."""
     vertical_accuracy_m: PositiveFloat = 4.0
     """m. Standard deviation of altitudes whose receiver reports none."""
+    control_accuracy_m: PositiveFloat = 0.03
+    """m. Horizontal standard deviation of surveyed ground control points; their heights have more,
+    by vertical_accuracy_m / accuracy_m."""
     adjust: bool = True
     """Whether positions may pull on the map in a last bundle adjustment."""
     metric_map: bool = True

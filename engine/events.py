@@ -22,6 +22,9 @@ from engine.types import (
     Verdict,
 )
 
+ALSO_AN_EVENT = {"is_also_an_event": True}
+"""``extra`` of log lines whose words an event has, too: views of events leave the lines out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -451,6 +454,18 @@ class Georeferenced(Event):
     num_fixes: int  # that agree with the map
     rmse_m: float  # of those, over camera centres
     rejected_ids: tuple[FrameId, ...]  # keyframes whose GPS disagrees with the map; left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPointsUsed(Event):
+    """The map was laid onto ground control points after the run's end."""
+
+    num_control: int  # that the map is laid onto
+    num_check: int  # that are compared only
+    rejected: tuple[str, ...]  # names of those that contradict the others
+    rmse_m: float  # of those used
+    check_rmse_m: float | None  # None: no check points
+    metres_per_map_unit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ _TRACKS_HEADER = "OPENSFM_TRACKS_VERSION_v1"
 _SCALE = 0.004  # of every keypoint, normalised: OpenSfM's own default for the error of one
 _GPS_DOP_M = 1.0  # of positions that come from the map
 _UPRIGHT = 1  # EXIF orientation
+_AT_ONCE = 10_000  # points
 # Parameters of OpenSfM's "brown" and "fisheye_opencv" in the order of COLMAP's behind fx, fy, cx,
 # cy; those that a model lacks are zero.
 _BROWN = {
@@ -113,22 +114,13 @@ def write_opensfm(
     cameras = {
         camera_key(camera): opensfm_camera(camera) for camera in job.reconstruction.cameras.values()
     }
-    record = {
-        "cameras": cameras,
-        "shots": {
-            names[image.name]: _shot(image, job, captured_at_s=times_s.get(image.name))
-            for image in job.images()
-        },
-        "points": {
-            str(point3D_id): {
-                "coordinates": point.xyz.tolist(),
-                "color": [float(value) for value in point.color],
-            }
-            for point3D_id, point in job.reconstruction.points3D.items()
-        },
-        "reference_lla": reference,
+    shots = {
+        names[image.name]: _shot(image, job, captured_at_s=times_s.get(image.name))
+        for image in job.images()
     }
-    _write_json(to / "reconstruction.json", [record])
+    head = {"cameras": cameras, "shots": shots, "reference_lla": reference}
+    with (to / "reconstruction.json").open("w", encoding="utf-8", newline="\n") as file:
+        _write_reconstruction(file, head, job)
     _write_json(to / "reference_lla.json", reference)
     # OpenSfM takes cameras from here instead of deriving them from the images' EXIF.
     _write_json(to / "camera_models_overrides.json", cameras)
@@ -155,6 +147,21 @@ def _shot(image: pycolmap.Image, job: ExportJob, *, captured_at_s: float | None)
         "orientation": _UPRIGHT,
         "capture_time": 0.0 if captured_at_s is None else captured_at_s,
     }
+
+
+def _write_reconstruction(file: TextIO, head: Mapping[str, Any], job: ExportJob) -> None:
+    """Writes the list of the one reconstruction, its points a line each."""
+    opened = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    file.write(f'[{opened},\n "points": {{')
+    points = sorted(job.reconstruction.points3D.items())
+    separator = "\n"
+    for rows in job.each_slice("points for OpenSfM", len(points), size=_AT_ONCE):
+        for point3D_id, point in points[rows]:
+            color = [float(value) for value in point.color]
+            record = {"coordinates": point.xyz.tolist(), "color": color}
+            file.write(f'{separator}  "{point3D_id}": {json.dumps(record, allow_nan=False)}')
+            separator = ",\n"
+    file.write("\n }\n}]\n")
 
 
 def _write_tracks(file: TextIO, image: pycolmap.Image, job: ExportJob, *, name: str) -> None:

@@ -596,6 +596,18 @@ def delete_former_run(path: Path) -> None:
             entry.unlink()
 
 
+def discard_run(path: Path) -> None:
+    """Deletes the folder of a run that has ended; what else lies in it stays, and so does it.
+
+    Raises:
+        OSError: something cannot be deleted.
+    """
+    delete_former_run(path)
+    (path / LOCK_NAME).unlink(missing_ok=True)
+    with suppress(OSError):  # of something else
+        path.rmdir()
+
+
 def delete_unfinished(path: Path, *, lock: RunLock) -> None:
     """Deletes what processes that are dead were writing when they ended; what cannot be, stays.
 

@@ -28,6 +28,7 @@ from engine.config import Config
 from engine.cpu_time import Stage
 from engine.errors import SnapshotError
 from engine.events import (
+    ALSO_AN_EVENT,
     CommandTaken,
     FrameDropped,
     RunFinished,
@@ -301,7 +302,7 @@ class Engine:
         return ()
 
     def _warn(self, words: str) -> None:
-        logger.warning("%s", words)
+        logger.warning("%s", words, extra=ALSO_AN_EVENT)
         self._events.warn(words)
 
     async def _run_stages(self) -> bool:
@@ -462,6 +463,7 @@ class Engine:
             self._load,
             wall_s=self._events.clock(),
             stopped_by=self._stopped_by,
+            is_metric=self._config.matching.metric_scale == "apply",
         )
         if self._lay_again and figures.placement is None:
             why = (figures.not_georeferenced, _not_laid(self._lay_again))

@@ -154,17 +154,16 @@ def test_sources_share_one_counter_of_frame_ids(tmp_path: Path, photos: Path) ->
     assert [next_frame_id(), next_frame_id()] == [FrameId(1), FrameId(2)]
 
 
-def test_a_source_that_is_there_but_cannot_be_read_leaves_a_valid_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_sources_that_are_there_but_cannot_be_read_are_refused_before_a_folder_is_made(
+    tmp_path: Path,
 ) -> None:
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
-    outcome = launch(QUIET, options(tmp_path / "run", text))
-    assert outcome.num_keyframes == 0
-    (warning,) = Written.by(outcome).warnings()
-    assert warning.startswith(f"{text}: ")
-    (message,) = [record.message for record in caplog.records]
-    assert warning in message
+    with pytest.raises(ConfigError) as refused:
+        launch(QUIET, options(tmp_path / "run", text, tmp_path))
+    assert f"{text}: not a readable video" in str(refused.value)
+    assert f"{tmp_path}: no image in this folder" in str(refused.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_source_that_cannot_be_opened_does_not_stop_the_others(
@@ -504,6 +503,21 @@ def test_the_progress_knows_how_many_frames_come_when_every_source_does(
 
     assert total(FakeSource(happenings=[], num_frames=9)) == 3 + 9
     assert total(FakeSource(happenings=[], num_frames=None)) is None
+
+
+def test_a_warning_that_is_an_event_is_written_once(
+    tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(handler)
+    try:
+        given = options(tmp_path / "run", photos, "none.mp4", show_progress=True)
+        launch(Config(), given)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    written = capfd.readouterr().err
+    assert written.count("none.mp4: no such file or folder") == 1
+    assert "warning: none.mp4: no such file or folder" in written
 
 
 def test_log_lines_go_above_the_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

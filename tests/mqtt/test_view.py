@@ -43,6 +43,7 @@ from engine.events import (
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    SourceOpened,
     VerdictChanged,
     Warned,
 )
@@ -153,6 +154,10 @@ def view_of(config: Config, control: Any = None) -> Iterator[MqttView]:
         view.close()
 
 
+def live_source() -> SourceOpened:
+    return SourceOpened(source="a", address="", prefix="", is_live=True, fingerprint="")
+
+
 # -- published messages ---------------------------------------------------------------------------
 
 
@@ -163,6 +168,7 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
             with view_of(config_for(broker.port)) as view:
                 await heard.until("status")
                 view.show_event(RunStarted(at_s=0.0, sources=("mqtt://h/t",), matcher="sift"))
+                view.show_event(live_source())
                 view.show_event(
                     KeyframeAdded(
                         camera_key="camera",
