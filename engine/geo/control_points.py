@@ -127,6 +127,7 @@ def lay_onto_control_points(
             residuals_m=residuals_m,
             weights=used.astype(np.float64),
             is_inlier=used,
+            offsets_enu_m=errors_m[is_control],
             rmse_m=rmse_m,
             rotation_std_deg=math.degrees(fit.rotation_std_rad),
             scale_std_ratio=fit.scale_std_ratio,
