@@ -70,23 +70,21 @@ class PinholeWarp:
         )
         # Fixed-point places to 1/32 px: half the memory, and faster.
         self._maps = cv2.convertMaps(places_xy, _NO_MAP, cv2.CV_16SC2)
+        self._nearest, _ = cv2.convertMaps(places_xy, _NO_MAP, cv2.CV_16SC2, nninterpolation=True)
 
     def image(self, pixels: Uint8Array) -> Uint8Array:
         """The undistorted image (h, w, 3) of one (H, W, 3)."""
         if self.is_identity:
             return pixels
-        return self._warped(pixels, cv2.INTER_CUBIC)
+        places, fractions = self._maps
+        return np.asarray(cv2.remap(pixels, places, fractions, cv2.INTER_CUBIC), np.uint8)
 
     def mask(self, mask: BoolArray) -> BoolArray:
         """The undistorted mask (h, w) of one (H, W); what lies outside the original is left out."""
         if self.is_identity:
             return mask
-        warped = self._warped(mask.view(np.uint8), cv2.INTER_NEAREST)
-        return warped.astype(bool) & self._is_inside
-
-    def _warped(self, pixels: Uint8Array, interpolation: int) -> Uint8Array:
-        places, fractions = self._maps
-        return np.asarray(cv2.remap(pixels, places, fractions, interpolation), np.uint8)
+        warped = cv2.remap(mask.view(np.uint8), self._nearest, _NO_MAP, cv2.INTER_NEAREST)
+        return np.asarray(warped, np.uint8).astype(bool) & self._is_inside
 
     def fit(self, current: pycolmap.Camera) -> PinholeFit:
         """The PINHOLE camera that the undistorted images are of by another calibration.
